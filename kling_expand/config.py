@@ -1,0 +1,91 @@
+"""What can be set? Settings with their defaults; the only reader of the environment."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+from attrs import field, frozen
+
+from .auth import Auth, KeyPair, StaticKey
+from .errors import ConfigurationError
+from .models import Dialect
+
+DEFAULT_BASE_URL = "https://api-singapore.klingai.com"  # outside China (doc)
+PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
+
+
+def _positive(_settings: Any, attribute: Any, value: float) -> None:
+    if not value > 0:
+        raise ConfigurationError(f"{attribute.name} must be above zero, not {value}")
+
+
+def _url(value: str) -> str:
+    if not value.startswith(("https://", "http://")):
+        raise ConfigurationError(f"base_url must begin with https:// or http://, not {value!r}")
+    return value.rstrip("/")
+
+
+@frozen(kw_only=True)
+class Settings:
+    """Everything a client can be told. Durations are seconds, sizes bytes.
+
+    `max_in_flight` counts pictures, not tasks: a task of n pictures holds n of the account's
+    slots. `read_timeout` bounds one query; a create may take `create_timeout` plus the time its
+    body needs at `upload_speed`. `retry_budget` bounds how long one call is retried, and
+    `poll_budget` how long a task may go without any good news of it before its wait gives up.
+    """
+
+    base_url: str = field(default=DEFAULT_BASE_URL, converter=_url)
+    dialect: Dialect = field(default=Dialect.EDITING, converter=Dialect)
+    max_in_flight: int = field(default=PARALLEL_TASKS, validator=_positive)
+    connect_timeout: float = field(default=10.0, validator=_positive)
+    read_timeout: float = field(default=20.0, validator=_positive)
+    create_timeout: float = field(default=30.0, validator=_positive)
+    upload_speed: float = field(default=100_000.0, validator=_positive)
+    retry_budget: float = field(default=120.0, validator=_positive)
+    poll_budget: float = field(default=900.0, validator=_positive)
+    upload_bytes: int = field(default=64 << 20, validator=_positive)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> Self:
+        """`KLING_BASE_URL`, beneath whatever is *given* and is not None."""
+        chosen = {name: value for name, value in given.items() if value is not None}
+        base_url = environ.get("KLING_BASE_URL", "").strip()
+        if base_url:
+            chosen.setdefault("base_url", base_url)
+        return cls(**chosen)
+
+
+def credentials(
+    access_key: str | None = None,
+    secret_key: str | None = None,
+    api_key: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Auth:
+    """The credentials given, or else the environment's.
+
+    What is given beats the environment, a static key beats a pair, blank means absent, and half
+    a pair is an error. The names are ``KLING_API_KEY`` and ``KLING_ACCESS_KEY`` with
+    ``KLING_SECRET_KEY``, or the same beginning with ``KLINGAI_``. Raises `ConfigurationError`.
+    """
+    named = [(access_key, secret_key, api_key)]
+    named += [
+        tuple(environ.get(f"{prefix}_{name}") for name in ("ACCESS_KEY", "SECRET_KEY", "API_KEY"))
+        for prefix in ("KLING", "KLINGAI")
+    ]
+    for access, secret, key in [tuple((value or "").strip() for value in row) for row in named]:
+        if key:
+            return StaticKey(key)
+        if access and secret:
+            return KeyPair(access, secret)
+        if access or secret:
+            missing = "secret key" if access else "access key"
+            raise ConfigurationError(f"the {missing} is missing: a key pair needs both halves")
+    raise ConfigurationError(
+        "no credentials: set KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY, or pass them to KlingClient"
+    )
+
+
+def webhook_secret(given: str | None = None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The console's Webhook Secret (``whsec_…``): what is *given*, or ``KLING_WEBHOOK_SECRET``."""
+    return (given or environ.get("KLING_WEBHOOK_SECRET", "")).strip() or None

@@ -1,0 +1,292 @@
+"""What can go wrong? Every exception this package raises, and nothing else.
+
+::
+
+    KlingError                    task_id, external_task_id: set wherever a task exists
+    ├── ConfigurationError        credentials or settings are missing or contradict each other
+    │   └── MissingExtra          an optional dependency is not installed (also an ImportError)
+    ├── InvalidRequest            refused here, before any money is spent (also a ValueError)
+    │   ├── GeometryError         the expansion cannot be expressed
+    │   ├── ImageError            the photo cannot be sent as it is
+    │   └── BudgetExceeded        the submission would cost more than is left
+    ├── TransportError            no usable answer: connection refused, reset, timed out
+    ├── APIError                  the call failed: code, message, status, request_id, retry_after
+    │   ├── AuthenticationError   1000 1001 1002
+    │   │   └── TokenExpired      1003 1004
+    │   ├── AccountError          1100 1101 1102
+    │   ├── PermissionDenied      1103
+    │   ├── BadRequest            1200 1201
+    │   │   ├── DuplicateTask     1201 "… already exists"
+    │   │   └── TaskNotFound      1201 "Task not found …"
+    │   ├── NotFound              1202 1203
+    │   ├── PolicyRefusal         1300 1301 (also a ContentRejected)
+    │   ├── RateLimited           1302
+    │   ├── ParallelLimit         1303
+    │   ├── IPNotAllowed          1304
+    │   ├── ServerError           5000 5001 5002, or any HTTP 5xx
+    │   └── ProtocolError         an answer that is not the documented envelope
+    ├── ContentRejected           moderation, at the create (PolicyRefusal) or later (TaskModerated)
+    ├── TaskFailed                the job failed: the call did not
+    │   └── TaskModerated         … because of its content (also a ContentRejected)
+    ├── SubmissionUnknown         nobody can say whether the task exists; look its id up later
+    ├── DeadlineExceeded          time is up, the job may go on (also a TimeoutError)
+    ├── DownloadError             a result could not be brought to disk
+    │   └── ResultExpired         … because the service no longer keeps it
+    ├── WebhookError              a callback that cannot be trusted or read
+    ├── JournalError              the journal file cannot be used
+    └── ClientClosed              the client was closed; its open tasks go on at the service
+
+``retryable`` says whether the same call may be made again by itself. A create is never
+repeated on that word alone: see `kling_expand.submission`.
+"""
+
+from typing import Any, ClassVar
+
+
+class KlingError(Exception):
+    """The root of the tree. `task_id` and `external_task_id` are None where no task exists."""
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str = "", *, task_id: str | None = None, external_task_id: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.task_id = task_id
+        self.external_task_id = external_task_id
+
+    def __str__(self) -> str:
+        ids = [f"{name}={value}" for name, value in self._details().items() if value is not None]
+        return f"{self.message} ({', '.join(ids)})" if ids else self.message
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+    def _details(self) -> dict[str, Any]:
+        return {"task_id": self.task_id, "external_task_id": self.external_task_id}
+
+
+def _rebuild(kind: type[KlingError], args: tuple[Any, ...], state: dict[str, Any]) -> KlingError:
+    """Unpickle any class of the tree, whatever its constructor asks for."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(KlingError):
+    """Credentials or settings are missing or contradict each other."""
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+
+class InvalidRequest(KlingError, ValueError):
+    """Refused locally. `field`, `value` and `limit` say what, and what would do."""
+
+    def __init__(self, field: str, value: Any, limit: str) -> None:
+        super().__init__(f"{field}: {value} is not possible: {limit}")
+        self.field = field
+        self.value = value
+        self.limit = limit
+
+
+class GeometryError(InvalidRequest):
+    """The expansion cannot be expressed as four ratios in [0, 2] within three times the area."""
+
+
+class ImageError(InvalidRequest):
+    """The photo's format, size, shape or bytes are not what the service takes."""
+
+
+class BudgetExceeded(InvalidRequest):
+    """The submission would cost more units than the client's budget has left."""
+
+
+class TransportError(KlingError):
+    """No usable answer came.
+
+    `sent` is False only where it is certain that the service never got the whole request.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str = "", *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class APIError(KlingError):
+    """The service answered, and refused.
+
+    `code` is the envelope's (None where there was no envelope), `status` the HTTP status,
+    `retry_after` the seconds a ``Retry-After`` header asked for.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: int | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+    def _details(self) -> dict[str, Any]:
+        own = {"code": self.code, "status": self.status, "request_id": self.request_id}
+        return own | super()._details()
+
+
+class AuthenticationError(APIError):
+    """The credentials were not accepted."""
+
+
+class TokenExpired(AuthenticationError):
+    """The token is not yet, or no longer, valid: one new token may be tried."""
+
+
+class AccountError(APIError):
+    """The account is abnormal, in arrears, or its resource pack is used up. Waiting does not help."""
+
+
+class PermissionDenied(APIError):
+    """The account may not use this interface or model."""
+
+
+class BadRequest(APIError):
+    """The service does not accept the parameters."""
+
+
+class DuplicateTask(BadRequest):
+    """A task with this `external_task_id` already exists in the account."""
+
+
+class TaskNotFound(BadRequest):
+    """No task has this id."""
+
+
+class NotFound(APIError):
+    """No such method or resource."""
+
+
+class ContentRejected(KlingError):
+    """Moderation said no, at the create or later."""
+
+
+class PolicyRefusal(ContentRejected, APIError):
+    """The create was refused by the platform's or the content policy."""
+
+
+class RateLimited(APIError):
+    """Too many requests; wait `retry_after`, or a while."""
+
+    retryable = True
+
+
+class ParallelLimit(APIError):
+    """The account's parallel tasks are used up; one must end first."""
+
+    retryable = True
+
+
+class IPNotAllowed(APIError):
+    """The caller's address is not on the account's whitelist."""
+
+
+class ServerError(APIError):
+    """The service failed. A create may have been accepted all the same."""
+
+    retryable = True
+
+
+class ProtocolError(APIError):
+    """The answer is not what the API documents: HTML, truncated, empty, or of another shape."""
+
+    retryable = True
+
+
+class TaskFailed(KlingError):
+    """The task ended as ``failed``; the message is its `task_status_msg`."""
+
+
+class TaskModerated(ContentRejected, TaskFailed):
+    """The task failed because its content did not pass the risk control."""
+
+
+class SubmissionUnknown(KlingError):
+    """It could not be settled whether the create was accepted. Never resend it under a new id."""
+
+
+class DeadlineExceeded(KlingError, TimeoutError):
+    """Time is up. Where `task_id` is set the task goes on, and can be awaited again."""
+
+
+class DownloadError(KlingError):
+    """A result could not be brought to disk; nothing half-written is left."""
+
+
+class ResultExpired(DownloadError):
+    """The service keeps results for 30 days; this one is gone."""
+
+
+class WebhookError(KlingError):
+    """A callback that cannot be trusted or read."""
+
+
+class JournalError(KlingError):
+    """The journal file is locked, foreign, torn, or of a newer version."""
+
+
+class ClientClosed(KlingError):
+    """The client was closed while this was open. There is no remote cancel: the task goes on."""
+
+
+# The service's table of error codes (official documentation); `refusal` is its one reader.
+CODES: dict[int, type[APIError]] = {
+    1000: AuthenticationError,
+    1001: AuthenticationError,
+    1002: AuthenticationError,
+    1003: TokenExpired,
+    1004: TokenExpired,
+    1100: AccountError,
+    1101: AccountError,
+    1102: AccountError,
+    1103: PermissionDenied,
+    1200: BadRequest,
+    1201: BadRequest,
+    1202: NotFound,
+    1203: NotFound,
+    1300: PolicyRefusal,
+    1301: PolicyRefusal,
+    1302: RateLimited,
+    1303: ParallelLimit,
+    1304: IPNotAllowed,
+    5000: ServerError,
+    5001: ServerError,
+    5002: ServerError,
+}
+
+# 1201 also carries these two, told apart by words alone (seen live).
+_WORDED: dict[str, type[BadRequest]] = {"already exist": DuplicateTask, "task not found": TaskNotFound}
+
+_STATUSES: dict[int, type[APIError]] = {401: AuthenticationError, 403: PermissionDenied, 429: RateLimited}
+
+
+def refusal(code: int, message: str, status: int) -> type[APIError]:
+    """The class for an envelope's *code*, its *message*, and the HTTP *status* it came under."""
+    kind = CODES.get(code)
+    if kind is None:
+        kind = _STATUSES.get(status, ServerError if status >= 500 else APIError)
+    if code == 1201:
+        for words, worded in _WORDED.items():
+            if words in message.lower():
+                return worded
+    return kind

@@ -1,0 +1,43 @@
+"""Who paints the new area? Engines behind one small protocol; none of them reads files or knows formats.
+
+An engine is given the original, already scaled to its box, and answers with a whole picture. What it puts where the
+original lies does not matter: the caller pastes the original there.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from kling_expand.emulator.canvas import Canvas
+from kling_expand.emulator.patches import paint_patches
+
+
+class UnknownEngine(ValueError):
+    """No engine has this name."""
+
+
+class Engine(Protocol):
+    """Paint a whole canvas around the original; the same seed gives the same picture."""
+
+    def __call__(self, original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image: ...
+
+
+def find(name: str) -> Engine:
+    """The engine of this name; raises UnknownEngine, which lists the known ones."""
+    try:
+        return _ENGINES[name]
+    except KeyError:
+        raise UnknownEngine(f"no engine is called {name!r}; known: {', '.join(sorted(_ENGINES))}") from None
+
+
+def paint_flat(original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image:
+    """Fill with the mean colour of the original's edge, shifted by the seed: for load, not for looks."""
+    pixels = np.asarray(original)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(axis=0)
+    shift = np.random.default_rng(seed).uniform(-24, 24, 3)
+    red, green, blue = (int(value) for value in np.clip(edge + shift, 0, 255))
+    return Image.new("RGB", (canvas.width, canvas.height), (red, green, blue))
+
+
+_ENGINES: dict[str, Engine] = {"patchmatch": paint_patches, "flat": paint_flat}

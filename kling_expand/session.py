@@ -1,0 +1,282 @@
+"""How do bytes travel? The one door to the API: tokens, time-outs, retries of reads, foreign errors.
+
+It does not know what a task is, and never repeats a create: that is `kling_expand.submission`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from random import Random
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+
+from .auth import Auth
+from .config import Settings
+from .errors import (
+    AuthenticationError,
+    ClientClosed,
+    ConfigurationError,
+    DeadlineExceeded,
+    KlingError,
+    ProtocolError,
+    RateLimited,
+    TransportError,
+)
+from .images import Photo
+from .pacing import retry_waits
+from .wire import Answer
+
+T = TypeVar("T")
+
+MAX_ANSWER = 32 << 20  # bytes; a full list page of nine-picture tasks stays under 5 MB
+_READ = 64 << 10
+
+
+class Body(aiohttp.Payload):
+    """The body of a create: JSON around a photo's Base64, of known length, written in slices."""
+
+    def __init__(self, head: bytes, photo: Photo | None = None, tail: bytes = b"") -> None:
+        super().__init__(None, content_type="application/json")
+        self._head, self._photo, self._tail = head, photo, tail
+        self._size = len(head) + (photo.encoded_length if photo else 0) + len(tail)
+        self.sent = False
+        self.error: KlingError | None = None
+
+    async def slices(self) -> AsyncIterator[bytes]:
+        """The body from its beginning, as often as asked."""
+        waiting = self._head
+        if self._photo is not None:
+            async for piece in self._photo.slices():
+                yield waiting
+                waiting = piece
+            if self._tail:
+                yield waiting
+                waiting = self._tail
+        # Everything before this piece is not yet a whole request, so no service can act on it.
+        self.sent = True
+        yield waiting
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write the whole of it."""
+        try:
+            async for piece in self.slices():
+                await writer.write(piece)
+        except KlingError as error:  # the photo changed; aiohttp would wrap this in an error of its own
+            self.error = error
+            raise
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Write the whole of it; the length that was announced is its own."""
+        del content_length
+        await self.write(writer)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Not held in memory, so there is nothing to show."""
+        raise TypeError(f"a streamed body cannot be decoded as {encoding} ({errors})")
+
+
+class Gate:
+    """One pause for every caller, when the service says there are too many requests."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._opens = 0.0
+
+    def close(self, seconds: float) -> None:
+        """Let nobody pass for *seconds*; a longer pause already asked for stands."""
+        self._opens = max(self._opens, asyncio.get_running_loop().time() + seconds)
+
+    async def passage(self, until: float | None = None) -> None:
+        """Wait until open, then a little, so that not all who waited leave at once."""
+        loop = asyncio.get_running_loop()
+        while (pause := self._opens - loop.time()) > 0:
+            await _sleep(pause + self._rng.uniform(0.0, 0.1 * pause), until)
+
+
+class Session:
+    """Calls to one service with one set of credentials, in one event loop.
+
+    An `aiohttp.ClientSession` given as *http* is used as it is and never closed here.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        auth: Auth,
+        *,
+        http: aiohttp.ClientSession | None = None,
+        trace_configs: list[aiohttp.TraceConfig] | None = None,
+        rng: Random,
+    ) -> None:
+        self._settings = settings
+        self._auth = auth
+        self._own = http is None
+        self._http = http
+        self._traces = trace_configs
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._rng = rng
+        self.gate = Gate(rng)
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        if self._own:
+            self._http = aiohttp.ClientSession(
+                trace_configs=self._traces,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                connector=aiohttp.TCPConnector(limit=0),  # the scheduler and the poll loop are the limits
+            )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._own and self._http is not None:
+            await self._http.close()
+        self._loop = None
+
+    @property
+    def http(self) -> aiohttp.ClientSession:
+        """The open aiohttp session. Raises `ClientClosed` or `ConfigurationError`."""
+        if self._http is None or self._loop is None or self._http.closed:
+            raise ClientClosed("the client is not open: use it inside `async with`")
+        if self._loop is not asyncio.get_running_loop():
+            raise ConfigurationError("a client belongs to the event loop it was opened in; open one in each")
+        return self._http
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        decode: Callable[[Answer], T],
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Callable[[], Body] | None = None,
+        until: float | None = None,
+    ) -> T:
+        """One request and what *decode* makes of its answer.
+
+        It is repeated only where the service says the token is not good, and once; *body* makes
+        the body anew for it. Raises `APIError`, `TransportError` (whose `sent` says whether the
+        service can have got the whole request), or `DeadlineExceeded` once *until* (loop time) has
+        passed.
+        """
+        token = self._auth.token()
+        answer = await self._exchange(method, path, token, params=params, body=body and body(), until=until)
+        try:
+            return decode(answer)
+        except AuthenticationError:
+            if not self._auth.renew(token, answer.server_time):
+                raise
+        except RateLimited as error:
+            self._hold(error)
+            raise
+        token = self._auth.token()
+        return decode(await self._exchange(method, path, token, params=params, body=body and body(), until=until))
+
+    def _hold(self, error: RateLimited) -> None:
+        """Make every caller wait, as long as the service asks or until it is likely to have calmed."""
+        self.gate.close(next(retry_waits(self._rng)) if error.retry_after is None else error.retry_after)
+
+    async def read(
+        self,
+        path: str,
+        decode: Callable[[Answer], T],
+        *,
+        params: Mapping[str, Any] | None = None,
+        until: float | None = None,
+    ) -> T:
+        """A GET, repeated within `retry_budget` as long as its failures may pass."""
+        return await self.insist(lambda: self.call("GET", path, decode, params=params, until=until), until)
+
+    async def insist(self, call: Callable[[], Awaitable[T]], until: float | None = None) -> T:
+        """Repeat *call* while it raises what is `retryable`, within `retry_budget` and *until*."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._settings.retry_budget
+        for pause in retry_waits(self._rng):
+            try:
+                return await call()
+            except KlingError as error:
+                wait = getattr(error, "retry_after", None) or pause
+                if not error.retryable or loop.time() + wait > give_up:
+                    raise
+            await _sleep(wait, until)
+        raise AssertionError("the waits never end")
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        token: str,
+        *,
+        params: Mapping[str, Any] | None,
+        body: Body | None,
+        until: float | None,
+    ) -> Answer:
+        await self.gate.passage(until)
+        settings = self._settings
+        own = settings.read_timeout
+        if body is not None:
+            own = settings.create_timeout + (body.size or 0) / settings.upload_speed
+        timeout = aiohttp.ClientTimeout(total=_within(own, until), sock_connect=settings.connect_timeout)
+        with _foreign_errors(body):
+            async with self.http.request(
+                method,
+                settings.base_url + path,
+                params=params,
+                data=body,
+                headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+                timeout=timeout,
+                allow_redirects=False,  # credentials go to the API's origin and nowhere else
+            ) as response:
+                return Answer(
+                    response.status,
+                    {name.lower(): value for name, value in response.headers.items()},
+                    await _whole(response),
+                )
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    pieces, size = [], 0
+    async for piece in response.content.iter_chunked(_READ):
+        size += len(piece)
+        if size > MAX_ANSWER:
+            raise ProtocolError(f"the answer is longer than {MAX_ANSWER} bytes", status=response.status)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+@contextmanager
+def _foreign_errors(body: Body | None) -> Iterator[None]:
+    """Let out nothing but our own errors."""
+    try:
+        yield
+    except KlingError:
+        raise
+    except (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError) as error:
+        if body is not None and body.error is not None:
+            raise body.error from None
+        what = str(error) or type(error).__name__
+        late = isinstance(error, TimeoutError)
+        raise TransportError(
+            f"no answer in time: {what}" if late else f"no answer: {what}", sent=body is None or body.sent
+        ) from error
+
+
+def _within(own: float, until: float | None) -> float:
+    if until is None:
+        return own
+    left = until - asyncio.get_running_loop().time()
+    if left <= 0:
+        raise DeadlineExceeded("time is up before the request was made")
+    return min(own, left)
+
+
+async def _sleep(seconds: float, until: float | None) -> None:
+    """Sleep, unless it would end after *until*: then there is no point in waiting for it."""
+    if until is not None and asyncio.get_running_loop().time() + seconds > until:
+        raise DeadlineExceeded("time is up before the service could be asked again")
+    await asyncio.sleep(seconds)
+

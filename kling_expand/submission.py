@@ -1,0 +1,148 @@
+"""How is a task created exactly once? A failed create is told apart, and what is unknown is looked up.
+
+======================  ============================================  =================================
+a create ended in       which means                                   so
+======================  ============================================  =================================
+connection refused      never sent: the request did not go out whole  send it again
+1302                    refused, free of charge                       wait at the gate, send it again
+1303                    refused, free of charge                       `ParallelLimit`: the scheduler's
+any other 4xx           refused, free of charge                       raise it
+"… already exists"      an earlier try was accepted                   look it up: found
+time-out, reset, 5xx,   unknown: it may have been accepted            look the id up; only when it is
+HTML, half an answer                                                  absent send the same id again
+======================  ============================================  =================================
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+
+from . import wire
+from .errors import (
+    DeadlineExceeded,
+    DuplicateTask,
+    KlingError,
+    ProtocolError,
+    RateLimited,
+    ServerError,
+    SubmissionUnknown,
+    TaskNotFound,
+    TransportError,
+)
+from .models import Dialect, Task
+from .pacing import retry_waits
+from .session import Body, Session
+
+SETTLE = 5.0  # seconds an unanswered create may still take to appear, before any has been timed
+
+
+async def _unannounced() -> None:
+    """Nobody needs to know before a create leaves."""
+
+
+class Submitter:
+    """Creates tasks over one session, each once.
+
+    `budget` bounds, in seconds, how long one create is retried while the service only fails.
+    """
+
+    def __init__(self, session: Session, dialect: Dialect, *, rng: Random, budget: float) -> None:
+        self._session = session
+        self._dialect = dialect
+        self._rng = rng
+        self._budget = budget
+        self._slowest = SETTLE
+
+    async def create(
+        self,
+        body: Callable[[], Body],
+        external_task_id: str,
+        *,
+        adopt: bool = False,
+        announce: Callable[[], Awaitable[None]] = _unannounced,
+        until: float | None = None,
+    ) -> Task:
+        """The task with this id, created at most once however often the network fails.
+
+        With *adopt* a task that is already there is taken as ours even on the first try (it is,
+        when the id was derived from the job). *announce* is awaited before each POST. Raises
+        `SubmissionUnknown` when its fate could not be settled before *until* (loop time).
+        """
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._budget
+        doubt = False
+        for pause in retry_waits(self._rng):
+            try:
+                await announce()
+                return await self._post(body, until)
+            except DuplicateTask:
+                if not doubt and not adopt:
+                    raise
+                return await self._find(external_task_id, until, certain=True) or _never()
+            except RateLimited:
+                give_up = loop.time() + self._budget  # it lives; the gate makes the next try wait
+                continue
+            except DeadlineExceeded as error:
+                raise _unknown(external_task_id, error) if doubt else error from None
+            except (TransportError, ServerError, ProtocolError) as error:
+                doubt = doubt or not isinstance(error, TransportError) or error.sent
+                failure = error
+            if doubt and (found := await self._find(external_task_id, until)):
+                return found
+            if loop.time() + pause > min(give_up, until or give_up):
+                raise _unknown(external_task_id, failure) if doubt else failure
+            await asyncio.sleep(pause)
+        raise _never()
+
+    async def look_up(self, any_id: str, until: float | None = None) -> Task | None:
+        """The task with this id, or None if the service knows none. Repeats what may pass."""
+        path = wire.task_path(self._dialect, any_id)
+        try:
+            return await self._session.read(path, wire.decode_task, until=until)
+        except TaskNotFound:
+            return None
+
+    async def _post(self, body: Callable[[], Body], until: float | None) -> Task:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        path = wire.create_path(self._dialect)
+        try:
+            return await self._session.call("POST", path, wire.decode_task, body=body, until=until)
+        finally:
+            self._slowest = max(self._slowest, loop.time() - began)
+
+    async def _find(self, external_task_id: str, until: float | None, *, certain: bool = False) -> Task | None:
+        """Look for a task whose create was left unanswered, until it cannot still be on its way.
+
+        It may be on its way for as long as the slowest create took so far. When it is *certain*
+        to exist, not seeing it in that time is no answer either.
+        """
+        loop = asyncio.get_running_loop()
+        settled = loop.time() + self._slowest
+        for pause in retry_waits(self._rng):
+            try:
+                found = await self.look_up(external_task_id, until)
+            except KlingError as error:
+                raise _unknown(external_task_id, error) from error
+            if found is not None:
+                return found
+            if loop.time() >= settled:
+                if certain:
+                    raise _unknown(external_task_id, TaskNotFound("it exists, and is not to be found"))
+                return None
+            if until is not None and loop.time() + pause > until:
+                raise _unknown(external_task_id, DeadlineExceeded("time is up"))
+            await asyncio.sleep(pause)
+        raise _never()
+
+
+def _unknown(external_task_id: str, error: KlingError) -> SubmissionUnknown:
+    return SubmissionUnknown(
+        f"whether the task exists could not be settled: {error.message}; look it up by its external_task_id "
+        "before submitting the job again",
+        external_task_id=external_task_id,
+    )
+
+
+def _never() -> AssertionError:
+    return AssertionError("the waits never end")

@@ -1,0 +1,276 @@
+"""How does it look on the wire? Bytes ↔ models for both dialects; no I/O.
+
+Where the two documents and the service itself differ, everything seen is accepted: `data` as an
+object or a one-element array, both spellings of success, an error code under HTTP 200.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from hashlib import sha256
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import cattrs
+from attrs import asdict, define, frozen
+
+from .errors import APIError, ProtocolError, ServerError, refusal
+from .geometry import Ratios, Towards
+from .models import BalanceDeduction, Dialect, ExpandRequest, Image, Task
+
+T = TypeVar("T")
+
+PATHS = {Dialect.EDITING: "/v1/images/editing/expand", Dialect.DIRECTION: "/v1/images/expand"}
+PAGE_SIZE = 500  # the largest a list page may be (doc)
+LAST_PAGE = 1000  # (doc)
+
+
+@frozen
+class Answer:
+    """What came back: HTTP status, headers by lower-case name, and the whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def server_time(self) -> float | None:
+        """The service's clock in Unix seconds, if it told."""
+        return _http_date(self.headers.get("date"))
+
+    @property
+    def retry_after(self) -> float | None:
+        """The seconds a ``Retry-After`` header asks for, given as a number or as a date."""
+        word = self.headers.get("retry-after", "").strip()
+        if word.isdecimal():
+            return float(word)
+        until, now = _http_date(word), self.server_time
+        return None if until is None or now is None else max(0.0, until - now)
+
+
+def _http_date(word: str | None) -> float | None:
+    try:
+        return parsedate_to_datetime(word or "").timestamp()
+    except (ValueError, OverflowError, TypeError):
+        return None
+
+
+# ---------------------------------------------------------------------------- what goes out
+
+
+def create_path(dialect: Dialect) -> str:
+    """Where tasks are created and listed."""
+    return PATHS[dialect]
+
+
+def task_path(dialect: Dialect, any_id: str) -> str:
+    """Where one task is read, by `task_id` or `external_task_id`."""
+    return f"{PATHS[dialect]}/{quote(any_id, safe='')}"
+
+
+def encode(
+    request: ExpandRequest, expansion: Ratios | Towards, *, external_task_id: str, image_url: str | None = None
+) -> tuple[bytes, bytes]:
+    """The body of a create, as what stands before the Base64 of the image and what after it.
+
+    With an *image_url* the first part is the whole body.
+    """
+    fields = _expansion_fields(expansion)
+    optional = {
+        "prompt": request.prompt,
+        "n": request.n,
+        "watermark_info": {"enabled": True} if request.watermark else None,
+        "callback_url": request.callback_url,
+        "external_task_id": external_task_id,
+    }
+    fields |= {name: value for name, value in optional.items() if value is not None}
+    if image_url is not None:
+        return _dumps({"image": image_url} | fields), b""
+    return b'{"image":"', b'",' + _dumps(fields)[1:]
+
+
+def _expansion_fields(expansion: Ratios | Towards) -> dict[str, Any]:
+    if isinstance(expansion, Towards):
+        return {"direction": expansion.direction, "expansion_ratio": expansion.ratio}
+    return {f"{side}_expansion_ratio": getattr(expansion, side) for side in ("up", "down", "left", "right")}
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def fingerprint(request: ExpandRequest, expansion: Ratios | Towards, photo: str) -> str:
+    """A digest of what is asked for: the photo's own digest and every parameter that changes the result."""
+    parameters = encode(request, expansion, external_task_id="", image_url=photo)[0]
+    return sha256(parameters).hexdigest()
+
+
+def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
+    """The `external_task_id` of a job: the same in every process that makes it from the same words.
+
+    Each *attempt* after a failed task has an id of its own, as a failed task keeps its.
+    """
+    words = json.dumps([run, key, fingerprint, attempt]).encode()
+    return f"kx-{sha256(words).hexdigest()[:32]}"
+
+
+# ---------------------------------------------------------------------------- what comes in
+
+
+@define
+class _Info:
+    external_task_id: str | None = None
+
+
+@define
+class _Images:
+    images: list[Image] | None = None
+
+
+@define
+class _Watermark:
+    enabled: bool | None = None
+
+
+@define
+class _TaskData:
+    """A task as the service spells it."""
+
+    task_id: str
+    task_status: str
+    task_status_msg: str | None = None
+    task_info: _Info | None = None
+    task_result: _Images | None = None
+    watermark_info: _Watermark | None = None
+    final_unit_deduction: str | None = None
+    final_balance_deduction: BalanceDeduction | None = None
+    created_at: int | None = None
+    updated_at: int | None = None
+
+
+_converter = cattrs.Converter(detailed_validation=False)
+_explainer = cattrs.Converter(detailed_validation=True)
+
+
+def decode_task(answer: Answer) -> Task:
+    """The one task of a create or a query. Raises `APIError`."""
+    return _decode(answer, _one_task)
+
+
+def decode_tasks(answer: Answer) -> tuple[Task, ...]:
+    """The tasks of a list page, in the order they came. Raises `APIError`."""
+    return _decode(answer, _many_tasks)
+
+
+def parse_task(data: Any) -> Task:
+    """A bare task object (as a list holds it, or a callback). Raises ValueError saying where it is wrong."""
+    raw = _structure(data)
+    return Task(
+        task_id=raw.task_id,
+        task_status=raw.task_status,
+        task_status_msg=raw.task_status_msg or None,
+        external_task_id=(raw.task_info and raw.task_info.external_task_id) or None,
+        images=tuple((raw.task_result and raw.task_result.images) or ()),
+        final_unit_deduction=raw.final_unit_deduction or None,
+        final_balance_deduction=raw.final_balance_deduction,
+        watermark=raw.watermark_info and raw.watermark_info.enabled,
+        created_at=raw.created_at,
+        updated_at=raw.updated_at,
+    )
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON from a stranger. Raises ValueError, whatever is wrong with it."""
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _structure(data: Any) -> _TaskData:
+    try:
+        return _converter.structure(data, _TaskData)
+    except Exception:  # noqa: BLE001 - generated code raises whatever the wrong type makes it raise
+        try:
+            _explainer.structure(data, _TaskData)
+        except Exception as error:  # noqa: BLE001 - the same
+            raise ValueError("; ".join(cattrs.transform_error(error, path="data"))) from None
+        raise
+
+
+def _one_task(data: Any) -> Task:
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    return parse_task(data)
+
+
+def _many_tasks(data: Any) -> tuple[Task, ...]:
+    if data is None:
+        return ()
+    if not isinstance(data, list):
+        raise ValueError(f"data should be an array, not {type(data).__name__}")
+    return tuple(map(parse_task, data))
+
+
+def _decode(answer: Answer, shape: Callable[[Any], T]) -> T:
+    data, request_id = _open(answer)
+    try:
+        return shape(data)
+    except ValueError as error:
+        raise ProtocolError(
+            f"the answer is not as documented: {error}", status=answer.status, request_id=request_id
+        ) from None
+
+
+def _open(answer: Answer) -> tuple[Any, str | None]:
+    """The envelope's `data` and `request_id`, or the refusal it holds."""
+    try:
+        envelope = parse_json(answer.body)
+    except ValueError:
+        envelope = None
+    if not isinstance(envelope, dict):
+        raise _stranger(answer)
+    code, request_id = envelope.get("code"), envelope.get("request_id")
+    request_id = request_id if isinstance(request_id, str) else None
+    if code == 0 and not isinstance(code, bool) and answer.status < 400 and "data" in envelope:
+        return envelope["data"], request_id
+    raise _refused(answer, code, str(envelope.get("message") or ""), request_id)
+
+
+def _refused(answer: Answer, code: Any, message: str, request_id: str | None) -> APIError:
+    if not isinstance(code, int) or isinstance(code, bool) or code == 0:
+        return _stranger(answer, request_id)
+    return refusal(code, message, answer.status)(
+        message or "the service gave no message",
+        code=code,
+        status=answer.status,
+        request_id=request_id,
+        retry_after=answer.retry_after,
+    )
+
+
+def _stranger(answer: Answer, request_id: str | None = None) -> APIError:
+    """An answer without a usable envelope: a proxy's page, half a body, nothing at all."""
+    kind = ServerError if answer.status >= 500 else ProtocolError
+    if answer.status in (401, 403, 429):  # said by something in front of the service
+        kind = refusal(-1, "", answer.status)
+    shown = answer.body[:80].decode(errors="replace").strip() or "an empty body"
+    return kind(
+        f"not the documented envelope: {shown!r}",
+        status=answer.status,
+        request_id=request_id,
+        retry_after=answer.retry_after,
+    )
+
+
+# ---------------------------------------------------------------------------- for the journal
+
+
+def pack(task: Task) -> str:
+    """A task as one line of JSON, for keeping."""
+    return json.dumps(asdict(task), separators=(",", ":"))
+
+
+def unpack(line: str) -> Task:
+    """The task that `pack` made a line of."""
+    return _converter.structure(json.loads(line), Task)

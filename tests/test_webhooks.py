@@ -1,0 +1,486 @@
+"""Callbacks: what is believed, what is refused, and what a body may look like."""
+
+import base64
+import hmac
+import json
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from standardwebhooks import Webhook
+
+from kling_expand import wire
+from kling_expand.errors import ConfigurationError, WebhookError
+from kling_expand.models import Image, Status, Task
+from kling_expand.webhooks import MAX_BODY, MAX_ID, Call, Webhooks
+
+# The published vector (kling-api: Callbacks).
+SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
+NOW = 1781080794
+VECTOR_BODY = (
+    b'{"id":"1234567890","status":"succeeded","message":"",'
+    b'"create_time":1781080778802,"update_time":1781080794151}'
+)
+VECTOR = {
+    "webhook-id": "9876543210",
+    "webhook-timestamp": str(NOW),
+    "webhook-signature": "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4=",
+}
+OTHER = "whsec_" + base64.b64encode(b"another secret of thirty-two byte").decode()
+
+LEGACY: dict[str, Any] = {
+    "task_id": "930810057590833241",
+    "task_status": "succeed",
+    "task_status_msg": "",
+    "task_info": {"external_task_id": "job-7"},
+    "task_result": {"images": [{"index": 0, "url": "https://cdn.example/0.png"}]},
+    "final_unit_deduction": "8",
+    "created_at": 1781080778802,
+    "updated_at": 1781080794151,
+}
+BODY = json.dumps(LEGACY).encode()
+
+
+def signed(
+    body: bytes = BODY, *, secret: str = SECRET, webhook_id: str = "msg_1", at: int = NOW
+) -> dict[str, str]:
+    """Headers by the independent implementation; its *timestamp* is a naive UTC date."""
+    when = datetime.fromtimestamp(at, UTC).replace(tzinfo=None)
+    return {
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(at),
+        "webhook-signature": Webhook(secret).sign(webhook_id, when, body.decode()),
+    }
+
+
+def reader(*secrets: str, **options: Any) -> Webhooks:
+    return Webhooks(*(secrets or (SECRET,)), clock=lambda: float(NOW), **options)
+
+
+def test_the_published_vector_verifies() -> None:
+    """The vendor's own example is believed, and is the task it names."""
+    task = Task(
+        task_id="1234567890",
+        task_status="succeeded",
+        created_at=1781080778802,
+        updated_at=1781080794151,
+    )
+    call = reader().parse(VECTOR, VECTOR_BODY)
+    assert Call(task, verified=True, webhook_id="9876543210", repeated=False) == call
+    assert Status.SUCCEED is call.task.status
+
+
+@given(
+    key=st.binary(min_size=1, max_size=64),
+    note=st.text(st.characters(codec="utf-8")),
+    at=st.integers(-300, 300),
+)
+def test_what_the_independent_implementation_signs_is_accepted(key: bytes, note: str, at: int) -> None:
+    """Any key, any text in the body, any moment within the window."""
+    secret = "whsec_" + base64.b64encode(key).decode()
+    body = json.dumps(LEGACY | {"task_status_msg": note}, ensure_ascii=False).encode()
+    call = reader(secret).parse(signed(body, secret=secret, at=NOW + at), body)
+    assert call.verified
+    assert (note or None) == call.task.task_status_msg
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [SECRET.removeprefix("whsec_"), SECRET.rstrip("="), f"  {SECRET}\n"],
+    ids=["bare", "unpadded", "blanks"],
+)
+def test_a_secret_may_be_pasted_carelessly(secret: str) -> None:
+    """Without its prefix or padding, or with blanks around it, it is the same key."""
+    assert reader(secret).parse(VECTOR, VECTOR_BODY).verified
+
+
+@pytest.mark.parametrize("spell", [str.upper, str.title, str.lower])
+def test_header_names_come_in_any_case_and_order(spell: Any) -> None:
+    """Neither case nor order of headers is part of what is signed."""
+    headers = {spell(name): value for name, value in reversed(signed().items())}
+    assert reader().parse({"Host": "example", **headers}, BODY).verified
+
+
+def test_a_secret_can_be_replaced_without_losing_a_call() -> None:
+    """With both secrets configured either signature passes, and with both signatures either secret."""
+    both = reader(SECRET, OTHER)
+    assert both.parse(signed(secret=SECRET, webhook_id="a"), BODY).verified
+    assert both.parse(signed(secret=OTHER, webhook_id="b"), BODY).verified
+    mine, theirs = (signed(secret=secret)["webhook-signature"] for secret in (SECRET, OTHER))
+    headers = signed() | {"webhook-signature": f"v1a,AAAA v2,{mine[3:]} junk {theirs} {mine}"}
+    assert reader(SECRET).parse(headers, BODY).verified
+    assert reader(OTHER).parse(headers, BODY).verified
+
+
+@pytest.mark.parametrize("drift", [-300, 300])
+def test_the_window_includes_its_edges(drift: int) -> None:
+    """Five minutes early or late is still in time."""
+    assert reader().parse(signed(at=NOW + drift), BODY).verified
+
+
+def changed(**headers: str | None) -> dict[str, str]:
+    """Properly signed headers with some replaced, or left out (None)."""
+    merged: dict[str, str | None] = {**signed()}
+    merged |= {name.replace("_", "-"): value for name, value in headers.items()}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+PROPER = signed()["webhook-signature"]
+FORGED: dict[str, tuple[Mapping[str, str], bytes]] = {
+    "no headers": ({}, BODY),
+    "no id": (changed(webhook_id=None), BODY),
+    "no timestamp": (changed(webhook_timestamp=None), BODY),
+    "no signature": (changed(webhook_signature=None), BODY),
+    "empty id": (changed(webhook_id=""), BODY),
+    "empty signature": (changed(webhook_signature=""), BODY),
+    "two ids": (changed() | {"Webhook-Id": "msg_1"}, BODY),
+    "two signatures": (changed() | {"WEBHOOK-SIGNATURE": PROPER}, BODY),
+    "another id": (changed(webhook_id="msg_2"), BODY),
+    "another time": (changed(webhook_timestamp=str(NOW + 1)), BODY),
+    "stale": (signed(at=NOW - 301), BODY),
+    "future": (signed(at=NOW + 301), BODY),
+    "stale, its time freshened": (signed(at=NOW - 9000) | {"webhook-timestamp": str(NOW)}, BODY),
+    "time in milliseconds": (changed(webhook_timestamp=f"{NOW}000"), BODY),
+    "time not a number": (changed(webhook_timestamp="nan"), BODY),
+    "time infinite": (changed(webhook_timestamp="inf"), BODY),
+    "time with a fraction": (changed(webhook_timestamp=f"{NOW}.0"), BODY),
+    "time with a sign": (changed(webhook_timestamp=f"+{NOW}"), BODY),
+    "time in other digits": (changed(webhook_timestamp="".join(chr(0x660 + int(c)) for c in str(NOW))), BODY),
+    "time of a thousand digits": (changed(webhook_timestamp="9" * 5000), BODY),
+    "wrong secret": (signed(secret=OTHER), BODY),
+    "body modified": (signed(), BODY.replace(b"succeed", b"failed ")),
+    "body with one blank more": (signed(), BODY + b" "),
+    "body re-ordered": (signed(), json.dumps(dict(reversed(LEGACY.items()))).encode()),
+    "body truncated": (signed(), BODY[:-1]),
+    "body empty": (signed(), b""),
+    "wrong version": (changed(webhook_signature=PROPER.replace("v1,", "v2,")), BODY),
+    "version in capitals": (changed(webhook_signature=PROPER.replace("v1,", "V1,")), BODY),
+    "no version": (changed(webhook_signature=PROPER.removeprefix("v1,")), BODY),
+    "only the version": (changed(webhook_signature="v1,"), BODY),
+    "signature truncated": (changed(webhook_signature=PROPER[:-6]), BODY),
+    "signature extended": (changed(webhook_signature=PROPER + "AAAA"), BODY),
+    "signatures joined by a comma": (changed(webhook_signature=f"v1,AAAA,{PROPER}"), BODY),
+    "signature of other letters": (changed(webhook_signature="v1,ünïcode\udcff"), BODY),
+    "signed as text of nothing": (changed(webhook_signature=signed(b"")["webhook-signature"]), BODY),
+    "parts shifted across the dots": (
+        signed(webhook_id=f"msg_1.{NOW}", at=5) | {"webhook-id": "msg_1", "webhook-timestamp": str(NOW)},
+        b"5." + BODY,
+    ),
+    "headers swapped": (changed(webhook_id=str(NOW), webhook_timestamp="msg_1"), BODY),
+    "id outside ASCII": (signed(webhook_id="mé"), BODY),
+    "id not even text": (changed(webhook_id="\udcff"), BODY),
+    "id too long": (signed(webhook_id="m" * (MAX_ID + 1)), BODY),
+    "oversized": (signed(BODY + b" " * MAX_BODY), BODY + b" " * MAX_BODY),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_forged_call_is_refused(case: str) -> None:
+    """No call passes whose id, time and body are not those that were signed, lately, with our secret."""
+    headers, body = FORGED[case]
+    webhooks = reader()
+    with pytest.raises(WebhookError):
+        webhooks.parse(headers, body)
+    assert not webhooks.parse(signed(), BODY).repeated, "a refused call must not be remembered"
+
+
+@given(data=st.data())
+def test_any_changed_byte_breaks_the_signature(data: st.DataObject) -> None:
+    """There is no place in the body that the signature leaves out."""
+    where = data.draw(st.integers(0, len(BODY) - 1))
+    byte = data.draw(st.integers(0, 255).filter(lambda value: value != BODY[where]))
+    with pytest.raises(WebhookError, match="no signature"):
+        reader().parse(signed(), BODY[:where] + bytes([byte]) + BODY[where + 1 :])
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"task_id":"\xff"}', b"\xff\xfe\x00", b"<html>", b"[]", b"null", b'"text"', b"7"]
+)
+@pytest.mark.parametrize("secrets", [(), (SECRET,)], ids=["unsigned", "signed"])
+def test_a_body_that_tells_of_no_task_is_refused(body: bytes, secrets: tuple[str, ...]) -> None:
+    """Not UTF-8, not JSON, or JSON of something else: refused even under a good signature."""
+    key = base64.b64decode(SECRET.removeprefix("whsec_"))  # the other implementation signs text only
+    mac = base64.b64encode(hmac.digest(key, f"m.{NOW}.".encode() + body, "sha256")).decode()
+    headers = {"webhook-id": "m", "webhook-timestamp": str(NOW), "webhook-signature": f"v1,{mac}"}
+    with pytest.raises(WebhookError, match="tells of no task"):
+        Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        LEGACY | {"task_id": None},
+        LEGACY | {"task_id": 7},
+        LEGACY | {"task_id": ""},
+        LEGACY | {"task_status": ["succeed"]},
+        LEGACY | {"created_at": "soon"},
+        {"id": "1"},
+        {"id": None, "status": "succeeded"},
+        {"id": "1", "status": "failed", "create_time": float("inf")},
+        {"code": 1201, "message": "no", "data": LEGACY},
+        {"code": 0, "data": None},
+        {"code": 0, "data": [[]]},
+    ],
+)
+def test_a_task_without_its_fields_is_refused(told: Any) -> None:
+    """An id or a status is never made up from something else."""
+    with pytest.raises(WebhookError, match="tells of no task"):
+        Webhooks().parse({}, json.dumps(told).encode())
+
+
+@pytest.mark.parametrize("depth", [500, 900, 5000, 100_000])
+@pytest.mark.parametrize("field", ["task_status_msg", "type", "created_at", "extra"])
+def test_a_deep_body_does_no_harm(depth: int, field: str) -> None:
+    """However deep the nesting, there is a call or a `WebhookError`, and the next call is read."""
+    nest = b"[" * depth + b"]" * depth
+    bodies = [
+        b'{"task_id":"1","task_status":"failed","' + field.encode() + b'":' + nest + b"}",
+        b'{"id":"1","status":"succeeded","outputs":[{"' + field.encode() + b'":' + nest + b"}]}",
+    ]
+    webhooks = Webhooks()
+    for body in bodies:
+        try:
+            assert webhooks.parse({}, body).doorbell
+        except WebhookError:
+            assert webhooks.parse({}, BODY)
+
+
+HEADER_NAMES = st.sampled_from(["webhook-id", "Webhook-Timestamp", "WEBHOOK-SIGNATURE", "host"]) | st.text()
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from([*LEGACY, "id", "outputs", "url"]), inner)
+    ),
+    max_leaves=8,
+)
+FIELDS = [*LEGACY, "id", "status", "message", "create_time", "outputs", "code", "data"]
+TASKLIKE = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON))
+
+
+@given(
+    headers=st.dictionaries(HEADER_NAMES, st.text() | st.just(str(NOW)) | st.just(PROPER)),
+    body=st.binary() | st.builds(lambda told: json.dumps(told).encode(), TASKLIKE) | st.just(BODY),
+    secrets=st.sampled_from([(), (SECRET,)]),
+)
+def test_anything_is_a_call_or_a_webhook_error(
+    headers: dict[str, str], body: bytes, secrets: tuple[str, ...]
+) -> None:
+    """Whatever is sent, the reader answers in its own words, and never verifies what is not signed."""
+    try:
+        call = Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
+    except WebhookError:
+        return
+    assert not call.verified
+    assert call.doorbell
+
+
+# ---------------------------------------------------------------------------- repeated calls
+
+
+def test_a_repeated_call_is_told_apart() -> None:
+    """The same id again is the same call again, whatever it says; another id is not."""
+    webhooks = reader()
+    assert [webhooks.parse(signed(webhook_id=name), BODY).repeated for name in ("a", "a", "a", "b")] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_only_a_verified_and_readable_call_is_remembered() -> None:
+    """Nobody can make a call look repeated by sending its id first, nor can a torn body."""
+    webhooks = reader()
+    for headers, body in [(signed(secret=OTHER), BODY), (signed(b"{}"), b"{}")]:
+        with pytest.raises(WebhookError):
+            webhooks.parse(headers, body)
+    assert not webhooks.parse(signed(), BODY).repeated
+
+
+def test_memory_of_ids_is_bounded_to_the_newest() -> None:
+    """The oldest id is forgotten first, and meeting one again makes it new."""
+    webhooks = reader(remember=2)
+    assert [
+        webhooks.parse(signed(webhook_id=name), BODY).repeated for name in ("a", "b", "a", "c", "a", "b")
+    ] == [False, False, True, False, True, False]
+    assert len(webhooks._seen) == 2
+
+
+def test_remembering_can_be_turned_off() -> None:
+    """With room for none, every call is the first."""
+    webhooks = reader(remember=0)
+    assert [webhooks.parse(signed(), BODY).repeated for _ in range(2)] == [False, False]
+
+
+def test_without_secrets_nothing_is_vouched_for() -> None:
+    """Unsigned or signed, a call read without secrets is unverified, has no id and repeats nothing."""
+    webhooks = Webhooks()
+    for headers in ({}, signed(), signed()):
+        assert Call(wire.parse_task(LEGACY), verified=False) == webhooks.parse(headers, BODY)
+
+
+# ---------------------------------------------------------------------------- bodies
+
+
+def newer(status: str = "succeeded", **fields: Any) -> bytes:
+    return json.dumps({"id": "1", "status": status, "message": ""} | fields).encode()
+
+
+def enveloped(data: Any) -> bytes:
+    return json.dumps({"code": 0, "message": "SUCCEED", "request_id": "r", "data": data}).encode()
+
+
+def test_the_older_body_is_the_bare_task() -> None:
+    """All that an answer's task would tell is kept."""
+    task = Webhooks().parse({}, BODY).task
+    assert wire.parse_task(LEGACY) == task
+    assert (task.external_task_id, task.final_unit_deduction) == ("job-7", "8")
+
+
+def test_an_envelope_changes_nothing() -> None:
+    """Either body may come in the envelope that answers have."""
+    assert wire.parse_task(LEGACY) == Webhooks().parse({}, enveloped(LEGACY)).task
+    bare = Webhooks().parse({}, newer())
+    assert bare == Webhooks().parse({}, enveloped(json.loads(newer())))
+
+
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [
+        ("succeeded", Status.SUCCEED),
+        ("succeed", Status.SUCCEED),
+        ("failed", Status.FAILED),
+        ("processing", Status.PROCESSING),
+        ("paused", Status.UNKNOWN),
+    ],
+)
+def test_the_newer_body_means_the_same(word: str, status: Status) -> None:
+    """Its words map to the older ones, with the message where the older one has it."""
+    task = Webhooks().parse({}, newer(word, message="why", create_time=1, update_time=2)).task
+    assert (status, "why", 1, 2) == (task.status, task.task_status_msg, task.created_at, task.updated_at)
+
+
+A, B = "https://cdn.example/a.png", "http://cdn.example/b.png"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "images"),
+    [
+        ([{"url": A}, {"url": B}], [(0, A), (1, B)]),
+        ([{"index": 1, "url": A}, {"index": 0, "url": B}], [(1, A), (0, B)]),
+        ([{"index": 0, "url": A}, {"index": 0, "url": B}], [(0, A), (1, B)]),
+        ([{"index": 5, "url": A}, {"url": B}], [(0, A), (1, B)]),
+        ([{"index": "x", "url": A}], [(0, A)]),
+        ([{"index": True, "url": A}], [(0, A)]),
+        ([{"index": -1, "url": A}], [(0, A)]),
+        ([{"type": "image", "url": A}, {"type": "IMAGE", "url": B}], [(0, A), (1, B)]),
+        ([{"type": "video", "url": B}, {"type": "image/png", "url": A}], [(0, A)]),
+        ([{"type": "text", "text": "hello"}, {"type": None, "url": A}], [(0, A)]),
+        ([7, None, "text", [A], {"url": A}], [(0, A)]),
+    ],
+)
+def test_pictures_are_found_among_the_outputs(outputs: Any, images: list[tuple[int, str]]) -> None:
+    """Every known guess at an output's shape gives the picture, numbered so that no two share a file."""
+    assert tuple(Image(*pair) for pair in images) == Webhooks().parse({}, newer(outputs=outputs)).task.images
+
+
+def test_a_watermarked_picture_keeps_both_addresses() -> None:
+    """`watermark_url` is taken where it is one."""
+    outputs = [{"url": A, "watermark_url": B}, {"url": B, "watermark_url": ""}]
+    images = Webhooks().parse({}, newer(outputs=outputs)).task.images
+    assert (Image(0, A, B), Image(1, B, None)) == images
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        None,
+        {},
+        "x",
+        [],
+        [{"url": A}, {}],
+        [{"url": A}, {"type": "image", "image_url": B}],
+        [{"url": "javascript:x"}],
+    ],
+)
+def test_a_success_without_all_its_pictures_is_a_doorbell(outputs: Any) -> None:
+    """A signed success whose pictures cannot all be read does not end a wait by itself."""
+    body = newer(outputs=outputs)
+    call = reader().parse(signed(body), body)
+    assert call.verified
+    assert call.task.images == ()
+    assert call.doorbell
+
+
+CALLS = [
+    (BODY, False),
+    (newer(outputs=[{"url": A}]), False),
+    (newer("failed", message="Failure to pass the risk control system"), False),
+    (newer("processing"), False),
+    (VECTOR_BODY, True),
+    (json.dumps(LEGACY | {"task_result": None}).encode(), True),
+]
+
+
+@pytest.mark.parametrize(("body", "doorbell"), CALLS)
+def test_news_needs_a_signature_and_its_content(body: bytes, *, doorbell: bool) -> None:
+    """A verified call is news unless a success lacks its pictures; an unverified one never is."""
+    assert doorbell == reader().parse(signed(body), body).doorbell
+    assert Webhooks().parse(signed(body), body).doorbell
+
+
+# ---------------------------------------------------------------------------- configuration
+
+BAD_SECRETS = [
+    "",
+    " ",
+    "whsec_",
+    "whsec_tell-no-one",
+    "tell no one!",
+    "whsec_geheimnisß",
+    "whsec_A",
+    "whsec_====",
+]
+
+
+@pytest.mark.parametrize("secret", BAD_SECRETS)
+def test_a_bad_secret_is_refused_and_not_shown(secret: str) -> None:
+    """An empty or broken secret never means "no secret", and its text stays out of every trace."""
+    with pytest.raises(ConfigurationError) as refused:
+        Webhooks(SECRET, secret)
+    shown: list[str] = []
+    error: BaseException | None = refused.value
+    while error is not None:
+        shown += [repr(error), repr(vars(error)), *traceback.format_exception_only(error)]
+        error = error.__context__
+    text = secret.removeprefix("whsec_").strip(" =")
+    assert len(text) < 2 or text not in "".join(shown)
+
+
+def test_a_secret_that_is_not_text_is_refused() -> None:
+    """An unset variable handed on as None is a mistake, not an agreement to read unsigned calls."""
+    nothing: Any = None
+    with pytest.raises(ConfigurationError):
+        Webhooks(nothing)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tolerance": 0}, {"tolerance": -1}, {"tolerance": float("nan")}, {"remember": -1}]
+)
+def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
+    """A window that is empty, or no number, is told at once."""
+    with pytest.raises(ConfigurationError):
+        Webhooks(SECRET, **options)
+
+
+def test_no_secret_is_in_the_repr() -> None:
+    """Neither the secret nor the key in it can be read off the reader."""
+    shown = repr(reader())
+    assert "whsec" not in shown
+    assert "testsecret" not in shown
+    assert "dGVzd" not in shown

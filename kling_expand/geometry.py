@@ -14,7 +14,8 @@ All four zero is refused here, because there would be nothing to pay for.
 """
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from fractions import Fraction
 from numbers import Real
@@ -104,7 +105,7 @@ class Ratios:
     right: float = field(default=0.0, converter=_float, validator=_side)
 
     def __attrs_post_init__(self) -> None:
-        if self.area <= 1:
+        if self.area <= 1 + _NOISE:
             raise GeometryError(
                 "ratios", self._numbers(), "nothing is added: at least one side must be above 0"
             )
@@ -148,18 +149,15 @@ def parse_aspect(aspect: str | float | tuple[float, float]) -> float:
 
     Raises `GeometryError` for anything else, and beyond 1:1000 or 1000:1.
     """
-    parts: Iterable[Any] = (aspect,)
+    parts: Sequence[Any] = aspect if isinstance(aspect, tuple) else (aspect, 1)
     if isinstance(aspect, str):
-        parts = aspect.lower().replace("/", ":").replace("x", ":").split(":")
-    elif isinstance(aspect, tuple):
-        parts = aspect
+        parts = re.split("[:/x]", aspect if re.search("[:/x]", aspect) else f"{aspect}:1")
     try:
-        numbers = [_float(float(part) if isinstance(part, str) else part) for part in parts]
-        width, height = numbers if len(numbers) == 2 else (*numbers, 1.0)
+        width, height = (_float(float(part) if isinstance(part, str) else part) for part in parts)
         value = width / height
     except (ValueError, TypeError, ZeroDivisionError):
         value = math.nan
-    if isinstance(aspect, bool) or not 1e-3 <= value <= 1e3:
+    if any(isinstance(part, bool) for part in parts) or not 1e-3 <= value <= 1e3:
         raise GeometryError(
             "aspect", repr(aspect), 'width over height such as "16:9", 16 / 9 or (16, 9) is needed'
         )
@@ -289,7 +287,7 @@ class Towards:
         sides = self._sides()
         both = bool({"left", "right"} & sides and {"up", "down"} & sides)
         most = math.sqrt(MAX_AREA + AREA_TOLERANCE) if both else MAX_AREA
-        if not isinstance(self.ratio, float) or not 1 < self.ratio <= most:
+        if not isinstance(self.ratio, float) or not 1 + 2 * _NOISE < self.ratio <= most:
             limit = (
                 f"a number above 1 and at most {_shown(most, ROUND_FLOOR)} is allowed for {self.direction}"
             )
@@ -335,7 +333,7 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
         limit = f"{_named(aspect)} of {width}x{height} needs an area from {_shown(least, ROUND_CEILING)} to 3"
         raise GeometryError("area", f"{area:g}", limit)
     across, down = max(1.0, math.sqrt(area * stretch)), max(1.0, math.sqrt(area / stretch))
-    if across * down <= 1 + _NOISE:
+    if across * down <= 1 + 2 * _NOISE:
         raise _nothing(width, height, aspect)
     return min(across, 3.0), min(down, 3.0)
 

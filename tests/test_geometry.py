@@ -1,0 +1,521 @@
+"""Geometry: whatever is asked for is expressed exactly, or refused with advice that works."""
+
+import math
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from random import Random
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from kling_expand.errors import GeometryError
+from kling_expand.geometry import (
+    MAX_AREA,
+    Anchor,
+    Geometry,
+    Padding,
+    Ratios,
+    ToAspect,
+    ToSize,
+    Towards,
+    calculate_expansion_ratios,
+    parse_aspect,
+    parse_direction,
+)
+
+SIDE = st.integers(300, 6000)
+ANY_SIDE = st.integers(1, 2**31 - 1)
+ASPECT = st.one_of(
+    st.floats(0.1, 10), st.sampled_from([16 / 9, 4 / 3, 1, 9 / 16, 21 / 9, 2.5, 3]), st.floats(1e-3, 1e3)
+)
+AREA = st.none() | st.floats(1, 3)
+ANCHOR: st.SearchStrategy[Anchor] = st.sampled_from(
+    [
+        "center",
+        "left",
+        "right",
+        "top",
+        "bottom",
+        "top-left",
+        "top-right",
+        "bottom-left",
+        "bottom-right",
+    ]
+)
+FRACTION = st.floats(0, 2)
+FOUR = st.tuples(FRACTION, FRACTION, FRACTION, FRACTION)
+SIZE = st.tuples(SIDE, SIDE)
+
+
+def refused(attempt: Callable[[], object]) -> GeometryError:
+    with pytest.raises(GeometryError) as caught:
+        attempt()
+    return caught.value
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)]
+
+
+def within_rules(ratios: Ratios) -> bool:
+    sides = (ratios.up, ratios.down, ratios.left, ratios.right)
+    return all(type(side) is float and 0 <= side <= 2 for side in sides) and 1 < ratios.area <= 3 + 1e-3
+
+
+def aspect_of(ratios: Ratios, width: int, height: int) -> float:
+    return width * (1 + ratios.left + ratios.right) / (height * (1 + ratios.up + ratios.down))
+
+
+# Ratios
+
+
+@given(FRACTION, FRACTION, FRACTION, FRACTION)
+def test_ratios_are_exactly_those_within_the_rules(up: float, down: float, left: float, right: float) -> None:
+    """Four numbers are taken if and only if something is added and the area is at most 3 (+1e-3)."""
+    area = (1 + up + down) * (1 + left + right)
+    if 1 + 1e-9 < area <= 3.001:
+        assert area == Ratios(up, down, left, right).area
+    else:
+        assert refused(lambda: Ratios(up, down, left, right)).field == "ratios"
+
+
+@given(FRACTION, FRACTION, FRACTION, FRACTION)
+def test_the_factor_named_for_too_large_an_area_works_and_is_the_greatest(
+    up: float, down: float, left: float, right: float
+) -> None:
+    """Ratios that are too large come with a factor that makes them fit, and hardly wastes anything."""
+    assume((1 + up + down) * (1 + left + right) > 3.0011)
+    factor = numbers(refused(lambda: Ratios(up, down, left, right)).limit)[-1]
+    fitted = Ratios(up * factor, down * factor, left * factor, right * factor)
+    assert 2.999 < fitted.area <= 3 + 1e-9
+
+
+@pytest.mark.parametrize("side", ["up", "down", "left", "right"])
+@pytest.mark.parametrize(
+    "value", [-0.1, 2.0001, math.nan, math.inf, -math.inf, True, "1", None, 10**400, 1j, [1]]
+)
+def test_no_side_takes_what_is_not_a_number_from_0_to_2(side: str, value: float) -> None:
+    """A bad side is refused by its name."""
+    assert side == refused(lambda: Ratios(**{side: value})).field
+
+
+def test_any_real_number_becomes_a_float() -> None:
+    """Whole numbers and fractions are numbers too, and a negative zero is a zero."""
+    ratios = Ratios(1, 0, Fraction(1, 4), -0.0)  # type: ignore[arg-type]  # a Fraction is no float to mypy
+    assert [repr(side) for side in (1.0, ratios.down, ratios.left, ratios.right)] == [
+        "1.0",
+        "0.0",
+        "0.25",
+        "0.0",
+    ]
+    assert isinstance(ratios.up, float)
+
+
+def test_ratios_are_the_same_for_every_photo() -> None:
+    """They need no size, and are their own answer."""
+    ratios = Ratios(right=0.5)
+    assert not ratios.needs_size
+    assert ratios.ratios() == ratios.ratios(640, 480) == ratios
+
+
+def test_nothing_added_is_refused() -> None:
+    """Four zeros, and what vanishes next to 1, would be paid for and change nothing."""
+    for attempt in (Ratios, lambda: Ratios(0, 0, 0, 0), lambda: Ratios(up=1e-300)):
+        assert "nothing is added" in str(refused(attempt))
+
+
+def test_the_vendors_rounding_is_let_pass() -> None:
+    """What the vendor's helper prints for three times 3:2 reaches 3.00008, and is taken."""
+    up, down, left, right = map(float, calculate_expansion_ratios(100, 100, 3, 3 / 2).split(","))
+    assert Ratios(up, down, left, right).area > MAX_AREA
+
+
+# Canvas
+
+
+@given(FOUR, ANY_SIDE, ANY_SIDE)
+def test_the_original_stays_whole_and_inside_its_canvas(
+    sides: tuple[float, float, float, float], width: int, height: int
+) -> None:
+    """At its own scale the original keeps its size, and lies where the ratios say to within a pixel."""
+    up, down, left, right = sides
+    assume(1 + 1e-9 < (1 + up + down) * (1 + left + right) <= 3)
+    canvas = Ratios(up, down, left, right).canvas(width, height)
+    x0, y0, x1, y1 = canvas.box
+    assert (width, height) == (x1 - x0, y1 - y0)
+    assert 0 <= x0 < x1 <= canvas.width
+    assert 0 <= y0 < y1 <= canvas.height
+    assert abs(x0 - width * left) <= 1
+    assert abs(y0 - height * up) <= 1
+    assert abs(canvas.width - width * (1 + left + right)) <= 0.51
+    assert abs(canvas.height - height * (1 + up + down)) <= 0.51
+
+
+@given(SIZE, ASPECT, AREA, ANCHOR, SIZE)
+def test_the_box_follows_into_a_result_of_any_size(
+    size: tuple[int, int], aspect: float, area: float | None, anchor: Anchor, result: tuple[int, int]
+) -> None:
+    """Scaled to the service's pixels, each edge is within half a pixel of the exact one, and inside."""
+    (width, height), (wide, high) = size, result
+    try:
+        ratios = ToAspect(aspect, area, anchor).ratios(width, height)
+    except GeometryError:
+        return
+    canvas = ratios.canvas(width, height).scaled(wide, high)
+    x0, y0, x1, y1 = canvas.box
+    across, down = 1 + ratios.left + ratios.right, 1 + ratios.up + ratios.down
+    assert (wide, high) == (canvas.width, canvas.height)
+    assert 0 <= x0 < x1 <= wide
+    assert 0 <= y0 < y1 <= high
+    assert abs(x0 - wide * ratios.left / across) <= 0.5
+    assert abs(y1 - high * (1 + ratios.up) / down) <= 0.5
+    assert canvas == ratios.canvas(width, height).scaled(17, 23).scaled(wide, high)
+
+
+def test_a_canvas_is_rounded_to_the_nearest_pixel() -> None:
+    """Halves are rounded upwards, on the canvas and in the box."""
+    canvas = Ratios(up=1 / 16, left=1 / 32, right=1 / 32).canvas(104, 100)
+    assert (canvas.width, canvas.height, canvas.box) == (111, 106, (3, 6, 107, 106))
+    result = Ratios(right=0.5).canvas(640, 480).scaled(1664, 832)
+    assert (result.width, result.height, result.box) == (1664, 832, (0, 0, 1109, 832))
+
+
+# ToAspect
+
+
+@given(ANY_SIDE, ANY_SIDE, ASPECT, AREA, ANCHOR)
+@example(100, 300, 1.0, None, "left")
+@example(300, 100, 1.0, None, "bottom")
+@example(333, 1000, 1.0, 3.0, "right")
+def test_an_aspect_is_reached_exactly_or_refused(
+    width: int, height: int, aspect: float, area: float | None, anchor: Anchor
+) -> None:
+    """For any photo and shape: the aspect to 1e-9, the area asked for, the rules kept; or GeometryError."""
+    try:
+        ratios = ToAspect(aspect, area, anchor).ratios(width, height)
+    except GeometryError:
+        return
+    assert within_rules(ratios)
+    assert math.isclose(aspect, aspect_of(ratios, width, height), rel_tol=1e-8 if area else 1e-9)
+    stretch = aspect * height / width
+    assert math.isclose(area or max(stretch, 1 / stretch), ratios.area, rel_tol=1e-8)
+    if area is None:
+        assert min(ratios.up + ratios.down, ratios.left + ratios.right) == 0
+
+
+@given(SIDE, SIDE, st.floats(0.1, 10), AREA)
+def test_what_a_refused_aspect_suggests_works(
+    width: int, height: int, aspect: float, area: float | None
+) -> None:
+    """Every area and every aspect that a refusal names is accepted in its place."""
+    wanted = ToAspect(aspect, area)
+    try:
+        wanted.ratios(width, height)
+    except GeometryError as error:
+        if error.field == "area":
+            low, high = numbers(error.limit)[-2:]
+            assert within_rules(ToAspect(aspect, low).ratios(width, height))
+            assert within_rules(ToAspect(aspect, high).ratios(width, height))
+        elif "already" in error.limit:
+            low, high = numbers(error.limit)[-2:]
+            assert within_rules(ToAspect(aspect, low + 1e-4).ratios(width, height))
+            assert within_rules(ToAspect(aspect, high).ratios(width, height))
+        else:
+            low, high = numbers(error.limit)[-2:]
+            assert within_rules(ToAspect(low).ratios(width, height))
+            assert within_rules(ToAspect(high).ratios(width, height))
+
+
+@given(SIDE, SIDE, ASPECT, st.floats(1, 3), ANCHOR)
+def test_an_anchor_says_where_the_original_lies(
+    width: int, height: int, aspect: float, area: float, anchor: Anchor
+) -> None:
+    """Named edges stay where they are; an axis that is not named grows evenly."""
+    try:
+        ratios = ToAspect(aspect, area, anchor).ratios(width, height)
+    except GeometryError:
+        return
+    words = anchor.split("-")
+    assert ("left" not in words) or ratios.left == 0
+    assert ("right" not in words) or ratios.right == 0
+    assert ("top" not in words) or ratios.up == 0
+    assert ("bottom" not in words) or ratios.down == 0
+    assert {"left", "right"} & set(words) or ratios.left == ratios.right
+    assert {"top", "bottom"} & set(words) or ratios.up == ratios.down
+
+
+def test_the_least_expansion_to_a_wider_and_a_higher_shape() -> None:
+    """A square grows sideways only for 16:9, and upwards only for 9:16."""
+    wide = ToAspect("16:9").ratios(900, 900)
+    assert math.isclose(7 / 18, wide.left)
+    assert (wide.up, wide.down, wide.right) == (0, 0, wide.left)
+    tall = ToAspect("9:16", anchor="bottom").ratios(900, 900)
+    assert math.isclose(7 / 9, tall.up)
+    assert (tall.down, tall.left, tall.right) == (0, 0, 0)
+
+
+@given(st.integers(300, 3000), st.integers(300, 3000), ANCHOR)
+def test_a_photo_that_has_the_aspect_is_not_paid_for(width: int, height: int, anchor: Anchor) -> None:
+    """The same shape, or one less than half a pixel away, is refused and says what to do."""
+    error = refused(lambda: ToAspect((width, height), anchor=anchor).ratios(width, height))
+    assert "already has that aspect" in error.limit
+    assert "already" in refused(lambda: ToAspect("16:9").ratios(1366, 768)).limit
+    assert "already" in refused(lambda: ToAspect("1:1", area=1).ratios(500, 500)).limit
+
+
+def test_too_small_an_area_names_the_numbers() -> None:
+    """The vendor's helper would shrink a square to reach 16:9 in 1.2 times its area; this names 1.7778."""
+    error = refused(lambda: ToAspect("16:9", area=1.2).ratios(100, 100))
+    assert (
+        error.field,
+        error.value,
+        error.limit,
+    ) == ("area", "1.2", "16:9 of 100x100 needs an area from 1.7778 to 3")
+
+
+@pytest.mark.parametrize("area", [0.99, 3.01, -1, math.nan, math.inf, True, "2"])
+def test_an_area_beyond_the_rules_is_refused_when_made(area: float) -> None:
+    """No photo can make such an area possible, so none is waited for."""
+    assert refused(lambda: ToAspect("16:9", area=area)).field == "area"
+
+
+@pytest.mark.parametrize(
+    "aspect", ["16:9", "16/9", "16x9", " 16 : 9 ", "32:18", 16 / 9, (16, 9), (1.6, 0.9), "1.7777777777777777"]
+)
+def test_an_aspect_may_be_written_in_many_ways(aspect: str | float | tuple[float, float]) -> None:
+    """All spellings of a shape are one value."""
+    assert math.isclose(16 / 9, parse_aspect(aspect))
+
+
+@pytest.mark.parametrize(
+    "aspect",
+    [
+        "",
+        "wide",
+        "16:9:1",
+        "16:",
+        "0:9",
+        "9:0",
+        "-16:9",
+        "nan",
+        "inf",
+        0,
+        -1,
+        math.nan,
+        math.inf,
+        True,
+        None,
+        (1,),
+        (1, 2, 3),
+        (),
+        ("a", "b"),
+        (1, 0),
+        0.0001,
+        1001,
+        b"16:9",
+        10**400,
+    ],
+)
+def test_what_is_no_aspect_is_refused(aspect: str) -> None:
+    """Anything else is named together with what would do."""
+    error = refused(lambda: ToAspect(aspect))
+    assert error.field == "aspect"
+    assert '"16:9"' in error.limit
+
+
+@pytest.mark.parametrize("make", [lambda word: ToAspect(1, anchor=word), lambda word: ToSize(1, 1, word)])
+@pytest.mark.parametrize("word", ["middle", "", None, "left-top", 5])
+def test_an_unknown_anchor_is_refused_with_the_known_ones(
+    make: Callable[[object], object], word: object
+) -> None:
+    """The refusal lists the words there are."""
+    error = refused(lambda: make(word))
+    assert error.field == "anchor"
+    assert "top-left" in error.limit
+
+
+# ToSize and Padding
+
+
+@given(SIDE, SIDE, st.integers(1, 20_000), st.integers(1, 20_000), ANCHOR)
+def test_a_size_is_met_to_the_pixel_or_refused(
+    width: int, height: int, wide: int, high: int, anchor: Anchor
+) -> None:
+    """The canvas is exactly the one asked for; otherwise the refusal names one that is possible."""
+    wanted = ToSize(wide, high, anchor)
+    if wide >= width and high >= height and width * height < wide * high <= 3 * width * height:
+        ratios = wanted.ratios(width, height)
+        canvas = ratios.canvas(width, height)
+        assert within_rules(ratios)
+        assert (wide, high) == (canvas.width, canvas.height)
+        return
+    error = refused(lambda: wanted.ratios(width, height))
+    if error.field == "size":
+        sizes = re.findall(r"(\d+)x(\d+)", error.limit.partition(": ")[2])
+        assert sizes
+        for least in sizes:
+            ratios = ToSize(int(least[0]), int(least[1])).ratios(width, height)
+            assert within_rules(ratios)
+    else:
+        assert {"width": wide < width, "height": high < height}[error.field]
+        assert numbers(error.limit)[-1] == {"width": width, "height": height}[error.field]
+
+
+PIXELS = st.integers(0, 3000)
+
+
+@given(SIZE, st.tuples(PIXELS, PIXELS, PIXELS, PIXELS))
+def test_padding_adds_exactly_these_pixels_or_is_refused(
+    size: tuple[int, int], sides: tuple[int, int, int, int]
+) -> None:
+    """Each margin of the canvas is the padding asked for, to the pixel."""
+    (width, height), (up, down, left, right) = size, sides
+    padding = Padding(up, down, left, right)
+    wide, high = width + left + right, height + up + down
+    if width * height < wide * high <= 3 * width * height:
+        canvas = padding.ratios(width, height).canvas(width, height)
+        assert (wide, high, (left, up, left + width, up + height)) == (
+            canvas.width,
+            canvas.height,
+            canvas.box,
+        )
+    else:
+        assert f"{wide}x{high}" == refused(lambda: padding.ratios(width, height)).value
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, None, "3", 2**31])
+def test_pixels_are_whole_numbers(value: int) -> None:
+    """Half, negative and boolean pixels are refused by name, in a padding as in a size."""
+    assert refused(lambda: Padding(left=value)).field == "left"
+    assert refused(lambda: ToSize(value, 5)).field == "width"
+    assert refused(lambda: ToSize(5, value)).field == "height"
+
+
+@pytest.mark.parametrize("geometry", [ToAspect("16:9"), ToSize(900, 900), Padding(up=9)])
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5), (5.0, 5), (True, 5), (5, 2**31)])
+def test_a_photo_has_a_whole_positive_size(geometry: Geometry, size: tuple[int, int]) -> None:
+    """A size that no photo has is refused before it is reckoned with."""
+    assert geometry.needs_size
+    assert refused(lambda: geometry.ratios(*size)).field in {"width", "height"}
+
+
+# Towards
+
+
+@pytest.mark.parametrize(
+    ("direction", "ratio", "expected"),
+    [
+        ("right", 1.5, Ratios(right=0.5)),
+        ("left,right", 1.5, Ratios(left=0.25, right=0.25)),
+        ("top,bottom", 1.5, Ratios(up=0.25, down=0.25)),
+        ("all", 1.5, Ratios(0.25, 0.25, 0.25, 0.25)),
+        ("left,right,top,bottom", 1.5, Ratios(0.25, 0.25, 0.25, 0.25)),
+        ("top,left,right", 1.5, Ratios(up=0.5, left=0.25, right=0.25)),
+        ("bottom", 3, Ratios(down=2)),
+        ("left,right", 3, Ratios(left=1, right=1)),
+    ],
+)
+def test_a_direction_lengthens_its_axis(direction: str, ratio: float, expected: Ratios) -> None:
+    """New over old length of each axis that is touched, shared out evenly over its named sides."""
+    assert expected == Towards(direction, ratio).ratios()
+
+
+WORDS = st.lists(st.sampled_from(["left", "right", "top", "bottom", "all"]), min_size=1, max_size=6)
+
+
+@given(WORDS, st.floats(1, 3, exclude_min=True), st.randoms())
+def test_every_direction_stays_within_the_rules(words: list[str], ratio: float, random: Random) -> None:
+    """Order, case, blanks and repeats do not matter; what is accepted keeps the rules."""
+    untidy = " , ".join(random.choice([word, word.upper()]) for word in words)
+    assert parse_direction(",".join(sorted(set(words)))) == parse_direction(untidy)
+    try:
+        towards = Towards(untidy, ratio)
+    except GeometryError as error:
+        greatest = numbers(error.limit)[-1]
+        assert ratio > greatest or ratio < 1 + 1e-8
+        assert within_rules(Towards(untidy, greatest).ratios())
+    else:
+        assert within_rules(towards.ratios())
+        assert towards.ratios() == towards.ratios(640, 480)
+        assert not towards.needs_size
+
+
+def test_the_words_of_the_wire_are_kept() -> None:
+    """The direction is canonical, the ratio a float, and `all` swallows what stands beside it."""
+    assert (Towards(" Top, left,top").direction, Towards("top").ratio) == ("left,top", 1.5)
+    assert Towards("left,all").direction == "all"
+
+
+@pytest.mark.parametrize("direction", ["", "up", "left,,right", "left;right", None, 5, "left right"])
+def test_an_unknown_direction_is_refused_with_the_known_ones(direction: str) -> None:
+    """The refusal lists the words there are."""
+    error = refused(lambda: Towards(direction))
+    assert error.field == "direction"
+    assert "left, right, top, bottom or all" in error.limit
+
+
+@pytest.mark.parametrize("ratio", [1, 0.5, 0, -1, 3.0001, math.nan, math.inf, True, "2", None])
+def test_a_ratio_must_lengthen(ratio: float) -> None:
+    """1 adds nothing, less would shrink, and more than 3 is beyond the area."""
+    assert refused(lambda: Towards("left", ratio)).field == "ratio"
+
+
+def test_the_documented_examples_are_possible() -> None:
+    """Every example of the direction dialect stays within three times the area."""
+    for direction, ratio in (("right", 1.5), ("all", 1.3), ("top,bottom", 1.4), ("all", 1.5)):
+        assert within_rules(Towards(direction, ratio).ratios())
+
+
+# The vendor's helper
+
+
+def test_the_vendors_example() -> None:
+    """Exactly the documented string for the documented example."""
+    assert calculate_expansion_ratios(100, 100, 3, 16 / 9) == "0.1495,0.1495,0.6547,0.6547"
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000), st.floats(1, 3), st.floats(0.1, 10))
+def test_the_helper_agrees_with_the_formula_or_names_an_area(
+    width: int, height: int, area: float, aspect: float
+) -> None:
+    """Where the plain formula is not negative so is the string, to its four decimals; else GeometryError."""
+    across = (math.sqrt(area * width * height * aspect) / width - 1) / 2
+    down = (math.sqrt(area * width * height / aspect) / height - 1) / 2
+    try:
+        text = calculate_expansion_ratios(width, height, area, aspect)
+    except GeometryError as error:
+        assert min(across, down) < 1e-8
+        if error.field == "area":
+            calculate_expansion_ratios(width, height, numbers(error.limit)[-2], aspect)
+        return
+    assert re.fullmatch(r"(\d\.\d{4},){3}\d\.\d{4}", text)
+    for expected, actual in zip((down, down, across, across), text.split(","), strict=True):
+        assert abs(expected - float(actual)) <= 0.51e-4
+
+
+def test_the_helper_has_no_negative_zero() -> None:
+    """The least area for a shape leaves the other axis at a plain zero."""
+    assert calculate_expansion_ratios(100, 100, 16 / 9, 16 / 9) == "0.0000,0.0000,0.3889,0.3889"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (0, 1, 2, 1),
+        (1, -1, 2, 1),
+        (1, 1, 0, 1),
+        (1, 1, 4, 1),
+        (1, 1, math.nan, 1),
+        (1, "1", 2, 1),
+        (1, 1, 2, 0),
+        (1, 1, 1, 1),
+        (1, math.inf, 2, 1),
+        (100, 100, 1.2, 16 / 9),
+        (1, 9, 3, 9),
+    ],
+)
+def test_the_helper_refuses_what_cannot_be_expanded(arguments: tuple[float, float, float, float]) -> None:
+    """No crash and no nonsense string: a GeometryError."""
+    assert "not possible" in str(refused(lambda: calculate_expansion_ratios(*arguments)))

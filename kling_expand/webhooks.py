@@ -202,13 +202,13 @@ def _images(outputs: Any) -> list[dict[str, Any]]:
     doorbell, where half of the pictures would pass for the whole result.
     """
     pictures = [item for item in outputs if _may_be_picture(item)] if isinstance(outputs, list) else []
-    if not all(_is_url(item.get("url")) for item in pictures):
+    if not all(_url(item.get("url")) for item in pictures):
         return []
     indexes = [item.get("index") for item in pictures]
     if not all(type(index) is int and index >= 0 for index in indexes) or len({*indexes}) < len(indexes):
         indexes = list(range(len(pictures)))
     return [
-        {"index": index, "url": item["url"], "watermark_url": _url_or_none(item.get("watermark_url"))}
+        {"index": index, "url": item["url"], "watermark_url": _url(item.get("watermark_url"))}
         for index, item in zip(indexes, pictures, strict=True)
     ]
 
@@ -218,9 +218,5 @@ def _may_be_picture(item: Any) -> bool:
     return not isinstance(kind, str) or not kind or kind.lower().startswith("image")
 
 
-def _is_url(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("https://", "http://"))
-
-
-def _url_or_none(value: Any) -> str | None:
-    return value if _is_url(value) else None
+def _url(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.startswith(("https://", "http://")) else None

@@ -445,6 +445,7 @@ BAD_SECRETS = [
     "whsec_geheimnisß",
     "whsec_A",
     "whsec_====",
+    "whsec_abcd-efgh",
 ]
 
 

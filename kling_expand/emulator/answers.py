@@ -1,0 +1,56 @@
+"""What does every answer look like? The envelope around data, and the one around a refusal."""
+
+import json
+import random
+import uuid
+from typing import Any
+
+from aiohttp import web
+from attrs import frozen
+
+from kling_expand.emulator.codes import Refusal
+
+
+@frozen
+class Answers:
+    """Makes envelopes, each with a request id drawn by `chance`."""
+
+    chance: random.Random
+
+    def data(self, data: Any) -> web.Response:
+        """200, and what was asked for."""
+        return self._json(
+            200, {"code": 0, "message": "SUCCEED", "request_id": self._request_id(), "data": data}
+        )
+
+    def refused(self, refusal: Refusal) -> web.Response:
+        """The refusal's status, code and message; no `data`, since some clients take that for success."""
+        body = {"code": refusal.code, "message": refusal.message, "request_id": self._request_id()}
+        response = self._json(refusal.status, body)
+        if refusal.retry_after is not None:
+            response.headers["Retry-After"] = refusal.retry_after
+        return response
+
+    def _request_id(self) -> str:
+        return str(uuid.UUID(int=self.chance.getrandbits(128), version=4))
+
+    def _json(self, status: int, body: dict[str, Any]) -> web.Response:
+        return web.Response(body=json.dumps(body).encode(), status=status, content_type="application/json")
+
+
+async def read_body(request: web.Request, limit: int) -> bytes:
+    """The whole body, or Refusal 1200; read beyond the limit, so that the sender hears the answer."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.content.iter_any():
+            size += len(part)
+            if size <= limit:
+                parts.append(part)
+            elif size > 4 * limit:
+                break
+    except (ValueError, web.RequestPayloadError):
+        raise Refusal(1200, "Invalid request parameters: the body cannot be read") from None
+    if size > limit:
+        raise Refusal(1200, f"Invalid request parameters: the body is longer than {limit} bytes")
+    return b"".join(parts)

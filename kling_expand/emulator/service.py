@@ -1,0 +1,201 @@
+"""What does the service do when it is called? Orders become tasks; HTTP is somebody else's.
+
+Everything here returns tasks or pictures, or raises Refusal.
+"""
+
+import asyncio
+import hashlib
+import math
+import random
+import zlib
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+
+from attrs import evolve
+
+from kling_expand.emulator import rules
+from kling_expand.emulator.books import Books
+from kling_expand.emulator.clock import Clock
+from kling_expand.emulator.codes import Refusal
+from kling_expand.emulator.fetching import FetchError, fetch
+from kling_expand.emulator.headers import PictureError
+from kling_expand.emulator.lists import Page
+from kling_expand.emulator.painting import LAZY, Key, Painter
+from kling_expand.emulator.settings import Settings
+from kling_expand.emulator.store import Store
+from kling_expand.emulator.tasks import Task
+from kling_expand.emulator.worker import Painted
+
+LARGE = 1_000_000  # bytes of a body beyond which reading it would hold up the loop
+
+
+class Service:
+    """The account: its tasks, its pictures and its limits."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.state)
+        self.clock = Clock(settings.clock, moved=self.store.fact("moved"))
+        self.books = Books(settings.life_seconds)
+        self.origin = ""
+        self.chance = random.Random(settings.seed)
+        self.on_task: list[
+            Callable[[Task], None]
+        ] = []  # told of each task made here or found in the state file
+        self._painter = Painter(workers=settings.workers)
+        self._preparing: set[asyncio.Task[None]] = set()
+
+    def start(self, origin: str) -> None:
+        """Take up the tasks of the state file; `origin` is where pictures are found."""
+        self.origin = origin
+        now = self.clock.now()
+        for task in self.store.tasks():
+            self.books.add(task)
+        everything = set(self.books.tasks)
+        self.books.settle(now)
+        self.store.drop(everything - set(self.books.tasks))
+        for task in self.books.tasks.values():
+            self._take_up(task)
+
+    async def create(self, dialect: str, raw: bytes) -> Task:
+        """A new task from a request's body."""
+        if len(raw) > LARGE:
+            read = partial(_read, dialect, raw)
+            order, image = await asyncio.get_running_loop().run_in_executor(None, read)
+        else:
+            order, image = _read(dialect, raw)
+        self._admit(order)
+        digest = hashlib.sha256(image).hexdigest() if image else ""
+        task = self._new(dialect, order, digest)
+        self.books.add(task)
+        if image:
+            self.store.put_image(digest, image)
+        self.store.put_task(task)
+        await self.store.flush()
+        self._take_up(task)
+        return task
+
+    def _admit(self, order: rules.Order) -> None:
+        self.books.settle(self.clock.now())
+        known = order.external_task_id and self.books.has_external(order.external_task_id)
+        if known and not self.settings.allow_duplicates:
+            raise Refusal(1201, f"external_task_id {order.external_task_id} already exists")
+        if self.books.used_slots + order.n > self.settings.slots:
+            raise Refusal(1303)
+        if self.books.open_tasks >= self.settings.open_tasks:
+            raise Refusal(1303)
+
+    def _new(self, dialect: str, order: rules.Order, digest: str) -> Task:
+        now = self.clock.now()
+        factor = math.exp(self.settings.jitter * self.chance.gauss(0, 1)) if self.settings.jitter else 1.0
+        starts = now + self.settings.queue_seconds * factor
+        return Task(
+            task_id=self.books.next_id(now),
+            external_task_id=order.external_task_id,
+            dialect=dialect,
+            ratios=order.ratios,
+            n=order.n,
+            prompt=order.prompt,
+            watermark=order.watermark,
+            callback_url=order.callback_url,
+            created=now,
+            starts=starts,
+            due=starts + self.settings.work_seconds * factor,
+            seed=zlib.crc32(f"{self.settings.seed} {order.prompt!a}".encode()) & 0xFFFFFFF,
+            engine=self.settings.engine,
+            image_url="" if digest else order.image,
+            digest=digest,
+            ready=now if digest and self.settings.engine == LAZY else None,
+        )
+
+    def _take_up(self, task: Task) -> None:
+        if task.ready is None:
+            preparing = asyncio.ensure_future(self._prepare(task))
+            self._preparing.add(preparing)
+            preparing.add_done_callback(self._preparing.discard)
+        for listener in self.on_task:
+            listener(task)
+
+    async def _prepare(self, task: Task) -> None:
+        """Paint, and enter how it went; whoever asks afterwards waits until that is on the disk."""
+        failure = ""
+        try:
+            if not task.digest:
+                task = await self._fetch(task)
+            if task.engine != LAZY:
+                await asyncio.gather(*(self._paint(task, index) for index in range(task.n)))
+        except PictureError as error:
+            failure = f"{rules.BAD_PIXELS}: {error}"
+        except FetchError as error:
+            failure = f"Failed to fetch the image: {error}"
+        except Refusal as refusal:
+            failure = refusal.message
+        done = task.painted(self.clock.now(), failure)
+        self.store.put_task(done)
+        self.books.update(done)
+
+    async def _fetch(self, task: Task) -> Task:
+        """The task once its image is here."""
+        settings = self.settings
+        image = await fetch(
+            task.image_url, seconds=settings.fetch_seconds, allow_private=settings.allow_private
+        )
+        rules.check_image(image)
+        digest = hashlib.sha256(image).hexdigest()
+        self.store.put_image(digest, image)
+        return evolve(task, digest=digest)
+
+    async def _paint(self, task: Task, index: int) -> Painted:
+        key = Key(task.digest, task.ratios, task.seed + index, task.engine, task.watermark)
+        return await self._painter.paint(key, partial(self.store.image, task.digest))
+
+    async def query(self, dialect: str, name: str) -> Task:
+        """One task by either of its ids."""
+        await self._settle()
+        task = self.books.find(name, dialect)
+        if task is None:
+            raise Refusal(1201, f"Task not found by id/external id: {name}")
+        return task
+
+    async def list(self, dialect: str, page: Page) -> list[Task]:
+        """One page of tasks, newest first."""
+        await self._settle()
+        return list(islice(self.books.newest(dialect), page.span.start, page.span.stop))
+
+    async def picture(self, task_id: str, index: int, *, watermark: bool) -> tuple[bytes, str] | None:
+        """PNG bytes and their engine's name; None where there is no such picture, not yet or no longer."""
+        await self._settle()
+        task = self.books.tasks.get(task_id)
+        if task is None or index >= task.n or task.status_at(self.clock.now()) != "succeed":
+            return None
+        picture, marked = await self._paint(task, index)
+        data = marked if watermark else picture
+        return (data, task.engine) if data else None
+
+    async def _settle(self) -> None:
+        """Bring the books up to now, and let nothing be told that a crash could still undo."""
+        self.books.settle(self.clock.now())
+        await self.store.flush()
+
+    async def painted(self) -> None:
+        """Return when nothing is being painted: from then on the clock alone decides."""
+        while self._preparing:
+            await asyncio.wait(self._preparing)
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forwards, also for those who come after a restart."""
+        self.clock.advance(seconds)
+        self.store.put_fact("moved", self.clock.moved)
+
+    async def aclose(self) -> None:
+        """Stop painting, write what waits."""
+        for preparing in self._preparing:
+            preparing.cancel()
+        await self._painter.aclose()
+        await self.store.aclose()
+
+
+def _read(dialect: str, raw: bytes) -> tuple[rules.Order, bytes]:
+    order = rules.DIALECTS[dialect](rules.parse(raw))
+    return order, b"" if rules.is_url(order.image) else rules.decode(order.image)

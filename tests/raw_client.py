@@ -1,0 +1,71 @@
+"""A client that knows nothing but HTTP and JSON, to ask the emulator without our own SDK."""
+
+import base64
+import struct
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from kling_expand.emulator import Emulator
+
+EDITING = "/v1/images/editing/expand"
+SIDES = ("up", "down", "left", "right")
+
+
+def png(width: int = 300, height: int = 300) -> bytes:
+    """A small grey PNG written by hand."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress((b"\0" + b"\x80" * width) * height)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def order(**changes: Any) -> dict[str, Any]:
+    """A good body of the editing dialect, with changes."""
+    body: dict[str, Any] = {f"{side}_expansion_ratio": 0.25 for side in SIDES}
+    return body | {"image": base64.b64encode(png()).decode()} | changes
+
+
+class Caller:
+    """A client that knows nothing but HTTP."""
+
+    def __init__(self, emulator: Emulator, session: aiohttp.ClientSession) -> None:
+        self.emulator = emulator
+        self.session = session
+
+    async def __call__(
+        self, method: str, path: str, *, json: Any = None, **more: Any
+    ) -> tuple[int, dict[str, Any]]:
+        """(status, decoded body)"""
+        headers = {"Authorization": f"Bearer {self.emulator.api_key}"} | more.pop("headers", {})
+        async with self.session.request(
+            method, self.emulator.url + path, json=json, headers=headers, **more
+        ) as answer:
+            body: dict[str, Any] = await answer.json()
+            return answer.status, body
+
+    async def create(self, **changes: Any) -> str:
+        """The id of a new task."""
+        status, body = await self("POST", EDITING, json=order(**changes))
+        assert status == 200, body
+        task_id: str = body["data"]["task_id"]
+        return task_id
+
+    async def task(self, task_id: str) -> dict[str, Any]:
+        """`data` of query-one."""
+        _, body = await self("GET", f"{EDITING}/{task_id}")
+        data: dict[str, Any] = body["data"]
+        return data
+
+
+@asynccontextmanager
+async def calling(**options: Any) -> AsyncIterator[Caller]:
+    """An emulator and its caller."""
+    async with Emulator(**({"engine": "flat"} | options)) as emulator, aiohttp.ClientSession() as session:
+        yield Caller(emulator, session)

@@ -1,0 +1,161 @@
+"""Does the emulator speak the documented wire? Raw aiohttp on one side, literal JSON on both."""
+
+import base64
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from PIL import Image
+from raw_client import EDITING, calling, order
+
+from kling_expand.emulator import Emulator
+
+PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "coffee.jpg"
+
+
+async def test_a_task_lives_as_documented() -> None:
+    """submitted, processing, succeed, each at its moment, with the fields of the document."""
+    async with calling(queue_seconds=10, work_seconds=20, clock=lambda: 1_700_000_000.0) as call:
+        status, body = await call("POST", EDITING, json=order(n=2, external_task_id="mine"))
+        assert (status, body["code"], body["message"]) == (200, 0, "SUCCEED")
+        task_id = body["data"]["task_id"]
+        assert len(task_id) == 18
+        assert task_id.isdecimal()
+        assert body["data"] == {
+            "task_id": task_id,
+            "task_info": {"external_task_id": "mine"},
+            "task_status": "submitted",
+            "created_at": 1_700_000_000_000,
+            "updated_at": 1_700_000_000_000,
+        }
+        call.emulator.advance(10)
+        assert (await call.task(task_id))["task_status"] == "processing"
+        call.emulator.advance(20)
+        task = await call.task("mine")
+        stem = f"{call.emulator.url}/files/{task_id}/"
+        assert task == {
+            "task_id": task_id,
+            "task_info": {"external_task_id": "mine"},
+            "task_status": "succeed",
+            "task_status_msg": "",
+            "watermark_info": {"enabled": False},
+            "final_unit_deduction": "16",
+            "final_balance_deduction": {"quota": "0.056", "list_price": "0.056"},
+            "created_at": 1_700_000_000_000,
+            "updated_at": 1_700_000_030_000,
+            "task_result": {
+                "images": [{"index": 0, "url": stem + "0.png"}, {"index": 1, "url": stem + "1.png"}]
+            },
+        }
+        assert call.emulator.books.units_billed == 16
+
+
+async def test_pictures_differ_and_need_no_credentials() -> None:
+    """n pictures of the exact aspect, served whole and in ranges to anybody, saying what made them."""
+    async with calling(queue_seconds=0, work_seconds=0) as call:
+        task = await call.task(await call.create(n=2, right_expansion_ratio=0.5))
+        first, second = (image["url"] for image in task["task_result"]["images"])
+        async with call.session.get(first) as answer:
+            whole = await answer.read()
+            assert ("image/png", str(len(whole)), "flat") == (
+                answer.content_type,
+                answer.headers["Content-Length"],
+                answer.headers["X-Engine"],
+            )
+            assert answer.headers["Server"] == "kling-expand-emulator"
+        async with call.session.get(second) as answer:
+            assert whole != await answer.read()
+        with Image.open(io.BytesIO(whole)) as picture:
+            assert abs(picture.width - picture.height * 1.75 / 1.5) <= 1
+        parts = [(0, 9), (10, 99), (100, len(whole) + 5)]
+        joined = b""
+        for first_byte, last_byte in parts:
+            headers = {"Range": f"bytes={first_byte}-{last_byte}"}
+            async with call.session.get(first, headers=headers) as answer:
+                assert answer.status == 206
+                joined += await answer.read()
+        assert whole == joined
+
+
+@pytest.mark.parametrize(
+    ("header", "status", "content_range"),
+    [
+        ("bytes=-5", 206, "bytes {last5}-{last}/{size}"),
+        ("bytes=999999999-", 416, "bytes */{size}"),
+        ("bytes=9-2", 200, None),
+        ("lines=1-2", 200, None),
+    ],
+)
+async def test_odd_ranges(header: str, status: int, content_range: str | None) -> None:
+    """A tail is served, what lies outside is 416, and what is no range is ignored."""
+    async with calling(queue_seconds=0, work_seconds=0) as call:
+        task = await call.task(await call.create())
+        url = task["task_result"]["images"][0]["url"]
+        async with call.session.get(url) as answer:
+            size, tag = len(await answer.read()), answer.headers["ETag"]
+        async with call.session.get(url, headers={"Range": header, "If-Range": tag}) as answer:
+            assert status == answer.status
+            expected = content_range and content_range.format(size=size, last=size - 1, last5=size - 5)
+            assert expected == answer.headers.get("Content-Range")
+        async with call.session.get(url, headers={"Range": header, "If-Range": '"other"'}) as answer:
+            assert (200, size) == (answer.status, len(await answer.read()))
+
+
+async def test_the_real_engine_paints() -> None:
+    """Without another engine being named, a photograph grows by itself, and its task waits for that."""
+    async with calling(engine="patchmatch", queue_seconds=0, work_seconds=0) as call:
+        photo = base64.b64encode(PHOTO.read_bytes()).decode()
+        task_id = await call.create(image=photo)
+        await call.emulator.painted()
+        task = await call.task(task_id)
+        assert task["task_status"] == "succeed"
+        async with call.session.get(task["task_result"]["images"][0]["url"]) as answer:
+            assert answer.headers["X-Engine"] == "patchmatch"
+            with Image.open(io.BytesIO(await answer.read())) as picture:
+                picture.load()
+
+
+async def test_lists_are_paged_newest_first() -> None:
+    """pageNum and pageSize as documented, whatever is out of range is 1201."""
+    async with calling(slots=100) as call:
+        ids = [await call.create() for _ in range(5)]
+        _, body = await call("GET", f"{EDITING}?pageNum=2&pageSize=2")
+        assert [ids[2], ids[1]] == [task["task_id"] for task in body["data"]]
+        _, body = await call("GET", EDITING)
+        assert ids[::-1] == [task["task_id"] for task in body["data"]]
+        for query in ("pageNum=0", "pageNum=1001", "pageSize=0", "pageSize=501", "pageSize=x", "pageNum="):
+            status, body = await call("GET", f"{EDITING}?{query}")
+            assert (status, body["code"]) == (400, 1201)
+
+
+def token(emulator: Emulator, **claims: Any) -> str:
+    """A JWT as the documented sample makes it, with changes."""
+    now = time.time()
+    usual = {"iss": emulator.access_key, "exp": now + 1800, "nbf": now - 5}
+    return "Bearer " + jwt.encode(usual | claims, emulator.secret_key, algorithm="HS256")
+
+
+async def test_a_jwt_opens_as_a_static_key_does() -> None:
+    """Also one with `iat` and a life of 3600 s, as other clients send."""
+    async with calling() as call:
+        for claims in ({}, {"iat": time.time(), "exp": time.time() + 3600}):
+            headers = {"Authorization": token(call.emulator, **claims)}
+            status, _ = await call("GET", EDITING, headers=headers)
+            assert status == 200
+
+
+async def test_unknown_places_and_verbs_are_told_in_an_envelope() -> None:
+    """1203 for a resource and 1202 for a method that do not exist, both under 404."""
+    async with calling() as call:
+        for method, path, code in (
+            ("GET", "/v1/nothing", 1203),
+            ("GET", EDITING + "/a/b", 1203),
+            ("DELETE", EDITING, 1202),
+            ("PUT", EDITING + "/1", 1202),
+        ):
+            status, body = await call(method, path)
+            assert (404, code) == (status, body["code"])
+            assert {"code", "message", "request_id"} == set(body)

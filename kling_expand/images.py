@@ -1,0 +1,256 @@
+"""What may be sent? Any kind of photo becomes one checked `Photo`, sent as Base64 in slices.
+
+The rules (official documentation): PNG or JPEG, at most 10 MB, each side at least 300 pixels,
+shape from 1:2.5 to 2.5:1; or a URL. They are checked on what the file holds, never on its
+name, and a file that was cut short is refused. Pixels are not decoded here, and a JPEG's EXIF
+orientation is not applied: width and height are those of the stored picture.
+"""
+
+import asyncio
+import base64
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import io
+import os
+import re
+import stat
+import sys
+from collections.abc import AsyncGenerator, Callable
+from functools import cache
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+from attrs import field, frozen
+
+from .errors import ImageError
+from .formats import BASE64_HEADS, read_shape
+from .models import ImageSource, source_name
+
+# The documentation says "10MB" and not which. A refused create is free, so the larger reading
+# costs nothing where it is wrong, and the smaller would turn good photos away.
+MAX_BYTES = 10 * 1024 * 1024
+MIN_SIDE = 300  # pixels (doc)
+SLICE = 3 * 64 * 1024  # bytes: a multiple of 3, and well under a millisecond of Base64
+_INLINE = 64 * 1024  # up to here a thread costs more than the work
+_SOURCES = "a path, an http(s) URL, a data: URI, bytes, a binary file or a PIL image"
+
+
+@frozen
+class Photo:
+    """A photo that was checked and can be sent, as often as needed.
+
+    `width` and `height` are pixels, `format` is ``"PNG"`` or ``"JPEG"``, `size` bytes: all None
+    for a URL, which only the service reads. `digest` is the SHA-256 of the bytes, or of the URL,
+    in hex. `encoded_length` is the exact number of bytes that `slices` yields.
+    """
+
+    name: str
+    digest: str
+    encoded_length: int
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    size: int | None = None
+    url: str | None = None
+    _content: bytes | str | os.PathLike[str] | None = field(default=None, repr=False, eq=False)
+
+    async def slices(self) -> AsyncGenerator[bytes, None]:
+        """The `image` value as it goes into a JSON string: Base64 (or the URL), needing no escapes.
+
+        Starts anew on each call. Nothing stays open between slices, so it may be abandoned anywhere.
+        Raises `ImageError` where the file is no longer the one that was checked.
+        """
+        if self.url is not None:
+            yield self.url.encode()
+            return
+        size, seen = self.size or 0, hashlib.sha256()
+        if isinstance(self._content, bytes) and size <= _INLINE:
+            yield _encoder()(self._content)
+            return
+        for start in range(0, size, SLICE):
+            yield await asyncio.to_thread(self._slice, start, min(SLICE, size - start), seen)
+
+    def _slice(self, start: int, length: int, seen: Any) -> bytes:
+        if isinstance(self._content, bytes):
+            return _encoder()(memoryview(self._content)[start : start + length])
+        size, piece = self._read(start, length)
+        seen.update(piece)
+        last = start + length == self.size
+        # The digest is complete before the last slice leaves: no altered photo is ever sent whole.
+        if size != self.size or len(piece) != length or (last and seen.hexdigest() != self.digest):
+            raise ImageError("image", self.name, "the file was changed while it was sent: start again")
+        return _encoder()(piece)
+
+    def _read(self, start: int, length: int) -> tuple[int, bytes]:
+        try:
+            with open(cast(str, self._content), "rb") as file:  # noqa: PTH123  (a path may be any PathLike)
+                file.seek(start)
+                return os.fstat(file.fileno()).st_size, file.read(length)
+        except OSError as error:
+            raise ImageError("image", self.name, f"it can no longer be read: {error.strerror}") from error
+
+
+async def load(source: ImageSource) -> Photo:
+    """Check whatever *source* is, without holding the loop, and make it ready to be sent.
+
+    A path (read again when sent), an ``http(s)`` URL (not fetched), a ``data:`` URI, raw bytes, a
+    binary file (read from where it stands) or a PIL image (sent as JPEG if it was one, else as PNG).
+    Raises `ImageError`.
+    """
+    if isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE):
+        return _from_url(source)
+    if isinstance(source, bytes) and len(source) <= _INLINE:
+        return _from_bytes(source)
+    return await asyncio.to_thread(_reader(source), source)
+
+
+def _reader(source: ImageSource) -> Callable[[Any], Photo]:
+    """Who knows this kind of source."""
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return _from_data
+    if isinstance(source, str | os.PathLike):
+        return _from_path
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _from_bytes
+    # No PIL image exists where nobody has imported Pillow, so neither do we.
+    if (pillow := sys.modules.get("PIL.Image")) and isinstance(source, pillow.Image):
+        return _from_pillow
+    if callable(getattr(source, "read", None)):
+        return _from_file
+    raise ImageError("image", source_name(source), f"{_SOURCES} is needed")
+
+
+def _from_url(url: str) -> Photo:
+    try:
+        # Quotes, backslashes, blanks and control characters do not belong in a URL, nor in our JSON.
+        good = bool(urlsplit(url).hostname) and not re.search(r'[\s"\\\x00-\x1f\x7f]', url)
+        text = url.encode()
+    except ValueError:
+        good = False
+    if not good:
+        raise ImageError("image", repr(url), "it is not a well-formed URL")
+    return Photo(url, hashlib.sha256(text).hexdigest(), len(text), url=url)
+
+
+def _from_data(uri: str) -> Photo:
+    name = source_name(uri)
+    head, comma, text = uri.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise ImageError("image", name, "a data: URI must read data:image/png;base64,…")
+    text = "".join(text.split()).rstrip("=")
+    _check_weight(len(text) * 3 // 4, name)
+    try:
+        content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError as error:
+        raise ImageError("image", name, f"its Base64 cannot be decoded: {error}") from error
+    return _from_bytes(content, name)
+
+
+def _from_path(path: str | os.PathLike[str]) -> Photo:
+    name = source_name(path)
+    try:
+        _check_regular(os.stat(path).st_mode, name)  # noqa: PTH116  (a path may be any PathLike)
+        with open(path, "rb") as file:  # noqa: PTH123
+            return _checked(file, os.fstat(file.fileno()).st_size, name, path)
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        # A whole photo may stand here as text by mistake: it does not belong in a message.
+        value = repr(name if len(name) <= 200 else f"{name[:60]}…")
+        raise ImageError("image", value, _unreadable(path, error)) from error
+
+
+def _check_regular(mode: int, name: str) -> None:
+    """A directory has no bytes, and opening a pipe would wait for ever."""
+    if not stat.S_ISREG(mode):
+        kind = "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
+        raise ImageError("image", name, f"it is a {kind}, and a photo's file is needed")
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+    text = os.fspath(path)
+    if isinstance(text, str) and (text.startswith(BASE64_HEADS) or len(text) > 1024):
+        return "it looks like Base64 text: pass base64.b64decode(text), or a data: URI"
+    if isinstance(text, str) and re.match(r"[a-z][a-z0-9+.-]+:/", text, re.IGNORECASE):
+        return "only http and https URLs can be sent, and no file has this name"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "there is no such file, and it is not an http(s) URL"
+    return f"it cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def _from_bytes(source: bytes | bytearray | memoryview, name: str | None = None) -> Photo:
+    name = name or source_name(source)
+    _check_weight(memoryview(source).nbytes, name)
+    content = bytes(source)  # a copy of what may still change, and no copy of what cannot
+    return _checked(io.BytesIO(content), len(content), name, content)
+
+
+def _from_file(file: BinaryIO) -> Photo:
+    name = source_name(file)
+    content = bytearray()
+    try:
+        while len(content) <= MAX_BYTES and (piece := file.read(MAX_BYTES + 1 - len(content))):
+            content += _binary(piece, name)
+    except ImageError:
+        raise
+    except Exception as error:  # whatever a foreign file object may raise
+        raise ImageError("image", name, f"it cannot be read: {error}") from error
+    return _from_bytes(content, name)
+
+
+def _binary(piece: Any, name: str) -> bytes | bytearray | memoryview:
+    if isinstance(piece, bytes | bytearray | memoryview):
+        return piece
+    if inspect.iscoroutine(piece):
+        piece.close()  # or it would be reported as never awaited
+    hint = "open it with mode 'rb'" if isinstance(piece, str) else "read it first and pass the bytes"
+    raise ImageError("image", name, f"its read() returns {type(piece).__name__}, not bytes: {hint}")
+
+
+def _from_pillow(image: Any) -> Photo:
+    name = f"<PIL image {image.width}x{image.height}>"
+    _check_shape(image.width, image.height, name)
+    target, jpeg = io.BytesIO(), image.format == "JPEG"
+    try:
+        if image.mode not in ({"L", "RGB", "CMYK"} if jpeg else {"1", "L", "LA", "P", "RGB", "RGBA"}):
+            image = image.convert("RGBA" if image.has_transparency_data and not jpeg else "RGB")
+        image.save(target, "JPEG" if jpeg else "PNG", **({"quality": 95} if jpeg else {}))
+    except Exception as error:  # Pillow's readers raise many kinds, and reading may only happen now
+        raise ImageError("image", name, f"Pillow cannot encode it: {error}") from error
+    return _from_bytes(target.getvalue(), name)
+
+
+def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content: Any) -> Photo:
+    """Apply every rule to an open, seekable file. Only a few kilobytes are held at a time."""
+    _check_weight(size, name)
+    kind, width, height = read_shape(file, size, name)
+    _check_shape(width, height, name)
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Photo(name, digest, 4 * -(-size // 3), width, height, kind, size, content=content)
+
+
+def _check_weight(size: int, name: str) -> None:
+    if size == 0:
+        raise ImageError("image", name, "it is empty")
+    if size > MAX_BYTES:
+        limit = f"at most 10 MB ({MAX_BYTES} bytes) are allowed: scale it down, or save it as JPEG"
+        raise ImageError("image", f"{name} of {size} bytes", limit)
+
+
+def _check_shape(width: int, height: int, name: str) -> None:
+    value = f"{name} of {width}x{height} pixels"
+    if min(width, height) < MIN_SIDE:
+        raise ImageError("image", value, f"each side needs at least {MIN_SIDE} pixels: scale it up")
+    if 2 * max(width, height) > 5 * min(width, height):
+        raise ImageError("image", value, "a shape from 1:2.5 to 2.5:1 is allowed: crop it")
+
+
+@cache
+def _encoder() -> Callable[[bytes | memoryview], bytes]:
+    """Base64 by `pybase64` (several times as fast) where it is installed, else by the standard library."""
+    fast = importlib.util.find_spec("pybase64")
+    found = importlib.import_module("pybase64") if fast else base64
+    return cast(Callable[[bytes | memoryview], bytes], found.b64encode)

@@ -1,7 +1,8 @@
 """What can be set? Settings with their defaults; the only reader of the environment."""
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from attrs import field, frozen
@@ -61,6 +62,8 @@ def credentials(
     secret_key: str | None = None,
     api_key: str | None = None,
     environ: Mapping[str, str] = os.environ,
+    *,
+    clock: Callable[[], float] = time.time,
 ) -> Auth:
     """The credentials given, or else the environment's.
 
@@ -68,21 +71,21 @@ def credentials(
     a pair is an error. The names are ``KLING_API_KEY`` and ``KLING_ACCESS_KEY`` with
     ``KLING_SECRET_KEY``, or the same beginning with ``KLINGAI_``. Raises `ConfigurationError`.
     """
-    named = [(access_key, secret_key, api_key)]
-    named += [
-        tuple(environ.get(f"{prefix}_{name}") for name in ("ACCESS_KEY", "SECRET_KEY", "API_KEY"))
-        for prefix in ("KLING", "KLINGAI")
-    ]
-    for access, secret, key in [tuple((value or "").strip() for value in row) for row in named]:
+    names = ("ACCESS_KEY", "SECRET_KEY", "API_KEY")
+    rows: list[Sequence[str | None]] = [(access_key, secret_key, api_key)]
+    rows += [[environ.get(f"{prefix}_{name}") for name in names] for prefix in ("KLING", "KLINGAI")]
+    for row in rows:
+        access, secret, key = ((value or "").strip() for value in row)
         if key:
             return StaticKey(key)
         if access and secret:
-            return KeyPair(access, secret)
+            return KeyPair(access, secret, clock=clock)
         if access or secret:
             missing = "secret key" if access else "access key"
             raise ConfigurationError(f"the {missing} is missing: a key pair needs both halves")
     raise ConfigurationError(
-        "no credentials: set KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY, or pass them to KlingClient"
+        "no credentials: set KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY, "
+        "or pass them to KlingClient"
     )
 
 

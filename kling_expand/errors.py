@@ -34,6 +34,7 @@
     │   └── ResultExpired         … because the service no longer keeps it
     ├── WebhookError              a callback that cannot be trusted or read
     ├── JournalError              the journal file cannot be used
+    ├── NotSubmitted              it was taken back before it was sent: nothing is owed
     └── ClientClosed              the client was closed; its open tasks go on at the service
 
 ``retryable`` says whether the same call may be made again by itself. A create is never
@@ -41,6 +42,43 @@ repeated on that word alone: see `kling_expand.submission`.
 """
 
 from typing import Any, ClassVar
+
+__all__ = [
+    "APIError",
+    "AccountError",
+    "AuthenticationError",
+    "BadRequest",
+    "BudgetExceeded",
+    "ClientClosed",
+    "ConfigurationError",
+    "ContentRejected",
+    "DeadlineExceeded",
+    "DownloadError",
+    "DuplicateTask",
+    "GeometryError",
+    "IPNotAllowed",
+    "ImageError",
+    "InvalidRequest",
+    "JournalError",
+    "KlingError",
+    "MissingExtra",
+    "NotFound",
+    "NotSubmitted",
+    "ParallelLimit",
+    "PermissionDenied",
+    "PolicyRefusal",
+    "ProtocolError",
+    "RateLimited",
+    "ResultExpired",
+    "ServerError",
+    "SubmissionUnknown",
+    "TaskFailed",
+    "TaskModerated",
+    "TaskNotFound",
+    "TokenExpired",
+    "TransportError",
+    "WebhookError",
+]
 
 
 class KlingError(Exception):
@@ -243,6 +281,10 @@ class WebhookError(KlingError):
 
 class JournalError(KlingError):
     """The journal file is locked, foreign, torn, or of a newer version."""
+
+
+class NotSubmitted(KlingError):
+    """The job was taken back before anything was sent: no task exists and nothing is owed."""
 
 
 class ClientClosed(KlingError):

@@ -76,20 +76,18 @@ class TaskFuture:
     """
 
     __slots__ = (
-        "__weakref__", "_any_id", "_bell", "_callbacks", "_error", "_external", "_result", "_task", "deadline"
+        "__weakref__", "_bell", "_callbacks", "_error", "_given", "_result", "_task", "deadline"
     )  # fmt: skip
 
     def __init__(
         self,
         any_id: str,
         *,
-        external_task_id: str | None = None,
         deadline: float | None = None,
         result: Callable[[Task], ExpandResult] = _result,
     ) -> None:
         self.deadline = deadline
-        self._any_id = any_id
-        self._external = external_task_id
+        self._given = any_id
         self._result = result
         self._task: Task | None = None
         self._error: KlingError | None = None
@@ -102,8 +100,8 @@ class TaskFuture:
 
     @property
     def any_id(self) -> str:
-        """An id the service can be asked by: its own once known, before that yours."""
-        return self._task.task_id if self._task else self._any_id
+        """An id the service can be asked by: its own once known, before that the one given."""
+        return self._task.task_id if self._task else self._given
 
     @property
     def task_id(self) -> str | None:
@@ -112,8 +110,14 @@ class TaskFuture:
 
     @property
     def external_task_id(self) -> str | None:
-        """Your id, or the one the client made."""
-        return self._external or (self._task and self._task.external_task_id)
+        """Your id, or the one the client made; None while neither is known."""
+        if self._task is not None:
+            return self._task.external_task_id or (self._given if self._given != self._task.task_id else None)
+        return self._given or None
+
+    def rename(self, external_task_id: str) -> None:
+        """Set the id of a job that has not been sent yet."""
+        self._given = external_task_id
 
     @property
     def task(self) -> Task | None:

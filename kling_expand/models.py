@@ -11,7 +11,7 @@ from .errors import InvalidRequest
 from .geometry import Geometry
 
 MAX_PROMPT = 2500  # characters (doc)
-MAX_IMAGES = 9  # n is 1–9 (doc)
+MAX_IMAGES = 9  # n is 1 to 9 (doc)
 UNITS_PER_IMAGE = 8  # image units an expanded picture costs (doc)
 DOLLARS_PER_UNIT = Decimal("0.0035")  # $0.028 a picture (doc)
 
@@ -106,6 +106,17 @@ class Task:
             return None
 
 
+def source_name(source: ImageSource) -> str:
+    """A short name for a photo: its path or URL, never its bytes."""
+    if isinstance(source, str):
+        return f"{source[:30]}…" if source.startswith("data:") else source
+    if isinstance(source, os.PathLike):
+        return str(os.fspath(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"<{memoryview(source).nbytes} bytes>"
+    return f"<{type(source).__name__}>"
+
+
 def _prompt(_request: Any, _attribute: Any, value: str | None) -> None:
     if value is not None and not isinstance(value, str):
         raise InvalidRequest("prompt", repr(value), "it must be text")
@@ -123,9 +134,9 @@ def _callback(_request: Any, _attribute: Any, value: str | None) -> None:
         raise InvalidRequest("callback_url", repr(value), "it must be an http or https URL")
 
 
-def _external(_request: Any, _attribute: Any, value: str | None) -> None:
+def _name(_request: Any, attribute: Any, value: str | None) -> None:
     if value is not None and not (isinstance(value, str) and value.strip() == value and value.isprintable()):
-        raise InvalidRequest("external_task_id", repr(value), "printable text without outer blanks is allowed")
+        raise InvalidRequest(attribute.name, repr(value), "printable text without outer blanks is allowed")
 
 
 @frozen
@@ -133,30 +144,21 @@ class ExpandRequest:
     """One picture to expand; checked when made, so a bad one never reaches the network.
 
     `geometry` says how far on each side (see `kling_expand.geometry`). `external_task_id`
-    is yours to set, unique within the account; the client sets one where you do not.
-    Raises `InvalidRequest`.
+    is yours to set, unique within the account; the client sets one where you do not. `key` names
+    the job within your run: the same job under the same key is one task, in any process and after
+    any crash. Raises `InvalidRequest`.
     """
 
-    image: ImageSource = field(repr=lambda value: source_name(value))
+    image: ImageSource = field(repr=source_name)
     geometry: Geometry
     prompt: str | None = field(default=None, validator=_prompt)
     n: int = field(default=1, validator=_count, kw_only=True)
     watermark: bool = field(default=False, kw_only=True)
     callback_url: str | None = field(default=None, validator=_callback, kw_only=True)
-    external_task_id: str | None = field(default=None, validator=_external, kw_only=True)
+    external_task_id: str | None = field(default=None, validator=_name, kw_only=True)
+    key: str | None = field(default=None, validator=_name, kw_only=True)
 
     @property
     def units(self) -> int:
         """What it will cost when it succeeds: 8 units a picture (doc)."""
         return UNITS_PER_IMAGE * self.n
-
-
-def source_name(source: ImageSource) -> str:
-    """A short name for a photo: its path or URL, never its bytes."""
-    if isinstance(source, str):
-        return f"{source[:30]}…" if source.startswith("data:") else source
-    if isinstance(source, os.PathLike):
-        return str(os.fspath(source))
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"<{memoryview(source).nbytes} bytes>"
-    return f"<{type(source).__name__}>"

@@ -36,7 +36,9 @@ class ExponentialPace:
     The looks lie at fixed ages, so nothing has to be remembered for a task.
     """
 
-    def __init__(self, rng: Random, *, first: float = 1.0, factor: float = 1.5, longest: float = 10.0) -> None:
+    def __init__(
+        self, rng: Random, *, first: float = 1.0, factor: float = 1.5, longest: float = 10.0
+    ) -> None:
         self._rng = rng
         self._first = first
         self._factor = factor

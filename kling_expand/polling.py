@@ -33,9 +33,7 @@ class Poller:
     If the loop itself breaks, every open future fails with what broke it.
     """
 
-    def __init__(
-        self, read: Callable[[str], Awaitable[Task]], pace: Pace, *, budget: float = 900.0
-    ) -> None:
+    def __init__(self, read: Callable[[str], Awaitable[Task]], pace: Pace, *, budget: float = 900.0) -> None:
         self._read = read
         self._pace = pace
         self._budget = budget

@@ -174,7 +174,9 @@ class Session:
             self._hold(error)
             raise
         token = self._auth.token()
-        return decode(await self._exchange(method, path, token, params=params, body=body and body(), until=until))
+        return decode(
+            await self._exchange(method, path, token, params=params, body=body and body(), until=until)
+        )
 
     def _hold(self, error: RateLimited) -> None:
         """Make every caller wait, as long as the service asks or until it is likely to have calmed."""
@@ -279,4 +281,3 @@ async def _sleep(seconds: float, until: float | None) -> None:
     if until is not None and asyncio.get_running_loop().time() + seconds > until:
         raise DeadlineExceeded("time is up before the service could be asked again")
     await asyncio.sleep(seconds)
-

@@ -75,10 +75,13 @@ class Submitter:
             try:
                 await announce()
                 return await self._post(body, until)
-            except DuplicateTask:
+            except DuplicateTask as error:
                 if not doubt and not adopt:
                     raise
-                return await self._find(external_task_id, until, certain=True) or _never()
+                found = await self._find(external_task_id, until)
+                if found is None:
+                    raise _unknown(external_task_id, error) from None
+                return found
             except RateLimited:
                 give_up = loop.time() + self._budget  # it lives; the gate makes the next try wait
                 continue
@@ -111,11 +114,10 @@ class Submitter:
         finally:
             self._slowest = max(self._slowest, loop.time() - began)
 
-    async def _find(self, external_task_id: str, until: float | None, *, certain: bool = False) -> Task | None:
+    async def _find(self, external_task_id: str, until: float | None) -> Task | None:
         """Look for a task whose create was left unanswered, until it cannot still be on its way.
 
-        It may be on its way for as long as the slowest create took so far. When it is *certain*
-        to exist, not seeing it in that time is no answer either.
+        It may be on its way for as long as the slowest create took so far.
         """
         loop = asyncio.get_running_loop()
         settled = loop.time() + self._slowest
@@ -124,12 +126,8 @@ class Submitter:
                 found = await self.look_up(external_task_id, until)
             except KlingError as error:
                 raise _unknown(external_task_id, error) from error
-            if found is not None:
+            if found is not None or loop.time() >= settled:
                 return found
-            if loop.time() >= settled:
-                if certain:
-                    raise _unknown(external_task_id, TaskNotFound("it exists, and is not to be found"))
-                return None
             if until is not None and loop.time() + pause > until:
                 raise _unknown(external_task_id, DeadlineExceeded("time is up"))
             await asyncio.sleep(pause)

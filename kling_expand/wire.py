@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import cattrs
-from attrs import asdict, define, frozen
+from attrs import asdict, define, evolve, frozen
 
 from .errors import APIError, ProtocolError, ServerError, refusal
 from .geometry import Ratios, Towards
@@ -68,13 +68,8 @@ def task_path(dialect: Dialect, any_id: str) -> str:
     return f"{PATHS[dialect]}/{quote(any_id, safe='')}"
 
 
-def encode(
-    request: ExpandRequest, expansion: Ratios | Towards, *, external_task_id: str, image_url: str | None = None
-) -> tuple[bytes, bytes]:
-    """The body of a create, as what stands before the Base64 of the image and what after it.
-
-    With an *image_url* the first part is the whole body.
-    """
+def encode(request: ExpandRequest, expansion: Ratios | Towards, external_task_id: str) -> tuple[bytes, bytes]:
+    """The body of a create, as what stands before the value of `image` and what after it."""
     fields = _expansion_fields(expansion)
     optional = {
         "prompt": request.prompt,
@@ -84,8 +79,6 @@ def encode(
         "external_task_id": external_task_id,
     }
     fields |= {name: value for name, value in optional.items() if value is not None}
-    if image_url is not None:
-        return _dumps({"image": image_url} | fields), b""
     return b'{"image":"', b'",' + _dumps(fields)[1:]
 
 
@@ -99,10 +92,10 @@ def _dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-def fingerprint(request: ExpandRequest, expansion: Ratios | Towards, photo: str) -> str:
-    """A digest of what is asked for: the photo's own digest and every parameter that changes the result."""
-    parameters = encode(request, expansion, external_task_id="", image_url=photo)[0]
-    return sha256(parameters).hexdigest()
+def fingerprint(request: ExpandRequest, expansion: Ratios | Towards, photo_digest: str) -> str:
+    """A digest of what is asked for: the photo and every parameter that changes the result or its price."""
+    silent = evolve(request, callback_url=None)
+    return sha256(photo_digest.join(map(bytes.decode, encode(silent, expansion, ""))).encode()).hexdigest()
 
 
 def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
@@ -148,8 +141,19 @@ class _TaskData:
     updated_at: int | None = None
 
 
+def _text(value: Any, _kind: Any) -> str:
+    """Ids and amounts may come as numbers; whatever else is no text must not be made into one."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"text expected, not {type(value).__name__}")
+
+
 _converter = cattrs.Converter(detailed_validation=False)
 _explainer = cattrs.Converter(detailed_validation=True)
+for _each in (_converter, _explainer):
+    _each.register_structure_hook(str, _text)
 
 
 def decode_task(answer: Answer) -> Task:
@@ -173,7 +177,7 @@ def parse_task(data: Any) -> Task:
         images=tuple((raw.task_result and raw.task_result.images) or ()),
         final_unit_deduction=raw.final_unit_deduction or None,
         final_balance_deduction=raw.final_balance_deduction,
-        watermark=raw.watermark_info and raw.watermark_info.enabled,
+        watermark=raw.watermark_info.enabled if raw.watermark_info else None,
         created_at=raw.created_at,
         updated_at=raw.updated_at,
     )
@@ -190,7 +194,7 @@ def parse_json(body: bytes) -> Any:
 def _structure(data: Any) -> _TaskData:
     try:
         return _converter.structure(data, _TaskData)
-    except Exception:  # noqa: BLE001 - generated code raises whatever the wrong type makes it raise
+    except Exception:  # generated code raises whatever the wrong type makes it raise
         try:
             _explainer.structure(data, _TaskData)
         except Exception as error:  # noqa: BLE001 - the same
@@ -208,7 +212,7 @@ def _many_tasks(data: Any) -> tuple[Task, ...]:
     if data is None:
         return ()
     if not isinstance(data, list):
-        raise ValueError(f"data should be an array, not {type(data).__name__}")
+        raise ValueError(f"data should be an array, not {type(data).__name__}")  # noqa: TRY004 - a bad value
     return tuple(map(parse_task, data))
 
 
@@ -251,7 +255,7 @@ def _refused(answer: Answer, code: Any, message: str, request_id: str | None) ->
 
 def _stranger(answer: Answer, request_id: str | None = None) -> APIError:
     """An answer without a usable envelope: a proxy's page, half a body, nothing at all."""
-    kind = ServerError if answer.status >= 500 else ProtocolError
+    kind: type[APIError] = ServerError if answer.status >= 500 else ProtocolError
     if answer.status in (401, 403, 429):  # said by something in front of the service
         kind = refusal(-1, "", answer.status)
     shown = answer.body[:80].decode(errors="replace").strip() or "an empty body"

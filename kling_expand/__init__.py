@@ -1,0 +1,49 @@
+"""Kling AI image expansion (outpainting) for asyncio: submit, wait, save, and never pay twice.
+
+async with KlingClient() as kling:
+    result = await kling.expand("dog.png", ToAspect("16:9"))
+    await result.save("out/")
+"""
+
+from . import errors
+from .auth import KeyPair, StaticKey
+from .client import KlingClient
+from .config import Settings
+from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all__` lists them
+from .future import ExpandResult, TaskFuture
+from .geometry import (
+    Padding,
+    Ratios,
+    ToAspect,
+    ToSize,
+    Towards,
+    calculate_expansion_ratios,
+)
+from .models import Dialect, ExpandRequest, Image, Status, Task
+from .scheduler import Outcome
+from .webhooks import Webhooks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Dialect",
+    "ExpandRequest",
+    "ExpandResult",
+    "Image",
+    "KeyPair",
+    "KlingClient",
+    "Outcome",
+    "Padding",
+    "Ratios",
+    "Settings",
+    "StaticKey",
+    "Status",
+    "Task",
+    "TaskFuture",
+    "ToAspect",
+    "ToSize",
+    "Towards",
+    "Webhooks",
+    "calculate_expansion_ratios",
+]
+__all__ += errors.__all__

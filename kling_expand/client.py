@@ -1,0 +1,285 @@
+"""The front door: one object that submits, waits and fetches, and leaves nothing behind when closed."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from pathlib import PurePath
+from random import Random
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import aiohttp
+
+from . import wire
+from .auth import Auth
+from .config import Settings, credentials
+from .downloads import Downloads
+from .errors import ClientClosed, InvalidRequest
+from .future import ExpandResult, TaskFuture
+from .geometry import Geometry
+from .jobs import Jobs
+from .models import ExpandRequest, ImageSource, Task
+from .pacing import ExponentialPace
+from .polling import Poller
+from .scheduler import Bulk, Outcome, Requests, Slots
+from .session import Session
+from .submission import Submitter
+
+
+class RequestFields(TypedDict, total=False):
+    """The fields of an `ExpandRequest` beyond its image and geometry."""
+
+    prompt: str | None
+    n: int
+    watermark: bool
+    callback_url: str | None
+    external_task_id: str | None
+    key: str | None
+
+
+class KlingClient:
+    """Expands photos over the Kling API; open it with ``async with`` in the loop it is used in.
+
+    Credentials come from the arguments, else the environment (see `kling_expand.config`).
+    `deadline` (seconds) is the default bound of each job, from its submission to the end of its
+    download. `budget` (units, 8 a picture) is the most this client may spend. `run` names the run that
+    the `key` of a request counts in. Further *options* are the fields of `Settings`.
+
+    An `http` session given here is used as it is and never closed; `trace_configs` go to our own.
+    """
+
+    def __init__(
+        self,
+        *,
+        access_key: str | None = None,
+        secret_key: str | None = None,
+        api_key: str | None = None,
+        auth: Auth | None = None,
+        deadline: float | None = None,
+        budget: int | None = None,
+        run: str = "",
+        http: aiohttp.ClientSession | None = None,
+        trace_configs: list[aiohttp.TraceConfig] | None = None,
+        rng: Random | None = None,
+        clock: Callable[[], float] = time.time,
+        **options: Any,
+    ) -> None:
+        self.settings = Settings.from_env(**options)
+        self._auth = auth or credentials(access_key, secret_key, api_key, clock=clock)
+        self._deadline = deadline
+        self._rng = rng or Random()
+        settings, rng = self.settings, self._rng
+        self._session = Session(settings, self._auth, http=http, trace_configs=trace_configs, rng=rng)
+        self._submitter = Submitter(self._session, settings.dialect, rng=rng, budget=settings.retry_budget)
+        self._slots = Slots(settings.max_in_flight)
+        self._poller = Poller(self._read_once, ExponentialPace(rng), budget=settings.poll_budget)
+        self._jobs = Jobs(
+            self._submitter,
+            self._poller,
+            self._slots,
+            dialect=settings.dialect,
+            run=run,
+            budget=budget,
+            upload_bytes=settings.upload_bytes,
+            rng=rng,
+        )
+        self._stack = AsyncExitStack()
+        self._open = False
+
+    def __repr__(self) -> str:
+        return f"<KlingClient {self.settings.base_url} {self._auth!r} {len(self._poller)} open>"
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self._session)
+        await self._stack.enter_async_context(self._poller)
+        self._downloads = Downloads(self._session.http, refresh=self.get, rng=self._rng)
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
+        """Submit nothing more, and return the futures of the tasks that still run at the service.
+
+        There is no remote cancel: those tasks go on, and are paid for; `attach` them again by their
+        id. With *wait* they are waited for first. What was not sent yet fails with `NotSubmitted`,
+        what is given up with `ClientClosed`.
+        """
+        self._open = False
+        if wait:
+            await self._jobs.idle()
+            await asyncio.gather(*(future.finished() for future in self._poller.open_futures()))
+        await self._jobs.close()
+        running = self._poller.open_futures()
+        for future in running:
+            future.fail(ClientClosed("the client was closed; the task goes on at the service"))
+        await self._stack.aclose()
+        return running
+
+    # ------------------------------------------------------------------ submitting and waiting
+
+    async def expand(
+        self,
+        image: ImageSource | ExpandRequest,
+        geometry: Geometry | None = None,
+        *,
+        deadline: float | None = None,
+        priority: int = 0,
+        **fields: Unpack[RequestFields],
+    ) -> ExpandResult:
+        """Submit a photo and wait for its expanded pictures; `submit` followed by ``await``."""
+        return await self.submit(image, geometry, deadline=deadline, priority=priority, **fields)
+
+    def submit(
+        self,
+        image: ImageSource | ExpandRequest,
+        geometry: Geometry | None = None,
+        *,
+        deadline: float | None = None,
+        priority: int = 0,
+        **fields: Unpack[RequestFields],
+    ) -> TaskFuture:
+        """Submit a photo, or a whole `ExpandRequest`; its future at once, its slot is waited for behind it.
+
+        A higher *priority* gets a slot before a lower one. *deadline* seconds from now bound
+        everything up to the end of the download. Raises `InvalidRequest` for a request that can be
+        seen to be wrong, and `ClientClosed`; whatever comes later is raised by the future.
+        """
+        self._require_open()
+        request = _request(image, geometry, fields)
+        until = _until(self._deadline if deadline is None else deadline)
+        any_id = request.external_task_id or f"kx-{uuid4().hex}"
+        future = TaskFuture(any_id, deadline=until, result=self._result(request, until))
+        self._jobs.start(request, future, priority=priority)
+        return future
+
+    async def map(
+        self,
+        requests: Requests,
+        *,
+        ordered: bool = False,
+        look_ahead: int | None = None,
+        stop_after: int | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Expand many: an `Outcome` for each request, as they end or (*ordered*) in their order.
+
+        Any iterable or async iterable will do, of any length: at most *look_ahead* requests (twice
+        `max_in_flight`) are taken before their outcomes are read. A failure is an outcome like any
+        other; after *stop_after* of them nothing more is submitted. *deadline* counts for each job.
+        """
+        self._require_open()
+        bulk = Bulk(
+            partial(self.submit, deadline=deadline, priority=priority),
+            self._jobs.withdraw,
+            look_ahead=look_ahead or 2 * self.settings.max_in_flight,
+            ordered=ordered,
+            stop_after=stop_after,
+        )
+        async with aclosing(bulk.run(requests)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
+    def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
+        """The future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`."""
+        self._require_open()
+        until = _until(self._deadline if deadline is None else deadline)
+        future = TaskFuture(any_id, deadline=until, result=self._result(None, until))
+        self._poller.watch(future, soon=True)
+        return future
+
+    # ------------------------------------------------------------------ the plain calls
+
+    async def create(
+        self,
+        image: ImageSource | ExpandRequest,
+        geometry: Geometry | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Task:
+        """Submit a photo without watching it: the first snapshot of its task."""
+        future = self.submit(image, geometry, **fields)
+        return await future.accepted()
+
+    async def get(self, any_id: str) -> Task:
+        """The task with this `task_id` or `external_task_id`. Raises `TaskNotFound`."""
+        self._require_open()
+        return await self._session.read(wire.task_path(self.settings.dialect, any_id), wire.decode_task)
+
+    async def list(self, page: int = 1, page_size: int = 30) -> tuple[Task, ...]:
+        """One page of the account's tasks: *page* from 1 to 1000, *page_size* from 1 to 500 (doc)."""
+        self._require_open()
+        for field, value, last in (("page", page, wire.LAST_PAGE), ("page_size", page_size, wire.PAGE_SIZE)):
+            if not 1 <= value <= last:
+                raise InvalidRequest(field, value, f"from 1 to {last} is allowed")
+        return await self._session.read(
+            wire.create_path(self.settings.dialect),
+            wire.decode_tasks,
+            params={"pageNum": page, "pageSize": page_size},
+        )
+
+    async def tasks(self, *, page_size: int = 100) -> AsyncGenerator[Task, None]:
+        """All of the account's tasks, each once, even while others are being added.
+
+        The order is the service's; a task that moves to an earlier page meanwhile may be missed.
+        """
+        seen: set[str] = set()
+        for page in range(1, wire.LAST_PAGE + 1):
+            tasks = await self.list(page, page_size)
+            if not tasks:
+                return
+            for task in tasks:
+                if task.task_id not in seen:
+                    seen.add(task.task_id)
+                    yield task
+
+    # ------------------------------------------------------------------ within
+
+    async def _read_once(self, any_id: str) -> Task:
+        path = wire.task_path(self.settings.dialect, any_id)
+        return await self._session.call("GET", path, wire.decode_task)
+
+    def _result(self, request: ExpandRequest | None, until: float | None) -> Callable[[Task], ExpandResult]:
+        name = _stem(request.image) if request else None
+        return lambda task: ExpandResult(task, request, name, self._downloads.save, until)
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise ClientClosed("the client is not open: use it inside `async with`")
+
+
+def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> ExpandRequest:
+    if isinstance(image, ExpandRequest):
+        if geometry is not None or fields:
+            raise InvalidRequest(
+                "request", image, "an ExpandRequest already says everything; change it with attrs.evolve"
+            )
+        return image
+    if geometry is None:
+        raise InvalidRequest("geometry", None, 'how far to expand is needed, such as ToAspect("16:9")')
+    return ExpandRequest(image, geometry, **fields)
+
+
+def _until(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    if not deadline > 0:
+        raise InvalidRequest("deadline", deadline, "it must be above zero seconds")
+    return asyncio.get_running_loop().time() + deadline
+
+
+def _stem(image: ImageSource) -> str | None:
+    """The photo's own name, for those of its results."""
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        image = urlsplit(image).path
+    if isinstance(image, str | os.PathLike) and not str(image).startswith("data:"):
+        return PurePath(os.fspath(image)).stem or None
+    return None

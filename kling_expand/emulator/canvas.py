@@ -24,11 +24,13 @@ class Canvas:
     box: tuple[int, int, int, int]
 
 
-def canvas(width: int, height: int, up: float, down: float, left: float, right: float) -> Canvas:  # noqa: PLR0913 — the four sides are the API's own
+def canvas(  # noqa: PLR0917 — a size and the API's four sides, always given in this order
+    width: int, height: int, up: float, down: float, left: float, right: float
+) -> Canvas:
     """Fit an original of width x height pixels, expanded by ratios of its sides, into the 1K tier.
 
-    Raises ValueError for a side below one pixel and for ratios that are negative or not finite. Whether the service
-    would accept the ratios is not asked here.
+    Raises ValueError for a side below one pixel and for ratios that are negative or not finite. Whether the
+    service would accept them is not asked here.
     """
     ratios = (up, down, left, right)
     if min(width, height) < 1 or not all(math.isfinite(ratio) and ratio >= 0 for ratio in ratios):
@@ -61,8 +63,8 @@ def _tidy(aspect: float) -> Iterator[tuple[int, int]]:
 
 
 def _nearest(aspect: float) -> tuple[int, int]:
-    """The pair nearest the tier's area: the short side is rounded first, so the long one is at most half off."""
+    """The pair nearest the tier's area; the short side is rounded first, so the long one is off by a half."""
     stretch = max(aspect, 1 / aspect)
-    short = max(1, round(min(math.sqrt(TIER / stretch), LONGEST / stretch)))
+    short = max(1, min(round(math.sqrt(TIER / stretch)), int(LONGEST / stretch)))
     long = min(LONGEST, round(short * stretch))
     return (long, short) if aspect >= 1 else (short, long)

@@ -1,7 +1,7 @@
 """Who paints the new area? Engines behind one small protocol; none of them reads files or knows formats.
 
-An engine is given the original, already scaled to its box, and answers with a whole picture. What it puts where the
-original lies does not matter: the caller pastes the original there.
+An engine is given the original, already scaled to its box, and answers with a whole picture. What it puts
+where the original lies does not matter: the caller pastes the original there.
 """
 
 from typing import Protocol

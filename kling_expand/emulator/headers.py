@@ -1,6 +1,6 @@
 """What does an image file say about itself? Its header and its end are read; no pixel is decoded.
 
-Nothing here allocates by what a file claims, so a file of 100 bytes that claims a billion pixels costs nothing.
+Nothing here allocates by what a file claims: 100 bytes that claim a billion pixels cost nothing.
 """
 
 import struct

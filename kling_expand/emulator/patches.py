@@ -1,7 +1,7 @@
-"""How is a picture continued with pieces of itself? PatchMatch on a small canvas, scaled up, its colours made to meet.
+"""How is a picture continued with pieces of itself? PatchMatch on a small canvas, scaled up and made to meet.
 
-The search is told where to look: every pixel carries its place in units of the original's sides, and those outside
-are mirrored a little way in. So sky stays up, ground stays down, and what is in the middle (a face) is not copied.
+The search is told where to look: every pixel carries its place in units of the original's sides, and those
+outside are mirrored a little way in. So sky stays up, ground stays down, a face in the middle stays alone.
 """
 
 import math
@@ -20,9 +20,14 @@ Floats = NDArray[np.float32]
 _LONG_SIDE = 704  # of the small canvas: more shows no more detail in what is copied, and costs time
 _HOLE = 100_000  # pixels to invent: time grows with these, about 25 µs each
 _MIRRORED = 0.15  # how far in the guide of a pixel outside may point, in the original's sides
-_SIDEWAYS = 0.35  # what lies beside is a better source than what lies above or below
+_SIDEWAYS = 0.2  # weight of x against y: what lies beside is a better source than what lies above or below
+_WAVER_Y = 0.04  # of the guide outside, in the original's sides: up must stay up,
+_WAVER_X = 0.08  # beside may vary more
 _GUIDE_WEIGHT = 0.05
 _RADIUS = 3
+_FADE = 0.15  # over which the seam's correction fades, in the original's shorter side
+_MOST_BEND = 12  # levels
+_KNIT = 16  # pixels of the result
 _SEED = threading.Lock()  # the library keeps one seed for the whole process
 
 
@@ -37,7 +42,8 @@ def paint_patches(original: Image.Image, canvas: Canvas, *, seed: int) -> Image.
     painted = Image.fromarray(meet(_search(pixels, small, seed), small))
     x, y = left - canvas.box[0] / scale_x, top - canvas.box[1] / scale_y
     region = (x, y, x + canvas.width / scale_x, y + canvas.height / scale_y)
-    return painted.resize((canvas.width, canvas.height), Image.Resampling.BICUBIC, box=region)
+    large = painted.resize((canvas.width, canvas.height), Image.Resampling.BICUBIC, box=region)
+    return Image.fromarray(knit(np.asarray(large), np.asarray(original), canvas))
 
 
 def shrink(canvas: Canvas) -> tuple[Canvas, float, float]:
@@ -57,19 +63,35 @@ def shrink(canvas: Canvas) -> tuple[Canvas, float, float]:
     return Canvas(wide, high, box), scale_x, scale_y
 
 
-def guide(canvas: Canvas) -> Floats:
-    """Where each pixel looks for its like: (y, x, unused) in units of the original's sides."""
+def guide(canvas: Canvas, seed: int) -> Floats:
+    """Where each pixel looks for its like: (y, x, unused) in units of the original's sides, wavering outside.
+
+    Without the wavering whole rows and columns would find one line of the original, and show it as streaks.
+    """
     left, top, right, bottom = canvas.box
+    y = _fold((np.arange(canvas.height) - top + 0.5) / (bottom - top), _MIRRORED)[:, None]
+    x = _fold((np.arange(canvas.width) - left + 0.5) / (right - left), _MIRRORED)[None, :]
+    side = min(right - left, bottom - top)
+    grows = np.minimum(_distance(canvas) / (0.1 * side), 1)
+    waver = np.random.default_rng(seed)
+    size = (canvas.width, canvas.height)
     result = np.zeros((canvas.height, canvas.width, 3), np.float32)
-    result[..., 0] = _fold((np.arange(canvas.height) - top + 0.5) / (bottom - top))[:, None]
-    result[..., 1] = _fold((np.arange(canvas.width) - left + 0.5) / (right - left)) * _SIDEWAYS
+    result[..., 0] = _fold(y + _WAVER_Y * grows * _waves(size, side / 6, waver), 1)
+    result[..., 1] = _fold(x + _WAVER_X * grows * _waves(size, side / 6, waver), 1) * _SIDEWAYS
     return result
 
 
-def _fold(at: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mirror what lies outside [0, 1], no further in than `_MIRRORED`."""
-    low = np.where(at < 0, np.minimum(-at, _MIRRORED), at)
-    return np.where(low > 1, 1 - np.minimum(low - 1, _MIRRORED), low)
+def _fold(at: NDArray[np.floating[Any]], depth: float) -> Floats:
+    """Reflect what lies outside [0, 1] to and fro within `depth` of the nearer end."""
+    outside = np.mod(np.where(at < 0, -at, at - 1), 2 * depth)
+    inside = np.minimum(outside, 2 * depth - outside)
+    return np.where(at < 0, inside, np.where(at > 1, 1 - inside, at)).astype(np.float32)
+
+
+def _waves(size: tuple[int, int], length: float, chance: np.random.Generator) -> Floats:
+    """A smooth random surface of this size: mean 0, deviation about 1, one wave in about `length` pixels."""
+    knots = chance.standard_normal([int(side / length) + 3 for side in reversed(size)], dtype=np.float32)
+    return np.asarray(Image.fromarray(knots).resize(size, Image.Resampling.BICUBIC))
 
 
 def _search(pixels: Pixels, canvas: Canvas, seed: int) -> Pixels:
@@ -81,48 +103,77 @@ def _search(pixels: Pixels, canvas: Canvas, seed: int) -> Pixels:
     with _SEED:
         patchmatch.set_random_seed(seed)
         result: Any = patchmatch.inpaint_regularity(
-            pixels, hole, guide(canvas), patch_size=_RADIUS, guide_weight=_GUIDE_WEIGHT
+            pixels, hole, guide(canvas, seed), patch_size=_RADIUS, guide_weight=_GUIDE_WEIGHT
         )
     return np.asarray(result, np.uint8)
 
 
 def meet(painted: Pixels, canvas: Canvas) -> Pixels:
-    """Shift the painted colours so that they meet the original's along the seam, less and less outwards."""
+    """Bend the painted colours to leave the original's edge as they arrive there, less and less outwards.
+
+    Step and change of slope are both taken out: a sky that darkens upwards must not turn bright at once.
+    """
     left, top, right, bottom = canvas.box
-    around = ((top, canvas.height - bottom), (left, canvas.width - right), (0, 0))
-    nearest = np.pad(_offsets(painted.astype(np.float32), canvas), around, mode="edge")
-    strength = np.exp(-_distance(canvas) / (0.1 * min(right - left, bottom - top)))
-    strength[top:bottom, left:right] = 0
-    return np.clip(np.rint(painted + nearest * strength[..., None]), 0, 255).astype(np.uint8)
+    around = _around(canvas)
+    steps, slopes = _breaks(painted.astype(np.float32), canvas)
+    far = _distance(canvas)[..., None]
+    fade = np.exp(-((far / (_FADE * min(right - left, bottom - top))) ** 2))
+    bend = np.clip(np.pad(slopes, around, mode="edge") * far, -_MOST_BEND, _MOST_BEND)
+    shift = (np.pad(steps, around, mode="edge") + bend) * fade
+    shift[top:bottom, left:right] = 0
+    return _bytes(painted + shift)
 
 
-def _offsets(painted: Floats, canvas: Canvas) -> Floats:
-    """On the border of a picture the size of the box: inner minus outer colour there, smoothed along the side."""
+def knit(painted: Pixels, original: Pixels, canvas: Canvas) -> Pixels:
+    """Carry across the seam what the small canvas lost of the original: mirrored, gone in a few pixels."""
     left, top, right, bottom = canvas.box
-    result = np.zeros((bottom - top, right - left, 3), np.float32)
-    strip = 3
+    lost = original.astype(np.float32) - painted[top:bottom, left:right]
+    fade = np.clip(1 - (_distance(canvas) - 1) / _KNIT, 0, 1)[..., None]
+    return _bytes(painted + np.pad(lost, _around(canvas), mode="symmetric") * fade)
+
+
+def _around(canvas: Canvas) -> tuple[tuple[int, int], ...]:
+    """What lies before and after the box on each axis, as numpy's pad wants it."""
+    left, top, right, bottom = canvas.box
+    return (top, canvas.height - bottom), (left, canvas.width - right), (0, 0)
+
+
+def _bytes(levels: NDArray[np.floating[Any]]) -> Pixels:
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def _breaks(painted: Floats, canvas: Canvas) -> tuple[Floats, Floats]:
+    """On the border of arrays the size of the box: how much colour and its slope outwards must change."""
+    left, top, right, bottom = canvas.box
+    steps, slopes = (np.zeros((bottom - top, right - left, 3), np.float32) for _ in range(2))
+    upright, turned = painted[:, left:right], painted[top:bottom].transpose(1, 0, 2)
     if top > 0:
-        result[0] = _step(painted[:, left:right], top, -strip)
+        steps[0], slopes[0] = _break(upright[top - 1 :: -1], upright[top:bottom])
     if bottom < canvas.height:
-        result[-1] = _step(painted[:, left:right], bottom, strip)
-    turned = painted.transpose(1, 0, 2)[:, top:bottom]
+        steps[-1], slopes[-1] = _break(upright[bottom:], upright[bottom - 1 : top - 1 if top else None : -1])
     if left > 0:
-        result[:, 0] = _step(turned, left, -strip)
+        steps[:, 0], slopes[:, 0] = _break(turned[left - 1 :: -1], turned[left:right])
     if right < canvas.width:
-        result[:, -1] = _step(turned, right, strip)
-    return result
+        steps[:, -1], slopes[:, -1] = _break(
+            turned[right:], turned[right - 1 : left - 1 if left else None : -1]
+        )
+    return steps, slopes
 
 
-def _step(rows: Floats, at: int, reach: int) -> Floats:
-    """Mean of the rows just inside the border minus those just outside, smoothed along it."""
-    before, after = rows[max(at - abs(reach), 0) : at].mean(axis=0), rows[at : at + abs(reach)].mean(axis=0)
-    inner, outer = (after, before) if reach < 0 else (before, after)
-    return _smooth(inner - outer)
+def _break(outer: Floats, inner: Floats) -> tuple[Floats, Floats]:
+    """Step and change of slope between two stacks of rows, each counted away from the seam they share."""
+    step = _smooth(inner[:3].mean(axis=0) - outer[:3].mean(axis=0), 20)
+    deep = min(max(1, len(inner) // 20), len(inner) // 2, len(outer) // 2)
+    if deep == 0:  # one row has no slope
+        return step, np.zeros_like(step)
+    arrives = (inner[:deep].mean(axis=0) - inner[deep : 2 * deep].mean(axis=0)) / deep
+    leaves = (outer[deep : 2 * deep].mean(axis=0) - outer[:deep].mean(axis=0)) / deep
+    return step, _smooth(arrives - leaves, 6)
 
 
-def _smooth(line: Floats) -> Floats:
-    """Triangular mean over about a twentieth of the line, its ends repeated."""
-    half = max(1, len(line) // 40)
+def _smooth(line: Floats, share: int) -> Floats:
+    """Triangular mean over one part in `share` of the line, its ends repeated."""
+    half = max(1, len(line) // (2 * share))
     weights = np.bartlett(2 * half + 3)[1:-1]
     padded = np.pad(line, ((half, half), (0, 0)), mode="edge")
     columns = [np.convolve(padded[:, channel], weights / weights.sum(), mode="valid") for channel in range(3)]

@@ -1,8 +1,8 @@
 """How do the bytes of a picture become the bytes of a larger one? Decode, paint, paste, mark, encode.
 
-Meant for a worker process: every argument and answer can be pickled. Choices where the service says nothing: pixels
-are taken as stored (an EXIF orientation is not applied), transparency is laid on white, 16 bits a channel become 8,
-CMYK becomes RGB without a profile, and of an animation the first frame counts. Results are PNG.
+Meant for a worker process: every argument and answer can be pickled. Choices where the service says nothing:
+pixels are taken as stored (an EXIF orientation is not applied), transparency is laid on white, 16 bits become
+8, CMYK becomes RGB without a profile, and of an animation the first frame counts. Results are PNG.
 """
 
 import io
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 MOST_PIXELS = 50_000_000  # of an input: about 200 MB decoded
-# What Pillow raises for broken files: its own errors are OSError and SyntaxError, the rest escapes from its parsers.
+# What Pillow raises for broken files: OSError and SyntaxError of its own, the rest escapes from its parsers.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error)
 
 
@@ -55,7 +55,7 @@ def outpaint(
 ) -> Picture:
     """Expand PNG or JPEG bytes by (up, down, left, right), each in sides of the original.
 
-    Raises PictureError (bytes), ValueError (ratios) and engines.UnknownEngine; the same arguments give the same bytes.
+    Raises PictureError (bytes), ValueError (ratios), engines.UnknownEngine. Equal arguments give equal bytes.
     """
     paint = find(engine)
     header = inspect(image)
@@ -69,7 +69,7 @@ def outpaint(
 
 
 def decode(image: bytes) -> Image.Image:
-    """The pixels as RGB; raises PictureError before anything is allocated if there are more than MOST_PIXELS."""
+    """The pixels as RGB; raises PictureError, and for more than MOST_PIXELS before anything is allocated."""
     header = inspect(image)
     if header.width * header.height > MOST_PIXELS:
         raise PictureError(f"{header.width}x{header.height} is more than {MOST_PIXELS} pixels")
@@ -94,8 +94,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def watermarked(picture: Image.Image) -> Image.Image:
-    """A copy with EMULATOR half transparent at the lower right, dark-rimmed so that it reads on any ground."""
-    size = max(12, min(picture.size) // 16)
+    """A copy with EMULATOR half transparent at the lower right, rimmed so that it reads on any ground."""
+    size = max(12, min(picture.size) // 12)
     layer = Image.new("RGBA", picture.size)
     corner = (picture.width - size // 2, picture.height - size // 2)
     font = ImageFont.load_default(size)
@@ -104,9 +104,9 @@ def watermarked(picture: Image.Image) -> Image.Image:
         "EMULATOR",
         font=font,
         anchor="rs",
-        fill=(255, 255, 255, 150),
+        fill=(255, 255, 255, 170),
         stroke_width=2,
-        stroke_fill=(0, 0, 0, 110),
+        stroke_fill=(0, 0, 0, 120),
     )
     return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
 

@@ -54,7 +54,7 @@ class Photo:
     format: str | None = None
     size: int | None = None
     url: str | None = None
-    _content: bytes | str | os.PathLike[str] | None = field(default=None, repr=False, eq=False)
+    _content: bytes | str | None = field(default=None, repr=False, eq=False)
 
     async def slices(self) -> AsyncGenerator[bytes, None]:
         """The `image` value as it goes into a JSON string: Base64 (or the URL), needing no escapes.
@@ -140,7 +140,7 @@ def _from_data(uri: str) -> Photo:
     if not comma or not head.lower().endswith(";base64"):
         raise ImageError("image", name, "a data: URI must read data:image/png;base64,…")
     text = "".join(text.split()).rstrip("=")
-    _check_weight(len(text) * 3 // 4, name)
+    _check_weight(max(1, len(text) * 3 // 4), name)  # before 10 MB and more are decoded
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError as error:
@@ -153,7 +153,7 @@ def _from_path(path: str | os.PathLike[str]) -> Photo:
     try:
         _check_regular(os.stat(path).st_mode, name)  # noqa: PTH116  (a path may be any PathLike)
         with open(path, "rb") as file:  # noqa: PTH123
-            return _checked(file, os.fstat(file.fileno()).st_size, name, path)
+            return _checked(file, os.fstat(file.fileno()).st_size, name, os.fsdecode(path))
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError

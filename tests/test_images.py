@@ -1,0 +1,513 @@
+"""Images: whatever holds a photo becomes one that can be sent as often as needed, or ImageError."""
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from kling_expand.errors import ImageError
+from kling_expand.images import MAX_BYTES, SLICE, Photo, load
+
+PHOTOS = sorted((Path(__file__).parent.parent / "examples" / "photos").glob("*.jpg"))
+CONTENTS = {path: path.read_bytes() for path in PHOTOS}
+
+
+async def sent(photo: Photo) -> bytes:
+    return b"".join([piece async for piece in photo.slices()])
+
+
+async def sent_until_refused(stream: AsyncIterator[bytes]) -> tuple[int, ImageError | None]:
+    """How many bytes came before the refusal."""
+    received = 0
+    try:
+        async for piece in stream:
+            received += len(piece)
+    except ImageError as error:
+        return received, error
+    return received, None
+
+
+async def reason(source: Any) -> str:
+    with pytest.raises(ImageError) as caught:
+        await load(source)
+    assert caught.value.field == "image"
+    assert len(str(caught.value)) < 600
+    return str(caught.value)
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    return Image.effect_noise((width, height), 80).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    target = io.BytesIO()
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
+def png_of(size: int) -> bytes:
+    """A PNG of exactly *size* bytes, of which a private chunk may be most."""
+    picture = encoded(Image.new("L", (300, 300)))
+    data = bytes(size - len(picture) - 12)
+    chunk = struct.pack(">I", len(data)) + b"teSt" + data + struct.pack(">I", zlib.crc32(b"teSt" + data))
+    return picture[:33] + chunk + picture[33:]
+
+
+SMALL = encoded(Image.new("L", (300, 320)))
+LARGE = encoded(noise(700, 500))
+assert len(SMALL) < 1000
+assert len(LARGE) > SLICE
+
+
+class ByteNamed:
+    """A path whose name is bytes, as some file systems need."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self.path)
+
+
+# What is taken
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        bytes,
+        bytearray,
+        memoryview,
+        lambda content: memoryview(content).cast("B"),
+        io.BytesIO,
+        lambda content: io.BufferedReader(io.BytesIO(content)),
+        lambda content: "data:image/png;base64," + base64.b64encode(content).decode(),
+        lambda content: "DATA:;Base64," + base64.encodebytes(content).decode().rstrip("=\n"),
+    ],
+    ids=["bytes", "bytearray", "memoryview", "cast", "file", "buffered", "data", "data-untidy"],
+)
+async def test_every_wrapping_sends_the_same_photo(content: bytes, wrap: Callable[[bytes], Any]) -> None:
+    """Header facts, digest and body are those of the bytes, however they were handed over; and again."""
+    photo = await load(wrap(content))
+    with Image.open(io.BytesIO(content)) as image:
+        assert (photo.format, photo.width, photo.height) == ("PNG", *image.size)
+    assert (photo.size, photo.digest) == (len(content), hashlib.sha256(content).hexdigest())
+    for _ in range(2):
+        assert await sent(photo) == base64.b64encode(content)
+    assert photo.encoded_length == len(base64.b64encode(content))
+
+
+@pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.name)
+@pytest.mark.parametrize("kind", [Path, str, ByteNamed])
+async def test_a_file_is_read_when_it_is_sent(path: Path, kind: Callable[[Path], Any]) -> None:
+    """A path, in any spelling, sends the file; the photo itself holds none of its bytes."""
+    photo = await load(kind(path))
+    with Image.open(path) as image:
+        assert (photo.format, photo.width, photo.height) == ("JPEG", *image.size)
+    assert await sent(photo) == base64.b64encode(CONTENTS[path])
+    assert len(pickle.dumps(photo)) < 1000
+
+
+async def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
+    """What the file holds decides."""
+    path = tmp_path / "photo.webp"
+    path.write_bytes(SMALL)
+    assert (await load(path)).format == "PNG"
+
+
+@given(st.integers(0, 3 * SLICE + 3))
+@settings(max_examples=25, deadline=None)
+async def test_the_slices_join_to_the_base64_of_any_size(extra: int) -> None:
+    """From memory, any number of bytes is encoded without seam or padding in between."""
+    content = png_of(len(SMALL) + 600 + extra)
+    photo = await load(content)
+    assert await sent(photo) == base64.b64encode(content)
+    assert photo.encoded_length == len(await sent(photo))
+
+
+@given(st.integers(0, 3 * SLICE + 3))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_the_slices_of_a_file_join_to_its_base64(tmp_path: Path, extra: int) -> None:
+    """The same from disk, in slices of bounded size."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(png_of(len(SMALL) + 600 + extra))
+    photo = await load(path)
+    pieces = [piece async for piece in photo.slices()]
+    assert b"".join(pieces) == base64.b64encode(path.read_bytes())
+    assert max(map(len, pieces)) <= SLICE * 4 // 3
+
+
+async def test_a_body_abandoned_midway_can_be_sent_again() -> None:
+    """A reader that stops after one slice leaves nothing open, and the next begins at the beginning."""
+    photo = await load(PHOTOS[0])
+    stream = photo.slices()
+    first = await anext(stream)
+    await stream.aclose()
+    assert (await sent(photo)).startswith(first)
+
+
+async def test_a_file_object_is_read_from_where_it_stands() -> None:
+    """What was read before is not sent; a reader that gives little at a time is read to its end."""
+
+    class Dripping(io.BytesIO):
+        def read(self, amount: int | None = -1) -> bytes:
+            return super().read(min(amount or 1, 1000))
+
+    file = Dripping(b"prefix" + LARGE)
+    file.seek(6)
+    assert await sent(await load(file)) == base64.b64encode(LARGE)
+
+
+async def test_what_is_changed_by_its_owner_is_not_changed_here() -> None:
+    """A bytearray that is overwritten after `load` is sent as it was."""
+    source = bytearray(SMALL)
+    photo = await load(source)
+    source[:] = bytes(len(source))
+    assert await sent(photo) == base64.b64encode(SMALL)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.com/dog.png", "HTTP://example.com:8080/a?b=c&d=%20", "http://[::1]/ä.jpg"],
+)
+async def test_a_url_is_sent_as_it_is(url: str) -> None:
+    """It is neither fetched nor encoded, and its facts are unknown."""
+    photo = await load(url)
+    assert (photo.url, photo.name, await sent(photo)) == (url, url, url.encode())
+    assert photo.encoded_length == len(url.encode())
+    assert (photo.width, photo.height, photo.format, photo.size) == (None, None, None, None)
+    assert photo.digest == hashlib.sha256(url.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://",
+        "http:///a.png",
+        'https://a.com/"',
+        "https://a.com/a b",
+        "https://a.com/\\",
+        "http://[::1/a",
+        "https://a.com/\n",
+        "https://a.com/\x00",
+        "https://a.com/" + chr(0xD800),
+    ],
+)
+async def test_a_url_that_cannot_stand_in_json_is_refused(url: str) -> None:
+    """No host, blanks, quotes, control characters: no such URL leaves."""
+    assert "not a well-formed URL" in (await reason(url)).encode(errors="replace").decode()
+
+
+# PIL images
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I", "I;16"]
+)
+async def test_a_pil_image_of_any_mode_is_sent_as_png(mode: str) -> None:
+    """Modes that PNG does not know are converted; the pixels are those of the image."""
+    image = noise(320, 300, "L").convert(mode)
+    photo = await load(image)
+    assert (photo.format, photo.width, photo.height) == ("PNG", 320, 300)
+    with Image.open(io.BytesIO(base64.b64decode(await sent(photo)))) as back:
+        expected = image.convert("RGB") if mode not in {"I", "F", "I;16"} else None
+        assert expected is None or back.convert("RGB").tobytes() == expected.tobytes()
+
+
+async def test_a_pil_image_keeps_its_transparency() -> None:
+    """Premultiplied alpha is not lost on the way to PNG."""
+    image = Image.new("RGBA", (300, 300), (10, 20, 30, 0)).convert("RGBa")
+    photo = await load(image)
+    with Image.open(io.BytesIO(base64.b64decode(await sent(photo)))) as back:
+        assert back.mode == "RGBA"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+async def test_a_pil_image_read_from_jpeg_stays_jpeg(mode: str) -> None:
+    """A PNG of a photograph would often exceed 10 MB."""
+    with Image.open(io.BytesIO(encoded(noise(400, 300, mode), "JPEG"))) as image:
+        photo = await load(image)
+    assert (photo.format, photo.width, photo.height) == ("JPEG", 400, 300)
+
+
+async def test_a_jpeg_that_was_converted_in_place_is_still_sent() -> None:
+    """Pillow may keep the word JPEG on an image whose mode JPEG does not know."""
+    image = noise(300, 300, "RGBA")
+    image.format = "JPEG"
+    assert (await load(image)).format == "JPEG"
+
+
+async def test_a_pil_image_made_upright_is_sent_upright() -> None:
+    """Whoever applies the orientation gets the size that is seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(io.BytesIO(encoded(noise(400, 300), "JPEG", exif=exif))) as image:
+        photo = await load(ImageOps.exif_transpose(image))
+    assert (photo.width, photo.height) == (300, 400)
+
+
+async def test_a_pil_image_is_held_to_the_rules_before_it_is_encoded() -> None:
+    """Too small, too long, or cut short where it is only now decoded: ImageError."""
+    assert "320x200" in await reason(noise(320, 200))
+    assert "1:2.5" in await reason(noise(800, 300))
+    with Image.open(io.BytesIO(LARGE[:-5000])) as image:
+        assert "Pillow cannot encode it" in await reason(image)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("size", "passes"),
+    [
+        ((300, 300), True),
+        ((299, 300), False),
+        ((300, 299), False),
+        ((750, 300), True),
+        ((300, 750), True),
+        ((751, 300), False),
+        ((300, 751), False),
+        ((2500, 1000), True),
+        ((1000, 2501), False),
+    ],
+)
+async def test_the_limits_of_size_and_shape_are_inclusive(size: tuple[int, int], passes: bool) -> None:  # noqa: FBT001  (a table's column)
+    """300 pixels and 2.5:1 are just allowed; one pixel beyond is refused with the size that is meant."""
+    content = encoded(Image.new("1", size))
+    if passes:
+        assert ((await load(content)).width, (await load(content)).height) == size
+    else:
+        assert f"{size[0]}x{size[1]} pixels" in await reason(content)
+
+
+async def test_ten_megabytes_are_the_most(tmp_path: Path) -> None:
+    """10 MiB pass and one byte more does not, from memory, from disk, from a file or as a data: URI."""
+    path = tmp_path / "large.png"
+    most = png_of(MAX_BYTES)
+    path.write_bytes(most)
+    assert (await load(path)).size == (await load(most)).size == MAX_BYTES
+    above = most + b"\x00"
+    path.write_bytes(above)
+    uri = "data:image/png;base64," + base64.b64encode(above).decode()
+    for source in (path, above, io.BytesIO(above), io.BytesIO(above * 3), uri):
+        assert f"at most 10 MB ({MAX_BYTES} bytes)" in await reason(source)
+
+
+async def test_an_endless_file_is_not_read_to_its_end() -> None:
+    """Reading stops one byte beyond the limit."""
+
+    class Endless:
+        given = 0
+
+        def read(self, amount: int) -> bytes:
+            self.given += amount
+            return bytes(amount)
+
+    source = Endless()
+    assert "at most 10 MB" in await reason(source)
+    assert source.given == MAX_BYTES + 1
+
+
+async def test_what_is_not_there_says_what_was_looked_for(tmp_path: Path) -> None:
+    """A word that is neither URL nor file is told so; other troubles of the disk keep their cause."""
+    missing = await reason("no-such-dog.png")
+    assert "'no-such-dog.png'" in missing
+    assert "no such file, and it is not an http(s) URL" in missing
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "pipe")
+    assert "no such file" in await reason(tmp_path / "empty" / "dog.png")
+    assert "cannot be read" in await reason(tmp_path / "loop")
+    assert "it is empty" in await reason(tmp_path / "empty")
+    assert "directory" in await reason(tmp_path)
+    assert "pipe" in await reason(str(tmp_path / "pipe"))
+    assert "cannot be read" in await reason("a\x00b")
+    assert "cannot be read" in await reason("x" * 300)
+    assert "no such file" in await reason("")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://example.com/dog.png", "file:///dog.png", "s3://bucket/dog.png", "https:/a"]
+)
+async def test_another_kind_of_url_is_named_as_such(url: str) -> None:
+    """Only http and https can be fetched by the service."""
+    assert "only http and https URLs" in await reason(url)
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE, PHOTOS[0].read_bytes()])
+async def test_base64_text_is_not_taken_for_a_path(content: bytes) -> None:
+    """The most likely mistake gets the sentence that helps, and not its own text back."""
+    text = base64.b64encode(content).decode()
+    assert "looks like Base64 text" in await reason(text)
+    assert "Base64 text" in await reason(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("data:image/png;base64", "must read"),
+        ("data:image/png,abc", "must read"),
+        ("data:image/png;base64,", "empty"),
+        ("data:image/png;base64,!!!!", "cannot be decoded"),
+        ("data:image/png;base64,iVBORw0KGgä", "cannot be decoded"),
+        ("data:image/png;base64,A", "cannot be decoded"),
+        ("data:image/png;base64,aGVsbG8=", "neither PNG nor JPEG"),
+    ],
+)
+async def test_a_data_uri_is_held_to_its_form(uri: str, expected: str) -> None:
+    """Its prefix, its Base64 and what it holds are all checked."""
+    assert expected in await reason(uri)
+
+
+class Faulty:
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+    def read(self, _amount: int) -> Any:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+class Asynchronous:
+    async def read(self, _amount: int) -> bytes:
+        raise AssertionError("nobody awaits this")
+
+
+async def test_a_file_that_does_not_give_bytes_is_refused() -> None:
+    """Text mode, a coroutine, a closed or failing file: one sentence each, and no warning left behind."""
+    closed = io.BytesIO(SMALL)
+    closed.close()
+    assert "mode 'rb'" in await reason(io.StringIO("text"))
+    assert "coroutine" in await reason(Asynchronous())
+    assert "closed file" in await reason(closed)
+    assert "disk on fire" in await reason(Faulty(OSError("disk on fire")))
+    assert "bad zip" in await reason(Faulty(RuntimeError("bad zip")))
+    assert "int" in await reason(Faulty(5))
+    assert "empty" in await reason(Faulty(None))
+
+
+@pytest.mark.parametrize(
+    "source", [None, 3, 3.5, [1, 2], {"image": 1}, object(), b"", bytearray(), io.BytesIO()]
+)
+async def test_anything_else_is_refused(source: object) -> None:
+    """No source raises another exception; a number is no file descriptor."""
+    assert "not possible" in await reason(source)
+
+
+@given(
+    st.one_of(
+        st.text(max_size=40), st.binary(max_size=200), st.text(max_size=20).map("data:{};base64,".format)
+    )
+)
+async def test_any_text_or_bytes_give_a_photo_or_an_image_error(source: str | bytes) -> None:
+    """Nothing that can be typed or read raises anything else."""
+    with contextlib.suppress(ImageError):
+        assert isinstance(await load(source), Photo)
+
+
+@given(st.sampled_from(PHOTOS), st.floats(0, 1, exclude_max=True))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_a_file_cut_short_is_refused(tmp_path: Path, photo: Path, part: float) -> None:
+    """A photo whose download broke off is not paid for."""
+    content = CONTENTS[photo]
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(content[: int(part * len(content))])
+    assert "not possible" in await reason(path)
+
+
+# What changes after it was checked
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path, content: path.write_bytes(content[:-1]),
+        lambda path, content: path.write_bytes(content + b"\x00"),
+        lambda path, content: path.write_bytes(content[:900] + b"\x00\x01\x02" + content[903:]),
+        lambda path, content: path.write_bytes(content[:-1] + b"\x00"),
+        lambda path, _content: path.unlink(),
+    ],
+    ids=["shorter", "longer", "altered", "last-byte", "gone"],
+)
+async def test_a_file_that_changed_is_never_sent_whole(
+    tmp_path: Path, change: Callable[[Path, bytes], Any]
+) -> None:
+    """Any change after the check ends in ImageError before the last slice."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(LARGE)
+    photo = await load(path)
+    change(path, LARGE)
+    received, error = await sent_until_refused(photo.slices())
+    assert "changed" in str(error) or "no longer be read" in str(error)
+    assert received < photo.encoded_length
+
+
+async def test_a_file_that_changes_while_it_is_sent_is_noticed(tmp_path: Path) -> None:
+    """Also between two slices, and in what had been sent already."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(LARGE)
+    stream = (await load(path)).slices()
+    await anext(stream)
+    path.write_bytes(LARGE[:-9] + bytes(9))
+    _, error = await sent_until_refused(stream)
+    assert "changed" in str(error)
+
+
+async def test_a_file_replaced_by_the_same_bytes_is_sent(tmp_path: Path) -> None:
+    """What counts is what is sent, not when it was written."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(LARGE)
+    photo = await load(path)
+    path.unlink()
+    path.write_bytes(LARGE)
+    assert await sent(photo) == base64.b64encode(LARGE)
+
+
+# What it costs, and what it tells
+
+
+async def test_two_photos_of_the_same_bytes_are_equal_and_show_none_of_them() -> None:
+    """Content is told by its digest; `repr` is one line."""
+    first, second = await load(LARGE), await load(bytearray(LARGE))
+    assert first == second
+    assert hash(first) == hash(second)
+    assert len(repr(first)) < 400
+
+
+def test_pillow_is_not_imported_and_pybase64_is_used_where_it_is_installed(tmp_path: Path) -> None:
+    """Loading a photo needs no extra; a `pybase64` that can be imported does the encoding."""
+    (tmp_path / "pybase64.py").write_text(
+        "import base64\nused = 0\n"
+        "def b64encode(data):\n    global used\n    used += 1\n    return base64.b64encode(data)\n"
+    )
+    program = (
+        "import asyncio, sys\nfrom kling_expand.images import load\n"
+        "async def main():\n"
+        "    photo = await load(sys.argv[1])\n"
+        "    body = b''.join([piece async for piece in photo.slices()])\n"
+        "    assert len(body) == photo.encoded_length\n"
+        "asyncio.run(main())\n"
+        "assert 'PIL' not in sys.modules\nimport pybase64\nassert pybase64.used\n"
+    )
+    roots = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, str(PHOTOS[0])],
+        check=True,
+        env={**os.environ, "PYTHONPATH": roots},
+    )

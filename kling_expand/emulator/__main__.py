@@ -9,6 +9,7 @@ from typing import Any
 
 from kling_expand.emulator.server import Emulator
 from kling_expand.emulator.settings import options
+from kling_expand.emulator.triggers import HELP
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         prog="python -m kling_expand.emulator",
         description="A local emulator of Kling's image expansion; it really expands pictures, by itself.",
+        epilog=HELP,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for option in options():

@@ -3,6 +3,7 @@
 import json
 import random
 import uuid
+from collections import Counter
 from typing import Any
 
 from aiohttp import web
@@ -10,12 +11,15 @@ from attrs import frozen
 
 from kling_expand.emulator.codes import Refusal
 
+_RAW = web.RequestKey("raw", bytes)  # the body, for whoever asks after the first
+
 
 @frozen
 class Answers:
-    """Makes envelopes, each with a request id drawn by `chance`."""
+    """Makes envelopes, each with a request id drawn by `chance`, and counts `refusals` by code."""
 
     chance: random.Random
+    refusals: Counter[int]
 
     def data(self, data: Any) -> web.Response:
         """200, and what was asked for."""
@@ -25,6 +29,7 @@ class Answers:
 
     def refused(self, refusal: Refusal) -> web.Response:
         """The refusal's status, code and message; no `data`, since some clients take that for success."""
+        self.refusals[refusal.code] += 1
         body = {"code": refusal.code, "message": refusal.message, "request_id": self._request_id()}
         response = self._json(refusal.status, body)
         if refusal.retry_after is not None:
@@ -40,6 +45,8 @@ class Answers:
 
 async def read_body(request: web.Request, limit: int) -> bytes:
     """The whole body, or Refusal 1200; read beyond the limit, so that the sender hears the answer."""
+    if _RAW in request:
+        return request[_RAW]
     parts: list[bytes] = []
     size = 0
     try:
@@ -53,4 +60,5 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         raise Refusal(1200, "Invalid request parameters: the body cannot be read") from None
     if size > limit:
         raise Refusal(1200, f"Invalid request parameters: the body is longer than {limit} bytes")
-    return b"".join(parts)
+    request[_RAW] = b"".join(parts)
+    return request[_RAW]

@@ -7,6 +7,7 @@ is over.
 import heapq
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from attrs import define, field
 
@@ -22,6 +23,7 @@ class Books:
     requests: Counter[str] = field(factory=Counter)  # "create", "query", "list", "file"
     refusals: Counter[int] = field(factory=Counter)  # by code
     faults: Counter[str] = field(factory=Counter)  # by kind, once carried out
+    callbacks: Counter[str] = field(factory=Counter)  # "delivered", "given up"
     accepted: Counter[str] = field(factory=Counter)  # creates accepted, by external_task_id
     images_billed: int = 0
     used_slots: int = 0
@@ -41,6 +43,22 @@ class Books:
     def open_tasks(self) -> int:
         """How many tasks have not ended."""
         return len(self._open)
+
+    def counts(self) -> dict[str, Any]:
+        """All numbers, as JSON."""
+        return {
+            "requests": dict(self.requests),
+            "refusals": dict(self.refusals),
+            "faults": dict(self.faults),
+            "callbacks": dict(self.callbacks),
+            "accepted": dict(self.accepted),
+            "tasks": len(self.tasks),
+            "open_tasks": self.open_tasks,
+            "used_slots": self.used_slots,
+            "most_slots": self.most_slots,
+            "images_billed": self.images_billed,
+            "units_billed": self.units_billed,
+        }
 
     def next_id(self, now: float) -> str:
         """An 18-digit id, greater than every one before."""

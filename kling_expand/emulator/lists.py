@@ -1,12 +1,15 @@
 """Which tasks are on a page? Nobody promises order or completeness, so both can be spoilt."""
 
+import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kling_expand.emulator.codes import Refusal
+from kling_expand.emulator.settings import Settings
+from kling_expand.emulator.tasks import Task
 
 
 @frozen
@@ -34,3 +37,30 @@ def _whole(query: Mapping[str, str], name: str, *, default: int, most: int) -> i
     if not re.fullmatch("[0-9]{1,6}", text, re.ASCII) or not 1 <= int(text) <= most:
         raise Refusal(1201, f"{name} must be an integer between 1 and {most}")
     return int(text)
+
+
+def arrange(newest: Iterator[Task], settings: Settings, now: float, chance: random.Random) -> Iterator[Task]:
+    """The tasks as the list shows them at `now`; raises Refusal 1103 where lists are refused."""
+    if settings.list_mode == "refused":
+        raise Refusal(1103)
+    if settings.list_lag:
+        newest = (task for task in newest if task.created <= now - settings.list_lag)
+    if settings.list_mode == "newest":
+        return _with_foreign(newest, settings.list_foreign)
+    found = list(newest)[::-1]
+    if settings.list_mode == "shuffled":
+        chance.shuffle(found)
+    return _with_foreign(found, settings.list_foreign)
+
+
+def _with_foreign(tasks: Iterable[Task], every: int) -> Iterator[Task]:
+    for count, task in enumerate(tasks, 1):
+        yield task
+        if every and count % every == 0:
+            yield _foreign(task)
+
+
+def _foreign(task: Task) -> Task:
+    """A task that another program of the same account might have made at the same time."""
+    task_id = str(int(task.task_id) + 50_000)  # ids made within one millisecond lie closer together
+    return evolve(task, task_id=task_id, external_task_id="", prompt="", callback_url="", n=1)

@@ -1,23 +1,27 @@
-"""How does the service sound over HTTP? Routes and headers; `Emulator` is all of it, on and off."""
+"""How is the emulator run? `Emulator` switches on all that is in this folder, and off again."""
 
 import logging
-import re
+import random
+from functools import partial
 from typing import Self
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from attrs import define, field
 
-from kling_expand.emulator import files, lists, tokens
-from kling_expand.emulator.answers import Answers, read_body
+from kling_expand.emulator import files, signing
+from kling_expand.emulator.answers import Answers
+from kling_expand.emulator.background import Background
 from kling_expand.emulator.books import Books
+from kling_expand.emulator.callbacks import Callbacks
+from kling_expand.emulator.calls import Calls
 from kling_expand.emulator.codes import Refusal
+from kling_expand.emulator.control import Control
+from kling_expand.emulator.faults import Faults
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.settings import Settings
-from kling_expand.emulator.tasks import Shapes
 
 PATHS = {"editing": "/v1/images/editing/expand", "direction": "/v1/images/expand"}
-_HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
 _log = logging.getLogger(__name__)
 
 
@@ -28,10 +32,16 @@ class Emulator(Settings):
     url: str = field(default="", init=False)
     _service: Service | None = field(default=None, init=False, repr=False)
     _runner: web.AppRunner | None = field(default=None, init=False, repr=False)
+    _callbacks: Callbacks | None = field(default=None, init=False, repr=False)
+    _background: Background = field(factory=Background, init=False, repr=False)
 
     async def __aenter__(self) -> Self:
         _require_pictures()
+        if self.webhook_secret:
+            signing.key(self.webhook_secret)
         self._service = Service(self)
+        self._callbacks = Callbacks(self._service)
+        self._service.on_task.append(self._callbacks.follow)
         self._runner = web.AppRunner(self._app(self._service), access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port)
@@ -44,6 +54,9 @@ class Emulator(Settings):
     async def __aexit__(self, *_: object) -> None:
         if self._runner:
             await self._runner.cleanup()
+        await self._background.aclose()
+        if self._callbacks:
+            await self._callbacks.aclose()
         if self._service:
             await self._service.aclose()
 
@@ -68,73 +81,28 @@ class Emulator(Settings):
         """Return when nothing is being painted: from then on the clock alone decides."""
         await self.service.painted()
 
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong next, for a script to be written into."""
+        return self.service.faults
+
     def _app(self, service: Service) -> web.Application:
-        answers = Answers(service.chance)
+        answers = Answers(random.Random(self.seed), service.books.refusals)
         app = web.Application(middlewares=[_envelopes(answers)])
         app.on_response_prepare.append(self._sign)
+        calls = Calls(service, answers, self._background)
         for dialect, path in PATHS.items():
-            calls = _Calls(service, answers, dialect)
-            app.router.add_post(path, calls.create)
-            app.router.add_get(path, calls.list)
-            app.router.add_get(path + "/{name}", calls.query)
-        app.router.add_get("/files/{task_id}/{name}", self._file)
+            app.router.add_post(path, calls.handler("create", partial(calls.create, dialect)))
+            app.router.add_get(path, calls.handler("list", partial(calls.list, dialect)))
+            app.router.add_get(path + "/{name}", calls.handler("query", partial(calls.query, dialect)))
+        app.router.add_get("/files/{task_id}/{name}", calls.handler("file", partial(files.picture, service)))
+        app.router.add_routes(Control(service, answers, service.faults).routes())
         return app
 
     async def _sign(self, _: web.Request, response: web.StreamResponse) -> None:
         """Say what this is: no answer may pass for the vendor's."""
         response.headers["Server"] = "kling-expand-emulator"
         response.headers.setdefault("X-Engine", self.engine)
-
-    async def _file(self, request: web.Request) -> web.StreamResponse:
-        self.service.books.requests["file"] += 1
-        return await files.picture(self.service, request)
-
-
-@define
-class _Calls:
-    """The three calls of one dialect."""
-
-    service: Service
-    answers: Answers
-    dialect: str
-
-    async def create(self, request: web.Request) -> web.StreamResponse:
-        self._enter(request, "create")
-        raw = await read_body(request, self.service.settings.body_bytes)
-        task = await self.service.create(self.dialect, raw)
-        return self.answers.data(self._shapes(request).created(task, self.service.clock.now()))
-
-    async def query(self, request: web.Request) -> web.StreamResponse:
-        self._enter(request, "query")
-        task = await self.service.query(self.dialect, request.match_info["name"])
-        view = self._shapes(request).task(task, self.service.clock.now())
-        return self.answers.data([view] if self.service.settings.seed_shapes else view)
-
-    async def list(self, request: web.Request) -> web.StreamResponse:
-        self._enter(request, "list")
-        page = lists.Page.parse(request.query)
-        found = await self.service.list(self.dialect, page)
-        shapes = self._shapes(request)
-        now = self.service.clock.now() - self.service.settings.list_lag
-        return self.answers.data([shapes.task(task, now) for task in found])
-
-    def _enter(self, request: web.Request, route: str) -> None:
-        """Count the call and see who makes it."""
-        service = self.service
-        service.books.requests[route] += 1
-        tokens.check(
-            request.headers.get("Authorization"),
-            access_key=service.settings.access_key,
-            secret_key=service.settings.secret_key,
-            api_key=service.settings.api_key,
-            now=service.clock.real(),
-        )
-
-    def _shapes(self, request: web.Request) -> Shapes:
-        settings = self.service.settings
-        host = request.headers.get("Host", "")
-        origin = f"http://{host}" if _HOST.fullmatch(host) else self.service.origin
-        return Shapes(origin, seed=settings.seed_shapes, succeeded=settings.succeeded)
 
 
 def _envelopes(answers: Answers) -> Middleware:

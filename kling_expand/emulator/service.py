@@ -13,14 +13,16 @@ from functools import partial
 from itertools import islice
 
 from attrs import evolve
+from yarl import URL
 
-from kling_expand.emulator import rules
+from kling_expand.emulator import lists, rules, triggers
 from kling_expand.emulator.books import Books
 from kling_expand.emulator.clock import Clock
 from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.fetching import FetchError, fetch
+from kling_expand.emulator.faults import Faults
+from kling_expand.emulator.fetching import FetchError, check_host, fetch
 from kling_expand.emulator.headers import PictureError
-from kling_expand.emulator.lists import Page
+from kling_expand.emulator.limits import RateLimit
 from kling_expand.emulator.painting import LAZY, Key, Painter
 from kling_expand.emulator.settings import Settings
 from kling_expand.emulator.store import Store
@@ -40,11 +42,13 @@ class Service:
         self.books = Books(settings.life_seconds)
         self.origin = ""
         self.chance = random.Random(settings.seed)
+        self.faults = Faults(random.Random(settings.seed))
+        self.rate = RateLimit(settings)
         self.on_task: list[
             Callable[[Task], None]
         ] = []  # told of each task made here or found in the state file
         self._painter = Painter(workers=settings.workers)
-        self._preparing: set[asyncio.Task[None]] = set()
+        self._preparing: dict[str, asyncio.Task[None]] = {}
 
     def start(self, origin: str) -> None:
         """Take up the tasks of the state file; `origin` is where pictures are found."""
@@ -65,6 +69,8 @@ class Service:
             order, image = await asyncio.get_running_loop().run_in_executor(None, read)
         else:
             order, image = _read(dialect, raw)
+        if not image:
+            self._check_address(order.image)
         self._admit(order)
         digest = hashlib.sha256(image).hexdigest() if image else ""
         task = self._new(dialect, order, digest)
@@ -76,7 +82,14 @@ class Service:
         self._take_up(task)
         return task
 
+    def _check_address(self, address: str) -> None:
+        try:
+            check_host(URL(address), allow_private=self.settings.allow_private)
+        except (FetchError, ValueError) as error:
+            raise Refusal(1201, f"image can not be fetched: {error}") from None
+
     def _admit(self, order: rules.Order) -> None:
+        triggers.check(order.prompt)
         self.books.settle(self.clock.now())
         known = order.external_task_id and self.books.has_external(order.external_task_id)
         if known and not self.settings.allow_duplicates:
@@ -88,6 +101,7 @@ class Service:
 
     def _new(self, dialect: str, order: rules.Order, digest: str) -> Task:
         now = self.clock.now()
+        failure = triggers.failure(order.prompt)
         factor = math.exp(self.settings.jitter * self.chance.gauss(0, 1)) if self.settings.jitter else 1.0
         starts = now + self.settings.queue_seconds * factor
         return Task(
@@ -106,14 +120,15 @@ class Service:
             engine=self.settings.engine,
             image_url="" if digest else order.image,
             digest=digest,
-            ready=now if digest and self.settings.engine == LAZY else None,
+            ready=now if failure or (digest and self.settings.engine == LAZY) else None,
+            failure=failure,
         )
 
     def _take_up(self, task: Task) -> None:
         if task.ready is None:
             preparing = asyncio.ensure_future(self._prepare(task))
-            self._preparing.add(preparing)
-            preparing.add_done_callback(self._preparing.discard)
+            self._preparing[task.task_id] = preparing
+            preparing.add_done_callback(lambda _: self._preparing.pop(task.task_id))
         for listener in self.on_task:
             listener(task)
 
@@ -158,10 +173,11 @@ class Service:
             raise Refusal(1201, f"Task not found by id/external id: {name}")
         return task
 
-    async def list(self, dialect: str, page: Page) -> list[Task]:
-        """One page of tasks, newest first."""
+    async def list(self, dialect: str, page: lists.Page) -> list[Task]:
+        """One page of tasks, newest first unless the settings say otherwise."""
         await self._settle()
-        return list(islice(self.books.newest(dialect), page.span.start, page.span.stop))
+        found = lists.arrange(self.books.newest(dialect), self.settings, self.clock.now(), self.chance)
+        return list(islice(found, page.span.start, page.span.stop))
 
     async def picture(self, task_id: str, index: int, *, watermark: bool) -> tuple[bytes, str] | None:
         """PNG bytes and their engine's name; None where there is no such picture, not yet or no longer."""
@@ -178,10 +194,16 @@ class Service:
         self.books.settle(self.clock.now())
         await self.store.flush()
 
+    async def prepared(self, task: Task) -> Task:
+        """The task once its end is known."""
+        if task.task_id in self._preparing:
+            await asyncio.wait([self._preparing[task.task_id]])
+        return self.books.tasks.get(task.task_id, task)
+
     async def painted(self) -> None:
         """Return when nothing is being painted: from then on the clock alone decides."""
         while self._preparing:
-            await asyncio.wait(self._preparing)
+            await asyncio.wait(self._preparing.values())
 
     def advance(self, seconds: float) -> None:
         """Move the clock forwards, also for those who come after a restart."""
@@ -190,7 +212,7 @@ class Service:
 
     async def aclose(self) -> None:
         """Stop painting, write what waits."""
-        for preparing in self._preparing:
+        for preparing in self._preparing.values():
             preparing.cancel()
         await self._painter.aclose()
         await self.store.aclose()

@@ -13,7 +13,6 @@ from kling_expand.emulator.rules import Ratios
 
 UNITS_PER_IMAGE = 8
 DOLLARS_PER_IMAGE = 0.028
-RISK_CONTROL = "Failure to pass the risk control system"
 
 
 @frozen

@@ -1,0 +1,99 @@
+"""How does the service sound over HTTP? The three calls of a dialect, each counted, let in, and perhaps
+spoilt."""
+
+import re
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from attrs import frozen
+
+from kling_expand.emulator import breaking, lists, tokens
+from kling_expand.emulator.answers import Answers, read_body
+from kling_expand.emulator.background import Background
+from kling_expand.emulator.codes import Refusal
+from kling_expand.emulator.service import Service
+from kling_expand.emulator.tasks import Shapes
+
+Answer = Callable[[web.Request], Awaitable[web.Response]]
+_HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
+
+
+@frozen
+class Calls:
+    """Handlers for a router."""
+
+    service: Service
+    answers: Answers
+    background: Background
+
+    def handler(self, route: str, answer: Answer) -> Handler:
+        """`answer`, counted as `route` and exposed to its faults."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            books = self.service.books
+            books.requests[route] += 1
+            fault = self.service.faults.pick(route)
+            if fault is None:
+                return await answer(request)
+            books.faults[fault.kind] += 1
+            return await breaking.carry_out(
+                breaking.Call(
+                    request=request,
+                    answer=lambda: self._with_refusals(answer, request),
+                    answers=self.answers,
+                    fault=fault,
+                    later=self.background.start,
+                    body_bytes=self.service.settings.body_bytes,
+                )
+            )
+
+        return handle
+
+    async def _with_refusals(self, answer: Answer, request: web.Request) -> web.Response:
+        try:
+            return await answer(request)
+        except Refusal as refusal:
+            return self.answers.refused(refusal)
+
+    async def create(self, dialect: str, request: web.Request) -> web.Response:
+        """POST of a new task."""
+        self._let_in(request)
+        raw = await read_body(request, self.service.settings.body_bytes)
+        task = await self.service.create(dialect, raw)
+        return self.answers.data(self._shapes(request).created(task, self.service.clock.now()))
+
+    async def query(self, dialect: str, request: web.Request) -> web.Response:
+        """GET of one task by either id."""
+        self._let_in(request)
+        task = await self.service.query(dialect, request.match_info["name"])
+        view = self._shapes(request).task(task, self.service.clock.now())
+        return self.answers.data([view] if self.service.settings.seed_shapes else view)
+
+    async def list(self, dialect: str, request: web.Request) -> web.Response:
+        """GET of a page."""
+        self._let_in(request)
+        found = await self.service.list(dialect, lists.Page.parse(request.query))
+        shapes = self._shapes(request)
+        now = self.service.clock.now() - self.service.settings.list_lag
+        return self.answers.data([shapes.task(task, now) for task in found])
+
+    def _let_in(self, request: web.Request) -> None:
+        """Refuse strangers, an account in a bad state, and who calls too often."""
+        settings = self.service.settings
+        tokens.check(
+            request.headers.get("Authorization"),
+            access_key=settings.access_key,
+            secret_key=settings.secret_key,
+            api_key=settings.api_key,
+            now=self.service.clock.real(),
+        )
+        if settings.account:
+            raise Refusal(settings.account)
+        self.service.rate.enter(self.service.clock.now())
+
+    def _shapes(self, request: web.Request) -> Shapes:
+        settings = self.service.settings
+        host = request.headers.get("Host", "")
+        origin = f"http://{host}" if _HOST.fullmatch(host) else self.service.origin
+        return Shapes(origin, seed=settings.seed_shapes, succeeded=settings.succeeded)

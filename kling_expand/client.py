@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import PurePath
@@ -17,18 +17,19 @@ import aiohttp
 
 from . import wire
 from .auth import Auth
-from .config import Settings, credentials
+from .config import Settings, credentials, webhook_secret
 from .downloads import Downloads
 from .errors import ClientClosed, InvalidRequest
 from .future import ExpandResult, TaskFuture
 from .geometry import Geometry
 from .jobs import Jobs
 from .models import ExpandRequest, ImageSource, Task
-from .pacing import ExponentialPace
+from .pacing import ExponentialPace, Pace
 from .polling import Poller
 from .scheduler import Bulk, Outcome, Requests, Slots
 from .session import Session
 from .submission import Submitter
+from .webhooks import Call, Webhooks
 
 
 class RequestFields(TypedDict, total=False):
@@ -48,7 +49,8 @@ class KlingClient:
     Credentials come from the arguments, else the environment (see `kling_expand.config`).
     `deadline` (seconds) is the default bound of each job, from its submission to the end of its
     download. `budget` (units, 8 a picture) is the most this client may spend. `run` names the run that
-    the `key` of a request counts in. Further *options* are the fields of `Settings`.
+    the `key` of a request counts in, and `pace` says when tasks are looked at.
+    `webhook_secret` is the console's, or several of them while one replaces another. Further *options* are the fields of `Settings`.
 
     An `http` session given here is used as it is and never closed; `trace_configs` go to our own.
     """
@@ -63,21 +65,25 @@ class KlingClient:
         deadline: float | None = None,
         budget: int | None = None,
         run: str = "",
+        webhook_secret: str | Sequence[str] | None = None,
         http: aiohttp.ClientSession | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,
+        pace: Pace | None = None,
         rng: Random | None = None,
         clock: Callable[[], float] = time.time,
         **options: Any,
     ) -> None:
         self.settings = Settings.from_env(**options)
         self._auth = auth or credentials(access_key, secret_key, api_key, clock=clock)
+        self._webhooks = Webhooks(*_secrets(webhook_secret), clock=clock)
         self._deadline = deadline
         self._rng = rng or Random()
         settings, rng = self.settings, self._rng
         self._session = Session(settings, self._auth, http=http, trace_configs=trace_configs, rng=rng)
         self._submitter = Submitter(self._session, settings.dialect, rng=rng, budget=settings.retry_budget)
         self._slots = Slots(settings.max_in_flight)
-        self._poller = Poller(self._read_once, ExponentialPace(rng), budget=settings.poll_budget)
+        pace = pace or ExponentialPace(rng)
+        self._poller = Poller(self._read_once, pace, budget=settings.poll_budget)
         self._jobs = Jobs(
             self._submitter,
             self._poller,
@@ -197,6 +203,17 @@ class KlingClient:
         self._poller.watch(future, soon=True)
         return future
 
+    def receive(self, headers: Mapping[str, str], body: bytes) -> Call:
+        """Take a callback: its raw *body* and its *headers*, names in any case.
+
+        Signed news is told to its future at once. Any other call is only a doorbell: the service is
+        asked, so a forged one costs a read at most and delivers nothing. Raises `WebhookError`.
+        """
+        call = self._webhooks.parse(headers, body)
+        if call.doorbell or not self._poller.tell(call.task):
+            self._poller.hurry(call.task.task_id)
+        return call
+
     # ------------------------------------------------------------------ the plain calls
 
     async def create(
@@ -266,6 +283,13 @@ def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> Ex
     if geometry is None:
         raise InvalidRequest("geometry", None, 'how far to expand is needed, such as ToAspect("16:9")')
     return ExpandRequest(image, geometry, **fields)
+
+
+def _secrets(given: str | Sequence[str] | None) -> Sequence[str]:
+    if given is None or isinstance(given, str):
+        secret = webhook_secret(given)
+        return [secret] if secret else []
+    return given
 
 
 def _until(deadline: float | None) -> float | None:

@@ -19,10 +19,11 @@ UNSEEN = 30.0  # seconds a task may be unknown to the service before that is bel
 class _Open:
     """One open task: when it began, when news of it was last good, when to look next."""
 
-    __slots__ = ("began", "due", "future", "good")
+    __slots__ = ("began", "due", "future", "good", "known_as")
 
     def __init__(self, future: TaskFuture, now: float, due: float) -> None:
         self.future = future
+        self.known_as = future.any_id
         self.began = self.good = now
         self.due = due
 
@@ -38,6 +39,7 @@ class Poller:
         self._pace = pace
         self._budget = budget
         self._open: dict[TaskFuture, _Open] = {}
+        self._by_id: dict[str, _Open] = {}
         self._heap: list[tuple[float, int, _Open]] = []
         self._order = count()
         self._bell = asyncio.Event()
@@ -70,26 +72,41 @@ class Poller:
             return
         now = asyncio.get_running_loop().time()
         entry = _Open(future, now, now if soon else now + self._pace.wait(0.0))
-        self._open[future] = entry
+        self._open[future] = self._by_id[entry.known_as] = entry
         future.add_done_callback(self._forget)
         self._push(entry)
 
     def hurry(self, any_id: str) -> bool:
         """Look at a task now, because somebody says there is news; True if it is one of ours."""
-        now = asyncio.get_running_loop().time()
-        for future, entry in self._open.items():
-            if any_id in (future.task_id, future.external_task_id, future.any_id):
-                entry.due = now
-                self._push(entry)
-                return True
-        return False
+        entry = self._by_id.get(any_id)
+        if entry is None:
+            return False
+        entry.due = asyncio.get_running_loop().time()
+        self._push(entry)
+        return True
+
+    def tell(self, news: Task) -> bool:
+        """Pass on a snapshot that somebody else was given; True if it is of one of ours."""
+        entry = self._by_id.get(news.task_id)
+        if entry is not None:
+            entry.future.observe(news)
+        return entry is not None
 
     def _push(self, entry: _Open) -> None:
         heapq.heappush(self._heap, (entry.due, next(self._order), entry))
         self._bell.set()
 
+    def _know(self, entry: _Open) -> None:
+        """Keep a task that was watched by your id under the service's, once that is known."""
+        if not entry.future.done() and entry.known_as != entry.future.any_id:
+            self._by_id.pop(entry.known_as, None)
+            entry.known_as = entry.future.any_id
+            self._by_id[entry.known_as] = entry
+
     def _forget(self, future: TaskFuture) -> None:
         entry = self._open.pop(future, None)
+        if entry is not None:
+            self._by_id.pop(entry.known_as, None)
         if entry is not None and future.error is None:
             self._pace.learn(asyncio.get_running_loop().time() - entry.began)
 
@@ -135,6 +152,7 @@ class Poller:
         try:
             future.observe(await self._read(future.any_id))
             entry.good = loop.time()
+            self._know(entry)
         except KlingError as error:
             hint = error.retry_after if isinstance(error, APIError) else None
             if not _may_pass(error, loop.time() - entry.good, self._budget):

@@ -14,7 +14,7 @@ from kling_expand.emulator.patches import paint_patches
 
 
 class UnknownEngine(ValueError):
-    """No engine has this name."""
+    """No engine has this name, or what it needs is not here; the text says which."""
 
 
 class Engine(Protocol):
@@ -24,11 +24,17 @@ class Engine(Protocol):
 
 
 def find(name: str) -> Engine:
-    """The engine of this name; raises UnknownEngine, which lists the known ones."""
+    """The engine of this name: patchmatch, flat, or migan:PATH with a weights file; raises UnknownEngine."""
+    kind, _, weights = name.partition(":")
+    if kind == "migan":
+        from kling_expand.emulator.migan import painter  # its runtime is an extra of its own
+
+        return painter(weights)
     try:
         return _ENGINES[name]
     except KeyError:
-        raise UnknownEngine(f"no engine is called {name!r}; known: {', '.join(sorted(_ENGINES))}") from None
+        known = ", ".join([*sorted(_ENGINES), "migan:PATH"])
+        raise UnknownEngine(f"no engine is called {name!r}; known: {known}") from None
 
 
 def paint_flat(original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image:

@@ -139,7 +139,7 @@ def _around(canvas: Canvas) -> tuple[tuple[int, int], ...]:
 
 
 def _bytes(levels: NDArray[np.floating[Any]]) -> Pixels:
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(levels), 0, 255), np.uint8)
 
 
 def _breaks(painted: Floats, canvas: Canvas) -> tuple[Floats, Floats]:

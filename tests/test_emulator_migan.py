@@ -1,0 +1,117 @@
+"""The optional network engine, with a tiny network written here byte by byte: no weights, no exporter."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kling_expand.emulator import engines, migan
+from kling_expand.emulator.canvas import Canvas
+
+BYTES, BOOL, FLOAT = 2, 9, 1  # element types of ONNX
+PLACE = Canvas(12, 6, (2, 0, 8, 6))
+
+
+def varint(number: int) -> bytes:
+    """An integer as protobuf writes it: seven bits a byte, lowest first."""
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
+
+
+def field(number: int, value: int | str | bytes) -> bytes:
+    """One field of a protobuf message."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    body = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(body)) + body
+
+
+def tensor(name: str, channels: int, kind: int = BYTES) -> bytes:
+    """A named (1, channels, height, width) tensor."""
+    sizes = [field(1, 1), field(1, channels), field(2, "height"), field(2, "width")]
+    shape = b"".join(field(1, size) for size in sizes)
+    return field(1, name) + field(2, field(1, field(1, kind) + field(2, shape)))
+
+
+def node(kind: str, inputs: list[str], output: str, **numbers: int) -> bytes:
+    """One operation; its attributes are integers."""
+    attributes = b"".join(
+        field(5, field(1, name) + field(3, n) + field(20, 2)) for name, n in numbers.items()
+    )
+    names = b"".join(field(1, name) for name in inputs)
+    return field(1, names + field(2, output) + field(4, kind) + attributes)
+
+
+def network(path: Path, *, mask: str = "mask", answer: int = BYTES) -> str:
+    """Write a network: known pixels stay, every other one takes its neighbour's to the left's place, blurred away.
+
+    The hole becomes the largest level of each row's known pixels, so it shows what image and mask it was given.
+    """
+    operations = [
+        node("Cast", [mask], "known", to=BOOL),
+        node("ReduceMax", ["image"], "largest"),
+        node("Where", ["known", "image", "largest"], "filled"),
+        node("Cast", ["filled"], "result", to=answer),
+    ]
+    ends = [field(11, tensor("image", 3)), field(11, tensor(mask, 1)), field(12, tensor("result", 3, answer))]
+    graph = b"".join(operations) + field(2, "tiny") + b"".join(ends)
+    path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13)))
+    return str(path)
+
+
+def ramp() -> Image.Image:
+    """Brighter to the right, 40 to 90."""
+    return Image.fromarray(np.tile(np.arange(40, 100, 10, np.uint8)[None, :, None], (6, 1, 3)))
+
+
+def test_the_network_gets_the_picture_and_the_mask(tmp_path: Path) -> None:
+    """Known pixels are marked as known and come back as they are; the hole is the network's."""
+    paint = engines.find("migan:" + network(tmp_path / "tiny.onnx"))
+    pixels = np.asarray(paint(ramp(), PLACE, seed=2))
+    assert pixels.shape == (6, 12, 3)
+    assert np.array_equal(pixels[:, 2:8], np.asarray(ramp()))
+    assert (pixels[:, 11] == 90).all()
+
+
+def test_odd_seeds_come_back_the_right_way_round(tmp_path: Path) -> None:
+    """A mirrored scene is mirrored back: the original lies where it should."""
+    paint = migan.painter(network(tmp_path / "tiny.onnx"))
+    assert np.array_equal(np.asarray(paint(ramp(), PLACE, seed=1))[:, 2:8], np.asarray(ramp()))
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    """No file, no engine; the message shows how to name one."""
+    with pytest.raises(engines.UnknownEngine, match="no such weights file"):
+        engines.find(f"migan:{tmp_path / 'absent.onnx'}")
+    with pytest.raises(engines.UnknownEngine, match=r"migan:PATH\.onnx"):
+        engines.find("migan")
+
+
+def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
+    """Other bytes under the name are told as such, not as a crash of the runtime."""
+    path = tmp_path / "text.onnx"
+    path.write_text("not a network")
+    with pytest.raises(engines.UnknownEngine, match="not a network onnxruntime can run"):
+        engines.find(f"migan:{path}")
+
+
+def test_a_network_with_other_inputs_is_refused(tmp_path: Path) -> None:
+    """A bare generator, which wants other inputs, is refused before the first picture."""
+    with pytest.raises(engines.UnknownEngine, match="does not take"):
+        migan.painter(network(tmp_path / "bare.onnx", mask="noise"))
+
+
+def test_an_answer_that_is_no_picture_is_refused(tmp_path: Path) -> None:
+    """Levels as floats would be painted as noise; they are refused instead."""
+    paint = migan.painter(network(tmp_path / "float.onnx", answer=FLOAT))
+    with pytest.raises(engines.UnknownEngine, match="float32"):
+        paint(ramp(), PLACE, seed=1)
+
+
+def test_without_the_runtime_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without onnxruntime the message says what to install."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(engines.UnknownEngine, match=r"kling-expand\[migan\]"):
+        engines.find(f"migan:{tmp_path / 'any.onnx'}")

@@ -8,28 +8,33 @@
 `Padding`                 so many pixels on each side                             needs size
 ========================  =====================================================  ==========
 
-Rules (official documentation): up and down are multiples of the original's height, left and
-right of its width; each lies in [0, 2]; the new area is at most three times the old one.
-All four zero is refused here, because there would be nothing to pay for.
+All but `Ratios` (see `kling_expand.ratios` for the rules) are defined here.
 """
 
 import math
 import re
 from collections.abc import Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from decimal import ROUND_CEILING, ROUND_FLOOR
 from fractions import Fraction
-from numbers import Real
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from attrs import field, frozen
 
 from .errors import GeometryError
+from .ratios import AREA_TOLERANCE, MAX_AREA, MAX_PIXELS, NOISE, Ratios, check_size, nearest, real, shown
 
-MAX_SIDE = 2.0  # (doc)
-MAX_AREA = 3.0  # (doc)
-AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals, and so reaches 3.00008
-_NOISE = 1e-9  # what binary fractions may add to an exact result
-_MAX_PIXELS = 2**31 - 1  # the longest side a PNG can state
+__all__ = [
+    "Anchor",
+    "Geometry",
+    "Padding",
+    "Ratios",
+    "ToAspect",
+    "ToSize",
+    "Towards",
+    "calculate_expansion_ratios",
+    "parse_aspect",
+    "parse_direction",
+]
 
 # Where the original lies in the new picture: "left" puts it at the left, so the right grows.
 Anchor = Literal[
@@ -45,103 +50,9 @@ class Geometry(Protocol):
 
     needs_size: ClassVar[bool]
 
-    def ratios(self, width: int, height: int) -> "Ratios":
+    def ratios(self, width: int, height: int) -> Ratios:
         """The four ratios for this photo. Raises `GeometryError` where there are none."""
         ...
-
-
-def _float(value: float) -> float:
-    """A real number as a float; whatever else it is, is left for the validator to name."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return value
-    try:
-        return float(value) + 0.0  # and never a negative zero
-    except OverflowError:
-        return math.inf
-
-
-def _side(_ratios: Any, attribute: Any, value: Any) -> None:
-    if not isinstance(value, float) or not 0 <= value <= MAX_SIDE:
-        raise GeometryError(attribute.name, repr(value), "each side grows by a number from 0 to 2")
-
-
-@frozen
-class Canvas:
-    """The expanded picture's size in pixels, and where the original lies in it.
-
-    `box` is (left, top, right, bottom) in whole pixels, right and bottom exclusive;
-    `frame` the same four as exact fractions of the width and the height.
-    """
-
-    width: int
-    height: int
-    box: tuple[int, int, int, int]
-    frame: tuple[float, float, float, float] = field(repr=False)
-
-    def scaled(self, width: int, height: int) -> "Canvas":
-        """The same picture at another size, say that of the service's result.
-
-        The service rescales to about a 1K tier. Each edge is rounded to the nearest pixel, halves upwards.
-        """
-        _check_size(width, height)
-        left, top, right, bottom = self.frame
-        box = (_round(left * width), _round(top * height), _round(right * width), _round(bottom * height))
-        return Canvas(width, height, box, self.frame)
-
-
-@frozen
-class Ratios:
-    """How far each side grows: up and down in original heights, left and right in widths.
-
-    Raises `GeometryError` for a side outside [0, 2], an area above 3 (1e-3 more is let pass,
-    as the vendor's own helper needs it) and for four zeros.
-    """
-
-    needs_size: ClassVar[bool] = False
-
-    up: float = field(default=0.0, converter=_float, validator=_side)
-    down: float = field(default=0.0, converter=_float, validator=_side)
-    left: float = field(default=0.0, converter=_float, validator=_side)
-    right: float = field(default=0.0, converter=_float, validator=_side)
-
-    def __attrs_post_init__(self) -> None:
-        if self.area <= 1 + _NOISE:
-            raise GeometryError(
-                "ratios", self._numbers(), "nothing is added: at least one side must be above 0"
-            )
-        if self.area > MAX_AREA + AREA_TOLERANCE:
-            fit = _fitting(self.left + self.right, self.up + self.down)
-            value = f"{self._numbers()}, {self.area:.4f} times the area,"
-            raise GeometryError(
-                "ratios", value, f"at most 3 times is allowed; all four times {fit} would fit"
-            )
-
-    @property
-    def area(self) -> float:
-        """The new area as a multiple of the old one."""
-        return (1 + self.up + self.down) * (1 + self.left + self.right)
-
-    def ratios(self, width: int = 0, height: int = 0) -> "Ratios":  # noqa: ARG002  (the protocol asks)
-        """These ratios, whatever the photo's size."""
-        return self
-
-    def canvas(self, width: int, height: int) -> Canvas:
-        """The expanded picture at the scale of an original of *width* by *height* pixels.
-
-        The new size and the original's left and top edge are rounded to the nearest pixel,
-        halves upwards; the original keeps its size and stays inside.
-        """
-        _check_size(width, height)
-        across, down = 1 + self.left + self.right, 1 + self.up + self.down
-        new_width, new_height = _round(width * across), _round(height * down)
-        left = min(_round(width * self.left), new_width - width)
-        top = min(_round(height * self.up), new_height - height)
-        ends = (1 + self.left) / across, (1 + self.up) / down
-        frame = (self.left / across, self.up / down, *ends)
-        return Canvas(new_width, new_height, (left, top, left + width, top + height), frame)
-
-    def _numbers(self) -> str:
-        return f"up {self.up:g}, down {self.down:g}, left {self.left:g}, right {self.right:g}"
 
 
 def parse_aspect(aspect: str | float | tuple[float, float]) -> float:
@@ -153,7 +64,7 @@ def parse_aspect(aspect: str | float | tuple[float, float]) -> float:
     if isinstance(aspect, str):
         parts = re.split("[:/x]", aspect if re.search("[:/x]", aspect) else f"{aspect}:1")
     try:
-        width, height = (_float(float(part) if isinstance(part, str) else part) for part in parts)
+        width, height = (real(float(part) if isinstance(part, str) else part) for part in parts)
         value = width / height
     except (ValueError, TypeError, ZeroDivisionError):
         value = math.nan
@@ -175,7 +86,7 @@ def _area(_geometry: Any, _attribute: Any, value: Any) -> None:
 
 
 def _optional_float(value: float | None) -> float | None:
-    return None if value is None else _float(value)
+    return None if value is None else real(value)
 
 
 @frozen
@@ -198,9 +109,9 @@ class ToAspect:
 
         Without `area`, a photo that already has the aspect to within half a pixel is refused.
         """
-        _check_size(width, height)
+        check_size(width, height)
         across, down = _growth(width, height, self.aspect, self.area)
-        if self.area is None and (_round(width * across), _round(height * down)) == (width, height):
+        if self.area is None and (nearest(width * across), nearest(height * down)) == (width, height):
             raise _nothing(width, height, self.aspect)
         return _placed(across - 1, down - 1, self.anchor)
 
@@ -216,11 +127,11 @@ class ToSize:
     anchor: Anchor = field(default="center", validator=_anchor)
 
     def __attrs_post_init__(self) -> None:
-        _check_size(self.width, self.height)
+        check_size(self.width, self.height)
 
     def ratios(self, width: int, height: int) -> Ratios:
         """Raises `GeometryError` for a canvas smaller than the photo, the same, or above 3 times its area."""
-        _check_size(width, height)
+        check_size(width, height)
         for name, wanted, has in (("width", self.width, width), ("height", self.height, height)):
             if wanted < has:
                 limit = f"the photo has {has} and nothing is cut off: at least {has} is needed"
@@ -230,7 +141,7 @@ class ToSize:
 
 
 def _pixels(_padding: Any, attribute: Any, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_PIXELS:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_PIXELS:
         raise GeometryError(attribute.name, repr(value), "a whole number of pixels from 0 is allowed")
 
 
@@ -247,7 +158,7 @@ class Padding:
 
     def ratios(self, width: int, height: int) -> Ratios:
         """Raises `GeometryError` for no padding at all, and above 3 times the photo's area."""
-        _check_size(width, height)
+        check_size(width, height)
         _check_canvas(width, height, width + self.left + self.right, height + self.up + self.down)
         return Ratios(self.up / height, self.down / height, self.left / width, self.right / width)
 
@@ -281,16 +192,14 @@ class Towards:
     needs_size: ClassVar[bool] = False
 
     direction: str = field(converter=parse_direction)
-    ratio: float = field(default=1.5, converter=_float)
+    ratio: float = field(default=1.5, converter=real)
 
     def __attrs_post_init__(self) -> None:
         sides = self._sides()
         both = bool({"left", "right"} & sides and {"up", "down"} & sides)
         most = math.sqrt(MAX_AREA + AREA_TOLERANCE) if both else MAX_AREA
-        if not isinstance(self.ratio, float) or not 1 + 2 * _NOISE < self.ratio <= most:
-            limit = (
-                f"a number above 1 and at most {_shown(most, ROUND_FLOOR)} is allowed for {self.direction}"
-            )
+        if not isinstance(self.ratio, float) or not 1 + 2 * NOISE < self.ratio <= most:
+            limit = f"a number above 1 and at most {shown(most, ROUND_FLOOR)} is allowed for {self.direction}"
             raise GeometryError("ratio", repr(self.ratio), limit)
 
     def _sides(self) -> set[str]:
@@ -314,7 +223,7 @@ def calculate_expansion_ratios(
     the vendor's would be negative, zero or too large, `GeometryError` names the area that works.
     """
     for name, value in (("width", width), ("height", height), ("area_multiplier", area_multiplier)):
-        if not isinstance(_float(value), float) or not 0 < value < _MAX_PIXELS:
+        if not isinstance(real(value), float) or not 0 < value < MAX_PIXELS:
             raise GeometryError(name, repr(value), "a positive number is needed")
     across, down = _growth(width, height, parse_aspect(aspect_ratio), area_multiplier)
     vertical, horizontal = f"{(down - 1) / 2:.4f}", f"{(across - 1) / 2:.4f}"
@@ -325,24 +234,24 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
     """New width and height as multiples (≥ 1) of the old, for an aspect and perhaps an area."""
     stretch = aspect * height / width
     least = max(stretch, 1 / stretch)
-    if least > MAX_AREA + _NOISE:
+    if least > MAX_AREA + NOISE:
         raise _too_far(width, height, aspect, least)
     if area is None:
         area = least
-    if not least - _NOISE <= area <= MAX_AREA + _NOISE:
-        limit = f"{_named(aspect)} of {width}x{height} needs an area from {_shown(least, ROUND_CEILING)} to 3"
+    if not least - NOISE <= area <= MAX_AREA + NOISE:
+        limit = f"{_named(aspect)} of {width}x{height} needs an area from {shown(least, ROUND_CEILING)} to 3"
         raise GeometryError("area", f"{area:g}", limit)
     across, down = max(1.0, math.sqrt(area * stretch)), max(1.0, math.sqrt(area / stretch))
-    if across * down <= 1 + 2 * _NOISE:
+    if across * down <= 1 + 2 * NOISE:
         raise _nothing(width, height, aspect)
     return min(across, 3.0), min(down, 3.0)
 
 
 def _too_far(width: float, height: float, aspect: float, least: float) -> GeometryError:
-    low = _shown(width / height / MAX_AREA, ROUND_CEILING)
-    high = _shown(width / height * MAX_AREA, ROUND_FLOOR)
+    low = shown(width / height / MAX_AREA, ROUND_CEILING)
+    high = shown(width / height * MAX_AREA, ROUND_FLOOR)
     limit = (
-        f"{width}x{height} would need {_shown(least, ROUND_CEILING)} times its area, "
+        f"{width}x{height} would need {shown(least, ROUND_CEILING)} times its area, "
         f"and at most 3 is allowed; an aspect from {low} to {high} (width over height) would do"
     )
     return GeometryError("aspect", _named(aspect), limit)
@@ -350,7 +259,7 @@ def _too_far(width: float, height: float, aspect: float, least: float) -> Geomet
 
 def _nothing(width: float, height: float, aspect: float) -> GeometryError:
     stretch = aspect * height / width
-    least = _shown(max(stretch, 1 / stretch), ROUND_CEILING)
+    least = shown(max(stretch, 1 / stretch), ROUND_CEILING)
     limit = (
         f"{width}x{height} already has that aspect, so nothing is added: "
         f"another aspect, or an area above {least} and at most 3, would do"
@@ -363,13 +272,6 @@ def _placed(wider: float, higher: float, anchor: str) -> Ratios:
     before = 0.0 if "left" in anchor else 1.0 if "right" in anchor else 0.5
     above = 0.0 if "top" in anchor else 1.0 if "bottom" in anchor else 0.5
     return Ratios(higher * above, higher * (1 - above), wider * before, wider * (1 - before))
-
-
-def _fitting(wider: float, higher: float) -> str:
-    """The greatest factor under which both growths stay within three times the area."""
-    linear, square = wider + higher, wider * higher
-    # The positive root of (1 + t*wider)(1 + t*higher) = 3, in the form that also holds for square = 0.
-    return _shown(4 / (linear + math.sqrt(linear * linear + 8 * square)), ROUND_FLOOR)
 
 
 def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> None:
@@ -386,23 +288,8 @@ def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> N
         raise GeometryError("size", f"{width}x{height}", limit)
 
 
-def _check_size(width: int, height: int) -> None:
-    for name, value in (("width", width), ("height", height)):
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_PIXELS:
-            raise GeometryError(name, repr(value), "a whole number of pixels from 1 is needed")
-
-
-def _round(value: float) -> int:
-    return math.floor(value + 0.5)
-
-
-def _shown(value: float, rounding: str) -> str:
-    """Five digits, rounded to the side on which the number still holds when it is typed back."""
-    return format(Context(prec=5, rounding=rounding).create_decimal_from_float(value).normalize(), "f")
-
-
 def _named(aspect: float) -> str:
     """``16:9`` where it is such a fraction, a decimal otherwise."""
     fraction = Fraction(aspect).limit_denominator(50)
-    near = abs(fraction - Fraction(aspect)) < _NOISE
+    near = abs(fraction - Fraction(aspect)) < NOISE
     return f"{fraction.numerator}:{fraction.denominator}" if near else f"{aspect:.5g}"

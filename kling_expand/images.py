@@ -85,7 +85,7 @@ class Photo:
 
     def _read(self, start: int, length: int) -> tuple[int, bytes]:
         try:
-            with open(cast(str, self._content), "rb") as file:  # noqa: PTH123  (a path may be any PathLike)
+            with open(cast(str, self._content), "rb") as file:  # noqa: PTH123  (kept as text, so no Path)
                 file.seek(start)
                 return os.fstat(file.fileno()).st_size, file.read(length)
         except OSError as error:
@@ -212,7 +212,7 @@ def _binary(piece: Any, name: str) -> bytes | bytearray | memoryview:
 def _from_pillow(image: Any) -> Photo:
     name = f"<PIL image {image.width}x{image.height}>"
     _check_shape(image.width, image.height, name)
-    target, jpeg = io.BytesIO(), image.format == "JPEG"
+    target, jpeg = io.BytesIO(), image.format in {"JPEG", "MPO"}  # MPO: a JPEG with a preview behind it
     try:
         if image.mode not in ({"L", "RGB", "CMYK"} if jpeg else {"1", "L", "LA", "P", "RGB", "RGBA"}):
             image = image.convert("RGBA" if image.has_transparency_data and not jpeg else "RGB")
@@ -222,14 +222,15 @@ def _from_pillow(image: Any) -> Photo:
     return _from_bytes(target.getvalue(), name)
 
 
-def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content: Any) -> Photo:
+def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content: bytes | str) -> Photo:
     """Apply every rule to an open, seekable file. Only a few kilobytes are held at a time."""
     _check_weight(size, name)
     kind, width, height = read_shape(file, size, name)
     _check_shape(width, height, name)
     file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Photo(name, digest, 4 * -(-size // 3), width, height, kind, size, content=content)
+    # Of bytes directly: a file over them would be copied first, and hold the loop meanwhile.
+    seen = hashlib.sha256(content) if isinstance(content, bytes) else hashlib.file_digest(file, "sha256")
+    return Photo(name, seen.hexdigest(), 4 * -(-size // 3), width, height, kind, size, content=content)
 
 
 def _check_weight(size: int, name: str) -> None:

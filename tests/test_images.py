@@ -245,10 +245,11 @@ async def test_a_pil_image_read_from_jpeg_stays_jpeg(mode: str) -> None:
     assert (photo.format, photo.width, photo.height) == ("JPEG", 400, 300)
 
 
-async def test_a_jpeg_that_was_converted_in_place_is_still_sent() -> None:
-    """Pillow may keep the word JPEG on an image whose mode JPEG does not know."""
+@pytest.mark.parametrize("word", ["JPEG", "MPO"])
+async def test_a_jpeg_that_was_converted_in_place_is_still_sent(word: str) -> None:
+    """Pillow may keep the format's name on an image whose mode JPEG does not know."""
     image = noise(300, 300, "RGBA")
-    image.format = "JPEG"
+    image.format = word
     assert (await load(image)).format == "JPEG"
 
 

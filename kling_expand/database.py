@@ -79,13 +79,19 @@ class Database:
         db.execute("COMMIT")
         settle(db)
         db.execute("BEGIN IMMEDIATE")
-        for statement in self._kind.schema.split(";") if new else ():
-            db.execute(statement)
+        if new:
+            self._create(db)
         db.execute("INSERT OR REPLACE INTO meta VALUES ('pid', ?)", (str(os.getpid()),))
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the pid can now be read past the lock
         db.execute(f"PRAGMA busy_timeout = {PATIENCE * 1000:.0f}")
         self._inodes = self._look()
+
+    def _create(self, db: Connection) -> None:
+        for statement in self._kind.schema.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {self._kind.application_id}")
+        db.execute(f"PRAGMA user_version = {self._kind.version}")
 
     def _identify(self, db: Connection) -> bool:
         """Whether the file is new. Nothing is written before it is known to be ours."""

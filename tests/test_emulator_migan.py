@@ -45,9 +45,9 @@ def node(kind: str, inputs: list[str], output: str, **numbers: int) -> bytes:
 
 
 def network(path: Path, *, mask: str = "mask", answer: int = BYTES) -> str:
-    """Write a network: known pixels stay, every other one takes its neighbour's to the left's place, blurred away.
+    """Write a network that keeps known pixels and fills the others with the largest level of the picture.
 
-    The hole becomes the largest level of each row's known pixels, so it shows what image and mask it was given.
+    So its answer shows which picture and which mask it was given.
     """
     operations = [
         node("Cast", [mask], "known", to=BOOL),
@@ -63,7 +63,7 @@ def network(path: Path, *, mask: str = "mask", answer: int = BYTES) -> str:
 
 def ramp() -> Image.Image:
     """Brighter to the right, 40 to 90."""
-    return Image.fromarray(np.tile(np.arange(40, 100, 10, np.uint8)[None, :, None], (6, 1, 3)))
+    return Image.fromarray(np.tile(np.arange(40, 100, 10).astype(np.uint8)[None, :, None], (6, 1, 3)))
 
 
 def test_the_network_gets_the_picture_and_the_mask(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """How does a trained network paint the new area? MI-GAN in ONNX form, run from a weights file the user names.
 
-No weights are shipped or fetched. The file is what MI-GAN's own pipeline export writes: inputs `image` (1, 3, H, W)
-and `mask` (1, 1, H, W; 255 where known), one output like `image`, all of bytes. It scales to its own size itself.
+No weights are shipped or fetched. The file is what MI-GAN's own pipeline export writes: inputs `image` of
+(1, 3, H, W) and `mask` of (1, 1, H, W), 255 where known; one output like `image`; all of bytes. It scales
+to the size it was trained for by itself.
 """
 
 from functools import lru_cache, partial
@@ -17,7 +18,7 @@ from kling_expand.emulator.patches import Pixels, meet
 
 
 def painter(weights: str) -> Engine:
-    """The engine that runs this file; raises UnknownEngine if it or onnxruntime is missing or does not fit."""
+    """The engine that runs this file; raises UnknownEngine if it or its runtime is missing or unfit."""
     _session(weights)
     return partial(paint_migan, weights)
 

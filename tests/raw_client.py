@@ -12,6 +12,7 @@ import aiohttp
 from kling_expand.emulator import Emulator
 
 EDITING = "/v1/images/editing/expand"
+DIRECTION = "/v1/images/expand"
 SIDES = ("up", "down", "left", "right")
 
 

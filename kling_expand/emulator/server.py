@@ -42,7 +42,12 @@ class Emulator(Settings):
         self._service = Service(self)
         self._callbacks = Callbacks(self._service)
         self._service.on_task.append(self._callbacks.follow)
-        self._runner = web.AppRunner(self._app(self._service), access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            self._app(self._service),
+            access_log=None,
+            shutdown_timeout=1.0,
+            auto_decompress=False,  # the service reads plain bodies; a broken one would cost the connection
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port)
         await site.start()

@@ -1,0 +1,228 @@
+"""Is every documented rule kept, with its documented code, and nothing else refused?"""
+
+import base64
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from raw_client import DIRECTION, EDITING, calling, order, png
+
+from kling_expand.emulator import rules
+from kling_expand.emulator.codes import Refusal
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [*order(), "prompt", "n", "watermark_info", "callback_url", "external_task_id"]
+
+
+def refusal(dialect: str, body: Any) -> tuple[int, str]:
+    """(code, message) that the body gets, (0, "") if none."""
+    try:
+        parsed = rules.parse(json.dumps(body).encode())
+        made = rules.DIALECTS[dialect](parsed)
+        if not rules.is_url(made.image):
+            rules.decode(made.image)
+    except Refusal as refused:
+        return refused.code, refused.message
+    return 0, ""
+
+
+def four(*ratios: float) -> dict[str, Any]:
+    """Fields for up, down, left, right."""
+    return {f"{side}_expansion_ratio": ratio for side, ratio in zip(rules.SIDES, ratios, strict=True)}
+
+
+def encoded(picture: bytes) -> str:
+    """Raw Base64."""
+    return base64.b64encode(picture).decode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "up_expansion_ratio": 0,
+            "down_expansion_ratio": 0,
+            "left_expansion_ratio": 0,
+            "right_expansion_ratio": 2,
+        },
+        {
+            f"{side}_expansion_ratio": value
+            for side, value in zip(rules.SIDES, (0.1495, 0.1495, 0.6547, 0.6547), strict=True)
+        },
+        {"n": 9},
+        {"n": 2.0},
+        {"n": None, "prompt": None, "watermark_info": None, "callback_url": None, "external_task_id": None},
+        {"prompt": "x" * 2500},
+        {"prompt": "\ud800"},
+        {"image": "https://example.com/dog.png"},
+        {"image": "HTTP://example.com:8080/dog.png?x=1"},
+        {"watermark_info": {}},
+        {"watermark_info": {"enabled": True}},
+        {"external_task_id": ""},
+        {"unheard_of": [1]},
+        {"image": encoded(png(750, 300))},
+    ],
+)
+def test_what_is_allowed_is_accepted(changes: dict[str, Any]) -> None:
+    """The edges of every range, nulls, ints for floats, unknown fields."""
+    assert refusal("editing", order(**changes)) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": None}, "image can not be null"),
+        ({"image": ""}, "image can not be null"),
+        ({"image": 5}, "image must be a string"),
+        ({"image": "data:image/png;base64," + encoded(png())}, "File is not in a valid base64 format"),
+        ({"image": encoded(png()) + "\n"}, "File is not in a valid base64 format"),
+        ({"image": "ünsinn"}, "File is not in a valid base64 format"),
+        ({"image": "ftp://example.com/dog.png"}, "File is not in a valid base64 format"),
+        ({"image": "http://"}, "image is not a valid URL"),
+        ({"image": "http://[::1"}, "image is not a valid URL"),
+        ({"image": "http://host:99999/"}, "image is not a valid URL"),
+        ({"image": "http://a b/"}, "image is not a valid URL"),
+        ({"image": encoded(b"GIF89a" + bytes(400))}, "Image format is invalid: neither PNG nor JPEG"),
+        ({"image": encoded(png()[:-20])}, "Image format is invalid: PNG cut off before its end"),
+        ({"image": encoded(png(299, 300))}, "Image pixel is invalid"),
+        ({"image": encoded(png(751, 300))}, "Image aspect ratio must be between 1:2.5 and 2.5:1"),
+        ({"up_expansion_ratio": None}, "up_expansion_ratio can not be null"),
+        ({"up_expansion_ratio": "0.5"}, "up_expansion_ratio must be a number"),
+        ({"up_expansion_ratio": True}, "up_expansion_ratio must be a number"),
+        ({"up_expansion_ratio": -0.1}, "up_expansion_ratio must be between 0 and 2"),
+        ({"up_expansion_ratio": 2.01}, "up_expansion_ratio must be between 0 and 2"),
+        ({"up_expansion_ratio": 10**400}, "up_expansion_ratio is out of range"),
+        (
+            four(0, 0, 0, 0),
+            "at least one expansion ratio must be greater than 0",
+        ),
+        (
+            four(0.37, 0.37, 0.37, 0.37),
+            "the total area of the new image must not exceed 3 times that of the original image",
+        ),
+        ({"n": 0}, "n must be an integer between 1 and 9"),
+        ({"n": 10}, "n must be an integer between 1 and 9"),
+        ({"n": 1.5}, "n must be an integer between 1 and 9"),
+        ({"n": "1"}, "n must be a number"),
+        ({"prompt": "x" * 2501}, "prompt can not exceed 2500 characters"),
+        ({"prompt": 1}, "prompt must be a string"),
+        ({"external_task_id": 1}, "external_task_id must be a string"),
+        ({"callback_url": "here"}, "callback_url is not a valid URL"),
+        ({"watermark_info": True}, "watermark_info.enabled must be a boolean"),
+        ({"watermark_info": {"enabled": "yes"}}, "watermark_info.enabled must be a boolean"),
+    ],
+)
+def test_what_is_forbidden_is_named(changes: dict[str, Any], message: str) -> None:
+    """Each broken rule is 1201 with a text that says which."""
+    assert refusal("editing", order(**changes)) == (1201, message)
+
+
+def test_a_file_of_more_than_10_mb_is_refused() -> None:
+    """Counted in bytes of the file, not of its Base64."""
+    rules.check_image(png() + bytes(10 * 1024 * 1024 - len(png())))
+    with pytest.raises(Refusal, match="10MB"):
+        rules.check_image(png() + bytes(10 * 1024 * 1024))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff",
+        b'{"n": NaN}',
+        b'{"n": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_object_is_1200(raw: bytes) -> None:
+    """Also what Python would take for JSON and the standard does not."""
+    with pytest.raises(Refusal) as caught:
+        rules.parse(raw)
+    assert caught.value.code == 1200
+
+
+@pytest.mark.parametrize(
+    ("direction", "ratio", "ratios"),
+    [
+        ("right", 1.5, (0, 0, 0, 0.5)),
+        ("left,right", 1.5, (0, 0, 0.25, 0.25)),
+        ("top,bottom", 1.4, (0.2, 0.2, 0, 0)),
+        ("all", 1.3, (0.15, 0.15, 0.15, 0.15)),
+        ("top, left", 1.6, (0.6, 0, 0.6, 0)),
+        ("all,left", None, (0.25, 0.25, 0.25, 0.25)),
+        ("bottom", 3, (0, 2, 0, 0)),
+    ],
+)
+def test_directions_become_ratios(direction: str, ratio: float | None, ratios: tuple[float, ...]) -> None:
+    """New ÷ old length on each touched axis, split evenly over its named sides, 1.5 by default."""
+    made = rules.direction({"image": encoded(png()), "direction": direction, "expansion_ratio": ratio})
+    assert made.ratios == pytest.approx(ratios)
+
+
+@pytest.mark.parametrize(
+    ("direction", "ratio"),
+    [
+        (None, 1.5),
+        ("", 1.5),
+        ("up", 1.5),
+        ("left,", 1.5),
+        ("left\n", 1.5),
+        (7, 1.5),
+        ("left", 0.9),
+        ("left", 1),
+        ("left", 3.1),
+        ("all", 1.74),
+        ("left", "1.5"),
+        ("left", math.inf),
+    ],
+)
+def test_bad_directions_are_refused(direction: Any, ratio: Any) -> None:
+    """Unknown names, shrinking, nothing to add, too much, and the wrong types."""
+    with pytest.raises(Refusal) as caught:
+        rules.direction({"image": encoded(png()), "direction": direction, "expansion_ratio": ratio})
+    assert caught.value.code == 1201
+
+
+@given(st.sampled_from(["editing", "direction"]), st.dictionaries(st.sampled_from(FIELDS), JSON))
+def test_any_object_is_accepted_or_refused(dialect: str, changes: dict[str, Any]) -> None:
+    """Whatever stands in the fields, the answer is an Order or a documented refusal."""
+    assert refusal(dialect, order(direction="all") | changes)[0] in {0, 1200, 1201}
+
+
+@given(raw=st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_an_object_or_1200(raw: bytes) -> None:
+    """A body never escapes as an error of Python's."""
+    try:
+        outcome = rules.parse(raw)
+    except Refusal as refused:
+        outcome = {"refused": refused.code}
+    assert isinstance(outcome, dict)
+    assert outcome.get("refused", 1200) == 1200
+
+
+async def test_any_body_gets_an_envelope_over_http() -> None:
+    """Bytes, gzip that is none, and bodies that are too long: a documented code, never a 500."""
+    async with calling(body_bytes=2000) as call:
+        for path in (EDITING, DIRECTION):
+            for raw, headers in (
+                (b"\0\xff", {}),
+                (b"{}", {}),
+                (b"x" * 2001, {}),
+                (b"x" * 100_000, {}),
+                (b"not gzip", {"Content-Encoding": "gzip"}),
+                (b"[]", {"Content-Type": "text/plain; charset=nonsense"}),
+            ):
+                status, body = await call("POST", path, data=raw, headers=headers)
+                assert (status, body["code"]) in {(400, 1200), (400, 1201)}
+                assert set(body) == {"code", "message", "request_id"}

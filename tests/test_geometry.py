@@ -197,7 +197,7 @@ def test_an_aspect_may_be_written_in_many_ways(aspect: str | float | tuple[float
         0.0001,
         1001,
         b"16:9",
-        10**400,
+        pytest.param(10**400, id="huge"),
     ],
 )
 def test_what_is_no_aspect_is_refused(aspect: str) -> None:

@@ -1,0 +1,33 @@
+"""How far is it? Iterate over the future: every newest snapshot of the task, then the result.
+
+Any number of places may iterate over and await one future; all of them share its reads.
+"""
+
+import asyncio
+from pathlib import Path
+
+from kling_expand import KlingClient, Ratios
+from kling_expand.emulator import Emulator
+
+PHOTOS = Path(__file__).parent / "photos"
+
+
+async def main() -> None:
+    async with (
+        Emulator(queue_seconds=1.5, work_seconds=3.0) as emulator,
+        KlingClient(api_key=emulator.api_key, base_url=emulator.url) as kling,
+    ):
+        future = kling.submit(PHOTOS / "rocket.jpg", Ratios(up=0.5))
+        async for task in future:
+            print(task.task_id, task.task_status)
+        result = await future
+        print("saved", *await result.save("out/"))
+
+
+asyncio.run(main())
+
+# Output:
+# 176362137720200000 submitted
+# 176362137720200000 processing
+# 176362137720200000 succeed
+# saved out/rocket-0.png

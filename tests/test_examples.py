@@ -1,0 +1,81 @@
+"""The examples: each is run as it stands, elsewhere and without keys, and says what its last comment says."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "examples"
+EXAMPLES = sorted(FOLDER.glob("[0-9]*.py"))
+
+# What differs between any two runs.
+VARYING = {
+    "id": re.compile(r"\b\d{18}\b|\bkx-[0-9a-f]{32}\b"),
+    "origin": re.compile(r"\b127\.0\.0\.1:\d+"),
+    "seconds": re.compile(r"\b\d+\.\d+(?= s\b)"),
+}
+
+
+def steady(text: str) -> list[str]:
+    """The lines of *text*, with what varies numbered in the order it first appears."""
+    for kind, pattern in VARYING.items():
+        text = pattern.sub(numbering(kind), text)
+    return text.splitlines()
+
+
+def numbering(kind: str) -> Callable[[re.Match[str]], str]:
+    """Names for what is matched: the same for the same."""
+    met: dict[str, str] = {}
+    return lambda match: met.setdefault(match[0], f"<{kind} {len(met) + 1}>")
+
+
+def promised(example: Path) -> str:
+    """What the closing comment shows."""
+    _, _, comment = example.read_text(encoding="utf-8").partition("\n# Output:\n")
+    lines = comment.splitlines()
+    assert lines, f"{example.name} does not show its output"
+    assert all(line.startswith("#") for line in lines)
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_it_prints_what_it_shows(example: Path, tmp_path: Path) -> None:
+    """Run by anybody, anywhere, it ends well, warns of nothing and prints what its closing comment shows."""
+    keyless = {name: value for name, value in os.environ.items() if not name.startswith("KLING")}
+    words = [sys.executable, "-W", "error", str(example)]
+    ran = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=keyless | {"PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    assert ran.stderr == ""
+    assert ran.returncode == 0
+    assert steady(ran.stdout) == steady(promised(example))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_it_is_one_short_lesson(example: Path) -> None:
+    """It asks its question first and can be read at a glance."""
+    text = example.read_text(encoding="utf-8")
+    code, _, _ = text.partition("\n# Output:\n")
+    assert text.startswith('"""')
+    assert text.splitlines()[0].count("?") == 1
+    assert 15 <= len(code.splitlines()) <= 60
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_photographs_are_credited() -> None:
+    """Every picture that comes with the examples says where it is from."""
+    credited = (FOLDER / "photos" / "CREDITS.md").read_text(encoding="utf-8")
+    photos = [path.name for path in (FOLDER / "photos").iterdir() if path.suffix != ".md"]
+    assert photos
+    assert [name for name in photos if name not in credited] == []

@@ -8,6 +8,7 @@ and it works on every system. Everything here runs on one thread.
 """
 
 import contextlib
+import logging
 import os
 import sqlite3
 import time
@@ -18,6 +19,8 @@ from typing import Any
 from attrs import frozen
 
 from .errors import JournalError
+
+logger = logging.getLogger(__name__)
 
 Connection = sqlite3.Connection
 Work = Callable[[Connection], Any]
@@ -70,6 +73,7 @@ class Database:
             time.sleep(0.005 * (1 + os.getpid() % 7))
 
     def _open(self) -> None:
+        before = self._look()
         db = self._connection = sqlite3.connect(
             f"{self._uri}?mode=rwc", uri=True, isolation_level=None, timeout=0
         )
@@ -77,6 +81,8 @@ class Database:
         db.execute("BEGIN IMMEDIATE")
         new = self._identify(db)
         db.execute("COMMIT")
+        if before[0] is not None:
+            self._doubt(db, new, before[1] is not None)
         settle(db)
         db.execute("BEGIN IMMEDIATE")
         if new:
@@ -116,6 +122,21 @@ class Database:
         if flaw != "ok":
             raise JournalError(f"the journal {self.path}: {_CAUSES[sqlite3.SQLITE_CORRUPT]} ({flaw})")
         return False
+
+    def _doubt(self, db: Connection, new: bool, log_found: bool) -> None:  # noqa: FBT001 - private
+        """Say where records may be missing that no check can miss: the file as it is, is whole."""
+        if new:
+            logger.warning("the journal %s was an empty file: it begins anew", self.path)
+            return
+        killed = db.execute("SELECT count(*) FROM meta WHERE name = 'pid'").fetchone()[0]
+        mode = db.execute("PRAGMA journal_mode").fetchone()[0]
+        if killed and mode == "wal" and not log_found:
+            logger.warning(
+                "the journal %s was not closed, and %s-wal is missing: unless something else opened it"
+                " since, the last records are lost; it should be put back before going on",
+                self.path,
+                self.path,
+            )
 
     def commit(self, batch: list[Work]) -> list[Any]:
         """Do a batch of work in one transaction: the results, or the exceptions it ended in.

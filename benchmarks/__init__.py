@@ -1,0 +1,1 @@
+"""What does it cost? One module for each claim: ``python -m benchmarks.NAME``."""

@@ -112,6 +112,14 @@ def _around(size: tuple[int, int], ratios: Ratios) -> tuple[int, int, tuple[int,
     return width + left + right, height + up + down, (left, up, left + width, up + height)
 
 
+def test_grain_finer_than_the_small_canvas_goes_on_outside() -> None:
+    """A large original has detail the search never sees; the new area is not visibly smoother than it."""
+    picture = grain(900, 120)
+    pixels = floats(patches.paint_patches(picture, Canvas(1050, 120, (0, 0, 900, 120)), seed=1))
+    rough = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2))
+    assert rough[905:1045].mean() > 0.7 * np.abs(np.diff(floats(picture), axis=1)).mean()
+
+
 def test_a_sky_that_darkens_upwards_goes_on_so() -> None:
     """A smooth gradient is not turned back at the seam: no crease where the original ends."""
     rows = np.linspace(60, 180, 80)[:, None, None] + np.zeros((80, 100, 3))

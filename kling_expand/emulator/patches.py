@@ -27,7 +27,8 @@ _GUIDE_WEIGHT = 0.05
 _RADIUS = 3
 _FADE = 0.15  # over which the seam's correction fades, in the original's shorter side
 _MOST_BEND = 12  # levels
-_KNIT = 16  # pixels of the result
+_KNIT = 16  # pixels of the result over which all lost detail is given back
+_LIKE = 16  # levels that two colours may differ and still count as like
 _SEED = threading.Lock()  # the library keeps one seed for the whole process
 
 
@@ -125,11 +126,18 @@ def meet(painted: Pixels, canvas: Canvas) -> Pixels:
 
 
 def knit(painted: Pixels, original: Pixels, canvas: Canvas) -> Pixels:
-    """Carry across the seam what the small canvas lost of the original: mirrored, gone in a few pixels."""
+    """Give back outside what the small canvas lost of the original (detail, grain), mirrored across the seam.
+
+    All of it next to the seam, so that nothing breaks off there; farther out only where the painted colour is
+    like the mirrored one, so that no ghosts of edges appear.
+    """
     left, top, right, bottom = canvas.box
-    lost = original.astype(np.float32) - painted[top:bottom, left:right]
-    fade = np.clip(1 - (_distance(canvas) - 1) / _KNIT, 0, 1)[..., None]
-    return _bytes(painted + np.pad(lost, _around(canvas), mode="symmetric") * fade)
+    inner = painted[top:bottom, left:right].astype(np.float32)
+    around = _around(canvas)
+    lost = np.pad(original - inner, around, mode="symmetric")
+    unlike = np.abs(np.pad(inner, around, mode="symmetric") - painted).mean(axis=2)
+    near = 1 - (_distance(canvas) - 1) / _KNIT
+    return _bytes(painted + lost * np.maximum(near, np.exp(-((unlike / _LIKE) ** 2)))[..., None])
 
 
 def _around(canvas: Canvas) -> tuple[tuple[int, int], ...]:

@@ -1,4 +1,4 @@
-"""The front door: one object that submits, waits and fetches, and leaves nothing behind when closed."""
+"""Where does one come in? One object that submits, waits and fetches, and leaves nothing when closed."""
 
 import asyncio
 import os

@@ -1,1 +1,1 @@
-"""The same, inside your framework: one file for each, importing that framework and no other."""
+"""How does it fit into your framework? One file for each, importing that framework and no other."""

@@ -1,0 +1,364 @@
+"""Does the package keep to its own layout? The rules of the house, read from the source itself."""
+
+import ast
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import kling_expand
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "kling_expand"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What stands on a floor may import what stands on lower ones. A module named nowhere here is part of
+# whoever imports it: it is looked through, so a helper cannot carry an import upwards.
+FLOORS = (
+    {"errors"},
+    {"geometry"},
+    {"models", "auth", "pacing"},
+    {"images", "config", "wire", "future"},
+    {"session", "journal", "webhooks", "downloads"},
+    {"submission", "polling", "scheduler"},
+    {"jobs"},
+    {"client"},
+    {"cli", "testing", "contrib", "__main__"},
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+# One outside world per file. The emulator is another program, and says all of this a second time.
+WORLDS = {
+    "sqlite3": {"database"},
+    "json": {"wire", "cli"},
+    "cattrs": {"wire"},
+    "jwt": {"auth"},
+    "backoff": {"pacing"},
+    "click": {"cli", "__main__"},
+    "rich": {"cli"},
+    "requests": set(),
+    "httpx": set(),
+}
+
+
+def dotted(path: Path) -> str:
+    """The import name of a file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """A file's syntax."""
+    return ast.parse(path.read_text(), str(path))
+
+
+def part(path: Path) -> str:
+    """Which module or folder directly inside the package a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path, *, running: bool = True) -> Iterator[str]:
+    """Every module that a file imports, with `running` only where it is not for type checkers alone."""
+    names = {dotted(each) for each in FILES}
+    here = dotted(path).split(".")
+    package = here if path.name == "__init__.py" else here[:-1]
+    checked = {
+        id(inner)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree(path)):
+        if running and id(node) in checked:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{origin}.{alias.name}" if f"{origin}.{alias.name}" in names else origin
+
+
+def ours(path: Path) -> set[str]:
+    """Which parts of the package a file imports."""
+    found = set()
+    for name in imports(path):
+        if name.startswith("kling_expand."):
+            found.add(name.split(".")[1])
+        elif name == "kling_expand":
+            found.add("__init__")
+    return found - {part(path)}
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """What each part of the package imports of the others."""
+    edges: dict[str, set[str]] = {}
+    for path in FILES:
+        edges.setdefault(part(path), set()).update(ours(path))
+    return edges
+
+
+def named(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
+    """The parts with a floor that *name* imports, itself or through parts without one."""
+    found: set[str] = set()
+    for below in graph()[name] - seen:
+        found |= {below} if below in FLOOR else named(below, seen | {below})
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(set(FLOOR) & set(graph())))
+def test_imports_point_down(name: str) -> None:
+    """No part knows anything of what stands on its own floor or above it."""
+    public = {"__init__"} if name in FLOORS[-1] else set()
+    allowed = {below for below in FLOOR if FLOOR[below] < FLOOR[name]} | public | {"emulator"}
+    if FLOOR[name] < len(FLOORS) - 1:
+        allowed -= {"emulator"}
+    if name in {"cli", "__main__"}:
+        allowed |= {"cli"}
+    assert named(name) - allowed == set()
+
+
+def test_every_floor_is_inhabited() -> None:
+    """The rule above is about modules that exist."""
+    later = {"cli", "__main__"}
+    assert set(FLOOR) - later <= set(graph())
+
+
+def test_no_import_cycle() -> None:
+    """The package can be read in one order, from the leaf to the front door."""
+    edges = {name: below - {"__init__"} for name, below in graph().items() if name != "__init__"}
+    order = list(TopologicalSorter(edges).static_order())
+    assert "errors" in order[: len(order) // 2]
+
+
+def test_the_emulator_is_a_second_set_of_books() -> None:
+    """It imports nothing of the SDK, and nothing of the SDK but the edge imports it."""
+    assert graph()["emulator"] == set()
+    users = {name for name, below in graph().items() if "emulator" in below}
+    assert users <= {"cli", "testing", "__main__"}
+
+
+@pytest.mark.parametrize("world", sorted(WORLDS))
+def test_one_outside_world_per_file(world: str) -> None:
+    """A library that speaks to the outside, or spells what is said, is known to one file."""
+    users = {
+        part(path)
+        for path in FILES
+        if world in {name.split(".")[0] for name in imports(path)} and part(path) != "emulator"
+    }
+    assert users <= WORLDS[world]
+
+
+def test_only_two_files_speak_http() -> None:
+    """aiohttp's client is used in `session` and `downloads`; elsewhere its names are annotations."""
+    for path in FILES:
+        if part(path) in {"session", "downloads", "emulator", "contrib"}:
+            continue
+        notes = [
+            note
+            for node in ast.walk(tree(path))
+            for note in (getattr(node, "annotation", None), getattr(node, "returns", None))
+            if note is not None
+        ]
+        harmless = {id(inner) for note in notes for inner in ast.walk(note)}
+        used = [
+            ast.unparse(node)
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "aiohttp"
+            and id(node) not in harmless
+        ]
+        assert (dotted(path), used) == (dotted(path), [])
+
+
+def test_only_config_reads_the_environment() -> None:
+    """Every other module can be told."""
+    readers = {
+        part(path)
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv", "putenv"}
+    }
+    assert readers <= {"config", "emulator"}
+
+
+def test_only_the_shell_prints() -> None:
+    """A library says what it has to say by values and errors."""
+    talkers = {
+        part(path)
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in {"print", "input"}
+    }
+    assert talkers <= {"cli", "__main__", "emulator"}
+
+
+def test_time_and_chance_are_arguments() -> None:
+    """No module calls the wall clock or the global generator: they are defaults, at the edge."""
+    calls = {"time.time", "datetime.now", "random.random", "random.uniform", "random.choice"}
+    offenders = [
+        f"{dotted(path)}: {ast.unparse(node.func)}"
+        for path in FILES
+        if part(path) not in {"emulator", "cli"}
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in calls
+    ]
+    assert offenders == []
+
+
+IMPORT_EACH = """
+import importlib, json, sys, warnings
+outcome = {}
+for name in json.load(sys.stdin):
+    for loaded in [each for each in sys.modules if each.split(".")[0] == "kling_expand"]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        outcome[name] = (error.name or "").split(".")[0] or str(error)
+    except Exception as error:
+        outcome[name] = repr(error)
+print(json.dumps(outcome))
+"""
+
+
+def test_every_module_imports_alone() -> None:
+    """In any order, without a warning; only what an extra brings may be missing."""
+    names = [dotted(path) for path in FILES]
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT_EACH],
+        input=json.dumps(names[::-1]),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    missing = json.loads(process.stdout)
+    assert {name: what for name, what in missing.items() if name.split(".")[1] != "contrib"} == {}
+    assert not {"kling_expand", *kling_expand_dependencies()} & set(missing.values())
+
+
+def test_the_front_door_brings_no_framework() -> None:
+    """`import kling_expand` loads no server, no painter, no shell and no test tool."""
+    heavy = ["aiohttp.web", "numpy", "PIL", "click", "rich", "pytest", "sqlite3", "starlette", "fastapi"]
+    heavy += ["kling_expand.emulator", "kling_expand.testing", "kling_expand.cli"]
+    code = f"import sys, kling_expand; print([name for name in {heavy} if name in sys.modules])"
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    allowed = "['sqlite3']\n" if "journal" in named("client") else "[]\n"
+    assert process.stdout == allowed
+
+
+def test_all_is_all_that_is_public() -> None:
+    """`__all__` lists each public name once, and each exists."""
+    listed = kling_expand.__all__
+    assert len(listed) == len(set(listed))
+    public = {
+        name
+        for name, value in vars(kling_expand).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert public == set(listed)
+
+
+@pytest.mark.parametrize("name", sorted(kling_expand.__all__))
+def test_every_public_name_is_documented(name: str) -> None:
+    """`help()` says what each is for: classes, functions, and their public methods."""
+    thing = getattr(kling_expand, name)
+    assert (inspect.getdoc(thing) or "").strip()
+    if not inspect.isclass(thing):
+        return
+    assert thing.__dict__.get("__doc__")
+    for attribute, value in vars(thing).items():
+        if not attribute.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+            assert value.__doc__, f"{name}.{attribute}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_a_file_begins_with_the_question_it_answers(path: Path) -> None:
+    """The first line of each module says which question that is."""
+    if path.name == "__init__.py" and path.parent == PACKAGE:
+        return  # the whole package is an answer
+    doc = ast.get_docstring(tree(path)) or ""
+    assert "?" in doc.partition("\n\n")[0]
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function and method of a file."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_functions_are_short(path: Path) -> None:
+    """None has more than 50 lines, nor more than five parameters that are told apart by place alone."""
+    for node in functions(path):
+        lines = (node.end_lineno or 0) - node.lineno + 1
+        places = [each for each in node.args.posonlyargs + node.args.args if each.arg not in {"self", "cls"}]
+        assert lines <= 50, f"{node.name} has {lines} lines"
+        reasoned = "noqa: PLR0917 " in path.read_text().splitlines()[node.lineno - 1]
+        assert len(places) <= 5 or reasoned, f"{node.name} has {len(places)} positional parameters"
+
+
+def test_the_median_function_is_a_few_lines() -> None:
+    """Half of all functions fit at one glance."""
+    lengths = sorted((node.end_lineno or 0) - node.lineno + 1 for path in FILES for node in functions(path))
+    assert lengths[len(lengths) // 2] <= 9
+
+
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_nothing_is_put_off(path: Path) -> None:
+    """No note to finish it later, no line taken out of the count, no silenced type without its reason."""
+    text = path.read_text()
+    assert re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b|pragma: no (?:cover|branch)", text) == []
+    for line in text.splitlines():
+        if "type: ignore" in line:
+            assert re.search(r"type: ignore\[[\w-]+\] +(?:#|-|\() ?\w", line), line
+    assert "NotImplemented" not in text.replace("return NotImplemented", "")
+
+
+def kling_expand_dependencies() -> set[str]:
+    """What must be installed, by import name; aiohttp's own interface is made of yarl's URLs."""
+    return {"aiohttp", "yarl", "jwt", "attrs", "attr", "cattrs", "backoff"}
+
+
+def test_there_are_exactly_five_dependencies() -> None:
+    """Everything else is an extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=!~\[; ]", each)[0] for each in project["dependencies"]}
+    assert names == {"aiohttp", "pyjwt", "attrs", "cattrs", "backoff"}
+
+
+def test_nothing_else_is_imported_by_the_core() -> None:
+    """What the core imports is its own, the standard library's, or one of the five; what an extra
+    brings is imported where it is used."""
+    known = set(sys.stdlib_module_names) | kling_expand_dependencies() | {"kling_expand"}
+    edge = {"cli", "testing", "contrib", "emulator", "__main__"}
+    for path in FILES:
+        if part(path) not in edge:
+            assert {name.split(".")[0] for name in imports(path)} - known <= {"PIL"}, dotted(path)
+            first = [node for node in tree(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+            assert "PIL" not in " ".join(map(ast.unparse, first)), dotted(path)
+
+
+def test_it_is_typed_for_others() -> None:
+    """The marker that makes type checkers believe the annotations."""
+    assert (PACKAGE / "py.typed").exists()

@@ -1,0 +1,34 @@
+"""The same, from a shell? The commands of `kling-expand`; each parses, delegates and prints.
+
+Exit codes: 0 all well; 1 a task failed or the service refused (what else was asked for is done);
+2 nothing was begun, and one sentence says what to do; 130 interrupted.
+"""
+
+import click
+
+from kling_expand import __version__
+
+from .expand import expand
+from .failures import Commands
+from .ratios import ratios
+from .serve import serve
+from .wait import wait
+
+__all__ = ["root"]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="kling-expand")
+def root() -> None:
+    """Expand photos beyond their edges with Kling AI, and never pay twice.
+
+    Credentials come from KLING_ACCESS_KEY and KLING_SECRET_KEY, or from KLING_API_KEY.
+    Without an account, --local paints with an emulator on this machine:
+
+    \b
+      kling-expand expand dog.jpg --aspect 16:9 --local
+    """
+
+
+for command in (expand, wait, ratios, serve):
+    root.add_command(command)

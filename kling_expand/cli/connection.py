@@ -1,0 +1,89 @@
+"""Whom do the commands talk to? The service, or an emulator that lives as long as the command."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from shlex import quote
+from typing import Any
+
+import click
+from attrs import frozen
+
+from kling_expand.client import KlingClient
+from kling_expand.config import credentials
+from kling_expand.errors import ConfigurationError
+from kling_expand.models import Dialect
+
+from .failures import Stop
+from .options import gathered
+
+QUEUE_SECONDS, WORK_SECONDS = 0.2, 0.3  # the local emulator's; painting takes what it takes
+
+
+@frozen
+class Connection:
+    """What the options say of the other side."""
+
+    base_url: str | None
+    dialect: str | None
+    local: bool = False
+
+    @property
+    def arguments(self) -> str:
+        """The options that lead another command to the same service."""
+        given = (("--base-url", self.base_url), ("--dialect", self.dialect))
+        return "".join(f" {option} {quote(value)}" for option, value in given if value)
+
+    @asynccontextmanager
+    async def client(self, **options: Any) -> AsyncIterator[KlingClient]:
+        """An open client. Raises `Stop` where credentials or an extra are missing."""
+        async with AsyncExitStack() as stack:
+            given: dict[str, Any] = {"base_url": self.base_url}
+            if self.local:
+                given = await stack.enter_async_context(_emulator())
+            else:
+                _require_credentials()
+            kling = KlingClient(dialect=self.dialect, **given, **options)
+            yield await stack.enter_async_context(kling)
+
+
+def _require_credentials() -> None:
+    try:
+        credentials()
+    except ConfigurationError as error:
+        hint = "an emulator on this machine needs none: see `kling-expand serve`, and `expand --local`"
+        raise Stop(f"{error.message} ({hint})") from None
+
+
+@asynccontextmanager
+async def _emulator() -> AsyncIterator[dict[str, Any]]:
+    from kling_expand.emulator import Emulator
+
+    async with AsyncExitStack() as stack:
+        try:
+            emulator = Emulator(queue_seconds=QUEUE_SECONDS, work_seconds=WORK_SECONDS)
+            await stack.enter_async_context(emulator)
+        except (RuntimeError, OSError) as error:
+            raise Stop(str(error)) from error
+        yield {"base_url": emulator.url, "api_key": emulator.api_key}
+
+
+_OPTIONS: dict[str, Any] = {
+    "base_url": click.option(
+        "--base-url", metavar="URL", help="Where the service is; KLING_BASE_URL says it too."
+    ),
+    "dialect": click.option(
+        "--dialect",
+        type=click.Choice([str(dialect) for dialect in Dialect]),
+        help="The interface to use; editing unless given.",
+    ),
+}
+
+connection_options = gathered("connection", Connection, **_OPTIONS)
+local_options = gathered(
+    "connection",
+    Connection,
+    local=click.option(
+        "--local", is_flag=True, help="Paint on this machine, by an emulator: no account, no cost."
+    ),
+    **_OPTIONS,
+)

@@ -15,7 +15,6 @@ from kling_expand.emulator.background import Background
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.tasks import Shapes, Task
 
-PAUSE = 1.0  # before the second attempt; doubled before each further one
 PATIENCE = 10.0  # for one answer
 
 
@@ -37,9 +36,8 @@ class Callbacks:
         self._following = Background()
 
     def follow(self, task: Task) -> None:
-        """Call for every status from now on, if the task wants that and has not ended."""
-        now = self._service.clock.now()
-        if task.callback_url and (task.ended is None or task.ended >= now):
+        """Call for every status, if the task wants that."""
+        if task.callback_url:
             self._following.start(self._follow(task))
 
     async def _follow(self, task: Task) -> None:
@@ -84,7 +82,7 @@ class Callbacks:
         books = self._service.books
         for attempt in range(self._service.settings.callback_attempts):
             if attempt:
-                await asyncio.sleep(PAUSE * 2 ** (attempt - 1))
+                await asyncio.sleep(self._service.settings.callback_pause * 2 ** (attempt - 1))
             if await self._post(message):
                 books.callbacks["delivered"] += 1
                 return

@@ -44,9 +44,7 @@ class Service:
         self.chance = random.Random(settings.seed)
         self.faults = Faults(random.Random(settings.seed))
         self.rate = RateLimit(settings)
-        self.on_task: list[
-            Callable[[Task], None]
-        ] = []  # told of each task made here or found in the state file
+        self.on_task: list[Callable[[Task], None]] = []  # told of each task made, or found unfinished
         self._painter = Painter(workers=settings.workers)
         self._preparing: dict[str, asyncio.Task[None]] = {}
 
@@ -60,7 +58,8 @@ class Service:
         self.books.settle(now)
         self.store.drop(everything - set(self.books.tasks))
         for task in self.books.tasks.values():
-            self._take_up(task)
+            if task.status_at(now) in {"submitted", "processing"}:
+                self._take_up(task)
 
     async def create(self, dialect: str, raw: bytes) -> Task:
         """A new task from a request's body."""

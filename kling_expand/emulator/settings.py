@@ -68,6 +68,7 @@ class Settings:
     callback_order: str = _option("sent", "or all of a task's calls at its end", among=("sent", "shuffled"))
     callback_repeats: int = _option(1, "how often each call is made")
     callback_attempts: int = _option(3, "tries of each call until it is answered 2xx")
+    callback_pause: float = _option(1.0, "before the second try, doubled before each further one")
 
 
 def options() -> list["Attribute[Any]"]:

@@ -1,0 +1,166 @@
+"""Is every change of a task told, in the order and with the signature asked for, at no cost to the server?"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from raw_client import Caller, calling
+from standardwebhooks import Webhook
+
+from kling_expand.emulator import signing
+
+SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
+
+
+class Receiver:
+    """A server that keeps what it is told, and answers what `answer` says."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.calls: asyncio.Queue[tuple[dict[str, str], bytes]] = asyncio.Queue()
+        self.answer: Callable[[], int] = lambda: 200
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Keep and answer."""
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        status = self.answer()
+        self.calls.put_nowait((headers, await request.read()))
+        return web.Response(status=status)
+
+    async def next(self) -> dict[str, Any]:
+        """The next body."""
+        body: dict[str, Any] = json.loads((await self.calls.get())[1])
+        return body
+
+    async def statuses(self, count: int) -> list[str]:
+        """The statuses of the next calls."""
+        return [(await self.next())["task_status"] for _ in range(count)]
+
+
+@asynccontextmanager
+async def receiving() -> AsyncIterator[Receiver]:
+    """A receiver on a free port."""
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/hook", receiver.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    try:
+        yield receiver
+    finally:
+        await runner.cleanup()
+
+
+async def test_every_status_is_told_when_it_begins() -> None:
+    """submitted at once, the others when the clock gets there; each body is the bare task of a query."""
+    async with receiving() as receiver, calling(queue_seconds=5, work_seconds=5) as call:
+        task_id = await call.create(callback_url=receiver.url, external_task_id="x")
+        told = await receiver.next()
+        assert (told["task_id"], told["task_status"]) == (task_id, "submitted")
+        call.emulator.advance(5)
+        assert await receiver.statuses(1) == ["processing"]
+        call.emulator.advance(5)
+        assert await receiver.next() == await call.task(task_id)
+
+
+async def test_statuses_that_last_no_time_are_left_out() -> None:
+    """A task that is done at once is told once, a failed one with its reason."""
+    async with receiving() as receiver, calling(queue_seconds=0, work_seconds=0) as call:
+        await call.create(callback_url=receiver.url)
+        assert await receiver.statuses(1) == ["succeed"]
+        await call.create(callback_url=receiver.url, prompt="emulate-risk-control")
+        told = await receiver.next()
+        assert told["task_status"] == "failed"
+        assert told["task_status_msg"] == "Failure to pass the risk control system"
+        assert receiver.calls.empty()
+
+
+async def test_a_leap_of_the_clock_skips_no_status() -> None:
+    """Whoever was asleep still hears the whole story."""
+    async with receiving() as receiver, calling(queue_seconds=5, work_seconds=5) as call:
+        await call.create(callback_url=receiver.url)
+        call.emulator.advance(100)
+        assert await receiver.statuses(3) == ["submitted", "processing", "succeed"]
+
+
+async def test_calls_can_be_repeated_and_out_of_order() -> None:
+    """All of a task's calls at its end, shuffled, each as often as asked for."""
+    options = {"callback_order": "shuffled", "callback_repeats": 3, "queue_seconds": 5, "work_seconds": 5}
+    async with receiving() as receiver, calling(**options) as call:
+        await call.create(callback_url=receiver.url)
+        call.emulator.advance(10)
+        told = await receiver.statuses(9)
+        in_order = ["submitted"] * 3 + ["processing"] * 3 + ["succeed"] * 3
+        assert (sorted(told), told != in_order) == (sorted(in_order), True)
+
+
+async def test_an_independent_library_accepts_the_signature() -> None:
+    """`standardwebhooks` verifies what is sent; repeats of a call bear one id, other calls another."""
+    options = {"webhook_secret": SECRET, "callback_repeats": 2, "queue_seconds": 0, "work_seconds": 5}
+    async with receiving() as receiver, calling(**options) as call:
+        await call.create(callback_url=receiver.url)
+        call.emulator.advance(5)
+        calls = [await receiver.calls.get() for _ in range(4)]
+        for headers, body in calls:
+            assert Webhook(SECRET).verify(body, headers) == json.loads(body)
+        ids = [headers["webhook-id"] for headers, _ in calls]
+        assert (ids[0], ids[2]) == (ids[1], ids[3])
+        assert ids[0] != ids[2]
+
+
+async def test_unsigned_calls_carry_no_signature() -> None:
+    """Without a secret there is none."""
+    async with receiving() as receiver, calling() as call:
+        await call.create(callback_url=receiver.url)
+        headers, _ = await receiver.calls.get()
+        assert not any(name.startswith("webhook-") for name in headers)
+
+
+def test_the_published_vector() -> None:
+    """The sample of the vendor's documentation."""
+    body = (
+        b'{"id":"1234567890","status":"succeeded","message":"",'
+        b'"create_time":1781080778802,"update_time":1781080794151}'
+    )
+    headers = signing.headers(SECRET, message_id="9876543210", timestamp=1781080794, body=body)
+    assert headers["webhook-signature"] == "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4="
+
+
+@pytest.mark.parametrize("secret", ["secret", "whsec_***", "whsec_abc"])
+async def test_a_bad_secret_stops_the_start(secret: str) -> None:
+    """Not the first callback."""
+    with pytest.raises(ValueError, match=r"whsec_|base64|padding|alphabet|digit"):
+        async with calling(webhook_secret=secret):
+            raise AssertionError("it started")
+
+
+async def delivered(call: Caller, what: str) -> None:
+    """Wait until a call was delivered or given up."""
+    while not call.emulator.books.callbacks[what]:  # noqa: ASYNC110 - the books are plain numbers
+        await asyncio.sleep(0)
+
+
+async def test_a_failing_receiver_is_tried_again() -> None:
+    """Twice 500, then 200: three calls, one delivery."""
+    answers = iter([500, 500, 200])
+    options = {"callback_pause": 0, "queue_seconds": 0, "work_seconds": 0}
+    async with receiving() as receiver, calling(**options) as call:
+        receiver.answer = lambda: next(answers)
+        await call.create(callback_url=receiver.url)
+        assert await receiver.statuses(3) == ["succeed"] * 3
+        await delivered(call, "delivered")
+
+
+async def test_a_receiver_that_is_not_there_harms_nobody() -> None:
+    """Its calls are given up, tasks and answers go on."""
+    async with calling(callback_pause=0, queue_seconds=0, work_seconds=0) as call:
+        task_id = await call.create(callback_url="http://127.0.0.1:1/hook")
+        await delivered(call, "given up")
+        assert (await call.task(task_id))["task_status"] == "succeed"
+        assert call.emulator.books.callbacks["delivered"] == 0

@@ -6,7 +6,6 @@ no error's message shows a query string: the signature in it is a bearer's ticke
 """
 
 import asyncio
-import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +21,13 @@ from .errors import (
     DownloadError,
     InvalidRequest,
     KlingError,
-    MissingExtra,
     ResultExpired,
 )
 from .filenames import Names, names
 from .links import Links, Refresh, Wanted, in_order, readable, redirected
 from .models import Status, Task
 from .pacing import retry_waits
-from .partfile import Again, Part, date
+from .partfile import Again, Part, date, require_pillow
 
 AT_ONCE = 4  # files of one task
 MAX_REDIRECTS = 5
@@ -61,8 +59,8 @@ class Downloads:
         max_bytes: int = 200 << 20,
         decode: bool = False,
     ) -> None:
-        if decode and importlib.util.find_spec("PIL") is None:
-            raise MissingExtra("decoding needs Pillow: pip install 'kling-expand[images]'")
+        if decode:
+            require_pillow()
         self._http = http
         self._refresh = refresh
         self._rng = rng
@@ -156,6 +154,8 @@ class Downloads:
                 await self._take(answer, part)
         except aiohttp.ClientConnectorCertificateError as error:
             raise DownloadError(f"{error.host} is not trusted: {error.certificate_error}") from error
+        except ValueError as error:  # such as a host's name that cannot be encoded for DNS
+            raise DownloadError(f"a result's URL leads nowhere: {_reason(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             await part.disk(part.flush)
             raise Again(f"the connection failed: {_reason(error)}") from error
@@ -219,6 +219,7 @@ async def _anonymous(
     for header in {*request.headers}:
         if header.lower() not in _HEADERS:
             request.headers.popall(header, None)
+    request.proxy_headers = None  # aiohttp would show the session's headers to a proxy, too
     return await handler(request)
 
 

@@ -17,10 +17,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _LONGEST_VALUE = 100  # bytes one field may fill, so that a few of them fit into one name
 _LONGEST_NAME = 255  # bytes: the limit of ext4, APFS and (in characters) NTFS
 _FORBIDDEN = frozenset('<>:"/\\|?*')
-_DEVICES = frozenset(
-    {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}
-    | {f"{port}{n}" for port in ("COM", "LPT") for n in range(10)}
-)
+_PORTS = frozenset(f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³")
+_DEVICES = _PORTS | {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}
 
 
 def safe(text: str) -> str:
@@ -88,7 +86,8 @@ def _template(wanted: str) -> str:
         if field not in FIELDS or "{" in spec:
             raise InvalidRequest("target", repr(wanted), f"its fields are {', '.join(sorted(FIELDS))}")
     literal = "".join(piece[0] for piece in pieces)
-    named = fields or (literal.lower().endswith(SUFFIXES) and not Path(literal).is_dir())
+    # `Path.is_dir` would raise where a name is too long, or a directory cannot be searched.
+    named = fields or (literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal))  # noqa: PTH112
     if named and not wanted.endswith(("/", os.sep)):
         return wanted
     return f"{wanted or os.curdir}/{{name}}-{{index}}{{ext}}"

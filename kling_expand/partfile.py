@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from .errors import DownloadError
+from .errors import DownloadError, MissingExtra
 
 HEAD = 12  # bytes `extension` needs to see
 TAIL = 1024  # bytes at the end `whole` looks at: some encoders pad behind the end mark
@@ -23,7 +23,7 @@ OLD = timedelta(seconds=60)  # a Last-Modified this much before its answer's Dat
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _TAG = re.compile(r'"[!#-~]*"')
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
 
 
 class Again(Exception):
@@ -53,6 +53,14 @@ def whole(head: bytes, tail: bytes, size: int) -> bool:
         case ".webp":
             return size >= int.from_bytes(head[4:8], "little") + 8
     return False
+
+
+def require_pillow() -> None:
+    """Raises `MissingExtra`, before there is a picture to decode."""
+    try:
+        import PIL.Image  # noqa: F401 - whether it can be imported is the question
+    except ImportError as error:
+        raise MissingExtra("decoding needs Pillow: pip install 'kling-expand[images]'") from error
 
 
 class Part:
@@ -143,7 +151,7 @@ class Part:
 
     def headers(self) -> dict[str, str]:
         """What to ask for: the rest where it is sure to be of the same file, else all of it."""
-        headers = {"Accept": "image/*", "Accept-Encoding": "identity"}
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         if self.size and self._validator is not None:
             headers |= {"Range": f"bytes={self.size}-", "If-Range": self._validator}
         return headers

@@ -1,0 +1,950 @@
+"""Results reach the disk whole or not at all, from a server that does everything wrong."""
+
+import asyncio
+import errno
+import functools
+import io
+import os
+import random
+import resource
+import ssl
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from bad_server import Handler, Server, cut, gives, hangs, ranges, redirects, says
+from PIL import Image as Pillow
+from yarl import URL
+
+from kling_expand.downloads import AT_ONCE, MAX_REDIRECTS, Downloads
+from kling_expand.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    DownloadError,
+    InvalidRequest,
+    KlingError,
+    MissingExtra,
+    ResultExpired,
+    ServerError,
+    TaskNotFound,
+)
+from kling_expand.models import Image, Task
+from kling_expand.testing import VirtualLoop, virtual_time
+
+# A throw-away key and a certificate for a host that cannot exist, which nobody has signed.
+CERTIFICATE = """\
+-----BEGIN EC {} KEY-----
+MHcCAQEEIMRUINmk53QOiePj8wBk2N/XLq2dDsyS8HdovnE+rRq3oAoGCCqGSM49
+AwEHoUQDQgAEiMxirHq2L1GqDB5rYjKHvI3pBGJHhn1BdLCQg+Id1RrBzYan6NHt
+8NJLdOWXjz/8t4u8bLiobCHPHyjH8Tdv+g==
+-----END EC {} KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBiDCCAS+gAwIBAgIUK5ick/auUBJVhq4Z5fHR8GaHJPkwCgYIKoZIzj0EAwIw
+GTEXMBUGA1UEAwwObm9ib2R5LmludmFsaWQwIBcNMjYxMTIwMDY1MjAwWhgPMjEy
+NjEwMjcwNjUyMDBaMBkxFzAVBgNVBAMMDm5vYm9keS5pbnZhbGlkMFkwEwYHKoZI
+zj0CAQYIKoZIzj0DAQcDQgAEiMxirHq2L1GqDB5rYjKHvI3pBGJHhn1BdLCQg+Id
+1RrBzYan6NHt8NJLdOWXjz/8t4u8bLiobCHPHyjH8Tdv+qNTMFEwHQYDVR0OBBYE
+FLrn+IQ97QmgE6U2eIHezoVvIa26MB8GA1UdIwQYMBaAFLrn+IQ97QmgE6U2eIHe
+zoVvIa26MA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDRwAwRAIgNFCWkXRw
+wbvItSRp6JKFAoFGsP2Ppv9lhI+RBmE1+vACIDa4bzYkl1BVUIb5NquENGJnAkGc
+aG845mZq+t9J3Tc6
+-----END CERTIFICATE-----
+""".format("PRIVATE", "PRIVATE")
+
+TASK_ID, EXTERNAL_ID = "930810057590833241", "mine-1"
+
+
+@functools.cache
+def picture(kind: str = "PNG", size: int = 64, seed: int = 0) -> bytes:
+    """A noisy picture, so that it does not compress to nothing."""
+    noise = random.Random(seed).randbytes(size * size * 3)
+    out = io.BytesIO()
+    Pillow.frombytes("RGB", (size, size), noise).save(out, kind)
+    return out.getvalue()
+
+
+PNG = picture()
+
+
+def task(*urls: str, watermarks: bool = False, status: str = "succeed") -> Task:
+    images = [Image(i, url, f"{url}-marked" if watermarks else None) for i, url in enumerate(urls)]
+    return Task(TASK_ID, status, external_task_id=EXTERNAL_ID, images=tuple(images))
+
+
+async def no_refresh(task_id: str) -> Task:
+    raise AssertionError(f"nobody needed fresh URLs of {task_id}")
+
+
+@asynccontextmanager
+async def started(
+    *, session: dict[str, Any] | None = None, refresh: Any = no_refresh, **options: Any
+) -> AsyncIterator[tuple[Server, Downloads]]:
+    """A server and what is tested; *session* are the arguments of the injected session."""
+    async with Server().running() as server, aiohttp.ClientSession(**(session or {})) as http:
+        yield server, Downloads(http, refresh=refresh, rng=random.Random(1), **options)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything below *folder*, hidden files included."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def everything(folder: Path) -> list[Path]:
+    """Directories too."""
+    return [*folder.rglob("*")]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """A disk on which no file grows beyond *size* bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def certified(path: Path) -> ssl.SSLContext:
+    """TLS that no client has a reason to trust."""
+    path.write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
+
+
+def blames(error: KlingError) -> tuple[str | None, str | None]:
+    return error.task_id, error.external_task_id
+
+
+# ------------------------------------------------------------------ what is written
+
+
+@virtual_time
+async def test_images_are_saved_by_index_with_the_ending_their_bytes_have(tmp_path: Path) -> None:
+    """Paths come in index order, whatever order the service lists, and nothing else is left."""
+    jpeg, webp = picture("JPEG"), picture("WEBP")
+    async with started() as (server, downloads):
+        urls = [server.on(f"/{n}.bin", gives(body)) for n, body in enumerate([PNG, jpeg, webp])]
+        images = tuple(Image(n, urls[n]) for n in (2, 0, 1))
+        paths = await downloads.save(
+            Task(TASK_ID, "succeed", images=images), tmp_path / "new" / "deep", name="dog"
+        )
+    assert [tmp_path / "new" / "deep" / f"dog-{end}" for end in ("0.png", "1.jpg", "2.webp")] == list(paths)
+    assert {"dog-0.png": PNG, "dog-1.jpg": jpeg, "dog-2.webp": webp} == files(tmp_path / "new" / "deep")
+
+
+@virtual_time
+async def test_a_watermarked_picture_lies_beside_its_own(tmp_path: Path) -> None:
+    """Each of the two has the ending of its own bytes; one path is returned for each image."""
+    jpeg = picture("JPEG")
+    async with started() as (server, downloads):
+        one = task(server.on("/a", gives(PNG)), watermarks=True)
+        server.on("/a-marked", gives(jpeg))
+        paths = await downloads.save(one, tmp_path)
+    assert (tmp_path / f"{TASK_ID}-0.png",) == paths
+    assert {f"{TASK_ID}-0.png": PNG, f"{TASK_ID}-0-watermark.jpg": jpeg} == files(tmp_path)
+
+
+@virtual_time
+async def test_a_service_that_counts_wrongly_costs_no_picture(tmp_path: Path) -> None:
+    """Two images under one index become two files."""
+    async with started() as (server, downloads):
+        urls = [server.on("/a", gives(PNG)), server.on("/b", gives(picture(seed=1)))]
+        images = tuple(Image(0, url) for url in urls)
+        paths = await downloads.save(Task(TASK_ID, "succeed", images=images), tmp_path, name="x")
+    assert [tmp_path / "x-0.png", tmp_path / "x-1.png"] == list(paths)
+
+
+@virtual_time
+async def test_a_big_picture_arrives_in_batches(tmp_path: Path) -> None:
+    """A file of several batches is byte for byte what was sent, also without a length."""
+    big = picture(size=1100)
+
+    async def streamed(request: web.BaseRequest) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        for start in range(0, len(big), 70_000):
+            await answer.write(big[start : start + 70_000])
+        return answer
+
+    async with started() as (server, downloads):
+        await downloads.save(task(server.on("/a", streamed)), tmp_path / "a.png")
+    assert {"a.png": big} == files(tmp_path)
+
+
+@virtual_time
+async def test_files_get_the_mode_the_user_asked_for(tmp_path: Path) -> None:
+    """A result is as readable as any file the user makes, not private like a temporary one."""
+    (tmp_path / "ordinary").touch()
+    async with started() as (server, downloads):
+        [path] = await downloads.save(task(server.on("/a", gives(PNG))), tmp_path)
+    assert (tmp_path / "ordinary").stat().st_mode == path.stat().st_mode
+
+
+@virtual_time
+async def test_bytes_that_come_compressed_all_the_same_are_unpacked(tmp_path: Path) -> None:
+    """Identity is asked for; a server that compresses anyway does no harm, and is never resumed."""
+
+    async def squeezed(_request: web.BaseRequest) -> web.StreamResponse:
+        answer = web.Response(body=PNG, headers={"ETag": '"1"'})
+        answer.enable_compression(web.ContentCoding.gzip)
+        return answer
+
+    async with started() as (server, downloads):
+        await downloads.save(task(server.on("/a", squeezed)), tmp_path / "a.png")
+        assert server.heads("Accept-Encoding") == ["identity"]
+    assert files(tmp_path) == {"a.png": PNG}
+
+
+@virtual_time
+async def test_only_so_many_files_of_a_task_are_fetched_at_once(tmp_path: Path) -> None:
+    """Nine images are under way four at a time."""
+    under_way = most = 0
+
+    async def counted(_request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(1)
+        under_way -= 1
+        return web.Response(body=PNG)
+
+    async with started() as (server, downloads):
+        await downloads.save(task(*(server.on(f"/{n}", counted) for n in range(9))), tmp_path)
+    assert (most, len(files(tmp_path))) == (AT_ONCE, 9)
+
+
+# ------------------------------------------------------------------ what goes wrong and passes
+
+
+PASSING: dict[str, Handler] = {
+    "HTML under 200": gives(b"<html><body>please wait</body></html>", Content_Type="image/png"),
+    "nothing": gives(b""),
+    "few bytes": gives(PNG[:5]),
+    "cut short under its right length": gives(PNG[:-1]),
+    "cut in the middle": cut(PNG, 5000),
+    "cut before the first byte": cut(PNG, 0),
+    "no length and cut": says("HTTP/1.1 200 OK", PNG[:-20]),
+    "a length too small": says(f"HTTP/1.1 200 OK\nContent-Length: {len(PNG) - 30}", PNG),
+    "a chunk cut": says("HTTP/1.1 200 OK\nTransfer-Encoding: chunked", b"ffff\r\n" + PNG[:100]),
+    "not HTTP": says("SSH-2.0-OpenSSH_9.9"),
+    "an endless header": says("HTTP/1.1 200 OK\nX-Long: " + "x" * 100_000),
+    "reset": says(""),
+    "500": gives(b"sorry", 500),
+    "503 with a date that is none": gives(b"", 503, Retry_After="soon"),
+    "204": gives(b"", 204),
+    "429": gives(b"slow down", 429),
+    "a part nobody asked for": gives(PNG[10:], 206, Content_Range=f"bytes 10-{len(PNG) - 1}/{len(PNG)}"),
+    "a redirect to nowhere": gives(b"", 302),
+    "silence": hangs,
+    "an unknown encoding": gives(PNG, Content_Encoding="gzip"),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
+@pytest.mark.parametrize("times", [1, 3])
+@virtual_time
+async def test_what_goes_wrong_is_tried_again(tmp_path: Path, fault: Handler, times: int) -> None:
+    """Whatever the answer was, the next whole picture is the one on disk."""
+    async with started() as (server, downloads):
+        url = server.on("/a", *[fault] * times, gives(PNG))
+        await downloads.save(task(url), tmp_path / "a.png")
+    assert files(tmp_path) == {"a.png": PNG}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
+@virtual_time
+async def test_what_stays_wrong_is_given_up(tmp_path: Path, fault: Handler) -> None:
+    """When the budget is spent one error of ours names the task, and nothing is on the disk."""
+    async with started(budget=100.0) as (server, downloads):
+        with pytest.raises(DownloadError) as caught:
+            await downloads.save(task(server.on("/a", fault)), tmp_path / "a.png")
+        assert len(server.requests) > 3
+    assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+    assert files(tmp_path) == {}
+    assert asyncio.get_running_loop().time() <= 100.0 + 31.0  # the last try may take its stall
+
+
+@virtual_time
+async def test_a_server_that_is_not_there_is_given_up(tmp_path: Path) -> None:
+    """A refused connection is retried and then told as ours."""
+    async with Server().running() as server:
+        url = server.on("/a", gives(PNG))
+    async with aiohttp.ClientSession() as http:
+        downloads = Downloads(http, refresh=no_refresh, rng=random.Random(1))
+        with pytest.raises(DownloadError, match="connection failed"):
+            await downloads.save(task(url), tmp_path)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"Retry_After": "77"}, 77.0),
+        ({"Retry_After": "Wed, 21 Oct 2026 07:29:00 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 60.0),
+    ],
+)
+@virtual_time
+async def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str], wait: float) -> None:
+    """The next try comes when the server said, a date being read by the server's own clock."""
+    times: list[float] = []
+
+    async def noted(_request: web.BaseRequest) -> web.StreamResponse:
+        times.append(asyncio.get_running_loop().time())
+        return await (gives(b"", 429, **headers) if len(times) == 1 else gives(PNG))(_request)
+
+    async with started() as (server, downloads):
+        await downloads.save(task(server.on("/a", noted)), tmp_path)
+    assert wait == pytest.approx(times[1] - times[0])
+
+
+@virtual_time
+async def test_a_wait_beyond_the_budget_is_not_begun(tmp_path: Path) -> None:
+    """A server that wants more time than there is ends the download at once."""
+    async with started(budget=10.0) as (server, downloads):
+        url = server.on("/a", gives(b"", 503, Retry_After="11"))
+        with pytest.raises(DownloadError, match="HTTP 503"):
+            await downloads.save(task(url), tmp_path)
+        assert len(server.requests) == 1
+    assert asyncio.get_running_loop().time() < 10
+
+
+@virtual_time
+async def test_one_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
+    """What can be saved is saved before the error is told."""
+    async with started(budget=5.0) as (server, downloads):
+        urls = [
+            server.on("/a", gives(b"", 500)),
+            server.on("/b", gives(b"", 500, Retry_After="1"), gives(PNG)),
+        ]
+        with pytest.raises(DownloadError):
+            await downloads.save(task(*urls), tmp_path, name="x")
+    assert files(tmp_path) == {"x-1.png": PNG}
+
+
+# ------------------------------------------------------------------ resuming
+
+
+STRONG = [
+    {"ETag": '"v1"'},
+    {"Last_Modified": "Wed, 21 Oct 2026 07:00:00 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"},
+]
+WEAK = [
+    {},
+    {"ETag": 'W/"v1"'},
+    {"ETag": '"caf\xe9"'},
+    {"Last_Modified": "Wed, 21 Oct 2026 07:27:59 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"},
+    {"Last_Modified": "yesterday", "Date": "today"},
+]
+
+
+@pytest.mark.parametrize("headers", STRONG)
+@virtual_time
+async def test_a_cut_file_is_resumed(tmp_path: Path, headers: dict[str, str]) -> None:
+    """What came is kept: only the rest is asked for, on the condition that it is the same file."""
+    async with started() as (server, downloads):
+        url = server.on("/a", cut(PNG, 5000, **headers), ranges(PNG, **headers))
+        await downloads.save(task(url), tmp_path / "a.png")
+        assert server.heads("Range") == [None, "bytes=5000-"]
+        assert [None, next(iter(headers.values()))] == server.heads("If-Range")
+    assert files(tmp_path) == {"a.png": PNG}
+
+
+@pytest.mark.parametrize("headers", WEAK)
+@virtual_time
+async def test_without_proof_of_sameness_a_file_starts_again(tmp_path: Path, headers: dict[str, str]) -> None:
+    """Two halves are never put together on a weak validator."""
+    async with started() as (server, downloads):
+        url = server.on("/a", cut(PNG, 5000, **headers), ranges(PNG, **headers))
+        await downloads.save(task(url), tmp_path / "a.png")
+        assert server.heads("Range") == [None, None]
+    assert files(tmp_path) == {"a.png": PNG}
+
+
+OTHER = picture(seed=9)
+REST = f"bytes 5000-{len(PNG) - 1}/{len(PNG)}"
+WRONG: dict[str, Handler] = {
+    "ignored": gives(PNG, ETag='"v1"'),
+    "another file, whole": gives(OTHER, ETag='"v2"'),
+    "another file's rest": gives(OTHER[5000:], 206, ETag='"v2"', Content_Range=REST),
+    "from elsewhere": gives(PNG[4000:], 206, Content_Range=f"bytes 4000-{len(PNG) - 1}/{len(PNG)}"),
+    "of another size": gives(PNG[5000:], 206, Content_Range=f"bytes 5000-{len(PNG)}/{len(PNG) + 1}"),
+    "without a range": gives(PNG[5000:], 206),
+    "a number no machine holds": gives(PNG[5000:], 206, Content_Range=f"bytes {'9' * 5000}-1/2"),
+    "a range that is none": gives(PNG[5000:], 206, Content_Range="bytes 5000-"),
+    "too much": gives(PNG[5000:] + b"more", 206, Content_Range=REST),
+    "HTML": gives(b"<html>", 206, Content_Range=REST),
+    "zipped": gives(PNG[5000:], 206, Content_Range=REST, Content_Encoding="gzip"),
+    "416": gives(b"", 416, Content_Range=f"bytes */{len(PNG)}"),
+    "HTML instead": gives(b"<html>not now</html>"),
+}
+
+
+@pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG.keys())
+@virtual_time
+async def test_a_wrong_answer_to_a_range_is_never_built_upon(tmp_path: Path, answer: Handler) -> None:
+    """Whatever comes for the rest, the file is one picture and no mixture of two."""
+    async with started() as (server, downloads):
+        url = server.on("/a", cut(PNG, 5000, ETag='"v1"'), answer, gives(PNG, ETag='"v1"'))
+        [path] = await downloads.save(task(url), tmp_path / "a.png")
+    assert path.read_bytes() in {PNG, OTHER}
+    assert [*files(tmp_path)] == ["a.png"]
+
+
+@virtual_time
+async def test_a_server_may_send_the_rest_in_pieces(tmp_path: Path) -> None:
+    """A 206 that is shorter than the rest, or does not know the total, is resumed again."""
+    size = len(PNG)
+    async with started() as (server, downloads):
+        url = server.on(
+            "/a",
+            cut(PNG, 1000, ETag='"v1"'),
+            gives(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
+            gives(PNG[2000:], 206, Content_Range=f"bytes 2000-{size - 1}/*"),
+        )
+        await downloads.save(task(url), tmp_path / "a.png")
+        assert server.heads("Range") == [None, "bytes=1000-", "bytes=2000-"]
+    assert files(tmp_path) == {"a.png": PNG}
+
+
+# ------------------------------------------------------------------ expired URLs
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+@virtual_time
+async def test_an_expired_url_is_looked_up_afresh_once_for_all(tmp_path: Path, status: int) -> None:
+    """Nine expired URLs cost one lookup, and every picture is saved."""
+    lookups: list[str] = []
+
+    async def refresh(task_id: str) -> Task:
+        lookups.append(task_id)
+        await asyncio.sleep(1)
+        return task(*(server.on(f"/fresh{n}", gives(PNG)) for n in range(9)))
+
+    async with started(refresh=refresh) as (server, downloads):
+        stale = task(*(server.on(f"/stale{n}", gives(b"<Error/>", status)) for n in range(9)))
+        await downloads.save(stale, tmp_path)
+    assert lookups == [TASK_ID]
+    assert len(files(tmp_path)) == 9
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(403, ResultExpired), (404, ResultExpired), (451, DownloadError)]
+)
+@virtual_time
+async def test_what_is_refused_twice_is_gone(tmp_path: Path, status: int, kind: type[KlingError]) -> None:
+    """A fresh URL that is refused as well ends it, at once and with the ids."""
+
+    async def refresh(_task_id: str) -> Task:
+        return task(f"{server.url}/a")
+
+    async with started(refresh=refresh) as (server, downloads):
+        with pytest.raises(DownloadError) as caught:
+            await downloads.save(task(server.on("/a", gives(b"", status))), tmp_path)
+        assert len(server.requests) == 2
+    assert (kind, TASK_ID, EXTERNAL_ID) == (type(caught.value), *blames(caught.value))
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (Task(TASK_ID, "succeed"), ResultExpired),
+        (TaskNotFound("Task not found by id", code=1201), ResultExpired),
+        (ServerError("down", code=5000), ServerError),
+    ],
+)
+@virtual_time
+async def test_a_lookup_that_does_not_help_is_told(
+    tmp_path: Path, answer: Any, kind: type[KlingError]
+) -> None:
+    """A task without images or unknown is an expired one; other trouble is told as it is, with ids."""
+
+    async def refresh(_task_id: str) -> Task:
+        if isinstance(answer, Exception):
+            raise answer
+        found: Task = answer
+        return found
+
+    async with started(refresh=refresh) as (server, downloads):
+        with pytest.raises(kind) as caught:
+            await downloads.save(task(server.on("/a", gives(b"", 403))), tmp_path)
+    assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+    assert files(tmp_path) == {}
+
+
+# ------------------------------------------------------------------ where, and what goes with it
+
+
+SECRETS = {"Authorization": "Bearer top-secret", "Cookie": "session=secret", "X-Api-Key": "secret"}
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@virtual_time
+async def test_no_credential_goes_with_a_download(tmp_path: Path, status: int) -> None:
+    """Default headers, cookies of the jar and middlewares of the session stay here, on every hop."""
+
+    async def sign(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        request.headers["Authorization"] = "Bearer from-a-middleware"
+        return await handler(request)
+
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with started(session={"headers": SECRETS, "cookie_jar": jar, "middlewares": (sign,)}) as one:
+        server, downloads = one
+        jar.update_cookies({"token": "secret"}, URL(server.url))
+        async with Server().running() as other:
+            there = other.on("/b", gives(PNG))
+            await downloads.save(task(server.on("/a", redirects(there, status))), tmp_path / "a.png")
+            sent = [*server.requests, *other.requests]
+    assert files(tmp_path) == {"a.png": PNG}
+    assert len(sent) == 2
+    for request in sent:
+        assert not [header for header in request.headers.items() if "secret" in str(header).lower()]
+        assert {"Authorization", "Cookie", "X-Api-Key"}.isdisjoint(request.headers)
+
+
+@pytest.mark.filterwarnings("ignore:.*[Aa]uth:DeprecationWarning")
+@virtual_time
+async def test_neither_the_sessions_auth_nor_a_netrc_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What aiohttp finds by itself for a host does not go there either."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password top-secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for auth in (aiohttp.BasicAuth("me", "top-secret"), None):
+        async with started(session={"trust_env": True, "auth": auth}) as (server, downloads):
+            await downloads.save(task(server.on("/a", gives(PNG))), tmp_path / "a.png")
+            assert server.heads("Authorization") == [None]
+
+
+@virtual_time
+async def test_a_proxy_of_the_session_is_used_and_told_nothing(tmp_path: Path) -> None:
+    """The user's way out is taken; default headers are shown neither to the proxy nor through it."""
+    async with Server().running() as proxy:
+        proxy.on("/a", gives(PNG))
+        proxy.on("*", gives(b"", 502))  # whoever asks for a tunnel names no path
+        async with started(session={"proxy": proxy.url, "headers": SECRETS}, budget=1.0) as (_, downloads):
+            await downloads.save(task("http://pictures.invalid/a"), tmp_path / "a.png")
+            with pytest.raises(DownloadError):
+                await downloads.save(task("https://pictures.invalid/a"), tmp_path / "b.png")
+        assert {request.method for request in proxy.requests} == {"GET", "CONNECT"}
+        assert "secret" not in str([request.headers for request in proxy.requests])
+    assert files(tmp_path) == {"a.png": PNG}
+
+
+@virtual_time
+async def test_a_password_in_a_url_is_not_sent(tmp_path: Path) -> None:
+    """The service, or a redirect, cannot make us send credentials of its choice."""
+    async with started() as (server, downloads):
+        there = server.on("/b", gives(PNG)).replace("//", "//user:password@")
+        url = server.on("/a", redirects(there)).replace("//", "//user:password@")
+        await downloads.save(task(url), tmp_path / "a.png")
+        assert server.heads("Authorization") == [None, None]
+
+
+@virtual_time
+async def test_a_signed_url_is_sent_as_it_is(tmp_path: Path) -> None:
+    """No percent sign of a signature is read and written anew, on no hop."""
+    query = "?sig=a%2Fb%2bc%3D&x=%7E~+%20&empty="
+    async with started() as (server, downloads):
+        server.on("/b", gives(PNG))
+        url = server.on("/a", redirects(f"/b{query}"))
+        await downloads.save(task(f"{url}{query}"), tmp_path)
+        assert [f"/a{query}", f"/b{query}"] == [request.raw_path for request in server.requests]
+
+
+@virtual_time
+async def test_a_url_with_letters_of_any_script_is_fetched(tmp_path: Path) -> None:
+    """A URL that is not yet spelled for the wire is spelled for it."""
+    async with started() as (server, downloads):
+        server.on("/ein Bär", gives(PNG))
+        await downloads.save(task(f"{server.url}/ein Bär"), tmp_path / "a.png")
+    assert files(tmp_path) == {"a.png": PNG}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/a.png",
+        "data:image/png;base64,iVBORw0KGgo=",
+        "//127.0.0.1/a.png",
+        "a.png",
+        "",
+        "http://",
+        "http:///a.png",
+        "http://127.0.0.1:99999/a.png",
+        "http://[::1/a.png",
+        "http://127.0.0.1:x/a.png",
+        "http://127.0.0.1:0/a.png",
+        "http://a\r\nb/",
+        "http://a..b/",
+    ],
+)
+@pytest.mark.parametrize("hop", [False, True])
+@virtual_time
+async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> None:
+    """Any other URL, and what is none, is an error of ours before anything is asked for."""
+    async with started(budget=5.0) as (server, downloads):
+        first = (
+            server.on("/a", says(f"HTTP/1.1 302 Found\nContent-Length: 0\nLocation: {url}")) if hop else url
+        )
+        server.on("/a.png", gives(b"", 503))  # where the relative ones lead
+        server.on("/", gives(b"", 503))
+        with pytest.raises((DownloadError, ResultExpired)) as caught:
+            await downloads.save(task(first), tmp_path)
+        assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+    assert files(tmp_path) == {}
+
+
+@virtual_time
+async def test_redirects_end(tmp_path: Path) -> None:
+    """Five redirects are followed, a sixth is not."""
+    async with started() as (server, downloads):
+        for n in range(MAX_REDIRECTS + 1):
+            server.on(f"/{n}", redirects(f"/{n + 1}"))
+        server.on(f"/{MAX_REDIRECTS + 1}", gives(PNG))
+        await downloads.save(task(f"{server.url}/1"), tmp_path)
+        with pytest.raises(DownloadError, match="redirects"):
+            await downloads.save(task(f"{server.url}/0"), tmp_path)
+
+
+@virtual_time
+async def test_no_query_is_in_a_message(tmp_path: Path) -> None:
+    """The signature in a URL is a secret; no error tells it."""
+    faults = [
+        *PASSING.values(),
+        gives(b"", 403),
+        redirects("ftp://h/?sig=secret"),
+        redirects("http://[?sig=secret"),
+    ]
+
+    async def refresh(_task_id: str) -> Task:
+        return task(f"{server.url}/a?sig=secret")
+
+    async with started(refresh=refresh, budget=5.0) as (server, downloads):
+        for fault in faults:
+            server.on("/a", fault)
+            with pytest.raises(DownloadError) as caught:
+                await downloads.save(task(f"{server.url}/a?sig=secret"), tmp_path)
+            assert "secret" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ the disk
+
+
+@virtual_time
+async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """A file that cannot grow any more is one clear error, not a retry and not half a file."""
+    big = picture(size=1100)
+    async with started() as (server, downloads):
+        url = server.on("/a", gives(big))
+        with file_size_limit(2 << 20), pytest.raises(DownloadError, match=os.strerror(errno.EFBIG)) as caught:
+            await downloads.save(task(url), tmp_path)
+        assert len(server.requests) == 1
+    assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@virtual_time
+async def test_a_directory_that_takes_no_file_is_told(tmp_path: Path) -> None:
+    """It is told before anything is asked of the server."""
+    async with started() as (server, downloads):
+        url = server.on("/a", gives(PNG))
+        for target in ("/proc", "/proc/self/new"):
+            with pytest.raises(DownloadError, match="cannot be written"):
+                await downloads.save(task(url), target)
+        assert server.requests == []
+    assert files(tmp_path) == {}
+
+
+@virtual_time
+async def test_a_file_where_a_directory_is_needed_is_told(tmp_path: Path) -> None:
+    """The file stays what it was."""
+    (tmp_path / "out").write_text("mine")
+    async with started() as (server, downloads):
+        url = server.on("/a", gives(PNG))
+        for target in (tmp_path / "out", tmp_path / "out" / "deeper", f"{tmp_path}/out/{{index}}{{ext}}"):
+            with pytest.raises(DownloadError, match="cannot be written"):
+                await downloads.save(task(url), target)
+    assert files(tmp_path) == {"out": b"mine"}
+
+
+@virtual_time
+async def test_a_directory_where_the_picture_belongs_is_told(tmp_path: Path) -> None:
+    """It is neither replaced nor filled, and the temporary file goes."""
+    (tmp_path / "x-0.png").mkdir()
+    async with started() as (server, downloads):
+        with pytest.raises(DownloadError, match="cannot be written"):
+            await downloads.save(task(server.on("/a", gives(PNG))), tmp_path, name="x")
+    assert files(tmp_path) == {}
+
+
+@virtual_time
+async def test_a_link_at_the_target_is_replaced_not_followed(tmp_path: Path) -> None:
+    """A result does not overwrite what a link at its place points to."""
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x-0.png").symlink_to(tmp_path / "precious")
+    async with started() as (server, downloads):
+        await downloads.save(task(server.on("/a", gives(PNG))), tmp_path / "out", name="x")
+    assert files(tmp_path) == {"precious": b"mine", "out/x-0.png": PNG}
+
+
+@virtual_time
+async def test_a_larger_file_than_allowed_is_not_taken(tmp_path: Path) -> None:
+    """It ends at once, by the length told or by the bytes that come, and is not tried again."""
+
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while True:
+            await answer.write(PNG)
+
+    async with started(max_bytes=len(PNG) - 1) as (server, downloads):
+        for handler in (gives(PNG), endless, cut(PNG, 10)):
+            server.requests.clear()
+            with pytest.raises(DownloadError, match="larger"):
+                await downloads.save(task(server.on("/a", handler)), tmp_path)
+            assert len(server.requests) == 1
+    assert files(tmp_path) == {}
+
+
+@virtual_time
+async def test_saves_to_one_name_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Whoever ends last wins, and what stands there is always one whole picture."""
+    pictures = [picture(seed=n) for n in range(8)]
+    async with started() as (server, downloads):
+        tasks = [task(server.on(f"/{n}", gives(body))) for n, body in enumerate(pictures)]
+        await asyncio.gather(*(downloads.save(one, tmp_path / "a.png") for one in tasks))
+    [(name, body)] = files(tmp_path).items()
+    assert name == "a.png"
+    assert body in pictures
+
+
+@virtual_time
+async def test_an_old_picture_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    """A failed save does not cost what was saved before."""
+    (tmp_path / "a.png").write_bytes(OTHER)
+    async with started(budget=1.0) as (server, downloads):
+        with pytest.raises(DownloadError):
+            await downloads.save(task(server.on("/a", gives(PNG[:-1]))), tmp_path / "a.png")
+    assert files(tmp_path) == {"a.png": OTHER}
+
+
+# ------------------------------------------------------------------ decoding
+
+
+def damaged(kind: str) -> bytes:
+    """A picture with its beginning and end, but another middle."""
+    body = bytearray(picture(kind))
+    body[40:-20] = bytes(len(body) - 60)
+    return bytes(body)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@virtual_time
+async def test_a_picture_can_be_decoded_before_it_is_taken(tmp_path: Path, kind: str) -> None:
+    """With `decode` damage that its ends do not show is found, and the picture fetched again."""
+    good = picture(kind)
+    async with started(decode=True) as (server, downloads):
+        url = server.on("/a", gives(damaged(kind)), gives(good))
+        [path] = await downloads.save(task(url), tmp_path)
+        assert len(server.requests) == 2
+    assert good == path.read_bytes()
+
+
+@virtual_time
+async def test_decoding_without_pillow_is_told_before_anything_is_paid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The extra is asked for when the downloads are set up, not when a picture has come."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    async with started() as (_server, downloads):
+        with pytest.raises(MissingExtra, match="images"):
+            Downloads(downloads._http, refresh=no_refresh, rng=random.Random(1), decode=True)
+
+
+# ------------------------------------------------------------------ time and cancellation
+
+
+@virtual_time
+async def test_the_deadline_ends_everything(tmp_path: Path) -> None:
+    """Past `until` the error is a time-out with the ids, and nothing half-written is left."""
+    async with started() as (server, downloads):
+        urls = [server.on("/a", hangs), server.on("/b", gives(b"", 503)), server.on("/c", gives(PNG))]
+        until = asyncio.get_running_loop().time() + 20.0
+        with pytest.raises(DeadlineExceeded) as caught:
+            await downloads.save(task(*urls), tmp_path, name="x", until=until)
+        assert until == pytest.approx(asyncio.get_running_loop().time(), abs=0.1)
+    assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+    assert files(tmp_path) == {"x-2.png": PNG}
+
+
+@virtual_time
+async def test_a_deadline_that_has_passed_asks_for_nothing(tmp_path: Path) -> None:
+    """There is no last request."""
+    async with started() as (server, downloads):
+        url = server.on("/a", gives(PNG))
+        await asyncio.sleep(5)
+        with pytest.raises(DeadlineExceeded):
+            await downloads.save(task(url), tmp_path, until=4.0)
+        assert server.requests == []
+    assert files(tmp_path) == {}
+
+
+class Stepping(VirtualLoop):
+    """Cancels a job, twice, when the loop has turned so many times since it began."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.job: asyncio.Task[Any] | None = None
+        self._after = after
+
+    def _run_once(self) -> None:
+        if self.job is not None:
+            self._after -= 1
+            if self._after in {0, -1}:
+                self.job.cancel()
+        super()._run_once()  # type: ignore[misc]  # asyncio's own turn, which its stubs leave out
+
+
+async def saved_or_cancelled(folder: Path, body: bytes) -> bool:
+    """Whether the save came to its end; in either case nothing half is there."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, Stepping)
+    async with started(refresh=None) as (server, downloads):
+        fresh = task(server.on("/fresh", cut(body, 100, ETag='"1"'), ranges(body, ETag='"1"')))
+        stale = task(server.on("/stale", gives(b"", 403)))
+
+        async def refresh(_task_id: str) -> Task:
+            return fresh
+
+        downloads._refresh = refresh
+        loop.job = asyncio.create_task(downloads.save(stale, folder, name="x"))
+        await asyncio.wait([loop.job])
+        assert files(folder) in ({}, {"x-0.png": body})
+        return not loop.job.cancelled() and bool(loop.job.result())
+
+
+def test_cancelling_at_any_point_leaves_a_picture_or_nothing(tmp_path: Path) -> None:
+    """Whichever turn of the loop it is, through expiry, cut, resumption and the move into place."""
+    for turn in range(1, 500):
+        folder = tmp_path / str(turn)
+        with asyncio.Runner(loop_factory=functools.partial(Stepping, turn)) as runner:
+            if runner.run(saved_or_cancelled(folder, PNG)):
+                break
+    assert 20 < turn < 499
+    assert files(folder) == {"x-0.png": PNG}
+
+
+@virtual_time
+async def test_a_cancelled_save_waits_for_its_thread(tmp_path: Path) -> None:
+    """Cancelled in the middle of a body and of a retry's wait, the hidden file goes."""
+    arrived = asyncio.Event()
+
+    async def half(request: web.BaseRequest) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
+        await answer.prepare(request)
+        await answer.write(PNG[:5000])
+        arrived.set()
+        return await hangs(request)
+
+    async with started() as (server, downloads):
+        for handler in (half, gives(b"", 503, Retry_After="100")):
+            job = asyncio.create_task(downloads.save(task(server.on("/a", handler)), tmp_path))
+            await asyncio.wait([job], timeout=10)
+            assert len(files(tmp_path)) == 1
+            job.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await job
+            assert files(tmp_path) == {}
+    assert arrived.is_set()
+
+
+@virtual_time
+async def test_a_closed_session_is_told(tmp_path: Path) -> None:
+    """It is the client that was closed, and no fault of the picture."""
+    async with started() as (server, downloads):
+        url = server.on("/a", gives(b"", 503))
+        job = asyncio.create_task(downloads.save(task(url), tmp_path))
+        await asyncio.sleep(0.2)
+        await downloads._http.close()
+        with pytest.raises(ClientClosed) as caught:
+            await job
+    assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+    assert files(tmp_path) == {}
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize("status", ["submitted", "processing", "failed", "perhaps"])
+@virtual_time
+async def test_only_a_task_that_succeeded_is_saved(tmp_path: Path, status: str) -> None:
+    """Anything else is a mistake of the caller."""
+    async with started() as (server, downloads):
+        with pytest.raises(InvalidRequest) as caught:
+            await downloads.save(task(server.on("/a", gives(PNG)), status=status), tmp_path)
+    assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+
+
+@virtual_time
+async def test_a_success_without_images_is_told(tmp_path: Path) -> None:
+    """It is never an empty tuple that looks like everything."""
+    async with started() as (_server, downloads):
+        with pytest.raises(DownloadError, match="no image"):
+            await downloads.save(task(), tmp_path)
+
+
+@virtual_time
+async def test_a_bad_target_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    """Two pictures for one name, or an unknown field, cost no request and leave no directory."""
+    async with started() as (server, downloads):
+        two = task(server.on("/a", gives(PNG)), server.on("/b", gives(PNG)))
+        for target in ("new/{size}.png", "new/{name}{ext}", "new/a.png"):
+            with pytest.raises(InvalidRequest) as caught:
+                await downloads.save(two, tmp_path / target)
+            assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+        assert server.requests == []
+    assert not everything(tmp_path)
+
+
+@virtual_time
+async def test_an_untrusted_certificate_is_told_at_once(tmp_path: Path) -> None:
+    """No time is spent on a host that does not prove who it is, and no picture comes from there."""
+    context = certified(tmp_path / "both.pem")
+    async with Server().running(context) as server, aiohttp.ClientSession() as http:
+        downloads = Downloads(http, refresh=no_refresh, rng=random.Random(1))
+        with pytest.raises(DownloadError, match="not trusted"):
+            await downloads.save(task(server.on("/a", gives(PNG))), tmp_path / "out")
+        assert server.requests == []
+    assert [*files(tmp_path)] == ["both.pem"]
+
+
+@virtual_time
+async def test_https_is_never_left(tmp_path: Path) -> None:
+    """A redirect may go from https to https, not to http, and from http to https."""
+    context = certified(tmp_path / "both.pem")
+    trusting = aiohttp.TCPConnector(ssl=False)
+    session = {"connector": trusting}
+    async with started(session=session) as (plain, downloads), Server().running(context) as safe:
+        safe.on("/b", gives(PNG))
+        safe.on("/a", redirects("/b"))
+        await downloads.save(task(plain.on("/a", redirects(f"{safe.url}/a"))), tmp_path / "a.png")
+        safe.on("/a", redirects(plain.on("/b", gives(PNG))))
+        with pytest.raises(DownloadError, match="https to http"):
+            await downloads.save(task(f"{safe.url}/a"), tmp_path / "b.png")
+    assert {name: body for name, body in files(tmp_path).items() if name != "both.pem"} == {"a.png": PNG}

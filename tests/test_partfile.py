@@ -1,0 +1,180 @@
+"""A picture in the making is recognised, checked, and never left half."""
+
+import asyncio
+import io
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from kling_expand.errors import DownloadError
+from kling_expand.partfile import HEAD, TAIL, Again, Part, date, extension, validator, whole
+
+NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
+
+
+def picture(kind: str) -> bytes:
+    out = io.BytesIO()
+    Image.frombytes("RGB", (20, 20), random.Random(0).randbytes(1200)).save(out, kind)
+    return out.getvalue()
+
+
+KINDS = {".png": picture("PNG"), ".jpg": picture("JPEG"), ".webp": picture("WEBP")}
+
+
+@pytest.mark.parametrize("ext", KINDS)
+def test_a_picture_is_told_by_its_first_bytes(ext: str) -> None:
+    """Whatever a header or a name says."""
+    assert extension(KINDS[ext][:HEAD]) == ext
+
+
+@given(
+    st.binary() | st.sampled_from([b"<html>", b"GIF89a", b"RIFF1234WAVE", b"\x89PNG\r\n\x1a", b"\xff\xd8"])
+)
+def test_anything_else_has_no_ending(head: bytes) -> None:
+    """HTML, sound and noise are no pictures, nor is what is too short to tell."""
+    assert extension(head) == ""
+    assert not whole(head[:HEAD], head[-TAIL:], len(head))
+
+
+@pytest.mark.parametrize("ext", KINDS)
+def test_every_cut_is_seen(ext: str) -> None:
+    """No proper beginning of a picture passes for one; the whole does, also with padding behind it."""
+    body = KINDS[ext]
+    for size in range(len(body)):
+        cut = body[:size]
+        assert not whole(cut[:HEAD], cut[-TAIL:], size)
+    for padded in (body, body + b"\0", body + b"\n" * 500):
+        assert whole(padded[:HEAD], padded[-TAIL:], len(padded))
+
+
+@pytest.mark.parametrize("ext", KINDS)
+@given(data=st.data())
+def test_chunks_do_not_matter(ext: str, data: st.DataObject) -> None:
+    """However the bytes are divided, the same picture is recognised."""
+    body = KINDS[ext]
+    part = Part(Path())
+    cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=20).map(sorted))
+    for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
+        part.feed(body[start:end])
+    part.check()
+    assert (part.ext, part.size, part.waiting) == (ext, len(body), len(body))
+
+
+def test_what_is_no_picture_is_seen_at_once() -> None:
+    """Before a page of any length has been written to the disk."""
+    part = Part(Path())
+    part.feed(b"<!doctype h"[: HEAD - 1])
+    with pytest.raises(Again, match="not a picture"):
+        part.feed(b"t")
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"ETag": '"a"'}, '"a"'),
+        ({"ETag": '""'}, '""'),
+        ({"ETag": 'W/"a"'}, None),
+        ({"ETag": "a"}, None),
+        ({"ETag": '"a"b"'}, None),
+        ({"ETag": '"a\udce9"'}, None),
+        ({"Last-Modified": "Wed, 21 Oct 2026 07:27:00 GMT", "Date": NOW}, "Wed, 21 Oct 2026 07:27:00 GMT"),
+        ({"Last-Modified": "Wed, 21 Oct 2026 07:27:01 GMT", "Date": NOW}, None),
+        ({"Last-Modified": "Wed, 21 Oct 2026 07:27:00 GMT"}, None),
+        (
+            {"Last-Modified": "Wed, 21 Oct 2026 07:27:00 -0000", "Date": NOW},
+            "Wed, 21 Oct 2026 07:27:00 -0000",
+        ),
+        ({}, None),
+    ],
+)
+def test_what_proves_sameness(
+    headers: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strong tag, or a date old enough that a second change within it would be known."""
+    monkeypatch.setenv("TZ", "UTC")
+    assert validator(headers) == expected
+
+
+@given(
+    st.text()
+    | st.from_regex(r"[A-Z][a-z]{2}, [0-9]{1,2} [A-Z][a-z]{2} [0-9]{1,5} [0-9:]{8} (GMT|[+-][0-9]{4})")
+)
+def test_any_text_is_a_date_or_none(text: str) -> None:
+    """A server cannot break a download with a header."""
+    found = date(text)
+    assert found is None or found.tzinfo is not None
+
+
+async def test_a_cancelled_write_is_waited_for(tmp_path: Path) -> None:
+    """However often one cancels, the thread has ended before its file is closed."""
+    part = Part(tmp_path)
+    let_go, ended = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        let_go.wait()
+        ended.set()
+
+    job = asyncio.create_task(part.disk(slow))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        job.cancel()
+        await asyncio.sleep(0)
+        assert not job.done()
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert ended.is_set()
+
+
+async def test_a_cancelled_write_that_fails_is_still_cancelled(tmp_path: Path) -> None:
+    """The disk's error is of no more interest, and is not complained about later."""
+    part = Part(tmp_path)
+    let_go = threading.Event()
+
+    def fails() -> None:
+        let_go.wait()
+        raise OSError(28, "No space left on device")
+
+    job = asyncio.create_task(part.disk(fails))
+    await asyncio.sleep(0)
+    job.cancel()
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+
+
+async def test_the_disks_words_are_told(tmp_path: Path) -> None:
+    """Where it was, what went wrong, and the system's own error as the cause."""
+
+    def fails() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DownloadError, match="No space left on device") as caught:
+        await Part(tmp_path).disk(fails)
+    assert str(tmp_path) in caught.value.message
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_discarding_what_was_never_made_is_nothing(tmp_path: Path) -> None:
+    """A cancelled start leaves nothing to clean up, and breaks nothing."""
+    Part(tmp_path).discard()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_part_is_hidden_and_gone_when_published(tmp_path: Path) -> None:
+    """Until it is whole nobody who lists the directory sees it; then it is under its own name only."""
+    part = Part(tmp_path / "new")
+    part.create()
+    part.feed(KINDS[".png"])
+    part.flush()
+    [hidden] = (tmp_path / "new").iterdir()
+    assert hidden.name.startswith(".")
+    part.publish(tmp_path / "new" / "a.png")
+    part.discard()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+    assert (tmp_path / "new" / "a.png").read_bytes() == KINDS[".png"]

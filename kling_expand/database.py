@@ -29,6 +29,7 @@ PATIENCE = 0.5  # seconds a lock is waited for: a backup or a shell may hold it 
 
 _CAUSES = {
     sqlite3.SQLITE_FULL: "the disk is full; make room and write again",
+    sqlite3.SQLITE_IOERR_LOCK: "it cannot be locked: it is read-only, or its file system knows no locks",
     sqlite3.SQLITE_IOERR: "the disk did not take it: full, over a quota, or failing",
     sqlite3.SQLITE_READONLY: "the file or its directory is read-only",
     sqlite3.SQLITE_CANTOPEN: "its directory is missing or may not be written",
@@ -191,7 +192,8 @@ class Database:
         if code == sqlite3.SQLITE_BUSY:
             cause = f"{self._holder()} has it open; wait for that to end, stop it, or name another file"
         else:
-            cause = _CAUSES.get(code, "it cannot be used")
+            exact = getattr(error, "sqlite_errorcode", code)
+            cause = _CAUSES.get(exact, _CAUSES.get(code, "it cannot be used"))
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         return JournalError(f"the journal {self.path}: {cause} ({name}: {error})")
 

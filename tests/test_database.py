@@ -1,0 +1,441 @@
+"""The journal's file: killed, shared, torn, foreign, deleted or on a full disk, it is never silent."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kling_expand.database import settle
+from kling_expand.errors import JournalError
+from kling_expand.journal import Job, Journal, State
+from kling_expand.models import Task
+
+ROOT = Path(__file__).parents[1]
+
+
+async def write(journal: Journal, key: str, params: str = "{}") -> Job:
+    return await journal.intend(
+        key, params_hash="h", params=params, source=None, external_id=f"{key}-{{}}".format
+    )
+
+
+async def keep(path: Path, *keys: str) -> dict[str, str]:
+    """Open, write, and say which states the file then holds by key."""
+    async with Journal(path) as journal:
+        for key in keys:
+            await write(journal, key)
+        return {job.key: str(job.state) async for job in journal.jobs()}
+
+
+def run(path: Path, *keys: str) -> dict[str, str]:
+    return asyncio.run(keep(path, *keys))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.db"
+
+
+# ------------------------------------------------------------------------ killed
+
+WRITER = """
+import asyncio, os, sys
+from kling_expand.journal import Journal
+from kling_expand.models import Task
+
+async def job(journal, key):
+    name = f"{key}-1"
+    await journal.intend(key, params_hash="h", params="{}", source=None, external_id=lambda _: name)
+    say(f"intent {key}")
+    await journal.posting(name)
+    say(f"posting {key}")
+    await journal.accepted(name, f"t-{key}")
+    say(f"submitted {key}")
+    await journal.observed(name, Task(f"t-{key}", "succeed"))
+    say(f"succeeded {key}")
+    await journal.downloaded(name, [f"{key}.png"])
+    say(f"done {key}")
+
+def say(line):
+    os.write(1, f"{line}\\n".encode())  # one call for each line: none is ever half out
+
+async def main(path, prefix):
+    async with Journal(path) as journal:
+        async def worker(number):
+            for count in range(1_000_000):
+                await job(journal, f"{prefix}-{number}-{count}")
+        await asyncio.gather(*map(worker, range(64)))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+ORDER = ["intent", "posting", "submitted", "succeeded", "done"]
+
+
+def kill_while_writing(path: Path, prefix: str, lines: int) -> list[tuple[str, str]]:
+    """What a writer, killed after *lines* more or less, had been promised."""
+    command = [sys.executable, "-c", WRITER, str(path), prefix]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
+        assert child.stdout is not None
+        told = [child.stdout.readline() for _ in range(lines)]
+        child.send_signal(signal.SIGKILL)
+        told += child.stdout.readlines()
+    assert child.returncode == -signal.SIGKILL
+    return [(word, key) for word, key in (line.decode().split() for line in told)]
+
+
+async def known(path: Path) -> dict[str, tuple[str, str | None, float | None]]:
+    async with Journal(path) as journal:
+        return {job.key: (str(job.state), job.task_id, job.last_post_at) async for job in journal.jobs()}
+
+
+def test_everything_acknowledged_survives_sigkill(path: Path) -> None:
+    """Killed in the middle of thousands of writes, again and again, no acknowledged record is missing."""
+    promised: dict[str, str] = {}
+    for round_, lines in enumerate((500, 3000, 1501)):
+        for word, key in kill_while_writing(path, str(round_), lines):
+            promised[key] = max(word, promised.get(key, "intent"), key=ORDER.index)
+    jobs = asyncio.run(known(path))
+    assert len(promised) > 500
+    for key, word in promised.items():
+        state, task_id, last_post_at = jobs[key]
+        if word == "posting":
+            assert last_post_at is not None
+        else:
+            assert ORDER.index(state) >= ORDER.index(word)
+        if ORDER.index(word) >= ORDER.index("submitted"):
+            assert task_id == f"t-{key}"
+
+
+def test_a_killed_journal_without_its_log_warns(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Copied without its log it looks whole, so the missing log is said."""
+    kill_while_writing(path, "a", 200)
+    lone, pair = path.with_name("lone.db"), path.with_name("pair.db")
+    for copy in (lone, pair):
+        shutil.copy(path, copy)
+    shutil.copy(f"{path}-wal", f"{pair}-wal")
+    assert run(pair)
+    assert not caplog.records
+    run(lone)
+    assert [f"{lone}-wal is missing" in record.getMessage() for record in caplog.records] == [True]
+    run(lone)
+    assert len(caplog.records) == 1
+
+
+# ------------------------------------------------------------------------ shared
+
+OPENER = """
+import asyncio, sys
+from kling_expand.errors import JournalError
+from kling_expand.journal import Journal
+
+async def main(path):
+    sys.stdin.readline()
+    try:
+        async with Journal(path):
+            print("open", flush=True)
+            sys.stdin.readline()
+    except JournalError as error:
+        print(error, flush=True)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@contextlib.contextmanager
+def opener(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which opens the journal when told to, and holds it until it is told again."""
+    command = [sys.executable, "-c", OPENER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
+        yield child
+        child.kill()
+
+
+def tell(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def hear(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def test_a_second_process_is_told_who_has_it(path: Path) -> None:
+    """It gets a clear error with the process to look for; when that is killed, the file is free."""
+    run(path, "a")
+    with opener(path) as child:
+        tell(child)
+        assert hear(child) == "open"
+        with pytest.raises(JournalError, match=f"process {child.pid} has it open.*name another file"):
+            run(path, "b")
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert run(path, "c") == {"a": "intent", "c": "intent"}
+
+
+def test_of_two_that_begin_together_one_gets_it(path: Path) -> None:
+    """A new file opened by two processes at once becomes the journal of exactly one."""
+    with opener(path) as one, opener(path) as other:
+        tell(one)
+        tell(other)
+        heard = sorted([hear(one), hear(other)])
+        assert heard[0] == "open" or heard[1] == "open"
+        assert "has it open" in "".join(heard)
+
+
+async def test_a_second_opener_in_this_process_is_refused(path: Path) -> None:
+    """The lock holds within one process too, by whatever name the file is opened."""
+    async with Journal(path) as journal:
+        await write(journal, "a")
+        names = [path, path.with_name("soft.db"), path.with_name("hard.db")]
+        names[1].symlink_to(path)
+        names[2].hardlink_to(path)
+        for name in names:
+            with pytest.raises(JournalError, match=f"process {os.getpid()} has it open"):
+                await keep(name)
+        await write(journal, "b")
+    assert await keep(path) == {"a": "intent", "b": "intent"}
+
+
+def test_another_program_at_work_is_waited_for_or_named(path: Path) -> None:
+    """A shell that holds the file for long is an error as well, and does not lose to it."""
+    run(path, "a")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JournalError, match="another program has it open"):
+            run(path)
+    assert run(path) == {"a": "intent"}
+
+
+# ------------------------------------------------------------------------ not ours, not whole
+
+
+def foreign(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE jobs (a)")
+        db.commit()
+
+
+def newer(path: Path) -> None:
+    run(path, "a")
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA journal_mode = DELETE")
+
+
+def cut(path: Path) -> None:
+    run(path, *map(str, range(40)))
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def scribbled(path: Path) -> None:
+    run(path, *map(str, range(40)))
+    with path.open("r+b") as file:
+        file.seek(3 * 4096)
+        file.write(b"\xa5" * 4096)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (foreign, "another program's database; name another file"),
+        (newer, "schema 2, and this is made for 1; use the version"),
+        (cut, "it is torn; restore a copy"),
+        (scribbled, "it is torn; restore a copy"),
+        (lambda path: path.write_text("to do: buy milk, " * 500), "not a journal; name another file"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "not a journal; name another file"),
+    ],
+    ids=["foreign", "newer", "cut", "scribbled", "text", "short"],
+)
+def test_a_file_that_cannot_be_ours_is_left_alone(path: Path, spoil: Any, words: str) -> None:
+    """A clear error, and not one byte of it is changed."""
+    spoil(path)
+    before = path.read_bytes()
+    for _ in range(2):
+        with pytest.raises(JournalError, match=words):
+            run(path, "b")
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_an_empty_file_is_begun_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be a new file or what a failing disk left of an old one: both go on, neither in silence."""
+    path.touch()
+    assert run(path, "a") == {"a": "intent"}
+    assert ["was an empty file" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_torn_log_ends_where_it_is_torn(path: Path) -> None:
+    """Half a commit at the end of the log was never acknowledged; all before it counts."""
+    promised = kill_while_writing(path, "a", 500)
+    with Path(f"{path}-wal").open("ab") as log:
+        log.write(os.urandom(5000))
+    assert {key for word, key in promised if word == "intent"} <= set(run(path))
+
+
+# ------------------------------------------------------------------------ no room, no rights, no file
+
+
+@pytest.mark.parametrize(
+    "name", ["missing/run.db", "file/run.db", "folder", "/proc/run.db", "/dev/null/run.db"]
+)
+def test_a_place_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    """A missing or closed directory is named as the cause."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(JournalError, match="directory is missing or may not be written"):
+        run(tmp_path / name)
+
+
+@contextlib.contextmanager
+def no_rights(folder: Path) -> Iterator[None]:
+    """Without the right to write in *folder* or its files; root, whom no mode stops, becomes nobody."""
+    files = [*folder.iterdir()]
+    for file in files:
+        file.chmod(0o444)
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        for file in files:
+            file.chmod(0o644)
+
+
+def test_a_read_only_directory() -> None:
+    """A new journal cannot be made there and an old one not be written: both say why, nothing is lost."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others than its user
+        old, new = Path(folder, "old.db"), Path(folder, "new.db")
+        run(old, "a")
+        before = old.read_bytes()
+        with no_rights(Path(folder)):
+            with pytest.raises(JournalError, match="may not be written"):
+                run(new)
+            with pytest.raises(JournalError, match="read-only"):
+                run(old)
+        assert (old.read_bytes(), new.exists()) == (before, False)
+        assert run(old) == {"a": "intent"}
+
+
+async def fill(journal: Journal) -> list[str]:
+    """Write until the disk refuses: the keys that were acknowledged."""
+    done: list[str] = []
+
+    async def pour() -> None:
+        for number in range(100_000):
+            await asyncio.gather(*(write(journal, f"{number}-{part}", "x" * 2000) for part in "abc"))
+            done.extend(f"{number}-{part}" for part in "abc")
+
+    with pytest.raises(JournalError, match=r"the disk (is full|did not take it)"):
+        await pour()
+    return done
+
+
+async def test_a_full_disk(path: Path) -> None:
+    """The refused batch leaves nothing, what was acknowledged stays, reading works, room heals it."""
+    async with Journal(path) as journal:
+        await journal._do(lambda db: db.execute("PRAGMA max_page_count = 60").fetchall())
+        done = await fill(journal)
+        with pytest.raises(JournalError, match="the disk is full; make room"):
+            await write(journal, "again", "x" * 20_000)
+        assert [job.key async for job in journal.jobs()] == done
+        await journal._do(lambda db: db.execute("PRAGMA max_page_count = 10000").fetchall())
+        await write(journal, "again", "x" * 20_000)
+    assert list(await keep(path)) == [*done, "again"]
+
+
+async def test_a_quota(path: Path) -> None:
+    """The same where the operating system refuses to let the files grow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with Journal(path) as journal:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+        try:
+            done = await fill(journal)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [job.key async for job in journal.jobs()] == done
+        await write(journal, "again")
+    assert list(await keep(path)) == [*done, "again"]
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other.db")
+    shutil.copy(path, other)
+    other.replace(path)
+
+
+def lose_log(path: Path) -> None:
+    Path(f"{path}-wal").unlink()
+
+
+def move_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("harm", [delete, replace, lose_log, move_folder])
+async def test_a_file_lost_while_it_is_open(tmp_path: Path, harm: Any) -> None:
+    """From then on nothing is acknowledged: each write says what happened; closing still works."""
+    path = tmp_path / "folder" / "run.db"
+    path.parent.mkdir()
+    async with Journal(path) as journal:
+        job = await write(journal, "a")
+        harm(path)
+        for call in (
+            write(journal, "b"),
+            journal.accepted(job.external_task_id, "t"),
+            journal.observed(job.external_task_id, Task("t", "succeed")),
+        ):
+            with pytest.raises(JournalError, match="deleted or replaced while it was open"):
+                await call
+    with pytest.raises(JournalError, match="not open"):
+        await write(journal, "c")
+
+
+# ------------------------------------------------------------------------ how it is written
+
+
+async def test_commits_are_on_disk(path: Path) -> None:
+    """The journal is written ahead, and every commit is flushed."""
+    asked = ["journal_mode", "synchronous", "locking_mode", "application_id", "user_version"]
+
+    def ask(db: sqlite3.Connection) -> list[Any]:
+        return [db.execute(f"PRAGMA {name}").fetchone()[0] for name in asked]
+
+    async with Journal(path) as journal:
+        assert await journal._do(ask) == ["wal", 2, "exclusive", 0x4B6C4578, 1]
+
+
+def test_without_a_write_ahead_log(path: Path) -> None:
+    """Where the file system cannot have one, commits go through a rollback journal, directory and all."""
+    run(path, "a")
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+    uri = f"{path.as_uri()}?nolock=1"  # SQLite allows no log where it may not lock
+    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+        assert settle(db) == "delete"
+        assert db.execute("PRAGMA synchronous").fetchone() == (3,)
+        db.execute("UPDATE jobs SET state = 'unknown'")
+    assert run(path) == {"a": str(State.UNKNOWN)}

@@ -1,0 +1,239 @@
+"""What every framework's adapter promises. Each test file of `contrib` runs these against a real server."""
+
+import asyncio
+import io
+import json
+import time
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+import pytest
+from attrs import frozen
+from standardwebhooks import Webhook
+from yarl import URL
+
+from kling_expand import KlingClient, Ratios, Status, TaskFuture
+from kling_expand.emulator import Emulator
+from kling_expand.errors import ClientClosed
+from kling_expand.webhooks import MAX_BODY
+
+PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
+GARBAGE = [
+    b"",
+    b"null",
+    b"[]",
+    b"{",
+    b'"text"',
+    b"{}",
+    b"\xff\xfe\x00",
+    b"[" * 200_000,
+    b'{"task_id":7,"task_status":"succeed"}',
+    b'{"task_id":"1","task_status":null}',
+    b"9" * 10_000,
+    b'{"id":"1","status":"succeeded","outputs":' + b'{"a":' * 50_000,
+    Random(7).randbytes(5_000),
+]
+
+
+class Blind:
+    """A pace that never looks by itself, so any news there is came by a callback."""
+
+    def wait(self, _age: float) -> float:
+        return 1e6
+
+    def learn(self, _duration: float) -> None:
+        pass
+
+
+@frozen
+class Site:
+    """A served application: where its callbacks go, and the client `get_client` gave in a request."""
+
+    callback_url: str
+    client: KlingClient
+
+    def submit(self) -> TaskFuture:
+        """A job whose task calls this site."""
+        return self.client.submit(PHOTO, Ratios(right=0.5), callback_url=self.callback_url)
+
+    async def call(self, body: bytes, headers: dict[str, str] | None = None) -> int:
+        """Call back as anybody can; the status that is answered."""
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(self.callback_url, data=io.BytesIO(body), headers=headers) as answer,
+        ):
+            await answer.read()
+            return answer.status
+
+
+def body(task_id: str, status: str, *urls: str) -> bytes:
+    """A callback's body."""
+    images = [{"index": index, "url": url} for index, url in enumerate(urls)]
+    told = {"task_id": task_id, "task_status": status, "task_result": {"images": images}}
+    return json.dumps(told).encode()
+
+
+def signed(content: bytes, webhook_id: str = "msg_1") -> dict[str, str]:
+    """Headers by an implementation that is not ours."""
+    now = int(time.time())
+    when = datetime.fromtimestamp(now, UTC).replace(tzinfo=None)
+    signature = Webhook(SECRET).sign(webhook_id, when, content.decode())
+    return {"webhook-id": webhook_id, "webhook-timestamp": str(now), "webhook-signature": signature}
+
+
+def options(emulator: Emulator, **more: Any) -> dict[str, Any]:
+    """Those of a client of *emulator* that hears by callbacks alone."""
+    return {"api_key": emulator.api_key, "base_url": emulator.url, "pace": Blind()} | more
+
+
+def emulated(**settings: Any) -> Emulator:
+    """An emulator quick enough to be waited for."""
+    quick: dict[str, Any] = {"engine": "flat", "queue_seconds": 0.2, "work_seconds": 0.2}
+    return Emulator(**quick | {"allow_private": True} | settings)
+
+
+class Promises:
+    """To be inherited by a class whose `serve` serves an application with client and webhook."""
+
+    def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
+        """Set up an application with these options, a webhook, and serve both on a free port."""
+        raise NotImplementedError
+
+    async def test_a_signed_callback_ends_the_wait(self) -> None:
+        """News that is signed reaches the future without a single read."""
+        async with (
+            emulated(webhook_secret=SECRET) as emulator,
+            self.serve(**options(emulator, webhook_secret=SECRET)) as site,
+        ):
+            result = await site.submit()
+            assert emulator.books.requests["query"] == 0
+            assert [URL(image.url).origin() for image in result.images] == [URL(emulator.url)]
+
+    async def test_an_unsigned_callback_makes_the_client_ask(self) -> None:
+        """Without a secret a callback is a doorbell: the result comes from the service."""
+        async with emulated() as emulator, self.serve(**options(emulator)) as site:
+            result = await site.submit()
+            assert len(result.images) == 1
+            assert 1 <= emulator.books.requests["query"] <= 3
+
+    async def test_callbacks_in_any_order_end_the_same(self) -> None:
+        """Shuffled and repeated calls of several tasks end each of them once, with its own pictures."""
+        async with (
+            emulated(
+                webhook_secret=SECRET, callback_order="shuffled", callback_repeats=3, seed=5
+            ) as emulator,
+            self.serve(**options(emulator, webhook_secret=SECRET)) as site,
+        ):
+            results = await asyncio.gather(*(site.submit() for _ in range(4)))
+            assert emulator.books.requests["query"] == 0
+            assert all(result.task_id in result.images[0].url for result in results)
+
+    async def test_a_forged_call_delivers_nothing(self) -> None:
+        """A false success costs a read at most; the result is the service's own."""
+        async with emulated(work_seconds=3600.0) as emulator, self.serve(**options(emulator)) as site:
+            future = site.submit()
+            task_id = (await future.accepted()).task_id
+            forged = body(task_id, "succeed", "https://evil.example/0.png")
+            assert await site.call(forged) == 204
+            assert not future.done()
+            emulator.advance(7200)
+            await emulator.painted()
+            assert await site.call(forged) == 204
+            result = await future
+            assert "evil" not in result.images[0].url
+            asked = emulator.books.requests["query"]
+            assert 1 <= asked <= 2 + 3  # and up to one for each true call of the service
+            assert [await site.call(forged) for _ in range(5)] == [204] * 5
+            assert emulator.books.requests["query"] == asked
+
+    async def test_with_a_secret_nothing_unsigned_is_heard(self) -> None:
+        """Unsigned, wrongly signed and altered calls are refused, and cost no read."""
+        async with (
+            emulated(work_seconds=3600.0, webhook_secret=SECRET) as emulator,
+            self.serve(**options(emulator, webhook_secret=SECRET)) as site,
+        ):
+            future = site.submit()
+            task_id = (await future.accepted()).task_id
+            forged = body(task_id, "failed")
+            true_headers = signed(body(task_id, "processing"))
+            unsigned: dict[str, str] = {}
+            for headers in (unsigned, true_headers, true_headers | {"webhook-signature": "v1,AAAA"}):
+                assert await site.call(forged, headers) == 400
+            assert not future.done()
+            assert emulator.books.requests["query"] == 0
+
+    async def test_what_comes_late_or_again_changes_nothing(self) -> None:
+        """After the end no news is news: not an earlier status, not another end, not the same call."""
+        async with (
+            emulated(work_seconds=3600.0, webhook_secret=SECRET) as emulator,
+            self.serve(**options(emulator, webhook_secret=SECRET)) as site,
+        ):
+            future = site.submit()
+            task_id = (await future.accepted()).task_id
+            url = "https://cdn.example/0.png"
+            calls = [body(task_id, "succeed", url), body(task_id, "processing"), body(task_id, "failed")]
+            for number, content in enumerate([*calls, *calls]):
+                assert await site.call(content, signed(content, f"msg_{number % 4}")) == 204
+            result = await future
+            assert result.task.status is Status.SUCCEED
+            assert [image.url for image in result.images] == [url]
+
+    async def test_garbage_is_refused(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Whatever is sent, the answer is a refusal and never a failure of ours."""
+        async with emulated() as emulator:
+            for more in ({}, {"webhook_secret": SECRET}):
+                async with self.serve(**options(emulator, **more)) as site:
+                    assert {await site.call(content) for content in GARBAGE} == {400}
+            assert emulator.books.requests == {}
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+    async def test_a_long_body_is_not_read(self) -> None:
+        """More than the limit is refused, announced or not; the limit itself is read."""
+
+        async def unannounced() -> Any:
+            for _ in range(40):
+                yield bytes(MAX_BODY // 20)
+
+        async with emulated() as emulator, self.serve(**options(emulator)) as site:
+            assert await site.call(b" " * MAX_BODY) == 400
+            assert await site.call(b" " * (MAX_BODY + 1)) == 413
+            async with (
+                aiohttp.ClientSession() as http,
+                http.post(site.callback_url, data=unannounced()) as answer,
+            ):
+                assert answer.status == 413
+
+    async def test_a_body_that_breaks_off_harms_nobody(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A caller who hangs up is no error of ours, and the next call is taken."""
+        async with emulated() as emulator, self.serve(**options(emulator)) as site:
+            url = URL(site.callback_url)
+            _, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(f"POST {url.path} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode())
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+            assert await site.call(body("1", "processing")) == 204
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+    async def test_only_calls_are_taken(self) -> None:
+        """A visitor is told that this is no page."""
+        async with (
+            emulated() as emulator,
+            self.serve(**options(emulator)) as site,
+            aiohttp.ClientSession() as http,
+            http.get(site.callback_url) as answer,
+        ):
+            assert answer.status == 405
+
+    async def test_the_client_lives_as_long_as_the_application(self) -> None:
+        """It is open in requests, and closed when the application has ended."""
+        async with emulated() as emulator:
+            async with self.serve(**options(emulator, budget=8)) as site:
+                assert await site.client.list() == ()
+            with pytest.raises(ClientClosed):
+                site.submit()

@@ -1,0 +1,92 @@
+"""aiohttp.web: the promises of every adapter, and what is special about this one."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
+from callback_promises import Promises, Site, emulated, options
+
+from kling_expand import KlingClient
+from kling_expand.contrib.aiohttp import get_client, setup, webhook
+from kling_expand.errors import ConfigurationError
+
+TestServer.__test__ = False  # it is none
+
+
+@asynccontextmanager
+async def serve(app: web.Application, path: str = "/client") -> AsyncIterator[Site]:
+    """Serve *app* and ask it at *path* for its client."""
+    found: list[KlingClient] = []
+
+    async def client(request: web.Request) -> web.Response:
+        found.append(get_client(request))
+        return web.Response()
+
+    app.router.add_get("/client", client)
+    async with TestServer(app) as server, ClientSession() as http:
+        async with http.get(server.make_url(path)) as answer:
+            assert answer.status == 200
+        yield Site(str(server.make_url("/hooks/kling")), found[0])
+
+
+class TestAiohttp(Promises):
+    """Served by aiohttp's own server."""
+
+    def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
+        """An application with nothing but a client and its webhook."""
+        app = web.Application()
+        setup(app, **client_options)
+        app.add_routes([webhook("/hooks/kling")])
+        return serve(app)
+
+
+async def test_a_sub_application_shares_the_client() -> None:
+    """One client serves the application and all within it."""
+    found: list[KlingClient] = []
+
+    async def inner(request: web.Request) -> web.Response:
+        found.append(get_client(request))
+        return web.Response()
+
+    async with emulated() as emulator:
+        app, sub = web.Application(), web.Application()
+        setup(app, **options(emulator))
+        sub.router.add_get("/", inner)
+        app.add_subapp("/sub/", sub)
+        async with serve(app) as site, ClientSession() as http:
+            async with http.get(site.callback_url.replace("/hooks/kling", "/sub/")) as answer:
+                assert answer.status == 200
+            assert found == [site.client]
+            assert get_client(app) is site.client
+
+
+async def test_what_starts_later_finds_the_client() -> None:
+    """Work that an application does at its start, after `setup`, can use the client."""
+    listed: list[object] = []
+
+    async def resume(app: web.Application) -> None:
+        listed.append(await get_client(app).list())
+
+    async with emulated() as emulator:
+        app = web.Application()
+        setup(app, **options(emulator))
+        app.on_startup.append(resume)
+        async with serve(app):
+            assert listed == [()]
+
+
+async def test_without_setup_there_is_no_client() -> None:
+    """Whoever forgot `setup` is told so."""
+    with pytest.raises(ConfigurationError, match=r"setup\(app\)"):
+        get_client(web.Application())
+
+
+async def test_an_application_without_credentials_does_not_start() -> None:
+    """What cannot work fails when it is deployed and not at the first request."""
+    app = web.Application()
+    setup(app, access_key="half of a pair")
+    with pytest.raises(ConfigurationError, match="secret key is missing"):
+        await TestServer(app).start_server()

@@ -1,0 +1,148 @@
+"""Starlette and FastAPI: the promises of every adapter, and what is special about this one."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, Any
+
+import pytest
+from aiohttp import ClientSession
+from asgi_server import served
+from callback_promises import Promises, Site, emulated, options
+from fastapi import Depends, FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from kling_expand import KlingClient
+from kling_expand.contrib.starlette import get_client, setup, webhook
+from kling_expand.errors import ConfigurationError
+
+
+class Finder:
+    """An endpoint that remembers the clients it found."""
+
+    def __init__(self) -> None:
+        self.found: list[KlingClient] = []
+
+    async def __call__(self, request: Request) -> Response:
+        self.found.append(get_client(request))
+        return Response()
+
+    def route(self, path: str = "/client") -> Route:
+        """A route that leads here."""
+
+        async def endpoint(request: Request) -> Response:
+            return await self(request)
+
+        return Route(path, endpoint)
+
+
+async def get(url: str) -> int:
+    """The status a visitor of *url* sees."""
+    async with ClientSession() as http, http.get(url) as answer:
+        return answer.status
+
+
+@asynccontextmanager
+async def site(app: Starlette, finder: Finder) -> AsyncIterator[Site]:
+    """Serve *app* and ask it for its client."""
+    async with served(app) as origin:
+        assert await get(origin + "/client") == 200
+        yield Site(origin + "/hooks/kling", finder.found[0])
+
+
+class TestStarlette(Promises):
+    """Starlette, served by uvicorn."""
+
+    def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
+        """An application with nothing but a client and its webhook."""
+        finder = Finder()
+        app = Starlette(routes=[webhook("/hooks/kling"), finder.route()])
+        setup(app, **client_options)
+        return site(app, finder)
+
+
+class TestFastAPI(Promises):
+    """FastAPI, served by uvicorn, its client injected."""
+
+    def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
+        """An application with nothing but a client and its webhook."""
+        app, finder = FastAPI(), Finder()
+        setup(app, **client_options)
+        app.router.routes.append(webhook("/hooks/kling"))
+
+        @app.get("/client")
+        async def client(kling: Annotated[KlingClient, Depends(get_client)]) -> None:
+            finder.found.append(kling)
+
+        return site(app, finder)
+
+
+async def test_a_lifespan_of_ones_own_is_kept() -> None:
+    """It runs within the client's life, and its state reaches requests as before."""
+    happened: list[object] = []
+    finder = Finder()
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, str]]:
+        happened.append("opened")
+        yield {"greeting": "hello"}
+        happened.append(await finder.found[0].list())
+
+    async def greet(request: Request) -> Response:
+        return Response(request.state.greeting)
+
+    async with emulated() as emulator:
+        app = Starlette(routes=[finder.route(), Route("/greet", greet)], lifespan=lifespan)
+        setup(app, **options(emulator))
+        async with served(app) as origin, ClientSession() as http:
+            assert await get(origin + "/client") == 200
+            async with http.get(origin + "/greet") as answer:
+                assert await answer.text() == "hello"
+        assert happened == ["opened", ()]
+
+
+async def test_a_mounted_application_shares_the_client() -> None:
+    """One client serves the application and all within it."""
+    finder = Finder()
+    async with emulated() as emulator:
+        inner = Starlette(routes=[finder.route("/within")])
+        app = Starlette(routes=[finder.route(), Mount("/sub", inner)])
+        setup(app, **options(emulator))
+        async with served(app) as origin:
+            assert await get(origin + "/client") == await get(origin + "/sub/within") == 200
+        first, second = finder.found
+        assert first is second
+
+
+async def test_without_setup_there_is_no_client() -> None:
+    """Whoever forgot `setup` is told so."""
+    with pytest.raises(ConfigurationError, match=r"setup\(app\)"):
+        get_client(Request({"type": "http"}))
+
+
+async def test_an_application_without_credentials_does_not_start() -> None:
+    """What cannot work fails when it is deployed and not at the first request."""
+    app = Starlette()
+    setup(app, access_key="half of a pair")
+    with pytest.raises(ConfigurationError, match="secret key is missing"):
+        async with app.router.lifespan_context(app):
+            pass
+
+
+def test_without_the_extra_one_is_told_its_name() -> None:
+    """Where Starlette is not installed the import says what to install."""
+    program = """
+import sys
+sys.modules["starlette"] = None
+from kling_expand.errors import MissingExtra
+try:
+    import kling_expand.contrib.starlette
+except MissingExtra as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "pip install 'kling-expand[starlette]'" in ran.stdout

@@ -1,6 +1,7 @@
 """The engines of the emulator: what they paint, and that they say so when they cannot."""
 
 import io
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from kling_expand.emulator import engines, patches, pictures
+from kling_expand.emulator import engines, patches, pictures, seams
 from kling_expand.emulator.canvas import Canvas
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
@@ -29,6 +30,7 @@ def floats(picture: Image.Image) -> NDArray[np.float64]:
     return np.asarray(picture.convert("RGB")).astype(float)
 
 
+@lru_cache  # a painting takes seconds, and several promises are about the same one
 def expanded(name: str, ratios: Ratios, seed: int = 1) -> tuple[Image.Image, Image.Image, Canvas]:
     """The original photograph, its expansion and where it should lie."""
     data = (PHOTOS / name).read_bytes()
@@ -118,6 +120,14 @@ def test_grain_finer_than_the_small_canvas_goes_on_outside() -> None:
     pixels = floats(patches.paint_patches(picture, Canvas(1050, 120, (0, 0, 900, 120)), seed=1))
     rough = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2))
     assert rough[905:1045].mean() > 0.7 * np.abs(np.diff(floats(picture), axis=1)).mean()
+
+
+def test_no_line_is_left_along_the_seam() -> None:
+    """A row beside the border that differs from both neighbours is laid between them, on every side."""
+    painted = np.full((30, 40, 3), 100, np.uint8)
+    place = Canvas(40, 30, (10, 8, 30, 22))
+    painted[[7, 22], 10:30] = painted[8:22, [9, 30]] = 60
+    assert (seams.mend(painted, place) == 100).all()
 
 
 def test_a_sky_that_darkens_upwards_goes_on_so() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from kling_expand.emulator.canvas import Canvas
 from kling_expand.emulator.engines import Engine, UnknownEngine
-from kling_expand.emulator.patches import Pixels, meet
+from kling_expand.emulator.seams import Pixels, meet
 
 
 def painter(weights: str) -> Engine:

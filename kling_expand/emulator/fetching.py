@@ -5,6 +5,7 @@ gains nothing. What cannot be had is a FetchError: the task fails with it, later
 """
 
 import asyncio
+import errno
 import ipaddress
 import socket
 from typing import Any
@@ -37,7 +38,7 @@ class Guard(AbstractResolver):
         found = await self._names.resolve(host, port, family)
         allowed = [address for address in found if self._all or is_public(address["host"])]
         if not allowed:
-            raise OSError(f"{host} has no public address")
+            raise OSError(errno.EACCES, f"{host} has no public address")
         return allowed
 
     async def close(self) -> None:

@@ -99,7 +99,7 @@ class Emulator(Settings):
         for dialect, path in PATHS.items():
             app.router.add_post(path, calls.handler("create", partial(calls.create, dialect)))
             app.router.add_get(path, calls.handler("list", partial(calls.list, dialect)))
-            app.router.add_get(path + "/{name}", calls.handler("query", partial(calls.query, dialect)))
+            app.router.add_get(path + "/{name:[^/]+}", calls.handler("query", partial(calls.query, dialect)))
         app.router.add_get("/files/{task_id}/{name}", calls.handler("file", partial(files.picture, service)))
         app.router.add_routes(Control(service, answers, service.faults).routes())
         return app

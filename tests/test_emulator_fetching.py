@@ -1,0 +1,155 @@
+"""Are images given by URL fetched, within limits, and from nowhere they should not come from?"""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from raw_client import EDITING, Caller, calling, order, png
+
+from kling_expand.emulator.fetching import FetchError, Guard, fetch, is_public
+from kling_expand.emulator.rules import IMAGE_BYTES
+
+
+async def picture(_: web.Request) -> web.Response:
+    """A good one."""
+    return web.Response(body=png())
+
+
+async def small(_: web.Request) -> web.Response:
+    """One that is too small."""
+    return web.Response(body=png(299, 299))
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    """Never stops."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(bytes(1_000_000))
+
+
+async def onwards(request: web.Request) -> web.Response:
+    """Sends to /hop/<n-1>, in the end to the picture, or to where `to` says."""
+    left = int(request.match_info["left"])
+    where = request.query.get("to") or (f"/hop/{left - 1}" if left else "/picture")
+    return web.Response(status=302, headers={"Location": where})
+
+
+async def missing(_: web.Request) -> web.Response:
+    """Nothing here."""
+    return web.Response(status=404)
+
+
+@asynccontextmanager
+async def host() -> AsyncIterator[str]:
+    """A server of images on loopback."""
+    app = web.Application()
+    for path, handler in (("picture", picture), ("small", small), ("endless", endless), ("missing", missing)):
+        app.router.add_get(f"/{path}", handler)
+    app.router.add_get("/hop/{left}", onwards)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def ended(call: Caller, image: str) -> tuple[str, str]:
+    """(status, message) of a task for this image, once it has ended."""
+    task_id = await call.create(image=image)
+    await call.emulator.painted()
+    task = await call.task(task_id)
+    return task["task_status"], task["task_status_msg"]
+
+
+async def test_an_image_is_fetched_and_expanded() -> None:
+    """Also behind a few redirects; the task then has its pictures."""
+    async with host() as url, calling(allow_private=True, queue_seconds=0, work_seconds=0) as call:
+        for path in ("/picture", "/hop/4"):
+            assert await ended(call, url + path) == ("succeed", "")
+        _, body = await call("GET", EDITING)
+        async with call.session.get(body["data"][0]["task_result"]["images"][0]["url"]) as answer:
+            assert (answer.status, answer.content_type) == (200, "image/png")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/small", "Image pixel is invalid"),
+        ("/missing", "Failed to fetch the image: the image's server answered 404"),
+        ("/hop/9", "Failed to fetch the image: more than 5 redirects"),
+        (
+            "/hop/0?to=ftp://h/",
+            "Failed to fetch the image: only http and https addresses are fetched",
+        ),
+        ("/endless", "Image file size must not exceed 10MB"),
+    ],
+)
+async def test_what_cannot_be_had_fails_the_task(path: str, message: str) -> None:
+    """Later, with the reason, like on the real service."""
+    async with host() as url, calling(allow_private=True, queue_seconds=0, work_seconds=0) as call:
+        assert await ended(call, url + path) == ("failed", message)
+
+
+async def test_a_slow_server_is_given_up() -> None:
+    """After fetch_seconds."""
+    with pytest.raises(FetchError, match=r"no image within 0 s"):
+        await fetch("http://127.0.0.1:1/", seconds=0, allow_private=True)
+
+
+async def test_nobody_there() -> None:
+    """An error of the connection is told as such."""
+    with pytest.raises(FetchError, match=r"127\.0\.0\.1"):
+        await fetch("http://127.0.0.1:1/", seconds=5, allow_private=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/x.png",
+        "http://10.0.0.1/x.png",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/x.png",
+        "http://[::ffff:127.0.0.1]/x.png",
+        "http://0.0.0.0/x.png",
+        "http://224.0.0.1/x.png",
+    ],
+)
+async def test_private_addresses_are_refused(url: str) -> None:
+    """At once, in an envelope, and no task is made."""
+    async with calling() as call:
+        status, body = await call("POST", EDITING, json=order(image=url))
+        assert (status, body["code"]) == (400, 1201)
+        assert "is not a public address" in body["message"]
+
+
+async def test_names_of_private_addresses_are_refused() -> None:
+    """A name is looked up where the connection is made, and passes or fails there."""
+    async with calling(queue_seconds=0, work_seconds=0) as call:
+        status, message = await ended(call, "http://localhost:1/x.png")
+        assert status == "failed"
+        assert "has no public address" in message
+
+
+async def test_the_guard_lets_through_what_it_should() -> None:
+    """With leave, loopback names resolve."""
+    found = await Guard(allow_private=True).resolve("localhost", 80, socket.AF_INET)
+    assert [address["host"] for address in found] == ["127.0.0.1"]
+
+
+def test_public_addresses_are_public() -> None:
+    """Ordinary ones, in both families, and names, which are none."""
+    assert is_public("1.1.1.1")
+    assert is_public("2606:4700:4700::1111")
+    assert is_public("example.com")
+
+
+async def test_exactly_the_limit_is_read_and_no_more() -> None:
+    """A stream without end costs the limit, not the memory."""
+    async with host() as url:
+        data = await fetch(url + "/endless", seconds=30, allow_private=True)
+    assert IMAGE_BYTES < len(data) < IMAGE_BYTES + 2_000_000

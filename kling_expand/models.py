@@ -101,9 +101,10 @@ class Task:
     def units(self) -> Decimal | None:
         """What was billed, in units; None while unknown."""
         try:
-            return Decimal(self.final_unit_deduction) if self.final_unit_deduction else None
+            units = Decimal(self.final_unit_deduction or "nan")
         except ArithmeticError:
             return None
+        return units if units.is_finite() else None
 
 
 def source_name(source: ImageSource) -> str:
@@ -137,6 +138,8 @@ def _callback(_request: Any, _attribute: Any, value: str | None) -> None:
 def _name(_request: Any, attribute: Any, value: str | None) -> None:
     if value is not None and not (isinstance(value, str) and value.strip() == value and value.isprintable()):
         raise InvalidRequest(attribute.name, repr(value), "printable text without outer blanks is allowed")
+    if value in {".", ".."}:  # a URL cannot end in them, so the task could not be asked for
+        raise InvalidRequest(attribute.name, repr(value), "it must be more than dots")
 
 
 @frozen

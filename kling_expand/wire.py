@@ -6,6 +6,7 @@ object or a one-element array, both spellings of success, an error code under HT
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from urllib.parse import quote
 import cattrs
 from attrs import asdict, define, evolve, frozen
 
-from .errors import APIError, ProtocolError, ServerError, refusal
+from .errors import APIError, InvalidRequest, ProtocolError, ServerError, refusal
 from .geometry import Ratios, Towards
 from .models import BalanceDeduction, Dialect, ExpandRequest, Image, Task
 
@@ -42,7 +43,7 @@ class Answer:
     def retry_after(self) -> float | None:
         """The seconds a ``Retry-After`` header asks for, given as a number or as a date."""
         word = self.headers.get("retry-after", "").strip()
-        if word.isdecimal():
+        if word.isdecimal() and len(word) <= 9:  # more than 31 years is a mistake
             return float(word)
         until, now = _http_date(word), self.server_time
         return None if until is None or now is None else max(0.0, until - now)
@@ -50,7 +51,8 @@ class Answer:
 
 def _http_date(word: str | None) -> float | None:
     try:
-        return parsedate_to_datetime(word or "").timestamp()
+        date = parsedate_to_datetime(word or "")
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError, TypeError):
         return None
 
@@ -64,7 +66,9 @@ def create_path(dialect: Dialect) -> str:
 
 
 def task_path(dialect: Dialect, any_id: str) -> str:
-    """Where one task is read, by `task_id` or `external_task_id`."""
+    """Where one task is read, by `task_id` or `external_task_id`. Raises `InvalidRequest`."""
+    if any_id in {"", ".", ".."} or not any_id.isprintable():  # the path would be another's
+        raise InvalidRequest("id", repr(any_id), "the id of one task is needed")
     return f"{PATHS[dialect]}/{quote(any_id, safe='')}"
 
 
@@ -150,10 +154,16 @@ def _text(value: Any, _kind: Any) -> str:
     raise ValueError(f"text expected, not {type(value).__name__}")
 
 
+def _flag(value: Any, _kind: Any) -> bool:
+    """By itself cattrs would take the word "false" for True."""
+    return str(value).lower() in {"true", "1"}
+
+
 _converter = cattrs.Converter(detailed_validation=False)
 _explainer = cattrs.Converter(detailed_validation=True)
 for _each in (_converter, _explainer):
     _each.register_structure_hook(str, _text)
+    _each.register_structure_hook(bool, _flag)
 
 
 def decode_task(answer: Answer) -> Task:
@@ -169,6 +179,8 @@ def decode_tasks(answer: Answer) -> tuple[Task, ...]:
 def parse_task(data: Any) -> Task:
     """A bare task object (as a list holds it, or a callback). Raises ValueError saying where it is wrong."""
     raw = _structure(data)
+    if not raw.task_id.strip() or not raw.task_id.isprintable():
+        raise ValueError(f"{raw.task_id!a} is no id @ data.task_id")
     return Task(
         task_id=raw.task_id,
         task_status=raw.task_status,
@@ -194,12 +206,16 @@ def parse_json(body: bytes) -> Any:
 def _structure(data: Any) -> _TaskData:
     try:
         return _converter.structure(data, _TaskData)
-    except Exception:  # generated code raises whatever the wrong type makes it raise
-        try:
-            _explainer.structure(data, _TaskData)
-        except Exception as error:  # noqa: BLE001 - the same
-            raise ValueError("; ".join(cattrs.transform_error(error, path="data"))) from None
-        raise
+    except Exception:  # noqa: BLE001 - generated code raises whatever the wrong type makes it raise
+        return _explain(data)
+
+
+def _explain(data: Any) -> _TaskData:
+    """Read it once more, by the slower code that knows where it is."""
+    try:
+        return _explainer.structure(data, _TaskData)
+    except Exception as error:  # noqa: BLE001 - the same
+        raise ValueError("; ".join(cattrs.transform_error(error, path="data"))) from None
 
 
 def _one_task(data: Any) -> Task:

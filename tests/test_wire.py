@@ -1,0 +1,552 @@
+"""How does it look on the wire? Held against the documents' own examples, and against strangers."""
+
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_expand import wire
+from kling_expand.errors import (
+    APIError,
+    AuthenticationError,
+    BadRequest,
+    DuplicateTask,
+    InvalidRequest,
+    PermissionDenied,
+    ProtocolError,
+    RateLimited,
+    ServerError,
+    TaskNotFound,
+)
+from kling_expand.geometry import Ratios, Towards
+from kling_expand.models import BalanceDeduction, Dialect, ExpandRequest, Image, Status, Task
+from kling_expand.wire import Answer
+
+SAMPLES = Path(__file__).parent / "samples"
+TASK_ID = "930810057590833241"
+URL = "https://p1-kling.klingai.com/expand/930810057590833241-{}.png"
+
+DOG = Task(
+    task_id=TASK_ID,
+    task_status="succeed",
+    external_task_id="dog-0001",
+    images=(Image(0, URL.format(0)),),
+    final_unit_deduction="16",
+    watermark=True,
+    created_at=1722769557708,
+    updated_at=1722769557708,
+)
+MARKED = Image(0, URL.format(0), URL.format(0).replace(".png", "-watermark.png"))
+
+
+def sample(name: str) -> Answer:
+    """A recorded answer under HTTP 200."""
+    return Answer(200, {}, (SAMPLES / f"{name}.json").read_bytes())
+
+
+def answer(data: Any, status: int = 200, **envelope: Any) -> Answer:
+    """An answer with *data* in its envelope."""
+    whole = {"code": 0, "message": "SUCCEED", "request_id": "r", "data": data} | envelope
+    return Answer(status, {}, json.dumps(whole).encode())
+
+
+def task(**fields: Any) -> Task:
+    """The task read from an answer with these fields."""
+    return wire.decode_task(answer({"task_id": "1", "task_status": "processing"} | fields))
+
+
+# ------------------------------------------------------------------ recorded samples
+
+
+def test_the_documented_create_is_read() -> None:
+    """Every value of the example arrives."""
+    expected = Task(
+        task_id=TASK_ID,
+        task_status="submitted",
+        external_task_id="dog-0001",
+        created_at=1722769557708,
+        updated_at=1722769557708,
+    )
+    assert wire.decode_task(sample("editing-create")) == expected
+
+
+@pytest.mark.parametrize("name", ["editing-query", "editing-query-object"])
+def test_the_documented_query_is_read_in_both_shapes(name: str) -> None:
+    """`data` may be an object or an array of one."""
+    assert wire.decode_task(sample(name)) == DOG
+
+
+def test_the_documented_list_is_read() -> None:
+    """A list page holds the same tasks, here with a watermarked picture."""
+    assert wire.decode_tasks(sample("editing-list")) == (evolve(DOG, images=(MARKED,)),)
+
+
+def test_the_direction_dialect_answers_alike() -> None:
+    """Two pictures, and nothing of watermarks."""
+    images = tuple(Image(index, URL.format(index)) for index in (0, 1))
+    assert wire.decode_task(sample("direction-query")) == evolve(DOG, images=images, watermark=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "expansion"),
+    [
+        (
+            "editing-create",
+            ExpandRequest("", Ratios(1), prompt="", n=2),
+            Ratios(up=0.1495, down=0.1495, left=0.6547, right=0.6547),
+        ),
+        (
+            "direction-right",
+            ExpandRequest("", Ratios(1), prompt="Continue the mountain landscape with more trees"),
+            Towards("right"),
+        ),
+        (
+            "direction-all",
+            ExpandRequest("", Ratios(1), prompt="Office environment with desk and window"),
+            Towards("all", ratio=1.3),
+        ),
+        ("direction-top-bottom", ExpandRequest("", Ratios(1), n=3), Towards("top,bottom", ratio=1.4)),
+    ],
+)
+def test_requests_are_the_documented_ones(
+    name: str, request_: ExpandRequest, expansion: Ratios | Towards
+) -> None:
+    """Each curl body of the documents, field for field, but for defaults that are spelled out."""
+    expected = json.loads((SAMPLES / f"{name}.request.json").read_bytes())
+    head, tail = wire.encode(request_, expansion, "")
+    sent = json.loads(head + expected["image"].encode() + tail)
+    assert {"n": 1, "external_task_id": ""} | expected == sent
+
+
+# ------------------------------------------------------------------ what goes out
+
+geometries = st.one_of(
+    st.builds(Ratios, up=st.floats(0, 0.7), left=st.floats(0.01, 0.7)),
+    st.builds(Towards, st.sampled_from(["left", "right", "all", "top,bottom"]), ratio=st.floats(1.01, 1.7)),
+)
+requests = st.builds(
+    ExpandRequest,
+    st.just("dog.png"),
+    st.just(Ratios(up=1)),
+    prompt=st.none() | st.text(max_size=50),
+    n=st.integers(1, 9),
+    watermark=st.booleans(),
+    callback_url=st.none() | st.just("https://example.com/?a=1&b=\u00fc"),
+)
+KNOWN = {
+    "image", "prompt", "n", "watermark_info", "callback_url", "external_task_id", "direction",
+    "expansion_ratio", "up_expansion_ratio", "down_expansion_ratio", "left_expansion_ratio",
+    "right_expansion_ratio",
+}  # fmt: skip
+
+
+def refuse_constant(word: str) -> None:
+    """JSON knows neither NaN nor Infinity."""
+    raise AssertionError(word)
+
+
+@given(requests, geometries)
+def test_a_request_is_json_of_documented_fields(request: ExpandRequest, expansion: Ratios | Towards) -> None:
+    """Nothing unset is sent, nothing undocumented, and what is sent is what was asked for."""
+    head, tail = wire.encode(request, expansion, "kx-1")
+    body = head + b"aGk=" + tail
+    sent = json.loads(body, parse_constant=refuse_constant)
+    assert body.isascii()
+    assert set(sent) <= KNOWN
+    assert None not in sent.values()
+    assert (sent["image"], sent["n"], sent["external_task_id"]) == ("aGk=", request.n, "kx-1")
+    assert sent.get("prompt") == request.prompt
+    assert sent.get("callback_url") == request.callback_url
+    assert sent.get("watermark_info") == ({"enabled": True} if request.watermark else None)
+    if isinstance(expansion, Towards):
+        assert (sent["direction"], sent["expansion_ratio"]) == (expansion.direction, expansion.ratio)
+    else:
+        sides = ("up", "down", "left", "right")
+        assert [sent[f"{side}_expansion_ratio"] for side in sides] == [getattr(expansion, s) for s in sides]
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=40))
+def test_an_id_stays_one_piece_of_the_path(any_id: str) -> None:
+    """Slashes, question marks and percent signs of an id do not reach another resource."""
+    if any_id in {".", ".."}:
+        return
+    path = wire.task_path(Dialect.EDITING, any_id)
+    stem, _, last = path.rpartition("/")
+    assert stem == "/v1/images/editing/expand"
+    assert unquote(last) == any_id
+    assert last.isascii()
+    assert not set("?#&") & set(last)
+
+
+@pytest.mark.parametrize("any_id", ["", ".", "..", "a\nb", "\x00", "\ud800"])
+def test_an_id_that_would_be_another_path_is_refused(any_id: str) -> None:
+    """Reading "" would read a list, and ".." the resource above."""
+    with pytest.raises(InvalidRequest, match="id"):
+        wire.task_path(Dialect.EDITING, any_id)
+
+
+def test_paths_are_the_documented_ones() -> None:
+    """Two dialects, two resources."""
+    assert wire.create_path(Dialect.EDITING) == "/v1/images/editing/expand"
+    assert wire.create_path(Dialect.DIRECTION) == "/v1/images/expand"
+    assert wire.task_path(Dialect.DIRECTION, "7") == "/v1/images/expand/7"
+
+
+# ------------------------------------------------------------------ fingerprints and ids
+
+
+@given(requests, requests, geometries, geometries, st.sampled_from("ab"), st.sampled_from("ab"))
+def test_fingerprints_differ_where_results_or_prices_may(  # noqa: PLR0917 - three things, twice
+    one: ExpandRequest,
+    two: ExpandRequest,
+    wide: Ratios | Towards,
+    high: Ratios | Towards,
+    first: str,
+    second: str,
+) -> None:
+    """Two jobs have one fingerprint if and only if all that matters is the same."""
+
+    def matters(request: ExpandRequest) -> tuple[Any, ...]:
+        return request.prompt, request.n, request.watermark
+
+    same = (matters(one), wide, first) == (matters(two), high, second)
+    assert (wire.fingerprint(one, wide, first) == wire.fingerprint(two, high, second)) is same
+
+
+@given(requests, geometries)
+def test_a_fingerprint_ignores_names(request: ExpandRequest, expansion: Ratios | Towards) -> None:
+    """Neither an id, nor a key, nor where to call back changes what is made."""
+    renamed = evolve(request, key="k", external_task_id="x", callback_url="http://elsewhere.example")
+    assert wire.fingerprint(request, expansion, "d") == wire.fingerprint(renamed, expansion, "d")
+
+
+@given(st.lists(st.tuples(st.text(), st.text(), st.text(), st.integers(1, 99)), unique=True, max_size=8))
+def test_external_ids_are_stable_and_apart(jobs: list[tuple[str, str, str, int]]) -> None:
+    """Every job and attempt has its own id, the same each time, which fits a path and a log line."""
+    ids = [wire.external_id(*job) for job in jobs]
+    assert len(set(ids)) == len(jobs)
+    assert ids == [wire.external_id(*job) for job in jobs]
+    assert all(each.isascii() and each.replace("-", "").isalnum() and len(each) <= 64 for each in ids)
+
+
+def test_external_ids_are_the_same_for_ever() -> None:
+    """A journal written by an earlier version names the same task."""
+    assert wire.external_id("run", "dog", "f" * 64) == "kx-fb62ed41a808984390e7e4cdad513cf6"
+
+
+# ------------------------------------------------------------------ what comes in
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = (
+    "task_id", "task_status", "task_status_msg", "task_info", "task_result", "watermark_info",
+    "final_unit_deduction", "final_balance_deduction", "created_at", "updated_at",
+)  # fmt: skip
+tasks_of_any_kind = st.fixed_dictionaries(
+    {"task_id": json_values | st.just("1"), "task_status": json_values | st.just("processing")},
+    optional=dict.fromkeys(FIELDS[2:], json_values)
+    | {"task_result": st.fixed_dictionaries({"images": json_values | st.lists(json_values, max_size=2)})},
+)
+statuses = st.sampled_from([200, 201, 204, 301, 302, 400, 401, 403, 404, 413, 429, 500, 502, 503, 504])
+
+
+def outcome(decode: Callable[[Answer], Any], given_: Answer) -> Any:
+    """What is read, or the refusal."""
+    try:
+        return decode(given_)
+    except APIError as error:
+        return error
+
+
+def accept(given_: Answer) -> None:
+    """Whatever comes, it is a task, or an `APIError` that can be shown."""
+    found = outcome(wire.decode_task, given_)
+    if isinstance(found, APIError):
+        assert found.status == given_.status
+        assert str(found)
+    else:
+        assert given_.status < 400
+        assert found.task_id
+        assert found.status in Status
+        assert found.units is None or found.units.is_finite()
+        assert wire.unpack(wire.pack(found)) == found
+        assert wire.task_path(Dialect.EDITING, found.task_id)
+    page = outcome(wire.decode_tasks, given_)
+    assert isinstance(page, tuple) or page.status == given_.status
+
+
+@given(st.binary(max_size=200), statuses)
+def test_any_bytes_are_a_task_or_a_refusal(body: bytes, status: int) -> None:
+    """Nothing that comes over the wire raises anything else."""
+    accept(Answer(status, {}, body))
+
+
+@given(json_values, json_values, json_values, statuses)
+def test_any_envelope_is_a_task_or_a_refusal(code: Any, message: Any, data: Any, status: int) -> None:
+    """The same, for JSON of any shape where an envelope should be."""
+    accept(answer(data, status, code=code, message=message, request_id=message))
+
+
+@given(tasks_of_any_kind, st.booleans(), statuses)
+def test_any_task_is_a_task_or_a_refusal(data: Any, listed: bool, status: int) -> None:  # noqa: FBT001
+    """The same, for a task whose fields are of any shape."""
+    accept(answer([data] if listed else data, status))
+
+
+NESTS = ["{}", '{{"code":1200,"message":{}}}', '{{"code":0,"data":{}}}']
+NESTS += ['{{"code":0,"data":{{"task_id":"1","task_status":"x","task_info":{}}}}}']
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+@pytest.mark.parametrize("depth", [50, 500, 900, 990, 5_000, 200_000])
+@pytest.mark.parametrize("place", NESTS)
+def test_no_depth_breaks_it(opening: str, depth: int, place: str) -> None:
+    """Nesting made to exhaust the stack is an answer like any other."""
+    closing = "]" if opening == "[" else "}"
+    accept(Answer(200, {}, place.format(opening * depth + "1" + closing * depth).encode()))
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "9" * 5000])
+@pytest.mark.parametrize("name", ["code", "created_at", "task_id", "final_unit_deduction", "index"])
+def test_no_number_breaks_it(name: str, number: str) -> None:
+    """Numbers beyond every bound are no number to us."""
+    image = {"index": 0, "url": "u"}
+    data = {"task_id": "1", "task_status": "succeed", "task_result": {"images": [image]}}
+    whole = {"code": 0, "data": data}
+    (whole if name == "code" else image if name == "index" else data)[name] = "HERE"
+    accept(Answer(200, {}, json.dumps(whole).replace('"HERE"', number).encode()))
+
+
+def test_unknown_fields_are_ignored() -> None:
+    """The service may say more than it used to."""
+    assert task(task_result={"images": [{"index": 1, "url": "u", "new": {}}], "new": 1}, new=[2]).images == (
+        Image(1, "u"),
+    )
+
+
+def test_null_and_empty_mean_absent() -> None:
+    """No field that may be missing has to be there, and null or "" says no more than nothing."""
+    nothing = task()
+    assert nothing == Task("1", "processing")
+    assert task(**dict.fromkeys(FIELDS[2:])) == nothing
+    empty = {"task_status_msg": "", "final_unit_deduction": "", "task_info": {"external_task_id": ""}}
+    assert task(**empty, task_result={"images": []}) == nothing
+    assert task(task_info={}, task_result={}, watermark_info={}) == nothing
+
+
+def test_numbers_stand_in_for_ids_and_amounts() -> None:
+    """A service that unquotes its numbers loses nothing."""
+    found = task(
+        task_id=930810057590833241,
+        task_info={"external_task_id": 7},
+        final_unit_deduction=16,
+        created_at="1722769557708",
+    )
+    assert (found.task_id, found.external_task_id) == (TASK_ID, "7")
+    assert (found.units, found.created_at) == (Decimal(16), 1722769557708)
+
+
+@pytest.mark.parametrize(
+    ("word", "meaning"),
+    [(True, True), (False, False), ("false", False), ("true", True), (1, True), (0, False)],
+)
+def test_the_word_false_is_not_true(word: object, meaning: bool) -> None:  # noqa: FBT001
+    """A flag written as text or number means what it says."""
+    assert task(watermark_info={"enabled": word}).watermark is meaning
+
+
+def test_newer_answers_say_more_of_the_price() -> None:
+    """`final_balance_deduction`, in the service's own decimals."""
+    price = {"quota": "0.056", "list_price": 0.056, "currency": "USD"}
+    expected = BalanceDeduction("0.056", "0.056")
+    assert task(final_balance_deduction=price).final_balance_deduction == expected
+
+
+NO_TASKS: list[Any] = [None, [], {}, "x", 1, [[]], [{"task_id": "1"}], [{"task_status": "x"}]]
+NO_TASKS += [[{"task_id": "1", "task_status": "x"}] * 2]
+BAD_IDS: list[Any] = ["", " ", "\ud800", "a\nb", None, [], {}, True]
+NO_TASKS += [{"task_id": each, "task_status": "x"} for each in BAD_IDS]
+
+
+@pytest.mark.parametrize("data", NO_TASKS)
+def test_what_is_no_task_is_a_protocol_error(data: Any) -> None:
+    """An answer without one task in it, or with two, or with one that could never be asked for."""
+    with pytest.raises(ProtocolError) as caught:
+        wire.decode_task(answer(data))
+    assert caught.value.request_id == "r"
+
+
+def test_a_protocol_error_says_where() -> None:
+    """The path of the field that is wrong."""
+    with pytest.raises(ProtocolError, match=r"data\.task_result\.images\[1\]\.url"):
+        task(task_result={"images": [{"index": 0, "url": "u"}, {"index": 1, "url": None}]})
+
+
+@pytest.mark.parametrize("data", [[], None])
+def test_an_empty_page_is_no_task(data: Any) -> None:
+    """The page after the last."""
+    assert wire.decode_tasks(answer(data)) == ()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (200, 1302, RateLimited),
+        (400, 1302, RateLimited),
+        (200, 5000, ServerError),
+        (200, 1201, BadRequest),
+        (418, 4711, APIError),
+        (401, 4711, AuthenticationError),
+        (502, 4711, ServerError),
+    ],
+)
+def test_the_code_counts_before_the_status(status: int, code: int, kind: type[APIError]) -> None:
+    """A refusal may hide under 200; of a code nobody knows the status tells."""
+    with pytest.raises(kind) as caught:
+        wire.decode_task(answer({"task_id": "1", "task_status": "x"}, status, code=code, message="why"))
+    assert type(caught.value) is kind
+    assert (caught.value.code, caught.value.status, caught.value.message) == (code, status, "why")
+    assert caught.value.request_id == "r"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("external_task_id dog already exists", DuplicateTask),
+        ("Already Exist", DuplicateTask),
+        ("Task not found by id/external id: 12", TaskNotFound),
+        ("image can not be null", BadRequest),
+        ("", BadRequest),
+    ],
+)
+def test_1201_is_told_apart_by_its_words(message: str, kind: type[APIError]) -> None:
+    """Both come as HTTP 400."""
+    with pytest.raises(BadRequest) as caught:
+        wire.decode_task(answer(None, 400, code=1201, message=message))
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("code", [True, False, "0", "", None, [], {}, 0.5])
+def test_only_the_number_zero_is_success(code: Any) -> None:
+    """What merely looks like zero is no success, and no refusal by that code either."""
+    with pytest.raises(ProtocolError) as caught:
+        wire.decode_task(answer({"task_id": "1", "task_status": "x"}, code=code))
+    assert caught.value.code is None
+
+
+STRANGE = [b"", b"null", b"[]", b'"x"', b"<html>Bad Gateway</html>", b'{"code":0', b"\xff\xfe", b"{}"]
+STRANGE += [b'{"code":0}', b'{"data":{"task_id":"1","task_status":"x"}}']
+
+
+@pytest.mark.parametrize("body", STRANGE)
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (200, ProtocolError),
+        (302, ProtocolError),
+        (404, ProtocolError),
+        (401, AuthenticationError),
+        (403, PermissionDenied),
+        (429, RateLimited),
+        (500, ServerError),
+        (502, ServerError),
+    ],
+)
+def test_an_answer_without_envelope_is_judged_by_its_status(
+    body: bytes, status: int, kind: type[APIError]
+) -> None:
+    """A proxy's page, half a body, nothing at all."""
+    with pytest.raises(kind) as caught:
+        wire.decode_task(Answer(status, {"retry-after": "3"}, body))
+    assert type(caught.value) is kind
+    assert (caught.value.code, caught.value.status, caught.value.retry_after) == (None, status, 3.0)
+
+
+def test_success_under_an_error_status_is_no_success() -> None:
+    """Code 0 under HTTP 500: nobody knows what that is."""
+    with pytest.raises(ServerError):
+        wire.decode_task(answer({"task_id": "1", "task_status": "x"}, 500))
+
+
+def test_a_refusal_carries_no_more_of_a_page_than_a_line() -> None:
+    """A megabyte of HTML does not go into a message."""
+    with pytest.raises(ProtocolError) as caught:
+        wire.decode_task(Answer(200, {}, b"<p>" * 400_000))
+    assert len(str(caught.value)) < 300
+
+
+# ------------------------------------------------------------------ headers
+
+DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("120", 120.0),
+        (" 0 ", 0.0),
+        ("Wed, 21 Oct 2026 07:29:30 GMT", 90.0),
+        ("Wed, 21 Oct 2026 09:29:30 +0200", 90.0),
+        ("Wed, 21 Oct 2026 07:29:30 -0000", 90.0),
+        ("Wed, 21 Oct 2026 07:00:00 GMT", 0.0),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("1.5", None),
+        ("9" * 400, None),
+        ("Wed, 99 Oct 2026 07:28:00 GMT", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) -> None:
+    """A date counts from the service's own clock, not from ours."""
+    assert Answer(429, {"retry-after": header, "date": DATE}, b"").retry_after == seconds
+
+
+def test_a_date_without_a_clock_says_nothing() -> None:
+    """Without the service's `Date` nobody knows how far away a date is."""
+    assert Answer(429, {"retry-after": DATE}, b"").retry_after is None
+    assert Answer(429, {}, b"").retry_after is None
+
+
+def test_the_service_tells_its_time() -> None:
+    """`Date` in Unix seconds, whatever zone this machine is in."""
+    assert Answer(200, {"date": DATE}, b"").server_time == 1792567680.0
+    assert Answer(200, {"date": DATE.replace("GMT", "-0000")}, b"").server_time == 1792567680.0
+    assert Answer(200, {"date": "yesterday"}, b"").server_time is None
+    assert Answer(200, {}, b"").server_time is None
+
+
+# ------------------------------------------------------------------ for the journal
+
+texts = st.none() | st.text(max_size=10)
+tasks = st.builds(
+    Task,
+    task_id=st.text(min_size=1, max_size=20),
+    task_status=st.text(max_size=10),
+    task_status_msg=texts,
+    external_task_id=texts,
+    images=st.lists(st.builds(Image, st.integers(), st.text(max_size=20), texts), max_size=9).map(tuple),
+    final_unit_deduction=texts,
+    final_balance_deduction=st.none() | st.builds(BalanceDeduction, texts, texts),
+    watermark=st.none() | st.booleans(),
+    created_at=st.none() | st.integers(),
+    updated_at=st.none() | st.integers(),
+)
+
+
+@given(tasks)
+def test_what_is_packed_is_unpacked(packed: Task) -> None:
+    """One line of text brings back the same task."""
+    line = wire.pack(packed)
+    assert "\n" not in line
+    assert wire.unpack(line) == packed

@@ -23,7 +23,7 @@ class Batches(Generic[W]):
     """Work in, answers out, in the order it came; for the loop it is made in.
 
     *commit* gets a list of work and returns as many outcomes; one that is an exception is raised
-    to the one who asked. It must not raise itself.
+    to the one who asked; should it raise itself, all who asked are told.
     """
 
     def __init__(self, commit: Callable[[list[W]], list[Any]]) -> None:
@@ -72,7 +72,8 @@ class Batches(Generic[W]):
 
     def _written(self, asked: list[asyncio.Future[Any]], written: asyncio.Future[list[Any]]) -> None:
         self._writing = None
-        for future, outcome in zip(asked, written.result(), strict=True):
+        error = written.exception()  # a bug, or no memory: whatever it is, nobody is left hanging
+        for future, outcome in zip(asked, [error] * len(asked) if error else written.result(), strict=True):
             _answer(future, outcome)
         if self._waiting:
             self._loop.call_soon(self._next)  # after those just answered, who may go on writing
@@ -81,7 +82,7 @@ class Batches(Generic[W]):
 def _answer(future: asyncio.Future[Any], outcome: Any) -> None:
     if future.done():  # its caller was cancelled
         return
-    if isinstance(outcome, Exception):
+    if isinstance(outcome, BaseException):
         future.set_exception(outcome)
     else:
         future.set_result(outcome)

@@ -144,32 +144,29 @@ class Database:
 
         Work that raises before it writes fails alone; trouble with the file fails the whole batch.
         """
+        db = self._connection
+        if db is None:
+            return [JournalError(f"the journal {self.path} is closed") for _work in batch]
         try:
-            return self._commit(batch)
+            return self._commit(db, batch)
         except sqlite3.Error as error:
             trouble = self._trouble(error)
         except JournalError as error:
             trouble = error
         with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled it back already
-            self._db.execute("ROLLBACK")
+            db.execute("ROLLBACK")
         return [JournalError(trouble.message) for _work in batch]
 
-    def _commit(self, batch: list[Work]) -> list[Any]:
-        self._db.execute("BEGIN IMMEDIATE")
-        outcomes = [_outcome(work, self._db) for work in batch]
-        self._db.execute("COMMIT")
+    def _commit(self, db: Connection, batch: list[Work]) -> list[Any]:
+        db.execute("BEGIN IMMEDIATE")
+        outcomes = [_outcome(work, db) for work in batch]
+        db.execute("COMMIT")
         if self._look() != self._inodes:
             raise JournalError(
                 f"the journal {self.path} was deleted or replaced while it was open: nothing more can be"
                 " kept there; stop, and open it anew under the same run name"
             )
         return outcomes
-
-    @property
-    def _db(self) -> Connection:
-        if self._connection is None:
-            raise JournalError(f"the journal {self.path} is closed")
-        return self._connection
 
     def _look(self) -> list[tuple[int, int] | None]:
         """Which files the names stand for now."""

@@ -143,3 +143,31 @@ async def test_a_finish_that_is_cancelled_refuses_what_waits() -> None:
     paper.gate.set()
     assert await first == -1
     assert paper.batches == [[1]]
+
+
+async def test_what_never_began_is_refused_too() -> None:
+    """Stopped before the loop came to it, a write is refused rather than forgotten."""
+    paper = Paper()
+    batches = Batches(paper.commit)
+    write = batches.put(1)
+    batches.stop(paper.close)
+    await turns()
+    with pytest.raises(JournalError, match="closed before"):
+        await write
+    assert paper.batches == []
+
+
+async def test_a_commit_that_breaks_leaves_nobody_hanging() -> None:
+    """Should committing itself fail, every caller of the batch hears of it, and the next one is tried."""
+    paper = Paper()
+
+    def commit(batch: list[Any]) -> list[Any]:
+        if 13 in batch:
+            raise MemoryError
+        return paper.commit(batch)
+
+    batches = Batches(commit)
+    outcomes = await asyncio.gather(*map(batches.put, (12, 13)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [MemoryError, MemoryError]
+    assert await batches.put(14) == -14
+    await batches.finish(99, paper.close)

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from kling_expand.database import settle
+from kling_expand.database import Database, settle
 from kling_expand.errors import JournalError
 from kling_expand.journal import Job, Journal, State
 from kling_expand.models import Task
+from kling_expand.records import KIND
 
 ROOT = Path(__file__).parents[1]
 
@@ -412,6 +413,16 @@ async def test_a_file_lost_while_it_is_open(tmp_path: Path, harm: Any) -> None:
                 await call
     with pytest.raises(JournalError, match="not open"):
         await write(journal, "c")
+
+
+def test_nothing_is_promised_after_the_close(path: Path) -> None:
+    """A batch that comes too late is refused, not forgotten; closing twice is harmless."""
+    database = Database(str(path), KIND)
+    database.open()
+    database.close()
+    database.close()
+    outcomes = database.commit([lambda _db: 1, lambda _db: 2])
+    assert [str(outcome) for outcome in outcomes] == [f"the journal {path} is closed"] * 2
 
 
 # ------------------------------------------------------------------------ how it is written

@@ -468,7 +468,7 @@ async def follow(steps: list[tuple[str, str, str]], path: Path, model: Model) ->
     assert {state: sum(row[1] == state for row in model.rows.values()) for state in State} == counts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(STEPS)
 def test_any_sequence_of_calls_matches_the_model(steps: list[tuple[str, str, str]]) -> None:
     """No sequence of calls and restarts leads anywhere but where the plain rules lead."""

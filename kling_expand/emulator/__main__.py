@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import signal
+import sqlite3
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = vars(parser().parse_args(argv))
     try:
         asyncio.run(serve(settings))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, sqlite3.Error) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0

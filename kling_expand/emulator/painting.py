@@ -34,6 +34,7 @@ class Painter:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="painter")
         self._workers: list[Worker] = []
         self._idle: list[Worker] = []
+        self._closing = False
         self._kept: OrderedDict[Key, Painted] = OrderedDict()
         self._room = cache_bytes
         self._running: dict[Key, asyncio.Future[Painted]] = {}
@@ -67,6 +68,8 @@ class Painter:
         try:
             return self._paint_apart(key, image)
         except WorkerLost:  # killed from outside, by a lack of memory say: once more, with a new one
+            if self._closing:
+                raise
             return self._paint_apart(key, image)
 
     def _paint_apart(self, key: Key, image: bytes) -> Painted:
@@ -86,10 +89,14 @@ class Painter:
 
     def _hire(self) -> Worker:
         self._workers.append(worker := Worker())
+        if self._closing:  # since whoever closes may have gone through the list already
+            worker.close()
+            raise WorkerLost("closing")
         return worker
 
     async def aclose(self) -> None:
         """Stop at once; what is being painted is thrown away."""
+        self._closing = True
         for running in list(self._running.values()):
             running.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -39,24 +39,33 @@ class Emulator(Settings):
         _require_pictures()
         if self.webhook_secret:
             signing.key(self.webhook_secret)
-        self._service = Service(self)
-        self._callbacks = Callbacks(self._service)
-        self._service.on_task.append(self._callbacks.follow)
+        try:
+            await self._start()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def _start(self) -> None:
+        self._service = service = Service(self)
+        self._callbacks = Callbacks(service)
+        service.on_task.append(self._callbacks.follow)
         self._runner = web.AppRunner(
-            self._app(self._service),
+            self._app(service),
             access_log=None,
             shutdown_timeout=1.0,
             auto_decompress=False,  # the service reads plain bodies; a broken one would cost the connection
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host, self.port)
-        await site.start()
-        port = self._runner.addresses[0][1]
-        self.url = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{port}"
-        self._service.start(self.url)
-        return self
+        await web.TCPSite(self._runner, self.host, self.port).start()
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        self.url = f"http://{host}:{self._runner.addresses[0][1]}"
+        service.start(self.url)
 
-    async def __aexit__(self, *_: object) -> None:
+    async def _stop(self) -> None:
         if self._runner:
             await self._runner.cleanup()
         await self._background.aclose()

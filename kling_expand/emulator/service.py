@@ -27,7 +27,7 @@ from kling_expand.emulator.painting import LAZY, Key, Painter
 from kling_expand.emulator.settings import Settings
 from kling_expand.emulator.store import Store
 from kling_expand.emulator.tasks import Task
-from kling_expand.emulator.worker import Painted
+from kling_expand.emulator.worker import Painted, WorkerLost
 
 LARGE = 1_000_000  # bytes of a body beyond which reading it would hold up the loop
 
@@ -141,6 +141,8 @@ class Service:
                 await asyncio.gather(*(self._paint(task, index) for index in range(task.n)))
         except PictureError as error:
             failure = f"{rules.BAD_PIXELS}: {error}"
+        except WorkerLost:
+            failure = "Server internal error"
         except FetchError as error:
             failure = f"Failed to fetch the image: {error}"
         except Refusal as refusal:
@@ -184,7 +186,10 @@ class Service:
         task = self.books.tasks.get(task_id)
         if task is None or index >= task.n or task.status_at(self.clock.now()) != "succeed":
             return None
-        picture, marked = await self._paint(task, index)
+        try:
+            picture, marked = await self._paint(task, index)
+        except PictureError:  # found out late, by an engine that paints on demand
+            return None
         data = marked if watermark else picture
         return (data, task.engine) if data else None
 

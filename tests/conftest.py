@@ -1,0 +1,6 @@
+"""What holds for every test? Properties are tried on the same examples each time, however slow the machine."""
+
+from hypothesis import settings
+
+settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("house")

@@ -1,0 +1,247 @@
+"""What can go wrong? The tree as it is drawn, the table of codes, and errors that travel whole."""
+
+import builtins
+import copy
+import pickle
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_expand import errors
+from kling_expand.errors import (
+    CODES,
+    APIError,
+    AuthenticationError,
+    BadRequest,
+    ContentRejected,
+    DeadlineExceeded,
+    DuplicateTask,
+    InvalidRequest,
+    KlingError,
+    MissingExtra,
+    ParallelLimit,
+    PermissionDenied,
+    PolicyRefusal,
+    ProtocolError,
+    RateLimited,
+    ServerError,
+    TaskFailed,
+    TaskModerated,
+    TaskNotFound,
+    TokenExpired,
+    TransportError,
+    refusal,
+)
+
+CLASSES = [getattr(errors, name) for name in errors.__all__]
+DOC = errors.__doc__ or ""
+STATUSES = [200, 201, 302, 400, 401, 403, 404, 418, 429, 500, 502, 503, 504, 599]
+
+# The documented table once more, by other hands: HTTP status, and whether the same call may be repeated.
+TABLE = {
+    **dict.fromkeys((1000, 1001, 1002), (AuthenticationError, 401, False)),
+    **dict.fromkeys((1003, 1004), (TokenExpired, 401, False)),
+    **dict.fromkeys((1100, 1101, 1102), (errors.AccountError, 429, False)),
+    1103: (PermissionDenied, 403, False),
+    **dict.fromkeys((1200, 1201), (BadRequest, 400, False)),
+    **dict.fromkeys((1202, 1203), (errors.NotFound, 404, False)),
+    **dict.fromkeys((1300, 1301), (PolicyRefusal, 400, False)),
+    1302: (RateLimited, 429, True),
+    1303: (ParallelLimit, 429, True),
+    1304: (errors.IPNotAllowed, 429, False),
+    **{code: (ServerError, status, True) for code, status in ((5000, 500), (5001, 503), (5002, 504))},
+}
+
+
+def drawn() -> dict[str, str]:
+    """The tree of the docstring: each class, and the one it is drawn under."""
+    parents, path = {}, ["KlingError"]
+    for line in DOC.splitlines():
+        found = re.match(r" {4}([│ ]*)[├└]── (\w+)", line)
+        if found:
+            depth = len(found[1]) // 4 + 1
+            path[depth:] = [found[2]]
+            parents[found[2]] = path[depth - 1]
+    return parents
+
+
+def test_the_tree_is_the_drawn_one() -> None:
+    """Each class stands where the docstring draws it, and the drawing leaves none out."""
+    real = {kind.__name__: kind.__mro__[1].__name__ for kind in CLASSES if kind is not KlingError}
+    tree = drawn()
+    assert set(tree) | {"KlingError"} == set(errors.__all__)
+    for name, parent in tree.items():
+        assert issubclass(getattr(errors, name), getattr(errors, parent)), name
+        assert parent in {base.__name__ for base in getattr(errors, name).__bases__}, name
+    second = {"PolicyRefusal": "ContentRejected", "TaskModerated": "ContentRejected"}
+    assert real == tree | second
+
+
+@pytest.mark.parametrize("line", [each for each in DOC.splitlines() if "(also a" in each])
+def test_what_is_also_something_else_is_drawn_so(line: str) -> None:
+    """A second parent is named beside the first."""
+    name = re.findall(r"── (\w+)", line)[0]
+    for other in re.findall(r"\(also an? (\w+)", line):
+        parent = getattr(errors, other, None) or getattr(builtins, other)
+        assert issubclass(getattr(errors, name), parent)
+
+
+def test_the_drawn_codes_are_the_table() -> None:
+    """The numbers beside the classes are those that `refusal` goes by."""
+    listed = {}
+    for line in DOC.splitlines():
+        found = re.search(r"── (\w+)(.*)", line)
+        for code in re.findall(r"\b[15]\d{3}\b", found[2]) if found and '1201 "' not in line else ():
+            listed[int(code)] = found[1] if found else ""
+    assert {code: kind.__name__ for code, kind in CODES.items()} == listed
+
+
+def test_every_error_is_ours_and_listed() -> None:
+    """`except KlingError` catches all there is, and `__all__` lists all there is."""
+    defined = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and value.__module__ == errors.__name__
+    }
+    assert defined == set(errors.__all__)
+    assert all(issubclass(kind, KlingError) for kind in CLASSES)
+    assert all(kind.__doc__ for kind in CLASSES)
+
+
+# ------------------------------------------------------------------ the table of codes
+
+
+def test_the_table_has_every_documented_code() -> None:
+    """No more, no fewer."""
+    assert set(CODES) == set(TABLE)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("code", TABLE)
+def test_a_documented_code_means_the_same_under_any_status(code: int, status: int) -> None:
+    """The service puts some of them under 200."""
+    kind, _, retryable = TABLE[code]
+    assert refusal(code, "whatever", status) is kind
+    assert kind.retryable is retryable
+
+
+@pytest.mark.parametrize("code", [-1, 0, 1, 999, 1005, 1104, 1204, 1305, 4999, 5003, 10**9])
+@pytest.mark.parametrize("status", STATUSES)
+def test_an_undocumented_code_is_judged_by_its_status(code: int, status: int) -> None:
+    """What is not known is repeated only where the status says that it may pass."""
+    known = {401: AuthenticationError, 403: PermissionDenied, 429: RateLimited}
+    expected = known.get(status, ServerError if status >= 500 else APIError)
+    assert refusal(code, "", status) is expected
+    assert expected.retryable is (status == 429 or status >= 500)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("external_task_id X already exists", DuplicateTask),
+        ("The External_Task_Id ALREADY EXISTS.", DuplicateTask),
+        ("Task not found by id/external id: X", TaskNotFound),
+        ("TASK NOT FOUND", TaskNotFound),
+        ("image can not be null", BadRequest),
+        ("File is not in a valid base64 format", BadRequest),
+    ],
+)
+def test_1201_is_told_apart_by_words(message: str, kind: type[APIError]) -> None:
+    """Two of its meanings have to be acted upon."""
+    assert refusal(1201, message, 400) is kind
+    assert refusal(1200, message, 400) is BadRequest
+
+
+# ------------------------------------------------------------------ errors that travel
+
+texts = st.text(max_size=30)
+ids = st.none() | texts
+
+
+def make(kind: type[KlingError], message: str, task_id: str | None, external: str | None) -> KlingError:
+    """One of a class, with all it can carry."""
+    error: KlingError
+    if issubclass(kind, InvalidRequest):
+        error = kind("n", message, "1 to 9 is allowed")
+    elif issubclass(kind, APIError):
+        error = kind(message, code=1201, status=400, request_id="r", retry_after=2.5)
+    elif issubclass(kind, TransportError):
+        error = kind(message, sent=False)
+    else:
+        error = kind(message)
+    error.task_id, error.external_task_id = task_id, external
+    return error
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@given(message=texts, task_id=ids, external=ids)
+def test_errors_survive_a_process_border(
+    kind: type[KlingError], message: str, task_id: str | None, external: str | None
+) -> None:
+    """Pickled or copied, an error is of the same class, says the same and carries the same."""
+    error = make(kind, message, task_id, external)
+    copies: list[Any] = [copy.copy(error), copy.deepcopy(error)]
+    copies += [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for each in copies:
+        assert type(each) is kind
+        assert (str(each), each.args, vars(each)) == (str(error), error.args, vars(error))
+        assert each.retryable is error.retryable
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_error_names_the_task_it_is_about(kind: type[KlingError]) -> None:
+    """Whoever reads only the last line of a log can look the task up."""
+    shown = str(make(kind, "it broke", "930810057590833241", "dog-1"))
+    assert "it broke" in shown
+    assert "task_id=930810057590833241" in shown
+    assert "external_task_id=dog-1" in shown
+    assert "None" not in str(make(kind, "it broke", None, None))
+
+
+def test_an_api_error_shows_what_support_asks_for() -> None:
+    """Code, status and request id; not the wait, which is nobody's business afterwards."""
+    error = APIError("no", code=1200, status=400, request_id="abc", retry_after=3)
+    assert str(error) == "no (code=1200, status=400, request_id=abc)"
+    assert str(APIError("no")) == "no"
+
+
+def test_an_invalid_request_says_what_would_do() -> None:
+    """The field, the value and the limit, for people and for programs."""
+    error = InvalidRequest("n", 12, "1 to 9 is allowed")
+    assert str(error) == "n: 12 is not possible: 1 to 9 is allowed"
+    assert (error.field, error.value, error.limit) == ("n", 12, "1 to 9 is allowed")
+
+
+def test_errors_are_caught_under_their_ordinary_names() -> None:
+    """Code that knows nothing of this package catches them too."""
+    for kind, ordinary in (
+        (InvalidRequest, ValueError),
+        (MissingExtra, ImportError),
+        (DeadlineExceeded, TimeoutError),
+    ):
+        with pytest.raises(ordinary):
+            raise make(kind, "x", None, None)
+
+
+def test_moderation_is_one_thing_early_and_late() -> None:
+    """Refused at the create it is a failed call, later a failed job, and both are `ContentRejected`."""
+    assert issubclass(PolicyRefusal, ContentRejected)
+    assert issubclass(TaskModerated, ContentRejected)
+    assert not issubclass(PolicyRefusal, TaskFailed)
+    assert not issubclass(TaskModerated, APIError)
+
+
+def test_only_what_may_pass_is_retryable() -> None:
+    """Everything else would be refused again, or has been paid for."""
+    hopeful = {kind for kind in CLASSES if kind.retryable}
+    assert hopeful == {TransportError, RateLimited, ParallelLimit, ServerError, ProtocolError}
+
+
+def test_a_cause_and_a_note_are_shown_with_the_error() -> None:
+    """Nothing of Python's own is lost by the tree's constructors."""
+    error = KlingError("x")
+    error.add_note("while resuming")
+    assert copy.copy(error).__notes__ == ["while resuming"]

@@ -8,11 +8,15 @@ import click
 
 from kling_expand import __version__
 
+from .completion import completion
+from .doctor import doctor
 from .expand import expand
 from .failures import Commands
+from .preview import preview
 from .ratios import ratios
 from .serve import serve
-from .wait import wait
+from .tasks import get, list_tasks, status
+from .wait import download, wait
 
 __all__ = ["root"]
 
@@ -30,5 +34,17 @@ def root() -> None:
     """
 
 
-for command in (expand, wait, ratios, serve):
+for command in (
+    expand,
+    preview,
+    ratios,
+    wait,
+    download,
+    get,
+    list_tasks,
+    status,
+    doctor,
+    serve,
+    completion,
+):
     root.add_command(command)

@@ -27,11 +27,11 @@ class Connection:
     dialect: str | None
     local: bool = False
 
-    @property
-    def arguments(self) -> str:
-        """The options that lead another command to the same service."""
-        given = (("--base-url", self.base_url), ("--dialect", self.dialect))
-        return "".join(f" {option} {quote(value)}" for option, value in given if value)
+    def resume(self, output: str) -> str:
+        """The command that waits for tasks, but for their ids; empty where tasks end with this command."""
+        given = (("-o", output), ("--base-url", self.base_url), ("--dialect", self.dialect))
+        options = "".join(f"{option} {quote(value)} " for option, value in given if value)
+        return "" if self.local else f"kling-expand wait {options}"
 
     @asynccontextmanager
     async def client(self, **options: Any) -> AsyncIterator[KlingClient]:

@@ -28,6 +28,7 @@ class Job:
     paths: tuple[Path, ...] = ()
     error: KlingError | None = None
     ended: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def open_id(self) -> str | None:
@@ -47,6 +48,7 @@ class Job:
             "status": task.task_status if task else None,
             "task_id": self.future.task_id,
             "external_task_id": self.future.external_task_id,
+            "notes": list(self.notes),
             "files": [str(path) for path in self.paths],
             "urls": [image.url for image in task.images] if task else [],
             "units": task.final_unit_deduction if task else None,
@@ -122,7 +124,7 @@ def _tell_open(jobs: Sequence[Job], listener: Listener, resume: str) -> None:
     listener.note(f"{_counted(len(running))} still at the service, which cannot be told to cancel:")
     for any_id, job in running.items():
         listener.note(f"  {any_id}  external id {job.future.external_task_id or '-'}  {job.label}")
-    listener.note(f"resume with: {resume.format(ids=' '.join(running))}")
+    listener.note(f"resume with: {resume}{' '.join(running)}")
 
 
 def _counted(number: int) -> str:

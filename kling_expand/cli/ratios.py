@@ -12,7 +12,7 @@ from kling_expand.ratios import Canvas, Ratios
 from . import options
 from .failures import run
 from .geometry import geometry_options, parse_size
-from .screen import show
+from .printing import show
 
 
 @click.command(short_help="Print the four ratios for a size or a photo.")
@@ -32,7 +32,7 @@ def ratios(source: str, geometry: Geometry, as_json: bool) -> None:
     if as_json:
         show(facts(width, height, found, canvas))
     else:
-        click.echo(",".join(f"{value:.4f}" for value in sides(found).values()))
+        click.echo(vendor_string(found))
         click.echo(describe(width, height, found, canvas))
 
 
@@ -47,6 +47,11 @@ def measure(photo: str) -> tuple[int, int]:
 def sides(ratios: Ratios) -> dict[str, float]:
     """The four numbers, in the order of the vendor's string."""
     return {"up": ratios.up, "down": ratios.down, "left": ratios.left, "right": ratios.right}
+
+
+def vendor_string(ratios: Ratios) -> str:
+    """The four numbers as the vendor's helper prints them."""
+    return ",".join(f"{value:.4f}" for value in sides(ratios).values())
 
 
 def describe(width: int, height: int, ratios: Ratios, canvas: Canvas) -> str:

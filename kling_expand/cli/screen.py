@@ -3,7 +3,7 @@
 import json
 import sys
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import click
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from kling_expand.models import Task
 
 from .job import Job
+from .printing import clean
 
 
 class Screen:
@@ -51,6 +52,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         """A line about the whole."""
+        text = clean(text)
         if self._live:
             self._console.print(text)
         else:
@@ -58,7 +60,7 @@ class Screen:
 
     def news(self, job: Job, task: Task) -> None:
         """A new snapshot of the job's task."""
-        text = f"{job.label}: {task.task_status}"
+        text = clean(f"{job.label}: {task.task_status}")
         if id(job) in self._rows:
             self._progress.update(self._rows[id(job)], description=text)
         else:
@@ -85,8 +87,3 @@ class Screen:
             click.echo(line)
         else:
             self._late.append(line)
-
-
-def show(facts: Any) -> None:
-    """One JSON object on one line."""
-    click.echo(json.dumps(facts))

@@ -1,12 +1,16 @@
-"""How are tasks of an earlier command waited for? By any of their ids, from any machine."""
+"""How are tasks of an earlier command brought home? By any of their ids, from any machine."""
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import click
 
+from kling_expand.errors import KlingError
+from kling_expand.future import TaskFuture
+
 from . import options
 from .connection import Connection, connection_options
-from .expand import resume
 from .failures import FAILED, leave, run
 from .job import Job, see_through
 from .screen import Screen
@@ -23,16 +27,49 @@ def wait(ids: tuple[str, ...], connection: Connection, **given: Any) -> None:
 
     Results are named after the task. A task that has ended already is only saved.
     """
-    jobs = run(_wait(tuple(dict.fromkeys(ids)), connection, **given))
+    _bring(ids, connection, **given)
+
+
+@click.command(short_help="Save the results of tasks that have ended.")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@options.output
+@connection_options
+@options.as_json
+def download(ids: tuple[str, ...], connection: Connection, **given: Any) -> None:
+    """Save the results of tasks, by task_id or external_task_id, without waiting.
+
+    The service keeps results for 30 days. A task that has not ended counts as a
+    failure here; `kling-expand wait` waits for it.
+    """
+    _bring(ids, connection, ended=True, **given)
+
+
+def _bring(ids: tuple[str, ...], connection: Connection, **given: Any) -> None:
+    jobs = run(_jobs(tuple(dict.fromkeys(ids)), connection, **given))
     if any(job.error for job in jobs):
         leave(FAILED)
 
 
-async def _wait(
-    ids: tuple[str, ...], connection: Connection, *, output: str, deadline: float | None, as_json: bool
+async def _jobs(
+    ids: tuple[str, ...],
+    connection: Connection,
+    *,
+    output: str,
+    as_json: bool,
+    deadline: float | None = None,
+    ended: bool = False,
 ) -> list[Job]:
     async with connection.client(deadline=deadline) as kling:
         with Screen(len(ids), as_json=as_json) as screen:
             jobs = [Job(any_id, kling.attach(any_id), output) for any_id in ids]
-            await see_through(kling, jobs, screen, resume(connection, output))
+            if ended:
+                await asyncio.gather(*(_only_ended(job.future) for job in jobs))
+            await see_through(kling, jobs, screen, connection.resume(output))
     return jobs
+
+
+async def _only_ended(future: TaskFuture) -> None:
+    """Give up on a task that is still at work."""
+    with suppress(KlingError):  # its own job will tell
+        task = await future.accepted()
+        future.fail(KlingError(f"it has not ended yet ({task.task_status})"))

@@ -1,0 +1,142 @@
+"""Would a job go through? Looks at everything a job needs, and spends nothing."""
+
+import platform
+import re
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from random import Random
+from typing import Any
+
+import click
+from attrs import asdict, frozen
+
+from kling_expand import __version__, wire
+from kling_expand.auth import Auth, StaticKey
+from kling_expand.config import Settings, credentials
+from kling_expand.errors import AuthenticationError, ConfigurationError, KlingError, TransportError
+from kling_expand.session import Session
+
+from . import options
+from .connection import Connection, connection_options
+from .failures import FAILED, REFUSED, leave, run
+from .printing import clean, show
+
+SKEW = 5.0  # seconds: `nbf` lies no further in the past than this (doc)
+
+
+@frozen
+class Finding:
+    """One thing that was looked at; `good` is None where nothing depends on it."""
+
+    about: str
+    good: bool | None
+    text: str
+
+
+@click.command(short_help="Check credentials, clock, reachability and extras.")
+@connection_options
+@options.as_json
+def doctor(connection: Connection, *, as_json: bool) -> None:
+    """Check what a job needs: credentials, the service, the clock, the extras.
+
+    Makes one request that costs nothing. Exit code 2 without usable credentials,
+    1 where anything else is wrong.
+    """
+    findings = [Finding("version", None, f"kling-expand {__version__}, Python {platform.python_version()}")]
+    findings += run(_service(connection))
+    findings += _extras()
+    for finding in findings:
+        if as_json:
+            show(asdict(finding))
+        else:
+            mark = {True: "ok", False: "bad", None: "-"}[finding.good]
+            click.echo(clean(f"{mark:<4} {finding.about}: {finding.text}"))
+    bad = {finding.about for finding in findings if finding.good is False}
+    if bad:
+        leave(REFUSED if "credentials" in bad else FAILED)
+
+
+async def _service(connection: Connection) -> list[Finding]:
+    """What one page of the list tells of credentials, network and clock."""
+    settings = Settings.from_env(base_url=connection.base_url, dialect=connection.dialect)
+    try:
+        return await _ask(credentials(), settings)
+    except ConfigurationError as error:
+        missing = Finding("credentials", good=False, text=error.message)
+    # A refusal tells as much of the network and the clock.
+    return [missing, *(await _ask(StaticKey("none"), settings))[1:]]
+
+
+async def _ask(auth: Auth, settings: Settings) -> list[Finding]:
+    clocks: list[tuple[float, float | None]] = []
+
+    def decode(answer: wire.Answer) -> Any:
+        clocks.append((time.time(), answer.server_time))
+        return wire.decode_tasks(answer)
+
+    error: KlingError | None = None
+    began = time.monotonic()
+    async with Session(settings, auth, rng=Random()) as session:
+        try:
+            page = {"pageNum": 1, "pageSize": 1}
+            await session.call("GET", wire.create_path(settings.dialect), decode, params=page)
+        except KlingError as failure:
+            error = failure
+    took = time.monotonic() - began
+    service = Finding("service", good=True, text=f"{settings.base_url} answered in {took:.2f} s")
+    if error is not None and not isinstance(error, AuthenticationError):
+        service = Finding("service", good=False, text=f"{settings.base_url}: {error}")
+    return [_accepted(auth, error), service, *_clock(clocks)]
+
+
+def _accepted(auth: Auth, error: KlingError | None) -> Finding:
+    if isinstance(error, AuthenticationError):
+        return Finding("credentials", good=False, text=f"{auth!r} is refused: {error}")
+    if isinstance(error, TransportError):
+        return Finding("credentials", good=None, text=f"{auth!r}, not tried")
+    return Finding("credentials", good=True, text=f"{auth!r} is accepted")
+
+
+def _clock(clocks: list[tuple[float, float | None]]) -> Iterator[Finding]:
+    """How far this machine's clock is off, judged by the first answer; its date counts whole seconds."""
+    for here, there in clocks[:1]:
+        if there is None:
+            yield Finding("clock", good=None, text="the service does not tell the time")
+            continue
+        off = here - there - 0.5
+        text = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the service's"
+        if abs(off) > SKEW:
+            text += ": tokens may be refused at first, so set it right"
+        yield Finding("clock", good=abs(off) <= SKEW, text=text)
+
+
+def _extras() -> Iterator[Finding]:
+    """Each extra of the package, and the versions of what it brings."""
+    for extra, needs in _by_extra().items():
+        have = {name: _version(name) for name in needs}
+        text = ", ".join(f"{name} {found or 'missing'}" for name, found in have.items())
+        if not all(have.values()):
+            text += f" (pip install 'kling-expand[{extra}]')"
+        yield Finding(f"extra {extra}", good=True if all(have.values()) else None, text=text)
+
+
+def _by_extra() -> dict[str, list[str]]:
+    """Extras and the distributions they name; those for the package's own development are left out."""
+    found: dict[str, list[str]] = {}
+    try:
+        wanted = requires("kling-expand") or []
+    except PackageNotFoundError:
+        return found
+    for line in wanted:
+        match = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line)
+        if match and match[2] not in {"test", "lint", "dev"} and match[1] != "kling-expand":
+            found.setdefault(match[2], []).append(match[1])
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

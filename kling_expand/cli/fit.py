@@ -1,0 +1,141 @@
+"""How does a photo become one the service takes? On request only, and it says what was done (Pillow)."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from kling_expand.errors import ImageError, MissingExtra
+from kling_expand.images import MAX_BYTES, MIN_SIDE
+
+ORIENTATION = 0x0112  # the EXIF tag
+QUALITIES = (95, 90, 85)
+
+
+@frozen
+class Fitted:
+    """The photo that will be sent, and in which ways it is not the one that was given."""
+
+    path: str
+    changes: tuple[str, ...] = ()
+
+
+def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
+    """Write what can be sent of the file *photo* into *folder*, or leave it alone if nothing is amiss.
+
+    PNG where it is transparent, else JPEG; upright; its colour profile kept; scaled down until it is
+    under 10 MB, and never up. *acceptable*: the service takes it as it is, if it only stands
+    upright. Raises `ImageError`, `MissingExtra`.
+    """
+    try:
+        with _opened(photo) as image:
+            turned = orientation(image)
+            if acceptable and turned == 1:
+                return Fitted(photo)
+            return _reworked(image, turned, folder / (Path(photo).stem or "photo"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError("image", photo, f"Pillow cannot read it: {error}") from error
+
+
+def orientation(image: Any) -> int:
+    """How the picture is turned, as EXIF says: 1 is upright. Only formats known to say so are asked."""
+    if image.format not in {"JPEG", "MPO", "HEIF", "WEBP", "AVIF", "TIFF"}:
+        return 1  # of a PNG it would mean to decode the whole
+    turned = image.getexif().get(ORIENTATION, 1)
+    return turned if turned in range(1, 9) else 1
+
+
+def is_turned(photo: str) -> bool:
+    """Whether a photo is stored otherwise than it is to be seen; False where Pillow is missing."""
+    try:
+        with _opened(photo) as image:
+            return bool(orientation(image) != 1)
+    except (ImageError, MissingExtra):
+        return False
+
+
+def can_fit(photo: str) -> bool:
+    """Whether `fit` would make the photo acceptable; False where Pillow is missing."""
+    try:
+        with _opened(photo) as image:
+            shorter, longer = sorted(image.size)
+            return bool(shorter >= MIN_SIDE and 2 * longer <= 5 * shorter)
+    except (ImageError, MissingExtra):
+        return False
+
+
+def _opened(photo: str) -> Any:
+    """The picture, its pixels not yet decoded."""
+    if find_spec("PIL") is None:
+        raise MissingExtra("--fit needs Pillow: pip install 'kling-expand[images]'")
+    from PIL import Image
+
+    if find_spec("pillow_heif") is not None:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many are an error
+            return Image.open(photo)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        hint = "" if find_spec("pillow_heif") else " (HEIC needs pip install 'kling-expand[heif]')"
+        raise ImageError("image", photo, f"Pillow cannot read it{hint}: {error}") from error
+
+
+def _reworked(image: Any, turned: int, place: Path) -> Fitted:
+    from PIL import ImageOps
+
+    was, profile = image.format, image.info.get("icc_profile")
+    frames = getattr(image, "n_frames", 1) if was in {"GIF", "WEBP", "PNG", "TIFF", "AVIF"} else 1
+    upright = ImageOps.exif_transpose(image)
+    plain = _plain(upright)
+    # A profile describes the channels it was made for.
+    profile = profile if plain.mode == upright.mode else None
+    kind = "PNG" if plain.mode in {"RGBA", "LA"} else "JPEG"
+    small, content, quality = _encoded(plain, kind, profile)
+    changes = [
+        *([f"the first of {frames} frames"] if frames > 1 else []),
+        *(["turned upright"] if turned != 1 else []),
+        *([f"{was} made {kind}"] if was != kind else [f"{kind} saved again"]),
+        *([f"quality {quality}"] if quality else []),
+        *([_scaled(plain, small)] if small.size != plain.size else []),
+    ]
+    path = place.with_name(f"{place.name}.{kind.lower()}")
+    path.write_bytes(content)
+    return Fitted(str(path), tuple(changes))
+
+
+def _plain(image: Any) -> Any:
+    """The picture in a mode that PNG or JPEG can hold and that looks the same."""
+    if image.mode in {"RGB", "L", "CMYK", "RGBA", "LA"}:
+        return image
+    if image.mode.startswith("I;16"):
+        return image.point(lambda value: value / 256).convert("L")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _encoded(image: Any, kind: str, profile: bytes | None) -> tuple[Any, bytes, int | None]:
+    """The picture, perhaps smaller, its file of at most 10 MB, and the quality if there is one."""
+    small = image
+    while True:
+        for quality, content in _files(small, kind, profile):
+            if len(content) <= MAX_BYTES:
+                return small, content, quality
+        shrink = 0.95 * (MAX_BYTES / len(content)) ** 0.5
+        small = image.resize([max(1, round(side * shrink)) for side in small.size])
+
+
+def _files(image: Any, kind: str, profile: bytes | None) -> Iterator[tuple[int | None, bytes]]:
+    for quality in QUALITIES if kind == "JPEG" else (None,):
+        target = io.BytesIO()
+        image.save(target, kind, icc_profile=profile, **({"quality": quality} if quality else {}))
+        yield quality, target.getvalue()
+
+
+def _scaled(image: Any, small: Any) -> str:
+    return f"scaled from {image.width}x{image.height} to {small.width}x{small.height}"

@@ -1,0 +1,70 @@
+"""What does a value look like on a terminal, or as JSON? Nothing the service says can steer a terminal."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from kling_expand.models import Task
+
+
+def show(facts: Any) -> None:
+    """One JSON object on one line."""
+    click.echo(json.dumps(facts))
+
+
+def clean(text: str) -> str:
+    """*text* without control characters: what others wrote may hold escape sequences."""
+    return "".join(mark if mark.isprintable() else "�" for mark in text)
+
+
+def moment(milliseconds: int | None) -> str:
+    """A time of the service as ``2026-11-20 06:49:58 UTC``, or a dash."""
+    if milliseconds is None:
+        return "-"
+    try:
+        return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return str(milliseconds)
+
+
+def task_facts(task: Task) -> dict[str, Any]:
+    """A task for JSON, in the words of the API."""
+    return {
+        "task_id": task.task_id,
+        "external_task_id": task.external_task_id,
+        "task_status": task.task_status,
+        "task_status_msg": task.task_status_msg,
+        "final_unit_deduction": task.final_unit_deduction,
+        "created_at": task.created_at,
+        "updated_at": task.updated_at,
+        "images": [
+            {"index": image.index, "url": image.url, "watermark_url": image.watermark_url}
+            for image in task.images
+        ],
+    }
+
+
+def task_lines(task: Task) -> list[str]:
+    """A task to read, one fact a line."""
+    facts = {
+        "task_id": task.task_id,
+        "external_task_id": task.external_task_id,
+        "task_status": task.task_status,
+        "task_status_msg": task.task_status_msg,
+        "units": task.final_unit_deduction,
+        "created": moment(task.created_at),
+        "updated": moment(task.updated_at),
+    }
+    for image in task.images:
+        facts[f"image {image.index}"] = image.url
+        facts[f"watermark {image.index}"] = image.watermark_url
+    return [f"{name:<17} {clean(value)}" for name, value in facts.items() if value]
+
+
+def task_row(task: Task) -> str:
+    """A task on one line."""
+    units = task.final_unit_deduction or "-"
+    row = f"{task.task_id}  {task.task_status:<10}  {moment(task.created_at)}  {units:>4}"
+    return clean(f"{row}  {task.external_task_id or '-'}")

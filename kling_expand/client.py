@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import PurePath
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aiohttp
+from attrs import frozen
 
 from . import wire
 from .auth import Auth
@@ -23,8 +24,8 @@ from .errors import ClientClosed, InvalidRequest
 from .future import ExpandResult, TaskFuture
 from .geometry import Geometry
 from .jobs import Jobs
-from .models import ExpandRequest, ImageSource, Task
-from .pacing import ExponentialPace, Pace
+from .models import Dialect, ExpandRequest, ImageSource, Task
+from .pacing import LearnedPace, Pace
 from .polling import Poller
 from .scheduler import Bulk, Outcome, Requests, Slots
 from .session import Session
@@ -50,7 +51,8 @@ class KlingClient:
     `deadline` (seconds) is the default bound of each job, from its submission to the end of its
     download. `budget` (units, 8 a picture) is the most this client may spend. `run` names the run that
     the `key` of a request counts in, and `pace` says when tasks are looked at.
-    `webhook_secret` is the console's, or several of them while one replaces another. Further *options* are the fields of `Settings`.
+    `webhook_secret` is the console's, or several while one replaces another. Further *options* are the
+    fields of `Settings`.
 
     An `http` session given here is used as it is and never closed; `trace_configs` go to our own.
     """
@@ -82,8 +84,8 @@ class KlingClient:
         self._session = Session(settings, self._auth, http=http, trace_configs=trace_configs, rng=rng)
         self._submitter = Submitter(self._session, settings.dialect, rng=rng, budget=settings.retry_budget)
         self._slots = Slots(settings.max_in_flight)
-        pace = pace or ExponentialPace(rng)
-        self._poller = Poller(self._read_once, pace, budget=settings.poll_budget)
+        pace = pace or LearnedPace(rng)
+        self._poller = Poller(_Reads(self._session, settings.dialect), pace, budget=settings.poll_budget)
         self._jobs = Jobs(
             self._submitter,
             self._poller,
@@ -260,10 +262,6 @@ class KlingClient:
 
     # ------------------------------------------------------------------ within
 
-    async def _read_once(self, any_id: str) -> Task:
-        path = wire.task_path(self.settings.dialect, any_id)
-        return await self._session.call("GET", path, wire.decode_task)
-
     def _result(self, request: ExpandRequest | None, until: float | None) -> Callable[[Task], ExpandResult]:
         name = _stem(request.image) if request else None
         return lambda task: ExpandResult(task, request, name, self._downloads.save, until)
@@ -271,6 +269,23 @@ class KlingClient:
     def _require_open(self) -> None:
         if not self._open:
             raise ClientClosed("the client is not open: use it inside `async with`")
+
+
+@frozen
+class _Reads:
+    """The poll loop's questions, over one session."""
+
+    session: Session
+    dialect: Dialect
+
+    async def one(self, any_id: str) -> Task:
+        return await self.session.call("GET", wire.task_path(self.dialect, any_id), wire.decode_task)
+
+    async def page(self, number: int, size: int, wanted: Container[str]) -> tuple[list[Task], bool]:
+        decode = partial(wire.decode_page, wanted=wanted)
+        params = {"pageNum": number, "pageSize": size}
+        tasks, length = await self.session.call("GET", wire.create_path(self.dialect), decode, params=params)
+        return tasks, length < size
 
 
 def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> ExpandRequest:

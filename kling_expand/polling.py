@@ -1,11 +1,17 @@
-"""What is the news? One loop reads for all open tasks, and tells their futures."""
+"""What is the news? One loop reads for all open tasks, and tells their futures.
+
+When the earliest task is due, and with several open, a list page is read for all of them; what it does
+not show is read singly. Nothing is assumed of a list's order or completeness: one that keeps
+missing our tasks is left alone for a while.
+"""
 
 import asyncio
 import heapq
-from collections.abc import Awaitable, Callable
+from collections.abc import Container, Coroutine
 from itertools import count
+from math import inf
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
 from .errors import APIError, KlingError, TaskNotFound
 from .future import TaskFuture
@@ -14,6 +20,24 @@ from .pacing import Pace
 
 READS = 16  # single reads under way at once
 UNSEEN = 30.0  # seconds a task may be unknown to the service before that is believed
+PAGES = 4  # of a list, read at most for one look
+LEAST_PAGE, MOST_PAGE = 30, 500  # tasks on a page; the most is the service's limit (doc)
+# With many open a look at all of them always tells something, so only this spaces looks: an end is
+# then late by half of it. One look serves many, so it may come a little sooner than a look at one.
+REST = 1.5
+SHUN = 60.0  # seconds a list that does not show our tasks is left alone, at first
+
+
+class Reads(Protocol):
+    """The two questions the loop asks. Each is one call, not repeated."""
+
+    async def one(self, any_id: str) -> Task:
+        """One task. Raises `KlingError`."""
+        ...
+
+    async def page(self, number: int, size: int, wanted: Container[str]) -> tuple[list[Task], bool]:
+        """The *wanted* tasks of a list page, and whether it was the last. Raises `KlingError`."""
+        ...
 
 
 class _Open:
@@ -34,46 +58,47 @@ class Poller:
     If the loop itself breaks, every open future fails with what broke it.
     """
 
-    def __init__(self, read: Callable[[str], Awaitable[Task]], pace: Pace, *, budget: float = 900.0) -> None:
-        self._read = read
+    def __init__(self, reads: Reads, pace: Pace, *, budget: float = 900.0) -> None:
+        self._reads = reads
         self._pace = pace
         self._budget = budget
-        self._open: dict[TaskFuture, _Open] = {}
-        self._by_id: dict[str, _Open] = {}
+        self._open: set[_Open] = set()
+        self._by_id: dict[str, _Open] = {}  # two futures of one task have one place here
         self._heap: list[tuple[float, int, _Open]] = []
         self._order = count()
         self._bell = asyncio.Event()
         self._places = asyncio.Semaphore(READS)
-        self._reads: set[asyncio.Task[None]] = set()
-        self._loop_task: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._list = _ListTrust()
 
     async def __aenter__(self) -> Self:
-        self._loop_task = asyncio.create_task(self._run(), name="kling-expand poll loop")
+        self._start(self._run())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [task for task in (self._loop_task, *self._reads) if task]
-        for task in tasks:
+        running = tuple(self._running)
+        for task in running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
     def __len__(self) -> int:
         return len(self._open)
 
     def open_futures(self) -> tuple[TaskFuture, ...]:
         """What is being watched."""
-        return tuple(self._open)
+        return tuple(entry.future for entry in self._open)
 
     def watch(self, future: TaskFuture, *, soon: bool = False) -> None:
         """Look at this task from now on, at once if *soon*."""
-        if future.done() or future in self._open:
+        if future.done():
             return
         now = asyncio.get_running_loop().time()
         entry = _Open(future, now, now if soon else now + self._pace.wait(0.0))
-        self._open[future] = self._by_id[entry.known_as] = entry
-        future.add_done_callback(self._forget)
+        self._open.add(entry)
+        self._by_id.setdefault(entry.known_as, entry)
+        future.add_done_callback(lambda _: self._forget(entry))
         self._push(entry)
 
     def hurry(self, any_id: str) -> bool:
@@ -92,87 +117,154 @@ class Poller:
             entry.future.observe(news)
         return entry is not None
 
+    # ------------------------------------------------------------------ within
+
     def _push(self, entry: _Open) -> None:
         heapq.heappush(self._heap, (entry.due, next(self._order), entry))
         self._bell.set()
 
-    def _know(self, entry: _Open) -> None:
-        """Keep a task that was watched by your id under the service's, once that is known."""
-        if not entry.future.done() and entry.known_as != entry.future.any_id:
-            self._by_id.pop(entry.known_as, None)
-            entry.known_as = entry.future.any_id
-            self._by_id[entry.known_as] = entry
-
-    def _forget(self, future: TaskFuture) -> None:
-        entry = self._open.pop(future, None)
-        if entry is not None:
-            self._by_id.pop(entry.known_as, None)
-        if entry is not None and future.error is None:
-            self._pace.learn(asyncio.get_running_loop().time() - entry.began)
+    def _forget(self, entry: _Open) -> None:
+        self._open.discard(entry)
+        self._unname(entry)
+        task = entry.future.task
+        if task is not None and task.status.final:
+            seen = asyncio.get_running_loop().time() - entry.began
+            self._pace.learn(_duration(task, seen))
 
     async def _run(self) -> None:
-        try:
-            while True:
-                await self._until_due()
-                await self._places.acquire()
-                entry = self._next_due()
-                if entry is None:
-                    self._places.release()
-                    continue
-                task = asyncio.create_task(self._look(entry))
-                self._reads.add(task)
-                task.add_done_callback(self._looked)
-        except Exception as error:  # a bug here must not leave anybody waiting for ever
-            self._fail_all(error)
-            raise
-
-    async def _until_due(self) -> None:
-        """Sleep until the earliest open task is due, or something changes."""
         loop = asyncio.get_running_loop()
-        while not self._heap or self._heap[0][0] > loop.time():
+        rested = loop.time()
+        while True:
+            await self._until_due(rested)
+            due = self._take_due()
+            if len(self._open) > 1 and self._list.trusted(loop.time()):
+                due = await self._sweep(due)
+                rested = loop.time() + REST * self._pace.lateness
+            for entry in due:
+                await self._places.acquire()
+                self._start(self._look(entry))
+
+    async def _until_due(self, rested: float) -> None:
+        """Sleep until the earliest open task is due, or a change makes another one the earliest."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = max(self._heap[0][0], rested) if self._heap else None
+            if due is not None and due <= loop.time():
+                return
             self._bell.clear()
             try:
-                async with asyncio.timeout_at(self._heap[0][0] if self._heap else None):
+                async with asyncio.timeout_at(due):
                     await self._bell.wait()
             except TimeoutError:
                 return
 
-    def _next_due(self) -> _Open | None:
+    def _take_due(self) -> list[_Open]:
         now = asyncio.get_running_loop().time()
+        taken = []
         while self._heap and self._heap[0][0] <= now:
             due, _, entry = heapq.heappop(self._heap)
-            if due == entry.due and entry.future in self._open:  # otherwise ended, or hurried meanwhile
-                return entry
-        return None
+            if due == entry.due and not entry.future.done():  # otherwise ended, or hurried meanwhile
+                entry.due = inf  # until it is known when next
+                taken.append(entry)
+        return taken
+
+    async def _sweep(self, due: list[_Open]) -> list[_Open]:
+        """Read list pages for what is *due*, and tell whatever else they show; what they did not show."""
+        missing = dict.fromkeys(due)
+        size = min(max(LEAST_PAGE, 2 * len(self._open)), MOST_PAGE)
+        for number in range(1, PAGES + 1):
+            try:
+                shown, last = await self._reads.page(number, size, self._by_id)
+            except KlingError:
+                break
+            before = len(missing)
+            for task in shown:
+                entry = self._by_id.get(task.task_id)
+                if entry is not None:
+                    self._heard(entry, task)
+                    missing.pop(entry, None)
+            if last or not missing or len(missing) == before:
+                break
+        for entry in due:
+            if entry not in missing:
+                self._again(entry)
+        self._list.showed(len(due) - len(missing), len(due), asyncio.get_running_loop().time())
+        return list(missing)
 
     async def _look(self, entry: _Open) -> None:
-        loop = asyncio.get_running_loop()
-        future = entry.future
+        """Read one task."""
         hint = None
         try:
-            future.observe(await self._read(future.any_id))
-            entry.good = loop.time()
-            self._know(entry)
+            self._heard(entry, await self._reads.one(entry.future.any_id))
         except KlingError as error:
             hint = error.retry_after if isinstance(error, APIError) else None
-            if not _may_pass(error, loop.time() - entry.good, self._budget):
-                future.fail(error)
-        if not future.done():
-            age = loop.time() - entry.began
-            entry.due = loop.time() + max(hint or 0.0, self._pace.wait(age))
+            silence = asyncio.get_running_loop().time() - entry.good
+            if not _may_pass(error, silence, self._budget):
+                entry.future.fail(error)
+        finally:
+            self._places.release()
+        self._again(entry, hint)
+
+    def _heard(self, entry: _Open, news: Task) -> None:
+        """Good news, even if nothing is new in it."""
+        entry.good = asyncio.get_running_loop().time()
+        entry.future.observe(news)
+        if entry.known_as != entry.future.any_id and not entry.future.done():  # it was watched by your id
+            self._unname(entry)
+            entry.known_as = entry.future.any_id
+            self._by_id.setdefault(entry.known_as, entry)
+
+    def _unname(self, entry: _Open) -> None:
+        if self._by_id.get(entry.known_as) is entry:
+            del self._by_id[entry.known_as]
+
+    def _again(self, entry: _Open, hint: float | None = None) -> None:
+        """Look at it again when its pace or the service says."""
+        if not entry.future.done():
+            now = asyncio.get_running_loop().time()
+            entry.due = now + max(hint or 0.0, self._pace.wait(now - entry.began))
             self._push(entry)
 
-    def _looked(self, task: asyncio.Task[None]) -> None:
-        self._places.release()
-        self._reads.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail_all(error)
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="kling-expand poll")
+        self._running.add(task)
+        task.add_done_callback(self._finished)
 
-    def _fail_all(self, error: BaseException) -> None:
-        for future in self.open_futures():
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        for future in self.open_futures():  # a bug here must not leave anybody waiting for ever
             broken = KlingError(f"the poll loop broke: {error!r}")
             broken.__cause__ = error
             future.fail(broken)
+
+
+class _ListTrust:
+    """Whether list pages are worth reading: a list that shows under half of what is due is not."""
+
+    def __init__(self) -> None:
+        self._again_at = 0.0
+        self._shun = SHUN
+
+    def trusted(self, now: float) -> bool:
+        return now >= self._again_at
+
+    def showed(self, seen: int, asked: int, now: float) -> None:
+        if 2 * seen >= asked:
+            self._shun = SHUN
+        else:
+            self._again_at = now + self._shun
+            self._shun *= 2
+
+
+def _duration(task: Task, seen: float) -> float:
+    """How long the task took, by the service's clock where it tells: ours knows only when we heard."""
+    if task.created_at is not None and task.updated_at is not None:
+        told = (task.updated_at - task.created_at) / 1000
+        if 0 < told <= seen + 1:
+            return told
+    return seen
 
 
 def _may_pass(error: KlingError, silence: float, budget: float) -> bool:

@@ -5,7 +5,7 @@ object or a one-element array, both spellings of success, an error code under HT
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
@@ -176,6 +176,14 @@ def decode_tasks(answer: Answer) -> tuple[Task, ...]:
     return _decode(answer, _many_tasks)
 
 
+def decode_page(answer: Answer, wanted: Container[str]) -> tuple[list[Task], int]:
+    """The *wanted* tasks of a list page, and how many it holds in all. Raises `APIError`.
+
+    The others are not looked at: a page may hold 500 tasks of which few are ours.
+    """
+    return _decode(answer, lambda data: _wanted_tasks(data, wanted))
+
+
 def parse_task(data: Any) -> Task:
     """A bare task object (as a list holds it, or a callback). Raises ValueError saying where it is wrong."""
     raw = _structure(data)
@@ -230,6 +238,12 @@ def _many_tasks(data: Any) -> tuple[Task, ...]:
     if not isinstance(data, list):
         raise ValueError(f"data should be an array, not {type(data).__name__}")  # noqa: TRY004 - a bad value
     return tuple(map(parse_task, data))
+
+
+def _wanted_tasks(data: Any, wanted: Container[str]) -> tuple[list[Task], int]:
+    items = data if isinstance(data, list) else _many_tasks(data)
+    named = [item for item in items if isinstance(item, dict) and isinstance(item.get("task_id"), str | int)]
+    return [parse_task(item) for item in named if str(item["task_id"]) in wanted], len(items)
 
 
 def _decode(answer: Answer, shape: Callable[[Any], T]) -> T:

@@ -1,4 +1,4 @@
-"""What holds for every test? Properties are tried on the same examples each time, however slow the machine."""
+"""What holds for every test? Properties are tried on the same examples, however slow it is."""
 
 from hypothesis import settings
 

@@ -163,24 +163,25 @@ class Session:
         service can have got the whole request), or `DeadlineExceeded` once *until* (loop time) has
         passed.
         """
-        token = self._auth.token()
-        answer = await self._exchange(method, path, token, params=params, body=body and body(), until=until)
+        token, answer = await self._exchange(method, path, params=params, body=body and body(), until=until)
         try:
-            return decode(answer)
+            return self._open(answer, decode)
         except AuthenticationError:
             if not self._auth.renew(token, answer.server_time):
                 raise
-        except RateLimited as error:
-            self._hold(error)
-            raise
-        token = self._auth.token()
-        return decode(
-            await self._exchange(method, path, token, params=params, body=body and body(), until=until)
-        )
+        _, answer = await self._exchange(method, path, params=params, body=body and body(), until=until)
+        return self._open(answer, decode)
 
-    def _hold(self, error: RateLimited) -> None:
-        """Make every caller wait, as long as the service asks or until it is likely to have calmed."""
-        self.gate.close(next(retry_waits(self._rng)) if error.retry_after is None else error.retry_after)
+    def _open(self, answer: Answer, decode: Callable[[Answer], T]) -> T:
+        """Decode; after "too many requests" every caller waits as long as the service asks.
+
+        It waits a little even where the service asks for nothing, or there would be no pause at all.
+        """
+        try:
+            return decode(answer)
+        except RateLimited as error:
+            self.gate.close(max(error.retry_after or 0.0, next(retry_waits(self._rng))))
+            raise
 
     async def read(
         self,
@@ -211,13 +212,14 @@ class Session:
         self,
         method: str,
         path: str,
-        token: str,
         *,
         params: Mapping[str, Any] | None,
         body: Body | None,
         until: float | None,
-    ) -> Answer:
+    ) -> tuple[str, Answer]:
+        """One request: the token it was made with, and its answer."""
         await self.gate.passage(until)
+        token = self._auth.token()
         settings = self._settings
         own = settings.read_timeout
         if body is not None:
@@ -232,12 +234,10 @@ class Session:
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
                 timeout=timeout,
                 allow_redirects=False,  # credentials go to the API's origin and nowhere else
+                raise_for_status=False,  # whatever an injected session does otherwise
             ) as response:
-                return Answer(
-                    response.status,
-                    {name.lower(): value for name, value in response.headers.items()},
-                    await _whole(response),
-                )
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return token, Answer(response.status, headers, await _whole(response))
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:

@@ -1,9 +1,11 @@
 """What can be set? Settings with their defaults; the only reader of the environment."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
@@ -15,15 +17,30 @@ DEFAULT_BASE_URL = "https://api-singapore.klingai.com"  # outside China (doc)
 PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
 
 
-def _positive(_settings: Any, attribute: Any, value: float) -> None:
-    if not value > 0:
-        raise ConfigurationError(f"{attribute.name} must be above zero, not {value}")
+def _positive(_settings: Any, attribute: Any, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigurationError(f"{attribute.name} must be a number above zero, not {value!r}")
 
 
 def _url(value: str) -> str:
-    if not value.startswith(("https://", "http://")):
-        raise ConfigurationError(f"base_url must begin with https:// or http://, not {value!r}")
-    return value.rstrip("/")
+    url = value.strip().rstrip("/")
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"https", "http"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not url.isprintable() or set("@?# ") & set(url):
+        # It is not shown: who puts a password into a URL does not want to read it in a log.
+        raise ConfigurationError("base_url must be https://host or http://host, and name no user or query")
+    return url
+
+
+def _dialect(value: str) -> Dialect:
+    try:
+        return Dialect(value)
+    except ValueError:
+        words = " or ".join(Dialect)
+        raise ConfigurationError(f"dialect must be {words}, not {value!r}") from None
 
 
 @frozen(kw_only=True)
@@ -37,7 +54,7 @@ class Settings:
     """
 
     base_url: str = field(default=DEFAULT_BASE_URL, converter=_url)
-    dialect: Dialect = field(default=Dialect.EDITING, converter=Dialect)
+    dialect: Dialect = field(default=Dialect.EDITING, converter=_dialect)
     max_in_flight: int = field(default=PARALLEL_TASKS, validator=_positive)
     connect_timeout: float = field(default=10.0, validator=_positive)
     read_timeout: float = field(default=20.0, validator=_positive)

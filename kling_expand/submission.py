@@ -52,6 +52,7 @@ class Submitter:
         self._rng = rng
         self._budget = budget
         self._slowest = SETTLE
+        self._doubted: set[str] = set()  # ids of creates whose fate is, or was for a while, unknown
 
     async def create(
         self,
@@ -70,32 +71,50 @@ class Submitter:
         """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._budget
-        doubt = False
+        if found := await self._find_doubted(external_task_id, until):
+            return found
         for pause in retry_waits(self._rng):
             try:
                 await announce()
                 return await self._post(body, until)
             except DuplicateTask as error:
-                if not doubt and not adopt:
+                if not adopt and external_task_id not in self._doubted:
                     raise
-                found = await self._find(external_task_id, until)
-                if found is None:
-                    raise _unknown(external_task_id, error) from None
-                return found
+                return await self._adopt(external_task_id, error, until)
             except RateLimited:
                 give_up = loop.time() + self._budget  # it lives; the gate makes the next try wait
                 continue
             except DeadlineExceeded as error:
-                raise _unknown(external_task_id, error) if doubt else error from None
+                raise self._given_up(external_task_id, error) from None
             except (TransportError, ServerError, ProtocolError) as error:
-                doubt = doubt or not isinstance(error, TransportError) or error.sent
+                self._doubt(external_task_id, error)
                 failure = error
-            if doubt and (found := await self._find(external_task_id, until)):
+            if found := await self._find_doubted(external_task_id, until):
                 return found
-            if loop.time() + pause > min(give_up, until or give_up):
-                raise _unknown(external_task_id, failure) if doubt else failure
+            if loop.time() + pause > (give_up if until is None else min(give_up, until)):
+                raise self._given_up(external_task_id, failure)
             await asyncio.sleep(pause)
         raise _never()
+
+    def _doubt(self, external_task_id: str, failure: KlingError) -> None:
+        """Remember for as long as this client lives if the create may have been accepted all the same."""
+        if not isinstance(failure, TransportError) or failure.sent:
+            self._doubted.add(external_task_id)
+
+    def _given_up(self, external_task_id: str, failure: KlingError) -> KlingError:
+        """What to raise instead of trying once more."""
+        return _unknown(external_task_id, failure) if external_task_id in self._doubted else failure
+
+    async def _find_doubted(self, external_task_id: str, until: float | None) -> Task | None:
+        """The task of a create whose fate is unknown, if there is such a create and such a task."""
+        return await self._find(external_task_id, until) if external_task_id in self._doubted else None
+
+    async def _adopt(self, external_task_id: str, error: DuplicateTask, until: float | None) -> Task:
+        """The task that the service says is there already."""
+        found = await self._find(external_task_id, until)
+        if found is None:
+            raise _unknown(external_task_id, error) from None
+        return found
 
     async def look_up(self, any_id: str, until: float | None = None) -> Task | None:
         """The task with this id, or None if the service knows none. Repeats what may pass."""
@@ -107,6 +126,7 @@ class Submitter:
 
     async def _post(self, body: Callable[[], Body], until: float | None) -> Task:
         loop = asyncio.get_running_loop()
+        await self._session.gate.passage(until)  # a pause asked for says nothing of how long a create takes
         began = loop.time()
         path = wire.create_path(self._dialect)
         try:

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
@@ -28,6 +27,9 @@ ASPECT = 2.5
 PROMPT_LENGTH = 2500
 MOST_IMAGES = 9
 DIRECTION = "(left|right|top|bottom|all)(, ?(left|right|top|bottom|all))*"
+_PORT = "[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_HOST = r"[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]"
+URL = f"[Hh][Tt][Tt][Pp][Ss]?://({_HOST})(:({_PORT}))?([/?#][!-~]*)?"
 NOT_BASE64 = "File is not in a valid base64 format"
 BAD_PIXELS = "Image pixel is invalid"
 _NAMES = {"top": "up", "bottom": "down", "left": "left", "right": "right"}
@@ -132,12 +134,7 @@ def is_url(image: str) -> bool:
 
 
 def _url(name: str, address: str) -> None:
-    try:
-        parts = urlsplit(address)
-        sound = bool(parts.hostname) and parts.scheme in {"http", "https"} and (parts.port or 1) > 0
-    except ValueError:
-        sound = False
-    if not sound or not address.isprintable() or " " in address:
+    if not re.fullmatch(URL, address):
         raise Refusal(1201, f"{name} is not a valid URL")
 
 

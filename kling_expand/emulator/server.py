@@ -18,10 +18,10 @@ from kling_expand.emulator.calls import Calls
 from kling_expand.emulator.codes import Refusal
 from kling_expand.emulator.control import Control
 from kling_expand.emulator.faults import Faults
+from kling_expand.emulator.openapi import PATHS, document
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.settings import Settings
 
-PATHS = {"editing": "/v1/images/editing/expand", "direction": "/v1/images/expand"}
 _log = logging.getLogger(__name__)
 
 
@@ -110,8 +110,12 @@ class Emulator(Settings):
             app.router.add_get(path, calls.handler("list", partial(calls.list, dialect)))
             app.router.add_get(path + "/{name:[^/]+}", calls.handler("query", partial(calls.query, dialect)))
         app.router.add_get("/files/{task_id}/{name}", calls.handler("file", partial(files.picture, service)))
+        app.router.add_get("/openapi.json", self._describe)
         app.router.add_routes(Control(service, answers, service.faults).routes())
         return app
+
+    async def _describe(self, _: web.Request) -> web.Response:
+        return web.json_response(document(self, self.url))
 
     async def _sign(self, _: web.Request, response: web.StreamResponse) -> None:
         """Say what this is: no answer may pass for the vendor's."""

@@ -9,6 +9,7 @@ import random
 import resource
 import ssl
 import sys
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -370,7 +371,14 @@ async def test_without_proof_of_sameness_a_file_starts_again(tmp_path: Path, hea
 
 OTHER = picture(seed=9)
 REST = f"bytes 5000-{len(PNG) - 1}/{len(PNG)}"
+PLAUSIBLE = bytes(len(PNG) - 5012) + PNG[-12:]  # as long as the rest, and with the end of a picture
 WRONG: dict[str, Handler] = {
+    "from elsewhere, but as long": gives(
+        PLAUSIBLE, 206, Content_Range=f"bytes 4000-{len(PNG) - 1001}/{len(PNG)}"
+    ),
+    "of another size, and whole": gives(
+        b"!" + PLAUSIBLE, 206, Content_Range=f"bytes 5000-{len(PNG)}/{len(PNG) + 1}"
+    ),
     "ignored": gives(PNG, ETag='"v1"'),
     "another file, whole": gives(OTHER, ETag='"v2"'),
     "another file's rest": gives(OTHER[5000:], 206, ETag='"v2"', Content_Range=REST),
@@ -411,6 +419,43 @@ async def test_a_server_may_send_the_rest_in_pieces(tmp_path: Path) -> None:
         )
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Range") == [None, "bytes=1000-", "bytes=2000-"]
+    assert files(tmp_path) == {"a.png": PNG}
+
+
+@virtual_time
+async def test_a_size_first_told_with_a_part_counts(tmp_path: Path) -> None:
+    """Without a length in the first answer, the parts say when the file is complete."""
+    size = len(PNG)
+    async with started() as (server, downloads):
+        url = server.on(
+            "/a",
+            says('HTTP/1.1 200 OK\nETag: "v1"\nTransfer-Encoding: chunked', b"ffff\r\n" + PNG[:1000]),
+            gives(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
+            ranges(PNG, ETag='"v1"'),
+        )
+        await downloads.save(task(url), tmp_path / "a.png")
+        assert server.heads("Range") == [None, "bytes=1000-", "bytes=2000-"]
+    assert files(tmp_path) == {"a.png": PNG}
+
+
+SPOILED: dict[str, Handler] = {
+    "HTML": gives(b"<html>please wait</html>", ETag='"v1"'),
+    "cut short": gives(PNG[:-1], ETag='"v1"'),
+    "compressed and cut": says(
+        'HTTP/1.1 200 OK\nETag: "v1"\nContent-Encoding: gzip\nContent-Length: 99999',
+        zlib.compress(PNG, wbits=31)[:9000],
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", SPOILED.values(), ids=SPOILED.keys())
+@virtual_time
+async def test_what_cannot_be_built_upon_is_not_resumed(tmp_path: Path, answer: Handler) -> None:
+    """Bytes that are no beginning of the file are thrown away, although its tag is strong."""
+    async with started() as (server, downloads):
+        url = server.on("/a", answer, ranges(PNG, ETag='"v1"'))
+        await downloads.save(task(url), tmp_path / "a.png")
+        assert server.heads("Range") == [None, None]
     assert files(tmp_path) == {"a.png": PNG}
 
 
@@ -644,13 +689,15 @@ async def test_no_query_is_in_a_message(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ the disk
 
 
+@pytest.mark.parametrize("room", [0, 5000, 1 << 20, 3_600_000])
 @virtual_time
-async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, room: int) -> None:
     """A file that cannot grow any more is one clear error, not a retry and not half a file."""
     big = picture(size=1100)
+    assert len(big) > room
     async with started() as (server, downloads):
         url = server.on("/a", gives(big))
-        with file_size_limit(2 << 20), pytest.raises(DownloadError, match=os.strerror(errno.EFBIG)) as caught:
+        with file_size_limit(room), pytest.raises(DownloadError, match=os.strerror(errno.EFBIG)) as caught:
             await downloads.save(task(url), tmp_path)
         assert len(server.requests) == 1
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)

@@ -2,7 +2,10 @@
 
 import asyncio
 import io
+import os
 import random
+import secrets
+import stat
 import threading
 from pathlib import Path
 
@@ -178,3 +181,50 @@ def test_a_part_is_hidden_and_gone_when_published(tmp_path: Path) -> None:
     part.discard()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
     assert (tmp_path / "new" / "a.png").read_bytes() == KINDS[".png"]
+
+
+def test_a_part_takes_nobodys_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should its name exist, for example as a link somebody has laid out, it is not written through."""
+    monkeypatch.setattr(secrets, "token_hex", lambda _size: "known")
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".known.part").symlink_to(tmp_path / "precious")
+    part = Part(tmp_path)
+    with pytest.raises(FileExistsError):
+        part.create()
+    part.discard()
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / ".known.part").is_symlink()
+
+
+def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a name never stands for bytes that were not written; then the name is durable too."""
+    synced: list[tuple[bool, bool]] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "a.png").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    part = Part(tmp_path)
+    part.create()
+    part.publish(tmp_path / "a.png")
+    assert synced == [(False, False), (True, True)]
+
+
+def test_a_file_system_that_cannot_sync_directories_is_good_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture is in place: that is no failure."""
+    fsync = os.fsync
+
+    def picky(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", picky)
+    part = Part(tmp_path)
+    part.create()
+    part.publish(tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

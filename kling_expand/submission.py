@@ -69,6 +69,19 @@ class Submitter:
         when the id was derived from the job). *announce* is awaited before each POST. Raises
         `SubmissionUnknown` when its fate could not be settled before *until* (loop time).
         """
+        task = await self._settle(body, external_task_id, adopt=adopt, announce=announce, until=until)
+        self._doubted.discard(external_task_id)
+        return task
+
+    async def _settle(
+        self,
+        body: Callable[[], Body],
+        external_task_id: str,
+        *,
+        adopt: bool,
+        announce: Callable[[], Awaitable[None]],
+        until: float | None,
+    ) -> Task:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._budget
         if found := await self._find_doubted(external_task_id, until):
@@ -96,8 +109,12 @@ class Submitter:
             await asyncio.sleep(pause)
         raise _never()
 
+    def doubt(self, external_task_id: str) -> None:
+        """Say that a create may have left for this id before: it is looked up before another does."""
+        self._doubted.add(external_task_id)
+
     def _doubt(self, external_task_id: str, failure: KlingError) -> None:
-        """Remember for as long as this client lives if the create may have been accepted all the same."""
+        """Remember, until its task is found, a create that may have been accepted all the same."""
         if not isinstance(failure, TransportError) or failure.sent:
             self._doubted.add(external_task_id)
 

@@ -52,9 +52,9 @@ class Body(aiohttp.Payload):
             async for piece in self._photo.slices():
                 yield waiting
                 waiting = piece
-            if self._tail:
-                yield waiting
-                waiting = self._tail
+        if self._tail:
+            yield waiting
+            waiting = self._tail
         # Everything before this piece is not yet a whole request, so no service can act on it.
         self.sent = True
         yield waiting

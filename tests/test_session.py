@@ -1,0 +1,672 @@
+"""How do bytes travel? Over real sockets, in virtual time, against a server that does its worst."""
+
+import asyncio
+import gzip
+import hashlib
+import json
+import shutil
+import socket
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback import (
+    Loopback,
+    Step,
+    closes,
+    hangs,
+    loopback,
+    refuses,
+    resets,
+    resets_early,
+    resets_half_way,
+    says,
+    sends,
+    task,
+)
+
+from kling_expand import images, wire
+from kling_expand.auth import Auth, KeyPair, StaticKey
+from kling_expand.config import Settings
+from kling_expand.errors import (
+    AuthenticationError,
+    ClientClosed,
+    ConfigurationError,
+    DeadlineExceeded,
+    ImageError,
+    KlingError,
+    ProtocolError,
+    RateLimited,
+    ServerError,
+    TokenExpired,
+    TransportError,
+)
+from kling_expand.images import Photo
+from kling_expand.models import Task
+from kling_expand.session import Body, Session
+from kling_expand.testing import loop_clock, run, virtual_time
+
+PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+DONE = Task("1", "processing")
+
+
+@asynccontextmanager
+async def opened(server: Loopback | str, auth: Auth | None = None, **options: Any) -> AsyncIterator[Session]:
+    """A session with a server, a key, and these settings."""
+    url = server if isinstance(server, str) else server.url
+    auth = auth or StaticKey("api-key-kling-secret")
+    async with Session(Settings(base_url=url, **options), auth, rng=Random(1)) as session:
+        yield session
+
+
+def pair() -> KeyPair:
+    """Credentials that can be renewed, on the loop's clock."""
+    return KeyPair("access", "secret-0123456789-0123456789-0123456789", clock=loop_clock)
+
+
+def get(session: Session, path: str = "/x", until: float | None = None) -> Any:
+    """One GET of one task."""
+    return session.call("GET", path, wire.decode_task, until=until)
+
+
+def post(session: Session, body: Callable[[], Body], until: float | None = None) -> Any:
+    """One POST of one task."""
+    return session.call("POST", "/x", wire.decode_task, body=body, until=until)
+
+
+def now() -> float:
+    """The loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+# ------------------------------------------------------------------ tokens
+
+
+@virtual_time
+async def test_each_request_bears_the_token() -> None:
+    """The documented headers, on the documented path."""
+    async with loopback(task()) as server, opened(server) as session:
+        assert await get(session, "/v1/images/editing/expand/a%2Fb") == DONE
+        (request,) = server.requests
+        assert request.line == "GET /v1/images/editing/expand/a%2Fb HTTP/1.1"
+        assert request.headers["authorization"] == "Bearer api-key-kling-secret"
+        assert request.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "refusal", [refuses(1003, 401), refuses(1004, 401), refuses(1000, 401), says(b"<p>401", 401)]
+)
+@virtual_time
+async def test_a_refused_token_is_renewed(refusal: Step) -> None:
+    """An expired token costs one more request and nothing else."""
+
+    async def later(exchange: Any) -> None:
+        await asyncio.sleep(10)
+        await refusal(exchange)
+
+    async with loopback(later, task()) as server, opened(server, pair()) as session:
+        assert await get(session) == DONE
+        first, second = server.tokens()
+        assert first != second
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1004])
+@virtual_time
+async def test_a_token_is_renewed_once(code: int) -> None:
+    """A service that refuses every token is asked twice, and then believed."""
+    async with loopback(refuses(code, 401)) as server, opened(server, pair()) as session:
+        with pytest.raises(AuthenticationError):
+            await session.read("/x", wire.decode_task)
+        assert len(server.requests) == 2
+
+
+@virtual_time
+async def test_there_is_no_second_static_key() -> None:
+    """The same key would be refused in the same way."""
+    async with loopback(refuses(1002, 401)) as server, opened(server) as session:
+        with pytest.raises(AuthenticationError, match="1002"):
+            await get(session)
+        assert len(server.requests) == 1
+
+
+@virtual_time
+async def test_the_services_clock_is_followed() -> None:
+    """Where ours is an hour slow, the second token is made for the service's hour."""
+    ahead = loop_clock() + 3600
+    refusal = refuses(1004, 401, Date=formatdate(ahead, usegmt=True))
+    async with loopback(refusal, task()) as server, opened(server, pair()) as session:
+        await get(session)
+        claims = [jwt.decode(each, options={"verify_signature": False}) for each in server.tokens()]
+        assert claims[1]["exp"] - claims[0]["exp"] == pytest.approx(3600, abs=2)
+
+
+@virtual_time
+async def test_a_token_is_made_after_the_wait() -> None:
+    """A pause longer than a token's life does not make it be refused."""
+    async with loopback(refuses(1302, 429, Retry_After="3600"), task()) as server:
+        async with opened(server, pair()) as session:
+            with pytest.raises(RateLimited):
+                await get(session)
+            await get(session)
+        assert jwt.decode(server.tokens()[1], options={"verify_signature": False})["nbf"] > loop_clock() - 400
+
+
+# ------------------------------------------------------------------ the gate
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+@virtual_time
+async def test_too_many_requests_pause_everybody(form: str) -> None:
+    """Nobody leaves before the time the service named, and nobody much later."""
+    header = "60" if form == "seconds" else formatdate(loop_clock() + 60, usegmt=True)
+    date = formatdate(loop_clock(), usegmt=True)
+    async with loopback(refuses(1302, 429, Retry_After=header, Date=date), task()) as server:
+        async with opened(server) as session:
+            with pytest.raises(RateLimited):
+                await get(session)
+            closed = now()
+            assert set(await asyncio.gather(*(get(session) for _ in range(20)))) == {DONE}
+        first, *others = server.times()
+        assert len(others) == 20
+        assert first + 60 <= min(others)
+        assert max(others) <= closed + 60 * 1.2
+        assert len(set(others)) > 10  # and not all at once
+
+
+@virtual_time
+async def test_a_refusal_after_a_renewal_pauses_too() -> None:
+    """The second try of a call is a call like any other."""
+    steps = refuses(1004, 401), refuses(1302, 429, Retry_After="60"), task()
+    async with loopback(*steps) as server, opened(server, pair()) as session:
+        with pytest.raises(RateLimited):
+            await get(session)
+        await get(session)
+        assert server.times()[2] - server.times()[1] >= 60
+
+
+@pytest.mark.parametrize("headers", [{}, {"Retry_After": "0"}, {"Retry_After": "soon"}])
+@virtual_time
+async def test_there_is_always_some_pause(headers: dict[str, str]) -> None:
+    """A service that asks for none, or for nonsense, is not hammered."""
+    async with loopback(refuses(1302, 429, **headers)) as server, opened(server) as session:
+        for _ in range(5):
+            with pytest.raises(RateLimited):
+                await get(session)
+        times = server.times()
+        assert all(later - earlier >= 0.25 for earlier, later in pairwise(times))
+
+
+@virtual_time
+async def test_a_longer_pause_stands() -> None:
+    """A shorter one asked for meanwhile does not cut it."""
+    async with loopback(task()) as server, opened(server) as session:
+        session.gate.close(50)
+        session.gate.close(5)
+        await get(session)
+        assert server.times()[0] >= 50
+
+
+@virtual_time
+async def test_nobody_waits_at_the_gate_for_nothing() -> None:
+    """Who has not so much time is told so at once."""
+    async with loopback(task()) as server, opened(server) as session:
+        session.gate.close(50)
+        with pytest.raises(DeadlineExceeded):
+            await get(session, until=now() + 49)
+        assert now() == 0
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(1100, 429), (1102, 429), (1303, 429), (1304, 429), (5000, 500)]
+)
+@virtual_time
+async def test_only_too_many_requests_pause_the_others(code: int, status: int) -> None:
+    """Other refusals under 429 are no reason to wait."""
+    async with loopback(refuses(code, status, Retry_After="60"), task()) as server, opened(server) as session:
+        with pytest.raises(KlingError):
+            await get(session)
+        await get(session)
+        assert now() < 1
+
+
+# ------------------------------------------------------------------ foreign errors
+
+OK = b"HTTP/1.1 200 OK\r\n"
+BOMB = gzip.compress(bytes(40 << 20), 1)
+TERRIBLE: dict[str, Step] = {
+    "reset": resets,
+    "reset early": resets_early,
+    "closed": closes,
+    "nothing": sends(b"", close=True),
+    "garbage": sends(b"\x16\x03\x01\x00\r\n\r\n" * 20, close=True),
+    "no http": sends(b"SSH-2.0-OpenSSH_9.6\r\n", close=True),
+    "half a status": sends(b"HTTP/1.1 2", close=True),
+    "half a header": sends(OK + b"Content-Le", close=True),
+    "cut body": sends(OK + b"Content-Length: 500\r\n\r\n{", close=True),
+    "cut chunks": sends(OK + b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"co', close=True),
+    "bad chunk": sends(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", close=True),
+    "bad length": sends(OK + b"Content-Length: -1\r\n\r\n{}", close=True),
+    "two lengths": sends(OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", close=True),
+    "no gzip": says(b"this is not gzip", Content_Encoding="gzip"),
+    "half a gzip": says(gzip.compress(b"{}" * 999)[:20], Content_Encoding="gzip"),
+    "no deflate": says(b"\xff\xff\xff", Content_Encoding="deflate"),
+    "no brotli": says(b"\xff\xff\xff", Content_Encoding="br"),
+    "unknown coding": says(b"\xff\xff\xff", Content_Encoding="rot13"),
+    "a bomb": says(BOMB, Content_Encoding="gzip"),
+    "long header": sends(OK + b"X: " + b"x" * 100_000 + b"\r\nContent-Length: 2\r\n\r\n{}", close=True),
+    "many headers": sends(OK + b"X: x\r\n" * 50_000 + b"Content-Length: 2\r\n\r\n{}", close=True),
+    "bad header": sends(OK + b"X\x00Y: x\r\nContent-Length: 2\r\n\r\n{}", close=True),
+    "html": says(b"<!DOCTYPE html><h1>Welcome</h1>"),
+    "empty": says(b""),
+    "no content": sends(b"HTTP/1.1 204 No Content\r\n\r\n"),
+    "not modified": sends(b"HTTP/1.1 304 Not Modified\r\n\r\n"),
+    "utf-16": says('{"code":0}'.encode("utf-16")),
+    "latin": says(b'{"code":0,"message":"\xe9"}'),
+    "an upgrade": sends(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\n{}", close=True),
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("name", TERRIBLE)
+@virtual_time
+async def test_no_foreign_error_leaves(name: str, method: str) -> None:
+    """Whatever the network does, what comes out is ours, may be retried, and the session goes on."""
+    body = partial(Body, b'{"image":"', None, b'"}') if method == "POST" else None
+    async with loopback(*[TERRIBLE[name]] * 2, task()) as server, opened(server, read_timeout=5) as session:
+        with pytest.raises((TransportError, ProtocolError)) as caught:
+            await session.call(method, "/x", wire.decode_task, body=body)
+        assert caught.value.retryable
+        assert "secret" not in repr(caught.value) + str(caught.value) + str(caught.value.__cause__)
+        server.steps.clear()
+        server.steps.append(task())
+        assert await get(session) == DONE
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@virtual_time
+async def test_no_redirect_is_followed(status: int) -> None:
+    """Credentials go to the API's origin and nowhere else, and a moved body is not sent again."""
+    async with loopback(task()) as elsewhere:
+        moved = says(b"", status, Location=f"{elsewhere.url}/x")
+        async with loopback(moved) as server, opened(server) as session:
+            for body in (None, partial(Body, b"{}")):
+                with pytest.raises(ProtocolError):
+                    await session.call("POST", "/x", wire.decode_task, body=body)
+        assert elsewhere.requests == []
+
+
+@virtual_time
+async def test_a_cookie_is_not_kept() -> None:
+    """No state between calls but the connection."""
+    async with loopback(task(Set_Cookie="a=b")) as server, opened(server) as session:
+        await get(session)
+        await get(session)
+        assert "cookie" not in server.requests[1].headers
+
+
+@virtual_time
+async def test_nothing_is_reached_where_nobody_listens() -> None:
+    """A refused connection is certain not to have sent anything."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        async with opened(f"http://127.0.0.1:{taken.getsockname()[1]}") as session:
+            with pytest.raises(TransportError) as caught:
+                await post(session, partial(Body, b"{}"))
+            assert caught.value.sent is False
+
+
+# ------------------------------------------------------------------ bodies
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photo of exactly the ten megabytes that are allowed."""
+    path = tmp_path_factory.mktemp("photos") / "big.jpg"
+    whole = PHOTO.read_bytes()
+    cut = whole.rindex(b"\xff\xd9")
+    path.write_bytes(pad(whole[:2], images.MAX_BYTES - len(whole)) + whole[2:cut] + whole[cut:])
+    return path
+
+
+def pad(start: bytes, size: int) -> bytes:
+    """The beginning of a JPEG, made longer by *size* bytes of comments."""
+    parts = [start]
+    while size:
+        take = min(size, 65_000)
+        take -= 4 if 0 < size - take < 4 else 0
+        parts.append(b"\xff\xfe" + (take - 2).to_bytes(2) + Random(size).randbytes(take - 4))
+        size -= take
+    return b"".join(parts)
+
+
+def photo_digest(path: Path) -> str:
+    """What the file holds, told without our own reader."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+async def json_of(photo: Photo, server: Loopback) -> Any:
+    """Send a photo and see what arrives."""
+    async with opened(server) as session:
+        await post(session, partial(Body, b'{"image":"', photo, b'","n":1}'))
+    request = server.requests[-1]
+    assert int(request.headers["content-length"]) == len(request.body)
+    assert "transfer-encoding" not in request.headers
+    return json.loads(request.body)
+
+
+@virtual_time
+async def test_ten_megabytes_arrive_whole(big: Path) -> None:
+    """With an exact Content-Length, and every byte in its place."""
+    async with loopback(task()) as server:
+        sent = await json_of(await images.load(big), server)
+        digest = hashlib.sha256(b64decode(sent["image"], validate=True)).hexdigest()
+        assert digest == photo_digest(big)
+        assert sent["n"] == 1
+
+
+@pytest.mark.parametrize("source", [PHOTO, PHOTO.read_bytes(), "https://example.com/dog.png?a=b"])
+@virtual_time
+async def test_every_source_has_its_exact_length(source: Any) -> None:
+    """A path, bytes and a URL are announced and sent alike."""
+    async with loopback(task()) as server:
+        sent = await json_of(await images.load(source), server)
+        expected = source if isinstance(source, str) else PHOTO.read_bytes()
+        assert (sent["image"] if isinstance(source, str) else b64decode(sent["image"])) == expected
+
+
+@virtual_time
+async def test_a_body_is_sent_again_whole(big: Path) -> None:
+    """After a refused token the same bytes go out once more, not an empty body."""
+    async with loopback(refuses(1004, 401), task()) as server, opened(server, pair()) as session:
+        photo = await images.load(big)
+        await post(session, partial(Body, b'{"image":"', photo, b'"}'))
+        first, second = (hashlib.sha256(each.body).digest() for each in server.requests)
+        assert first == second
+
+
+@virtual_time
+async def test_a_photo_that_changes_is_not_sent(tmp_path: Path, big: Path) -> None:
+    """That is the photo's fault, not the network's, and no whole request left."""
+    path = tmp_path / "photo.jpg"
+    shutil.copyfile(big, path)
+    photo = await images.load(path)
+    with open(path, "r+b") as file:  # noqa: ASYNC230, PTH123 - nobody else is on this loop
+        file.seek(-100, 2)
+        file.write(bytes(98))
+    async with loopback(task()) as server, opened(server) as session:
+        with pytest.raises(ImageError, match="changed"):
+            await post(session, partial(Body, b'{"image":"', photo, b'"}'))
+
+
+async def sent(step: Step, photo: Photo | None) -> bool:
+    """What a failed create says about whether it can have arrived."""
+    async with loopback(step) as server, opened(server, create_timeout=5) as session:
+        with pytest.raises(TransportError) as caught:
+            await post(session, partial(Body, b'{"image":"', photo, b'"}'))
+        return caught.value.sent
+
+
+@virtual_time
+async def test_only_what_cannot_have_arrived_is_called_unsent(big: Path) -> None:
+    """`sent` is False exactly where the service cannot have the whole request."""
+    photo = await images.load(big)
+    assert await sent(resets_early, photo) is False
+    assert await sent(resets_half_way, photo) is False
+    assert await sent(resets, photo) is True
+    assert await sent(closes, photo) is True
+    assert await sent(hangs, photo) is True
+
+
+@pytest.mark.parametrize("step", [resets_early, resets_half_way, resets, closes, hangs])
+@virtual_time
+async def test_a_small_body_is_always_in_doubt(step: Step) -> None:
+    """It fits into one packet, so nobody can say how much of it was read."""
+    assert await sent(step, None) is True
+
+
+@virtual_time
+async def test_a_body_does_not_show_itself() -> None:
+    """A log of the request has its length and none of its megabytes."""
+    body = Body(b'{"image":"', None, b'"}')
+    with pytest.raises(TypeError):
+        body.decode()
+    assert body.size == 12
+
+
+@given(st.binary(min_size=1, max_size=50), st.binary(max_size=50), st.booleans())
+def test_a_body_is_as_long_as_it_says(head: bytes, tail: bytes, with_photo: bool) -> None:  # noqa: FBT001
+    """Whatever its parts: the same bytes each time, and `sent` only when the last are under way."""
+
+    async def check() -> None:
+        photo = await images.load(PHOTO.read_bytes()) if with_photo else None
+        body = Body(head, photo, tail)
+        for _ in range(2):
+            body.sent = False
+            pieces = []
+            async for piece in body.slices():
+                pieces.append(piece)
+                assert body.sent is (sum(map(len, pieces)) == body.size)
+            whole = b"".join(pieces)
+            middle = b64encode(PHOTO.read_bytes()) if with_photo else b""
+            assert whole == head + middle + tail
+
+    run(check())
+
+
+# ------------------------------------------------------------------ time
+
+
+@virtual_time
+async def test_a_request_ends_at_the_deadline() -> None:
+    """Its time-out is the smaller of its own and what is left."""
+    async with loopback(hangs) as server, opened(server, read_timeout=20) as session:
+        with pytest.raises(TransportError, match="in time"):
+            await get(session, until=now() + 3)
+        assert now() == pytest.approx(3, abs=0.01)
+        began = now()
+        with pytest.raises(TransportError, match="in time"):
+            await get(session, until=now() + 300)
+        assert now() - began == pytest.approx(20, abs=1.01)  # aiohttp rounds long time-outs up
+
+
+@virtual_time
+async def test_a_create_has_time_for_its_body(big: Path) -> None:
+    """Ten megabytes on a slow line take longer than a query may."""
+    photo = await images.load(big)
+    async with loopback(hangs) as server:
+        async with opened(server, create_timeout=30, upload_speed=100_000) as session:
+            with pytest.raises(TransportError):
+                await post(session, partial(Body, b"", photo))
+        expected = 30 + photo.encoded_length / 100_000
+        assert now() == pytest.approx(expected, abs=1.01)
+
+
+@virtual_time
+async def test_no_request_is_made_after_the_deadline() -> None:
+    """Time that is up needs no server to tell so."""
+    async with loopback(task()) as server, opened(server) as session:
+        await asyncio.sleep(5)
+        for until in (5.0, 1.0):
+            with pytest.raises(DeadlineExceeded):
+                await get(session, until=until)
+        assert server.requests == []
+
+
+# ------------------------------------------------------------------ retries of reads
+
+
+@virtual_time
+async def test_a_read_outlives_what_may_pass() -> None:
+    """A reset, a 5xx, a page of HTML, half an answer and a refusal in a row."""
+    half = sends(OK + b"Content-Length: 500\r\n\r\n{", close=True)
+    steps = resets, refuses(5001, 503), says(b"<html>"), half, refuses(1302, 429), says(b"", 502)
+    async with loopback(*steps, task()) as server, opened(server) as session:
+        assert await session.read("/x", wire.decode_task, params={"pageNum": 1}) == DONE
+        assert len(server.requests) >= 7
+        assert {each.line for each in server.requests} == {"GET /x?pageNum=1 HTTP/1.1"}
+
+
+@pytest.mark.parametrize("code", [1100, 1103, 1200, 1201, 1203, 1301, 1304])
+@virtual_time
+async def test_what_will_not_pass_is_asked_once(code: int) -> None:
+    """The same call would be refused again."""
+    async with loopback(refuses(code, 400)) as server, opened(server) as session:
+        with pytest.raises(KlingError, match=str(code)):
+            await session.read("/x", wire.decode_task)
+        assert len(server.requests) == 1
+
+
+@virtual_time
+async def test_a_read_is_given_up_after_its_budget() -> None:
+    """With ever longer waits, and with what was wrong last."""
+    async with loopback(refuses(5000, 500)) as server, opened(server, retry_budget=60) as session:
+        with pytest.raises(ServerError):
+            await session.read("/x", wire.decode_task)
+        times = server.times()
+        assert 30 < times[-1] <= 60
+        assert 5 <= len(times) <= 15
+
+
+@virtual_time
+async def test_a_read_waits_as_long_as_it_is_told() -> None:
+    """`Retry-After` of a 503 is obeyed too, and never undercut."""
+    async with loopback(refuses(5001, 503, Retry_After="33"), task()) as server, opened(server) as session:
+        await session.read("/x", wire.decode_task)
+        first, second = server.times()
+        assert 33 <= second - first < 40
+
+
+@virtual_time
+async def test_a_wait_beyond_the_budget_is_not_begun() -> None:
+    """An hour is no retry."""
+    async with loopback(refuses(5001, 503, Retry_After="3600")) as server, opened(server) as session:
+        with pytest.raises(ServerError):
+            await session.read("/x", wire.decode_task)
+        assert now() < 1
+
+
+@virtual_time
+async def test_a_read_is_over_at_its_deadline() -> None:
+    """No wait is begun that would end after it."""
+    async with loopback(refuses(5000, 500)) as server, opened(server) as session:
+        with pytest.raises(DeadlineExceeded):
+            await session.read("/x", wire.decode_task, until=now() + 10)
+        assert now() <= 10
+        assert len(server.requests) > 2
+
+
+# ------------------------------------------------------------------ opening and closing
+
+
+@virtual_time
+async def test_a_closed_session_says_so() -> None:
+    """Before it is opened and after it was closed; also to who waits at its gate."""
+    session = Session(Settings(), StaticKey("k"), rng=Random(1))
+    with pytest.raises(ClientClosed):
+        await get(session)
+    async with loopback(task()) as server:
+        async with opened(server) as session:
+            session.gate.close(5)
+            waiting = asyncio.ensure_future(get(session))
+            await asyncio.sleep(1)
+        with pytest.raises(ClientClosed):
+            await waiting
+        with pytest.raises(ClientClosed):
+            await get(session)
+        assert server.requests == []
+
+
+@virtual_time
+async def test_who_is_under_way_at_the_end_is_told() -> None:
+    """Closing cuts a request off with an error of ours."""
+    async with loopback(hangs) as server:
+        async with opened(server) as session:
+            waiting = asyncio.ensure_future(get(session))
+            await asyncio.sleep(1)
+        with pytest.raises(KlingError):
+            await waiting
+
+
+def test_a_session_belongs_to_its_loop() -> None:
+    """Used from another one it refuses, instead of hanging."""
+
+    async def enter() -> Session:
+        return await Session(Settings(), StaticKey("k"), rng=Random(1)).__aenter__()
+
+    with asyncio.Runner() as first:
+        session = first.run(enter())
+        with pytest.raises(ConfigurationError, match="event loop"):
+            run(get(session))
+        first.run(session.__aexit__(None, None, None))
+
+
+@virtual_time
+async def test_an_injected_session_stays_open() -> None:
+    """What is not ours is not closed by us, nor bent to its own habits."""
+    async with aiohttp.ClientSession(raise_for_status=True) as http, loopback(refuses(1200, 400)) as server:
+        settings = Settings(base_url=server.url)
+        async with Session(settings, StaticKey("k"), http=http, rng=Random(1)) as session:
+            with pytest.raises(KlingError, match="1200"):
+                await get(session)
+        assert not http.closed
+        with pytest.raises(ClientClosed):
+            await get(session)
+
+
+@virtual_time
+async def test_our_own_session_is_closed() -> None:
+    """Nothing is left open."""
+    async with loopback(task()) as server:
+        async with opened(server) as session:
+            http = session.http
+            await get(session)
+        assert http.closed
+
+
+@virtual_time
+async def test_requests_can_be_traced() -> None:
+    """`trace_configs` reach the session we make."""
+    traced: list[str] = []
+
+    async def on_start(_: Any, __: Any, params: aiohttp.TraceRequestStartParams) -> None:
+        traced.append(params.method)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(on_start)
+    async with loopback(task()) as server:
+        settings = Settings(base_url=server.url)
+        async with Session(settings, StaticKey("k"), trace_configs=[trace], rng=Random(1)) as session:
+            await get(session)
+    assert traced == ["GET"]
+
+
+@virtual_time
+async def test_a_cancelled_call_is_cancelled() -> None:
+    """Cancellation is no network failure, and leaves the session usable."""
+    async with loopback(hangs, task()) as server, opened(server) as session:
+        waiting = asyncio.ensure_future(session.read("/x", wire.decode_task))
+        await asyncio.sleep(1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await get(session) == DONE
+
+
+@virtual_time
+async def test_an_expired_token_is_told_apart() -> None:
+    """What is raised in the end says which refusal it was."""
+    async with loopback(refuses(1004, 401)) as server, opened(server, pair()) as session:
+        with pytest.raises(TokenExpired):
+            await get(session)

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Container, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from random import Random
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -23,7 +23,9 @@ from .downloads import Downloads
 from .errors import ClientClosed, InvalidRequest
 from .future import ExpandResult, TaskFuture
 from .geometry import Geometry
-from .jobs import Jobs
+from .jobs import Job, Jobs
+from .journal import Journal
+from .ledger import Known, Ledger
 from .models import Dialect, ExpandRequest, ImageSource, Task
 from .pacing import LearnedPace, Pace
 from .polling import Poller
@@ -50,7 +52,8 @@ class KlingClient:
     Credentials come from the arguments, else the environment (see `kling_expand.config`).
     `deadline` (seconds) is the default bound of each job, from its submission to the end of its
     download. `budget` (units, 8 a picture) is the most this client may spend. `run` names the run that
-    the `key` of a request counts in, and `pace` says when tasks are looked at.
+    the `key` of a request counts in. `journal` is a file in which every job is written down before it
+    is sent: after a crash the same jobs go on where they were. `pace` says when tasks are looked at.
     `webhook_secret` is the console's, or several while one replaces another. Further *options* are the
     fields of `Settings`.
 
@@ -66,7 +69,8 @@ class KlingClient:
         auth: Auth | None = None,
         deadline: float | None = None,
         budget: int | None = None,
-        run: str = "",
+        run: str = "default",
+        journal: str | os.PathLike[str] | Journal | None = None,
         webhook_secret: str | Sequence[str] | None = None,
         http: aiohttp.ClientSession | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,
@@ -86,12 +90,16 @@ class KlingClient:
         self._slots = Slots(settings.max_in_flight)
         pace = pace or LearnedPace(rng)
         self._poller = Poller(_Reads(self._session, settings.dialect), pace, budget=settings.poll_budget)
+        self._journal: Journal | None = None  # one that is ours to open and close
+        if journal is not None and not isinstance(journal, Journal):
+            journal = self._journal = Journal(journal, run=run, clock=clock)
+        self._ledger = Ledger(run, journal)
         self._jobs = Jobs(
             self._submitter,
             self._poller,
             self._slots,
+            self._ledger,
             dialect=settings.dialect,
-            run=run,
             budget=budget,
             upload_bytes=settings.upload_bytes,
             rng=rng,
@@ -103,8 +111,12 @@ class KlingClient:
         return f"<KlingClient {self.settings.base_url} {self._auth!r} {len(self._poller)} open>"
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self._session)
-        await self._stack.enter_async_context(self._poller)
+        async with AsyncExitStack() as stack:
+            if self._journal is not None:
+                await stack.enter_async_context(self._journal)
+            await stack.enter_async_context(self._session)
+            await stack.enter_async_context(self._poller)
+            self._stack = stack.pop_all()
         self._downloads = Downloads(self._session.http, refresh=self.get, rng=self._rng)
         self._open = True
         return self
@@ -129,6 +141,7 @@ class KlingClient:
         running = self._poller.open_futures()
         for future in running:
             future.fail(ClientClosed("the client was closed; the task goes on at the service"))
+        await self._jobs.noted()
         await self._stack.aclose()
         return running
 
@@ -165,9 +178,7 @@ class KlingClient:
         request = _request(image, geometry, fields)
         until = _until(self._deadline if deadline is None else deadline)
         any_id = request.external_task_id or f"kx-{uuid4().hex}"
-        future = TaskFuture(any_id, deadline=until, result=self._result(request, until))
-        self._jobs.start(request, future, priority=priority)
-        return future
+        return self._start(any_id, request, until, priority=priority)
 
     async def map(
         self,
@@ -196,6 +207,17 @@ class KlingClient:
         async with aclosing(bulk.run(requests)) as outcomes:
             async for outcome in outcomes:
                 yield outcome
+
+    async def resume(self, *, deadline: float | None = None) -> AsyncGenerator[TaskFuture, None]:
+        """A future for every job in the journal whose pictures are not on disk yet, oldest first.
+
+        What runs at the service is waited for; what may have been sent is looked up; what was not is
+        sent, if its photo can be read again from its path or URL. Raises `JournalError`.
+        """
+        self._require_open()
+        until = _until(self._deadline if deadline is None else deadline)
+        async for known, request, source in self._ledger.unfinished():
+            yield self._start(known.external_task_id, request, until, known=known, name=_stem(source))
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
         """The future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`."""
@@ -262,9 +284,37 @@ class KlingClient:
 
     # ------------------------------------------------------------------ within
 
-    def _result(self, request: ExpandRequest | None, until: float | None) -> Callable[[Task], ExpandResult]:
-        name = _stem(request.image) if request else None
-        return lambda task: ExpandResult(task, request, name, self._downloads.save, until)
+    def _start(
+        self,
+        any_id: str,
+        request: ExpandRequest | None,
+        until: float | None,
+        *,
+        priority: int = 0,
+        known: Known | None = None,
+        name: str | None = None,
+    ) -> TaskFuture:
+        files: list[Path] = []
+        name = name or (_stem(request.image) if request else None)
+        future = TaskFuture(any_id, deadline=until, result=self._result(request, until, name, files))
+        self._jobs.start(Job(request, future, priority, known, files))
+        return future
+
+    def _result(
+        self,
+        request: ExpandRequest | None,
+        until: float | None,
+        name: str | None = None,
+        files: Sequence[Path] = (),
+    ) -> Callable[[Task], ExpandResult]:
+        return lambda task: ExpandResult(task, request, name, tuple(files), self._save, until)
+
+    async def _save(
+        self, task: Task, target: str | os.PathLike[str], *, name: str | None, until: float | None
+    ) -> tuple[Path, ...]:
+        paths = await self._downloads.save(task, target, name=name, until=until)
+        await self._ledger.saved(task, paths)
+        return paths
 
     def _require_open(self) -> None:
         if not self._open:
@@ -315,7 +365,7 @@ def _until(deadline: float | None) -> float | None:
     return asyncio.get_running_loop().time() + deadline
 
 
-def _stem(image: ImageSource) -> str | None:
+def _stem(image: ImageSource | None) -> str | None:
     """The photo's own name, for those of its results."""
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         image = urlsplit(image).path

@@ -24,11 +24,15 @@ class Save(Protocol):
 
 @frozen
 class ExpandResult:
-    """A task that succeeded, and how to bring its pictures to disk."""
+    """A task that succeeded, and how to bring its pictures to disk.
+
+    `files` is where an earlier run has put them, if a journal says so and they are all still there.
+    """
 
     task: Task
     request: ExpandRequest | None = None
     name: str | None = None
+    files: tuple[Path, ...] = ()
     _save: Save | None = field(default=None, repr=False, eq=False)
     _until: float | None = field(default=None, repr=False, eq=False)
 

@@ -56,6 +56,13 @@ class Photo:
     url: str | None = None
     _content: bytes | str | None = field(default=None, repr=False, eq=False)
 
+    @property
+    def source(self) -> str | None:
+        """Where it can be read again, by another process too: its absolute path or its URL, if it has one."""
+        if self.url is not None:
+            return self.url
+        return os.path.abspath(self._content) if isinstance(self._content, str) else None  # noqa: PTH100 - text stays text
+
     async def slices(self) -> AsyncGenerator[bytes, None]:
         """The `image` value as it goes into a JSON string: Base64 (or the URL), needing no escapes.
 

@@ -1,15 +1,23 @@
 """How does a request become a watched task? Checked, given an id and slots, created once, then watched."""
 
 import asyncio
+import logging
+from collections.abc import Callable, Coroutine
 from functools import partial
+from itertools import count
+from pathlib import Path
 from random import Random
+from typing import Any
+from weakref import WeakValueDictionary
 
-from attrs import define
+from attrs import define, field
 
 from . import images, wire
 from .errors import (
+    APIError,
     BudgetExceeded,
     DeadlineExceeded,
+    ImageError,
     InvalidRequest,
     KlingError,
     NotSubmitted,
@@ -19,6 +27,7 @@ from .errors import (
 from .future import TaskFuture
 from .geometry import Ratios, Towards
 from .images import Photo
+from .ledger import Identity, Known, Ledger, Order
 from .models import Dialect, ExpandRequest, Status, Task
 from .pacing import retry_waits
 from .polling import Poller
@@ -28,16 +37,27 @@ from .submission import Submitter
 
 GRACE = 10.0  # seconds a create under way is given to end when the client closes
 
+logger = logging.getLogger(__name__)
+
 
 @define(eq=False)
-class _Job:
-    """One request on its way."""
+class Job:
+    """One request on its way, and the future that hears of it. `known`: what a journal had of it."""
 
-    request: ExpandRequest
+    request: ExpandRequest | None
     future: TaskFuture
     priority: int = 0
+    known: Known | None = None
+    files: list[Path] = field(factory=list)  # where an earlier run has put its pictures
+    refused: bool = False  # for want of slots
     leaving: bool = False  # from its first POST on, nobody can say that no task exists
+    held: int = 0  # slots
     runner: asyncio.Task[None] | None = None
+
+    @property
+    def n(self) -> int:
+        """How many slots it takes."""
+        return self.request.n if self.request else 1
 
 
 class Jobs:
@@ -51,9 +71,9 @@ class Jobs:
         submitter: Submitter,
         poller: Poller,
         slots: Slots,
+        ledger: Ledger,
         *,
         dialect: Dialect,
-        run: str,
         budget: int | None,
         upload_bytes: int,
         rng: Random,
@@ -61,26 +81,25 @@ class Jobs:
         self._submitter = submitter
         self._poller = poller
         self._slots = slots
+        self._ledger = ledger
         self._uploads = Slots(upload_bytes)
         self._dialect = dialect
-        self._run = run
         self._budget = budget
         self._rng = rng
-        self._jobs: dict[TaskFuture, _Job] = {}
+        self._jobs: dict[TaskFuture, Job] = {}
+        self._turns: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
+        self._notes: set[asyncio.Task[None]] = set()
         self.units_due = 0
 
-    def start(self, request: ExpandRequest, future: TaskFuture, *, priority: int = 0) -> None:
-        """Begin to submit *request*; *future* hears of everything that comes of it."""
-        job = _Job(request, future, priority)
+    def start(self, job: Job) -> None:
+        """Begin with *job*; its future hears of everything that comes of it."""
+        self._jobs[job.future] = job
         job.runner = asyncio.create_task(self._see_through(job))
-        self._jobs[future] = job
 
     def withdraw(self, future: TaskFuture) -> bool:
         """Take a job back if nothing was sent for it yet; say whether that was so."""
         job = self._jobs.get(future)
-        if job is None or job.leaving or job.runner is None:
-            return False
-        return job.runner.cancel()
+        return job is not None and job.runner is not None and not job.leaving and job.runner.cancel()
 
     async def idle(self) -> None:
         """Wait until everything started has been handed over or has failed."""
@@ -91,18 +110,28 @@ class Jobs:
         """Take back what was not sent, and give what is under way a moment to be answered."""
         for future in tuple(self._jobs):
             self.withdraw(future)
-        for cancel in (False, True):
+        for patience in (GRACE, None):
             runners = [job.runner for job in self._jobs.values() if job.runner]
-            for runner in runners if cancel else ():
+            for runner in runners if patience is None else ():
                 runner.cancel()
             if runners:
-                await asyncio.wait(runners, timeout=None if cancel else GRACE)
+                await asyncio.wait(runners, timeout=patience)
 
-    async def _see_through(self, job: _Job) -> None:
+    async def noted(self) -> None:
+        """Wait until everything that has ended is written down."""
+        while self._notes:
+            await asyncio.wait(self._notes)
+
+    # ------------------------------------------------------------------ one job
+
+    async def _see_through(self, job: Job) -> None:
         future = job.future
         try:
             async with asyncio.timeout_at(future.deadline) as limit:
-                await self._submit(job, limit)
+                if job.request is None:
+                    await self._look_for(job)
+                else:
+                    await self._submit(job, job.request, limit)
         except KlingError as error:
             future.fail(error)
         except TimeoutError:
@@ -116,74 +145,151 @@ class Jobs:
         finally:
             del self._jobs[future]
 
-    async def _submit(self, job: _Job, limit: asyncio.Timeout) -> None:
-        request, future = job.request, job.future
+    async def _submit(self, job: Job, request: ExpandRequest, limit: asyncio.Timeout) -> None:
         photo = await images.load(request.image)
-        expansion = _fit(request, photo, self._dialect)
-        if request.key is not None and request.external_task_id is None:
-            digest = wire.fingerprint(request, expansion, photo.digest)
-            future.rename(wire.external_id(self._run, request.key, digest))
-        parts = wire.encode(request, expansion, future.any_id)
+        order = Order(request, photo, _fit(request, photo, self._dialect))
+        identity = self._ledger.identify(order)
+        if identity is None:
+            known = Known(job.future.any_id)
+            self._take_up(job, known, await self._create(job, known, order, limit))
+            return
+        if job.known and job.known.digest != identity.digest:
+            raise ImageError(
+                "image", photo.name, "it is not the photo the journal knows: submit it as a new job"
+            )
+        # The same job may be submitted twice at once: the second then finds the first one's task.
+        turn = self._turns.setdefault(identity, asyncio.Lock())
+        async with turn:
+            await self._attempt(job, identity, order, limit)
+
+    async def _attempt(self, job: Job, identity: Identity, order: Order, limit: asyncio.Timeout) -> None:
+        """Take up the task of a job with an identity, or create it where there is none."""
+        for attempt in count(1):
+            known = await self._ledger.intend(identity, order, attempt)
+            job.future.rename(known.external_task_id)
+            task = known.task or await self._create(job, known, order, limit)
+            if known.task is not None or task.status is not Status.FAILED:
+                self._take_up(job, known, task)
+                return
+            # What was found is an earlier run's task that failed: nothing was billed for it.
+            self._free(job)
+
+    async def _look_for(self, job: Job) -> None:
+        """Go on with a job whose photo cannot be had again."""
+        known = job.known or Known(job.future.any_id)
+        task = known.task
+        if task is None and known.doubtful:
+            task = await self._submitter.find(known.external_task_id)
+        if task is None:
+            raise NotSubmitted("its photo was given as bytes, which no journal keeps: submit it again")
+        await self._ledger.observed(known.external_task_id, task)
+        self._take_up(job, known, task)
+
+    def _take_up(self, job: Job, known: Known, task: Task) -> None:
+        """There is a task: tell its future, and watch it until its end."""
+        future = job.future
+        job.files.extend(known.files)
+        if not job.held and not task.status.final:  # it runs at the service already, slots or no slots
+            job.held = job.n
+            self._slots.take(job.n)
+        future.observe(task)
+        future.add_done_callback(lambda _: self._over(job))
+        self._poller.watch(future, soon=job.known is not None)
+
+    # ------------------------------------------------------------------ its create
+
+    async def _create(self, job: Job, known: Known, order: Order, limit: asyncio.Timeout) -> Task:
+        """Create the task; its slots are held when this returns."""
+        request = order.request
+        head, tail = wire.encode(request, order.expansion, known.external_task_id)
         self._reserve(request)
         try:
-            await self._create(job, partial(Body, parts[0], photo, parts[1]), limit)
-        except BaseException as error:
-            if not isinstance(error, SubmissionUnknown):
-                self.units_due -= request.units
+            task = await self._admitted(job, known, partial(Body, head, order.photo, tail), limit)
+            await self._ledger.observed(known.external_task_id, task)
+        except SubmissionUnknown as error:
+            self._free(job)
+            await self._ledger.gave_up(known.external_task_id, error, refused=False)
             raise
+        except BaseException as error:
+            self._free(job)
+            self.units_due -= request.units
+            if isinstance(error, APIError) and not error.retryable:
+                await self._ledger.gave_up(known.external_task_id, error, refused=True)
+            raise
+        return task
 
     def _reserve(self, request: ExpandRequest) -> None:
         """Set aside what the job will cost. Raises `BudgetExceeded`."""
         if self._budget is not None and self.units_due + request.units > self._budget:
             left = self._budget - self.units_due
-            raise BudgetExceeded(
-                "n", request.n, f"it costs {request.units} units and the budget has {left} left"
-            )
+            limit = f"it costs {request.units} units and the budget has {left} left"
+            raise BudgetExceeded("n", request.n, limit)
         self.units_due += request.units
 
-    async def _create(self, job: _Job, body: partial[Body], limit: asyncio.Timeout) -> None:
-        n, future = job.request.n, job.future
+    async def _admitted(
+        self, job: Job, known: Known, body: Callable[[], Body], limit: asyncio.Timeout
+    ) -> Task:
+        """Create it once the account has room for it, by our count and by the service's."""
         deadline = limit.when()
-        refused = False
         for pause in retry_waits(self._rng):
-            await self._slots.acquire(n, priority=job.priority, again=refused)
+            await self._slots.acquire(job.n, priority=job.priority, again=job.refused)
+            job.held = job.n
             limit.reschedule(None)  # a create is not cut off: it has the deadline as a time-out of its own
             try:
-                task = await self._post(job, body, deadline)
+                return await self._post(job, known, body, deadline)
             except ParallelLimit:
-                self._slots.refused(n)
-            except BaseException:
-                self._slots.release(n)
-                raise
-            else:
-                break
-            refused, job.leaving = True, False
+                job.held = 0
+                self._slots.refused(job.n)
+            job.refused, job.leaving = True, False
             limit.reschedule(deadline)
             if not self._slots.held:  # others on this account have it all; none of ours can make room
                 await asyncio.sleep(pause)
-        future.observe(task)
-        future.add_done_callback(lambda _: self._ended(job))
-        self._poller.watch(future)
+        raise AssertionError("the waits never end")
 
-    async def _post(self, job: _Job, body: partial[Body], until: float | None) -> Task:
+    async def _post(self, job: Job, known: Known, body: Callable[[], Body], until: float | None) -> Task:
+        if known.doubtful:
+            self._submitter.doubt(known.external_task_id)
         size = min(body().size or 0, self._uploads.limit)
         await self._uploads.acquire(size)
         job.leaving = True
         try:
             return await self._submitter.create(
                 body,
-                job.future.any_id,
-                adopt=job.request.key is not None,
+                known.external_task_id,
+                adopt=known.adopt,
+                announce=partial(self._ledger.posting, known.external_task_id),
                 until=until,
             )
         finally:
             self._uploads.release(size)
 
-    def _ended(self, job: _Job) -> None:
-        self._slots.ended(job.request.n)
+    # ------------------------------------------------------------------ its end
+
+    def _free(self, job: Job, *, ended: bool = False) -> None:
+        held, job.held = job.held, 0
+        if held:
+            self._slots.ended(held) if ended else self._slots.release(held)
+
+    def _over(self, job: Job) -> None:
         task = job.future.task
-        if task is not None and task.status is Status.FAILED:
+        final = task is not None and task.status.final
+        self._free(job, ended=final)
+        if task is None or not final:
+            return
+        if task.status is Status.FAILED and job.request is not None:
             self.units_due -= job.request.units  # only pictures that were made are billed (live)
+        self._note(self._ledger.observed(job.future.external_task_id or "", task))
+
+    def _note(self, writing: Coroutine[Any, Any, None]) -> None:
+        note = asyncio.create_task(writing)
+        self._notes.add(note)
+        note.add_done_callback(self._written)
+
+    def _written(self, note: asyncio.Task[None]) -> None:
+        self._notes.discard(note)
+        if not note.cancelled() and (error := note.exception()):
+            # The journal knows the task and will ask for its end again: nothing is lost.
+            logger.warning("the end of a task could not be written down: %s", error)
 
 
 def _fit(request: ExpandRequest, photo: Photo, dialect: Dialect) -> Ratios | Towards:
@@ -193,17 +299,17 @@ def _fit(request: ExpandRequest, photo: Photo, dialect: Dialect) -> Ratios | Tow
         if isinstance(geometry, Towards):
             return geometry
         raise InvalidRequest("geometry", geometry, "the direction dialect can only say Towards(…)")
-    if photo.width is None or photo.height is None:
-        if geometry.needs_size:
-            raise InvalidRequest(
-                "geometry", geometry, "the size of a photo given by URL is not known here: "
-                "pass Ratios(…) or Towards(…), or what geometry.ratios(width, height) gives"
-            )  # fmt: skip
-        return geometry.ratios(0, 0)
-    return geometry.ratios(photo.width, photo.height)
+    if photo.width is not None and photo.height is not None:
+        return geometry.ratios(photo.width, photo.height)
+    if geometry.needs_size:
+        advice = "pass Ratios(…) or Towards(…), or what geometry.ratios(width, height) gives"
+        raise InvalidRequest(
+            "geometry", geometry, f"the size of a photo at a URL is not known here: {advice}"
+        )
+    return geometry.ratios(0, 0)
 
 
-def _cancelled(job: _Job) -> KlingError:
+def _cancelled(job: Job) -> KlingError:
     if job.leaving:
         return SubmissionUnknown(
             "the client closed while the create was under way; look it up by its external_task_id"

@@ -124,11 +124,11 @@ class Submitter:
 
     async def _find_doubted(self, external_task_id: str, until: float | None) -> Task | None:
         """The task of a create whose fate is unknown, if there is such a create and such a task."""
-        return await self._find(external_task_id, until) if external_task_id in self._doubted else None
+        return await self.find(external_task_id, until) if external_task_id in self._doubted else None
 
     async def _adopt(self, external_task_id: str, error: DuplicateTask, until: float | None) -> Task:
         """The task that the service says is there already."""
-        found = await self._find(external_task_id, until)
+        found = await self.find(external_task_id, until)
         if found is None:
             raise _unknown(external_task_id, error) from None
         return found
@@ -151,7 +151,7 @@ class Submitter:
         finally:
             self._slowest = max(self._slowest, loop.time() - began)
 
-    async def _find(self, external_task_id: str, until: float | None) -> Task | None:
+    async def find(self, external_task_id: str, until: float | None = None) -> Task | None:
         """Look for a task whose create was left unanswered, until it cannot still be on its way.
 
         It may be on its way for as long as the slowest create took so far.

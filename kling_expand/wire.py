@@ -305,6 +305,32 @@ def pack(task: Task) -> str:
     return json.dumps(asdict(task), separators=(",", ":"))
 
 
+def pack_request(request: ExpandRequest, expansion: Ratios | Towards) -> str:
+    """What a request asks for, without its photo, as one line of JSON."""
+    head, tail = encode(request, expansion, request.external_task_id or "")
+    return (head + tail).decode()
+
+
+def unpack_request(line: str, image: str, key: str) -> ExpandRequest:
+    """The request that `pack_request` made a line of, for the photo at *image*."""
+    fields = json.loads(line)
+    expansion: Ratios | Towards
+    if "direction" in fields:
+        expansion = Towards(fields["direction"], fields["expansion_ratio"])
+    else:
+        expansion = Ratios(*(fields[f"{side}_expansion_ratio"] for side in ("up", "down", "left", "right")))
+    return ExpandRequest(
+        image,
+        expansion,
+        fields.get("prompt"),
+        n=fields["n"],
+        watermark="watermark_info" in fields,
+        callback_url=fields.get("callback_url"),
+        external_task_id=fields["external_task_id"] or None,
+        key=key,
+    )
+
+
 def unpack(line: str) -> Task:
     """The task that `pack` made a line of."""
     return _converter.structure(json.loads(line), Task)

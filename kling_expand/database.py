@@ -218,7 +218,9 @@ def _outcome(work: Work, db: Connection) -> Any:
         return work(db)
     except sqlite3.IntegrityError as error:
         return JournalError(f"two jobs cannot have one id ({error})")
-    except sqlite3.DatabaseError:
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError) as error:
+        return JournalError(f"this cannot be stored ({error})")
+    except sqlite3.Error:
         raise
     except Exception as error:  # noqa: BLE001 - it is handed to the one who asked
         return error

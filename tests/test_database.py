@@ -378,6 +378,20 @@ async def test_a_quota(path: Path) -> None:
     assert list(await keep(path)) == [*done, "again"]
 
 
+async def test_trouble_undoes_the_whole_batch(path: Path) -> None:
+    """When the database fails, all of its batch is refused and undone, and the next one begins anew."""
+    async with Journal(path) as journal:
+        before, trouble = await asyncio.gather(
+            write(journal, "a"), journal._do(lambda db: db.execute("nonsense")), return_exceptions=True
+        )
+        assert isinstance(before, JournalError)
+        assert "syntax error" in str(before)
+        assert str(before) == str(trouble)
+        assert await journal.find("a") is None
+        await write(journal, "b")
+    assert await keep(path) == {"b": "intent"}
+
+
 def delete(path: Path) -> None:
     path.unlink()
 

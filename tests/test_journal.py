@@ -252,10 +252,20 @@ async def test_one_bad_write_leaves_the_others_alone(journal: Journal) -> None:
         intend(journal, "b", external_id=lambda _: "a-h-1"),
         intend(journal, "c", external_id=lambda _: 1 / 0),
         intend(journal, "\ud800"),
+        intend(journal, params=object()),
+        intend(journal, params=None),
         intend(journal, "d"),
         return_exceptions=True,
     )
-    assert [Job, JournalError, ZeroDivisionError, UnicodeEncodeError, Job] == [type(one) for one in outcomes]
+    assert [type(one) for one in outcomes] == [
+        Job,
+        JournalError,
+        ZeroDivisionError,
+        UnicodeEncodeError,
+        JournalError,
+        JournalError,
+        Job,
+    ]
     assert "cannot have one id" in str(outcomes[1])
     assert await states(journal) == [("a-h-1", State.INTENT), ("d-h-1", State.INTENT)]
 

@@ -1,0 +1,250 @@
+"""The client without asyncio: every verb, from plain functions, against a real server."""
+
+import asyncio
+import inspect
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+import pytest
+
+import kling_expand
+from kling_expand import ExpandRequest, Padding, Ratios, Status
+from kling_expand.blocking import KlingClient
+from kling_expand.emulator import Emulator
+from kling_expand.errors import ClientClosed, ConfigurationError, ImageError, InvalidRequest, TaskNotFound
+from kling_expand.loopthread import LoopThread
+from kling_expand.pacing import ExponentialPace
+
+PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
+WIDER = Ratios(right=0.5)
+
+
+def emulating(**settings: Any) -> Iterator[Emulator]:
+    """An emulator that serves from a thread of its own."""
+    thread = LoopThread()
+    thread.start()
+    emulator = Emulator(engine="flat", **settings)
+    thread.run(emulator.__aenter__())
+    yield emulator
+    thread.run(emulator.__aexit__(None, None, None))
+    thread.stop()
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """One that is quick."""
+    yield from emulating(queue_seconds=0.02, work_seconds=0.02)
+
+
+@pytest.fixture
+def endless() -> Iterator[Emulator]:
+    """One whose tasks do not end by themselves."""
+    yield from emulating(queue_seconds=0.0, work_seconds=3600.0)
+
+
+def options(emulator: Emulator) -> dict[str, Any]:
+    """Those of a client that looks often."""
+    pace = ExponentialPace(Random(1), first=0.03, longest=0.3)
+    return {"api_key": emulator.api_key, "base_url": emulator.url, "pace": pace}
+
+
+@pytest.fixture
+def kling(emulator: Emulator) -> Iterator[KlingClient]:
+    """A client that is open."""
+    with KlingClient(**options(emulator)) as kling:
+        yield kling
+
+
+def test_a_photo_goes_in_and_its_picture_comes_out(
+    kling: KlingClient, emulator: Emulator, tmp_path: Path
+) -> None:
+    """The main job, in two plain lines, paid once."""
+    result = kling.expand(PHOTOS / "coffee.jpg", WIDER, n=2)
+    paths = result.save(tmp_path)
+    assert [path.name for path in paths] == ["coffee-0.png", "coffee-1.png"]
+    assert all(path.stat().st_size for path in paths)
+    assert emulator.books.images_billed == 2
+    assert result.request is not None
+    assert result.request.n == len(result.images)
+    assert result.task.task_id == result.task_id
+
+
+def test_progress_is_a_for_loop(kling: KlingClient) -> None:
+    """Snapshots come as they are news; the result is there at the end."""
+    future = kling.submit(PHOTOS / "coffee.jpg", WIDER, external_task_id="mine")
+    assert future.external_task_id == "mine"
+    assert future.accepted().task_id == future.task_id
+    statuses = [task.status for task in future]
+    assert statuses[-1] is Status.SUCCEED
+    assert future.done()
+    assert future.finished(within=0)
+    assert future.error is None
+    assert future.result().task == future.task
+
+
+def test_many_are_outcomes(kling: KlingClient, emulator: Emulator, tmp_path: Path) -> None:
+    """Each request has its outcome; a failure is one like any other; results can be saved."""
+    names = ["coffee.jpg", "CREDITS.md", "rocket.jpg"]
+    requests = [ExpandRequest(PHOTOS / name, Padding(left=100)) for name in names]
+    outcomes = list(kling.map(requests, ordered=True))
+    assert [outcome.request for outcome in outcomes] == requests
+    assert [isinstance(outcome.error, ImageError) for outcome in outcomes] == [False, True, False]
+    assert [outcome.result.save(tmp_path)[0].name for outcome in outcomes if outcome.result] == [
+        "coffee-0.png",
+        "rocket-0.png",
+    ]
+    assert emulator.books.images_billed == 2
+
+
+def test_requests_may_wait_for_the_client(kling: KlingClient) -> None:
+    """The source of a `map` may use the same client while it is read."""
+
+    def chain() -> Iterator[ExpandRequest]:
+        for number in range(2):
+            yield ExpandRequest(PHOTOS / "coffee.jpg", WIDER, key=f"{number}-{len(kling.list())}")
+
+    keys = [outcome.request.key for outcome in kling.map(chain(), look_ahead=1)]
+    assert keys == ["0-0", "1-1"]
+
+
+def test_leaving_a_map_takes_back_what_was_not_sent(endless: Emulator) -> None:
+    """Whoever breaks off pays for what was sent and for nothing else; the client is as good as before."""
+    with KlingClient(**options(endless), max_in_flight=1) as kling:
+        bad = ExpandRequest(PHOTOS / "CREDITS.md", WIDER)
+        good = ExpandRequest(PHOTOS / "coffee.jpg", WIDER)
+        for outcome in kling.map([bad, good, good, good]):
+            assert outcome.error is not None
+            break
+        assert len(endless.books.tasks) <= 1
+        assert len(kling.list()) == len(endless.books.tasks)
+
+
+def test_tasks_are_found_again(kling: KlingClient) -> None:
+    """By either id, in lists, and as a future."""
+    task = kling.create(PHOTOS / "coffee.jpg", WIDER, external_task_id="order-7")
+    result = kling.attach("order-7").result()
+    assert result.task_id == task.task_id == kling.get(task.task_id).task_id
+    assert [each.task_id for each in kling.tasks()] == [each.task_id for each in kling.list()]
+    with pytest.raises(TaskNotFound):
+        kling.get("nobody's")
+
+
+def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> None:
+    """A script that ended too early goes on where it was, and pays nothing twice."""
+    journal = tmp_path / "run.db"
+    with KlingClient(**options(emulator), journal=journal) as kling:
+        kling.create(PHOTOS / "coffee.jpg", WIDER, key="coffee")
+    with KlingClient(**options(emulator), journal=journal) as kling:
+        (path,) = [path for future in kling.resume() for path in future.result().save(tmp_path)]
+    assert path.name == "coffee-0.png"
+    assert emulator.books.images_billed == 1
+
+
+def test_a_callback_is_a_doorbell_here_too(kling: KlingClient) -> None:
+    """A program with a web server of its own hands its callbacks over from any thread."""
+    call = kling.receive({}, b'{"task_id":"1","task_status":"succeed"}')
+    assert call.doorbell
+
+
+def test_threads_share_one_client(kling: KlingClient, emulator: Emulator) -> None:
+    """Many threads may expand at once; each gets its own picture."""
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: kling.expand(PHOTOS / "chelsea.jpg", WIDER), range(8)))
+    assert len({result.task_id for result in results}) == 8
+    assert emulator.books.images_billed == 8
+
+
+async def test_it_works_beside_a_running_loop(emulator: Emulator) -> None:
+    """A notebook has a loop of its own, and the verbs work in it all the same."""
+    kling = KlingClient(**options(emulator)).open()
+    assert kling.list() == ()
+    assert asyncio.get_running_loop().is_running()
+    kling.close()
+
+
+def test_closing_says_what_goes_on(endless: Emulator) -> None:
+    """The ids of the tasks that still run are handed out, for another process to attach."""
+    kling = KlingClient(**options(endless)).open()
+    task = kling.create(PHOTOS / "coffee.jpg", WIDER)
+    (running,) = kling.close()
+    assert running.task_id == task.task_id
+    assert isinstance(running.error, ClientClosed)
+    assert kling.close() == ()
+
+
+def test_what_is_not_open_says_so(emulator: Emulator) -> None:
+    """Before `with` and after it no verb waits for ever."""
+    kling = KlingClient(**options(emulator))
+    with pytest.raises(ClientClosed):
+        kling.list()
+    with kling:
+        assert kling.list() == ()
+    with pytest.raises(ClientClosed):
+        kling.submit(PHOTOS / "coffee.jpg", WIDER)
+
+
+def test_what_is_wrong_is_raised_where_it_is_said(emulator: Emulator) -> None:
+    """Bad options and bad requests are errors of their own line."""
+    with pytest.raises(ConfigurationError, match="secret key is missing"):
+        KlingClient(access_key="half of a pair")
+    with KlingClient(**options(emulator)) as kling, pytest.raises(InvalidRequest):
+        kling.submit(PHOTOS / "coffee.jpg")
+
+
+def test_a_client_that_cannot_open_leaves_no_thread(emulator: Emulator) -> None:
+    """What fails while it opens ends what had begun."""
+
+    def ours() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "kling-expand"]
+
+    async def closed() -> aiohttp.ClientSession:
+        async with aiohttp.ClientSession() as http:
+            return http
+
+    before = ours()
+    with pytest.raises(ClientClosed):
+        KlingClient(**options(emulator), http=asyncio.run(closed())).open()
+    assert ours() == before
+
+
+def test_opening_again_changes_nothing(kling: KlingClient) -> None:
+    """A notebook's cell may be run twice."""
+    assert kling.open() is kling
+    assert kling.list() == ()
+
+
+def test_a_program_that_forgets_to_close_ends_well(emulator: Emulator) -> None:
+    """Without `with`, and without `close`, it ends at once and without a complaint."""
+    program = f"""
+from kling_expand.blocking import KlingClient
+kling = KlingClient(api_key={emulator.api_key!r}, base_url={emulator.url!r}).open()
+print(kling.list())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("()\n", "", 0)
+
+
+def test_the_verbs_are_the_same() -> None:
+    """Whatever the asynchronous client can be asked, this one can be asked with the same words."""
+
+    def verbs(kind: type) -> dict[str, Any]:
+        return {name: value for name, value in inspect.getmembers(kind, callable) if name[0] != "_"}
+
+    ours, theirs = verbs(KlingClient), verbs(kling_expand.KlingClient)
+    assert set(theirs) - set(ours) == {"aclose"}
+    assert set(ours) - set(theirs) == {"open", "close"}
+    for name in set(ours) & set(theirs):
+        assert inspect.signature(ours[name]) == inspect.signature(theirs[name]), name

@@ -1,0 +1,167 @@
+"""An event loop beside a program that has none: handed work, interrupted, stopped."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from kling_expand.errors import ClientClosed
+from kling_expand.loopthread import LoopThread, pull
+
+
+@pytest.fixture
+def thread() -> Iterator[LoopThread]:
+    """A thread that runs."""
+    thread = LoopThread()
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+async def counting(closed: list[int], last: int = 3) -> AsyncGenerator[int, None]:
+    """From one on; says where it was left."""
+    number = 0
+    try:
+        while number < last:
+            number += 1
+            yield number
+            await asyncio.sleep(0)
+    finally:
+        closed.append(number)
+
+
+async def interrupt(ended: threading.Event, begun: threading.Event | None = None) -> None:
+    """Press Ctrl-C, as it were, and never come to an end."""
+    main = threading.main_thread().ident
+    assert main is not None
+    try:
+        if begun is None:
+            signal.pthread_kill(main, signal.SIGINT)
+        else:
+            begun.set()
+        await asyncio.Event().wait()
+    finally:
+        ended.set()
+
+
+def test_work_runs_elsewhere_and_comes_back(thread: LoopThread) -> None:
+    """Values and errors arrive where the work was handed over."""
+
+    async def where() -> int:
+        return threading.get_ident()
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    assert thread.run(where()) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        thread.run(fail())
+
+
+def test_starting_twice_is_starting_once(thread: LoopThread) -> None:
+    """There is one loop, however often it is started."""
+
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    first = thread.run(loop())
+    assert not thread.start()
+    assert thread.run(loop()) is first
+
+
+def test_whoever_is_interrupted_cancels_the_work(thread: LoopThread) -> None:
+    """After Ctrl-C nothing goes on behind one's back."""
+    ended = threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        thread.run(interrupt(ended))
+    assert ended.wait(10)
+
+
+def test_an_interrupted_iteration_is_closed(thread: LoopThread) -> None:
+    """After Ctrl-C in a loop its source has had its end, and only then the loop is left."""
+    ended = threading.Event()
+
+    async def source() -> AsyncGenerator[int, None]:
+        try:
+            await interrupt(threading.Event())
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        next(thread.iterate(source()))
+    assert ended.is_set()
+
+
+def test_stopping_ends_what_others_wait_for() -> None:
+    """Who waits in another thread is told, and what he waited for has ended."""
+    thread, ended, begun = LoopThread(), threading.Event(), threading.Event()
+    thread.start()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lambda: thread.run(interrupt(ended, begun)))
+        assert begun.wait(10)
+        thread.stop()
+        with pytest.raises(ClientClosed, match="another thread"):
+            waiting.result(10)
+    assert ended.is_set()
+
+
+def test_what_is_not_running_says_so() -> None:
+    """Before the start, after the end and from within, work is refused and not left waiting."""
+    thread = LoopThread()
+    thread.stop()
+    with pytest.raises(ClientClosed):
+        thread.run(asyncio.sleep(0))
+    thread.start()
+
+    async def within() -> None:
+        thread.run(asyncio.sleep(0))
+
+    with pytest.raises(ClientClosed):
+        thread.run(within())
+    thread.stop()
+    with pytest.raises(ClientClosed):
+        thread.run(asyncio.sleep(0))
+
+
+def test_items_come_one_by_one(thread: LoopThread) -> None:
+    """All of them in order, and the source is closed at its end."""
+    closed: list[int] = []
+    assert list(thread.iterate(counting(closed))) == [1, 2, 3]
+    assert closed == [3]
+
+
+def test_leaving_early_closes_the_source(thread: LoopThread) -> None:
+    """A `break` reaches the source before the next statement runs."""
+    closed: list[int] = []
+    for number in thread.iterate(counting(closed)):
+        assert number == 1
+        break
+    assert closed == [1]
+
+
+def test_an_iteration_may_outlive_the_loop() -> None:
+    """Left behind when the loop stops, it ends with the loop and disturbs nobody afterwards."""
+    closed: list[int] = []
+    thread = LoopThread()
+    thread.start()
+    left = thread.iterate(counting(closed))
+    assert next(left) == 1
+    thread.stop()
+    assert closed == [1]
+    with pytest.raises(ClientClosed):
+        next(left)
+
+
+def test_items_are_pulled_outside_the_loop(thread: LoopThread) -> None:
+    """An iterable may itself wait for the loop's work."""
+
+    def items() -> Iterator[int]:
+        for number in range(3):
+            yield thread.run(asyncio.sleep(0, number))
+
+    assert list(thread.iterate(pull(items()))) == [0, 1, 2]

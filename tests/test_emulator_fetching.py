@@ -9,7 +9,7 @@ from aiohttp import web
 from raw_client import EDITING, Caller, calling, order, png
 
 from kling_expand.emulator.fetching import FetchError, Guard, fetch, is_public
-from kling_expand.emulator.rules import IMAGE_BYTES
+from kling_expand.emulator.uploads import IMAGE_BYTES
 
 
 async def picture(_: web.Request) -> web.Response:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from raw_client import DIRECTION, EDITING, calling, order, png
 
-from kling_expand.emulator import rules
+from kling_expand.emulator import fields, rules, uploads
 from kling_expand.emulator.codes import Refusal
 
 JSON = st.recursive(
@@ -24,10 +24,10 @@ FIELDS = [*order(), "prompt", "n", "watermark_info", "callback_url", "external_t
 def refusal(dialect: str, body: Any) -> tuple[int, str]:
     """(code, message) that the body gets, (0, "") if none."""
     try:
-        parsed = rules.parse(json.dumps(body).encode())
+        parsed = fields.parse(json.dumps(body).encode())
         made = rules.DIALECTS[dialect](parsed)
-        if not rules.is_url(made.image):
-            rules.decode(made.image)
+        if not fields.is_url(made.image):
+            uploads.decode(made.image)
     except Refusal as refused:
         return refused.code, refused.message
     return 0, ""
@@ -126,9 +126,9 @@ def test_what_is_forbidden_is_named(changes: dict[str, Any], message: str) -> No
 
 def test_a_file_of_more_than_10_mb_is_refused() -> None:
     """Counted in bytes of the file, not of its Base64."""
-    rules.check_image(png() + bytes(10 * 1024 * 1024 - len(png())))
+    uploads.check_image(png() + bytes(10 * 1024 * 1024 - len(png())))
     with pytest.raises(Refusal, match="10MB"):
-        rules.check_image(png() + bytes(10 * 1024 * 1024))
+        uploads.check_image(png() + bytes(10 * 1024 * 1024))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_file_of_more_than_10_mb_is_refused() -> None:
 def test_what_is_no_object_is_1200(raw: bytes) -> None:
     """Also what Python would take for JSON and the standard does not."""
     with pytest.raises(Refusal) as caught:
-        rules.parse(raw)
+        fields.parse(raw)
     assert caught.value.code == 1200
 
 
@@ -204,7 +204,7 @@ def test_any_object_is_accepted_or_refused(dialect: str, changes: dict[str, Any]
 def test_any_bytes_are_an_object_or_1200(raw: bytes) -> None:
     """A body never escapes as an error of Python's."""
     try:
-        outcome = rules.parse(raw)
+        outcome = fields.parse(raw)
     except Refusal as refused:
         outcome = {"refused": refused.code}
     assert isinstance(outcome, dict)

@@ -1,17 +1,22 @@
 """Does the emulator speak the documented wire? Raw aiohttp on one side, literal JSON on both."""
 
+import asyncio
 import base64
 import io
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import jwt
 import pytest
 from PIL import Image
-from raw_client import EDITING, calling, order
+from raw_client import EDITING, Caller, calling, order
 
+import kling_expand.emulator
 from kling_expand.emulator import Emulator
+from kling_expand.emulator.faults import Fault
 
 PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "coffee.jpg"
 
@@ -159,3 +164,77 @@ async def test_unknown_places_and_verbs_are_told_in_an_envelope() -> None:
             status, body = await call(method, path)
             assert (404, code) == (status, body["code"])
             assert {"code", "message", "request_id"} == set(body)
+
+
+async def test_nobody_is_there_for_a_while() -> None:
+    """Connections are refused and open ones cut; afterwards the same address serves the same tasks."""
+    async with calling() as call:
+        task_id = await call.create()
+        async with call.emulator.unreachable():
+            for _ in range(2):
+                with pytest.raises(aiohttp.ClientError):
+                    await call.task(task_id)
+        assert (await call.task(task_id))["task_id"] == task_id
+
+
+async def test_a_call_under_way_is_answered_before_the_end() -> None:
+    """Leaving the block waits a moment for those who were already served."""
+    async with aiohttp.ClientSession() as session:
+        async with Emulator(engine="flat") as emulator:
+            call = Caller(emulator, session)
+            emulator.faults.script("create", Fault("slow_headers", seconds=0.05))
+            under_way = asyncio.ensure_future(call.create())
+            while not emulator.books.tasks:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+        assert len(await under_way) == 18
+
+
+async def test_before_the_start_there_is_nothing() -> None:
+    """Books, faults and the rest are had from a running emulator only, and it says so."""
+    emulator = Emulator()
+    with pytest.raises(RuntimeError, match="async with"):
+        emulator.advance(1)
+    with pytest.raises(RuntimeError, match="async with"):
+        async with emulator.unreachable():
+            raise AssertionError("it was reachable")
+
+
+async def test_an_unknown_engine_stops_the_start() -> None:
+    """Not the first picture."""
+    with pytest.raises(ValueError, match="no engine is called 'oils'"):
+        async with Emulator(engine="oils"):
+            raise AssertionError("it started")
+
+
+async def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence that says what to install."""
+    for module in [name for name in sys.modules if name.startswith("kling_expand.emulator.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(RuntimeError, match=r"needs numpy to paint: pip install 'kling-expand\[emulator\]'"):
+        async with Emulator():
+            raise AssertionError("it started")
+
+
+async def test_half_a_body_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """A caller who hangs up in the middle, or sends broken chunks, leaves no trace but a count."""
+    async with calling() as call:
+        host, port = call.emulator.url.removeprefix("http://").split(":")
+        head = f"POST {EDITING} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {call.emulator.api_key}\r\n"
+        for rest in ("Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\nzz\r\n"):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write((head + rest).encode())
+            await writer.drain()
+            while call.emulator.books.requests["create"] == 0 and "Length" in rest:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            writer.close()
+            await writer.wait_closed()
+        assert (await call("GET", EDITING))[0] == 200
+        assert call.emulator.books.tasks == {}
+    assert "the emulator failed" not in caplog.text
+
+
+async def test_the_package_has_no_other_names() -> None:
+    """A misspelt import is told as usual."""
+    with pytest.raises(AttributeError, match="Emulatr"):
+        kling_expand.emulator.Emulatr  # noqa: B018

@@ -56,7 +56,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
                 parts.append(part)
             elif size > 4 * limit:
                 break
-    except (ValueError, web.RequestPayloadError):
+    except (OSError, web.RequestPayloadError):  # hung up, or broken chunks
         raise Refusal(1200, "Invalid request parameters: the body cannot be read") from None
     if size > limit:
         raise Refusal(1200, f"Invalid request parameters: the body is longer than {limit} bytes")

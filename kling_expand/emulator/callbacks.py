@@ -58,7 +58,7 @@ class Callbacks:
         task = self._service.books.tasks.get(task.task_id, task)
         if task.status_at(task.starts) == "processing":
             yield self._message(task, task.starts)
-        task = await self._service.prepared(task)
+        task = await self._service.studio.prepared(task)
         ended = task.due if task.ended is None else task.ended
         await clock.until(ended)
         yield self._message(task, ended)

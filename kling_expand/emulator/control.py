@@ -18,7 +18,7 @@ from attrs import asdict, frozen
 from kling_expand.emulator import faults
 from kling_expand.emulator.answers import Answers, read_body
 from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.rules import parse
+from kling_expand.emulator.fields import parse
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.settings import change, options
 from kling_expand.emulator.tasks import Task

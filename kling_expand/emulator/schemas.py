@@ -3,7 +3,8 @@
 from typing import Any
 
 from kling_expand.emulator.codes import CODES
-from kling_expand.emulator.rules import DIRECTION, MOST_IMAGES, PROMPT_LENGTH, SIDES, URL
+from kling_expand.emulator.fields import URL
+from kling_expand.emulator.rules import DIRECTION, MOST_IMAGES, PROMPT_LENGTH, SIDES
 
 Schema = dict[str, Any]
 

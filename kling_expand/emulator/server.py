@@ -2,6 +2,8 @@
 
 import logging
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Self
 
@@ -23,6 +25,7 @@ from kling_expand.emulator.service import Service
 from kling_expand.emulator.settings import Settings
 
 _log = logging.getLogger(__name__)
+_NOT_STARTED = "the emulator has not been started: use `async with`"
 
 
 @define(kw_only=True, eq=False)
@@ -32,11 +35,12 @@ class Emulator(Settings):
     url: str = field(default="", init=False)
     _service: Service | None = field(default=None, init=False, repr=False)
     _runner: web.AppRunner | None = field(default=None, init=False, repr=False)
+    _site: web.TCPSite | None = field(default=None, init=False, repr=False)
     _callbacks: Callbacks | None = field(default=None, init=False, repr=False)
     _background: Background = field(factory=Background, init=False, repr=False)
 
     async def __aenter__(self) -> Self:
-        _require_pictures()
+        _require_engine(self.engine)
         if self.webhook_secret:
             signing.key(self.webhook_secret)
         try:
@@ -60,10 +64,28 @@ class Emulator(Settings):
             auto_decompress=False,  # the service reads plain bodies; a broken one would cost the connection
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, self.port).start()
+        await self._listen(self._runner, self.port)
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.url = f"http://{host}:{self._runner.addresses[0][1]}"
         service.start(self.url)
+
+    async def _listen(self, runner: web.AppRunner, port: int) -> None:
+        self._site = web.TCPSite(runner, self.host, port, reuse_address=True)
+        await self._site.start()
+
+    @asynccontextmanager
+    async def unreachable(self) -> AsyncIterator[None]:
+        """Meanwhile connections are refused and open ones are cut; tasks go on."""
+        if self._runner is None or self._site is None or self._runner.server is None:
+            raise RuntimeError(_NOT_STARTED)
+        port = self._runner.addresses[0][1]
+        await self._site.stop()
+        for connection in self._runner.server.connections:
+            connection.force_close()
+        try:
+            yield
+        finally:
+            await self._listen(self._runner, port)
 
     async def _stop(self) -> None:
         if self._runner:
@@ -78,7 +100,7 @@ class Emulator(Settings):
     def service(self) -> Service:
         """What is behind the routes; raises RuntimeError before the start."""
         if self._service is None:
-            raise RuntimeError("the emulator has not been started: use `async with`")
+            raise RuntimeError(_NOT_STARTED)
         return self._service
 
     @property
@@ -92,8 +114,8 @@ class Emulator(Settings):
         self.service.advance(seconds)
 
     async def painted(self) -> None:
-        """Return when nothing is being painted: from then on the clock alone decides."""
-        await self.service.painted()
+        """Return when nothing is being fetched or painted: from then on the clock alone decides."""
+        await self.service.studio.finished()
 
     @property
     def faults(self) -> Faults:
@@ -143,10 +165,11 @@ def _envelopes(answers: Answers) -> Middleware:
     return middleware
 
 
-def _require_pictures() -> None:
+def _require_engine(name: str) -> None:
+    """Raise RuntimeError for missing libraries and UnknownEngine for a wrong name, before any picture."""
     try:
-        import numpy as np  # noqa: F401
-        import PIL  # noqa: F401
+        from kling_expand.emulator.engines import find
     except ImportError as missing:
         message = f"the emulator needs {missing.name} to paint: pip install 'kling-expand[emulator]'"
         raise RuntimeError(message) from None
+    find(name)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
-from attrs import evolve
 from yarl import URL
 
 from kling_expand.emulator import lists, rules, triggers
@@ -20,14 +19,15 @@ from kling_expand.emulator.books import Books
 from kling_expand.emulator.clock import Clock
 from kling_expand.emulator.codes import Refusal
 from kling_expand.emulator.faults import Faults
-from kling_expand.emulator.fetching import FetchError, check_host, fetch
-from kling_expand.emulator.headers import PictureError
+from kling_expand.emulator.fetching import FetchError, check_host
+from kling_expand.emulator.fields import is_url, parse
 from kling_expand.emulator.limits import RateLimit
-from kling_expand.emulator.painting import LAZY, Key, Painter
+from kling_expand.emulator.painting import LAZY
 from kling_expand.emulator.settings import Settings
 from kling_expand.emulator.store import Store
+from kling_expand.emulator.studio import Studio
 from kling_expand.emulator.tasks import Task
-from kling_expand.emulator.worker import Painted, WorkerLost
+from kling_expand.emulator.uploads import decode
 
 LARGE = 1_000_000  # bytes of a body beyond which reading it would hold up the loop
 
@@ -45,8 +45,7 @@ class Service:
         self.faults = Faults(random.Random(settings.seed))
         self.rate = RateLimit(settings)
         self.on_task: list[Callable[[Task], None]] = []  # told of each task made, or found unfinished
-        self._painter = Painter(workers=settings.workers)
-        self._preparing: dict[str, asyncio.Task[None]] = {}
+        self.studio = Studio(settings, self.store, self.clock, self.books)
 
     def start(self, origin: str) -> None:
         """Take up the tasks of the state file; `origin` is where pictures are found."""
@@ -125,89 +124,38 @@ class Service:
 
     def _take_up(self, task: Task) -> None:
         if task.ready is None:
-            preparing = asyncio.ensure_future(self._prepare(task))
-            self._preparing[task.task_id] = preparing
-            preparing.add_done_callback(lambda _: self._preparing.pop(task.task_id))
+            self.studio.take(task)
         for listener in self.on_task:
             listener(task)
 
-    async def _prepare(self, task: Task) -> None:
-        """Paint, and enter how it went; whoever asks afterwards waits until that is on the disk."""
-        failure = ""
-        try:
-            if not task.digest:
-                task = await self._fetch(task)
-            if task.engine != LAZY:
-                await asyncio.gather(*(self._paint(task, index) for index in range(task.n)))
-        except PictureError as error:
-            failure = f"{rules.BAD_PIXELS}: {error}"
-        except WorkerLost:
-            failure = "Server internal error"
-        except FetchError as error:
-            failure = f"Failed to fetch the image: {error}"
-        except Refusal as refusal:
-            failure = refusal.message
-        done = task.painted(self.clock.now(), failure)
-        self.store.put_task(done)
-        self.books.update(done)
-
-    async def _fetch(self, task: Task) -> Task:
-        """The task once its image is here."""
-        settings = self.settings
-        image = await fetch(
-            task.image_url, seconds=settings.fetch_seconds, allow_private=settings.allow_private
-        )
-        rules.check_image(image)
-        digest = hashlib.sha256(image).hexdigest()
-        self.store.put_image(digest, image)
-        return evolve(task, digest=digest)
-
-    async def _paint(self, task: Task, index: int) -> Painted:
-        key = Key(task.digest, task.ratios, task.seed + index, task.engine, task.watermark)
-        return await self._painter.paint(key, partial(self.store.image, task.digest))
-
     async def query(self, dialect: str, name: str) -> Task:
         """One task by either of its ids."""
-        await self._settle()
+        self.books.settle(self.clock.now())
         task = self.books.find(name, dialect)
+        await self.store.flush()  # nothing may be told that a crash could still undo
         if task is None:
             raise Refusal(1201, f"Task not found by id/external id: {name}")
         return task
 
     async def list(self, dialect: str, page: lists.Page) -> list[Task]:
         """One page of tasks, newest first unless the settings say otherwise."""
-        await self._settle()
-        found = lists.arrange(self.books.newest(dialect), self.settings, self.clock.now(), self.chance)
-        return list(islice(found, page.span.start, page.span.stop))
+        now = self.clock.now()
+        self.books.settle(now)
+        tasks = lists.arrange(self.books.newest(dialect), self.settings, now, self.chance)
+        found = list(islice(tasks, page.span.start, page.span.stop))
+        await self.store.flush()
+        return found
 
     async def picture(self, task_id: str, index: int, *, watermark: bool) -> tuple[bytes, str] | None:
         """PNG bytes and their engine's name; None where there is no such picture, not yet or no longer."""
-        await self._settle()
+        now = self.clock.now()
+        self.books.settle(now)
         task = self.books.tasks.get(task_id)
-        if task is None or index >= task.n or task.status_at(self.clock.now()) != "succeed":
-            return None
-        try:
-            picture, marked = await self._paint(task, index)
-        except PictureError:  # found out late, by an engine that paints on demand
-            return None
-        data = marked if watermark else picture
-        return (data, task.engine) if data else None
-
-    async def _settle(self) -> None:
-        """Bring the books up to now, and let nothing be told that a crash could still undo."""
-        self.books.settle(self.clock.now())
         await self.store.flush()
-
-    async def prepared(self, task: Task) -> Task:
-        """The task once its end is known."""
-        if task.task_id in self._preparing:
-            await asyncio.wait([self._preparing[task.task_id]])
-        return self.books.tasks.get(task.task_id, task)
-
-    async def painted(self) -> None:
-        """Return when nothing is being painted: from then on the clock alone decides."""
-        while self._preparing:
-            await asyncio.wait(self._preparing.values())
+        if task is None or index >= task.n or task.status_at(now) != "succeed":
+            return None
+        data = await self.studio.picture(task, index, watermark=watermark)
+        return (data, task.engine) if data else None
 
     def advance(self, seconds: float) -> None:
         """Move the clock forwards, also for those who come after a restart."""
@@ -216,12 +164,10 @@ class Service:
 
     async def aclose(self) -> None:
         """Stop painting, write what waits."""
-        for preparing in self._preparing.values():
-            preparing.cancel()
-        await self._painter.aclose()
+        await self.studio.aclose()
         await self.store.aclose()
 
 
 def _read(dialect: str, raw: bytes) -> tuple[rules.Order, bytes]:
-    order = rules.DIALECTS[dialect](rules.parse(raw))
-    return order, b"" if rules.is_url(order.image) else rules.decode(order.image)
+    order = rules.DIALECTS[dialect](parse(raw))
+    return order, b"" if is_url(order.image) else decode(order.image)

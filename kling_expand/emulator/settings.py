@@ -33,7 +33,9 @@ class Settings:
     work_seconds: float = _option(2.0, "from processing to the end, at least as long as painting takes")
     jitter: float = _option(0.0, "sigma of a log-normal factor on both")
     seed: int = _option(0, "of jitter, faults and painted pictures", fixed=True)
-    engine: str = _option("patchmatch", "what paints: patchmatch, or flat for load tests")
+    engine: str = _option(
+        "patchmatch", "what paints: patchmatch, migan:PATH, or flat for load tests", fixed=True
+    )
     workers: int = _option(2, "pictures painted at once", fixed=True)
 
     slots: int = _option(9, "images in flight at once, the sum of n: more is 429/1303")

@@ -4,6 +4,7 @@ import hmac
 import math
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import jwt
@@ -30,6 +31,7 @@ def check(authorization: str | None, *, access_key: str, secret_key: str, api_ke
     _check_claims(_claims(token, secret_key), access_key, now)
 
 
+@lru_cache(maxsize=64)  # a client shows the same token for half an hour
 def _claims(token: str, secret_key: str) -> Mapping[str, Any]:
     dots = token.count(".")
     if dots != 2:

@@ -67,6 +67,18 @@ async def test_cut_json_is_no_json_and_slow_json_is_whole() -> None:
         assert json.loads((await create(call))[2])["code"] == 0
 
 
+async def test_a_spoilt_refusal_is_a_refusal_still() -> None:
+    """What would have been refused without the fault has no effect with it."""
+    async with calling() as call:
+        call.emulator.faults.script("create", Fault("slow_headers", seconds=0), "html_after")
+        async with call.session.post(call.emulator.url + EDITING, json=order()) as answer:
+            assert (answer.status, (await answer.json())["code"]) == (401, 1001)
+        async with call.session.post(call.emulator.url + EDITING, json=order()) as answer:
+            assert (answer.status, answer.content_type) == (200, "text/html")
+        assert call.emulator.books.refusals == {1001: 2}
+        assert call.emulator.books.tasks == {}
+
+
 async def test_a_late_create_takes_effect_after_the_reset() -> None:
     """For a while nobody finds the task, then it is there."""
     async with calling() as call:

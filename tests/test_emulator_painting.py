@@ -100,6 +100,16 @@ async def test_a_killed_process_is_replaced() -> None:
         assert len(painter._workers) == 2
 
 
+async def test_a_painter_that_cannot_be_had_fails_the_task() -> None:
+    """When the processes die again and again, the task ends; it does not hang."""
+    async with calling(engine="patchmatch", queue_seconds=0, work_seconds=0) as call:
+        call.emulator.service.studio._painter._closing = True
+        task_id = await call.create()
+        await call.emulator.painted()
+        task = await call.task(task_id)
+        assert (task["task_status"], task["task_status_msg"]) == ("failed", "Server internal error")
+
+
 async def test_closing_stops_what_is_being_painted() -> None:
     """At once, however long it would have taken."""
     painter = Painter()

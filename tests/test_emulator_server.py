@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import aiohttp
 import jwt
 import pytest
 from PIL import Image
-from raw_client import EDITING, Caller, calling, order
+from raw_client import EDITING, Caller, calling, order, png
 
 import kling_expand.emulator
 from kling_expand.emulator import Emulator
@@ -238,3 +239,23 @@ async def test_the_package_has_no_other_names() -> None:
     """A misspelt import is told as usual."""
     with pytest.raises(AttributeError, match="Emulatr"):
         kling_expand.emulator.Emulatr  # noqa: B018
+
+
+async def test_a_large_picture_is_read_beside_the_loop() -> None:
+    """A body of some megabytes makes a task like any other, and a broken one is refused like any other."""
+    async with calling() as call:
+        for image, code in (
+            (base64.b64encode(png() + bytes(3_000_000)).decode(), 0),
+            ("!" * 3_000_000, 1201),
+        ):
+            body = io.BytesIO(json.dumps(order(image=image)).encode())
+            assert (await call("POST", EDITING, data=body))[1]["code"] == code
+        assert len(call.emulator.books.tasks) == 1
+
+
+async def test_a_state_that_cannot_be_written_is_5000(tmp_path: Path) -> None:
+    """Whoever asks is told that something is wrong here, not that there is a task."""
+    async with calling(state=str(tmp_path / "state.db")) as call:
+        call.emulator.service.store._database.execute("DROP TABLE tasks")
+        status, body = await call("POST", EDITING, json=order())
+        assert (status, body["code"], set(body)) == (500, 5000, {"code", "message", "request_id"})

@@ -198,15 +198,15 @@ class Session:
         """Repeat *call* while it raises what is `retryable`, within `retry_budget` and *until*."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._settings.retry_budget
-        for pause in retry_waits(self._rng):
+        waits = retry_waits(self._rng)
+        while True:
             try:
                 return await call()
             except KlingError as error:
-                wait = getattr(error, "retry_after", None) or pause
+                wait = getattr(error, "retry_after", None) or next(waits)
                 if not error.retryable or loop.time() + wait > give_up:
                     raise
             await _sleep(wait, until)
-        raise AssertionError("the waits never end")
 
     async def _exchange(
         self,

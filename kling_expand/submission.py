@@ -86,7 +86,9 @@ class Submitter:
         give_up = loop.time() + self._budget
         if found := await self._find_doubted(external_task_id, until):
             return found
-        for pause in retry_waits(self._rng):
+        waits = retry_waits(self._rng)
+        while True:
+            pause = next(waits)
             try:
                 await announce()
                 return await self._post(body, until)
@@ -107,7 +109,6 @@ class Submitter:
             if loop.time() + pause > (give_up if until is None else min(give_up, until)):
                 raise self._given_up(external_task_id, failure)
             await asyncio.sleep(pause)
-        raise _never()
 
     def doubt(self, external_task_id: str) -> None:
         """Say that a create may have left for this id before: it is looked up before another does."""
@@ -158,17 +159,19 @@ class Submitter:
         """
         loop = asyncio.get_running_loop()
         settled = loop.time() + self._slowest
-        for pause in retry_waits(self._rng):
+        waits = retry_waits(self._rng)
+        while True:
+            asked = loop.time()  # a slow answer may tell of a moment before the task appeared
             try:
                 found = await self.look_up(external_task_id, until)
             except KlingError as error:
                 raise _unknown(external_task_id, error) from error
-            if found is not None or loop.time() >= settled:
+            if found is not None or asked >= settled:
                 return found
+            pause = next(waits)
             if until is not None and loop.time() + pause > until:
                 raise _unknown(external_task_id, DeadlineExceeded("time is up"))
             await asyncio.sleep(pause)
-        raise _never()
 
 
 def _unknown(external_task_id: str, error: KlingError) -> SubmissionUnknown:
@@ -177,7 +180,3 @@ def _unknown(external_task_id: str, error: KlingError) -> SubmissionUnknown:
         "before submitting the job again",
         external_task_id=external_task_id,
     )
-
-
-def _never() -> AssertionError:
-    return AssertionError("the waits never end")

@@ -4,3 +4,5 @@ from hypothesis import settings
 
 settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("house")
+
+pytest_plugins = ["kling_expand.testing"]

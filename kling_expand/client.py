@@ -29,7 +29,7 @@ from .ledger import Known, Ledger
 from .models import Dialect, ExpandRequest, ImageSource, Task
 from .pacing import LearnedPace, Pace
 from .polling import Poller
-from .scheduler import Bulk, Outcome, Requests, Slots
+from .scheduler import Bulk, Lane, Outcome, Requests, Slots
 from .session import Session
 from .submission import Submitter
 from .webhooks import Call, Webhooks
@@ -53,7 +53,8 @@ class KlingClient:
     `deadline` (seconds) is the default bound of each job, from its submission to the end of its
     download. `budget` (units, 8 a picture) is the most this client may spend. `run` names the run that
     the `key` of a request counts in. `journal` is a file in which every job is written down before it
-    is sent: after a crash the same jobs go on where they were. `pace` says when tasks are looked at.
+    is sent: after a crash the same jobs go on where they were. `pace` says when tasks are looked at,
+    and `slots` may be shared with other clients of the account in this event loop.
     `webhook_secret` is the console's, or several while one replaces another. Further *options* are the
     fields of `Settings`.
 
@@ -74,6 +75,7 @@ class KlingClient:
         webhook_secret: str | Sequence[str] | None = None,
         http: aiohttp.ClientSession | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,
+        slots: Slots | None = None,
         pace: Pace | None = None,
         rng: Random | None = None,
         clock: Callable[[], float] = time.time,
@@ -87,7 +89,8 @@ class KlingClient:
         settings, rng = self.settings, self._rng
         self._session = Session(settings, self._auth, http=http, trace_configs=trace_configs, rng=rng)
         self._submitter = Submitter(self._session, settings.dialect, rng=rng, budget=settings.retry_budget)
-        self._slots = Slots(settings.max_in_flight)
+        self._slots = slots or Slots(settings.max_in_flight)
+        self._lane = Lane()
         pace = pace or LearnedPace(rng)
         self._poller = Poller(_Reads(self._session, settings.dialect), pace, budget=settings.poll_budget)
         self._journal: Journal | None = None  # one that is ours to open and close
@@ -176,9 +179,7 @@ class KlingClient:
         """
         self._require_open()
         request = _request(image, geometry, fields)
-        until = _until(self._deadline if deadline is None else deadline)
-        any_id = request.external_task_id or f"kx-{uuid4().hex}"
-        return self._start(any_id, request, until, priority=priority)
+        return self._submit(request, deadline, priority, self._lane)
 
     async def map(
         self,
@@ -197,8 +198,9 @@ class KlingClient:
         other; after *stop_after* of them nothing more is submitted. *deadline* counts for each job.
         """
         self._require_open()
+        lane = Lane()  # it takes turns with other calls
         bulk = Bulk(
-            partial(self.submit, deadline=deadline, priority=priority),
+            lambda request: self._submit(request, deadline, priority, lane),
             self._jobs.withdraw,
             look_ahead=look_ahead or 2 * self.settings.max_in_flight,
             ordered=ordered,
@@ -284,12 +286,21 @@ class KlingClient:
 
     # ------------------------------------------------------------------ within
 
+    def _submit(
+        self, request: ExpandRequest, deadline: float | None, priority: int, lane: Lane
+    ) -> TaskFuture:
+        self._require_open()
+        until = _until(self._deadline if deadline is None else deadline)
+        any_id = request.external_task_id or f"kx-{uuid4().hex}"
+        return self._start(any_id, request, until, lane=lane, priority=priority)
+
     def _start(
         self,
         any_id: str,
         request: ExpandRequest | None,
         until: float | None,
         *,
+        lane: Lane | None = None,
         priority: int = 0,
         known: Known | None = None,
         name: str | None = None,
@@ -297,7 +308,7 @@ class KlingClient:
         files: list[Path] = []
         name = name or (_stem(request.image) if request else None)
         future = TaskFuture(any_id, deadline=until, result=self._result(request, until, name, files))
-        self._jobs.start(Job(request, future, priority, known, files))
+        self._jobs.start(Job(request, future, lane, priority, known, files))
         return future
 
     def _result(

@@ -31,7 +31,7 @@ from .ledger import Identity, Known, Ledger, Order
 from .models import Dialect, ExpandRequest, Status, Task
 from .pacing import retry_waits
 from .polling import Poller
-from .scheduler import Slots
+from .scheduler import Lane, Slots, WeightedSemaphore
 from .session import Body
 from .submission import Submitter
 
@@ -46,6 +46,7 @@ class Job:
 
     request: ExpandRequest | None
     future: TaskFuture
+    lane: Lane | None = None
     priority: int = 0
     known: Known | None = None
     files: list[Path] = field(factory=list)  # where an earlier run has put its pictures
@@ -82,7 +83,7 @@ class Jobs:
         self._poller = poller
         self._slots = slots
         self._ledger = ledger
-        self._uploads = Slots(upload_bytes)
+        self._uploads = WeightedSemaphore(upload_bytes)
         self._dialect = dialect
         self._budget = budget
         self._rng = rng
@@ -219,7 +220,11 @@ class Jobs:
         return task
 
     def _reserve(self, request: ExpandRequest) -> None:
-        """Set aside what the job will cost. Raises `BudgetExceeded`."""
+        """Set aside what the job will cost. Raises `InvalidRequest` for too many slots, or `BudgetExceeded`."""
+        if request.n > self._slots.limit:
+            raise InvalidRequest(
+                "n", request.n, f"the client may hold {self._slots.limit} slots (max_in_flight)"
+            )
         if self._budget is not None and self.units_due + request.units > self._budget:
             left = self._budget - self.units_due
             limit = f"it costs {request.units} units and the budget has {left} left"
@@ -232,14 +237,17 @@ class Jobs:
         """Create it once the account has room for it, by our count and by the service's."""
         deadline = limit.when()
         for pause in retry_waits(self._rng):
-            await self._slots.acquire(job.n, priority=job.priority, again=job.refused)
-            job.held = job.n
+            await self._slots.acquire(job.n, job.lane, priority=job.priority, first=job.refused)
+            job.held, epoch = job.n, self._slots.epoch
             limit.reschedule(None)  # a create is not cut off: it has the deadline as a time-out of its own
             try:
-                return await self._post(job, known, body, deadline)
+                task = await self._post(job, known, body, deadline)
             except ParallelLimit:
                 job.held = 0
-                self._slots.refused(job.n)
+                self._slots.refused(job.n, epoch)
+            else:
+                self._slots.accepted(job.n)
+                return task
             job.refused, job.leaving = True, False
             limit.reschedule(deadline)
             if not self._slots.held:  # others on this account have it all; none of ours can make room
@@ -249,7 +257,7 @@ class Jobs:
     async def _post(self, job: Job, known: Known, body: Callable[[], Body], until: float | None) -> Task:
         if known.doubtful:
             self._submitter.doubt(known.external_task_id)
-        size = min(body().size or 0, self._uploads.limit)
+        size = min(body().size or 0, self._uploads.capacity)
         await self._uploads.acquire(size)
         job.leaving = True
         try:

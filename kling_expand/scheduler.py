@@ -8,36 +8,47 @@ from itertools import count
 
 from attrs import frozen
 
-from .errors import InvalidRequest, KlingError
+from .errors import KlingError
 from .future import ExpandResult, TaskFuture
 from .models import ExpandRequest
 
+START = 9  # parallel pictures of an image pack (doc)
+CALM = 40  # ended pictures before a refused slot is asked for again: at most one create in so many is refused
+SHRINK = 0.75
 
-class Slots:
-    """The account's parallel slots: a task of n pictures holds n from before its create to its known end.
 
-    First come, first served, higher `priority` before lower. A caller who waits for many is not
-    overtaken by those who want few. `limit` is what we are told; `estimate` what the service has
-    let us have: it shrinks when a create is refused for want of slots and grows again as tasks end.
+class Lane:
+    """A stream of jobs that shares evenly with the other streams, however many it has waiting."""
+
+    __slots__ = ("tag",)
+
+    def __init__(self) -> None:
+        self.tag = 0.0  # how much it has asked for, counted from where the others stand
+
+
+class WeightedSemaphore:
+    """At most `capacity` in all, each holder taking as many as it says.
+
+    Higher `priority` goes first, then lanes in turn, then first come; a caller who waits for many is
+    not overtaken by those who want few. It belongs to one event loop.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.estimate = float(limit)
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
         self.held = 0
+        self._waiting: list[tuple[int, float, int, int, asyncio.Future[None]]] = []
         self._order = count()
-        self._waiting: list[tuple[int, int, int, asyncio.Future[None]]] = []
+        self._turn = 0.0  # the tag that was served last
 
-    async def acquire(self, n: int, *, priority: int = 0, again: bool = False) -> None:
-        """Wait for *n* slots; whoever tries *again* after a refusal stands before all others.
-
-        Raises `InvalidRequest` if there are not that many.
-        """
-        if n > self.limit:
-            raise InvalidRequest("n", n, f"the client may hold {self.limit} slots (max_in_flight)")
+    async def acquire(
+        self, n: int, lane: Lane | None = None, *, priority: int = 0, first: bool = False
+    ) -> None:
+        """Wait for *n*; *first* before all others of the priority."""
+        lane = lane or Lane()
+        tag = -1.0 if first else max(lane.tag, self._turn)
+        lane.tag = max(lane.tag, self._turn) + n
         place = asyncio.get_running_loop().create_future()
-        order = -next(self._order) if again else next(self._order)
-        heapq.heappush(self._waiting, (-priority, order, n, place))
+        heapq.heappush(self._waiting, (-priority, tag, next(self._order), n, place))
         self._serve()
         try:
             await place
@@ -50,34 +61,71 @@ class Slots:
             raise
 
     def take(self, n: int) -> None:
-        """Count *n* slots as held that nobody can refuse: a task that runs already."""
+        """Count *n* as held that nobody can refuse."""
         self.held += n
 
     def release(self, n: int) -> None:
-        """Give *n* slots back."""
+        """Give *n* back."""
         self.held -= n
         self._serve()
 
-    def refused(self, n: int) -> None:
-        """The service had no room for *n* more: what it has is what we hold besides."""
-        self.estimate = float(max(self.held - n, 1))
-        self.release(n)
-
-    def ended(self, n: int) -> None:
-        """A task of *n* pictures has ended: its slots are free, and there may be more."""
-        self.estimate = min(self.limit, self.estimate + n / max(self.estimate, 1.0))
-        self.release(n)
-
     def _serve(self) -> None:
         while self._waiting:
-            _, _, n, place = self._waiting[0]
-            # One job may always run, or a shrunken estimate would shut out those who want more.
-            if not place.done() and self.held and self.held + n > max(self.estimate, 1.0):
+            _, tag, _, n, place = self._waiting[0]
+            # One may always go on, or a fallen capacity would shut out those who want more.
+            if not place.done() and self.held and self.held + n > self.capacity:
                 return
             heapq.heappop(self._waiting)
             if not place.done():
+                self._turn = max(self._turn, tag)
                 self.held += n
                 place.set_result(None)
+
+
+class Slots(WeightedSemaphore):
+    """The account's parallel slots: a task of n pictures holds n from before its create to its known end.
+
+    `limit` is the most we may hold, `capacity` what the service is believed to let us have. It begins
+    at the documented pack of `START` and doubles as long as everything is accepted; it falls to what is
+    held when a create is refused, and after `CALM` pictures have ended it is probed again, by one at first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(min(limit, START))
+        self.limit = limit
+        self.epoch = 0  # how often the capacity has fallen
+        self._step = self.capacity  # by how much it grew last; 0: it has fallen since
+        self._proved = 0  # pictures accepted since it grew or fell
+        self._calm = 0  # pictures that ended since it fell
+
+    def accepted(self, n: int) -> None:
+        """The service had room for *n* more, so there may be room for others."""
+        self._proved += n
+        if self._step and self._proved >= self._step and self.held >= self.capacity:
+            self._grow(2 * self._step)
+
+    def refused(self, n: int, epoch: int) -> None:
+        """The service had no room for *n* more. *epoch* is what it was when they were acquired."""
+        held = self.held - n
+        if epoch == self.epoch or held < self.capacity:
+            # Refused although it had fallen before, and nothing accepted since: the limit itself has
+            # come down below what still runs. Make room in steps, not by asking after every end.
+            again = epoch == self.epoch and not self._step and not self._proved
+            self.capacity = max(1, int(held * SHRINK) if again else held)
+            self.epoch += 1
+            self._step = self._proved = self._calm = 0
+        self.release(n)
+
+    def ended(self, n: int) -> None:
+        """A task of *n* pictures has ended: its slots are free, and after many such there may be more."""
+        self._calm += n
+        if not self._step and self._calm >= CALM and self._waiting:
+            self._grow(1)
+        self.release(n)
+
+    def _grow(self, step: int) -> None:
+        self.capacity = min(self.limit, self.capacity + step)
+        self._step, self._proved = step, 0
 
 
 @frozen

@@ -11,8 +11,6 @@ from attrs import frozen
 
 from kling_expand.emulator.codes import Refusal
 
-_RAW = web.RequestKey("raw", bytes)  # the body, for whoever asks after the first
-
 
 @frozen
 class Answers:
@@ -41,24 +39,3 @@ class Answers:
 
     def _json(self, status: int, body: dict[str, Any]) -> web.Response:
         return web.Response(body=json.dumps(body).encode(), status=status, content_type="application/json")
-
-
-async def read_body(request: web.Request, limit: int) -> bytes:
-    """The whole body, or Refusal 1200; read beyond the limit, so that the sender hears the answer."""
-    if _RAW in request:
-        return request[_RAW]
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.content.iter_any():
-            size += len(part)
-            if size <= limit:
-                parts.append(part)
-            elif size > 4 * limit:
-                break
-    except (OSError, web.RequestPayloadError):  # hung up, or broken chunks
-        raise Refusal(1200, "Invalid request parameters: the body cannot be read") from None
-    if size > limit:
-        raise Refusal(1200, f"Invalid request parameters: the body is longer than {limit} bytes")
-    request[_RAW] = b"".join(parts)
-    return request[_RAW]

@@ -9,7 +9,8 @@ from typing import Any
 from aiohttp import web
 from attrs import frozen
 
-from kling_expand.emulator.answers import Answers, read_body
+from kling_expand.emulator.answers import Answers
+from kling_expand.emulator.bodies import Body
 from kling_expand.emulator.codes import Refusal
 from kling_expand.emulator.faults import Fault
 
@@ -22,15 +23,11 @@ class Call:
     """A request, how it would be answered (with its effect), and what goes wrong with it."""
 
     request: web.Request
+    body: Body
     answer: Callable[[], Awaitable[web.Response]]
     answers: Answers
     fault: Fault
     later: Callable[[Coroutine[Any, Any, object]], None]  # does something after the answer
-    body_bytes: int
-
-    async def read(self) -> bytes:
-        """The body, which may be asked for again."""
-        return await read_body(self.request, self.body_bytes)
 
     def refusal(self) -> Refusal:
         """What the fault says."""
@@ -47,7 +44,7 @@ async def _refused(call: Call) -> web.StreamResponse:
 
 
 async def _read_and_reset(call: Call) -> web.StreamResponse:
-    await call.read()
+    await call.body.read()
     return _reset(call.request)
 
 
@@ -57,7 +54,7 @@ async def _reset_after(call: Call) -> web.StreamResponse:
 
 
 async def _late(call: Call) -> web.StreamResponse:
-    await call.read()
+    await call.body.read()
 
     async def afterwards() -> None:
         await asyncio.sleep(call.fault.seconds)
@@ -78,7 +75,7 @@ def _reset(request: web.Request) -> web.Response:
 
 
 async def _error(call: Call) -> web.StreamResponse:
-    await call.read()
+    await call.body.read()
     raise call.refusal()
 
 
@@ -88,14 +85,14 @@ async def _error_after(call: Call) -> web.StreamResponse:
 
 
 async def _envelope_200(call: Call) -> web.StreamResponse:
-    await call.read()
+    await call.body.read()
     response = call.answers.refused(call.refusal())
     response.set_status(200)
     return response
 
 
 async def _html(call: Call) -> web.StreamResponse:
-    await call.read()
+    await call.body.read()
     return web.Response(text=PAGE, content_type="text/html")
 
 
@@ -105,7 +102,7 @@ async def _html_after(call: Call) -> web.StreamResponse:
 
 
 async def _empty(call: Call) -> web.StreamResponse:
-    await call.read()
+    await call.body.read()
     return web.Response(content_type="application/json")
 
 

@@ -9,13 +9,14 @@ from aiohttp.typedefs import Handler
 from attrs import frozen
 
 from kling_expand.emulator import breaking, lists, tokens
-from kling_expand.emulator.answers import Answers, read_body
+from kling_expand.emulator.answers import Answers
 from kling_expand.emulator.background import Background
+from kling_expand.emulator.bodies import Body
 from kling_expand.emulator.codes import Refusal
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.tasks import Shapes
 
-Answer = Callable[[web.Request], Awaitable[web.Response]]
+Answer = Callable[[web.Request, Body], Awaitable[web.Response]]
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
 
 
@@ -33,44 +34,44 @@ class Calls:
         async def handle(request: web.Request) -> web.StreamResponse:
             books = self.service.books
             books.requests[route] += 1
+            body = Body(request, self.service.settings.body_bytes)
             fault = self.service.faults.pick(route)
             if fault is None:
-                return await answer(request)
+                return await answer(request, body)
             books.faults[fault.kind] += 1
             return await breaking.carry_out(
                 breaking.Call(
                     request=request,
-                    answer=lambda: self._with_refusals(answer, request),
+                    body=body,
+                    answer=lambda: self._with_refusals(answer, request, body),
                     answers=self.answers,
                     fault=fault,
                     later=self.background.start,
-                    body_bytes=self.service.settings.body_bytes,
                 )
             )
 
         return handle
 
-    async def _with_refusals(self, answer: Answer, request: web.Request) -> web.Response:
+    async def _with_refusals(self, answer: Answer, request: web.Request, body: Body) -> web.Response:
         try:
-            return await answer(request)
+            return await answer(request, body)
         except Refusal as refusal:
             return self.answers.refused(refusal)
 
-    async def create(self, dialect: str, request: web.Request) -> web.Response:
+    async def create(self, dialect: str, request: web.Request, body: Body) -> web.Response:
         """POST of a new task."""
         self._let_in(request)
-        raw = await read_body(request, self.service.settings.body_bytes)
-        task = await self.service.create(dialect, raw)
+        task = await self.service.create(dialect, await body.read())
         return self.answers.data(self._shapes(request).created(task, self.service.clock.now()))
 
-    async def query(self, dialect: str, request: web.Request) -> web.Response:
+    async def query(self, dialect: str, request: web.Request, _: Body) -> web.Response:
         """GET of one task by either id."""
         self._let_in(request)
         task = await self.service.query(dialect, request.match_info["name"])
         view = self._shapes(request).task(task, self.service.clock.now())
         return self.answers.data([view] if self.service.settings.seed_shapes else view)
 
-    async def list(self, dialect: str, request: web.Request) -> web.Response:
+    async def list(self, dialect: str, request: web.Request, _: Body) -> web.Response:
         """GET of a page."""
         self._let_in(request)
         found = await self.service.list(dialect, lists.Page.parse(request.query))

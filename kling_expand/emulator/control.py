@@ -16,7 +16,8 @@ from aiohttp import web
 from attrs import asdict, frozen
 
 from kling_expand.emulator import faults
-from kling_expand.emulator.answers import Answers, read_body
+from kling_expand.emulator.answers import Answers
+from kling_expand.emulator.bodies import Body
 from kling_expand.emulator.codes import Refusal
 from kling_expand.emulator.fields import parse
 from kling_expand.emulator.service import Service
@@ -118,4 +119,4 @@ class Control:
         return await self.state(request)
 
     async def _body(self, request: web.Request) -> dict[str, Any]:
-        return parse(await read_body(request, self.service.settings.body_bytes))
+        return parse(await Body(request, self.service.settings.body_bytes).read())

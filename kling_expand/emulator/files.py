@@ -5,12 +5,13 @@ import zlib
 
 from aiohttp import web
 
+from kling_expand.emulator.bodies import Body
 from kling_expand.emulator.service import Service
 
 _NAME = re.compile(r"([0-8])(-watermark)?\.png")
 
 
-async def picture(service: Service, request: web.Request) -> web.Response:
+async def picture(service: Service, request: web.Request, _: Body) -> web.Response:
     """Answer `/files/{task_id}/{index}[-watermark].png`: 200, 206, 416 or 404."""
     name = _NAME.fullmatch(request.match_info["name"])
     task_id = request.match_info["task_id"]

@@ -1,0 +1,71 @@
+"""Are the documents' own examples served, as they stand, with all the fields their answers show?"""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_client import DIRECTION, EDITING, calling, png
+
+SAMPLES = Path(__file__).parent / "samples"
+REQUESTS = sorted(path.name for path in SAMPLES.glob("*.request.json"))
+
+
+def sample(name: str) -> Any:
+    """A recorded body."""
+    return json.loads((SAMPLES / name).read_text())
+
+
+def place(name: str) -> str:
+    """Where a sample is sent."""
+    return EDITING if name.startswith("editing") else DIRECTION
+
+
+def missing(shown: Any, had: Any, path: str = "") -> list[str]:
+    """Which fields of a sample an answer does not have, or has with another type."""
+    if isinstance(shown, dict) and isinstance(had, dict):
+        return [
+            lack
+            for name, value in shown.items()
+            for lack in (missing(value, had[name], f"{path}.{name}") if name in had else [f"{path}.{name}"])
+        ]
+    if isinstance(shown, list) and isinstance(had, list):
+        return missing(shown[0], had[0], path + "[]")
+    return [] if type(shown) is type(had) else [f"{path}: {type(had).__name__}"]
+
+
+def test_the_samples_are_there() -> None:
+    """One of the editing document, three of the other."""
+    assert len(REQUESTS) == 4
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_requests_are_accepted_to_the_letter(name: str) -> None:
+    """The bytes of the document, the picture's address included, whether or not it can be fetched."""
+    async with calling(fetch_seconds=0) as call:
+        raw = (SAMPLES / name).read_bytes()
+        status, body = await call("POST", place(name), data=raw, headers={"Content-Type": "application/json"})
+        assert (status, body["code"], body["message"]) == (200, 0, "SUCCEED")
+        assert missing(sample("editing-create.json"), body) == []
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_answers_have_every_field_that_is_shown(name: str) -> None:
+    """With a picture that can be had: create, query and list, in the older shapes and in the newer."""
+    image = base64.b64encode(png()).decode()
+    marked = {"watermark_info": {"enabled": True}} if name.startswith("editing") else {}
+    async with calling(queue_seconds=0, work_seconds=0) as call:
+        path = place(name)
+        _, body = await call("POST", path, json=sample(name) | {"image": image} | marked)
+        task_id = body["data"]["task_id"]
+        _, newer = await call("GET", f"{path}/{task_id}")
+        _, listed = await call("GET", f"{path}?pageNum=1&pageSize=30")
+        call.emulator.seed_shapes = True
+        _, older = await call("GET", f"{path}/{task_id}")
+        if path == DIRECTION:
+            assert missing(sample("direction-query.json"), newer) == []
+            return
+        assert missing(sample("editing-query.json"), older) == []
+        assert missing(sample("editing-query-object.json"), newer) == []
+        assert missing(sample("editing-list.json"), listed) == []

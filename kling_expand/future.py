@@ -164,11 +164,14 @@ class TaskFuture:
             self._callbacks = [*(self._callbacks or ()), callback]
 
     async def accepted(self) -> Task:
-        """Wait until the service has the task; its newest snapshot. Raises why it never will."""
+        """Wait until the service has the task; its newest snapshot. Raises why it never will, or
+        `DeadlineExceeded`.
+        """
+        until = self._until()
         while self._task is None:
             if self._error is not None:
                 raise self._error
-            await self._news()
+            await self._news(until)
         return self._task
 
     async def finished(self, *, within: float | None = None) -> bool:
@@ -187,6 +190,7 @@ class TaskFuture:
         Raises what `await` would, except for a failed task: that is its last snapshot.
         """
         seen: Task | None = None
+        until = self._until()
         while True:
             if self._task is not None and self._task is not seen:
                 seen = self._task
@@ -196,29 +200,39 @@ class TaskFuture:
             elif self.done():
                 return
             else:
-                await self._news()
+                await self._news(until)
 
     def __await__(self) -> Generator[Any, None, ExpandResult]:
         return self._outcome().__await__()
 
     async def _outcome(self) -> ExpandResult:
-        now = asyncio.get_running_loop().time()
-        within = None if self.deadline is None or self.deadline <= now else self.deadline - now
-        if not await self.finished(within=within):
-            raise DeadlineExceeded(
-                "time is up; the task goes on and can be awaited again",
-                task_id=self.task_id,
-                external_task_id=self.external_task_id,
-            )
+        until = self._until()
+        while not self.done():
+            await self._news(until)
         if self._task is None or self._error is not None:
             raise self._error or KlingError("done without news")
         if self._task.status is Status.FAILED:
             raise failure(self._task, self.external_task_id)
         return self._result(self._task)
 
-    async def _news(self) -> None:
-        self._bell = self._bell or asyncio.Event()
-        await self._bell.wait()
+    def _until(self) -> float | None:
+        """The deadline of a wait that begins now."""
+        passed = self.deadline is not None and self.deadline <= asyncio.get_running_loop().time()
+        return None if passed else self.deadline
+
+    async def _news(self, until: float | None = None) -> None:
+        """Wait until something changes. Raises `DeadlineExceeded` where nothing has by *until*."""
+        bell = self._bell = self._bell or asyncio.Event()
+        try:
+            async with asyncio.timeout_at(until):
+                await bell.wait()
+        except TimeoutError:
+            if not bell.is_set():
+                raise DeadlineExceeded(
+                    "time is up; the task goes on and can be awaited again",
+                    task_id=self.task_id,
+                    external_task_id=self.external_task_id,
+                ) from None
 
     def _ring(self) -> None:
         if self._bell is not None:

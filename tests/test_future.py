@@ -1,0 +1,465 @@
+"""What is a task one can await? Told anything in any order by anyone, and waited for by many."""
+
+import asyncio
+import copy
+import gc
+import weakref
+from collections.abc import Awaitable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_expand.errors import (
+    ContentRejected,
+    DeadlineExceeded,
+    KlingError,
+    SubmissionUnknown,
+    TaskFailed,
+    TaskModerated,
+)
+from kling_expand.future import ExpandResult, TaskFuture, failure
+from kling_expand.models import NEXT, Image, Status, Task
+from kling_expand.testing import run, virtual_time
+
+SUBMITTED = Task("1", "submitted", external_task_id="dog")
+PROCESSING = evolve(SUBMITTED, task_status="processing")
+STRANGE = evolve(SUBMITTED, task_status="pondering")
+SUCCEED = evolve(SUBMITTED, task_status="succeed", images=(Image(0, "https://x/0.png"),))
+FAILED = evolve(SUBMITTED, task_status="failed", task_status_msg="no")
+
+LADDER = [SUBMITTED, STRANGE, PROCESSING]
+
+
+def before(end: Task) -> list[Task]:
+    """What may be told of a task before this."""
+    return [each for each in LADDER if end.status in NEXT[each.status]]
+
+
+stories = st.sampled_from([SUCCEED, FAILED, *LADDER]).flatmap(
+    lambda end: st.lists(st.sampled_from([*before(end), end])).map(lambda told: [*told, end])
+)
+
+
+async def soon(awaitable: Awaitable[Any]) -> asyncio.Future[Any]:
+    """A task of its own for this, which has begun to wait."""
+    begun = asyncio.ensure_future(awaitable)
+    await asyncio.sleep(0)
+    return begun
+
+
+async def read(future: TaskFuture) -> list[Task]:
+    """Every snapshot that an iteration gives."""
+    return [task async for task in future]
+
+
+async def outcome(future: TaskFuture) -> ExpandResult:
+    """What `await` gives, as a coroutine."""
+    return await future
+
+
+# ------------------------------------------------------------------ news
+
+
+@given(stories, st.randoms(use_true_random=False))
+def test_any_order_of_news_ends_in_the_same_state(told: list[Task], chance: Any) -> None:
+    """Late, repeated and shuffled snapshots: the newest stays, and nobody ever sees a step back."""
+
+    async def check() -> None:
+        future = TaskFuture("dog")
+        steps = []
+        end = told[-1]
+        chance.shuffle(told)
+        for task in told:
+            known = future.task
+            if future.observe(task):
+                steps.append(task.status)
+            else:
+                assert future.task is known
+        assert future.task == end
+        assert all(later in NEXT[earlier] for earlier, later in pairwise(steps))
+        assert future.done() is end.status.final
+
+    run(check())
+
+
+@given(stories)
+def test_repeated_news_is_no_news(told: list[Task]) -> None:
+    """Told by a poll and by a callback, a snapshot counts once."""
+
+    async def check() -> None:
+        future = TaskFuture("dog")
+        for task in told:
+            future.observe(task)
+            assert future.observe(copy.copy(task)) is False
+
+    run(check())
+
+
+@virtual_time
+async def test_foreign_news_is_ignored() -> None:
+    """A snapshot of another task changes nothing."""
+    future = TaskFuture("dog")
+    future.observe(PROCESSING)
+    assert future.observe(evolve(SUCCEED, task_id="2")) is False
+    assert future.task == PROCESSING
+
+
+@virtual_time
+async def test_the_end_is_the_end() -> None:
+    """Neither news nor failure changes an outcome that was given to somebody."""
+    future = TaskFuture("dog")
+    future.observe(SUCCEED)
+    assert future.observe(FAILED) is False
+    future.fail(KlingError("too late"))
+    assert future.error is None
+    assert (await future).task == SUCCEED
+
+    lost = TaskFuture("dog")
+    lost.fail(SubmissionUnknown("nobody knows"))
+    assert lost.observe(SUCCEED) is False
+    lost.fail(KlingError("again"))
+    with pytest.raises(SubmissionUnknown):
+        await lost
+
+
+@virtual_time
+async def test_an_undocumented_word_ends_nothing() -> None:
+    """A wait goes on over words that nobody has documented."""
+    future = TaskFuture("dog")
+    waiting = await soon(outcome(future))
+    future.observe(STRANGE)
+    await asyncio.sleep(1)
+    assert not waiting.done()
+    future.observe(evolve(SUCCEED, task_status="succeeded"))
+    assert (await waiting).task.status is Status.SUCCEED
+
+
+# ------------------------------------------------------------------ many who wait
+
+
+@given(st.integers(0, 9), stories)
+def test_cancelling_one_disturbs_no_other(victim: int, told: list[Task]) -> None:
+    """Awaiters, iterators and callbacks share one future; one of them goes, and the others have it all."""
+
+    async def check() -> None:
+        future = TaskFuture("dog")
+        called: list[TaskFuture] = []
+        future.add_done_callback(called.append)
+        waiting = [await soon(outcome(future)) for _ in range(5)]
+        waiting += [await soon(read(future)) for _ in range(5)]
+        waiting[victim].cancel()
+        for task in [*told, SUCCEED]:
+            future.observe(task)
+            await asyncio.sleep(1)
+        end = FAILED if FAILED in told else SUCCEED
+        ended: list[Any] = await asyncio.gather(*waiting, return_exceptions=True)
+        for number, each in enumerate(ended):
+            if number == victim:
+                assert isinstance(each, asyncio.CancelledError)
+            elif number >= 5:
+                assert each[-1] == end
+            elif end is FAILED:
+                assert isinstance(each, TaskFailed)
+            else:
+                assert each.task == end
+        assert called == [future]
+
+    run(check())
+
+
+@virtual_time
+async def test_it_can_be_awaited_again() -> None:
+    """Before and after the end, as often as one likes."""
+    future = TaskFuture("dog")
+    early = await soon(outcome(future))
+    future.observe(SUCCEED)
+    assert await early == await future == await future
+    assert await read(future) == await read(future) == [SUCCEED]
+
+
+@virtual_time
+async def test_a_slow_reader_sees_the_newest() -> None:
+    """Snapshots between are left out, the last is not, and none comes twice."""
+    future = TaskFuture("dog")
+    seen = []
+    async for task in future_told(future):
+        seen.append(task)
+        if len(seen) == 1:
+            future.observe(PROCESSING)
+            future.observe(SUCCEED)
+    assert seen == [SUBMITTED, SUCCEED]
+
+
+def future_told(future: TaskFuture) -> TaskFuture:
+    """The future, after its first news."""
+    future.observe(SUBMITTED)
+    return future
+
+
+@virtual_time
+async def test_a_quick_reader_sees_all() -> None:
+    """Each snapshot once, in order, and the iteration ends with the task."""
+    future = TaskFuture("dog")
+    reading = await soon(read(future))
+    for task in (SUBMITTED, SUBMITTED, PROCESSING, FAILED):
+        future.observe(task)
+        await asyncio.sleep(1)
+    assert await reading == [SUBMITTED, PROCESSING, FAILED]
+
+
+@virtual_time
+async def test_an_iteration_raises_what_ends_it() -> None:
+    """After the last snapshot there was; a failed task is a snapshot and no error."""
+    future = TaskFuture("dog")
+    future.observe(PROCESSING)
+    future.fail(KlingError("broken"))
+    reading = future.__aiter__()
+    assert await anext(reading) == PROCESSING
+    with pytest.raises(KlingError, match="broken"):
+        await anext(reading)
+
+
+@virtual_time
+async def test_a_callback_is_called_once_and_soon() -> None:
+    """Not within `observe`, nor twice, and also when it comes too late; whatever another one raises."""
+    future = TaskFuture("dog")
+    called: list[str] = []
+    loop = asyncio.get_running_loop()
+    reported: list[Any] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
+
+    def broken(_: TaskFuture) -> None:
+        raise ZeroDivisionError
+
+    future.add_done_callback(broken)
+    future.add_done_callback(lambda each: called.append(each.any_id))
+    future.observe(PROCESSING)
+    await asyncio.sleep(1)
+    assert called == []
+    future.observe(SUCCEED)
+    assert called == []
+    await asyncio.sleep(1)
+    assert called == ["1"]
+    future.add_done_callback(lambda _: called.append("late"))
+    assert called == ["1"]
+    await asyncio.sleep(1)
+    assert called == ["1", "late"]
+    assert [type(each) for each in reported] == [ZeroDivisionError]
+
+
+# ------------------------------------------------------------------ the outcome
+
+
+@virtual_time
+async def test_success_is_a_result() -> None:
+    """With its pictures, its id, and whatever the client makes of it."""
+    future = TaskFuture("dog", result=lambda task: ExpandResult(task, name="dog"))
+    future.observe(SUCCEED)
+    result = await future
+    assert (result.images, result.task_id, result.name) == (SUCCEED.images, "1", "dog")
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Failure to pass the risk control system", TaskModerated),
+        ("FAILURE TO PASS THE RISK CONTROL SYSTEM.", TaskModerated),
+        ("Image pixel is invalid", TaskFailed),
+        ("", TaskFailed),
+        (None, TaskFailed),
+    ],
+)
+@virtual_time
+async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed]) -> None:
+    """The service's own words, and both ids; moderation is told apart by its words."""
+    future = TaskFuture("dog")
+    future.observe(evolve(FAILED, task_status_msg=message, external_task_id=None))
+    with pytest.raises(TaskFailed) as caught:
+        await future
+    assert type(caught.value) is kind
+    assert isinstance(caught.value, ContentRejected) is (kind is TaskModerated)
+    assert (caught.value.task_id, caught.value.external_task_id) == ("1", "dog")
+    assert caught.value.message == (message or "the service gave no reason")
+    assert failure(FAILED).external_task_id == "dog"
+
+
+@virtual_time
+async def test_a_failure_learns_the_ids() -> None:
+    """Every error after the create can be looked up; ids it has already are kept."""
+    future = TaskFuture("dog")
+    future.observe(PROCESSING)
+    future.fail(KlingError("broken"))
+    assert future.error is not None
+    assert (future.error.task_id, future.error.external_task_id) == ("1", "dog")
+    other = TaskFuture("dog")
+    other.fail(KlingError("broken", task_id="7", external_task_id="cat"))
+    assert other.error is not None
+    assert (other.error.task_id, other.error.external_task_id) == ("7", "cat")
+
+
+@virtual_time
+async def test_a_result_without_a_client_cannot_save() -> None:
+    """It says so, with the id."""
+    with pytest.raises(KlingError, match="1"):
+        await ExpandResult(SUCCEED).save()
+
+
+@virtual_time
+async def test_saving_is_asked_of_whoever_made_it(tmp_path: Path) -> None:
+    """The task, the target, the photo's name and the deadline are handed on."""
+    asked: list[Any] = []
+
+    async def save(task: Task, target: Any, *, name: str | None, until: float | None) -> tuple[Path, ...]:
+        asked.append((task, target, name, until))
+        return (tmp_path,)
+
+    assert await ExpandResult(SUCCEED, name="dog", save=save, until=9.0).save("out") == (tmp_path,)
+    assert asked == [(SUCCEED, "out", "dog", 9.0)]
+    assert ExpandResult(SUCCEED, save=save) == ExpandResult(SUCCEED)
+    assert "save" not in repr(ExpandResult(SUCCEED, save=save))
+
+
+# ------------------------------------------------------------------ accepted, finished, deadlines
+
+
+@virtual_time
+async def test_accepted_is_the_first_news() -> None:
+    """Whoever only wants to know that the service has it waits no longer."""
+    future = TaskFuture("dog")
+    waiting = await soon(future.accepted())
+    assert not waiting.done()
+    future.observe(SUBMITTED)
+    assert await waiting == await future.accepted() == SUBMITTED
+    future.observe(SUCCEED)
+    assert await future.accepted() == SUCCEED
+
+
+@virtual_time
+async def test_accepted_raises_why_it_never_will_be() -> None:
+    """And gives the task where there was one, whatever came after."""
+    future = TaskFuture("dog")
+    waiting = await soon(future.accepted())
+    future.fail(SubmissionUnknown("nobody knows"))
+    for each in (waiting, future.accepted()):
+        with pytest.raises(SubmissionUnknown) as caught:
+            await each
+        assert caught.value.external_task_id == "dog"
+    other = TaskFuture("dog")
+    other.observe(PROCESSING)
+    other.fail(KlingError("broken"))
+    assert await other.accepted() == PROCESSING
+
+
+@virtual_time
+async def test_finished_waits_no_longer_than_told() -> None:
+    """It says whether it is done and raises nothing, also where the task or the call failed."""
+    loop = asyncio.get_running_loop()
+    future = TaskFuture("dog", deadline=1.0)
+    assert await future.finished(within=7) is False
+    assert loop.time() == pytest.approx(7)
+    assert await future.finished(within=0) is False
+    waiting = await soon(future.finished())
+    future.observe(PROCESSING)
+    await asyncio.sleep(1)
+    assert not waiting.done()
+    future.observe(FAILED)
+    assert await waiting is True
+    assert await future.finished(within=0) is True
+    broken = TaskFuture("dog")
+    broken.fail(KlingError("broken"))
+    assert await broken.finished() is True
+
+
+def consumers(future: TaskFuture) -> list[Awaitable[Any]]:
+    """Every way to wait that the deadline bounds."""
+    return [outcome(future), read(future), future.accepted()]
+
+
+@pytest.mark.parametrize("way", [0, 1, 2])
+@virtual_time
+async def test_a_deadline_is_no_failure(way: int) -> None:
+    """At the deadline a wait ends with the ids, the future goes on, and can be waited for again."""
+    loop = asyncio.get_running_loop()
+    future = TaskFuture("dog", deadline=10.0)
+    waiting = consumers(future)
+    for number, each in enumerate(waiting):
+        if number == way:
+            with pytest.raises(DeadlineExceeded) as caught:
+                await each
+        else:
+            asyncio.ensure_future(each).cancel()
+    assert loop.time() == pytest.approx(10)
+    assert caught.value.external_task_id == "dog"
+    assert not future.done()
+    assert future.error is None
+    again = await soon(outcome(future))
+    await asyncio.sleep(1000)
+    assert not again.done()
+    future.observe(SUCCEED)
+    assert (await again).task == SUCCEED
+
+
+@virtual_time
+async def test_news_at_the_deadline_counts() -> None:
+    """What arrives in time is not refused because somebody looks late."""
+    future = TaskFuture("dog", deadline=10.0)
+    waiting = await soon(outcome(future))
+    asyncio.get_running_loop().call_at(10.0, future.observe, SUCCEED)
+    assert (await waiting).task == SUCCEED
+
+
+@virtual_time
+async def test_a_deadline_passes_over_what_is_done() -> None:
+    """The outcome of a finished task is never withheld."""
+    future = TaskFuture("dog", deadline=1.0)
+    future.observe(PROCESSING)
+    future.observe(SUCCEED)
+    await asyncio.sleep(5)
+    assert (await future).task == SUCCEED
+    assert await read(future) == [SUCCEED]
+
+
+# ------------------------------------------------------------------ ids, and being small
+
+
+@virtual_time
+async def test_it_knows_the_ids_it_was_told() -> None:
+    """Yours from the start, the service's from the first news, and what a poll should ask by."""
+    future = TaskFuture("dog")
+    assert (future.any_id, future.task_id, future.external_task_id, future.task) == ("dog", None, "dog", None)
+    future.rename("cat")
+    assert (future.any_id, future.external_task_id) == ("cat", "cat")
+    future.observe(evolve(SUBMITTED, external_task_id=None))
+    assert (future.any_id, future.task_id, future.external_task_id) == ("1", "1", "cat")
+    attached = TaskFuture("1")
+    attached.observe(evolve(SUBMITTED, external_task_id=None))
+    assert (attached.task_id, attached.external_task_id) == ("1", None)
+
+
+@virtual_time
+async def test_it_shows_its_state() -> None:
+    """In one line, for a log."""
+    future = TaskFuture("dog")
+    assert repr(future) == "<TaskFuture dog not yet accepted>"
+    future.observe(PROCESSING)
+    assert repr(future) == "<TaskFuture 1 processing>"
+    future.fail(KlingError("broken"))
+    assert repr(future) == "<TaskFuture 1 KlingError>"
+
+
+@virtual_time
+async def test_it_is_small_and_leaves_nothing() -> None:
+    """A hundred thousand open tasks are as many small objects: no loop, no task, no event each."""
+    future = TaskFuture("dog")
+    assert not hasattr(future, "__dict__")
+    gone = weakref.ref(future)
+    future.observe(SUBMITTED)
+    await future.accepted()
+    del future
+    gc.collect()
+    assert gone() is None

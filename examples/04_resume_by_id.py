@@ -29,7 +29,7 @@ async def finish(any_id: str, url: str, api_key: str) -> None:
 
 
 async def main() -> None:
-    async with Emulator(queue_seconds=0.5, work_seconds=1.0) as emulator:
+    async with Emulator(engine="flat", queue_seconds=0.5, work_seconds=1.0) as emulator:
         any_id = await begin(emulator)
         words = [sys.executable, __file__, any_id, emulator.url, emulator.api_key]
         another = await asyncio.create_subprocess_exec(*words)

@@ -69,7 +69,7 @@ def test_it_is_one_short_lesson(example: Path) -> None:
     code, _, _ = text.partition("\n# Output:\n")
     assert text.startswith('"""')
     assert text.splitlines()[0].count("?") == 1
-    assert 15 <= len(code.splitlines()) <= 60
+    assert 15 <= len(code.splitlines()) <= 80
     assert max(map(len, text.splitlines())) <= 110
 
 

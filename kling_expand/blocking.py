@@ -15,6 +15,7 @@ import atexit
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from functools import wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self
 
@@ -45,6 +46,11 @@ class ExpandResult(Facade[future.ExpandResult]):
     def request(self) -> ExpandRequest | None:
         """What was asked for; None for a task that was attached."""
         return self._inner.request
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where an earlier run has put the pictures, if a journal says so and they are still there."""
+        return self._inner.files
 
     @property
     def images(self) -> tuple[Image, ...]:

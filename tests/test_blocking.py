@@ -16,7 +16,7 @@ import pytest
 
 import kling_expand
 from kling_expand import ExpandRequest, Padding, Ratios, Status
-from kling_expand.blocking import KlingClient
+from kling_expand.blocking import ExpandResult, KlingClient, TaskFuture
 from kling_expand.emulator import Emulator
 from kling_expand.errors import ClientClosed, ConfigurationError, ImageError, InvalidRequest, TaskNotFound
 from kling_expand.loopthread import LoopThread
@@ -144,6 +144,10 @@ def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> Non
     with KlingClient(**options(emulator), journal=journal) as kling:
         (path,) = [path for future in kling.resume() for path in future.result().save(tmp_path)]
     assert path.name == "coffee-0.png"
+    with KlingClient(**options(emulator), journal=journal) as kling:
+        assert list(kling.resume()) == []
+        again = kling.expand(PHOTOS / "coffee.jpg", WIDER, key="coffee")
+    assert [file.resolve() for file in again.files] == [path.resolve()]
     assert emulator.books.images_billed == 1
 
 
@@ -223,7 +227,7 @@ def test_opening_again_changes_nothing(kling: KlingClient) -> None:
 def test_a_program_that_forgets_to_close_ends_well(emulator: Emulator) -> None:
     """Without `with`, and without `close`, it ends at once and without a complaint."""
     program = f"""
-from kling_expand.blocking import KlingClient
+from kling_expand.blocking import ExpandResult, KlingClient, TaskFuture
 kling = KlingClient(api_key={emulator.api_key!r}, base_url={emulator.url!r}).open()
 print(kling.list())
 """
@@ -248,3 +252,14 @@ def test_the_verbs_are_the_same() -> None:
     assert set(ours) - set(theirs) == {"open", "close"}
     for name in set(ours) & set(theirs):
         assert inspect.signature(ours[name]) == inspect.signature(theirs[name]), name
+
+
+def test_results_and_futures_tell_the_same() -> None:
+    """What can be read from a result or a future can be read here, but for what belongs to the loop."""
+
+    def public(kind: type) -> set[str]:
+        return {name for name in dir(kind) if name[0] != "_"}
+
+    of_the_loop = {"add_done_callback", "any_id", "deadline", "fail", "observe", "rename"}
+    assert public(kling_expand.TaskFuture) - public(TaskFuture) == of_the_loop
+    assert public(kling_expand.ExpandResult) - public(ExpandResult) == {"name"}

@@ -1,0 +1,199 @@
+"""Who are we? Tokens read by hands that are not ours, on a clock that is not the machine's."""
+
+import base64
+import hmac
+import json
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_expand.auth import BACKDATE, LIFE, MARGIN, KeyPair, StaticKey
+from kling_expand.errors import ConfigurationError
+
+SECRET = "a-secret-of-more-than-thirty-two-bytes-in-all"
+START = 1_750_000_000.0
+
+
+class Clock:
+    """Unix seconds that tests move."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def pair(clock: Clock) -> KeyPair:
+    """Keys on that clock."""
+    return KeyPair("access-key-0123456789", SECRET, clock=clock)
+
+
+def claims(token: str, secret: str = SECRET) -> dict[str, Any]:
+    """What a token says, its signature checked and its times not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options: Any = {"verify_exp": False, "verify_nbf": False}
+        found: dict[str, Any] = jwt.decode(token, secret, algorithms=["HS256"], options=options)
+    return found
+
+
+def test_a_token_is_the_documented_one(pair: KeyPair) -> None:
+    """HS256, the three claims and no others, by an independent reader."""
+    token = pair.token()
+    assert jwt.get_unverified_header(token) == {"alg": "HS256", "typ": "JWT"}
+    expected = {"iss": "access-key-0123456789", "exp": int(START + LIFE), "nbf": int(START - BACKDATE)}
+    assert claims(token) == expected
+
+
+def test_a_token_is_signed_as_the_standard_says(pair: KeyPair) -> None:
+    """The same, with nothing but the standard library: HMAC-SHA256 over the first two parts."""
+    head, body, signature = pair.token().split(".")
+    digest = hmac.digest(SECRET.encode(), f"{head}.{body}".encode(), "sha256")
+    assert base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == signature
+    assert json.loads(base64.urlsafe_b64decode(body + "=="))["iss"] == "access-key-0123456789"
+
+
+def test_a_wrong_secret_is_noticed(pair: KeyPair) -> None:
+    """The readers above do check."""
+    with pytest.raises(jwt.InvalidSignatureError):
+        claims(pair.token(), "another-secret-of-more-than-thirty-two-bytes")
+
+
+def test_a_token_is_kept_until_shortly_before_its_end(pair: KeyPair, clock: Clock) -> None:
+    """One token serves for most of its life, and none is handed out that is about to end."""
+    first = pair.token()
+    clock.now = START + LIFE - MARGIN - 1
+    assert pair.token() == first
+    clock.now = START + LIFE - MARGIN
+    assert pair.token() != first
+
+
+@given(st.lists(st.floats(-10_000, 10_000), max_size=20))
+def test_a_token_handed_out_is_good_now(steps: list[float]) -> None:
+    """However the clock is moved, also backwards: valid already, and for a while to come."""
+    clock = Clock()
+    pair = KeyPair("access", SECRET, clock=clock)
+    for step in steps:
+        clock.now += step
+        found = claims(pair.token())
+        assert found["nbf"] <= clock.now + MARGIN - BACKDATE
+        assert clock.now + MARGIN - 1 <= found["exp"] <= clock.now + LIFE + MARGIN
+
+
+def test_a_clock_set_back_makes_a_new_token(pair: KeyPair, clock: Clock) -> None:
+    """A token from the future would not be valid yet."""
+    first = pair.token()
+    clock.now = START - 3600
+    assert claims(pair.token())["nbf"] == int(START - 3600 - BACKDATE)
+    assert pair.token() != first
+
+
+def test_only_the_refused_token_is_forgotten(pair: KeyPair, clock: Clock) -> None:
+    """When many calls are refused at once, the first renews and the others use what it got."""
+    first = pair.token()
+    clock.now += 10
+    assert pair.renew(first) is True
+    second = pair.token()
+    assert second != first
+    clock.now += 10
+    assert pair.renew(first) is True
+    assert pair.token() == second
+
+
+@pytest.mark.parametrize("skew", [-7200.0, -60.0, 60.0, 7200.0])
+def test_the_services_clock_is_followed(pair: KeyPair, clock: Clock, skew: float) -> None:
+    """A renewed token is valid by the time the service told, and kept as long as any other."""
+    pair.renew(pair.token(), server_time=clock.now + skew)
+    token = pair.token()
+    found = claims(token)
+    assert (found["nbf"], found["exp"]) == (int(START + skew - BACKDATE), int(START + skew + LIFE))
+    clock.now += LIFE - MARGIN - 1
+    assert pair.token() == token
+    clock.now += 1
+    assert claims(pair.token())["exp"] == int(clock.now + skew + LIFE)
+
+
+@pytest.mark.parametrize("skew", [-5.0, -1.0, 0.0, 5.0])
+def test_a_small_difference_is_the_networks(pair: KeyPair, clock: Clock, skew: float) -> None:
+    """Seconds are lost on the way; they are no reason to doubt our clock."""
+    pair.renew(pair.token(), server_time=clock.now + skew)
+    assert claims(pair.token())["exp"] == int(START + LIFE)
+
+
+def test_a_clock_put_right_is_trusted_again(pair: KeyPair, clock: Clock) -> None:
+    """An offset is not kept once there is none."""
+    pair.renew(pair.token(), server_time=clock.now + 7200)
+    clock.now += 7200
+    pair.renew(pair.token(), server_time=clock.now)
+    assert claims(pair.token())["exp"] == int(clock.now + LIFE)
+
+
+@pytest.mark.parametrize("length", range(1, 40, 6))
+def test_a_short_secret_is_no_reason_to_warn(length: int) -> None:
+    """Warnings are errors here, so one would be raised."""
+    pair = KeyPair("access", "s" * length)
+    assert claims(pair.token(), "s" * length)["iss"] == "access"
+
+
+def test_keys_are_text_in_any_language() -> None:
+    """Umlauts do not break a signature; outer blanks are a slip of the clipboard."""
+    pair = KeyPair(" Schlüssel\n", "\tgeheimß ")
+    assert claims(pair.token(), "geheimß")["iss"] == "Schlüssel"
+
+
+@pytest.mark.parametrize(("access", "secret"), [("", "s"), ("a", ""), (" ", "s"), ("a", "\n"), ("", "")])
+def test_half_a_pair_is_refused(access: str, secret: str) -> None:
+    """At once, and not by the service."""
+    with pytest.raises(ConfigurationError):
+        KeyPair(access, secret)
+
+
+def test_no_secret_is_shown(pair: KeyPair) -> None:
+    """Not in `repr`, `str`, or any f-string; of the access key the end, if that is little of it."""
+    pair.token()
+    for shown in (repr(pair), str(pair), f"{pair}", f"{[pair]}"):
+        assert SECRET not in shown
+        assert "access-key" not in shown
+        assert "6789" in shown
+    assert repr(KeyPair("short", SECRET)) == "<KeyPair>"
+    key = StaticKey("api-key-kling-0123456789")
+    assert "kling" not in repr(key) + str(key)
+
+
+def test_a_static_key_is_sent_as_it_is() -> None:
+    """And there is no other one to renew it with."""
+    key = StaticKey(" api-key-kling-0123456789\n")
+    assert key.token() == "api-key-kling-0123456789"
+    assert key.renew(key.token()) is False
+    assert key.renew(key.token(), server_time=START) is False
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "a\r\nX-Evil: 1", "schlüssel", "a\x00b", "a\tb"])
+def test_a_static_key_that_is_no_header_is_refused(key: str) -> None:
+    """It could smuggle a header in, or not be sent at all; and the message does not repeat it."""
+    with pytest.raises(ConfigurationError) as caught:
+        StaticKey(key)
+    assert not key.strip() or key not in str(caught.value)
+
+
+def test_tokens_follow_each_other(pair: KeyPair, clock: Clock) -> None:
+    """Over a day each token is used for 25 minutes and overlaps the next."""
+    ends = []
+    for _ in range(24 * 60):
+        ends.append(claims(pair.token())["exp"])
+        clock.now += 60
+    distinct = sorted(set(ends))
+    assert all(later - earlier == LIFE - MARGIN for earlier, later in pairwise(distinct))

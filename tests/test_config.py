@@ -1,0 +1,204 @@
+"""What can be set? The environment's rules, and settings that are wrong when they are made, not later."""
+
+import math
+import os
+from typing import Any
+
+import pytest
+from attrs import fields
+
+from kling_expand.auth import KeyPair, StaticKey
+from kling_expand.config import DEFAULT_BASE_URL, Settings, credentials, webhook_secret
+from kling_expand.errors import ConfigurationError
+from kling_expand.models import Dialect
+
+PAIR = {"KLING_ACCESS_KEY": "env-access", "KLING_SECRET_KEY": "env-secret"}
+OTHER = {"KLINGAI_ACCESS_KEY": "other-access", "KLINGAI_SECRET_KEY": "other-secret"}
+
+
+def who(found: Any) -> str:
+    """Which credentials these are."""
+    return found.token() if isinstance(found, StaticKey) else found._access_key
+
+
+# ------------------------------------------------------------------ credentials
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "expected"),
+    [
+        ({}, PAIR, "env-access"),
+        ({}, OTHER, "other-access"),
+        ({}, {"KLING_API_KEY": "env-key"}, "env-key"),
+        ({}, {"KLINGAI_API_KEY": "other-key"}, "other-key"),
+        ({}, PAIR | {"KLING_API_KEY": "env-key"}, "env-key"),
+        ({}, PAIR | OTHER, "env-access"),
+        ({}, {"KLING_API_KEY": " \t", **PAIR}, "env-access"),
+        ({}, {"KLING_ACCESS_KEY": "", "KLING_SECRET_KEY": " ", **OTHER}, "other-access"),
+        ({}, {"KLING_ACCESS_KEY": "half", "KLING_API_KEY": "env-key"}, "env-key"),
+        ({"api_key": "mine"}, PAIR | {"KLING_API_KEY": "env-key"}, "mine"),
+        ({"access_key": "a", "secret_key": "s"}, {"KLING_API_KEY": "env-key"}, "a"),
+        ({"access_key": "a", "secret_key": "s", "api_key": "mine"}, {}, "mine"),
+        ({"access_key": "", "secret_key": " ", "api_key": None}, PAIR, "env-access"),
+        ({"api_key": "  "}, {"KLING_API_KEY": "\nenv-key "}, "env-key"),
+        ({"access_key": " a ", "secret_key": " s "}, {}, "a"),
+    ],
+)
+def test_whose_credentials_count(given: dict[str, Any], environ: dict[str, str], expected: str) -> None:
+    """What is given beats the environment, a key beats a pair, blank means absent."""
+    assert who(credentials(**given, environ=environ)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "missing"),
+    [
+        ({"access_key": "a"}, PAIR, "secret key"),
+        ({"secret_key": "s"}, PAIR, "access key"),
+        ({"access_key": "a", "secret_key": " "}, {"KLING_API_KEY": "env-key"}, "secret key"),
+        ({}, {"KLING_ACCESS_KEY": "a"}, "secret key"),
+        ({}, {"KLING_SECRET_KEY": "s"}, "access key"),
+        ({}, {"KLING_ACCESS_KEY": "a", "KLINGAI_SECRET_KEY": "s"}, "secret key"),
+        ({}, {"KLINGAI_SECRET_KEY": "s"}, "access key"),
+    ],
+)
+def test_half_a_pair_is_an_error(given: dict[str, Any], environ: dict[str, str], missing: str) -> None:
+    """It is never completed from elsewhere, and the message says which half is missing."""
+    with pytest.raises(ConfigurationError, match=missing):
+        credentials(**given, environ=environ)
+
+
+def test_without_credentials_the_message_says_where_to_put_them() -> None:
+    """The names of the variables."""
+    with pytest.raises(ConfigurationError, match="KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY"):
+        credentials(environ={})
+
+
+def test_the_pair_runs_on_the_clock_given() -> None:
+    """Tokens are made by it."""
+    found = credentials("a", "s", environ={}, clock=lambda: 0.0)
+    assert isinstance(found, KeyPair)
+    assert found._clock() == 0.0
+
+
+def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set after the import counts."""
+    for name in [name for name in os.environ if name.startswith("KLING")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("KLING_API_KEY", "late")
+    monkeypatch.setenv("KLING_BASE_URL", "https://late.example")
+    monkeypatch.setenv("KLING_WEBHOOK_SECRET", "whsec_late")
+    assert who(credentials()) == "late"
+    assert Settings.from_env().base_url == "https://late.example"
+    assert webhook_secret() == "whsec_late"
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "expected"),
+    [
+        (None, {}, None),
+        (None, {"KLING_WEBHOOK_SECRET": "  "}, None),
+        (None, {"KLING_WEBHOOK_SECRET": " whsec_x "}, "whsec_x"),
+        ("whsec_mine", {"KLING_WEBHOOK_SECRET": "whsec_x"}, "whsec_mine"),
+        ("", {"KLING_WEBHOOK_SECRET": "whsec_x"}, "whsec_x"),
+    ],
+)
+def test_whose_webhook_secret_counts(
+    given: str | None, environ: dict[str, str], expected: str | None
+) -> None:
+    """The same rules."""
+    assert webhook_secret(given, environ) == expected
+
+
+# ------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "expected"),
+    [
+        ({}, {}, DEFAULT_BASE_URL),
+        ({}, {"KLING_BASE_URL": " "}, DEFAULT_BASE_URL),
+        ({}, {"KLING_BASE_URL": " https://api-beijing.klingai.com/ "}, "https://api-beijing.klingai.com"),
+        ({"base_url": None}, {"KLING_BASE_URL": "https://b.example"}, "https://b.example"),
+        (
+            {"base_url": "http://127.0.0.1:8000"},
+            {"KLING_BASE_URL": "https://b.example"},
+            "http://127.0.0.1:8000",
+        ),
+        ({"base_url": "https://proxy.example/kling//"}, {}, "https://proxy.example/kling"),
+        ({"base_url": "http://[::1]:80"}, {}, "http://[::1]:80"),
+    ],
+)
+def test_whose_address_counts(given: dict[str, Any], environ: dict[str, str], expected: str) -> None:
+    """What is given, the environment, the vendor's own; without a slash at its end."""
+    assert Settings.from_env(environ, **given).base_url == expected
+
+
+BAD_URLS = [
+    "",
+    " ",
+    "api.klingai.com",
+    "ftp://x",
+    "https://",
+    "http:///x",
+    "https://:80",
+    "http://[::1",
+    "http://a:b",
+]
+BAD_URLS += [
+    "http://a:99999",
+    "http://a:0",
+    "https://a b",
+    "https://a/?x=1",
+    "https://a/#x",
+    "https://a\n.example",
+]
+BAD_URLS += ["https://user:hunter2@a.example"]
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_an_address_that_cannot_work_is_refused(url: str) -> None:
+    """When it is set, not after two minutes of retries; and a password in it is not repeated."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings(base_url=url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    """Nothing has to be set."""
+    settings = Settings()
+    assert (settings.base_url, settings.dialect) == ("https://api-singapore.klingai.com", Dialect.EDITING)
+    assert settings.max_in_flight == 9
+    assert Settings.from_env({}) == settings
+
+
+NUMBERS = [each.name for each in fields(Settings) if each.name not in {"base_url", "dialect"}]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, math.inf, "10", True, [], b"1"])
+def test_a_number_that_cannot_work_is_refused(name: str, value: Any) -> None:
+    """By the name it was given under; None means what was not set."""
+    with pytest.raises(ConfigurationError, match=name):
+        Settings.from_env({}, **{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_works_is_taken(name: str) -> None:
+    """Whole or not."""
+    assert getattr(Settings.from_env({}, **{name: 7}), name) == 7
+    assert Settings.from_env({}, **{name: None}) == Settings()
+
+
+def test_a_dialect_has_a_name() -> None:
+    """One of two words, and the message says them."""
+    assert Settings(dialect=Dialect("direction")).dialect is Dialect.DIRECTION
+    assert Settings.from_env({}, dialect="direction").dialect is Dialect.DIRECTION
+    with pytest.raises(ConfigurationError, match="editing or direction, not 'dutch'"):
+        Settings.from_env({}, dialect="dutch")
+
+
+def test_settings_do_not_change() -> None:
+    """They are values."""
+    settings: Any = Settings()
+    with pytest.raises(AttributeError):
+        settings.read_timeout = 1.0

@@ -1,0 +1,166 @@
+"""What do we talk about? Requests that are checked when made, and tasks whose order is strict."""
+
+import copy
+import pickle
+from decimal import Decimal
+from io import BytesIO
+from itertools import product
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_expand.errors import InvalidRequest
+from kling_expand.geometry import Ratios
+from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task, source_name
+
+RIGHT = Ratios(right=0.5)
+
+
+# ------------------------------------------------------------------ the order of statuses
+
+
+def test_the_order_is_strict() -> None:
+    """No status follows itself, none follows what follows it, and what follows a follower follows."""
+    for one, two in product(Status, Status):
+        assert not (two in NEXT[one] and one in NEXT[two])
+        for three in NEXT[two] if two in NEXT[one] else ():
+            assert three in NEXT[one]
+    assert set(NEXT) == set(Status)
+
+
+def test_only_ends_are_final() -> None:
+    """What has ended never goes on; everything else may end either way."""
+    assert {each for each in Status if each.final} == {Status.SUCCEED, Status.FAILED}
+    for each in Status:
+        assert each.final or {Status.SUCCEED, Status.FAILED} <= NEXT[each]
+
+
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [
+        ("submitted", Status.SUBMITTED),
+        ("processing", Status.PROCESSING),
+        ("succeed", Status.SUCCEED),
+        ("succeeded", Status.SUCCEED),
+        ("failed", Status.FAILED),
+    ],
+)
+def test_words_mean_what_is_documented(word: str, status: Status) -> None:
+    """Both spellings of success."""
+    assert Task("1", word).status is status
+    assert Task("1", word).task_status == word
+
+
+@given(st.text())
+def test_any_other_word_is_unknown(word: str) -> None:
+    """And does not end a wait."""
+    if word not in {"submitted", "processing", "succeed", "succeeded", "failed"}:
+        assert Task("1", word).status is Status.UNKNOWN
+        assert not Task("1", word).status.final
+
+
+@pytest.mark.parametrize(
+    ("said", "units"),
+    [
+        ("16", Decimal(16)),
+        ("8.5", Decimal("8.5")),
+        ("0", Decimal(0)),
+        (" 8 ", Decimal(8)),
+        (None, None),
+        ("", None),
+        ("free", None),
+        ("NaN", None),
+        ("Infinity", None),
+        ("sNaN", None),
+        ("8,5", None),
+    ],
+)
+def test_units_are_a_number_or_unknown(said: str | None, units: Decimal | None) -> None:
+    """Sums over them neither raise nor become infinite."""
+    assert Task("1", "succeed", final_unit_deduction=said).units == units
+
+
+# ------------------------------------------------------------------ requests
+
+
+@pytest.mark.parametrize("n", range(1, 10))
+def test_a_request_costs_eight_units_a_picture(n: int) -> None:
+    """As documented."""
+    assert ExpandRequest("dog.png", RIGHT, n=n).units == 8 * n
+
+
+BAD: list[tuple[str, Any]] = [("n", each) for each in (0, 10, -1, 1.0, "1", True, None)]
+BAD += [("prompt", each) for each in ("x" * 2501, 5, b"x", ["x"])]
+BAD += [("callback_url", each) for each in ("", "example.com", "ftp://x", 5, b"https://x")]
+BAD += [
+    (name, each)
+    for name in ("external_task_id", "key")
+    for each in (" a", "a\n", "a\x00b", ".", "..", 5, b"a", "\ud800")
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_request_is_refused_when_made(name: str, value: Any) -> None:
+    """Before anything is sent, by the field's own name."""
+    with pytest.raises(InvalidRequest) as caught:
+        ExpandRequest("dog.png", RIGHT, **{name: value})
+    assert caught.value.field == name
+    assert len(str(caught.value)) < 200
+
+
+GOOD: list[tuple[str, Any]] = [
+    ("prompt", None),
+    ("prompt", ""),
+    ("prompt", "ü" * 2500),
+    ("n", 9),
+    ("key", ""),
+]
+GOOD += [("external_task_id", each) for each in ("", "a b", "a/b", "ü", "...", "a.b")]
+GOOD += [("callback_url", "http://x"), ("callback_url", "https://x/y?z"), ("watermark", True)]
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD)
+def test_a_good_request_is_kept_as_it_is(name: str, value: Any) -> None:
+    """Nothing is trimmed or changed."""
+    assert getattr(ExpandRequest("dog.png", RIGHT, **{name: value}), name) == value
+
+
+def test_values_do_not_change() -> None:
+    """Requests and tasks can be kept, compared, hashed, copied and sent to another process."""
+    request, task = ExpandRequest("dog.png", RIGHT), Task("1", "succeed", images=(Image(0, "u"),))
+    value: Any
+    for value in (request, task):
+        assert hash(value) == hash(copy.copy(value))
+        assert pickle.loads(pickle.dumps(value)) == value
+        with pytest.raises(AttributeError):
+            value.n = 2
+
+
+# ------------------------------------------------------------------ names of photos
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("dog.png", "dog.png"),
+        (PurePosixPath("a/dog.png"), "a/dog.png"),
+        ("https://example.com/dog.png", "https://example.com/dog.png"),
+        (b"123", "<3 bytes>"),
+        (bytearray(5), "<5 bytes>"),
+        (memoryview(b"1234"), "<4 bytes>"),
+        (BytesIO(b"x"), "<BytesIO>"),
+        (object(), "<object>"),
+    ],
+)
+def test_a_photo_has_a_short_name(source: Any, name: str) -> None:
+    """Never its bytes."""
+    assert source_name(source) == name
+    assert f"image={name}" in repr(ExpandRequest(source, RIGHT))
+
+
+def test_a_photo_in_text_is_not_shown() -> None:
+    """A `data:` URI of megabytes is named by its beginning."""
+    assert len(source_name("data:image/png;base64," + "A" * 10_000)) < 40

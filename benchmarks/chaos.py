@@ -36,7 +36,6 @@ from benchmarks.chaos_worker import photo, picture, prompt
 from benchmarks.proxy import Proxy
 
 UNITS = 8  # of one picture
-PAUSE = 0.02  # seconds between two looks at how far everything is
 
 
 @frozen(kw_only=True)
@@ -107,7 +106,7 @@ class Emulator:
         if not line:
             raise RuntimeError("the emulator did not start")
         self.port[0] = int(line[0].rpartition(":")[2])
-        self.keys.update(word.split("=", 1) for word in line[1:])
+        self.keys.update((name, key) for name, _, key in (word.partition("=") for word in line[1:]))
 
 
 def emulator(conditions: Conditions) -> Emulator:
@@ -134,12 +133,10 @@ class Run:
 
     async def all(self) -> bool:
         """Start the script again and again until it says that all is done; whether it ever did."""
-        conditions = self.conditions
         try:
-            async with asyncio.timeout(conditions.limit), asyncio.TaskGroup() as group:
-                killer = group.create_task(self._kill_service())
-                await self._restart()
-                await killer
+            async with asyncio.timeout(self.conditions.limit), asyncio.TaskGroup() as group:
+                group.create_task(self._kill_service())
+                group.create_task(self._restart())
         except TimeoutError:
             return False
         finally:
@@ -147,43 +144,43 @@ class Run:
         return True
 
     async def _restart(self) -> None:
-        """A script that was killed or did not get everything done is started again."""
+        """Kill the script at its moments; start it again until it says that everything is done."""
         rng = Random(f"{self.conditions.seed} pauses")
-        killer = asyncio.create_task(self._kill_script(rng))
-        done = False
-        while not done or not killer.done():
-            keys = self._service.keys
-            env = {f"KLING_{name.upper()}": key for name, key in keys.items() if self._wants(name)}
-            process = await self._script.start(**env)
-            done = await process.wait() == 0
-        await killer
-
-    def _wants(self, name: str) -> bool:
-        """The SDK signs tokens of its own, which is the harder way; the naive script has a static key."""
-        return (name == "api_key") == (self.conditions.baseline is not None)
-
-    async def _kill_script(self, rng: Random) -> None:
         for moment in self.conditions.moments("script", self.conditions.kills):
-            await self._reached(moment)
-            await asyncio.sleep(rng.uniform(0, 1))
-            while not await self._script.kill():  # between two starts there is nothing to kill
-                await asyncio.sleep(PAUSE)
+            due = asyncio.create_task(self._reached(moment, rng.uniform(0, 1)))
+            while not await self._killed(due):
+                pass  # it had ended by itself
             self.kills += 1
+        while await (await self._start()).wait() != 0:
+            pass
+
+    async def _killed(self, due: asyncio.Task[None]) -> bool:
+        """Start the script and kill it when that is due, if it has not ended until then."""
+        process = await self._start()
+        ended = asyncio.create_task(process.wait())
+        await asyncio.wait([ended, due], return_when=asyncio.FIRST_COMPLETED)
+        return await self._script.kill()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        """The SDK signs tokens of its own, which is the harder way; the naive script has a static key."""
+        names = ("api_key",) if self.conditions.baseline else ("access_key", "secret_key")
+        return await self._script.start(
+            **{f"KLING_{name.upper()}": self._service.keys[name] for name in names}
+        )
 
     async def _kill_service(self) -> None:
         rng = Random(f"{self.conditions.seed} downtimes")
         for moment in self.conditions.moments("service", self.conditions.emulator_kills):
-            await self._reached(moment)
+            await self._reached(moment, rng.uniform(0, 1))
             await self._service.process.kill()
             self.emulator_kills += 1
             await asyncio.sleep(rng.uniform(0, 2))
             await self._service.start()
 
-    async def _reached(self, share: float) -> None:
-        """Wait until so much of everything is done, whoever has heard of it."""
-        progress = self._proxy.progress
-        while progress.created + progress.fetched < share * 2 * self.conditions.jobs:
-            await asyncio.sleep(PAUSE)
+    async def _reached(self, share: float, seconds: float) -> None:
+        """Wait until so much of everything is done, whoever has heard of it, and so long after that."""
+        await self._proxy.reached(share * 2 * self.conditions.jobs)  # a task and a picture for each
+        await asyncio.sleep(seconds)
 
 
 async def audit(conditions: Conditions, url: str) -> dict[str, int]:
@@ -226,7 +223,7 @@ async def chaos(conditions: Conditions) -> dict[str, Any]:
     """Everything in a row; the numbers."""
     from PIL import Image  # of the emulator's extra, without which nothing starts here
 
-    Image.new("RGB", (300, 300), (90, 120, 160)).save(photo(conditions.folder))
+    Image.new("RGB", (750, 300), (90, 120, 160)).save(photo(conditions.folder))
     service = emulator(conditions)
     begin = time.monotonic()
     try:

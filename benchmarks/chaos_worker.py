@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def photo(folder: Path) -> Path:
 async def with_sdk(url: str, folder: Path, jobs: int, parallel: int) -> int:
     """Expand and save them all; how many could not be."""
     requests = (
-        ExpandRequest(photo(folder), Ratios(right=0.5), prompt=prompt(number), key=f"job-{number}")
+        ExpandRequest(photo(folder), Ratios(right=2.0), prompt=prompt(number), key=f"job-{number}")
         for number in range(jobs)
     )
     failures = 0
@@ -102,13 +103,14 @@ async def naively(url: str, folder: Path, jobs: int, parallel: int) -> int:
                 return await response.read()
 
         async def expand(number: int) -> None:
-            body = {"image": image, "right_expansion_ratio": 0.5, "prompt": prompt(number)}
+            body = {"image": image, "right_expansion_ratio": 2, "prompt": prompt(number)}
             body |= {"up_expansion_ratio": 0, "down_expansion_ratio": 0, "left_expansion_ratio": 0}
             async with places:
                 task = await _again(lambda: call("POST", PATH, json=body))
+                read = partial(call, "GET", f"{PATH}/{task['task_id']}")
                 while task["task_status"] not in {"succeed", "failed"}:
                     await asyncio.sleep(1)
-                    task = await _again(lambda: call("GET", f"{PATH}/{task['task_id']}"))
+                    task = await _again(read)
             data = await _again(lambda: fetch(task["task_result"]["images"][0]["url"]))
             picture(folder, number).write_bytes(data)
 

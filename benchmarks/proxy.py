@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
-from attrs import define, frozen
+from attrs import frozen
 
 # What may happen, and whether the service hears of the request all the same.
 RESET = "reset"  # cut before the request is passed on
@@ -69,14 +69,6 @@ class Answer:
         return "\r\n".join([*lines, "", ""]).encode() + self.body
 
 
-@define
-class Progress:
-    """What the service has done for those behind the proxy, whatever they were told of it."""
-
-    created: int = 0
-    fetched: int = 0
-
-
 class Proxy:
     """Between clients on `url` and the service on `upstream`; each request fails with `probability`."""
 
@@ -84,7 +76,8 @@ class Proxy:
         self.upstream = upstream
         self.url = ""
         self.faults: Counter[str] = Counter()
-        self.progress = Progress()
+        self._done = 0  # tasks made and pictures served, whatever the client was told of it
+        self._moved = asyncio.Condition()
         self._probability = probability
         self._seed = seed
         self._rngs: dict[str, Random] = {}
@@ -112,6 +105,11 @@ class Proxy:
         """Return when nothing that is late is still on its way."""
         while self._late:
             await asyncio.wait(self._late)
+
+    async def reached(self, count: float) -> None:
+        """Wait until the service has made tasks and served pictures, so many together."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._done >= count)
 
     # ------------------------------------------------------------------ one connection
 
@@ -177,9 +175,10 @@ class Proxy:
                 headers = {k: v for k, v in response.headers.items() if k.lower() not in _HOP}
         except (aiohttp.ClientError, OSError):  # a killed service, or one not yet up again
             return _INSTEAD[HTML]
-        if response.status in {200, 206}:
-            self.progress.created += request.route == "create"
-            self.progress.fetched += request.route == "file"
+        if response.status in {200, 206} and request.route != "read":
+            async with self._moved:
+                self._done += 1
+                self._moved.notify_all()
         return Answer(response.status, body, headers)
 
 

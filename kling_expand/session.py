@@ -4,11 +4,10 @@ It does not know what a task is, and never repeats a create: that is `kling_expa
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from random import Random
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -33,6 +32,7 @@ T = TypeVar("T")
 
 MAX_ANSWER = 32 << 20  # bytes; a full list page of nine-picture tasks stays under 5 MB
 _READ = 64 << 10
+FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # what aiohttp may raise
 
 
 class Body(aiohttp.Payload):
@@ -118,6 +118,9 @@ class Session:
         self._traces = trace_configs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rng = rng
+        self._usual_timeout = aiohttp.ClientTimeout(
+            total=settings.read_timeout, sock_connect=settings.connect_timeout
+        )
         self.gate = Gate(rng)
 
     async def __aenter__(self) -> Self:
@@ -220,15 +223,11 @@ class Session:
         """One request: the token it was made with, and its answer."""
         await self.gate.passage(until)
         token = self._auth.token()
-        settings = self._settings
-        own = settings.read_timeout
-        if body is not None:
-            own = settings.create_timeout + (body.size or 0) / settings.upload_speed
-        timeout = aiohttp.ClientTimeout(total=_within(own, until), sock_connect=settings.connect_timeout)
-        with _foreign_errors(body):
-            async with self.http.request(
+        http, timeout = self.http, self._timeout(body, until)
+        try:
+            async with http.request(
                 method,
-                settings.base_url + path,
+                self._settings.base_url + path,
                 params=params,
                 data=body,
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
@@ -238,6 +237,18 @@ class Session:
             ) as response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 return token, Answer(response.status, headers, await _whole(response))
+        except FOREIGN as error:
+            _translate(error, body)
+
+    def _timeout(self, body: Body | None, until: float | None) -> aiohttp.ClientTimeout:
+        """What one request may take; a read without a deadline, by far the most frequent, makes none anew."""
+        settings = self._settings
+        if body is None and until is None:
+            return self._usual_timeout
+        own = settings.read_timeout
+        if body is not None:
+            own = settings.create_timeout + (body.size or 0) / settings.upload_speed
+        return aiohttp.ClientTimeout(total=_within(own, until), sock_connect=settings.connect_timeout)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:
@@ -250,21 +261,15 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(pieces)
 
 
-@contextmanager
-def _foreign_errors(body: Body | None) -> Iterator[None]:
-    """Let out nothing but our own errors."""
-    try:
-        yield
-    except KlingError:
-        raise
-    except (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError) as error:
-        if body is not None and body.error is not None:
-            raise body.error from None
-        what = str(error) or type(error).__name__
-        late = isinstance(error, TimeoutError)
-        raise TransportError(
-            f"no answer in time: {what}" if late else f"no answer: {what}", sent=body is None or body.sent
-        ) from error
+def _translate(error: Exception, body: Body | None) -> NoReturn:
+    """Raise what is ours instead: nothing else may be let out."""
+    if body is not None and body.error is not None:
+        raise body.error from None
+    what = str(error) or type(error).__name__
+    late = isinstance(error, TimeoutError)
+    raise TransportError(
+        f"no answer in time: {what}" if late else f"no answer: {what}", sent=body is None or body.sent
+    ) from error
 
 
 def _within(own: float, until: float | None) -> float:

@@ -52,7 +52,9 @@ class Job:
     files: list[Path] = field(factory=list)  # where an earlier run has put its pictures
     refused: bool = False  # for want of slots
     leaving: bool = False  # from its first POST on, nobody can say that no task exists
+    due: int = 0  # units set aside for it
     held: int = 0  # slots
+    running: bool = False  # at the service, so that they are free only when it ends
     runner: asyncio.Task[None] | None = None
 
     @property
@@ -174,6 +176,7 @@ class Jobs:
                 return
             # What was found is an earlier run's task that failed: nothing was billed for it.
             self._free(job)
+            self._refund(job)
 
     async def _look_for(self, job: Job) -> None:
         """Go on with a job whose photo cannot be had again."""
@@ -193,6 +196,7 @@ class Jobs:
         if not job.held and not task.status.final:  # it runs at the service already, slots or no slots
             job.held = job.n
             self._slots.take(job.n)
+            job.running = True
         future.observe(task)
         future.add_done_callback(lambda _: self._over(job))
         self._poller.watch(future, soon=job.known is not None)
@@ -203,7 +207,7 @@ class Jobs:
         """Create the task; its slots are held when this returns."""
         request = order.request
         head, tail = wire.encode(request, order.expansion, known.external_task_id)
-        self._reserve(request)
+        self._reserve(job, request)
         try:
             task = await self._admitted(job, known, partial(Body, head, order.photo, tail), limit)
             await self._ledger.observed(known.external_task_id, task)
@@ -213,14 +217,14 @@ class Jobs:
             raise
         except BaseException as error:
             self._free(job)
-            self.units_due -= request.units
+            self._refund(job)
             if isinstance(error, APIError) and not error.retryable:
                 await self._ledger.gave_up(known.external_task_id, error, refused=True)
             raise
         return task
 
-    def _reserve(self, request: ExpandRequest) -> None:
-        """Set aside what the job will cost. Raises `InvalidRequest` for too many slots, or `BudgetExceeded`."""
+    def _reserve(self, job: Job, request: ExpandRequest) -> None:
+        """Set aside what it will cost. Raises `BudgetExceeded`, or `InvalidRequest` for too many slots."""
         if request.n > self._slots.limit:
             raise InvalidRequest(
                 "n", request.n, f"the client may hold {self._slots.limit} slots (max_in_flight)"
@@ -229,7 +233,12 @@ class Jobs:
             left = self._budget - self.units_due
             limit = f"it costs {request.units} units and the budget has {left} left"
             raise BudgetExceeded("n", request.n, limit)
-        self.units_due += request.units
+        job.due = request.units
+        self.units_due += job.due
+
+    def _refund(self, job: Job) -> None:
+        self.units_due -= job.due
+        job.due = 0
 
     async def _admitted(
         self, job: Job, known: Known, body: Callable[[], Body], limit: asyncio.Timeout
@@ -247,6 +256,7 @@ class Jobs:
                 self._slots.refused(job.n, epoch)
             else:
                 self._slots.accepted(job.n)
+                job.running = True
                 return task
             job.refused, job.leaving = True, False
             limit.reschedule(deadline)
@@ -273,19 +283,19 @@ class Jobs:
 
     # ------------------------------------------------------------------ its end
 
-    def _free(self, job: Job, *, ended: bool = False) -> None:
+    def _free(self, job: Job) -> None:
         held, job.held = job.held, 0
+        running, job.running = job.running, False
         if held:
-            self._slots.ended(held) if ended else self._slots.release(held)
+            (self._slots.ended if running else self._slots.release)(held)
 
     def _over(self, job: Job) -> None:
         task = job.future.task
-        final = task is not None and task.status.final
-        self._free(job, ended=final)
-        if task is None or not final:
+        self._free(job)
+        if task is None or not task.status.final:
             return
-        if task.status is Status.FAILED and job.request is not None:
-            self.units_due -= job.request.units  # only pictures that were made are billed (live)
+        if task.status is Status.FAILED:
+            self._refund(job)  # only pictures that were made are billed (live)
         self._note(self._ledger.observed(job.future.external_task_id or "", task))
 
     def _note(self, writing: Coroutine[Any, Any, None]) -> None:

@@ -13,7 +13,7 @@ from .future import ExpandResult, TaskFuture
 from .models import ExpandRequest
 
 START = 9  # parallel pictures of an image pack (doc)
-CALM = 40  # ended pictures before a refused slot is asked for again: at most one create in so many is refused
+CALM = 60  # ended pictures before a refused slot is asked for again: at most one create in so many is refused
 SHRINK = 0.75
 
 
@@ -93,39 +93,58 @@ class Slots(WeightedSemaphore):
     def __init__(self, limit: int) -> None:
         super().__init__(min(limit, START))
         self.limit = limit
+        self.running = 0  # pictures of tasks that the service has accepted, as far as we know
         self.epoch = 0  # how often the capacity has fallen
-        self._step = self.capacity  # by how much it grew last; 0: it has fallen since
-        self._proved = 0  # pictures accepted since it grew or fell
+        self._step = self.capacity  # by how much to grow once all of it runs; 0: it has fallen
+        self._most = 0  # that ran at once while the limit was what it is
         self._calm = 0  # pictures that ended since it fell
+        self._accepted = False  # anything, since it fell
 
     def accepted(self, n: int) -> None:
-        """The service had room for *n* more, so there may be room for others."""
-        self._proved += n
-        if self._step and self._proved >= self._step and self.held >= self.capacity:
-            self._grow(2 * self._step)
+        """A task of *n* pictures runs, so there may be room for others."""
+        self.running += n
+        self._most = max(self._most, self.running)
+        self._accepted = True
+        if self._step and self.running >= self.capacity:
+            self._grow(self._step)
+            self._step *= 2
 
     def refused(self, n: int, epoch: int) -> None:
         """The service had no room for *n* more. *epoch* is what it was when they were acquired."""
-        held = self.held - n
-        if epoch == self.epoch or held < self.capacity:
-            # Refused although it had fallen before, and nothing accepted since: the limit itself has
-            # come down below what still runs. Make room in steps, not by asking after every end.
-            again = epoch == self.epoch and not self._step and not self._proved
-            self.capacity = max(1, int(held * SHRINK) if again else held)
+        if epoch == self.epoch or self.held - n < self.capacity:
+            self.capacity = max(1, self._fallen(self.held - n, fresh=epoch == self.epoch))
             self.epoch += 1
-            self._step = self._proved = self._calm = 0
+            self._step = self._calm = 0
+            self._accepted = False
         self.release(n)
 
     def ended(self, n: int) -> None:
         """A task of *n* pictures has ended: its slots are free, and after many such there may be more."""
+        self.running -= n
         self._calm += n
         if not self._step and self._calm >= CALM and self._waiting:
             self._grow(1)
+            self._step = 1
         self.release(n)
+
+    def take(self, n: int) -> None:
+        """Count *n* as held that nobody can refuse: a task that runs already."""
+        super().take(n)
+        self.running += n
+
+    def _fallen(self, held: int, *, fresh: bool) -> int:
+        """What there is, when a create was refused while *held* others were not, or not yet."""
+        if (
+            self._step or not fresh
+        ):  # it was probed; as many as have run will do, though some have ended since
+            return max(min(held, self.running), self._most)
+        # Refused within what had run: the limit has come down. If nothing was accepted since, it has
+        # come down below what still runs: make room in steps, not by asking after every end.
+        self._most = 0
+        return held if self._accepted else int(held * SHRINK)
 
     def _grow(self, step: int) -> None:
         self.capacity = min(self.limit, self.capacity + step)
-        self._step, self._proved = step, 0
 
 
 @frozen

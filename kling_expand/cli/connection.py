@@ -2,16 +2,19 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
 from shlex import quote
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 from attrs import frozen
 
 from kling_expand.client import KlingClient
-from kling_expand.config import credentials
+from kling_expand.config import Settings, credentials
 from kling_expand.errors import ConfigurationError
 from kling_expand.models import Dialect
+from kling_expand.pacing import ExponentialPace, Pace
 
 from .failures import Stop
 from .options import gathered
@@ -42,8 +45,20 @@ class Connection:
                 given = await stack.enter_async_context(_emulator())
             else:
                 _require_credentials()
-            kling = KlingClient(dialect=self.dialect, **given, **options)
+            given |= {"dialect": self.dialect, "pace": _pace(given["base_url"])}
+            kling = KlingClient(**given, **options)
             yield await stack.enter_async_context(kling)
+
+
+def _pace(base_url: str | None) -> Pace | None:
+    """An emulator on this machine may be asked more often than a service that serves many."""
+    if urlsplit(Settings.from_env(base_url=base_url).base_url).hostname not in {
+        "127.0.0.1",
+        "localhost",
+        "::1",
+    }:
+        return None
+    return ExponentialPace(Random(), first=0.2, longest=1.0)
 
 
 def _require_credentials() -> None:

@@ -38,7 +38,8 @@ class Job:
         task = self.future.task
         if task is not None:
             return None if task.status is Status.FAILED else task.task_id
-        return self.future.any_id if isinstance(self.future.error, SubmissionUnknown) else None
+        error = self.future.error
+        return self.future.any_id if error is None or isinstance(error, SubmissionUnknown) else None
 
     def facts(self) -> dict[str, Any]:
         """What is known of it, for JSON."""
@@ -95,7 +96,7 @@ async def _follow(job: Job, listener: Listener) -> None:
     watching = asyncio.create_task(_watch(job, listener))
     try:
         result = await job.future
-        watching.cancel()
+        await watching  # so that what is said of it does not depend on who was woken first
         if job.target is not None:
             job.paths = await evolve(result, name=job.name).save(job.target)
     except KlingError as error:
@@ -123,7 +124,8 @@ def _tell_open(jobs: Sequence[Job], listener: Listener, resume: str) -> None:
         return
     listener.note(f"{_counted(len(running))} still at the service, which cannot be told to cancel:")
     for any_id, job in running.items():
-        listener.note(f"  {any_id}  external id {job.future.external_task_id or '-'}  {job.label}")
+        known = f"external id {job.future.external_task_id or '-'}"
+        listener.note(f"  {any_id}  {known if job.future.task else 'not confirmed'}  {job.label}")
     listener.note(f"resume with: {resume}{' '.join(running)}")
 
 

@@ -1,5 +1,6 @@
 """What will the canvas look like? A picture of it, before any money is spent."""
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,11 @@ def _display(path: str) -> None:
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal or find_spec("textual_image") is None:
         return
-    from textual_image.renderable import Image
+    # What it could not find out of the terminal it also logs, with a traceback.
+    logging.getLogger("textual_image").addHandler(logging.NullHandler())
+    try:
+        from textual_image.renderable import Image
 
-    console.print(Image(path, width="auto", height=min(24, console.height - 4)))
+        console.print(Image(path, width="auto", height=max(4, min(24, console.height - 4))))
+    except Exception as error:  # noqa: BLE001 - it asks the terminal, and any answer may surprise it
+        click.echo(f"this terminal cannot show it: {error}", err=True)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from kling_expand.emulator.settings import options
+from kling_expand.emulator.triggers import HELP
 
 from .failures import Stop
 
@@ -37,4 +38,5 @@ def _option(setting: Any) -> click.Option:
     return click.Option([name], type=kind, default=setting.default, show_default=True, help=text)
 
 
+serve.epilog = HELP
 serve.params.extend(_option(setting) for setting in options())

@@ -1,0 +1,112 @@
+"""A shell for the tests of the command line: commands in this process or in one of their own, and an emulator
+in a thread."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from click.testing import CliRunner, Result
+
+from kling_expand.cli import root
+from kling_expand.emulator import Emulator
+
+T = TypeVar("T")
+
+PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
+COFFEE, CHELSEA = str(PHOTOS / "coffee.jpg"), str(PHOTOS / "chelsea.jpg")
+NAMES = [
+    f"{prefix}_{name}"
+    for prefix in ("KLING", "KLINGAI")
+    for name in ("ACCESS_KEY", "SECRET_KEY", "API_KEY", "BASE_URL")
+]
+
+
+class Shell:
+    """Runs `kling-expand` against an emulator, or against nothing."""
+
+    def __init__(
+        self, emulator: Emulator | None = None, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        self._emulator = emulator
+        self._loop = loop
+
+    @property
+    def emulator(self) -> Emulator:
+        """The emulator; look at it while no command runs."""
+        assert self._emulator is not None
+        return self._emulator
+
+    def env(self) -> dict[str, str | None]:
+        """The environment of a command: the emulator's address and credentials, and no others."""
+        env: dict[str, str | None] = dict.fromkeys(NAMES)
+        if self._emulator is not None:
+            env |= {"KLING_API_KEY": self._emulator.api_key, "KLING_BASE_URL": self._emulator.url}
+        return env | {"COLUMNS": "80"}
+
+    def __call__(self, *args: object, **env: str) -> Result:
+        """Run a command in this process."""
+        words = [str(arg) for arg in args]
+        return CliRunner().invoke(root, words, env=self.env() | env, prog_name="kling-expand")
+
+    @contextmanager
+    def start(self, *args: object) -> "Iterator[subprocess.Popen[str]]":
+        """A command in a process of its own, which is ended whatever happens."""
+        env = {name: value for name, value in (os.environ | self.env()).items() if value is not None}
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "kling_expand", *map(str, args)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            start_new_session=True,
+        )
+        watchdog = threading.Timer(30, process.kill)  # what would hang, fails
+        watchdog.start()
+        with process:
+            try:
+                yield process
+            finally:
+                watchdog.cancel()
+                process.kill()
+
+    def within(self, function: Callable[..., T], *args: Any) -> T:
+        """Call *function* in the emulator's own thread."""
+
+        async def call() -> T:
+            return function(*args)
+
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(30)
+
+
+@contextmanager
+def shell(**settings: Any) -> Iterator[Shell]:
+    """An emulator in a thread, and a shell whose commands talk to it."""
+    ready: list[tuple[Emulator, asyncio.AbstractEventLoop, asyncio.Event]] = []
+    up = threading.Event()
+
+    async def serve() -> None:
+        options: dict[str, Any] = {"engine": "flat", "queue_seconds": 0.0, "work_seconds": 0.05}
+        async with Emulator(**options | settings) as emulator:
+            stop = asyncio.Event()
+            ready.append((emulator, asyncio.get_running_loop(), stop))
+            up.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert up.wait(30)
+        emulator, loop, stop = ready[0]
+        yield Shell(emulator, loop)
+        loop.call_soon_threadsafe(stop.set)
+    finally:
+        if ready and not ready[0][2].is_set():
+            ready[0][1].call_soon_threadsafe(ready[0][2].set)
+        thread.join(30)

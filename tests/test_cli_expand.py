@@ -1,0 +1,153 @@
+"""`kling-expand expand`: photos go in, the paths of whole pictures come out, and exit codes tell the rest."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shell import CHELSEA, COFFEE, Shell, shell
+
+from kling_expand.emulator.faults import Fault
+
+
+def test_the_paths_of_the_results_are_all_that_stdout_holds(tmp_path: Path) -> None:
+    """A script can read them; the picture has the shape that was asked for, and progress is on stderr."""
+    with shell() as kling:
+        done = kling("expand", COFFEE, "--aspect", "16:9", "-n", 2, "-o", tmp_path)
+        assert (done.exit_code, done.stdout.splitlines()) == (
+            0,
+            [str(tmp_path / "coffee-0.png"), str(tmp_path / "coffee-1.png")],
+        )
+        assert "processing" in done.stderr or "succeed" in done.stderr
+        with Image.open(tmp_path / "coffee-0.png") as picture:
+            assert abs(picture.width * 9 / 16 - picture.height) <= 1
+        assert kling.emulator.books.units_billed == 16
+
+
+def test_without_an_account_the_command_brings_its_own_service(tmp_path: Path) -> None:
+    """`--local` needs neither credentials nor a running emulator."""
+    done = Shell()("expand", CHELSEA, "--right", 0.2, "--local", "-o", tmp_path)
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'chelsea-0.png'}\n")
+
+
+def test_photos_of_the_same_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    """Their folders tell their results apart, also where only the letters' case differs."""
+    photos = [tmp_path / "a" / "dog.jpg", tmp_path / "b" / "dog.jpg", tmp_path / "a" / "Dog.jpeg"]
+    for photo in photos:
+        photo.parent.mkdir(exist_ok=True)
+        shutil.copy(COFFEE, photo)
+    with shell() as kling:
+        done = kling("expand", *photos, "--up", 0.5, "-o", tmp_path / "out")
+    names = sorted(Path(line).name for line in done.stdout.splitlines())
+    assert names == ["a-Dog-2-0.png", "a-dog-0.png", "b-dog-0.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_json_says_everything_of_each_photo(tmp_path: Path) -> None:
+    """One object a photo, and nothing else on either stream."""
+    with shell() as kling:
+        done = kling("expand", COFFEE, CHELSEA, "--left", 0.5, "--json", "-o", tmp_path)
+        objects = {facts["source"]: facts for facts in map(json.loads, done.stdout.splitlines())}
+        assert set(objects) == {COFFEE, CHELSEA}
+        assert {facts["units"] for facts in objects.values()} == {"8"}
+        assert objects[COFFEE]["files"] == [str(tmp_path / "coffee-0.png")]
+        assert objects[COFFEE]["error"] is None
+        assert set(kling.emulator.books.tasks) == {facts["task_id"] for facts in objects.values()}
+    assert done.stderr == ""
+
+
+def test_one_failed_task_leaves_the_others_be(tmp_path: Path) -> None:
+    """Exit code 1, the failure with its ids on stderr, and every other photo done."""
+    with shell() as kling:
+        kling.emulator.faults.script("create", Fault("error", code=1301))
+        done = kling("expand", COFFEE, CHELSEA, "--left", 0.5, "-o", tmp_path)
+    assert done.exit_code == 1
+    assert len(done.stdout.splitlines()) == 1
+    assert "code=1301" in done.stderr
+    assert "resume" not in done.stderr
+
+
+def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
+    """With --json the error's kind and message are in the photo's object."""
+    with shell() as kling:
+        kling.emulator.faults.script("create", Fault("error", code=1301))
+        done = kling("expand", COFFEE, "--left", 0.5, "--json", "-o", tmp_path)
+    assert (done.exit_code, json.loads(done.stdout)["error"]["type"]) == (1, "PolicyRefusal")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([COFFEE], "in one way"),
+        ([COFFEE, "--aspect", "16:9", "--up", "1"], "in one way"),
+        ([COFFEE, "--up", "1", "--area", "2"], "--area"),
+        ([COFFEE, "--up", "9"], "0 to 2"),
+        ([COFFEE, "--aspect", "9:1"], "aspect"),
+        ([COFFEE, "missing.jpg", "--up", "1"], "no such file"),
+        ([__file__, "--up", "1"], "neither PNG nor JPEG"),
+        ([COFFEE, "--up", "1", "-n", "10"], "1 to 9"),
+        ([COFFEE, "--up", "1", "-o", "{nonsense}"], "{nonsense}"),
+        ([COFFEE, CHELSEA, "--up", "1", "-o", "out.png"], "one of"),
+        (["https://example.com/a.jpg", "--aspect", "16:9"], "not known here"),
+        ([COFFEE, "--up", "1", "--dialect", "direction"], "--direction"),
+        ([COFFEE, "--up", "1", "--base-url", "ftp://here"], "http"),
+        ([COFFEE, "--up", "1", "--deadline", "0"], "--deadline"),
+    ],
+)
+def test_what_cannot_go_well_is_refused_before_anything_is_paid(arguments: list[str], said: str) -> None:
+    """Exit code 2, one sentence, no traceback, and no task: not even for the photos that were fine."""
+    done = Shell()("expand", *arguments, KLING_API_KEY="none")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()[-1]) < 400
+
+
+def test_without_credentials_it_says_where_to_put_them() -> None:
+    """And that none are needed to try."""
+    done = Shell()("expand", COFFEE, "--up", "1")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "KLING_ACCESS_KEY" in done.stderr
+    assert "--local" in done.stderr
+
+
+def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path) -> None:
+    """Even where its name would: it is refused before anything is sent."""
+    for name in ("dog.png", "dog-0.png"):
+        with Image.open(COFFEE) as picture:
+            picture.save(tmp_path / name)
+    before = (tmp_path / "dog-0.png").read_bytes()
+    with shell() as kling:
+        done = kling("expand", tmp_path / "dog.png", tmp_path / "dog-0.png", "--up", 1, "-o", tmp_path)
+        assert kling.emulator.books.tasks == {}
+    assert (done.exit_code, (tmp_path / "dog-0.png").read_bytes()) == (2, before)
+    assert "would replace" in done.stderr
+
+
+def test_a_deadline_is_no_loss(tmp_path: Path) -> None:
+    """Exit code 1, and the command that fetches the result later works as it is printed."""
+    with shell(work_seconds=600) as kling:
+        done = kling("expand", COFFEE, "--up", 0.5, "--deadline", 0.6, "-o", tmp_path)
+        assert (done.exit_code, done.stdout) == (1, "")
+        resume = done.stderr.strip().splitlines()[-1].removeprefix("resume with: kling-expand ")
+        kling.within(kling.emulator.advance, 700)
+        again = kling(*resume.split())
+        assert (again.exit_code, kling.emulator.books.units_billed) == (0, 8)
+        assert Path(again.stdout.strip()).parent == tmp_path
+
+
+def test_the_other_dialect_can_be_spoken(tmp_path: Path) -> None:
+    """`--direction` goes through either."""
+    with shell() as kling:
+        arguments = ["expand", COFFEE, "--direction", "left,top", "--ratio", 1.4, "-o", tmp_path]
+        for dialect in ("editing", "direction"):
+            assert kling(*arguments, "--dialect", dialect).exit_code == 0
+        assert len(kling.emulator.books.tasks) == 2
+
+
+def test_a_watermarked_copy_lies_beside_the_picture(tmp_path: Path) -> None:
+    """Both are saved."""
+    with shell() as kling:
+        kling("expand", COFFEE, "--up", 0.5, "--watermark", "--prompt", "a park", "-o", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coffee-0-watermark.png", "coffee-0.png"]

@@ -1,0 +1,154 @@
+"""`--fit`: a photo the service would refuse becomes one it takes, and what was done is said."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from pillow_heif import register_heif_opener
+from shell import COFFEE, Shell, shell
+
+from kling_expand.cli.fit import ORIENTATION, can_fit, fit, is_turned
+from kling_expand.errors import ImageError
+from kling_expand.images import MAX_BYTES, load
+
+
+def profile() -> bytes:
+    """A colour profile."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def coffee(path: Path, **options: Any) -> str:
+    """The coffee in another format."""
+    register_heif_opener()
+    with Image.open(COFFEE) as picture:
+        picture.save(path, **options)
+    return str(path)
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """A picture that cannot be compressed."""
+    shape = (height, width, len(mode))
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8), mode)
+
+
+@pytest.mark.parametrize("ending", ["webp", "tiff", "bmp", "gif", "heic", "avif"])
+async def test_other_formats_become_jpeg(tmp_path: Path, ending: str) -> None:
+    """Recognisably the same picture, of the same size."""
+    photo = coffee(tmp_path / f"photo.{ending}")
+    assert can_fit(photo)
+    fitted = fit(photo, tmp_path, acceptable=False)
+    assert any("made JPEG" in change for change in fitted.changes)
+    loaded = await load(fitted.path)
+    assert (loaded.format, loaded.width, loaded.height) == ("JPEG", 600, 400)
+    with Image.open(fitted.path) as after, Image.open(COFFEE) as before:
+        difference = np.abs(np.asarray(after, float) - np.asarray(before, float)).mean()
+        assert difference < (20 if ending == "gif" else 6)
+
+
+async def test_a_turned_photo_stands_upright(tmp_path: Path) -> None:
+    """Its pixels are turned and the mark is gone; the colour profile stays."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    photo = coffee(tmp_path / "turned.jpg", exif=exif, icc_profile=profile())
+    assert is_turned(photo)
+    (tmp_path / "fitted").mkdir()
+    fitted = fit(photo, tmp_path / "fitted", acceptable=True)
+    with Image.open(fitted.path) as picture:
+        assert (picture.size, picture.getexif().get(ORIENTATION)) == ((400, 600), None)
+        assert picture.info["icc_profile"] == profile()
+    assert "turned upright" in fitted.changes
+
+
+def test_what_is_fine_is_left_alone(tmp_path: Path) -> None:
+    """Not a byte is written, and nothing is said."""
+    fitted = fit(COFFEE, tmp_path, acceptable=True)
+    assert (fitted.path, fitted.changes, list(tmp_path.iterdir())) == (COFFEE, (), [])
+
+
+async def test_a_heavy_photo_is_saved_lighter_and_then_smaller(tmp_path: Path) -> None:
+    """Never above 10 MB, never larger in pixels, its shape kept."""
+    noise(2600, 2000).save(tmp_path / "heavy.png")
+    assert (tmp_path / "heavy.png").stat().st_size > MAX_BYTES
+    fitted = fit(str(tmp_path / "heavy.png"), tmp_path, acceptable=False)
+    loaded = await load(fitted.path)
+    assert loaded.size is not None
+    assert loaded.size <= MAX_BYTES
+    assert (loaded.width, loaded.height) == (2600, 2000)
+    assert any(change.startswith("quality") for change in fitted.changes)
+
+
+async def test_transparency_is_kept(tmp_path: Path) -> None:
+    """So it becomes a PNG, scaled down where it is too heavy."""
+    noise(1900, 1600, "RGBA").save(tmp_path / "heavy.tiff")
+    fitted = fit(str(tmp_path / "heavy.tiff"), tmp_path, acceptable=False)
+    loaded = await load(fitted.path)
+    assert loaded.format == "PNG"
+    assert loaded.width is not None
+    assert loaded.width < 1900
+    assert any("scaled from 1900x1600" in change for change in fitted.changes)
+    with Image.open(fitted.path) as picture:
+        assert picture.mode == "RGBA"
+
+
+async def test_sixteen_bits_a_pixel_keep_their_brightness(tmp_path: Path) -> None:
+    """They are scaled to eight, not cut off."""
+    Image.fromarray(np.full((300, 300), 0x8000, np.uint16)).save(tmp_path / "deep.tiff")
+    fitted = fit(str(tmp_path / "deep.tiff"), tmp_path, acceptable=False)
+    with Image.open(fitted.path) as picture:
+        assert picture.getpixel((150, 150)) == pytest.approx(128, abs=2)
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
+    """And that is said."""
+    frames = [Image.new("RGB", (300, 300), (shade, 0, 0)) for shade in (10, 200)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    fitted = fit(str(tmp_path / "moving.gif"), tmp_path, acceptable=False)
+    assert "the first of 2 frames" in fitted.changes
+
+
+def test_what_no_one_can_read_is_an_error_of_ours(tmp_path: Path) -> None:
+    """Text, and a picture cut short."""
+    (tmp_path / "text.heic").write_text("no picture")
+    buffer = io.BytesIO()
+    noise(400, 400).save(buffer, "WEBP", lossless=True)
+    (tmp_path / "cut.webp").write_bytes(buffer.getvalue()[:2000])
+    for name in ("text.heic", "cut.webp"):
+        with pytest.raises(ImageError, match="Pillow cannot read it"):
+            fit(str(tmp_path / name), tmp_path, acceptable=False)
+    assert not can_fit(str(tmp_path / "text.heic"))
+
+
+def test_small_and_narrow_photos_stay_refused(tmp_path: Path) -> None:
+    """Nothing is scaled up or cut off in silence."""
+    for name, size in (("small.webp", (200, 200)), ("narrow.webp", (1000, 300))):
+        Image.new("RGB", size).save(tmp_path / name)
+        assert not can_fit(str(tmp_path / name))
+        done = Shell()("expand", tmp_path / name, "--up", 1, "--fit")
+        assert done.exit_code == 2
+        assert "300 pixels" in done.stderr or "1:2.5" in done.stderr
+
+
+def test_the_command_says_what_it_did(tmp_path: Path) -> None:
+    """On stderr or in JSON; the result is named after the photo that was given."""
+    photo = coffee(tmp_path / "mug.webp")
+    with shell() as kling:
+        done = kling("expand", photo, "--up", 0.5, "--fit", "-o", tmp_path / "out")
+        again = kling("expand", photo, "--up", 0.5, "--fit", "-o", tmp_path / "out", "--json")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'out' / 'mug-0.png'}\n")
+    assert f"{photo}: WEBP made JPEG" in done.stderr
+    assert "WEBP made JPEG" in again.stdout
+
+
+def test_without_it_the_error_names_it(tmp_path: Path) -> None:
+    """Only where it would help; a turned photo is sent as it is, with a word of warning."""
+    done = Shell()("expand", coffee(tmp_path / "mug.webp"), "--up", 1, KLING_API_KEY="none")
+    assert (done.exit_code, "--fit" in done.stderr) == (2, True)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    with shell() as kling:
+        turned = kling("expand", coffee(tmp_path / "t.jpg", exif=exif), "--up", 1, "-o", tmp_path)
+    assert turned.exit_code == 0
+    assert "stored turned" in turned.stderr

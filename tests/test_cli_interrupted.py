@@ -1,0 +1,89 @@
+"""Ctrl-C: nothing is half done, nothing is lost, and what goes on is named."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from shell import CHELSEA, COFFEE, Shell, shell
+
+from kling_expand.emulator.faults import Fault
+
+
+def read_until(process: "subprocess.Popen[str]", word: str) -> str:
+    """The lines of stderr up to the one with *word*."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if word in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+def press(process: "subprocess.Popen[str]") -> None:
+    """Ctrl-C as a terminal sends it: to the command and all of its children."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def test_tasks_that_go_on_are_named_and_can_be_fetched(tmp_path: Path) -> None:
+    """Code 130, no file, both ids of each task, and a command that brings the results home, billed once."""
+    arguments = ["expand", COFFEE, CHELSEA, "--up", 0.5, "-o", tmp_path / "out"]
+    with shell(work_seconds=600) as kling, kling.start(*arguments) as process:
+        seen = read_until(process, "jpg: ") + read_until(process, "jpg: ")
+        press(process)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (130, ""), seen + err
+        assert "Traceback" not in err
+        assert not list(tmp_path.rglob("*.*"))
+        for task in kling.emulator.books.tasks.values():
+            assert task.task_id in err
+        resume = err.strip().splitlines()[-1].removeprefix("resume with: kling-expand ")
+        kling.within(kling.emulator.advance, 700)
+        again = kling(*resume.split())
+        assert (again.exit_code, len(again.stdout.splitlines())) == (0, 2)
+        assert (kling.emulator.books.units_billed, len(kling.emulator.books.tasks)) == (16, 2)
+
+
+def test_a_download_cut_off_leaves_no_half_file(tmp_path: Path) -> None:
+    """The finished task counts as still to be fetched."""
+    with shell() as kling:
+        kling.emulator.faults.script("file", Fault("slow_body", seconds=60))
+        with kling.start("expand", COFFEE, "--up", 0.5, "-o", tmp_path / "out") as process:
+            read_until(process, "succeed")
+            press(process)
+            _, err = process.communicate(timeout=30)
+            assert process.returncode == 130
+            assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+            (task_id,) = kling.emulator.books.tasks
+            assert f"kling-expand wait -o {tmp_path / 'out'} {task_id}" in err
+
+
+def test_a_create_under_way_is_told_by_its_own_id(tmp_path: Path) -> None:
+    """Pressed twice it leaves at once; nobody knows whether the task exists, so its external id is said."""
+    with shell() as kling:
+        kling.emulator.faults.script("create", Fault("slow_headers", seconds=60))
+        with kling.start("expand", COFFEE, "--up", 0.5, "-o", tmp_path, "--json") as process:
+            while not kling.emulator.books.faults:
+                assert process.poll() is None
+            press(process)
+            read_until(process, "interrupted")
+            press(process)
+            _, err = process.communicate(timeout=8)
+            assert process.returncode == 130
+            assert "Traceback" not in err
+            assert "kx-" in err
+            assert kling("status", err.split()[-1]).exit_code == 0
+
+
+def test_a_local_emulator_takes_its_tasks_with_it(tmp_path: Path) -> None:
+    """Nothing goes on, so nothing can be resumed; the painting process ends without a word."""
+    with Shell().start("expand", COFFEE, "--up", 0.5, "--local", "-o", tmp_path) as process:
+        read_until(process, "jpg: ")
+        press(process)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "nothing is owed" in err
+        assert "resume" not in err
+        assert "Traceback" not in err
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,132 @@
+"""The command itself: help, version, completion, the emulator, and what is missing."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shell import COFFEE, Shell, shell
+
+from kling_expand import __version__
+from kling_expand.cli import root
+from kling_expand.emulator.settings import options
+
+kling = Shell()
+
+
+@pytest.mark.parametrize("command", ["", *root.commands])
+def test_help_fits_eighty_columns(command: str) -> None:
+    """It says how the command is called, and no line is longer."""
+    done = kling(*command.split(), "--help")
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"Usage: kling-expand {command}".rstrip())
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert kling(*command.split(), "-h").stdout == done.stdout
+
+
+def test_version() -> None:
+    """The package's."""
+    assert __version__ in kling("--version").stdout
+
+
+@pytest.mark.parametrize("shell_name", ["bash", "zsh", "fish"])
+def test_completion_scripts_ask_the_command_itself(shell_name: str) -> None:
+    """The script names the variable through which the command answers."""
+    done = kling("completion", shell_name)
+    assert (done.exit_code, "_KLING_EXPAND_COMPLETE" in done.stdout) == (0, True)
+
+
+def test_completion_knows_commands_and_options() -> None:
+    """What a shell gets for a half-typed word."""
+    env = {"_KLING_EXPAND_COMPLETE": "bash_complete"}
+    commands = kling(COMP_WORDS="kling-expand pre", COMP_CWORD="1", **env).stdout
+    assert commands.split() == ["plain,preview"]
+    words = kling(COMP_WORDS="kling-expand expand --asp", COMP_CWORD="2", **env).stdout
+    assert words.split() == ["plain,--aspect"]
+
+
+def test_serve_has_every_setting_of_the_emulator() -> None:
+    """And their help."""
+    text = kling("serve", "--help").stdout
+    assert [name for name in options() if f"--{name.name.replace('_', '-')}" not in text] == []
+
+
+def test_serve_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    """One line tells the address and the credentials; a client works with them; Ctrl-C ends it well."""
+    with kling.start("serve", "--engine", "flat", "--work-seconds", 0.05) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url, keys = line.split(maxsplit=1)
+        api_key = re.search(r"api_key=(\S+)", keys)
+        assert api_key is not None
+        done = kling(
+            "expand", COFFEE, "--up", 0.5, "--base-url", url, "-o", tmp_path, KLING_API_KEY=api_key[1]
+        )
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (done.exit_code, process.returncode, err) == (0, 0, "")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--port", "x"), ("--list-mode", "never"), ("--account", "7")])
+def test_serve_refuses_what_is_no_setting(option: str, value: str) -> None:
+    """With the option's name."""
+    done = kling("serve", option, value)
+    assert (done.exit_code, option in done.stderr) == (2, True)
+
+
+def test_serve_says_why_it_cannot_start() -> None:
+    """A port that is taken is one sentence and exit code 2."""
+    with shell() as other:
+        done = kling("serve", "--port", other.emulator.url.rpartition(":")[2])
+    assert (done.exit_code, "Traceback" in done.stderr) == (2, False)
+    assert "Error: " in done.stderr
+
+
+WITHOUT = """
+import sys
+from importlib.abc import MetaPathFinder
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {missing} else found(name, package)
+sys.argv = ["kling-expand", *{arguments}]
+from kling_expand.__main__ import main
+sys.exit(main())
+"""
+
+
+def without(missing: set[str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command as if these packages were not installed."""
+    code = WITHOUT.format(missing=missing, arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ({"click"}, ["--help"], "cli"),
+        ({"click", "rich"}, ["expand"], "cli"),
+        ({"numpy"}, ["expand", COFFEE, "--up", "1", "--local"], "emulator"),
+        ({"numpy"}, ["serve"], "emulator"),
+        ({"PIL"}, ["preview", COFFEE, "--up", "1"], "images"),
+        ({"PIL"}, ["expand", COFFEE, "--up", "1", "--fit"], "images"),
+    ],
+)
+def test_a_missing_extra_is_named(missing: set[str], arguments: list[str], extra: str) -> None:
+    """Exit code 2 and one sentence with the command that installs it."""
+    done = without(missing, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"pip install 'kling-expand[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ratios_needs_no_extra_but_the_command_line() -> None:
+    """Nor do the commands that talk to the service."""
+    done = without({"PIL", "numpy", "pillow_heif", "textual_image"}, "ratios", COFFEE, "--up", "1")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "1.0000,0.0000,0.0000,0.0000")

@@ -1,0 +1,100 @@
+"""`kling-expand preview`: the canvas as a picture, before anything is sent."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shell import COFFEE, Shell
+
+from kling_expand.cli.drawing import FRAME, LARGEST, SMALLEST
+
+kling = Shell()
+
+
+def test_the_photo_lies_where_the_result_will_have_it(tmp_path: Path) -> None:
+    """A frame around it, hatching beside it, and its own pixels inside."""
+    target = tmp_path / "new" / "canvas.png"
+    done = kling("preview", COFFEE, "--right", 0.5, "-o", target)
+    assert (done.exit_code, done.stdout) == (0, f"{target}\n")
+    assert "900x400" in done.stderr
+    with Image.open(target) as picture, Image.open(COFFEE) as photo:
+        assert picture.width == 900
+        assert picture.getpixel((599, 200)) == FRAME
+        assert picture.getpixel((300, 200)) == photo.getpixel((300, 200))
+        hatched = picture.crop((605, 5, 895, 150))
+        assert 1 < len(hatched.getcolors() or ()) < 10
+        assert len(picture.crop((620, 180, 880, 220)).getcolors() or ()) > len(hatched.getcolors() or ())
+
+
+@pytest.mark.parametrize(("size", "width"), [((300, 300), SMALLEST), ((4000, 3000), LARGEST)])
+def test_the_drawing_has_a_size_to_look_at(tmp_path: Path, size: tuple[int, int], width: int) -> None:
+    """Neither a stamp nor a poster, whatever the photo's size, also with a transparent one."""
+    Image.new("RGBA", size, (200, 30, 30, 128)).save(tmp_path / "photo.png")
+    kling("preview", tmp_path / "photo.png", "--left", 0.5, "-o", tmp_path / "canvas.png")
+    with Image.open(tmp_path / "canvas.png") as picture:
+        assert picture.width == width
+        assert picture.getpixel((width - 20, 20)) == pytest.approx((227, 142, 142), abs=2)
+
+
+def test_json_is_that_of_ratios_and_the_file(tmp_path: Path) -> None:
+    """So a program can show both."""
+    facts = json.loads(kling("preview", COFFEE, "--pad", 9, "--json", "-o", tmp_path / "c.png").stdout)
+    assert (facts["canvas"]["width"], facts["file"]) == (618, str(tmp_path / "c.png"))
+
+
+def test_it_writes_nothing_but_a_png_of_its_own(tmp_path: Path) -> None:
+    """Another format, the photo itself and a place that cannot be written are refused."""
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (300, 300)).save(photo)
+    (tmp_path / "file").write_text("")
+    before = photo.read_bytes()
+    for target, said in [("c.jpg", ".png"), ("photo.png", "replace"), ("file/c.png", "cannot be written")]:
+        done = kling("preview", photo, "--up", 1, "-o", tmp_path / target)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert said in done.stderr
+    assert photo.read_bytes() == before
+
+
+def on_a_terminal(columns: int, lines: int, target: Path) -> str:
+    """What a preview shows on a terminal of this size."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (lines, columns))
+    command = [sys.executable, "-m", "kling_expand", "preview", COFFEE, "--up", "0.5", "-o", str(target)]
+    env = os.environ | {"TERM": "xterm-256color"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        while piece := read(ours):
+            shown += piece
+        assert process.stderr is not None
+        assert (process.wait(), b"Traceback" in process.stderr.read()) == (0, False)
+    os.close(ours)
+    return shown.decode()
+
+
+def read(terminal: int) -> bytes:
+    """What the terminal got, nothing at its end."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # how Linux tells the end
+        return b""
+
+
+def test_a_terminal_shows_the_picture(tmp_path: Path) -> None:
+    """Where the library for it is installed; the path of the file is the last line."""
+    target = tmp_path / "canvas.png"
+    shown = on_a_terminal(80, 30, target)
+    assert shown.strip().endswith(str(target))
+    assert len(shown.splitlines()) > 5
+
+
+def test_a_terminal_without_a_size_is_no_failure(tmp_path: Path) -> None:
+    """The file is there all the same."""
+    target = tmp_path / "canvas.png"
+    assert on_a_terminal(0, 0, target).strip().endswith(str(target))

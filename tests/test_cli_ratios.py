@@ -1,0 +1,69 @@
+"""`kling-expand ratios` and the geometry options that other commands share."""
+
+import json
+
+import pytest
+from shell import COFFEE, Shell
+
+from kling_expand import Ratios, Towards
+
+kling = Shell()
+
+
+def test_the_vendors_own_example() -> None:
+    """Its string to the letter, and a line for people."""
+    lines = kling("ratios", "100x100", "--area", 3, "--aspect", "16:9").stdout.splitlines()
+    assert lines[0] == "0.1495,0.1495,0.6547,0.6547"
+    assert "231x130" in lines[1]
+
+
+def test_a_photo_says_its_size_itself() -> None:
+    """JSON holds the four numbers, the canvas, and where the photo lies in it."""
+    facts = json.loads(kling("ratios", COFFEE, "--size", "1000x600", "--anchor", "top-left", "--json").stdout)
+    assert (facts["width"], facts["height"]) == (600, 400)
+    assert (facts["up"], facts["down"], facts["left"], facts["right"]) == (0, 0.5, 0, pytest.approx(2 / 3))
+    assert facts["canvas"] == {"width": 1000, "height": 600, "box": [0, 0, 600, 400]}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--up", 0.5, "--left", 1], Ratios(0.5, 0, 1, 0)),
+        (["--pad", 100], Ratios(0.25, 0.25, 0.25, 0.25)),
+        (["--pad", "up=100, right=200"], Ratios(0.25, 0, 0, 0.5)),
+        (["--direction", "left,right"], Towards("left,right").ratios()),
+        (["--direction", "all", "--ratio", 1.2], Towards("all", 1.2).ratios()),
+        (["--size", "800X400"], Ratios(0, 0, 0.5, 0.5)),
+        (["--aspect", "2:1", "--anchor", "right"], Ratios(0, 0, 1, 0)),
+    ],
+)
+def test_each_way_to_say_it(options: list[object], expected: Ratios) -> None:
+    """Every option means what the library's geometry of that name means."""
+    facts = json.loads(kling("ratios", "400x400", *options, "--json").stdout)
+    found = [facts[side] for side in ("up", "down", "left", "right")]
+    assert found == pytest.approx([expected.up, expected.down, expected.left, expected.right])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["400x400"], "in one way"),
+        (["400x400", "--up", 1, "--pad", 3], "in one way"),
+        (["400x400", "--size", "3"], "WIDTHxHEIGHT"),
+        (["400x400", "--pad", "north=3"], "--pad"),
+        (["400x400", "--pad", "up=3,up"], "--pad"),
+        (["400x400", "--aspect", "16:9", "--ratio", 2], "--direction"),
+        (["400x400", "--direction", "left", "--anchor", "left"], "--aspect or --size"),
+        (["400x400", "--aspect", "16:9", "--anchor", "middle"], "center"),
+        (["0x400", "--up", 1], "pixels"),
+        (["400x400", "--aspect", "16:9", "--area", 1.2], "from 1.7778 to 3"),
+        (["https://example.com/dog.jpg", "--up", 1], "WxH"),
+        (["nothing.jpg", "--up", 1], "no such file"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(arguments: list[object], said: str) -> None:
+    """Exit code 2, and the sentence names what would do."""
+    done = kling("ratios", *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -65,10 +65,10 @@ class Ledger:
     def identify(self, order: Order) -> Identity | None:
         """What makes it the same job in another process; None where nothing does."""
         request = order.request
+        if self._journal is None and (not request.key or request.external_task_id):
+            return None
         digest = wire.fingerprint(request, order.expansion, order.photo.digest)
-        if self._journal is not None:
-            return Identity(request.key or digest, digest)
-        return Identity(request.key, digest) if request.key and not request.external_task_id else None
+        return Identity(request.key or digest, digest)
 
     async def intend(self, identity: Identity, order: Order, attempt: int) -> Known:
         """Where to begin with a job, written down before this returns. A journal counts attempts itself."""

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 MAX_ANSWER = 32 << 20  # bytes; a full list page of nine-picture tasks stays under 5 MB
 _READ = 64 << 10
+_JOIN = 64 << 10  # bytes up to which a copy is cheaper than one more call of the system
 FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # what aiohttp may raise
 
 
@@ -46,18 +47,25 @@ class Body(aiohttp.Payload):
         self.error: KlingError | None = None
 
     async def slices(self) -> AsyncIterator[bytes]:
-        """The body from its beginning, as often as asked."""
+        """The body from its beginning, as often as asked; what is small goes out in one piece."""
         waiting = self._head
-        if self._photo is not None:
-            async for piece in self._photo.slices():
+        async for piece in self._rest():
+            if len(waiting) + len(piece) <= _JOIN:
+                waiting += piece
+            else:
                 yield waiting
                 waiting = piece
-        if self._tail:
-            yield waiting
-            waiting = self._tail
         # Everything before this piece is not yet a whole request, so no service can act on it.
         self.sent = True
         yield waiting
+
+    async def _rest(self) -> AsyncIterator[bytes]:
+        """What follows the head."""
+        if self._photo is not None:
+            async for piece in self._photo.slices():
+                yield piece
+        if self._tail:
+            yield self._tail
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write the whole of it."""

@@ -9,7 +9,7 @@ import contextlib
 import socket
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from types import TracebackType
 from typing import Self
@@ -70,9 +70,20 @@ class Answer:
 
 
 class Proxy:
-    """Between clients on `url` and the service on `upstream`; each request fails with `probability`."""
+    """Between clients on `url` and the service on `upstream`; each request is spoilt with `probability`.
 
-    def __init__(self, upstream: str, *, probability: float, seed: int) -> None:
+    *slow*: the least and the most seconds a late or delayed request takes.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        *,
+        probability: float,
+        seed: int,
+        kinds: Sequence[str] = KINDS,
+        slow: tuple[float, float] = SLOW,
+    ) -> None:
         self.upstream = upstream
         self.url = ""
         self.faults: Counter[str] = Counter()
@@ -80,8 +91,11 @@ class Proxy:
         self._moved = asyncio.Condition()
         self._probability = probability
         self._seed = seed
+        self._kinds = kinds
+        self._slow = slow
         self._rngs: dict[str, Random] = {}
         self._late: set[asyncio.Task[Answer]] = set()
+        self._connections: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
@@ -98,13 +112,11 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        await self.calm()
-        await self._http.close()
-
-    async def calm(self) -> None:
-        """Return when nothing that is late is still on its way."""
-        while self._late:
+        while self._late:  # what is on its way arrives
             await asyncio.wait(self._late)
+        for writer in self._connections:
+            writer.close()
+        await self._http.close()
 
     async def reached(self, count: float) -> None:
         """Wait until the service has made tasks and served pictures, so many together."""
@@ -114,6 +126,7 @@ class Proxy:
     # ------------------------------------------------------------------ one connection
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
         try:
             while (request := await _read(reader)) is not None:
                 if not await self._handle(request, writer):
@@ -121,12 +134,13 @@ class Proxy:
         except (OSError, EOFError, asyncio.CancelledError):
             pass  # the client was killed, or we are closing
         finally:
+            self._connections.discard(writer)
             writer.close()
 
     async def _handle(self, request: Request, writer: asyncio.StreamWriter) -> bool:
         """Answer one request, or spoil it; whether the connection is still good."""
         rng = self._rngs.setdefault(request.route, Random(f"{self._seed} {request.route}"))
-        chance, kind, slow = rng.random(), rng.choice(KINDS), rng.uniform(*SLOW)
+        chance, kind, slow = rng.random(), rng.choice(self._kinds), rng.uniform(*self._slow)
         if chance >= self._probability:
             writer.write((await self._forward(request)).encoded())
             await writer.drain()
@@ -145,13 +159,12 @@ class Proxy:
     async def _spoilt(self, kind: str, slow: float, request: Request) -> Answer | None:
         """What is answered instead; None: nothing."""
         instead = _INSTEAD.get(kind)
-        if kind == LATE:
+        if kind in {LATE, DELAY}:
             late = asyncio.create_task(self._later(slow, request))
-            self._late.add(late)
+            self._late.add(late)  # it arrives even where nobody waits for its answer
             late.add_done_callback(self._late.discard)
-        elif kind == DELAY:
-            return await self._later(slow, request)
-        elif kind in {RESET_AFTER, ERROR_AFTER, HTML_AFTER, TRUNCATE}:
+            return await late if kind == DELAY else None
+        if kind in {RESET_AFTER, ERROR_AFTER, HTML_AFTER, TRUNCATE}:
             answer = await self._forward(request)
             return answer if kind == TRUNCATE else instead
         return instead

@@ -21,12 +21,15 @@ from .geometry import (
 )
 from .models import Dialect, ExpandRequest, Image, Status, Task
 from .scheduler import Outcome
+from .stats import Event, EventKind, Quantiles, Stats
 from .webhooks import Webhooks
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Dialect",
+    "Event",
+    "EventKind",
     "ExpandRequest",
     "ExpandResult",
     "Image",
@@ -34,9 +37,11 @@ __all__ = [
     "KlingClient",
     "Outcome",
     "Padding",
+    "Quantiles",
     "Ratios",
     "Settings",
     "StaticKey",
+    "Stats",
     "Status",
     "Task",
     "TaskFuture",

@@ -31,6 +31,7 @@ from .pacing import LearnedPace, Pace
 from .polling import Poller
 from .scheduler import Bulk, Lane, Outcome, Requests, Slots
 from .session import Session
+from .stats import Listener, Stats, Tally
 from .submission import Submitter
 from .webhooks import Call, Webhooks
 
@@ -54,7 +55,8 @@ class KlingClient:
     download. `budget` (units, 8 a picture) is the most this client may spend. `run` names the run that
     the `key` of a request counts in. `journal` is a file in which every job is written down before it
     is sent: after a crash the same jobs go on where they were. `pace` says when tasks are looked at,
-    and `slots` may be shared with other clients of the account in this event loop.
+    `slots` may be shared with other clients of the account in this event loop, and `listener` is called
+    with every `Event`.
     `webhook_secret` is the console's, or several while one replaces another. Further *options* are the
     fields of `Settings`.
 
@@ -77,35 +79,32 @@ class KlingClient:
         trace_configs: list[aiohttp.TraceConfig] | None = None,
         slots: Slots | None = None,
         pace: Pace | None = None,
+        listener: Listener | None = None,
         rng: Random | None = None,
         clock: Callable[[], float] = time.time,
         **options: Any,
     ) -> None:
-        self.settings = Settings.from_env(**options)
+        self.settings = settings = Settings.from_env(**options)
         self._auth = auth or credentials(access_key, secret_key, api_key, clock=clock)
         self._webhooks = Webhooks(*_secrets(webhook_secret), clock=clock)
         self._deadline = deadline
-        self._rng = rng or Random()
-        settings, rng = self.settings, self._rng
-        self._session = Session(settings, self._auth, http=http, trace_configs=trace_configs, rng=rng)
-        self._submitter = Submitter(self._session, settings.dialect, rng=rng, budget=settings.retry_budget)
-        self._slots = slots or Slots(settings.max_in_flight)
         self._lane = Lane()
-        pace = pace or LearnedPace(rng)
-        self._poller = Poller(_Reads(self._session, settings.dialect), pace, budget=settings.poll_budget)
+        self._rng = rng = rng or Random()
+        self._tally = Tally(listener)
+        tell = self._tally.tell
+        self._session = session = Session(
+            settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, tell=tell
+        )
+        reads = _Reads(session, settings.dialect)
+        self._poller = Poller(reads, pace or LearnedPace(rng), budget=settings.poll_budget, tell=tell)
         self._journal: Journal | None = None  # one that is ours to open and close
         if journal is not None and not isinstance(journal, Journal):
             journal = self._journal = Journal(journal, run=run, clock=clock)
         self._ledger = Ledger(run, journal)
+        submitter = Submitter(session, settings.dialect, rng=rng, budget=settings.retry_budget)
+        slots = slots or Slots(settings.max_in_flight)
         self._jobs = Jobs(
-            self._submitter,
-            self._poller,
-            self._slots,
-            self._ledger,
-            dialect=settings.dialect,
-            budget=budget,
-            upload_bytes=settings.upload_bytes,
-            rng=rng,
+            submitter, self._poller, slots, self._ledger, settings=settings, budget=budget, rng=rng, tell=tell
         )
         self._stack = AsyncExitStack()
         self._open = False
@@ -147,6 +146,13 @@ class KlingClient:
         await self._jobs.noted()
         await self._stack.aclose()
         return running
+
+    @property
+    def stats(self) -> Stats:
+        """What this client has done so far."""
+        return self._tally.stats(
+            waiting=len(self._jobs), running=len(self._poller), units_due=self._jobs.units_due
+        )
 
     # ------------------------------------------------------------------ submitting and waiting
 

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from attrs import define, field
 
 from . import images, wire
+from .config import Settings
 from .errors import (
     APIError,
     BudgetExceeded,
@@ -33,6 +34,7 @@ from .pacing import retry_waits
 from .polling import Poller
 from .scheduler import Lane, Slots, WeightedSemaphore
 from .session import Body
+from .stats import Event, EventKind, Listener
 from .submission import Submitter
 
 GRACE = 10.0  # seconds a create under way is given to end when the client closes
@@ -76,27 +78,33 @@ class Jobs:
         slots: Slots,
         ledger: Ledger,
         *,
-        dialect: Dialect,
+        settings: Settings,
         budget: int | None,
-        upload_bytes: int,
         rng: Random,
+        tell: Listener,
     ) -> None:
         self._submitter = submitter
         self._poller = poller
         self._slots = slots
         self._ledger = ledger
-        self._uploads = WeightedSemaphore(upload_bytes)
-        self._dialect = dialect
+        self._uploads = WeightedSemaphore(settings.upload_bytes)
+        self._dialect = settings.dialect
         self._budget = budget
         self._rng = rng
+        self._tell = tell
         self._jobs: dict[TaskFuture, Job] = {}
         self._turns: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
         self._notes: set[asyncio.Task[None]] = set()
         self.units_due = 0
 
+    def __len__(self) -> int:
+        return len(self._jobs)
+
     def start(self, job: Job) -> None:
         """Begin with *job*; its future hears of everything that comes of it."""
         self._jobs[job.future] = job
+        self._tell(Event(EventKind.SUBMITTED, job.future.external_task_id))
+        job.future.add_done_callback(self._failed)
         job.runner = asyncio.create_task(self._see_through(job))
 
     def withdraw(self, future: TaskFuture) -> bool:
@@ -198,6 +206,9 @@ class Jobs:
             self._slots.take(job.n)
             job.running = True
         future.observe(task)
+        self._tell(Event(EventKind.ACCEPTED, known.external_task_id, task))
+        if future.done():  # it had ended before
+            self._tell(Event(EventKind.ENDED, known.external_task_id, task))
         future.add_done_callback(lambda _: self._over(job))
         self._poller.watch(future, soon=job.known is not None)
 
@@ -282,6 +293,10 @@ class Jobs:
             self._uploads.release(size)
 
     # ------------------------------------------------------------------ its end
+
+    def _failed(self, future: TaskFuture) -> None:
+        if future.error is not None:
+            self._tell(Event(EventKind.FAILED, future.external_task_id, future.task, future.error))
 
     def _free(self, job: Job) -> None:
         held, job.held = job.held, 0

@@ -17,6 +17,7 @@ from .errors import APIError, KlingError, TaskNotFound
 from .future import TaskFuture
 from .models import Task
 from .pacing import Pace
+from .stats import Event, EventKind, Listener
 
 READS = 16  # single reads under way at once
 UNSEEN = 30.0  # seconds a task may be unknown to the service before that is believed
@@ -58,8 +59,11 @@ class Poller:
     If the loop itself breaks, every open future fails with what broke it.
     """
 
-    def __init__(self, reads: Reads, pace: Pace, *, budget: float = 900.0) -> None:
+    def __init__(
+        self, reads: Reads, pace: Pace, *, budget: float = 900.0, tell: Listener | None = None
+    ) -> None:
         self._reads = reads
+        self._tell = tell
         self._pace = pace
         self._budget = budget
         self._open: set[_Open] = set()
@@ -129,7 +133,13 @@ class Poller:
         task = entry.future.task
         if task is not None and task.status.final:
             seen = asyncio.get_running_loop().time() - entry.began
-            self._pace.learn(_duration(task, seen))
+            took = _duration(task, seen)
+            self._pace.learn(took)
+            if self._tell is not None:
+                late = max(0.0, seen - took)
+                self._tell(
+                    Event(EventKind.ENDED, entry.future.external_task_id, task, seconds=took, lateness=late)
+                )
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

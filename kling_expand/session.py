@@ -26,6 +26,7 @@ from .errors import (
 )
 from .images import Photo
 from .pacing import retry_waits
+from .stats import Event, EventKind, Listener
 from .wire import Answer
 
 T = TypeVar("T")
@@ -118,8 +119,10 @@ class Session:
         http: aiohttp.ClientSession | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,
         rng: Random,
+        tell: Listener | None = None,
     ) -> None:
         self._settings = settings
+        self._tell = tell
         self._auth = auth
         self._own = http is None
         self._http = http
@@ -174,6 +177,28 @@ class Session:
         service can have got the whole request), or `DeadlineExceeded` once *until* (loop time) has
         passed.
         """
+        loop = asyncio.get_running_loop()
+        began, failure = loop.time(), None
+        try:
+            return await self._call(method, path, decode, params=params, body=body, until=until)
+        except KlingError as error:
+            failure = error
+            raise
+        finally:
+            if self._tell is not None:
+                kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
+                self._tell(Event(kind, error=failure, seconds=loop.time() - began))
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        decode: Callable[[Answer], T],
+        *,
+        params: Mapping[str, Any] | None,
+        body: Callable[[], Body] | None,
+        until: float | None,
+    ) -> T:
         token, answer = await self._exchange(method, path, params=params, body=body and body(), until=until)
         try:
             return self._open(answer, decode)

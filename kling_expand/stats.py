@@ -1,0 +1,149 @@
+"""How is it going? Events as they happen, and the numbers a service wants of them; no clock, no I/O."""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from decimal import Decimal
+from enum import StrEnum
+
+from attrs import field, frozen
+
+from .errors import KlingError, SubmissionUnknown
+from .models import Status, Task
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 1024  # newest values that quantiles are taken of
+
+
+class EventKind(StrEnum):
+    """What happened."""
+
+    CREATE = "create"  # a call to the API was answered, or failed
+    READ = "read"
+    LIST = "list"
+    SUBMITTED = "submitted"  # a job began
+    ACCEPTED = "accepted"  # the service has its task
+    ENDED = "ended"  # its task ended, well or badly
+    FAILED = "failed"  # the job ended without an end of its task being known
+
+
+@frozen
+class Event:
+    """One thing that happened. `seconds` is how long the call, or the task, took.
+
+    `lateness` is how long after a task's end we heard of it, both by the service's clock.
+    """
+
+    kind: EventKind
+    external_task_id: str | None = None
+    task: Task | None = None
+    error: KlingError | None = None
+    seconds: float | None = None
+    lateness: float | None = None
+
+
+Listener = Callable[[Event], object]
+
+
+@frozen
+class Quantiles:
+    """Of the newest values, in seconds; None before there is one."""
+
+    median: float | None = None
+    p95: float | None = None
+    highest: float | None = None
+
+
+@frozen(kw_only=True)
+class Stats:
+    """What a client has done since it was made.
+
+    Jobs: those `submitted` are `waiting` (for a slot, or for their create to be settled), `running` at the
+    service (attached ones too), `succeeded`, `failed` (the task failed), `refused` (it never came to a
+    task, or nothing more will be heard of it) or `unknown` (nobody can say whether a task exists).
+    Calls: `creates`, `reads` of one task, `lists`, and `errors` of any of them by class.
+    Money, in units: `units_due` is what was or may be billed, `units_billed` what the service says it was.
+    """
+
+    submitted: int
+    waiting: int
+    running: int
+    succeeded: int
+    failed: int
+    refused: int
+    unknown: int
+    creates: int
+    reads: int
+    lists: int
+    errors: dict[str, int]
+    units_due: int
+    units_billed: Decimal
+    duration: Quantiles = field(factory=Quantiles)
+    lateness: Quantiles = field(factory=Quantiles)
+
+
+class Tally:
+    """Adds up events, and passes each on to *listener*."""
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
+        self._counts: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._billed = Decimal(0)
+        self._durations: deque[float] = deque(maxlen=WINDOW)
+        self._latenesses: deque[float] = deque(maxlen=WINDOW)
+
+    def tell(self, event: Event) -> None:
+        """Count it, and pass it on; what the listener raises disturbs no job."""
+        self._counts[event.kind] += 1
+        if event.kind is EventKind.ENDED and event.task is not None:
+            self._ended(event.task, event)
+        elif event.kind is EventKind.FAILED:
+            self._counts["unknown"] += isinstance(event.error, SubmissionUnknown)
+        elif event.error is not None:
+            self._errors[type(event.error).__name__] += 1
+        if self._listener is not None:
+            try:
+                self._listener(event)
+            except Exception:
+                logger.exception("the listener failed on %s", event.kind)
+
+    def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:
+        """The numbers as they are now, with those that are counted elsewhere."""
+        counts = self._counts
+        ended = counts[EventKind.ENDED]
+        return Stats(
+            submitted=counts[EventKind.SUBMITTED],
+            waiting=waiting,
+            running=running,
+            succeeded=counts[Status.SUCCEED],
+            failed=ended - counts[Status.SUCCEED],
+            refused=counts[EventKind.FAILED] - counts["unknown"],
+            unknown=counts["unknown"],
+            creates=counts[EventKind.CREATE],
+            reads=counts[EventKind.READ],
+            lists=counts[EventKind.LIST],
+            errors=dict(self._errors),
+            units_due=units_due,
+            units_billed=self._billed,
+            duration=_quantiles(self._durations),
+            lateness=_quantiles(self._latenesses),
+        )
+
+    def _ended(self, task: Task, event: Event) -> None:
+        if task.status is Status.SUCCEED:
+            self._counts[Status.SUCCEED] += 1
+            self._billed += task.units or 0
+        if event.seconds is not None:
+            self._durations.append(event.seconds)
+        if event.lateness is not None:
+            self._latenesses.append(event.lateness)
+
+
+def _quantiles(values: deque[float]) -> Quantiles:
+    if not values:
+        return Quantiles()
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return Quantiles(ordered[round(last * 0.5)], ordered[round(last * 0.95)], ordered[last])

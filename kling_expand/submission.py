@@ -168,7 +168,7 @@ class Submitter:
                 raise _unknown(external_task_id, error) from error
             if found is not None or asked >= settled:
                 return found
-            pause = next(waits)
+            pause = min(next(waits), settled - loop.time())  # the look that settles it comes no later
             if until is not None and loop.time() + pause > until:
                 raise _unknown(external_task_id, DeadlineExceeded("time is up"))
             await asyncio.sleep(pause)

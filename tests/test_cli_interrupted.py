@@ -53,7 +53,7 @@ def test_a_download_cut_off_leaves_no_half_file(tmp_path: Path) -> None:
             read_until(process, "succeed")
             press(process)
             _, err = process.communicate(timeout=30)
-            assert process.returncode == 130
+            assert process.returncode == 130, err
             assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
             (task_id,) = kling.emulator.books.tasks
             assert f"kling-expand wait -o {tmp_path / 'out'} {task_id}" in err
@@ -70,7 +70,7 @@ def test_a_create_under_way_is_told_by_its_own_id(tmp_path: Path) -> None:
             read_until(process, "interrupted")
             press(process)
             _, err = process.communicate(timeout=8)
-            assert process.returncode == 130
+            assert process.returncode == 130, err
             assert "Traceback" not in err
             assert "kx-" in err
             assert kling("status", err.split()[-1]).exit_code == 0
@@ -82,7 +82,7 @@ def test_a_local_emulator_takes_its_tasks_with_it(tmp_path: Path) -> None:
         read_until(process, "jpg: ")
         press(process)
         _, err = process.communicate(timeout=30)
-        assert process.returncode == 130
+        assert process.returncode == 130, err
         assert "nothing is owed" in err
         assert "resume" not in err
         assert "Traceback" not in err

@@ -22,6 +22,8 @@ ENOUGH = 5  # ended tasks from which a pace is learned
 _TAIL = 1.25  # beyond the longest task seen, each further stretch is so much longer
 _STRETCHES = 12
 _GRAIN = 8  # candidates from one look to the next
+_DEARER = 20.0  # the most by which the price of a look may differ from that of even spacing
+_MOST = 2048  # candidates at all: choosing among them holds the loop for some 20 ms
 
 
 def retry_waits(rng: Random, *, first: float = 0.5, longest: float = 20.0) -> Iterator[float]:
@@ -40,8 +42,11 @@ class Pace(Protocol):
 
     lateness: float
 
-    def wait(self, age: float) -> float:
-        """Seconds until a task that is *age* seconds old should next be looked at."""
+    def wait(self, age: float, sharing: int = 1) -> float:
+        """Seconds until a task that is *age* seconds old should next be looked at.
+
+        *sharing* is how many such tasks one look tells of: the more, the sooner it is worth its price.
+        """
         ...
 
     def learn(self, duration: float) -> None:
@@ -70,7 +75,7 @@ class ExponentialPace:
         self._factor = factor
         self._longest = longest
 
-    def wait(self, age: float) -> float:
+    def wait(self, age: float, sharing: int = 1) -> float:  # noqa: ARG002 - nothing is known to share
         """The next step of the ladder above *age*, up to a tenth later."""
         steps = backoff.expo(base=self._factor, factor=self._first, max_value=self._longest)
         next(steps)
@@ -102,16 +107,18 @@ class LearnedPace:
         self._ages: list[float] = []  # at which a look may be …
         self._looks: list[int] = []  # … and after each of them the index of the next
 
-    def wait(self, age: float) -> float:
+    def wait(self, age: float, sharing: int = 1) -> float:
         """Until the best next look for a task that has not ended at *age*."""
         if len(self._durations) < ENOUGH:
-            return self._unlearned.wait(age)
+            return self._unlearned.wait(age, sharing)
         if self._fresh * 16 >= len(self._durations) or not self._ages:
             self._fit()
         here = max(bisect_right(self._ages, age) - 1, 0)
         if here + 1 >= len(self._ages):
             return self._longest
-        return max(self._ages[self._looks[here]] - age, 1e-3)
+        # A look at k tasks costs each a k-th of its price, so the best Δ is smaller by √k.
+        ahead = max(round((self._looks[here] - here) / sqrt(sharing)), 1)
+        return max(self._ages[here + ahead] - age, 1e-3)
 
     def learn(self, duration: float) -> None:
         """Take it into the window."""
@@ -130,13 +137,14 @@ class LearnedPace:
             ended.append(ended[-1] + mass)
         # A look every step/√h makes an end late by half of that: `lateness` on average over all ends.
         step = 2 * self.lateness * ended[-1] / slowness
-        count = int(progress[-1] / step * _GRAIN)
-        self._ages = [0.0, *(_interpolate(progress, ages, i * step / _GRAIN) for i in range(1, count + 1))]
+        # The work is bounded: among short tasks a single very long one asks for a million candidates.
+        grain = max(step / _GRAIN, progress[-1] / _MOST)
+        count = int(progress[-1] / grain)
+        self._ages = [0.0, *(_interpolate(progress, ages, i * grain) for i in range(1, count + 1))]
         shares = [_interpolate(ages, ended, age) for age in self._ages]
         self._looks, late = _best_looks(self._ages, shares, self._price * step**2 / 2)
-        self._price *= self.lateness / max(
-            late, 1e-9
-        )  # even spacing is not quite the best: settle on what is
+        # Even spacing is not quite the best: settle on what is, but never so far that there is no way back.
+        self._price = min(max(self._price * self.lateness / max(late, 1e-9), 1 / _DEARER), _DEARER)
 
 
 def _best_looks(ages: list[float], ended: list[float], price: float) -> tuple[list[int], float]:

@@ -1,0 +1,170 @@
+"""How long to wait? Between tries never too short; between looks as the tasks themselves teach."""
+
+from collections.abc import Callable
+from itertools import islice
+from math import exp, isfinite
+from random import Random
+from statistics import mean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_expand.pacing import ENOUGH, ExponentialPace, LearnedPace, Pace, retry_waits
+
+seeds = st.integers(0, 2**32)
+
+
+# ------------------------------------------------------------------ between tries
+
+
+@given(seeds, st.floats(0.01, 10), st.floats(1, 100))
+def test_waits_double_up_to_a_limit(seed: int, first: float, factor: float) -> None:
+    """Each lies in the upper half of its step, so no wait is ever next to nothing, and none overflows."""
+    longest = first * factor
+    waits = list(islice(retry_waits(Random(seed), first=first, longest=longest), 2000))
+    for number, wait in enumerate(waits):
+        step = min(first * 2 ** min(number, 60), longest)
+        assert step / 2 <= wait <= step
+
+
+def test_waits_are_drawn_from_the_generator_given() -> None:
+    """The same one gives the same waits, and the global one is left alone."""
+    one, two, other = (list(islice(retry_waits(Random(seed)), 9)) for seed in (1, 1, 2))
+    assert one == two != other
+
+
+# ------------------------------------------------------------------ between looks
+
+
+def look_at(pace: Pace, duration: float, most: int = 10_000) -> tuple[int, float]:
+    """How many looks a task of this duration takes, and how late its end is seen."""
+    age, looks = 0.0, 0
+    while age < duration:
+        age += pace.wait(age)
+        looks += 1
+        assert looks < most
+    return looks, age - duration
+
+
+ages = st.floats(0, 1e7)
+durations = st.lists(st.floats(0, 1e6), max_size=40)
+paces: list[Callable[[Random], Pace]] = [ExponentialPace, LearnedPace]
+
+
+@pytest.mark.parametrize("make", paces)
+@given(seed=seeds, history=durations, age=ages)
+def test_every_wait_leads_on(
+    make: Callable[[Random], Pace], seed: int, history: list[float], age: float
+) -> None:
+    """Whatever was learned and however old a task is: the next look is ahead, and not out of sight."""
+    pace = make(Random(seed))
+    for duration in history:
+        pace.learn(duration)
+    wait = pace.wait(age)
+    assert isfinite(wait)
+    assert 0 < wait <= max(11.0, 3e6)
+
+
+@given(seeds, st.floats(0.05, 5), st.floats(1.1, 3), st.floats(1, 20), ages)
+def test_exponential_looks_grow_apart(
+    seed: int, first: float, factor: float, times: float, age: float
+) -> None:
+    """From `first` on and never more than a tenth beyond `longest`."""
+    longest = first * times
+    pace = ExponentialPace(Random(seed), first=first, factor=factor, longest=longest)
+    assert first <= pace.wait(0) <= first * 1.1
+    assert 0 < pace.wait(age) <= longest * 1.1
+
+
+def test_exponential_looks_are_few() -> None:
+    """A task of an hour is looked at every ten seconds in the end, one of a minute some ten times."""
+    pace = ExponentialPace(Random(1))
+    pace.learn(5)  # nothing comes of it
+    assert look_at(pace, 60)[0] <= 15
+    assert look_at(pace, 3600)[0] <= 400
+
+
+@given(seeds)
+def test_nothing_is_learned_from_little(seed: int) -> None:
+    """A few tasks are no distribution: until then the looks are those of somebody who knows nothing."""
+    learned, plain = LearnedPace(Random(seed)), ExponentialPace(Random(seed))
+    for _ in range(ENOUGH - 1):
+        learned.learn(1000)
+        assert learned.wait(0) == plain.wait(0)
+
+
+def drawn(seed: int, count: int, median: float, sigma: float) -> list[float]:
+    """Durations as they are seen in nature: log-normal."""
+    chance = Random(seed)
+    return [median * exp(chance.gauss(0, sigma)) for _ in range(count)]
+
+
+def measured(pace: Pace, tasks: list[float]) -> tuple[float, float]:
+    """Looks and lateness per task, learning from each as it ends."""
+    results = []
+    for duration in tasks:
+        results.append(look_at(pace, duration))
+        pace.learn(duration)
+    settled = results[len(results) // 4 :]
+    return mean(looks for looks, _ in settled), mean(late for _, late in settled)
+
+
+@pytest.mark.parametrize(("median", "sigma"), [(12, 0.35), (30, 0.2), (60, 0.5)])
+def test_what_is_learned_pays(median: float, sigma: float) -> None:
+    """About as late as was asked for, with fewer looks than at a fixed distance that is as late."""
+    tasks = drawn(1, 400, median, sigma)
+    looks, late = measured(LearnedPace(Random(1), lateness=0.5), tasks)
+    fixed = mean(tasks) / (2 * late)
+    assert late == pytest.approx(0.5, rel=0.35)
+    assert looks < fixed
+
+
+def test_no_look_is_wasted_on_the_young() -> None:
+    """Where no task has ended in less than ten seconds, none is looked at much earlier."""
+    pace = LearnedPace(Random(1))
+    for duration in drawn(1, 200, 30, 0.1):
+        pace.learn(duration)
+    assert pace.wait(0) > 10
+
+
+def test_tasks_that_are_all_alike_are_met_exactly() -> None:
+    """Without any spread the first look is nearly the last."""
+    pace = LearnedPace(Random(1))
+    for _ in range(50):
+        pace.learn(20.0)
+    looks, late = look_at(pace, 20.0)
+    assert looks <= 4
+    assert late <= 2
+
+
+def test_what_is_new_replaces_what_is_old() -> None:
+    """A service that became faster is followed within a window."""
+    pace = LearnedPace(Random(1), window=64)
+    for duration in drawn(1, 100, 120, 0.2) + drawn(2, 64, 10, 0.2):
+        pace.learn(duration)
+    assert pace.wait(0) < 12
+    assert look_at(pace, 10)[1] < 3
+
+
+@pytest.mark.parametrize("history", [[0.0] * 300, [12.0] * 300 + [3600.0], [0.0, 0.0, 1e6] * 9])
+def test_a_strange_past_is_forgotten(history: list[float]) -> None:
+    """Ends at once, one task stuck for an hour, days of outage: afterwards it is as if they had not been."""
+    pace = LearnedPace(Random(1), lateness=0.5)
+    for duration in history:
+        pace.learn(duration)
+        pace.wait(0)
+    for duration in drawn(2, 256, 12, 0.35):
+        pace.learn(duration)
+    looks, late = measured(pace, drawn(1, 150, 12, 0.35))
+    assert late < 1
+    assert looks < 12
+
+
+def test_what_lasts_longer_than_ever_is_still_looked_at() -> None:
+    """At most `longest` apart, for ever."""
+    pace = LearnedPace(Random(1), longest=10)
+    for duration in drawn(1, 100, 10, 0.2):
+        pace.learn(duration)
+    assert pace.wait(10_000) <= 10
+    assert look_at(pace, 1000)[0] < 200

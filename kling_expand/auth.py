@@ -5,8 +5,6 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol
 
-import jwt
-
 from .errors import ConfigurationError
 
 LIFE = 1800.0  # seconds a token lives (doc)
@@ -64,6 +62,8 @@ class KeyPair:
         return True
 
     def _sign(self, now: float) -> str:
+        import jwt  # here, as a static key needs none of it
+
         claims = {"iss": self._access_key, "exp": int(now + LIFE), "nbf": int(now - BACKDATE)}
         with warnings.catch_warnings():
             # Secrets shorter than 32 bytes are in use, and the account's owner cannot lengthen them.

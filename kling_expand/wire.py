@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable, Container, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import cache
 from hashlib import sha256
 from types import NoneType
 from typing import Any, TypeVar, cast, get_args
 from urllib.parse import quote
 
-import cattrs
 from attrs import asdict, define, evolve, frozen
 
 from .errors import APIError, InvalidRequest, ProtocolError, ServerError, refusal
@@ -160,20 +160,30 @@ def _flag(value: Any, _kind: Any) -> bool:
     return str(value).lower() in {"true", "1"}
 
 
-def _optional(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+def _optional(kind: Any, converter: Any) -> Callable[[Any, Any], Any]:
     """A hook for `X | None` that already knows the one for X; cattrs' own would look it up each time."""
     (inner,) = (each for each in get_args(kind) if each is not NoneType)
     structure = converter.get_structure_hook(inner)
     return lambda value, _kind: None if value is None else structure(value, inner)
 
 
-_converter = cattrs.Converter(detailed_validation=False)
-_explainer = cattrs.Converter(detailed_validation=True)
-for _each in (_converter, _explainer):
-    _each.register_structure_hook(str, _text)
-    _each.register_structure_hook(bool, _flag)
-    _each.register_structure_hook_factory(lambda kind: NoneType in get_args(kind), _optional)
-_structure_task = _converter.get_structure_hook(_TaskData)
+@cache
+def _converter(*, detailed: bool = False) -> Any:
+    """Made when the first answer comes: importing cattrs costs a tenth of what aiohttp does."""
+    import cattrs
+
+    converter = cattrs.Converter(detailed_validation=detailed)
+    converter.register_structure_hook(str, _text)
+    converter.register_structure_hook(bool, _flag)
+    converter.register_structure_hook_factory(lambda kind: NoneType in get_args(kind), _optional)
+    return converter
+
+
+@cache
+def _hook() -> Callable[[Any, Any], Any]:
+    """How a task is read, found once: its code is generated when it is first asked for."""
+    hook: Callable[[Any, Any], Any] = _converter().get_structure_hook(_TaskData)
+    return hook
 
 
 def decode_task(answer: Answer) -> Task:
@@ -223,15 +233,17 @@ def parse_json(body: bytes) -> Any:
 
 def _structure(data: Any) -> _TaskData:
     try:
-        return cast(_TaskData, _structure_task(data, _TaskData))
+        return cast(_TaskData, _hook()(data, _TaskData))
     except Exception:  # noqa: BLE001 - generated code raises whatever the wrong type makes it raise
         return _explain(data)
 
 
 def _explain(data: Any) -> _TaskData:
     """Read it once more, by the slower code that knows where it is."""
+    import cattrs
+
     try:
-        return _explainer.structure(data, _TaskData)
+        return cast(_TaskData, _converter(detailed=True).structure(data, _TaskData))
     except Exception as error:  # noqa: BLE001 - the same
         raise ValueError("; ".join(cattrs.transform_error(error, path="data"))) from None
 
@@ -343,4 +355,4 @@ def unpack_request(line: str, image: str, key: str) -> ExpandRequest:
 
 def unpack(line: str) -> Task:
     """The task that `pack` made a line of."""
-    return _converter.structure(json.loads(line), Task)
+    return cast(Task, _converter().structure(json.loads(line), Task))

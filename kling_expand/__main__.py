@@ -4,17 +4,16 @@ import sys
 from importlib.util import find_spec
 
 
-def main() -> int:
-    """Hand over to the command line; exit code 2 with one sentence where its extra is missing."""
+def main() -> None:
+    """Hand over to the command line, which exits; code 2 with one sentence where its extra is missing."""
     if missing := [name for name in ("click", "rich") if find_spec(name) is None]:
         needs = " and ".join(missing)
         sys.stderr.write(f"the command line needs {needs}: pip install 'kling-expand[cli]'\n")
-        return 2
+        sys.exit(2)
     from kling_expand.cli import root
 
     root(prog_name="kling-expand")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -3,8 +3,10 @@ in a thread."""
 
 import asyncio
 import os
+import pty
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +77,30 @@ class Shell:
                 watchdog.cancel()
                 process.kill()
 
+    def on_a_terminal(
+        self, *args: object, size: tuple[int, int] = (30, 80), **env: str
+    ) -> tuple[str, "subprocess.Popen[bytes]"]:
+        """What a command of its own shows on a terminal of *size* lines and columns, and how it ended."""
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, size)
+        given = {name: value for name, value in (os.environ | self.env()).items() if value is not None}
+        del given["COLUMNS"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kling_expand", *map(str, args)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=given | {"TERM": "xterm-256color"} | env,
+        )
+        os.close(theirs)
+        shown = b""
+        while piece := _read(ours):
+            shown += piece
+        os.close(ours)
+        process.wait(30)
+        assert b"Traceback" not in shown, shown.decode()
+        return shown.decode(), process
+
     def within(self, function: Callable[..., T], *args: Any) -> T:
         """Call *function* in the emulator's own thread."""
 
@@ -83,6 +109,14 @@ class Shell:
 
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(call(), self._loop).result(30)
+
+
+def _read(terminal: int) -> bytes:
+    """What the terminal got, nothing at its end."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # how Linux tells the end
+        return b""
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """`kling-expand doctor`: what a job needs, looked at for free."""
 
 import json
-import time
 
+import pytest
 from click.testing import Result
 from shell import Shell, shell
 
+from kling_expand.cli.doctor import _by_extra, _clock, _extra
 from kling_expand.emulator.faults import Fault
 
 
@@ -59,11 +60,25 @@ def test_a_broken_service_says_so() -> None:
     assert (done.exit_code, verdicts(done)["service"]) == (1, False)
 
 
-def test_a_clock_that_is_off_is_noticed() -> None:
+@pytest.mark.parametrize(
+    ("off", "good", "said"), [(0.0, True, ""), (3600.0, False, "ahead of"), (-3600.0, False, "behind")]
+)
+def test_a_clock_that_is_off_is_noticed(off: float, *, good: bool, said: str) -> None:
     """By the date of the service's own answer, early or late."""
-    for off in (3600.0, -3600.0):
-        with shell(clock=lambda off=off: time.time() + off) as kling:
-            done = kling("doctor", "--json")
-            if "Date" not in done.stdout and verdicts(done)["clock"]:
-                return  # this emulator tells the machine's own date
-            assert (done.exit_code, verdicts(done)["clock"]) == (1, False)
+    found = _clock(1_750_000_000.5 + off, 1_750_000_000.0)
+    assert found.good is good
+    assert said in found.text
+
+
+def test_a_service_without_a_clock_is_not_blamed() -> None:
+    """Nothing is claimed."""
+    assert _clock(1.0, None).good is None
+
+
+def test_an_extra_that_is_missing_is_no_fault() -> None:
+    """It is named with what installs it; a package that is not installed at all has none to tell of."""
+    found = _extra("images", ["click", "no-such-package"])
+    assert found.good is None
+    assert "no-such-package missing (pip install 'kling-expand[images]')" in found.text
+    assert _by_extra("no-such-package") == {}
+    assert {"cli", "emulator", "images"} <= set(_by_extra("kling-expand"))

@@ -97,7 +97,7 @@ found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in {missing} else found(name, package)
 sys.argv = ["kling-expand", *{arguments}]
 from kling_expand.__main__ import main
-sys.exit(main())
+main()
 """
 
 
@@ -124,6 +124,13 @@ def test_a_missing_extra_is_named(missing: set[str], arguments: list[str], extra
     assert (done.returncode, done.stdout) == (2, "")
     assert f"pip install 'kling-expand[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_photo_of_a_telephone_names_the_extra_that_reads_it(tmp_path: Path) -> None:
+    """Where nothing here can read HEIC."""
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    done = without({"pillow_heif"}, "expand", str(tmp_path / "photo.heic"), "--up", "1", "--fit")
+    assert (done.returncode, "kling-expand[heif]" in done.stderr) == (2, True)
 
 
 def test_ratios_needs_no_extra_but_the_command_line() -> None:

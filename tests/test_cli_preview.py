@@ -1,11 +1,6 @@
 """`kling-expand preview`: the canvas as a picture, before anything is sent."""
 
 import json
-import os
-import pty
-import subprocess
-import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -15,6 +10,7 @@ from shell import COFFEE, Shell
 from kling_expand.cli.drawing import FRAME, LARGEST, SMALLEST
 
 kling = Shell()
+COMMAND = ("preview", COFFEE, "--up", 0.5)
 
 
 def test_the_photo_lies_where_the_result_will_have_it(tmp_path: Path) -> None:
@@ -61,35 +57,10 @@ def test_it_writes_nothing_but_a_png_of_its_own(tmp_path: Path) -> None:
     assert photo.read_bytes() == before
 
 
-def on_a_terminal(columns: int, lines: int, target: Path) -> str:
-    """What a preview shows on a terminal of this size."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (lines, columns))
-    command = [sys.executable, "-m", "kling_expand", "preview", COFFEE, "--up", "0.5", "-o", str(target)]
-    env = os.environ | {"TERM": "xterm-256color"}
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=env) as process:
-        os.close(theirs)
-        shown = b""
-        while piece := read(ours):
-            shown += piece
-        assert process.stderr is not None
-        assert (process.wait(), b"Traceback" in process.stderr.read()) == (0, False)
-    os.close(ours)
-    return shown.decode()
-
-
-def read(terminal: int) -> bytes:
-    """What the terminal got, nothing at its end."""
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # how Linux tells the end
-        return b""
-
-
 def test_a_terminal_shows_the_picture(tmp_path: Path) -> None:
     """Where the library for it is installed; the path of the file is the last line."""
     target = tmp_path / "canvas.png"
-    shown = on_a_terminal(80, 30, target)
+    shown, _ = kling.on_a_terminal(*COMMAND, "-o", target)
     assert shown.strip().endswith(str(target))
     assert len(shown.splitlines()) > 5
 
@@ -97,4 +68,5 @@ def test_a_terminal_shows_the_picture(tmp_path: Path) -> None:
 def test_a_terminal_without_a_size_is_no_failure(tmp_path: Path) -> None:
     """The file is there all the same."""
     target = tmp_path / "canvas.png"
-    assert on_a_terminal(0, 0, target).strip().endswith(str(target))
+    shown, _ = kling.on_a_terminal(*COMMAND, "-o", target, size=(0, 0))
+    assert shown.strip().endswith(str(target))

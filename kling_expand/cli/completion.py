@@ -1,15 +1,13 @@
 """How does a shell learn to complete these commands? By a script it reads once."""
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
-from .failures import Stop
-
-SHELLS = ("bash", "zsh", "fish")
+SHELLS: dict[str, type[ShellComplete]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 
 
 @click.command(short_help="Print a script for completion in a shell.")
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", type=click.Choice([*SHELLS]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print the script that makes SHELL complete commands, options and files.
@@ -21,8 +19,5 @@ def completion(context: click.Context, shell: str) -> None:
       fish:  kling-expand completion fish \\
                > ~/.config/fish/completions/kling-expand.fish
     """
-    kind = get_completion_class(shell)
-    if kind is None:
-        raise Stop(f"this version of click cannot complete in {shell}")
-    script = kind(context.find_root().command, {}, "kling-expand", "_KLING_EXPAND_COMPLETE")
+    script = SHELLS[shell](context.find_root().command, {}, "kling-expand", "_KLING_EXPAND_COMPLETE")
     click.echo(script.source())

@@ -3,7 +3,7 @@
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from random import Random
 from typing import Any
@@ -87,7 +87,7 @@ async def _ask(auth: Auth, settings: Settings) -> list[Finding]:
     service = Finding("service", good=True, text=f"{settings.base_url} answered in {took:.2f} s")
     if error is not None and not isinstance(error, AuthenticationError):
         service = Finding("service", good=False, text=f"{settings.base_url}: {error}")
-    return [_accepted(auth, error), service, *_clock(clocks)]
+    return [_accepted(auth, error), service, *(_clock(*clock) for clock in clocks[:1])]
 
 
 def _accepted(auth: Auth, error: KlingError | None) -> Finding:
@@ -98,39 +98,40 @@ def _accepted(auth: Auth, error: KlingError | None) -> Finding:
     return Finding("credentials", good=True, text=f"{auth!r} is accepted")
 
 
-def _clock(clocks: list[tuple[float, float | None]]) -> Iterator[Finding]:
-    """How far this machine's clock is off, judged by the first answer; its date counts whole seconds."""
-    for here, there in clocks[:1]:
-        if there is None:
-            yield Finding("clock", good=None, text="the service does not tell the time")
-            continue
-        off = here - there - 0.5
-        text = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the service's"
-        if abs(off) > SKEW:
-            text += ": tokens may be refused at first, so set it right"
-        yield Finding("clock", good=abs(off) <= SKEW, text=text)
+def _clock(here: float, there: float | None) -> Finding:
+    """How far this machine's clock is off; the service's date counts whole seconds."""
+    if there is None:
+        return Finding("clock", good=None, text="the service does not tell the time")
+    off = here - there - 0.5
+    text = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the service's"
+    if abs(off) > SKEW:
+        text += ": tokens may be refused at first, so set it right"
+    return Finding("clock", good=abs(off) <= SKEW, text=text)
 
 
 def _extras() -> Iterator[Finding]:
     """Each extra of the package, and the versions of what it brings."""
-    for extra, needs in _by_extra().items():
-        have = {name: _version(name) for name in needs}
-        text = ", ".join(f"{name} {found or 'missing'}" for name, found in have.items())
-        if not all(have.values()):
-            text += f" (pip install 'kling-expand[{extra}]')"
-        yield Finding(f"extra {extra}", good=True if all(have.values()) else None, text=text)
+    return (_extra(name, needs) for name, needs in _by_extra("kling-expand").items())
 
 
-def _by_extra() -> dict[str, list[str]]:
+def _extra(extra: str, needs: Iterable[str]) -> Finding:
+    have = {name: _version(name) for name in needs}
+    text = ", ".join(f"{name} {found or 'missing'}" for name, found in have.items())
+    if not all(have.values()):
+        return Finding(f"extra {extra}", good=None, text=f"{text} (pip install 'kling-expand[{extra}]')")
+    return Finding(f"extra {extra}", good=True, text=text)
+
+
+def _by_extra(package: str) -> dict[str, list[str]]:
     """Extras and the distributions they name; those for the package's own development are left out."""
     found: dict[str, list[str]] = {}
     try:
-        wanted = requires("kling-expand") or []
-    except PackageNotFoundError:
+        wanted = requires(package) or []
+    except PackageNotFoundError:  # it runs from its sources
         return found
     for line in wanted:
         match = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line)
-        if match and match[2] not in {"test", "lint", "dev"} and match[1] != "kling-expand":
+        if match and match[2] not in {"test", "lint", "dev"} and match[1] != package:
             found.setdefault(match[2], []).append(match[1])
     return found
 

@@ -42,6 +42,8 @@ class Commands(click.Group):
         except KlingError as error:
             kind = Stop if exit_code(error) == REFUSED else Refused
             raise kind(str(error)) from error
+        except KeyboardInterrupt:
+            leave(INTERRUPTED)
 
 
 def exit_code(error: KlingError) -> int:
@@ -50,11 +52,8 @@ def exit_code(error: KlingError) -> int:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run *main* in an event loop of its own; Ctrl-C cancels it, and ends the command with 130."""
-    try:
-        return asyncio.run(main)
-    except KeyboardInterrupt:
-        leave(INTERRUPTED)
+    """Run *main* in an event loop of its own; Ctrl-C cancels it, and is raised when it has cleared up."""
+    return asyncio.run(main)
 
 
 def leave(code: int) -> NoReturn:

@@ -18,22 +18,21 @@ from kling_expand.models import Status, Task
 class Job:
     """One task that the command answers for; `label` is what its user called it.
 
-    Without `target` its results are not saved. `name` is theirs, unless the task's id is.
+    Its results go to `target`, and are called `name`, or after the task.
     """
 
     label: str
     future: TaskFuture
-    target: str | None = None
+    target: str
     name: str | None = None
     paths: tuple[Path, ...] = ()
     error: KlingError | None = None
-    ended: bool = False
     notes: tuple[str, ...] = ()
 
     @property
     def open_id(self) -> str | None:
         """The id of a task that exists, or may, whose results are not saved yet; else None."""
-        if self.paths or (self.target is None and self.ended and self.error is None):
+        if self.paths:
             return None
         task = self.future.task
         if task is not None:
@@ -97,13 +96,11 @@ async def _follow(job: Job, listener: Listener) -> None:
     try:
         result = await job.future
         await watching  # so that what is said of it does not depend on who was woken first
-        if job.target is not None:
-            job.paths = await evolve(result, name=job.name).save(job.target)
+        job.paths = await evolve(result, name=job.name).save(job.target)
     except KlingError as error:
         job.error = error
     finally:
         watching.cancel()
-    job.ended = True
     listener.ended(job)
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from random import Random
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -19,12 +19,10 @@ from attrs import frozen
 from . import wire
 from .auth import Auth
 from .config import Settings, credentials, webhook_secret
-from .downloads import Downloads
 from .errors import ClientClosed, InvalidRequest
 from .future import ExpandResult, TaskFuture
 from .geometry import Geometry
 from .jobs import Job, Jobs
-from .journal import Journal
 from .ledger import Known, Ledger
 from .models import Dialect, ExpandRequest, ImageSource, Task
 from .pacing import LearnedPace, Pace
@@ -34,6 +32,9 @@ from .session import Session
 from .stats import Listener, Stats, Tally
 from .submission import Submitter
 from .webhooks import Call, Webhooks
+
+if TYPE_CHECKING:
+    from .journal import Journal
 
 
 class RequestFields(TypedDict, total=False):
@@ -73,7 +74,7 @@ class KlingClient:
         deadline: float | None = None,
         budget: int | None = None,
         run: str = "default",
-        journal: str | os.PathLike[str] | Journal | None = None,
+        journal: "str | os.PathLike[str] | Journal | None" = None,
         webhook_secret: str | Sequence[str] | None = None,
         http: aiohttp.ClientSession | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,
@@ -98,8 +99,8 @@ class KlingClient:
         reads = _Reads(session, settings.dialect)
         self._poller = Poller(reads, pace or LearnedPace(rng), budget=settings.poll_budget, tell=tell)
         self._journal: Journal | None = None  # one that is ours to open and close
-        if journal is not None and not isinstance(journal, Journal):
-            journal = self._journal = Journal(journal, run=run, clock=clock)
+        if isinstance(journal, str | os.PathLike):
+            journal = self._journal = _journal(journal, run, clock)
         self._ledger = Ledger(run, journal)
         submitter = Submitter(session, settings.dialect, rng=rng, budget=settings.retry_budget)
         slots = slots or Slots(settings.max_in_flight)
@@ -119,7 +120,6 @@ class KlingClient:
             await stack.enter_async_context(self._session)
             await stack.enter_async_context(self._poller)
             self._stack = stack.pop_all()
-        self._downloads = Downloads(self._session.http, refresh=self.get, rng=self._rng)
         self._open = True
         return self
 
@@ -329,7 +329,10 @@ class KlingClient:
     async def _save(
         self, task: Task, target: str | os.PathLike[str], *, name: str | None, until: float | None
     ) -> tuple[Path, ...]:
-        paths = await self._downloads.save(task, target, name=name, until=until)
+        from .downloads import Downloads  # here, as many only want the URLs
+
+        downloads = Downloads(self._session.http, refresh=self.get, rng=self._rng)
+        paths = await downloads.save(task, target, name=name, until=until)
         await self._ledger.saved(task, paths)
         return paths
 
@@ -365,6 +368,12 @@ def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> Ex
     if geometry is None:
         raise InvalidRequest("geometry", None, 'how far to expand is needed, such as ToAspect("16:9")')
     return ExpandRequest(image, geometry, **fields)
+
+
+def _journal(path: str | os.PathLike[str], run: str, clock: Callable[[], float]) -> "Journal":
+    from .journal import Journal  # here, as most clients need no database
+
+    return Journal(path, run=run, clock=clock)
 
 
 def _secrets(given: str | Sequence[str] | None) -> Sequence[str]:

@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR
-from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from attrs import field, frozen
@@ -290,6 +289,8 @@ def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> N
 
 def _named(aspect: float) -> str:
     """``16:9`` where it is such a fraction, a decimal otherwise."""
+    from fractions import Fraction  # here, as it is only asked for in a message
+
     fraction = Fraction(aspect).limit_denominator(50)
     near = abs(fraction - Fraction(aspect)) < NOISE
     return f"{fraction.numerator}:{fraction.denominator}" if near else f"{aspect:.5g}"

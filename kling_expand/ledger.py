@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -10,12 +11,12 @@ from . import wire
 from .errors import KlingError
 from .geometry import Ratios, Towards
 from .images import Photo
-from .journal import Job, Journal, State
 from .models import ExpandRequest, Task
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from .journal import Job, Journal
 
-OPEN = (State.INTENT, State.UNKNOWN, State.SUBMITTED, State.SUCCEEDED)
+logger = logging.getLogger(__name__)
 
 
 @frozen
@@ -58,7 +59,7 @@ class Ledger:
     for: the same photo with the same parameters is then the same job.
     """
 
-    def __init__(self, run: str, journal: Journal | None = None) -> None:
+    def __init__(self, run: str, journal: "Journal | None" = None) -> None:
         self._run = run
         self._journal = journal
 
@@ -115,12 +116,15 @@ class Ledger:
     async def unfinished(self) -> AsyncIterator[tuple[Known, ExpandRequest | None, str | None]]:
         """Every job whose pictures are not on disk, its request if the photo can be had again, its source."""
         if self._journal:
-            async for job in self._journal.jobs(*OPEN):
+            from .journal import State
+
+            open_states = State.INTENT, State.UNKNOWN, State.SUBMITTED, State.SUCCEEDED
+            async for job in self._journal.jobs(*open_states):
                 request = wire.unpack_request(job.params, job.source, job.key) if job.source else None
                 yield _known(job), request, job.source
 
 
-def _known(job: Job) -> Known:
+def _known(job: "Job") -> Known:
     task = job.task
     if task is None and job.task_id is not None:
         task = Task(job.task_id, "submitted", external_task_id=job.external_task_id)
@@ -128,7 +132,7 @@ def _known(job: Job) -> Known:
     return Known(
         job.external_task_id,
         adopt=True,
-        doubtful=job.last_post_at is not None or job.state is State.UNKNOWN,
+        doubtful=job.last_post_at is not None or job.state == "unknown",
         task=task,
         files=files if all(file.exists() for file in files) else (),
         digest=job.params_hash,

@@ -115,22 +115,22 @@ def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
 # ---------------------------------------------------------------------------- what comes in
 
 
-@define
+@define(eq=False, repr=False)
 class _Info:
     external_task_id: str | None = None
 
 
-@define
+@define(eq=False, repr=False)
 class _Images:
     images: list[Image] | None = None
 
 
-@define
+@define(eq=False, repr=False)
 class _Watermark:
     enabled: bool | None = None
 
 
-@define
+@define(eq=False, repr=False)
 class _TaskData:
     """A task as the service spells it."""
 

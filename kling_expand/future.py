@@ -235,14 +235,14 @@ class TaskFuture:
                 ) from None
 
     def _ring(self) -> None:
-        if self._bell is not None:
-            self._bell.set()
-            self._bell = None
-        if self.done() and self._callbacks:
+        if self.done() and self._callbacks:  # before any awaiter goes on, so that it finds its slot free
             callbacks, self._callbacks = self._callbacks, None
             loop = asyncio.get_running_loop()
             for callback in callbacks:
                 loop.call_soon(callback, self)
+        if self._bell is not None:
+            self._bell.set()
+            self._bell = None
 
 
 def _is_news(known: Task, news: Task) -> bool:

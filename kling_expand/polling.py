@@ -23,10 +23,11 @@ READS = 16  # single reads under way at once
 UNSEEN = 30.0  # seconds a task may be unknown to the service before that is believed
 PAGES = 4  # of a list, read at most for one look
 LEAST_PAGE, MOST_PAGE = 30, 500  # tasks on a page; the most is the service's limit (doc)
+SPARE = 20  # tasks of others that may stand between ours
 # With many open a look at all of them always tells something, so only this spaces looks: an end is
 # then late by half of it. One look serves many, so it may come a little sooner than a look at one.
 REST = 1.5
-SHUN = 60.0  # seconds a list that does not show our tasks is left alone, at first
+SHUN = 20.0  # seconds a list that does not show our tasks is left alone, at first
 
 
 class Reads(Protocol):
@@ -42,12 +43,13 @@ class Reads(Protocol):
 
 
 class _Open:
-    """One open task: when it began, when news of it was last good, when to look next."""
+    """One open task: its place in the order of all, when it began and was last heard of, when to look next."""
 
-    __slots__ = ("began", "due", "future", "good", "known_as")
+    __slots__ = ("began", "due", "future", "good", "known_as", "serial")
 
-    def __init__(self, future: TaskFuture, now: float, due: float) -> None:
+    def __init__(self, future: TaskFuture, serial: int, now: float, due: float) -> None:
         self.future = future
+        self.serial = serial
         self.known_as = future.any_id
         self.began = self.good = now
         self.due = due
@@ -70,6 +72,7 @@ class Poller:
         self._by_id: dict[str, _Open] = {}  # two futures of one task have one place here
         self._heap: list[tuple[float, int, _Open]] = []
         self._order = count()
+        self._watched = 0  # tasks so far
         self._bell = asyncio.Event()
         self._places = asyncio.Semaphore(READS)
         self._running: set[asyncio.Task[None]] = set()
@@ -99,7 +102,8 @@ class Poller:
         if future.done():
             return
         now = asyncio.get_running_loop().time()
-        entry = _Open(future, now, now if soon else now + self._pace.wait(0.0))
+        self._watched += 1
+        entry = _Open(future, self._watched, now, now if soon else now + self._pace.wait(0.0))
         self._open.add(entry)
         self._by_id.setdefault(entry.known_as, entry)
         future.add_done_callback(lambda _: self._forget(entry))
@@ -147,7 +151,7 @@ class Poller:
         while True:
             await self._until_due(rested)
             due = self._take_due()
-            if len(self._open) > 1 and self._list.trusted(loop.time()):
+            if due and len(self._open) > 1 and self._list.trusted(loop.time()):
                 due = await self._sweep(due)
                 rested = loop.time() + REST * self._pace.lateness
             for entry in due:
@@ -181,7 +185,8 @@ class Poller:
     async def _sweep(self, due: list[_Open]) -> list[_Open]:
         """Read list pages for what is *due*, and tell whatever else they show; what they did not show."""
         missing = dict.fromkeys(due)
-        size = min(max(LEAST_PAGE, 2 * len(self._open)), MOST_PAGE)
+        # In a list that begins with the newest, the oldest of these stands behind all that came after it.
+        size = min(max(LEAST_PAGE, SPARE + self._watched - min(entry.serial for entry in due)), MOST_PAGE)
         for number in range(1, PAGES + 1):
             try:
                 shown, last = await self._reads.page(number, size, self._by_id)
@@ -197,7 +202,7 @@ class Poller:
                 break
         for entry in due:
             if entry not in missing:
-                self._again(entry)
+                self._again(entry, sharing=len(due))
         self._list.showed(len(due) - len(missing), len(due), asyncio.get_running_loop().time())
         return list(missing)
 
@@ -228,11 +233,11 @@ class Poller:
         if self._by_id.get(entry.known_as) is entry:
             del self._by_id[entry.known_as]
 
-    def _again(self, entry: _Open, hint: float | None = None) -> None:
+    def _again(self, entry: _Open, hint: float | None = None, *, sharing: int = 1) -> None:
         """Look at it again when its pace or the service says."""
         if not entry.future.done():
             now = asyncio.get_running_loop().time()
-            entry.due = now + max(hint or 0.0, self._pace.wait(now - entry.began))
+            entry.due = now + max(hint or 0.0, self._pace.wait(now - entry.began, sharing))
             self._push(entry)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

@@ -1,0 +1,390 @@
+"""What is the news: few reads, late by little, nobody forgotten, whatever the list or the network does."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Container
+from itertools import islice
+from random import Random
+
+import pytest
+
+from kling_expand import (
+    BadRequest,
+    Event,
+    EventKind,
+    KlingError,
+    ServerError,
+    Task,
+    TaskFailed,
+    TaskFuture,
+    TaskNotFound,
+    TransportError,
+)
+from kling_expand.pacing import ExponentialPace, LearnedPace, Pace
+from kling_expand.polling import MOST_PAGE, UNSEEN, Poller
+from kling_expand.testing import run, virtual_time
+
+WORDS = ("submitted", "processing", "succeed")
+
+
+class Service:
+    """Tasks that end when their time has come, a list of them, and a count of every question."""
+
+    def __init__(self) -> None:
+        self.begins: dict[str, float] = {}
+        self.ends: dict[str, float] = {}
+        self.singles = self.pages = 0
+        self.under_way = self.most_under_way = 0
+        self.order: Callable[[list[str]], list[str]] = lambda ids: ids[::-1]
+        self.trouble: Callable[[], KlingError | None] = lambda: None
+        self.no_list: KlingError | None = None
+
+    def task(self, task_id: str) -> Task:
+        now, end = asyncio.get_running_loop().time(), self.ends[task_id]
+        word, updated = ("succeed", end) if now >= end else ("processing", now)
+        created = round(1000 * self.begins.get(task_id, 0.0))
+        return Task(
+            task_id,
+            word,
+            external_task_id=f"mine-{task_id}",
+            created_at=created,
+            updated_at=round(1000 * updated),
+        )
+
+    async def one(self, any_id: str) -> Task:
+        self.singles += 1
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await asyncio.sleep(0.1)
+        self.under_way -= 1
+        if (error := self.trouble()) is not None:
+            raise error
+        task_id = any_id.removeprefix("mine-")
+        if task_id not in self.ends:
+            raise TaskNotFound("Task not found by id/external id", code=1201)
+        return self.task(task_id)
+
+    async def page(self, number: int, size: int, wanted: Container[str]) -> tuple[list[Task], bool]:
+        assert size <= MOST_PAGE
+        self.pages += 1
+        await asyncio.sleep(0.1)
+        if self.no_list is not None:
+            raise self.no_list
+        shown = self.order(list(self.ends))[(number - 1) * size : number * size]
+        return [self.task(each) for each in shown if each in wanted], len(shown) < size
+
+
+class Watched:
+    """A poller over a service, with jobs that begin when told."""
+
+    def __init__(self, poller: Poller, service: Service) -> None:
+        self.poller = poller
+        self.service = service
+        self.lateness: list[float] = []
+
+    def begin(self, task_id: str, seconds: float, any_id: str | None = None) -> TaskFuture:
+        loop = asyncio.get_running_loop()
+        self.service.begins[task_id] = loop.time()
+        end = self.service.ends[task_id] = loop.time() + seconds
+        future = TaskFuture(any_id or task_id)
+        if any_id is None:
+            future.observe(Task(task_id, "submitted"))
+        future.add_done_callback(lambda _: self.lateness.append(loop.time() - end))
+        self.poller.watch(future)
+        return future
+
+
+def watching(
+    test: Callable[[Watched], Awaitable[None]], pace: Pace | None = None, budget: float = 900.0
+) -> Watched:
+    """Run *test* with a poller in virtual time; nothing may be left open at its end."""
+    watched: list[Watched] = []
+
+    async def main() -> None:
+        service = Service()
+        async with Poller(service, pace or ExponentialPace(Random(1)), budget=budget) as poller:
+            watched.append(Watched(poller, service))
+            await test(watched[0])
+
+    run(main())
+    return watched[0]
+
+
+def test_one_task_is_read_singly_and_its_end_is_heard() -> None:
+    """With one open there is no list to read."""
+
+    async def test(watched: Watched) -> None:
+        await watched.begin("1", 30)
+
+    watched = watching(test)
+    assert watched.service.pages == 0
+    assert 5 <= watched.service.singles <= 9
+    assert len(watched.poller) == 0
+
+
+def test_a_hundred_tasks_share_their_reads() -> None:
+    """A list page serves all of them: far less than one read a task, and none is late by much."""
+
+    async def test(watched: Watched) -> None:
+        rng = Random(2)
+        for _ in range(4):
+            futures = [watched.begin(str(rng.random()), 12 * rng.lognormvariate(0, 0.35)) for _ in range(100)]
+            await asyncio.gather(*futures)
+
+    watched = watching(test, LearnedPace(Random(1)))
+    assert (watched.service.pages + watched.service.singles) / 400 < 0.3
+    assert sum(watched.lateness[100:]) / 300 < 0.6
+
+
+ORDERS: dict[str, Callable[[list[str]], list[str]]] = {
+    "newest first": lambda ids: ids[::-1],
+    "oldest first": lambda ids: ids,
+    "shuffled": lambda ids: Random(len(ids)).sample(ids, len(ids)),
+    "nothing shown": lambda _ids: [],
+    "every other": lambda ids: ids[::2],
+    "others first": lambda ids: [*(f"other-{i}" for i in range(10_000)), *ids],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_nothing_is_assumed_of_the_list(order: Callable[[list[str]], list[str]]) -> None:
+    """Whatever it shows, in whatever order: every task's end is heard, and soon."""
+
+    async def test(watched: Watched) -> None:
+        watched.service.order = order
+        rng = Random(3)
+        await asyncio.gather(*(watched.begin(str(i), 5 + 20 * rng.random()) for i in range(40)))
+
+    watched = watching(test)
+    assert len(watched.lateness) == 40
+    assert max(watched.lateness) < 12
+
+
+@pytest.mark.parametrize(
+    "error", [ServerError("500"), BadRequest("no list", code=1200), TransportError("reset")]
+)
+def test_a_list_that_is_refused_is_left_alone(error: KlingError) -> None:
+    """Single reads do instead, and the list is not asked again for a good while."""
+
+    async def test(watched: Watched) -> None:
+        watched.service.no_list = error
+        await asyncio.gather(*(watched.begin(str(i), 30 + i) for i in range(20)))
+
+    watched = watching(test)
+    assert watched.service.pages <= 3
+    assert watched.service.most_under_way <= 16
+
+
+def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
+    """It is tried again after a while, and then serves."""
+
+    async def test(watched: Watched) -> None:
+        watched.service.no_list = ServerError("500")
+        futures = [watched.begin(str(i), 400) for i in range(20)]
+        await asyncio.sleep(100)
+        watched.service.no_list, before = None, watched.service.singles
+        await asyncio.gather(*futures)
+        assert watched.service.singles - before < 20 * 15
+
+    watching(test)
+
+
+PASSING: list[KlingError] = [ServerError("503"), TransportError("reset"), TransportError("no answer in time")]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=str)
+def test_what_may_pass_is_outlived(error: KlingError) -> None:
+    """Minutes of failures end no wait; the news comes when they are over."""
+
+    async def test(watched: Watched) -> None:
+        loop = asyncio.get_running_loop()
+        watched.service.trouble = lambda: error if loop.time() < 300 else None
+        future = watched.begin("1", 10)
+        assert (await future).task_id == "1"
+        assert loop.time() < 320
+
+    watching(test)
+
+
+def test_silence_beyond_the_budget_ends_the_wait_with_ids() -> None:
+    """The last failure is raised, and says of which task nothing was heard."""
+
+    async def test(watched: Watched) -> None:
+        watched.service.trouble = lambda: ServerError("down")
+        future = watched.begin("1", 10)
+        with pytest.raises(ServerError) as caught:
+            await future
+        assert caught.value.task_id == "1"
+        assert 60 <= asyncio.get_running_loop().time() < 80
+
+    watching(test, budget=60)
+
+
+def test_one_good_answer_renews_the_budget() -> None:
+    """It bounds silence and not the length of a task."""
+
+    async def test(watched: Watched) -> None:
+        loop = asyncio.get_running_loop()
+        watched.service.trouble = lambda: ServerError("down") if loop.time() % 50 < 30 else None
+        await watched.begin("1", 1000)
+
+    watching(test, budget=60)
+
+
+def test_what_will_not_pass_is_raised_at_once() -> None:
+    """A refusal for good is not asked about again."""
+
+    async def test(watched: Watched) -> None:
+        watched.service.trouble = lambda: BadRequest("no", code=1200)
+        with pytest.raises(BadRequest):
+            await watched.begin("1", 1000)
+
+    assert watching(test).service.singles == 1
+
+
+def test_a_task_may_be_invisible_for_a_while() -> None:
+    """Not found is believed only after some time: a new task may not have come everywhere yet."""
+
+    async def test(watched: Watched) -> None:
+        future = watched.begin("1", 5)
+        end = watched.service.ends.pop("1")
+        asyncio.get_running_loop().call_later(UNSEEN / 2, watched.service.ends.__setitem__, "1", end)
+        assert await future
+        gone = watched.begin("2", 5)
+        del watched.service.ends["2"]
+        with pytest.raises(TaskNotFound):
+            await gone
+
+    watching(test)
+
+
+def test_the_service_may_ask_for_patience() -> None:
+    """`Retry-After` of a failed read is kept, even where the pace would look sooner."""
+
+    async def test(watched: Watched) -> None:
+        loop = asyncio.get_running_loop()
+        times: list[float] = []
+
+        def trouble() -> KlingError | None:
+            times.append(loop.time())
+            return ServerError("later", retry_after=40.0) if len(times) == 1 else None
+
+        watched.service.trouble = trouble
+        await watched.begin("1", 5)
+        assert times[1] - times[0] >= 40
+
+    watching(test)
+
+
+def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
+    """From the first read on it is known by the service's id."""
+
+    async def test(watched: Watched) -> None:
+        future = watched.begin("1", 500, any_id="mine-1")
+        other = watched.begin("2", 500)
+        await asyncio.sleep(30)
+        assert future.task_id == "1"
+        assert watched.poller.tell(Task("1", "succeed"))
+        assert (await future).task_id == "1"
+        await asyncio.sleep(0)
+        assert not watched.poller.tell(Task("1", "succeed"))
+        assert not watched.poller.hurry("1")
+        await other
+
+    watching(test)
+
+
+def test_two_futures_of_one_task_both_hear_of_its_end() -> None:
+    """Whether they were attached by the same id or not."""
+
+    async def test(watched: Watched) -> None:
+        futures = [watched.begin("1", 60), watched.begin("1", 60), watched.begin("1", 60, any_id="mine-1")]
+        await asyncio.gather(*futures)
+
+    assert len(watching(test).poller) == 0
+
+
+def test_a_doorbell_makes_it_look_now() -> None:
+    """One read, at once, and then the pace as before."""
+
+    async def test(watched: Watched) -> None:
+        loop = asyncio.get_running_loop()
+        future = watched.begin("1", 7.0)
+        await asyncio.sleep(7.05)
+        assert watched.poller.hurry("1")
+        await future
+        assert loop.time() < 7.3
+        assert not watched.poller.hurry("unknown")
+
+    watching(test)
+
+
+def test_a_bug_in_the_loop_fails_every_wait_loudly() -> None:
+    """Nobody is left hanging when what cannot happen happens."""
+
+    async def test(watched: Watched) -> None:
+        class Broken(ExponentialPace):
+            def wait(self, age: float, sharing: int = 1) -> float:
+                if age > 5:
+                    raise ZeroDivisionError
+                return super().wait(age, sharing)
+
+        watched.poller._pace = Broken(Random(1))
+        futures = [watched.begin(str(i), 100) for i in range(3)]
+        for future in futures:
+            with pytest.raises(KlingError, match="ZeroDivisionError") as caught:
+                await future
+            assert caught.value.task_id == future.task_id
+
+    watching(test)
+
+
+def test_ends_are_told_with_how_long_they_took_by_the_services_clock() -> None:
+    """Lateness is what lies between the end there and the news of it here."""
+    events: list[Event] = []
+
+    async def main() -> None:
+        service = Service()
+
+        def task(task_id: str) -> Task:
+            now = asyncio.get_running_loop().time()
+            word = WORDS[1 + (now >= 20)]
+            return Task(task_id, word, created_at=5_000_000, updated_at=5_020_000)
+
+        service.task = task  # type: ignore[method-assign]  # a service that tells its clock
+        async with Poller(service, ExponentialPace(Random(1)), tell=events.append) as poller:
+            watched = Watched(poller, service)
+            await watched.begin("1", 20)
+            await asyncio.sleep(0)
+
+    run(main())
+    assert [event.kind for event in events] == [EventKind.ENDED]
+    assert events[0].seconds == 20.0
+    assert events[0].lateness is not None
+    assert 0 < events[0].lateness < 12
+
+
+@virtual_time
+async def test_ten_thousand_open_tasks_are_ordinary() -> None:
+    """They cost list pages and one object each, and no asyncio task."""
+    service = Service()
+    async with Poller(service, ExponentialPace(Random(1))) as poller:
+        watched, rng = Watched(poller, service), Random(4)
+        futures = [watched.begin(str(i), 20 + 20 * rng.random()) for i in range(10_000)]
+        await asyncio.sleep(5)
+        assert len(asyncio.all_tasks()) < 25
+        await asyncio.gather(*(islice(futures, 100)))
+        assert len(poller.open_futures()) == len(poller)
+
+
+@virtual_time
+async def test_a_failed_task_is_an_end_like_another() -> None:
+    """Its future raises, and it is watched no longer."""
+    service = Service()
+    service.task = lambda task_id: Task(task_id, "failed", "no")  # type: ignore[method-assign]
+    async with Poller(service, ExponentialPace(Random(1))) as poller:
+        future = Watched(poller, service).begin("1", 5)
+        with pytest.raises(TaskFailed, match="no"):
+            await future
+        assert len(poller) == 0
+        poller.watch(future)
+        assert len(poller) == 0

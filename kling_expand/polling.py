@@ -43,7 +43,7 @@ class Reads(Protocol):
 
 
 class _Open:
-    """One open task: its place in the order of all, when it began and was last heard of, when to look next."""
+    """One open task: its place in the order of all, when it began, was last heard of and is due."""
 
     __slots__ = ("began", "due", "future", "good", "known_as", "serial")
 

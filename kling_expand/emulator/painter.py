@@ -1,4 +1,4 @@
-"""What is an engine? Anything that paints a canvas around an original; it reads no files and knows no formats.
+"""What is an engine? Anything that paints a canvas around an original; it reads no files, knows no formats.
 
 It is given the original, already scaled to its box, and answers with a whole picture. What it puts
 where the original lies does not matter: the caller pastes the original there.

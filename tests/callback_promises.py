@@ -19,6 +19,7 @@ from yarl import URL
 from kling_expand import KlingClient, Ratios, Status, TaskFuture
 from kling_expand.emulator import Emulator
 from kling_expand.errors import ClientClosed
+from kling_expand.pacing import ExponentialPace
 from kling_expand.webhooks import MAX_BODY
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
@@ -40,14 +41,8 @@ GARBAGE = [
 ]
 
 
-class Blind:
-    """A pace that never looks by itself, so any news there is came by a callback."""
-
-    def wait(self, _age: float) -> float:
-        return 1e6
-
-    def learn(self, _duration: float) -> None:
-        pass
+# Looks in days to come, so any news there is came by a callback.
+BLIND = ExponentialPace(Random(1), first=1e6, longest=1e6)
 
 
 @frozen
@@ -88,7 +83,7 @@ def signed(content: bytes, webhook_id: str = "msg_1") -> dict[str, str]:
 
 def options(emulator: Emulator, **more: Any) -> dict[str, Any]:
     """Those of a client of *emulator* that hears by callbacks alone."""
-    return {"api_key": emulator.api_key, "base_url": emulator.url, "pace": Blind()} | more
+    return {"api_key": emulator.api_key, "base_url": emulator.url, "pace": BLIND} | more
 
 
 def emulated(**settings: Any) -> Emulator:

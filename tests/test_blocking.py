@@ -11,14 +11,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import aiohttp
 import pytest
 
 import kling_expand
 from kling_expand import ExpandRequest, Padding, Ratios, Status
 from kling_expand.blocking import ExpandResult, KlingClient, TaskFuture
 from kling_expand.emulator import Emulator
-from kling_expand.errors import ClientClosed, ConfigurationError, ImageError, InvalidRequest, TaskNotFound
+from kling_expand.errors import (
+    ClientClosed,
+    ConfigurationError,
+    ImageError,
+    InvalidRequest,
+    JournalError,
+    TaskNotFound,
+)
 from kling_expand.loopthread import LoopThread
 from kling_expand.pacing import ExponentialPace
 
@@ -202,19 +208,17 @@ def test_what_is_wrong_is_raised_where_it_is_said(emulator: Emulator) -> None:
         kling.submit(PHOTOS / "coffee.jpg")
 
 
-def test_a_client_that_cannot_open_leaves_no_thread(emulator: Emulator) -> None:
+def test_a_client_that_cannot_open_leaves_no_thread(emulator: Emulator, tmp_path: Path) -> None:
     """What fails while it opens ends what had begun."""
 
     def ours() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name == "kling-expand"]
 
-    async def closed() -> aiohttp.ClientSession:
-        async with aiohttp.ClientSession() as http:
-            return http
-
+    foreign = tmp_path / "letter.txt"
+    foreign.write_text("no journal" * 1000)
     before = ours()
-    with pytest.raises(ClientClosed):
-        KlingClient(**options(emulator), http=asyncio.run(closed())).open()
+    with pytest.raises(JournalError):
+        KlingClient(**options(emulator), journal=foreign).open()
     assert ours() == before
 
 

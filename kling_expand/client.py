@@ -136,15 +136,24 @@ class KlingClient:
         what is given up with `ClientClosed`.
         """
         self._open = False
-        if wait:
-            await self._jobs.idle()
-            await asyncio.gather(*(future.finished() for future in self._poller.open_futures()))
-        await self._jobs.close()
-        running = self._poller.open_futures()
-        for future in running:
-            future.fail(ClientClosed("the client was closed; the task goes on at the service"))
+        async with self._stack:  # closed in the end even if this is cancelled
+            try:
+                if wait:
+                    await self._jobs.idle()
+                    await asyncio.gather(*(future.finished() for future in self._poller.open_futures()))
+            finally:
+                running = await self._give_up()
+        return running
+
+    async def _give_up(self) -> tuple[TaskFuture, ...]:
+        """End every job; the futures of those whose task runs on."""
+        try:
+            await self._jobs.close()
+        finally:
+            running = self._poller.open_futures()
+            for future in running:
+                future.fail(ClientClosed("the client was closed; the task goes on at the service"))
         await self._jobs.noted()
-        await self._stack.aclose()
         return running
 
     @property

@@ -20,6 +20,7 @@ from .errors import (
     DeadlineExceeded,
     ImageError,
     InvalidRequest,
+    JournalError,
     KlingError,
     NotSubmitted,
     ParallelLimit,
@@ -53,7 +54,9 @@ class Job:
     known: Known | None = None
     files: list[Path] = field(factory=list)  # where an earlier run has put its pictures
     refused: bool = False  # for want of slots
+    doubtful: bool = False  # an earlier run may have sent it
     leaving: bool = False  # from its first POST on, nobody can say that no task exists
+    earlier: bool = False  # its task was there before anything of ours left
     due: int = 0  # units set aside for it
     held: int = 0  # slots
     running: bool = False  # at the service, so that they are free only when it ends
@@ -106,6 +109,7 @@ class Jobs:
         self._tell(Event(EventKind.SUBMITTED, job.future.external_task_id))
         job.future.add_done_callback(self._failed)
         job.runner = asyncio.create_task(self._see_through(job))
+        job.runner.add_done_callback(lambda _: self._ran(job))
 
     def withdraw(self, future: TaskFuture) -> bool:
         """Take a job back if nothing was sent for it yet; say whether that was so."""
@@ -121,15 +125,19 @@ class Jobs:
         """Take back what was not sent, and give what is under way a moment to be answered."""
         for future in tuple(self._jobs):
             self.withdraw(future)
-        for patience in (GRACE, None):
-            runners = [job.runner for job in self._jobs.values() if job.runner]
-            for runner in runners if patience is None else ():
+        runners = [job.runner for job in self._jobs.values() if job.runner]
+        if not runners:
+            return
+        try:
+            await asyncio.wait(runners, timeout=GRACE)
+        finally:
+            for runner in runners:
                 runner.cancel()
-            if runners:
-                await asyncio.wait(runners, timeout=patience)
+        await asyncio.wait(runners)
 
     async def noted(self) -> None:
         """Wait until everything that has ended is written down."""
+        await asyncio.sleep(0)  # the callbacks of what ended just now are still to come
         while self._notes:
             await asyncio.wait(self._notes)
 
@@ -139,14 +147,14 @@ class Jobs:
         future = job.future
         try:
             async with asyncio.timeout_at(future.deadline) as limit:
-                if job.request is None:
-                    await self._look_for(job)
-                else:
+                if job.known is not None:
+                    await self._resume(job, job.known, limit)
+                elif job.request is not None:
                     await self._submit(job, job.request, limit)
         except KlingError as error:
             future.fail(error)
         except TimeoutError:
-            future.fail(DeadlineExceeded("time was up before the job was sent; no task exists"))
+            future.fail(_late(job))
         except asyncio.CancelledError:
             future.fail(_cancelled(job))
         except Exception as error:  # noqa: BLE001 - a bug here must not leave anybody waiting for ever
@@ -154,7 +162,25 @@ class Jobs:
             broken.__cause__ = error
             future.fail(broken)
         finally:
-            del self._jobs[future]
+            self._jobs.pop(future, None)
+
+    def _ran(self, job: Job) -> None:
+        """The runner has ended, perhaps without ever having begun."""
+        if self._jobs.pop(job.future, None):
+            job.future.fail(_cancelled(job))
+
+    async def _resume(self, job: Job, known: Known, limit: asyncio.Timeout) -> None:
+        """Go on with a job of the journal. Its photo is needed only where there may be no task of it."""
+        job.doubtful = known.doubtful
+        if job.request is None or known.task is not None:
+            await self._look_for(job, known)
+            return
+        try:
+            await self._submit(job, job.request, limit)
+        except ImageError as error:
+            if not known.doubtful or job.leaving:
+                raise
+            await self._look_for(job, known, error)
 
     async def _submit(self, job: Job, request: ExpandRequest, limit: asyncio.Timeout) -> None:
         photo = await images.load(request.image)
@@ -178,22 +204,23 @@ class Jobs:
         for attempt in count(1):
             known = await self._ledger.intend(identity, order, attempt)
             job.future.rename(known.external_task_id)
+            job.doubtful = known.doubtful
             task = known.task or await self._create(job, known, order, limit)
-            if known.task is not None or task.status is not Status.FAILED:
+            if known.task is not None or not job.earlier or task.status is not Status.FAILED:
                 self._take_up(job, known, task)
                 return
-            # What was found is an earlier run's task that failed: nothing was billed for it.
-            self._free(job)
-            self._refund(job)
+            self._free(job)  # what was found is an earlier run's task that failed
 
-    async def _look_for(self, job: Job) -> None:
-        """Go on with a job whose photo cannot be had again."""
-        known = job.known or Known(job.future.any_id)
+    async def _look_for(self, job: Job, known: Known, error: KlingError | None = None) -> None:
+        """Go on with a job whose photo is not needed, or cannot be had again because of *error*."""
         task = known.task
         if task is None and known.doubtful:
-            task = await self._submitter.find(known.external_task_id)
+            task = await self._submitter.find(known.external_task_id, job.future.deadline)
+            job.doubtful = task is not None
         if task is None:
-            raise NotSubmitted("its photo was given as bytes, which no journal keeps: submit it again")
+            raise error or NotSubmitted(
+                "its photo was given as bytes, which no journal keeps: submit it again"
+            )
         await self._ledger.observed(known.external_task_id, task)
         self._take_up(job, known, task)
 
@@ -209,7 +236,7 @@ class Jobs:
         self._tell(Event(EventKind.ACCEPTED, known.external_task_id, task))
         if future.done():  # it had ended before
             self._tell(Event(EventKind.ENDED, known.external_task_id, task))
-        future.add_done_callback(lambda _: self._over(job))
+        future.add_done_callback(lambda _: self._over(job, known.external_task_id))
         self._poller.watch(future, soon=job.known is not None)
 
     # ------------------------------------------------------------------ its create
@@ -221,17 +248,24 @@ class Jobs:
         self._reserve(job, request)
         try:
             task = await self._admitted(job, known, partial(Body, head, order.photo, tail), limit)
-            await self._ledger.observed(known.external_task_id, task)
         except SubmissionUnknown as error:
             self._free(job)
             await self._ledger.gave_up(known.external_task_id, error, refused=False)
             raise
         except BaseException as error:
             self._free(job)
-            self._refund(job)
+            if not (job.leaving and isinstance(error, asyncio.CancelledError)):  # then it may be billed
+                self._refund(job)
             if isinstance(error, APIError) and not error.retryable:
                 await self._ledger.gave_up(known.external_task_id, error, refused=True)
             raise
+        if job.earlier:
+            self._refund(job)  # whoever made it has paid for it
+        try:
+            await self._ledger.observed(known.external_task_id, task)
+        except JournalError as error:
+            # It knows that a POST has left, and a later run will look the id up: nothing is lost.
+            logger.warning("an accepted task could not be written down: %s", error)
         return task
 
     def _reserve(self, job: Job, request: ExpandRequest) -> None:
@@ -255,7 +289,8 @@ class Jobs:
         self, job: Job, known: Known, body: Callable[[], Body], limit: asyncio.Timeout
     ) -> Task:
         """Create it once the account has room for it, by our count and by the service's."""
-        deadline = limit.when()
+        deadline = job.future.deadline
+        limit.reschedule(deadline)
         for pause in retry_waits(self._rng):
             await self._slots.acquire(job.n, job.lane, priority=job.priority, first=job.refused)
             job.held, epoch = job.n, self._slots.epoch
@@ -269,7 +304,7 @@ class Jobs:
                 self._slots.accepted(job.n)
                 job.running = True
                 return task
-            job.refused, job.leaving = True, False
+            job.refused, job.leaving, job.doubtful = True, False, False
             limit.reschedule(deadline)
             if not self._slots.held:  # others on this account have it all; none of ours can make room
                 await asyncio.sleep(pause)
@@ -287,10 +322,14 @@ class Jobs:
                 known.external_task_id,
                 adopt=known.adopt,
                 announce=partial(self._ledger.posting, known.external_task_id),
+                earlier=partial(self._earlier, job),
                 until=until,
             )
         finally:
             self._uploads.release(size)
+
+    def _earlier(self, job: Job) -> None:
+        job.earlier = not job.refused  # otherwise it may be a task of a POST that was refused at first
 
     # ------------------------------------------------------------------ its end
 
@@ -304,14 +343,14 @@ class Jobs:
         if held:
             (self._slots.ended if running else self._slots.release)(held)
 
-    def _over(self, job: Job) -> None:
+    def _over(self, job: Job, external_task_id: str) -> None:
         task = job.future.task
         self._free(job)
         if task is None or not task.status.final:
             return
         if task.status is Status.FAILED:
             self._refund(job)  # only pictures that were made are billed (live)
-        self._note(self._ledger.observed(job.future.external_task_id or "", task))
+        self._note(self._ledger.observed(external_task_id, task))
 
     def _note(self, writing: Coroutine[Any, Any, None]) -> None:
         note = asyncio.create_task(writing)
@@ -342,9 +381,17 @@ def _fit(request: ExpandRequest, photo: Photo, dialect: Dialect) -> Ratios | Tow
     return geometry.ratios(0, 0)
 
 
-def _cancelled(job: Job) -> KlingError:
-    if job.leaving:
+def _late(job: Job) -> KlingError:
+    if job.doubtful:
         return SubmissionUnknown(
-            "the client closed while the create was under way; look it up by its external_task_id"
+            "time was up before it was known whether an earlier run had sent it; look its id up later"
+        )
+    return DeadlineExceeded("time was up before the job was sent; no task exists")
+
+
+def _cancelled(job: Job) -> KlingError:
+    if job.leaving or job.doubtful:
+        return SubmissionUnknown(
+            "it was given up while a create of it may have been under way; look it up by its external_task_id"
         )
     return NotSubmitted("taken back before it was sent; no task exists")

@@ -40,6 +40,10 @@ async def _unannounced() -> None:
     """Nobody needs to know before a create leaves."""
 
 
+def _unasked() -> None:
+    """Nobody asks whether the task is new."""
+
+
 class Submitter:
     """Creates tasks over one session, each once.
 
@@ -61,15 +65,23 @@ class Submitter:
         *,
         adopt: bool = False,
         announce: Callable[[], Awaitable[None]] = _unannounced,
+        earlier: Callable[[], object] = _unasked,
         until: float | None = None,
     ) -> Task:
         """The task with this id, created at most once however often the network fails.
 
         With *adopt* a task that is already there is taken as ours even on the first try (it is,
-        when the id was derived from the job). *announce* is awaited before each POST. Raises
+        when the id was derived from the job). *announce* is awaited before each POST, and *earlier*
+        is called where the task was there before the first of them. Raises
         `SubmissionUnknown` when its fate could not be settled before *until* (loop time).
         """
-        task = await self._settle(body, external_task_id, adopt=adopt, announce=announce, until=until)
+        task = await self._find_doubted(external_task_id, until)
+        if task is None:
+            task = await self._settle(
+                body, external_task_id, adopt=adopt, announce=announce, earlier=earlier, until=until
+            )
+        else:
+            earlier()
         self._doubted.discard(external_task_id)
         return task
 
@@ -80,12 +92,11 @@ class Submitter:
         *,
         adopt: bool,
         announce: Callable[[], Awaitable[None]],
+        earlier: Callable[[], object],
         until: float | None,
     ) -> Task:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._budget
-        if found := await self._find_doubted(external_task_id, until):
-            return found
         waits = retry_waits(self._rng)
         while True:
             pause = next(waits)
@@ -93,8 +104,10 @@ class Submitter:
                 await announce()
                 return await self._post(body, until)
             except DuplicateTask as error:
-                if not adopt and external_task_id not in self._doubted:
-                    raise
+                if external_task_id not in self._doubted:
+                    if not adopt:
+                        raise
+                    earlier()
                 return await self._adopt(external_task_id, error, until)
             except RateLimited:
                 give_up = loop.time() + self._budget  # it lives; the gate makes the next try wait

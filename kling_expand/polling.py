@@ -45,11 +45,12 @@ class Reads(Protocol):
 class _Open:
     """One open task: its place in the order of all, when it began, was last heard of and is due."""
 
-    __slots__ = ("began", "due", "future", "good", "known_as", "serial")
+    __slots__ = ("began", "due", "future", "good", "known_as", "serial", "twin")
 
     def __init__(self, future: TaskFuture, serial: int, now: float, due: float) -> None:
         self.future = future
         self.serial = serial
+        self.twin: _Open | None = None  # the next future of the same task
         self.known_as = future.any_id
         self.began = self.good = now
         self.due = due
@@ -69,7 +70,7 @@ class Poller:
         self._pace = pace
         self._budget = budget
         self._open: set[_Open] = set()
-        self._by_id: dict[str, _Open] = {}  # two futures of one task have one place here
+        self._by_id: dict[str, _Open] = {}
         self._heap: list[tuple[float, int, _Open]] = []
         self._order = count()
         self._watched = 0  # tasks so far
@@ -105,25 +106,27 @@ class Poller:
         self._watched += 1
         entry = _Open(future, self._watched, now, now if soon else now + self._pace.wait(0.0))
         self._open.add(entry)
-        self._by_id.setdefault(entry.known_as, entry)
+        self._name(entry)
         future.add_done_callback(lambda _: self._forget(entry))
         self._push(entry)
 
     def hurry(self, any_id: str) -> bool:
-        """Look at a task now, because somebody says there is news; True if it is one of ours."""
+        """Read a task now, because somebody says there is news; True if it is one of ours.
+
+        However often that is said, no more than one such read is under way.
+        """
         entry = self._by_id.get(any_id)
-        if entry is None:
-            return False
-        entry.due = asyncio.get_running_loop().time()
-        self._push(entry)
-        return True
+        if entry is not None and entry.due < inf:
+            entry.due = inf
+            self._start(self._look_at(entry))
+        return entry is not None
 
     def tell(self, news: Task) -> bool:
         """Pass on a snapshot that somebody else was given; True if it is of one of ours."""
-        entry = self._by_id.get(news.task_id)
-        if entry is not None:
+        entries = self._named(news.task_id)
+        for entry in entries:
             entry.future.observe(news)
-        return entry is not None
+        return bool(entries)
 
     # ------------------------------------------------------------------ within
 
@@ -194,8 +197,7 @@ class Poller:
                 break
             before = len(missing)
             for task in shown:
-                entry = self._by_id.get(task.task_id)
-                if entry is not None:
+                for entry in self._named(task.task_id):
                     self._heard(entry, task)
                     missing.pop(entry, None)
             if last or not missing or len(missing) == before:
@@ -206,8 +208,12 @@ class Poller:
         self._list.showed(len(due) - len(missing), len(due), asyncio.get_running_loop().time())
         return list(missing)
 
+    async def _look_at(self, entry: _Open) -> None:
+        await self._places.acquire()
+        await self._look(entry)
+
     async def _look(self, entry: _Open) -> None:
-        """Read one task."""
+        """Read one task; a place for it is held."""
         hint = None
         try:
             self._heard(entry, await self._reads.one(entry.future.any_id))
@@ -227,11 +233,24 @@ class Poller:
         if entry.known_as != entry.future.any_id and not entry.future.done():  # it was watched by your id
             self._unname(entry)
             entry.known_as = entry.future.any_id
-            self._by_id.setdefault(entry.known_as, entry)
+            self._name(entry)
+
+    def _named(self, any_id: str) -> list[_Open]:
+        named, entry = [], self._by_id.get(any_id)
+        while entry is not None:
+            named.append(entry)
+            entry = entry.twin
+        return named
+
+    def _name(self, entry: _Open) -> None:
+        entry.twin = self._by_id.get(entry.known_as)
+        self._by_id[entry.known_as] = entry
 
     def _unname(self, entry: _Open) -> None:
-        if self._by_id.get(entry.known_as) is entry:
-            del self._by_id[entry.known_as]
+        others = [each for each in self._named(entry.known_as) if each is not entry]
+        self._by_id.pop(entry.known_as, None)
+        for other in others:
+            self._name(other)
 
     def _again(self, entry: _Open, hint: float | None = None, *, sharing: int = 1) -> None:
         """Look at it again when its pace or the service says."""

@@ -294,13 +294,34 @@ def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
 
 
 def test_two_futures_of_one_task_both_hear_of_its_end() -> None:
-    """Whether they were attached by the same id or not."""
+    """Whether they were attached by the same id or not, and by a callback too."""
 
     async def test(watched: Watched) -> None:
         futures = [watched.begin("1", 60), watched.begin("1", 60), watched.begin("1", 60, any_id="mine-1")]
         await asyncio.gather(*futures)
+        futures = [watched.begin("2", 600) for _ in range(3)]
+        watched.poller.tell(Task("2", "succeed"))
+        await asyncio.gather(*futures)
+        assert asyncio.get_running_loop().time() < 100
 
     assert len(watching(test).poller) == 0
+
+
+def test_a_ringing_doorbell_costs_one_read_at_a_time() -> None:
+    """A thousand forged calls while one read is under way make no second one, and no list page."""
+
+    async def test(watched: Watched) -> None:
+        future, other = watched.begin("1", 30), watched.begin("2", 30)
+        await asyncio.sleep(0)
+        pages = watched.service.pages
+        for _ in range(1000):
+            watched.poller.hurry("1")
+        await asyncio.sleep(0.05)
+        assert watched.service.singles == 1
+        assert watched.service.pages == pages
+        await asyncio.gather(future, other)
+
+    watching(test)
 
 
 def test_a_doorbell_makes_it_look_now() -> None:

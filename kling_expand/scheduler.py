@@ -96,6 +96,7 @@ class Slots(WeightedSemaphore):
         self.running = 0  # pictures of tasks that the service has accepted, as far as we know
         self.epoch = 0  # how often the capacity has fallen
         self._step = self.capacity  # by how much to grow once all of it runs; 0: it has fallen
+        self._row = 0  # pictures accepted since it last grew or fell
         self._most = 0  # that ran at once while the limit was what it is
         self._calm = 0  # pictures that ended since it fell
         self._accepted = False  # anything, since it fell
@@ -105,7 +106,9 @@ class Slots(WeightedSemaphore):
         self.running += n
         self._most = max(self._most, self.running)
         self._accepted = True
-        if self._step and self.running >= self.capacity:
+        self._row += n
+        # Creates in doubt hold slots too, so the whole of it may never run: as many in a row will do.
+        if self._step and self.held >= self.capacity <= max(self.running, self._row):
             self._grow(self._step)
             self._step *= 2
 
@@ -114,7 +117,7 @@ class Slots(WeightedSemaphore):
         if epoch == self.epoch or self.held - n < self.capacity:
             self.capacity = max(1, self._fallen(self.held - n, fresh=epoch == self.epoch))
             self.epoch += 1
-            self._step = self._calm = 0
+            self._step = self._calm = self._row = 0
             self._accepted = False
         self.release(n)
 
@@ -144,6 +147,7 @@ class Slots(WeightedSemaphore):
         return held if self._accepted else int(held * SHRINK)
 
     def _grow(self, step: int) -> None:
+        self._row = 0
         self.capacity = min(self.limit, self.capacity + step)
 
 

@@ -167,6 +167,37 @@ async def test_a_limit_that_falls_is_followed_in_steps() -> None:
     others.cancel()
 
 
+@virtual_time
+async def test_creates_in_doubt_do_not_end_the_search() -> None:
+    """They hold slots for seconds, so the whole capacity never runs at once; it is searched all the same."""
+    slots = Slots(64)
+    for _ in range(START // 2):
+        await slots.acquire(1)  # and nobody can say what becomes of it
+    for _ in range(10):
+        free = slots.capacity - slots.held
+        for _ in range(free):
+            await slots.acquire(1)
+        for _ in range(free):
+            slots.accepted(1)
+        for _ in range(free):
+            slots.ended(1)
+    assert slots.capacity == slots.limit
+
+
+def test_one_job_at_a_time_proves_nothing() -> None:
+    """However many are accepted one after another: nothing is known of more than ever was asked for."""
+    slots = Slots(64)
+
+    async def main() -> None:
+        for _ in range(100):
+            await slots.acquire(1)
+            slots.accepted(1)
+            slots.ended(1)
+
+    run(main())
+    assert slots.capacity == START
+
+
 def test_a_refusal_of_long_ago_lowers_nothing() -> None:
     """A create that was refused after the capacity had fallen for others does not count twice."""
     slots = Slots(9)

@@ -80,7 +80,7 @@ def test_a_local_emulator_takes_its_tasks_with_it(tmp_path: Path) -> None:
     """Nothing goes on, so nothing can be resumed; the painting process ends without a word."""
     with Shell().start("expand", COFFEE, "--up", 0.5, "--local", "-o", tmp_path) as process:
         read_until(process, "jpg: ")
-        process.send_signal(signal.SIGINT)
+        press(process)
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130, err
         assert "nothing is owed" in err

@@ -12,7 +12,13 @@ from kling_expand.ratios import Ratios
 from .options import gathered
 
 SIDES = ("up", "down", "left", "right")
-_WAYS = "--aspect, --size, --pad, --direction, or --up/--down/--left/--right"
+WAYS = ("aspect", "size", "pad", "direction", *SIDES)
+EXTRAS = {
+    "area": ("aspect",),
+    "anchor": ("aspect", "size"),
+    "ratio": ("direction",),
+}  # and what they belong to
+_HINT = "--aspect, --size, --pad, --direction, or --up/--down/--left/--right"
 _SIZE = re.compile(r"(\d{1,9})[xX](\d{1,9})")
 
 
@@ -27,14 +33,14 @@ def geometry_of(**given: Any) -> Geometry:
     sides = {side: given[side] for side in SIDES if given[side] is not None}
     ways = [way for way in ("aspect", "size", "pad", "direction") if given[way] is not None]
     if len(ways) + bool(sides) != 1:
-        raise click.UsageError(f"say how far to expand in one way: {_WAYS}")
+        raise click.UsageError(f"say how far to expand in one way: {_HINT}")
     way = ways[0] if ways else "sides"
     _check_extras(way, given)
     return Ratios(**sides) if sides else _MAKERS[way](given)
 
 
 def _check_extras(way: str, given: dict[str, Any]) -> None:
-    for option, ways in (("area", ["aspect"]), ("anchor", ["aspect", "size"]), ("ratio", ["direction"])):
+    for option, ways in EXTRAS.items():
         if given[option] is not None and way not in ways:
             raise click.UsageError(f"--{option} only says something together with --{' or --'.join(ways)}")
 
@@ -79,34 +85,35 @@ def _side(name: str, of: str) -> Any:
     return click.option(f"--{name}", type=float, metavar="RATIO", help=text)
 
 
-geometry_options = gathered(
-    "geometry",
-    geometry_of,
-    aspect=click.option("--aspect", metavar="W:H", help="Grow to this shape, such as 16:9."),
-    area=click.option(
+OPTIONS: dict[str, Any] = {
+    "aspect": click.option("--aspect", metavar="W:H", help="Grow to this shape, such as 16:9."),
+    "area": click.option(
         "--area", type=float, metavar="TIMES", help="With --aspect: grow to so many times the area, up to 3."
     ),
-    anchor=click.option(
+    "anchor": click.option(
         "--anchor",
         type=click.Choice(get_args(Anchor)),
         metavar="PLACE",
         help=f"With --aspect or --size, where the photo lies in the result: {', '.join(get_args(Anchor))}.",
     ),
-    size=click.option("--size", metavar="WxH", help="Grow to a canvas of so many pixels."),
-    up=_side("up", "heights"),
-    down=_side("down", "heights"),
-    left=_side("left", "widths"),
-    right=_side("right", "widths"),
-    pad=click.option(
+    "size": click.option("--size", metavar="WxH", help="Grow to a canvas of so many pixels."),
+    "up": _side("up", "heights"),
+    "down": _side("down", "heights"),
+    "left": _side("left", "widths"),
+    "right": _side("right", "widths"),
+    "pad": click.option(
         "--pad", metavar="PIXELS", help="Grow by pixels: 200 on every side, or up=100,right=250."
     ),
-    direction=click.option(
+    "direction": click.option(
         "--direction", metavar="SIDES", help="Grow towards left, right, top, bottom (comma-joined) or all."
     ),
-    ratio=click.option(
+    "ratio": click.option(
         "--ratio",
         type=float,
         metavar="TIMES",
         help="With --direction: new length over old; 1.5 if not given.",
     ),
-)
+}
+
+geometry_options = gathered("geometry", geometry_of, **OPTIONS)
+default_geometry_options = gathered("defaults", dict, **OPTIONS)  # what rows may say otherwise

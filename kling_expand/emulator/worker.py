@@ -30,6 +30,7 @@ class Worker:
             [sys.executable, "-c", _START.format(path=sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the parent, whose end closes the pipe
         )
         self._busy = False
 

@@ -18,10 +18,6 @@ import argparse
 import asyncio
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -30,9 +26,10 @@ from random import Random
 from typing import Any
 
 import aiohttp
-from attrs import field, frozen
+from attrs import frozen
 
 from benchmarks.chaos_worker import photo, picture, prompt
+from benchmarks.processes import Emulator, Process
 from benchmarks.proxy import Proxy
 
 UNITS = 8  # of one picture
@@ -49,6 +46,7 @@ class Conditions:
     seed: int
     baseline: str | None
     unique: bool
+    forget: bool
     parallel: int
     work_seconds: float
     limit: float
@@ -60,62 +58,11 @@ class Conditions:
         return sorted(rng.uniform(0.01, 0.95) for _ in range(count))
 
 
-class Process:
-    """A command that can be killed and started again; what it says on stderr goes to *log*."""
-
-    def __init__(self, log: Path, *command: object) -> None:
-        self._log = log
-        self._command = [sys.executable, *map(str, command)]
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self, *more: object, **env: str) -> asyncio.subprocess.Process:
-        """Start it; the process."""
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, *map(str, more), stdout=subprocess.PIPE, stderr=log, env=os.environ | env
-            )
-        return self._process
-
-    async def kill(self) -> bool:
-        """SIGKILL, and wait until it is dead; whether it was still alive."""
-        process = self._process
-        if process is None or process.returncode is not None:
-            return False
-        process.send_signal(signal.SIGKILL)
-        return await process.wait() == -signal.SIGKILL
-
-
-@frozen
-class Emulator:
-    """The service, on one port and one state however often it is killed."""
-
-    process: Process
-    port: list[int] = field(factory=lambda: [0])
-    keys: dict[str, str] = field(factory=dict)
-
-    @property
-    def url(self) -> str:
-        """Where it is, without any proxy."""
-        return f"http://127.0.0.1:{self.port[0]}"
-
-    async def start(self) -> None:
-        """Start it, and wait until it answers."""
-        process = await self.process.start("--port", self.port[0])
-        assert process.stdout is not None
-        line = (await process.stdout.readline()).decode().split()
-        if not line:
-            raise RuntimeError("the emulator did not start")
-        self.port[0] = int(line[0].rpartition(":")[2])
-        self.keys.update((name, key) for name, _, key in (word.partition("=") for word in line[1:]))
-
-
 def emulator(conditions: Conditions) -> Emulator:
     """The service as these conditions want it."""
-    words: list[object] = ["-m", "kling_expand.emulator", "--engine=flat", "--queue-seconds=0.1"]
-    words += [f"--state={conditions.folder / 'service.db'}", f"--slots={conditions.parallel}"]
-    words += [f"--work-seconds={conditions.work_seconds}"]
+    words = [f"--slots={conditions.parallel}", f"--work-seconds={conditions.work_seconds}"]
     words += [] if conditions.unique else ["--allow-duplicates"]
-    return Emulator(Process(conditions.folder / "service.log", *words))
+    return Emulator(conditions.folder, "--queue-seconds=0.1", *words)
 
 
 class Run:
@@ -151,6 +98,9 @@ class Run:
             while not await self._killed(due):
                 pass  # it had ended by itself
             self.kills += 1
+            if self.conditions.forget:
+                for file in self.conditions.folder.glob("run.db*"):
+                    file.unlink()
         while await (await self._start()).wait() != 0:
             pass
 
@@ -172,7 +122,7 @@ class Run:
         rng = Random(f"{self.conditions.seed} downtimes")
         for moment in self.conditions.moments("service", self.conditions.emulator_kills):
             await self._reached(moment, rng.uniform(0, 1))
-            await self._service.process.kill()
+            await self._service.kill()
             self.emulator_kills += 1
             await asyncio.sleep(rng.uniform(0, 2))
             await self._service.start()
@@ -232,11 +182,11 @@ async def chaos(conditions: Conditions) -> dict[str, Any]:
             run = Run(conditions, service, proxy)
             finished = await run.all()
             seconds = time.monotonic() - begin
-        await service.process.kill()  # only what is on its disk counts
+        await service.kill()  # only what is on its disk counts
         await service.start()
         numbers = await audit(conditions, service.url)
     finally:
-        await service.process.kill()
+        await service.kill()
     return numbers | {
         "kills": run.kills,
         "emulator_kills": run.emulator_kills,
@@ -244,6 +194,7 @@ async def chaos(conditions: Conditions) -> dict[str, Any]:
         "seed": conditions.seed,
         "baseline": conditions.baseline,
         "unique": conditions.unique,
+        "forget": conditions.forget,
         "finished": finished,
         "seconds": round(seconds, 1),
         "seconds_with_audit": round(time.monotonic() - begin, 1),
@@ -261,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unique", choices=["on", "off"], default="on", help="whether the service refuses a known id"
     )
+    parser.add_argument("--forget", action="store_true", help="delete the journal with each kill")
     parser.add_argument("--parallel", type=int, default=64, help="slots of the account")
     parser.add_argument("--work-seconds", type=float, default=0.5, help="how long a task takes")
     parser.add_argument("--limit", type=float, default=540.0, help="seconds until it is stopped as it is")

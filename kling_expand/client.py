@@ -20,7 +20,7 @@ from . import wire
 from .auth import Auth
 from .config import Settings, credentials, webhook_secret
 from .errors import ClientClosed, InvalidRequest
-from .future import ExpandResult, TaskFuture
+from .future import ExpandResult, Save, TaskFuture
 from .geometry import Geometry
 from .jobs import Job, Jobs
 from .ledger import Known, Ledger
@@ -333,7 +333,7 @@ class KlingClient:
         name: str | None = None,
         files: Sequence[Path] = (),
     ) -> Callable[[Task], ExpandResult]:
-        return lambda task: ExpandResult(task, request, name, tuple(files), self._save, until)
+        return _Results(self._save, request, name, files, until)
 
     async def _save(
         self, task: Task, target: str | os.PathLike[str], *, name: str | None, until: float | None
@@ -348,6 +348,20 @@ class KlingClient:
     def _require_open(self) -> None:
         if not self._open:
             raise ClientClosed("the client is not open: use it inside `async with`")
+
+
+@frozen(eq=False, weakref_slot=False)
+class _Results:
+    """Makes the result of one job: as small as can be, for there is one for each that waits."""
+
+    save: Save
+    request: ExpandRequest | None
+    name: str | None
+    files: Sequence[Path]
+    until: float | None
+
+    def __call__(self, task: Task) -> ExpandResult:
+        return ExpandResult(task, self.request, self.name, tuple(self.files), self.save, self.until)
 
 
 @frozen

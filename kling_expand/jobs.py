@@ -166,6 +166,7 @@ class Jobs:
 
     def _ran(self, job: Job) -> None:
         """The runner has ended, perhaps without ever having begun."""
+        job.runner = None  # it would be kept as long as the task is open, and weighs as much as all the rest
         if self._jobs.pop(job.future, None):
             job.future.fail(_cancelled(job))
 
@@ -236,7 +237,7 @@ class Jobs:
         self._tell(Event(EventKind.ACCEPTED, known.external_task_id, task))
         if future.done():  # it had ended before
             self._tell(Event(EventKind.ENDED, known.external_task_id, task))
-        future.add_done_callback(lambda _: self._over(job, known.external_task_id))
+        future.add_done_callback(partial(self._over, job, known.external_task_id))
         self._poller.watch(future, soon=job.known is not None)
 
     # ------------------------------------------------------------------ its create
@@ -343,7 +344,7 @@ class Jobs:
         if held:
             (self._slots.ended if running else self._slots.release)(held)
 
-    def _over(self, job: Job, external_task_id: str) -> None:
+    def _over(self, job: Job, external_task_id: str, _future: TaskFuture) -> None:
         task = job.future.task
         self._free(job)
         if task is None or not task.status.final:

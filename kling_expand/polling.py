@@ -8,7 +8,7 @@ missing our tasks is left alone for a while.
 import asyncio
 import heapq
 from collections.abc import Container, Coroutine
-from itertools import count
+from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -72,7 +72,6 @@ class Poller:
         self._open: set[_Open] = set()
         self._by_id: dict[str, _Open] = {}
         self._heap: list[tuple[float, int, _Open]] = []
-        self._order = count()
         self._watched = 0  # tasks so far
         self._bell = asyncio.Event()
         self._places = asyncio.Semaphore(READS)
@@ -107,7 +106,7 @@ class Poller:
         entry = _Open(future, self._watched, now, now if soon else now + self._pace.wait(0.0))
         self._open.add(entry)
         self._name(entry)
-        future.add_done_callback(lambda _: self._forget(entry))
+        future.add_done_callback(partial(self._forget, entry))
         self._push(entry)
 
     def hurry(self, any_id: str) -> bool:
@@ -131,10 +130,10 @@ class Poller:
     # ------------------------------------------------------------------ within
 
     def _push(self, entry: _Open) -> None:
-        heapq.heappush(self._heap, (entry.due, next(self._order), entry))
+        heapq.heappush(self._heap, (entry.due, entry.serial, entry))
         self._bell.set()
 
-    def _forget(self, entry: _Open) -> None:
+    def _forget(self, entry: _Open, _future: TaskFuture) -> None:
         self._open.discard(entry)
         self._unname(entry)
         task = entry.future.task

@@ -109,6 +109,7 @@ class KlingClient:
         )
         self._stack = AsyncExitStack()
         self._open = False
+        self._saving: Save = self._save  # one for all results: each attribute access would make another
 
     def __repr__(self) -> str:
         return f"<KlingClient {self.settings.base_url} {self._auth!r} {len(self._poller)} open>"
@@ -333,7 +334,7 @@ class KlingClient:
         name: str | None = None,
         files: Sequence[Path] = (),
     ) -> Callable[[Task], ExpandResult]:
-        return _Results(self._save, request, name, files, until)
+        return _Results(self._saving, request, name, files, until)
 
     async def _save(
         self, task: Task, target: str | os.PathLike[str], *, name: str | None, until: float | None

@@ -96,7 +96,7 @@ class TaskFuture:
         self._task: Task | None = None
         self._error: KlingError | None = None
         self._bell: asyncio.Event | None = None
-        self._callbacks: list[Callable[[TaskFuture], object]] | None = None
+        self._callbacks: tuple[Callable[[TaskFuture], object], ...] = ()
 
     def __repr__(self) -> str:
         state = self._error.__class__.__name__ if self._error else self._task and self._task.task_status
@@ -161,7 +161,7 @@ class TaskFuture:
         if self.done():
             asyncio.get_running_loop().call_soon(callback, self)
         else:
-            self._callbacks = [*(self._callbacks or ()), callback]
+            self._callbacks = (*self._callbacks, callback)
 
     async def accepted(self) -> Task:
         """Wait until the service has the task; its newest snapshot. Raises why it never will, or
@@ -236,7 +236,7 @@ class TaskFuture:
 
     def _ring(self) -> None:
         if self.done() and self._callbacks:  # before any awaiter goes on, so that it finds its slot free
-            callbacks, self._callbacks = self._callbacks, None
+            callbacks, self._callbacks = self._callbacks, ()
             loop = asyncio.get_running_loop()
             for callback in callbacks:
                 loop.call_soon(callback, self)

@@ -96,6 +96,9 @@ class Jobs:
         self._rng = rng
         self._tell = tell
         self._jobs: dict[TaskFuture, Job] = {}
+        self._taken: dict[TaskFuture, tuple[Job, str]] = {}  # jobs with a task, and its external id
+        # One for all futures: each attribute access would make another.
+        self._failed_it, self._over_it = self._failed, self._over
         self._turns: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
         self._notes: set[asyncio.Task[None]] = set()
         self.units_due = 0
@@ -107,7 +110,7 @@ class Jobs:
         """Begin with *job*; its future hears of everything that comes of it."""
         self._jobs[job.future] = job
         self._tell(Event(EventKind.SUBMITTED, job.future.external_task_id))
-        job.future.add_done_callback(self._failed)
+        job.future.add_done_callback(self._failed_it)
         job.runner = asyncio.create_task(self._see_through(job))
         job.runner.add_done_callback(lambda _: self._ran(job))
 
@@ -237,7 +240,8 @@ class Jobs:
         self._tell(Event(EventKind.ACCEPTED, known.external_task_id, task))
         if future.done():  # it had ended before
             self._tell(Event(EventKind.ENDED, known.external_task_id, task))
-        future.add_done_callback(partial(self._over, job, known.external_task_id))
+        self._taken[future] = job, known.external_task_id
+        future.add_done_callback(self._over_it)
         self._poller.watch(future, soon=job.known is not None)
 
     # ------------------------------------------------------------------ its create
@@ -344,8 +348,9 @@ class Jobs:
         if held:
             (self._slots.ended if running else self._slots.release)(held)
 
-    def _over(self, job: Job, external_task_id: str, _future: TaskFuture) -> None:
-        task = job.future.task
+    def _over(self, future: TaskFuture) -> None:
+        job, external_task_id = self._taken.pop(future)
+        task = future.task
         self._free(job)
         if task is None or not task.status.final:
             return

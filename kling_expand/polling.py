@@ -8,7 +8,6 @@ missing our tasks is left alone for a while.
 import asyncio
 import heapq
 from collections.abc import Container, Coroutine
-from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -69,7 +68,8 @@ class Poller:
         self._tell = tell
         self._pace = pace
         self._budget = budget
-        self._open: set[_Open] = set()
+        self._open: dict[TaskFuture, _Open] = {}
+        self._forget_it = self._forget  # one for all: each attribute access would make another
         self._by_id: dict[str, _Open] = {}
         self._heap: list[tuple[float, int, _Open]] = []
         self._watched = 0  # tasks so far
@@ -95,18 +95,18 @@ class Poller:
 
     def open_futures(self) -> tuple[TaskFuture, ...]:
         """What is being watched."""
-        return tuple(entry.future for entry in self._open)
+        return tuple(self._open)
 
     def watch(self, future: TaskFuture, *, soon: bool = False) -> None:
         """Look at this task from now on, at once if *soon*."""
-        if future.done():
+        if future.done() or future in self._open:
             return
         now = asyncio.get_running_loop().time()
         self._watched += 1
         entry = _Open(future, self._watched, now, now if soon else now + self._pace.wait(0.0))
-        self._open.add(entry)
+        self._open[future] = entry
         self._name(entry)
-        future.add_done_callback(partial(self._forget, entry))
+        future.add_done_callback(self._forget_it)
         self._push(entry)
 
     def hurry(self, any_id: str) -> bool:
@@ -133,8 +133,8 @@ class Poller:
         heapq.heappush(self._heap, (entry.due, entry.serial, entry))
         self._bell.set()
 
-    def _forget(self, entry: _Open, _future: TaskFuture) -> None:
-        self._open.discard(entry)
+    def _forget(self, future: TaskFuture) -> None:
+        entry = self._open.pop(future)
         self._unname(entry)
         task = entry.future.task
         if task is not None and task.status.final:

@@ -10,6 +10,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import cache
 from hashlib import sha256
+from sys import intern
 from types import NoneType
 from typing import Any, TypeVar, cast, get_args
 from urllib.parse import quote
@@ -211,7 +212,7 @@ def parse_task(data: Any) -> Task:
         raise ValueError(f"{raw.task_id!a} is no id @ data.task_id")
     return Task(
         task_id=raw.task_id,
-        task_status=raw.task_status,
+        task_status=intern(raw.task_status),  # few words for many tasks
         task_status_msg=raw.task_status_msg or None,
         external_task_id=(raw.task_info and raw.task_info.external_task_id) or None,
         images=tuple((raw.task_result and raw.task_result.images) or ()),

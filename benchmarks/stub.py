@@ -1,0 +1,82 @@
+"""What if network and service cost nothing? A transport for a client, of which only the client is measured.
+
+It stands in for an `aiohttp.ClientSession`: no socket, no aiohttp, JSON put together by hand. Bodies are
+not read. A task is kept until its end has been told once.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import count, islice
+from random import Random
+from types import TracebackType
+from typing import Any, Self, cast
+
+import aiohttp
+from attrs import define, field
+
+SIGMA = 0.35  # of the log-normal durations
+
+
+@define(eq=False)
+class Answer:
+    """What `ClientSession.request` gives, as far as a session of ours looks at it."""
+
+    body: bytes
+    status: int = 200
+    headers: dict[str, str] = field(factory=dict)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    @property
+    def content(self) -> Self:
+        """Its own reader."""
+        return self
+
+    async def iter_chunked(self, _size: int) -> AsyncIterator[bytes]:
+        """All of it at once."""
+        yield self.body
+
+
+@define(eq=False)
+class Service:
+    """Tasks that take *median* seconds of the loop's clock in the median, and nothing else."""
+
+    median: float
+    rng: Random = field(factory=lambda: Random(1))
+    closed: bool = False
+    _ends: dict[str, float] = field(factory=dict)
+    _number: Any = field(factory=lambda: count(10**17))
+
+    def request(
+        self, method: str, url: str, *, params: dict[str, int] | None = None, **_given: object
+    ) -> Answer:
+        """A create, a list page or a query."""
+        now = asyncio.get_running_loop().time()
+        if method == "POST":
+            name = str(next(self._number))
+            self._ends[name] = now + self.rng.lognormvariate(0.0, SIGMA) * self.median
+            data = self._task(name, now)
+        elif params:
+            first, size = (params["pageNum"] - 1) * params["pageSize"], params["pageSize"]
+            names = tuple(islice(self._ends, first, first + size))
+            data = "[" + ",".join([self._task(name, now) for name in names]) + "]"
+        else:
+            data = self._task(url.rpartition("/")[2], now)
+        return Answer(f'{{"code":0,"message":"SUCCEED","request_id":"0","data":{data}}}'.encode())
+
+    def _task(self, name: str, now: float) -> str:
+        if self._ends[name] > now:
+            return f'{{"task_id":"{name}","task_status":"processing","task_status_msg":""}}'
+        del self._ends[name]
+        images = f'{{"images":[{{"index":0,"url":"https://cdn.example.com/{name}.png"}}]}}'
+        return f'{{"task_id":"{name}","task_status":"succeed","task_status_msg":"","task_result":{images}}}'
+
+    def as_session(self) -> aiohttp.ClientSession:
+        """For `KlingClient(http=…)`."""
+        return cast(aiohttp.ClientSession, self)

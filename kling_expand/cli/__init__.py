@@ -8,6 +8,7 @@ import click
 
 from kling_expand import __version__
 
+from .bulk import bulk
 from .completion import completion
 from .doctor import doctor
 from .expand import expand
@@ -36,6 +37,7 @@ def root() -> None:
 
 for command in (
     expand,
+    bulk,
     preview,
     ratios,
     wait,

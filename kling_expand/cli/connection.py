@@ -36,15 +36,23 @@ class Connection:
         options = "".join(f"{option} {quote(value)} " for option, value in given if value)
         return "" if self.local else f"kling-expand wait {options}"
 
+    def require(self) -> None:
+        """Raise `Stop` where credentials are needed and missing."""
+        if not self.local:
+            _require_credentials()
+
     @asynccontextmanager
-    async def client(self, **options: Any) -> AsyncIterator[KlingClient]:
-        """An open client. Raises `Stop` where credentials or an extra are missing."""
+    async def client(self, *, state: str = "", **options: Any) -> AsyncIterator[KlingClient]:
+        """An open client; a local emulator keeps its tasks in the file *state*, if any.
+
+        Raises `Stop` where credentials or an extra are missing.
+        """
         async with AsyncExitStack() as stack:
             given: dict[str, Any] = {"base_url": self.base_url}
             if self.local:
-                given = await stack.enter_async_context(_emulator())
+                given = await stack.enter_async_context(_emulator(state))
             else:
-                _require_credentials()
+                self.require()
             given |= {"dialect": self.dialect, "pace": _pace(given["base_url"])}
             kling = KlingClient(**given, **options)
             yield await stack.enter_async_context(kling)
@@ -70,12 +78,12 @@ def _require_credentials() -> None:
 
 
 @asynccontextmanager
-async def _emulator() -> AsyncIterator[dict[str, Any]]:
+async def _emulator(state: str) -> AsyncIterator[dict[str, Any]]:
     from kling_expand.emulator import Emulator
 
     async with AsyncExitStack() as stack:
         try:
-            emulator = Emulator(queue_seconds=QUEUE_SECONDS, work_seconds=WORK_SECONDS)
+            emulator = Emulator(queue_seconds=QUEUE_SECONDS, work_seconds=WORK_SECONDS, state=state)
             await stack.enter_async_context(emulator)
         except (RuntimeError, OSError) as error:
             raise Stop(str(error)) from error

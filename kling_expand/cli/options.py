@@ -18,6 +18,14 @@ output = click.option(
     help="Where results go: a directory, or a template of {name} {index} {task_id} {external_task_id} {ext}. "
     "Results of the same name are replaced.",
 )
+places = click.option(
+    "-o",
+    "--output",
+    default="out",
+    show_default=True,
+    metavar="DIR",
+    help="Where results go: a directory, or a template of {name} {index} {task_id} {external_task_id} {ext}.",
+)
 deadline = click.option(
     "--deadline",
     type=click.FloatRange(min=0, min_open=True),

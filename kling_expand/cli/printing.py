@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kling_expand.models import Task
+from kling_expand.models import DOLLARS_PER_UNIT, Task
 
 
 def show(facts: Any) -> None:
@@ -68,3 +68,19 @@ def task_row(task: Task) -> str:
     units = task.final_unit_deduction or "-"
     row = f"{task.task_id}  {task.task_status:<10}  {moment(task.created_at)}  {units:>4}"
     return clean(f"{row}  {task.external_task_id or '-'}")
+
+
+def money(units: float) -> str:
+    """Units, and what they are in dollars."""
+    return f"{units:g} units (${float(DOLLARS_PER_UNIT) * units:,.2f})"
+
+
+def span(seconds: float) -> str:
+    """A duration to read: ``45 s``, ``3:05``, ``2:00:10``, ``3 days 4 h``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole >= 48 * 3600:
+        return f"{whole // 86400} days {whole % 86400 // 3600} h"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

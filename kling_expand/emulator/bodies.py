@@ -24,6 +24,11 @@ class Body:
                 raise Refusal(1200, "Invalid request parameters: the body cannot be read") from None
         return self._whole
 
+    @property
+    def seen(self) -> bytes:
+        """What was read; empty where nobody asked, or it could not be."""
+        return self._whole or b""
+
     async def _receive(self) -> bytes:
         parts: list[bytes] = []
         size = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from attrs import define, field
 
+from kling_expand.emulator.news import News
 from kling_expand.emulator.tasks import UNITS_PER_IMAGE, Task
 
 
@@ -19,6 +20,7 @@ class Books:
     """All numbers are since the start of the process, `tasks` is everything not yet expired, oldest first."""
 
     life_seconds: float
+    news: News = field(factory=News)
     tasks: dict[str, Task] = field(factory=dict)
     requests: Counter[str] = field(factory=Counter)  # "create", "query", "list", "file"
     refusals: Counter[int] = field(factory=Counter)  # by code
@@ -77,12 +79,14 @@ class Books:
         self.used_slots += task.n
         self.most_slots = max(self.most_slots, self.used_slots)
         self._schedule(task)
+        self.news.tell()
 
     def update(self, task: Task) -> None:
         """Replace what is known of a task, once its end is known too."""
         if task.task_id in self.tasks:
             self.tasks[task.task_id] = task
             self._schedule(task)
+            self.news.tell()
 
     def _schedule(self, task: Task) -> None:
         if task.ended is not None:

@@ -1,6 +1,7 @@
 """How does the service sound over HTTP? The three calls of a dialect, each counted, let in, and perhaps
 spoilt."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 
@@ -13,6 +14,8 @@ from kling_expand.emulator.answers import Answers
 from kling_expand.emulator.background import Background
 from kling_expand.emulator.bodies import Body
 from kling_expand.emulator.codes import Refusal
+from kling_expand.emulator.exchanges import Exchanges
+from kling_expand.emulator.faults import Fault
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.tasks import Shapes
 
@@ -27,30 +30,44 @@ class Calls:
     service: Service
     answers: Answers
     background: Background
+    exchanges: Exchanges
 
     def handler(self, route: str, answer: Answer) -> Handler:
         """`answer`, counted as `route` and exposed to its faults."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            books = self.service.books
-            books.requests[route] += 1
+            self.service.books.requests[route] += 1
             body = Body(request, self.service.settings.body_bytes)
             fault = self.service.faults.pick(route)
-            if fault is None:
-                return await answer(request, body)
-            books.faults[fault.kind] += 1
-            return await breaking.carry_out(
-                breaking.Call(
-                    request=request,
-                    body=body,
-                    answer=lambda: self._with_refusals(answer, request, body),
-                    answers=self.answers,
-                    fault=fault,
-                    later=self.background.start,
-                )
+            wall, begun = self.service.clock.now(), asyncio.get_running_loop().time()
+            try:
+                response = await self._answer(answer, request, body, fault)
+            except Refusal as refusal:
+                response = self.answers.refused(refusal)
+            seconds = asyncio.get_running_loop().time() - begun
+            self.exchanges.add(
+                route, request, response, body=body.seen, fault=fault, started=wall, seconds=seconds
             )
+            return response
 
         return handle
+
+    async def _answer(
+        self, answer: Answer, request: web.Request, body: Body, fault: Fault | None
+    ) -> web.StreamResponse:
+        if fault is None:
+            return await answer(request, body)
+        self.service.books.faults[fault.kind] += 1
+        return await breaking.carry_out(
+            breaking.Call(
+                request=request,
+                body=body,
+                answer=lambda: self._with_refusals(answer, request, body),
+                answers=self.answers,
+                fault=fault,
+                later=self.background.start,
+            )
+        )
 
     async def _with_refusals(self, answer: Answer, request: web.Request, body: Body) -> web.Response:
         try:

@@ -88,6 +88,7 @@ class Control:
             change(self.service.settings, body)
         except ValueError as error:
             raise Refusal(1201, str(error)) from None
+        self.service.news.tell()
         return await self.state(request)
 
     async def add_faults(self, request: web.Request) -> web.Response:
@@ -97,6 +98,7 @@ class Control:
             self._add(body)
         except (ValueError, TypeError) as error:
             raise Refusal(1201, str(error.args[0] if error.args else error)) from None
+        self.service.news.tell()
         return await self.state(request)
 
     def _add(self, body: dict[str, Any]) -> None:
@@ -116,6 +118,7 @@ class Control:
     async def clear_faults(self, request: web.Request) -> web.Response:
         """Forget all faults."""
         self.faults.clear()
+        self.service.news.tell()
         return await self.state(request)
 
     async def _body(self, request: web.Request) -> dict[str, Any]:

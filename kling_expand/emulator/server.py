@@ -18,8 +18,11 @@ from kling_expand.emulator.books import Books
 from kling_expand.emulator.callbacks import Callbacks
 from kling_expand.emulator.calls import Calls
 from kling_expand.emulator.codes import Refusal
+from kling_expand.emulator.console import Console
 from kling_expand.emulator.control import Control
+from kling_expand.emulator.exchanges import Exchanges
 from kling_expand.emulator.faults import Faults
+from kling_expand.emulator.guard import guard, harden
 from kling_expand.emulator.openapi import PATHS, document
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.settings import Settings
@@ -88,6 +91,8 @@ class Emulator(Settings):
             await self._listen(self._runner, port)
 
     async def _stop(self) -> None:
+        if self._service:
+            self._service.news.end()
         if self._runner:
             await self._runner.cleanup()
         await self._background.aclose()
@@ -124,9 +129,10 @@ class Emulator(Settings):
 
     def _app(self, service: Service) -> web.Application:
         answers = Answers(random.Random(self.seed), service.books.refusals)
-        app = web.Application(middlewares=[_envelopes(answers)])
-        app.on_response_prepare.append(self._sign)
-        calls = Calls(service, answers, self._background)
+        app = web.Application(middlewares=[guard(self.host), _envelopes(answers)])
+        app.on_response_prepare.extend((self._sign, harden))
+        exchanges = Exchanges(service.news)
+        calls = Calls(service, answers, self._background, exchanges)
         for dialect, path in PATHS.items():
             app.router.add_post(path, calls.handler("create", partial(calls.create, dialect)))
             app.router.add_get(path, calls.handler("list", partial(calls.list, dialect)))
@@ -134,6 +140,7 @@ class Emulator(Settings):
         app.router.add_get("/files/{task_id}/{name}", calls.handler("file", partial(files.picture, service)))
         app.router.add_get("/openapi.json", self._describe)
         app.router.add_routes(Control(service, answers, service.faults).routes())
+        app.router.add_routes(Console(service, answers, exchanges).routes())
         return app
 
     async def _describe(self, _: web.Request) -> web.Response:

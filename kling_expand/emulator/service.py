@@ -22,6 +22,7 @@ from kling_expand.emulator.faults import Faults
 from kling_expand.emulator.fetching import FetchError, check_host
 from kling_expand.emulator.fields import is_url, parse
 from kling_expand.emulator.limits import RateLimit
+from kling_expand.emulator.news import News
 from kling_expand.emulator.painting import LAZY
 from kling_expand.emulator.settings import Settings
 from kling_expand.emulator.store import Store
@@ -39,7 +40,8 @@ class Service:
         self.settings = settings
         self.store = Store(settings.state)
         self.clock = Clock(settings.clock, moved=self.store.fact("moved"))
-        self.books = Books(settings.life_seconds)
+        self.news = News()
+        self.books = Books(settings.life_seconds, self.news)
         self.origin = ""
         self.chance = random.Random(settings.seed)
         self.faults = Faults(random.Random(settings.seed))
@@ -161,6 +163,7 @@ class Service:
         """Move the clock forwards, also for those who come after a restart."""
         self.clock.advance(seconds)
         self.store.put_fact("moved", self.clock.moved)
+        self.news.tell()
 
     async def aclose(self) -> None:
         """Stop painting, write what waits."""

@@ -1,0 +1,174 @@
+// How does it all hang together? Photo → canvas → order → task → result.
+
+import { about, create } from "./api.js";
+import { Calls } from "./calls.js";
+import { Clock } from "./clock.js";
+import { by, h, say, write } from "./dom.js";
+import { FaultPanel } from "./faults.js";
+import { MOST_AREA, SHAPES, SIDES, area, moved, shapeOf, size, toShape } from "./geometry.js";
+import { Live } from "./live.js";
+import * as photos from "./photo.js";
+import * as snippets from "./snippets.js";
+import { Stage } from "./stage.js";
+import { Tasks } from "./tasks.js";
+
+const UNITS = 8;
+const DOLLARS = 0.028;
+let key = "";
+let language = "curl";
+
+const stage = new Stage(show);
+const live = new Live(changed);
+const calls = new Calls(live);
+const tasks = new Tasks(live, (task_id) => calls.show(task_id));
+const clock = new Clock(live);
+const faults = new FaultPanel();
+
+function changed(what) {
+  if (what === "tasks" || what === "gone") tasks.render();
+  if (what === "calls") calls.render();
+  if (what === "state") summarise(live.state);
+}
+
+function summarise({ books, slots, faults: waiting }) {
+  write(by("count-open"), String(books.open_tasks));
+  write(by("count-slots"), `${books.used_slots} of ${slots}`);
+  write(by("count-units"), `${books.units_billed} units`);
+  write(by("count-refused"), String(Object.values(books.refusals).reduce((sum, count) => sum + count, 0)));
+  faults.render(waiting);
+  clock.render();
+}
+
+async function take(promise) {
+  try {
+    const photo = await promise;
+    write(by("photo-error"), "");
+    write(by("photo-name"), `${photo.name}, ${photo.width} × ${photo.height}`);
+    by("order").hidden = by("code").hidden = by("another").hidden = false;
+    for (const button of by("shapes").children) button.disabled = !toShape(photo, SHAPES.find(({ name }) => name === button.dataset.shape));
+    stage.show(photo);
+    say(`${photo.name} is on the canvas`);
+  } catch (error) {
+    write(by("photo-error"), error.message);
+  }
+}
+
+const words = () => ({ prompt: by("prompt").value.trim(), n: Number(by("n").value) });
+
+// Everything that follows from the ratios.
+function show(ratios) {
+  const { photo } = stage;
+  const shape = shapeOf(photo, ratios);
+  const now = area(ratios);
+  for (const side of SIDES) {
+    const input = by(`ratio-${side}`);
+    if (document.activeElement !== input) input.value = ratios[side];
+  }
+  for (const button of by("shapes").children) button.setAttribute("aria-pressed", String(button.dataset.shape === shape?.name));
+  write(by("size"), `${size(photo, ratios).join(" × ")}${shape ? `, ${shape.name}` : ""}`);
+  by("meter").setAttribute("aria-valuenow", now.toFixed(2));
+  by("meter").setAttribute("aria-valuetext", `${now.toFixed(2)} times the photo, of at most 3`);
+  by("meter").classList.toggle("full", now > MOST_AREA - 0.005);
+  by("meter").firstElementChild.style.transform = `scaleX(${(now - 1) / (MOST_AREA - 1)})`;
+  write(by("area"), `${now.toFixed(2)}× of 3×`);
+  by("expand").disabled = now === 1;
+  price();
+  code();
+}
+
+function price() {
+  const { n } = words();
+  const idle = area(stage.ratios) === 1;
+  write(by("price"), idle ? "Move an edge first" : `Would cost ${UNITS * n} units, $${(DOLLARS * n).toFixed(3)}, at Kling`);
+}
+
+function code() {
+  if (!stage.photo) return;
+  write(by("snippet"), snippets[language](stage.photo, stage.ratios, words(), key));
+}
+
+async function expand(event) {
+  event.preventDefault();
+  by("expand").disabled = true;
+  try {
+    const { task_id } = await create({ image: stage.photo.base64, ...snippets.body(stage.ratios, words()) }, key);
+    write(by("order-error"), "");
+    tasks.select(task_id);
+    say("The task was created");
+  } catch (error) {
+    write(by("order-error"), error.message);
+  } finally {
+    by("expand").disabled = false;
+  }
+}
+
+function listenToPhotos() {
+  const file = by("file");
+  for (const id of ["choose", "another"]) by(id).addEventListener("click", () => file.click());
+  file.addEventListener("change", () => {
+    if (file.files.length) take(photos.read(file.files[0]));
+    file.value = "";
+  });
+  // Anywhere on the page: a photo dropped beside the canvas would otherwise replace the page.
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    by("stage").classList.add("over");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) by("stage").classList.remove("over");
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    by("stage").classList.remove("over");
+    if (event.dataTransfer.files.length) take(photos.read(event.dataTransfer.files[0]));
+  });
+}
+
+function listenToOrder() {
+  by("shapes").append(...SHAPES.map((shape) => h("button", { type: "button", "data-shape": shape.name, "aria-pressed": "false", onclick: () => stage.set(toShape(stage.photo, shape)) }, shape.name)));
+  by("n").append(...Array.from({ length: 9 }, (_, index) => h("option", {}, String(index + 1))));
+  for (const side of SIDES) {
+    const input = by(`ratio-${side}`);
+    input.addEventListener("input", () => stage.set(moved(stage.ratios, side, input.valueAsNumber)));
+    input.addEventListener("change", () => (input.value = stage.ratios[side]));
+  }
+  for (const id of ["prompt", "n"]) {
+    by(id).addEventListener("input", () => {
+      price();
+      code();
+    });
+  }
+  by("order").addEventListener("submit", expand);
+}
+
+function listenToCode() {
+  const buttons = document.querySelectorAll("[data-language]");
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      language = button.dataset.language;
+      for (const each of buttons) each.setAttribute("aria-pressed", String(each === button));
+      code();
+    });
+  }
+  by("copy").addEventListener("click", async () => {
+    await navigator.clipboard.writeText(by("snippet").textContent);
+    say("Copied");
+    write(by("copy"), "Copied");
+    setTimeout(() => write(by("copy"), "Copy"), 1500);
+  });
+}
+
+listenToPhotos();
+listenToOrder();
+listenToCode();
+const known = await about();
+key = known.api_key;
+write(by("engine"), known.engine);
+faults.know(known);
+by("samples").append(...known.samples.map((name) => {
+  const path = `/console/${name}`;
+  const title = name.split("/").pop().replace(".jpg", "");
+  return h("li", {}, h("button", { type: "button", onclick: () => take(photos.sample(path)) }, h("img", { src: path, alt: "" }), h("span", {}, title)));
+}));
+code();
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,42 @@
+// How would a program do this? The order on the canvas as a shell command and as a program for our SDK.
+
+import { CREATE } from "./api.js";
+import { SIDES } from "./geometry.js";
+
+export function body(ratios, { prompt, n }) {
+  const sides = Object.fromEntries(SIDES.map((side) => [`${side}_expansion_ratio`, ratios[side]]));
+  return { ...sides, n, ...(prompt && { prompt }) };
+}
+
+// The photo is read by the shell; a here-document, as an argument would be too long for a picture.
+export function curl(photo, ratios, words, key) {
+  const fields = JSON.stringify(body(ratios, words), null, 2).slice(2).replace(/[\\$`]/g, "\\$&");
+  const file = `'${photo.name.replaceAll("'", "'\\''")}'`;
+  return `curl ${location.origin}${CREATE} \\
+  -H 'Authorization: Bearer ${key.replaceAll("'", "'\\''")}' \\
+  -H 'Content-Type: application/json' \\
+  --data-binary @- <<JSON
+{ "image": "$(base64 < ${file} | tr -d '\\n')",
+${fields}
+JSON
+`;
+}
+
+export function python(photo, ratios, { prompt, n }, key) {
+  const sides = SIDES.filter((side) => ratios[side] > 0).map((side) => `${side}=${ratios[side]}`);
+  const more = (prompt ? `, prompt=${JSON.stringify(prompt)}` : "") + (n > 1 ? `, n=${n}` : "");
+  return `import asyncio
+
+from kling_expand import KlingClient, Ratios
+
+
+async def main():
+    async with KlingClient(api_key=${JSON.stringify(key)}, base_url="${location.origin}") as kling:
+        result = await kling.expand(${JSON.stringify(photo.name)}, Ratios(${sides.join(", ")})${more})
+        for path in await result.save("out/"):
+            print(path)
+
+
+asyncio.run(main())
+`;
+}

@@ -130,17 +130,17 @@ class Board:
             *([Text("last troubles", "bold")] if troubles else []),
             *(Text(f"  {clean(text)}", "red", no_wrap=True, overflow="ellipsis") for text in troubles),
         ]
-        return Group(*rows)
+        return Group(*rows, "")  # an empty line for the ^C that a terminal writes by itself
 
     def _bar(self, stats: Stats) -> Table:
         tally, left = self._tally, self._tally.left(stats)
         spent = span(self._clock() - self._began)
-        bar = Table.grid(padding=(0, 1), expand=True)
+        bar = Table.grid(padding=(0, 2, 0, 0), expand=True)
         bar.add_column(ratio=1)
         for _ in range(3):
             bar.add_column(no_wrap=True, justify="right")
         bar.add_row(
-            ProgressBar(total=max(tally.total, 1), completed=tally.ended),
+            ProgressBar(total=max(tally.total, 1), completed=tally.ended, complete_style="cyan"),
             f"{tally.ended} of {tally.total}",
             f"{100 * tally.ended // max(tally.total, 1)} %",
             f"{spent}, about {span(left)} left" if left is not None else spent,

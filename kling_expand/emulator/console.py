@@ -111,6 +111,7 @@ class Console:
         """What happens, until either side ends it."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        await response.write(b"retry: 500\n\n")  # milliseconds until a browser that lost us tries again
         feed = Feed(self.service, self.exchanges)
         with suppress(ConnectionError):  # the page was closed
             while not self.service.news.over:

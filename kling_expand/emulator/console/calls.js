@@ -49,8 +49,9 @@ async function fill(details, number) {
 
 function side(name, { headers, body }) {
   const lines = Object.entries(headers).map(([key, value]) => `${key}: ${value}`);
-  const text = [...lines, "", body || "(no body)"].join("\n");
-  return [h("h3", {}, name), h("pre", { tabindex: 0, "aria-label": name }, text)];
+  const label = `${lines.length} headers of the ${name.toLowerCase()}`;
+  const more = h("details", {}, h("summary", {}, label), h("pre", { tabindex: 0, "aria-label": label }, lines.join("\n")));
+  return [h("h3", {}, name), h("pre", { tabindex: 0, "aria-label": name }, body || "(no body)"), lines.length > 0 && more].filter(Boolean);
 }
 
 const milliseconds = (seconds) => (seconds < 1 ? `${(seconds * 1000).toFixed(1)} ms` : `${seconds.toFixed(2)} s`);

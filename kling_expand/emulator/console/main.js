@@ -5,7 +5,7 @@ import { Calls } from "./calls.js";
 import { Clock } from "./clock.js";
 import { by, h, say, write } from "./dom.js";
 import { FaultPanel } from "./faults.js";
-import { MOST_AREA, SHAPES, SIDES, area, moved, shapeOf, size, toShape } from "./geometry.js";
+import { MOST_AREA, NONE, SHAPES, SIDES, area, moved, shapeOf, size, toShape } from "./geometry.js";
 import { Live } from "./live.js";
 import * as photos from "./photo.js";
 import * as snippets from "./snippets.js";
@@ -33,7 +33,7 @@ function changed(what) {
 function summarise({ books, slots, faults: waiting }) {
   write(by("count-open"), String(books.open_tasks));
   write(by("count-slots"), `${books.used_slots} of ${slots}`);
-  write(by("count-units"), `${books.units_billed} units`);
+  write(by("count-units"), String(books.units_billed));
   write(by("count-refused"), String(Object.values(books.refusals).reduce((sum, count) => sum + count, 0)));
   faults.render(waiting);
   clock.render();
@@ -94,12 +94,19 @@ async function expand(event) {
     const { task_id } = await create({ image: stage.photo.base64, ...snippets.body(stage.ratios, words()) }, key);
     write(by("order-error"), "");
     tasks.select(task_id);
+    bring(by("result"));
     say("The task was created");
   } catch (error) {
     write(by("order-error"), error.message);
   } finally {
     by("expand").disabled = false;
   }
+}
+
+// On a narrow screen the result is below.
+function bring(card) {
+  const { top } = card.getBoundingClientRect();
+  if (top < 0 || top > innerHeight * 0.8) card.scrollIntoView();
 }
 
 function listenToPhotos() {
@@ -138,6 +145,7 @@ function listenToOrder() {
       code();
     });
   }
+  by("reset").addEventListener("click", () => stage.set(NONE));
   by("order").addEventListener("submit", expand);
 }
 
@@ -151,11 +159,22 @@ function listenToCode() {
     });
   }
   by("copy").addEventListener("click", async () => {
-    await navigator.clipboard.writeText(by("snippet").textContent);
-    say("Copied");
-    write(by("copy"), "Copied");
+    const done = (await copied(by("snippet").textContent)) ? "Copied" : "Selected";
+    if (done === "Selected") getSelection().selectAllChildren(by("snippet"));
+    say(done);
+    write(by("copy"), done);
     setTimeout(() => write(by("copy"), "Copy"), 1500);
   });
+}
+
+// Pages reached over the network without TLS may not write to the clipboard.
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 listenToPhotos();

@@ -3,7 +3,9 @@
 import { NONE, SIDES, across, along, isUpright, most, moved, size, snapped } from "./geometry.js";
 import { by, write } from "./dom.js";
 
-const ROOM = 1.5; // how much larger than the canvas the stage is at rest, so that there is somewhere to drag to
+// How much larger than the canvas the stage is at rest, so that there is somewhere to drag to.
+const ROOM = 1.5;
+const NARROW = { below: 420, room: 1.2 }; // pixels
 const PADDING = 28; // pixels
 const REACH = 9; // pixels within which an edge catches at a shape
 const STEP = 0.01;
@@ -104,7 +106,7 @@ export class Stage {
     if (!this.photo) return;
     const { clientWidth: wide, clientHeight: high } = by("stage");
     const canvas = [this.photo.width * across(this.ratios), this.photo.height * along(this.ratios)];
-    if (fit || this.leaves(wide, high, canvas)) this.fit(wide, high, canvas, fit ? ROOM : 1);
+    if (fit || this.leaves(wide, high, canvas)) this.fit(wide, high, canvas, fit ? (wide < NARROW.below ? NARROW.room : ROOM) : 1);
     const { width, height } = this.photo;
     const [x, y] = this.corner;
     lay(by("photo"), this.ratios.left * width * this.scale, this.ratios.up * height * this.scale, width * this.scale, height * this.scale);

@@ -4,8 +4,8 @@
 
 It speaks just enough of each protocol: Kling's, and those of the peers in `benchmarks.peers`. Jobs are
 nothing but durations, drawn in the order of creation from one seed; a duration counts from the
-moment its job was accepted. `GET /books` gives the requests so far and when each job ended, by the
-clock that every process of the machine shares (`time.monotonic`); `DELETE /books` begins anew.
+moment its job was accepted. `GET /books` gives the requests so far and when each job ended, in Unix
+seconds; `DELETE /books` begins anew.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from attrs import define, field
 
 SIGMA = 0.35  # of the log-normal durations
 KLING = "/v1/images/editing/expand"
+STATUS = {"POST /api/v2/jobs": 201}  # where it is not 200
 
 
 @define(eq=False)
@@ -54,13 +55,13 @@ class Jobs:
     def new(self) -> str:
         """The id of a new job."""
         name = f"{10**17 + len(self.ends)}"
-        self.began[name] = time.monotonic()
+        self.began[name] = time.time()
         self.ends[name] = self.began[name] + self.rng.lognormvariate(0.0, SIGMA) * self.median
         return name
 
     def ended(self, name: str) -> bool:
         """Whether the job is over."""
-        return time.monotonic() >= self.ends[name]
+        return time.time() >= self.ends[name]
 
     def told(self) -> dict[str, Any]:
         """The books, as JSON."""
@@ -78,17 +79,13 @@ def kling_task(jobs: Jobs, name: str) -> dict[str, Any]:
         "task_id": name,
         "task_status": "succeed" if ended else "processing",
         "task_status_msg": "",
-        "created_at": _milliseconds(jobs.began[name]),
-        "updated_at": _milliseconds(ends if ended else jobs.began[name]),
+        "created_at": round(jobs.began[name] * 1000),
+        "updated_at": round((ends if ended else jobs.began[name]) * 1000),
     }
     if ended:
         url = f"https://cdn.example.com/{name}.png"
         task |= {"task_result": {"images": [{"index": 0, "url": url}]}, "final_unit_deduction": "8"}
     return task
-
-
-def _milliseconds(monotonic: float) -> int:
-    return round((time.time() - time.monotonic() + monotonic) * 1000)
 
 
 def _envelope(data: Any) -> dict[str, Any]:
@@ -137,7 +134,7 @@ def _counted(
         if request.body_exists:
             async for _ in request.content.iter_any():  # taken in, and looked at by nobody
                 pass
-        return web.json_response(handler(request, jobs))
+        return web.json_response(handler(request, jobs), status=STATUS.get(name, 200))
 
     return answer
 
@@ -151,7 +148,9 @@ def _books(tell: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaita
 
 async def serve(median: float) -> None:
     """Listen on a free port until told to stop; the one line printed is the address."""
-    runner = web.AppRunner(application(Jobs(median, 0), KLING_ROUTES), access_log=None)
+    from benchmarks.protocols import PEER_ROUTES
+
+    runner = web.AppRunner(application(Jobs(median, 0), KLING_ROUTES | PEER_ROUTES), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
     stopped = asyncio.Event()

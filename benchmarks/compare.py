@@ -1,0 +1,127 @@
+"""What does the same work cost with each client? N jobs at once, real time, each client by its own protocol.
+
+    python -m benchmarks.compare --json
+    python -m benchmarks.compare --at 1,10,100,1000 --json
+
+Every client is a process of its own and has a server of its own, whose jobs last 12 s in the median
+(log-normal, sigma 0.35, the same seed for all). Before the count each brings `--warm` jobs to their end, so
+that who learns has something to learn from. *reads* are requests beyond the creates, per job; *late* is
+the time from a job's end on the server to the result in the caller's hand; CPU and peak memory are those
+of the client's process. Up to 10 at once the clients run side by side, beyond one after another.
+A client that is not installed (extra ``bench``) is named.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from statistics import fmean, quantiles
+from typing import Any
+
+from benchmarks.memory import forget_highest, highest
+from benchmarks.peers import CONTESTANTS, Run
+from benchmarks.reporting import finish, rounded, table
+from benchmarks.server import Server, serving
+
+MEDIAN = 12.0  # seconds
+ROUNDS = {1: 12, 10: 3}  # jobs one after another in each place; 1 beyond
+SIDE_BY_SIDE = 10
+
+
+async def work(run: Run, jobs: int, at_once: int) -> dict[str, float]:
+    """When the result of each job was in the caller's hand."""
+    left, held = iter(range(jobs)), {}
+
+    async def worker() -> None:
+        for _ in left:
+            name = await run()
+            held[name] = time.time()
+
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+    return held
+
+
+async def measured(client: str, server: Server, jobs: int, at_once: int, *, warm: int) -> dict[str, float]:
+    """One client's numbers."""
+    async with CONTESTANTS[client].opened(server.url, max(at_once, warm)) as run:
+        await work(run, warm, warm)
+        await asyncio.to_thread(server.forget, seed=at_once)
+        forget_highest()
+        cpu, wall = time.process_time(), time.monotonic()
+        held = await work(run, jobs, at_once)
+        cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+        books = await asyncio.to_thread(server.books)
+    late = [moment - books["ends"][name] for name, moment in held.items()]
+    return {
+        "reads": (sum(books["requests"].values()) - jobs) / jobs,
+        "late s": fmean(late),
+        "late p95 s": quantiles(late, n=20)[-1],
+        "CPU ms": cpu / jobs * 1e3,
+        "peak MB": highest() / 1e6,
+        "wall s": wall,
+    }
+
+
+def alone(client: str, at_once: int, warm: int) -> dict[str, float]:
+    """The same, in a process of its own, against a server of its own."""
+    jobs = at_once * ROUNDS.get(at_once, 1)
+    with serving(MEDIAN) as server:
+        command = [sys.executable, "-m", "benchmarks.compare", "--client", client, "--url", server.url]
+        command += ["--jobs", str(jobs), "--at", str(at_once), "--warm", str(warm)]
+        told = subprocess.run(command, check=True, capture_output=True, text=True, env=_environment()).stdout
+    found: dict[str, float] = json.loads(told)
+    return {name: rounded(value) for name, value in found.items()}
+
+
+def _environment() -> dict[str, str]:
+    """Without a proxy: some of the clients would ask one even for this machine."""
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+
+
+def measure(at: list[int], warm: int) -> Iterator[tuple[int, str, dict[str, float]]]:
+    """Every client that is installed, at each number of jobs."""
+    clients = [name for name, contestant in CONTESTANTS.items() if contestant.present]
+    for at_once in at:
+        places = len(clients) if at_once <= SIDE_BY_SIDE else 1
+        with ThreadPoolExecutor(places) as pool:
+            results = pool.map(partial(alone, at_once=at_once, warm=warm), clients)
+            for client, found in zip(clients, results, strict=True):
+                yield at_once, client, found
+
+
+def options() -> argparse.Namespace:
+    """The command line; some of it is for a client's own process."""
+    parser = argparse.ArgumentParser(description="What does the same work cost with each client?")
+    parser.add_argument("--at", default="10", help="numbers of jobs at once, such as 1,10,100,1000 (10)")
+    parser.add_argument("--warm", type=int, default=8, help="jobs before the count (8)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    for name in ("--client", "--url", "--jobs"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, and say it in words or as one JSON object; or be one of the clients."""
+    given = options()
+    if given.client:
+        server, at_once = Server(given.url), int(given.at)
+        part = measured(given.client, server, int(given.jobs), at_once, warm=given.warm)
+        print(json.dumps(asyncio.run(part)))
+        return
+    rows: list[dict[str, Any]] = []
+    for at_once, client, found in measure([int(word) for word in given.at.split(",")], given.warm):
+        rows.append({"at once": at_once, "client": client} | found)
+    table(rows)
+    absent = [name for name, contestant in CONTESTANTS.items() if not contestant.present]
+    print(f"not installed: {', '.join(absent) or 'none'}; jobs of {MEDIAN:g} s in the median, real time")
+    finish({"rows": rows, "absent": absent}, as_json=given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -228,8 +228,9 @@ class TaskFuture:
                 await bell.wait()
         except TimeoutError:
             if not bell.is_set():
+                outlook = "the task goes on" if self._task else "whether a task came of it is not known yet"
                 raise DeadlineExceeded(
-                    "time is up; the task goes on and can be awaited again",
+                    f"time is up; {outlook}, and can be awaited again",
                     task_id=self.task_id,
                     external_task_id=self.external_task_id,
                 ) from None

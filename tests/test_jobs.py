@@ -1,0 +1,931 @@
+"""How does a request become a watched task? Interrupted and resumed everywhere, never paid twice."""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from random import Random
+from types import CoroutineType
+from typing import Any, ClassVar
+
+import pytest
+from attrs import evolve, frozen
+from loopback import loopback, refuses, task
+from stepping import arm, stepped
+
+from kling_expand import ExpandRequest, KlingClient, Ratios, Status, TaskFuture, ToAspect, Towards
+from kling_expand.emulator import Emulator
+from kling_expand.emulator.faults import Fault
+from kling_expand.errors import (
+    BudgetExceeded,
+    ClientClosed,
+    DeadlineExceeded,
+    ImageError,
+    InvalidRequest,
+    KlingError,
+    NotSubmitted,
+    PolicyRefusal,
+    SubmissionUnknown,
+    TaskFailed,
+    TaskModerated,
+    TransportError,
+)
+from kling_expand.journal import Journal, State
+from kling_expand.scheduler import Slots
+from kling_expand.testing import emulated, loop_clock, virtual_time
+
+PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+WIDER = Ratios(right=0.5)
+RISK = "emulate-risk-control"
+OURS = str(Path("kling_expand"))
+
+
+class Blind:
+    """A pace that never looks by itself."""
+
+    lateness = 1.0
+
+    def wait(self, _age: float, _sharing: int = 1) -> float:
+        return 1e6
+
+    def learn(self, _duration: float) -> None:
+        pass
+
+
+def now() -> float:
+    """The loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+def another(emulator: Emulator, **options: Any) -> KlingClient:
+    """One more client of an emulator, in virtual time."""
+    given: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url, "clock": loop_clock}
+    return KlingClient(**given | {"rng": Random(2)} | options)
+
+
+async def error_of(future: TaskFuture) -> KlingError | None:
+    """How it ended, without waiting for ever."""
+    async with asyncio.timeout(86400):
+        try:
+            await future
+        except KlingError as error:
+            return error
+        return None
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    async with asyncio.timeout(3600):
+        while not condition():  # noqa: ASYNC110 - the emulator has no event for everything
+            await asyncio.sleep(0.01)
+
+
+def left_over() -> list[str]:
+    """Tasks of the SDK that still run."""
+    running = [each.get_coro() for each in asyncio.all_tasks() if each is not asyncio.current_task()]
+    frames = [coroutine.cr_code for coroutine in running if isinstance(coroutine, CoroutineType)]
+    return [
+        code.co_qualname if hasattr(code, "co_qualname") else code.co_name
+        for code in frames
+        if OURS in code.co_filename and "emulator" not in code.co_filename
+    ]
+
+
+def at_rest(kling: KlingClient) -> None:
+    """A closed client holds nothing and counts right."""
+    stats = kling.stats
+    assert left_over() == []
+    assert (stats.waiting, stats.running) == (0, 0)
+    assert stats.submitted == stats.succeeded + stats.failed + stats.refused + stats.unknown
+
+
+# ------------------------------------------------------------------ interrupted at any step
+
+FAULTS: list[Fault | str] = ["ok", "reset_after", "html_after", Fault("error", code=1303), "refused"]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_closing_at_any_step_loses_and_doubles_nothing(tmp_path: Path, fault: Fault | str) -> None:
+    """Everyone hears an end; a new client with the same journal comes to the one task, and its pictures."""
+
+    async def job(steps: int) -> bool:
+        journal = {"journal": tmp_path / f"{steps}.db"}
+        slots = Slots(9)
+        async with emulated(journal | {"slots": slots}) as (emulator, kling):
+            emulator.faults.script("create", fault)
+            request = ExpandRequest(PHOTO, WIDER, n=2, key="cat")
+            closing: list[asyncio.Task[Any]] = []
+            future = kling.submit(request)
+            reached = arm(steps, lambda: closing.append(asyncio.create_task(kling.aclose())))
+            error = await error_of(future)
+            interrupted = reached()
+            await asyncio.gather(*closing)
+            if isinstance(error, NotSubmitted):
+                assert emulator.books.accepted == {}
+            elif error is not None:
+                assert isinstance(error, SubmissionUnknown | ClientClosed)
+                assert error.external_task_id
+            await kling.aclose()
+            at_rest(kling)
+            assert (slots.held, slots.running) == (0, 0)
+            async with another(emulator, **journal) as again:
+                resumed = [future async for future in again.resume()]
+                result = await again.expand(request)
+                assert {(await future).task_id for future in resumed} <= {result.task_id}
+                assert len(await result.save(tmp_path / "pictures")) == 2
+                assert [future async for future in again.resume()] == []
+            assert list(emulator.books.accepted.values()) == [1]
+            assert emulator.books.units_billed == 16
+            return interrupted
+
+    for steps in count(0, 1 if fault == "ok" else 4):
+        if not stepped(job(steps)):
+            assert steps > 25
+            return
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_cancelled_close_closes_all_the_same(wait: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Whoever gives up waiting for `aclose`, at any step of it, leaves nothing open and nobody waiting."""
+
+    async def job(steps: int) -> bool:
+        async with emulated({"max_in_flight": 1}) as (emulator, kling):
+            emulator.faults.script("create", Fault("slow_headers", seconds=5))
+            futures = [kling.submit(PHOTO, WIDER) for _ in range(3)]
+            await asyncio.sleep(1)
+            closing = asyncio.create_task(kling.aclose(wait=wait))
+            reached = arm(steps + 1, closing.cancel)  # not before it has begun
+            await asyncio.gather(closing, return_exceptions=True)
+            interrupted = reached()
+            for future in futures:
+                await error_of(future)
+            await asyncio.sleep(0.1)
+            at_rest(kling)
+            with pytest.raises(ClientClosed):
+                await kling.list()
+            return interrupted
+
+    for steps in count():
+        if not stepped(job(steps)):
+            assert steps > 5
+            return
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_cancelling_an_awaiter_at_any_step_disturbs_nobody(fault: Fault | str) -> None:
+    """One of three who wait is cancelled: the others get the one task that is made, and its slot is free."""
+
+    async def job(steps: int) -> bool:
+        slots = Slots(9)
+        async with emulated({"slots": slots}) as (emulator, kling):
+            emulator.faults.script("create", fault)
+            future = kling.submit(PHOTO, WIDER, key="cat")
+
+            async def awaits() -> str:
+                return (await future).task_id
+
+            async def iterates() -> str:
+                return [snapshot async for snapshot in future][-1].task_id
+
+            async def accepts() -> str:
+                return (await future.accepted()).task_id
+
+            victims = [asyncio.create_task(each()) for each in (awaits, iterates, accepts)]
+            others = [asyncio.create_task(each()) for each in (awaits, iterates, accepts)]
+            reached = arm(steps, lambda: [victim.cancel() for victim in victims])
+            ids = await asyncio.gather(*others)
+            interrupted = reached()
+            ended = await asyncio.gather(*victims, return_exceptions=True)
+            await asyncio.sleep(0)
+            assert set(ids) == set(emulator.books.tasks)
+            assert list(emulator.books.accepted.values()) == [1]
+            assert (slots.held, slots.running, kling.stats.succeeded) == (0, 0, 1)
+            assert all(each in ids or isinstance(each, asyncio.CancelledError) for each in ended)
+            return interrupted
+
+    for steps in count(0, 1 if fault == "ok" else 3):
+        if not stepped(job(steps)):
+            assert steps > 25
+            return
+
+
+def test_cancelling_a_caller_leaves_the_job(tmp_path: Path) -> None:
+    """`expand` cancelled at any step: the task goes on, and a twin of it gets its result."""
+
+    async def job(steps: int) -> bool:
+        async with emulated({"journal": tmp_path / f"{steps}.db"}) as (emulator, kling):
+            request = ExpandRequest(PHOTO, WIDER, key="cat")
+            caller = asyncio.create_task(kling.expand(request))
+            twin = asyncio.create_task(kling.expand(request))
+            reached = arm(steps, caller.cancel)
+            assert (await twin).task_id in emulator.books.tasks
+            interrupted = reached()
+            await asyncio.gather(caller, return_exceptions=True)
+            await kling.aclose(wait=True)
+            at_rest(kling)
+            assert list(emulator.books.accepted.values()) == [1]
+            return interrupted
+
+    for steps in count():
+        if not stepped(job(steps)):
+            assert steps > 25
+            return
+
+
+def test_taking_back_at_any_step_is_all_or_nothing() -> None:
+    """What was taken back was never sent; what was not goes on to its end."""
+
+    async def job(steps: int) -> bool:
+        async with emulated() as (emulator, kling):
+            future = kling.submit(PHOTO, WIDER)
+            back: list[bool] = []
+            reached = arm(steps, lambda: back.append(kling._jobs.withdraw(future)))
+            error = await error_of(future)
+            interrupted = reached()
+            await asyncio.sleep(0)
+            if back and back[0]:
+                assert isinstance(error, NotSubmitted)
+                assert emulator.books.requests["create"] == 0
+                assert kling.stats.units_due == 0
+            else:
+                assert error is None
+            return interrupted
+
+    for steps in count():
+        if not stepped(job(steps)):
+            assert steps > 25
+            return
+
+
+# ------------------------------------------------------------------ one job, one task
+
+
+@virtual_time
+async def test_the_same_key_twice_at_once_is_one_task() -> None:
+    """Twins share the task; in the end it is set aside for once, and billed once."""
+    async with emulated({"budget": 16}) as (emulator, kling):
+        first, second = (kling.submit(PHOTO, WIDER, key="cat") for _ in range(2))
+        assert (await first).task_id == (await second).task_id
+        assert list(emulator.books.accepted.values()) == [1]
+        assert kling.stats.units_due == 8
+        assert kling._jobs._slots.held == 0
+
+
+@virtual_time
+async def test_a_job_is_its_run_its_key_and_what_it_asks_for() -> None:
+    """Another run, key, photo or geometry is another task; another client in the same run finds it."""
+    async with emulated({"run": "monday"}) as (emulator, kling):
+        first = await kling.expand(PHOTO, WIDER, key="cat")
+        for options, request in (
+            ({"run": "tuesday"}, ExpandRequest(PHOTO, WIDER, key="cat")),
+            ({"run": "monday"}, ExpandRequest(PHOTO, WIDER, key="dog")),
+            ({"run": "monday"}, ExpandRequest(PHOTO, Ratios(left=0.5), key="cat")),
+            ({"run": "monday"}, ExpandRequest(PHOTO.with_name("coffee.jpg"), WIDER, key="cat")),
+        ):
+            async with another(emulator, **options) as other:
+                assert (await other.expand(request)).task_id != first.task_id
+        async with another(emulator, run="monday", budget=1000) as other:
+            assert (await other.expand(PHOTO, WIDER, key="cat")).task_id == first.task_id
+            assert other.stats.units_due == 0
+        assert len(emulator.books.tasks) == 5
+
+
+@virtual_time
+async def test_without_a_key_each_submission_is_a_job() -> None:
+    """Two pictures of the same photo may be wanted."""
+    async with emulated() as (emulator, kling):
+        await asyncio.gather(kling.expand(PHOTO, WIDER), kling.expand(PHOTO, WIDER))
+        assert len(emulator.books.tasks) == 2
+
+
+@pytest.mark.parametrize("journal", [False, True])
+@virtual_time
+async def test_after_a_failed_task_the_same_job_is_a_new_attempt(tmp_path: Path, journal: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Each attempt has an id of its own, and none of them is made twice, though all memory is lost."""
+    path: dict[str, Any] = {"journal": tmp_path / "run.db"} if journal else {}
+    async with emulated(path) as (emulator, kling):
+        ids = []
+        for attempt in range(1, 4):
+            with pytest.raises(TaskModerated) as caught:
+                await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+            ids.append(caught.value.external_task_id)
+            assert len(emulator.books.tasks) == attempt
+        async with another(emulator) as stranger:
+            with pytest.raises(TaskModerated) as caught:
+                await stranger.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+            assert (stranger.stats.units_due, stranger.stats.failed) == (0, 1)
+            assert stranger._jobs._slots.held == 0
+        assert len({*ids, caught.value.external_task_id}) == 4
+        assert set(emulator.books.accepted.values()) == {1}
+
+
+@virtual_time
+async def test_a_create_answered_with_a_failed_task_is_an_end() -> None:
+    """It is not tried again and again, though its id is derived."""
+    async with (
+        loopback(task("7", "failed")) as server,
+        KlingClient(api_key="k", base_url=server.url, budget=8) as kling,
+    ):
+        with pytest.raises(TaskFailed) as caught:
+            await kling.expand(PHOTO, WIDER, key="cat")
+        assert caught.value.task_id == "7"
+        await asyncio.sleep(0)
+        assert (len(server.requests), kling.stats.units_due) == (1, 0)
+
+
+@virtual_time
+async def test_a_failed_task_of_our_own_lost_answer_is_an_end() -> None:
+    """Found after a reset, it is this attempt's, not an earlier one's."""
+    async with emulated(queue_seconds=0, work_seconds=0) as (emulator, kling):
+        emulator.faults.script("create", "reset_after")
+        with pytest.raises(TaskModerated):
+            await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+        assert len(emulator.books.tasks) == 1
+
+
+@virtual_time
+async def test_an_id_of_yours_is_taken_once() -> None:
+    """It is sent as it is, and a second task under it is refused with both ids known."""
+    async with emulated() as (emulator, kling):
+        first = await kling.expand(PHOTO, WIDER, external_task_id="my-7", key="cat")
+        with pytest.raises(KlingError, match="already exists") as caught:
+            await kling.expand(PHOTO, WIDER, external_task_id="my-7", key="cat")
+        assert caught.value.external_task_id == "my-7"
+        assert first.task.external_task_id == "my-7"
+        assert kling.stats.units_due == 8
+        assert len(emulator.books.tasks) == 1
+
+
+# ------------------------------------------------------------------ resumed
+
+
+async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> dict[State, str | None]:
+    """A job in every state a journal knows, each with its photo; the ids they have."""
+    photos.mkdir()  # noqa: ASYNC240 - a test may
+    found: dict[State, str | None] = {}
+
+    def job(state: State, **more: Any) -> ExpandRequest:
+        photo = photos / f"{state}.jpg"
+        shutil.copy(PHOTO, photo)
+        return ExpandRequest(photo, WIDER, key=state, **more)
+
+    await (await kling.expand(job(State.DONE))).save(photos)
+    result = await kling.expand(job(State.SUCCEEDED))
+    found[State.SUCCEEDED] = result.task.external_task_id
+    for state, prompt, kind in (
+        (State.FAILED, RISK, TaskFailed),
+        (State.REJECTED, "emulate-1301", PolicyRefusal),
+    ):
+        with pytest.raises(kind):
+            await kling.expand(job(state, prompt=prompt))
+    emulator.faults.script("create", "reset_after")
+    emulator.faults.chance("query", "reset", 1)
+    with pytest.raises(SubmissionUnknown) as unknown:
+        await kling.expand(job(State.UNKNOWN))
+    found[State.UNKNOWN] = unknown.value.external_task_id
+    emulator.faults.clear()
+    emulator.work_seconds = 3600
+    running = kling.submit(job(State.SUBMITTED, n=8))
+    await running.accepted()
+    found[State.SUBMITTED] = running.external_task_id
+    waiting = kling.submit(job(State.INTENT, n=2))
+    await asyncio.sleep(1)
+    found[State.INTENT] = waiting.external_task_id
+    assert await kling.aclose() == (running,)
+    assert isinstance(waiting.error, NotSubmitted)
+    return found
+
+
+@virtual_time
+async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
+    """What is not on disk yet and has not failed comes to its one task, oldest first, each paid once."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path, "retry_budget": 5.0}) as (emulator, kling):
+        found = await left_behind(kling, emulator, tmp_path / "photos")
+        async with Journal(path) as journal:
+            counts = await journal.counts()
+        assert set(counts.values()) == {1}
+        await kling.aclose()
+        async with another(emulator, journal=path, budget=24) as again:
+            futures = [future async for future in again.resume()]
+            for future in futures:
+                await (await future).save(tmp_path)
+            assert {future.external_task_id for future in futures} == set(found.values())
+            assert [future async for future in again.resume()] == []
+            assert again.stats.units_due == 16  # only the intent was still to be made
+            assert again._jobs._slots.held == 0
+        assert set(emulator.books.accepted.values()) == {1}
+        async with Journal(path) as journal:
+            counts = await journal.counts()
+            assert counts == dict.fromkeys(State, 0) | {State.DONE: 5, State.FAILED: 1, State.REJECTED: 1}
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda p: p.unlink(), lambda p: shutil.copy(PHOTO.with_name("coffee.jpg"), p)]
+)
+@virtual_time
+async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    """Only what was never sent needs its photo; that one says what is wrong, and nothing else is sent."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path, "retry_budget": 5.0}) as (emulator, kling):
+        found = await left_behind(kling, emulator, tmp_path / "photos")
+        for photo in (tmp_path / "photos").glob("*.jpg"):
+            harm(photo)
+        await kling.aclose()
+        async with another(emulator, journal=path) as again:
+            futures = {future.external_task_id: future async for future in again.resume()}
+            for state, any_id in found.items():
+                error = await error_of(futures[any_id])
+                assert isinstance(error, ImageError) if state is State.INTENT else error is None
+        assert len(emulator.books.tasks) == 5
+
+
+@virtual_time
+async def test_photos_given_as_bytes_are_looked_up_or_asked_for(tmp_path: Path) -> None:
+    """No journal keeps them: a task goes on, a doubt is settled, and what was not sent says so."""
+    path, photo = tmp_path / "run.db", PHOTO.read_bytes()
+    options: dict[str, Any] = {"journal": path, "retry_budget": 5.0, "max_in_flight": 1}
+    async with emulated(options, work_seconds=3600) as (emulator, kling):
+        emulator.faults.chance("query", "reset", 1)
+        unknown = []
+        for key, fault in (("lost", "reset"), ("there", "reset_after")):
+            emulator.faults.script("create", fault)
+            with pytest.raises(SubmissionUnknown) as caught:
+                await kling.expand(photo, WIDER, key=key)
+            unknown.append(caught.value.external_task_id)
+        emulator.faults.clear()
+        running = kling.submit(photo, WIDER, key="running")
+        await running.accepted()
+        waiting = kling.submit(photo, WIDER, key="waiting")
+        await asyncio.sleep(1)
+        await kling.aclose()
+        async with another(emulator, journal=path) as again:
+            futures = {future.external_task_id: future async for future in again.resume()}
+            assert isinstance(await error_of(futures[unknown[0]]), NotSubmitted)
+            assert isinstance(await error_of(futures[waiting.external_task_id]), NotSubmitted)
+            assert (await futures[unknown[1]]).task_id
+            assert (await futures[running.external_task_id]).task_id == running.task_id
+        assert len(emulator.books.tasks) == 2
+
+
+@virtual_time
+async def test_an_unsettled_photo_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    """The doubt was groundless: no task exists, and without its photo none can be made."""
+    path, photo = tmp_path / "run.db", tmp_path / "cat.jpg"
+    shutil.copy(PHOTO, photo)
+    async with emulated({"journal": path, "retry_budget": 5.0}) as (emulator, kling):
+        emulator.faults.script("create", Fault("reset", times=9))
+        emulator.faults.chance("query", "reset", 1)
+        with pytest.raises(SubmissionUnknown):
+            await kling.expand(photo, WIDER)
+        emulator.faults.clear()
+        photo.unlink()
+        await kling.aclose()
+        async with another(emulator, journal=path) as again:
+            (future,) = [future async for future in again.resume()]
+            assert isinstance(await error_of(future), ImageError)
+        assert emulator.books.tasks == {}
+
+
+@pytest.mark.parametrize("photo", [PHOTO, PHOTO.read_bytes()], ids=["path", "bytes"])
+@virtual_time
+async def test_time_that_is_up_amid_a_doubt_says_unknown(tmp_path: Path, photo: Any) -> None:
+    """An earlier run may have sent it: nobody may be told that no task exists."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path, "retry_budget": 5.0, "max_in_flight": 1}) as (emulator, kling):
+        emulator.faults.script("create", "reset_after")
+        emulator.faults.chance("query", "reset", 1)
+        with pytest.raises(SubmissionUnknown):
+            await kling.expand(photo, WIDER, key="cat")
+        slots = Slots(1)
+        slots.take(1)
+        await kling.aclose()
+        async with another(emulator, journal=path, slots=slots) as again:
+            (future,) = [future async for future in again.resume(deadline=3)]
+            await future.finished()
+            assert isinstance(future.error, SubmissionUnknown)
+            assert now() < 60
+            assert len(emulator.books.tasks) == 1
+
+
+@virtual_time
+async def test_a_doubtful_job_taken_back_says_unknown(tmp_path: Path) -> None:
+    """The same when the client closes before the doubt is settled."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path, "retry_budget": 5.0}) as (emulator, kling):
+        emulator.faults.script("create", "reset_after")
+        emulator.faults.chance("query", "reset", 1)
+        with pytest.raises(SubmissionUnknown):
+            await kling.expand(PHOTO, WIDER)
+        await kling.aclose()
+        async with another(emulator, journal=path) as again:
+            (future,) = [future async for future in again.resume()]
+            await asyncio.sleep(1)
+        assert isinstance(future.error, SubmissionUnknown)
+        assert again.stats.unknown == 1
+
+
+@virtual_time
+async def test_without_a_journal_there_is_nothing_to_resume() -> None:
+    """No journal, no jobs."""
+    async with emulated() as (_, kling):
+        assert [future async for future in kling.resume()] == []
+
+
+# ------------------------------------------------------------------ a journal that breaks
+
+
+@virtual_time
+async def test_a_journal_lost_during_the_create_costs_no_result(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was paid for is delivered, and the log says what is missing."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path}) as (emulator, kling):
+        emulator.faults.script("create", Fault("slow_headers", seconds=5))
+        future = kling.submit(PHOTO, WIDER)
+        await until(lambda: emulator.books.tasks)
+        path.unlink()
+        assert (await future).task_id in emulator.books.tasks
+        assert kling.stats.units_due == 8
+    assert "could not be written down" in caplog.text
+    assert "the end of a task could not be written down" in caplog.text
+
+
+@virtual_time
+async def test_nothing_is_sent_that_could_not_be_written_down(tmp_path: Path) -> None:
+    """The journal comes first; without it no money is spent."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path}) as (emulator, kling):
+        path.unlink()
+        assert "journal" in str(await error_of(kling.submit(PHOTO, WIDER))).lower()
+        assert emulator.books.requests == {}
+        assert kling.stats.units_due == 0
+
+
+# ------------------------------------------------------------------ money
+
+
+@virtual_time
+async def test_a_budget_is_never_exceeded() -> None:
+    """However many at once: what does not fit is refused before anything is sent."""
+    async with emulated({"budget": 50}) as (emulator, kling):
+        requests = [ExpandRequest(PHOTO, WIDER, n=1 + i % 3) for i in range(12)]
+        outcomes = [outcome async for outcome in kling.map(requests)]
+        refused = [outcome for outcome in outcomes if outcome.error]
+        assert refused
+        assert all(isinstance(outcome.error, BudgetExceeded) for outcome in refused)
+        assert emulator.books.units_billed == kling.stats.units_due == kling.stats.units_billed <= 50
+        assert kling.stats.units_due + 8 > 50 - 16
+        assert emulator.books.requests["create"] == len(requests) - len(refused)
+
+
+@virtual_time
+async def test_what_fails_gives_its_units_back() -> None:
+    """Failed and refused tasks cost nothing, so others may be submitted in their place."""
+    async with emulated({"budget": 16}) as (emulator, kling):
+        for prompt in (RISK, "emulate-1301", "emulate-invalid-pixel"):
+            with pytest.raises(KlingError):
+                await kling.expand(PHOTO, WIDER, n=2, prompt=prompt)
+            await asyncio.sleep(0)
+            assert kling.stats.units_due == 0
+        await kling.expand(PHOTO, WIDER, n=2)
+        with pytest.raises(BudgetExceeded, match="it costs 8 units and the budget has 0 left"):
+            await kling.expand(PHOTO, WIDER)
+        assert emulator.books.units_billed == kling.stats.units_billed == 16
+
+
+@virtual_time
+async def test_what_may_be_billed_stays_set_aside() -> None:
+    """A create given up half way may have been accepted."""
+    async with emulated({"budget": 8}) as (emulator, kling):
+        emulator.faults.script("create", Fault("slow_headers", seconds=20))
+        future = kling.submit(PHOTO, WIDER)
+        await until(lambda: emulator.books.tasks)
+        await kling.aclose()
+        assert isinstance(future.error, SubmissionUnknown)
+        assert kling.stats.units_due == 8
+        assert (kling.stats.unknown, kling._jobs._slots.held) == (1, 0)
+
+
+@virtual_time
+async def test_more_pictures_than_slots_are_refused_at_once() -> None:
+    """Otherwise it would wait for ever."""
+    async with emulated({"max_in_flight": 2}) as (emulator, kling):
+        with pytest.raises(InvalidRequest, match="max_in_flight"):
+            await kling.expand(PHOTO, WIDER, n=3)
+        assert emulator.books.requests == {}
+
+
+# ------------------------------------------------------------------ slots
+
+
+@virtual_time
+async def test_slots_are_held_until_the_known_end() -> None:
+    """The next create leaves when the first task's end is heard of, not when it happens."""
+    client: dict[str, Any] = {"max_in_flight": 2, "pace": Blind()}
+    async with emulated(client, slots=2, work_seconds=10) as (emulator, kling):
+        first, second = kling.submit(PHOTO, WIDER, n=2), kling.submit(PHOTO, WIDER)
+        await asyncio.sleep(60)
+        assert (len(emulator.books.tasks), kling.stats.waiting) == (1, 1)
+        kling._poller.tell(await kling.get(first.any_id))
+        await second.accepted()
+        assert now() < 61
+        assert emulator.books.refusals == {}
+
+
+@virtual_time
+async def test_two_clients_share_slots() -> None:
+    """Together they hold what one may, and neither is refused."""
+    slots = Slots(9)
+    async with (
+        emulated({"slots": slots}, slots=9, work_seconds=10) as (emulator, kling),
+        another(emulator, slots=slots) as other,
+    ):
+        jobs = [each.expand(PHOTO, WIDER, n=n) for each in (kling, other) for n in (1, 2, 3, 4, 5)]
+        await asyncio.gather(*jobs)
+        assert emulator.books.refusals == {}
+        assert 5 < emulator.books.most_slots <= 9
+        assert (slots.held, slots.running) == (0, 0)
+
+
+@virtual_time
+async def test_others_on_the_account_are_waited_for() -> None:
+    """Where none of ours can make room it is asked again later, and created once."""
+    async with emulated(slots=3, work_seconds=100) as (emulator, kling):
+        await kling.create(PHOTO, WIDER, n=3)
+        async with another(emulator) as other:
+            result = await other.expand(PHOTO, WIDER, n=2)
+            assert result.task_id in emulator.books.tasks
+            assert 2 <= emulator.books.refusals[1303] < 60
+            assert len(emulator.books.tasks) == 2
+            assert other._jobs._slots.held == 0
+
+
+@virtual_time
+async def test_a_higher_priority_goes_first() -> None:
+    """Whatever waits, the more urgent gets the next slot; within one priority, who came first."""
+    async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
+        first = kling.submit(PHOTO, WIDER, prompt="first")
+        await first.accepted()
+        waiting = [kling.submit(PHOTO, WIDER, prompt="low", priority=-1)]
+        await asyncio.sleep(0.1)
+        waiting += [kling.submit(PHOTO, WIDER, prompt="usual")]
+        await asyncio.sleep(0.1)
+        waiting += [kling.submit(PHOTO, WIDER, prompt="high", priority=5)]
+        await asyncio.gather(*waiting)
+        prompts = [made.prompt for made in emulator.books.tasks.values()]
+        assert prompts == ["first", "high", "usual", "low"]
+
+
+@virtual_time
+async def test_maps_take_turns() -> None:
+    """A map of many does not shut out a map of few that comes later."""
+    async with emulated({"max_in_flight": 1}, slots=1, work_seconds=1) as (emulator, kling):
+
+        async def mapped(prompt: str, number: int, pause: float) -> None:
+            await asyncio.sleep(pause)
+            requests = [ExpandRequest(PHOTO, WIDER, prompt) for _ in range(number)]
+            async for outcome in kling.map(requests, look_ahead=20):
+                assert outcome.error is None
+
+        await asyncio.gather(mapped("many", 20, 0), mapped("few", 3, 5))
+        prompts = [made.prompt for made in emulator.books.tasks.values()]
+        assert prompts.count("few") == 3
+        assert max(index for index, prompt in enumerate(prompts) if prompt == "few") < 12
+
+
+@virtual_time
+async def test_a_map_that_stops_takes_back_what_was_not_sent() -> None:
+    """After the failures allowed nothing more is created, and each taken-back job is an outcome."""
+    async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
+        requests = [ExpandRequest(PHOTO, WIDER, RISK if i < 2 else None) for i in range(10)]
+        outcomes = [outcome async for outcome in kling.map(requests, stop_after=2, look_ahead=5)]
+        assert sum(isinstance(outcome.error, TaskFailed) for outcome in outcomes) == 2
+        assert sum(isinstance(outcome.error, NotSubmitted) for outcome in outcomes) >= 2
+        assert len(outcomes) < 10
+        assert len(emulator.books.tasks) <= 3
+
+
+# ------------------------------------------------------------------ deadlines
+
+
+@virtual_time
+async def test_a_deadline_while_waiting_for_a_slot_sends_nothing() -> None:
+    """No task exists, nothing is owed, and the place in the queue is given up."""
+    async with emulated({"max_in_flight": 1, "budget": 100}, slots=1, work_seconds=100) as (emulator, kling):
+        first = kling.submit(PHOTO, WIDER)
+        await first.accepted()
+        late = kling.submit(PHOTO, WIDER, deadline=10)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await late
+        assert now() == pytest.approx(10, abs=1.0)
+        await late.finished()
+        assert "no task exists" in str(late.error)
+        assert (caught.value.task_id, kling.stats.units_due) == (None, 8)
+        await first
+        await asyncio.sleep(1000)
+        assert len(emulator.books.tasks) == 1
+
+
+@virtual_time
+async def test_a_deadline_after_acceptance_leaves_the_task() -> None:
+    """The error has its ids; awaited again it is waited for without a bound."""
+    async with emulated(work_seconds=1000) as (emulator, kling):
+        future = kling.submit(PHOTO, WIDER, deadline=10)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await future
+        assert (caught.value.task_id,) == tuple(emulator.books.tasks)
+        assert caught.value.external_task_id == future.external_task_id
+        assert now() == pytest.approx(10, abs=0.5)
+        assert (await future).task_id == caught.value.task_id
+
+
+@virtual_time
+async def test_a_deadline_bounds_a_second_attempt_too() -> None:
+    """After an earlier run's failed task is found, the wait for a slot ends in time all the same."""
+    async with emulated() as (emulator, kling):
+        with pytest.raises(TaskModerated):
+            await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+        slots = Slots(1)
+        async with another(emulator, slots=slots) as other:
+            emulator.faults.script("query", Fault("slow_headers", seconds=5))
+            began = now()
+            future = other.submit(PHOTO, WIDER, key="cat", prompt=RISK, deadline=10)
+            await until(lambda: emulator.books.requests["create"] == 2)
+            slots.take(1)
+            await future.finished(within=100)
+            assert isinstance(future.error, DeadlineExceeded)
+            assert now() - began == pytest.approx(10)
+            await asyncio.sleep(0)
+            assert emulator.books.requests["create"] == 2
+            assert slots.held == 1
+
+
+@virtual_time
+async def test_a_deadline_during_the_create_looks_for_the_task() -> None:
+    """Nobody can say whether it was accepted: the units stay set aside."""
+    async with emulated({"budget": 8}) as (emulator, kling):
+        emulator.faults.script("create", Fault("slow_headers", seconds=60))
+        future = kling.submit(PHOTO, WIDER, deadline=5)
+        await future.finished()
+        assert isinstance(future.error, SubmissionUnknown)
+        assert kling.stats.units_due == 8
+        assert now() <= 6
+
+
+# ------------------------------------------------------------------ the end of a client
+
+
+@virtual_time
+async def test_closing_before_the_first_step_tells_everybody() -> None:
+    """A job that never began is taken back like any other, and awaiting it ends."""
+    async with emulated() as (emulator, kling):
+        future = kling.submit(PHOTO, WIDER)
+        assert await kling.aclose() == ()
+        assert isinstance(await error_of(future), NotSubmitted)
+        assert emulator.books.requests == {}
+        at_rest(kling)
+
+
+@virtual_time
+async def test_waiting_for_all_of_them_ends_with_all_of_them() -> None:
+    """With *wait* what waits is sent, what runs ends, and nothing more can be submitted."""
+    async with emulated({"max_in_flight": 2}, slots=2, work_seconds=10) as (emulator, kling):
+        futures = [kling.submit(PHOTO, WIDER) for _ in range(6)]
+        closing = asyncio.create_task(kling.aclose(wait=True))
+        await asyncio.sleep(1)
+        with pytest.raises(ClientClosed):
+            kling.submit(PHOTO, WIDER)
+        assert await closing == ()
+        assert all(future.task and future.task.status is Status.SUCCEED for future in futures)
+        assert emulator.books.units_billed == 48
+        at_rest(kling)
+
+
+@virtual_time
+async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
+    """A client closed in the same step as the news came keeps the news."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path, "pace": Blind()}) as (emulator, kling):
+        future = kling.submit(PHOTO, WIDER)
+        await future.accepted()
+        await asyncio.sleep(10)
+        news = await kling.get(future.any_id)
+        kling._poller.tell(news)
+        await kling.aclose()
+        async with Journal(path) as journal:
+            (job,) = [job async for job in journal.jobs()]
+        assert (job.state, job.task) == (State.SUCCEEDED, news)
+        assert len(emulator.books.tasks) == 1
+
+
+@virtual_time
+async def test_a_create_under_way_is_given_a_moment() -> None:
+    """Closing waits for an answer that comes soon: the task is then known, and can be attached again."""
+    async with emulated() as (emulator, kling):
+        emulator.faults.script("create", Fault("slow_headers", seconds=5))
+        future = kling.submit(PHOTO, WIDER)
+        await until(lambda: emulator.books.tasks)
+        assert await kling.aclose() == (future,)
+        assert isinstance(future.error, ClientClosed)
+        assert (future.task_id,) == tuple(emulator.books.tasks)
+        async with another(emulator) as again:
+            assert (await again.attach(future.any_id)).task_id == future.task_id
+
+
+@virtual_time
+async def test_only_what_was_not_sent_can_be_taken_back() -> None:
+    """While it waits, yes; once it runs, has ended, or is somebody else's, no."""
+    async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
+        running = kling.submit(PHOTO, WIDER)
+        await running.accepted()
+        waiting = kling.submit(PHOTO, WIDER)
+        await asyncio.sleep(0.1)
+        assert kling._jobs.withdraw(running) is False
+        assert kling._jobs.withdraw(TaskFuture("somebody's")) is False
+        assert kling._jobs.withdraw(waiting) is True
+        assert isinstance(await error_of(waiting), NotSubmitted)
+        assert kling._jobs.withdraw(waiting) is False
+        await running
+        assert len(emulator.books.tasks) == 1
+
+
+# ------------------------------------------------------------------ what is refused before it is sent
+
+
+@frozen
+class Broken:
+    """A geometry of somebody else's that fails."""
+
+    needs_size: ClassVar[bool] = False
+
+    def ratios(self, _width: int, _height: int) -> Ratios:
+        raise ZeroDivisionError("its own fault")
+
+
+@virtual_time
+async def test_a_bug_leaves_nobody_waiting() -> None:
+    """Whatever is raised within a job ends it, with the cause behind it."""
+    async with emulated() as (emulator, kling):
+        error = await error_of(kling.submit(PHOTO, Broken()))
+        assert isinstance(error, KlingError)
+        assert isinstance(error.__cause__, ZeroDivisionError)
+        assert emulator.books.requests == {}
+
+
+@virtual_time
+async def test_a_photo_at_a_url_has_no_known_size() -> None:
+    """What needs it is refused with advice; ratios and directions go out."""
+    url = "https://example.com/a.jpg"
+    async with emulated(fetch_seconds=0) as (emulator, kling):
+        with pytest.raises(InvalidRequest, match="pass Ratios"):
+            await kling.expand(url, ToAspect("16:9"))
+        assert emulator.books.requests == {}
+        assert (await kling.create(url, WIDER)).task_id in emulator.books.tasks
+        assert (await kling.create(url, Towards("left,right"))).task_id in emulator.books.tasks
+        sides = [made.ratios for made in emulator.books.tasks.values()]
+        assert sides == [(0, 0, 0, 0.5), (0, 0, 0.25, 0.25)]
+
+
+@virtual_time
+async def test_a_service_that_is_not_there_owes_nothing() -> None:
+    """Never sent for certain: the units are given back, and the journal may send it again."""
+    async with emulated({"budget": 8, "retry_budget": 5.0}) as (emulator, kling):
+        async with emulator.unreachable():
+            assert isinstance(await error_of(kling.submit(PHOTO, WIDER)), TransportError)
+        assert kling.stats.units_due == 0
+        assert (await kling.expand(PHOTO, WIDER)).task_id
+
+
+@virtual_time
+async def test_a_refused_job_can_be_submitted_again(tmp_path: Path) -> None:
+    """The journal knows that no task exists: the same job is sent again, under the same id."""
+    async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
+        emulator.faults.script("create", Fault("error", code=1102))
+        first = kling.submit(PHOTO, WIDER)
+        assert "1102" in str(await error_of(first))
+        second = kling.submit(PHOTO, WIDER)
+        await second
+        assert first.external_task_id == second.external_task_id
+        assert list(emulator.books.accepted.values()) == [1]
+
+
+@virtual_time
+async def test_a_request_may_be_changed_and_sent_once_more() -> None:
+    """Requests are values: another with other words is another job."""
+    async with (
+        loopback(refuses(1200, 400), task("1", "succeed")) as server,
+        KlingClient(api_key="k", base_url=server.url) as kling,
+    ):
+        request = ExpandRequest(PHOTO, WIDER, "a cat")
+        with pytest.raises(KlingError):
+            await kling.expand(request)
+        assert (await kling.expand(evolve(request, prompt="a dog"))).task_id == "1"
+
+
+def test_logging_is_quiet_by_default() -> None:
+    """The library's loggers speak when they are asked to."""
+    assert logging.getLogger("kling_expand").handlers == []

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -150,10 +149,10 @@ class Jobs:
         future = job.future
         try:
             async with asyncio.timeout_at(future.deadline) as limit:
-                if job.known is not None:
-                    await self._resume(job, job.known, limit)
-                elif job.request is not None:
+                if job.known is None and job.request is not None:
                     await self._submit(job, job.request, limit)
+                else:
+                    await self._resume(job, job.known or Known(future.any_id), limit)
         except KlingError as error:
             future.fail(error)
         except TimeoutError:
@@ -205,7 +204,9 @@ class Jobs:
 
     async def _attempt(self, job: Job, identity: Identity, order: Order, limit: asyncio.Timeout) -> None:
         """Take up the task of a job with an identity, or create it where there is none."""
-        for attempt in count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             known = await self._ledger.intend(identity, order, attempt)
             job.future.rename(known.external_task_id)
             job.doubtful = known.doubtful
@@ -296,7 +297,8 @@ class Jobs:
         """Create it once the account has room for it, by our count and by the service's."""
         deadline = job.future.deadline
         limit.reschedule(deadline)
-        for pause in retry_waits(self._rng):
+        pauses = retry_waits(self._rng)
+        while True:
             await self._slots.acquire(job.n, job.lane, priority=job.priority, first=job.refused)
             job.held, epoch = job.n, self._slots.epoch
             limit.reschedule(None)  # a create is not cut off: it has the deadline as a time-out of its own
@@ -312,8 +314,7 @@ class Jobs:
             job.refused, job.leaving, job.doubtful = True, False, False
             limit.reschedule(deadline)
             if not self._slots.held:  # others on this account have it all; none of ours can make room
-                await asyncio.sleep(pause)
-        raise AssertionError("the waits never end")
+                await asyncio.sleep(next(pauses))
 
     async def _post(self, job: Job, known: Known, body: Callable[[], Body], until: float | None) -> Task:
         if known.doubtful:
@@ -374,9 +375,11 @@ def _fit(request: ExpandRequest, photo: Photo, dialect: Dialect) -> Ratios | Tow
     """What the dialect can say of the request's geometry, for this photo."""
     geometry = request.geometry
     if dialect is Dialect.DIRECTION:
-        if isinstance(geometry, Towards):
-            return geometry
-        raise InvalidRequest("geometry", geometry, "the direction dialect can only say Towards(…)")
+        if not isinstance(geometry, Towards):
+            raise InvalidRequest("geometry", geometry, "the direction dialect can only say Towards(…)")
+        if request.watermark:
+            raise InvalidRequest("watermark", request.watermark, "the direction dialect knows none")
+        return geometry
     if photo.width is not None and photo.height is not None:
         return geometry.ratios(photo.width, photo.height)
     if geometry.needs_size:

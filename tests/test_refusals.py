@@ -1,0 +1,474 @@
+"""Does every row of the error-code table come out of the emulator, and arrive as it should?
+
+The table is `ROWS`: each is made to happen over HTTP by what would cause it (credentials, clock, settings,
+words in a prompt) or by a fault, to a create and to a read, under its own status and under 200.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from attrs import frozen
+from raw_client import DIRECTION, EDITING
+
+from kling_expand import ExpandRequest, KlingClient, Ratios
+from kling_expand.auth import KeyPair
+from kling_expand.emulator import Emulator
+from kling_expand.emulator.codes import CODES
+from kling_expand.emulator.faults import Fault
+from kling_expand.errors import (
+    AccountError,
+    APIError,
+    AuthenticationError,
+    BadRequest,
+    ContentRejected,
+    DuplicateTask,
+    IPNotAllowed,
+    KlingError,
+    NotFound,
+    ParallelLimit,
+    PermissionDenied,
+    PolicyRefusal,
+    RateLimited,
+    ServerError,
+    SubmissionUnknown,
+    TaskFailed,
+    TaskModerated,
+    TaskNotFound,
+    TokenExpired,
+)
+from kling_expand.testing import emulated, loop_clock, virtual_time
+
+PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+WIDER = Ratios(right=0.5)
+BUDGET = 30.0  # seconds a call is retried here
+
+
+def now() -> float:
+    """The loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+@frozen
+class Row:
+    """A row of the documented table, what we make of it, and whether the same request may be made again."""
+
+    code: int
+    status: int
+    kind: type[APIError]
+    again: bool = False
+
+
+ROWS = [
+    Row(1000, 401, AuthenticationError),
+    Row(1001, 401, AuthenticationError),
+    Row(1002, 401, AuthenticationError),
+    Row(1003, 401, TokenExpired),
+    Row(1004, 401, TokenExpired),
+    Row(1100, 429, AccountError),
+    Row(1101, 429, AccountError),
+    Row(1102, 429, AccountError),
+    Row(1103, 403, PermissionDenied),
+    Row(1200, 400, BadRequest),
+    Row(1201, 400, BadRequest),
+    Row(1202, 404, NotFound),
+    Row(1203, 404, NotFound),
+    Row(1300, 400, PolicyRefusal),
+    Row(1301, 400, PolicyRefusal),
+    Row(1302, 429, RateLimited, again=True),
+    Row(1303, 429, ParallelLimit, again=True),
+    Row(1304, 429, IPNotAllowed),
+    Row(5000, 500, ServerError, again=True),
+    Row(5001, 503, ServerError, again=True),
+    Row(5002, 504, ServerError, again=True),
+]
+FINAL = [row for row in ROWS if not row.again]
+PASSING = [row for row in ROWS if row.again]
+every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.code))
+
+
+def fault(row: Row, kind: str, times: int = 1) -> Fault:
+    """The row as a fault: "error" under its own status, "envelope_200" under 200."""
+    return Fault(kind, code=row.code, message=f"as for {row.code}", times=times)
+
+
+def is_refusal(error: BaseException, row: Row, status: int) -> None:
+    """It has the class of its row, and everything the service said."""
+    assert type(error) is row.kind
+    assert isinstance(error, APIError)
+    assert (error.code, error.status, error.message) == (row.code, status, f"as for {row.code}")
+    assert error.request_id
+    assert all(str(word) in str(error) for word in (row.code, status, error.message, error.request_id))
+
+
+def test_the_table_is_whole() -> None:
+    """Every code the emulator knows stands here once, under its documented status."""
+    assert {row.code: row.status for row in ROWS} == {code: status for code, (status, _) in CODES.items()}
+    assert len(ROWS) == 21
+
+
+# ------------------------------------------------------------------ what the SDK makes of each row
+
+
+@pytest.mark.parametrize("kind", ["error", "envelope_200"])
+@every_row
+@virtual_time
+async def test_a_read_raises_its_class_and_asks_again_only_what_may_pass(row: Row, kind: str) -> None:
+    """One request for what stays as it is; for what passes as many as it takes, or its budget allows."""
+    async with emulated({"retry_budget": BUDGET}) as (emulator, kling):
+        task_id = (await kling.expand(PHOTO, WIDER)).task_id
+        before, began = emulator.books.requests["query"], now()
+        emulator.faults.script("query", fault(row, kind, times=2))
+        if row.again:
+            assert (await kling.get(task_id)).task_id == task_id
+            assert emulator.books.requests["query"] - before == 3
+        else:
+            with pytest.raises(APIError) as caught:
+                await kling.get(task_id)
+            is_refusal(caught.value, row, 200 if kind == "envelope_200" else row.status)
+            assert emulator.books.requests["query"] - before == 1
+            assert now() == pytest.approx(began)
+        emulator.faults.clear()
+        emulator.faults.script("query", fault(row, kind, times=99))
+        with pytest.raises(APIError) as caught:
+            await kling.get(task_id)
+        is_refusal(caught.value, row, 200 if kind == "envelope_200" else row.status)
+        assert now() - began <= 2 * BUDGET
+
+
+@pytest.mark.parametrize("kind", ["error", "envelope_200"])
+@pytest.mark.parametrize("row", FINAL, ids=lambda row: str(row.code))
+@virtual_time
+async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> None:
+    """One POST, no look-up, the class with all it was told and the job's own id; nothing is owed."""
+    async with emulated({"retry_budget": BUDGET, "budget": 8}) as (emulator, kling):
+        emulator.faults.script("create", fault(row, kind))
+        future = kling.submit(PHOTO, WIDER)
+        with pytest.raises(APIError) as caught:
+            await future
+        is_refusal(caught.value, row, 200 if kind == "envelope_200" else row.status)
+        assert (caught.value.task_id, caught.value.external_task_id) == (None, future.external_task_id)
+        assert emulator.books.requests == {"create": 1}
+        assert emulator.books.tasks == {}
+        assert kling.stats.units_due == 0
+        assert kling._jobs._slots.held == 0
+
+
+@pytest.mark.parametrize("kind", ["error", "envelope_200"])
+@pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
+@virtual_time
+async def test_a_create_that_may_pass_is_made_once(row: Row, kind: str) -> None:
+    """Too many: sent again later. A failing service: looked up first, as it may have been accepted."""
+    async with emulated({"retry_budget": BUDGET}) as (emulator, kling):
+        emulator.faults.script("create", fault(row, kind))
+        await kling.create(PHOTO, WIDER)
+        assert emulator.books.requests["create"] == 2
+        assert (emulator.books.requests["query"] > 0) is (row.kind is ServerError)
+        assert list(emulator.books.accepted.values()) == [1]
+
+
+@pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
+@virtual_time
+async def test_a_create_that_was_accepted_in_spite_of_its_answer(row: Row) -> None:
+    """An error of the service's own is not believed: the task is found, and not made again."""
+    async with emulated({"retry_budget": BUDGET}) as (emulator, kling):
+        emulator.faults.script("create", Fault("error_after", code=row.code))
+        task = await kling.create(PHOTO, WIDER, key="cat")
+        assert [task.task_id] == list(emulator.books.tasks)
+        assert list(emulator.books.accepted.values()) == [1]
+        assert emulator.books.requests["create"] == (1 if row.kind is ServerError else 2)
+
+
+@pytest.mark.parametrize("code", [5000, 5001, 5002])
+@virtual_time
+async def test_a_service_that_only_fails_ends_as_unknown(code: int) -> None:
+    """Within the budget, with the id to look it up by later."""
+    async with emulated({"retry_budget": BUDGET}) as (emulator, kling):
+        emulator.faults.chance("create", Fault("error", code=code), 1)
+        emulator.faults.chance("query", Fault("error", code=code), 1)
+        future = kling.submit(PHOTO, WIDER)
+        with pytest.raises(SubmissionUnknown, match="look it up") as caught:
+            await future
+        assert caught.value.external_task_id == future.external_task_id
+        assert emulator.books.requests["create"] == 1
+        assert now() < 3 * BUDGET
+
+
+# ------------------------------------------------------------------ each made to happen by its cause
+
+
+def pair(**changes: Any) -> dict[str, Any]:
+    """Options of a client with a key pair instead of the static key."""
+    keys = {"access_key": "emulator-access-key", "secret_key": "emulator-secret-key-0123456789abcdef"}
+    return {"api_key": None} | keys | changes
+
+
+class NoToken:
+    """Credentials that send nothing at all."""
+
+    def token(self) -> str:
+        return ""
+
+    def renew(self, _refused: str, _server_time: float | None = None) -> bool:
+        return False
+
+
+CALLERS: dict[str, tuple[dict[str, Any], int, int]] = {  # options of a client, code, requests
+    "bad signature": (pair(secret_key="another-secret-key-0123456789abcdef"), 1000, 2),
+    "no token": ({"auth": NoToken()}, 1001, 1),
+    "unknown key": ({"api_key": "api-key-kling-stranger"}, 1002, 1),
+    "unknown pair": (pair(access_key="stranger"), 1002, 2),
+    "no token of three parts": ({"api_key": "nonsense"}, 1002, 1),
+}
+
+
+@pytest.mark.parametrize("name", CALLERS)
+@virtual_time
+async def test_strangers_are_told_so(name: str) -> None:
+    """By a create and a read alike; a key pair makes one more token and then believes it, a key does not."""
+    options, code, requests = CALLERS[name]
+    async with emulated(options) as (emulator, kling):
+        with pytest.raises(AuthenticationError) as caught:
+            await kling.list()
+        assert (caught.value.code, caught.value.status) == (code, 401)
+        assert caught.value.request_id
+        assert emulator.books.refusals == {code: requests}
+        with pytest.raises(AuthenticationError) as caught:
+            await kling.create(PHOTO, WIDER)
+        assert caught.value.code == code
+        assert emulator.books.refusals == {code: 2 * requests}
+        assert emulator.books.tasks == {}
+
+
+@pytest.mark.parametrize(("off", "code"), [(-3600, 1004), (3600, 1003)])
+async def test_a_wrong_clock_costs_one_request(off: float, code: int) -> None:
+    """A token that is not yet or no longer good is made again, once, by the service's clock."""
+    async with Emulator(engine="flat") as emulator:
+        options = pair(base_url=emulator.url, clock=lambda: time.time() + off)
+        async with KlingClient(**options) as kling:
+            assert await kling.list() == ()
+            assert (await kling.create(PHOTO, WIDER)).task_id in emulator.books.tasks
+            assert emulator.books.refusals == {code: 1}
+
+
+class Stubborn(KeyPair):
+    """A pair that makes new tokens by its own clock only, as if the service never told its time."""
+
+    def renew(self, refused: str, server_time: float | None = None) -> bool:
+        del server_time
+        return super().renew(refused)
+
+
+@pytest.mark.parametrize(("off", "code"), [(-3600, 1004), (3600, 1003)])
+@virtual_time
+async def test_a_clock_that_stays_wrong_is_told(off: float, code: int) -> None:
+    """The second refusal is believed."""
+    keys = pair(clock=lambda: loop_clock() + off)
+    auth = Stubborn(keys["access_key"], keys["secret_key"], clock=keys["clock"])
+    async with emulated({"auth": auth}) as (emulator, kling):
+        with pytest.raises(TokenExpired) as caught:
+            await kling.list()
+        assert (caught.value.code, caught.value.status) == (code, 401)
+        assert emulator.books.refusals == {code: 2}
+
+
+@pytest.mark.parametrize("code", [1100, 1101, 1102, 1103, 1304])
+@virtual_time
+async def test_an_account_in_trouble_is_told_at_once(code: int) -> None:
+    """Despite the 429 of some there is nothing to wait for: one request each."""
+    (row,) = (row for row in ROWS if row.code == code)
+    async with emulated(account=code) as (emulator, kling):
+        for call in (kling.list, lambda: kling.get("1"), lambda: kling.create(PHOTO, WIDER)):
+            with pytest.raises(row.kind) as caught:
+                await call()
+            assert (caught.value.code, caught.value.status) == (code, row.status)
+        assert emulator.books.refusals == {code: 3}
+        assert now() < 1
+
+
+@pytest.mark.parametrize("code", [1100, 1101, 1102, 1103, 1300, 1301, 1304])
+@virtual_time
+async def test_words_in_a_prompt_refuse_a_create(code: int) -> None:
+    """What the help text of the emulator promises to users' own tests."""
+    (row,) = (row for row in ROWS if row.code == code)
+    async with emulated() as (emulator, kling):
+        with pytest.raises(row.kind) as caught:
+            await kling.create(PHOTO, WIDER, prompt=f"emulate-{code}")
+        assert (caught.value.code, caught.value.status) == (code, row.status)
+        assert caught.value.external_task_id
+        assert emulator.books.refusals == {code: 1}
+
+
+@virtual_time
+async def test_too_many_requests_wait_as_long_as_they_are_told() -> None:
+    """1302 by a real limit: everything arrives, in the time the limit allows."""
+    async with emulated(rate_limit=2, rate_seconds=10) as (emulator, kling):
+        pages = await asyncio.gather(*(kling.list() for _ in range(6)))
+        assert pages == [()] * 6
+        assert emulator.books.refusals[1302] >= 1
+        assert now() >= 20
+
+
+@virtual_time
+async def test_no_slot_waits_for_one_to_end() -> None:
+    """1303 by the real limit: the second task is made when the first has ended, and not before."""
+    async with emulated(slots=2, work_seconds=50) as (emulator, kling):
+        first, second = await asyncio.gather(kling.expand(PHOTO, WIDER, n=2), kling.expand(PHOTO, WIDER, n=1))
+        created = sorted(task.created for task in emulator.books.tasks.values())
+        assert {first.task_id, second.task_id} == set(emulator.books.tasks)
+        assert emulator.books.refusals == {1303: 1}
+        assert 50 <= created[1] - created[0] <= 60
+
+
+# ------------------------------------------------------------------ 1200 to 1203 and the words of 1201
+
+BODIES: list[tuple[str, Any, int, str]] = [  # path, body, code, words
+    (EDITING, b"{", 1200, ""),
+    (EDITING, b"[]", 1200, ""),
+    (EDITING, {"image": ""}, 1201, "image can not be null"),
+    (EDITING, {"image": "%%%"}, 1201, "base64"),
+    (EDITING, {"image": "data:image/png;base64,AAAA"}, 1201, "base64"),
+    (DIRECTION, {"image": "AAAA"}, 1201, "direction can not be null"),
+    ("/v1/images/nothing", {}, 1203, ""),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "code", "words"), BODIES)
+@virtual_time
+async def test_bad_bodies_and_places_by_their_cause(path: str, body: Any, code: int, words: str) -> None:
+    """What our own client would never send, sent by hand."""
+    async with emulated() as (emulator, _), aiohttp.ClientSession() as http:
+        sides = {f"{side}_expansion_ratio": 0.1 for side in ("up", "down", "left", "right")}
+        sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": sides | body}
+        headers = {"Authorization": f"Bearer {emulator.api_key}"}
+        async with http.post(emulator.url + path, headers=headers, **sent) as answer:
+            told = await answer.json()
+        (row,) = (row for row in ROWS if row.code == code)
+        assert (answer.status, told["code"]) == (row.status, code)
+        assert words in told["message"].lower()
+        assert told["request_id"]
+
+
+@virtual_time
+async def test_a_wrong_verb_is_1202() -> None:
+    """The place exists, the method does not."""
+    async with emulated() as (emulator, _), aiohttp.ClientSession() as http:
+        headers = {"Authorization": f"Bearer {emulator.api_key}"}
+        async with http.delete(emulator.url + EDITING, headers=headers) as answer:
+            assert (answer.status, (await answer.json())["code"]) == (404, 1202)
+
+
+@pytest.mark.parametrize("dialect", ["editing", "direction"])
+@virtual_time
+async def test_an_unknown_task_is_not_found_at_once(dialect: str) -> None:
+    """400 with 1201 and words: a class of its own, by one request."""
+    async with emulated({"dialect": dialect}) as (emulator, kling):
+        for any_id in ("123456789012345678", "nobody's", "a/b?c"):
+            with pytest.raises(TaskNotFound) as caught:
+                await kling.get(any_id)
+            assert (caught.value.code, caught.value.status) == (1201, 400)
+            assert any_id in caught.value.message
+            assert caught.value.request_id
+        assert emulator.books.requests == {"query": 3}
+
+
+@virtual_time
+async def test_a_duplicate_is_refused_with_its_id() -> None:
+    """Also minutes later, and free of charge."""
+    async with emulated() as (emulator, kling):
+        await kling.expand(PHOTO, WIDER, external_task_id="mine")
+        for _ in range(2):
+            await asyncio.sleep(300)
+            with pytest.raises(DuplicateTask) as caught:
+                await kling.create(PHOTO, WIDER, external_task_id="mine")
+            assert (caught.value.code, caught.value.status) == (1201, 400)
+            assert caught.value.external_task_id == "mine"
+        assert emulator.books.units_billed == 8
+
+
+# ------------------------------------------------------------------ refused later
+
+LATER: list[tuple[str, type[TaskFailed], str]] = [
+    ("emulate-risk-control", TaskModerated, "Failure to pass the risk control system"),
+    ("emulate-invalid-pixel", TaskFailed, "Image pixel is invalid"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "kind", "words"), LATER)
+@virtual_time
+async def test_a_failed_task_says_why_and_which(prompt: str, kind: type[TaskFailed], words: str) -> None:
+    """Moderation is the same class as at the create; both ids are there; nothing is billed."""
+    async with emulated() as (emulator, kling):
+        future = kling.submit(PHOTO, WIDER, prompt=prompt)
+        with pytest.raises(TaskFailed) as caught:
+            await future
+        assert type(caught.value) is kind
+        assert caught.value.message == words
+        assert (caught.value.task_id, caught.value.external_task_id) == (
+            future.task_id,
+            future.external_task_id,
+        )
+        assert [caught.value.task_id] == list(emulator.books.tasks)
+        assert emulator.books.units_billed == 0
+
+
+@virtual_time
+async def test_moderation_is_one_class_whenever_it_speaks() -> None:
+    """At the create by either policy, or later by the risk control; the ids that exist are told."""
+    async with emulated() as (_, kling):
+        for word in ("1300", "1301", "risk-control"):
+            future = kling.submit(PHOTO, WIDER, prompt=f"emulate-{word}")
+            with pytest.raises(ContentRejected) as caught:
+                await future
+            assert isinstance(caught.value, KlingError)
+            assert caught.value.external_task_id == future.external_task_id
+            assert bool(caught.value.task_id) is (word == "risk-control")
+
+
+OPEN: list[Callable[[KlingClient], Any]] = [
+    lambda kling: kling.expand(PHOTO, WIDER),
+    lambda kling: kling.expand(ExpandRequest(PHOTO, WIDER, n=3)),
+]
+
+
+@pytest.mark.parametrize("row", [row for row in PASSING if row.code != 1303], ids=lambda row: str(row.code))
+@pytest.mark.parametrize("call", OPEN)
+@virtual_time
+async def test_a_wait_outlives_what_passes(row: Row, call: Callable[[KlingClient], Any]) -> None:
+    """Every read of a running task is refused for a minute: its end is heard of all the same."""
+    async with emulated(work_seconds=30) as (emulator, kling):
+        waiting = asyncio.create_task(call(kling))
+        await asyncio.sleep(2)
+        emulator.faults.chance("query", Fault("error", code=row.code), 1)
+        emulator.faults.chance("list", Fault("error", code=row.code), 1)
+        await asyncio.sleep(60)
+        assert not waiting.done()
+        emulator.faults.clear()
+        assert (await waiting).task_id in emulator.books.tasks
+
+
+@pytest.mark.parametrize("row", FINAL, ids=lambda row: str(row.code))
+@virtual_time
+async def test_a_wait_ends_with_what_does_not_pass(row: Row) -> None:
+    """A read refused for good ends the wait, with the ids of the task that goes on."""
+    async with emulated(work_seconds=3600) as (emulator, kling):
+        future = kling.submit(PHOTO, WIDER)
+        await future.accepted()
+        emulator.faults.chance("query", fault(row, "error"), 1)
+        with pytest.raises(APIError) as caught:
+            await future
+        is_refusal_with_ids(caught.value, row)
+        assert [caught.value.task_id] == list(emulator.books.tasks)
+        assert now() < 60
+
+
+def is_refusal_with_ids(error: APIError, row: Row) -> None:
+    """As `is_refusal`, of a task that exists."""
+    is_refusal(error, row, row.status)
+    assert error.task_id
+    assert error.external_task_id
+    assert error.task_id in str(error)

@@ -1,0 +1,143 @@
+"""Where does a PostgreSQL for a try-out come from? One made in a folder, on loopback, that dies with its user."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+from kling_expand.errors import ConfigurationError
+
+MISSING = (
+    "PostgreSQL's programs are not on this machine: install them, on Debian with `apt-get install postgresql`"
+)
+# It may be killed at any time and must come back with all it promised, so `fsync` stays on.
+_OPTIONS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200")
+
+
+def programs() -> Path:
+    """The folder of `initdb` and `postgres`, the newest of several. Raises `ConfigurationError`."""
+    found = shutil.which("initdb")
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not folders and not found:
+        raise ConfigurationError(MISSING)
+    return (folders[-1] if folders else Path(str(found)).resolve()).parent
+
+
+class Cluster:
+    """A database server of one's own in *folder*: ``async with Cluster(folder) as cluster: cluster.dsn``.
+
+    PostgreSQL refuses to be run by root, so then the system's user ``postgres`` runs it. *options* are
+    lines of its configuration.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._folder = folder
+        self._data = folder / "data"
+        self._options = (*_OPTIONS, *options)
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def dsn(self) -> str:
+        """How to connect to it."""
+        return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.create)
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def create(self) -> None:
+        """Make the files. Raises `ConfigurationError`."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            shutil.chown(self._folder, "postgres")
+            for (
+                parent
+            ) in self._folder.resolve().parents:  # pytest's and tempfile's folders are their owner's alone
+                if parent.stat().st_mode & 0o001 == 0:
+                    parent.chmod(parent.stat().st_mode | 0o011)
+        words = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "--no-instructions"]
+        self._run(programs() / "initdb", "-D", self._data, "--locale=C", *words)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+
+    async def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        await asyncio.to_thread(self.launch)
+
+    def launch(self) -> None:
+        """The same, for who has no event loop."""
+        options = [word for option in (*self._options, f"port={self._port}") for word in ("-c", option)]
+        with (self._folder / "log").open("ab") as log:
+            command = _as_postgres(programs() / "postgres", "-D", self._data, *options)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        for _ in range(1200):
+            with contextlib.suppress(psycopg.OperationalError):
+                psycopg.connect(self.dsn, connect_timeout=5).close()
+                return
+            if self._process.poll() is not None:
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
+        raise ConfigurationError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()[-300:]}")
+
+    def kill(self) -> None:
+        """SIGKILL everything at once, as a power cut would."""
+        if self._process is not None:
+            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+            backends = _children(pid)
+            os.kill(pid, signal.SIGSTOP)  # so that it cannot clear up behind those that go first
+            for each in (*backends, pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+            (self._data / "postmaster.pid").unlink()
+
+    def stop(self) -> None:
+        """End it; what is connected is cut off. Twice is harmless."""
+        if self._process is not None and self._process.poll() is None:
+            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+            os.kill(pid, signal.SIGINT)
+            self._process.wait()
+        self._process = None
+
+    def _run(self, *command: object) -> None:
+        done = subprocess.run(_as_postgres(*command), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfigurationError(f"PostgreSQL cannot be made ready: {done.stderr.strip()[-300:]}")
+
+
+def _as_postgres(*command: object) -> Sequence[str]:
+    words = [str(word) for word in command]
+    return (
+        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *words]
+        if os.geteuid() == 0
+        else words
+    )
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that *pid* has started (Linux)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found

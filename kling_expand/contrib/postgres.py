@@ -1,0 +1,346 @@
+"""What survives a crash of any machine? The journal's rows and rules in PostgreSQL, for many workers at once.
+
+It is asked like a `kling_expand.journal.Journal`, and answers like one; what it adds is the owner of a job.
+Whoever intends a job owns it from then on, and only its owner may send: a worker that was taken for dead
+and comes back finds that out before its POST leaves, not after.
+"""
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Self
+
+from attrs import fields, frozen
+
+from kling_expand.contrib.connections import Connection, Connections
+from kling_expand.errors import JournalError
+from kling_expand.models import Status, Task
+from kling_expand.records import NEXT, Job, State
+from kling_expand.wire import pack
+
+PAGE = 200  # jobs read at a time
+BEFORE = {state: [str(earlier) for earlier in State if state in NEXT[earlier]] for state in State}
+_COLUMNS = ", ".join(attribute.name for attribute in fields(Job))
+
+SCHEMA = """
+CREATE SEQUENCE IF NOT EXISTS kling_owners;
+CREATE TABLE IF NOT EXISTS kling_jobs (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run text NOT NULL,
+    key text NOT NULL,
+    external_task_id text NOT NULL UNIQUE,
+    params_hash text NOT NULL,
+    attempt integer NOT NULL,
+    latest boolean NOT NULL DEFAULT true,
+    state text NOT NULL,
+    task_id text,
+    last_post_at double precision,
+    snapshot text,
+    error text,
+    files bytea,
+    source bytea,
+    params text NOT NULL,
+    created_at double precision NOT NULL,
+    updated_at double precision NOT NULL,
+    owner bigint NOT NULL,  -- who may send it
+    holder bigint,          -- whose permits stand for it, where permits are exact
+    units numeric,          -- what it cost, once the service has said so
+    UNIQUE (run, key, params_hash, attempt)
+);
+CREATE INDEX IF NOT EXISTS kling_jobs_by_state ON kling_jobs (run, state, id) WHERE latest;
+-- What is, or may be, at the service now: few rows, however long the table is.
+CREATE INDEX IF NOT EXISTS kling_jobs_out ON kling_jobs (id)
+    WHERE state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL);
+CREATE TABLE IF NOT EXISTS kling_outcomes (
+    run text NOT NULL,
+    key text NOT NULL,
+    seen xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    status text NOT NULL,
+    external_task_id text,
+    task_id text,
+    urls text[] NOT NULL,
+    files text[] NOT NULL,
+    units numeric,
+    error text,
+    ended_at double precision NOT NULL,
+    PRIMARY KEY (run, key)
+);
+CREATE INDEX IF NOT EXISTS kling_outcomes_by_age ON kling_outcomes (run, seen, key);
+"""
+
+
+@frozen
+class Ended:
+    """How one job of the fleet ended; times are Unix seconds.
+
+    `status` is ``succeeded``, ``failed`` (the service's task failed), ``refused`` (no task exists, and none
+    will) or ``cancelled``. `urls` live 30 days, `files` is where the pictures were put, `units` what
+    the service billed, None where it does not say.
+    """
+
+    key: str
+    status: str
+    external_task_id: str | None = None
+    task_id: str | None = None
+    urls: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    units: int | float | None = None
+    error: str | None = None
+    ended_at: float = 0.0
+
+
+class PostgresLedger:
+    """The jobs of one *run* in a database that many workers share; give it to a client as its ``journal``.
+
+    *owner* tells this worker's jobs from another's; without one, entering takes the next free number.
+    Every method returns after the COMMIT that holds its record, and waits while the database is away.
+    Raises `JournalError`.
+    """
+
+    def __init__(
+        self,
+        database: Connections,
+        *,
+        run: str = "default",
+        owner: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.run = run
+        self.owner = owner or 0
+        self._database = database
+        self._clock = clock
+
+    async def __aenter__(self) -> Self:
+        if not self.owner:
+            self.owner = (await self._ask("SELECT nextval('kling_owners')"))[0][0]
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        return None
+
+    # ------------------------------------------------------------------------ what happened
+
+    async def intend(
+        self,
+        key: str,
+        *,
+        params_hash: str,
+        params: str,
+        source: str | None,
+        external_id: Callable[[int], str],
+    ) -> Job:
+        """The job to go on with, by the rules of `Journal.intend`; from now on it is this worker's."""
+        where = None if source is None or source.startswith("data:") else os.fsencode(source)
+        while True:
+            known = await self._ask(_CLAIM, self.owner, self._clock(), self.run, key, params_hash)
+            job = Job(*known[0]) if known else None
+            if job is not None and job.state is not State.FAILED:
+                return job
+            attempt = job.attempt + 1 if job else 1
+            row = (self.run, key, external_id(attempt), params_hash, attempt, where, params)
+            made = await self._ask(_INSERT, *row, self._clock(), self.owner)
+            if made:
+                *columns, others = made[0]
+                if others and attempt == 1:
+                    _logger.warning("job %r has other parameters than before: it is a new task", key)
+                return Job(*columns)
+
+    async def posting(self, external_task_id: str) -> None:
+        """A POST is about to leave; send it at once when this returns.
+
+        Raises `JournalError` where a task is known (with its `task_id`), or where another worker has
+        taken the job over: then it must not be sent.
+        """
+        noted = await self._ask(_POSTING, self._clock(), external_task_id, self.owner)
+        if not noted:
+            known = await self._known(external_task_id)
+            words = "its task exists already" if known.task_id else "another worker has taken it over"
+            raise JournalError(words, task_id=known.task_id, external_task_id=external_task_id)
+
+    async def accepted(self, external_task_id: str, task_id: str) -> None:
+        """The service made task *task_id* of it, or had it already."""
+        await self._move(external_task_id, State.SUBMITTED, task_id=task_id, error=None)
+
+    async def observed(self, external_task_id: str, task: Task) -> None:
+        """News of the task. A final snapshot is kept, with what it cost."""
+        if not task.status.final:
+            await self.accepted(external_task_id, task.task_id)
+            return
+        failed = task.status is Status.FAILED
+        await self._move(
+            external_task_id,
+            State.FAILED if failed else State.SUCCEEDED,
+            task_id=task.task_id,
+            snapshot=pack(task),
+            error=_text(task.task_status_msg or "no reason was given") if failed else None,
+            units=task.units,
+        )
+
+    async def downloaded(self, external_task_id: str, files: Iterable[str | os.PathLike[str]]) -> None:
+        """The pictures are on disk, as *files*."""
+        await self._move(external_task_id, State.DONE, files=b"\0".join(map(os.fsencode, files)))
+
+    async def rejected(self, external_task_id: str, error: str) -> None:
+        """It was refused for good, and a lookup found no task."""
+        await self._move(external_task_id, State.REJECTED, error=_text(error))
+
+    async def unknown(self, external_task_id: str, error: str) -> None:
+        """Nobody could say in time whether a task exists."""
+        await self._move(external_task_id, State.UNKNOWN, error=_text(error))
+
+    async def ended(self, outcome: Ended) -> None:
+        """Keep how a job of the queue ended; the last word on a key replaces the one before."""
+        row = (outcome.key, outcome.status, outcome.external_task_id, outcome.task_id, list(outcome.urls))
+        rest = (list(outcome.files), outcome.units, outcome.error and _text(outcome.error), self._clock())
+        await self._ask(_ENDED, self.run, *row, *rest)
+
+    # ------------------------------------------------------------------------ what is known
+
+    async def find(self, key: str, params_hash: str | None = None) -> Job | None:
+        """The newest job of *key*, or of exactly these parameters under it."""
+        if params_hash is None:
+            return await self._newest("run = %s AND key = %s", self.run, key)
+        return await self._newest("run = %s AND key = %s AND params_hash = %s", self.run, key, params_hash)
+
+    async def get(self, external_task_id: str) -> Job | None:
+        """The job with this id; earlier attempts are found too."""
+        return await self._newest("external_task_id = %s", external_task_id)
+
+    async def jobs(self, *states: State) -> AsyncIterator[Job]:
+        """Jobs in these states (in any, without), oldest first; of each the last attempt. Page by page."""
+        after, wanted = 0, [str(state) for state in states or tuple(State)]
+        while page := await self._ask(_PAGE, self.run, wanted, after, PAGE):
+            for after, *columns in page:  # noqa: B007 - where the next page begins
+                yield Job(*columns)
+
+    async def counts(self) -> dict[State, int]:
+        """How many jobs are in each state; of each the last attempt."""
+        found = await self._ask(_COUNTS, self.run)
+        return dict.fromkeys(State, 0) | {State(state): number for state, number in found}
+
+    async def outcomes(self, after: tuple[int, str] = (0, "")) -> list[tuple[tuple[int, str], Ended]]:
+        """The next outcomes behind the place *after*, each with its own place.
+
+        Only those are shown before which none can appear any more, so that whoever reads on from the
+        last place misses none and meets none twice.
+        """
+        found = await self._ask(_OUTCOMES, self.run, *after, PAGE)
+        return [
+            (
+                (int(seen), key),
+                Ended(key, status, name, task_id, tuple(urls), tuple(files), _number(units), *rest),
+            )
+            for seen, key, status, name, task_id, urls, files, units, *rest in found
+        ]
+
+    async def spent(self) -> int | float:
+        """Units billed for the run so far, as far as the service has said."""
+        return _number((await self._ask(_SPENT, self.run))[0][0]) or 0
+
+    # ------------------------------------------------------------------------ within
+
+    async def _move(self, external_task_id: str, state: State, **values: Any) -> None:
+        """One UPDATE, which does nothing where the table of states does not allow it."""
+        new = {"state": str(state)} | values | {"updated_at": self._clock()}
+        query = (
+            f"UPDATE kling_jobs SET {', '.join(f'{name} = %s' for name in new)} WHERE external_task_id = %s"  # noqa: S608 - our words
+            " AND state = ANY(%s) AND (task_id IS NULL OR task_id = coalesce(%s, task_id)) RETURNING 1"
+        )
+        task_id = values.get("task_id")
+        if await self._ask(query, *new.values(), external_task_id, BEFORE[state], task_id):
+            return
+        known = (await self._known(external_task_id)).task_id
+        if None not in (task_id, known) and task_id != known:
+            _logger.warning("two tasks under the id %s: %s, and now %s", external_task_id, known, task_id)
+
+    async def _known(self, external_task_id: str) -> Job:
+        job = await self.get(external_task_id)
+        if job is None:
+            raise JournalError("the journal knows no such job", external_task_id=external_task_id)
+        return job
+
+    async def _newest(self, where: str, *values: Any) -> Job | None:
+        query = f"SELECT {_COLUMNS} FROM kling_jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - our words
+        rows = await self._ask(query, *values)
+        return Job(*rows[0]) if rows else None
+
+    async def _ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        async def work(database: Connection) -> list[tuple[Any, ...]]:
+            return await (await database.execute(query, values)).fetchall()
+
+        return await self._database.do(work)
+
+
+# An attempt that failed is shown as it is; a refused one becomes an intent again; others only change hands.
+_CLAIM = f"""
+UPDATE kling_jobs SET owner = %s,
+    updated_at = CASE state WHEN 'rejected' THEN %s ELSE updated_at END,
+    error = CASE state WHEN 'rejected' THEN NULL ELSE error END,
+    state = CASE state WHEN 'rejected' THEN 'intent' ELSE state END
+WHERE id = (
+    SELECT id FROM kling_jobs WHERE run = %s AND key = %s AND params_hash = %s ORDER BY attempt DESC LIMIT 1
+) RETURNING {_COLUMNS}
+"""  # noqa: S608 - our words
+_INSERT = f"""
+WITH row AS (SELECT %s::text AS run, %s::text AS key, %s::text AS external_task_id, %s::text AS params_hash,
+    %s::integer AS attempt, %s::bytea AS source, %s::text AS params, %s::double precision AS now, %s::bigint AS owner
+), made AS (
+    INSERT INTO kling_jobs (run, key, external_task_id, params_hash, attempt, source, params, created_at,
+        updated_at, owner, state)
+    SELECT run, key, external_task_id, params_hash, attempt, source, params, now, now, owner, 'intent' FROM row
+    ON CONFLICT (run, key, params_hash, attempt) DO NOTHING RETURNING {_COLUMNS}
+), older AS (
+    UPDATE kling_jobs AS old SET latest = false FROM made, row WHERE old.run = row.run AND old.key = row.key
+        AND old.params_hash = row.params_hash AND old.attempt < row.attempt
+)
+SELECT made.*, EXISTS (SELECT FROM kling_jobs, row WHERE kling_jobs.run = row.run AND kling_jobs.key = row.key)
+FROM made
+"""  # noqa: S608 - our words
+_POSTING = """
+WITH row AS (SELECT %s::double precision AS now)
+UPDATE kling_jobs SET last_post_at = now, updated_at = now, holder = owner FROM row
+WHERE external_task_id = %s AND task_id IS NULL AND owner = %s RETURNING 1
+"""
+_ENDED = """
+INSERT INTO kling_outcomes (run, key, status, external_task_id, task_id, urls, files, units, error, ended_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (run, key) DO UPDATE SET
+    status = excluded.status, external_task_id = excluded.external_task_id, task_id = excluded.task_id,
+    urls = excluded.urls, files = excluded.files, units = excluded.units, error = excluded.error,
+    ended_at = excluded.ended_at, seen = excluded.seen
+RETURNING 1
+"""
+_PAGE = f"""
+SELECT id, {_COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(%s) AND id > %s ORDER BY id LIMIT %s
+"""  # noqa: S608 - our words
+_COUNTS = "SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s GROUP BY state"
+_SPENT = "SELECT sum(units) FROM kling_jobs WHERE run = %s AND state IN ('succeeded', 'done')"
+_OUTCOMES = """
+SELECT seen::text, key, status, external_task_id, task_id, urls, files, units, error, ended_at FROM kling_outcomes
+WHERE run = %s AND (seen, key) > (%s::text::xid8, %s) AND seen < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY seen, key LIMIT %s
+"""
+
+_logger = logging.getLogger(__name__)
+
+
+async def create_tables(database: Connections) -> None:
+    """Make the tables where they are missing. Safe to repeat, also by several at once."""
+
+    async def work(connection: Connection) -> None:
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtext('kling_expand'))")
+            await connection.execute(SCHEMA)
+
+    await database.do(work)
+
+
+def _number(units: Any) -> int | float | None:
+    if units is None:
+        return None
+    return int(units) if units == int(units) else float(units)
+
+
+def _text(words: str) -> str:
+    """Words that PostgreSQL can store, whatever a stranger put into them."""
+    return words.encode(errors="replace").decode().replace("\0", "�")

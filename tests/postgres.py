@@ -1,0 +1,36 @@
+"""A real PostgreSQL for tests: one server for the session, an empty database for whoever asks."""
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from kling_expand.contrib.cluster import Cluster
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A running server; where PostgreSQL is not installed this fails and says what to install."""
+    with tempfile.TemporaryDirectory(prefix="kling-postgres-") as folder:
+        cluster = Cluster(Path(folder, "cluster"), "fsync=off")
+        cluster.create()
+        cluster.launch()
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture
+def dsn(cluster: Cluster) -> str:
+    """A new, empty database."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(cluster.dsn, autocommit=True) as database:
+        database.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+    return cluster.dsn.rpartition("/")[0] + "/" + name

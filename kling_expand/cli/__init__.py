@@ -15,9 +15,11 @@ from .expand import expand
 from .failures import Commands
 from .preview import preview
 from .ratios import ratios
+from .resume import resume
 from .serve import serve
 from .tasks import get, list_tasks, status
 from .wait import download, wait
+from .webhook import webhook
 
 __all__ = ["root"]
 
@@ -38,6 +40,7 @@ def root() -> None:
 for command in (
     expand,
     bulk,
+    resume,
     preview,
     ratios,
     wait,
@@ -47,6 +50,7 @@ for command in (
     status,
     doctor,
     serve,
+    webhook,
     completion,
 ):
     root.add_command(command)

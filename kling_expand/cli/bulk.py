@@ -30,20 +30,8 @@ from .rows import Defaults
     metavar="FILE",
     help="Where the run is written down; MANIFEST.journal unless given (bulk.journal for photos).",
 )
-@click.option(
-    "--jobs",
-    default=9,
-    show_default=True,
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Pictures in work at once: the slots your account has.",
-)
-@click.option(
-    "--budget",
-    type=click.IntRange(min=0),
-    metavar="UNITS",
-    help="The most that all runs with this journal may cost; 8 units a picture.",
-)
+@options.jobs
+@options.budget
 @click.option(
     "--dry-run", is_flag=True, help="Look at every photo, tell the cost, list bad rows; send nothing."
 )

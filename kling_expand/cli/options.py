@@ -32,6 +32,20 @@ deadline = click.option(
     metavar="SECONDS",
     help="Wait no longer than this for each task; it goes on all the same.",
 )
+jobs = click.option(
+    "--jobs",
+    default=9,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Pictures in work at once: the slots your account has.",
+)
+budget = click.option(
+    "--budget",
+    type=click.IntRange(min=0),
+    metavar="UNITS",
+    help="The most that all runs with this journal may cost; 8 units a picture.",
+)
 
 
 def gathered(name: str, make: Callable[..., Any], **options: Callable[[C], C]) -> Callable[[C], C]:

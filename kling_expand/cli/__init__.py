@@ -15,6 +15,7 @@ from .expand import expand
 from .failures import Commands
 from .preview import preview
 from .ratios import ratios
+from .report import report
 from .resume import resume
 from .serve import serve
 from .tasks import get, list_tasks, status
@@ -41,6 +42,7 @@ for command in (
     expand,
     bulk,
     resume,
+    report,
     preview,
     ratios,
     wait,

@@ -5,10 +5,12 @@ Whoever intends a job owns it from then on, and only its owner may send: a worke
 and comes back finds that out before its POST leaves, not after.
 """
 
+import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Self
 
 from attrs import fields, frozen
@@ -20,6 +22,7 @@ from kling_expand.records import NEXT, Job, State
 from kling_expand.wire import pack
 
 PAGE = 200  # jobs read at a time
+REMEMBER = 1000  # ends that were told, so that the same is not written twice
 BEFORE = {state: [str(earlier) for earlier in State if state in NEXT[earlier]] for state in State}
 _COLUMNS = ", ".join(attribute.name for attribute in fields(Job))
 
@@ -70,6 +73,10 @@ CREATE INDEX IF NOT EXISTS kling_outcomes_by_age ON kling_outcomes (run, seen, k
 """
 
 
+class TakenOver(JournalError):
+    """Another worker owns the job now: this one was too long silent, and must not send it."""
+
+
 @frozen
 class Ended:
     """How one job of the fleet ended; times are Unix seconds.
@@ -110,6 +117,7 @@ class PostgresLedger:
         self.owner = owner or 0
         self._database = database
         self._clock = clock
+        self._told: OrderedDict[str, tuple[Task, asyncio.Future[None]]] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         if not self.owner:
@@ -149,14 +157,15 @@ class PostgresLedger:
     async def posting(self, external_task_id: str) -> None:
         """A POST is about to leave; send it at once when this returns.
 
-        Raises `JournalError` where a task is known (with its `task_id`), or where another worker has
-        taken the job over: then it must not be sent.
+        Raises `JournalError` with the `task_id` where a task is known, and `TakenOver` where another
+        worker owns the job: then it must not be sent.
         """
         noted = await self._ask(_POSTING, self._clock(), external_task_id, self.owner)
         if not noted:
-            known = await self._known(external_task_id)
-            words = "its task exists already" if known.task_id else "another worker has taken it over"
-            raise JournalError(words, task_id=known.task_id, external_task_id=external_task_id)
+            task_id = (await self._known(external_task_id)).task_id
+            if task_id is None:
+                raise TakenOver("another worker has taken it over", external_task_id=external_task_id)
+            raise JournalError("its task exists already", task_id=task_id, external_task_id=external_task_id)
 
     async def accepted(self, external_task_id: str, task_id: str) -> None:
         """The service made task *task_id* of it, or had it already."""
@@ -167,6 +176,21 @@ class PostgresLedger:
         if not task.status.final:
             await self.accepted(external_task_id, task.task_id)
             return
+        # Poll loop, saver and job each report the same end: it is written once, and waited for by all.
+        told = self._told.get(external_task_id)
+        if (
+            told is None
+            or told[0] != task
+            or (told[1].done() and (told[1].cancelled() or told[1].exception()))
+        ):
+            told = task, asyncio.ensure_future(self._end(external_task_id, task))
+            self._told[external_task_id] = told
+            self._told.move_to_end(external_task_id)
+            if len(self._told) > REMEMBER:
+                self._told.popitem(last=False)
+        await asyncio.shield(told[1])
+
+    async def _end(self, external_task_id: str, task: Task) -> None:
         failed = task.status is Status.FAILED
         await self._move(
             external_task_id,
@@ -315,24 +339,32 @@ SELECT id, {_COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(
 """  # noqa: S608 - our words
 _COUNTS = "SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s GROUP BY state"
 _SPENT = "SELECT sum(units) FROM kling_jobs WHERE run = %s AND state IN ('succeeded', 'done')"
-_OUTCOMES = """
-SELECT seen::text, key, status, external_task_id, task_id, urls, files, units, error, ended_at FROM kling_outcomes
+_ENDED_COLUMNS = ", ".join(attribute.name for attribute in fields(Ended))
+_OUTCOME = f"SELECT {_ENDED_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
+_OUTCOMES = f"""
+SELECT seen::text, {_ENDED_COLUMNS} FROM kling_outcomes
 WHERE run = %s AND (seen, key) > (%s::text::xid8, %s) AND seen < pg_snapshot_xmin(pg_current_snapshot())
 ORDER BY seen, key LIMIT %s
-"""
+"""  # noqa: S608 - our words
 
 _logger = logging.getLogger(__name__)
 
 
-async def create_tables(database: Connections) -> None:
-    """Make the tables where they are missing. Safe to repeat, also by several at once."""
+async def create_tables(database: Connections, *more: str) -> None:
+    """Make the tables where they are missing, and *more*. Safe to repeat, also by several at once."""
 
     async def work(connection: Connection) -> None:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext('kling_expand'))")
-            await connection.execute(SCHEMA)
+            for script in (SCHEMA, *more):
+                await connection.execute(script)
 
     await database.do(work)
+
+
+def _ended(row: Sequence[Any]) -> Ended:
+    key, status, name, task_id, urls, files, units, *rest = row
+    return Ended(key, status, name, task_id, tuple(urls), tuple(files), _number(units), *rest)
 
 
 def _number(units: Any) -> int | float | None:

@@ -28,6 +28,7 @@ from kling_expand.emulator.service import Service
 
 HEARTBEAT = 15.0  # seconds of silence after which a console hears that we are still here
 PAUSE = 0.05  # seconds between two turns, however much happens
+_KEPT = {"Cache-Control": "private, max-age=3600, immutable"}  # a task and its pictures do not change
 _BY_CODE = frozenset({"error", "error_after", "envelope_200"})
 _BY_SECONDS = frozenset({"late", "slow_headers", "slow_body"})
 
@@ -97,7 +98,7 @@ class Console:
         if task is None or not task.digest:
             raise Refusal(1203)
         image = await self.service.store.image(task.digest)
-        return web.Response(body=image, content_type=f"image/{inspect(image).format}")
+        return web.Response(body=image, content_type=f"image/{inspect(image).format}", headers=_KEPT)
 
     async def after(self, request: web.Request) -> web.Response:
         """One picture of a finished task."""
@@ -105,7 +106,7 @@ class Console:
         found = await self.service.picture(request.match_info["task_id"], index, watermark=False)
         if found is None:
             raise Refusal(1203)
-        return web.Response(body=found[0], content_type="image/png", headers={"X-Engine": found[1]})
+        return web.Response(body=found[0], content_type="image/png", headers=_KEPT | {"X-Engine": found[1]})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """What happens, until either side ends it."""

@@ -29,11 +29,12 @@ class Feed:
         self._exchanges = exchanges
         self._told: dict[str, dict[str, Any]] = {}
         self._number = 0
+        self._now = 0.0
 
     def news(self) -> Iterator[bytes]:
         """Server-sent events; the last of them tells the time."""
         service = self._service
-        now = service.clock.now()
+        self._now = now = service.clock.now()
         service.books.settle(now)
         shown = list(islice(reversed(service.books.tasks.values()), SHOWN))[::-1]
         yield from self._tasks({task.task_id: view(task, now) for task in shown})
@@ -65,10 +66,10 @@ class Feed:
         }
 
     def next_change(self) -> float | None:
-        """Seconds until the clock alone changes the status of a task that is shown."""
-        now = self._service.clock.now()
+        """Seconds until the clock alone changes the status of a task that is shown; 0 if it just has."""
         moments = [seen[key] for seen in self._told.values() for key in ("starts", "ended") if seen[key]]
-        return min((moment - now for moment in moments if moment > now), default=None)
+        soonest = min((moment for moment in moments if moment > self._now), default=None)
+        return None if soonest is None else max(0.0, soonest - self._service.clock.now())
 
 
 def view(task: Task, now: float) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 // How is the emulator asked? Each answer is its `data`, each refusal an Error with a sentence.
 
+const REPEATED = "The connection was cut, your browser asked again, and the emulator had made the task already.";
+
 async function ask(method, path, body, headers = {}) {
   const options = { method, headers };
   if (body !== undefined) {
@@ -24,6 +26,7 @@ function opened(answer, text) {
   } catch {
     throw new Error(`The answer (${answer.status}) is not the documented one. Perhaps the call took effect: look at the tasks.`);
   }
+  if (/external_task_id .* already exists/.test(envelope.message)) throw new Error(REPEATED);
   if (envelope.code !== 0) throw new Error(`${answer.status} / ${envelope.code}: ${envelope.message}`);
   return envelope.data;
 }

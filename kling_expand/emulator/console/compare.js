@@ -1,6 +1,7 @@
 // What has become of the photo? Before and after in one frame, with a slider between them.
 
 import { h } from "./dom.js";
+import { measure } from "./photo.js";
 import { across, along, frame } from "./geometry.js";
 
 export class Compare {
@@ -19,7 +20,6 @@ export class Compare {
     this.save = h("a", { class: "save", hidden: true, download: `${task.task_id}-0.png` }, "Save this picture");
     this.element = h("figure", { class: "compare" }, this.frame, h("figcaption", {}, this.choice, this.save));
     this.slider.addEventListener("input", () => this.divide());
-    this.photo.addEventListener("load", () => this.shape());
     this.after.addEventListener("load", () => this.reveal());
     this.divide();
     if (task.before) this.load();
@@ -27,12 +27,14 @@ export class Compare {
 
   load() {
     this.photo.src = `/_emulator/before/${this.task_id}`;
+    this.shape();
     const place = frame(this.ratios);
     for (const [name, value] of Object.entries(place)) this.photo.style[name] = `${value}%`;
   }
 
-  shape() {
-    const { naturalWidth: width, naturalHeight: height } = this.photo;
+  // Without a size the frame keeps the shape it has.
+  async shape() {
+    const { width, height } = await measure(this.photo.src).catch(() => ({ width: 3, height: 2 }));
     this.frame.style.aspectRatio = `${width * across(this.ratios)} / ${height * along(this.ratios)}`;
   }
 

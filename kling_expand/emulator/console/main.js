@@ -15,6 +15,7 @@ import { Tasks } from "./tasks.js";
 const UNITS = 8;
 const DOLLARS = 0.028;
 let key = "";
+let wanted = "";
 let language = "curl";
 
 const stage = new Stage(show);
@@ -25,6 +26,7 @@ const clock = new Clock(live);
 const faults = new FaultPanel();
 
 function changed(what) {
+  if (what === "tasks") find();
   if (what === "tasks" || what === "gone") tasks.render();
   if (what === "calls") calls.render();
   if (what === "state") summarise(live.state);
@@ -87,20 +89,30 @@ function code() {
   write(by("snippet"), snippets[language](stage.photo, stage.ratios, words(), key));
 }
 
+// The task is known by the id we gave it, and so is found even where its answer was lost. A browser repeats a
+// call whose connection was cut; with the id it cannot make a second task.
 async function expand(event) {
   event.preventDefault();
   by("expand").disabled = true;
+  write(by("order-error"), "");
+  wanted = `console-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
+  const order = { external_task_id: wanted, ...snippets.body(stage.ratios, words()) };
   try {
-    const { task_id } = await create({ image: stage.photo.base64, ...snippets.body(stage.ratios, words()) }, key);
-    write(by("order-error"), "");
-    tasks.select(task_id);
-    bring(by("result"));
-    say("The task was created");
+    await create({ image: stage.photo.base64, ...order }, key);
   } catch (error) {
     write(by("order-error"), error.message);
   } finally {
     by("expand").disabled = false;
   }
+}
+
+function find() {
+  const task = live.newest().find((each) => each.external_task_id === wanted);
+  if (!wanted || !task) return;
+  wanted = "";
+  tasks.select(task.task_id);
+  bring(by("result"));
+  say("The task was created");
 }
 
 // On a narrow screen the result is below.

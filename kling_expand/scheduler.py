@@ -111,6 +111,7 @@ class Slots(WeightedSemaphore):
         if self._step and self.held >= self.capacity <= max(self.running, self._row):
             self._grow(self._step)
             self._step *= 2
+            self._serve()  # those who wait need not wait for an end as well
 
     def refused(self, n: int, epoch: int) -> None:
         """The service had no room for *n* more. *epoch* is what it was when they were acquired."""

@@ -163,7 +163,7 @@ async def test_a_limit_that_falls_is_followed_in_steps() -> None:
     before = account.refusals
     await asyncio.sleep(400)
     assert account.running <= 10
-    assert account.refusals - before < 30
+    assert account.refusals - before < 40  # of the fifty that end beyond it, all within seconds
     others.cancel()
 
 

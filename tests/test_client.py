@@ -1,11 +1,79 @@
 """The front door, against the emulator, in virtual time."""
 
+import asyncio
+import base64
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
+from random import Random
+from typing import Any
 
-from kling_expand import ExpandRequest, Ratios, ToAspect
-from kling_expand.testing import emulated, virtual_time
+import aiohttp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loopback import loopback, sends, task
+from PIL import Image as Pictures
+from standardwebhooks import Webhook
+
+from kling_expand import (
+    ExpandRequest,
+    KlingClient,
+    Ratios,
+    Status,
+    Task,
+    ToAspect,
+    Towards,
+)
+from kling_expand.emulator import Emulator
+from kling_expand.errors import (
+    ClientClosed,
+    ConfigurationError,
+    InvalidRequest,
+    KlingError,
+    ResultExpired,
+    TaskNotFound,
+    WebhookError,
+)
+from kling_expand.scheduler import Slots
+from kling_expand.stats import Event, EventKind
+from kling_expand.testing import EPOCH, emulated, loop_clock, run, virtual_time
+from kling_expand.wire import encode
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
+PHOTO = PHOTOS / "chelsea.jpg"
+SAMPLES = Path(__file__).parent / "samples"
+WIDER = Ratios(right=0.5)
+SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
+
+
+class Blind:
+    """A pace that never looks by itself."""
+
+    lateness = 1.0
+
+    def wait(self, _age: float, _sharing: int = 1) -> float:
+        return 1e6
+
+    def learn(self, _duration: float) -> None:
+        pass
+
+
+def now() -> float:
+    """The loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+def names_in(folder: Path) -> list[str]:
+    """The files there."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def counted(emulator: Emulator, *routes: str) -> int:
+    """How often these routes were asked."""
+    return sum(emulator.books.requests[route] for route in routes)
 
 
 @virtual_time
@@ -23,9 +91,569 @@ async def test_one_photo_goes_in_and_its_pictures_come_out(tmp_path: Path) -> No
 async def test_many_photos_are_never_more_than_the_account_takes() -> None:
     """Slots are weighted by n, and the service never has to refuse."""
     async with emulated(work_seconds=10, slots=9) as (emulator, kling):
-        requests = [ExpandRequest(PHOTOS / "chelsea.jpg", Ratios(up=0.5), n=1 + i % 4) for i in range(30)]
+        requests = [ExpandRequest(PHOTO, Ratios(up=0.5), n=1 + i % 4) for i in range(30)]
         outcomes = [outcome async for outcome in kling.map(requests, ordered=True)]
         assert [outcome.index for outcome in outcomes] == list(range(30))
         assert not any(outcome.error for outcome in outcomes)
         assert emulator.books.refusals == {}
         assert emulator.books.most_slots <= 9
+
+
+# ------------------------------------------------------------------ both dialects
+
+
+@pytest.mark.parametrize("dialect", ["editing", "direction"])
+@pytest.mark.parametrize("shapes", [{}, {"seed_shapes": True}, {"succeeded": True}], ids=str)
+@virtual_time
+async def test_either_dialect_goes_the_whole_way(
+    tmp_path: Path, dialect: str, shapes: dict[str, Any]
+) -> None:
+    """Create, wait, query by either id, list, walk and save: the same models, whatever the shapes."""
+    async with emulated({"dialect": dialect}, work_seconds=20, **shapes) as (emulator, kling):
+        future = kling.submit(PHOTO, Towards("left,right", 1.5), prompt="a meadow", n=2)
+        assert (await future.accepted()).status is Status.SUBMITTED
+        result = await future
+        assert result.task.status is Status.SUCCEED
+        assert result.task.task_status == ("succeeded" if shapes.get("succeeded") else "succeed")
+        assert result.task.external_task_id == future.external_task_id
+        ids = [future.task_id or "", *([future.external_task_id or ""] if dialect == "editing" else [])]
+        assert {await kling.get(any_id) for any_id in ids} == {result.task}
+        assert await kling.list() == (result.task,)
+        assert [each async for each in kling.tasks()] == [result.task]
+        paths = await result.save(tmp_path)
+        with Pictures.open(paths[0]) as picture, Pictures.open(PHOTO) as photo:
+            aspect = picture.width / picture.height
+            assert aspect == pytest.approx(1.5 * photo.width / photo.height, rel=0.02)
+        (made,) = emulator.books.tasks.values()
+        assert (made.dialect, made.ratios, made.prompt) == (dialect, (0, 0, 0.25, 0.25), "a meadow")
+
+
+@pytest.mark.parametrize("towards", [Towards("all", 1.4), Towards("top"), Towards("bottom,left", 1.2)])
+@virtual_time
+async def test_a_direction_means_the_same_in_either_dialect(towards: Towards) -> None:
+    """Raw on one, four ratios on the other: the service makes the same of both."""
+    async with emulated() as (emulator, kling):
+        await kling.create(PHOTO, towards)
+        options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "dialect": "direction"}
+        async with KlingClient(api_key=emulator.api_key, **options) as other:
+            await other.create(PHOTO, towards)
+        one, two = (made.ratios for made in emulator.books.tasks.values())
+        assert one == pytest.approx(two)
+
+
+@pytest.mark.parametrize("geometry", [WIDER, ToAspect("16:9"), ToAspect(2.5)])
+@virtual_time
+async def test_what_a_direction_cannot_say_is_refused_here(geometry: Any) -> None:
+    """Before anything is sent, and in words that help."""
+    async with emulated({"dialect": "direction"}) as (emulator, kling):
+        with pytest.raises(InvalidRequest, match=r"can only say Towards\(…\)"):
+            await kling.expand(PHOTO, geometry)
+        with pytest.raises(InvalidRequest, match="watermark"):
+            await kling.expand(PHOTO, Towards("all", 1.2), watermark=True)
+        assert emulator.books.requests == {}
+
+
+@virtual_time
+async def test_the_dialects_do_not_see_each_others_tasks() -> None:
+    """Each has lists and queries of its own at the service; a client follows its own."""
+    async with emulated() as (emulator, kling):
+        mine = await kling.create(PHOTO, WIDER)
+        options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "dialect": "direction"}
+        async with KlingClient(api_key=emulator.api_key, **options) as other:
+            with pytest.raises(TaskNotFound):
+                await other.get(mine.task_id)
+            assert await other.list() == ()
+
+
+def test_each_documented_request_is_what_the_sdk_sends() -> None:
+    """The fields of every sample, made from our own values; the emulator takes the samples themselves."""
+    editing = json.loads((SAMPLES / "editing-create.request.json").read_text())
+    sides = {side: editing[f"{side}_expansion_ratio"] for side in ("up", "down", "left", "right")}
+    given = {name: editing[name] for name in ("prompt", "n", "callback_url") if editing.get(name)}
+    request = ExpandRequest("https://example.com/a.jpg", Ratios(**sides), **given)
+    head, tail = encode(request, Ratios(**sides), editing.get("external_task_id", ""))
+    sent = json.loads(head + tail)
+    assert all(sent[f"{side}_expansion_ratio"] == value for side, value in sides.items())
+    assert {name: sent[name] for name in given} == given
+
+
+# ------------------------------------------------------------------ pictures and their price
+
+
+@virtual_time
+async def test_a_watermark_is_asked_for_returned_and_saved_beside(tmp_path: Path) -> None:
+    """Two different pictures on disk, the plain one named after the photo."""
+    async with emulated() as (emulator, kling):
+        result = await kling.expand(PHOTO, WIDER, watermark=True)
+        assert result.task.watermark is True
+        assert result.images[0].watermark_url
+        (path,) = await result.save(tmp_path)
+        assert names_in(tmp_path) == ["chelsea-0-watermark.png", "chelsea-0.png"]
+        assert path.read_bytes() != (tmp_path / "chelsea-0-watermark.png").read_bytes()
+        plain = await kling.expand(PHOTO, WIDER)
+        assert plain.images[0].watermark_url is None
+        assert emulator.books.requests["file"] == 2
+
+
+@pytest.mark.parametrize("seed_shapes", [False, True])
+@virtual_time
+async def test_the_price_is_known_before_and_after(seed_shapes: bool) -> None:  # noqa: FBT001 - a parameter
+    """The local estimate, what the service says it took, and what newer answers say besides."""
+    request = ExpandRequest(PHOTO, WIDER, n=3)
+    assert request.units == 24
+    async with emulated(seed_shapes=seed_shapes) as (emulator, kling):
+        told = (await kling.expand(request)).task
+        assert told.final_unit_deduction == "24"
+        assert told.units == kling.stats.units_billed == Decimal(24)
+        assert kling.stats.units_due == emulator.books.units_billed == 24
+        assert (told.final_balance_deduction is None) is seed_shapes
+        if told.final_balance_deduction:
+            assert told.final_balance_deduction.quota
+
+
+@virtual_time
+async def test_after_thirty_days_a_result_is_gone(tmp_path: Path) -> None:
+    """A day before it can still be saved; then the error says so, with both ids, and leaves no file."""
+    async with emulated() as (emulator, kling):
+        future = kling.submit(PHOTO, WIDER)
+        result = await future
+        emulator.advance(29 * 86400)
+        assert len(await result.save(tmp_path / "in-time")) == 1
+        emulator.advance(2 * 86400)
+        with pytest.raises(ResultExpired) as caught:
+            await result.save(tmp_path / "late")
+        assert (caught.value.task_id, caught.value.external_task_id) == (
+            future.task_id,
+            future.external_task_id,
+        )
+        assert not [path for path in (tmp_path / "late").rglob("*") if path.is_file()]
+        with pytest.raises(TaskNotFound):
+            await kling.get(result.task_id)
+
+
+# ------------------------------------------------------------------ listing
+
+
+@virtual_time
+async def test_all_tasks_are_walked_once_while_others_are_added() -> None:
+    """Pages shift under the walk: nothing comes twice, and nothing that was there at its start is missed."""
+    async with emulated(slots=1000) as (_, kling):
+        before = [await kling.create(PHOTO, WIDER) for _ in range(12)]
+        seen = []
+        async for each in kling.tasks(page_size=4):
+            seen.append(each.task_id)
+            if len(seen) % 3 == 0 and len(seen) < 12:
+                await kling.create(PHOTO, WIDER)
+        assert len(seen) == len({*seen})
+        assert {each.task_id for each in before} <= {*seen}
+
+
+@pytest.mark.parametrize("mode", ["newest", "oldest", "shuffled"])
+@virtual_time
+async def test_a_walk_needs_no_order(mode: str) -> None:
+    """However a page is arranged, no task comes twice."""
+    async with emulated(slots=1000, list_mode=mode) as (emulator, kling):
+        for _ in range(7):
+            await kling.create(PHOTO, WIDER)
+        seen = [each.task_id async for each in kling.tasks(page_size=3)]
+        assert len(seen) == len({*seen})
+        assert {*seen} <= {*emulator.books.tasks}
+        assert mode == "shuffled" or len(seen) == 7
+
+
+@virtual_time
+async def test_a_page_is_what_the_document_allows() -> None:
+    """Its bounds are checked here; beyond the last there is nothing."""
+    async with emulated(slots=100) as (emulator, kling):
+        made = [await kling.create(PHOTO, WIDER) for _ in range(5)]
+        assert [len(await kling.list(page, 2)) for page in (1, 2, 3, 4)] == [2, 2, 1, 0]
+        assert {each.task_id for each in await kling.list()} == {each.task_id for each in made}
+        lists = counted(emulator, "list")
+        for page, size in ((0, 30), (1001, 30), (1, 0), (1, 501)):
+            with pytest.raises(InvalidRequest):
+                await kling.list(page, size)
+        assert counted(emulator, "list") == lists
+
+
+@pytest.mark.parametrize("any_id", ["", ".", "..", "a\nb"])
+@virtual_time
+async def test_an_id_that_is_none_asks_nothing(any_id: str) -> None:
+    """The path would be another's."""
+    async with emulated() as (emulator, kling):
+        with pytest.raises(InvalidRequest):
+            await kling.get(any_id)
+        assert emulator.books.requests == {}
+
+
+@virtual_time
+async def test_a_walk_ends_with_the_last_page_there_can_be() -> None:
+    """A service that never runs out of tasks is asked a thousand times at most."""
+    page = {"code": 0, "message": "", "request_id": "r", "data": [{"task_id": "1", "task_status": "failed"}]}
+    raw = json.dumps(page).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(raw)}\r\n\r\n".encode()
+    async with loopback(sends(head + raw)) as server, KlingClient(api_key="k", base_url=server.url) as kling:
+        assert [each.task_id async for each in kling.tasks()] == ["1"]
+        assert len(server.requests) == 1000
+
+
+# ------------------------------------------------------------------ callbacks
+
+
+def signed(told: dict[str, Any]) -> tuple[dict[str, str], bytes]:
+    """A callback as an independent implementation signs it, at the loop's time."""
+    content, moment = json.dumps(told), int(loop_clock())
+    when = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None)
+    signature = Webhook(SECRET).sign("msg_1", when, content)
+    headers = {"webhook-id": "msg_1", "webhook-timestamp": str(moment), "webhook-signature": signature}
+    return headers, content.encode()
+
+
+def success(task_id: str, url: str = "https://cdn.example/0.png") -> dict[str, Any]:
+    """The news of a good end."""
+    images = [{"index": 0, "url": url}]
+    return {"task_id": task_id, "task_status": "succeed", "task_result": {"images": images}}
+
+
+@pytest.mark.parametrize("dialect", ["editing", "direction"])
+@virtual_time
+async def test_signed_news_ends_the_wait_and_frees_the_slot_at_once(dialect: str) -> None:
+    """No read is made, and who waits for the slot goes in the same moment; a replay changes nothing."""
+    slots = Slots(1)
+    client: dict[str, Any] = {"dialect": dialect, "slots": slots, "pace": Blind(), "webhook_secret": SECRET}
+    async with emulated(client, work_seconds=3600) as (emulator, kling):
+        first = kling.submit(PHOTO, Towards("all", 1.2))
+        task_id = (await first.accepted()).task_id
+        second = kling.submit(PHOTO, Towards("all", 1.3))
+        await asyncio.sleep(5)
+        assert second.task is None
+        call = signed(success(task_id))
+        began = now()
+        assert kling.receive(*call).verified
+        assert (await first).images[0].url == "https://cdn.example/0.png"
+        await second.accepted()
+        assert now() - began < 1
+        assert kling.receive(*call).repeated
+        assert (slots.held, slots.running) == (1, 1)
+        assert counted(emulator, "query", "list") == 0
+        assert kling.stats.succeeded == 1
+
+
+@virtual_time
+async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
+    """Unsigned, it is only asked about; a stranger's id is not even that."""
+    async with emulated({"pace": Blind()}, work_seconds=3600) as (emulator, kling):
+        future = kling.submit(PHOTO, WIDER)
+        task_id = (await future.accepted()).task_id
+        assert kling.receive({}, json.dumps(success("999")).encode()).doorbell
+        await asyncio.sleep(60)
+        assert counted(emulator, "query", "list") == 0
+        for forged in range(1, 4):
+            kling.receive({}, json.dumps(success(task_id, "https://evil.example/")).encode())
+            await asyncio.sleep(60)
+            assert counted(emulator, "query", "list") == forged
+            assert not future.done()
+
+
+@virtual_time
+async def test_with_a_secret_other_calls_are_refused() -> None:
+    """No signature, no news, no read."""
+    client: dict[str, Any] = {"pace": Blind(), "webhook_secret": [SECRET]}
+    async with emulated(client, work_seconds=3600) as (emulator, kling):
+        task_id = (await kling.create(PHOTO, WIDER)).task_id
+        headers, body = signed(success(task_id))
+        for wrong in ({}, headers | {"webhook-signature": "v1,AAAA"}, headers | {"webhook-timestamp": "1"}):
+            with pytest.raises(WebhookError):
+                kling.receive(wrong, body)
+        await asyncio.sleep(60)
+        assert counted(emulator, "query", "list") == 0
+
+
+# ------------------------------------------------------------------ events and numbers
+
+
+@virtual_time
+async def test_the_numbers_add_up() -> None:
+    """Every job is counted in one place at any moment, and in the end so is every unit and every call."""
+    async with emulated({"max_in_flight": 3}, slots=3) as (emulator, kling):
+
+        async def watch() -> None:
+            while True:
+                stats = kling.stats
+                ended = stats.succeeded + stats.failed + stats.refused + stats.unknown
+                # What ended in this very step is told in the next.
+                assert 0 <= stats.submitted - stats.waiting - stats.running - ended <= 2
+                await asyncio.sleep(0.05)
+
+        watcher = asyncio.create_task(watch())
+        words = [None, "emulate-risk-control", "emulate-1301", None, None, "emulate-1102"]
+        requests = [ExpandRequest(PHOTO, WIDER, word, n=1 + i % 3) for i, word in enumerate(words * 3)]
+        outcomes = [outcome async for outcome in kling.map(requests)]
+        await asyncio.sleep(1)
+        assert not watcher.done()
+        watcher.cancel()
+        stats = kling.stats
+        assert (stats.submitted, stats.waiting, stats.running) == (18, 0, 0)
+        assert (stats.succeeded, stats.failed, stats.refused, stats.unknown) == (9, 3, 6, 0)
+        assert sum(outcome.result is not None for outcome in outcomes) == 9
+        assert stats.errors == {"PolicyRefusal": 3, "AccountError": 3}
+        assert stats.creates == emulator.books.requests["create"]
+        assert (stats.reads, stats.lists) == (
+            emulator.books.requests["query"],
+            emulator.books.requests["list"],
+        )
+        assert stats.units_due == stats.units_billed == emulator.books.units_billed
+        assert stats.duration.highest == pytest.approx(2.5, abs=0.1)
+        assert stats.lateness.median is not None
+
+
+@virtual_time
+async def test_a_listener_hears_everything_and_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """It raises on every event: each is logged, and the job ends as if nobody listened."""
+    heard: list[Event] = []
+
+    def listener(event: Event) -> None:
+        heard.append(event)
+        raise ZeroDivisionError("the listener's own fault")
+
+    async with emulated({"listener": listener}) as (_, kling):
+        future = kling.submit(PHOTO, WIDER)
+        await future
+        with pytest.raises(KlingError):
+            await kling.expand(PHOTO, WIDER, prompt="emulate-1301")
+        await asyncio.sleep(0)
+        kinds = [event.kind for event in heard if event.external_task_id == future.external_task_id]
+        assert kinds == [EventKind.SUBMITTED, EventKind.ACCEPTED, EventKind.ENDED]
+        assert {EventKind.CREATE, EventKind.FAILED} <= {event.kind for event in heard}
+        assert kling.stats.succeeded == 1
+    assert caplog.text.count("the listener failed") == len(heard)
+
+
+# ------------------------------------------------------------------ what is said wrongly
+
+
+@virtual_time
+async def test_a_request_is_whole_or_in_parts_but_not_both() -> None:
+    """Each mistake is told at once, before anything is sent."""
+    request = ExpandRequest(PHOTO, WIDER)
+    async with emulated() as (emulator, kling):
+        with pytest.raises(InvalidRequest, match=r"attrs\.evolve"):
+            kling.submit(request, WIDER)
+        with pytest.raises(InvalidRequest, match=r"attrs\.evolve"):
+            kling.submit(request, n=2)
+        with pytest.raises(InvalidRequest, match="how far to expand"):
+            kling.submit(PHOTO)
+        for deadline in (0, -1, float("nan")):
+            with pytest.raises(InvalidRequest, match="above zero"):
+                kling.submit(request, deadline=deadline)
+        assert emulator.books.requests == {}
+        assert kling.stats.submitted == 0
+
+
+@virtual_time
+async def test_a_client_that_is_not_open_says_so() -> None:
+    """Before `async with` and after it, whatever is called."""
+    async with Emulator(engine="flat", clock=loop_clock) as emulator:
+        kling = KlingClient(api_key=emulator.api_key, base_url=emulator.url)
+
+        async def refuses_all() -> None:
+            for call in (
+                kling.get("1"),
+                kling.list(),
+                kling.create(PHOTO, WIDER),
+                kling.expand(PHOTO, WIDER),
+            ):
+                with pytest.raises(ClientClosed):
+                    await call
+            with pytest.raises(ClientClosed):
+                kling.submit(PHOTO, WIDER)
+            with pytest.raises(ClientClosed):
+                kling.attach("1")
+            for walk in (kling.tasks(), kling.resume(), kling.map([])):
+                with pytest.raises(ClientClosed):
+                    await anext(walk)
+
+        await refuses_all()
+        assert await kling.aclose() == ()
+        async with kling:
+            assert await kling.list() == ()
+        await refuses_all()
+        assert emulator.books.requests == {"list": 1}
+
+
+def test_a_client_belongs_to_its_loop() -> None:
+    """Used from another it says so, and sends nothing."""
+    kling = KlingClient(api_key="k", base_url="http://127.0.0.1:9")
+
+    async def opened() -> None:
+        async with kling:
+            other = asyncio.new_event_loop()
+            try:
+                with pytest.raises(ConfigurationError, match="event loop"):
+                    await asyncio.to_thread(other.run_until_complete, kling.get("1"))
+            finally:
+                other.close()
+
+    asyncio.run(opened())
+
+
+def test_nothing_shows_a_secret() -> None:
+    """Neither a client's repr nor that of anything it holds."""
+    kling = KlingClient(
+        access_key="the-access-key-of-ours", secret_key="s3cr3t-of-ours", webhook_secret=SECRET
+    )
+    shown = repr(kling) + "".join(map(repr, vars(kling).values()))
+    assert "s3cr3t" not in shown
+    assert SECRET[6:] not in shown
+    assert "the-access-key" not in shown
+    assert "api-key-kling-xyz" not in repr(KlingClient(api_key="api-key-kling-xyz"))
+
+
+# ------------------------------------------------------------------ names, sessions, files
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        (str(PHOTO), "chelsea-0.png"),
+        (PHOTO, "chelsea-0.png"),
+        (PHOTO.read_bytes(), None),
+        ("data:image/jpeg;base64," + base64.b64encode(PHOTO.read_bytes()).decode(), None),
+    ],
+    ids=["text", "path", "bytes", "data"],
+)
+@virtual_time
+async def test_results_are_named_after_their_photo(tmp_path: Path, image: Any, name: str | None) -> None:
+    """And after their task where it has no name."""
+    async with emulated() as (_, kling):
+        result = await kling.expand(image, WIDER)
+        (path,) = await result.save(tmp_path)
+        assert path.name == (name or f"{result.task_id}-0.png")
+
+
+async def test_a_photo_at_a_url_names_its_result(tmp_path: Path) -> None:
+    """The last part of its path does, not its query."""
+    from aiohttp import web
+
+    async def photo(_request: web.Request) -> web.Response:
+        return web.Response(body=PHOTO.read_bytes(), content_type="image/jpeg")
+
+    app = web.Application()
+    app.add_routes([web.get("/albums/cat.jpg", photo)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/albums/cat.jpg?token=1"
+    try:
+        async with (
+            Emulator(engine="flat", queue_seconds=0, work_seconds=0, allow_private=True) as emulator,
+            KlingClient(api_key=emulator.api_key, base_url=emulator.url) as kling,
+        ):
+            result = await kling.expand(url, WIDER)
+            assert [path.name for path in await result.save(tmp_path)] == ["cat-0.png"]
+    finally:
+        await runner.cleanup()
+
+
+@virtual_time
+async def test_a_session_of_yours_stays_open() -> None:
+    """The client uses it and leaves it as it is."""
+    async with Emulator(engine="flat", clock=loop_clock) as emulator, aiohttp.ClientSession() as http:
+        async with KlingClient(
+            api_key=emulator.api_key, base_url=emulator.url, http=http, clock=loop_clock
+        ) as kling:
+            assert (await kling.expand(PHOTO, WIDER)).task_id
+        assert not http.closed
+
+
+@virtual_time
+async def test_a_task_is_attached_by_either_id_and_saved(tmp_path: Path) -> None:
+    """Submitted elsewhere or earlier, it is waited for here, and counts as running meanwhile."""
+    async with emulated(work_seconds=100) as (emulator, kling):
+        made = await kling.create(PHOTO, WIDER, external_task_id="mine")
+        options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "rng": Random(3)}
+        async with KlingClient(api_key=emulator.api_key, **options) as other:
+            futures = [other.attach(any_id) for any_id in (made.task_id, "mine")]
+            assert other.stats.running == 2
+            results = [await future for future in futures]
+            assert {result.task_id for result in results} == {made.task_id}
+            assert {future.external_task_id for future in futures} == {"mine"}
+            (path,) = await results[0].save(tmp_path)
+            assert path.name == f"{made.task_id}-0.png"
+        with pytest.raises(TaskNotFound):
+            await kling.attach("nobody's", deadline=100)
+        assert now() < 200
+
+
+@virtual_time
+async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
+    """A `Journal` of yours is used and never closed; its files are told at a resume."""
+    from kling_expand.journal import Journal, State
+
+    async with Journal(tmp_path / "run.db", clock=loop_clock) as journal:
+        async with emulated({"journal": journal}) as (emulator, kling):
+            paths = await (await kling.expand(PHOTO, WIDER)).save(tmp_path)
+            again = await kling.expand(PHOTO, WIDER)
+            assert again.files == paths
+            paths[0].unlink()
+            assert (await kling.expand(PHOTO, WIDER)).files == ()
+            assert len(emulator.books.tasks) == 1
+            task_id = (await kling.create(PHOTOS / "coffee.jpg", WIDER)).task_id
+            stranger = await (await kling.attach(task_id)).save(tmp_path)
+            assert len(stranger) == 1
+        counts = await journal.counts()
+        assert counts[State.DONE] == 2
+
+
+# ------------------------------------------------------------------ any answer whatever
+
+
+def answers() -> st.SearchStrategy[bytes]:
+    """An HTTP answer with any body under any status, or no HTTP at all."""
+    body = st.binary(max_size=200) | st.sampled_from(
+        [b"", b"null", b"[]", b"{}", b'{"code":0,"data":null}', b'{"code":0,"data":{"task_id":1}}']
+    )
+    headers = st.sampled_from([b"", b"Retry-After: x\r\n", b"Content-Encoding: gzip\r\n", b"Date: 1\r\n"])
+
+    def whole(status: int, body: bytes, header: bytes, more: int) -> bytes:
+        return b"HTTP/1.1 %d X\r\n%sContent-Length: %d\r\n\r\n%s" % (
+            status,
+            header,
+            max(0, len(body) + more),
+            body,
+        )
+
+    statuses = st.sampled_from([200, 400, 401, 403, 404, 429, 500, 503, 504]) | st.integers(200, 599)
+    told = st.builds(whole, statuses, body, headers, st.sampled_from([0, 0, 0, 5]))
+    return told | st.binary(max_size=60)
+
+
+@settings(max_examples=80)
+@given(raw=answers())
+def test_any_bytes_from_a_socket_are_a_task_or_one_of_our_errors(raw: bytes) -> None:
+    """Whatever the service says to a query, a list or a create: nothing else comes out of the SDK."""
+
+    async def asks() -> None:
+        async with (
+            loopback(sends(raw, close=True)) as server,
+            KlingClient(api_key="k", base_url=server.url, retry_budget=1.0, clock=loop_clock) as kling,
+        ):
+            created = kling.submit(PHOTO, WIDER, deadline=20).accepted()  # 429 is otherwise waited for
+            for call in (kling.get("1"), kling.list(), created):
+                with suppress(KlingError):
+                    assert isinstance(await call, Task | tuple)
+            assert server.requests
+
+    run(asks())
+
+
+@virtual_time
+async def test_time_is_the_loops() -> None:
+    """The stamp of a call is judged by the client's own clock: here the loop's, far from today."""
+    async with loopback(task()) as server:
+        options: dict[str, Any] = {"base_url": server.url, "webhook_secret": SECRET}
+        async with KlingClient(api_key="k", clock=loop_clock, **options) as kling:
+            assert kling.receive(*signed(success("1"))).verified
+        async with KlingClient(api_key="k", clock=lambda: EPOCH + 1e6, **options) as kling:
+            with pytest.raises(WebhookError, match="away from now"):
+                kling.receive(*signed(success("1")))

@@ -126,7 +126,7 @@ class Board:
             Text(self._title, "bold"),
             self._bar(stats),
             Text(f"{stats.running} running, {stats.waiting} queued, {tally.counts()}"),
-            Text(self._money(stats)),
+            Text(self._money(stats), no_wrap=True, overflow="ellipsis"),
             *([Text("last troubles", "bold")] if troubles else []),
             *(Text(f"  {clean(text)}", "red", no_wrap=True, overflow="ellipsis") for text in troubles),
         ]
@@ -152,4 +152,4 @@ class Board:
         of = f" of {money(self._budget)}" if self._budget is not None else ""
         took = stats.duration.median
         tempo = f"; a task takes {took:.1f} s" if took is not None else ""
-        return f"{money(units)} spent or on their way{of}{tempo}"
+        return f"{money(units)}{of} spent or due{tempo}"

@@ -8,8 +8,10 @@ from attrs import define, evolve, field
 from kling_expand import images, wire
 from kling_expand.config import Settings
 from kling_expand.errors import KlingError
+from kling_expand.geometry import Towards
 from kling_expand.journal import Job, Journal, State
 from kling_expand.models import Dialect, ExpandRequest
+from kling_expand.ratios import Ratios
 
 from .checking import check
 from .printing import money
@@ -73,11 +75,12 @@ async def looked_at(row: Row, dialect: str | None) -> tuple[Row, tuple[str, ...]
 
 async def known(request: ExpandRequest, journal: Journal, dialect: str | None) -> Job | None:
     """The journal's job for the same photo and parameters. Raises what `images.load` does."""
-    photo = await images.load(request.image)
+    photo, geometry = await images.load(request.image), request.geometry
     chosen = Settings.from_env(dialect=dialect).dialect
-    if chosen is Dialect.DIRECTION:
-        expansion = request.geometry
-    else:
-        expansion = request.geometry.ratios(photo.width or 0, photo.height or 0)
-    digest = wire.fingerprint(request, expansion, photo.digest)  # type: ignore[arg-type]  # `check` let it pass
+    expansion: Ratios | Towards = (
+        geometry
+        if chosen is Dialect.DIRECTION and isinstance(geometry, Towards)
+        else geometry.ratios(photo.width or 0, photo.height or 0)
+    )
+    digest = wire.fingerprint(request, expansion, photo.digest)
     return await journal.find(request.key or digest, digest)

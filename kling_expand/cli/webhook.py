@@ -61,7 +61,7 @@ def listen(host: str, port: int, secrets: tuple[str, ...], *, as_json: bool) -> 
 async def _listen(host: str, port: int, hooks: Webhooks, *, known: bool, as_json: bool) -> None:
     app = web.Application(client_max_size=MAX_BODY)
     app.router.add_post("/{path:.*}", partial(_receive, hooks, as_json=as_json))
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, lingering_time=1.0, shutdown_timeout=1.0)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

@@ -1,0 +1,237 @@
+"""`kling-expand bulk`: a manifest through a journal; run again it goes on, and nothing is paid twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shell import CHELSEA, COFFEE, Shell, shell
+from test_cli_interrupted import press, read_until
+
+from kling_expand.emulator.faults import Fault
+
+ROWS = 300
+
+
+def table(path: Path, *rows: str, head: str = "image,up,prompt") -> Path:
+    """A manifest with these rows."""
+    path.write_text("\n".join([head, *rows]) + "\n")
+    return path
+
+
+def told(stdout: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows and the summary of a run with --json."""
+    *rows, last = map(json.loads, stdout.splitlines())
+    return rows, last["summary"]
+
+
+def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None:
+    """Three hundred rows, Ctrl-C in the middle, the same again: each row once, and the sums are right."""
+    manifest = table(
+        tmp_path / "m.csv", *(f"{CHELSEA},0.2,,{row}" for row in range(ROWS)), head="image,up,prompt,key"
+    )
+    arguments = ["bulk", manifest, "--jobs", 60, "-o", tmp_path / "out"]
+    with shell(slots=60, work_seconds=0.02) as kling:
+        books = kling.emulator.books
+        with kling.start(*arguments) as process:
+            assert process.stdout is not None
+            first = [process.stdout.readline() for _ in range(40)]
+            press(process)
+            rest, err = process.communicate(timeout=30)
+        assert (process.returncode, "Traceback" in err) == (130, False), err
+        assert "nothing is paid twice" in err
+        before = len(first) + len(rest.splitlines())
+        assert f"{ROWS} rows: {before} saved" in err
+        assert 0 < before < ROWS
+        again = kling(*arguments, "--json")
+        assert again.exit_code == 0, again.stderr
+        rows, summary = told(again.stdout)
+        assert (len(books.tasks), books.units_billed) == (ROWS, 8 * ROWS)
+        assert max(books.accepted.values()) == 1
+    files = {path for row in rows for path in row["files"]}
+    assert len(files) == ROWS == len(list((tmp_path / "out").iterdir()))
+    assert sorted(row["line"] for row in rows) == list(range(2, ROWS + 2))
+    done = {key: summary[key] for key in ("rows", "saved", "known", "failed", "bad", "not_sent")}
+    assert done == {
+        "rows": ROWS,
+        "saved": ROWS - before,
+        "known": before,
+        "failed": 0,
+        "bad": 0,
+        "not_sent": 0,
+    }
+    assert (summary["units_billed"], summary["open_tasks"]) == (8 * ROWS, 0)
+
+
+def test_bad_rows_are_told_and_stop_nobody(tmp_path: Path) -> None:
+    """By line and reason, each once, whether the row or its photo is bad; exit code 1."""
+    manifest = table(
+        tmp_path / "m.csv", f"{COFFEE},0.5,", f"{COFFEE},much,", "gone.jpg,1,", f"{CHELSEA},0.5,"
+    )
+    with shell() as kling:
+        done = kling("bulk", manifest, "-o", tmp_path / "out")
+        assert (done.exit_code, len(done.stdout.splitlines())) == (1, 2)
+        assert kling.emulator.books.units_billed == 16
+    assert done.stderr.count(f"line 3 ({COFFEE})") == 1
+    assert done.stderr.count("line 4 (gone.jpg)") == 1
+    assert "no such file" in done.stderr
+    assert "4 rows: 2 saved, 2 bad" in done.stderr
+    assert "16 units ($0.06) billed" in done.stderr
+
+
+def test_strict_sends_nothing_if_a_photo_is_bad(tmp_path: Path) -> None:
+    """Exit code 2, and no journal was begun."""
+    manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", "gone.jpg,1,")
+    with shell() as kling:
+        done = kling("bulk", manifest, "--strict", "-o", tmp_path / "out")
+        assert (done.exit_code, kling.emulator.books.tasks) == (2, {})
+        assert "1 of 2 rows cannot be sent" in done.stderr
+        good = kling("bulk", COFFEE, "--up", 0.5, "--strict", "--journal", tmp_path / "j", "-o", tmp_path)
+        assert good.exit_code == 0
+    assert not Path(f"{manifest}.journal").exists()
+
+
+def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
+    """Units and dollars of what is left, bad rows, and nothing at all is sent or written."""
+    manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{CHELSEA},0.5,", "gone.jpg,1,")
+    dry = Shell()("bulk", manifest, "--dry-run", "-n", 2)
+    assert (dry.exit_code, dry.stdout) == (1, "2 rows can be sent; 1 cannot; 32 units ($0.11) at most\n")
+    assert "line 4 (gone.jpg): image: " in dry.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
+    with shell() as kling:
+        kling("bulk", manifest, "-o", tmp_path / "out")
+        requests = kling.emulator.books.requests.copy()
+        table(manifest, f"{CHELSEA},0.5,", f"{COFFEE},0.6,", f"{COFFEE},0.5,")
+        dry = kling("bulk", manifest, "--dry-run", "--json")
+        assert kling.emulator.books.requests == requests
+    assert dry.exit_code == 0
+    assert json.loads(dry.stdout) == {"rows": 3, "good": 3, "bad": 0, "paid": 2, "units": 8}
+
+
+def test_a_dry_run_tells_bad_rows_as_json(tmp_path: Path) -> None:
+    """An object each, and one for the whole; the direction dialect has rules of its own."""
+    manifest = table(tmp_path / "m.csv", f"{COFFEE},,all", f"{COFFEE},1,", head="image,up,direction")
+    dry = Shell()("bulk", manifest, "--dry-run", "--json", "--dialect", "direction")
+    bad, whole = map(json.loads, dry.stdout.splitlines())
+    assert (dry.exit_code, bad["line"], bad["bad"], whole["units"]) == (1, 3, True, 8)
+
+
+def test_an_edited_manifest_only_pays_for_what_is_new(tmp_path: Path) -> None:
+    """Rows may move; results that are there already are never replaced, though names are asked for again."""
+    manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,")
+    with shell() as kling:
+        first = kling("bulk", manifest, "-o", tmp_path / "out").stdout
+        content = Path(first.strip()).read_bytes()
+        table(manifest, f"{CHELSEA},0.5,,coffee", f"{COFFEE},0.5,,", head="image,up,prompt,name")
+        table(tmp_path / "n.csv", f"{CHELSEA},0.5,,coffee", head="image,up,prompt,name")
+        done = kling("bulk", tmp_path / "n.csv", "--journal", f"{manifest}.journal", "-o", tmp_path / "out")
+        assert len(set(done.stdout.split())) == 1
+        again = kling("bulk", manifest, "-o", tmp_path / "out")
+        assert kling.emulator.books.units_billed == 16
+    assert (again.exit_code, len(set(again.stdout.split()))) == (0, 2)
+    assert Path(first.strip()).read_bytes() == content
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_rows_that_ask_for_the_same_are_one_task(tmp_path: Path) -> None:
+    """Unless their keys differ."""
+    manifest = table(
+        tmp_path / "m.csv", f"{COFFEE},0.5,", f"{COFFEE},0.5,", f"{COFFEE},0.5,b", head="image,up,key"
+    )
+    with shell() as kling:
+        done = kling("bulk", manifest, "-o", tmp_path / "out")
+        assert (done.exit_code, kling.emulator.books.units_billed) == (0, 16)
+    assert len(set(done.stdout.split())) == 2
+
+
+def test_what_failed_is_tried_again(tmp_path: Path) -> None:
+    """And the failure told by line, with the ids that support asks for."""
+    manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{CHELSEA},0.5,emulate-risk-control")
+    with shell() as kling:
+        done = kling("bulk", manifest, "-o", tmp_path / "out")
+        assert done.exit_code == 1
+        assert f"line 3 ({CHELSEA}): Failure to pass the risk control system (task_id=" in done.stderr
+        assert "2 rows: 1 saved, 1 failed" in done.stderr
+        assert "run the same command again to try" in done.stderr
+        rows, summary = told(kling("bulk", manifest, "-o", tmp_path / "out", "--json").stdout)
+        assert (len(kling.emulator.books.tasks), kling.emulator.books.units_billed) == (3, 8)
+    assert [(row["line"], row["outcome"]) for row in sorted(rows, key=lambda row: row["line"])] == [
+        (2, "known"),
+        (3, "failed"),
+    ]
+    assert rows[0]["error"] is None or rows[0]["error"]["type"] == "TaskModerated"
+    assert (summary["known"], summary["failed"]) == (1, 1)
+
+
+def test_a_budget_is_the_journals(tmp_path: Path) -> None:
+    """It is not spent anew by each run, and rows beyond it are counted, not tried one by one."""
+    manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,{row}" for row in range(30)))
+    with shell() as kling:
+        for _ in range(2):
+            done = kling("bulk", manifest, "--budget", 20, "-o", tmp_path / "out", "--jobs", 2)
+            assert done.exit_code == 1
+            assert "nothing more is sent" in done.stderr
+            assert kling.emulator.books.units_billed == 16
+        assert "30 rows: 0 saved, 2 already done, 28 not sent" in done.stderr
+
+
+def test_stop_after_so_many_failures(tmp_path: Path) -> None:
+    """What was not sent by then is not sent any more."""
+    manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,emulate-1301 {row}" for row in range(30)))
+    with shell() as kling:
+        done = kling("bulk", manifest, "--stop-after", 2, "--jobs", 1, "-o", tmp_path / "out")
+        assert kling.emulator.books.requests["create"] < 10
+    assert done.exit_code == 1
+    assert "not sent" in done.stderr.splitlines()[-3]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "said"),
+    [
+        ("image\n", [], "there is no photo in it"),
+        ("image,up\na.jpg,x\n", [], "none of 1 rows can be sent"),
+        ("image,up\na.jpg,1\n", ["-o", "{index}.png"], "another"),
+        ("image,up\na.jpg,1\n", ["-o", "{nme}"], "its fields are"),
+        ("image,up\na.jpg,1\n", ["--up", 1, "--aspect", "1:1"], "in one way"),
+        ("image,up\na.jpg,1\n", ["-n", 10], "from 1 to 9"),
+        ("image,up,n\na.jpg,1,2\n", ["-o", "{name}.png"], "add {index}"),
+        ("image,up\na.jpg,1\n", [], "no credentials"),
+    ],
+)
+def test_what_cannot_begin_is_one_sentence(
+    tmp_path: Path, text: str, arguments: list[object], said: str
+) -> None:
+    """Exit code 2 before a journal is made."""
+    (tmp_path / "m.csv").write_text(text)
+    done = Shell()("bulk", tmp_path / "m.csv", *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
+
+
+def test_an_empty_dry_run_is_no_success(tmp_path: Path) -> None:
+    """Most likely the pattern was wrong."""
+    assert Shell()("bulk", f"{tmp_path}/*.jpg", "--dry-run").exit_code == 1
+
+
+def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None:
+    """Ctrl-C does not cut off what was paid for and nearly there."""
+    with shell() as kling:
+        kling.emulator.faults.script("file", Fault("slow_body", seconds=1.0))
+        arguments = ["bulk", COFFEE, "--up", 0.5, "--journal", tmp_path / "j", "-o", tmp_path / "out"]
+        with kling.start(*arguments) as process:
+            while not kling.emulator.books.requests["file"]:
+                assert process.poll() is None
+            press(process)
+            read_until(process, "interrupted")
+            out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, f"{tmp_path / 'out' / 'coffee-0.png'}\n"), err
+    assert "1 rows: 1 saved" in err
+
+
+def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
+    """A journal of its own, so that no painted picture ever passes for a paid one; run again it is done."""
+    manifest = table(tmp_path / "m.csv", f"{CHELSEA},0.1,")
+    first, again = (Shell()("bulk", manifest, "--local", "-o", tmp_path / "out", "--json") for _ in range(2))
+    assert (first.exit_code, told(first.stdout)[1]["saved"], told(again.stdout)[1]["known"]) == (0, 1, 1)
+    assert {path.name for path in tmp_path.iterdir()} >= {"m.csv.local.journal", "m.csv.local.journal.tasks"}

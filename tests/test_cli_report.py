@@ -1,0 +1,181 @@
+"""`kling-expand report`: one page about a journal, whole in itself, that nobody's text can break."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shell import CHELSEA, COFFEE, Shell, shell
+
+from kling_expand.cli.card import seconds
+from kling_expand.cli.thumbnails import thumbnail
+from kling_expand.models import Task
+
+NASTY = "</script><img src=https://evil.example/x onerror=alert(1)> \u202e \" '"
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and the text of each kind of element."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Remember it."""
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def all(self, tag: str, css: str = "") -> list[dict[str, str]]:
+        """The attributes of every such tag of a class."""
+        return [attrs for name, attrs in self.tags if name == tag and css in attrs.get("class", "")]
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one picture, two of one photo, a failure and a refusal, each with a nasty prompt."""
+    folder = tmp_path_factory.mktemp("report")
+    rows = [
+        {"image": COFFEE, "left": 0.5, "right": 0.5, "prompt": NASTY},
+        {"image": CHELSEA, "up": 1, "n": 2},
+        {"image": COFFEE, "up": 1, "prompt": f"emulate-risk-control {NASTY}"},
+        {"image": COFFEE, "up": 1, "prompt": "emulate-1301"},
+    ]
+    (folder / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with shell() as kling:
+        assert kling("bulk", folder / "m.jsonl", "-o", folder / "out").exit_code == 1
+    return folder / "m.jsonl.journal"
+
+
+def made(journal: Path, tmp_path: Path, *arguments: object) -> tuple[Page, str]:
+    """The report on a journal, read and as it is."""
+    done = Shell()("report", journal, "-o", tmp_path / "r.html", *arguments)
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'r.html'}\n")
+    text = (tmp_path / "r.html").read_text()
+    return Page(text), text
+
+
+def test_every_job_is_on_the_page(journal: Path, tmp_path: Path) -> None:
+    """Before and after, sums, prompt, ratios, cost and why it failed."""
+    page, text = made(journal, tmp_path)
+    kinds = [card["data-kind"] for card in page.all("article")]
+    assert sorted(kinds) == ["done", "done", "failed", "failed"]
+    assert len(page.all("img", "after")) == 3
+    assert len(page.all("input")) == 2
+    assert "24 units ($0.08)" in text
+    assert "left 0.5, right 0.5" in text
+    assert "Failure to pass the risk control system" in text
+    assert "1301" in text
+    filters = [button["data-filter"] for button in page.all("button") if "data-filter" in button]
+    assert filters == ["all", "done", "failed"]
+
+
+def test_the_photo_lies_where_it_does_in_the_result(journal: Path, tmp_path: Path) -> None:
+    """Half a width on each side: it begins at a quarter and is half as wide as the canvas."""
+    page, _ = made(journal, tmp_path)
+    places = {attrs["style"] for attrs in page.all("img") if "as it was" in attrs["alt"]}
+    assert "left:25.0000%;top:0.0000%;width:50.0000%;height:100.0000%" in places
+
+
+def test_nothing_is_fetched_and_nobodys_text_is_markup(journal: Path, tmp_path: Path) -> None:
+    """Every picture is in the file, the one script is ours, and a policy forbids the rest."""
+    page, text = made(journal, tmp_path)
+    assert {attrs["src"][:11] for attrs in page.all("img")} == {"data:image/"}
+    assert len(page.all("script")) == 1
+    assert page.all("link") == []
+    assert [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)] == []
+    assert "&lt;/script&gt;" in text
+    assert "\u202e" not in text
+    assert re.search(
+        r'http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:', text
+    )
+
+
+def test_pictures_are_as_small_as_asked(journal: Path, tmp_path: Path) -> None:
+    """And the whole page with them."""
+    page, _ = made(journal, tmp_path, "--size", 64)
+    for attrs in page.all("img"):
+        with Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2]))) as image:
+            assert max(image.size) == 64
+
+
+def test_only_the_newest_are_shown_and_all_are_counted(journal: Path, tmp_path: Path) -> None:
+    """It says so."""
+    page, text = made(journal, tmp_path, "--last", 1)
+    assert len(page.all("article")) == 1
+    assert "The newest 1 of 4 jobs are shown." in text
+    assert "24 units" in text
+
+
+def test_what_is_gone_from_disk_is_said(journal: Path, tmp_path: Path) -> None:
+    """The page is made all the same."""
+    copy = tmp_path / "j"
+    copy.write_bytes(journal.read_bytes())
+    for file in journal.parent.glob("out/*"):
+        file.rename(tmp_path / file.name)
+    try:
+        page, _ = made(copy, tmp_path)
+        assert page.all("img", "after") == []
+        assert len(page.all("img")) == 4  # the photos are still there
+    finally:
+        for file in tmp_path.glob("*.png"):
+            file.rename(journal.parent / "out" / file.name)
+
+
+def test_a_failed_report_leaves_the_last_one(journal: Path, tmp_path: Path) -> None:
+    """And no half file beside it."""
+    (tmp_path / "r.html").mkdir()
+    done = Shell()("report", journal, "-o", tmp_path / "r.html")
+    assert (done.exit_code, "cannot be written" in done.stderr) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["nothing"], "no such journal"), ([COFFEE, "-o", "photo.jpg"], "an .html file")]
+)
+def test_what_cannot_be_reported_on(arguments: list[str], said: str) -> None:
+    """Exit code 2; a picture is never taken for the page's place."""
+    done = Shell()("report", *arguments)
+    assert (done.exit_code, said in done.stderr) == (2, True)
+
+
+def test_a_program_can_ask_for_it(journal: Path, tmp_path: Path) -> None:
+    """As JSON."""
+    done = Shell()("report", journal, "-o", tmp_path / "r.html", "--json", "--last", 3)
+    facts = {"file": str(tmp_path / "r.html"), "jobs": 4, "shown": 3, "units_billed": 24}
+    assert json.loads(done.stdout) == facts
+
+
+def test_an_empty_journal_is_a_page_too(tmp_path: Path) -> None:
+    """With nothing on it."""
+    with shell() as kling:
+        kling("bulk", "gone.jpg", "--up", 1, "--journal", tmp_path / "j", "-o", tmp_path)
+    page, text = made(tmp_path / "j", tmp_path)
+    assert (page.all("article"), "0 units" in text) == ([], True)
+
+
+def test_thumbnails_of_anything(tmp_path: Path) -> None:
+    """Transparent pictures stand on white; what is no picture has none."""
+    Image.new("RGBA", (400, 300), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    small = thumbnail(str(tmp_path / "a.png"), 100)
+    assert small is not None
+    assert (small.width, small.height) == (400, 300)
+    with Image.open(io.BytesIO(base64.b64decode(small.uri.partition(",")[2]))) as image:
+        assert (image.size, image.getpixel((5, 5))) == ((100, 75), (255, 255, 255))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG nonsense")
+    assert [thumbnail(name, 9) for name in (str(tmp_path / "b.png"), "https://x.org/a.png", "gone")] == [
+        None
+    ] * 3
+
+
+def test_durations_are_the_services() -> None:
+    """Of tasks that ended well, and never negative."""
+    assert seconds(Task("1", "succeed", created_at=1000, updated_at=3500)) == 2.5
+    assert seconds(Task("1", "succeed", created_at=3500, updated_at=1000)) == 0
+    assert seconds(Task("1", "succeed", created_at=1000)) is None
+    assert seconds(Task("1", "failed", created_at=1000, updated_at=3500)) is None
+    assert seconds(None) is None

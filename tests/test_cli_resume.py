@@ -1,0 +1,91 @@
+"""`kling-expand resume`: every open job of a journal comes home, whoever began it."""
+
+import asyncio
+import json
+from pathlib import Path
+
+from shell import CHELSEA, COFFEE, Shell, shell
+from test_cli_interrupted import press, read_until
+
+from kling_expand import KlingClient, Ratios
+
+
+def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) -> None:
+    """Submit photos by a program of its own that ends before its tasks do."""
+
+    async def submit() -> None:
+        emulator = kling.emulator
+        async with KlingClient(
+            api_key=emulator.api_key, base_url=emulator.url, journal=journal, run="nightly", max_in_flight=60
+        ) as client:
+            for photo in photos:
+                await client.create(photo, Ratios(up=0.5), prompt=prompt, key=photo)
+
+    asyncio.run(submit())
+
+
+def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
+    """Under its own run's name, with names told apart, and paid once; the second time nothing is left."""
+    same = tmp_path / "coffee.jpg"
+    same.write_bytes(Path(CHELSEA).read_bytes())
+    with shell(work_seconds=600) as kling:
+        begin(kling, tmp_path / "j", COFFEE, CHELSEA, str(same))
+        kling.within(kling.emulator.advance, 700)
+        done = kling("resume", tmp_path / "j", "-o", tmp_path / "out")
+        assert done.exit_code == 0, done.stderr
+        again = kling("resume", tmp_path / "j", "-o", tmp_path / "out", "--json")
+        assert (len(kling.emulator.books.tasks), kling.emulator.books.units_billed) == (3, 24)
+    assert "3 rows: 3 saved" in done.stderr
+    paths = {Path(line).name for line in done.stdout.splitlines()}
+    assert len(paths) == 3
+    assert paths >= {"chelsea-0.png", "coffee-0.png"}
+    assert (again.exit_code, json.loads(again.stdout)["summary"]["rows"]) == (0, 0)
+
+
+def test_what_failed_says_who_tries_again(tmp_path: Path) -> None:
+    """A failed task is at its end; its source and reason are told."""
+    with shell(work_seconds=600) as kling:
+        begin(kling, tmp_path / "j", COFFEE, CHELSEA, prompt="emulate-risk-control")
+        kling.within(kling.emulator.advance, 700)
+        done = kling("resume", tmp_path / "j", "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert f"{COFFEE}: Failure to pass the risk control system" in done.stderr
+    assert "2 rows: 0 saved, 2 failed" in done.stderr
+    assert "only tried again by what asked for it" in done.stderr
+
+
+def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
+    """Code 130, no traceback, and what goes on is counted."""
+    with shell(work_seconds=600) as kling:
+        begin(kling, tmp_path / "j", COFFEE, CHELSEA)
+        reads = kling.emulator.books.requests.total()
+        with kling.start("resume", tmp_path / "j", "-o", tmp_path / "out") as process:
+            while kling.emulator.books.requests.total() == reads:
+                assert process.poll() is None
+            press(process)
+            seen = read_until(process, "interrupted")
+            _, err = process.communicate(timeout=30)
+        assert process.returncode == 130, seen + err
+        assert "Traceback" not in seen + err
+        assert "2 tasks go on at the service" in err
+        kling.within(kling.emulator.advance, 700)
+        assert kling("resume", tmp_path / "j", "-o", tmp_path / "out").exit_code == 0
+        assert kling.emulator.books.units_billed == 16
+
+
+def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:
+    """A job that was written down and not sent is not sent where there is no money left."""
+    with shell(work_seconds=600) as kling:
+        begin(kling, tmp_path / "j", COFFEE)
+        kling.within(kling.emulator.advance, 700)
+        done = kling("resume", tmp_path / "j", "--budget", 0, "-o", tmp_path / "out")
+    assert (done.exit_code, "1 rows: 1 saved" in done.stderr) == (0, True)
+
+
+def test_there_must_be_a_journal(tmp_path: Path) -> None:
+    """None is made by asking for it; another file is refused."""
+    done = Shell()("resume", tmp_path / "j")
+    assert (done.exit_code, "no such journal" in done.stderr) == (2, True)
+    with shell() as kling:
+        assert kling("resume", COFFEE).exit_code == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,103 @@
+"""`kling-expand webhook listen`: what comes in is printed, and what cannot be trusted is refused."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from shell import COFFEE, Shell, shell
+
+from kling_expand import KlingClient, Ratios
+
+SECRET = "whsec_c2VjcmV0c2VjcmV0c2VjcmV0"
+CALL = json.dumps({"task_id": "7", "task_status": "processing\x1b[2J"}).encode()
+
+
+@contextmanager
+def listening(*arguments: object) -> "Iterator[tuple[subprocess.Popen[str], str, str]]":
+    """A listener on a free port, its address and what it says of itself; Ctrl-C ends it well."""
+    with Shell().start("webhook", "listen", "--port", 0, *arguments) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        url = re.search(r"http://\S+", line)
+        assert url is not None, line + process.stderr.read()
+        yield process, url[0], line
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def post(url: str, body: bytes) -> int:
+    """The status of the answer."""
+    try:
+        with urlopen(Request(url, body, method="POST"), timeout=10) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        error.close()
+        return error.code
+
+
+def create(url: str, api_key: str, callback_url: str) -> None:
+    """Have a task made whose news go to *callback_url*."""
+
+    async def submit() -> None:
+        async with KlingClient(api_key=api_key, base_url=url) as client:
+            await client.create(COFFEE, Ratios(up=0.5), callback_url=callback_url)
+
+    asyncio.run(submit())
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_signed_calls_are_printed_as_they_come(*, as_json: bool) -> None:
+    """Those of a real task, in order, on the path that was asked for."""
+    with listening("--secret", SECRET, *(["--json"] if as_json else [])) as (process, url, line):
+        assert "signed calls only" in line
+        with shell(webhook_secret=SECRET, queue_seconds=0.05) as kling:
+            create(kling.emulator.url, kling.emulator.api_key, f"{url}hook")
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(3)]
+    if as_json:
+        calls = [json.loads(line) for line in lines]
+        assert [call["task"]["task_status"] for call in calls] == ["submitted", "processing", "succeed"]
+        assert all(call["verified"] and call["path"] == "/hook" for call in calls)
+    else:
+        assert [line.split()[4] for line in lines] == ["submitted", "processing", "succeed"]
+        assert all(line.split()[1:3] == ["verified", "/hook"] for line in lines)
+        assert "http" in lines[-1]
+
+
+def test_unsigned_calls_are_refused_with_the_reason() -> None:
+    """400, a line on stderr, and nothing on stdout; a body that is too long likewise."""
+    with listening("--secret", SECRET) as (process, url, _):
+        assert post(url, CALL) == 400
+        assert process.stderr is not None
+        assert "webhook-id is missing" in process.stderr.readline()
+        assert post(url, b"x" * (2 << 20)) == 413
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == ""
+
+
+def test_without_a_secret_every_call_is_marked() -> None:
+    """And cannot steer the terminal."""
+    with listening() as (process, url, line):
+        assert "nothing is verified" in line
+        assert post(url, CALL) == 204
+        assert process.stdout is not None
+        shown = process.stdout.readline()
+        assert post(url, b"{}") == 400
+    assert "NOT VERIFIED" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    """Exit code 2; so is a secret that is none."""
+    with shell() as other:
+        done = Shell()("webhook", "listen", "--port", other.emulator.url.rpartition(":")[2])
+    assert (done.exit_code, "cannot listen" in done.stderr) == (2, True)
+    assert Shell()("webhook", "listen", "--secret", "whsec_").exit_code == 2

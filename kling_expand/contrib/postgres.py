@@ -258,6 +258,10 @@ class PostgresLedger:
             for seen, key, status, name, task_id, urls, files, units, *rest in found
         ]
 
+    async def more(self, after: tuple[int, str]) -> bool:
+        """Whether there are outcomes behind *after*, shown already or not."""
+        return bool(await self._ask(_MORE, self.run, *after))
+
     async def spent(self) -> int | float:
         """Units billed for the run so far, as far as the service has said."""
         return _number((await self._ask(_SPENT, self.run))[0][0]) or 0
@@ -339,6 +343,7 @@ SELECT id, {_COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(
 """  # noqa: S608 - our words
 _COUNTS = "SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s GROUP BY state"
 _SPENT = "SELECT sum(units) FROM kling_jobs WHERE run = %s AND state IN ('succeeded', 'done')"
+_MORE = "SELECT 1 FROM kling_outcomes WHERE run = %s AND (seen, key) > (%s::text::xid8, %s) LIMIT 1"
 _ENDED_COLUMNS = ", ".join(attribute.name for attribute in fields(Ended))
 _OUTCOME = f"SELECT {_ENDED_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
 _OUTCOMES = f"""

@@ -76,7 +76,7 @@ class Bench:
     callback_url: str | None = None
 
 
-async def work(payload: Payload, bench: Bench, attempt: int = 0) -> Ended:
+async def work(payload: Payload, bench: Bench, attempt: int = 0, priority: int = 0) -> Ended:
     """See one job through; its outcome, which is in the ledger when this returns.
 
     Raises `Again` where *attempt* (from 0) failed in a way that may pass. What is cancelled leaves its
@@ -84,10 +84,10 @@ async def work(payload: Payload, bench: Bench, attempt: int = 0) -> Ended:
     """
     key: str = payload["key"]
     try:
-        ended = await _expanded(payload, bench)
+        ended = await _expanded(payload, bench, priority)
     except TakenOver:
         return await _followed(key, bench.ledger)
-    except (KlingError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - a bug must not lose a job either
         pause = pause_after(error, attempt)
         if pause is not None:
             logger.info("job %s is put off by %g seconds: %s", key, pause, error)
@@ -99,14 +99,14 @@ async def work(payload: Payload, bench: Bench, attempt: int = 0) -> Ended:
     return ended
 
 
-async def _expanded(payload: Payload, bench: Bench) -> Ended:
+async def _expanded(payload: Payload, bench: Bench, priority: int) -> Ended:
     if bench.callback_url:
         payload = {"callback_url": bench.callback_url, **payload}
     request = payloads.unpack(payload)
     name = payloads.stem(str(request.image))
     ready = await payloads.fetched(request)
     async with bench.hold(request.n, payload["key"]):
-        result = await bench.kling.submit(ready)
+        result = await bench.kling.submit(ready, priority=priority)
     # Before the queue forgets the job its end must be on record, or its slot would be thought taken.
     await bench.ledger.observed(_name(result), result.task)
     files: tuple[str, ...] = tuple(map(str, result.files))

@@ -7,8 +7,8 @@ Every client is a process of its own and has a server of its own, whose jobs las
 (log-normal, sigma 0.35, the same seed for all). Before the count each brings `--warm` jobs to their end, so
 that who learns has something to learn from. *reads* are requests beyond the creates, per job; *late* is
 the time from a job's end on the server to the result in the caller's hand; CPU and peak memory are those
-of the client's process. Up to 10 at once the clients run side by side, beyond one after another.
-A client that is not installed (extra ``bench``) is named.
+of the client's process; *failed* jobs are those it gave up. Up to 10 at once the clients run side by side,
+beyond one after another. A client that is not installed (extra ``bench``) is named.
 """
 
 import argparse
@@ -29,19 +29,22 @@ from benchmarks.peers import CONTESTANTS, Run
 from benchmarks.reporting import finish, rounded, table
 from benchmarks.server import Server, serving
 
-MEDIAN = 12.0  # seconds
 ROUNDS = {1: 12, 10: 3}  # jobs one after another in each place; 1 beyond
 SIDE_BY_SIDE = 10
 
 
 async def work(run: Run, jobs: int, at_once: int) -> dict[str, float]:
-    """When the result of each job was in the caller's hand."""
+    """When the result of each job was in the caller's hand; a job whose client raises is missing."""
     left, held = iter(range(jobs)), {}
 
     async def worker() -> None:
         for _ in left:
-            name = await run()
-            held[name] = time.time()
+            try:
+                name = await run()
+            except Exception as error:  # noqa: BLE001 - whatever a client gives up with
+                print(f"{type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+            else:
+                held[name] = time.time()
 
     await asyncio.gather(*(worker() for _ in range(at_once)))
     return held
@@ -65,16 +68,19 @@ async def measured(client: str, server: Server, jobs: int, at_once: int, *, warm
         "CPU ms": cpu / jobs * 1e3,
         "peak MB": highest() / 1e6,
         "wall s": wall,
+        "failed": float(jobs - len(held)),
     }
 
 
-def alone(client: str, at_once: int, warm: int) -> dict[str, float]:
+def alone(client: str, at_once: int, warm: int, seconds: float) -> dict[str, float]:
     """The same, in a process of its own, against a server of its own."""
     jobs = at_once * ROUNDS.get(at_once, 1)
-    with serving(MEDIAN) as server:
+    with serving(seconds) as server:
         command = [sys.executable, "-m", "benchmarks.compare", "--client", client, "--url", server.url]
         command += ["--jobs", str(jobs), "--at", str(at_once), "--warm", str(warm)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True, env=_environment()).stdout
+        told = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=_environment()
+        ).stdout
     found: dict[str, float] = json.loads(told)
     return {name: rounded(value) for name, value in found.items()}
 
@@ -84,13 +90,14 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
-def measure(at: list[int], warm: int) -> Iterator[tuple[int, str, dict[str, float]]]:
-    """Every client that is installed, at each number of jobs."""
-    clients = [name for name, contestant in CONTESTANTS.items() if contestant.present]
+def measure(
+    clients: list[str], at: list[int], *, warm: int, seconds: float
+) -> Iterator[tuple[int, str, dict[str, float]]]:
+    """Every client, at each number of jobs."""
     for at_once in at:
         places = len(clients) if at_once <= SIDE_BY_SIDE else 1
         with ThreadPoolExecutor(places) as pool:
-            results = pool.map(partial(alone, at_once=at_once, warm=warm), clients)
+            results = pool.map(partial(alone, at_once=at_once, warm=warm, seconds=seconds), clients)
             for client, found in zip(clients, results, strict=True):
                 yield at_once, client, found
 
@@ -100,6 +107,8 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What does the same work cost with each client?")
     parser.add_argument("--at", default="10", help="numbers of jobs at once, such as 1,10,100,1000 (10)")
     parser.add_argument("--warm", type=int, default=8, help="jobs before the count (8)")
+    parser.add_argument("--median", type=float, default=12.0, help="seconds a job takes (12)")
+    parser.add_argument("--only", default=",".join(CONTESTANTS), help="these clients (all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     for name in ("--client", "--url", "--jobs"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -114,12 +123,17 @@ def main() -> None:
         part = measured(given.client, server, int(given.jobs), at_once, warm=given.warm)
         print(json.dumps(asyncio.run(part)))
         return
+    chosen = given.only.split(",")
+    present = [name for name in chosen if CONTESTANTS[name].present]
+    counts = [int(word) for word in given.at.split(",")]
     rows: list[dict[str, Any]] = []
-    for at_once, client, found in measure([int(word) for word in given.at.split(",")], given.warm):
+    for at_once, client, found in measure(present, counts, warm=given.warm, seconds=given.median):
         rows.append({"at once": at_once, "client": client} | found)
     table(rows)
-    absent = [name for name, contestant in CONTESTANTS.items() if not contestant.present]
-    print(f"not installed: {', '.join(absent) or 'none'}; jobs of {MEDIAN:g} s in the median, real time")
+    absent = [name for name in chosen if name not in present]
+    print(
+        f"not installed: {', '.join(absent) or 'none'}; jobs of {given.median:g} s in the median, real time"
+    )
     finish({"rows": rows, "absent": absent}, as_json=given.json)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from attrs import field, frozen
 from .errors import DeadlineExceeded, KlingError, TaskFailed, TaskModerated
 from .models import NEXT, ExpandRequest, Image, Status, Task
 
+_numbers = count(1)
 _RISK_CONTROL = "risk control"  # what `task_status_msg` says of moderated tasks (live)
 
 
@@ -76,11 +78,11 @@ class TaskFuture:
     `await future` gives the `ExpandResult` or raises: `TaskFailed` when the job failed, any other
     `KlingError` when the call did, `DeadlineExceeded` when *deadline* (loop time) passes first.
     A deadline is no failure: an await begun after it has no bound, and the task goes on.
-    Cancelling an awaiter disturbs nobody else.
+    Cancelling an awaiter disturbs nobody else. `number` is its own within the process; ids may change.
     """
 
     __slots__ = (
-        "__weakref__", "_bell", "_callbacks", "_error", "_given", "_result", "_task", "deadline"
+        "__weakref__", "_bell", "_callbacks", "_error", "_given", "_result", "_task", "deadline", "number"
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +93,7 @@ class TaskFuture:
         result: Callable[[Task], ExpandResult] = _result,
     ) -> None:
         self.deadline = deadline
+        self.number = next(_numbers)
         self._given = any_id
         self._result = result
         self._task: Task | None = None

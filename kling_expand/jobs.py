@@ -42,7 +42,7 @@ GRACE = 10.0  # seconds a create under way is given to end when the client close
 logger = logging.getLogger(__name__)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Job:
     """One request on its way, and the future that hears of it. `known`: what a journal had of it."""
 
@@ -108,7 +108,7 @@ class Jobs:
     def start(self, job: Job) -> None:
         """Begin with *job*; its future hears of everything that comes of it."""
         self._jobs[job.future] = job
-        self._tell(Event(EventKind.SUBMITTED, job.future.external_task_id))
+        self._say(EventKind.SUBMITTED, job.future)
         job.future.add_done_callback(self._failed_it)
         job.runner = asyncio.create_task(self._see_through(job))
         job.runner.add_done_callback(lambda _: self._ran(job))
@@ -238,9 +238,9 @@ class Jobs:
             self._slots.take(job.n)
             job.running = True
         future.observe(task)
-        self._tell(Event(EventKind.ACCEPTED, known.external_task_id, task))
+        self._say(EventKind.ACCEPTED, future)
         if future.done():  # it had ended before
-            self._tell(Event(EventKind.ENDED, known.external_task_id, task))
+            self._say(EventKind.ENDED, future)
         self._taken[future] = job, known.external_task_id
         future.add_done_callback(self._over_it)
         self._poller.watch(future, soon=job.known is not None)
@@ -341,7 +341,10 @@ class Jobs:
 
     def _failed(self, future: TaskFuture) -> None:
         if future.error is not None:
-            self._tell(Event(EventKind.FAILED, future.external_task_id, future.task, future.error))
+            self._say(EventKind.FAILED, future)
+
+    def _say(self, kind: EventKind, future: TaskFuture) -> None:
+        self._tell(Event(kind, future.external_task_id, future.task, future.error, number=future.number))
 
     def _free(self, job: Job) -> None:
         held, job.held = job.held, 0

@@ -143,9 +143,8 @@ class Poller:
             self._pace.learn(took)
             if self._tell is not None:
                 late = max(0.0, seen - took)
-                self._tell(
-                    Event(EventKind.ENDED, entry.future.external_task_id, task, seconds=took, lateness=late)
-                )
+                ids = future.external_task_id, task
+                self._tell(Event(EventKind.ENDED, *ids, seconds=took, lateness=late, number=future.number))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -32,7 +32,8 @@ class EventKind(StrEnum):
 class Event:
     """One thing that happened. `seconds` is how long the call, or the task, took.
 
-    `lateness` is how long after a task's end we heard of it, both by the service's clock.
+    `lateness` is how long after a task's end we heard of it, both by the service's clock. `number` is that
+    of the job's future: all events of one job have it, those of calls have none.
     """
 
     kind: EventKind
@@ -41,6 +42,7 @@ class Event:
     error: KlingError | None = None
     seconds: float | None = None
     lateness: float | None = None
+    number: int | None = None
 
 
 Listener = Callable[[Event], object]
@@ -55,7 +57,7 @@ class Quantiles:
     highest: float | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False)
 class Stats:
     """What a client has done since it was made.
 

@@ -1,0 +1,114 @@
+"""How do traces and metrics hear of it? A listener that makes OpenTelemetry spans of jobs, and counts.
+
+::
+
+    async with KlingClient(listener=Telemetry()) as kling:
+        ...
+
+One span ``kling.expand`` for each job, a child of the one that was current at `submit`, from there to
+its end, with the event ``accepted`` in between. Durations are seconds. Metrics:
+
+=====================  ===============  ==============================================
+kling.jobs             counter          jobs that ended, by `kling.outcome`
+kling.jobs.open        up-down counter  jobs submitted whose end is not known yet
+kling.units            counter          units the service says it billed
+kling.calls            counter          calls to the API, by `kling.call`, `error.type`
+kling.call.duration    histogram        how long they took
+kling.task.duration    histogram        how long tasks took, by the service's clock
+kling.task.lateness    histogram        how long after a task's end it was heard of
+=====================  ===============  ==============================================
+"""
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace import Span, Status, StatusCode
+
+from kling_expand import models
+from kling_expand.errors import KlingError
+from kling_expand.stats import Event, EventKind
+
+__all__ = ["Telemetry"]
+
+NAME = "kling_expand"
+
+
+class Telemetry:
+    """A `listener` of one or more clients. Providers not given are the global ones.
+
+    Prompts, photos and URLs are not recorded. Events of tasks attached by their id are counted; only
+    submitted jobs have spans.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+    ) -> None:
+        self._tracer = trace.get_tracer(NAME, tracer_provider=tracer_provider)
+        meter = metrics.get_meter(NAME, meter_provider=meter_provider)
+        self._spans: dict[int, Span] = {}
+        self._jobs = meter.create_counter("kling.jobs", "{job}", "jobs that ended")
+        self._open = meter.create_up_down_counter("kling.jobs.open", "{job}", "jobs under way")
+        self._units = meter.create_counter("kling.units", "{unit}", "units billed")
+        self._calls = meter.create_counter("kling.calls", "{call}", "calls to the API")
+        self._call = meter.create_histogram("kling.call.duration", "s", "how long a call took")
+        self._task = meter.create_histogram("kling.task.duration", "s", "how long a task took")
+        self._late = meter.create_histogram("kling.task.lateness", "s", "from a task's end to its news")
+
+    def __call__(self, event: Event) -> None:
+        """Record one event."""
+        if event.number is None:
+            self._called(event)
+        elif event.kind is EventKind.SUBMITTED:
+            self._spans[event.number] = self._tracer.start_span("kling.expand", attributes=_ids(event))
+            self._open.add(1)
+        elif event.kind is EventKind.ACCEPTED:
+            if span := self._spans.get(event.number):
+                span.add_event("accepted", _ids(event))
+        else:
+            self._ended(event, self._spans.pop(event.number, None))
+
+    def _called(self, event: Event) -> None:
+        about = {"kling.call": str(event.kind)}
+        if event.error is not None:
+            about["error.type"] = type(event.error).__name__
+        self._calls.add(1, about)
+        self._call.record(event.seconds or 0.0, about)
+
+    def _ended(self, event: Event, span: Span | None) -> None:
+        error, task = event.error, event.task
+        failed = error is None and task is not None and task.status is models.Status.FAILED
+        outcome = type(error).__name__ if error else "failed" if failed else "succeeded"
+        self._jobs.add(1, {"kling.outcome": outcome})
+        if event.seconds is not None:
+            self._task.record(event.seconds, {"kling.outcome": outcome})
+        if event.lateness is not None:
+            self._late.record(event.lateness)
+        if task is not None and not failed and task.units:
+            self._units.add(float(task.units))
+        if span is not None:
+            self._open.add(-1)
+            span.set_attributes(_ids(event))
+            span.set_attribute("kling.outcome", outcome)
+            _judge(span, error, (task.task_status_msg or "") if failed and task else None)
+            span.end()
+
+
+def _judge(span: Span, error: KlingError | None, reason: str | None) -> None:
+    """Say what went wrong, if anything did."""
+    if error is not None:
+        span.record_exception(error)
+        span.set_attribute("error.type", type(error).__name__)
+        span.set_status(Status(StatusCode.ERROR, error.message))
+    elif reason is not None:
+        span.set_status(Status(StatusCode.ERROR, reason))
+
+
+def _ids(event: Event) -> dict[str, str]:
+    """What identifies the job, as far as it is known."""
+    known = {"kling.external_task_id": event.external_task_id}
+    if task := event.task:
+        known["kling.task_id"] = task.task_id
+        known["kling.task_status"] = task.task_status
+        known["kling.units"] = task.final_unit_deduction
+    return {name: value for name, value in known.items() if value is not None}

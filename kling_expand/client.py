@@ -31,10 +31,10 @@ from .scheduler import Bulk, Lane, Outcome, Requests, Slots
 from .session import Session
 from .stats import Listener, Stats, Tally
 from .submission import Submitter
-from .webhooks import Call, Webhooks
 
 if TYPE_CHECKING:
     from .journal import Journal
+    from .webhooks import Call, Webhooks
 
 
 class RequestFields(TypedDict, total=False):
@@ -87,7 +87,7 @@ class KlingClient:
     ) -> None:
         self.settings = settings = Settings.from_env(**options)
         self._auth = auth or credentials(access_key, secret_key, api_key, clock=clock)
-        self._webhooks = Webhooks(*_secrets(webhook_secret), clock=clock)
+        self._webhooks = _webhooks(webhook_secret, clock)
         self._deadline = deadline
         self._lane = Lane()
         self._rng = rng = rng or Random()
@@ -245,7 +245,7 @@ class KlingClient:
         self._poller.watch(future, soon=True)
         return future
 
-    def receive(self, headers: Mapping[str, str], body: bytes) -> Call:
+    def receive(self, headers: Mapping[str, str], body: bytes) -> "Call":
         """Take a callback: its raw *body* and its *headers*, names in any case.
 
         Signed news is told to its future at once. Any other call is only a doorbell: the service is
@@ -365,7 +365,7 @@ class _Results:
         return ExpandResult(task, self.request, self.name, tuple(self.files), self.save, self.until)
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Reads:
     """The poll loop's questions, over one session."""
 
@@ -400,11 +400,13 @@ def _journal(path: str | os.PathLike[str], run: str, clock: Callable[[], float])
     return Journal(path, run=run, clock=clock)
 
 
-def _secrets(given: str | Sequence[str] | None) -> Sequence[str]:
+def _webhooks(given: str | Sequence[str] | None, clock: Callable[[], float]) -> "Webhooks":
+    from .webhooks import Webhooks  # here, so that the import of the package does not wait for it
+
     if given is None or isinstance(given, str):
         secret = webhook_secret(given)
-        return [secret] if secret else []
-    return given
+        given = [secret] if secret else []
+    return Webhooks(*given, clock=clock)
 
 
 def _until(deadline: float | None) -> float | None:

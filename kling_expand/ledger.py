@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Order:
     """A request as it will be sent: its photo checked, its geometry worked out for it."""
 
@@ -36,7 +36,7 @@ class Identity:
     digest: str
 
 
-@frozen
+@frozen(eq=False)
 class Known:
     """Where to begin with a job.
 

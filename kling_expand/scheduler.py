@@ -152,7 +152,7 @@ class Slots(WeightedSemaphore):
         self.capacity = min(self.limit, self.capacity + step)
 
 
-@frozen
+@frozen(eq=False)
 class Outcome:
     """How one of many requests ended: `result` or `error`, never both."""
 

@@ -1,12 +1,13 @@
 """`kling-expand bulk`: a manifest through a journal; run again it goes on, and nothing is paid twice."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from shell import CHELSEA, COFFEE, Shell, shell
-from test_cli_interrupted import press, read_until
+from test_cli_interrupted import press
 
 from kling_expand.emulator.faults import Fault
 
@@ -35,14 +36,19 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
         books = kling.emulator.books
         with kling.start(*arguments) as process:
             assert process.stdout is not None
-            first = [process.stdout.readline() for _ in range(40)]
+            assert process.stderr is not None
+            for _ in range(40):
+                process.stdout.readline()
             press(process)
-            rest, err = process.communicate(timeout=30)
+            err = process.stderr.read()
+            process.stdout.read()
         assert (process.returncode, "Traceback" in err) == (130, False), err
         assert "nothing is paid twice" in err
-        before = len(first) + len(rest.splitlines())
-        assert f"{ROWS} rows: {before} saved" in err
-        assert 0 < before < ROWS
+        summary_line = re.search(rf"^{ROWS} rows: (\d+) saved$", err, re.MULTILINE)
+        assert summary_line is not None, err
+        before = int(summary_line[1])
+        assert before == len(list((tmp_path / "out").iterdir()))
+        assert 40 <= before < ROWS
         again = kling(*arguments, "--json")
         assert again.exit_code == 0, again.stderr
         rows, summary = told(again.stdout)
@@ -223,8 +229,9 @@ def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None
             while not kling.emulator.books.requests["file"]:
                 assert process.poll() is None
             press(process)
-            read_until(process, "interrupted")
-            out, err = process.communicate(timeout=30)
+            assert process.stdout is not None
+            assert process.stderr is not None
+            err, out = process.stderr.read(), process.stdout.read()
     assert (process.returncode, out) == (130, f"{tmp_path / 'out' / 'coffee-0.png'}\n"), err
     assert "1 rows: 1 saved" in err
 

@@ -1,0 +1,347 @@
+"""Does a fleet pay twice, lose a job or take too many slots, whatever is killed? And how far does it scale?
+
+    python -m benchmarks.fleet --jobs 2000 --workers 4 --worker-kills 10 --db-kills 2 --faults 0.10 --limit 20
+    python -m benchmarks.fleet --scale
+
+Real processes: PostgreSQL, the emulator with its state in SQLite behind a proxy that spoils a share of all
+requests (`benchmarks.proxy`), and workers (``kling-expand fleet worker``). Workers, database and emulator
+are SIGKILLed at random and started again. In the end the emulator is started anew from its file alone,
+and its books are read. One JSON line:
+
+    jobs created duplicates lost     tasks the service has; jobs with more than one; jobs without their
+                                     picture, byte for byte, on disk and their outcome in the ledger
+    peak limit utilisation           pictures at the service at once, by its own times of each task, and the
+                                     share of the limit in use from the first time it was reached until the
+                                     last job but `limit` was created, outside outages: from a kill of
+                                     database or emulator until SETTLE seconds after it was back
+    worker_kills db_kills jobs_per_second
+    statements_per_job               what PostgreSQL executed in all, every 0.5 s, over jobs
+
+With permits (the default) the service would take ten times the limit: the peak is the fleet's own doing.
+With ``--policy aimd`` the service refuses what exceeds the limit, and the fleet has to find that out.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+import psycopg
+from aiohttp import web
+from attrs import define, field, frozen
+
+from benchmarks.processes import Emulator, Process
+from benchmarks.proxy import Proxy
+from benchmarks.reporting import picture
+from kling_expand import ExpandRequest, Ratios
+from kling_expand.contrib.cluster import Cluster
+from kling_expand.contrib.postgres import Ended
+from kling_expand.contrib.procrastinate import Fleet
+from kling_expand.errors import WebhookError
+
+SETTLE = 5.0  # seconds after an outage until everybody is back: a create in doubt is looked up that long
+SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
+LEASE = 10.0
+IN_HAND = 10  # jobs of a worker: so that the others can use the limit while one is dead
+
+
+@frozen(kw_only=True)
+class Conditions:
+    """All that makes two runs alike. `seconds`: until everything is stopped as it is."""
+
+    jobs: int
+    workers: int
+    worker_kills: int
+    db_kills: int
+    emulator_kills: int
+    faults: float
+    limit: int
+    seed: int
+    policy: str
+    unique: bool
+    work_seconds: float
+    seconds: float
+    folder: Path
+
+    def moments(self, what: str, count: int) -> list[float]:
+        """When to kill: as shares of all that there is to do, in order."""
+        rng = Random(f"{self.seed} {what}")
+        return sorted(rng.uniform(0.03, 0.9) for _ in range(count))
+
+
+@define
+class Seen:
+    """What the run itself notes: kills, outages as pairs of Unix seconds, statements, refused creates."""
+
+    kills: Counter[str] = field(factory=Counter)
+    outages: list[tuple[float, float]] = field(factory=list)
+    statements: int = 0
+    finished: bool = False
+
+
+class Run:
+    """One run under given conditions."""
+
+    def __init__(self, conditions: Conditions, cluster: Cluster, service: Emulator, proxy: Proxy) -> None:
+        self.conditions = conditions
+        self.seen = Seen()
+        self._cluster, self._service, self._proxy = cluster, service, proxy
+        self._workers: list[Process] = []
+        self._begin = time.time()
+
+    async def all(self, fleet: Fleet, callback_url: str) -> dict[str, Ended]:
+        """Queue everything, kill as planned, and read the outcomes."""
+        c = self.conditions
+        words = ["-m", "kling_expand", "fleet", "worker", "--dsn", self._cluster.dsn, "--lease", LEASE]
+        words += ["--base-url", self._proxy.url, "-o", c.folder / "out", "--callback-url", callback_url]
+        words += ["--concurrency", IN_HAND, "--drain", 5]
+        words += ["--max-in-flight", c.limit] if c.policy == "permits" else []
+        self._workers = [Process(c.folder / f"worker-{number}.log", *words) for number in range(c.workers)]
+        photo = c.folder / "photo.png"
+        photo.write_bytes(picture(300))
+        requests = (
+            ExpandRequest(photo, Ratios(right=2.0), prompt=f"fleet job {number}", key=f"job-{number}")
+            for number in range(c.jobs)
+        )
+        await fleet.submit_many(requests)
+        ended: dict[str, Ended] = {}
+        aside = [asyncio.create_task(work) for work in (self._count(), *self._killers())]
+        try:
+            await asyncio.gather(*map(self._start, self._workers))
+            async with asyncio.timeout(c.seconds):
+                async for one in fleet.results():
+                    ended[one.key] = one
+            self.seen.finished = True
+        except TimeoutError:
+            pass
+        finally:
+            for task in aside:
+                task.cancel()
+            await asyncio.gather(*aside, return_exceptions=True)
+            await asyncio.gather(*(worker.kill() for worker in self._workers))
+        return ended
+
+    def _killers(self) -> list[Any]:
+        c = self.conditions
+        plan = (
+            ("worker", c.worker_kills, self._kill_worker),
+            ("db", c.db_kills, self._kill_database),
+            ("emulator", c.emulator_kills, self._kill_service),
+        )
+        return [self._at(c.moments(what, count), what, kill) for what, count, kill in plan]
+
+    async def _at(self, moments: list[float], what: str, kill: Any) -> None:
+        rng = Random(f"{self.conditions.seed} {what} pauses")
+        for moment in moments:
+            await self._proxy.reached(moment * 2 * self.conditions.jobs)  # a task and a picture for each
+            await asyncio.sleep(rng.uniform(0, 1))
+            await kill(rng)
+            self.seen.kills[what] += 1
+
+    async def _start(self, worker: Process) -> None:
+        keys = {f"KLING_{name.upper()}": self._service.keys[name] for name in ("access_key", "secret_key")}
+        await worker.start(KLING_WEBHOOK_SECRET=SECRET, **keys)
+
+    async def _kill_worker(self, rng: Random) -> None:
+        worker = rng.choice(self._workers)
+        await worker.kill()
+        await asyncio.sleep(1.0)  # what a supervisor takes to notice
+        await self._start(worker)
+
+    async def _kill_database(self, rng: Random) -> None:
+        begin = time.time()
+        await asyncio.to_thread(self._cluster.kill)
+        await asyncio.sleep(rng.uniform(0, 2))
+        await self._cluster.start()
+        self.seen.outages.append((begin, time.time() + SETTLE))
+
+    async def _kill_service(self, rng: Random) -> None:
+        begin = time.time()
+        await self._service.kill()
+        await asyncio.sleep(rng.uniform(0, 2))
+        await self._service.start()
+        self.seen.outages.append((begin, time.time() + SETTLE))
+
+    async def _count(self) -> None:
+        """Add up the statements executed; the database forgets them when it is killed."""
+        before = 0
+        while True:
+            with suppress(psycopg.OperationalError):
+                now = await asyncio.to_thread(_statements, self._cluster.dsn)
+                self.seen.statements += now - before if now >= before else now
+                before = now
+            await asyncio.sleep(0.5)
+
+
+def _statements(dsn: str) -> int:
+    with psycopg.connect(dsn, autocommit=True, connect_timeout=2) as database:
+        database.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        row = database.execute("SELECT coalesce(sum(calls), 0) FROM pg_stat_statements").fetchone()
+        return int(row[0]) if row else 0
+
+
+@asynccontextmanager
+async def callbacks(fleet: Fleet) -> AsyncIterator[str]:
+    """A web process of the fleet: it takes every callback and passes it on; its URL."""
+
+    async def receive(request: web.Request) -> web.Response:
+        try:
+            await fleet.receive(request.headers, await request.read())
+        except WebhookError as error:
+            return web.Response(status=400, text=str(error))
+        return web.Response(status=204)
+
+    app = web.Application()
+    app.add_routes([web.post("/", receive)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    await runner.cleanup()
+
+
+async def audit(conditions: Conditions, url: str, ended: dict[str, Ended], seen: Seen) -> dict[str, Any]:
+    """What the service has, and what of it is on disk and in the ledger."""
+    async with aiohttp.ClientSession(url, raise_for_status=True) as http:
+        async with http.get("/_emulator/tasks") as answer:
+            tasks = (await answer.json())["data"]
+        of_job = defaultdict(list)
+        for task in tasks:
+            of_job[task["prompt"]].append(task["task_id"])
+
+        async def good(number: int) -> bool:
+            one = ended.get(f"job-{number}")
+            if one is None or one.status != "succeeded" or not one.files:
+                return False
+            async with http.get(f"/files/{one.task_id}/0.png") as served:
+                digest = hashlib.sha256(await served.read()).digest()
+            right = one.task_id in of_job[f"fleet job {number}"]
+            return right and hashlib.sha256(Path(one.files[0]).read_bytes()).digest() == digest
+
+        verified = [await good(number) for number in range(conditions.jobs)]
+    times = [(task["created"], max(task["due"], task["ready"] or 0)) for task in tasks]
+    return {
+        "jobs": conditions.jobs,
+        "created": len(tasks),
+        "duplicates": sum(len(task_ids) > 1 for task_ids in of_job.values()),
+        "lost": verified.count(False),
+        **usage(times, conditions.limit, seen.outages),
+    }
+
+
+def usage(
+    times: list[tuple[float, float]], limit: int, outages: list[tuple[float, float]]
+) -> dict[str, float]:
+    """How much of the *limit* tasks with these begins and ends took up; see the module."""
+    moves = sorted([(begin, 1) for begin, _ in times] + [(end, -1) for _, end in times])
+    edges = {edge for outage in outages for edge in outage}
+    moves = sorted([*moves, *((edge, 0) for edge in edges)])
+    last = sorted(begin for begin, _ in times)[max(0, len(times) - limit - 1)]
+    now = peak = 0
+    before = busy = length = 0.0
+    full = False
+    for at, step in moves:
+        out = any(begin <= before < end for begin, end in outages)
+        if full and not out and at <= last:
+            busy += min(now, limit) * (at - before)
+            length += at - before
+        now += step
+        before = at
+        peak = max(peak, now)
+        full = full or now >= limit * 0.95
+    return {"peak": peak, "limit": limit, "utilisation": round(busy / length / limit, 4) if length else 0.0}
+
+
+async def prove(conditions: Conditions) -> dict[str, Any]:
+    """Everything in a row; the numbers."""
+    c = conditions
+    slots = c.limit * 10 if c.policy == "permits" else c.limit
+    words = [f"--slots={slots}", f"--work-seconds={c.work_seconds}", "--queue-seconds=0", "--allow-private"]
+    words += [f"--webhook-secret={SECRET}"] + ([] if c.unique else ["--allow-duplicates"])
+    service = Emulator(c.folder, *words)
+    cluster = Cluster(c.folder / "postgres", "shared_preload_libraries=pg_stat_statements")
+    begin = time.monotonic()
+    try:
+        await service.start()
+        async with (
+            cluster,
+            Proxy(service.url, probability=c.faults, seed=c.seed) as proxy,
+            Fleet(cluster.dsn, webhook_secrets=[SECRET]) as fleet,
+            callbacks(fleet) as callback_url,
+        ):
+            await fleet.init()
+            run = Run(c, cluster, service, proxy)
+            ended = await run.all(fleet, callback_url)
+            seconds = time.monotonic() - begin
+        await service.kill()  # only what is on its disk counts
+        await service.start()
+        numbers = await audit(c, service.url, ended, run.seen)
+    finally:
+        await service.kill()
+    seen = run.seen
+    return numbers | {
+        "worker_kills": seen.kills["worker"],
+        "db_kills": seen.kills["db"],
+        "emulator_kills": seen.kills["emulator"],
+        "jobs_per_second": round(c.jobs / seconds, 2),
+        "statements_per_job": round(seen.statements / c.jobs, 1),
+        "faults": proxy.faults.total(),
+        "policy": c.policy,
+        "seed": c.seed,
+        "finished": seen.finished,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Does a fleet pay twice, lose a job or take too many slots?")
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--worker-kills", type=int, default=10)
+    parser.add_argument("--db-kills", type=int, default=2)
+    parser.add_argument("--emulator-kills", type=int, help="default: one in five of --worker-kills")
+    parser.add_argument("--faults", type=float, default=0.10, help="share of requests that are spoilt")
+    parser.add_argument("--limit", type=int, default=20, help="slots of the account")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--policy", choices=["permits", "aimd"], default="permits")
+    parser.add_argument("--unique", choices=["on", "off"], default="on", help="does it refuse a known id?")
+    parser.add_argument("--work-seconds", type=float, default=4.0, help="how long a task takes")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="until it is stopped as it is")
+    parser.add_argument("--folder", type=Path, help="keep everything there; it must be empty")
+    parser.add_argument("--scale", action="store_true", help="how far it scales, instead")
+    return parser
+
+
+def main() -> int:
+    """Run it once, and print what came of it; exit code 0: nothing paid twice, nothing lost, none too many."""
+    options = vars(_parser().parse_args())
+    if options.pop("scale"):
+        from benchmarks.fleet_scale import scale
+
+        print(json.dumps(asyncio.run(scale(options["seed"]))))
+        return 0
+    folder = options.pop("folder")
+    if options["emulator_kills"] is None:
+        options["emulator_kills"] = options["worker_kills"] // 5
+    options["unique"] = options["unique"] == "on"
+    with tempfile.TemporaryDirectory(prefix="kling-fleet-") as temporary:
+        place = (folder or Path(temporary)).absolute()
+        place.mkdir(parents=True, exist_ok=True)
+        found = asyncio.run(prove(Conditions(**options, folder=place)))
+    print(json.dumps(found))
+    bad = found["duplicates"] or found["lost"] or found["peak"] > found["limit"]
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -114,9 +114,9 @@ class Run:
         )
         await fleet.submit_many(requests)
         ended: dict[str, Ended] = {}
-        aside = [asyncio.create_task(work) for work in (self._count(), *self._killers())]
+        crew = map(self._supervise, self._workers)
+        aside = [asyncio.create_task(work) for work in (self._count(), *self._killers(), *crew)]
         try:
-            await asyncio.gather(*map(self._start, self._workers))
             async with asyncio.timeout(c.seconds):
                 async for one in fleet.results():
                     ended[one.key] = one
@@ -147,15 +147,16 @@ class Run:
             await kill(rng)
             self.seen.kills[what] += 1
 
-    async def _start(self, worker: Process) -> None:
+    async def _supervise(self, worker: Process) -> None:
+        """Start it again a second after it has ended, however it did, as systemd would."""
         keys = {f"KLING_{name.upper()}": self._service.keys[name] for name in ("access_key", "secret_key")}
-        await worker.start(KLING_WEBHOOK_SECRET=SECRET, **keys)
+        while True:
+            await (await worker.start(KLING_WEBHOOK_SECRET=SECRET, **keys)).wait()
+            await asyncio.sleep(1.0)
 
     async def _kill_worker(self, rng: Random) -> None:
-        worker = rng.choice(self._workers)
-        await worker.kill()
-        await asyncio.sleep(1.0)  # what a supervisor takes to notice
-        await self._start(worker)
+        while not await rng.choice(self._workers).kill():
+            await asyncio.sleep(0.2)  # that one was not up
 
     async def _kill_database(self, rng: Random) -> None:
         begin = time.time()

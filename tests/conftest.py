@@ -1,8 +1,28 @@
-"""What holds for every test? Properties are tried on the same examples, however slow it is."""
+"""What holds for every test? Properties are tried on the same examples, and nobody logs a secret."""
 
+import logging
+from collections.abc import Iterator
+
+import pytest
+from eavesdropping import Eavesdropper
 from hypothesis import settings
 
 settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("house")
 
 pytest_plugins = ["kling_expand.testing"]
+
+
+@pytest.fixture(autouse=True)
+def eavesdropper(caplog: pytest.LogCaptureFixture) -> Iterator[Eavesdropper]:
+    """Hears every log record of a test, at DEBUG; none may hold a secret that tests use."""
+    root, handler = logging.getLogger(), Eavesdropper()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    caplog.handler.setLevel(level)  # a test that looks at its log sees what it would see without this
+    yield handler
+    caplog.handler.setLevel(logging.NOTSET)
+    root.setLevel(level)
+    root.removeHandler(handler)
+    assert handler.told == []

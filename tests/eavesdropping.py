@@ -1,0 +1,28 @@
+"""Does anybody log a secret? A handler that hears everything, at DEBUG, of every library."""
+
+import logging
+
+SECRETS = (
+    "emulator-secret-key-0123456789abcdef",
+    "api-key-kling-emulator",
+    "dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI",  # the whsec_… of the published vector
+    "eyJhbGciOi",  # how every JWT begins
+    "Bearer ",
+)
+
+
+class Eavesdropper(logging.Handler):
+    """Keeps what was said if a secret was in it, in the message or in a traceback."""
+
+    def __init__(self, secrets: tuple[str, ...] = SECRETS) -> None:
+        super().__init__(logging.DEBUG)
+        self._secrets = secrets
+        self.records = 0
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hear one record."""
+        self.records += 1
+        text = f"{record.name}: {self.format(record)}"
+        if any(secret in text for secret in self._secrets):
+            self.told.append(text)

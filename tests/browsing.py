@@ -23,6 +23,7 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
+PATIENCE = 30_000  # milliseconds: the machine may be busy with other tests
 MISSING = "the console is tested in Chromium, which is not installed here: apt-get install chromium"
 
 
@@ -109,7 +110,8 @@ async def visiting(
         context = await browser.new_context(
             color_scheme=scheme, viewport={"width": width, "height": height}, locale="en-GB"
         )
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
         page = await context.new_page()
         visit = Visit(page, emulator)
         page.on("request", lambda request: visit.requests.append(request.url))

@@ -253,7 +253,7 @@ async def test_time_alone_is_news() -> None:
     for queue, work in ((0.1, 0.1), (0.0, 0.02)):
         async with calling(queue_seconds=queue, work_seconds=work) as call, listening(call) as stream:
             await call.create()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while (await stream.until("tasks"))[0]["status"] != "succeed":
                     pass
 
@@ -265,7 +265,7 @@ async def test_the_stream_ends_with_the_emulator() -> None:
             answer = await session.get(emulator.url + "/_emulator/events")
             stream = Stream(answer)
             await stream.until("state")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (await stream.next())[0]:
                 pass
         answer.release()

@@ -50,7 +50,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
         assert before == len(list((tmp_path / "out").iterdir()))
         assert 40 <= before < ROWS
         again = kling(*arguments, "--json")
-        assert again.exit_code == 0, again.stderr
+        assert again.exit_code == 0, again.stdout
         rows, summary = told(again.stdout)
         assert (len(books.tasks), books.units_billed) == (ROWS, 8 * ROWS)
         assert max(books.accepted.values()) == 1

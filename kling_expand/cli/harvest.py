@@ -82,7 +82,8 @@ class Harvest:
 
     async def _save(self, item: Item, result: ExpandResult) -> None:
         try:
-            if self._fresh:
+            # A create may say `succeed` and list no picture: what was paid for is asked for once more.
+            if self._fresh or not result.images:
                 result = evolve(result, task=await self._kling.get(result.task_id))
             async with self._places.name(result.task, item.names) as name:
                 paths = await evolve(result, name=name).save(self._places.target)

@@ -17,6 +17,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
 
+from attrs import evolve
+
 from . import wire
 from .errors import (
     DeadlineExceeded,
@@ -29,7 +31,7 @@ from .errors import (
     TaskNotFound,
     TransportError,
 )
-from .models import Dialect, Task
+from .models import Dialect, Status, Task
 from .pacing import retry_waits
 from .session import Body, Session
 
@@ -83,6 +85,10 @@ class Submitter:
         else:
             earlier()
         self._doubted.discard(external_task_id)
+        if task.status is Status.SUCCEED and not task.images:
+            # The answer to a create is documented without a result: as news it would be an end without
+            # pictures, so its end is left to be read.
+            task = evolve(task, task_status=Status.PROCESSING)
         return task
 
     async def _settle(

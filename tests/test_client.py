@@ -88,6 +88,14 @@ async def test_one_photo_goes_in_and_its_pictures_come_out(tmp_path: Path) -> No
 
 
 @virtual_time
+async def test_a_task_that_has_ended_when_it_is_accepted_has_its_pictures(tmp_path: Path) -> None:
+    """The answer to a create holds no result, even where it says that all is done."""
+    async with emulated(queue_seconds=0, work_seconds=0) as (_, kling):
+        result = await kling.expand(PHOTOS / "coffee.jpg", Ratios(up=0.5))
+        assert len(await result.save(tmp_path)) == 1
+
+
+@virtual_time
 async def test_many_photos_are_never_more_than_the_account_takes() -> None:
     """Slots are weighted by n, and the service never has to refuse."""
     async with emulated(work_seconds=10, slots=9) as (emulator, kling):

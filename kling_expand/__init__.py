@@ -20,7 +20,7 @@ from .geometry import (
     calculate_expansion_ratios,
 )
 from .models import Dialect, ExpandRequest, Image, Status, Task
-from .scheduler import Outcome
+from .scheduler import Outcome, Slots
 from .stats import Event, EventKind, Quantiles, Stats
 
 __version__ = "0.1.0"
@@ -39,6 +39,7 @@ __all__ = [
     "Quantiles",
     "Ratios",
     "Settings",
+    "Slots",
     "StaticKey",
     "Stats",
     "Status",

@@ -82,8 +82,7 @@ class Harvest:
 
     async def _save(self, item: Item, result: ExpandResult) -> None:
         try:
-            # A create may say `succeed` and list no picture: what was paid for is asked for once more.
-            if self._fresh or not result.images:
+            if self._fresh:
                 result = evolve(result, task=await self._kling.get(result.task_id))
             async with self._places.name(result.task, item.names) as name:
                 paths = await evolve(result, name=name).save(self._places.target)

@@ -627,7 +627,9 @@ async def test_slots_are_held_until_the_known_end() -> None:
     """The next create leaves when the first task's end is heard of, not when it happens."""
     client: dict[str, Any] = {"max_in_flight": 2, "pace": Blind()}
     async with emulated(client, slots=2, work_seconds=10) as (emulator, kling):
-        first, second = kling.submit(PHOTO, WIDER, n=2), kling.submit(PHOTO, WIDER)
+        first = kling.submit(PHOTO, WIDER, n=2)
+        await first.accepted()  # photos load in threads: of two at once either may come first
+        second = kling.submit(PHOTO, WIDER)
         await asyncio.sleep(60)
         assert (len(emulator.books.tasks), kling.stats.waiting) == (1, 1)
         kling._poller.tell(await kling.get(first.any_id))

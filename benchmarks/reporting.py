@@ -48,12 +48,13 @@ def rounded(value: float) -> float:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print *rows* under the names of their columns, those of the first row."""
-    columns = list(rows[0])
+    columns = list(rows[0]) if rows else []
     cells = [columns, *([_shown(row.get(column)) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
-        first, *rest = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join([first.strip().ljust(widths[0]), *rest]))
+        padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        padded[:1] = [cell.ljust(widths[0]) for cell in line[:1]]
+        print("  ".join(padded))
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,7 @@ missing our tasks is left alone for a while.
 import asyncio
 import heapq
 from collections.abc import Container, Coroutine
+from itertools import count
 from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -20,7 +21,7 @@ from .stats import Event, EventKind, Listener
 
 READS = 16  # single reads under way at once
 UNSEEN = 30.0  # seconds a task may be unknown to the service before that is believed
-PAGES = 4  # of a list, read at most for one look
+PAGES = 4  # of a list, read at most for one look, unless more tasks than that are looked for
 LEAST_PAGE, MOST_PAGE = 30, 500  # tasks on a page; the most is the service's limit (doc)
 SPARE = 20  # tasks of others that may stand between ours
 # With many open a look at all of them always tells something, so only this spaces looks: an end is
@@ -188,17 +189,18 @@ class Poller:
         missing = dict.fromkeys(due)
         # In a list that begins with the newest, the oldest of these stands behind all that came after it.
         size = min(max(LEAST_PAGE, SPARE + self._watched - min(entry.serial for entry in due)), MOST_PAGE)
-        for number in range(1, PAGES + 1):
+        for number in count(1):
             try:
                 shown, last = await self._reads.page(number, size, self._by_id)
             except KlingError:
                 break
-            before = len(missing)
             for task in shown:
                 for entry in self._named(task.task_id):
                     self._heard(entry, task)
                     missing.pop(entry, None)
-            if last or not missing or len(missing) == before:
+            # What is due may stand behind hundreds of ours that are not; a page with none of ours ends
+            # the search, and so does one page more than there are single reads to be saved.
+            if last or not missing or not shown or number >= max(PAGES, len(missing)):
                 break
         for entry in due:
             if entry not in missing:

@@ -4,7 +4,7 @@
     python -m benchmarks.fleet --scale
 
 Real processes: PostgreSQL, the emulator with its state in SQLite behind a proxy that spoils a share of all
-requests (`benchmarks.proxy`), and workers (``kling-expand fleet worker``). Workers, database and emulator
+calls of the API (`benchmarks.proxy`), and workers (``kling-expand fleet worker``). Workers, database and emulator
 are SIGKILLed at random and started again. In the end the emulator is started anew from its file alone,
 and its books are read. One JSON line:
 
@@ -142,7 +142,7 @@ class Run:
     async def _at(self, moments: list[float], what: str, kill: Any) -> None:
         rng = Random(f"{self.conditions.seed} {what} pauses")
         for moment in moments:
-            await self._proxy.reached(moment * 2 * self.conditions.jobs)  # a task and a picture for each
+            await self._proxy.reached(moment * self.conditions.jobs)
             await asyncio.sleep(rng.uniform(0, 1))
             await kill(rng)
             self.seen.kills[what] += 1

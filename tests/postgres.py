@@ -34,3 +34,10 @@ def dsn(cluster: Cluster) -> str:
     with psycopg.connect(cluster.dsn, autocommit=True) as database:
         database.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
     return cluster.dsn.rpartition("/")[0] + "/" + name
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """A server that is not running yet, for a test that kills it."""
+    with tempfile.TemporaryDirectory(prefix="kling-postgres-") as folder:
+        yield Cluster(Path(folder, "cluster"))

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import logging
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -172,17 +170,15 @@ async def test_what_cannot_pass_is_said_at_once(cluster: Cluster, dsn: str) -> N
         await PostgresLedger(database, owner=1).counts()
 
 
-async def test_a_database_that_stays_away_is_told() -> None:
+async def test_a_database_that_stays_away_is_told(own_cluster: Cluster) -> None:
     """Patience ends: a caller is not left waiting for ever."""
-    with tempfile.TemporaryDirectory(prefix="kling-postgres-") as folder:
-        cluster = Cluster(Path(folder, "cluster"))
-        async with cluster, Connections(cluster.dsn, patience=0.5) as database:
-            await create_tables(database)
-            cluster.kill()
-            with pytest.raises(JournalError, match="cannot be reached"):
-                await PostgresLedger(database, owner=1).counts()
-            await cluster.start()
-            assert not any((await PostgresLedger(database, owner=1).counts()).values())
+    async with own_cluster as cluster, Connections(cluster.dsn, patience=0.5) as database:
+        await create_tables(database)
+        cluster.kill()
+        with pytest.raises(JournalError, match="cannot be reached"):
+            await PostgresLedger(database, owner=1).counts()
+        await cluster.start()
+        assert not any((await PostgresLedger(database, owner=1).counts()).values())
 
 
 async def test_outcomes_are_read_once_each(journal: PostgresLedger, dsn: str) -> None:

@@ -74,7 +74,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             ledger = await stack.enter_async_context(self._fleet.ledger)
             most = max(self._limit or 0, self._concurrency, 9)
-            doors = Doors(most)
+            doors = Doors(most, self._rng)
             kling = KlingClient(
                 journal=ledger,  # type: ignore[arg-type]  # asked like a journal
                 run=ledger.run,
@@ -116,11 +116,11 @@ class Worker:
             engine.stop()
             await asyncio.wait([running], timeout=self._drain)
             await kling.aclose()  # what still waits is told so, and goes back to the queue
-            broken = await asyncio.gather(running, return_exceptions=True)
+            await asyncio.wait([running])
             for task in (told, *around):
                 task.cancel()
-            broken += await asyncio.gather(*around, return_exceptions=True)
-        for error in broken:
+            ends = await asyncio.gather(running, *around, return_exceptions=True)
+        for error in ends:
             if isinstance(error, Exception):
                 raise error
 

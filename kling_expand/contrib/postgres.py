@@ -250,13 +250,12 @@ class PostgresLedger:
         last place misses none and meets none twice.
         """
         found = await self._ask(_OUTCOMES, self.run, *after, PAGE)
-        return [
-            (
-                (int(seen), key),
-                Ended(key, status, name, task_id, tuple(urls), tuple(files), _number(units), *rest),
-            )
-            for seen, key, status, name, task_id, urls, files, units, *rest in found
-        ]
+        return [((int(seen), row[0]), _ended(row)) for seen, *row in found]
+
+    async def outcome(self, key: str) -> Ended | None:
+        """How the job of *key* ended, if it has."""
+        found = await self._ask(_OUTCOME, self.run, key)
+        return _ended(found[0]) if found else None
 
     async def more(self, after: tuple[int, str]) -> bool:
         """Whether there are outcomes behind *after*, shown already or not."""

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -290,10 +290,14 @@ class Fleet:
     async def receive(self, headers: Mapping[str, str], body: bytes) -> Call:
         """Take a callback in any process: the worker that waits for its task hears of it at once.
 
-        It is passed on as it came, and believed by nobody who has not checked its signature.
+        It is passed on as it came, and believed by nobody who has not checked its signature. A signed end
+        is kept in the ledger too: should that worker be dead, the task's slots are free all the same.
         Raises `WebhookError`. A call too long to be passed on is left to the worker's own reads.
         """
         call = self._webhooks.parse(headers, body)
+        if call.task.status.final and not call.doorbell and call.task.external_task_id:
+            with suppress(JournalError):  # a task of somebody else on this account
+                await self.ledger.observed(call.task.external_task_id, call.task)
         signed = {name: value for name, value in headers.items() if name.lower().startswith("webhook-")}
         text = body.decode()
         if len(body) + sum(map(len, signed.values())) < LONGEST_NEWS and "\0" not in text:

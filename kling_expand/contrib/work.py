@@ -8,6 +8,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from math import inf
+from random import Random
 from typing import Any
 
 from attrs import frozen
@@ -40,6 +42,8 @@ FOLLOW = 2.0  # seconds between two looks at a job that another worker has taken
 # Nothing is wrong with the job: somebody has to pay, or to change a setting.
 _HALT = (AccountError, AuthenticationError, PermissionDenied, IPNotAllowed)
 _HALTED = 300.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds nobody tries where all slots are others'
+EAGER = 6  # times as often as one client alone does a worker ask for more: others come and go, and die
 _OPEN = {State.INTENT, State.UNKNOWN, State.SUBMITTED}
 
 logger = logging.getLogger(__name__)
@@ -152,11 +156,47 @@ def pause_after(error: Exception, attempt: int) -> float | None:
 
 
 class Doors(Slots):
-    """Slots that can be shut: what waits for one, or asks later, is told that it was not submitted."""
+    """Slots of an account that others use too, which can be shut.
 
-    def __init__(self, limit: int) -> None:
+    Where a create is refused and none of ours runs, only time can make room: then nobody tries for a
+    while, and after that one at a time. Shut, who waits for a slot or comes later is told that nothing
+    was submitted.
+    """
+
+    def __init__(self, limit: int, rng: Random | None = None) -> None:
         super().__init__(limit)
         self._shut = asyncio.Event()
+        self._rng = rng or Random()
+        self._pause = 0.0  # how long nobody tries; doubled from refusal to refusal
+        self._closed_until = -inf
+
+    def refused(self, n: int, epoch: int) -> None:
+        """The service had no room for *n* more."""
+        if not self.running:
+            loop = asyncio.get_running_loop()
+            self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+            pause = self._pause * self._rng.uniform(0.5, 1.0)
+            self._closed_until = loop.time() + pause
+            loop.call_later(pause, self._open_again)
+        super().refused(n, epoch)
+
+    def accepted(self, n: int) -> None:
+        """A task of *n* pictures runs, so whoever waits is waited for no longer."""
+        self._pause, self._closed_until = 0.0, -inf
+        super().accepted(n)
+
+    def ended(self, n: int) -> None:
+        """A task of *n* pictures has ended: what it leaves may be had again, and soon more is asked for."""
+        self._calm += (EAGER - 1) * n
+        super().ended(n)
+
+    def _open_again(self) -> None:
+        self._closed_until = -inf
+        self._serve()
+
+    def _serve(self) -> None:
+        if asyncio.get_running_loop().time() >= self._closed_until:
+            super()._serve()
 
     def shut(self) -> None:
         """Let nobody in any more."""

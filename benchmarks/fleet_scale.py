@@ -1,0 +1,233 @@
+"""How far does a fleet scale? Workers by workers, the engine's own cost, and the limit policy at 100 workers.
+
+Part of `python -m benchmarks.fleet --scale`. `workers`: real processes at a limit that grows with them, jobs a
+second and CPU per job of the workers and of PostgreSQL. `engine`: what queue, ledger and permits cost a
+job, with nothing done in between. `enqueue`: jobs a second. `simulation`: the SDK's own slots, a million
+jobs and 100 workers on a virtual clock, one of which dies half-way.
+"""
+
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from attrs import frozen
+
+from benchmarks.processes import Emulator, Process
+from benchmarks.reporting import picture
+from kling_expand import ExpandRequest, Ratios
+from kling_expand.contrib import permits, work
+from kling_expand.contrib.cluster import Cluster
+from kling_expand.contrib.crew import Worker
+from kling_expand.contrib.postgres import PostgresLedger
+from kling_expand.contrib.procrastinate import Fleet
+from kling_expand.future import ExpandResult
+from kling_expand.models import Image, Task
+from kling_expand.pacing import retry_waits
+from kling_expand.scheduler import Slots
+from kling_expand.testing import virtual_time
+
+SLOTS = 20  # of the account, for each worker
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu(pid: int) -> float:
+    """CPU seconds of a process and of all it has started (Linux)."""
+    total, parents = 0.0, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1]), sum(map(int, fields[11:13])) / TICKS, fields
+    for number, (parent, seconds, fields) in parents.items():
+        if number == pid:
+            total += seconds + sum(map(int, fields[13:15])) / TICKS
+        elif parent == pid:
+            total += seconds
+    return total
+
+
+def postmaster(folder: Path) -> int:
+    """The database server's process."""
+    return int((folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+
+
+async def workers(count: int, folder: Path) -> dict[str, float]:
+    """So many workers, at so many times the limit: jobs a second, CPU per job in milliseconds."""
+    jobs = 150 * count
+    service = Emulator(folder, f"--slots={SLOTS * count}", "--work-seconds=1", "--queue-seconds=0")
+    crew: list[asyncio.subprocess.Process] = []
+    await service.start()
+    try:
+        async with Cluster(folder / "postgres") as cluster, Fleet(cluster.dsn) as fleet:
+            await fleet.init()
+            photo = folder / "photo.png"
+            photo.write_bytes(picture(300))
+            words = ("-m", "kling_expand", "fleet", "worker", "--dsn", cluster.dsn, "--base-url", service.url)
+            for number in range(count):
+                process = Process(folder / f"worker-{number}.log", *words, "--drain", 1)
+                crew.append(await process.start(KLING_API_KEY=service.keys["api_key"]))
+            while len((await fleet.numbers()).workers) < count:
+                await asyncio.sleep(0.1)
+            used = sum(cpu(one.pid) for one in crew), cpu(postmaster(folder))
+            begin = time.monotonic()
+            await fleet.submit_many(
+                ExpandRequest(photo, Ratios(right=1.0), prompt=f"{number}", key=f"{number}")
+                for number in range(jobs)
+            )
+            ended = [one async for one in fleet.results()]
+            seconds = time.monotonic() - begin
+            spent = sum(cpu(one.pid) for one in crew) - used[0], cpu(postmaster(folder)) - used[1]
+            for one in crew:
+                one.terminate()
+            await asyncio.gather(*(one.wait() for one in crew))
+    finally:
+        await service.kill()
+    return {
+        "workers": count,
+        "limit": SLOTS * count,
+        "jobs": sum(one.status == "succeeded" for one in ended),
+        "jobs_per_second": round(jobs / seconds, 2),
+        "worker_cpu_ms_per_job": round(1000 * spent[0] / jobs, 2),
+        "database_cpu_ms_per_job": round(1000 * spent[1] / jobs, 2),
+    }
+
+
+@frozen
+class Nothing:
+    """A client that writes down what a real one would, and does nothing in between."""
+
+    ledger: PostgresLedger
+
+    async def submit(self, request: ExpandRequest, *, priority: int = 0) -> ExpandResult:
+        """A job that is over at once."""
+        del priority
+        key = str(request.key)
+        job = await self.ledger.intend(
+            key, params_hash=key, params='{"n":1}', source=None, external_id=lambda _: f"kx-{key}"
+        )
+        await self.ledger.posting(job.external_task_id)
+        await self.ledger.observed(job.external_task_id, Task(key, "submitted", external_task_id=f"kx-{key}"))
+        task = Task(key, "succeed", None, f"kx-{key}", (Image(0, "https://host/0.png"),), "8")
+        await self.ledger.observed(job.external_task_id, task)
+        return ExpandResult(task, request)
+
+
+async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
+    """What queue, ledger and exact permits cost a job, in CPU milliseconds; and jobs queued a second."""
+    async with Cluster(folder / "postgres") as cluster, Fleet(cluster.dsn) as fleet:
+        await fleet.init()
+        pid = postmaster(folder)
+        used = time.process_time(), cpu(pid)
+        await fleet.submit_many(
+            ExpandRequest(f"https://host/{n}.png", Ratios(up=1.0), key=f"e{n}") for n in range(jobs)
+        )
+        async with (
+            Fleet(cluster.dsn) as own,
+            own.ledger as ledger,
+            permits.Permits(cluster.dsn, SLOTS, owner=ledger.owner, run=ledger.run, grace=0.0) as allowed,
+        ):
+            worker = Worker(own, api_key="none")
+            bench = work.Bench(Nothing(ledger), ledger, hold=allowed.hold)  # type: ignore[arg-type]  # all it needs
+            running = worker._engine(bench)  # noqa: SLF001 - the engine alone is the question
+            task = asyncio.create_task(running.run())
+            while (await fleet._counts()) != (0, 0):  # noqa: SLF001 - the same
+                await asyncio.sleep(0.5)
+            running.stop()
+            await task
+        spent = time.process_time() - used[0], cpu(pid) - used[1]
+        begin = time.monotonic()
+        many = 20_000
+        requests = (ExpandRequest(f"https://host/{n}.png", Ratios(up=1.0), key=f"q{n}") for n in range(many))
+        await fleet.submit_many(requests)
+        queued = time.monotonic() - begin
+    return {
+        "enqueue_per_second": round(many / queued),
+        "worker_cpu_ms_per_job": round(1000 * spent[0] / jobs, 2),
+        "database_cpu_ms_per_job": round(1000 * spent[1] / jobs, 2),
+        "cpu_ms_per_job": round(1000 * sum(spent) / jobs, 2),
+    }
+
+
+class Account:
+    """The service as the policy sees it: so many slots, and refusals that cost nothing."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used, self.refusals, self.done = limit, 0, 0, 0
+        self.busy = self._since = 0.0
+
+    def move(self, step: int) -> None:
+        """Take or free a slot now."""
+        now = asyncio.get_running_loop().time()
+        self.busy += self.used * (now - self._since)
+        self._since = now
+        self.used += step
+
+
+async def _job(account: Account, slots: Slots, rng: Random) -> None:
+    """The waits of `Jobs._admitted` and of a poll loop, without the rest."""
+    refused = False
+    for pause in retry_waits(rng):
+        await slots.acquire(1, first=refused)
+        epoch = slots.epoch
+        if account.used < account.limit:
+            break
+        account.refusals += 1
+        refused = True
+        slots.refused(1, epoch)
+        if not slots.held:
+            await asyncio.sleep(pause)
+    account.move(1)
+    slots.accepted(1)
+    await asyncio.sleep(rng.lognormvariate(2.485, 0.35))  # 12 s in the middle
+    account.move(-1)
+    account.done += 1
+    await asyncio.sleep(rng.uniform(0, 1.0))  # until we hear of it
+    slots.ended(1)
+
+
+async def _machine(account: Account, jobs: list[int], rng: Random, dies: bool) -> None:
+    """One worker with 32 jobs in hand, until there are none left or it dies half-way."""
+    slots, half = work.Doors(32, rng), jobs[0] // 2
+
+    async def hand() -> None:
+        while jobs[0] > 0 and not (dies and jobs[0] < half):
+            jobs[0] -= 1
+            await _job(account, slots, rng)
+
+    await asyncio.gather(*(hand() for _ in range(32)))
+
+
+async def simulate(
+    seed: int, machines: int = 100, jobs: int = 1_000_000, limit: int = 1000
+) -> dict[str, float]:
+    """The AIMD policy of every worker for itself: how much of the limit is used, refused creates per job."""
+    account, left = Account(limit), [jobs]
+    rng = Random(seed)
+    await asyncio.gather(
+        *(_machine(account, left, Random(rng.random()), dies=n == 0) for n in range(machines))
+    )
+    seconds = asyncio.get_running_loop().time()
+    return {
+        "workers": machines,
+        "jobs": account.done,
+        "limit": limit,
+        "utilisation": round(account.busy / seconds / limit, 4),
+        "refusals_per_job": round(account.refusals / account.done, 4),
+    }
+
+
+async def scale(seed: int) -> dict[str, Any]:
+    """All four."""
+    rows = []
+    for count in (1, 2, 4, 8):
+        with tempfile.TemporaryDirectory(prefix="kling-fleet-") as folder:
+            rows.append(await workers(count, Path(folder)))
+    with tempfile.TemporaryDirectory(prefix="kling-fleet-") as folder:
+        cost = await engine(Path(folder))
+    simulation = await asyncio.to_thread(virtual_time(simulate), seed)
+    return {"workers": rows, "engine": cost, "simulation": simulation}

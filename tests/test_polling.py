@@ -188,6 +188,21 @@ def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
     watching(test)
 
 
+def test_a_thousand_open_tasks_still_share_their_reads() -> None:
+    """What is due may stand pages behind hundreds of ours that are not; lists serve it all the same."""
+
+    async def test(watched: Watched) -> None:
+        rng, futures = Random(5), []
+        for i in range(3000):
+            futures.append(watched.begin(str(i), 12 * rng.lognormvariate(0, 0.35)))
+            await asyncio.sleep(0.012)
+        await asyncio.gather(*futures)
+
+    watched = watching(test, LearnedPace(Random(1)))
+    assert (watched.service.pages + watched.service.singles) / 3000 < 0.3
+    assert sum(watched.lateness[1000:]) / 2000 < 0.7
+
+
 PASSING: list[KlingError] = [ServerError("503"), TransportError("reset"), TransportError("no answer in time")]
 
 

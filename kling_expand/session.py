@@ -32,7 +32,6 @@ from .wire import Answer
 T = TypeVar("T")
 
 MAX_ANSWER = 32 << 20  # bytes; a full list page of nine-picture tasks stays under 5 MB
-_READ = 64 << 10
 _JOIN = 64 << 10  # bytes up to which a copy is cheaper than one more call of the system
 FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # what aiohttp may raise
 
@@ -97,6 +96,11 @@ class Gate:
     def close(self, seconds: float) -> None:
         """Let nobody pass for *seconds*; a longer pause already asked for stands."""
         self._opens = max(self._opens, asyncio.get_running_loop().time() + seconds)
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is anything to wait for."""
+        return self._opens > asyncio.get_running_loop().time()
 
     async def passage(self, until: float | None = None) -> None:
         """Wait until open, then a little, so that not all who waited leave at once."""
@@ -254,7 +258,8 @@ class Session:
         until: float | None,
     ) -> tuple[str, Answer]:
         """One request: the token it was made with, and its answer."""
-        await self.gate.passage(until)
+        if self.gate.closed:
+            await self.gate.passage(until)
         token = self._auth.token()
         http, timeout = self.http, self._timeout(body, until)
         try:
@@ -268,8 +273,7 @@ class Session:
                 allow_redirects=False,  # credentials go to the API's origin and nowhere else
                 raise_for_status=False,  # whatever an injected session does otherwise
             ) as response:
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return token, Answer(response.status, headers, await _whole(response))
+                return token, Answer(response.status, response.headers, await _whole(response))
         except FOREIGN as error:
             _translate(error, body)
 
@@ -286,7 +290,7 @@ class Session:
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:
     pieces, size = [], 0
-    async for piece in response.content.iter_chunked(_READ):
+    while piece := await response.content.readany():
         size += len(piece)
         if size > MAX_ANSWER:
             raise ProtocolError(f"the answer is longer than {MAX_ANSWER} bytes", status=response.status)

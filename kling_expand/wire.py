@@ -30,7 +30,7 @@ LAST_PAGE = 1000  # (doc)
 
 @frozen
 class Answer:
-    """What came back: HTTP status, headers by lower-case name, and the whole body."""
+    """What came back: HTTP status, headers (asked for by lower-case names), and the whole body."""
 
     status: int
     headers: Mapping[str, str]

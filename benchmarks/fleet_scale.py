@@ -1,8 +1,8 @@
-"""How far does a fleet scale? Workers by workers, the engine's own cost, and the limit policy at 100 workers.
+"""How far does a fleet scale? More workers, the engine's own cost, and the limit policy at 100 of them.
 
-Part of `python -m benchmarks.fleet --scale`. `workers`: real processes at a limit that grows with them, jobs a
-second and CPU per job of the workers and of PostgreSQL. `engine`: what queue, ledger and permits cost a
-job, with nothing done in between. `enqueue`: jobs a second. `simulation`: the SDK's own slots, a million
+Part of `python -m benchmarks.fleet --scale`. `workers`: real processes at a limit that grows with them, jobs
+a second and CPU per job of the workers and of PostgreSQL. `engine`: what queue, ledger and permits cost a
+job with nothing done in between, and jobs queued a second. `simulation`: the workers' own slots, a million
 jobs and 100 workers on a virtual clock, one of which dies half-way.
 """
 
@@ -71,7 +71,7 @@ async def workers(count: int, folder: Path) -> dict[str, float]:
             for number in range(count):
                 process = Process(folder / f"worker-{number}.log", *words, "--drain", 1)
                 crew.append(await process.start(KLING_API_KEY=service.keys["api_key"]))
-            while len((await fleet.numbers()).workers) < count:
+            while len((await fleet.numbers()).workers) < count:  # noqa: ASYNC110 - other processes
                 await asyncio.sleep(0.1)
             used = sum(cpu(one.pid) for one in crew), cpu(postmaster(folder))
             begin = time.monotonic()
@@ -133,9 +133,9 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
         ):
             worker = Worker(own, api_key="none")
             bench = work.Bench(Nothing(ledger), ledger, hold=allowed.hold)  # type: ignore[arg-type]  # all it needs
-            running = worker._engine(bench)  # noqa: SLF001 - the engine alone is the question
+            running: Any = worker._engine(bench)  # noqa: SLF001 - the engine alone is the question
             task = asyncio.create_task(running.run())
-            while (await fleet._counts()) != (0, 0):  # noqa: SLF001 - the same
+            while (await fleet._counts()) != (0, 0):  # noqa: ASYNC110, SLF001 - the same
                 await asyncio.sleep(0.5)
             running.stop()
             await task
@@ -190,7 +190,7 @@ async def _job(account: Account, slots: Slots, rng: Random) -> None:
     slots.ended(1)
 
 
-async def _machine(account: Account, jobs: list[int], rng: Random, dies: bool) -> None:
+async def _machine(account: Account, jobs: list[int], rng: Random, *, dies: bool) -> None:
     """One worker with 32 jobs in hand, until there are none left or it dies half-way."""
     slots, half = work.Doors(32, rng), jobs[0] // 2
 

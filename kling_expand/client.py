@@ -23,7 +23,7 @@ from .errors import ClientClosed, InvalidRequest
 from .future import ExpandResult, Save, TaskFuture
 from .geometry import Geometry
 from .jobs import Job, Jobs
-from .ledger import Known, Ledger
+from .ledger import Known, Ledger, Records
 from .models import Dialect, ExpandRequest, ImageSource, Task
 from .pacing import LearnedPace, Pace
 from .polling import Poller
@@ -74,7 +74,7 @@ class KlingClient:
         deadline: float | None = None,
         budget: int | None = None,
         run: str = "default",
-        journal: "str | os.PathLike[str] | Journal | None" = None,
+        journal: str | os.PathLike[str] | Records | None = None,
         webhook_secret: str | Sequence[str] | None = None,
         http: aiohttp.ClientSession | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,

@@ -1,9 +1,10 @@
 """What is already known of this job? Its id, and with a journal how far it came before."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import frozen
 
@@ -14,9 +15,37 @@ from .images import Photo
 from .models import ExpandRequest, Task
 
 if TYPE_CHECKING:
-    from .journal import Job, Journal
+    from .journal import Job, State
 
 logger = logging.getLogger(__name__)
+
+
+class Records(Protocol):
+    """What keeps jobs: a `Journal`, or a database that many machines share. `Journal` says what each does."""
+
+    async def intend(
+        self,
+        key: str,
+        *,
+        params_hash: str,
+        params: str,
+        source: str | None,
+        external_id: Callable[[int], str],
+    ) -> "Job": ...
+
+    async def posting(self, external_task_id: str) -> None: ...
+
+    async def observed(self, external_task_id: str, task: Task) -> None: ...
+
+    async def downloaded(self, external_task_id: str, files: Iterable[str | os.PathLike[str]]) -> None: ...
+
+    async def rejected(self, external_task_id: str, error: str) -> None: ...
+
+    async def unknown(self, external_task_id: str, error: str) -> None: ...
+
+    async def get(self, external_task_id: str) -> "Job | None": ...
+
+    def jobs(self, *states: "State") -> AsyncIterator["Job"]: ...
 
 
 @frozen(eq=False, repr=False)
@@ -59,7 +88,7 @@ class Ledger:
     for: the same photo with the same parameters is then the same job.
     """
 
-    def __init__(self, run: str, journal: "Journal | None" = None) -> None:
+    def __init__(self, run: str, journal: Records | None = None) -> None:
         self._run = run
         self._journal = journal
 

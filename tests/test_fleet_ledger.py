@@ -116,9 +116,7 @@ async def test_a_worker_taken_for_dead_does_not_send(journal: PostgresLedger, da
     assert (job.state, job.task_id) == (State.SUBMITTED, "t1")
 
 
-async def test_many_workers_make_one_attempt(
-    journal: PostgresLedger, database: Connections, dsn: str
-) -> None:
+async def test_many_workers_make_one_attempt(journal: PostgresLedger, dsn: str) -> None:
     """First and next attempts are made once, however many want them at the same moment."""
     async with Connections(dsn, size=8) as wide:
         crowd = [await another(wide) for _ in range(8)]
@@ -126,7 +124,7 @@ async def test_many_workers_make_one_attempt(
             jobs = await asyncio.gather(*(intend(ledger) for ledger in crowd))  # type: ignore[arg-type] # the same
             assert {(f"k-h-{attempt}", attempt)} == {(job.external_task_id, job.attempt) for job in jobs}
             await journal.observed(f"k-h-{attempt}", FAILED)
-    assert [("k-h-2", State.FAILED)] == await states(journal)  # type: ignore[arg-type] # asked like a journal
+    assert await states(journal) == [("k-h-2", State.FAILED)]  # type: ignore[arg-type] # asked like a journal
 
 
 async def test_runs_are_apart(journal: PostgresLedger, database: Connections) -> None:
@@ -140,13 +138,12 @@ async def test_runs_are_apart(journal: PostgresLedger, database: Connections) ->
 
 
 @pytest.mark.parametrize("state", ["submitted", "done"])
-async def test_a_restart_of_the_database_is_outlived(
-    journal: PostgresLedger, database: Connections, dsn: str, state: str
-) -> None:
+async def test_a_restart_of_the_database_is_outlived(journal: PostgresLedger, dsn: str, state: str) -> None:
     """A connection that is cut in the middle is replaced, and the call is answered all the same."""
     name = (await intend(journal)).external_task_id  # type: ignore[arg-type] # asked like a journal
     with psycopg.connect(dsn, autocommit=True) as killer:
-        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = %s"
+        others = "pid <> pg_backend_pid() AND datname = %s"
+        query = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
         killer.execute(query, (killer.info.dbname,))
         await journal.accepted(name, "t1")
         if state == "done":
@@ -185,7 +182,8 @@ async def test_outcomes_are_read_once_each(journal: PostgresLedger, dsn: str) ->
     """A reader who goes on from the last place misses none, whatever order the writers commit in."""
     with psycopg.connect(dsn) as slow:
         slow.execute(
-            "INSERT INTO kling_outcomes VALUES ('r', 'slow', DEFAULT, 'succeeded', 'x', 't', '{}', '{}', 8, NULL, 1)"
+            "INSERT INTO kling_outcomes"
+            " VALUES ('r', 'slow', DEFAULT, 'succeeded', 'x', 't', '{}', '{}', 8, NULL, 1)"
         )
         await journal.ended(
             Ended("quick", "failed", urls=("u",), files=("f",), units=None, error="bad \0 word")
@@ -193,11 +191,11 @@ async def test_outcomes_are_read_once_each(journal: PostgresLedger, dsn: str) ->
         assert await journal.outcomes() == []  # the slow one may still be placed before it
         slow.commit()
     first = await journal.outcomes()
-    assert [("slow", 8), ("quick", None)] == [(ended.key, ended.units) for _, ended in first]
+    assert [(ended.key, ended.units) for _, ended in first] == [("slow", 8), ("quick", None)]
     assert (first[1][1].urls, first[1][1].files, first[1][1].error) == (("u",), ("f",), "bad � word")
     assert await journal.outcomes(first[-1][0]) == []
     await journal.ended(evolve(first[0][1], status="cancelled"))
-    assert [("slow", "cancelled")] == [(e.key, e.status) for _, e in await journal.outcomes(first[-1][0])]
+    assert [(e.key, e.status) for _, e in await journal.outcomes(first[-1][0])] == [("slow", "cancelled")]
 
 
 async def test_news_is_heard_and_missed_news_announced(dsn: str) -> None:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from kling_expand.contrib import permits
+from kling_expand.contrib.cluster import Cluster
 from kling_expand.contrib.connections import Connections
 from kling_expand.contrib.permits import Permits
 from kling_expand.contrib.postgres import PostgresLedger, create_tables
@@ -19,7 +20,7 @@ from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
 pytest_plugins = ["postgres"]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 async def database(dsn: str) -> AsyncIterator[Connections]:
     async with Connections(dsn) as database:
         await create_tables(database, permits.SCHEMA)
@@ -48,7 +49,7 @@ async def left_running(database: Connections, owner: int, key: str, n: int) -> N
     await ledger.accepted(f"id of {key}", f"task of {key}")
 
 
-async def test_never_one_too_many(database: Connections, dsn: str) -> None:
+async def test_never_one_too_many(dsn: str) -> None:
     """Three workers and jobs of every weight: all get through, and the limit is reached and kept."""
     now = most = 0
 
@@ -68,7 +69,7 @@ async def test_never_one_too_many(database: Connections, dsn: str) -> None:
     assert most <= 4
 
 
-async def test_a_dead_workers_permits_are_free_at_once(database: Connections, dsn: str) -> None:
+async def test_a_dead_workers_permits_are_free_at_once(dsn: str) -> None:
     """They are its session's, and gone with it; nothing has to run out."""
     async with worker(dsn, 1) as living:
         dying = await worker(dsn, 2).__aenter__()
@@ -98,9 +99,7 @@ async def test_what_a_dead_worker_left_running_counts(database: Connections, dsn
                 assert look.execute("SELECT holder FROM kling_jobs").fetchall() == [(1,)]
 
 
-async def test_a_heavy_job_is_not_passed_over_for_ever(
-    database: Connections, dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_heavy_job_is_not_passed_over_for_ever(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is hungry nobody else is served before it, however light the others are."""
     monkeypatch.setattr(permits, "HUNGRY", 0.0)
     monkeypatch.setattr(permits, "POLL", 0.01)
@@ -120,7 +119,7 @@ async def test_a_heavy_job_is_not_passed_over_for_ever(
                 stop.set()
 
 
-async def test_a_restart_of_the_database_keeps_what_is_held(database: Connections, dsn: str) -> None:
+async def test_a_restart_of_the_database_keeps_what_is_held(dsn: str) -> None:
     """A cut session comes back with as many permits as before, so the others still find them taken."""
     async with worker(dsn, 1) as cut, worker(dsn, 2) as other:
         async with cut.hold(3, "a"):
@@ -135,7 +134,7 @@ async def test_a_restart_of_the_database_keeps_what_is_held(database: Connection
         await waiting
 
 
-async def test_after_a_restart_none_are_given_for_a_moment(database: Connections, dsn: str) -> None:
+async def test_after_a_restart_none_are_given_for_a_moment(dsn: str) -> None:
     """Those who held some take them back first."""
     async with worker(dsn, 1, grace=1e9) as early:
         waiting = asyncio.ensure_future(early.hold(1, "a").__aenter__())
@@ -147,7 +146,7 @@ async def test_after_a_restart_none_are_given_for_a_moment(database: Connections
         await waiting
 
 
-async def test_shut_is_shut(database: Connections, dsn: str) -> None:
+async def test_shut_is_shut(dsn: str) -> None:
     """Who waits and who comes later is told that nothing was submitted; a cancelled one leaves no trace."""
     async with worker(dsn, 1) as permits:
         async with permits.hold(4, "a"):
@@ -166,14 +165,18 @@ async def test_shut_is_shut(database: Connections, dsn: str) -> None:
         pass
 
 
-async def test_accounts_are_apart(database: Connections, dsn: str) -> None:
+async def test_accounts_are_apart(dsn: str) -> None:
     """Two accounts in one database have each their own permits."""
-    async with worker(dsn, 1) as one, worker(dsn, 2, account="other") as other:
-        async with one.hold(4, "a"), other.hold(4, "b"):
-            pass
+    async with (
+        worker(dsn, 1) as one,
+        worker(dsn, 2, account="other") as other,
+        one.hold(4, "a"),
+        other.hold(4, "b"),
+    ):
+        pass
 
 
-async def test_no_database_no_permits(cluster: Any) -> None:
+async def test_no_database_no_permits(cluster: Cluster) -> None:
     """It is said at once, in a sentence."""
     with pytest.raises(JournalError, match="no permits"):
         await worker(cluster.dsn + "missing", 1).__aenter__()

@@ -1,4 +1,4 @@
-"""Where does a PostgreSQL for a try-out come from? One made in a folder, on loopback, that dies with its user."""
+"""Where does a PostgreSQL for a try-out come from? Made in a folder, on loopback, gone with its user."""
 
 import asyncio
 import contextlib
@@ -86,7 +86,9 @@ class Cluster:
         options = [word for option in (*self._options, f"port={self._port}") for word in ("-c", option)]
         with (self._folder / "log").open("ab") as log:
             command = _as_postgres(programs() / "postgres", "-D", self._data, *options)
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own programs
+                command, stdout=log, stderr=log, start_new_session=True
+            )
         for _ in range(1200):
             with contextlib.suppress(psycopg.OperationalError):
                 psycopg.connect(self.dsn, connect_timeout=5).close()
@@ -119,7 +121,8 @@ class Cluster:
         self._process = None
 
     def _run(self, *command: object) -> None:
-        done = subprocess.run(_as_postgres(*command), capture_output=True, text=True, check=False)
+        words = _as_postgres(*command)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - the same
         if done.returncode:
             raise ConfigurationError(f"PostgreSQL cannot be made ready: {done.stderr.strip()[-300:]}")
 

@@ -33,7 +33,7 @@ async def connect(dsn: str) -> Connection:
 
 
 class Connections:
-    """At most *size* connections to *dsn*, used by one event loop: ``async with Connections(dsn) as database``.
+    """At most *size* connections to *dsn*, used by one event loop: ``async with Connections(dsn)``.
 
     Entering raises `JournalError` at once where there is no such database; one that goes away later is
     waited for, *patience* seconds.
@@ -123,7 +123,7 @@ async def listen(dsn: str, heard: Heard, *channels: str) -> None:
 
 
 def passing(error: psycopg.Error) -> bool:
-    """Whether the same statement may do better later: the database is away, or two got in each other's way."""
+    """Whether the same may do better later: the database is away, or two got in each other's way."""
     lost = isinstance(error, psycopg.InterfaceError) and "closed" in str(error)
     return lost or isinstance(error, psycopg.OperationalError)
 

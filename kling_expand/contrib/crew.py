@@ -1,4 +1,4 @@
-"""What does one machine of a fleet do? It takes jobs while it is told to, and leaves none behind when it goes.
+"""What does one machine of a fleet do? It takes jobs until told to stop, and leaves none behind.
 
 Every worker also looks after the others: jobs whose worker has not been heard of for a whole lease go back
 to the queue. That needs no worker's free hands, as a job for it would, when all are busy waiting.
@@ -76,7 +76,7 @@ class Worker:
             most = max(self._limit or 0, self._concurrency, 9)
             doors = Doors(most, self._rng)
             kling = KlingClient(
-                journal=ledger,  # type: ignore[arg-type]  # asked like a journal
+                journal=ledger,
                 run=ledger.run,
                 slots=doors,
                 rng=self._rng,
@@ -101,7 +101,7 @@ class Worker:
             elif permits is not None:
                 permits.wake()
 
-        running = asyncio.create_task(engine.run())
+        running = asyncio.create_task(_run(engine))
         around = [
             asyncio.create_task(listen(self._fleet.dsn, heard, NEWS, CHANNEL)),
             asyncio.create_task(self._watch(engine)),
@@ -113,7 +113,7 @@ class Worker:
             doors.shut()
             if permits is not None:
                 permits.shut()
-            engine.stop()
+            _halt(engine)
             await asyncio.wait([running], timeout=self._drain)
             await kling.aclose()  # what still waits is told so, and goes back to the queue
             await asyncio.wait([running])
@@ -155,6 +155,15 @@ class Worker:
             lost = idle
             if back:
                 logger.warning("%d jobs of workers that are no more were put back", back)
+
+
+# Procrastinate leaves these two without types.
+async def _run(engine: Any) -> None:
+    await engine.run()
+
+
+def _halt(engine: Any) -> None:
+    engine.stop()
 
 
 def _receive(kling: KlingClient, payload: str) -> None:

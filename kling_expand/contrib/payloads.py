@@ -1,4 +1,4 @@
-"""What stands in the queue for a job? A request as a small JSON object: where its photo is, never the photo."""
+"""What stands in the queue for a job? A request as JSON: where its photo is, never the photo."""
 
 import asyncio
 import hashlib
@@ -32,7 +32,7 @@ def pack(request: ExpandRequest) -> Payload:
     kind = type(request.geometry).__name__
     if _GEOMETRIES.get(kind) is not type(request.geometry):
         raise InvalidRequest("geometry", kind, f"one of {', '.join(_GEOMETRIES)} can be queued")
-    geometry = {"kind": kind, **asdict(request.geometry)}  # type: ignore[arg-type]  # each of these is an attrs class
+    geometry = {"kind": kind, **asdict(request.geometry)}
     said = {name: value for name in _FIELDS if (value := getattr(request, name)) not in (None, False)}
     payload = {"image": _place(request.image), "geometry": geometry, **said}
     if "key" not in payload:

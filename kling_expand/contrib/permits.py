@@ -33,15 +33,17 @@ STALE = 3600.0  # seconds after its create a task of a dead worker no longer cou
 _ALIVE = 1_000_000_000  # plus its owner's: this worker lives
 _TURN, _FIRST = 2_000_000_000, 2_000_000_001
 _HELD = """
-SELECT objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = $1::oid
+SELECT objid::bigint FROM pg_locks
+WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = $1::oid
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 SCHEMA = f"""
-CREATE OR REPLACE FUNCTION kling_permits_held(class integer) RETURNS bigint[] LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION kling_permits_held(class integer) RETURNS bigint[]
+LANGUAGE sql AS $$
     SELECT ARRAY({_HELD.replace("$1", "class")})
 $$;
-CREATE OR REPLACE FUNCTION kling_permits_lock(class integer, n integer, held bigint[]) RETURNS integer[]
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION kling_permits_lock(class integer, n integer, held bigint[])
+RETURNS integer[] LANGUAGE plpgsql AS $$
 DECLARE got integer[] := '{{}}'; i integer := 0;
 BEGIN
     WHILE cardinality(got) < n LOOP
@@ -55,35 +57,41 @@ CREATE OR REPLACE FUNCTION kling_permits_take(class integer, lim integer, n inte
     of_key text, grace double precision) RETURNS integer[] LANGUAGE plpgsql AS $$
 DECLARE held bigint[]; used integer; got integer[];
 BEGIN
-    IF clock_timestamp() - pg_postmaster_start_time() < make_interval(secs => grace) THEN RETURN '{{}}'; END IF;
-    IF NOT pg_try_advisory_xact_lock_shared(class, {_FIRST}) THEN RETURN '{{}}'; END IF;  -- somebody starves
+    IF clock_timestamp() - pg_postmaster_start_time() < make_interval(secs => grace) THEN
+        RETURN '{{}}';
+    END IF;
+    -- Somebody starves, and is served first.
+    IF NOT pg_try_advisory_xact_lock_shared(class, {_FIRST}) THEN RETURN '{{}}'; END IF;
     PERFORM pg_advisory_xact_lock(class, {_TURN});
     held := kling_permits_held(class);
     SELECT count(*) INTO used FROM unnest(held) AS number WHERE number < {_ALIVE};
     IF used + n <= lim THEN
         SELECT used + coalesce(sum((params::json ->> 'n')::integer), 0) INTO used FROM kling_jobs
         WHERE (state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL))
-            AND last_post_at > extract(epoch FROM now()) - {STALE} AND {_ALIVE} + coalesce(holder, 0) <> ALL(held)
+            AND last_post_at > extract(epoch FROM now()) - {STALE}
+            AND {_ALIVE} + coalesce(holder, 0) <> ALL(held)
             AND NOT (run = of_run AND key = of_key);
     END IF;
     IF used + n > lim THEN RETURN '{{}}'; END IF;
     got := kling_permits_lock(class, n, held);
-    UPDATE kling_jobs SET holder = me WHERE run = of_run AND key = of_key AND latest AND holder IS DISTINCT FROM me
+    UPDATE kling_jobs SET holder = me
+    WHERE run = of_run AND key = of_key AND latest AND holder IS DISTINCT FROM me
         AND (state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL));
     RETURN got;
 END $$;
-CREATE OR REPLACE FUNCTION kling_permits_give(class integer, numbers integer[]) RETURNS void LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION kling_permits_give(class integer, numbers integer[]) RETURNS void
+LANGUAGE sql AS $$
     SELECT pg_advisory_unlock(class, number) FROM unnest(numbers) AS number;
     SELECT pg_notify('{CHANNEL}', class::text);
 $$;
-CREATE OR REPLACE FUNCTION kling_permits_join(class integer, n integer, me integer) RETURNS integer[]
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION kling_permits_join(class integer, n integer, me integer)
+RETURNS integer[] LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(class, {_TURN});
     PERFORM pg_advisory_lock(class, {_ALIVE} + me);
     RETURN kling_permits_lock(class, n, kling_permits_held(class));
 END $$;
-"""
+"""  # noqa: S608 - our words
 
 logger = logging.getLogger(__name__)
 

@@ -306,23 +306,28 @@ UPDATE kling_jobs SET owner = %s,
     error = CASE state WHEN 'rejected' THEN NULL ELSE error END,
     state = CASE state WHEN 'rejected' THEN 'intent' ELSE state END
 WHERE id = (
-    SELECT id FROM kling_jobs WHERE run = %s AND key = %s AND params_hash = %s ORDER BY attempt DESC LIMIT 1
+    SELECT id FROM kling_jobs WHERE run = %s AND key = %s AND params_hash = %s
+    ORDER BY attempt DESC LIMIT 1
 ) RETURNING {_COLUMNS}
 """  # noqa: S608 - our words
 _INSERT = f"""
-WITH row AS (SELECT %s::text AS run, %s::text AS key, %s::text AS external_task_id, %s::text AS params_hash,
-    %s::integer AS attempt, %s::bytea AS source, %s::text AS params, %s::double precision AS now, %s::bigint AS owner
+WITH row AS (
+    SELECT %s::text AS run, %s::text AS key, %s::text AS external_task_id, %s::text AS params_hash,
+        %s::integer AS attempt, %s::bytea AS source, %s::text AS params, %s::double precision AS now,
+        %s::bigint AS owner
 ), made AS (
     INSERT INTO kling_jobs (run, key, external_task_id, params_hash, attempt, source, params, created_at,
         updated_at, owner, state)
-    SELECT run, key, external_task_id, params_hash, attempt, source, params, now, now, owner, 'intent' FROM row
+    SELECT run, key, external_task_id, params_hash, attempt, source, params, now, now, owner, 'intent'
+    FROM row
     ON CONFLICT (run, key, params_hash, attempt) DO NOTHING RETURNING {_COLUMNS}
 ), older AS (
     UPDATE kling_jobs AS old SET latest = false FROM made, row WHERE old.run = row.run AND old.key = row.key
         AND old.params_hash = row.params_hash AND old.attempt < row.attempt
 )
-SELECT made.*, EXISTS (SELECT FROM kling_jobs, row WHERE kling_jobs.run = row.run AND kling_jobs.key = row.key)
-FROM made
+SELECT made.*, EXISTS (
+    SELECT FROM kling_jobs, row WHERE kling_jobs.run = row.run AND kling_jobs.key = row.key
+) FROM made
 """  # noqa: S608 - our words
 _POSTING = """
 WITH row AS (SELECT %s::double precision AS now)
@@ -338,7 +343,8 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (run, key) DO UPDATE
 RETURNING 1
 """
 _PAGE = f"""
-SELECT id, {_COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(%s) AND id > %s ORDER BY id LIMIT %s
+SELECT id, {_COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(%s) AND id > %s
+ORDER BY id LIMIT %s
 """  # noqa: S608 - our words
 _COUNTS = "SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s GROUP BY state"
 _SPENT = "SELECT sum(units) FROM kling_jobs WHERE run = %s AND state IN ('succeeded', 'done')"

@@ -317,7 +317,7 @@ class Fleet:
             out=out,
             permits=taken,
             spent=await self.ledger.spent(),
-            ended=dict(ended),  # type: ignore[arg-type]  # rows of two
+            ended=dict(ended),
             lately=lately,
             states=await self.ledger.counts(),
         )

@@ -91,7 +91,7 @@ async def work(payload: Payload, bench: Bench, attempt: int = 0, priority: int =
         ended = await _expanded(payload, bench, priority)
     except TakenOver:
         return await _followed(key, bench.ledger)
-    except Exception as error:  # noqa: BLE001 - a bug must not lose a job either
+    except Exception as error:  # a bug must not lose a job either
         pause = pause_after(error, attempt)
         if pause is not None:
             logger.info("job %s is put off by %g seconds: %s", key, pause, error)

@@ -24,7 +24,7 @@ from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Padding, Ratios, ToAspect, ToSize, Towards, errors
 from kling_expand.cli import fleetscreen, root
 from kling_expand.contrib import payloads, work
-from kling_expand.contrib.cluster import Cluster
+from kling_expand.contrib.cluster import Cluster, programs
 from kling_expand.contrib.crew import Worker
 from kling_expand.contrib.postgres import Ended, PostgresLedger, TakenOver
 from kling_expand.contrib.procrastinate import Fleet
@@ -538,3 +538,110 @@ def test_the_benchmarks_arithmetic() -> None:
     assert (found["peak"], found["utilisation"]) == (2, round(25 / 40, 4))
     assert benchmark.usage(times, 2, [(10.0, 20.0)])["utilisation"] == 1.0
     assert benchmark.usage([*times, (5.0, 6.0)], 2, [])["peak"] == 3
+
+
+async def test_an_account_that_is_too_small_for_all(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """Without permits two workers find out what the account takes; refusals cost time and nothing else."""
+    emulator.slots = 1
+    await fleet.submit_many(requests(photo, 8))
+    async with working(dsn, emulator), working(dsn, emulator):
+        assert {"succeeded"} == {ended.status for ended in await outcomes(fleet)}
+    assert len(emulator.books.tasks) == 8
+    assert emulator.books.most_slots == 1
+    assert emulator.books.refusals[1303] < 40
+
+
+async def test_where_all_slots_are_others_nobody_hammers() -> None:
+    """With none of ours running a refused create shuts the doors for a while, longer each time."""
+    doors = Doors(9, Random(0))
+    loop = asyncio.get_running_loop()
+    await doors.acquire(1)
+    doors.refused(1, doors.epoch)
+    first, waiting = doors._closed_until - loop.time(), asyncio.ensure_future(doors.acquire(1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    doors._open_again()
+    await waiting
+    doors.refused(1, doors.epoch)
+    assert doors._closed_until - loop.time() > first > 0
+    doors._open_again()
+    await doors.acquire(1)
+    doors.accepted(1)
+    doors.ended(1)
+    await doors.acquire(1)
+
+
+async def test_a_store_that_fails_may_do_better_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a store cannot do now is no fault of the job's; without the extra it is said which one."""
+
+    class Broken:
+        """A store that is away."""
+
+        def open(self, *_: Any) -> None:
+            raise OSError("away")
+
+    request = ExpandRequest("s3://bucket/a.png", Ratios(up=1.0))
+    monkeypatch.setattr(payloads, "_fsspec", Broken)
+    with pytest.raises(errors.TransportError, match="cannot be read"):
+        await payloads.fetched(request)
+    with pytest.raises(errors.TransportError, match="cannot be written"):
+        payloads._put([Path("a.png")], "s3://bucket")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(errors.MissingExtra, match=r"kling-expand\[objects\]"):
+        await payloads.fetched(request)
+    with pytest.raises(errors.MissingExtra):
+        payloads._put([Path("a.png")], "s3://bucket")
+
+
+def test_no_postgresql_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch, own_cluster: Cluster) -> None:
+    """It names the package to install; a server that cannot be made or started says why."""
+    own_cluster.create()
+    with pytest.raises(errors.ConfigurationError, match="made ready"):
+        own_cluster.create()
+    (own_cluster._data / "PG_VERSION").unlink()
+    with pytest.raises(errors.ConfigurationError, match="did not start"):
+        own_cluster.launch()
+    own_cluster.stop()
+    own_cluster.kill()
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(errors.ConfigurationError, match="apt-get install postgresql"):
+        programs()
+
+
+async def test_everything_on_one_machine(tmp_path: Path, photo: Path) -> None:
+    """`fleet up` prints a database to submit to, expands, and takes all of it away at Ctrl-C."""
+    up = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kling_expand", "fleet", "up", "--workers", "1", "-o", str(tmp_path / "out")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert up.stdout is not None
+    async with asyncio.timeout(60):
+        dsn = (await up.stdout.readline()).decode().strip()
+        done = await asyncio.to_thread(shell, "submit", "--dsn", dsn, "--right", "0.3", "--wait", str(photo))
+        up.send_signal(signal.SIGINT)
+        assert (done.exit_code, await up.wait()) == (0, 0)
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    assert "cannot be reached" in (await asyncio.to_thread(shell, "status", "--dsn", dsn)).output
+
+
+async def test_top_ends_with_ctrl_c(fleet: Fleet) -> None:
+    """It looks until then, and leaves without a word of complaint."""
+    dsn = fleet.dsn
+    top = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kling_expand", "fleet", "top", "--dsn", dsn, "--every", "0.1"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    looked = "SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%%kling_jobs%%'"
+    async with asyncio.timeout(30):
+        with psycopg.connect(dsn, autocommit=True) as watch:
+            while not watch.execute(looked).fetchall():
+                await asyncio.sleep(0.05)
+        top.send_signal(signal.SIGINT)
+        _, err = await top.communicate()
+    assert b"Traceback" not in err

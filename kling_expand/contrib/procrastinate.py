@@ -191,6 +191,7 @@ class Fleet:
         self.run = run
         self.queue = f"kling_{run}"
         self.database = Connections(dsn)
+        self._clock = clock
         self.ledger = PostgresLedger(self.database, run=run, owner=None, clock=clock)
         self.app = procrastinate.App(connector=Connector(self.database))
         self._task = self.app.task(name=TASK, queue=self.queue, retry=_Retry(), pass_context=True)(_expand)
@@ -309,7 +310,7 @@ class Fleet:
         waiting, running = await self._counts()
         workers = await self._ask(_WORKERS)
         ended = await self._ask(_ENDS, self.run)
-        ((out, taken, lately),) = await self._ask(_OUT, self.run, time.time() - 60)
+        ((out, taken, lately),) = await self._ask(_OUT, self.run, self._clock() - 60)
         return Numbers(
             waiting=waiting,
             running=running,

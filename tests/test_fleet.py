@@ -640,7 +640,7 @@ async def test_top_ends_with_ctrl_c(fleet: Fleet) -> None:
     looked = "SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%%kling_jobs%%'"
     async with asyncio.timeout(30):
         with psycopg.connect(dsn, autocommit=True) as watch:
-            while not watch.execute(looked).fetchall():
+            while not watch.execute(looked).fetchall():  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.05)
         top.send_signal(signal.SIGINT)
         _, err = await top.communicate()

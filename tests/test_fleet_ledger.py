@@ -198,6 +198,20 @@ async def test_outcomes_are_read_once_each(journal: PostgresLedger, dsn: str) ->
     assert [(e.key, e.status) for _, e in await journal.outcomes(first[-1][0])] == [("slow", "cancelled")]
 
 
+async def test_outcomes_are_in_the_order_of_numbers(journal: PostgresLedger, dsn: str) -> None:
+    """Transaction 1002 comes after 998, though "1002" comes before "998"."""
+    with psycopg.connect(dsn, autocommit=True) as database:
+        for seen in (7, 64, 99, 100, 101):
+            database.execute(
+                "INSERT INTO kling_outcomes (run, key, seen, status, urls, files, ended_at)"
+                " VALUES ('r', %s, %s::text::xid8, 'failed', '{}', '{}', 1)",
+                (f"k{seen}", seen),
+            )
+    found = await journal.outcomes()
+    assert ["k7", "k64", "k99", "k100", "k101"] == [ended.key for _, ended in found]
+    assert await journal.outcomes(found[-1][0]) == []
+
+
 async def test_news_is_heard_and_missed_news_announced(dsn: str) -> None:
     """Notifications arrive; a listener that was cut off says that it may have missed some."""
     heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()

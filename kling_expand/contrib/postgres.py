@@ -352,7 +352,7 @@ _MORE = "SELECT 1 FROM kling_outcomes WHERE run = %s AND (seen, key) > (%s::text
 _ENDED_COLUMNS = ", ".join(attribute.name for attribute in fields(Ended))
 _OUTCOME = f"SELECT {_ENDED_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
 _OUTCOMES = f"""
-SELECT seen::text, {_ENDED_COLUMNS} FROM kling_outcomes
+SELECT seen::text AS place, {_ENDED_COLUMNS} FROM kling_outcomes
 WHERE run = %s AND (seen, key) > (%s::text::xid8, %s) AND seen < pg_snapshot_xmin(pg_current_snapshot())
 ORDER BY seen, key LIMIT %s
 """  # noqa: S608 - our words

@@ -5,8 +5,8 @@
 
 Real processes: PostgreSQL, the emulator with its state in SQLite behind a proxy that spoils a share of all
 calls of the API (`benchmarks.proxy`), and workers (``kling-expand fleet worker``). Workers, database and
-emulator are SIGKILLed at random and started again. In the end the emulator is started anew from its file alone,
-and its books are read. One JSON line:
+emulator are SIGKILLed at random and started again. In the end the emulator is started anew from its file
+alone, and its books are read. One JSON line:
 
     jobs created duplicates lost     tasks the service has; jobs with more than one; jobs without their
                                      picture, byte for byte, on disk and their outcome in the ledger

@@ -208,7 +208,7 @@ async def test_outcomes_are_in_the_order_of_numbers(journal: PostgresLedger, dsn
                 (f"k{seen}", seen),
             )
     found = await journal.outcomes()
-    assert ["k7", "k64", "k99", "k100", "k101"] == [ended.key for _, ended in found]
+    assert [ended.key for _, ended in found] == ["k7", "k64", "k99", "k100", "k101"]
     assert await journal.outcomes(found[-1][0]) == []
 
 

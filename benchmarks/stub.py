@@ -5,7 +5,6 @@ not read. A task is kept until its end has been told once.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
 from itertools import count, islice
 from random import Random
 from types import TracebackType
@@ -38,9 +37,10 @@ class Answer:
         """Its own reader."""
         return self
 
-    async def iter_chunked(self, _size: int) -> AsyncIterator[bytes]:
-        """All of it at once."""
-        yield self.body
+    async def readany(self) -> bytes:
+        """All of it at once, and then nothing."""
+        body, self.body = self.body, b""
+        return body
 
 
 @define(eq=False)

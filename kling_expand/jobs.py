@@ -305,16 +305,18 @@ class Jobs:
             try:
                 task = await self._post(job, known, body, deadline)
             except ParallelLimit:
-                job.held = 0
-                self._slots.refused(job.n, epoch)
+                job.refused, job.leaving, job.doubtful = True, False, False
             else:
                 self._slots.accepted(job.n)
                 job.running = True
                 return task
-            job.refused, job.leaving, job.doubtful = True, False, False
             limit.reschedule(deadline)
-            if not self._slots.held:  # others on this account have it all; none of ours can make room
+            if not self._slots.running:
+                # Others on this account have it all, and none of ours can make room. The slot is kept
+                # meanwhile, or those who wait would hand it to each other and ask without a pause.
                 await asyncio.sleep(next(pauses))
+            job.held = 0
+            self._slots.refused(job.n, epoch)
 
     async def _post(self, job: Job, known: Known, body: Callable[[], Body], until: float | None) -> Task:
         if known.doubtful:

@@ -270,6 +270,7 @@ async def test_the_same_key_twice_at_once_is_one_task() -> None:
         assert (await first).task_id == (await second).task_id
         assert list(emulator.books.accepted.values()) == [1]
         assert kling.stats.units_due == 8
+        await asyncio.sleep(0)  # the callbacks of what has just ended
         assert kling._jobs._slots.held == 0
 
 
@@ -651,6 +652,17 @@ async def test_two_clients_share_slots() -> None:
         assert emulator.books.refusals == {}
         assert 5 < emulator.books.most_slots <= 9
         assert (slots.held, slots.running) == (0, 0)
+
+
+@virtual_time
+async def test_many_that_wait_for_others_do_not_hammer() -> None:
+    """Where none of ours can make room, the jobs that wait do not hand the right to ask to each other."""
+    async with emulated(slots=3, work_seconds=100) as (emulator, kling):
+        await kling.create(PHOTO, WIDER, n=3)
+        async with another(emulator) as other:
+            await asyncio.gather(*(other.expand(PHOTO, WIDER, n=2) for _ in range(6)))
+            assert len(emulator.books.tasks) == 7
+            assert emulator.books.refusals[1303] < 150
 
 
 @virtual_time

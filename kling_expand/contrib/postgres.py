@@ -153,6 +153,10 @@ class PostgresLedger:
                 if others and attempt == 1:
                     _logger.warning("job %r has other parameters than before: it is a new task", key)
                 return Job(*columns)
+            # Somebody else has made it meanwhile, and the next turn finds it; or the id is another job's.
+            holder = await self.get(str(row[2]))
+            if holder is not None and (holder.key, holder.params_hash) != (key, params_hash):
+                raise JournalError("two jobs cannot have one id", external_task_id=holder.external_task_id)
 
     async def posting(self, external_task_id: str) -> None:
         """A POST is about to leave; send it at once when this returns.
@@ -320,7 +324,7 @@ WITH row AS (
         updated_at, owner, state)
     SELECT run, key, external_task_id, params_hash, attempt, source, params, now, now, owner, 'intent'
     FROM row
-    ON CONFLICT (run, key, params_hash, attempt) DO NOTHING RETURNING {_COLUMNS}
+    ON CONFLICT DO NOTHING RETURNING {_COLUMNS}
 ), older AS (
     UPDATE kling_jobs AS old SET latest = false FROM made, row WHERE old.run = row.run AND old.key = row.key
         AND old.params_hash = row.params_hash AND old.attempt < row.attempt

@@ -22,6 +22,7 @@ from kling_expand.records import NEXT, Job, State
 from kling_expand.wire import pack
 
 PAGE = 200  # jobs read at a time
+TURNS = 10  # tries to find or make a job that others are making at the same moment
 REMEMBER = 1000  # ends that were told, so that the same is not written twice
 BEFORE = {state: [str(earlier) for earlier in State if state in NEXT[earlier]] for state in State}
 _COLUMNS = ", ".join(attribute.name for attribute in fields(Job))
@@ -140,7 +141,7 @@ class PostgresLedger:
     ) -> Job:
         """The job to go on with, by the rules of `Journal.intend`; from now on it is this worker's."""
         where = None if source is None or source.startswith("data:") else os.fsencode(source)
-        while True:
+        for _ in range(TURNS):
             known = await self._ask(_CLAIM, self.owner, self._clock(), self.run, key, params_hash)
             job = Job(*known[0]) if known else None
             if job is not None and job.state is not State.FAILED:
@@ -154,9 +155,7 @@ class PostgresLedger:
                     _logger.warning("job %r has other parameters than before: it is a new task", key)
                 return Job(*columns)
             # Somebody else has made it meanwhile, and the next turn finds it; or the id is another job's.
-            holder = await self.get(str(row[2]))
-            if holder is not None and (holder.key, holder.params_hash) != (key, params_hash):
-                raise JournalError("two jobs cannot have one id", external_task_id=holder.external_task_id)
+        raise JournalError("two jobs cannot have one id", external_task_id=str(row[2]))
 
     async def posting(self, external_task_id: str) -> None:
         """A POST is about to leave; send it at once when this returns.

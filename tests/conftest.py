@@ -20,7 +20,8 @@ def eavesdropper(caplog: pytest.LogCaptureFixture) -> Iterator[Eavesdropper]:
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
-    caplog.handler.setLevel(level)  # a test that looks at its log sees what it would see without this
+    # A test that looks at its log sees what it would see without this, whatever another test has set.
+    caplog.handler.setLevel(logging.WARNING)
     yield handler
     caplog.handler.setLevel(logging.NOTSET)
     root.setLevel(level)

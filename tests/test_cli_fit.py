@@ -1,6 +1,7 @@
 """`--fit`: a photo the service would refuse becomes one it takes, and what was done is said."""
 
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kling_expand.errors import ImageError
 from kling_expand.images import MAX_BYTES, load
 
 
+@cache  # it bears the second it was made in
 def profile() -> bytes:
     """A colour profile."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

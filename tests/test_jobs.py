@@ -715,9 +715,9 @@ async def test_maps_take_turns() -> None:
 async def test_a_map_that_stops_takes_back_what_was_not_sent() -> None:
     """After the failures allowed nothing more is created, and each taken-back job is an outcome."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
-        requests = [ExpandRequest(PHOTO, WIDER, RISK if i < 2 else None) for i in range(10)]
+        requests = [ExpandRequest(PHOTO, WIDER, RISK) for _ in range(10)]
         outcomes = [outcome async for outcome in kling.map(requests, stop_after=2, look_ahead=5)]
-        assert sum(isinstance(outcome.error, TaskFailed) for outcome in outcomes) == 2
+        assert sum(isinstance(outcome.error, TaskFailed) for outcome in outcomes) in (2, 3)
         assert sum(isinstance(outcome.error, NotSubmitted) for outcome in outcomes) >= 2
         assert len(outcomes) < 10
         assert len(emulator.books.tasks) <= 3

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -263,7 +262,6 @@ _runs = iter(range(10_000))
 @given(STEPS)
 def test_any_sequence_of_calls_matches_the_model(cluster: Cluster, steps: list[tuple[str, str, str]]) -> None:
     """No sequence of calls by one worker after another leads anywhere but where the plain rules lead."""
-    logging.getLogger("kling_expand").setLevel(logging.ERROR)
 
     async def run() -> None:
         async with Connections(cluster.dsn) as database:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -482,6 +481,5 @@ async def follow(steps: list[tuple[str, str, str]], path: Path, model: Model) ->
 @given(STEPS)
 def test_any_sequence_of_calls_matches_the_model(steps: list[tuple[str, str, str]]) -> None:
     """No sequence of calls and restarts leads anywhere but where the plain rules lead."""
-    logging.getLogger("kling_expand").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(follow(steps, Path(folder, "run.db"), Model()))

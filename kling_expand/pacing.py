@@ -15,8 +15,6 @@ from math import inf, log, sqrt
 from random import Random
 from typing import Protocol
 
-import backoff
-
 LATENESS = 0.55  # seconds the news of an end is to be late on average, beyond the network's own time
 ENOUGH = 5  # ended tasks from which a pace is learned
 _TAIL = 1.25  # beyond the longest task seen, each further stretch is so much longer
@@ -31,10 +29,16 @@ def retry_waits(rng: Random, *, first: float = 0.5, longest: float = 20.0) -> It
 
     `backoff.full_jitter` would draw from the global generator, and down to nothing.
     """
-    waits = backoff.expo(base=2, factor=first, max_value=longest)
-    next(waits)  # its first value only primes it
-    for wait in waits:
+    for wait in _growing(2, first, longest):
         yield wait * rng.uniform(0.5, 1.0)
+
+
+def _growing(factor: float, first: float, longest: float) -> Iterator[float]:
+    import backoff  # here, as a client that never waits needs none of it
+
+    waits = backoff.expo(base=factor, factor=first, max_value=longest)
+    next(waits)  # its first value only primes it
+    return waits
 
 
 class Pace(Protocol):
@@ -77,8 +81,7 @@ class ExponentialPace:
 
     def wait(self, age: float, sharing: int = 1) -> float:  # noqa: ARG002 - nothing is known to share
         """The next step of the ladder above *age*, up to a tenth later."""
-        steps = backoff.expo(base=self._factor, factor=self._first, max_value=self._longest)
-        next(steps)
+        steps = _growing(self._factor, self._first, self._longest)
         look = step = 0.0
         while look <= age and step < self._longest:
             step = next(steps)

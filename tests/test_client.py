@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from blind import Blind, now
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import loopback, sends, task
@@ -47,23 +48,6 @@ PHOTO = PHOTOS / "chelsea.jpg"
 SAMPLES = Path(__file__).parent / "samples"
 WIDER = Ratios(right=0.5)
 SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
-
-
-class Blind:
-    """A pace that never looks by itself."""
-
-    lateness = 1.0
-
-    def wait(self, _age: float, _sharing: int = 1) -> float:
-        return 1e6
-
-    def learn(self, _duration: float) -> None:
-        pass
-
-
-def now() -> float:
-    """The loop's time."""
-    return asyncio.get_running_loop().time()
 
 
 def names_in(folder: Path) -> list[str]:

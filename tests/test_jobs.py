@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 from attrs import evolve, frozen
+from blind import Blind, now
 from loopback import loopback, refuses, task
 from stepping import arm, stepped
 
@@ -40,23 +41,6 @@ PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
 WIDER = Ratios(right=0.5)
 RISK = "emulate-risk-control"
 OURS = str(Path("kling_expand"))
-
-
-class Blind:
-    """A pace that never looks by itself."""
-
-    lateness = 1.0
-
-    def wait(self, _age: float, _sharing: int = 1) -> float:
-        return 1e6
-
-    def learn(self, _duration: float) -> None:
-        pass
-
-
-def now() -> float:
-    """The loop's time."""
-    return asyncio.get_running_loop().time()
 
 
 def another(emulator: Emulator, **options: Any) -> KlingClient:

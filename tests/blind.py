@@ -1,0 +1,20 @@
+"""What tests of waiting share: a pace that leaves every look to them, and the time by which they wait."""
+
+import asyncio
+
+
+class Blind:
+    """A pace that never looks by itself."""
+
+    lateness = 1.0
+
+    def wait(self, _age: float, _sharing: int = 1) -> float:
+        return 1e6
+
+    def learn(self, _duration: float) -> None:
+        pass
+
+
+def now() -> float:
+    """The loop's time."""
+    return asyncio.get_running_loop().time()

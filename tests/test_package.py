@@ -3,7 +3,6 @@
 import ast
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from unmeasured import surroundings
 
 import kling_expand
 
@@ -239,11 +239,6 @@ print(json.dumps(outcome))
 """
 
 
-def unmeasured() -> dict[str, str]:
-    """Surroundings in which coverage does not run: it loads modules of its own, and takes its time."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-
-
 def test_every_module_imports_alone() -> None:
     """In any order, without a warning; only what an extra brings may be missing."""
     names = [dotted(path) for path in FILES]
@@ -254,7 +249,7 @@ def test_every_module_imports_alone() -> None:
         text=True,
         check=False,
         cwd=ROOT,
-        env=unmeasured(),
+        env=surroundings(),
     )
     assert (process.returncode, process.stderr) == (0, "")
     missing = json.loads(process.stdout)
@@ -273,7 +268,7 @@ def test_the_front_door_brings_no_framework() -> None:
         text=True,
         check=True,
         cwd=ROOT,
-        env=unmeasured(),
+        env=surroundings(),
     )
     assert process.stdout == "[]\n"
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -365,8 +365,7 @@ class _Results:
         return ExpandResult(task, self.request, self.name, tuple(self.files), self.save, self.until)
 
 
-@frozen(eq=False, repr=False)
-class _Reads:
+class _Reads(NamedTuple):
     """The poll loop's questions, over one session."""
 
     session: Session

@@ -4,9 +4,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-
-from attrs import frozen
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from . import wire
 from .errors import KlingError
@@ -48,8 +46,7 @@ class Records(Protocol):
     def jobs(self, *states: "State") -> AsyncIterator["Job"]: ...
 
 
-@frozen(eq=False, repr=False)
-class Order:
+class Order(NamedTuple):
     """A request as it will be sent: its photo checked, its geometry worked out for it."""
 
     request: ExpandRequest
@@ -57,16 +54,14 @@ class Order:
     expansion: Ratios | Towards
 
 
-@frozen
-class Identity:
+class Identity(NamedTuple):
     """A job's key within its run, and a digest of all that it asks for."""
 
     key: str
     digest: str
 
 
-@frozen(eq=False)
-class Known:
+class Known(NamedTuple):
     """Where to begin with a job.
 
     With `adopt` its id is derived from the job itself, so a task that has it is this job's.

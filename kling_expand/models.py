@@ -1,19 +1,21 @@
 """What do we talk about? Requests, tasks and their images, as frozen values without any I/O."""
 
 import os
-from decimal import Decimal
 from enum import StrEnum
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from attrs import field, frozen
 
 from .errors import InvalidRequest
 from .geometry import Geometry
 
+if TYPE_CHECKING:
+    from decimal import Decimal
+
 MAX_PROMPT = 2500  # characters (doc)
 MAX_IMAGES = 9  # n is 1 to 9 (doc)
 UNITS_PER_IMAGE = 8  # image units an expanded picture costs (doc)
-DOLLARS_PER_UNIT = Decimal("0.0035")  # $0.028 a picture (doc)
+DOLLARS_PER_UNIT = 0.0035  # $0.028 a picture (doc)
 
 # A path, a URL or `data:` URI, raw bytes, an open binary file, or a PIL image (extra `images`).
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Any
@@ -98,8 +100,10 @@ class Task:
         return _WORDS.get(self.task_status, Status.UNKNOWN)
 
     @property
-    def units(self) -> Decimal | None:
+    def units(self) -> "Decimal | None":
         """What was billed, in units; None while unknown."""
+        from decimal import Decimal  # here, as many never ask
+
         try:
             units = Decimal(self.final_unit_deduction or "nan")
         except ArithmeticError:

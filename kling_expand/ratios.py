@@ -6,7 +6,6 @@ All four zero is refused here, because there would be nothing to pay for.
 """
 
 import math
-from decimal import ROUND_FLOOR, Context
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ MAX_SIDE = 2.0  # (doc)
 MAX_AREA = 3.0  # (doc)
 AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals, and so reaches 3.00008
 NOISE = 1e-9  # what binary fractions may add to an exact result
+ROUND_CEILING, ROUND_FLOOR = "ROUND_CEILING", "ROUND_FLOOR"  # as `decimal` has them
 MAX_PIXELS = 2**31 - 1  # the longest side a PNG can state
 
 
@@ -136,4 +136,6 @@ def nearest(value: float) -> int:
 
 def shown(value: float, rounding: str) -> str:
     """Five digits, rounded to the side on which the number still holds when it is typed back."""
+    from decimal import Context  # here, as it is only asked for in a message
+
     return format(Context(prec=5, rounding=rounding).create_decimal_from_float(value).normalize(), "f")

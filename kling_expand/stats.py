@@ -3,13 +3,16 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
-from decimal import Decimal
 from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import field, frozen
 
 from .errors import KlingError, SubmissionUnknown
 from .models import Status, Task
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +31,7 @@ class EventKind(StrEnum):
     FAILED = "failed"  # the job ended without an end of its task being known
 
 
-@frozen
-class Event:
+class Event(NamedTuple):
     """One thing that happened. `seconds` is how long the call, or the task, took.
 
     `lateness` is how long after a task's end we heard of it, both by the service's clock. `number` is that
@@ -48,8 +50,7 @@ class Event:
 Listener = Callable[[Event], object]
 
 
-@frozen
-class Quantiles:
+class Quantiles(NamedTuple):
     """Of the newest values, in seconds; None before there is one."""
 
     median: float | None = None
@@ -80,7 +81,7 @@ class Stats:
     lists: int
     errors: dict[str, int]
     units_due: int
-    units_billed: Decimal
+    units_billed: "Decimal"
     duration: Quantiles = field(factory=Quantiles)
     lateness: Quantiles = field(factory=Quantiles)
 
@@ -92,7 +93,7 @@ class Tally:
         self._listener = listener
         self._counts: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
-        self._billed = Decimal(0)
+        self._billed: Decimal | int = 0
         self._durations: deque[float] = deque(maxlen=WINDOW)
         self._latenesses: deque[float] = deque(maxlen=WINDOW)
 
@@ -113,6 +114,8 @@ class Tally:
 
     def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:
         """The numbers as they are now, with those that are counted elsewhere."""
+        from decimal import Decimal  # here, as the import of the package does without
+
         counts = self._counts
         ended = counts[EventKind.ENDED]
         return Stats(
@@ -128,7 +131,7 @@ class Tally:
             lists=counts[EventKind.LIST],
             errors=dict(self._errors),
             units_due=units_due,
-            units_billed=self._billed,
+            units_billed=Decimal(self._billed),
             duration=_quantiles(self._durations),
             lateness=_quantiles(self._latenesses),
         )

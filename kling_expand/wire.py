@@ -8,18 +8,15 @@ import json
 from collections.abc import Callable, Container, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from functools import cache
 from hashlib import sha256
-from sys import intern
-from types import NoneType
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from attrs import asdict, define, evolve, frozen
+from attrs import asdict, evolve
 
 from .errors import APIError, InvalidRequest, ProtocolError, ServerError, refusal
 from .geometry import Ratios, Towards
-from .models import BalanceDeduction, Dialect, ExpandRequest, Image, Task
+from .models import Dialect, ExpandRequest, Task
 
 T = TypeVar("T")
 
@@ -28,8 +25,7 @@ PAGE_SIZE = 500  # the largest a list page may be (doc)
 LAST_PAGE = 1000  # (doc)
 
 
-@frozen
-class Answer:
+class Answer(NamedTuple):
     """What came back: HTTP status, headers (asked for by lower-case names), and the whole body."""
 
     status: int
@@ -116,77 +112,6 @@ def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
 # ---------------------------------------------------------------------------- what comes in
 
 
-@define(eq=False, repr=False)
-class _Info:
-    external_task_id: str | None = None
-
-
-@define(eq=False, repr=False)
-class _Images:
-    images: list[Image] | None = None
-
-
-@define(eq=False, repr=False)
-class _Watermark:
-    enabled: bool | None = None
-
-
-@define(eq=False, repr=False)
-class _TaskData:
-    """A task as the service spells it."""
-
-    task_id: str
-    task_status: str
-    task_status_msg: str | None = None
-    task_info: _Info | None = None
-    task_result: _Images | None = None
-    watermark_info: _Watermark | None = None
-    final_unit_deduction: str | None = None
-    final_balance_deduction: BalanceDeduction | None = None
-    created_at: int | None = None
-    updated_at: int | None = None
-
-
-def _text(value: Any, _kind: Any) -> str:
-    """Ids and amounts may come as numbers; whatever else is no text must not be made into one."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"text expected, not {type(value).__name__}")
-
-
-def _flag(value: Any, _kind: Any) -> bool:
-    """By itself cattrs would take the word "false" for True."""
-    return str(value).lower() in {"true", "1"}
-
-
-def _optional(kind: Any, converter: Any) -> Callable[[Any, Any], Any]:
-    """A hook for `X | None` that already knows the one for X; cattrs' own would look it up each time."""
-    (inner,) = (each for each in get_args(kind) if each is not NoneType)
-    structure = converter.get_structure_hook(inner)
-    return lambda value, _kind: None if value is None else structure(value, inner)
-
-
-@cache
-def _converter(*, detailed: bool = False) -> Any:
-    """Made when the first answer comes: importing cattrs costs a tenth of what aiohttp does."""
-    import cattrs
-
-    converter = cattrs.Converter(detailed_validation=detailed)
-    converter.register_structure_hook(str, _text)
-    converter.register_structure_hook(bool, _flag)
-    converter.register_structure_hook_factory(lambda kind: NoneType in get_args(kind), _optional)
-    return converter
-
-
-@cache
-def _hook() -> Callable[[Any, Any], Any]:
-    """How a task is read, found once: its code is generated when it is first asked for."""
-    hook: Callable[[Any, Any], Any] = _converter().get_structure_hook(_TaskData)
-    return hook
-
-
 def decode_task(answer: Answer) -> Task:
     """The one task of a create or a query. Raises `APIError`."""
     return _decode(answer, _one_task)
@@ -207,21 +132,9 @@ def decode_page(answer: Answer, wanted: Container[str]) -> tuple[list[Task], int
 
 def parse_task(data: Any) -> Task:
     """A bare task object (as a list holds it, or a callback). Raises ValueError saying where it is wrong."""
-    raw = _structure(data)
-    if not raw.task_id.strip() or not raw.task_id.isprintable():
-        raise ValueError(f"{raw.task_id!a} is no id @ data.task_id")
-    return Task(
-        task_id=raw.task_id,
-        task_status=intern(raw.task_status),  # few words for many tasks
-        task_status_msg=raw.task_status_msg or None,
-        external_task_id=(raw.task_info and raw.task_info.external_task_id) or None,
-        images=tuple((raw.task_result and raw.task_result.images) or ()),
-        final_unit_deduction=raw.final_unit_deduction or None,
-        final_balance_deduction=raw.final_balance_deduction,
-        watermark=raw.watermark_info.enabled if raw.watermark_info else None,
-        created_at=raw.created_at,
-        updated_at=raw.updated_at,
-    )
+    from .spelling import read_task  # here, as it brings cattrs
+
+    return read_task(data)
 
 
 def parse_json(body: bytes) -> Any:
@@ -230,23 +143,6 @@ def parse_json(body: bytes) -> Any:
         return json.loads(body)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def _structure(data: Any) -> _TaskData:
-    try:
-        return cast(_TaskData, _hook()(data, _TaskData))
-    except Exception:  # noqa: BLE001 - generated code raises whatever the wrong type makes it raise
-        return _explain(data)
-
-
-def _explain(data: Any) -> _TaskData:
-    """Read it once more, by the slower code that knows where it is."""
-    import cattrs
-
-    try:
-        return cast(_TaskData, _converter(detailed=True).structure(data, _TaskData))
-    except Exception as error:  # noqa: BLE001 - the same
-        raise ValueError("; ".join(cattrs.transform_error(error, path="data"))) from None
 
 
 def _one_task(data: Any) -> Task:
@@ -356,4 +252,6 @@ def unpack_request(line: str, image: str, key: str) -> ExpandRequest:
 
 def unpack(line: str) -> Task:
     """The task that `pack` made a line of."""
-    return cast(Task, _converter().structure(json.loads(line), Task))
+    from .spelling import restore_task
+
+    return restore_task(json.loads(line))

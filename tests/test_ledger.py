@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import asdict
 
 from kling_expand import ExpandRequest, Ratios
 from kling_expand.errors import BadRequest, SubmissionUnknown
@@ -80,7 +79,7 @@ async def test_with_a_journal_the_same_words_are_the_same_job(tmp_path: Path) ->
         first, again, mine = await order(), await order(), await order(external_task_id="mine", prompt="x")
         one = await ledger.intend(identity(ledger, first), first, 1)
         two = await ledger.intend(identity(ledger, again), again, 1)
-        assert asdict(one) == asdict(two)
+        assert one == two
         assert identity(ledger, first).key == identity(ledger, first).digest == one.digest
         assert (await ledger.intend(identity(ledger, mine), mine, 1)).external_task_id == "mine"
         assert not one.doubtful
@@ -136,7 +135,7 @@ async def test_a_failed_task_makes_the_next_attempt(tmp_path: Path) -> None:
         await ledger.observed(first.external_task_id, Task("7", "failed", "no"))
         second = await ledger.intend(identity(ledger, asked), asked, 1)
         third = await Ledger("monday", journal).intend(identity(ledger, asked), asked, 9)
-        assert asdict(second) == asdict(third)
+        assert second == third
         plain = Ledger("monday")
         lost = await plain.intend(identity(plain, asked), asked, 2)
         assert lost.external_task_id == second.external_task_id != first.external_task_id

@@ -28,7 +28,8 @@ FLOORS = (
     {"errors"},
     {"geometry"},
     {"models", "auth", "pacing"},
-    {"images", "config", "wire", "future"},
+    {"images", "config", "spelling", "future"},
+    {"wire"},
     {"session", "journal", "webhooks", "downloads"},
     {"submission", "polling", "scheduler"},
     {"jobs"},
@@ -42,7 +43,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WORLDS = {
     "sqlite3": {"database"},
     "json": {"wire", "cli"},
-    "cattrs": {"wire"},
+    "cattrs": {"spelling"},
     "jwt": {"auth"},
     "backoff": {"pacing"},
     "click": {"cli", "__main__"},

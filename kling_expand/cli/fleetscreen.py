@@ -28,7 +28,7 @@ def facts(numbers: Any) -> list[tuple[str, str]]:
         ("queue", f"{numbers.waiting} waiting, {numbers.running} in hand"),
         ("slots", f"{numbers.out} pictures at the service, {numbers.permits} permits taken"),
         ("ended", f"{ended}; {numbers.lately} in the last minute"),
-        ("spend", f"{numbers.spent} units, ${float(numbers.spent) * float(DOLLARS_PER_UNIT):.2f}"),
+        ("spend", f"{numbers.spent} units, ${float(numbers.spent) * DOLLARS_PER_UNIT:.2f}"),
     ]
 
 

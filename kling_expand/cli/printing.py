@@ -72,7 +72,7 @@ def task_row(task: Task) -> str:
 
 def money(units: float) -> str:
     """Units, and what they are in dollars."""
-    return f"{units:.10g} units (${float(DOLLARS_PER_UNIT) * units:,.2f})"
+    return f"{units:.10g} units (${DOLLARS_PER_UNIT * units:,.2f})"
 
 
 def span(seconds: float) -> str:

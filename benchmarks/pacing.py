@@ -11,7 +11,7 @@ first tasks, from which a pace learns, are left out for all. With few tasks hind
 knows when each of the slowest ends.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from math import sqrt
 from random import Random
@@ -36,11 +36,10 @@ class Fixed:
     """Looks every `step` seconds."""
 
     step: float
-    lateness: float = 0.0  # it knows of none
 
-    def wait(self, age: float, sharing: int = 1) -> float:
+    def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
         """Always the same."""
-        del age, sharing
+        del ages, price
         return self.step
 
     def learn(self, duration: float) -> None:
@@ -87,7 +86,7 @@ def follow(pace: Pace, durations: list[float]) -> tuple[float, float]:
     for duration in durations:
         age, number = 0.0, 0
         while age < duration:
-            age += pace.wait(age)
+            age += pace.wait([age])
             number += 1
         pace.learn(duration)
         looks.append(number)

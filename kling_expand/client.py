@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path, PurePath
@@ -374,11 +374,13 @@ class _Reads(NamedTuple):
     async def one(self, any_id: str) -> Task:
         return await self.session.call("GET", wire.task_path(self.dialect, any_id), wire.decode_task)
 
-    async def page(self, number: int, size: int, wanted: Container[str]) -> tuple[list[Task], bool]:
-        decode = partial(wire.decode_page, wanted=wanted)
+    async def page(
+        self, number: int, size: int, heard: Callable[[str], str | None]
+    ) -> tuple[dict[str, Task | None], bool]:
+        decode = partial(wire.decode_page, heard=heard)
         params = {"pageNum": number, "pageSize": size}
-        tasks, length = await self.session.call("GET", wire.create_path(self.dialect), decode, params=params)
-        return tasks, length < size
+        shown, length = await self.session.call("GET", wire.create_path(self.dialect), decode, params=params)
+        return shown, length < size
 
 
 def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> ExpandRequest:

@@ -1,13 +1,13 @@
 """What is the news? One loop reads for all open tasks, and tells their futures.
 
-When the earliest task is due, and with several open, a list page is read for all of them; what it does
-not show is read singly. Nothing is assumed of a list's order or completeness: one that keeps
-missing our tasks is left alone for a while.
+With several open, list pages are read for all of them at once; what they do not show is read singly when
+its own time has come. Nothing is assumed of a list's order or completeness: one that keeps missing our
+tasks is left alone for a while.
 """
 
 import asyncio
 import heapq
-from collections.abc import Container, Coroutine
+from collections.abc import Callable, Coroutine
 from itertools import count
 from math import inf
 from types import TracebackType
@@ -24,9 +24,7 @@ UNSEEN = 30.0  # seconds a task may be unknown to the service before that is bel
 PAGES = 4  # of a list, read at most for one look, unless more tasks than that are looked for
 LEAST_PAGE, MOST_PAGE = 30, 500  # tasks on a page; the most is the service's limit (doc)
 SPARE = 20  # tasks of others that may stand between ours
-# With many open a look at all of them always tells something, so only this spaces looks: an end is
-# then late by half of it. One look serves many, so it may come a little sooner than a look at one.
-REST = 1.5
+FADING = 0.97  # of a crowd with each look: its stragglers are still looked at as a part of it
 SHUN = 20.0  # seconds a list that does not show our tasks is left alone, at first
 
 
@@ -37,23 +35,30 @@ class Reads(Protocol):
         """One task. Raises `KlingError`."""
         ...
 
-    async def page(self, number: int, size: int, wanted: Container[str]) -> tuple[list[Task], bool]:
-        """The *wanted* tasks of a list page, and whether it was the last. Raises `KlingError`."""
+    async def page(
+        self, number: int, size: int, heard: Callable[[str], str | None]
+    ) -> tuple[dict[str, Task | None], bool]:
+        """What a list page shows of our tasks, and whether it was the last. Raises `KlingError`.
+
+        *heard* gives the status last heard of, or None where a task is not ours; one in which nothing has
+        changed need not be made a value.
+        """
         ...
 
 
 class _Open:
     """One open task: its place in the order of all, when it began, was last heard of and is due."""
 
-    __slots__ = ("began", "due", "future", "good", "known_as", "serial", "twin")
+    __slots__ = ("began", "due", "future", "good", "known_as", "listed", "serial", "twin")
 
-    def __init__(self, future: TaskFuture, serial: int, now: float, due: float) -> None:
+    def __init__(self, future: TaskFuture, serial: int, now: float) -> None:
         self.future = future
         self.serial = serial
         self.twin: _Open | None = None  # the next future of the same task
         self.known_as = future.any_id
         self.began = self.good = now
-        self.due = due
+        self.listed: bool | None = None  # whether lists show it; None before one has been asked
+        self.due: float | None = inf  # for a single read: inf while lists serve, None while it is under way
 
 
 class Poller:
@@ -78,6 +83,9 @@ class Poller:
         self._places = asyncio.Semaphore(READS)
         self._running: set[asyncio.Task[None]] = set()
         self._list = _ListTrust()
+        self._sweep_at = inf  # when lists are read next
+        self._swept = False  # whether any task relies on that
+        self._crowd = 0.0  # tasks that lately shared a look
 
     async def __aenter__(self) -> Self:
         self._start(self._run())
@@ -104,11 +112,13 @@ class Poller:
             return
         now = asyncio.get_running_loop().time()
         self._watched += 1
-        entry = _Open(future, self._watched, now, now if soon else now + self._pace.wait(0.0))
+        entry = _Open(future, self._watched, now)
         self._open[future] = entry
+        share = _worth(len(self._open)) / len(self._open) if self._sharing() else 1.0
+        first = 0.0 if soon else self._pace.wait([0.0], share)
         self._name(entry)
         future.add_done_callback(self._forget_it)
-        self._push(entry)
+        self._push(entry, now + first)
 
     def hurry(self, any_id: str) -> bool:
         """Read a task now, because somebody says there is news; True if it is one of ours.
@@ -116,8 +126,8 @@ class Poller:
         However often that is said, no more than one such read is under way.
         """
         entry = self._by_id.get(any_id)
-        if entry is not None and entry.due < inf:
-            entry.due = inf
+        if entry is not None and entry.due is not None:
+            entry.due = None
             self._start(self._look_at(entry))
         return entry is not None
 
@@ -130,13 +140,16 @@ class Poller:
 
     # ------------------------------------------------------------------ within
 
-    def _push(self, entry: _Open) -> None:
-        heapq.heappush(self._heap, (entry.due, entry.serial, entry))
+    def _push(self, entry: _Open, due: float) -> None:
+        entry.due = due
+        heapq.heappush(self._heap, (due, entry.serial, entry))
         self._bell.set()
 
     def _forget(self, future: TaskFuture) -> None:
         entry = self._open.pop(future)
         self._unname(entry)
+        if len(self._open) == 1:
+            self._bell.set()  # the last one is read by itself
         task = entry.future.task
         if task is not None and task.status.final:
             seen = asyncio.get_running_loop().time() - entry.began
@@ -149,64 +162,90 @@ class Poller:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        rested = loop.time()
         while True:
-            await self._until_due(rested)
-            due = self._take_due()
-            if due and len(self._open) > 1 and self._list.trusted(loop.time()):
+            due = self._take_due(loop.time())
+            fresh = any(entry.listed is None for entry in due)
+            if self._sharing() and (fresh or self._sweep_at <= loop.time()):
                 due = await self._sweep(due)
-                rested = loop.time() + REST * self._pace.lateness
+            if self._swept and not self._sharing():
+                self._part()
             for entry in due:
+                entry.due = None
                 await self._places.acquire()
                 self._start(self._look(entry))
+            await self._rest()
 
-    async def _until_due(self, rested: float) -> None:
-        """Sleep until the earliest open task is due, or a change makes another one the earliest."""
-        loop = asyncio.get_running_loop()
-        while True:
-            due = max(self._heap[0][0], rested) if self._heap else None
-            if due is not None and due <= loop.time():
-                return
-            self._bell.clear()
-            try:
-                async with asyncio.timeout_at(due):
-                    await self._bell.wait()
-            except TimeoutError:
-                return
+    def _sharing(self) -> bool:
+        """Whether one look at a list may tell of several tasks."""
+        return len(self._open) > 1 and self._list.trusted(asyncio.get_running_loop().time())
 
-    def _take_due(self) -> list[_Open]:
-        now = asyncio.get_running_loop().time()
+    async def _rest(self) -> None:
+        """Sleep until something is due, or a change may make something else the earliest."""
+        due = min(self._sweep_at, self._heap[0][0] if self._heap else inf)
+        self._bell.clear()
+        try:
+            async with asyncio.timeout_at(None if due == inf else due):
+                await self._bell.wait()
+        except TimeoutError:
+            pass
+
+    def _take_due(self, now: float) -> list[_Open]:
+        """What is to be looked at by itself now."""
         taken = []
         while self._heap and self._heap[0][0] <= now:
             due, _, entry = heapq.heappop(self._heap)
-            if due == entry.due and not entry.future.done():  # otherwise ended, or hurried meanwhile
-                entry.due = inf  # until it is known when next
+            if due == entry.due and not entry.future.done():  # otherwise ended, hurried or listed meanwhile
+                entry.due = inf
                 taken.append(entry)
         return taken
 
     async def _sweep(self, due: list[_Open]) -> list[_Open]:
-        """Read list pages for what is *due*, and tell whatever else they show; what they did not show."""
-        missing = dict.fromkeys(due)
+        """Read list pages for all open tasks; those of the *due* that they did not show."""
+        hoped = (entry for entry in self._open.values() if entry.listed is not False)
+        asked, urgent = dict.fromkeys((*due, *hoped)), set(due)
+        missing = dict(asked)
+        pages = await self._read_pages(missing) if missing else 0
+        now = asyncio.get_running_loop().time()
+        absent = [entry for entry in missing if entry.listed or entry in urgent]  # others may be too new
+        for entry in absent:
+            entry.listed = False
+            if entry.due == inf and entry not in urgent:
+                self._again(entry)
+        self._list.showed(len(asked) - len(missing), len(absent), now)
+        ages = [now - entry.began for entry in self._open.values() if entry.listed]
+        self._crowd = max(float(len(ages)), FADING * self._crowd)
+        self._sweep_at = now + self._pace.wait(ages, pages * _worth(self._crowd)) if ages else inf
+        self._swept = True
+        return [entry for entry in due if entry in missing]
+
+    async def _read_pages(self, missing: dict[_Open, None]) -> int:
+        """Tell the futures what list pages show, and take them out of *missing*; how many pages were read."""
         # In a list that begins with the newest, the oldest of these stands behind all that came after it.
-        size = min(max(LEAST_PAGE, SPARE + self._watched - min(entry.serial for entry in due)), MOST_PAGE)
+        size = min(max(LEAST_PAGE, SPARE + self._watched - min(entry.serial for entry in missing)), MOST_PAGE)
         for number in count(1):
             try:
-                shown, last = await self._reads.page(number, size, self._by_id)
+                shown, last = await self._reads.page(number, size, self._status)
             except KlingError:
                 break
-            for task in shown:
-                for entry in self._named(task.task_id):
-                    self._heard(entry, task)
+            for task_id, news in shown.items():
+                for entry in self._named(task_id):
+                    self._heard(entry, news)
+                    entry.listed = True
+                    entry.due = entry.due and inf  # unless it is being read singly just now
                     missing.pop(entry, None)
-            # What is due may stand behind hundreds of ours that are not; a page with none of ours ends
-            # the search, and so does one page more than there are single reads to be saved.
+            # A page with none of ours ends the search, and so does one page more than there are single
+            # reads to be saved.
             if last or not missing or not shown or number >= max(PAGES, len(missing)):
                 break
-        for entry in due:
-            if entry not in missing:
-                self._again(entry, sharing=len(due))
-        self._list.showed(len(due) - len(missing), len(due), asyncio.get_running_loop().time())
-        return list(missing)
+        return number
+
+    def _part(self) -> None:
+        """Have each task read by itself again."""
+        self._sweep_at, self._swept = inf, False
+        for entry in self._open.values():
+            entry.listed = None
+            if entry.due == inf:
+                self._again(entry)
 
     async def _look_at(self, entry: _Open) -> None:
         await self._places.acquire()
@@ -226,9 +265,19 @@ class Poller:
             self._places.release()
         self._again(entry, hint)
 
-    def _heard(self, entry: _Open, news: Task) -> None:
+    def _status(self, task_id: str) -> str | None:
+        """The status last heard of: None if the task is not ours, nothing if it must be told anyway."""
+        entry = self._by_id.get(task_id)
+        if entry is None:
+            return None
+        task = entry.future.task
+        return task.task_status if task and not entry.twin else ""
+
+    def _heard(self, entry: _Open, news: Task | None) -> None:
         """Good news, even if nothing is new in it."""
         entry.good = asyncio.get_running_loop().time()
+        if news is None:
+            return
         entry.future.observe(news)
         if entry.known_as != entry.future.any_id and not entry.future.done():  # it was watched by your id
             self._unname(entry)
@@ -252,12 +301,14 @@ class Poller:
         for other in others:
             self._name(other)
 
-    def _again(self, entry: _Open, hint: float | None = None, *, sharing: int = 1) -> None:
-        """Look at it again when its pace or the service says."""
-        if not entry.future.done():
-            now = asyncio.get_running_loop().time()
-            entry.due = now + max(hint or 0.0, self._pace.wait(now - entry.began, sharing))
-            self._push(entry)
+    def _again(self, entry: _Open, hint: float | None = None) -> None:
+        """Look at it by itself when its pace or the service says, if lists do not serve it."""
+        if entry.future.done():
+            return
+        now = asyncio.get_running_loop().time()
+        entry.due = inf
+        if not entry.listed:
+            self._push(entry, now + max(hint or 0.0, self._pace.wait([now - entry.began])))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="kling-expand poll")
@@ -284,12 +335,21 @@ class _ListTrust:
     def trusted(self, now: float) -> bool:
         return now >= self._again_at
 
-    def showed(self, seen: int, asked: int, now: float) -> None:
-        if 2 * seen >= asked:
+    def showed(self, seen: int, absent: int, now: float) -> None:
+        if seen >= absent:
             self._shun = SHUN
         else:
             self._again_at = now + self._shun
             self._shun *= 2
+
+
+def _worth(tasks: float) -> float:
+    """What a look at so many tasks is worth, as a multiple of one at a single task.
+
+    If it were worth no more, all that sharing saves would go into earlier news; if it were worth as many
+    times as much, all of it into fewer requests. This is for some of both.
+    """
+    return float(tasks**0.4)
 
 
 def _duration(task: Task, seen: float) -> float:

@@ -5,7 +5,7 @@ object or a one-element array, both spellings of success, an error code under HT
 """
 
 import json
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
@@ -122,12 +122,13 @@ def decode_tasks(answer: Answer) -> tuple[Task, ...]:
     return _decode(answer, _many_tasks)
 
 
-def decode_page(answer: Answer, wanted: Container[str]) -> tuple[list[Task], int]:
-    """The *wanted* tasks of a list page, and how many it holds in all. Raises `APIError`.
+def decode_page(answer: Answer, heard: Callable[[str], str | None]) -> tuple[dict[str, Task | None], int]:
+    """Our tasks on a list page, and how many it holds in all. Raises `APIError`.
 
-    The others are not looked at: a page may hold 500 tasks of which few are ours.
+    *heard* gives the status of a task when last heard of, or None for one that is not ours. The others
+    are not looked at, and one with no other status is not made a value: a page may hold 500 tasks.
     """
-    return _decode(answer, lambda data: _wanted_tasks(data, wanted))
+    return _decode(answer, lambda data: _shown_tasks(data, heard))
 
 
 def parse_task(data: Any) -> Task:
@@ -159,10 +160,14 @@ def _many_tasks(data: Any) -> tuple[Task, ...]:
     return tuple(map(parse_task, data))
 
 
-def _wanted_tasks(data: Any, wanted: Container[str]) -> tuple[list[Task], int]:
-    items = data if isinstance(data, list) else _many_tasks(data)
-    named = [item for item in items if isinstance(item, dict) and isinstance(item.get("task_id"), str | int)]
-    return [parse_task(item) for item in named if str(item["task_id"]) in wanted], len(items)
+def _shown_tasks(data: Any, heard: Callable[[str], str | None]) -> tuple[dict[str, Task | None], int]:
+    items: Sequence[Any] = data if isinstance(data, list) else _many_tasks(data)
+    shown: dict[str, Task | None] = {}
+    for item in items:
+        task_id = item.get("task_id") if isinstance(item, dict) else None
+        if isinstance(task_id, str | int) and (status := heard(str(task_id))) is not None:
+            shown[str(task_id)] = None if item.get("task_status") == status else parse_task(item)
+    return shown, len(items)
 
 
 def _decode(answer: Answer, shape: Callable[[Any], T]) -> T:

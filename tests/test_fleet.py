@@ -5,7 +5,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -63,8 +63,8 @@ async def fleet(dsn: str) -> AsyncIterator[Fleet]:
 class Quick(ExponentialPace):
     """Looks often: nobody is in the way of anybody here."""
 
-    def wait(self, elapsed: float, sharing: int = 1) -> float:
-        del elapsed, sharing
+    def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
+        del ages, price
         return 0.02
 
 

@@ -41,7 +41,7 @@ def look_at(pace: Pace, duration: float, most: int = 10_000) -> tuple[int, float
     """How many looks a task of this duration takes, and how late its end is seen."""
     age, looks = 0.0, 0
     while age < duration:
-        age += pace.wait(age)
+        age += pace.wait([age])
         looks += 1
         assert looks < most
     return looks, age - duration
@@ -61,7 +61,7 @@ def test_every_wait_leads_on(
     pace = make(Random(seed))
     for duration in history:
         pace.learn(duration)
-    wait = pace.wait(age)
+    wait = pace.wait([age])
     assert isfinite(wait)
     assert 0 < wait <= max(11.0, 3e6)
 
@@ -73,8 +73,8 @@ def test_exponential_looks_grow_apart(
     """From `first` on and never more than a tenth beyond `longest`."""
     longest = first * times
     pace = ExponentialPace(Random(seed), first=first, factor=factor, longest=longest)
-    assert first <= pace.wait(0) <= first * 1.1
-    assert 0 < pace.wait(age) <= longest * 1.1
+    assert first <= pace.wait([0]) <= first * 1.1
+    assert 0 < pace.wait([age]) <= longest * 1.1
 
 
 def test_exponential_looks_are_few() -> None:
@@ -91,7 +91,7 @@ def test_nothing_is_learned_from_little(seed: int) -> None:
     learned, plain = LearnedPace(Random(seed)), ExponentialPace(Random(seed))
     for _ in range(ENOUGH - 1):
         learned.learn(1000)
-        assert learned.wait(0) == plain.wait(0)
+        assert learned.wait([0]) == plain.wait([0])
 
 
 def drawn(seed: int, count: int, median: float, sigma: float) -> list[float]:
@@ -125,7 +125,7 @@ def test_no_look_is_wasted_on_the_young() -> None:
     pace = LearnedPace(Random(1))
     for duration in drawn(1, 200, 30, 0.1):
         pace.learn(duration)
-    assert pace.wait(0) > 10
+    assert pace.wait([0]) > 10
 
 
 def test_tasks_that_are_all_alike_are_met_exactly() -> None:
@@ -143,7 +143,7 @@ def test_what_is_new_replaces_what_is_old() -> None:
     pace = LearnedPace(Random(1), window=64)
     for duration in drawn(1, 100, 120, 0.2) + drawn(2, 64, 10, 0.2):
         pace.learn(duration)
-    assert pace.wait(0) < 12
+    assert pace.wait([0]) < 12
     assert look_at(pace, 10)[1] < 3
 
 
@@ -153,7 +153,7 @@ def test_a_strange_past_is_forgotten(history: list[float]) -> None:
     pace = LearnedPace(Random(1), lateness=0.5)
     for duration in history:
         pace.learn(duration)
-        pace.wait(0)
+        pace.wait([0])
     for duration in drawn(2, 256, 12, 0.35):
         pace.learn(duration)
     looks, late = measured(pace, drawn(1, 150, 12, 0.35))
@@ -166,5 +166,51 @@ def test_what_lasts_longer_than_ever_is_still_looked_at() -> None:
     pace = LearnedPace(Random(1), longest=10)
     for duration in drawn(1, 100, 10, 0.2):
         pace.learn(duration)
-    assert pace.wait(10_000) <= 10
+    assert pace.wait([10_000]) <= 10
     assert look_at(pace, 1000)[0] < 200
+
+
+@given(seeds, st.lists(st.floats(0, 40), min_size=1, max_size=200), st.floats(0.1, 100))
+def test_a_look_at_more_tasks_is_due_sooner(seed: int, together: list[float], price: float) -> None:
+    """Any one more may have ended, so it can only be sooner; and later where a look is dearer."""
+    pace = LearnedPace(Random(seed))
+    for duration in drawn(seed, 60, 12, 0.35):
+        pace.learn(duration)
+    pace.wait([0.0])  # from here on the law stands
+    some = together[:16]  # no more than are looked at one by one
+    assert pace.wait([*some, 10.0], price) <= pace.wait(some, price) * 1.01
+    assert pace.wait(some, price) <= pace.wait(some, 2 * price) * 1.01
+
+
+def test_a_look_at_many_is_due_when_ends_have_waited_for_its_price() -> None:
+    """Played many times: what ends unseen until the look has waited for so long in all, on average."""
+    pace, chance = LearnedPace(Random(1)), Random(2)
+    history = drawn(3, 256, 12, 0.35)
+    for duration in history:
+        pace.learn(duration)
+    ages = [6.0, 9.0, 12.0, 15.0] * 5
+    wait = pace.wait(ages, 5.0)
+    waited = 0.0
+    for _ in range(2000):
+        for age in ages:
+            end = chance.choice([each for each in history if each > age])
+            waited += max(0.0, age + wait - end) / 2000
+    assert waited == pytest.approx(5 * pace._price, rel=0.25)
+
+
+def test_tasks_begun_together_do_not_look_short() -> None:
+    """The first to end say little of the others, as long as it is known that those still run."""
+    tasks = sorted(drawn(1, 100, 12, 0.35))
+    pace = LearnedPace(Random(1))
+    for duration in tasks[:20]:
+        pace.learn(duration)
+    running = [tasks[20]] * 80
+    pace.wait(running)
+    alone = LearnedPace(Random(1))
+    for duration in tasks[:20]:
+        alone.learn(duration)
+    alone.wait([0.0])
+    assert pace._law is not None
+    assert alone._law is not None
+    assert alone._law.at(tasks[20])[0] > 0.8
+    assert pace._law.at(tasks[20])[0] == pytest.approx(0.2, abs=0.05)

@@ -1,14 +1,20 @@
 """What does the same work cost with each client? N jobs at once, real time, each client by its own protocol.
 
     python -m benchmarks.compare --json
-    python -m benchmarks.compare --at 1,10,100,1000 --json
+    python -m benchmarks.compare --at 1,10,100,1000 --runs 5 --json
 
 Every client is a process of its own and has a server of its own, whose jobs last 12 s in the median
-(log-normal, sigma 0.35, the same seed for all). Before the count each brings `--warm` jobs to their end, so
-that who learns has something to learn from. *reads* are requests beyond the creates, per job; *late* is
-the time from a job's end on the server to the result in the caller's hand; CPU and peak memory are those
-of the client's process; *failed* jobs are those it gave up. Up to 10 at once the clients run side by side,
-beyond one after another. A client that is not installed (extra ``bench``) is named.
+(log-normal, sigma 0.35, the same seeds for all). Before the count each brings `--warm` jobs to their end, so
+that who learns has something to learn from. Medians of `--runs`, each with a seed of its own.
+
+*reads* are requests beyond the creates, per job; *late* is the time from a job's end on the server to the
+result in the caller's hand; CPU and peak memory are those of the client's process; *failed* jobs are those it
+gave up. Peers are at their defaults, and so is `kling_expand`; `kling_expand@0.2` was told to be 0.2 s late
+(`LearnedPace(lateness=0.2)`). The second table says for each peer which of ours takes fewer reads and is less
+late, or takes ten times fewer reads and is no later.
+
+Few jobs leave room for many clients side by side, 1000 for one. A client that is not installed (extra
+``bench``) is named.
 """
 
 import argparse
@@ -18,19 +24,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import itemgetter
 from statistics import fmean, quantiles
 from typing import Any
 
 from benchmarks.memory import forget_highest, highest
 from benchmarks.peers import CONTESTANTS, Run
-from benchmarks.reporting import finish, rounded, table
+from benchmarks.reporting import finish, medians, table
 from benchmarks.server import Server, serving
 
 ROUNDS = {1: 12, 10: 3}  # jobs one after another in each place; 1 beyond
-SIDE_BY_SIDE = 10
+SIDE_BY_SIDE = {1: 12, 10: 6, 100: 2}  # clients; 1 beyond
 
 
 async def work(run: Run, jobs: int, at_once: int) -> dict[str, float]:
@@ -50,11 +56,13 @@ async def work(run: Run, jobs: int, at_once: int) -> dict[str, float]:
     return held
 
 
-async def measured(client: str, server: Server, jobs: int, at_once: int, *, warm: int) -> dict[str, float]:
+async def measured(
+    client: str, server: Server, jobs: int, at_once: int, *, warm: int, seed: int
+) -> dict[str, float]:
     """One client's numbers."""
     async with CONTESTANTS[client].opened(server.url, max(at_once, warm)) as run:
         await work(run, warm, warm)
-        await asyncio.to_thread(server.forget, seed=at_once)
+        await asyncio.to_thread(server.forget, seed=seed)
         forget_highest()
         cpu, wall = time.process_time(), time.monotonic()
         held = await work(run, jobs, at_once)
@@ -72,17 +80,17 @@ async def measured(client: str, server: Server, jobs: int, at_once: int, *, warm
     }
 
 
-def alone(client: str, at_once: int, warm: int, seconds: float) -> dict[str, float]:
+def alone(client: str, at_once: int, warm: int, seconds: float, seed: int) -> dict[str, float]:
     """The same, in a process of its own, against a server of its own."""
     jobs = at_once * ROUNDS.get(at_once, 1)
     with serving(seconds) as server:
         command = [sys.executable, "-m", "benchmarks.compare", "--client", client, "--url", server.url]
-        command += ["--jobs", str(jobs), "--at", str(at_once), "--warm", str(warm)]
+        command += ["--jobs", str(jobs), "--at", str(at_once), "--warm", str(warm), "--seed", str(seed)]
         told = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, env=_environment()
         ).stdout
     found: dict[str, float] = json.loads(told)
-    return {name: rounded(value) for name, value in found.items()}
+    return found
 
 
 def _environment() -> dict[str, str]:
@@ -91,26 +99,50 @@ def _environment() -> dict[str, str]:
 
 
 def measure(
-    clients: list[str], at: list[int], *, warm: int, seconds: float
-) -> Iterator[tuple[int, str, dict[str, float]]]:
-    """Every client, at each number of jobs."""
-    for at_once in at:
-        places = len(clients) if at_once <= SIDE_BY_SIDE else 1
-        with ThreadPoolExecutor(places) as pool:
-            results = pool.map(partial(alone, at_once=at_once, warm=warm, seconds=seconds), clients)
-            for client, found in zip(clients, results, strict=True):
-                yield at_once, client, found
+    clients: list[str], at_once: int, runs: int, *, warm: int, seconds: float
+) -> list[dict[str, Any]]:
+    """A row for every client: medians over the runs, in each of which all of them take their turn."""
+    found: dict[str, list[dict[str, float]]] = {client: [] for client in clients}
+    with ThreadPoolExecutor(SIDE_BY_SIDE.get(at_once, 1)) as pool:
+        for run in range(runs):
+            work = partial(alone, at_once=at_once, warm=warm, seconds=seconds, seed=1000 * run + at_once)
+            for client, numbers in zip(clients, pool.map(work, clients), strict=True):
+                found[client].append(numbers)
+    return [{"at once": at_once, "client": client} | medians(rows) for client, rows in found.items()]
+
+
+def better(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each peer, at each number of jobs, that of ours which beats it with the fewest reads, if any."""
+    found = []
+    for peer in (row for row in rows if CONTESTANTS[row["client"]].module):
+        ours = [row for row in rows if row["at once"] == peer["at once"] and _beats(row, peer)]
+        best = min(ours, key=itemgetter("reads"), default={"client": None, "reads": None, "late s": None})
+        found.append(
+            {"at once": peer["at once"], "peer": peer["client"], "its reads": peer["reads"]}
+            | {"its late s": peer["late s"], "ours": best["client"]}
+            | {"reads": best["reads"], "late s": best["late s"]}
+        )
+    return found
+
+
+def _beats(row: dict[str, Any], peer: dict[str, Any]) -> bool:
+    if not row["client"].startswith("kling_expand") or row["failed"]:
+        return False
+    if 10 * row["reads"] <= peer["reads"] and row["late s"] <= peer["late s"]:
+        return True
+    return bool(row["reads"] < peer["reads"] and row["late s"] < peer["late s"])
 
 
 def options() -> argparse.Namespace:
     """The command line; some of it is for a client's own process."""
     parser = argparse.ArgumentParser(description="What does the same work cost with each client?")
     parser.add_argument("--at", default="10", help="numbers of jobs at once, such as 1,10,100,1000 (10)")
-    parser.add_argument("--warm", type=int, default=8, help="jobs before the count (8)")
+    parser.add_argument("--warm", type=int, default=32, help="jobs before the count (32)")
+    parser.add_argument("--runs", type=int, default=1, help="of which the medians are told (1)")
     parser.add_argument("--median", type=float, default=12.0, help="seconds a job takes (12)")
     parser.add_argument("--only", default=",".join(CONTESTANTS), help="these clients (all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    for name in ("--client", "--url", "--jobs"):
+    for name in ("--client", "--url", "--jobs", "--seed"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -119,22 +151,23 @@ def main() -> None:
     """Measure, and say it in words or as one JSON object; or be one of the clients."""
     given = options()
     if given.client:
-        server, at_once = Server(given.url), int(given.at)
-        part = measured(given.client, server, int(given.jobs), at_once, warm=given.warm)
-        print(json.dumps(asyncio.run(part)))
+        work = partial(measured, given.client, Server(given.url), int(given.jobs), int(given.at))
+        print(json.dumps(asyncio.run(work(warm=given.warm, seed=int(given.seed)))))
         return
     chosen = given.only.split(",")
     present = [name for name in chosen if CONTESTANTS[name].present]
-    counts = [int(word) for word in given.at.split(",")]
     rows: list[dict[str, Any]] = []
-    for at_once, client, found in measure(present, counts, warm=given.warm, seconds=given.median):
-        rows.append({"at once": at_once, "client": client} | found)
+    for word in given.at.split(","):
+        rows += measure(present, int(word), given.runs, warm=given.warm, seconds=given.median)
     table(rows)
+    print()
+    beaten = better(rows)
+    table(beaten)
     absent = [name for name in chosen if name not in present]
     print(
         f"not installed: {', '.join(absent) or 'none'}; jobs of {given.median:g} s in the median, real time"
     )
-    finish({"rows": rows, "absent": absent}, as_json=given.json)
+    finish({"rows": rows, "against": beaten, "absent": absent}, as_json=given.json)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import os
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -19,9 +21,11 @@ from attrs import frozen
 from benchmarks.reporting import picture
 from benchmarks.server import KLING
 from kling_expand import KlingClient, Ratios
+from kling_expand.pacing import LATENESS, LearnedPace
 
 PHOTO = picture()
 TEXT = b64encode(PHOTO).decode()
+DIAL = (0.04, 0.2, 0.4, 2.0)  # seconds of lateness that we are also asked for
 STEP = 2.0  # seconds between the script's looks
 Run = Callable[[], Awaitable[str]]
 
@@ -40,9 +44,10 @@ class Contestant:
 
 
 @asynccontextmanager
-async def ours(url: str, at_once: int) -> AsyncIterator[Run]:
-    """This package."""
-    async with KlingClient(api_key="key", base_url=url, max_in_flight=at_once) as kling:
+async def ours(url: str, at_once: int, lateness: float = LATENESS) -> AsyncIterator[Run]:
+    """This package, told how late it may be."""
+    pace = LearnedPace(Random(), lateness=lateness)
+    async with KlingClient(api_key="key", base_url=url, max_in_flight=at_once, pace=pace) as kling:
 
         async def run() -> str:
             return (await kling.expand(PHOTO, Ratios(right=0.5))).task_id
@@ -141,8 +146,10 @@ async def bria(url: str, _at_once: int) -> AsyncIterator[Run]:
         yield run
 
 
+OURS = {f"kling_expand@{late:g}": Contestant(partial(ours, lateness=late)) for late in DIAL}
 CONTESTANTS = {
     "kling_expand": Contestant(ours),
+    **OURS,
     "script": Contestant(script),
     "fal-client": Contestant(fal, "fal_client"),
     "runwayml": Contestant(runway, "runwayml"),

@@ -22,6 +22,7 @@ from attrs import define, field, frozen
 from benchmarks.reporting import finish
 
 WIDTH, HEIGHT, EDGE = 300, 260, 46  # of a panel, and the room its scales take
+DIALLED = "kling_expand"  # may be told how late to be, and so is a curve
 COLOURS = ("#d7263d", "#6b7280", "#1b6ca8", "#2a9d8f", "#8a4fbf", "#c77d0a", "#444444")
 STYLE = "font-family='system-ui,sans-serif' font-size='11' fill='#1f2937'"
 
@@ -49,14 +50,18 @@ class Panel:
         low = [min(_floor(value), 1.0) for value in self._lowest()]
         high = [max(_ceiling(value), 1.0) for value in self._highest()]
         self._frame(low, high)
-        for point in self.points:
+        line = []
+        for point in sorted(self.points, key=lambda point: point.late):
             x = self._place(point.late, low[0], high[0], WIDTH)
             y = HEIGHT - self._place(point.reads, low[1], high[1], HEIGHT)
-            colour = COLOURS[names.index(point.name) % len(COLOURS)]
+            colour = COLOURS[names.index(_family(point.name)) % len(COLOURS)]
+            if _family(point.name) == DIALLED:
+                line.append(f"{x:.1f},{y:.1f}")
             label = escape(f"{point.name}: {point.reads:.3g} reads, {point.late:.2g} s late")
             self._lines.append(
                 f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' fill='{colour}'><title>{label}</title></circle>"
             )
+        self._lines.append(f"<polyline points='{' '.join(line)}' fill='none' stroke='{COLOURS[0]}'/>")
         return f"<g transform='translate({self.left:.0f},30)'>" + "".join(self._lines) + "</g>"
 
     def _lowest(self) -> tuple[float, float]:
@@ -90,6 +95,11 @@ class Panel:
         )
 
 
+def _family(name: str) -> str:
+    """The client, whatever it was told: ``kling_expand@0.2`` is `kling_expand`."""
+    return name.partition("@")[0]
+
+
 def _floor(value: float) -> float:
     power = 10.0
     while power > max(value, 1e-3):
@@ -113,7 +123,7 @@ def _decades(low: float, high: float) -> Iterable[float]:
 
 def picture(title: str, panels: Sequence[Panel]) -> str:
     """An SVG of panels side by side, and what each colour stands for."""
-    names = list(dict.fromkeys(point.name for panel in panels for point in panel.points))
+    names = list(dict.fromkeys(_family(point.name) for panel in panels for point in panel.points))
     for number, panel in enumerate(panels):
         panel.left = number * WIDTH
     width = max(len(panels) * WIDTH, 150 * len(names))

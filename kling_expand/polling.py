@@ -9,7 +9,7 @@ import asyncio
 import heapq
 from collections.abc import Callable, Coroutine
 from itertools import count
-from math import inf
+from math import inf, sqrt
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -349,7 +349,7 @@ def _worth(tasks: float) -> float:
     If it were worth no more, all that sharing saves would go into earlier news; if it were worth as many
     times as much, all of it into fewer requests. This is for some of both.
     """
-    return float(tasks**0.4)
+    return sqrt(tasks)
 
 
 def _duration(task: Task, seen: float) -> float:

@@ -4,7 +4,7 @@ It does not know what a task is, and never repeats a create: that is `kling_expa
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from random import Random
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -182,9 +182,16 @@ class Session:
         passed.
         """
         loop = asyncio.get_running_loop()
-        began, failure = loop.time(), None
+        began, failure, renewed = loop.time(), None, False
         try:
-            return await self._call(method, path, decode, params=params, body=body, until=until)
+            while True:
+                token, answer = await self._exchange(method, path, params, body and body(), until)
+                try:
+                    return self._open(answer, decode)
+                except AuthenticationError:
+                    if renewed or not self._auth.renew(token, answer.server_time):
+                        raise
+                    renewed = True
         except KlingError as error:
             failure = error
             raise
@@ -192,25 +199,6 @@ class Session:
             if self._tell is not None:
                 kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
                 self._tell(Event(kind, error=failure, seconds=loop.time() - began))
-
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        decode: Callable[[Answer], T],
-        *,
-        params: Mapping[str, Any] | None,
-        body: Callable[[], Body] | None,
-        until: float | None,
-    ) -> T:
-        token, answer = await self._exchange(method, path, params=params, body=body and body(), until=until)
-        try:
-            return self._open(answer, decode)
-        except AuthenticationError:
-            if not self._auth.renew(token, answer.server_time):
-                raise
-        _, answer = await self._exchange(method, path, params=params, body=body and body(), until=until)
-        return self._open(answer, decode)
 
     def _open(self, answer: Answer, decode: Callable[[Answer], T]) -> T:
         """Decode; after "too many requests" every caller waits as long as the service asks.
@@ -231,20 +219,16 @@ class Session:
         params: Mapping[str, Any] | None = None,
         until: float | None = None,
     ) -> T:
-        """A GET, repeated within `retry_budget` as long as its failures may pass."""
-        return await self.insist(lambda: self.call("GET", path, decode, params=params, until=until), until)
-
-    async def insist(self, call: Callable[[], Awaitable[T]], until: float | None = None) -> T:
-        """Repeat *call* while it raises what is `retryable`, within `retry_budget` and *until*."""
+        """A GET, repeated while its failures may pass, within `retry_budget` and *until*."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + self._settings.retry_budget
-        waits = retry_waits(self._rng)
+        began, waits = loop.time(), None
         while True:
             try:
-                return await call()
+                return await self.call("GET", path, decode, params=params, until=until)
             except KlingError as error:
+                waits = waits or retry_waits(self._rng)
                 wait = getattr(error, "retry_after", None) or next(waits)
-                if not error.retryable or loop.time() + wait > give_up:
+                if not error.retryable or loop.time() + wait > began + self._settings.retry_budget:
                     raise
             await _sleep(wait, until)
 
@@ -252,7 +236,6 @@ class Session:
         self,
         method: str,
         path: str,
-        *,
         params: Mapping[str, Any] | None,
         body: Body | None,
         until: float | None,

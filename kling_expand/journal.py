@@ -12,7 +12,7 @@ Neither image bytes nor credentials are stored.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -20,16 +20,15 @@ from . import records
 from .batches import Batches
 from .database import Connection, Database, Work
 from .errors import JournalError
-from .models import Status, Task
+from .moves import Moves
 from .records import Job, State
-from .wire import pack
 
 T = TypeVar("T")
 
 __all__ = ["Job", "Journal", "State"]
 
 
-class Journal:
+class Journal(Moves):
     """A file of jobs: ``async with Journal("run.db") as journal``, in one event loop and one process.
 
     *run* names the run, and is part of every id made from it; without one, a random name is made
@@ -107,36 +106,6 @@ class Journal:
         """
         await self._do(partial(records.posting, external_task_id, self._clock()))
 
-    async def accepted(self, external_task_id: str, task_id: str) -> None:
-        """The service made task *task_id* of it, or had it already."""
-        await self._move(external_task_id, State.SUBMITTED, task_id=task_id, error=None)
-
-    async def observed(self, external_task_id: str, task: Task) -> None:
-        """News of the task. A final snapshot is kept; any other only says that the task exists."""
-        if not task.status.final:
-            await self.accepted(external_task_id, task.task_id)
-            return
-        failed = task.status is Status.FAILED
-        await self._move(
-            external_task_id,
-            State.FAILED if failed else State.SUCCEEDED,
-            task_id=task.task_id,
-            snapshot=pack(task),
-            error=_text(task.task_status_msg or "no reason was given") if failed else None,
-        )
-
-    async def downloaded(self, external_task_id: str, files: Iterable[str | os.PathLike[str]]) -> None:
-        """The pictures are on disk, as *files*."""
-        await self._move(external_task_id, State.DONE, files=b"\0".join(map(os.fsencode, files)))
-
-    async def rejected(self, external_task_id: str, error: str) -> None:
-        """It was refused for good, and a lookup found no task."""
-        await self._move(external_task_id, State.REJECTED, error=_text(error))
-
-    async def unknown(self, external_task_id: str, error: str) -> None:
-        """Nobody could say in time whether a task exists."""
-        await self._move(external_task_id, State.UNKNOWN, error=_text(error))
-
     # ------------------------------------------------------------------------ what is known
 
     async def find(self, key: str, params_hash: str | None = None) -> Job | None:
@@ -175,8 +144,3 @@ class Journal:
             raise JournalError(f"the journal {self.path} was opened in another event loop")
         result: T = await self._batches.put(work)
         return result
-
-
-def _text(words: str) -> str:
-    """Words that can be stored, whatever a stranger put into them."""
-    return words.encode(errors="replace").decode()

@@ -10,16 +10,16 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Self
 
 from attrs import fields, frozen
 
 from kling_expand.contrib.connections import Connection, Connections
 from kling_expand.errors import JournalError
-from kling_expand.models import Status, Task
+from kling_expand.models import Task
+from kling_expand.moves import Moves
 from kling_expand.records import NEXT, Job, State
-from kling_expand.wire import pack
 
 PAGE = 200  # jobs read at a time
 TURNS = 10  # tries to find or make a job that others are making at the same moment
@@ -98,7 +98,7 @@ class Ended:
     ended_at: float = 0.0
 
 
-class PostgresLedger:
+class PostgresLedger(Moves):
     """The jobs of one *run* in a database that many workers share; give it to a client as its ``journal``.
 
     *owner* tells this worker's jobs from another's; without one, entering takes the next free number.
@@ -170,56 +170,26 @@ class PostgresLedger:
                 raise TakenOver("another worker has taken it over", external_task_id=external_task_id)
             raise JournalError("its task exists already", task_id=task_id, external_task_id=external_task_id)
 
-    async def accepted(self, external_task_id: str, task_id: str) -> None:
-        """The service made task *task_id* of it, or had it already."""
-        await self._move(external_task_id, State.SUBMITTED, task_id=task_id, error=None)
-
-    async def observed(self, external_task_id: str, task: Task) -> None:
-        """News of the task. A final snapshot is kept, with what it cost."""
-        if not task.status.final:
-            await self.accepted(external_task_id, task.task_id)
-            return
-        # Poll loop, saver and job each report the same end: it is written once, and waited for by all.
+    async def _end(self, external_task_id: str, task: Task, **more: Any) -> None:
+        """Poll loop, saver and job each report the same end: it is written once, and waited for by all."""
         told = self._told.get(external_task_id)
         if (
             told is None
             or told[0] != task
             or (told[1].done() and (told[1].cancelled() or told[1].exception()))
         ):
-            told = task, asyncio.ensure_future(self._end(external_task_id, task))
+            work = super()._end(external_task_id, task, units=task.units, **more)
+            told = task, asyncio.ensure_future(work)
             self._told[external_task_id] = told
             self._told.move_to_end(external_task_id)
             if len(self._told) > REMEMBER:
                 self._told.popitem(last=False)
         await asyncio.shield(told[1])
 
-    async def _end(self, external_task_id: str, task: Task) -> None:
-        failed = task.status is Status.FAILED
-        await self._move(
-            external_task_id,
-            State.FAILED if failed else State.SUCCEEDED,
-            task_id=task.task_id,
-            snapshot=pack(task),
-            error=_text(task.task_status_msg or "no reason was given") if failed else None,
-            units=task.units,
-        )
-
-    async def downloaded(self, external_task_id: str, files: Iterable[str | os.PathLike[str]]) -> None:
-        """The pictures are on disk, as *files*."""
-        await self._move(external_task_id, State.DONE, files=b"\0".join(map(os.fsencode, files)))
-
-    async def rejected(self, external_task_id: str, error: str) -> None:
-        """It was refused for good, and a lookup found no task."""
-        await self._move(external_task_id, State.REJECTED, error=_text(error))
-
-    async def unknown(self, external_task_id: str, error: str) -> None:
-        """Nobody could say in time whether a task exists."""
-        await self._move(external_task_id, State.UNKNOWN, error=_text(error))
-
     async def ended(self, outcome: Ended) -> None:
         """Keep how a job of the queue ended; the last word on a key replaces the one before."""
         row = (outcome.key, outcome.status, outcome.external_task_id, outcome.task_id, list(outcome.urls))
-        rest = (list(outcome.files), outcome.units, outcome.error and _text(outcome.error), self._clock())
+        rest = (list(outcome.files), outcome.units, outcome.error and _storable(outcome.error), self._clock())
         await self._ask(_ENDED, self.run, *row, *rest)
 
     # ------------------------------------------------------------------------ what is known
@@ -273,6 +243,8 @@ class PostgresLedger:
     async def _move(self, external_task_id: str, state: State, **values: Any) -> None:
         """One UPDATE, which does nothing where the table of states does not allow it."""
         new = {"state": str(state)} | values | {"updated_at": self._clock()}
+        if new.get("error"):
+            new["error"] = _storable(new["error"])
         query = (
             f"UPDATE kling_jobs SET {', '.join(f'{name} = %s' for name in new)} WHERE external_task_id = %s"  # noqa: S608 - our words
             " AND state = ANY(%s) AND (task_id IS NULL OR task_id = coalesce(%s, task_id)) RETURNING 1"
@@ -386,6 +358,6 @@ def _number(units: Any) -> int | float | None:
     return int(units) if units == int(units) else float(units)
 
 
-def _text(words: str) -> str:
+def _storable(words: str) -> str:
     """Words that PostgreSQL can store, whatever a stranger put into them."""
     return words.encode(errors="replace").decode().replace("\0", "�")

@@ -17,12 +17,13 @@ import aiohttp
 from attrs import frozen
 
 from . import wire
+from .admission import Admission, Job
 from .auth import Auth
 from .config import Settings, credentials, webhook_secret
 from .errors import ClientClosed, InvalidRequest
 from .future import ExpandResult, Save, TaskFuture
 from .geometry import Geometry
-from .jobs import Job, Jobs
+from .jobs import Jobs
 from .ledger import Known, Ledger, Records
 from .models import Dialect, ExpandRequest, ImageSource, Task
 from .pacing import LearnedPace, Pace
@@ -86,6 +87,7 @@ class KlingClient:
         **options: Any,
     ) -> None:
         self.settings = settings = Settings.from_env(**options)
+        dialect = settings.dialect
         self._auth = auth or credentials(access_key, secret_key, api_key, clock=clock)
         self._webhooks = _webhooks(webhook_secret, clock)
         self._deadline = deadline
@@ -96,17 +98,18 @@ class KlingClient:
         self._session = session = Session(
             settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, tell=tell
         )
-        reads = _Reads(session, settings.dialect)
+        reads = _Reads(session, dialect)
         self._poller = Poller(reads, pace or LearnedPace(rng), budget=settings.poll_budget, tell=tell)
         self._journal: Journal | None = None  # one that is ours to open and close
         if isinstance(journal, str | os.PathLike):
             journal = self._journal = _journal(journal, run, clock)
         self._ledger = Ledger(run, journal)
-        submitter = Submitter(session, settings.dialect, rng=rng, budget=settings.retry_budget)
+        submitter = Submitter(session, dialect, rng=rng, budget=settings.retry_budget)
         slots = slots or Slots(settings.max_in_flight)
-        self._jobs = Jobs(
-            submitter, self._poller, slots, self._ledger, settings=settings, budget=budget, rng=rng, tell=tell
+        self._admission = admission = Admission(
+            submitter, slots, self._ledger, budget=budget, upload_bytes=settings.upload_bytes, rng=rng
         )
+        self._jobs = Jobs(admission, submitter, self._poller, self._ledger, dialect=dialect, tell=tell)
         self._stack = AsyncExitStack()
         self._open = False
         self._saving: Save = self._save  # one for all results: each attribute access would make another
@@ -161,7 +164,7 @@ class KlingClient:
     def stats(self) -> Stats:
         """What this client has done so far."""
         return self._tally.stats(
-            waiting=len(self._jobs), running=len(self._poller), units_due=self._jobs.units_due
+            waiting=len(self._jobs), running=len(self._poller), units_due=self._admission.units_due
         )
 
     # ------------------------------------------------------------------ submitting and waiting

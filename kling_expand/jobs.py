@@ -2,27 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from functools import partial
-from pathlib import Path
-from random import Random
+from collections.abc import Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from attrs import define, field
-
-from . import images, wire
-from .config import Settings
+from . import images
+from .admission import Admission, Job
 from .errors import (
-    APIError,
-    BudgetExceeded,
     DeadlineExceeded,
     ImageError,
     InvalidRequest,
-    JournalError,
     KlingError,
     NotSubmitted,
-    ParallelLimit,
     SubmissionUnknown,
 )
 from .future import TaskFuture
@@ -30,10 +21,7 @@ from .geometry import Ratios, Towards
 from .images import Photo
 from .ledger import Identity, Known, Ledger, Order
 from .models import Dialect, ExpandRequest, Status, Task
-from .pacing import retry_waits
 from .polling import Poller
-from .scheduler import Lane, Slots, WeightedSemaphore
-from .session import Body
 from .stats import Event, EventKind, Listener
 from .submission import Submitter
 
@@ -42,57 +30,24 @@ GRACE = 10.0  # seconds a create under way is given to end when the client close
 logger = logging.getLogger(__name__)
 
 
-@define(eq=False, repr=False)
-class Job:
-    """One request on its way, and the future that hears of it. `known`: what a journal had of it."""
-
-    request: ExpandRequest | None
-    future: TaskFuture
-    lane: Lane | None = None
-    priority: int = 0
-    known: Known | None = None
-    files: list[Path] = field(factory=list)  # where an earlier run has put its pictures
-    refused: bool = False  # for want of slots
-    doubtful: bool = False  # an earlier run may have sent it
-    leaving: bool = False  # from its first POST on, nobody can say that no task exists
-    earlier: bool = False  # its task was there before anything of ours left
-    due: int = 0  # units set aside for it
-    held: int = 0  # slots
-    running: bool = False  # at the service, so that they are free only when it ends
-    runner: asyncio.Task[None] | None = None
-
-    @property
-    def n(self) -> int:
-        """How many slots it takes."""
-        return self.request.n if self.request else 1
-
-
 class Jobs:
-    """Everything submitted through one client and not yet handed to the poll loop.
-
-    `budget` is the most that may be spent, in units; `units_due` what has been or may yet be.
-    """
+    """Everything submitted through one client and not yet handed to the poll loop."""
 
     def __init__(
         self,
+        admission: Admission,
         submitter: Submitter,
         poller: Poller,
-        slots: Slots,
         ledger: Ledger,
         *,
-        settings: Settings,
-        budget: int | None,
-        rng: Random,
+        dialect: Dialect,
         tell: Listener,
     ) -> None:
+        self._admission = admission
         self._submitter = submitter
         self._poller = poller
-        self._slots = slots
         self._ledger = ledger
-        self._uploads = WeightedSemaphore(settings.upload_bytes)
-        self._dialect = settings.dialect
-        self._budget = budget
-        self._rng = rng
+        self._dialect = dialect
         self._tell = tell
         self._jobs: dict[TaskFuture, Job] = {}
         self._taken: dict[TaskFuture, tuple[Job, str]] = {}  # jobs with a task, and its external id
@@ -100,7 +55,6 @@ class Jobs:
         self._failed_it, self._over_it = self._failed, self._over
         self._turns: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
         self._notes: set[asyncio.Task[None]] = set()
-        self.units_due = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -191,7 +145,7 @@ class Jobs:
         identity = self._ledger.identify(order)
         if identity is None:
             known = Known(job.future.any_id)
-            self._take_up(job, known, await self._create(job, known, order, limit))
+            self._take_up(job, known, await self._admission.create(job, known, order, limit))
             return
         if job.known and job.known.digest != identity.digest:
             raise ImageError(
@@ -210,11 +164,11 @@ class Jobs:
             known = await self._ledger.intend(identity, order, attempt)
             job.future.rename(known.external_task_id)
             job.doubtful = known.doubtful
-            task = known.task or await self._create(job, known, order, limit)
+            task = known.task or await self._admission.create(job, known, order, limit)
             if known.task is not None or not job.earlier or task.status is not Status.FAILED:
                 self._take_up(job, known, task)
                 return
-            self._free(job)  # what was found is an earlier run's task that failed
+            self._admission.free(job)  # what was found is an earlier run's task that failed
 
     async def _look_for(self, job: Job, known: Known, error: KlingError | None = None) -> None:
         """Go on with a job whose photo is not needed, or cannot be had again because of *error*."""
@@ -233,10 +187,8 @@ class Jobs:
         """There is a task: tell its future, and watch it until its end."""
         future = job.future
         job.files.extend(known.files)
-        if not job.held and not task.status.final:  # it runs at the service already, slots or no slots
-            job.held = job.n
-            self._slots.take(job.n)
-            job.running = True
+        if not task.status.final:
+            self._admission.run(job)
         future.observe(task)
         self._say(EventKind.ACCEPTED, future)
         if future.done():  # it had ended before
@@ -244,100 +196,6 @@ class Jobs:
         self._taken[future] = job, known.external_task_id
         future.add_done_callback(self._over_it)
         self._poller.watch(future, soon=job.known is not None)
-
-    # ------------------------------------------------------------------ its create
-
-    async def _create(self, job: Job, known: Known, order: Order, limit: asyncio.Timeout) -> Task:
-        """Create the task; its slots are held when this returns."""
-        request = order.request
-        head, tail = wire.encode(request, order.expansion, known.external_task_id)
-        self._reserve(job, request)
-        try:
-            task = await self._admitted(job, known, partial(Body, head, order.photo, tail), limit)
-        except SubmissionUnknown as error:
-            self._free(job)
-            await self._ledger.gave_up(known.external_task_id, error, refused=False)
-            raise
-        except BaseException as error:
-            self._free(job)
-            if not (job.leaving and isinstance(error, asyncio.CancelledError)):  # then it may be billed
-                self._refund(job)
-            if isinstance(error, APIError) and not error.retryable:
-                await self._ledger.gave_up(known.external_task_id, error, refused=True)
-            raise
-        if job.earlier:
-            self._refund(job)  # whoever made it has paid for it
-        try:
-            await self._ledger.observed(known.external_task_id, task)
-        except JournalError as error:
-            # It knows that a POST has left, and a later run will look the id up: nothing is lost.
-            logger.warning("an accepted task could not be written down: %s", error)
-        return task
-
-    def _reserve(self, job: Job, request: ExpandRequest) -> None:
-        """Set aside what it will cost. Raises `BudgetExceeded`, or `InvalidRequest` for too many slots."""
-        if request.n > self._slots.limit:
-            raise InvalidRequest(
-                "n", request.n, f"the client may hold {self._slots.limit} slots (max_in_flight)"
-            )
-        if self._budget is not None and self.units_due + request.units > self._budget:
-            left = self._budget - self.units_due
-            limit = f"it costs {request.units} units and the budget has {left} left"
-            raise BudgetExceeded("n", request.n, limit)
-        job.due = request.units
-        self.units_due += job.due
-
-    def _refund(self, job: Job) -> None:
-        self.units_due -= job.due
-        job.due = 0
-
-    async def _admitted(
-        self, job: Job, known: Known, body: Callable[[], Body], limit: asyncio.Timeout
-    ) -> Task:
-        """Create it once the account has room for it, by our count and by the service's."""
-        deadline = job.future.deadline
-        limit.reschedule(deadline)
-        pauses = retry_waits(self._rng)
-        while True:
-            await self._slots.acquire(job.n, job.lane, priority=job.priority, first=job.refused)
-            job.held, epoch = job.n, self._slots.epoch
-            limit.reschedule(None)  # a create is not cut off: it has the deadline as a time-out of its own
-            try:
-                task = await self._post(job, known, body, deadline)
-            except ParallelLimit:
-                job.refused, job.leaving, job.doubtful = True, False, False
-            else:
-                self._slots.accepted(job.n)
-                job.running = True
-                return task
-            limit.reschedule(deadline)
-            if not self._slots.running:
-                # Others on this account have it all, and none of ours can make room. The slot is kept
-                # meanwhile, or those who wait would hand it to each other and ask without a pause.
-                await asyncio.sleep(next(pauses))
-            job.held = 0
-            self._slots.refused(job.n, epoch)
-
-    async def _post(self, job: Job, known: Known, body: Callable[[], Body], until: float | None) -> Task:
-        if known.doubtful:
-            self._submitter.doubt(known.external_task_id)
-        size = min(body().size or 0, self._uploads.capacity)
-        await self._uploads.acquire(size)
-        job.leaving = True
-        try:
-            return await self._submitter.create(
-                body,
-                known.external_task_id,
-                adopt=known.adopt,
-                announce=partial(self._ledger.posting, known.external_task_id),
-                earlier=partial(self._earlier, job),
-                until=until,
-            )
-        finally:
-            self._uploads.release(size)
-
-    def _earlier(self, job: Job) -> None:
-        job.earlier = not job.refused  # otherwise it may be a task of a POST that was refused at first
 
     # ------------------------------------------------------------------ its end
 
@@ -348,20 +206,14 @@ class Jobs:
     def _say(self, kind: EventKind, future: TaskFuture) -> None:
         self._tell(Event(kind, future.external_task_id, future.task, future.error, number=future.number))
 
-    def _free(self, job: Job) -> None:
-        held, job.held = job.held, 0
-        running, job.running = job.running, False
-        if held:
-            (self._slots.ended if running else self._slots.release)(held)
-
     def _over(self, future: TaskFuture) -> None:
         job, external_task_id = self._taken.pop(future)
         task = future.task
-        self._free(job)
+        self._admission.free(job)
         if task is None or not task.status.final:
             return
         if task.status is Status.FAILED:
-            self._refund(job)  # only pictures that were made are billed (live)
+            self._admission.refund(job)  # only pictures that were made are billed (live)
         self._note(self._ledger.observed(external_task_id, task))
 
     def _note(self, writing: Coroutine[Any, Any, None]) -> None:

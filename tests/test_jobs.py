@@ -255,7 +255,7 @@ async def test_the_same_key_twice_at_once_is_one_task() -> None:
         assert list(emulator.books.accepted.values()) == [1]
         assert kling.stats.units_due == 8
         await asyncio.sleep(0)  # the callbacks of what has just ended
-        assert kling._jobs._slots.held == 0
+        assert kling._admission._slots.held == 0
 
 
 @virtual_time
@@ -301,7 +301,7 @@ async def test_after_a_failed_task_the_same_job_is_a_new_attempt(tmp_path: Path,
             with pytest.raises(TaskModerated) as caught:
                 await stranger.expand(PHOTO, WIDER, key="cat", prompt=RISK)
             assert (stranger.stats.units_due, stranger.stats.failed) == (0, 1)
-            assert stranger._jobs._slots.held == 0
+            assert stranger._admission._slots.held == 0
         assert len({*ids, caught.value.external_task_id}) == 4
         assert set(emulator.books.accepted.values()) == {1}
 
@@ -400,7 +400,7 @@ async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
             assert {future.external_task_id for future in futures} == set(found.values())
             assert [future async for future in again.resume()] == []
             assert again.stats.units_due == 16  # only the intent was still to be made
-            assert again._jobs._slots.held == 0
+            assert again._admission._slots.held == 0
         assert set(emulator.books.accepted.values()) == {1}
         async with Journal(path) as journal:
             counts = await journal.counts()
@@ -592,7 +592,7 @@ async def test_what_may_be_billed_stays_set_aside() -> None:
         await kling.aclose()
         assert isinstance(future.error, SubmissionUnknown)
         assert kling.stats.units_due == 8
-        assert (kling.stats.unknown, kling._jobs._slots.held) == (1, 0)
+        assert (kling.stats.unknown, kling._admission._slots.held) == (1, 0)
 
 
 @virtual_time
@@ -659,7 +659,7 @@ async def test_others_on_the_account_are_waited_for() -> None:
             assert result.task_id in emulator.books.tasks
             assert 2 <= emulator.books.refusals[1303] < 60
             assert len(emulator.books.tasks) == 2
-            assert other._jobs._slots.held == 0
+            assert other._admission._slots.held == 0
 
 
 @virtual_time

@@ -32,6 +32,7 @@ FLOORS = (
     {"wire"},
     {"session", "journal", "webhooks", "downloads"},
     {"submission", "polling", "scheduler"},
+    {"admission"},
     {"jobs"},
     {"client"},
     {"testing", "contrib"},

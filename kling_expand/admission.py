@@ -42,6 +42,7 @@ class Job:
     priority: int = 0
     known: Known | None = None
     files: list[Path] = field(factory=list)  # where an earlier run has put its pictures
+    external_task_id: str = ""  # of its task, once there is one
     refused: bool = False  # for want of slots
     doubtful: bool = False  # an earlier run may have sent it
     leaving: bool = False  # from its first POST on, nobody can say that no task exists

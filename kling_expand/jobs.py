@@ -50,7 +50,7 @@ class Jobs:
         self._dialect = dialect
         self._tell = tell
         self._jobs: dict[TaskFuture, Job] = {}
-        self._taken: dict[TaskFuture, tuple[Job, str]] = {}  # jobs with a task, and its external id
+        self._taken: dict[TaskFuture, Job] = {}  # jobs with a task
         # One for all futures: each attribute access would make another.
         self._failed_it, self._over_it = self._failed, self._over
         self._turns: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
@@ -193,7 +193,8 @@ class Jobs:
         self._say(EventKind.ACCEPTED, future)
         if future.done():  # it had ended before
             self._say(EventKind.ENDED, future)
-        self._taken[future] = job, known.external_task_id
+        job.external_task_id = known.external_task_id
+        self._taken[future] = job
         future.add_done_callback(self._over_it)
         self._poller.watch(future, soon=job.known is not None)
 
@@ -207,14 +208,14 @@ class Jobs:
         self._tell(Event(kind, future.external_task_id, future.task, future.error, number=future.number))
 
     def _over(self, future: TaskFuture) -> None:
-        job, external_task_id = self._taken.pop(future)
+        job = self._taken.pop(future)
         task = future.task
         self._admission.free(job)
         if task is None or not task.status.final:
             return
         if task.status is Status.FAILED:
             self._admission.refund(job)  # only pictures that were made are billed (live)
-        self._note(self._ledger.observed(external_task_id, task))
+        self._note(self._ledger.observed(job.external_task_id, task))
 
     def _note(self, writing: Coroutine[Any, Any, None]) -> None:
         note = asyncio.create_task(writing)

@@ -170,7 +170,6 @@ class Poller:
             if self._swept and not self._sharing():
                 self._part()
             for entry in due:
-                entry.due = None
                 await self._places.acquire()
                 self._start(self._look(entry))
             await self._rest()
@@ -195,7 +194,7 @@ class Poller:
         while self._heap and self._heap[0][0] <= now:
             due, _, entry = heapq.heappop(self._heap)
             if due == entry.due and not entry.future.done():  # otherwise ended, hurried or listed meanwhile
-                entry.due = inf
+                entry.due = None
                 taken.append(entry)
         return taken
 
@@ -209,8 +208,10 @@ class Poller:
         absent = [entry for entry in missing if entry.listed or entry in urgent]  # others may be too new
         for entry in absent:
             entry.listed = False
-            if entry.due == inf and entry not in urgent:
+            if entry.due == inf:
                 self._again(entry)
+        for entry in urgent.difference(missing):
+            entry.due = inf
         self._list.showed(len(asked) - len(missing), len(absent), now)
         ages = [now - entry.began for entry in self._open.values() if entry.listed]
         self._crowd = max(float(len(ages)), FADING * self._crowd)

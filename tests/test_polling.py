@@ -343,6 +343,24 @@ def test_a_ringing_doorbell_costs_one_read_at_a_time() -> None:
     watching(test)
 
 
+def test_a_doorbell_that_rings_while_a_list_is_read_costs_nothing_more() -> None:
+    """What is due is about to be read singly, if the list does not show it: that is the one read."""
+
+    async def test(watched: Watched) -> None:
+        def shows_nothing(_ids: list[str]) -> list[str]:
+            for _ in range(100):
+                watched.poller.hurry("1")
+            return []
+
+        watched.service.order = shows_nothing
+        futures = [watched.begin("1", 30), watched.begin("2", 30)]
+        await asyncio.sleep(1.5)
+        assert (watched.service.pages, watched.service.singles) == (1, 2)
+        await asyncio.gather(*futures)
+
+    watching(test)
+
+
 def test_a_doorbell_makes_it_look_now() -> None:
     """One read, at once, and then the pace as before."""
 

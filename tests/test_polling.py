@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from random import Random
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kling_expand import (
     BadRequest,
@@ -236,6 +239,53 @@ def test_silence_beyond_the_budget_ends_the_wait_with_ids() -> None:
         assert 60 <= asyncio.get_running_loop().time() < 80
 
     watching(test, budget=60)
+
+
+PACES: list[Callable[[Random], Pace]] = [ExponentialPace, LearnedPace]
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.sampled_from(PACES))
+def test_whatever_happens_every_end_is_heard_and_nobody_is_read_twice_at_once(
+    seed: int, make: Callable[[Random], Pace]
+) -> None:
+    """Lists that show anything or fail, reads that fail, bells that ring: each at any moment."""
+    chance = Random(seed)
+
+    def anything(ids: list[str]) -> list[str]:
+        shown = chance.choice(list(ORDERS.values()))(ids)
+        return [each for each in shown if chance.random() < 0.9]
+
+    async def test(watched: Watched) -> None:
+        service, reading = watched.service, set[str]()
+        one, page = service.one, service.page
+
+        async def once(any_id: str) -> Task:
+            assert any_id not in reading
+            reading.add(any_id)
+            try:
+                return await one(any_id)
+            finally:
+                reading.remove(any_id)
+
+        async def sometimes(*asked: Any) -> Any:
+            service.no_list = ServerError("500") if chance.random() < 0.1 else None
+            for each in chance.sample(list(service.ends), min(3, len(service.ends))):
+                watched.poller.hurry(each)
+            return await page(*asked)
+
+        service.order = anything
+        service.one, service.page = once, sometimes  # type: ignore[method-assign, assignment]
+        service.trouble = lambda: ServerError("503") if chance.random() < 0.2 else None
+        futures = []
+        for index in range(40):
+            futures.append(watched.begin(str(index), 12 * chance.lognormvariate(0, 0.35)))
+            await asyncio.sleep(chance.random())
+        await asyncio.gather(*futures)
+
+    watched = watching(test, make(chance))
+    assert len(watched.lateness) == 40
+    assert max(watched.lateness) < 60
 
 
 def test_one_good_answer_renews_the_budget() -> None:

@@ -4,8 +4,9 @@
     python -m benchmarks.compare --at 1,10,100,1000 --runs 5 --json
 
 Every client is a process of its own and has a server of its own, whose jobs last 12 s in the median
-(log-normal, sigma 0.35, the same seeds for all). Before the count each brings `--warm` jobs to their end, so
-that who learns has something to learn from. Medians of `--runs`, each with a seed of its own.
+(log-normal, sigma 0.35; of every twelve one falls in each twelfth of that law; the same seeds for all). Before
+the count each brings `--warm` jobs to their end, so that who learns has something to learn from. Medians of
+`--runs`, each with a seed of its own.
 
 *reads* are requests beyond the creates, per job; *late* is the time from a job's end on the server to the
 result in the caller's hand; CPU and peak memory are those of the client's process; *failed* jobs are those it
@@ -36,7 +37,7 @@ from benchmarks.reporting import finish, medians, table
 from benchmarks.server import Server, serving
 
 ROUNDS = {1: 12, 10: 3}  # jobs one after another in each place; 1 beyond
-SIDE_BY_SIDE = {1: 12, 10: 6, 100: 2}  # clients; 1 beyond
+SIDE_BY_SIDE = {1: 12, 10: 6, 100: 3}  # clients; 1 beyond
 
 
 async def work(run: Run, jobs: int, at_once: int) -> dict[str, float]:

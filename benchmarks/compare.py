@@ -3,8 +3,8 @@
     python -m benchmarks.compare --json
     python -m benchmarks.compare --at 1,10,100,1000 --runs 5 --json
 
-Every client is a process of its own and has a server of its own, whose jobs last 12 s in the median
-(log-normal, sigma 0.35; of every twelve one falls in each twelfth of that law; the same seeds for all). Before
+Every client is a process of its own with a server of its own, whose jobs last 12 s in the median
+(log-normal, sigma 0.35; of every twelve one falls in each twelfth of it; the same seeds for all). Before
 the count each brings `--warm` jobs to their end, so that who learns has something to learn from. Medians of
 `--runs`, each with a seed of its own.
 

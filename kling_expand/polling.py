@@ -18,6 +18,7 @@ from .future import TaskFuture
 from .models import Task
 from .pacing import Pace
 from .stats import Event, EventKind, Listener
+from .watched import Watched, WatchedTasks
 
 READS = 16  # single reads under way at once
 UNSEEN = 30.0  # seconds a task may be unknown to the service before that is believed
@@ -46,21 +47,6 @@ class Reads(Protocol):
         ...
 
 
-class _Open:
-    """One open task: its place in the order of all, when it began, was last heard of and is due."""
-
-    __slots__ = ("began", "due", "future", "good", "known_as", "listed", "serial", "twin")
-
-    def __init__(self, future: TaskFuture, serial: int, now: float) -> None:
-        self.future = future
-        self.serial = serial
-        self.twin: _Open | None = None  # the next future of the same task
-        self.known_as = future.any_id
-        self.began = self.good = now
-        self.listed: bool | None = None  # whether lists show it; None before one has been asked
-        self.due: float | None = inf  # for a single read: inf while lists serve, None while it is under way
-
-
 class Poller:
     """Watches open tasks. Each is looked at when *pace* says; what may pass is outlived for *budget* seconds.
 
@@ -74,11 +60,9 @@ class Poller:
         self._tell = tell
         self._pace = pace
         self._budget = budget
-        self._open: dict[TaskFuture, _Open] = {}
+        self._open = WatchedTasks()
         self._forget_it = self._forget  # one for all: each attribute access would make another
-        self._by_id: dict[str, _Open] = {}
-        self._heap: list[tuple[float, int, _Open]] = []
-        self._watched = 0  # tasks so far
+        self._heap: list[tuple[float, int, Watched]] = []
         self._bell = asyncio.Event()
         self._places = asyncio.Semaphore(READS)
         self._running: set[asyncio.Task[None]] = set()
@@ -104,19 +88,16 @@ class Poller:
 
     def open_futures(self) -> tuple[TaskFuture, ...]:
         """What is being watched."""
-        return tuple(self._open)
+        return self._open.futures()
 
     def watch(self, future: TaskFuture, *, soon: bool = False) -> None:
         """Look at this task from now on, at once if *soon*."""
         if future.done() or future in self._open:
             return
         now = asyncio.get_running_loop().time()
-        self._watched += 1
-        entry = _Open(future, self._watched, now)
-        self._open[future] = entry
+        entry = self._open.add(future, now)
         share = _worth(len(self._open)) / len(self._open) if self._sharing() else 1.0
         first = 0.0 if soon else self._pace.wait([0.0], share)
-        self._name(entry)
         future.add_done_callback(self._forget_it)
         self._push(entry, now + first)
 
@@ -125,7 +106,7 @@ class Poller:
 
         However often that is said, no more than one such read is under way.
         """
-        entry = self._by_id.get(any_id)
+        entry = self._open.get(any_id)
         if entry is not None and entry.due is not None:
             entry.due = None
             self._start(self._look_at(entry))
@@ -133,21 +114,20 @@ class Poller:
 
     def tell(self, news: Task) -> bool:
         """Pass on a snapshot that somebody else was given; True if it is of one of ours."""
-        entries = self._named(news.task_id)
+        entries = self._open.named(news.task_id)
         for entry in entries:
             entry.future.observe(news)
         return bool(entries)
 
     # ------------------------------------------------------------------ within
 
-    def _push(self, entry: _Open, due: float) -> None:
+    def _push(self, entry: Watched, due: float) -> None:
         entry.due = due
         heapq.heappush(self._heap, (due, entry.serial, entry))
         self._bell.set()
 
     def _forget(self, future: TaskFuture) -> None:
-        entry = self._open.pop(future)
-        self._unname(entry)
+        entry = self._open.remove(future)
         if len(self._open) == 1:
             self._bell.set()  # the last one is read by itself
         task = entry.future.task
@@ -188,7 +168,7 @@ class Poller:
         except TimeoutError:
             pass
 
-    def _take_due(self, now: float) -> list[_Open]:
+    def _take_due(self, now: float) -> list[Watched]:
         """What is to be looked at by itself now."""
         taken = []
         while self._heap and self._heap[0][0] <= now:
@@ -198,9 +178,9 @@ class Poller:
                 taken.append(entry)
         return taken
 
-    async def _sweep(self, due: list[_Open]) -> list[_Open]:
+    async def _sweep(self, due: list[Watched]) -> list[Watched]:
         """Read list pages for all open tasks; those of the *due* that they did not show."""
-        hoped = (entry for entry in self._open.values() if entry.listed is not False)
+        hoped = (entry for entry in self._open if entry.listed is not False)
         asked, urgent = dict.fromkeys((*due, *hoped)), set(due)
         missing = dict(asked)
         pages = await self._read_pages(missing) if missing else 0
@@ -213,23 +193,25 @@ class Poller:
         for entry in urgent.difference(missing):
             entry.due = inf
         self._list.showed(len(asked) - len(missing), len(absent), now)
-        ages = [now - entry.began for entry in self._open.values() if entry.listed]
+        ages = [now - entry.began for entry in self._open if entry.listed]
         self._crowd = max(float(len(ages)), FADING * self._crowd)
         self._sweep_at = now + self._pace.wait(ages, pages * _worth(self._crowd)) if ages else inf
         self._swept = True
         return [entry for entry in due if entry in missing]
 
-    async def _read_pages(self, missing: dict[_Open, None]) -> int:
+    async def _read_pages(self, missing: dict[Watched, None]) -> int:
         """Tell the futures what list pages show, and take them out of *missing*; how many pages were read."""
         # In a list that begins with the newest, the oldest of these stands behind all that came after it.
-        size = min(max(LEAST_PAGE, SPARE + self._watched - min(entry.serial for entry in missing)), MOST_PAGE)
+        size = min(
+            max(LEAST_PAGE, SPARE + self._open.so_far - min(entry.serial for entry in missing)), MOST_PAGE
+        )
         for number in count(1):
             try:
                 shown, last = await self._reads.page(number, size, self._status)
             except KlingError:
                 break
             for task_id, news in shown.items():
-                for entry in self._named(task_id):
+                for entry in self._open.named(task_id):
                     self._heard(entry, news)
                     entry.listed = True
                     entry.due = entry.due and inf  # unless it is being read singly just now
@@ -243,16 +225,16 @@ class Poller:
     def _part(self) -> None:
         """Have each task read by itself again."""
         self._sweep_at, self._swept = inf, False
-        for entry in self._open.values():
+        for entry in self._open:
             entry.listed = None
             if entry.due == inf:
                 self._again(entry)
 
-    async def _look_at(self, entry: _Open) -> None:
+    async def _look_at(self, entry: Watched) -> None:
         await self._places.acquire()
         await self._look(entry)
 
-    async def _look(self, entry: _Open) -> None:
+    async def _look(self, entry: Watched) -> None:
         """Read one task; a place for it is held."""
         hint = None
         try:
@@ -268,41 +250,22 @@ class Poller:
 
     def _status(self, task_id: str) -> str | None:
         """The status last heard of: None if the task is not ours, nothing if it must be told anyway."""
-        entry = self._by_id.get(task_id)
+        entry = self._open.get(task_id)
         if entry is None:
             return None
         task = entry.future.task
         return task.task_status if task and not entry.twin else ""
 
-    def _heard(self, entry: _Open, news: Task | None) -> None:
+    def _heard(self, entry: Watched, news: Task | None) -> None:
         """Good news, even if nothing is new in it."""
         entry.good = asyncio.get_running_loop().time()
         if news is None:
             return
         entry.future.observe(news)
-        if entry.known_as != entry.future.any_id and not entry.future.done():  # it was watched by your id
-            self._unname(entry)
-            entry.known_as = entry.future.any_id
-            self._name(entry)
+        if not entry.future.done():
+            self._open.rename(entry)
 
-    def _named(self, any_id: str) -> list[_Open]:
-        named, entry = [], self._by_id.get(any_id)
-        while entry is not None:
-            named.append(entry)
-            entry = entry.twin
-        return named
-
-    def _name(self, entry: _Open) -> None:
-        entry.twin = self._by_id.get(entry.known_as)
-        self._by_id[entry.known_as] = entry
-
-    def _unname(self, entry: _Open) -> None:
-        others = [each for each in self._named(entry.known_as) if each is not entry]
-        self._by_id.pop(entry.known_as, None)
-        for other in others:
-            self._name(other)
-
-    def _again(self, entry: _Open, hint: float | None = None) -> None:
+    def _again(self, entry: Watched, hint: float | None = None) -> None:
         """Look at it by itself when its pace or the service says, if lists do not serve it."""
         if entry.future.done():
             return

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unmeasured import surroundings
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,9 +27,7 @@ TINY = {
 def told(name: str, *options: str) -> dict[str, Any]:
     """The JSON object that a benchmark prints as its last line."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *options, "--json"]
-    process = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env=surroundings()
-    )
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (process.returncode, process.stderr) == (0, "")
     *table, last = process.stdout.splitlines()
     assert table

@@ -9,7 +9,6 @@ from typing import Any
 import aiohttp
 import pytest
 from loopback import Loopback, loopback, says
-from unmeasured import surroundings
 
 from benchmarks import proxy
 from benchmarks.proxy import Proxy
@@ -21,9 +20,7 @@ HEARD = {proxy.LATE, proxy.DELAY, proxy.RESET_AFTER, proxy.ERROR_AFTER, proxy.HT
 def chaos(*options: object) -> dict[str, Any]:
     """The numbers of a run in processes of its own."""
     command = [sys.executable, "-m", "benchmarks.chaos", "--json", *map(str, options)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=surroundings()
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     (line,) = done.stdout.splitlines() or [done.stderr]
     numbers: dict[str, Any] = json.loads(line)
     assert done.returncode == bool(numbers["duplicates"] or numbers["lost"])

@@ -324,12 +324,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=1800.0, help="until it is stopped as it is")
     parser.add_argument("--folder", type=Path, help="keep everything there; it must be empty")
     parser.add_argument("--scale", action="store_true", help="how far it scales, instead")
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     return parser
 
 
 def main() -> int:
     """Run it once, and print what came of it; 0: nothing paid twice, nothing lost, never too many."""
     options = vars(_parser().parse_args())
+    quiet = options.pop("json")
     if options.pop("scale"):
         from benchmarks.fleet_scale import scale
 
@@ -343,6 +345,9 @@ def main() -> int:
         place = (folder or Path(temporary)).absolute()
         place.mkdir(parents=True, exist_ok=True)
         found = asyncio.run(prove(Conditions(**options, folder=place)))
+    if not quiet:
+        print(f"{found['jobs']} jobs: {found['duplicates']} paid twice, {found['lost']} lost,", end=" ")
+        print(f"at most {found['peak']} of {found['limit']} slots taken, in {found['seconds']} s")
     print(json.dumps(found))
     bad = found["duplicates"] or found["lost"] or found["peak"] > found["limit"]
     return 1 if bad else 0

@@ -51,17 +51,18 @@ def read_task(data: Any) -> Task:
     raw = _structure(data)
     if not raw.task_id.strip() or not raw.task_id.isprintable():
         raise ValueError(f"{raw.task_id!a} is no id @ data.task_id")
-    return Task(
-        task_id=raw.task_id,
-        task_status=intern(raw.task_status),  # few words for many tasks
-        task_status_msg=raw.task_status_msg or None,
-        external_task_id=(raw.task_info and raw.task_info.external_task_id) or None,
-        images=tuple((raw.task_result and raw.task_result.images) or ()),
-        final_unit_deduction=raw.final_unit_deduction or None,
-        final_balance_deduction=raw.final_balance_deduction,
-        watermark=raw.watermark_info.enabled if raw.watermark_info else None,
-        created_at=raw.created_at,
-        updated_at=raw.updated_at,
+    info, result, watermark = raw.task_info, raw.task_result, raw.watermark_info
+    return Task(  # in the order of its fields: naming them takes half as long again
+        raw.task_id,
+        intern(raw.task_status),  # few words for many tasks
+        raw.task_status_msg or None,
+        (info and info.external_task_id) or None,
+        tuple((result and result.images) or ()),
+        raw.final_unit_deduction or None,
+        raw.final_balance_deduction,
+        watermark.enabled if watermark else None,
+        raw.created_at,
+        raw.updated_at,
     )
 
 
@@ -87,6 +88,8 @@ def _flag(value: Any, _kind: Any) -> bool:
 def _optional(kind: Any, converter: Any) -> Callable[[Any, Any], Any]:
     """A hook for `X | None` that already knows the one for X; cattrs' own would look it up each time."""
     (inner,) = (each for each in get_args(kind) if each is not NoneType)
+    if inner is str:  # by far the most, and mostly as they should be
+        return lambda value, _kind: value if value is None or type(value) is str else _text(value, str)
     structure = converter.get_structure_hook(inner)
     return lambda value, _kind: None if value is None else structure(value, inner)
 

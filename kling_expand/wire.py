@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import cache
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -133,9 +134,15 @@ def decode_page(answer: Answer, heard: Callable[[str], str | None]) -> tuple[dic
 
 def parse_task(data: Any) -> Task:
     """A bare task object (as a list holds it, or a callback). Raises ValueError saying where it is wrong."""
-    from .spelling import read_task  # here, as it brings cattrs
+    return _reader()(data)
 
-    return read_task(data)
+
+@cache
+def _reader() -> Callable[[Any], Task]:
+    """Imported with the first answer, as it brings cattrs."""
+    from .spelling import read_task
+
+    return read_task
 
 
 def parse_json(body: bytes) -> Any:

@@ -12,7 +12,6 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from random import Random
 from typing import Any
 
 import aiohttp
@@ -20,8 +19,8 @@ from attrs import frozen
 
 from benchmarks.reporting import picture
 from benchmarks.server import KLING
-from kling_expand import KlingClient, Ratios
-from kling_expand.pacing import LATENESS, LearnedPace
+from kling_expand import KlingClient, LearnedPace, Ratios
+from kling_expand.pacing import LATENESS
 
 PHOTO = picture()
 TEXT = b64encode(PHOTO).decode()
@@ -46,7 +45,7 @@ class Contestant:
 @asynccontextmanager
 async def ours(url: str, at_once: int, lateness: float = LATENESS) -> AsyncIterator[Run]:
     """This package, told how late it may be."""
-    pace = LearnedPace(Random(), lateness=lateness)
+    pace = LearnedPace(lateness=lateness)
     async with KlingClient(api_key="key", base_url=url, max_in_flight=at_once, pace=pace) as kling:
 
         async def run() -> str:

@@ -20,6 +20,7 @@ from .geometry import (
     calculate_expansion_ratios,
 )
 from .models import Dialect, ExpandRequest, Image, Status, Task
+from .pacing import LearnedPace
 from .scheduler import Outcome, Slots
 from .stats import Event, EventKind, Quantiles, Stats
 
@@ -34,6 +35,7 @@ __all__ = [
     "Image",
     "KeyPair",
     "KlingClient",
+    "LearnedPace",
     "Outcome",
     "Padding",
     "Quantiles",

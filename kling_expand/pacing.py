@@ -15,6 +15,8 @@ from math import sqrt
 from random import Random
 from typing import NamedTuple, Protocol
 
+from .errors import ConfigurationError
+
 LATENESS = 0.58  # seconds the news of an end is to be late on average, beyond the network's own time
 ENOUGH = 5  # ended tasks from which a pace is learned
 _TAIL = 1.25  # beyond the longest task seen, each further stretch is so much longer
@@ -89,13 +91,21 @@ class LearnedPace:
 
     Until `ENOUGH` have ended it is exponential. Tasks that share a look are told of sooner than one alone,
     and with fewer requests for each. Once a task can have ended, looks are at most *longest* seconds apart.
+    Raises `ConfigurationError` for a *lateness* that is not above zero.
     """
 
     def __init__(
-        self, rng: Random, *, lateness: float = LATENESS, window: int = 256, longest: float = 10.0
+        self,
+        rng: Random | None = None,
+        *,
+        lateness: float = LATENESS,
+        window: int = 256,
+        longest: float = 10.0,
     ) -> None:
+        if not lateness > 0:
+            raise ConfigurationError(f"lateness must be a number of seconds above zero, not {lateness!r}")
         self._lateness = lateness
-        self._unlearned = ExponentialPace(rng, longest=longest)
+        self._unlearned = ExponentialPace(rng or Random(), longest=longest)
         self._durations: deque[float] = deque(maxlen=window)
         self._longest = longest
         self._fresh = 0  # durations that came since the last fit

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kling_expand import ConfigurationError
 from kling_expand.pacing import ENOUGH, ExponentialPace, LearnedPace, Pace, retry_waits
 
 seeds = st.integers(0, 2**32)
@@ -92,6 +93,13 @@ def test_nothing_is_learned_from_little(seed: int) -> None:
     for _ in range(ENOUGH - 1):
         learned.learn(1000)
         assert learned.wait([0]) == plain.wait([0])
+
+
+@pytest.mark.parametrize("lateness", [0, -1, float("nan")])
+def test_nobody_can_be_told_in_no_time(lateness: float) -> None:
+    """Named, with its limit."""
+    with pytest.raises(ConfigurationError, match=f"lateness .*above zero, not {lateness}"):
+        LearnedPace(lateness=lateness)
 
 
 def drawn(seed: int, count: int, median: float, sigma: float) -> list[float]:

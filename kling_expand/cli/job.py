@@ -82,8 +82,8 @@ async def see_through(kling: KlingClient, jobs: Sequence[Job], listener: Listene
             for job in jobs:
                 group.create_task(_follow(job, listener))
     except asyncio.CancelledError:
-        listener.note("interrupted: closing (again to leave at once)")
-        try:
+        try:  # pressed again, it may be while this is still being said
+            listener.note("interrupted: closing (again to leave at once)")
             await kling.aclose()
         finally:
             _tell_open(jobs, listener, resume)

@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from benchmarks.server import Handler, Jobs
+from benchmarks.durations import Handler, Jobs
 
 
 def _now() -> str:

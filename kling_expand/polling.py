@@ -7,13 +7,13 @@ tasks is left alone for a while.
 
 import asyncio
 import heapq
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from itertools import count
 from math import inf, sqrt
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from .errors import APIError, KlingError, TaskNotFound
+from .errors import APIError, KlingError, RateLimited, TaskNotFound
 from .future import TaskFuture
 from .models import Task
 from .pacing import Pace
@@ -183,24 +183,36 @@ class Poller:
         hoped = (entry for entry in self._open if entry.listed is not False)
         asked, urgent = dict.fromkeys((*due, *hoped)), set(due)
         missing = dict(asked)
-        pages = await self._read_pages(missing) if missing else 0
+        try:
+            pages, limited = await self._read_pages(missing) if missing else 0, False
+        except RateLimited:  # this says nothing of the list, and single reads would only make it worse
+            pages, limited = 1, not self._silent(missing)
         now = asyncio.get_running_loop().time()
-        absent = [entry for entry in missing if entry.listed or entry in urgent]  # others may be too new
+        # What is neither was not due yet, and may be too new for a list.
+        absent = [] if limited else [entry for entry in missing if entry.listed or entry in urgent]
         for entry in absent:
             entry.listed = False
             if entry.due == inf:
                 self._again(entry)
-        for entry in urgent.difference(missing):
-            entry.due = inf
+        for entry in due:
+            if limited or entry not in missing:
+                self._again(entry)
         self._list.showed(len(asked) - len(missing), len(absent), now)
         ages = [now - entry.began for entry in self._open if entry.listed]
         self._crowd = max(float(len(ages)), FADING * self._crowd)
         self._sweep_at = now + self._pace.wait(ages, pages * _worth(self._crowd)) if ages else inf
         self._swept = True
-        return [entry for entry in due if entry in missing]
+        return [] if limited else [entry for entry in due if entry in missing]
+
+    def _silent(self, entries: Iterable[Watched]) -> bool:
+        """Whether nothing was heard of one of these for longer than may be."""
+        return asyncio.get_running_loop().time() - min(entry.good for entry in entries) >= self._budget
 
     async def _read_pages(self, missing: dict[Watched, None]) -> int:
-        """Tell the futures what list pages show, and take them out of *missing*; how many pages were read."""
+        """Tell the futures what list pages show, and take them out of *missing*; how many pages were read.
+
+        Raises `RateLimited`.
+        """
         # In a list that begins with the newest, the oldest of these stands behind all that came after it.
         size = min(
             max(LEAST_PAGE, SPARE + self._open.so_far - min(entry.serial for entry in missing)), MOST_PAGE
@@ -208,6 +220,8 @@ class Poller:
         for number in count(1):
             try:
                 shown, last = await self._reads.page(number, size, self._status)
+            except RateLimited:
+                raise
             except KlingError:
                 break
             for task_id, news in shown.items():

@@ -15,6 +15,7 @@ from kling_expand import (
     Event,
     EventKind,
     KlingError,
+    RateLimited,
     ServerError,
     Task,
     TaskFailed,
@@ -181,6 +182,41 @@ def test_a_list_that_is_refused_is_left_alone(error: KlingError) -> None:
     assert watched.service.most_under_way <= 16
 
 
+def test_too_many_requests_makes_no_more_of_them() -> None:
+    """A list refused for that reason alone is asked again, and nobody is read singly instead."""
+
+    async def test(watched: Watched) -> None:
+        loop = asyncio.get_running_loop()
+        futures = [watched.begin(str(i), 60 + i) for i in range(40)]
+        await asyncio.sleep(20)
+        singles, pages = watched.service.singles, watched.service.pages
+        watched.service.no_list = RateLimited("too many requests", code=1302)
+        await asyncio.sleep(30)
+        assert watched.service.singles == singles
+        assert 2 <= watched.service.pages - pages <= 20
+        watched.service.no_list = None
+        await asyncio.gather(*futures)
+        assert loop.time() < 115
+        assert watched.service.singles == singles
+
+    watching(test)
+
+
+def test_too_many_requests_for_ever_ends_the_wait() -> None:
+    """Silence beyond the budget ends it as ever, with what was refused."""
+
+    async def test(watched: Watched) -> None:
+        error = RateLimited("too many requests", code=1302)
+        watched.service.no_list, watched.service.trouble = error, lambda: error
+        futures = [watched.begin(str(i), 600) for i in range(3)]
+        for future in futures:
+            with pytest.raises(RateLimited):
+                await future
+        assert 60 <= asyncio.get_running_loop().time() < 120
+
+    watching(test, budget=60)
+
+
 def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
     """It is tried again after a while, and then serves."""
 
@@ -269,7 +305,7 @@ def test_whatever_happens_every_end_is_heard_and_nobody_is_read_twice_at_once(
                 reading.remove(any_id)
 
         async def sometimes(*asked: Any) -> Any:
-            service.no_list = ServerError("500") if chance.random() < 0.1 else None
+            service.no_list = chance.choice([None] * 8 + [ServerError("500"), RateLimited("1302")])
             for each in chance.sample(list(service.ends), min(3, len(service.ends))):
                 watched.poller.hurry(each)
             return await page(*asked)

@@ -321,7 +321,7 @@ def test_whatever_happens_every_end_is_heard_and_nobody_is_read_twice_at_once(
 
     watched = watching(test, make(chance))
     assert len(watched.lateness) == 40
-    assert max(watched.lateness) < 60
+    assert max(watched.lateness) < 120  # one look in five fails, and looks are up to 11 s apart
 
 
 def test_one_good_answer_renews_the_budget() -> None:

@@ -209,9 +209,7 @@ class Towards:
         both = bool({"left", "right"} & sides and {"up", "down"} & sides)
         most = math.sqrt(MAX_AREA + AREA_TOLERANCE) if both else MAX_AREA
         if not isinstance(self.ratio, float) or not 1 + 2 * NOISE < self.ratio <= most:
-            limit = (
-                f"a number above 1 and at most {shown(most, 'ROUND_FLOOR')} is allowed for {self.direction}"
-            )
+            limit = f"a number above 1 and at most {shown(most, ROUND_FLOOR)} is allowed for {self.direction}"
             raise GeometryError("ratio", repr(self.ratio), limit)
 
     def _sides(self) -> set[str]:
@@ -251,9 +249,7 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
     if area is None:
         area = least
     if not least - NOISE <= area <= MAX_AREA + NOISE:
-        limit = (
-            f"{_named(aspect)} of {width}x{height} needs an area from {shown(least, 'ROUND_CEILING')} to 3"
-        )
+        limit = f"{_named(aspect)} of {width}x{height} needs an area from {shown(least, ROUND_CEILING)} to 3"
         raise GeometryError("area", f"{area:g}", limit)
     across, down = max(1.0, math.sqrt(area * stretch)), max(1.0, math.sqrt(area / stretch))
     if across * down <= 1 + 2 * NOISE:
@@ -265,7 +261,7 @@ def _too_far(width: float, height: float, aspect: float, least: float) -> Geomet
     low = shown(width / height / MAX_AREA, ROUND_CEILING)
     high = shown(width / height * MAX_AREA, ROUND_FLOOR)
     limit = (
-        f"{width}x{height} would need {shown(least, 'ROUND_CEILING')} times its area, "
+        f"{width}x{height} would need {shown(least, ROUND_CEILING)} times its area, "
         f"and at most 3 is allowed; an aspect from {low} to {high} (width over height) would do"
     )
     return GeometryError("aspect", _named(aspect), limit)

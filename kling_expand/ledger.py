@@ -1,6 +1,5 @@
 """What is already known of this job? Its id, and with a journal how far it came before."""
 
-import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,8 +13,6 @@ from .models import ExpandRequest, Task
 
 if TYPE_CHECKING:
     from .journal import Job, State
-
-logger = logging.getLogger(__name__)
 
 
 class Records(Protocol):

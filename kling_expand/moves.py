@@ -35,7 +35,7 @@ class Moves(ABC):
             State.FAILED if failed else State.SUCCEEDED,
             task_id=task.task_id,
             snapshot=pack(task),
-            error=_text(task.task_status_msg or "no reason was given") if failed else None,
+            error=self._text(task.task_status_msg or "no reason was given") if failed else None,
             **more,
         )
 
@@ -45,13 +45,12 @@ class Moves(ABC):
 
     async def rejected(self, external_task_id: str, error: str) -> None:
         """It was refused for good, and a lookup found no task."""
-        await self._move(external_task_id, State.REJECTED, error=_text(error))
+        await self._move(external_task_id, State.REJECTED, error=self._text(error))
 
     async def unknown(self, external_task_id: str, error: str) -> None:
         """Nobody could say in time whether a task exists."""
-        await self._move(external_task_id, State.UNKNOWN, error=_text(error))
+        await self._move(external_task_id, State.UNKNOWN, error=self._text(error))
 
-
-def _text(words: str) -> str:
-    """Words that can be stored, whatever a stranger put into them."""
-    return words.encode(errors="replace").decode()
+    def _text(self, words: str) -> str:
+        """Words that can be stored, whatever a stranger put into them."""
+        return words.encode(errors="replace").decode()

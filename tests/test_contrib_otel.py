@@ -47,7 +47,7 @@ class Recorder:
                     for point in metric.data.data_points:
                         key = tuple(sorted((point.attributes or {}).items()))
                         value = getattr(point, "value", None)
-                        points[key] = (point.count, point.sum) if value is None else value  # type: ignore[union-attr] # a histogram's
+                        points[key] = (point.count, point.sum) if value is None else value  # type: ignore[union-attr]  # no value: a histogram's
         return found
 
 

@@ -376,7 +376,7 @@ async def test_again_says_when(fleet: Fleet, photo: Path) -> None:
             raise errors.TransportError("cut")
 
     with pytest.raises(Again) as caught:
-        await work.work(payloads.pack(next(requests(photo, 1))), Bench(Cut(), fleet.ledger), 1)  # type: ignore[arg-type]  # the same
+        await work.work(payloads.pack(next(requests(photo, 1))), Bench(Cut(), fleet.ledger), 1)  # type: ignore[arg-type]  # it submits, and that is all that is asked
     assert caught.value.pause == 10.0
     assert await fleet.ledger.outcome("k0") is None
 

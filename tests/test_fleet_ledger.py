@@ -83,7 +83,7 @@ async def another(database: Connections) -> PostgresLedger:
 
 async def test_a_whole_job(journal: PostgresLedger, database: Connections) -> None:
     """Each step is kept with its facts, and what it cost; another process finds it done."""
-    job = await intend(journal)  # type: ignore[arg-type] # asked like a journal
+    job = await intend(journal)
     name = job.external_task_id
     await journal.posting(name)
     await journal.accepted(name, "t1")
@@ -103,9 +103,9 @@ async def test_a_whole_job(journal: PostgresLedger, database: Connections) -> No
 
 async def test_a_worker_taken_for_dead_does_not_send(journal: PostgresLedger, database: Connections) -> None:
     """Once another has intended the job its old owner's POST is refused before it leaves."""
-    name = (await intend(journal)).external_task_id  # type: ignore[arg-type] # asked like a journal
+    name = (await intend(journal)).external_task_id
     heir = await another(database)
-    assert (await intend(heir)).external_task_id == name  # type: ignore[arg-type] # asked like a journal
+    assert (await intend(heir)).external_task_id == name
     with pytest.raises(JournalError, match="another worker"):
         await journal.posting(name)
     await heir.posting(name)
@@ -120,26 +120,26 @@ async def test_many_workers_make_one_attempt(journal: PostgresLedger, dsn: str) 
     async with Connections(dsn, size=8) as wide:
         crowd = [await another(wide) for _ in range(8)]
         for attempt in (1, 2):
-            jobs = await asyncio.gather(*(intend(ledger) for ledger in crowd))  # type: ignore[arg-type] # the same
+            jobs = await asyncio.gather(*(intend(ledger) for ledger in crowd))
             assert {(f"k-h-{attempt}", attempt)} == {(job.external_task_id, job.attempt) for job in jobs}
             await journal.observed(f"k-h-{attempt}", FAILED)
-    assert await states(journal) == [("k-h-2", State.FAILED)]  # type: ignore[arg-type] # asked like a journal
+    assert await states(journal) == [("k-h-2", State.FAILED)]
 
 
 async def test_runs_are_apart(journal: PostgresLedger, database: Connections) -> None:
     """Two runs in one database know nothing of each other's keys."""
-    await intend(journal)  # type: ignore[arg-type] # asked like a journal
+    await intend(journal)
     other = PostgresLedger(database, run="other", owner=7)
     assert await other.find("k") is None
     assert not any((await other.counts()).values())
-    job = await intend(other, external_id=lambda _: "another id")  # type: ignore[arg-type] # asked like a journal
+    job = await intend(other, external_id=lambda _: "another id")
     assert (job.external_task_id, job.attempt) == ("another id", 1)
 
 
 @pytest.mark.parametrize("state", ["submitted", "done"])
 async def test_a_restart_of_the_database_is_outlived(journal: PostgresLedger, dsn: str, state: str) -> None:
     """A connection that is cut in the middle is replaced, and the call is answered all the same."""
-    name = (await intend(journal)).external_task_id  # type: ignore[arg-type] # asked like a journal
+    name = (await intend(journal)).external_task_id
     with psycopg.connect(dsn, autocommit=True) as killer:
         others = "pid <> pg_backend_pid() AND datname = %s"
         query = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kling_expand.errors import JournalError
 from kling_expand.journal import Job, Journal, State
+from kling_expand.ledger import Records
 from kling_expand.models import BalanceDeduction, Image, Task
 from kling_expand.records import PAGE
 
@@ -56,7 +57,7 @@ async def journal(path: Path) -> AsyncIterator[Journal]:
         yield journal
 
 
-async def intend(journal: Journal, key: str = "k", digest: str = "h", **changes: Any) -> Job:
+async def intend(journal: Records, key: str = "k", digest: str = "h", **changes: Any) -> Job:
     fields: dict[str, Any] = {
         "params_hash": digest,
         "params": '{"n":1}',
@@ -66,7 +67,7 @@ async def intend(journal: Journal, key: str = "k", digest: str = "h", **changes:
     return await journal.intend(key, **fields | changes)
 
 
-async def states(journal: Journal, *wanted: State) -> list[tuple[str, State]]:
+async def states(journal: Records, *wanted: State) -> list[tuple[str, State]]:
     return [(job.external_task_id, job.state) async for job in journal.jobs(*wanted)]
 
 

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, suppress
 from random import Random
 from typing import Any
 
+from attrs import evolve
 from procrastinate.worker import Worker as Engine
 
 from kling_expand.client import KlingClient
@@ -86,10 +87,16 @@ class Worker:
             bench = Bench(kling, ledger, self._output, callback_url=self._callback_url)
             permits = None
             if self._limit is not None:
-                names = {"owner": ledger.owner, "run": ledger.run, "account": self._account}
-                permits = Permits(self._fleet.dsn, self._limit, rng=self._rng, **names)  # type: ignore[arg-type]  # these
+                permits = Permits(
+                    self._fleet.dsn,
+                    self._limit,
+                    owner=ledger.owner,
+                    run=ledger.run,
+                    account=self._account,
+                    rng=self._rng,
+                )
                 await stack.enter_async_context(permits)
-                bench = Bench(kling, ledger, self._output, permits.hold, self._callback_url)
+                bench = evolve(bench, hold=permits.hold)
             await self._work(kling, bench, doors, permits)
 
     async def _work(self, kling: KlingClient, bench: Bench, doors: Doors, permits: Permits | None) -> None:

@@ -189,7 +189,12 @@ class PostgresLedger(Moves):
     async def ended(self, outcome: Ended) -> None:
         """Keep how a job of the queue ended; the last word on a key replaces the one before."""
         row = (outcome.key, outcome.status, outcome.external_task_id, outcome.task_id, list(outcome.urls))
-        rest = (list(outcome.files), outcome.units, outcome.error and _storable(outcome.error), self._clock())
+        rest = (
+            list(outcome.files),
+            outcome.units,
+            outcome.error and self._text(outcome.error),
+            self._clock(),
+        )
         await self._ask(_ENDED, self.run, *row, *rest)
 
     # ------------------------------------------------------------------------ what is known
@@ -243,8 +248,6 @@ class PostgresLedger(Moves):
     async def _move(self, external_task_id: str, state: State, **values: Any) -> None:
         """One UPDATE, which does nothing where the table of states does not allow it."""
         new = {"state": str(state)} | values | {"updated_at": self._clock()}
-        if new.get("error"):
-            new["error"] = _storable(new["error"])
         query = (
             f"UPDATE kling_jobs SET {', '.join(f'{name} = %s' for name in new)} WHERE external_task_id = %s"  # noqa: S608 - our words
             " AND state = ANY(%s) AND (task_id IS NULL OR task_id = coalesce(%s, task_id)) RETURNING 1"
@@ -255,6 +258,10 @@ class PostgresLedger(Moves):
         known = (await self._known(external_task_id)).task_id
         if None not in (task_id, known) and task_id != known:
             _logger.warning("two tasks under the id %s: %s, and now %s", external_task_id, known, task_id)
+
+    def _text(self, words: str) -> str:
+        """PostgreSQL stores no NUL."""
+        return super()._text(words).replace("\0", "�")
 
     async def _known(self, external_task_id: str) -> Job:
         job = await self.get(external_task_id)
@@ -356,8 +363,3 @@ def _number(units: Any) -> int | float | None:
     if units is None:
         return None
     return int(units) if units == int(units) else float(units)
-
-
-def _storable(words: str) -> str:
-    """Words that PostgreSQL can store, whatever a stranger put into them."""
-    return words.encode(errors="replace").decode().replace("\0", "�")

@@ -169,7 +169,7 @@ class Account:
 
 
 async def _job(account: Account, slots: Slots, rng: Random) -> None:
-    """The waits of `Jobs._admitted` and of a poll loop, without the rest."""
+    """The waits of `Admission._admitted` and of a poll loop, without the rest."""
     refused = False
     for pause in retry_waits(rng):
         await slots.acquire(1, first=refused)
@@ -222,7 +222,7 @@ async def simulate(
 
 
 async def scale(seed: int) -> dict[str, Any]:
-    """All four."""
+    """All three."""
     rows = []
     for count in (1, 2, 4, 8):
         with tempfile.TemporaryDirectory(prefix="kling-fleet-") as folder:

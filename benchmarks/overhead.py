@@ -80,9 +80,8 @@ async def ours(url: str, photo: bytes, calls: dict[str, int]) -> dict[str, float
     """What the SDK takes."""
     async with KlingClient(access_key=ACCESS_KEY, secret_key=SECRET_KEY, base_url=url) as kling:
         task_id = (await kling.create(photo, Ratios(right=0.5))).task_id
-        ended: defaultdict[str, str] = defaultdict(
-            lambda: "succeed"
-        )  # every task is ours, and there is nothing new of any
+        # Every task is ours, and there is nothing new of any.
+        ended: defaultdict[str, str] = defaultdict(lambda: "succeed")
         reads = kling._poller._reads  # noqa: SLF001 - what the poll loop asks
         work: dict[str, Call] = {
             "create": lambda: kling.create(photo, Ratios(right=0.5)),

@@ -14,18 +14,20 @@ the fewest looks of any plan at 0.6 s, if the log-normal law is known exactly.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from math import exp, sqrt
+from math import sqrt
 from random import Random
-from statistics import NormalDist, fmean
+from statistics import fmean
 
 import numpy as np
 from attrs import define
 from numpy.typing import NDArray
 
+from benchmarks.durations import SIGMA, lasting
 from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
 from kling_expand.pacing import ExponentialPace, LearnedPace, Pace
 
 Floats = NDArray[np.float64]
+MEDIAN = 12.0  # seconds, of the log-normal law
 WARM = 200  # tasks to learn from
 BLOCK = 400  # tasks of the drifting law that share one optimum
 CELLS = 500  # quantiles at which hindsight may look
@@ -51,7 +53,7 @@ class Fixed:
 
 def log_normal(rng: Random, number: int) -> Iterator[float]:
     """What image services do."""
-    return (rng.lognormvariate(0.0, 0.35) * 12 for _ in range(number))
+    return (rng.lognormvariate(0.0, SIGMA) * MEDIAN for _ in range(number))
 
 
 def bimodal(rng: Random, number: int) -> Iterator[float]:
@@ -154,7 +156,7 @@ def optimum(law: str, durations: list[float], lateness: float) -> float:
 def knowing_the_law(lateness: float) -> float:
     """The fewest looks at log-normal tasks of one who knows the law and not the tasks: its own quantiles."""
     shares = ((index + 0.5) / EXACT for index in range(EXACT))
-    return hindsight([12 * exp(0.35 * NormalDist().inv_cdf(share)) for share in shares], lateness)
+    return hindsight([lasting(share, MEDIAN) for share in shares], lateness)
 
 
 def contest(law: str, pace: str, number: int, seed: int) -> dict[str, float]:

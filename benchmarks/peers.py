@@ -62,16 +62,22 @@ async def script(url: str, _at_once: int) -> AsyncIterator[Run]:
     async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
 
         async def run() -> str:
-            body = {"image": TEXT, "right_expansion_ratio": 0.5, "n": 1}
-            async with http.post(url + KLING, json=body) as answer:
-                task = (await answer.json())["data"]
-            while task["task_status"] != "succeed":
-                await asyncio.sleep(STEP)
-                async with http.get(f"{url}{KLING}/{task['task_id']}") as answer:
-                    task = (await answer.json())["data"]
-            return str(task["task_id"])
+            return await by_hand(http, url, STEP)
 
         yield run
+
+
+async def by_hand(http: aiohttp.ClientSession, url: str, step: float) -> str:
+    """One job without any SDK, looked at every *step* seconds; its task's id."""
+    body: dict[str, Any] = {f"{side}_expansion_ratio": 0.0 for side in ("up", "down", "left")}
+    body |= {"image": TEXT, "right_expansion_ratio": 0.5, "n": 1}
+    async with http.post(url + KLING, json=body) as answer:
+        task = (await answer.json())["data"]
+    while task["task_status"] != "succeed":
+        await asyncio.sleep(step)
+        async with http.get(f"{url}{KLING}/{task['task_id']}") as answer:
+            task = (await answer.json())["data"]
+    return str(task["task_id"])
 
 
 @asynccontextmanager

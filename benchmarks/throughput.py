@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-from base64 import b64encode
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,12 +20,11 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.reporting import by_turns, finish, medians, options, picture, rounded, table
-from benchmarks.server import KLING
+from benchmarks.peers import PHOTO, by_hand
+from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
 from kling_expand import ExpandRequest, KlingClient, Ratios
 
 KEY = "api-key-kling-emulator"
-PHOTO = picture()
 STEP = 1.0  # seconds between the script's looks
 
 
@@ -56,20 +54,13 @@ async def ours(url: str, jobs: int, in_flight: int) -> None:
 async def script(url: str, jobs: int, in_flight: int) -> None:
     """So many workers, each with one job after the other."""
     left = iter(range(jobs))
-    body: dict[str, Any] = {f"{side}_expansion_ratio": 0.0 for side in ("up", "down", "left")}
-    body |= {"image": b64encode(PHOTO).decode(), "right_expansion_ratio": 0.5, "n": 1}
     headers = {"Authorization": f"Bearer {KEY}"}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
 
         async def worker() -> None:
             for _ in left:
-                async with http.post(url + KLING, json=body) as answer:
-                    task = (await answer.json())["data"]
-                while task["task_status"] != "succeed":
-                    await asyncio.sleep(STEP)
-                    async with http.get(f"{url}{KLING}/{task['task_id']}") as answer:
-                        task = (await answer.json())["data"]
+                await by_hand(http, url, STEP)
 
         await asyncio.gather(*(worker() for _ in range(in_flight)))
 

@@ -138,7 +138,7 @@ async def audit(conditions: Conditions, url: str) -> dict[str, int]:
     async with aiohttp.ClientSession(url, raise_for_status=True) as http:
         # What still runs is billed as well once it has ended.
         async with http.post("/_emulator/advance", json={"seconds": 3600}) as answer:
-            books = (await answer.json())["data"]["books"]
+            account = (await answer.json())["data"]["account"]
         async with http.get("/_emulator/tasks") as answer:
             tasks = (await answer.json())["data"]
         of_job = defaultdict(list)
@@ -163,7 +163,7 @@ async def audit(conditions: Conditions, url: str) -> dict[str, int]:
         "created": len(tasks),
         "duplicates": sum(len(task_ids) > 1 for task_ids in of_job.values()),
         "lost": conditions.jobs - good,
-        "billed": books["units_billed"],
+        "billed": account["units_billed"],
         "due": UNITS * conditions.jobs,
         "verified": good,
     }

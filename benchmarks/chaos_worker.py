@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 
 from kling_expand import ExpandRequest, KlingClient, KlingError, Ratios
-from kling_expand.future import ExpandResult
+from kling_expand.jobs.future import ExpandResult
 
 PATH = "/v1/images/editing/expand"
 SAVES = 32  # pictures brought to disk at once

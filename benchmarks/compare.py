@@ -11,8 +11,8 @@ the count each brings `--warm` jobs to their end, so that who learns has somethi
 *reads* are requests beyond the creates, per job; *late* is the time from a job's end on the server to the
 result in the caller's hand; CPU and peak memory are those of the client's process; *failed* jobs are those it
 gave up. Peers are at their defaults, and so is `kling_expand`; `kling_expand@0.2` was told to be 0.2 s late
-(`LearnedPace(lateness=0.2)`). The second table says for each peer which of ours takes fewer reads and is less
-late, or takes ten times fewer reads and is no later.
+(`AdaptiveSchedule(latency=0.2)`). The second table says for each peer which of ours takes fewer reads and is
+less late, or takes ten times fewer reads and is no later.
 
 Few jobs leave room for many clients side by side, 1000 for one. A client that is not installed (extra
 ``bench``) is named.
@@ -68,10 +68,10 @@ async def measured(
         cpu, wall = time.process_time(), time.monotonic()
         held = await work(run, jobs, at_once)
         cpu, wall = time.process_time() - cpu, time.monotonic() - wall
-        books = await asyncio.to_thread(server.books)
-    late = [moment - books["ends"][name] for name, moment in held.items()]
+        account = await asyncio.to_thread(server.account)
+    late = [moment - account["ends"][name] for name, moment in held.items()]
     return {
-        "reads": (sum(books["requests"].values()) - jobs) / jobs,
+        "reads": (sum(account["requests"].values()) - jobs) / jobs,
         "late s": fmean(late),
         "late p95 s": quantiles(late, n=20)[-1],
         "CPU ms": cpu / jobs * 1e3,

@@ -43,10 +43,10 @@ from benchmarks.processes import Emulator, Process
 from benchmarks.proxy import Proxy
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Ratios
-from kling_expand.contrib.cluster import Cluster
-from kling_expand.contrib.postgres import Ended
-from kling_expand.contrib.procrastinate import Fleet
 from kling_expand.errors import WebhookError
+from kling_expand.fleet.dev_server import Cluster
+from kling_expand.fleet.queue import Fleet
+from kling_expand.store.postgres import JobOutcome
 
 SETTLE = 5.0  # seconds after an outage until everybody is back: a create in doubt is looked up that long
 SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
@@ -98,7 +98,7 @@ class Run:
         self._workers: list[Process] = []
         self._begin = time.time()
 
-    async def all(self, fleet: Fleet, callback_url: str) -> dict[str, Ended]:
+    async def all(self, fleet: Fleet, callback_url: str) -> dict[str, JobOutcome]:
         """Queue everything, kill as planned, and read the outcomes."""
         c = self.conditions
         words = ["-m", "kling_expand", "fleet", "worker", "--dsn", self._cluster.dsn, "--lease", LEASE]
@@ -113,7 +113,7 @@ class Run:
             for number in range(c.jobs)
         )
         await fleet.submit_many(requests)
-        ended: dict[str, Ended] = {}
+        ended: dict[str, JobOutcome] = {}
         crew = map(self._supervise, self._workers)
         aside = [asyncio.create_task(work) for work in (self._count(), *self._killers(), *crew)]
         try:
@@ -211,7 +211,7 @@ async def callbacks(fleet: Fleet) -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def audit(conditions: Conditions, url: str, ended: dict[str, Ended], seen: Seen) -> dict[str, Any]:
+async def audit(conditions: Conditions, url: str, ended: dict[str, JobOutcome], seen: Seen) -> dict[str, Any]:
     """What the service has, and what of it is on disk and in the ledger."""
     async with aiohttp.ClientSession(url, raise_for_status=True) as http:
         async with http.get("/_emulator/tasks") as answer:

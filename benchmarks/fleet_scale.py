@@ -19,15 +19,16 @@ from attrs import frozen
 from benchmarks.processes import Emulator, Process
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Ratios
-from kling_expand.contrib import permits, work
-from kling_expand.contrib.cluster import Cluster
-from kling_expand.contrib.crew import Worker
-from kling_expand.contrib.postgres import PostgresLedger
-from kling_expand.contrib.procrastinate import Fleet
-from kling_expand.future import ExpandResult
+from kling_expand.api.retry import retry_waits
+from kling_expand.fleet import execute as work
+from kling_expand.fleet import permits
+from kling_expand.fleet.dev_server import Cluster
+from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.worker import Worker
+from kling_expand.jobs.future import ExpandResult
+from kling_expand.jobs.scheduler import Slots
 from kling_expand.models import Image, Task
-from kling_expand.pacing import retry_waits
-from kling_expand.scheduler import Slots
+from kling_expand.store.postgres import PostgresStore
 from kling_expand.testing import virtual_time
 
 SLOTS = 20  # of the account, for each worker
@@ -101,7 +102,7 @@ async def workers(count: int, folder: Path) -> dict[str, float]:
 class Nothing:
     """A client that writes down what a real one would, and does nothing in between."""
 
-    ledger: PostgresLedger
+    ledger: PostgresStore
 
     async def submit(self, request: ExpandRequest, *, priority: int = 0) -> ExpandResult:
         """A job that is over at once."""
@@ -132,7 +133,7 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
             permits.Permits(cluster.dsn, SLOTS, owner=ledger.owner, run=ledger.run, grace=0.0) as allowed,
         ):
             worker = Worker(own, api_key="none")
-            bench = work.Bench(Nothing(ledger), ledger, hold=allowed.hold)  # type: ignore[arg-type]  # all it needs
+            bench = work.WorkerContext(Nothing(ledger), ledger, hold=allowed.hold)  # type: ignore[arg-type]  # all it needs
             running: Any = worker._engine(bench)  # noqa: SLF001 - the engine alone is the question
             task = asyncio.create_task(running.run())
             while (await fleet._counts()) != (0, 0):  # noqa: ASYNC110, SLF001 - the same
@@ -192,7 +193,7 @@ async def _job(account: Account, slots: Slots, rng: Random) -> None:
 
 async def _machine(account: Account, jobs: list[int], rng: Random, *, dies: bool) -> None:
     """One worker with 32 jobs in hand, until there are none left or it dies half-way."""
-    slots, half = work.Doors(32, rng), jobs[0] // 2
+    slots, half = work.SharedSlots(32, rng), jobs[0] // 2
 
     async def hand() -> None:
         while jobs[0] > 0 and not (dies and jobs[0] < half):

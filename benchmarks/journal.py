@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kling_expand.journal import Journal
 from kling_expand.models import Image, Task
+from kling_expand.store.sqlite import Journal
 
 BEAT = 0.001  # seconds between two beats
 

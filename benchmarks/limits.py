@@ -24,10 +24,10 @@ from attrs import define, field, frozen
 
 from benchmarks.reporting import by_turns, finish, medians, options, picture, table
 from kling_expand import Dialect, ExpandRequest, KlingClient, Ratios
+from kling_expand.api.codec import create_path
+from kling_expand.api.retry import retry_waits
 from kling_expand.emulator import Emulator
-from kling_expand.pacing import retry_waits
 from kling_expand.testing import emulated, run
-from kling_expand.wire import create_path
 
 LIMITS = (37, 12, 50)
 ALLOWED = 100  # slots ours may use at most
@@ -53,18 +53,18 @@ class Watch:
             self.busy.append(seconds)
             while len(seconds) < self.lasts:
                 await asyncio.sleep(1.0)
-                seconds.append(min(1.0, self.emulator.books.used_slots / limit))
+                seconds.append(min(1.0, self.emulator.account.used_slots / limit))
 
     def found(self) -> dict[str, float]:
         """Shares, and how long each limit took to be filled to nine tenths."""
-        books = self.emulator.books
+        account = self.emulator.account
         steady = [fmean(seconds[SETTLING:]) for seconds in self.busy]
         found = {f"busy at {limit}": share for limit, share in zip(LIMITS, steady, strict=True)}
-        found |= {"busy": fmean(steady), "refused": books.refusals[1303] / books.requests["create"]}
+        found |= {"busy": fmean(steady), "refused": account.refusals[1303] / account.requests["create"]}
         for limit, seconds in zip(LIMITS, self.busy, strict=True):
             full = next((age for age, share in enumerate(seconds, 1) if share >= 0.9), len(seconds))
             found[f"seconds to {limit}"] = float(full)
-        return found | {"tasks": float(len(books.tasks))}
+        return found | {"tasks": float(len(account.tasks))}
 
 
 Work = Callable[[Emulator, KlingClient, Iterator[ExpandRequest]], Coroutine[Any, Any, None]]

@@ -112,13 +112,13 @@ def measure(server: Server, weight: int, calls: int, runs: int) -> dict[str, dic
         def once() -> dict[str, float]:
             server.forget()
             found: dict[str, float] = asyncio.run(play(server.url, photo, counts))
-            asked.append(server.books()["requests"])
+            asked.append(server.account()["requests"])
             return found
 
         return once
 
     found = by_turns({"raw": contestant(raw), "ours": contestant(ours)}, runs)
-    if any(books != asked[0] for books in asked):
+    if any(account != asked[0] for account in asked):
         raise RuntimeError(f"not the same calls: {asked}")
     return {name: medians(results) for name, results in found.items()}
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.durations import SIGMA, lasting
 from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
-from kling_expand.pacing import ExponentialPace, LearnedPace, Pace
+from kling_expand.jobs.poll_schedule import AdaptiveSchedule, ExponentialSchedule, PollSchedule
 
 Floats = NDArray[np.float64]
 MEDIAN = 12.0  # seconds, of the log-normal law
@@ -77,30 +77,30 @@ LAWS: dict[str, Callable[[Random, int], Iterator[float]]] = {
     "drifting": drifting,
     "heavy tail": heavy_tail,
 }
-PACES: dict[str, Callable[[Random], Pace]] = {
-    "learned": LearnedPace,
+PACES: dict[str, Callable[[Random], PollSchedule]] = {
+    "learned": AdaptiveSchedule,
     "fixed 1 s": lambda _rng: Fixed(1.0),
     "fixed 2 s": lambda _rng: Fixed(2.0),
-    "growing 1 to 10 s": ExponentialPace,
+    "growing 1 to 10 s": ExponentialSchedule,
 }
 
 
-def follow(pace: Pace, durations: list[float]) -> tuple[float, float]:
+def follow(schedule: PollSchedule, durations: list[float]) -> tuple[float, float]:
     """Looks and lateness per task, after the warm ones."""
-    looks, lateness = [], []
+    looks, latency = [], []
     for duration in durations:
         age, number = 0.0, 0
         while age < duration:
-            age += pace.wait([age])
+            age += schedule.wait([age])
             number += 1
-        pace.learn(duration)
+        schedule.learn(duration)
         looks.append(number)
-        lateness.append(age - duration)
-    return fmean(looks[WARM:]), fmean(lateness[WARM:])
+        latency.append(age - duration)
+    return fmean(looks[WARM:]), fmean(latency[WARM:])
 
 
-def hindsight(durations: list[float], lateness: float) -> float:
-    """The fewest looks per task of any plan that is on average no more than *lateness* seconds late.
+def hindsight(durations: list[float], latency: float) -> float:
+    """The fewest looks per task of any plan that is on average no more than *latency* seconds late.
 
     For each price of lateness the cheapest plan is found backwards from the longest task; the price is
     then searched for, and between two neighbouring plans one may mix.
@@ -111,13 +111,13 @@ def hindsight(durations: list[float], lateness: float) -> float:
     for _ in range(TURNS):
         price = sqrt(low * high)
         plan = _plan(ages, ended, told, price)
-        if plan[1] > lateness:
+        if plan[1] > latency:
             low, cheap = price, plan
         else:
             high, dear = price, plan
-    if not dear[1] <= lateness < cheap[1]:
+    if not dear[1] <= latency < cheap[1]:
         return dear[0]
-    share = (lateness - dear[1]) / (cheap[1] - dear[1])
+    share = (latency - dear[1]) / (cheap[1] - dear[1])
     return dear[0] + share * (cheap[0] - dear[0])
 
 
@@ -144,53 +144,53 @@ def _plan(ages: Floats, ended: Floats, told: Floats, price: float) -> tuple[floa
     return float(looks[0]), float(lates[0])
 
 
-def optimum(law: str, durations: list[float], lateness: float) -> float:
+def optimum(law: str, durations: list[float], latency: float) -> float:
     """Hindsight for what was counted."""
     counted = durations[WARM:]
     if law != "drifting":
-        return hindsight(counted, lateness)
+        return hindsight(counted, latency)
     starts = range(0, len(counted) - BLOCK + 1, BLOCK)
-    return fmean(hindsight(counted[start : start + BLOCK], lateness) for start in starts)
+    return fmean(hindsight(counted[start : start + BLOCK], latency) for start in starts)
 
 
-def knowing_the_law(lateness: float) -> float:
+def knowing_the_law(latency: float) -> float:
     """The fewest looks at log-normal tasks of one who knows the law and not the tasks: its own quantiles."""
     shares = ((index + 0.5) / EXACT for index in range(EXACT))
-    return hindsight([lasting(share, MEDIAN) for share in shares], lateness)
+    return hindsight([lasting(share, MEDIAN) for share in shares], latency)
 
 
-def contest(law: str, pace: str, number: int, seed: int) -> dict[str, float]:
+def contest(law: str, schedule: str, number: int, seed: int) -> dict[str, float]:
     """One pace under one law."""
     durations = list(LAWS[law](Random(seed), number))
-    looks, lateness = follow(PACES[pace](Random(seed)), durations)
-    best = optimum(law, durations, lateness)
-    return {"looks": looks, "lateness s": lateness, "hindsight looks": best, "ratio": looks / best}
+    looks, latency = follow(PACES[schedule](Random(seed)), durations)
+    best = optimum(law, durations, latency)
+    return {"looks": looks, "lateness s": latency, "hindsight looks": best, "ratio": looks / best}
 
 
 def measure(number: int, runs: int) -> dict[tuple[str, str], dict[str, float]]:
     """Medians over the runs, each with a seed of its own."""
 
-    def contestant(law: str, pace: str) -> Callable[[], dict[str, float]]:
+    def contestant(law: str, schedule: str) -> Callable[[], dict[str, float]]:
         seeds = count(1)
-        return lambda: contest(law, pace, number, next(seeds))
+        return lambda: contest(law, schedule, number, next(seeds))
 
-    pairs = [(law, pace) for law in LAWS for pace in PACES]
-    found = by_turns({f"{law}/{pace}": contestant(law, pace) for law, pace in pairs}, runs)
-    return {(law, pace): medians(found[f"{law}/{pace}"]) for law, pace in pairs}
+    pairs = [(law, schedule) for law in LAWS for schedule in PACES]
+    found = by_turns({f"{law}/{schedule}": contestant(law, schedule) for law, schedule in pairs}, runs)
+    return {(law, schedule): medians(found[f"{law}/{schedule}"]) for law, schedule in pairs}
 
 
 def main() -> None:
     """Measure, and say it in words or as one JSON object."""
     given = options("How good is the learned pace?", tasks=4000, runs=5)
     found = measure(given.tasks, given.runs)
-    table([{"law": law, "pace": pace} | row for (law, pace), row in found.items()])
-    worst = max(row["ratio"] for (_, pace), row in found.items() if pace == "learned")
+    table([{"law": law, "pace": schedule} | row for (law, schedule), row in found.items()])
+    worst = max(row["ratio"] for (_, schedule), row in found.items() if schedule == "learned")
     print(
         f"medians of {given.runs} runs; the learned pace at most {rounded(worst)} x hindsight (at most 1.3)"
     )
     limit = rounded(knowing_the_law(LIMIT_AT))
     print(f"knowing the log-normal law exactly: at least {limit} looks at {LIMIT_AT:g} s")
-    laws = {law: {pace: found[law, pace] for pace in PACES} for law in LAWS}
+    laws = {law: {schedule: found[law, schedule] for schedule in PACES} for law in LAWS}
     finish({"worst_ratio": worst, "laws": laws, "limit": limit}, as_json=given.json)
 
 

@@ -19,8 +19,8 @@ from attrs import frozen
 
 from benchmarks.reporting import picture
 from benchmarks.server import KLING
-from kling_expand import KlingClient, LearnedPace, Ratios
-from kling_expand.pacing import LATENESS
+from kling_expand import AdaptiveSchedule, KlingClient, Ratios
+from kling_expand.jobs.poll_schedule import LATENESS
 
 PHOTO = picture()
 TEXT = b64encode(PHOTO).decode()
@@ -43,10 +43,10 @@ class Contestant:
 
 
 @asynccontextmanager
-async def ours(url: str, at_once: int, lateness: float = LATENESS) -> AsyncIterator[Run]:
+async def ours(url: str, at_once: int, latency: float = LATENESS) -> AsyncIterator[Run]:
     """This package, told how late it may be."""
-    pace = LearnedPace(lateness=lateness)
-    async with KlingClient(api_key="key", base_url=url, max_in_flight=at_once, pace=pace) as kling:
+    schedule = AdaptiveSchedule(latency=latency)
+    async with KlingClient(api_key="key", base_url=url, max_in_flight=at_once, schedule=schedule) as kling:
 
         async def run() -> str:
             return (await kling.expand(PHOTO, Ratios(right=0.5))).task_id
@@ -151,7 +151,7 @@ async def bria(url: str, _at_once: int) -> AsyncIterator[Run]:
         yield run
 
 
-OURS = {f"kling_expand@{late:g}": Contestant(partial(ours, lateness=late)) for late in DIAL}
+OURS = {f"kling_expand@{late:g}": Contestant(partial(ours, latency=late)) for late in DIAL}
 CONTESTANTS = {
     "kling_expand": Contestant(ours),
     **OURS,

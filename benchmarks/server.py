@@ -123,7 +123,7 @@ class Server:
 
     url: str
 
-    def books(self) -> dict[str, Any]:
+    def account(self) -> dict[str, Any]:
         """Requests by route, and the end of each job."""
         with urlopen(f"{self.url}/books") as answer:
             found: dict[str, Any] = json.load(answer)

@@ -34,7 +34,7 @@ async def main() -> None:
         words = [sys.executable, __file__, any_id, emulator.url, emulator.api_key]
         another = await asyncio.create_subprocess_exec(*words)
         await another.wait()
-        print("paid for", emulator.books.images_billed, "picture")
+        print("paid for", emulator.account.images_billed, "picture")
 
 
 asyncio.run(finish(*sys.argv[1:]) if sys.argv[1:] else main())

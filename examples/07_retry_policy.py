@@ -1,7 +1,7 @@
 """What is tried again, and what is not? Whatever may pass is, under the same id, so nothing is paid twice.
 
 The emulator is told what goes wrong with the next calls. `deadline` bounds one job with all its tries,
-`retry_budget` one call, `poll_budget` how long no good news of a task is borne; all in seconds.
+`retry_timeout` one call, `poll_timeout` how long no good news of a task is borne; all in seconds.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ async def main() -> None:
     async with (
         Emulator(engine="flat", queue_seconds=0.1, work_seconds=0.2) as emulator,
         KlingClient(
-            api_key=emulator.api_key, base_url=emulator.url, deadline=60, retry_budget=30, poll_budget=30
+            api_key=emulator.api_key, base_url=emulator.url, deadline=60, retry_timeout=30, poll_timeout=30
         ) as kling,
     ):
         for kind, story in TROUBLES.items():
             emulator.faults.script("create", kind)
             emulator.faults.script("query", "html", "reset")
             await kling.expand(PHOTO, Ratios(right=0.2), external_task_id=kind)
-            print("paid", emulator.books.accepted[kind], "time:", story)
+            print("paid", emulator.account.accepted[kind], "time:", story)
 
-        emulator.account = 1102  # the resource pack is used up: no try will help
+        emulator.account_code = 1102  # the resource pack is used up: no try will help
         try:
             await kling.expand(PHOTO, Ratios(right=0.2))
         except KlingError as error:

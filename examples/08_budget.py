@@ -18,12 +18,12 @@ async def main() -> None:
         Emulator(engine="flat", queue_seconds=0.1, work_seconds=0.2) as emulator,
         KlingClient(api_key=emulator.api_key, base_url=emulator.url, budget=40) as kling,
     ):
-        async for outcome in kling.map(requests, look_ahead=1):  # one after another: the first come first
+        async for outcome in kling.map(requests, prefetch=1):  # one after another: the first come first
             if outcome.result:
                 print(outcome.request.key, "cost", outcome.result.task.units)
             elif isinstance(outcome.error, BudgetExceeded):
                 print(outcome.request.key, "was not sent")
-        print("billed", emulator.books.units_billed)
+        print("billed", emulator.account.units_billed)
 
 
 asyncio.run(main())

@@ -32,7 +32,7 @@ async def test_a_poster_survives_a_bad_connection() -> None:
     async with emulated() as (emulator, kling):
         emulator.faults.script("create", "reset_after", "reset_after")
         await poster(kling, PHOTO, "a night sky")
-        assert list(emulator.books.accepted.values()) == [1]
+        assert list(emulator.account.accepted.values()) == [1]
 
 
 @virtual_time

@@ -33,7 +33,7 @@ async def main() -> None:
             words = [sys.executable, __file__, emulator.url, emulator.api_key, fate]
             run = await asyncio.create_subprocess_exec(*words)
             print("exit code", await run.wait(), flush=True)
-        print("paid for", emulator.books.images_billed, "pictures")
+        print("paid for", emulator.account.images_billed, "pictures")
 
 
 asyncio.run(bulk(*sys.argv[1:]) if sys.argv[1:] else main())

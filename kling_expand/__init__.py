@@ -10,23 +10,18 @@ from .auth import KeyPair, StaticKey
 from .client import KlingClient
 from .config import Settings
 from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all__` lists them
-from .future import ExpandResult, TaskFuture
-from .geometry import (
-    Padding,
-    Ratios,
-    ToAspect,
-    ToSize,
-    Towards,
-    calculate_expansion_ratios,
-)
+from .events import Event, EventKind, Quantiles, Stats
+from .geometry import Padding, Ratios, ToAspect, ToSize, Towards, calculate_expansion_ratios
+from .jobs.bulk import Outcome
+from .jobs.future import ExpandResult, TaskFuture
+from .jobs.poll_schedule import AdaptiveSchedule
+from .jobs.scheduler import Slots
 from .models import Dialect, ExpandRequest, Image, Status, Task
-from .pacing import LearnedPace
-from .scheduler import Outcome, Slots
-from .stats import Event, EventKind, Quantiles, Stats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveSchedule",
     "Dialect",
     "Event",
     "EventKind",
@@ -35,7 +30,6 @@ __all__ = [
     "Image",
     "KeyPair",
     "KlingClient",
-    "LearnedPace",
     "Outcome",
     "Padding",
     "Quantiles",

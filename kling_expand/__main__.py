@@ -10,7 +10,7 @@ def main() -> None:
         needs = " and ".join(missing)
         sys.stderr.write(f"the command line needs {needs}: pip install 'kling-expand[cli]'\n")
         sys.exit(2)
-    from kling_expand.cli import root
+    from .cli import root
 
     root(prog_name="kling-expand")
 

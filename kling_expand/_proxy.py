@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from functools import wraps
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from .loopthread import LoopThread
+from ._portal import LoopThread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -12,7 +12,7 @@ R = TypeVar("R")
 Inner = TypeVar("Inner")
 
 
-class Facade(Generic[Inner]):
+class BlockingProxy(Generic[Inner]):
     """An object of the event loop's, and the thread it lives in."""
 
     def __init__(self, inner: Inner, thread: LoopThread) -> None:
@@ -25,21 +25,21 @@ class Facade(Generic[Inner]):
 
 def waits(
     verb: Callable[Concatenate[Inner, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[Facade[Inner], P], T]:
+) -> Callable[Concatenate[BlockingProxy[Inner], P], T]:
     """The same verb, which returns when it is done."""
 
     @wraps(verb)
-    def wait(self: Facade[Inner], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wait(self: BlockingProxy[Inner], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._thread.run(verb(self._inner, *args, **kwargs))
 
     return wait
 
 
-def in_loop(verb: Callable[Concatenate[Inner, P], T]) -> Callable[Concatenate[Facade[Inner], P], T]:
+def in_loop(verb: Callable[Concatenate[Inner, P], T]) -> Callable[Concatenate[BlockingProxy[Inner], P], T]:
     """The same verb, which takes no time but must be said in the event loop."""
 
     @wraps(verb)
-    def say(self: Facade[Inner], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def say(self: BlockingProxy[Inner], /, *args: P.args, **kwargs: P.kwargs) -> T:
         async def said() -> T:
             return verb(self._inner, *args, **kwargs)
 
@@ -49,12 +49,12 @@ def in_loop(verb: Callable[Concatenate[Inner, P], T]) -> Callable[Concatenate[Fa
 
 
 def gives(
-    verb: Callable[Concatenate[Facade[Inner], P], T], kind: Callable[[T, LoopThread], R]
-) -> Callable[Concatenate[Facade[Inner], P], R]:
+    verb: Callable[Concatenate[BlockingProxy[Inner], P], T], kind: Callable[[T, LoopThread], R]
+) -> Callable[Concatenate[BlockingProxy[Inner], P], R]:
     """The same verb, which gives something whose verbs wait as well."""
 
     @wraps(verb)
-    def give(self: Facade[Inner], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def give(self: BlockingProxy[Inner], /, *args: P.args, **kwargs: P.kwargs) -> R:
         return kind(verb(self, *args, **kwargs), self._thread)
 
     return give
@@ -62,23 +62,23 @@ def gives(
 
 def iterates(
     verb: Callable[Concatenate[Inner, P], AsyncGenerator[T, None]],
-) -> Callable[Concatenate[Facade[Inner], P], Iterator[T]]:
+) -> Callable[Concatenate[BlockingProxy[Inner], P], Iterator[T]]:
     """The same verb, for a plain ``for``."""
 
     @wraps(verb)
-    def iterate(self: Facade[Inner], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    def iterate(self: BlockingProxy[Inner], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         return self._thread.iterate(verb(self._inner, *args, **kwargs))
 
     return iterate
 
 
 def gives_each(
-    verb: Callable[Concatenate[Facade[Inner], P], Iterator[T]], kind: Callable[[T, LoopThread], R]
-) -> Callable[Concatenate[Facade[Inner], P], Iterator[R]]:
+    verb: Callable[Concatenate[BlockingProxy[Inner], P], Iterator[T]], kind: Callable[[T, LoopThread], R]
+) -> Callable[Concatenate[BlockingProxy[Inner], P], Iterator[R]]:
     """The same verb, which gives things one by one whose verbs wait as well."""
 
     @wraps(verb)
-    def give(self: Facade[Inner], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+    def give(self: BlockingProxy[Inner], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         for item in verb(self, *args, **kwargs):
             yield kind(item, self._thread)
 

@@ -21,10 +21,11 @@ from typing import Any, Concatenate, ParamSpec, Self
 
 from attrs import frozen
 
-from . import client, future, scheduler
+from . import client
+from ._portal import LoopThread, pull
+from ._proxy import BlockingProxy, gives, gives_each, in_loop, iterates, waits
 from .errors import ClientClosed, KlingError
-from .facade import Facade, gives, gives_each, in_loop, iterates, waits
-from .loopthread import LoopThread, pull
+from .jobs import bulk, future
 from .models import ExpandRequest, Image, Task
 
 __all__ = ["ExpandResult", "KlingClient", "Outcome", "TaskFuture"]
@@ -32,7 +33,7 @@ __all__ = ["ExpandResult", "KlingClient", "Outcome", "TaskFuture"]
 P = ParamSpec("P")
 
 
-class ExpandResult(Facade[future.ExpandResult]):
+class ExpandResult(BlockingProxy[future.ExpandResult]):
     """A task that succeeded, and how to bring its pictures to disk."""
 
     save = waits(future.ExpandResult.save)
@@ -63,7 +64,7 @@ class ExpandResult(Facade[future.ExpandResult]):
         return self._inner.task_id
 
 
-class TaskFuture(Facade[future.TaskFuture]):
+class TaskFuture(BlockingProxy[future.TaskFuture]):
     """One task. `result` waits for its end, a ``for`` over it gives each newest snapshot."""
 
     accepted = waits(future.TaskFuture.accepted)
@@ -112,9 +113,7 @@ class Outcome:
 
 
 def _maps(
-    verb: Callable[
-        Concatenate[client.KlingClient, scheduler.Requests, P], AsyncGenerator[scheduler.Outcome, None]
-    ],
+    verb: Callable[Concatenate[client.KlingClient, bulk.Requests, P], AsyncGenerator[bulk.Outcome, None]],
 ) -> Callable[Concatenate["KlingClient", Iterable[ExpandRequest], P], Iterator["Outcome"]]:
     """The same verb, which reads its requests outside the event loop, where they may wait."""
 
@@ -132,7 +131,7 @@ def _maps(
     return iterate
 
 
-class KlingClient(Facade[client.KlingClient]):
+class KlingClient(BlockingProxy[client.KlingClient]):
     """The client for programs without asyncio; its options are those of `kling_expand.KlingClient`.
 
     Use it inside ``with``, or between `open` and `close`, as in a notebook; at the latest it is closed
@@ -196,6 +195,6 @@ async def _snapshots(watched: future.TaskFuture) -> AsyncGenerator[Task, None]:
         yield task
 
 
-def _outcome(outcome: scheduler.Outcome, thread: LoopThread) -> Outcome:
+def _outcome(outcome: bulk.Outcome, thread: LoopThread) -> Outcome:
     result = ExpandResult(outcome.result, thread) if outcome.result else None
     return Outcome(outcome.index, outcome.request, result, outcome.error)

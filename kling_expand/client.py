@@ -16,26 +16,27 @@ from uuid import uuid4
 import aiohttp
 from attrs import frozen
 
-from . import wire
-from .admission import Admission, Job
+from .api import codec as wire
+from .api.session import Session
 from .auth import Auth
 from .config import Settings, credentials, webhook_secret
 from .errors import ClientClosed, InvalidRequest
-from .future import ExpandResult, Save, TaskFuture
+from .events import Listener, Stats, StatsCollector
 from .geometry import Geometry
-from .jobs import Jobs
-from .ledger import Known, Ledger, Records
+from .jobs.admission import Admission, Job
+from .jobs.bulk import BoundedMap, Outcome, Requests
+from .jobs.future import ExpandResult, Save, TaskFuture
+from .jobs.poll_schedule import AdaptiveSchedule, PollSchedule
+from .jobs.poller import Poller
+from .jobs.runner import Jobs
+from .jobs.scheduler import Flow, Slots
+from .jobs.submission import Submitter
 from .models import Dialect, ExpandRequest, ImageSource, Task
-from .pacing import LearnedPace, Pace
-from .polling import Poller
-from .scheduler import Bulk, Lane, Outcome, Requests, Slots
-from .session import Session
-from .stats import Listener, Stats, Tally
-from .submission import Submitter
+from .store.ledger import JobRecord, Ledger, Records
 
 if TYPE_CHECKING:
-    from .journal import Journal
-    from .webhooks import Call, Webhooks
+    from .store.sqlite import Journal
+    from .webhooks import WebhookEvent, Webhooks
 
 
 class RequestFields(TypedDict, total=False):
@@ -56,7 +57,7 @@ class KlingClient:
     `deadline` (seconds) is the default bound of each job, from its submission to the end of its
     download. `budget` (units, 8 a picture) is the most this client may spend. `run` names the run that
     the `key` of a request counts in. `journal` is a file in which every job is written down before it
-    is sent: after a crash the same jobs go on where they were. `pace` says when tasks are looked at,
+    is sent: after a crash the same jobs go on where they were. `schedule` says when tasks are looked at,
     `slots` may be shared with other clients of the account in this event loop, and `listener` is called
     with every `Event`.
     `webhook_secret` is the console's, or several while one replaces another. Further *options* are the
@@ -80,7 +81,7 @@ class KlingClient:
         http: aiohttp.ClientSession | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,
         slots: Slots | None = None,
-        pace: Pace | None = None,
+        schedule: PollSchedule | None = None,
         listener: Listener | None = None,
         rng: Random | None = None,
         clock: Callable[[], float] = time.time,
@@ -91,20 +92,22 @@ class KlingClient:
         self._auth = auth or credentials(access_key, secret_key, api_key, clock=clock)
         self._webhooks = _webhooks(webhook_secret, clock)
         self._deadline = deadline
-        self._lane = Lane()
+        self._lane = Flow()
         self._rng = rng = rng or Random()
-        self._tally = Tally(listener)
-        tell = self._tally.tell
+        self._collector = StatsCollector(listener)
+        tell = self._collector.emit
         self._session = session = Session(
             settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, tell=tell
         )
         reads = _Reads(session, dialect)
-        self._poller = Poller(reads, pace or LearnedPace(rng), budget=settings.poll_budget, tell=tell)
+        self._poller = Poller(
+            reads, schedule or AdaptiveSchedule(rng), budget=settings.poll_timeout, tell=tell
+        )
         self._journal: Journal | None = None  # one that is ours to open and close
         if isinstance(journal, str | os.PathLike):
             journal = self._journal = _journal(journal, run, clock)
         self._ledger = Ledger(run, journal)
-        submitter = Submitter(session, dialect, rng=rng, budget=settings.retry_budget)
+        submitter = Submitter(session, dialect, rng=rng, budget=settings.retry_timeout)
         slots = slots or Slots(settings.max_in_flight)
         self._admission = admission = Admission(
             submitter, slots, self._ledger, budget=budget, upload_bytes=settings.upload_bytes, rng=rng
@@ -163,7 +166,7 @@ class KlingClient:
     @property
     def stats(self) -> Stats:
         """What this client has done so far."""
-        return self._tally.stats(
+        return self._collector.stats(
             waiting=len(self._jobs), running=len(self._poller), units_due=self._admission.units_due
         )
 
@@ -205,25 +208,25 @@ class KlingClient:
         requests: Requests,
         *,
         ordered: bool = False,
-        look_ahead: int | None = None,
-        stop_after: int | None = None,
+        prefetch: int | None = None,
+        max_failures: int | None = None,
         deadline: float | None = None,
         priority: int = 0,
     ) -> AsyncGenerator[Outcome, None]:
         """Expand many: an `Outcome` for each request, as they end or (*ordered*) in their order.
 
-        Any iterable or async iterable will do, of any length: at most *look_ahead* requests (twice
+        Any iterable or async iterable will do, of any length: at most *prefetch* requests (twice
         `max_in_flight`) are taken before their outcomes are read. A failure is an outcome like any
-        other; after *stop_after* of them nothing more is submitted. *deadline* counts for each job.
+        other; after *max_failures* of them nothing more is submitted. *deadline* counts for each job.
         """
         self._require_open()
-        lane = Lane()  # it takes turns with other calls
-        bulk = Bulk(
-            lambda request: self._submit(request, deadline, priority, lane),
-            self._jobs.withdraw,
-            look_ahead=look_ahead or 2 * self.settings.max_in_flight,
+        flow = Flow()  # it takes turns with other calls
+        bulk = BoundedMap(
+            lambda request: self._submit(request, deadline, priority, flow),
+            self._jobs.cancel,
+            prefetch=prefetch or 2 * self.settings.max_in_flight,
             ordered=ordered,
-            stop_after=stop_after,
+            max_failures=max_failures,
         )
         async with aclosing(bulk.run(requests)) as outcomes:
             async for outcome in outcomes:
@@ -236,19 +239,19 @@ class KlingClient:
         sent, if its photo can be read again from its path or URL. Raises `JournalError`.
         """
         self._require_open()
-        until = _until(self._deadline if deadline is None else deadline)
+        deadline_at = _until(self._deadline if deadline is None else deadline)
         async for known, request, source in self._ledger.unfinished():
-            yield self._start(known.external_task_id, request, until, known=known, name=_stem(source))
+            yield self._start(known.external_task_id, request, deadline_at, known=known, name=_stem(source))
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
         """The future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`."""
         self._require_open()
-        until = _until(self._deadline if deadline is None else deadline)
-        future = TaskFuture(any_id, deadline=until, result=self._result(None, until))
+        deadline_at = _until(self._deadline if deadline is None else deadline)
+        future = TaskFuture(any_id, deadline=deadline_at, result=self._result(None, deadline_at))
         self._poller.watch(future, soon=True)
         return future
 
-    def receive(self, headers: Mapping[str, str], body: bytes) -> "Call":
+    def receive(self, headers: Mapping[str, str], body: bytes) -> "WebhookEvent":
         """Take a callback: its raw *body* and its *headers*, names in any case.
 
         Signed news is told to its future at once. Any other call is only a doorbell: the service is
@@ -256,7 +259,7 @@ class KlingClient:
         """
         call = self._webhooks.parse(headers, body)
         if call.doorbell or not self._poller.tell(call.task):
-            self._poller.hurry(call.task.task_id)
+            self._poller.poll_now(call.task.task_id)
         return call
 
     # ------------------------------------------------------------------ the plain calls
@@ -306,46 +309,48 @@ class KlingClient:
     # ------------------------------------------------------------------ within
 
     def _submit(
-        self, request: ExpandRequest, deadline: float | None, priority: int, lane: Lane
+        self, request: ExpandRequest, deadline: float | None, priority: int, flow: Flow
     ) -> TaskFuture:
         self._require_open()
-        until = _until(self._deadline if deadline is None else deadline)
+        deadline_at = _until(self._deadline if deadline is None else deadline)
         any_id = request.external_task_id or f"kx-{uuid4().hex}"
-        return self._start(any_id, request, until, lane=lane, priority=priority)
+        return self._start(any_id, request, deadline_at, flow=flow, priority=priority)
 
     def _start(
         self,
         any_id: str,
         request: ExpandRequest | None,
-        until: float | None,
+        deadline_at: float | None,
         *,
-        lane: Lane | None = None,
+        flow: Flow | None = None,
         priority: int = 0,
-        known: Known | None = None,
+        known: JobRecord | None = None,
         name: str | None = None,
     ) -> TaskFuture:
         files: list[Path] = []
         name = name or (_stem(request.image) if request else None)
-        future = TaskFuture(any_id, deadline=until, result=self._result(request, until, name, files))
-        self._jobs.start(Job(request, future, lane, priority, known, files))
+        future = TaskFuture(
+            any_id, deadline=deadline_at, result=self._result(request, deadline_at, name, files)
+        )
+        self._jobs.start(Job(request, future, flow, priority, known, files))
         return future
 
     def _result(
         self,
         request: ExpandRequest | None,
-        until: float | None,
+        deadline_at: float | None,
         name: str | None = None,
         files: Sequence[Path] = (),
     ) -> Callable[[Task], ExpandResult]:
-        return _Results(self._saving, request, name, files, until)
+        return _Results(self._saving, request, name, files, deadline_at)
 
     async def _save(
-        self, task: Task, target: str | os.PathLike[str], *, name: str | None, until: float | None
+        self, task: Task, target: str | os.PathLike[str], *, name: str | None, deadline_at: float | None
     ) -> tuple[Path, ...]:
-        from .downloads import Downloads  # here, as many only want the URLs
+        from .downloads.downloader import Downloads  # here, as many only want the URLs
 
         downloads = Downloads(self._session.http, refresh=self.get, rng=self._rng)
-        paths = await downloads.save(task, target, name=name, until=until)
+        paths = await downloads.save(task, target, name=name, deadline_at=deadline_at)
         await self._ledger.saved(task, paths)
         return paths
 
@@ -362,10 +367,10 @@ class _Results:
     request: ExpandRequest | None
     name: str | None
     files: Sequence[Path]
-    until: float | None
+    deadline_at: float | None
 
     def __call__(self, task: Task) -> ExpandResult:
-        return ExpandResult(task, self.request, self.name, tuple(self.files), self.save, self.until)
+        return ExpandResult(task, self.request, self.name, tuple(self.files), self.save, self.deadline_at)
 
 
 class _Reads(NamedTuple):
@@ -399,7 +404,7 @@ def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> Ex
 
 
 def _journal(path: str | os.PathLike[str], run: str, clock: Callable[[], float]) -> "Journal":
-    from .journal import Journal  # here, as most clients need no database
+    from .store.sqlite import Journal  # here, as most clients need no database
 
     return Journal(path, run=run, clock=clock)
 

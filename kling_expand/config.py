@@ -49,8 +49,8 @@ class Settings:
 
     `max_in_flight` counts pictures, not tasks: a task of n pictures holds n of the account's
     slots. `read_timeout` bounds one query; a create may take `create_timeout` plus the time its
-    body needs at `upload_speed`. `retry_budget` bounds how long one call is retried, and
-    `poll_budget` how long a task may go without any good news of it before its wait gives up.
+    body needs at `upload_speed`. `retry_timeout` bounds how long one call is retried, and
+    `poll_timeout` how long a task may go without any good news of it before its wait gives up.
     """
 
     base_url: str = field(default=DEFAULT_BASE_URL, converter=_url)
@@ -60,8 +60,8 @@ class Settings:
     read_timeout: float = field(default=20.0, validator=_positive)
     create_timeout: float = field(default=30.0, validator=_positive)
     upload_speed: float = field(default=100_000.0, validator=_positive)
-    retry_budget: float = field(default=120.0, validator=_positive)
-    poll_budget: float = field(default=900.0, validator=_positive)
+    retry_timeout: float = field(default=120.0, validator=_positive)
+    poll_timeout: float = field(default=900.0, validator=_positive)
     upload_bytes: int = field(default=64 << 20, validator=_positive)
 
     @classmethod

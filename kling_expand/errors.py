@@ -38,7 +38,7 @@
     └── ClientClosed              the client was closed; its open tasks go on at the service
 
 ``retryable`` says whether the same call may be made again by itself. A create is never
-repeated on that word alone: see `kling_expand.submission`.
+repeated on that word alone: see `kling_expand.jobs.submission`.
 """
 
 from typing import Any, ClassVar

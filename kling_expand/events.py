@@ -34,7 +34,7 @@ class EventKind(StrEnum):
 class Event(NamedTuple):
     """One thing that happened. `seconds` is how long the call, or the task, took.
 
-    `lateness` is how long after a task's end we heard of it, both by the service's clock. `number` is that
+    `latency` is how long after a task's end we heard of it, both by the service's clock. `number` is that
     of the job's future: all events of one job have it, those of calls have none.
     """
 
@@ -43,7 +43,7 @@ class Event(NamedTuple):
     task: Task | None = None
     error: KlingError | None = None
     seconds: float | None = None
-    lateness: float | None = None
+    latency: float | None = None
     number: int | None = None
 
 
@@ -83,10 +83,10 @@ class Stats:
     units_due: int
     units_billed: "Decimal"
     duration: Quantiles = field(factory=Quantiles)
-    lateness: Quantiles = field(factory=Quantiles)
+    latency: Quantiles = field(factory=Quantiles)
 
 
-class Tally:
+class StatsCollector:
     """Adds up events, and passes each on to *listener*."""
 
     def __init__(self, listener: Listener | None = None) -> None:
@@ -95,9 +95,9 @@ class Tally:
         self._errors: Counter[str] = Counter()
         self._billed: Decimal | int = 0
         self._durations: deque[float] = deque(maxlen=WINDOW)
-        self._latenesses: deque[float] = deque(maxlen=WINDOW)
+        self._latencies: deque[float] = deque(maxlen=WINDOW)
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Count it, and pass it on; what the listener raises disturbs no job."""
         self._counts[event.kind] += 1
         if event.kind is EventKind.ENDED and event.task is not None:
@@ -133,7 +133,7 @@ class Tally:
             units_due=units_due,
             units_billed=Decimal(self._billed),
             duration=_quantiles(self._durations),
-            lateness=_quantiles(self._latenesses),
+            latency=_quantiles(self._latencies),
         )
 
     def _ended(self, task: Task, event: Event) -> None:
@@ -142,8 +142,8 @@ class Tally:
             self._billed += task.units or 0
         if event.seconds is not None:
             self._durations.append(event.seconds)
-        if event.lateness is not None:
-            self._latenesses.append(event.lateness)
+        if event.latency is not None:
+            self._latencies.append(event.latency)
 
 
 def _quantiles(values: deque[float]) -> Quantiles:

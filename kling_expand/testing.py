@@ -26,7 +26,7 @@ import pytest_asyncio
 
 from .client import KlingClient
 from .emulator import Emulator
-from .pacing import ExponentialPace
+from .jobs.poll_schedule import ExponentialSchedule
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -136,6 +136,8 @@ async def kling_emulator() -> AsyncIterator[Emulator]:
 @pytest_asyncio.fixture
 async def kling_client(kling_emulator: Emulator) -> AsyncIterator[KlingClient]:
     """A client of `kling_emulator` that looks often."""
-    pace = ExponentialPace(Random(1), first=0.03, longest=0.3)
-    async with KlingClient(api_key=kling_emulator.api_key, base_url=kling_emulator.url, pace=pace) as kling:
+    schedule = ExponentialSchedule(Random(1), first=0.03, longest=0.3)
+    async with KlingClient(
+        api_key=kling_emulator.api_key, base_url=kling_emulator.url, schedule=schedule
+    ) as kling:
         yield kling

@@ -1,4 +1,4 @@
-"""What did they tell us? A callback's headers and body → a `Call`; no I/O, and no trust in advance.
+"""What did they tell us? A callback's headers and body → a `WebhookEvent`; no I/O, and no trust in advance.
 
 The service posts to `callback_url` on every change of a task's status. With a Webhook Secret set in
 its console the call is signed after the Standard Webhooks specification; without one anybody who
@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import frozen
 
-from . import wire
+from .api import codec as wire
 from .errors import ConfigurationError, WebhookError
 from .models import Status, Task
 
@@ -28,7 +28,7 @@ _ID, _TIMESTAMP, _SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signat
 
 
 @frozen
-class Call:
+class WebhookEvent:
     """One callback.
 
     `verified` says that it was signed with a secret of ours. `webhook_id` is the signed id, None
@@ -81,7 +81,7 @@ class Webhooks:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {len(self._keys)} secrets>"
 
-    def parse(self, headers: Mapping[str, str], body: bytes) -> Call:
+    def parse(self, headers: Mapping[str, str], body: bytes) -> WebhookEvent:
         """The call made with these *headers* (names in any case) and this raw *body*.
 
         A body is at most `MAX_BODY` bytes; an adapter should stop reading there. Raises
@@ -90,10 +90,10 @@ class Webhooks:
         if len(body) > MAX_BODY:
             raise WebhookError(f"the body has {len(body)} bytes; at most {MAX_BODY} are read")
         if not self._keys:
-            return Call(_task(body), verified=False)
+            return WebhookEvent(_task(body), verified=False)
         webhook_id = self._verified_id(headers, body)
         task = _task(body)  # before the id is kept: what could not be read was not received
-        return Call(task, verified=True, webhook_id=webhook_id, repeated=self._met(webhook_id))
+        return WebhookEvent(task, verified=True, webhook_id=webhook_id, repeated=self._met(webhook_id))
 
     def _verified_id(self, headers: Mapping[str, str], body: bytes) -> str:
         """The call's id, once a signature covers it together with the timestamp and the body."""

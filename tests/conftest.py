@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from eavesdropping import Eavesdropper
 from hypothesis import settings
+from support.eavesdropping import Eavesdropper
 
 settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("house")

@@ -55,8 +55,8 @@ def test_results_are_drawn(tmp_path: Path) -> None:
     """Both kinds of results become pictures that any browser shows."""
     row = {"at once": 10, "client": "a & b", "reads": 2.0, "late s": 0.5}
     (tmp_path / "compare.json").write_text(json.dumps({"rows": [row, row | {"client": "c", "reads": 40}]}))
-    pace = {"looks": 6.0, "lateness s": 0.5, "hindsight looks": 5.0}
-    (tmp_path / "pacing.json").write_text(json.dumps({"laws": {"log-normal": {"learned": pace}}}))
+    schedule = {"looks": 6.0, "lateness s": 0.5, "hindsight looks": 5.0}
+    (tmp_path / "pacing.json").write_text(json.dumps({"laws": {"log-normal": {"learned": schedule}}}))
     files = [str(tmp_path / name) for name in ("compare.json", "pacing.json")]
     drawn = told("plot", *files, "--out", str(tmp_path))["pictures"]
     assert [Path(path).name for path in drawn] == ["compare.svg", "pacing.svg"]

@@ -15,6 +15,7 @@ import pytest
 
 import kling_expand
 from kling_expand import ExpandRequest, Padding, Ratios, Status
+from kling_expand._portal import LoopThread
 from kling_expand.blocking import ExpandResult, KlingClient, TaskFuture
 from kling_expand.emulator import Emulator
 from kling_expand.errors import (
@@ -25,8 +26,7 @@ from kling_expand.errors import (
     JournalError,
     TaskNotFound,
 )
-from kling_expand.loopthread import LoopThread
-from kling_expand.pacing import ExponentialPace
+from kling_expand.jobs.poll_schedule import ExponentialSchedule
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
 WIDER = Ratios(right=0.5)
@@ -57,8 +57,8 @@ def endless() -> Iterator[Emulator]:
 
 def options(emulator: Emulator) -> dict[str, Any]:
     """Those of a client that looks often."""
-    pace = ExponentialPace(Random(1), first=0.03, longest=0.3)
-    return {"api_key": emulator.api_key, "base_url": emulator.url, "pace": pace}
+    schedule = ExponentialSchedule(Random(1), first=0.03, longest=0.3)
+    return {"api_key": emulator.api_key, "base_url": emulator.url, "schedule": schedule}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_photo_goes_in_and_its_picture_comes_out(
     paths = result.save(tmp_path)
     assert [path.name for path in paths] == ["coffee-0.png", "coffee-1.png"]
     assert all(path.stat().st_size for path in paths)
-    assert emulator.books.images_billed == 2
+    assert emulator.account.images_billed == 2
     assert result.request is not None
     assert result.request.n == len(result.images)
     assert result.task.task_id == result.task_id
@@ -106,7 +106,7 @@ def test_many_are_outcomes(kling: KlingClient, emulator: Emulator, tmp_path: Pat
         "coffee-0.png",
         "rocket-0.png",
     ]
-    assert emulator.books.images_billed == 2
+    assert emulator.account.images_billed == 2
 
 
 def test_requests_may_wait_for_the_client(kling: KlingClient) -> None:
@@ -116,7 +116,7 @@ def test_requests_may_wait_for_the_client(kling: KlingClient) -> None:
         for number in range(2):
             yield ExpandRequest(PHOTOS / "coffee.jpg", WIDER, key=f"{number}-{len(kling.list())}")
 
-    keys = [outcome.request.key for outcome in kling.map(chain(), look_ahead=1)]
+    keys = [outcome.request.key for outcome in kling.map(chain(), prefetch=1)]
     assert keys == ["0-0", "1-1"]
 
 
@@ -128,8 +128,8 @@ def test_leaving_a_map_takes_back_what_was_not_sent(endless: Emulator) -> None:
         for outcome in kling.map([bad, good, good, good]):
             assert outcome.error is not None
             break
-        assert len(endless.books.tasks) <= 1
-        assert len(kling.list()) == len(endless.books.tasks)
+        assert len(endless.account.tasks) <= 1
+        assert len(kling.list()) == len(endless.account.tasks)
 
 
 def test_tasks_are_found_again(kling: KlingClient) -> None:
@@ -154,7 +154,7 @@ def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> Non
         assert list(kling.resume()) == []
         again = kling.expand(PHOTOS / "coffee.jpg", WIDER, key="coffee")
     assert [file.resolve() for file in again.files] == [path.resolve()]
-    assert emulator.books.images_billed == 1
+    assert emulator.account.images_billed == 1
 
 
 def test_a_callback_is_a_doorbell_here_too(kling: KlingClient) -> None:
@@ -168,7 +168,7 @@ def test_threads_share_one_client(kling: KlingClient, emulator: Emulator) -> Non
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda _: kling.expand(PHOTOS / "chelsea.jpg", WIDER), range(8)))
     assert len({result.task_id for result in results}) == 8
-    assert emulator.books.images_billed == 8
+    assert emulator.account.images_billed == 8
 
 
 async def test_it_works_beside_a_running_loop(emulator: Emulator) -> None:

@@ -12,22 +12,15 @@ from typing import Any
 
 import aiohttp
 import pytest
-from blind import Blind, now
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import loopback, sends, task
 from PIL import Image as Pictures
 from standardwebhooks import Webhook
+from support.blind import Blind, now
+from support.loopback import loopback, sends, task
 
-from kling_expand import (
-    ExpandRequest,
-    KlingClient,
-    Ratios,
-    Status,
-    Task,
-    ToAspect,
-    Towards,
-)
+from kling_expand import ExpandRequest, KlingClient, Ratios, Status, Task, ToAspect, Towards
+from kling_expand.api.codec import encode
 from kling_expand.emulator import Emulator
 from kling_expand.errors import (
     ClientClosed,
@@ -38,10 +31,9 @@ from kling_expand.errors import (
     TaskNotFound,
     WebhookError,
 )
-from kling_expand.scheduler import Slots
-from kling_expand.stats import Event, EventKind
+from kling_expand.events import Event, EventKind
+from kling_expand.jobs.scheduler import Slots
 from kling_expand.testing import EPOCH, emulated, loop_clock, run, virtual_time
-from kling_expand.wire import encode
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
 PHOTO = PHOTOS / "chelsea.jpg"
@@ -57,7 +49,7 @@ def names_in(folder: Path) -> list[str]:
 
 def counted(emulator: Emulator, *routes: str) -> int:
     """How often these routes were asked."""
-    return sum(emulator.books.requests[route] for route in routes)
+    return sum(emulator.account.requests[route] for route in routes)
 
 
 @virtual_time
@@ -67,8 +59,8 @@ async def test_one_photo_goes_in_and_its_pictures_come_out(tmp_path: Path) -> No
         result = await kling.expand(PHOTOS / "coffee.jpg", ToAspect("16:9"), n=2)
         paths = await result.save(tmp_path)
         assert [path.name for path in paths] == ["coffee-0.png", "coffee-1.png"]
-        assert emulator.books.units_billed == 16
-        assert set(emulator.books.accepted.values()) == {1}
+        assert emulator.account.units_billed == 16
+        assert set(emulator.account.accepted.values()) == {1}
 
 
 @virtual_time
@@ -87,8 +79,8 @@ async def test_many_photos_are_never_more_than_the_account_takes() -> None:
         outcomes = [outcome async for outcome in kling.map(requests, ordered=True)]
         assert [outcome.index for outcome in outcomes] == list(range(30))
         assert not any(outcome.error for outcome in outcomes)
-        assert emulator.books.refusals == {}
-        assert emulator.books.most_slots <= 9
+        assert emulator.account.refusals == {}
+        assert emulator.account.most_slots <= 9
 
 
 # ------------------------------------------------------------------ both dialects
@@ -116,7 +108,7 @@ async def test_either_dialect_goes_the_whole_way(
         with Pictures.open(paths[0]) as picture, Pictures.open(PHOTO) as photo:
             aspect = picture.width / picture.height
             assert aspect == pytest.approx(1.5 * photo.width / photo.height, rel=0.02)
-        (made,) = emulator.books.tasks.values()
+        (made,) = emulator.account.tasks.values()
         assert (made.dialect, made.ratios, made.prompt) == (dialect, (0, 0, 0.25, 0.25), "a meadow")
 
 
@@ -129,7 +121,7 @@ async def test_a_direction_means_the_same_in_either_dialect(towards: Towards) ->
         options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "dialect": "direction"}
         async with KlingClient(api_key=emulator.api_key, **options) as other:
             await other.create(PHOTO, towards)
-        one, two = (made.ratios for made in emulator.books.tasks.values())
+        one, two = (made.ratios for made in emulator.account.tasks.values())
         assert one == pytest.approx(two)
 
 
@@ -142,7 +134,7 @@ async def test_what_a_direction_cannot_say_is_refused_here(geometry: Any) -> Non
             await kling.expand(PHOTO, geometry)
         with pytest.raises(InvalidRequest, match="watermark"):
             await kling.expand(PHOTO, Towards("all", 1.2), watermark=True)
-        assert emulator.books.requests == {}
+        assert emulator.account.requests == {}
 
 
 @virtual_time
@@ -184,7 +176,7 @@ async def test_a_watermark_is_asked_for_returned_and_saved_beside(tmp_path: Path
         assert path.read_bytes() != (tmp_path / "chelsea-0-watermark.png").read_bytes()
         plain = await kling.expand(PHOTO, WIDER)
         assert plain.images[0].watermark_url is None
-        assert emulator.books.requests["file"] == 2
+        assert emulator.account.requests["file"] == 2
 
 
 @pytest.mark.parametrize("seed_shapes", [False, True])
@@ -197,7 +189,7 @@ async def test_the_price_is_known_before_and_after(seed_shapes: bool) -> None:  
         told = (await kling.expand(request)).task
         assert told.final_unit_deduction == "24"
         assert told.units == kling.stats.units_billed == Decimal(24)
-        assert kling.stats.units_due == emulator.books.units_billed == 24
+        assert kling.stats.units_due == emulator.account.units_billed == 24
         assert (told.final_balance_deduction is None) is seed_shapes
         if told.final_balance_deduction:
             assert told.final_balance_deduction.quota
@@ -249,7 +241,7 @@ async def test_a_walk_needs_no_order(mode: str) -> None:
             await kling.create(PHOTO, WIDER)
         seen = [each.task_id async for each in kling.tasks(page_size=3)]
         assert len(seen) == len({*seen})
-        assert {*seen} <= {*emulator.books.tasks}
+        assert {*seen} <= {*emulator.account.tasks}
         assert mode == "shuffled" or len(seen) == 7
 
 
@@ -274,7 +266,7 @@ async def test_an_id_that_is_none_asks_nothing(any_id: str) -> None:
     async with emulated() as (emulator, kling):
         with pytest.raises(InvalidRequest):
             await kling.get(any_id)
-        assert emulator.books.requests == {}
+        assert emulator.account.requests == {}
 
 
 @virtual_time
@@ -311,7 +303,12 @@ def success(task_id: str, url: str = "https://cdn.example/0.png") -> dict[str, A
 async def test_signed_news_ends_the_wait_and_frees_the_slot_at_once(dialect: str) -> None:
     """No read is made, and who waits for the slot goes in the same moment; a replay changes nothing."""
     slots = Slots(1)
-    client: dict[str, Any] = {"dialect": dialect, "slots": slots, "pace": Blind(), "webhook_secret": SECRET}
+    client: dict[str, Any] = {
+        "dialect": dialect,
+        "slots": slots,
+        "schedule": Blind(),
+        "webhook_secret": SECRET,
+    }
     async with emulated(client, work_seconds=3600) as (emulator, kling):
         first = kling.submit(PHOTO, Towards("all", 1.2))
         task_id = (await first.accepted()).task_id
@@ -333,7 +330,7 @@ async def test_signed_news_ends_the_wait_and_frees_the_slot_at_once(dialect: str
 @virtual_time
 async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
     """Unsigned, it is only asked about; a stranger's id is not even that."""
-    async with emulated({"pace": Blind()}, work_seconds=3600) as (emulator, kling):
+    async with emulated({"schedule": Blind()}, work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         task_id = (await future.accepted()).task_id
         assert kling.receive({}, json.dumps(success("999")).encode()).doorbell
@@ -349,7 +346,7 @@ async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
 @virtual_time
 async def test_with_a_secret_other_calls_are_refused() -> None:
     """No signature, no news, no read."""
-    client: dict[str, Any] = {"pace": Blind(), "webhook_secret": [SECRET]}
+    client: dict[str, Any] = {"schedule": Blind(), "webhook_secret": [SECRET]}
     async with emulated(client, work_seconds=3600) as (emulator, kling):
         task_id = (await kling.create(PHOTO, WIDER)).task_id
         headers, body = signed(success(task_id))
@@ -388,14 +385,14 @@ async def test_the_numbers_add_up() -> None:
         assert (stats.succeeded, stats.failed, stats.refused, stats.unknown) == (9, 3, 6, 0)
         assert sum(outcome.result is not None for outcome in outcomes) == 9
         assert stats.errors == {"PolicyRefusal": 3, "AccountError": 3}
-        assert stats.creates == emulator.books.requests["create"]
+        assert stats.creates == emulator.account.requests["create"]
         assert (stats.reads, stats.lists) == (
-            emulator.books.requests["query"],
-            emulator.books.requests["list"],
+            emulator.account.requests["query"],
+            emulator.account.requests["list"],
         )
-        assert stats.units_due == stats.units_billed == emulator.books.units_billed
+        assert stats.units_due == stats.units_billed == emulator.account.units_billed
         assert stats.duration.highest == pytest.approx(2.5, abs=0.1)
-        assert stats.lateness.median is not None
+        assert stats.latency.median is not None
 
 
 @virtual_time
@@ -437,7 +434,7 @@ async def test_a_request_is_whole_or_in_parts_but_not_both() -> None:
         for deadline in (0, -1, float("nan")):
             with pytest.raises(InvalidRequest, match="above zero"):
                 kling.submit(request, deadline=deadline)
-        assert emulator.books.requests == {}
+        assert emulator.account.requests == {}
         assert kling.stats.submitted == 0
 
 
@@ -469,7 +466,7 @@ async def test_a_client_that_is_not_open_says_so() -> None:
         async with kling:
             assert await kling.list() == ()
         await refuses_all()
-        assert emulator.books.requests == {"list": 1}
+        assert emulator.account.requests == {"list": 1}
 
 
 def test_a_client_belongs_to_its_loop() -> None:
@@ -580,7 +577,7 @@ async def test_a_task_is_attached_by_either_id_and_saved(tmp_path: Path) -> None
 @virtual_time
 async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
     """A `Journal` of yours is used and never closed; its files are told at a resume."""
-    from kling_expand.journal import Journal, State
+    from kling_expand.store.sqlite import Journal, State
 
     async with Journal(tmp_path / "run.db", clock=loop_clock) as journal:
         async with emulated({"journal": journal}) as (emulator, kling):
@@ -589,7 +586,7 @@ async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
             assert again.files == paths
             paths[0].unlink()
             assert (await kling.expand(PHOTO, WIDER)).files == ()
-            assert len(emulator.books.tasks) == 1
+            assert len(emulator.account.tasks) == 1
             task_id = (await kling.create(PHOTOS / "coffee.jpg", WIDER)).task_id
             stranger = await (await kling.attach(task_id)).save(tmp_path)
             assert len(stranger) == 1
@@ -628,7 +625,7 @@ def test_any_bytes_from_a_socket_are_a_task_or_one_of_our_errors(raw: bytes) -> 
     async def asks() -> None:
         async with (
             loopback(sends(raw, close=True)) as server,
-            KlingClient(api_key="k", base_url=server.url, retry_budget=1.0, clock=loop_clock) as kling,
+            KlingClient(api_key="k", base_url=server.url, retry_timeout=1.0, clock=loop_clock) as kling,
         ):
             created = kling.submit(PHOTO, WIDER, deadline=20).accepted()  # 429 is otherwise waited for
             for call in (kling.get("1"), kling.list(), created):

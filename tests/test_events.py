@@ -8,23 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_expand.errors import APIError, KlingError, RateLimited, SubmissionUnknown
+from kling_expand.events import WINDOW, Event, EventKind, Quantiles, Stats, StatsCollector
 from kling_expand.models import Task
-from kling_expand.stats import WINDOW, Event, EventKind, Quantiles, Stats, Tally
 
 SUCCEEDED = Task("1", "succeed", final_unit_deduction="8")
 FAILED = Task("2", "failed")
 
 
-def numbers(tally: Tally) -> Stats:
+def numbers(tally: StatsCollector) -> Stats:
     """What it has counted."""
     return tally.stats(waiting=1, running=2, units_due=3)
 
 
 def told(*events: Event) -> Stats:
     """The numbers after these events."""
-    tally = Tally()
+    tally = StatsCollector()
     for event in events:
-        tally.tell(event)
+        tally.emit(event)
     return numbers(tally)
 
 
@@ -35,7 +35,7 @@ def test_in_the_beginning_there_is_nothing() -> None:
     assert (stats.submitted, stats.succeeded, stats.failed, stats.refused, stats.unknown) == (0, 0, 0, 0, 0)
     assert not stats.units_billed
     assert not stats.errors
-    assert stats.duration == stats.lateness == Quantiles(None, None, None)
+    assert stats.duration == stats.latency == Quantiles(None, None, None)
 
 
 KINDS: list[tuple[Event, Callable[[Stats], int]]] = [
@@ -89,19 +89,19 @@ def test_a_failed_task_bills_nothing() -> None:
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60))
 def test_quantiles_are_values_in_order(values: list[float]) -> None:
     """The median is not above the 95th, that not above the highest, and each is one of them."""
-    stats = told(*(Event(EventKind.ENDED, task=SUCCEEDED, seconds=v, lateness=v / 2) for v in values))
+    stats = told(*(Event(EventKind.ENDED, task=SUCCEEDED, seconds=v, latency=v / 2) for v in values))
     found = (stats.duration.median, stats.duration.p95, stats.duration.highest)
     assert list(found) == sorted(v for v in found if v is not None)
     assert {*found} <= {*values}
     assert stats.duration.highest == max(values)
-    assert stats.lateness.highest == max(values) / 2
+    assert stats.latency.highest == max(values) / 2
 
 
 def test_only_the_newest_are_remembered() -> None:
     """Memory does not grow with the number of tasks."""
-    tally = Tally()
+    tally = StatsCollector()
     for seconds in [1e6] + [float(index) for index in range(WINDOW)]:
-        tally.tell(Event(EventKind.ENDED, task=SUCCEEDED, seconds=seconds))
+        tally.emit(Event(EventKind.ENDED, task=SUCCEEDED, seconds=seconds))
     stats = numbers(tally)
     assert stats.succeeded == WINDOW + 1
     assert stats.duration == Quantiles(round((WINDOW - 1) * 0.5), round((WINDOW - 1) * 0.95), WINDOW - 1)
@@ -118,11 +118,11 @@ def test_a_listener_is_told_in_order_and_may_fail(caplog: pytest.LogCaptureFixtu
         if event.kind is EventKind.LIST:
             raise KeyboardInterrupt
 
-    tally = Tally(listener)
+    tally = StatsCollector(listener)
     for kind in (EventKind.SUBMITTED, EventKind.READ, EventKind.CREATE):
-        tally.tell(Event(kind))
+        tally.emit(Event(kind))
     with pytest.raises(KeyboardInterrupt):
-        tally.tell(Event(EventKind.LIST))
+        tally.emit(Event(EventKind.LIST))
     assert heard == [EventKind.SUBMITTED, EventKind.READ, EventKind.CREATE, EventKind.LIST]
     assert (numbers(tally).reads, numbers(tally).creates) == (1, 1)
     assert "the listener failed on read" in caplog.text

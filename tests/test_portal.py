@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kling_expand._portal import LoopThread, pull
 from kling_expand.errors import ClientClosed
-from kling_expand.loopthread import LoopThread, pull
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Iterator
 
 import pytest
 
-from kling_expand.facade import Facade, gives, gives_each, in_loop, iterates, waits
-from kling_expand.loopthread import LoopThread
+from kling_expand._portal import LoopThread
+from kling_expand._proxy import BlockingProxy, gives, gives_each, in_loop, iterates, waits
 
 
 class Counter:
@@ -32,7 +32,7 @@ class Counter:
             yield number
 
 
-class Waiting(Facade[Counter]):
+class Waiting(BlockingProxy[Counter]):
     """The same for a plain program."""
 
     later = waits(Counter.later)

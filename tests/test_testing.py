@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import loopback, task
+from support.loopback import loopback, task
 
 from kling_expand import KlingClient, Ratios, Status
 from kling_expand.emulator import Emulator
@@ -123,7 +123,7 @@ async def test_an_hour_of_work_is_waited_for_at_once() -> None:
         result = await future
         assert result.task.status is Status.SUCCEED
         assert 3600 <= now() < 3600 * 1.1
-        assert emulator.books.units_billed == 8
+        assert emulator.account.units_billed == 8
 
 
 @virtual_time
@@ -140,4 +140,4 @@ async def test_the_fixtures_are_a_client_and_its_emulator(
 ) -> None:
     """In real time, but quick: what a plugin gives to the tests of others."""
     result = await kling_client.expand(PHOTO, Ratios(right=0.5))
-    assert result.task_id in kling_emulator.books.tasks
+    assert result.task_id in kling_emulator.account.tasks

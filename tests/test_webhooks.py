@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
-from kling_expand import wire
+from kling_expand.api import codec as wire
 from kling_expand.errors import ConfigurationError, WebhookError
 from kling_expand.models import Image, Status, Task
-from kling_expand.webhooks import MAX_BODY, MAX_ID, Call, Webhooks
+from kling_expand.webhooks import MAX_BODY, MAX_ID, WebhookEvent, Webhooks
 
 # The published vector (kling-api: Callbacks).
 SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
@@ -70,7 +70,7 @@ def test_the_published_vector_verifies() -> None:
         updated_at=1781080794151,
     )
     call = reader().parse(VECTOR, VECTOR_BODY)
-    assert Call(task, verified=True, webhook_id="9876543210", repeated=False) == call
+    assert WebhookEvent(task, verified=True, webhook_id="9876543210", repeated=False) == call
     assert Status.SUCCEED is call.task.status
 
 
@@ -321,7 +321,7 @@ def test_without_secrets_nothing_is_vouched_for() -> None:
     """Unsigned or signed, a call read without secrets is unverified, has no id and repeats nothing."""
     webhooks = Webhooks()
     for headers in ({}, signed(), signed()):
-        assert Call(wire.parse_task(LEGACY), verified=False) == webhooks.parse(headers, BODY)
+        assert WebhookEvent(wire.parse_task(LEGACY), verified=False) == webhooks.parse(headers, BODY)
 
 
 # ---------------------------------------------------------------------------- bodies

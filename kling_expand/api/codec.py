@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from attrs import asdict, evolve
 
-from .errors import APIError, InvalidRequest, ProtocolError, ServerError, refusal
-from .geometry import Ratios, Towards
-from .models import Dialect, ExpandRequest, Task
+from kling_expand.errors import APIError, InvalidRequest, ProtocolError, ServerError, refusal
+from kling_expand.geometry import Ratios, Towards
+from kling_expand.models import Dialect, ExpandRequest, Task
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ PAGE_SIZE = 500  # the largest a list page may be (doc)
 LAST_PAGE = 1000  # (doc)
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What came back: HTTP status, headers (asked for by lower-case names), and the whole body."""
 
     status: int
@@ -44,8 +44,8 @@ class Answer(NamedTuple):
         word = self.headers.get("retry-after", "").strip()
         if word.isdecimal() and len(word) <= 9:  # more than 31 years is a mistake
             return float(word)
-        until, now = _http_date(word), self.server_time
-        return None if until is None or now is None else max(0.0, until - now)
+        deadline_at, now = _http_date(word), self.server_time
+        return None if deadline_at is None or now is None else max(0.0, deadline_at - now)
 
 
 def _http_date(word: str | None) -> float | None:
@@ -113,17 +113,17 @@ def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
 # ---------------------------------------------------------------------------- what comes in
 
 
-def decode_task(answer: Answer) -> Task:
+def decode_task(answer: Response) -> Task:
     """The one task of a create or a query. Raises `APIError`."""
     return _decode(answer, _one_task)
 
 
-def decode_tasks(answer: Answer) -> tuple[Task, ...]:
+def decode_tasks(answer: Response) -> tuple[Task, ...]:
     """The tasks of a list page, in the order they came. Raises `APIError`."""
     return _decode(answer, _many_tasks)
 
 
-def decode_page(answer: Answer, heard: Callable[[str], str | None]) -> tuple[dict[str, Task | None], int]:
+def decode_page(answer: Response, heard: Callable[[str], str | None]) -> tuple[dict[str, Task | None], int]:
     """Our tasks on a list page, and how many it holds in all. Raises `APIError`.
 
     *heard* gives the status of a task when last heard of, or None for one that is not ours. The others
@@ -177,7 +177,7 @@ def _shown_tasks(data: Any, heard: Callable[[str], str | None]) -> tuple[dict[st
     return shown, len(items)
 
 
-def _decode(answer: Answer, shape: Callable[[Any], T]) -> T:
+def _decode(answer: Response, shape: Callable[[Any], T]) -> T:
     data, request_id = _open(answer)
     try:
         return shape(data)
@@ -187,7 +187,7 @@ def _decode(answer: Answer, shape: Callable[[Any], T]) -> T:
         ) from None
 
 
-def _open(answer: Answer) -> tuple[Any, str | None]:
+def _open(answer: Response) -> tuple[Any, str | None]:
     """The envelope's `data` and `request_id`, or the refusal it holds."""
     try:
         envelope = parse_json(answer.body)
@@ -202,7 +202,7 @@ def _open(answer: Answer) -> tuple[Any, str | None]:
     raise _refused(answer, code, str(envelope.get("message") or ""), request_id)
 
 
-def _refused(answer: Answer, code: Any, message: str, request_id: str | None) -> APIError:
+def _refused(answer: Response, code: Any, message: str, request_id: str | None) -> APIError:
     if not isinstance(code, int) or isinstance(code, bool) or code == 0:
         return _stranger(answer, request_id)
     return refusal(code, message, answer.status)(
@@ -214,7 +214,7 @@ def _refused(answer: Answer, code: Any, message: str, request_id: str | None) ->
     )
 
 
-def _stranger(answer: Answer, request_id: str | None = None) -> APIError:
+def _stranger(answer: Response, request_id: str | None = None) -> APIError:
     """An answer without a usable envelope: a proxy's page, half a body, nothing at all."""
     kind: type[APIError] = ServerError if answer.status >= 500 else ProtocolError
     if answer.status in (401, 403, 429):  # said by something in front of the service

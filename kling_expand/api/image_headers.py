@@ -9,7 +9,7 @@ import re
 import struct
 from typing import BinaryIO, cast
 
-from .errors import ImageError
+from kling_expand.errors import ImageError
 
 BASE64_HEADS = ("iVBORw0KGgo", "/9j/")  # how a PNG and a JPEG begin in Base64
 

@@ -24,9 +24,10 @@ from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
-from .errors import ImageError
-from .formats import BASE64_HEADS, read_shape
-from .models import ImageSource, source_name
+from kling_expand.errors import ImageError
+from kling_expand.models import ImageSource, source_name
+
+from .image_headers import BASE64_HEADS, read_shape
 
 # The documentation says "10MB" and not which. A refused create is free, so the larger reading
 # costs nothing where it is wrong, and the smaller would turn good photos away.

@@ -1,6 +1,6 @@
 """How do bytes travel? The one door to the API: tokens, time-outs, retries of reads, foreign errors.
 
-It does not know what a task is, and never repeats a create: that is `kling_expand.submission`.
+It does not know what a task is, and never repeats a create: that is `kling_expand.jobs.submission`.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from typing import Any, NoReturn, Self, TypeVar
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 
-from .auth import Auth
-from .config import Settings
-from .errors import (
+from kling_expand.api.retry import retry_waits
+from kling_expand.auth import Auth
+from kling_expand.config import Settings
+from kling_expand.errors import (
     AuthenticationError,
     ClientClosed,
     ConfigurationError,
@@ -24,10 +25,10 @@ from .errors import (
     RateLimited,
     TransportError,
 )
-from .images import Photo
-from .pacing import retry_waits
-from .stats import Event, EventKind, Listener
-from .wire import Answer
+from kling_expand.events import Event, EventKind, Listener
+
+from .codec import Response
+from .photo import Photo
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ class Body(aiohttp.Payload):
         raise TypeError(f"a streamed body cannot be decoded as {encoding} ({errors})")
 
 
-class Gate:
+class RateLimitGate:
     """One pause for every caller, when the service says there are too many requests."""
 
     def __init__(self, rng: Random) -> None:
@@ -102,11 +103,11 @@ class Gate:
         """Whether there is anything to wait for."""
         return self._opens > asyncio.get_running_loop().time()
 
-    async def passage(self, until: float | None = None) -> None:
+    async def wait(self, deadline_at: float | None = None) -> None:
         """Wait until open, then a little, so that not all who waited leave at once."""
         loop = asyncio.get_running_loop()
         while (pause := self._opens - loop.time()) > 0:
-            await _sleep(pause + self._rng.uniform(0.0, 0.1 * pause), until)
+            await _sleep(pause + self._rng.uniform(0.0, 0.1 * pause), deadline_at)
 
 
 class Session:
@@ -136,7 +137,7 @@ class Session:
         self._usual_timeout = aiohttp.ClientTimeout(
             total=settings.read_timeout, sock_connect=settings.connect_timeout
         )
-        self.gate = Gate(rng)
+        self.gate = RateLimitGate(rng)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -168,24 +169,24 @@ class Session:
         self,
         method: str,
         path: str,
-        decode: Callable[[Answer], T],
+        decode: Callable[[Response], T],
         *,
         params: Mapping[str, Any] | None = None,
         body: Callable[[], Body] | None = None,
-        until: float | None = None,
+        deadline_at: float | None = None,
     ) -> T:
         """One request and what *decode* makes of its answer.
 
         It is repeated only where the service says the token is not good, and once; *body* makes
         the body anew for it. Raises `APIError`, `TransportError` (whose `sent` says whether the
-        service can have got the whole request), or `DeadlineExceeded` once *until* (loop time) has
+        service can have got the whole request), or `DeadlineExceeded` once *deadline_at* (loop time) has
         passed.
         """
         loop = asyncio.get_running_loop()
         began, failure, renewed = loop.time(), None, False
         try:
             while True:
-                token, answer = await self._exchange(method, path, params, body and body(), until)
+                token, answer = await self._exchange(method, path, params, body and body(), deadline_at)
                 try:
                     return self._open(answer, decode)
                 except AuthenticationError:
@@ -200,7 +201,7 @@ class Session:
                 kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
                 self._tell(Event(kind, error=failure, seconds=loop.time() - began))
 
-    def _open(self, answer: Answer, decode: Callable[[Answer], T]) -> T:
+    def _open(self, answer: Response, decode: Callable[[Response], T]) -> T:
         """Decode; after "too many requests" every caller waits as long as the service asks.
 
         It waits a little even where the service asks for nothing, or there would be no pause at all.
@@ -214,23 +215,23 @@ class Session:
     async def read(
         self,
         path: str,
-        decode: Callable[[Answer], T],
+        decode: Callable[[Response], T],
         *,
         params: Mapping[str, Any] | None = None,
-        until: float | None = None,
+        deadline_at: float | None = None,
     ) -> T:
-        """A GET, repeated while its failures may pass, within `retry_budget` and *until*."""
+        """A GET, repeated while its failures may pass, within `retry_timeout` and *deadline_at*."""
         loop = asyncio.get_running_loop()
         began, waits = loop.time(), None
         while True:
             try:
-                return await self.call("GET", path, decode, params=params, until=until)
+                return await self.call("GET", path, decode, params=params, deadline_at=deadline_at)
             except KlingError as error:
                 waits = waits or retry_waits(self._rng)
                 wait = getattr(error, "retry_after", None) or next(waits)
-                if not error.retryable or loop.time() + wait > began + self._settings.retry_budget:
+                if not error.retryable or loop.time() + wait > began + self._settings.retry_timeout:
                     raise
-            await _sleep(wait, until)
+            await _sleep(wait, deadline_at)
 
     async def _exchange(
         self,
@@ -238,13 +239,13 @@ class Session:
         path: str,
         params: Mapping[str, Any] | None,
         body: Body | None,
-        until: float | None,
-    ) -> tuple[str, Answer]:
+        deadline_at: float | None,
+    ) -> tuple[str, Response]:
         """One request: the token it was made with, and its answer."""
         if self.gate.closed:
-            await self.gate.passage(until)
+            await self.gate.wait(deadline_at)
         token = self._auth.token()
-        http, timeout = self.http, self._timeout(body, until)
+        http, timeout = self.http, self._timeout(body, deadline_at)
         try:
             async with http.request(
                 method,
@@ -256,19 +257,19 @@ class Session:
                 allow_redirects=False,  # credentials go to the API's origin and nowhere else
                 raise_for_status=False,  # whatever an injected session does otherwise
             ) as response:
-                return token, Answer(response.status, response.headers, await _whole(response))
+                return token, Response(response.status, response.headers, await _whole(response))
         except FOREIGN as error:
             _translate(error, body)
 
-    def _timeout(self, body: Body | None, until: float | None) -> aiohttp.ClientTimeout:
+    def _timeout(self, body: Body | None, deadline_at: float | None) -> aiohttp.ClientTimeout:
         """What one request may take; a read without a deadline, by far the most frequent, makes none anew."""
         settings = self._settings
-        if body is None and until is None:
+        if body is None and deadline_at is None:
             return self._usual_timeout
         own = settings.read_timeout
         if body is not None:
             own = settings.create_timeout + (body.size or 0) / settings.upload_speed
-        return aiohttp.ClientTimeout(total=_within(own, until), sock_connect=settings.connect_timeout)
+        return aiohttp.ClientTimeout(total=_within(own, deadline_at), sock_connect=settings.connect_timeout)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:
@@ -292,17 +293,17 @@ def _translate(error: Exception, body: Body | None) -> NoReturn:
     ) from error
 
 
-def _within(own: float, until: float | None) -> float:
-    if until is None:
+def _within(own: float, deadline_at: float | None) -> float:
+    if deadline_at is None:
         return own
-    left = until - asyncio.get_running_loop().time()
+    left = deadline_at - asyncio.get_running_loop().time()
     if left <= 0:
         raise DeadlineExceeded("time is up before the request was made")
     return min(own, left)
 
 
-async def _sleep(seconds: float, until: float | None) -> None:
-    """Sleep, unless it would end after *until*: then there is no point in waiting for it."""
-    if until is not None and asyncio.get_running_loop().time() + seconds > until:
+async def _sleep(seconds: float, deadline_at: float | None) -> None:
+    """Sleep, unless it would end after *deadline_at*: then there is no point in waiting for it."""
+    if deadline_at is not None and asyncio.get_running_loop().time() + seconds > deadline_at:
         raise DeadlineExceeded("time is up before the service could be asked again")
     await asyncio.sleep(seconds)

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import cattrs
 from attrs import define
 
-from .models import BalanceDeduction, Image, Task
+from kling_expand.models import BalanceDeduction, Image, Task
 
 
 @define(eq=False, repr=False)

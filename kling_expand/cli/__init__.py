@@ -8,20 +8,20 @@ import click
 
 from kling_expand import __version__
 
-from .bulk import bulk
-from .completion import completion
-from .doctor import doctor
-from .expand import expand
-from .failures import Commands
-from .fleet import fleet
-from .preview import preview
-from .ratios import ratios
-from .report import report
-from .resume import resume
-from .serve import serve
-from .tasks import get, list_tasks, status
-from .wait import download, wait
-from .webhook import webhook
+from .commands.bulk import bulk
+from .commands.completion import completion
+from .commands.doctor import doctor
+from .commands.expand import expand
+from .commands.fleet import fleet
+from .commands.preview import preview
+from .commands.ratios import ratios
+from .commands.report import report
+from .commands.resume import resume
+from .commands.serve import serve
+from .commands.tasks import get, list_tasks, status
+from .commands.wait import download, wait
+from .commands.webhook import webhook
+from .exit_codes import Commands
 
 __all__ = ["root"]
 

@@ -13,10 +13,10 @@ from attrs import frozen
 from kling_expand.client import KlingClient
 from kling_expand.config import Settings, credentials
 from kling_expand.errors import ConfigurationError
+from kling_expand.jobs.poll_schedule import ExponentialSchedule, PollSchedule
 from kling_expand.models import Dialect
-from kling_expand.pacing import ExponentialPace, Pace
 
-from .failures import Stop
+from .exit_codes import Stop
 from .options import gathered
 
 QUEUE_SECONDS, WORK_SECONDS = 0.2, 0.3  # the local emulator's; painting takes what it takes
@@ -53,12 +53,12 @@ class Connection:
                 given = await stack.enter_async_context(_emulator(state))
             else:
                 self.require()
-            given |= {"dialect": self.dialect, "pace": _pace(given["base_url"])}
+            given |= {"dialect": self.dialect, "schedule": _schedule(given["base_url"])}
             kling = KlingClient(**given, **options)
             yield await stack.enter_async_context(kling)
 
 
-def _pace(base_url: str | None) -> Pace | None:
+def _schedule(base_url: str | None) -> PollSchedule | None:
     """An emulator on this machine may be asked more often than a service that serves many."""
     if urlsplit(Settings.from_env(base_url=base_url).base_url).hostname not in {
         "127.0.0.1",
@@ -66,7 +66,7 @@ def _pace(base_url: str | None) -> Pace | None:
         "::1",
     }:
         return None
-    return ExponentialPace(Random(), first=0.2, longest=1.0)
+    return ExponentialSchedule(Random(), first=0.2, longest=1.0)
 
 
 def _require_credentials() -> None:

@@ -16,8 +16,9 @@ from typing import Any
 from aiohttp import web
 
 from kling_expand.client import KlingClient
-from kling_expand.contrib.answers import answer
 from kling_expand.errors import ConfigurationError
+
+from ._callback import answer
 
 __all__ = ["get_client", "setup", "webhook"]
 
@@ -54,7 +55,7 @@ def get_client(source: web.Request | web.Application) -> KlingClient:
 def webhook(path: str) -> web.RouteDef:
     """A route at *path* for the service's callbacks; its public address is the `callback_url` to send.
 
-    It answers 204, or 400, 408 or 413 to what is refused (see `kling_expand.contrib.answers`).
+    It answers 204, or 400, 408 or 413 to what is refused (see `kling_expand.contrib._callback`).
     """
     return web.post(path, _receive)
 

@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from kling_expand.client import KlingClient
-from kling_expand.contrib.answers import answer
 from kling_expand.errors import ConfigurationError, KlingError, MissingExtra
+
+from ._callback import answer
 
 try:
     from django import urls
@@ -79,7 +80,7 @@ def get_client(request: HttpRequest) -> KlingClient:
 def webhook(path: str) -> Any:
     """A URL pattern at *path* for the service's callbacks; its public address is the `callback_url` to send.
 
-    It answers 204, or 400, 408 or 413 to what is refused (see `kling_expand.contrib.answers`).
+    It answers 204, or 400, 408 or 413 to what is refused (see `kling_expand.contrib._callback`).
     """
     return urls.path(path.removeprefix("/"), csrf_exempt(require_POST(_receive)))
 

@@ -24,7 +24,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from kling_expand import models
 from kling_expand.errors import KlingError
-from kling_expand.stats import Event, EventKind
+from kling_expand.events import Event, EventKind
 
 __all__ = ["Telemetry"]
 
@@ -82,8 +82,8 @@ class Telemetry:
         self._jobs.add(1, {"kling.outcome": outcome})
         if event.seconds is not None:
             self._task.record(event.seconds, {"kling.outcome": outcome})
-        if event.lateness is not None:
-            self._late.record(event.lateness)
+        if event.latency is not None:
+            self._late.record(event.latency)
         if task is not None and not failed and task.units:
             self._units.add(float(task.units))
         if span is not None:

@@ -16,8 +16,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from kling_expand.client import KlingClient
-from kling_expand.contrib.answers import answer
 from kling_expand.errors import ConfigurationError, MissingExtra
+
+from ._callback import answer
 
 try:
     from starlette.applications import Starlette
@@ -61,7 +62,7 @@ def get_client(request: HTTPConnection) -> KlingClient:
 def webhook(path: str) -> Route:
     """A route at *path* for the service's callbacks; its public address is the `callback_url` to send.
 
-    It answers 204, or 400, 408 or 413 to what is refused (see `kling_expand.contrib.answers`).
+    It answers 204, or 400, 408 or 413 to what is refused (see `kling_expand.contrib._callback`).
     """
     return Route(path, _receive, methods=["POST"], include_in_schema=False)
 

@@ -15,7 +15,8 @@ import aiohttp
 from attrs import evolve
 from yarl import URL
 
-from .errors import (
+from kling_expand.api.retry import retry_waits
+from kling_expand.errors import (
     ClientClosed,
     DeadlineExceeded,
     DownloadError,
@@ -23,11 +24,11 @@ from .errors import (
     KlingError,
     ResultExpired,
 )
-from .filenames import Names, names
-from .links import Links, Refresh, Wanted, in_order, readable, redirected
-from .models import Status, Task
-from .pacing import retry_waits
-from .partfile import Again, Part, date, require_pillow
+from kling_expand.models import Status, Task
+
+from .filenames import OutputPaths, names
+from .links import Refresh, ResultUrls, Wanted, in_order, readable, redirected
+from .partial_file import Again, PartialFile, date, require_pillow
 
 AT_ONCE = 4  # files of one task
 MAX_REDIRECTS = 5
@@ -75,14 +76,14 @@ class Downloads:
         target: str | os.PathLike[str] = ".",
         *,
         name: str | None = None,
-        until: float | None = None,
+        deadline_at: float | None = None,
     ) -> tuple[Path, ...]:
         """Save every image of a succeeded task; one path for each image, by index.
 
         *target* is a directory (made if missing; its files are ``{name}-{index}{ext}``, *name*
         being the task's id unless given), the path of a single picture, or a template with the
         fields ``name index task_id external_task_id ext``. A watermarked picture goes beside the
-        plain one as ``NAME-watermark.EXT``. *until* is a moment of the loop's clock. An image that
+        plain one as ``NAME-watermark.EXT``. *deadline_at* is a moment of the loop's clock. An image that
         fails does not stop the others; what stands at a final path is always a whole picture.
 
         Raises `InvalidRequest` before anything is fetched, `ResultExpired`, `DownloadError`,
@@ -95,18 +96,18 @@ class Downloads:
             if not task.images:
                 raise DownloadError("the task succeeded, but the service lists no image")
             ordered = evolve(task, images=in_order(task.images))
-            return await self._save(ordered, names(ordered, target, name), until)
+            return await self._save(ordered, names(ordered, target, name), deadline_at)
         except KlingError as error:
             error.task_id = error.task_id or task.task_id
             error.external_task_id = error.external_task_id or task.external_task_id
             raise
 
-    async def _save(self, task: Task, where: Names, until: float | None) -> tuple[Path, ...]:
-        links = Links(task, self._refresh)
+    async def _save(self, task: Task, where: OutputPaths, deadline_at: float | None) -> tuple[Path, ...]:
+        links = ResultUrls(task, self._refresh)
         gate = asyncio.Semaphore(AT_ONCE)
         jobs = [self._file(links, where, wanted, gate) for wanted in links.wanted()]
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(deadline_at):
                 outcomes = await asyncio.gather(*jobs, return_exceptions=True)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed while results were being saved") from None
@@ -115,9 +116,11 @@ class Downloads:
                 raise outcome
         return tuple(path for path in outcomes if isinstance(path, Path))[: len(task.images)]
 
-    async def _file(self, links: Links, where: Names, wanted: Wanted, gate: asyncio.Semaphore) -> Path:
+    async def _file(
+        self, links: ResultUrls, where: OutputPaths, wanted: Wanted, gate: asyncio.Semaphore
+    ) -> Path:
         async with gate:
-            part = Part(where.folder(wanted.place))
+            part = PartialFile(where.folder(wanted.place))
             try:
                 await part.disk(part.create)
                 await self._bring(part, links, wanted)
@@ -127,7 +130,7 @@ class Downloads:
                 await part.disk(part.discard)
             return target
 
-    async def _bring(self, part: Part, links: Links, wanted: Wanted) -> None:
+    async def _bring(self, part: PartialFile, links: ResultUrls, wanted: Wanted) -> None:
         """Try until the picture is there, the budget is spent, or a fresh URL is refused as well."""
         now = asyncio.get_running_loop().time
         give_up = now() + self._budget
@@ -146,7 +149,7 @@ class Downloads:
                     raise DownloadError(f"given up: {trouble}") from trouble.__cause__
                 await asyncio.sleep(wait)
 
-    async def _attempt(self, url: URL, part: Part) -> None:
+    async def _attempt(self, url: URL, part: PartialFile) -> None:
         try:
             async with await self._answer(url, part.headers()) as answer:
                 _judge(answer)
@@ -187,7 +190,7 @@ class Downloads:
             url = redirected(url, location)
         raise DownloadError(f"more than {MAX_REDIRECTS} redirects")
 
-    async def _take(self, answer: aiohttp.ClientResponse, part: Part) -> None:
+    async def _take(self, answer: aiohttp.ClientResponse, part: PartialFile) -> None:
         self._bound(part.total or 0)
         async for chunk in answer.content.iter_any():
             part.feed(chunk)

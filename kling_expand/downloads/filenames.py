@@ -8,8 +8,8 @@ from typing import Any
 
 from attrs import frozen
 
-from .errors import InvalidRequest
-from .models import Task
+from kling_expand.errors import InvalidRequest
+from kling_expand.models import Task
 
 FIELDS = frozenset({"name", "index", "task_id", "external_task_id", "ext"})
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -36,7 +36,7 @@ def safe(text: str) -> str:
 
 
 @frozen
-class Names:
+class OutputPaths:
     """The paths of one task's results; `place` counts its images."""
 
     template: str
@@ -53,7 +53,7 @@ class Names:
         return self.path(place, ".png").parent
 
 
-def names(task: Task, target: str | os.PathLike[str], name: str | None = None) -> Names:
+def names(task: Task, target: str | os.PathLike[str], name: str | None = None) -> OutputPaths:
     """Read *target*: a directory, a picture's path, or a template with some of `FIELDS`.
 
     Raises `InvalidRequest` for an unknown field, and where two pictures would share one path.
@@ -68,7 +68,7 @@ def names(task: Task, target: str | os.PathLike[str], name: str | None = None) -
     # A service that counts wrongly must not cost a picture.
     numbers = indexes if len(set(indexes)) == len(indexes) else tuple(range(len(indexes)))
     try:
-        found = Names(_template(wanted), values, numbers)
+        found = OutputPaths(_template(wanted), values, numbers)
         paths = [*_paths(found, ".png"), *_paths(found, ".jpeg")]
     except InvalidRequest:
         raise
@@ -93,7 +93,7 @@ def _template(wanted: str) -> str:
     return f"{wanted or os.curdir}/{{name}}-{{index}}{{ext}}"
 
 
-def _paths(found: Names, ext: str) -> list[Path]:
+def _paths(found: OutputPaths, ext: str) -> list[Path]:
     places = range(len(found.numbers))
     return [found.path(place, ext, watermark=mark) for place in places for mark in (False, True)]
 

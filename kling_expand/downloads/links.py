@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from attrs import frozen
 from yarl import URL  # part of aiohttp's interface: the only way to send a signed URL as it is
 
-from .errors import DownloadError, NotFound, ResultExpired, TaskNotFound
-from .models import Image, Task
+from kling_expand.errors import DownloadError, NotFound, ResultExpired, TaskNotFound
+from kling_expand.models import Image, Task
 
 _SENDABLE = re.compile(r"[!-~]+")
 
@@ -37,7 +37,7 @@ class Wanted:
         return url
 
 
-class Links:
+class ResultUrls:
     """A task's URLs. They are asked for again once, however many of them are refused."""
 
     def __init__(self, task: Task, refresh: Refresh) -> None:

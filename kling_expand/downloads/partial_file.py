@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from .errors import DownloadError, MissingExtra
+from kling_expand.errors import DownloadError, MissingExtra
 
 HEAD = 12  # bytes `extension` needs to see
 TAIL = 1024  # bytes at the end `whole` looks at: some encoders pad behind the end mark
@@ -63,7 +63,7 @@ def require_pillow() -> None:
         raise MissingExtra("decoding needs Pillow: pip install 'kling-expand[images]'") from error
 
 
-class Part:
+class PartialFile:
     """A picture in the making. Methods given to `disk` run in a thread; the others never wait."""
 
     def __init__(self, folder: Path) -> None:

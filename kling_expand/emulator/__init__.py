@@ -7,7 +7,7 @@ through the documented wire.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kling_expand.emulator.server import Emulator
+    from .server import Emulator
 
 __all__ = ["Emulator"]
 
@@ -15,7 +15,7 @@ __all__ = ["Emulator"]
 def __getattr__(name: str) -> Any:
     """Import the server only for those who want one; its painting processes do not."""
     if name == "Emulator":
-        from kling_expand.emulator.server import Emulator
+        from .server import Emulator
 
         return Emulator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from kling_expand.emulator.server import Emulator
-from kling_expand.emulator.settings import options
-from kling_expand.emulator.triggers import HELP
+from .faults.prompt_triggers import HELP
+from .server import Emulator
+from .settings import options
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,21 +11,22 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from attrs import define, field
 
-from kling_expand.emulator import files, signing
-from kling_expand.emulator.answers import Answers
-from kling_expand.emulator.background import Background
-from kling_expand.emulator.books import Books
-from kling_expand.emulator.callbacks import Callbacks
-from kling_expand.emulator.calls import Calls
-from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.console import Console
-from kling_expand.emulator.control import Control
-from kling_expand.emulator.exchanges import Exchanges
-from kling_expand.emulator.faults import Faults
-from kling_expand.emulator.guard import guard, harden
-from kling_expand.emulator.openapi import PATHS, document
-from kling_expand.emulator.service import Service
-from kling_expand.emulator.settings import Settings
+from .console.routes import Console
+from .faults.plan import Faults
+from .http import files
+from .http.call_log import Exchanges
+from .http.codes import Refusal
+from .http.control import Control
+from .http.envelope import Answers
+from .http.handlers import Calls
+from .http.openapi import PATHS, document
+from .http.same_origin import guard, harden
+from .service import Service
+from .settings import Settings
+from .state import signing
+from .state.account import Account
+from .state.background import Background
+from .state.callbacks import Callbacks
 
 _log = logging.getLogger(__name__)
 _NOT_STARTED = "the emulator has not been started: use `async with`"
@@ -33,7 +34,7 @@ _NOT_STARTED = "the emulator has not been started: use `async with`"
 
 @define(kw_only=True, eq=False)
 class Emulator(Settings):
-    """A running service on `url`, between `async with` and its end; its `books` tell what happened."""
+    """A running service on `url`, between `async with` and its end; its `account` tell what happened."""
 
     url: str = field(default="", init=False)
     _service: Service | None = field(default=None, init=False, repr=False)
@@ -109,10 +110,10 @@ class Emulator(Settings):
         return self._service
 
     @property
-    def books(self) -> Books:
+    def account(self) -> Account:
         """Every task and every count, up to date."""
-        self.service.books.settle(self.service.clock.now())
-        return self.service.books
+        self.service.account.settle(self.service.clock.now())
+        return self.service.account
 
     def advance(self, seconds: float) -> None:
         """Move the emulator's clock forwards; tokens keep being judged by the unmoved one."""
@@ -128,7 +129,7 @@ class Emulator(Settings):
         return self.service.faults
 
     def _app(self, service: Service) -> web.Application:
-        answers = Answers(random.Random(self.seed), service.books.refusals)
+        answers = Answers(random.Random(self.seed), service.account.refusals)
         app = web.Application(middlewares=[guard(self.host), _envelopes(answers)])
         app.on_response_prepare.extend((self._sign, harden))
         exchanges = Exchanges(service.news)
@@ -175,7 +176,7 @@ def _envelopes(answers: Answers) -> Middleware:
 def _require_engine(name: str) -> None:
     """Raise RuntimeError for missing libraries and UnknownEngine for a wrong name, before any picture."""
     try:
-        from kling_expand.emulator.engines import find
+        from .painting.engines import find
     except ImportError as missing:
         message = f"the emulator needs {missing.name} to paint: pip install 'kling-expand[emulator]'"
         raise RuntimeError(message) from None

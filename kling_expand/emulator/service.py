@@ -14,21 +14,23 @@ from itertools import islice
 
 from yarl import URL
 
-from kling_expand.emulator import lists, rules, triggers
-from kling_expand.emulator.books import Books
-from kling_expand.emulator.clock import Clock
-from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.faults import Faults
-from kling_expand.emulator.fetching import FetchError, check_host
-from kling_expand.emulator.fields import is_url, parse
-from kling_expand.emulator.limits import RateLimit
-from kling_expand.emulator.news import News
-from kling_expand.emulator.painting import LAZY
-from kling_expand.emulator.settings import Settings
-from kling_expand.emulator.store import Store
-from kling_expand.emulator.studio import Studio
-from kling_expand.emulator.tasks import Task
-from kling_expand.emulator.uploads import decode
+from .faults import prompt_triggers as triggers
+from .faults.plan import Faults
+from .http import validation as rules
+from .http.codes import Refusal
+from .http.fields import is_url, parse
+from .http.rate_limit import RateLimit
+from .http.uploads import decode
+from .painting.image_fetch import FetchError, check_host
+from .painting.queue import LAZY
+from .painting.render import Studio
+from .settings import Settings
+from .state import listing as lists
+from .state.account import Account
+from .state.change_signal import News
+from .state.clock import Clock
+from .state.store import Store
+from .state.tasks import Task
 
 LARGE = 1_000_000  # bytes of a body beyond which reading it would hold up the loop
 
@@ -41,24 +43,24 @@ class Service:
         self.store = Store(settings.state)
         self.clock = Clock(settings.clock, moved=self.store.fact("moved"))
         self.news = News()
-        self.books = Books(settings.life_seconds, self.news)
+        self.account = Account(settings.life_seconds, self.news)
         self.origin = ""
         self.chance = random.Random(settings.seed)
         self.faults = Faults(random.Random(settings.seed))
         self.rate = RateLimit(settings)
         self.on_task: list[Callable[[Task], None]] = []  # told of each task made, or found unfinished
-        self.studio = Studio(settings, self.store, self.clock, self.books)
+        self.studio = Studio(settings, self.store, self.clock, self.account)
 
     def start(self, origin: str) -> None:
         """Take up the tasks of the state file; `origin` is where pictures are found."""
         self.origin = origin
         now = self.clock.now()
         for task in self.store.tasks():
-            self.books.add(task)
-        everything = set(self.books.tasks)
-        self.books.settle(now)
-        self.store.drop(everything - set(self.books.tasks))
-        for task in self.books.tasks.values():
+            self.account.add(task)
+        everything = set(self.account.tasks)
+        self.account.settle(now)
+        self.store.drop(everything - set(self.account.tasks))
+        for task in self.account.tasks.values():
             if task.status_at(now) in {"submitted", "processing"}:
                 self._take_up(task)
 
@@ -74,7 +76,7 @@ class Service:
         self._admit(order)
         digest = hashlib.sha256(image).hexdigest() if image else ""
         task = self._new(dialect, order, digest)
-        self.books.add(task)
+        self.account.add(task)
         if image:
             self.store.put_image(digest, image)
         self.store.put_task(task)
@@ -90,13 +92,13 @@ class Service:
 
     def _admit(self, order: rules.Order) -> None:
         triggers.check(order.prompt)
-        self.books.settle(self.clock.now())
-        known = order.external_task_id and self.books.has_external(order.external_task_id)
+        self.account.settle(self.clock.now())
+        known = order.external_task_id and self.account.has_external(order.external_task_id)
         if known and not self.settings.allow_duplicates:
             raise Refusal(1201, f"external_task_id {order.external_task_id} already exists")
-        if self.books.used_slots + order.n > self.settings.slots:
+        if self.account.used_slots + order.n > self.settings.slots:
             raise Refusal(1303)
-        if self.books.open_tasks >= self.settings.open_tasks:
+        if self.account.open_tasks >= self.settings.open_tasks:
             raise Refusal(1303)
 
     def _new(self, dialect: str, order: rules.Order, digest: str) -> Task:
@@ -105,7 +107,7 @@ class Service:
         factor = math.exp(self.settings.jitter * self.chance.gauss(0, 1)) if self.settings.jitter else 1.0
         starts = now + self.settings.queue_seconds * factor
         return Task(
-            task_id=self.books.next_id(now),
+            task_id=self.account.next_id(now),
             external_task_id=order.external_task_id,
             dialect=dialect,
             ratios=order.ratios,
@@ -132,8 +134,8 @@ class Service:
 
     async def query(self, dialect: str, name: str) -> Task:
         """One task by either of its ids."""
-        self.books.settle(self.clock.now())
-        task = self.books.find(name, dialect)
+        self.account.settle(self.clock.now())
+        task = self.account.find(name, dialect)
         await self.store.flush()  # nothing may be told that a crash could still undo
         if task is None:
             raise Refusal(1201, f"Task not found by id/external id: {name}")
@@ -142,8 +144,8 @@ class Service:
     async def list(self, dialect: str, page: lists.Page) -> list[Task]:
         """One page of tasks, newest first unless the settings say otherwise."""
         now = self.clock.now()
-        self.books.settle(now)
-        tasks = lists.arrange(self.books.newest(dialect), self.settings, now, self.chance)
+        self.account.settle(now)
+        tasks = lists.arrange(self.account.newest(dialect), self.settings, now, self.chance)
         found = list(islice(tasks, page.span.start, page.span.stop))
         await self.store.flush()
         return found
@@ -151,8 +153,8 @@ class Service:
     async def picture(self, task_id: str, index: int, *, watermark: bool) -> tuple[bytes, str] | None:
         """PNG bytes and their engine's name; None where there is no such picture, not yet or no longer."""
         now = self.clock.now()
-        self.books.settle(now)
-        task = self.books.tasks.get(task_id)
+        self.account.settle(now)
+        task = self.account.tasks.get(task_id)
         await self.store.flush()
         if task is None or index >= task.n or task.status_at(now) != "succeed":
             return None

@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import Attribute, define, field, fields
 
-from kling_expand.emulator.codes import ACCOUNT_CODES
+from .http.codes import ACCOUNT_CODES
 
 
 def _option(
@@ -44,7 +44,7 @@ class Settings:
     retry_after: str = _option(
         "seconds", "form of the header sent with 1302", among=("seconds", "date", "none")
     )
-    account: int = _option(0, "refuse every call with this code; 0: none", among=(0, *ACCOUNT_CODES))
+    account_code: int = _option(0, "refuse every call with this code; 0: none", among=(0, *ACCOUNT_CODES))
     allow_duplicates: bool = _option(False, "accept an external_task_id again and bill twice")
     open_tasks: int = _option(100_000, "unfinished tasks at most, whatever their slots: more is 429/1303")
     body_bytes: int = _option(15_000_000, "longest request body")

@@ -15,9 +15,6 @@ from typing import Any
 from attrs import frozen
 
 from kling_expand.client import KlingClient
-from kling_expand.contrib import payloads
-from kling_expand.contrib.payloads import Payload
-from kling_expand.contrib.postgres import Ended, PostgresLedger, TakenOver
 from kling_expand.errors import (
     AccountError,
     AuthenticationError,
@@ -33,9 +30,13 @@ from kling_expand.errors import (
     SubmissionUnknown,
     TaskFailed,
 )
-from kling_expand.future import ExpandResult
-from kling_expand.records import State
-from kling_expand.scheduler import Lane, Slots
+from kling_expand.jobs.future import ExpandResult
+from kling_expand.jobs.scheduler import Flow, Slots
+from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
+from kling_expand.store.sqlite_statements import State
+
+from . import payload as payloads
+from .payload import Payload
 
 ATTEMPTS = 30  # of a job that fails in ways that may pass
 FOLLOW = 2.0  # seconds between two looks at a job that another worker has taken over
@@ -49,7 +50,7 @@ _OPEN = {State.INTENT, State.UNKNOWN, State.SUBMITTED}
 logger = logging.getLogger(__name__)
 
 
-class Again(Exception):
+class RetryLater(Exception):
     """The job is to be begun again in `pause` seconds; its cause says why."""
 
     def __init__(self, pause: float) -> None:
@@ -67,23 +68,23 @@ async def _freely(_n: int, _key: str) -> AsyncIterator[None]:
 
 
 @frozen
-class Bench:
+class WorkerContext:
     """All that a worker needs for its jobs. `output` is where pictures go; None: their URLs will do.
 
     `hold` is waited for with a job's number of pictures and its key, and left when its end is known.
     """
 
     kling: KlingClient
-    ledger: PostgresLedger
+    ledger: PostgresStore
     output: str | None = None
     hold: Hold = _freely
     callback_url: str | None = None
 
 
-async def work(payload: Payload, bench: Bench, attempt: int = 0, priority: int = 0) -> Ended:
+async def work(payload: Payload, bench: WorkerContext, attempt: int = 0, priority: int = 0) -> JobOutcome:
     """See one job through; its outcome, which is in the ledger when this returns.
 
-    Raises `Again` where *attempt* (from 0) failed in a way that may pass. What is cancelled leaves its
+    Raises `RetryLater` where *attempt* (from 0) failed in a way that may pass. What is cancelled leaves its
     task at the service, for whoever begins the job again.
     """
     key: str = payload["key"]
@@ -95,15 +96,15 @@ async def work(payload: Payload, bench: Bench, attempt: int = 0, priority: int =
         pause = pause_after(error, attempt)
         if pause is not None:
             logger.info("job %s is put off by %g seconds: %s", key, pause, error)
-            raise Again(pause) from error
+            raise RetryLater(pause) from error
         status = "failed" if isinstance(error, TaskFailed) else "refused"
         task_id, name = getattr(error, "task_id", None), getattr(error, "external_task_id", None)
-        ended = Ended(key, status, name, task_id, error=f"{type(error).__name__}: {error}")
+        ended = JobOutcome(key, status, name, task_id, error=f"{type(error).__name__}: {error}")
     await bench.ledger.ended(ended)
     return ended
 
 
-async def _expanded(payload: Payload, bench: Bench, priority: int) -> Ended:
+async def _expanded(payload: Payload, bench: WorkerContext, priority: int) -> JobOutcome:
     if bench.callback_url:
         payload = {"callback_url": bench.callback_url, **payload}
     request = payloads.unpack(payload)
@@ -123,13 +124,13 @@ def _name(result: ExpandResult) -> str:
     return result.task.external_task_id or ""
 
 
-def _succeeded(key: str, result: ExpandResult, files: tuple[str, ...]) -> Ended:
+def _succeeded(key: str, result: ExpandResult, files: tuple[str, ...]) -> JobOutcome:
     urls = tuple(image.url for image in result.images)
     units: Any = result.task.units
-    return Ended(key, "succeeded", _name(result), result.task_id, urls, files, units)
+    return JobOutcome(key, "succeeded", _name(result), result.task_id, urls, files, units)
 
 
-async def _followed(key: str, ledger: PostgresLedger) -> Ended:
+async def _followed(key: str, ledger: PostgresStore) -> JobOutcome:
     """The outcome that the job's new owner comes to: this worker had been taken for dead."""
     logger.warning("job %s was taken over by another worker", key)
     while True:
@@ -155,7 +156,7 @@ def pause_after(error: Exception, attempt: int) -> float | None:
     return min(5.0 * 2**attempt, 600.0) if passing or getattr(error, "retryable", False) else None
 
 
-class Doors(Slots):
+class SharedSlots(Slots):
     """Slots of an account that others use too, which can be shut.
 
     Where a create is refused and none of ours runs, only time can make room: then nobody tries for a
@@ -203,10 +204,10 @@ class Doors(Slots):
         self._shut.set()
 
     async def acquire(
-        self, n: int, lane: Lane | None = None, *, priority: int = 0, first: bool = False
+        self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
     ) -> None:
         """Wait for *n*. Raises `NotSubmitted` once the doors are shut."""
-        place = asyncio.ensure_future(super().acquire(n, lane, priority=priority, first=first))
+        place = asyncio.ensure_future(super().acquire(n, flow, priority=priority, first=first))
         shut = asyncio.ensure_future(self._shut.wait())
         try:
             await asyncio.wait({place, shut}, return_when=asyncio.FIRST_COMPLETED)

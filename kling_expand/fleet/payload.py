@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from attrs import asdict, evolve, fields
 
 from kling_expand.errors import ImageError, InvalidRequest, MissingExtra, TransportError
-from kling_expand.future import ExpandResult
 from kling_expand.geometry import Padding, Ratios, ToAspect, ToSize, Towards
+from kling_expand.jobs.future import ExpandResult
 from kling_expand.models import ExpandRequest, source_name
 
 Payload = dict[str, Any]

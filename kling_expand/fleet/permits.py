@@ -19,8 +19,8 @@ from typing import Any, Self
 import psycopg
 from attrs import define, field
 
-from kling_expand.contrib.connections import PAUSE, Connection, connect, passing
 from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
+from kling_expand.store.postgres_pool import PAUSE, Connection, connect, passing
 
 CHANNEL = "kling_permits"
 POLL = 1.0  # seconds until permits are asked for again without having heard that any is free

@@ -7,7 +7,7 @@
         async for ended in fleet.results():
             print(ended.key, ended.status, ended.files or ended.urls)
 
-and on any number of machines ``kling-expand fleet worker``, which is `kling_expand.contrib.crew.Worker`.
+and on any number of machines ``kling-expand fleet worker``, which is `kling_expand.fleet.worker.Worker`.
 """
 
 import asyncio
@@ -26,17 +26,19 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from kling_expand.config import webhook_secret
-from kling_expand.contrib import payloads, permits
-from kling_expand.contrib.connections import Connection, Connections, listen
-from kling_expand.contrib.postgres import Ended, PostgresLedger, create_tables
-from kling_expand.contrib.work import Again, work
 from kling_expand.errors import JournalError
+from kling_expand.jobs.bulk import Requests, each
 from kling_expand.models import ExpandRequest
-from kling_expand.records import State
-from kling_expand.scheduler import Requests, each
-from kling_expand.webhooks import Call, Webhooks
+from kling_expand.store.postgres import JobOutcome, PostgresStore, create_tables
+from kling_expand.store.postgres_pool import Connection, Connections, listen
+from kling_expand.store.sqlite_statements import State
+from kling_expand.webhooks import WebhookEvent, Webhooks
 
-__all__ = ["Fleet", "Numbers"]
+from . import payload as payloads
+from . import permits
+from .execute import RetryLater, work
+
+__all__ = ["Fleet", "FleetStats"]
 
 TASK = "kling_expand.expand"
 NEWS = "kling_news"  # the channel that callbacks are passed on by
@@ -141,7 +143,7 @@ class _Retry(procrastinate.BaseRetryStrategy):
         self, *, exception: BaseException, job: procrastinate.jobs.Job
     ) -> procrastinate.RetryDecision:
         del job
-        pause = exception.pause if isinstance(exception, Again) else BROKEN
+        pause = exception.pause if isinstance(exception, RetryLater) else BROKEN
         if isinstance(exception, asyncio.CancelledError):
             pause = 0.0  # handed over
         return procrastinate.RetryDecision(retry_in={"seconds": int(pause)})
@@ -153,7 +155,7 @@ async def _expand(context: procrastinate.JobContext, /, **payload: Any) -> None:
 
 
 @frozen(kw_only=True)
-class Numbers:
+class FleetStats:
     """How it goes: jobs `waiting` in the queue and `running` in workers, and the ledger's view of them.
 
     `workers` are pairs of seconds since a worker was last heard of and how many jobs it has, `out` is the
@@ -192,7 +194,7 @@ class Fleet:
         self.queue = f"kling_{run}"
         self.database = Connections(dsn)
         self._clock = clock
-        self.ledger = PostgresLedger(self.database, run=run, owner=None, clock=clock)
+        self.ledger = PostgresStore(self.database, run=run, owner=None, clock=clock)
         self.app = procrastinate.App(connector=Connector(self.database))
         self._task = self.app.task(name=TASK, queue=self.queue, retry=_Retry(), pass_context=True)(_expand)
         if webhook_secrets is None:
@@ -253,7 +255,7 @@ class Fleet:
             await self._ask(_DEFER, self.queue, TASK, priority, list(map(Jsonb, batch)))
         return len(batch)
 
-    async def results(self) -> AsyncIterator[Ended]:
+    async def results(self) -> AsyncIterator[JobOutcome]:
         """How each job of the run ended, oldest first, and from then on as they end, until none is open."""
         place = (0, "")
         while True:
@@ -270,7 +272,7 @@ class Fleet:
         """Take jobs back that nobody has begun, those of *keys* or all; how many there were."""
         taken = await self._ask(_CANCEL, self.queue, list(keys) or None)
         for (key,) in taken:
-            await self.ledger.ended(Ended(key, "cancelled"))
+            await self.ledger.ended(JobOutcome(key, "cancelled"))
         return len(taken)
 
     # ------------------------------------------------------------------ for workers
@@ -279,7 +281,7 @@ class Fleet:
         """The jobs that the queue thinks this worker has."""
         return {number for (number,) in await self._ask(_BEGUN, worker_id)}
 
-    async def put_back(self, lease: float, lost: Sequence[int] = ()) -> int:
+    async def requeue_stalled(self, lease: float, lost: Sequence[int] = ()) -> int:
         """Queue again what workers had who were silent for *lease* seconds, and what is *lost*; how many.
 
         Not within a lease of the database's own start: until then nobody could be heard.
@@ -288,7 +290,7 @@ class Fleet:
 
     # ------------------------------------------------------------------ news
 
-    async def receive(self, headers: Mapping[str, str], body: bytes) -> Call:
+    async def receive(self, headers: Mapping[str, str], body: bytes) -> WebhookEvent:
         """Take a callback in any process: the worker that waits for its task hears of it at once.
 
         It is passed on as it came, and believed by nobody who has not checked its signature. A signed end
@@ -305,13 +307,13 @@ class Fleet:
             await self._ask(_TELL, NEWS, Jsonb(signed), text)
         return call
 
-    async def numbers(self) -> Numbers:
+    async def numbers(self) -> FleetStats:
         """How it goes."""
         waiting, running = await self._counts()
         workers = await self._ask(_WORKERS)
         ended = await self._ask(_ENDS, self.run)
         ((out, taken, lately),) = await self._ask(_OUT, self.run, self._clock() - 60)
-        return Numbers(
+        return FleetStats(
             waiting=waiting,
             running=running,
             workers=tuple((float(age), jobs) for age, jobs in workers),

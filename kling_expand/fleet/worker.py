@@ -13,14 +13,15 @@ from typing import Any
 from attrs import evolve
 from procrastinate.worker import Worker as Engine
 
+from kling_expand.api.codec import parse_json
 from kling_expand.client import KlingClient
-from kling_expand.contrib.connections import listen
-from kling_expand.contrib.permits import CHANNEL, Permits
-from kling_expand.contrib.procrastinate import NEWS, Fleet
-from kling_expand.contrib.work import Bench, Doors
 from kling_expand.errors import WebhookError
-from kling_expand.jobs import GRACE
-from kling_expand.wire import parse_json
+from kling_expand.jobs.runner import GRACE
+from kling_expand.store.postgres_pool import listen
+
+from .execute import SharedSlots, WorkerContext
+from .permits import CHANNEL, Permits
+from .queue import NEWS, Fleet
 
 LEASE = 30.0  # seconds a worker may be silent before its jobs are given to others
 DRAIN = 20.0  # seconds its jobs are given to end when it is told to stop
@@ -75,7 +76,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             ledger = await stack.enter_async_context(self._fleet.ledger)
             most = max(self._limit or 0, self._concurrency, 9)
-            doors = Doors(most, self._rng)
+            doors = SharedSlots(most, self._rng)
             kling = KlingClient(
                 journal=ledger,
                 run=ledger.run,
@@ -84,7 +85,7 @@ class Worker:
                 **{"max_in_flight": most, **self._options},
             )
             await stack.enter_async_context(kling)
-            bench = Bench(kling, ledger, self._output, callback_url=self._callback_url)
+            bench = WorkerContext(kling, ledger, self._output, callback_url=self._callback_url)
             permits = None
             if self._limit is not None:
                 permits = Permits(
@@ -99,7 +100,9 @@ class Worker:
                 bench = evolve(bench, hold=permits.hold)
             await self._work(kling, bench, doors, permits)
 
-    async def _work(self, kling: KlingClient, bench: Bench, doors: Doors, permits: Permits | None) -> None:
+    async def _work(
+        self, kling: KlingClient, bench: WorkerContext, doors: SharedSlots, permits: Permits | None
+    ) -> None:
         engine = self._engine(bench)
 
         def heard(channel: str, payload: str) -> None:
@@ -131,7 +134,7 @@ class Worker:
             if isinstance(error, Exception):
                 raise error
 
-    def _engine(self, bench: Bench) -> Engine:
+    def _engine(self, bench: WorkerContext) -> Engine:
         return Engine(
             self._fleet.app,
             queues=[self._fleet.queue],
@@ -158,7 +161,7 @@ class Worker:
             mine = await self._fleet.begun(engine.worker_id)
             running = {context.job.id for context in engine._running_jobs.values()}  # noqa: SLF001 - not told otherwise
             idle = mine - running
-            back = await self._fleet.put_back(self._lease, sorted(idle & lost))
+            back = await self._fleet.requeue_stalled(self._lease, sorted(idle & lost))
             lost = idle
             if back:
                 logger.warning("%d jobs of workers that are no more were put back", back)

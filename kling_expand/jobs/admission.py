@@ -12,8 +12,10 @@ from random import Random
 
 from attrs import define, field
 
-from . import wire
-from .errors import (
+from kling_expand.api import codec as wire
+from kling_expand.api.retry import retry_waits
+from kling_expand.api.session import Body
+from kling_expand.errors import (
     APIError,
     BudgetExceeded,
     InvalidRequest,
@@ -21,12 +23,11 @@ from .errors import (
     ParallelLimit,
     SubmissionUnknown,
 )
+from kling_expand.models import ExpandRequest, Task
+from kling_expand.store.ledger import JobRecord, Ledger, PreparedRequest
+
 from .future import TaskFuture
-from .ledger import Known, Ledger, Order
-from .models import ExpandRequest, Task
-from .pacing import retry_waits
-from .scheduler import Lane, Slots, WeightedSemaphore
-from .session import Body
+from .scheduler import Flow, Slots, WeightedSemaphore
 from .submission import Submitter
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,9 @@ class Job:
 
     request: ExpandRequest | None
     future: TaskFuture
-    lane: Lane | None = None
+    flow: Flow | None = None
     priority: int = 0
-    known: Known | None = None
+    known: JobRecord | None = None
     files: list[Path] = field(factory=list)  # where an earlier run has put its pictures
     external_task_id: str = ""  # of its task, once there is one
     refused: bool = False  # for want of slots
@@ -83,7 +84,9 @@ class Admission:
         self._rng = rng
         self.units_due = 0
 
-    async def create(self, job: Job, known: Known, order: Order, limit: asyncio.Timeout) -> Task:
+    async def create(
+        self, job: Job, known: JobRecord, order: PreparedRequest, limit: asyncio.Timeout
+    ) -> Task:
         """Create the task; its slots are held when this returns."""
         request = order.request
         head, tail = wire.encode(request, order.expansion, known.external_task_id)
@@ -92,14 +95,14 @@ class Admission:
             task = await self._admitted(job, known, partial(Body, head, order.photo, tail), limit)
         except SubmissionUnknown as error:
             self.free(job)
-            await self._ledger.gave_up(known.external_task_id, error, refused=False)
+            await self._ledger.mark_unknown_or_rejected(known.external_task_id, error, refused=False)
             raise
         except BaseException as error:
             self.free(job)
             if not (job.leaving and isinstance(error, asyncio.CancelledError)):  # then it may be billed
                 self.refund(job)
             if isinstance(error, APIError) and not error.retryable:
-                await self._ledger.gave_up(known.external_task_id, error, refused=True)
+                await self._ledger.mark_unknown_or_rejected(known.external_task_id, error, refused=True)
             raise
         if job.earlier:
             self.refund(job)  # whoever made it has paid for it
@@ -129,14 +132,14 @@ class Admission:
         job.due = 0
 
     async def _admitted(
-        self, job: Job, known: Known, body: Callable[[], Body], limit: asyncio.Timeout
+        self, job: Job, known: JobRecord, body: Callable[[], Body], limit: asyncio.Timeout
     ) -> Task:
         """Create it once the account has room for it, by our count and by the service's."""
         deadline = job.future.deadline
         limit.reschedule(deadline)
         pauses = retry_waits(self._rng)
         while True:
-            await self._slots.acquire(job.n, job.lane, priority=job.priority, first=job.refused)
+            await self._slots.acquire(job.n, job.flow, priority=job.priority, first=job.refused)
             job.held, epoch = job.n, self._slots.epoch
             limit.reschedule(None)  # a create is not cut off: it has the deadline as a time-out of its own
             try:
@@ -155,7 +158,9 @@ class Admission:
             job.held = 0
             self._slots.refused(job.n, epoch)
 
-    async def _post(self, job: Job, known: Known, body: Callable[[], Body], until: float | None) -> Task:
+    async def _post(
+        self, job: Job, known: JobRecord, body: Callable[[], Body], deadline_at: float | None
+    ) -> Task:
         if known.doubtful:
             self._submitter.doubt(known.external_task_id)
         size = min(body().size or 0, self._uploads.capacity)
@@ -168,7 +173,7 @@ class Admission:
                 adopt=known.adopt,
                 announce=partial(self._ledger.posting, known.external_task_id),
                 earlier=partial(self._earlier, job),
-                until=until,
+                deadline_at=deadline_at,
             )
         finally:
             self._uploads.release(size)

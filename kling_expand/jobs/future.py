@@ -9,18 +9,18 @@ from typing import Any, Protocol
 
 from attrs import field, frozen
 
-from .errors import DeadlineExceeded, KlingError, TaskFailed, TaskModerated
-from .models import NEXT, ExpandRequest, Image, Status, Task
+from kling_expand.errors import DeadlineExceeded, KlingError, TaskFailed, TaskModerated
+from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task
 
 _numbers = count(1)
 _RISK_CONTROL = "risk control"  # what `task_status_msg` says of moderated tasks (live)
 
 
 class Save(Protocol):
-    """Brings the pictures of a task to disk; see `kling_expand.downloads`."""
+    """Brings the pictures of a task to disk; see `kling_expand.downloads.downloader`."""
 
     def __call__(
-        self, task: Task, target: str | os.PathLike[str], *, name: str | None, until: float | None
+        self, task: Task, target: str | os.PathLike[str], *, name: str | None, deadline_at: float | None
     ) -> Awaitable[tuple[Path, ...]]: ...
 
 
@@ -36,7 +36,7 @@ class ExpandResult:
     name: str | None = None
     files: tuple[Path, ...] = ()
     _save: Save | None = field(default=None, repr=False, eq=False)
-    _until: float | None = field(default=None, repr=False, eq=False)
+    _deadline_at: float | None = field(default=None, repr=False, eq=False)
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -58,7 +58,7 @@ class ExpandResult:
         """
         if self._save is None:
             raise KlingError("this result has no client to download with", task_id=self.task_id)
-        return await self._save(self.task, target, name=self.name, until=self._until)
+        return await self._save(self.task, target, name=self.name, deadline_at=self._deadline_at)
 
 
 def failure(task: Task, external_task_id: str | None = None) -> TaskFailed:
@@ -170,11 +170,11 @@ class TaskFuture:
         """Wait until the service has the task; its newest snapshot. Raises why it never will, or
         `DeadlineExceeded`.
         """
-        until = self._until()
+        deadline_at = self._deadline_at()
         while self._task is None:
             if self._error is not None:
                 raise self._error
-            await self._news(until)
+            await self._news(deadline_at)
         return self._task
 
     async def finished(self, *, within: float | None = None) -> bool:
@@ -193,7 +193,7 @@ class TaskFuture:
         Raises what `await` would, except for a failed task: that is its last snapshot.
         """
         seen: Task | None = None
-        until = self._until()
+        deadline_at = self._deadline_at()
         while True:
             if self._task is not None and self._task is not seen:
                 seen = self._task
@@ -203,31 +203,31 @@ class TaskFuture:
             elif self.done():
                 return
             else:
-                await self._news(until)
+                await self._news(deadline_at)
 
     def __await__(self) -> Generator[Any, None, ExpandResult]:
         return self._outcome().__await__()
 
     async def _outcome(self) -> ExpandResult:
-        until = self._until()
+        deadline_at = self._deadline_at()
         while not self.done():
-            await self._news(until)
+            await self._news(deadline_at)
         if self._task is None or self._error is not None:
             raise self._error or KlingError("done without news")
         if self._task.status is Status.FAILED:
             raise failure(self._task, self.external_task_id)
         return self._result(self._task)
 
-    def _until(self) -> float | None:
+    def _deadline_at(self) -> float | None:
         """The deadline of a wait that begins now."""
         passed = self.deadline is not None and self.deadline <= asyncio.get_running_loop().time()
         return None if passed else self.deadline
 
-    async def _news(self, until: float | None = None) -> None:
-        """Wait until something changes. Raises `DeadlineExceeded` where nothing has by *until*."""
+    async def _news(self, deadline_at: float | None = None) -> None:
+        """Wait until something changes. Raises `DeadlineExceeded` where nothing has by *deadline_at*."""
         bell = self._bell = self._bell or asyncio.Event()
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(deadline_at):
                 await bell.wait()
         except TimeoutError:
             if not bell.is_set():

@@ -9,13 +9,14 @@ earlier tasks have taken.
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from math import sqrt
 from random import Random
 from typing import NamedTuple, Protocol
 
-from .errors import ConfigurationError
+from kling_expand.api.retry import growing
+from kling_expand.errors import ConfigurationError
 
 LATENESS = 0.58  # seconds the news of an end is to be late on average, beyond the network's own time
 ENOUGH = 5  # ended tasks from which a pace is learned
@@ -26,24 +27,7 @@ _MOST = 400  # looks at one task that a price is worked out over
 _OVER = 1e-3  # share of tasks that still run when one need not go on working it out
 
 
-def retry_waits(rng: Random, *, first: float = 0.5, longest: float = 20.0) -> Iterator[float]:
-    """Waits in seconds before each next try: doubling, each drawn from its upper half.
-
-    `backoff.full_jitter` would draw from the global generator, and down to nothing.
-    """
-    for wait in _growing(2, first, longest):
-        yield wait * rng.uniform(0.5, 1.0)
-
-
-def _growing(factor: float, first: float, longest: float) -> Iterator[float]:
-    import backoff  # here, as a client that never waits needs none of it
-
-    waits = backoff.expo(base=factor, factor=first, max_value=longest)
-    next(waits)  # its first value only primes it
-    return waits
-
-
-class Pace(Protocol):
+class PollSchedule(Protocol):
     """When to look at tasks again."""
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
@@ -58,7 +42,7 @@ class Pace(Protocol):
         ...
 
 
-class ExponentialPace:
+class ExponentialSchedule:
     """Looks ever further apart: what is right as long as nothing is known.
 
     The steps depend on the age alone, so nothing is remembered for a task. Of many the youngest counts.
@@ -76,7 +60,7 @@ class ExponentialPace:
         """The step of the ladder that begins below the youngest of *ages*, up to a tenth longer."""
         age = min(ages)
         look = 0.0
-        for step in _growing(self._factor, self._first, self._longest):
+        for step in growing(self._factor, self._first, self._longest):
             look += step
             if look > age or step >= self._longest:
                 break
@@ -86,31 +70,31 @@ class ExponentialPace:
         """Nothing is learned."""
 
 
-class LearnedPace:
-    """Places looks by the durations of the newest *window* tasks, to be *lateness* seconds late on average.
+class AdaptiveSchedule:
+    """Places looks by the durations of the newest *window* tasks, to be *latency* seconds late on average.
 
     Until `ENOUGH` have ended it is exponential. Tasks that share a look are told of sooner than one alone,
     and with fewer requests for each. Once a task can have ended, looks are at most *longest* seconds apart.
-    Raises `ConfigurationError` for a *lateness* that is not above zero.
+    Raises `ConfigurationError` for a *latency* that is not above zero.
     """
 
     def __init__(
         self,
         rng: Random | None = None,
         *,
-        lateness: float = LATENESS,
+        latency: float = LATENESS,
         window: int = 256,
         longest: float = 10.0,
     ) -> None:
-        if not lateness > 0:
-            raise ConfigurationError(f"lateness must be a number of seconds above zero, not {lateness!r}")
-        self._lateness = lateness
-        self._unlearned = ExponentialPace(rng or Random(), longest=longest)
+        if not latency > 0:
+            raise ConfigurationError(f"lateness must be a number of seconds above zero, not {latency!r}")
+        self._latency = latency
+        self._unlearned = ExponentialSchedule(rng or Random(), longest=longest)
         self._durations: deque[float] = deque(maxlen=window)
         self._longest = longest
         self._fresh = 0  # durations that came since the last fit
-        self._law: _Law | None = None
-        self._price = lateness / 6  # of a look, in seconds that ends go unseen
+        self._law: DurationModel | None = None
+        self._price = latency / 6  # of a look, in seconds that ends go unseen
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
         """Until what has ended unseen by then will have waited for as long as the look is worth."""
@@ -126,20 +110,20 @@ class LearnedPace:
         self._durations.append(duration)
         self._fresh += 1
 
-    def _fit(self, running: Sequence[float]) -> "_Law":
+    def _fit(self, running: Sequence[float]) -> "DurationModel":
         """The law that the window and what is *running* show, and the price that makes looks late enough."""
         self._fresh = 0
-        law = _Law.of(sorted(self._durations), sorted(running))
+        law = DurationModel.of(sorted(self._durations), sorted(running))
         for _ in range(8):
-            late = law.lateness(self._price, self._longest)
-            if abs(late / self._lateness - 1) < 0.01:
+            late = law.latency(self._price, self._longest)
+            if abs(late / self._latency - 1) < 0.01:
                 break
             # It grows about with the root of the price.
-            self._price *= min(max((self._lateness / late) ** 2, 1 / 16), 16.0)
+            self._price *= min(max((self._latency / late) ** 2, 1 / 16), 16.0)
         return law
 
 
-class _Law(NamedTuple):
+class DurationModel(NamedTuple):
     """How long tasks take: at each of *ages* the share that has *ended*, and the *unseen* sum of it so far.
 
     Between them the first is linear. Some always go on beyond the last.
@@ -150,7 +134,7 @@ class _Law(NamedTuple):
     unseen: list[float]  # ∫ ended d(age)
 
     @classmethod
-    def of(cls, durations: list[float], running: list[float]) -> "_Law":
+    def of(cls, durations: list[float], running: list[float]) -> "DurationModel":
         """Read off sorted *durations*, and the sorted ages of what has not ended."""
         ages, masses = _pieces(durations, _weights(durations, running))
         ended = list(accumulate(masses, initial=0.0))
@@ -190,7 +174,7 @@ class _Law(NamedTuple):
                 return wait
             wait -= waited / over
 
-    def lateness(self, price: float, longest: float) -> float:
+    def latency(self, price: float, longest: float) -> float:
         """Seconds that the end of one task is unseen on average, if looks have this *price*."""
         age = late = ended = unseen = 0.0
         for _ in range(_MOST):

@@ -13,12 +13,13 @@ from math import inf, sqrt
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from .errors import APIError, KlingError, RateLimited, TaskNotFound
+from kling_expand.errors import APIError, KlingError, RateLimited, TaskNotFound
+from kling_expand.events import Event, EventKind, Listener
+from kling_expand.models import Task
+
 from .future import TaskFuture
-from .models import Task
-from .pacing import Pace
-from .stats import Event, EventKind, Listener
-from .watched import Watched, WatchedTasks
+from .poll_schedule import PollSchedule
+from .watched import PolledTask, TaskRegistry
 
 READS = 16  # single reads under way at once
 UNSEEN = 30.0  # seconds a task may be unknown to the service before that is believed
@@ -48,21 +49,21 @@ class Reads(Protocol):
 
 
 class Poller:
-    """Watches open tasks. Each is looked at when *pace* says; what may pass is outlived for *budget* seconds.
+    """Polls open tasks when *schedule* says, and outlives passing failures for *budget* seconds.
 
     If the loop itself breaks, every open future fails with what broke it.
     """
 
     def __init__(
-        self, reads: Reads, pace: Pace, *, budget: float = 900.0, tell: Listener | None = None
+        self, reads: Reads, schedule: PollSchedule, *, budget: float = 900.0, tell: Listener | None = None
     ) -> None:
         self._reads = reads
         self._tell = tell
-        self._pace = pace
+        self._schedule = schedule
         self._budget = budget
-        self._open = WatchedTasks()
+        self._open = TaskRegistry()
         self._forget_it = self._forget  # one for all: each attribute access would make another
-        self._heap: list[tuple[float, int, Watched]] = []
+        self._heap: list[tuple[float, int, PolledTask]] = []
         self._bell = asyncio.Event()
         self._places = asyncio.Semaphore(READS)
         self._running: set[asyncio.Task[None]] = set()
@@ -97,11 +98,11 @@ class Poller:
         now = asyncio.get_running_loop().time()
         entry = self._open.add(future, now)
         share = _worth(len(self._open)) / len(self._open) if self._sharing() else 1.0
-        first = 0.0 if soon else self._pace.wait([0.0], share)
+        first = 0.0 if soon else self._schedule.wait([0.0], share)
         future.add_done_callback(self._forget_it)
         self._push(entry, now + first)
 
-    def hurry(self, any_id: str) -> bool:
+    def poll_now(self, any_id: str) -> bool:
         """Read a task now, because somebody says there is news; True if it is one of ours.
 
         However often that is said, no more than one such read is under way.
@@ -121,7 +122,7 @@ class Poller:
 
     # ------------------------------------------------------------------ within
 
-    def _push(self, entry: Watched, due: float) -> None:
+    def _push(self, entry: PolledTask, due: float) -> None:
         entry.due = due
         heapq.heappush(self._heap, (due, entry.serial, entry))
         self._bell.set()
@@ -134,11 +135,11 @@ class Poller:
         if task is not None and task.status.final:
             seen = asyncio.get_running_loop().time() - entry.began
             took = _duration(task, seen)
-            self._pace.learn(took)
+            self._schedule.learn(took)
             if self._tell is not None:
                 late = max(0.0, seen - took)
                 ids = future.external_task_id, task
-                self._tell(Event(EventKind.ENDED, *ids, seconds=took, lateness=late, number=future.number))
+                self._tell(Event(EventKind.ENDED, *ids, seconds=took, latency=late, number=future.number))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -168,7 +169,7 @@ class Poller:
         except TimeoutError:
             pass
 
-    def _take_due(self, now: float) -> list[Watched]:
+    def _take_due(self, now: float) -> list[PolledTask]:
         """What is to be looked at by itself now."""
         taken = []
         while self._heap and self._heap[0][0] <= now:
@@ -178,7 +179,7 @@ class Poller:
                 taken.append(entry)
         return taken
 
-    async def _sweep(self, due: list[Watched]) -> list[Watched]:
+    async def _sweep(self, due: list[PolledTask]) -> list[PolledTask]:
         """Read list pages for all open tasks; those of the *due* that they did not show."""
         hoped = (entry for entry in self._open if entry.listed is not False)
         asked, urgent = dict.fromkeys((*due, *hoped)), set(due)
@@ -200,15 +201,15 @@ class Poller:
         self._list.showed(len(asked) - len(missing), len(absent), now)
         ages = [now - entry.began for entry in self._open if entry.listed]
         self._crowd = max(float(len(ages)), FADING * self._crowd)
-        self._sweep_at = now + self._pace.wait(ages, pages * _worth(self._crowd)) if ages else inf
+        self._sweep_at = now + self._schedule.wait(ages, pages * _worth(self._crowd)) if ages else inf
         self._swept = True
         return [] if limited else [entry for entry in due if entry in missing]
 
-    def _silent(self, entries: Iterable[Watched]) -> bool:
+    def _silent(self, entries: Iterable[PolledTask]) -> bool:
         """Whether nothing was heard of one of these for longer than may be."""
         return asyncio.get_running_loop().time() - min(entry.good for entry in entries) >= self._budget
 
-    async def _read_pages(self, missing: dict[Watched, None]) -> int:
+    async def _read_pages(self, missing: dict[PolledTask, None]) -> int:
         """Tell the futures what list pages show, and take them out of *missing*; how many pages were read.
 
         Raises `RateLimited`.
@@ -244,11 +245,11 @@ class Poller:
             if entry.due == inf:
                 self._again(entry)
 
-    async def _look_at(self, entry: Watched) -> None:
+    async def _look_at(self, entry: PolledTask) -> None:
         await self._places.acquire()
         await self._look(entry)
 
-    async def _look(self, entry: Watched) -> None:
+    async def _look(self, entry: PolledTask) -> None:
         """Read one task; a place for it is held."""
         hint = None
         try:
@@ -270,7 +271,7 @@ class Poller:
         task = entry.future.task
         return task.task_status if task and not entry.twin else ""
 
-    def _heard(self, entry: Watched, news: Task | None) -> None:
+    def _heard(self, entry: PolledTask, news: Task | None) -> None:
         """Good news, even if nothing is new in it."""
         entry.good = asyncio.get_running_loop().time()
         if news is None:
@@ -279,14 +280,14 @@ class Poller:
         if not entry.future.done():
             self._open.rename(entry)
 
-    def _again(self, entry: Watched, hint: float | None = None) -> None:
+    def _again(self, entry: PolledTask, hint: float | None = None) -> None:
         """Look at it by itself when its pace or the service says, if lists do not serve it."""
         if entry.future.done():
             return
         now = asyncio.get_running_loop().time()
         entry.due = inf
         if not entry.listed:
-            self._push(entry, now + max(hint or 0.0, self._pace.wait([now - entry.began])))
+            self._push(entry, now + max(hint or 0.0, self._schedule.wait([now - entry.began])))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="kling-expand poll")

@@ -6,9 +6,9 @@ from collections.abc import Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from . import images
-from .admission import Admission, Job
-from .errors import (
+from kling_expand.api import photo as images
+from kling_expand.api.photo import Photo
+from kling_expand.errors import (
     DeadlineExceeded,
     ImageError,
     InvalidRequest,
@@ -16,13 +16,14 @@ from .errors import (
     NotSubmitted,
     SubmissionUnknown,
 )
+from kling_expand.events import Event, EventKind, Listener
+from kling_expand.geometry import Ratios, Towards
+from kling_expand.models import Dialect, ExpandRequest, Status, Task
+from kling_expand.store.ledger import Identity, JobRecord, Ledger, PreparedRequest
+
+from .admission import Admission, Job
 from .future import TaskFuture
-from .geometry import Ratios, Towards
-from .images import Photo
-from .ledger import Identity, Known, Ledger, Order
-from .models import Dialect, ExpandRequest, Status, Task
-from .polling import Poller
-from .stats import Event, EventKind, Listener
+from .poller import Poller
 from .submission import Submitter
 
 GRACE = 10.0  # seconds a create under way is given to end when the client closes
@@ -67,7 +68,7 @@ class Jobs:
         job.runner = asyncio.create_task(self._see_through(job))
         job.runner.add_done_callback(lambda _: self._ran(job))
 
-    def withdraw(self, future: TaskFuture) -> bool:
+    def cancel(self, future: TaskFuture) -> bool:
         """Take a job back if nothing was sent for it yet; say whether that was so."""
         job = self._jobs.get(future)
         return job is not None and job.runner is not None and not job.leaving and job.runner.cancel()
@@ -80,7 +81,7 @@ class Jobs:
     async def close(self) -> None:
         """Take back what was not sent, and give what is under way a moment to be answered."""
         for future in tuple(self._jobs):
-            self.withdraw(future)
+            self.cancel(future)
         runners = [job.runner for job in self._jobs.values() if job.runner]
         if not runners:
             return
@@ -106,7 +107,7 @@ class Jobs:
                 if job.known is None and job.request is not None:
                     await self._submit(job, job.request, limit)
                 else:
-                    await self._resume(job, job.known or Known(future.any_id), limit)
+                    await self._resume(job, job.known or JobRecord(future.any_id), limit)
         except KlingError as error:
             future.fail(error)
         except TimeoutError:
@@ -126,7 +127,7 @@ class Jobs:
         if self._jobs.pop(job.future, None):
             job.future.fail(_cancelled(job))
 
-    async def _resume(self, job: Job, known: Known, limit: asyncio.Timeout) -> None:
+    async def _resume(self, job: Job, known: JobRecord, limit: asyncio.Timeout) -> None:
         """Go on with a job of the journal. Its photo is needed only where there may be no task of it."""
         job.doubtful = known.doubtful
         if job.request is None or known.task is not None:
@@ -141,10 +142,10 @@ class Jobs:
 
     async def _submit(self, job: Job, request: ExpandRequest, limit: asyncio.Timeout) -> None:
         photo = await images.load(request.image)
-        order = Order(request, photo, _fit(request, photo, self._dialect))
+        order = PreparedRequest(request, photo, _fit(request, photo, self._dialect))
         identity = self._ledger.identify(order)
         if identity is None:
-            known = Known(job.future.any_id)
+            known = JobRecord(job.future.any_id)
             self._take_up(job, known, await self._admission.create(job, known, order, limit))
             return
         if job.known and job.known.digest != identity.digest:
@@ -156,7 +157,9 @@ class Jobs:
         async with turn:
             await self._attempt(job, identity, order, limit)
 
-    async def _attempt(self, job: Job, identity: Identity, order: Order, limit: asyncio.Timeout) -> None:
+    async def _attempt(
+        self, job: Job, identity: Identity, order: PreparedRequest, limit: asyncio.Timeout
+    ) -> None:
         """Take up the task of a job with an identity, or create it where there is none."""
         attempt = 0
         while True:
@@ -170,7 +173,7 @@ class Jobs:
                 return
             self._admission.free(job)  # what was found is an earlier run's task that failed
 
-    async def _look_for(self, job: Job, known: Known, error: KlingError | None = None) -> None:
+    async def _look_for(self, job: Job, known: JobRecord, error: KlingError | None = None) -> None:
         """Go on with a job whose photo is not needed, or cannot be had again because of *error*."""
         task = known.task
         if task is None and known.doubtful:
@@ -183,7 +186,7 @@ class Jobs:
         await self._ledger.observed(known.external_task_id, task)
         self._take_up(job, known, task)
 
-    def _take_up(self, job: Job, known: Known, task: Task) -> None:
+    def _take_up(self, job: Job, known: JobRecord, task: Task) -> None:
         """There is a task: tell its future, and watch it until its end."""
         future = job.future
         job.files.extend(known.files)

@@ -19,8 +19,10 @@ from random import Random
 
 from attrs import evolve
 
-from . import wire
-from .errors import (
+from kling_expand.api import codec as wire
+from kling_expand.api.retry import retry_waits
+from kling_expand.api.session import Body, Session
+from kling_expand.errors import (
     DeadlineExceeded,
     DuplicateTask,
     KlingError,
@@ -31,9 +33,7 @@ from .errors import (
     TaskNotFound,
     TransportError,
 )
-from .models import Dialect, Status, Task
-from .pacing import retry_waits
-from .session import Body, Session
+from kling_expand.models import Dialect, Status, Task
 
 SETTLE = 5.0  # seconds an unanswered create may still take to appear, before any has been timed
 
@@ -68,19 +68,24 @@ class Submitter:
         adopt: bool = False,
         announce: Callable[[], Awaitable[None]] = _unannounced,
         earlier: Callable[[], object] = _unasked,
-        until: float | None = None,
+        deadline_at: float | None = None,
     ) -> Task:
         """The task with this id, created at most once however often the network fails.
 
         With *adopt* a task that is already there is taken as ours even on the first try (it is,
         when the id was derived from the job). *announce* is awaited before each POST, and *earlier*
         is called where the task was there before the first of them. Raises
-        `SubmissionUnknown` when its fate could not be settled before *until* (loop time).
+        `SubmissionUnknown` when its fate could not be settled before *deadline_at* (loop time).
         """
-        task = await self._find_doubted(external_task_id, until)
+        task = await self._find_doubted(external_task_id, deadline_at)
         if task is None:
             task = await self._settle(
-                body, external_task_id, adopt=adopt, announce=announce, earlier=earlier, until=until
+                body,
+                external_task_id,
+                adopt=adopt,
+                announce=announce,
+                earlier=earlier,
+                deadline_at=deadline_at,
             )
         else:
             earlier()
@@ -99,7 +104,7 @@ class Submitter:
         adopt: bool,
         announce: Callable[[], Awaitable[None]],
         earlier: Callable[[], object],
-        until: float | None,
+        deadline_at: float | None,
     ) -> Task:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._budget
@@ -108,13 +113,13 @@ class Submitter:
             pause = next(waits)
             try:
                 await announce()
-                return await self._post(body, until)
+                return await self._post(body, deadline_at)
             except DuplicateTask as error:
                 if external_task_id not in self._doubted:
                     if not adopt:
                         raise
                     earlier()
-                return await self._adopt(external_task_id, error, until)
+                return await self._adopt(external_task_id, error, deadline_at)
             except RateLimited:
                 give_up = loop.time() + self._budget  # it lives; the gate makes the next try wait
                 continue
@@ -123,9 +128,9 @@ class Submitter:
             except (TransportError, ServerError, ProtocolError) as error:
                 self._doubt(external_task_id, error)
                 failure = error
-            if found := await self._find_doubted(external_task_id, until):
+            if found := await self._find_doubted(external_task_id, deadline_at):
                 return found
-            if loop.time() + pause > (give_up if until is None else min(give_up, until)):
+            if loop.time() + pause > (give_up if deadline_at is None else min(give_up, deadline_at)):
                 raise self._given_up(external_task_id, failure)
             await asyncio.sleep(pause)
 
@@ -142,36 +147,40 @@ class Submitter:
         """What to raise instead of trying once more."""
         return _unknown(external_task_id, failure) if external_task_id in self._doubted else failure
 
-    async def _find_doubted(self, external_task_id: str, until: float | None) -> Task | None:
+    async def _find_doubted(self, external_task_id: str, deadline_at: float | None) -> Task | None:
         """The task of a create whose fate is unknown, if there is such a create and such a task."""
-        return await self.find(external_task_id, until) if external_task_id in self._doubted else None
+        return await self.find(external_task_id, deadline_at) if external_task_id in self._doubted else None
 
-    async def _adopt(self, external_task_id: str, error: DuplicateTask, until: float | None) -> Task:
+    async def _adopt(self, external_task_id: str, error: DuplicateTask, deadline_at: float | None) -> Task:
         """The task that the service says is there already."""
-        found = await self.find(external_task_id, until)
+        found = await self.find(external_task_id, deadline_at)
         if found is None:
             raise _unknown(external_task_id, error) from None
         return found
 
-    async def look_up(self, any_id: str, until: float | None = None) -> Task | None:
+    async def get_or_none(self, any_id: str, deadline_at: float | None = None) -> Task | None:
         """The task with this id, or None if the service knows none. Repeats what may pass."""
         path = wire.task_path(self._dialect, any_id)
         try:
-            return await self._session.read(path, wire.decode_task, until=until)
+            return await self._session.read(path, wire.decode_task, deadline_at=deadline_at)
         except TaskNotFound:
             return None
 
-    async def _post(self, body: Callable[[], Body], until: float | None) -> Task:
+    async def _post(self, body: Callable[[], Body], deadline_at: float | None) -> Task:
         loop = asyncio.get_running_loop()
-        await self._session.gate.passage(until)  # a pause asked for says nothing of how long a create takes
+        await self._session.gate.wait(
+            deadline_at
+        )  # a pause asked for says nothing of how long a create takes
         began = loop.time()
         path = wire.create_path(self._dialect)
         try:
-            return await self._session.call("POST", path, wire.decode_task, body=body, until=until)
+            return await self._session.call(
+                "POST", path, wire.decode_task, body=body, deadline_at=deadline_at
+            )
         finally:
             self._slowest = max(self._slowest, loop.time() - began)
 
-    async def find(self, external_task_id: str, until: float | None = None) -> Task | None:
+    async def find(self, external_task_id: str, deadline_at: float | None = None) -> Task | None:
         """Look for a task whose create was left unanswered, until it cannot still be on its way.
 
         It may be on its way for as long as the slowest create took so far.
@@ -182,13 +191,13 @@ class Submitter:
         while True:
             asked = loop.time()  # a slow answer may tell of a moment before the task appeared
             try:
-                found = await self.look_up(external_task_id, until)
+                found = await self.get_or_none(external_task_id, deadline_at)
             except KlingError as error:
                 raise _unknown(external_task_id, error) from error
             if found is not None or asked >= settled:
                 return found
             pause = min(next(waits), settled - loop.time())  # the look that settles it comes no later
-            if until is not None and loop.time() + pause > until:
+            if deadline_at is not None and loop.time() + pause > deadline_at:
                 raise _unknown(external_task_id, DeadlineExceeded("time is up"))
             await asyncio.sleep(pause)
 

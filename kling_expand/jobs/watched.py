@@ -6,7 +6,7 @@ from math import inf
 from .future import TaskFuture
 
 
-class Watched:
+class PolledTask:
     """One open task: its place in the order of all, when it began, was last heard of and is due."""
 
     __slots__ = ("began", "due", "future", "good", "known_as", "listed", "serial", "twin")
@@ -14,19 +14,19 @@ class Watched:
     def __init__(self, future: TaskFuture, serial: int, now: float) -> None:
         self.future = future
         self.serial = serial
-        self.twin: Watched | None = None  # the next future of the same task
+        self.twin: PolledTask | None = None  # the next future of the same task
         self.known_as = future.any_id
         self.began = self.good = now
         self.listed: bool | None = None  # whether lists show it; None before one has been asked
         self.due: float | None = inf  # for a single read: inf while lists serve, None while it is under way
 
 
-class WatchedTasks:
+class TaskRegistry:
     """The open tasks in the order they came, found by their futures and by their ids."""
 
     def __init__(self) -> None:
-        self._by_future: dict[TaskFuture, Watched] = {}
-        self._by_id: dict[str, Watched] = {}
+        self._by_future: dict[TaskFuture, PolledTask] = {}
+        self._by_id: dict[str, PolledTask] = {}
         self.so_far = 0  # how many were ever added
 
     def __len__(self) -> int:
@@ -35,38 +35,38 @@ class WatchedTasks:
     def __contains__(self, future: TaskFuture) -> bool:
         return future in self._by_future
 
-    def __iter__(self) -> Iterator[Watched]:
+    def __iter__(self) -> Iterator[PolledTask]:
         return iter(self._by_future.values())
 
     def futures(self) -> tuple[TaskFuture, ...]:
         """Theirs."""
         return tuple(self._by_future)
 
-    def add(self, future: TaskFuture, now: float) -> Watched:
+    def add(self, future: TaskFuture, now: float) -> PolledTask:
         """Open one."""
         self.so_far += 1
-        entry = self._by_future[future] = Watched(future, self.so_far, now)
+        entry = self._by_future[future] = PolledTask(future, self.so_far, now)
         self._name(entry)
         return entry
 
-    def remove(self, future: TaskFuture) -> Watched:
+    def remove(self, future: TaskFuture) -> PolledTask:
         """Close it."""
         entry = self._by_future.pop(future)
         self._unname(entry)
         return entry
 
-    def rename(self, entry: Watched) -> None:
+    def rename(self, entry: PolledTask) -> None:
         """From now on it goes by the id that its future has."""
         if entry.known_as != entry.future.any_id:  # it was watched by your id
             self._unname(entry)
             entry.known_as = entry.future.any_id
             self._name(entry)
 
-    def get(self, any_id: str) -> Watched | None:
+    def get(self, any_id: str) -> PolledTask | None:
         """The newest of this id."""
         return self._by_id.get(any_id)
 
-    def named(self, any_id: str) -> list[Watched]:
+    def named(self, any_id: str) -> list[PolledTask]:
         """All of this id: several futures may be of one task."""
         named, entry = [], self._by_id.get(any_id)
         while entry is not None:
@@ -74,11 +74,11 @@ class WatchedTasks:
             entry = entry.twin
         return named
 
-    def _name(self, entry: Watched) -> None:
+    def _name(self, entry: PolledTask) -> None:
         entry.twin = self._by_id.get(entry.known_as)
         self._by_id[entry.known_as] = entry
 
-    def _unname(self, entry: Watched) -> None:
+    def _unname(self, entry: PolledTask) -> None:
         others = [each for each in self.named(entry.known_as) if each is not entry]
         self._by_id.pop(entry.known_as, None)
         for other in others:

@@ -9,8 +9,8 @@ from typing import Any
 
 from attrs import frozen
 
+from kling_expand.api.photo import MAX_BYTES, MIN_SIDE
 from kling_expand.errors import ImageError, MissingExtra
-from kling_expand.images import MAX_BYTES, MIN_SIDE
 
 ORIENTATION = 0x0112  # the EXIF tag
 QUALITIES = (95, 90, 85)

@@ -5,14 +5,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from . import wire
-from .errors import KlingError
-from .geometry import Ratios, Towards
-from .images import Photo
-from .models import ExpandRequest, Task
+from kling_expand.api import codec as wire
+from kling_expand.api.photo import Photo
+from kling_expand.errors import KlingError
+from kling_expand.geometry import Ratios, Towards
+from kling_expand.models import ExpandRequest, Task
 
 if TYPE_CHECKING:
-    from .journal import Job, State
+    from .sqlite import Job, State
 
 
 class Records(Protocol):
@@ -43,7 +43,7 @@ class Records(Protocol):
     def jobs(self, *states: "State") -> AsyncIterator["Job"]: ...
 
 
-class Order(NamedTuple):
+class PreparedRequest(NamedTuple):
     """A request as it will be sent: its photo checked, its geometry worked out for it."""
 
     request: ExpandRequest
@@ -58,7 +58,7 @@ class Identity(NamedTuple):
     digest: str
 
 
-class Known(NamedTuple):
+class JobRecord(NamedTuple):
     """Where to begin with a job.
 
     With `adopt` its id is derived from the job itself, so a task that has it is this job's.
@@ -84,7 +84,7 @@ class Ledger:
         self._run = run
         self._journal = journal
 
-    def identify(self, order: Order) -> Identity | None:
+    def identify(self, order: PreparedRequest) -> Identity | None:
         """What makes it the same job in another process; None where nothing does."""
         request = order.request
         if self._journal is None and (not request.key or request.external_task_id):
@@ -92,7 +92,7 @@ class Ledger:
         digest = wire.fingerprint(request, order.expansion, order.photo.digest)
         return Identity(request.key or digest, digest)
 
-    async def intend(self, identity: Identity, order: Order, attempt: int) -> Known:
+    async def intend(self, identity: Identity, order: PreparedRequest, attempt: int) -> JobRecord:
         """Where to begin with a job, written down before this returns. A journal counts attempts itself."""
         request = order.request
 
@@ -101,7 +101,7 @@ class Ledger:
             return given or wire.external_id(self._run, identity.key, identity.digest, attempt)
 
         if self._journal is None:
-            return Known(external_id(attempt), adopt=True)
+            return JobRecord(external_id(attempt), adopt=True)
         job = await self._journal.intend(
             identity.key,
             params_hash=identity.digest,
@@ -121,7 +121,9 @@ class Ledger:
         if self._journal:
             await self._journal.observed(external_task_id, task)
 
-    async def gave_up(self, external_task_id: str, error: KlingError, *, refused: bool) -> None:
+    async def mark_unknown_or_rejected(
+        self, external_task_id: str, error: KlingError, *, refused: bool
+    ) -> None:
         """It was refused for good, or (not *refused*) nobody can say whether it exists."""
         if self._journal and refused:
             await self._journal.rejected(external_task_id, str(error))
@@ -134,10 +136,10 @@ class Ledger:
             await self._journal.observed(task.external_task_id, task)
             await self._journal.downloaded(task.external_task_id, [file.absolute() for file in files])
 
-    async def unfinished(self) -> AsyncIterator[tuple[Known, ExpandRequest | None, str | None]]:
+    async def unfinished(self) -> AsyncIterator[tuple[JobRecord, ExpandRequest | None, str | None]]:
         """Every job whose pictures are not on disk, its request if the photo can be had again, its source."""
         if self._journal:
-            from .journal import State
+            from .sqlite import State
 
             open_states = State.INTENT, State.UNKNOWN, State.SUBMITTED, State.SUCCEEDED
             async for job in self._journal.jobs(*open_states):
@@ -145,12 +147,12 @@ class Ledger:
                 yield _known(job), request, job.source
 
 
-def _known(job: "Job") -> Known:
+def _known(job: "Job") -> JobRecord:
     task = job.task
     if task is None and job.task_id is not None:
         task = Task(job.task_id, "submitted", external_task_id=job.external_task_id)
     files = tuple(map(Path, job.files))
-    return Known(
+    return JobRecord(
         job.external_task_id,
         adopt=True,
         doubtful=job.last_post_at is not None or job.state == "unknown",

@@ -5,9 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-from .models import Status, Task
-from .records import State
-from .wire import pack
+from kling_expand.api.codec import pack
+from kling_expand.models import Status, Task
+
+from .sqlite_statements import State
 
 
 class Moves(ABC):

@@ -1,6 +1,6 @@
 """What survives a crash of any machine? The journal's rows and rules in PostgreSQL, for many workers at once.
 
-It is asked like a `kling_expand.journal.Journal`, and answers like one; what it adds is the owner of a job.
+It is asked like a `kling_expand.store.sqlite.Journal` and answers like one; it adds the owner of a job.
 Whoever intends a job owns it from then on, and only its owner may send: a worker that was taken for dead
 and comes back finds that out before its POST leaves, not after.
 """
@@ -15,11 +15,12 @@ from typing import Any, Self
 
 from attrs import fields, frozen
 
-from kling_expand.contrib.connections import Connection, Connections
 from kling_expand.errors import JournalError
 from kling_expand.models import Task
-from kling_expand.moves import Moves
-from kling_expand.records import NEXT, Job, State
+
+from .moves import Moves
+from .postgres_pool import Connection, Connections
+from .sqlite_statements import NEXT, Job, State
 
 PAGE = 200  # jobs read at a time
 TURNS = 10  # tries to find or make a job that others are making at the same moment
@@ -79,7 +80,7 @@ class TakenOver(JournalError):
 
 
 @frozen
-class Ended:
+class JobOutcome:
     """How one job of the fleet ended; times are Unix seconds.
 
     `status` is ``succeeded``, ``failed`` (the service's task failed), ``refused`` (no task exists, and none
@@ -98,7 +99,7 @@ class Ended:
     ended_at: float = 0.0
 
 
-class PostgresLedger(Moves):
+class PostgresStore(Moves):
     """The jobs of one *run* in a database that many workers share; give it to a client as its ``journal``.
 
     *owner* tells this worker's jobs from another's; without one, entering takes the next free number.
@@ -186,7 +187,7 @@ class PostgresLedger(Moves):
                 self._told.popitem(last=False)
         await asyncio.shield(told[1])
 
-    async def ended(self, outcome: Ended) -> None:
+    async def ended(self, outcome: JobOutcome) -> None:
         """Keep how a job of the queue ended; the last word on a key replaces the one before."""
         row = (outcome.key, outcome.status, outcome.external_task_id, outcome.task_id, list(outcome.urls))
         rest = (
@@ -221,7 +222,7 @@ class PostgresLedger(Moves):
         found = await self._ask(_COUNTS, self.run)
         return dict.fromkeys(State, 0) | {State(state): number for state, number in found}
 
-    async def outcomes(self, after: tuple[int, str] = (0, "")) -> list[tuple[tuple[int, str], Ended]]:
+    async def outcomes(self, after: tuple[int, str] = (0, "")) -> list[tuple[tuple[int, str], JobOutcome]]:
         """The next outcomes behind the place *after*, each with its own place.
 
         Only those are shown before which none can appear any more, so that whoever reads on from the
@@ -230,7 +231,7 @@ class PostgresLedger(Moves):
         found = await self._ask(_OUTCOMES, self.run, *after, PAGE)
         return [((int(seen), row[0]), _ended(row)) for seen, *row in found]
 
-    async def outcome(self, key: str) -> Ended | None:
+    async def outcome(self, key: str) -> JobOutcome | None:
         """How the job of *key* ended, if it has."""
         found = await self._ask(_OUTCOME, self.run, key)
         return _ended(found[0]) if found else None
@@ -331,7 +332,7 @@ ORDER BY id LIMIT %s
 _COUNTS = "SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s GROUP BY state"
 _SPENT = "SELECT sum(units) FROM kling_jobs WHERE run = %s AND state IN ('succeeded', 'done')"
 _MORE = "SELECT 1 FROM kling_outcomes WHERE run = %s AND (seen, key) > (%s::text::xid8, %s) LIMIT 1"
-_ENDED_COLUMNS = ", ".join(attribute.name for attribute in fields(Ended))
+_ENDED_COLUMNS = ", ".join(attribute.name for attribute in fields(JobOutcome))
 _OUTCOME = f"SELECT {_ENDED_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
 _OUTCOMES = f"""
 SELECT seen::text AS place, {_ENDED_COLUMNS} FROM kling_outcomes
@@ -354,9 +355,9 @@ async def create_tables(database: Connections, *more: str) -> None:
     await database.do(work)
 
 
-def _ended(row: Sequence[Any]) -> Ended:
+def _ended(row: Sequence[Any]) -> JobOutcome:
     key, status, name, task_id, urls, files, units, *rest = row
-    return Ended(key, status, name, task_id, tuple(urls), tuple(files), _number(units), *rest)
+    return JobOutcome(key, status, name, task_id, tuple(urls), tuple(files), _number(units), *rest)
 
 
 def _number(units: Any) -> int | float | None:

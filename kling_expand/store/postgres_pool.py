@@ -85,13 +85,13 @@ class Connections:
         if not self._open:
             raise JournalError("the ledger is not open")
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._patience
+        deadline_at = loop.time() + self._patience
         while True:
             try:
                 async with self.one() as database:
                     return await work(database)
             except psycopg.Error as error:
-                if not passing(error) or loop.time() > until:
+                if not passing(error) or loop.time() > deadline_at:
                     raise _trouble(error) from error
                 if not self._idle:
                     logger.info("the database is away: %s", error)

@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from . import records
-from .batches import Batches
-from .database import Connection, Database, Work
-from .errors import JournalError
+from kling_expand.errors import JournalError
+
+from . import sqlite_statements as records
 from .moves import Moves
-from .records import Job, State
+from .sqlite_file import Connection, Database, Work
+from .sqlite_statements import Job, State
+from .write_queue import Batches
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import frozen
 
-from .errors import JournalError
+from kling_expand.errors import JournalError
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ from uuid import uuid4
 
 from attrs import field, fields, frozen
 
-from .database import Connection, Kind
-from .errors import JournalError
-from .models import Task
-from .wire import unpack
+from kling_expand.api.codec import unpack
+from kling_expand.errors import JournalError
+from kling_expand.models import Task
+
+from .sqlite_file import Connection, Kind
 
 PAGE = 200  # jobs read at a time
 

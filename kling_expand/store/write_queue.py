@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from .errors import JournalError
+from kling_expand.errors import JournalError
 
 W = TypeVar("W")
 

@@ -12,7 +12,8 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand import wire
+from kling_expand.api import codec as wire
+from kling_expand.api.codec import Response
 from kling_expand.errors import (
     APIError,
     AuthenticationError,
@@ -27,9 +28,8 @@ from kling_expand.errors import (
 )
 from kling_expand.geometry import Ratios, Towards
 from kling_expand.models import BalanceDeduction, Dialect, ExpandRequest, Image, Status, Task
-from kling_expand.wire import Answer
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parents[1] / "samples"
 TASK_ID = "930810057590833241"
 URL = "https://p1-kling.klingai.com/expand/930810057590833241-{}.png"
 
@@ -46,15 +46,15 @@ DOG = Task(
 MARKED = Image(0, URL.format(0), URL.format(0).replace(".png", "-watermark.png"))
 
 
-def sample(name: str) -> Answer:
+def sample(name: str) -> Response:
     """A recorded answer under HTTP 200."""
-    return Answer(200, {}, (SAMPLES / f"{name}.json").read_bytes())
+    return Response(200, {}, (SAMPLES / f"{name}.json").read_bytes())
 
 
-def answer(data: Any, status: int = 200, **envelope: Any) -> Answer:
+def answer(data: Any, status: int = 200, **envelope: Any) -> Response:
     """An answer with *data* in its envelope."""
     whole = {"code": 0, "message": "SUCCEED", "request_id": "r", "data": data} | envelope
-    return Answer(status, {}, json.dumps(whole).encode())
+    return Response(status, {}, json.dumps(whole).encode())
 
 
 def task(**fields: Any) -> Task:
@@ -260,7 +260,7 @@ tasks_of_any_kind = st.fixed_dictionaries(
 statuses = st.sampled_from([200, 201, 204, 301, 302, 400, 401, 403, 404, 413, 429, 500, 502, 503, 504])
 
 
-def outcome(decode: Callable[[Answer], Any], given_: Answer) -> Any:
+def outcome(decode: Callable[[Response], Any], given_: Response) -> Any:
     """What is read, or the refusal."""
     try:
         return decode(given_)
@@ -268,7 +268,7 @@ def outcome(decode: Callable[[Answer], Any], given_: Answer) -> Any:
         return error
 
 
-def accept(given_: Answer) -> None:
+def accept(given_: Response) -> None:
     """Whatever comes, it is a task, or an `APIError` that can be shown."""
     found = outcome(wire.decode_task, given_)
     if isinstance(found, APIError):
@@ -288,7 +288,7 @@ def accept(given_: Answer) -> None:
 @given(st.binary(max_size=200), statuses)
 def test_any_bytes_are_a_task_or_a_refusal(body: bytes, status: int) -> None:
     """Nothing that comes over the wire raises anything else."""
-    accept(Answer(status, {}, body))
+    accept(Response(status, {}, body))
 
 
 @given(json_values, json_values, json_values, statuses)
@@ -313,7 +313,7 @@ NESTS += ['{{"code":0,"data":{{"task_id":"1","task_status":"x","task_info":{}}}}
 def test_no_depth_breaks_it(opening: str, depth: int, place: str) -> None:
     """Nesting made to exhaust the stack is an answer like any other."""
     closing = "]" if opening == "[" else "}"
-    accept(Answer(200, {}, place.format(opening * depth + "1" + closing * depth).encode()))
+    accept(Response(200, {}, place.format(opening * depth + "1" + closing * depth).encode()))
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "9" * 5000])
@@ -324,7 +324,7 @@ def test_no_number_breaks_it(name: str, number: str) -> None:
     data = {"task_id": "1", "task_status": "succeed", "task_result": {"images": [image]}}
     whole = {"code": 0, "data": data}
     (whole if name == "code" else image if name == "index" else data)[name] = "HERE"
-    accept(Answer(200, {}, json.dumps(whole).replace('"HERE"', number).encode()))
+    accept(Response(200, {}, json.dumps(whole).replace('"HERE"', number).encode()))
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -467,7 +467,7 @@ def test_an_answer_without_envelope_is_judged_by_its_status(
 ) -> None:
     """A proxy's page, half a body, nothing at all."""
     with pytest.raises(kind) as caught:
-        wire.decode_task(Answer(status, {"retry-after": "3"}, body))
+        wire.decode_task(Response(status, {"retry-after": "3"}, body))
     assert type(caught.value) is kind
     assert (caught.value.code, caught.value.status, caught.value.retry_after) == (None, status, 3.0)
 
@@ -481,7 +481,7 @@ def test_success_under_an_error_status_is_no_success() -> None:
 def test_a_refusal_carries_no_more_of_a_page_than_a_line() -> None:
     """A megabyte of HTML does not go into a message."""
     with pytest.raises(ProtocolError) as caught:
-        wire.decode_task(Answer(200, {}, b"<p>" * 400_000))
+        wire.decode_task(Response(200, {}, b"<p>" * 400_000))
     assert len(str(caught.value)) < 300
 
 
@@ -509,21 +509,21 @@ DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
 )
 def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) -> None:
     """A date counts from the service's own clock, not from ours."""
-    assert Answer(429, {"retry-after": header, "date": DATE}, b"").retry_after == seconds
+    assert Response(429, {"retry-after": header, "date": DATE}, b"").retry_after == seconds
 
 
 def test_a_date_without_a_clock_says_nothing() -> None:
     """Without the service's `Date` nobody knows how far away a date is."""
-    assert Answer(429, {"retry-after": DATE}, b"").retry_after is None
-    assert Answer(429, {}, b"").retry_after is None
+    assert Response(429, {"retry-after": DATE}, b"").retry_after is None
+    assert Response(429, {}, b"").retry_after is None
 
 
 def test_the_service_tells_its_time() -> None:
     """`Date` in Unix seconds, whatever zone this machine is in."""
-    assert Answer(200, {"date": DATE}, b"").server_time == 1792567680.0
-    assert Answer(200, {"date": DATE.replace("GMT", "-0000")}, b"").server_time == 1792567680.0
-    assert Answer(200, {"date": "yesterday"}, b"").server_time is None
-    assert Answer(200, {}, b"").server_time is None
+    assert Response(200, {"date": DATE}, b"").server_time == 1792567680.0
+    assert Response(200, {"date": DATE.replace("GMT", "-0000")}, b"").server_time == 1792567680.0
+    assert Response(200, {"date": "yesterday"}, b"").server_time is None
+    assert Response(200, {}, b"").server_time is None
 
 
 # ------------------------------------------------------------------ for the journal

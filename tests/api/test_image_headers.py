@@ -13,10 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from kling_expand.api.image_headers import read_shape
 from kling_expand.errors import ImageError
-from kling_expand.formats import read_shape
 
-PHOTOS = sorted((Path(__file__).parent.parent / "examples" / "photos").glob("*.jpg"))
+PHOTOS = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))
 
 
 def shape_of(content: bytes) -> tuple[str, int, int]:

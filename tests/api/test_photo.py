@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from kling_expand.api.photo import MAX_BYTES, SLICE, Photo, load
 from kling_expand.errors import ImageError
-from kling_expand.images import MAX_BYTES, SLICE, Photo, load
 
-PHOTOS = sorted((Path(__file__).parent.parent / "examples" / "photos").glob("*.jpg"))
+PHOTOS = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))
 CONTENTS = {path: path.read_bytes() for path in PHOTOS}
 
 
@@ -500,7 +500,7 @@ def test_pillow_is_not_imported_and_pybase64_is_used_where_it_is_installed(tmp_p
         "def b64encode(data):\n    global used\n    used += 1\n    return base64.b64encode(data)\n"
     )
     program = (
-        "import asyncio, sys\nfrom kling_expand.images import load\n"
+        "import asyncio, sys\nfrom kling_expand.api.photo import load\n"
         "async def main():\n"
         "    photo = await load(sys.argv[1])\n"
         "    body = b''.join([piece async for piece in photo.slices()])\n"
@@ -508,7 +508,7 @@ def test_pillow_is_not_imported_and_pybase64_is_used_where_it_is_installed(tmp_p
         "asyncio.run(main())\n"
         "assert 'PIL' not in sys.modules\nimport pybase64\nassert pybase64.used\n"
     )
-    roots = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    roots = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     subprocess.run(
         [sys.executable, "-W", "error", "-c", program, str(PHOTOS[0])],
         check=True,

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eavesdropping import SECRETS, Eavesdropper
+from support.eavesdropping import SECRETS, Eavesdropper
 
 from kling_expand import KlingClient, KlingError, Ratios
-from kling_expand.emulator.faults import KINDS, Fault
+from kling_expand.emulator.faults.plan import KINDS, Fault
 from kling_expand.errors import WebhookError
 from kling_expand.testing import emulated, virtual_time
 
-PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 WIDER = Ratios(right=0.5)
 WHSEC = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 CLIENTS: list[dict[str, Any]] = [
@@ -66,7 +66,7 @@ def test_every_test_is_listened_to(eavesdropper: Eavesdropper) -> None:
 @virtual_time
 async def test_no_failure_tells_a_secret(kind: str, client: dict[str, Any], tmp_path: Path) -> None:
     """Every fault on create, query and list: neither the error, its causes, its pickle nor the log."""
-    options: dict[str, Any] = {"retry_budget": 2.0, "webhook_secret": WHSEC, "journal": tmp_path / "run.db"}
+    options: dict[str, Any] = {"retry_timeout": 2.0, "webhook_secret": WHSEC, "journal": tmp_path / "run.db"}
     async with emulated(options | client) as (emulator, kling):
         made = await kling.create(PHOTO, WIDER, prompt="before")
         for route in ("create", "query", "list"):

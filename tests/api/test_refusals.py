@@ -13,13 +13,13 @@ from typing import Any
 import aiohttp
 import pytest
 from attrs import frozen
-from raw_client import DIRECTION, EDITING
+from support.raw_client import DIRECTION, EDITING
 
 from kling_expand import ExpandRequest, KlingClient, Ratios
 from kling_expand.auth import KeyPair
 from kling_expand.emulator import Emulator
-from kling_expand.emulator.codes import CODES
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults.plan import Fault
+from kling_expand.emulator.http.codes import CODES
 from kling_expand.errors import (
     AccountError,
     APIError,
@@ -43,7 +43,7 @@ from kling_expand.errors import (
 )
 from kling_expand.testing import emulated, loop_clock, virtual_time
 
-PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 WIDER = Ratios(right=0.5)
 BUDGET = 30.0  # seconds a call is retried here
 
@@ -119,18 +119,18 @@ def test_the_table_is_whole() -> None:
 @virtual_time
 async def test_a_read_raises_its_class_and_asks_again_only_what_may_pass(row: Row, kind: str) -> None:
     """One request for what stays as it is; for what passes as many as it takes, or its budget allows."""
-    async with emulated({"retry_budget": BUDGET}) as (emulator, kling):
+    async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         task_id = (await kling.expand(PHOTO, WIDER)).task_id
-        before, began = emulator.books.requests["query"], now()
+        before, began = emulator.account.requests["query"], now()
         emulator.faults.script("query", fault(row, kind, times=2))
         if row.again:
             assert (await kling.get(task_id)).task_id == task_id
-            assert emulator.books.requests["query"] - before == 3
+            assert emulator.account.requests["query"] - before == 3
         else:
             with pytest.raises(APIError) as caught:
                 await kling.get(task_id)
             is_refusal(caught.value, row, 200 if kind == "envelope_200" else row.status)
-            assert emulator.books.requests["query"] - before == 1
+            assert emulator.account.requests["query"] - before == 1
             assert now() == pytest.approx(began)
         emulator.faults.clear()
         emulator.faults.script("query", fault(row, kind, times=99))
@@ -145,15 +145,15 @@ async def test_a_read_raises_its_class_and_asks_again_only_what_may_pass(row: Ro
 @virtual_time
 async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> None:
     """One POST, no look-up, the class with all it was told and the job's own id; nothing is owed."""
-    async with emulated({"retry_budget": BUDGET, "budget": 8}) as (emulator, kling):
+    async with emulated({"retry_timeout": BUDGET, "budget": 8}) as (emulator, kling):
         emulator.faults.script("create", fault(row, kind))
         future = kling.submit(PHOTO, WIDER)
         with pytest.raises(APIError) as caught:
             await future
         is_refusal(caught.value, row, 200 if kind == "envelope_200" else row.status)
         assert (caught.value.task_id, caught.value.external_task_id) == (None, future.external_task_id)
-        assert emulator.books.requests == {"create": 1}
-        assert emulator.books.tasks == {}
+        assert emulator.account.requests == {"create": 1}
+        assert emulator.account.tasks == {}
         assert kling.stats.units_due == 0
         assert kling._admission._slots.held == 0
 
@@ -163,38 +163,38 @@ async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> 
 @virtual_time
 async def test_a_create_that_may_pass_is_made_once(row: Row, kind: str) -> None:
     """Too many: sent again later. A failing service: looked up first, as it may have been accepted."""
-    async with emulated({"retry_budget": BUDGET}) as (emulator, kling):
+    async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.script("create", fault(row, kind))
         await kling.create(PHOTO, WIDER)
-        assert emulator.books.requests["create"] == 2
-        assert (emulator.books.requests["query"] > 0) is (row.kind is ServerError)
-        assert list(emulator.books.accepted.values()) == [1]
+        assert emulator.account.requests["create"] == 2
+        assert (emulator.account.requests["query"] > 0) is (row.kind is ServerError)
+        assert list(emulator.account.accepted.values()) == [1]
 
 
 @pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_create_that_was_accepted_in_spite_of_its_answer(row: Row) -> None:
     """An error of the service's own is not believed: the task is found, and not made again."""
-    async with emulated({"retry_budget": BUDGET}) as (emulator, kling):
+    async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.script("create", Fault("error_after", code=row.code))
         task = await kling.create(PHOTO, WIDER, key="cat")
-        assert [task.task_id] == list(emulator.books.tasks)
-        assert list(emulator.books.accepted.values()) == [1]
-        assert emulator.books.requests["create"] == (1 if row.kind is ServerError else 2)
+        assert [task.task_id] == list(emulator.account.tasks)
+        assert list(emulator.account.accepted.values()) == [1]
+        assert emulator.account.requests["create"] == (1 if row.kind is ServerError else 2)
 
 
 @pytest.mark.parametrize("code", [5000, 5001, 5002])
 @virtual_time
 async def test_a_service_that_only_fails_ends_as_unknown(code: int) -> None:
     """Within the budget, with the id to look it up by later."""
-    async with emulated({"retry_budget": BUDGET}) as (emulator, kling):
+    async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.chance("create", Fault("error", code=code), 1)
         emulator.faults.chance("query", Fault("error", code=code), 1)
         future = kling.submit(PHOTO, WIDER)
         with pytest.raises(SubmissionUnknown, match="look it up") as caught:
             await future
         assert caught.value.external_task_id == future.external_task_id
-        assert emulator.books.requests["create"] == 1
+        assert emulator.account.requests["create"] == 1
         assert now() < 3 * BUDGET
 
 
@@ -236,12 +236,12 @@ async def test_strangers_are_told_so(name: str) -> None:
             await kling.list()
         assert (caught.value.code, caught.value.status) == (code, 401)
         assert caught.value.request_id
-        assert emulator.books.refusals == {code: requests}
+        assert emulator.account.refusals == {code: requests}
         with pytest.raises(AuthenticationError) as caught:
             await kling.create(PHOTO, WIDER)
         assert caught.value.code == code
-        assert emulator.books.refusals == {code: 2 * requests}
-        assert emulator.books.tasks == {}
+        assert emulator.account.refusals == {code: 2 * requests}
+        assert emulator.account.tasks == {}
 
 
 @pytest.mark.parametrize(("off", "code"), [(-3600, 1004), (3600, 1003)])
@@ -251,8 +251,8 @@ async def test_a_wrong_clock_costs_one_request(off: float, code: int) -> None:
         options = pair(base_url=emulator.url, clock=lambda: time.time() + off)
         async with KlingClient(**options) as kling:
             assert await kling.list() == ()
-            assert (await kling.create(PHOTO, WIDER)).task_id in emulator.books.tasks
-            assert emulator.books.refusals == {code: 1}
+            assert (await kling.create(PHOTO, WIDER)).task_id in emulator.account.tasks
+            assert emulator.account.refusals == {code: 1}
 
 
 class Stubborn(KeyPair):
@@ -273,7 +273,7 @@ async def test_a_clock_that_stays_wrong_is_told(off: float, code: int) -> None:
         with pytest.raises(TokenExpired) as caught:
             await kling.list()
         assert (caught.value.code, caught.value.status) == (code, 401)
-        assert emulator.books.refusals == {code: 2}
+        assert emulator.account.refusals == {code: 2}
 
 
 @pytest.mark.parametrize("code", [1100, 1101, 1102, 1103, 1304])
@@ -281,12 +281,12 @@ async def test_a_clock_that_stays_wrong_is_told(off: float, code: int) -> None:
 async def test_an_account_in_trouble_is_told_at_once(code: int) -> None:
     """Despite the 429 of some there is nothing to wait for: one request each."""
     (row,) = (row for row in ROWS if row.code == code)
-    async with emulated(account=code) as (emulator, kling):
+    async with emulated(account_code=code) as (emulator, kling):
         for call in (kling.list, lambda: kling.get("1"), lambda: kling.create(PHOTO, WIDER)):
             with pytest.raises(row.kind) as caught:
                 await call()
             assert (caught.value.code, caught.value.status) == (code, row.status)
-        assert emulator.books.refusals == {code: 3}
+        assert emulator.account.refusals == {code: 3}
         assert now() < 1
 
 
@@ -300,7 +300,7 @@ async def test_words_in_a_prompt_refuse_a_create(code: int) -> None:
             await kling.create(PHOTO, WIDER, prompt=f"emulate-{code}")
         assert (caught.value.code, caught.value.status) == (code, row.status)
         assert caught.value.external_task_id
-        assert emulator.books.refusals == {code: 1}
+        assert emulator.account.refusals == {code: 1}
 
 
 @virtual_time
@@ -309,7 +309,7 @@ async def test_too_many_requests_wait_as_long_as_they_are_told() -> None:
     async with emulated(rate_limit=2, rate_seconds=10) as (emulator, kling):
         pages = await asyncio.gather(*(kling.list() for _ in range(6)))
         assert pages == [()] * 6
-        assert emulator.books.refusals[1302] >= 1
+        assert emulator.account.refusals[1302] >= 1
         assert now() >= 20
 
 
@@ -318,9 +318,9 @@ async def test_no_slot_waits_for_one_to_end() -> None:
     """1303 by the real limit: the second task is made when the first has ended, and not before."""
     async with emulated(slots=2, work_seconds=50) as (emulator, kling):
         first, second = await asyncio.gather(kling.expand(PHOTO, WIDER, n=2), kling.expand(PHOTO, WIDER, n=1))
-        created = sorted(task.created for task in emulator.books.tasks.values())
-        assert {first.task_id, second.task_id} == set(emulator.books.tasks)
-        assert emulator.books.refusals == {1303: 1}
+        created = sorted(task.created for task in emulator.account.tasks.values())
+        assert {first.task_id, second.task_id} == set(emulator.account.tasks)
+        assert emulator.account.refusals == {1303: 1}
         assert 50 <= created[1] - created[0] <= 60
 
 
@@ -373,7 +373,7 @@ async def test_an_unknown_task_is_not_found_at_once(dialect: str) -> None:
             assert (caught.value.code, caught.value.status) == (1201, 400)
             assert any_id in caught.value.message
             assert caught.value.request_id
-        assert emulator.books.requests == {"query": 3}
+        assert emulator.account.requests == {"query": 3}
 
 
 @virtual_time
@@ -387,7 +387,7 @@ async def test_a_duplicate_is_refused_with_its_id() -> None:
                 await kling.create(PHOTO, WIDER, external_task_id="mine")
             assert (caught.value.code, caught.value.status) == (1201, 400)
             assert caught.value.external_task_id == "mine"
-        assert emulator.books.units_billed == 8
+        assert emulator.account.units_billed == 8
 
 
 # ------------------------------------------------------------------ refused later
@@ -412,8 +412,8 @@ async def test_a_failed_task_says_why_and_which(prompt: str, kind: type[TaskFail
             future.task_id,
             future.external_task_id,
         )
-        assert [caught.value.task_id] == list(emulator.books.tasks)
-        assert emulator.books.units_billed == 0
+        assert [caught.value.task_id] == list(emulator.account.tasks)
+        assert emulator.account.units_billed == 0
 
 
 @virtual_time
@@ -448,7 +448,7 @@ async def test_a_wait_outlives_what_passes(row: Row, call: Callable[[KlingClient
         await asyncio.sleep(60)
         assert not waiting.done()
         emulator.faults.clear()
-        assert (await waiting).task_id in emulator.books.tasks
+        assert (await waiting).task_id in emulator.account.tasks
 
 
 @pytest.mark.parametrize("row", FINAL, ids=lambda row: str(row.code))
@@ -462,7 +462,7 @@ async def test_a_wait_ends_with_what_does_not_pass(row: Row) -> None:
         with pytest.raises(APIError) as caught:
             await future
         is_refusal_with_ids(caught.value, row)
-        assert [caught.value.task_id] == list(emulator.books.tasks)
+        assert [caught.value.task_id] == list(emulator.account.tasks)
         assert now() < 60
 
 

@@ -21,7 +21,7 @@ import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import (
+from support.loopback import (
     Loopback,
     Step,
     closes,
@@ -36,7 +36,10 @@ from loopback import (
     task,
 )
 
-from kling_expand import images, wire
+from kling_expand.api import codec as wire
+from kling_expand.api import photo as images
+from kling_expand.api.photo import Photo
+from kling_expand.api.session import Body, Session
 from kling_expand.auth import Auth, KeyPair, StaticKey
 from kling_expand.config import Settings
 from kling_expand.errors import (
@@ -52,12 +55,10 @@ from kling_expand.errors import (
     TokenExpired,
     TransportError,
 )
-from kling_expand.images import Photo
 from kling_expand.models import Task
-from kling_expand.session import Body, Session
 from kling_expand.testing import loop_clock, run, virtual_time
 
-PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 DONE = Task("1", "processing")
 
 
@@ -75,14 +76,14 @@ def pair() -> KeyPair:
     return KeyPair("access", "secret-0123456789-0123456789-0123456789", clock=loop_clock)
 
 
-def get(session: Session, path: str = "/x", until: float | None = None) -> Any:
+def get(session: Session, path: str = "/x", deadline_at: float | None = None) -> Any:
     """One GET of one task."""
-    return session.call("GET", path, wire.decode_task, until=until)
+    return session.call("GET", path, wire.decode_task, deadline_at=deadline_at)
 
 
-def post(session: Session, body: Callable[[], Body], until: float | None = None) -> Any:
+def post(session: Session, body: Callable[[], Body], deadline_at: float | None = None) -> Any:
     """One POST of one task."""
-    return session.call("POST", "/x", wire.decode_task, body=body, until=until)
+    return session.call("POST", "/x", wire.decode_task, body=body, deadline_at=deadline_at)
 
 
 def now() -> float:
@@ -223,7 +224,7 @@ async def test_nobody_waits_at_the_gate_for_nothing() -> None:
     async with loopback(task()) as server, opened(server) as session:
         session.gate.close(50)
         with pytest.raises(DeadlineExceeded):
-            await get(session, until=now() + 49)
+            await get(session, deadline_at=now() + 49)
         assert now() == 0
         assert server.requests == []
 
@@ -473,11 +474,11 @@ async def test_a_request_ends_at_the_deadline() -> None:
     """Its time-out is the smaller of its own and what is left."""
     async with loopback(hangs) as server, opened(server, read_timeout=20) as session:
         with pytest.raises(TransportError, match="in time"):
-            await get(session, until=now() + 3)
+            await get(session, deadline_at=now() + 3)
         assert now() == pytest.approx(3, abs=0.01)
         began = now()
         with pytest.raises(TransportError, match="in time"):
-            await get(session, until=now() + 300)
+            await get(session, deadline_at=now() + 300)
         assert now() - began == pytest.approx(20, abs=1.01)  # aiohttp rounds long time-outs up
 
 
@@ -498,9 +499,9 @@ async def test_no_request_is_made_after_the_deadline() -> None:
     """Time that is up needs no server to tell so."""
     async with loopback(task()) as server, opened(server) as session:
         await asyncio.sleep(5)
-        for until in (5.0, 1.0):
+        for deadline_at in (5.0, 1.0):
             with pytest.raises(DeadlineExceeded):
-                await get(session, until=until)
+                await get(session, deadline_at=deadline_at)
         assert server.requests == []
 
 
@@ -531,7 +532,7 @@ async def test_what_will_not_pass_is_asked_once(code: int) -> None:
 @virtual_time
 async def test_a_read_is_given_up_after_its_budget() -> None:
     """With ever longer waits, and with what was wrong last."""
-    async with loopback(refuses(5000, 500)) as server, opened(server, retry_budget=60) as session:
+    async with loopback(refuses(5000, 500)) as server, opened(server, retry_timeout=60) as session:
         with pytest.raises(ServerError):
             await session.read("/x", wire.decode_task)
         times = server.times()
@@ -562,7 +563,7 @@ async def test_a_read_is_over_at_its_deadline() -> None:
     """No wait is begun that would end after it."""
     async with loopback(refuses(5000, 500)) as server, opened(server) as session:
         with pytest.raises(DeadlineExceeded):
-            await session.read("/x", wire.decode_task, until=now() + 10)
+            await session.read("/x", wire.decode_task, deadline_at=now() + 10)
         assert now() <= 10
         assert len(server.requests) > 2
 

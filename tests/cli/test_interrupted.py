@@ -5,9 +5,9 @@ import signal
 import subprocess
 from pathlib import Path
 
-from shell import CHELSEA, COFFEE, Shell, shell
+from support.shell import CHELSEA, COFFEE, Shell, shell
 
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults.plan import Fault
 
 
 def read_until(process: "subprocess.Popen[str]", word: str) -> str:
@@ -36,13 +36,13 @@ def test_tasks_that_go_on_are_named_and_can_be_fetched(tmp_path: Path) -> None:
         assert (process.returncode, out) == (130, ""), seen + err
         assert "Traceback" not in err
         assert not list(tmp_path.rglob("*.*"))
-        for task in kling.emulator.books.tasks.values():
+        for task in kling.emulator.account.tasks.values():
             assert task.task_id in err
         resume = err.strip().splitlines()[-1].removeprefix("resume with: kling-expand ")
         kling.within(kling.emulator.advance, 700)
         again = kling(*resume.split())
         assert (again.exit_code, len(again.stdout.splitlines())) == (0, 2)
-        assert (kling.emulator.books.units_billed, len(kling.emulator.books.tasks)) == (16, 2)
+        assert (kling.emulator.account.units_billed, len(kling.emulator.account.tasks)) == (16, 2)
 
 
 def test_a_download_cut_off_leaves_no_half_file(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_download_cut_off_leaves_no_half_file(tmp_path: Path) -> None:
             _, err = process.communicate(timeout=30)
             assert process.returncode == 130, err
             assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-            (task_id,) = kling.emulator.books.tasks
+            (task_id,) = kling.emulator.account.tasks
             assert f"kling-expand wait -o {tmp_path / 'out'} {task_id}" in err
 
 
@@ -64,7 +64,7 @@ def test_a_create_under_way_is_told_by_its_own_id(tmp_path: Path) -> None:
     with shell() as kling:
         kling.emulator.faults.script("create", Fault("slow_headers", seconds=60))
         with kling.start("expand", COFFEE, "--up", 0.5, "-o", tmp_path, "--json") as process:
-            while not kling.emulator.books.faults:
+            while not kling.emulator.account.faults:
                 assert process.poll() is None
             press(process)
             read_until(process, "interrupted")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shell import COFFEE, Shell, shell
+from support.shell import COFFEE, Shell, shell
 
 from kling_expand import __version__
 from kling_expand.cli import root
@@ -69,7 +69,9 @@ def test_serve_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     assert (done.exit_code, process.returncode, err) == (0, 0, "")
 
 
-@pytest.mark.parametrize(("option", "value"), [("--port", "x"), ("--list-mode", "never"), ("--account", "7")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--port", "x"), ("--list-mode", "never"), ("--account-code", "7")]
+)
 def test_serve_refuses_what_is_no_setting(option: str, value: str) -> None:
     """With the option's name."""
     done = kling("serve", option, value)

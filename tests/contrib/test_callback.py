@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from kling_expand import KlingClient
-from kling_expand.contrib.answers import READ_SECONDS, answer
+from kling_expand.contrib._callback import READ_SECONDS, answer
 from kling_expand.testing import virtual_time
 from kling_expand.webhooks import MAX_BODY
 

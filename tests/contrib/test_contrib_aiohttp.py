@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
-from callback_promises import Promises, Site, emulated, options
+from support.callback_promises import Promises, Site, emulated, options
 
 from kling_expand import KlingClient
 from kling_expand.contrib.aiohttp import get_client, setup, webhook

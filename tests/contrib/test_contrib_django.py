@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from asgi_server import served
-from callback_promises import Promises, Site, emulated, options
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+from support.asgi_server import served
+from support.callback_promises import Promises, Site, emulated, options
 
 from kling_expand import KlingClient
 from kling_expand.contrib.django import get_client, setup, webhook

@@ -15,11 +15,11 @@ from opentelemetry.trace import StatusCode
 
 from kling_expand import KlingError, Ratios, TaskFailed
 from kling_expand.contrib.otel import Telemetry
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults.plan import Fault
 from kling_expand.errors import ClientClosed, PolicyRefusal
 from kling_expand.testing import emulated, virtual_time
 
-PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 WIDER = Ratios(right=0.5)
 
 
@@ -74,7 +74,7 @@ async def test_a_job_is_one_span(recorder: Recorder) -> None:
         with recorder.traces.get_tracer("shop").start_as_current_span("order"):
             future = kling.submit(PHOTO, WIDER, n=2, key="cat")
         await future
-        (task_id,) = emulator.books.tasks
+        (task_id,) = emulator.account.tasks
     order, job = recorder.spans()
     assert (order.name, job.name) == ("order", "kling.expand")
     assert job.parent == order.context
@@ -123,7 +123,7 @@ async def test_the_numbers_are_those_of_the_service(recorder: Recorder) -> None:
         assert recorder.metrics()["kling.jobs.open"] == {(): 3}
         for future in futures:
             await future
-        requests = emulator.books.requests
+        requests = emulator.account.requests
     found = recorder.metrics()
     calls = found["kling.calls"]
     assert calls[("error.type", "RateLimited"), ("kling.call", "create")] == 1

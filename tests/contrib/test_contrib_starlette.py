@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import pytest
 from aiohttp import ClientSession
-from asgi_server import served
-from callback_promises import Promises, Site, emulated, options
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
+from support.asgi_server import served
+from support.callback_promises import Promises, Site, emulated, options
 
 from kling_expand import KlingClient
 from kling_expand.contrib.starlette import get_client, setup, webhook

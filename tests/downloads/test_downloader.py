@@ -18,11 +18,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from bad_server import Handler, Server, cut, gives, hangs, ranges, redirects, says
 from PIL import Image as Pillow
+from support.bad_server import Handler, Server, cut, gives, hangs, ranges, redirects, says
 from yarl import URL
 
-from kling_expand.downloads import AT_ONCE, MAX_REDIRECTS, Downloads
+from kling_expand.downloads.downloader import AT_ONCE, MAX_REDIRECTS, Downloads
 from kling_expand.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -829,13 +829,13 @@ async def test_decoding_without_pillow_is_told_before_anything_is_paid(
 
 @virtual_time
 async def test_the_deadline_ends_everything(tmp_path: Path) -> None:
-    """Past `until` the error is a time-out with the ids, and nothing half-written is left."""
+    """Past `deadline_at` the error is a time-out with the ids, and nothing half-written is left."""
     async with started() as (server, downloads):
         urls = [server.on("/a", hangs), server.on("/b", gives(b"", 503)), server.on("/c", gives(PNG))]
-        until = asyncio.get_running_loop().time() + 20.0
+        deadline_at = asyncio.get_running_loop().time() + 20.0
         with pytest.raises(DeadlineExceeded) as caught:
-            await downloads.save(task(*urls), tmp_path, name="x", until=until)
-        assert until == pytest.approx(asyncio.get_running_loop().time(), abs=0.1)
+            await downloads.save(task(*urls), tmp_path, name="x", deadline_at=deadline_at)
+        assert deadline_at == pytest.approx(asyncio.get_running_loop().time(), abs=0.1)
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
     assert files(tmp_path) == {"x-2.png": PNG}
 
@@ -847,7 +847,7 @@ async def test_a_deadline_that_has_passed_asks_for_nothing(tmp_path: Path) -> No
         url = server.on("/a", gives(PNG))
         await asyncio.sleep(5)
         with pytest.raises(DeadlineExceeded):
-            await downloads.save(task(url), tmp_path, until=4.0)
+            await downloads.save(task(url), tmp_path, deadline_at=4.0)
         assert server.requests == []
     assert files(tmp_path) == {}
 

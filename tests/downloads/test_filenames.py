@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kling_expand.downloads.filenames import FIELDS, names, safe
 from kling_expand.errors import InvalidRequest
-from kling_expand.filenames import FIELDS, names, safe
 from kling_expand.models import Image, Task
 
 ID = "930810057590833241"

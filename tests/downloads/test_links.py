@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kling_expand.downloads.links import ResultUrls, Wanted, in_order, readable, redirected
 from kling_expand.errors import DownloadError, NotFound, ResultExpired
-from kling_expand.links import Links, Wanted, in_order, readable, redirected
 from kling_expand.models import Image, Task
 
 TASK = Task("1", "succeed", images=(Image(1, "http://h/1"), Image(0, "http://h/0", "http://h/w")))
@@ -57,7 +57,7 @@ def test_where_they_must_not_lead(location: str) -> None:
 
 def test_images_are_counted_by_index() -> None:
     """Whatever order the service lists them in; the marked ones come last."""
-    links = Links(TASK, None)  # type: ignore[arg-type]  # nothing is looked up here
+    links = ResultUrls(TASK, None)  # type: ignore[arg-type]  # nothing is looked up here
     assert [image.index for image in in_order(TASK.images)] == [0, 1]
     assert [links.url(wanted) for wanted in links.wanted()] == ["http://h/0", "http://h/1", "http://h/w"]
 
@@ -71,7 +71,7 @@ async def test_one_lookup_serves_all() -> None:
         await asyncio.sleep(0)
         return Task("1", "succeed", images=(Image(0, "http://h/new"), Image(1, "")))
 
-    links = Links(TASK, refresh)
+    links = ResultUrls(TASK, refresh)
     first, second = Wanted(0, watermark=False), Wanted(0, watermark=False)
     assert {*await asyncio.gather(links.renewed(first), links.renewed(second))} == {"http://h/new"}
     for gone in (Wanted(0, watermark=True), Wanted(1, watermark=False), Wanted(2, watermark=False)):
@@ -90,7 +90,7 @@ async def test_a_lookup_that_failed_is_made_again() -> None:
             raise answer
         return answer
 
-    links = Links(TASK, refresh)
+    links = ResultUrls(TASK, refresh)
     with pytest.raises(ResultExpired):
         await links.renewed(Wanted(0, watermark=False))
     assert await links.renewed(Wanted(0, watermark=False)) == "http://h/0"

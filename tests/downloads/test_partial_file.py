@@ -14,8 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from kling_expand.downloads.partial_file import (
+    HEAD,
+    TAIL,
+    Again,
+    PartialFile,
+    date,
+    extension,
+    validator,
+    whole,
+)
 from kling_expand.errors import DownloadError
-from kling_expand.partfile import HEAD, TAIL, Again, Part, date, extension, validator, whole
 
 NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
 
@@ -61,7 +70,7 @@ def test_every_cut_is_seen(ext: str) -> None:
 def test_chunks_do_not_matter(ext: str, data: st.DataObject) -> None:
     """However the bytes are divided, the same picture is recognised."""
     body = KINDS[ext]
-    part = Part(Path())
+    part = PartialFile(Path())
     cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=20).map(sorted))
     for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
         part.feed(body[start:end])
@@ -71,7 +80,7 @@ def test_chunks_do_not_matter(ext: str, data: st.DataObject) -> None:
 
 def test_what_is_no_picture_is_seen_at_once() -> None:
     """Before a page of any length has been written to the disk."""
-    part = Part(Path())
+    part = PartialFile(Path())
     part.feed(b"<!doctype h"[: HEAD - 1])
     with pytest.raises(Again, match="not a picture"):
         part.feed(b"t")
@@ -116,7 +125,7 @@ def test_any_text_is_a_date_or_none(text: str) -> None:
 
 async def test_a_cancelled_write_is_waited_for(tmp_path: Path) -> None:
     """However often one cancels, the thread has ended before its file is closed."""
-    part = Part(tmp_path)
+    part = PartialFile(tmp_path)
     let_go, ended = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -137,7 +146,7 @@ async def test_a_cancelled_write_is_waited_for(tmp_path: Path) -> None:
 
 async def test_a_cancelled_write_that_fails_is_still_cancelled(tmp_path: Path) -> None:
     """The disk's error is of no more interest, and is not complained about later."""
-    part = Part(tmp_path)
+    part = PartialFile(tmp_path)
     let_go = threading.Event()
 
     def fails() -> None:
@@ -159,20 +168,20 @@ async def test_the_disks_words_are_told(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(DownloadError, match="No space left on device") as caught:
-        await Part(tmp_path).disk(fails)
+        await PartialFile(tmp_path).disk(fails)
     assert str(tmp_path) in caught.value.message
     assert isinstance(caught.value.__cause__, OSError)
 
 
 def test_discarding_what_was_never_made_is_nothing(tmp_path: Path) -> None:
     """A cancelled start leaves nothing to clean up, and breaks nothing."""
-    Part(tmp_path).discard()
+    PartialFile(tmp_path).discard()
     assert [*tmp_path.iterdir()] == []
 
 
 def test_a_part_is_hidden_and_gone_when_published(tmp_path: Path) -> None:
     """Until it is whole nobody who lists the directory sees it; then it is under its own name only."""
-    part = Part(tmp_path / "new")
+    part = PartialFile(tmp_path / "new")
     part.create()
     part.feed(KINDS[".png"])
     part.flush()
@@ -189,7 +198,7 @@ def test_a_part_takes_nobodys_place(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(secrets, "token_hex", lambda _size: "known")
     (tmp_path / "precious").write_text("mine")
     (tmp_path / ".known.part").symlink_to(tmp_path / "precious")
-    part = Part(tmp_path)
+    part = PartialFile(tmp_path)
     with pytest.raises(FileExistsError):
         part.create()
     part.discard()
@@ -207,7 +216,7 @@ def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    part = Part(tmp_path)
+    part = PartialFile(tmp_path)
     part.create()
     part.publish(tmp_path / "a.png")
     assert synced == [(False, False), (True, True)]
@@ -225,7 +234,7 @@ def test_a_file_system_that_cannot_sync_directories_is_good_enough(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", picky)
-    part = Part(tmp_path)
+    part = PartialFile(tmp_path)
     part.create()
     part.publish(tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_client import DIRECTION, EDITING, calling, png
+from support.raw_client import DIRECTION, EDITING, calling, png
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parents[1] / "samples"
 REQUESTS = sorted(path.name for path in SAMPLES.glob("*.request.json"))
 
 

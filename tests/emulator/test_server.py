@@ -13,13 +13,13 @@ import aiohttp
 import jwt
 import pytest
 from PIL import Image
-from raw_client import EDITING, Caller, calling, order, png
+from support.raw_client import EDITING, Caller, calling, order, png
 
 import kling_expand.emulator
 from kling_expand.emulator import Emulator
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults.plan import Fault
 
-PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "coffee.jpg"
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "coffee.jpg"
 
 
 async def test_a_task_lives_as_documented() -> None:
@@ -56,7 +56,7 @@ async def test_a_task_lives_as_documented() -> None:
                 "images": [{"index": 0, "url": stem + "0.png"}, {"index": 1, "url": stem + "1.png"}]
             },
         }
-        assert call.emulator.books.units_billed == 16
+        assert call.emulator.account.units_billed == 16
 
 
 async def test_pictures_differ_and_need_no_credentials() -> None:
@@ -185,7 +185,7 @@ async def test_a_call_under_way_is_answered_before_the_end() -> None:
             call = Caller(emulator, session)
             emulator.faults.script("create", Fault("slow_headers", seconds=0.05))
             under_way = asyncio.ensure_future(call.create())
-            while not emulator.books.tasks:  # noqa: ASYNC110 - nothing tells of it
+            while not emulator.account.tasks:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0)
         assert len(await under_way) == 18
 
@@ -226,12 +226,12 @@ async def test_half_a_body_harms_nobody(caplog: pytest.LogCaptureFixture) -> Non
             _, writer = await asyncio.open_connection(host, int(port))
             writer.write((head + rest).encode())
             await writer.drain()
-            while call.emulator.books.requests["create"] == 0 and "Length" in rest:  # noqa: ASYNC110
+            while call.emulator.account.requests["create"] == 0 and "Length" in rest:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             writer.close()
             await writer.wait_closed()
         assert (await call("GET", EDITING))[0] == 200
-        assert call.emulator.books.tasks == {}
+        assert call.emulator.account.tasks == {}
     assert "the emulator failed" not in caplog.text
 
 
@@ -250,7 +250,7 @@ async def test_a_large_picture_is_read_beside_the_loop() -> None:
         ):
             body = io.BytesIO(json.dumps(order(image=image)).encode())
             assert (await call("POST", EDITING, data=body))[1]["code"] == code
-        assert len(call.emulator.books.tasks) == 1
+        assert len(call.emulator.account.tasks) == 1
 
 
 async def test_a_state_that_cannot_be_written_is_5000(tmp_path: Path) -> None:

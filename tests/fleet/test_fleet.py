@@ -22,19 +22,21 @@ from rich.console import Console
 from benchmarks import fleet as benchmark
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Padding, Ratios, ToAspect, ToSize, Towards, errors
-from kling_expand.cli import fleetscreen, root
-from kling_expand.contrib import payloads, work
-from kling_expand.contrib.cluster import Cluster, programs
-from kling_expand.contrib.crew import Worker
-from kling_expand.contrib.postgres import Ended, PostgresLedger, TakenOver
-from kling_expand.contrib.procrastinate import Fleet
-from kling_expand.contrib.work import Again, Bench, Doors
+from kling_expand.cli import root
+from kling_expand.cli.batch import fleet_progress as fleetscreen
 from kling_expand.emulator import Emulator
-from kling_expand.emulator.faults import Fault
-from kling_expand.pacing import ExponentialPace
-from kling_expand.records import State
+from kling_expand.emulator.faults.plan import Fault
+from kling_expand.fleet import execute as work
+from kling_expand.fleet import payload as payloads
+from kling_expand.fleet.dev_server import Cluster, programs
+from kling_expand.fleet.execute import RetryLater, SharedSlots, WorkerContext
+from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.worker import Worker
+from kling_expand.jobs.poll_schedule import ExponentialSchedule
+from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
+from kling_expand.store.sqlite_statements import State
 
-pytest_plugins = ["postgres"]
+pytest_plugins = ["support.postgres"]
 SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
 
 
@@ -60,7 +62,7 @@ async def fleet(dsn: str) -> AsyncIterator[Fleet]:
         yield fleet
 
 
-class Quick(ExponentialPace):
+class Quick(ExponentialSchedule):
     """Looks often: nobody is in the way of anybody here."""
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
@@ -78,7 +80,7 @@ async def working(dsn: str, emulator: Emulator, **options: Any) -> AsyncIterator
         "api_key": emulator.api_key,
     }
     async with Fleet(dsn, webhook_secrets=[]) as own:
-        worker = Worker(own, **given | {"pace": Quick(Random(0))} | options)
+        worker = Worker(own, **given | {"schedule": Quick(Random(0))} | options)
         running = asyncio.create_task(worker.run())
         try:
             yield worker
@@ -100,11 +102,11 @@ def head(path: str) -> bytes:
 async def made(emulator: Emulator, tasks: int) -> None:
     """Wait until the service has so many tasks."""
     async with asyncio.timeout(30):
-        while len(emulator.books.tasks) < tasks:  # noqa: ASYNC110 - a foreign service
+        while len(emulator.account.tasks) < tasks:  # noqa: ASYNC110 - a foreign service
             await asyncio.sleep(0.02)
 
 
-async def outcomes(fleet: Fleet) -> list[Ended]:
+async def outcomes(fleet: Fleet) -> list[JobOutcome]:
     async with asyncio.timeout(40):
         return [ended async for ended in fleet.results()]
 
@@ -126,9 +128,9 @@ async def test_what_is_queued_is_made_once(
     assert {f"k{number}" for number in range(12)} == set(found)
     assert {("succeeded", 8)} == {(ended.status, ended.units) for ended in found.values()}
     assert {b"\x89PNG"} == {head(ended.files[0]) for ended in found.values()}
-    assert set(emulator.books.accepted.values()) == {1}
-    assert len(emulator.books.tasks) == 12
-    assert limit is None or emulator.books.most_slots <= limit
+    assert set(emulator.account.accepted.values()) == {1}
+    assert len(emulator.account.tasks) == 12
+    assert limit is None or emulator.account.most_slots <= limit
     assert (numbers.waiting, numbers.running, numbers.spent, numbers.out) == (0, 0, 96, 0)
     assert (numbers.ended, numbers.lately) == ({"succeeded": 12}, 12)
     assert len(numbers.workers) == 2
@@ -155,7 +157,7 @@ async def test_a_dead_workers_jobs_go_on_elsewhere(
                 await asyncio.sleep(0.05)
         emulator.advance(2000)
         assert {"succeeded"} == {ended.status for ended in await outcomes(fleet)}
-    assert emulator.books.requests["create"] == len(emulator.books.tasks) == 3
+    assert emulator.account.requests["create"] == len(emulator.account.tasks) == 3
 
 
 async def test_a_job_longer_than_the_lease_is_begun_once(
@@ -174,7 +176,7 @@ async def test_a_job_longer_than_the_lease_is_begun_once(
             )
         emulator.advance(2000)
         assert len(await outcomes(fleet)) == 2
-    assert emulator.books.requests["create"] == 2
+    assert emulator.account.requests["create"] == 2
 
 
 async def test_a_drained_worker_hands_over(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
@@ -189,7 +191,7 @@ async def test_a_drained_worker_hands_over(fleet: Fleet, dsn: str, emulator: Emu
     emulator.advance(2000)
     async with working(dsn, emulator):
         assert len(await outcomes(fleet)) == 4
-    assert len(emulator.books.tasks) == 4
+    assert len(emulator.account.tasks) == 4
 
 
 async def test_a_killed_database_is_outlived(own_cluster: Cluster, emulator: Emulator, photo: Path) -> None:
@@ -205,8 +207,8 @@ async def test_a_killed_database_is_outlived(own_cluster: Cluster, emulator: Emu
             await cluster.start()
             assert {"succeeded"} == {ended.status for ended in await outcomes(fleet)}
             assert (await fleet.ledger.counts())[State.SUCCEEDED] == 12
-    assert len(emulator.books.tasks) == 12
-    assert emulator.books.most_slots <= 4
+    assert len(emulator.account.tasks) == 12
+    assert emulator.account.most_slots <= 4
 
 
 async def test_a_callback_reaches_the_worker_that_waits(
@@ -216,12 +218,12 @@ async def test_a_callback_reaches_the_worker_that_waits(
     emulator.webhook_secret, emulator.work_seconds = SECRET, 0.3
     async with Fleet(dsn, webhook_secrets=[SECRET]) as web, benchmark.callbacks(web) as url:
         await fleet.submit_many(requests(photo, 2))
-        slow = ExponentialPace(Random(0), first=1000.0, longest=1000.0)
-        async with working(dsn, emulator, callback_url=url, webhook_secret=SECRET, pace=slow):
+        slow = ExponentialSchedule(Random(0), first=1000.0, longest=1000.0)
+        async with working(dsn, emulator, callback_url=url, webhook_secret=SECRET, schedule=slow):
             assert {"succeeded"} == {ended.status for ended in await outcomes(fleet)}
         with pytest.raises(errors.WebhookError):
             await web.receive({}, b"{}")
-    assert emulator.books.requests["query"] == 0
+    assert emulator.account.requests["query"] == 0
 
 
 # ------------------------------------------------------------------------ submitting, waiting, cancelling
@@ -237,7 +239,7 @@ async def test_the_queue_pushes_back(fleet: Fleet, photo: Path, monkeypatch: pyt
             read += 1
             yield request
 
-    monkeypatch.setattr("kling_expand.contrib.procrastinate.POLL", 0.02)
+    monkeypatch.setattr("kling_expand.fleet.queue.POLL", 0.02)
     adding = asyncio.create_task(fleet.submit_many(source(), most_waiting=4))
     async with asyncio.timeout(20):
         while (await fleet.numbers()).waiting < 4:  # noqa: ASYNC110 - a foreign database
@@ -257,7 +259,7 @@ async def test_the_urgent_is_begun_first(fleet: Fleet, dsn: str, emulator: Emula
     async with working(dsn, emulator, concurrency=1):
         found = await outcomes(fleet)
     assert urgent == found[0].key
-    assert next(iter(emulator.books.tasks.values())).prompt == "urgent"
+    assert next(iter(emulator.account.tasks.values())).prompt == "urgent"
 
 
 async def test_what_nobody_has_begun_can_be_cancelled(
@@ -276,7 +278,7 @@ async def test_what_nobody_has_begun_can_be_cancelled(
         "k3": "cancelled",
     }
     assert await fleet.cancel("k0") == 0
-    assert len(emulator.books.tasks) == 3
+    assert len(emulator.account.tasks) == 3
 
 
 async def test_a_refusal_is_an_outcome(
@@ -305,7 +307,7 @@ async def test_an_arrears_passes(
     async with working(dsn, emulator):
         (ended,) = await outcomes(fleet)
     assert ended.status == "succeeded"
-    assert len(emulator.books.tasks) == 1
+    assert len(emulator.account.tasks) == 1
 
 
 # ------------------------------------------------------------------------ one job, without a queue
@@ -351,17 +353,17 @@ async def test_whoever_was_taken_for_dead_follows(
             raise TakenOver("another")
 
     monkeypatch.setattr(work, "FOLLOW", 0.02)
-    heir = PostgresLedger(fleet.database, owner=2)
+    heir = PostgresStore(fleet.database, owner=2)
     payload = payloads.pack(next(requests(photo, 1)))
-    await heir.ended(Ended("k0", "cancelled"))  # of an earlier time
+    await heir.ended(JobOutcome("k0", "cancelled"))  # of an earlier time
     job = await heir.intend("k0", params_hash="h", params="{}", source=None, external_id=lambda _: "x")
     late: Any = Late()
-    bench = Bench(late, PostgresLedger(fleet.database, owner=1))
+    bench = WorkerContext(late, PostgresStore(fleet.database, owner=1))
     following = asyncio.create_task(work.work(payload, bench))
     await asyncio.sleep(0.2)
     assert not following.done()
     await heir.rejected(job.external_task_id, "no")
-    await heir.ended(Ended("k0", "refused"))
+    await heir.ended(JobOutcome("k0", "refused"))
     async with asyncio.timeout(5):
         assert (await following).status in {"refused", "cancelled"}
 
@@ -375,15 +377,15 @@ async def test_again_says_when(fleet: Fleet, photo: Path) -> None:
         async def submit(self, *_: Any, **__: Any) -> None:
             raise errors.TransportError("cut")
 
-    with pytest.raises(Again) as caught:
-        await work.work(payloads.pack(next(requests(photo, 1))), Bench(Cut(), fleet.ledger), 1)  # type: ignore[arg-type]  # it submits, and that is all that is asked
+    with pytest.raises(RetryLater) as caught:
+        await work.work(payloads.pack(next(requests(photo, 1))), WorkerContext(Cut(), fleet.ledger), 1)  # type: ignore[arg-type]  # it submits, and that is all that is asked
     assert caught.value.pause == 10.0
     assert await fleet.ledger.outcome("k0") is None
 
 
 async def test_shut_doors() -> None:
     """Nobody who waits for a slot, or comes later, gets one; who is inside may leave."""
-    doors = Doors(1)
+    doors = SharedSlots(1)
     await doors.acquire(1)
     waiting = [asyncio.ensure_future(doors.acquire(1)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -548,14 +550,14 @@ async def test_an_account_that_is_too_small_for_all(
     await fleet.submit_many(requests(photo, 8))
     async with working(dsn, emulator), working(dsn, emulator):
         assert {"succeeded"} == {ended.status for ended in await outcomes(fleet)}
-    assert len(emulator.books.tasks) == 8
-    assert emulator.books.most_slots == 1
-    assert emulator.books.refusals[1303] < 40
+    assert len(emulator.account.tasks) == 8
+    assert emulator.account.most_slots == 1
+    assert emulator.account.refusals[1303] < 40
 
 
 async def test_where_all_slots_are_others_nobody_hammers() -> None:
     """With none of ours running a refused create shuts the doors for a while, longer each time."""
-    doors = Doors(9, Random(0))
+    doors = SharedSlots(9, Random(0))
     loop = asyncio.get_running_loop()
     await doors.acquire(1)
     doors.refused(1, doors.epoch)

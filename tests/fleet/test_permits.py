@@ -10,14 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from kling_expand.contrib import permits
-from kling_expand.contrib.cluster import Cluster
-from kling_expand.contrib.connections import Connections
-from kling_expand.contrib.permits import Permits
-from kling_expand.contrib.postgres import PostgresLedger, create_tables
 from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
+from kling_expand.fleet import permits
+from kling_expand.fleet.dev_server import Cluster
+from kling_expand.fleet.permits import Permits
+from kling_expand.store.postgres import PostgresStore, create_tables
+from kling_expand.store.postgres_pool import Connections
 
-pytest_plugins = ["postgres"]
+pytest_plugins = ["support.postgres"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ async def die(dsn: str, worker: Permits) -> None:
 
 async def left_running(database: Connections, owner: int, key: str, n: int) -> None:
     """What a worker has sent, and what then never was heard of again."""
-    ledger = PostgresLedger(database, run="r", owner=owner)
+    ledger = PostgresStore(database, run="r", owner=owner)
     await ledger.intend(
         key, params_hash="h", params=f'{{"n":{n}}}', source=None, external_id=lambda _: f"id of {key}"
     )

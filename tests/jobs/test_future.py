@@ -22,7 +22,7 @@ from kling_expand.errors import (
     TaskFailed,
     TaskModerated,
 )
-from kling_expand.future import ExpandResult, TaskFuture, failure
+from kling_expand.jobs.future import ExpandResult, TaskFuture, failure
 from kling_expand.models import NEXT, Image, Status, Task
 from kling_expand.testing import run, virtual_time
 
@@ -314,11 +314,13 @@ async def test_saving_is_asked_of_whoever_made_it(tmp_path: Path) -> None:
     """The task, the target, the photo's name and the deadline are handed on."""
     asked: list[Any] = []
 
-    async def save(task: Task, target: Any, *, name: str | None, until: float | None) -> tuple[Path, ...]:
-        asked.append((task, target, name, until))
+    async def save(
+        task: Task, target: Any, *, name: str | None, deadline_at: float | None
+    ) -> tuple[Path, ...]:
+        asked.append((task, target, name, deadline_at))
         return (tmp_path,)
 
-    assert await ExpandResult(SUCCEED, name="dog", save=save, until=9.0).save("out") == (tmp_path,)
+    assert await ExpandResult(SUCCEED, name="dog", save=save, deadline_at=9.0).save("out") == (tmp_path,)
     assert asked == [(SUCCEED, "out", "dog", 9.0)]
     assert ExpandResult(SUCCEED, save=save) == ExpandResult(SUCCEED)
     assert "save" not in repr(ExpandResult(SUCCEED, save=save))

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_expand import ConfigurationError
-from kling_expand.pacing import ENOUGH, ExponentialPace, LearnedPace, Pace, retry_waits
+from kling_expand.api.retry import retry_waits
+from kling_expand.jobs.poll_schedule import ENOUGH, AdaptiveSchedule, ExponentialSchedule, PollSchedule
 
 seeds = st.integers(0, 2**32)
 
@@ -38,11 +39,11 @@ def test_waits_are_drawn_from_the_generator_given() -> None:
 # ------------------------------------------------------------------ between looks
 
 
-def look_at(pace: Pace, duration: float, most: int = 10_000) -> tuple[int, float]:
+def look_at(schedule: PollSchedule, duration: float, most: int = 10_000) -> tuple[int, float]:
     """How many looks a task of this duration takes, and how late its end is seen."""
     age, looks = 0.0, 0
     while age < duration:
-        age += pace.wait([age])
+        age += schedule.wait([age])
         looks += 1
         assert looks < most
     return looks, age - duration
@@ -50,19 +51,19 @@ def look_at(pace: Pace, duration: float, most: int = 10_000) -> tuple[int, float
 
 ages = st.floats(0, 1e7)
 durations = st.lists(st.floats(0, 1e6), max_size=40)
-paces: list[Callable[[Random], Pace]] = [ExponentialPace, LearnedPace]
+paces: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, AdaptiveSchedule]
 
 
 @pytest.mark.parametrize("make", paces)
 @given(seed=seeds, history=durations, age=ages)
 def test_every_wait_leads_on(
-    make: Callable[[Random], Pace], seed: int, history: list[float], age: float
+    make: Callable[[Random], PollSchedule], seed: int, history: list[float], age: float
 ) -> None:
     """Whatever was learned and however old a task is: the next look is ahead, and not out of sight."""
-    pace = make(Random(seed))
+    schedule = make(Random(seed))
     for duration in history:
-        pace.learn(duration)
-    wait = pace.wait([age])
+        schedule.learn(duration)
+    wait = schedule.wait([age])
     assert isfinite(wait)
     assert 0 < wait <= max(11.0, 3e6)
 
@@ -73,33 +74,33 @@ def test_exponential_looks_grow_apart(
 ) -> None:
     """From `first` on and never more than a tenth beyond `longest`."""
     longest = first * times
-    pace = ExponentialPace(Random(seed), first=first, factor=factor, longest=longest)
-    assert first <= pace.wait([0]) <= first * 1.1
-    assert 0 < pace.wait([age]) <= longest * 1.1
+    schedule = ExponentialSchedule(Random(seed), first=first, factor=factor, longest=longest)
+    assert first <= schedule.wait([0]) <= first * 1.1
+    assert 0 < schedule.wait([age]) <= longest * 1.1
 
 
 def test_exponential_looks_are_few() -> None:
     """A task of an hour is looked at every ten seconds in the end, one of a minute some ten times."""
-    pace = ExponentialPace(Random(1))
-    pace.learn(5)  # nothing comes of it
-    assert look_at(pace, 60)[0] <= 15
-    assert look_at(pace, 3600)[0] <= 400
+    schedule = ExponentialSchedule(Random(1))
+    schedule.learn(5)  # nothing comes of it
+    assert look_at(schedule, 60)[0] <= 15
+    assert look_at(schedule, 3600)[0] <= 400
 
 
 @given(seeds)
 def test_nothing_is_learned_from_little(seed: int) -> None:
     """A few tasks are no distribution: until then the looks are those of somebody who knows nothing."""
-    learned, plain = LearnedPace(Random(seed)), ExponentialPace(Random(seed))
+    learned, plain = AdaptiveSchedule(Random(seed)), ExponentialSchedule(Random(seed))
     for _ in range(ENOUGH - 1):
         learned.learn(1000)
         assert learned.wait([0]) == plain.wait([0])
 
 
-@pytest.mark.parametrize("lateness", [0, -1, float("nan")])
-def test_nobody_can_be_told_in_no_time(lateness: float) -> None:
+@pytest.mark.parametrize("latency", [0, -1, float("nan")])
+def test_nobody_can_be_told_in_no_time(latency: float) -> None:
     """Named, with its limit."""
-    with pytest.raises(ConfigurationError, match=f"lateness .*above zero, not {lateness}"):
-        LearnedPace(lateness=lateness)
+    with pytest.raises(ConfigurationError, match=f"lateness .*above zero, not {latency}"):
+        AdaptiveSchedule(latency=latency)
 
 
 def drawn(seed: int, count: int, median: float, sigma: float) -> list[float]:
@@ -108,12 +109,12 @@ def drawn(seed: int, count: int, median: float, sigma: float) -> list[float]:
     return [median * exp(chance.gauss(0, sigma)) for _ in range(count)]
 
 
-def measured(pace: Pace, tasks: list[float]) -> tuple[float, float]:
+def measured(schedule: PollSchedule, tasks: list[float]) -> tuple[float, float]:
     """Looks and lateness per task, learning from each as it ends."""
     results = []
     for duration in tasks:
-        results.append(look_at(pace, duration))
-        pace.learn(duration)
+        results.append(look_at(schedule, duration))
+        schedule.learn(duration)
     settled = results[len(results) // 4 :]
     return mean(looks for looks, _ in settled), mean(late for _, late in settled)
 
@@ -122,7 +123,7 @@ def measured(pace: Pace, tasks: list[float]) -> tuple[float, float]:
 def test_what_is_learned_pays(median: float, sigma: float) -> None:
     """About as late as was asked for, with fewer looks than at a fixed distance that is as late."""
     tasks = drawn(1, 400, median, sigma)
-    looks, late = measured(LearnedPace(Random(1), lateness=0.5), tasks)
+    looks, late = measured(AdaptiveSchedule(Random(1), latency=0.5), tasks)
     fixed = mean(tasks) / (2 * late)
     assert late == pytest.approx(0.5, rel=0.35)
     assert looks < fixed
@@ -130,95 +131,95 @@ def test_what_is_learned_pays(median: float, sigma: float) -> None:
 
 def test_no_look_is_wasted_on_the_young() -> None:
     """Where no task has ended in less than ten seconds, none is looked at much earlier."""
-    pace = LearnedPace(Random(1))
+    schedule = AdaptiveSchedule(Random(1))
     for duration in drawn(1, 200, 30, 0.1):
-        pace.learn(duration)
-    assert pace.wait([0]) > 10
+        schedule.learn(duration)
+    assert schedule.wait([0]) > 10
 
 
 def test_tasks_that_are_all_alike_are_met_exactly() -> None:
     """Without any spread the first look is nearly the last."""
-    pace = LearnedPace(Random(1))
+    schedule = AdaptiveSchedule(Random(1))
     for _ in range(50):
-        pace.learn(20.0)
-    looks, late = look_at(pace, 20.0)
+        schedule.learn(20.0)
+    looks, late = look_at(schedule, 20.0)
     assert looks <= 4
     assert late <= 2
 
 
 def test_what_is_new_replaces_what_is_old() -> None:
     """A service that became faster is followed within a window."""
-    pace = LearnedPace(Random(1), window=64)
+    schedule = AdaptiveSchedule(Random(1), window=64)
     for duration in drawn(1, 100, 120, 0.2) + drawn(2, 64, 10, 0.2):
-        pace.learn(duration)
-    assert pace.wait([0]) < 12
-    assert look_at(pace, 10)[1] < 3
+        schedule.learn(duration)
+    assert schedule.wait([0]) < 12
+    assert look_at(schedule, 10)[1] < 3
 
 
 @pytest.mark.parametrize("history", [[0.0] * 300, [12.0] * 300 + [3600.0], [0.0, 0.0, 1e6] * 9])
 def test_a_strange_past_is_forgotten(history: list[float]) -> None:
     """Ends at once, one task stuck for an hour, days of outage: afterwards it is as if they had not been."""
-    pace = LearnedPace(Random(1), lateness=0.5)
+    schedule = AdaptiveSchedule(Random(1), latency=0.5)
     for duration in history:
-        pace.learn(duration)
-        pace.wait([0])
+        schedule.learn(duration)
+        schedule.wait([0])
     for duration in drawn(2, 256, 12, 0.35):
-        pace.learn(duration)
-    looks, late = measured(pace, drawn(1, 150, 12, 0.35))
+        schedule.learn(duration)
+    looks, late = measured(schedule, drawn(1, 150, 12, 0.35))
     assert late < 1
     assert looks < 12
 
 
 def test_what_lasts_longer_than_ever_is_still_looked_at() -> None:
     """At most `longest` apart, for ever."""
-    pace = LearnedPace(Random(1), longest=10)
+    schedule = AdaptiveSchedule(Random(1), longest=10)
     for duration in drawn(1, 100, 10, 0.2):
-        pace.learn(duration)
-    assert pace.wait([10_000]) <= 10
-    assert look_at(pace, 1000)[0] < 200
+        schedule.learn(duration)
+    assert schedule.wait([10_000]) <= 10
+    assert look_at(schedule, 1000)[0] < 200
 
 
 @given(seeds, st.lists(st.floats(0, 40), min_size=1, max_size=200), st.floats(0.1, 100))
 def test_a_look_at_more_tasks_is_due_sooner(seed: int, together: list[float], price: float) -> None:
     """Any one more may have ended, so it can only be sooner; and later where a look is dearer."""
-    pace = LearnedPace(Random(seed))
+    schedule = AdaptiveSchedule(Random(seed))
     for duration in drawn(seed, 60, 12, 0.35):
-        pace.learn(duration)
-    pace.wait([0.0])  # from here on the law stands
+        schedule.learn(duration)
+    schedule.wait([0.0])  # from here on the law stands
     some = together[:16]  # no more than are looked at one by one
-    assert pace.wait([*some, 10.0], price) <= pace.wait(some, price) * 1.01
-    assert pace.wait(some, price) <= pace.wait(some, 2 * price) * 1.01
+    assert schedule.wait([*some, 10.0], price) <= schedule.wait(some, price) * 1.01
+    assert schedule.wait(some, price) <= schedule.wait(some, 2 * price) * 1.01
 
 
 def test_a_look_at_many_is_due_when_ends_have_waited_for_its_price() -> None:
     """Played many times: what ends unseen until the look has waited for so long in all, on average."""
-    pace, chance = LearnedPace(Random(1)), Random(2)
+    schedule, chance = AdaptiveSchedule(Random(1)), Random(2)
     history = drawn(3, 256, 12, 0.35)
     for duration in history:
-        pace.learn(duration)
+        schedule.learn(duration)
     ages = [6.0, 9.0, 12.0, 15.0] * 5
-    wait = pace.wait(ages, 5.0)
+    wait = schedule.wait(ages, 5.0)
     waited = 0.0
     for _ in range(2000):
         for age in ages:
             end = chance.choice([each for each in history if each > age])
             waited += max(0.0, age + wait - end) / 2000
-    assert waited == pytest.approx(5 * pace._price, rel=0.25)
+    assert waited == pytest.approx(5 * schedule._price, rel=0.25)
 
 
 def test_tasks_begun_together_do_not_look_short() -> None:
     """The first to end say little of the others, as long as it is known that those still run."""
     tasks = sorted(drawn(1, 100, 12, 0.35))
-    pace = LearnedPace(Random(1))
+    schedule = AdaptiveSchedule(Random(1))
     for duration in tasks[:20]:
-        pace.learn(duration)
+        schedule.learn(duration)
     running = [tasks[20]] * 80
-    pace.wait(running)
-    alone = LearnedPace(Random(1))
+    schedule.wait(running)
+    alone = AdaptiveSchedule(Random(1))
     for duration in tasks[:20]:
         alone.learn(duration)
     alone.wait([0.0])
-    assert pace._law is not None
+    assert schedule._law is not None
     assert alone._law is not None
     assert alone._law.at(tasks[20])[0] > 0.8
-    assert pace._law.at(tasks[20])[0] == pytest.approx(0.2, abs=0.05)
+    assert schedule._law.at(tasks[20])[0] == pytest.approx(0.2, abs=0.05)

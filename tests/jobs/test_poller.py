@@ -23,8 +23,8 @@ from kling_expand import (
     TaskNotFound,
     TransportError,
 )
-from kling_expand.pacing import ExponentialPace, LearnedPace, Pace
-from kling_expand.polling import MOST_PAGE, UNSEEN, Poller
+from kling_expand.jobs.poll_schedule import AdaptiveSchedule, ExponentialSchedule, PollSchedule
+from kling_expand.jobs.poller import MOST_PAGE, UNSEEN, Poller
 from kling_expand.testing import run, virtual_time
 
 WORDS = ("submitted", "processing", "succeed")
@@ -81,13 +81,13 @@ class Service:
         return news, len(shown) < size
 
 
-class Watched:
+class PolledTask:
     """A poller over a service, with jobs that begin when told."""
 
     def __init__(self, poller: Poller, service: Service) -> None:
         self.poller = poller
         self.service = service
-        self.lateness: list[float] = []
+        self.latency: list[float] = []
 
     def begin(self, task_id: str, seconds: float, any_id: str | None = None) -> TaskFuture:
         loop = asyncio.get_running_loop()
@@ -96,21 +96,21 @@ class Watched:
         future = TaskFuture(any_id or task_id)
         if any_id is None:
             future.observe(Task(task_id, "submitted"))
-        future.add_done_callback(lambda _: self.lateness.append(loop.time() - end))
+        future.add_done_callback(lambda _: self.latency.append(loop.time() - end))
         self.poller.watch(future)
         return future
 
 
 def watching(
-    test: Callable[[Watched], Awaitable[None]], pace: Pace | None = None, budget: float = 900.0
-) -> Watched:
+    test: Callable[[PolledTask], Awaitable[None]], schedule: PollSchedule | None = None, budget: float = 900.0
+) -> PolledTask:
     """Run *test* with a poller in virtual time; nothing may be left open at its end."""
-    watched: list[Watched] = []
+    watched: list[PolledTask] = []
 
     async def main() -> None:
         service = Service()
-        async with Poller(service, pace or ExponentialPace(Random(1)), budget=budget) as poller:
-            watched.append(Watched(poller, service))
+        async with Poller(service, schedule or ExponentialSchedule(Random(1)), budget=budget) as poller:
+            watched.append(PolledTask(poller, service))
             await test(watched[0])
 
     run(main())
@@ -120,7 +120,7 @@ def watching(
 def test_one_task_is_read_singly_and_its_end_is_heard() -> None:
     """With one open there is no list to read."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         await watched.begin("1", 30)
 
     watched = watching(test)
@@ -132,15 +132,15 @@ def test_one_task_is_read_singly_and_its_end_is_heard() -> None:
 def test_a_hundred_tasks_share_their_reads() -> None:
     """A list page serves all of them: far less than one read a task, and none is late by much."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         rng = Random(2)
         for _ in range(4):
             futures = [watched.begin(str(rng.random()), 12 * rng.lognormvariate(0, 0.35)) for _ in range(100)]
             await asyncio.gather(*futures)
 
-    watched = watching(test, LearnedPace(Random(1)))
+    watched = watching(test, AdaptiveSchedule(Random(1)))
     assert (watched.service.pages + watched.service.singles) / 400 < 0.45
-    assert sum(watched.lateness[100:]) / 300 < 0.35
+    assert sum(watched.latency[100:]) / 300 < 0.35
 
 
 ORDERS: dict[str, Callable[[list[str]], list[str]]] = {
@@ -157,14 +157,14 @@ ORDERS: dict[str, Callable[[list[str]], list[str]]] = {
 def test_nothing_is_assumed_of_the_list(order: Callable[[list[str]], list[str]]) -> None:
     """Whatever it shows, in whatever order: every task's end is heard, and soon."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         watched.service.order = order
         rng = Random(3)
         await asyncio.gather(*(watched.begin(str(i), 5 + 20 * rng.random()) for i in range(40)))
 
     watched = watching(test)
-    assert len(watched.lateness) == 40
-    assert max(watched.lateness) < 12
+    assert len(watched.latency) == 40
+    assert max(watched.latency) < 12
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_nothing_is_assumed_of_the_list(order: Callable[[list[str]], list[str]])
 def test_a_list_that_is_refused_is_left_alone(error: KlingError) -> None:
     """Single reads do instead, and the list is not asked again for a good while."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         watched.service.no_list = error
         await asyncio.gather(*(watched.begin(str(i), 30 + i) for i in range(20)))
 
@@ -185,7 +185,7 @@ def test_a_list_that_is_refused_is_left_alone(error: KlingError) -> None:
 def test_too_many_requests_makes_no_more_of_them() -> None:
     """A list refused for that reason alone is asked again, and nobody is read singly instead."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
         futures = [watched.begin(str(i), 60 + i) for i in range(40)]
         await asyncio.sleep(20)
@@ -205,7 +205,7 @@ def test_too_many_requests_makes_no_more_of_them() -> None:
 def test_too_many_requests_for_ever_ends_the_wait() -> None:
     """Silence beyond the budget ends it as ever, with what was refused."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         error = RateLimited("too many requests", code=1302)
         watched.service.no_list, watched.service.trouble = error, lambda: error
         futures = [watched.begin(str(i), 600) for i in range(3)]
@@ -220,7 +220,7 @@ def test_too_many_requests_for_ever_ends_the_wait() -> None:
 def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
     """It is tried again after a while, and then serves."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         watched.service.no_list = ServerError("500")
         futures = [watched.begin(str(i), 400) for i in range(20)]
         await asyncio.sleep(100)
@@ -234,16 +234,16 @@ def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
 def test_a_thousand_open_tasks_still_share_their_reads() -> None:
     """What is due may stand pages behind hundreds of ours that are not; lists serve it all the same."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         rng, futures = Random(5), []
         for i in range(3000):
             futures.append(watched.begin(str(i), 12 * rng.lognormvariate(0, 0.35)))
             await asyncio.sleep(0.012)
         await asyncio.gather(*futures)
 
-    watched = watching(test, LearnedPace(Random(1)))
+    watched = watching(test, AdaptiveSchedule(Random(1)))
     assert (watched.service.pages + watched.service.singles) / 3000 < 0.3
-    assert sum(watched.lateness[1000:]) / 2000 < 0.7
+    assert sum(watched.latency[1000:]) / 2000 < 0.7
 
 
 PASSING: list[KlingError] = [ServerError("503"), TransportError("reset"), TransportError("no answer in time")]
@@ -253,7 +253,7 @@ PASSING: list[KlingError] = [ServerError("503"), TransportError("reset"), Transp
 def test_what_may_pass_is_outlived(error: KlingError) -> None:
     """Minutes of failures end no wait; the news comes when they are over."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
         watched.service.trouble = lambda: error if loop.time() < 300 else None
         future = watched.begin("1", 10)
@@ -266,7 +266,7 @@ def test_what_may_pass_is_outlived(error: KlingError) -> None:
 def test_silence_beyond_the_budget_ends_the_wait_with_ids() -> None:
     """The last failure is raised, and says of which task nothing was heard."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         watched.service.trouble = lambda: ServerError("down")
         future = watched.begin("1", 10)
         with pytest.raises(ServerError) as caught:
@@ -277,13 +277,13 @@ def test_silence_beyond_the_budget_ends_the_wait_with_ids() -> None:
     watching(test, budget=60)
 
 
-PACES: list[Callable[[Random], Pace]] = [ExponentialPace, LearnedPace]
+PACES: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, AdaptiveSchedule]
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from(PACES))
 def test_whatever_happens_every_end_is_heard_and_nobody_is_read_twice_at_once(
-    seed: int, make: Callable[[Random], Pace]
+    seed: int, make: Callable[[Random], PollSchedule]
 ) -> None:
     """Lists that show anything or fail, reads that fail, bells that ring: each at any moment."""
     chance = Random(seed)
@@ -292,7 +292,7 @@ def test_whatever_happens_every_end_is_heard_and_nobody_is_read_twice_at_once(
         shown = chance.choice(list(ORDERS.values()))(ids)
         return [each for each in shown if chance.random() < 0.9]
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         service, reading = watched.service, set[str]()
         one, page = service.one, service.page
 
@@ -307,7 +307,7 @@ def test_whatever_happens_every_end_is_heard_and_nobody_is_read_twice_at_once(
         async def sometimes(*asked: Any) -> Any:
             service.no_list = chance.choice([None] * 8 + [ServerError("500"), RateLimited("1302")])
             for each in chance.sample(list(service.ends), min(3, len(service.ends))):
-                watched.poller.hurry(each)
+                watched.poller.poll_now(each)
             return await page(*asked)
 
         service.order = anything
@@ -320,14 +320,14 @@ def test_whatever_happens_every_end_is_heard_and_nobody_is_read_twice_at_once(
         await asyncio.gather(*futures)
 
     watched = watching(test, make(chance))
-    assert len(watched.lateness) == 40
-    assert max(watched.lateness) < 120  # one look in five fails, and looks are up to 11 s apart
+    assert len(watched.latency) == 40
+    assert max(watched.latency) < 120  # one look in five fails, and looks are up to 11 s apart
 
 
 def test_one_good_answer_renews_the_budget() -> None:
     """It bounds silence and not the length of a task."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
         watched.service.trouble = lambda: ServerError("down") if loop.time() % 50 < 30 else None
         await watched.begin("1", 1000)
@@ -338,7 +338,7 @@ def test_one_good_answer_renews_the_budget() -> None:
 def test_what_will_not_pass_is_raised_at_once() -> None:
     """A refusal for good is not asked about again."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         watched.service.trouble = lambda: BadRequest("no", code=1200)
         with pytest.raises(BadRequest):
             await watched.begin("1", 1000)
@@ -349,7 +349,7 @@ def test_what_will_not_pass_is_raised_at_once() -> None:
 def test_a_task_may_be_invisible_for_a_while() -> None:
     """Not found is believed only after some time: a new task may not have come everywhere yet."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         future = watched.begin("1", 5)
         end = watched.service.ends.pop("1")
         asyncio.get_running_loop().call_later(UNSEEN / 2, watched.service.ends.__setitem__, "1", end)
@@ -365,7 +365,7 @@ def test_a_task_may_be_invisible_for_a_while() -> None:
 def test_the_service_may_ask_for_patience() -> None:
     """`Retry-After` of a failed read is kept, even where the pace would look sooner."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
         times: list[float] = []
 
@@ -383,7 +383,7 @@ def test_the_service_may_ask_for_patience() -> None:
 def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
     """From the first read on it is known by the service's id."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         future = watched.begin("1", 500, any_id="mine-1")
         other = watched.begin("2", 500)
         await asyncio.sleep(30)
@@ -392,7 +392,7 @@ def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
         assert (await future).task_id == "1"
         await asyncio.sleep(0)
         assert not watched.poller.tell(Task("1", "succeed"))
-        assert not watched.poller.hurry("1")
+        assert not watched.poller.poll_now("1")
         await other
 
     watching(test)
@@ -401,7 +401,7 @@ def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
 def test_two_futures_of_one_task_both_hear_of_its_end() -> None:
     """Whether they were attached by the same id or not, and by a callback too."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         futures = [watched.begin("1", 60), watched.begin("1", 60), watched.begin("1", 60, any_id="mine-1")]
         await asyncio.gather(*futures)
         futures = [watched.begin("2", 600) for _ in range(3)]
@@ -415,12 +415,12 @@ def test_two_futures_of_one_task_both_hear_of_its_end() -> None:
 def test_a_ringing_doorbell_costs_one_read_at_a_time() -> None:
     """A thousand forged calls while one read is under way make no second one, and no list page."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         future, other = watched.begin("1", 30), watched.begin("2", 30)
         await asyncio.sleep(0)
         pages = watched.service.pages
         for _ in range(1000):
-            watched.poller.hurry("1")
+            watched.poller.poll_now("1")
         await asyncio.sleep(0.05)
         assert watched.service.singles == 1
         assert watched.service.pages == pages
@@ -432,10 +432,10 @@ def test_a_ringing_doorbell_costs_one_read_at_a_time() -> None:
 def test_a_doorbell_that_rings_while_a_list_is_read_costs_nothing_more() -> None:
     """What is due is about to be read singly, if the list does not show it: that is the one read."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         def shows_nothing(_ids: list[str]) -> list[str]:
             for _ in range(100):
-                watched.poller.hurry("1")
+                watched.poller.poll_now("1")
             return []
 
         watched.service.order = shows_nothing
@@ -450,14 +450,14 @@ def test_a_doorbell_that_rings_while_a_list_is_read_costs_nothing_more() -> None
 def test_a_doorbell_makes_it_look_now() -> None:
     """One read, at once, and then the pace as before."""
 
-    async def test(watched: Watched) -> None:
+    async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
         future = watched.begin("1", 7.0)
         await asyncio.sleep(7.05)
-        assert watched.poller.hurry("1")
+        assert watched.poller.poll_now("1")
         await future
         assert loop.time() < 7.3
-        assert not watched.poller.hurry("unknown")
+        assert not watched.poller.poll_now("unknown")
 
     watching(test)
 
@@ -465,14 +465,14 @@ def test_a_doorbell_makes_it_look_now() -> None:
 def test_a_bug_in_the_loop_fails_every_wait_loudly() -> None:
     """Nobody is left hanging when what cannot happen happens."""
 
-    async def test(watched: Watched) -> None:
-        class Broken(ExponentialPace):
+    async def test(watched: PolledTask) -> None:
+        class Broken(ExponentialSchedule):
             def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
                 if max(ages) > 5:
                     raise ZeroDivisionError
                 return super().wait(ages, price)
 
-        watched.poller._pace = Broken(Random(1))
+        watched.poller._schedule = Broken(Random(1))
         futures = [watched.begin(str(i), 100) for i in range(3)]
         for future in futures:
             with pytest.raises(KlingError, match="ZeroDivisionError") as caught:
@@ -495,24 +495,24 @@ def test_ends_are_told_with_how_long_they_took_by_the_services_clock() -> None:
             return Task(task_id, word, created_at=5_000_000, updated_at=5_020_000)
 
         service.task = task  # type: ignore[method-assign]  # a service that tells its clock
-        async with Poller(service, ExponentialPace(Random(1)), tell=events.append) as poller:
-            watched = Watched(poller, service)
+        async with Poller(service, ExponentialSchedule(Random(1)), tell=events.append) as poller:
+            watched = PolledTask(poller, service)
             await watched.begin("1", 20)
             await asyncio.sleep(0)
 
     run(main())
     assert [event.kind for event in events] == [EventKind.ENDED]
     assert events[0].seconds == 20.0
-    assert events[0].lateness is not None
-    assert 0 < events[0].lateness < 12
+    assert events[0].latency is not None
+    assert 0 < events[0].latency < 12
 
 
 @virtual_time
 async def test_ten_thousand_open_tasks_are_ordinary() -> None:
     """They cost list pages and one object each, and no asyncio task."""
     service = Service()
-    async with Poller(service, ExponentialPace(Random(1))) as poller:
-        watched, rng = Watched(poller, service), Random(4)
+    async with Poller(service, ExponentialSchedule(Random(1))) as poller:
+        watched, rng = PolledTask(poller, service), Random(4)
         futures = [watched.begin(str(i), 20 + 20 * rng.random()) for i in range(10_000)]
         await asyncio.sleep(5)
         assert len(asyncio.all_tasks()) < 25
@@ -525,8 +525,8 @@ async def test_a_failed_task_is_an_end_like_another() -> None:
     """Its future raises, and it is watched no longer."""
     service = Service()
     service.task = lambda task_id: Task(task_id, "failed", "no")  # type: ignore[method-assign]
-    async with Poller(service, ExponentialPace(Random(1))) as poller:
-        future = Watched(poller, service).begin("1", 5)
+    async with Poller(service, ExponentialSchedule(Random(1))) as poller:
+        future = PolledTask(poller, service).begin("1", 5)
         with pytest.raises(TaskFailed, match="no"):
             await future
         assert len(poller) == 0

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 import pytest
 from attrs import evolve, frozen
-from blind import Blind, now
-from loopback import loopback, refuses, task
-from stepping import arm, stepped
+from support.blind import Blind, now
+from support.loopback import loopback, refuses, task
+from support.stepping import arm, stepped
 
 from kling_expand import ExpandRequest, KlingClient, Ratios, Status, TaskFuture, ToAspect, Towards
 from kling_expand.emulator import Emulator
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults.plan import Fault
 from kling_expand.errors import (
     BudgetExceeded,
     ClientClosed,
@@ -33,11 +33,11 @@ from kling_expand.errors import (
     TaskModerated,
     TransportError,
 )
-from kling_expand.journal import Journal, State
-from kling_expand.scheduler import Slots
+from kling_expand.jobs.scheduler import Slots
+from kling_expand.store.sqlite import Journal, State
 from kling_expand.testing import emulated, loop_clock, virtual_time
 
-PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 WIDER = Ratios(right=0.5)
 RISK = "emulate-risk-control"
 OURS = str(Path("kling_expand"))
@@ -59,7 +59,7 @@ async def error_of(future: TaskFuture) -> KlingError | None:
         return None
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def wait_for(condition: Callable[[], object]) -> None:
     """Wait until something is so."""
     async with asyncio.timeout(3600):
         while not condition():  # noqa: ASYNC110 - the emulator has no event for everything
@@ -107,7 +107,7 @@ def test_closing_at_any_step_loses_and_doubles_nothing(tmp_path: Path, fault: Fa
             interrupted = reached()
             await asyncio.gather(*closing)
             if isinstance(error, NotSubmitted):
-                assert emulator.books.accepted == {}
+                assert emulator.account.accepted == {}
             elif error is not None:
                 assert isinstance(error, SubmissionUnknown | ClientClosed)
                 assert error.external_task_id
@@ -120,8 +120,8 @@ def test_closing_at_any_step_loses_and_doubles_nothing(tmp_path: Path, fault: Fa
                 assert {(await future).task_id for future in resumed} <= {result.task_id}
                 assert len(await result.save(tmp_path / "pictures")) == 2
                 assert [future async for future in again.resume()] == []
-            assert list(emulator.books.accepted.values()) == [1]
-            assert emulator.books.units_billed == 16
+            assert list(emulator.account.accepted.values()) == [1]
+            assert emulator.account.units_billed == 16
             return interrupted
 
     for steps in count(0, 1 if fault == "ok" else 4):
@@ -183,8 +183,8 @@ def test_cancelling_an_awaiter_at_any_step_disturbs_nobody(fault: Fault | str) -
             interrupted = reached()
             ended = await asyncio.gather(*victims, return_exceptions=True)
             await asyncio.sleep(0)
-            assert set(ids) == set(emulator.books.tasks)
-            assert list(emulator.books.accepted.values()) == [1]
+            assert set(ids) == set(emulator.account.tasks)
+            assert list(emulator.account.accepted.values()) == [1]
             assert (slots.held, slots.running, kling.stats.succeeded) == (0, 0, 1)
             assert all(each in ids or isinstance(each, asyncio.CancelledError) for each in ended)
             return interrupted
@@ -204,12 +204,12 @@ def test_cancelling_a_caller_leaves_the_job(tmp_path: Path) -> None:
             caller = asyncio.create_task(kling.expand(request))
             twin = asyncio.create_task(kling.expand(request))
             reached = arm(steps, caller.cancel)
-            assert (await twin).task_id in emulator.books.tasks
+            assert (await twin).task_id in emulator.account.tasks
             interrupted = reached()
             await asyncio.gather(caller, return_exceptions=True)
             await kling.aclose(wait=True)
             at_rest(kling)
-            assert list(emulator.books.accepted.values()) == [1]
+            assert list(emulator.account.accepted.values()) == [1]
             return interrupted
 
     for steps in count():
@@ -225,13 +225,13 @@ def test_taking_back_at_any_step_is_all_or_nothing() -> None:
         async with emulated() as (emulator, kling):
             future = kling.submit(PHOTO, WIDER)
             back: list[bool] = []
-            reached = arm(steps, lambda: back.append(kling._jobs.withdraw(future)))
+            reached = arm(steps, lambda: back.append(kling._jobs.cancel(future)))
             error = await error_of(future)
             interrupted = reached()
             await asyncio.sleep(0)
             if back and back[0]:
                 assert isinstance(error, NotSubmitted)
-                assert emulator.books.requests["create"] == 0
+                assert emulator.account.requests["create"] == 0
                 assert kling.stats.units_due == 0
             else:
                 assert error is None
@@ -252,7 +252,7 @@ async def test_the_same_key_twice_at_once_is_one_task() -> None:
     async with emulated({"budget": 16}) as (emulator, kling):
         first, second = (kling.submit(PHOTO, WIDER, key="cat") for _ in range(2))
         assert (await first).task_id == (await second).task_id
-        assert list(emulator.books.accepted.values()) == [1]
+        assert list(emulator.account.accepted.values()) == [1]
         assert kling.stats.units_due == 8
         await asyncio.sleep(0)  # the callbacks of what has just ended
         assert kling._admission._slots.held == 0
@@ -274,7 +274,7 @@ async def test_a_job_is_its_run_its_key_and_what_it_asks_for() -> None:
         async with another(emulator, run="monday", budget=1000) as other:
             assert (await other.expand(PHOTO, WIDER, key="cat")).task_id == first.task_id
             assert other.stats.units_due == 0
-        assert len(emulator.books.tasks) == 5
+        assert len(emulator.account.tasks) == 5
 
 
 @virtual_time
@@ -282,7 +282,7 @@ async def test_without_a_key_each_submission_is_a_job() -> None:
     """Two pictures of the same photo may be wanted."""
     async with emulated() as (emulator, kling):
         await asyncio.gather(kling.expand(PHOTO, WIDER), kling.expand(PHOTO, WIDER))
-        assert len(emulator.books.tasks) == 2
+        assert len(emulator.account.tasks) == 2
 
 
 @pytest.mark.parametrize("journal", [False, True])
@@ -296,14 +296,14 @@ async def test_after_a_failed_task_the_same_job_is_a_new_attempt(tmp_path: Path,
             with pytest.raises(TaskModerated) as caught:
                 await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
             ids.append(caught.value.external_task_id)
-            assert len(emulator.books.tasks) == attempt
+            assert len(emulator.account.tasks) == attempt
         async with another(emulator) as stranger:
             with pytest.raises(TaskModerated) as caught:
                 await stranger.expand(PHOTO, WIDER, key="cat", prompt=RISK)
             assert (stranger.stats.units_due, stranger.stats.failed) == (0, 1)
             assert stranger._admission._slots.held == 0
         assert len({*ids, caught.value.external_task_id}) == 4
-        assert set(emulator.books.accepted.values()) == {1}
+        assert set(emulator.account.accepted.values()) == {1}
 
 
 @virtual_time
@@ -327,7 +327,7 @@ async def test_a_failed_task_of_our_own_lost_answer_is_an_end() -> None:
         emulator.faults.script("create", "reset_after")
         with pytest.raises(TaskModerated):
             await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
-        assert len(emulator.books.tasks) == 1
+        assert len(emulator.account.tasks) == 1
 
 
 @virtual_time
@@ -340,7 +340,7 @@ async def test_an_id_of_yours_is_taken_once() -> None:
         assert caught.value.external_task_id == "my-7"
         assert first.task.external_task_id == "my-7"
         assert kling.stats.units_due == 8
-        assert len(emulator.books.tasks) == 1
+        assert len(emulator.account.tasks) == 1
 
 
 # ------------------------------------------------------------------ resumed
@@ -387,7 +387,7 @@ async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> d
 async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
     """What is not on disk yet and has not failed comes to its one task, oldest first, each paid once."""
     path = tmp_path / "run.db"
-    async with emulated({"journal": path, "retry_budget": 5.0}) as (emulator, kling):
+    async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
         found = await left_behind(kling, emulator, tmp_path / "photos")
         async with Journal(path) as journal:
             counts = await journal.counts()
@@ -401,7 +401,7 @@ async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
             assert [future async for future in again.resume()] == []
             assert again.stats.units_due == 16  # only the intent was still to be made
             assert again._admission._slots.held == 0
-        assert set(emulator.books.accepted.values()) == {1}
+        assert set(emulator.account.accepted.values()) == {1}
         async with Journal(path) as journal:
             counts = await journal.counts()
             assert counts == dict.fromkeys(State, 0) | {State.DONE: 5, State.FAILED: 1, State.REJECTED: 1}
@@ -414,7 +414,7 @@ async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
 async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callable[[Path], object]) -> None:
     """Only what was never sent needs its photo; that one says what is wrong, and nothing else is sent."""
     path = tmp_path / "run.db"
-    async with emulated({"journal": path, "retry_budget": 5.0}) as (emulator, kling):
+    async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
         found = await left_behind(kling, emulator, tmp_path / "photos")
         for photo in (tmp_path / "photos").glob("*.jpg"):
             harm(photo)
@@ -424,14 +424,14 @@ async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callab
             for state, any_id in found.items():
                 error = await error_of(futures[any_id])
                 assert isinstance(error, ImageError) if state is State.INTENT else error is None
-        assert len(emulator.books.tasks) == 5
+        assert len(emulator.account.tasks) == 5
 
 
 @virtual_time
 async def test_photos_given_as_bytes_are_looked_up_or_asked_for(tmp_path: Path) -> None:
     """No journal keeps them: a task goes on, a doubt is settled, and what was not sent says so."""
     path, photo = tmp_path / "run.db", PHOTO.read_bytes()
-    options: dict[str, Any] = {"journal": path, "retry_budget": 5.0, "max_in_flight": 1}
+    options: dict[str, Any] = {"journal": path, "retry_timeout": 5.0, "max_in_flight": 1}
     async with emulated(options, work_seconds=3600) as (emulator, kling):
         emulator.faults.chance("query", "reset", 1)
         unknown = []
@@ -452,7 +452,7 @@ async def test_photos_given_as_bytes_are_looked_up_or_asked_for(tmp_path: Path) 
             assert isinstance(await error_of(futures[waiting.external_task_id]), NotSubmitted)
             assert (await futures[unknown[1]]).task_id
             assert (await futures[running.external_task_id]).task_id == running.task_id
-        assert len(emulator.books.tasks) == 2
+        assert len(emulator.account.tasks) == 2
 
 
 @virtual_time
@@ -460,7 +460,7 @@ async def test_an_unsettled_photo_that_is_gone_is_said_to_be(tmp_path: Path) -> 
     """The doubt was groundless: no task exists, and without its photo none can be made."""
     path, photo = tmp_path / "run.db", tmp_path / "cat.jpg"
     shutil.copy(PHOTO, photo)
-    async with emulated({"journal": path, "retry_budget": 5.0}) as (emulator, kling):
+    async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
         emulator.faults.script("create", Fault("reset", times=9))
         emulator.faults.chance("query", "reset", 1)
         with pytest.raises(SubmissionUnknown):
@@ -471,7 +471,7 @@ async def test_an_unsettled_photo_that_is_gone_is_said_to_be(tmp_path: Path) -> 
         async with another(emulator, journal=path) as again:
             (future,) = [future async for future in again.resume()]
             assert isinstance(await error_of(future), ImageError)
-        assert emulator.books.tasks == {}
+        assert emulator.account.tasks == {}
 
 
 @pytest.mark.parametrize("photo", [PHOTO, PHOTO.read_bytes()], ids=["path", "bytes"])
@@ -479,7 +479,7 @@ async def test_an_unsettled_photo_that_is_gone_is_said_to_be(tmp_path: Path) -> 
 async def test_time_that_is_up_amid_a_doubt_says_unknown(tmp_path: Path, photo: Any) -> None:
     """An earlier run may have sent it: nobody may be told that no task exists."""
     path = tmp_path / "run.db"
-    async with emulated({"journal": path, "retry_budget": 5.0, "max_in_flight": 1}) as (emulator, kling):
+    async with emulated({"journal": path, "retry_timeout": 5.0, "max_in_flight": 1}) as (emulator, kling):
         emulator.faults.script("create", "reset_after")
         emulator.faults.chance("query", "reset", 1)
         with pytest.raises(SubmissionUnknown):
@@ -492,14 +492,14 @@ async def test_time_that_is_up_amid_a_doubt_says_unknown(tmp_path: Path, photo: 
             await future.finished()
             assert isinstance(future.error, SubmissionUnknown)
             assert now() < 60
-            assert len(emulator.books.tasks) == 1
+            assert len(emulator.account.tasks) == 1
 
 
 @virtual_time
 async def test_a_doubtful_job_taken_back_says_unknown(tmp_path: Path) -> None:
     """The same when the client closes before the doubt is settled."""
     path = tmp_path / "run.db"
-    async with emulated({"journal": path, "retry_budget": 5.0}) as (emulator, kling):
+    async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
         emulator.faults.script("create", "reset_after")
         emulator.faults.chance("query", "reset", 1)
         with pytest.raises(SubmissionUnknown):
@@ -531,9 +531,9 @@ async def test_a_journal_lost_during_the_create_costs_no_result(
     async with emulated({"journal": path}) as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=5))
         future = kling.submit(PHOTO, WIDER)
-        await until(lambda: emulator.books.tasks)
+        await wait_for(lambda: emulator.account.tasks)
         path.unlink()
-        assert (await future).task_id in emulator.books.tasks
+        assert (await future).task_id in emulator.account.tasks
         assert kling.stats.units_due == 8
     assert "could not be written down" in caplog.text
     assert "the end of a task could not be written down" in caplog.text
@@ -546,7 +546,7 @@ async def test_nothing_is_sent_that_could_not_be_written_down(tmp_path: Path) ->
     async with emulated({"journal": path}) as (emulator, kling):
         path.unlink()
         assert "journal" in str(await error_of(kling.submit(PHOTO, WIDER))).lower()
-        assert emulator.books.requests == {}
+        assert emulator.account.requests == {}
         assert kling.stats.units_due == 0
 
 
@@ -562,9 +562,9 @@ async def test_a_budget_is_never_exceeded() -> None:
         refused = [outcome for outcome in outcomes if outcome.error]
         assert refused
         assert all(isinstance(outcome.error, BudgetExceeded) for outcome in refused)
-        assert emulator.books.units_billed == kling.stats.units_due == kling.stats.units_billed <= 50
+        assert emulator.account.units_billed == kling.stats.units_due == kling.stats.units_billed <= 50
         assert kling.stats.units_due + 8 > 50 - 16
-        assert emulator.books.requests["create"] == len(requests) - len(refused)
+        assert emulator.account.requests["create"] == len(requests) - len(refused)
 
 
 @virtual_time
@@ -579,7 +579,7 @@ async def test_what_fails_gives_its_units_back() -> None:
         await kling.expand(PHOTO, WIDER, n=2)
         with pytest.raises(BudgetExceeded, match="it costs 8 units and the budget has 0 left"):
             await kling.expand(PHOTO, WIDER)
-        assert emulator.books.units_billed == kling.stats.units_billed == 16
+        assert emulator.account.units_billed == kling.stats.units_billed == 16
 
 
 @virtual_time
@@ -588,7 +588,7 @@ async def test_what_may_be_billed_stays_set_aside() -> None:
     async with emulated({"budget": 8}) as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=20))
         future = kling.submit(PHOTO, WIDER)
-        await until(lambda: emulator.books.tasks)
+        await wait_for(lambda: emulator.account.tasks)
         await kling.aclose()
         assert isinstance(future.error, SubmissionUnknown)
         assert kling.stats.units_due == 8
@@ -601,7 +601,7 @@ async def test_more_pictures_than_slots_are_refused_at_once() -> None:
     async with emulated({"max_in_flight": 2}) as (emulator, kling):
         with pytest.raises(InvalidRequest, match="max_in_flight"):
             await kling.expand(PHOTO, WIDER, n=3)
-        assert emulator.books.requests == {}
+        assert emulator.account.requests == {}
 
 
 # ------------------------------------------------------------------ slots
@@ -610,17 +610,17 @@ async def test_more_pictures_than_slots_are_refused_at_once() -> None:
 @virtual_time
 async def test_slots_are_held_until_the_known_end() -> None:
     """The next create leaves when the first task's end is heard of, not when it happens."""
-    client: dict[str, Any] = {"max_in_flight": 2, "pace": Blind()}
+    client: dict[str, Any] = {"max_in_flight": 2, "schedule": Blind()}
     async with emulated(client, slots=2, work_seconds=10) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER, n=2)
         await first.accepted()  # photos load in threads: of two at once either may come first
         second = kling.submit(PHOTO, WIDER)
         await asyncio.sleep(60)
-        assert (len(emulator.books.tasks), kling.stats.waiting) == (1, 1)
+        assert (len(emulator.account.tasks), kling.stats.waiting) == (1, 1)
         kling._poller.tell(await kling.get(first.any_id))
         await second.accepted()
         assert now() < 61
-        assert emulator.books.refusals == {}
+        assert emulator.account.refusals == {}
 
 
 @virtual_time
@@ -633,8 +633,8 @@ async def test_two_clients_share_slots() -> None:
     ):
         jobs = [each.expand(PHOTO, WIDER, n=n) for each in (kling, other) for n in (1, 2, 3, 4, 5)]
         await asyncio.gather(*jobs)
-        assert emulator.books.refusals == {}
-        assert 5 < emulator.books.most_slots <= 9
+        assert emulator.account.refusals == {}
+        assert 5 < emulator.account.most_slots <= 9
         assert (slots.held, slots.running) == (0, 0)
 
 
@@ -645,8 +645,8 @@ async def test_many_that_wait_for_others_do_not_hammer() -> None:
         await kling.create(PHOTO, WIDER, n=3)
         async with another(emulator) as other:
             await asyncio.gather(*(other.expand(PHOTO, WIDER, n=2) for _ in range(6)))
-            assert len(emulator.books.tasks) == 7
-            assert emulator.books.refusals[1303] < 150
+            assert len(emulator.account.tasks) == 7
+            assert emulator.account.refusals[1303] < 150
 
 
 @virtual_time
@@ -656,9 +656,9 @@ async def test_others_on_the_account_are_waited_for() -> None:
         await kling.create(PHOTO, WIDER, n=3)
         async with another(emulator) as other:
             result = await other.expand(PHOTO, WIDER, n=2)
-            assert result.task_id in emulator.books.tasks
-            assert 2 <= emulator.books.refusals[1303] < 60
-            assert len(emulator.books.tasks) == 2
+            assert result.task_id in emulator.account.tasks
+            assert 2 <= emulator.account.refusals[1303] < 60
+            assert len(emulator.account.tasks) == 2
             assert other._admission._slots.held == 0
 
 
@@ -674,7 +674,7 @@ async def test_a_higher_priority_goes_first() -> None:
         await asyncio.sleep(0.1)
         waiting += [kling.submit(PHOTO, WIDER, prompt="high", priority=5)]
         await asyncio.gather(*waiting)
-        prompts = [made.prompt for made in emulator.books.tasks.values()]
+        prompts = [made.prompt for made in emulator.account.tasks.values()]
         assert prompts == ["first", "high", "usual", "low"]
 
 
@@ -686,11 +686,11 @@ async def test_maps_take_turns() -> None:
         async def mapped(prompt: str, number: int, pause: float) -> None:
             await asyncio.sleep(pause)
             requests = [ExpandRequest(PHOTO, WIDER, prompt) for _ in range(number)]
-            async for outcome in kling.map(requests, look_ahead=20):
+            async for outcome in kling.map(requests, prefetch=20):
                 assert outcome.error is None
 
         await asyncio.gather(mapped("many", 20, 0), mapped("few", 3, 5))
-        prompts = [made.prompt for made in emulator.books.tasks.values()]
+        prompts = [made.prompt for made in emulator.account.tasks.values()]
         assert prompts.count("few") == 3
         assert max(index for index, prompt in enumerate(prompts) if prompt == "few") < 12
 
@@ -700,11 +700,11 @@ async def test_a_map_that_stops_takes_back_what_was_not_sent() -> None:
     """After the failures allowed nothing more is created, and each taken-back job is an outcome."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
         requests = [ExpandRequest(PHOTO, WIDER, RISK) for _ in range(10)]
-        outcomes = [outcome async for outcome in kling.map(requests, stop_after=2, look_ahead=5)]
+        outcomes = [outcome async for outcome in kling.map(requests, max_failures=2, prefetch=5)]
         assert sum(isinstance(outcome.error, TaskFailed) for outcome in outcomes) in (2, 3)
         assert sum(isinstance(outcome.error, NotSubmitted) for outcome in outcomes) >= 2
         assert len(outcomes) < 10
-        assert len(emulator.books.tasks) <= 3
+        assert len(emulator.account.tasks) <= 3
 
 
 # ------------------------------------------------------------------ deadlines
@@ -725,7 +725,7 @@ async def test_a_deadline_while_waiting_for_a_slot_sends_nothing() -> None:
         assert (caught.value.task_id, kling.stats.units_due) == (None, 8)
         await first
         await asyncio.sleep(1000)
-        assert len(emulator.books.tasks) == 1
+        assert len(emulator.account.tasks) == 1
 
 
 @virtual_time
@@ -735,7 +735,7 @@ async def test_a_deadline_after_acceptance_leaves_the_task() -> None:
         future = kling.submit(PHOTO, WIDER, deadline=10)
         with pytest.raises(DeadlineExceeded) as caught:
             await future
-        assert (caught.value.task_id,) == tuple(emulator.books.tasks)
+        assert (caught.value.task_id,) == tuple(emulator.account.tasks)
         assert caught.value.external_task_id == future.external_task_id
         assert now() == pytest.approx(10, abs=0.5)
         assert (await future).task_id == caught.value.task_id
@@ -752,13 +752,13 @@ async def test_a_deadline_bounds_a_second_attempt_too() -> None:
             emulator.faults.script("query", Fault("slow_headers", seconds=5))
             began = now()
             future = other.submit(PHOTO, WIDER, key="cat", prompt=RISK, deadline=10)
-            await until(lambda: emulator.books.requests["create"] == 2)
+            await wait_for(lambda: emulator.account.requests["create"] == 2)
             slots.take(1)
             await future.finished(within=100)
             assert isinstance(future.error, DeadlineExceeded)
             assert now() - began == pytest.approx(10)
             await asyncio.sleep(0)
-            assert emulator.books.requests["create"] == 2
+            assert emulator.account.requests["create"] == 2
             assert slots.held == 1
 
 
@@ -784,7 +784,7 @@ async def test_closing_before_the_first_step_tells_everybody() -> None:
         future = kling.submit(PHOTO, WIDER)
         assert await kling.aclose() == ()
         assert isinstance(await error_of(future), NotSubmitted)
-        assert emulator.books.requests == {}
+        assert emulator.account.requests == {}
         at_rest(kling)
 
 
@@ -799,7 +799,7 @@ async def test_waiting_for_all_of_them_ends_with_all_of_them() -> None:
             kling.submit(PHOTO, WIDER)
         assert await closing == ()
         assert all(future.task and future.task.status is Status.SUCCEED for future in futures)
-        assert emulator.books.units_billed == 48
+        assert emulator.account.units_billed == 48
         at_rest(kling)
 
 
@@ -807,7 +807,7 @@ async def test_waiting_for_all_of_them_ends_with_all_of_them() -> None:
 async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
     """A client closed in the same step as the news came keeps the news."""
     path = tmp_path / "run.db"
-    async with emulated({"journal": path, "pace": Blind()}) as (emulator, kling):
+    async with emulated({"journal": path, "schedule": Blind()}) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         await future.accepted()
         await asyncio.sleep(10)
@@ -817,7 +817,7 @@ async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
         async with Journal(path) as journal:
             (job,) = [job async for job in journal.jobs()]
         assert (job.state, job.task) == (State.SUCCEEDED, news)
-        assert len(emulator.books.tasks) == 1
+        assert len(emulator.account.tasks) == 1
 
 
 @virtual_time
@@ -826,10 +826,10 @@ async def test_a_create_under_way_is_given_a_moment() -> None:
     async with emulated() as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=5))
         future = kling.submit(PHOTO, WIDER)
-        await until(lambda: emulator.books.tasks)
+        await wait_for(lambda: emulator.account.tasks)
         assert await kling.aclose() == (future,)
         assert isinstance(future.error, ClientClosed)
-        assert (future.task_id,) == tuple(emulator.books.tasks)
+        assert (future.task_id,) == tuple(emulator.account.tasks)
         async with another(emulator) as again:
             assert (await again.attach(future.any_id)).task_id == future.task_id
 
@@ -842,13 +842,13 @@ async def test_only_what_was_not_sent_can_be_taken_back() -> None:
         await running.accepted()
         waiting = kling.submit(PHOTO, WIDER)
         await asyncio.sleep(0.1)
-        assert kling._jobs.withdraw(running) is False
-        assert kling._jobs.withdraw(TaskFuture("somebody's")) is False
-        assert kling._jobs.withdraw(waiting) is True
+        assert kling._jobs.cancel(running) is False
+        assert kling._jobs.cancel(TaskFuture("somebody's")) is False
+        assert kling._jobs.cancel(waiting) is True
         assert isinstance(await error_of(waiting), NotSubmitted)
-        assert kling._jobs.withdraw(waiting) is False
+        assert kling._jobs.cancel(waiting) is False
         await running
-        assert len(emulator.books.tasks) == 1
+        assert len(emulator.account.tasks) == 1
 
 
 # ------------------------------------------------------------------ what is refused before it is sent
@@ -871,7 +871,7 @@ async def test_a_bug_leaves_nobody_waiting() -> None:
         error = await error_of(kling.submit(PHOTO, Broken()))
         assert isinstance(error, KlingError)
         assert isinstance(error.__cause__, ZeroDivisionError)
-        assert emulator.books.requests == {}
+        assert emulator.account.requests == {}
 
 
 @virtual_time
@@ -881,17 +881,17 @@ async def test_a_photo_at_a_url_has_no_known_size() -> None:
     async with emulated(fetch_seconds=0) as (emulator, kling):
         with pytest.raises(InvalidRequest, match="pass Ratios"):
             await kling.expand(url, ToAspect("16:9"))
-        assert emulator.books.requests == {}
-        assert (await kling.create(url, WIDER)).task_id in emulator.books.tasks
-        assert (await kling.create(url, Towards("left,right"))).task_id in emulator.books.tasks
-        sides = [made.ratios for made in emulator.books.tasks.values()]
+        assert emulator.account.requests == {}
+        assert (await kling.create(url, WIDER)).task_id in emulator.account.tasks
+        assert (await kling.create(url, Towards("left,right"))).task_id in emulator.account.tasks
+        sides = [made.ratios for made in emulator.account.tasks.values()]
         assert sides == [(0, 0, 0, 0.5), (0, 0, 0.25, 0.25)]
 
 
 @virtual_time
 async def test_a_service_that_is_not_there_owes_nothing() -> None:
     """Never sent for certain: the units are given back, and the journal may send it again."""
-    async with emulated({"budget": 8, "retry_budget": 5.0}) as (emulator, kling):
+    async with emulated({"budget": 8, "retry_timeout": 5.0}) as (emulator, kling):
         async with emulator.unreachable():
             assert isinstance(await error_of(kling.submit(PHOTO, WIDER)), TransportError)
         assert kling.stats.units_due == 0
@@ -908,7 +908,7 @@ async def test_a_refused_job_can_be_submitted_again(tmp_path: Path) -> None:
         second = kling.submit(PHOTO, WIDER)
         await second
         assert first.external_task_id == second.external_task_id
-        assert list(emulator.books.accepted.values()) == [1]
+        assert list(emulator.account.accepted.values()) == [1]
 
 
 @virtual_time

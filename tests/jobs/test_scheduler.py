@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_expand import ExpandRequest, KlingError, NotSubmitted, Ratios, Task, TaskFuture
-from kling_expand.scheduler import CALM, START, Bulk, Lane, Slots, WeightedSemaphore
+from kling_expand.jobs.bulk import BoundedMap
+from kling_expand.jobs.scheduler import CALM, START, Flow, Slots, WeightedSemaphore
 from kling_expand.testing import run, virtual_time
 
 
@@ -90,10 +91,10 @@ async def test_a_higher_priority_goes_first_and_a_refused_one_before_its_like() 
 @virtual_time
 async def test_lanes_take_turns() -> None:
     """A stream that has queued a thousand jobs does not keep out one that comes after it."""
-    places, served, long, short = WeightedSemaphore(1), [], Lane(), Lane()
+    places, served, long, short = WeightedSemaphore(1), [], Flow(), Flow()
 
-    async def hold(name: str, lane: Lane) -> None:
-        await places.acquire(1, lane)
+    async def hold(name: str, flow: Flow) -> None:
+        await places.acquire(1, flow)
         served.append(name)
         await asyncio.sleep(1)
         places.release(1)
@@ -238,14 +239,14 @@ class Service:
             self.open -= 1
             future.observe(Task(str(index), "succeed"))
 
-    def withdraw(self, future: TaskFuture) -> None:
+    def cancel(self, future: TaskFuture) -> None:
         self.withdrawn.append(future)
         future.fail(NotSubmitted("taken back"))
 
 
-def bulk(service: Service, **options: int | bool) -> Bulk:
-    given = {"look_ahead": 10} | options
-    return Bulk(service.submit, service.withdraw, **given)  # type: ignore[arg-type]  # options of several types
+def bulk(service: Service, **options: int | bool) -> BoundedMap:
+    given = {"prefetch": 10} | options
+    return BoundedMap(service.submit, service.cancel, **given)  # type: ignore[arg-type]  # options of several types
 
 
 @virtual_time
@@ -322,7 +323,7 @@ async def test_it_stops_after_so_many_failures() -> None:
         asyncio.get_running_loop().call_later(1, future.fail, KlingError("broken"))
 
     service = Service(ends)
-    outcomes = [outcome async for outcome in bulk(service, stop_after=3).run(numbered(1000))]
+    outcomes = [outcome async for outcome in bulk(service, max_failures=3).run(numbered(1000))]
     assert service.submitted < 20
     assert len(outcomes) == service.submitted
     assert service.withdrawn

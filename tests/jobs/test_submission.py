@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import Exchange, Loopback, loopback, refuses, task
+from support.loopback import Exchange, Loopback, loopback, refuses, task
 
-from kling_expand import images, wire
+from kling_expand.api import codec as wire
+from kling_expand.api import photo as images
+from kling_expand.api.session import Body, Session
 from kling_expand.auth import StaticKey
 from kling_expand.config import Settings
 from kling_expand.emulator import Emulator
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults.plan import Fault
 from kling_expand.errors import (
     APIError,
     DeadlineExceeded,
@@ -32,12 +34,11 @@ from kling_expand.errors import (
     TransportError,
 )
 from kling_expand.geometry import Ratios
+from kling_expand.jobs.submission import SETTLE, Submitter
 from kling_expand.models import Dialect, ExpandRequest, Task
-from kling_expand.session import Body, Session
-from kling_expand.submission import SETTLE, Submitter
 from kling_expand.testing import loop_clock, run, virtual_time
 
-PHOTO = (Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg").read_bytes()
+PHOTO = (Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg").read_bytes()
 REQUEST = ExpandRequest(PHOTO, Ratios(right=0.5))
 EVER = 10_000  # times
 
@@ -67,12 +68,12 @@ class Creating:
     @property
     def posts(self) -> int:
         """How many creates the emulator has seen."""
-        return self.emulator.books.requests["create"]
+        return self.emulator.account.requests["create"]
 
     @property
     def accepted(self) -> dict[str, int]:
         """How many tasks were made, by external id."""
-        return dict(self.emulator.books.accepted)
+        return dict(self.emulator.account.accepted)
 
 
 @asynccontextmanager
@@ -99,7 +100,7 @@ async def test_a_create_is_one_request() -> None:
     async with creating() as c:
         made = await c.create()
         assert made.external_task_id == "dog"
-        assert dict(c.emulator.books.requests) == {"create": 1}
+        assert dict(c.emulator.account.requests) == {"create": 1}
 
 
 ACCEPTED: list[Fault | str] = ["reset_after", "html_after", "truncated_json", "wrong_length"]
@@ -117,7 +118,7 @@ async def test_what_was_accepted_is_found(fault: Fault | str) -> None:
         made = await c.create()
         assert c.accepted == {"dog": 1}
         assert c.posts == 1
-        assert list(c.emulator.books.tasks) == [made.task_id]
+        assert list(c.emulator.account.tasks) == [made.task_id]
 
 
 LOST: list[Fault | str] = ["refused", "reset", "html", "empty"]
@@ -133,7 +134,7 @@ async def test_what_was_not_accepted_is_sent_again(fault: Fault | str) -> None:
         made = await c.create()
         assert c.accepted == {"dog": 1}
         assert c.posts == 2
-        assert c.emulator.books.tasks[made.task_id].external_task_id == "dog"
+        assert c.emulator.account.tasks[made.task_id].external_task_id == "dog"
         assert now() >= SETTLE
 
 
@@ -146,7 +147,7 @@ async def test_the_services_own_uniqueness_is_used(seconds: float) -> None:
         made = await c.create()
         await asyncio.sleep(60)
         assert c.accepted == {"dog": 1}
-        assert made.task_id in c.emulator.books.tasks
+        assert made.task_id in c.emulator.account.tasks
 
 
 @pytest.mark.parametrize("seconds", [3.0, 3.5, 4.0, 4.5, 4.9])
@@ -195,7 +196,7 @@ async def test_a_refusal_is_raised_at_once(code: int) -> None:
         c.script(Fault("error", code=code))
         with pytest.raises(APIError, match=str(code)):
             await c.create()
-        assert dict(c.emulator.books.requests) == {"create": 1}
+        assert dict(c.emulator.account.requests) == {"create": 1}
 
 
 @virtual_time
@@ -225,7 +226,7 @@ async def test_too_many_requests_are_waited_for_until_the_deadline() -> None:
     async with creating() as c:
         c.script(Fault("error", code=1302, retry_after="30", times=EVER))
         with pytest.raises(DeadlineExceeded):
-            await c.create(until=now() + 100)
+            await c.create(deadline_at=now() + 100)
         assert 60 <= now() <= 100
         assert c.accepted == {}
 
@@ -236,7 +237,7 @@ async def test_a_service_that_asks_for_no_pause_is_not_hammered() -> None:
     async with creating() as c:
         c.script(Fault("error", code=1302, retry_after="0", times=EVER))
         with pytest.raises(DeadlineExceeded):
-            await c.create(until=now() + 10)
+            await c.create(deadline_at=now() + 10)
         assert c.posts <= 41
 
 
@@ -294,7 +295,7 @@ async def test_a_doubt_outlives_a_parallel_limit() -> None:
         await asyncio.sleep(10)
         made = await c.create()
         assert c.accepted == {"dog": 1}
-        assert made.task_id in c.emulator.books.tasks
+        assert made.task_id in c.emulator.account.tasks
 
 
 @virtual_time
@@ -348,7 +349,7 @@ async def test_a_deadline_in_the_middle_is_unknown() -> None:
     async with creating() as c:
         c.script(Fault("slow_headers", seconds=300))
         with pytest.raises(SubmissionUnknown) as caught:
-            await c.create(until=now() + 10)
+            await c.create(deadline_at=now() + 10)
         assert caught.value.external_task_id == "dog"
         assert now() <= 11
         assert c.accepted == {"dog": 1}
@@ -360,7 +361,7 @@ async def test_a_deadline_while_looking_is_unknown() -> None:
     async with creating() as c:
         c.script("reset")
         with pytest.raises(SubmissionUnknown):
-            await c.create(until=now() + 3)
+            await c.create(deadline_at=now() + 3)
         assert now() <= 3
         assert c.posts == 1
 
@@ -371,7 +372,7 @@ async def test_a_deadline_before_the_first_try_is_only_a_deadline() -> None:
     async with creating() as c:
         await asyncio.sleep(2)
         with pytest.raises(DeadlineExceeded):
-            await c.create(until=1.0)
+            await c.create(deadline_at=1.0)
         assert c.posts == 0
 
 
@@ -433,10 +434,10 @@ async def test_a_task_is_looked_up_by_either_id() -> None:
     async with creating() as c:
         made = await c.create()
         for any_id in (made.task_id, "dog"):
-            found = await c.submitter.look_up(any_id)
+            found = await c.submitter.get_or_none(any_id)
             assert found is not None
             assert found.task_id == made.task_id
-        assert await c.submitter.look_up("cat") is None
+        assert await c.submitter.get_or_none("cat") is None
 
 
 @virtual_time
@@ -499,13 +500,13 @@ def test_no_job_is_ever_paid_twice(creates: list[Fault], lookups: list[Fault], w
             c.lookups(*lookups)
             made: Task | KlingError
             try:
-                made = await c.create(until=None if within is None else now() + within)
+                made = await c.create(deadline_at=None if within is None else now() + within)
             except (SubmissionUnknown, DeadlineExceeded) as error:
                 made = error
             await asyncio.sleep(500)  # until every late create has arrived
             if isinstance(made, Task):
                 assert c.accepted == {"dog": 1}
-                assert list(c.emulator.books.tasks) == [made.task_id]
+                assert list(c.emulator.account.tasks) == [made.task_id]
             elif isinstance(made, SubmissionUnknown):
                 assert made.external_task_id == "dog"
                 assert c.accepted in ({}, {"dog": 1})

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from pillow_heif import register_heif_opener
-from shell import COFFEE, Shell, shell
+from support.shell import COFFEE, Shell, shell
 
-from kling_expand.cli.fit import ORIENTATION, can_fit, fit, is_turned
+from kling_expand.api.photo import MAX_BYTES, load
 from kling_expand.errors import ImageError
-from kling_expand.images import MAX_BYTES, load
+from kling_expand.pictures.fit import ORIENTATION, can_fit, fit, is_turned
 
 
 @cache  # it bears the second it was made in

@@ -6,23 +6,23 @@ from typing import Any
 import pytest
 
 from kling_expand import ExpandRequest, Ratios
+from kling_expand.api.photo import load
 from kling_expand.errors import BadRequest, SubmissionUnknown
-from kling_expand.images import load
-from kling_expand.journal import Journal, State
-from kling_expand.ledger import Identity, Known, Ledger, Order
 from kling_expand.models import Image, Task
+from kling_expand.store.ledger import Identity, JobRecord, Ledger, PreparedRequest
+from kling_expand.store.sqlite import Journal, State
 
-PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 WIDER = Ratios(right=0.5)
 
 
-async def order(image: Any = PHOTO, **fields: Any) -> Order:
+async def order(image: Any = PHOTO, **fields: Any) -> PreparedRequest:
     """A request with its photo loaded."""
     request = ExpandRequest(image, WIDER, **fields)
-    return Order(request, await load(image), WIDER)
+    return PreparedRequest(request, await load(image), WIDER)
 
 
-def identity(ledger: Ledger, asked: Order) -> Identity:
+def identity(ledger: Ledger, asked: PreparedRequest) -> Identity:
     """Of a job that has one."""
     found = ledger.identify(asked)
     assert found is not None
@@ -66,8 +66,8 @@ async def test_without_a_journal_nothing_is_written() -> None:
     ledger = Ledger("monday")
     await ledger.posting("a")
     await ledger.observed("a", done("1"))
-    await ledger.gave_up("a", BadRequest("no"), refused=True)
-    await ledger.gave_up("a", SubmissionUnknown("?"), refused=False)
+    await ledger.mark_unknown_or_rejected("a", BadRequest("no"), refused=True)
+    await ledger.mark_unknown_or_rejected("a", SubmissionUnknown("?"), refused=False)
     await ledger.saved(done("1", external_task_id="a"), [])
     assert [each async for each in ledger.unfinished()] == []
 
@@ -92,7 +92,7 @@ async def test_what_happened_is_known_the_next_time(tmp_path: Path) -> None:
         ledger = Ledger("monday", journal)
         asked = await order(key="cat")
 
-        async def known() -> Known:
+        async def known() -> JobRecord:
             return await ledger.intend(identity(ledger, asked), asked, 1)
 
         any_id = (await known()).external_task_id
@@ -119,7 +119,7 @@ async def test_giving_up_is_a_refusal_or_a_doubt(tmp_path: Path, refused: bool) 
         ledger = Ledger("monday", journal)
         asked = await order(key="cat")
         any_id = (await ledger.intend(identity(ledger, asked), asked, 1)).external_task_id
-        await ledger.gave_up(any_id, BadRequest("no"), refused=refused)
+        await ledger.mark_unknown_or_rejected(any_id, BadRequest("no"), refused=refused)
         assert (await journal.counts())[State.REJECTED if refused else State.UNKNOWN] == 1
         assert len([each async for each in ledger.unfinished()]) == (0 if refused else 1)
         known = await ledger.intend(identity(ledger, asked), asked, 1)

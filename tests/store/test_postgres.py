@@ -11,7 +11,7 @@ from attrs import evolve
 from hypothesis import given, settings
 
 # The journal's own tests, by its own words: they are collected here too and meet the fixture below.
-from test_journal import (
+from store.test_sqlite import (
     FAILED,
     STEPS,
     SUCCEED,
@@ -36,11 +36,11 @@ from test_journal import (
     test_two_tasks_under_one_id_are_reported,
 )
 
-from kling_expand.contrib.cluster import Cluster
-from kling_expand.contrib.connections import Connections, listen
-from kling_expand.contrib.postgres import Ended, PostgresLedger, create_tables
 from kling_expand.errors import JournalError
-from kling_expand.journal import State
+from kling_expand.fleet.dev_server import Cluster
+from kling_expand.store.postgres import JobOutcome, PostgresStore, create_tables
+from kling_expand.store.postgres_pool import Connections, listen
+from kling_expand.store.sqlite import State
 
 __all__ = [
     "test_a_failed_task_gets_a_new_attempt",
@@ -58,7 +58,7 @@ __all__ = [
     "test_one_bad_write_leaves_the_others_alone",
     "test_two_tasks_under_one_id_are_reported",
 ]
-pytest_plugins = ["postgres"]
+pytest_plugins = ["support.postgres"]
 
 
 @pytest.fixture
@@ -71,17 +71,17 @@ async def database(dsn: str) -> AsyncIterator[Connections]:
 
 
 @pytest.fixture
-async def journal(database: Connections) -> AsyncIterator[PostgresLedger]:
-    async with PostgresLedger(database, run="r", clock=Clock()) as ledger:
+async def journal(database: Connections) -> AsyncIterator[PostgresStore]:
+    async with PostgresStore(database, run="r", clock=Clock()) as ledger:
         yield ledger
 
 
-async def another(database: Connections) -> PostgresLedger:
+async def another(database: Connections) -> PostgresStore:
     """A second worker."""
-    return await PostgresLedger(database, run="r").__aenter__()
+    return await PostgresStore(database, run="r").__aenter__()
 
 
-async def test_a_whole_job(journal: PostgresLedger, database: Connections) -> None:
+async def test_a_whole_job(journal: PostgresStore, database: Connections) -> None:
     """Each step is kept with its facts, and what it cost; another process finds it done."""
     job = await intend(journal)
     name = job.external_task_id
@@ -101,7 +101,7 @@ async def test_a_whole_job(journal: PostgresLedger, database: Connections) -> No
     assert await journal.spent() == 16
 
 
-async def test_a_worker_taken_for_dead_does_not_send(journal: PostgresLedger, database: Connections) -> None:
+async def test_a_worker_taken_for_dead_does_not_send(journal: PostgresStore, database: Connections) -> None:
     """Once another has intended the job its old owner's POST is refused before it leaves."""
     name = (await intend(journal)).external_task_id
     heir = await another(database)
@@ -115,7 +115,7 @@ async def test_a_worker_taken_for_dead_does_not_send(journal: PostgresLedger, da
     assert (job.state, job.task_id) == (State.SUBMITTED, "t1")
 
 
-async def test_many_workers_make_one_attempt(journal: PostgresLedger, dsn: str) -> None:
+async def test_many_workers_make_one_attempt(journal: PostgresStore, dsn: str) -> None:
     """First and next attempts are made once, however many want them at the same moment."""
     async with Connections(dsn, size=8) as wide:
         crowd = [await another(wide) for _ in range(8)]
@@ -126,10 +126,10 @@ async def test_many_workers_make_one_attempt(journal: PostgresLedger, dsn: str) 
     assert await states(journal) == [("k-h-2", State.FAILED)]
 
 
-async def test_runs_are_apart(journal: PostgresLedger, database: Connections) -> None:
+async def test_runs_are_apart(journal: PostgresStore, database: Connections) -> None:
     """Two runs in one database know nothing of each other's keys."""
     await intend(journal)
-    other = PostgresLedger(database, run="other", owner=7)
+    other = PostgresStore(database, run="other", owner=7)
     assert await other.find("k") is None
     assert not any((await other.counts()).values())
     job = await intend(other, external_id=lambda _: "another id")
@@ -137,7 +137,7 @@ async def test_runs_are_apart(journal: PostgresLedger, database: Connections) ->
 
 
 @pytest.mark.parametrize("state", ["submitted", "done"])
-async def test_a_restart_of_the_database_is_outlived(journal: PostgresLedger, dsn: str, state: str) -> None:
+async def test_a_restart_of_the_database_is_outlived(journal: PostgresStore, dsn: str, state: str) -> None:
     """A connection that is cut in the middle is replaced, and the call is answered all the same."""
     name = (await intend(journal)).external_task_id
     with psycopg.connect(dsn, autocommit=True) as killer:
@@ -161,9 +161,9 @@ async def test_what_cannot_pass_is_said_at_once(cluster: Cluster, dsn: str) -> N
         await Connections(nowhere).__aenter__()
     async with Connections(dsn) as database:
         with pytest.raises(JournalError, match="fleet init"):
-            await PostgresLedger(database, owner=1).counts()
+            await PostgresStore(database, owner=1).counts()
     with pytest.raises(JournalError, match="not open"):
-        await PostgresLedger(database, owner=1).counts()
+        await PostgresStore(database, owner=1).counts()
 
 
 async def test_a_database_that_stays_away_is_told(own_cluster: Cluster) -> None:
@@ -172,12 +172,12 @@ async def test_a_database_that_stays_away_is_told(own_cluster: Cluster) -> None:
         await create_tables(database)
         cluster.kill()
         with pytest.raises(JournalError, match="cannot be reached"):
-            await PostgresLedger(database, owner=1).counts()
+            await PostgresStore(database, owner=1).counts()
         await cluster.start()
-        assert not any((await PostgresLedger(database, owner=1).counts()).values())
+        assert not any((await PostgresStore(database, owner=1).counts()).values())
 
 
-async def test_outcomes_are_read_once_each(journal: PostgresLedger, dsn: str) -> None:
+async def test_outcomes_are_read_once_each(journal: PostgresStore, dsn: str) -> None:
     """A reader who goes on from the last place misses none, whatever order the writers commit in."""
     with psycopg.connect(dsn) as slow:
         slow.execute(
@@ -185,7 +185,7 @@ async def test_outcomes_are_read_once_each(journal: PostgresLedger, dsn: str) ->
             " VALUES ('r', 'slow', DEFAULT, 'succeeded', 'x', 't', '{}', '{}', 8, NULL, 1)"
         )
         await journal.ended(
-            Ended("quick", "failed", urls=("u",), files=("f",), units=None, error="bad \0 word")
+            JobOutcome("quick", "failed", urls=("u",), files=("f",), units=None, error="bad \0 word")
         )
         assert await journal.outcomes() == []  # the slow one may still be placed before it
         slow.commit()
@@ -197,7 +197,7 @@ async def test_outcomes_are_read_once_each(journal: PostgresLedger, dsn: str) ->
     assert [(e.key, e.status) for _, e in await journal.outcomes(first[-1][0])] == [("slow", "cancelled")]
 
 
-async def test_outcomes_are_in_the_order_of_numbers(journal: PostgresLedger, dsn: str) -> None:
+async def test_outcomes_are_in_the_order_of_numbers(journal: PostgresStore, dsn: str) -> None:
     """Transaction 1002 comes after 998, though "1002" comes before "998"."""
     with psycopg.connect(dsn, autocommit=True) as database:
         for seen in (7, 64, 99, 100, 101):
@@ -228,12 +228,12 @@ async def test_news_is_heard_and_missed_news_announced(dsn: str) -> None:
 
 async def follow(steps: list[tuple[str, str, str]], database: Connections, run: str) -> None:
     """The steps of the journal's model, with another worker after each restart."""
-    ledger: Any = await PostgresLedger(database, run=run).__aenter__()
+    ledger: Any = await PostgresStore(database, run=run).__aenter__()
     model = Model()
     for call, key, digest in steps:
         row = model.rows.get((key, digest))
         if call == "restart":
-            ledger = await PostgresLedger(database, run=run).__aenter__()
+            ledger = await PostgresStore(database, run=run).__aenter__()
         elif call == "intend":
             model.intend((key, digest))
             await intend(ledger, key, digest, external_id=lambda n: f"{run}-{key}-{digest}-{n}")  # noqa: B023 - called at once

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kling_expand.errors import JournalError
-from kling_expand.journal import Job, Journal, State
-from kling_expand.ledger import Records
 from kling_expand.models import BalanceDeduction, Image, Task
-from kling_expand.records import PAGE
+from kling_expand.store.ledger import Records
+from kling_expand.store.sqlite import Job, Journal, State
+from kling_expand.store.sqlite_statements import PAGE
 
 SUCCEED = Task(
     "t1",

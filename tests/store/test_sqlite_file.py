@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from kling_expand.database import Database, settle
 from kling_expand.errors import JournalError
-from kling_expand.journal import Job, Journal, State
 from kling_expand.models import Task
-from kling_expand.records import KIND
+from kling_expand.store.sqlite import Job, Journal, State
+from kling_expand.store.sqlite_file import Database, settle
+from kling_expand.store.sqlite_statements import KIND
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 async def write(journal: Journal, key: str, params: str = "{}") -> Job:
@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> Path:
 
 WRITER = """
 import asyncio, os, sys
-from kling_expand.journal import Journal
+from kling_expand.store.sqlite import Journal
 from kling_expand.models import Task
 
 async def job(journal, key):
@@ -138,7 +138,7 @@ def test_a_killed_journal_without_its_log_warns(path: Path, caplog: pytest.LogCa
 OPENER = """
 import asyncio, sys
 from kling_expand.errors import JournalError
-from kling_expand.journal import Journal
+from kling_expand.store.sqlite import Journal
 
 async def main(path):
     sys.stdin.readline()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kling_expand.records import NEXT, Job, State
+from kling_expand.store.sqlite_statements import NEXT, Job, State
 
 FINAL = {State.DONE, State.FAILED}
 

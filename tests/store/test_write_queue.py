@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kling_expand.batches import SIZE, Batches
 from kling_expand.errors import JournalError
+from kling_expand.store.write_queue import SIZE, Batches
 
 
 class Paper:

@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Locator, Page, async_playwright, expec
 
 from kling_expand.emulator import Emulator
 
-PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
+PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--no-sandbox",
@@ -80,13 +80,13 @@ class Visit:
 
     async def expand(self) -> dict[str, Any]:
         """Press Expand; the task that comes of it, as the emulator keeps it."""
-        known = set(self.emulator.books.tasks)
+        known = set(self.emulator.account.tasks)
         await self.page.click("#expand")
         await expect(self.page.locator("#task-list li")).to_have_count(len(known) + 1)
         await expect(self.page.locator("#expand")).to_be_enabled()
-        (fresh,) = set(self.emulator.books.tasks) - known
+        (fresh,) = set(self.emulator.account.tasks) - known
         await expect(self.page.locator("#result-id")).to_have_text(fresh)
-        task = self.emulator.books.tasks[fresh]
+        task = self.emulator.account.tasks[fresh]
         return {"task_id": fresh, "ratios": task.ratios, "n": task.n, "prompt": task.prompt}
 
 

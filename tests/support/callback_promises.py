@@ -19,10 +19,10 @@ from yarl import URL
 from kling_expand import KlingClient, Ratios, Status, TaskFuture
 from kling_expand.emulator import Emulator
 from kling_expand.errors import ClientClosed
-from kling_expand.pacing import ExponentialPace
+from kling_expand.jobs.poll_schedule import ExponentialSchedule
 from kling_expand.webhooks import MAX_BODY
 
-PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 GARBAGE = [
     b"",
@@ -42,7 +42,7 @@ GARBAGE = [
 
 
 # Looks in days to come, so any news there is came by a callback.
-BLIND = ExponentialPace(Random(1), first=1e6, longest=1e6)
+BLIND = ExponentialSchedule(Random(1), first=1e6, longest=1e6)
 
 
 @frozen
@@ -83,7 +83,7 @@ def signed(content: bytes, webhook_id: str = "msg_1") -> dict[str, str]:
 
 def options(emulator: Emulator, **more: Any) -> dict[str, Any]:
     """Those of a client of *emulator* that hears by callbacks alone."""
-    return {"api_key": emulator.api_key, "base_url": emulator.url, "pace": BLIND} | more
+    return {"api_key": emulator.api_key, "base_url": emulator.url, "schedule": BLIND} | more
 
 
 def emulated(**settings: Any) -> Emulator:
@@ -106,7 +106,7 @@ class Promises:
             self.serve(**options(emulator, webhook_secret=SECRET)) as site,
         ):
             result = await site.submit()
-            assert emulator.books.requests["query"] == 0
+            assert emulator.account.requests["query"] == 0
             assert [URL(image.url).origin() for image in result.images] == [URL(emulator.url)]
 
     async def test_an_unsigned_callback_makes_the_client_ask(self) -> None:
@@ -114,7 +114,7 @@ class Promises:
         async with emulated() as emulator, self.serve(**options(emulator)) as site:
             result = await site.submit()
             assert len(result.images) == 1
-            assert 1 <= emulator.books.requests["query"] <= 3
+            assert 1 <= emulator.account.requests["query"] <= 3
 
     async def test_callbacks_in_any_order_end_the_same(self) -> None:
         """Shuffled and repeated calls of several tasks end each of them once, with its own pictures."""
@@ -125,7 +125,7 @@ class Promises:
             self.serve(**options(emulator, webhook_secret=SECRET)) as site,
         ):
             results = await asyncio.gather(*(site.submit() for _ in range(4)))
-            assert emulator.books.requests["query"] == 0
+            assert emulator.account.requests["query"] == 0
             assert all(result.task_id in result.images[0].url for result in results)
 
     async def test_a_forged_call_delivers_nothing(self) -> None:
@@ -143,7 +143,7 @@ class Promises:
             assert "evil" not in result.images[0].url
             assert [await site.call(forged) for _ in range(5)] == [204] * 5
             # One for each of two forged calls and of three true ones; for those after the end, none.
-            assert 1 <= emulator.books.requests["query"] <= 2 + 3
+            assert 1 <= emulator.account.requests["query"] <= 2 + 3
 
     async def test_with_a_secret_nothing_unsigned_is_heard(self) -> None:
         """Unsigned, wrongly signed and altered calls are refused, and cost no read."""
@@ -159,7 +159,7 @@ class Promises:
             for headers in (unsigned, true_headers, true_headers | {"webhook-signature": "v1,AAAA"}):
                 assert await site.call(forged, headers) == 400
             assert not future.done()
-            assert emulator.books.requests["query"] == 0
+            assert emulator.account.requests["query"] == 0
 
     async def test_what_comes_late_or_again_changes_nothing(self) -> None:
         """After the end no news is news: not an earlier status, not another end, not the same call."""
@@ -183,7 +183,7 @@ class Promises:
             for more in ({}, {"webhook_secret": SECRET}):
                 async with self.serve(**options(emulator, **more)) as site:
                     assert {await site.call(content) for content in GARBAGE} == {400}
-            assert emulator.books.requests == {}
+            assert emulator.account.requests == {}
         assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
     async def test_a_long_body_is_not_read(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from kling_expand.contrib.cluster import Cluster
+from kling_expand.fleet.dev_server import Cluster
 
 _numbers = itertools.count(1)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
-from raw_client import SIDES, png
+from support.raw_client import SIDES, png
 
 # Rules between fields, or between calls: JSON Schema has no words for them, so 400 is right for these.
 FORESEEN = (

@@ -20,7 +20,7 @@ from kling_expand.emulator import Emulator
 
 T = TypeVar("T")
 
-PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
+PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 COFFEE, CHELSEA = str(PHOTOS / "coffee.jpg"), str(PHOTOS / "chelsea.jpg")
 NAMES = [
     f"{prefix}_{name}"

@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kling_expand.stats import Stats
+from kling_expand.cli.formatting import clean, money, show, span
+from kling_expand.events import Stats
 
-from .printing import clean, money, show, span
-from .tally import SHOWN, Tally
+from .progress import SHOWN, Progress
 
 BRIEF, QUIET = 1.0, 30.0  # seconds between two lines where there is no live board: the least, the most
 
@@ -47,7 +47,7 @@ class Board:
     def __init__(
         self,
         title: str,
-        tally: Tally,
+        progress: Progress,
         stats: Callable[[], Stats],
         *,
         budget: int | None = None,
@@ -56,7 +56,7 @@ class Board:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title = clean(title)
-        self._tally = tally
+        self._progress = progress
         self._stats = stats
         self._budget = budget
         self._json = as_json
@@ -88,10 +88,10 @@ class Board:
     ) -> None:
         if self.live:
             self._live.stop()
-            for text in self._tally.troubles:
+            for text in self._progress.troubles:
                 self.note(text)
-            if self._tally.untold:
-                self.note(f"and {self._tally.untold} before these")
+            if self._progress.untold:
+                self.note(f"and {self._progress.untold} before these")
 
     def note(self, text: str) -> None:
         """A line about the whole."""
@@ -102,7 +102,7 @@ class Board:
 
     def trouble(self, text: str) -> None:
         """Why a row failed."""
-        self._tally.trouble(text)
+        self._progress.trouble(text)
         if not self.live and not self._json:
             self.note(text)
 
@@ -114,18 +114,18 @@ class Board:
         if self._lists:
             for path in facts["files"]:
                 click.echo(path)
-        if not self.live and self._plain.due(self._tally.ended, self._tally.total, self._clock()):
-            self.note(self._tally.progress(self._stats()))
+        if not self.live and self._plain.due(self._progress.ended, self._progress.total, self._clock()):
+            self.note(self._progress.progress(self._stats()))
 
     # ------------------------------------------------------------------ the live board
 
     def __rich__(self) -> Group:
-        tally, stats = self._tally, self._stats()
-        troubles = list(tally.troubles)[-SHOWN:]
+        progress, stats = self._progress, self._stats()
+        troubles = list(progress.troubles)[-SHOWN:]
         rows: list[RenderableType] = [
             Text(self._title, "bold"),
             self._bar(stats),
-            Text(f"{stats.running} running, {stats.waiting} queued, {tally.counts()}"),
+            Text(f"{stats.running} running, {stats.waiting} queued, {progress.counts()}"),
             Text(self._money(stats), no_wrap=True, overflow="ellipsis"),
             *([Text("last troubles", "bold")] if troubles else []),
             *(Text(f"  {clean(text)}", "red", no_wrap=True, overflow="ellipsis") for text in troubles),
@@ -133,22 +133,22 @@ class Board:
         return Group(*rows, "")  # an empty line for the ^C that a terminal writes by itself
 
     def _bar(self, stats: Stats) -> Table:
-        tally, left = self._tally, self._tally.left(stats)
+        progress, left = self._progress, self._progress.left(stats)
         spent = span(self._clock() - self._began)
         bar = Table.grid(padding=(0, 2, 0, 0), expand=True)
         bar.add_column(ratio=1)
         for _ in range(3):
             bar.add_column(no_wrap=True, justify="right")
         bar.add_row(
-            ProgressBar(total=max(tally.total, 1), completed=tally.ended, complete_style="cyan"),
-            f"{tally.ended} of {tally.total}",
-            f"{100 * tally.ended // max(tally.total, 1)} %",
+            ProgressBar(total=max(progress.total, 1), completed=progress.ended, complete_style="cyan"),
+            f"{progress.ended} of {progress.total}",
+            f"{100 * progress.ended // max(progress.total, 1)} %",
             f"{spent}, about {span(left)} left" if left is not None else spent,
         )
         return bar
 
     def _money(self, stats: Stats) -> str:
-        units = self._tally.units_before + stats.units_due
+        units = self._progress.units_before + stats.units_due
         of = f" of {money(self._budget)}" if self._budget is not None else ""
         took = stats.duration.median
         tempo = f"; a task takes {took:.1f} s" if took is not None else ""

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from kling_expand.journal import Journal
+from kling_expand.cli.exit_codes import FAILED, Stop
+from kling_expand.cli.formatting import clean, show
+from kling_expand.store.sqlite import Journal
 
-from .errand import Errand
-from .failures import FAILED, Stop
 from .naming import plan
-from .printing import clean, show
+from .plan import Errand
 from .survey import PAID, Survey, known, looked_at
 
 

@@ -14,7 +14,7 @@ SILENT = 30.0  # seconds after which a worker is shown as silent
 
 
 def lines(numbers: Any) -> list[str]:
-    """The numbers, one fact a line; *numbers* is a `kling_expand.contrib.procrastinate.Numbers`."""
+    """The numbers, one fact a line; *numbers* is a `kling_expand.fleet.queue.FleetStats`."""
     return [f"{name:<9} {text}" for name, text in facts(numbers)]
 
 

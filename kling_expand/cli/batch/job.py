@@ -10,7 +10,7 @@ from attrs import define, evolve
 
 from kling_expand.client import KlingClient
 from kling_expand.errors import KlingError, SubmissionUnknown
-from kling_expand.future import TaskFuture
+from kling_expand.jobs.future import TaskFuture
 from kling_expand.models import Status, Task
 
 

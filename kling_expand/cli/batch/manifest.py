@@ -11,8 +11,8 @@ from typing import Any
 
 from attrs import frozen
 
-from .failures import Stop
-from .geometry import OPTIONS
+from kling_expand.cli.exit_codes import Stop
+from kling_expand.cli.geometry import OPTIONS
 
 FIELDS = ("image", *OPTIONS, "prompt", "n", "watermark", "name", "key")
 PHOTOS = (".png", ".jpg", ".jpeg")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from urllib.parse import urlsplit
 
+from kling_expand.downloads.filenames import names
 from kling_expand.errors import InvalidRequest
-from kling_expand.filenames import names
 from kling_expand.models import Image, Task
 
 _ENDINGS = (".png", ".jpg", ".jpeg")

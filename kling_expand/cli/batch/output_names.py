@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
-from kling_expand.filenames import SUFFIXES, Names, names
+from kling_expand.downloads.filenames import SUFFIXES, OutputPaths, names
 from kling_expand.models import Task
 
 
@@ -47,7 +47,7 @@ class Places:
         return True
 
 
-def _taken(found: Names) -> bool:
+def _taken(found: OutputPaths) -> bool:
     """Whether any of the paths is there; only the service decides the format."""
     return any(
         os.path.lexists(found.path(place, ending, watermark=mark))

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from .connection import Connection
+from kling_expand.cli.connection import Connection
+
 from .manifest import Manifest
 from .rows import Defaults, Row, rows
 
@@ -20,7 +21,7 @@ class Errand:
     output: str
     jobs: int
     budget: int | None
-    stop_after: int | None
+    max_failures: int | None
     deadline: float | None
     as_json: bool
 

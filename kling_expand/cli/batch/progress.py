@@ -4,15 +4,14 @@ from collections import deque
 
 from attrs import define, field
 
-from kling_expand.stats import Stats
-
-from .printing import span
+from kling_expand.cli.formatting import span
+from kling_expand.events import Stats
 
 SHOWN, KEPT = 3, 1000  # troubles on the screen, and listed at the end
 
 
 @define
-class Tally:
+class Progress:
     """Of `total` rows each counts once: saved now, `known` (saved before), failed, bad, or not sent."""
 
     total: int
@@ -51,7 +50,7 @@ class Tally:
             return None
         skipped = max(self.expected - self.known, 0)
         todo = max(self.total - self.ended - skipped, 0)
-        cycle = stats.duration.median + (stats.lateness.median or 0.0)  # of a slot
+        cycle = stats.duration.median + (stats.latency.median or 0.0)  # of a slot
         return todo * cycle / self.widest
 
     def counts(self) -> str:

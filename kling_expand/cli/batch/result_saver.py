@@ -9,11 +9,11 @@ from attrs import evolve, frozen
 
 from kling_expand.client import KlingClient
 from kling_expand.errors import BudgetExceeded, InvalidRequest, KlingError, NotSubmitted
-from kling_expand.future import ExpandResult
+from kling_expand.jobs.future import ExpandResult
 
 from .board import Board
-from .places import Places
-from .tally import Tally
+from .output_names import Places
+from .progress import Progress
 
 AT_ONCE = 8  # tasks whose pictures are saved at the same time
 GRACE = 10.0  # seconds to finish them once interrupted
@@ -28,18 +28,18 @@ class Item:
     names: tuple[str, ...]
 
 
-class Harvest:
+class ResultSaver:
     """Takes outcomes as they come; `sated` says that money has run out and nothing more need be sent.
 
     With *fresh*, URLs are asked for anew before they are used: a local emulator's address changes.
     """
 
     def __init__(
-        self, kling: KlingClient, places: Places, tally: Tally, board: Board, *, fresh: bool = False
+        self, kling: KlingClient, places: Places, progress: Progress, board: Board, *, fresh: bool = False
     ) -> None:
         self._kling = kling
         self._places = places
-        self._tally = tally
+        self._progress = progress
         self._board = board
         self._fresh = fresh
         self._room = asyncio.Semaphore(AT_ONCE)
@@ -51,7 +51,7 @@ class Harvest:
         if result is None:
             self._lost(item, error or KlingError("it ended without a word"))
         elif result.files:
-            self._tally.known += 1
+            self._progress.known += 1
             self._tell(item, "known", result, result.files)
         else:
             await self._room.acquire()
@@ -65,10 +65,10 @@ class Harvest:
             try:
                 await asyncio.wait(self._saving)
             except asyncio.CancelledError:
-                await self.hurry()
+                await self.poll_now()
                 raise
 
-    async def hurry(self) -> None:
+    async def poll_now(self) -> None:
         """Give what is under way a moment, and the rest up."""
         if self._saving:
             _, late = await asyncio.wait(self._saving, timeout=GRACE)
@@ -90,7 +90,7 @@ class Harvest:
             error.task_id = error.task_id or result.task_id
             self._lost(item, error, result)
             return
-        self._tally.saved += 1
+        self._progress.saved += 1
         self._tell(item, "saved", result, paths)
 
     def _lost(self, item: Item, error: KlingError, result: ExpandResult | None = None) -> None:
@@ -98,12 +98,12 @@ class Harvest:
             if isinstance(error, BudgetExceeded) and not self.sated:
                 self.sated = True
                 self._board.trouble(f"{item.label}: {error}; nothing more is sent")
-            self._tally.unsent += 1
+            self._progress.unsent += 1
             self._tell(item, "not sent", result, error=error)
             return
         bad = isinstance(error, InvalidRequest) and error.task_id is None
-        self._tally.bad += bad
-        self._tally.failed += not bad
+        self._progress.bad += bad
+        self._progress.failed += not bad
         self._board.trouble(f"{item.label}: {error.message if bad else error}")
         self._tell(item, "bad" if bad else "failed", result, error=error)
 

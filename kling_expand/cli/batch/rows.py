@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 import click
 from attrs import frozen
 
+from kling_expand.cli.geometry import EXTRAS, OPTIONS, SIDES, WAYS, geometry_of
 from kling_expand.errors import InvalidRequest
 from kling_expand.geometry import Geometry
 from kling_expand.models import ExpandRequest
 
-from .geometry import EXTRAS, OPTIONS, SIDES, WAYS, geometry_of
 from .manifest import Entry, Manifest
 
 _TRUE, _FALSE = {"true", "yes", "1"}, {"false", "no", "0"}

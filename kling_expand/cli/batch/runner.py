@@ -6,40 +6,40 @@ from contextlib import aclosing, asynccontextmanager
 
 from attrs import define, field
 
+from kling_expand.cli.exit_codes import FAILED
 from kling_expand.client import KlingClient
-from kling_expand.journal import Journal
 from kling_expand.models import ExpandRequest
+from kling_expand.store.sqlite import Journal
 
 from .board import Board
-from .errand import Errand
-from .failures import FAILED
-from .harvest import Harvest, Item, facts
-from .places import Places
-from .spent import spent
+from .output_names import Places
+from .plan import Errand
+from .progress import Progress
+from .result_saver import Item, ResultSaver, facts
 from .summary import summary
 from .survey import Survey
-from .tally import Tally
+from .usage import spent
 
 
 async def carry_out(errand: Errand, survey: Survey) -> int:
     """Do it; the exit code."""
     async with Journal(errand.journal) as journal:
         before = await spent(journal)
-        tally = Tally(survey.rows, expected=before.saved, units_before=before.due)
+        progress = Progress(survey.rows, expected=before.saved, units_before=before.due)
         try:
             async with _opened(errand, journal, before.due) as kling:
                 with Board(
                     f"{errand.manifest.name or 'photos'} to {errand.output}",
-                    tally,
+                    progress,
                     lambda: kling.stats,
                     budget=errand.budget,
                     as_json=errand.as_json,
                 ) as board:
-                    await Run(errand, survey, kling, tally, board).through()
+                    await Run(errand, survey, kling, progress, board).through()
         finally:
-            if tally.began:
-                await summary(tally, journal, errand.journal, as_json=errand.as_json)
-    return 0 if tally.well else FAILED
+            if progress.began:
+                await summary(progress, journal, errand.journal, as_json=errand.as_json)
+    return 0 if progress.well else FAILED
 
 
 @asynccontextmanager
@@ -63,37 +63,37 @@ class Run:
     errand: Errand
     survey: Survey
     kling: KlingClient
-    tally: Tally
+    progress: Progress
     board: Board
     items: dict[int, Item] = field(factory=dict)
 
     async def through(self) -> None:
         """Every row to its end. When cancelled, what was begun is brought to where it can be gone on with."""
         fresh = self.errand.connection.local
-        harvest = Harvest(self.kling, Places(self.errand.output), self.tally, self.board, fresh=fresh)
-        self.tally.began = True
+        saver = ResultSaver(self.kling, Places(self.errand.output), self.progress, self.board, fresh=fresh)
+        self.progress.began = True
         try:
-            requests = self._requests(harvest)
-            async with aclosing(self.kling.map(requests, stop_after=self.errand.stop_after)) as outcomes:
+            requests = self._requests(saver)
+            async with aclosing(self.kling.map(requests, max_failures=self.errand.max_failures)) as outcomes:
                 async for outcome in outcomes:
-                    await harvest.take(self.items.pop(outcome.index), outcome.result, outcome.error)
-            await harvest.finish()
+                    await saver.take(self.items.pop(outcome.index), outcome.result, outcome.error)
+            await saver.finish()
         except asyncio.CancelledError:
-            self.tally.interrupted = True
+            self.progress.interrupted = True
             self.board.note("interrupted: closing (again to leave at once)")
-            await harvest.hurry()
+            await saver.poll_now()
             await self.kling.aclose()
             raise
-        self.tally.unsent += self.tally.total - self.tally.ended
+        self.progress.unsent += self.progress.total - self.progress.ended
 
-    def _requests(self, harvest: Harvest) -> Iterator[ExpandRequest]:
+    def _requests(self, saver: ResultSaver) -> Iterator[ExpandRequest]:
         number = 0
         for row in self.errand.rows():
-            if harvest.sated:
+            if saver.sated:
                 return
             item = Item(row.line, row.label, self.survey.candidates(row))
             if row.request is None:  # which was told when the rows were counted
-                self.tally.bad += 1
+                self.progress.bad += 1
                 self.board.ended(facts(item, "bad", reason=row.error))
                 continue
             self.items[number] = item

@@ -9,10 +9,10 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from kling_expand.cli.formatting import clean
 from kling_expand.models import Task
 
 from .job import Job
-from .printing import clean
 
 
 class Screen:

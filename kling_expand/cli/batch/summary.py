@@ -4,46 +4,46 @@ from collections.abc import Iterator
 
 import click
 
-from kling_expand.journal import Journal
+from kling_expand.cli.formatting import clean, money, show
+from kling_expand.store.sqlite import Journal
 
-from .printing import clean, money, show
-from .spent import Spent, spent
-from .tally import Tally
+from .progress import Progress
+from .usage import Spent, spent
 
 _AGAIN = "run the same command again"
 
 
-async def summary(tally: Tally, journal: Journal, path: str, *, as_json: bool, retry: str = "") -> None:
+async def summary(progress: Progress, journal: Journal, path: str, *, as_json: bool, retry: str = "") -> None:
     """Print it: on stderr, or as one object of JSON on stdout. *retry* is how what failed is tried again."""
     found = await spent(journal)
     if as_json:
-        show({"summary": _facts(tally, found, path)})
+        show({"summary": _facts(progress, found, path)})
         return
-    for line in _lines(tally, found, path, retry):
+    for line in _lines(progress, found, path, retry):
         click.echo(clean(line), err=True)
 
 
-def _facts(tally: Tally, found: Spent, path: str) -> dict[str, object]:
+def _facts(progress: Progress, found: Spent, path: str) -> dict[str, object]:
     return {
-        "rows": tally.total,
-        "saved": tally.saved,
-        "known": tally.known,
-        "failed": tally.failed,
-        "bad": tally.bad,
-        "not_sent": tally.unsent,
-        "interrupted": tally.interrupted,
+        "rows": progress.total,
+        "saved": progress.saved,
+        "known": progress.known,
+        "failed": progress.failed,
+        "bad": progress.bad,
+        "not_sent": progress.unsent,
+        "interrupted": progress.interrupted,
         "units_billed": found.billed,
         "open_tasks": found.open,
         "journal": path,
     }
 
 
-def _lines(tally: Tally, found: Spent, path: str, retry: str) -> Iterator[str]:
-    yield f"{tally.total} rows: {tally.counts()}"
+def _lines(progress: Progress, found: Spent, path: str, retry: str) -> Iterator[str]:
+    yield f"{progress.total} rows: {progress.counts()}"
     yield f"{money(found.billed)} billed for all that is in {path}"
     if found.open:
         yield f"{found.open} tasks go on at the service, which cannot be told to cancel"
-    if tally.interrupted:
+    if progress.interrupted:
         yield f"interrupted: {_AGAIN} to go on; nothing is paid twice"
-    elif tally.failed or tally.unsent:
+    elif progress.failed or progress.unsent:
         yield retry or f"{_AGAIN} to try what failed or was not sent"

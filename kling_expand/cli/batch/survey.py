@@ -5,17 +5,18 @@ from typing import Any
 
 from attrs import define, evolve, field
 
-from kling_expand import images, wire
+from kling_expand.api import codec as wire
+from kling_expand.api import photo as images
+from kling_expand.cli.formatting import money
 from kling_expand.config import Settings
 from kling_expand.errors import KlingError
 from kling_expand.geometry import Towards
-from kling_expand.journal import Job, Journal, State
 from kling_expand.models import Dialect, ExpandRequest
 from kling_expand.ratios import Ratios
+from kling_expand.store.sqlite import Job, Journal, State
 
-from .checking import check
-from .printing import money
 from .rows import Row
+from .validation import check
 
 PAID = (State.SUBMITTED, State.SUCCEEDED, State.DONE)  # asking for such a job again costs nothing
 

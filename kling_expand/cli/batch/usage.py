@@ -2,9 +2,9 @@
 
 from attrs import define
 
-from kling_expand import wire
-from kling_expand.journal import Job, Journal, State
+from kling_expand.api import codec as wire
 from kling_expand.models import UNITS_PER_IMAGE, Task
+from kling_expand.store.sqlite import Job, Journal, State
 
 from .survey import PAID
 

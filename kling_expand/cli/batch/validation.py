@@ -6,13 +6,12 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from kling_expand import images
+from kling_expand.api import photo as images
+from kling_expand.api.photo import Photo
 from kling_expand.errors import ImageError, InvalidRequest
 from kling_expand.geometry import Towards
-from kling_expand.images import Photo
 from kling_expand.models import Dialect, ExpandRequest
-
-from .fit import can_fit, fit, is_turned
+from kling_expand.pictures.fit import can_fit, fit, is_turned
 
 _TURNED = "it is stored turned (EXIF), and the service may not turn it back: --fit does"
 
@@ -29,7 +28,7 @@ async def check(request: ExpandRequest, dialect: str | None, folder: Path | None
     """Raise now what would be raised once other photos were already paid for.
 
     With a *folder* a photo is made acceptable first, and written into it. Raises `InvalidRequest`
-    and what `kling_expand.cli.fit` raises.
+    and what `kling_expand.pictures.fit` raises.
     """
     photo = str(request.image)
     if dialect == Dialect.DIRECTION and not isinstance(request.geometry, Towards):

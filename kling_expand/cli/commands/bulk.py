@@ -4,18 +4,17 @@ from typing import Any
 
 import click
 
+from kling_expand.cli import options
+from kling_expand.cli.batch.dry_run import check_output, looked_through, read_through, rehearse
+from kling_expand.cli.batch.manifest import manifest
+from kling_expand.cli.batch.plan import Errand
+from kling_expand.cli.batch.rows import Defaults
+from kling_expand.cli.batch.runner import carry_out
+from kling_expand.cli.connection import Connection, local_options
+from kling_expand.cli.exit_codes import leave, run
+from kling_expand.cli.geometry import WAYS, default_geometry_options, geometry_of
 from kling_expand.geometry import Towards
 from kling_expand.models import ExpandRequest
-
-from . import options
-from .bulkrun import carry_out
-from .connection import Connection, local_options
-from .errand import Errand
-from .failures import leave, run
-from .geometry import WAYS, default_geometry_options, geometry_of
-from .manifest import manifest
-from .rehearsal import check_output, looked_through, read_through, rehearse
-from .rows import Defaults
 
 
 @click.command(short_help="Expand all photos of a table or directory.")
@@ -37,7 +36,10 @@ from .rows import Defaults
 )
 @click.option("--strict", is_flag=True, help="Look at every photo first, and send nothing if a row is bad.")
 @click.option(
-    "--stop-after", type=click.IntRange(min=1), metavar="N", help="Send nothing more after so many failures."
+    "--max-failures",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Send nothing more after N failures.",
 )
 @options.places
 @options.deadline

@@ -11,16 +11,16 @@ from typing import Any
 import click
 from attrs import asdict, frozen
 
-from kling_expand import __version__, wire
+from kling_expand import __version__
+from kling_expand.api import codec as wire
+from kling_expand.api.session import Session
 from kling_expand.auth import Auth, StaticKey
+from kling_expand.cli import options
+from kling_expand.cli.connection import Connection, connection_options
+from kling_expand.cli.exit_codes import FAILED, REFUSED, leave, run
+from kling_expand.cli.formatting import clean, show
 from kling_expand.config import Settings, credentials
 from kling_expand.errors import AuthenticationError, ConfigurationError, KlingError, TransportError
-from kling_expand.session import Session
-
-from . import options
-from .connection import Connection, connection_options
-from .failures import FAILED, REFUSED, leave, run
-from .printing import clean, show
 
 SKEW = 5.0  # seconds: `nbf` lies no further in the past than this (doc)
 
@@ -71,7 +71,7 @@ async def _service(connection: Connection) -> list[Finding]:
 async def _ask(auth: Auth, settings: Settings) -> list[Finding]:
     clocks: list[tuple[float, float | None]] = []
 
-    def decode(answer: wire.Answer) -> Any:
+    def decode(answer: wire.Response) -> Any:
         clocks.append((time.time(), answer.server_time))
         return wire.decode_tasks(answer)
 

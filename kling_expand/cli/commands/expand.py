@@ -8,18 +8,17 @@ from typing import Any
 
 import click
 
+from kling_expand.cli import options
+from kling_expand.cli.batch.job import Job, see_through
+from kling_expand.cli.batch.naming import plan
+from kling_expand.cli.batch.screen import Screen
+from kling_expand.cli.batch.validation import Checked, check
+from kling_expand.cli.connection import Connection, local_options
+from kling_expand.cli.exit_codes import FAILED, exit_code, leave, run
+from kling_expand.cli.formatting import clean
+from kling_expand.cli.geometry import geometry_options
 from kling_expand.geometry import Geometry
 from kling_expand.models import ExpandRequest
-
-from . import options
-from .checking import Checked, check
-from .connection import Connection, local_options
-from .failures import FAILED, exit_code, leave, run
-from .geometry import geometry_options
-from .job import Job, see_through
-from .naming import plan
-from .printing import clean
-from .screen import Screen
 
 
 @click.command(short_help="Expand photos and save the results.")

@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import asdict
 
+from kling_expand.cli import options
+from kling_expand.cli.batch.fleet_progress import lines, watch
+from kling_expand.cli.connection import WORK_SECONDS
+from kling_expand.cli.exit_codes import FAILED, Commands, Stop, leave, run
+from kling_expand.cli.formatting import clean, show
+from kling_expand.cli.geometry import geometry_options
 from kling_expand.geometry import Geometry
 from kling_expand.models import ExpandRequest
 
-from . import options
-from .connection import WORK_SECONDS
-from .failures import FAILED, Commands, Stop, leave, run
-from .fleetscreen import lines, watch
-from .geometry import geometry_options
-from .printing import clean, show
-
 if TYPE_CHECKING:
-    from kling_expand.contrib.postgres import Ended
-    from kling_expand.contrib.procrastinate import Fleet
+    from kling_expand.fleet.queue import Fleet
+    from kling_expand.store.postgres import JobOutcome
 
 EXTRA = "this needs more: pip install 'kling-expand[fleet]'"
 SLOTS = 9  # of the emulator that `up` starts
@@ -105,7 +104,7 @@ def submit(photos: tuple[str, ...], geometry: Geometry, dsn: str, name: str, **g
         leave(FAILED)
 
 
-def _tell(ended: "Ended", *, as_json: bool) -> None:
+def _tell(ended: "JobOutcome", *, as_json: bool) -> None:
     if as_json:
         show(asdict(ended))
     elif ended.status == "succeeded":
@@ -139,7 +138,7 @@ def worker(dsn: str, name: str, **given: Any) -> None:
     """
 
     async def main() -> None:
-        from kling_expand.contrib.crew import Worker
+        from kling_expand.fleet.worker import Worker
 
         async with _opened(dsn, name) as fleet:
             one = Worker(fleet, **given)
@@ -196,7 +195,7 @@ def up(workers: int, output: str) -> None:
 
 async def _up(workers: int, output: str) -> None:
     try:
-        from kling_expand.contrib.cluster import Cluster
+        from kling_expand.fleet.dev_server import Cluster
     except ImportError as error:
         raise Stop(EXTRA) from error
     from kling_expand.emulator import Emulator
@@ -243,7 +242,7 @@ async def _worker(words: Sequence[str], api_key: str) -> asyncio.subprocess.Proc
 @asynccontextmanager
 async def _opened(dsn: str, name: str) -> AsyncIterator["Fleet"]:
     try:
-        from kling_expand.contrib.procrastinate import Fleet
+        from kling_expand.fleet.queue import Fleet
     except ImportError as error:
         raise Stop(EXTRA) from error
     async with Fleet(dsn, run=name) as fleet:

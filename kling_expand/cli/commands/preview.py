@@ -8,13 +8,13 @@ from typing import Any
 import click
 from rich.console import Console
 
+from kling_expand.cli import options
+from kling_expand.cli.formatting import show
+from kling_expand.cli.geometry import geometry_options
 from kling_expand.errors import InvalidRequest, MissingExtra
 from kling_expand.geometry import Geometry
+from kling_expand.pictures.preview import draw
 
-from . import options
-from .drawing import draw
-from .geometry import geometry_options
-from .printing import show
 from .ratios import describe, facts, measure, vendor_string
 
 

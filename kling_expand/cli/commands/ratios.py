@@ -4,15 +4,14 @@ from typing import Any
 
 import click
 
-from kling_expand import images
+from kling_expand.api import photo as images
+from kling_expand.cli import options
+from kling_expand.cli.exit_codes import run
+from kling_expand.cli.formatting import show
+from kling_expand.cli.geometry import geometry_options, parse_size
 from kling_expand.errors import InvalidRequest
 from kling_expand.geometry import Geometry
 from kling_expand.ratios import Canvas, Ratios
-
-from . import options
-from .failures import run
-from .geometry import geometry_options, parse_size
-from .printing import show
 
 
 @click.command(short_help="Print the four ratios for a size or a photo.")

@@ -11,15 +11,14 @@ from typing import IO
 import click
 from attrs import define, field
 
+from kling_expand.cli import options
+from kling_expand.cli.batch.usage import Spent
+from kling_expand.cli.exit_codes import Stop, run
+from kling_expand.cli.formatting import show
+from kling_expand.cli.report.cards import card, seconds
+from kling_expand.cli.report.page import foot, head
 from kling_expand.errors import InvalidRequest, MissingExtra
-from kling_expand.journal import Job, Journal, State
-
-from . import options
-from .card import card, seconds
-from .failures import Stop, run
-from .page import foot, head
-from .printing import show
-from .spent import Spent
+from kling_expand.store.sqlite import Job, Journal, State
 
 
 @define

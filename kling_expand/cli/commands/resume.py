@@ -8,21 +8,20 @@ from typing import Any
 import click
 from attrs import define
 
+from kling_expand.cli import options
+from kling_expand.cli.batch.board import Board
+from kling_expand.cli.batch.output_names import Places
+from kling_expand.cli.batch.progress import Progress
+from kling_expand.cli.batch.result_saver import Item, ResultSaver
+from kling_expand.cli.batch.rows import stem
+from kling_expand.cli.batch.summary import summary
+from kling_expand.cli.batch.usage import spent
+from kling_expand.cli.connection import Connection, connection_options
+from kling_expand.cli.exit_codes import FAILED, Stop, leave, run
 from kling_expand.client import KlingClient
 from kling_expand.errors import KlingError
-from kling_expand.future import TaskFuture
-from kling_expand.journal import Journal, State
-
-from . import options
-from .board import Board
-from .connection import Connection, connection_options
-from .failures import FAILED, Stop, leave, run
-from .harvest import Harvest, Item
-from .places import Places
-from .rows import stem
-from .spent import spent
-from .summary import summary
-from .tally import Tally
+from kling_expand.jobs.future import TaskFuture
+from kling_expand.store.sqlite import Journal, State
 
 OPEN = (State.INTENT, State.UNKNOWN, State.SUBMITTED, State.SUCCEEDED)
 _AGAIN = "what failed for good is only tried again by what asked for it, such as `kling-expand bulk`"
@@ -63,7 +62,7 @@ async def _resume(
 ) -> int:
     async with Journal(path) as journal:
         counts, before = await journal.counts(), await spent(journal)
-        tally = Tally(sum(counts[state] for state in OPEN), units_before=before.due)
+        progress = Progress(sum(counts[state] for state in OPEN), units_before=before.due)
         async with connection.client(
             journal=journal,
             run=journal.run,
@@ -71,24 +70,24 @@ async def _resume(
             max_in_flight=jobs,
             deadline=deadline,
         ) as kling:
-            with Board(f"{path} to {output}", tally, lambda: kling.stats, as_json=as_json) as board:
-                harvest = Harvest(kling, Places(output), tally, board)
-                following = Following(kling, journal, harvest, asyncio.Semaphore(2 * jobs))
-                interrupted = await _through(following, tally, board)
-        await summary(tally, journal, path, as_json=as_json, retry=_AGAIN)
+            with Board(f"{path} to {output}", progress, lambda: kling.stats, as_json=as_json) as board:
+                saver = ResultSaver(kling, Places(output), progress, board)
+                following = Following(kling, journal, saver, asyncio.Semaphore(2 * jobs))
+                interrupted = await _through(following, progress, board)
+        await summary(progress, journal, path, as_json=as_json, retry=_AGAIN)
     if interrupted is not None:
         raise interrupted
-    return 0 if tally.well else FAILED
+    return 0 if progress.well else FAILED
 
 
-async def _through(following: "Following", tally: Tally, board: Board) -> asyncio.CancelledError | None:
+async def _through(following: "Following", progress: Progress, board: Board) -> asyncio.CancelledError | None:
     """Every job to its end; when that is interrupted, the interruption, once all is in order."""
     try:
         await following.all()
     except asyncio.CancelledError as interruption:
-        tally.interrupted = True
+        progress.interrupted = True
         board.note("interrupted: closing (again to leave at once)")
-        await following.harvest.hurry()
+        await following.saver.poll_now()
         await following.kling.aclose()
         return interruption
     return None
@@ -100,7 +99,7 @@ class Following:
 
     kling: KlingClient
     journal: Journal
-    harvest: Harvest
+    saver: ResultSaver
     room: asyncio.Semaphore
 
     async def all(self) -> None:
@@ -110,7 +109,7 @@ class Following:
             async for future in self.kling.resume():
                 group.create_task(self._follow(future))
                 await self.room.acquire()
-        await self.harvest.finish()
+        await self.saver.finish()
 
     async def _follow(self, future: TaskFuture) -> None:
         external_id = future.external_task_id or future.any_id
@@ -120,8 +119,8 @@ class Following:
         tag = hashlib.sha256(external_id.encode()).hexdigest()[:8]
         item = Item(None, source, (name, f"{name}-{tag}"))
         try:
-            await self.harvest.take(item, await future, None)
+            await self.saver.take(item, await future, None)
         except KlingError as error:
-            await self.harvest.take(item, None, error)
+            await self.saver.take(item, None, error)
         finally:
             self.room.release()

@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 
+from kling_expand.cli.exit_codes import Stop
+from kling_expand.emulator.faults.prompt_triggers import HELP
 from kling_expand.emulator.settings import options
-from kling_expand.emulator.triggers import HELP
-
-from .failures import Stop
 
 
 @click.command(short_help="Run the local emulator of the service.")

@@ -6,14 +6,13 @@ from typing import Any
 
 import click
 
+from kling_expand.cli import options
+from kling_expand.cli.connection import Connection, connection_options
+from kling_expand.cli.exit_codes import FAILED, leave, run
+from kling_expand.cli.formatting import clean, show, task_facts, task_lines, task_row
 from kling_expand.client import KlingClient
 from kling_expand.errors import KlingError
 from kling_expand.models import Status, Task
-
-from . import options
-from .connection import Connection, connection_options
-from .failures import FAILED, leave, run
-from .printing import clean, show, task_facts, task_lines, task_row
 
 
 @click.command(short_help="Show all that is known of a task.")

@@ -6,14 +6,13 @@ from typing import Any
 
 import click
 
+from kling_expand.cli import options
+from kling_expand.cli.batch.job import Job, see_through
+from kling_expand.cli.batch.screen import Screen
+from kling_expand.cli.connection import Connection, connection_options
+from kling_expand.cli.exit_codes import FAILED, leave, run
 from kling_expand.errors import KlingError
-from kling_expand.future import TaskFuture
-
-from . import options
-from .connection import Connection, connection_options
-from .failures import FAILED, leave, run
-from .job import Job, see_through
-from .screen import Screen
+from kling_expand.jobs.future import TaskFuture
 
 
 @click.command(short_help="Wait for tasks by their ids and save the results.")

@@ -8,13 +8,12 @@ from typing import Any
 import click
 from aiohttp import web
 
+from kling_expand.cli import options
+from kling_expand.cli.exit_codes import Stop, run
+from kling_expand.cli.formatting import clean, show, task_facts
 from kling_expand.config import webhook_secret
 from kling_expand.errors import WebhookError
-from kling_expand.webhooks import MAX_BODY, Call, Webhooks
-
-from . import options
-from .failures import Stop, run
-from .printing import clean, show, task_facts
+from kling_expand.webhooks import MAX_BODY, WebhookEvent, Webhooks
 
 READ_SECONDS = 30.0  # that a body may take
 
@@ -90,12 +89,12 @@ async def _receive(hooks: Webhooks, request: web.Request, *, as_json: bool) -> w
     return web.Response(status=204)
 
 
-def _facts(call: Call, request: web.Request) -> dict[str, Any]:
+def _facts(call: WebhookEvent, request: web.Request) -> dict[str, Any]:
     about = {"verified": call.verified, "repeated": call.repeated, "webhook_id": call.webhook_id}
     return about | {"path": request.path, "task": task_facts(call.task)}
 
 
-def _line(call: Call, request: web.Request) -> str:
+def _line(call: WebhookEvent, request: web.Request) -> str:
     task = call.task
     how = "verified" if call.verified else "NOT VERIFIED"
     again = ", repeated" if call.repeated else ""

@@ -3,14 +3,14 @@
 from html import escape
 from pathlib import PurePath
 
-from kling_expand import wire
+from kling_expand.api import codec as wire
+from kling_expand.cli.batch.rows import stem
+from kling_expand.cli.formatting import clean, moment, span
 from kling_expand.geometry import Towards
-from kling_expand.journal import Job, State
 from kling_expand.models import ExpandRequest, Status, Task
 from kling_expand.ratios import Ratios
+from kling_expand.store.sqlite import Job, State
 
-from .printing import clean, moment, span
-from .rows import stem
 from .thumbnails import Thumbnail, thumbnail
 
 KINDS = {

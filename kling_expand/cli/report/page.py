@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 
-from kling_expand.journal import State
+from kling_expand.cli.batch.usage import Spent
+from kling_expand.cli.formatting import clean, money, span
+from kling_expand.store.sqlite import State
 
-from .card import KINDS
-from .printing import clean, money, span
-from .spent import Spent
+from .cards import KINDS
 
 # Nothing is fetched, whatever a journal may hold.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -38,7 +38,7 @@ def foot() -> str:
 
 
 def _file(name: str) -> str:
-    return files("kling_expand.cli").joinpath(name).read_text("utf-8")
+    return files(__package__).joinpath(name).read_text("utf-8")
 
 
 def _sums(jobs: int, kinds: Mapping[str, int], spent: Spent, durations: list[float]) -> str:

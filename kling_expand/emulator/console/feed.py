@@ -13,9 +13,9 @@ from typing import Any
 
 from attrs import asdict
 
-from kling_expand.emulator.exchanges import Exchanges
+from kling_expand.emulator.http.call_log import Exchanges
 from kling_expand.emulator.service import Service
-from kling_expand.emulator.tasks import Task
+from kling_expand.emulator.state.tasks import Task
 
 SHOWN = 100  # tasks, the newest
 FAULTS = 50  # of a script, the next
@@ -35,8 +35,8 @@ class Feed:
         """Server-sent events; the last of them tells the time."""
         service = self._service
         self._now = now = service.clock.now()
-        service.books.settle(now)
-        shown = list(islice(reversed(service.books.tasks.values()), SHOWN))[::-1]
+        service.account.settle(now)
+        shown = list(islice(reversed(service.account.tasks.values()), SHOWN))[::-1]
         yield from self._tasks({task.task_id: view(task, now) for task in shown})
         calls = self._exchanges.since(self._number)
         if calls:
@@ -55,13 +55,13 @@ class Feed:
 
     def _state(self, now: float) -> dict[str, Any]:
         service = self._service
-        counts = service.books.counts()
+        counts = service.account.counts()
         del counts["accepted"]  # grows with every task
         return {
             "now": now,
             "moved": service.clock.moved,
             "slots": service.settings.slots,
-            "books": counts,
+            "account": counts,
             "faults": {route: _short(each) for route, each in service.faults.waiting().items()},
         }
 

@@ -17,14 +17,15 @@ from typing import Any
 from aiohttp import web
 from attrs import fields_dict, frozen
 
-from kling_expand.emulator import faults
-from kling_expand.emulator.answers import Answers
-from kling_expand.emulator.codes import CODES, Refusal
-from kling_expand.emulator.control import ROOT
-from kling_expand.emulator.exchanges import Exchanges
-from kling_expand.emulator.feed import Feed
-from kling_expand.emulator.headers import inspect
+from kling_expand.emulator.faults import plan as faults
+from kling_expand.emulator.http.call_log import Exchanges
+from kling_expand.emulator.http.codes import CODES, Refusal
+from kling_expand.emulator.http.control import ROOT
+from kling_expand.emulator.http.envelope import Answers
+from kling_expand.emulator.painting.image_headers import inspect
 from kling_expand.emulator.service import Service
+
+from .feed import Feed
 
 HEARTBEAT = 15.0  # seconds of silence after which a console hears that we are still here
 PAUSE = 0.05  # seconds between two turns, however much happens
@@ -94,7 +95,7 @@ class Console:
 
     async def before(self, request: web.Request) -> web.Response:
         """The picture a task was made for, as it was sent."""
-        task = self.service.books.tasks.get(request.match_info["task_id"])
+        task = self.service.account.tasks.get(request.match_info["task_id"])
         if task is None or not task.digest:
             raise Refusal(1203)
         image = await self.service.store.image(task.digest)
@@ -136,7 +137,7 @@ async def _wait(coming: asyncio.Event, seconds: float) -> None:
 @cache
 def files() -> dict[str, bytes]:
     """Everything the page is made of, by its path below `console/`."""
-    folder = resources.files(__package__) / "console"
+    folder = resources.files(__package__) / "static"
     found = {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
     samples = {f"samples/{each.name}": each.read_bytes() for each in (folder / "samples").iterdir()}
     return found | samples

@@ -9,10 +9,11 @@ from typing import Any
 from aiohttp import web
 from attrs import frozen
 
-from kling_expand.emulator.answers import Answers
-from kling_expand.emulator.bodies import Body
-from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.http.bodies import Body
+from kling_expand.emulator.http.codes import Refusal
+from kling_expand.emulator.http.envelope import Answers
+
+from .plan import Fault
 
 PAGE = "<!DOCTYPE html><html><head><title>502</title></head><body><h1>Bad Gateway</h1></body></html>"
 PIECES = 10  # of a slow body

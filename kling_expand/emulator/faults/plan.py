@@ -9,7 +9,7 @@ from typing import Any
 from attrs import asdict, field, fields, frozen
 from attrs.validators import ge, in_, instance_of, le
 
-from kling_expand.emulator.codes import CODES
+from kling_expand.emulator.http.codes import CODES
 
 ROUTES = ("create", "query", "list", "file")
 KINDS: Mapping[str, str] = {

@@ -4,8 +4,8 @@ up."""
 import re
 from collections.abc import Mapping
 
-from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.uploads import BAD_PIXELS
+from kling_expand.emulator.http.codes import Refusal
+from kling_expand.emulator.http.uploads import BAD_PIXELS
 
 RISK_CONTROL = "Failure to pass the risk control system"
 REFUSED = (1100, 1101, 1102, 1103, 1300, 1301, 1302, 1303, 1304, 5000, 5001, 5002)

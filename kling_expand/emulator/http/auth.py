@@ -9,7 +9,7 @@ from typing import Any
 
 import jwt
 
-from kling_expand.emulator.codes import Refusal
+from .codes import Refusal
 
 # Time is judged here, by a clock that can be given; an `iat` or an audience is nobody's business.
 _OPTIONS: Any = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}

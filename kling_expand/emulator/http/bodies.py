@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from kling_expand.emulator.codes import Refusal
+from .codes import Refusal
 
 PATIENCE = 4  # times the limit that is still read, so that the sender hears the answer
 

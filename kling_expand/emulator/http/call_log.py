@@ -13,8 +13,8 @@ from typing import Any
 from aiohttp import web
 from attrs import field, frozen
 
-from kling_expand.emulator.faults import ROUTES, Fault
-from kling_expand.emulator.news import News
+from kling_expand.emulator.faults.plan import ROUTES, Fault
+from kling_expand.emulator.state.change_signal import News
 
 KEPT = 100  # calls of each route
 LONGEST = 8192  # bytes of a body

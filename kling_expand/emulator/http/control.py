@@ -4,7 +4,7 @@ service.
     GET    /_emulator                 settings, counts, time, faults that wait
     GET    /_emulator/tasks           every task with all that was asked for
     POST   /_emulator/advance         {"seconds": 86400}
-    POST   /_emulator/settings        {"account": 1101, "slots": 3, …}
+    POST   /_emulator/settings        {"account_code": 1101, "slots": 3, …}
     POST   /_emulator/faults          {"route": "create", "script": ["ok", {"kind": "error", "code": 1302}]}
                                       {"route": "query", "kind": "html", "probability": 0.1}
     DELETE /_emulator/faults          nothing goes wrong any more
@@ -15,14 +15,15 @@ from typing import Any
 from aiohttp import web
 from attrs import asdict, frozen
 
-from kling_expand.emulator import faults
-from kling_expand.emulator.answers import Answers
-from kling_expand.emulator.bodies import Body
-from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.fields import parse
+from kling_expand.emulator.faults import plan as faults
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.settings import change, options
-from kling_expand.emulator.tasks import Task
+from kling_expand.emulator.state.tasks import Task
+
+from .bodies import Body
+from .codes import Refusal
+from .envelope import Answers
+from .fields import parse
 
 ROOT = "/_emulator"
 
@@ -49,21 +50,21 @@ class Control:
     async def state(self, _: web.Request) -> web.Response:
         """Settings without secrets, counts, the moved time, and the faults that wait."""
         service = self.service
-        service.books.settle(service.clock.now())
+        service.account.settle(service.clock.now())
         shown = {option.name: getattr(service.settings, option.name) for option in options() if option.repr}
         return self.answers.data(
             {
                 "now": service.clock.now(),
                 "settings": shown,
-                "books": service.books.counts(),
+                "account": service.account.counts(),
                 "faults": self.faults.waiting(),
             }
         )
 
     async def tasks(self, _: web.Request) -> web.Response:
         """Everything not yet expired, oldest first."""
-        self.service.books.settle(self.service.clock.now())
-        return self.answers.data([self._task(task) for task in self.service.books.tasks.values()])
+        self.service.account.settle(self.service.clock.now())
+        return self.answers.data([self._task(task) for task in self.service.account.tasks.values()])
 
     def _task(self, task: Task) -> dict[str, Any]:
         return {"task_status": task.status_at(self.service.clock.now())} | asdict(task)

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from attrs import frozen
 
-from kling_expand.emulator.codes import Refusal
+from .codes import Refusal
 
 
 @frozen

@@ -5,8 +5,9 @@ import zlib
 
 from aiohttp import web
 
-from kling_expand.emulator.bodies import Body
 from kling_expand.emulator.service import Service
+
+from .bodies import Body
 
 _NAME = re.compile(r"([0-8])(-watermark)?\.png")
 

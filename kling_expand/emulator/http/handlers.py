@@ -9,15 +9,18 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from attrs import frozen
 
-from kling_expand.emulator import breaking, lists, tokens
-from kling_expand.emulator.answers import Answers
-from kling_expand.emulator.background import Background
-from kling_expand.emulator.bodies import Body
-from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.exchanges import Exchanges
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults import inject as breaking
+from kling_expand.emulator.faults.plan import Fault
 from kling_expand.emulator.service import Service
-from kling_expand.emulator.tasks import Shapes
+from kling_expand.emulator.state import listing as lists
+from kling_expand.emulator.state.background import Background
+from kling_expand.emulator.state.tasks import Shapes
+
+from . import auth as tokens
+from .bodies import Body
+from .call_log import Exchanges
+from .codes import Refusal
+from .envelope import Answers
 
 Answer = Callable[[web.Request, Body], Awaitable[web.Response]]
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
@@ -36,7 +39,7 @@ class Calls:
         """`answer`, counted as `route` and exposed to its faults."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            self.service.books.requests[route] += 1
+            self.service.account.requests[route] += 1
             body = Body(request, self.service.settings.body_bytes)
             fault = self.service.faults.pick(route)
             wall, begun = self.service.clock.now(), asyncio.get_running_loop().time()
@@ -57,7 +60,7 @@ class Calls:
     ) -> web.StreamResponse:
         if fault is None:
             return await answer(request, body)
-        self.service.books.faults[fault.kind] += 1
+        self.service.account.faults[fault.kind] += 1
         return await breaking.carry_out(
             breaking.Call(
                 request=request,
@@ -106,8 +109,8 @@ class Calls:
             api_key=settings.api_key,
             now=self.service.clock.real(),
         )
-        if settings.account:
-            raise Refusal(settings.account)
+        if settings.account_code:
+            raise Refusal(settings.account_code)
         self.service.rate.enter(self.service.clock.now())
 
     def _shapes(self, request: web.Request) -> Shapes:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from kling_expand.emulator import schemas
-from kling_expand.emulator.codes import CODES
-from kling_expand.emulator.schemas import Schema
 from kling_expand.emulator.settings import Settings
+
+from . import schemas
+from .codes import CODES
+from .schemas import Schema
 
 PATHS = {"editing": "/v1/images/editing/expand", "direction": "/v1/images/expand"}
 _REQUESTS = {"editing": schemas.EDITING_REQUEST, "direction": schemas.DIRECTION_REQUEST}

@@ -5,8 +5,9 @@ import math
 from collections import deque
 from email.utils import formatdate
 
-from kling_expand.emulator.codes import Refusal
 from kling_expand.emulator.settings import Settings
+
+from .codes import Refusal
 
 
 class RateLimit:

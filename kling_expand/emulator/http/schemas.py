@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from kling_expand.emulator.codes import CODES
-from kling_expand.emulator.fields import URL
-from kling_expand.emulator.rules import DIRECTION, MOST_IMAGES, PROMPT_LENGTH, SIDES
+from .codes import CODES
+from .fields import URL
+from .validation import DIRECTION, MOST_IMAGES, PROMPT_LENGTH, SIDES
 
 Schema = dict[str, Any]
 

@@ -3,8 +3,9 @@
 import base64
 import binascii
 
-from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.headers import PictureError, inspect
+from kling_expand.emulator.painting.image_headers import PictureError, inspect
+
+from .codes import Refusal
 
 IMAGE_BYTES = 10 * 1024 * 1024
 SHORTEST_SIDE = 300

@@ -10,8 +10,8 @@ from typing import Any
 
 from attrs import field, frozen
 
-from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.fields import check_url, is_url, number, text
+from .codes import Refusal
+from .fields import check_url, is_url, number, text
 
 Ratios = tuple[float, float, float, float]
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from kling_expand.emulator.canvas import Canvas
+from .canvas import Canvas
 
 
 class UnknownEngine(ValueError):

@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from kling_expand.emulator.canvas import Canvas
-from kling_expand.emulator.painter import Engine, UnknownEngine
-from kling_expand.emulator.patches import paint_patches
+from .canvas import Canvas
+from .engine import Engine, UnknownEngine
+from .patchmatch import paint_patches
 
 __all__ = ["Engine", "UnknownEngine", "find", "paint_flat"]
 
@@ -14,7 +14,7 @@ def find(name: str) -> Engine:
     """The engine of this name: patchmatch, flat, or migan:PATH with a weights file; raises UnknownEngine."""
     kind, _, weights = name.partition(":")
     if kind == "migan":
-        from kling_expand.emulator.migan import painter  # its runtime is an extra of its own
+        from .migan import painter  # its runtime is an extra of its own
 
         return painter(weights)
     try:

@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from kling_expand.emulator.uploads import IMAGE_BYTES
+from kling_expand.emulator.http.uploads import IMAGE_BYTES
 
 REDIRECTS = 5
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kling_expand.emulator.canvas import Canvas
-from kling_expand.emulator.painter import Engine, UnknownEngine
-from kling_expand.emulator.seams import Pixels, meet
+from .canvas import Canvas
+from .engine import Engine, UnknownEngine
+from .seams import Pixels, meet
 
 
 def painter(weights: str) -> Engine:

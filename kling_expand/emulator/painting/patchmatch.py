@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kling_expand.emulator.canvas import Canvas
-from kling_expand.emulator.seams import Floats, Pixels, distance, knit, meet, mend
+from .canvas import Canvas
+from .seams import Floats, Pixels, distance, knit, meet, mend
 
 _LONG_SIDE = 704  # of the small canvas: more shows no more detail in what is copied, and costs time
 _HOLE = 100_000  # pixels to invent: time grows with these, about 25 µs each

@@ -14,9 +14,9 @@ import numpy as np
 from attrs import field, frozen
 from PIL import Image, ImageDraw, ImageFont
 
-from kling_expand.emulator.canvas import Canvas, canvas
-from kling_expand.emulator.engines import find
-from kling_expand.emulator.headers import Header, PictureError, inspect
+from .canvas import Canvas, canvas
+from .engines import find
+from .image_headers import Header, PictureError, inspect
 
 __all__ = [
     "Canvas",

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from attrs import frozen
 
-from kling_expand.emulator.rules import Ratios
-from kling_expand.emulator.worker import Painted, Worker, WorkerLost
+from kling_expand.emulator.http.validation import Ratios
+
+from .worker import Painted, Worker, WorkerLost
 
 LAZY = "flat"  # so quick that it needs no process, and no painting before somebody downloads
 
@@ -106,7 +107,7 @@ class Painter:
 
 
 def _here(key: Key, image: bytes) -> Painted:
-    from kling_expand.emulator.pictures import outpaint
+    from .pictures import outpaint
 
     picture = outpaint(image, key.ratios, seed=key.seed, engine=key.engine, watermark=key.watermark)
     return picture.data, picture.watermarked

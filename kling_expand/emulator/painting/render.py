@@ -6,27 +6,28 @@ from functools import partial
 
 from attrs import evolve
 
-from kling_expand.emulator.books import Books
-from kling_expand.emulator.clock import Clock
-from kling_expand.emulator.codes import Refusal
-from kling_expand.emulator.fetching import FetchError, fetch
-from kling_expand.emulator.headers import PictureError
-from kling_expand.emulator.painting import LAZY, Key, Painter
+from kling_expand.emulator.http.codes import Refusal
+from kling_expand.emulator.http.uploads import BAD_PIXELS, check_image
 from kling_expand.emulator.settings import Settings
-from kling_expand.emulator.store import Store
-from kling_expand.emulator.tasks import Task
-from kling_expand.emulator.uploads import BAD_PIXELS, check_image
-from kling_expand.emulator.worker import Painted, WorkerLost
+from kling_expand.emulator.state.account import Account
+from kling_expand.emulator.state.clock import Clock
+from kling_expand.emulator.state.store import Store
+from kling_expand.emulator.state.tasks import Task
+
+from .image_fetch import FetchError, fetch
+from .image_headers import PictureError
+from .queue import LAZY, Key, Painter
+from .worker import Painted, WorkerLost
 
 
 class Studio:
     """Works on any number of tasks at once, in the background."""
 
-    def __init__(self, settings: Settings, store: Store, clock: Clock, books: Books) -> None:
+    def __init__(self, settings: Settings, store: Store, clock: Clock, account: Account) -> None:
         self._settings = settings
         self._store = store
         self._clock = clock
-        self._books = books
+        self._books = account
         self._painter = Painter(workers=settings.workers)
         self._working: dict[str, asyncio.Task[None]] = {}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kling_expand.emulator.canvas import Canvas
+from .canvas import Canvas
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]

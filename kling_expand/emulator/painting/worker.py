@@ -11,11 +11,12 @@ import sys
 from contextlib import suppress
 from typing import IO, Any
 
-from kling_expand.emulator.headers import PictureError
-from kling_expand.emulator.rules import Ratios
+from kling_expand.emulator.http.validation import Ratios
+
+from .image_headers import PictureError
 
 Painted = tuple[bytes, bytes | None]  # the picture, and its marked copy where one was asked for
-_START = "import sys; sys.path[:] = {path!r}; from kling_expand.emulator.worker import main; main()"
+_START = "import sys; sys.path[:] = {path!r}; from kling_expand.emulator.painting.worker import main; main()"
 
 
 class WorkerLost(Exception):
@@ -89,7 +90,7 @@ def main() -> None:
 
 def serve(asks: IO[bytes], answers: IO[bytes]) -> None:
     """Paint what is asked; an error of any kind is an answer too, so that one bad picture costs one task."""
-    from kling_expand.emulator.pictures import outpaint
+    from .pictures import outpaint
 
     with suppress(EOFError):
         while True:

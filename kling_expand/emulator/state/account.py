@@ -11,12 +11,12 @@ from typing import Any
 
 from attrs import define, field
 
-from kling_expand.emulator.news import News
-from kling_expand.emulator.tasks import UNITS_PER_IMAGE, Task
+from .change_signal import News
+from .tasks import UNITS_PER_IMAGE, Task
 
 
 @define(eq=False)
-class Books:
+class Account:
     """All numbers are since the start of the process, `tasks` is everything not yet expired, oldest first."""
 
     life_seconds: float

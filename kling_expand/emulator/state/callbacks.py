@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 import aiohttp
 from attrs import frozen
 
-from kling_expand.emulator import signing
-from kling_expand.emulator.background import Background
 from kling_expand.emulator.service import Service
-from kling_expand.emulator.tasks import Shapes, Task
+
+from . import signing
+from .background import Background
+from .tasks import Shapes, Task
 
 PATIENCE = 10.0  # for one answer
 
@@ -55,7 +56,7 @@ class Callbacks:
         if task.starts > task.created:
             yield self._message(task, task.created)
         await clock.until(task.starts)
-        task = self._service.books.tasks.get(task.task_id, task)
+        task = self._service.account.tasks.get(task.task_id, task)
         if task.status_at(task.starts) == "processing":
             yield self._message(task, task.starts)
         task = await self._service.studio.prepared(task)
@@ -79,14 +80,14 @@ class Callbacks:
             await self._deliver(message)
 
     async def _deliver(self, message: Message) -> None:
-        books = self._service.books
+        account = self._service.account
         for attempt in range(self._service.settings.callback_attempts):
             if attempt:
                 await asyncio.sleep(self._service.settings.callback_pause * 2 ** (attempt - 1))
             if await self._post(message):
-                books.callbacks["delivered"] += 1
+                account.callbacks["delivered"] += 1
                 return
-        books.callbacks["given up"] += 1
+        account.callbacks["given up"] += 1
 
     async def _post(self, message: Message) -> bool:
         secret = self._service.settings.webhook_secret

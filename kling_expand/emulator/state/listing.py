@@ -7,9 +7,10 @@ from typing import Self
 
 from attrs import evolve, frozen
 
-from kling_expand.emulator.codes import Refusal
+from kling_expand.emulator.http.codes import Refusal
 from kling_expand.emulator.settings import Settings
-from kling_expand.emulator.tasks import Task
+
+from .tasks import Task
 
 
 @frozen

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from kling_expand.emulator.tasks import Task, dump, load
+from .tasks import Task, dump, load
 
 _TABLES = """
     CREATE TABLE IF NOT EXISTS tasks (task_id TEXT PRIMARY KEY, body TEXT NOT NULL);

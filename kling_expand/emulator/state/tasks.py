@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
-from kling_expand.emulator.rules import Ratios
+from kling_expand.emulator.http.validation import Ratios
 
 UNITS_PER_IMAGE = 8
 DOLLARS_PER_IMAGE = 0.028

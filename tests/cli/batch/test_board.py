@@ -9,33 +9,33 @@ from typing import Any
 import pytest
 from attrs import evolve
 from rich.console import Console
-from shell import CHELSEA, COFFEE, shell
+from support.shell import CHELSEA, COFFEE, shell
 
-from kling_expand.cli.board import Board
-from kling_expand.cli.printing import money, span
-from kling_expand.cli.tally import KEPT, Tally
-from kling_expand.stats import Quantiles
-from kling_expand.stats import Tally as Counts
+from kling_expand.cli.batch.board import Board
+from kling_expand.cli.batch.progress import KEPT, Progress
+from kling_expand.cli.formatting import money, span
+from kling_expand.events import Quantiles
+from kling_expand.events import StatsCollector as Counts
 
 IDLE = Counts().stats(waiting=0, running=0, units_due=0)
-BUSY = evolve(IDLE, running=9, waiting=4, units_due=80, duration=Quantiles(10.0), lateness=Quantiles(0.5))
+BUSY = evolve(IDLE, running=9, waiting=4, units_due=80, duration=Quantiles(10.0), latency=Quantiles(0.5))
 
 
-def seen(tally: Tally, width: int = 80, **options: Any) -> str:
+def seen(progress: Progress, width: int = 80, **options: Any) -> str:
     """What the live board shows on a terminal of this width."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with console.capture() as capture:
-        board = Board("m.csv to out", tally, lambda: BUSY, console=console, clock=lambda: 5.0, **options)
+        board = Board("m.csv to out", progress, lambda: BUSY, console=console, clock=lambda: 5.0, **options)
         console.print(board.__rich__())
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get())
 
 
 def test_the_board_tells_all_there_is_to_know() -> None:
     """How far, how long, what runs, what it costs, and the newest troubles only."""
-    tally = Tally(100, saved=40, failed=5, units_before=20)
+    progress = Progress(100, saved=40, failed=5, units_before=20)
     for number in range(5):
-        tally.trouble(f"line {number}: \x1b[2Jno")
-    text = seen(tally, budget=1000)
+        progress.trouble(f"line {number}: \x1b[2Jno")
+    text = seen(progress, budget=1000)
     assert "45 of 100  45 %  0 s, about 1:04 left" in text
     assert "9 running, 4 queued, 40 saved, 5 failed" in text
     assert "100 units ($0.35) of 1000 units ($3.50) spent or due; a task takes 10.0 s" in text
@@ -46,42 +46,42 @@ def test_the_board_tells_all_there_is_to_know() -> None:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """A long reason is cut; the whole of it is told at the end."""
-    tally = Tally(3)
-    tally.trouble("line 1: " + "x" * 500)
-    assert max(map(len, seen(tally, width).splitlines())) <= width
+    progress = Progress(3)
+    progress.trouble("line 1: " + "x" * 500)
+    assert max(map(len, seen(progress, width).splitlines())) <= width
 
 
 def test_before_anything_has_ended_no_time_is_promised() -> None:
     """Nor is a share of nothing worked out."""
-    assert Tally(10).left(IDLE) is None
-    assert "0 of 0" in seen(Tally(0))
+    assert Progress(10).left(IDLE) is None
+    assert "0 of 0" in seen(Progress(0))
 
 
 def test_time_left_is_what_slots_will_take() -> None:
     """Work over slots; rows that are known to be saved take none; a pause in the middle changes nothing."""
-    assert Tally(90).left(BUSY) == pytest.approx(90 * 10.5 / 9)
-    tally = Tally(90, expected=50, known=10)
-    assert tally.left(BUSY) == pytest.approx(40 * 10.5 / 9)
-    assert tally.left(evolve(BUSY, running=1)) == tally.left(BUSY)
-    assert Tally(90, expected=200).left(BUSY) == 0
+    assert Progress(90).left(BUSY) == pytest.approx(90 * 10.5 / 9)
+    progress = Progress(90, expected=50, known=10)
+    assert progress.left(BUSY) == pytest.approx(40 * 10.5 / 9)
+    assert progress.left(evolve(BUSY, running=1)) == progress.left(BUSY)
+    assert Progress(90, expected=200).left(BUSY) == 0
 
 
 def test_troubles_are_kept_within_bounds() -> None:
     """A million failures are counted, and the newest listed."""
-    tally = Tally(0)
+    progress = Progress(0)
     for number in range(KEPT + 7):
-        tally.trouble(str(number))
-    assert (len(tally.troubles), tally.untold, tally.troubles[-1]) == (KEPT, 7, str(KEPT + 6))
+        progress.trouble(str(number))
+    assert (len(progress.troubles), progress.untold, progress.troubles[-1]) == (KEPT, 7, str(KEPT + 6))
 
 
 def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     """Not more often than each second, not less than each half minute, and with each twentieth between."""
     now = 0.0
-    tally = Tally(100)
-    board = Board("x", tally, lambda: IDLE, clock=lambda: now)
+    progress = Progress(100)
+    board = Board("x", progress, lambda: IDLE, clock=lambda: now)
     said = []
     for now in (0.5, 0.9, 1.0, 1.5, 2.5, 3.0, 40.0, 40.5):
-        tally.saved += 5 if now != 40.0 else 1
+        progress.saved += 5 if now != 40.0 else 1
         board.ended({"files": []})
         said.append(bool(capsys.readouterr().err))
     assert said == [False, False, True, False, True, False, True, False]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand.cli.failures import Stop
-from kling_expand.cli.manifest import FIELDS, Entry, Manifest, manifest, unknown
+from kling_expand.cli.batch.manifest import FIELDS, Entry, Manifest, manifest, unknown
+from kling_expand.cli.exit_codes import Stop
 
 
 def listed(path: Path, text: str) -> list[Entry]:

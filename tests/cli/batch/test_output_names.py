@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from kling_expand.cli.places import Places
+from kling_expand.cli.batch.output_names import Places
 from kling_expand.models import Image, Task
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from kling_expand import ExpandRequest, Ratios, ToAspect, ToSize, Towards
+from kling_expand.cli.batch.manifest import Entry, Manifest
+from kling_expand.cli.batch.rows import Defaults, Row, _row
+from kling_expand.cli.batch.survey import Survey
 from kling_expand.cli.geometry import OPTIONS
-from kling_expand.cli.manifest import Entry, Manifest
-from kling_expand.cli.rows import Defaults, Row, _row
-from kling_expand.cli.survey import Survey
 
 LISTED = Manifest("jobs/m.csv", "table")
 

@@ -4,11 +4,11 @@ import json
 import re
 from pathlib import Path
 
-from shell import CHELSEA, COFFEE, shell
+from support.shell import CHELSEA, COFFEE, shell
 
-from kling_expand.cli.connection import _pace
-from kling_expand.cli.printing import clean, moment
-from kling_expand.emulator.faults import Fault
+from kling_expand.cli.connection import _schedule
+from kling_expand.cli.formatting import clean, moment
+from kling_expand.emulator.faults.plan import Fault
 
 
 def test_a_terminal_sees_progress_and_then_the_paths(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_times_that_make_no_sense_are_shown_as_they_are() -> None:
 
 def test_only_what_is_on_this_machine_is_asked_often() -> None:
     """A service that serves many is asked at the library's own pace."""
-    assert _pace("https://api.example.com") is None
-    assert _pace("http://127.0.0.1:8080") is not None
+    assert _schedule("https://api.example.com") is None
+    assert _schedule("http://127.0.0.1:8080") is not None
 
 
 def test_a_url_can_be_a_photo(tmp_path: Path) -> None:

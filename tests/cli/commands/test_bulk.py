@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shell import CHELSEA, COFFEE, Shell, shell
-from test_cli_interrupted import press
+from cli.test_interrupted import press
+from support.shell import CHELSEA, COFFEE, Shell, shell
 
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults.plan import Fault
 
 ROWS = 300
 
@@ -33,7 +33,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
     )
     arguments = ["bulk", manifest, "--jobs", 60, "-o", tmp_path / "out"]
     with shell(slots=60, work_seconds=0.02) as kling:
-        books = kling.emulator.books
+        account = kling.emulator.account
         with kling.start(*arguments) as process:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -52,8 +52,8 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
         again = kling(*arguments, "--json")
         assert again.exit_code == 0, again.stdout
         rows, summary = told(again.stdout)
-        assert (len(books.tasks), books.units_billed) == (ROWS, 8 * ROWS)
-        assert max(books.accepted.values()) == 1
+        assert (len(account.tasks), account.units_billed) == (ROWS, 8 * ROWS)
+        assert max(account.accepted.values()) == 1
     files = {path for row in rows for path in row["files"]}
     assert len(files) == ROWS == len(list((tmp_path / "out").iterdir()))
     assert sorted(row["line"] for row in rows) == list(range(2, ROWS + 2))
@@ -77,7 +77,7 @@ def test_bad_rows_are_told_and_stop_nobody(tmp_path: Path) -> None:
     with shell() as kling:
         done = kling("bulk", manifest, "-o", tmp_path / "out")
         assert (done.exit_code, len(done.stdout.splitlines())) == (1, 2)
-        assert kling.emulator.books.units_billed == 16
+        assert kling.emulator.account.units_billed == 16
     assert done.stderr.count(f"line 3 ({COFFEE})") == 1
     assert done.stderr.count("line 4 (gone.jpg)") == 1
     assert "no such file" in done.stderr
@@ -90,7 +90,7 @@ def test_strict_sends_nothing_if_a_photo_is_bad(tmp_path: Path) -> None:
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", "gone.jpg,1,")
     with shell() as kling:
         done = kling("bulk", manifest, "--strict", "-o", tmp_path / "out")
-        assert (done.exit_code, kling.emulator.books.tasks) == (2, {})
+        assert (done.exit_code, kling.emulator.account.tasks) == (2, {})
         assert "1 of 2 rows cannot be sent" in done.stderr
         good = kling("bulk", COFFEE, "--up", 0.5, "--strict", "--journal", tmp_path / "j", "-o", tmp_path)
         assert good.exit_code == 0
@@ -106,10 +106,10 @@ def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
     with shell() as kling:
         kling("bulk", manifest, "-o", tmp_path / "out")
-        requests = kling.emulator.books.requests.copy()
+        requests = kling.emulator.account.requests.copy()
         table(manifest, f"{CHELSEA},0.5,", f"{COFFEE},0.6,", f"{COFFEE},0.5,")
         dry = kling("bulk", manifest, "--dry-run", "--json")
-        assert kling.emulator.books.requests == requests
+        assert kling.emulator.account.requests == requests
     assert dry.exit_code == 0
     assert json.loads(dry.stdout) == {"rows": 3, "good": 3, "bad": 0, "paid": 2, "units": 8}
 
@@ -133,7 +133,7 @@ def test_an_edited_manifest_only_pays_for_what_is_new(tmp_path: Path) -> None:
         done = kling("bulk", tmp_path / "n.csv", "--journal", f"{manifest}.journal", "-o", tmp_path / "out")
         assert len(set(done.stdout.split())) == 1
         again = kling("bulk", manifest, "-o", tmp_path / "out")
-        assert kling.emulator.books.units_billed == 16
+        assert kling.emulator.account.units_billed == 16
     assert (again.exit_code, len(set(again.stdout.split()))) == (0, 2)
     assert Path(first.strip()).read_bytes() == content
     assert len(list((tmp_path / "out").iterdir())) == 2
@@ -146,7 +146,7 @@ def test_rows_that_ask_for_the_same_are_one_task(tmp_path: Path) -> None:
     )
     with shell() as kling:
         done = kling("bulk", manifest, "-o", tmp_path / "out")
-        assert (done.exit_code, kling.emulator.books.units_billed) == (0, 16)
+        assert (done.exit_code, kling.emulator.account.units_billed) == (0, 16)
     assert len(set(done.stdout.split())) == 2
 
 
@@ -160,7 +160,7 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
         assert "2 rows: 1 saved, 1 failed" in done.stderr
         assert "run the same command again to try" in done.stderr
         rows, summary = told(kling("bulk", manifest, "-o", tmp_path / "out", "--json").stdout)
-        assert (len(kling.emulator.books.tasks), kling.emulator.books.units_billed) == (3, 8)
+        assert (len(kling.emulator.account.tasks), kling.emulator.account.units_billed) == (3, 8)
     assert [(row["line"], row["outcome"]) for row in sorted(rows, key=lambda row: row["line"])] == [
         (2, "known"),
         (3, "failed"),
@@ -177,7 +177,7 @@ def test_a_budget_is_the_journals(tmp_path: Path) -> None:
             done = kling("bulk", manifest, "--budget", 20, "-o", tmp_path / "out", "--jobs", 2)
             assert done.exit_code == 1
             assert "nothing more is sent" in done.stderr
-            assert kling.emulator.books.units_billed == 16
+            assert kling.emulator.account.units_billed == 16
         assert "30 rows: 0 saved, 2 already done, 28 not sent" in done.stderr
 
 
@@ -185,8 +185,8 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
     """What was not sent by then is not sent any more."""
     manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,emulate-1301 {row}" for row in range(30)))
     with shell() as kling:
-        done = kling("bulk", manifest, "--stop-after", 2, "--jobs", 1, "-o", tmp_path / "out")
-        assert kling.emulator.books.requests["create"] < 10
+        done = kling("bulk", manifest, "--max-failures", 2, "--jobs", 1, "-o", tmp_path / "out")
+        assert kling.emulator.account.requests["create"] < 10
     assert done.exit_code == 1
     assert "not sent" in done.stderr.splitlines()[-3]
 
@@ -226,7 +226,7 @@ def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None
         kling.emulator.faults.script("file", Fault("slow_body", seconds=1.0))
         arguments = ["bulk", COFFEE, "--up", 0.5, "--journal", tmp_path / "j", "-o", tmp_path / "out"]
         with kling.start(*arguments) as process:
-            while not kling.emulator.books.requests["file"]:
+            while not kling.emulator.account.requests["file"]:
                 assert process.poll() is None
             press(process)
             assert process.stdout is not None

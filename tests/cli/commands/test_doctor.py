@@ -4,10 +4,10 @@ import json
 
 import pytest
 from click.testing import Result
-from shell import Shell, shell
+from support.shell import Shell, shell
 
-from kling_expand.cli.doctor import _by_extra, _clock, _extra
-from kling_expand.emulator.faults import Fault
+from kling_expand.cli.commands.doctor import _by_extra, _clock, _extra
+from kling_expand.emulator.faults.plan import Fault
 
 
 def verdicts(done: Result) -> dict[str, bool | None]:
@@ -19,7 +19,7 @@ def test_all_well_costs_nothing() -> None:
     """Exit code 0, no task made, no secret shown."""
     with shell() as kling:
         done = kling("doctor")
-        assert kling.emulator.books.tasks == {}
+        assert kling.emulator.account.tasks == {}
         secret = kling.emulator.api_key
         found = verdicts(kling("doctor", "--json"))
     assert done.exit_code == 0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shell import CHELSEA, COFFEE, Shell, shell
+from support.shell import CHELSEA, COFFEE, Shell, shell
 
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults.plan import Fault
 
 
 def test_the_paths_of_the_results_are_all_that_stdout_holds(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_the_paths_of_the_results_are_all_that_stdout_holds(tmp_path: Path) -> N
         assert "processing" in done.stderr or "succeed" in done.stderr
         with Image.open(tmp_path / "coffee-0.png") as picture:
             assert abs(picture.width * 9 / 16 - picture.height) <= 1
-        assert kling.emulator.books.units_billed == 16
+        assert kling.emulator.account.units_billed == 16
 
 
 def test_without_an_account_the_command_brings_its_own_service(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_json_says_everything_of_each_photo(tmp_path: Path) -> None:
         assert {facts["units"] for facts in objects.values()} == {"8"}
         assert objects[COFFEE]["files"] == [str(tmp_path / "coffee-0.png")]
         assert objects[COFFEE]["error"] is None
-        assert set(kling.emulator.books.tasks) == {facts["task_id"] for facts in objects.values()}
+        assert set(kling.emulator.account.tasks) == {facts["task_id"] for facts in objects.values()}
     assert done.stderr == ""
 
 
@@ -120,7 +120,7 @@ def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path) -> None:
     before = (tmp_path / "dog-0.png").read_bytes()
     with shell() as kling:
         done = kling("expand", tmp_path / "dog.png", tmp_path / "dog-0.png", "--up", 1, "-o", tmp_path)
-        assert kling.emulator.books.tasks == {}
+        assert kling.emulator.account.tasks == {}
     assert (done.exit_code, (tmp_path / "dog-0.png").read_bytes()) == (2, before)
     assert "would replace" in done.stderr
 
@@ -133,7 +133,7 @@ def test_a_deadline_is_no_loss(tmp_path: Path) -> None:
         resume = done.stderr.strip().splitlines()[-1].removeprefix("resume with: kling-expand ")
         kling.within(kling.emulator.advance, 700)
         again = kling(*resume.split())
-        assert (again.exit_code, kling.emulator.books.units_billed) == (0, 8)
+        assert (again.exit_code, kling.emulator.account.units_billed) == (0, 8)
         assert Path(again.stdout.strip()).parent == tmp_path
 
 
@@ -143,7 +143,7 @@ def test_the_other_dialect_can_be_spoken(tmp_path: Path) -> None:
         arguments = ["expand", COFFEE, "--direction", "left,top", "--ratio", 1.4, "-o", tmp_path]
         for dialect in ("editing", "direction"):
             assert kling(*arguments, "--dialect", dialect).exit_code == 0
-        assert len(kling.emulator.books.tasks) == 2
+        assert len(kling.emulator.account.tasks) == 2
 
 
 def test_a_watermarked_copy_lies_beside_the_picture(tmp_path: Path) -> None:

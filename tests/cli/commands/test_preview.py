@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shell import COFFEE, Shell
+from support.shell import COFFEE, Shell
 
-from kling_expand.cli.drawing import FRAME, LARGEST, SMALLEST
+from kling_expand.pictures.preview import FRAME, LARGEST, SMALLEST
 
 kling = Shell()
 COMMAND = ("preview", COFFEE, "--up", 0.5)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from shell import COFFEE, Shell
+from support.shell import COFFEE, Shell
 
 from kling_expand import Ratios, Towards
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shell import CHELSEA, COFFEE, Shell, shell
+from support.shell import CHELSEA, COFFEE, Shell, shell
 
-from kling_expand.cli.card import seconds
-from kling_expand.cli.thumbnails import thumbnail
+from kling_expand.cli.report.cards import seconds
+from kling_expand.cli.report.thumbnails import thumbnail
 from kling_expand.models import Task
 
 NASTY = "</script><img src=https://evil.example/x onerror=alert(1)> \u202e \" '"

@@ -4,8 +4,8 @@ import asyncio
 import json
 from pathlib import Path
 
-from shell import CHELSEA, COFFEE, Shell, shell
-from test_cli_interrupted import press
+from cli.test_interrupted import press
+from support.shell import CHELSEA, COFFEE, Shell, shell
 
 from kling_expand import KlingClient, Ratios
 
@@ -34,7 +34,7 @@ def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
         done = kling("resume", tmp_path / "j", "-o", tmp_path / "out")
         assert done.exit_code == 0, done.stderr
         again = kling("resume", tmp_path / "j", "-o", tmp_path / "out", "--json")
-        assert (len(kling.emulator.books.tasks), kling.emulator.books.units_billed) == (3, 24)
+        assert (len(kling.emulator.account.tasks), kling.emulator.account.units_billed) == (3, 24)
     assert "3 rows: 3 saved" in done.stderr
     paths = {Path(line).name for line in done.stdout.splitlines()}
     assert len(paths) == 3
@@ -58,9 +58,9 @@ def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
     """Code 130, no traceback, and what goes on is counted."""
     with shell(work_seconds=600) as kling:
         begin(kling, tmp_path / "j", COFFEE, CHELSEA)
-        reads = kling.emulator.books.requests.total()
+        reads = kling.emulator.account.requests.total()
         with kling.start("resume", tmp_path / "j", "-o", tmp_path / "out") as process:
-            while kling.emulator.books.requests.total() == reads:
+            while kling.emulator.account.requests.total() == reads:
                 assert process.poll() is None
             press(process)
             assert process.stderr is not None
@@ -70,7 +70,7 @@ def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
         assert "2 tasks go on at the service" in err
         kling.within(kling.emulator.advance, 700)
         assert kling("resume", tmp_path / "j", "-o", tmp_path / "out").exit_code == 0
-        assert kling.emulator.books.units_billed == 16
+        assert kling.emulator.account.units_billed == 16
 
 
 def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:

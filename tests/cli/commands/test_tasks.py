@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from shell import CHELSEA, COFFEE, Shell, shell
+from support.shell import CHELSEA, COFFEE, Shell, shell
 
-from kling_expand.emulator.faults import Fault
+from kling_expand.emulator.faults.plan import Fault
 
 
 def ids(kling: Shell) -> list[str]:
     """The ids of all tasks, oldest first."""
-    return list(kling.emulator.books.tasks)
+    return list(kling.emulator.account.tasks)
 
 
 def submitted(kling: Shell, *photos: str) -> list[str]:

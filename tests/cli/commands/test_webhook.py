@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
-from shell import COFFEE, Shell, shell
+from support.shell import COFFEE, Shell, shell
 
 from kling_expand import KlingClient, Ratios
 

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from browsing import PHOTOS, Visit, chromium, visiting
 from PIL import Image
 from playwright.async_api import Browser, expect
-from raw_client import SIDES, png
+from support.browsing import PHOTOS, Visit, chromium, visiting
+from support.raw_client import SIDES, png
 
 from kling_expand import KlingClient, Ratios, ToAspect
 from kling_expand.errors import GeometryError
@@ -61,7 +61,7 @@ async def test_a_photo_is_expanded(browser: Browser) -> None:
         await page.get_by_role("button", name="Image 2").click()
         await expect(page.locator(".save")).to_have_attribute("download", f"{task['task_id']}-1.png")
         assert await natural_size(visit, ".original") == [600, 400]
-        assert visit.emulator.books.requests == {"create": 1}, "looking is not counted as a client's call"
+        assert visit.emulator.account.requests == {"create": 1}, "looking is not counted as a client's call"
 
 
 async def natural_size(visit: Visit, selector: str) -> Any:
@@ -386,7 +386,7 @@ async def test_the_code_does_what_the_button_does(browser: Browser, tmp_path: Pa
         (tmp_path / "program.py").write_text(python, encoding="utf-8")
         await outcome([sys.executable, "program.py"], tmp_path)
         assert len(list((tmp_path / "out").iterdir())) == 2
-        tasks = visit.emulator.books.tasks.values()
+        tasks = visit.emulator.account.tasks.values()
         assert [(task.ratios, task.n, task.prompt) for task in tasks] == [((0, 0.125, 0.3, 0), 2, prompt)] * 3
         assert len({task.digest for task in tasks}) == 1
 
@@ -499,7 +499,7 @@ async def test_a_lost_answer_makes_no_second_task(browser: Browser) -> None:
         await visit.page.click("#expand")
         await expect(visit.page.locator("#result-badge")).to_have_text("Queued")
         await expect(visit.page.locator("#order-error")).to_contain_text("connection was cut")
-        assert len(visit.emulator.books.tasks) == 1
+        assert len(visit.emulator.account.tasks) == 1
 
 
 async def test_every_documented_fault_can_be_added(browser: Browser) -> None:

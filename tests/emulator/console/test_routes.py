@@ -15,17 +15,17 @@ from aiohttp.test_utils import make_mocked_request
 from aiohttp.web import Request, Response
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_client import EDITING, Caller, calling, order, png
+from support.raw_client import EDITING, Caller, calling, order, png
 
 import kling_expand.emulator
 from kling_expand.emulator import Emulator
-from kling_expand.emulator.console import files
-from kling_expand.emulator.exchanges import KEPT, LONGEST, shortened
-from kling_expand.emulator.faults import FILE_ONLY, KINDS
-from kling_expand.emulator.feed import FAULTS, SHOWN
-from kling_expand.emulator.guard import guard, is_loopback
+from kling_expand.emulator.console.feed import FAULTS, SHOWN
+from kling_expand.emulator.console.routes import files
+from kling_expand.emulator.faults.plan import FILE_ONLY, KINDS
+from kling_expand.emulator.http.call_log import KEPT, LONGEST, shortened
+from kling_expand.emulator.http.same_origin import guard, is_loopback
 
-FOLDER = Path(kling_expand.emulator.__file__).parent / "console"
+FOLDER = Path(kling_expand.emulator.__file__).parent / "console" / "static"
 WALLS = ["/", "/console/main.js", "/_emulator", "/_emulator/console", "/_emulator/events", "/_emulator/tasks"]
 
 
@@ -228,7 +228,7 @@ async def test_a_console_hears_everything_once() -> None:
     async with calling(queue_seconds=10, work_seconds=10, clock=lambda: 1e9) as call:
         async with listening(call) as stream:
             name, state = await stream.next()
-            assert (name, state["now"], state["slots"], state["books"]["tasks"]) == ("state", 1e9, 9, 0)
+            assert (name, state["now"], state["slots"], state["account"]["tasks"]) == ("state", 1e9, 9, 0)
             task_id = await call.create(prompt="a park", external_task_id="mine")
             (task,) = await stream.until("tasks")
             assert (task["task_id"], task["status"], task["prompt"]) == (task_id, "submitted", "a park")
@@ -355,7 +355,7 @@ async def test_pictures_are_shown_without_being_counted() -> None:
         assert body.startswith(b"\x89PNG")
         for path in (f"after/{task_id}/2", "after/unknown/0", "before/unknown"):
             assert (await get(call, f"/_emulator/{path}"))[0] == 404
-        assert call.emulator.books.requests == {"create": 1}
+        assert call.emulator.account.requests == {"create": 1}
         assert call.emulator.faults.waiting()["file"]["script"]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import aiohttp
 import pytest
 from PIL import Image
-from raw_client import EDITING, Caller, calling, order
+from support.raw_client import EDITING, Caller, calling, order
 
-from kling_expand.emulator.codes import CODES
-from kling_expand.emulator.faults import KINDS, ROUTES, Fault, Faults, parse
+from kling_expand.emulator.faults.plan import KINDS, ROUTES, Fault, Faults, parse
+from kling_expand.emulator.http.codes import CODES
 
 
 async def create(call: Caller) -> tuple[int, str, bytes]:
@@ -31,8 +31,8 @@ async def test_connections_break(kind: str, tasks: int) -> None:
         call.emulator.faults.script("create", kind)
         with pytest.raises(aiohttp.ClientError):
             await create(call)
-        assert len(call.emulator.books.tasks) == tasks
-        assert call.emulator.books.faults == {kind: 1}
+        assert len(call.emulator.account.tasks) == tasks
+        assert call.emulator.account.faults == {kind: 1}
         assert (await create(call))[0] == 200
 
 
@@ -55,7 +55,7 @@ async def test_answers_are_spoilt(fault: Fault, status: int, content_type: str, 
     async with calling() as call:
         call.emulator.faults.script("create", fault)
         assert (await create(call))[:2] == (status, content_type)
-        assert len(call.emulator.books.tasks) == tasks
+        assert len(call.emulator.account.tasks) == tasks
 
 
 async def test_cut_json_is_no_json_and_slow_json_is_whole() -> None:
@@ -75,8 +75,8 @@ async def test_a_spoilt_refusal_is_a_refusal_still() -> None:
             assert (answer.status, (await answer.json())["code"]) == (401, 1001)
         async with call.session.post(call.emulator.url + EDITING, json=order()) as answer:
             assert (answer.status, answer.content_type) == (200, "text/html")
-        assert call.emulator.books.refusals == {1001: 2}
-        assert call.emulator.books.tasks == {}
+        assert call.emulator.account.refusals == {1001: 2}
+        assert call.emulator.account.tasks == {}
 
 
 async def test_a_late_create_takes_effect_after_the_reset() -> None:
@@ -87,9 +87,9 @@ async def test_a_late_create_takes_effect_after_the_reset() -> None:
         call.emulator.faults.script("create", Fault("late", seconds=0.01))
         with pytest.raises(aiohttp.ClientError):
             await create(call)
-        assert not call.emulator.books.tasks
+        assert not call.emulator.account.tasks
         await made.wait()
-        assert call.emulator.books.requests["create"] == 1
+        assert call.emulator.account.requests["create"] == 1
 
 
 @pytest.mark.parametrize("code", list(CODES))
@@ -198,7 +198,7 @@ async def test_every_kind_is_carried_out_on_a_file() -> None:
             except aiohttp.ClientError:
                 outcome = -1
             assert outcome >= 0 or kind in {"refused", "reset", "reset_after", "late", "wrong_length"}
-        assert call.emulator.books.faults == dict.fromkeys(set(KINDS) - {"ok"}, 1)
+        assert call.emulator.account.faults == dict.fromkeys(set(KINDS) - {"ok"}, 1)
 
 
 async def test_faults_can_be_set_over_http() -> None:

@@ -9,10 +9,10 @@ import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_client import EDITING, calling
+from support.raw_client import EDITING, calling
 
-from kling_expand.emulator import tokens
-from kling_expand.emulator.codes import Refusal
+from kling_expand.emulator.http import auth as tokens
+from kling_expand.emulator.http.codes import Refusal
 
 NOW = 1_800_000_000.0
 KEYS = {"access_key": "ak", "secret_key": "s" * 32, "api_key": "api-key-kling-here"}
@@ -111,7 +111,7 @@ async def test_refusals_come_as_401_with_an_envelope() -> None:
         async with call.session.get(call.emulator.url + EDITING) as answer:
             body = await answer.json()
         assert (answer.status, body["message"]) == (401, "Authorization is empty")
-        assert call.emulator.books.refusals == {1001: 2, 1002: 1}
+        assert call.emulator.account.refusals == {1001: 2, 1002: 1}
 
 
 async def test_moving_the_clock_outdates_no_token() -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from raw_client import EDITING, calling, order
+from support.raw_client import EDITING, calling, order
 
 from kling_expand.emulator.settings import Settings, change, options
 
@@ -37,10 +37,10 @@ async def test_time_moves_forwards_only(seconds: Any) -> None:
 async def test_settings_change_over_http() -> None:
     """An account falls into arrears and recovers; what may not be changed or makes no sense is refused."""
     async with calling() as call:
-        await call("POST", "/_emulator/settings", json={"account": 1101, "slots": 3})
+        await call("POST", "/_emulator/settings", json={"account_code": 1101, "slots": 3})
         status, body = await call("POST", EDITING, json=order())
         assert (status, body["code"]) == (429, 1101)
-        _, body = await call("POST", "/_emulator/settings", json={"account": 0})
+        _, body = await call("POST", "/_emulator/settings", json={"account_code": 0})
         assert body["data"]["settings"]["slots"] == 3
         assert (await call("POST", EDITING, json=order(n=3)))[0] == 200
         for bad in (
@@ -65,13 +65,13 @@ async def test_state_shows_counts_but_no_secret() -> None:
         await call("GET", EDITING + "/unknown")
         async with call.session.get(call.emulator.url + "/_emulator") as answer:
             text = await answer.text()
-            books = (await answer.json())["data"]["books"]
+            account = (await answer.json())["data"]["account"]
         assert "hush" not in text
         assert call.emulator.api_key not in text
-        assert books["requests"] == {"create": 1, "query": 1}
-        assert books["refusals"] == {"1201": 1}
-        assert books["accepted"] == {"x": 1}
-        assert (books["images_billed"], books["units_billed"], books["most_slots"]) == (2, 16, 2)
+        assert account["requests"] == {"create": 1, "query": 1}
+        assert account["refusals"] == {"1201": 1}
+        assert account["accepted"] == {"x": 1}
+        assert (account["images_billed"], account["units_billed"], account["most_slots"]) == (2, 16, 2)
         _, body = await call("GET", "/_emulator/tasks")
         (task,) = body["data"]
         assert (task["prompt"], task["ratios"], task["task_status"]) == ("a park", [0.25] * 4, "succeed")

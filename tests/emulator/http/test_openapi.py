@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raw_client import DIRECTION, EDITING, Caller, calling
+from support.raw_client import DIRECTION, EDITING, Caller, calling
 
-from kling_expand.emulator import Emulator, schemas
+from kling_expand.emulator import Emulator
+from kling_expand.emulator.http import schemas
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[2]
 QUICK: dict[str, Any] = {"slots": 10**6, "callback_attempts": 0, "queue_seconds": 0, "work_seconds": 0}
 
 
@@ -26,12 +27,17 @@ async def tried(emulator: Emulator, document: str, place: Path, *more: str) -> t
     """(exit code, output) of schemathesis against the emulator, with its settings beside this file."""
     credentials = f"--header=Authorization: Bearer {emulator.api_key}"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "schemathesis.cli", f"--config-file={HERE / 'schemathesis.toml'}"),
+        *(
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            f"--config-file={TESTS / 'support' / 'schemathesis.toml'}",
+        ),
         *("run", document, f"--url={emulator.url}", credentials, *more),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=place,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
     )
     output, _ = await process.communicate()
     return process.returncode or 0, output.decode()
@@ -42,9 +48,9 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     async with calling(**QUICK) as call:
         code, output = await tried(call.emulator, call.emulator.url + "/openapi.json", tmp_path)
         assert code == 0, output
-        assert call.emulator.books.refusals[5000] == 0
-        assert len(call.emulator.books.tasks) > 20
-        assert {1001, 1200, 1201, 1203} & set(call.emulator.books.refusals) >= {1001, 1201}
+        assert call.emulator.account.refusals[5000] == 0
+        assert len(call.emulator.account.tasks) > 20
+        assert {1001, 1200, 1201, 1203} & set(call.emulator.account.refusals) >= {1001, 1201}
 
 
 async def test_schemathesis_would_find_a_lie(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from raw_client import DIRECTION, EDITING, Caller, calling, order
+from support.raw_client import DIRECTION, EDITING, Caller, calling, order
 from yarl import URL
 
 NOW = 1_800_000_000.25
@@ -33,8 +33,8 @@ async def test_slots_are_held_from_create_to_end() -> None:
         assert (await code(call, n=5), await code(call)) == ((200, 0), (429, 1303))
         call.emulator.advance(1)
         assert await code(call, n=4) == (200, 0)
-        books = call.emulator.books
-        assert (books.most_slots, books.images_billed, books.refusals[1303]) == (9, 5, 3)
+        account = call.emulator.account
+        assert (account.most_slots, account.images_billed, account.refusals[1303]) == (9, 5, 3)
 
 
 async def test_open_tasks_are_limited_too() -> None:
@@ -80,8 +80,8 @@ async def test_external_ids_are_taken_once() -> None:
         assert (status, body["code"], body["message"]) == (400, 1201, "external_task_id mine already exists")
         assert (await call.task("mine"))["task_id"] == task_id
         assert len({await call.create(external_task_id="") for _ in range(3)}) == 3
-        books = call.emulator.books
-        assert (books.accepted, books.images_billed) == ({"mine": 1}, 4)
+        account = call.emulator.account
+        assert (account.accepted, account.images_billed) == ({"mine": 1}, 4)
 
 
 async def test_external_ids_may_be_any_text() -> None:
@@ -102,7 +102,7 @@ async def test_a_service_without_uniqueness_bills_twice() -> None:
         first = await call.create(external_task_id="x")
         assert await call.create(external_task_id="x") != first
         assert (await call.task("x"))["task_id"] == first
-        assert (call.emulator.books.accepted, call.emulator.books.images_billed) == ({"x": 2}, 2)
+        assert (call.emulator.account.accepted, call.emulator.account.images_billed) == ({"x": 2}, 2)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ async def test_words_of_a_prompt_refuse(word: str, expected: tuple[int, int]) ->
     """Each listed word gives its code and makes no task; other words are only words."""
     async with calling() as call:
         assert await code(call, prompt=f"a park, {word}, sunlit") == expected
-        assert len(call.emulator.books.tasks) == (expected == (200, 0))
+        assert len(call.emulator.account.tasks) == (expected == (200, 0))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_words_of_a_prompt_fail_later(word: str, message: str) -> None:
 )
 async def test_an_account_in_trouble_gets_nothing(account: int, status: int) -> None:
     """Creates and reads are refused alike."""
-    async with calling(account=account) as call:
+    async with calling(account_code=account) as call:
         assert await code(call) == (status, account)
         assert (await call("GET", EDITING))[0] == status
 

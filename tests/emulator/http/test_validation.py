@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_client import DIRECTION, EDITING, calling, order, png
+from support.raw_client import DIRECTION, EDITING, calling, order, png
 
-from kling_expand.emulator import fields, rules, uploads
-from kling_expand.emulator.codes import Refusal
+from kling_expand.emulator.http import fields, uploads
+from kling_expand.emulator.http import validation as rules
+from kling_expand.emulator.http.codes import Refusal
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from kling_expand.emulator import engines, patches, pictures, seams
-from kling_expand.emulator.canvas import Canvas
+from kling_expand.emulator.painting import engines, pictures, seams
+from kling_expand.emulator.painting import patchmatch as patches
+from kling_expand.emulator.painting.canvas import Canvas
 
-PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
+PHOTOS = Path(__file__).parents[3] / "examples" / "photos"
 Ratios = tuple[float, float, float, float]
 
 

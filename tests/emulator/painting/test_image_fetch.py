@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
-from raw_client import EDITING, Caller, calling, order, png
+from support.raw_client import EDITING, Caller, calling, order, png
 
-from kling_expand.emulator.fetching import FetchError, Guard, fetch, is_public
-from kling_expand.emulator.uploads import IMAGE_BYTES
+from kling_expand.emulator.http.uploads import IMAGE_BYTES
+from kling_expand.emulator.painting.image_fetch import FetchError, Guard, fetch, is_public
 
 
 async def picture(_: web.Request) -> web.Response:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kling_expand.emulator import engines, migan
-from kling_expand.emulator.canvas import Canvas
+from kling_expand.emulator.painting import engines, migan
+from kling_expand.emulator.painting.canvas import Canvas
 
 BYTES, BOOL, FLOAT = 2, 9, 1  # element types of ONNX
 PLACE = Canvas(12, 6, (2, 0, 8, 6))

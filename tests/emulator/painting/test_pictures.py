@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from kling_expand.emulator import pictures
-from kling_expand.emulator.canvas import LONGEST, TIER
-from kling_expand.emulator.pictures import PictureError
+from kling_expand.emulator.painting import pictures
+from kling_expand.emulator.painting.canvas import LONGEST, TIER
+from kling_expand.emulator.painting.pictures import PictureError
 
 
 def photo(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:

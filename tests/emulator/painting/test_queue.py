@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from raw_client import calling, png
+from support.raw_client import calling, png
 
-from kling_expand.emulator.headers import PictureError
-from kling_expand.emulator.painting import Key, Painter
-from kling_expand.emulator.worker import Worker, WorkerLost, receive, send, serve
+from kling_expand.emulator.painting.image_headers import PictureError
+from kling_expand.emulator.painting.queue import Key, Painter
+from kling_expand.emulator.painting.worker import Worker, WorkerLost, receive, send, serve
 
 RATIOS = (0.0, 0.0, 0.1, 0.1)
 BROKEN = png()[:60] + b"\x00\x00\x00\x00" + png()[64:]  # the header is sound, the pixels are not
@@ -179,7 +179,7 @@ def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "print('started')\n"
-        "from kling_expand.emulator.worker import Worker\n"
+        "from kling_expand.emulator.painting.worker import Worker\n"
         "worker = Worker()\n"
         f"picture = worker.outpaint({png()!r}, (0, 0, 0.1, 0.1), seed=0, engine='flat', watermark=False)\n"
         "worker.close()\n"
@@ -189,7 +189,7 @@ def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "started\n", "")
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from raw_client import Caller, calling
 from standardwebhooks import Webhook
+from support.raw_client import Caller, calling
 
-from kling_expand.emulator import signing
+from kling_expand.emulator.state import signing
 
 SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 
@@ -142,7 +142,7 @@ async def test_a_bad_secret_stops_the_start(secret: str) -> None:
 
 async def delivered(call: Caller, what: str) -> None:
     """Wait until a call was delivered or given up."""
-    while not call.emulator.books.callbacks[what]:  # noqa: ASYNC110 - the books are plain numbers
+    while not call.emulator.account.callbacks[what]:  # noqa: ASYNC110 - the books are plain numbers
         await asyncio.sleep(0)
 
 
@@ -163,4 +163,4 @@ async def test_a_receiver_that_is_not_there_harms_nobody() -> None:
         task_id = await call.create(callback_url="http://127.0.0.1:1/hook")
         await delivered(call, "given up")
         assert (await call.task(task_id))["task_status"] == "succeed"
-        assert call.emulator.books.callbacks["delivered"] == 0
+        assert call.emulator.account.callbacks["delivered"] == 0

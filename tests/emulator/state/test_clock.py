@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from kling_expand.emulator.clock import Clock
+from kling_expand.emulator.state.clock import Clock
 
 
 async def test_a_wait_ends_with_the_time() -> None:

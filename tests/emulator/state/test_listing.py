@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from raw_client import DIRECTION, EDITING, Caller, calling, order
+from support.raw_client import DIRECTION, EDITING, Caller, calling, order
 
 
 async def ids(call: Caller, query: str = "") -> list[str]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from raw_client import EDITING, Caller, calling, order, png
+from support.raw_client import EDITING, Caller, calling, order, png
 
 from kling_expand.emulator import Emulator
-from kling_expand.emulator.store import Store
-from kling_expand.emulator.tasks import Task, dump, load
+from kling_expand.emulator.state.store import Store
+from kling_expand.emulator.state.tasks import Task, dump, load
 
 OPTIONS = ("--engine=flat", "--slots=1000", "--queue-seconds=0", "--work-seconds=0")
 NOW = 1_800_000_000.0
@@ -135,7 +135,7 @@ async def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
         assert int(await call.create()) > int(second)
         call.emulator.advance(31 * 86400)
     async with calling(**options) as call:
-        assert call.emulator.books.tasks == {}
+        assert call.emulator.account.tasks == {}
     with sqlite3.connect(options["state"]) as database:
         counts = database.execute("SELECT (SELECT count(*) FROM tasks), (SELECT count(*) FROM images)")
         assert counts.fetchone() == (0, 0)
@@ -158,7 +158,7 @@ def start(path: Path) -> tuple["subprocess.Popen[str]", Emulator]:
         [sys.executable, "-m", "kling_expand.emulator", f"--state={path}", *OPTIONS],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
     )
     line = process.stdout.readline() if process.stdout else ""
     emulator = Emulator()
@@ -218,6 +218,6 @@ def test_what_cannot_start_says_so_in_one_sentence(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[3],
         )
         assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)

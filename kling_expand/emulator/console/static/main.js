@@ -32,11 +32,11 @@ function changed(what) {
   if (what === "state") summarise(live.state);
 }
 
-function summarise({ books, slots, faults: waiting }) {
-  write(by("count-open"), String(books.open_tasks));
-  write(by("count-slots"), `${books.used_slots} of ${slots}`);
-  write(by("count-units"), String(books.units_billed));
-  write(by("count-refused"), String(Object.values(books.refusals).reduce((sum, count) => sum + count, 0)));
+function summarise({ account, slots, faults: waiting }) {
+  write(by("count-open"), String(account.open_tasks));
+  write(by("count-slots"), `${account.used_slots} of ${slots}`);
+  write(by("count-units"), String(account.units_billed));
+  write(by("count-refused"), String(Object.values(account.refusals).reduce((sum, count) => sum + count, 0)));
   faults.render(waiting);
   clock.render();
 }

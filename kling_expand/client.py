@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -31,23 +31,12 @@ from .jobs.poller import Poller
 from .jobs.runner import Jobs
 from .jobs.scheduler import Flow, Slots
 from .jobs.submission import Submitter
-from .models import Dialect, ExpandRequest, ImageSource, Task
+from .models import Dialect, ExpandRequest, ImageSource, RequestFields, Task
 from .store.ledger import JobRecord, Ledger, Records
 
 if TYPE_CHECKING:
     from .store.sqlite import Journal
     from .webhooks import WebhookEvent, Webhooks
-
-
-class RequestFields(TypedDict, total=False):
-    """The fields of an `ExpandRequest` beyond its image and geometry."""
-
-    prompt: str | None
-    n: int
-    watermark: bool
-    callback_url: str | None
-    external_task_id: str | None
-    key: str | None
 
 
 class KlingClient:

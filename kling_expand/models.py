@@ -1,10 +1,18 @@
-"""What do we talk about? Requests, tasks and their images, as frozen values without any I/O."""
+"""The values of the package: requests, tasks and their images, frozen and without any I/O.
+
+A field of a request is declared once, in `ExpandRequest`. Its metadata says what the field is called
+on the wire, on the command line and in a manifest (see `RequestField`). Everything that reads or
+writes requests loops over `request_fields`.
+"""
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, BinaryIO
+from functools import cache
+from types import NoneType
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, get_args
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from .errors import InvalidRequest
 from .geometry import Geometry
@@ -158,14 +166,173 @@ class ExpandRequest:
 
     image: ImageSource = field(repr=source_name)
     geometry: Geometry
-    prompt: str | None = field(default=None, validator=_prompt)
-    n: int = field(default=1, validator=_count, kw_only=True)
-    watermark: bool = field(default=False, kw_only=True)
-    callback_url: str | None = field(default=None, validator=_callback, kw_only=True)
-    external_task_id: str | None = field(default=None, validator=_name, kw_only=True)
-    key: str | None = field(default=None, validator=_name, kw_only=True)
+    prompt: str | None = field(
+        default=None,
+        validator=_prompt,
+        metadata={
+            "wire": "prompt",
+            "option": "--prompt",
+            "metavar": "TEXT",
+            "column": "prompt",
+            "help": f"What the new area should show, at most {MAX_PROMPT} characters.",
+        },
+    )
+    n: int = field(
+        default=1,
+        validator=_count,
+        kw_only=True,
+        metadata={
+            "wire": "n",
+            "sent_at_default": True,
+            "option": "-n",
+            "metavar": "N",
+            "column": "n",
+            "help": f"Pictures per photo, 1 to {MAX_IMAGES}.",
+        },
+    )
+    watermark: bool = field(
+        default=False,
+        kw_only=True,
+        metadata={
+            "wire": "watermark_info.enabled",
+            "editing_only": True,
+            "option": "--watermark",
+            "column": "watermark",
+            "help": "Also make a copy of each picture with a watermark.",
+        },
+    )
+    callback_url: str | None = field(
+        default=None,
+        validator=_callback,
+        kw_only=True,
+        metadata={
+            "wire": "callback_url",
+            "changes_result": False,
+            "option": "--callback-url",
+            "metavar": "URL",
+            "column": "callback_url",
+            "help": "Where the service is to report each change of a task's status.",
+        },
+    )
+    external_task_id: str | None = field(
+        default=None,
+        validator=_name,
+        kw_only=True,
+        metadata={
+            "wire": "external_task_id",
+            "changes_result": False,
+            "column": "external_task_id",
+            "help": "Your own id of the task, unique within the account.",
+        },
+    )
+    key: str | None = field(
+        default=None,
+        validator=_name,
+        kw_only=True,
+        metadata={
+            "changes_result": False,
+            "column": "key",
+            "help": "The name of the job within its run; jobs that ask for the same are one job without it.",
+        },
+    )
 
     @property
     def units(self) -> int:
         """What it will cost when it succeeds: 8 units a picture (doc)."""
         return UNITS_PER_IMAGE * self.n
+
+
+class RequestFields(TypedDict, total=False):
+    """The fields of an `ExpandRequest` beyond its image and geometry, for editors and type checkers."""
+
+    prompt: str | None
+    n: int
+    watermark: bool
+    callback_url: str | None
+    external_task_id: str | None
+    key: str | None
+
+
+_TRUE, _FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise ValueError(text)
+    return text.lower() in _TRUE
+
+
+_PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    str: (str, "text"),
+    int: (int, "a whole number"),
+    bool: (_flag, "true or false"),
+}
+
+
+@frozen(kw_only=True)
+class RequestField:
+    """One field of `ExpandRequest`, and what it is called outside Python.
+
+    `wire` is its path in the body of a create, with a dot for each level of nesting. `option` names
+    the option on the command line and `column` the column of a manifest. Each is None where the
+    field does not occur there.
+    """
+
+    name: str
+    default: Any
+    kind: type  # str, int or bool: what the field holds where it is not None
+    help: str
+    wire: str | None = None
+    option: str | None = None
+    metavar: str | None = None
+    column: str | None = None
+    changes_result: bool = True  # part of what makes two jobs the same
+    sent_at_default: bool = False
+    editing_only: bool = False  # the direction dialect has no such field
+
+    def parse(self, text: str) -> Any:
+        """Read the value from *text*, as the command line or a manifest gives it.
+
+        Raises:
+            InvalidRequest: *text* is no value of this kind.
+        """
+        parser, wanted = _PARSERS[self.kind]
+        try:
+            return parser(text)
+        except ValueError:
+            raise InvalidRequest(self.name, repr(text), f"{wanted} is needed") from None
+
+    def write(self, body: dict[str, Any], value: Any) -> None:
+        """Put *value* into the *body* of a create, unless nothing is said by it."""
+        if self.wire is None or (value == self.default and not self.sent_at_default):
+            return
+        *outer, last = self.wire.split(".")
+        for level in outer:
+            body = body.setdefault(level, {})
+        body[last] = value
+
+    def read(self, body: dict[str, Any]) -> Any:
+        """Return the value that `write` put into *body*, or the default where it put none."""
+        if self.wire is None:
+            return self.default
+        found: Any = body
+        for level in self.wire.split("."):
+            found = found.get(level) if isinstance(found, dict) else None
+        return self.default if found is None else found
+
+
+@cache
+def request_fields() -> tuple[RequestField, ...]:
+    """Return every field of a request beyond its image and geometry, in the order of their declaration."""
+    return tuple(
+        RequestField(name=each.name, default=each.default, kind=_kind(each.type), **each.metadata)
+        for each in fields(ExpandRequest)
+        if each.name not in {"image", "geometry"}
+    )
+
+
+def _kind(annotation: Any) -> type:
+    """Return the type of a field that may be None as well."""
+    (kind,) = {*(get_args(annotation) or (annotation,))} - {NoneType}
+    found: type = kind
+    return found

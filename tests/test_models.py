@@ -6,15 +6,26 @@ from decimal import Decimal
 from io import BytesIO
 from itertools import product
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+from attrs import fields
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_expand.errors import InvalidRequest
 from kling_expand.geometry import Ratios
-from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task, source_name
+from kling_expand.models import (
+    NEXT,
+    ExpandRequest,
+    Image,
+    RequestField,
+    RequestFields,
+    Status,
+    Task,
+    request_fields,
+    source_name,
+)
 
 RIGHT = Ratios(right=0.5)
 
@@ -164,3 +175,62 @@ def test_a_photo_has_a_short_name(source: Any, name: str) -> None:
 def test_a_photo_in_text_is_not_shown() -> None:
     """A `data:` URI of megabytes is named by its beginning."""
     assert len(source_name("data:image/png;base64," + "A" * 10_000)) < 40
+
+
+# ------------------------------------------------------------------ fields are declared once
+
+
+def test_the_typed_fields_are_those_of_the_request() -> None:
+    """Editors are offered the same names, types and order that a request has beyond image and geometry."""
+    declared = {each.name: each.type for each in fields(ExpandRequest)[2:]}
+    assert list(declared.items()) == list(get_type_hints(RequestFields).items())
+    assert list(declared) == [each.name for each in request_fields()]
+
+
+def test_no_two_fields_share_a_name() -> None:
+    """Wire paths, options and columns each belong to one field."""
+    for place in ("wire", "option", "column"):
+        names = [name for each in request_fields() if (name := getattr(each, place)) is not None]
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("each", request_fields(), ids=lambda each: each.name)
+def test_every_field_is_declared_whole(each: RequestField) -> None:
+    """It has a help text that is a sentence, and a column, so that a manifest can give it."""
+    assert each.help.endswith(".")
+    assert each.column is not None
+    assert (each.metavar is None) == (each.option is None or each.kind is bool)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("prompt", "a park", "a park"),
+        ("prompt", "1", "1"),
+        ("n", "3", 3),
+        ("watermark", "true", True),
+        ("watermark", "YES", True),
+        ("watermark", "1", True),
+        ("watermark", "no", False),
+        ("watermark", "False", False),
+        ("key", "dog-1", "dog-1"),
+    ],
+)
+def test_text_is_read_by_the_kind_of_the_field(name: str, text: str, value: object) -> None:
+    """The command line and a manifest give text, a request holds values."""
+    assert named(name).parse(text) == value
+    assert type(named(name).parse(text)) is type(value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("n", "two"), ("n", "1.5"), ("n", ""), ("watermark", "maybe")])
+def test_text_of_another_kind_is_refused_by_the_name_of_the_field(name: str, text: str) -> None:
+    """The message says which field is wrong and what came."""
+    with pytest.raises(InvalidRequest) as caught:
+        named(name).parse(text)
+    assert caught.value.field == name
+    assert repr(text) in str(caught.value)
+
+
+def named(name: str) -> RequestField:
+    """The field with this name."""
+    return next(each for each in request_fields() if each.name == name)

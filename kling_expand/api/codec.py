@@ -17,7 +17,7 @@ from attrs import asdict, evolve
 
 from kling_expand.errors import APIError, InvalidRequest, ProtocolError, ServerError, refusal
 from kling_expand.geometry import Ratios, Towards
-from kling_expand.models import Dialect, ExpandRequest, Task
+from kling_expand.models import Dialect, ExpandRequest, Task, request_fields
 
 T = TypeVar("T")
 
@@ -73,16 +73,11 @@ def task_path(dialect: Dialect, any_id: str) -> str:
 
 def encode(request: ExpandRequest, expansion: Ratios | Towards, external_task_id: str) -> tuple[bytes, bytes]:
     """The body of a create, as what stands before the value of `image` and what after it."""
-    fields = _expansion_fields(expansion)
-    optional = {
-        "prompt": request.prompt,
-        "n": request.n,
-        "watermark_info": {"enabled": True} if request.watermark else None,
-        "callback_url": request.callback_url,
-        "external_task_id": external_task_id,
-    }
-    fields |= {name: value for name, value in optional.items() if value is not None}
-    return b'{"image":"', b'",' + _dumps(fields)[1:]
+    body = _expansion_fields(expansion)
+    for each in request_fields():
+        named = each.name == "external_task_id"
+        each.write(body, external_task_id if named else getattr(request, each.name))
+    return b'{"image":"', b'",' + _dumps(body)[1:]
 
 
 def _expansion_fields(expansion: Ratios | Towards) -> dict[str, Any]:
@@ -97,7 +92,8 @@ def _dumps(value: Any) -> bytes:
 
 def fingerprint(request: ExpandRequest, expansion: Ratios | Towards, photo_digest: str) -> str:
     """A digest of what is asked for: the photo and every parameter that changes the result or its price."""
-    silent = evolve(request, callback_url=None)
+    usual = {each.name: each.default for each in request_fields() if not each.changes_result}
+    silent = evolve(request, **usual)
     return sha256(photo_digest.join(map(bytes.decode, encode(silent, expansion, ""))).encode()).hexdigest()
 
 
@@ -244,22 +240,16 @@ def pack_request(request: ExpandRequest, expansion: Ratios | Towards) -> str:
 
 def unpack_request(line: str, image: str, key: str) -> ExpandRequest:
     """The request that `pack_request` made a line of, for the photo at *image*."""
-    fields = json.loads(line)
-    expansion: Ratios | Towards
-    if "direction" in fields:
-        expansion = Towards(fields["direction"], fields["expansion_ratio"])
-    else:
-        expansion = Ratios(*(fields[f"{side}_expansion_ratio"] for side in ("up", "down", "left", "right")))
-    return ExpandRequest(
-        image,
-        expansion,
-        fields.get("prompt"),
-        n=fields["n"],
-        watermark="watermark_info" in fields,
-        callback_url=fields.get("callback_url"),
-        external_task_id=fields["external_task_id"] or None,
-        key=key,
-    )
+    body = json.loads(line)
+    body["external_task_id"] = body["external_task_id"] or None
+    values = {each.name: each.read(body) for each in request_fields()}
+    return ExpandRequest(image, _read_expansion(body), **(values | {"key": key}))
+
+
+def _read_expansion(body: dict[str, Any]) -> Ratios | Towards:
+    if "direction" in body:
+        return Towards(body["direction"], body["expansion_ratio"])
+    return Ratios(*(body[f"{side}_expansion_ratio"] for side in ("up", "down", "left", "right")))
 
 
 def unpack(line: str) -> Task:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from attrs import evolve
+from attrs import evolve, fields
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +27,7 @@ from kling_expand.errors import (
     TaskNotFound,
 )
 from kling_expand.geometry import Ratios, Towards
-from kling_expand.models import BalanceDeduction, Dialect, ExpandRequest, Image, Status, Task
+from kling_expand.models import BalanceDeduction, Dialect, ExpandRequest, Image, Status, Task, request_fields
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 TASK_ID = "930810057590833241"
@@ -239,6 +239,20 @@ def test_external_ids_are_stable_and_apart(jobs: list[tuple[str, str, str, int]]
 def test_external_ids_are_the_same_for_ever() -> None:
     """A journal written by an earlier version names the same task."""
     assert wire.external_id("run", "dog", "f" * 64) == "kx-fb62ed41a808984390e7e4cdad513cf6"
+
+
+def test_fingerprints_are_the_same_for_ever() -> None:
+    """A journal written by an earlier version names the same job, also after fields were added."""
+    plain = wire.fingerprint(ExpandRequest("a", Ratios(1)), Ratios(up=0.5), "d" * 64)
+    assert plain == "f47425ff2efbe45ed47e3a59ca29f0bf42478bd8d1d211a826290d2e297c9f7d"
+    full = ExpandRequest(
+        "a", Ratios(1), "sky", n=3, watermark=True, callback_url="https://x.example", key="k"
+    )
+    digest = "76607bc8b1b209299ed9bdfb93f4645d3cb8da5f3687e28016c12b1b029fa90e"
+    assert wire.fingerprint(full, Ratios(left=0.25, right=0.25), "d" * 64) == digest
+    empty = ExpandRequest("a", Ratios(1), "", n=2)
+    digest = "94c17c719bdf0858b550b75da1ed01b2215218715ff3cb9ffd82e112a74c58d4"
+    assert wire.fingerprint(empty, Towards("left,right"), "d" * 64) == digest
 
 
 # ------------------------------------------------------------------ what comes in
@@ -550,3 +564,26 @@ def test_what_is_packed_is_unpacked(packed: Task) -> None:
     line = wire.pack(packed)
     assert "\n" not in line
     assert wire.unpack(line) == packed
+
+
+@given(requests, geometries, st.none() | st.just("mine-1"))
+def test_a_request_survives_its_line(
+    request: ExpandRequest, expansion: Ratios | Towards, given_id: str | None
+) -> None:
+    """A journal's line, photo and key bring back the same request, which is sent as the same bytes."""
+    whole = evolve(request, external_task_id=given_id, geometry=expansion, key="k")
+    line = wire.pack_request(whole, expansion)
+    assert "\n" not in line
+    assert wire.unpack_request(line, "dog.png", "k") == whole
+
+
+OTHERS: dict[type, object] = {str: "https://example.com/x", int: 3, bool: True}
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(ExpandRequest)[2:]])
+def test_every_field_goes_to_the_store_and_back(name: str) -> None:
+    """No field of a request is forgotten on the way, whichever is added."""
+    (field,) = (each for each in request_fields() if each.name == name)
+    given_ = ExpandRequest("dog.png", Ratios(up=1), **{"key": "k", name: OTHERS[field.kind]})  # type: ignore[arg-type]
+    line = wire.pack_request(given_, Ratios(up=1))
+    assert wire.unpack_request(line, "dog.png", given_.key or "") == given_

@@ -16,7 +16,7 @@ from uuid import uuid4
 import aiohttp
 from attrs import frozen
 
-from .api import codec as wire
+from .api import codec
 from .api.session import Session
 from .auth import Auth
 from .config import Settings, credentials, webhook_secret
@@ -266,17 +266,20 @@ class KlingClient:
     async def get(self, any_id: str) -> Task:
         """The task with this `task_id` or `external_task_id`. Raises `TaskNotFound`."""
         self._require_open()
-        return await self._session.read(wire.task_path(self.settings.dialect, any_id), wire.decode_task)
+        return await self._session.read(codec.task_path(self.settings.dialect, any_id), codec.decode_task)
 
     async def list(self, page: int = 1, page_size: int = 30) -> tuple[Task, ...]:
         """One page of the account's tasks: *page* from 1 to 1000, *page_size* from 1 to 500 (doc)."""
         self._require_open()
-        for field, value, last in (("page", page, wire.LAST_PAGE), ("page_size", page_size, wire.PAGE_SIZE)):
+        for field, value, last in (
+            ("page", page, codec.LAST_PAGE),
+            ("page_size", page_size, codec.PAGE_SIZE),
+        ):
             if not 1 <= value <= last:
                 raise InvalidRequest(field, value, f"from 1 to {last} is allowed")
         return await self._session.read(
-            wire.create_path(self.settings.dialect),
-            wire.decode_tasks,
+            codec.create_path(self.settings.dialect),
+            codec.decode_tasks,
             params={"pageNum": page, "pageSize": page_size},
         )
 
@@ -286,7 +289,7 @@ class KlingClient:
         The order is the service's; a task that moves to an earlier page meanwhile may be missed.
         """
         seen: set[str] = set()
-        for page in range(1, wire.LAST_PAGE + 1):
+        for page in range(1, codec.LAST_PAGE + 1):
             tasks = await self.list(page, page_size)
             if not tasks:
                 return
@@ -369,14 +372,14 @@ class _Reads(NamedTuple):
     dialect: Dialect
 
     async def one(self, any_id: str) -> Task:
-        return await self.session.call("GET", wire.task_path(self.dialect, any_id), wire.decode_task)
+        return await self.session.call("GET", codec.task_path(self.dialect, any_id), codec.decode_task)
 
     async def page(
         self, number: int, size: int, heard: Callable[[str], str | None]
     ) -> tuple[dict[str, Task | None], bool]:
-        decode = partial(wire.decode_page, heard=heard)
+        decode = partial(codec.decode_page, heard=heard)
         params = {"pageNum": number, "pageSize": size}
-        shown, length = await self.session.call("GET", wire.create_path(self.dialect), decode, params=params)
+        shown, length = await self.session.call("GET", codec.create_path(self.dialect), decode, params=params)
         return shown, length < size
 
 

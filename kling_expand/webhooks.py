@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import frozen
 
-from .api import codec as wire
+from .api import codec
 from .errors import ConfigurationError, WebhookError
 from .models import Status, Task
 
@@ -164,12 +164,12 @@ def _version_1(signatures: str) -> Iterable[bytes]:
 def _task(body: bytes) -> Task:
     """The task a body tells of, whichever of the three known shapes it has."""
     try:
-        told = wire.parse_json(body)
+        told = codec.parse_json(body)
         if isinstance(told, dict) and told.get("code") == 0 and "data" in told:
             told = told["data"]  # in the envelope that answers have
         if isinstance(told, dict) and "task_id" not in told and "id" in told:
             told = _legacy(told)
-        return wire.parse_task(_identified(told))
+        return codec.parse_task(_identified(told))
     except ValueError as error:
         raise WebhookError(f"the body tells of no task: {error}") from None
 

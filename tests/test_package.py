@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each layer imports only from the layers before it.
 LAYERS = (
     {"errors"},
-    {"geometry", "auth", "ratios"},
+    {"geometry", "auth"},
     {"models"},
     {"events", "config"},
     {"api"},
@@ -34,7 +34,7 @@ LAYERS = (
     {"_portal", "_proxy", "blocking", "contrib", "fleet", "testing"},
     {"cli", "__main__"},
 )
-WITHIN = {"_portal", "_proxy", "ratios", "__main__"}  # may be imported from their own layer
+WITHIN = {"_portal", "_proxy", "__main__"}  # may be imported from their own layer
 
 # The only places that import these packages. The emulator is a separate program and is not counted.
 WORLDS = {

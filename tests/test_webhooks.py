@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
-from kling_expand.api import codec as wire
+from kling_expand.api import codec
 from kling_expand.errors import ConfigurationError, WebhookError
 from kling_expand.models import Image, Status, Task
 from kling_expand.webhooks import MAX_BODY, MAX_ID, WebhookEvent, Webhooks
@@ -321,7 +321,7 @@ def test_without_secrets_nothing_is_vouched_for() -> None:
     """Unsigned or signed, a call read without secrets is unverified, has no id and repeats nothing."""
     webhooks = Webhooks()
     for headers in ({}, signed(), signed()):
-        assert WebhookEvent(wire.parse_task(LEGACY), verified=False) == webhooks.parse(headers, BODY)
+        assert WebhookEvent(codec.parse_task(LEGACY), verified=False) == webhooks.parse(headers, BODY)
 
 
 # ---------------------------------------------------------------------------- bodies
@@ -338,13 +338,13 @@ def enveloped(data: Any) -> bytes:
 def test_the_older_body_is_the_bare_task() -> None:
     """All that an answer's task would tell is kept."""
     task = Webhooks().parse({}, BODY).task
-    assert wire.parse_task(LEGACY) == task
+    assert codec.parse_task(LEGACY) == task
     assert (task.external_task_id, task.final_unit_deduction) == ("job-7", "8")
 
 
 def test_an_envelope_changes_nothing() -> None:
     """Either body may come in the envelope that answers have."""
-    assert wire.parse_task(LEGACY) == Webhooks().parse({}, enveloped(LEGACY)).task
+    assert codec.parse_task(LEGACY) == Webhooks().parse({}, enveloped(LEGACY)).task
     bare = Webhooks().parse({}, newer())
     assert bare == Webhooks().parse({}, enveloped(json.loads(newer())))
 

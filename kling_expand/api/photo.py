@@ -100,7 +100,7 @@ class Photo:
             raise ImageError("image", self.name, f"it can no longer be read: {error.strerror}") from error
 
 
-async def load(source: ImageSource) -> Photo:
+async def load_photo(source: ImageSource) -> Photo:
     """Check whatever *source* is, without holding the loop, and make it ready to be sent.
 
     A path (read again when sent), an ``http(s)`` URL (not fetched), a ``data:`` URI, raw bytes, a

@@ -6,8 +6,7 @@ from typing import Any, get_args
 
 import click
 
-from kling_expand.geometry import Anchor, Geometry, Padding, ToAspect, ToSize, Towards
-from kling_expand.ratios import Ratios
+from kling_expand.geometry import Anchor, Geometry, Padding, Ratios, ToAspect, ToSize, Towards
 
 from .options import gathered
 

@@ -12,7 +12,7 @@ from random import Random
 
 from attrs import define, field
 
-from kling_expand.api import codec as wire
+from kling_expand.api import codec
 from kling_expand.api.retry import retry_waits
 from kling_expand.api.session import Body
 from kling_expand.errors import (
@@ -89,7 +89,7 @@ class Admission:
     ) -> Task:
         """Create the task; its slots are held when this returns."""
         request = order.request
-        head, tail = wire.encode(request, order.expansion, known.external_task_id)
+        head, tail = codec.encode(request, order.expansion, known.external_task_id)
         self._reserve(job, request)
         try:
             task = await self._admitted(job, known, partial(Body, head, order.photo, tail), limit)

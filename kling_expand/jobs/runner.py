@@ -6,8 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from kling_expand.api import photo as images
-from kling_expand.api.photo import Photo
+from kling_expand.api.photo import Photo, load_photo
 from kling_expand.errors import (
     DeadlineExceeded,
     ImageError,
@@ -141,7 +140,7 @@ class Jobs:
             await self._look_for(job, known, error)
 
     async def _submit(self, job: Job, request: ExpandRequest, limit: asyncio.Timeout) -> None:
-        photo = await images.load(request.image)
+        photo = await load_photo(request.image)
         order = PreparedRequest(request, photo, _fit(request, photo, self._dialect))
         identity = self._ledger.identify(order)
         if identity is None:

@@ -19,7 +19,7 @@ from random import Random
 
 from attrs import evolve
 
-from kling_expand.api import codec as wire
+from kling_expand.api import codec
 from kling_expand.api.retry import retry_waits
 from kling_expand.api.session import Body, Session
 from kling_expand.errors import (
@@ -160,9 +160,9 @@ class Submitter:
 
     async def get_or_none(self, any_id: str, deadline_at: float | None = None) -> Task | None:
         """The task with this id, or None if the service knows none. Repeats what may pass."""
-        path = wire.task_path(self._dialect, any_id)
+        path = codec.task_path(self._dialect, any_id)
         try:
-            return await self._session.read(path, wire.decode_task, deadline_at=deadline_at)
+            return await self._session.read(path, codec.decode_task, deadline_at=deadline_at)
         except TaskNotFound:
             return None
 
@@ -172,10 +172,10 @@ class Submitter:
             deadline_at
         )  # a pause asked for says nothing of how long a create takes
         began = loop.time()
-        path = wire.create_path(self._dialect)
+        path = codec.create_path(self._dialect)
         try:
             return await self._session.call(
-                "POST", path, wire.decode_task, body=body, deadline_at=deadline_at
+                "POST", path, codec.decode_task, body=body, deadline_at=deadline_at
             )
         finally:
             self._slowest = max(self._slowest, loop.time() - began)

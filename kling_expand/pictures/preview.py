@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kling_expand.ratios import Canvas, Ratios
+from kling_expand.geometry import Canvas, Ratios
 
 SMALLEST, LARGEST = 640, 1200  # pixels of the drawing's longer side
 HATCH = 14  # pixels between two lines

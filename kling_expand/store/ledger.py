@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from kling_expand.api import codec as wire
+from kling_expand.api import codec
 from kling_expand.api.photo import Photo
 from kling_expand.errors import KlingError
 from kling_expand.geometry import Ratios, Towards
@@ -89,7 +89,7 @@ class Ledger:
         request = order.request
         if self._journal is None and (not request.key or request.external_task_id):
             return None
-        digest = wire.fingerprint(request, order.expansion, order.photo.digest)
+        digest = codec.fingerprint(request, order.expansion, order.photo.digest)
         return Identity(request.key or digest, digest)
 
     async def intend(self, identity: Identity, order: PreparedRequest, attempt: int) -> JobRecord:
@@ -98,14 +98,14 @@ class Ledger:
 
         def external_id(attempt: int) -> str:
             given = request.external_task_id
-            return given or wire.external_id(self._run, identity.key, identity.digest, attempt)
+            return given or codec.external_id(self._run, identity.key, identity.digest, attempt)
 
         if self._journal is None:
             return JobRecord(external_id(attempt), adopt=True)
         job = await self._journal.intend(
             identity.key,
             params_hash=identity.digest,
-            params=wire.pack_request(request, order.expansion),
+            params=codec.pack_request(request, order.expansion),
             source=order.photo.source,
             external_id=external_id,
         )
@@ -143,7 +143,7 @@ class Ledger:
 
             open_states = State.INTENT, State.UNKNOWN, State.SUBMITTED, State.SUCCEEDED
             async for job in self._journal.jobs(*open_states):
-                request = wire.unpack_request(job.params, job.source, job.key) if job.source else None
+                request = codec.unpack_request(job.params, job.source, job.key) if job.source else None
                 yield _known(job), request, job.source
 
 

@@ -12,7 +12,7 @@ from attrs import evolve, fields
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand.api import codec as wire
+from kling_expand.api import codec
 from kling_expand.api.codec import Response
 from kling_expand.errors import (
     APIError,
@@ -59,7 +59,7 @@ def answer(data: Any, status: int = 200, **envelope: Any) -> Response:
 
 def task(**fields: Any) -> Task:
     """The task read from an answer with these fields."""
-    return wire.decode_task(answer({"task_id": "1", "task_status": "processing"} | fields))
+    return codec.decode_task(answer({"task_id": "1", "task_status": "processing"} | fields))
 
 
 # ------------------------------------------------------------------ recorded samples
@@ -74,24 +74,24 @@ def test_the_documented_create_is_read() -> None:
         created_at=1722769557708,
         updated_at=1722769557708,
     )
-    assert wire.decode_task(sample("editing-create")) == expected
+    assert codec.decode_task(sample("editing-create")) == expected
 
 
 @pytest.mark.parametrize("name", ["editing-query", "editing-query-object"])
 def test_the_documented_query_is_read_in_both_shapes(name: str) -> None:
     """`data` may be an object or an array of one."""
-    assert wire.decode_task(sample(name)) == DOG
+    assert codec.decode_task(sample(name)) == DOG
 
 
 def test_the_documented_list_is_read() -> None:
     """A list page holds the same tasks, here with a watermarked picture."""
-    assert wire.decode_tasks(sample("editing-list")) == (evolve(DOG, images=(MARKED,)),)
+    assert codec.decode_tasks(sample("editing-list")) == (evolve(DOG, images=(MARKED,)),)
 
 
 def test_the_direction_dialect_answers_alike() -> None:
     """Two pictures, and nothing of watermarks."""
     images = tuple(Image(index, URL.format(index)) for index in (0, 1))
-    assert wire.decode_task(sample("direction-query")) == evolve(DOG, images=images, watermark=None)
+    assert codec.decode_task(sample("direction-query")) == evolve(DOG, images=images, watermark=None)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_requests_are_the_documented_ones(
 ) -> None:
     """Each curl body of the documents, field for field, but for defaults that are spelled out."""
     expected = json.loads((SAMPLES / f"{name}.request.json").read_bytes())
-    head, tail = wire.encode(request_, expansion, "")
+    head, tail = codec.encode(request_, expansion, "")
     sent = json.loads(head + expected["image"].encode() + tail)
     assert {"n": 1, "external_task_id": ""} | expected == sent
 
@@ -155,7 +155,7 @@ def refuse_constant(word: str) -> None:
 @given(requests, geometries)
 def test_a_request_is_json_of_documented_fields(request: ExpandRequest, expansion: Ratios | Towards) -> None:
     """Nothing unset is sent, nothing undocumented, and what is sent is what was asked for."""
-    head, tail = wire.encode(request, expansion, "kx-1")
+    head, tail = codec.encode(request, expansion, "kx-1")
     body = head + b"aGk=" + tail
     sent = json.loads(body, parse_constant=refuse_constant)
     assert body.isascii()
@@ -177,7 +177,7 @@ def test_an_id_stays_one_piece_of_the_path(any_id: str) -> None:
     """Slashes, question marks and percent signs of an id do not reach another resource."""
     if any_id in {".", ".."}:
         return
-    path = wire.task_path(Dialect.EDITING, any_id)
+    path = codec.task_path(Dialect.EDITING, any_id)
     stem, _, last = path.rpartition("/")
     assert stem == "/v1/images/editing/expand"
     assert unquote(last) == any_id
@@ -189,14 +189,14 @@ def test_an_id_stays_one_piece_of_the_path(any_id: str) -> None:
 def test_an_id_that_would_be_another_path_is_refused(any_id: str) -> None:
     """Reading "" would read a list, and ".." the resource above."""
     with pytest.raises(InvalidRequest, match="id"):
-        wire.task_path(Dialect.EDITING, any_id)
+        codec.task_path(Dialect.EDITING, any_id)
 
 
 def test_paths_are_the_documented_ones() -> None:
     """Two dialects, two resources."""
-    assert wire.create_path(Dialect.EDITING) == "/v1/images/editing/expand"
-    assert wire.create_path(Dialect.DIRECTION) == "/v1/images/expand"
-    assert wire.task_path(Dialect.DIRECTION, "7") == "/v1/images/expand/7"
+    assert codec.create_path(Dialect.EDITING) == "/v1/images/editing/expand"
+    assert codec.create_path(Dialect.DIRECTION) == "/v1/images/expand"
+    assert codec.task_path(Dialect.DIRECTION, "7") == "/v1/images/expand/7"
 
 
 # ------------------------------------------------------------------ fingerprints and ids
@@ -217,42 +217,42 @@ def test_fingerprints_differ_where_results_or_prices_may(  # noqa: PLR0917 - thr
         return request.prompt, request.n, request.watermark
 
     same = (matters(one), wide, first) == (matters(two), high, second)
-    assert (wire.fingerprint(one, wide, first) == wire.fingerprint(two, high, second)) is same
+    assert (codec.fingerprint(one, wide, first) == codec.fingerprint(two, high, second)) is same
 
 
 @given(requests, geometries)
 def test_a_fingerprint_ignores_names(request: ExpandRequest, expansion: Ratios | Towards) -> None:
     """Neither an id, nor a key, nor where to call back changes what is made."""
     renamed = evolve(request, key="k", external_task_id="x", callback_url="http://elsewhere.example")
-    assert wire.fingerprint(request, expansion, "d") == wire.fingerprint(renamed, expansion, "d")
+    assert codec.fingerprint(request, expansion, "d") == codec.fingerprint(renamed, expansion, "d")
 
 
 @given(st.lists(st.tuples(st.text(), st.text(), st.text(), st.integers(1, 99)), unique=True, max_size=8))
 def test_external_ids_are_stable_and_apart(jobs: list[tuple[str, str, str, int]]) -> None:
     """Every job and attempt has its own id, the same each time, which fits a path and a log line."""
-    ids = [wire.external_id(*job) for job in jobs]
+    ids = [codec.external_id(*job) for job in jobs]
     assert len(set(ids)) == len(jobs)
-    assert ids == [wire.external_id(*job) for job in jobs]
+    assert ids == [codec.external_id(*job) for job in jobs]
     assert all(each.isascii() and each.replace("-", "").isalnum() and len(each) <= 64 for each in ids)
 
 
 def test_external_ids_are_the_same_for_ever() -> None:
     """A journal written by an earlier version names the same task."""
-    assert wire.external_id("run", "dog", "f" * 64) == "kx-fb62ed41a808984390e7e4cdad513cf6"
+    assert codec.external_id("run", "dog", "f" * 64) == "kx-fb62ed41a808984390e7e4cdad513cf6"
 
 
 def test_fingerprints_are_the_same_for_ever() -> None:
     """A journal written by an earlier version names the same job, also after fields were added."""
-    plain = wire.fingerprint(ExpandRequest("a", Ratios(1)), Ratios(up=0.5), "d" * 64)
+    plain = codec.fingerprint(ExpandRequest("a", Ratios(1)), Ratios(up=0.5), "d" * 64)
     assert plain == "f47425ff2efbe45ed47e3a59ca29f0bf42478bd8d1d211a826290d2e297c9f7d"
     full = ExpandRequest(
         "a", Ratios(1), "sky", n=3, watermark=True, callback_url="https://x.example", key="k"
     )
     digest = "76607bc8b1b209299ed9bdfb93f4645d3cb8da5f3687e28016c12b1b029fa90e"
-    assert wire.fingerprint(full, Ratios(left=0.25, right=0.25), "d" * 64) == digest
+    assert codec.fingerprint(full, Ratios(left=0.25, right=0.25), "d" * 64) == digest
     empty = ExpandRequest("a", Ratios(1), "", n=2)
     digest = "94c17c719bdf0858b550b75da1ed01b2215218715ff3cb9ffd82e112a74c58d4"
-    assert wire.fingerprint(empty, Towards("left,right"), "d" * 64) == digest
+    assert codec.fingerprint(empty, Towards("left,right"), "d" * 64) == digest
 
 
 # ------------------------------------------------------------------ what comes in
@@ -284,7 +284,7 @@ def outcome(decode: Callable[[Response], Any], given_: Response) -> Any:
 
 def accept(given_: Response) -> None:
     """Whatever comes, it is a task, or an `APIError` that can be shown."""
-    found = outcome(wire.decode_task, given_)
+    found = outcome(codec.decode_task, given_)
     if isinstance(found, APIError):
         assert found.status == given_.status
         assert str(found)
@@ -293,9 +293,9 @@ def accept(given_: Response) -> None:
         assert found.task_id
         assert found.status in Status
         assert found.units is None or found.units.is_finite()
-        assert wire.unpack(wire.pack(found)) == found
-        assert wire.task_path(Dialect.EDITING, found.task_id)
-    page = outcome(wire.decode_tasks, given_)
+        assert codec.unpack(codec.pack(found)) == found
+        assert codec.task_path(Dialect.EDITING, found.task_id)
+    page = outcome(codec.decode_tasks, given_)
     assert isinstance(page, tuple) or page.status == given_.status
 
 
@@ -396,7 +396,7 @@ NO_TASKS += [{"task_id": each, "task_status": "x"} for each in BAD_IDS]
 def test_what_is_no_task_is_a_protocol_error(data: Any) -> None:
     """An answer without one task in it, or with two, or with one that could never be asked for."""
     with pytest.raises(ProtocolError) as caught:
-        wire.decode_task(answer(data))
+        codec.decode_task(answer(data))
     assert caught.value.request_id == "r"
 
 
@@ -409,7 +409,7 @@ def test_a_protocol_error_says_where() -> None:
 @pytest.mark.parametrize("data", [[], None])
 def test_an_empty_page_is_no_task(data: Any) -> None:
     """The page after the last."""
-    assert wire.decode_tasks(answer(data)) == ()
+    assert codec.decode_tasks(answer(data)) == ()
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_an_empty_page_is_no_task(data: Any) -> None:
 def test_the_code_counts_before_the_status(status: int, code: int, kind: type[APIError]) -> None:
     """A refusal may hide under 200; of a code nobody knows the status tells."""
     with pytest.raises(kind) as caught:
-        wire.decode_task(answer({"task_id": "1", "task_status": "x"}, status, code=code, message="why"))
+        codec.decode_task(answer({"task_id": "1", "task_status": "x"}, status, code=code, message="why"))
     assert type(caught.value) is kind
     assert (caught.value.code, caught.value.status, caught.value.message) == (code, status, "why")
     assert caught.value.request_id == "r"
@@ -446,7 +446,7 @@ def test_the_code_counts_before_the_status(status: int, code: int, kind: type[AP
 def test_1201_is_told_apart_by_its_words(message: str, kind: type[APIError]) -> None:
     """Both come as HTTP 400."""
     with pytest.raises(BadRequest) as caught:
-        wire.decode_task(answer(None, 400, code=1201, message=message))
+        codec.decode_task(answer(None, 400, code=1201, message=message))
     assert type(caught.value) is kind
 
 
@@ -454,7 +454,7 @@ def test_1201_is_told_apart_by_its_words(message: str, kind: type[APIError]) -> 
 def test_only_the_number_zero_is_success(code: Any) -> None:
     """What merely looks like zero is no success, and no refusal by that code either."""
     with pytest.raises(ProtocolError) as caught:
-        wire.decode_task(answer({"task_id": "1", "task_status": "x"}, code=code))
+        codec.decode_task(answer({"task_id": "1", "task_status": "x"}, code=code))
     assert caught.value.code is None
 
 
@@ -481,7 +481,7 @@ def test_an_answer_without_envelope_is_judged_by_its_status(
 ) -> None:
     """A proxy's page, half a body, nothing at all."""
     with pytest.raises(kind) as caught:
-        wire.decode_task(Response(status, {"retry-after": "3"}, body))
+        codec.decode_task(Response(status, {"retry-after": "3"}, body))
     assert type(caught.value) is kind
     assert (caught.value.code, caught.value.status, caught.value.retry_after) == (None, status, 3.0)
 
@@ -489,13 +489,13 @@ def test_an_answer_without_envelope_is_judged_by_its_status(
 def test_success_under_an_error_status_is_no_success() -> None:
     """Code 0 under HTTP 500: nobody knows what that is."""
     with pytest.raises(ServerError):
-        wire.decode_task(answer({"task_id": "1", "task_status": "x"}, 500))
+        codec.decode_task(answer({"task_id": "1", "task_status": "x"}, 500))
 
 
 def test_a_refusal_carries_no_more_of_a_page_than_a_line() -> None:
     """A megabyte of HTML does not go into a message."""
     with pytest.raises(ProtocolError) as caught:
-        wire.decode_task(Response(200, {}, b"<p>" * 400_000))
+        codec.decode_task(Response(200, {}, b"<p>" * 400_000))
     assert len(str(caught.value)) < 300
 
 
@@ -561,9 +561,9 @@ tasks = st.builds(
 @given(tasks)
 def test_what_is_packed_is_unpacked(packed: Task) -> None:
     """One line of text brings back the same task."""
-    line = wire.pack(packed)
+    line = codec.pack(packed)
     assert "\n" not in line
-    assert wire.unpack(line) == packed
+    assert codec.unpack(line) == packed
 
 
 @given(requests, geometries, st.none() | st.just("mine-1"))
@@ -572,9 +572,9 @@ def test_a_request_survives_its_line(
 ) -> None:
     """A journal's line, photo and key bring back the same request, which is sent as the same bytes."""
     whole = evolve(request, external_task_id=given_id, geometry=expansion, key="k")
-    line = wire.pack_request(whole, expansion)
+    line = codec.pack_request(whole, expansion)
     assert "\n" not in line
-    assert wire.unpack_request(line, "dog.png", "k") == whole
+    assert codec.unpack_request(line, "dog.png", "k") == whole
 
 
 OTHERS: dict[type, object] = {str: "https://example.com/x", int: 3, bool: True}
@@ -585,5 +585,5 @@ def test_every_field_goes_to_the_store_and_back(name: str) -> None:
     """No field of a request is forgotten on the way, whichever is added."""
     (field,) = (each for each in request_fields() if each.name == name)
     given_ = ExpandRequest("dog.png", Ratios(up=1), **{"key": "k", name: OTHERS[field.kind]})  # type: ignore[arg-type]
-    line = wire.pack_request(given_, Ratios(up=1))
-    assert wire.unpack_request(line, "dog.png", given_.key or "") == given_
+    line = codec.pack_request(given_, Ratios(up=1))
+    assert codec.unpack_request(line, "dog.png", given_.key or "") == given_

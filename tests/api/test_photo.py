@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from kling_expand.api.photo import MAX_BYTES, SLICE, Photo, load
+from kling_expand.api.photo import MAX_BYTES, SLICE, Photo, load_photo
 from kling_expand.errors import ImageError
 
 PHOTOS = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))
@@ -44,7 +44,7 @@ async def sent_until_refused(stream: AsyncIterator[bytes]) -> tuple[int, ImageEr
 
 async def reason(source: Any) -> str:
     with pytest.raises(ImageError) as caught:
-        await load(source)
+        await load_photo(source)
     assert caught.value.field == "image"
     assert len(str(caught.value)) < 600
     return str(caught.value)
@@ -104,7 +104,7 @@ class ByteNamed:
 )
 async def test_every_wrapping_sends_the_same_photo(content: bytes, wrap: Callable[[bytes], Any]) -> None:
     """Header facts, digest and body are those of the bytes, however they were handed over; and again."""
-    photo = await load(wrap(content))
+    photo = await load_photo(wrap(content))
     with Image.open(io.BytesIO(content)) as image:
         assert (photo.format, photo.width, photo.height) == ("PNG", *image.size)
     assert (photo.size, photo.digest) == (len(content), hashlib.sha256(content).hexdigest())
@@ -117,7 +117,7 @@ async def test_every_wrapping_sends_the_same_photo(content: bytes, wrap: Callabl
 @pytest.mark.parametrize("kind", [Path, str, ByteNamed])
 async def test_a_file_is_read_when_it_is_sent(path: Path, kind: Callable[[Path], Any]) -> None:
     """A path, in any spelling, sends the file; the photo itself holds none of its bytes."""
-    photo = await load(kind(path))
+    photo = await load_photo(kind(path))
     with Image.open(path) as image:
         assert (photo.format, photo.width, photo.height) == ("JPEG", *image.size)
     assert await sent(photo) == base64.b64encode(CONTENTS[path])
@@ -128,7 +128,7 @@ async def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
     """What the file holds decides."""
     path = tmp_path / "photo.webp"
     path.write_bytes(SMALL)
-    assert (await load(path)).format == "PNG"
+    assert (await load_photo(path)).format == "PNG"
 
 
 @given(st.integers(0, 3 * SLICE + 3))
@@ -136,7 +136,7 @@ async def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
 async def test_the_slices_join_to_the_base64_of_any_size(extra: int) -> None:
     """From memory, any number of bytes is encoded without seam or padding in between."""
     content = png_of(len(SMALL) + 600 + extra)
-    photo = await load(content)
+    photo = await load_photo(content)
     assert await sent(photo) == base64.b64encode(content)
     assert photo.encoded_length == len(await sent(photo))
 
@@ -147,7 +147,7 @@ async def test_the_slices_of_a_file_join_to_its_base64(tmp_path: Path, extra: in
     """The same from disk, in slices of bounded size."""
     path = tmp_path / "photo.png"
     path.write_bytes(png_of(len(SMALL) + 600 + extra))
-    photo = await load(path)
+    photo = await load_photo(path)
     pieces = [piece async for piece in photo.slices()]
     assert b"".join(pieces) == base64.b64encode(path.read_bytes())
     assert max(map(len, pieces)) <= SLICE * 4 // 3
@@ -155,7 +155,7 @@ async def test_the_slices_of_a_file_join_to_its_base64(tmp_path: Path, extra: in
 
 async def test_a_body_abandoned_midway_can_be_sent_again() -> None:
     """A reader that stops after one slice leaves nothing open, and the next begins at the beginning."""
-    photo = await load(PHOTOS[0])
+    photo = await load_photo(PHOTOS[0])
     stream = photo.slices()
     first = await anext(stream)
     await stream.aclose()
@@ -171,13 +171,13 @@ async def test_a_file_object_is_read_from_where_it_stands() -> None:
 
     file = Dripping(b"prefix" + LARGE)
     file.seek(6)
-    assert await sent(await load(file)) == base64.b64encode(LARGE)
+    assert await sent(await load_photo(file)) == base64.b64encode(LARGE)
 
 
 async def test_what_is_changed_by_its_owner_is_not_changed_here() -> None:
     """A bytearray that is overwritten after `load` is sent as it was."""
     source = bytearray(SMALL)
-    photo = await load(source)
+    photo = await load_photo(source)
     source[:] = bytes(len(source))
     assert await sent(photo) == base64.b64encode(SMALL)
 
@@ -188,7 +188,7 @@ async def test_what_is_changed_by_its_owner_is_not_changed_here() -> None:
 )
 async def test_a_url_is_sent_as_it_is(url: str) -> None:
     """It is neither fetched nor encoded, and its facts are unknown."""
-    photo = await load(url)
+    photo = await load_photo(url)
     assert (photo.url, photo.name, await sent(photo)) == (url, url, url.encode())
     assert photo.encoded_length == len(url.encode())
     assert (photo.width, photo.height, photo.format, photo.size) == (None, None, None, None)
@@ -223,7 +223,7 @@ async def test_a_url_that_cannot_stand_in_json_is_refused(url: str) -> None:
 async def test_a_pil_image_of_any_mode_is_sent_as_png(mode: str) -> None:
     """Modes that PNG does not know are converted; the pixels are those of the image."""
     image = noise(320, 300, "L").convert(mode)
-    photo = await load(image)
+    photo = await load_photo(image)
     assert (photo.format, photo.width, photo.height) == ("PNG", 320, 300)
     with Image.open(io.BytesIO(base64.b64decode(await sent(photo)))) as back:
         expected = image.convert("RGB") if mode not in {"I", "F", "I;16"} else None
@@ -233,7 +233,7 @@ async def test_a_pil_image_of_any_mode_is_sent_as_png(mode: str) -> None:
 async def test_a_pil_image_keeps_its_transparency() -> None:
     """Premultiplied alpha is not lost on the way to PNG."""
     image = Image.new("RGBA", (300, 300), (10, 20, 30, 0)).convert("RGBa")
-    photo = await load(image)
+    photo = await load_photo(image)
     with Image.open(io.BytesIO(base64.b64decode(await sent(photo)))) as back:
         assert back.mode == "RGBA"
 
@@ -242,7 +242,7 @@ async def test_a_pil_image_keeps_its_transparency() -> None:
 async def test_a_pil_image_read_from_jpeg_stays_jpeg(mode: str) -> None:
     """A PNG of a photograph would often exceed 10 MB."""
     with Image.open(io.BytesIO(encoded(noise(400, 300, mode), "JPEG"))) as image:
-        photo = await load(image)
+        photo = await load_photo(image)
     assert (photo.format, photo.width, photo.height) == ("JPEG", 400, 300)
 
 
@@ -251,7 +251,7 @@ async def test_a_jpeg_that_was_converted_in_place_is_still_sent(word: str) -> No
     """Pillow may keep the format's name on an image whose mode JPEG does not know."""
     image = noise(300, 300, "RGBA")
     image.format = word
-    assert (await load(image)).format == "JPEG"
+    assert (await load_photo(image)).format == "JPEG"
 
 
 async def test_a_pil_image_made_upright_is_sent_upright() -> None:
@@ -259,7 +259,7 @@ async def test_a_pil_image_made_upright_is_sent_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open(io.BytesIO(encoded(noise(400, 300), "JPEG", exif=exif))) as image:
-        photo = await load(ImageOps.exif_transpose(image))
+        photo = await load_photo(ImageOps.exif_transpose(image))
     assert (photo.width, photo.height) == (300, 400)
 
 
@@ -292,7 +292,7 @@ async def test_the_limits_of_size_and_shape_are_inclusive(size: tuple[int, int],
     """300 pixels and 2.5:1 are just allowed; one pixel beyond is refused with the size that is meant."""
     content = encoded(Image.new("1", size))
     if passes:
-        assert ((await load(content)).width, (await load(content)).height) == size
+        assert ((await load_photo(content)).width, (await load_photo(content)).height) == size
     else:
         assert f"{size[0]}x{size[1]} pixels" in await reason(content)
 
@@ -302,7 +302,7 @@ async def test_ten_megabytes_are_the_most(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     most = png_of(MAX_BYTES)
     path.write_bytes(most)
-    assert (await load(path)).size == (await load(most)).size == MAX_BYTES
+    assert (await load_photo(path)).size == (await load_photo(most)).size == MAX_BYTES
     above = most + b"\x00"
     path.write_bytes(above)
     uri = "data:image/png;base64," + base64.b64encode(above).decode()
@@ -421,7 +421,7 @@ async def test_anything_else_is_refused(source: object) -> None:
 async def test_any_text_or_bytes_give_a_photo_or_an_image_error(source: str | bytes) -> None:
     """Nothing that can be typed or read raises anything else."""
     with contextlib.suppress(ImageError):
-        assert isinstance(await load(source), Photo)
+        assert isinstance(await load_photo(source), Photo)
 
 
 @given(st.sampled_from(PHOTOS), st.floats(0, 1, exclude_max=True))
@@ -454,7 +454,7 @@ async def test_a_file_that_changed_is_never_sent_whole(
     """Any change after the check ends in ImageError before the last slice."""
     path = tmp_path / "photo.png"
     path.write_bytes(LARGE)
-    photo = await load(path)
+    photo = await load_photo(path)
     change(path, LARGE)
     received, error = await sent_until_refused(photo.slices())
     assert "changed" in str(error) or "no longer be read" in str(error)
@@ -465,7 +465,7 @@ async def test_a_file_that_changes_while_it_is_sent_is_noticed(tmp_path: Path) -
     """Also between two slices, and in what had been sent already."""
     path = tmp_path / "photo.png"
     path.write_bytes(LARGE)
-    stream = (await load(path)).slices()
+    stream = (await load_photo(path)).slices()
     await anext(stream)
     path.write_bytes(LARGE[:-9] + bytes(9))
     _, error = await sent_until_refused(stream)
@@ -476,7 +476,7 @@ async def test_a_file_replaced_by_the_same_bytes_is_sent(tmp_path: Path) -> None
     """What counts is what is sent, not when it was written."""
     path = tmp_path / "photo.png"
     path.write_bytes(LARGE)
-    photo = await load(path)
+    photo = await load_photo(path)
     path.unlink()
     path.write_bytes(LARGE)
     assert await sent(photo) == base64.b64encode(LARGE)
@@ -487,7 +487,7 @@ async def test_a_file_replaced_by_the_same_bytes_is_sent(tmp_path: Path) -> None
 
 async def test_two_photos_of_the_same_bytes_are_equal_and_show_none_of_them() -> None:
     """Content is told by its digest; `repr` is one line."""
-    first, second = await load(LARGE), await load(bytearray(LARGE))
+    first, second = await load_photo(LARGE), await load_photo(bytearray(LARGE))
     assert first == second
     assert hash(first) == hash(second)
     assert len(repr(first)) < 400
@@ -500,9 +500,9 @@ def test_pillow_is_not_imported_and_pybase64_is_used_where_it_is_installed(tmp_p
         "def b64encode(data):\n    global used\n    used += 1\n    return base64.b64encode(data)\n"
     )
     program = (
-        "import asyncio, sys\nfrom kling_expand.api.photo import load\n"
+        "import asyncio, sys\nfrom kling_expand.api.photo import load_photo\n"
         "async def main():\n"
-        "    photo = await load(sys.argv[1])\n"
+        "    photo = await load_photo(sys.argv[1])\n"
         "    body = b''.join([piece async for piece in photo.slices()])\n"
         "    assert len(body) == photo.encoded_length\n"
         "asyncio.run(main())\n"

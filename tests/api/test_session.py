@@ -36,9 +36,8 @@ from support.loopback import (
     task,
 )
 
-from kling_expand.api import codec as wire
-from kling_expand.api import photo as images
-from kling_expand.api.photo import Photo
+from kling_expand.api import codec
+from kling_expand.api.photo import MAX_BYTES, Photo, load_photo
 from kling_expand.api.session import Body, Session
 from kling_expand.auth import Auth, KeyPair, StaticKey
 from kling_expand.config import Settings
@@ -78,12 +77,12 @@ def pair() -> KeyPair:
 
 def get(session: Session, path: str = "/x", deadline_at: float | None = None) -> Any:
     """One GET of one task."""
-    return session.call("GET", path, wire.decode_task, deadline_at=deadline_at)
+    return session.call("GET", path, codec.decode_task, deadline_at=deadline_at)
 
 
 def post(session: Session, body: Callable[[], Body], deadline_at: float | None = None) -> Any:
     """One POST of one task."""
-    return session.call("POST", "/x", wire.decode_task, body=body, deadline_at=deadline_at)
+    return session.call("POST", "/x", codec.decode_task, body=body, deadline_at=deadline_at)
 
 
 def now() -> float:
@@ -128,7 +127,7 @@ async def test_a_token_is_renewed_once(code: int) -> None:
     """A service that refuses every token is asked twice, and then believed."""
     async with loopback(refuses(code, 401)) as server, opened(server, pair()) as session:
         with pytest.raises(AuthenticationError):
-            await session.read("/x", wire.decode_task)
+            await session.read("/x", codec.decode_task)
         assert len(server.requests) == 2
 
 
@@ -287,7 +286,7 @@ async def test_no_foreign_error_leaves(name: str, method: str) -> None:
     body = partial(Body, b'{"image":"', None, b'"}') if method == "POST" else None
     async with loopback(*[TERRIBLE[name]] * 2, task()) as server, opened(server, read_timeout=5) as session:
         with pytest.raises((TransportError, ProtocolError)) as caught:
-            await session.call(method, "/x", wire.decode_task, body=body)
+            await session.call(method, "/x", codec.decode_task, body=body)
         assert caught.value.retryable
         assert "secret" not in repr(caught.value) + str(caught.value) + str(caught.value.__cause__)
         server.steps.clear()
@@ -304,7 +303,7 @@ async def test_no_redirect_is_followed(status: int) -> None:
         async with loopback(moved) as server, opened(server) as session:
             for body in (None, partial(Body, b"{}")):
                 with pytest.raises(ProtocolError):
-                    await session.call("POST", "/x", wire.decode_task, body=body)
+                    await session.call("POST", "/x", codec.decode_task, body=body)
         assert elsewhere.requests == []
 
 
@@ -337,7 +336,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photos") / "big.jpg"
     whole = PHOTO.read_bytes()
     cut = whole.rindex(b"\xff\xd9")
-    path.write_bytes(pad(whole[:2], images.MAX_BYTES - len(whole)) + whole[2:cut] + whole[cut:])
+    path.write_bytes(pad(whole[:2], MAX_BYTES - len(whole)) + whole[2:cut] + whole[cut:])
     return path
 
 
@@ -371,7 +370,7 @@ async def json_of(photo: Photo, server: Loopback) -> Any:
 async def test_ten_megabytes_arrive_whole(big: Path) -> None:
     """With an exact Content-Length, and every byte in its place."""
     async with loopback(task()) as server:
-        sent = await json_of(await images.load(big), server)
+        sent = await json_of(await load_photo(big), server)
         digest = hashlib.sha256(b64decode(sent["image"], validate=True)).hexdigest()
         assert digest == photo_digest(big)
         assert sent["n"] == 1
@@ -382,7 +381,7 @@ async def test_ten_megabytes_arrive_whole(big: Path) -> None:
 async def test_every_source_has_its_exact_length(source: Any) -> None:
     """A path, bytes and a URL are announced and sent alike."""
     async with loopback(task()) as server:
-        sent = await json_of(await images.load(source), server)
+        sent = await json_of(await load_photo(source), server)
         expected = source if isinstance(source, str) else PHOTO.read_bytes()
         assert (sent["image"] if isinstance(source, str) else b64decode(sent["image"])) == expected
 
@@ -391,7 +390,7 @@ async def test_every_source_has_its_exact_length(source: Any) -> None:
 async def test_a_body_is_sent_again_whole(big: Path) -> None:
     """After a refused token the same bytes go out once more, not an empty body."""
     async with loopback(refuses(1004, 401), task()) as server, opened(server, pair()) as session:
-        photo = await images.load(big)
+        photo = await load_photo(big)
         await post(session, partial(Body, b'{"image":"', photo, b'"}'))
         first, second = (hashlib.sha256(each.body).digest() for each in server.requests)
         assert first == second
@@ -402,7 +401,7 @@ async def test_a_photo_that_changes_is_not_sent(tmp_path: Path, big: Path) -> No
     """That is the photo's fault, not the network's, and no whole request left."""
     path = tmp_path / "photo.jpg"
     shutil.copyfile(big, path)
-    photo = await images.load(path)
+    photo = await load_photo(path)
     with open(path, "r+b") as file:  # noqa: ASYNC230, PTH123 - nobody else is on this loop
         file.seek(-100, 2)
         file.write(bytes(98))
@@ -422,7 +421,7 @@ async def sent(step: Step, photo: Photo | None) -> bool:
 @virtual_time
 async def test_only_what_cannot_have_arrived_is_called_unsent(big: Path) -> None:
     """`sent` is False exactly where the service cannot have the whole request."""
-    photo = await images.load(big)
+    photo = await load_photo(big)
     assert await sent(resets_early, photo) is False
     assert await sent(resets_half_way, photo) is False
     assert await sent(resets, photo) is True
@@ -451,7 +450,7 @@ def test_a_body_is_as_long_as_it_says(head: bytes, tail: bytes, with_photo: bool
     """Whatever its parts: the same bytes each time, and `sent` only when the last are under way."""
 
     async def check() -> None:
-        photo = await images.load(PHOTO.read_bytes()) if with_photo else None
+        photo = await load_photo(PHOTO.read_bytes()) if with_photo else None
         body = Body(head, photo, tail)
         for _ in range(2):
             body.sent = False
@@ -485,7 +484,7 @@ async def test_a_request_ends_at_the_deadline() -> None:
 @virtual_time
 async def test_a_create_has_time_for_its_body(big: Path) -> None:
     """Ten megabytes on a slow line take longer than a query may."""
-    photo = await images.load(big)
+    photo = await load_photo(big)
     async with loopback(hangs) as server:
         async with opened(server, create_timeout=30, upload_speed=100_000) as session:
             with pytest.raises(TransportError):
@@ -514,7 +513,7 @@ async def test_a_read_outlives_what_may_pass() -> None:
     half = sends(OK + b"Content-Length: 500\r\n\r\n{", close=True)
     steps = resets, refuses(5001, 503), says(b"<html>"), half, refuses(1302, 429), says(b"", 502)
     async with loopback(*steps, task()) as server, opened(server) as session:
-        assert await session.read("/x", wire.decode_task, params={"pageNum": 1}) == DONE
+        assert await session.read("/x", codec.decode_task, params={"pageNum": 1}) == DONE
         assert len(server.requests) >= 7
         assert {each.line for each in server.requests} == {"GET /x?pageNum=1 HTTP/1.1"}
 
@@ -525,7 +524,7 @@ async def test_what_will_not_pass_is_asked_once(code: int) -> None:
     """The same call would be refused again."""
     async with loopback(refuses(code, 400)) as server, opened(server) as session:
         with pytest.raises(KlingError, match=str(code)):
-            await session.read("/x", wire.decode_task)
+            await session.read("/x", codec.decode_task)
         assert len(server.requests) == 1
 
 
@@ -534,7 +533,7 @@ async def test_a_read_is_given_up_after_its_budget() -> None:
     """With ever longer waits, and with what was wrong last."""
     async with loopback(refuses(5000, 500)) as server, opened(server, retry_timeout=60) as session:
         with pytest.raises(ServerError):
-            await session.read("/x", wire.decode_task)
+            await session.read("/x", codec.decode_task)
         times = server.times()
         assert 30 < times[-1] <= 60
         assert 5 <= len(times) <= 15
@@ -544,7 +543,7 @@ async def test_a_read_is_given_up_after_its_budget() -> None:
 async def test_a_read_waits_as_long_as_it_is_told() -> None:
     """`Retry-After` of a 503 is obeyed too, and never undercut."""
     async with loopback(refuses(5001, 503, Retry_After="33"), task()) as server, opened(server) as session:
-        await session.read("/x", wire.decode_task)
+        await session.read("/x", codec.decode_task)
         first, second = server.times()
         assert 33 <= second - first < 40
 
@@ -554,7 +553,7 @@ async def test_a_wait_beyond_the_budget_is_not_begun() -> None:
     """An hour is no retry."""
     async with loopback(refuses(5001, 503, Retry_After="3600")) as server, opened(server) as session:
         with pytest.raises(ServerError):
-            await session.read("/x", wire.decode_task)
+            await session.read("/x", codec.decode_task)
         assert now() < 1
 
 
@@ -563,7 +562,7 @@ async def test_a_read_is_over_at_its_deadline() -> None:
     """No wait is begun that would end after it."""
     async with loopback(refuses(5000, 500)) as server, opened(server) as session:
         with pytest.raises(DeadlineExceeded):
-            await session.read("/x", wire.decode_task, deadline_at=now() + 10)
+            await session.read("/x", codec.decode_task, deadline_at=now() + 10)
         assert now() <= 10
         assert len(server.requests) > 2
 
@@ -657,7 +656,7 @@ async def test_requests_can_be_traced() -> None:
 async def test_a_cancelled_call_is_cancelled() -> None:
     """Cancellation is no network failure, and leaves the session usable."""
     async with loopback(hangs, task()) as server, opened(server) as session:
-        waiting = asyncio.ensure_future(session.read("/x", wire.decode_task))
+        waiting = asyncio.ensure_future(session.read("/x", codec.decode_task))
         await asyncio.sleep(1)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

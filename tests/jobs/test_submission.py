@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.loopback import Exchange, Loopback, loopback, refuses, task
 
-from kling_expand.api import codec as wire
-from kling_expand.api import photo as images
+from kling_expand.api import codec
+from kling_expand.api.photo import load_photo
 from kling_expand.api.session import Body, Session
 from kling_expand.auth import StaticKey
 from kling_expand.config import Settings
@@ -53,8 +53,8 @@ class Creating:
 
     async def create(self, external_task_id: str = "dog", **options: Any) -> Task:
         """Create a task with this id."""
-        photo = await images.load(PHOTO)
-        head, tail = wire.encode(REQUEST, Ratios(right=0.5), external_task_id)
+        photo = await load_photo(PHOTO)
+        head, tail = codec.encode(REQUEST, Ratios(right=0.5), external_task_id)
         return await self.submitter.create(partial(Body, head, photo, tail), external_task_id, **options)
 
     def script(self, *faults: Fault | str) -> None:

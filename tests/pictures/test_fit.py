@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from pillow_heif import register_heif_opener
 from support.shell import COFFEE, Shell, shell
 
-from kling_expand.api.photo import MAX_BYTES, load
+from kling_expand.api.photo import MAX_BYTES, load_photo
 from kling_expand.errors import ImageError
 from kling_expand.pictures.fit import ORIENTATION, can_fit, fit, is_turned
 
@@ -43,7 +43,7 @@ async def test_other_formats_become_jpeg(tmp_path: Path, ending: str) -> None:
     assert can_fit(photo)
     fitted = fit(photo, tmp_path, acceptable=False)
     assert any("made JPEG" in change for change in fitted.changes)
-    loaded = await load(fitted.path)
+    loaded = await load_photo(fitted.path)
     assert (loaded.format, loaded.width, loaded.height) == ("JPEG", 600, 400)
     with Image.open(fitted.path) as after, Image.open(COFFEE) as before:
         difference = np.abs(np.asarray(after, float) - np.asarray(before, float)).mean()
@@ -75,7 +75,7 @@ async def test_a_heavy_photo_is_saved_lighter_and_then_smaller(tmp_path: Path) -
     noise(2600, 2000).save(tmp_path / "heavy.png")
     assert (tmp_path / "heavy.png").stat().st_size > MAX_BYTES
     fitted = fit(str(tmp_path / "heavy.png"), tmp_path, acceptable=False)
-    loaded = await load(fitted.path)
+    loaded = await load_photo(fitted.path)
     assert loaded.size is not None
     assert loaded.size <= MAX_BYTES
     assert (loaded.width, loaded.height) == (2600, 2000)
@@ -86,7 +86,7 @@ async def test_transparency_is_kept(tmp_path: Path) -> None:
     """So it becomes a PNG, scaled down where it is too heavy."""
     noise(1900, 1600, "RGBA").save(tmp_path / "heavy.tiff")
     fitted = fit(str(tmp_path / "heavy.tiff"), tmp_path, acceptable=False)
-    loaded = await load(fitted.path)
+    loaded = await load_photo(fitted.path)
     assert loaded.format == "PNG"
     assert loaded.width is not None
     assert loaded.width < 1900

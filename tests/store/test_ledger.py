@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kling_expand import ExpandRequest, Ratios
-from kling_expand.api.photo import load
+from kling_expand.api.photo import load_photo
 from kling_expand.errors import BadRequest, SubmissionUnknown
 from kling_expand.models import Image, Task
 from kling_expand.store.ledger import Identity, JobRecord, Ledger, PreparedRequest
@@ -19,7 +19,7 @@ WIDER = Ratios(right=0.5)
 async def order(image: Any = PHOTO, **fields: Any) -> PreparedRequest:
     """A request with its photo loaded."""
     request = ExpandRequest(image, WIDER, **fields)
-    return PreparedRequest(request, await load(image), WIDER)
+    return PreparedRequest(request, await load_photo(image), WIDER)
 
 
 def identity(ledger: Ledger, asked: PreparedRequest) -> Identity:

@@ -2,7 +2,7 @@
 
 from attrs import define
 
-from kling_expand.api import codec as wire
+from kling_expand.api import codec
 from kling_expand.models import UNITS_PER_IMAGE, Task
 from kling_expand.store.sqlite import Job, Journal, State
 
@@ -34,7 +34,7 @@ class Spent:
 
 def pictures(job: Job) -> int:
     """How many a job asked for."""
-    return wire.unpack_request(job.params, job.source or "", job.key).n
+    return codec.unpack_request(job.params, job.source or "", job.key).n
 
 
 def billed(task: Task | None) -> float:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from kling_expand.api import photo as images
-from kling_expand.api.photo import Photo
+from kling_expand.api.photo import Photo, load_photo
 from kling_expand.errors import ImageError, InvalidRequest
 from kling_expand.geometry import Towards
 from kling_expand.models import Dialect, ExpandRequest
@@ -54,7 +53,7 @@ def _check_geometry(request: ExpandRequest, photo: Photo) -> None:
 async def _fitted(request: ExpandRequest, folder: Path) -> Checked:
     photo, acceptable = str(request.image), False
     with suppress(ImageError):
-        await images.load(photo)
+        await load_photo(photo)
         acceptable = True
     fitted = await asyncio.to_thread(fit, photo, folder, acceptable=acceptable)
     return Checked(evolve(request, image=fitted.path), fitted.changes)
@@ -62,7 +61,7 @@ async def _fitted(request: ExpandRequest, folder: Path) -> Checked:
 
 async def _load(photo: str) -> Photo:
     try:
-        return await images.load(photo)
+        return await load_photo(photo)
     except ImageError as error:
         if not await asyncio.to_thread(can_fit, photo):
             raise

@@ -12,7 +12,7 @@ import click
 from attrs import asdict, frozen
 
 from kling_expand import __version__
-from kling_expand.api import codec as wire
+from kling_expand.api import codec
 from kling_expand.api.session import Session
 from kling_expand.auth import Auth, StaticKey
 from kling_expand.cli import options
@@ -71,16 +71,16 @@ async def _service(connection: Connection) -> list[Finding]:
 async def _ask(auth: Auth, settings: Settings) -> list[Finding]:
     clocks: list[tuple[float, float | None]] = []
 
-    def decode(answer: wire.Response) -> Any:
+    def decode(answer: codec.Response) -> Any:
         clocks.append((time.time(), answer.server_time))
-        return wire.decode_tasks(answer)
+        return codec.decode_tasks(answer)
 
     error: KlingError | None = None
     began = time.monotonic()
     async with Session(settings, auth, rng=Random()) as session:
         try:
             page = {"pageNum": 1, "pageSize": 1}
-            await session.call("GET", wire.create_path(settings.dialect), decode, params=page)
+            await session.call("GET", codec.create_path(settings.dialect), decode, params=page)
         except KlingError as failure:
             error = failure
     took = time.monotonic() - began

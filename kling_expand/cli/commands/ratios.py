@@ -4,14 +4,13 @@ from typing import Any
 
 import click
 
-from kling_expand.api import photo as images
+from kling_expand.api.photo import load_photo
 from kling_expand.cli import options
 from kling_expand.cli.exit_codes import run
 from kling_expand.cli.formatting import show
 from kling_expand.cli.geometry import geometry_options, parse_size
 from kling_expand.errors import InvalidRequest
-from kling_expand.geometry import Geometry
-from kling_expand.ratios import Canvas, Ratios
+from kling_expand.geometry import Canvas, Geometry, Ratios
 
 
 @click.command(short_help="Print the four ratios for a size or a photo.")
@@ -37,7 +36,7 @@ def ratios(source: str, geometry: Geometry, as_json: bool) -> None:
 
 def measure(photo: str) -> tuple[int, int]:
     """The photo's size in pixels. Raises `InvalidRequest` where that is not known here."""
-    loaded = run(images.load(photo))
+    loaded = run(load_photo(photo))
     if loaded.width is None or loaded.height is None:
         raise InvalidRequest("photo", photo, "its size is not known here: give it as WxH")
     return loaded.width, loaded.height

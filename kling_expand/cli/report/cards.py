@@ -3,12 +3,11 @@
 from html import escape
 from pathlib import PurePath
 
-from kling_expand.api import codec as wire
+from kling_expand.api import codec
 from kling_expand.cli.batch.rows import stem
 from kling_expand.cli.formatting import clean, moment, span
-from kling_expand.geometry import Towards
+from kling_expand.geometry import Ratios, Towards
 from kling_expand.models import ExpandRequest, Status, Task
-from kling_expand.ratios import Ratios
 from kling_expand.store.sqlite import Job, State
 
 from .thumbnails import Thumbnail, thumbnail
@@ -42,7 +41,7 @@ def seconds(task: Task | None) -> float | None:
 
 def card(job: Job, size: int) -> str:
     """The job as HTML; its pictures at most *size* pixels wide and high."""
-    request = wire.unpack_request(job.params, job.source or "", job.key)
+    request = codec.unpack_request(job.params, job.source or "", job.key)
     ratios = _ratios(request)
     before = thumbnail(job.source, size) if job.source else None
     after = [small for path in job.files if (small := thumbnail(path, size))]

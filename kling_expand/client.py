@@ -276,7 +276,7 @@ class KlingClient:
             ("page_size", page_size, codec.PAGE_SIZE),
         ):
             if not 1 <= value <= last:
-                raise InvalidRequest(field, value, f"from 1 to {last} is allowed")
+                raise InvalidRequest(field, value, f"must be between 1 and {last}")
         return await self._session.read(
             codec.create_path(self.settings.dialect),
             codec.decode_tasks,
@@ -386,12 +386,11 @@ class _Reads(NamedTuple):
 def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> ExpandRequest:
     if isinstance(image, ExpandRequest):
         if geometry is not None or fields:
-            raise InvalidRequest(
-                "request", image, "an ExpandRequest already says everything; change it with attrs.evolve"
-            )
+            limit = "must be the only argument, as it says everything"
+            raise InvalidRequest("request", image, limit, "change it with attrs.evolve")
         return image
     if geometry is None:
-        raise InvalidRequest("geometry", None, 'how far to expand is needed, such as ToAspect("16:9")')
+        raise InvalidRequest("geometry", None, 'must say how far to expand, such as ToAspect("16:9")')
     return ExpandRequest(image, geometry, **fields)
 
 
@@ -414,7 +413,7 @@ def _until(deadline: float | None) -> float | None:
     if deadline is None:
         return None
     if not deadline > 0:
-        raise InvalidRequest("deadline", deadline, "it must be above zero seconds")
+        raise InvalidRequest("deadline", deadline, "must be above 0 seconds")
     return asyncio.get_running_loop().time() + deadline
 
 

@@ -122,13 +122,21 @@ class MissingExtra(ConfigurationError, ImportError):
 
 
 class InvalidRequest(KlingError, ValueError):
-    """Refused locally. `field`, `value` and `limit` say what, and what would do."""
+    """A request that is refused locally, before anything is sent or paid for.
 
-    def __init__(self, field: str, value: Any, limit: str) -> None:
-        super().__init__(f"{field}: {value} is not possible: {limit}")
+    The message names the *field*, the *limit* it breaks, the *value* that came and perhaps some
+    *advice*: "n must be between 1 and 9, got 0". A limit that does not begin with "must" is put in
+    front of the value: "image: no such file: 'nofile.jpg'".
+    """
+
+    def __init__(self, field: str, value: object, limit: str, advice: str = "") -> None:
+        must = limit.startswith("must ")
+        message = f"{field} {limit}, got {value}" if must else f"{field}: {limit}: {value}"
+        super().__init__(f"{message}; {advice}" if advice else message)
         self.field = field
         self.value = value
         self.limit = limit
+        self.advice = advice
 
 
 class GeometryError(InvalidRequest):

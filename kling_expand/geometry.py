@@ -57,7 +57,7 @@ def real(value: float) -> float:
 
 def _side(_ratios: Any, attribute: Any, value: Any) -> None:
     if not isinstance(value, float) or not 0 <= value <= MAX_SIDE:
-        raise GeometryError(attribute.name, repr(value), "each side grows by a number from 0 to 2")
+        raise GeometryError(attribute.name, repr(value), "must be a number between 0 and 2")
 
 
 @frozen
@@ -101,15 +101,12 @@ class Ratios:
 
     def __attrs_post_init__(self) -> None:
         if self.area <= 1 + NOISE:
-            raise GeometryError(
-                "ratios", self._numbers(), "nothing is added: at least one side must be above 0"
-            )
+            raise GeometryError("ratios", self._numbers(), "must add something on at least one side")
         if self.area > MAX_AREA + AREA_TOLERANCE:
             fit = _fitting(self.left + self.right, self.up + self.down)
-            value = f"{self._numbers()}, {self.area:.4f} times the area,"
-            raise GeometryError(
-                "ratios", value, f"at most 3 times is allowed; all four times {fit} would fit"
-            )
+            value = f"{self.area:.4f} times ({self._numbers()})"
+            advice = f"multiply all four by {fit}"
+            raise GeometryError("ratios", value, "must give at most 3 times the area", advice)
 
     @property
     def area(self) -> float:
@@ -150,7 +147,7 @@ def check_size(width: int, height: int) -> None:
     """Refuse what is no picture's size, by the name of the side."""
     for name, value in (("width", width), ("height", height)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PIXELS:
-            raise GeometryError(name, repr(value), "a whole number of pixels from 1 is needed")
+            raise GeometryError(name, repr(value), "must be a whole number of pixels, at least 1")
 
 
 def nearest(value: float) -> int:
@@ -198,20 +195,19 @@ def parse_aspect(aspect: str | float | tuple[float, float]) -> float:
     except (ValueError, TypeError, ZeroDivisionError):
         value = math.nan
     if any(isinstance(part, bool) for part in parts) or not 1e-3 <= value <= 1e3:
-        raise GeometryError(
-            "aspect", repr(aspect), 'width over height such as "16:9", 16 / 9 or (16, 9) is needed'
-        )
+        limit = 'must be width over height, such as "16:9", 16 / 9 or (16, 9)'
+        raise GeometryError("aspect", repr(aspect), limit)
     return value
 
 
 def _anchor(_geometry: Any, _attribute: Any, value: Any) -> None:
     if value not in get_args(Anchor):
-        raise GeometryError("anchor", repr(value), f"one of {', '.join(get_args(Anchor))} is allowed")
+        raise GeometryError("anchor", repr(value), f"must be one of {', '.join(get_args(Anchor))}")
 
 
 def _area(_geometry: Any, _attribute: Any, value: Any) -> None:
     if value is not None and (not isinstance(value, float) or not 1 <= value <= MAX_AREA):
-        raise GeometryError("area", repr(value), "a multiple of the original's area from 1 to 3 is allowed")
+        raise GeometryError("area", repr(value), "must be between 1 and 3 times the original's area")
 
 
 def _optional_float(value: float | None) -> float | None:
@@ -263,7 +259,7 @@ class ToSize:
         check_size(width, height)
         for name, wanted, has in (("width", self.width, width), ("height", self.height, height)):
             if wanted < has:
-                limit = f"the photo has {has} and nothing is cut off: at least {has} is needed"
+                limit = f"must be at least {has}, as nothing of the photo is cut off"
                 raise GeometryError(name, wanted, limit)
         _check_canvas(width, height, self.width, self.height)
         return _placed((self.width - width) / width, (self.height - height) / height, self.anchor)
@@ -271,7 +267,7 @@ class ToSize:
 
 def _pixels(_padding: Any, attribute: Any, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_PIXELS:
-        raise GeometryError(attribute.name, repr(value), "a whole number of pixels from 0 is allowed")
+        raise GeometryError(attribute.name, repr(value), "must be a whole number of pixels, at least 0")
 
 
 @frozen
@@ -302,7 +298,7 @@ def parse_direction(direction: str) -> str:
     """
     words = [word.strip().lower() for word in direction.split(",")] if isinstance(direction, str) else []
     if not words or not set(words) <= {*_SIDES, "all"}:
-        limit = "left, right, top, bottom or all is allowed, several joined by commas"
+        limit = "must be left, right, top, bottom or all, or several joined by commas"
         raise GeometryError("direction", repr(direction), limit)
     return "all" if "all" in words else ",".join(word for word in _SIDES if word in words)
 
@@ -328,7 +324,7 @@ class Towards:
         both = bool({"left", "right"} & sides and {"up", "down"} & sides)
         most = math.sqrt(MAX_AREA + AREA_TOLERANCE) if both else MAX_AREA
         if not isinstance(self.ratio, float) or not 1 + 2 * NOISE < self.ratio <= most:
-            limit = f"a number above 1 and at most {shown(most, ROUND_FLOOR)} is allowed for {self.direction}"
+            limit = f"must be above 1 and, towards {self.direction}, at most {shown(most, ROUND_FLOOR)}"
             raise GeometryError("ratio", repr(self.ratio), limit)
 
     def _sides(self) -> set[str]:
@@ -353,7 +349,7 @@ def calculate_expansion_ratios(
     """
     for name, value in (("width", width), ("height", height), ("area_multiplier", area_multiplier)):
         if not isinstance(real(value), float) or not 0 < value < MAX_PIXELS:
-            raise GeometryError(name, repr(value), "a positive number is needed")
+            raise GeometryError(name, repr(value), "must be a positive number")
     across, down = _growth(width, height, parse_aspect(aspect_ratio), area_multiplier)
     vertical, horizontal = f"{(down - 1) / 2:.4f}", f"{(across - 1) / 2:.4f}"
     return f"{vertical},{vertical},{horizontal},{horizontal}"
@@ -368,7 +364,8 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
     if area is None:
         area = least
     if not least - NOISE <= area <= MAX_AREA + NOISE:
-        limit = f"{_named(aspect)} of {width}x{height} needs an area from {shown(least, ROUND_CEILING)} to 3"
+        bounds = f"{shown(least, ROUND_CEILING)} and 3"
+        limit = f"must be between {bounds} to make {_named(aspect)} of {width}x{height}"
         raise GeometryError("area", f"{area:g}", limit)
     across, down = max(1.0, math.sqrt(area * stretch)), max(1.0, math.sqrt(area / stretch))
     if across * down <= 1 + 2 * NOISE:
@@ -379,21 +376,17 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
 def _too_far(width: float, height: float, aspect: float, least: float) -> GeometryError:
     low = shown(width / height / MAX_AREA, ROUND_CEILING)
     high = shown(width / height * MAX_AREA, ROUND_FLOOR)
-    limit = (
-        f"{width}x{height} would need {shown(least, ROUND_CEILING)} times its area, "
-        f"and at most 3 is allowed; an aspect from {low} to {high} (width over height) would do"
-    )
-    return GeometryError("aspect", _named(aspect), limit)
+    limit = f"must be between {low} and {high} (width over height) for a photo of {width}x{height}"
+    value = f"{_named(aspect)}, which needs {shown(least, ROUND_CEILING)} times the area"
+    return GeometryError("aspect", value, limit)
 
 
 def _nothing(width: float, height: float, aspect: float) -> GeometryError:
     stretch = aspect * height / width
     least = shown(max(stretch, 1 / stretch), ROUND_CEILING)
-    limit = (
-        f"{width}x{height} already has that aspect, so nothing is added: "
-        f"another aspect, or an area above {least} and at most 3, would do"
-    )
-    return GeometryError("aspect", _named(aspect), limit)
+    limit = f"must not be what the photo of {width}x{height} already has"
+    advice = f"give another aspect, or an area above {least} and at most 3"
+    return GeometryError("aspect", _named(aspect), limit, advice)
 
 
 def _placed(wider: float, higher: float, anchor: str) -> Ratios:
@@ -410,11 +403,11 @@ def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> N
         options = [f"{most // new_height}x{new_height}"] if most // new_height >= width else []
         options += [f"{new_width}x{most // new_width}"] if most // new_width >= height else []
         options = options or [f"{3 * width}x{height}", f"{width}x{3 * height}"]
-        limit = f"at most 3 times the area of {width}x{height} is allowed: {' or '.join(options)} would fit"
-        raise GeometryError("size", f"{new_width}x{new_height}", limit)
+        limit = f"must be at most 3 times the area of {width}x{height}"
+        raise GeometryError("size", f"{new_width}x{new_height}", limit, f"{' or '.join(options)} fits")
     if (new_width, new_height) == (width, height):
-        limit = f"that is the photo's own size, so nothing is added: {width + 1}x{height} would be the least"
-        raise GeometryError("size", f"{width}x{height}", limit)
+        limit = "must be larger than the photo"
+        raise GeometryError("size", f"{width}x{height}", limit, f"the smallest is {width + 1}x{height}")
 
 
 def _named(aspect: float) -> str:

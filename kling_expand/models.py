@@ -132,26 +132,30 @@ def source_name(source: ImageSource) -> str:
 
 def _prompt(_request: Any, _attribute: Any, value: str | None) -> None:
     if value is not None and not isinstance(value, str):
-        raise InvalidRequest("prompt", repr(value), "it must be text")
+        raise InvalidRequest("prompt", repr(value), "must be text")
     if value is not None and len(value) > MAX_PROMPT:
-        raise InvalidRequest("prompt", f"{len(value)} characters", f"at most {MAX_PROMPT} are allowed")
+        raise InvalidRequest(
+            "prompt", f"{len(value)} characters", f"must have at most {MAX_PROMPT} characters"
+        )
 
 
 def _count(_request: Any, _attribute: Any, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_IMAGES:
-        raise InvalidRequest("n", repr(value), f"a whole number from 1 to {MAX_IMAGES} is allowed")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidRequest("n", repr(value), "must be a whole number")
+    if not 1 <= value <= MAX_IMAGES:
+        raise InvalidRequest("n", value, f"must be between 1 and {MAX_IMAGES}")
 
 
 def _callback(_request: Any, _attribute: Any, value: str | None) -> None:
     if value is not None and not (isinstance(value, str) and value.startswith(("http://", "https://"))):
-        raise InvalidRequest("callback_url", repr(value), "it must be an http or https URL")
+        raise InvalidRequest("callback_url", repr(value), "must begin with http:// or https://")
 
 
 def _name(_request: Any, attribute: Any, value: str | None) -> None:
     if value is not None and not (isinstance(value, str) and value.strip() == value and value.isprintable()):
-        raise InvalidRequest(attribute.name, repr(value), "printable text without outer blanks is allowed")
+        raise InvalidRequest(attribute.name, repr(value), "must be printable text without blanks around it")
     if value in {".", ".."}:  # a URL cannot end in them, so the task could not be asked for
-        raise InvalidRequest(attribute.name, repr(value), "it must be more than dots")
+        raise InvalidRequest(attribute.name, repr(value), "must be more than dots")
 
 
 @frozen
@@ -300,7 +304,7 @@ class RequestField:
         try:
             return parser(text)
         except ValueError:
-            raise InvalidRequest(self.name, repr(text), f"{wanted} is needed") from None
+            raise InvalidRequest(self.name, repr(text), f"must be {wanted}") from None
 
     def write(self, body: dict[str, Any], value: Any) -> None:
         """Put *value* into the *body* of a create, unless nothing is said by it."""

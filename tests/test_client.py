@@ -432,7 +432,7 @@ async def test_a_request_is_whole_or_in_parts_but_not_both() -> None:
         with pytest.raises(InvalidRequest, match="how far to expand"):
             kling.submit(PHOTO)
         for deadline in (0, -1, float("nan")):
-            with pytest.raises(InvalidRequest, match="above zero"):
+            with pytest.raises(InvalidRequest, match="above 0"):
                 kling.submit(request, deadline=deadline)
         assert emulator.account.requests == {}
         assert kling.stats.submitted == 0

@@ -19,6 +19,7 @@ from kling_expand.errors import (
     ContentRejected,
     DeadlineExceeded,
     DuplicateTask,
+    ImageError,
     InvalidRequest,
     KlingError,
     MissingExtra,
@@ -210,9 +211,11 @@ def test_an_api_error_shows_what_support_asks_for() -> None:
 
 def test_an_invalid_request_says_what_would_do() -> None:
     """The field, the value and the limit, for people and for programs."""
-    error = InvalidRequest("n", 12, "1 to 9 is allowed")
-    assert str(error) == "n: 12 is not possible: 1 to 9 is allowed"
-    assert (error.field, error.value, error.limit) == ("n", 12, "1 to 9 is allowed")
+    error = InvalidRequest("n", 12, "must be between 1 and 9", "make two requests")
+    assert str(error) == "n must be between 1 and 9, got 12; make two requests"
+    assert (error.field, error.value, error.limit) == ("n", 12, "must be between 1 and 9")
+    assert error.advice == "make two requests"
+    assert str(ImageError("image", "'nofile.jpg'", "no such file")) == "image: no such file: 'nofile.jpg'"
 
 
 def test_errors_are_caught_under_their_ordinary_names() -> None:

@@ -101,15 +101,15 @@ def test_what_a_refused_aspect_suggests_works(
         wanted.ratios(width, height)
     except GeometryError as error:
         if error.field == "area":
-            low, high = numbers(error.limit)[-2:]
+            low, high = numbers(error.limit)[:2]
             assert within_rules(ToAspect(aspect, low).ratios(width, height))
             assert within_rules(ToAspect(aspect, high).ratios(width, height))
         elif "already" in error.limit:
-            low, high = numbers(error.limit)[-2:]
+            low, high = numbers(error.advice)
             assert within_rules(ToAspect(aspect, low + 1e-4).ratios(width, height))
             assert within_rules(ToAspect(aspect, high).ratios(width, height))
         else:
-            low, high = numbers(error.limit)[-2:]
+            low, high = numbers(error.limit)[:2]
             assert within_rules(ToAspect(low).ratios(width, height))
             assert within_rules(ToAspect(high).ratios(width, height))
 
@@ -146,7 +146,7 @@ def test_the_least_expansion_to_a_wider_and_a_higher_shape() -> None:
 def test_a_photo_that_has_the_aspect_is_not_paid_for(width: int, height: int, anchor: Anchor) -> None:
     """The same shape, or one less than half a pixel away, is refused and says what to do."""
     error = refused(lambda: ToAspect((width, height), anchor=anchor).ratios(width, height))
-    assert "already has that aspect" in error.limit
+    assert "already has" in error.limit
     assert "already" in refused(lambda: ToAspect("16:9").ratios(1366, 768)).limit
     assert "already" in refused(lambda: ToAspect("1:1", area=1).ratios(500, 500)).limit
 
@@ -158,7 +158,7 @@ def test_too_small_an_area_names_the_numbers() -> None:
         error.field,
         error.value,
         error.limit,
-    ) == ("area", "1.2", "16:9 of 100x100 needs an area from 1.7778 to 3")
+    ) == ("area", "1.2", "must be between 1.7778 and 3 to make 16:9 of 100x100")
 
 
 @pytest.mark.parametrize("area", [0.99, 3.01, -1, math.nan, math.inf, True, "2"])
@@ -239,7 +239,7 @@ def test_a_size_is_met_to_the_pixel_or_refused(
         return
     error = refused(lambda: wanted.ratios(width, height))
     if error.field == "size":
-        sizes = re.findall(r"(\d+)x(\d+)", error.limit.partition(": ")[2])
+        sizes = re.findall(r"(\d+)x(\d+)", error.advice)
         assert sizes
         for least in sizes:
             ratios = ToSize(int(least[0]), int(least[1])).ratios(width, height)
@@ -374,7 +374,7 @@ def test_the_helper_agrees_with_the_formula_or_names_an_area(
     except GeometryError as error:
         assert min(across, down) < 1e-8
         if error.field == "area":
-            calculate_expansion_ratios(width, height, numbers(error.limit)[-2], aspect)
+            calculate_expansion_ratios(width, height, numbers(error.limit)[0], aspect)
         return
     assert re.fullmatch(r"(\d\.\d{4},){3}\d\.\d{4}", text)
     for expected, actual in zip((down, down, across, across), text.split(","), strict=True):
@@ -404,7 +404,7 @@ def test_the_helper_has_no_negative_zero() -> None:
 )
 def test_the_helper_refuses_what_cannot_be_expanded(arguments: tuple[float, float, float, float]) -> None:
     """No crash and no nonsense string: a GeometryError."""
-    assert "not possible" in str(refused(lambda: calculate_expansion_ratios(*arguments)))
+    assert " must " in str(refused(lambda: calculate_expansion_ratios(*arguments)))
 
 
 # Ratios
@@ -426,7 +426,7 @@ def test_the_factor_named_for_too_large_an_area_works_and_is_the_greatest(
 ) -> None:
     """Ratios that are too large come with a factor that makes them fit, and hardly wastes anything."""
     assume((1 + up + down) * (1 + left + right) > 3.0011)
-    factor = float(refused(lambda: Ratios(up, down, left, right)).limit.split()[-3])
+    factor = float(refused(lambda: Ratios(up, down, left, right)).advice.split()[-1])
     fitted = Ratios(up * factor, down * factor, left * factor, right * factor)
     assert 2.999 < fitted.area <= 3 + 1e-9
 
@@ -463,7 +463,7 @@ def test_ratios_are_the_same_for_every_photo() -> None:
 def test_nothing_added_is_refused() -> None:
     """Four zeros, and what vanishes next to 1, would be paid for and change nothing."""
     for attempt in (Ratios, lambda: Ratios(0, 0, 0, 0), lambda: Ratios(up=1e-300)):
-        assert "nothing is added" in str(refused(attempt))
+        assert "must add something" in str(refused(attempt))
 
 
 def test_the_vendors_rounding_is_let_pass() -> None:

@@ -67,7 +67,7 @@ def create_path(dialect: Dialect) -> str:
 def task_path(dialect: Dialect, any_id: str) -> str:
     """Where one task is read, by `task_id` or `external_task_id`. Raises `InvalidRequest`."""
     if any_id in {"", ".", ".."} or not any_id.isprintable():  # the path would be another's
-        raise InvalidRequest("id", repr(any_id), "the id of one task is needed")
+        raise InvalidRequest("id", repr(any_id), "must be the id of one task")
     return f"{PATHS[dialect]}/{quote(any_id, safe='')}"
 
 

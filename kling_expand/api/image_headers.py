@@ -47,16 +47,17 @@ def read_shape(file: BinaryIO, size: int, name: str) -> tuple[str, int, int]:
         return "PNG", *_png(file, size, name)
     if head.startswith(_JPEG):
         return "JPEG", *_jpeg(file, name)
-    raise ImageError("image", name, _other(head))
+    raise _other(head, name)
 
 
-def _other(head: bytes) -> str:
+def _other(head: bytes, name: str) -> ImageError:
+    limit = "must be PNG or JPEG by its content"
     if head.lstrip().startswith((*(text.encode() for text in BASE64_HEADS), b"data:")):
-        return "it is Base64 text: decode it first, and pass the bytes"
+        return ImageError("image", f"{name}, which is Base64 text", limit, "decode it, and pass the bytes")
     for kind, start in _OTHERS.items():
         if re.match(start, head, re.DOTALL | re.IGNORECASE):
-            return f"it is {kind}, and only PNG and JPEG are taken: {_CONVERT}"
-    return f"it is neither PNG nor JPEG, whatever its name says: {_CONVERT}"
+            return ImageError("image", f"{name}, which is {kind}", limit, _CONVERT)
+    return ImageError("image", name, limit, _CONVERT)
 
 
 def _png(file: BinaryIO, size: int, name: str) -> tuple[int, int]:
@@ -125,8 +126,8 @@ def _next_marker(file: BinaryIO, position: int, name: str) -> tuple[int, int]:
 
 
 def _cut(name: str) -> ImageError:
-    return ImageError("image", name, "the file was cut short: its end is missing, so fetch it again")
+    return ImageError("image", name, "must be a whole file, not one that was cut short", "fetch it again")
 
 
 def _malformed(name: str) -> ImageError:
-    return ImageError("image", name, f"it is not well-formed: {_CONVERT}")
+    return ImageError("image", name, "must be a well-formed PNG or JPEG", _CONVERT)

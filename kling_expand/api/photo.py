@@ -88,7 +88,7 @@ class Photo:
         last = start + length == self.size
         # The digest is complete before the last slice leaves: no altered photo is ever sent whole.
         if size != self.size or len(piece) != length or (last and seen.hexdigest() != self.digest):
-            raise ImageError("image", self.name, "the file was changed while it was sent: start again")
+            raise ImageError("image", self.name, "the file was changed while it was sent", "submit it again")
         return _encoder()(piece)
 
     def _read(self, start: int, length: int) -> tuple[int, bytes]:
@@ -97,7 +97,7 @@ class Photo:
                 file.seek(start)
                 return os.fstat(file.fileno()).st_size, file.read(length)
         except OSError as error:
-            raise ImageError("image", self.name, f"it can no longer be read: {error.strerror}") from error
+            raise ImageError("image", self.name, f"cannot be read any more ({error.strerror})") from error
 
 
 async def load_photo(source: ImageSource) -> Photo:
@@ -127,7 +127,7 @@ def _reader(source: ImageSource) -> Callable[[Any], Photo]:
         return _from_pillow
     if callable(getattr(source, "read", None)):
         return _from_file
-    raise ImageError("image", source_name(source), f"{_SOURCES} is needed")
+    raise ImageError("image", source_name(source), f"must be {_SOURCES}")
 
 
 def _from_url(url: str) -> Photo:
@@ -138,7 +138,7 @@ def _from_url(url: str) -> Photo:
     except ValueError:
         good = False
     if not good:
-        raise ImageError("image", repr(url), "it is not a well-formed URL")
+        raise ImageError("image", repr(url), "must be a well-formed URL")
     return Photo(url, hashlib.sha256(text).hexdigest(), len(text), url=url)
 
 
@@ -146,13 +146,13 @@ def _from_data(uri: str) -> Photo:
     name = source_name(uri)
     head, comma, text = uri.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise ImageError("image", name, "a data: URI must read data:image/png;base64,…")
+        raise ImageError("image", name, "must read data:image/png;base64,… as a data: URI")
     text = "".join(text.split()).rstrip("=")
     _check_weight(max(1, len(text) * 3 // 4), name)  # before 10 MB and more are decoded
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError as error:
-        raise ImageError("image", name, f"its Base64 cannot be decoded: {error}") from error
+        raise ImageError("image", name, f"must hold valid Base64 ({error})") from error
     return _from_bytes(content, name)
 
 
@@ -167,25 +167,26 @@ def _from_path(path: str | os.PathLike[str]) -> Photo:
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         # A whole photo may stand here as text by mistake: it does not belong in a message.
         value = repr(name if len(name) <= 200 else f"{name[:60]}…")
-        raise ImageError("image", value, _unreadable(path, error)) from error
+        raise ImageError("image", value, *_unreadable(path, error)) from error
 
 
 def _check_regular(mode: int, name: str) -> None:
     """A directory has no bytes, and opening a pipe would wait for ever."""
     if not stat.S_ISREG(mode):
         kind = "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
-        raise ImageError("image", name, f"it is a {kind}, and a photo's file is needed")
+        raise ImageError("image", name, f"must be a file, not a {kind}")
 
 
-def _unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> tuple[str, str]:
+    """Return the limit that was broken, and advice."""
     text = os.fspath(path)
     if isinstance(text, str) and (text.startswith(BASE64_HEADS) or len(text) > 1024):
-        return "it looks like Base64 text: pass base64.b64decode(text), or a data: URI"
+        return "must not be Base64 text", "pass base64.b64decode(text), or a data: URI"
     if isinstance(text, str) and re.match(r"[a-z][a-z0-9+.-]+:/", text, re.IGNORECASE):
-        return "only http and https URLs can be sent, and no file has this name"
+        return "must be a file or an http or https URL", ""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "there is no such file, and it is not an http(s) URL"
-    return f"it cannot be read: {getattr(error, 'strerror', None) or error}"
+        return "no such file", ""
+    return f"cannot be read ({getattr(error, 'strerror', None) or error})", ""
 
 
 def _from_bytes(source: bytes | bytearray | memoryview, name: str | None = None) -> Photo:
@@ -204,7 +205,7 @@ def _from_file(file: BinaryIO) -> Photo:
     except ImageError:
         raise
     except Exception as error:  # whatever a foreign file object may raise
-        raise ImageError("image", name, f"it cannot be read: {error}") from error
+        raise ImageError("image", name, f"cannot be read ({error})") from error
     return _from_bytes(content, name)
 
 
@@ -214,7 +215,8 @@ def _binary(piece: Any, name: str) -> bytes | bytearray | memoryview:
     if inspect.iscoroutine(piece):
         piece.close()  # or it would be reported as never awaited
     hint = "open it with mode 'rb'" if isinstance(piece, str) else "read it first and pass the bytes"
-    raise ImageError("image", name, f"its read() returns {type(piece).__name__}, not bytes: {hint}")
+    value = f"{type(piece).__name__} from {name}"
+    raise ImageError("image", value, "must return bytes from its read()", hint)
 
 
 def _from_pillow(image: Any) -> Photo:
@@ -226,7 +228,7 @@ def _from_pillow(image: Any) -> Photo:
             image = image.convert("RGBA" if image.has_transparency_data and not jpeg else "RGB")
         image.save(target, "JPEG" if jpeg else "PNG", **({"quality": 95} if jpeg else {}))
     except Exception as error:  # Pillow's readers raise many kinds, and reading may only happen now
-        raise ImageError("image", name, f"Pillow cannot encode it: {error}") from error
+        raise ImageError("image", name, f"Pillow cannot encode it ({error})") from error
     return _from_bytes(target.getvalue(), name)
 
 
@@ -243,18 +245,18 @@ def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content
 
 def _check_weight(size: int, name: str) -> None:
     if size == 0:
-        raise ImageError("image", name, "it is empty")
+        raise ImageError("image", name, "must not be empty")
     if size > MAX_BYTES:
-        limit = f"at most 10 MB ({MAX_BYTES} bytes) are allowed: scale it down, or save it as JPEG"
-        raise ImageError("image", f"{name} of {size} bytes", limit)
+        limit = f"must have at most 10 MB ({MAX_BYTES} bytes)"
+        raise ImageError("image", f"{name} of {size} bytes", limit, "scale it down, or save it as JPEG")
 
 
 def _check_shape(width: int, height: int, name: str) -> None:
     value = f"{name} of {width}x{height} pixels"
     if min(width, height) < MIN_SIDE:
-        raise ImageError("image", value, f"each side needs at least {MIN_SIDE} pixels: scale it up")
+        raise ImageError("image", value, f"must have at least {MIN_SIDE} pixels on each side", "scale it up")
     if 2 * max(width, height) > 5 * min(width, height):
-        raise ImageError("image", value, "a shape from 1:2.5 to 2.5:1 is allowed: crop it")
+        raise ImageError("image", value, "must have a shape between 1:2.5 and 2.5:1", "crop it")
 
 
 @cache

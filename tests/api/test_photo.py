@@ -211,7 +211,7 @@ async def test_a_url_is_sent_as_it_is(url: str) -> None:
 )
 async def test_a_url_that_cannot_stand_in_json_is_refused(url: str) -> None:
     """No host, blanks, quotes, control characters: no such URL leaves."""
-    assert "not a well-formed URL" in (await reason(url)).encode(errors="replace").decode()
+    assert "must be a well-formed URL" in (await reason(url)).encode(errors="replace").decode()
 
 
 # PIL images
@@ -329,13 +329,13 @@ async def test_what_is_not_there_says_what_was_looked_for(tmp_path: Path) -> Non
     """A word that is neither URL nor file is told so; other troubles of the disk keep their cause."""
     missing = await reason("no-such-dog.png")
     assert "'no-such-dog.png'" in missing
-    assert "no such file, and it is not an http(s) URL" in missing
+    assert "no such file" in missing
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "empty").touch()
     os.mkfifo(tmp_path / "pipe")
     assert "no such file" in await reason(tmp_path / "empty" / "dog.png")
     assert "cannot be read" in await reason(tmp_path / "loop")
-    assert "it is empty" in await reason(tmp_path / "empty")
+    assert "must not be empty" in await reason(tmp_path / "empty")
     assert "directory" in await reason(tmp_path)
     assert "pipe" in await reason(str(tmp_path / "pipe"))
     assert "cannot be read" in await reason("a\x00b")
@@ -348,14 +348,14 @@ async def test_what_is_not_there_says_what_was_looked_for(tmp_path: Path) -> Non
 )
 async def test_another_kind_of_url_is_named_as_such(url: str) -> None:
     """Only http and https can be fetched by the service."""
-    assert "only http and https URLs" in await reason(url)
+    assert "must be a file or an http or https URL" in await reason(url)
 
 
 @pytest.mark.parametrize("content", [SMALL, LARGE, CONTENTS[PHOTOS[0]]], ids=["small", "large", "photo"])
 async def test_base64_text_is_not_taken_for_a_path(content: bytes) -> None:
     """The most likely mistake gets the sentence that helps, and not its own text back."""
     text = base64.b64encode(content).decode()
-    assert "looks like Base64 text" in await reason(text)
+    assert "must not be Base64 text" in await reason(text)
     assert "Base64 text" in await reason(text.encode())
 
 
@@ -365,10 +365,10 @@ async def test_base64_text_is_not_taken_for_a_path(content: bytes) -> None:
         ("data:image/png;base64", "must read"),
         ("data:image/png,abc", "must read"),
         ("data:image/png;base64,", "empty"),
-        ("data:image/png;base64,!!!!", "cannot be decoded"),
-        ("data:image/png;base64,iVBORw0KGgä", "cannot be decoded"),
-        ("data:image/png;base64,A", "cannot be decoded"),
-        ("data:image/png;base64,aGVsbG8=", "neither PNG nor JPEG"),
+        ("data:image/png;base64,!!!!", "must hold valid Base64"),
+        ("data:image/png;base64,iVBORw0KGgä", "must hold valid Base64"),
+        ("data:image/png;base64,A", "must hold valid Base64"),
+        ("data:image/png;base64,aGVsbG8=", "must be PNG or JPEG"),
     ],
 )
 async def test_a_data_uri_is_held_to_its_form(uri: str, expected: str) -> None:
@@ -409,7 +409,7 @@ async def test_a_file_that_does_not_give_bytes_is_refused() -> None:
 )
 async def test_anything_else_is_refused(source: object) -> None:
     """No source raises another exception; a number is no file descriptor."""
-    assert "not possible" in await reason(source)
+    assert "image" in await reason(source)
 
 
 @given(
@@ -431,7 +431,7 @@ async def test_a_file_cut_short_is_refused(tmp_path: Path, photo: Path, part: fl
     content = CONTENTS[photo]
     path = tmp_path / "cut.jpg"
     path.write_bytes(content[: int(part * len(content))])
-    assert "not possible" in await reason(path)
+    assert "image" in await reason(path)
 
 
 # What changes after it was checked

@@ -65,4 +65,4 @@ async def _load(photo: str) -> Photo:
     except ImageError as error:
         if not await asyncio.to_thread(can_fit, photo):
             raise
-        raise ImageError(error.field, error.value, f"{error.limit}; or let --fit do what is needed") from None
+        raise ImageError(error.field, error.value, error.limit, f"{error.advice}, or use --fit") from None

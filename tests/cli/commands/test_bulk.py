@@ -199,7 +199,7 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
         ("image,up\na.jpg,1\n", ["-o", "{index}.png"], "another"),
         ("image,up\na.jpg,1\n", ["-o", "{nme}"], "its fields are"),
         ("image,up\na.jpg,1\n", ["--up", 1, "--aspect", "1:1"], "in one way"),
-        ("image,up\na.jpg,1\n", ["-n", 10], "from 1 to 9"),
+        ("image,up\na.jpg,1\n", ["-n", 10], "between 1 and 9"),
         ("image,up,n\na.jpg,1,2\n", ["-o", "{name}.png"], "add {index}"),
         ("image,up\na.jpg,1\n", [], "no credentials"),
     ],

@@ -56,7 +56,7 @@ def test_each_way_to_say_it(options: list[object], expected: Ratios) -> None:
         (["400x400", "--direction", "left", "--anchor", "left"], "--aspect or --size"),
         (["400x400", "--aspect", "16:9", "--anchor", "middle"], "center"),
         (["0x400", "--up", 1], "pixels"),
-        (["400x400", "--aspect", "16:9", "--area", 1.2], "from 1.7778 to 3"),
+        (["400x400", "--aspect", "16:9", "--area", 1.2], "between 1.7778 and 3"),
         (["https://example.com/dog.jpg", "--up", 1], "WxH"),
         (["nothing.jpg", "--up", 1], "no such file"),
     ],

@@ -50,7 +50,7 @@ from kling_expand.store.postgres import JobOutcome
 
 SETTLE = 5.0  # seconds after an outage until everybody is back: a create in doubt is looked up that long
 SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
-LEASE = 10.0
+HEARTBEAT_TIMEOUT = 10.0
 IN_HAND = 10  # jobs of a worker: so that the others can use the limit while one is dead
 
 
@@ -101,9 +101,9 @@ class Run:
     async def all(self, fleet: Fleet, callback_url: str) -> dict[str, JobOutcome]:
         """Queue everything, kill as planned, and read the outcomes."""
         c = self.conditions
-        words = ["-m", "kling_expand", "fleet", "worker", "--dsn", self._cluster.dsn, "--lease", LEASE]
+        words: list[Any] = ["-m", "kling_expand", "fleet", "worker", "--dsn", self._cluster.dsn]
         words += ["--base-url", self._proxy.url, "-o", c.folder / "out", "--callback-url", callback_url]
-        words += ["--concurrency", IN_HAND, "--drain", 5]
+        words += ["--heartbeat-timeout", HEARTBEAT_TIMEOUT, "--concurrency", IN_HAND, "--shutdown-timeout", 5]
         words += ["--max-in-flight", c.limit] if c.policy == "permits" else []
         self._workers = [Process(c.folder / f"worker-{number}.log", *words) for number in range(c.workers)]
         photo = c.folder / "photo.png"

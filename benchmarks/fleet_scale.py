@@ -70,9 +70,9 @@ async def workers(count: int, folder: Path) -> dict[str, float]:
             photo.write_bytes(picture(300))
             words = ("-m", "kling_expand", "fleet", "worker", "--dsn", cluster.dsn, "--base-url", service.url)
             for number in range(count):
-                process = Process(folder / f"worker-{number}.log", *words, "--drain", 1)
+                process = Process(folder / f"worker-{number}.log", *words, "--shutdown-timeout", 1)
                 crew.append(await process.start(KLING_API_KEY=service.keys["api_key"]))
-            while len((await fleet.numbers()).workers) < count:  # noqa: ASYNC110 - other processes
+            while len((await fleet.stats()).workers) < count:  # noqa: ASYNC110 - other processes
                 await asyncio.sleep(0.1)
             used = sum(cpu(one.pid) for one in crew), cpu(postmaster(folder))
             begin = time.monotonic()
@@ -129,12 +129,14 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
         )
         async with (
             Fleet(cluster.dsn) as own,
-            own.ledger as ledger,
-            permits.Permits(cluster.dsn, SLOTS, owner=ledger.owner, run=ledger.run, grace=0.0) as allowed,
+            own.store as store,
+            permits.Permits(
+                cluster.dsn, SLOTS, owner=store.owner, run=store.run, restart_grace=0.0
+            ) as allowed,
         ):
             worker = Worker(own, api_key="none")
-            bench = work.WorkerContext(Nothing(ledger), ledger, hold=allowed.hold)  # type: ignore[arg-type]  # all it needs
-            running: Any = worker._engine(bench)  # noqa: SLF001 - the engine alone is the question
+            context = work.WorkerContext(Nothing(store), store, hold=allowed.hold)  # type: ignore[arg-type]  # all it needs
+            running: Any = worker._queue_worker(context)  # noqa: SLF001 - the engine alone is the question
             task = asyncio.create_task(running.run())
             while (await fleet._counts()) != (0, 0):  # noqa: ASYNC110, SLF001 - the same
                 await asyncio.sleep(0.5)

@@ -1,1 +1,1 @@
-"""fleet"""
+"""Many machines that share one account, on procrastinate and PostgreSQL (extra `fleet`)."""

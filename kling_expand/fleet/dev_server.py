@@ -1,4 +1,4 @@
-"""Where does a PostgreSQL for a try-out come from? Made in a folder, on loopback, gone with its user."""
+"""A throw-away PostgreSQL server in a folder, for development and tests."""
 
 import asyncio
 import contextlib
@@ -16,15 +16,17 @@ import psycopg
 
 from kling_expand.errors import ConfigurationError
 
-MISSING = (
-    "PostgreSQL's programs are not on this machine: install them, on Debian with `apt-get install postgresql`"
-)
-# It may be killed at any time and must come back with all it promised, so `fsync` stays on.
+MISSING = "PostgreSQL must be installed on this machine, on Debian with `apt-get install postgresql`"
+# `fsync` stays on: tests kill the server at any time and expect every committed row back.
 _OPTIONS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200")
 
 
 def programs() -> Path:
-    """The folder of `initdb` and `postgres`, the newest of several. Raises `ConfigurationError`."""
+    """Return the folder of `initdb` and `postgres`, of the newest version installed.
+
+    Raises:
+        ConfigurationError: when PostgreSQL is not installed.
+    """
     found = shutil.which("initdb")
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if not folders and not found:
@@ -33,9 +35,9 @@ def programs() -> Path:
 
 
 class Cluster:
-    """A database server of one's own in *folder*: ``async with Cluster(folder) as cluster: cluster.dsn``.
+    """A database server with its files in *folder*: ``async with Cluster(folder) as cluster: cluster.dsn``.
 
-    PostgreSQL refuses to be run by root, so then the system's user ``postgres`` runs it. *options* are
+    PostgreSQL refuses to run as root, so root runs it as the system's user ``postgres``. *options* are
     lines of its configuration.
     """
 
@@ -48,7 +50,7 @@ class Cluster:
 
     @property
     def dsn(self) -> str:
-        """How to connect to it."""
+        """The URL that connects to it."""
         return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
 
     async def __aenter__(self) -> Self:
@@ -62,13 +64,16 @@ class Cluster:
         await asyncio.to_thread(self.stop)
 
     def create(self) -> None:
-        """Make the files. Raises `ConfigurationError`."""
+        """Create the files of the server.
+
+        Raises:
+            ConfigurationError: when PostgreSQL is not installed, or `initdb` fails.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             shutil.chown(self._folder, "postgres")
-            for (
-                parent
-            ) in self._folder.resolve().parents:  # pytest's and tempfile's folders are their owner's alone
+            # Folders of pytest and tempfile are closed to other users.
+            for parent in self._folder.resolve().parents:
                 if parent.stat().st_mode & 0o001 == 0:
                     parent.chmod(parent.stat().st_mode | 0o011)
         words = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "--no-instructions"]
@@ -78,15 +83,19 @@ class Cluster:
             self._port = free.getsockname()[1]
 
     async def start(self) -> None:
-        """Start the server, and wait until it answers."""
+        """Start the server and wait until it answers, in a thread."""
         await asyncio.to_thread(self.launch)
 
     def launch(self) -> None:
-        """The same, for who has no event loop."""
+        """Start the server and wait until it answers.
+
+        Raises:
+            ConfigurationError: when the server does not start.
+        """
         options = [word for option in (*self._options, f"port={self._port}") for word in ("-c", option)]
         with (self._folder / "log").open("ab") as log:
             command = _as_postgres(programs() / "postgres", "-D", self._data, *options)
-            self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own programs
+            self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own program
                 command, stdout=log, stderr=log, start_new_session=True
             )
         for _ in range(1200):
@@ -100,11 +109,11 @@ class Cluster:
         raise ConfigurationError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()[-300:]}")
 
     def kill(self) -> None:
-        """SIGKILL everything at once, as a power cut would."""
+        """SIGKILL all processes of the server at once, as a power cut would."""
         if self._process is not None:
             pid = int((self._data / "postmaster.pid").read_text().split()[0])
             backends = _children(pid)
-            os.kill(pid, signal.SIGSTOP)  # so that it cannot clear up behind those that go first
+            os.kill(pid, signal.SIGSTOP)  # or it would clean up after the backends killed before it
             for each in (*backends, pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)
@@ -113,7 +122,7 @@ class Cluster:
             (self._data / "postmaster.pid").unlink()
 
     def stop(self) -> None:
-        """End it; what is connected is cut off. Twice is harmless."""
+        """Stop the server and close its connections. Stopping twice is harmless."""
         if self._process is not None and self._process.poll() is None:
             pid = int((self._data / "postmaster.pid").read_text().split()[0])
             os.kill(pid, signal.SIGINT)
@@ -122,9 +131,9 @@ class Cluster:
 
     def _run(self, *command: object) -> None:
         words = _as_postgres(*command)
-        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - the same
+        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - PostgreSQL's own program
         if done.returncode:
-            raise ConfigurationError(f"PostgreSQL cannot be made ready: {done.stderr.strip()[-300:]}")
+            raise ConfigurationError(f"{command[0]} failed: {done.stderr.strip()[-300:]}")
 
 
 def _as_postgres(*command: object) -> Sequence[str]:
@@ -137,7 +146,7 @@ def _as_postgres(*command: object) -> Sequence[str]:
 
 
 def _children(pid: int) -> list[int]:
-    """The processes that *pid* has started (Linux)."""
+    """Return the child processes of *pid* (Linux)."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -1,7 +1,8 @@
-"""What is done for one job of a fleet? From payload and ledger to an outcome; it knows no queue.
+"""The execution of one fleet job, from its payload to its outcome in the store.
 
-Whatever runs it must keep to one thing: a job it has begun is begun again, here or elsewhere, until
-this returns. It may be stopped at any point, and begun twice at once; the ledger sees to the rest.
+It knows no queue. Any queue may call `execute` that runs a started job again, on this or another machine,
+until the call returns. A call may be cancelled at any point, and two calls may run one job at the same
+time: the store decides which of them may send.
 """
 
 import asyncio
@@ -38,187 +39,201 @@ from kling_expand.store.sqlite_statements import State
 from . import payload as payloads
 from .payload import Payload
 
-ATTEMPTS = 30  # of a job that fails in ways that may pass
-FOLLOW = 2.0  # seconds between two looks at a job that another worker has taken over
-# Nothing is wrong with the job: somebody has to pay, or to change a setting.
-_HALT = (AccountError, AuthenticationError, PermissionDenied, IPNotAllowed)
-_HALTED = 300.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds nobody tries where all slots are others'
-EAGER = 6  # times as often as one client alone does a worker ask for more: others come and go, and die
+MAX_ATTEMPTS = 30  # of a job whose errors are transient
+FOLLOW_INTERVAL = 2.0  # seconds between two reads of a job that another worker owns
+# The job is valid, but only the operator can help: pay the account, or change a key or a setting.
+_OPERATOR_ERRORS = (AccountError, AuthenticationError, PermissionDenied, IPNotAllowed)
+OPERATOR_RETRY_DELAY = 300.0  # seconds
+FIRST_PAUSE, MAX_PAUSE = 0.5, 8.0  # seconds without creates while other clients hold every slot
+# A worker probes for more slots this much more often than a lone client: other workers come and go.
+PROBE_FACTOR = 6
 _OPEN = {State.INTENT, State.UNKNOWN, State.SUBMITTED}
 
 logger = logging.getLogger(__name__)
 
 
 class RetryLater(Exception):
-    """The job is to be begun again in `pause` seconds; its cause says why."""
+    """A request to run the job again in `delay` seconds; its cause is the error."""
 
-    def __init__(self, pause: float) -> None:
-        super().__init__(f"again in {pause:g} seconds")
-        self.pause = pause
+    def __init__(self, delay: float) -> None:
+        super().__init__(f"the job is to run again in {delay:g} seconds")
+        self.delay = delay
 
 
 Hold = Callable[[int, str], AbstractAsyncContextManager[None]]
 
 
 @asynccontextmanager
-async def _freely(_n: int, _key: str) -> AsyncIterator[None]:
-    """Permits where there are none: the client finds out by itself how much the account takes."""
+async def _no_permits(_n: int, _key: str) -> AsyncIterator[None]:
+    """Admit every job: without exact permits, the client estimates the account's limit itself."""
     yield
 
 
 @frozen
 class WorkerContext:
-    """All that a worker needs for its jobs. `output` is where pictures go; None: their URLs will do.
+    """Everything a worker needs to execute its jobs.
 
-    `hold` is waited for with a job's number of pictures and its key, and left when its end is known.
+    `output` is where images are saved; with None only their URLs are kept. `hold` is a context manager
+    that waits for the permits of a job, given its number of images and its key, and releases them when
+    the end of its task is known.
     """
 
-    kling: KlingClient
-    ledger: PostgresStore
+    client: KlingClient
+    store: PostgresStore
     output: str | None = None
-    hold: Hold = _freely
+    hold: Hold = _no_permits
     callback_url: str | None = None
 
 
-async def work(payload: Payload, bench: WorkerContext, attempt: int = 0, priority: int = 0) -> JobOutcome:
-    """See one job through; its outcome, which is in the ledger when this returns.
+async def execute(
+    payload: Payload, context: WorkerContext, attempt: int = 0, priority: int = 0
+) -> JobOutcome:
+    """Execute one job and return its outcome, which the store holds by then.
 
-    Raises `RetryLater` where *attempt* (from 0) failed in a way that may pass. What is cancelled leaves its
-    task at the service, for whoever begins the job again.
+    Args:
+        attempt: how often the job was started before, from 0.
+        priority: a job of higher priority gets a slot first.
+
+    Raises:
+        RetryLater: when the job failed in a way that may pass, or was not sent because the worker stops.
     """
     key: str = payload["key"]
     try:
-        ended = await _expanded(payload, bench, priority)
+        outcome = await _expand(payload, context, priority)
     except TakenOver:
-        return await _followed(key, bench.ledger)
+        return await _follow(key, context.store)
     except Exception as error:  # a bug must not lose a job either
-        pause = pause_after(error, attempt)
-        if pause is not None:
-            logger.info("job %s is put off by %g seconds: %s", key, pause, error)
-            raise RetryLater(pause) from error
+        delay = retry_delay(error, attempt)
+        if delay is not None:
+            logger.info("job %s is retried in %g seconds: %s", key, delay, error)
+            raise RetryLater(delay) from error
         status = "failed" if isinstance(error, TaskFailed) else "refused"
-        task_id, name = getattr(error, "task_id", None), getattr(error, "external_task_id", None)
-        ended = JobOutcome(key, status, name, task_id, error=f"{type(error).__name__}: {error}")
-    await bench.ledger.ended(ended)
-    return ended
+        task_id = getattr(error, "task_id", None)
+        external_task_id = getattr(error, "external_task_id", None)
+        reason = f"{type(error).__name__}: {error}"
+        outcome = JobOutcome(key, status, external_task_id, task_id, error=reason)
+    await context.store.ended(outcome)
+    return outcome
 
 
-async def _expanded(payload: Payload, bench: WorkerContext, priority: int) -> JobOutcome:
-    if bench.callback_url:
-        payload = {"callback_url": bench.callback_url, **payload}
+async def _expand(payload: Payload, context: WorkerContext, priority: int) -> JobOutcome:
+    if context.callback_url:
+        payload = {"callback_url": context.callback_url, **payload}
     request = payloads.unpack(payload)
     name = payloads.stem(str(request.image))
-    ready = await payloads.fetched(request)
-    async with bench.hold(request.n, payload["key"]):
-        result = await bench.kling.submit(ready, priority=priority)
-    # Before the queue forgets the job its end must be on record, or its slot would be thought taken.
-    await bench.ledger.observed(_name(result), result.task)
+    loaded = await payloads.load(request)
+    async with context.hold(request.n, payload["key"]):
+        result = await context.client.submit(loaded, priority=priority)
+    # The store must hold the end before the queue deletes the job, or its permits would count as taken.
+    await context.store.observed(_external_task_id(result), result.task)
     files: tuple[str, ...] = tuple(map(str, result.files))
-    if bench.output and not files:
-        files = await payloads.save(result, bench.output, name)
+    if context.output and not files:
+        files = await payloads.save(result, context.output, name)
     return _succeeded(payload["key"], result, files)
 
 
-def _name(result: ExpandResult) -> str:
+def _external_task_id(result: ExpandResult) -> str:
     return result.task.external_task_id or ""
 
 
 def _succeeded(key: str, result: ExpandResult, files: tuple[str, ...]) -> JobOutcome:
     urls = tuple(image.url for image in result.images)
     units: Any = result.task.units
-    return JobOutcome(key, "succeeded", _name(result), result.task_id, urls, files, units)
+    return JobOutcome(key, "succeeded", _external_task_id(result), result.task_id, urls, files, units)
 
 
-async def _followed(key: str, ledger: PostgresStore) -> JobOutcome:
-    """The outcome that the job's new owner comes to: this worker had been taken for dead."""
+async def _follow(key: str, store: PostgresStore) -> JobOutcome:
+    """Return the outcome that the job's new owner records, after this worker lost the job."""
     logger.warning("job %s was taken over by another worker", key)
     while True:
-        job, ended = await ledger.find(key), await ledger.outcome(key)
-        if ended is not None and job is not None and job.state not in _OPEN:
-            return ended
-        await asyncio.sleep(FOLLOW)
+        job, outcome = await store.find(key), await store.outcome(key)
+        if outcome is not None and job is not None and job.state not in _OPEN:
+            return outcome
+        await asyncio.sleep(FOLLOW_INTERVAL)
 
 
-def pause_after(error: Exception, attempt: int) -> float | None:
-    """Seconds until a job is begun again after *error*, at its *attempt* (from 0); None: never."""
+def retry_delay(error: Exception, attempt: int) -> float | None:
+    """Return the seconds until a job is retried after *error* at *attempt* (from 0), or None for never."""
     if isinstance(error, ClientClosed | NotSubmitted):
-        return 0.0  # handed over
+        return 0.0  # this worker stops, and another runs the job
     if isinstance(error, JournalError) and error.task_id:
-        return 0.0  # somebody else's create was quicker: there is a task to take up
-    if attempt + 1 >= ATTEMPTS or isinstance(error, ResultExpired):
+        return 0.0  # another worker created the task first, and the next attempt adopts it
+    if attempt + 1 >= MAX_ATTEMPTS or isinstance(error, ResultExpired):
         return None
-    if isinstance(error, _HALT):
-        return _HALTED
-    passing = isinstance(
+    if isinstance(error, _OPERATOR_ERRORS):
+        return OPERATOR_RETRY_DELAY
+    transient = isinstance(
         error, SubmissionUnknown | DeadlineExceeded | DownloadError | JournalError
     ) or not isinstance(error, KlingError)
-    return min(5.0 * 2**attempt, 600.0) if passing or getattr(error, "retryable", False) else None
+    return min(5.0 * 2**attempt, 600.0) if transient or getattr(error, "retryable", False) else None
 
 
 class SharedSlots(Slots):
-    """Slots of an account that others use too, which can be shut.
+    """Slots of an account that other clients use too, and that can be closed.
 
-    Where a create is refused and none of ours runs, only time can make room: then nobody tries for a
-    while, and after that one at a time. Shut, who waits for a slot or comes later is told that nothing
-    was submitted.
+    When a create is refused while no task of this worker runs, only time can make room: all creates then
+    pause, and resume one at a time. Once closed, present and later waiters get `NotSubmitted`.
     """
 
     def __init__(self, limit: int, rng: Random | None = None) -> None:
         super().__init__(limit)
-        self._shut = asyncio.Event()
+        self._closed = asyncio.Event()
         self._rng = rng or Random()
-        self._pause = 0.0  # how long nobody tries; doubled from refusal to refusal
-        self._closed_until = -inf
+        self._pause = 0.0  # seconds of the last pause; doubled by each refusal
+        self._resume_at = -inf
 
     def refused(self, n: int, epoch: int) -> None:
-        """The service had no room for *n* more."""
+        """Record that the service had no room for *n* more images."""
         if not self.running:
             loop = asyncio.get_running_loop()
-            self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+            self._pause = min(max(2 * self._pause, FIRST_PAUSE), MAX_PAUSE)
             pause = self._pause * self._rng.uniform(0.5, 1.0)
-            self._closed_until = loop.time() + pause
-            loop.call_later(pause, self._open_again)
+            self._resume_at = loop.time() + pause
+            loop.call_later(pause, self._resume)
         super().refused(n, epoch)
 
     def accepted(self, n: int) -> None:
-        """A task of *n* pictures runs, so whoever waits is waited for no longer."""
-        self._pause, self._closed_until = 0.0, -inf
+        """Record that a task of *n* images runs, which ends any pause."""
+        self._pause, self._resume_at = 0.0, -inf
         super().accepted(n)
 
     def ended(self, n: int) -> None:
-        """A task of *n* pictures has ended: what it leaves may be had again, and soon more is asked for."""
-        self._calm += (EAGER - 1) * n
+        """Record that a task of *n* images has ended, which brings the next probe nearer."""
+        self._calm += (PROBE_FACTOR - 1) * n
         super().ended(n)
 
-    def _open_again(self) -> None:
-        self._closed_until = -inf
+    def _resume(self) -> None:
+        self._resume_at = -inf
         self._serve()
 
     def _serve(self) -> None:
-        if asyncio.get_running_loop().time() >= self._closed_until:
+        if asyncio.get_running_loop().time() >= self._resume_at:
             super()._serve()
 
-    def shut(self) -> None:
-        """Let nobody in any more."""
-        self._shut.set()
+    def close(self) -> None:
+        """Admit nothing more."""
+        self._closed.set()
 
     async def acquire(
         self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
     ) -> None:
-        """Wait for *n*. Raises `NotSubmitted` once the doors are shut."""
+        """Wait for *n* slots.
+
+        Raises:
+            NotSubmitted: when the slots are closed.
+        """
         place = asyncio.ensure_future(super().acquire(n, flow, priority=priority, first=first))
-        shut = asyncio.ensure_future(self._shut.wait())
+        closed = asyncio.ensure_future(self._closed.wait())
         try:
-            await asyncio.wait({place, shut}, return_when=asyncio.FIRST_COMPLETED)
-            if self._shut.is_set():
+            await asyncio.wait({place, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if self._closed.is_set():
                 if place.done():
                     self.release(n)
-                raise NotSubmitted("the worker is closing, and no task exists: the job is for another")
+                raise NotSubmitted("the worker is stopping and created no task: another worker runs the job")
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
                 self.release(n)
             raise
         finally:
             place.cancel()
-            shut.cancel()
+            closed.cancel()

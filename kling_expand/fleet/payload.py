@@ -1,4 +1,4 @@
-"""What stands in the queue for a job? A request as JSON: where its photo is, never the photo."""
+"""The payload of a queued job: its request as JSON, with the location of the photo instead of the photo."""
 
 import asyncio
 import hashlib
@@ -21,106 +21,120 @@ Payload = dict[str, Any]
 
 _GEOMETRIES = {kind.__name__: kind for kind in (Ratios, ToAspect, ToSize, Padding, Towards)}
 _FIELDS = [field.name for field in fields(ExpandRequest) if field.name not in {"image", "geometry"}]
+_TEMPLATE = "{name}-{external_task_id}-{index}{ext}"
 
 
 def pack(request: ExpandRequest) -> Payload:
-    """*request* for the queue, with a key: its own, or one that follows from all it asks for.
+    """Return *request* as a payload with a key: its own, or a digest of everything it asks for.
 
-    A path is made absolute, as it is read by another process. Raises `InvalidRequest` for a photo that
-    is not a path or a URL, and for a geometry of one's own making.
+    A path is made absolute, because another process reads it.
+
+    Raises:
+        InvalidRequest: when the photo is not a path or URL, or the geometry is of a class of the caller.
     """
     kind = type(request.geometry).__name__
     if _GEOMETRIES.get(kind) is not type(request.geometry):
-        raise InvalidRequest("geometry", kind, f"one of {', '.join(_GEOMETRIES)} can be queued")
-    geometry = {"kind": kind, **asdict(request.geometry)}
-    said = {name: value for name in _FIELDS if (value := getattr(request, name)) not in (None, False)}
-    payload = {"image": _place(request.image), "geometry": geometry, **said}
+        raise InvalidRequest("geometry", kind, f"only {', '.join(_GEOMETRIES)} can be queued")
+    payload = {"image": _location(request.image), "geometry": {"kind": kind, **asdict(request.geometry)}}
+    payload |= {name: value for name in _FIELDS if (value := getattr(request, name)) not in (None, False)}
     if "key" not in payload:
         payload["key"] = hashlib.sha256(repr(sorted(payload.items())).encode()).hexdigest()[:32]
     return payload
 
 
 def unpack(payload: Payload) -> ExpandRequest:
-    """The request that `pack` made a payload of. Raises `InvalidRequest`."""
-    said = dict(payload)
-    geometry = dict(said.pop("geometry"))
-    return ExpandRequest(geometry=_GEOMETRIES[geometry.pop("kind")](**geometry), **said)
+    """Return the request that `pack` made *payload* of.
+
+    Raises:
+        InvalidRequest: when a value is not allowed.
+    """
+    values = dict(payload)
+    geometry = dict(values.pop("geometry"))
+    return ExpandRequest(geometry=_GEOMETRIES[geometry.pop("kind")](**geometry), **values)
 
 
-def _place(image: Any) -> str:
+def _location(image: Any) -> str:
     if isinstance(image, os.PathLike):
         image = os.fspath(image)
     if not isinstance(image, str) or image.startswith("data:"):
-        limit = "no queue carries photos: a path, an http(s) URL or an object store's URL is needed"
-        raise InvalidRequest("image", source_name(image), limit)
-    return image if _scheme(image) else os.path.abspath(image)  # noqa: PTH100 - links stay as they were given
+        needed = "a queued photo must be a path, an http(s) URL or the URL of an object store"
+        raise InvalidRequest("image", source_name(image), needed)
+    return image if _scheme(image) else os.path.abspath(image)  # noqa: PTH100 - symbolic links stay as given
 
 
-def _scheme(place: str) -> str:
-    found = re.match(r"([a-z][a-z0-9+.-]+)://", place, re.IGNORECASE)
+def _scheme(location: str) -> str:
+    found = re.match(r"([a-z][a-z0-9+.-]+)://", location, re.IGNORECASE)
     return found[1].lower() if found else ""
 
 
-def stored(place: str) -> bool:
-    """Whether *place* is in an object store: a URL, and not of the web."""
-    return _scheme(place) not in {"", "http", "https"}
+def in_object_store(location: str) -> bool:
+    """Return whether *location* is a URL of an object store, which is any scheme but http and https."""
+    return _scheme(location) not in {"", "http", "https"}
 
 
 def stem(image: str) -> str:
-    """The photo's own name, for those of its results."""
+    """Return the photo's file name without its suffix, which names the results."""
     return PurePath(urlsplit(image).path if _scheme(image) else image).stem
 
 
-async def fetched(request: ExpandRequest) -> ExpandRequest:
-    """*request* with its photo at hand: one in an object store is read.
+async def load(request: ExpandRequest) -> ExpandRequest:
+    """Return *request* with the content of its photo, if that is in an object store.
 
-    Raises `ImageError` where there is no such object, `TransportError` where the store does not answer.
+    Raises:
+        ImageError: when the store has no such object.
+        MissingExtra: when the extra `objects` is not installed.
+        TransportError: when the store cannot be read.
     """
-    place = str(request.image)
-    return evolve(request, image=await asyncio.to_thread(_read, place)) if stored(place) else request
+    location = str(request.image)
+    if not in_object_store(location):
+        return request
+    return evolve(request, image=await asyncio.to_thread(_read, location))
 
 
-def _read(place: str) -> bytes:
+def _read(location: str) -> bytes:
     try:
-        with _fsspec().open(place, "rb") as file:
+        with _fsspec().open(location, "rb") as file:
             content: bytes = file.read()
             return content
-    except (FileNotFoundError, ValueError) as error:  # no such object; no such kind of store
-        raise ImageError("image", place, f"it cannot be had from its store: {error}") from error
+    except (FileNotFoundError, ValueError) as error:  # no such object, or no such kind of store
+        raise ImageError("image", location, f"its object store cannot serve it: {error}") from error
     except MissingExtra:
         raise
-    except Exception as error:  # each store raises its own kinds
-        raise TransportError(f"{place} cannot be read: {error}", sent=False) from error
+    except Exception as error:  # each kind of store raises its own exceptions
+        raise TransportError(f"{location} cannot be read: {error}", sent=False) from error
 
 
 async def save(result: ExpandResult, target: str, name: str) -> tuple[str, ...]:
-    """Bring the pictures to *target*: a directory, a template, or the URL of a folder in an object store.
+    """Save the images to *target* and return their paths or URLs.
 
-    In a directory they are called after photo and job, so that photos of one name keep apart.
+    *target* is a directory, a template, or the URL of a folder in an object store. In a directory files
+    are named after photo and job, so that photos of the same name do not overwrite each other.
+
+    Raises:
+        DownloadError: when an image cannot be downloaded or written.
+        MissingExtra: when the extra `objects` is not installed.
+        TransportError: when the object store cannot be written.
     """
     result = evolve(result, name=name)
-    if stored(target):
+    if in_object_store(target):
         with tempfile.TemporaryDirectory() as folder:
-            paths = await result.save(f"{folder}/{_NAMES}")
-            return await asyncio.to_thread(_put, paths, target.rstrip("/"))
-    plain = target if "{" in target else f"{target}/{_NAMES}"
-    return tuple(str(path.absolute()) for path in await result.save(plain))
+            paths = await result.save(f"{folder}/{_TEMPLATE}")
+            return await asyncio.to_thread(_upload, paths, target.rstrip("/"))
+    template = target if "{" in target else f"{target}/{_TEMPLATE}"
+    return tuple(str(path.absolute()) for path in await result.save(template))
 
 
-_NAMES = "{name}-{external_task_id}-{index}{ext}"
-
-
-def _put(paths: Sequence[Path], target: str) -> tuple[str, ...]:
-    places = tuple(f"{target}/{path.name}" for path in paths)
+def _upload(paths: Sequence[Path], target: str) -> tuple[str, ...]:
+    locations = tuple(f"{target}/{path.name}" for path in paths)
     try:
-        for path, place in zip(paths, places, strict=True):
-            with _fsspec().open(place, "wb") as file:
+        for path, location in zip(paths, locations, strict=True):
+            with _fsspec().open(location, "wb") as file:
                 file.write(path.read_bytes())
     except MissingExtra:
         raise
-    except Exception as error:  # each store raises its own kinds
+    except Exception as error:  # each kind of store raises its own exceptions
         raise TransportError(f"{target} cannot be written: {error}") from error
-    return places
+    return locations
 
 
 def _fsspec() -> Any:

@@ -1,9 +1,9 @@
-"""How many at once, exactly, over many machines? Permits that are session advisory locks of PostgreSQL.
+"""Exact permits for an account's slots over many machines, as session advisory locks of PostgreSQL.
 
-A permit is a numbered lock that one session holds. The server frees it the moment the session ends,
-however that ends, so no permit is ever lost with its worker, and none needs a lease. A job of n pictures
-takes n at once or none, so nobody holds some and waits for others. What a dead worker has left running
-at the service is read from the ledger and counted until somebody takes it up.
+A permit is a numbered lock that one session holds. The server releases it the moment the session ends,
+for whatever reason, so a crash leaks no permit and no permit needs a lease. A job of n images takes n
+permits at once or none, so jobs that hold a part of what they need cannot block each other. Tasks that a
+dead worker left running are read from the store, and count until another worker takes them over.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from attrs import define, field
 from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
 from kling_expand.store.postgres_pool import PAUSE, Connection, connect, passing
 
-CHANNEL = "kling_permits"
-POLL = 1.0  # seconds until permits are asked for again without having heard that any is free
-HUNGRY = 5.0  # seconds the first in line is passed over before nobody else is served any more
-# After its own restart the database gives none for a moment: those who held some take them back first.
-GRACE = 3.0
-STALE = 3600.0  # seconds after its create a task of a dead worker no longer counts: none runs that long
+PERMIT_CHANNEL = "kling_permits"
+POLL_INTERVAL = 1.0  # seconds between two tries for permits, should a notification be lost
+STARVATION_TIMEOUT = 5.0  # seconds a worker's first waiter is passed over before it blocks all others
+# After its restart the database grants nothing for a while: workers first take their old permits back.
+RESTART_GRACE = 3.0
+MAX_TASK_AGE = 3600.0  # seconds after its create that a dead worker's task counts: no task runs longer
 
-# One class of advisory locks for an account; within it these numbers.
-_ALIVE = 1_000_000_000  # plus its owner's: this worker lives
-_TURN, _FIRST = 2_000_000_000, 2_000_000_001
+# The lock's first number is the account's. Its second is a permit, or one of these.
+_ALIVE = 1_000_000_000  # plus the owner's number: held as long as this worker lives
+_TAKE, _STARVING = 2_000_000_000, 2_000_000_001
 _HELD = """
 SELECT objid::bigint FROM pg_locks
 WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = $1::oid
@@ -44,72 +44,72 @@ LANGUAGE sql AS $$
 $$;
 CREATE OR REPLACE FUNCTION kling_permits_lock(class integer, n integer, held bigint[])
 RETURNS integer[] LANGUAGE plpgsql AS $$
-DECLARE got integer[] := '{{}}'; i integer := 0;
+DECLARE taken integer[] := '{{}}'; i integer := 0;
 BEGIN
-    WHILE cardinality(got) < n LOOP
-        IF i <> ALL(held) AND pg_try_advisory_lock(class, i) THEN got := got || i; END IF;
+    WHILE cardinality(taken) < n LOOP
+        IF i <> ALL(held) AND pg_try_advisory_lock(class, i) THEN taken := taken || i; END IF;
         i := i + 1;
     END LOOP;
-    RETURN got;
+    RETURN taken;
 END $$;
--- All n or none. What is at the service counts even where its worker is dead, but for the job that asks.
+-- All n or none. A task at the service counts even where its worker is dead, except for the job that asks.
 CREATE OR REPLACE FUNCTION kling_permits_take(class integer, lim integer, n integer, me bigint, of_run text,
     of_key text, grace double precision) RETURNS integer[] LANGUAGE plpgsql AS $$
-DECLARE held bigint[]; used integer; got integer[];
+DECLARE held bigint[]; used integer; taken integer[];
 BEGIN
     IF clock_timestamp() - pg_postmaster_start_time() < make_interval(secs => grace) THEN
         RETURN '{{}}';
     END IF;
-    -- Somebody starves, and is served first.
-    IF NOT pg_try_advisory_xact_lock_shared(class, {_FIRST}) THEN RETURN '{{}}'; END IF;
-    PERFORM pg_advisory_xact_lock(class, {_TURN});
+    -- A starving job of another worker is served first.
+    IF NOT pg_try_advisory_xact_lock_shared(class, {_STARVING}) THEN RETURN '{{}}'; END IF;
+    PERFORM pg_advisory_xact_lock(class, {_TAKE});
     held := kling_permits_held(class);
     SELECT count(*) INTO used FROM unnest(held) AS number WHERE number < {_ALIVE};
     IF used + n <= lim THEN
         SELECT used + coalesce(sum((params::json ->> 'n')::integer), 0) INTO used FROM kling_jobs
         WHERE (state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL))
-            AND last_post_at > extract(epoch FROM now()) - {STALE}
+            AND last_post_at > extract(epoch FROM now()) - {MAX_TASK_AGE}
             AND {_ALIVE} + coalesce(holder, 0) <> ALL(held)
             AND NOT (run = of_run AND key = of_key);
     END IF;
     IF used + n > lim THEN RETURN '{{}}'; END IF;
-    got := kling_permits_lock(class, n, held);
+    taken := kling_permits_lock(class, n, held);
     UPDATE kling_jobs SET holder = me
     WHERE run = of_run AND key = of_key AND latest AND holder IS DISTINCT FROM me
         AND (state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL));
-    RETURN got;
+    RETURN taken;
 END $$;
-CREATE OR REPLACE FUNCTION kling_permits_give(class integer, numbers integer[]) RETURNS void
+CREATE OR REPLACE FUNCTION kling_permits_release(class integer, numbers integer[]) RETURNS void
 LANGUAGE sql AS $$
     SELECT pg_advisory_unlock(class, number) FROM unnest(numbers) AS number;
-    SELECT pg_notify('{CHANNEL}', class::text);
+    SELECT pg_notify('{PERMIT_CHANNEL}', class::text);
 $$;
 CREATE OR REPLACE FUNCTION kling_permits_join(class integer, n integer, me integer)
 RETURNS integer[] LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_advisory_xact_lock(class, {_TURN});
+    PERFORM pg_advisory_xact_lock(class, {_TAKE});
     PERFORM pg_advisory_lock(class, {_ALIVE} + me);
     RETURN kling_permits_lock(class, n, kling_permits_held(class));
 END $$;
-"""  # noqa: S608 - our words
+"""  # noqa: S608 - built of constants
 
 logger = logging.getLogger(__name__)
 
 
 @define(eq=False)
-class _Waiting:
+class _Waiter:
     n: int
     key: str
     since: float
-    place: asyncio.Future[None] = field(factory=lambda: asyncio.get_running_loop().create_future())
+    granted: asyncio.Future[None] = field(factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Permits:
-    """At most *limit* permits of *account* over all workers, on a session of this worker's own.
+    """At most *limit* permits of *account* over all workers, on a database session of this worker.
 
-    ``async with Permits(dsn, 20, owner=ledger.owner, run=ledger.run) as permits`` and then
-    ``async with permits.hold(n, key)``. *owner* tells the living workers from the dead, and *run* and key
-    tell which task at the service is taken up with the permits that are asked for.
+    Use ``async with Permits(dsn, 20, owner=store.owner, run=store.run) as permits`` and then
+    ``async with permits.hold(n, key)``. *owner* tells live workers from dead ones. *run* and the key name
+    the job that asks, whose own running task is not counted against it.
     """
 
     def __init__(
@@ -120,132 +120,144 @@ class Permits:
         owner: int,
         run: str,
         account: str = "default",
-        grace: float = GRACE,
+        restart_grace: float = RESTART_GRACE,
         rng: Random | None = None,
     ) -> None:
         self.limit = limit
         self._dsn, self._owner, self._run = dsn, owner, run
         self._class = zlib.crc32(account.encode()) & 0x7FFFFFFF
-        self._grace = grace
+        self._restart_grace = restart_grace
         self._rng = rng or Random()
         self._held: list[int] = []
-        self._back: list[int] = []  # to be given back
-        self._waiting: deque[_Waiting] = deque()
-        self._bell = asyncio.Event()
-        self._first = False  # whether everybody else is kept away
-        self._shut = False
+        self._released: list[int] = []  # but not yet unlocked in the database
+        self._waiters: deque[_Waiter] = deque()
+        self._changed = asyncio.Event()
+        self._starving = False  # this worker's first waiter blocks all other workers
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         try:
-            self._session = await self._joined()
+            self._session = await self._join()
         except psycopg.Error as error:
-            raise JournalError(f"no permits can be had: {error}") from error
-        self._pump = asyncio.create_task(self._run_pump(), name="kling-expand permits")
-        self._pump.add_done_callback(lambda _: self.shut())  # nobody waits for a pump that broke
+            raise JournalError(f"the permits need a reachable database: {error}") from error
+        self._server = asyncio.create_task(self._serve(), name="kling-expand permits")
+        self._server.add_done_callback(lambda _: self.close())  # no waiter outlives a failure of it
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pump.cancel()
+        self._server.cancel()
         with suppress(asyncio.CancelledError):
-            await self._pump
+            await self._server
         await self._session.close()
 
     @asynccontextmanager
     async def hold(self, n: int, key: str) -> AsyncIterator[None]:
-        """Hold *n* for the job of *key*. Raises `NotSubmitted` once shut, `InvalidRequest` for too many."""
+        """Wait for *n* permits for the job of *key*, and hold them inside the block.
+
+        Raises:
+            InvalidRequest: when *n* exceeds the limit.
+            NotSubmitted: when the permits are closed.
+        """
         if n > self.limit:
-            raise InvalidRequest("n", n, f"the account's permits are {self.limit}")
-        await self._take(_Waiting(n, key, asyncio.get_running_loop().time()))
+            raise InvalidRequest("n", n, f"at most {self.limit} is possible, the limit of the permits")
+        await self._acquire(_Waiter(n, key, asyncio.get_running_loop().time()))
         try:
             yield
         finally:
-            self._return(n)
+            self._release(n)
 
-    def shut(self) -> None:
-        """Give none any more; who waits is told that nothing was submitted. What is held stays held."""
-        self._shut = True
-        for waiting in self._waiting:
-            if not waiting.place.done():
-                waiting.place.set_exception(_closing())
+    def close(self) -> None:
+        """Grant nothing more: waiters get `NotSubmitted`. Permits that are held stay held."""
+        self._closed = True
+        for waiter in self._waiters:
+            if not waiter.granted.done():
+                waiter.granted.set_exception(_stopping())
 
     def wake(self) -> None:
-        """Ask again: somebody may have given some back."""
-        self._bell.set()
+        """Try again now, because permits may have been released elsewhere."""
+        self._changed.set()
 
-    # ------------------------------------------------------------------ within
+    # ------------------------------------------------------------------ internals
 
-    async def _take(self, waiting: _Waiting) -> None:
-        if self._shut:
-            raise _closing()
-        self._waiting.append(waiting)
-        self._bell.set()
+    async def _acquire(self, waiter: _Waiter) -> None:
+        if self._closed:
+            raise _stopping()
+        self._waiters.append(waiter)
+        self._changed.set()
         try:
-            await waiting.place
+            await waiter.granted
         except asyncio.CancelledError:
-            if waiting.place.done() and not waiting.place.cancelled() and not waiting.place.exception():
-                self._return(waiting.n)
+            granted = waiter.granted
+            if granted.done() and not granted.cancelled() and not granted.exception():
+                self._release(waiter.n)
             raise
 
-    def _return(self, n: int) -> None:
-        self._back += [self._held.pop() for _ in range(n)]
-        self._bell.set()
+    def _release(self, n: int) -> None:
+        self._released += [self._held.pop() for _ in range(n)]
+        self._changed.set()
 
-    async def _run_pump(self) -> None:
-        """One statement after another on the one session: a lock can only be freed where it was taken."""
+    async def _serve(self) -> None:
+        """Run all statements in turn on one session: a lock can only be released where it was taken."""
         while True:
-            self._bell.clear()
+            self._changed.clear()
             try:
-                if self._back:
-                    back, self._back = self._back, []
-                    await self._ask("SELECT kling_permits_give(%s, %s)", self._class, back)
-                    await asyncio.sleep(self._rng.uniform(0, 0.02))  # a fair chance for those who heard of it
-                while await self._serve():
+                await self._unlock()
+                while await self._grant():
                     pass
             except psycopg.Error as error:
                 if not passing(error):
                     raise
-                logger.info("the permits' session is lost: %s", error)
+                logger.info("the session of the permits is lost: %s", error)
                 await self._rejoin()
             with suppress(TimeoutError):
-                async with asyncio.timeout(POLL if self._waiting else None):
-                    await self._bell.wait()
+                async with asyncio.timeout(POLL_INTERVAL if self._waiters else None):
+                    await self._changed.wait()
 
-    async def _serve(self) -> bool:
-        """Take permits for the first in line; whether there was one and it got them."""
-        while self._waiting and self._waiting[0].place.done():
-            self._waiting.popleft()
-        if not self._waiting:
-            await self._step_back()
+    async def _unlock(self) -> None:
+        if self._released:
+            released, self._released = self._released, []
+            await self._query("SELECT kling_permits_release(%s, %s)", self._class, released)
+            await asyncio.sleep(self._rng.uniform(0, 0.02))  # a fair chance for the workers it notified
+
+    async def _grant(self) -> bool:
+        """Take permits for the first waiter, and return whether there was one and it got them."""
+        while self._waiters and self._waiters[0].granted.done():
+            self._waiters.popleft()
+        if not self._waiters:
+            await self._stop_starving()
             return False
-        head = self._waiting[0]
-        values = self._class, self.limit, head.n, self._owner, self._run, head.key, self._grace
-        got = await self._ask("SELECT kling_permits_take(%s, %s, %s, %s, %s, %s, %s)", *values)
-        if not got:
-            if not self._first and asyncio.get_running_loop().time() - head.since > HUNGRY:
-                self._first = await self._ask("SELECT pg_try_advisory_lock(%s, %s)", self._class, _FIRST)
+        first = self._waiters[0]
+        values = self._class, self.limit, first.n, self._owner, self._run, first.key, self._restart_grace
+        taken = await self._query("SELECT kling_permits_take(%s, %s, %s, %s, %s, %s, %s)", *values)
+        if not taken:
+            waited = asyncio.get_running_loop().time() - first.since
+            if not self._starving and waited > STARVATION_TIMEOUT:
+                self._starving = await self._query(
+                    "SELECT pg_try_advisory_lock(%s, %s)", self._class, _STARVING
+                )
             return False
-        self._held += got
-        self._waiting.popleft()
-        if head.place.done():
-            self._return(head.n)
+        self._held += taken
+        self._waiters.popleft()
+        if first.granted.done():
+            self._release(first.n)
         else:
-            head.place.set_result(None)
-        await self._step_back()
+            first.granted.set_result(None)
+        await self._stop_starving()
         return True
 
-    async def _step_back(self) -> None:
-        if self._first:
-            self._first = False
-            await self._ask("SELECT pg_advisory_unlock(%s, %s)", self._class, _FIRST)
+    async def _stop_starving(self) -> None:
+        if self._starving:
+            self._starving = False
+            await self._query("SELECT pg_advisory_unlock(%s, %s)", self._class, _STARVING)
 
-    async def _ask(self, query: str, *values: Any) -> Any:
+    async def _query(self, query: str, *values: Any) -> Any:
         row = await (await self._session.execute(query, values)).fetchone()
         return row[0] if row else None
 
-    async def _joined(self) -> Connection:
-        """A session that says we live, and holds what we hold."""
+    async def _join(self) -> Connection:
+        """Open a session that marks this worker as alive and holds the permits it held before."""
         session = await connect(self._dsn)
         try:
             query = "SELECT kling_permits_join(%s, %s, %s)"
@@ -257,16 +269,16 @@ class Permits:
         return session
 
     async def _rejoin(self) -> None:
-        """The old session's locks are gone with it: take as many again, also above the limit."""
+        """Replace a lost session, whose locks are gone, and take as many again even above the limit."""
         await self._session.close()
-        self._first = False
+        self._starving = False
         while True:
-            self._back.clear()  # free already
+            self._released.clear()  # unlocked with the old session
             with suppress(psycopg.OperationalError):
-                self._session = await self._joined()
+                self._session = await self._join()
                 return
             await asyncio.sleep(PAUSE)
 
 
-def _closing() -> NotSubmitted:
-    return NotSubmitted("the worker is closing, and no task exists: the job is for another")
+def _stopping() -> NotSubmitted:
+    return NotSubmitted("the worker is stopping and created no task: another worker runs the job")

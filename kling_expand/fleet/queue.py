@@ -1,13 +1,14 @@
-"""How do many machines share one account? Jobs queued with procrastinate, in the ledger's own PostgreSQL.
+"""The queue of a fleet: jobs on procrastinate, in the PostgreSQL database that holds the job store.
 
 ::
 
     async with Fleet("postgresql:///kling") as fleet:
         await fleet.submit_many(ExpandRequest(url, ToAspect("16:9")) for url in urls)
-        async for ended in fleet.results():
-            print(ended.key, ended.status, ended.files or ended.urls)
+        async for outcome in fleet.results():
+            print(outcome.key, outcome.status, outcome.files or outcome.urls)
 
-and on any number of machines ``kling-expand fleet worker``, which is `kling_expand.fleet.worker.Worker`.
+Any number of machines execute them with ``kling-expand fleet worker``, which runs
+`kling_expand.fleet.worker.Worker`.
 """
 
 import asyncio
@@ -36,149 +37,152 @@ from kling_expand.webhooks import WebhookEvent, Webhooks
 
 from . import payload as payloads
 from . import permits
-from .execute import RetryLater, work
+from .execute import RetryLater, execute
 
 __all__ = ["Fleet", "FleetStats"]
 
 TASK = "kling_expand.expand"
-NEWS = "kling_news"  # the channel that callbacks are passed on by
+CALLBACK_CHANNEL = "kling_callbacks"  # on which callbacks are forwarded to the workers
 BATCH = 500  # jobs queued by one statement
-MOST_WAITING = 100_000  # jobs in the queue before whoever adds more has to wait
-LONGEST_NEWS = 7500  # bytes PostgreSQL passes on at once, less its envelope
-POLL = 1.0  # seconds between two looks for results
-BROKEN = 5.0  # seconds until a job is begun again that neither ended nor said when
+MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
+MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
+POLL_INTERVAL = 1.0  # seconds between two reads for results
+CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried whose execution raised an unexpected error
 
 logger = logging.getLogger(__name__)
 
 
 class Connector(BaseAsyncConnector):
-    """Procrastinate's questions over our connections, so that a database that is away is waited for.
+    """Procrastinate's statements over the package's connections, which wait for a database that is away.
 
-    What is asked may be done twice (see `connections`): a job that was finished or put back the first
-    time is not there the second, and that is no error.
+    A statement may run twice (see `kling_expand.store.postgres_pool`). A job that the first run finished
+    or requeued is not there for the second, which is no error.
     """
 
     def __init__(self, database: Connections) -> None:
         self._database = database
 
     def get_sync_connector(self) -> BaseConnector:
-        """There is only this one."""
+        """Return this connector: there is no blocking one."""
         return self
 
     async def open_async(self, pool: object = None) -> None:
-        """Nothing to do: the connections are opened with the fleet."""
+        """Do nothing: the fleet opens the connections."""
 
     async def close_async(self) -> None:
-        """The same."""
+        """Do nothing: the fleet closes the connections."""
 
     async def execute_query_async(self, query: str, **arguments: Any) -> None:
-        """Ask and expect no answer."""
+        """Run a statement that returns no rows."""
         try:
-            await self._rows(query, arguments, answered=False)
+            await self._rows(query, arguments, returning=False)
         except JournalError as error:
             if not isinstance(error.__cause__, psycopg.errors.RaiseException):
                 raise
-            logger.info("nothing was left to do: %s", error)
+            logger.info("a repeated statement of the queue changed nothing: %s", error)
 
     async def execute_query_one_async(self, query: str, **arguments: Any) -> dict[str, Any]:
-        """Ask for one row."""
+        """Run a statement and return its first row."""
         rows = await self._rows(query, arguments)
         if not rows:
             raise procrastinate.exceptions.NoResult
         return rows[0]
 
     async def execute_query_all_async(self, query: str, **arguments: Any) -> list[dict[str, Any]]:
-        """Ask for all rows."""
+        """Run a statement and return all rows."""
         return await self._rows(query, arguments)
 
     async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
-        """Pass notifications on; of many that come at once, the last of each channel is enough."""
-        news: dict[str, str] = {}
-        bell = asyncio.Event()
+        """Deliver notifications to *on_notification*; insertions that arrive together are delivered once."""
+        pending: dict[str, str] = {}
+        arrived = asyncio.Event()
 
-        def heard(channel: str, payload: str) -> None:
+        def on_notify(channel: str, payload: str) -> None:
             if channel:
-                # An insertion only says that there is something; anything else counts by itself.
-                news[channel if "job_inserted" in payload else payload] = payload
-                bell.set()
+                # Insertions are interchangeable; any other notification counts by itself.
+                pending[channel if "job_inserted" in payload else payload] = payload
+                arrived.set()
 
-        async def tell() -> None:
+        async def deliver() -> None:
             while True:
-                await bell.wait()
-                bell.clear()
-                for payload in [news.pop(name) for name in tuple(news)]:
+                await arrived.wait()
+                arrived.clear()
+                for payload in [pending.pop(name) for name in tuple(pending)]:
                     await on_notification(channel="", payload=payload)
 
         async with asyncio.TaskGroup() as group:
-            group.create_task(tell())
-            group.create_task(listen(self._database.dsn, heard, *channels))
+            group.create_task(deliver())
+            group.create_task(listen(self._database.dsn, on_notify, *channels))
 
     async def _rows(
-        self, query: str, arguments: Mapping[str, Any], *, answered: bool = True
+        self, query: str, arguments: Mapping[str, Any], *, returning: bool = True
     ) -> list[dict[str, Any]]:
-        values = {name: _adapted(value) for name, value in arguments.items()}
+        values = {name: _adapt(value) for name, value in arguments.items()}
 
-        async def ask(database: Connection) -> list[dict[str, Any]]:
+        async def run(database: Connection) -> list[dict[str, Any]]:
             async with database.cursor(row_factory=dict_row) as cursor:
                 await cursor.execute(query, values)
-                return await cursor.fetchall() if answered else []
+                return await cursor.fetchall() if returning else []
 
-        return await self._database.do(ask)
+        return await self._database.do(run)
 
 
-def _adapted(value: Any) -> Any:
+def _adapt(value: Any) -> Any:
     if isinstance(value, dict):
         return Jsonb(value)
     if isinstance(value, list):
-        return [_adapted(item) for item in value]
-    if isinstance(value, tuple):  # a named one as well: PostgreSQL knows it as a row
-        return tuple(_adapted(item) for item in value)
+        return [_adapt(item) for item in value]
+    if isinstance(value, tuple):  # a named tuple too: PostgreSQL takes it as a row
+        return tuple(_adapt(item) for item in value)
     return value
 
 
 class _Retry(procrastinate.BaseRetryStrategy):
-    """When a job that did not come to an end is begun again: never not."""
+    """When to run a job again that did not end: always, only the delay differs."""
 
     def get_retry_decision(
         self, *, exception: BaseException, job: procrastinate.jobs.Job
     ) -> procrastinate.RetryDecision:
         del job
-        pause = exception.pause if isinstance(exception, RetryLater) else BROKEN
+        delay = exception.delay if isinstance(exception, RetryLater) else CRASH_RETRY_DELAY
         if isinstance(exception, asyncio.CancelledError):
-            pause = 0.0  # handed over
-        return procrastinate.RetryDecision(retry_in={"seconds": int(pause)})
+            delay = 0.0  # this worker stops, and another runs the job
+        return procrastinate.RetryDecision(retry_in={"seconds": int(delay)})
 
 
-async def _expand(context: procrastinate.JobContext, /, **payload: Any) -> None:
-    """Procrastinate's task: one job, on the bench of the worker that fetched it."""
-    await work(payload, context.additional_context["bench"], context.job.attempts, context.job.priority)
+async def _run_job(job: procrastinate.JobContext, /, **payload: Any) -> None:
+    """Execute one job in the context of the worker that fetched it; procrastinate's task."""
+    await execute(payload, job.additional_context["context"], job.job.attempts, job.job.priority)
 
 
 @frozen(kw_only=True)
 class FleetStats:
-    """How it goes: jobs `waiting` in the queue and `running` in workers, and the ledger's view of them.
+    """The state of a fleet: its queue, its workers and its store.
 
-    `workers` are pairs of seconds since a worker was last heard of and how many jobs it has, `out` is the
-    number of pictures at the service, `permits` how many exact permits are taken, `spent` units, and
-    `ended` how many jobs ended by status; `lately` those of the last minute.
+    Jobs: those `queued` wait for a worker, those `running` are with one. `outcomes` counts those that
+    ended, by status, and `recent_outcomes` those of the last minute. `states` counts the jobs of the
+    store by state.
+    Images: `in_flight` at the service, `permits` held where permits are exact.
+    `workers` has a pair for each worker: seconds since its last heartbeat, and its running jobs.
+    `units_billed` is the cost so far, as far as the service has reported it.
     """
 
-    waiting: int
+    queued: int
     running: int
     workers: tuple[tuple[float, int], ...]
-    out: int
+    in_flight: int
     permits: int
-    spent: int | float
-    ended: dict[str, int]
-    lately: int
+    units_billed: int | float
+    outcomes: dict[str, int]
+    recent_outcomes: int
     states: dict[State, int]
 
 
 class Fleet:
-    """The jobs of one *run* in the database at *dsn*, for who submits them and for who waits: ``async with``.
+    """The jobs of one *run* in the database at *dsn*, for submitters and readers: ``async with Fleet(dsn)``.
 
-    Entering makes no tables: `init` does, once. Methods raise `JournalError` where the database has none
-    or stays away, and wait where it is only away for a while.
+    Entering creates no tables: `init` does, once for each database. All methods wait for a database that
+    is away for a while, and raise `JournalError` when it stays away or has no tables.
     """
 
     def __init__(
@@ -194,9 +198,9 @@ class Fleet:
         self.queue = f"kling_{run}"
         self.database = Connections(dsn)
         self._clock = clock
-        self.ledger = PostgresStore(self.database, run=run, owner=None, clock=clock)
+        self.store = PostgresStore(self.database, run=run, owner=None, clock=clock)
         self.app = procrastinate.App(connector=Connector(self.database))
-        self._task = self.app.task(name=TASK, queue=self.queue, retry=_Retry(), pass_context=True)(_expand)
+        self._task = self.app.task(name=TASK, queue=self.queue, retry=_Retry(), pass_context=True)(_run_job)
         if webhook_secrets is None:
             secret = webhook_secret()
             webhook_secrets = [secret] if secret else []
@@ -212,167 +216,206 @@ class Fleet:
         await self.database.aclose()
 
     async def init(self) -> None:
-        """Make all tables where they are missing. Safe to repeat."""
+        """Create the tables that are missing. Calling it again is harmless.
+
+        Raises:
+            JournalError: when the database is unreachable or refuses.
+        """
         await create_tables(self.database, permits.SCHEMA)
         if not await self.app.check_connection_async():
             await self.app.schema_manager.apply_schema_async()
 
-    # ------------------------------------------------------------------ submitting and waiting
+    # ------------------------------------------------------------------ submitters and readers
 
     async def submit(self, request: ExpandRequest, *, priority: int = 0) -> str:
-        """Queue one request; its key. A higher *priority* is begun first. Raises `InvalidRequest`."""
+        """Queue one request and return its key. Jobs of higher *priority* run first.
+
+        Raises:
+            InvalidRequest: when the request cannot be queued: its photo is bytes, for example.
+            JournalError: when the database is unreachable or has no tables.
+        """
         payload = payloads.pack(request)
         await self._task.configure(priority=priority).defer_async(**payload)
         key: str = payload["key"]
         return key
 
     async def submit_many(
-        self, requests: Requests, *, priority: int = 0, most_waiting: int = MOST_WAITING
+        self, requests: Requests, *, priority: int = 0, max_queued: int = MAX_QUEUED
     ) -> int:
-        """Queue any number of requests from any iterable; how many there were.
+        """Queue the requests of any iterable or async iterable, and return their number.
 
-        While *most_waiting* are in the queue nothing more is read. Jobs are told by their keys: what is
-        queued again is done once, so after a crash the same call can simply be made again.
+        While *max_queued* jobs are in the queue nothing more is read. Jobs are identified by their keys, and
+        a job queued twice is executed once. After a crash the same call can simply be repeated.
+
+        Raises:
+            InvalidRequest: when a request cannot be queued.
+            JournalError: when the database is unreachable or has no tables.
         """
         count, room = 0, 0
         batch: list[payloads.Payload] = []
         async with aclosing(each(requests)) as source:
             async for request in source:
                 while room <= 0:
-                    room = most_waiting - (await self._counts())[0]
+                    room = max_queued - (await self._counts())[0]
                     if room <= 0:
-                        await asyncio.sleep(POLL)
+                        await asyncio.sleep(POLL_INTERVAL)
                 batch.append(payloads.pack(request))
                 if len(batch) >= min(BATCH, room):
                     room -= len(batch)
-                    count += await self._queue(batch, priority)
+                    count += await self._insert(batch, priority)
                     batch = []
-        return count + await self._queue(batch, priority)
+        return count + await self._insert(batch, priority)
 
-    async def _queue(self, batch: list[payloads.Payload], priority: int) -> int:
-        """The rows that procrastinate's own batches make, without an object and a log line for each."""
+    async def _insert(self, batch: list[payloads.Payload], priority: int) -> int:
+        """Insert the rows of procrastinate's own batches, without an object and a log line for each."""
         if batch:
-            await self._ask(_DEFER, self.queue, TASK, priority, list(map(Jsonb, batch)))
+            await self._query(_INSERT, self.queue, TASK, priority, list(map(Jsonb, batch)))
         return len(batch)
 
     async def results(self) -> AsyncIterator[JobOutcome]:
-        """How each job of the run ended, oldest first, and from then on as they end, until none is open."""
+        """Yield the outcome of each job, oldest first, and further ones as they come, until no job is open.
+
+        Raises:
+            JournalError: when the database is unreachable or has no tables.
+        """
         place = (0, "")
         while True:
-            waiting, running = await self._counts()  # before the look, or the last might be missed
-            page = await self.ledger.outcomes(place)
-            for place, ended in page:  # noqa: B007 - where the next page begins
-                yield ended
+            queued, running = await self._counts()  # before the read, or it could miss the last outcome
+            page = await self.store.outcomes(place)
+            for place, outcome in page:  # noqa: B007 - where the next page begins
+                yield outcome
             if not page:
-                if not waiting and not running and not await self.ledger.more(place):
+                if not queued and not running and not await self.store.more(place):
                     return
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(POLL_INTERVAL)
 
     async def cancel(self, *keys: str) -> int:
-        """Take jobs back that nobody has begun, those of *keys* or all; how many there were."""
-        taken = await self._ask(_CANCEL, self.queue, list(keys) or None)
-        for (key,) in taken:
-            await self.ledger.ended(JobOutcome(key, "cancelled"))
-        return len(taken)
+        """Remove the jobs of *keys* (all, without keys) that no worker runs, and return their number.
 
-    # ------------------------------------------------------------------ for workers
-
-    async def begun(self, worker_id: int) -> set[int]:
-        """The jobs that the queue thinks this worker has."""
-        return {number for (number,) in await self._ask(_BEGUN, worker_id)}
-
-    async def requeue_stalled(self, lease: float, lost: Sequence[int] = ()) -> int:
-        """Queue again what workers had who were silent for *lease* seconds, and what is *lost*; how many.
-
-        Not within a lease of the database's own start: until then nobody could be heard.
+        Raises:
+            JournalError: when the database is unreachable or has no tables.
         """
-        return len(await self._ask(_PUT_BACK, self.queue, lease, list(lost)))
+        removed = await self._query(_CANCEL, self.queue, list(keys) or None)
+        for (key,) in removed:
+            await self.store.ended(JobOutcome(key, "cancelled"))
+        return len(removed)
 
-    # ------------------------------------------------------------------ news
+    # ------------------------------------------------------------------ workers
+
+    async def fetched_jobs(self, worker_id: int) -> set[int]:
+        """Return the jobs that the queue has assigned to this worker.
+
+        Raises:
+            JournalError: when the database is unreachable.
+        """
+        return {number for (number,) in await self._query(_FETCHED, worker_id)}
+
+    async def requeue_stalled(self, heartbeat_timeout: float, lost: Sequence[int] = ()) -> int:
+        """Requeue the jobs of workers without a recent heartbeat, and the *lost* ones; return their number.
+
+        After a start of the database, nothing is requeued for *heartbeat_timeout* seconds: no worker could
+        send a heartbeat before.
+
+        Raises:
+            JournalError: when the database is unreachable.
+        """
+        return len(await self._query(_REQUEUE_STALLED, self.queue, heartbeat_timeout, list(lost)))
+
+    # ------------------------------------------------------------------ callbacks and statistics
 
     async def receive(self, headers: Mapping[str, str], body: bytes) -> WebhookEvent:
-        """Take a callback in any process: the worker that waits for its task hears of it at once.
+        """Take a callback in any process and forward it to the worker that waits for its task.
 
-        It is passed on as it came, and believed by nobody who has not checked its signature. A signed end
-        is kept in the ledger too: should that worker be dead, the task's slots are free all the same.
-        Raises `WebhookError`. A call too long to be passed on is left to the worker's own reads.
+        It is forwarded as it came, and each worker verifies its signature again. A signed final snapshot
+        is stored too, which frees the task's slots even where its worker is dead. A callback that is too
+        long for a notification is left to the worker's polls.
+
+        Raises:
+            JournalError: when the database is unreachable.
+            WebhookError: when the callback cannot be trusted or read.
         """
-        call = self._webhooks.parse(headers, body)
-        if call.task.status.final and not call.doorbell and call.task.external_task_id:
-            with suppress(JournalError):  # a task of somebody else on this account
-                await self.ledger.observed(call.task.external_task_id, call.task)
+        event = self._webhooks.parse(headers, body)
+        if event.task.status.final and not event.doorbell and event.task.external_task_id:
+            with suppress(JournalError):  # a task of this account that is not the fleet's
+                await self.store.observed(event.task.external_task_id, event.task)
         signed = {name: value for name, value in headers.items() if name.lower().startswith("webhook-")}
         text = body.decode()
-        if len(body) + sum(map(len, signed.values())) < LONGEST_NEWS and "\0" not in text:
-            await self._ask(_TELL, NEWS, Jsonb(signed), text)
-        return call
+        if len(body) + sum(map(len, signed.values())) < MAX_NOTIFICATION and "\0" not in text:
+            await self._query(_FORWARD, CALLBACK_CHANNEL, Jsonb(signed), text)
+        return event
 
-    async def numbers(self) -> FleetStats:
-        """How it goes."""
-        waiting, running = await self._counts()
-        workers = await self._ask(_WORKERS)
-        ended = await self._ask(_ENDS, self.run)
-        ((out, taken, lately),) = await self._ask(_OUT, self.run, self._clock() - 60)
+    async def stats(self) -> FleetStats:
+        """Return the state of the fleet.
+
+        Raises:
+            JournalError: when the database is unreachable or has no tables.
+        """
+        queued, running = await self._counts()
+        workers = await self._query(_WORKERS)
+        outcomes = await self._query(_OUTCOMES, self.run)
+        ((in_flight, held, recent),) = await self._query(_USAGE, self.run, self._clock() - 60)
         return FleetStats(
-            waiting=waiting,
+            queued=queued,
             running=running,
             workers=tuple((float(age), jobs) for age, jobs in workers),
-            out=out,
-            permits=taken,
-            spent=await self.ledger.spent(),
-            ended=dict(ended),
-            lately=lately,
-            states=await self.ledger.counts(),
+            in_flight=in_flight,
+            permits=held,
+            units_billed=await self.store.spent(),
+            outcomes=dict(outcomes),
+            recent_outcomes=recent,
+            states=await self.store.counts(),
         )
 
     async def _counts(self) -> tuple[int, int]:
-        """How many jobs wait in the queue, and how many are in workers."""
-        ((waiting, running),) = await self._ask(_QUEUE, self.queue)
-        return waiting, running
+        """Return how many jobs wait in the queue, and how many are with workers."""
+        ((queued, running),) = await self._query(_COUNTS, self.queue)
+        return queued, running
 
-    async def _ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        async def ask(database: Connection) -> list[tuple[Any, ...]]:
+    async def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        async def run(database: Connection) -> list[tuple[Any, ...]]:
             return await (await database.execute(query, values)).fetchall()
 
-        return await self.database.do(ask)
+        return await self.database.do(run)
 
 
-_QUEUE = """
+_COUNTS = """
 SELECT count(*) FILTER (WHERE status = 'todo'), count(*) FILTER (WHERE status = 'doing')
 FROM procrastinate_jobs WHERE queue_name = %s AND status IN ('todo', 'doing')
 """
-_DEFER = """
-WITH made AS (
+_INSERT = """
+WITH inserted AS (
     INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args)
     SELECT %s, %s, %s, unnest(%s::jsonb[]) RETURNING 1
-) SELECT count(*) FROM made
+) SELECT count(*) FROM inserted
 """
 _CANCEL = """
-WITH mine AS (SELECT %s::text AS queue, %s::text[] AS keys), taken AS (
-    DELETE FROM procrastinate_jobs USING mine WHERE status = 'todo' AND queue_name = queue
+WITH input AS (SELECT %s::text AS queue, %s::text[] AS keys), removed AS (
+    DELETE FROM procrastinate_jobs USING input WHERE status = 'todo' AND queue_name = queue
         AND (keys IS NULL OR args ->> 'key' = ANY(keys)) RETURNING args ->> 'key'
-) SELECT * FROM taken
+) SELECT * FROM removed
 """
-_BEGUN = "SELECT id FROM procrastinate_jobs WHERE worker_id = %s AND status = 'doing'"
-_PUT_BACK = """
-WITH asked AS (SELECT %s::text AS queue, make_interval(secs => %s) AS lease, %s::bigint[] AS lost), gone AS (
-    SELECT job.id FROM asked, procrastinate_jobs AS job
+_FETCHED = "SELECT id FROM procrastinate_jobs WHERE worker_id = %s AND status = 'doing'"
+_REQUEUE_STALLED = """
+WITH input AS (
+    SELECT %s::text AS queue, make_interval(secs => %s) AS timeout, %s::bigint[] AS lost
+), stalled AS (
+    SELECT job.id FROM input, procrastinate_jobs AS job
     LEFT JOIN procrastinate_workers AS worker ON worker.id = job.worker_id
-    WHERE status = 'doing' AND queue_name = queue AND clock_timestamp() - pg_postmaster_start_time() > lease
-        AND (worker.id IS NULL OR last_heartbeat < now() - lease OR job.id = ANY(lost))
+    WHERE status = 'doing' AND queue_name = queue AND clock_timestamp() - pg_postmaster_start_time() > timeout
+        AND (worker.id IS NULL OR last_heartbeat < now() - timeout OR job.id = ANY(lost))
     FOR UPDATE OF job SKIP LOCKED
 )
 UPDATE procrastinate_jobs SET status = 'todo', attempts = attempts + 1, scheduled_at = NULL, worker_id = NULL
-FROM gone WHERE procrastinate_jobs.id = gone.id RETURNING 1
+FROM stalled WHERE procrastinate_jobs.id = stalled.id RETURNING 1
 """
-_TELL = "SELECT pg_notify(%s, jsonb_build_object('headers', %s, 'body', %s::text)::text)"
+_FORWARD = "SELECT pg_notify(%s, jsonb_build_object('headers', %s, 'body', %s::text)::text)"
 _WORKERS = """
 SELECT extract(epoch FROM now() - last_heartbeat), count(job.id) FROM procrastinate_workers AS worker
 LEFT JOIN procrastinate_jobs AS job ON job.worker_id = worker.id AND job.status = 'doing'
 GROUP BY worker.id ORDER BY worker.id
 """
-_ENDS = "SELECT status, count(*) FROM kling_outcomes WHERE run = %s GROUP BY status"
-_OUT = """
+_OUTCOMES = "SELECT status, count(*) FROM kling_outcomes WHERE run = %s GROUP BY status"
+_USAGE = """
 SELECT (SELECT coalesce(sum((params::json ->> 'n')::integer), 0) FROM kling_jobs WHERE state = 'submitted'),
     (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
         AND objid::bigint < 1000000000),

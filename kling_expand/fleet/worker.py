@@ -1,7 +1,7 @@
-"""What does one machine of a fleet do? It takes jobs until told to stop, and leaves none behind.
+"""A fleet worker: takes jobs from the queue and executes them until it is stopped.
 
-Every worker also looks after the others: jobs whose worker has not been heard of for a whole lease go back
-to the queue. That needs no worker's free hands, as a job for it would, when all are busy waiting.
+Each worker also requeues the jobs of workers whose heartbeat has timed out. It does so beside its jobs:
+a queued job for it would wait while every worker is busy.
 """
 
 import asyncio
@@ -11,35 +11,38 @@ from random import Random
 from typing import Any
 
 from attrs import evolve
-from procrastinate.worker import Worker as Engine
+from procrastinate.worker import Worker as QueueWorker
 
 from kling_expand.api.codec import parse_json
 from kling_expand.client import KlingClient
 from kling_expand.errors import WebhookError
 from kling_expand.jobs.runner import GRACE
+from kling_expand.models import MAX_IMAGES
 from kling_expand.store.postgres_pool import listen
 
 from .execute import SharedSlots, WorkerContext
-from .permits import CHANNEL, Permits
-from .queue import NEWS, Fleet
+from .permits import PERMIT_CHANNEL, Permits
+from .queue import CALLBACK_CHANNEL, Fleet
 
-LEASE = 30.0  # seconds a worker may be silent before its jobs are given to others
-DRAIN = 20.0  # seconds its jobs are given to end when it is told to stop
+HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a worker's jobs are requeued
+SHUTDOWN_TIMEOUT = 20.0  # seconds that running jobs have to end after `stop`
 CONCURRENCY = 32  # jobs in hand, most of which wait for a slot
-FETCH = 1.0  # seconds between two looks into an empty queue; an insertion is heard of at once
+FETCH_INTERVAL = 1.0  # seconds between two polls of an empty queue, should a notification be lost
 
 logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Works for *fleet* until `stop`: at most *concurrency* jobs in hand.
+    """A process that executes the jobs of *fleet*, at most *concurrency* at a time, until `stop`.
 
-    With *max_in_flight* the account's slots are counted exactly over all workers that say the same number
-    (and *account*); without, each finds out by itself how many it may use. Pictures go to *output*, a
-    directory, template or object store; None: their URLs are enough. Further *options* are the client's.
+    With *max_in_flight* the account's slots are counted exactly, over all workers that give the same
+    *account* and number. Without it, each worker estimates by itself how many slots it may use. Images are
+    saved to *output*: a directory, a template or the URL of an object store. With None only their URLs
+    are kept. Further *options* are those of `KlingClient`.
 
-    After `stop` nothing new is sent; what runs at the service has *drain* seconds to end and is then
-    handed over. It is gone `drain` + 15 seconds later at the latest, and pays nothing twice.
+    A worker without a heartbeat for *heartbeat_timeout* seconds loses its jobs to the others. After `stop`
+    nothing new is sent. Running tasks have *shutdown_timeout* seconds to end, and are then handed over to
+    other workers. `run` returns at most 15 seconds after that, and no task is paid twice.
     """
 
     def __init__(
@@ -51,133 +54,140 @@ class Worker:
         account: str = "default",
         output: str | None = None,
         callback_url: str | None = None,
-        lease: float = LEASE,
-        drain: float = DRAIN,
+        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+        shutdown_timeout: float = SHUTDOWN_TIMEOUT,
         rng: Random | None = None,
         **options: Any,
     ) -> None:
         self._fleet = fleet
         self._concurrency = concurrency
-        self._limit = max_in_flight
+        self._max_in_flight = max_in_flight
         self._account = account
         self._output = output
         self._callback_url = callback_url
-        self._lease, self._drain = lease, drain
+        self._heartbeat_timeout = heartbeat_timeout
+        self._shutdown_timeout = shutdown_timeout
         self._rng = rng or Random()
         self._options = options
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
-        """Take no more jobs, and end soon."""
+        """Start the shutdown: take no more jobs, and let `run` return."""
         self._stop.set()
 
     async def run(self) -> None:
-        """Work until told to stop. Raises `JournalError` where the database stays away."""
+        """Execute jobs until `stop`.
+
+        Raises:
+            JournalError: when the database stays unreachable.
+        """
         async with AsyncExitStack() as stack:
-            ledger = await stack.enter_async_context(self._fleet.ledger)
-            most = max(self._limit or 0, self._concurrency, 9)
-            doors = SharedSlots(most, self._rng)
-            kling = KlingClient(
-                journal=ledger,
-                run=ledger.run,
-                slots=doors,
+            store = await stack.enter_async_context(self._fleet.store)
+            limit = max(self._max_in_flight or 0, self._concurrency, MAX_IMAGES)
+            slots = SharedSlots(limit, self._rng)
+            client = KlingClient(
+                journal=store,
+                run=store.run,
+                slots=slots,
                 rng=self._rng,
-                **{"max_in_flight": most, **self._options},
+                **{"max_in_flight": limit, **self._options},
             )
-            await stack.enter_async_context(kling)
-            bench = WorkerContext(kling, ledger, self._output, callback_url=self._callback_url)
+            await stack.enter_async_context(client)
+            context = WorkerContext(client, store, self._output, callback_url=self._callback_url)
             permits = None
-            if self._limit is not None:
+            if self._max_in_flight is not None:
                 permits = Permits(
                     self._fleet.dsn,
-                    self._limit,
-                    owner=ledger.owner,
-                    run=ledger.run,
+                    self._max_in_flight,
+                    owner=store.owner,
+                    run=store.run,
                     account=self._account,
                     rng=self._rng,
                 )
                 await stack.enter_async_context(permits)
-                bench = evolve(bench, hold=permits.hold)
-            await self._work(kling, bench, doors, permits)
+                context = evolve(context, hold=permits.hold)
+            await self._execute_jobs(context, slots, permits)
 
-    async def _work(
-        self, kling: KlingClient, bench: WorkerContext, doors: SharedSlots, permits: Permits | None
+    async def _execute_jobs(
+        self, context: WorkerContext, slots: SharedSlots, permits: Permits | None
     ) -> None:
-        engine = self._engine(bench)
+        queue_worker = self._queue_worker(context)
 
-        def heard(channel: str, payload: str) -> None:
-            if channel == NEWS:
-                _receive(kling, payload)
+        def on_notify(channel: str, payload: str) -> None:
+            if channel == CALLBACK_CHANNEL:
+                _receive(context.client, payload)
             elif permits is not None:
                 permits.wake()
 
-        running = asyncio.create_task(_run(engine))
-        around = [
-            asyncio.create_task(listen(self._fleet.dsn, heard, NEWS, CHANNEL)),
-            asyncio.create_task(self._watch(engine)),
+        running = asyncio.create_task(_run(queue_worker))
+        beside = [
+            asyncio.create_task(listen(self._fleet.dsn, on_notify, CALLBACK_CHANNEL, PERMIT_CHANNEL)),
+            asyncio.create_task(self._beat(queue_worker)),
         ]
-        told = asyncio.create_task(self._stop.wait())
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait([running, told, *around], return_when=asyncio.FIRST_COMPLETED)
-        finally:  # told to stop, cancelled, or something broke: the way out is the same
-            doors.shut()
+            await asyncio.wait([running, stopping, *beside], return_when=asyncio.FIRST_COMPLETED)
+        finally:  # after a stop, a cancellation or a failure alike
+            slots.close()
             if permits is not None:
-                permits.shut()
-            _halt(engine)
-            await asyncio.wait([running], timeout=self._drain)
-            await kling.aclose()  # what still waits is told so, and goes back to the queue
+                permits.close()
+            _stop(queue_worker)
+            await asyncio.wait([running], timeout=self._shutdown_timeout)
+            await context.client.aclose()  # jobs that still wait fail with this, and go back to the queue
             await asyncio.wait([running])
-            for task in (told, *around):
+            for task in (stopping, *beside):
                 task.cancel()
-            ends = await asyncio.gather(running, *around, return_exceptions=True)
-        for error in ends:
+            results = await asyncio.gather(running, *beside, return_exceptions=True)
+        for error in results:
             if isinstance(error, Exception):
                 raise error
 
-    def _engine(self, bench: WorkerContext) -> Engine:
-        return Engine(
+    def _queue_worker(self, context: WorkerContext) -> QueueWorker:
+        return QueueWorker(
             self._fleet.app,
             queues=[self._fleet.queue],
             concurrency=self._concurrency,
-            fetch_job_polling_interval=FETCH,
-            shutdown_graceful_timeout=self._drain + GRACE + 3.0,
-            delete_jobs="always",  # the ledger keeps how it ended
-            additional_context={"bench": bench},
+            fetch_job_polling_interval=FETCH_INTERVAL,
+            shutdown_graceful_timeout=self._shutdown_timeout + GRACE + 3.0,
+            delete_jobs="always",  # the store keeps their outcomes
+            additional_context={"context": context},
             install_signal_handlers=False,
-            update_heartbeat_interval=self._lease / 3,
-            # Who begins right after an outage must not take those for dead who could not be heard in it.
-            stalled_worker_timeout=100 * self._lease,
+            update_heartbeat_interval=self._heartbeat_timeout / 3,
+            # A worker that starts right after an outage of the database must not prune the workers that
+            # could not send heartbeats during it.
+            stalled_worker_timeout=100 * self._heartbeat_timeout,
         )
 
-    async def _watch(self, engine: Engine) -> None:
-        """Say that we live, also while the engine ends its jobs; take back what the dead have left."""
+    async def _beat(self, queue_worker: QueueWorker) -> None:
+        """Send heartbeats, also while the last jobs end, and requeue the jobs of dead workers."""
         lost: set[int] = set()
         while True:
-            await asyncio.sleep(min(self._lease / 3, 5.0))
-            if engine.worker_id is None:
+            await asyncio.sleep(min(self._heartbeat_timeout / 3, 5.0))
+            if queue_worker.worker_id is None:
                 continue
-            await self._fleet.app.job_manager.update_heartbeat(engine.worker_id)
-            # Fetched, but the answer was lost with its connection: nobody works on it.
-            mine = await self._fleet.begun(engine.worker_id)
-            running = {context.job.id for context in engine._running_jobs.values()}  # noqa: SLF001 - not told otherwise
-            idle = mine - running
-            back = await self._fleet.requeue_stalled(self._lease, sorted(idle & lost))
+            await self._fleet.app.job_manager.update_heartbeat(queue_worker.worker_id)
+            # A job whose fetch was committed, but whose answer was lost with its connection, is with this
+            # worker in the database only. Found so twice, it is requeued.
+            fetched = await self._fleet.fetched_jobs(queue_worker.worker_id)
+            running = {context.job.id for context in queue_worker._running_jobs.values()}  # noqa: SLF001 - procrastinate has no public view
+            idle = fetched - running
+            requeued = await self._fleet.requeue_stalled(self._heartbeat_timeout, sorted(idle & lost))
             lost = idle
-            if back:
-                logger.warning("%d jobs of workers that are no more were put back", back)
+            if requeued:
+                logger.warning("requeued %d jobs of workers without a heartbeat", requeued)
 
 
 # Procrastinate leaves these two without types.
-async def _run(engine: Any) -> None:
-    await engine.run()
+async def _run(queue_worker: Any) -> None:
+    await queue_worker.run()
 
 
-def _halt(engine: Any) -> None:
-    engine.stop()
+def _stop(queue_worker: Any) -> None:
+    queue_worker.stop()
 
 
-def _receive(kling: KlingClient, payload: str) -> None:
-    """News that another process was given; it was checked there, and is checked here again."""
+def _receive(client: KlingClient, payload: str) -> None:
+    """Deliver a callback that another process received; its signature is verified here again."""
     with suppress(WebhookError, ValueError, KeyError, TypeError):
-        news = parse_json(payload.encode())
-        kling.receive(news["headers"], news["body"].encode())
+        callback = parse_json(payload.encode())
+        client.receive(callback["headers"], callback["body"].encode())

@@ -74,8 +74,8 @@ class Quick(ExponentialSchedule):
 async def working(dsn: str, emulator: Emulator, **options: Any) -> AsyncIterator[Worker]:
     """A worker with a database session of its own, told to stop in the end."""
     given: dict[str, Any] = {
-        "lease": 1.5,
-        "drain": 0.0,
+        "heartbeat_timeout": 1.5,
+        "shutdown_timeout": 0.0,
         "base_url": emulator.url,
         "api_key": emulator.api_key,
     }
@@ -124,15 +124,15 @@ async def test_what_is_queued_is_made_once(
     options = {"max_in_flight": limit, "output": str(photo.parent / "out")}
     async with working(dsn, emulator, **options), working(dsn, emulator, **options):
         found = {ended.key: ended for ended in await outcomes(fleet)}
-        numbers = await fleet.numbers()
+        numbers = await fleet.stats()
     assert {f"k{number}" for number in range(12)} == set(found)
     assert {("succeeded", 8)} == {(ended.status, ended.units) for ended in found.values()}
     assert {b"\x89PNG"} == {head(ended.files[0]) for ended in found.values()}
     assert set(emulator.account.accepted.values()) == {1}
     assert len(emulator.account.tasks) == 12
     assert limit is None or emulator.account.most_slots <= limit
-    assert (numbers.waiting, numbers.running, numbers.spent, numbers.out) == (0, 0, 96, 0)
-    assert (numbers.ended, numbers.lately) == ({"succeeded": 12}, 12)
+    assert (numbers.queued, numbers.running, numbers.units_billed, numbers.in_flight) == (0, 0, 96, 0)
+    assert (numbers.outcomes, numbers.recent_outcomes) == ({"succeeded": 12}, 12)
     assert len(numbers.workers) == 2
 
 
@@ -142,7 +142,7 @@ async def test_a_dead_workers_jobs_go_on_elsewhere(
     """A SIGKILL with tasks at the service: another takes them up after the lease, and pays for none again."""
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 3))
-    words = ["--dsn", dsn, "--base-url", emulator.url, "--lease", "1.5", "--max-in-flight", "3"]
+    words = ["--dsn", dsn, "--base-url", emulator.url, "--heartbeat-timeout", "1.5", "--max-in-flight", "3"]
     victim = await asyncio.create_subprocess_exec(
         "/usr/bin/env", f"KLING_API_KEY={emulator.api_key}",
         sys.executable, "-m", "kling_expand", "fleet", "worker", *words,
@@ -153,7 +153,7 @@ async def test_a_dead_workers_jobs_go_on_elsewhere(
     await victim.wait()
     async with working(dsn, emulator, max_in_flight=3):
         async with asyncio.timeout(1.5 + 15):
-            while (await fleet.numbers()).workers[-1][1] < 3:  # noqa: ASYNC110 - a foreign database
+            while (await fleet.stats()).workers[-1][1] < 3:  # noqa: ASYNC110 - a foreign database
                 await asyncio.sleep(0.05)
         emulator.advance(2000)
         assert {"succeeded"} == {ended.status for ended in await outcomes(fleet)}
@@ -166,7 +166,7 @@ async def test_a_job_longer_than_the_lease_is_begun_once(
     """As long as its worker is heard of, nobody else touches it."""
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 2))
-    async with working(dsn, emulator, lease=0.6), working(dsn, emulator, lease=0.6):
+    async with working(dsn, emulator, heartbeat_timeout=0.6), working(dsn, emulator, heartbeat_timeout=0.6):
         await made(emulator, 2)
         await asyncio.sleep(2.0)  # three leases, by the clock of a real database
         with psycopg.connect(dsn) as look:
@@ -185,8 +185,8 @@ async def test_a_drained_worker_hands_over(fleet: Fleet, dsn: str, emulator: Emu
     await fleet.submit_many(requests(photo, 4))
     async with working(dsn, emulator, max_in_flight=2):
         await made(emulator, 2)
-    numbers = await fleet.numbers()
-    assert (numbers.waiting, numbers.running, numbers.permits, numbers.workers) == (4, 0, 0, ())
+    numbers = await fleet.stats()
+    assert (numbers.queued, numbers.running, numbers.permits, numbers.workers) == (4, 0, 0, ())
     emulator.work_seconds = 0.05
     emulator.advance(2000)
     async with working(dsn, emulator):
@@ -206,7 +206,7 @@ async def test_a_killed_database_is_outlived(own_cluster: Cluster, emulator: Emu
             await asyncio.to_thread(cluster.kill)
             await cluster.start()
             assert {"succeeded"} == {ended.status for ended in await outcomes(fleet)}
-            assert (await fleet.ledger.counts())[State.SUCCEEDED] == 12
+            assert (await fleet.store.counts())[State.SUCCEEDED] == 12
     assert len(emulator.account.tasks) == 12
     assert emulator.account.most_slots <= 4
 
@@ -239,10 +239,10 @@ async def test_the_queue_pushes_back(fleet: Fleet, photo: Path, monkeypatch: pyt
             read += 1
             yield request
 
-    monkeypatch.setattr("kling_expand.fleet.queue.POLL", 0.02)
-    adding = asyncio.create_task(fleet.submit_many(source(), most_waiting=4))
+    monkeypatch.setattr("kling_expand.fleet.queue.POLL_INTERVAL", 0.02)
+    adding = asyncio.create_task(fleet.submit_many(source(), max_queued=4))
     async with asyncio.timeout(20):
-        while (await fleet.numbers()).waiting < 4:  # noqa: ASYNC110 - a foreign database
+        while (await fleet.stats()).queued < 4:  # noqa: ASYNC110 - a foreign database
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.1)
         assert (read, adding.done()) == (5, False)
@@ -301,7 +301,7 @@ async def test_an_arrears_passes(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is wrong with the job: it waits until the account is good again."""
-    monkeypatch.setattr(work, "_HALTED", 0.0)
+    monkeypatch.setattr(work, "OPERATOR_RETRY_DELAY", 0.0)
     emulator.faults.script("create", Fault("error", code=1101))
     await fleet.submit_many(requests(photo, 1))
     async with working(dsn, emulator):
@@ -325,20 +325,20 @@ ERRORS = [
     (errors.AccountError(), 5, 300.0),
     (errors.AuthenticationError(), 5, 300.0),
     (KeyError("a bug"), 0, 5.0),
-    (KeyError("a bug"), work.ATTEMPTS - 1, None),
+    (KeyError("a bug"), work.MAX_ATTEMPTS - 1, None),
     (errors.ResultExpired(), 0, None),
     (errors.PolicyRefusal(), 0, None),
     (errors.BadRequest(), 0, None),
     (errors.TaskFailed(), 0, None),
     (errors.ImageError("image", "x", "y"), 0, None),
-    (errors.TransportError(), work.ATTEMPTS - 1, None),
+    (errors.TransportError(), work.MAX_ATTEMPTS - 1, None),
 ]
 
 
 @pytest.mark.parametrize(("error", "attempt", "pause"), ERRORS)
 def test_what_may_pass_is_told_from_what_may_not(error: Exception, attempt: int, pause: float | None) -> None:
     """A refusal for good ends a job, a hand-over costs no time, and all else is tried again, ever later."""
-    assert work.pause_after(error, attempt) == pause
+    assert work.retry_delay(error, attempt) == pause
 
 
 async def test_whoever_was_taken_for_dead_follows(
@@ -352,14 +352,14 @@ async def test_whoever_was_taken_for_dead_follows(
         async def submit(self, *_: Any, **__: Any) -> None:
             raise TakenOver("another")
 
-    monkeypatch.setattr(work, "FOLLOW", 0.02)
+    monkeypatch.setattr(work, "FOLLOW_INTERVAL", 0.02)
     heir = PostgresStore(fleet.database, owner=2)
     payload = payloads.pack(next(requests(photo, 1)))
     await heir.ended(JobOutcome("k0", "cancelled"))  # of an earlier time
     job = await heir.intend("k0", params_hash="h", params="{}", source=None, external_id=lambda _: "x")
     late: Any = Late()
-    bench = WorkerContext(late, PostgresStore(fleet.database, owner=1))
-    following = asyncio.create_task(work.work(payload, bench))
+    context = WorkerContext(late, PostgresStore(fleet.database, owner=1))
+    following = asyncio.create_task(work.execute(payload, context))
     await asyncio.sleep(0.2)
     assert not following.done()
     await heir.rejected(job.external_task_id, "no")
@@ -378,9 +378,9 @@ async def test_again_says_when(fleet: Fleet, photo: Path) -> None:
             raise errors.TransportError("cut")
 
     with pytest.raises(RetryLater) as caught:
-        await work.work(payloads.pack(next(requests(photo, 1))), WorkerContext(Cut(), fleet.ledger), 1)  # type: ignore[arg-type]  # it submits, and that is all that is asked
-    assert caught.value.pause == 10.0
-    assert await fleet.ledger.outcome("k0") is None
+        await work.execute(payloads.pack(next(requests(photo, 1))), WorkerContext(Cut(), fleet.store), 1)  # type: ignore[arg-type]  # it submits, and that is all that is asked
+    assert caught.value.delay == 10.0
+    assert await fleet.store.outcome("k0") is None
 
 
 async def test_shut_doors() -> None:
@@ -390,7 +390,7 @@ async def test_shut_doors() -> None:
     waiting = [asyncio.ensure_future(doors.acquire(1)) for _ in range(2)]
     await asyncio.sleep(0)
     waiting[0].cancel()
-    doors.shut()
+    doors.close()
     with pytest.raises(errors.NotSubmitted):
         await waiting[1]
     doors.release(1)
@@ -440,7 +440,7 @@ def test_no_queue_carries_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     assert payloads.pack(ExpandRequest(Path("a.png"), Ratios(up=1.0)))["image"] == str(tmp_path / "a.png")
     for image in (b"bytes", "data:image/png;base64,AAAA"):
-        with pytest.raises(errors.InvalidRequest, match="no queue carries photos"):
+        with pytest.raises(errors.InvalidRequest, match="must be a path"):
             payloads.pack(ExpandRequest(image, Ratios(up=1.0)))
 
     class Mine(Ratios):
@@ -483,7 +483,7 @@ async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, t
     worker = await asyncio.create_subprocess_exec(
         "/usr/bin/env", f"KLING_API_KEY={emulator.api_key}",
         sys.executable, "-m", "kling_expand", "fleet", "worker", *at, "--base-url", emulator.url,
-        "-o", str(tmp_path / "out"), "--drain", "1",
+        "-o", str(tmp_path / "out"), "--shutdown-timeout", "1",
     )  # fmt: skip
     words = ["submit", *at, "--right", "0.5", "--from", str(tmp_path / "list"), "--wait"]
     done = await asyncio.to_thread(shell, *words)
@@ -498,7 +498,7 @@ async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, t
         json.loads(line)["status"] for line in as_json.splitlines() if "{" in line
     }
     assert "1 refused, 1 succeeded" in (await asyncio.to_thread(shell, "status", *at)).output
-    assert json.loads((await asyncio.to_thread(shell, "status", *at, "--json")).output)["spent"] == 8
+    assert json.loads((await asyncio.to_thread(shell, "status", *at, "--json")).output)["units_billed"] == 8
     worker.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(worker.wait(), 20) == 0
 
@@ -506,12 +506,12 @@ async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, t
 async def test_top_is_drawn_again_and_again(fleet: Fleet) -> None:
     """Workers, slots, queue and spend, as often as asked."""
     console = Console(record=True, width=80, force_terminal=True)
-    watching = asyncio.create_task(fleetscreen.watch(fleet.numbers, 0.01, console))
+    watching = asyncio.create_task(fleetscreen.watch(fleet.stats, 0.01, console))
     await asyncio.sleep(0.3)
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching
-    numbers = evolve(await fleet.numbers(), workers=((3.0, 2), (400.0, 1)), spent=16)
+    numbers = evolve(await fleet.stats(), workers=((3.0, 2), (400.0, 1)), units_billed=16)
     console.print(fleetscreen.screen(numbers))
     text = console.export_text()
     for words in (
@@ -561,14 +561,14 @@ async def test_where_all_slots_are_others_nobody_hammers() -> None:
     loop = asyncio.get_running_loop()
     await doors.acquire(1)
     doors.refused(1, doors.epoch)
-    first, waiting = doors._closed_until - loop.time(), asyncio.ensure_future(doors.acquire(1))
+    first, waiting = doors._resume_at - loop.time(), asyncio.ensure_future(doors.acquire(1))
     await asyncio.sleep(0)
     assert not waiting.done()
-    doors._open_again()
+    doors._resume()
     await waiting
     doors.refused(1, doors.epoch)
-    assert doors._closed_until - loop.time() > first > 0
-    doors._open_again()
+    assert doors._resume_at - loop.time() > first > 0
+    doors._resume()
     await doors.acquire(1)
     doors.accepted(1)
     doors.ended(1)
@@ -587,21 +587,21 @@ async def test_a_store_that_fails_may_do_better_later(monkeypatch: pytest.Monkey
     request = ExpandRequest("s3://bucket/a.png", Ratios(up=1.0))
     monkeypatch.setattr(payloads, "_fsspec", Broken)
     with pytest.raises(errors.TransportError, match="cannot be read"):
-        await payloads.fetched(request)
+        await payloads.load(request)
     with pytest.raises(errors.TransportError, match="cannot be written"):
-        payloads._put([Path("a.png")], "s3://bucket")
+        payloads._upload([Path("a.png")], "s3://bucket")
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(errors.MissingExtra, match=r"kling-expand\[objects\]"):
-        await payloads.fetched(request)
+        await payloads.load(request)
     with pytest.raises(errors.MissingExtra):
-        payloads._put([Path("a.png")], "s3://bucket")
+        payloads._upload([Path("a.png")], "s3://bucket")
 
 
 def test_no_postgresql_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch, own_cluster: Cluster) -> None:
     """It names the package to install; a server that cannot be made or started says why."""
     own_cluster.create()
-    with pytest.raises(errors.ConfigurationError, match="made ready"):
+    with pytest.raises(errors.ConfigurationError, match="initdb failed"):
         own_cluster.create()
     (own_cluster._data / "PG_VERSION").unlink()
     with pytest.raises(errors.ConfigurationError, match="did not start"):

@@ -28,12 +28,12 @@ async def database(dsn: str) -> AsyncIterator[Connections]:
 
 
 def worker(dsn: str, owner: int, limit: int = 4, **more: Any) -> Permits:
-    return Permits(dsn, limit, owner=owner, run="r", rng=Random(owner), **{"grace": 0.0} | more)
+    return Permits(dsn, limit, owner=owner, run="r", rng=Random(owner), **{"restart_grace": 0.0} | more)
 
 
 async def die(dsn: str, worker: Permits) -> None:
     """End its session as a SIGKILL would; it does not come back."""
-    worker._pump.cancel()
+    worker._server.cancel()
     with psycopg.connect(dsn, autocommit=True) as killer:
         killer.execute("SELECT pg_terminate_backend(%s, 5000)", (worker._session.info.backend_pid,))
     await worker._session.close()
@@ -101,8 +101,8 @@ async def test_what_a_dead_worker_left_running_counts(database: Connections, dsn
 
 async def test_a_heavy_job_is_not_passed_over_for_ever(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is hungry nobody else is served before it, however light the others are."""
-    monkeypatch.setattr(permits, "HUNGRY", 0.0)
-    monkeypatch.setattr(permits, "POLL", 0.01)
+    monkeypatch.setattr(permits, "STARVATION_TIMEOUT", 0.0)
+    monkeypatch.setattr(permits, "POLL_INTERVAL", 0.01)
     async with worker(dsn, 1) as heavy, worker(dsn, 2) as light:
         stop = asyncio.Event()
 
@@ -136,12 +136,12 @@ async def test_a_restart_of_the_database_keeps_what_is_held(dsn: str) -> None:
 
 async def test_after_a_restart_none_are_given_for_a_moment(dsn: str) -> None:
     """Those who held some take them back first."""
-    async with worker(dsn, 1, grace=1e9) as early:
+    async with worker(dsn, 1, restart_grace=1e9) as early:
         waiting = asyncio.ensure_future(early.hold(1, "a").__aenter__())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(waiting), 0.2)
         assert not waiting.done()
-        early._grace = 0.0
+        early._restart_grace = 0.0
         early.wake()
         await waiting
 
@@ -154,12 +154,12 @@ async def test_shut_is_shut(dsn: str) -> None:
             await asyncio.sleep(0)
             waiting[0].cancel()
             await asyncio.sleep(0.05)
-            permits.shut()
+            permits.close()
             with pytest.raises(NotSubmitted):
                 await waiting[1]
             with pytest.raises(NotSubmitted):
                 await permits.hold(1, "d").__aenter__()
-        with pytest.raises(InvalidRequest, match="permits are 4"):
+        with pytest.raises(InvalidRequest, match="at most 4"):
             await permits.hold(5, "e").__aenter__()
     async with worker(dsn, 2) as later, later.hold(4, "f"):
         pass
@@ -178,5 +178,5 @@ async def test_accounts_are_apart(dsn: str) -> None:
 
 async def test_no_database_no_permits(cluster: Cluster) -> None:
     """It is said at once, in a sentence."""
-    with pytest.raises(JournalError, match="no permits"):
+    with pytest.raises(JournalError, match="permits need"):
         await worker(cluster.dsn + "missing", 1).__aenter__()

@@ -22,13 +22,13 @@ def facts(numbers: Any) -> list[tuple[str, str]]:
     """Name and text of every fact."""
     heard = [age for age, _ in numbers.workers]
     silent = sum(age > SILENT for age in heard)
-    ended = ", ".join(f"{count} {status}" for status, count in sorted(numbers.ended.items())) or "none"
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(numbers.outcomes.items())) or "none"
     return [
         ("workers", f"{len(heard) - silent} heard of lately" + (f", {silent} silent" if silent else "")),
-        ("queue", f"{numbers.waiting} waiting, {numbers.running} in hand"),
-        ("slots", f"{numbers.out} pictures at the service, {numbers.permits} permits taken"),
-        ("ended", f"{ended}; {numbers.lately} in the last minute"),
-        ("spend", f"{numbers.spent} units, ${float(numbers.spent) * DOLLARS_PER_UNIT:.2f}"),
+        ("queue", f"{numbers.queued} waiting, {numbers.running} in hand"),
+        ("slots", f"{numbers.in_flight} pictures at the service, {numbers.permits} permits taken"),
+        ("ended", f"{ended}; {numbers.recent_outcomes} in the last minute"),
+        ("spend", f"{numbers.units_billed} units, ${float(numbers.units_billed) * DOLLARS_PER_UNIT:.2f}"),
     ]
 
 

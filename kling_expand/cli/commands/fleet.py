@@ -126,15 +126,27 @@ def _tell(ended: "JobOutcome", *, as_json: bool) -> None:
 @click.option("-o", "--output", metavar="PLACE", help="A directory, template, or s3://… for pictures.")
 @click.option("--callback-url", metavar="URL", help="Have the service call this for every job.")
 @click.option("--base-url", metavar="URL", help="Where the service is; KLING_BASE_URL says it too.")
-@click.option("--lease", default=30.0, show_default=True, help="Seconds of silence after which it is dead.")
-@click.option("--drain", default=20.0, show_default=True, help="Seconds its jobs have to end at SIGTERM.")
+@click.option(
+    "--heartbeat-timeout",
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Requeue the jobs of a worker without a heartbeat for this long.",
+)
+@click.option(
+    "--shutdown-timeout",
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long running jobs may go on after SIGTERM.",
+)
 @run_name
 @dsn
 def worker(dsn: str, name: str, **given: Any) -> None:
     """Work until SIGTERM or Ctrl-C: then end what runs, hand over the rest, and go.
 
-    It is gone 15 seconds after --drain at the latest; a second Ctrl-C or SIGTERM ends it at once, which
-    loses nothing either.
+    It is gone 15 seconds after --shutdown-timeout at the latest. A second Ctrl-C or SIGTERM ends it at
+    once, which loses nothing either.
     """
 
     async def main() -> None:
@@ -157,11 +169,11 @@ def status(dsn: str, name: str, as_json: bool) -> None:
 
     async def main() -> None:
         async with _opened(dsn, name) as fleet:
-            numbers = await fleet.numbers()
+            stats = await fleet.stats()
         if as_json:
-            show(asdict(numbers))
+            show(asdict(stats))
         else:
-            click.echo("\n".join(lines(numbers)))
+            click.echo("\n".join(lines(stats)))
 
     run(main())
 
@@ -175,7 +187,7 @@ def top(dsn: str, name: str, every: float) -> None:
 
     async def main() -> None:
         async with _opened(dsn, name) as fleet:
-            await watch(fleet.numbers, every)
+            await watch(fleet.stats, every)
 
     with suppress(KeyboardInterrupt):
         run(main())
@@ -232,7 +244,7 @@ async def _up(workers: int, output: str) -> None:
 
 
 async def _worker(words: Sequence[str], api_key: str) -> asyncio.subprocess.Process:
-    command = [sys.executable, "-m", "kling_expand", "fleet", "worker", "--drain", "3", *words]
+    command = [sys.executable, "-m", "kling_expand", "fleet", "worker", "--shutdown-timeout", "3", *words]
     # Ctrl-C is for this process, which tells the others.
     return await asyncio.create_subprocess_exec(
         "/usr/bin/env", f"KLING_API_KEY={api_key}", *command, start_new_session=True

@@ -90,9 +90,7 @@ async def execute(
 ) -> JobOutcome:
     """Execute one job and return its outcome, which the store holds by then.
 
-    Args:
-        attempt: how often the job was started before, from 0.
-        priority: a job of higher priority gets a slot first.
+    *attempt* counts the earlier starts of the job. A job of higher *priority* gets a slot first.
 
     Raises:
         RetryLater: when the job failed in a way that may pass, or was not sent because the worker stops.

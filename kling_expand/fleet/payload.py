@@ -10,17 +10,16 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
-from attrs import asdict, evolve, fields
+from attrs import asdict, evolve
 
 from kling_expand.errors import ImageError, InvalidRequest, MissingExtra, TransportError
 from kling_expand.geometry import Padding, Ratios, ToAspect, ToSize, Towards
 from kling_expand.jobs.future import ExpandResult
-from kling_expand.models import ExpandRequest, source_name
+from kling_expand.models import ExpandRequest, request_fields, source_name
 
 Payload = dict[str, Any]
 
 _GEOMETRIES = {kind.__name__: kind for kind in (Ratios, ToAspect, ToSize, Padding, Towards)}
-_FIELDS = [field.name for field in fields(ExpandRequest) if field.name not in {"image", "geometry"}]
 _TEMPLATE = "{name}-{external_task_id}-{index}{ext}"
 
 
@@ -36,7 +35,10 @@ def pack(request: ExpandRequest) -> Payload:
     if _GEOMETRIES.get(kind) is not type(request.geometry):
         raise InvalidRequest("geometry", kind, f"only {', '.join(_GEOMETRIES)} can be queued")
     payload = {"image": _location(request.image), "geometry": {"kind": kind, **asdict(request.geometry)}}
-    payload |= {name: value for name in _FIELDS if (value := getattr(request, name)) not in (None, False)}
+    for field in request_fields():
+        value = getattr(request, field.name)
+        if value != field.default:
+            payload[field.name] = value
     if "key" not in payload:
         payload["key"] = hashlib.sha256(repr(sorted(payload.items())).encode()).hexdigest()[:32]
     return payload

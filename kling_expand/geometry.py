@@ -26,6 +26,7 @@ from .errors import GeometryError
 __all__ = [
     "Anchor",
     "Canvas",
+    "Expansion",
     "Geometry",
     "Padding",
     "Ratios",
@@ -337,6 +338,10 @@ class Towards:
         pairs = (("left", "right"), ("up", "down"))
         named = {side: len(sides.intersection(pair)) for pair in pairs for side in pair if side in sides}
         return Ratios(**{side: (self.ratio - 1) / shared for side, shared in named.items()})
+
+
+# What a create can say of a geometry: the editing dialect takes ratios, the direction dialect a direction.
+Expansion = Ratios | Towards
 
 
 def calculate_expansion_ratios(

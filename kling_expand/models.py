@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, get_args
 from attrs import field, fields, frozen
 
 from .errors import InvalidRequest
-from .geometry import Geometry
+from .geometry import Expansion, Geometry, Towards
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -340,3 +340,31 @@ def _kind(annotation: Any) -> type:
     (kind,) = {*(get_args(annotation) or (annotation,))} - {NoneType}
     found: type = kind
     return found
+
+
+def resolve_geometry(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> Expansion:
+    """Return what a create in *dialect* says of the geometry of *request*.
+
+    *size* is width and height of the photo in pixels, or None where only the service can read it.
+
+    Raises:
+        InvalidRequest: the dialect has no word for what is asked, or the size is needed and unknown.
+        GeometryError: no ratios within the rules give this photo that shape.
+    """
+    geometry = request.geometry
+    if dialect is Dialect.DIRECTION:
+        return _direction(request)
+    if size is None and geometry.needs_size:
+        advice = "give Ratios or Towards, or what geometry.ratios(width, height) returns"
+        raise InvalidRequest("geometry", geometry, "must not need the size of a photo at a URL", advice)
+    return geometry.ratios(*(size or (0, 0)))
+
+
+def _direction(request: ExpandRequest) -> Towards:
+    for each in request_fields():
+        value = getattr(request, each.name)
+        if each.editing_only and value != each.default:
+            raise InvalidRequest(each.name, value, f"must be {each.default} in the direction dialect")
+    if not isinstance(request.geometry, Towards):
+        raise InvalidRequest("geometry", request.geometry, "must be Towards(…) in the direction dialect")
+    return request.geometry

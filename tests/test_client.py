@@ -130,7 +130,7 @@ async def test_a_direction_means_the_same_in_either_dialect(towards: Towards) ->
 async def test_what_a_direction_cannot_say_is_refused_here(geometry: Any) -> None:
     """Before anything is sent, and in words that help."""
     async with emulated({"dialect": "direction"}) as (emulator, kling):
-        with pytest.raises(InvalidRequest, match=r"can only say Towards\(…\)"):
+        with pytest.raises(InvalidRequest, match=r"must be Towards\(…\)"):
             await kling.expand(PHOTO, geometry)
         with pytest.raises(InvalidRequest, match="watermark"):
             await kling.expand(PHOTO, Towards("all", 1.2), watermark=True)

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_expand.errors import InvalidRequest
-from kling_expand.geometry import Ratios
+from kling_expand.geometry import Geometry, Padding, Ratios, ToAspect, ToSize, Towards
 from kling_expand.models import (
     NEXT,
+    Dialect,
     ExpandRequest,
     Image,
     RequestField,
@@ -24,6 +25,7 @@ from kling_expand.models import (
     Status,
     Task,
     request_fields,
+    resolve_geometry,
     source_name,
 )
 
@@ -234,3 +236,43 @@ def test_text_of_another_kind_is_refused_by_the_name_of_the_field(name: str, tex
 def named(name: str) -> RequestField:
     """The field with this name."""
     return next(each for each in request_fields() if each.name == name)
+
+
+# ------------------------------------------------------------------ geometry for a photo in a dialect
+
+
+def refusal(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> str:
+    """The message that refuses the geometry, after the name of the field."""
+    with pytest.raises(InvalidRequest) as caught:
+        resolve_geometry(request, dialect, size)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "geometry", [RIGHT, Towards("all"), ToAspect("16:9"), ToSize(900, 700), Padding(up=20)]
+)
+def test_the_editing_dialect_sends_the_ratios_of_this_photo(geometry: Geometry) -> None:
+    """Whatever is asked for becomes the four numbers of the documented create."""
+    found = resolve_geometry(ExpandRequest("a", geometry), Dialect.EDITING, (800, 600))
+    assert found == geometry.ratios(800, 600)
+
+
+@pytest.mark.parametrize("geometry", [RIGHT, Towards("left,right")])
+def test_a_photo_at_a_url_needs_a_geometry_without_size(geometry: Geometry) -> None:
+    """Only the service reads it, so its size is unknown here."""
+    found = resolve_geometry(ExpandRequest("https://a.example", geometry), Dialect.EDITING, None)
+    assert found == geometry.ratios(1, 1)
+    shaped = ExpandRequest("https://a.example", ToAspect("16:9"))
+    assert "must not need the size" in refusal(shaped, Dialect.EDITING, None)
+
+
+def test_the_direction_dialect_sends_the_direction_itself() -> None:
+    """It has a word for directions, and for nothing else."""
+    towards = Towards("right", 1.4)
+    for size in (None, (800, 600)):
+        assert resolve_geometry(ExpandRequest("a", towards), Dialect.DIRECTION, size) is towards
+    assert "must be Towards" in refusal(ExpandRequest("a", RIGHT), Dialect.DIRECTION, (800, 600))
+    for each in request_fields():
+        if each.editing_only:
+            marked = ExpandRequest("a", towards, **{each.name: True})  # type: ignore[arg-type]
+            assert refusal(marked, Dialect.DIRECTION, None).startswith(each.name)

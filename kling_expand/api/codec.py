@@ -16,7 +16,7 @@ from urllib.parse import quote
 from attrs import asdict, evolve
 
 from kling_expand.errors import APIError, InvalidRequest, ProtocolError, ServerError, refusal
-from kling_expand.geometry import Ratios, Towards
+from kling_expand.geometry import Expansion, Ratios, Towards
 from kling_expand.models import Dialect, ExpandRequest, Task, request_fields
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def task_path(dialect: Dialect, any_id: str) -> str:
     return f"{PATHS[dialect]}/{quote(any_id, safe='')}"
 
 
-def encode(request: ExpandRequest, expansion: Ratios | Towards, external_task_id: str) -> tuple[bytes, bytes]:
+def encode(request: ExpandRequest, expansion: Expansion, external_task_id: str) -> tuple[bytes, bytes]:
     """The body of a create, as what stands before the value of `image` and what after it."""
     body = _expansion_fields(expansion)
     for each in request_fields():
@@ -80,7 +80,7 @@ def encode(request: ExpandRequest, expansion: Ratios | Towards, external_task_id
     return b'{"image":"', b'",' + _dumps(body)[1:]
 
 
-def _expansion_fields(expansion: Ratios | Towards) -> dict[str, Any]:
+def _expansion_fields(expansion: Expansion) -> dict[str, Any]:
     if isinstance(expansion, Towards):
         return {"direction": expansion.direction, "expansion_ratio": expansion.ratio}
     return {f"{side}_expansion_ratio": getattr(expansion, side) for side in ("up", "down", "left", "right")}
@@ -90,7 +90,7 @@ def _dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-def fingerprint(request: ExpandRequest, expansion: Ratios | Towards, photo_digest: str) -> str:
+def fingerprint(request: ExpandRequest, expansion: Expansion, photo_digest: str) -> str:
     """A digest of what is asked for: the photo and every parameter that changes the result or its price."""
     usual = {each.name: each.default for each in request_fields() if not each.changes_result}
     silent = evolve(request, **usual)
@@ -232,7 +232,7 @@ def pack(task: Task) -> str:
     return json.dumps(asdict(task), separators=(",", ":"))
 
 
-def pack_request(request: ExpandRequest, expansion: Ratios | Towards) -> str:
+def pack_request(request: ExpandRequest, expansion: Expansion) -> str:
     """What a request asks for, without its photo, as one line of JSON."""
     head, tail = encode(request, expansion, request.external_task_id or "")
     return (head + tail).decode()
@@ -246,7 +246,7 @@ def unpack_request(line: str, image: str, key: str) -> ExpandRequest:
     return ExpandRequest(image, _read_expansion(body), **(values | {"key": key}))
 
 
-def _read_expansion(body: dict[str, Any]) -> Ratios | Towards:
+def _read_expansion(body: dict[str, Any]) -> Expansion:
     if "direction" in body:
         return Towards(body["direction"], body["expansion_ratio"])
     return Ratios(*(body[f"{side}_expansion_ratio"] for side in ("up", "down", "left", "right")))

@@ -58,6 +58,11 @@ class Photo:
     _content: bytes | str | None = field(default=None, repr=False, eq=False)
 
     @property
+    def dimensions(self) -> tuple[int, int] | None:
+        """Width and height in pixels; None for a URL."""
+        return None if self.width is None or self.height is None else (self.width, self.height)
+
+    @property
     def source(self) -> str | None:
         """Where it can be read again, by another process too: its absolute path or its URL, if it has one."""
         if self.url is not None:

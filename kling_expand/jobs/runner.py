@@ -6,18 +6,16 @@ from collections.abc import Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from kling_expand.api.photo import Photo, load_photo
+from kling_expand.api.photo import load_photo
 from kling_expand.errors import (
     DeadlineExceeded,
     ImageError,
-    InvalidRequest,
     KlingError,
     NotSubmitted,
     SubmissionUnknown,
 )
 from kling_expand.events import Event, EventKind, Listener
-from kling_expand.geometry import Ratios, Towards
-from kling_expand.models import Dialect, ExpandRequest, Status, Task
+from kling_expand.models import Dialect, ExpandRequest, Status, Task, resolve_geometry
 from kling_expand.store.ledger import Identity, JobRecord, Ledger, PreparedRequest
 
 from .admission import Admission, Job
@@ -141,7 +139,7 @@ class Jobs:
 
     async def _submit(self, job: Job, request: ExpandRequest, limit: asyncio.Timeout) -> None:
         photo = await load_photo(request.image)
-        order = PreparedRequest(request, photo, _fit(request, photo, self._dialect))
+        order = PreparedRequest(request, photo, resolve_geometry(request, self._dialect, photo.dimensions))
         identity = self._ledger.identify(order)
         if identity is None:
             known = JobRecord(job.future.any_id)
@@ -229,25 +227,6 @@ class Jobs:
         if not note.cancelled() and (error := note.exception()):
             # The journal knows the task and will ask for its end again: nothing is lost.
             logger.warning("the end of a task could not be written down: %s", error)
-
-
-def _fit(request: ExpandRequest, photo: Photo, dialect: Dialect) -> Ratios | Towards:
-    """What the dialect can say of the request's geometry, for this photo."""
-    geometry = request.geometry
-    if dialect is Dialect.DIRECTION:
-        if not isinstance(geometry, Towards):
-            raise InvalidRequest("geometry", geometry, "the direction dialect can only say Towards(…)")
-        if request.watermark:
-            raise InvalidRequest("watermark", request.watermark, "the direction dialect knows none")
-        return geometry
-    if photo.width is not None and photo.height is not None:
-        return geometry.ratios(photo.width, photo.height)
-    if geometry.needs_size:
-        advice = "pass Ratios(…) or Towards(…), or what geometry.ratios(width, height) gives"
-        raise InvalidRequest(
-            "geometry", geometry, f"the size of a photo at a URL is not known here: {advice}"
-        )
-    return geometry.ratios(0, 0)
 
 
 def _late(job: Job) -> KlingError:

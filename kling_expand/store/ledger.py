@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from kling_expand.api import codec
 from kling_expand.api.photo import Photo
 from kling_expand.errors import KlingError
-from kling_expand.geometry import Ratios, Towards
+from kling_expand.geometry import Expansion
 from kling_expand.models import ExpandRequest, Task
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class PreparedRequest(NamedTuple):
 
     request: ExpandRequest
     photo: Photo
-    expansion: Ratios | Towards
+    expansion: Expansion
 
 
 class Identity(NamedTuple):

@@ -10,8 +10,7 @@ from kling_expand.api.photo import load_photo
 from kling_expand.cli.formatting import money
 from kling_expand.config import Settings
 from kling_expand.errors import KlingError
-from kling_expand.geometry import Ratios, Towards
-from kling_expand.models import Dialect, ExpandRequest
+from kling_expand.models import ExpandRequest, resolve_geometry
 from kling_expand.store.sqlite import Job, Journal, State
 
 from .rows import Row
@@ -75,12 +74,7 @@ async def looked_at(row: Row, dialect: str | None) -> tuple[Row, tuple[str, ...]
 
 async def known(request: ExpandRequest, journal: Journal, dialect: str | None) -> Job | None:
     """The journal's job for the same photo and parameters. Raises what `load_photo` does."""
-    photo, geometry = await load_photo(request.image), request.geometry
-    chosen = Settings.from_env(dialect=dialect).dialect
-    expansion: Ratios | Towards = (
-        geometry
-        if chosen is Dialect.DIRECTION and isinstance(geometry, Towards)
-        else geometry.ratios(photo.width or 0, photo.height or 0)
-    )
+    photo = await load_photo(request.image)
+    expansion = resolve_geometry(request, Settings.from_env(dialect=dialect).dialect, photo.dimensions)
     digest = codec.fingerprint(request, expansion, photo.digest)
     return await journal.find(request.key or digest, digest)

@@ -7,9 +7,9 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from kling_expand.api.photo import Photo, load_photo
-from kling_expand.errors import ImageError, InvalidRequest
-from kling_expand.geometry import Towards
-from kling_expand.models import Dialect, ExpandRequest
+from kling_expand.config import Settings
+from kling_expand.errors import ImageError
+from kling_expand.models import ExpandRequest, resolve_geometry
 from kling_expand.pictures.fit import can_fit, fit, is_turned
 
 _TURNED = "it is stored turned (EXIF), and the service may not turn it back: --fit does"
@@ -30,24 +30,15 @@ async def check(request: ExpandRequest, dialect: str | None, folder: Path | None
     and what `kling_expand.pictures.fit` raises.
     """
     photo = str(request.image)
-    if dialect == Dialect.DIRECTION and not isinstance(request.geometry, Towards):
-        raise InvalidRequest("geometry", "it", "the direction dialect only knows --direction and --ratio")
     local = await asyncio.to_thread(Path(photo).is_file)
     checked = Checked(request)
     if local and folder is not None:
         checked = await _fitted(request, folder)
     elif local and await asyncio.to_thread(is_turned, photo):
         checked = Checked(request, (_TURNED,))
-    _check_geometry(checked.request, await _load(str(checked.request.image)))
+    loaded = await _load(str(checked.request.image))
+    resolve_geometry(checked.request, Settings.from_env(dialect=dialect).dialect, loaded.dimensions)
     return checked
-
-
-def _check_geometry(request: ExpandRequest, photo: Photo) -> None:
-    if photo.width is not None and photo.height is not None:
-        request.geometry.ratios(photo.width, photo.height)
-    elif request.geometry.needs_size:
-        limit = "its size is not known here: use --up/--down/--left/--right or --direction"
-        raise InvalidRequest("photo", photo.name, limit)
 
 
 async def _fitted(request: ExpandRequest, folder: Path) -> Checked:

@@ -35,6 +35,7 @@ from .models import Dialect, ExpandRequest, ImageSource, RequestFields, Task
 from .store.ledger import JobRecord, Ledger, Records
 
 if TYPE_CHECKING:
+    from .downloads.downloader import Downloads
     from .store.sqlite import Journal
     from .webhooks import WebhookEvent, Webhooks
 
@@ -54,6 +55,8 @@ class KlingClient:
 
     An `http` session given here is used as it is and never closed; `trace_configs` go to our own.
     """
+
+    _downloads: "Downloads | None" = None  # made with the first save
 
     def __init__(
         self,
@@ -116,6 +119,7 @@ class KlingClient:
             await stack.enter_async_context(self._session)
             await stack.enter_async_context(self._poller)
             self._stack = stack.pop_all()
+        self._downloads = None  # an earlier one belongs to an earlier session
         self._open = True
         return self
 
@@ -339,10 +343,11 @@ class KlingClient:
     async def _save(
         self, task: Task, target: str | os.PathLike[str], *, name: str | None, deadline_at: float | None
     ) -> tuple[Path, ...]:
-        from .downloads.downloader import Downloads  # here, as many only want the URLs
+        if self._downloads is None:
+            from .downloads.downloader import Downloads  # here, as many only want the URLs
 
-        downloads = Downloads(self._session.http, refresh=self.get, rng=self._rng)
-        paths = await downloads.save(task, target, name=name, deadline_at=deadline_at)
+            self._downloads = Downloads(self._session.http, self.settings, refresh=self.get, rng=self._rng)
+        paths = await self._downloads.save(task, target, name=name, deadline_at=deadline_at)
         await self._ledger.saved(task, paths)
         return paths
 

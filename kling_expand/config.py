@@ -51,6 +51,8 @@ class Settings:
     slots. `read_timeout` bounds one query; a create may take `create_timeout` plus the time its
     body needs at `upload_speed`. `retry_timeout` bounds how long one call is retried, and
     `poll_timeout` how long a task may go without any good news of it before its wait gives up.
+    `download_timeout` bounds the download of one picture with all its retries; `read_timeout`
+    seconds without a byte end one try of it.
     """
 
     base_url: str = field(default=DEFAULT_BASE_URL, converter=_url)
@@ -62,6 +64,7 @@ class Settings:
     upload_speed: float = field(default=100_000.0, validator=_positive)
     retry_timeout: float = field(default=120.0, validator=_positive)
     poll_timeout: float = field(default=900.0, validator=_positive)
+    download_timeout: float = field(default=300.0, validator=_positive)
     upload_bytes: int = field(default=64 << 20, validator=_positive)
 
     @classmethod

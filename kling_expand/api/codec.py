@@ -36,7 +36,7 @@ class Response(NamedTuple):
     @property
     def server_time(self) -> float | None:
         """The service's clock in Unix seconds, if it told."""
-        return _http_date(self.headers.get("date"))
+        return http_date(self.headers.get("date"))
 
     @property
     def retry_after(self) -> float | None:
@@ -44,11 +44,12 @@ class Response(NamedTuple):
         word = self.headers.get("retry-after", "").strip()
         if word.isdecimal() and len(word) <= 9:  # more than 31 years is a mistake
             return float(word)
-        deadline_at, now = _http_date(word), self.server_time
+        deadline_at, now = http_date(word), self.server_time
         return None if deadline_at is None or now is None else max(0.0, deadline_at - now)
 
 
-def _http_date(word: str | None) -> float | None:
+def http_date(word: str | None) -> float | None:
+    """Return the Unix seconds of a date as HTTP writes it, or None for any other text."""
     try:
         date = parsedate_to_datetime(word or "")
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

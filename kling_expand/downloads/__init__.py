@@ -1,1 +1,1 @@
-"""downloads"""
+"""Downloads of results to the disk."""

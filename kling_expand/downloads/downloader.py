@@ -1,74 +1,74 @@
-"""How do results reach the disk? Streamed, checked, moved into place whole, and without credentials.
+"""Downloads of the pictures of a task: verified, resumed where possible, and moved into place complete.
 
-A result lies on a host that is not the API's. So nothing the session adds by itself
-(``Authorization``, cookies, other default headers) goes with the request, on no hop of it, and
-no error's message shows a query string: the signature in it is a bearer's ticket.
+A picture lies on a host that is not the API's. Nothing that the session adds by itself (``Authorization``,
+cookies, other default headers) is sent there, on any redirect. No error message contains a query string,
+because the signature in it grants access.
 """
 
 import asyncio
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from random import Random
 
 import aiohttp
-from attrs import evolve
-from yarl import URL
+from attrs import evolve, frozen
+from yarl import URL  # part of aiohttp's interface: the only way to send a signed URL unchanged
 
+from kling_expand.api.codec import Response
 from kling_expand.api.retry import retry_waits
+from kling_expand.config import Settings
 from kling_expand.errors import (
     ClientClosed,
     DeadlineExceeded,
     DownloadError,
     InvalidRequest,
     KlingError,
+    NotFound,
     ResultExpired,
+    TaskNotFound,
 )
-from kling_expand.models import Status, Task
+from kling_expand.models import Image, Status, Task
 
-from .filenames import OutputPaths, names
-from .links import Refresh, ResultUrls, Wanted, in_order, readable, redirected
-from .partial_file import Again, PartialFile, date, require_pillow
+from .filenames import OutputPaths, output_paths
+from .partial_file import PartialFile, RetryLater, remove_stale_parts
 
-AT_ONCE = 4  # files of one task
+MAX_OPEN_FILES = 16  # downloads in progress at once, over all tasks of a client
+MAX_FILE_BYTES = 200 << 20
 MAX_REDIRECTS = 5
-BATCH = 1 << 20  # bytes gathered before a thread writes them
+FLUSH_BYTES = 1 << 20  # buffered before a thread writes them
+MAX_SWEPT_FOLDERS = 64  # remembered, so that memory stays bounded
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_PASSING = frozenset({408, 416, 425, 429})  # refusals another try may not meet
+_TRANSIENT = frozenset({408, 416, 425, 429})  # refusals that may pass
 _EXPIRED = frozenset({401, 403, 404, 410})
 _HEADERS = frozenset({"host", "accept", "accept-encoding", "user-agent", "range", "if-range", "connection"})
+_URL_CHARACTERS = re.compile(r"[!-~]+")
+
+Refresh = Callable[[str], Awaitable[Task]]
 
 
 class Downloads:
-    """Saves results, in any number of tasks at once.
+    """The downloads of one client, for any number of tasks at once.
 
-    *refresh* looks a task up, for fresh URLs. After *budget* seconds a file is not tried again;
-    *stall* seconds without a byte end a try. Larger files than *max_bytes* are not taken.
-    *decode* also decodes each picture (extra ``images``). The session stays its owner's.
-    Raises `MissingExtra`.
+    `read_timeout` seconds without a byte end one try, `retry_timeout` seconds after its start a picture is
+    not tried again, and `download_timeout` bounds it as a whole. *refresh* returns the task with a given
+    id, for new URLs. The session is never closed here.
     """
 
     def __init__(
-        self,
-        http: aiohttp.ClientSession,
-        *,
-        refresh: Refresh,
-        rng: Random,
-        budget: float = 120.0,
-        stall: float = 30.0,
-        max_bytes: int = 200 << 20,
-        decode: bool = False,
+        self, http: aiohttp.ClientSession, settings: Settings, *, refresh: Refresh, rng: Random
     ) -> None:
-        if decode:
-            require_pillow()
         self._http = http
+        self._settings = settings
         self._refresh = refresh
         self._rng = rng
-        self._budget = budget
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall, sock_read=stall)
-        self._max_bytes = max_bytes
-        self._decode = decode
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=settings.connect_timeout, sock_read=settings.read_timeout
+        )
+        self._open_files = asyncio.Semaphore(MAX_OPEN_FILES)
+        self._swept: dict[Path, None] = {}
 
     async def save(
         self,
@@ -78,34 +78,39 @@ class Downloads:
         name: str | None = None,
         deadline_at: float | None = None,
     ) -> tuple[Path, ...]:
-        """Save every image of a succeeded task; one path for each image, by index.
+        """Save every image of a succeeded task, and return one path for each image, by index.
 
-        *target* is a directory (made if missing; its files are ``{name}-{index}{ext}``, *name*
-        being the task's id unless given), the path of a single picture, or a template with the
-        fields ``name index task_id external_task_id ext``. A watermarked picture goes beside the
-        plain one as ``NAME-watermark.EXT``. *deadline_at* is a moment of the loop's clock. An image that
-        fails does not stop the others; what stands at a final path is always a whole picture.
+        *target* is a directory (created if missing), the path of a single picture, or a template with the
+        fields ``name index task_id external_task_id ext``. In a directory the files are called
+        ``{name}-{index}{ext}``, where *name* defaults to the task's id. A watermarked picture is saved beside
+        the plain one as ``NAME-watermark.EXT``. *deadline_at* is a moment of the loop's clock.
 
-        Raises `InvalidRequest` before anything is fetched, `ResultExpired`, `DownloadError`,
-        `DeadlineExceeded` (nothing is lost: save again), `ClientClosed`, or what looking the
-        task up raised; each carries the ids.
+        An image that fails does not stop the others. A final path never holds an incomplete picture.
+        Partial files that a crashed process left in the directory are removed.
+
+        Raises:
+            InvalidRequest: the task has not succeeded, or *target* is wrong. Nothing was fetched.
+            ResultExpired: the service no longer keeps a picture.
+            DownloadError: a picture could not be fetched or written.
+            DeadlineExceeded: the deadline passed. The result can be saved again.
+            ClientClosed: the session was closed meanwhile.
+            KlingError: *refresh* failed. Like all the others it carries the ids of the task.
         """
         try:
             if task.status is not Status.SUCCEED:
                 raise InvalidRequest("task", task.task_status, "only a task that succeeded has results")
             if not task.images:
                 raise DownloadError("the task succeeded, but the service lists no image")
-            ordered = evolve(task, images=in_order(task.images))
-            return await self._save(ordered, names(ordered, target, name), deadline_at)
+            ordered = evolve(task, images=by_index(task.images))
+            return await self._save(ordered, output_paths(ordered, target, name), deadline_at)
         except KlingError as error:
             error.task_id = error.task_id or task.task_id
             error.external_task_id = error.external_task_id or task.external_task_id
             raise
 
-    async def _save(self, task: Task, where: OutputPaths, deadline_at: float | None) -> tuple[Path, ...]:
-        links = ResultUrls(task, self._refresh)
-        gate = asyncio.Semaphore(AT_ONCE)
-        jobs = [self._file(links, where, wanted, gate) for wanted in links.wanted()]
+    async def _save(self, task: Task, paths: OutputPaths, deadline_at: float | None) -> tuple[Path, ...]:
+        urls = ResultUrls(task, self._refresh)
+        jobs = [self._save_file(urls, paths, file) for file in urls.files()]
         try:
             async with asyncio.timeout_at(deadline_at):
                 outcomes = await asyncio.gather(*jobs, return_exceptions=True)
@@ -116,59 +121,76 @@ class Downloads:
                 raise outcome
         return tuple(path for path in outcomes if isinstance(path, Path))[: len(task.images)]
 
-    async def _file(
-        self, links: ResultUrls, where: OutputPaths, wanted: Wanted, gate: asyncio.Semaphore
-    ) -> Path:
-        async with gate:
-            part = PartialFile(where.folder(wanted.place))
+    async def _save_file(self, urls: "ResultUrls", paths: OutputPaths, file: "ResultFile") -> Path:
+        async with self._open_files:
+            folder = paths.folder(file.position)
+            part = PartialFile(folder)
             try:
-                await part.disk(part.create)
-                await self._bring(part, links, wanted)
-                target = where.path(wanted.place, part.ext, watermark=wanted.watermark)
-                await part.disk(part.publish, target)
+                await part.in_thread(part.create)
+                if self._first_visit(folder):
+                    await part.in_thread(remove_stale_parts, folder)
+                await self._download(part, urls, file)
+                target = paths.path(file.position, part.ext, watermark=file.watermark)
+                await part.in_thread(part.commit, target)
             finally:
-                await part.disk(part.discard)
+                await part.in_thread(part.discard)
             return target
 
-    async def _bring(self, part: PartialFile, links: ResultUrls, wanted: Wanted) -> None:
-        """Try until the picture is there, the budget is spent, or a fresh URL is refused as well."""
+    def _first_visit(self, folder: Path) -> bool:
+        first = folder not in self._swept
+        self._swept[folder] = None
+        if len(self._swept) > MAX_SWEPT_FOLDERS:
+            del self._swept[next(iter(self._swept))]
+        return first
+
+    async def _download(self, part: PartialFile, urls: "ResultUrls", file: "ResultFile") -> None:
+        limit = asyncio.timeout(self._settings.download_timeout)
+        try:
+            async with limit:
+                await self._retry(part, urls, file)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            seconds = f"{self._settings.download_timeout:g} s"
+            raise DownloadError(f"the picture did not arrive within download_timeout, {seconds}") from None
+
+    async def _retry(self, part: PartialFile, urls: "ResultUrls", file: "ResultFile") -> None:
+        """Try until the picture is complete, `retry_timeout` is over, or a fresh URL is refused as well."""
         now = asyncio.get_running_loop().time
-        give_up = now() + self._budget
+        retry_until = now() + self._settings.retry_timeout
         waits = retry_waits(self._rng)
-        url, renewed = links.url(wanted), False
+        url, refreshed = urls.url(file), False
         while True:
             try:
-                return await self._attempt(readable(url), part)
-            except _Refused as refusal:
-                if renewed:
+                return await self._attempt(parse_url(url), part)
+            except _UrlRefused as refusal:
+                if refreshed:
                     raise refusal.final() from None
-                url, renewed = await links.renewed(wanted), True
-            except Again as trouble:
-                wait = max(next(waits), trouble.wait)
-                if now() + wait > give_up:
-                    raise DownloadError(f"given up: {trouble}") from trouble.__cause__
+                url, refreshed = await urls.refreshed(file), True
+            except RetryLater as failure:
+                wait = max(next(waits), failure.wait)
+                if now() + wait > retry_until:
+                    raise DownloadError(f"given up: {failure}") from failure.__cause__
                 await asyncio.sleep(wait)
 
     async def _attempt(self, url: URL, part: PartialFile) -> None:
         try:
-            async with await self._answer(url, part.headers()) as answer:
-                _judge(answer)
-                await part.begin(answer.status, answer.headers, answer.content_length)
-                await self._take(answer, part)
+            async with await self._get(url, part.headers()) as answer:
+                _check_status(answer)
+                await part.start(answer.status, answer.headers, answer.content_length)
+                await self._receive(answer, part)
         except aiohttp.ClientConnectorCertificateError as error:
             raise DownloadError(f"{error.host} is not trusted: {error.certificate_error}") from error
-        except ValueError as error:  # such as a host's name that cannot be encoded for DNS
-            raise DownloadError(f"a result's URL leads nowhere: {_reason(error)}") from error
+        except ValueError as error:  # such as a host name that cannot be encoded for DNS
+            raise DownloadError(f"a result's URL cannot be fetched: {_reason(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            await part.disk(part.flush)
-            raise Again(f"the connection failed: {_reason(error)}") from error
-        await part.disk(part.flush)
-        part.check()
-        if self._decode and not await part.disk(part.decodes):
-            part.spoil("the picture cannot be decoded")
+            await part.in_thread(part.flush)
+            raise RetryLater(f"the connection failed: {_reason(error)}") from error
+        await part.in_thread(part.flush)
+        part.verify()
 
-    async def _answer(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """The first answer that is not a redirect; each hop is checked as the URL was."""
+    async def _get(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Return the first answer that is not a redirect; the URL of each redirect is checked as well."""
         for _ in range(MAX_REDIRECTS + 1):
             if self._http.closed:
                 raise ClientClosed("the session was closed before every result was saved")
@@ -186,25 +208,21 @@ class Downloads:
             answer.close()
             location = answer.headers.get("Location")
             if not location:
-                raise Again("the server redirected to nowhere")
-            url = redirected(url, location)
+                raise RetryLater("the server sent a redirect without a Location")
+            url = redirect_url(url, location)
         raise DownloadError(f"more than {MAX_REDIRECTS} redirects")
 
-    async def _take(self, answer: aiohttp.ClientResponse, part: PartialFile) -> None:
-        self._bound(part.total or 0)
+    async def _receive(self, answer: aiohttp.ClientResponse, part: PartialFile) -> None:
+        _check_size(part.total or 0)
         async for chunk in answer.content.iter_any():
-            part.feed(chunk)
-            self._bound(part.size)
-            if part.waiting >= BATCH:
-                await part.disk(part.flush)
-
-    def _bound(self, size: int) -> None:
-        if size > self._max_bytes:
-            raise DownloadError(f"the file is larger than the {self._max_bytes} bytes allowed")
+            part.write(chunk)
+            _check_size(part.size)
+            if part.buffered >= FLUSH_BYTES:
+                await part.in_thread(part.flush)
 
 
-class _Refused(Exception):
-    """The server will not give this URL's file: it may have expired."""
+class _UrlRefused(Exception):
+    """The server refused this URL, which may have expired."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -218,33 +236,133 @@ class _Refused(Exception):
 async def _anonymous(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Send what a download needs, and nothing else the session would add by itself."""
+    """Remove every header that the session has added by itself."""
     for header in {*request.headers}:
         if header.lower() not in _HEADERS:
             request.headers.popall(header, None)
-    request.proxy_headers = None  # aiohttp would show the session's headers to a proxy, too
+    request.proxy_headers = None  # aiohttp would send the session's headers to a proxy
     return await handler(request)
 
 
-def _judge(answer: aiohttp.ClientResponse) -> None:
-    """Whether the answer's body can be taken, another try may help, or the URL is no good."""
+def _check_status(answer: aiohttp.ClientResponse) -> None:
+    """Raise unless the body can be read: `_UrlRefused` for a clear refusal, otherwise `RetryLater`."""
     if answer.status in {200, 206}:
         return
-    if 400 <= answer.status < 500 and answer.status not in _PASSING:
-        raise _Refused(answer.status)
-    raise Again(f"the server answered HTTP {answer.status}", _retry_after(answer.headers))
+    if 400 <= answer.status < 500 and answer.status not in _TRANSIENT:
+        raise _UrlRefused(answer.status)
+    wait = Response(answer.status, answer.headers, b"").retry_after
+    raise RetryLater(f"the server answered HTTP {answer.status}", wait or 0.0)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise DownloadError(f"a picture must be at most {MAX_FILE_BYTES} bytes, got at least {size}")
 
 
 def _reason(error: Exception) -> str:
-    """What happened; aiohttp puts whole URLs into some of its messages, which stay out."""
+    """Return what happened, without aiohttp's own text where that contains a URL."""
     text, kind = str(error), type(error).__name__
     return f"{kind}: {text}" if text and "://" not in text else kind
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds the server asks to wait, 0 for none; a date is measured by the server's own clock."""
-    asked = headers.get("Retry-After", "").strip()
-    if asked.isascii() and asked.isdigit():
-        return float(asked)
-    moment, now = date(asked), date(headers.get("Date"))
-    return max((moment - now).total_seconds(), 0.0) if moment and now else 0.0
+# ---------------------------------------------------------------------------- the URLs of a task
+
+
+def by_index(images: tuple[Image, ...]) -> tuple[Image, ...]:
+    """Return the images sorted by their index."""
+    return tuple(sorted(images, key=lambda image: image.index))
+
+
+@frozen
+class ResultFile:
+    """One file of a task: the image at `position` in the order of indexes, or its watermarked version."""
+
+    position: int
+    watermark: bool
+
+    def url(self, task: Task) -> str:
+        """Return the URL of this file in *task*.
+
+        Raises:
+            ResultExpired: the task does not list it.
+        """
+        images = by_index(task.images)
+        image = images[self.position] if self.position < len(images) else None
+        url = image and (image.watermark_url if self.watermark else image.url)
+        if not url:
+            raise ResultExpired("the service no longer lists the image")
+        return url
+
+
+class ResultUrls:
+    """The URLs of one task. However many of them are refused, one lookup fetches fresh ones."""
+
+    def __init__(self, task: Task, refresh: Refresh) -> None:
+        self._task = task
+        self._refresh = refresh
+        self._fresh: Task | None = None
+        self._lock = asyncio.Lock()
+
+    def files(self) -> list[ResultFile]:
+        """Return every plain picture by index, then the watermarked ones."""
+        images = list(enumerate(by_index(self._task.images)))
+        marked = [ResultFile(position, watermark=True) for position, image in images if image.watermark_url]
+        return [ResultFile(position, watermark=False) for position, _ in images] + marked
+
+    def url(self, file: ResultFile) -> str:
+        """Return the URL that the task came with.
+
+        Raises:
+            ResultExpired: the task does not list it.
+        """
+        return file.url(self._task)
+
+    async def refreshed(self, file: ResultFile) -> str:
+        """Return the URL that the service gives now.
+
+        Raises:
+            ResultExpired: the task is unknown, or does not list the file.
+            KlingError: the lookup failed.
+        """
+        async with self._lock:
+            if self._fresh is None:
+                try:
+                    self._fresh = await self._refresh(self._task.task_id)
+                except (TaskNotFound, NotFound) as error:
+                    raise ResultExpired("the service no longer knows the task") from error
+        return file.url(self._fresh)
+
+
+def parse_url(text: str) -> URL:
+    """Return the URL to fetch, unchanged where possible: some signatures cover its exact characters.
+
+    A user and a password in it are dropped, because they would be sent as credentials.
+
+    Raises:
+        DownloadError: it is not an http or https URL with a host.
+    """
+    try:
+        url = URL(text, encoded=_URL_CHARACTERS.fullmatch(text) is not None)
+        valid = url.scheme in {"http", "https"} and url.host and url.port
+        url = url.with_user(None) if valid else url
+    except (ValueError, TypeError):
+        raise DownloadError("a result's URL cannot be read") from None
+    if not valid:
+        scheme = url.scheme or "relative"
+        raise DownloadError(f"a result's URL must be http or https and name a host, got: {scheme}")
+    return url
+
+
+def redirect_url(url: URL, location: str) -> URL:
+    """Return where a redirect from *url* leads.
+
+    Raises:
+        DownloadError: it is not such a URL, or leads from https to http.
+    """
+    try:
+        joined = url.join(URL(location, encoded=_URL_CHARACTERS.fullmatch(location) is not None))
+    except ValueError:
+        raise DownloadError("the server redirected to a URL that cannot be read") from None
+    if url.scheme == "https" and joined.scheme == "http":
+        raise DownloadError("the server redirected from https to http")
+    return parse_url(str(joined))

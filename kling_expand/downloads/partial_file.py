@@ -1,6 +1,9 @@
-"""What is on disk while a picture still arrives? A hidden file beside its target, and what it may become.
+"""The hidden file in which a picture arrives, until it is complete and moved to its final path.
 
-It knows which answers continue it and whether it is a whole picture. It makes no request.
+A partial file is named ``.kling-<16 hex digits>.part`` and lies in the directory of its target. It holds
+an exclusive ``flock`` while its process lives, so `remove_stale_parts` can tell a leftover of a crash
+from a download in progress: the lock of a dead process is free. On Windows an open file cannot be
+removed, which has the same effect. A network file system must pass ``flock`` between machines.
 """
 
 import asyncio
@@ -8,34 +11,43 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from kling_expand.errors import DownloadError, MissingExtra
+from kling_expand.api.codec import http_date
+from kling_expand.errors import DownloadError
 
-HEAD = 12  # bytes `extension` needs to see
-TAIL = 1024  # bytes at the end `whole` looks at: some encoders pad behind the end mark
-OLD = timedelta(seconds=60)  # a Last-Modified this much before its answer's Date is a strong validator
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment] # the module is typed as always present
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+HEAD = 12  # bytes that `extension` needs
+TAIL = 1024  # last bytes that `is_complete` needs: some encoders pad after the end marker
+STRONG_AGE = 60.0  # seconds: a Last-Modified this much older than the answer's Date is a strong validator
 
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_TAG = re.compile(r'"[!#-~]*"')
+_ETAG = re.compile(r'"[!#-~]*"')
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
+_PART_NAME = re.compile(r"\.kling-[0-9a-f]{16}\.part")
 
 
-class Again(Exception):
-    """This try failed, the next one may not; *wait* is what the server asked for, in seconds."""
+class RetryLater(Exception):
+    """A failed try that may be repeated after *wait* seconds, the server's ``Retry-After``."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
-        self.wait = wait
+        self.wait: float = wait
 
 
 def extension(head: bytes) -> str:
-    """The ending for a picture that begins with *head* (`HEAD` bytes); empty for anything else."""
+    """Return the file extension for a picture whose first `HEAD` bytes are *head*, or an empty string."""
     if head.startswith(_PNG):
         return ".png"
     if head.startswith(_JPEG):
@@ -43,8 +55,8 @@ def extension(head: bytes) -> str:
     return ".webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else ""
 
 
-def whole(head: bytes, tail: bytes, size: int) -> bool:
-    """Whether *size* bytes with this beginning and end (the last `TAIL` bytes) are an uncut picture."""
+def is_complete(head: bytes, tail: bytes, size: int) -> bool:
+    """Return whether *size* bytes with this *head* and these last `TAIL` bytes are an uncut picture."""
     match extension(head):
         case ".png":
             return _PNG_END in tail
@@ -55,34 +67,30 @@ def whole(head: bytes, tail: bytes, size: int) -> bool:
     return False
 
 
-def require_pillow() -> None:
-    """Raises `MissingExtra`, before there is a picture to decode."""
-    try:
-        import PIL.Image  # noqa: F401 - whether it can be imported is the question
-    except ImportError as error:
-        raise MissingExtra("decoding needs Pillow: pip install 'kling-expand[images]'") from error
-
-
 class PartialFile:
-    """A picture in the making. Methods given to `disk` run in a thread; the others never wait."""
+    """A picture that is being downloaded. Methods passed to `in_thread` block; the others do not."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / f".{secrets.token_hex(8)}.part"
+        self._folder = folder
+        self._path = folder
         self._file: Any = None
         self._batch: list[bytes] = []
         self._head = self._tail = b""
         self._validator: str | None = None
-        self.waiting = 0  # bytes fed, not yet written
-        self.size = 0
+        self.buffered: int = 0  # bytes received but not yet flushed
+        self.size: int = 0
         self.total: int | None = None
-        self.ext = ""
+        self.ext: str = ""
 
-    async def disk(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Run *work* off the loop, and to its end: a caller who is cancelled must not close its file.
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *work* in a thread, and wait for its end even when cancelled.
 
-        Raises `DownloadError` for whatever the file system says.
+        A cancelled caller must not close the file while a thread still writes to it.
+
+        Raises:
+            DownloadError: the file system refused.
         """
-        job = asyncio.ensure_future(asyncio.to_thread(work, *args))
+        job = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
         cancelled: asyncio.CancelledError | None = None
         while not job.done():
             try:
@@ -90,50 +98,45 @@ class PartialFile:
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
-            job.exception()  # seen, and of no more interest
+            job.exception()  # retrieved, or asyncio would log it
             raise cancelled
         try:
             return job.result()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise DownloadError(f"a file in {self._path.parent} cannot be written: {reason}") from error
+            raise DownloadError(f"a file in {self._folder} cannot be written: {reason}") from error
 
     def create(self) -> None:
-        """Make the file, and its directories."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("xb", buffering=0)
+        """Create the file under a new name, and its directories."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while self._file is None:
+            path = self._folder / f".kling-{secrets.token_hex(8)}.part"
+            file = path.open("xb", buffering=0)
+            if _lock(file.fileno()) and path.exists():
+                self._path, self._file = path, file
+            else:  # a sweep of another process came between the two steps
+                file.close()
 
     def flush(self) -> None:
-        """Write what was fed."""
+        """Write the buffered bytes to the disk."""
         rest = memoryview(b"".join(self._batch))
         while rest:
             rest = rest[self._file.write(rest) :]
-        self._batch, self.waiting = [], 0
+        self._batch, self.buffered = [], 0
 
     def restart(self) -> None:
-        """Forget what came."""
+        """Drop everything received."""
         self._file.seek(0)
         self._file.truncate()
-        self._batch, self.waiting, self.size = [], 0, 0
+        self._batch, self.buffered, self.size = [], 0, 0
         self._head = self._tail = b""
 
-    def decodes(self) -> bool:
-        """Whether Pillow can read every pixel."""
-        import PIL.Image
-
-        try:
-            with PIL.Image.open(self._path) as picture:
-                picture.load()
-        except Exception:  # noqa: BLE001 - decoders of broken bytes raise anything
-            return False
-        return True
-
-    def publish(self, target: Path) -> None:
-        """Move the file to *target*, whole and durable: at no moment is less than a picture there."""
+    def commit(self, target: Path) -> None:
+        """Move the file to *target*, durably: a crash leaves the old file or the new one there."""
         os.fsync(self._file.fileno())
         self._file.close()
         self._path.replace(target)
-        # The picture is in place; not every file system can be told to write its directory out.
+        # The picture is in place. Some file systems refuse to sync a directory.
         with contextlib.suppress(OSError):
             folder = os.open(target.parent, os.O_RDONLY)
             try:
@@ -142,7 +145,7 @@ class PartialFile:
                 os.close(folder)
 
     def discard(self) -> None:
-        """Leave nothing behind; what was published stays."""
+        """Remove the file, unless it was committed or never created."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -150,73 +153,122 @@ class PartialFile:
                 self._path.unlink(missing_ok=True)
 
     def headers(self) -> dict[str, str]:
-        """What to ask for: the rest where it is sure to be of the same file, else all of it."""
+        """Return the request headers: a range where a validator proves it continues this file."""
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         if self.size and self._validator is not None:
             headers |= {"Range": f"bytes={self.size}-", "If-Range": self._validator}
         return headers
 
-    async def begin(self, status: int, headers: Mapping[str, str], length: int | None) -> None:
-        """Get ready for a body: with 200 the whole file, with 206 the rest. Raises `Again`."""
+    async def start(self, status: int, headers: Mapping[str, str], length: int | None) -> None:
+        """Prepare for a body: the whole file under status 200, the rest of it under 206.
+
+        Raises:
+            RetryLater: the answer does not continue this file.
+        """
         plain = headers.get("Content-Encoding", "identity").lower() == "identity"
         if status == 206:
             if not (plain and self._continues(headers)):
-                self.spoil("the server sent another part of the file than the one asked for")
+                self.invalidate("the server sent another part of the file than was requested")
             return
-        await self.disk(self.restart)
-        self._validator = validator(headers) if plain else None
+        await self.in_thread(self.restart)
+        self._validator = strong_validator(headers) if plain else None
         self.total = length if plain else None
 
     def _continues(self, headers: Mapping[str, str]) -> bool:
         found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
         if found is None or self._validator is None or int(found[1]) != self.size:
             return False
-        if validator(headers) not in {None, self._validator}:
+        if strong_validator(headers) not in {None, self._validator}:
             return False
         known = self.total
         if found[2] != "*":
             self.total = int(found[2])
         return known in {None, self.total}
 
-    def feed(self, chunk: bytes) -> None:
-        """Take what came next. Raises `Again` as soon as it is seen to be no picture."""
+    def write(self, chunk: bytes) -> None:
+        """Buffer the next *chunk*.
+
+        Raises:
+            RetryLater: the first bytes are not those of a picture.
+        """
         self._tail = (self._tail + chunk[-TAIL:])[-TAIL:]
         self._batch.append(chunk)
-        self.waiting += len(chunk)
+        self.buffered += len(chunk)
         self.size += len(chunk)
         if len(self._head) < HEAD:
             self._head = (self._head + chunk)[:HEAD]
             self.ext = extension(self._head)
             if len(self._head) == HEAD and not self.ext:
-                self.spoil("what came is not a picture")
+                self.invalidate("the body is not a picture")
 
-    def check(self) -> None:
-        """The body has ended; so should the picture. Raises `Again`."""
+    def verify(self) -> None:
+        """Check at the end of a body that the picture is complete.
+
+        Raises:
+            RetryLater: bytes are missing, or there are too many.
+        """
         if self.total is not None and self.size < self.total:
-            raise Again(f"{self.size} of {self.total} bytes came")
+            raise RetryLater(f"{self.size} of {self.total} bytes arrived")
         if self.total is not None and self.size > self.total:
-            self.spoil(f"{self.size} bytes came for a file of {self.total}")
-        if not whole(self._head, self._tail, self.size):
-            self.spoil("the picture is cut short")
+            self.invalidate(f"{self.size} bytes arrived for a file of {self.total}")
+        if not is_complete(self._head, self._tail, self.size):
+            self.invalidate("the picture is cut short")
 
-    def spoil(self, reason: str) -> None:
-        """Nothing of what is here may be built upon. Raises `Again`."""
+    def invalidate(self, reason: str) -> None:
+        """Make the next try start from the first byte.
+
+        Raises:
+            RetryLater: always, with *reason*.
+        """
         self._validator = None
-        raise Again(reason)
+        raise RetryLater(reason)
 
 
-def validator(headers: Mapping[str, str]) -> str | None:
-    """What proves that two answers carry the same bytes (RFC 9110, 8.8): a strong tag or an old date."""
+def strong_validator(headers: Mapping[str, str]) -> str | None:
+    """Return what proves that two answers carry the same bytes, or None (RFC 9110, section 8.8).
+
+    That is a strong entity tag, or a modification date old enough to be unique.
+    """
     tag = headers.get("ETag", "")
-    if _TAG.fullmatch(tag):
+    if _ETAG.fullmatch(tag):
         return tag
-    changed, now = date(headers.get("Last-Modified")), date(headers.get("Date"))
-    return headers["Last-Modified"] if changed and now and now - changed >= OLD else None
+    changed, now = http_date(headers.get("Last-Modified")), http_date(headers.get("Date"))
+    old = changed is not None and now is not None and now - changed >= STRONG_AGE
+    return headers["Last-Modified"] if old else None
 
 
-def date(text: str | None) -> datetime | None:
-    """A date as HTTP writes it; None where it is not one."""
+def remove_stale_parts(folder: Path) -> None:
+    """Remove the partial files in *folder* whose process has died; subfolders are not searched."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _PART_NAME.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    _remove_if_unlocked(entry.path)
+
+
+def _remove_if_unlocked(path: str) -> None:
+    # Neither a link is followed nor a FIFO waited for: anybody may have created that name.
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
     try:
-        return parsedate_to_datetime(text).astimezone() if text else None
-    except (ValueError, OverflowError):
-        return None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            Path(path).unlink()
+    finally:
+        os.close(descriptor)
+    if fcntl is None:  # Windows removes a file only after every process has closed it
+        Path(path).unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a new file; return False where a concurrent `remove_stale_parts` holds it."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks, where no sweep can lock either
+            return True
+    return True

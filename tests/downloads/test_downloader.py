@@ -1,4 +1,4 @@
-"""Results reach the disk whole or not at all, from a server that does everything wrong."""
+"""Downloads from a server that does everything wrong: the disk holds complete pictures or none."""
 
 import asyncio
 import errno
@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import ssl
+import subprocess
 import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -18,18 +19,31 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 from support.bad_server import Handler, Server, cut, gives, hangs, ranges, redirects, says
 from yarl import URL
 
-from kling_expand.downloads.downloader import AT_ONCE, MAX_REDIRECTS, Downloads
+from kling_expand.config import Settings
+from kling_expand.downloads.downloader import (
+    MAX_FILE_BYTES,
+    MAX_OPEN_FILES,
+    MAX_REDIRECTS,
+    Downloads,
+    ResultFile,
+    ResultUrls,
+    by_index,
+    parse_url,
+    redirect_url,
+)
 from kling_expand.errors import (
     ClientClosed,
     DeadlineExceeded,
     DownloadError,
     InvalidRequest,
     KlingError,
-    MissingExtra,
+    NotFound,
     ResultExpired,
     ServerError,
     TaskNotFound,
@@ -85,9 +99,13 @@ async def no_refresh(task_id: str) -> Task:
 async def started(
     *, session: dict[str, Any] | None = None, refresh: Any = no_refresh, **options: Any
 ) -> AsyncIterator[tuple[Server, Downloads]]:
-    """A server and what is tested; *session* are the arguments of the injected session."""
+    """Yield a server and a `Downloads` with these settings and a session of these arguments."""
     async with Server().running() as server, aiohttp.ClientSession(**(session or {})) as http:
-        yield server, Downloads(http, refresh=refresh, rng=random.Random(1), **options)
+        yield server, make_downloads(http, refresh, **options)
+
+
+def make_downloads(http: aiohttp.ClientSession, refresh: Any = no_refresh, **options: Any) -> Downloads:
+    return Downloads(http, Settings(**options), refresh=refresh, rng=random.Random(1))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -205,21 +223,24 @@ async def test_bytes_that_come_compressed_all_the_same_are_unpacked(tmp_path: Pa
 
 
 @virtual_time
-async def test_only_so_many_files_of_a_task_are_fetched_at_once(tmp_path: Path) -> None:
-    """Nine images are under way four at a time."""
-    under_way = most = 0
+async def test_open_files_are_bounded_over_all_tasks(tmp_path: Path) -> None:
+    """Nine tasks of nine images share one bound on requests and open files, and all are saved."""
+    under_way = most = most_files = 0
 
     async def counted(_request: web.BaseRequest) -> web.StreamResponse:
-        nonlocal under_way, most
+        nonlocal under_way, most, most_files
         under_way += 1
         most = max(most, under_way)
+        most_files = max(most_files, sum(name.endswith(".part") for name in files(tmp_path)))
         await asyncio.sleep(1)
         under_way -= 1
         return web.Response(body=PNG)
 
     async with started() as (server, downloads):
-        await downloads.save(task(*(server.on(f"/{n}", counted) for n in range(9))), tmp_path)
-    assert (most, len(files(tmp_path))) == (AT_ONCE, 9)
+        url = server.on("/a", counted)
+        jobs = [downloads.save(task(*[url] * 9), tmp_path, name=f"x{n}") for n in range(9)]
+        await asyncio.gather(*jobs)
+    assert (most, most_files, len(files(tmp_path))) == (MAX_OPEN_FILES, MAX_OPEN_FILES, 81)
 
 
 # ------------------------------------------------------------------ what goes wrong and passes
@@ -263,14 +284,14 @@ async def test_what_goes_wrong_is_tried_again(tmp_path: Path, fault: Handler, ti
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 @virtual_time
 async def test_what_stays_wrong_is_given_up(tmp_path: Path, fault: Handler) -> None:
-    """When the budget is spent one error of ours names the task, and nothing is on the disk."""
-    async with started(budget=100.0) as (server, downloads):
+    """After `retry_timeout` a `DownloadError` names the task, and nothing is on the disk."""
+    async with started(retry_timeout=100.0) as (server, downloads):
         with pytest.raises(DownloadError) as caught:
             await downloads.save(task(server.on("/a", fault)), tmp_path / "a.png")
         assert len(server.requests) > 3
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
     assert files(tmp_path) == {}
-    assert asyncio.get_running_loop().time() <= 100.0 + 31.0  # the last try may take its stall
+    assert asyncio.get_running_loop().time() <= 100.0 + 21.0  # the last try may take `read_timeout`
 
 
 @virtual_time
@@ -279,7 +300,7 @@ async def test_a_server_that_is_not_there_is_given_up(tmp_path: Path) -> None:
     async with Server().running() as server:
         url = server.on("/a", gives(PNG))
     async with aiohttp.ClientSession() as http:
-        downloads = Downloads(http, refresh=no_refresh, rng=random.Random(1))
+        downloads = make_downloads(http)
         with pytest.raises(DownloadError, match="connection failed"):
             await downloads.save(task(url), tmp_path)
     assert files(tmp_path) == {}
@@ -307,9 +328,9 @@ async def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str], wa
 
 
 @virtual_time
-async def test_a_wait_beyond_the_budget_is_not_begun(tmp_path: Path) -> None:
+async def test_a_wait_beyond_retry_timeout_is_not_begun(tmp_path: Path) -> None:
     """A server that wants more time than there is ends the download at once."""
-    async with started(budget=10.0) as (server, downloads):
+    async with started(retry_timeout=10.0) as (server, downloads):
         url = server.on("/a", gives(b"", 503, Retry_After="11"))
         with pytest.raises(DownloadError, match="HTTP 503"):
             await downloads.save(task(url), tmp_path)
@@ -320,7 +341,7 @@ async def test_a_wait_beyond_the_budget_is_not_begun(tmp_path: Path) -> None:
 @virtual_time
 async def test_one_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
     """What can be saved is saved before the error is told."""
-    async with started(budget=5.0) as (server, downloads):
+    async with started(retry_timeout=5.0) as (server, downloads):
         urls = [
             server.on("/a", gives(b"", 500)),
             server.on("/b", gives(b"", 500, Retry_After="1"), gives(PNG)),
@@ -579,7 +600,10 @@ async def test_a_proxy_of_the_session_is_used_and_told_nothing(tmp_path: Path) -
     async with Server().running() as proxy:
         proxy.on("/a", gives(PNG))
         proxy.on("*", gives(b"", 502))  # whoever asks for a tunnel names no path
-        async with started(session={"proxy": proxy.url, "headers": SECRETS}, budget=1.0) as (_, downloads):
+        async with started(session={"proxy": proxy.url, "headers": SECRETS}, retry_timeout=1.0) as (
+            _,
+            downloads,
+        ):
             await downloads.save(task("http://pictures.invalid/a"), tmp_path / "a.png")
             with pytest.raises(DownloadError):
                 await downloads.save(task("https://pictures.invalid/a"), tmp_path / "b.png")
@@ -641,7 +665,7 @@ async def test_a_url_with_letters_of_any_script_is_fetched(tmp_path: Path) -> No
 @virtual_time
 async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> None:
     """Any other URL, and what is none, is an error of ours before anything is asked for."""
-    async with started(budget=5.0) as (server, downloads):
+    async with started(retry_timeout=5.0) as (server, downloads):
         first = (
             server.on("/a", says(f"HTTP/1.1 302 Found\nContent-Length: 0\nLocation: {url}")) if hop else url
         )
@@ -678,7 +702,7 @@ async def test_no_query_is_in_a_message(tmp_path: Path) -> None:
     async def refresh(_task_id: str) -> Task:
         return task(f"{server.url}/a?sig=secret")
 
-    async with started(refresh=refresh, budget=5.0) as (server, downloads):
+    async with started(refresh=refresh, retry_timeout=5.0) as (server, downloads):
         for fault in faults:
             server.on("/a", fault)
             with pytest.raises(DownloadError) as caught:
@@ -751,19 +775,21 @@ async def test_a_link_at_the_target_is_replaced_not_followed(tmp_path: Path) -> 
 
 
 @virtual_time
-async def test_a_larger_file_than_allowed_is_not_taken(tmp_path: Path) -> None:
-    """It ends at once, by the length told or by the bytes that come, and is not tried again."""
+async def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    """The download ends at once, by the announced length or by the bytes received, without a retry."""
+    chunk = PNG + bytes(1 << 20)
 
     async def endless(request: web.BaseRequest) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
         while True:
-            await answer.write(PNG)
+            await answer.write(chunk)
 
-    async with started(max_bytes=len(PNG) - 1) as (server, downloads):
-        for handler in (gives(PNG), endless, cut(PNG, 10)):
+    announced = says(f"HTTP/1.1 200 OK\nContent-Length: {MAX_FILE_BYTES + 1}", PNG)
+    async with started() as (server, downloads):
+        for handler in (announced, endless):
             server.requests.clear()
-            with pytest.raises(DownloadError, match="larger"):
+            with pytest.raises(DownloadError, match=f"at most {MAX_FILE_BYTES} bytes"):
                 await downloads.save(task(server.on("/a", handler)), tmp_path)
             assert len(server.requests) == 1
     assert files(tmp_path) == {}
@@ -785,46 +811,138 @@ async def test_saves_to_one_name_do_not_disturb_each_other(tmp_path: Path) -> No
 async def test_an_old_picture_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     """A failed save does not cost what was saved before."""
     (tmp_path / "a.png").write_bytes(OTHER)
-    async with started(budget=1.0) as (server, downloads):
+    async with started(retry_timeout=1.0) as (server, downloads):
         with pytest.raises(DownloadError):
             await downloads.save(task(server.on("/a", gives(PNG[:-1]))), tmp_path / "a.png")
     assert files(tmp_path) == {"a.png": OTHER}
 
 
-# ------------------------------------------------------------------ decoding
+# ------------------------------------------------------------------ leftovers of a crash
 
 
-def damaged(kind: str) -> bytes:
-    """A picture with its beginning and end, but another middle."""
-    body = bytearray(picture(kind))
-    body[40:-20] = bytes(len(body) - 60)
-    return bytes(body)
+CRASH = """
+import sys, time
+from pathlib import Path
+from kling_expand.downloads.partial_file import PartialFile
+part = PartialFile(Path(sys.argv[1]))
+part.create()
+part.write(b"\\x89PNG\\r\\n\\x1a\\n, cut short")
+part.flush()
+print("ready", flush=True)
+time.sleep(60)
+"""
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@virtual_time
-async def test_a_picture_can_be_decoded_before_it_is_taken(tmp_path: Path, kind: str) -> None:
-    """With `decode` damage that its ends do not show is found, and the picture fetched again."""
-    good = picture(kind)
-    async with started(decode=True) as (server, downloads):
-        url = server.on("/a", gives(damaged(kind)), gives(good))
-        [path] = await downloads.save(task(url), tmp_path)
-        assert len(server.requests) == 2
-    assert good == path.read_bytes()
+@contextmanager
+def downloading_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run another process with a download into *folder* in progress."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CRASH, folder], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
-@virtual_time
-async def test_decoding_without_pillow_is_told_before_anything_is_paid(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The extra is asked for when the downloads are set up, not when a picture has come."""
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    async with started() as (_server, downloads):
-        with pytest.raises(MissingExtra, match="images"):
-            Downloads(downloads._http, refresh=no_refresh, rng=random.Random(1), decode=True)
+async def test_partial_files_of_a_crash_are_removed_at_the_next_save(tmp_path: Path) -> None:
+    """A killed process leaves its partial file only until another client saves to that directory."""
+    async with started() as (server, downloads):
+        with downloading_process(tmp_path) as process:
+            process.kill()
+        assert len(files(tmp_path)) == 1
+        await downloads.save(task(server.on("/a", gives(PNG))), tmp_path, name="x")
+    assert files(tmp_path) == {"x-0.png": PNG}
+
+
+async def test_partial_files_of_a_living_process_are_kept(tmp_path: Path) -> None:
+    """Neither another process nor another client of this one loses a download in progress."""
+    arrived = asyncio.Event()
+
+    async def silent(request: web.BaseRequest) -> web.StreamResponse:
+        arrived.set()
+        return await hangs(request)
+
+    async with started() as (server, downloads), started() as (_server, other):
+        slow = asyncio.create_task(downloads.save(task(server.on("/slow", silent)), tmp_path))
+        await arrived.wait()
+        with downloading_process(tmp_path):
+            await other.save(task(server.on("/a", gives(PNG))), tmp_path, name="x")
+            assert len([name for name in files(tmp_path) if name.endswith(".part")]) == 2
+        slow.cancel()
+        await asyncio.wait([slow])
+
+
+@pytest.mark.parametrize("target", ["out", "out/{task_id}/{index}{ext}"])
+async def test_only_our_own_leftovers_in_the_same_directory_are_removed(tmp_path: Path, target: str) -> None:
+    """Another program's ``.part``, a link, a FIFO, a directory and other directories are left alone."""
+    folder = Path(target.format(task_id=TASK_ID, index=0, ext=".png"))
+    folder = tmp_path / (folder.parent if folder.suffix else folder)
+    name = ".kling-0123456789abcde{}.part"
+    (folder / "deeper").mkdir(parents=True)
+    kept = [folder / ".0123456789abcdef.part", folder / ".kling-xyz.part", folder / "deeper" / name.format(0)]
+    kept += [folder.parent / name.format(1), folder / f"{name.format(2)}.part"]
+    for path in kept:
+        path.write_text("mine")
+    (folder / name.format(3)).symlink_to(kept[0])
+    os.mkfifo(folder / name.format(4))
+    (folder / name.format(5)).mkdir()
+    (folder / name.format(6)).write_text("left by a crash")
+    kept += [folder / name.format(number) for number in (3, 4, 5)]
+    async with started() as (server, downloads):
+        await downloads.save(task(server.on("/a", gives(PNG))), tmp_path / target)
+    left = set(everything(tmp_path))
+    assert left.issuperset(kept)
+    assert folder / name.format(6) not in left
+
+
+async def test_a_directory_is_swept_once(tmp_path: Path) -> None:
+    """A directory with many results is listed for the first save of a client, not for each."""
+    async with started() as (server, downloads):
+        url = server.on("/a", gives(PNG))
+        await downloads.save(task(url), tmp_path, name="x")
+        late = tmp_path / ".kling-0123456789abcdef.part"
+        late.write_text("left later")
+        await downloads.save(task(url), tmp_path, name="y")
+        assert late.exists()
 
 
 # ------------------------------------------------------------------ time and cancellation
+
+
+@virtual_time
+async def test_a_dripping_server_is_given_up(tmp_path: Path) -> None:
+    """A byte every few seconds keeps a connection alive, but not beyond `download_timeout`."""
+
+    async def drips(request: web.BaseRequest) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
+        await answer.prepare(request)
+        for byte in PNG:
+            await answer.write(bytes([byte]))
+            await asyncio.sleep(5)
+        return answer
+
+    async with started(download_timeout=120) as (server, downloads):
+        with pytest.raises(DownloadError, match="within download_timeout, 120 s") as caught:
+            await downloads.save(task(server.on("/a", drips)), tmp_path)
+        assert asyncio.get_running_loop().time() == pytest.approx(120, abs=1)
+    assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+    assert files(tmp_path) == {}
+
+
+@virtual_time
+async def test_the_time_limit_counts_from_the_start_of_each_picture(tmp_path: Path) -> None:
+    """A picture that waits its turn behind others has its whole time."""
+
+    async def slow(_request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(15)
+        return web.Response(body=PNG)
+
+    async with started(download_timeout=20) as (server, downloads):
+        await downloads.save(task(*[server.on("/a", slow)] * (2 * MAX_OPEN_FILES)), tmp_path)
+    assert len(files(tmp_path)) == 2 * MAX_OPEN_FILES
 
 
 @virtual_time
@@ -974,7 +1092,7 @@ async def test_an_untrusted_certificate_is_told_at_once(tmp_path: Path) -> None:
     """No time is spent on a host that does not prove who it is, and no picture comes from there."""
     context = certified(tmp_path / "both.pem")
     async with Server().running(context) as server, aiohttp.ClientSession() as http:
-        downloads = Downloads(http, refresh=no_refresh, rng=random.Random(1))
+        downloads = make_downloads(http)
         with pytest.raises(DownloadError, match="not trusted"):
             await downloads.save(task(server.on("/a", gives(PNG))), tmp_path / "out")
         assert server.requests == []
@@ -995,3 +1113,96 @@ async def test_https_is_never_left(tmp_path: Path) -> None:
         with pytest.raises(DownloadError, match="https to http"):
             await downloads.save(task(f"{safe.url}/a"), tmp_path / "b.png")
     assert {name: body for name, body in files(tmp_path).items() if name != "both.pem"} == {"a.png": PNG}
+
+
+# ------------------------------------------------------------------ the URLs of a task
+
+
+LISTED = Task("1", "succeed", images=(Image(1, "http://h/1"), Image(0, "http://h/0", "http://h/w")))
+
+
+@given(st.text() | st.text().map("http://{}".format) | st.from_regex(r"https?://[a-z0-9:@\[\]/.%?#-]+"))
+def test_any_text_is_a_url_or_an_error_of_ours(text: str) -> None:
+    """What is read is http or https, has a host, and holds no credential."""
+    try:
+        url = parse_url(text)
+    except DownloadError:
+        return
+    assert url.scheme in {"http", "https"}
+    assert url.host
+    assert url.user is url.password is None
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#\\"), min_size=1))
+def test_a_url_that_is_spelled_for_the_wire_is_not_respelled(query: str) -> None:
+    """Signatures may cover the very bytes."""
+    assert parse_url(f"https://h/a%2Fb?{query}").raw_path_qs == f"/a%2Fb?{query}"
+    assert redirect_url(parse_url("https://h/x"), f"/a%2Fb?{query}").raw_path_qs == f"/a%2Fb?{query}"
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("b", "https://h/x/b"),
+        ("/b", "https://h/b"),
+        ("//other/b", "https://other/b"),
+        ("https://other:8443/b", "https://other:8443/b"),
+        ("https://user:secret@other/b", "https://other/b"),
+        ("?again=1", "https://h/x/a?again=1"),
+    ],
+)
+def test_where_redirects_lead(location: str, expected: str) -> None:
+    """Relative to where they came from, and without credentials."""
+    assert str(redirect_url(parse_url("https://h/x/a?q=1"), location)) == expected
+
+
+@pytest.mark.parametrize("location", ["http://h/a", "HTTP://h/a", "file:///etc/passwd", "http://[", "http:b"])
+def test_where_they_must_not_lead(location: str) -> None:
+    """Out of https, out of HTTP, or nowhere."""
+    with pytest.raises(DownloadError):
+        redirect_url(parse_url("https://h/x"), location)
+
+
+def test_images_are_counted_by_index() -> None:
+    """Whatever order the service lists them in; the marked ones come last."""
+    urls = ResultUrls(LISTED, None)  # type: ignore[arg-type]  # nothing is looked up here
+    assert [image.index for image in by_index(LISTED.images)] == [0, 1]
+    assert [urls.url(file) for file in urls.files()] == ["http://h/0", "http://h/1", "http://h/w"]
+
+
+async def test_one_lookup_serves_all() -> None:
+    """Also those who ask while it is under way."""
+    asked: list[str] = []
+
+    async def refresh(task_id: str) -> Task:
+        asked.append(task_id)
+        await asyncio.sleep(0)
+        return Task("1", "succeed", images=(Image(0, "http://h/new"), Image(1, "")))
+
+    urls = ResultUrls(LISTED, refresh)
+    first, second = ResultFile(0, watermark=False), ResultFile(0, watermark=False)
+    assert {*await asyncio.gather(urls.refreshed(first), urls.refreshed(second))} == {"http://h/new"}
+    for gone in (
+        ResultFile(0, watermark=True),
+        ResultFile(1, watermark=False),
+        ResultFile(2, watermark=False),
+    ):
+        with pytest.raises(ResultExpired):
+            await urls.refreshed(gone)
+    assert asked == ["1"]
+
+
+async def test_a_lookup_that_failed_is_made_again() -> None:
+    """A task nobody knows is an expired one; one failure is not remembered for the others."""
+    answers: list[Task | Exception] = [NotFound("no such resource", code=1203), LISTED]
+
+    async def refresh(_task_id: str) -> Task:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    urls = ResultUrls(LISTED, refresh)
+    with pytest.raises(ResultExpired):
+        await urls.refreshed(ResultFile(0, watermark=False))
+    assert await urls.refreshed(ResultFile(0, watermark=False)) == "http://h/0"

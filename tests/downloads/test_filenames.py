@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand.downloads.filenames import FIELDS, names, safe
+from kling_expand.downloads.filenames import FIELDS, output_paths, safe_name
 from kling_expand.errors import InvalidRequest
 from kling_expand.models import Image, Task
 
@@ -32,7 +32,7 @@ hostile = st.text() | st.sampled_from(NASTY)
 @given(hostile)
 def test_a_safe_name_is_one_part_of_a_path_everywhere(text: str) -> None:
     """No id of the service's or the caller's is a separator, a dot name, hidden, or too long."""
-    name = safe(text)
+    name = safe_name(text)
     assert (name,) == PurePosixPath(name).parts == PureWindowsPath(name).parts
     assert name not in {"", ".", ".."}
     assert not name.startswith(".")
@@ -44,29 +44,29 @@ def test_a_safe_name_is_one_part_of_a_path_everywhere(text: str) -> None:
 @given(hostile)
 def test_a_safe_name_is_no_device(text: str) -> None:
     """On Windows `con.png` is the console, whatever it ends with."""
-    device = safe(text).split(".", maxsplit=1)[0].rstrip().upper()
+    device = safe_name(text).split(".", maxsplit=1)[0].rstrip().upper()
     assert device not in {"CON", "PRN", "AUX", "NUL", "COM1", "COM\u00b9", "LPT9"}
 
 
 @given(hostile, hostile)
 def test_two_names_stay_two(one: str, other: str) -> None:
     """Cleaning never makes one name of two, so that no result takes another's place."""
-    assert (safe(one) == safe(other)) == (one == other)
+    assert (safe_name(one) == safe_name(other)) == (one == other)
 
 
 @given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_ -]{0,60}[A-Za-z0-9_]", fullmatch=True))
 def test_a_good_name_is_left_alone(text: str) -> None:
     """Nobody's `summer dog` becomes something else."""
-    assert safe(text) in {text, safe(f"_{text}")[1:]}
+    assert safe_name(text) in {text, safe_name(f"_{text}")[1:]}
 
 
 @given(hostile, hostile, hostile, st.sampled_from(sorted(FIELDS - {"index", "ext"})))
 def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, field: str) -> None:
     """Whatever the ids are, a directory target and a template keep their literal directories."""
     one = task(task_id=task_id, external=external)
-    assert names(one, "out", name).path(0, ".png").parent == Path("out")
-    assert names(one, f"../a/{{{field}}}/x{{ext}}", name).path(0, ".png").parts[:2] == ("..", "a")
-    assert names(one, f"../a/{{{field}}}/x{{ext}}", name).path(0, ".png").name == "x.png"
+    assert output_paths(one, "out", name).path(0, ".png").parent == Path("out")
+    assert output_paths(one, f"../a/{{{field}}}/x{{ext}}", name).path(0, ".png").parts[:2] == ("..", "a")
+    assert output_paths(one, f"../a/{{{field}}}/x{{ext}}", name).path(0, ".png").name == "x.png"
 
 
 @pytest.mark.parametrize(
@@ -92,22 +92,27 @@ def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, f
 )
 def test_what_targets_mean(target: str | os.PathLike[str], expected: str) -> None:
     """A directory, a picture's path, or a template."""
-    assert names(task(), target, "dog").path(0, ".png") == Path(expected)
+    assert output_paths(task(), target, "dog").path(0, ".png") == Path(expected)
 
 
 def test_an_existing_directory_is_one_whatever_its_name(tmp_path: Path) -> None:
     """`holiday.png/` may be a directory."""
     (tmp_path / "holiday.png").mkdir()
     assert (
-        names(task(), tmp_path / "holiday.png", "x").path(0, ".png") == tmp_path / "holiday.png" / "x-0.png"
+        output_paths(task(), tmp_path / "holiday.png", "x").path(0, ".png")
+        == tmp_path / "holiday.png" / "x-0.png"
     )
 
 
 def test_without_a_name_the_id_is_one() -> None:
     """And where the task has no id of the caller's, the service's stands for it."""
     bare = task(external=None)
-    assert names(bare, ".").path(0, ".jpg") == names(bare, ".", "").path(0, ".jpg") == Path(f"{ID}-0.jpg")
-    assert names(bare, "{external_task_id}{ext}").path(0, ".jpg") == Path(f"{ID}.jpg")
+    assert (
+        output_paths(bare, ".").path(0, ".jpg")
+        == output_paths(bare, ".", "").path(0, ".jpg")
+        == Path(f"{ID}-0.jpg")
+    )
+    assert output_paths(bare, "{external_task_id}{ext}").path(0, ".jpg") == Path(f"{ID}.jpg")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_without_a_name_the_id_is_one() -> None:
 )
 def test_a_watermarked_picture_is_named_after_its_own(target: str, ext: str, expected: str) -> None:
     """Beside it, and with its ending if it has one."""
-    assert names(task(), target, "dog").path(0, ext, watermark=True) == Path(expected)
+    assert output_paths(task(), target, "dog").path(0, ext, watermark=True) == Path(expected)
 
 
 @pytest.mark.parametrize(
@@ -149,25 +154,25 @@ def test_a_watermarked_picture_is_named_after_its_own(target: str, ext: str, exp
 def test_what_cannot_be_a_target_is_refused(target: str) -> None:
     """One clear error, whatever is wrong with it."""
     with pytest.raises(InvalidRequest, match="target"):
-        names(task(), target, "dog")
+        output_paths(task(), target, "dog")
 
 
 @pytest.mark.parametrize("target", ["a.png", "{name}{ext}", "{name}/{task_id}", "{index:.0}{ext}"])
 def test_two_images_need_two_names(target: str) -> None:
     """It is refused before one picture takes the other's place."""
     with pytest.raises(InvalidRequest):
-        names(task(2), target, "dog")
+        output_paths(task(2), target, "dog")
 
 
 def test_a_mark_must_not_take_an_images_place() -> None:
     """Also where the name of one is the mark of another."""
     with pytest.raises(InvalidRequest, match="share"):
-        names(task(2, watermark="http://h/w"), "x{index:->1}/../x{ext}")
+        output_paths(task(2, watermark="http://h/w"), "x{index:->1}/../x{ext}")
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9))
 def test_every_image_has_a_path_of_its_own(indexes: list[int]) -> None:
     """Whatever the service counts, n images are n files."""
     images = tuple(Image(index, "http://h/x") for index in sorted(indexes))
-    found = names(Task(ID, "succeed", images=images), "out")
+    found = output_paths(Task(ID, "succeed", images=images), "out")
     assert len({found.path(place, ".png") for place in range(len(images))}) == len(images)

@@ -17,12 +17,11 @@ from PIL import Image
 from kling_expand.downloads.partial_file import (
     HEAD,
     TAIL,
-    Again,
     PartialFile,
-    date,
+    RetryLater,
     extension,
-    validator,
-    whole,
+    is_complete,
+    strong_validator,
 )
 from kling_expand.errors import DownloadError
 
@@ -51,7 +50,7 @@ def test_a_picture_is_told_by_its_first_bytes(ext: str) -> None:
 def test_anything_else_has_no_ending(head: bytes) -> None:
     """HTML, sound and noise are no pictures, nor is what is too short to tell."""
     assert extension(head) == ""
-    assert not whole(head[:HEAD], head[-TAIL:], len(head))
+    assert not is_complete(head[:HEAD], head[-TAIL:], len(head))
 
 
 @pytest.mark.parametrize("ext", KINDS)
@@ -60,9 +59,9 @@ def test_every_cut_is_seen(ext: str) -> None:
     body = KINDS[ext]
     for size in range(len(body)):
         cut = body[:size]
-        assert not whole(cut[:HEAD], cut[-TAIL:], size)
+        assert not is_complete(cut[:HEAD], cut[-TAIL:], size)
     for padded in (body, body + b"\0", body + b"\n" * 500):
-        assert whole(padded[:HEAD], padded[-TAIL:], len(padded))
+        assert is_complete(padded[:HEAD], padded[-TAIL:], len(padded))
 
 
 @pytest.mark.parametrize("ext", KINDS)
@@ -73,17 +72,17 @@ def test_chunks_do_not_matter(ext: str, data: st.DataObject) -> None:
     part = PartialFile(Path())
     cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=20).map(sorted))
     for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
-        part.feed(body[start:end])
-    part.check()
-    assert (part.ext, part.size, part.waiting) == (ext, len(body), len(body))
+        part.write(body[start:end])
+    part.verify()
+    assert (part.ext, part.size, part.buffered) == (ext, len(body), len(body))
 
 
 def test_what_is_no_picture_is_seen_at_once() -> None:
     """Before a page of any length has been written to the disk."""
     part = PartialFile(Path())
-    part.feed(b"<!doctype h"[: HEAD - 1])
-    with pytest.raises(Again, match="not a picture"):
-        part.feed(b"t")
+    part.write(b"<!doctype h"[: HEAD - 1])
+    with pytest.raises(RetryLater, match="not a picture"):
+        part.write(b"t")
 
 
 @pytest.mark.parametrize(
@@ -110,17 +109,18 @@ def test_what_proves_sameness(
 ) -> None:
     """A strong tag, or a date old enough that a second change within it would be known."""
     monkeypatch.setenv("TZ", "UTC")
-    assert validator(headers) == expected
+    assert strong_validator(headers) == expected
 
 
-@given(
-    st.text()
-    | st.from_regex(r"[A-Z][a-z]{2}, [0-9]{1,2} [A-Z][a-z]{2} [0-9]{1,5} [0-9:]{8} (GMT|[+-][0-9]{4})")
+DATES = st.text() | st.from_regex(
+    r"[A-Z][a-z]{2}, [0-9]{1,2} [A-Z][a-z]{2} [0-9]{1,5} [0-9:]{8} (GMT|[+-][0-9]{4})"
 )
-def test_any_text_is_a_date_or_none(text: str) -> None:
-    """A server cannot break a download with a header."""
-    found = date(text)
-    assert found is None or found.tzinfo is not None
+
+
+@given(st.dictionaries(st.sampled_from(["ETag", "Last-Modified", "Date"]), DATES))
+def test_any_headers_give_a_validator_or_none(headers: dict[str, str]) -> None:
+    """No text in a header breaks a download, and a validator is the text of one of them."""
+    assert strong_validator(headers) in {None, *headers.values()}
 
 
 async def test_a_cancelled_write_is_waited_for(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ async def test_a_cancelled_write_is_waited_for(tmp_path: Path) -> None:
         let_go.wait()
         ended.set()
 
-    job = asyncio.create_task(part.disk(slow))
+    job = asyncio.create_task(part.in_thread(slow))
     for _ in range(3):
         await asyncio.sleep(0)
         job.cancel()
@@ -153,7 +153,7 @@ async def test_a_cancelled_write_that_fails_is_still_cancelled(tmp_path: Path) -
         let_go.wait()
         raise OSError(28, "No space left on device")
 
-    job = asyncio.create_task(part.disk(fails))
+    job = asyncio.create_task(part.in_thread(fails))
     await asyncio.sleep(0)
     job.cancel()
     let_go.set()
@@ -168,7 +168,7 @@ async def test_the_disks_words_are_told(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(DownloadError, match="No space left on device") as caught:
-        await PartialFile(tmp_path).disk(fails)
+        await PartialFile(tmp_path).in_thread(fails)
     assert str(tmp_path) in caught.value.message
     assert isinstance(caught.value.__cause__, OSError)
 
@@ -183,11 +183,11 @@ def test_a_part_is_hidden_and_gone_when_published(tmp_path: Path) -> None:
     """Until it is whole nobody who lists the directory sees it; then it is under its own name only."""
     part = PartialFile(tmp_path / "new")
     part.create()
-    part.feed(KINDS[".png"])
+    part.write(KINDS[".png"])
     part.flush()
     [hidden] = (tmp_path / "new").iterdir()
     assert hidden.name.startswith(".")
-    part.publish(tmp_path / "new" / "a.png")
+    part.commit(tmp_path / "new" / "a.png")
     part.discard()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
     assert (tmp_path / "new" / "a.png").read_bytes() == KINDS[".png"]
@@ -197,13 +197,13 @@ def test_a_part_takes_nobodys_place(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Should its name exist, for example as a link somebody has laid out, it is not written through."""
     monkeypatch.setattr(secrets, "token_hex", lambda _size: "known")
     (tmp_path / "precious").write_text("mine")
-    (tmp_path / ".known.part").symlink_to(tmp_path / "precious")
+    (tmp_path / ".kling-known.part").symlink_to(tmp_path / "precious")
     part = PartialFile(tmp_path)
     with pytest.raises(FileExistsError):
         part.create()
     part.discard()
     assert (tmp_path / "precious").read_text() == "mine"
-    assert (tmp_path / ".known.part").is_symlink()
+    assert (tmp_path / ".kling-known.part").is_symlink()
 
 
 def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "fsync", noted)
     part = PartialFile(tmp_path)
     part.create()
-    part.publish(tmp_path / "a.png")
+    part.commit(tmp_path / "a.png")
     assert synced == [(False, False), (True, True)]
 
 
@@ -236,5 +236,5 @@ def test_a_file_system_that_cannot_sync_directories_is_good_enough(
     monkeypatch.setattr(os, "fsync", picky)
     part = PartialFile(tmp_path)
     part.create()
-    part.publish(tmp_path / "a.png")
+    part.commit(tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

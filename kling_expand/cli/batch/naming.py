@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from urllib.parse import urlsplit
 
-from kling_expand.downloads.filenames import names
+from kling_expand.downloads.filenames import output_paths
 from kling_expand.errors import InvalidRequest
 from kling_expand.models import Image, Task
 
@@ -55,7 +55,7 @@ def _paths(index: int, name: str, target: str, n: int) -> set[str]:
     """Every path at which a picture of the photo may come to lie; only the service decides the format."""
     images = tuple(Image(number, "") for number in range(n))
     rehearsal = Task(f"task {index}", "succeed", external_task_id=f"external {index}", images=images)
-    found = names(rehearsal, target, name)
+    found = output_paths(rehearsal, target, name)
     return {
         _key(found.path(place, ending, watermark=mark))
         for place in range(n)

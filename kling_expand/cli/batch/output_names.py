@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
-from kling_expand.downloads.filenames import SUFFIXES, OutputPaths, names
+from kling_expand.downloads.filenames import SUFFIXES, OutputPaths, output_paths
 from kling_expand.models import Task
 
 
@@ -41,7 +41,7 @@ class Places:
         if candidate.casefold() in self._claimed:
             return False
         self._claimed.add(candidate.casefold())
-        if await asyncio.to_thread(_taken, names(task, self.target, candidate)):
+        if await asyncio.to_thread(_taken, output_paths(task, self.target, candidate)):
             self._claimed.discard(candidate.casefold())
             return False
         return True

@@ -25,7 +25,7 @@ from .events import Listener, Stats, StatsCollector
 from .geometry import Geometry
 from .jobs.admission import Admission, Job
 from .jobs.bulk import BoundedMap, Outcome, Requests
-from .jobs.future import ExpandResult, Save, TaskFuture
+from .jobs.future import ExpandResult, Save, TaskFuture, TaskRecord
 from .jobs.poll_schedule import AdaptiveSchedule, PollSchedule
 from .jobs.poller import Poller
 from .jobs.runner import Jobs
@@ -87,13 +87,13 @@ class KlingClient:
         self._lane = Flow()
         self._rng = rng = rng or Random()
         self._collector = StatsCollector(listener)
-        tell = self._collector.emit
+        emit = self._collector.emit
         self._session = session = Session(
-            settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, tell=tell
+            settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, emit=emit
         )
         reads = _Reads(session, dialect)
         self._poller = Poller(
-            reads, schedule or AdaptiveSchedule(rng), budget=settings.poll_timeout, tell=tell
+            reads, schedule or AdaptiveSchedule(rng), poll_timeout=settings.poll_timeout, emit=emit
         )
         self._journal: Journal | None = None  # one that is ours to open and close
         if isinstance(journal, str | os.PathLike):
@@ -104,7 +104,7 @@ class KlingClient:
         self._admission = admission = Admission(
             submitter, slots, self._ledger, budget=budget, upload_bytes=settings.upload_bytes, rng=rng
         )
-        self._jobs = Jobs(admission, submitter, self._poller, self._ledger, dialect=dialect, tell=tell)
+        self._jobs = Jobs(admission, submitter, self._poller, self._ledger, dialect=dialect, emit=emit)
         self._stack = AsyncExitStack()
         self._open = False
         self._saving: Save = self._save  # one for all results: each attribute access would make another
@@ -140,7 +140,9 @@ class KlingClient:
             try:
                 if wait:
                     await self._jobs.idle()
-                    await asyncio.gather(*(future.finished() for future in self._poller.open_futures()))
+                    await asyncio.gather(
+                        *(TaskFuture(record).finished() for record in self._poller.records())
+                    )
             finally:
                 running = await self._give_up()
         return running
@@ -150,9 +152,9 @@ class KlingClient:
         try:
             await self._jobs.close()
         finally:
-            running = self._poller.open_futures()
+            running = tuple(TaskFuture(record) for record in self._poller.records())
             for future in running:
-                future.fail(ClientClosed("the client was closed; the task goes on at the service"))
+                future.record.fail(ClientClosed("the client was closed; the task goes on at the service"))
         await self._jobs.noted()
         return running
 
@@ -234,15 +236,17 @@ class KlingClient:
         self._require_open()
         deadline_at = _until(self._deadline if deadline is None else deadline)
         async for known, request, source in self._ledger.unfinished():
+            if self._poller.registry.get(known.external_task_id) is not None:
+                continue  # this client follows it already
             yield self._start(known.external_task_id, request, deadline_at, known=known, name=_stem(source))
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
         """The future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`."""
         self._require_open()
         deadline_at = _until(self._deadline if deadline is None else deadline)
-        future = TaskFuture(any_id, deadline=deadline_at, result=self._result(None, deadline_at))
-        self._poller.watch(future, soon=True)
-        return future
+        record = TaskRecord(any_id, make_result=self._result(None, deadline_at))
+        self._poller.add(record, soon=True)
+        return TaskFuture(record, deadline_at=deadline_at)
 
     def receive(self, headers: Mapping[str, str], body: bytes) -> "WebhookEvent":
         """Take a callback: its raw *body* and its *headers*, names in any case.
@@ -251,7 +255,7 @@ class KlingClient:
         asked, so a forged one costs a read at most and delivers nothing. Raises `WebhookError`.
         """
         call = self._webhooks.parse(headers, body)
-        if call.doorbell or not self._poller.tell(call.task):
+        if call.doorbell or not self._poller.deliver(call.task):
             self._poller.poll_now(call.task.task_id)
         return call
 
@@ -325,11 +329,10 @@ class KlingClient:
     ) -> TaskFuture:
         files: list[Path] = []
         name = name or (_stem(request.image) if request else None)
-        future = TaskFuture(
-            any_id, deadline=deadline_at, result=self._result(request, deadline_at, name, files)
-        )
-        self._jobs.start(Job(request, future, flow, priority, known, files))
-        return future
+        record = TaskRecord(any_id, make_result=self._result(request, deadline_at, name, files))
+        job = record.job = Job(request, record, deadline_at, flow, priority, known, files)
+        self._jobs.start(job)
+        return TaskFuture(record, deadline_at=deadline_at)
 
     def _result(
         self,

@@ -27,6 +27,7 @@ class EventKind(StrEnum):
     LIST = "list"
     SUBMITTED = "submitted"  # a job began
     ACCEPTED = "accepted"  # the service has its task
+    MERGED = "merged"  # the job is the same as another of this client, which serves its futures
     ENDED = "ended"  # its task ended, well or badly
     FAILED = "failed"  # the job ended without an end of its task being known
 
@@ -119,7 +120,7 @@ class StatsCollector:
         counts = self._counts
         ended = counts[EventKind.ENDED]
         return Stats(
-            submitted=counts[EventKind.SUBMITTED],
+            submitted=counts[EventKind.SUBMITTED] - counts[EventKind.MERGED],
             waiting=waiting,
             running=running,
             succeeded=counts[Status.SUCCEED],

@@ -264,6 +264,6 @@ def test_results_and_futures_tell_the_same() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if name[0] != "_"}
 
-    of_the_loop = {"add_done_callback", "any_id", "deadline", "fail", "number", "observe", "rename"}
+    of_the_loop = {"add_done_callback", "any_id", "deadline_at", "number", "record"}
     assert public(kling_expand.TaskFuture) - public(TaskFuture) == of_the_loop
     assert public(kling_expand.ExpandResult) - public(ExpandResult) == {"name"}

@@ -124,10 +124,10 @@ class Session:
         http: aiohttp.ClientSession | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,
         rng: Random,
-        tell: Listener | None = None,
+        emit: Listener | None = None,
     ) -> None:
         self._settings = settings
-        self._tell = tell
+        self._emit = emit
         self._auth = auth
         self._own = http is None
         self._http = http
@@ -197,9 +197,9 @@ class Session:
             failure = error
             raise
         finally:
-            if self._tell is not None:
+            if self._emit is not None:
                 kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
-                self._tell(Event(kind, error=failure, seconds=loop.time() - began))
+                self._emit(Event(kind, error=failure, seconds=loop.time() - began))
 
     def _open(self, answer: Response, decode: Callable[[Response], T]) -> T:
         """Decode; after "too many requests" every caller waits as long as the service asks.

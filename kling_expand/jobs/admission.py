@@ -26,7 +26,7 @@ from kling_expand.errors import (
 from kling_expand.models import ExpandRequest, Task
 from kling_expand.store.ledger import JobRecord, Ledger, PreparedRequest
 
-from .future import TaskFuture
+from .future import TaskRecord
 from .scheduler import Flow, Slots, WeightedSemaphore
 from .submission import Submitter
 
@@ -35,10 +35,11 @@ logger = logging.getLogger(__name__)
 
 @define(eq=False, repr=False)
 class Job:
-    """One request on its way, and the future that hears of it. `known`: what a journal had of it."""
+    """One request on its way, and the record of its task. `known`: what a journal had of it."""
 
     request: ExpandRequest | None
-    future: TaskFuture
+    record: TaskRecord
+    deadline_at: float | None = None
     flow: Flow | None = None
     priority: int = 0
     known: JobRecord | None = None
@@ -135,7 +136,7 @@ class Admission:
         self, job: Job, known: JobRecord, body: Callable[[], Body], limit: asyncio.Timeout
     ) -> Task:
         """Create it once the account has room for it, by our count and by the service's."""
-        deadline = job.future.deadline
+        deadline = job.deadline_at
         limit.reschedule(deadline)
         pauses = retry_waits(self._rng)
         while True:

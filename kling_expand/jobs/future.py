@@ -1,8 +1,16 @@
-"""What is a task one can await? A `TaskFuture` is told the news; it never fetches any."""
+"""Task records and the futures that wait for them; nothing here fetches.
+
+One record per task holds what all its futures share:
+
+    poll, callback, store, create ──deliver──> TaskRecord ──> every TaskFuture, iterator and callback
+
+The registry finds the open records by either id. A record that turns out to be of a task already known
+is merged into the other one, so slots, statistics and learned durations are counted once per task.
+"""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,186 +76,348 @@ def failure(task: Task, external_task_id: str | None = None) -> TaskFailed:
     return kind(reason, task_id=task.task_id, external_task_id=task.external_task_id or external_task_id)
 
 
-def _result(task: Task) -> ExpandResult:
-    return ExpandResult(task)
+class TaskRecord:
+    """Everything known of one task, shared by all its futures.
+
+    `any_id` is an id that the service can be asked by: the task's own once known, before that the one
+    given. `number` is unique within the process; ids may change. `job` is what the runner keeps for a job
+    of this client, and None for a task that was attached. `error` says why no snapshot will follow.
+    """
+
+    __slots__ = (
+        "_callbacks", "_changed", "_given", "_merged", "_registry", "error", "job", "make_result", "number",
+        "task",
+    )  # fmt: skip
+
+    def __init__(
+        self, any_id: str, *, make_result: "Callable[[Task], ExpandResult] | None" = None, job: Any = None
+    ) -> None:
+        self.number = next(_numbers)
+        self.task: Task | None = None
+        self.error: KlingError | None = None
+        self.job = job
+        self.make_result = make_result
+        self._given = any_id
+        self._registry: TaskRegistry | None = None
+        self._merged: TaskRecord | None = None
+        self._changed: asyncio.Event | None = None
+        self._callbacks: tuple[tuple[Callable[[TaskFuture], object], TaskFuture], ...] = ()
+
+    def __repr__(self) -> str:
+        state = self.error.__class__.__name__ if self.error else self.task and self.task.task_status
+        return f"<TaskRecord {self.any_id} {state or 'not yet accepted'}>"
+
+    @property
+    def canonical(self) -> "TaskRecord":
+        """This record, or the one it was merged into."""
+        record = self
+        while record._merged is not None:
+            record = record._merged
+        return record
+
+    @property
+    def any_id(self) -> str:
+        """The task's id once known, before that the id given."""
+        return self.task.task_id if self.task else self._given
+
+    @property
+    def ids(self) -> set[str]:
+        """Every id the task is known by."""
+        ids = {self._given, self.any_id, self.external_task_id or ""}
+        return ids - {""}
+
+    @property
+    def task_id(self) -> str | None:
+        """The service's id, once the task is accepted."""
+        return self.task.task_id if self.task else None
+
+    @property
+    def external_task_id(self) -> str | None:
+        """The caller's id or the one the client made; None while neither is known."""
+        if self.task is not None:
+            return self.task.external_task_id or (self._given if self._given != self.task.task_id else None)
+        return self._given or None
+
+    def rename(self, external_task_id: str) -> None:
+        """Set the id of a job that was not sent yet."""
+        if self._registry is not None:
+            self._registry.forget_ids(self)
+        self._given = external_task_id
+        if self._registry is not None:
+            self._registry.changed(self)
+
+    def done(self) -> bool:
+        """Whether the end is known."""
+        return self.error is not None or (self.task is not None and self.task.status.final)
+
+    def deliver(self, task: Task) -> bool:
+        """Take a snapshot from a poll, a callback, the store or a create.
+
+        Old, repeated and foreign snapshots change nothing and return False, so sources need not agree.
+        """
+        if self.done() or (self.task and not _is_newer(self.task, task)):
+            return False
+        self.task = task
+        self._notify()
+        return True
+
+    def fail(self, error: KlingError) -> None:
+        """End every future of this record with *error*; no snapshot will follow."""
+        if not self.done():
+            error.task_id = error.task_id or self.task_id
+            error.external_task_id = error.external_task_id or self.external_task_id
+            self.error = error
+            self._notify()
+
+    def add_done_callback(self, callback: "Callable[[TaskFuture], object]", future: "TaskFuture") -> None:
+        """Call *callback* with *future* soon after the end."""
+        if self.done():
+            asyncio.get_running_loop().call_soon(callback, future)
+        else:
+            self._callbacks = (*self._callbacks, (callback, future))
+
+    async def wait_changed(self) -> None:
+        """Wait for the next snapshot, error or merge."""
+        event = self._changed = self._changed or asyncio.Event()
+        await event.wait()
+
+    def merge_into(self, other: "TaskRecord") -> None:
+        """Let *other* serve the futures of this record from now on."""
+        self._merged = other
+        callbacks, self._callbacks = self._callbacks, ()
+        for callback, future in callbacks:
+            other.add_done_callback(callback, future)
+        self._wake()
+
+    def _notify(self) -> None:
+        if self._registry is not None:
+            self._registry.changed(self)  # first, so that an awaiter that goes on finds its slot free
+        if self.done() and self._callbacks:
+            callbacks, self._callbacks = self._callbacks, ()
+            loop = asyncio.get_running_loop()
+            for callback, future in callbacks:
+                loop.call_soon(callback, future)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+
+class TaskRegistry:
+    """The open records of one client, found by either id.
+
+    `on_end` is called once with each record whose end becomes known, and `on_merge` with each record that
+    another one replaces; neither may raise.
+    """
+
+    def __init__(self) -> None:
+        self.on_end: list[Callable[[TaskRecord], object]] = []
+        self.on_merge: list[Callable[[TaskRecord], object]] = []
+        self._records: dict[TaskRecord, None] = {}
+        self._by_id: dict[str, TaskRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[TaskRecord]:
+        return iter(tuple(self._records))
+
+    def get(self, any_id: str) -> TaskRecord | None:
+        """The open record of the task with this id, or None."""
+        return self._by_id.get(any_id)
+
+    def add(self, record: TaskRecord) -> TaskRecord:
+        """Open *record*, or merge it into the open record of the same task; return the one that serves."""
+        record = record.canonical
+        if record not in self._records and not record.done():
+            self._records[record] = None
+            record._registry = self  # noqa: SLF001 - the two classes are one unit
+            self.changed(record)
+        return record.canonical
+
+    def forget_ids(self, record: TaskRecord) -> None:
+        """Stop finding *record* by its present ids."""
+        for any_id in record.ids:
+            if self._by_id.get(any_id) is record:
+                del self._by_id[any_id]
+
+    def changed(self, record: TaskRecord) -> None:
+        """Index the ids of *record*, or close it if its end is known."""
+        if record not in self._records:
+            return
+        if record.done():
+            self._close(record)
+            for hook in self.on_end:
+                hook(record)
+            return
+        for any_id in record.ids:
+            other = self._by_id.setdefault(any_id, record)
+            if other is not record:
+                # The record of a job of ours holds its slots, so it is the one that stays.
+                stays, goes = (record, other) if other.job is None and record.job else (other, record)
+                self._merge(goes, stays)
+                if goes is record:
+                    return
+
+    def _merge(self, goes: TaskRecord, stays: TaskRecord) -> None:
+        self._close(goes)
+        for any_id in goes.ids:
+            self._by_id.setdefault(any_id, stays)
+        goes.merge_into(stays)
+        for hook in self.on_merge:
+            hook(goes)
+        # A job whose create is under way learns of its task by the answer to that create.
+        if goes.task is not None and (stays.job is None or stays.task is not None):
+            stays.deliver(goes.task)
+
+    def _close(self, record: TaskRecord) -> None:
+        self._records.pop(record, None)
+        record._registry = None  # noqa: SLF001 - the two classes are one unit
+        self.forget_ids(record)
 
 
 class TaskFuture:
     """One task, for any number of awaiters, iterators and callbacks.
 
-    `await future` gives the `ExpandResult` or raises: `TaskFailed` when the job failed, any other
-    `KlingError` when the call did, `DeadlineExceeded` when *deadline* (loop time) passes first.
-    A deadline is no failure: an await begun after it has no bound, and the task goes on.
-    Cancelling an awaiter disturbs nobody else. `number` is its own within the process; ids may change.
+    `await future` returns the `ExpandResult` or raises: `TaskFailed` when the task failed, any other
+    `KlingError` when a call did, `DeadlineExceeded` when *deadline_at* (loop time) passes first.
+    A deadline is not a failure: the task goes on, and an await begun after the deadline has no bound.
+    Cancelling one awaiter affects no other.
     """
 
-    __slots__ = (
-        "__weakref__", "_bell", "_callbacks", "_error", "_given", "_result", "_task", "deadline", "number"
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_record", "deadline_at")
 
-    def __init__(
-        self,
-        any_id: str,
-        *,
-        deadline: float | None = None,
-        result: Callable[[Task], ExpandResult] = _result,
-    ) -> None:
-        self.deadline = deadline
-        self.number = next(_numbers)
-        self._given = any_id
-        self._result = result
-        self._task: Task | None = None
-        self._error: KlingError | None = None
-        self._bell: asyncio.Event | None = None
-        self._callbacks: tuple[Callable[[TaskFuture], object], ...] = ()
+    def __init__(self, record: TaskRecord | str, *, deadline_at: float | None = None) -> None:
+        self._record = TaskRecord(record) if isinstance(record, str) else record
+        self.deadline_at = deadline_at
 
     def __repr__(self) -> str:
-        state = self._error.__class__.__name__ if self._error else self._task and self._task.task_status
-        return f"<TaskFuture {self.any_id} {state or 'not yet accepted'}>"
+        return f"<TaskFuture{repr(self.record).removeprefix('<TaskRecord')}"
+
+    @property
+    def record(self) -> TaskRecord:
+        """The record shared by all futures of the task."""
+        if self._record._merged is not None:  # noqa: SLF001 - the two classes are one unit
+            self._record = self._record.canonical
+        return self._record
 
     @property
     def any_id(self) -> str:
-        """An id the service can be asked by: its own once known, before that the one given."""
-        return self._task.task_id if self._task else self._given
+        """An id the service can be asked by: the task's own once known, before that the one given."""
+        return self.record.any_id
+
+    @property
+    def number(self) -> int:
+        """The job's number, unique within the process."""
+        return self.record.number
 
     @property
     def task_id(self) -> str | None:
         """The service's id, once the task is accepted."""
-        return self._task.task_id if self._task else None
+        return self.record.task_id
 
     @property
     def external_task_id(self) -> str | None:
-        """Your id, or the one the client made; None while neither is known."""
-        if self._task is not None:
-            return self._task.external_task_id or (self._given if self._given != self._task.task_id else None)
-        return self._given or None
-
-    def rename(self, external_task_id: str) -> None:
-        """Set the id of a job that has not been sent yet."""
-        self._given = external_task_id
+        """The caller's id or the one the client made; None while neither is known."""
+        return self.record.external_task_id
 
     @property
     def task(self) -> Task | None:
         """The newest snapshot; None before the task is accepted."""
-        return self._task
+        return self.record.task
 
     @property
     def error(self) -> KlingError | None:
-        """Why no more news will come, if that is so. A failed *task* is in `task` instead."""
-        return self._error
+        """The exception that ended this future, or None. A failed task is reported by `task`."""
+        return self.record.error
 
     def done(self) -> bool:
         """Whether the end is known."""
-        return self._error is not None or (self._task is not None and self._task.status.final)
-
-    def observe(self, news: Task) -> bool:
-        """Take a snapshot from anyone: a poll, a webhook, a replayed journal.
-
-        Old, repeated or foreign news changes nothing (False), so reporters need not agree.
-        """
-        if self.done() or (self._task and not _is_news(self._task, news)):
-            return False
-        self._task = news
-        self._ring()
-        return True
-
-    def fail(self, error: KlingError) -> None:
-        """No more news will come, because of *error*."""
-        if not self.done():
-            error.task_id = error.task_id or self.task_id
-            error.external_task_id = error.external_task_id or self.external_task_id
-            self._error = error
-            self._ring()
+        return self.record.done()
 
     def add_done_callback(self, callback: Callable[["TaskFuture"], object]) -> None:
-        """Have *callback* called with this future soon after it is done."""
-        if self.done():
-            asyncio.get_running_loop().call_soon(callback, self)
-        else:
-            self._callbacks = (*self._callbacks, callback)
+        """Call *callback* with this future soon after it is done."""
+        self.record.add_done_callback(callback, self)
 
     async def accepted(self) -> Task:
-        """Wait until the service has the task; its newest snapshot. Raises why it never will, or
-        `DeadlineExceeded`.
+        """Wait until the service has accepted the task and return its newest snapshot.
+
+        Raises:
+            KlingError: the job was refused, or its create could not be settled.
+            DeadlineExceeded: the deadline passed first.
         """
-        deadline_at = self._deadline_at()
-        while self._task is None:
-            if self._error is not None:
-                raise self._error
-            await self._news(deadline_at)
-        return self._task
+        deadline_at = self._wait_until()
+        while self.task is None:
+            if self.error is not None:
+                raise self.error
+            await self._wait_changed(deadline_at)
+        return self.task
 
     async def finished(self, *, within: float | None = None) -> bool:
-        """Wait until done, at most *within* seconds; say whether it is."""
+        """Wait until done, at most *within* seconds, and return whether it is."""
         try:
             async with asyncio.timeout(within):
                 while not self.done():
-                    await self._news()
+                    await self._wait_changed()
         except TimeoutError:
             pass
         return self.done()
 
     async def __aiter__(self) -> AsyncIterator[Task]:
-        """Each newest snapshot, the last one included; a slow reader does not see those between.
+        """Yield each newest snapshot up to the last; a slow reader does not see those between.
 
-        Raises what `await` would, except for a failed task: that is its last snapshot.
+        Raises what `await` raises, except for a failed task: that is the last snapshot.
         """
         seen: Task | None = None
-        deadline_at = self._deadline_at()
+        deadline_at = self._wait_until()
         while True:
-            if self._task is not None and self._task is not seen:
-                seen = self._task
+            if self.task is not None and self.task is not seen:
+                seen = self.task
                 yield seen
-            elif self._error is not None:
-                raise self._error
+            elif self.error is not None:
+                raise self.error
             elif self.done():
                 return
             else:
-                await self._news(deadline_at)
+                await self._wait_changed(deadline_at)
 
     def __await__(self) -> Generator[Any, None, ExpandResult]:
         return self._outcome().__await__()
 
     async def _outcome(self) -> ExpandResult:
-        deadline_at = self._deadline_at()
+        deadline_at = self._wait_until()
         while not self.done():
-            await self._news(deadline_at)
-        if self._task is None or self._error is not None:
-            raise self._error or KlingError("done without news")
-        if self._task.status is Status.FAILED:
-            raise failure(self._task, self.external_task_id)
-        return self._result(self._task)
+            await self._wait_changed(deadline_at)
+        record = self.record
+        if record.task is None or record.error is not None:
+            raise record.error or KlingError("the future is done without a snapshot")
+        if record.task.status is Status.FAILED:
+            raise failure(record.task, record.external_task_id)
+        return record.make_result(record.task) if record.make_result else ExpandResult(record.task)
 
-    def _deadline_at(self) -> float | None:
-        """The deadline of a wait that begins now."""
-        passed = self.deadline is not None and self.deadline <= asyncio.get_running_loop().time()
-        return None if passed else self.deadline
+    def _wait_until(self) -> float | None:
+        """Return the deadline of a wait that begins now: none if it has passed already."""
+        passed = self.deadline_at is not None and self.deadline_at <= asyncio.get_running_loop().time()
+        return None if passed else self.deadline_at
 
-    async def _news(self, deadline_at: float | None = None) -> None:
-        """Wait until something changes. Raises `DeadlineExceeded` where nothing has by *deadline_at*."""
-        bell = self._bell = self._bell or asyncio.Event()
+    async def _wait_changed(self, deadline_at: float | None = None) -> None:
+        """Wait for a change. Raise `DeadlineExceeded` where none has come by *deadline_at*."""
+        record, task = self.record, self.task
         try:
             async with asyncio.timeout_at(deadline_at):
-                await bell.wait()
+                await record.wait_changed()
         except TimeoutError:
-            if not bell.is_set():
-                outlook = "the task goes on" if self._task else "whether a task came of it is not known yet"
-                raise DeadlineExceeded(
-                    f"time is up; {outlook}, and can be awaited again",
-                    task_id=self.task_id,
-                    external_task_id=self.external_task_id,
-                ) from None
-
-    def _ring(self) -> None:
-        if self.done() and self._callbacks:  # before any awaiter goes on, so that it finds its slot free
-            callbacks, self._callbacks = self._callbacks, ()
-            loop = asyncio.get_running_loop()
-            for callback in callbacks:
-                loop.call_soon(callback, self)
-        if self._bell is not None:
-            self._bell.set()
-            self._bell = None
+            if self.done() or self.task is not task or self.record is not record:
+                return
+            outlook = "the task goes on" if task else "whether a task was created is not known yet"
+            raise DeadlineExceeded(
+                f"time is up; {outlook}, and the future can be awaited again",
+                task_id=self.task_id,
+                external_task_id=self.external_task_id,
+            ) from None
 
 
-def _is_news(known: Task, news: Task) -> bool:
-    return news.task_id == known.task_id and news.status in NEXT[known.status]
+def _is_newer(known: Task, task: Task) -> bool:
+    return task.task_id == known.task_id and task.status in NEXT[known.status]

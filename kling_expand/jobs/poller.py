@@ -17,9 +17,8 @@ from kling_expand.errors import APIError, KlingError, RateLimited, TaskNotFound
 from kling_expand.events import Event, EventKind, Listener
 from kling_expand.models import Task
 
-from .future import TaskFuture
+from .future import TaskRecord, TaskRegistry
 from .poll_schedule import PollSchedule
-from .watched import PolledTask, TaskRegistry
 
 READS = 16  # single reads under way at once
 UNSEEN = 30.0  # seconds a task may be unknown to the service before that is believed
@@ -48,29 +47,52 @@ class Reads(Protocol):
         ...
 
 
-class Poller:
-    """Polls open tasks when *schedule* says, and outlives passing failures for *budget* seconds.
+class PolledTask:
+    """One open record in the poll loop: when it began, was last answered for, and is due."""
 
-    If the loop itself breaks, every open future fails with what broke it.
+    __slots__ = ("answered_at", "began_at", "due_at", "listed", "record", "serial", "stale")
+
+    def __init__(self, record: TaskRecord, serial: int, now: float) -> None:
+        self.record = record
+        self.serial = serial
+        self.began_at = self.answered_at = now
+        self.listed: bool | None = None  # whether lists show it; None before one has been asked
+        self.due_at: float | None = inf  # of a single read: inf while lists serve, None while it is under way
+        self.stale = False  # whether the read under way may carry what was true before a callback
+
+
+class Poller:
+    """Polls open tasks when *schedule* says, and outlives passing failures for *poll_timeout* seconds.
+
+    Every snapshot is delivered to the task's record in the *registry*.
     """
 
     def __init__(
-        self, reads: Reads, schedule: PollSchedule, *, budget: float = 900.0, tell: Listener | None = None
+        self,
+        reads: Reads,
+        schedule: PollSchedule,
+        *,
+        registry: TaskRegistry | None = None,
+        poll_timeout: float = 900.0,
+        emit: Listener | None = None,
     ) -> None:
+        self.registry = TaskRegistry() if registry is None else registry
+        self.registry.on_end.append(self._ended)
+        self.registry.on_merge.append(self._merged)
         self._reads = reads
-        self._tell = tell
+        self._emit = emit
         self._schedule = schedule
-        self._budget = budget
-        self._open = TaskRegistry()
-        self._forget_it = self._forget  # one for all: each attribute access would make another
+        self._poll_timeout = poll_timeout
+        self._open: dict[TaskRecord, PolledTask] = {}
+        self._added = 0  # tasks so far
         self._heap: list[tuple[float, int, PolledTask]] = []
-        self._bell = asyncio.Event()
-        self._places = asyncio.Semaphore(READS)
+        self._wake = asyncio.Event()
+        self._read_slots = asyncio.Semaphore(READS)
         self._running: set[asyncio.Task[None]] = set()
         self._list = _ListTrust()
-        self._sweep_at = inf  # when lists are read next
-        self._swept = False  # whether any task relies on that
-        self._crowd = 0.0  # tasks that lately shared a look
+        self._list_due_at = inf
+        self._lists_serve = False  # whether any task relies on lists
+        self._smoothed_listed = 0.0  # tasks that lately shared a list read
 
     async def __aenter__(self) -> Self:
         self._start(self._run())
@@ -87,101 +109,122 @@ class Poller:
     def __len__(self) -> int:
         return len(self._open)
 
-    def open_futures(self) -> tuple[TaskFuture, ...]:
-        """What is being watched."""
-        return self._open.futures()
+    def records(self) -> tuple[TaskRecord, ...]:
+        """The records of all polled tasks."""
+        return tuple(self._open)
 
-    def watch(self, future: TaskFuture, *, soon: bool = False) -> None:
-        """Look at this task from now on, at once if *soon*."""
-        if future.done() or future in self._open:
+    def add(self, record: TaskRecord, *, soon: bool = False) -> None:
+        """Poll this task from now on, at once if *soon*."""
+        record = self.registry.add(record)
+        if record.done() or record in self._open:
             return
         now = asyncio.get_running_loop().time()
-        entry = self._open.add(future, now)
+        self._added += 1
+        entry = self._open[record] = PolledTask(record, self._added, now)
         share = _worth(len(self._open)) / len(self._open) if self._sharing() else 1.0
         first = 0.0 if soon else self._schedule.wait([0.0], share)
-        future.add_done_callback(self._forget_it)
         self._push(entry, now + first)
 
     def poll_now(self, any_id: str) -> bool:
-        """Read a task now, because somebody says there is news; True if it is one of ours.
+        """Read a task now because a callback says that it changed; True if it is one of ours.
 
-        However often that is said, no more than one such read is under way.
+        However often that is called, one read is under way and at most one follows it.
         """
-        entry = self._open.get(any_id)
-        if entry is not None and entry.due is not None:
-            entry.due = None
-            self._start(self._look_at(entry))
-        return entry is not None
+        entry = self._find(any_id)
+        if entry is None:
+            return False
+        if entry.due_at is None:
+            entry.stale = True
+        else:
+            entry.due_at = None
+            self._start(self._read_soon(entry))
+        return True
 
-    def tell(self, news: Task) -> bool:
-        """Pass on a snapshot that somebody else was given; True if it is of one of ours."""
-        entries = self._open.named(news.task_id)
-        for entry in entries:
-            entry.future.observe(news)
-        return bool(entries)
+    def deliver(self, task: Task) -> bool:
+        """Pass on a snapshot that came by a callback; True if it is of one of ours."""
+        record = self.registry.get(task.task_id)
+        if record is None or record not in self._open:
+            return False
+        record.deliver(task)
+        return True
 
     # ------------------------------------------------------------------ within
 
-    def _push(self, entry: PolledTask, due: float) -> None:
-        entry.due = due
-        heapq.heappush(self._heap, (due, entry.serial, entry))
-        self._bell.set()
+    def _find(self, any_id: str) -> PolledTask | None:
+        """Return the polled task with this id, or None."""
+        record = self.registry.get(any_id)
+        return self._open.get(record) if record else None
 
-    def _forget(self, future: TaskFuture) -> None:
-        entry = self._open.remove(future)
+    def _push(self, entry: PolledTask, due_at: float) -> None:
+        entry.due_at = due_at
+        heapq.heappush(self._heap, (due_at, entry.serial, entry))
+        self._wake.set()
+
+    def _merged(self, record: TaskRecord) -> None:
+        """Leave a record that another one replaced."""
+        self._open.pop(record, None)
+
+    def _ended(self, record: TaskRecord) -> None:
+        """Leave a record whose end is known, and learn from it."""
+        entry = self._open.pop(record, None)
         if len(self._open) == 1:
-            self._bell.set()  # the last one is read by itself
-        task = entry.future.task
-        if task is not None and task.status.final:
-            seen = asyncio.get_running_loop().time() - entry.began
+            self._wake.set()  # the last one is read by itself
+        task = record.task
+        if task is None or not task.status.final:
+            return
+        ids = record.external_task_id, task
+        if entry is None:
+            event = Event(EventKind.ENDED, *ids, number=record.number)
+        else:
+            seen = asyncio.get_running_loop().time() - entry.began_at
             took = _duration(task, seen)
             self._schedule.learn(took)
-            if self._tell is not None:
-                late = max(0.0, seen - took)
-                ids = future.external_task_id, task
-                self._tell(Event(EventKind.ENDED, *ids, seconds=took, latency=late, number=future.number))
+            late = max(0.0, seen - took)
+            event = Event(EventKind.ENDED, *ids, seconds=took, latency=late, number=record.number)
+        if self._emit is not None:
+            self._emit(event)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            due = self._take_due(loop.time())
+            due = self._pop_due(loop.time())
             fresh = any(entry.listed is None for entry in due)
-            if self._sharing() and (fresh or self._sweep_at <= loop.time()):
-                due = await self._sweep(due)
-            if self._swept and not self._sharing():
-                self._part()
+            if self._sharing() and (fresh or self._list_due_at <= loop.time()):
+                due = await self._poll_lists(due)
+            if self._lists_serve and not self._sharing():
+                self._leave_lists()
             for entry in due:
-                await self._places.acquire()
-                self._start(self._look(entry))
-            await self._rest()
+                await self._read_slots.acquire()
+                self._start(self._read(entry))
+            await self._sleep()
 
     def _sharing(self) -> bool:
         """Whether one look at a list may tell of several tasks."""
         return len(self._open) > 1 and self._list.trusted(asyncio.get_running_loop().time())
 
-    async def _rest(self) -> None:
+    async def _sleep(self) -> None:
         """Sleep until something is due, or a change may make something else the earliest."""
-        due = min(self._sweep_at, self._heap[0][0] if self._heap else inf)
-        self._bell.clear()
+        due = min(self._list_due_at, self._heap[0][0] if self._heap else inf)
+        self._wake.clear()
         try:
             async with asyncio.timeout_at(None if due == inf else due):
-                await self._bell.wait()
+                await self._wake.wait()
         except TimeoutError:
             pass
 
-    def _take_due(self, now: float) -> list[PolledTask]:
+    def _pop_due(self, now: float) -> list[PolledTask]:
         """What is to be looked at by itself now."""
         taken = []
         while self._heap and self._heap[0][0] <= now:
             due, _, entry = heapq.heappop(self._heap)
-            if due == entry.due and not entry.future.done():  # otherwise ended, hurried or listed meanwhile
-                entry.due = None
+            if due == entry.due_at and entry.record in self._open:  # else it ended or is read otherwise
+                entry.due_at = None
                 taken.append(entry)
         return taken
 
-    async def _sweep(self, due: list[PolledTask]) -> list[PolledTask]:
+    async def _poll_lists(self, due: list[PolledTask]) -> list[PolledTask]:
         """Read list pages for all open tasks; those of the *due* that they did not show."""
-        hoped = (entry for entry in self._open if entry.listed is not False)
+        hoped = (entry for entry in self._open.values() if entry.listed is not False)
         asked, urgent = dict.fromkeys((*due, *hoped)), set(due)
         missing = dict(asked)
         try:
@@ -193,21 +236,25 @@ class Poller:
         absent = [] if limited else [entry for entry in missing if entry.listed or entry in urgent]
         for entry in absent:
             entry.listed = False
-            if entry.due == inf:
+            if entry.due_at == inf:
                 self._again(entry)
         for entry in due:
             if limited or entry not in missing:
                 self._again(entry)
         self._list.showed(len(asked) - len(missing), len(absent), now)
-        ages = [now - entry.began for entry in self._open if entry.listed]
-        self._crowd = max(float(len(ages)), FADING * self._crowd)
-        self._sweep_at = now + self._schedule.wait(ages, pages * _worth(self._crowd)) if ages else inf
-        self._swept = True
+        ages = [now - entry.began_at for entry in self._open.values() if entry.listed]
+        self._smoothed_listed = max(float(len(ages)), FADING * self._smoothed_listed)
+        price = pages * _worth(self._smoothed_listed)
+        self._list_due_at = now + self._schedule.wait(ages, price) if ages else inf
+        self._lists_serve = True
         return [] if limited else [entry for entry in due if entry in missing]
 
     def _silent(self, entries: Iterable[PolledTask]) -> bool:
         """Whether nothing was heard of one of these for longer than may be."""
-        return asyncio.get_running_loop().time() - min(entry.good for entry in entries) >= self._budget
+        return (
+            asyncio.get_running_loop().time() - min(entry.answered_at for entry in entries)
+            >= self._poll_timeout
+        )
 
     async def _read_pages(self, missing: dict[PolledTask, None]) -> int:
         """Tell the futures what list pages show, and take them out of *missing*; how many pages were read.
@@ -215,9 +262,7 @@ class Poller:
         Raises `RateLimited`.
         """
         # In a list that begins with the newest, the oldest of these stands behind all that came after it.
-        size = min(
-            max(LEAST_PAGE, SPARE + self._open.so_far - min(entry.serial for entry in missing)), MOST_PAGE
-        )
+        size = min(max(LEAST_PAGE, SPARE + self._added - min(entry.serial for entry in missing)), MOST_PAGE)
         for number in count(1):
             try:
                 shown, last = await self._reads.page(number, size, self._status)
@@ -225,11 +270,12 @@ class Poller:
                 raise
             except KlingError:
                 break
-            for task_id, news in shown.items():
-                for entry in self._open.named(task_id):
-                    self._heard(entry, news)
+            for task_id, task in shown.items():
+                entry = self._find(task_id)
+                if entry is not None:
+                    self._deliver(entry, task)
                     entry.listed = True
-                    entry.due = entry.due and inf  # unless it is being read singly just now
+                    entry.due_at = entry.due_at and inf  # unless it is being read singly just now
                     missing.pop(entry, None)
             # A page with none of ours ends the search, and so does one page more than there are single
             # reads to be saved.
@@ -237,57 +283,57 @@ class Poller:
                 break
         return number
 
-    def _part(self) -> None:
+    def _leave_lists(self) -> None:
         """Have each task read by itself again."""
-        self._sweep_at, self._swept = inf, False
-        for entry in self._open:
+        self._list_due_at, self._lists_serve = inf, False
+        for entry in self._open.values():
             entry.listed = None
-            if entry.due == inf:
+            if entry.due_at == inf:
                 self._again(entry)
 
-    async def _look_at(self, entry: PolledTask) -> None:
-        await self._places.acquire()
-        await self._look(entry)
+    async def _read_soon(self, entry: PolledTask) -> None:
+        await self._read_slots.acquire()
+        await self._read(entry)
 
-    async def _look(self, entry: PolledTask) -> None:
+    async def _read(self, entry: PolledTask) -> None:
         """Read one task; a place for it is held."""
         hint = None
+        entry.stale = False
         try:
-            self._heard(entry, await self._reads.one(entry.future.any_id))
+            self._deliver(entry, await self._reads.one(entry.record.any_id))
         except KlingError as error:
             hint = error.retry_after if isinstance(error, APIError) else None
-            silence = asyncio.get_running_loop().time() - entry.good
-            if not _may_pass(error, silence, self._budget):
-                entry.future.fail(error)
+            silence = asyncio.get_running_loop().time() - entry.answered_at
+            if not _may_pass(error, silence, self._poll_timeout):
+                entry.record.fail(error)
         finally:
-            self._places.release()
+            self._read_slots.release()
         self._again(entry, hint)
 
     def _status(self, task_id: str) -> str | None:
         """The status last heard of: None if the task is not ours, nothing if it must be told anyway."""
-        entry = self._open.get(task_id)
+        entry = self._find(task_id)
         if entry is None:
             return None
-        task = entry.future.task
-        return task.task_status if task and not entry.twin else ""
+        task = entry.record.task
+        return task.task_status if task else ""
 
-    def _heard(self, entry: PolledTask, news: Task | None) -> None:
-        """Good news, even if nothing is new in it."""
-        entry.good = asyncio.get_running_loop().time()
-        if news is None:
-            return
-        entry.future.observe(news)
-        if not entry.future.done():
-            self._open.rename(entry)
+    def _deliver(self, entry: PolledTask, task: Task | None) -> None:
+        """Take a good answer, even if nothing changed (None)."""
+        entry.answered_at = asyncio.get_running_loop().time()
+        if task is not None:
+            entry.record.deliver(task)
 
     def _again(self, entry: PolledTask, hint: float | None = None) -> None:
         """Look at it by itself when its pace or the service says, if lists do not serve it."""
-        if entry.future.done():
+        if entry.record not in self._open:
             return
         now = asyncio.get_running_loop().time()
-        entry.due = inf
-        if not entry.listed:
-            self._push(entry, now + max(hint or 0.0, self._schedule.wait([now - entry.began])))
+        entry.due_at = inf
+        if entry.stale:
+            self._push(entry, now)
+        elif not entry.listed:
+            self._push(entry, now + max(hint or 0.0, self._schedule.wait([now - entry.began_at])))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="kling-expand poll")
@@ -298,10 +344,10 @@ class Poller:
         self._running.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        for future in self.open_futures():  # a bug here must not leave anybody waiting for ever
+        for record in self.records():  # a bug here must not leave a caller waiting for ever
             broken = KlingError(f"the poll loop broke: {error!r}")
             broken.__cause__ = error
-            future.fail(broken)
+            record.fail(broken)
 
 
 class _ListTrust:

@@ -19,7 +19,7 @@ from kling_expand.models import Dialect, ExpandRequest, Status, Task, resolve_ge
 from kling_expand.store.ledger import Identity, JobRecord, Ledger, PreparedRequest
 
 from .admission import Admission, Job
-from .future import TaskFuture
+from .future import TaskFuture, TaskRecord
 from .poller import Poller
 from .submission import Submitter
 
@@ -39,18 +39,17 @@ class Jobs:
         ledger: Ledger,
         *,
         dialect: Dialect,
-        tell: Listener,
+        emit: Listener,
     ) -> None:
         self._admission = admission
         self._submitter = submitter
         self._poller = poller
         self._ledger = ledger
         self._dialect = dialect
-        self._tell = tell
-        self._jobs: dict[TaskFuture, Job] = {}
-        self._taken: dict[TaskFuture, Job] = {}  # jobs with a task
-        # One for all futures: each attribute access would make another.
-        self._failed_it, self._over_it = self._failed, self._over
+        self._emit = emit
+        self._registry = poller.registry
+        self._registry.on_end.insert(0, self._ended)  # slots are free before the end is emitted
+        self._jobs: dict[TaskRecord, Job] = {}  # without a task yet
         self._turns: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
         self._notes: set[asyncio.Task[None]] = set()
 
@@ -58,16 +57,16 @@ class Jobs:
         return len(self._jobs)
 
     def start(self, job: Job) -> None:
-        """Begin with *job*; its future hears of everything that comes of it."""
-        self._jobs[job.future] = job
-        self._say(EventKind.SUBMITTED, job.future)
-        job.future.add_done_callback(self._failed_it)
+        """Begin with *job*; its record receives everything that comes of it."""
+        self._jobs[job.record] = job
+        self._registry.add(job.record)
+        self._event(EventKind.SUBMITTED, job.record)
         job.runner = asyncio.create_task(self._see_through(job))
         job.runner.add_done_callback(lambda _: self._ran(job))
 
     def cancel(self, future: TaskFuture) -> bool:
         """Take a job back if nothing was sent for it yet; say whether that was so."""
-        job = self._jobs.get(future)
+        job = self._jobs.get(future.record)
         return job is not None and job.runner is not None and not job.leaving and job.runner.cancel()
 
     async def idle(self) -> None:
@@ -77,8 +76,9 @@ class Jobs:
 
     async def close(self) -> None:
         """Take back what was not sent, and give what is under way a moment to be answered."""
-        for future in tuple(self._jobs):
-            self.cancel(future)
+        for job in tuple(self._jobs.values()):
+            if job.runner is not None and not job.leaving:
+                job.runner.cancel()
         runners = [job.runner for job in self._jobs.values() if job.runner]
         if not runners:
             return
@@ -98,31 +98,31 @@ class Jobs:
     # ------------------------------------------------------------------ one job
 
     async def _see_through(self, job: Job) -> None:
-        future = job.future
+        record = job.record
         try:
-            async with asyncio.timeout_at(future.deadline) as limit:
+            async with asyncio.timeout_at(job.deadline_at) as limit:
                 if job.known is None and job.request is not None:
                     await self._submit(job, job.request, limit)
                 else:
-                    await self._resume(job, job.known or JobRecord(future.any_id), limit)
+                    await self._resume(job, job.known or JobRecord(record.any_id), limit)
         except KlingError as error:
-            future.fail(error)
+            record.fail(error)
         except TimeoutError:
-            future.fail(_late(job))
+            record.fail(_late(job))
         except asyncio.CancelledError:
-            future.fail(_cancelled(job))
+            record.fail(_cancelled(job))
         except Exception as error:  # noqa: BLE001 - a bug here must not leave anybody waiting for ever
             broken = KlingError(f"submitting broke: {error!r}")
             broken.__cause__ = error
-            future.fail(broken)
+            record.fail(broken)
         finally:
-            self._jobs.pop(future, None)
+            self._jobs.pop(record, None)
 
     def _ran(self, job: Job) -> None:
         """The runner has ended, perhaps without ever having begun."""
         job.runner = None  # it would be kept as long as the task is open, and weighs as much as all the rest
-        if self._jobs.pop(job.future, None):
-            job.future.fail(_cancelled(job))
+        if self._jobs.pop(job.record, None):
+            job.record.fail(_cancelled(job))
 
     async def _resume(self, job: Job, known: JobRecord, limit: asyncio.Timeout) -> None:
         """Go on with a job of the journal. Its photo is needed only where there may be no task of it."""
@@ -142,7 +142,7 @@ class Jobs:
         order = PreparedRequest(request, photo, resolve_geometry(request, self._dialect, photo.dimensions))
         identity = self._ledger.identify(order)
         if identity is None:
-            known = JobRecord(job.future.any_id)
+            known = JobRecord(job.record.any_id)
             self._take_up(job, known, await self._admission.create(job, known, order, limit))
             return
         if job.known and job.known.digest != identity.digest:
@@ -162,7 +162,10 @@ class Jobs:
         while True:
             attempt += 1
             known = await self._ledger.intend(identity, order, attempt)
-            job.future.rename(known.external_task_id)
+            job.record.rename(known.external_task_id)
+            if job.record.canonical is not job.record:
+                self._event(EventKind.MERGED, job.record)
+                return
             job.doubtful = known.doubtful
             task = known.task or await self._admission.create(job, known, order, limit)
             if known.task is not None or not job.earlier or task.status is not Status.FAILED:
@@ -174,7 +177,7 @@ class Jobs:
         """Go on with a job whose photo is not needed, or cannot be had again because of *error*."""
         task = known.task
         if task is None and known.doubtful:
-            task = await self._submitter.find(known.external_task_id, job.future.deadline)
+            task = await self._submitter.find(known.external_task_id, job.deadline_at)
             job.doubtful = task is not None
         if task is None:
             raise error or NotSubmitted(
@@ -185,31 +188,28 @@ class Jobs:
 
     def _take_up(self, job: Job, known: JobRecord, task: Task) -> None:
         """There is a task: tell its future, and watch it until its end."""
-        future = job.future
+        record = job.record
         job.files.extend(known.files)
+        job.external_task_id = known.external_task_id
         if not task.status.final:
             self._admission.run(job)
-        future.observe(task)
-        self._say(EventKind.ACCEPTED, future)
-        if future.done():  # it had ended before
-            self._say(EventKind.ENDED, future)
-        job.external_task_id = known.external_task_id
-        self._taken[future] = job
-        future.add_done_callback(self._over_it)
-        self._poller.watch(future, soon=job.known is not None)
+        self._event(EventKind.ACCEPTED, record, task)
+        record.deliver(task)
+        self._poller.add(record, soon=job.known is not None)
 
     # ------------------------------------------------------------------ its end
 
-    def _failed(self, future: TaskFuture) -> None:
-        if future.error is not None:
-            self._say(EventKind.FAILED, future)
+    def _event(self, kind: EventKind, record: TaskRecord, task: Task | None = None) -> None:
+        error = record.error
+        self._emit(Event(kind, record.external_task_id, task or record.task, error, number=record.number))
 
-    def _say(self, kind: EventKind, future: TaskFuture) -> None:
-        self._tell(Event(kind, future.external_task_id, future.task, future.error, number=future.number))
-
-    def _over(self, future: TaskFuture) -> None:
-        job = self._taken.pop(future)
-        task = future.task
+    def _ended(self, record: TaskRecord) -> None:
+        """Release what the job of *record* held, and write its end down."""
+        job, task = record.job, record.task
+        if job is None:
+            return
+        if record.error is not None:
+            self._event(EventKind.FAILED, record)
         self._admission.free(job)
         if task is None or not task.status.final:
             return

@@ -22,7 +22,7 @@ from kling_expand.errors import (
     TaskFailed,
     TaskModerated,
 )
-from kling_expand.jobs.future import ExpandResult, TaskFuture, failure
+from kling_expand.jobs.future import ExpandResult, TaskFuture, TaskRecord, failure
 from kling_expand.models import NEXT, Image, Status, Task
 from kling_expand.testing import run, virtual_time
 
@@ -76,7 +76,7 @@ def test_any_order_of_news_ends_in_the_same_state(told: list[Task], chance: Any)
         chance.shuffle(told)
         for task in told:
             known = future.task
-            if future.observe(task):
+            if future.record.deliver(task):
                 steps.append(task.status)
             else:
                 assert future.task is known
@@ -94,8 +94,8 @@ def test_repeated_news_is_no_news(told: list[Task]) -> None:
     async def check() -> None:
         future = TaskFuture("dog")
         for task in told:
-            future.observe(task)
-            assert future.observe(copy.copy(task)) is False
+            future.record.deliver(task)
+            assert future.record.deliver(copy.copy(task)) is False
 
     run(check())
 
@@ -104,8 +104,8 @@ def test_repeated_news_is_no_news(told: list[Task]) -> None:
 async def test_foreign_news_is_ignored() -> None:
     """A snapshot of another task changes nothing."""
     future = TaskFuture("dog")
-    future.observe(PROCESSING)
-    assert future.observe(evolve(SUCCEED, task_id="2")) is False
+    future.record.deliver(PROCESSING)
+    assert future.record.deliver(evolve(SUCCEED, task_id="2")) is False
     assert future.task == PROCESSING
 
 
@@ -113,16 +113,16 @@ async def test_foreign_news_is_ignored() -> None:
 async def test_the_end_is_the_end() -> None:
     """Neither news nor failure changes an outcome that was given to somebody."""
     future = TaskFuture("dog")
-    future.observe(SUCCEED)
-    assert future.observe(FAILED) is False
-    future.fail(KlingError("too late"))
+    future.record.deliver(SUCCEED)
+    assert future.record.deliver(FAILED) is False
+    future.record.fail(KlingError("too late"))
     assert future.error is None
     assert (await future).task == SUCCEED
 
     lost = TaskFuture("dog")
-    lost.fail(SubmissionUnknown("nobody knows"))
-    assert lost.observe(SUCCEED) is False
-    lost.fail(KlingError("again"))
+    lost.record.fail(SubmissionUnknown("nobody knows"))
+    assert lost.record.deliver(SUCCEED) is False
+    lost.record.fail(KlingError("again"))
     with pytest.raises(SubmissionUnknown):
         await lost
 
@@ -132,10 +132,10 @@ async def test_an_undocumented_word_ends_nothing() -> None:
     """A wait goes on over words that nobody has documented."""
     future = TaskFuture("dog")
     waiting = await soon(outcome(future))
-    future.observe(STRANGE)
+    future.record.deliver(STRANGE)
     await asyncio.sleep(1)
     assert not waiting.done()
-    future.observe(evolve(SUCCEED, task_status="succeeded"))
+    future.record.deliver(evolve(SUCCEED, task_status="succeeded"))
     assert (await waiting).task.status is Status.SUCCEED
 
 
@@ -154,7 +154,7 @@ def test_cancelling_one_disturbs_no_other(victim: int, told: list[Task]) -> None
         waiting += [await soon(read(future)) for _ in range(5)]
         waiting[victim].cancel()
         for task in [*told, SUCCEED]:
-            future.observe(task)
+            future.record.deliver(task)
             await asyncio.sleep(1)
         end = FAILED if FAILED in told else SUCCEED
         ended: list[Any] = await asyncio.gather(*waiting, return_exceptions=True)
@@ -177,7 +177,7 @@ async def test_it_can_be_awaited_again() -> None:
     """Before and after the end, as often as one likes."""
     future = TaskFuture("dog")
     early = await soon(outcome(future))
-    future.observe(SUCCEED)
+    future.record.deliver(SUCCEED)
     assert await early == await future == await future
     assert await read(future) == await read(future) == [SUCCEED]
 
@@ -190,14 +190,14 @@ async def test_a_slow_reader_sees_the_newest() -> None:
     async for task in future_told(future):
         seen.append(task)
         if len(seen) == 1:
-            future.observe(PROCESSING)
-            future.observe(SUCCEED)
+            future.record.deliver(PROCESSING)
+            future.record.deliver(SUCCEED)
     assert seen == [SUBMITTED, SUCCEED]
 
 
 def future_told(future: TaskFuture) -> TaskFuture:
     """The future, after its first news."""
-    future.observe(SUBMITTED)
+    future.record.deliver(SUBMITTED)
     return future
 
 
@@ -207,7 +207,7 @@ async def test_a_quick_reader_sees_all() -> None:
     future = TaskFuture("dog")
     reading = await soon(read(future))
     for task in (SUBMITTED, SUBMITTED, PROCESSING, FAILED):
-        future.observe(task)
+        future.record.deliver(task)
         await asyncio.sleep(1)
     assert await reading == [SUBMITTED, PROCESSING, FAILED]
 
@@ -216,8 +216,8 @@ async def test_a_quick_reader_sees_all() -> None:
 async def test_an_iteration_raises_what_ends_it() -> None:
     """After the last snapshot there was; a failed task is a snapshot and no error."""
     future = TaskFuture("dog")
-    future.observe(PROCESSING)
-    future.fail(KlingError("broken"))
+    future.record.deliver(PROCESSING)
+    future.record.fail(KlingError("broken"))
     reading = future.__aiter__()
     assert await anext(reading) == PROCESSING
     with pytest.raises(KlingError, match="broken"):
@@ -238,10 +238,10 @@ async def test_a_callback_is_called_once_and_soon() -> None:
 
     future.add_done_callback(broken)
     future.add_done_callback(lambda each: called.append(each.any_id))
-    future.observe(PROCESSING)
+    future.record.deliver(PROCESSING)
     await asyncio.sleep(1)
     assert called == []
-    future.observe(SUCCEED)
+    future.record.deliver(SUCCEED)
     assert called == []
     await asyncio.sleep(1)
     assert called == ["1"]
@@ -258,8 +258,8 @@ async def test_a_callback_is_called_once_and_soon() -> None:
 @virtual_time
 async def test_success_is_a_result() -> None:
     """With its pictures, its id, and whatever the client makes of it."""
-    future = TaskFuture("dog", result=lambda task: ExpandResult(task, name="dog"))
-    future.observe(SUCCEED)
+    future = TaskFuture(TaskRecord("dog", make_result=lambda task: ExpandResult(task, name="dog")))
+    future.record.deliver(SUCCEED)
     result = await future
     assert (result.images, result.task_id, result.name) == (SUCCEED.images, "1", "dog")
 
@@ -278,7 +278,7 @@ async def test_success_is_a_result() -> None:
 async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed]) -> None:
     """The service's own words, and both ids; moderation is told apart by its words."""
     future = TaskFuture("dog")
-    future.observe(evolve(FAILED, task_status_msg=message, external_task_id=None))
+    future.record.deliver(evolve(FAILED, task_status_msg=message, external_task_id=None))
     with pytest.raises(TaskFailed) as caught:
         await future
     assert type(caught.value) is kind
@@ -292,12 +292,12 @@ async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed
 async def test_a_failure_learns_the_ids() -> None:
     """Every error after the create can be looked up; ids it has already are kept."""
     future = TaskFuture("dog")
-    future.observe(PROCESSING)
-    future.fail(KlingError("broken"))
+    future.record.deliver(PROCESSING)
+    future.record.fail(KlingError("broken"))
     assert future.error is not None
     assert (future.error.task_id, future.error.external_task_id) == ("1", "dog")
     other = TaskFuture("dog")
-    other.fail(KlingError("broken", task_id="7", external_task_id="cat"))
+    other.record.fail(KlingError("broken", task_id="7", external_task_id="cat"))
     assert other.error is not None
     assert (other.error.task_id, other.error.external_task_id) == ("7", "cat")
 
@@ -335,9 +335,9 @@ async def test_accepted_is_the_first_news() -> None:
     future = TaskFuture("dog")
     waiting = await soon(future.accepted())
     assert not waiting.done()
-    future.observe(SUBMITTED)
+    future.record.deliver(SUBMITTED)
     assert await waiting == await future.accepted() == SUBMITTED
-    future.observe(SUCCEED)
+    future.record.deliver(SUCCEED)
     assert await future.accepted() == SUCCEED
 
 
@@ -346,14 +346,14 @@ async def test_accepted_raises_why_it_never_will_be() -> None:
     """And gives the task where there was one, whatever came after."""
     future = TaskFuture("dog")
     waiting = await soon(future.accepted())
-    future.fail(SubmissionUnknown("nobody knows"))
+    future.record.fail(SubmissionUnknown("nobody knows"))
     for each in (waiting, future.accepted()):
         with pytest.raises(SubmissionUnknown) as caught:
             await each
         assert caught.value.external_task_id == "dog"
     other = TaskFuture("dog")
-    other.observe(PROCESSING)
-    other.fail(KlingError("broken"))
+    other.record.deliver(PROCESSING)
+    other.record.fail(KlingError("broken"))
     assert await other.accepted() == PROCESSING
 
 
@@ -361,19 +361,19 @@ async def test_accepted_raises_why_it_never_will_be() -> None:
 async def test_finished_waits_no_longer_than_told() -> None:
     """It says whether it is done and raises nothing, also where the task or the call failed."""
     loop = asyncio.get_running_loop()
-    future = TaskFuture("dog", deadline=1.0)
+    future = TaskFuture("dog", deadline_at=1.0)
     assert await future.finished(within=7) is False
     assert loop.time() == pytest.approx(7)
     assert await future.finished(within=0) is False
     waiting = await soon(future.finished())
-    future.observe(PROCESSING)
+    future.record.deliver(PROCESSING)
     await asyncio.sleep(1)
     assert not waiting.done()
-    future.observe(FAILED)
+    future.record.deliver(FAILED)
     assert await waiting is True
     assert await future.finished(within=0) is True
     broken = TaskFuture("dog")
-    broken.fail(KlingError("broken"))
+    broken.record.fail(KlingError("broken"))
     assert await broken.finished() is True
 
 
@@ -387,7 +387,7 @@ def consumers(future: TaskFuture) -> list[Awaitable[Any]]:
 async def test_a_deadline_is_no_failure(way: int) -> None:
     """At the deadline a wait ends with the ids, the future goes on, and can be waited for again."""
     loop = asyncio.get_running_loop()
-    future = TaskFuture("dog", deadline=10.0)
+    future = TaskFuture("dog", deadline_at=10.0)
     waiting = consumers(future)
     for number, each in enumerate(waiting):
         if number == way:
@@ -402,25 +402,25 @@ async def test_a_deadline_is_no_failure(way: int) -> None:
     again = await soon(outcome(future))
     await asyncio.sleep(1000)
     assert not again.done()
-    future.observe(SUCCEED)
+    future.record.deliver(SUCCEED)
     assert (await again).task == SUCCEED
 
 
 @virtual_time
 async def test_news_at_the_deadline_counts() -> None:
     """What arrives in time is not refused because somebody looks late."""
-    future = TaskFuture("dog", deadline=10.0)
+    future = TaskFuture("dog", deadline_at=10.0)
     waiting = await soon(outcome(future))
-    asyncio.get_running_loop().call_at(10.0, future.observe, SUCCEED)
+    asyncio.get_running_loop().call_at(10.0, future.record.deliver, SUCCEED)
     assert (await waiting).task == SUCCEED
 
 
 @virtual_time
 async def test_a_deadline_passes_over_what_is_done() -> None:
     """The outcome of a finished task is never withheld."""
-    future = TaskFuture("dog", deadline=1.0)
-    future.observe(PROCESSING)
-    future.observe(SUCCEED)
+    future = TaskFuture("dog", deadline_at=1.0)
+    future.record.deliver(PROCESSING)
+    future.record.deliver(SUCCEED)
     await asyncio.sleep(5)
     assert (await future).task == SUCCEED
     assert await read(future) == [SUCCEED]
@@ -434,12 +434,12 @@ async def test_it_knows_the_ids_it_was_told() -> None:
     """Yours from the start, the service's from the first news, and what a poll should ask by."""
     future = TaskFuture("dog")
     assert (future.any_id, future.task_id, future.external_task_id, future.task) == ("dog", None, "dog", None)
-    future.rename("cat")
+    future.record.rename("cat")
     assert (future.any_id, future.external_task_id) == ("cat", "cat")
-    future.observe(evolve(SUBMITTED, external_task_id=None))
+    future.record.deliver(evolve(SUBMITTED, external_task_id=None))
     assert (future.any_id, future.task_id, future.external_task_id) == ("1", "1", "cat")
     attached = TaskFuture("1")
-    attached.observe(evolve(SUBMITTED, external_task_id=None))
+    attached.record.deliver(evolve(SUBMITTED, external_task_id=None))
     assert (attached.task_id, attached.external_task_id) == ("1", None)
 
 
@@ -448,9 +448,9 @@ async def test_it_shows_its_state() -> None:
     """In one line, for a log."""
     future = TaskFuture("dog")
     assert repr(future) == "<TaskFuture dog not yet accepted>"
-    future.observe(PROCESSING)
+    future.record.deliver(PROCESSING)
     assert repr(future) == "<TaskFuture 1 processing>"
-    future.fail(KlingError("broken"))
+    future.record.fail(KlingError("broken"))
     assert repr(future) == "<TaskFuture 1 KlingError>"
 
 
@@ -460,7 +460,7 @@ async def test_it_is_small_and_leaves_nothing() -> None:
     future = TaskFuture("dog")
     assert not hasattr(future, "__dict__")
     gone = weakref.ref(future)
-    future.observe(SUBMITTED)
+    future.record.deliver(SUBMITTED)
     await future.accepted()
     del future
     gc.collect()

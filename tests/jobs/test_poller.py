@@ -95,9 +95,9 @@ class PolledTask:
         end = self.service.ends[task_id] = loop.time() + seconds
         future = TaskFuture(any_id or task_id)
         if any_id is None:
-            future.observe(Task(task_id, "submitted"))
+            future.record.deliver(Task(task_id, "submitted"))
         future.add_done_callback(lambda _: self.latency.append(loop.time() - end))
-        self.poller.watch(future)
+        self.poller.add(future.record)
         return future
 
 
@@ -109,7 +109,7 @@ def watching(
 
     async def main() -> None:
         service = Service()
-        async with Poller(service, schedule or ExponentialSchedule(Random(1)), budget=budget) as poller:
+        async with Poller(service, schedule or ExponentialSchedule(Random(1)), poll_timeout=budget) as poller:
             watched.append(PolledTask(poller, service))
             await test(watched[0])
 
@@ -388,10 +388,10 @@ def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
         other = watched.begin("2", 500)
         await asyncio.sleep(30)
         assert future.task_id == "1"
-        assert watched.poller.tell(Task("1", "succeed"))
+        assert watched.poller.deliver(Task("1", "succeed"))
         assert (await future).task_id == "1"
         await asyncio.sleep(0)
-        assert not watched.poller.tell(Task("1", "succeed"))
+        assert not watched.poller.deliver(Task("1", "succeed"))
         assert not watched.poller.poll_now("1")
         await other
 
@@ -405,7 +405,7 @@ def test_two_futures_of_one_task_both_hear_of_its_end() -> None:
         futures = [watched.begin("1", 60), watched.begin("1", 60), watched.begin("1", 60, any_id="mine-1")]
         await asyncio.gather(*futures)
         futures = [watched.begin("2", 600) for _ in range(3)]
-        watched.poller.tell(Task("2", "succeed"))
+        watched.poller.deliver(Task("2", "succeed"))
         await asyncio.gather(*futures)
         assert asyncio.get_running_loop().time() < 100
 
@@ -495,7 +495,7 @@ def test_ends_are_told_with_how_long_they_took_by_the_services_clock() -> None:
             return Task(task_id, word, created_at=5_000_000, updated_at=5_020_000)
 
         service.task = task  # type: ignore[method-assign]  # a service that tells its clock
-        async with Poller(service, ExponentialSchedule(Random(1)), tell=events.append) as poller:
+        async with Poller(service, ExponentialSchedule(Random(1)), emit=events.append) as poller:
             watched = PolledTask(poller, service)
             await watched.begin("1", 20)
             await asyncio.sleep(0)
@@ -517,7 +517,7 @@ async def test_ten_thousand_open_tasks_are_ordinary() -> None:
         await asyncio.sleep(5)
         assert len(asyncio.all_tasks()) < 25
         await asyncio.gather(*(islice(futures, 100)))
-        assert len(poller.open_futures()) == len(poller)
+        assert len(poller.records()) == len(poller)
 
 
 @virtual_time
@@ -530,5 +530,5 @@ async def test_a_failed_task_is_an_end_like_another() -> None:
         with pytest.raises(TaskFailed, match="no"):
             await future
         assert len(poller) == 0
-        poller.watch(future)
+        poller.add(future.record)
         assert len(poller) == 0

@@ -378,7 +378,7 @@ async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> d
     waiting = kling.submit(job(State.INTENT, n=2))
     await asyncio.sleep(1)
     found[State.INTENT] = waiting.external_task_id
-    assert await kling.aclose() == (running,)
+    assert [each.record for each in await kling.aclose()] == [running.record]
     assert isinstance(waiting.error, NotSubmitted)
     return found
 
@@ -617,7 +617,7 @@ async def test_slots_are_held_until_the_known_end() -> None:
         second = kling.submit(PHOTO, WIDER)
         await asyncio.sleep(60)
         assert (len(emulator.account.tasks), kling.stats.waiting) == (1, 1)
-        kling._poller.tell(await kling.get(first.any_id))
+        kling._poller.deliver(await kling.get(first.any_id))
         await second.accepted()
         assert now() < 61
         assert emulator.account.refusals == {}
@@ -812,7 +812,7 @@ async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
         await future.accepted()
         await asyncio.sleep(10)
         news = await kling.get(future.any_id)
-        kling._poller.tell(news)
+        kling._poller.deliver(news)
         await kling.aclose()
         async with Journal(path) as journal:
             (job,) = [job async for job in journal.jobs()]
@@ -827,7 +827,7 @@ async def test_a_create_under_way_is_given_a_moment() -> None:
         emulator.faults.script("create", Fault("slow_headers", seconds=5))
         future = kling.submit(PHOTO, WIDER)
         await wait_for(lambda: emulator.account.tasks)
-        assert await kling.aclose() == (future,)
+        assert [each.record for each in await kling.aclose()] == [future.record]
         assert isinstance(future.error, ClientClosed)
         assert (future.task_id,) == tuple(emulator.account.tasks)
         async with another(emulator) as again:

@@ -237,11 +237,11 @@ class Service:
     def end(self, future: TaskFuture, index: int) -> None:
         if not future.done():
             self.open -= 1
-            future.observe(Task(str(index), "succeed"))
+            future.record.deliver(Task(str(index), "succeed"))
 
     def cancel(self, future: TaskFuture) -> None:
         self.withdrawn.append(future)
-        future.fail(NotSubmitted("taken back"))
+        future.record.fail(NotSubmitted("taken back"))
 
 
 def bulk(service: Service, **options: int | bool) -> BoundedMap:
@@ -306,7 +306,7 @@ async def test_one_failure_discards_nobody() -> None:
 
     def ends(future: TaskFuture, index: int) -> float | None:
         if index == 3:
-            asyncio.get_running_loop().call_soon(future.fail, KlingError("broken"))
+            asyncio.get_running_loop().call_soon(future.record.fail, KlingError("broken"))
             return None
         return 1.0
 
@@ -320,7 +320,7 @@ async def test_it_stops_after_so_many_failures() -> None:
     """Nothing more is submitted, what was not sent is taken back, and all that was begun has an outcome."""
 
     def ends(future: TaskFuture, _index: int) -> None:
-        asyncio.get_running_loop().call_later(1, future.fail, KlingError("broken"))
+        asyncio.get_running_loop().call_later(1, future.record.fail, KlingError("broken"))
 
     service = Service(ends)
     outcomes = [outcome async for outcome in bulk(service, max_failures=3).run(numbered(1000))]

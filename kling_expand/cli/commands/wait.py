@@ -71,4 +71,4 @@ async def _only_ended(future: TaskFuture) -> None:
     """Give up on a task that is still at work."""
     with suppress(KlingError):  # its own job will tell
         task = await future.accepted()
-        future.fail(KlingError(f"it has not ended yet ({task.task_status})"))
+        future.record.fail(KlingError(f"it has not ended yet ({task.task_status})"))

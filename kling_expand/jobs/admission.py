@@ -186,7 +186,7 @@ class Admission:
         """Its task runs at the service already, slots or no slots."""
         if not job.held:
             job.held = job.n
-            self._slots.take(job.n)
+            self._slots.force_acquire(job.n)
             job.running = True
 
     def free(self, job: Job) -> None:

@@ -1,6 +1,7 @@
-"""A bounded map over many requests: outcomes as they end, or in order."""
+"""A bounded map over many requests, with outcomes as they end or in order."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
 from itertools import count
@@ -12,10 +13,14 @@ from kling_expand.models import ExpandRequest
 
 from .future import ExpandResult, TaskFuture
 
+SOURCE_CLOSE_TIMEOUT = 5.0  # seconds
+
+logger = logging.getLogger(__name__)
+
 
 @frozen(eq=False)
 class Outcome:
-    """How one of many requests ended: `result` or `error`, never both."""
+    """The end of one request of many: either `result` or `error` is set."""
 
     index: int
     request: ExpandRequest
@@ -27,7 +32,7 @@ Requests = Iterable[ExpandRequest] | AsyncIterable[ExpandRequest]
 
 
 async def each(requests: Requests) -> AsyncGenerator[ExpandRequest, None]:
-    """The requests one by one, whichever kind of iterable they come in."""
+    """Yield the requests of either kind of iterable."""
     if isinstance(requests, AsyncIterable):
         async for request in requests:
             yield request
@@ -37,9 +42,11 @@ async def each(requests: Requests) -> AsyncGenerator[ExpandRequest, None]:
 
 
 class BoundedMap:
-    """Many requests, read, submitted and handed out so that never more than *prefetch* are held.
+    """A map that holds at most *prefetch* requests between its source and its reader.
 
-    What the reader does not take is not replaced: a slow reader slows the source.
+    A request counts from before it is read to after its outcome was handed out, so a slow reader slows
+    the source. `submit` starts a job and may give it a deadline of its own: an outcome is what awaiting
+    the future gives. `cancel` takes back a job that was not sent and leaves any other alone.
     """
 
     def __init__(
@@ -52,18 +59,21 @@ class BoundedMap:
         max_failures: int | None = None,
     ) -> None:
         self._submit = submit
-        self._withdraw = cancel
+        self._cancel = cancel
         self._ordered = ordered
         self._failures_left = max_failures
         self._places = asyncio.Semaphore(prefetch)
-        self._open: dict[TaskFuture, tuple[int, ExpandRequest]] = {}
-        self._ended: asyncio.Queue[TaskFuture | None] = asyncio.Queue()
+        self._open: dict[asyncio.Task[Outcome], TaskFuture] = {}
+        self._ended: asyncio.Queue[asyncio.Task[Outcome] | None] = asyncio.Queue()
 
     async def run(self, requests: Requests) -> AsyncGenerator[Outcome, None]:
-        """The outcomes, in the order of the requests or as they end.
+        """Yield the outcomes, in the order of the requests or as they end.
 
-        An error of the *requests* themselves is raised after the outcomes of those already read.
-        A reader who leaves early takes back what has not been sent yet.
+        A reader who leaves early takes back what was not sent. A source that cannot be interrupted is
+        left to itself after `SOURCE_CLOSE_TIMEOUT`.
+
+        Raises:
+            Exception: whatever the source raised, after the outcomes of all requests read before.
         """
         feeder = asyncio.create_task(self._feed(requests), name="kling-expand map")
         feeder.add_done_callback(lambda _: self._ended.put_nowait(None))
@@ -74,12 +84,12 @@ class BoundedMap:
                     self._places.release()
         finally:
             feeder.cancel()
-            self._take_back()
-            await asyncio.gather(feeder, return_exceptions=True)
+            await self._leave(feeder)
         if not feeder.cancelled():
             feeder.result()
 
     async def _feed(self, requests: Requests) -> None:
+        """Submit each request as soon as there is a place for it."""
         async with aclosing(each(requests)) as source:
             for index in count():
                 await self._places.acquire()
@@ -87,18 +97,23 @@ class BoundedMap:
                     request = await anext(source)
                 except StopAsyncIteration:
                     return
+                if (task := asyncio.current_task()) and task.cancelling():
+                    return  # a source that ignores its cancellation must not have jobs sent
                 future = self._submit(request)
-                self._open[future] = index, request
-                future.add_done_callback(self._ended.put_nowait)
+                # Awaited from now on, as a future's deadline bounds only waits that began before it.
+                job = asyncio.create_task(_outcome(future, index, request))
+                self._open[job] = future
+                job.add_done_callback(self._ended.put_nowait)
 
     async def _outcomes(self, feeder: asyncio.Task[None]) -> AsyncGenerator[Outcome, None]:
         early: dict[int, Outcome] = {}
         following = 0
-        while self._open or early or not feeder.done():
-            future = await self._ended.get()
-            if future is None:  # the source has ended; what is open goes on
+        while self._open or not feeder.done():
+            job = await self._ended.get()
+            if job is None:  # the source has ended, and open jobs go on
                 continue
-            outcome = await _outcome(future, *self._open.pop(future))
+            del self._open[job]
+            outcome = job.result()
             self._count(outcome, feeder)
             if not self._ordered:
                 yield outcome
@@ -109,15 +124,25 @@ class BoundedMap:
                 following += 1
 
     def _count(self, outcome: Outcome, feeder: asyncio.Task[None]) -> None:
+        """Stop feeding after too many failures."""
         if outcome.error is not None and self._failures_left is not None:
             self._failures_left -= 1
             if self._failures_left == 0:
                 feeder.cancel()
-                self._take_back()
+                self._cancel_unsent()
 
-    def _take_back(self) -> None:
-        for future in tuple(self._open):
-            self._withdraw(future)
+    def _cancel_unsent(self) -> None:
+        for future in self._open.values():
+            self._cancel(future)
+
+    async def _leave(self, feeder: asyncio.Task[None]) -> None:
+        """Take back what was not sent, and wait for the source to close."""
+        self._cancel_unsent()
+        for job in self._open:
+            job.cancel()
+        await asyncio.wait({feeder, *self._open}, timeout=SOURCE_CLOSE_TIMEOUT)
+        if not feeder.done():
+            logger.warning("the source of a map did not stop within %g s and is left", SOURCE_CLOSE_TIMEOUT)
 
 
 async def _outcome(future: TaskFuture, index: int, request: ExpandRequest) -> Outcome:

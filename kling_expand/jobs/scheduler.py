@@ -2,7 +2,9 @@
 
 import asyncio
 import heapq
+from collections import OrderedDict
 from itertools import count
+from math import inf
 
 START = 9  # parallel pictures of an image pack (doc)
 CALM = 60  # ended pictures before a refused slot is asked for again: at most one create in so many is refused
@@ -10,68 +12,104 @@ SHRINK = 0.75
 
 
 class Flow:
-    """A stream of jobs that shares evenly with the other streams, however many it has waiting."""
+    """A stream of jobs that shares evenly with other streams, however many jobs it has waiting.
+
+    `tag` is its virtual time (start-time fair queueing): pictures granted so far. A new or idle flow
+    begins where the others are.
+    """
 
     __slots__ = ("tag",)
 
-    def __init__(self) -> None:
-        self.tag = 0.0  # how much it has asked for, counted from where the others stand
+    def __init__(self, tag: float = 0.0) -> None:
+        self.tag = tag
+
+
+_Waiters = OrderedDict[asyncio.Future[None], int]  # each waiter and how many it wants, in order of arrival
 
 
 class WeightedSemaphore:
-    """At most `capacity` in all, each holder taking as many as it says.
+    """A fair semaphore of `capacity` units, of which a holder may take several.
 
-    Higher `priority` goes first, then lanes in turn, then first come; a caller who waits for many is
-    not overtaken by those who want few. It belongs to one event loop.
+    Waiters are served by priority, then by flow (the one that has been granted least), then in order
+    of arrival. A waiter that wants many units is not overtaken by later ones of its priority that want
+    few. A waiter that gives up costs its flow nothing. A semaphore belongs to one event loop.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.held = 0
-        self._waiting: list[tuple[int, float, int, int, asyncio.Future[None]]] = []
+        self._heap: list[tuple[int, float, int, Flow]] = []  # one entry for each key of `_queues`
+        self._queues: dict[tuple[int, Flow], _Waiters] = {}
+        self._retries = Flow(-inf)  # stands before all other flows
         self._order = count()
         self._turn = 0.0  # the tag that was served last
 
     async def acquire(
         self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
     ) -> None:
-        """Wait for *n*; *first* before all others of the priority."""
-        flow = flow or Flow()
-        tag = -1.0 if first else max(flow.tag, self._turn)
-        flow.tag = max(flow.tag, self._turn) + n
+        """Wait for *n* units; with *first* before all others of the same priority."""
         place = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (-priority, tag, next(self._order), n, place))
+        waiters = self._waiters(self._retries if first else flow or Flow(), -priority)
+        waiters[place] = n
         self._serve()
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.release(n)
+            if place.cancelled():
+                waiters.pop(place, None)
+                self._serve()  # it may have been what others waited behind
             else:
-                place.cancel()
-                self._serve()
+                self.release(n)
             raise
 
-    def take(self, n: int) -> None:
-        """Count *n* as held that nobody can refuse."""
+    def force_acquire(self, n: int) -> None:
+        """Count *n* units as held at once, even above the capacity."""
         self.held += n
 
     def release(self, n: int) -> None:
-        """Give *n* back."""
+        """Give *n* units back."""
         self.held -= n
         self._serve()
 
+    def _waiters(self, flow: Flow, rank: int) -> _Waiters:
+        """Return the queue of a flow at one priority, where *rank* is minus the priority."""
+        waiters = self._queues.get((rank, flow))
+        if not waiters and flow is not self._retries:
+            flow.tag = max(flow.tag, self._turn)  # time spent idle gives no claim
+        if waiters is None:
+            waiters = self._queues[rank, flow] = OrderedDict()
+            heapq.heappush(self._heap, (rank, flow.tag, next(self._order), flow))
+        return waiters
+
     def _serve(self) -> None:
-        while self._waiting:
-            _, tag, _, n, place = self._waiting[0]
-            # One may always go on, or a fallen capacity would shut out those who want more.
-            if not place.done() and self.held and self.held + n > self.capacity:
-                return
-            heapq.heappop(self._waiting)
-            if not place.done():
-                self._turn = max(self._turn, tag)
-                self.held += n
-                place.set_result(None)
+        """Grant waiters their units for as long as the first of them is admitted."""
+        while (head := self._head()) and self._admits(head[1]):
+            flow, n, waiters = head
+            place, _ = waiters.popitem(last=False)
+            self._turn = max(self._turn, flow.tag)
+            flow.tag += n
+            self.held += n
+            place.set_result(None)
+
+    def _head(self) -> tuple[Flow, int, _Waiters] | None:
+        """Return the flow that is next, what its first waiter wants, and its queue."""
+        while self._heap:
+            rank, tag, _, flow = self._heap[0]
+            waiters = self._queues[rank, flow]
+            while waiters and next(iter(waiters)).done():
+                waiters.popitem(last=False)  # cancelled
+            if not waiters:
+                heapq.heappop(self._heap)
+                del self._queues[rank, flow]
+            elif tag < flow.tag:  # the flow has been served since this entry was made
+                heapq.heapreplace(self._heap, (rank, flow.tag, next(self._order), flow))
+            else:
+                return flow, next(iter(waiters.values())), waiters
+        return None
+
+    def _admits(self, n: int) -> bool:
+        """Whether *n* more may be held. A waiter for more than the capacity is admitted alone."""
+        return not self.held or self.held + n <= self.capacity
 
 
 class Slots(WeightedSemaphore):
@@ -118,14 +156,14 @@ class Slots(WeightedSemaphore):
         """A task of *n* pictures has ended: its slots are free, and after many such there may be more."""
         self.running -= n
         self._calm += n
-        if not self._step and self._calm >= CALM and self._waiting:
+        if not self._step and self._calm >= CALM and self._head():
             self._grow(1)
             self._step = 1
         self.release(n)
 
-    def take(self, n: int) -> None:
+    def force_acquire(self, n: int) -> None:
         """Count *n* as held that nobody can refuse: a task that runs already."""
-        super().take(n)
+        super().force_acquire(n)
         self.running += n
 
     def _fallen(self, held: int, *, fresh: bool) -> int:

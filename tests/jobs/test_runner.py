@@ -485,7 +485,7 @@ async def test_time_that_is_up_amid_a_doubt_says_unknown(tmp_path: Path, photo: 
         with pytest.raises(SubmissionUnknown):
             await kling.expand(photo, WIDER, key="cat")
         slots = Slots(1)
-        slots.take(1)
+        slots.force_acquire(1)
         await kling.aclose()
         async with another(emulator, journal=path, slots=slots) as again:
             (future,) = [future async for future in again.resume(deadline=3)]
@@ -753,7 +753,7 @@ async def test_a_deadline_bounds_a_second_attempt_too() -> None:
             began = now()
             future = other.submit(PHOTO, WIDER, key="cat", prompt=RISK, deadline=10)
             await wait_for(lambda: emulator.account.requests["create"] == 2)
-            slots.take(1)
+            slots.force_acquire(1)
             await future.finished(within=100)
             assert isinstance(future.error, DeadlineExceeded)
             assert now() - began == pytest.approx(10)

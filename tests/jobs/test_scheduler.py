@@ -1,23 +1,14 @@
 """How many at once: weights, turns, what refusals teach, and bounded work over endless requests."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand import ExpandRequest, KlingError, NotSubmitted, Ratios, Task, TaskFuture
-from kling_expand.jobs.bulk import BoundedMap
 from kling_expand.jobs.scheduler import CALM, START, Flow, Slots, WeightedSemaphore
 from kling_expand.testing import run, virtual_time
-
-
-def numbered(count: int) -> Iterator[ExpandRequest]:
-    """Requests that can be told apart by their prompts."""
-    return (ExpandRequest("photo.png", Ratios(up=0.5), str(i)) for i in range(count))
-
 
 # Each job: how many it takes, its priority, how long it holds them, and when it is cancelled, if it is.
 JOBS = st.lists(
@@ -89,7 +80,7 @@ async def test_a_higher_priority_goes_first_and_a_refused_one_before_its_like() 
 
 
 @virtual_time
-async def test_lanes_take_turns() -> None:
+async def test_flows_take_turns() -> None:
     """A stream that has queued a thousand jobs does not keep out one that comes after it."""
     places, served, long, short = WeightedSemaphore(1), [], Flow(), Flow()
 
@@ -103,6 +94,46 @@ async def test_lanes_take_turns() -> None:
     await asyncio.gather(*jobs)
     assert served.count("short") == 5
     assert max(i for i, name in enumerate(served) if name == "short") <= 11
+
+
+@virtual_time
+async def test_waiters_that_gave_up_cost_their_flow_nothing() -> None:
+    """A flow of which 300 gave up still gets every second turn, also for jobs that waited behind those."""
+    places, served, tired, other = WeightedSemaphore(1), [], Flow(), Flow()
+
+    async def hold(name: str, flow: Flow, patience: float | None = None) -> None:
+        async with asyncio.timeout(patience):
+            await places.acquire(1, flow)
+        served.append(name)
+        await asyncio.sleep(1)
+        places.release(1)
+
+    await places.acquire(1)
+    late = [hold("late", tired, 5) for _ in range(300)]
+    waiting = asyncio.gather(*late, *(hold("tired", tired) for _ in range(10)), return_exceptions=True)
+    await asyncio.sleep(6)
+    others = asyncio.gather(*(hold("other", other) for _ in range(50)))
+    await asyncio.sleep(1)
+    places.release(1)
+    await asyncio.gather(waiting, others)
+    assert served[:20].count("tired") == 10
+
+
+@virtual_time
+async def test_idle_time_gives_a_flow_no_claim() -> None:
+    """A flow that was idle while another was served a hundred times takes turns with it, no more."""
+    places, served, busy, idle = WeightedSemaphore(1), [], Flow(), Flow()
+
+    async def hold(name: str, flow: Flow) -> None:
+        await places.acquire(1, flow)
+        served.append(name)
+        await asyncio.sleep(1)
+        places.release(1)
+
+    jobs = [asyncio.create_task(hold("busy", busy)) for _ in range(130)]
+    await asyncio.sleep(100.5)
+    await asyncio.gather(*jobs, *(hold("idle", idle) for _ in range(20)))
+    assert 9 <= served[101:121].count("idle") <= 11
 
 
 class Account:
@@ -211,155 +242,3 @@ def test_a_refusal_of_long_ago_lowers_nothing() -> None:
     assert slots.capacity == 7
     slots.ended(CALM)
     assert slots.capacity == 7  # nobody waits for more
-
-
-# ---------------------------------------------------------------------------- map
-
-
-class Service:
-    """Accepts everything and ends it when told; it counts what is open."""
-
-    def __init__(self, ends: Callable[[TaskFuture, int], float | None] = lambda _future, _index: 1.0) -> None:
-        self.open = self.most = self.submitted = 0
-        self.ends = ends
-        self.withdrawn: list[TaskFuture] = []
-
-    def submit(self, request: ExpandRequest) -> TaskFuture:
-        future, index = TaskFuture(f"job-{request.prompt}"), self.submitted
-        self.submitted += 1
-        self.open += 1
-        self.most = max(self.most, self.open)
-        seconds = self.ends(future, index)
-        if seconds is not None:
-            asyncio.get_running_loop().call_later(seconds, self.end, future, index)
-        return future
-
-    def end(self, future: TaskFuture, index: int) -> None:
-        if not future.done():
-            self.open -= 1
-            future.record.deliver(Task(str(index), "succeed"))
-
-    def cancel(self, future: TaskFuture) -> None:
-        self.withdrawn.append(future)
-        future.record.fail(NotSubmitted("taken back"))
-
-
-def bulk(service: Service, **options: int | bool) -> BoundedMap:
-    given = {"prefetch": 10} | options
-    return BoundedMap(service.submit, service.cancel, **given)  # type: ignore[arg-type]  # options of several types
-
-
-@virtual_time
-async def test_ordered_outcomes_come_in_the_order_of_the_requests() -> None:
-    """Though the tasks end backwards."""
-    service = Service(lambda _future, index: 100 - index)
-    indexes = [outcome.index async for outcome in bulk(service, ordered=True).run(numbered(30))]
-    assert indexes == list(range(30))
-    assert service.most <= 10
-
-
-@virtual_time
-async def test_unordered_outcomes_come_as_they_end() -> None:
-    """A slow one holds up nobody, and every request has exactly one outcome."""
-    service = Service(lambda _future, index: 1000 if index == 0 else 1)
-    indexes = [outcome.index async for outcome in bulk(service).run(numbered(30))]
-    assert indexes[-1] == 0
-    assert sorted(indexes) == list(range(30))
-
-
-@virtual_time
-async def test_a_slow_reader_slows_the_source() -> None:
-    """What is not read is not replaced: only the look-ahead is ever held."""
-    service, made = Service(lambda _future, _index: 0.0), 0
-
-    def source() -> Iterator[ExpandRequest]:
-        nonlocal made
-        for request in numbered(100_000):
-            made += 1
-            yield request
-
-    outcomes = bulk(service).run(source())
-    for _ in range(5):
-        await anext(outcomes)
-        await asyncio.sleep(10)
-    assert made <= 5 + 10
-    await outcomes.aclose()
-
-
-@virtual_time
-async def test_a_slow_source_does_not_hold_back_what_has_ended() -> None:
-    """Outcomes are handed out while the next request is still being waited for."""
-    loop = asyncio.get_running_loop()
-
-    async def source() -> AsyncIterator[ExpandRequest]:
-        for request in numbered(3):
-            yield request
-            await asyncio.sleep(100)
-
-    times = [loop.time() async for _ in bulk(Service()).run(source())]
-    assert times == pytest.approx([1, 101, 201])
-
-
-@virtual_time
-async def test_one_failure_discards_nobody() -> None:
-    """A failure is an outcome like any other."""
-
-    def ends(future: TaskFuture, index: int) -> float | None:
-        if index == 3:
-            asyncio.get_running_loop().call_soon(future.record.fail, KlingError("broken"))
-            return None
-        return 1.0
-
-    outcomes = [outcome async for outcome in bulk(Service(ends), ordered=True).run(numbered(8))]
-    assert [outcome.error is not None for outcome in outcomes] == [i == 3 for i in range(8)]
-    assert all((outcome.result is None) != (outcome.error is None) for outcome in outcomes)
-
-
-@virtual_time
-async def test_it_stops_after_so_many_failures() -> None:
-    """Nothing more is submitted, what was not sent is taken back, and all that was begun has an outcome."""
-
-    def ends(future: TaskFuture, _index: int) -> None:
-        asyncio.get_running_loop().call_later(1, future.record.fail, KlingError("broken"))
-
-    service = Service(ends)
-    outcomes = [outcome async for outcome in bulk(service, max_failures=3).run(numbered(1000))]
-    assert service.submitted < 20
-    assert len(outcomes) == service.submitted
-    assert service.withdrawn
-
-
-@virtual_time
-async def test_a_broken_source_is_raised_after_the_outcomes() -> None:
-    """What was submitted before the source broke is not lost."""
-
-    def source() -> Iterator[ExpandRequest]:
-        yield from numbered(4)
-        raise ZeroDivisionError
-
-    seen: list[int] = []
-
-    with suppress(ZeroDivisionError):
-        async for outcome in bulk(Service()).run(source()):
-            seen.append(outcome.index)  # noqa: PERF401 - the loop ends in an error
-        pytest.fail("the source's error was not raised")
-    assert sorted(seen) == [0, 1, 2, 3]
-
-
-@virtual_time
-async def test_leaving_early_takes_back_what_was_not_sent() -> None:
-    """The reader's `break` ends the feeding too; the rest of the source is its owner's."""
-    service, source = Service(), numbered(1000)
-    outcomes = bulk(service).run(source)
-    async for _ in outcomes:
-        break
-    await outcomes.aclose()
-    assert service.withdrawn
-    assert service.submitted < 30
-    assert sum(1 for _ in source) == 1000 - service.submitted
-
-
-@virtual_time
-async def test_an_empty_source_has_no_outcomes() -> None:
-    """And does not wait for any."""
-    assert [outcome async for outcome in bulk(Service()).run([])] == []

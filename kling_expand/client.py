@@ -255,7 +255,7 @@ class KlingClient:
         asked, so a forged one costs a read at most and delivers nothing. Raises `WebhookError`.
         """
         call = self._webhooks.parse(headers, body)
-        if call.doorbell or not self._poller.deliver(call.task):
+        if call.needs_poll or not self._poller.deliver(call.task):
             self._poller.poll_now(call.task.task_id)
         return call
 

@@ -333,7 +333,7 @@ async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
     async with emulated({"schedule": Blind()}, work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         task_id = (await future.accepted()).task_id
-        assert kling.receive({}, json.dumps(success("999")).encode()).doorbell
+        assert kling.receive({}, json.dumps(success("999")).encode()).needs_poll
         await asyncio.sleep(60)
         assert counted(emulator, "query", "list") == 0
         for forged in range(1, 4):

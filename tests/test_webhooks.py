@@ -1,10 +1,13 @@
-"""Callbacks: what is believed, what is refused, and what a body may look like."""
+"""Callbacks: which are trusted, which are refused, and which shapes of a body are read."""
 
 import base64
+import gc
 import hmac
 import json
 import traceback
+import tracemalloc
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +18,7 @@ from standardwebhooks import Webhook
 
 from kling_expand.api import codec
 from kling_expand.errors import ConfigurationError, WebhookError
-from kling_expand.models import Image, Status, Task
+from kling_expand.models import BalanceDeduction, Image, Status, Task
 from kling_expand.webhooks import MAX_BODY, MAX_ID, WebhookEvent, Webhooks
 
 # The published vector (kling-api: Callbacks).
@@ -48,7 +51,7 @@ BODY = json.dumps(LEGACY).encode()
 def signed(
     body: bytes = BODY, *, secret: str = SECRET, webhook_id: str = "msg_1", at: int = NOW
 ) -> dict[str, str]:
-    """Headers by the independent implementation; its *timestamp* is a naive UTC date."""
+    """Sign *body* with the independent implementation, whose *timestamp* is a naive UTC date."""
     when = datetime.fromtimestamp(at, UTC).replace(tzinfo=None)
     return {
         "webhook-id": webhook_id,
@@ -62,7 +65,7 @@ def reader(*secrets: str, **options: Any) -> Webhooks:
 
 
 def test_the_published_vector_verifies() -> None:
-    """The vendor's own example is believed, and is the task it names."""
+    """The vendor's own example is verified, and describes the task it names."""
     task = Task(
         task_id="1234567890",
         task_status="succeeded",
@@ -98,10 +101,10 @@ def test_a_secret_may_be_pasted_carelessly(secret: str) -> None:
     assert reader(secret).parse(VECTOR, VECTOR_BODY).verified
 
 
-@pytest.mark.parametrize("spell", [str.upper, str.title, str.lower])
-def test_header_names_come_in_any_case_and_order(spell: Any) -> None:
+@pytest.mark.parametrize("change_case", [str.upper, str.title, str.lower])
+def test_header_names_come_in_any_case_and_order(change_case: Any) -> None:
     """Neither case nor order of headers is part of what is signed."""
-    headers = {spell(name): value for name, value in reversed(signed().items())}
+    headers = {change_case(name): value for name, value in reversed(signed().items())}
     assert reader().parse({"Host": "example", **headers}, BODY).verified
 
 
@@ -123,7 +126,7 @@ def test_the_window_includes_its_edges(drift: int) -> None:
 
 
 def changed(**headers: str | None) -> dict[str, str]:
-    """Properly signed headers with some replaced, or left out (None)."""
+    """Return properly signed headers with some replaced, or left out (None)."""
     merged: dict[str, str | None] = {**signed()}
     merged |= {name.replace("_", "-"): value for name, value in headers.items()}
     return {name: value for name, value in merged.items() if value is not None}
@@ -180,7 +183,7 @@ FORGED: dict[str, tuple[Mapping[str, str], bytes]] = {
 
 @pytest.mark.parametrize("case", FORGED)
 def test_a_forged_call_is_refused(case: str) -> None:
-    """No call passes whose id, time and body are not those that were signed, lately, with our secret."""
+    """A call is refused unless its id, time and body were signed recently with the secret."""
     headers, body = FORGED[case]
     webhooks = reader()
     with pytest.raises(WebhookError):
@@ -190,7 +193,7 @@ def test_a_forged_call_is_refused(case: str) -> None:
 
 @given(data=st.data())
 def test_any_changed_byte_breaks_the_signature(data: st.DataObject) -> None:
-    """There is no place in the body that the signature leaves out."""
+    """The signature covers every byte of the body."""
     where = data.draw(st.integers(0, len(BODY) - 1))
     byte = data.draw(st.integers(0, 255).filter(lambda value: value != BODY[where]))
     with pytest.raises(WebhookError, match="no signature"):
@@ -201,17 +204,17 @@ def test_any_changed_byte_breaks_the_signature(data: st.DataObject) -> None:
     "body", [b'{"task_id":"\xff"}', b"\xff\xfe\x00", b"<html>", b"[]", b"null", b'"text"', b"7"]
 )
 @pytest.mark.parametrize("secrets", [(), (SECRET,)], ids=["unsigned", "signed"])
-def test_a_body_that_tells_of_no_task_is_refused(body: bytes, secrets: tuple[str, ...]) -> None:
+def test_a_body_without_a_task_is_refused(body: bytes, secrets: tuple[str, ...]) -> None:
     """Not UTF-8, not JSON, or JSON of something else: refused even under a good signature."""
     key = base64.b64decode(SECRET.removeprefix("whsec_"))  # the other implementation signs text only
     mac = base64.b64encode(hmac.digest(key, f"m.{NOW}.".encode() + body, "sha256")).decode()
     headers = {"webhook-id": "m", "webhook-timestamp": str(NOW), "webhook-signature": f"v1,{mac}"}
-    with pytest.raises(WebhookError, match="tells of no task"):
+    with pytest.raises(WebhookError, match="does not describe a task"):
         Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
 
 
 @pytest.mark.parametrize(
-    "told",
+    "sent",
     [
         {},
         LEGACY | {"task_id": None},
@@ -227,16 +230,16 @@ def test_a_body_that_tells_of_no_task_is_refused(body: bytes, secrets: tuple[str
         {"code": 0, "data": [[]]},
     ],
 )
-def test_a_task_without_its_fields_is_refused(told: Any) -> None:
-    """An id or a status is never made up from something else."""
-    with pytest.raises(WebhookError, match="tells of no task"):
-        Webhooks().parse({}, json.dumps(told).encode())
+def test_a_task_without_its_fields_is_refused(sent: Any) -> None:
+    """An id or a status is never converted from another type."""
+    with pytest.raises(WebhookError, match="does not describe a task"):
+        Webhooks().parse({}, json.dumps(sent).encode())
 
 
 @pytest.mark.parametrize("depth", [500, 900, 5000, 100_000])
 @pytest.mark.parametrize("field", ["task_status_msg", "type", "created_at", "extra"])
 def test_a_deep_body_does_no_harm(depth: int, field: str) -> None:
-    """However deep the nesting, there is a call or a `WebhookError`, and the next call is read."""
+    """Whatever the depth, the result is an event or a `WebhookError`, and the next call is read."""
     nest = b"[" * depth + b"]" * depth
     bodies = [
         b'{"task_id":"1","task_status":"failed","' + field.encode() + b'":' + nest + b"}",
@@ -245,7 +248,7 @@ def test_a_deep_body_does_no_harm(depth: int, field: str) -> None:
     webhooks = Webhooks()
     for body in bodies:
         try:
-            assert webhooks.parse({}, body).doorbell
+            assert webhooks.parse({}, body).needs_poll
         except WebhookError:
             assert webhooks.parse({}, BODY)
 
@@ -264,26 +267,87 @@ TASKLIKE = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON))
 
 @given(
     headers=st.dictionaries(HEADER_NAMES, st.text() | st.just(str(NOW)) | st.just(PROPER)),
-    body=st.binary() | st.builds(lambda told: json.dumps(told).encode(), TASKLIKE) | st.just(BODY),
+    body=st.binary() | st.builds(lambda sent: json.dumps(sent).encode(), TASKLIKE) | st.just(BODY),
     secrets=st.sampled_from([(), (SECRET,)]),
 )
 def test_anything_is_a_call_or_a_webhook_error(
     headers: dict[str, str], body: bytes, secrets: tuple[str, ...]
 ) -> None:
-    """Whatever is sent, the reader answers in its own words, and never verifies what is not signed."""
+    """No input raises anything but `WebhookError`, and nothing is verified without a signature."""
     try:
         call = Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
     except WebhookError:
         return
     assert not call.verified
-    assert call.doorbell
+    assert call.needs_poll
+
+
+ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.lists(st.text())
+
+
+class Unmappable:
+    """Headers whose names and values cannot be unpacked."""
+
+    def items(self) -> list[int]:
+        return [7]
+
+
+@given(
+    headers=ODD
+    | st.dictionaries(st.text() | st.binary() | st.integers() | st.none(), ODD)
+    | st.builds(Unmappable)
+    | st.fixed_dictionaries(dict.fromkeys(VECTOR, ODD)),
+    body=ODD | st.just(VECTOR_BODY) | st.binary().map(bytearray),
+    secrets=st.sampled_from([(), (SECRET,)]),
+)
+def test_odd_types_raise_a_webhook_error(headers: Any, body: Any, secrets: tuple[str, ...]) -> None:
+    """Headers that are no mapping and bodies that are no bytes raise `WebhookError` and nothing else."""
+    with suppress(WebhookError):
+        Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_any_buffer_of_bytes_is_a_body(kind: Any) -> None:
+    """Frameworks hand over bytes, a bytearray or a memoryview."""
+    assert reader().parse(signed(), kind(BODY)).verified
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_only_utf_8_is_read(encoding: str) -> None:
+    """A body that can be read is text in UTF-8, so it can be passed on as text."""
+    with pytest.raises(WebhookError):
+        Webhooks().parse({}, BODY.decode().encode(encoding))
+
+
+def test_unsigned_calls_leave_nothing_in_memory() -> None:
+    """However many calls a stranger makes, with texts of his own, the process does not grow."""
+    webhooks, other = Webhooks(), reader()
+
+    def flood(start: int) -> None:
+        for number in range(start, start + 2_000):
+            text = f"made up {number} " + "x" * 200
+            body = json.dumps(LEGACY | {"task_id": text, "task_status": text, "task_status_msg": text})
+            webhooks.parse({}, body.encode())
+            with pytest.raises(WebhookError):
+                other.parse(changed(webhook_id=f"made up {number}"), body.encode())
+
+    flood(0)  # caches are filled
+    gc.collect()
+    tracemalloc.start()
+    try:
+        flood(10_000)
+        gc.collect()
+        grown, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 50_000
 
 
 # ---------------------------------------------------------------------------- repeated calls
 
 
-def test_a_repeated_call_is_told_apart() -> None:
-    """The same id again is the same call again, whatever it says; another id is not."""
+def test_a_repeated_call_is_sent_apart() -> None:
+    """A call with a known id is marked as repeated whatever its body; another id is not."""
     webhooks = reader()
     assert [webhooks.parse(signed(webhook_id=name), BODY).repeated for name in ("a", "a", "a", "b")] == [
         False,
@@ -294,7 +358,7 @@ def test_a_repeated_call_is_told_apart() -> None:
 
 
 def test_only_a_verified_and_readable_call_is_remembered() -> None:
-    """Nobody can make a call look repeated by sending its id first, nor can a torn body."""
+    """A forged or unreadable call with an id does not mark the true call as repeated."""
     webhooks = reader()
     for headers, body in [(signed(secret=OTHER), BODY), (signed(b"{}"), b"{}")]:
         with pytest.raises(WebhookError):
@@ -303,7 +367,7 @@ def test_only_a_verified_and_readable_call_is_remembered() -> None:
 
 
 def test_memory_of_ids_is_bounded_to_the_newest() -> None:
-    """The oldest id is forgotten first, and meeting one again makes it new."""
+    """The id that was seen longest ago is forgotten first; a repeated id counts as new."""
     webhooks = reader(remember=2)
     assert [
         webhooks.parse(signed(webhook_id=name), BODY).repeated for name in ("a", "b", "a", "c", "a", "b")
@@ -312,7 +376,7 @@ def test_memory_of_ids_is_bounded_to_the_newest() -> None:
 
 
 def test_remembering_can_be_turned_off() -> None:
-    """With room for none, every call is the first."""
+    """With ``remember=0`` no call is marked as repeated."""
     webhooks = reader(remember=0)
     assert [webhooks.parse(signed(), BODY).repeated for _ in range(2)] == [False, False]
 
@@ -336,7 +400,7 @@ def enveloped(data: Any) -> bytes:
 
 
 def test_the_older_body_is_the_bare_task() -> None:
-    """All that an answer's task would tell is kept."""
+    """It gives the same task as the answer to a query."""
     task = Webhooks().parse({}, BODY).task
     assert codec.parse_task(LEGACY) == task
     assert (task.external_task_id, task.final_unit_deduction) == ("job-7", "8")
@@ -389,6 +453,41 @@ def test_pictures_are_found_among_the_outputs(outputs: Any, images: list[tuple[i
     assert tuple(Image(*pair) for pair in images) == Webhooks().parse({}, newer(outputs=outputs)).task.images
 
 
+EXTERNAL = {"external_id": "order-7"}
+UNITS: dict[str, Any] = {"charge_type": "unit", "amount": "8", "package_type": "image"}
+CASH = {"charge_type": "cash", "amount": 0.028, "currency": "USD", "list_price": "0.028"}
+
+
+def test_the_newer_body_names_the_job_and_its_price() -> None:
+    """The caller's own id and what was billed are read as from the older body."""
+    task = Webhooks().parse({}, newer(**EXTERNAL, billing=[UNITS, UNITS | {"amount": 16}, CASH])).task
+    assert (task.external_task_id, task.final_unit_deduction) == ("order-7", "24")
+    assert task.final_balance_deduction == BalanceDeduction("0.028", "0.028")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"external_id": "", "billing": []},
+        {"external_id": 7, "billing": None},
+        {"external_id": ["order-7"], "billing": {"amount": "8"}},
+        {"billing": [7, None, "unit", {}, {"charge_type": ["unit"], "amount": "8"}]},
+        *(
+            {"billing": [UNITS | {"amount": odd}]}
+            for odd in (None, True, "nan", "8e999999", "-8", [8], "\ud800")
+        ),
+        {"billing": [UNITS, UNITS | {"amount": "many"}]},
+        {"billing": [CASH, CASH]},
+    ],
+)
+def test_odd_ids_and_prices_are_left_out(fields: dict[str, Any]) -> None:
+    """An informational field of another type is None and costs no snapshot."""
+    task = Webhooks().parse({}, newer(outputs=[{"url": A}], **fields)).task
+    assert (task.status, len(task.images)) == (Status.SUCCEED, 1)
+    assert (task.external_task_id, task.final_unit_deduction, task.final_balance_deduction) == (None,) * 3
+
+
 def test_a_watermarked_picture_keeps_both_addresses() -> None:
     """`watermark_url` is taken where it is one."""
     outputs = [{"url": A, "watermark_url": B}, {"url": B, "watermark_url": ""}]
@@ -408,13 +507,13 @@ def test_a_watermarked_picture_keeps_both_addresses() -> None:
         [{"url": "javascript:x"}],
     ],
 )
-def test_a_success_without_all_its_pictures_is_a_doorbell(outputs: Any) -> None:
-    """A signed success whose pictures cannot all be read does not end a wait by itself."""
+def test_a_success_without_all_its_pictures_needs_a_poll(outputs: Any) -> None:
+    """A signed success whose pictures cannot all be read only triggers a poll."""
     body = newer(outputs=outputs)
     call = reader().parse(signed(body), body)
     assert call.verified
     assert call.task.images == ()
-    assert call.doorbell
+    assert call.needs_poll
 
 
 CALLS = [
@@ -427,11 +526,11 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("body", "doorbell"), CALLS)
-def test_news_needs_a_signature_and_its_content(body: bytes, *, doorbell: bool) -> None:
-    """A verified call is news unless a success lacks its pictures; an unverified one never is."""
-    assert doorbell == reader().parse(signed(body), body).doorbell
-    assert Webhooks().parse(signed(body), body).doorbell
+@pytest.mark.parametrize(("body", "needs_poll"), CALLS)
+def test_only_a_complete_verified_call_needs_no_poll(body: bytes, *, needs_poll: bool) -> None:
+    """A verified call is delivered unless a success lacks its pictures; an unverified one never is."""
+    assert needs_poll == reader().parse(signed(body), body).needs_poll
+    assert Webhooks().parse(signed(body), body).needs_poll
 
 
 # ---------------------------------------------------------------------------- configuration
@@ -464,7 +563,7 @@ def test_a_bad_secret_is_refused_and_not_shown(secret: str) -> None:
 
 
 def test_a_secret_that_is_not_text_is_refused() -> None:
-    """An unset variable handed on as None is a mistake, not an agreement to read unsigned calls."""
+    """None, as from an unset variable, is refused: it does not mean that unsigned calls are accepted."""
     nothing: Any = None
     with pytest.raises(ConfigurationError):
         Webhooks(nothing)
@@ -474,13 +573,13 @@ def test_a_secret_that_is_not_text_is_refused() -> None:
     "options", [{"tolerance": 0}, {"tolerance": -1}, {"tolerance": float("nan")}, {"remember": -1}]
 )
 def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
-    """A window that is empty, or no number, is told at once."""
+    """An empty window, or one that is not a number, is refused by the constructor."""
     with pytest.raises(ConfigurationError):
         Webhooks(SECRET, **options)
 
 
 def test_no_secret_is_in_the_repr() -> None:
-    """Neither the secret nor the key in it can be read off the reader."""
+    """Neither the secret nor the key in it is shown."""
     shown = repr(reader())
     assert "whsec" not in shown
     assert "testsecret" not in shown

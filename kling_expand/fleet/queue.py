@@ -335,7 +335,7 @@ class Fleet:
             WebhookError: when the callback cannot be trusted or read.
         """
         event = self._webhooks.parse(headers, body)
-        if event.task.status.final and not event.doorbell and event.task.external_task_id:
+        if event.task.status.final and not event.needs_poll and event.task.external_task_id:
             with suppress(JournalError):  # a task of this account that is not the fleet's
                 await self.store.observed(event.task.external_task_id, event.task)
         signed = {name: value for name, value in headers.items() if name.lower().startswith("webhook-")}

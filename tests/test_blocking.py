@@ -157,10 +157,10 @@ def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> Non
     assert emulator.account.images_billed == 1
 
 
-def test_a_callback_is_a_doorbell_here_too(kling: KlingClient) -> None:
+def test_a_callback_is_received_here_too(kling: KlingClient) -> None:
     """A program with a web server of its own hands its callbacks over from any thread."""
     call = kling.receive({}, b'{"task_id":"1","task_status":"succeed"}')
-    assert call.doorbell
+    assert call.needs_poll
 
 
 def test_threads_share_one_client(kling: KlingClient, emulator: Emulator) -> None:

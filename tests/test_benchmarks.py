@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fleet import usage
+
 ROOT = Path(__file__).parent.parent
 
 TINY = {
@@ -65,3 +67,12 @@ def test_results_are_drawn(tmp_path: Path) -> None:
         assert text.startswith("<svg")
         assert "nan" not in text
     assert "a &amp; b" in (tmp_path / "compare.svg").read_text()
+
+
+def test_the_use_of_slots_is_counted_right() -> None:
+    """Peak and utilisation of a fleet equal those worked out by hand, outages left out."""
+    times = [(0.0, 10.0), (0.0, 10.0), (10.0, 15.0), (20.0, 30.0), (20.0, 30.0), (30.0, 40.0), (30.0, 40.0)]
+    found = usage(times, 2, [])
+    assert (found["peak"], found["utilisation"]) == (2, round(25 / 40, 4))
+    assert usage(times, 2, [(10.0, 20.0)])["utilisation"] == 1.0
+    assert usage([*times, (5.0, 6.0)], 2, [])["peak"] == 3

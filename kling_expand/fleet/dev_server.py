@@ -21,7 +21,7 @@ MISSING = "PostgreSQL must be installed on this machine, on Debian with `apt-get
 _OPTIONS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200")
 
 
-def programs() -> Path:
+def find_programs() -> Path:
     """Return the folder of `initdb` and `postgres`, of the newest version installed.
 
     Raises:
@@ -77,7 +77,7 @@ class Cluster:
                 if parent.stat().st_mode & 0o001 == 0:
                     parent.chmod(parent.stat().st_mode | 0o011)
         words = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "--no-instructions"]
-        self._run(programs() / "initdb", "-D", self._data, "--locale=C", *words)
+        self._run(find_programs() / "initdb", "-D", self._data, "--locale=C", *words)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -94,7 +94,7 @@ class Cluster:
         """
         options = [word for option in (*self._options, f"port={self._port}") for word in ("-c", option)]
         with (self._folder / "log").open("ab") as log:
-            command = _as_postgres(programs() / "postgres", "-D", self._data, *options)
+            command = _as_postgres(find_programs() / "postgres", "-D", self._data, *options)
             self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own program
                 command, stdout=log, stderr=log, start_new_session=True
             )

@@ -33,7 +33,7 @@ def pack(request: ExpandRequest) -> Payload:
     """
     kind = type(request.geometry).__name__
     if _GEOMETRIES.get(kind) is not type(request.geometry):
-        raise InvalidRequest("geometry", kind, f"only {', '.join(_GEOMETRIES)} can be queued")
+        raise InvalidRequest("geometry", kind, f"must be one of {', '.join(_GEOMETRIES)} to be queued")
     payload = {"image": _location(request.image), "geometry": {"kind": kind, **asdict(request.geometry)}}
     for field in request_fields():
         value = getattr(request, field.name)
@@ -59,8 +59,8 @@ def _location(image: Any) -> str:
     if isinstance(image, os.PathLike):
         image = os.fspath(image)
     if not isinstance(image, str) or image.startswith("data:"):
-        needed = "a queued photo must be a path, an http(s) URL or the URL of an object store"
-        raise InvalidRequest("image", source_name(image), needed)
+        rule = "must be a path, an http(s) URL or the URL of an object store to be queued"
+        raise InvalidRequest("image", source_name(image), rule)
     return image if _scheme(image) else os.path.abspath(image)  # noqa: PTH100 - symbolic links stay as given
 
 
@@ -99,7 +99,7 @@ def _read(location: str) -> bytes:
             content: bytes = file.read()
             return content
     except (FileNotFoundError, ValueError) as error:  # no such object, or no such kind of store
-        raise ImageError("image", location, f"its object store cannot serve it: {error}") from error
+        raise ImageError("image", location, "not in its object store", str(error)) from error
     except MissingExtra:
         raise
     except Exception as error:  # each kind of store raises its own exceptions

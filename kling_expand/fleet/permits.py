@@ -161,7 +161,7 @@ class Permits:
             NotSubmitted: when the permits are closed.
         """
         if n > self.limit:
-            raise InvalidRequest("n", n, f"at most {self.limit} is possible, the limit of the permits")
+            raise InvalidRequest("n", n, f"must be at most {self.limit}, the limit of the permits")
         await self._acquire(_Waiter(n, key, asyncio.get_running_loop().time()))
         try:
             yield

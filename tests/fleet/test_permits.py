@@ -1,4 +1,4 @@
-"""Permits over many machines: never one too many, none lost, nobody left waiting."""
+"""Permits over many machines: the limit holds, a crash leaks none, and no job starves."""
 
 import asyncio
 import contextlib
@@ -28,11 +28,12 @@ async def database(dsn: str) -> AsyncIterator[Connections]:
 
 
 def worker(dsn: str, owner: int, limit: int = 4, **more: Any) -> Permits:
+    """Return the permits of one worker."""
     return Permits(dsn, limit, owner=owner, run="r", rng=Random(owner), **{"restart_grace": 0.0} | more)
 
 
 async def die(dsn: str, worker: Permits) -> None:
-    """End its session as a SIGKILL would; it does not come back."""
+    """End the session as a SIGKILL of its worker would, for good."""
     worker._server.cancel()
     with psycopg.connect(dsn, autocommit=True) as killer:
         killer.execute("SELECT pg_terminate_backend(%s, 5000)", (worker._session.info.backend_pid,))
@@ -40,7 +41,7 @@ async def die(dsn: str, worker: Permits) -> None:
 
 
 async def left_running(database: Connections, owner: int, key: str, n: int) -> None:
-    """What a worker has sent, and what then never was heard of again."""
+    """Record a task that a worker created before it died."""
     ledger = PostgresStore(database, run="r", owner=owner)
     await ledger.intend(
         key, params_hash="h", params=f'{{"n":{n}}}', source=None, external_id=lambda _: f"id of {key}"
@@ -49,8 +50,8 @@ async def left_running(database: Connections, owner: int, key: str, n: int) -> N
     await ledger.accepted(f"id of {key}", f"task of {key}")
 
 
-async def test_never_one_too_many(dsn: str) -> None:
-    """Three workers and jobs of every weight: all get through, and the limit is reached and kept."""
+async def test_the_limit_is_reached_and_kept(dsn: str) -> None:
+    """Three workers with jobs of every weight: all get permits, and never more than the limit are held."""
     now = most = 0
 
     async def job(permits: Permits, n: int, key: str) -> None:
@@ -62,15 +63,15 @@ async def test_never_one_too_many(dsn: str) -> None:
             now -= n
 
     async with AsyncExitStack() as stack:
-        crew = [await stack.enter_async_context(worker(dsn, owner)) for owner in (1, 2, 3)]
-        jobs = [job(crew[number % 3], 1 + number % 4, str(number)) for number in range(60)]
+        workers = [await stack.enter_async_context(worker(dsn, owner)) for owner in (1, 2, 3)]
+        jobs = [job(workers[number % 3], 1 + number % 4, str(number)) for number in range(60)]
         await asyncio.gather(*jobs)
     assert now == 0
     assert most <= 4
 
 
-async def test_a_dead_workers_permits_are_free_at_once(dsn: str) -> None:
-    """They are its session's, and gone with it; nothing has to run out."""
+async def test_the_permits_of_a_dead_worker_are_free_at_once(dsn: str) -> None:
+    """They end with the session, without any timeout."""
     async with worker(dsn, 1) as living:
         dying = await worker(dsn, 2).__aenter__()
         holding = dying.hold(4, "a")
@@ -83,24 +84,24 @@ async def test_a_dead_workers_permits_are_free_at_once(dsn: str) -> None:
         await waiting
 
 
-async def test_what_a_dead_worker_left_running_counts(database: Connections, dsn: str) -> None:
-    """Its task still has the account's slots, for all but the one who takes it up."""
+async def test_a_task_of_a_dead_worker_counts(database: Connections, dsn: str) -> None:
+    """Its task still holds slots of the account, for every job but the one that takes it over."""
     await left_running(database, 2, "a", 3)
     async with worker(dsn, 1) as living:
         async with living.hold(1, "b"):
             pass
-        stranger = asyncio.ensure_future(living.hold(2, "c").__aenter__())
+        other_job = asyncio.ensure_future(living.hold(2, "c").__aenter__())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(stranger), 0.2)
-        assert not stranger.done()
-        stranger.cancel()
-        async with living.hold(3, "a"), living.hold(1, "d"):  # taken up: it counts once, not twice
+            await asyncio.wait_for(asyncio.shield(other_job), 0.2)
+        assert not other_job.done()
+        other_job.cancel()
+        async with living.hold(3, "a"), living.hold(1, "d"):  # taken over, so it counts once, not twice
             with psycopg.connect(dsn) as look:
                 assert look.execute("SELECT holder FROM kling_jobs").fetchall() == [(1,)]
 
 
-async def test_a_heavy_job_is_not_passed_over_for_ever(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once it is hungry nobody else is served before it, however light the others are."""
+async def test_a_heavy_job_does_not_starve(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the starvation timeout no other job is served before it, however light the others are."""
     monkeypatch.setattr(permits, "STARVATION_TIMEOUT", 0.0)
     monkeypatch.setattr(permits, "POLL_INTERVAL", 0.01)
     async with worker(dsn, 1) as heavy, worker(dsn, 2) as light:
@@ -119,13 +120,13 @@ async def test_a_heavy_job_is_not_passed_over_for_ever(dsn: str, monkeypatch: py
                 stop.set()
 
 
-async def test_a_restart_of_the_database_keeps_what_is_held(dsn: str) -> None:
-    """A cut session comes back with as many permits as before, so the others still find them taken."""
+async def test_permits_survive_a_lost_session(dsn: str) -> None:
+    """A new session takes as many permits as the lost one held, so that other workers find them taken."""
     async with worker(dsn, 1) as cut, worker(dsn, 2) as other:
         async with cut.hold(3, "a"):
             with psycopg.connect(dsn, autocommit=True) as killer:
                 killer.execute("SELECT pg_terminate_backend(%s, 5000)", (cut._session.info.backend_pid,))
-            async with cut.hold(1, "b"):  # asking shows that it was cut
+            async with cut.hold(1, "b"):  # the statement shows that the session is lost
                 pass
             waiting = asyncio.ensure_future(other.hold(2, "c").__aenter__())
             with contextlib.suppress(TimeoutError):
@@ -134,8 +135,8 @@ async def test_a_restart_of_the_database_keeps_what_is_held(dsn: str) -> None:
         await waiting
 
 
-async def test_after_a_restart_none_are_given_for_a_moment(dsn: str) -> None:
-    """Those who held some take them back first."""
+async def test_nothing_is_granted_right_after_a_restart_of_the_database(dsn: str) -> None:
+    """Workers that held permits take them back first."""
     async with worker(dsn, 1, restart_grace=1e9) as early:
         waiting = asyncio.ensure_future(early.hold(1, "a").__aenter__())
         with contextlib.suppress(TimeoutError):
@@ -146,8 +147,8 @@ async def test_after_a_restart_none_are_given_for_a_moment(dsn: str) -> None:
         await waiting
 
 
-async def test_shut_is_shut(dsn: str) -> None:
-    """Who waits and who comes later is told that nothing was submitted; a cancelled one leaves no trace."""
+async def test_closed_permits_grant_nothing(dsn: str) -> None:
+    """Present and later waiters get `NotSubmitted`, and a cancelled waiter leaks nothing."""
     async with worker(dsn, 1) as permits:
         async with permits.hold(4, "a"):
             waiting = [asyncio.ensure_future(permits.hold(1, name).__aenter__()) for name in "bc"]
@@ -159,14 +160,14 @@ async def test_shut_is_shut(dsn: str) -> None:
                 await waiting[1]
             with pytest.raises(NotSubmitted):
                 await permits.hold(1, "d").__aenter__()
-        with pytest.raises(InvalidRequest, match="at most 4"):
+        with pytest.raises(InvalidRequest, match="n must be at most 4, the limit of the permits, got 5"):
             await permits.hold(5, "e").__aenter__()
     async with worker(dsn, 2) as later, later.hold(4, "f"):
         pass
 
 
-async def test_accounts_are_apart(dsn: str) -> None:
-    """Two accounts in one database have each their own permits."""
+async def test_each_account_has_its_own_permits(dsn: str) -> None:
+    """Two accounts in one database do not share a limit."""
     async with (
         worker(dsn, 1) as one,
         worker(dsn, 2, account="other") as other,
@@ -176,7 +177,7 @@ async def test_accounts_are_apart(dsn: str) -> None:
         pass
 
 
-async def test_no_database_no_permits(cluster: Cluster) -> None:
-    """It is said at once, in a sentence."""
+async def test_an_unreachable_database_is_one_sentence(cluster: Cluster) -> None:
+    """Entering raises at once, with the reason."""
     with pytest.raises(JournalError, match="permits need"):
         await worker(cluster.dsn + "missing", 1).__aenter__()

@@ -1,0 +1,119 @@
+"""``kling-expand fleet``: a database, workers, jobs and a live view, from a shell."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from attrs import evolve
+from click.testing import CliRunner
+from rich.console import Console
+
+from kling_expand.cli import root
+from kling_expand.cli.batch import fleet_progress
+from kling_expand.emulator import Emulator
+from kling_expand.fleet.queue import Fleet
+
+pytest_plugins = ["support.postgres", "support.fleet"]
+
+# A child inherits ignored signals, and could then not be interrupted.
+INTERRUPTIBLE = ("/usr/bin/env", "--default-signal=INT", sys.executable, "-m", "kling_expand", "fleet")
+
+
+def shell(*words: str) -> Any:
+    return CliRunner().invoke(root, ["fleet", *words])
+
+
+async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, tmp_path: Path) -> None:
+    """`init`, `submit`, `worker` and `status` work together, and SIGTERM ends a worker with code 0."""
+    at = ["--dsn", dsn]
+    assert "fleet init" in (await asyncio.to_thread(shell, "status", *at)).output
+    assert (await asyncio.to_thread(shell, "init", *at)).exit_code == 0
+    (tmp_path / "list").write_text(f"{photo}\n\nmissing.png\n")
+    worker = await asyncio.create_subprocess_exec(
+        "/usr/bin/env", f"KLING_API_KEY={emulator.api_key}",
+        sys.executable, "-m", "kling_expand", "fleet", "worker", *at, "--base-url", emulator.url,
+        "-o", str(tmp_path / "out"), "--shutdown-timeout", "1",
+    )  # fmt: skip
+    words = ["submit", *at, "--right", "0.5", "--from", str(tmp_path / "list"), "--wait"]
+    done = await asyncio.to_thread(shell, *words)
+    assert done.exit_code == 1
+    assert "2 queued" in done.output
+    assert "refused: ImageError" in done.output
+    assert [str(path) for path in (tmp_path / "out").iterdir()] == [
+        line for line in done.output.split("\n") if "/out/" in line
+    ]
+    as_json = (await asyncio.to_thread(shell, *words, "--json")).output
+    assert {"succeeded", "refused"} == {
+        json.loads(line)["status"] for line in as_json.splitlines() if "{" in line
+    }
+    assert "1 refused, 1 succeeded" in (await asyncio.to_thread(shell, "status", *at)).output
+    status = (await asyncio.to_thread(shell, "status", *at, "--json")).output
+    assert json.loads(status)["units_billed"] == 8
+    worker.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(worker.wait(), 20) == 0
+
+
+async def test_everything_on_one_machine(tmp_path: Path, photo: Path) -> None:
+    """`fleet up` prints the URL of its database, executes jobs, and removes everything at Ctrl-C."""
+    up = await asyncio.create_subprocess_exec(
+        *(*INTERRUPTIBLE, "up", "--workers", "1", "-o", str(tmp_path / "out")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert up.stdout is not None
+    async with asyncio.timeout(60):
+        dsn = (await up.stdout.readline()).decode().strip()
+        done = await asyncio.to_thread(shell, "submit", "--dsn", dsn, "--right", "0.3", "--wait", str(photo))
+        up.send_signal(signal.SIGINT)
+        assert (done.exit_code, await up.wait()) == (0, 0)
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    assert "cannot be reached" in (await asyncio.to_thread(shell, "status", "--dsn", dsn)).output
+
+
+async def test_the_live_view_is_drawn_again_and_again(fleet: Fleet) -> None:
+    """It shows workers, slots, queue and spend, at every interval."""
+    console = Console(record=True, width=80, force_terminal=True)
+    watching = asyncio.create_task(fleet_progress.watch(fleet.stats, 0.01, console))
+    await asyncio.sleep(0.3)
+    watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching
+    stats = evolve(await fleet.stats(), workers=((3.0, 2), (400.0, 1)), units_billed=16)
+    console.print(fleet_progress.screen(stats))
+    text = console.export_text()
+    for words in (
+        "queue",
+        "permits taken",
+        "1 heard of lately, 1 silent",
+        "heard 400 s ago (silent)",
+        "$0.06",
+    ):
+        assert words in text
+
+
+async def test_the_live_view_ends_with_ctrl_c(fleet: Fleet) -> None:
+    """`top` runs until then, and prints no traceback."""
+    top = await asyncio.create_subprocess_exec(
+        *(*INTERRUPTIBLE, "top", "--dsn", fleet.dsn, "--every", "0.1"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    queried = "SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%%kling_jobs%%'"
+    async with asyncio.timeout(30):
+        with psycopg.connect(fleet.dsn, autocommit=True) as database:
+            while not database.execute(queried).fetchall():  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+        top.send_signal(signal.SIGINT)
+        _, err = await top.communicate()
+    assert b"Traceback" not in err
+
+
+def test_an_unreachable_database_is_one_sentence() -> None:
+    """The exit code is 1, and there is no traceback."""
+    done = shell("status", "--dsn", "postgresql://postgres@127.0.0.1:1/x")
+    assert (done.exit_code, "cannot be reached" in done.output) == (1, True)

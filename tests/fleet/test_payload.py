@@ -1,0 +1,156 @@
+"""Payloads: a request through JSON and back, and photos and images in object stores."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from attrs import evolve, fields
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fleet_workers import outcomes, working
+
+from benchmarks.reporting import picture
+from kling_expand import ExpandRequest, Padding, Ratios, Task, ToAspect, ToSize, Towards, errors
+from kling_expand.emulator import Emulator
+from kling_expand.fleet.payload import load, pack, save, stem, unpack
+from kling_expand.fleet.queue import Fleet
+from kling_expand.jobs.future import ExpandResult
+
+pytest_plugins = ["support.postgres", "support.fleet"]
+
+GEOMETRIES = [
+    Ratios(left=0.5),
+    ToAspect("16:9"),
+    ToAspect("1:1", area=2.0, anchor="top"),
+    ToSize(900, 900),
+    Padding(up=20),
+    Towards("left,right", ratio=1.4),
+]
+# A value other than the default for each field of a request.
+VALUES: dict[str, Any] = {
+    "image": "https://host/dog.png",
+    "geometry": ToAspect("1:1", area=2.0, anchor="top"),
+    "prompt": "a meadow",
+    "n": 3,
+    "watermark": True,
+    "callback_url": "https://host/callback",
+    "external_task_id": "mine",
+    "key": "k",
+}
+
+
+def through_json(payload: dict[str, Any]) -> dict[str, Any]:
+    decoded: dict[str, Any] = json.loads(json.dumps(payload))
+    return decoded
+
+
+@given(
+    st.sampled_from(GEOMETRIES),
+    st.none() | st.text(max_size=20),
+    st.integers(1, 9),
+    st.booleans(),
+    st.sampled_from(["/a/dog.png", "https://host/dog.png", "s3://bucket/dog.png"]),
+)
+def test_a_payload_keeps_its_request(
+    geometry: Any,
+    prompt: str | None,
+    n: int,
+    watermark: bool,  # noqa: FBT001 - drawn by Hypothesis
+    image: str,
+) -> None:
+    """The request survives JSON, and the derived key is the same for equal requests only."""
+    request = ExpandRequest(image, geometry, prompt, n=n, watermark=watermark)
+    payload = pack(request)
+    again = unpack(through_json(payload))
+    assert again == evolve(request, key=payload["key"])
+    assert pack(again) == payload == pack(request)
+    assert pack(evolve(request, n=n % 9 + 1))["key"] != payload["key"]
+    assert stem(image) == "dog"
+
+
+def test_every_field_of_a_request_is_queued() -> None:
+    """A new field of `ExpandRequest` needs a value here, and must survive the queue with it."""
+    names = [field.name for field in fields(ExpandRequest)]
+    assert set(VALUES) == set(names)
+    request = ExpandRequest(**VALUES)
+    again = unpack(through_json(pack(request)))
+    for field in fields(ExpandRequest):
+        value = getattr(request, field.name)
+        assert value != field.default
+        assert getattr(again, field.name) == value
+
+
+@pytest.mark.parametrize("name", sorted(set(VALUES) - {"key"}))
+def test_the_derived_key_depends_on_every_field(name: str) -> None:
+    """Two requests that differ in one field are two jobs."""
+    plain = ExpandRequest("a.png", Ratios(up=1.0))
+    assert pack(evolve(plain, **{name: VALUES[name]}))["key"] != pack(plain)["key"]
+
+
+def test_a_queue_carries_no_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is made absolute; bytes, data URIs and the caller's own geometries are refused."""
+    monkeypatch.chdir(tmp_path)
+    assert pack(ExpandRequest(Path("a.png"), Ratios(up=1.0)))["image"] == str(tmp_path / "a.png")
+    for image in (b"bytes", "data:image/png;base64,AAAA"):
+        with pytest.raises(errors.InvalidRequest, match="image must be a path, an http"):
+            pack(ExpandRequest(image, Ratios(up=1.0)))
+
+    class Mine(Ratios):
+        """A geometry of the caller."""
+
+    with pytest.raises(errors.InvalidRequest, match=r"geometry must be one of .*, got Mine"):
+        pack(ExpandRequest("a.png", Mine(up=1.0)))
+
+
+async def test_photos_and_images_in_object_stores(fleet: Fleet, dsn: str, emulator: Emulator) -> None:
+    """Photos are read from a store and images written to one; a missing photo is refused."""
+    with fsspec.open("memory://in/cat.png", "wb") as file:
+        file.write(picture(300))
+    for name in ("cat", "none"):
+        await fleet.submit(ExpandRequest(f"memory://in/{name}.png", Ratios(right=1.0), key=name))
+    async with working(dsn, emulator, output="memory://out"):
+        found = {outcome.key: outcome for outcome in await outcomes(fleet)}
+    assert (found["none"].status, found["cat"].status) == ("refused", "succeeded")
+    (location,) = found["cat"].files
+    assert location.startswith("memory://out/cat-kx-")
+    with fsspec.open(location, "rb") as file:
+        assert file.read(4) == b"\x89PNG"
+
+
+class Unavailable(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no types
+    """An object store that is away."""
+
+    def _open(self, *_: Any, **__: Any) -> Any:
+        raise OSError("away")
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> ExpandResult:
+    """A result whose one image is on disk as soon as it is saved."""
+
+    async def download(*_: Any, **__: Any) -> tuple[Path, ...]:
+        (tmp_path / "a.png").write_bytes(b"image")
+        return (tmp_path / "a.png",)
+
+    return ExpandResult(Task("t", "succeed"), None, None, (), download, None)
+
+
+async def test_an_unavailable_object_store_is_a_transient_error(result: ExpandResult) -> None:
+    """Both directions raise `TransportError`, after which the job is retried."""
+    fsspec.register_implementation("unavailable", Unavailable, clobber=True)
+    request = ExpandRequest("unavailable://bucket/a.png", Ratios(up=1.0))
+    with pytest.raises(errors.TransportError, match="cannot be read"):
+        await load(request)
+    with pytest.raises(errors.TransportError, match="cannot be written"):
+        await save(result, "unavailable://bucket", "a")
+
+
+async def test_object_stores_need_their_extra(result: ExpandResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the extra to install."""
+    monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
+    with pytest.raises(errors.MissingExtra, match=r"kling-expand\[objects\]"):
+        await load(ExpandRequest("s3://bucket/a.png", Ratios(up=1.0)))
+    with pytest.raises(errors.MissingExtra, match=r"kling-expand\[objects\]"):
+        await save(result, "s3://bucket", "a")

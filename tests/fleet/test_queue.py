@@ -1,0 +1,72 @@
+"""The queue: backpressure, priorities, cancellation, and callbacks that are refused."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support.fleet_workers import outcomes, requests, working
+
+from kling_expand import ExpandRequest, Ratios, errors
+from kling_expand.emulator import Emulator
+from kling_expand.fleet.queue import Fleet
+
+pytest_plugins = ["support.postgres", "support.fleet"]
+
+
+async def test_a_full_queue_stops_reading(fleet: Fleet, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `max_queued` jobs in the queue nothing more is read from the source, until there is room."""
+    read = 0
+
+    async def source() -> AsyncIterator[ExpandRequest]:
+        nonlocal read
+        for request in requests(photo, 10):
+            read += 1
+            yield request
+
+    monkeypatch.setattr("kling_expand.fleet.queue.POLL_INTERVAL", 0.02)
+    submitting = asyncio.create_task(fleet.submit_many(source(), max_queued=4))
+    async with asyncio.timeout(20):
+        while (await fleet.stats()).queued < 4:  # noqa: ASYNC110 - state of the database
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        assert (read, submitting.done()) == (5, False)
+        while not submitting.done():
+            await fleet.cancel()
+            await asyncio.sleep(0.02)
+    assert await submitting == 10
+
+
+async def test_a_job_of_higher_priority_runs_first(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """It overtakes every job that waits."""
+    await fleet.submit_many(requests(photo, 3))
+    urgent = await fleet.submit(ExpandRequest(photo, Ratios(left=1.0), prompt="urgent"), priority=5)
+    async with working(dsn, emulator, concurrency=1):
+        found = await outcomes(fleet)
+    assert urgent == found[0].key
+    assert next(iter(emulator.account.tasks.values())).prompt == "urgent"
+
+
+async def test_a_waiting_job_can_be_cancelled(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """A cancelled job leaves the queue and has an outcome; a job that has ended is not touched."""
+    await fleet.submit_many(requests(photo, 5))
+    assert await fleet.cancel("k1", "k3", "unknown") == 2
+    async with working(dsn, emulator):
+        found = {outcome.key: outcome.status for outcome in await outcomes(fleet)}
+    cancelled = dict.fromkeys(("k1", "k3"), "cancelled")
+    assert found == dict.fromkeys(("k0", "k2", "k4"), "succeeded") | cancelled
+    assert await fleet.cancel("k0") == 0
+    assert len(emulator.account.tasks) == 3
+
+
+async def test_a_callback_that_is_no_callback_is_refused(fleet: Fleet) -> None:
+    """A body without a task raises, whether or not a secret is set."""
+    with pytest.raises(errors.WebhookError):
+        await fleet.receive({}, b"{}")
+    async with Fleet(fleet.dsn, webhook_secrets=["whsec_" + "c2VjcmV0" * 4]) as signed:
+        with pytest.raises(errors.WebhookError):
+            await signed.receive({}, b"{}")

@@ -1,5 +1,6 @@
 """The throw-away PostgreSQL server: what is missing or broken is said in one sentence."""
 
+import tempfile
 from pathlib import Path
 
 import psycopg
@@ -19,18 +20,19 @@ def test_a_missing_postgresql_names_its_package(monkeypatch: pytest.MonkeyPatch)
         find_programs()
 
 
-def test_a_server_that_cannot_start_says_why(own_cluster: Cluster, tmp_path: Path) -> None:
-    """Files that exist already and files that are damaged are errors; stopping afterwards is harmless."""
+def test_a_server_that_cannot_start_says_why(own_cluster: Cluster) -> None:
+    """Files that exist already and a wrong setting are errors; stopping afterwards is harmless."""
     own_cluster.create()
     with pytest.raises(ConfigurationError, match="initdb failed"):
         own_cluster.create()
-    broken = Cluster(tmp_path / "cluster", "no_such_setting=1")
-    broken.create()
-    with pytest.raises(ConfigurationError, match="did not start"):
-        broken.launch()
-    for cluster in (own_cluster, broken):
-        cluster.stop()
-        cluster.kill()
+    # Not in `tmp_path`: each run of pytest closes its parent folder to the user that PostgreSQL runs as.
+    with tempfile.TemporaryDirectory(prefix="kling-postgres-") as folder:
+        broken = Cluster(Path(folder, "cluster"), "no_such_setting=1")
+        broken.create()
+        with pytest.raises(ConfigurationError, match="did not start"):
+            broken.launch()
+        broken.stop()
+        broken.kill()
 
 
 async def test_a_killed_server_keeps_committed_rows(own_cluster: Cluster) -> None:

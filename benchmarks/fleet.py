@@ -230,7 +230,7 @@ async def audit(conditions: Conditions, url: str, ended: dict[str, JobOutcome], 
             return right and _digest(one.files[0]) == digest
 
         verified = [await good(number) for number in range(conditions.jobs)]
-    times = [(task["created"], max(task["due"], task["ready"] or 0)) for task in tasks]
+    times = [(task["created_at"], max(task["due_at"], task["ready_at"] or 0)) for task in tasks]
     return {
         "jobs": conditions.jobs,
         "created": len(tasks),

@@ -29,7 +29,7 @@ async def main() -> None:
                 print(outcome.index, *paths)
             else:
                 print(outcome.index, outcome.request.key, type(outcome.error).__name__)
-        print("at most", emulator.account.most_slots, "at once")
+        print("at most", emulator.account.peak_slots, "at once")
 
 
 asyncio.run(main())

@@ -80,14 +80,14 @@ async def test_many_photos_are_never_more_than_the_account_takes() -> None:
         assert [outcome.index for outcome in outcomes] == list(range(30))
         assert not any(outcome.error for outcome in outcomes)
         assert emulator.account.refusals == {}
-        assert emulator.account.most_slots <= 9
+        assert emulator.account.peak_slots <= 9
 
 
 # ------------------------------------------------------------------ both dialects
 
 
 @pytest.mark.parametrize("dialect", ["editing", "direction"])
-@pytest.mark.parametrize("shapes", [{}, {"seed_shapes": True}, {"succeeded": True}], ids=str)
+@pytest.mark.parametrize("shapes", [{}, {"task_format": "array"}, {"success_status": "succeeded"}], ids=str)
 @virtual_time
 async def test_either_dialect_goes_the_whole_way(
     tmp_path: Path, dialect: str, shapes: dict[str, Any]
@@ -98,7 +98,7 @@ async def test_either_dialect_goes_the_whole_way(
         assert (await future.accepted()).status is Status.SUBMITTED
         result = await future
         assert result.task.status is Status.SUCCEED
-        assert result.task.task_status == ("succeeded" if shapes.get("succeeded") else "succeed")
+        assert result.task.task_status == (shapes.get("success_status", "succeed"))
         assert result.task.external_task_id == future.external_task_id
         ids = [future.task_id or "", *([future.external_task_id or ""] if dialect == "editing" else [])]
         assert {await kling.get(any_id) for any_id in ids} == {result.task}
@@ -179,18 +179,18 @@ async def test_a_watermark_is_asked_for_returned_and_saved_beside(tmp_path: Path
         assert emulator.account.requests["file"] == 2
 
 
-@pytest.mark.parametrize("seed_shapes", [False, True])
+@pytest.mark.parametrize("task_format", ["object", "array"])
 @virtual_time
-async def test_the_price_is_known_before_and_after(seed_shapes: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_the_price_is_known_before_and_after(task_format: str) -> None:
     """The local estimate, what the service says it took, and what newer answers say besides."""
     request = ExpandRequest(PHOTO, WIDER, n=3)
     assert request.units == 24
-    async with emulated(seed_shapes=seed_shapes) as (emulator, kling):
+    async with emulated(task_format=task_format) as (emulator, kling):
         told = (await kling.expand(request)).task
         assert told.final_unit_deduction == "24"
         assert told.units == kling.stats.units_billed == Decimal(24)
         assert kling.stats.units_due == emulator.account.units_billed == 24
-        assert (told.final_balance_deduction is None) is seed_shapes
+        assert (told.final_balance_deduction is None) is (task_format == "array")
         if told.final_balance_deduction:
             assert told.final_balance_deduction.quota
 
@@ -236,7 +236,7 @@ async def test_all_tasks_are_walked_once_while_others_are_added() -> None:
 @virtual_time
 async def test_a_walk_needs_no_order(mode: str) -> None:
     """However a page is arranged, no task comes twice."""
-    async with emulated(slots=1000, list_mode=mode) as (emulator, kling):
+    async with emulated(slots=1000, list_order=mode) as (emulator, kling):
         for _ in range(7):
             await kling.create(PHOTO, WIDER)
         seen = [each.task_id async for each in kling.tasks(page_size=3)]

@@ -1,21 +1,26 @@
-"""How is the other side of the wire had at home? `async with Emulator()` or `python -m` this.
+"""A local emulator of the image expansion service.
 
-A second set of books: it imports nothing of ours outside this folder, so that SDK and emulator can agree only
-through the documented wire.
+Start it with `async with Emulator()` or `python -m kling_expand.emulator`. It imports
+nothing of the SDK, so the two can agree only through the documented wire format.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .faults.plan import Fault
     from .server import Emulator
 
-__all__ = ["Emulator"]
+__all__ = ["Emulator", "Fault"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the server only for those who want one; its painting processes do not."""
+    """Import the server on first use: the painting processes import this package without it."""
     if name == "Emulator":
         from .server import Emulator
 
         return Emulator
+    if name == "Fault":
+        from .faults.plan import Fault
+
+        return Fault
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""How is an emulator started from a shell? `python -m kling_expand.emulator`, until Ctrl-C or SIGTERM."""
+"""The command line of the emulator, for `python -m kling_expand.emulator` and `kling-expand serve`."""
 
 import argparse
 import asyncio
@@ -10,32 +10,42 @@ from typing import Any
 
 from .faults.prompt_triggers import HELP
 from .server import Emulator
-from .settings import options
+from .settings import flag, options
 
 
-def parser() -> argparse.ArgumentParser:
-    """One option for every setting."""
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """A formatter whose help starts with "Usage:", as that of the other commands does."""
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = "Usage: ") -> None:
+        super().add_usage(usage, actions, groups, prefix)
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return a parser with one option for each setting."""
     arguments = argparse.ArgumentParser(
-        prog="python -m kling_expand.emulator",
-        description="A local emulator of Kling's image expansion; it really expands pictures, by itself.",
+        prog=prog,
+        usage="%(prog)s [options]",
+        description="Run a local emulator of the image expansion service until Ctrl-C. It paints real "
+        "pictures on this machine and bills nothing. When it is ready, it prints its address and "
+        "credentials on one line.",
         epilog=HELP,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     for option in options():
-        name = "--" + option.name.replace("_", "-")
         text = option.metadata["help"].replace("%", "%%")
         if isinstance(option.default, bool):
-            arguments.add_argument(name, action="store_true", help=text)
+            arguments.add_argument(flag(option), action="store_true", help=text)
         else:
-            among = option.metadata["among"] or None
+            kind, choices = type(option.default), option.metadata["choices"] or None
+            metavar = "CODE" if choices and kind is int else None  # a list of codes is too long to show
             arguments.add_argument(
-                name, type=type(option.default), default=option.default, choices=among, help=text
+                flag(option), type=kind, default=option.default, choices=choices, metavar=metavar, help=text
             )
     return arguments
 
 
 async def serve(settings: dict[str, Any]) -> None:
-    """Run until a signal; prints one line with the address and the credentials when ready."""
+    """Run an emulator until SIGINT or SIGTERM."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -48,13 +58,13 @@ async def serve(settings: dict[str, Any]) -> None:
         await stop.wait()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 after a graceful stop, 2 with one sentence when it cannot start."""
-    settings = vars(parser().parse_args(argv))
+def main(argv: Sequence[str] | None = None, *, prog: str = "python -m kling_expand.emulator") -> int:
+    """Return exit code 0 after a graceful stop, or 2 with one line on stderr when it cannot start."""
+    settings = vars(parser(prog).parse_args(argv))
     try:
         asyncio.run(serve(settings))
     except (RuntimeError, ValueError, OSError, sqlite3.Error) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"Error: {error}\n")
         return 2
     return 0
 

@@ -1,10 +1,9 @@
-"""How is the emulator run? `Emulator` switches on all that is in this folder, and off again."""
+"""`Emulator`: the HTTP server with everything behind it, started and stopped as a context manager."""
 
 import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Self
 
 from aiohttp import web
@@ -12,41 +11,47 @@ from aiohttp.typedefs import Handler, Middleware
 from attrs import define, field
 
 from .console.routes import Console
-from .faults.plan import Faults
-from .http import files
-from .http.call_log import Exchanges
+from .faults.plan import FaultPlan
+from .http.call_log import CallLog
 from .http.codes import Refusal
 from .http.control import Control
-from .http.envelope import Answers
-from .http.handlers import Calls
-from .http.openapi import PATHS, document
-from .http.same_origin import guard, harden
+from .http.envelope import Responses
+from .http.handlers import Handlers
+from .http.openapi import document
+from .http.same_origin import add_security_headers, same_origin_only
 from .service import Service
 from .settings import Settings
-from .state import signing
 from .state.account import Account
-from .state.background import Background
-from .state.callbacks import Callbacks
+from .state.background import BackgroundTasks
+from .state.callbacks import Callbacks, signing_key
 
 _log = logging.getLogger(__name__)
-_NOT_STARTED = "the emulator has not been started: use `async with`"
+_NOT_STARTED = "the emulator must be started first: use `async with`"
 
 
 @define(kw_only=True, eq=False)
 class Emulator(Settings):
-    """A running service on `url`, between `async with` and its end; its `account` tell what happened."""
+    """A service that runs at `url` inside `async with`.
+
+    Raises:
+        RuntimeError: at the start, when a library that it needs is missing.
+        ValueError: at the start, when the engine or the webhook secret is not valid.
+        OSError: at the start, when it cannot listen on its address.
+        sqlite3.Error: at the start, when the state file cannot be used.
+    """
 
     url: str = field(default="", init=False)
     _service: Service | None = field(default=None, init=False, repr=False)
     _runner: web.AppRunner | None = field(default=None, init=False, repr=False)
     _site: web.TCPSite | None = field(default=None, init=False, repr=False)
     _callbacks: Callbacks | None = field(default=None, init=False, repr=False)
-    _background: Background = field(factory=Background, init=False, repr=False)
+    _background: BackgroundTasks = field(factory=BackgroundTasks, init=False, repr=False)
 
     async def __aenter__(self) -> Self:
-        _require_engine(self.engine)
+        """Start the service."""
+        _check_engine(self.engine)
         if self.webhook_secret:
-            signing.key(self.webhook_secret)
+            signing_key(self.webhook_secret)
         try:
             await self._start()
         except BaseException:
@@ -55,6 +60,7 @@ class Emulator(Settings):
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Stop the service; running requests get a second to finish."""
         await self._stop()
 
     async def _start(self) -> None:
@@ -65,7 +71,7 @@ class Emulator(Settings):
             self._app(service),
             access_log=None,
             shutdown_timeout=1.0,
-            auto_decompress=False,  # the service reads plain bodies; a broken one would cost the connection
+            auto_decompress=False,  # a body that is not valid gzip would break the connection
         )
         await self._runner.setup()
         await self._listen(self._runner, self.port)
@@ -79,7 +85,11 @@ class Emulator(Settings):
 
     @asynccontextmanager
     async def unreachable(self) -> AsyncIterator[None]:
-        """Meanwhile connections are refused and open ones are cut; tasks go on."""
+        """Refuse and cut all connections inside the block, while tasks go on.
+
+        Raises:
+            RuntimeError: when the emulator is not running.
+        """
         if self._runner is None or self._site is None or self._runner.server is None:
             raise RuntimeError(_NOT_STARTED)
         port = self._runner.addresses[0][1]
@@ -93,7 +103,7 @@ class Emulator(Settings):
 
     async def _stop(self) -> None:
         if self._service:
-            self._service.news.end()
+            self._service.changes.close()
         if self._runner:
             await self._runner.cleanup()
         await self._background.aclose()
@@ -104,80 +114,80 @@ class Emulator(Settings):
 
     @property
     def service(self) -> Service:
-        """What is behind the routes; raises RuntimeError before the start."""
+        """The service behind the routes. Before the start it raises RuntimeError."""
         if self._service is None:
             raise RuntimeError(_NOT_STARTED)
         return self._service
 
     @property
     def account(self) -> Account:
-        """Every task and every count, up to date."""
+        """The account with its tasks and counts, up to date."""
         self.service.account.settle(self.service.clock.now())
         return self.service.account
 
+    @property
+    def faults(self) -> FaultPlan:
+        """The planned faults."""
+        return self.service.faults
+
     def advance(self, seconds: float) -> None:
-        """Move the emulator's clock forwards; tokens keep being judged by the unmoved one."""
+        """Move the emulator's clock forward; the validity of tokens does not change.
+
+        Raises:
+            ValueError: when *seconds* is negative or not finite.
+            RuntimeError: when the emulator is not running.
+        """
         self.service.advance(seconds)
 
     async def painted(self) -> None:
-        """Return when nothing is being fetched or painted: from then on the clock alone decides."""
-        await self.service.studio.finished()
-
-    @property
-    def faults(self) -> Faults:
-        """What goes wrong next, for a script to be written into."""
-        return self.service.faults
+        """Wait until no picture is being fetched or painted; after that the clock alone ends tasks."""
+        await self.service.renderer.idle()
 
     def _app(self, service: Service) -> web.Application:
-        answers = Answers(random.Random(self.seed), service.account.refusals)
-        app = web.Application(middlewares=[guard(self.host), _envelopes(answers)])
-        app.on_response_prepare.extend((self._sign, harden))
-        exchanges = Exchanges(service.news)
-        calls = Calls(service, answers, self._background, exchanges)
-        for dialect, path in PATHS.items():
-            app.router.add_post(path, calls.handler("create", partial(calls.create, dialect)))
-            app.router.add_get(path, calls.handler("list", partial(calls.list, dialect)))
-            app.router.add_get(path + "/{name:[^/]+}", calls.handler("query", partial(calls.query, dialect)))
-        app.router.add_get("/files/{task_id}/{name}", calls.handler("file", partial(files.picture, service)))
-        app.router.add_get("/openapi.json", self._describe)
-        app.router.add_routes(Control(service, answers, service.faults).routes())
-        app.router.add_routes(Console(service, answers, exchanges).routes())
+        responses = Responses(random.Random(self.seed), service.account.refusals)
+        app = web.Application(middlewares=[same_origin_only(self.host), _envelope_errors(responses)])
+        app.on_response_prepare.extend((self._add_headers, add_security_headers))
+        call_log = CallLog(service.changes)
+        app.router.add_routes(Handlers(service, responses, self._background, call_log).routes())
+        app.router.add_get("/openapi.json", self._openapi)
+        app.router.add_routes(Control(service, responses).routes())
+        app.router.add_routes(Console(service, responses, call_log).routes())
         return app
 
-    async def _describe(self, _: web.Request) -> web.Response:
+    async def _openapi(self, _: web.Request) -> web.Response:
         return web.json_response(document(self, self.url))
 
-    async def _sign(self, _: web.Request, response: web.StreamResponse) -> None:
-        """Say what this is: no answer may pass for the vendor's."""
+    async def _add_headers(self, _: web.Request, response: web.StreamResponse) -> None:
+        """Mark every response as the emulator's, so that it cannot be taken for the vendor's."""
         response.headers["Server"] = "kling-expand-emulator"
         response.headers.setdefault("X-Engine", self.engine)
 
 
-def _envelopes(answers: Answers) -> Middleware:
-    """Tell in the documented form whatever goes wrong."""
+def _envelope_errors(responses: Responses) -> Middleware:
+    """Return a middleware that turns every error into a documented response."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except Refusal as refusal:
-            return answers.refused(refusal)
+            return responses.refusal(refusal)
         except web.HTTPMethodNotAllowed:
-            return answers.refused(Refusal(1202))
+            return responses.refusal(Refusal(1202))
         except web.HTTPNotFound:
-            return answers.refused(Refusal(1203))
-        except Exception:  # noqa: BLE001 - whoever called gets an answer, whoever runs this gets the log
-            _log.exception("the emulator failed")
-            return answers.refused(Refusal(5000))
+            return responses.refusal(Refusal(1203))
+        except Exception:  # noqa: BLE001 - the client gets a documented response, the log gets the traceback
+            _log.exception("unexpected error in the emulator")
+            return responses.refusal(Refusal(5000))
 
     return middleware
 
 
-def _require_engine(name: str) -> None:
-    """Raise RuntimeError for missing libraries and UnknownEngine for a wrong name, before any picture."""
+def _check_engine(name: str) -> None:
+    """Raise RuntimeError for a missing library and UnknownEngine for a wrong name."""
     try:
-        from .painting.engines import find
+        from .painting.pictures import find_engine
     except ImportError as missing:
         message = f"the emulator needs {missing.name} to paint: pip install 'kling-expand[emulator]'"
         raise RuntimeError(message) from None
-    find(name)
+    find_engine(name)

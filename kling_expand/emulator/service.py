@@ -1,6 +1,6 @@
-"""What does the service do when it is called? Orders become tasks; HTTP is somebody else's.
+"""The service behind the HTTP routes: creates, queries, lists and pictures.
 
-Everything here returns tasks or pictures, or raises Refusal.
+Its methods return tasks or pictures, or raise `Refusal`.
 """
 
 import asyncio
@@ -14,165 +14,174 @@ from itertools import islice
 
 from yarl import URL
 
-from .faults import prompt_triggers as triggers
-from .faults.plan import Faults
-from .http import validation as rules
+from .faults.plan import FaultPlan
+from .faults.prompt_triggers import refuse_if_triggered, triggered_failure
 from .http.codes import Refusal
-from .http.fields import is_url, parse
 from .http.rate_limit import RateLimit
-from .http.uploads import decode
-from .painting.image_fetch import FetchError, check_host
-from .painting.queue import LAZY
-from .painting.render import Studio
-from .settings import Settings
-from .state import listing as lists
+from .http.validation import CreateRequest, parse_create
+from .painting.image_fetch import FetchError, check_url
+from .painting.render import Renderer
+from .settings import FLAT_ENGINE, Settings
 from .state.account import Account
-from .state.change_signal import News
+from .state.change_signal import ChangeSignal
 from .state.clock import Clock
+from .state.listing import Page, arrange
 from .state.store import Store
 from .state.tasks import Task
 
-LARGE = 1_000_000  # bytes of a body beyond which reading it would hold up the loop
+_LARGE_BODY = 1_000_000  # bytes; parsing a larger body would block the event loop
 
 
 class Service:
-    """The account: its tasks, its pictures and its limits."""
+    """One account with its tasks, pictures and limits."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(settings.state)
-        self.clock = Clock(settings.clock, moved=self.store.fact("moved"))
-        self.news = News()
-        self.account = Account(settings.life_seconds, self.news)
+        self.clock = Clock(settings.clock, offset=self.store.number("clock_offset"))
+        self.changes = ChangeSignal()
+        self.account = Account(settings.retention_seconds, self.changes)
         self.origin = ""
-        self.chance = random.Random(settings.seed)
-        self.faults = Faults(random.Random(settings.seed))
-        self.rate = RateLimit(settings)
-        self.on_task: list[Callable[[Task], None]] = []  # told of each task made, or found unfinished
-        self.studio = Studio(settings, self.store, self.clock, self.account)
+        self.rng = random.Random(settings.seed)
+        self.faults = FaultPlan(random.Random(settings.seed), self.clock.now)
+        self.rate_limit = RateLimit(settings)
+        self.on_task: list[Callable[[Task], None]] = []  # called with each new or resumed task
+        self.renderer = Renderer(settings, self.store, self.clock, self.account)
 
     def start(self, origin: str) -> None:
-        """Take up the tasks of the state file; `origin` is where pictures are found."""
+        """Resume the tasks of the state file; *origin* is the URL under which pictures are found."""
         self.origin = origin
         now = self.clock.now()
         for task in self.store.tasks():
             self.account.add(task)
-        everything = set(self.account.tasks)
+        known = set(self.account.tasks)
         self.account.settle(now)
-        self.store.drop(everything - set(self.account.tasks))
+        self.store.drop(known - set(self.account.tasks))
         for task in self.account.tasks.values():
             if task.status_at(now) in {"submitted", "processing"}:
-                self._take_up(task)
+                self._activate(task)
 
     async def create(self, dialect: str, raw: bytes) -> Task:
-        """A new task from a request's body."""
-        if len(raw) > LARGE:
-            read = partial(_read, dialect, raw)
-            order, image = await asyncio.get_running_loop().run_in_executor(None, read)
+        """Return a new task for the body of a create.
+
+        Raises:
+            Refusal: when the request is invalid, or over a limit of the account.
+        """
+        if len(raw) > _LARGE_BODY:
+            parse = partial(parse_create, dialect, raw)
+            request, image = await asyncio.get_running_loop().run_in_executor(None, parse)
         else:
-            order, image = _read(dialect, raw)
+            request, image = parse_create(dialect, raw)
         if not image:
-            self._check_address(order.image)
-        self._admit(order)
+            self._check_url(request.image)
+        self._admit(request)
         digest = hashlib.sha256(image).hexdigest() if image else ""
-        task = self._new(dialect, order, digest)
+        task = self._new_task(dialect, request, digest)
         self.account.add(task)
         if image:
             self.store.put_image(digest, image)
         self.store.put_task(task)
         await self.store.flush()
-        self._take_up(task)
+        self._activate(task)
         return task
 
-    def _check_address(self, address: str) -> None:
+    def _check_url(self, url: str) -> None:
         try:
-            check_host(URL(address), allow_private=self.settings.allow_private)
+            check_url(URL(url), allow_private=self.settings.allow_private)
         except (FetchError, ValueError) as error:
             raise Refusal(1201, f"image can not be fetched: {error}") from None
 
-    def _admit(self, order: rules.Order) -> None:
-        triggers.check(order.prompt)
+    def _admit(self, request: CreateRequest) -> None:
+        refuse_if_triggered(request.prompt)
         self.account.settle(self.clock.now())
-        known = order.external_task_id and self.account.has_external(order.external_task_id)
-        if known and not self.settings.allow_duplicates:
-            raise Refusal(1201, f"external_task_id {order.external_task_id} already exists")
-        if self.account.used_slots + order.n > self.settings.slots:
+        external_id = request.external_task_id
+        used = external_id and self.account.has_external_id(external_id)
+        if used and not self.settings.allow_duplicates:
+            raise Refusal(1201, f"external_task_id {external_id} already exists")
+        if self.account.used_slots + request.n > self.settings.slots:
             raise Refusal(1303)
-        if self.account.open_tasks >= self.settings.open_tasks:
+        if self.account.open_tasks >= self.settings.max_open_tasks:
             raise Refusal(1303)
 
-    def _new(self, dialect: str, order: rules.Order, digest: str) -> Task:
-        now = self.clock.now()
-        failure = triggers.failure(order.prompt)
-        factor = math.exp(self.settings.jitter * self.chance.gauss(0, 1)) if self.settings.jitter else 1.0
-        starts = now + self.settings.queue_seconds * factor
+    def _new_task(self, dialect: str, request: CreateRequest, digest: str) -> Task:
+        now, settings = self.clock.now(), self.settings
+        failure = triggered_failure(request.prompt)
+        factor = math.exp(settings.jitter * self.rng.gauss(0, 1)) if settings.jitter else 1.0
+        starts_at = now + settings.queue_seconds * factor
         return Task(
-            task_id=self.account.next_id(now),
-            external_task_id=order.external_task_id,
+            task_id=self.account.new_id(now, text=settings.task_id_format == "text"),
+            external_task_id=request.external_task_id,
             dialect=dialect,
-            ratios=order.ratios,
-            n=order.n,
-            prompt=order.prompt,
-            watermark=order.watermark,
-            callback_url=order.callback_url,
-            created=now,
-            starts=starts,
-            due=starts + self.settings.work_seconds * factor,
-            seed=zlib.crc32(f"{self.settings.seed} {order.prompt!a}".encode()) & 0xFFFFFFF,
-            engine=self.settings.engine,
-            image_url="" if digest else order.image,
+            ratios=request.ratios,
+            n=request.n,
+            prompt=request.prompt,
+            watermark=request.watermark,
+            callback_url=request.callback_url,
+            created_at=now,
+            starts_at=starts_at,
+            due_at=starts_at + settings.work_seconds * factor,
+            seed=zlib.crc32(f"{settings.seed} {request.prompt!a}".encode()) & 0xFFFFFFF,
+            engine=settings.engine,
+            image_url="" if digest else request.image,
             digest=digest,
-            ready=now if failure or (digest and self.settings.engine == LAZY) else None,
+            ready_at=now if failure or (digest and settings.engine == FLAT_ENGINE) else None,
             failure=failure,
         )
 
-    def _take_up(self, task: Task) -> None:
-        if task.ready is None:
-            self.studio.take(task)
+    def _activate(self, task: Task) -> None:
+        if task.ready_at is None:
+            self.renderer.start(task)
         for listener in self.on_task:
             listener(task)
 
     async def query(self, dialect: str, name: str) -> Task:
-        """One task by either of its ids."""
+        """Return the task with this id or external id.
+
+        Raises:
+            Refusal: with code 1201, when there is none.
+        """
         self.account.settle(self.clock.now())
         task = self.account.find(name, dialect)
-        await self.store.flush()  # nothing may be told that a crash could still undo
+        await self.store.flush()  # a response must not show what a crash could undo
         if task is None:
             raise Refusal(1201, f"Task not found by id/external id: {name}")
         return task
 
-    async def list(self, dialect: str, page: lists.Page) -> list[Task]:
-        """One page of tasks, newest first unless the settings say otherwise."""
+    async def list(self, dialect: str, page: Page) -> list[Task]:
+        """Return one page of tasks, newest first by default.
+
+        Raises:
+            Refusal: with `list_code`, when lists are refused.
+        """
         now = self.clock.now()
         self.account.settle(now)
-        tasks = lists.arrange(self.account.newest(dialect), self.settings, now, self.chance)
+        tasks = arrange(self.account.newest(dialect), self.settings, now, self.rng)
         found = list(islice(tasks, page.span.start, page.span.stop))
         await self.store.flush()
         return found
 
     async def picture(self, task_id: str, index: int, *, watermark: bool) -> tuple[bytes, str] | None:
-        """PNG bytes and their engine's name; None where there is no such picture, not yet or no longer."""
+        """Return PNG bytes and the engine's name, or None when there is no such picture now."""
         now = self.clock.now()
         self.account.settle(now)
         task = self.account.tasks.get(task_id)
         await self.store.flush()
         if task is None or index >= task.n or task.status_at(now) != "succeed":
             return None
-        data = await self.studio.picture(task, index, watermark=watermark)
+        data = await self.renderer.picture(task, index, watermark=watermark)
         return (data, task.engine) if data else None
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forwards, also for those who come after a restart."""
+        """Move the clock forward; the offset is kept in the state file.
+
+        Raises:
+            ValueError: when *seconds* is negative or not finite.
+        """
         self.clock.advance(seconds)
-        self.store.put_fact("moved", self.clock.moved)
-        self.news.tell()
+        self.store.put_number("clock_offset", self.clock.offset)
+        self.changes.notify()
 
     async def aclose(self) -> None:
-        """Stop painting, write what waits."""
-        await self.studio.aclose()
+        """Stop painting and write what is pending."""
+        await self.renderer.aclose()
         await self.store.aclose()
-
-
-def _read(dialect: str, raw: bytes) -> tuple[rules.Order, bytes]:
-    order = rules.DIALECTS[dialect](parse(raw))
-    return order, b"" if is_url(order.image) else decode(order.image)

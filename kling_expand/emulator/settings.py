@@ -1,4 +1,4 @@
-"""What can be set on an emulator? One flat list; the command line and the control route read it."""
+"""The settings of an emulator, described once for Python, the command line and the control route."""
 
 import time
 from collections.abc import Callable
@@ -6,94 +6,126 @@ from typing import Any
 
 from attrs import Attribute, define, field, fields
 
-from .http.codes import ACCOUNT_CODES
+from .http.codes import ACCOUNT_CODES, CODES
+
+FLAT_ENGINE = "flat"  # it needs no worker process, and paints when a picture is downloaded
 
 
 def _option(
-    default: Any, text: str, *, fixed: bool = False, secret: bool = False, among: tuple[Any, ...] = ()
+    default: Any, text: str, *, fixed: bool = False, secret: bool = False, choices: tuple[Any, ...] = ()
 ) -> Any:
-    """A field that knows its help text; `fixed`: not to be changed while the emulator runs."""
-    meta = {"help": text, "fixed": fixed, "among": among}
-    return field(default=default, repr=not secret, metadata=meta)
+    """Return a field with a help text; a *fixed* one cannot change while the emulator runs."""
+    return field(
+        default=default, repr=not secret, metadata={"help": text, "fixed": fixed, "choices": choices}
+    )
 
 
 @define(kw_only=True, eq=False)
 class Settings:
-    """Durations are seconds; what is not fixed may be changed at any time and counts from then on."""
+    """The settings. Times are in seconds. A setting that is not fixed may change at any time."""
 
     host: str = _option("127.0.0.1", "address to listen on", fixed=True)
-    port: int = _option(0, "port to listen on; 0: a free one", fixed=True)
-    access_key: str = _option("emulator-access-key", "`iss` of a JWT")
-    secret_key: str = _option("emulator-secret-key-0123456789abcdef", "what signs a JWT", secret=True)
-    api_key: str = _option("api-key-kling-emulator", "the static key", secret=True)
-    state: str = _option("", "SQLite file to keep tasks in; empty: nothing outlives the process", fixed=True)
+    port: int = _option(0, "port to listen on; 0: any free port", fixed=True)
+    access_key: str = _option("emulator-access-key", "the access key, `iss` of a JWT")
+    secret_key: str = _option(
+        "emulator-secret-key-0123456789abcdef", "the secret key that signs a JWT", secret=True
+    )
+    api_key: str = _option("api-key-kling-emulator", "the static API key", secret=True)
+    state: str = _option("", "SQLite file that keeps tasks over restarts; empty: no file", fixed=True)
     clock: Callable[[], float] = field(default=time.time, repr=False, metadata={"fixed": True})
 
-    queue_seconds: float = _option(0.5, "from submitted to processing")
-    work_seconds: float = _option(2.0, "from processing to the end, at least as long as painting takes")
-    jitter: float = _option(0.0, "sigma of a log-normal factor on both")
-    seed: int = _option(0, "of jitter, faults and painted pictures", fixed=True)
+    queue_seconds: float = _option(0.5, "seconds from submitted to processing")
+    work_seconds: float = _option(2.0, "seconds from processing to the end; painting may take longer")
+    jitter: float = _option(0.0, "sigma of a log-normal factor on queue and work seconds")
+    seed: int = _option(0, "seed of jitter, faults and painted pictures", fixed=True)
     engine: str = _option(
-        "patchmatch", "what paints: patchmatch, migan:PATH, or flat for load tests", fixed=True
+        "patchmatch", "painting engine: patchmatch, migan:PATH, or flat for load tests", fixed=True
     )
-    workers: int = _option(2, "pictures painted at once", fixed=True)
+    workers: int = _option(2, "pictures painted at the same time", fixed=True)
 
-    slots: int = _option(9, "images in flight at once, the sum of n: more is 429/1303")
-    rate_limit: int = _option(0, "requests per --rate-seconds: more is 429/1302; 0: no limit")
-    rate_seconds: float = _option(1.0, "see --rate-limit")
-    retry_after: str = _option(
-        "seconds", "form of the header sent with 1302", among=("seconds", "date", "none")
+    slots: int = _option(9, "images in flight, the sum of n of all open tasks; above: 429/1303")
+    rate_limit: int = _option(0, "requests per rate limit window; above: 429/1302; 0: no limit")
+    rate_limit_window: float = _option(1.0, "seconds of the rate limit window")
+    retry_after_format: str = _option(
+        "seconds", "format of Retry-After in a 429/1302", choices=("seconds", "date", "none")
     )
-    account_code: int = _option(0, "refuse every call with this code; 0: none", among=(0, *ACCOUNT_CODES))
-    allow_duplicates: bool = _option(False, "accept an external_task_id again and bill twice")
-    open_tasks: int = _option(100_000, "unfinished tasks at most, whatever their slots: more is 429/1303")
-    body_bytes: int = _option(15_000_000, "longest request body")
-    life_seconds: float = _option(
-        30 * 86400.0, "how long an ended task and its pictures are kept", fixed=True
+    account_code: int = _option(
+        0, "refuse every request with this error code; 0: none", choices=(0, *ACCOUNT_CODES)
+    )
+    allow_duplicates: bool = _option(False, "accept a used external_task_id again, and bill both tasks")
+    max_open_tasks: int = _option(100_000, "open tasks, whatever their slots; above: 429/1303")
+    max_body_bytes: int = _option(15_000_000, "bytes of a request body; above: 400/1200")
+    retention_seconds: float = _option(
+        30 * 86400.0, "seconds for which an ended task and its pictures are kept", fixed=True
     )
 
-    seed_shapes: bool = _option(
-        False, "one-element array as data of query-one, no fields newer than the seeds"
+    task_format: str = _option(
+        "object",
+        "JSON of a task: object (current documentation), array (oldest: data of a query in an array, fewer "
+        "fields) or outputs (newer API: id, status, outputs, billing)",
+        choices=("object", "array", "outputs"),
     )
-    succeeded: bool = _option(False, "spell the final status succeeded instead of succeed")
-    list_mode: str = _option("newest", "order of lists", among=("newest", "oldest", "shuffled", "refused"))
-    list_lag: float = _option(0.0, "lists show what was true so many seconds ago")
+    task_id_format: str = _option(
+        "digits", "new task ids: 18 digits, or text of 22 characters", choices=("digits", "text")
+    )
+    success_status: str = _option(
+        "succeed", "status word of a successful task", choices=("succeed", "succeeded")
+    )
+    images_lag: float = _option(0.0, "seconds for which a successful task does not list its images yet")
+    list_order: str = _option("newest", "order of lists", choices=("newest", "oldest", "shuffled"))
+    list_code: int = _option(0, "refuse every list with this error code; 0: none", choices=(0, *CODES))
+    list_lag: float = _option(0.0, "age of lists in seconds; newer tasks are missing, statuses are old")
+    list_status_lag: float = _option(
+        0.0, "age of the statuses in lists in seconds; a very large age: they never change"
+    )
     list_foreign: int = _option(
-        0, "after every so many tasks of a list, one that somebody else made; 0: none"
+        0, "tasks after which a list shows one of another program of the account; 0: none"
     )
 
-    allow_private: bool = _option(
-        False, "fetch images from private and loopback addresses, and call back to them"
+    allow_private: bool = _option(False, "fetch images from private and loopback addresses too")
+    fetch_timeout: float = _option(10.0, "seconds to fetch an image given by URL")
+    webhook_secret: str = _option("", "whsec_... that signs callbacks; empty: unsigned", secret=True)
+    callback_order: str = _option(
+        "sent",
+        "sent: each callback when its status begins; shuffled: all callbacks of a task at its end",
+        choices=("sent", "shuffled"),
     )
-    fetch_seconds: float = _option(10.0, "longest time to fetch an image given by URL")
-    webhook_secret: str = _option("", "whsec_… to sign callbacks with; empty: unsigned", secret=True)
-    callback_order: str = _option("sent", "or all of a task's calls at its end", among=("sent", "shuffled"))
-    callback_repeats: int = _option(1, "how often each call is made")
-    callback_attempts: int = _option(3, "tries of each call until it is answered 2xx")
-    callback_pause: float = _option(1.0, "before the second try, doubled before each further one")
+    callback_repeats: int = _option(1, "deliveries of each callback")
+    callback_attempts: int = _option(3, "attempts for each delivery until a 2xx response")
+    callback_backoff: float = _option(1.0, "seconds before the second attempt, doubled for each further one")
 
 
 def options() -> list["Attribute[Any]"]:
-    """Every field with a help text: all but the clock."""
+    """Return every field with a help text: all but the clock."""
     return [option for option in fields(Settings) if "help" in option.metadata]
 
 
+def flag(option: "Attribute[Any]") -> str:
+    """Return the command-line option of a setting."""
+    return "--" + option.name.replace("_", "-")
+
+
 def change(settings: Settings, changes: dict[str, Any]) -> None:
-    """Set several while running, all or none; raises ValueError naming the first that cannot be."""
-    known = {option.name: option for option in options() if not option.metadata["fixed"]}
+    """Change several settings of a running emulator: all of them, or none.
+
+    Raises:
+        ValueError: when a name is unknown or fixed, or a value is not allowed.
+    """
+    changeable = {option.name: option for option in options() if not option.metadata["fixed"]}
     for name, value in changes.items():
-        if name not in known:
-            raise ValueError(f"{name} is no setting that can be changed")
-        _check(known[name], value)
+        if name not in changeable:
+            raise ValueError(f"{name} must be a setting that can change while the emulator runs")
+        _check(changeable[name], value)
     for name, value in changes.items():
         setattr(settings, name, value)
 
 
 def _check(option: "Attribute[Any]", value: Any) -> None:
-    usual = type(option.default)
-    fits = type(value) is usual or (usual is float and type(value) is int)
-    if not fits or (usual in {int, float} and not 0 <= value < float("inf")):
-        raise ValueError(f"{option.name} must be a {usual.__name__}")
-    among = option.metadata["among"]
-    if among and value not in among:
-        raise ValueError(f"{option.name} must be one of {', '.join(map(str, among))}")
+    expected = type(option.default)
+    fits = type(value) is expected or (expected is float and type(value) is int)
+    if not fits or (expected in {int, float} and not 0 <= value < float("inf")):
+        sign = " of at least 0" if expected in {int, float} else ""
+        raise ValueError(f"{option.name} must be a {expected.__name__}{sign}, got {value!r}")
+    choices = option.metadata["choices"]
+    if choices and value not in choices:
+        raise ValueError(f"{option.name} must be one of {', '.join(map(str, choices))}, got {value!r}")

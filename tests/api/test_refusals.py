@@ -306,7 +306,7 @@ async def test_words_in_a_prompt_refuse_a_create(code: int) -> None:
 @virtual_time
 async def test_too_many_requests_wait_as_long_as_they_are_told() -> None:
     """1302 by a real limit: everything arrives, in the time the limit allows."""
-    async with emulated(rate_limit=2, rate_seconds=10) as (emulator, kling):
+    async with emulated(rate_limit=2, rate_limit_window=10) as (emulator, kling):
         pages = await asyncio.gather(*(kling.list() for _ in range(6)))
         assert pages == [()] * 6
         assert emulator.account.refusals[1302] >= 1
@@ -318,7 +318,7 @@ async def test_no_slot_waits_for_one_to_end() -> None:
     """1303 by the real limit: the second task is made when the first has ended, and not before."""
     async with emulated(slots=2, work_seconds=50) as (emulator, kling):
         first, second = await asyncio.gather(kling.expand(PHOTO, WIDER, n=2), kling.expand(PHOTO, WIDER, n=1))
-        created = sorted(task.created for task in emulator.account.tasks.values())
+        created = sorted(task.created_at for task in emulator.account.tasks.values())
         assert {first.task_id, second.task_id} == set(emulator.account.tasks)
         assert emulator.account.refusals == {1303: 1}
         assert 50 <= created[1] - created[0] <= 60

@@ -70,7 +70,7 @@ def test_serve_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--port", "x"), ("--list-mode", "never"), ("--account-code", "7")]
+    ("option", "value"), [("--port", "x"), ("--list-order", "never"), ("--account-code", "7")]
 )
 def test_serve_refuses_what_is_no_setting(option: str, value: str) -> None:
     """With the option's name."""

@@ -43,7 +43,7 @@ def test_the_samples_are_there() -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_requests_are_accepted_to_the_letter(name: str) -> None:
     """The bytes of the document, the picture's address included, whether or not it can be fetched."""
-    async with calling(fetch_seconds=0) as call:
+    async with calling(fetch_timeout=0) as call:
         raw = (SAMPLES / name).read_bytes()
         status, body = await call("POST", place(name), data=raw, headers={"Content-Type": "application/json"})
         assert (status, body["code"], body["message"]) == (200, 0, "SUCCEED")
@@ -61,7 +61,7 @@ async def test_answers_have_every_field_that_is_shown(name: str) -> None:
         task_id = body["data"]["task_id"]
         _, newer = await call("GET", f"{path}/{task_id}")
         _, listed = await call("GET", f"{path}?pageNum=1&pageSize=30")
-        call.emulator.seed_shapes = True
+        call.emulator.task_format = "array"
         _, older = await call("GET", f"{path}/{task_id}")
         if path == DIRECTION:
             assert missing(sample("direction-query.json"), newer) == []

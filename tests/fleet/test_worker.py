@@ -41,7 +41,7 @@ async def test_a_job_queued_twice_is_executed_once(
     assert {b"\x89PNG"} == {first_bytes(outcome.files[0]) for outcome in found.values()}
     assert set(emulator.account.accepted.values()) == {1}
     assert len(emulator.account.tasks) == 12
-    assert limit is None or emulator.account.most_slots <= limit
+    assert limit is None or emulator.account.peak_slots <= limit
     assert (stats.queued, stats.running, stats.units_billed, stats.in_flight) == (0, 0, 96, 0)
     assert (stats.outcomes, stats.recent_outcomes) == ({"succeeded": 12}, 12)
     assert len(stats.workers) == 2
@@ -119,7 +119,7 @@ async def test_a_killed_database_loses_nothing(own_cluster: Cluster, emulator: E
             assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
             assert (await fleet.store.counts())[State.SUCCEEDED] == 12
     assert len(emulator.account.tasks) == 12
-    assert emulator.account.most_slots <= 4
+    assert emulator.account.peak_slots <= 4
 
 
 async def test_a_callback_reaches_the_worker_that_waits(
@@ -144,5 +144,5 @@ async def test_workers_without_permits_share_a_small_account(
     async with working(dsn, emulator), working(dsn, emulator):
         assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
     assert len(emulator.account.tasks) == 8
-    assert emulator.account.most_slots == 1
+    assert emulator.account.peak_slots == 1
     assert emulator.account.refusals[1303] < 40

@@ -634,7 +634,7 @@ async def test_two_clients_share_slots() -> None:
         jobs = [each.expand(PHOTO, WIDER, n=n) for each in (kling, other) for n in (1, 2, 3, 4, 5)]
         await asyncio.gather(*jobs)
         assert emulator.account.refusals == {}
-        assert 5 < emulator.account.most_slots <= 9
+        assert 5 < emulator.account.peak_slots <= 9
         assert (slots.held, slots.running) == (0, 0)
 
 
@@ -878,7 +878,7 @@ async def test_a_bug_leaves_nobody_waiting() -> None:
 async def test_a_photo_at_a_url_has_no_known_size() -> None:
     """What needs it is refused with advice; ratios and directions go out."""
     url = "https://example.com/a.jpg"
-    async with emulated(fetch_seconds=0) as (emulator, kling):
+    async with emulated(fetch_timeout=0) as (emulator, kling):
         with pytest.raises(InvalidRequest, match="pass Ratios"):
             await kling.expand(url, ToAspect("16:9"))
         assert emulator.account.requests == {}

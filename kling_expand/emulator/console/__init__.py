@@ -1,1 +1,1 @@
-"""console"""
+"""The emulator's web console: its page, its static files and its event stream."""

@@ -1,9 +1,9 @@
-"""What is new for one console? Turns of a loop: what differs from what this console has been told.
+"""The event stream of one console: each update holds what has changed since the update before.
 
-event: tasks      the newest tasks that are new or different
-event: gone       ids of tasks no longer shown
-event: calls      calls that ended since
-event: state      time, counts, slots, faults that wait
+event: tasks      tasks that are new or have changed, among the newest
+event: removed    ids of tasks that are no longer shown
+event: calls      calls that have ended since
+event: state      time, account, slots and planned faults
 """
 
 import json
@@ -13,82 +13,88 @@ from typing import Any
 
 from attrs import asdict
 
-from kling_expand.emulator.http.call_log import Exchanges
+from kling_expand.emulator.http.call_log import CallLog
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.state.tasks import Task
 
-SHOWN = 100  # tasks, the newest
-FAULTS = 50  # of a script, the next
+MAX_TASKS = 100  # shown, the newest
+MAX_FAULTS = 50  # shown of a script
+_HIDDEN = ("seed", "digest", "ready_at", "image_url", "callback_url")
 
 
 class Feed:
-    """What one console knows; `news` tells it the rest."""
+    """What one console has been sent; `updates` returns the rest."""
 
-    def __init__(self, service: Service, exchanges: Exchanges) -> None:
+    def __init__(self, service: Service, call_log: CallLog) -> None:
         self._service = service
-        self._exchanges = exchanges
-        self._told: dict[str, dict[str, Any]] = {}
-        self._number = 0
+        self._call_log = call_log
+        self._sent: dict[str, dict[str, Any]] = {}
+        self._last_call = 0
         self._now = 0.0
 
-    def news(self) -> Iterator[bytes]:
-        """Server-sent events; the last of them tells the time."""
+    def updates(self) -> Iterator[bytes]:
+        """Yield the server-sent events of one update; the last one is the state."""
         service = self._service
         self._now = now = service.clock.now()
         service.account.settle(now)
-        shown = list(islice(reversed(service.account.tasks.values()), SHOWN))[::-1]
+        shown = list(islice(reversed(service.account.tasks.values()), MAX_TASKS))[::-1]
         yield from self._tasks({task.task_id: view(task, now) for task in shown})
-        calls = self._exchanges.since(self._number)
+        calls = self._call_log.since(self._last_call)
         if calls:
-            self._number = calls[-1].number
+            self._last_call = calls[-1].number
             yield _event("calls", [call.summary() for call in calls])
         yield _event("state", self._state(now))
 
     def _tasks(self, views: dict[str, dict[str, Any]]) -> Iterator[bytes]:
-        fresh = [seen for task_id, seen in views.items() if self._told.get(task_id) != seen]
-        gone = [task_id for task_id in self._told if task_id not in views]
-        self._told = views
-        if fresh:
-            yield _event("tasks", fresh)
-        if gone:
-            yield _event("gone", gone)
+        changed = [shown for task_id, shown in views.items() if self._sent.get(task_id) != shown]
+        removed = [task_id for task_id in self._sent if task_id not in views]
+        self._sent = views
+        if changed:
+            yield _event("tasks", changed)
+        if removed:
+            yield _event("removed", removed)
 
     def _state(self, now: float) -> dict[str, Any]:
         service = self._service
         counts = service.account.counts()
-        del counts["accepted"]  # grows with every task
+        del counts["accepted"]  # it grows with every task
         return {
             "now": now,
-            "moved": service.clock.moved,
+            "clock_offset": service.clock.offset,
             "slots": service.settings.slots,
             "account": counts,
-            "faults": {route: _short(each) for route, each in service.faults.waiting().items()},
+            "faults": {route: _shortened(each) for route, each in service.faults.planned().items()},
         }
 
     def next_change(self) -> float | None:
-        """Seconds until the clock alone changes the status of a task that is shown; 0 if it just has."""
-        moments = [seen[key] for seen in self._told.values() for key in ("starts", "ended") if seen[key]]
-        soonest = min((moment for moment in moments if moment > self._now), default=None)
+        """Return the seconds until time alone changes a shown task, 0 if it has, or None if it never will."""
+        moments = [shown[key] for shown in self._sent.values() for key in ("starts_at", "ended_at")]
+        soonest = min((moment for moment in moments if moment and moment > self._now), default=None)
         return None if soonest is None else max(0.0, soonest - self._service.clock.now())
 
 
 def view(task: Task, now: float) -> dict[str, Any]:
-    """A task as a console shows it."""
-    known = asdict(task)
-    for hidden in ("seed", "digest", "ready", "image_url", "callback_url"):
-        del known[hidden]
-    return known | {
+    """Return a task as a console shows it."""
+    fields = asdict(task)
+    for hidden in _HIDDEN:
+        del fields[hidden]
+    return fields | {
         "status": task.status_at(now),
-        "ended": task.ended,
+        "ended_at": task.ended_at,
         "image_url": task.image_url[:200],
         "before": bool(task.digest),
     }
 
 
-def _short(waiting: dict[str, Any]) -> dict[str, Any]:
-    """A script with equal faults in a row counted, and cut."""
-    rows = [{**next(same), "times": 1 + sum(1 for _ in same)} for _, same in groupby(waiting["script"])]
-    return {"script": rows[:FAULTS], "left_out": len(rows[FAULTS:]), "chances": waiting["chances"][:FAULTS]}
+def _shortened(planned: dict[str, Any]) -> dict[str, Any]:
+    """Return planned faults with equal ones in a row counted, and long lists cut."""
+    rows = [{**next(same), "times": 1 + sum(1 for _ in same)} for _, same in groupby(planned["script"])]
+    return {
+        "script": rows[:MAX_FAULTS],
+        "more": len(rows[MAX_FAULTS:]),
+        "timed": planned["timed"][:MAX_FAULTS],
+        "chances": planned["chances"][:MAX_FAULTS],
+    }
 
 
 def _event(name: str, data: Any) -> bytes:

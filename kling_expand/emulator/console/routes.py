@@ -1,10 +1,10 @@
-"""What do people see of it? A page at `/`, the files it is made of, and the routes only it uses.
+"""The routes of the console: its page at `/`, its static files, and what only the page uses.
 
-GET /_emulator/console                what the page needs to know once: address, key, faults, samples
-GET /_emulator/events                 what happens, as it happens (server-sent events)
+GET /_emulator/console                what the page reads once: API key, engine, faults, samples
+GET /_emulator/events                 changes as they happen (server-sent events)
 GET /_emulator/calls/{number}         one call with headers and bodies
-GET /_emulator/before/{task_id}       the picture that came in
-GET /_emulator/after/{task_id}/{i}    a picture that came out, uncounted and without faults
+GET /_emulator/before/{task_id}       the uploaded picture
+GET /_emulator/after/{task_id}/{i}    an expanded picture, not counted and without faults
 """
 
 import asyncio
@@ -12,38 +12,35 @@ import mimetypes
 from contextlib import suppress
 from functools import cache
 from importlib import resources
-from typing import Any
 
 from aiohttp import web
-from attrs import fields_dict, frozen
+from attrs import frozen
 
-from kling_expand.emulator.faults import plan as faults
-from kling_expand.emulator.http.call_log import Exchanges
+from kling_expand.emulator.faults.plan import describe_kinds
+from kling_expand.emulator.http.call_log import CallLog
 from kling_expand.emulator.http.codes import CODES, Refusal
 from kling_expand.emulator.http.control import ROOT
-from kling_expand.emulator.http.envelope import Answers
+from kling_expand.emulator.http.envelope import Responses
 from kling_expand.emulator.painting.image_headers import inspect
 from kling_expand.emulator.service import Service
 
 from .feed import Feed
 
-HEARTBEAT = 15.0  # seconds of silence after which a console hears that we are still here
-PAUSE = 0.05  # seconds between two turns, however much happens
-_KEPT = {"Cache-Control": "private, max-age=3600, immutable"}  # a task and its pictures do not change
-_BY_CODE = frozenset({"error", "error_after", "envelope_200"})
-_BY_SECONDS = frozenset({"late", "slow_headers", "slow_body"})
+HEARTBEAT = 15.0  # seconds between two updates at most
+MIN_PAUSE = 0.05  # seconds between two updates at least
+_CACHED = {"Cache-Control": "private, max-age=3600, immutable"}  # the pictures of a task never change
 
 
 @frozen
 class Console:
-    """The handlers."""
+    """The handlers of the console's routes."""
 
     service: Service
-    answers: Answers
-    exchanges: Exchanges
+    responses: Responses
+    call_log: CallLog
 
     def routes(self) -> list[web.RouteDef]:
-        """All of them, for a router."""
+        """Return the routes for a router."""
         return [
             web.get("/", self.page),
             web.get("/console/{name:.+}", self.file),
@@ -55,79 +52,71 @@ class Console:
         ]
 
     async def page(self, _: web.Request) -> web.Response:
-        """The page itself."""
+        """Return the page."""
         return _serve("index.html")
 
     async def file(self, request: web.Request) -> web.Response:
-        """Style, scripts, and sample photos."""
-        if request.match_info["name"] not in files():
+        """Return a style sheet, a script or a sample photo."""
+        if request.match_info["name"] not in static_files():
             raise Refusal(1203)
         return _serve(request.match_info["name"])
 
     async def about(self, _: web.Request) -> web.Response:
-        """What does not change; the key too, which opens nothing but this emulator."""
+        """Return what does not change, with the API key: it is valid for this emulator only."""
         settings = self.service.settings
-        kinds = [
-            {
-                "kind": kind,
-                "help": text,
-                "routes": ["file"] if kind in faults.FILE_ONLY else faults.ROUTES,
-                "fields": [*_fields(kind)],
-            }
-            for kind, text in faults.KINDS.items()
-        ]
-        return self.answers.data(
+        return self.responses.success(
             {
                 "api_key": settings.api_key,
                 "engine": settings.engine.partition(":")[0],
-                "samples": sorted(name for name in files() if name.endswith(".jpg")),
-                "faults": kinds,
+                "samples": sorted(name for name in static_files() if name.endswith(".jpg")),
+                "faults": describe_kinds(),
                 "codes": [{"code": code, "text": text} for code, (_, text) in CODES.items()],
             }
         )
 
     async def call(self, request: web.Request) -> web.Response:
-        """One of the last calls; 1203 when it is no longer kept."""
-        found = self.exchanges.find(int(request.match_info["number"]))
+        """Return one call of the log, or refuse with 1203 when it is no longer there."""
+        found = self.call_log.get(int(request.match_info["number"]))
         if found is None:
             raise Refusal(1203)
-        return self.answers.data(found.whole())
+        return self.responses.success(found.details())
 
     async def before(self, request: web.Request) -> web.Response:
-        """The picture a task was made for, as it was sent."""
+        """Return the picture that was uploaded for a task."""
         task = self.service.account.tasks.get(request.match_info["task_id"])
         if task is None or not task.digest:
             raise Refusal(1203)
         image = await self.service.store.image(task.digest)
-        return web.Response(body=image, content_type=f"image/{inspect(image).format}", headers=_KEPT)
+        return web.Response(body=image, content_type=f"image/{inspect(image).format}", headers=_CACHED)
 
     async def after(self, request: web.Request) -> web.Response:
-        """One picture of a finished task."""
+        """Return one picture of a successful task."""
         index = int(request.match_info["index"])
         found = await self.service.picture(request.match_info["task_id"], index, watermark=False)
         if found is None:
             raise Refusal(1203)
-        return web.Response(body=found[0], content_type="image/png", headers=_KEPT | {"X-Engine": found[1]})
+        headers = _CACHED | {"X-Engine": found[1]}
+        return web.Response(body=found[0], content_type="image/png", headers=headers)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """What happens, until either side ends it."""
+        """Send updates until either side closes the stream."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        await response.write(b"retry: 500\n\n")  # milliseconds until a browser that lost us tries again
-        feed = Feed(self.service, self.exchanges)
+        await response.write(b"retry: 500\n\n")  # milliseconds before a browser reconnects
+        feed = Feed(self.service, self.call_log)
         with suppress(ConnectionError):  # the page was closed
-            while not self.service.news.over:
-                coming = self.service.news.coming
-                await response.write(b"".join(feed.news()))
-                await asyncio.sleep(PAUSE)
+            while not self.service.changes.closed:
+                changed = self.service.changes.next
+                await response.write(b"".join(feed.updates()))
+                await asyncio.sleep(MIN_PAUSE)
                 left = feed.next_change()
-                await _wait(coming, HEARTBEAT if left is None else min(left, HEARTBEAT))
+                await _wait(changed, HEARTBEAT if left is None else min(left, HEARTBEAT))
         return response
 
 
-async def _wait(coming: asyncio.Event, seconds: float) -> None:
-    """Until it is set, or the time is over."""
-    waiting = asyncio.ensure_future(coming.wait())
+async def _wait(changed: asyncio.Event, seconds: float) -> None:
+    """Wait until the event is set, for *seconds* at most."""
+    waiting = asyncio.ensure_future(changed.wait())
     try:
         await asyncio.wait([waiting], timeout=seconds)
     finally:
@@ -135,8 +124,8 @@ async def _wait(coming: asyncio.Event, seconds: float) -> None:
 
 
 @cache
-def files() -> dict[str, bytes]:
-    """Everything the page is made of, by its path below `console/`."""
+def static_files() -> dict[str, bytes]:
+    """Return the files of the page, by their paths below `console/`."""
     folder = resources.files(__package__) / "static"
     found = {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
     samples = {f"samples/{each.name}": each.read_bytes() for each in (folder / "samples").iterdir()}
@@ -145,13 +134,6 @@ def files() -> dict[str, bytes]:
 
 def _serve(name: str) -> web.Response:
     kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    kind = "text/javascript" if name.endswith(".js") else kind
+    kind = "text/javascript" if name.endswith(".js") else kind  # some systems map .js to another type
     charset = "utf-8" if kind.startswith("text/") else None
-    return web.Response(body=files()[name], content_type=kind, charset=charset)
-
-
-def _fields(kind: str) -> list[dict[str, Any]]:
-    """Which numbers a fault of this kind reads, with their defaults."""
-    names = ["code"] * (kind in _BY_CODE) + ["seconds"] * (kind in _BY_SECONDS)
-    names += ["retry_after"] * (kind in {"error", "error_after"})
-    return [{"name": name, "default": fields_dict(faults.Fault)[name].default} for name in names]
+    return web.Response(body=static_files()[name], content_type=kind, charset=charset)

@@ -1,1 +1,1 @@
-"""faults"""
+"""Fault injection: which faults are planned, and how each is carried out."""

@@ -1,9 +1,8 @@
-"""What goes wrong next? Faults by script or by chance, one list a route; carrying them out is `breaking`'s
-business."""
+"""Faults and the plan that decides which call meets which fault; `inject` carries them out."""
 
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attrs import asdict, field, fields, frozen
@@ -13,30 +12,42 @@ from kling_expand.emulator.http.codes import CODES
 
 ROUTES = ("create", "query", "list", "file")
 KINDS: Mapping[str, str] = {
-    "ok": "nothing: a place in a script",
+    "ok": "no fault: a placeholder in a script",
     "refused": "the connection is reset before the body is read",
-    "reset": "the body is read, nothing is done, the connection is reset",
-    "reset_after": "the call takes effect, then the connection is reset without an answer",
-    "late": "the connection is reset at once, the call takes effect `seconds` later",
-    "error": "refused with `code`, and `retry_after` if given",
-    "error_after": "the call takes effect, but is answered with `code`",
-    "html": "a page of HTML under 200, without effect",
-    "html_after": "the call takes effect, but is answered with HTML under 200",
-    "envelope_200": "refused with `code`, but under status 200",
-    "empty": "an empty body under 200, without effect",
-    "truncated_json": "the answer stops half way, with a Content-Length to match",
-    "wrong_length": "the answer stops before its Content-Length is reached",
-    "slow_headers": "the call takes effect, its answer comes `seconds` later",
+    "reset": "the body is read, then the connection is reset without an effect",
+    "reset_after": "the call takes effect, then the connection is reset without a response",
+    "late": "the connection is reset at once, and the call takes effect `seconds` later",
+    "error": "an error response with `code`, and with `retry_after` if given",
+    "error_after": "the call takes effect, but the response is an error with `code`",
+    "html": "an HTML page with status 200, without an effect",
+    "html_after": "the call takes effect, but the response is an HTML page with status 200",
+    "envelope_200": "an error response with `code`, but with status 200",
+    "empty": "an empty body with status 200, without an effect",
+    "truncated_json": "the response ends half way, with a matching Content-Length",
+    "wrong_length": "the response ends before its Content-Length is reached",
+    "odd_types": "the response has unexpected types in informational fields, such as times in words",
+    "slow_headers": "the call takes effect, and the response comes `seconds` later",
     "slow_body": "the headers come at once, the body within `seconds`",
-    "expired": "403, as for a result URL that is too old (file only)",
-    "truncated_picture": "half of the picture as if it were the whole (file only)",
+    "expired": "status 403, as for the URL of an expired picture (downloads only)",
+    "truncated_picture": "half of the picture, as if it were complete (downloads only)",
 }
-FILE_ONLY = frozenset({"expired", "truncated_picture"})
+FILE_KINDS = frozenset({"expired", "truncated_picture"})
+CODE_KINDS = frozenset({"error", "error_after", "envelope_200"})
+_FIELDS: Mapping[str, frozenset[str]] = {
+    "code": CODE_KINDS,
+    "seconds": frozenset({"late", "slow_headers", "slow_body"}),
+    "retry_after": frozenset({"error", "error_after"}),
+}
 
 
 @frozen
 class Fault:
-    """One thing that goes wrong, `times` in a row; ValueError or TypeError for what makes no sense."""
+    """One kind of fault, which a script plays `times` in a row.
+
+    Raises:
+        ValueError: when a value is out of range.
+        TypeError: when a value has the wrong type.
+    """
 
     kind: str = field(validator=in_(KINDS))
     code: int = field(default=5000, validator=in_(CODES))
@@ -46,74 +57,133 @@ class Fault:
     times: int = field(default=1, validator=[instance_of(int), ge(1), le(10_000)])
 
 
-class Faults:
-    """For each route a script, played first and once, and chances, drawn for every call after it."""
+class FaultPlan:
+    """The planned faults of each route: a script first, then faults for a time, then probabilities."""
 
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
+    def __init__(self, rng: random.Random, now: Callable[[], float]) -> None:
+        self._rng = rng
+        self._now = now
         self._scripts: dict[str, deque[Fault]] = {route: deque() for route in ROUTES}
-        self._odds: dict[str, list[tuple[float, Fault]]] = {route: [] for route in ROUTES}
+        self._timed: dict[str, list[tuple[float, Fault]]] = {route: [] for route in ROUTES}
+        self._chances: dict[str, list[tuple[float, Fault]]] = {route: [] for route in ROUTES}
 
     def script(self, route: str, *faults: Fault | str) -> None:
-        """Let the next calls of `route` ("create" "query" "list" "file") meet these faults, in this order."""
-        steps = [_fit(route, fault) for fault in faults]
+        """Let the next calls of *route* (create, query, list, file) meet these faults, in this order.
+
+        Raises:
+            ValueError: when the route is unknown, or a fault does not fit it.
+        """
+        steps = [_checked(route, fault) for fault in faults]
         self._scripts[route].extend(step for step in steps for _ in range(step.times))
 
+    def for_seconds(self, route: str, fault: Fault | str, duration: float) -> None:
+        """Let every call of *route* meet *fault* for *duration* seconds of the emulator's clock.
+
+        Raises:
+            ValueError: when the route is unknown, the fault does not fit it, or *duration* is negative.
+        """
+        if not 0 <= duration < float("inf"):
+            raise ValueError(f"duration must be a finite number of at least 0, got {duration!r}")
+        step = _checked(route, fault)
+        self._timed[route].append((self._now() + duration, step))
+
     def chance(self, route: str, fault: Fault | str, probability: float) -> None:
-        """Let every call of `route` meet `fault` with this probability, unless a script has its turn."""
+        """Let every call of *route* meet *fault* with this probability.
+
+        Raises:
+            ValueError: when the route is unknown, the fault does not fit it, or *probability* is not 0 to 1.
+        """
         if not 0 <= probability <= 1:
-            raise ValueError(f"{probability} is no probability")
-        step = _fit(route, fault)
-        self._odds[route].append((probability, step))
+            raise ValueError(f"probability must be between 0 and 1, got {probability!r}")
+        step = _checked(route, fault)
+        self._chances[route].append((probability, step))
 
     def clear(self) -> None:
-        """From now on nothing goes wrong."""
+        """Remove all planned faults."""
         for route in ROUTES:
             self._scripts[route].clear()
-            self._odds[route].clear()
+            self._timed[route].clear()
+            self._chances[route].clear()
 
     def pick(self, route: str) -> Fault | None:
-        """What happens to this call; None for nothing."""
+        """Return the fault of the next call of *route*, or None."""
         fault = self._next(route)
         return None if fault is None or fault.kind == "ok" else fault
 
     def _next(self, route: str) -> Fault | None:
         if self._scripts[route]:
             return self._scripts[route].popleft()
-        for probability, fault in self._odds[route]:
-            if self._chance.random() < probability:
+        self._drop_past(route)
+        for _, fault in self._timed[route]:
+            return fault
+        for probability, fault in self._chances[route]:
+            if self._rng.random() < probability:
                 return fault
         return None
 
-    def waiting(self) -> dict[str, Any]:
-        """What is still to come, by route, as JSON."""
+    def _drop_past(self, route: str) -> None:
+        now = self._now()
+        self._timed[route] = [(until, fault) for until, fault in self._timed[route] if now < until]
+
+    def planned(self) -> dict[str, Any]:
+        """Return the planned faults by route, as JSON."""
+        now = self._now()
+        for route in ROUTES:
+            self._drop_past(route)
         return {
             route: {
                 "script": [asdict(fault) for fault in self._scripts[route]],
-                "chances": [{"probability": odds, **asdict(fault)} for odds, fault in self._odds[route]],
+                "timed": [
+                    {"seconds_left": until - now, **asdict(fault)} for until, fault in self._timed[route]
+                ],
+                "chances": [
+                    {"probability": probability, **asdict(fault)}
+                    for probability, fault in self._chances[route]
+                ],
             }
             for route in ROUTES
         }
 
 
-def _fit(route: str, fault: Fault | str) -> Fault:
-    """A Fault for a route that exists and on which it makes sense; raises ValueError."""
+def _checked(route: str, fault: Fault | str) -> Fault:
     if route not in ROUTES:
-        raise ValueError(f"no route is called {route!r}; known: {', '.join(ROUTES)}")
+        raise ValueError(f"route must be one of {', '.join(ROUTES)}, got {route!r}")
     step = Fault(fault) if isinstance(fault, str) else fault
-    if step.kind in FILE_ONLY and route != "file":
-        raise ValueError(f"{step.kind} happens to files only")
+    if step.kind in FILE_KINDS and route != "file":
+        raise ValueError(f"{step.kind} is a fault of downloads only (route file), got route {route}")
     return step
 
 
-def parse(step: Any) -> Fault:
-    """A fault from JSON: its kind, or an object of Fault's fields; raises ValueError."""
+def parse_fault(step: Any) -> Fault:
+    """Return a fault from JSON: its kind, or an object with the fields of `Fault`.
+
+    Raises:
+        ValueError: when it is neither, or a field is not valid.
+    """
     if isinstance(step, str):
         return Fault(step)
-    known = {option.name for option in fields(Fault)}
-    if not isinstance(step, dict) or "kind" not in step or not set(step) <= known:
-        raise ValueError(f"a fault is a kind, or an object of {', '.join(sorted(known))}")
+    names = {option.name for option in fields(Fault)}
+    if not isinstance(step, dict) or "kind" not in step or not set(step) <= names:
+        raise ValueError(
+            f"a fault must be a kind, or an object with kind and some of {', '.join(sorted(names))}"
+        )
     try:
         return Fault(**step)
     except TypeError as error:
         raise ValueError(str(error.args[0])) from None
+
+
+def describe_kinds() -> list[dict[str, Any]]:
+    """Return every kind with its help text, routes and fields, as JSON."""
+    defaults = {option.name: option.default for option in fields(Fault)}
+    return [
+        {
+            "kind": kind,
+            "help": text,
+            "routes": ["file"] if kind in FILE_KINDS else ROUTES,
+            "fields": [
+                {"name": name, "default": defaults[name]} for name, kinds in _FIELDS.items() if kind in kinds
+            ],
+        }
+        for kind, text in KINDS.items()
+    ]

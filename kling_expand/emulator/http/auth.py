@@ -1,4 +1,4 @@
-"""Who is calling? A static key, or a JWT signed with the secret key; others are refused."""
+"""Authentication of API requests: a static key, or a JWT signed with the secret key."""
 
 import hmac
 import math
@@ -11,12 +11,18 @@ import jwt
 
 from .codes import Refusal
 
-# Time is judged here, by a clock that can be given; an `iat` or an audience is nobody's business.
+# This module checks the times itself, with the clock of the emulator. Other claims are not checked.
 _OPTIONS: Any = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
 
 
-def check(authorization: str | None, *, access_key: str, secret_key: str, api_key: str, now: float) -> None:
-    """Raise Refusal unless the header's value proves an identity at `now` (Unix seconds)."""
+def authenticate(
+    authorization: str | None, *, access_key: str, secret_key: str, api_key: str, now: float
+) -> None:
+    """Check the value of an `Authorization` header at *now* (Unix seconds).
+
+    Raises:
+        Refusal: with code 1000 to 1004, when the credentials are missing, wrong or not valid at *now*.
+    """
     token = (authorization or "").strip()
     if not token:
         raise Refusal(1001)
@@ -31,17 +37,17 @@ def check(authorization: str | None, *, access_key: str, secret_key: str, api_ke
     _check_claims(_claims(token, secret_key), access_key, now)
 
 
-@lru_cache(maxsize=64)  # a client shows the same token for half an hour
+@lru_cache(maxsize=64)  # clients send one token for about 30 minutes
 def _claims(token: str, secret_key: str) -> Mapping[str, Any]:
     dots = token.count(".")
     if dots != 2:
-        found = "> 3" if dots > 2 else str(2 * dots)  # the service's library says 0 where there is no dot
-        raise Refusal(1002, f"The token was expected to have 3 parts, but got {found}")
+        parts = "> 3" if dots > 2 else str(2 * dots)  # the service reports 0 for a token without dots
+        raise Refusal(1002, f"The token was expected to have 3 parts, but got {parts}")
     if not token.isascii():
         raise Refusal(1002)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # short secrets exist; their owners cannot lengthen them
+            warnings.simplefilter("ignore")  # pyjwt warns of short secrets, but accounts with them exist
             claims: Mapping[str, Any] = jwt.decode(token, secret_key, algorithms=["HS256"], options=_OPTIONS)
     except jwt.InvalidSignatureError:
         raise Refusal(1000) from None

@@ -1,6 +1,6 @@
-"""What was said lately? The last calls of each route, with both bodies, for people to read.
+"""A log of the last API calls with both bodies, for the console.
 
-Bounded: so many calls a route, so many bytes a body. Pictures are left out and the credentials blackened.
+It is bounded in calls per route and bytes per body. Pictures are cut out and credentials are masked.
 """
 
 import json
@@ -14,63 +14,58 @@ from aiohttp import web
 from attrs import field, frozen
 
 from kling_expand.emulator.faults.plan import ROUTES, Fault
-from kling_expand.emulator.state.change_signal import News
+from kling_expand.emulator.state.change_signal import ChangeSignal
+from kling_expand.emulator.state.tasks import TASK_ID_PATTERN
 
-KEPT = 100  # calls of each route
-LONGEST = 8192  # bytes of a body
-_IMAGE = re.compile(rb'"image"\s*:\s*"')
-_BEGINNING = 24  # characters of a picture that are left: enough to tell a JPEG from a PNG
-_TASK = re.compile(rb'"task_id": "(\d{18})"')
+MAX_CALLS = 100  # of each route
+MAX_BODY = 8192  # bytes
+_IMAGE_FIELD = re.compile(rb'"image"\s*:\s*"')
+_IMAGE_START = 24  # characters of an image that are kept: they tell a JPEG from a PNG
+_ID_IN_BODY = re.compile(rb'"(?:task_)?id": "([^"]+)"')
 
 
 @frozen
-class Exchange:
-    """A call and its answer; `status` is None where the connection was cut, `started` is Unix seconds."""
+class LoggedCall:
+    """A request and its response. `status` is None for a cut connection, `started_at` is Unix seconds."""
 
     number: int
     route: str
     method: str
     path: str
-    started: float
+    task_id: str
+    started_at: float
     seconds: float
     status: int | None
     fault: str
-    asked: Mapping[str, str] = field(repr=False)
-    request: bytes = field(repr=False)
-    answered: Mapping[str, str] = field(repr=False)
-    response: bytes = field(repr=False)
+    request_headers: Mapping[str, str] = field(repr=False)
+    request_body: bytes = field(repr=False)
+    response_headers: Mapping[str, str] = field(repr=False)
+    response_body: bytes = field(repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """All but headers and bodies, as JSON."""
-        names = ("number", "route", "method", "path", "started", "seconds", "status", "fault")
-        return {name: getattr(self, name) for name in names} | {"task_id": self._task_id()}
+        """Return everything but headers and bodies, as JSON."""
+        names = ("number", "route", "method", "path", "task_id", "started_at", "seconds", "status", "fault")
+        return {name: getattr(self, name) for name in names}
 
-    def whole(self) -> dict[str, Any]:
-        """Headers and bodies too."""
+    def details(self) -> dict[str, Any]:
+        """Return the summary with headers and bodies, without credentials."""
         headers = {
             name: "Bearer …" if name.lower() == "authorization" else value
-            for name, value in self.asked.items()
+            for name, value in self.request_headers.items()
         }
         return self.summary() | {
-            "request": {"headers": headers, "body": _pretty(self.request)},
-            "response": {"headers": dict(self.answered), "body": _pretty(self.response)},
+            "request": {"headers": headers, "body": _pretty(self.request_body)},
+            "response": {"headers": dict(self.response_headers), "body": _pretty(self.response_body)},
         }
 
-    def _task_id(self) -> str:
-        named = re.search(r"\d{18}", self.path)
-        if named:
-            return named[0]
-        told = _TASK.search(self.response) if self.route != "list" else None
-        return told[1].decode() if told else ""
 
+class CallLog:
+    """The last calls, numbered in the order of their ends."""
 
-class Exchanges:
-    """The calls, each numbered in the order of their ends."""
-
-    def __init__(self, news: News) -> None:
-        self._news = news
+    def __init__(self, changes: ChangeSignal) -> None:
+        self._changes = changes
         self._numbers = count(1)
-        self._kept: dict[str, deque[Exchange]] = {route: deque(maxlen=KEPT) for route in ROUTES}
+        self._calls: dict[str, deque[LoggedCall]] = {route: deque(maxlen=MAX_CALLS) for route in ROUTES}
 
     def add(
         self,
@@ -80,59 +75,68 @@ class Exchanges:
         *,
         body: bytes,
         fault: Fault | None,
-        started: float,
+        started_at: float,
         seconds: float,
     ) -> None:
-        """Remember one more, and forget the oldest of its route."""
+        """Add a call, and drop the oldest of its route when there are too many."""
         cut = request.transport is None or request.transport.is_closing()
-        self._kept[route].append(
-            Exchange(
+        shown = b"" if cut else _response_body(response)
+        self._calls[route].append(
+            LoggedCall(
                 number=next(self._numbers),
                 route=route,
                 method=request.method,
                 path=request.path_qs,
-                started=started,
+                task_id=_task_id(route, request, shown),
+                started_at=started_at,
                 seconds=seconds,
                 status=None if cut else response.status,
                 fault=fault.kind if fault else "",
-                asked=request.headers,
-                request=shortened(body),
-                answered={} if cut else response.headers,
-                response=b"" if cut else _body(response),
+                request_headers=request.headers,
+                request_body=shortened(body),
+                response_headers={} if cut else response.headers,
+                response_body=shown,
             )
         )
-        self._news.tell()
+        self._changes.notify()
 
-    def since(self, number: int) -> list[Exchange]:
-        """Those numbered higher, in order."""
-        return sorted((each for each in self._all() if each.number > number), key=lambda each: each.number)
+    def since(self, number: int) -> list[LoggedCall]:
+        """Return the calls with higher numbers, in order."""
+        return sorted((call for call in self._all() if call.number > number), key=lambda call: call.number)
 
-    def find(self, number: int) -> Exchange | None:
-        """One of those that are kept."""
-        return next((each for each in self._all() if each.number == number), None)
+    def get(self, number: int) -> LoggedCall | None:
+        """Return the call of this number, or None when it is no longer in the log."""
+        return next((call for call in self._all() if call.number == number), None)
 
-    def _all(self) -> Iterator[Exchange]:
-        for kept in self._kept.values():
-            yield from kept
+    def _all(self) -> Iterator[LoggedCall]:
+        for calls in self._calls.values():
+            yield from calls
 
 
 def shortened(body: bytes) -> bytes:
-    """A body without its picture, and cut at a length that can be shown."""
-    begins = _IMAGE.search(body, 0, len(body))
-    if begins:
-        at = begins.end()
-        ends = body.find(b'"', at)
-        if ends - at > LONGEST // 4:
-            left_out = f"… {ends - at - _BEGINNING} more characters".encode()
-            body = body[: at + _BEGINNING] + left_out + body[ends:]
-    return body if len(body) <= LONGEST else body[:LONGEST] + f"… {len(body) - LONGEST} more bytes".encode()
+    """Return a body without its picture, cut at MAX_BODY bytes."""
+    found = _IMAGE_FIELD.search(body)
+    if found:
+        start = found.end()
+        end = body.find(b'"', start)
+        if end - start > MAX_BODY // 4:
+            left_out = f"… {end - start - _IMAGE_START} more characters".encode()
+            body = body[: start + _IMAGE_START] + left_out + body[end:]
+    return (
+        body if len(body) <= MAX_BODY else body[:MAX_BODY] + f"… {len(body) - MAX_BODY} more bytes".encode()
+    )
 
 
-def _open(name: str, value: str) -> str:
-    return "Bearer …" if name.lower() == "authorization" else value
+def _task_id(route: str, request: web.Request, body: bytes) -> str:
+    """Return the task id in the response, else the one in the path, else nothing."""
+    in_body = _ID_IN_BODY.search(body) if route != "list" else None
+    if in_body:
+        return in_body[1].decode(errors="replace")
+    in_path = request.match_info.get("task_id") or request.match_info.get("name", "")
+    return in_path if re.fullmatch(TASK_ID_PATTERN, in_path) else ""
 
 
-def _body(response: web.StreamResponse) -> bytes:
+def _response_body(response: web.StreamResponse) -> bytes:
     if not isinstance(response, web.Response):
         return b"(sent in pieces)"
     data = response.body if isinstance(response.body, bytes) else b""
@@ -142,7 +146,7 @@ def _body(response: web.StreamResponse) -> bytes:
 
 
 def _pretty(body: bytes) -> str:
-    """JSON with line breaks where it is JSON, as it is otherwise."""
+    """Return JSON indented, and other text unchanged."""
     try:
         return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
     except ValueError:

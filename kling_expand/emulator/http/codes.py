@@ -1,12 +1,12 @@
-"""What may be refused, and how does a refusal look? The documented table, nothing else.
+"""The documented error codes, and the exception that carries one.
 
-Source: the vendor's error-code page, as recorded row by row; the texts that were seen live stand where they
-arise.
+Source: the error-code page of the service's documentation. Messages seen on the live service are used where
+they are raised.
 """
 
 from collections.abc import Mapping
 
-# code → (HTTP status, the message when there is nothing more to say)
+# code: (HTTP status, default message)
 CODES: Mapping[int, tuple[int, str]] = {
     1000: (401, "Auth failed"),
     1001: (401, "Authorization is empty"),
@@ -30,15 +30,15 @@ CODES: Mapping[int, tuple[int, str]] = {
     5001: (503, "Server temporarily unavailable"),
     5002: (504, "Server internal timeout"),
 }
-ACCOUNT_CODES = (1100, 1101, 1102, 1103, 1304)  # states of an account, whatever it asks for
+ACCOUNT_CODES = (1100, 1101, 1102, 1103, 1304)  # refuse every request of an account
 
 
 class Refusal(Exception):
-    """The service says no: `code`, HTTP `status`, `message`, and `retry_after`, a header value or None."""
+    """An error response: `code`, HTTP `status`, `message`, and the `Retry-After` header's value or None."""
 
     def __init__(self, code: int, message: str = "", *, retry_after: str | None = None) -> None:
-        self.status, usual = CODES[code]
+        self.status, default = CODES[code]
         self.code = code
-        self.message = message or usual
+        self.message = message or default
         self.retry_after = retry_after
         super().__init__(f"{code}: {self.message}")

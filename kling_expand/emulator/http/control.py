@@ -1,13 +1,15 @@
-"""How is an emulator steered from another process? JSON under `/_emulator`, no credentials; not part of the
-service.
+"""The control routes, which steer an emulator from another process. They are no part of the service.
 
-    GET    /_emulator                 settings, counts, time, faults that wait
-    GET    /_emulator/tasks           every task with all that was asked for
+They take and return JSON and need no credentials:
+
+    GET    /_emulator                 settings, account, time, planned faults
+    GET    /_emulator/tasks           every task with its request
     POST   /_emulator/advance         {"seconds": 86400}
-    POST   /_emulator/settings        {"account_code": 1101, "slots": 3, …}
+    POST   /_emulator/settings        {"account_code": 1101, "slots": 3, ...}
     POST   /_emulator/faults          {"route": "create", "script": ["ok", {"kind": "error", "code": 1302}]}
                                       {"route": "query", "kind": "html", "probability": 0.1}
-    DELETE /_emulator/faults          nothing goes wrong any more
+                                      {"route": "query", "kind": "error", "code": 1103, "duration": 10}
+    DELETE /_emulator/faults          remove all planned faults
 """
 
 from typing import Any
@@ -15,29 +17,27 @@ from typing import Any
 from aiohttp import web
 from attrs import asdict, frozen
 
-from kling_expand.emulator.faults import plan as faults
+from kling_expand.emulator.faults.plan import parse_fault
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.settings import change, options
 from kling_expand.emulator.state.tasks import Task
 
-from .bodies import Body
 from .codes import Refusal
-from .envelope import Answers
-from .fields import parse
+from .envelope import Body, Responses
+from .validation import parse_json
 
 ROOT = "/_emulator"
 
 
 @frozen
 class Control:
-    """The handlers; what cannot be done is refused with 1201, like a wrong parameter of the service."""
+    """The handlers of the control routes. An invalid request is refused with 1201."""
 
     service: Service
-    answers: Answers
-    faults: faults.Faults
+    responses: Responses
 
     def routes(self) -> list[web.RouteDef]:
-        """All of them, for a router."""
+        """Return the routes for a router."""
         return [
             web.get(ROOT, self.state),
             web.get(ROOT + "/tasks", self.tasks),
@@ -48,33 +48,32 @@ class Control:
         ]
 
     async def state(self, _: web.Request) -> web.Response:
-        """Settings without secrets, counts, the moved time, and the faults that wait."""
+        """Return the time, the settings without secrets, the account and the planned faults."""
         service = self.service
         service.account.settle(service.clock.now())
         shown = {option.name: getattr(service.settings, option.name) for option in options() if option.repr}
-        return self.answers.data(
+        return self.responses.success(
             {
                 "now": service.clock.now(),
                 "settings": shown,
                 "account": service.account.counts(),
-                "faults": self.faults.waiting(),
+                "faults": service.faults.planned(),
             }
         )
 
     async def tasks(self, _: web.Request) -> web.Response:
-        """Everything not yet expired, oldest first."""
+        """Return every task that is kept, oldest first."""
         self.service.account.settle(self.service.clock.now())
-        return self.answers.data([self._task(task) for task in self.service.account.tasks.values()])
+        return self.responses.success([self._task(task) for task in self.service.account.tasks.values()])
 
     def _task(self, task: Task) -> dict[str, Any]:
         return {"task_status": task.status_at(self.service.clock.now())} | asdict(task)
 
     async def advance(self, request: web.Request) -> web.Response:
-        """Move the clock forwards."""
-        body = await self._body(request)
-        seconds = body.get("seconds")
+        """Move the clock forward."""
+        seconds = (await self._body(request)).get("seconds")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-            raise Refusal(1201, "seconds must be a number")
+            raise Refusal(1201, f"seconds must be a number, got {seconds!r}")
         try:
             self.service.advance(float(seconds))
         except (ValueError, OverflowError) as error:
@@ -83,44 +82,47 @@ class Control:
         return await self.state(request)
 
     async def settings(self, request: web.Request) -> web.Response:
-        """Change settings that are not fixed, all or none."""
+        """Change settings that are not fixed: all of them, or none."""
         body = await self._body(request)
         try:
             change(self.service.settings, body)
         except ValueError as error:
             raise Refusal(1201, str(error)) from None
-        self.service.news.tell()
+        self.service.changes.notify()
         return await self.state(request)
 
     async def add_faults(self, request: web.Request) -> web.Response:
-        """Append to a route's script, or to its chances."""
+        """Plan faults of a route: a script, a probability, or a duration."""
         body = await self._body(request)
         try:
             self._add(body)
         except (ValueError, TypeError) as error:
             raise Refusal(1201, str(error.args[0] if error.args else error)) from None
-        self.service.news.tell()
+        self.service.changes.notify()
         return await self.state(request)
 
     def _add(self, body: dict[str, Any]) -> None:
-        route = body.pop("route", None)
-        script = body.pop("script", None)
+        faults = self.service.faults
+        route, script = body.pop("route", None), body.pop("script", None)
+        probability, duration = body.pop("probability", None), body.pop("duration", None)
         if script is not None:
-            if body or not isinstance(script, list):
-                raise ValueError("a script is a list, and stands alone")
-            self.faults.script(route, *(faults.parse(step) for step in script))
-            return
-        probability = body.pop("probability", None)
-        if probability is None:
-            self.faults.script(route, faults.parse(body))
+            if body or probability is not None or duration is not None or not isinstance(script, list):
+                raise ValueError("script must be a list, with no other field than route beside it")
+            faults.script(route, *(parse_fault(step) for step in script))
+        elif probability is not None and duration is not None:
+            raise ValueError("give either probability or duration, got both")
+        elif probability is not None:
+            faults.chance(route, parse_fault(body), probability)
+        elif duration is not None:
+            faults.for_seconds(route, parse_fault(body), duration)
         else:
-            self.faults.chance(route, faults.parse(body), probability)
+            faults.script(route, parse_fault(body))
 
     async def clear_faults(self, request: web.Request) -> web.Response:
-        """Forget all faults."""
-        self.faults.clear()
-        self.service.news.tell()
+        """Remove all planned faults."""
+        self.service.faults.clear()
+        self.service.changes.notify()
         return await self.state(request)
 
     async def _body(self, request: web.Request) -> dict[str, Any]:
-        return parse(await Body(request, self.service.settings.body_bytes).read())
+        return parse_json(await Body(request, self.service.settings.max_body_bytes).read())

@@ -1,4 +1,4 @@
-"""What does every answer look like? The envelope around data, and the one around a refusal."""
+"""Request bodies and the JSON envelopes of responses."""
 
 import json
 import random
@@ -11,22 +11,64 @@ from attrs import frozen
 
 from .codes import Refusal
 
+_DRAINED = 4  # times the limit that is still read: a client that is still sending cannot read the response
+
+
+class Body:
+    """The body of one request, of at most *limit* bytes."""
+
+    def __init__(self, request: web.Request, limit: int) -> None:
+        self._request = request
+        self._limit = limit
+        self._data: bytes | None = None
+
+    async def read(self) -> bytes:
+        """Return the whole body, also when called again.
+
+        Raises:
+            Refusal: with code 1200, when the body is too long or incomplete.
+        """
+        if self._data is None:
+            try:
+                self._data = await self._receive()
+            except (OSError, web.RequestPayloadError):  # the client disconnected, or sent broken chunks
+                raise Refusal(1200, "Invalid request parameters: the body cannot be read") from None
+        return self._data
+
+    @property
+    def received(self) -> bytes:
+        """The body if it was read, else nothing."""
+        return self._data or b""
+
+    async def _receive(self) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in self._request.content.iter_any():
+            size += len(part)
+            if size <= self._limit:
+                parts.append(part)
+            elif size > _DRAINED * self._limit:
+                break
+        if size > self._limit:
+            raise Refusal(1200, f"Invalid request parameters: the body is longer than {self._limit} bytes")
+        return b"".join(parts)
+
 
 @frozen
-class Answers:
-    """Makes envelopes, each with a request id drawn by `chance`, and counts `refusals` by code."""
+class Responses:
+    """A factory of responses. `rng` draws the request ids, `refusals` counts error responses by code."""
 
-    chance: random.Random
+    rng: random.Random
     refusals: Counter[int]
 
-    def data(self, data: Any) -> web.Response:
-        """200, and what was asked for."""
+    def success(self, data: Any) -> web.Response:
+        """Return status 200 with *data* in an envelope."""
         return self._json(
             200, {"code": 0, "message": "SUCCEED", "request_id": self._request_id(), "data": data}
         )
 
-    def refused(self, refusal: Refusal) -> web.Response:
-        """The refusal's status, code and message; no `data`, since some clients take that for success."""
+    def refusal(self, refusal: Refusal) -> web.Response:
+        """Return an error response. It has no `data`: some clients take that field for success."""
         self.refusals[refusal.code] += 1
         body = {"code": refusal.code, "message": refusal.message, "request_id": self._request_id()}
         response = self._json(refusal.status, body)
@@ -35,7 +77,7 @@ class Answers:
         return response
 
     def _request_id(self) -> str:
-        return str(uuid.UUID(int=self.chance.getrandbits(128), version=4))
+        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     def _json(self, status: int, body: dict[str, Any]) -> web.Response:
         return web.Response(body=json.dumps(body).encode(), status=status, content_type="application/json")

@@ -1,74 +1,85 @@
-"""How does the service sound over HTTP? The three calls of a dialect, each counted, let in, and perhaps
-spoilt."""
+"""The handlers of the service: create, query and list for each dialect, and downloads of pictures."""
 
 import asyncio
 import re
+import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from attrs import frozen
 
-from kling_expand.emulator.faults import inject as breaking
+from kling_expand.emulator.faults.inject import FaultyCall, inject
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.emulator.service import Service
-from kling_expand.emulator.state import listing as lists
-from kling_expand.emulator.state.background import Background
-from kling_expand.emulator.state.tasks import Shapes
+from kling_expand.emulator.state.background import BackgroundTasks
+from kling_expand.emulator.state.listing import Page
 
-from . import auth as tokens
-from .bodies import Body
-from .call_log import Exchanges
+from .auth import authenticate
+from .call_log import CallLog
 from .codes import Refusal
-from .envelope import Answers
+from .envelope import Body, Responses
+from .openapi import PATHS
+from .task_json import TaskJson
 
 Answer = Callable[[web.Request, Body], Awaitable[web.Response]]
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
+_FILE_NAME = re.compile(r"([0-8])(-watermark)?\.png")
 
 
 @frozen
-class Calls:
-    """Handlers for a router."""
+class Handlers:
+    """The handlers. Each request is counted, logged, and may meet a planned fault."""
 
     service: Service
-    answers: Answers
-    background: Background
-    exchanges: Exchanges
+    responses: Responses
+    background: BackgroundTasks
+    call_log: CallLog
 
-    def handler(self, route: str, answer: Answer) -> Handler:
-        """`answer`, counted as `route` and exposed to its faults."""
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes for a router."""
+        routes = [web.get("/files/{task_id}/{name}", self._handler("file", self.download))]
+        for dialect, path in PATHS.items():
+            routes += [
+                web.post(path, self._handler("create", partial(self.create, dialect))),
+                web.get(path, self._handler("list", partial(self.list, dialect))),
+                web.get(path + "/{name:[^/]+}", self._handler("query", partial(self.query, dialect))),
+            ]
+        return routes
 
+    def _handler(self, route: str, answer: Answer) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             self.service.account.requests[route] += 1
-            body = Body(request, self.service.settings.body_bytes)
+            body = Body(request, self.service.settings.max_body_bytes)
             fault = self.service.faults.pick(route)
-            wall, begun = self.service.clock.now(), asyncio.get_running_loop().time()
+            wall, started_at = self.service.clock.now(), asyncio.get_running_loop().time()
             try:
-                response = await self._answer(answer, request, body, fault)
+                response = await self._respond(answer, request, body, fault)
             except Refusal as refusal:
-                response = self.answers.refused(refusal)
-            seconds = asyncio.get_running_loop().time() - begun
-            self.exchanges.add(
-                route, request, response, body=body.seen, fault=fault, started=wall, seconds=seconds
+                response = self.responses.refusal(refusal)
+            seconds = asyncio.get_running_loop().time() - started_at
+            self.call_log.add(
+                route, request, response, body=body.received, fault=fault, started_at=wall, seconds=seconds
             )
             return response
 
         return handle
 
-    async def _answer(
+    async def _respond(
         self, answer: Answer, request: web.Request, body: Body, fault: Fault | None
     ) -> web.StreamResponse:
         if fault is None:
             return await answer(request, body)
         self.service.account.faults[fault.kind] += 1
-        return await breaking.carry_out(
-            breaking.Call(
+        return await inject(
+            FaultyCall(
                 request=request,
                 body=body,
                 answer=lambda: self._with_refusals(answer, request, body),
-                answers=self.answers,
+                responses=self.responses,
                 fault=fault,
-                later=self.background.start,
+                run_later=self.background.start,
             )
         )
 
@@ -76,45 +87,75 @@ class Calls:
         try:
             return await answer(request, body)
         except Refusal as refusal:
-            return self.answers.refused(refusal)
+            return self.responses.refusal(refusal)
 
     async def create(self, dialect: str, request: web.Request, body: Body) -> web.Response:
-        """POST of a new task."""
-        self._let_in(request)
+        """Create a task."""
+        self._admit(request)
         task = await self.service.create(dialect, await body.read())
-        return self.answers.data(self._shapes(request).created(task, self.service.clock.now()))
+        return self.responses.success(self._json(request).created(task, self.service.clock.now()))
 
     async def query(self, dialect: str, request: web.Request, _: Body) -> web.Response:
-        """GET of one task by either id."""
-        self._let_in(request)
+        """Return one task by either of its ids."""
+        self._admit(request)
         task = await self.service.query(dialect, request.match_info["name"])
-        view = self._shapes(request).task(task, self.service.clock.now())
-        return self.answers.data([view] if self.service.settings.seed_shapes else view)
+        return self.responses.success(self._json(request).queried(task, self.service.clock.now()))
 
     async def list(self, dialect: str, request: web.Request, _: Body) -> web.Response:
-        """GET of a page."""
-        self._let_in(request)
-        found = await self.service.list(dialect, lists.Page.parse(request.query))
-        shapes = self._shapes(request)
-        now = self.service.clock.now() - self.service.settings.list_lag
-        return self.answers.data([shapes.task(task, now) for task in found])
-
-    def _let_in(self, request: web.Request) -> None:
-        """Refuse strangers, an account in a bad state, and who calls too often."""
+        """Return one page of tasks."""
+        self._admit(request)
+        found = await self.service.list(dialect, Page.parse(request.query))
+        form = self._json(request)
         settings = self.service.settings
-        tokens.check(
+        seen_at = self.service.clock.now() - max(settings.list_lag, settings.list_status_lag)
+        return self.responses.success([form.task(task, seen_at) for task in found])
+
+    async def download(self, request: web.Request, _: Body) -> web.Response:
+        """Return a picture, whole or a range of it; no credentials are needed."""
+        name = _FILE_NAME.fullmatch(request.match_info["name"])
+        task_id = request.match_info["task_id"]
+        found = await self.service.picture(task_id, int(name[1]), watermark=bool(name[2])) if name else None
+        if found is None:
+            return web.Response(status=404, text="no such picture, or it has expired\n")
+        data, engine = found
+        response = _ranged(request, data)
+        response.headers["X-Engine"] = engine
+        return response
+
+    def _admit(self, request: web.Request) -> None:
+        """Check the credentials, the state of the account and the rate limit."""
+        settings = self.service.settings
+        authenticate(
             request.headers.get("Authorization"),
             access_key=settings.access_key,
             secret_key=settings.secret_key,
             api_key=settings.api_key,
-            now=self.service.clock.real(),
+            now=self.service.clock.source_now(),
         )
         if settings.account_code:
             raise Refusal(settings.account_code)
-        self.service.rate.enter(self.service.clock.now())
+        self.service.rate_limit.check(self.service.clock.now())
 
-    def _shapes(self, request: web.Request) -> Shapes:
-        settings = self.service.settings
+    def _json(self, request: web.Request) -> TaskJson:
         host = request.headers.get("Host", "")
         origin = f"http://{host}" if _HOST.fullmatch(host) else self.service.origin
-        return Shapes(origin, seed=settings.seed_shapes, succeeded=settings.succeeded)
+        return TaskJson(self.service.settings, origin)
+
+
+def _ranged(request: web.Request, data: bytes) -> web.Response:
+    """Return 200, or 206 or 416 for a single range; HTTP lets a server ignore any other range."""
+    headers = {"Accept-Ranges": "bytes", "ETag": f'"{zlib.crc32(data):08x}-{len(data)}"'}
+    wanted = slice(None)
+    if request.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:
+        try:
+            wanted = request.http_range
+        except ValueError:  # another unit, or several ranges
+            wanted = slice(None)
+    if wanted.start is None and wanted.stop is None:
+        return web.Response(body=data, content_type="image/png", headers=headers)
+    start, stop, _ = wanted.indices(len(data))
+    if start >= stop:
+        headers["Content-Range"] = f"bytes */{len(data)}"
+        return web.Response(status=416, headers=headers)
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+    return web.Response(status=206, body=data[start:stop], content_type="image/png", headers=headers)

@@ -1,5 +1,4 @@
-"""How often may one call? A sliding window; who is over it is told when to come back, in either form of
-HTTP."""
+"""A sliding-window rate limit, with `Retry-After` in either form of HTTP."""
 
 import math
 from collections import deque
@@ -11,26 +10,30 @@ from .codes import Refusal
 
 
 class RateLimit:
-    """At most `rate_limit` calls within `rate_seconds`; refused ones do not count."""
+    """At most `rate_limit` requests in `rate_limit_window` seconds; refused ones are not counted."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._calls: deque[float] = deque()
+        self._accepted: deque[float] = deque()
 
-    def enter(self, now: float) -> None:
-        """Count a call at `now`, or raise Refusal 1302."""
+    def check(self, now: float) -> None:
+        """Count a request at *now* (Unix seconds).
+
+        Raises:
+            Refusal: with code 1302, when the limit is reached.
+        """
         settings = self._settings
         if not settings.rate_limit:
             return
-        while self._calls and self._calls[0] <= now - settings.rate_seconds:
-            self._calls.popleft()
-        if len(self._calls) >= settings.rate_limit:
-            free = self._calls[-settings.rate_limit] + settings.rate_seconds
-            raise Refusal(1302, retry_after=self._retry_after(now, free))
-        self._calls.append(now)
+        while self._accepted and self._accepted[0] <= now - settings.rate_limit_window:
+            self._accepted.popleft()
+        if len(self._accepted) >= settings.rate_limit:
+            free_at = self._accepted[-settings.rate_limit] + settings.rate_limit_window
+            raise Refusal(1302, retry_after=self._retry_after(now, free_at))
+        self._accepted.append(now)
 
-    def _retry_after(self, now: float, free: float) -> str | None:
-        form = self._settings.retry_after
+    def _retry_after(self, now: float, free_at: float) -> str | None:
+        form = self._settings.retry_after_format
         if form == "date":
-            return formatdate(math.ceil(free), usegmt=True)
-        return str(max(1, math.ceil(free - now))) if form == "seconds" else None
+            return formatdate(math.ceil(free_at), usegmt=True)
+        return str(max(1, math.ceil(free_at - now))) if form == "seconds" else None

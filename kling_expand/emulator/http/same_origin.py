@@ -1,8 +1,8 @@
-"""Who may steer the emulator? People at this machine: no web page of somebody else through their browser.
+"""Protection of the console and the control routes from other web pages.
 
-A page on another site can send requests to 127.0.0.1, and by changing where its own name points (DNS
-rebinding) even read the answers. The first is told by `Origin` and `Sec-Fetch-Site`, the second by `Host`.
-The service's own routes ask for credentials instead, and are left alone.
+A page on another site can send requests to 127.0.0.1 through the user's browser. By changing the address of
+its own name (DNS rebinding) it can even read the responses. `Origin` and `Sec-Fetch-Site` reveal the first,
+`Host` the second. The routes of the service require credentials instead.
 """
 
 import ipaddress
@@ -11,8 +11,8 @@ import re
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-_GUARDED = re.compile(r"/(|console/.*|_emulator(/.*)?)")
-_SAFE = {"GET", "HEAD"}
+_PROTECTED = re.compile(r"/(|console/.*|_emulator(/.*)?)")
+_SAFE_METHODS = {"GET", "HEAD"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -25,32 +25,32 @@ _HEADERS = {
 }
 
 
-def guard(host: str) -> Middleware:
-    """Refuses strangers with 403 and a sentence; `host` is the address the emulator was told to listen on."""
+def same_origin_only(host: str) -> Middleware:
+    """Return a middleware that answers foreign requests with 403; *host* is the address listened on."""
     local = is_loopback(host)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not _GUARDED.fullmatch(request.path):
+        if not _PROTECTED.fullmatch(request.path):
             return await handler(request)
-        wrong = _wrong_host(request, host) if local else ""
-        wrong = wrong or _wrong_origin(request)
-        if wrong:
-            return web.Response(status=403, text=wrong + "\n", headers=_HEADERS)
+        objection = _wrong_host(request, host) if local else ""
+        objection = objection or _wrong_origin(request)
+        if objection:
+            return web.Response(status=403, text=objection + "\n", headers=_HEADERS)
         return await handler(request)
 
     return middleware
 
 
-async def harden(request: web.Request, response: web.StreamResponse) -> None:
-    """Put on every answer of the console and its routes what a browser is to hold it to."""
-    if _GUARDED.fullmatch(request.path):
+async def add_security_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the security headers of the console and the control routes to a response."""
+    if _PROTECTED.fullmatch(request.path):
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an emulator that listens there."""
+    """Return whether *host* is an address that only this machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -58,22 +58,27 @@ def is_loopback(host: str) -> bool:
 
 
 def _wrong_host(request: web.Request, bound: str) -> str:
-    """What is wrong with `Host`: only the names of this machine itself, with our port, are ours."""
+    """Return an objection unless `Host` is a name of this machine with the port listened on."""
     sockname = request.transport.get_extra_info("sockname") if request.transport else None
     port = sockname[1] if sockname else 0
     names = {"localhost", "127.0.0.1", "[::1]", f"[{bound}]" if ":" in bound else bound}
-    ours = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+    allowed = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
     given = request.headers.get("Host", "")
-    return "" if given.lower() in ours else f"this emulator listens on this machine only, not as {given!r}"
+    if given.lower() in allowed:
+        return ""
+    return f"Host must be a name of this machine, such as localhost:{port}, got {given!r}"
 
 
 def _wrong_origin(request: web.Request) -> str:
-    """What is wrong with where a browser says the request comes from; other programs say nothing."""
+    """Return an objection when the browser names another origin; other programs send no such header."""
     site = request.headers.get("Sec-Fetch-Site", "none")
     navigates = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.path == "/"
     if site not in {"none", "same-origin"} and not navigates:
-        return "other web pages may not steer this emulator"
+        return "requests from other web pages are not allowed"
     origin = request.headers.get("Origin")
-    if request.method not in _SAFE and origin not in {None, f"http://{request.headers.get('Host', '')}"}:
-        return f"web pages of {origin} may not steer this emulator"
+    if request.method not in _SAFE_METHODS and origin not in {
+        None,
+        f"http://{request.headers.get('Host', '')}",
+    }:
+        return f"requests from web pages of {origin} are not allowed"
     return ""

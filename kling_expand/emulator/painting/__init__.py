@@ -1,1 +1,1 @@
-"""painting"""
+"""Painting: from the bytes of a photo to the bytes of an expanded picture."""

@@ -1,21 +1,31 @@
-"""What is an engine? Anything that paints a canvas around an original; it reads no files, knows no formats.
+"""The protocol of painting engines, and the flat engine for load tests.
 
-It is given the original, already scaled to its box, and answers with a whole picture. What it puts
-where the original lies does not matter: the caller pastes the original there.
+An engine gets the original scaled to its box and returns a whole picture. It reads no files and knows no
+formats. The caller pastes the original over the box, so the pixels painted there do not matter.
 """
 
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
 from .canvas import Canvas
 
 
 class UnknownEngine(ValueError):
-    """No engine has this name, or what it needs is not here; the text says which."""
+    """There is no engine of this name, or something it needs is missing; the message says which."""
 
 
 class Engine(Protocol):
-    """Paint a whole canvas around the original; the same seed gives the same picture."""
+    """A callable that paints a canvas around an original; equal seeds give equal pictures."""
 
     def __call__(self, original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image: ...
+
+
+def paint_flat(original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image:
+    """Fill the canvas with the mean colour of the original's edge, shifted by the seed."""
+    pixels = np.asarray(original)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(axis=0)
+    shift = np.random.default_rng(seed).uniform(-24, 24, 3)
+    red, green, blue = (int(value) for value in np.clip(edge + shift, 0, 255))
+    return Image.new("RGB", (canvas.width, canvas.height), (red, green, blue))

@@ -1,6 +1,6 @@
-"""What does an image file say about itself? Its header and its end are read; no pixel is decoded.
+"""Format and size of PNG and JPEG files, read without decoding a pixel.
 
-Nothing here allocates by what a file claims: 100 bytes that claim a billion pixels cost nothing.
+No memory is allocated by what a header claims, so a small file that claims a billion pixels costs nothing.
 """
 
 import struct
@@ -11,20 +11,20 @@ from attrs import frozen
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
-# Start of frame, as in ITU T.81 table B.1: C0..CF but for DHT (C4), JPG (C8) and DAC (CC).
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_BARE = frozenset(range(0xD0, 0xD8)) | {0x01}  # markers without a length: restarts and TEM
+# Start of frame (ITU T.81, table B.1): C0 to CF except DHT (C4), JPG (C8) and DAC (CC).
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BARE_MARKERS = frozenset(range(0xD0, 0xD8)) | {0x01}  # without a length: RST0 to RST7 and TEM
 _SCAN = 0xDA
 _END = b"\xff\xd9"
 
 
 class PictureError(ValueError):
-    """These bytes are not a picture we can work on; the text says why."""
+    """The bytes are not a usable picture; the message says why."""
 
 
 @frozen
 class Header:
-    """Format ("png" or "jpeg") and size in pixels, as stored: an EXIF orientation is not applied."""
+    """The format, "png" or "jpeg", and the stored size in pixels, before any EXIF orientation."""
 
     format: str
     width: int
@@ -32,7 +32,11 @@ class Header:
 
 
 def inspect(image: bytes) -> Header:
-    """Read format and size; raises PictureError for other formats and for broken or cut-off files."""
+    """Return format and size of a picture.
+
+    Raises:
+        PictureError: when the format is another one, or the file is broken or incomplete.
+    """
     if image.startswith(_PNG):
         header = Header("png", *_png_size(image))
     elif image.startswith(_JPEG):
@@ -40,19 +44,19 @@ def inspect(image: bytes) -> Header:
     else:
         raise PictureError("neither PNG nor JPEG")
     if header.width < 1 or header.height < 1:
-        raise PictureError(f"a picture of {header.width}x{header.height} pixels")
+        raise PictureError(f"a picture must have pixels, got {header.width}x{header.height} pixels")
     return header
 
 
 def _png_size(image: bytes) -> tuple[int, int]:
-    """Width and height from IHDR, after walking the chunks to IEND: a cut file stops short of it."""
-    head = image[8:33]
-    if len(head) < 25 or head[:8] != b"\0\0\0\rIHDR" or zlib.crc32(head[4:21]) != int.from_bytes(head[21:25]):
+    """Return width and height from IHDR; a complete file has chunks up to IEND."""
+    ihdr = image[8:33]
+    if len(ihdr) < 25 or ihdr[:8] != b"\0\0\0\rIHDR" or zlib.crc32(ihdr[4:21]) != int.from_bytes(ihdr[21:25]):
         raise PictureError("PNG with a broken header")
     kinds = list(_png_chunks(image))
     if b"IDAT" not in kinds or kinds[-1] != b"IEND":
         raise PictureError("PNG cut off before its end")
-    width, height = struct.unpack(">II", head[8:16])
+    width, height = struct.unpack(">II", ihdr[8:16])
     return width, height
 
 
@@ -64,15 +68,15 @@ def _png_chunks(image: bytes) -> Iterator[bytes]:
         if at > len(image):
             return
         yield kind
-        if kind == b"IEND":  # what follows is not part of the picture
+        if kind == b"IEND":  # trailing bytes are not part of the picture
             return
 
 
 def _jpeg_size(image: bytes) -> tuple[int, int]:
-    """Width and height from the start of frame; the scan must exist and be followed by an end marker."""
+    """Return width and height from the start of frame; a scan and an end marker must follow."""
     size: tuple[int, int] | None = None
     for marker, at, length in _jpeg_segments(image):
-        if marker in _FRAMES and length >= 8:
+        if marker in _FRAME_MARKERS and length >= 8:
             height, width = struct.unpack_from(">HH", image, at + 1)
             size = width, height
         if marker == _SCAN and size is not None and image.find(_END, at + length - 2) >= 0:
@@ -81,11 +85,11 @@ def _jpeg_size(image: bytes) -> tuple[int, int]:
 
 
 def _jpeg_segments(image: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, where its content begins, its stated length) up to and with the first scan."""
+    """Yield (marker, start of its content, its length) up to the first scan, inclusive."""
     at = 2
     while at + 4 <= len(image) and image[at] == 0xFF:
         marker = image[at + 1]
-        if marker == 0xFF or marker in _BARE:  # fill bytes are allowed before any marker
+        if marker == 0xFF or marker in _BARE_MARKERS:  # fill bytes may precede any marker
             at += 1 if marker == 0xFF else 2
             continue
         length = int.from_bytes(image[at + 2 : at + 4])

@@ -1,8 +1,8 @@
-"""How do the bytes of a picture become the bytes of a larger one? Decode, paint, paste, mark, encode.
+"""From the bytes of a picture to the bytes of a larger one: decode, paint, paste, watermark, encode.
 
-Meant for a worker process: every argument and answer can be pickled. Choices where the service says nothing:
-pixels are taken as stored (an EXIF orientation is not applied), transparency is laid on white, 16 bits become
-8, CMYK becomes RGB without a profile, and of an animation the first frame counts. Results are PNG.
+Where the service documents nothing, these rules hold. Pixels are taken as stored, without EXIF orientation.
+Transparency is laid on white, 16 bits become 8, and CMYK becomes RGB without a profile. The first frame of an
+animation is used. Results are PNG.
 """
 
 import io
@@ -14,30 +14,22 @@ import numpy as np
 from attrs import field, frozen
 from PIL import Image, ImageDraw, ImageFont
 
-from .canvas import Canvas, canvas
-from .engines import find
-from .image_headers import Header, PictureError, inspect
+from kling_expand.emulator.settings import FLAT_ENGINE
 
-__all__ = [
-    "Canvas",
-    "Header",
-    "Picture",
-    "PictureError",
-    "canvas",
-    "decode",
-    "inspect",
-    "outpaint",
-    "watermarked",
-]
+from .canvas import Ratios, fit_canvas
+from .engine import Engine, UnknownEngine, paint_flat
+from .image_headers import PictureError, inspect
+from .patchmatch import paint_patches
 
-MOST_PIXELS = 50_000_000  # of an input: about 200 MB decoded
-# What Pillow raises for broken files: OSError and SyntaxError of its own, the rest escapes from its parsers.
+MAX_PIXELS = 50_000_000  # of an input: about 200 MB decoded
+_ENGINES: dict[str, Engine] = {"patchmatch": paint_patches, FLAT_ENGINE: paint_flat}
+# Pillow raises OSError and SyntaxError for broken files; its parsers let the others through.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error)
 
 
 @frozen
 class Picture:
-    """The bytes of one result, those of its marked copy where one was asked for, and the engine's name."""
+    """An expanded picture: its bytes, those of its watermarked copy if any, and the engine's name."""
 
     data: bytes = field(repr=False)
     media_type: str
@@ -45,36 +37,56 @@ class Picture:
     engine: str
 
 
-def outpaint(
-    image: bytes,
-    ratios: tuple[float, float, float, float],
-    *,
-    seed: int,
-    engine: str = "patchmatch",
-    watermark: bool = False,
-) -> Picture:
-    """Expand PNG or JPEG bytes by (up, down, left, right), each in sides of the original.
+def find_engine(name: str) -> Engine:
+    """Return the engine of a name: patchmatch, flat, or migan:PATH with a weights file.
 
-    Raises PictureError (bytes), ValueError (ratios), engines.UnknownEngine. Equal arguments give equal bytes.
+    Raises:
+        UnknownEngine: when there is no such engine, or something it needs is missing.
     """
-    paint = find(engine)
+    kind, _, weights = name.partition(":")
+    if kind == "migan":
+        from .migan import load_engine  # imported here because its runtime is an extra of its own
+
+        return load_engine(weights)
+    try:
+        return _ENGINES[name]
+    except KeyError:
+        known = ", ".join([*sorted(_ENGINES), "migan:PATH"])
+        raise UnknownEngine(f"engine must be one of {known}, got {name!r}") from None
+
+
+def outpaint(
+    image: bytes, ratios: Ratios, *, seed: int, engine: str = "patchmatch", watermark: bool = False
+) -> Picture:
+    """Return PNG or JPEG bytes expanded by (up, down, left, right). Equal arguments give equal bytes.
+
+    Raises:
+        PictureError: when the bytes are not a usable picture.
+        ValueError: when a ratio is negative or not finite.
+        UnknownEngine: when there is no such engine.
+    """
+    paint = find_engine(engine)
     header = inspect(image)
-    place = canvas(header.width, header.height, *ratios)
-    left, top, right, bottom = place.box
+    canvas = fit_canvas(header.width, header.height, ratios)
+    left, top, right, bottom = canvas.box
     original = decode(image).resize((right - left, bottom - top), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    result = paint(original, place, seed=seed)
+    result = paint(original, canvas, seed=seed)
     result.paste(original, (left, top))
-    marked = encode(watermarked(result)) if watermark else None
-    return Picture(encode(result), "image/png", marked, engine)
+    copy = encode(watermarked(result)) if watermark else None
+    return Picture(encode(result), "image/png", copy, engine)
 
 
 def decode(image: bytes) -> Image.Image:
-    """The pixels as RGB; raises PictureError, and for more than MOST_PIXELS before anything is allocated."""
+    """Return the pixels as RGB.
+
+    Raises:
+        PictureError: when the bytes are not a usable picture, or have more than MAX_PIXELS.
+    """
     header = inspect(image)
-    if header.width * header.height > MOST_PIXELS:
-        raise PictureError(f"{header.width}x{header.height} is more than {MOST_PIXELS} pixels")
+    if header.width * header.height > MAX_PIXELS:
+        raise PictureError(f"{header.width}x{header.height} is more than {MAX_PIXELS} pixels")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd but readable files are none of the caller's business
+        warnings.simplefilter("ignore")  # Pillow warns of odd files that it can read
         try:
             with Image.open(io.BytesIO(image), formats=("PNG", "JPEG")) as opened:
                 opened.load()
@@ -84,7 +96,7 @@ def decode(image: bytes) -> Image.Image:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts at 255 instead of scaling
+    if picture.mode.startswith("I"):  # 16-bit grey: Pillow's conversion clips at 255 instead of scaling
         return Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
@@ -94,7 +106,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def watermarked(picture: Image.Image) -> Image.Image:
-    """A copy with EMULATOR half transparent at the lower right, rimmed so that it reads on any ground."""
+    """Return a copy with EMULATOR at the lower right, outlined so that it can be read on any background."""
     size = max(12, min(picture.size) // 12)
     layer = Image.new("RGBA", picture.size)
     corner = (picture.width - size // 2, picture.height - size // 2)
@@ -112,7 +124,7 @@ def watermarked(picture: Image.Image) -> Image.Image:
 
 
 def encode(picture: Image.Image) -> bytes:
-    """PNG with little effort: twice the size of the best, a tenth of the time."""
+    """Return PNG bytes with fast compression: about twice the smallest size in a tenth of the time."""
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=1)
     return out.getvalue()

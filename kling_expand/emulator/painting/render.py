@@ -1,4 +1,4 @@
-"""How does a task come by its pictures? Its image is fetched if need be and painted on."""
+"""The renderer: it fetches the image of a task if needed, paints its pictures, and records the result."""
 
 import asyncio
 import hashlib
@@ -7,8 +7,8 @@ from functools import partial
 from attrs import evolve
 
 from kling_expand.emulator.http.codes import Refusal
-from kling_expand.emulator.http.uploads import BAD_PIXELS, check_image
-from kling_expand.emulator.settings import Settings
+from kling_expand.emulator.http.validation import INVALID_PIXELS, check_image
+from kling_expand.emulator.settings import FLAT_ENGINE, Settings
 from kling_expand.emulator.state.account import Account
 from kling_expand.emulator.state.clock import Clock
 from kling_expand.emulator.state.store import Store
@@ -16,36 +16,36 @@ from kling_expand.emulator.state.tasks import Task
 
 from .image_fetch import FetchError, fetch
 from .image_headers import PictureError
-from .queue import LAZY, Key, Painter
 from .worker import Painted, WorkerLost
+from .worker_pool import PictureKey, WorkerPool
 
 
-class Studio:
-    """Works on any number of tasks at once, in the background."""
+class Renderer:
+    """The renderer of any number of tasks at once, in the background."""
 
     def __init__(self, settings: Settings, store: Store, clock: Clock, account: Account) -> None:
         self._settings = settings
         self._store = store
         self._clock = clock
-        self._books = account
-        self._painter = Painter(workers=settings.workers)
-        self._working: dict[str, asyncio.Task[None]] = {}
+        self._account = account
+        self._pool = WorkerPool(workers=settings.workers)
+        self._running: dict[str, asyncio.Task[None]] = {}
 
-    def take(self, task: Task) -> None:
-        """Begin with a task that is not ready."""
-        self._working[task.task_id] = working = asyncio.ensure_future(self._work(task))
-        working.add_done_callback(lambda _: self._working.pop(task.task_id))
+    def start(self, task: Task) -> None:
+        """Start with a task that is not ready."""
+        self._running[task.task_id] = running = asyncio.ensure_future(self._render(task))
+        running.add_done_callback(lambda _: self._running.pop(task.task_id))
 
-    async def _work(self, task: Task) -> None:
-        """Enter how it went; whoever asks afterwards waits until that is on the disk."""
+    async def _render(self, task: Task) -> None:
+        """Paint the pictures and record the end. The next query waits until it is on disk."""
         failure = ""
         try:
             if not task.digest:
                 task = await self._fetch(task)
-            if task.engine != LAZY:
+            if task.engine != FLAT_ENGINE:
                 await asyncio.gather(*(self._paint(task, index) for index in range(task.n)))
         except PictureError as error:
-            failure = f"{BAD_PIXELS}: {error}"
+            failure = f"{INVALID_PIXELS}: {error}"
         except WorkerLost:
             failure = "Server internal error"
         except FetchError as error:
@@ -54,13 +54,12 @@ class Studio:
             failure = refusal.message
         done = task.painted(self._clock.now(), failure)
         self._store.put_task(done)
-        self._books.update(done)
+        self._account.update(done)
 
     async def _fetch(self, task: Task) -> Task:
-        """The task once its image is here; raises FetchError, or Refusal for a bad image."""
         settings = self._settings
         image = await fetch(
-            task.image_url, seconds=settings.fetch_seconds, allow_private=settings.allow_private
+            task.image_url, timeout=settings.fetch_timeout, allow_private=settings.allow_private
         )
         check_image(image)
         digest = hashlib.sha256(image).hexdigest()
@@ -68,30 +67,30 @@ class Studio:
         return evolve(task, digest=digest)
 
     async def _paint(self, task: Task, index: int) -> Painted:
-        key = Key(task.digest, task.ratios, task.seed + index, task.engine, task.watermark)
-        return await self._painter.paint(key, partial(self._store.image, task.digest))
+        key = PictureKey(task.digest, task.ratios, task.seed + index, task.engine, task.watermark)
+        return await self._pool.paint(key, partial(self._store.image, task.digest))
 
     async def picture(self, task: Task, index: int, *, watermark: bool) -> bytes | None:
-        """PNG bytes of a task that is ready, painted again if they were dropped; None if there are none."""
+        """Return PNG bytes of a ready task, or None when it has no such picture."""
         try:
-            picture, marked = await self._paint(task, index)
-        except PictureError:  # found out late, by an engine that paints on demand
+            picture, copy = await self._paint(task, index)
+        except PictureError:  # the flat engine paints on download, so it finds a broken image only then
             return None
-        return marked if watermark else picture
+        return copy if watermark else picture
 
-    async def prepared(self, task: Task) -> Task:
-        """The task once its end is known."""
-        if task.task_id in self._working:
-            await asyncio.wait([self._working[task.task_id]])
-        return self._books.tasks.get(task.task_id, task)
+    async def rendered(self, task: Task) -> Task:
+        """Wait until a task is ready, and return its newest version."""
+        if task.task_id in self._running:
+            await asyncio.wait([self._running[task.task_id]])
+        return self._account.tasks.get(task.task_id, task)
 
-    async def finished(self) -> None:
-        """Return when nothing is being worked on: from then on the clock alone decides."""
-        while self._working:
-            await asyncio.wait(self._working.values())
+    async def idle(self) -> None:
+        """Wait until no task is being fetched or painted."""
+        while self._running:
+            await asyncio.wait(self._running.values())
 
     async def aclose(self) -> None:
         """Stop at once."""
-        for working in self._working.values():
-            working.cancel()
-        await self._painter.aclose()
+        for running in self._running.values():
+            running.cancel()
+        await self._pool.aclose()

@@ -1,7 +1,7 @@
-"""Where does painting happen? In a process of its own, asked through its pipes, one picture a time.
+"""A worker process that paints one picture at a time and is called through its pipes.
 
-Not `multiprocessing`: its children import the caller's `__main__` again, which runs an unguarded script
-twice, and outlive a killed parent. This child knows nothing of its parent and goes when the pipe closes.
+`multiprocessing` is not used. Its children import the caller's `__main__` again, which runs an unguarded
+script twice, and they outlive a killed parent. This process ends when its pipe closes.
 """
 
 import json
@@ -11,11 +11,10 @@ import sys
 from contextlib import suppress
 from typing import IO, Any
 
-from kling_expand.emulator.http.validation import Ratios
-
+from .canvas import Ratios
 from .image_headers import PictureError
 
-Painted = tuple[bytes, bytes | None]  # the picture, and its marked copy where one was asked for
+Painted = tuple[bytes, bytes | None]  # a picture, and its watermarked copy if one was asked for
 _START = "import sys; sys.path[:] = {path!r}; from kling_expand.emulator.painting.worker import main; main()"
 
 
@@ -24,43 +23,52 @@ class WorkerLost(Exception):
 
 
 class Worker:
-    """One process; `outpaint` blocks its caller, a thread, while `close` may come from another."""
+    """One process. `outpaint` blocks its thread; `close` may be called from another thread."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own code
             [sys.executable, "-c", _START.format(path=sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the parent, whose end closes the pipe
+            start_new_session=True,  # Ctrl-C reaches only the parent, which then closes the pipe
         )
         self._busy = False
 
     def outpaint(self, image: bytes, ratios: Ratios, *, seed: int, engine: str, watermark: bool) -> Painted:
-        """PNG bytes; raises PictureError, or WorkerLost when the process is gone."""
-        ask = {"ratios": ratios, "seed": seed, "engine": engine, "watermark": watermark}
+        """Return PNG bytes.
+
+        Raises:
+            PictureError: when the image cannot be painted.
+            WorkerLost: when the process has ended.
+        """
+        request = {"ratios": ratios, "seed": seed, "engine": engine, "watermark": watermark}
         self._busy = True
         try:
-            send(self._process.stdin, ask, image)
-            answer, parts = receive(self._process.stdout)
+            send(self._process.stdin, request, image)
+            response, parts = receive(self._process.stdout)
         except (OSError, ValueError, EOFError) as error:
             raise WorkerLost(str(error)) from None
         self._busy = False
-        if answer["error"]:
-            raise PictureError(answer["error"])
+        if response["error"]:
+            raise PictureError(response["error"])
         return parts[0], parts[1] if len(parts) > 1 else None
 
     def close(self) -> None:
-        """End the process: politely when it is idle, at once when it paints."""
+        """End the process: kill it while it paints, else close its pipe."""
         if self._busy:
             self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):  # flushing into a dead process
+            with suppress(OSError):  # the flush fails when the process is dead
                 pipe.close() if pipe else None
         self._process.wait()
 
 
 def send(pipe: IO[bytes] | None, head: dict[str, Any], *parts: bytes) -> None:
-    """Write one message: a line of JSON, then the parts whose sizes it tells."""
+    """Write one message: a line of JSON with the sizes of the parts, then the parts.
+
+    Raises:
+        EOFError: when there is no pipe.
+    """
     if pipe is None:
         raise EOFError("no pipe")
     pipe.write(json.dumps(head | {"sizes": [len(part) for part in parts]}).encode() + b"\n")
@@ -70,7 +78,11 @@ def send(pipe: IO[bytes] | None, head: dict[str, Any], *parts: bytes) -> None:
 
 
 def receive(pipe: IO[bytes] | None) -> tuple[dict[str, Any], list[bytes]]:
-    """Read one message; raises EOFError when there is no whole one."""
+    """Read one message.
+
+    Raises:
+        EOFError: when the pipe ends before a complete message.
+    """
     line = pipe.readline() if pipe else b""
     if not line.endswith(b"\n") or pipe is None:
         raise EOFError("the pipe closed")
@@ -82,30 +94,30 @@ def receive(pipe: IO[bytes] | None) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def main() -> None:
-    """Answer until the pipe closes; what native code prints goes to standard error instead."""
-    with os.fdopen(os.dup(1), "wb") as answers:
+    """Serve requests until the pipe closes; output of native libraries goes to standard error."""
+    with os.fdopen(os.dup(1), "wb") as responses:
         os.dup2(2, 1)
-        serve(sys.stdin.buffer, answers)
+        serve(sys.stdin.buffer, responses)
 
 
-def serve(asks: IO[bytes], answers: IO[bytes]) -> None:
-    """Paint what is asked; an error of any kind is an answer too, so that one bad picture costs one task."""
+def serve(requests: IO[bytes], responses: IO[bytes]) -> None:
+    """Paint each requested picture. An exception becomes a response, so it fails one task only."""
     from .pictures import outpaint
 
     with suppress(EOFError):
         while True:
-            ask, (image,) = receive(asks)
-            up, down, left, right = ask["ratios"]
+            request, (image,) = receive(requests)
+            up, down, left, right = request["ratios"]
             try:
                 picture = outpaint(
                     image,
                     (up, down, left, right),
-                    seed=ask["seed"],
-                    engine=ask["engine"],
-                    watermark=ask["watermark"],
+                    seed=request["seed"],
+                    engine=request["engine"],
+                    watermark=request["watermark"],
                 )
-            except Exception as error:  # noqa: BLE001 - told to the task, which fails with it
-                send(answers, {"error": str(error) or repr(error)})
+            except Exception as error:  # noqa: BLE001 - the task fails with this message
+                send(responses, {"error": str(error) or repr(error)})
             else:
-                marked = [picture.watermarked] if picture.watermarked else []
-                send(answers, {"error": ""}, picture.data, *marked)
+                copies = [picture.watermarked] if picture.watermarked else []
+                send(responses, {"error": ""}, picture.data, *copies)

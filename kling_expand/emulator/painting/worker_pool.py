@@ -1,6 +1,6 @@
-"""When is a picture painted, and by whom? Off the event loop, never twice at once, kept for a while.
+"""A pool of worker processes with a cache of painted pictures.
 
-A picture is a function of its key, so one that was dropped from the cache is simply painted again.
+A picture depends only on its key, so a picture that was dropped from the cache is painted again.
 """
 
 import asyncio
@@ -10,16 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from attrs import frozen
 
-from kling_expand.emulator.http.validation import Ratios
+from kling_expand.emulator.settings import FLAT_ENGINE
 
+from .canvas import Ratios
 from .worker import Painted, Worker, WorkerLost
-
-LAZY = "flat"  # so quick that it needs no process, and no painting before somebody downloads
 
 
 @frozen
-class Key:
-    """All that decides how a picture looks; `digest` names the original."""
+class PictureKey:
+    """Everything that a picture depends on; `digest` identifies the original."""
 
     digest: str
     ratios: Ratios
@@ -28,53 +27,58 @@ class Key:
     watermark: bool
 
 
-class Painter:
-    """Paints in `workers` threads, each with a process of its own; keeps `cache_bytes` of results."""
+class WorkerPool:
+    """Up to *workers* processes, each with a thread, and a cache of *cache_bytes*."""
 
     def __init__(self, *, workers: int = 2, cache_bytes: int = 256_000_000) -> None:
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="painter")
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="painting")
         self._workers: list[Worker] = []
         self._idle: list[Worker] = []
         self._closing = False
-        self._kept: OrderedDict[Key, Painted] = OrderedDict()
-        self._room = cache_bytes
-        self._running: dict[Key, asyncio.Future[Painted]] = {}
+        self._cache: OrderedDict[PictureKey, Painted] = OrderedDict()
+        self._cache_room = cache_bytes
+        self._running: dict[PictureKey, asyncio.Future[Painted]] = {}
 
-    async def paint(self, key: Key, original: Callable[[], Awaitable[bytes]]) -> Painted:
-        """The picture of `key`; raises PictureError when it cannot be painted."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+    async def paint(self, key: PictureKey, original: Callable[[], Awaitable[bytes]]) -> Painted:
+        """Return the picture of *key*; concurrent calls for one key share one painting.
+
+        Raises:
+            PictureError: when it cannot be painted.
+            WorkerLost: when two processes in a row have ended before they answered.
+        """
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
         if key not in self._running:
             self._running[key] = running = asyncio.ensure_future(self._start(key, original))
             running.add_done_callback(lambda _: self._running.pop(key))
         return await asyncio.shield(self._running[key])
 
-    async def _start(self, key: Key, original: Callable[[], Awaitable[bytes]]) -> Painted:
+    async def _start(self, key: PictureKey, original: Callable[[], Awaitable[bytes]]) -> Painted:
         image = await original()
         loop = asyncio.get_running_loop()
         painted = await loop.run_in_executor(self._threads, self._paint, key, image)
-        self._keep(key, painted)
+        self._add_to_cache(key, painted)
         return painted
 
-    def _keep(self, key: Key, painted: Painted) -> None:
-        self._kept[key] = painted
-        self._room -= _size(painted)
-        while self._room < 0 and len(self._kept) > 1:
-            self._room += _size(self._kept.popitem(last=False)[1])
+    def _add_to_cache(self, key: PictureKey, painted: Painted) -> None:
+        self._cache[key] = painted
+        self._cache_room -= _size(painted)
+        while self._cache_room < 0 and len(self._cache) > 1:
+            self._cache_room += _size(self._cache.popitem(last=False)[1])
 
-    def _paint(self, key: Key, image: bytes) -> Painted:
-        if key.engine == LAZY:
-            return _here(key, image)
+    def _paint(self, key: PictureKey, image: bytes) -> Painted:
+        if key.engine == FLAT_ENGINE:
+            return _paint_in_process(key, image)
         try:
-            return self._paint_apart(key, image)
-        except WorkerLost:  # killed from outside, by a lack of memory say: once more, with a new one
+            return self._paint_in_worker(key, image)
+        except WorkerLost:  # for example killed for lack of memory: try again in a new process
             if self._closing:
                 raise
-            return self._paint_apart(key, image)
+            return self._paint_in_worker(key, image)
 
-    def _paint_apart(self, key: Key, image: bytes) -> Painted:
-        worker = self._idle.pop() if self._idle else self._hire()
+    def _paint_in_worker(self, key: PictureKey, image: bytes) -> Painted:
+        worker = self._idle.pop() if self._idle else self._start_worker()
         try:
             painted = worker.outpaint(
                 image, key.ratios, seed=key.seed, engine=key.engine, watermark=key.watermark
@@ -88,15 +92,15 @@ class Painter:
         self._idle.append(worker)
         return painted
 
-    def _hire(self) -> Worker:
+    def _start_worker(self) -> Worker:
         self._workers.append(worker := Worker())
-        if self._closing:  # since whoever closes may have gone through the list already
+        if self._closing:  # `aclose` may have closed the listed workers already
             worker.close()
             raise WorkerLost("closing")
         return worker
 
     async def aclose(self) -> None:
-        """Stop at once; what is being painted is thrown away."""
+        """Stop at once and drop what is being painted."""
         self._closing = True
         for running in list(self._running.values()):
             running.cancel()
@@ -106,7 +110,7 @@ class Painter:
         self._threads.shutdown()
 
 
-def _here(key: Key, image: bytes) -> Painted:
+def _paint_in_process(key: PictureKey, image: bytes) -> Painted:
     from .pictures import outpaint
 
     picture = outpaint(image, key.ratios, seed=key.seed, engine=key.engine, watermark=key.watermark)

@@ -1,7 +1,6 @@
-"""What has happened here? Every task, a count of everything, and what would be billed.
+"""The account: its tasks, its slots, its counts, and what it would be billed.
 
-Tasks live in memory; `settle` moves time on: it frees the slots of ended tasks and forgets those whose life
-is over.
+Tasks live in memory. `settle` frees the slots of tasks that have ended, bills them, and drops expired ones.
 """
 
 import heapq
@@ -11,43 +10,43 @@ from typing import Any
 
 from attrs import define, field
 
-from .change_signal import News
-from .tasks import UNITS_PER_IMAGE, Task
+from .change_signal import ChangeSignal
+from .tasks import UNITS_PER_IMAGE, Task, text_id
 
 
 @define(eq=False)
 class Account:
-    """All numbers are since the start of the process, `tasks` is everything not yet expired, oldest first."""
+    """The tasks that have not expired, oldest first, and counts since the start of the process."""
 
-    life_seconds: float
-    news: News = field(factory=News)
+    retention_seconds: float
+    changes: ChangeSignal = field(factory=ChangeSignal)
     tasks: dict[str, Task] = field(factory=dict)
-    requests: Counter[str] = field(factory=Counter)  # "create", "query", "list", "file"
+    requests: Counter[str] = field(factory=Counter)  # by route: create, query, list, file
     refusals: Counter[int] = field(factory=Counter)  # by code
-    faults: Counter[str] = field(factory=Counter)  # by kind, once carried out
-    callbacks: Counter[str] = field(factory=Counter)  # "delivered", "given up"
-    accepted: Counter[str] = field(factory=Counter)  # creates accepted, by external_task_id
+    faults: Counter[str] = field(factory=Counter)  # injected, by kind
+    callbacks: Counter[str] = field(factory=Counter)  # "delivered", "undelivered"
+    accepted: Counter[str] = field(factory=Counter)  # accepted creates, by external_task_id
     images_billed: int = 0
     used_slots: int = 0
-    most_slots: int = 0
-    _external: dict[str, str] = field(factory=dict)
+    peak_slots: int = 0
+    _by_external_id: dict[str, str] = field(factory=dict)
     _open: set[str] = field(factory=set)
     _ending: list[tuple[float, str]] = field(factory=list)
     _expiring: list[tuple[float, str]] = field(factory=list)
-    _last_id: int = 0
+    _last_number: int = 0
 
     @property
     def units_billed(self) -> int:
-        """Image units taken, 8 an image, on success only; up to date after `settle`."""
+        """The image units billed until the last `settle`: 8 for each image of a successful task."""
         return UNITS_PER_IMAGE * self.images_billed
 
     @property
     def open_tasks(self) -> int:
-        """How many tasks have not ended."""
+        """The number of tasks that have not ended."""
         return len(self._open)
 
     def counts(self) -> dict[str, Any]:
-        """All numbers, as JSON."""
+        """Return all counts as JSON."""
         return {
             "requests": dict(self.requests),
             "refusals": dict(self.refusals),
@@ -57,68 +56,72 @@ class Account:
             "tasks": len(self.tasks),
             "open_tasks": self.open_tasks,
             "used_slots": self.used_slots,
-            "most_slots": self.most_slots,
+            "peak_slots": self.peak_slots,
             "images_billed": self.images_billed,
             "units_billed": self.units_billed,
         }
 
-    def next_id(self, now: float) -> str:
-        """An 18-digit id, greater than every one before."""
-        fresh = 10**17 + int(now * 1000) % (9 * 10**12) * 10**5
-        self._last_id = max(fresh, self._last_id + 1)
-        return str(self._last_id)
+    def new_id(self, now: float, *, text: bool = False) -> str:
+        """Return a new task id: 18 digits that grow from id to id, or *text* of 22 characters."""
+        number = 10**17 + int(now * 1000) % (9 * 10**12) * 10**5
+        task_id = ""
+        while not task_id or task_id in self.tasks:  # after a restart the number of a text id is not known
+            self._last_number = max(number, self._last_number + 1)
+            task_id = text_id(self._last_number) if text else str(self._last_number)
+        return task_id
 
     def add(self, task: Task) -> None:
-        """Enter a new task, or one from a database."""
-        self._last_id = max(self._last_id, int(task.task_id))
+        """Add a new task, or one from the database."""
+        if task.task_id.isdecimal():
+            self._last_number = max(self._last_number, int(task.task_id))
         self.tasks[task.task_id] = task
         if task.external_task_id:
             self.accepted[task.external_task_id] += 1
-            self._external.setdefault(task.external_task_id, task.task_id)
+            self._by_external_id.setdefault(task.external_task_id, task.task_id)
         self._open.add(task.task_id)
         self.used_slots += task.n
-        self.most_slots = max(self.most_slots, self.used_slots)
-        self._schedule(task)
-        self.news.tell()
+        self.peak_slots = max(self.peak_slots, self.used_slots)
+        self._schedule_end(task)
+        self.changes.notify()
 
     def update(self, task: Task) -> None:
-        """Replace what is known of a task, once its end is known too."""
+        """Replace a task after painting has ended."""
         if task.task_id in self.tasks:
             self.tasks[task.task_id] = task
-            self._schedule(task)
-            self.news.tell()
+            self._schedule_end(task)
+            self.changes.notify()
 
-    def _schedule(self, task: Task) -> None:
-        if task.ended is not None:
-            heapq.heappush(self._ending, (task.ended, task.task_id))
+    def _schedule_end(self, task: Task) -> None:
+        if task.ended_at is not None:
+            heapq.heappush(self._ending, (task.ended_at, task.task_id))
 
     def settle(self, now: float) -> None:
-        """Free, bill and forget whatever is due at `now`."""
+        """Free the slots of tasks that have ended by *now*, bill them, and drop expired tasks."""
         while self._ending and self._ending[0][0] <= now:
-            ended, task_id = heapq.heappop(self._ending)
-            self._end(self.tasks[task_id], ended)
+            ended_at, task_id = heapq.heappop(self._ending)
+            self._end(self.tasks[task_id], ended_at)
         while self._expiring and self._expiring[0][0] <= now:
-            self._forget(self.tasks.pop(heapq.heappop(self._expiring)[1]))
+            self._drop(self.tasks.pop(heapq.heappop(self._expiring)[1]))
 
-    def _end(self, task: Task, ended: float) -> None:
+    def _end(self, task: Task, ended_at: float) -> None:
         self._open.discard(task.task_id)
         self.used_slots -= task.n
         self.images_billed += 0 if task.failure else task.n
-        heapq.heappush(self._expiring, (ended + self.life_seconds, task.task_id))
+        heapq.heappush(self._expiring, (ended_at + self.retention_seconds, task.task_id))
 
-    def _forget(self, task: Task) -> None:
-        if self._external.get(task.external_task_id) == task.task_id:
-            del self._external[task.external_task_id]
+    def _drop(self, task: Task) -> None:
+        if self._by_external_id.get(task.external_task_id) == task.task_id:
+            del self._by_external_id[task.external_task_id]
 
-    def has_external(self, external_task_id: str) -> bool:
-        """Whether a task of this account bears the id already."""
-        return external_task_id in self._external
+    def has_external_id(self, external_task_id: str) -> bool:
+        """Return whether a task of this account has the external id."""
+        return external_task_id in self._by_external_id
 
     def find(self, name: str, dialect: str) -> Task | None:
-        """By task id, else by external id; the resources of the two dialects do not mix."""
-        task = self.tasks.get(name) or self.tasks.get(self._external.get(name, ""))
+        """Return the task with this id or external id, or None. Dialects do not share their tasks."""
+        task = self.tasks.get(name) or self.tasks.get(self._by_external_id.get(name, ""))
         return task if task and task.dialect == dialect else None
 
     def newest(self, dialect: str) -> Iterator[Task]:
-        """The tasks of a dialect, newest first."""
+        """Yield the tasks of a dialect, newest first."""
         return (task for task in reversed(self.tasks.values()) if task.dialect == dialect)

@@ -1,26 +1,26 @@
-"""What goes on after an answer was sent? Tasks that are held while they run and cancelled at the end."""
+"""Background tasks that are cancelled when the emulator stops."""
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
 
-class Background:
-    """Starts coroutines nobody waits for."""
+class BackgroundTasks:
+    """A set of running coroutines."""
 
     def __init__(self) -> None:
-        self._running: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Begin; what it raises is reported by the event loop."""
-        running = asyncio.ensure_future(work)
-        self._running.add(running)
-        running.add_done_callback(self._running.discard)
+        """Start a coroutine; the event loop reports an exception that it raises."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def aclose(self) -> None:
-        """Cancel everything and wait until it is gone."""
-        running = list(self._running)
-        for each in running:
-            each.cancel()
-        if running:
-            await asyncio.wait(running)
+        """Cancel all and wait until they have ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

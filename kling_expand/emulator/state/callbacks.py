@@ -1,27 +1,32 @@
-"""Who is told when a task changes? Its `callback_url`, once a status, in the background.
+"""Callbacks: one signed POST to a task's `callback_url` for each of its statuses.
 
-Any address is called, private ones too: whoever tries callbacks out does so at home.
+Any URL is called, private addresses too, because callbacks are usually tried out on one machine. The
+signature follows Standard Webhooks: HMAC-SHA256 over `{id}.{timestamp}.{body}`, in Base64.
 """
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import json
 from collections.abc import AsyncIterator
 
 import aiohttp
 from attrs import frozen
 
+from kling_expand.emulator.http.task_json import TaskJson
 from kling_expand.emulator.service import Service
 
-from . import signing
-from .background import Background
-from .tasks import Shapes, Task
+from .background import BackgroundTasks
+from .tasks import Task
 
-PATIENCE = 10.0  # for one answer
+RESPONSE_TIMEOUT = 10.0  # seconds
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the documented prefix of secrets
 
 
 @frozen
 class Message:
-    """One status of one task, on its way to `url`; repeats of it bear the same id."""
+    """The callback for one status of a task. Each delivery of it has the same id."""
 
     url: str
     message_id: str
@@ -29,81 +34,104 @@ class Message:
 
 
 class Callbacks:
-    """Follows every task that wants calls; `aclose` drops what was not delivered."""
+    """The sender of callbacks; `aclose` drops those not delivered yet."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE))
-        self._following = Background()
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=RESPONSE_TIMEOUT))
+        self._background = BackgroundTasks()
 
     def follow(self, task: Task) -> None:
-        """Call for every status, if the task wants that."""
+        """Send a callback for every status of a task that has a `callback_url`."""
         if task.callback_url:
-            self._following.start(self._follow(task))
+            self._background.start(self._follow(task))
 
     async def _follow(self, task: Task) -> None:
         messages = []
         async for message in self._messages(task):
             if self._service.settings.callback_order == "sent":
-                await self._repeat([message])
+                await self._send([message])
             else:
                 messages.append(message)
-        await self._repeat(messages)
+        await self._send(messages)
 
     async def _messages(self, task: Task) -> AsyncIterator[Message]:
-        """Each status once, when its time has come; one that lasted no time is left out."""
+        """Yield the message of each status when it begins; a status of no duration has none."""
         clock = self._service.clock
-        if task.starts > task.created:
-            yield self._message(task, task.created)
-        await clock.until(task.starts)
+        if task.starts_at > task.created_at:
+            yield self._message(task, task.created_at)
+        await clock.sleep_until(task.starts_at)
         task = self._service.account.tasks.get(task.task_id, task)
-        if task.status_at(task.starts) == "processing":
-            yield self._message(task, task.starts)
-        task = await self._service.studio.prepared(task)
-        ended = task.due if task.ended is None else task.ended
-        await clock.until(ended)
-        yield self._message(task, ended)
+        if task.status_at(task.starts_at) == "processing":
+            yield self._message(task, task.starts_at)
+        task = await self._service.renderer.rendered(task)
+        ended_at = task.due_at if task.ended_at is None else task.ended_at
+        await clock.sleep_until(ended_at)
+        yield self._message(task, ended_at)
 
     def _message(self, task: Task, moment: float) -> Message:
-        settings = self._service.settings
-        shapes = Shapes(self._service.origin, seed=settings.seed_shapes, succeeded=settings.succeeded)
-        view = shapes.task(task, moment)
-        return Message(
-            task.callback_url, f"msg_{task.task_id}_{view['task_status']}", json.dumps(view).encode()
-        )
+        body = TaskJson(self._service.settings, self._service.origin).task(task, moment)
+        message_id = f"msg_{task.task_id}_{task.status_at(moment)}"
+        return Message(task.callback_url, message_id, json.dumps(body).encode())
 
-    async def _repeat(self, messages: list[Message]) -> None:
-        repeated = messages * self._service.settings.callback_repeats
+    async def _send(self, messages: list[Message]) -> None:
+        deliveries = messages * self._service.settings.callback_repeats
         if self._service.settings.callback_order == "shuffled":
-            self._service.chance.shuffle(repeated)
-        for message in repeated:
+            self._service.rng.shuffle(deliveries)
+        for message in deliveries:
             await self._deliver(message)
 
     async def _deliver(self, message: Message) -> None:
-        account = self._service.account
-        for attempt in range(self._service.settings.callback_attempts):
+        settings, counts = self._service.settings, self._service.account.callbacks
+        for attempt in range(settings.callback_attempts):
             if attempt:
-                await asyncio.sleep(self._service.settings.callback_pause * 2 ** (attempt - 1))
+                await asyncio.sleep(settings.callback_backoff * 2 ** (attempt - 1))
             if await self._post(message):
-                account.callbacks["delivered"] += 1
+                counts["delivered"] += 1
                 return
-        account.callbacks["given up"] += 1
+        counts["undelivered"] += 1
 
     async def _post(self, message: Message) -> bool:
-        secret = self._service.settings.webhook_secret
         headers = {"Content-Type": "application/json"}
+        secret = self._service.settings.webhook_secret
         if secret:
-            now = int(self._service.clock.real())
-            headers |= signing.headers(
-                secret, message_id=message.message_id, timestamp=now, body=message.body
+            timestamp = int(self._service.clock.source_now())
+            headers |= signature_headers(
+                secret, message_id=message.message_id, timestamp=timestamp, body=message.body
             )
         try:
-            async with self._session.post(message.url, data=message.body, headers=headers) as answer:
-                return 200 <= answer.status < 300
+            async with self._session.post(message.url, data=message.body, headers=headers) as response:
+                return 200 <= response.status < 300
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return False
 
     async def aclose(self) -> None:
-        """Stop calling."""
-        await self._following.aclose()
+        """Stop sending."""
+        await self._background.aclose()
         await self._session.close()
+
+
+def signing_key(secret: str) -> bytes:
+    """Return the key inside a webhook secret.
+
+    Raises:
+        ValueError: when the secret is not `whsec_` and Base64.
+    """
+    if not secret.startswith(SECRET_PREFIX):
+        raise ValueError(f"webhook_secret must begin with {SECRET_PREFIX}")
+    return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+
+
+def signature_headers(secret: str, *, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """Return the three headers of a signed callback.
+
+    Raises:
+        ValueError: when the secret is not `whsec_` and Base64.
+    """
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    digest = hmac.new(signing_key(secret), signed, hashlib.sha256).digest()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": "v1," + base64.b64encode(digest).decode(),
+    }

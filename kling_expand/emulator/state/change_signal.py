@@ -1,21 +1,21 @@
-"""Has anything happened? Those who show the emulator wait here; those who change it tell."""
+"""A signal of changes, for readers that wait for the next one."""
 
 import asyncio
 
 
-class News:
-    """`coming` is set by the next `tell`: take it, then look, then wait for it, and nothing is missed."""
+class ChangeSignal:
+    """An event that is replaced at each change: take `next`, read the state, then wait for `next`."""
 
     def __init__(self) -> None:
-        self.coming = asyncio.Event()
-        self.over = False
+        self.next = asyncio.Event()
+        self.closed = False
 
-    def tell(self) -> None:
-        """Something is different now."""
-        self.coming.set()
-        self.coming = asyncio.Event()
+    def notify(self) -> None:
+        """Wake all readers."""
+        self.next.set()
+        self.next = asyncio.Event()
 
-    def end(self) -> None:
-        """There will be no more: whoever shows things may stop."""
-        self.over = True
-        self.tell()
+    def close(self) -> None:
+        """Wake all readers for the last time."""
+        self.closed = True
+        self.notify()

@@ -1,39 +1,44 @@
-"""What time is it here? A clock that can be moved forwards, and waited for."""
+"""A clock that can be moved forward."""
 
 import asyncio
 from collections.abc import Callable
 
+from .change_signal import ChangeSignal
+
 
 class Clock:
-    """`source` gives Unix seconds; `advance` adds to it, and whoever waits in `until` notices at once."""
+    """The emulator's time: *source*, which returns Unix seconds, plus an offset."""
 
-    def __init__(self, source: Callable[[], float], *, moved: float = 0.0) -> None:
+    def __init__(self, source: Callable[[], float], *, offset: float = 0.0) -> None:
         self._source = source
-        self._changed = asyncio.Event()
-        self.moved = moved
+        self._moved = ChangeSignal()
+        self.offset = offset
 
-    def real(self) -> float:
-        """The source's own time: tokens are judged by it, their makers know nothing of moves."""
+    def source_now(self) -> float:
+        """Return the source's time. Tokens are checked against it: clients do not know the offset."""
         return self._source()
 
     def now(self) -> float:
-        """The service's time in Unix seconds."""
-        return self._source() + self.moved
+        """Return the emulator's time in Unix seconds."""
+        return self._source() + self.offset
 
     def advance(self, seconds: float) -> None:
-        """Move forwards; raises ValueError for a move backwards, which would un-finish tasks."""
-        if not 0 <= seconds < float("inf"):
-            raise ValueError("the clock moves forwards only")
-        self.moved += seconds
-        self._changed.set()
-        self._changed = asyncio.Event()
+        """Move the clock forward and wake everything that waits in `sleep_until`.
 
-    async def until(self, moment: float) -> None:
-        """Return when it is `moment`, by waiting or by a move."""
+        Raises:
+            ValueError: when *seconds* is negative or not finite; tasks that have ended must stay so.
+        """
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"seconds must be a finite number of at least 0, got {seconds}")
+        self.offset += seconds
+        self._moved.notify()
+
+    async def sleep_until(self, moment: float) -> None:
+        """Wait until the clock shows *moment*, by passing time or by `advance`."""
         while (left := moment - self.now()) > 0:
-            changed = self._changed
+            moved = self._moved.next
             try:
                 async with asyncio.timeout(left):
-                    await changed.wait()
+                    await moved.wait()
             except TimeoutError:
                 continue

@@ -1,4 +1,4 @@
-"""Which tasks are on a page? Nobody promises order or completeness, so both can be spoilt."""
+"""Lists of tasks: pages, and an order and completeness as the settings ask for."""
 
 import random
 import re
@@ -15,43 +15,52 @@ from .tasks import Task
 
 @frozen
 class Page:
-    """`number` counts from 1 to 1000, `size` is 1 to 500."""
+    """A page: `number` is 1 to 1000, `size` is 1 to 500."""
 
     number: int
     size: int
 
     @classmethod
     def parse(cls, query: Mapping[str, str]) -> Self:
-        """From `pageNum` (1 by default) and `pageSize` (30); raises Refusal 1201."""
+        """Return the page of `pageNum` (default 1) and `pageSize` (default 30).
+
+        Raises:
+            Refusal: with code 1201, when either is out of range.
+        """
         return cls(
-            _whole(query, "pageNum", default=1, most=1000), _whole(query, "pageSize", default=30, most=500)
+            _integer(query, "pageNum", default=1, limit=1000),
+            _integer(query, "pageSize", default=30, limit=500),
         )
 
     @property
     def span(self) -> slice:
-        """The positions it shows."""
+        """The positions of its tasks in the list."""
         return slice((self.number - 1) * self.size, self.number * self.size)
 
 
-def _whole(query: Mapping[str, str], name: str, *, default: int, most: int) -> int:
+def _integer(query: Mapping[str, str], name: str, *, default: int, limit: int) -> int:
     text = query.get(name, str(default))
-    if not re.fullmatch("[0-9]{1,6}", text, re.ASCII) or not 1 <= int(text) <= most:
-        raise Refusal(1201, f"{name} must be an integer between 1 and {most}")
+    if not re.fullmatch("[0-9]{1,6}", text, re.ASCII) or not 1 <= int(text) <= limit:
+        raise Refusal(1201, f"{name} must be an integer between 1 and {limit}")
     return int(text)
 
 
-def arrange(newest: Iterator[Task], settings: Settings, now: float, chance: random.Random) -> Iterator[Task]:
-    """The tasks as the list shows them at `now`; raises Refusal 1103 where lists are refused."""
-    if settings.list_mode == "refused":
-        raise Refusal(1103)
+def arrange(newest: Iterator[Task], settings: Settings, now: float, rng: random.Random) -> Iterator[Task]:
+    """Yield the tasks that a list contains at *now*, in its order.
+
+    Raises:
+        Refusal: with `list_code`, when lists are refused.
+    """
+    if settings.list_code:
+        raise Refusal(settings.list_code)
     if settings.list_lag:
-        newest = (task for task in newest if task.created <= now - settings.list_lag)
-    if settings.list_mode == "newest":
+        newest = (task for task in newest if task.created_at <= now - settings.list_lag)
+    if settings.list_order == "newest":
         return _with_foreign(newest, settings.list_foreign)
-    found = list(newest)[::-1]
-    if settings.list_mode == "shuffled":
-        chance.shuffle(found)
-    return _with_foreign(found, settings.list_foreign)
+    tasks = list(newest)[::-1]
+    if settings.list_order == "shuffled":
+        rng.shuffle(tasks)
+    return _with_foreign(tasks, settings.list_foreign)
 
 
 def _with_foreign(tasks: Iterable[Task], every: int) -> Iterator[Task]:
@@ -62,6 +71,7 @@ def _with_foreign(tasks: Iterable[Task], every: int) -> Iterator[Task]:
 
 
 def _foreign(task: Task) -> Task:
-    """A task that another program of the same account might have made at the same time."""
-    task_id = str(int(task.task_id) + 50_000)  # ids made within one millisecond lie closer together
+    """Return a task that another program of the account could have made at the same time."""
+    # The ids of one millisecond are less than 50,000 apart.
+    task_id = str(int(task.task_id) + 50_000) if task.task_id.isdecimal() else task.task_id[::-1]
     return evolve(task, task_id=task_id, external_task_id="", prompt="", callback_url="", n=1)

@@ -1,8 +1,7 @@
-"""What survives a crash? Tasks and the pictures that came in, in SQLite; committed before anybody is told.
+"""The SQLite database of tasks and uploaded images, committed before a response is sent.
 
-Without a file it is a temporary database of SQLite's own, which holds uploads outside of memory when there
-are many. Writes are gathered while one commit is on its way and go together into the next, so many creates
-share one sync.
+Without a file it is a temporary database of SQLite, which keeps many uploads out of memory. Writes made
+during a commit go together into the next one, so many creates share one fsync.
 """
 
 import asyncio
@@ -10,18 +9,18 @@ import sqlite3
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from .tasks import Task, dump, load
+from .tasks import Task, dump_task, load_task
 
 _TABLES = """
     CREATE TABLE IF NOT EXISTS tasks (task_id TEXT PRIMARY KEY, body TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS images (digest TEXT PRIMARY KEY, data BLOB NOT NULL);
-    CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value REAL NOT NULL);
+    CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
-Write = tuple[str, tuple[object, ...]]
+Statement = tuple[str, tuple[object, ...]]
 
 
 class Store:
-    """Open with a path, or "" for none; every `put_…` is durable once the `flush` after it has returned."""
+    """The database at *path*, or a temporary one. A `put_` is durable when the next `flush` has returned."""
 
     def __init__(self, path: str = "") -> None:
         self._durable = bool(path)
@@ -30,17 +29,17 @@ class Store:
         self._database.execute("PRAGMA journal_mode = WAL" if path else "PRAGMA journal_mode = OFF")
         self._database.execute(f"PRAGMA synchronous = {'FULL' if path else 'OFF'}")
         self._database.executescript(_TABLES)
-        self._waiting: list[Write] = []
+        self._pending: list[Statement] = []
         self._digests: set[str] = {row[0] for row in self._database.execute("SELECT digest FROM images")}
-        self._committing: asyncio.Task[None] | None = None
+        self._commit_task: asyncio.Task[None] | None = None
 
     def tasks(self) -> list[Task]:
-        """Everything that was put and not dropped, oldest first."""
-        rows = self._database.execute("SELECT body FROM tasks ORDER BY task_id")
-        return [load(body) for (body,) in rows]
+        """Return all tasks, oldest first."""
+        tasks = [load_task(body) for (body,) in self._database.execute("SELECT body FROM tasks")]
+        return sorted(tasks, key=lambda task: (task.created_at, task.task_id))
 
     def drop(self, task_ids: Iterable[str]) -> None:
-        """Forget tasks whose life is over, and pictures nobody needs; before anything else is put."""
+        """Delete tasks, and images that no task needs; call it before the first `put_`."""
         self._database.executemany(
             "DELETE FROM tasks WHERE task_id = ?", [(task_id,) for task_id in task_ids]
         )
@@ -49,27 +48,31 @@ class Store:
             self._database.execute("DELETE FROM images WHERE digest = ?", (digest,))
         self._digests &= needed
 
-    def fact(self, name: str) -> float:
-        """A number that was put; 0 if none was."""
-        row = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+    def number(self, name: str) -> float:
+        """Return a number by its name, or 0."""
+        row = self._database.execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()
         return float(row[0]) if row else 0.0
 
-    def put_fact(self, name: str, value: float) -> None:
-        """Remember a number."""
-        self._write("INSERT OR REPLACE INTO facts VALUES (?, ?)", name, value)
+    def put_number(self, name: str, value: float) -> None:
+        """Write a number under a name."""
+        self._write("INSERT OR REPLACE INTO numbers VALUES (?, ?)", name, value)
 
     def put_task(self, task: Task) -> None:
-        """Remember a task, or what is new of it."""
-        self._write("INSERT OR REPLACE INTO tasks VALUES (?, ?)", task.task_id, dump(task))
+        """Write a task, or its newer version."""
+        self._write("INSERT OR REPLACE INTO tasks VALUES (?, ?)", task.task_id, dump_task(task))
 
     def put_image(self, digest: str, data: bytes) -> None:
-        """Remember an upload, each only once."""
+        """Write an uploaded image, unless it is there already."""
         if digest not in self._digests:
             self._digests.add(digest)
             self._write("INSERT OR REPLACE INTO images VALUES (?, ?)", digest, data)
 
     async def image(self, digest: str) -> bytes:
-        """An upload that was put; raises KeyError for others."""
+        """Return an uploaded image.
+
+        Raises:
+            KeyError: when there is no such image.
+        """
         await self.flush()
         if not self._durable:
             return self._read(digest)
@@ -83,32 +86,36 @@ class Store:
 
     def _write(self, statement: str, *values: object) -> None:
         if self._durable:
-            self._waiting.append((statement, values))
+            self._pending.append((statement, values))
         else:
             self._database.execute(statement, values)
 
     async def flush(self) -> None:
-        """Return when all that was put so far is on the disk; raises sqlite3.Error when that failed."""
-        while self._waiting or self._committing:
-            mine = not self._waiting  # all of it is in the commit that runs
-            if self._committing is None:
-                self._committing = asyncio.ensure_future(self._commit_waiting())
-                mine = True
-            await asyncio.shield(self._committing)
-            if mine:
+        """Wait until everything written so far is on disk.
+
+        Raises:
+            sqlite3.Error: when it could not be written.
+        """
+        while self._pending or self._commit_task:
+            included = not self._pending  # the running commit includes everything written so far
+            if self._commit_task is None:
+                self._commit_task = asyncio.ensure_future(self._commit_pending())
+                included = True
+            await asyncio.shield(self._commit_task)
+            if included:
                 return
 
-    async def _commit_waiting(self) -> None:
-        writes, self._waiting = self._waiting, []
+    async def _commit_pending(self) -> None:
+        statements, self._pending = self._pending, []
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, writes)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, statements)
         finally:
-            self._committing = None
+            self._commit_task = None
 
-    def _commit(self, writes: list[Write]) -> None:
+    def _commit(self, statements: list[Statement]) -> None:
         self._database.execute("BEGIN IMMEDIATE")
         try:
-            for statement, values in writes:
+            for statement, values in statements:
                 self._database.execute(statement, values)
         except sqlite3.Error:
             self._database.execute("ROLLBACK")
@@ -116,7 +123,7 @@ class Store:
         self._database.execute("COMMIT")
 
     async def aclose(self) -> None:
-        """Write what waits and close."""
+        """Write what is pending and close the database."""
         await self.flush()
         self._thread.shutdown()
         self._database.close()

@@ -45,17 +45,17 @@ async def test_a_photo_is_expanded(browser: Browser) -> None:
         assert up > 0.05
         await page.fill("#prompt", "a wooden table")
         await page.select_option("#n", "2")
-        await expect(page.locator("#price")).to_contain_text("16 units, $0.056")
+        await expect(page.locator("#price")).to_contain_text("16 units ($0.056)")
         task = await visit.expand()
         assert task["ratios"] == (up, 0, 0, right)
         assert (task["prompt"], task["n"]) == ("a wooden table", 2)
         badge = page.locator("#result-badge")
-        await expect(badge).to_have_text("Queued")
+        await expect(badge).to_have_text("Submitted")
         visit.emulator.advance(10)
-        await expect(badge).to_have_text("Painting")
+        await expect(badge).to_have_text("Processing")
         visit.emulator.advance(20)
-        await expect(badge).to_have_text("Done")
-        await expect(page.locator("#said")).to_contain_text("Done")
+        await expect(badge).to_have_text("Succeeded")
+        await expect(page.locator("#said")).to_contain_text("Succeeded")
         await expect(page.locator(".steps")).to_contain_text("20.00 s")
         await expect(page.locator("#count-units")).to_have_text("16")
         await page.get_by_role("button", name="Image 2").click()
@@ -148,7 +148,7 @@ async def test_the_area_ends_at_three(browser: Browser) -> None:
         await page.mouse.up()
         await expect(page.locator("#area")).to_have_text("3.00× of 3×")
         await expect(page.get_by_role("meter")).to_have_class("meter full")
-        await expect(visit.edge("left")).to_have_attribute("aria-valuetext", containing("as far as it goes"))
+        await expect(visit.edge("left")).to_have_attribute("aria-valuetext", containing("at its limit"))
         await page.fill("#ratio-up", "1.7")
         assert await visit.ratio("up") == 1.7, "what is typed is left alone while it is typed"
         await page.press("#ratio-up", "Tab")
@@ -229,16 +229,16 @@ async def test_everything_works_with_keys_alone(browser: Browser) -> None:
         await page.keyboard.type("a wooden table")
         await tab_to(visit, "Expand")
         await page.keyboard.press("Enter")
-        await expect(page.locator("#result-badge")).to_have_text("Painting")
+        await expect(page.locator("#result-badge")).to_have_text("Processing")
         await tab_to(visit, "+10 s")
         await page.keyboard.press("Enter")
-        await expect(page.locator("#result-badge")).to_have_text("Done")
+        await expect(page.locator("#result-badge")).to_have_text("Succeeded")
         await tab_to(visit, "Before and after")
         await page.keyboard.press("ArrowRight")
         await expect(page.locator(".frame input")).to_have_value("51")
         await tab_to(visit, "Add fault")
         await page.keyboard.press("Enter")
-        await expect(page.locator("#waiting")).to_contain_text("next call")
+        await expect(page.locator("#planned")).to_contain_text("next call")
 
 
 FOCUSED = """() => {
@@ -270,18 +270,18 @@ async def test_a_photo_is_dropped(browser: Browser) -> None:
     async with visiting(browser) as visit:
         error = visit.page.locator("#photo-error")
         await drop(visit, "notes.txt", "text/plain", b"hello")
-        await expect(error).to_have_text("notes.txt is neither JPEG nor PNG.")
+        await expect(error).to_have_text("The photo must be a JPEG or PNG file, got notes.txt.")
         await drop(visit, "small.png", "image/png", png(299, 400))
-        await expect(error).to_have_text("299 × 400 pixels are too few: each side needs 300.")
+        await expect(error).to_have_text("Each side must have at least 300 pixels, got 299 × 400.")
         await drop(visit, "long.png", "image/png", png(900, 300))
-        await expect(error).to_have_text("900 × 300 is too long and narrow: 2.5 to 1 is the most.")
+        await expect(error).to_have_text("The aspect ratio must be between 1:2.5 and 2.5:1, got 900 × 300.")
         await drop(visit, "torn.png", "image/png", png()[:40])
         await expect(error).to_have_text("torn.png cannot be read as a picture.")
         await drop(visit, "good.png", "image/png", png(640, 480))
         await expect(error).to_have_text("")
         await expect(visit.page.locator("#photo-name")).to_have_text("good.png, 640 × 480")
         await drop(visit, "huge.png", "image/png", png(), padding=10 * 1024 * 1024)
-        await expect(error).to_have_text("huge.png has 10.0 MB; at most 10 are taken.")
+        await expect(error).to_have_text("The photo must have at most 10 MB, got 10.0 MB.")
         await expect(visit.page.locator("#photo-name")).to_have_text("good.png, 640 × 480")
 
 
@@ -420,7 +420,7 @@ async def test_other_programs_are_seen_as_they_run(browser: Browser) -> None:
             await expect(page.locator("#count-slots")).to_have_text("1 of 9")
             emulator.advance(30)
             await future
-        await expect(page.locator("#task-list .badge")).to_have_text("Done")
+        await expect(page.locator("#task-list .badge")).to_have_text("Succeeded")
         await page.click("#task-list button")
         await expect(page.locator(".frame.done")).to_be_visible()
         create = page.locator("#call-list > li", has_text="POST")
@@ -436,7 +436,7 @@ async def test_other_programs_are_seen_as_they_run(browser: Browser) -> None:
         await expect(create).to_be_visible()
         emulator.advance(31 * 86400)
         await expect(page.locator("#task-list li")).to_have_count(0)
-        await expect(page.locator("#result-body")).to_contain_text("no longer kept")
+        await expect(page.locator("#result-body")).to_contain_text("has expired")
 
 
 async def emulator_call(visit: Visit, method: str, path: str) -> None:
@@ -459,8 +459,8 @@ async def test_faults_are_added_met_and_cleared(browser: Browser) -> None:
         await expect(page.locator("#fault-code")).to_be_hidden()
         await page.fill("#fault-times", "9")  # Chromium repeats a call whose connection was cut
         await page.click("text=Add fault")
-        await expect(page.locator("#waiting li")).to_have_count(2)
-        await expect(page.locator("#waiting")).to_contain_text("error after 5002")
+        await expect(page.locator("#planned li")).to_have_count(2)
+        await expect(page.locator("#planned")).to_contain_text("error after 5002")
         await page.click("#expand")
         await expect(page.locator("#order-error")).to_contain_text("504 / 5002")
         await expect(page.locator("#task-list li")).to_have_count(1)
@@ -472,21 +472,21 @@ async def test_faults_are_added_met_and_cleared(browser: Browser) -> None:
         await page.fill("#fault-times", "1")
         await page.select_option("#fault-kind", "html")
         await page.click("text=Add fault")
-        await expect(page.locator("#waiting li")).to_have_count(1)
+        await expect(page.locator("#planned li")).to_have_count(1)
         await page.click("#expand")
-        await expect(page.locator("#order-error")).to_contain_text("not the documented one")
+        await expect(page.locator("#order-error")).to_contain_text("not a documented one")
         await page.select_option("#fault-route", "file")
         await page.select_option("#fault-kind", "truncated_picture")
         await page.select_option("#fault-mode", "chance")
         await page.fill("#fault-percent", "12.5")
         await page.click("text=Add fault")
-        await expect(page.locator("#waiting")).to_contain_text("12.5 % of calls")
-        assert visit.emulator.faults.waiting()["file"]["chances"][0]["probability"] == 0.125
+        await expect(page.locator("#planned")).to_contain_text("12.5 % of calls")
+        assert visit.emulator.faults.planned()["file"]["chances"][0]["probability"] == 0.125
         await page.click("text=Clear all")
-        await expect(page.locator("#faults-count")).to_have_text("Nothing goes wrong")
+        await expect(page.locator("#faults-count")).to_have_text("No faults planned")
         await page.select_option("#fault-route", "create")
         assert "truncated picture" not in await page.locator("#fault-kind").inner_text()
-        assert not any(each["chances"] for each in visit.emulator.faults.waiting().values())
+        assert not any(each["chances"] for each in visit.emulator.faults.planned().values())
 
 
 async def test_a_lost_answer_makes_no_second_task(browser: Browser) -> None:
@@ -497,7 +497,7 @@ async def test_a_lost_answer_makes_no_second_task(browser: Browser) -> None:
         await visit.page.click("text=16:9")
         visit.emulator.faults.script("create", "reset_after")
         await visit.page.click("#expand")
-        await expect(visit.page.locator("#result-badge")).to_have_text("Queued")
+        await expect(visit.page.locator("#result-badge")).to_have_text("Submitted")
         await expect(visit.page.locator("#order-error")).to_contain_text("connection was cut")
         assert len(visit.emulator.account.tasks) == 1
 
@@ -516,10 +516,10 @@ async def test_every_documented_fault_can_be_added(browser: Browser) -> None:
                 await page.select_option("#fault-kind", kind)
                 await page.click("text=Add fault")
                 count += 1
-                await expect(page.locator("#waiting li")).to_have_count(count)
+                await expect(page.locator("#planned li")).to_have_count(count)
         await expect(page.locator("#fault-error")).to_have_text("")
-        scripts = visit.emulator.faults.waiting()
-        assert len(scripts["create"]["script"]) + 2 == len(scripts["file"]["script"]) == 16
+        scripts = visit.emulator.faults.planned()
+        assert len(scripts["create"]["script"]) + 2 == len(scripts["file"]["script"]) == 17
 
 
 async def test_a_wrong_fault_is_refused_in_words(browser: Browser) -> None:
@@ -536,13 +536,13 @@ async def test_the_clock_is_moved(browser: Browser) -> None:
     async with visiting(browser) as visit:
         page = visit.page
         await page.click("text=+10 s")
-        await expect(page.locator("#moved")).to_have_text("moved by 10 s")
+        await expect(page.locator("#moved")).to_have_text("advanced by 10 s")
         await page.click("text=+30 days")
-        await expect(page.locator("#moved")).to_have_text("moved by 30 d 10 s")
+        await expect(page.locator("#moved")).to_have_text("advanced by 30 d 10 s")
         await page.fill("#move", "3590.5")
-        await page.get_by_role("button", name="Move", exact=True).click()
-        await expect(page.locator("#moved")).to_have_text("moved by 30 d 1 h")
-        assert visit.emulator.service.clock.moved == 30 * 86400 + 3600.5
+        await page.get_by_role("button", name="Advance", exact=True).click()
+        await expect(page.locator("#moved")).to_have_text("advanced by 30 d 1 h")
+        assert visit.emulator.service.clock.offset == 30 * 86400 + 3600.5
         await expect(page.locator("#time")).to_contain_text("2026")
 
 

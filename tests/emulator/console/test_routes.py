@@ -19,11 +19,11 @@ from support.raw_client import EDITING, Caller, calling, order, png
 
 import kling_expand.emulator
 from kling_expand.emulator import Emulator
-from kling_expand.emulator.console.feed import FAULTS, SHOWN
-from kling_expand.emulator.console.routes import files
-from kling_expand.emulator.faults.plan import FILE_ONLY, KINDS
-from kling_expand.emulator.http.call_log import KEPT, LONGEST, shortened
-from kling_expand.emulator.http.same_origin import guard, is_loopback
+from kling_expand.emulator.console.feed import MAX_FAULTS, MAX_TASKS
+from kling_expand.emulator.console.routes import static_files
+from kling_expand.emulator.faults.plan import FILE_KINDS, KINDS
+from kling_expand.emulator.http.call_log import MAX_BODY, MAX_CALLS, shortened
+from kling_expand.emulator.http.same_origin import is_loopback, same_origin_only
 
 FOLDER = Path(kling_expand.emulator.__file__).parent / "console" / "static"
 WALLS = ["/", "/console/main.js", "/_emulator", "/_emulator/console", "/_emulator/events", "/_emulator/tasks"]
@@ -85,8 +85,10 @@ async def test_the_page_asks_for_nothing_it_is_not_given() -> None:
                 status, headers, body = await get(call, f"/console/{path.relative_to(FOLDER)}")
                 assert (status, headers["content-type"]) == (200, types[path.suffix])
                 assert body == path.read_bytes()
-        for name in files():
-            assert not re.findall(rb"""(?:https?:)?//(?!www\.w3\.org)[a-z0-9]+\.[a-z]""", files()[name])
+        for name in static_files():
+            assert not re.findall(
+                rb"""(?:https?:)?//(?!www\.w3\.org)[a-z0-9]+\.[a-z]""", static_files()[name]
+            )
 
 
 @pytest.mark.parametrize("name", ["missing.js", "../console.py", "%2e%2e/console.py", "samples", "/"])
@@ -124,7 +126,7 @@ async def test_only_names_of_this_machine_are_answered(path: str) -> None:
         bad = ("evil.example", f"evil.example:{port}", "localhost", "localhost:1", "", f"127.0.0.2:{port}")
         for host in (*bad, f"localhost.evil.example:{port}", f"127.0.0.1:{port}.evil.example"):
             status, _, body = await get(call, path, Host=host)
-            assert (status, body[:13]) == (403, b"this emulator")
+            assert (status, body[:13]) == (403, b"Host must be ")
             assert call.emulator.api_key.encode() not in body
 
 
@@ -157,9 +159,9 @@ async def test_other_pages_may_not_steer() -> None:
             headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}
             assert (await post(call, "/_emulator/advance", {"seconds": 5}, **headers))[0] == 403
             assert (await get(call, "/_emulator/console", **headers))[0] == 403
-        assert call.emulator.service.clock.moved == 0
+        assert call.emulator.service.clock.offset == 0
         assert (await post(call, "/_emulator/advance", {"seconds": 5}, Origin=mine))[0] == 200
-        assert call.emulator.service.clock.moved == 5
+        assert call.emulator.service.clock.offset == 5
         link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
         assert (await get(call, "/", **link))[0] == 200, "a link to the console may stand anywhere"
         assert (await get(call, "/_emulator/console", **link))[0] == 403
@@ -190,7 +192,7 @@ async def test_on_port_80_browsers_leave_the_port_out() -> None:
     wire: Any = Wire()
     for host, status in (("localhost", 200), ("localhost:80", 200), ("evil.example", 403)):
         request = make_mocked_request("GET", "/", headers={"Host": host}, transport=wire)
-        assert (await guard("127.0.0.1")(request, handler)).status == status
+        assert (await same_origin_only("127.0.0.1")(request, handler)).status == status
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ async def test_what_the_page_knows() -> None:
         known = json.loads((await get(call, "/_emulator/console"))[2])["data"]
         assert (known["api_key"], known["engine"]) == ("a-key-of-mine", "flat")
         assert {each["kind"] for each in known["faults"]} == set(KINDS)
-        assert {each["kind"] for each in known["faults"] if each["routes"] == ["file"]} == FILE_ONLY
+        assert {each["kind"] for each in known["faults"] if each["routes"] == ["file"]} == FILE_KINDS
         assert len(known["samples"]) == 3
         for path in known["samples"]:
             assert (await get(call, f"/console/{path}"))[0] == 200
@@ -232,7 +234,7 @@ async def test_a_console_hears_everything_once() -> None:
             task_id = await call.create(prompt="a park", external_task_id="mine")
             (task,) = await stream.until("tasks")
             assert (task["task_id"], task["status"], task["prompt"]) == (task_id, "submitted", "a park")
-            assert (task["before"], task["ended"]) == (True, 1e9 + 20)
+            assert (task["before"], task["ended_at"]) == (True, 1e9 + 20)
             (made,) = await stream.until("calls")
             assert (made["route"], made["status"], made["task_id"]) == ("create", 200, task_id)
             for seconds, status in ((10, "processing"), (10, "succeed")):
@@ -243,7 +245,7 @@ async def test_a_console_hears_everything_once() -> None:
             (read,) = await stream.until("calls")
             assert (read["route"], read["task_id"]) == ("query", task_id)
             call.emulator.advance(31 * 86400)
-            assert await stream.until("gone") == [task_id]
+            assert await stream.until("removed") == [task_id]
         async with listening(call) as late:
             assert [call["number"] for call in await late.until("calls")] == [1, 2]
 
@@ -274,20 +276,20 @@ async def test_the_stream_ends_with_the_emulator() -> None:
 async def test_a_console_shows_only_the_newest() -> None:
     """However many tasks there are, what is told stays bounded, and so do the faults that are shown."""
     async with calling(slots=1000, clock=lambda: 1e9) as call:
-        ids = [await call.create() for _ in range(SHOWN + 3)]
+        ids = [await call.create() for _ in range(MAX_TASKS + 3)]
         kinds = ["reset", "empty"]
-        call.emulator.faults.script("file", *(kinds[number % 2] for number in range(FAULTS + 5)))
+        call.emulator.faults.script("file", *(kinds[number % 2] for number in range(MAX_FAULTS + 5)))
         call.emulator.faults.script("list", *["html"] * 40)
         async with listening(call) as stream:
             assert [task["task_id"] for task in await stream.until("tasks")] == ids[3:]
             calls = await stream.until("calls")
-            assert len(calls) == KEPT
+            assert len(calls) == MAX_CALLS
             faults = (await stream.until("state"))["faults"]
-            assert (len(faults["file"]["script"]), faults["file"]["left_out"]) == (FAULTS, 5)
+            assert (len(faults["file"]["script"]), faults["file"]["more"]) == (MAX_FAULTS, 5)
             assert [each["times"] for each in faults["list"]["script"]] == [40]
             fresh = await call.create()
             assert [task["task_id"] for task in await stream.until("tasks")] == [fresh]
-            assert await stream.until("gone") == [ids[3]]
+            assert await stream.until("removed") == [ids[3]]
         assert (await get(call, f"/_emulator/calls/{calls[0]['number']}"))[0] == 404
 
 
@@ -356,7 +358,7 @@ async def test_pictures_are_shown_without_being_counted() -> None:
         for path in (f"after/{task_id}/2", "after/unknown/0", "before/unknown"):
             assert (await get(call, f"/_emulator/{path}"))[0] == 404
         assert call.emulator.account.requests == {"create": 1}
-        assert call.emulator.faults.waiting()["file"]["script"]
+        assert call.emulator.faults.planned()["file"]["script"]
 
 
 async def test_a_picture_still_to_be_fetched_is_not_there() -> None:
@@ -369,11 +371,11 @@ async def test_a_picture_still_to_be_fetched_is_not_there() -> None:
         assert (task["before"], task["image_url"]) == (False, "http://127.0.0.1:1/photo.png")
 
 
-@given(st.binary(max_size=3 * LONGEST), st.sampled_from([b"", b'{"image":"', b'{"image" : "', b'"image"']))
+@given(st.binary(max_size=3 * MAX_BODY), st.sampled_from([b"", b'{"image":"', b'{"image" : "', b'"image"']))
 def test_bodies_are_bounded(tail: bytes, head: bytes) -> None:
     """Whatever was sent, what is kept is short; what was short is kept as it was."""
     body = head + tail
     kept = shortened(body)
-    assert len(kept) <= LONGEST + 100
-    if len(body) <= LONGEST // 4:
+    assert len(kept) <= MAX_BODY + 100
+    if len(body) <= MAX_BODY // 4:
         assert kept == body

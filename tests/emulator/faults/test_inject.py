@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from support.raw_client import EDITING, Caller, calling, order
 
-from kling_expand.emulator.faults.plan import KINDS, ROUTES, Fault, Faults, parse
+from kling_expand.emulator.faults.plan import KINDS, ROUTES, Fault, FaultPlan, parse_fault
 from kling_expand.emulator.http.codes import CODES
 
 
@@ -132,7 +132,7 @@ def test_chances_are_drawn_from_the_seed() -> None:
     """The same seed spoils the same calls, about as many as asked for."""
 
     def drawn() -> list[bool]:
-        faults = Faults(random.Random(7))
+        faults = FaultPlan(random.Random(7), lambda: 0.0)
         faults.chance("query", "html", 0.1)
         return [faults.pick("query") is not None for _ in range(1000)]
 
@@ -142,14 +142,14 @@ def test_chances_are_drawn_from_the_seed() -> None:
 
 def test_scripts_go_before_chances_and_both_can_be_cleared() -> None:
     """What waits is shown as it will happen."""
-    faults = Faults(random.Random(0))
+    faults = FaultPlan(random.Random(0), lambda: 0.0)
     faults.chance("create", Fault("html"), 1)
     faults.script("create", "reset")
-    assert [step["kind"] for step in faults.waiting()["create"]["script"]] == ["reset"]
+    assert [step["kind"] for step in faults.planned()["create"]["script"]] == ["reset"]
     assert [faults.pick("create"), faults.pick("create")] == [Fault("reset"), Fault("html")]
     faults.clear()
     assert faults.pick("create") is None
-    assert faults.waiting() == {route: {"script": [], "chances": []} for route in ROUTES}
+    assert faults.planned() == {route: {"script": [], "timed": [], "chances": []} for route in ROUTES}
 
 
 @pytest.mark.parametrize(
@@ -171,15 +171,15 @@ def test_scripts_go_before_chances_and_both_can_be_cleared() -> None:
 def test_faults_that_make_no_sense_are_refused(step: Any) -> None:
     """A typing error in a script is told, not played."""
     with pytest.raises(ValueError, match=r"."):
-        parse(step)
+        parse_fault(step)
 
 
 def test_kinds_are_kept_to_their_routes() -> None:
     """A create has no picture to cut, and unknown routes do not exist."""
-    faults = Faults(random.Random(0))
-    with pytest.raises(ValueError, match="files only"):
+    faults = FaultPlan(random.Random(0), lambda: 0.0)
+    with pytest.raises(ValueError, match="downloads only"):
         faults.script("create", "truncated_picture")
-    with pytest.raises(ValueError, match="no route"):
+    with pytest.raises(ValueError, match="route must be"):
         faults.script("delete", "html")
     with pytest.raises(ValueError, match="probability"):
         faults.chance("create", "html", 2)
@@ -215,7 +215,7 @@ async def test_faults_can_be_set_over_http() -> None:
         assert [step["kind"] for step in waiting["list"]["script"]] == ["ok", "error", "html"]
         assert (await call("GET", EDITING + "/1"))[1]["code"] == 1302
         status, answer = await call("DELETE", "/_emulator/faults")
-        assert answer["data"]["faults"]["query"] == {"script": [], "chances": []}
+        assert answer["data"]["faults"]["query"] == {"script": [], "timed": [], "chances": []}
         nonsense: list[dict[str, Any]] = [
             {},
             {"route": []},

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.raw_client import EDITING, calling
 
-from kling_expand.emulator.http import auth as tokens
+from kling_expand.emulator.http.auth import authenticate
 from kling_expand.emulator.http.codes import Refusal
 
 NOW = 1_800_000_000.0
@@ -28,7 +28,7 @@ def signed(secret: str = KEYS["secret_key"], algorithm: str = "HS256", **changes
 def outcome(header: str | None, **keys: str) -> tuple[int, str]:
     """(code, message), or (0, "") for whoever is let in."""
     try:
-        tokens.check(header, now=NOW, **(KEYS | keys))
+        authenticate(header, now=NOW, **(KEYS | keys))
     except Refusal as refusal:
         return refusal.code, refusal.message
     return 0, ""

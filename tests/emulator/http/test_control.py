@@ -51,7 +51,7 @@ async def test_settings_change_over_http() -> None:
             {"slots": -1},
             {"account": 7},
             {"clock": 1},
-            {"slots": 5, "list_mode": "sideways"},
+            {"slots": 5, "list_order": "sideways"},
         ):
             status, body = await call("POST", "/_emulator/settings", json=bad)
             assert (status, body["code"]) == (400, 1201), bad
@@ -71,7 +71,7 @@ async def test_state_shows_counts_but_no_secret() -> None:
         assert account["requests"] == {"create": 1, "query": 1}
         assert account["refusals"] == {"1201": 1}
         assert account["accepted"] == {"x": 1}
-        assert (account["images_billed"], account["units_billed"], account["most_slots"]) == (2, 16, 2)
+        assert (account["images_billed"], account["units_billed"], account["peak_slots"]) == (2, 16, 2)
         _, body = await call("GET", "/_emulator/tasks")
         (task,) = body["data"]
         assert (task["prompt"], task["ratios"], task["task_status"]) == ("a park", [0.25] * 4, "succeed")
@@ -81,11 +81,11 @@ async def test_state_shows_counts_but_no_secret() -> None:
 def test_settings_change_all_or_none() -> None:
     """A refused change changes nothing; a whole number is a duration too."""
     settings = Settings()
-    with pytest.raises(ValueError, match="queue_seconds must be a float"):
+    with pytest.raises(ValueError, match="queue_seconds must be a float of at least 0"):
         change(settings, {"slots": 5, "queue_seconds": "1"})
     assert settings.slots == 9
-    change(settings, {"queue_seconds": 2, "seed_shapes": True})
-    assert (settings.queue_seconds, settings.seed_shapes) == (2, True)
+    change(settings, {"queue_seconds": 2, "allow_duplicates": True})
+    assert (settings.queue_seconds, settings.allow_duplicates) == (2, True)
 
 
 def test_every_setting_says_what_it_is_for() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from support.raw_client import DIRECTION, EDITING, Caller, calling
 
 from kling_expand.emulator import Emulator
-from kling_expand.emulator.http import schemas
+from kling_expand.emulator.http import openapi
 
 TESTS = Path(__file__).parents[2]
 QUICK: dict[str, Any] = {"slots": 10**6, "callback_attempts": 0, "queue_seconds": 0, "work_seconds": 0}
@@ -67,8 +67,8 @@ async def test_schemathesis_would_find_a_lie(tmp_path: Path) -> None:
 
 
 async def test_the_document_follows_the_settings() -> None:
-    """What `seed_shapes` and `succeeded` change in the answers, they change in the document too."""
-    async with calling(**QUICK, seed_shapes=True, succeeded=True) as call:
+    """What `task_format` and `success_status` change in the answers, they change in the document too."""
+    async with calling(**QUICK, task_format="array", success_status="succeeded") as call:
         text = json.dumps(await read(call))
         assert "final_balance_deduction" not in text
         assert '"succeeded"' in text
@@ -80,5 +80,5 @@ async def test_the_document_follows_the_settings() -> None:
 
 def test_every_documented_code_is_in_the_document() -> None:
     """Under the status it comes with."""
-    assert schemas.refusal(401)["properties"]["code"]["enum"] == [1000, 1001, 1002, 1003, 1004]
-    assert schemas.refusal(429)["properties"]["code"]["enum"] == [1100, 1101, 1102, 1302, 1303, 1304]
+    assert openapi._refusal(401)["properties"]["code"]["enum"] == [1000, 1001, 1002, 1003, 1004]
+    assert openapi._refusal(429)["properties"]["code"]["enum"] == [1100, 1101, 1102, 1302, 1303, 1304]

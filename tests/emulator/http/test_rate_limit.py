@@ -34,18 +34,18 @@ async def test_slots_are_held_from_create_to_end() -> None:
         call.emulator.advance(1)
         assert await code(call, n=4) == (200, 0)
         account = call.emulator.account
-        assert (account.most_slots, account.images_billed, account.refusals[1303]) == (9, 5, 3)
+        assert (account.peak_slots, account.images_billed, account.refusals[1303]) == (9, 5, 3)
 
 
 async def test_open_tasks_are_limited_too() -> None:
     """However many slots there are."""
-    async with calling(slots=100, open_tasks=2) as call:
+    async with calling(slots=100, max_open_tasks=2) as call:
         assert [await code(call) for _ in range(3)] == [(200, 0), (200, 0), (429, 1303)]
 
 
 async def test_the_rate_limit_slides() -> None:
     """So many calls in a window; the refusal says when to come back, and does not count itself."""
-    async with calling(rate_limit=2, rate_seconds=10, **FROZEN) as call:
+    async with calling(rate_limit=2, rate_limit_window=10, **FROZEN) as call:
         for _ in range(2):
             assert (await call("GET", EDITING))[0] == 200
         for _ in range(3):
@@ -57,7 +57,7 @@ async def test_the_rate_limit_slides() -> None:
 @pytest.mark.parametrize("form", ["seconds", "date", "none"])
 async def test_retry_after_has_two_forms_or_none(form: str) -> None:
     """Seconds or a date; either, obeyed exactly, leads to a call that is let in."""
-    async with calling(rate_limit=1, rate_seconds=3.5, retry_after=form, **FROZEN) as call:
+    async with calling(rate_limit=1, rate_limit_window=3.5, retry_after_format=form, **FROZEN) as call:
         await call("GET", EDITING)
         headers = {"Authorization": f"Bearer {call.emulator.api_key}"}
         async with call.session.get(call.emulator.url + EDITING, headers=headers) as answer:
@@ -156,7 +156,9 @@ async def test_an_account_in_trouble_gets_nothing(account: int, status: int) -> 
 
 async def test_older_and_newer_shapes() -> None:
     """`seed_shapes` wraps query-one and omits newer fields, `succeeded` spells the newer status."""
-    async with calling(seed_shapes=True, succeeded=True, queue_seconds=0, work_seconds=0) as call:
+    async with calling(
+        task_format="array", success_status="succeeded", queue_seconds=0, work_seconds=0
+    ) as call:
         task_id = await call.create(watermark_info={"enabled": True})
         _, body = await call("GET", f"{EDITING}/{task_id}")
         (task,) = body["data"]

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.raw_client import DIRECTION, EDITING, calling, order, png
 
-from kling_expand.emulator.http import fields, uploads
-from kling_expand.emulator.http import validation as rules
+from kling_expand.emulator.http import validation
 from kling_expand.emulator.http.codes import Refusal
 
 JSON = st.recursive(
@@ -25,10 +24,10 @@ FIELDS = [*order(), "prompt", "n", "watermark_info", "callback_url", "external_t
 def refusal(dialect: str, body: Any) -> tuple[int, str]:
     """(code, message) that the body gets, (0, "") if none."""
     try:
-        parsed = fields.parse(json.dumps(body).encode())
-        made = rules.DIALECTS[dialect](parsed)
-        if not fields.is_url(made.image):
-            uploads.decode(made.image)
+        parsed = validation.parse_json(json.dumps(body).encode())
+        made = validation.DIALECTS[dialect](parsed)
+        if not validation.is_url(made.image):
+            validation.decode_image(made.image)
     except Refusal as refused:
         return refused.code, refused.message
     return 0, ""
@@ -36,7 +35,7 @@ def refusal(dialect: str, body: Any) -> tuple[int, str]:
 
 def four(*ratios: float) -> dict[str, Any]:
     """Fields for up, down, left, right."""
-    return {f"{side}_expansion_ratio": ratio for side, ratio in zip(rules.SIDES, ratios, strict=True)}
+    return {f"{side}_expansion_ratio": ratio for side, ratio in zip(validation.SIDES, ratios, strict=True)}
 
 
 def encoded(picture: bytes) -> str:
@@ -55,7 +54,7 @@ def encoded(picture: bytes) -> str:
         },
         {
             f"{side}_expansion_ratio": value
-            for side, value in zip(rules.SIDES, (0.1495, 0.1495, 0.6547, 0.6547), strict=True)
+            for side, value in zip(validation.SIDES, (0.1495, 0.1495, 0.6547, 0.6547), strict=True)
         },
         {"n": 9},
         {"n": 2.0},
@@ -127,9 +126,9 @@ def test_what_is_forbidden_is_named(changes: dict[str, Any], message: str) -> No
 
 def test_a_file_of_more_than_10_mb_is_refused() -> None:
     """Counted in bytes of the file, not of its Base64."""
-    uploads.check_image(png() + bytes(10 * 1024 * 1024 - len(png())))
+    validation.check_image(png() + bytes(10 * 1024 * 1024 - len(png())))
     with pytest.raises(Refusal, match="10MB"):
-        uploads.check_image(png() + bytes(10 * 1024 * 1024))
+        validation.check_image(png() + bytes(10 * 1024 * 1024))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_a_file_of_more_than_10_mb_is_refused() -> None:
 def test_what_is_no_object_is_1200(raw: bytes) -> None:
     """Also what Python would take for JSON and the standard does not."""
     with pytest.raises(Refusal) as caught:
-        fields.parse(raw)
+        validation.parse_json(raw)
     assert caught.value.code == 1200
 
 
@@ -167,7 +166,7 @@ def test_what_is_no_object_is_1200(raw: bytes) -> None:
 )
 def test_directions_become_ratios(direction: str, ratio: float | None, ratios: tuple[float, ...]) -> None:
     """New ÷ old length on each touched axis, split evenly over its named sides, 1.5 by default."""
-    made = rules.direction({"image": encoded(png()), "direction": direction, "expansion_ratio": ratio})
+    made = validation.direction({"image": encoded(png()), "direction": direction, "expansion_ratio": ratio})
     assert made.ratios == pytest.approx(ratios)
 
 
@@ -191,7 +190,7 @@ def test_directions_become_ratios(direction: str, ratio: float | None, ratios: t
 def test_bad_directions_are_refused(direction: Any, ratio: Any) -> None:
     """Unknown names, shrinking, nothing to add, too much, and the wrong types."""
     with pytest.raises(Refusal) as caught:
-        rules.direction({"image": encoded(png()), "direction": direction, "expansion_ratio": ratio})
+        validation.direction({"image": encoded(png()), "direction": direction, "expansion_ratio": ratio})
     assert caught.value.code == 1201
 
 
@@ -205,7 +204,7 @@ def test_any_object_is_accepted_or_refused(dialect: str, changes: dict[str, Any]
 def test_any_bytes_are_an_object_or_1200(raw: bytes) -> None:
     """A body never escapes as an error of Python's."""
     try:
-        outcome = fields.parse(raw)
+        outcome = validation.parse_json(raw)
     except Refusal as refused:
         outcome = {"refused": refused.code}
     assert isinstance(outcome, dict)
@@ -214,7 +213,7 @@ def test_any_bytes_are_an_object_or_1200(raw: bytes) -> None:
 
 async def test_any_body_gets_an_envelope_over_http() -> None:
     """Bytes, gzip that is none, and bodies that are too long: a documented code, never a 500."""
-    async with calling(body_bytes=2000) as call:
+    async with calling(max_body_bytes=2000) as call:
         for path in (EDITING, DIRECTION):
             for raw, headers in (
                 (b"\0\xff", {}),

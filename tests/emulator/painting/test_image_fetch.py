@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 from support.raw_client import EDITING, Caller, calling, order, png
 
-from kling_expand.emulator.http.uploads import IMAGE_BYTES
-from kling_expand.emulator.painting.image_fetch import FetchError, Guard, fetch, is_public
+from kling_expand.emulator.http.validation import MAX_IMAGE_BYTES
+from kling_expand.emulator.painting.image_fetch import FetchError, PublicResolver, fetch, is_public
 
 
 async def picture(_: web.Request) -> web.Response:
@@ -96,15 +96,15 @@ async def test_what_cannot_be_had_fails_the_task(path: str, message: str) -> Non
 
 
 async def test_a_slow_server_is_given_up() -> None:
-    """After fetch_seconds."""
+    """After fetch_timeout."""
     with pytest.raises(FetchError, match=r"no image within 0 s"):
-        await fetch("http://127.0.0.1:1/", seconds=0, allow_private=True)
+        await fetch("http://127.0.0.1:1/", timeout=0, allow_private=True)
 
 
 async def test_nobody_there() -> None:
     """An error of the connection is told as such."""
     with pytest.raises(FetchError, match=r"127\.0\.0\.1"):
-        await fetch("http://127.0.0.1:1/", seconds=5, allow_private=True)
+        await fetch("http://127.0.0.1:1/", timeout=5, allow_private=True)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ async def test_names_of_private_addresses_are_refused() -> None:
 
 async def test_the_guard_lets_through_what_it_should() -> None:
     """With leave, loopback names resolve."""
-    found = await Guard(allow_private=True).resolve("localhost", 80, socket.AF_INET)
+    found = await PublicResolver(allow_private=True).resolve("localhost", 80, socket.AF_INET)
     assert [address["host"] for address in found] == ["127.0.0.1"]
 
 
@@ -151,5 +151,5 @@ def test_public_addresses_are_public() -> None:
 async def test_exactly_the_limit_is_read_and_no_more() -> None:
     """A stream without end costs the limit, not the memory."""
     async with host() as url:
-        data = await fetch(url + "/endless", seconds=30, allow_private=True)
-    assert IMAGE_BYTES < len(data) < IMAGE_BYTES + 2_000_000
+        data = await fetch(url + "/endless", timeout=30, allow_private=True)
+    assert MAX_IMAGE_BYTES < len(data) < MAX_IMAGE_BYTES + 2_000_000

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kling_expand.emulator.painting import engines, migan
+from kling_expand.emulator.painting import engine, migan, pictures
 from kling_expand.emulator.painting.canvas import Canvas
 
 BYTES, BOOL, FLOAT = 2, 9, 1  # element types of ONNX
@@ -68,7 +68,7 @@ def ramp() -> Image.Image:
 
 def test_the_network_gets_the_picture_and_the_mask(tmp_path: Path) -> None:
     """Known pixels are marked as known and come back as they are; the hole is the network's."""
-    paint = engines.find("migan:" + network(tmp_path / "tiny.onnx"))
+    paint = pictures.find_engine("migan:" + network(tmp_path / "tiny.onnx"))
     pixels = np.asarray(paint(ramp(), PLACE, seed=2))
     assert pixels.shape == (6, 12, 3)
     assert np.array_equal(pixels[:, 2:8], np.asarray(ramp()))
@@ -77,41 +77,41 @@ def test_the_network_gets_the_picture_and_the_mask(tmp_path: Path) -> None:
 
 def test_odd_seeds_come_back_the_right_way_round(tmp_path: Path) -> None:
     """A mirrored scene is mirrored back: the original lies where it should."""
-    paint = migan.painter(network(tmp_path / "tiny.onnx"))
+    paint = migan.load_engine(network(tmp_path / "tiny.onnx"))
     assert np.array_equal(np.asarray(paint(ramp(), PLACE, seed=1))[:, 2:8], np.asarray(ramp()))
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     """No file, no engine; the message shows how to name one."""
-    with pytest.raises(engines.UnknownEngine, match="no such weights file"):
-        engines.find(f"migan:{tmp_path / 'absent.onnx'}")
-    with pytest.raises(engines.UnknownEngine, match=r"migan:PATH\.onnx"):
-        engines.find("migan")
+    with pytest.raises(engine.UnknownEngine, match="no such weights file"):
+        pictures.find_engine(f"migan:{tmp_path / 'absent.onnx'}")
+    with pytest.raises(engine.UnknownEngine, match=r"migan:PATH\.onnx"):
+        pictures.find_engine("migan")
 
 
 def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
     """Other bytes under the name are told as such, not as a crash of the runtime."""
     path = tmp_path / "text.onnx"
     path.write_text("not a network")
-    with pytest.raises(engines.UnknownEngine, match="not a network onnxruntime can run"):
-        engines.find(f"migan:{path}")
+    with pytest.raises(engine.UnknownEngine, match="not a network onnxruntime can run"):
+        pictures.find_engine(f"migan:{path}")
 
 
 def test_a_network_with_other_inputs_is_refused(tmp_path: Path) -> None:
     """A bare generator, which wants other inputs, is refused before the first picture."""
-    with pytest.raises(engines.UnknownEngine, match="does not take"):
-        migan.painter(network(tmp_path / "bare.onnx", mask="noise"))
+    with pytest.raises(engine.UnknownEngine, match="inputs must be"):
+        migan.load_engine(network(tmp_path / "bare.onnx", mask="noise"))
 
 
 def test_an_answer_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     """Levels as floats would be painted as noise; they are refused instead."""
-    paint = migan.painter(network(tmp_path / "float.onnx", answer=FLOAT))
-    with pytest.raises(engines.UnknownEngine, match="float32"):
+    paint = migan.load_engine(network(tmp_path / "float.onnx", answer=FLOAT))
+    with pytest.raises(engine.UnknownEngine, match="float32"):
         paint(ramp(), PLACE, seed=1)
 
 
 def test_without_the_runtime_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without onnxruntime the message says what to install."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(engines.UnknownEngine, match=r"kling-expand\[migan\]"):
-        engines.find(f"migan:{tmp_path / 'any.onnx'}")
+    with pytest.raises(engine.UnknownEngine, match=r"kling-expand\[migan\]"):
+        pictures.find_engine(f"migan:{tmp_path / 'any.onnx'}")

@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from kling_expand.emulator.painting import engines, pictures, seams
-from kling_expand.emulator.painting import patchmatch as patches
-from kling_expand.emulator.painting.canvas import Canvas
+from kling_expand.emulator.painting import engine, patchmatch, pictures, seams
+from kling_expand.emulator.painting.canvas import Canvas, Ratios, fit_canvas
 
 PHOTOS = Path(__file__).parents[3] / "examples" / "photos"
-Ratios = tuple[float, float, float, float]
 
 
 def grain(width: int = 90, height: int = 60, seed: int = 5) -> Image.Image:
@@ -38,13 +36,13 @@ def expanded(name: str, ratios: Ratios, seed: int = 1) -> tuple[Image.Image, Ima
     original = Image.open(io.BytesIO(data)).convert("RGB")
     made = pictures.outpaint(data, ratios, seed=seed)
     result = Image.open(io.BytesIO(made.data)).convert("RGB")
-    return original, result, pictures.canvas(*original.size, *ratios)
+    return original, result, fit_canvas(*original.size, ratios)
 
 
 def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
     """The message says what was asked for and what there is."""
-    with pytest.raises(engines.UnknownEngine, match=r"'crayon'.*flat.*patchmatch"):
-        engines.find("crayon")
+    with pytest.raises(engine.UnknownEngine, match=r"flat.*patchmatch.*'crayon'"):
+        pictures.find_engine("crayon")
 
 
 def test_coffee_to_wide_screen_is_a_photograph_still() -> None:
@@ -81,7 +79,7 @@ def test_the_seam_does_not_show() -> None:
 def test_seeds_decide_the_picture() -> None:
     """The same seed gives the same bytes, another seed another picture."""
     picture, place = grain(), Canvas(160, 60, (0, 0, 90, 60))
-    first, again, other = (floats(patches.paint_patches(picture, place, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (floats(patchmatch.paint_patches(picture, place, seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert np.abs(first - other)[:, 90:].mean() > 3
 
@@ -92,8 +90,8 @@ def test_seeds_decide_the_picture() -> None:
 def test_every_direction_is_filled_with_light_and_grain(ratios: Ratios) -> None:
     """Whatever side is new, it has the light of the nearest part of the original, and some grain of it."""
     picture = grain()
-    place = pictures.Canvas(*_around(picture.size, ratios))
-    pixels = floats(patches.paint_patches(picture, place, seed=3))
+    place = Canvas(*_around(picture.size, ratios))
+    pixels = floats(patchmatch.paint_patches(picture, place, seed=3))
     hole = np.ones(pixels.shape[:2], bool)
     left, top, right, bottom = place.box
     hole[top:bottom, left:right] = False
@@ -118,7 +116,7 @@ def _around(size: tuple[int, int], ratios: Ratios) -> tuple[int, int, tuple[int,
 def test_grain_finer_than_the_small_canvas_goes_on_outside() -> None:
     """A large original has detail the search never sees; the new area is not visibly smoother than it."""
     picture = grain(900, 120)
-    pixels = floats(patches.paint_patches(picture, Canvas(1050, 120, (0, 0, 900, 120)), seed=1))
+    pixels = floats(patchmatch.paint_patches(picture, Canvas(1050, 120, (0, 0, 900, 120)), seed=1))
     rough = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2))
     assert rough[905:1045].mean() > 0.7 * np.abs(np.diff(floats(picture), axis=1)).mean()
 
@@ -128,14 +126,14 @@ def test_no_line_is_left_along_the_seam() -> None:
     painted = np.full((30, 40, 3), 100, np.uint8)
     place = Canvas(40, 30, (10, 8, 30, 22))
     painted[[7, 22], 10:30] = painted[8:22, [9, 30]] = 60
-    assert (seams.mend(painted, place) == 100).all()
+    assert (seams.smooth_seam(painted, place) == 100).all()
 
 
 def test_a_sky_that_darkens_upwards_goes_on_so() -> None:
     """A smooth gradient is not turned back at the seam: no crease where the original ends."""
     rows = np.linspace(60, 180, 80)[:, None, None] + np.zeros((80, 100, 3))
     place = Canvas(100, 120, (0, 40, 100, 120))
-    pixels = floats(patches.paint_patches(Image.fromarray(rows.astype(np.uint8)), place, seed=1)).mean(
+    pixels = floats(patchmatch.paint_patches(Image.fromarray(rows.astype(np.uint8)), place, seed=1)).mean(
         axis=(1, 2)
     )
     assert np.abs(pixels[37:43] - pixels[40]).max() < 8
@@ -145,7 +143,7 @@ def test_a_sky_that_darkens_upwards_goes_on_so() -> None:
 def test_the_guide_keeps_up_up_and_beside_beside() -> None:
     """Inside, a pixel points at itself; outside, at a place near the side it lies on."""
     place = Canvas(200, 140, (40, 30, 160, 110))
-    where = patches.guide(place, seed=1)
+    where = patchmatch.guide(place, seed=1)
     ys = (np.arange(80) + 0.5) / 80
     assert np.allclose(where[30:110, 40:160, 0], ys[:, None], atol=1e-6)
     assert where[:30, :, 0].mean() < 0.2
@@ -165,7 +163,7 @@ def test_the_small_canvas_covers_the_large_one(  # noqa: PLR0917 - a size and fo
 ) -> None:
     """Scaled up about the box, the small canvas reaches as far on every side, and not a pixel farther."""
     large = Canvas(left + width + right, up + height + down, (left, up, left + width, up + height))
-    small, x, y = patches.shrink(large)
+    small, x, y = patchmatch.shrink(large)
     assert abs((small.box[2] - small.box[0]) * x - width) < 1e-6
     assert abs((small.box[3] - small.box[1]) * y - height) < 1e-6
     margins = [(small.box[0] * x, left, x), ((small.width - small.box[2]) * x, right, x)]
@@ -179,20 +177,20 @@ def test_the_smallest_originals_are_continued_too(size: tuple[int, int]) -> None
     """A few pixels are little to learn from, but no reason to fail."""
     picture = Image.new("RGB", size, (200, 100, 50))
     place = Canvas(size[0] + 12, size[1] + 10, (5, 4, 5 + size[0], 4 + size[1]))
-    assert patches.paint_patches(picture, place, seed=1).size == (place.width, place.height)
+    assert patchmatch.paint_patches(picture, place, seed=1).size == (place.width, place.height)
 
 
 def test_nothing_to_paint_leaves_the_original() -> None:
     """A canvas the size of the original comes back as it was."""
     picture = grain()
-    made = patches.paint_patches(picture, Canvas(90, 60, (0, 0, 90, 60)), seed=1)
+    made = patchmatch.paint_patches(picture, Canvas(90, 60, (0, 0, 90, 60)), seed=1)
     assert np.array_equal(floats(picture), floats(made))
 
 
 def test_flat_is_flat_and_varies_by_seed() -> None:
     """One colour near the edge's mean; the same for the same seed, another for another."""
     picture, place = grain(), Canvas(160, 60, (0, 0, 90, 60))
-    first, again, other = (floats(engines.paint_flat(picture, place, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (floats(engine.paint_flat(picture, place, seed=seed)) for seed in (1, 1, 2))
     assert first.std(axis=(0, 1)).max() == 0
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)

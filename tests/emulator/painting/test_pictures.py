@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kling_expand.emulator.painting import pictures
-from kling_expand.emulator.painting.canvas import LONGEST, TIER
-from kling_expand.emulator.painting.pictures import PictureError
+from kling_expand.emulator.painting.canvas import MAX_SIDE, TIER, Canvas, fit_canvas
+from kling_expand.emulator.painting.image_headers import Header, PictureError, inspect
 
 
 def photo(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:
@@ -51,18 +51,18 @@ def claimed(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"x" * 3000}])
 def test_the_header_of_a_jpeg_is_read(options: dict[str, object]) -> None:
     """Format and size agree with what Pillow wrote, whatever stands before the frame."""
-    assert pictures.Header("jpeg", 61, 37) == pictures.inspect(saved(photo(61, 37), "JPEG", **options))
+    assert Header("jpeg", 61, 37) == inspect(saved(photo(61, 37), "JPEG", **options))
 
 
 def test_the_header_of_a_png_is_read() -> None:
     """Format and size agree with what Pillow wrote; what follows the end is no part of the picture."""
-    assert pictures.Header("png", 61, 37) == pictures.inspect(saved(photo(61, 37)) + b"trailing")
+    assert Header("png", 61, 37) == inspect(saved(photo(61, 37)) + b"trailing")
 
 
 def test_jpeg_markers_may_be_padded() -> None:
     """Fill bytes and bare markers before a segment are allowed by the standard."""
     data = saved(photo(61, 37), "JPEG")
-    assert pictures.Header("jpeg", 61, 37) == pictures.inspect(data[:2] + b"\xff\x01\xff\xff" + data[2:])
+    assert Header("jpeg", 61, 37) == inspect(data[:2] + b"\xff\x01\xff\xff" + data[2:])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -71,14 +71,14 @@ def test_a_file_cut_off_anywhere_is_refused(kind: str) -> None:
     data = saved(photo(24, 16), kind)
     for end in range(len(data) - 1):
         with pytest.raises(PictureError):
-            pictures.inspect(data[:end])
+            inspect(data[:end])
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"]))
 def test_rubbish_is_refused_in_one_way(body: bytes, start: bytes) -> None:
     """Whatever the bytes, the only exception is PictureError."""
     with pytest.raises(PictureError):
-        pictures.inspect(start + body)
+        inspect(start + body)
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,7 +91,7 @@ def test_one_wrong_byte_breaks_in_one_way(kind: str, at: int, value: int) -> Non
         decoded = pictures.decode(bytes(data))
     except PictureError:
         return
-    header = pictures.inspect(bytes(data))
+    header = inspect(bytes(data))
     assert (header.width, header.height) == decoded.size
 
 
@@ -99,7 +99,7 @@ def test_one_wrong_byte_breaks_in_one_way(kind: str, at: int, value: int) -> Non
 def test_a_picture_without_pixels_is_refused(size: tuple[int, int]) -> None:
     """A side of zero is not a picture."""
     with pytest.raises(PictureError, match="pixels"):
-        pictures.inspect(claimed(*size))
+        inspect(claimed(*size))
 
 
 def test_a_decompression_bomb_is_refused_by_its_header() -> None:
@@ -116,12 +116,12 @@ def test_a_lying_header_is_refused() -> None:
 
 def test_canvas_matches_what_was_seen_live() -> None:
     """640x480 with right 0.5 became 1664x832, its left two thirds the original."""
-    assert pictures.Canvas(1664, 832, (0, 0, 1109, 832)) == pictures.canvas(640, 480, 0, 0, 0, 0.5)
+    assert Canvas(1664, 832, (0, 0, 1109, 832)) == fit_canvas(640, 480, (0, 0, 0, 0.5))
 
 
 def test_canvas_prefers_multiples_of_32() -> None:
     """600x400 to 16:9, rounded to four decimals as the service's helper does, gives 1536x864."""
-    assert pictures.Canvas(1536, 864, (120, 0, 1416, 864)) == pictures.canvas(600, 400, 0, 0, 0.0926, 0.0926)
+    assert Canvas(1536, 864, (120, 0, 1416, 864)) == fit_canvas(600, 400, (0, 0, 0.0926, 0.0926))
 
 
 sides = st.integers(300, 6000)
@@ -135,8 +135,8 @@ def test_canvas_keeps_the_aspect_and_the_place(  # noqa: PLR0917 - two sizes, fo
     """Each side is within a pixel of the exact aspect, each edge of the box within a pixel of its place."""
     across, along = 1 + left + right, 1 + up + down
     aspect = across * width / (along * height)
-    made = pictures.canvas(width, height, up, down, left, right)
-    assert max(made.width, made.height) <= LONGEST
+    made = fit_canvas(width, height, (up, down, left, right))
+    assert max(made.width, made.height) <= MAX_SIDE
     assert abs(made.width - made.height * aspect) <= 1
     assert abs(made.height - made.width / aspect) <= 1
     assert made.width * made.height <= 1.3 * TIER
@@ -151,8 +151,8 @@ def test_canvas_keeps_the_aspect_and_the_place(  # noqa: PLR0917 - two sizes, fo
 @given(st.integers(1, 60_000), st.integers(1, 60_000), ratios, ratios)
 def test_canvas_is_capped_for_any_aspect(width: int, height: int, up: float, left: float) -> None:
     """Even a line of pixels gets a canvas with room for it, and none larger than the cap."""
-    made = pictures.canvas(width, height, up, 0, left, 0)
-    assert 1 <= min(made.width, made.height) <= max(made.width, made.height) <= LONGEST
+    made = fit_canvas(width, height, (up, 0, left, 0))
+    assert 1 <= min(made.width, made.height) <= max(made.width, made.height) <= MAX_SIDE
     assert made.box[2] == made.width
     assert made.box[3] == made.height
     assert made.box[0] < made.box[2]
@@ -163,7 +163,7 @@ def test_canvas_is_capped_for_any_aspect(width: int, height: int, up: float, lef
 def test_canvas_refuses_what_has_no_size(bad: tuple[int, int, float]) -> None:
     """Empty pictures, negative ratios and numbers that are none raise ValueError."""
     with pytest.raises(ValueError, match="no canvas"):
-        pictures.canvas(bad[0], bad[1], 0, 0, 0, bad[2])
+        fit_canvas(bad[0], bad[1], (0, 0, 0, bad[2]))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
@@ -205,7 +205,7 @@ def test_pixels_are_taken_as_stored() -> None:
     exif[0x0112] = 6
     data = saved(photo(60, 40), "JPEG", exif=exif)
     assert pictures.decode(data).size == (60, 40)
-    assert pictures.Header("jpeg", 60, 40) == pictures.inspect(data)
+    assert Header("jpeg", 60, 40) == inspect(data)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -213,7 +213,7 @@ def test_the_original_lies_untouched_in_its_box(kind: str) -> None:
     """Scaled back to its size, the box is the original; what is around it is as wide as was asked."""
     data = saved(photo(300, 200), kind)
     made = pictures.outpaint(data, (0.25, 0, 0, 0.5), seed=3, engine="flat")
-    place = pictures.canvas(300, 200, 0.25, 0, 0, 0.5)
+    place = fit_canvas(300, 200, (0.25, 0, 0, 0.5))
     with Image.open(io.BytesIO(made.data)) as result:
         assert (place.width, place.height) == result.size
         back = result.crop(place.box).resize((300, 200), Image.Resampling.LANCZOS)

@@ -15,16 +15,16 @@ import pytest
 from support.raw_client import calling, png
 
 from kling_expand.emulator.painting.image_headers import PictureError
-from kling_expand.emulator.painting.queue import Key, Painter
 from kling_expand.emulator.painting.worker import Worker, WorkerLost, receive, send, serve
+from kling_expand.emulator.painting.worker_pool import PictureKey, WorkerPool
 
 RATIOS = (0.0, 0.0, 0.1, 0.1)
 BROKEN = png()[:60] + b"\x00\x00\x00\x00" + png()[64:]  # the header is sound, the pixels are not
 
 
-def key(seed: int = 0, engine: str = "flat", *, watermark: bool = False) -> Key:
+def key(seed: int = 0, engine: str = "flat", *, watermark: bool = False) -> PictureKey:
     """A picture of the small grey square."""
-    return Key("digest", RATIOS, seed, engine, watermark)
+    return PictureKey("digest", RATIOS, seed, engine, watermark)
 
 
 class Shelf:
@@ -40,9 +40,9 @@ class Shelf:
 
 
 @asynccontextmanager
-async def painting(cache_bytes: int = 256_000_000) -> AsyncIterator[Painter]:
+async def painting(cache_bytes: int = 256_000_000) -> AsyncIterator[WorkerPool]:
     """A painter that is closed in the end."""
-    painter = Painter(cache_bytes=cache_bytes)
+    painter = WorkerPool(cache_bytes=cache_bytes)
     try:
         yield painter
     finally:
@@ -103,7 +103,7 @@ async def test_a_killed_process_is_replaced() -> None:
 async def test_a_painter_that_cannot_be_had_fails_the_task() -> None:
     """When the processes die again and again, the task ends; it does not hang."""
     async with calling(engine="patchmatch", queue_seconds=0, work_seconds=0) as call:
-        call.emulator.service.studio._painter._closing = True
+        call.emulator.service.renderer._pool._closing = True
         task_id = await call.create()
         await call.emulator.painted()
         task = await call.task(task_id)
@@ -112,7 +112,7 @@ async def test_a_painter_that_cannot_be_had_fails_the_task() -> None:
 
 async def test_closing_stops_what_is_being_painted() -> None:
     """At once, however long it would have taken."""
-    painter = Painter()
+    painter = WorkerPool()
     waiter = asyncio.ensure_future(painter.paint(key(1, "patchmatch"), Shelf(png(1500, 1500))))
     while not painter._workers:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.001)
@@ -124,7 +124,7 @@ async def test_closing_stops_what_is_being_painted() -> None:
 
 async def test_who_comes_after_closing_finds_it_closed() -> None:
     """A painting thread that was late starts no process that would stay."""
-    painter = Painter()
+    painter = WorkerPool()
     await painter.aclose()
     with pytest.raises(WorkerLost):
         painter._paint(key(1, "patchmatch"), png())

@@ -11,7 +11,7 @@ from aiohttp import web
 from standardwebhooks import Webhook
 from support.raw_client import Caller, calling
 
-from kling_expand.emulator.state import signing
+from kling_expand.emulator.state.callbacks import signature_headers
 
 SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 
@@ -128,7 +128,7 @@ def test_the_published_vector() -> None:
         b'{"id":"1234567890","status":"succeeded","message":"",'
         b'"create_time":1781080778802,"update_time":1781080794151}'
     )
-    headers = signing.headers(SECRET, message_id="9876543210", timestamp=1781080794, body=body)
+    headers = signature_headers(SECRET, message_id="9876543210", timestamp=1781080794, body=body)
     assert headers["webhook-signature"] == "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4="
 
 
@@ -149,7 +149,7 @@ async def delivered(call: Caller, what: str) -> None:
 async def test_a_failing_receiver_is_tried_again() -> None:
     """Twice 500, then 200: three calls, one delivery."""
     answers = iter([500, 500, 200])
-    options = {"callback_pause": 0, "queue_seconds": 0, "work_seconds": 0}
+    options = {"callback_backoff": 0, "queue_seconds": 0, "work_seconds": 0}
     async with receiving() as receiver, calling(**options) as call:
         receiver.answer = lambda: next(answers)
         await call.create(callback_url=receiver.url)
@@ -159,8 +159,8 @@ async def test_a_failing_receiver_is_tried_again() -> None:
 
 async def test_a_receiver_that_is_not_there_harms_nobody() -> None:
     """Its calls are given up, tasks and answers go on."""
-    async with calling(callback_pause=0, queue_seconds=0, work_seconds=0) as call:
+    async with calling(callback_backoff=0, queue_seconds=0, work_seconds=0) as call:
         task_id = await call.create(callback_url="http://127.0.0.1:1/hook")
-        await delivered(call, "given up")
+        await delivered(call, "undelivered")
         assert (await call.task(task_id))["task_status"] == "succeed"
         assert call.emulator.account.callbacks["delivered"] == 0

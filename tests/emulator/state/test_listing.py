@@ -15,9 +15,9 @@ async def test_order_can_be_any() -> None:
     """Oldest first, or another order at every call, but always the same tasks."""
     async with calling(slots=100) as call:
         made = [await call.create() for _ in range(20)]
-        call.emulator.list_mode = "oldest"
+        call.emulator.list_order = "oldest"
         assert await ids(call) == made
-        call.emulator.list_mode = "shuffled"
+        call.emulator.list_order = "shuffled"
         first, second = await ids(call), await ids(call)
         assert sorted(first) == sorted(second) == sorted(made)
         assert first != second
@@ -25,7 +25,7 @@ async def test_order_can_be_any() -> None:
 
 async def test_lists_can_be_refused() -> None:
     """Some accounts may not list; reading single tasks still works."""
-    async with calling(list_mode="refused") as call:
+    async with calling(list_code=1103) as call:
         task_id = await call.create()
         status, body = await call("GET", EDITING)
         assert (status, body["code"]) == (403, 1103)

@@ -17,7 +17,7 @@ from support.raw_client import EDITING, Caller, calling, order, png
 
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.state.store import Store
-from kling_expand.emulator.state.tasks import Task, dump, load
+from kling_expand.emulator.state.tasks import Task, dump_task, load_task
 
 OPTIONS = ("--engine=flat", "--slots=1000", "--queue-seconds=0", "--work-seconds=0")
 NOW = 1_800_000_000.0
@@ -34,9 +34,9 @@ def task(number: int = 1, **changes: Any) -> Task:
         "prompt": "日本 \ud800 \x00 'quoted'",
         "watermark": True,
         "callback_url": "",
-        "created": NOW,
-        "starts": NOW + 1,
-        "due": NOW + 2,
+        "created_at": NOW,
+        "starts_at": NOW + 1,
+        "due_at": NOW + 2,
         "seed": 3,
         "engine": "flat",
         "digest": "d",
@@ -46,7 +46,7 @@ def task(number: int = 1, **changes: Any) -> Task:
 
 def test_a_task_survives_its_text() -> None:
     """Every field, whatever letters are in it."""
-    assert load(dump(task(ready=5.5, failure="no"))) == task(ready=5.5, failure="no")
+    assert load_task(dump_task(task(ready_at=5.5, failure="no"))) == task(ready_at=5.5, failure="no")
 
 
 async def test_what_was_flushed_is_there_again(tmp_path: Path) -> None:
@@ -57,11 +57,15 @@ async def test_what_was_flushed_is_there_again(tmp_path: Path) -> None:
     for number in (3, 1, 2):
         store.put_task(task(number))
     store.put_task(task(1).painted(NOW))
-    store.put_fact("moved", 12.5)
+    store.put_number("clock_offset", 12.5)
     await store.flush()
     again = Store(path)
     assert again.tasks() == [task(1).painted(NOW), task(2), task(3)]
-    assert (await again.image("d"), again.fact("moved"), again.fact("other")) == (b"\x00picture", 12.5, 0.0)
+    assert (await again.image("d"), again.number("clock_offset"), again.number("other")) == (
+        b"\x00picture",
+        12.5,
+        0.0,
+    )
     with pytest.raises(KeyError):
         await again.image("unknown")
     await again.aclose()

@@ -1,4 +1,4 @@
-// What was said? Every call with its answer; the bodies are fetched when one is opened.
+// The API calls: a list of all, with headers and bodies fetched when one is opened.
 
 import { by, h, keyed } from "./dom.js";
 import { call } from "./api.js";
@@ -32,7 +32,7 @@ function row(each) {
     h("span", { class: "status", "data-kind": kind }, status),
     h("code", {}, `${each.method} ${each.path}`),
     each.fault && h("span", { class: "fault" }, each.fault),
-    h("span", { class: "quiet" }, `${milliseconds(each.seconds)}, ${clock.format(each.started * 1000)}`));
+    h("span", { class: "quiet" }, `${milliseconds(each.seconds)}, ${clock.format(each.started_at * 1000)}`));
   const details = h("details", {}, summary);
   details.addEventListener("toggle", () => fill(details, each.number), { once: true });
   return h("li", {}, details);
@@ -41,15 +41,15 @@ function row(each) {
 async function fill(details, number) {
   try {
     const { request, response } = await call(number);
-    details.append(...side("Request", request), ...side("Answer", response));
+    details.append(...side("Request", request), ...side("Response", response));
   } catch (error) {
-    details.append(h("p", { class: "error" }, `No longer kept (${error.message})`));
+    details.append(h("p", { class: "error" }, `This call is no longer in the log (${error.message})`));
   }
 }
 
 function side(name, { headers, body }) {
   const lines = Object.entries(headers).map(([key, value]) => `${key}: ${value}`);
-  const label = `${lines.length} headers of the ${name.toLowerCase()}`;
+  const label = `${lines.length} ${name.toLowerCase()} headers`;
   const more = h("details", {}, h("summary", {}, label), h("pre", { tabindex: 0, "aria-label": label }, lines.join("\n")));
   return [h("h3", {}, name), h("pre", { tabindex: 0, "aria-label": name }, body || "(no body)"), lines.length > 0 && more].filter(Boolean);
 }

@@ -1,4 +1,4 @@
-// What time is it there? The emulator's clock, and the control that moves it forwards.
+// The emulator's clock, and the form that moves it forward.
 
 import { advance } from "./api.js";
 import { by, say, write } from "./dom.js";
@@ -23,7 +23,7 @@ export class Clock {
   async move(seconds) {
     try {
       await advance(seconds);
-      say(`The clock was moved by ${span(seconds)}`);
+      say(`Clock advanced by ${span(seconds)}`);
     } catch (error) {
       say(error.message);
     }
@@ -32,12 +32,12 @@ export class Clock {
   render() {
     if (!this.live.state) return;
     write(by("time"), format.format(this.live.now() * 1000));
-    const { moved } = this.live.state;
-    write(by("moved"), moved ? `moved by ${span(moved)}` : "");
+    const offset = this.live.state.clock_offset;
+    write(by("moved"), offset ? `advanced by ${span(offset)}` : "");
   }
 }
 
-// The two largest units that are not zero.
+// Formats a duration in its two largest units that are not zero.
 function span(seconds) {
   const parts = [];
   for (const [name, length] of UNITS) {

@@ -1,4 +1,4 @@
-// What has become of the photo? Before and after in one frame, with a slider between them.
+// The photo and the expanded picture in one frame, with a slider between them.
 
 import { h } from "./dom.js";
 import { measure } from "./photo.js";
@@ -11,13 +11,13 @@ export class Compare {
     this.task_id = task.task_id;
     this.index = 0;
     this.painted = false;
-    this.photo = h("img", { class: "original", alt: "The photo as it came in" });
+    this.photo = h("img", { class: "original", alt: "The uploaded photo" });
     this.before = h("div", { class: "before" }, this.photo);
     this.after = h("img", { class: "after", alt: "The expanded picture", hidden: true });
     this.slider = h("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Before and after", hidden: true });
     this.frame = h("div", { class: "frame" }, this.before, this.after, h("span", { class: "tag left" }, "Before"), h("span", { class: "tag right" }, "After"), h("i", { class: "divide" }), this.slider);
     this.choice = h("div", { class: "chips", role: "group", "aria-label": "Image" });
-    this.save = h("a", { class: "save", hidden: true, download: `${task.task_id}-0.png` }, "Save this picture");
+    this.save = h("a", { class: "save", hidden: true, download: `${task.task_id}-0.png` }, "Save picture");
     this.element = h("figure", { class: "compare" }, this.frame, h("figcaption", {}, this.choice, this.save));
     this.slider.addEventListener("input", () => this.divide());
     this.after.addEventListener("load", () => this.reveal());
@@ -32,7 +32,7 @@ export class Compare {
     for (const [name, value] of Object.entries(place)) this.photo.style[name] = `${value}%`;
   }
 
-  // Without a size the frame keeps the shape it has.
+  // If the photo cannot be measured, the frame has the aspect 3:2.
   async shape() {
     const { width, height } = await measure(this.photo.src).catch(() => ({ width: 3, height: 2 }));
     this.frame.style.aspectRatio = `${width * across(this.ratios)} / ${height * along(this.ratios)}`;

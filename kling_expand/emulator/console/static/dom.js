@@ -1,4 +1,4 @@
-// How is the page written to? By id, and by elements made in place; never by HTML.
+// Helpers for the page. Elements are created one by one, never from HTML text.
 
 export const by = (id) => document.getElementById(id);
 
@@ -13,14 +13,14 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Only what differs is written, so that a screen reader is not told the same thing again.
+// Writes a text only when it differs: a screen reader announces every write.
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
 export const say = (text) => write(by("said"), text);
 
-// Keep one child per key, in the given order; `make` builds a child once, `update` runs each time.
+// Keeps one child per key, in the given order. `make` creates a child, `update` runs each time.
 export function keyed(list, items, key, make, update) {
   const known = new Map([...list.children].map((child) => [child.dataset.key, child]));
   let place = list.firstElementChild;
@@ -33,7 +33,7 @@ export function keyed(list, items, key, make, update) {
     }
     known.delete(name);
     update(child, item);
-    // A child is moved only where it must be: moving would take the focus from it.
+    // Moves a child only when needed: a moved child loses the focus.
     if (child === place) place = place.nextElementSibling;
     else list.insertBefore(child, place);
   }

@@ -1,10 +1,10 @@
-// What shall go wrong? A form that adds faults, and those that wait.
+// The faults: a form that adds them, and the list of planned ones.
 
 import { addFault, clearFaults } from "./api.js";
 import { by, h, say, write } from "./dom.js";
 
 const NUMBERS = ["code", "seconds", "retry_after"];
-const CALLS = { create: "create", query: "read", list: "list", file: "download" };
+const CALLS = { create: "create", query: "query", list: "list", file: "download" };
 const label = (id) => by(id).closest("label");
 
 export class FaultPanel {
@@ -23,7 +23,7 @@ export class FaultPanel {
     this.offer();
   }
 
-  // What can happen to this kind of call.
+  // Offers the faults that fit the chosen call.
   offer() {
     const kinds = this.kinds.filter((each) => each.routes.includes(by("fault-route").value));
     const before = by("fault-kind").value;
@@ -32,7 +32,7 @@ export class FaultPanel {
     this.ask();
   }
 
-  // Show the fields that this fault has.
+  // Shows the fields of the chosen fault.
   ask() {
     const chosen = this.kind();
     write(by("fault-help"), `${chosen.help[0].toUpperCase()}${chosen.help.slice(1)}.`);
@@ -43,9 +43,10 @@ export class FaultPanel {
       if (field && name === "code" && this.asked !== chosen.kind) by("fault-code").value = field.default;
     }
     this.asked = chosen.kind;
-    const chance = by("fault-mode").value === "chance";
-    label("fault-percent").hidden = !chance;
-    label("fault-times").hidden = chance;
+    const mode = by("fault-mode").value;
+    label("fault-times").hidden = mode !== "times";
+    label("fault-duration").hidden = mode !== "duration";
+    label("fault-percent").hidden = mode !== "chance";
   }
 
   kind() {
@@ -58,8 +59,10 @@ export class FaultPanel {
       const value = by(`fault-${name}`).value;
       if (value) fault[name] = name === "retry_after" ? value : Number(value);
     }
-    if (by("fault-mode").value === "chance") fault.probability = Number(by("fault-percent").value) / 100;
-    else fault.times = Number(by("fault-times").value);
+    const mode = by("fault-mode").value;
+    if (mode === "times") fault.times = Number(by("fault-times").value);
+    if (mode === "duration") fault.duration = Number(by("fault-duration").value);
+    if (mode === "chance") fault.probability = Number(by("fault-percent").value) / 100;
     return fault;
   }
 
@@ -84,14 +87,15 @@ export class FaultPanel {
   }
 
   render(faults) {
-    const rows = Object.entries(faults).flatMap(([route, { script, chances, left_out }]) => [
+    const rows = Object.entries(faults).flatMap(([route, { script, more, timed, chances }]) => [
       ...script.map((fault) => row(route, fault, fault.times > 1 ? `next ${fault.times} calls` : "next call")),
-      ...(left_out ? [row(route, { kind: `${left_out} more` }, "after these")] : []),
+      ...(more ? [row(route, { kind: `${more} more` }, "after these")] : []),
+      ...timed.map((fault) => row(route, fault, `all calls for ${Math.ceil(fault.seconds_left)} s`)),
       ...chances.map((fault) => row(route, fault, `${+(fault.probability * 100).toFixed(2)} % of calls`)),
     ]);
-    by("waiting").replaceChildren(...rows);
+    by("planned").replaceChildren(...rows);
     by("clear").hidden = rows.length === 0;
-    write(by("faults-count"), rows.length ? `${rows.length} waiting` : "Nothing goes wrong");
+    write(by("faults-count"), rows.length ? `${rows.length} planned` : "No faults planned");
   }
 }
 

@@ -1,9 +1,9 @@
-// How far may an edge go? Ratios are {up, down, left, right}, in heights and widths of the photo. Pure.
+// The geometry of the canvas. Ratios are {up, down, left, right}, in heights and widths of the photo.
 
 export const SIDES = ["up", "down", "left", "right"];
 export const NONE = { up: 0, down: 0, left: 0, right: 0 };
-export const MOST_SIDE = 2;
-export const MOST_AREA = 3;
+export const MAX_SIDE = 2;
+export const MAX_AREA = 3;
 export const SHAPES = [
   { name: "1:1", aspect: 1 },
   { name: "4:3", aspect: 4 / 3 },
@@ -11,7 +11,7 @@ export const SHAPES = [
   { name: "9:16", aspect: 9 / 16 },
 ];
 const OPPOSITE = { up: "down", down: "up", left: "right", right: "left" };
-const SAME_SHAPE = 5e-4; // what four decimals can be off
+const SAME_SHAPE = 5e-4; // the error of four decimals
 
 export const isUpright = (side) => side === "up" || side === "down";
 export const across = (ratios) => 1 + ratios.left + ratios.right;
@@ -22,11 +22,11 @@ export const aspect = (photo, ratios) => (photo.width * across(ratios)) / (photo
 const rounded = (value) => Math.round(value * 1e4) / 1e4;
 const roundedDown = (value) => Math.floor(value * 1e4 + 1e-6) / 1e4;
 
-// The farthest an edge can be, the others staying where they are.
+// The largest ratio of a side while the other ratios stay.
 export function most(ratios, side) {
   const other = isUpright(side) ? across(ratios) : along(ratios);
-  const left = MOST_AREA / other - 1 - ratios[OPPOSITE[side]];
-  return Math.max(0, roundedDown(Math.min(MOST_SIDE, left)));
+  const left = MAX_AREA / other - 1 - ratios[OPPOSITE[side]];
+  return Math.max(0, roundedDown(Math.min(MAX_SIDE, left)));
 }
 
 export function moved(ratios, side, value) {
@@ -34,7 +34,7 @@ export function moved(ratios, side, value) {
   return { ...ratios, [side]: Math.min(Math.max(0, wanted), most(ratios, side)) };
 }
 
-// Where an edge would have to be for a shape; null where it cannot.
+// The ratio of a side that gives an aspect ratio, or null when there is none.
 function placeFor(photo, ratios, side, shape) {
   const total = isUpright(side)
     ? (photo.width * across(ratios)) / shape.aspect / photo.height
@@ -43,18 +43,18 @@ function placeFor(photo, ratios, side, shape) {
   return value >= 0 && value <= most(ratios, side) ? value : null;
 }
 
-// The value, or the nearest place within `reach` at which the canvas has one of the shapes, or none is added.
+// The value, or the nearest one within `reach` that gives 0 or one of the aspect ratios.
 export function snapped(photo, ratios, side, value, reach) {
   const places = SHAPES.map((shape) => placeFor(photo, ratios, side, shape)).filter((place) => place !== null);
   const near = [0, ...places].filter((place) => Math.abs(place - value) <= reach);
   return near.sort((a, b) => Math.abs(a - value) - Math.abs(b - value))[0] ?? value;
 }
 
-// The least that gives a shape, the photo in the middle; null where the area would be too large.
+// The smallest ratios that give an aspect ratio with the photo in the middle; null when the area is too large.
 export function toShape(photo, shape) {
   const stretch = (shape.aspect * photo.height) / photo.width;
   const extra = roundedDown((Math.max(stretch, 1 / stretch) - 1) / 2);
-  if (1 + 2 * extra > MOST_AREA) return null;
+  if (1 + 2 * extra > MAX_AREA) return null;
   return stretch > 1 ? { ...NONE, left: extra, right: extra } : { ...NONE, up: extra, down: extra };
 }
 
@@ -68,7 +68,7 @@ export const size = (photo, ratios) => [
   Math.floor(photo.height * along(ratios) + 0.5),
 ];
 
-// Where the photo lies in its canvas, in percent of it.
+// The position and size of the photo in percent of the canvas.
 export const frame = (ratios) => ({
   left: (100 * ratios.left) / across(ratios),
   top: (100 * ratios.up) / along(ratios),

@@ -1,47 +1,47 @@
-// What is going on? Everything the emulator has told, kept up to date by server-sent events.
+// The state of the emulator, kept up to date by server-sent events.
 
 import { by, write } from "./dom.js";
 
-const KEPT = 200; // calls
+const MAX_CALLS = 200;
 
 export class Live {
   constructor(changed) {
     this.tasks = new Map();
     this.calls = [];
     this.state = null;
-    this.ahead = 0; // seconds its clock is ahead of ours
+    this.ahead = 0; // seconds by which the emulator's clock is ahead of the browser's
     this.changed = changed;
     const source = new EventSource("/_emulator/events");
     source.onopen = () => this.begin();
     source.onerror = () => link(source.readyState === EventSource.CLOSED ? "lost" : "waiting");
-    for (const name of ["tasks", "gone", "calls", "state"]) {
+    for (const name of ["tasks", "removed", "calls", "state"]) {
       source.addEventListener(name, (event) => {
-        this[`hear_${name}`](JSON.parse(event.data));
+        this[`on_${name}`](JSON.parse(event.data));
         changed(name);
       });
     }
   }
 
-  // Each connection is told everything anew: perhaps it is another emulator by now.
+  // A new connection starts with everything: it may be another emulator.
   begin() {
     this.tasks.clear();
     this.calls = [];
     link("live");
   }
 
-  hear_tasks(tasks) {
+  on_tasks(tasks) {
     for (const task of tasks) this.tasks.set(task.task_id, task);
   }
 
-  hear_gone(ids) {
+  on_removed(ids) {
     for (const id of ids) this.tasks.delete(id);
   }
 
-  hear_calls(calls) {
-    this.calls = [...calls.reverse(), ...this.calls].slice(0, KEPT);
+  on_calls(calls) {
+    this.calls = [...calls.reverse(), ...this.calls].slice(0, MAX_CALLS);
   }
 
-  hear_state(state) {
+  on_state(state) {
     this.state = state;
     this.ahead = state.now - Date.now() / 1000;
   }
@@ -51,7 +51,7 @@ export class Live {
   }
 
   newest() {
-    return [...this.tasks.values()].sort((a, b) => (a.task_id < b.task_id ? 1 : -1));
+    return [...this.tasks.values()].sort((a, b) => b.created_at - a.created_at || (a.task_id < b.task_id ? 1 : -1));
   }
 }
 

@@ -1,11 +1,11 @@
-// How does it all hang together? Photo → canvas → order → task → result.
+// The page: photo → canvas → request → task → result.
 
 import { about, create } from "./api.js";
 import { Calls } from "./calls.js";
 import { Clock } from "./clock.js";
 import { by, h, say, write } from "./dom.js";
 import { FaultPanel } from "./faults.js";
-import { MOST_AREA, NONE, SHAPES, SIDES, area, moved, shapeOf, size, toShape } from "./geometry.js";
+import { MAX_AREA, NONE, SHAPES, SIDES, area, moved, shapeOf, size, toShape } from "./geometry.js";
 import { Live } from "./live.js";
 import * as photos from "./photo.js";
 import * as snippets from "./snippets.js";
@@ -15,7 +15,7 @@ import { Tasks } from "./tasks.js";
 const UNITS = 8;
 const DOLLARS = 0.028;
 let key = "";
-let wanted = "";
+let pending = ""; // the external_task_id of the last request, until its task appears
 let language = "curl";
 
 const stage = new Stage(show);
@@ -27,17 +27,17 @@ const faults = new FaultPanel();
 
 function changed(what) {
   if (what === "tasks") find();
-  if (what === "tasks" || what === "gone") tasks.render();
+  if (what === "tasks" || what === "removed") tasks.render();
   if (what === "calls") calls.render();
   if (what === "state") summarise(live.state);
 }
 
-function summarise({ account, slots, faults: waiting }) {
+function summarise({ account, slots, faults: planned }) {
   write(by("count-open"), String(account.open_tasks));
   write(by("count-slots"), `${account.used_slots} of ${slots}`);
   write(by("count-units"), String(account.units_billed));
   write(by("count-refused"), String(Object.values(account.refusals).reduce((sum, count) => sum + count, 0)));
-  faults.render(waiting);
+  faults.render(planned);
   clock.render();
 }
 
@@ -57,7 +57,7 @@ async function take(promise) {
 
 const words = () => ({ prompt: by("prompt").value.trim(), n: Number(by("n").value) });
 
-// Everything that follows from the ratios.
+// Shows everything that depends on the ratios.
 function show(ratios) {
   const { photo } = stage;
   const shape = shapeOf(photo, ratios);
@@ -70,8 +70,8 @@ function show(ratios) {
   write(by("size"), `${size(photo, ratios).join(" × ")}${shape ? `, ${shape.name}` : ""}`);
   by("meter").setAttribute("aria-valuenow", now.toFixed(2));
   by("meter").setAttribute("aria-valuetext", `${now.toFixed(2)} times the photo, of at most 3`);
-  by("meter").classList.toggle("full", now > MOST_AREA - 0.005);
-  by("meter").firstElementChild.style.transform = `scaleX(${(now - 1) / (MOST_AREA - 1)})`;
+  by("meter").classList.toggle("full", now > MAX_AREA - 0.005);
+  by("meter").firstElementChild.style.transform = `scaleX(${(now - 1) / (MAX_AREA - 1)})`;
   write(by("area"), `${now.toFixed(2)}× of 3×`);
   by("expand").disabled = now === 1;
   price();
@@ -81,7 +81,7 @@ function show(ratios) {
 function price() {
   const { n } = words();
   const idle = area(stage.ratios) === 1;
-  write(by("price"), idle ? "Move an edge first" : `Would cost ${UNITS * n} units, $${(DOLLARS * n).toFixed(3)}, at Kling`);
+  write(by("price"), idle ? "Drag an edge first" : `The service would bill ${UNITS * n} units ($${(DOLLARS * n).toFixed(3)})`);
 }
 
 function code() {
@@ -89,16 +89,16 @@ function code() {
   write(by("snippet"), snippets[language](stage.photo, stage.ratios, words(), key));
 }
 
-// The task is known by the id we gave it, and so is found even where its answer was lost. A browser repeats a
-// call whose connection was cut; with the id it cannot make a second task.
+// An external_task_id identifies the task even when the response is lost. A browser repeats a request whose
+// connection was cut; the id prevents a second task.
 async function expand(event) {
   event.preventDefault();
   by("expand").disabled = true;
   write(by("order-error"), "");
-  wanted = `console-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
-  const order = { external_task_id: wanted, ...snippets.body(stage.ratios, words()) };
+  pending = `console-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
+  const request = { external_task_id: pending, ...snippets.body(stage.ratios, words()) };
   try {
-    await create({ image: stage.photo.base64, ...order }, key);
+    await create({ image: stage.photo.base64, ...request }, key);
   } catch (error) {
     write(by("order-error"), error.message);
   } finally {
@@ -107,16 +107,16 @@ async function expand(event) {
 }
 
 function find() {
-  const task = live.newest().find((each) => each.external_task_id === wanted);
-  if (!wanted || !task) return;
-  wanted = "";
+  const task = live.newest().find((each) => each.external_task_id === pending);
+  if (!pending || !task) return;
+  pending = "";
   tasks.select(task.task_id);
-  bring(by("result"));
-  say("The task was created");
+  scrollTo(by("result"));
+  say("Task created");
 }
 
-// On a narrow screen the result is below.
-function bring(card) {
+// On a narrow screen the result is below the canvas.
+function scrollTo(card) {
   const { top } = card.getBoundingClientRect();
   if (top < 0 || top > innerHeight * 0.8) card.scrollIntoView();
 }
@@ -128,7 +128,7 @@ function listenToPhotos() {
     if (file.files.length) take(photos.read(file.files[0]));
     file.value = "";
   });
-  // Anywhere on the page: a photo dropped beside the canvas would otherwise replace the page.
+  // The whole page accepts a photo: the browser would open one dropped beside the canvas.
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
     by("stage").classList.add("over");
@@ -179,7 +179,7 @@ function listenToCode() {
   });
 }
 
-// Pages reached over the network without TLS may not write to the clipboard.
+// Browsers deny the clipboard to pages without TLS, except on localhost.
 async function copied(text) {
   try {
     await navigator.clipboard.writeText(text);

@@ -1,14 +1,14 @@
-// Is this a photo that can be sent? A file → name, size in pixels, Base64; or an Error with a sentence.
+// Reads a photo: its name, size in pixels and Base64, or an Error that says which rule it breaks.
 
 import { h } from "./dom.js";
 
-const MOST_BYTES = 10 * 1024 * 1024;
-const SHORTEST = 300;
-const LONGEST_SHAPE = 2.5;
+const MAX_BYTES = 10 * 1024 * 1024;
+const MIN_SIDE = 300;
+const MAX_ASPECT = 2.5;
 
 export async function read(file) {
-  if (!["image/jpeg", "image/png"].includes(file.type)) throw new Error(`${file.name} is neither JPEG nor PNG.`);
-  if (file.size > MOST_BYTES) throw new Error(`${file.name} has ${megabytes(file.size)} MB; at most 10 are taken.`);
+  if (!["image/jpeg", "image/png"].includes(file.type)) throw new Error(`The photo must be a JPEG or PNG file, got ${file.name}.`);
+  if (file.size > MAX_BYTES) throw new Error(`The photo must have at most 10 MB, got ${megabytes(file.size)} MB.`);
   const url = URL.createObjectURL(file);
   try {
     const { width, height } = checked(await measured(file, url));
@@ -29,19 +29,19 @@ async function measured(file, url) {
 
 function checked({ width, height }) {
   const shape = Math.max(width, height) / Math.min(width, height);
-  if (Math.min(width, height) < SHORTEST) throw new Error(`${width} × ${height} pixels are too few: each side needs ${SHORTEST}.`);
-  if (shape > LONGEST_SHAPE) throw new Error(`${width} × ${height} is too long and narrow: 2.5 to 1 is the most.`);
+  if (Math.min(width, height) < MIN_SIDE) throw new Error(`Each side must have at least ${MIN_SIDE} pixels, got ${width} × ${height}.`);
+  if (shape > MAX_ASPECT) throw new Error(`The aspect ratio must be between 1:2.5 and 2.5:1, got ${width} × ${height}.`);
   return { width, height };
 }
 
 export async function sample(path) {
-  const answer = await fetch(path);
-  const blob = await answer.blob();
+  const response = await fetch(path);
+  const blob = await response.blob();
   return read(new File([blob], path.split("/").pop(), { type: blob.type }));
 }
 
-// Width and height as stored: the service does not turn a photo by its EXIF orientation, so neither do we.
-// `naturalWidth` is of the turned photo; an image laid out under `image-orientation: none` tells the other.
+// Returns width and height as stored: the service ignores the EXIF orientation. `naturalWidth` applies it, but
+// the layout size under `image-orientation: none` does not.
 export async function measure(src) {
   const image = h("img", { class: "as-stored", alt: "", src });
   document.body.append(image);

@@ -1,4 +1,4 @@
-// How would a program do this? The order on the canvas as a shell command and as a program for our SDK.
+// The request on the canvas as a curl command and as a Python program with the SDK.
 
 import { CREATE } from "./api.js";
 import { SIDES } from "./geometry.js";
@@ -8,7 +8,7 @@ export function body(ratios, { prompt, n }) {
   return { ...sides, n, ...(prompt && { prompt }) };
 }
 
-// The photo is read by the shell; a here-document, as an argument would be too long for a picture.
+// The shell reads the photo into a here-document: it would be too long for an argument.
 export function curl(photo, ratios, words, key) {
   const fields = JSON.stringify(body(ratios, words), null, 2).slice(2).replace(/[\\$`]/g, "\\$&");
   const file = `'${photo.name.replaceAll("'", "'\\''")}'`;

@@ -1,13 +1,13 @@
-// Where is everything on the canvas? The photo stays, its edges follow pointer and keys.
+// The canvas: the photo stays in place, and its edges follow the pointer and the keys.
 
 import { NONE, SIDES, across, along, isUpright, most, moved, size, snapped } from "./geometry.js";
 import { by, write } from "./dom.js";
 
-// How much larger than the canvas the stage is at rest, so that there is somewhere to drag to.
+// The size of the stage in canvases, so that there is room to drag an edge.
 const ROOM = 1.5;
 const NARROW = { below: 420, room: 1.2 }; // pixels
 const PADDING = 28; // pixels
-const REACH = 9; // pixels within which an edge catches at a shape
+const REACH = 9; // pixels within which an edge snaps to an aspect ratio
 const STEP = 0.01;
 const LARGE_STEP = 0.1;
 const OUTWARDS = { up: "ArrowUp", down: "ArrowDown", left: "ArrowLeft", right: "ArrowRight" };
@@ -37,7 +37,7 @@ export class Stage {
   set(ratios) {
     this.ratios = ratios;
     this.place(!this.drag);
-    this.tell();
+    this.describe();
     this.changed(ratios);
   }
 
@@ -85,7 +85,7 @@ export class Stage {
     this.guide(side);
   }
 
-  // Arrows move the edge the way they point; those across its axis and the paging keys add and take away.
+  // Arrow keys along the axis move the edge where they point. The other arrow keys and the page keys change the ratio.
   press(event, side) {
     const now = this.ratios[side];
     const step = event.shiftKey ? LARGE_STEP : STEP;
@@ -101,7 +101,7 @@ export class Stage {
     this.guide(side);
   }
 
-  // `fit`: choose the scale anew, so that all is seen. While an edge is dragged only when it would leave the stage.
+  // Places photo and canvas. `fit` chooses a new scale; during a drag this happens only when the canvas leaves the stage.
   place(fit) {
     if (!this.photo) return;
     const { clientWidth: wide, clientHeight: high } = by("stage");
@@ -127,7 +127,7 @@ export class Stage {
     return Math.min(left, top, wide - left - canvas[0] * this.scale, high - top - canvas[1] * this.scale) < 4;
   }
 
-  // A line where the area ends, for the edge in hand.
+  // Shows a line at the limit of the active edge.
   guide(side) {
     const line = by("limit");
     line.hidden = !side || !this.photo;
@@ -142,12 +142,12 @@ export class Stage {
     line.firstElementChild.textContent = end === 2 ? "2× this side" : "3× the area";
   }
 
-  tell() {
+  describe() {
     for (const side of SIDES) {
       const [edge, value, end] = [this.edges[side], this.ratios[side], most(this.ratios, side)];
       const length = isUpright(side) ? "height" : "width";
       const pixels = Math.round(value * this.photo[length]);
-      const full = value >= end ? ", as far as it goes" : "";
+      const full = value >= end ? ", at its limit" : "";
       edge.setAttribute("aria-valuemin", "0");
       edge.setAttribute("aria-valuemax", String(Math.max(end, value)));
       edge.setAttribute("aria-valuenow", String(value));

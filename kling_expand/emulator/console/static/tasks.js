@@ -1,10 +1,10 @@
-// How are the tasks? A list of all, and one of them in full.
+// The tasks: a list of all, and the selected one in detail.
 
 import { by, h, keyed, say, write } from "./dom.js";
 import { Compare } from "./compare.js";
 
 const THUMBNAILS = 20;
-const WORDS = { submitted: "Queued", processing: "Painting", succeed: "Done", failed: "Failed" };
+const WORDS = { submitted: "Submitted", processing: "Processing", succeed: "Succeeded", failed: "Failed" };
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const isOpen = (task) => task.status === "submitted" || task.status === "processing";
 
@@ -13,7 +13,7 @@ export class Tasks {
     this.live = live;
     this.selected = selected;
     this.shown = null;
-    this.heard = new Map();
+    this.statuses = new Map();
     setInterval(() => this.tick(), 200);
   }
 
@@ -43,15 +43,15 @@ export class Tasks {
   update(row, task) {
     row.firstElementChild.setAttribute("aria-current", String(task.task_id === this.shown));
     const images = task.n > 1 ? `${task.n} images, ` : "";
-    write(row.querySelector(".quiet"), `${images}${clock.format(task.created * 1000)}, …${task.task_id.slice(-6)}`);
+    write(row.querySelector(".quiet"), `${images}${clock.format(task.created_at * 1000)}, …${task.task_id.slice(-6)}`);
     badge(row.querySelector(".badge"), task.status);
   }
 
   announce(tasks) {
     for (const task of tasks) {
-      const before = this.heard.get(task.task_id);
+      const before = this.statuses.get(task.task_id);
       if (before && before !== task.status && !isOpen(task)) say(`Task ${task.task_id.slice(-6)}: ${WORDS[task.status]}`);
-      this.heard.set(task.task_id, task.status);
+      this.statuses.set(task.task_id, task.status);
     }
   }
 
@@ -73,7 +73,7 @@ export class Tasks {
     this.view = null;
     by("result-badge").hidden = true;
     write(by("result-id"), "");
-    by("result-body").replaceChildren(h("p", { class: "empty" }, "This task is no longer kept: its 30 days are over."));
+    by("result-body").replaceChildren(h("p", { class: "empty" }, "This task has expired: tasks are kept for 30 days."));
   }
 
   tick() {
@@ -96,20 +96,20 @@ class View {
     this.compare.update(task);
     write(this.failure, task.failure && task.status === "failed" ? task.failure : "");
     this.bar.hidden = !isOpen(task);
-    const span = Math.max(task.due - task.created, 0.001);
-    this.bar.firstElementChild.style.transform = `scaleX(${Math.min(1, Math.max(0.02, (now - task.created) / span))})`;
-    const ends = isOpen(task) ? now : task.ended;
-    const queued = Math.max(0, Math.min(task.starts, ends) - task.created);
-    const rows = [["Created", clock.format(task.created * 1000)], ["In the queue", seconds(queued)]];
-    if (task.status !== "submitted") rows.push(["Painting", seconds(ends - task.starts)]);
-    if (!isOpen(task)) rows.push(["Altogether", seconds(ends - task.created)]);
+    const span = Math.max(task.due_at - task.created_at, 0.001);
+    this.bar.firstElementChild.style.transform = `scaleX(${Math.min(1, Math.max(0.02, (now - task.created_at) / span))})`;
+    const ends = isOpen(task) ? now : task.ended_at;
+    const queued = Math.max(0, Math.min(task.starts_at, ends) - task.created_at);
+    const rows = [["Created", clock.format(task.created_at * 1000)], ["Queued for", seconds(queued)]];
+    if (task.status !== "submitted") rows.push(["Processed for", seconds(ends - task.starts_at)]);
+    if (!isOpen(task)) rows.push(["Total", seconds(ends - task.created_at)]);
     keyed(this.steps, rows, (row) => row[0], (row) => h("li", {}, h("span", {}, row[0]), h("b")), (item, row) => write(item.lastElementChild, row[1]));
   }
 }
 
 function facts(task) {
   const rows = [["Ratios", ["up", "down", "left", "right"].map((side, i) => `${side} ${task.ratios[i]}`).join(", ")], ["Prompt", task.prompt],
-    ["Your id", task.external_task_id], ["Image", task.image_url], ["Dialect", task.dialect], ["Engine", task.engine]];
+    ["External id", task.external_task_id], ["Image", task.image_url], ["Dialect", task.dialect], ["Engine", task.engine]];
   return h("dl", { class: "facts" }, ...rows.filter((row) => row[1]).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
 

@@ -155,7 +155,7 @@ async def test_an_account_in_trouble_gets_nothing(account: int, status: int) -> 
 
 
 async def test_older_and_newer_shapes() -> None:
-    """`seed_shapes` wraps query-one and omits newer fields, `succeeded` spells the newer status."""
+    """`array` wraps the data of a query and omits newer fields; `success_status` sets the word."""
     async with calling(
         task_format="array", success_status="succeeded", queue_seconds=0, work_seconds=0
     ) as call:

@@ -29,7 +29,7 @@ from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.models import Image, Task
 from kling_expand.store.postgres import PostgresStore
-from kling_expand.testing import virtual_time
+from kling_expand.testing import intend, virtual_time
 
 SLOTS = 20  # of the account, for each worker
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -108,13 +108,12 @@ class Nothing:
         """A job that is over at once."""
         del priority
         key = str(request.key)
-        job = await self.ledger.intend(
-            key, params_hash=key, params='{"n":1}', source=None, external_id=lambda _: f"kx-{key}"
-        )
-        await self.ledger.posting(job.external_task_id)
-        await self.ledger.observed(job.external_task_id, Task(key, "submitted", external_task_id=f"kx-{key}"))
-        task = Task(key, "succeed", None, f"kx-{key}", (Image(0, "https://host/0.png"),), "8")
-        await self.ledger.observed(job.external_task_id, task)
+        job = await intend(self.ledger, key)
+        await self.ledger.mark_sending(job.external_task_id)
+        running = Task(key, "submitted", external_task_id=job.external_task_id)
+        await self.ledger.observe(job.external_task_id, running)
+        task = Task(key, "succeed", None, job.external_task_id, (Image(0, "https://host/0.png"),), "8")
+        await self.ledger.observe(job.external_task_id, task)
         return ExpandResult(task, request)
 
 

@@ -17,7 +17,9 @@ from statistics import median
 from typing import Any
 
 from kling_expand.models import Image, Task
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.base import JobIdentity
+from kling_expand.store.sqlite import SQLiteStore
+from kling_expand.testing import prepared
 
 BEAT = 0.001  # seconds between two beats
 
@@ -62,27 +64,20 @@ class Stopwatch:
 
 async def journalled(jobs: int, in_flight: int) -> Stopwatch:
     """The journal's whole work for each job, in a new file."""
-    watch = Stopwatch()
+    watch, request = Stopwatch(), prepared("photo", prompt="a sunlit park")
     with tempfile.TemporaryDirectory() as folder:
-        async with Journal(Path(folder, "run.db")) as journal:
+        async with SQLiteStore(Path(folder, "run.db")) as journal:
 
             async def job(number: int) -> None:
                 name = f"job-{number:08}"
                 url = f"https://cdn.example.com/results/{number:032x}.png"
                 task = Task(f"{number:018}", "succeed", images=(Image(0, url),), final_unit_deduction="8")
-                await watch.step(
-                    journal.intend(
-                        name,
-                        params_hash=f"{number:064x}",
-                        params='{"right":0.5,"prompt":"a sunlit park","n":1}',
-                        source=f"photos/{name}.jpg",
-                        external_id=lambda attempt: f"{name}-{attempt}",
-                    )
-                )
-                await watch.step(journal.posting(f"{name}-1"))
-                await watch.step(journal.accepted(f"{name}-1", task.task_id))
-                await watch.step(journal.observed(f"{name}-1", task))
-                await watch.step(journal.downloaded(f"{name}-1", [f"out/{name}-0.png"]))
+                record = await watch.step(journal.record_intent(JobIdentity(name, f"{number:064x}"), request))
+                await watch.step(journal.mark_sending(record.external_task_id))
+                running = Task(task.task_id, "submitted")
+                await watch.step(journal.observe(record.external_task_id, running))
+                await watch.step(journal.observe(record.external_task_id, task))
+                await watch.step(journal.mark_saved(record.external_task_id, [f"out/{name}-0.png"]))
 
             await watch.run(job, jobs, in_flight)
     return watch

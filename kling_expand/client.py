@@ -32,11 +32,10 @@ from .jobs.runner import Jobs
 from .jobs.scheduler import Flow, Slots
 from .jobs.submission import Submitter
 from .models import Dialect, ExpandRequest, ImageSource, RequestFields, Task
-from .store.ledger import JobRecord, Ledger, Records
+from .store.base import UNFINISHED, JobRecord, JobStore, MemoryStore
 
 if TYPE_CHECKING:
     from .downloads.downloader import Downloads
-    from .store.sqlite import Journal
     from .webhooks import WebhookEvent, Webhooks
 
 
@@ -68,7 +67,7 @@ class KlingClient:
         deadline: float | None = None,
         budget: int | None = None,
         run: str = "default",
-        journal: str | os.PathLike[str] | Records | None = None,
+        journal: str | os.PathLike[str] | JobStore | None = None,
         webhook_secret: str | Sequence[str] | None = None,
         http: aiohttp.ClientSession | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,
@@ -95,16 +94,13 @@ class KlingClient:
         self._poller = Poller(
             reads, schedule or AdaptiveSchedule(rng), poll_timeout=settings.poll_timeout, emit=emit
         )
-        self._journal: Journal | None = None  # one that is ours to open and close
-        if isinstance(journal, str | os.PathLike):
-            journal = self._journal = _journal(journal, run, clock)
-        self._ledger = Ledger(run, journal)
+        self._store, self._owns_store = _store(journal, run, clock)
         submitter = Submitter(session, dialect, rng=rng, budget=settings.retry_timeout)
         slots = slots or Slots(settings.max_in_flight)
         self._admission = admission = Admission(
-            submitter, slots, self._ledger, budget=budget, upload_bytes=settings.upload_bytes, rng=rng
+            submitter, slots, self._store, budget=budget, upload_bytes=settings.upload_bytes, rng=rng
         )
-        self._jobs = Jobs(admission, submitter, self._poller, self._ledger, dialect=dialect, emit=emit)
+        self._jobs = Jobs(admission, submitter, self._poller, self._store, dialect=dialect, emit=emit)
         self._stack = AsyncExitStack()
         self._open = False
         self._saving: Save = self._save  # one for all results: each attribute access would make another
@@ -114,8 +110,8 @@ class KlingClient:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            if self._journal is not None:
-                await stack.enter_async_context(self._journal)
+            if self._owns_store:
+                await stack.enter_async_context(self._store)
             await stack.enter_async_context(self._session)
             await stack.enter_async_context(self._poller)
             self._stack = stack.pop_all()
@@ -235,10 +231,11 @@ class KlingClient:
         """
         self._require_open()
         deadline_at = _until(self._deadline if deadline is None else deadline)
-        async for known, request, source in self._ledger.unfinished():
+        async for known in self._store.jobs(*UNFINISHED):
             if self._poller.registry.get(known.external_task_id) is not None:
                 continue  # this client follows it already
-            yield self._start(known.external_task_id, request, deadline_at, known=known, name=_stem(source))
+            name = _stem(known.source)
+            yield self._start(known.external_task_id, known.request, deadline_at, known=known, name=name)
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
         """The future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`."""
@@ -351,7 +348,9 @@ class KlingClient:
 
             self._downloads = Downloads(self._session.http, self.settings, refresh=self.get, rng=self._rng)
         paths = await self._downloads.save(task, target, name=name, deadline_at=deadline_at)
-        await self._ledger.saved(task, paths)
+        if task.external_task_id and await self._store.get(task.external_task_id):
+            await self._store.observe(task.external_task_id, task)
+            await self._store.mark_saved(task.external_task_id, [path.absolute() for path in paths])
         return paths
 
     def _require_open(self) -> None:
@@ -402,10 +401,17 @@ def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> Ex
     return ExpandRequest(image, geometry, **fields)
 
 
-def _journal(path: str | os.PathLike[str], run: str, clock: Callable[[], float]) -> "Journal":
-    from .store.sqlite import Journal  # here, as most clients need no database
+def _store(
+    given: str | os.PathLike[str] | JobStore | None, run: str, clock: Callable[[], float]
+) -> tuple[JobStore, bool]:
+    """Return the client's job store, and whether the client opens and closes it."""
+    if given is None:
+        return MemoryStore(run=run, clock=clock), True
+    if isinstance(given, JobStore):
+        return given, False
+    from .store.sqlite import SQLiteStore  # here, as most clients need no database
 
-    return Journal(path, run=run, clock=clock)
+    return SQLiteStore(given, run=run, clock=clock), True
 
 
 def _webhooks(given: str | Sequence[str] | None, clock: Callable[[], float]) -> "Webhooks":

@@ -15,18 +15,28 @@ gives the fixtures `kling_emulator` and `kling_client`. A test under `virtual_ti
 import asyncio
 import functools
 import math
+import os
 import selectors
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from itertools import permutations
+from pathlib import Path
 from random import Random
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack
 
+import pytest
 import pytest_asyncio
+from attrs import evolve
 
+from .api.photo import Photo
 from .client import KlingClient
 from .emulator import Emulator
+from .errors import JournalError
+from .geometry import Ratios
 from .jobs.poll_schedule import ExponentialSchedule
+from .models import ExpandRequest, Image, Task
+from .store.base import JobIdentity, JobRecord, JobState, JobStore, PreparedRequest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -141,3 +151,370 @@ async def kling_client(kling_emulator: Emulator) -> AsyncIterator[KlingClient]:
         api_key=kling_emulator.api_key, base_url=kling_emulator.url, schedule=schedule
     ) as kling:
         yield kling
+
+
+class Seconds:
+    """A clock that is a second later each time it is read."""
+
+    def __init__(self, start: float = EPOCH) -> None:
+        self.now = start
+
+    def __call__(self) -> float:
+        """Return the next second."""
+        self.now += 1.0
+        return self.now
+
+
+MakeStore = Callable[[Callable[[], float]], JobStore]
+
+
+def prepared(key: str = "k", **fields: Any) -> PreparedRequest:
+    """Return a request for the photo at a URL that is named after *key*, as a client prepares it."""
+    url, expansion = f"https://photos.example/{key}.png", Ratios(right=0.5)
+    request = ExpandRequest(url, expansion, key=key, **fields)
+    return PreparedRequest(request, Photo(url, f"sha256 of {url}", len(url), url=url), expansion)
+
+
+async def intend(store: JobStore, key: str = "k", digest: str = "h", **fields: Any) -> JobRecord:
+    """Record the intent of a job in *store* and return its record."""
+    return await store.record_intent(JobIdentity(key, digest), prepared(key, **fields))
+
+
+RUNNING = Task("t1", "submitted")
+SUCCEEDED = Task(
+    "t1",
+    "succeed",
+    external_task_id="x",
+    images=(Image(0, "https://a/0.png"), Image(1, "https://a/1.png", "https://a/w.png")),
+    final_unit_deduction="16",
+    updated_at=2,
+)
+FAILED = Task("t1", "failed", "Failure to pass the risk control system")
+
+
+@pytest.mark.asyncio
+class JobStoreContract:
+    """The tests that every `JobStore` has to pass. Subclass it and add one fixture::
+
+        class TestMyStore(JobStoreContract):
+            @pytest.fixture
+            def make_store(self, tmp_path):
+                return lambda clock: MyStore(tmp_path / "jobs", clock=clock)
+
+    `make_store` is called with a clock and returns a store that is not open yet. Each call within one
+    test means the same run in the same storage, so that a test can open it again.
+    """
+
+    @pytest_asyncio.fixture
+    async def store(self, make_store: MakeStore) -> AsyncIterator[JobStore]:
+        """Open an empty store."""
+        async with make_store(Seconds()) as store:
+            yield store
+
+    async def test_steps_of_a_job_are_recorded(self, make_store: MakeStore) -> None:
+        """Each step is stored with its facts and its time, and a durable store has them when opened again."""
+        async with make_store(Seconds()) as store:
+            job = await intend(store)
+            name = job.external_task_id
+            assert (job.key, job.params_hash, job.attempt, job.state) == ("k", "h", 1, JobState.INTENT)
+            assert (job.task_id, job.last_post_at, job.task, job.files, job.error) == (None,) * 3 + ((), None)
+            assert not job.may_exist
+            assert job.created_at == job.updated_at > EPOCH
+            await store.mark_sending(name)
+            sent = await store.get(name)
+            assert sent is not None
+            assert (sent.state, sent.last_post_at) == (JobState.INTENT, job.created_at + 1)
+            assert sent.may_exist
+            await store.observe(name, RUNNING)
+            running = await store.get(name)
+            assert running is not None
+            assert (running.state, running.task_id) == (JobState.SUBMITTED, "t1")
+            assert running.task == evolve(RUNNING, external_task_id=name)
+            await store.observe(name, SUCCEEDED)
+            await store.mark_saved(name, ["out/dog-0.png", Path("out/dog-1.png")])
+        async with make_store(Seconds()) as again:
+            done = await again.find("k")
+            if not again.durable:
+                assert done is None
+                return
+            assert done is not None
+            assert done == await again.get(name) == await again.find("k", "h")
+            assert (done.state, done.task_id, done.task) == (JobState.DONE, "t1", SUCCEEDED)
+            assert done.files == ("out/dog-0.png", "out/dog-1.png")
+            assert (done.created_at, done.last_post_at) == (job.created_at, job.created_at + 1)
+            assert done.updated_at == job.created_at + 4
+
+    async def test_time_of_the_last_post_survives(self, make_store: MakeStore) -> None:
+        """The wait before the same create is sent again counts from the last one, over a restart too."""
+        clock = Seconds()
+        async with make_store(clock) as store:
+            name = (await intend(store)).external_task_id
+            await store.mark_sending(name)
+            await store.mark_sending(name)
+            sent_at = clock.now
+            await store.mark_uncertain(name, "connection reset")
+        async with make_store(clock) as again:
+            job = await intend(again)
+            assert job.external_task_id == name
+            assert job.last_post_at == (sent_at if again.durable else None)
+            assert job.may_exist is again.durable
+
+    async def test_an_id_is_the_same_in_every_process(self, make_store: MakeStore) -> None:
+        """It is derived from key, request and attempt, so it can be looked up even after a loss."""
+        ids = []
+        for _ in range(2):
+            async with make_store(Seconds()) as store:
+                for key, digest in (("a", "x"), ("a", "y"), ("b", "x")):
+                    ids.append((await intend(store, key, digest)).external_task_id)
+        assert ids[:3] == ids[3:]
+        assert len(set(ids)) == 3
+
+    async def test_a_given_id_is_kept(self, store: JobStore) -> None:
+        """An `external_task_id` of the request is the id of the job, and no second job can have it."""
+        assert (await intend(store, "a", external_task_id="mine")).external_task_id == "mine"
+        with pytest.raises(JournalError, match="two jobs cannot have one external_task_id"):
+            await intend(store, "b", external_task_id="mine")
+        assert await _states(store) == [("a", JobState.INTENT)]
+
+    async def test_an_intent_is_recorded_once(self, store: JobStore) -> None:
+        """However many record the same job at the same time, there is one record of it."""
+        jobs = await asyncio.gather(*(intend(store) for _ in range(20)))
+        assert {jobs[0]} == set(jobs)
+        assert (await store.counts())[JobState.INTENT] == 1
+
+    @pytest.mark.parametrize(
+        "state", [JobState.UNKNOWN, JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE]
+    )
+    async def test_a_known_job_is_returned(self, store: JobStore, state: JobState) -> None:
+        """A job that is open or finished is never begun again, at most forgotten with its end."""
+        name = (await intend(store)).external_task_id
+        if state is JobState.UNKNOWN:
+            await store.mark_uncertain(name, "reset")
+        else:
+            await store.observe(name, RUNNING)
+        if state in {JobState.SUCCEEDED, JobState.DONE}:
+            await store.observe(name, SUCCEEDED)
+        if state is JobState.DONE:
+            await store.mark_saved(name, [])
+        forgotten = not store.durable and state in {JobState.SUCCEEDED, JobState.DONE}
+        job = await intend(store, n=3)
+        assert (job.external_task_id, job.attempt) == (name, 1)
+        assert job.state is (JobState.INTENT if forgotten else state)
+        assert job.request is not None
+        assert job.request.n == (3 if forgotten else 1)
+
+    async def test_a_failed_task_gets_a_new_attempt(self, store: JobStore) -> None:
+        """Only a recorded failure begins the next attempt, and earlier attempts stay apart from it."""
+        first = await intend(store)
+        await store.mark_sending(first.external_task_id)
+        assert (await intend(store)).attempt == 1
+        for attempt in (2, 3):
+            before = await intend(store)
+            await store.observe(before.external_task_id, RUNNING)
+            await store.observe(before.external_task_id, FAILED)
+            failed = await store.get(before.external_task_id)
+            after = await intend(store)
+            assert (after.attempt, after.state, after.task_id) == (attempt, JobState.INTENT, None)
+            assert after.external_task_id != before.external_task_id
+            assert after == await store.find("k")
+            assert failed == await store.get(before.external_task_id)
+            assert await _states(store) == [("k", JobState.INTENT)]
+            assert (await store.counts())[JobState.FAILED] == 0
+            if store.durable:
+                assert failed is not None
+                assert (failed.state, failed.error) == (JobState.FAILED, FAILED.task_status_msg)
+                assert failed.task == FAILED
+
+    async def test_a_rejected_job_keeps_its_id(self, store: JobStore) -> None:
+        """No task exists, so trying again is no new attempt."""
+        job = await intend(store)
+        await store.mark_sending(job.external_task_id)
+        await store.mark_refused(job.external_task_id, "1201: bad \udcff")
+        rejected = await store.find("k")
+        again = await intend(store)
+        assert (again.external_task_id, again.attempt) == (job.external_task_id, 1)
+        assert (again.state, again.error, again.task_id) == (JobState.INTENT, None, None)
+        if store.durable:
+            assert rejected is not None
+            assert (rejected.state, rejected.error) == (JobState.REJECTED, "1201: bad ?")
+            assert (again.last_post_at, again.created_at) == (rejected.last_post_at, job.created_at)
+
+    async def test_other_parameters_are_another_job(
+        self, store: JobStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """They warn, and leave the job of the old parameters as it was: it may be paid already."""
+        old = await intend(store, digest="old")
+        await store.observe(old.external_task_id, RUNNING)
+        new = await intend(store, digest="new")
+        assert [record.message for record in caplog.records] == [
+            "job 'k' has other parameters than before: it is a new task"
+        ]
+        assert new == await store.find("k")
+        kept = await intend(store, digest="old")
+        assert (kept.state, kept.external_task_id) == (JobState.SUBMITTED, old.external_task_id)
+        assert kept == await store.find("k", "old")
+        assert await store.find("k", "other") is None
+        assert len(caplog.records) == 1
+        assert len(await _states(store, JobState.INTENT, JobState.SUBMITTED)) == 2
+
+    async def test_no_create_is_sent_for_a_known_task(self, store: JobStore) -> None:
+        """Once a task is known the store refuses another create, and names the task."""
+        name = (await intend(store)).external_task_id
+        await store.mark_sending(name)
+        await store.observe(name, RUNNING)
+        before = await store.get(name)
+        with pytest.raises(JournalError, match="exists already") as caught:
+            await store.mark_sending(name)
+        assert (caught.value.task_id, caught.value.external_task_id) == ("t1", name)
+        assert before == await store.get(name)
+
+    async def test_two_tasks_under_one_id_are_reported(
+        self, store: JobStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The first stays on record. The second was paid too, so a warning names both."""
+        name = (await intend(store)).external_task_id
+        await store.observe(name, RUNNING)
+        await store.observe(name, RUNNING)
+        assert not caplog.records
+        await store.observe(name, evolve(SUCCEEDED, task_id="t2"))
+        assert [record.message for record in caplog.records] == [
+            f"two tasks under the id {name}: t1, and now t2"
+        ]
+        job = await store.get(name)
+        assert job is not None
+        assert (job.state, job.task_id, job.snapshot) == (JobState.SUBMITTED, "t1", None)
+
+    async def test_a_report_about_an_unknown_job(self, store: JobStore) -> None:
+        """A durable store raises, as a record would be lost; one that forgets jobs ignores it."""
+        for report in (
+            store.mark_sending("nobody"),
+            store.observe("nobody", RUNNING),
+            store.observe("nobody", SUCCEEDED),
+            store.mark_saved("nobody", ["a"]),
+            store.mark_refused("nobody", "words"),
+            store.mark_uncertain("nobody", "words"),
+        ):
+            if not store.durable:
+                await report
+                continue
+            with pytest.raises(JournalError, match="no such job") as caught:
+                await report
+            assert caught.value.external_task_id == "nobody"
+        assert not any((await store.counts()).values())
+
+    async def test_a_succeeded_task_takes_fresh_urls(self, store: JobStore) -> None:
+        """An expired URL can be replaced until the pictures are on disk, and not after."""
+        name = (await intend(store)).external_task_id
+        await store.observe(name, SUCCEEDED)
+        fresh = evolve(SUCCEEDED, images=(Image(0, "https://b/0.png"),))
+        await store.observe(name, fresh)
+        await store.mark_saved(name, ["a.png"])
+        await store.observe(name, SUCCEEDED)
+        await store.mark_saved(name, ["b.png"])
+        job = await store.get(name)
+        assert (job is not None) is store.durable
+        if job is not None:
+            assert (job.state, job.task, job.files) == (JobState.DONE, fresh, ("b.png",))
+
+    async def test_reports_in_any_order_end_the_same(self, store: JobStore) -> None:
+        """Late and repeated reports change nothing, whichever comes first."""
+        for number, order in enumerate(permutations(range(5))):
+            name = (await intend(store, str(number))).external_task_id
+            reports = [
+                store.observe(name, RUNNING),
+                store.observe(name, RUNNING),
+                store.observe(name, Task("t1", "a word without a meaning")),
+                store.observe(name, SUCCEEDED),
+                store.mark_uncertain(name, "reset"),
+            ]
+            for index in order:
+                await reports[index]
+            job = await store.get(name)
+            assert (job is not None) is store.durable
+            if job is not None:
+                assert (job.state, job.task_id, job.task, job.error) == (
+                    JobState.SUCCEEDED,
+                    "t1",
+                    SUCCEEDED,
+                    None,
+                )
+
+    async def test_a_request_can_be_made_again(self, store: JobStore) -> None:
+        """A record gives back its request and its source, or None where the photo was bytes."""
+        asked = prepared("a", prompt="a \U0001f33b", n=4, watermark=True, callback_url="https://c.example")
+        await store.record_intent(JobIdentity("a", "h"), asked)
+        job = await store.find("a")
+        assert job is not None
+        assert job.request == asked.request
+        for number, photo in enumerate((b"png", "data:image/png;base64,U0VDUkVU")):
+            key = f"bytes {number}"
+            given = Photo(key, "digest", 1, content=photo) if isinstance(photo, bytes) else None
+            given = given or Photo(key, "digest", 1, url=str(photo))
+            await store.record_intent(JobIdentity(key, "h"), prepared(key)._replace(photo=given))
+            found = await store.find(key)
+            assert found is not None
+            assert (found.source, found.request) == (None, None)
+
+    async def test_odd_names_come_back(self, store: JobStore) -> None:
+        """File names are bytes: those that are not UTF-8 are recorded too."""
+        odd = os.fsdecode(b"/in/\xff\xfe\n.png")
+        asked = prepared("k")._replace(photo=Photo("odd", "digest", 1, content=odd))
+        job = await store.record_intent(JobIdentity("kéy\n", "h"), asked)
+        assert (job.key, job.source) == ("kéy\n", odd)
+        await store.observe(job.external_task_id, SUCCEEDED)
+        await store.mark_saved(job.external_task_id, [odd, "é"])
+        found = await store.get(job.external_task_id)
+        assert (found is not None) is store.durable
+        if found is not None:
+            assert (found.source, found.files) == (odd, (odd, "é"))
+
+    async def test_any_words_of_the_service_can_be_stored(self, store: JobStore) -> None:
+        """NUL and halves of characters in an error message are no reason to lose a record."""
+        name = (await intend(store)).external_task_id
+        await store.mark_uncertain(name, "bad \0 word \ud800")
+        job = await store.get(name)
+        assert job is not None
+        assert (job.state, (job.error or "")[:4]) == (JobState.UNKNOWN, "bad ")
+        await store.observe(name, Task("t1", "failed", "bad \0 word \ud800", name))
+        assert (await intend(store)).attempt == 2
+
+    async def test_jobs_come_in_order(self, store: JobStore) -> None:
+        """Hundreds of jobs come in the order of their intents, whatever their states."""
+        keys = [f"{number:04}" for number in range(407)]
+        recorded = [await intend(store, key) for key in keys]
+        for number, job in enumerate(recorded):
+            if number % 3 == 0:
+                await store.observe(job.external_task_id, RUNNING)
+            elif number % 3 == 1:
+                await store.mark_uncertain(job.external_task_id, "?")
+        assert keys == [job.key async for job in store.jobs()]
+        assert keys[::3] == [job.key async for job in store.jobs(JobState.SUBMITTED)]
+        two = [key for number, key in enumerate(keys) if number % 3]
+        assert two == [job.key async for job in store.jobs(JobState.UNKNOWN, JobState.INTENT)]
+        assert await _states(store, JobState.DONE) == []
+        assert (await store.counts())[JobState.UNKNOWN] == len(keys[1::3])
+
+    async def test_jobs_may_move_while_they_are_read(self, store: JobStore) -> None:
+        """Ending each job as it comes neither skips one nor gives one twice."""
+        keys = [f"{number:04}" for number in range(250)]
+        for key in keys:
+            await intend(store, key)
+        seen = []
+        async for job in store.jobs(JobState.INTENT):
+            seen.append(job.key)
+            await store.mark_refused(job.external_task_id, "no")
+        assert keys == seen
+        assert (await store.counts())[JobState.REJECTED] == (len(keys) if store.durable else 0)
+
+    async def test_a_cancelled_call_disturbs_no_other(self, store: JobStore) -> None:
+        """The record of another caller is stored, and the store goes on."""
+        cancelled, other = (asyncio.ensure_future(intend(store, key)) for key in "ab")
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        assert (await other) == await store.find("b")
+        assert (await intend(store, "a")).state is JobState.INTENT
+
+
+async def _states(store: JobStore, *wanted: JobState) -> list[tuple[str, JobState]]:
+    return [(job.key, job.state) async for job in store.jobs(*wanted)]

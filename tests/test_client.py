@@ -576,10 +576,11 @@ async def test_a_task_is_attached_by_either_id_and_saved(tmp_path: Path) -> None
 
 @virtual_time
 async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
-    """A `Journal` of yours is used and never closed; its files are told at a resume."""
-    from kling_expand.store.sqlite import Journal, State
+    """A store given to the client is used and never closed; its files are told at a resume."""
+    from kling_expand.store.base import JobState
+    from kling_expand.store.sqlite import SQLiteStore
 
-    async with Journal(tmp_path / "run.db", clock=loop_clock) as journal:
+    async with SQLiteStore(tmp_path / "run.db", clock=loop_clock) as journal:
         async with emulated({"journal": journal}) as (emulator, kling):
             paths = await (await kling.expand(PHOTO, WIDER)).save(tmp_path)
             again = await kling.expand(PHOTO, WIDER)
@@ -591,7 +592,7 @@ async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
             stranger = await (await kling.attach(task_id)).save(tmp_path)
             assert len(stranger) == 1
         counts = await journal.counts()
-        assert counts[State.DONE] == 2
+        assert counts[JobState.DONE] == 2
 
 
 # ------------------------------------------------------------------ any answer whatever

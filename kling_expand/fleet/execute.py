@@ -33,8 +33,8 @@ from kling_expand.errors import (
 )
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Flow, Slots
+from kling_expand.store.base import JobState
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
-from kling_expand.store.sqlite_statements import State
 
 from . import payload as payloads
 from .payload import Payload
@@ -47,7 +47,7 @@ OPERATOR_RETRY_DELAY = 300.0  # seconds
 FIRST_PAUSE, MAX_PAUSE = 0.5, 8.0  # seconds without creates while other clients hold every slot
 # A worker probes for more slots this much more often than a lone client: other workers come and go.
 PROBE_FACTOR = 6
-_OPEN = {State.INTENT, State.UNKNOWN, State.SUBMITTED}
+_OPEN = {JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED}
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ async def execute(
         external_task_id = getattr(error, "external_task_id", None)
         reason = f"{type(error).__name__}: {error}"
         outcome = JobOutcome(key, status, external_task_id, task_id, error=reason)
-    await context.store.ended(outcome)
+    await context.store.record_outcome(outcome)
     return outcome
 
 
@@ -123,7 +123,7 @@ async def _expand(payload: Payload, context: WorkerContext, priority: int) -> Jo
     async with context.hold(request.n, payload["key"]):
         result = await context.client.submit(loaded, priority=priority)
     # The store must hold the end before the queue deletes the job, or its permits would count as taken.
-    await context.store.observed(_external_task_id(result), result.task)
+    await context.store.observe(_external_task_id(result), result.task)
     files: tuple[str, ...] = tuple(map(str, result.files))
     if context.output and not files:
         files = await payloads.save(result, context.output, name)

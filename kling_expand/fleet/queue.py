@@ -30,9 +30,9 @@ from kling_expand.config import webhook_secret
 from kling_expand.errors import JournalError
 from kling_expand.jobs.bulk import Requests, each
 from kling_expand.models import ExpandRequest
+from kling_expand.store.base import JobState
 from kling_expand.store.postgres import JobOutcome, PostgresStore, create_tables
-from kling_expand.store.postgres_pool import Connection, Connections, listen
-from kling_expand.store.sqlite_statements import State
+from kling_expand.store.postgres_pool import Connection, ConnectionPool, listen
 from kling_expand.webhooks import WebhookEvent, Webhooks
 
 from . import payload as payloads
@@ -59,7 +59,7 @@ class Connector(BaseAsyncConnector):
     or requeued is not there for the second, which is no error.
     """
 
-    def __init__(self, database: Connections) -> None:
+    def __init__(self, database: ConnectionPool) -> None:
         self._database = database
 
     def get_sync_connector(self) -> BaseConnector:
@@ -175,7 +175,7 @@ class FleetStats:
     units_billed: int | float
     outcomes: dict[str, int]
     recent_outcomes: int
-    states: dict[State, int]
+    states: dict[JobState, int]
 
 
 class Fleet:
@@ -196,7 +196,7 @@ class Fleet:
         self.dsn = dsn
         self.run = run
         self.queue = f"kling_{run}"
-        self.database = Connections(dsn)
+        self.database = ConnectionPool(dsn)
         self._clock = clock
         self.store = PostgresStore(self.database, run=run, owner=None, clock=clock)
         self.app = procrastinate.App(connector=Connector(self.database))
@@ -285,7 +285,7 @@ class Fleet:
             for place, outcome in page:  # noqa: B007 - where the next page begins
                 yield outcome
             if not page:
-                if not queued and not running and not await self.store.more(place):
+                if not queued and not running and not await self.store.has_outcomes(place):
                     return
                 await asyncio.sleep(POLL_INTERVAL)
 
@@ -297,7 +297,7 @@ class Fleet:
         """
         removed = await self._query(_CANCEL, self.queue, list(keys) or None)
         for (key,) in removed:
-            await self.store.ended(JobOutcome(key, "cancelled"))
+            await self.store.record_outcome(JobOutcome(key, "cancelled"))
         return len(removed)
 
     # ------------------------------------------------------------------ workers
@@ -337,7 +337,7 @@ class Fleet:
         event = self._webhooks.parse(headers, body)
         if event.task.status.final and not event.needs_poll and event.task.external_task_id:
             with suppress(JournalError):  # a task of this account that is not the fleet's
-                await self.store.observed(event.task.external_task_id, event.task)
+                await self.store.observe(event.task.external_task_id, event.task)
         signed = {name: value for name, value in headers.items() if name.lower().startswith("webhook-")}
         text = body.decode()
         if len(body) + sum(map(len, signed.values())) < MAX_NOTIFICATION and "\0" not in text:
@@ -360,7 +360,7 @@ class Fleet:
             workers=tuple((float(age), jobs) for age, jobs in workers),
             in_flight=in_flight,
             permits=held,
-            units_billed=await self.store.spent(),
+            units_billed=await self.store.units_billed(),
             outcomes=dict(outcomes),
             recent_outcomes=recent,
             states=await self.store.counts(),

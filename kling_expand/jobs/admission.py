@@ -24,7 +24,7 @@ from kling_expand.errors import (
     SubmissionUnknown,
 )
 from kling_expand.models import ExpandRequest, Task
-from kling_expand.store.ledger import JobRecord, Ledger, PreparedRequest
+from kling_expand.store.base import JobRecord, JobStore, PreparedRequest
 
 from .future import TaskRecord
 from .scheduler import Flow, Slots, WeightedSemaphore
@@ -71,7 +71,7 @@ class Admission:
         self,
         submitter: Submitter,
         slots: Slots,
-        ledger: Ledger,
+        store: JobStore,
         *,
         budget: int | None,
         upload_bytes: int,
@@ -79,7 +79,7 @@ class Admission:
     ) -> None:
         self._submitter = submitter
         self._slots = slots
-        self._ledger = ledger
+        self._store = store
         self._uploads = WeightedSemaphore(upload_bytes)
         self._budget = budget
         self._rng = rng
@@ -96,19 +96,19 @@ class Admission:
             task = await self._admitted(job, known, partial(Body, head, order.photo, tail), limit)
         except SubmissionUnknown as error:
             self.free(job)
-            await self._ledger.mark_unknown_or_rejected(known.external_task_id, error, refused=False)
+            await self._store.mark_uncertain(known.external_task_id, str(error))
             raise
         except BaseException as error:
             self.free(job)
             if not (job.leaving and isinstance(error, asyncio.CancelledError)):  # then it may be billed
                 self.refund(job)
             if isinstance(error, APIError) and not error.retryable:
-                await self._ledger.mark_unknown_or_rejected(known.external_task_id, error, refused=True)
+                await self._store.mark_refused(known.external_task_id, str(error))
             raise
         if job.earlier:
             self.refund(job)  # whoever made it has paid for it
         try:
-            await self._ledger.observed(known.external_task_id, task)
+            await self._store.observe(known.external_task_id, task)
         except JournalError as error:
             # It knows that a POST has left, and a later run will look the id up: nothing is lost.
             logger.warning("an accepted task could not be written down: %s", error)
@@ -162,7 +162,7 @@ class Admission:
     async def _post(
         self, job: Job, known: JobRecord, body: Callable[[], Body], deadline_at: float | None
     ) -> Task:
-        if known.doubtful:
+        if known.may_exist:
             self._submitter.doubt(known.external_task_id)
         size = min(body().size or 0, self._uploads.capacity)
         await self._uploads.acquire(size)
@@ -171,8 +171,8 @@ class Admission:
             return await self._submitter.create(
                 body,
                 known.external_task_id,
-                adopt=known.adopt,
-                announce=partial(self._ledger.posting, known.external_task_id),
+                adopt=bool(known.params_hash),
+                announce=partial(self._store.mark_sending, known.external_task_id),
                 earlier=partial(self._earlier, job),
                 deadline_at=deadline_at,
             )

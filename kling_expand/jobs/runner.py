@@ -16,7 +16,7 @@ from kling_expand.errors import (
 )
 from kling_expand.events import Event, EventKind, Listener
 from kling_expand.models import Dialect, ExpandRequest, Status, Task, resolve_geometry
-from kling_expand.store.ledger import Identity, JobRecord, Ledger, PreparedRequest
+from kling_expand.store.base import JobIdentity, JobRecord, JobStore, PreparedRequest, identify
 
 from .admission import Admission, Job
 from .future import TaskFuture, TaskRecord
@@ -36,7 +36,7 @@ class Jobs:
         admission: Admission,
         submitter: Submitter,
         poller: Poller,
-        ledger: Ledger,
+        store: JobStore,
         *,
         dialect: Dialect,
         emit: Listener,
@@ -44,13 +44,13 @@ class Jobs:
         self._admission = admission
         self._submitter = submitter
         self._poller = poller
-        self._ledger = ledger
+        self._store = store
         self._dialect = dialect
         self._emit = emit
         self._registry = poller.registry
         self._registry.on_end.insert(0, self._ended)  # slots are free before the end is emitted
         self._jobs: dict[TaskRecord, Job] = {}  # without a task yet
-        self._turns: WeakValueDictionary[Identity, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[JobIdentity, asyncio.Lock] = WeakValueDictionary()
         self._notes: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -126,26 +126,26 @@ class Jobs:
 
     async def _resume(self, job: Job, known: JobRecord, limit: asyncio.Timeout) -> None:
         """Go on with a job of the journal. Its photo is needed only where there may be no task of it."""
-        job.doubtful = known.doubtful
+        job.doubtful = known.may_exist
         if job.request is None or known.task is not None:
             await self._look_for(job, known)
             return
         try:
             await self._submit(job, job.request, limit)
         except ImageError as error:
-            if not known.doubtful or job.leaving:
+            if not known.may_exist or job.leaving:
                 raise
             await self._look_for(job, known, error)
 
     async def _submit(self, job: Job, request: ExpandRequest, limit: asyncio.Timeout) -> None:
         photo = await load_photo(request.image)
         order = PreparedRequest(request, photo, resolve_geometry(request, self._dialect, photo.dimensions))
-        identity = self._ledger.identify(order)
+        identity = identify(self._store, order)
         if identity is None:
             known = JobRecord(job.record.any_id)
             self._take_up(job, known, await self._admission.create(job, known, order, limit))
             return
-        if job.known and job.known.digest != identity.digest:
+        if job.known and job.known.params_hash != identity.digest:
             raise ImageError(
                 "image", photo.name, "it is not the photo the journal knows: submit it as a new job"
             )
@@ -155,18 +155,16 @@ class Jobs:
             await self._attempt(job, identity, order, limit)
 
     async def _attempt(
-        self, job: Job, identity: Identity, order: PreparedRequest, limit: asyncio.Timeout
+        self, job: Job, identity: JobIdentity, order: PreparedRequest, limit: asyncio.Timeout
     ) -> None:
         """Take up the task of a job with an identity, or create it where there is none."""
-        attempt = 0
         while True:
-            attempt += 1
-            known = await self._ledger.intend(identity, order, attempt)
+            known = await self._store.record_intent(identity, order)
             job.record.rename(known.external_task_id)
             if job.record.canonical is not job.record:
                 self._event(EventKind.MERGED, job.record)
                 return
-            job.doubtful = known.doubtful
+            job.doubtful = known.may_exist
             task = known.task or await self._admission.create(job, known, order, limit)
             if known.task is not None or not job.earlier or task.status is not Status.FAILED:
                 self._take_up(job, known, task)
@@ -176,20 +174,20 @@ class Jobs:
     async def _look_for(self, job: Job, known: JobRecord, error: KlingError | None = None) -> None:
         """Go on with a job whose photo is not needed, or cannot be had again because of *error*."""
         task = known.task
-        if task is None and known.doubtful:
+        if task is None and known.may_exist:
             task = await self._submitter.find(known.external_task_id, job.deadline_at)
             job.doubtful = task is not None
         if task is None:
             raise error or NotSubmitted(
                 "its photo was given as bytes, which no journal keeps: submit it again"
             )
-        await self._ledger.observed(known.external_task_id, task)
+        await self._store.observe(known.external_task_id, task)
         self._take_up(job, known, task)
 
     def _take_up(self, job: Job, known: JobRecord, task: Task) -> None:
         """There is a task: tell its future, and watch it until its end."""
         record = job.record
-        job.files.extend(known.files)
+        job.files.extend(known.existing_files())
         job.external_task_id = known.external_task_id
         if not task.status.final:
             self._admission.run(job)
@@ -215,7 +213,7 @@ class Jobs:
             return
         if task.status is Status.FAILED:
             self._admission.refund(job)  # only pictures that were made are billed (live)
-        self._note(self._ledger.observed(job.external_task_id, task))
+        self._note(self._store.observe(job.external_task_id, task))
 
     def _note(self, writing: Coroutine[Any, Any, None]) -> None:
         note = asyncio.create_task(writing)

@@ -6,8 +6,6 @@ and comes back finds that out before its POST leaves, not after.
 """
 
 import asyncio
-import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,15 +16,22 @@ from attrs import fields, frozen
 from kling_expand.errors import JournalError
 from kling_expand.models import Task
 
-from .moves import Moves
-from .postgres_pool import Connection, Connections
-from .sqlite_statements import NEXT, Job, State
+from .base import (
+    COLUMNS,
+    PREVIOUS,
+    JobRecord,
+    JobState,
+    JobStore,
+    task_exists,
+    unknown_job,
+    warn_of_other_parameters,
+    warn_of_two_tasks,
+)
+from .postgres_pool import Connection, ConnectionPool
 
 PAGE = 200  # jobs read at a time
-TURNS = 10  # tries to find or make a job that others are making at the same moment
-REMEMBER = 1000  # ends that were told, so that the same is not written twice
-BEFORE = {state: [str(earlier) for earlier in State if state in NEXT[earlier]] for state in State}
-_COLUMNS = ", ".join(attribute.name for attribute in fields(Job))
+CLAIM_TRIES = 10  # to find or insert a job that other workers insert at the same moment
+REMEMBERED = 1000  # ends that were written, so that none is written twice
 
 SCHEMA = """
 CREATE SEQUENCE IF NOT EXISTS kling_owners;
@@ -99,17 +104,20 @@ class JobOutcome:
     ended_at: float = 0.0
 
 
-class PostgresStore(Moves):
+class PostgresStore(JobStore):
     """The jobs of one *run* in a database that many workers share; give it to a client as its ``journal``.
 
-    *owner* tells this worker's jobs from another's; without one, entering takes the next free number.
-    Every method returns after the COMMIT that holds its record, and waits while the database is away.
-    Raises `JournalError`.
+    *owner* tells this worker's jobs from another's. Without one, entering takes the next free number.
+    A worker owns a job from its `record_intent` on, until another worker records the same intent. Every
+    method waits while the database is away.
+
+    Raises:
+        JournalError: from every method, when the database stays away or refuses what it was asked.
     """
 
     def __init__(
         self,
-        database: Connections,
+        database: ConnectionPool,
         *,
         run: str = "default",
         owner: int | None = None,
@@ -119,75 +127,44 @@ class PostgresStore(Moves):
         self.owner = owner or 0
         self._database = database
         self._clock = clock
-        self._told: OrderedDict[str, tuple[Task, asyncio.Future[None]]] = OrderedDict()
+        self._ends: OrderedDict[str, tuple[Task, asyncio.Future[None]]] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         if not self.owner:
-            self.owner = (await self._ask("SELECT nextval('kling_owners')"))[0][0]
+            self.owner = (await self._fetch("SELECT nextval('kling_owners')"))[0][0]
         return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        return None
 
     # ------------------------------------------------------------------------ what happened
 
-    async def intend(
-        self,
-        key: str,
-        *,
-        params_hash: str,
-        params: str,
-        source: str | None,
-        external_id: Callable[[int], str],
-    ) -> Job:
-        """The job to go on with, by the rules of `Journal.intend`; from now on it is this worker's."""
-        where = None if source is None or source.startswith("data:") else os.fsencode(source)
-        for _ in range(TURNS):
-            known = await self._ask(_CLAIM, self.owner, self._clock(), self.run, key, params_hash)
-            job = Job(*known[0]) if known else None
-            if job is not None and job.state is not State.FAILED:
-                return job
-            attempt = job.attempt + 1 if job else 1
-            row = (self.run, key, external_id(attempt), params_hash, attempt, where, params)
-            made = await self._ask(_INSERT, *row, self._clock(), self.owner)
-            if made:
-                *columns, others = made[0]
-                if others and attempt == 1:
-                    _logger.warning("job %r has other parameters than before: it is a new task", key)
-                return Job(*columns)
-            # Somebody else has made it meanwhile, and the next turn finds it; or the id is another job's.
-        raise JournalError("two jobs cannot have one id", external_task_id=str(row[2]))
+    async def mark_sending(self, external_task_id: str) -> None:
+        """Record that a create is about to be sent; send it as soon as this returns.
 
-    async def posting(self, external_task_id: str) -> None:
-        """A POST is about to leave; send it at once when this returns.
-
-        Raises `JournalError` with the `task_id` where a task is known, and `TakenOver` where another
-        worker owns the job: then it must not be sent.
+        Raises:
+            JournalError: when a task of the job is known; then `task_id` is set, and it must not be sent.
+            TakenOver: when another worker owns the job, and it must not be sent either.
         """
-        noted = await self._ask(_POSTING, self._clock(), external_task_id, self.owner)
-        if not noted:
-            task_id = (await self._known(external_task_id)).task_id
-            if task_id is None:
-                raise TakenOver("another worker has taken it over", external_task_id=external_task_id)
-            raise JournalError("its task exists already", task_id=task_id, external_task_id=external_task_id)
+        if await self._fetch(_SENDING, self._clock(), external_task_id, self.owner):
+            return
+        task_id = (await self._known(external_task_id)).task_id
+        if task_id is None:
+            raise TakenOver("another worker owns this job now", external_task_id=external_task_id)
+        raise task_exists(external_task_id, task_id)
 
-    async def _end(self, external_task_id: str, task: Task, **more: Any) -> None:
-        """Poll loop, saver and job each report the same end: it is written once, and waited for by all."""
-        told = self._told.get(external_task_id)
-        if (
-            told is None
-            or told[0] != task
-            or (told[1].done() and (told[1].cancelled() or told[1].exception()))
-        ):
-            work = super()._end(external_task_id, task, units=task.units, **more)
-            told = task, asyncio.ensure_future(work)
-            self._told[external_task_id] = told
-            self._told.move_to_end(external_task_id)
-            if len(self._told) > REMEMBER:
-                self._told.popitem(last=False)
-        await asyncio.shield(told[1])
+    async def observe(self, external_task_id: str, task: Task) -> None:
+        """Record a snapshot of the task. An end is written once, however many report it."""
+        if not task.status.final:
+            await super().observe(external_task_id, task)
+            return
+        end = self._ends.get(external_task_id)
+        if end is None or end[0] != task or _has_failed(end[1]):
+            end = task, asyncio.ensure_future(super().observe(external_task_id, task))
+            self._ends[external_task_id] = end
+            self._ends.move_to_end(external_task_id)
+            if len(self._ends) > REMEMBERED:
+                self._ends.popitem(last=False)
+        await asyncio.shield(end[1])
 
-    async def ended(self, outcome: JobOutcome) -> None:
+    async def record_outcome(self, outcome: JobOutcome) -> None:
         """Keep how a job of the queue ended; the last word on a key replaces the one before."""
         row = (outcome.key, outcome.status, outcome.external_task_id, outcome.task_id, list(outcome.urls))
         rest = (
@@ -196,31 +173,31 @@ class PostgresStore(Moves):
             outcome.error and self._text(outcome.error),
             self._clock(),
         )
-        await self._ask(_ENDED, self.run, *row, *rest)
+        await self._fetch(_ENDED, self.run, *row, *rest)
 
     # ------------------------------------------------------------------------ what is known
 
-    async def find(self, key: str, params_hash: str | None = None) -> Job | None:
+    async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
         """The newest job of *key*, or of exactly these parameters under it."""
-        if params_hash is None:
+        if digest is None:
             return await self._newest("run = %s AND key = %s", self.run, key)
-        return await self._newest("run = %s AND key = %s AND params_hash = %s", self.run, key, params_hash)
+        return await self._newest("run = %s AND key = %s AND params_hash = %s", self.run, key, digest)
 
-    async def get(self, external_task_id: str) -> Job | None:
+    async def get(self, external_task_id: str) -> JobRecord | None:
         """The job with this id; earlier attempts are found too."""
         return await self._newest("external_task_id = %s", external_task_id)
 
-    async def jobs(self, *states: State) -> AsyncIterator[Job]:
+    async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
         """Jobs in these states (in any, without), oldest first; of each the last attempt. Page by page."""
-        after, wanted = 0, [str(state) for state in states or tuple(State)]
-        while page := await self._ask(_PAGE, self.run, wanted, after, PAGE):
+        after, wanted = 0, [str(state) for state in states or tuple(JobState)]
+        while page := await self._fetch(_PAGE, self.run, wanted, after, PAGE):
             for after, *columns in page:  # noqa: B007 - where the next page begins
-                yield Job(*columns)
+                yield JobRecord(*columns)
 
-    async def counts(self) -> dict[State, int]:
+    async def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state; of each the last attempt."""
-        found = await self._ask(_COUNTS, self.run)
-        return dict.fromkeys(State, 0) | {State(state): number for state, number in found}
+        found = await self._fetch(_COUNTS, self.run)
+        return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
     async def outcomes(self, after: tuple[int, str] = (0, "")) -> list[tuple[tuple[int, str], JobOutcome]]:
         """The next outcomes behind the place *after*, each with its own place.
@@ -228,54 +205,71 @@ class PostgresStore(Moves):
         Only those are shown before which none can appear any more, so that whoever reads on from the
         last place misses none and meets none twice.
         """
-        found = await self._ask(_OUTCOMES, self.run, *after, PAGE)
+        found = await self._fetch(_OUTCOMES, self.run, *after, PAGE)
         return [((int(seen), row[0]), _ended(row)) for seen, *row in found]
 
     async def outcome(self, key: str) -> JobOutcome | None:
         """How the job of *key* ended, if it has."""
-        found = await self._ask(_OUTCOME, self.run, key)
+        found = await self._fetch(_OUTCOME, self.run, key)
         return _ended(found[0]) if found else None
 
-    async def more(self, after: tuple[int, str]) -> bool:
+    async def has_outcomes(self, after: tuple[int, str]) -> bool:
         """Whether there are outcomes behind *after*, shown already or not."""
-        return bool(await self._ask(_MORE, self.run, *after))
+        return bool(await self._fetch(_MORE, self.run, *after))
 
-    async def spent(self) -> int | float:
+    async def units_billed(self) -> int | float:
         """Units billed for the run so far, as far as the service has said."""
-        return _number((await self._ask(_SPENT, self.run))[0][0]) or 0
+        return _number((await self._fetch(_SPENT, self.run))[0][0]) or 0
 
     # ------------------------------------------------------------------------ within
 
-    async def _move(self, external_task_id: str, state: State, **values: Any) -> None:
-        """One UPDATE, which does nothing where the table of states does not allow it."""
+    async def _claim(self, draft: dict[str, Any], external_id: Callable[[int], str]) -> JobRecord:
+        key, digest = draft["key"], draft["params_hash"]
+        for _ in range(CLAIM_TRIES):
+            known = await self._fetch(_CLAIM, self.owner, self._clock(), self.run, key, digest)
+            job = JobRecord(*known[0]) if known else None
+            if job is not None and job.state is not JobState.FAILED:
+                return job
+            attempt = job.attempt + 1 if job else 1
+            name = external_id(attempt)
+            row = (self.run, key, name, digest, attempt, draft["source"], draft["params"])
+            inserted = await self._fetch(_INSERT, *row, self._clock(), self.owner)
+            if inserted:
+                *columns, key_known = inserted[0]
+                if key_known and attempt == 1:
+                    warn_of_other_parameters(key)
+                return JobRecord(*columns)
+            # Another worker has inserted it meanwhile, and the next try finds it; or the id is another job's.
+        raise JournalError("two jobs cannot have one external_task_id", external_task_id=name)
+
+    async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
         new = {"state": str(state)} | values | {"updated_at": self._clock()}
         query = (
             f"UPDATE kling_jobs SET {', '.join(f'{name} = %s' for name in new)} WHERE external_task_id = %s"  # noqa: S608 - our words
             " AND state = ANY(%s) AND (task_id IS NULL OR task_id = coalesce(%s, task_id)) RETURNING 1"
         )
         task_id = values.get("task_id")
-        if await self._ask(query, *new.values(), external_task_id, BEFORE[state], task_id):
-            return
-        known = (await self._known(external_task_id)).task_id
-        if None not in (task_id, known) and task_id != known:
-            _logger.warning("two tasks under the id %s: %s, and now %s", external_task_id, known, task_id)
+        if not await self._fetch(query, *new.values(), external_task_id, PREVIOUS[state], task_id):
+            warn_of_two_tasks(external_task_id, (await self._known(external_task_id)).task_id, task_id)
+
+    def _final_columns(self, task: Task) -> dict[str, Any]:
+        return super()._final_columns(task) | {"units": task.units}
 
     def _text(self, words: str) -> str:
-        """PostgreSQL stores no NUL."""
-        return super()._text(words).replace("\0", "�")
+        return super()._text(words).replace("\0", "�")  # PostgreSQL stores no NUL
 
-    async def _known(self, external_task_id: str) -> Job:
+    async def _known(self, external_task_id: str) -> JobRecord:
         job = await self.get(external_task_id)
         if job is None:
-            raise JournalError("the journal knows no such job", external_task_id=external_task_id)
+            raise unknown_job(external_task_id)
         return job
 
-    async def _newest(self, where: str, *values: Any) -> Job | None:
-        query = f"SELECT {_COLUMNS} FROM kling_jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - our words
-        rows = await self._ask(query, *values)
-        return Job(*rows[0]) if rows else None
+    async def _newest(self, where: str, *values: Any) -> JobRecord | None:
+        query = f"SELECT {COLUMNS} FROM kling_jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - our words
+        rows = await self._fetch(query, *values)
+        return JobRecord(*rows[0]) if rows else None
 
-    async def _ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    async def _fetch(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         async def work(database: Connection) -> list[tuple[Any, ...]]:
             return await (await database.execute(query, values)).fetchall()
 
@@ -291,7 +285,7 @@ UPDATE kling_jobs SET owner = %s,
 WHERE id = (
     SELECT id FROM kling_jobs WHERE run = %s AND key = %s AND params_hash = %s
     ORDER BY attempt DESC LIMIT 1
-) RETURNING {_COLUMNS}
+) RETURNING {COLUMNS}
 """  # noqa: S608 - our words
 _INSERT = f"""
 WITH row AS (
@@ -303,7 +297,7 @@ WITH row AS (
         updated_at, owner, state)
     SELECT run, key, external_task_id, params_hash, attempt, source, params, now, now, owner, 'intent'
     FROM row
-    ON CONFLICT DO NOTHING RETURNING {_COLUMNS}
+    ON CONFLICT DO NOTHING RETURNING {COLUMNS}
 ), older AS (
     UPDATE kling_jobs AS old SET latest = false FROM made, row WHERE old.run = row.run AND old.key = row.key
         AND old.params_hash = row.params_hash AND old.attempt < row.attempt
@@ -312,7 +306,7 @@ SELECT made.*, EXISTS (
     SELECT FROM kling_jobs, row WHERE kling_jobs.run = row.run AND kling_jobs.key = row.key
 ) FROM made
 """  # noqa: S608 - our words
-_POSTING = """
+_SENDING = """
 WITH row AS (SELECT %s::double precision AS now)
 UPDATE kling_jobs SET last_post_at = now, updated_at = now, holder = owner FROM row
 WHERE external_task_id = %s AND task_id IS NULL AND owner = %s RETURNING 1
@@ -326,24 +320,22 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (run, key) DO UPDATE
 RETURNING 1
 """
 _PAGE = f"""
-SELECT id, {_COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(%s) AND id > %s
+SELECT id, {COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(%s) AND id > %s
 ORDER BY id LIMIT %s
 """  # noqa: S608 - our words
 _COUNTS = "SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s GROUP BY state"
 _SPENT = "SELECT sum(units) FROM kling_jobs WHERE run = %s AND state IN ('succeeded', 'done')"
 _MORE = "SELECT 1 FROM kling_outcomes WHERE run = %s AND (seen, key) > (%s::text::xid8, %s) LIMIT 1"
-_ENDED_COLUMNS = ", ".join(attribute.name for attribute in fields(JobOutcome))
-_OUTCOME = f"SELECT {_ENDED_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
+_OUTCOME_COLUMNS = ", ".join(attribute.name for attribute in fields(JobOutcome))
+_OUTCOME = f"SELECT {_OUTCOME_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
 _OUTCOMES = f"""
-SELECT seen::text AS place, {_ENDED_COLUMNS} FROM kling_outcomes
+SELECT seen::text AS place, {_OUTCOME_COLUMNS} FROM kling_outcomes
 WHERE run = %s AND (seen, key) > (%s::text::xid8, %s) AND seen < pg_snapshot_xmin(pg_current_snapshot())
 ORDER BY seen, key LIMIT %s
 """  # noqa: S608 - our words
 
-_logger = logging.getLogger(__name__)
 
-
-async def create_tables(database: Connections, *more: str) -> None:
+async def create_tables(database: ConnectionPool, *more: str) -> None:
     """Make the tables where they are missing, and *more*. Safe to repeat, also by several at once."""
 
     async def work(connection: Connection) -> None:
@@ -353,6 +345,10 @@ async def create_tables(database: Connections, *more: str) -> None:
                 await connection.execute(script)
 
     await database.do(work)
+
+
+def _has_failed(written: asyncio.Future[None]) -> bool:
+    return written.done() and (written.cancelled() or written.exception() is not None)
 
 
 def _ended(row: Sequence[Any]) -> JobOutcome:

@@ -32,8 +32,8 @@ async def connect(dsn: str) -> Connection:
     return await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10)
 
 
-class Connections:
-    """At most *size* connections to *dsn*, used by one event loop: ``async with Connections(dsn)``.
+class ConnectionPool:
+    """At most *size* connections to *dsn*, used by one event loop: ``async with ConnectionPool(dsn)``.
 
     Entering raises `JournalError` at once where there is no such database; one that goes away later is
     waited for, *patience* seconds.
@@ -130,7 +130,7 @@ def passing(error: psycopg.Error) -> bool:
 
 def _trouble(error: psycopg.Error) -> JournalError:
     if isinstance(error, psycopg.errors.UniqueViolation):
-        return JournalError(f"two jobs cannot have one id ({_words(error)})")
+        return JournalError(f"two jobs cannot have one external_task_id ({_words(error)})")
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
         return JournalError(
             f"the database has no tables of a fleet: run `kling-expand fleet init` ({_words(error)})"

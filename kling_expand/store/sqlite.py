@@ -1,12 +1,10 @@
-"""What survives a crash? Every job, in one SQLite file, written ahead of every step that costs.
+"""A durable job store in one SQLite file.
 
-It stores what happened and sends nothing; what follows from a job's state is its reader's business.
-
-Durability: every ``await`` of a writing method returns after the COMMIT that holds its record, and
-that COMMIT after an fsync (a write-ahead log with ``synchronous=FULL``; EXTRA on a rollback journal,
-where a file system refuses the former). What waits at the same moment shares one COMMIT. When a
-method raises `JournalError` its record is not promised; everything promised before is still there.
-Neither image bytes nor credentials are stored.
+Every ``await`` of a writing method returns after the COMMIT that holds its record, and that COMMIT after
+an fsync: a write-ahead log with ``synchronous=FULL``, or EXTRA on a rollback journal where the file system
+refuses such a log. Records that wait at the same moment share one COMMIT. When a method raises
+`JournalError` its record may be missing, and every record confirmed before is still there. Neither image
+bytes nor credentials are stored.
 """
 
 import asyncio
@@ -18,24 +16,23 @@ from typing import Any, Self, TypeVar
 
 from kling_expand.errors import JournalError
 
-from . import sqlite_statements as records
-from .moves import Moves
-from .sqlite_file import Connection, Database, Work
-from .sqlite_statements import Job, State
-from .write_queue import Batches
+from . import sqlite_statements as statements
+from .base import JobRecord, JobState, JobStore
+from .sqlite_file import Connection, DatabaseFile, Statement
+from .write_queue import WriteQueue
 
 T = TypeVar("T")
 
-__all__ = ["Job", "Journal", "State"]
 
+class SQLiteStore(JobStore):
+    """A file of jobs: ``async with SQLiteStore("run.db") as store``, in one event loop and one process.
 
-class Journal(Moves):
-    """A file of jobs: ``async with Journal("run.db") as journal``, in one event loop and one process.
+    *run* names the run, and every derived id depends on it. Without one, a random name is made once and
+    kept in the file. *clock* gives Unix seconds. After a full disk the next write tries again; a file
+    that was deleted or replaced is refused until it is opened again.
 
-    *run* names the run, and is part of every id made from it; without one, a random name is made
-    once and kept in the file. *clock* gives Unix seconds. Entering, and every method, raises
-    `JournalError` when the file cannot be used, and says why. After a full disk the next write
-    tries again; a file that was deleted or replaced stays refused.
+    Raises:
+        JournalError: from entering and from every method, when the file cannot be used.
     """
 
     def __init__(
@@ -44,104 +41,65 @@ class Journal(Moves):
         self.path = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
         self.run = run or ""
         self._clock = clock
-        self._database = Database(self.path, records.KIND)
-        self._batches: Batches[Work] | None = None
+        self._file = DatabaseFile(self.path, statements.FORMAT)
+        self._writes: WriteQueue[Statement] | None = None
 
     async def __aenter__(self) -> Self:
-        if self._batches is not None:
+        if self._writes is not None:
             raise JournalError(f"the journal {self.path} is open already")
         self._loop = asyncio.get_running_loop()
-        batches: Batches[Work] = Batches(self._database.commit)
+        writes: WriteQueue[Statement] = WriteQueue(self._file.commit)
         try:
-            await batches.alone(self._database.open)
-            self.run = await batches.put(partial(records.name_run, self.path, self.run))
+            await writes.run(self._file.open)
+            self.run = await writes.put(partial(statements.name_run, self.path, self.run))
         except BaseException:
-            batches.stop(self._database.close)
+            writes.abort(self._file.close)
             raise
-        self._batches = batches
+        self._writes = writes
         return self
 
-    async def __aexit__(self, *_exc: object) -> None:
-        await self.aclose()
-
     async def aclose(self) -> None:
-        """Write what is waiting, then give the file free. Twice is harmless."""
-        batches, self._batches = self._batches, None
-        if batches is not None:
-            await batches.finish(lambda _db: None, self._database.close)
+        """Write what is waiting, then close and unlock the file. A second call does nothing."""
+        writes, self._writes = self._writes, None
+        if writes is not None:
+            await writes.close(lambda _db: None, self._file.close)
 
-    # ------------------------------------------------------------------------ what happened
+    async def mark_sending(self, external_task_id: str) -> None:
+        """Record that a create is about to be sent. Raises `JournalError` where a task is known."""
+        await self._execute(partial(statements.mark_sending, external_task_id, self._clock()))
 
-    async def intend(
-        self,
-        key: str,
-        *,
-        params_hash: str,
-        params: str,
-        source: str | None,
-        external_id: Callable[[int], str],
-    ) -> Job:
-        """The job to go on with for *key* and *params_hash*; recorded before this returns.
+    async def get(self, external_task_id: str) -> JobRecord | None:
+        """Return the record with this id, of an earlier attempt too, or None."""
+        return await self._execute(partial(statements.newest, "external_task_id = ?", (external_task_id,)))
 
-        A job known and not failed is given back as it is; a rejected one as an intent again, under
-        its old id, for no task exists. A new one, and the next attempt after a failed task, gets
-        ``external_id(attempt)``, which is called on another thread. Other parameters under a known
-        key make another job, with a warning in the log.
-        """
-        where = None if source is None or source.startswith("data:") else os.fsencode(source)
-        now = self._clock()
-        draft = {
-            "key": key,
-            "params_hash": params_hash,
-            "params": params,
-            "source": where,
-            "created_at": now,
-            "updated_at": now,
-        }
-        return await self._do(partial(records.intend, draft, external_id))
+    async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
+        """Return the newest record of *key*, or of exactly one request under it, or None."""
+        if digest is None:
+            return await self._execute(partial(statements.newest, "key = ?", (key,)))
+        return await self._execute(partial(statements.newest, statements.SAME_REQUEST, (key, digest)))
 
-    async def posting(self, external_task_id: str) -> None:
-        """A POST is about to leave; send it at once when this returns.
-
-        Raises `JournalError` with the `task_id` where a task is known: then it must not be sent.
-        """
-        await self._do(partial(records.posting, external_task_id, self._clock()))
-
-    # ------------------------------------------------------------------------ what is known
-
-    async def find(self, key: str, params_hash: str | None = None) -> Job | None:
-        """The newest job of *key*, or of exactly these parameters under it."""
-        if params_hash is None:
-            return await self._do(partial(records.newest, "key = ?", (key,)))
-        return await self._do(partial(records.newest, records.SAME_REQUEST, (key, params_hash)))
-
-    async def get(self, external_task_id: str) -> Job | None:
-        """The job with this id; earlier attempts are found too."""
-        return await self._do(partial(records.newest, "external_task_id = ?", (external_task_id,)))
-
-    async def jobs(self, *states: State) -> AsyncIterator[Job]:
-        """Jobs in these states (in any, without), oldest first; of each the last attempt.
-
-        They are read page by page, so a million cost the memory of a page; a job that moves
-        meanwhile is seen in one state or the other.
-        """
+    async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
+        """Iterate over the jobs in these states (without any, over all), oldest first, page by page."""
         after = 0
-        while page := await self._do(partial(records.page, states or tuple(State), after)):
+        while page := await self._execute(partial(statements.page, states or tuple(JobState), after)):
             for after, job in page:  # noqa: B007 - where the next page begins
                 yield job
 
-    async def counts(self) -> dict[State, int]:
-        """How many jobs are in each state; of each the last attempt."""
-        return await self._do(records.counts)
+    async def counts(self) -> dict[JobState, int]:
+        """Return how many jobs are in each state, of each the last attempt."""
+        return await self._execute(statements.counts)
 
-    async def _move(self, external_task_id: str, state: State, **values: Any) -> None:
+    async def _claim(self, draft: dict[str, Any], external_id: Callable[[int], str]) -> JobRecord:
+        return await self._execute(partial(statements.claim, draft, external_id))
+
+    async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
         values["updated_at"] = self._clock()
-        await self._do(partial(records.move, external_task_id, state, values))
+        await self._execute(partial(statements.transition, external_task_id, state, values))
 
-    async def _do(self, work: Callable[[Connection], T]) -> T:
-        if self._batches is None:
+    async def _execute(self, statement: Callable[[Connection], T]) -> T:
+        if self._writes is None:
             raise JournalError(f"the journal {self.path} is not open")
         if asyncio.get_running_loop() is not self._loop:
             raise JournalError(f"the journal {self.path} was opened in another event loop")
-        result: T = await self._batches.put(work)
+        result: T = await self._writes.put(statement)
         return result

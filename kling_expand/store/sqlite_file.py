@@ -23,7 +23,7 @@ from kling_expand.errors import JournalError
 logger = logging.getLogger(__name__)
 
 Connection = sqlite3.Connection
-Work = Callable[[Connection], Any]
+Statement = Callable[[Connection], Any]
 
 PATIENCE = 0.5  # seconds a lock is waited for: a backup or a shell may hold it for a moment
 
@@ -40,7 +40,7 @@ _CAUSES = {
 
 
 @frozen
-class Kind:
+class FileFormat:
     """What a file must be: its mark in the header (`application_id`), its version, its tables."""
 
     application_id: int
@@ -48,13 +48,13 @@ class Kind:
     schema: str
 
 
-class Database:
+class DatabaseFile:
     """One file of one kind. Made anywhere; then opened, used and closed on one thread."""
 
-    def __init__(self, path: str, kind: Kind) -> None:
+    def __init__(self, path: str, file_format: FileFormat) -> None:
         self.path = path
         self._uri = Path(path).as_uri()
-        self._kind = kind
+        self._format = file_format
         self._connection: Connection | None = None
 
     def open(self) -> None:
@@ -95,10 +95,10 @@ class Database:
         self._inodes = self._look()
 
     def _create(self, db: Connection) -> None:
-        for statement in self._kind.schema.split(";"):
+        for statement in self._format.schema.split(";"):
             db.execute(statement)
-        db.execute(f"PRAGMA application_id = {self._kind.application_id}")
-        db.execute(f"PRAGMA user_version = {self._kind.version}")
+        db.execute(f"PRAGMA application_id = {self._format.application_id}")
+        db.execute(f"PRAGMA user_version = {self._format.version}")
 
     def _identify(self, db: Connection) -> bool:
         """Whether the file is new. Nothing is written before it is known to be ours."""
@@ -112,11 +112,11 @@ class Database:
         )
         if (mark, version, tables) == (0, 0, 0):
             return True
-        if mark != self._kind.application_id:
+        if mark != self._format.application_id:
             raise JournalError(f"{self.path} is another program's database; name another file")
-        if version != self._kind.version:
+        if version != self._format.version:
             raise JournalError(
-                f"the journal {self.path} has schema {version}, and this is made for {self._kind.version};"
+                f"the journal {self.path} has schema {version}, and this is made for {self._format.version};"
                 " use the version of kling_expand that wrote it"
             )
         flaw = db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -139,10 +139,10 @@ class Database:
                 self.path,
             )
 
-    def commit(self, batch: list[Work]) -> list[Any]:
+    def commit(self, batch: list[Statement]) -> list[Any]:
         """Do a batch of work in one transaction: the results, or the exceptions it ended in.
 
-        Work that raises before it writes fails alone; trouble with the file fails the whole batch.
+        Statement that raises before it writes fails alone; trouble with the file fails the whole batch.
         """
         db = self._connection
         if db is None:
@@ -157,7 +157,7 @@ class Database:
             db.execute("ROLLBACK")
         return [JournalError(trouble.message) for _work in batch]
 
-    def _commit(self, db: Connection, batch: list[Work]) -> list[Any]:
+    def _commit(self, db: Connection, batch: list[Statement]) -> list[Any]:
         db.execute("BEGIN IMMEDIATE")
         outcomes = [_outcome(work, db) for work in batch]
         db.execute("COMMIT")
@@ -212,13 +212,13 @@ def settle(db: Connection) -> str:
     return mode
 
 
-def _outcome(work: Work, db: Connection) -> Any:
+def _outcome(work: Statement, db: Connection) -> Any:
     """A result or an exception. What only this work is to blame for leaves the others alone."""
     try:
         return work(db)
     except sqlite3.IntegrityError as error:
-        return JournalError(f"two jobs cannot have one id ({error})")
-    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError) as error:
+        return JournalError(f"two jobs cannot have one external_task_id ({error})")
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError, UnicodeError) as error:
         return JournalError(f"this cannot be stored ({error})")
     except sqlite3.Error:
         raise

@@ -1,9 +1,8 @@
-"""How do many small writes share one flush of the disk? What waits together is written together.
+"""Queue writes and commit them in batches on one worker thread, in FIFO order.
 
-It knows neither files nor SQL: a function is given everything that waited, on a thread of its own,
-and answers each of it. The thread runs only while there is work, always through the loop's own
-`run_in_executor`, so a loop that watches its executor calls knows when something is under way, and
-nothing is left hanging when the interpreter ends.
+The queue knows neither files nor SQL: a *commit* function is called with everything that waited and returns
+one outcome for each write. The thread runs only while there is work, and always through the loop's own
+`run_in_executor`, so that a loop which counts its executor calls sees it and the interpreter can end.
 """
 
 import asyncio
@@ -16,14 +15,14 @@ from kling_expand.errors import JournalError
 
 W = TypeVar("W")
 
-SIZE = 256  # so that waking the callers of one batch never holds the loop for long
+BATCH = 256  # writes in one commit at most, so that waking their callers never holds the loop for long
 
 
-class Batches(Generic[W]):
-    """Work in, answers out, in the order it came; for the loop it is made in.
+class WriteQueue(Generic[W]):
+    """Writes of one event loop, committed in the order they were put.
 
-    *commit* gets a list of work and returns as many outcomes; one that is an exception is raised
-    to the one who asked; should it raise itself, all who asked are told.
+    *commit* is called with a list of writes and returns as many outcomes. An outcome that is an exception
+    is raised to the caller of that write. An exception raised by *commit* itself reaches all of them.
     """
 
     def __init__(self, commit: Callable[[list[W]], list[Any]]) -> None:
@@ -33,53 +32,54 @@ class Batches(Generic[W]):
         self._waiting: list[tuple[W, asyncio.Future[Any]]] = []
         self._writing: asyncio.Future[list[Any]] | None = None
 
-    def put(self, work: W) -> asyncio.Future[Any]:
-        """Queue *work*: a future of its outcome. It is done even where the future is cancelled."""
+    def put(self, write: W) -> asyncio.Future[Any]:
+        """Queue *write* and return a future of its outcome. Cancelling the future does not undo the write."""
         future = self._loop.create_future()
-        self._waiting.append((work, future))
+        self._waiting.append((write, future))
         if len(self._waiting) == 1 and self._writing is None:
-            self._loop.call_soon(self._next)  # after everybody who has something to write right now
+            self._loop.call_soon(self._next)  # after every other write of this turn of the loop
         return future
 
-    async def alone(self, function: Callable[[], None]) -> None:
+    async def run(self, function: Callable[[], None]) -> None:
         """Call *function* on the thread, after the batch that is being written."""
         await self._loop.run_in_executor(self._thread, function)
 
-    async def finish(self, work: W, last: Callable[[], None]) -> None:
-        """Write what waits and then *work*; call *last* on the thread, whatever happens."""
+    async def close(self, last: W, release: Callable[[], None]) -> None:
+        """Commit what waits and then *last*, and call *release* on the thread whatever happens."""
         try:
-            await asyncio.gather(self.put(work), return_exceptions=True)
-            await self.alone(last)
-        finally:  # cancelled: quicker, and in line all the same
-            self.stop(last)
+            await asyncio.gather(self.put(last), return_exceptions=True)
+            await self.run(release)
+        finally:  # after a cancellation too: what still waits is refused
+            self.abort(release)
 
-    def stop(self, last: Callable[[], None]) -> None:
-        """Refuse what waits, call *last* on the thread, and let that end by itself."""
-        for _work, future in self._waiting:
-            _answer(future, JournalError("the journal was closed before this was written"))
+    def abort(self, release: Callable[[], None]) -> None:
+        """Refuse what waits, call *release* on the thread, and let the thread end by itself."""
+        for _write, future in self._waiting:
+            _resolve(future, JournalError("the journal was closed before this was written"))
         self._waiting.clear()
-        self._thread.submit(last)
+        self._thread.submit(release)
         self._thread.shutdown(wait=False)
 
     def _next(self) -> None:
-        """Hand a batch to the thread, unless it is busy: then what waits is the next one."""
+        """Hand a batch to the thread, unless it is busy: then the next batch is taken when it is done."""
         if self._writing is not None or not self._waiting:
             return
-        batch, self._waiting = self._waiting[:SIZE], self._waiting[SIZE:]
-        work = [item for item, _future in batch]
-        self._writing = self._loop.run_in_executor(self._thread, self._commit, work)
-        self._writing.add_done_callback(partial(self._written, [future for _item, future in batch]))
+        batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+        writes = [write for write, _future in batch]
+        self._writing = self._loop.run_in_executor(self._thread, self._commit, writes)
+        self._writing.add_done_callback(partial(self._written, [future for _write, future in batch]))
 
-    def _written(self, asked: list[asyncio.Future[Any]], written: asyncio.Future[list[Any]]) -> None:
+    def _written(self, futures: list[asyncio.Future[Any]], written: asyncio.Future[list[Any]]) -> None:
         self._writing = None
-        error = written.exception()  # a bug, or no memory: whatever it is, nobody is left hanging
-        for future, outcome in zip(asked, [error] * len(asked) if error else written.result(), strict=True):
-            _answer(future, outcome)
+        error = written.exception()  # a bug or no memory: every caller must be answered all the same
+        outcomes = [error] * len(futures) if error else written.result()
+        for future, outcome in zip(futures, outcomes, strict=True):
+            _resolve(future, outcome)
         if self._waiting:
-            self._loop.call_soon(self._next)  # after those just answered, who may go on writing
+            self._loop.call_soon(self._next)  # after the callers just answered, who may write again
 
 
-def _answer(future: asyncio.Future[Any], outcome: Any) -> None:
+def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:
     if future.done():  # its caller was cancelled
         return
     if isinstance(outcome, BaseException):

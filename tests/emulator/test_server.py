@@ -168,7 +168,7 @@ async def test_unknown_places_and_verbs_are_told_in_an_envelope() -> None:
 
 
 async def test_nobody_is_there_for_a_while() -> None:
-    """Connections are refused and open ones cut; afterwards the same address serves the same tasks."""
+    """ConnectionPool are refused and open ones cut; afterwards the same address serves the same tasks."""
     async with calling() as call:
         task_id = await call.create()
         async with call.emulator.unreachable():

@@ -24,7 +24,7 @@ from kling_expand.fleet.execute import (
 from kling_expand.fleet.payload import pack
 from kling_expand.fleet.queue import Fleet
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
-from kling_expand.testing import virtual_time
+from kling_expand.testing import intend, virtual_time
 
 pytest_plugins = ["support.postgres", "support.fleet"]
 
@@ -112,14 +112,14 @@ async def test_a_worker_that_lost_a_job_follows_it(
     """It neither sends nor ends the job, and returns the outcome that the new owner records."""
     monkeypatch.setattr(execution, "FOLLOW_INTERVAL", 0.02)
     owner = PostgresStore(fleet.database, owner=2)
-    await owner.ended(JobOutcome("k0", "cancelled"))  # of an earlier submission
-    job = await owner.intend("k0", params_hash="h", params="{}", source=None, external_id=lambda _: "x")
+    await owner.record_outcome(JobOutcome("k0", "cancelled"))  # of an earlier submission
+    job = await intend(owner, "k0")
     late = context(PostgresStore(fleet.database, owner=1), TakenOver("another"))
     following = asyncio.create_task(execute(pack(next(requests(photo, 1))), late))
     await asyncio.sleep(0.2)
     assert not following.done()
-    await owner.rejected(job.external_task_id, "no")
-    await owner.ended(JobOutcome("k0", "refused"))
+    await owner.mark_refused(job.external_task_id, "no")
+    await owner.record_outcome(JobOutcome("k0", "refused"))
     async with asyncio.timeout(5):
         assert (await following).status in {"refused", "cancelled"}
 

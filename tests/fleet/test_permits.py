@@ -14,15 +14,17 @@ from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
 from kling_expand.fleet import permits
 from kling_expand.fleet.dev_server import Cluster
 from kling_expand.fleet.permits import Permits
+from kling_expand.models import Task
 from kling_expand.store.postgres import PostgresStore, create_tables
-from kling_expand.store.postgres_pool import Connections
+from kling_expand.store.postgres_pool import ConnectionPool
+from kling_expand.testing import intend
 
 pytest_plugins = ["support.postgres"]
 
 
 @pytest.fixture(autouse=True)
-async def database(dsn: str) -> AsyncIterator[Connections]:
-    async with Connections(dsn) as database:
+async def database(dsn: str) -> AsyncIterator[ConnectionPool]:
+    async with ConnectionPool(dsn) as database:
         await create_tables(database, permits.SCHEMA)
         yield database
 
@@ -40,14 +42,12 @@ async def die(dsn: str, worker: Permits) -> None:
     await worker._session.close()
 
 
-async def left_running(database: Connections, owner: int, key: str, n: int) -> None:
+async def left_running(database: ConnectionPool, owner: int, key: str, n: int) -> None:
     """Record a task that a worker created before it died."""
     ledger = PostgresStore(database, run="r", owner=owner)
-    await ledger.intend(
-        key, params_hash="h", params=f'{{"n":{n}}}', source=None, external_id=lambda _: f"id of {key}"
-    )
-    await ledger.posting(f"id of {key}")
-    await ledger.accepted(f"id of {key}", f"task of {key}")
+    job = await intend(ledger, key, n=n)
+    await ledger.mark_sending(job.external_task_id)
+    await ledger.observe(job.external_task_id, Task(f"task of {key}", "submitted"))
 
 
 async def test_the_limit_is_reached_and_kept(dsn: str) -> None:
@@ -84,7 +84,7 @@ async def test_the_permits_of_a_dead_worker_are_free_at_once(dsn: str) -> None:
         await waiting
 
 
-async def test_a_task_of_a_dead_worker_counts(database: Connections, dsn: str) -> None:
+async def test_a_task_of_a_dead_worker_counts(database: ConnectionPool, dsn: str) -> None:
     """Its task still holds slots of the account, for every job but the one that takes it over."""
     await left_running(database, 2, "a", 3)
     async with worker(dsn, 1) as living:

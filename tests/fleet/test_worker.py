@@ -15,7 +15,7 @@ from kling_expand.emulator import Emulator
 from kling_expand.fleet.dev_server import Cluster
 from kling_expand.fleet.queue import Fleet
 from kling_expand.jobs.poll_schedule import ExponentialSchedule
-from kling_expand.store.sqlite_statements import State
+from kling_expand.store.base import JobState
 
 pytest_plugins = ["support.postgres", "support.fleet"]
 SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
@@ -117,7 +117,7 @@ async def test_a_killed_database_loses_nothing(own_cluster: Cluster, emulator: E
             await asyncio.to_thread(cluster.kill)
             await cluster.start()
             assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
-            assert (await fleet.store.counts())[State.SUCCEEDED] == 12
+            assert (await fleet.store.counts())[JobState.SUCCEEDED] == 12
     assert len(emulator.account.tasks) == 12
     assert emulator.account.peak_slots <= 4
 

@@ -34,7 +34,8 @@ from kling_expand.errors import (
     TransportError,
 )
 from kling_expand.jobs.scheduler import Slots
-from kling_expand.store.sqlite import Journal, State
+from kling_expand.store.base import JobState
+from kling_expand.store.sqlite import SQLiteStore
 from kling_expand.testing import emulated, loop_clock, virtual_time
 
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
@@ -346,38 +347,38 @@ async def test_an_id_of_yours_is_taken_once() -> None:
 # ------------------------------------------------------------------ resumed
 
 
-async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> dict[State, str | None]:
+async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> dict[JobState, str | None]:
     """A job in every state a journal knows, each with its photo; the ids they have."""
     photos.mkdir()  # noqa: ASYNC240 - a test may
-    found: dict[State, str | None] = {}
+    found: dict[JobState, str | None] = {}
 
-    def job(state: State, **more: Any) -> ExpandRequest:
+    def job(state: JobState, **more: Any) -> ExpandRequest:
         photo = photos / f"{state}.jpg"
         shutil.copy(PHOTO, photo)
         return ExpandRequest(photo, WIDER, key=state, **more)
 
-    await (await kling.expand(job(State.DONE))).save(photos)
-    result = await kling.expand(job(State.SUCCEEDED))
-    found[State.SUCCEEDED] = result.task.external_task_id
+    await (await kling.expand(job(JobState.DONE))).save(photos)
+    result = await kling.expand(job(JobState.SUCCEEDED))
+    found[JobState.SUCCEEDED] = result.task.external_task_id
     for state, prompt, kind in (
-        (State.FAILED, RISK, TaskFailed),
-        (State.REJECTED, "emulate-1301", PolicyRefusal),
+        (JobState.FAILED, RISK, TaskFailed),
+        (JobState.REJECTED, "emulate-1301", PolicyRefusal),
     ):
         with pytest.raises(kind):
             await kling.expand(job(state, prompt=prompt))
     emulator.faults.script("create", "reset_after")
     emulator.faults.chance("query", "reset", 1)
     with pytest.raises(SubmissionUnknown) as unknown:
-        await kling.expand(job(State.UNKNOWN))
-    found[State.UNKNOWN] = unknown.value.external_task_id
+        await kling.expand(job(JobState.UNKNOWN))
+    found[JobState.UNKNOWN] = unknown.value.external_task_id
     emulator.faults.clear()
     emulator.work_seconds = 3600
-    running = kling.submit(job(State.SUBMITTED, n=8))
+    running = kling.submit(job(JobState.SUBMITTED, n=8))
     await running.accepted()
-    found[State.SUBMITTED] = running.external_task_id
-    waiting = kling.submit(job(State.INTENT, n=2))
+    found[JobState.SUBMITTED] = running.external_task_id
+    waiting = kling.submit(job(JobState.INTENT, n=2))
     await asyncio.sleep(1)
-    found[State.INTENT] = waiting.external_task_id
+    found[JobState.INTENT] = waiting.external_task_id
     assert [each.record for each in await kling.aclose()] == [running.record]
     assert isinstance(waiting.error, NotSubmitted)
     return found
@@ -389,7 +390,7 @@ async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
         found = await left_behind(kling, emulator, tmp_path / "photos")
-        async with Journal(path) as journal:
+        async with SQLiteStore(path) as journal:
             counts = await journal.counts()
         assert set(counts.values()) == {1}
         await kling.aclose()
@@ -402,9 +403,13 @@ async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
             assert again.stats.units_due == 16  # only the intent was still to be made
             assert again._admission._slots.held == 0
         assert set(emulator.account.accepted.values()) == {1}
-        async with Journal(path) as journal:
+        async with SQLiteStore(path) as journal:
             counts = await journal.counts()
-            assert counts == dict.fromkeys(State, 0) | {State.DONE: 5, State.FAILED: 1, State.REJECTED: 1}
+            assert counts == dict.fromkeys(JobState, 0) | {
+                JobState.DONE: 5,
+                JobState.FAILED: 1,
+                JobState.REJECTED: 1,
+            }
 
 
 @pytest.mark.parametrize(
@@ -423,7 +428,7 @@ async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callab
             futures = {future.external_task_id: future async for future in again.resume()}
             for state, any_id in found.items():
                 error = await error_of(futures[any_id])
-                assert isinstance(error, ImageError) if state is State.INTENT else error is None
+                assert isinstance(error, ImageError) if state is JobState.INTENT else error is None
         assert len(emulator.account.tasks) == 5
 
 
@@ -814,9 +819,9 @@ async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
         news = await kling.get(future.any_id)
         kling._poller.deliver(news)
         await kling.aclose()
-        async with Journal(path) as journal:
+        async with SQLiteStore(path) as journal:
             (job,) = [job async for job in journal.jobs()]
-        assert (job.state, job.task) == (State.SUCCEEDED, news)
+        assert (job.state, job.task) == (JobState.SUCCEEDED, news)
         assert len(emulator.account.tasks) == 1
 
 

@@ -3,67 +3,24 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 import psycopg
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
-
-# The journal's own tests, by its own words: they are collected here too and meet the fixture below.
-from store.test_sqlite import (
-    FAILED,
-    STEPS,
-    SUCCEED,
-    Clock,
-    Model,
-    intend,
-    states,
-    tell,
-    test_a_failed_task_gets_a_new_attempt,
-    test_a_known_job_is_given_back,
-    test_a_rejected_job_keeps_its_id,
-    test_a_succeeded_task_takes_fresh_urls,
-    test_an_intent_is_made_once,
-    test_any_order_of_news_ends_the_same,
-    test_edited_parameters_are_another_job,
-    test_jobs_are_paged_in_order,
-    test_jobs_may_move_while_they_are_read,
-    test_news_of_an_unknown_job_is_an_error,
-    test_no_post_leaves_for_a_known_task,
-    test_odd_names_come_back,
-    test_one_bad_write_leaves_the_others_alone,
-    test_two_tasks_under_one_id_are_reported,
-)
 
 from kling_expand.errors import JournalError
 from kling_expand.fleet.dev_server import Cluster
+from kling_expand.store.base import JobState
 from kling_expand.store.postgres import JobOutcome, PostgresStore, create_tables
-from kling_expand.store.postgres_pool import Connections, listen
-from kling_expand.store.sqlite import State
+from kling_expand.store.postgres_pool import ConnectionPool, listen
+from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, Seconds, intend
 
-__all__ = [
-    "test_a_failed_task_gets_a_new_attempt",
-    "test_a_known_job_is_given_back",
-    "test_a_rejected_job_keeps_its_id",
-    "test_a_succeeded_task_takes_fresh_urls",
-    "test_an_intent_is_made_once",
-    "test_any_order_of_news_ends_the_same",
-    "test_edited_parameters_are_another_job",
-    "test_jobs_are_paged_in_order",
-    "test_jobs_may_move_while_they_are_read",
-    "test_news_of_an_unknown_job_is_an_error",
-    "test_no_post_leaves_for_a_known_task",
-    "test_odd_names_come_back",
-    "test_one_bad_write_leaves_the_others_alone",
-    "test_two_tasks_under_one_id_are_reported",
-]
 pytest_plugins = ["support.postgres"]
 
 
 @pytest.fixture
-async def database(dsn: str) -> AsyncIterator[Connections]:
-    async with Connections(
+async def database(dsn: str) -> AsyncIterator[ConnectionPool]:
+    async with ConnectionPool(
         dsn, size=1, patience=20
     ) as database:  # one: so the order of writes is that of calls
         await create_tables(database)
@@ -71,69 +28,72 @@ async def database(dsn: str) -> AsyncIterator[Connections]:
 
 
 @pytest.fixture
-async def journal(database: Connections) -> AsyncIterator[PostgresStore]:
-    async with PostgresStore(database, run="r", clock=Clock()) as ledger:
+async def journal(database: ConnectionPool) -> AsyncIterator[PostgresStore]:
+    async with PostgresStore(database, run="r", clock=Seconds()) as ledger:
         yield ledger
 
 
-async def another(database: Connections) -> PostgresStore:
+async def another(database: ConnectionPool) -> PostgresStore:
     """A second worker."""
     return await PostgresStore(database, run="r").__aenter__()
 
 
-async def test_a_whole_job(journal: PostgresStore, database: Connections) -> None:
+async def test_a_whole_job(journal: PostgresStore, database: ConnectionPool) -> None:
     """Each step is kept with its facts, and what it cost; another process finds it done."""
     job = await intend(journal)
     name = job.external_task_id
-    await journal.posting(name)
-    await journal.accepted(name, "t1")
-    await journal.observed(name, SUCCEED)
-    await journal.downloaded(name, ["out/dog-0.png"])
+    await journal.mark_sending(name)
+    await journal.observe(name, RUNNING)
+    await journal.observe(name, SUCCEEDED)
+    await journal.mark_saved(name, ["out/dog-0.png"])
     done = await (await another(database)).find("k")
     assert done is not None
     assert (done.state, done.task_id, done.task, done.files) == (
-        State.DONE,
+        JobState.DONE,
         "t1",
-        SUCCEED,
+        SUCCEEDED,
         ("out/dog-0.png",),
     )
     assert (job.created_at, job.created_at + 1) == (done.created_at, done.last_post_at)
-    assert await journal.spent() == 16
+    assert await journal.units_billed() == 16
 
 
-async def test_a_worker_taken_for_dead_does_not_send(journal: PostgresStore, database: Connections) -> None:
+async def test_a_worker_taken_for_dead_does_not_send(
+    journal: PostgresStore, database: ConnectionPool
+) -> None:
     """Once another has intended the job its old owner's POST is refused before it leaves."""
     name = (await intend(journal)).external_task_id
     heir = await another(database)
     assert (await intend(heir)).external_task_id == name
     with pytest.raises(JournalError, match="another worker"):
-        await journal.posting(name)
-    await heir.posting(name)
-    await journal.accepted(name, "t1")  # what it knows is worth knowing, whoever says it
+        await journal.mark_sending(name)
+    await heir.mark_sending(name)
+    await journal.observe(name, RUNNING)  # what it knows is worth knowing, whoever says it
     job = await heir.get(name)
     assert job is not None
-    assert (job.state, job.task_id) == (State.SUBMITTED, "t1")
+    assert (job.state, job.task_id) == (JobState.SUBMITTED, "t1")
 
 
 async def test_many_workers_make_one_attempt(journal: PostgresStore, dsn: str) -> None:
     """First and next attempts are made once, however many want them at the same moment."""
-    async with Connections(dsn, size=8) as wide:
+    async with ConnectionPool(dsn, size=8) as wide:
         crowd = [await another(wide) for _ in range(8)]
         for attempt in (1, 2):
             jobs = await asyncio.gather(*(intend(ledger) for ledger in crowd))
-            assert {(f"k-h-{attempt}", attempt)} == {(job.external_task_id, job.attempt) for job in jobs}
-            await journal.observed(f"k-h-{attempt}", FAILED)
-    assert await states(journal) == [("k-h-2", State.FAILED)]
+            (job,) = set(jobs)
+            assert job.attempt == attempt
+            await journal.observe(job.external_task_id, FAILED)
+    assert [(job.attempt, job.state) async for job in journal.jobs()] == [(2, JobState.FAILED)]
 
 
-async def test_runs_are_apart(journal: PostgresStore, database: Connections) -> None:
+async def test_runs_are_apart(journal: PostgresStore, database: ConnectionPool) -> None:
     """Two runs in one database know nothing of each other's keys."""
     await intend(journal)
     other = PostgresStore(database, run="other", owner=7)
     assert await other.find("k") is None
     assert not any((await other.counts()).values())
-    job = await intend(other, external_id=lambda _: "another id")
-    assert (job.external_task_id, job.attempt) == ("another id", 1)
+    job = await intend(other)
+    assert (job.attempt, job.external_task_id == (await intend(journal)).external_task_id) == (1, False)
 
 
 @pytest.mark.parametrize("state", ["submitted", "done"])
@@ -144,11 +104,11 @@ async def test_a_restart_of_the_database_is_outlived(journal: PostgresStore, dsn
         others = "pid <> pg_backend_pid() AND datname = %s"
         query = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
         killer.execute(query, (killer.info.dbname,))
-        await journal.accepted(name, "t1")
+        await journal.observe(name, RUNNING)
         if state == "done":
-            await journal.observed(name, SUCCEED)
+            await journal.observe(name, SUCCEEDED)
             killer.execute(query, (killer.info.dbname,))
-            await journal.downloaded(name, [])
+            await journal.mark_saved(name, [])
     job = await journal.get(name)
     assert job is not None
     assert job.state == state
@@ -158,8 +118,8 @@ async def test_what_cannot_pass_is_said_at_once(cluster: Cluster, dsn: str) -> N
     """A database that has no tables, or does not exist, is told in a sentence and not waited for."""
     nowhere = cluster.dsn.rpartition("/")[0] + "/nowhere"
     with pytest.raises(JournalError, match="does not exist"):
-        await Connections(nowhere).__aenter__()
-    async with Connections(dsn) as database:
+        await ConnectionPool(nowhere).__aenter__()
+    async with ConnectionPool(dsn) as database:
         with pytest.raises(JournalError, match="fleet init"):
             await PostgresStore(database, owner=1).counts()
     with pytest.raises(JournalError, match="not open"):
@@ -168,7 +128,7 @@ async def test_what_cannot_pass_is_said_at_once(cluster: Cluster, dsn: str) -> N
 
 async def test_a_database_that_stays_away_is_told(own_cluster: Cluster) -> None:
     """Patience ends: a caller is not left waiting for ever."""
-    async with own_cluster as cluster, Connections(cluster.dsn, patience=0.5) as database:
+    async with own_cluster as cluster, ConnectionPool(cluster.dsn, patience=0.5) as database:
         await create_tables(database)
         cluster.kill()
         with pytest.raises(JournalError, match="cannot be reached"):
@@ -184,7 +144,7 @@ async def test_outcomes_are_read_once_each(journal: PostgresStore, dsn: str) -> 
             "INSERT INTO kling_outcomes"
             " VALUES ('r', 'slow', DEFAULT, 'succeeded', 'x', 't', '{}', '{}', 8, NULL, 1)"
         )
-        await journal.ended(
+        await journal.record_outcome(
             JobOutcome("quick", "failed", urls=("u",), files=("f",), units=None, error="bad \0 word")
         )
         assert await journal.outcomes() == []  # the slow one may still be placed before it
@@ -193,7 +153,7 @@ async def test_outcomes_are_read_once_each(journal: PostgresStore, dsn: str) -> 
     assert [(ended.key, ended.units) for _, ended in first] == [("slow", 8), ("quick", None)]
     assert (first[1][1].urls, first[1][1].files, first[1][1].error) == (("u",), ("f",), "bad � word")
     assert await journal.outcomes(first[-1][0]) == []
-    await journal.ended(evolve(first[0][1], status="cancelled"))
+    await journal.record_outcome(evolve(first[0][1], status="cancelled"))
     assert [(e.key, e.status) for _, e in await journal.outcomes(first[-1][0])] == [("slow", "cancelled")]
 
 
@@ -224,48 +184,3 @@ async def test_news_is_heard_and_missed_news_announced(dsn: str) -> None:
     ear.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await ear
-
-
-async def follow(steps: list[tuple[str, str, str]], database: Connections, run: str) -> None:
-    """The steps of the journal's model, with another worker after each restart."""
-    ledger: Any = await PostgresStore(database, run=run).__aenter__()
-    model = Model()
-    for call, key, digest in steps:
-        row = model.rows.get((key, digest))
-        if call == "restart":
-            ledger = await PostgresStore(database, run=run).__aenter__()
-        elif call == "intend":
-            model.intend((key, digest))
-            await intend(ledger, key, digest, external_id=lambda n: f"{run}-{key}-{digest}-{n}")  # noqa: B023 - called at once
-        elif row is not None:
-            # Whoever goes on with a job intends it first, which is how it comes to own it.
-            await intend(ledger, key, digest, external_id=lambda n: f"{run}-{key}-{digest}-{n}")  # noqa: B023 - the same
-            model.intend((key, digest))
-            row = model.rows[key, digest]
-            with pytest.raises(JournalError) if call == "posting" and row[2] else contextlib.nullcontext():
-                await tell(ledger, call, f"{run}-{key}-{digest}-{row[0]}")
-            model.news(call, (key, digest))
-    found = {
-        (job.key, job.params_hash): [job.attempt, str(job.state), job.task_id is not None]
-        async for job in ledger.jobs()
-    }
-    assert model.rows == found
-    assert {
-        state: sum(row[1] == state for row in model.rows.values()) for state in State
-    } == await ledger.counts()
-
-
-_runs = iter(range(10_000))
-
-
-@settings(max_examples=25)
-@given(STEPS)
-def test_any_sequence_of_calls_matches_the_model(cluster: Cluster, steps: list[tuple[str, str, str]]) -> None:
-    """No sequence of calls by one worker after another leads anywhere but where the plain rules lead."""
-
-    async def run() -> None:
-        async with Connections(cluster.dsn) as database:
-            await create_tables(database)
-            await follow(steps, database, f"run {next(_runs)}")
-
-    asyncio.run(run())

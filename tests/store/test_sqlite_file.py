@@ -18,22 +18,25 @@ import pytest
 
 from kling_expand.errors import JournalError
 from kling_expand.models import Task
-from kling_expand.store.sqlite import Job, Journal, State
-from kling_expand.store.sqlite_file import Database, settle
-from kling_expand.store.sqlite_statements import KIND
+from kling_expand.store.base import JobIdentity, JobRecord, JobState
+from kling_expand.store.sqlite import SQLiteStore
+from kling_expand.store.sqlite_file import DatabaseFile, settle
+from kling_expand.store.sqlite_statements import FORMAT
+from kling_expand.testing import prepared
 
 ROOT = Path(__file__).parents[2]
 
 
-async def write(journal: Journal, key: str, params: str = "{}") -> Job:
-    return await journal.intend(
-        key, params_hash="h", params=params, source=None, external_id=f"{key}-{{}}".format
+async def write(store: SQLiteStore, key: str, padding: str = "") -> JobRecord:
+    """Record an intent; *padding* makes its row longer."""
+    return await store.record_intent(
+        JobIdentity(key, "h"), prepared(key, callback_url=f"https://c/{padding}")
     )
 
 
 async def keep(path: Path, *keys: str) -> dict[str, str]:
     """Open, write, and say which states the file then holds by key."""
-    async with Journal(path) as journal:
+    async with SQLiteStore(path) as journal:
         for key in keys:
             await write(journal, key)
         return {job.key: str(job.state) async for job in journal.jobs()}
@@ -52,27 +55,27 @@ def path(tmp_path: Path) -> Path:
 
 WRITER = """
 import asyncio, os, sys
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.sqlite import SQLiteStore
 from kling_expand.models import Task
+from kling_expand.testing import intend
 
 async def job(journal, key):
-    name = f"{key}-1"
-    await journal.intend(key, params_hash="h", params="{}", source=None, external_id=lambda _: name)
+    name = (await intend(journal, key)).external_task_id
     say(f"intent {key}")
-    await journal.posting(name)
+    await journal.mark_sending(name)
     say(f"posting {key}")
-    await journal.accepted(name, f"t-{key}")
+    await journal.observe(name, Task(f"t-{key}", "submitted"))
     say(f"submitted {key}")
-    await journal.observed(name, Task(f"t-{key}", "succeed"))
+    await journal.observe(name, Task(f"t-{key}", "succeed"))
     say(f"succeeded {key}")
-    await journal.downloaded(name, [f"{key}.png"])
+    await journal.mark_saved(name, [f"{key}.png"])
     say(f"done {key}")
 
 def say(line):
     os.write(1, f"{line}\\n".encode())  # one call for each line: none is ever half out
 
 async def main(path, prefix):
-    async with Journal(path) as journal:
+    async with SQLiteStore(path) as journal:
         async def worker(number):
             for count in range(1_000_000):
                 await job(journal, f"{prefix}-{number}-{count}")
@@ -96,7 +99,7 @@ def kill_while_writing(path: Path, prefix: str, lines: int) -> list[tuple[str, s
 
 
 async def known(path: Path) -> dict[str, tuple[str, str | None, float | None]]:
-    async with Journal(path) as journal:
+    async with SQLiteStore(path) as journal:
         return {job.key: (str(job.state), job.task_id, job.last_post_at) async for job in journal.jobs()}
 
 
@@ -138,12 +141,12 @@ def test_a_killed_journal_without_its_log_warns(path: Path, caplog: pytest.LogCa
 OPENER = """
 import asyncio, sys
 from kling_expand.errors import JournalError
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.sqlite import SQLiteStore
 
 async def main(path):
     sys.stdin.readline()
     try:
-        async with Journal(path):
+        async with SQLiteStore(path):
             print("open", flush=True)
             sys.stdin.readline()
     except JournalError as error:
@@ -200,7 +203,7 @@ def test_of_two_that_begin_together_one_gets_it(path: Path) -> None:
 
 async def test_a_second_opener_in_this_process_is_refused(path: Path) -> None:
     """The lock holds within one process too, by whatever name the file is opened."""
-    async with Journal(path) as journal:
+    async with SQLiteStore(path) as journal:
         await write(journal, "a")
         names = [path, path.with_name("soft.db"), path.with_name("hard.db")]
         names[1].symlink_to(path)
@@ -337,7 +340,7 @@ def test_a_read_only_directory() -> None:
         assert run(old) == {"a": "intent"}
 
 
-async def fill(journal: Journal) -> list[str]:
+async def fill(journal: SQLiteStore) -> list[str]:
     """Write until the disk refuses: the keys that were acknowledged."""
     done: list[str] = []
 
@@ -353,13 +356,13 @@ async def fill(journal: Journal) -> list[str]:
 
 async def test_a_full_disk(path: Path) -> None:
     """The refused batch leaves nothing, what was acknowledged stays, reading works, room heals it."""
-    async with Journal(path) as journal:
-        await journal._do(lambda db: db.execute("PRAGMA max_page_count = 60").fetchall())
+    async with SQLiteStore(path) as journal:
+        await journal._execute(lambda db: db.execute("PRAGMA max_page_count = 60").fetchall())
         done = await fill(journal)
         with pytest.raises(JournalError, match="the disk is full; make room"):
             await write(journal, "again", "x" * 20_000)
         assert [job.key async for job in journal.jobs()] == done
-        await journal._do(lambda db: db.execute("PRAGMA max_page_count = 10000").fetchall())
+        await journal._execute(lambda db: db.execute("PRAGMA max_page_count = 10000").fetchall())
         await write(journal, "again", "x" * 20_000)
     assert list(await keep(path)) == [*done, "again"]
 
@@ -367,7 +370,7 @@ async def test_a_full_disk(path: Path) -> None:
 async def test_a_quota(path: Path) -> None:
     """The same where the operating system refuses to let the files grow."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    async with Journal(path) as journal:
+    async with SQLiteStore(path) as journal:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
         try:
             done = await fill(journal)
@@ -380,9 +383,9 @@ async def test_a_quota(path: Path) -> None:
 
 async def test_trouble_undoes_the_whole_batch(path: Path) -> None:
     """When the database fails, all of its batch is refused and undone, and the next one begins anew."""
-    async with Journal(path) as journal:
+    async with SQLiteStore(path) as journal:
         before, trouble = await asyncio.gather(
-            write(journal, "a"), journal._do(lambda db: db.execute("nonsense")), return_exceptions=True
+            write(journal, "a"), journal._execute(lambda db: db.execute("nonsense")), return_exceptions=True
         )
         assert isinstance(before, JournalError)
         assert "syntax error" in str(before)
@@ -415,13 +418,13 @@ async def test_a_file_lost_while_it_is_open(tmp_path: Path, harm: Any) -> None:
     """From then on nothing is acknowledged: each write says what happened; closing still works."""
     path = tmp_path / "folder" / "run.db"
     path.parent.mkdir()
-    async with Journal(path) as journal:
+    async with SQLiteStore(path) as journal:
         job = await write(journal, "a")
         harm(path)
         for call in (
             write(journal, "b"),
-            journal.accepted(job.external_task_id, "t"),
-            journal.observed(job.external_task_id, Task("t", "succeed")),
+            journal.observe(job.external_task_id, Task("t", "submitted")),
+            journal.observe(job.external_task_id, Task("t", "succeed")),
         ):
             with pytest.raises(JournalError, match="deleted or replaced while it was open"):
                 await call
@@ -431,7 +434,7 @@ async def test_a_file_lost_while_it_is_open(tmp_path: Path, harm: Any) -> None:
 
 def test_nothing_is_promised_after_the_close(path: Path) -> None:
     """A batch that comes too late is refused, not forgotten; closing twice is harmless."""
-    database = Database(str(path), KIND)
+    database = DatabaseFile(str(path), FORMAT)
     database.open()
     database.close()
     database.close()
@@ -449,8 +452,8 @@ async def test_commits_are_on_disk(path: Path) -> None:
     def ask(db: sqlite3.Connection) -> list[Any]:
         return [db.execute(f"PRAGMA {name}").fetchone()[0] for name in asked]
 
-    async with Journal(path) as journal:
-        assert await journal._do(ask) == ["wal", 2, "exclusive", 0x4B6C4578, 1]
+    async with SQLiteStore(path) as journal:
+        assert await journal._execute(ask) == ["wal", 2, "exclusive", 0x4B6C4578, 1]
 
 
 def test_without_a_write_ahead_log(path: Path) -> None:
@@ -463,4 +466,4 @@ def test_without_a_write_ahead_log(path: Path) -> None:
         assert settle(db) == "delete"
         assert db.execute("PRAGMA synchronous").fetchone() == (3,)
         db.execute("UPDATE jobs SET state = 'unknown'")
-    assert run(path) == {"a": str(State.UNKNOWN)}
+    assert run(path) == {"a": str(JobState.UNKNOWN)}

@@ -1,45 +1,57 @@
-"""Records: a job's states only move forward, and its row comes back as it was."""
+"""The statements of a journal file: one index walk a page, whatever the states."""
+
+import sqlite3
+from typing import Any
 
 import pytest
 
-from kling_expand.store.sqlite_statements import NEXT, Job, State
-
-FINAL = {State.DONE, State.FAILED}
-
-
-def test_every_state_is_in_the_table() -> None:
-    """No state can be forgotten where transitions are decided."""
-    assert set(State) == set(NEXT)
+from kling_expand.store.base import JobState
+from kling_expand.store.sqlite_statements import FORMAT, PAGE, claim, counts, newest, page, transition
 
 
-def reachable(state: State) -> set[State]:
-    """All states that can follow, in any number of steps."""
-    found: set[State] = set()
-    ahead = set(NEXT[state])
-    while ahead:
-        found |= ahead
-        ahead = {later for earlier in ahead for later in NEXT[earlier]} - found
-    return found
+@pytest.fixture
+def db() -> sqlite3.Connection:
+    """An empty journal in memory."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    for statement in FORMAT.schema.split(";"):
+        connection.execute(statement)
+    return connection
 
 
-@pytest.mark.parametrize("state", State)
-def test_what_is_paid_is_never_forgotten(state: State) -> None:
-    """Once a task is known there is no way back to a state without one."""
-    if state not in {State.INTENT, State.UNKNOWN, State.REJECTED}:
-        assert not reachable(state) & {State.INTENT, State.UNKNOWN, State.REJECTED}
+def draft(key: str) -> dict[str, Any]:
+    """A row in part."""
+    times = {"created_at": 1.0, "updated_at": 1.0}
+    return {"key": key, "params_hash": "h", "params": "{}", "source": b"in/\xff.png"} | times
 
 
-@pytest.mark.parametrize("state", [state for state in State if state not in FINAL])
-def test_every_job_can_end(state: State) -> None:
-    """From every open state an end can be reached."""
-    assert reachable(state) & FINAL
+def test_pages_follow_each_other(db: sqlite3.Connection) -> None:
+    """A page begins behind the last row of the one before, with all wanted states merged in order."""
+    for number in range(PAGE + 5):
+        claim(draft(str(number)), f"{number}-{{}}".format, db)
+        if number % 2:
+            transition(f"{number}-1", JobState.UNKNOWN, {"error": "?"}, db)
+    first = page((JobState.UNKNOWN, JobState.INTENT), 0, db)
+    rest = page((JobState.UNKNOWN, JobState.INTENT), first[-1][0], db)
+    assert [int(job.key) for _row, job in [*first, *rest]] == list(range(PAGE + 5))
+    assert page((JobState.DONE,), 0, db) == []
 
 
-def test_a_row_becomes_a_job() -> None:
-    """Paths come back as text, whatever bytes they are made of."""
-    names = "out/\udcff.png\0out/two\nlines.png".encode(errors="surrogateescape")
-    job = Job("k", "x", "h", 1, "done", "t", 1.5, None, None, names, b"in/\xff.png", "{}", 1.0, 2.0)
-    assert State.DONE is job.state
-    assert job.files == ("out/\udcff.png", "out/two\nlines.png")
-    assert job.source == "in/\udcff.png"
-    assert job.task is None
+def test_a_page_reads_only_the_index(db: sqlite3.Connection) -> None:
+    """Reading on from a row does not cost a walk over the whole table."""
+    asked: list[str] = []
+    db.set_trace_callback(asked.append)
+    page((JobState.INTENT, JobState.UNKNOWN), 7, db)
+    plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {asked[0]}")]
+    assert sum("jobs_by_state (state=? AND id>?)" in step for step in plan) == 2
+    assert not [step for step in plan if step == "SCAN jobs"]
+
+
+def test_only_the_last_attempt_is_counted(db: sqlite3.Connection) -> None:
+    """An earlier attempt stays readable by its id, and appears nowhere else."""
+    claim(draft("k"), "k-{}".format, db)
+    transition("k-1", JobState.FAILED, {"task_id": "t1", "error": "no"}, db)
+    claim(draft("k"), "k-{}".format, db)
+    assert counts(db) == dict.fromkeys(JobState, 0) | {JobState.INTENT: 1}
+    first = newest("external_task_id = ?", ("k-1",), db)
+    assert first is not None
+    assert (first.attempt, first.state, first.source) == (1, JobState.FAILED, "in/\udcff.png")

@@ -7,7 +7,7 @@ import click
 
 from kling_expand.cli.exit_codes import FAILED, Stop
 from kling_expand.cli.formatting import clean, show
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.sqlite import SQLiteStore
 
 from .naming import plan
 from .plan import Errand
@@ -44,7 +44,7 @@ async def looked_through(errand: Errand) -> Survey:
     return survey
 
 
-async def _look(errand: Errand, journal: Journal | None) -> Survey:
+async def _look(errand: Errand, journal: SQLiteStore | None) -> Survey:
     survey = Survey()
     for row in errand.rows():
         seen, notes = await looked_at(row, errand.connection.dialect)
@@ -66,7 +66,7 @@ async def _look(errand: Errand, journal: Journal | None) -> Survey:
 async def rehearse(errand: Errand) -> int:
     """Tell what a run would cost; its exit code."""
     if await asyncio.to_thread(Path(errand.journal).exists):
-        async with Journal(errand.journal) as journal:
+        async with SQLiteStore(errand.journal) as journal:
             survey = await _look(errand, journal)
     else:
         survey = await _look(errand, None)

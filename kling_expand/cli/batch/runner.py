@@ -9,7 +9,7 @@ from attrs import define, field
 from kling_expand.cli.exit_codes import FAILED
 from kling_expand.client import KlingClient
 from kling_expand.models import ExpandRequest
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.sqlite import SQLiteStore
 
 from .board import Board
 from .output_names import Places
@@ -23,7 +23,7 @@ from .usage import spent
 
 async def carry_out(errand: Errand, survey: Survey) -> int:
     """Do it; the exit code."""
-    async with Journal(errand.journal) as journal:
+    async with SQLiteStore(errand.journal) as journal:
         before = await spent(journal)
         progress = Progress(survey.rows, expected=before.saved, units_before=before.due)
         try:
@@ -43,7 +43,7 @@ async def carry_out(errand: Errand, survey: Survey) -> int:
 
 
 @asynccontextmanager
-async def _opened(errand: Errand, journal: Journal, due: int) -> AsyncIterator[KlingClient]:
+async def _opened(errand: Errand, journal: SQLiteStore, due: int) -> AsyncIterator[KlingClient]:
     budget = None if errand.budget is None else max(errand.budget - due, 0)
     async with errand.connection.client(
         state=f"{errand.journal}.tasks",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 
 from kling_expand.cli.formatting import clean, money, show
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.sqlite import SQLiteStore
 
 from .progress import Progress
 from .usage import Spent, spent
@@ -13,7 +13,9 @@ from .usage import Spent, spent
 _AGAIN = "run the same command again"
 
 
-async def summary(progress: Progress, journal: Journal, path: str, *, as_json: bool, retry: str = "") -> None:
+async def summary(
+    progress: Progress, journal: SQLiteStore, path: str, *, as_json: bool, retry: str = ""
+) -> None:
     """Print it: on stderr, or as one object of JSON on stdout. *retry* is how what failed is tried again."""
     found = await spent(journal)
     if as_json:

@@ -11,12 +11,13 @@ from kling_expand.cli.formatting import money
 from kling_expand.config import Settings
 from kling_expand.errors import KlingError
 from kling_expand.models import ExpandRequest, resolve_geometry
-from kling_expand.store.sqlite import Job, Journal, State
+from kling_expand.store.base import JobRecord, JobState
+from kling_expand.store.sqlite import SQLiteStore
 
 from .rows import Row
 from .validation import check
 
-PAID = (State.SUBMITTED, State.SUCCEEDED, State.DONE)  # asking for such a job again costs nothing
+PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # asking for such a job again costs nothing
 
 
 @define
@@ -72,7 +73,7 @@ async def looked_at(row: Row, dialect: str | None) -> tuple[Row, tuple[str, ...]
         return evolve(row, request=None, error=error.message), ()
 
 
-async def known(request: ExpandRequest, journal: Journal, dialect: str | None) -> Job | None:
+async def known(request: ExpandRequest, journal: SQLiteStore, dialect: str | None) -> JobRecord | None:
     """The journal's job for the same photo and parameters. Raises what `load_photo` does."""
     photo = await load_photo(request.image)
     expansion = resolve_geometry(request, Settings.from_env(dialect=dialect).dialect, photo.dimensions)

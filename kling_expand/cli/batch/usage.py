@@ -4,7 +4,8 @@ from attrs import define
 
 from kling_expand.api import codec
 from kling_expand.models import UNITS_PER_IMAGE, Task
-from kling_expand.store.sqlite import Job, Journal, State
+from kling_expand.store.base import JobRecord, JobState
+from kling_expand.store.sqlite import SQLiteStore
 
 from .survey import PAID
 
@@ -22,17 +23,17 @@ class Spent:
     open: int = 0  # tasks at the service
     ended: int = 0  # that succeeded and are not saved
 
-    def count(self, job: Job) -> None:
+    def count(self, job: JobRecord) -> None:
         """Add a job."""
         if job.state in PAID:
             self.due += UNITS_PER_IMAGE * pictures(job)
         self.billed += int(billed(job.task))
-        self.saved += job.state is State.DONE
-        self.open += job.state is State.SUBMITTED
-        self.ended += job.state is State.SUCCEEDED
+        self.saved += job.state is JobState.DONE
+        self.open += job.state is JobState.SUBMITTED
+        self.ended += job.state is JobState.SUCCEEDED
 
 
-def pictures(job: Job) -> int:
+def pictures(job: JobRecord) -> int:
     """How many a job asked for."""
     return codec.unpack_request(job.params, job.source or "", job.key).n
 
@@ -42,7 +43,7 @@ def billed(task: Task | None) -> float:
     return float(task.units or 0) if task else 0.0
 
 
-async def spent(journal: Journal) -> Spent:
+async def spent(journal: SQLiteStore) -> Spent:
     """One walk along the journal."""
     found = Spent()
     async for job in journal.jobs():

@@ -18,7 +18,8 @@ from kling_expand.cli.formatting import show
 from kling_expand.cli.report.cards import card, seconds
 from kling_expand.cli.report.page import foot, head
 from kling_expand.errors import InvalidRequest, MissingExtra
-from kling_expand.store.sqlite import Job, Journal, State
+from kling_expand.store.base import JobRecord, JobState
+from kling_expand.store.sqlite import SQLiteStore
 
 
 @define
@@ -26,11 +27,11 @@ class Totals:
     """What all jobs come to. `durations` are those of the tasks that ended well, in seconds."""
 
     jobs: int = 0
-    states: dict[State, int] = field(factory=lambda: dict.fromkeys(State, 0))
+    states: dict[JobState, int] = field(factory=lambda: dict.fromkeys(JobState, 0))
     spent: Spent = field(factory=Spent)
     durations: list[float] = field(factory=list)
 
-    def count(self, job: Job) -> None:
+    def count(self, job: JobRecord) -> None:
         """Add a job."""
         self.jobs += 1
         self.states[job.state] += 1
@@ -92,7 +93,7 @@ def report(journal: str, *, output: str, size: int, last: int, as_json: bool) ->
 
 
 async def _report(journal: str, output: str, size: int, last: int) -> Totals:
-    async with Journal(journal) as opened:
+    async with SQLiteStore(journal) as opened:
         totals = Totals()
         async for job in opened.jobs():
             totals.count(job)
@@ -103,7 +104,7 @@ async def _report(journal: str, output: str, size: int, last: int) -> Totals:
     return totals
 
 
-async def _pieces(journal: Journal, totals: Totals, size: int, last: int) -> AsyncIterator[str]:
+async def _pieces(journal: SQLiteStore, totals: Totals, size: int, last: int) -> AsyncIterator[str]:
     """The page piece by piece, as it may be larger than memory is."""
     yield head(Path(journal.path).name, totals.states, totals.spent, totals.durations, last)
     number = 0

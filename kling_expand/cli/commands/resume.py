@@ -21,9 +21,10 @@ from kling_expand.cli.exit_codes import FAILED, Stop, leave, run
 from kling_expand.client import KlingClient
 from kling_expand.errors import KlingError
 from kling_expand.jobs.future import TaskFuture
-from kling_expand.store.sqlite import Journal, State
+from kling_expand.store.base import JobState
+from kling_expand.store.sqlite import SQLiteStore
 
-OPEN = (State.INTENT, State.UNKNOWN, State.SUBMITTED, State.SUCCEEDED)
+OPEN = (JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED, JobState.SUCCEEDED)
 _AGAIN = "what failed for good is only tried again by what asked for it, such as `kling-expand bulk`"
 
 
@@ -60,7 +61,7 @@ async def _resume(
     deadline: float | None,
     as_json: bool,
 ) -> int:
-    async with Journal(path) as journal:
+    async with SQLiteStore(path) as journal:
         counts, before = await journal.counts(), await spent(journal)
         progress = Progress(sum(counts[state] for state in OPEN), units_before=before.due)
         async with connection.client(
@@ -98,7 +99,7 @@ class Following:
     """The open jobs of a journal, so many at a time as there is `room`."""
 
     kling: KlingClient
-    journal: Journal
+    journal: SQLiteStore
     saver: ResultSaver
     room: asyncio.Semaphore
 

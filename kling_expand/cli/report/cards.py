@@ -8,27 +8,27 @@ from kling_expand.cli.batch.rows import stem
 from kling_expand.cli.formatting import clean, moment, span
 from kling_expand.geometry import Ratios, Towards
 from kling_expand.models import ExpandRequest, Status, Task
-from kling_expand.store.sqlite import Job, State
+from kling_expand.store.base import JobRecord, JobState
 
 from .thumbnails import Thumbnail, thumbnail
 
 KINDS = {
-    State.DONE: "done",
-    State.SUCCEEDED: "open",
-    State.SUBMITTED: "open",
-    State.INTENT: "open",
-    State.UNKNOWN: "open",
-    State.FAILED: "failed",
-    State.REJECTED: "failed",
+    JobState.DONE: "done",
+    JobState.SUCCEEDED: "open",
+    JobState.SUBMITTED: "open",
+    JobState.INTENT: "open",
+    JobState.UNKNOWN: "open",
+    JobState.FAILED: "failed",
+    JobState.REJECTED: "failed",
 }
 WORDS = {
-    State.DONE: "done",
-    State.SUCCEEDED: "not saved yet",
-    State.SUBMITTED: "at the service",
-    State.INTENT: "not sent",
-    State.UNKNOWN: "not known",
-    State.FAILED: "failed",
-    State.REJECTED: "refused",
+    JobState.DONE: "done",
+    JobState.SUCCEEDED: "not saved yet",
+    JobState.SUBMITTED: "at the service",
+    JobState.INTENT: "not sent",
+    JobState.UNKNOWN: "not known",
+    JobState.FAILED: "failed",
+    JobState.REJECTED: "refused",
 }
 
 
@@ -39,7 +39,7 @@ def seconds(task: Task | None) -> float | None:
     return max((task.updated_at or 0) - (task.created_at or 0), 0) / 1000
 
 
-def card(job: Job, size: int) -> str:
+def card(job: JobRecord, size: int) -> str:
     """The job as HTML; its pictures at most *size* pixels wide and high."""
     request = codec.unpack_request(job.params, job.source or "", job.key)
     ratios = _ratios(request)
@@ -119,11 +119,11 @@ def _prompt(request: ExpandRequest) -> str:
     return f'<p class="prompt">{_text(request.prompt)}</p>' if request.prompt else ""
 
 
-def _error(job: Job) -> str:
+def _error(job: JobRecord) -> str:
     return f'<p class="error">{_text(job.error)}</p>' if job.error else ""
 
 
-def _facts(job: Job, request: ExpandRequest, before: Thumbnail | None, after: list[Thumbnail]) -> str:
+def _facts(job: JobRecord, request: ExpandRequest, before: Thumbnail | None, after: list[Thumbnail]) -> str:
     task, took = job.task, seconds(job.task)
     sizes = [f"{small.width}×{small.height}" for small in (before, *after[:1]) if small]
     facts = {

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 from kling_expand.cli.batch.usage import Spent
 from kling_expand.cli.formatting import clean, money, span
-from kling_expand.store.sqlite import State
+from kling_expand.store.base import JobState
 
 from .cards import KINDS
 
@@ -14,7 +14,7 @@ from .cards import KINDS
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def head(title: str, states: Mapping[State, int], spent: Spent, durations: list[float], last: int) -> str:
+def head(title: str, states: Mapping[JobState, int], spent: Spent, durations: list[float], last: int) -> str:
     """The page up to its first job. *last* jobs at most will follow."""
     name = escape(clean(title))
     kinds = dict.fromkeys(("done", "failed", "open"), 0)

@@ -1,0 +1,424 @@
+"""The job store contract: job states and their transitions, the record of a job, and the store in memory.
+
+=========  ==========================================  ===================================================
+state      meaning                                     next states
+=========  ==========================================  ===================================================
+intent     to be sent, or sent where `last_post_at`    unknown, rejected, submitted, succeeded, failed
+unknown    sent, and no usable answer came             rejected, submitted, succeeded, failed
+rejected   refused by the service, so no task exists   intent, submitted, succeeded, failed
+submitted  a task exists                               succeeded, failed
+succeeded  the task succeeded                          succeeded, done
+done       its pictures are on disk                    done
+failed     the task failed
+=========  ==========================================  ===================================================
+
+Any other report is late or repeated and changes nothing, so reports may come in any order. A task that
+turns up disproves a refusal. A state that follows itself takes newer facts: fresh URLs, other files. After
+``failed`` the next intent is a new attempt with an id of its own. No other state begins one.
+"""
+
+import logging
+import os
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable
+from enum import StrEnum
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, NamedTuple, Self
+
+from attrs import evolve, field, fields, frozen
+
+from kling_expand.api import codec
+from kling_expand.api.photo import Photo
+from kling_expand.errors import JournalError
+from kling_expand.geometry import Ratios, Towards
+from kling_expand.models import ExpandRequest, Status, Task
+
+HELD = 10_000  # records that a store in memory keeps at most
+
+logger = logging.getLogger(__name__)
+
+
+class JobState(StrEnum):
+    """How far a job is known to be."""
+
+    INTENT = "intent"
+    UNKNOWN = "unknown"
+    REJECTED = "rejected"
+    SUBMITTED = "submitted"
+    SUCCEEDED = "succeeded"
+    DONE = "done"
+    FAILED = "failed"
+
+
+_ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED})
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.INTENT: _ENDED | {JobState.UNKNOWN, JobState.REJECTED, JobState.SUBMITTED},
+    JobState.UNKNOWN: _ENDED | {JobState.REJECTED, JobState.SUBMITTED},
+    JobState.REJECTED: _ENDED | {JobState.INTENT, JobState.SUBMITTED},
+    JobState.SUBMITTED: _ENDED,
+    JobState.SUCCEEDED: frozenset({JobState.SUCCEEDED, JobState.DONE}),
+    JobState.DONE: frozenset({JobState.DONE}),
+    JobState.FAILED: frozenset(),
+}
+PREVIOUS: dict[JobState, list[str]] = {
+    state: [str(earlier) for earlier in JobState if state in TRANSITIONS[earlier]] for state in JobState
+}
+UNFINISHED = (JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED, JobState.SUCCEEDED)
+
+
+def _path(stored: bytes | str | None) -> str | None:
+    return None if stored is None else os.fsdecode(stored)
+
+
+def _paths(stored: bytes | Iterable[str] | None) -> tuple[str, ...]:
+    if isinstance(stored, bytes):
+        stored = map(os.fsdecode, stored.split(b"\0")) if stored else ()
+    return tuple(stored or ())
+
+
+@frozen
+class JobRecord:
+    """One attempt at one request, as its store last knew it. Times are Unix seconds.
+
+    `source` is the photo's path or URL, None where it was bytes. `params` is the JSON text of the other
+    parameters. `last_post_at` is when a create was last about to be sent, by the wall clock, so that it
+    holds over restarts. `error` says why the job failed, was refused or is unknown.
+    """
+
+    external_task_id: str
+    key: str = ""
+    params_hash: str = ""
+    attempt: int = 1
+    state: JobState = field(default=JobState.INTENT, converter=JobState)
+    task_id: str | None = None
+    last_post_at: float | None = None
+    snapshot: str | None = field(default=None, repr=False)
+    error: str | None = None
+    files: tuple[str, ...] = field(default=(), converter=_paths)
+    source: str | None = field(default=None, converter=_path)
+    params: str = ""
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+    @cached_property
+    def task(self) -> Task | None:
+        """The final snapshot, a `submitted` one where only the task's id is known, or None without a task."""
+        if self.snapshot is not None:
+            return codec.unpack(self.snapshot)
+        if self.task_id is not None:
+            return Task(self.task_id, Status.SUBMITTED, external_task_id=self.external_task_id)
+        return None
+
+    @property
+    def request(self) -> ExpandRequest | None:
+        """The request made again, or None where its photo was bytes."""
+        return None if self.source is None else codec.unpack_request(self.params, self.source, self.key)
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether a create may have been sent, so that the id must be looked up before another is."""
+        return self.last_post_at is not None or self.state is JobState.UNKNOWN
+
+    def existing_files(self) -> tuple[Path, ...]:
+        """Return the paths of the pictures, or none of them where one no longer exists."""
+        files = tuple(map(Path, self.files))
+        return files if all(file.exists() for file in files) else ()
+
+
+COLUMNS = ", ".join(attribute.name for attribute in fields(JobRecord))
+
+
+class PreparedRequest(NamedTuple):
+    """A request as it is sent: its photo checked, its geometry worked out for that photo."""
+
+    request: ExpandRequest
+    photo: Photo
+    expansion: Ratios | Towards
+
+
+class JobIdentity(NamedTuple):
+    """What makes two submissions the same job: a key within the run, and a digest of the request."""
+
+    key: str
+    digest: str
+
+
+def identify(store: "JobStore", prepared: PreparedRequest) -> JobIdentity | None:
+    """Return the identity of a job, or None where every submission is a job of its own.
+
+    In a durable store every job has one: without a `key`, a request for the same picture is the same job.
+    Otherwise only a `key` makes one, and only where no `external_task_id` is given.
+    """
+    request = prepared.request
+    if not store.durable and (not request.key or request.external_task_id):
+        return None
+    digest = codec.fingerprint(request, prepared.expansion, prepared.photo.digest)
+    return JobIdentity(request.key or digest, digest)
+
+
+class JobStore(ABC):
+    """The records of the jobs of one `run`; open it with ``async with``.
+
+    Each method returns once what it was told is stored, for a `durable` store as safely as the store
+    can. A store that is not durable keeps a record only until its job ends, and ignores reports about
+    any other job; a durable one raises `JournalError` for a job it does not know.
+
+    `JournalError` is the only exception that a method raises on purpose, and what it was told is then
+    not certain to be stored. Anything else is a fault of the store. Cancelling a call leaves open whether
+    its record was stored.
+
+    A new kind of store implements `_claim`, `_transition`, `mark_sending` and the four reads.
+    """
+
+    durable: ClassVar[bool] = True
+    run: str
+    _clock: Callable[[], float]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:  # noqa: B027 - a store may have nothing to close
+        """Store what is waiting and close. A second call does nothing."""
+
+    # ------------------------------------------------------------------------ what happened
+
+    async def record_intent(self, identity: JobIdentity, prepared: PreparedRequest) -> JobRecord:
+        """Record that a job is to be sent, and return the record to go on with.
+
+        A job that is known and has not failed is returned as it is. A rejected one becomes an intent
+        again under its old id, as no task exists. A new job, and the next attempt after a failed task,
+        gets an id derived from the run, the identity and the attempt, unless the request gives one.
+        Other parameters under a known key are another job, with a warning in the log.
+
+        Raises:
+            JournalError: when it cannot be stored, or another job has the request's `external_task_id`.
+        """
+        request, source = prepared.request, prepared.photo.source
+        now = self._clock()
+        draft = {
+            "key": identity.key,
+            "params_hash": identity.digest,
+            "params": codec.pack_request(request, prepared.expansion),
+            "source": None if source is None or source.startswith("data:") else os.fsencode(source),
+            "created_at": now,
+            "updated_at": now,
+        }
+        return await self._claim(draft, partial(_external_id, request.external_task_id, self.run, identity))
+
+    @abstractmethod
+    async def mark_sending(self, external_task_id: str) -> None:
+        """Record that a create is about to be sent; send it as soon as this returns.
+
+        Raises:
+            JournalError: when a task of the job is known; then `task_id` is set, and it must not be sent.
+        """
+
+    async def mark_uncertain(self, external_task_id: str, error: str) -> None:
+        """Record that no usable answer to a create came in time."""
+        await self._transition(external_task_id, JobState.UNKNOWN, error=self._text(error))
+
+    async def mark_refused(self, external_task_id: str, error: str) -> None:
+        """Record that the service refused the job, so that no task exists."""
+        await self._transition(external_task_id, JobState.REJECTED, error=self._text(error))
+
+    async def observe(self, external_task_id: str, task: Task) -> None:
+        """Record a snapshot of the task: a final one as it is, of any other only that the task exists."""
+        if not task.status.final:
+            await self._transition(external_task_id, JobState.SUBMITTED, task_id=task.task_id, error=None)
+            return
+        state = JobState.FAILED if task.status is Status.FAILED else JobState.SUCCEEDED
+        await self._transition(external_task_id, state, **self._final_columns(task))
+
+    async def mark_saved(self, external_task_id: str, files: Iterable[str | os.PathLike[str]]) -> None:
+        """Record that the pictures of a succeeded task are on disk, as *files*."""
+        await self._transition(external_task_id, JobState.DONE, files=b"\0".join(map(os.fsencode, files)))
+
+    # ------------------------------------------------------------------------ what is known
+
+    @abstractmethod
+    async def get(self, external_task_id: str) -> JobRecord | None:
+        """Return the record with this id, of an earlier attempt too, or None."""
+
+    @abstractmethod
+    async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
+        """Return the newest record of *key*, or of exactly one request under it, or None."""
+
+    @abstractmethod
+    def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
+        """Iterate over the jobs in these states (without any, over all), oldest first.
+
+        Of each job only the last attempt is given. A job that moves meanwhile is given once, in one
+        state or the other. A million jobs cost the memory of one page.
+        """
+
+    @abstractmethod
+    async def counts(self) -> dict[JobState, int]:
+        """Return how many jobs are in each state, of each the last attempt."""
+
+    # ------------------------------------------------------------------------ for each kind of store
+
+    @abstractmethod
+    async def _claim(self, draft: dict[str, Any], external_id: Callable[[int], str]) -> JobRecord:
+        """Return the record that `record_intent` describes, stored.
+
+        *draft* holds the columns of a new row that do not depend on the attempt, and ``external_id(n)``
+        gives the id of attempt *n*. It may be called on another thread.
+        """
+
+    @abstractmethod
+    async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
+        """Set the state of a job and these columns, or do nothing where `TRANSITIONS` does not allow it.
+
+        Where *values* name another task than the one on record, nothing changes and a warning says so.
+        """
+
+    def _final_columns(self, task: Task) -> dict[str, Any]:
+        """Return what is stored of a final snapshot."""
+        failed = task.status is Status.FAILED
+        return {
+            "task_id": task.task_id,
+            "snapshot": codec.pack(task),
+            "error": self._text(task.task_status_msg or "the service gave no reason") if failed else None,
+        }
+
+    def _text(self, words: str) -> str:
+        """Return *words* as text that can be stored, whatever the service put into them."""
+        return words.encode(errors="replace").decode()
+
+
+def _external_id(given: str | None, run: str, identity: JobIdentity, attempt: int) -> str:
+    return given or codec.external_id(run, identity.key, identity.digest, attempt)
+
+
+def unknown_job(external_task_id: str) -> JournalError:
+    """Return the error of a report about a job that is not in the store."""
+    return JournalError("the journal knows no such job", external_task_id=external_task_id)
+
+
+def task_exists(external_task_id: str, task_id: str | None) -> JournalError:
+    """Return the error of a create that would pay for a job twice."""
+    return JournalError(
+        "a task of this job exists already, so it must not be sent again",
+        task_id=task_id,
+        external_task_id=external_task_id,
+    )
+
+
+def warn_of_other_parameters(key: str) -> None:
+    """Log that a known key comes with a new request."""
+    logger.warning("job %r has other parameters than before: it is a new task", key)
+
+
+def warn_of_two_tasks(external_task_id: str, known: str | None, task_id: str | None) -> None:
+    """Log that the service has made two tasks with one id."""
+    if None not in (task_id, known) and task_id != known:
+        logger.warning("two tasks under the id %s: %s, and now %s", external_task_id, known, task_id)
+
+
+class MemoryStore(JobStore):
+    """The jobs of one process, each kept until it ends; the store of a client without a journal.
+
+    At most *limit* records are kept: beyond it the oldest is dropped. That is safe, as the ids of jobs with
+    a key are derived, so the service itself still knows the task.
+    """
+
+    durable = False
+
+    def __init__(
+        self, *, run: str = "default", clock: Callable[[], float] = time.time, limit: int = HELD
+    ) -> None:
+        self.run = run
+        self._clock = clock
+        self._limit = limit
+        self._jobs: dict[str, JobRecord] = {}
+        self._ids: dict[str, dict[str, str]] = {}  # by key and digest
+        self._failed: OrderedDict[tuple[str, str], int] = OrderedDict()  # the last attempt that failed
+
+    async def mark_sending(self, external_task_id: str) -> None:
+        """Note the time of a create. Raises `JournalError` where a task is known."""
+        job = self._jobs.get(external_task_id)
+        if job is None:
+            return
+        if job.task_id is not None:
+            raise task_exists(external_task_id, job.task_id)
+        now = self._clock()
+        self._jobs[external_task_id] = evolve(job, last_post_at=now, updated_at=now)
+
+    async def get(self, external_task_id: str) -> JobRecord | None:
+        """Return the record with this id while its job is open, or None."""
+        return self._jobs.get(external_task_id)
+
+    async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
+        """Return the newest open job of *key*, or of exactly one request under it, or None."""
+        found = self._ids.get(key, {})
+        name = next(reversed(found.values()), "") if digest is None else found.get(digest, "")
+        return self._jobs.get(name)
+
+    async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
+        """Iterate over the open jobs in these states (without any, over all), oldest first."""
+        for name in tuple(self._jobs):
+            job = self._jobs.get(name)
+            if job is not None and (not states or job.state in states):
+                yield job
+
+    async def counts(self) -> dict[JobState, int]:
+        """Return how many open jobs are in each state."""
+        counts = dict.fromkeys(JobState, 0)
+        for job in self._jobs.values():
+            counts[job.state] += 1
+        return counts
+
+    async def _claim(self, draft: dict[str, Any], external_id: Callable[[int], str]) -> JobRecord:
+        key, digest = identity = draft["key"], draft["params_hash"]
+        known = self._ids.get(key, {})
+        if digest in known:
+            return self._jobs[known[digest]]
+        attempt = self._failed.get(identity, 0) + 1
+        job = JobRecord(external_id(attempt), attempt=attempt, **draft)
+        if job.external_task_id in self._jobs:
+            raise JournalError(
+                "two jobs cannot have one external_task_id", external_task_id=job.external_task_id
+            )
+        if known:
+            warn_of_other_parameters(key)
+        while len(self._jobs) >= self._limit:
+            self._drop(next(iter(self._jobs.values())))
+        self._jobs[job.external_task_id] = job
+        self._ids.setdefault(key, {})[digest] = job.external_task_id
+        return job
+
+    async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
+        job = self._jobs.get(external_task_id)
+        if job is None:
+            return
+        task_id = values.get("task_id")
+        if state not in TRANSITIONS[job.state] or task_id not in {None, job.task_id or task_id}:
+            warn_of_two_tasks(external_task_id, job.task_id, task_id)
+        elif state in {JobState.SUBMITTED, JobState.UNKNOWN}:
+            self._jobs[external_task_id] = evolve(job, state=state, **values, updated_at=self._clock())
+        else:
+            self._drop(job)
+            if state is JobState.FAILED:
+                self._note_failure((job.key, job.params_hash), job.attempt)
+
+    def _drop(self, job: JobRecord) -> None:
+        del self._jobs[job.external_task_id]
+        digests = self._ids[job.key]
+        del digests[job.params_hash]
+        if not digests:
+            del self._ids[job.key]
+
+    def _note_failure(self, identity: tuple[str, str], attempt: int) -> None:
+        self._failed[identity] = attempt
+        self._failed.move_to_end(identity)
+        if len(self._failed) > self._limit:
+            self._failed.popitem(last=False)

@@ -1,0 +1,224 @@
+"""Job states, the record of a job, its identity, and the store in memory."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kling_expand import ExpandRequest, Ratios
+from kling_expand.api.photo import load_photo
+from kling_expand.models import Task
+from kling_expand.store import base
+from kling_expand.store.base import (
+    PREVIOUS,
+    TRANSITIONS,
+    UNFINISHED,
+    JobIdentity,
+    JobRecord,
+    JobState,
+    JobStore,
+    MemoryStore,
+    PreparedRequest,
+    identify,
+)
+from kling_expand.store.sqlite import SQLiteStore
+from kling_expand.testing import FAILED, SUCCEEDED, intend
+
+ROOT = Path(__file__).parents[2]
+PHOTO = ROOT / "examples" / "photos" / "chelsea.jpg"
+WIDER = Ratios(right=0.5)
+
+
+# ------------------------------------------------------------------------ states
+
+
+def test_the_table_is_drawn_as_it_is() -> None:
+    """The docstring shows every state with exactly the states that may follow it."""
+    rows = (base.__doc__ or "").split("=\n")[2].strip("= \n").splitlines()
+    drawn = {}
+    for row in rows:
+        state, _meaning, following = row[:11].strip(), row[11:55], row[55:].strip()
+        drawn[JobState(state)] = {JobState(word) for word in following.split(", ") if word}
+    assert drawn == TRANSITIONS
+    assert set(TRANSITIONS) == set(JobState)
+
+
+def test_previous_states_are_the_table_read_backwards() -> None:
+    """A store that asks from which states a move is allowed gets the same answer."""
+    for earlier in JobState:
+        for later in JobState:
+            assert (later in TRANSITIONS[earlier]) == (earlier in PREVIOUS[later])
+
+
+def reachable(state: JobState) -> set[JobState]:
+    """All states that can follow, in any number of steps."""
+    found: set[JobState] = set()
+    ahead = set(TRANSITIONS[state])
+    while ahead:
+        found |= ahead
+        ahead = {later for earlier in ahead for later in TRANSITIONS[earlier]} - found
+    return found
+
+
+@pytest.mark.parametrize("state", [JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE, JobState.FAILED])
+def test_a_known_task_is_never_forgotten(state: JobState) -> None:
+    """Once a task is known there is no way back to a state without one."""
+    assert not reachable(state) & {JobState.INTENT, JobState.UNKNOWN, JobState.REJECTED}
+
+
+@pytest.mark.parametrize("state", [*UNFINISHED, JobState.REJECTED])
+def test_every_job_can_end(state: JobState) -> None:
+    """From every open state an end can be reached."""
+    assert reachable(state) & {JobState.DONE, JobState.FAILED}
+
+
+# ------------------------------------------------------------------------ records
+
+
+def test_a_row_becomes_a_record() -> None:
+    """Paths come back as text, whatever bytes they are made of."""
+    files = "out/\udcff.png\0out/two\nlines.png".encode(errors="surrogateescape")
+    row = ("x", "k", "h", 1, "done", "t", 1.5, None, None, files, b"in/\xff.png", "{}", 1.0, 2.0)
+    job = JobRecord(*row)
+    assert job.state is JobState.DONE
+    assert job.files == ("out/\udcff.png", "out/two\nlines.png")
+    assert job.source == "in/\udcff.png"
+
+
+def test_files_count_only_together(tmp_path: Path) -> None:
+    """Pictures that are no longer all on disk are no result that can be handed out."""
+    files = tmp_path / "0.png", tmp_path / "1.png"
+    for file in files:
+        file.touch()
+    job = JobRecord("x", files=tuple(map(str, files)))
+    assert job.existing_files() == files
+    files[1].unlink()
+    assert job.existing_files() == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "may_exist"),
+    [
+        ({}, False),
+        ({"last_post_at": 1.0}, True),
+        ({"state": "unknown"}, True),
+        ({"state": "intent", "last_post_at": 0.0}, True),
+    ],
+)
+def test_a_job_that_was_sent_may_exist(fields: dict[str, Any], *, may_exist: bool) -> None:
+    """Only a job for which no create was ever about to leave can be sent without a lookup."""
+    assert JobRecord("x", **fields).may_exist is may_exist
+
+
+def test_a_task_is_known_as_far_as_it_is() -> None:
+    """A record gives the final snapshot, else the bare task, else None."""
+    assert JobRecord("x").task is None
+    assert JobRecord("x", task_id="7").task == Task("7", "submitted", external_task_id="x")
+    snapshot = json.dumps({"task_id": "7", "task_status": "failed"})
+    assert JobRecord("x", task_id="7", snapshot=snapshot).task == Task("7", "failed")
+
+
+# ------------------------------------------------------------------------ identity
+
+
+async def prepare(image: Any = PHOTO, **fields: Any) -> PreparedRequest:
+    """A request with its photo loaded."""
+    request = ExpandRequest(image, WIDER, **fields)
+    return PreparedRequest(request, await load_photo(image), WIDER)
+
+
+async def test_only_a_key_makes_a_job_without_a_journal() -> None:
+    """A key makes one, unless the id is given; with neither each submission is a job of its own."""
+    store = MemoryStore()
+    assert identify(store, await prepare()) is None
+    assert identify(store, await prepare(external_task_id="mine", key="cat")) is None
+    identity = identify(store, await prepare(key="cat"))
+    assert identity is not None
+    assert identity.key == "cat"
+
+
+async def test_every_job_has_an_identity_with_a_journal(tmp_path: Path) -> None:
+    """Without a key the same photo with the same parameters is the same job."""
+    store = SQLiteStore(tmp_path / "run.db")
+    first, again = identify(store, await prepare()), identify(store, await prepare())
+    assert first is not None
+    assert first == again == JobIdentity(first.digest, first.digest)
+    assert identify(store, await prepare(prompt="x")) != first
+    mine = identify(store, await prepare(external_task_id="mine"))
+    assert mine is not None
+    assert mine.key == mine.digest
+
+
+async def test_an_id_follows_from_run_key_request_and_attempt() -> None:
+    """It is the same in every process, and any other of the four gives another."""
+    ids: set[str] = set()
+    for run in ("monday", "tuesday"):
+        for asked in (
+            await prepare(key="cat"),
+            await prepare(key="dog"),
+            await prepare(PHOTO.with_name("coffee.jpg"), key="cat"),
+        ):
+            twice = []
+            for store in (MemoryStore(run=run), MemoryStore(run=run)):
+                identity = identify(store, asked)
+                assert identity is not None
+                first = await store.record_intent(identity, asked)
+                await store.observe(first.external_task_id, FAILED)
+                second = await store.record_intent(identity, asked)
+                twice.append((first.external_task_id, second.external_task_id))
+            assert twice[0] == twice[1]
+            ids.update(twice[0])
+    assert len(ids) == 12
+
+
+# ------------------------------------------------------------------------ the store in memory
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda store, name: store.observe(name, SUCCEEDED),
+        lambda store, name: store.observe(name, FAILED),
+        lambda store, name: store.mark_refused(name, "no"),
+    ],
+    ids=["succeeded", "failed", "refused"],
+)
+async def test_a_job_is_forgotten_when_it_ends(end: Any) -> None:
+    """However a job ends, nothing but a number remains of it."""
+    store = MemoryStore()
+    for number in range(100):
+        name = (await intend(store, str(number))).external_task_id
+        await store.mark_sending(name)
+        await end(store, name)
+    assert [job async for job in store.jobs()] == []
+    assert not any((await store.counts()).values())
+
+
+async def test_memory_is_bounded() -> None:
+    """Jobs that were given up unsent, or that never end, push out the oldest, and fail no later report."""
+    store = MemoryStore(limit=10)
+    names = []
+    for number in range(1000):
+        names.append((await intend(store, str(number))).external_task_id)
+        await store.observe((await intend(store, f"failed {number}")).external_task_id, FAILED)
+    held = [job.key async for job in store.jobs()]
+    assert held == [str(number) for number in range(1000 - len(held), 1000)]
+    assert len(held) in {9, 10}
+    await asyncio.gather(*(store.mark_sending(name) for name in names))
+    await asyncio.gather(*(store.observe(name, SUCCEEDED) for name in names))
+
+
+def test_it_is_a_contract() -> None:
+    """A store that lacks a method cannot be made."""
+    with pytest.raises(TypeError, match="abstract"):
+        type("Half", (JobStore,), {})()
+
+
+def test_no_database_is_loaded() -> None:
+    """The contract and the store in memory cost no import of a database."""
+    code = "import sys, kling_expand.store.base as _; assert not {'sqlite3', 'psycopg'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

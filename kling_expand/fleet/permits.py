@@ -175,8 +175,8 @@ class Permits:
             if not waiter.granted.done():
                 waiter.granted.set_exception(_stopping())
 
-    def wake(self) -> None:
-        """Try again now, because permits may have been released elsewhere."""
+    def wake(self, _payload: str = "") -> None:
+        """Try again now, because permits may have been released elsewhere; it handles `PERMIT_CHANNEL`."""
         self._changed.set()
 
     # ------------------------------------------------------------------ internals

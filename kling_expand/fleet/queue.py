@@ -49,6 +49,8 @@ MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 
 POLL_INTERVAL = 1.0  # seconds between two reads for results
 CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried whose execution raised an unexpected error
 
+NotificationHandler = Callable[[str], object]  # called with the payload
+
 logger = logging.getLogger(__name__)
 
 
@@ -309,6 +311,21 @@ class Fleet:
             JournalError: when the database is unreachable.
         """
         return {number for (number,) in await self._query(_FETCHED, worker_id)}
+
+    async def listen(self, handlers: Mapping[str, NotificationHandler]) -> None:
+        """Call each channel's handler with the payload of every notification, until cancelled.
+
+        After each (re)connection all handlers are called with "": notifications may have been missed.
+
+        Raises:
+            JournalError: when the database refuses the connection for good.
+        """
+
+        def on_notify(channel: str, payload: str) -> None:
+            for name in [channel] if channel else handlers:
+                handlers[name](payload)
+
+        await listen(self.dsn, on_notify, *handlers)
 
     async def requeue_stalled(self, heartbeat_timeout: float, lost: Sequence[int] = ()) -> int:
         """Requeue the jobs of workers without a recent heartbeat, and the *lost* ones; return their number.

@@ -7,6 +7,7 @@ a queued job for it would wait while every worker is busy.
 import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -18,11 +19,10 @@ from kling_expand.client import KlingClient
 from kling_expand.errors import WebhookError
 from kling_expand.jobs.runner import GRACE
 from kling_expand.models import MAX_IMAGES
-from kling_expand.store.postgres_pool import listen
 
 from .execute import SharedSlots, WorkerContext
 from .permits import PERMIT_CHANNEL, Permits
-from .queue import CALLBACK_CHANNEL, Fleet
+from .queue import CALLBACK_CHANNEL, Fleet, NotificationHandler
 
 HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a worker's jobs are requeued
 SHUTDOWN_TIMEOUT = 20.0  # seconds that running jobs have to end after `stop`
@@ -113,15 +113,12 @@ class Worker:
     ) -> None:
         queue_worker = self._queue_worker(context)
 
-        def on_notify(channel: str, payload: str) -> None:
-            if channel == CALLBACK_CHANNEL:
-                _receive(context.client, payload)
-            elif permits is not None:
-                permits.wake()
-
+        handlers: dict[str, NotificationHandler] = {CALLBACK_CHANNEL: partial(_receive, context.client)}
+        if permits is not None:
+            handlers[PERMIT_CHANNEL] = permits.wake
         running = asyncio.create_task(_run(queue_worker))
         beside = [
-            asyncio.create_task(listen(self._fleet.dsn, on_notify, CALLBACK_CHANNEL, PERMIT_CHANNEL)),
+            asyncio.create_task(self._fleet.listen(handlers)),
             asyncio.create_task(self._beat(queue_worker)),
         ]
         stopping = asyncio.create_task(self._stop.wait())

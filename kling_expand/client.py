@@ -382,9 +382,9 @@ class _Reads(NamedTuple):
         return await self.session.call("GET", codec.task_path(self.dialect, any_id), codec.decode_task)
 
     async def page(
-        self, number: int, size: int, heard: Callable[[str], str | None]
+        self, number: int, size: int, known_status: Callable[[str], str | None]
     ) -> tuple[dict[str, Task | None], bool]:
-        decode = partial(codec.decode_page, heard=heard)
+        decode = partial(codec.decode_page, known_status=known_status)
         params = {"pageNum": number, "pageSize": size}
         shown, length = await self.session.call("GET", codec.create_path(self.dialect), decode, params=params)
         return shown, length < size

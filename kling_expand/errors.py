@@ -327,16 +327,25 @@ CODES: dict[int, type[APIError]] = {
 # 1201 also carries these two, told apart by words alone (seen live).
 _WORDED: dict[str, type[BadRequest]] = {"already exist": DuplicateTask, "task not found": TaskNotFound}
 
-_STATUSES: dict[int, type[APIError]] = {401: AuthenticationError, 403: PermissionDenied, 429: RateLimited}
+# An answer without a code comes from something in front of the service, and is judged by its status.
+_STATUSES: dict[int, type[APIError]] = {
+    401: AuthenticationError,
+    403: PermissionDenied,
+    404: NotFound,
+    429: RateLimited,
+}
 
 
-def refusal(code: int, message: str, status: int) -> type[APIError]:
-    """The class for an envelope's *code*, its *message*, and the HTTP *status* it came under."""
-    kind = CODES.get(code)
-    if kind is None:
-        kind = _STATUSES.get(status, ServerError if status >= 500 else APIError)
+def refusal(code: int | None, message: str, status: int) -> type[APIError]:
+    """Return the class for a *code* (None without an envelope), its *message* and the HTTP *status*."""
     if code == 1201:
-        for words, worded in _WORDED.items():
-            if words in message.lower():
-                return worded
-    return kind
+        words = message.lower()
+        return next((kind for part, kind in _WORDED.items() if part in words), BadRequest)
+    if code in CODES:
+        return CODES[code]
+    if status >= 500:
+        return ServerError
+    if code is None:
+        return _STATUSES.get(status, APIError if status >= 400 else ProtocolError)
+    # An unknown code under 429 does not say that there are too many requests.
+    return _STATUSES[status] if status in (401, 403) else APIError

@@ -62,8 +62,8 @@ NEXT: dict[Status, frozenset[Status]] = {
     Status.FAILED: frozenset(),
 }
 
-# The vendor's newer interfaces say "succeeded" (live).
-_WORDS = {str(status): status for status in Status} | {"succeeded": Status.SUCCEED}
+# The vendor's newer interfaces say "succeeded" (observed).
+STATUS_WORDS = {str(status): status for status in Status} | {"succeeded": Status.SUCCEED}
 
 
 @frozen
@@ -104,8 +104,9 @@ class Task:
 
     @property
     def status(self) -> Status:
-        """The meaning of `task_status`; UNKNOWN for a word nobody has documented."""
-        return _WORDS.get(self.task_status, Status.UNKNOWN)
+        """The meaning of `task_status` in any case; UNKNOWN for a word that is not documented."""
+        word = self.task_status
+        return STATUS_WORDS.get(word) or STATUS_WORDS.get(word.strip().lower(), Status.UNKNOWN)
 
     @property
     def units(self) -> "Decimal | None":

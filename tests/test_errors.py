@@ -23,6 +23,7 @@ from kling_expand.errors import (
     InvalidRequest,
     KlingError,
     MissingExtra,
+    NotFound,
     ParallelLimit,
     PermissionDenied,
     PolicyRefusal,
@@ -133,10 +134,20 @@ def test_a_documented_code_means_the_same_under_any_status(code: int, status: in
 @pytest.mark.parametrize("status", STATUSES)
 def test_an_undocumented_code_is_judged_by_its_status(code: int, status: int) -> None:
     """What is not known is repeated only where the status says that it may pass."""
-    known = {401: AuthenticationError, 403: PermissionDenied, 429: RateLimited}
+    known = {401: AuthenticationError, 403: PermissionDenied}
     expected = known.get(status, ServerError if status >= 500 else APIError)
     assert refusal(code, "", status) is expected
-    assert expected.retryable is (status == 429 or status >= 500)
+    assert expected.retryable is (status >= 500)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_an_answer_without_a_code_is_judged_by_its_status(status: int) -> None:
+    """A page of a proxy under 4xx is a clear refusal; anything below may be half an answer."""
+    known = {401: AuthenticationError, 403: PermissionDenied, 404: NotFound, 429: RateLimited}
+    usual = ServerError if status >= 500 else APIError if status >= 400 else ProtocolError
+    expected = known.get(status, usual)
+    assert refusal(None, "", status) is expected
+    assert expected.retryable is (status == 429 or status >= 500 or status < 400)
 
 
 @pytest.mark.parametrize(

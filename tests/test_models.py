@@ -59,6 +59,12 @@ def test_only_ends_are_final() -> None:
         ("succeed", Status.SUCCEED),
         ("succeeded", Status.SUCCEED),
         ("failed", Status.FAILED),
+        ("SUCCEEDED", Status.SUCCEED),
+        ("Succeed ", Status.SUCCEED),
+        (" Processing\n", Status.PROCESSING),
+        ("pending", Status.UNKNOWN),
+        ("success", Status.UNKNOWN),
+        ("", Status.UNKNOWN),
     ],
 )
 def test_words_mean_what_is_documented(word: str, status: Status) -> None:
@@ -70,7 +76,7 @@ def test_words_mean_what_is_documented(word: str, status: Status) -> None:
 @given(st.text())
 def test_any_other_word_is_unknown(word: str) -> None:
     """And does not end a wait."""
-    if word not in {"submitted", "processing", "succeed", "succeeded", "failed"}:
+    if word.strip().lower() not in {"submitted", "processing", "succeed", "succeeded", "failed"}:
         assert Task("1", word).status is Status.UNKNOWN
         assert not Task("1", word).status.final
 

@@ -1,23 +1,39 @@
-"""How does it look on the wire? Bytes ↔ models for both dialects; no I/O.
+"""Conversion between bytes and models, for both dialects and without I/O.
 
-Where the two documents and the service itself differ, everything seen is accepted: `data` as an
-object or a one-element array, both spellings of success, an error code under HTTP 200.
+The two documents and the service itself differ, so everything seen is accepted: `data` as an object
+or a one-element array, both words for success, an error code under HTTP 200 or as text. A task needs
+its `task_id` and `task_status`, and a picture its `url`. Any other field of an unexpected type is
+read as absent, because a paid task must not be lost over it.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import cache
 from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, get_args
 from urllib.parse import quote
 
-from attrs import asdict, evolve
+from attrs import Attribute, asdict, define, evolve, fields, has
 
-from kling_expand.errors import APIError, InvalidRequest, ProtocolError, ServerError, refusal
+from kling_expand.errors import APIError, InvalidRequest, ProtocolError, refusal
 from kling_expand.geometry import Expansion, Ratios, Towards
-from kling_expand.models import Dialect, ExpandRequest, Task, request_fields
+from kling_expand.models import (
+    STATUS_WORDS,
+    BalanceDeduction,
+    Dialect,
+    ExpandRequest,
+    Image,
+    Task,
+    request_fields,
+)
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 T = TypeVar("T")
 
@@ -25,66 +41,83 @@ PATHS = {Dialect.EDITING: "/v1/images/editing/expand", Dialect.DIRECTION: "/v1/i
 PAGE_SIZE = 500  # the largest a list page may be (doc)
 LAST_PAGE = 1000  # (doc)
 
+logger = logging.getLogger(__name__)
+
 
 class Response(NamedTuple):
-    """What came back: HTTP status, headers (asked for by lower-case names), and the whole body."""
+    """An HTTP answer: status, headers (with lower-case names), the whole body, and when it came.
+
+    `received_at` is Unix seconds by our clock, and stands in for a `Date` header that is missing.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    received_at: float | None = None
 
     @property
     def server_time(self) -> float | None:
-        """The service's clock in Unix seconds, if it told."""
+        """The clock of the service in Unix seconds; None without a `Date` header."""
         return http_date(self.headers.get("date"))
 
     @property
     def retry_after(self) -> float | None:
-        """The seconds a ``Retry-After`` header asks for, given as a number or as a date."""
-        word = self.headers.get("retry-after", "").strip()
-        if word.isdecimal() and len(word) <= 9:  # more than 31 years is a mistake
-            return float(word)
-        deadline_at, now = http_date(word), self.server_time
-        return None if deadline_at is None or now is None else max(0.0, deadline_at - now)
+        """The seconds a ``Retry-After`` header asks for; None without one, or with one that says nothing."""
+        text = self.headers.get("retry-after", "").strip()
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):  # more than 31 years is a mistake
+            return float(text)
+        asked_at, now = http_date(text), self.server_time
+        now = self.received_at if now is None else now
+        return None if asked_at is None or now is None else max(0.0, asked_at - now)
 
 
-def http_date(word: str | None) -> float | None:
-    """Return the Unix seconds of a date as HTTP writes it, or None for any other text."""
+def http_date(text: str | None) -> float | None:
+    """Return the moment of an HTTP date in Unix seconds, or None if *text* is none."""
     try:
-        date = parsedate_to_datetime(word or "")
+        date = parsedate_to_datetime(text or "")
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError, TypeError):
         return None
 
 
-# ---------------------------------------------------------------------------- what goes out
+# ---------------------------------------------------------------------------- requests
 
 
 def create_path(dialect: Dialect) -> str:
-    """Where tasks are created and listed."""
+    """Return the path where tasks are created and listed."""
     return PATHS[dialect]
 
 
 def task_path(dialect: Dialect, any_id: str) -> str:
-    """Where one task is read, by `task_id` or `external_task_id`. Raises `InvalidRequest`."""
-    if any_id in {"", ".", ".."} or not any_id.isprintable():  # the path would be another's
+    """Return the path where one task is read, by `task_id` or `external_task_id`.
+
+    Raises:
+        InvalidRequest: the path would lead to another resource.
+    """
+    if any_id in {"", ".", ".."} or not any_id.isprintable():
         raise InvalidRequest("id", repr(any_id), "must be the id of one task")
     return f"{PATHS[dialect]}/{quote(any_id, safe='')}"
 
 
 def encode(request: ExpandRequest, expansion: Expansion, external_task_id: str) -> tuple[bytes, bytes]:
-    """The body of a create, as what stands before the value of `image` and what after it."""
-    body = _expansion_fields(expansion)
+    """Return the body of a create in two parts, those before and after the value of `image`."""
+    body = _encode_expansion(expansion)
     for each in request_fields():
         named = each.name == "external_task_id"
         each.write(body, external_task_id if named else getattr(request, each.name))
     return b'{"image":"', b'",' + _dumps(body)[1:]
 
 
-def _expansion_fields(expansion: Expansion) -> dict[str, Any]:
+def _encode_expansion(expansion: Expansion) -> dict[str, Any]:
     if isinstance(expansion, Towards):
         return {"direction": expansion.direction, "expansion_ratio": expansion.ratio}
     return {f"{side}_expansion_ratio": getattr(expansion, side) for side in ("up", "down", "left", "right")}
+
+
+def _decode_expansion(body: dict[str, Any]) -> Expansion:
+    if "direction" in body:
+        return Towards(body["direction"], body["expansion_ratio"])
+    return Ratios(*(body[f"{side}_expansion_ratio"] for side in ("up", "down", "left", "right")))
 
 
 def _dumps(value: Any) -> bytes:
@@ -92,58 +125,63 @@ def _dumps(value: Any) -> bytes:
 
 
 def fingerprint(request: ExpandRequest, expansion: Expansion, photo_digest: str) -> str:
-    """A digest of what is asked for: the photo and every parameter that changes the result or its price."""
+    """Return a digest of the photo and of every parameter that changes the result or its price."""
     usual = {each.name: each.default for each in request_fields() if not each.changes_result}
-    silent = evolve(request, **usual)
-    return sha256(photo_digest.join(map(bytes.decode, encode(silent, expansion, ""))).encode()).hexdigest()
+    head, tail = encode(evolve(request, **usual), expansion, "")
+    return sha256(photo_digest.join((head.decode(), tail.decode())).encode()).hexdigest()
 
 
 def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
-    """The `external_task_id` of a job: the same in every process that makes it from the same words.
+    """Return the `external_task_id` of a job, which is the same in every process.
 
-    Each *attempt* after a failed task has an id of its own, as a failed task keeps its.
+    A failed task keeps its id, so each *attempt* after one has an id of its own.
     """
     words = json.dumps([run, key, fingerprint, attempt]).encode()
     return f"kx-{sha256(words).hexdigest()[:32]}"
 
 
-# ---------------------------------------------------------------------------- what comes in
+# ---------------------------------------------------------------------------- answers
 
 
 def decode_task(answer: Response) -> Task:
-    """The one task of a create or a query. Raises `APIError`."""
+    """Return the task of a create or a query.
+
+    Raises:
+        APIError: the answer is a refusal, or not as documented.
+    """
     return _decode(answer, _one_task)
 
 
 def decode_tasks(answer: Response) -> tuple[Task, ...]:
-    """The tasks of a list page, in the order they came. Raises `APIError`."""
+    """Return the tasks of a list page, in the order they came.
+
+    Raises:
+        APIError: the answer is a refusal, or not as documented.
+    """
     return _decode(answer, _many_tasks)
 
 
-def decode_page(answer: Response, heard: Callable[[str], str | None]) -> tuple[dict[str, Task | None], int]:
-    """Our tasks on a list page, and how many it holds in all. Raises `APIError`.
+def decode_page(
+    answer: Response, known_status: Callable[[str], str | None]
+) -> tuple[dict[str, Task | None], int]:
+    """Return our tasks on a list page, and how many tasks it holds in all.
 
-    *heard* gives the status of a task when last heard of, or None for one that is not ours. The others
-    are not looked at, and one with no other status is not made a value: a page may hold 500 tasks.
+    *known_status* gives the newest known status of a task, or None for one that is not ours. A page
+    may hold 500 tasks, so the tasks of others are skipped unread. One of ours whose status is still
+    the known one is None.
+
+    Raises:
+        APIError: the answer is a refusal, or not as documented.
     """
-    return _decode(answer, lambda data: _shown_tasks(data, heard))
-
-
-def parse_task(data: Any) -> Task:
-    """A bare task object (as a list holds it, or a callback). Raises ValueError saying where it is wrong."""
-    return _reader()(data)
-
-
-@cache
-def _reader() -> Callable[[Any], Task]:
-    """Imported with the first answer, as it brings cattrs."""
-    from .spelling import read_task
-
-    return read_task
+    return _decode(answer, lambda data: _changed_tasks(data, known_status))
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON from a stranger. Raises ValueError, whatever is wrong with it."""
+    """Return what *body* holds as JSON.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
     try:
         return json.loads(body)
     except RecursionError:
@@ -157,27 +195,44 @@ def _one_task(data: Any) -> Task:
 
 
 def _many_tasks(data: Any) -> tuple[Task, ...]:
-    if data is None:
-        return ()
-    if not isinstance(data, list):
-        raise ValueError(f"data should be an array, not {type(data).__name__}")  # noqa: TRY004 - a bad value
-    return tuple(map(parse_task, data))
+    return tuple(_readable_tasks(_items(data)))
 
 
-def _shown_tasks(data: Any, heard: Callable[[str], str | None]) -> tuple[dict[str, Task | None], int]:
-    items: Sequence[Any] = data if isinstance(data, list) else _many_tasks(data)
-    shown: dict[str, Task | None] = {}
+def _items(data: Any) -> Sequence[Any]:
+    if data is not None and not isinstance(data, list):
+        raise ValueError(f"data must be an array, got {type(data).__name__}")
+    return data or ()
+
+
+def _readable_tasks(items: Sequence[Any]) -> Iterator[Task]:
+    """Yield the tasks; one that cannot be read does not hide the others of its page."""
+    for item in items:
+        try:
+            yield parse_task(item)
+        except ValueError as error:
+            logger.debug("a task of a list page is skipped: %s", error)
+
+
+def _changed_tasks(
+    data: Any, known_status: Callable[[str], str | None]
+) -> tuple[dict[str, Task | None], int]:
+    items = _items(data)
+    found: dict[str, Task | None] = {}
+    changed = []
     for item in items:
         task_id = item.get("task_id") if isinstance(item, dict) else None
-        if isinstance(task_id, str | int) and (status := heard(str(task_id))) is not None:
-            shown[str(task_id)] = None if item.get("task_status") == status else parse_task(item)
-    return shown, len(items)
+        if isinstance(task_id, str | int) and (status := known_status(str(task_id))) is not None:
+            if item.get("task_status") == status:
+                found[str(task_id)] = None
+            else:
+                changed.append(item)
+    return found | {task.task_id: task for task in _readable_tasks(changed)}, len(items)
 
 
-def _decode(answer: Response, shape: Callable[[Any], T]) -> T:
+def _decode(answer: Response, read: Callable[[Any], T]) -> T:
     data, request_id = _open(answer)
     try:
-        return shape(data)
+        return read(data)
     except ValueError as error:
         raise ProtocolError(
             f"the answer is not as documented: {error}", status=answer.status, request_id=request_id
@@ -185,76 +240,231 @@ def _decode(answer: Response, shape: Callable[[Any], T]) -> T:
 
 
 def _open(answer: Response) -> tuple[Any, str | None]:
-    """The envelope's `data` and `request_id`, or the refusal it holds."""
+    """Return the envelope's `data` and `request_id`, or raise the refusal it holds."""
     try:
         envelope = parse_json(answer.body)
     except ValueError:
         envelope = None
     if not isinstance(envelope, dict):
-        raise _stranger(answer)
-    code, request_id = envelope.get("code"), envelope.get("request_id")
+        raise _refused(answer)
+    code, request_id = _code(envelope.get("code")), envelope.get("request_id")
     request_id = request_id if isinstance(request_id, str) else None
-    if code == 0 and not isinstance(code, bool) and answer.status < 400 and "data" in envelope:
+    if code == 0 and answer.status < 400 and "data" in envelope:
         return envelope["data"], request_id
-    raise _refused(answer, code, str(envelope.get("message") or ""), request_id)
+    message = str(envelope.get("message") or "the service gave no message") if code else None
+    raise _refused(answer, code or None, message, request_id)
 
 
-def _refused(answer: Response, code: Any, message: str, request_id: str | None) -> APIError:
-    if not isinstance(code, int) or isinstance(code, bool) or code == 0:
-        return _stranger(answer, request_id)
+def _code(value: Any) -> int | None:
+    """Return the number of a `code`, which may come as text."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _refused(
+    answer: Response, code: int | None = None, message: str | None = None, request_id: str | None = None
+) -> APIError:
+    """Return the error for a refusal, or (without *message*) for an answer that has no envelope."""
+    if message is None:
+        shown = answer.body[:80].decode(errors="replace").strip() or "an empty body"
+        message = f"the answer is not the documented envelope: {shown!r}"
     return refusal(code, message, answer.status)(
-        message or "the service gave no message",
-        code=code,
-        status=answer.status,
-        request_id=request_id,
-        retry_after=answer.retry_after,
+        message, code=code, status=answer.status, request_id=request_id, retry_after=answer.retry_after
     )
 
 
-def _stranger(answer: Response, request_id: str | None = None) -> APIError:
-    """An answer without a usable envelope: a proxy's page, half a body, nothing at all."""
-    kind: type[APIError] = ServerError if answer.status >= 500 else ProtocolError
-    if answer.status in (401, 403, 429):  # said by something in front of the service
-        kind = refusal(-1, "", answer.status)
-    shown = answer.body[:80].decode(errors="replace").strip() or "an empty body"
-    return kind(
-        f"not the documented envelope: {shown!r}",
-        status=answer.status,
-        request_id=request_id,
-        retry_after=answer.retry_after,
+# ---------------------------------------------------------------------------- tasks
+
+
+@define(eq=False, repr=False)
+class _Info:
+    external_task_id: str | None = None
+
+
+@define(eq=False, repr=False)
+class _Result:
+    images: list[Image] | None = None
+
+
+@define(eq=False, repr=False)
+class _Watermark:
+    enabled: bool | None = None
+
+
+@define(eq=False, repr=False)
+class _TaskData:
+    """A task as the service writes it."""
+
+    task_id: str
+    task_status: str
+    task_status_msg: str | None = None
+    task_info: _Info | None = None
+    task_result: _Result | None = None
+    watermark_info: _Watermark | None = None
+    final_unit_deduction: str | None = None
+    final_balance_deduction: BalanceDeduction | None = None
+    created_at: int | None = None
+    updated_at: int | None = None
+
+
+def parse_task(data: Any) -> Task:
+    """Return the task of a bare task object, as a list or a callback holds it.
+
+    Raises:
+        ValueError: `task_id` or `task_status` is missing or unusable.
+    """
+    raw = _structure(data)
+    if not raw.task_id.strip() or not raw.task_id.isprintable():
+        raise ValueError(f"task_id must be printable text, got {raw.task_id!a:.80}")
+    info, result, watermark = raw.task_info, raw.task_result, raw.watermark_info
+    return Task(  # in the order of its fields: naming them takes half as long again
+        raw.task_id,
+        _WORDS.get(raw.task_status, raw.task_status),
+        raw.task_status_msg or None,
+        (info and info.external_task_id) or None,
+        tuple((result and result.images) or ()),
+        raw.final_unit_deduction or None,
+        raw.final_balance_deduction,
+        watermark.enabled if watermark else None,
+        raw.created_at,
+        raw.updated_at,
     )
 
 
-# ---------------------------------------------------------------------------- for the journal
+# One string for the many tasks that share a status. Not `sys.intern`, which never frees foreign text.
+_WORDS = {word: word for word in STATUS_WORDS}
+
+
+def _structure(data: Any) -> _TaskData:
+    """Read a task by generated code, and once more without the fields it stumbles over."""
+    read: Callable[[Any, Any], _TaskData] = _hook(_TaskData)
+    try:
+        return read(data, _TaskData)
+    except Exception:  # noqa: BLE001 - generated code raises whatever the wrong type makes it raise
+        return read(_readable_fields(data), _TaskData)
+
+
+def _readable_fields(data: Any) -> dict[str, Any]:
+    """Return the fields of a task that can be read."""
+    if not isinstance(data, dict):
+        raise ValueError(f"a task must be an object, got {type(data).__name__}")  # noqa: TRY004 - a bad value
+    result = data.get("task_result")
+    images = result.get("images") if isinstance(result, dict) else None
+    if isinstance(images, list):
+        data = data | {"task_result": {"images": list(_readable_images(images))}}
+    kept = {each.name: value for each in fields(_TaskData) if (value := _readable(data, each)) is not None}
+    for name in ("task_id", "task_status"):
+        if name not in kept:
+            raise ValueError(f"{name} must be text")
+    return kept
+
+
+def _readable_images(images: list[Any]) -> Iterator[dict[str, Any]]:
+    """Yield the pictures that have a URL; one without an index has that of its place."""
+    for place, image in enumerate(images):
+        found = {}
+        if isinstance(image, dict):
+            found = {each.name: _readable(image, each) for each in fields(Image)}
+        if found.get("url"):
+            index = found["index"]
+            yield found | {"index": place if index is None else index}
+        else:
+            logger.debug("picture %d is ignored, as it has no url", place)
+
+
+def _readable(data: dict[str, Any], attribute: "Attribute[Any]") -> Any:
+    """Return the value of a field, or None where it is of the wrong type."""
+    value, kind = data.get(attribute.name), cast(type, attribute.type)
+    try:
+        _hook(kind)(value, kind)
+    except Exception:  # noqa: BLE001 - the same
+        if value is not None:
+            logger.debug("%s is ignored, as it is of type %s", attribute.name, type(value).__name__)
+        return None
+    return value
+
+
+@cache
+def _converter() -> "Converter":
+    """Return the rules that read what the service writes, made with the first answer."""
+    from cattrs import Converter  # here: it costs a tenth of what aiohttp does, and many programs only submit
+
+    converter = Converter(detailed_validation=False)
+    converter.register_structure_hook(str, _text)
+    converter.register_structure_hook(int, _number)
+    converter.register_structure_hook(bool, _flag)
+    converter.register_structure_hook_factory(lambda kind: NoneType in get_args(kind), _optional)
+    return converter
+
+
+@cache
+def _hook(kind: type) -> Callable[[Any, Any], Any]:
+    """Return the function that reads a *kind*; its code is generated when it is first asked for."""
+    return _converter().get_structure_hook(kind)
+
+
+def _optional(kind: Any, converter: "Converter") -> Callable[[Any, Any], Any]:
+    """Return a hook for `X | None` that has the one for X at hand; cattrs' own looks it up each time."""
+    (inner,) = {*get_args(kind)} - {NoneType}
+    if inner is str:  # by far the most, and mostly as they should be
+        return lambda value, _kind: value if value is None or type(value) is str else _text(value, str)
+    structure = converter.get_structure_hook(inner)
+    shape = dict if has(inner) else object  # in a text, generated code would look for the names of fields
+
+    def hook(value: Any, _kind: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, shape):
+            raise ValueError(value)  # noqa: TRY004 - a bad value
+        return structure(value, inner)
+
+    return hook
+
+
+def _text(value: Any, _kind: Any) -> str:
+    """Return text; ids and amounts may come as numbers."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(value)
+
+
+def _number(value: Any, _kind: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(value)  # noqa: TRY004 - a bad value
+    return int(value)
+
+
+def _flag(value: Any, _kind: Any) -> bool:
+    """Return a flag; by itself cattrs would take the word "false" for True."""
+    return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
+
+
+# ---------------------------------------------------------------------------- lines of a job store
 
 
 def pack(task: Task) -> str:
-    """A task as one line of JSON, for keeping."""
+    """Return a task as one line of JSON, for a job store."""
     return json.dumps(asdict(task), separators=(",", ":"))
 
 
+def unpack(line: str) -> Task:
+    """Return the task that `pack` made a line of."""
+    task: Task = _hook(Task)(json.loads(line), Task)
+    return task
+
+
 def pack_request(request: ExpandRequest, expansion: Expansion) -> str:
-    """What a request asks for, without its photo, as one line of JSON."""
+    """Return what a request asks for, without its photo and key, as one line of JSON."""
     head, tail = encode(request, expansion, request.external_task_id or "")
     return (head + tail).decode()
 
 
 def unpack_request(line: str, image: str, key: str) -> ExpandRequest:
-    """The request that `pack_request` made a line of, for the photo at *image*."""
+    """Return the request that `pack_request` made a line of, for the photo at *image*."""
     body = json.loads(line)
     body["external_task_id"] = body["external_task_id"] or None
     values = {each.name: each.read(body) for each in request_fields()}
-    return ExpandRequest(image, _read_expansion(body), **(values | {"key": key}))
-
-
-def _read_expansion(body: dict[str, Any]) -> Expansion:
-    if "direction" in body:
-        return Towards(body["direction"], body["expansion_ratio"])
-    return Ratios(*(body[f"{side}_expansion_ratio"] for side in ("up", "down", "left", "right")))
-
-
-def unpack(line: str) -> Task:
-    """The task that `pack` made a line of."""
-    from .spelling import restore_task
-
-    return restore_task(json.loads(line))
+    return ExpandRequest(image, _decode_expansion(body), **(values | {"key": key}))

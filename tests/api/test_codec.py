@@ -20,6 +20,7 @@ from kling_expand.errors import (
     BadRequest,
     DuplicateTask,
     InvalidRequest,
+    NotFound,
     PermissionDenied,
     ProtocolError,
     RateLimited,
@@ -400,10 +401,69 @@ def test_what_is_no_task_is_a_protocol_error(data: Any) -> None:
     assert caught.value.request_id == "r"
 
 
-def test_a_protocol_error_says_where() -> None:
-    """The path of the field that is wrong."""
-    with pytest.raises(ProtocolError, match=r"data\.task_result\.images\[1\]\.url"):
-        task(task_result={"images": [{"index": 0, "url": "u"}, {"index": 1, "url": None}]})
+@pytest.mark.parametrize("field", ["task_id", "task_status"])
+def test_a_protocol_error_names_the_field(field: str) -> None:
+    """The two fields that a task needs are missed by their names."""
+    with pytest.raises(ProtocolError, match=f"{field} must be"):
+        task(**{field: None})
+
+
+ODD: list[tuple[str, Any]] = [
+    ("created_at", "yesterday"),
+    ("updated_at", {}),
+    ("created_at", True),
+    ("updated_at", 1e400),
+    ("watermark_info", False),
+    ("watermark_info", {"enabled": "perhaps"}),
+    ("task_info", "dog-1"),
+    ("task_info", {"external_task_id": ["dog-1"]}),
+    ("task_status_msg", {"en": "why"}),
+    ("final_unit_deduction", [16]),
+    ("final_balance_deduction", "0.05"),
+    ("final_balance_deduction", {"quota": {}, "list_price": []}),
+    ("task_result", []),
+    ("task_result", {"images": "none"}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ODD)
+def test_no_odd_field_loses_the_task(name: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A field of the wrong type is read as absent, with a debug line; the task and its page are kept."""
+    caplog.set_level("DEBUG", logger="kling_expand.api.codec")
+    whole = {"task_id": "1", "task_status": "succeed", "created_at": 5} | {name: value}
+    found = codec.decode_task(answer(whole))
+    expected = Task("1", "succeed", created_at=None if name == "created_at" else 5)
+    assert evolve(found, final_balance_deduction=None) == expected
+    assert found.final_balance_deduction in {None, BalanceDeduction()}
+    assert any("is ignored" in record.message for record in caplog.records)
+    other = {"task_id": "2", "task_status": "submitted"}
+    assert [each.task_id for each in codec.decode_tasks(answer([other, whole, other]))] == ["2", "1", "2"]
+    page, length = codec.decode_page(answer([other, whole, other]), lambda _: "processing")
+    assert (set(page), length) == ({"1", "2"}, 3)
+
+
+@pytest.mark.parametrize("index", [None, "first", [], {}])
+def test_a_picture_without_index_has_that_of_its_place(index: Any) -> None:
+    """A picture needs its URL only, and its name on disk still has a number."""
+    pictures = [{"index": 0, "url": "u0"}, {"index": index, "url": "u1", "watermark_url": 5.0}]
+    assert task(task_result={"images": pictures}).images == (Image(0, "u0"), Image(1, "u1", "5.0"))
+
+
+@pytest.mark.parametrize(
+    "picture", [None, "u", [], {}, {"url": None}, {"url": ""}, {"url": ["u"]}, {"index": 1}]
+)
+def test_a_picture_without_a_url_is_left_out(picture: Any) -> None:
+    """It cannot be fetched, and the others can."""
+    assert task(task_result={"images": [picture, {"index": 7, "url": "u"}]}).images == (Image(7, "u"),)
+
+
+@pytest.mark.parametrize("item", [None, "x", [], {}, {"task_id": "1"}, {"task_status": "x"}, {"task_id": []}])
+def test_what_is_no_task_does_not_hide_its_page(item: Any) -> None:
+    """One unreadable item among the tasks of an account costs that item alone."""
+    good = {"task_id": "2", "task_status": "submitted"}
+    assert codec.decode_tasks(answer([item, good])) == (Task("2", "submitted"),)
+    page, length = codec.decode_page(answer([item, good]), {"1": "processing", "2": "processing"}.get)
+    assert (page, length) == ({"2": Task("2", "submitted")}, 2)
 
 
 @pytest.mark.parametrize("data", [[], None])
@@ -421,6 +481,9 @@ def test_an_empty_page_is_no_task(data: Any) -> None:
         (200, 1201, BadRequest),
         (418, 4711, APIError),
         (401, 4711, AuthenticationError),
+        (404, 4711, APIError),
+        (429, 4711, APIError),
+        (429, 1305, APIError),
         (502, 4711, ServerError),
     ],
 )
@@ -450,7 +513,17 @@ def test_1201_is_told_apart_by_its_words(message: str, kind: type[APIError]) -> 
     assert type(caught.value) is kind
 
 
-@pytest.mark.parametrize("code", [True, False, "0", "", None, [], {}, 0.5])
+@pytest.mark.parametrize("code", ["0", "00"])
+def test_a_code_of_digits_is_a_number(code: str) -> None:
+    """Relays send codes as text (observed): both success and refusals are told by them."""
+    found = codec.decode_task(answer({"task_id": "1", "task_status": "x"}, code=code))
+    assert found == Task("1", "x")
+    with pytest.raises(DuplicateTask) as caught:
+        codec.decode_task(answer(None, 400, code="1201", message="dog already exists"))
+    assert caught.value.code == 1201
+
+
+@pytest.mark.parametrize("code", [True, False, "", "zero", " 0", "-0", "0.0", None, [], {}, 0.5])
 def test_only_the_number_zero_is_success(code: Any) -> None:
     """What merely looks like zero is no success, and no refusal by that code either."""
     with pytest.raises(ProtocolError) as caught:
@@ -468,7 +541,9 @@ STRANGE += [b'{"code":0}', b'{"data":{"task_id":"1","task_status":"x"}}']
     [
         (200, ProtocolError),
         (302, ProtocolError),
-        (404, ProtocolError),
+        (400, APIError),
+        (404, NotFound),
+        (413, APIError),
         (401, AuthenticationError),
         (403, PermissionDenied),
         (429, RateLimited),
@@ -516,7 +591,15 @@ DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
         ("", None),
         ("soon", None),
         ("-5", None),
-        ("1.5", None),
+        ("1.5", 1.5),
+        ("2.", 2.0),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 0.0),
+        ("Wed Oct 21 07:29:30 2026", 90.0),
+        (".5", None),
+        ("1e3", None),
+        ("1,5", None),
+        ("\u0663", None),
+        ("nan", None),
         ("9" * 400, None),
         ("Wed, 99 Oct 2026 07:28:00 GMT", None),
     ],
@@ -526,10 +609,12 @@ def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) ->
     assert Response(429, {"retry-after": header, "date": DATE}, b"").retry_after == seconds
 
 
-def test_a_date_without_a_clock_says_nothing() -> None:
-    """Without the service's `Date` nobody knows how far away a date is."""
+def test_a_date_without_the_services_clock_counts_from_ours() -> None:
+    """Without a `Date` header the moment of the answer stands in for it, where it is known."""
+    assert Response(429, {"retry-after": DATE}, b"", 1792567680.0 - 40).retry_after == 40
+    assert Response(429, {"retry-after": DATE, "date": DATE}, b"", 0.0).retry_after == 0
     assert Response(429, {"retry-after": DATE}, b"").retry_after is None
-    assert Response(429, {}, b"").retry_after is None
+    assert Response(429, {}, b"", 5.0).retry_after is None
 
 
 def test_the_service_tells_its_time() -> None:

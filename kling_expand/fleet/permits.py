@@ -30,8 +30,11 @@ RESTART_GRACE = 3.0
 MAX_TASK_AGE = 3600.0  # seconds after its create that a dead worker's task counts: no task runs longer
 
 # The lock's first number is the account's. Its second is a permit, or one of these.
-_ALIVE = 1_000_000_000  # plus the owner's number: held as long as this worker lives
+ALIVE = 1_000_000_000  # plus the owner's number: held as long as this worker lives
 _TAKE, _STARVING = 2_000_000_000, 2_000_000_001
+# Of a row of the store: whether its task is or may be at the service, and its number of images.
+_AT_SERVICE = "(state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL))"
+IMAGES = "(params::json ->> 'n')::integer"
 _HELD = """
 SELECT objid::bigint FROM pg_locks
 WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = $1::oid
@@ -64,19 +67,19 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(class, {_STARVING}) THEN RETURN '{{}}'; END IF;
     PERFORM pg_advisory_xact_lock(class, {_TAKE});
     held := kling_permits_held(class);
-    SELECT count(*) INTO used FROM unnest(held) AS number WHERE number < {_ALIVE};
+    SELECT count(*) INTO used FROM unnest(held) AS number WHERE number < {ALIVE};
     IF used + n <= lim THEN
-        SELECT used + coalesce(sum((params::json ->> 'n')::integer), 0) INTO used FROM kling_jobs
-        WHERE (state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL))
+        SELECT used + coalesce(sum({IMAGES}), 0) INTO used FROM kling_jobs
+        WHERE {_AT_SERVICE}
             AND last_post_at > extract(epoch FROM now()) - {MAX_TASK_AGE}
-            AND {_ALIVE} + coalesce(holder, 0) <> ALL(held)
+            AND {ALIVE} + coalesce(holder, 0) <> ALL(held)
             AND NOT (run = of_run AND key = of_key);
     END IF;
     IF used + n > lim THEN RETURN '{{}}'; END IF;
     taken := kling_permits_lock(class, n, held);
     UPDATE kling_jobs SET holder = me
     WHERE run = of_run AND key = of_key AND latest AND holder IS DISTINCT FROM me
-        AND (state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL));
+        AND {_AT_SERVICE};
     RETURN taken;
 END $$;
 CREATE OR REPLACE FUNCTION kling_permits_release(class integer, numbers integer[]) RETURNS void
@@ -88,7 +91,7 @@ CREATE OR REPLACE FUNCTION kling_permits_join(class integer, n integer, me integ
 RETURNS integer[] LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(class, {_TAKE});
-    PERFORM pg_advisory_lock(class, {_ALIVE} + me);
+    PERFORM pg_advisory_lock(class, {ALIVE} + me);
     RETURN kling_permits_lock(class, n, kling_permits_held(class));
 END $$;
 """  # noqa: S608 - built of constants

@@ -432,9 +432,9 @@ LEFT JOIN procrastinate_jobs AS job ON job.worker_id = worker.id AND job.status 
 GROUP BY worker.id ORDER BY worker.id
 """
 _OUTCOMES = "SELECT status, count(*) FROM kling_outcomes WHERE run = %s GROUP BY status"
-_USAGE = """
-SELECT (SELECT coalesce(sum((params::json ->> 'n')::integer), 0) FROM kling_jobs WHERE state = 'submitted'),
+_USAGE = f"""
+SELECT (SELECT coalesce(sum({permits.IMAGES}), 0) FROM kling_jobs WHERE state = 'submitted'),
     (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
-        AND objid::bigint < 1000000000),
+        AND objid::bigint < {permits.ALIVE}),
     (SELECT count(*) FROM kling_outcomes WHERE run = %s AND ended_at > %s)
-"""
+"""  # noqa: S608 - built of constants

@@ -1,24 +1,24 @@
-"""Does a fleet pay twice, lose a job or take too many slots, whatever is killed? And how far does it scale?
+"""The promises of a fleet under faults: no job is paid twice or lost, and the account's limit holds.
 
     python -m benchmarks.fleet --jobs 2000 --workers 4 --worker-kills 10 --db-kills 2 --limit 20
     python -m benchmarks.fleet --scale
 
-Real processes: PostgreSQL, the emulator with its state in SQLite behind a proxy that spoils a share of all
-calls of the API (`benchmarks.proxy`), and workers (``kling-expand fleet worker``). Workers, database and
-emulator are SIGKILLed at random and started again. In the end the emulator is started anew from its file
-alone, and its books are read. One JSON line:
+Everything is a real process: PostgreSQL, the emulator with its state in SQLite, a proxy that spoils a share
+of all API calls (`benchmarks.proxy`), and workers (``kling-expand fleet worker``). Workers, database and
+emulator are SIGKILLed at random moments and restarted. At the end the emulator is restarted from its file
+alone, and its records are compared with the outcomes and the files. The result is one JSON line:
 
-    jobs created duplicates lost     tasks the service has; jobs with more than one; jobs without their
-                                     picture, byte for byte, on disk and their outcome in the ledger
-    peak limit utilisation           pictures at the service at once, by its own times of each task, and the
+    jobs created duplicates lost     tasks the service has; jobs with more than one; jobs without their image
+                                     on disk, byte for byte, or without their outcome in the store
+    peak limit utilisation           most images at the service at once, by its own times of each task; the
                                      share of the limit in use from the first time it was reached until the
-                                     last job but `limit` was created, outside outages: from a kill of
-                                     database or emulator until SETTLE seconds after it was back
+                                     last job but `limit` was created, without outages: from a kill of
+                                     database or emulator until SETTLE seconds after its return
     worker_kills db_kills jobs_per_second
-    statements_per_job               what PostgreSQL executed in all, every 0.5 s, over jobs
+    statements_per_job               statements that PostgreSQL executed, counted every 0.5 s, per job
 
-With permits (the default) the service would take ten times the limit: the peak is the fleet's own doing.
-With ``--policy aimd`` the service refuses what exceeds the limit, and the fleet has to find that out.
+With ``--policy permits`` (the default) the service would accept ten times the limit, so the peak is the
+fleet's own. With ``--policy aimd`` the service refuses what exceeds the limit, and each worker estimates it.
 """
 
 import argparse
@@ -48,15 +48,15 @@ from kling_expand.fleet.dev_server import Cluster
 from kling_expand.fleet.queue import Fleet
 from kling_expand.store.postgres import JobOutcome
 
-SETTLE = 5.0  # seconds after an outage until everybody is back: a create in doubt is looked up that long
+SETTLE = 5.0  # seconds after an outage until work goes on: an uncertain create is looked up that long
 SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
 HEARTBEAT_TIMEOUT = 10.0
-IN_HAND = 10  # jobs of a worker: so that the others can use the limit while one is dead
+IN_HAND = 10  # jobs of a worker, so that the others can use the limit while one is dead
 
 
 @frozen(kw_only=True)
 class Conditions:
-    """All that makes two runs alike. `seconds`: until everything is stopped as it is."""
+    """The parameters of a run. After `seconds` it is stopped as it is."""
 
     jobs: int
     workers: int
@@ -73,14 +73,14 @@ class Conditions:
     folder: Path
 
     def moments(self, what: str, count: int) -> list[float]:
-        """When to kill: as shares of all that there is to do, in order."""
+        """Return when to kill, as sorted shares of all jobs."""
         rng = Random(f"{self.seed} {what}")
         return sorted(rng.uniform(0.03, 0.9) for _ in range(count))
 
 
 @define
-class Seen:
-    """What the run itself notes: kills, outages as pairs of Unix seconds, statements, refused creates."""
+class Observed:
+    """What the run itself records: kills, outages as pairs of Unix seconds, and statements."""
 
     kills: Counter[str] = field(factory=Counter)
     outages: list[tuple[float, float]] = field(factory=list)
@@ -89,17 +89,16 @@ class Seen:
 
 
 class Run:
-    """One run under given conditions."""
+    """One run under the given conditions."""
 
     def __init__(self, conditions: Conditions, cluster: Cluster, service: Emulator, proxy: Proxy) -> None:
         self.conditions = conditions
-        self.seen = Seen()
+        self.observed = Observed()
         self._cluster, self._service, self._proxy = cluster, service, proxy
         self._workers: list[Process] = []
-        self._begin = time.time()
 
-    async def all(self, fleet: Fleet, callback_url: str) -> dict[str, JobOutcome]:
-        """Queue everything, kill as planned, and read the outcomes."""
+    async def execute(self, fleet: Fleet, callback_url: str) -> dict[str, JobOutcome]:
+        """Queue all jobs, kill as planned, and return the outcomes by key."""
         c = self.conditions
         words: list[Any] = ["-m", "kling_expand", "fleet", "worker", "--dsn", self._cluster.dsn]
         words += ["--base-url", self._proxy.url, "-o", c.folder / "out", "--callback-url", callback_url]
@@ -113,22 +112,22 @@ class Run:
             for number in range(c.jobs)
         )
         await fleet.submit_many(requests)
-        ended: dict[str, JobOutcome] = {}
-        crew = map(self._supervise, self._workers)
-        aside = [asyncio.create_task(work) for work in (self._count(), *self._killers(), *crew)]
+        outcomes: dict[str, JobOutcome] = {}
+        supervisors = map(self._supervise, self._workers)
+        beside = [asyncio.create_task(work) for work in (self._count(), *self._killers(), *supervisors)]
         try:
             async with asyncio.timeout(c.seconds):
-                async for one in fleet.results():
-                    ended[one.key] = one
-            self.seen.finished = True
+                async for outcome in fleet.results():
+                    outcomes[outcome.key] = outcome
+            self.observed.finished = True
         except TimeoutError:
             pass
         finally:
-            for task in aside:
+            for task in beside:
                 task.cancel()
-            await asyncio.gather(*aside, return_exceptions=True)
+            await asyncio.gather(*beside, return_exceptions=True)
             await asyncio.gather(*(worker.kill() for worker in self._workers))
-        return ended
+        return outcomes
 
     def _killers(self) -> list[Any]:
         c = self.conditions
@@ -145,10 +144,10 @@ class Run:
             await self._proxy.reached(moment * self.conditions.jobs)
             await asyncio.sleep(rng.uniform(0, 1))
             await kill(rng)
-            self.seen.kills[what] += 1
+            self.observed.kills[what] += 1
 
     async def _supervise(self, worker: Process) -> None:
-        """Start it again a second after it has ended, however it did, as systemd would."""
+        """Restart the worker a second after each end, as systemd would."""
         keys = {f"KLING_{name.upper()}": self._service.keys[name] for name in ("access_key", "secret_key")}
         while True:
             await (await worker.start(KLING_WEBHOOK_SECRET=SECRET, **keys)).wait()
@@ -156,29 +155,29 @@ class Run:
 
     async def _kill_worker(self, rng: Random) -> None:
         while not await rng.choice(self._workers).kill():  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.2)  # that one was not up
+            await asyncio.sleep(0.2)  # that worker was not running
 
     async def _kill_database(self, rng: Random) -> None:
         begin = time.time()
         await asyncio.to_thread(self._cluster.kill)
         await asyncio.sleep(rng.uniform(0, 2))
         await self._cluster.start()
-        self.seen.outages.append((begin, time.time() + SETTLE))
+        self.observed.outages.append((begin, time.time() + SETTLE))
 
     async def _kill_service(self, rng: Random) -> None:
         begin = time.time()
         await self._service.kill()
         await asyncio.sleep(rng.uniform(0, 2))
         await self._service.start()
-        self.seen.outages.append((begin, time.time() + SETTLE))
+        self.observed.outages.append((begin, time.time() + SETTLE))
 
     async def _count(self) -> None:
-        """Add up the statements executed; the database forgets them when it is killed."""
+        """Add up the executed statements, which the database forgets when it is killed."""
         before = 0
         while True:
             with suppress(psycopg.OperationalError):
                 now = await asyncio.to_thread(_statements, self._cluster.dsn)
-                self.seen.statements += now - before if now >= before else now
+                self.observed.statements += now - before if now >= before else now
                 before = now
             await asyncio.sleep(0.5)
 
@@ -192,7 +191,7 @@ def _statements(dsn: str) -> int:
 
 @asynccontextmanager
 async def callbacks(fleet: Fleet) -> AsyncIterator[str]:
-    """A web process of the fleet: it takes every callback and passes it on; its URL."""
+    """Run a web server that forwards every callback to the fleet, and give its URL."""
 
     async def receive(request: web.Request) -> web.Response:
         try:
@@ -211,32 +210,34 @@ async def callbacks(fleet: Fleet) -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def audit(conditions: Conditions, url: str, ended: dict[str, JobOutcome], seen: Seen) -> dict[str, Any]:
-    """What the service has, and what of it is on disk and in the ledger."""
+async def audit(
+    conditions: Conditions, url: str, outcomes: dict[str, JobOutcome], observed: Observed
+) -> dict[str, Any]:
+    """Compare the tasks of the service with the outcomes and the files."""
     async with aiohttp.ClientSession(url, raise_for_status=True) as http:
-        async with http.get("/_emulator/tasks") as answer:
-            tasks = (await answer.json())["data"]
-        of_job = defaultdict(list)
+        async with http.get("/_emulator/tasks") as response:
+            tasks = (await response.json())["data"]
+        task_ids = defaultdict(list)
         for task in tasks:
-            of_job[task["prompt"]].append(task["task_id"])
+            task_ids[task["prompt"]].append(task["task_id"])
 
-        async def good(number: int) -> bool:
-            one = ended.get(f"job-{number}")
-            if one is None or one.status != "succeeded" or not one.files:
+        async def intact(number: int) -> bool:
+            outcome = outcomes.get(f"job-{number}")
+            if outcome is None or outcome.status != "succeeded" or not outcome.files:
                 return False
-            async with http.get(f"/files/{one.task_id}/0.png") as served:
+            async with http.get(f"/files/{outcome.task_id}/0.png") as served:
                 digest = hashlib.sha256(await served.read()).digest()
-            right = one.task_id in of_job[f"fleet job {number}"]
-            return right and _digest(one.files[0]) == digest
+            known = outcome.task_id in task_ids[f"fleet job {number}"]
+            return known and _digest(outcome.files[0]) == digest
 
-        verified = [await good(number) for number in range(conditions.jobs)]
+        verified = [await intact(number) for number in range(conditions.jobs)]
     times = [(task["created_at"], max(task["due_at"], task["ready_at"] or 0)) for task in tasks]
     return {
         "jobs": conditions.jobs,
         "created": len(tasks),
-        "duplicates": sum(len(task_ids) > 1 for task_ids in of_job.values()),
+        "duplicates": sum(len(ids) > 1 for ids in task_ids.values()),
         "lost": verified.count(False),
-        **usage(times, conditions.limit, seen.outages),
+        **usage(times, conditions.limit, observed.outages),
     }
 
 
@@ -247,7 +248,7 @@ def _digest(path: str) -> bytes:
 def usage(
     times: list[tuple[float, float]], limit: int, outages: list[tuple[float, float]]
 ) -> dict[str, float]:
-    """How much of the *limit* tasks with these begins and ends took up; see the module."""
+    """Return peak and utilisation of the *limit* by tasks with these begins and ends (see the module)."""
     moves = sorted([(begin, 1) for begin, _ in times] + [(end, -1) for _, end in times])
     edges = {edge for outage in outages for edge in outage}
     moves = sorted([*moves, *((edge, 0) for edge in edges)])
@@ -267,8 +268,8 @@ def usage(
     return {"peak": peak, "limit": limit, "utilisation": round(busy / length / limit, 4) if length else 0.0}
 
 
-async def prove(conditions: Conditions) -> dict[str, Any]:
-    """Everything in a row; the numbers."""
+async def measure(conditions: Conditions) -> dict[str, Any]:
+    """Start everything, execute the run, and return its figures."""
     c = conditions
     slots = c.limit * 10 if c.policy == "permits" else c.limit
     words = [f"--slots={slots}", f"--work-seconds={c.work_seconds}", "--queue-seconds=0", "--allow-private"]
@@ -286,50 +287,54 @@ async def prove(conditions: Conditions) -> dict[str, Any]:
         ):
             await fleet.init()
             run = Run(c, cluster, service, proxy)
-            ended = await run.all(fleet, callback_url)
+            outcomes = await run.execute(fleet, callback_url)
             seconds = time.monotonic() - begin
         await service.kill()  # only what is on its disk counts
         await service.start()
-        numbers = await audit(c, service.url, ended, run.seen)
+        numbers = await audit(c, service.url, outcomes, run.observed)
     finally:
         await service.kill()
-    seen = run.seen
+    observed = run.observed
     return numbers | {
-        "worker_kills": seen.kills["worker"],
-        "db_kills": seen.kills["db"],
-        "emulator_kills": seen.kills["emulator"],
+        "worker_kills": observed.kills["worker"],
+        "db_kills": observed.kills["db"],
+        "emulator_kills": observed.kills["emulator"],
         "jobs_per_second": round(c.jobs / seconds, 2),
-        "statements_per_job": round(seen.statements / c.jobs, 1),
+        "statements_per_job": round(observed.statements / c.jobs, 1),
         "faults": proxy.faults.total(),
         "policy": c.policy,
         "seed": c.seed,
-        "finished": seen.finished,
+        "finished": observed.finished,
         "seconds": round(seconds, 1),
     }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Does a fleet pay twice, lose a job or take too many slots?")
+    parser = argparse.ArgumentParser(
+        description="Kill the parts of a fleet, and count jobs paid twice or lost."
+    )
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--worker-kills", type=int, default=10)
     parser.add_argument("--db-kills", type=int, default=2)
     parser.add_argument("--emulator-kills", type=int, help="default: one in five of --worker-kills")
-    parser.add_argument("--faults", type=float, default=0.10, help="share of requests that are spoilt")
+    parser.add_argument("--faults", type=float, default=0.10, help="share of API calls that are spoilt")
     parser.add_argument("--limit", type=int, default=20, help="slots of the account")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--policy", choices=["permits", "aimd"], default="permits")
-    parser.add_argument("--unique", choices=["on", "off"], default="on", help="does it refuse a known id?")
-    parser.add_argument("--work-seconds", type=float, default=4.0, help="how long a task takes")
-    parser.add_argument("--seconds", type=float, default=1800.0, help="until it is stopped as it is")
-    parser.add_argument("--folder", type=Path, help="keep everything there; it must be empty")
-    parser.add_argument("--scale", action="store_true", help="how far it scales, instead")
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
+    parser.add_argument(
+        "--unique", choices=["on", "off"], default="on", help="whether the service refuses an id it knows"
+    )
+    parser.add_argument("--work-seconds", type=float, default=4.0, help="seconds a task takes")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="stop the run after so many seconds")
+    parser.add_argument("--folder", type=Path, help="keep all files in this empty folder")
+    parser.add_argument("--scale", action="store_true", help="measure throughput and cost instead")
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
     return parser
 
 
 def main() -> int:
-    """Run it once, and print what came of it; 0: nothing paid twice, nothing lost, never too many."""
+    """Run the benchmark, print its figures, and return 0 if every promise was kept."""
     options = vars(_parser().parse_args())
     quiet = options.pop("json")
     if options.pop("scale"):
@@ -342,12 +347,12 @@ def main() -> int:
         options["emulator_kills"] = options["worker_kills"] // 5
     options["unique"] = options["unique"] == "on"
     with tempfile.TemporaryDirectory(prefix="kling-fleet-") as temporary:
-        place = (folder or Path(temporary)).absolute()
-        place.mkdir(parents=True, exist_ok=True)
-        found = asyncio.run(prove(Conditions(**options, folder=place)))
+        path = (folder or Path(temporary)).absolute()
+        path.mkdir(parents=True, exist_ok=True)
+        found = asyncio.run(measure(Conditions(**options, folder=path)))
     if not quiet:
         print(f"{found['jobs']} jobs: {found['duplicates']} paid twice, {found['lost']} lost,", end=" ")
-        print(f"at most {found['peak']} of {found['limit']} slots taken, in {found['seconds']} s")
+        print(f"at most {found['peak']} of {found['limit']} slots in use, in {found['seconds']} s")
     print(json.dumps(found))
     bad = found["duplicates"] or found["lost"] or found["peak"] > found["limit"]
     return 1 if bad else 0

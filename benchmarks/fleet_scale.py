@@ -1,9 +1,12 @@
-"""How far does a fleet scale? More workers, the engine's own cost, and the limit policy at 100 of them.
+"""The scale of a fleet: throughput by workers, the cost of a job, and 100 workers that estimate one limit.
 
-Part of `python -m benchmarks.fleet --scale`. `workers`: real processes at a limit that grows with them, jobs
-a second and CPU per job of the workers and of PostgreSQL. `engine`: what queue, ledger and permits cost a
-job with nothing done in between, and jobs queued a second. `simulation`: the workers' own slots, a million
-jobs and 100 workers on a virtual clock, one of which dies half-way.
+Part of `python -m benchmarks.fleet --scale`, with three results:
+
+    workers      real processes at a limit that grows with them: jobs per second, and CPU per job of the
+                 workers and of PostgreSQL
+    engine       CPU per job of queue, store and permits alone, and jobs queued per second
+    simulation   the workers' own slots on a virtual clock: a million jobs and 100 workers, one of which dies
+                 half-way
 """
 
 import asyncio
@@ -36,7 +39,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu(pid: int) -> float:
-    """CPU seconds of a process and of all it has started (Linux)."""
+    """Return the CPU seconds of a process and its children (Linux)."""
     total, parents = 0.0, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -53,15 +56,15 @@ def cpu(pid: int) -> float:
 
 
 def postmaster(folder: Path) -> int:
-    """The database server's process."""
+    """Return the process id of the database server."""
     return int((folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
 
 
 async def workers(count: int, folder: Path) -> dict[str, float]:
-    """So many workers, at so many times the limit: jobs a second, CPU per job in milliseconds."""
+    """Run *count* workers at *count* times the limit, and return jobs per second and CPU per job."""
     jobs = 150 * count
     service = Emulator(folder, f"--slots={SLOTS * count}", "--work-seconds=1", "--queue-seconds=0")
-    crew: list[asyncio.subprocess.Process] = []
+    processes: list[asyncio.subprocess.Process] = []
     await service.start()
     try:
         async with Cluster(folder / "postgres") as cluster, Fleet(cluster.dsn) as fleet:
@@ -70,28 +73,31 @@ async def workers(count: int, folder: Path) -> dict[str, float]:
             photo.write_bytes(picture(300))
             words = ("-m", "kling_expand", "fleet", "worker", "--dsn", cluster.dsn, "--base-url", service.url)
             for number in range(count):
-                process = Process(folder / f"worker-{number}.log", *words, "--shutdown-timeout", 1)
-                crew.append(await process.start(KLING_API_KEY=service.keys["api_key"]))
+                worker = Process(folder / f"worker-{number}.log", *words, "--shutdown-timeout", 1)
+                processes.append(await worker.start(KLING_API_KEY=service.keys["api_key"]))
             while len((await fleet.stats()).workers) < count:  # noqa: ASYNC110 - other processes
                 await asyncio.sleep(0.1)
-            used = sum(cpu(one.pid) for one in crew), cpu(postmaster(folder))
+            used = sum(cpu(process.pid) for process in processes), cpu(postmaster(folder))
             begin = time.monotonic()
             await fleet.submit_many(
                 ExpandRequest(photo, Ratios(right=1.0), prompt=f"{number}", key=f"{number}")
                 for number in range(jobs)
             )
-            ended = [one async for one in fleet.results()]
+            outcomes = [outcome async for outcome in fleet.results()]
             seconds = time.monotonic() - begin
-            spent = sum(cpu(one.pid) for one in crew) - used[0], cpu(postmaster(folder)) - used[1]
-            for one in crew:
-                one.terminate()
-            await asyncio.gather(*(one.wait() for one in crew))
+            spent = (
+                sum(cpu(process.pid) for process in processes) - used[0],
+                cpu(postmaster(folder)) - used[1],
+            )
+            for process in processes:
+                process.terminate()
+            await asyncio.gather(*(process.wait() for process in processes))
     finally:
         await service.kill()
     return {
         "workers": count,
         "limit": SLOTS * count,
-        "jobs": sum(one.status == "succeeded" for one in ended),
+        "jobs": sum(outcome.status == "succeeded" for outcome in outcomes),
         "jobs_per_second": round(jobs / seconds, 2),
         "worker_cpu_ms_per_job": round(1000 * spent[0] / jobs, 2),
         "database_cpu_ms_per_job": round(1000 * spent[1] / jobs, 2),
@@ -99,26 +105,26 @@ async def workers(count: int, folder: Path) -> dict[str, float]:
 
 
 @frozen
-class Nothing:
-    """A client that writes down what a real one would, and does nothing in between."""
+class StoreOnlyClient:
+    """A client that stores what a real one would, and calls no service."""
 
-    ledger: PostgresStore
+    store: PostgresStore
 
     async def submit(self, request: ExpandRequest, *, priority: int = 0) -> ExpandResult:
-        """A job that is over at once."""
+        """Store the states of a job that succeeds at once."""
         del priority
         key = str(request.key)
-        job = await intend(self.ledger, key)
-        await self.ledger.mark_sending(job.external_task_id)
+        job = await intend(self.store, key)
+        await self.store.mark_sending(job.external_task_id)
         running = Task(key, "submitted", external_task_id=job.external_task_id)
-        await self.ledger.observe(job.external_task_id, running)
+        await self.store.observe(job.external_task_id, running)
         task = Task(key, "succeed", None, job.external_task_id, (Image(0, "https://host/0.png"),), "8")
-        await self.ledger.observe(job.external_task_id, task)
+        await self.store.observe(job.external_task_id, task)
         return ExpandResult(task, request)
 
 
 async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
-    """What queue, ledger and exact permits cost a job, in CPU milliseconds; and jobs queued a second."""
+    """Return the CPU per job of queue, store and exact permits, and the jobs queued per second."""
     async with Cluster(folder / "postgres") as cluster, Fleet(cluster.dsn) as fleet:
         await fleet.init()
         pid = postmaster(folder)
@@ -134,12 +140,12 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
             ) as allowed,
         ):
             worker = Worker(own, api_key="none")
-            context = work.WorkerContext(Nothing(store), store, hold=allowed.hold)  # type: ignore[arg-type]  # all it needs
-            running: Any = worker._queue_worker(context)  # noqa: SLF001 - the engine alone is the question
-            task = asyncio.create_task(running.run())
+            context = work.WorkerContext(StoreOnlyClient(store), store, hold=allowed.hold)  # type: ignore[arg-type]  # it has all that is called
+            queue_worker: Any = worker._queue_worker(context)  # noqa: SLF001 - the queue is measured alone
+            task = asyncio.create_task(queue_worker.run())
             while (await fleet._counts()) != (0, 0):  # noqa: ASYNC110, SLF001 - the same
                 await asyncio.sleep(0.5)
-            running.stop()
+            queue_worker.stop()
             await task
         spent = time.process_time() - used[0], cpu(pid) - used[1]
         begin = time.monotonic()
@@ -156,14 +162,14 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
 
 
 class Account:
-    """The service as the policy sees it: so many slots, and refusals that cost nothing."""
+    """A simulated account with *limit* slots, and its statistics."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used, self.refusals, self.done = limit, 0, 0, 0
         self.busy = self._since = 0.0
 
     def move(self, step: int) -> None:
-        """Take or free a slot now."""
+        """Take (1) or release (-1) a slot now."""
         now = asyncio.get_running_loop().time()
         self.busy += self.used * (now - self._since)
         self._since = now
@@ -207,7 +213,7 @@ async def _machine(account: Account, jobs: list[int], rng: Random, *, dies: bool
 async def simulate(
     seed: int, machines: int = 100, jobs: int = 1_000_000, limit: int = 1000
 ) -> dict[str, float]:
-    """The AIMD policy of every worker for itself: how much of the limit is used, refused creates per job."""
+    """Return utilisation and refused creates per job when every worker estimates the limit for itself."""
     account, left = Account(limit), [jobs]
     rng = Random(seed)
     await asyncio.gather(
@@ -224,7 +230,7 @@ async def simulate(
 
 
 async def scale(seed: int) -> dict[str, Any]:
-    """All three."""
+    """Return the three results."""
     rows = []
     for count in (1, 2, 4, 8):
         with tempfile.TemporaryDirectory(prefix="kling-fleet-") as folder:

@@ -1,1 +1,1 @@
-"""pictures"""
+"""Work on pictures that needs Pillow (extra `images`)."""

@@ -1,4 +1,4 @@
-"""How does a photo become one the service takes? On request only, and it says what was done (Pillow)."""
+"""Conversion of a photo into one that the service accepts, with a list of the changes (Pillow)."""
 
 import io
 import warnings
@@ -18,18 +18,22 @@ QUALITIES = (95, 90, 85)
 
 @frozen
 class Fitted:
-    """The photo that will be sent, and in which ways it is not the one that was given."""
+    """The photo to send, and how it differs from the one that was given."""
 
     path: str
     changes: tuple[str, ...] = ()
 
 
 def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
-    """Write what can be sent of the file *photo* into *folder*, or leave it alone if nothing is amiss.
+    """Convert the file *photo* and write the result into *folder*; return it unchanged where it can be sent.
 
-    PNG where it is transparent, else JPEG; upright; its colour profile kept; scaled down until it is
-    under 10 MB, and never up. *acceptable*: the service takes it as it is, if it only stands
-    upright. Raises `ImageError`, `MissingExtra`.
+    The result is a PNG where the photo is transparent, and a JPEG otherwise. It is upright, keeps its
+    colour profile, and is scaled down until it has at most 10 MB. With *acceptable* the service accepts
+    the file as it is, so that it is converted only where it is rotated.
+
+    Raises:
+        ImageError: Pillow cannot read the photo.
+        MissingExtra: Pillow is not installed.
     """
     try:
         with _opened(photo) as image:
@@ -42,15 +46,15 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
 
 
 def orientation(image: Any) -> int:
-    """How the picture is turned, as EXIF says: 1 is upright. Only formats known to say so are asked."""
+    """Return the EXIF orientation of a picture; 1 is upright. Formats without one are not read."""
     if image.format not in {"JPEG", "MPO", "HEIF", "WEBP", "AVIF", "TIFF"}:
-        return 1  # of a PNG it would mean to decode the whole
+        return 1  # for a PNG, `getexif` would decode the whole picture
     turned = image.getexif().get(ORIENTATION, 1)
     return turned if turned in range(1, 9) else 1
 
 
 def is_turned(photo: str) -> bool:
-    """Whether a photo is stored otherwise than it is to be seen; False where Pillow is missing."""
+    """Return whether EXIF rotates the photo; False where Pillow is not installed."""
     try:
         with _opened(photo) as image:
             return bool(orientation(image) != 1)
@@ -59,7 +63,7 @@ def is_turned(photo: str) -> bool:
 
 
 def can_fit(photo: str) -> bool:
-    """Whether `fit` would make the photo acceptable; False where Pillow is missing."""
+    """Return whether `fit` would make the photo acceptable; False where Pillow is not installed."""
     try:
         with _opened(photo) as image:
             shorter, longer = sorted(image.size)
@@ -69,9 +73,9 @@ def can_fit(photo: str) -> bool:
 
 
 def _opened(photo: str) -> Any:
-    """The picture, its pixels not yet decoded."""
+    """Open the picture without decoding its pixels."""
     if find_spec("PIL") is None:
-        raise MissingExtra("--fit needs Pillow: pip install 'kling-expand[images]'")
+        raise MissingExtra("fitting a photo needs Pillow: pip install 'kling-expand[images]'")
     from PIL import Image
 
     if find_spec("pillow_heif") is not None:
@@ -80,38 +84,40 @@ def _opened(photo: str) -> Any:
         register_heif_opener()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many are an error
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # twice as many pixels are an error
             return Image.open(photo)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         hint = "" if find_spec("pillow_heif") else " (HEIC needs pip install 'kling-expand[heif]')"
         raise ImageError("image", photo, f"Pillow cannot read it{hint}: {error}") from error
 
 
-def _reworked(image: Any, turned: int, place: Path) -> Fitted:
+def _reworked(image: Any, turned: int, target: Path) -> Fitted:
     from PIL import ImageOps
 
     was, profile = image.format, image.info.get("icc_profile")
     frames = getattr(image, "n_frames", 1) if was in {"GIF", "WEBP", "PNG", "TIFF", "AVIF"} else 1
     upright = ImageOps.exif_transpose(image)
     plain = _plain(upright)
-    # A profile describes the channels it was made for.
+    # A colour profile describes the channels it was made for.
     profile = profile if plain.mode == upright.mode else None
     kind = "PNG" if plain.mode in {"RGBA", "LA"} else "JPEG"
     small, content, quality = _encoded(plain, kind, profile)
     changes = [
-        *([f"the first of {frames} frames"] if frames > 1 else []),
-        *(["turned upright"] if turned != 1 else []),
-        *([f"{was} made {kind}"] if was != kind else [f"{kind} saved again"]),
+        *([f"first of {frames} frames"] if frames > 1 else []),
+        *(["rotated upright"] if turned != 1 else []),
+        *([f"{was} converted to {kind}"] if was != kind else [f"{kind} encoded again"]),
         *([f"quality {quality}"] if quality else []),
         *([_scaled(plain, small)] if small.size != plain.size else []),
     ]
-    path = place.with_name(f"{place.name}.{kind.lower()}")
+    path = target.with_name(f"{target.name}.{kind.lower()}")
     path.write_bytes(content)
     return Fitted(str(path), tuple(changes))
 
 
 def _plain(image: Any) -> Any:
-    """The picture in a mode that PNG or JPEG can hold and that looks the same."""
+    """Return the picture in a mode that PNG or JPEG can hold and that looks the same."""
     if image.mode in {"RGB", "L", "CMYK", "RGBA", "LA"}:
         return image
     if image.mode.startswith("I;16"):
@@ -120,7 +126,7 @@ def _plain(image: Any) -> Any:
 
 
 def _encoded(image: Any, kind: str, profile: bytes | None) -> tuple[Any, bytes, int | None]:
-    """The picture, perhaps smaller, its file of at most 10 MB, and the quality if there is one."""
+    """Return the picture, perhaps smaller, its file of at most 10 MB, and the JPEG quality."""
     small = image
     while True:
         for quality, content in _files(small, kind, profile):

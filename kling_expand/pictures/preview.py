@@ -1,10 +1,10 @@
-"""How is a canvas drawn? Hatched, the photo in its place, sizes and ratios written on it (Pillow)."""
+"""Drawings of a canvas: the photo in its place, the new area hatched, sizes and ratios as labels (Pillow)."""
 
 from typing import Any
 
 from kling_expand.geometry import Canvas, Ratios
 
-SMALLEST, LARGEST = 640, 1200  # pixels of the drawing's longer side
+SMALLEST, LARGEST = 640, 1200  # pixels: the longer side of a drawing
 HATCH = 14  # pixels between two lines
 PAPER, LINE, FRAME, INK = (245, 245, 245), (184, 190, 202), (214, 64, 32), (24, 24, 28)
 SIDES = ("up", "down", "left", "right")
@@ -13,7 +13,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def draw(photo: str, ratios: Ratios, canvas: Canvas, caption: list[str]) -> Any:
-    """The canvas as a PIL image, with the *caption* under it."""
+    """Return the canvas as a PIL image, with the lines of the *caption* under it."""
     from PIL import Image, ImageDraw
 
     longer = max(canvas.width, canvas.height)
@@ -22,7 +22,7 @@ def draw(photo: str, ratios: Ratios, canvas: Canvas, caption: list[str]) -> Any:
     picture = _hatched(small.width, small.height)
     left, top, right, bottom = small.box
     with Image.open(photo) as original:
-        picture.paste(_opaque(original).resize((max(1, right - left), max(1, bottom - top))), (left, top))
+        picture.paste(opaque(original).resize((max(1, right - left), max(1, bottom - top))), (left, top))
     pen = ImageDraw.Draw(picture)
     pen.rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=2)
     for side, pixels in _pixels(canvas).items():
@@ -31,8 +31,8 @@ def draw(photo: str, ratios: Ratios, canvas: Canvas, caption: list[str]) -> Any:
     return _captioned(picture, caption)
 
 
-def _opaque(image: Any) -> Any:
-    """The picture as RGB, on white where it is transparent."""
+def opaque(image: Any) -> Any:
+    """Return a PIL image as RGB, on white where it is transparent."""
     from PIL import Image
 
     if not image.has_transparency_data:
@@ -52,13 +52,13 @@ def _hatched(width: int, height: int) -> Any:
 
 
 def _pixels(canvas: Canvas) -> dict[str, int]:
-    """How many are added on each side."""
+    """Return how many pixels are added on each side."""
     left, top, right, bottom = canvas.box
     return {"up": top, "down": canvas.height - bottom, "left": left, "right": canvas.width - right}
 
 
 def _band(side: str, canvas: Canvas) -> Box:
-    """The part of the new area that lies beside the photo."""
+    """Return the part of the new area that lies beside the photo."""
     left, top, right, bottom = canvas.box
     return {
         "up": (left, 0, right, top),
@@ -69,7 +69,7 @@ def _band(side: str, canvas: Canvas) -> Box:
 
 
 def _label(pen: Any, band: Box, text: str) -> None:
-    """Write into the middle of a band; where that is too narrow the caption has to do."""
+    """Write *text* into the middle of a band, or nothing where the band is too narrow."""
     left, top, right, bottom = band
     middle = ((left + right) / 2, (top + bottom) / 2)
     for size in (20, 14, 10):

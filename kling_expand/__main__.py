@@ -1,12 +1,12 @@
-"""How is the package run? `python -m kling_expand`, the same as `kling-expand`."""
+"""The entry point of ``kling-expand`` and ``python -m kling_expand``."""
 
 import sys
 from importlib.util import find_spec
 
 
 def main() -> None:
-    """Hand over to the command line, which exits; code 2 with one sentence where its extra is missing."""
-    if missing := [name for name in ("click", "rich") if find_spec(name) is None]:
+    """Run the command line, which exits; exit with code 2 where its extra is not installed."""
+    if missing := [name for name in ("click", "rich", "jinja2") if find_spec(name) is None]:
         needs = " and ".join(missing)
         sys.stderr.write(f"the command line needs {needs}: pip install 'kling-expand[cli]'\n")
         sys.exit(2)

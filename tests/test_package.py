@@ -45,6 +45,7 @@ WORLDS = {
     "backoff": ("api.retry",),
     "click": ("cli", "__main__"),
     "rich": ("cli",),
+    "jinja2": ("cli.report",),
     "requests": (),
     "httpx": (),
 }

@@ -1,15 +1,10 @@
-"""The same, from a shell? The commands of `kling-expand`; each parses, delegates and prints.
-
-Exit codes: 0 all well; 1 a task failed or the service refused (what else was asked for is done);
-2 nothing was begun, and one sentence says what to do; 130 interrupted.
-"""
+"""The command line: `kling-expand` and its commands. `kling_expand.cli.exit_codes` lists the exit codes."""
 
 import click
 
 from kling_expand import __version__
 
 from .commands.bulk import bulk
-from .commands.completion import completion
 from .commands.doctor import doctor
 from .commands.expand import expand
 from .commands.fleet import fleet
@@ -29,17 +24,25 @@ __all__ = ["root"]
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="kling-expand")
 def root() -> None:
-    """Expand photos beyond their edges with Kling AI, and never pay twice.
+    """Expand photos beyond their edges with Kling AI, without paying twice.
 
     Credentials come from KLING_ACCESS_KEY and KLING_SECRET_KEY, or from KLING_API_KEY.
-    Without an account, --local paints with an emulator on this machine:
+    Without an account, --emulator runs a local emulator of the service:
 
     \b
-      kling-expand expand dog.jpg --aspect 16:9 --local
+      kling-expand expand dog.jpg --aspect 16:9 --emulator
+
+    To complete commands and options with the Tab key, add the line for your shell
+    to its start-up file:
+
+    \b
+      bash  eval "$(_KLING_EXPAND_COMPLETE=bash_source kling-expand)"
+      zsh   eval "$(_KLING_EXPAND_COMPLETE=zsh_source kling-expand)"
+      fish  _KLING_EXPAND_COMPLETE=fish_source kling-expand | source
     """
 
 
-for command in (
+COMMANDS: tuple[click.Command, ...] = (
     expand,
     bulk,
     resume,
@@ -55,6 +58,6 @@ for command in (
     fleet,
     serve,
     webhook,
-    completion,
-):
+)
+for command in COMMANDS:
     root.add_command(command)

@@ -1,4 +1,4 @@
-"""What does a value look like on a terminal, or as JSON? Nothing the service says can steer a terminal."""
+"""Values as text for a terminal and as JSON. Text of the service cannot steer the terminal."""
 
 import json
 from datetime import UTC, datetime
@@ -10,17 +10,22 @@ from kling_expand.models import DOLLARS_PER_UNIT, Task
 
 
 def show(facts: Any) -> None:
-    """One JSON object on one line."""
+    """Print one JSON object on one line."""
     click.echo(json.dumps(facts))
 
 
 def clean(text: str) -> str:
-    """*text* without control characters: what others wrote may hold escape sequences."""
+    """Return *text* without control characters, which could be escape sequences."""
     return "".join(mark if mark.isprintable() else "�" for mark in text)
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a count with its noun: ``1 task``, ``2 tasks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def moment(milliseconds: int | None) -> str:
-    """A time of the service as ``2026-11-20 06:49:58 UTC``, or a dash."""
+    """Return a time of the service as ``2026-11-20 06:49:58 UTC``, or a dash."""
     if milliseconds is None:
         return "-"
     try:
@@ -29,14 +34,22 @@ def moment(milliseconds: int | None) -> str:
         return str(milliseconds)
 
 
+def billed_units(task: Task | None) -> float | None:
+    """Return the units that the service has billed for *task*, or None while they are unknown."""
+    if task is None or task.units is None:
+        return None
+    units = float(task.units)
+    return int(units) if units.is_integer() else units
+
+
 def task_facts(task: Task) -> dict[str, Any]:
-    """A task for JSON, in the words of the API."""
+    """Return a task for JSON, in the words of the API."""
     return {
         "task_id": task.task_id,
         "external_task_id": task.external_task_id,
         "task_status": task.task_status,
         "task_status_msg": task.task_status_msg,
-        "final_unit_deduction": task.final_unit_deduction,
+        "units": billed_units(task),
         "created_at": task.created_at,
         "updated_at": task.updated_at,
         "images": [
@@ -47,7 +60,7 @@ def task_facts(task: Task) -> dict[str, Any]:
 
 
 def task_lines(task: Task) -> list[str]:
-    """A task to read, one fact a line."""
+    """Return a task as text, one fact per line."""
     facts = {
         "task_id": task.task_id,
         "external_task_id": task.external_task_id,
@@ -64,19 +77,20 @@ def task_lines(task: Task) -> list[str]:
 
 
 def task_row(task: Task) -> str:
-    """A task on one line."""
+    """Return a task on one line."""
     units = task.final_unit_deduction or "-"
     row = f"{task.task_id}  {task.task_status:<10}  {moment(task.created_at)}  {units:>4}"
     return clean(f"{row}  {task.external_task_id or '-'}")
 
 
 def money(units: float) -> str:
-    """Units, and what they are in dollars."""
-    return f"{units:.10g} units (${DOLLARS_PER_UNIT * units:,.2f})"
+    """Return units and their price: ``16 units ($0.06)``."""
+    noun = "unit" if units == 1 else "units"
+    return f"{units:.10g} {noun} (${DOLLARS_PER_UNIT * units:,.2f})"
 
 
 def span(seconds: float) -> str:
-    """A duration to read: ``45 s``, ``3:05``, ``2:00:10``, ``3 days 4 h``."""
+    """Return a duration as text: ``45 s``, ``3:05``, ``2:00:10``, ``3 days 4 h``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,65 +1,391 @@
-"""Which options do several commands share? Each set is read into one value before its command runs."""
+"""Groups of command-line options: each group is a frozen class, and a command receives one value of it."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
+from shlex import quote
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+from urllib.parse import urlsplit
 
 import click
+from attrs import asdict, evolve, field, fields, frozen
 
-C = TypeVar("C", bound=Callable[..., Any])
+from kling_expand.config import PARALLEL_TASKS, Settings, credentials
+from kling_expand.errors import ConfigurationError
+from kling_expand.geometry import Anchor, Geometry, Padding, Ratios, ToAspect, ToSize, Towards
+from kling_expand.jobs.poll_schedule import ExponentialSchedule, PollSchedule
+from kling_expand.models import UNITS_PER_IMAGE, Dialect, ExpandRequest, request_fields
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
-output = click.option(
-    "-o",
-    "--output",
-    default="out",
-    show_default=True,
-    metavar="DIR",
-    help="Where results go: a directory, or a template of {name} {index} {task_id} {external_task_id} {ext}. "
-    "Results of the same name are replaced.",
-)
-places = click.option(
-    "-o",
-    "--output",
-    default="out",
-    show_default=True,
-    metavar="DIR",
-    help="Where results go: a directory, or a template of {name} {index} {task_id} {external_task_id} {ext}.",
-)
-deadline = click.option(
-    "--deadline",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Wait no longer than this for each task; it goes on all the same.",
-)
-jobs = click.option(
-    "--jobs",
-    default=9,
-    show_default=True,
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Pictures in work at once: the slots your account has.",
-)
-budget = click.option(
-    "--budget",
-    type=click.IntRange(min=0),
-    metavar="UNITS",
-    help="The most that all runs with this journal may cost; 8 units a picture.",
-)
+from .exit_codes import NothingDone
+
+if TYPE_CHECKING:
+    from kling_expand.client import KlingClient
+    from kling_expand.store.sqlite import Journal
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Declaration = tuple[tuple[str, ...], dict[str, Any]]  # the names of an option, and its settings for click
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
-def gathered(name: str, make: Callable[..., Any], **options: Callable[[C], C]) -> Callable[[C], C]:
-    """Give a command *options*, and hand their values to it as the one value *name* that *make* makes."""
+def option(*names: str, default: Any = None, **settings: Any) -> Any:
+    """Return a field of an option group; *settings* are those of `click.option`."""
+    return field(default=default, metadata={"option": (names, {"default": default, **settings})})
 
-    def decorate(command: C) -> C:
+
+@frozen
+class OptionGroup:
+    """Options that belong together; a subclass declares each one with `option`."""
+
+    @classmethod
+    def declarations(cls) -> dict[str, Declaration]:
+        """Return the options of the group by the names of its fields."""
+        return {each.name: each.metadata["option"] for each in fields(cls) if "option" in each.metadata}
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """Return the group with the *values* of its options."""
+        return cls(**values)
+
+
+def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
+    """Give a command the options of *groups*, and pass it each group as one argument of that name."""
+
+    def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def with_value(**given: Any) -> Any:
-            chosen = {option: given.pop(option) for option in options}
-            return command(**{name: make(**chosen)}, **given)
+        def grouped(**given: Any) -> Any:
+            read = {
+                name: group.read({option: given.pop(option) for option in group.declarations()})
+                for name, group in groups.items()
+            }
+            return command(**given, **read)
 
-        decorated: Any = with_value
-        for option in reversed(options.values()):
-            decorated = option(decorated)
-        return decorated  # type: ignore[no-any-return]  # click's decorators keep what they are given
+        decorated: Any = grouped
+        for group in reversed(groups.values()):
+            for name, (names, settings) in reversed(group.declarations().items()):
+                decorated = click.option(*names, name, **settings)(decorated)
+        return decorated  # type: ignore[no-any-return]  # click's decorators return what they were given
 
     return decorate
+
+
+# ---------------------------------------------------------------------------- output and limits
+
+
+@frozen
+class OutputOptions(OptionGroup):
+    """Where results go, and how they are reported."""
+
+    output: str = option(
+        "-o",
+        "--output",
+        default="out",
+        show_default=True,
+        metavar="DIR",
+        help="Directory for the results, or a template with {name}, {index}, {task_id}, {external_task_id} "
+        "and {ext}.",
+    )
+    as_json: bool = option("--json", default=False, is_flag=True, help="Print JSON, one object per line.")
+
+
+@frozen
+class JSONOption(OptionGroup):
+    """The choice between text and JSON."""
+
+    as_json: bool = option("--json", default=False, is_flag=True, help="Print JSON, one object per line.")
+
+
+@frozen
+class DeadlineOption(OptionGroup):
+    """The time limit of each job."""
+
+    deadline: float | None = option(
+        "--deadline",
+        type=POSITIVE,
+        metavar="SECONDS",
+        help="Stop waiting for a task after this time; the task itself continues.",
+    )
+
+
+@frozen
+class LimitOptions(OptionGroup):
+    """The limits of a run with a journal."""
+
+    max_in_flight: int = option(
+        "--max-in-flight",
+        default=PARALLEL_TASKS,
+        show_default=True,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Pictures in progress at the same time; your account's number of parallel tasks.",
+    )
+    budget: int | None = option(
+        "--budget",
+        type=click.IntRange(min=0),
+        metavar="UNITS",
+        help=f"Most units that all runs with this journal may cost; a picture costs {UNITS_PER_IMAGE}.",
+    )
+
+
+# ---------------------------------------------------------------------------- the request
+
+
+@frozen
+class RequestOptions(OptionGroup):
+    """The options that set fields of an `ExpandRequest`, by field name."""
+
+    values: Mapping[str, Any]
+
+    @classmethod
+    def declarations(cls) -> dict[str, Declaration]:
+        """Return an option for each request field that has one."""
+        return {
+            each.name: (
+                (each.option,),
+                {"is_flag": True, "default": False, "help": each.help}
+                if each.kind is bool
+                else {
+                    "type": each.kind,
+                    "default": each.default,
+                    "show_default": each.default is not None,
+                    "metavar": each.metavar,
+                    "help": each.help,
+                },
+            )
+            for each in request_fields()
+            if each.option
+        }
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """Return the group; raise `InvalidRequest` for a value that no request may have."""
+        ExpandRequest("", Towards("all"), **values)
+        return cls(values)
+
+    def request(self, image: str, geometry: Geometry) -> ExpandRequest:
+        """Return a request for *image* with these fields."""
+        return ExpandRequest(image, geometry, **self.values)
+
+
+SIDES = ("up", "down", "left", "right")
+WAYS = ("aspect", "size", "pad", "direction", *SIDES)
+# Options that only refine others, and which those are.
+REFINEMENTS = {"area": ("aspect",), "anchor": ("aspect", "size"), "ratio": ("direction",)}
+
+_SIZE = re.compile(r"(\d{1,9})[xX](\d{1,9})")
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """Return width and height from ``1920x1080``, or None for any other text."""
+    found = _SIZE.fullmatch(text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _side(name: str, unit: str) -> Any:
+    text = f"Extend {name} by this many image {unit}, 0 to 2."
+    return option(f"--{name}", type=float, metavar="RATIO", help=text)
+
+
+@frozen
+class GeometryOptions(OptionGroup):
+    """How far to expand; `geometry` requires exactly one way of saying it."""
+
+    aspect: str | None = option("--aspect", metavar="W:H", help="Extend to an aspect ratio, such as 16:9.")
+    area: float | None = option(
+        "--area", type=float, metavar="TIMES", help="With --aspect: the new area in old areas, 1 to 3."
+    )
+    anchor: Anchor | None = option(  # noqa: RUF009 - a declaration, evaluated once
+        "--anchor",
+        type=click.Choice(get_args(Anchor)),
+        metavar="PLACE",
+        help="With --aspect or --size: where the photo lies in the result. "
+        f"One of {', '.join(get_args(Anchor))}.",
+    )
+    size: str | None = option("--size", metavar="WxH", help="Extend to a canvas of this size in pixels.")
+    up: float | None = _side("up", "heights")
+    down: float | None = _side("down", "heights")
+    left: float | None = _side("left", "widths")
+    right: float | None = _side("right", "widths")
+    pad: str | None = option(
+        "--pad", metavar="PIXELS", help="Extend by pixels: 200 on every side, or up=100,right=250."
+    )
+    direction: str | None = option(
+        "--direction",
+        metavar="SIDES",
+        help="Extend to the left, right, top, bottom (joined by commas) or all.",
+    )
+    ratio: float | None = option(
+        "--ratio", type=float, metavar="TIMES", help="With --direction: new length over old, 1.5 by default."
+    )
+
+    @property
+    def ways(self) -> set[str]:
+        """The given options that say how far to expand."""
+        return {name for name in WAYS if getattr(self, name) is not None}
+
+    def geometry(self) -> Geometry:
+        """Return the geometry that the options name.
+
+        Raises:
+            click.UsageError: none or several ways are given, or an option lacks the one it refines.
+            GeometryError: a value is out of range.
+        """
+        sides = {side: getattr(self, side) for side in SIDES if getattr(self, side) is not None}
+        ways = [way for way in ("aspect", "size", "pad", "direction") if getattr(self, way) is not None]
+        if len(ways) + bool(sides) != 1:
+            wanted = "--aspect, --size, --pad, --direction, or any of --up/--down/--left/--right"
+            raise click.UsageError(f"exactly one way to expand is required: {wanted}")
+        self._check_refinements(ways)
+        if sides:
+            return Ratios(**sides)
+        makers = {
+            "aspect": self._aspect,
+            "size": self._size,
+            "pad": self._padding,
+            "direction": self._towards,
+        }
+        return makers[ways[0]]()
+
+    def over(self, defaults: "GeometryOptions") -> "GeometryOptions":
+        """Return these options, completed by *defaults*; any way given here replaces the defaults' way."""
+        usual = {name: value for name, value in asdict(defaults).items() if value is not None}
+        if ways := self.ways:
+            usual = {name: value for name, value in usual.items() if ways & set(REFINEMENTS.get(name, ()))}
+        own = {name: value for name, value in asdict(self).items() if value is not None}
+        return GeometryOptions(**(usual | own))
+
+    def _check_refinements(self, ways: list[str]) -> None:
+        for name, refined in REFINEMENTS.items():
+            if getattr(self, name) is not None and not set(ways) & set(refined):
+                raise click.UsageError(f"--{name} requires --{' or --'.join(refined)}")
+
+    def _aspect(self) -> Geometry:
+        return ToAspect(self.aspect or "", area=self.area, anchor=self.anchor or "center")
+
+    def _size(self) -> Geometry:
+        size = parse_size(self.size or "")
+        if size is None:
+            raise click.BadParameter(
+                f"must be WIDTHxHEIGHT in pixels, such as 1920x1080, got {self.size!r}", param_hint="--size"
+            )
+        return ToSize(*size, anchor=self.anchor or "center")
+
+    def _padding(self) -> Geometry:
+        text = (self.pad or "").replace(" ", "")
+        if text.isdecimal():
+            return Padding(*[int(text)] * 4)
+        pairs = [pair.partition("=") for pair in text.split(",")]
+        pixels = {side: int(number) for side, _, number in pairs if side in SIDES and number.isdecimal()}
+        if len(pixels) != len(pairs):
+            wanted = "must be pixels for every side, or for named sides, such as 200 or up=100,right=250"
+            raise click.BadParameter(f"{wanted}, got {self.pad!r}", param_hint="--pad")
+        return Padding(**pixels)
+
+    def _towards(self) -> Geometry:
+        towards = Towards(self.direction or "")
+        return towards if self.ratio is None else evolve(towards, ratio=self.ratio)
+
+
+# ---------------------------------------------------------------------------- the connection
+
+
+@frozen
+class Connection(OptionGroup):
+    """The service that a command talks to."""
+
+    base_url: str | None = option(
+        "--base-url", metavar="URL", help="Address of the service; the default is KLING_BASE_URL."
+    )
+    dialect: str | None = option(
+        "--dialect",
+        type=click.Choice([str(dialect) for dialect in Dialect]),
+        help="The variant of the API to use; the default is editing.",
+    )
+    emulator: bool = False
+
+    def resume_command(self, output: str) -> str:
+        """Return the command that waits for tasks, up to their ids; empty where tasks end with this one."""
+        given = (("-o", output), ("--base-url", self.base_url), ("--dialect", self.dialect))
+        words = "".join(f"{name} {quote(value)} " for name, value in given if value)
+        return "" if self.emulator else f"kling-expand wait {words}"
+
+    def require_credentials(self) -> None:
+        """Raise `NothingDone` where credentials are needed and missing."""
+        if self.emulator:
+            return
+        try:
+            credentials()
+        except ConfigurationError as error:
+            hint = "without an account, try --emulator or `kling-expand serve`"
+            raise NothingDone(f"{error.message} ({hint})") from None
+
+    @asynccontextmanager
+    async def client(
+        self,
+        *,
+        deadline: float | None = None,
+        journal: "Journal | None" = None,
+        budget: int | None = None,
+        max_in_flight: int | None = None,
+        emulator_state: str = "",
+    ) -> AsyncIterator["KlingClient"]:
+        """Open a client. A local emulator keeps its tasks in the file *emulator_state*, if it is given.
+
+        Raises:
+            NothingDone: credentials or an extra are missing.
+        """
+        from kling_expand.client import KlingClient  # here, so that --help does not wait for aiohttp
+
+        self.require_credentials()
+        async with AsyncExitStack() as stack:
+            service: dict[str, str | None] = {"base_url": self.base_url}
+            if self.emulator:
+                service = await stack.enter_async_context(_emulator(emulator_state))
+            client = KlingClient(
+                api_key=service.get("api_key"),
+                base_url=service["base_url"],
+                dialect=self.dialect,
+                schedule=schedule(service["base_url"]),
+                deadline=deadline,
+                journal=journal,
+                run=journal.run if journal else "default",
+                budget=budget,
+                max_in_flight=max_in_flight,
+            )
+            yield await stack.enter_async_context(client)
+
+
+@frozen
+class EmulatedConnection(Connection):
+    """The service, or an emulator that lives as long as the command."""
+
+    emulator: bool = option(
+        "--emulator",
+        "--local",
+        default=False,
+        is_flag=True,
+        help="Use an emulator on this machine: no account, no cost.",
+    )
+
+
+def schedule(base_url: str | None) -> PollSchedule | None:
+    """Return frequent polls for a service on this machine, and None (the default schedule) for any other."""
+    host = urlsplit(Settings.from_env(base_url=base_url).base_url).hostname
+    if host not in {"127.0.0.1", "localhost", "::1"}:
+        return None
+    return ExponentialSchedule(Random(), first=0.2, longest=1.0)
+
+
+@asynccontextmanager
+async def _emulator(state: str) -> AsyncIterator[dict[str, str | None]]:
+    from kling_expand.emulator import Emulator
+
+    async with AsyncExitStack() as stack:
+        try:
+            emulator = Emulator(queue_seconds=0.2, work_seconds=0.3, state=state)
+            await stack.enter_async_context(emulator)
+        except (RuntimeError, OSError) as error:
+            raise NothingDone(str(error)) from error
+        yield {"base_url": emulator.url, "api_key": emulator.api_key}

@@ -42,7 +42,7 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
                 return Fitted(photo)
             return _reworked(image, turned, folder / (Path(photo).stem or "photo"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError("image", photo, f"Pillow cannot read it: {error}") from error
+        raise ImageError("image", photo, f"Pillow cannot read it ({error})") from error
 
 
 def orientation(image: Any) -> int:
@@ -89,8 +89,8 @@ def _opened(photo: str) -> Any:
             )  # twice as many pixels are an error
             return Image.open(photo)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        hint = "" if find_spec("pillow_heif") else " (HEIC needs pip install 'kling-expand[heif]')"
-        raise ImageError("image", photo, f"Pillow cannot read it{hint}: {error}") from error
+        hint = "" if find_spec("pillow_heif") else "; HEIC needs pip install 'kling-expand[heif]'"
+        raise ImageError("image", photo, f"Pillow cannot read it ({error}){hint}") from error
 
 
 def _reworked(image: Any, turned: int, target: Path) -> Fitted:

@@ -78,7 +78,7 @@ def test_a_create_under_way_is_told_by_its_own_id(tmp_path: Path) -> None:
 
 def test_a_local_emulator_takes_its_tasks_with_it(tmp_path: Path) -> None:
     """Nothing goes on, so nothing can be resumed; the painting process ends without a word."""
-    with Shell().start("expand", COFFEE, "--up", 0.5, "--local", "-o", tmp_path) as process:
+    with Shell().start("expand", COFFEE, "--up", 0.5, "--emulator", "-o", tmp_path) as process:
         read_until(process, "jpg: ")
         press(process)
         _, err = process.communicate(timeout=30)

@@ -32,10 +32,12 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("shell_name", ["bash", "zsh", "fish"])
-def test_completion_scripts_ask_the_command_itself(shell_name: str) -> None:
-    """The script names the variable through which the command answers."""
-    done = kling("completion", shell_name)
-    assert (done.exit_code, "_KLING_EXPAND_COMPLETE" in done.stdout) == (0, True)
+def test_the_help_says_how_to_complete_in_each_shell(shell_name: str) -> None:
+    """And what it says prints a script that asks the command itself."""
+    instruction = f"_KLING_EXPAND_COMPLETE={shell_name}_source kling-expand"
+    assert instruction in kling("--help").stdout
+    done = kling(_KLING_EXPAND_COMPLETE=f"{shell_name}_source")
+    assert (done.exit_code, "COMP_WORDS" in done.stdout) == (0, True)
 
 
 def test_completion_knows_commands_and_options() -> None:
@@ -113,8 +115,8 @@ def without(missing: set[str], *arguments: str) -> "subprocess.CompletedProcess[
     ("missing", "arguments", "extra"),
     [
         ({"click"}, ["--help"], "cli"),
-        ({"click", "rich"}, ["expand"], "cli"),
-        ({"numpy"}, ["expand", COFFEE, "--up", "1", "--local"], "emulator"),
+        ({"click", "rich", "jinja2"}, ["expand"], "cli"),
+        ({"numpy"}, ["expand", COFFEE, "--up", "1", "--emulator"], "emulator"),
         ({"numpy"}, ["serve"], "emulator"),
         ({"PIL"}, ["preview", COFFEE, "--up", "1"], "images"),
         ({"PIL"}, ["expand", COFFEE, "--up", "1", "--fit"], "images"),

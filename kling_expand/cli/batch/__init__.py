@@ -1,1 +1,1 @@
-"""batch"""
+"""The batch engine behind `expand`, `bulk`, `wait`, `download` and `resume`."""

@@ -1,30 +1,221 @@
-"""What does a bulk command ask for? Its manifest, what counts where rows say nothing, and where all goes."""
+"""The plan of a batch: its options, its rows and their cost, worked out before anything is sent."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from attrs import frozen
+import click
+from attrs import define, evolve, field, frozen
 
-from kling_expand.cli.connection import Connection
+from kling_expand.api import codec
+from kling_expand.cli.exit_codes import FAILED, NothingDone
+from kling_expand.cli.formatting import billed_units, clean, money, plural, show
+from kling_expand.cli.options import Connection
+from kling_expand.errors import KlingError
+from kling_expand.models import UNITS_PER_IMAGE
+from kling_expand.store.sqlite import Job as JobRecord
+from kling_expand.store.sqlite import Journal
+from kling_expand.store.sqlite import State as JobState
 
-from .manifest import Manifest
-from .rows import Defaults, Row, rows
+from .manifest import Defaults, Manifest, Row
+from .output_names import distinct_names
+from .validation import Checked, check
+
+PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # such a job is not billed again
+OPEN = (JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED, JobState.SUCCEEDED)
 
 
 @frozen(kw_only=True)
-class Errand:
-    """The command line of `kling-expand bulk`, read."""
+class Plan:
+    """What every batch is told: where results go, and within which limits.
+
+    A `detailed` batch is one of few jobs: each has its own line on the screen, and its paths are printed.
+    At most `max_open` jobs wait for their results at once; None means twice `max_in_flight`.
+    """
+
+    title: str
+    connection: Connection
+    output: str
+    as_json: bool
+    detailed: bool = False
+    deadline: float | None = None
+    max_in_flight: int | None = None
+    max_open: int | None = None
+    max_failures: int | None = None
+    budget: int | None = None
+    journal: str = ""  # the file's name, where there is one
+
+
+@frozen(kw_only=True)
+class BulkPlan(Plan):
+    """The plan of `kling-expand bulk`: the rows of a manifest."""
 
     manifest: Manifest
     defaults: Defaults
-    connection: Connection
-    journal: str
-    output: str
-    jobs: int
-    budget: int | None
-    max_failures: int | None
-    deadline: float | None
-    as_json: bool
 
     def rows(self) -> Iterator[Row]:
-        """The manifest, read once more."""
-        return rows(self.manifest, self.defaults)
+        """Read the manifest once more."""
+        return self.manifest.rows(self.defaults)
+
+
+@define
+class Usage:
+    """What the jobs of a journal cost and how far they are, by their last attempts.
+
+    `due` is their cost if every open task succeeds, `billed` what the service has billed, in units.
+    """
+
+    due: int = 0
+    billed: float = 0
+    saved: int = 0
+    open: int = 0  # tasks at the service
+    states: Counter[JobState] = field(factory=Counter)
+
+    def count(self, job: JobRecord) -> None:
+        """Add a job."""
+        if job.state in PAID:
+            self.due += UNITS_PER_IMAGE * codec.unpack_request(job.params, job.source or "", job.key).n
+        self.billed += billed_units(job.task) or 0
+        self.saved += job.state is JobState.DONE
+        self.open += job.state is JobState.SUBMITTED
+        self.states[job.state] += 1
+
+
+async def read_usage(journal: Journal) -> Usage:
+    """Add up all jobs of *journal*."""
+    usage = Usage()
+    async for job in journal.jobs():
+        usage.count(job)
+    return usage
+
+
+@define
+class Survey:
+    """The number of rows, of those that cannot be sent, and the highest cost of the others.
+
+    `paid` counts the rows that the journal has a task for; `units` is what remains to be paid.
+    """
+
+    rows: int = 0
+    bad: int = 0
+    paid: int = 0
+    units: int = 0
+    most_images: int = 1  # of one row
+    names: Counter[int] = field(factory=Counter)  # hashes of the names: there may be a million
+
+    def count(self, row: Row, *, paid: bool = False) -> None:
+        """Add a row."""
+        self.rows += 1
+        if row.request is None:
+            self.bad += 1
+            return
+        self.names[hash(row.name.casefold())] += 1
+        self.most_images = max(self.most_images, row.request.n)
+        self.paid += paid
+        self.units += 0 if paid else row.request.units
+
+    def candidates(self, row: Row) -> tuple[str, ...]:
+        """Return the possible names of the row's results, best first."""
+        tagged = f"{row.name}-{row.tag}"
+        shared = self.names[hash(row.name.casefold())] > 1
+        return (tagged,) if shared else (row.name, tagged)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers for JSON."""
+        good = self.rows - self.bad
+        return {"rows": self.rows, "good": good, "bad": self.bad, "paid": self.paid, "units": self.units}
+
+    def text(self) -> str:
+        """Return the numbers on one line."""
+        paid = f" ({self.paid} already paid for)" if self.paid else ""
+        good = plural(self.rows - self.bad, "row")
+        return f"{good} can be sent{paid}, {self.bad} cannot; cost: at most {money(self.units)}"
+
+    def require_rows(self) -> None:
+        """Raise `NothingDone` where no row can be sent."""
+        if not self.rows:
+            raise NothingDone("the manifest lists no photo")
+        if self.bad == self.rows:
+            raise NothingDone(f"none of {plural(self.rows, 'row')} can be sent")
+
+
+def check_output(plan: BulkPlan, survey: Survey) -> None:
+    """Raise `InvalidRequest` where results of two rows, or two results of one, would share a path."""
+    distinct_names(["one row.jpg", "another row.jpg"], plan.output, survey.most_images)
+
+
+def read_rows(plan: BulkPlan) -> Survey:
+    """Return a survey of the rows as they are written, without reading their photos.
+
+    Raises:
+        NothingDone: no row can be sent.
+    """
+    survey = Survey()
+    for row in plan.rows():
+        survey.count(row)
+        if row.error is not None and not plan.as_json:
+            click.echo(clean(f"{row.label}: {row.error}"), err=True)
+    survey.require_rows()
+    return survey
+
+
+async def check_rows(plan: BulkPlan) -> Survey:
+    """Return a survey of the rows and their photos.
+
+    Raises:
+        NothingDone: a row cannot be sent.
+    """
+    survey = await _survey_photos(plan, None)
+    survey.require_rows()
+    if survey.bad:
+        raise NothingDone(f"{survey.bad} of {plural(survey.rows, 'row')} cannot be sent, so nothing was sent")
+    return survey
+
+
+async def dry_run(plan: BulkPlan) -> int:
+    """Print what a run would cost, and return the exit code."""
+    if await asyncio.to_thread(Path(plan.journal).exists):
+        async with Journal(plan.journal) as journal:
+            survey = await _survey_photos(plan, journal)
+    else:
+        survey = await _survey_photos(plan, None)
+    check_output(plan, survey)
+    if plan.as_json:
+        show(survey.facts())
+    else:
+        click.echo(survey.text())
+    return FAILED if survey.bad or not survey.rows else 0
+
+
+async def _survey_photos(plan: BulkPlan, journal: Journal | None) -> Survey:
+    survey = Survey()
+    for row in plan.rows():
+        checked, problem = await _checked(row, plan.connection.dialect)
+        paid = checked is not None and journal is not None and await _is_paid(checked, journal)
+        survey.count(row if checked else evolve(row, request=None), paid=paid)
+        for text in (problem, *(checked.notes if checked else ())):
+            if text is None:
+                continue
+            if plan.as_json:
+                show({"line": row.line, "source": row.label, "bad": checked is None, "note": text})
+            else:
+                click.echo(clean(f"{row.label}: {text}"), err=True)
+    return survey
+
+
+async def _checked(row: Row, dialect: str | None) -> tuple[Checked | None, str | None]:
+    """Return the row's request with its photo, or why it cannot be sent."""
+    if row.request is None:
+        return None, row.error
+    try:
+        return await check(row.request, dialect), None
+    except KlingError as error:
+        return None, error.message
+
+
+async def _is_paid(checked: Checked, journal: Journal) -> bool:
+    digest = codec.fingerprint(checked.request, checked.expansion, checked.photo.digest)
+    job = await journal.find(checked.request.key or digest, digest)
+    return job is not None and job.state in PAID

@@ -1,101 +1,267 @@
-"""How is a manifest worked off? Row by row through one client and its journal, or until interrupted."""
+"""The batch engine: follow jobs to their ends, save their pictures, and report every job on any way out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
 
-from attrs import define, field
+import click
+from attrs import evolve
 
 from kling_expand.cli.exit_codes import FAILED
+from kling_expand.cli.formatting import clean, money, plural, show
 from kling_expand.client import KlingClient
-from kling_expand.models import ExpandRequest
-from kling_expand.store.sqlite import SQLiteStore
+from kling_expand.errors import BudgetExceeded, InvalidRequest, KlingError, NotSubmitted
+from kling_expand.jobs.future import ExpandResult, TaskFuture
+from kling_expand.store.sqlite import Journal
 
-from .board import Board
-from .output_names import Places
-from .plan import Errand
-from .progress import Progress
-from .result_saver import Item, ResultSaver, facts
-from .summary import summary
-from .survey import Survey
-from .usage import spent
+from .output_names import OutputNames
+from .plan import Plan, Usage, read_usage
+from .progress import Job, Progress, ProgressDisplay
 
+MAX_SAVES = 8  # tasks whose pictures are saved at the same time
+SAVE_GRACE = 10.0  # seconds to finish saves after an interruption
 
-async def carry_out(errand: Errand, survey: Survey) -> int:
-    """Do it; the exit code."""
-    async with SQLiteStore(errand.journal) as journal:
-        before = await spent(journal)
-        progress = Progress(survey.rows, expected=before.saved, units_before=before.due)
-        try:
-            async with _opened(errand, journal, before.due) as kling:
-                with Board(
-                    f"{errand.manifest.name or 'photos'} to {errand.output}",
-                    progress,
-                    lambda: kling.stats,
-                    budget=errand.budget,
-                    as_json=errand.as_json,
-                ) as board:
-                    await Run(errand, survey, kling, progress, board).through()
-        finally:
-            if progress.began:
-                await summary(progress, journal, errand.journal, as_json=errand.as_json)
-    return 0 if progress.well else FAILED
+_AGAIN = "run the same command again"
 
 
-@asynccontextmanager
-async def _opened(errand: Errand, journal: SQLiteStore, due: int) -> AsyncIterator[KlingClient]:
-    budget = None if errand.budget is None else max(errand.budget - due, 0)
-    async with errand.connection.client(
-        state=f"{errand.journal}.tasks",
-        journal=journal,
-        run=journal.run,
-        budget=budget,
-        max_in_flight=errand.jobs,
-        deadline=errand.deadline,
-    ) as kling:
-        yield kling
+Jobs = AsyncGenerator[Job, None]
 
 
-@define
-class Run:
-    """One pass over the rows; `items` are those that are under way, by their number."""
+async def run_batch(
+    plan: Plan,
+    progress: Progress,
+    jobs: Callable[[KlingClient], Jobs],
+    journal: Journal | None = None,
+    *,
+    retry_hint: str = "",
+    only_ended: bool = False,
+) -> int:
+    """Run the *jobs* that are submitted or attached through a new client, and return the exit code.
 
-    errand: Errand
-    survey: Survey
-    kling: KlingClient
-    progress: Progress
-    board: Board
-    items: dict[int, Item] = field(factory=dict)
+    With a journal the batch ends with a summary; *retry_hint* says how failed jobs are tried again.
+    Without one it ends with the ids of the tasks that continue. With *only_ended* no task is waited for.
+    """
+    budget = None if plan.budget is None else max(plan.budget - progress.units_before, 0)
+    state = f"{plan.journal}.tasks" if journal else ""
+    try:
+        async with plan.connection.client(
+            deadline=plan.deadline,
+            journal=journal,
+            budget=budget,
+            max_in_flight=plan.max_in_flight,
+            emulator_state=state,
+        ) as client:
+            runner = Runner(plan, client, progress, only_ended=only_ended, keep_open=journal is None)
+            try:
+                await runner.run(jobs(client))
+            finally:
+                _report_open(runner.open_jobs, plan)
+    finally:
+        if journal is not None and progress.started:
+            await _summarize(plan, progress, journal, retry_hint)
+    return 0 if progress.complete else FAILED
 
-    async def through(self) -> None:
-        """Every row to its end. When cancelled, what was begun is brought to where it can be gone on with."""
-        fresh = self.errand.connection.local
-        saver = ResultSaver(self.kling, Places(self.errand.output), self.progress, self.board, fresh=fresh)
-        self.progress.began = True
-        try:
-            requests = self._requests(saver)
-            async with aclosing(self.kling.map(requests, max_failures=self.errand.max_failures)) as outcomes:
-                async for outcome in outcomes:
-                    await saver.take(self.items.pop(outcome.index), outcome.result, outcome.error)
-            await saver.finish()
-        except asyncio.CancelledError:
-            self.progress.interrupted = True
-            self.board.note("interrupted: closing (again to leave at once)")
-            await saver.poll_now()
-            await self.kling.aclose()
-            raise
-        self.progress.unsent += self.progress.total - self.progress.ended
 
-    def _requests(self, saver: ResultSaver) -> Iterator[ExpandRequest]:
-        number = 0
-        for row in self.errand.rows():
-            if saver.sated:
+class Runner:
+    """Runs the jobs of one batch.
+
+    With *only_ended* a task that has not ended yet counts as failed. With *keep_open* the runner keeps the
+    jobs in `open_jobs` whose tasks continue without it, because no journal does.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        client: KlingClient,
+        progress: Progress,
+        *,
+        only_ended: bool = False,
+        keep_open: bool = False,
+    ) -> None:
+        self._plan = plan
+        self._client = client
+        self._progress = progress
+        self._only_ended = only_ended
+        self._keep_open = keep_open
+        self._names = OutputNames(plan.output)
+        self._display = ProgressDisplay(
+            plan.title,
+            progress,
+            lambda: client.stats,
+            detailed=plan.detailed,
+            budget=plan.budget,
+            as_json=plan.as_json,
+        )
+        self._places = asyncio.Semaphore(plan.max_open or _max_open(plan, client.settings.max_in_flight))
+        self._save_places = asyncio.Semaphore(MAX_SAVES)
+        self._saves: set[asyncio.Task[None]] = set()
+        self._unsettled: dict[Job, None] = {}
+        self._stopped = False  # nothing more is sent
+
+    @property
+    def open_jobs(self) -> list[Job]:
+        """The jobs that have, or may have, a task whose results are not saved."""
+        return [job for job in self._unsettled if job.open_id]
+
+    async def run(self, jobs: Jobs) -> None:
+        """Follow every job to its end; one that fails disturbs no other.
+
+        When cancelled, finish the saves that have started, and close the client, which cancels unsent jobs.
+        """
+        self._progress.started = True
+        with self._display:
+            try:
+                async with asyncio.TaskGroup() as group, aclosing(jobs):
+                    await self._start_all(jobs, group)
+            except asyncio.CancelledError:
+                self._progress.interrupted = True
+                self._display.note("interrupted: closing (press Ctrl-C again to leave at once)")
+                await self._finish_saves()
+                await self._client.aclose()
+                raise
+        self._progress.unsent += self._progress.total - self._progress.ended
+
+    async def _start_all(self, jobs: Jobs, group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._places.acquire()
+            job = None if self._stopped else await anext(jobs, None)
+            if job is None:
                 return
-            item = Item(row.line, row.label, self.survey.candidates(row))
-            if row.request is None:  # which was told when the rows were counted
-                self.progress.bad += 1
-                self.board.ended(facts(item, "bad", reason=row.error))
-                continue
-            self.items[number] = item
-            number += 1
-            yield row.request
+            if job.future is None:
+                self._places.release()
+                self._end(job, "bad")
+            else:
+                self._unsettled[job] = None
+                group.create_task(self._follow(job, job.future))
+
+    async def _follow(self, job: Job, future: TaskFuture) -> None:
+        try:
+            result = await self._result(job, future)
+            await self._save_places.acquire()
+        except KlingError as error:
+            self._fail(job, error)
+            return
+        finally:
+            self._places.release()
+        # In a task of its own: an interruption does not cut off what is paid for and nearly there.
+        save = asyncio.create_task(self._save(job, result))
+        self._saves.add(save)
+        save.add_done_callback(self._saves.discard)
+        await asyncio.shield(save)
+
+    async def _result(self, job: Job, future: TaskFuture) -> ExpandResult:
+        async for task in future:
+            self._display.snapshot(job, task)
+            if self._only_ended and not task.status.final:
+                raise KlingError(f"the task has not ended yet ({task.task_status})", task_id=task.task_id)
+        return await future
+
+    async def _save(self, job: Job, result: ExpandResult) -> None:
+        try:
+            if result.files:
+                job.files = result.files
+                self._end(job, "known")
+                return
+            if self._plan.connection.emulator:  # its address, and with it all URLs, may have changed
+                result = evolve(result, task=await self._client.get(result.task_id))
+            async with self._names.name(result.task, job.names or (result.task_id,)) as name:
+                job.files = await evolve(result, name=name).save(self._plan.output)
+        except KlingError as error:
+            error.task_id = error.task_id or result.task_id
+            self._fail(job, error)
+        else:
+            self._end(job, "saved")
+        finally:
+            self._save_places.release()
+
+    async def _finish_saves(self) -> None:
+        if self._saves:
+            _, late = await asyncio.wait(self._saves, timeout=SAVE_GRACE)
+            for save in late:
+                save.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _fail(self, job: Job, error: KlingError) -> None:
+        job.error = error
+        if isinstance(error, BudgetExceeded | NotSubmitted):
+            if isinstance(error, BudgetExceeded) and not self._stopped:
+                self._stopped = True
+                self._display.failure(f"{job.label}: {error}; nothing more is sent")
+            self._end(job, "not sent")
+            return
+        bad = isinstance(error, InvalidRequest) and error.task_id is None
+        self._display.failure(f"{job.label}: {error.message if bad else error}")
+        self._end(job, "bad" if bad else "failed")
+        if self._progress.failed == self._plan.max_failures:
+            self._stopped = True
+
+    def _end(self, job: Job, outcome: str) -> None:
+        job.outcome = outcome
+        count = {"not sent": "unsent"}.get(outcome, outcome)
+        setattr(self._progress, count, getattr(self._progress, count) + 1)
+        if not self._keep_open or job.open_id is None:
+            self._unsettled.pop(job, None)
+        self._display.ended(job)
+
+
+def _max_open(plan: Plan, max_in_flight: int) -> int:
+    """Return how many jobs to have open: with `max_failures`, none that only wait to be sent."""
+    return max_in_flight if plan.max_failures else 2 * max_in_flight
+
+
+def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
+    """Print which tasks continue, and how to wait for them: the service has no cancel."""
+    open_jobs = {job.open_id: job for job in jobs if job.open_id}
+    if not open_jobs:
+        return
+    count, resume = plural(len(open_jobs), "task"), plan.connection.resume_command(plan.output)
+    if not resume:
+        click.echo(f"{count} ended with the local emulator; nothing is owed", err=True)
+        return
+    verb = "continues" if len(open_jobs) == 1 else "continue"
+    click.echo(f"{count} {verb} at the service, which has no cancel:", err=True)
+    for any_id, job in open_jobs.items():
+        external_id = (job.future and job.future.external_task_id) or "-"
+        known = f"external id {external_id}" if job.future and job.future.task else "not confirmed"
+        click.echo(clean(f"  {any_id}  {known}  {job.label}"), err=True)
+    click.echo(clean(f"resume with: {resume}{' '.join(open_jobs)}"), err=True)
+
+
+# ---------------------------------------------------------------------------- the summary
+
+
+async def _summarize(plan: Plan, progress: Progress, journal: Journal, retry_hint: str) -> None:
+    """Print how the batch ended: on stderr, or as one JSON object on stdout."""
+    usage = await read_usage(journal)
+    if plan.as_json:
+        show({"summary": _summary_facts(progress, usage, plan.journal)})
+        return
+    for line in _summary_lines(progress, usage, plan.journal, retry_hint):
+        click.echo(clean(line), err=True)
+
+
+def _summary_facts(progress: Progress, usage: Usage, path: str) -> dict[str, object]:
+    return {
+        "rows": progress.total,
+        "saved": progress.saved,
+        "known": progress.known,
+        "failed": progress.failed,
+        "bad": progress.bad,
+        "not_sent": progress.unsent,
+        "interrupted": progress.interrupted,
+        "units_billed": usage.billed,
+        "open_tasks": usage.open,
+        "journal": path,
+    }
+
+
+def _summary_lines(progress: Progress, usage: Usage, path: str, retry_hint: str) -> Iterator[str]:
+    yield f"{plural(progress.total, 'row')}: {progress.counts()}"
+    yield f"{money(usage.billed)} billed for all jobs in {path}"
+    if usage.open:
+        verb = "continues" if usage.open == 1 else "continue"
+        yield f"{plural(usage.open, 'task')} {verb} at the service, which has no cancel"
+    if progress.interrupted:
+        yield f"interrupted: {_AGAIN} to continue; nothing is paid twice"
+    elif progress.failed or progress.unsent:
+        yield retry_hint or f"{_AGAIN} to retry what failed or was not sent"

@@ -1,4 +1,4 @@
-"""What would go wrong later? Said before the first photo is sent, so that nothing is paid for in vain."""
+"""Checks of photos and geometry before the first one is sent, so that nothing is paid for in vain."""
 
 import asyncio
 from contextlib import suppress
@@ -9,51 +9,54 @@ from attrs import evolve, frozen
 from kling_expand.api.photo import Photo, load_photo
 from kling_expand.config import Settings
 from kling_expand.errors import ImageError
-from kling_expand.models import ExpandRequest, resolve_geometry
+from kling_expand.models import Expansion, ExpandRequest, resolve_geometry
 from kling_expand.pictures.fit import can_fit, fit, is_turned
 
-_TURNED = "it is stored turned (EXIF), and the service may not turn it back: --fit does"
+_TURNED = "the photo is rotated by its EXIF data, which the service may ignore; --fit rotates it"
 
 
 @frozen
 class Checked:
-    """A request that can be sent, and what its user should know of it."""
+    """A request that can be sent, its photo, and what the user should know about it."""
 
     request: ExpandRequest
+    photo: Photo
+    expansion: Expansion
     notes: tuple[str, ...] = ()
 
 
 async def check(request: ExpandRequest, dialect: str | None, folder: Path | None = None) -> Checked:
-    """Raise now what would be raised once other photos were already paid for.
+    """Return the request with what sending it needs; with a *folder*, fit its photo first and write it there.
 
-    With a *folder* a photo is made acceptable first, and written into it. Raises `InvalidRequest`
-    and what `kling_expand.pictures.fit` raises.
+    Raises:
+        InvalidRequest: the dialect cannot say the request, or the geometry does not suit the photo.
+        ImageError: the service would refuse the photo.
+        MissingExtra: fitting needs Pillow.
     """
-    photo = str(request.image)
-    local = await asyncio.to_thread(Path(photo).is_file)
-    checked = Checked(request)
-    if local and folder is not None:
-        checked = await _fitted(request, folder)
-    elif local and await asyncio.to_thread(is_turned, photo):
-        checked = Checked(request, (_TURNED,))
-    loaded = await _load(str(checked.request.image))
-    resolve_geometry(checked.request, Settings.from_env(dialect=dialect).dialect, loaded.dimensions)
-    return checked
+    source, notes = str(request.image), tuple[str, ...]()
+    if await asyncio.to_thread(Path(source).is_file):
+        if folder is not None:
+            request, notes = await _fitted(request, folder)
+        elif await asyncio.to_thread(is_turned, source):
+            notes = (_TURNED,)
+    photo = await _load(str(request.image))
+    chosen = Settings.from_env(dialect=dialect).dialect
+    return Checked(request, photo, resolve_geometry(request, chosen, photo.dimensions), notes)
 
 
-async def _fitted(request: ExpandRequest, folder: Path) -> Checked:
-    photo, acceptable = str(request.image), False
+async def _fitted(request: ExpandRequest, folder: Path) -> tuple[ExpandRequest, tuple[str, ...]]:
+    source, acceptable = str(request.image), False
     with suppress(ImageError):
-        await load_photo(photo)
+        await load_photo(source)
         acceptable = True
-    fitted = await asyncio.to_thread(fit, photo, folder, acceptable=acceptable)
-    return Checked(evolve(request, image=fitted.path), fitted.changes)
+    fitted = await asyncio.to_thread(fit, source, folder, acceptable=acceptable)
+    return evolve(request, image=fitted.path), fitted.changes
 
 
-async def _load(photo: str) -> Photo:
+async def _load(source: str) -> Photo:
     try:
-        return await load_photo(photo)
+        return await load_photo(source)
     except ImageError as error:
-        if not await asyncio.to_thread(can_fit, photo):
+        if not await asyncio.to_thread(can_fit, source):
             raise
         raise ImageError(error.field, error.value, error.limit, f"{error.advice}, or use --fit") from None

@@ -1,54 +1,86 @@
-"""How are many photos made wider? `kling-expand bulk`: a manifest, a journal, and a command to run again."""
-
-from typing import Any
+"""`kling-expand bulk`: expand the photos of a manifest, with a journal that lets the command run again."""
 
 import click
+from attrs import frozen
 
-from kling_expand.cli import options
-from kling_expand.cli.batch.dry_run import check_output, looked_through, read_through, rehearse
-from kling_expand.cli.batch.manifest import manifest
-from kling_expand.cli.batch.plan import Errand
-from kling_expand.cli.batch.rows import Defaults
-from kling_expand.cli.batch.runner import carry_out
-from kling_expand.cli.connection import Connection, local_options
+from kling_expand.cli.batch.manifest import Defaults, manifest
+from kling_expand.cli.batch.plan import (
+    BulkPlan,
+    Survey,
+    check_output,
+    check_rows,
+    dry_run,
+    read_rows,
+    read_usage,
+)
+from kling_expand.cli.batch.progress import Job, Progress
+from kling_expand.cli.batch.runner import Jobs, run_batch
 from kling_expand.cli.exit_codes import leave, run
-from kling_expand.cli.geometry import WAYS, default_geometry_options, geometry_of
-from kling_expand.geometry import Towards
-from kling_expand.models import ExpandRequest
+from kling_expand.cli.options import (
+    DeadlineOption,
+    EmulatedConnection,
+    GeometryOptions,
+    LimitOptions,
+    OptionGroup,
+    OutputOptions,
+    RequestOptions,
+    option,
+    options,
+)
+from kling_expand.client import KlingClient
+from kling_expand.store.sqlite import Journal
+
+
+@frozen
+class BulkOptions(OptionGroup):
+    """The options of `bulk` alone."""
+
+    journal: str | None = option(
+        "--journal",
+        type=click.Path(),
+        metavar="FILE",
+        help="File that records the run; the default is MANIFEST.journal, or bulk.journal for photos.",
+    )
+    dry_run: bool = option(
+        "--dry-run",
+        default=False,
+        is_flag=True,
+        help="Check every photo, print the cost and the bad rows, and send nothing.",
+    )
+    strict: bool = option(
+        "--strict",
+        default=False,
+        is_flag=True,
+        help="Check every photo first, and send nothing if a row is bad.",
+    )
+    max_failures: int | None = option(
+        "--max-failures", type=click.IntRange(min=1), metavar="N", help="Send nothing more after N failures."
+    )
 
 
 @click.command(short_help="Expand all photos of a table or directory.")
 @click.argument("words", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path())
-@default_geometry_options
-@click.option("--prompt", metavar="TEXT", help="What the new area should show.")
-@click.option("-n", "count", default=1, show_default=True, metavar="N", help="Pictures per photo, 1 to 9.")
-@click.option("--watermark", is_flag=True, help="Also make copies with a watermark.")
-@click.option(
-    "--journal",
-    type=click.Path(),
-    metavar="FILE",
-    help="Where the run is written down; MANIFEST.journal unless given (bulk.journal for photos).",
+@options(
+    geometry=GeometryOptions,
+    request=RequestOptions,
+    chosen=BulkOptions,
+    limits=LimitOptions,
+    output=OutputOptions,
+    limit=DeadlineOption,
+    connection=EmulatedConnection,
 )
-@options.jobs
-@options.budget
-@click.option(
-    "--dry-run", is_flag=True, help="Look at every photo, tell the cost, list bad rows; send nothing."
-)
-@click.option("--strict", is_flag=True, help="Look at every photo first, and send nothing if a row is bad.")
-@click.option(
-    "--max-failures",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Send nothing more after N failures.",
-)
-@options.places
-@options.deadline
-@local_options
-@options.as_json
 def bulk(
-    words: tuple[str, ...], defaults: dict[str, Any], connection: Connection, *, dry_run: bool, **given: Any
+    words: tuple[str, ...],
+    *,
+    geometry: GeometryOptions,
+    request: RequestOptions,
+    chosen: BulkOptions,
+    limits: LimitOptions,
+    output: OutputOptions,
+    limit: DeadlineOption,
+    connection: EmulatedConnection,
 ) -> None:
-    """Expand every photo of MANIFEST; run it again to go on where it stopped.
+    """Expand every photo of MANIFEST; run it again to continue where it stopped.
 
     \b
       kling-expand bulk photos.csv --dry-run
@@ -56,41 +88,55 @@ def bulk(
       kling-expand bulk "photos/**/*.jpg" --aspect 16:9 -o wide/
 
     MANIFEST is a table (.csv, .tsv), JSON lines (.jsonl), a directory, a pattern,
-    or photos one by one. A file's paths begin at its own directory. Its columns:
+    or photos one by one. Paths in a file are relative to that file. Its columns:
 
     \b
-      image     the photo, a path or a URL (needed)
+      image     the photo, a path or a URL (required)
       aspect area anchor size up down left right pad direction ratio
-                how far, as the options say; a row that names a way beats them
-      prompt n watermark     as the options
+                how far to expand; a row that says so replaces the options
+      prompt n watermark callback_url
+                as the options
       name      what the results are called instead of the photo's name
-      key       tells jobs apart that ask for the same; otherwise those are one
-      _...      yours; ignored
+      key       makes jobs distinct that ask for the same; without it they are one
+      _...      ignored
 
-    The same photo with the same parameters is paid for once, however often and
-    wherever you run this with one journal: what is done is skipped, what runs is
-    waited for, what failed is tried again. Results never replace a file.
+    The same photo with the same parameters is paid for once, however often and from
+    wherever you run this with one journal: finished jobs are skipped, running jobs
+    are waited for, failed jobs are retried. Results never replace a file.
 
-    Exit code 0 if every row has its pictures, 1 if not, 2 if nothing was begun.
+    Exit code 0 if every row has its pictures, 1 if not, 2 if nothing was started.
     """
-    fields = {"prompt": given.pop("prompt"), "n": given.pop("count"), "watermark": given.pop("watermark")}
-    strict = given.pop("strict")
-    usual = Defaults(defaults, **fields)
-    _check(usual)
     listed = manifest(words)
-    local = ".local" if connection.local else ""
-    journal = given.pop("journal") or f"{listed.journal.removesuffix('.journal')}{local}.journal"
-    errand = Errand(manifest=listed, defaults=usual, connection=connection, journal=journal, **given)
-    if dry_run:
-        leave(run(rehearse(errand)))
-    survey = run(looked_through(errand)) if strict else read_through(errand)
-    check_output(errand, survey)
-    connection.require()
-    leave(run(carry_out(errand, survey)))
+    suffix = ".local.journal" if connection.emulator else ".journal"
+    plan = BulkPlan(
+        title=f"{listed.name or 'photos'} to {output.output}",
+        manifest=listed,
+        defaults=Defaults.of(geometry, request),
+        journal=chosen.journal or f"{listed.journal.removesuffix('.journal')}{suffix}",
+        connection=connection,
+        output=output.output,
+        as_json=output.as_json,
+        deadline=limit.deadline,
+        max_in_flight=limits.max_in_flight,
+        max_failures=chosen.max_failures,
+        budget=limits.budget,
+    )
+    if chosen.dry_run:
+        leave(run(dry_run(plan)))
+    survey = run(check_rows(plan)) if chosen.strict else read_rows(plan)
+    check_output(plan, survey)
+    connection.require_credentials()
+    leave(run(_bulk(plan, survey)))
 
 
-def _check(defaults: Defaults) -> None:
-    """Options that contradict each other are wrong whatever the rows say."""
-    if any(defaults.geometry[way] is not None for way in WAYS):
-        geometry_of(**defaults.geometry)
-    ExpandRequest("", Towards("all"), defaults.prompt, n=defaults.n)
+async def _bulk(plan: BulkPlan, survey: Survey) -> int:
+    async def jobs(client: KlingClient) -> Jobs:
+        for row in plan.rows():
+            # A bad row was reported when the rows were counted.
+            future = client.submit(row.request) if row.request else None
+            yield Job(row.label, survey.candidates(row), future, row.line, problem=row.error)
+
+    async with Journal(plan.journal) as journal:
+        usage = await read_usage(journal)
+        progress = Progress(survey.rows, expected=usage.saved, units_before=usage.due)
+        return await run_batch(plan, progress, jobs, journal)

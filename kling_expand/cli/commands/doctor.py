@@ -1,4 +1,4 @@
-"""Would a job go through? Looks at everything a job needs, and spends nothing."""
+"""`kling-expand doctor`: check everything that a job needs, at no cost."""
 
 import platform
 import re
@@ -15,19 +15,18 @@ from kling_expand import __version__
 from kling_expand.api import codec
 from kling_expand.api.session import Session
 from kling_expand.auth import Auth, StaticKey
-from kling_expand.cli import options
-from kling_expand.cli.connection import Connection, connection_options
-from kling_expand.cli.exit_codes import FAILED, REFUSED, leave, run
+from kling_expand.cli.exit_codes import FAILED, NOTHING_DONE, leave, run
 from kling_expand.cli.formatting import clean, show
+from kling_expand.cli.options import Connection, JSONOption, options
 from kling_expand.config import Settings, credentials
 from kling_expand.errors import AuthenticationError, ConfigurationError, KlingError, TransportError
 
-SKEW = 5.0  # seconds: `nbf` lies no further in the past than this (doc)
+MAX_CLOCK_SKEW = 5.0  # seconds: the `nbf` of a token is this far in the past (doc)
 
 
 @frozen
 class Finding:
-    """One thing that was looked at; `good` is None where nothing depends on it."""
+    """The result of one check; `good` is None where no job depends on it."""
 
     about: str
     good: bool | None
@@ -35,40 +34,39 @@ class Finding:
 
 
 @click.command(short_help="Check credentials, clock, reachability and extras.")
-@connection_options
-@options.as_json
-def doctor(connection: Connection, *, as_json: bool) -> None:
+@options(connection=Connection, output=JSONOption)
+def doctor(*, connection: Connection, output: JSONOption) -> None:
     """Check what a job needs: credentials, the service, the clock, the extras.
 
-    Makes one request that costs nothing. Exit code 2 without usable credentials,
-    1 where anything else is wrong.
+    Sends one request, which costs nothing. Exit code 2 without usable credentials,
+    1 where any other check fails.
     """
     findings = [Finding("version", None, f"kling-expand {__version__}, Python {platform.python_version()}")]
     findings += run(_service(connection))
     findings += _extras()
     for finding in findings:
-        if as_json:
+        if output.as_json:
             show(asdict(finding))
         else:
             mark = {True: "ok", False: "bad", None: "-"}[finding.good]
             click.echo(clean(f"{mark:<4} {finding.about}: {finding.text}"))
     bad = {finding.about for finding in findings if finding.good is False}
     if bad:
-        leave(REFUSED if "credentials" in bad else FAILED)
+        leave(NOTHING_DONE if "credentials" in bad else FAILED)
 
 
 async def _service(connection: Connection) -> list[Finding]:
-    """What one page of the list tells of credentials, network and clock."""
+    """Check credentials, network and clock by reading one page of the list."""
     settings = Settings.from_env(base_url=connection.base_url, dialect=connection.dialect)
     try:
-        return await _ask(credentials(), settings)
+        return await _request(credentials(), settings)
     except ConfigurationError as error:
         missing = Finding("credentials", good=False, text=error.message)
-    # A refusal tells as much of the network and the clock.
-    return [missing, *(await _ask(StaticKey("none"), settings))[1:]]
+    # A refusal says as much about the network and the clock.
+    return [missing, *(await _request(StaticKey("none"), settings))[1:]]
 
 
-async def _ask(auth: Auth, settings: Settings) -> list[Finding]:
+async def _request(auth: Auth, settings: Settings) -> list[Finding]:
     clocks: list[tuple[float, float | None]] = []
 
     def decode(answer: codec.Response) -> Any:
@@ -92,25 +90,25 @@ async def _ask(auth: Auth, settings: Settings) -> list[Finding]:
 
 def _accepted(auth: Auth, error: KlingError | None) -> Finding:
     if isinstance(error, AuthenticationError):
-        return Finding("credentials", good=False, text=f"{auth!r} is refused: {error}")
+        return Finding("credentials", good=False, text=f"{auth!r} was refused: {error}")
     if isinstance(error, TransportError):
-        return Finding("credentials", good=None, text=f"{auth!r}, not tried")
-    return Finding("credentials", good=True, text=f"{auth!r} is accepted")
+        return Finding("credentials", good=None, text=f"{auth!r}, not checked")
+    return Finding("credentials", good=True, text=f"{auth!r} was accepted")
 
 
 def _clock(here: float, there: float | None) -> Finding:
-    """How far this machine's clock is off; the service's date counts whole seconds."""
+    """Compare the clocks of this machine and the service, whose date has whole seconds."""
     if there is None:
-        return Finding("clock", good=None, text="the service does not tell the time")
+        return Finding("clock", good=None, text="the service sent no date")
     off = here - there - 0.5
-    text = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the service's"
-    if abs(off) > SKEW:
-        text += ": tokens may be refused at first, so set it right"
-    return Finding("clock", good=abs(off) <= SKEW, text=text)
+    text = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the service"
+    if abs(off) > MAX_CLOCK_SKEW:
+        text += ", so tokens may be refused: set this machine's clock"
+    return Finding("clock", good=abs(off) <= MAX_CLOCK_SKEW, text=text)
 
 
 def _extras() -> Iterator[Finding]:
-    """Each extra of the package, and the versions of what it brings."""
+    """Check each extra of the package, with the versions of its distributions."""
     return (_extra(name, needs) for name, needs in _by_extra("kling-expand").items())
 
 
@@ -123,11 +121,11 @@ def _extra(extra: str, needs: Iterable[str]) -> Finding:
 
 
 def _by_extra(package: str) -> dict[str, list[str]]:
-    """Extras and the distributions they name; those for the package's own development are left out."""
+    """Return the distributions of each extra, without the extras for development."""
     found: dict[str, list[str]] = {}
     try:
         wanted = requires(package) or []
-    except PackageNotFoundError:  # it runs from its sources
+    except PackageNotFoundError:  # the package runs from its sources
         return found
     for line in wanted:
         match = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line)

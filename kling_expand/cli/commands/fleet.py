@@ -1,110 +1,147 @@
-"""How is a fleet run from a shell? Its tables, its workers, its jobs, and a look at all of it."""
+"""`kling-expand fleet`: many machines that share one account over a PostgreSQL database."""
 
 import asyncio
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import click
-from attrs import asdict
+from attrs import asdict, frozen
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 
-from kling_expand.cli import options
-from kling_expand.cli.batch.fleet_progress import lines, watch
-from kling_expand.cli.connection import WORK_SECONDS
-from kling_expand.cli.exit_codes import FAILED, Commands, Stop, leave, run
-from kling_expand.cli.formatting import clean, show
-from kling_expand.cli.geometry import geometry_options
-from kling_expand.geometry import Geometry
+from kling_expand.cli.exit_codes import FAILED, Commands, NothingDone, leave, run
+from kling_expand.cli.formatting import clean, money, plural, show
+from kling_expand.cli.options import (
+    POSITIVE,
+    GeometryOptions,
+    JSONOption,
+    OptionGroup,
+    RequestOptions,
+    option,
+    options,
+)
 from kling_expand.models import ExpandRequest
 
 if TYPE_CHECKING:
-    from kling_expand.fleet.queue import Fleet
+    from kling_expand.fleet.queue import Fleet, FleetStats
     from kling_expand.store.postgres import JobOutcome
 
-EXTRA = "this needs more: pip install 'kling-expand[fleet]'"
-SLOTS = 9  # of the emulator that `up` starts
-
-dsn = click.option(
-    "--dsn",
-    envvar="KLING_FLEET_DSN",
-    required=True,
-    metavar="URL",
-    help="The database, as postgresql://user@host/name; KLING_FLEET_DSN says it too.",
-)
-run_name = click.option("--run", "name", default="default", show_default=True, help="Which run of jobs.")
-concurrency = click.option(
-    "--concurrency",
-    default=32,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Jobs in hand; most of them wait for a slot.",
-)
+EXTRA = "this command needs the extra `fleet`: pip install 'kling-expand[fleet]'"
+EMULATOR_SLOTS = 9  # of the emulator that `fleet up` starts
+SILENT_AFTER = 30.0  # seconds without a heartbeat
 
 
-@click.group(cls=Commands, short_help="Many machines, one account: queue, workers, results.")
+@frozen
+class Database(OptionGroup):
+    """The database of a fleet, and the run of jobs in it."""
+
+    dsn: str = option(
+        "--dsn",
+        envvar="KLING_FLEET_DSN",
+        required=True,
+        metavar="URL",
+        help="The database, as postgresql://user@host/name; the default is KLING_FLEET_DSN.",
+    )
+    run: str = option("--run", default="default", show_default=True, help="The run that the jobs belong to.")
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Fleet"]:
+        """Open the fleet; raise `NothingDone` where the extra is not installed."""
+        try:
+            from kling_expand.fleet.queue import Fleet
+        except ImportError as error:
+            raise NothingDone(EXTRA) from error
+        async with Fleet(self.dsn, run=self.run) as fleet:
+            yield fleet
+
+
+@click.group(cls=Commands, short_help="Share one account between many machines.")
 def fleet() -> None:
     """Share one account between many machines, over a PostgreSQL database.
 
     \b
-      kling-expand fleet up                      try it all out on this machine
-      kling-expand fleet init                    make the tables, once
+      kling-expand fleet up                      try it on this machine
+      kling-expand fleet init                    create the tables, once
       kling-expand fleet worker -o out/          on every machine
       kling-expand fleet submit *.jpg --aspect 16:9 --wait
-      kling-expand fleet top                     look at it
+      kling-expand fleet top                     watch it
     """
 
 
 @fleet.command()
-@dsn
-def init(dsn: str) -> None:
-    """Make the tables in the database; those that are there stay as they are."""
+@options(database=Database)
+def init(database: Database) -> None:
+    """Create the tables in the database; existing tables stay as they are."""
 
     async def main() -> None:
-        async with _opened(dsn, "default") as fleet:
+        async with database.open() as fleet:
             await fleet.init()
 
     run(main())
 
 
+# ---------------------------------------------------------------------------- jobs
+
+
+@frozen
+class SubmitOptions(OptionGroup):
+    """The options of `fleet submit` alone."""
+
+    listed: IO[str] | None = option(  # noqa: RUF009 - a declaration, evaluated once
+        "--from", type=click.File("r"), metavar="FILE", help="Read more photos from FILE, one per line."
+    )
+    priority: int = option("--priority", default=0, show_default=True, help="Higher ones start first.")
+    wait: bool = option("--wait", default=False, is_flag=True, help="Wait for the results, and print them.")
+
+
 @fleet.command()
 @click.argument("photos", metavar="[PHOTO]...", nargs=-1)
-@click.option("--from", "listed", type=click.File("r"), metavar="FILE", help="Read more photos, one a line.")
-@geometry_options
-@click.option("--prompt", metavar="TEXT", help="What the new area should show.")
-@click.option("-n", "count", default=1, show_default=True, metavar="N", help="Pictures per photo, 1 to 9.")
-@click.option("--priority", default=0, show_default=True, help="Higher ones are begun first.")
-@click.option("--wait", is_flag=True, help="Wait for the results, and print them.")
-@run_name
-@dsn
-@options.as_json
-def submit(photos: tuple[str, ...], geometry: Geometry, dsn: str, name: str, **given: Any) -> None:
+@options(
+    geometry=GeometryOptions,
+    request=RequestOptions,
+    chosen=SubmitOptions,
+    database=Database,
+    output=JSONOption,
+)
+def submit(
+    photos: tuple[str, ...],
+    *,
+    geometry: GeometryOptions,
+    request: RequestOptions,
+    chosen: SubmitOptions,
+    database: Database,
+    output: JSONOption,
+) -> None:
     """Queue each PHOTO: a file that the workers can read, a URL, or s3://… and the like."""
+    how_far = geometry.geometry()
 
     def requests() -> Iterator[ExpandRequest]:
-        for photo in chain(photos, filter(None, map(str.strip, given["listed"] or ()))):
-            yield ExpandRequest(photo, geometry, given["prompt"], n=given["count"])
+        for photo in chain(photos, filter(None, map(str.strip, chosen.listed or ()))):
+            yield request.request(photo, how_far)
 
     async def main() -> int:
         failures = 0
-        async with _opened(dsn, name) as fleet:
-            count = await fleet.submit_many(requests(), priority=given["priority"])
-            click.echo(f"{count} queued", err=True)
-            if given["wait"]:
+        async with database.open() as fleet:
+            count = await fleet.submit_many(requests(), priority=chosen.priority)
+            click.echo(f"{plural(count, 'job')} queued", err=True)
+            if chosen.wait:
                 async for ended in fleet.results():
                     failures += ended.status != "succeeded"
-                    _tell(ended, as_json=given["as_json"])
+                    _print_outcome(ended, as_json=output.as_json)
         return failures
 
     if run(main()):
         leave(FAILED)
 
 
-def _tell(ended: "JobOutcome", *, as_json: bool) -> None:
+def _print_outcome(ended: "JobOutcome", *, as_json: bool) -> None:
     if as_json:
         show(asdict(ended))
     elif ended.status == "succeeded":
@@ -114,93 +151,177 @@ def _tell(ended: "JobOutcome", *, as_json: bool) -> None:
         click.echo(clean(f"{ended.key}: {ended.status}: {ended.error or '-'}"), err=True)
 
 
-@fleet.command()
-@concurrency
-@click.option(
-    "--max-in-flight",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Count the account's slots exactly, over all workers that say the same; else each finds its share.",
-)
-@click.option("--account", default="default", show_default=True, help="Whose slots those are.")
-@click.option("-o", "--output", metavar="PLACE", help="A directory, template, or s3://… for pictures.")
-@click.option("--callback-url", metavar="URL", help="Have the service call this for every job.")
-@click.option("--base-url", metavar="URL", help="Where the service is; KLING_BASE_URL says it too.")
-@click.option(
-    "--heartbeat-timeout",
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Requeue the jobs of a worker without a heartbeat for this long.",
-)
-@click.option(
-    "--shutdown-timeout",
-    default=20.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long running jobs may go on after SIGTERM.",
-)
-@run_name
-@dsn
-def worker(dsn: str, name: str, **given: Any) -> None:
-    """Work until SIGTERM or Ctrl-C: then end what runs, hand over the rest, and go.
+# ---------------------------------------------------------------------------- workers
 
-    It is gone 15 seconds after --shutdown-timeout at the latest. A second Ctrl-C or SIGTERM ends it at
-    once, which loses nothing either.
+
+@frozen
+class WorkerOptions(OptionGroup):
+    """How a worker runs jobs."""
+
+    concurrency: int = option(
+        "--concurrency",
+        default=32,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Jobs taken at the same time; most of them wait for a slot.",
+    )
+    max_in_flight: int | None = option(
+        "--max-in-flight",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Limit the pictures in progress over all workers with this option; "
+        "without it each worker estimates its share.",
+    )
+    account: str = option(
+        "--account", default="default", show_default=True, help="The account that --max-in-flight counts for."
+    )
+    output: str | None = option(
+        "-o", "--output", metavar="PLACE", help="Directory, template or s3://… for the pictures."
+    )
+    callback_url: str | None = option(
+        "--callback-url", metavar="URL", help="Address that the service calls for every job."
+    )
+    base_url: str | None = option(
+        "--base-url", metavar="URL", help="Address of the service; the default is KLING_BASE_URL."
+    )
+    heartbeat_timeout: float = option(
+        "--heartbeat-timeout",
+        default=30.0,
+        show_default=True,
+        type=POSITIVE,
+        help="Seconds without a heartbeat after which a worker counts as dead.",
+    )
+    shutdown_timeout: float = option(
+        "--shutdown-timeout",
+        default=20.0,
+        show_default=True,
+        type=click.FloatRange(min=0),
+        help="Seconds that running jobs have to finish after SIGTERM.",
+    )
+
+
+@fleet.command()
+@options(chosen=WorkerOptions, database=Database)
+def worker(*, chosen: WorkerOptions, database: Database) -> None:
+    """Process jobs until SIGTERM or Ctrl-C, then finish running jobs, requeue the rest and exit.
+
+    The worker exits at most 15 seconds after --shutdown-timeout. A second signal
+    ends it at once, which loses nothing either.
     """
 
     async def main() -> None:
-        from kling_expand.fleet.worker import Worker
+        async with database.open() as fleet:
+            from kling_expand.fleet.worker import Worker
 
-        async with _opened(dsn, name) as fleet:
-            one = Worker(fleet, **given)
+            one = Worker(
+                fleet,
+                concurrency=chosen.concurrency,
+                max_in_flight=chosen.max_in_flight,
+                account=chosen.account,
+                output=chosen.output,
+                callback_url=chosen.callback_url,
+                heartbeat_timeout=chosen.heartbeat_timeout,
+                shutdown_timeout=chosen.shutdown_timeout,
+                base_url=chosen.base_url,
+            )
             _on_signal(one.stop)
             await one.run()
 
     run(main())
 
 
+def _on_signal(stop: Callable[[], None]) -> None:
+    """Call *stop* at the first signal; the second ends the process."""
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int) -> None:
+        loop.remove_signal_handler(number)
+        stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, handle, number)
+
+
+# ---------------------------------------------------------------------------- status
+
+
 @fleet.command()
-@run_name
-@dsn
-@options.as_json
-def status(dsn: str, name: str, as_json: bool) -> None:
-    """Print how it goes: workers, queue, slots, spend."""
+@options(database=Database, output=JSONOption)
+def status(*, database: Database, output: JSONOption) -> None:
+    """Print the numbers of the fleet: workers, queue, slots, cost."""
 
     async def main() -> None:
-        async with _opened(dsn, name) as fleet:
+        async with database.open() as fleet:
             stats = await fleet.stats()
-        if as_json:
+        if output.as_json:
             show(asdict(stats))
         else:
-            click.echo("\n".join(lines(stats)))
+            click.echo("\n".join(f"{name:<9} {text}" for name, text in stats_lines(stats)))
 
     run(main())
 
 
 @fleet.command()
-@run_name
-@dsn
-@click.option("--every", default=1.0, show_default=True, help="Seconds between two looks.")
-def top(dsn: str, name: str, every: float) -> None:
-    """A live screen of workers, slots, queue and spend, until Ctrl-C."""
+@options(database=Database)
+@click.option("--every", default=1.0, show_default=True, type=POSITIVE, help="Seconds between two updates.")
+def top(*, database: Database, every: float) -> None:
+    """Show workers, queue, slots and cost on a live screen, until Ctrl-C."""
 
     async def main() -> None:
-        async with _opened(dsn, name) as fleet:
+        async with database.open() as fleet:
             await watch(fleet.stats, every)
 
     with suppress(KeyboardInterrupt):
         run(main())
 
 
-@fleet.command()
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="How many.")
-@click.option("-o", "--output", default="out", show_default=True, metavar="DIR", help="Where pictures go.")
-def up(workers: int, output: str) -> None:
-    """Try it all out: an emulator, a throw-away PostgreSQL and workers, on this machine, until Ctrl-C.
+def stats_lines(stats: "FleetStats") -> list[tuple[str, str]]:
+    """Return the numbers of a fleet as names and texts."""
+    silent = sum(age > SILENT_AFTER for age, _ in stats.workers)
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(stats.outcomes.items())) or "none"
+    return [
+        ("workers", f"{len(stats.workers) - silent} alive" + (f", {silent} silent" if silent else "")),
+        ("queue", f"{stats.queued} waiting, {stats.running} running"),
+        ("slots", f"{plural(stats.in_flight, 'picture')} at the service, {plural(stats.permits, 'permit')} taken"),
+        ("ended", f"{ended}; {stats.recent_outcomes} in the last minute"),
+        ("cost", money(float(stats.units_billed))),
+    ]
 
-    It prints the database's URL for `submit --dsn`, `status` and `top`. Nothing is billed, and the queue
-    is gone with it.
+
+def stats_table(stats: "FleetStats") -> Table:
+    """Return the numbers of a fleet as a table, with a row for each worker."""
+    table = Table(title="kling-expand fleet", show_header=False, title_justify="left", min_width=60)
+    for name, text in stats_lines(stats):
+        table.add_row(name, text)
+    for number, (age, jobs) in enumerate(stats.workers, 1):
+        mark = " (silent)" if age > SILENT_AFTER else ""
+        table.add_row(f"worker {number}", f"{plural(jobs, 'job')}, last heartbeat {age:.0f} s ago{mark}")
+    return table
+
+
+async def watch(
+    read: Callable[[], Awaitable["FleetStats"]], every: float, console: Console | None = None
+) -> None:
+    """Show what *read* returns, *every* so many seconds, until cancelled."""
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while True:
+            live.update(stats_table(await read()), refresh=True)
+            await asyncio.sleep(every)
+
+
+# ---------------------------------------------------------------------------- a fleet on this machine
+
+
+@fleet.command()
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
+@click.option(
+    "-o", "--output", default="out", show_default=True, metavar="DIR", help="Directory for the pictures."
+)
+def up(workers: int, output: str) -> None:
+    """Run a whole fleet on this machine until Ctrl-C: emulator, temporary PostgreSQL, workers.
+
+    The command prints the URL of the database, for the --dsn of `submit`, `status`
+    and `top`. Nothing is billed, and the queue is deleted at the end.
     """
     run(_up(workers, output))
 
@@ -209,7 +330,7 @@ async def _up(workers: int, output: str) -> None:
     try:
         from kling_expand.fleet.dev_server import Cluster
     except ImportError as error:
-        raise Stop(EXTRA) from error
+        raise NothingDone(EXTRA) from error
     from kling_expand.emulator import Emulator
 
     stop = asyncio.Event()
@@ -217,57 +338,28 @@ async def _up(workers: int, output: str) -> None:
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-fleet-"))
         try:
-            emulator = await stack.enter_async_context(Emulator(slots=SLOTS, work_seconds=WORK_SECONDS))
+            emulator = await stack.enter_async_context(Emulator(slots=EMULATOR_SLOTS, work_seconds=0.3))
         except RuntimeError as error:
-            raise Stop(str(error)) from error
+            raise NothingDone(str(error)) from error
         cluster = await stack.enter_async_context(Cluster(Path(folder, "postgres")))
-        async with _opened(cluster.dsn, "default") as fleet:
+        async with Database(cluster.dsn, "default").open() as fleet:
             await fleet.init()
-        words = [
-            "--dsn",
-            cluster.dsn,
-            "--base-url",
-            emulator.url,
-            "--max-in-flight",
-            str(SLOTS),
-            "-o",
-            output,
-        ]
-        crew = [await _worker(words, emulator.api_key) for _ in range(workers)]
+        words = ["--dsn", cluster.dsn, "--base-url", emulator.url, "-o", output]
+        words += ["--max-in-flight", str(EMULATOR_SLOTS)]
+        processes = [await _start_worker(words, emulator.api_key) for _ in range(workers)]
         click.echo(cluster.dsn)
-        click.echo(f"{workers} workers; next: kling-expand fleet submit PHOTO --right 0.5 --dsn …", err=True)
+        count = plural(workers, "worker")
+        click.echo(f"{count}; next: kling-expand fleet submit PHOTO --right 0.5 --dsn …", err=True)
         await stop.wait()
-        for process in crew:
+        for process in processes:
             with suppress(ProcessLookupError):
                 process.terminate()
-        await asyncio.gather(*(process.wait() for process in crew))
+        await asyncio.gather(*(process.wait() for process in processes))
 
 
-async def _worker(words: Sequence[str], api_key: str) -> asyncio.subprocess.Process:
+async def _start_worker(words: Sequence[str], api_key: str) -> asyncio.subprocess.Process:
     command = [sys.executable, "-m", "kling_expand", "fleet", "worker", "--shutdown-timeout", "3", *words]
-    # Ctrl-C is for this process, which tells the others.
+    # In a session of its own: Ctrl-C is for this process, which stops the workers.
     return await asyncio.create_subprocess_exec(
         "/usr/bin/env", f"KLING_API_KEY={api_key}", *command, start_new_session=True
     )
-
-
-@asynccontextmanager
-async def _opened(dsn: str, name: str) -> AsyncIterator["Fleet"]:
-    try:
-        from kling_expand.fleet.queue import Fleet
-    except ImportError as error:
-        raise Stop(EXTRA) from error
-    async with Fleet(dsn, run=name) as fleet:
-        yield fleet
-
-
-def _on_signal(stop: Callable[[], None]) -> None:
-    """The first signal asks, the second ends."""
-    loop = asyncio.get_running_loop()
-
-    def told(number: int) -> None:
-        loop.remove_signal_handler(number)
-        stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told, number)

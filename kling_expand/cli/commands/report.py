@@ -1,122 +1,97 @@
-"""What came of a run? `kling-expand report`: one page with every job of a journal, to be opened from disk."""
+"""`kling-expand report`: write one HTML page about the jobs of a journal."""
 
-import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
-from attrs import define, field
+from attrs import frozen
 
-from kling_expand.cli import options
-from kling_expand.cli.batch.usage import Spent
-from kling_expand.cli.exit_codes import Stop, run
+from kling_expand.cli.exit_codes import NothingDone, run
 from kling_expand.cli.formatting import show
-from kling_expand.cli.report.cards import card, seconds
-from kling_expand.cli.report.page import foot, head
+from kling_expand.cli.options import JSONOption, OptionGroup, option, options
 from kling_expand.errors import InvalidRequest, MissingExtra
-from kling_expand.store.base import JobRecord, JobState
-from kling_expand.store.sqlite import SQLiteStore
+from kling_expand.store.sqlite import Journal
+
+if TYPE_CHECKING:
+    from kling_expand.cli.report.report_html import Totals
 
 
-@define
-class Totals:
-    """What all jobs come to. `durations` are those of the tasks that ended well, in seconds."""
+@frozen
+class ReportOptions(OptionGroup):
+    """The options of `report` alone."""
 
-    jobs: int = 0
-    states: dict[JobState, int] = field(factory=lambda: dict.fromkeys(JobState, 0))
-    spent: Spent = field(factory=Spent)
-    durations: list[float] = field(factory=list)
+    file: str = option(
+        "-o",
+        "--output",
+        default="report.html",
+        show_default=True,
+        type=click.Path(),
+        metavar="FILE",
+        help="The HTML file to write.",
+    )
+    size: int = option(
+        "--size",
+        default=560,
+        show_default=True,
+        type=click.IntRange(64, 4096),
+        metavar="PIXELS",
+        help="The longer side of a picture on the page.",
+    )
+    last: int = option(
+        "--last",
+        default=500,
+        show_default=True,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Show only the newest jobs; the totals include all.",
+    )
 
-    def count(self, job: JobRecord) -> None:
-        """Add a job."""
-        self.jobs += 1
-        self.states[job.state] += 1
-        self.spent.count(job)
-        took = seconds(job.task)
-        if took is not None:
-            self.durations.append(took)
 
-
-@click.command(short_help="Make a page of a journal's results.")
+@click.command(short_help="Write an HTML page about a journal.")
 @click.argument("journal", metavar="JOURNAL", type=click.Path())
-@click.option(
-    "-o",
-    "--output",
-    default="report.html",
-    show_default=True,
-    type=click.Path(),
-    metavar="FILE",
-    help="The HTML file to write.",
-)
-@click.option(
-    "--size",
-    default=560,
-    show_default=True,
-    type=click.IntRange(64, 4096),
-    metavar="PIXELS",
-    help="The longer side of a picture on the page.",
-)
-@click.option(
-    "--last",
-    default=500,
-    show_default=True,
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Show only the newest jobs; the sums are of all.",
-)
-@options.as_json
-def report(journal: str, *, output: str, size: int, last: int, as_json: bool) -> None:
+@options(chosen=ReportOptions, output=JSONOption)
+def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
     """Write one HTML page about JOURNAL: each photo before and after, with a slider.
 
     \b
       kling-expand report photos.csv.journal -o report.html
 
-    It tells prompts, ratios, durations, cost and failures. Everything is in that
-    one file, so it opens from disk and can be passed on; it asks no network.
+    The page shows prompts, ratios, durations, cost and failures. It is one file
+    that needs no network: open it from disk, or send it to others.
     """
     if find_spec("PIL") is None:
-        raise MissingExtra("a report holds small pictures made by Pillow: pip install 'kling-expand[images]'")
+        raise MissingExtra("a report needs Pillow: pip install 'kling-expand[images]'")
     if not Path(journal).is_file():
-        raise Stop(f"{journal}: there is no such journal")
-    if Path(output).suffix.lower() not in {".html", ".htm"}:
-        raise InvalidRequest("output", repr(output), "a report is an .html file")
-    totals = run(_report(journal, output, size, last))
-    shown = min(totals.jobs, last)
-    if as_json:
-        show({"file": output, "jobs": totals.jobs, "shown": shown, "units_billed": totals.spent.billed})
+        raise NothingDone(f"{journal}: no such journal")
+    if Path(chosen.file).suffix.lower() not in {".html", ".htm"}:
+        raise InvalidRequest("output", repr(chosen.file), "must be an .html file")
+    totals = run(_report(journal, chosen))
+    if output.as_json:
+        shown, units = min(totals.jobs, chosen.last), totals.usage.billed
+        show({"file": chosen.file, "jobs": totals.jobs, "shown": shown, "units_billed": units})
     else:
-        click.echo(output)
+        click.echo(chosen.file)
 
 
-async def _report(journal: str, output: str, size: int, last: int) -> Totals:
-    async with SQLiteStore(journal) as opened:
-        totals = Totals()
-        async for job in opened.jobs():
-            totals.count(job)
+async def _report(path: str, chosen: ReportOptions) -> "Totals":
+    from kling_expand.cli.report.report_html import read_totals, render
+
+    async with Journal(path) as journal:
+        totals = await read_totals(journal)
         try:
-            await _write(output, _pieces(opened, totals, size, last))
+            await _write(chosen.file, render(journal, totals, size=chosen.size, last=chosen.last))
         except OSError as error:
-            raise InvalidRequest("output", repr(output), f"it cannot be written: {error.strerror}") from error
+            problem = f"cannot be written ({error.strerror})"
+            raise InvalidRequest("output", repr(chosen.file), problem) from error
     return totals
 
 
-async def _pieces(journal: SQLiteStore, totals: Totals, size: int, last: int) -> AsyncIterator[str]:
-    """The page piece by piece, as it may be larger than memory is."""
-    yield head(Path(journal.path).name, totals.states, totals.spent, totals.durations, last)
-    number = 0
-    async for job in journal.jobs():
-        number += 1
-        if number > totals.jobs - last:
-            yield await asyncio.to_thread(card, job, size)
-    yield foot()
-
-
 async def _write(output: str, pieces: AsyncIterator[str]) -> None:
-    """The whole page or nothing: an interrupted report leaves the last one as it was."""
+    """Write the whole page or nothing: an interrupted report leaves the previous one as it was."""
     folder = Path(output).parent
     folder.mkdir(parents=True, exist_ok=True)
     file: IO[str]

@@ -1,4 +1,4 @@
-"""The command `serve`: it passes its options to the emulator's own command line."""
+"""`kling-expand serve`: run the emulator; the options are those of its own command line."""
 
 import click
 

@@ -1,46 +1,44 @@
-"""What does the service know of tasks? Reading only: nothing is waited for, saved or paid."""
+"""`kling-expand get`, `status` and `list`: read tasks from the service."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import click
+from attrs import frozen
 
-from kling_expand.cli import options
-from kling_expand.cli.connection import Connection, connection_options
 from kling_expand.cli.exit_codes import FAILED, leave, run
 from kling_expand.cli.formatting import clean, show, task_facts, task_lines, task_row
+from kling_expand.cli.options import Connection, JSONOption, OptionGroup, option, options
 from kling_expand.client import KlingClient
 from kling_expand.errors import KlingError
 from kling_expand.models import Status, Task
 
 
-@click.command(short_help="Show all that is known of a task.")
+@click.command(short_help="Show a task.")
 @click.argument("any_id", metavar="ID")
-@connection_options
-@options.as_json
-def get(any_id: str, connection: Connection, *, as_json: bool) -> None:
+@options(connection=Connection, output=JSONOption)
+def get(any_id: str, *, connection: Connection, output: JSONOption) -> None:
     """Show a task, by its task_id or external_task_id."""
     task = run(_get(any_id, connection))
-    if as_json:
+    if output.as_json:
         show(task_facts(task))
     else:
         click.echo("\n".join(task_lines(task)))
 
 
 async def _get(any_id: str, connection: Connection) -> Task:
-    async with connection.client() as kling:
-        return await kling.get(any_id)
+    async with connection.client() as client:
+        return await client.get(any_id)
 
 
-@click.command(short_help="Say which status tasks have.")
+@click.command(short_help="Print the status of tasks.")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@connection_options
-@options.as_json
-def status(ids: tuple[str, ...], connection: Connection, *, as_json: bool) -> None:
-    """Print each task's status: submitted, processing, succeed or failed.
+@options(connection=Connection, output=JSONOption)
+def status(ids: tuple[str, ...], *, connection: Connection, output: JSONOption) -> None:
+    """Print the status of each task: submitted, processing, succeed or failed.
 
-    Exit code 1 if one failed or could not be read.
+    Exit code 1 if a task failed or could not be read.
     """
     found = run(_status(ids, connection))
     for any_id, task in zip(ids, found, strict=True):
@@ -50,48 +48,53 @@ def status(ids: tuple[str, ...], connection: Connection, *, as_json: bool) -> No
         else:
             facts = {"id": any_id, **task_facts(task)}
             line = f"{any_id}  {task.task_status}  {task.task_status_msg or ''}".rstrip()
-        show(facts) if as_json else click.echo(clean(line))
+        show(facts) if output.as_json else click.echo(clean(line))
     if any(isinstance(task, KlingError) or task.status is Status.FAILED for task in found):
         leave(FAILED)
 
 
 async def _status(ids: tuple[str, ...], connection: Connection) -> list[Task | KlingError]:
-    async with connection.client() as kling:
-        return await asyncio.gather(*(_try(kling, any_id) for any_id in ids))
+    async with connection.client() as client:
+        return await asyncio.gather(*(_read(client, any_id) for any_id in ids))
 
 
-async def _try(kling: KlingClient, any_id: str) -> Task | KlingError:
+async def _read(client: KlingClient, any_id: str) -> Task | KlingError:
     try:
-        return await kling.get(any_id)
+        return await client.get(any_id)
     except KlingError as error:
         return error
 
 
-@click.command("list", short_help="List the account's tasks.")
-@click.option("--page", default=1, show_default=True, help="Which page, from 1.")
-@click.option("--page-size", default=30, show_default=True, help="Tasks a page, 1 to 500.")
-@click.option("--all", "every", is_flag=True, help="Every page.")
-@click.option("--status", "word", metavar="WORD", help="Only tasks of this status, such as failed.")
-@connection_options
-@options.as_json
-def list_tasks(connection: Connection, *, as_json: bool, **given: Any) -> None:
-    """List tasks, in the service's order.
+@frozen
+class ListOptions(OptionGroup):
+    """The tasks that `list` prints."""
 
-    One line each: task_id, status, creation, units billed, external_task_id.
+    page: int = option("--page", default=1, show_default=True, help="The page, from 1.")
+    page_size: int = option("--page-size", default=30, show_default=True, help="Tasks per page, 1 to 500.")
+    all_pages: bool = option("--all", default=False, is_flag=True, help="Print every page.")
+    status: str | None = option(
+        "--status", metavar="WORD", help="Only tasks with this status, such as failed."
+    )
+
+
+@click.command("list", short_help="List the tasks of the account.")
+@options(chosen=ListOptions, connection=Connection, output=JSONOption)
+def list_tasks(*, chosen: ListOptions, connection: Connection, output: JSONOption) -> None:
+    """List tasks, in the order of the service.
+
+    One line each: task_id, status, time of creation, units billed, external_task_id.
     """
-    run(_list(connection, as_json=as_json, **given))
+    run(_list(chosen, connection, as_json=output.as_json))
 
 
-async def _list(
-    connection: Connection, *, page: int, page_size: int, every: bool, word: str | None, as_json: bool
-) -> None:
-    async with connection.client() as kling:
-        tasks = kling.tasks(page_size=page_size) if every else _page(kling, page, page_size)
+async def _list(chosen: ListOptions, connection: Connection, *, as_json: bool) -> None:
+    async with connection.client() as client:
+        tasks = client.tasks(page_size=chosen.page_size) if chosen.all_pages else _page(client, chosen)
         async for task in tasks:
-            if word in {None, task.task_status}:
+            if chosen.status in {None, task.task_status}:
                 show(task_facts(task)) if as_json else click.echo(task_row(task))
 
 
-async def _page(kling: KlingClient, page: int, page_size: int) -> AsyncIterator[Task]:
-    for task in await kling.list(page, page_size):
+async def _page(client: KlingClient, chosen: ListOptions) -> AsyncIterator[Task]:
+    for task in await client.list(chosen.page, chosen.page_size):
         yield task

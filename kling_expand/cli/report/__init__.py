@@ -1,1 +1,1 @@
-"""report"""
+"""The HTML report about a journal."""

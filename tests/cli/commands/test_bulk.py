@@ -31,7 +31,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
     manifest = table(
         tmp_path / "m.csv", *(f"{CHELSEA},0.2,,{row}" for row in range(ROWS)), head="image,up,prompt,key"
     )
-    arguments = ["bulk", manifest, "--jobs", 60, "-o", tmp_path / "out"]
+    arguments = ["bulk", manifest, "--max-in-flight", 60, "-o", tmp_path / "out"]
     with shell(slots=60, work_seconds=0.02) as kling:
         account = kling.emulator.account
         with kling.start(*arguments) as process:
@@ -101,7 +101,10 @@ def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
     """Units and dollars of what is left, bad rows, and nothing at all is sent or written."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{CHELSEA},0.5,", "gone.jpg,1,")
     dry = Shell()("bulk", manifest, "--dry-run", "-n", 2)
-    assert (dry.exit_code, dry.stdout) == (1, "2 rows can be sent; 1 cannot; 32 units ($0.11) at most\n")
+    assert (dry.exit_code, dry.stdout) == (
+        1,
+        "2 rows can be sent, 1 cannot; cost: at most 32 units ($0.11)\n",
+    )
     assert "line 4 (gone.jpg): image: " in dry.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
     with shell() as kling:
@@ -158,7 +161,7 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
         assert done.exit_code == 1
         assert f"line 3 ({CHELSEA}): Failure to pass the risk control system (task_id=" in done.stderr
         assert "2 rows: 1 saved, 1 failed" in done.stderr
-        assert "run the same command again to try" in done.stderr
+        assert "run the same command again to retry" in done.stderr
         rows, summary = told(kling("bulk", manifest, "-o", tmp_path / "out", "--json").stdout)
         assert (len(kling.emulator.account.tasks), kling.emulator.account.units_billed) == (3, 8)
     assert [(row["line"], row["outcome"]) for row in sorted(rows, key=lambda row: row["line"])] == [
@@ -174,7 +177,7 @@ def test_a_budget_is_the_journals(tmp_path: Path) -> None:
     manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,{row}" for row in range(30)))
     with shell() as kling:
         for _ in range(2):
-            done = kling("bulk", manifest, "--budget", 20, "-o", tmp_path / "out", "--jobs", 2)
+            done = kling("bulk", manifest, "--budget", 20, "-o", tmp_path / "out", "--max-in-flight", 2)
             assert done.exit_code == 1
             assert "nothing more is sent" in done.stderr
             assert kling.emulator.account.units_billed == 16
@@ -185,7 +188,7 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
     """What was not sent by then is not sent any more."""
     manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,emulate-1301 {row}" for row in range(30)))
     with shell() as kling:
-        done = kling("bulk", manifest, "--max-failures", 2, "--jobs", 1, "-o", tmp_path / "out")
+        done = kling("bulk", manifest, "--max-failures", 2, "--max-in-flight", 1, "-o", tmp_path / "out")
         assert kling.emulator.account.requests["create"] < 10
     assert done.exit_code == 1
     assert "not sent" in done.stderr.splitlines()[-3]
@@ -194,11 +197,11 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "arguments", "said"),
     [
-        ("image\n", [], "there is no photo in it"),
-        ("image,up\na.jpg,x\n", [], "none of 1 rows can be sent"),
+        ("image\n", [], "the manifest lists no photo"),
+        ("image,up\na.jpg,x\n", [], "none of 1 row can be sent"),
         ("image,up\na.jpg,1\n", ["-o", "{index}.png"], "another"),
         ("image,up\na.jpg,1\n", ["-o", "{nme}"], "its fields are"),
-        ("image,up\na.jpg,1\n", ["--up", 1, "--aspect", "1:1"], "in one way"),
+        ("image,up\na.jpg,1\n", ["--up", 1, "--aspect", "1:1"], "exactly one way"),
         ("image,up\na.jpg,1\n", ["-n", 10], "between 1 and 9"),
         ("image,up,n\na.jpg,1,2\n", ["-o", "{name}.png"], "add {index}"),
         ("image,up\na.jpg,1\n", [], "no credentials"),
@@ -233,12 +236,14 @@ def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None
             assert process.stderr is not None
             err, out = process.stderr.read(), process.stdout.read()
     assert (process.returncode, out) == (130, f"{tmp_path / 'out' / 'coffee-0.png'}\n"), err
-    assert "1 rows: 1 saved" in err
+    assert "1 row: 1 saved" in err
 
 
 def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
     """A journal of its own, so that no painted picture ever passes for a paid one; run again it is done."""
     manifest = table(tmp_path / "m.csv", f"{CHELSEA},0.1,")
-    first, again = (Shell()("bulk", manifest, "--local", "-o", tmp_path / "out", "--json") for _ in range(2))
+    first, again = (
+        Shell()("bulk", manifest, "--emulator", "-o", tmp_path / "out", "--json") for _ in range(2)
+    )
     assert (first.exit_code, told(first.stdout)[1]["saved"], told(again.stdout)[1]["known"]) == (0, 1, 1)
     assert {path.name for path in tmp_path.iterdir()} >= {"m.csv.local.journal", "m.csv.local.journal.tasks"}

@@ -26,8 +26,8 @@ def test_the_paths_of_the_results_are_all_that_stdout_holds(tmp_path: Path) -> N
 
 
 def test_without_an_account_the_command_brings_its_own_service(tmp_path: Path) -> None:
-    """`--local` needs neither credentials nor a running emulator."""
-    done = Shell()("expand", CHELSEA, "--right", 0.2, "--local", "-o", tmp_path)
+    """`--emulator` needs neither credentials nor a running emulator."""
+    done = Shell()("expand", CHELSEA, "--right", 0.2, "--emulator", "-o", tmp_path)
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'chelsea-0.png'}\n")
 
 
@@ -50,7 +50,7 @@ def test_json_says_everything_of_each_photo(tmp_path: Path) -> None:
         done = kling("expand", COFFEE, CHELSEA, "--left", 0.5, "--json", "-o", tmp_path)
         objects = {facts["source"]: facts for facts in map(json.loads, done.stdout.splitlines())}
         assert set(objects) == {COFFEE, CHELSEA}
-        assert {facts["units"] for facts in objects.values()} == {"8"}
+        assert {facts["units"] for facts in objects.values()} == {8}
         assert objects[COFFEE]["files"] == [str(tmp_path / "coffee-0.png")]
         assert objects[COFFEE]["error"] is None
         assert set(kling.emulator.account.tasks) == {facts["task_id"] for facts in objects.values()}
@@ -79,8 +79,8 @@ def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([COFFEE], "in one way"),
-        ([COFFEE, "--aspect", "16:9", "--up", "1"], "in one way"),
+        ([COFFEE], "exactly one way"),
+        ([COFFEE, "--aspect", "16:9", "--up", "1"], "exactly one way"),
         ([COFFEE, "--up", "1", "--area", "2"], "--area"),
         ([COFFEE, "--up", "9"], "between 0 and 2"),
         ([COFFEE, "--aspect", "9:1"], "aspect"),
@@ -88,7 +88,7 @@ def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
         ([__file__, "--up", "1"], "must be PNG or JPEG"),
         ([COFFEE, "--up", "1", "-n", "10"], "between 1 and 9"),
         ([COFFEE, "--up", "1", "-o", "{nonsense}"], "{nonsense}"),
-        ([COFFEE, CHELSEA, "--up", "1", "-o", "out.png"], "one of"),
+        ([COFFEE, CHELSEA, "--up", "1", "-o", "out.png"], "a result of"),
         (["https://example.com/a.jpg", "--aspect", "16:9"], "must not need the size"),
         ([COFFEE, "--up", "1", "--dialect", "direction"], "must be Towards"),
         ([COFFEE, "--up", "1", "--base-url", "ftp://here"], "http"),
@@ -109,7 +109,7 @@ def test_without_credentials_it_says_where_to_put_them() -> None:
     done = Shell()("expand", COFFEE, "--up", "1")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "KLING_ACCESS_KEY" in done.stderr
-    assert "--local" in done.stderr
+    assert "--emulator" in done.stderr
 
 
 def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path) -> None:
@@ -151,3 +151,11 @@ def test_a_watermarked_copy_lies_beside_the_picture(tmp_path: Path) -> None:
     with shell() as kling:
         kling("expand", COFFEE, "--up", 0.5, "--watermark", "--prompt", "a park", "-o", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coffee-0-watermark.png", "coffee-0.png"]
+
+
+def test_a_url_can_be_a_photo(tmp_path: Path) -> None:
+    """Its name in the URL becomes the result's; here it is the result of another task."""
+    with shell(allow_private=True) as kling:
+        first = json.loads(kling("expand", COFFEE, "--up", 0.5, "-o", tmp_path, "--json").stdout)
+        done = kling("expand", first["urls"][0], "--left", 0.1, "-o", tmp_path)
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / '0-0.png'}\n")

@@ -47,8 +47,8 @@ def test_each_way_to_say_it(options: list[object], expected: Ratios) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["400x400"], "in one way"),
-        (["400x400", "--up", 1, "--pad", 3], "in one way"),
+        (["400x400"], "exactly one way"),
+        (["400x400", "--up", 1, "--pad", 3], "exactly one way"),
         (["400x400", "--size", "3"], "WIDTHxHEIGHT"),
         (["400x400", "--pad", "north=3"], "--pad"),
         (["400x400", "--pad", "up=3,up"], "--pad"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
-from kling_expand.cli.report.cards import seconds
+from kling_expand.cli.report.report_html import seconds
 from kling_expand.cli.report.thumbnails import thumbnail
 from kling_expand.models import Task
 
@@ -77,7 +77,7 @@ def test_every_job_is_on_the_page(journal: Path, tmp_path: Path) -> None:
 def test_the_photo_lies_where_it_does_in_the_result(journal: Path, tmp_path: Path) -> None:
     """Half a width on each side: it begins at a quarter and is half as wide as the canvas."""
     page, _ = made(journal, tmp_path)
-    places = {attrs["style"] for attrs in page.all("img") if "as it was" in attrs["alt"]}
+    places = {attrs["style"] for attrs in page.all("img") if "original" in attrs["alt"]}
     assert "left:25.0000%;top:0.0000%;width:50.0000%;height:100.0000%" in places
 
 

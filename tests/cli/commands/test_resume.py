@@ -51,7 +51,7 @@ def test_what_failed_says_who_tries_again(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert f"{COFFEE}: Failure to pass the risk control system" in done.stderr
     assert "2 rows: 0 saved, 2 failed" in done.stderr
-    assert "only tried again by what asked for it" in done.stderr
+    assert "only retried by the program that submitted them" in done.stderr
 
 
 def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
             err = process.stderr.read()
         assert process.returncode == 130, err
         assert "Traceback" not in err
-        assert "2 tasks go on at the service" in err
+        assert "2 tasks continue at the service" in err
         kling.within(kling.emulator.advance, 700)
         assert kling("resume", tmp_path / "j", "-o", tmp_path / "out").exit_code == 0
         assert kling.emulator.account.units_billed == 16
@@ -79,7 +79,7 @@ def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:
         begin(kling, tmp_path / "j", COFFEE)
         kling.within(kling.emulator.advance, 700)
         done = kling("resume", tmp_path / "j", "--budget", 0, "-o", tmp_path / "out")
-    assert (done.exit_code, "1 rows: 1 saved" in done.stderr) == (0, True)
+    assert (done.exit_code, "1 row: 1 saved" in done.stderr) == (0, True)
 
 
 def test_there_must_be_a_journal(tmp_path: Path) -> None:

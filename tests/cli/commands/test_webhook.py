@@ -57,7 +57,7 @@ def create(url: str, api_key: str, callback_url: str) -> None:
 def test_signed_calls_are_printed_as_they_come(*, as_json: bool) -> None:
     """Those of a real task, in order, on the path that was asked for."""
     with listening("--secret", SECRET, *(["--json"] if as_json else [])) as (process, url, line):
-        assert "signed calls only" in line
+        assert "signed callbacks only" in line
         with shell(webhook_secret=SECRET, queue_seconds=0.05) as kling:
             create(kling.emulator.url, kling.emulator.api_key, f"{url}hook")
             assert process.stdout is not None

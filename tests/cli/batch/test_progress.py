@@ -1,4 +1,4 @@
-"""What is seen while many rows are worked on, and what the numbers on it mean."""
+"""Progress of a batch: its numbers, the live screen and the plain lines."""
 
 import io
 import json
@@ -11,9 +11,8 @@ from attrs import evolve
 from rich.console import Console
 from support.shell import CHELSEA, COFFEE, shell
 
-from kling_expand.cli.batch.board import Board
-from kling_expand.cli.batch.progress import KEPT, Progress
-from kling_expand.cli.formatting import money, span
+from kling_expand.cli.batch.progress import KEPT_FAILURES, Job, Progress, ProgressDisplay
+from kling_expand.emulator.faults.plan import Fault
 from kling_expand.events import Quantiles
 from kling_expand.events import StatsCollector as Counts
 
@@ -25,8 +24,10 @@ def seen(progress: Progress, width: int = 80, **options: Any) -> str:
     """What the live board shows on a terminal of this width."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with console.capture() as capture:
-        board = Board("m.csv to out", progress, lambda: BUSY, console=console, clock=lambda: 5.0, **options)
-        console.print(board.__rich__())
+        display = ProgressDisplay(
+            "m.csv to out", progress, lambda: BUSY, console=console, clock=lambda: 5.0, **options
+        )
+        console.print(display.__rich__())
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get())
 
 
@@ -34,11 +35,11 @@ def test_the_board_tells_all_there_is_to_know() -> None:
     """How far, how long, what runs, what it costs, and the newest troubles only."""
     progress = Progress(100, saved=40, failed=5, units_before=20)
     for number in range(5):
-        progress.trouble(f"line {number}: \x1b[2Jno")
+        progress.add_failure(f"line {number}: \x1b[2Jno")
     text = seen(progress, budget=1000)
     assert "45 of 100  45 %  0 s, about 1:04 left" in text
     assert "9 running, 4 queued, 40 saved, 5 failed" in text
-    assert "100 units ($0.35) of 1000 units ($3.50) spent or due; a task takes 10.0 s" in text
+    assert "100 units ($0.35) of 1000 units ($3.50) spent or due; median task 10.0 s" in text
     assert re.findall(r"line \d: (.*?) *\n", text) == ["\ufffd[2Jno"] * 3
     assert "line 4" in text
 
@@ -47,42 +48,46 @@ def test_the_board_tells_all_there_is_to_know() -> None:
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """A long reason is cut; the whole of it is told at the end."""
     progress = Progress(3)
-    progress.trouble("line 1: " + "x" * 500)
+    progress.add_failure("line 1: " + "x" * 500)
     assert max(map(len, seen(progress, width).splitlines())) <= width
 
 
 def test_before_anything_has_ended_no_time_is_promised() -> None:
     """Nor is a share of nothing worked out."""
-    assert Progress(10).left(IDLE) is None
+    assert Progress(10).time_left(IDLE) is None
     assert "0 of 0" in seen(Progress(0))
 
 
 def test_time_left_is_what_slots_will_take() -> None:
     """Work over slots; rows that are known to be saved take none; a pause in the middle changes nothing."""
-    assert Progress(90).left(BUSY) == pytest.approx(90 * 10.5 / 9)
+    assert Progress(90).time_left(BUSY) == pytest.approx(90 * 10.5 / 9)
     progress = Progress(90, expected=50, known=10)
-    assert progress.left(BUSY) == pytest.approx(40 * 10.5 / 9)
-    assert progress.left(evolve(BUSY, running=1)) == progress.left(BUSY)
-    assert Progress(90, expected=200).left(BUSY) == 0
+    assert progress.time_left(BUSY) == pytest.approx(40 * 10.5 / 9)
+    assert progress.time_left(evolve(BUSY, running=1)) == progress.time_left(BUSY)
+    assert Progress(90, expected=200).time_left(BUSY) == 0
 
 
 def test_troubles_are_kept_within_bounds() -> None:
     """A million failures are counted, and the newest listed."""
     progress = Progress(0)
-    for number in range(KEPT + 7):
-        progress.trouble(str(number))
-    assert (len(progress.troubles), progress.untold, progress.troubles[-1]) == (KEPT, 7, str(KEPT + 6))
+    for number in range(KEPT_FAILURES + 7):
+        progress.add_failure(str(number))
+    assert (len(progress.failures), progress.dropped_failures, progress.failures[-1]) == (
+        KEPT_FAILURES,
+        7,
+        str(KEPT_FAILURES + 6),
+    )
 
 
 def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     """Not more often than each second, not less than each half minute, and with each twentieth between."""
     now = 0.0
     progress = Progress(100)
-    board = Board("x", progress, lambda: IDLE, clock=lambda: now)
+    display = ProgressDisplay("x", progress, lambda: IDLE, clock=lambda: now)
     said = []
     for now in (0.5, 0.9, 1.0, 1.5, 2.5, 3.0, 40.0, 40.5):
         progress.saved += 5 if now != 40.0 else 1
-        board.ended({"files": []})
+        display.ended(Job("photo"))
         said.append(bool(capsys.readouterr().err))
     assert said == [False, False, True, False, True, False, True, False]
 
@@ -98,7 +103,7 @@ def test_a_terminal_sees_the_board_and_then_the_summary(tmp_path: Path) -> None:
     assert "queued" in shown
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "").splitlines()
     assert "2 rows: 1 saved, 1 failed" in lines
-    assert lines[-1] == "run the same command again to try what failed or was not sent"
+    assert lines[-1] == "run the same command again to retry what failed or was not sent"
     assert str(tmp_path / "out" / "coffee") not in shown
 
 
@@ -111,16 +116,35 @@ def test_json_on_a_terminal_is_not_torn_by_a_board(tmp_path: Path) -> None:
     assert [set(json.loads(line)) >= {"line"} for line in shown.splitlines()] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (185, "3:05"), (7210, "2:00:10"), (273_700, "3 days 4 h")],
-)
-def test_durations_to_read(seconds: float, text: str) -> None:
-    """In the largest unit that says enough."""
-    assert span(seconds) == text
+def test_a_terminal_sees_progress_and_then_the_paths(tmp_path: Path) -> None:
+    """The live rows vanish; the paths of the results are the last lines."""
+    with shell(work_seconds=0.4) as kling:
+        shown, process = kling.on_a_terminal("expand", COFFEE, CHELSEA, "--up", 0.5, "-o", tmp_path)
+    assert process.returncode == 0
+    assert "0 of 2" in shown
+    assert "coffee.jpg: " in shown
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).split()
+    assert sorted(lines[-2:]) == [str(tmp_path / "chelsea-0.png"), str(tmp_path / "coffee-0.png")]
 
 
-def test_money_is_units_and_dollars() -> None:
-    """At the documented price."""
-    assert money(10_000_000) == "10000000 units ($35,000.00)"
-    assert money(7.5) == "7.5 units ($0.03)"
+def test_no_color_means_none(tmp_path: Path) -> None:
+    """The screen may move its cursor, and paints nothing."""
+    with shell() as kling:
+        shown, _ = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path, NO_COLOR="1")
+    assert re.findall(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-9])[0-9;]*m", shown) == []
+
+
+def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
+    """Not one escape sequence."""
+    with shell() as kling:
+        shown, _ = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path, TERM="dumb")
+    assert "\x1b" not in shown
+    assert "coffee.jpg: " in shown
+
+
+def test_a_failure_is_told_above_the_live_rows(tmp_path: Path) -> None:
+    """And is still there at the end."""
+    with shell() as kling:
+        kling.emulator.faults.script("create", Fault("error", code=1301))
+        shown, process = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path)
+    assert (process.returncode, "code=1301" in shown) == (1, True)

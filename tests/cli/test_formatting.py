@@ -1,0 +1,46 @@
+"""Values as text: control characters, times, durations, money."""
+
+import pytest
+
+from kling_expand.cli.formatting import billed_units, clean, moment, money, plural, span
+from kling_expand.models import Task
+
+
+def test_what_others_wrote_cannot_steer_a_terminal() -> None:
+    """Escape sequences, line ends and the like are replaced; letters of any script are not."""
+    assert clean("a\x1b[2Jb\r\n\u202ec\u00e9\u4e2d") == "a\ufffd[2Jb\ufffd\ufffd\ufffdc\u00e9\u4e2d"
+
+
+def test_times_that_make_no_sense_are_shown_as_they_are() -> None:
+    """And one that is missing is a dash."""
+    assert moment(None) == "-"
+    assert moment(10**20) == str(10**20)
+    assert moment(1_750_000_000_000) == "2025-06-15 15:06:40 UTC"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (185, "3:05"), (7210, "2:00:10"), (273_700, "3 days 4 h")],
+)
+def test_durations_to_read(seconds: float, text: str) -> None:
+    """In the largest unit that says enough."""
+    assert span(seconds) == text
+
+
+def test_money_is_units_and_dollars() -> None:
+    """At the documented price."""
+    assert money(10_000_000) == "10000000 units ($35,000.00)"
+    assert money(7.5) == "7.5 units ($0.03)"
+
+
+@pytest.mark.parametrize(("billed", "units"), [("8", 8), ("7.5", 7.5), ("", None), (None, None), ("x", None)])
+def test_units_are_a_number(billed: str | None, units: float | None) -> None:
+    """The API sends them as text; a whole number has no decimal point."""
+    found = billed_units(Task("1", "succeed", final_unit_deduction=billed))
+    assert (found, type(found)) == (units, type(units))
+    assert billed_units(None) is None
+
+
+def test_plurals() -> None:
+    """Only one is singular."""
+    assert [plural(number, "task") for number in (0, 1, 2)] == ["0 tasks", "1 task", "2 tasks"]

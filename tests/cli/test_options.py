@@ -1,0 +1,144 @@
+"""Option groups: typed values of a command, geometry, request fields, the connection."""
+
+from typing import Any
+
+import click
+import pytest
+from attrs import fields, frozen
+from click.testing import CliRunner
+
+from kling_expand import ExpandRequest, Padding, Ratios, ToAspect, ToSize, Towards
+from kling_expand.cli.options import (
+    Connection,
+    EmulatedConnection,
+    GeometryOptions,
+    OptionGroup,
+    RequestOptions,
+    option,
+    options,
+    schedule,
+)
+from kling_expand.models import request_fields
+
+# Fields of a request that identify a job: they are different for each photo, and a command has many.
+NO_OPTION = {"external_task_id", "key"}
+SAMPLES: dict[type, tuple[list[str], Any]] = {str: (["text"], "text"), int: (["3"], 3), bool: ([], True)}
+
+
+def called(*arguments: str, **groups: type[OptionGroup]) -> dict[str, Any]:
+    """Return the groups that a command gets for these arguments."""
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @options(**groups)
+    def command(**given: Any) -> None:
+        seen.update(given)
+
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return seen
+
+
+def test_a_group_is_one_typed_value() -> None:
+    """Fields of any group, also of an inherited one, and two groups in one command."""
+    seen = called(
+        "--base-url", "http://x", "--local", "--up", "1", link=EmulatedConnection, geometry=GeometryOptions
+    )
+    assert seen == {
+        "link": EmulatedConnection("http://x", None, emulator=True),
+        "geometry": GeometryOptions(up=1.0),
+    }
+    assert called("--emulator", link=EmulatedConnection)["link"].emulator
+    assert called(link=Connection)["link"] == Connection(None, None)
+
+
+def test_every_field_of_a_request_has_an_option() -> None:
+    """A field without one could not be set from a shell, and that would be silent."""
+    arguments, expected = [], {}
+    for each in request_fields():
+        if each.name not in NO_OPTION:
+            words, expected[each.name] = SAMPLES[each.kind]
+            if each.name == "callback_url":
+                words, expected[each.name] = ["https://x.org/"], "https://x.org/"
+            assert each.option, each.name
+            arguments += [each.option, *words]
+    assert (
+        expected.keys() == {each.name for each in fields(ExpandRequest)} - {"image", "geometry"} - NO_OPTION
+    )
+    group = called(*arguments, request=RequestOptions)["request"]
+    assert group.request("a.jpg", Ratios(up=1)) == ExpandRequest("a.jpg", Ratios(up=1), **expected)
+
+
+def test_without_options_a_request_has_its_defaults() -> None:
+    """Whatever they are."""
+    group = called(request=RequestOptions)["request"]
+    assert group.request("a.jpg", Ratios(up=1)) == ExpandRequest("a.jpg", Ratios(up=1))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"up": 0.5, "left": 1.0}, Ratios(up=0.5, left=1.0)),
+        ({"aspect": "16:9", "area": 2.0, "anchor": "top"}, ToAspect("16:9", area=2.0, anchor="top")),
+        ({"size": "1920x1080"}, ToSize(1920, 1080)),
+        ({"pad": "200"}, Padding(200, 200, 200, 200)),
+        ({"pad": "up=1, right=2"}, Padding(up=1, right=2)),
+        ({"direction": "all"}, Towards("all")),
+        ({"direction": "left", "ratio": 1.2}, Towards("left", 1.2)),
+    ],
+)
+def test_each_way_to_expand_is_a_geometry(given: dict[str, Any], expected: object) -> None:
+    """Each option means the library's geometry of that name."""
+    assert GeometryOptions(**given).geometry() == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "exactly one way"),
+        ({"up": 1.0, "pad": "3"}, "exactly one way"),
+        ({"size": "3"}, "WIDTHxHEIGHT"),
+        ({"pad": "north=3"}, "got 'north=3'"),
+        ({"up": 1.0, "area": 2.0}, "--area requires --aspect"),
+        ({"pad": "3", "anchor": "left"}, "--anchor requires --aspect or --size"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(given: dict[str, Any], said: str) -> None:
+    """The message names what is required."""
+    with pytest.raises(click.UsageError) as caught:
+        GeometryOptions(**given).geometry()
+    assert said in caught.value.format_message()
+
+
+def test_a_way_to_expand_replaces_the_defaults_way() -> None:
+    """What refines the new way still applies; what refines the old one does not."""
+    defaults = GeometryOptions(aspect="16:9", area=2.0, anchor="top")
+    assert GeometryOptions().over(defaults) == defaults
+    assert GeometryOptions(area=3.0).over(defaults) == GeometryOptions(aspect="16:9", area=3.0, anchor="top")
+    assert GeometryOptions(size="9x9").over(defaults) == GeometryOptions(size="9x9", anchor="top")
+    assert GeometryOptions(up=1.0).over(defaults) == GeometryOptions(up=1.0)
+
+
+def test_the_resume_command_can_be_pasted() -> None:
+    """Words are quoted for a shell; tasks of a local emulator cannot be resumed."""
+    connection = Connection("http://x", "direction")
+    assert connection.resume_command("my out") == (
+        "kling-expand wait -o 'my out' --base-url http://x --dialect direction "
+    )
+    assert EmulatedConnection(None, None, emulator=True).resume_command("out") == ""
+
+
+def test_only_a_service_on_this_machine_is_polled_often() -> None:
+    """A service that serves many is polled on the library's own schedule."""
+    assert schedule("https://api.example.com") is None
+    assert schedule("http://127.0.0.1:8080") is not None
+
+
+def test_an_option_knows_its_default() -> None:
+    """A group can also be made without a command line."""
+
+    @frozen
+    class Group(OptionGroup):
+        size: int = option("--size", default=3, help="Size.")
+
+    assert Group() == Group(size=3) == called(group=Group)["group"]

@@ -78,7 +78,7 @@ def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
 class OutputOptions(OptionGroup):
     """Where results go, and how they are reported."""
 
-    output: str = option(
+    target: str = option(
         "-o",
         "--output",
         default="out",

@@ -12,7 +12,7 @@ from attrs import define, evolve, field, frozen
 from kling_expand.api import codec
 from kling_expand.cli.exit_codes import FAILED, NothingDone
 from kling_expand.cli.formatting import billed_units, clean, money, plural, show
-from kling_expand.cli.options import Connection
+from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
 from kling_expand.errors import KlingError
 from kling_expand.models import UNITS_PER_IMAGE
 from kling_expand.store.sqlite import Job as JobRecord
@@ -37,14 +37,12 @@ class Plan:
 
     title: str
     connection: Connection
-    output: str
-    as_json: bool
-    detailed: bool = False
+    output: OutputOptions
+    limits: LimitOptions = field(factory=LimitOptions)
     deadline: float | None = None
-    max_in_flight: int | None = None
-    max_open: int | None = None
     max_failures: int | None = None
-    budget: int | None = None
+    max_open: int | None = None
+    detailed: bool = False
     journal: str = ""  # the file's name, where there is one
 
 
@@ -143,7 +141,7 @@ class Survey:
 
 def check_output(plan: BulkPlan, survey: Survey) -> None:
     """Raise `InvalidRequest` where results of two rows, or two results of one, would share a path."""
-    distinct_names(["one row.jpg", "another row.jpg"], plan.output, survey.most_images)
+    distinct_names(["one row.jpg", "another row.jpg"], plan.output.target, survey.most_images)
 
 
 def read_rows(plan: BulkPlan) -> Survey:
@@ -155,7 +153,7 @@ def read_rows(plan: BulkPlan) -> Survey:
     survey = Survey()
     for row in plan.rows():
         survey.count(row)
-        if row.error is not None and not plan.as_json:
+        if row.error is not None and not plan.output.as_json:
             click.echo(clean(f"{row.label}: {row.error}"), err=True)
     survey.require_rows()
     return survey
@@ -182,7 +180,7 @@ async def dry_run(plan: BulkPlan) -> int:
     else:
         survey = await _survey_photos(plan, None)
     check_output(plan, survey)
-    if plan.as_json:
+    if plan.output.as_json:
         show(survey.facts())
     else:
         click.echo(survey.text())
@@ -198,7 +196,7 @@ async def _survey_photos(plan: BulkPlan, journal: Journal | None) -> Survey:
         for text in (problem, *(checked.notes if checked else ())):
             if text is None:
                 continue
-            if plan.as_json:
+            if plan.output.as_json:
                 show({"line": row.line, "source": row.label, "bad": checked is None, "note": text})
             else:
                 click.echo(clean(f"{row.label}: {text}"), err=True)

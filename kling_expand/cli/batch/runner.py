@@ -41,14 +41,14 @@ async def run_batch(
     With a journal the batch ends with a summary; *retry_hint* says how failed jobs are tried again.
     Without one it ends with the ids of the tasks that continue. With *only_ended* no task is waited for.
     """
-    budget = None if plan.budget is None else max(plan.budget - progress.units_before, 0)
+    budget = None if plan.limits.budget is None else max(plan.limits.budget - progress.units_before, 0)
     state = f"{plan.journal}.tasks" if journal else ""
     try:
         async with plan.connection.client(
             deadline=plan.deadline,
             journal=journal,
             budget=budget,
-            max_in_flight=plan.max_in_flight,
+            max_in_flight=plan.limits.max_in_flight,
             emulator_state=state,
         ) as client:
             runner = Runner(plan, client, progress, only_ended=only_ended, keep_open=journal is None)
@@ -83,16 +83,16 @@ class Runner:
         self._progress = progress
         self._only_ended = only_ended
         self._keep_open = keep_open
-        self._names = OutputNames(plan.output)
+        self._names = OutputNames(plan.output.target)
         self._display = ProgressDisplay(
             plan.title,
             progress,
             lambda: client.stats,
             detailed=plan.detailed,
-            budget=plan.budget,
-            as_json=plan.as_json,
+            budget=plan.limits.budget,
+            as_json=plan.output.as_json,
         )
-        self._places = asyncio.Semaphore(plan.max_open or _max_open(plan, client.settings.max_in_flight))
+        self._places = asyncio.Semaphore(plan.max_open or _max_open(plan))
         self._save_places = asyncio.Semaphore(MAX_SAVES)
         self._saves: set[asyncio.Task[None]] = set()
         self._unsettled: dict[Job, None] = {}
@@ -165,7 +165,7 @@ class Runner:
             if self._plan.connection.emulator:  # its address, and with it all URLs, may have changed
                 result = evolve(result, task=await self._client.get(result.task_id))
             async with self._names.name(result.task, job.names or (result.task_id,)) as name:
-                job.files = await evolve(result, name=name).save(self._plan.output)
+                job.files = await evolve(result, name=name).save(self._plan.output.target)
         except KlingError as error:
             error.task_id = error.task_id or result.task_id
             self._fail(job, error)
@@ -204,9 +204,9 @@ class Runner:
         self._display.ended(job)
 
 
-def _max_open(plan: Plan, max_in_flight: int) -> int:
+def _max_open(plan: Plan) -> int:
     """Return how many jobs to have open: with `max_failures`, none that only wait to be sent."""
-    return max_in_flight if plan.max_failures else 2 * max_in_flight
+    return plan.limits.max_in_flight * (1 if plan.max_failures else 2)
 
 
 def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
@@ -214,7 +214,7 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     open_jobs = {job.open_id: job for job in jobs if job.open_id}
     if not open_jobs:
         return
-    count, resume = plural(len(open_jobs), "task"), plan.connection.resume_command(plan.output)
+    count, resume = plural(len(open_jobs), "task"), plan.connection.resume_command(plan.output.target)
     if not resume:
         click.echo(f"{count} ended with the local emulator; nothing is owed", err=True)
         return
@@ -233,7 +233,7 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
 async def _summarize(plan: Plan, progress: Progress, journal: Journal, retry_hint: str) -> None:
     """Print how the batch ended: on stderr, or as one JSON object on stdout."""
     usage = await read_usage(journal)
-    if plan.as_json:
+    if plan.output.as_json:
         show({"summary": _summary_facts(progress, usage, plan.journal)})
         return
     for line in _summary_lines(progress, usage, plan.journal, retry_hint):

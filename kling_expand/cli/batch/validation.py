@@ -9,7 +9,8 @@ from attrs import evolve, frozen
 from kling_expand.api.photo import Photo, load_photo
 from kling_expand.config import Settings
 from kling_expand.errors import ImageError
-from kling_expand.models import Expansion, ExpandRequest, resolve_geometry
+from kling_expand.geometry import Expansion
+from kling_expand.models import ExpandRequest, resolve_geometry
 from kling_expand.pictures.fit import can_fit, fit, is_turned
 
 _TURNED = "the photo is rotated by its EXIF data, which the service may ignore; --fit rotates it"

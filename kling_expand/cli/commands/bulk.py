@@ -58,7 +58,22 @@ class BulkOptions(OptionGroup):
     )
 
 
-@click.command(short_help="Expand all photos of a table or directory.")
+COLUMNS = """\b
+Columns of a manifest:
+  image     the photo, a path or a URL (required)
+  aspect area anchor size up down left right pad direction ratio
+            how far to expand; a row that says so replaces the options
+  prompt n watermark callback_url
+            as the options
+  name      what the results are called instead of the photo's name
+  key       makes jobs distinct that ask for the same; without it they are one
+  external_task_id
+            your own id of the task
+  _...      ignored
+"""
+
+
+@click.command(short_help="Expand all photos of a table or directory.", epilog=COLUMNS)
 @click.argument("words", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path())
 @options(
     geometry=GeometryOptions,
@@ -88,17 +103,8 @@ def bulk(
       kling-expand bulk "photos/**/*.jpg" --aspect 16:9 -o wide/
 
     MANIFEST is a table (.csv, .tsv), JSON lines (.jsonl), a directory, a pattern,
-    or photos one by one. Paths in a file are relative to that file. Its columns:
-
-    \b
-      image     the photo, a path or a URL (required)
-      aspect area anchor size up down left right pad direction ratio
-                how far to expand; a row that says so replaces the options
-      prompt n watermark callback_url
-                as the options
-      name      what the results are called instead of the photo's name
-      key       makes jobs distinct that ask for the same; without it they are one
-      _...      ignored
+    or photos one by one. Paths in a file are relative to that file. Its columns
+    are listed below.
 
     The same photo with the same parameters is paid for once, however often and from
     wherever you run this with one journal: finished jobs are skipped, running jobs
@@ -109,24 +115,26 @@ def bulk(
     listed = manifest(words)
     suffix = ".local.journal" if connection.emulator else ".journal"
     plan = BulkPlan(
-        title=f"{listed.name or 'photos'} to {output.output}",
+        title=f"{listed.name or 'photos'} to {output.target}",
         manifest=listed,
         defaults=Defaults.of(geometry, request),
         journal=chosen.journal or f"{listed.journal.removesuffix('.journal')}{suffix}",
         connection=connection,
-        output=output.output,
-        as_json=output.as_json,
+        output=output,
+        limits=limits,
         deadline=limit.deadline,
-        max_in_flight=limits.max_in_flight,
         max_failures=chosen.max_failures,
-        budget=limits.budget,
     )
+    leave(_run(plan, chosen))
+
+
+def _run(plan: BulkPlan, chosen: BulkOptions) -> int:
     if chosen.dry_run:
-        leave(run(dry_run(plan)))
+        return run(dry_run(plan))
     survey = run(check_rows(plan)) if chosen.strict else read_rows(plan)
     check_output(plan, survey)
-    connection.require_credentials()
-    leave(run(_bulk(plan, survey)))
+    plan.connection.require_credentials()
+    return run(_bulk(plan, survey))
 
 
 async def _bulk(plan: BulkPlan, survey: Survey) -> int:

@@ -59,10 +59,9 @@ def expand(
     how_far = geometry.geometry()
     requests = [request.request(photo, how_far) for photo in photos]
     plan = Plan(
-        title=f"{plural(len(photos), 'photo')} to {output.output}",
+        title=f"{plural(len(photos), 'photo')} to {output.target}",
         connection=connection,
-        output=output.output,
-        as_json=output.as_json,
+        output=output,
         deadline=limit.deadline,
         detailed=True,
         max_open=len(photos),
@@ -72,7 +71,7 @@ def expand(
 
 async def _expand(plan: Plan, requests: Sequence[ExpandRequest], *, fit: bool) -> int:
     labels = [str(request.image) for request in requests]
-    names = distinct_names(labels, plan.output, requests[0].n)
+    names = distinct_names(labels, plan.output.target, requests[0].n)
     with _fit_folder(fit=fit) as folder:
         checked = [
             await check(request, plan.connection.dialect, folder and _subfolder(folder, index))

@@ -282,7 +282,10 @@ def stats_lines(stats: "FleetStats") -> list[tuple[str, str]]:
     return [
         ("workers", f"{len(stats.workers) - silent} alive" + (f", {silent} silent" if silent else "")),
         ("queue", f"{stats.queued} waiting, {stats.running} running"),
-        ("slots", f"{plural(stats.in_flight, 'picture')} at the service, {plural(stats.permits, 'permit')} taken"),
+        (
+            "slots",
+            f"{plural(stats.in_flight, 'picture')} at the service, {plural(stats.permits, 'permit')} taken",
+        ),
         ("ended", f"{ended}; {stats.recent_outcomes} in the last minute"),
         ("cost", money(float(stats.units_billed))),
     ]

@@ -40,14 +40,12 @@ def resume(
         raise NothingDone(f"{journal}: no such journal")
     connection.require_credentials()
     plan = Plan(
-        title=f"{journal} to {output.output}",
+        title=f"{journal} to {output.target}",
         journal=journal,
         connection=connection,
-        output=output.output,
-        as_json=output.as_json,
+        output=output,
+        limits=limits,
         deadline=limit.deadline,
-        max_in_flight=limits.max_in_flight,
-        budget=limits.budget,
     )
     leave(run(_resume(plan)))
 

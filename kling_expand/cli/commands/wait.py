@@ -47,10 +47,9 @@ def _save(
 ) -> None:
     chosen = tuple(dict.fromkeys(ids))
     plan = Plan(
-        title=f"{plural(len(chosen), 'task')} to {output.output}",
+        title=f"{plural(len(chosen), 'task')} to {output.target}",
         connection=connection,
-        output=output.output,
-        as_json=output.as_json,
+        output=output,
         deadline=deadline,
         detailed=True,
         max_open=len(chosen),

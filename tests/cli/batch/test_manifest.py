@@ -227,9 +227,9 @@ def test_cells_of_a_table_are_text() -> None:
         ({"up": [1]}, "must be text or a number"),
         ({"size": "large"}, "1920x1080"),
         ({"area": 2, "up": 1}, "area requires aspect"),
-        ({"up": 1, "n": "2.5"}, "a whole number is needed"),
+        ({"up": 1, "n": "2.5"}, "must be a whole number"),
         ({"up": 1, "n": 10}, "between 1 and 9"),
-        ({"up": 1, "watermark": "perhaps"}, "true or false is needed"),
+        ({"up": 1, "watermark": "perhaps"}, "must be true or false"),
         ({"up": 1, "key": " x "}, "key"),
         ({"up": 1, "image": ""}, "must be a path or a URL"),
         ({"up": 1, "prompt": "x" * 2501}, "at most 2500"),
@@ -250,7 +250,7 @@ def test_relative_paths_begin_at_the_manifest() -> None:
     assert request({"up": 1, "image": "/x/a.jpg"}).image == "/x/a.jpg"
 
 
-SAMPLES: dict[str, Any] = {str: "text", int: 3, bool: True}
+SAMPLES: dict[type, Any] = {str: "text", int: 3, bool: True}
 
 
 def sample_request() -> ExpandRequest:
@@ -265,7 +265,7 @@ def test_every_field_of_a_request_is_a_column(tmp_path: Path, ending: str) -> No
     """A field that has no column could not be set by a manifest, and that would be silent."""
     wanted = sample_request()
     cells = {"image": wanted.image, "up": 0.5}
-    cells |= {each.column: getattr(wanted, each.name) for each in request_fields()}
+    cells |= {each.column or each.name: getattr(wanted, each.name) for each in request_fields()}
     path = tmp_path / f"m.{ending}"
     if ending == "csv":
         table = csv.DictWriter(file := io.StringIO(), [*cells])

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from kling_expand.cli import root
-from kling_expand.cli.batch import fleet_progress
+from kling_expand.cli.commands.fleet import stats_table, watch
 from kling_expand.emulator import Emulator
 from kling_expand.fleet.queue import Fleet
 
@@ -42,7 +42,7 @@ async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, t
     words = ["submit", *at, "--right", "0.5", "--from", str(tmp_path / "list"), "--wait"]
     done = await asyncio.to_thread(shell, *words)
     assert done.exit_code == 1
-    assert "2 queued" in done.output
+    assert "2 jobs queued" in done.output
     assert "refused: ImageError" in done.output
     assert [str(path) for path in (tmp_path / "out").iterdir()] == [
         line for line in done.output.split("\n") if "/out/" in line
@@ -78,19 +78,19 @@ async def test_everything_on_one_machine(tmp_path: Path, photo: Path) -> None:
 async def test_the_live_view_is_drawn_again_and_again(fleet: Fleet) -> None:
     """It shows workers, slots, queue and spend, at every interval."""
     console = Console(record=True, width=80, force_terminal=True)
-    watching = asyncio.create_task(fleet_progress.watch(fleet.stats, 0.01, console))
+    watching = asyncio.create_task(watch(fleet.stats, 0.01, console))
     await asyncio.sleep(0.3)
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching
     stats = evolve(await fleet.stats(), workers=((3.0, 2), (400.0, 1)), units_billed=16)
-    console.print(fleet_progress.screen(stats))
+    console.print(stats_table(stats))
     text = console.export_text()
     for words in (
         "queue",
-        "permits taken",
-        "1 heard of lately, 1 silent",
-        "heard 400 s ago (silent)",
+        "0 permits taken",
+        "1 alive, 1 silent",
+        "last heartbeat 400 s ago (silent)",
         "$0.06",
     ):
         assert words in text

@@ -22,7 +22,7 @@ from .exit_codes import NothingDone
 
 if TYPE_CHECKING:
     from kling_expand.client import KlingClient
-    from kling_expand.store.sqlite import Journal
+    from kling_expand.store.base import JobStore
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Declaration = tuple[tuple[str, ...], dict[str, Any]]  # the names of an option, and its settings for click
@@ -326,7 +326,7 @@ class Connection(OptionGroup):
         self,
         *,
         deadline: float | None = None,
-        journal: "Journal | None" = None,
+        journal: "JobStore | None" = None,
         budget: int | None = None,
         max_in_flight: int | None = None,
         emulator_state: str = "",

@@ -15,16 +15,14 @@ from kling_expand.cli.formatting import billed_units, clean, money, plural, show
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
 from kling_expand.errors import KlingError
 from kling_expand.models import UNITS_PER_IMAGE
-from kling_expand.store.sqlite import Job as JobRecord
-from kling_expand.store.sqlite import Journal
-from kling_expand.store.sqlite import State as JobState
+from kling_expand.store.base import JobRecord, JobState, JobStore, identify
+from kling_expand.store.sqlite import SQLiteStore
 
 from .manifest import Defaults, Manifest, Row
 from .output_names import distinct_names
 from .validation import Checked, check
 
 PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # such a job is not billed again
-OPEN = (JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED, JobState.SUCCEEDED)
 
 
 @frozen(kw_only=True)
@@ -81,7 +79,7 @@ class Usage:
         self.states[job.state] += 1
 
 
-async def read_usage(journal: Journal) -> Usage:
+async def read_usage(journal: JobStore) -> Usage:
     """Add up all jobs of *journal*."""
     usage = Usage()
     async for job in journal.jobs():
@@ -175,7 +173,7 @@ async def check_rows(plan: BulkPlan) -> Survey:
 async def dry_run(plan: BulkPlan) -> int:
     """Print what a run would cost, and return the exit code."""
     if await asyncio.to_thread(Path(plan.journal).exists):
-        async with Journal(plan.journal) as journal:
+        async with SQLiteStore(plan.journal) as journal:
             survey = await _survey_photos(plan, journal)
     else:
         survey = await _survey_photos(plan, None)
@@ -187,7 +185,7 @@ async def dry_run(plan: BulkPlan) -> int:
     return FAILED if survey.bad or not survey.rows else 0
 
 
-async def _survey_photos(plan: BulkPlan, journal: Journal | None) -> Survey:
+async def _survey_photos(plan: BulkPlan, journal: JobStore | None) -> Survey:
     survey = Survey()
     for row in plan.rows():
         checked, problem = await _checked(row, plan.connection.dialect)
@@ -213,7 +211,7 @@ async def _checked(row: Row, dialect: str | None) -> tuple[Checked | None, str |
         return None, error.message
 
 
-async def _is_paid(checked: Checked, journal: Journal) -> bool:
-    digest = codec.fingerprint(checked.request, checked.expansion, checked.photo.digest)
-    job = await journal.find(checked.request.key or digest, digest)
+async def _is_paid(checked: Checked, journal: JobStore) -> bool:
+    identity = identify(journal, checked.prepared)
+    job = await journal.find(*identity) if identity else None
     return job is not None and job.state in PAID

@@ -12,7 +12,7 @@ from kling_expand.cli.formatting import clean, money, plural, show
 from kling_expand.client import KlingClient
 from kling_expand.errors import BudgetExceeded, InvalidRequest, KlingError, NotSubmitted
 from kling_expand.jobs.future import ExpandResult, TaskFuture
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.base import JobStore
 
 from .output_names import OutputNames
 from .plan import Plan, Usage, read_usage
@@ -31,7 +31,7 @@ async def run_batch(
     plan: Plan,
     progress: Progress,
     jobs: Callable[[KlingClient], Jobs],
-    journal: Journal | None = None,
+    journal: JobStore | None = None,
     *,
     retry_hint: str = "",
     only_ended: bool = False,
@@ -230,7 +230,7 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
 # ---------------------------------------------------------------------------- the summary
 
 
-async def _summarize(plan: Plan, progress: Progress, journal: Journal, retry_hint: str) -> None:
+async def _summarize(plan: Plan, progress: Progress, journal: JobStore, retry_hint: str) -> None:
     """Print how the batch ended: on stderr, or as one JSON object on stdout."""
     usage = await read_usage(journal)
     if plan.output.as_json:

@@ -9,20 +9,18 @@ from attrs import evolve, frozen
 from kling_expand.api.photo import Photo, load_photo
 from kling_expand.config import Settings
 from kling_expand.errors import ImageError
-from kling_expand.geometry import Expansion
 from kling_expand.models import ExpandRequest, resolve_geometry
 from kling_expand.pictures.fit import can_fit, fit, is_turned
+from kling_expand.store.base import PreparedRequest
 
 _TURNED = "the photo is rotated by its EXIF data, which the service may ignore; --fit rotates it"
 
 
 @frozen
 class Checked:
-    """A request that can be sent, its photo, and what the user should know about it."""
+    """A request that can be sent, and what the user should know about it."""
 
-    request: ExpandRequest
-    photo: Photo
-    expansion: Expansion
+    prepared: PreparedRequest
     notes: tuple[str, ...] = ()
 
 
@@ -42,7 +40,8 @@ async def check(request: ExpandRequest, dialect: str | None, folder: Path | None
             notes = (_TURNED,)
     photo = await _load(str(request.image))
     chosen = Settings.from_env(dialect=dialect).dialect
-    return Checked(request, photo, resolve_geometry(request, chosen, photo.dimensions), notes)
+    expansion = resolve_geometry(request, chosen, photo.dimensions)
+    return Checked(PreparedRequest(request, photo, expansion), notes)
 
 
 async def _fitted(request: ExpandRequest, folder: Path) -> tuple[ExpandRequest, tuple[str, ...]]:

@@ -28,7 +28,7 @@ from kling_expand.cli.options import (
     options,
 )
 from kling_expand.client import KlingClient
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.sqlite import SQLiteStore
 
 
 @frozen
@@ -144,7 +144,7 @@ async def _bulk(plan: BulkPlan, survey: Survey) -> int:
             future = client.submit(row.request) if row.request else None
             yield Job(row.label, survey.candidates(row), future, row.line, problem=row.error)
 
-    async with Journal(plan.journal) as journal:
+    async with SQLiteStore(plan.journal) as journal:
         usage = await read_usage(journal)
         progress = Progress(survey.rows, expected=usage.saved, units_before=usage.due)
         return await run_batch(plan, progress, jobs, journal)

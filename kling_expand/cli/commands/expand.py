@@ -81,7 +81,7 @@ async def _expand(plan: Plan, requests: Sequence[ExpandRequest], *, fit: bool) -
 
         async def jobs(client: KlingClient) -> Jobs:
             for label, one, name in zip(labels, checked, names, strict=True):
-                yield Job(label, (name,), client.submit(one.request), notes=one.notes)
+                yield Job(label, (name,), client.submit(one.prepared.request), notes=one.notes)
 
         return await run_batch(plan, Progress(len(requests)), jobs)
 

@@ -14,7 +14,7 @@ from kling_expand.cli.exit_codes import NothingDone, run
 from kling_expand.cli.formatting import show
 from kling_expand.cli.options import JSONOption, OptionGroup, option, options
 from kling_expand.errors import InvalidRequest, MissingExtra
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
     from kling_expand.cli.report.report_html import Totals
@@ -80,7 +80,7 @@ def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
 async def _report(path: str, chosen: ReportOptions) -> "Totals":
     from kling_expand.cli.report.report_html import read_totals, render
 
-    async with Journal(path) as journal:
+    async with SQLiteStore(path) as journal:
         totals = await read_totals(journal)
         try:
             await _write(chosen.file, render(journal, totals, size=chosen.size, last=chosen.last))

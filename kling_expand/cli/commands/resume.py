@@ -6,13 +6,14 @@ from pathlib import Path
 import click
 
 from kling_expand.cli.batch.output_names import stem
-from kling_expand.cli.batch.plan import OPEN, Plan, read_usage
+from kling_expand.cli.batch.plan import Plan, read_usage
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, run_batch
 from kling_expand.cli.exit_codes import NothingDone, leave, run
 from kling_expand.cli.options import Connection, DeadlineOption, LimitOptions, OutputOptions, options
 from kling_expand.client import KlingClient
-from kling_expand.store.sqlite import Journal
+from kling_expand.store.base import UNFINISHED
+from kling_expand.store.sqlite import SQLiteStore
 
 _RETRY = "failed jobs are only retried by the program that submitted them, such as `kling-expand bulk`"
 
@@ -51,7 +52,7 @@ def resume(
 
 
 async def _resume(plan: Plan) -> int:
-    async with Journal(plan.journal) as journal:
+    async with SQLiteStore(plan.journal) as journal:
 
         async def jobs(client: KlingClient) -> Jobs:
             async for future in client.resume():
@@ -62,5 +63,5 @@ async def _resume(plan: Plan) -> int:
                 yield Job(source, (name, f"{name}-{tag}"), future)
 
         usage = await read_usage(journal)
-        progress = Progress(sum(usage.states[state] for state in OPEN), units_before=usage.due)
+        progress = Progress(sum(usage.states[state] for state in UNFINISHED), units_before=usage.due)
         return await run_batch(plan, progress, jobs, journal, retry_hint=_RETRY)

@@ -16,9 +16,8 @@ from kling_expand.cli.batch.plan import Usage
 from kling_expand.cli.formatting import clean, moment, money, span
 from kling_expand.geometry import Ratios, Towards
 from kling_expand.models import ExpandRequest, Status, Task
-from kling_expand.store.sqlite import Job as JobRecord
-from kling_expand.store.sqlite import Journal
-from kling_expand.store.sqlite import State as JobState
+from kling_expand.store.base import JobRecord, JobState
+from kling_expand.store.sqlite import SQLiteStore
 
 from .thumbnails import Thumbnail, thumbnail
 
@@ -174,7 +173,7 @@ def _geometry_text(request: ExpandRequest) -> str:
 # ---------------------------------------------------------------------------- the page
 
 
-async def read_totals(journal: Journal) -> Totals:
+async def read_totals(journal: SQLiteStore) -> Totals:
     """Add up all jobs of *journal*."""
     totals = Totals()
     async for job in journal.jobs():
@@ -182,7 +181,7 @@ async def read_totals(journal: Journal) -> Totals:
     return totals
 
 
-def render(journal: Journal, totals: Totals, *, size: int, last: int) -> AsyncIterator[str]:
+def render(journal: SQLiteStore, totals: Totals, *, size: int, last: int) -> AsyncIterator[str]:
     """Yield the page in pieces, because it may be larger than memory; it shows the *last* jobs."""
     environment = Environment(
         loader=PackageLoader("kling_expand.cli", "report"),
@@ -201,7 +200,7 @@ def render(journal: Journal, totals: Totals, *, size: int, last: int) -> AsyncIt
     )
 
 
-async def _cards(journal: Journal, *, skip: int, size: int) -> AsyncIterator[Card]:
+async def _cards(journal: SQLiteStore, *, skip: int, size: int) -> AsyncIterator[Card]:
     number = 0
     async for job in journal.jobs():
         number += 1

@@ -1,4 +1,4 @@
-"""A client that knows nothing but HTTP and JSON, to ask the emulator without our own SDK."""
+"""A client of the emulator that uses plain HTTP and JSON, without the SDK."""
 
 import base64
 import struct
@@ -17,7 +17,7 @@ SIDES = ("up", "down", "left", "right")
 
 
 def png(width: int = 300, height: int = 300) -> bytes:
-    """A small grey PNG written by hand."""
+    """Return a small grey PNG."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -28,13 +28,13 @@ def png(width: int = 300, height: int = 300) -> bytes:
 
 
 def order(**changes: Any) -> dict[str, Any]:
-    """A good body of the editing dialect, with changes."""
+    """Return a valid body of the editing dialect, with changes."""
     body: dict[str, Any] = {f"{side}_expansion_ratio": 0.25 for side in SIDES}
     return body | {"image": base64.b64encode(png()).decode()} | changes
 
 
 class Caller:
-    """A client that knows nothing but HTTP."""
+    """A client with an emulator and an HTTP session."""
 
     def __init__(self, emulator: Emulator, session: aiohttp.ClientSession) -> None:
         self.emulator = emulator
@@ -43,7 +43,7 @@ class Caller:
     async def __call__(
         self, method: str, path: str, *, json: Any = None, **more: Any
     ) -> tuple[int, dict[str, Any]]:
-        """(status, decoded body)"""
+        """Return (status, decoded body)."""
         headers = {"Authorization": f"Bearer {self.emulator.api_key}"} | more.pop("headers", {})
         async with self.session.request(
             method, self.emulator.url + path, json=json, headers=headers, **more
@@ -52,14 +52,14 @@ class Caller:
             return answer.status, body
 
     async def create(self, **changes: Any) -> str:
-        """The id of a new task."""
+        """Create a task and return its id."""
         status, body = await self("POST", EDITING, json=order(**changes))
         assert status == 200, body
         task_id: str = body["data"]["task_id"]
         return task_id
 
     async def task(self, task_id: str) -> dict[str, Any]:
-        """`data` of query-one."""
+        """Return `data` of a query."""
         _, body = await self("GET", f"{EDITING}/{task_id}")
         data: dict[str, Any] = body["data"]
         return data
@@ -67,6 +67,20 @@ class Caller:
 
 @asynccontextmanager
 async def calling(**options: Any) -> AsyncIterator[Caller]:
-    """An emulator and its caller."""
+    """Run an emulator with the flat engine, and yield its client."""
     async with Emulator(**({"engine": "flat"} | options)) as emulator, aiohttp.ClientSession() as session:
         yield Caller(emulator, session)
+
+
+async def create_code(call: Caller, **changes: Any) -> tuple[int, int]:
+    """Return (status, code) of a create."""
+    status, body = await call("POST", EDITING, json=order(**changes))
+    return status, body["code"]
+
+
+async def get(call: Caller, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body of a GET without credentials."""
+    async with call.session.get(call.emulator.url + path, headers=headers) as response:
+        streamed = response.content_type == "text/event-stream"
+        body = b"" if streamed else await response.read()
+        return response.status, {name.lower(): value for name, value in response.headers.items()}, body

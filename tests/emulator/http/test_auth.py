@@ -1,7 +1,8 @@
-"""Who is let in, and with which words is everybody else kept out?"""
+"""Authentication by static key and by JWT, and the documented refusals."""
 
 import base64
 import json
+import time
 import warnings
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.raw_client import EDITING, calling
 
+from kling_expand.emulator import Emulator
 from kling_expand.emulator.http.auth import authenticate
 from kling_expand.emulator.http.codes import Refusal
 
@@ -19,14 +21,14 @@ KEYS = {"access_key": "ak", "secret_key": "s" * 32, "api_key": "api-key-kling-he
 
 
 def signed(secret: str = KEYS["secret_key"], algorithm: str = "HS256", **changes: Any) -> str:
-    """A header value with a JWT as documented, with changes; None takes a claim out."""
+    """Return the header with a documented JWT and changed claims; None removes a claim."""
     claims = {"iss": "ak", "exp": NOW + 1800, "nbf": NOW - 5} | changes
     kept = {name: value for name, value in claims.items() if value is not None}
     return "Bearer " + jwt.encode(kept, secret, algorithm=algorithm)
 
 
 def outcome(header: str | None, **keys: str) -> tuple[int, str]:
-    """(code, message), or (0, "") for whoever is let in."""
+    """Return (code, message) of a refusal, or (0, "")."""
     try:
         authenticate(header, now=NOW, **(KEYS | keys))
     except Refusal as refusal:
@@ -46,8 +48,8 @@ def outcome(header: str | None, **keys: str) -> tuple[int, str]:
         "Bearer api-key-kling-here",
     ],
 )
-def test_known_callers_are_let_in(header: str) -> None:
-    """By the documented token, by those of other clients in use, and by the static key."""
+def test_valid_credentials_are_accepted(header: str) -> None:
+    """The documented token, the tokens of other clients and the static key are accepted."""
     assert outcome(header) == (0, "")
 
 
@@ -76,20 +78,20 @@ def test_known_callers_are_let_in(header: str) -> None:
         (signed(exp=float("inf")), (1002, "the token's exp is invalid")),
     ],
 )
-def test_strangers_are_told_why(header: str | None, expected: tuple[int, str]) -> None:
-    """The codes 1000 to 1004, with the texts seen on the real service."""
+def test_invalid_credentials_are_refused(header: str | None, expected: tuple[int, str]) -> None:
+    """Other credentials get codes 1000 to 1004, with the messages of the live service."""
     assert outcome(header) == expected
 
 
-def test_a_token_without_signature_opens_nothing() -> None:
-    """`alg: none` is the oldest trick."""
+def test_an_unsigned_token_is_refused() -> None:
+    """A token with `alg: none` is refused."""
     parts = [json.dumps({"alg": "none"}), json.dumps({"iss": "ak", "exp": NOW + 60}), ""]
     token = ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in parts)
     assert outcome("Bearer " + token)[0] == 1002
 
 
 def test_short_secrets_work_without_a_warning() -> None:
-    """Some accounts have one; the test's own signing warns, the check does not."""
+    """A short secret key is accepted, and checking its tokens emits no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = signed("short")
@@ -97,13 +99,13 @@ def test_short_secrets_work_without_a_warning() -> None:
 
 
 @given(st.text() | st.text().map(lambda text: f"Bearer {text}"))
-def test_any_header_is_refused_in_words(header: str) -> None:
-    """No header but the right one, and none escapes as an error of Python's."""
+def test_any_other_header_is_refused(header: str) -> None:
+    """Any other header is refused with a documented code and raises nothing else."""
     assert outcome(header)[0] in {1000, 1001, 1002}
 
 
 async def test_refusals_come_as_401_with_an_envelope() -> None:
-    """Over HTTP: status, code, message and a request id, and no task is made."""
+    """A refused call gets status 401, code, message and request id, and creates no task."""
     async with calling() as call:
         for header, code in (("", 1001), ("Bearer x", 1002)):
             status, body = await call("POST", EDITING, data=b"{}", headers={"Authorization": header})
@@ -114,9 +116,25 @@ async def test_refusals_come_as_401_with_an_envelope() -> None:
         assert call.emulator.account.refusals == {1001: 2, 1002: 1}
 
 
-async def test_moving_the_clock_outdates_no_token() -> None:
-    """Whoever made it knows nothing of the move."""
+async def test_advancing_the_clock_expires_no_token() -> None:
+    """Tokens are checked against the real time, because clients do not know the offset."""
     async with calling(clock=lambda: NOW, **KEYS) as call:
         call.emulator.advance(86400)
         status, _ = await call("GET", EDITING, headers={"Authorization": signed()})
         assert status == 200
+
+
+def token(emulator: Emulator, **claims: Any) -> str:
+    """Return the header with a JWT like the documented sample, with changed claims."""
+    now = time.time()
+    usual = {"iss": emulator.access_key, "exp": now + 1800, "nbf": now - 5}
+    return "Bearer " + jwt.encode(usual | claims, emulator.secret_key, algorithm="HS256")
+
+
+async def test_a_jwt_is_accepted_over_http() -> None:
+    """A JWT is accepted over HTTP, also with `iat` and a lifetime of 3600 s."""
+    async with calling() as call:
+        for claims in ({}, {"iat": time.time(), "exp": time.time() + 3600}):
+            headers = {"Authorization": token(call.emulator, **claims)}
+            status, _ = await call("GET", EDITING, headers=headers)
+            assert status == 200

@@ -1,15 +1,13 @@
-"""Can an emulator in another process be steered, and does it tell what it has seen?"""
+"""The control routes, which steer an emulator from another process."""
 
 from typing import Any
 
 import pytest
 from support.raw_client import EDITING, calling, order
 
-from kling_expand.emulator.settings import Settings, change, options
 
-
-async def test_time_moves_over_http() -> None:
-    """A task is done as soon as the clock says so, and gone 30 days later, its pictures too."""
+async def test_the_clock_is_advanced_over_http() -> None:
+    """Advancing the clock ends a task, and 30 days later removes it and its pictures."""
     async with calling(queue_seconds=10, work_seconds=10) as call:
         task_id = await call.create(external_task_id="x")
         await call("POST", "/_emulator/advance", json={"seconds": 20})
@@ -27,15 +25,15 @@ async def test_time_moves_over_http() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1, "1", None, True, 10**400, 1e308 * 10])
-async def test_time_moves_forwards_only(seconds: Any) -> None:
-    """Backwards, nowhere and for ever are refused."""
+async def test_an_invalid_advance_is_refused(seconds: Any) -> None:
+    """The clock moves forward only, by a finite number of seconds."""
     async with calling() as call:
         status, body = await call("POST", "/_emulator/advance", json={"seconds": seconds})
         assert (status, body["code"] in {1200, 1201}) == (400, True)
 
 
 async def test_settings_change_over_http() -> None:
-    """An account falls into arrears and recovers; what may not be changed or makes no sense is refused."""
+    """Settings change over HTTP; fixed, unknown and invalid ones are refused."""
     async with calling() as call:
         await call("POST", "/_emulator/settings", json={"account_code": 1101, "slots": 3})
         status, body = await call("POST", EDITING, json=order())
@@ -59,7 +57,7 @@ async def test_settings_change_over_http() -> None:
 
 
 async def test_state_shows_counts_but_no_secret() -> None:
-    """Requests, refusals, tasks and money; the credentials are not for show."""
+    """The state shows requests, refusals, tasks and units, but no credentials."""
     async with calling(queue_seconds=0, work_seconds=0, secret_key="hush" * 8) as call:
         await call.create(n=2, external_task_id="x", prompt="a park")
         await call("GET", EDITING + "/unknown")
@@ -78,17 +76,35 @@ async def test_state_shows_counts_but_no_secret() -> None:
         assert "hush" not in repr(call.emulator)
 
 
-def test_settings_change_all_or_none() -> None:
-    """A refused change changes nothing; a whole number is a duration too."""
-    settings = Settings()
-    with pytest.raises(ValueError, match="queue_seconds must be a float of at least 0"):
-        change(settings, {"slots": 5, "queue_seconds": "1"})
-    assert settings.slots == 9
-    change(settings, {"queue_seconds": 2, "allow_duplicates": True})
-    assert (settings.queue_seconds, settings.allow_duplicates) == (2, True)
-
-
-def test_every_setting_says_what_it_is_for() -> None:
-    """The command line shows a text for each."""
-    assert all(option.metadata["help"] for option in options())
-    assert {option.name for option in options()} == set(Settings.__annotations__) - {"clock"}
+async def test_faults_can_be_set_over_http() -> None:
+    """Scripts and probabilities can be added, read and cleared; invalid ones are refused."""
+    async with calling() as call:
+        for body in (
+            {"route": "list", "script": ["ok", {"kind": "error", "code": 5000}]},
+            {"route": "list", "kind": "html"},
+            {"route": "query", "kind": "error", "code": 1302, "probability": 1},
+            {"route": "create", "kind": "error", "code": 1103, "duration": 10},
+        ):
+            status, answer = await call("POST", "/_emulator/faults", json=body)
+            assert status == 200
+        waiting = answer["data"]["faults"]
+        assert [step["kind"] for step in waiting["list"]["script"]] == ["ok", "error", "html"]
+        assert [step["code"] for step in waiting["create"]["timed"]] == [1103]
+        assert (await call("GET", EDITING + "/1"))[1]["code"] == 1302
+        status, answer = await call("DELETE", "/_emulator/faults")
+        assert answer["data"]["faults"]["query"] == {"script": [], "timed": [], "chances": []}
+        nonsense: list[dict[str, Any]] = [
+            {},
+            {"route": []},
+            {"route": "list"},
+            {"route": "nowhere", "kind": "html"},
+            {"route": "list", "kind": "html", "probability": "often"},
+            {"route": "list", "script": "ok"},
+            {"route": "list", "script": ["ok"], "probability": 1},
+            {"route": "list", "script": ["ok"], "duration": 1},
+            {"route": "list", "kind": "html", "duration": "long"},
+            {"route": "list", "kind": "html", "duration": 1, "probability": 1},
+        ]
+        for bad in nonsense:
+            status, answer = await call("POST", "/_emulator/faults", json=bad)
+            assert (status, answer["code"]) == (400, 1201), bad

@@ -1,4 +1,4 @@
-"""Is the OpenAPI document true? An independent machine reads it and tries to prove that it is not."""
+"""The OpenAPI document, checked by schemathesis against the running emulator."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.raw_client import DIRECTION, EDITING, Caller, calling
 
 from kling_expand.emulator import Emulator
@@ -17,14 +18,14 @@ QUICK: dict[str, Any] = {"slots": 10**6, "callback_attempts": 0, "queue_seconds"
 
 
 async def read(call: Caller) -> dict[str, Any]:
-    """The document, which needs no credentials."""
+    """Return the document, which needs no credentials."""
     async with call.session.get(call.emulator.url + "/openapi.json") as answer:
         document: dict[str, Any] = await answer.json()
         return document
 
 
 async def tried(emulator: Emulator, document: str, place: Path, *more: str) -> tuple[int, str]:
-    """(exit code, output) of schemathesis against the emulator, with its settings beside this file."""
+    """Return (exit code, output) of schemathesis against the emulator."""
     credentials = f"--header=Authorization: Bearer {emulator.api_key}"
     process = await asyncio.create_subprocess_exec(
         *(
@@ -43,18 +44,21 @@ async def tried(emulator: Emulator, document: str, place: Path, *more: str) -> t
     return process.returncode or 0, output.decode()
 
 
-async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
-    """Good data are accepted, bad data refused, strangers kept out, and every answer is as described."""
-    async with calling(**QUICK) as call:
-        code, output = await tried(call.emulator, call.emulator.url + "/openapi.json", tmp_path)
+@pytest.mark.parametrize("forms", [{}, {"task_format": "outputs", "task_id_format": "text"}], ids=str)
+async def test_schemathesis_finds_nothing(tmp_path: Path, forms: dict[str, Any]) -> None:
+    """Valid data are accepted, invalid data and credentials refused, and all responses match."""
+    few = ["--max-examples=4"] if forms else []
+    async with calling(**QUICK, **forms) as call:
+        document = call.emulator.url + "/openapi.json"
+        code, output = await tried(call.emulator, document, tmp_path, *few)
         assert code == 0, output
         assert call.emulator.account.refusals[5000] == 0
-        assert len(call.emulator.account.tasks) > 20
+        assert len(call.emulator.account.tasks) > (3 if forms else 20)
         assert {1001, 1200, 1201, 1203} & set(call.emulator.account.refusals) >= {1001, 1201}
 
 
-async def test_schemathesis_would_find_a_lie(tmp_path: Path) -> None:
-    """Told that n may be 20 and that a task has a colour, it objects to both."""
+async def test_schemathesis_finds_an_error(tmp_path: Path) -> None:
+    """Schemathesis finds a wrong limit of n and a wrong field of a task."""
     async with calling(**QUICK) as call:
         document = await read(call)
         text = json.dumps(document).replace('"maximum": 9', '"maximum": 20')
@@ -67,7 +71,7 @@ async def test_schemathesis_would_find_a_lie(tmp_path: Path) -> None:
 
 
 async def test_the_document_follows_the_settings() -> None:
-    """What `task_format` and `success_status` change in the answers, they change in the document too."""
+    """The document changes with `task_format` and `success_status`."""
     async with calling(**QUICK, task_format="array", success_status="succeeded") as call:
         text = json.dumps(await read(call))
         assert "final_balance_deduction" not in text
@@ -79,6 +83,6 @@ async def test_the_document_follows_the_settings() -> None:
 
 
 def test_every_documented_code_is_in_the_document() -> None:
-    """Under the status it comes with."""
+    """Each code stands under its HTTP status."""
     assert openapi._refusal(401)["properties"]["code"]["enum"] == [1000, 1001, 1002, 1003, 1004]
     assert openapi._refusal(429)["properties"]["code"]["enum"] == [1100, 1101, 1102, 1302, 1303, 1304]

@@ -1,4 +1,4 @@
-"""Are images given by URL fetched, within limits, and from nowhere they should not come from?"""
+"""Downloads of images given by URL, within limits and from public addresses."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -13,17 +13,17 @@ from kling_expand.emulator.painting.image_fetch import FetchError, PublicResolve
 
 
 async def picture(_: web.Request) -> web.Response:
-    """A good one."""
+    """Return a valid picture."""
     return web.Response(body=png())
 
 
 async def small(_: web.Request) -> web.Response:
-    """One that is too small."""
+    """Return a picture that is too small."""
     return web.Response(body=png(299, 299))
 
 
 async def endless(request: web.Request) -> web.StreamResponse:
-    """Never stops."""
+    """Send bytes without end."""
     response = web.StreamResponse()
     await response.prepare(request)
     while True:
@@ -31,20 +31,20 @@ async def endless(request: web.Request) -> web.StreamResponse:
 
 
 async def onwards(request: web.Request) -> web.Response:
-    """Sends to /hop/<n-1>, in the end to the picture, or to where `to` says."""
+    """Redirect to /hop/<n-1>, at last to the picture, or to `to`."""
     left = int(request.match_info["left"])
     where = request.query.get("to") or (f"/hop/{left - 1}" if left else "/picture")
     return web.Response(status=302, headers={"Location": where})
 
 
 async def missing(_: web.Request) -> web.Response:
-    """Nothing here."""
+    """Return 404."""
     return web.Response(status=404)
 
 
 @asynccontextmanager
 async def host() -> AsyncIterator[str]:
-    """A server of images on loopback."""
+    """Run a server of images on loopback."""
     app = web.Application()
     for path, handler in (("picture", picture), ("small", small), ("endless", endless), ("missing", missing)):
         app.router.add_get(f"/{path}", handler)
@@ -59,7 +59,7 @@ async def host() -> AsyncIterator[str]:
 
 
 async def ended(call: Caller, image: str) -> tuple[str, str]:
-    """(status, message) of a task for this image, once it has ended."""
+    """Return (status, message) of a task for this image after its end."""
     task_id = await call.create(image=image)
     await call.emulator.painted()
     task = await call.task(task_id)
@@ -67,7 +67,7 @@ async def ended(call: Caller, image: str) -> tuple[str, str]:
 
 
 async def test_an_image_is_fetched_and_expanded() -> None:
-    """Also behind a few redirects; the task then has its pictures."""
+    """An image behind a URL, or behind a few redirects, is expanded."""
     async with host() as url, calling(allow_private=True, queue_seconds=0, work_seconds=0) as call:
         for path in ("/picture", "/hop/4"):
             assert await ended(call, url + path) == ("succeed", "")
@@ -89,20 +89,20 @@ async def test_an_image_is_fetched_and_expanded() -> None:
         ("/endless", "Image file size must not exceed 10MB"),
     ],
 )
-async def test_what_cannot_be_had_fails_the_task(path: str, message: str) -> None:
-    """Later, with the reason, like on the real service."""
+async def test_a_failed_download_fails_the_task(path: str, message: str) -> None:
+    """A failed download fails the task later, with the reason."""
     async with host() as url, calling(allow_private=True, queue_seconds=0, work_seconds=0) as call:
         assert await ended(call, url + path) == ("failed", message)
 
 
-async def test_a_slow_server_is_given_up() -> None:
-    """After fetch_timeout."""
+async def test_a_slow_server_times_out() -> None:
+    """A download ends after its timeout."""
     with pytest.raises(FetchError, match=r"no image within 0 s"):
         await fetch("http://127.0.0.1:1/", timeout=0, allow_private=True)
 
 
-async def test_nobody_there() -> None:
-    """An error of the connection is told as such."""
+async def test_a_refused_connection_is_reported() -> None:
+    """A connection error becomes a FetchError with its reason."""
     with pytest.raises(FetchError, match=r"127\.0\.0\.1"):
         await fetch("http://127.0.0.1:1/", timeout=5, allow_private=True)
 
@@ -120,7 +120,7 @@ async def test_nobody_there() -> None:
     ],
 )
 async def test_private_addresses_are_refused(url: str) -> None:
-    """At once, in an envelope, and no task is made."""
+    """A literal private address is refused at the create."""
     async with calling() as call:
         status, body = await call("POST", EDITING, json=order(image=url))
         assert (status, body["code"]) == (400, 1201)
@@ -128,28 +128,28 @@ async def test_private_addresses_are_refused(url: str) -> None:
 
 
 async def test_names_of_private_addresses_are_refused() -> None:
-    """A name is looked up where the connection is made, and passes or fails there."""
+    """A name with private addresses only fails the task."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         status, message = await ended(call, "http://localhost:1/x.png")
         assert status == "failed"
         assert "has no public address" in message
 
 
-async def test_the_guard_lets_through_what_it_should() -> None:
-    """With leave, loopback names resolve."""
+async def test_private_names_resolve_when_allowed() -> None:
+    """With `allow_private` loopback names resolve."""
     found = await PublicResolver(allow_private=True).resolve("localhost", 80, socket.AF_INET)
     assert [address["host"] for address in found] == ["127.0.0.1"]
 
 
 def test_public_addresses_are_public() -> None:
-    """Ordinary ones, in both families, and names, which are none."""
+    """Public addresses of both families pass, and so do names."""
     assert is_public("1.1.1.1")
     assert is_public("2606:4700:4700::1111")
     assert is_public("example.com")
 
 
 async def test_exactly_the_limit_is_read_and_no_more() -> None:
-    """A stream without end costs the limit, not the memory."""
+    """An endless body is read up to the limit only."""
     async with host() as url:
         data = await fetch(url + "/endless", timeout=30, allow_private=True)
     assert MAX_IMAGE_BYTES < len(data) < MAX_IMAGE_BYTES + 2_000_000

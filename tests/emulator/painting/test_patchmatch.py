@@ -1,4 +1,4 @@
-"""The engines of the emulator: what they paint, and that they say so when they cannot."""
+"""The PatchMatch engine: natural continuations without visible seams."""
 
 import io
 from functools import lru_cache
@@ -8,30 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
+from support.sample_pictures import floats, grain
 
-from kling_expand.emulator.painting import engine, patchmatch, pictures, seams
+from kling_expand.emulator.painting import patchmatch, pictures
 from kling_expand.emulator.painting.canvas import Canvas, Ratios, fit_canvas
 
 PHOTOS = Path(__file__).parents[3] / "examples" / "photos"
 
 
-def grain(width: int = 90, height: int = 60, seed: int = 5) -> Image.Image:
-    """A picture of smooth light and rough grain."""
-    y, x = np.mgrid[0:height, 0:width].astype(float)
-    light = 90 + 60 * x / width + 40 * y / height
-    rough = np.random.default_rng(seed).normal(0, 12, (height, width, 3))
-    return Image.fromarray(np.clip(light[..., None] + rough, 0, 255).astype(np.uint8))
-
-
-def floats(picture: Image.Image) -> NDArray[np.float64]:
-    return np.asarray(picture.convert("RGB")).astype(float)
-
-
 @lru_cache  # a painting takes seconds, and several promises are about the same one
 def expanded(name: str, ratios: Ratios, seed: int = 1) -> tuple[Image.Image, Image.Image, Canvas]:
-    """The original photograph, its expansion and where it should lie."""
+    """Return the original, its expansion, and the expected canvas."""
     data = (PHOTOS / name).read_bytes()
     original = Image.open(io.BytesIO(data)).convert("RGB")
     made = pictures.outpaint(data, ratios, seed=seed)
@@ -39,14 +27,8 @@ def expanded(name: str, ratios: Ratios, seed: int = 1) -> tuple[Image.Image, Ima
     return original, result, fit_canvas(*original.size, ratios)
 
 
-def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
-    """The message says what was asked for and what there is."""
-    with pytest.raises(engine.UnknownEngine, match=r"flat.*patchmatch.*'crayon'"):
-        pictures.find_engine("crayon")
-
-
 def test_coffee_to_wide_screen_is_a_photograph_still() -> None:
-    """Coffee at 16:9: the middle is the original; the sides are no flat, black or mirrored strips."""
+    """The middle is the original, and the sides are not flat, black or mirrored."""
     original, result, place = expanded("coffee.jpg", (0, 0, 0.0926, 0.0926))
     back = result.crop(place.box).resize(original.size, Image.Resampling.LANCZOS)
     assert result.size == (1536, 864)
@@ -65,7 +47,7 @@ def test_coffee_to_wide_screen_is_a_photograph_still() -> None:
 
 
 def test_the_seam_does_not_show() -> None:
-    """Across the border colours change as much as they do between other columns near it."""
+    """Colours change across the seam as much as between columns near it."""
     _, result, place = expanded("coffee.jpg", (0, 0, 0.0926, 0.0926))
     pixels = floats(result)
     change = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2))
@@ -77,7 +59,7 @@ def test_the_seam_does_not_show() -> None:
 
 
 def test_seeds_decide_the_picture() -> None:
-    """The same seed gives the same bytes, another seed another picture."""
+    """Equal seeds give equal pixels, another seed gives another picture."""
     picture, place = grain(), Canvas(160, 60, (0, 0, 90, 60))
     first, again, other = (floats(patchmatch.paint_patches(picture, place, seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
@@ -88,7 +70,7 @@ def test_seeds_decide_the_picture() -> None:
     "ratios", [(0.5, 0, 0, 0), (0, 0.5, 0, 0), (0, 0, 0.5, 0), (0, 0, 0, 0.5), (0.3,) * 4]
 )
 def test_every_direction_is_filled_with_light_and_grain(ratios: Ratios) -> None:
-    """Whatever side is new, it has the light of the nearest part of the original, and some grain of it."""
+    """A new side has the light of the nearest part of the original, and grain."""
     picture = grain()
     place = Canvas(*_around(picture.size, ratios))
     pixels = floats(patchmatch.paint_patches(picture, place, seed=3))
@@ -105,7 +87,7 @@ def test_every_direction_is_filled_with_light_and_grain(ratios: Ratios) -> None:
 
 
 def _around(size: tuple[int, int], ratios: Ratios) -> tuple[int, int, tuple[int, int, int, int]]:
-    """A canvas at the original's own scale."""
+    """Return the canvas at the scale of the original."""
     width, height = size
     up, down, left, right = (
         round(r * side) for r, side in zip(ratios, (height, height, width, width), strict=True)
@@ -114,23 +96,15 @@ def _around(size: tuple[int, int], ratios: Ratios) -> tuple[int, int, tuple[int,
 
 
 def test_grain_finer_than_the_small_canvas_goes_on_outside() -> None:
-    """A large original has detail the search never sees; the new area is not visibly smoother than it."""
+    """The new area has grain that the small canvas does not contain."""
     picture = grain(900, 120)
     pixels = floats(patchmatch.paint_patches(picture, Canvas(1050, 120, (0, 0, 900, 120)), seed=1))
     rough = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2))
     assert rough[905:1045].mean() > 0.7 * np.abs(np.diff(floats(picture), axis=1)).mean()
 
 
-def test_no_line_is_left_along_the_seam() -> None:
-    """A row beside the border that differs from both neighbours is laid between them, on every side."""
-    painted = np.full((30, 40, 3), 100, np.uint8)
-    place = Canvas(40, 30, (10, 8, 30, 22))
-    painted[[7, 22], 10:30] = painted[8:22, [9, 30]] = 60
-    assert (seams.smooth_seam(painted, place) == 100).all()
-
-
 def test_a_sky_that_darkens_upwards_goes_on_so() -> None:
-    """A smooth gradient is not turned back at the seam: no crease where the original ends."""
+    """A smooth gradient continues beyond the seam without a crease."""
     rows = np.linspace(60, 180, 80)[:, None, None] + np.zeros((80, 100, 3))
     place = Canvas(100, 120, (0, 40, 100, 120))
     pixels = floats(patchmatch.paint_patches(Image.fromarray(rows.astype(np.uint8)), place, seed=1)).mean(
@@ -141,7 +115,7 @@ def test_a_sky_that_darkens_upwards_goes_on_so() -> None:
 
 
 def test_the_guide_keeps_up_up_and_beside_beside() -> None:
-    """Inside, a pixel points at itself; outside, at a place near the side it lies on."""
+    """An inside pixel points at itself, an outside pixel near the side it lies on."""
     place = Canvas(200, 140, (40, 30, 160, 110))
     where = patchmatch.guide(place, seed=1)
     ys = (np.arange(80) + 0.5) / 80
@@ -161,7 +135,7 @@ numbers = st.integers(1, 2000)
 def test_the_small_canvas_covers_the_large_one(  # noqa: PLR0917 - a size and four margins
     width: int, height: int, up: int, down: int, left: int, right: int
 ) -> None:
-    """Scaled up about the box, the small canvas reaches as far on every side, and not a pixel farther."""
+    """Scaled up about its box, the small canvas covers the large one exactly."""
     large = Canvas(left + width + right, up + height + down, (left, up, left + width, up + height))
     small, x, y = patchmatch.shrink(large)
     assert abs((small.box[2] - small.box[0]) * x - width) < 1e-6
@@ -174,24 +148,14 @@ def test_the_small_canvas_covers_the_large_one(  # noqa: PLR0917 - a size and fo
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (9, 1)])
 def test_the_smallest_originals_are_continued_too(size: tuple[int, int]) -> None:
-    """A few pixels are little to learn from, but no reason to fail."""
+    """An original of a few pixels is continued."""
     picture = Image.new("RGB", size, (200, 100, 50))
     place = Canvas(size[0] + 12, size[1] + 10, (5, 4, 5 + size[0], 4 + size[1]))
     assert patchmatch.paint_patches(picture, place, seed=1).size == (place.width, place.height)
 
 
 def test_nothing_to_paint_leaves_the_original() -> None:
-    """A canvas the size of the original comes back as it was."""
+    """A canvas of the size of the original returns it unchanged."""
     picture = grain()
     made = patchmatch.paint_patches(picture, Canvas(90, 60, (0, 0, 90, 60)), seed=1)
     assert np.array_equal(floats(picture), floats(made))
-
-
-def test_flat_is_flat_and_varies_by_seed() -> None:
-    """One colour near the edge's mean; the same for the same seed, another for another."""
-    picture, place = grain(), Canvas(160, 60, (0, 0, 90, 60))
-    first, again, other = (floats(engine.paint_flat(picture, place, seed=seed)) for seed in (1, 1, 2))
-    assert first.std(axis=(0, 1)).max() == 0
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-    assert np.abs(first[0, 0] - floats(picture).mean(axis=(0, 1))).max() < 40

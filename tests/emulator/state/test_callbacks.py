@@ -1,4 +1,4 @@
-"""Is every change of a task told, in the order and with the signature asked for, at no cost to the server?"""
+"""Callbacks: their order, repeats, signatures and retries."""
 
 import asyncio
 import json
@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
 from aiohttp import web
 from standardwebhooks import Webhook
 from support.raw_client import Caller, calling
@@ -17,7 +16,7 @@ SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 
 
 class Receiver:
-    """A server that keeps what it is told, and answers what `answer` says."""
+    """A server that stores the callbacks it gets, and answers with the status of `answer`."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -43,7 +42,7 @@ class Receiver:
 
 @asynccontextmanager
 async def receiving() -> AsyncIterator[Receiver]:
-    """A receiver on a free port."""
+    """Run a receiver on a free port."""
     receiver = Receiver()
     app = web.Application()
     app.router.add_post("/hook", receiver.handle)
@@ -57,8 +56,8 @@ async def receiving() -> AsyncIterator[Receiver]:
         await runner.cleanup()
 
 
-async def test_every_status_is_told_when_it_begins() -> None:
-    """submitted at once, the others when the clock gets there; each body is the bare task of a query."""
+async def test_each_status_is_sent_when_it_begins() -> None:
+    """Each status is sent when it begins, and the body is the task of a query."""
     async with receiving() as receiver, calling(queue_seconds=5, work_seconds=5) as call:
         task_id = await call.create(callback_url=receiver.url, external_task_id="x")
         told = await receiver.next()
@@ -69,8 +68,8 @@ async def test_every_status_is_told_when_it_begins() -> None:
         assert await receiver.next() == await call.task(task_id)
 
 
-async def test_statuses_that_last_no_time_are_left_out() -> None:
-    """A task that is done at once is told once, a failed one with its reason."""
+async def test_a_status_without_duration_is_not_sent() -> None:
+    """A task that ends at once has one callback, a failed one with its message."""
     async with receiving() as receiver, calling(queue_seconds=0, work_seconds=0) as call:
         await call.create(callback_url=receiver.url)
         assert await receiver.statuses(1) == ["succeed"]
@@ -81,8 +80,8 @@ async def test_statuses_that_last_no_time_are_left_out() -> None:
         assert receiver.calls.empty()
 
 
-async def test_a_leap_of_the_clock_skips_no_status() -> None:
-    """Whoever was asleep still hears the whole story."""
+async def test_advancing_the_clock_skips_no_status() -> None:
+    """A clock that jumps over a status still sends it."""
     async with receiving() as receiver, calling(queue_seconds=5, work_seconds=5) as call:
         await call.create(callback_url=receiver.url)
         call.emulator.advance(100)
@@ -90,7 +89,7 @@ async def test_a_leap_of_the_clock_skips_no_status() -> None:
 
 
 async def test_calls_can_be_repeated_and_out_of_order() -> None:
-    """All of a task's calls at its end, shuffled, each as often as asked for."""
+    """With `shuffled` all callbacks come at the end, repeated and in any order."""
     options = {"callback_order": "shuffled", "callback_repeats": 3, "queue_seconds": 5, "work_seconds": 5}
     async with receiving() as receiver, calling(**options) as call:
         await call.create(callback_url=receiver.url)
@@ -101,7 +100,7 @@ async def test_calls_can_be_repeated_and_out_of_order() -> None:
 
 
 async def test_an_independent_library_accepts_the_signature() -> None:
-    """`standardwebhooks` verifies what is sent; repeats of a call bear one id, other calls another."""
+    """`standardwebhooks` verifies each callback, and only repeats share an id."""
     options = {"webhook_secret": SECRET, "callback_repeats": 2, "queue_seconds": 0, "work_seconds": 5}
     async with receiving() as receiver, calling(**options) as call:
         await call.create(callback_url=receiver.url)
@@ -115,7 +114,7 @@ async def test_an_independent_library_accepts_the_signature() -> None:
 
 
 async def test_unsigned_calls_carry_no_signature() -> None:
-    """Without a secret there is none."""
+    """Without a secret no signature header is sent."""
     async with receiving() as receiver, calling() as call:
         await call.create(callback_url=receiver.url)
         headers, _ = await receiver.calls.get()
@@ -123,7 +122,7 @@ async def test_unsigned_calls_carry_no_signature() -> None:
 
 
 def test_the_published_vector() -> None:
-    """The sample of the vendor's documentation."""
+    """The sample in the documentation has the documented signature."""
     body = (
         b'{"id":"1234567890","status":"succeeded","message":"",'
         b'"create_time":1781080778802,"update_time":1781080794151}'
@@ -132,22 +131,14 @@ def test_the_published_vector() -> None:
     assert headers["webhook-signature"] == "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4="
 
 
-@pytest.mark.parametrize("secret", ["secret", "whsec_***", "whsec_abc"])
-async def test_a_bad_secret_stops_the_start(secret: str) -> None:
-    """Not the first callback."""
-    with pytest.raises(ValueError, match=r"whsec_|base64|padding|alphabet|digit"):
-        async with calling(webhook_secret=secret):
-            raise AssertionError("it started")
-
-
 async def delivered(call: Caller, what: str) -> None:
-    """Wait until a call was delivered or given up."""
+    """Wait until a callback was delivered or not."""
     while not call.emulator.account.callbacks[what]:  # noqa: ASYNC110 - the books are plain numbers
         await asyncio.sleep(0)
 
 
 async def test_a_failing_receiver_is_tried_again() -> None:
-    """Twice 500, then 200: three calls, one delivery."""
+    """After two responses with 500 the third attempt is delivered."""
     answers = iter([500, 500, 200])
     options = {"callback_backoff": 0, "queue_seconds": 0, "work_seconds": 0}
     async with receiving() as receiver, calling(**options) as call:
@@ -157,8 +148,8 @@ async def test_a_failing_receiver_is_tried_again() -> None:
         await delivered(call, "delivered")
 
 
-async def test_a_receiver_that_is_not_there_harms_nobody() -> None:
-    """Its calls are given up, tasks and answers go on."""
+async def test_a_missing_receiver_affects_no_task() -> None:
+    """Callbacks that cannot be delivered affect neither tasks nor responses."""
     async with calling(callback_backoff=0, queue_seconds=0, work_seconds=0) as call:
         task_id = await call.create(callback_url="http://127.0.0.1:1/hook")
         await delivered(call, "undelivered")

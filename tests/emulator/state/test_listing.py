@@ -1,4 +1,4 @@
-"""Can the list be as unhelpful as a list may be?"""
+"""Lists: pages, order, lag and tasks of other programs."""
 
 from typing import Any
 
@@ -6,13 +6,26 @@ from support.raw_client import DIRECTION, EDITING, Caller, calling, order
 
 
 async def ids(call: Caller, query: str = "") -> list[str]:
-    """The task ids of a page."""
+    """Return the task ids of a page."""
     _, body = await call("GET", EDITING + query)
     return [task["task_id"] for task in body["data"]]
 
 
+async def test_lists_are_paged_newest_first() -> None:
+    """Pages follow pageNum and pageSize, and values out of range are 1201."""
+    async with calling(slots=100) as call:
+        ids = [await call.create() for _ in range(5)]
+        _, body = await call("GET", f"{EDITING}?pageNum=2&pageSize=2")
+        assert [ids[2], ids[1]] == [task["task_id"] for task in body["data"]]
+        _, body = await call("GET", EDITING)
+        assert ids[::-1] == [task["task_id"] for task in body["data"]]
+        for query in ("pageNum=0", "pageNum=1001", "pageSize=0", "pageSize=501", "pageSize=x", "pageNum="):
+            status, body = await call("GET", f"{EDITING}?{query}")
+            assert (status, body["code"]) == (400, 1201)
+
+
 async def test_order_can_be_any() -> None:
-    """Oldest first, or another order at every call, but always the same tasks."""
+    """Lists can be oldest first, or shuffled at every call, with the same tasks."""
     async with calling(slots=100) as call:
         made = [await call.create() for _ in range(20)]
         call.emulator.list_order = "oldest"
@@ -24,7 +37,7 @@ async def test_order_can_be_any() -> None:
 
 
 async def test_lists_can_be_refused() -> None:
-    """Some accounts may not list; reading single tasks still works."""
+    """Lists can be refused alone, while queries are answered."""
     async with calling(list_code=1103) as call:
         task_id = await call.create()
         status, body = await call("GET", EDITING)
@@ -33,7 +46,7 @@ async def test_lists_can_be_refused() -> None:
 
 
 async def test_lists_can_lag() -> None:
-    """What is new is missing, what has changed is shown as it was."""
+    """With `list_lag` newer tasks are missing and statuses are old."""
     clock: dict[str, Any] = {"clock": lambda: 1_700_000_000.0}
     async with calling(list_lag=5, queue_seconds=1, work_seconds=2, **clock) as call:
         task_id = await call.create()
@@ -45,8 +58,8 @@ async def test_lists_can_lag() -> None:
         assert [task["task_status"] for task in body["data"]] == ["submitted"]
 
 
-async def test_foreign_tasks_stand_in_between() -> None:
-    """Paging goes on across them; they bear other ids and none of ours."""
+async def test_lists_can_contain_foreign_tasks() -> None:
+    """Tasks of another program appear between our own, over all pages."""
     async with calling(slots=100, list_foreign=2) as call:
         made = [await call.create(external_task_id=f"x{number}") for number in range(5)]
         shown = await ids(call)
@@ -58,7 +71,7 @@ async def test_foreign_tasks_stand_in_between() -> None:
 
 
 async def test_dialects_do_not_mix() -> None:
-    """Each path lists and finds its own tasks, but an external id is taken for both."""
+    """Each dialect lists and finds its own tasks, but an external id is used in both."""
     async with calling(slots=100) as call:
         editing = await call.create(external_task_id="x")
         body = {"image": order()["image"], "direction": "right", "external_task_id": "y"}
@@ -72,3 +85,30 @@ async def test_dialects_do_not_mix() -> None:
         assert (status, answer["code"]) == (400, 1201)
         status, answer = await call("POST", EDITING, json=order(external_task_id="y"))
         assert (status, answer["message"]) == (400, "external_task_id y already exists")
+
+
+async def test_lists_can_be_refused_with_1302_alone() -> None:
+    """Any code can refuse lists; creates and queries are answered."""
+    async with calling(list_code=1302) as call:
+        task_id = await call.create()
+        status, body = await call("GET", EDITING)
+        assert (status, body["code"]) == (429, 1302)
+        assert (await call.task(task_id))["task_id"] == task_id
+
+
+async def test_statuses_in_lists_can_lag_or_never_change() -> None:
+    """With `list_status_lag` every task is listed at once, with the status of some seconds ago."""
+    clock: dict[str, Any] = {"clock": lambda: 1_700_000_000.0}
+    async with calling(list_status_lag=40, queue_seconds=1, work_seconds=2, **clock) as call:
+        task_id = await call.create()
+        seen = []
+        for seconds in (0, 3, 38, 2):
+            call.emulator.advance(seconds)
+            (task,) = (await call("GET", EDITING))[1]["data"]
+            assert task["task_id"] == task_id
+            seen.append(task["task_status"])
+        assert seen == ["submitted", "submitted", "processing", "succeed"]
+        call.emulator.list_status_lag = 1e9
+        call.emulator.advance(86400)
+        (task,) = (await call("GET", EDITING))[1]["data"]
+        assert (task["task_status"], (await call.task(task_id))["task_status"]) == ("submitted", "succeed")

@@ -1,0 +1,111 @@
+"""The plan of faults: scripts, times and probabilities."""
+
+import random
+from typing import Any
+
+import pytest
+from support.raw_client import EDITING, calling, create_code
+
+from kling_expand.emulator.faults.plan import ROUTES, Fault, FaultPlan, parse_fault
+
+
+async def test_scripts_are_exact_and_per_route() -> None:
+    """`ok` leaves a call alone, `times` repeats a fault, and other routes are not affected."""
+    async with calling() as call:
+        call.emulator.faults.script("list", "ok", Fault("error", code=1302, times=2), "ok")
+        assert (await create_code(call))[0] == 200
+        statuses = [(await call("GET", EDITING))[0] for _ in range(5)]
+        assert statuses == [200, 429, 429, 200, 200]
+
+
+def test_probabilities_follow_the_seed() -> None:
+    """Equal seeds pick the same calls, about as many as the probability says."""
+
+    def drawn() -> list[bool]:
+        faults = FaultPlan(random.Random(7), lambda: 0.0)
+        faults.chance("query", "html", 0.1)
+        return [faults.pick("query") is not None for _ in range(1000)]
+
+    assert drawn() == drawn()
+    assert 60 < sum(drawn()) < 140
+
+
+def test_scripts_come_before_probabilities() -> None:
+    """A script is played first, and `clear` removes everything."""
+    faults = FaultPlan(random.Random(0), lambda: 0.0)
+    faults.chance("create", Fault("html"), 1)
+    faults.script("create", "reset")
+    assert [step["kind"] for step in faults.planned()["create"]["script"]] == ["reset"]
+    assert [faults.pick("create"), faults.pick("create")] == [Fault("reset"), Fault("html")]
+    faults.clear()
+    assert faults.pick("create") is None
+    assert faults.planned() == {route: {"script": [], "timed": [], "chances": []} for route in ROUTES}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "unheard-of",
+        7,
+        {},
+        {"kind": ["html"]},
+        {"kind": "error", "code": 7},
+        {"kind": "error", "more": 1},
+        {"kind": "late", "seconds": "1"},
+        {"kind": "late", "seconds": -1},
+        {"kind": "late", "seconds": float("nan")},
+        {"kind": "html", "times": 0},
+        {"kind": "html", "retry_after": 5},
+    ],
+)
+def test_an_invalid_fault_is_refused(step: Any) -> None:
+    """A fault with a wrong name, type or range is refused."""
+    with pytest.raises(ValueError, match=r"."):
+        parse_fault(step)
+
+
+def test_kinds_are_kept_to_their_routes() -> None:
+    """A fault of downloads, an unknown route and a wrong probability are refused."""
+    faults = FaultPlan(random.Random(0), lambda: 0.0)
+    with pytest.raises(ValueError, match="downloads only"):
+        faults.script("create", "truncated_picture")
+    with pytest.raises(ValueError, match="route must be"):
+        faults.script("delete", "html")
+    with pytest.raises(ValueError, match="probability"):
+        faults.chance("create", "html", 2)
+
+
+def test_faults_for_a_time_end_with_the_clock() -> None:
+    """A fault for some seconds meets every call until then, after a script and before probabilities."""
+    now = 100.0
+    faults = FaultPlan(random.Random(0), lambda: now)
+    faults.chance("query", "html", 1)
+    faults.for_seconds("query", Fault("error", code=1103), 10)
+    faults.script("query", "reset")
+    assert [faults.pick("query") for _ in range(3)] == [Fault("reset"), *[Fault("error", code=1103)] * 2]
+    (timed,) = faults.planned()["query"]["timed"]
+    assert (timed["seconds_left"], timed["code"]) == (10, 1103)
+    now = 110.0
+    assert faults.pick("query") == Fault("html")
+    assert faults.planned()["query"]["timed"] == []
+
+
+@pytest.mark.parametrize("duration", [-1, float("inf"), float("nan")])
+def test_an_invalid_duration_is_refused(duration: float) -> None:
+    """A duration is a finite number of at least 0."""
+    faults = FaultPlan(random.Random(0), lambda: 0.0)
+    with pytest.raises(ValueError, match="duration must be"):
+        faults.for_seconds("query", "html", duration)
+
+
+@pytest.mark.parametrize(("code", "status"), [(1000, 401), (1004, 401), (1103, 403), (1203, 404)])
+async def test_queries_can_be_refused_for_some_seconds(code: int, status: int) -> None:
+    """In mid-run every query is refused for 10 s of the emulator's clock; creates are not affected."""
+    async with calling(clock=lambda: 1e9) as call:
+        task_id = await call.create()
+        call.emulator.faults.for_seconds("query", Fault("error", code=code), 10)
+        assert (await create_code(call))[0] == 200
+        for _ in range(3):
+            assert (await call("GET", f"{EDITING}/{task_id}"))[0] == status
+        call.emulator.advance(10)
+        assert (await call.task(task_id))["task_id"] == task_id

@@ -1,0 +1,94 @@
+"""The routes of the service: downloads, the account's state and the addresses in responses."""
+
+import io
+
+import pytest
+from PIL import Image
+from support.raw_client import EDITING, calling, create_code
+
+
+async def test_pictures_differ_and_need_no_credentials() -> None:
+    """The n pictures differ, have the exact aspect, and are served whole and in ranges."""
+    async with calling(queue_seconds=0, work_seconds=0) as call:
+        task = await call.task(await call.create(n=2, right_expansion_ratio=0.5))
+        first, second = (image["url"] for image in task["task_result"]["images"])
+        async with call.session.get(first) as answer:
+            whole = await answer.read()
+            assert ("image/png", str(len(whole)), "flat") == (
+                answer.content_type,
+                answer.headers["Content-Length"],
+                answer.headers["X-Engine"],
+            )
+            assert answer.headers["Server"] == "kling-expand-emulator"
+        async with call.session.get(second) as answer:
+            assert whole != await answer.read()
+        with Image.open(io.BytesIO(whole)) as picture:
+            assert abs(picture.width - picture.height * 1.75 / 1.5) <= 1
+        parts = [(0, 9), (10, 99), (100, len(whole) + 5)]
+        joined = b""
+        for first_byte, last_byte in parts:
+            headers = {"Range": f"bytes={first_byte}-{last_byte}"}
+            async with call.session.get(first, headers=headers) as answer:
+                assert answer.status == 206
+                joined += await answer.read()
+        assert whole == joined
+
+
+@pytest.mark.parametrize(
+    ("header", "status", "content_range"),
+    [
+        ("bytes=-5", 206, "bytes {last5}-{last}/{size}"),
+        ("bytes=999999999-", 416, "bytes */{size}"),
+        ("bytes=9-2", 200, None),
+        ("lines=1-2", 200, None),
+    ],
+)
+async def test_odd_ranges(header: str, status: int, content_range: str | None) -> None:
+    """A suffix range is served, one outside is 416, and an invalid one is ignored."""
+    async with calling(queue_seconds=0, work_seconds=0) as call:
+        task = await call.task(await call.create())
+        url = task["task_result"]["images"][0]["url"]
+        async with call.session.get(url) as answer:
+            size, tag = len(await answer.read()), answer.headers["ETag"]
+        async with call.session.get(url, headers={"Range": header, "If-Range": tag}) as answer:
+            assert status == answer.status
+            expected = content_range and content_range.format(size=size, last=size - 1, last5=size - 5)
+            assert expected == answer.headers.get("Content-Range")
+        async with call.session.get(url, headers={"Range": header, "If-Range": '"other"'}) as answer:
+            assert (200, size) == (answer.status, len(await answer.read()))
+
+
+async def test_a_watermark_is_drawn_beside_the_picture() -> None:
+    """A watermarked copy exists where it was asked for, and only there."""
+    async with calling(queue_seconds=0, work_seconds=0) as call:
+        task = await call.task(await call.create(watermark_info={"enabled": True}))
+        (image,) = task["task_result"]["images"]
+        pictures = []
+        for name in ("url", "watermark_url"):
+            async with call.session.get(image[name]) as answer:
+                pictures.append(await answer.read())
+        assert pictures[0] != pictures[1]
+        plain = await call.task(await call.create())
+        url = plain["task_result"]["images"][0]["url"]
+        for wrong in (url.replace("0.png", "0-watermark.png"), url.replace("0.png", "1.png"), url + "x"):
+            async with call.session.get(wrong) as answer:
+                assert answer.status == 404
+
+
+@pytest.mark.parametrize(
+    ("account", "status"), [(1100, 429), (1101, 429), (1102, 429), (1103, 403), (1304, 429)]
+)
+async def test_an_account_code_refuses_every_call(account: int, status: int) -> None:
+    """With `account_code` creates and reads are refused alike."""
+    async with calling(account_code=account) as call:
+        assert await create_code(call) == (status, account)
+        assert (await call("GET", EDITING))[0] == status
+
+
+async def test_urls_follow_the_host_header() -> None:
+    """Picture URLs use the Host header of the request, unless it is invalid."""
+    async with calling(queue_seconds=0, work_seconds=0) as call:
+        task_id = await call.create()
+        for host, origin in (("kling.test:81", "http://kling.test:81"), ("a b<", call.emulator.url)):
+            _, body = await call("GET", f"{EDITING}/{task_id}", headers={"Host": host})
+            assert body["data"]["task_result"]["images"][0]["url"].startswith(origin + "/files/")

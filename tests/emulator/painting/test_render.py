@@ -1,0 +1,50 @@
+"""The renderer: from a task to its pictures or its failure."""
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+from support.raw_client import calling
+from support.sample_pictures import BROKEN
+
+PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "coffee.jpg"
+
+
+async def test_the_real_engine_paints() -> None:
+    """The default engine paints a photograph, and its task waits for that."""
+    async with calling(engine="patchmatch", queue_seconds=0, work_seconds=0) as call:
+        photo = base64.b64encode(PHOTO.read_bytes()).decode()
+        task_id = await call.create(image=photo)
+        await call.emulator.painted()
+        task = await call.task(task_id)
+        assert task["task_status"] == "succeed"
+        async with call.session.get(task["task_result"]["images"][0]["url"]) as answer:
+            assert answer.headers["X-Engine"] == "patchmatch"
+            with Image.open(io.BytesIO(await answer.read())) as picture:
+                picture.load()
+
+
+async def test_a_lost_worker_fails_the_task() -> None:
+    """When workers are lost again and again the task fails and does not hang."""
+    async with calling(engine="patchmatch", queue_seconds=0, work_seconds=0) as call:
+        call.emulator.service.renderer._pool._closing = True
+        task_id = await call.create()
+        await call.emulator.painted()
+        task = await call.task(task_id)
+        assert (task["task_status"], task["task_status_msg"]) == ("failed", "Server internal error")
+
+
+async def test_a_picture_that_cannot_be_painted_fails_its_task() -> None:
+    """A broken image fails the task, or the download with the flat engine."""
+    for engine, status in (("patchmatch", "failed"), ("flat", "succeed")):
+        async with calling(engine=engine, queue_seconds=0, work_seconds=0) as call:
+            task_id = await call.create(image=base64.b64encode(BROKEN).decode())
+            await call.emulator.painted()
+            task = await call.task(task_id)
+            assert task["task_status"] == status
+            if status == "failed":
+                assert task["task_status_msg"].startswith("Image pixel is invalid: broken png")
+                continue
+            async with call.session.get(task["task_result"]["images"][0]["url"]) as answer:
+                assert answer.status == 404

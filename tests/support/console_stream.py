@@ -1,0 +1,43 @@
+"""A reader of the console's event stream."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from support.raw_client import Caller
+
+
+class Stream:
+    """The events of one console."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+
+    async def next(self) -> tuple[str, Any]:
+        """The next event's name and data; ("", None) at the end."""
+        name = ""
+        async for line in self._answer.content:
+            kind, _, rest = line.decode().rstrip("\n").partition(": ")
+            if kind == "event":
+                name = rest
+            elif kind == "data":
+                return name, json.loads(rest)
+        return "", None
+
+    async def until(self, wanted: str) -> Any:
+        """The data of the next event of this name."""
+        while True:
+            name, data = await self.next()
+            assert name, f"the stream ended before {wanted}"
+            if name == wanted:
+                return data
+
+
+@asynccontextmanager
+async def open_stream(call: Caller) -> AsyncIterator[Stream]:
+    """Open the stream of a console."""
+    async with call.session.get(call.emulator.url + "/_emulator/events") as answer:
+        assert answer.content_type == "text/event-stream"
+        yield Stream(answer)

@@ -1,4 +1,4 @@
-"""Are the documents' own examples served, as they stand, with all the fields their answers show?"""
+"""The examples of the documentation: their requests are accepted, and responses have all fields shown."""
 
 import base64
 import json
@@ -13,36 +13,38 @@ REQUESTS = sorted(path.name for path in SAMPLES.glob("*.request.json"))
 
 
 def sample(name: str) -> Any:
-    """A recorded body."""
+    """Return a recorded body."""
     return json.loads((SAMPLES / name).read_text())
 
 
 def place(name: str) -> str:
-    """Where a sample is sent."""
+    """Return the path that a sample is sent to."""
     return EDITING if name.startswith("editing") else DIRECTION
 
 
-def missing(shown: Any, had: Any, path: str = "") -> list[str]:
-    """Which fields of a sample an answer does not have, or has with another type."""
-    if isinstance(shown, dict) and isinstance(had, dict):
+def missing(shown: Any, found: Any, path: str = "") -> list[str]:
+    """Return the fields of a sample that a response lacks, or has with another type."""
+    if isinstance(shown, dict) and isinstance(found, dict):
         return [
             lack
             for name, value in shown.items()
-            for lack in (missing(value, had[name], f"{path}.{name}") if name in had else [f"{path}.{name}"])
+            for lack in (
+                missing(value, found[name], f"{path}.{name}") if name in found else [f"{path}.{name}"]
+            )
         ]
-    if isinstance(shown, list) and isinstance(had, list):
-        return missing(shown[0], had[0], path + "[]")
-    return [] if type(shown) is type(had) else [f"{path}: {type(had).__name__}"]
+    if isinstance(shown, list) and isinstance(found, list):
+        return missing(shown[0], found[0], path + "[]")
+    return [] if type(shown) is type(found) else [f"{path}: {type(found).__name__}"]
 
 
 def test_the_samples_are_there() -> None:
-    """One of the editing document, three of the other."""
+    """There is one request of the editing dialect and three of the direction dialect."""
     assert len(REQUESTS) == 4
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_requests_are_accepted_to_the_letter(name: str) -> None:
-    """The bytes of the document, the picture's address included, whether or not it can be fetched."""
+    """The recorded bytes are accepted, with the URL of their picture."""
     async with calling(fetch_timeout=0) as call:
         raw = (SAMPLES / name).read_bytes()
         status, body = await call("POST", place(name), data=raw, headers={"Content-Type": "application/json"})
@@ -52,7 +54,7 @@ async def test_requests_are_accepted_to_the_letter(name: str) -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_answers_have_every_field_that_is_shown(name: str) -> None:
-    """With a picture that can be had: create, query and list, in the older shapes and in the newer."""
+    """Create, query and list have every recorded field, in the older format and in the newer."""
     image = base64.b64encode(png()).decode()
     marked = {"watermark_info": {"enabled": True}} if name.startswith("editing") else {}
     async with calling(queue_seconds=0, work_seconds=0) as call:

@@ -1,4 +1,4 @@
-"""How is the console visited? By Chromium without a screen, which must not speak to anybody else."""
+"""Headless Chromium with the console of an emulator; requests to any other host fail the test."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -23,13 +23,13 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE = 30_000  # milliseconds: the machine may be busy with other tests
+TIMEOUT = 30_000  # milliseconds; the machine may be busy with other tests
 MISSING = "the console is tested in Chromium, which is not installed here: apt-get install chromium"
 
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """The system's browser; without one the test fails and says what to install."""
+    """Yield the system's browser; without one the test fails and says what to install."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.fail(MISSING, pytrace=False)
@@ -43,19 +43,19 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @define
 class Visit:
-    """A page, the emulator it shows, and what went on behind it."""
+    """A page with its emulator, its requests and its errors."""
 
     page: Page
     emulator: Emulator
     requests: list[str] = Factory(list)
-    wrong: list[str] = Factory(list)
+    errors: list[str] = Factory(list)
 
     def edge(self, side: str) -> Locator:
-        """One of the four sliders."""
+        """Return one of the four sliders."""
         return self.page.locator(f'[data-side="{side}"]')
 
     async def ratio(self, side: str) -> float:
-        """What is in the field of a side."""
+        """Return the ratio in the field of a side."""
         return float(await self.page.input_value(f"#ratio-{side}"))
 
     async def choose(self, name: str = "coffee.jpg") -> None:
@@ -64,7 +64,7 @@ class Visit:
         await expect(self.page.locator("#order")).to_be_visible()
 
     async def grab(self, side: str) -> tuple[float, float]:
-        """Press the pointer on an edge; where that is."""
+        """Press the pointer on an edge and return its position."""
         box = await self.edge(side).bounding_box()
         assert box is not None
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -79,7 +79,7 @@ class Visit:
         await self.page.mouse.up()
 
     async def expand(self) -> dict[str, Any]:
-        """Press Expand; the task that comes of it, as the emulator keeps it."""
+        """Press Expand and return the new task."""
         known = set(self.emulator.account.tasks)
         await self.page.click("#expand")
         await expect(self.page.locator("#task-list li")).to_have_count(len(known) + 1)
@@ -99,7 +99,7 @@ async def visiting(
     height: int = 900,
     **settings: Any,
 ) -> AsyncIterator[Visit]:
-    """An emulator whose clock stands still, and its console; at the end, nothing may have gone wrong."""
+    """Run an emulator with a stopped clock and yield its console; errors on the page fail the test."""
     options: dict[str, Any] = {
         "engine": "flat",
         "queue_seconds": 10.0,
@@ -110,17 +110,17 @@ async def visiting(
         context = await browser.new_context(
             color_scheme=scheme, viewport={"width": width, "height": height}, locale="en-GB"
         )
-        context.set_default_timeout(PATIENCE)
-        expect.set_options(timeout=PATIENCE)
+        context.set_default_timeout(TIMEOUT)
+        expect.set_options(timeout=TIMEOUT)
         page = await context.new_page()
         visit = Visit(page, emulator)
         page.on("request", lambda request: visit.requests.append(request.url))
-        page.on("pageerror", lambda error: visit.wrong.append(str(error)))
-        page.on("console", lambda said: visit.wrong.append(said.text) if "Policy" in said.text else None)
+        page.on("pageerror", lambda error: visit.errors.append(str(error)))
+        page.on("console", lambda said: visit.errors.append(said.text) if "Policy" in said.text else None)
         await page.goto(emulator.url + "/")
         await expect(page.locator("html")).to_have_attribute("data-ready", "yes")
         await expect(page.locator("#link")).to_have_text("Live")
         yield visit
-        assert visit.wrong == []
+        assert visit.errors == []
         assert all(url.startswith((emulator.url + "/", "blob:")) for url in visit.requests)
         await context.close()

@@ -1,4 +1,4 @@
-"""Can people use the console? In Chromium, by pointer, by keys alone, in both colour schemes, on a phone."""
+"""The console in Chromium: by pointer, by keyboard, in both colour schemes and on a small screen."""
 
 import asyncio
 import base64
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    """One Chromium for all."""
+    """Yield one Chromium for all tests."""
     async with chromium() as started:
         yield started
 
 
 async def test_a_photo_is_expanded(browser: Browser) -> None:
-    """Choose, drag, expand, watch it arrive, and compare: what was dragged is what was ordered."""
+    """A photo is chosen, dragged, expanded and compared, and the request has the dragged ratios."""
     async with visiting(browser) as visit:
         page = visit.page
         await visit.choose()
@@ -61,11 +61,13 @@ async def test_a_photo_is_expanded(browser: Browser) -> None:
         await page.get_by_role("button", name="Image 2").click()
         await expect(page.locator(".save")).to_have_attribute("download", f"{task['task_id']}-1.png")
         assert await natural_size(visit, ".original") == [600, 400]
-        assert visit.emulator.account.requests == {"create": 1}, "looking is not counted as a client's call"
+        assert visit.emulator.account.requests == {"create": 1}, (
+            "the console's own downloads must not be counted"
+        )
 
 
 async def natural_size(visit: Visit, selector: str) -> Any:
-    """Width and height of a loaded picture."""
+    """Return width and height of a loaded picture."""
     return await visit.page.eval_on_selector(
         selector,
         "async (image) => { await image.decode(); return [image.naturalWidth, image.naturalHeight] }",
@@ -73,14 +75,13 @@ async def natural_size(visit: Visit, selector: str) -> Any:
 
 
 async def finished(visit: Visit) -> None:
-    """Bring a task to its end and wait until its picture is shown."""
+    """Advance the clock to the end of a task and wait for its picture."""
     visit.emulator.advance(1000)
     await expect(visit.page.locator(".frame.done")).to_be_visible()
 
 
 async def test_the_slider_divides_before_from_after(browser: Browser) -> None:
-    """The original lies where it lies in the result, and the slider says how much is shown, by key and by
-    pointer."""
+    """The original keeps its position in the result, and the slider works by key and pointer."""
     async with visiting(browser) as visit:
         await visit.choose()
         await visit.page.click("text=16:9")
@@ -104,12 +105,12 @@ async def test_the_slider_divides_before_from_after(browser: Browser) -> None:
 
 
 async def clip(visit: Visit) -> str:
-    """How the picture on top is cut."""
+    """Return how the upper picture is clipped."""
     return str(await visit.page.eval_on_selector(".after", "(image) => getComputedStyle(image).clipPath"))
 
 
-async def test_edges_catch_at_shapes(browser: Browser) -> None:
-    """Near 16:9 the edge stops exactly there, unless Alt is held; the shape lights up."""
+async def test_edges_snap_to_aspect_ratios(browser: Browser) -> None:
+    """Near 16:9 the edge snaps to it, unless Alt is held."""
     async with visiting(browser) as visit:
         await visit.choose()
         scale = await pixels_per_photo(visit)
@@ -124,19 +125,19 @@ async def test_edges_catch_at_shapes(browser: Browser) -> None:
         assert await visit.ratio("right") != 0.1852
         await visit.page.keyboard.up("Alt")
         await visit.page.mouse.move(x + 2, y)
-        assert await visit.ratio("right") == 0, "near its own place it lets go of everything"
+        assert await visit.ratio("right") == 0, "near 0 it snaps to 0"
         await visit.page.mouse.up()
 
 
 async def pixels_per_photo(visit: Visit) -> float:
-    """How wide the photo is on the screen."""
+    """Return the width of the photo on the screen."""
     box = await visit.page.locator("#photo").bounding_box()
     assert box is not None
     return box["width"]
 
 
 async def test_the_area_ends_at_three(browser: Browser) -> None:
-    """However far one drags, and whatever one types, the order is one the service takes."""
+    """Neither dragging nor typing gives an area above 3."""
     async with visiting(browser) as visit:
         page = visit.page
         await visit.choose()
@@ -150,7 +151,7 @@ async def test_the_area_ends_at_three(browser: Browser) -> None:
         await expect(page.get_by_role("meter")).to_have_class("meter full")
         await expect(visit.edge("left")).to_have_attribute("aria-valuetext", containing("at its limit"))
         await page.fill("#ratio-up", "1.7")
-        assert await visit.ratio("up") == 1.7, "what is typed is left alone while it is typed"
+        assert await visit.ratio("up") == 1.7, "a focused field keeps what is typed"
         await page.press("#ratio-up", "Tab")
         assert await visit.ratio("up") == 0
         down, left = await visit.ratio("down"), await visit.ratio("left")
@@ -159,12 +160,12 @@ async def test_the_area_ends_at_three(browser: Browser) -> None:
 
 
 def containing(text: str) -> re.Pattern[str]:
-    """A pattern for an attribute that has this in it."""
+    """Return a pattern for an attribute that contains a text."""
     return re.compile(re.escape(text))
 
 
 async def test_one_side_ends_at_two(browser: Browser) -> None:
-    """A single edge goes to twice the photo, and no key or number moves it out of [0, 2]."""
+    """A ratio stays within 0 and 2 for every key and number."""
     async with visiting(browser) as visit:
         await visit.choose()
         edge = visit.edge("right")
@@ -194,7 +195,7 @@ async def test_one_side_ends_at_two(browser: Browser) -> None:
 async def test_arrows_move_an_edge_where_they_point(
     browser: Browser, side: str, outwards: str, inwards: str, more: str
 ) -> None:
-    """Each edge follows its arrows, in small and in large steps, and says where it is."""
+    """Each edge follows its arrow keys in small and large steps, and describes its position."""
     async with visiting(browser) as visit:
         await visit.choose()
         edge = visit.edge(side)
@@ -215,7 +216,7 @@ async def test_arrows_move_an_edge_where_they_point(
 
 
 async def test_everything_works_with_keys_alone(browser: Browser) -> None:
-    """From the sample to the finished picture by Tab, arrows, Space and Enter; each stop can be seen."""
+    """Everything works by keyboard alone, and every focused control shows its focus."""
     async with visiting(browser, queue_seconds=0, work_seconds=3) as visit:
         page = visit.page
         await tab_to(visit, "coffee")
@@ -255,7 +256,7 @@ FOCUSED = """() => {
 
 
 async def tab_to(visit: Visit, name: str) -> None:
-    """Press Tab until the control of this name has the focus; whatever is passed must show that it has it."""
+    """Press Tab until the control of this name is focused; each control on the way must show its focus."""
     for _ in range(90):
         await visit.page.keyboard.press("Tab")
         found, seen = await visit.page.evaluate(FOCUSED)
@@ -266,7 +267,7 @@ async def tab_to(visit: Visit, name: str) -> None:
 
 
 async def test_a_photo_is_dropped(browser: Browser) -> None:
-    """Anywhere on the page; what cannot be sent is named, and what is on the canvas stays."""
+    """A photo can be dropped anywhere; an invalid one is named and the present one stays."""
     async with visiting(browser) as visit:
         error = visit.page.locator("#photo-error")
         await drop(visit, "notes.txt", "text/plain", b"hello")
@@ -286,7 +287,7 @@ async def test_a_photo_is_dropped(browser: Browser) -> None:
 
 
 async def drop(visit: Visit, name: str, kind: str, content: bytes, *, padding: int = 0) -> None:
-    """Let a file fall on the page, with so many zeros at its end."""
+    """Drop a file with some zeros at its end on the page."""
     await visit.page.evaluate(
         """([name, type, text, padding]) => {
             const bytes = Uint8Array.from(atob(text), (each) => each.charCodeAt(0));
@@ -300,7 +301,7 @@ async def drop(visit: Visit, name: str, kind: str, content: bytes, *, padding: i
 
 
 async def test_a_photo_is_as_it_is_stored(browser: Browser, tmp_path: Path) -> None:
-    """A JPEG that says "turn me" has the size the service sees, and is shown that way."""
+    """A JPEG with an EXIF orientation is measured and shown as stored."""
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.open(PHOTOS / "coffee.jpg").save(tmp_path / "turned.jpg", exif=turned)
@@ -318,7 +319,7 @@ async def test_a_photo_is_as_it_is_stored(browser: Browser, tmp_path: Path) -> N
 
 
 async def test_shapes_agree_with_the_sdk(browser: Browser) -> None:
-    """The page's arithmetic and ours were written apart: on every photo and shape they say the same."""
+    """The geometry of the page agrees with that of the SDK for every aspect ratio."""
     sizes = [(600, 400), (400, 600), (451, 300), (1000, 1000), (300, 750), (750, 300), (1600, 901)]
     async with visiting(browser) as visit:
         found = await visit.page.evaluate(
@@ -343,7 +344,7 @@ async def test_shapes_agree_with_the_sdk(browser: Browser) -> None:
 
 
 def least(name: str, width: int, height: int) -> Ratios | None:
-    """The SDK's ratios for a shape, None where there are none."""
+    """Return the ratios of the SDK for an aspect ratio, or None."""
     try:
         return ToAspect(name).ratios(width, height)
     except GeometryError:
@@ -351,13 +352,13 @@ def least(name: str, width: int, height: int) -> Ratios | None:
 
 
 async def snippet(visit: Visit, language: str) -> str:
-    """The code that is shown."""
+    """Return the code that is shown."""
     await visit.page.click(f"text={language}")
     return await visit.page.locator("#snippet").inner_text()
 
 
 async def outcome(words: list[str], folder: Path) -> str:
-    """What a program prints that ends well."""
+    """Return the output of a program that must succeed."""
     process = await asyncio.create_subprocess_exec(
         *words,
         cwd=folder,
@@ -370,7 +371,7 @@ async def outcome(words: list[str], folder: Path) -> str:
 
 
 async def test_the_code_does_what_the_button_does(browser: Browser, tmp_path: Path) -> None:
-    """`curl` and Python, run as they stand, make the same task as Expand, whatever is in name and prompt."""
+    """The curl command and the Python program create the same task as the button."""
     name, prompt = 'it\'s $HOME "here".jpg', 'tea & "$5" `ls` \\n it\'s ünï'
     (tmp_path / name).write_bytes((PHOTOS / "coffee.jpg").read_bytes())
     async with visiting(browser, queue_seconds=0.0, work_seconds=0.1, clock=time.time) as visit:
@@ -392,7 +393,7 @@ async def test_the_code_does_what_the_button_does(browser: Browser, tmp_path: Pa
 
 
 async def test_code_is_copied(browser: Browser) -> None:
-    """To the clipboard where the browser lets us, by a selection otherwise."""
+    """The code is copied to the clipboard, or selected where the browser denies that."""
     async with visiting(browser) as visit:
         await visit.choose()
         await visit.page.click("text=1:1")
@@ -411,7 +412,7 @@ CLIPBOARD = "{ writeText: async (text) => { window.kept = text } }"
 
 
 async def test_other_programs_are_seen_as_they_run(browser: Browser) -> None:
-    """A task of the SDK appears, runs and ends, with its calls and their bodies; nobody reloads."""
+    """A task of the SDK appears with its calls and bodies, without a reload."""
     async with visiting(browser) as visit:
         page, emulator = visit.page, visit.emulator
         async with KlingClient(api_key=emulator.api_key, base_url=emulator.url) as kling:
@@ -440,13 +441,13 @@ async def test_other_programs_are_seen_as_they_run(browser: Browser) -> None:
 
 
 async def emulator_call(visit: Visit, method: str, path: str) -> None:
-    """A call as some program would make it."""
+    """Send a request as another program would."""
     headers = {"Authorization": f"Bearer {visit.emulator.api_key}"}
     await visit.page.request.fetch(visit.emulator.url + path, method=method, headers=headers)
 
 
 async def test_faults_are_added_met_and_cleared(browser: Browser) -> None:
-    """The panel offers what can happen to each call; what was added happens, and is told in words."""
+    """The panel offers the faults of each call, and added ones take effect and are shown."""
     async with visiting(browser) as visit:
         page = visit.page
         await visit.choose()
@@ -482,6 +483,12 @@ async def test_faults_are_added_met_and_cleared(browser: Browser) -> None:
         await page.click("text=Add fault")
         await expect(page.locator("#planned")).to_contain_text("12.5 % of calls")
         assert visit.emulator.faults.planned()["file"]["chances"][0]["probability"] == 0.125
+        await page.select_option("#fault-mode", "duration")
+        await page.fill("#fault-duration", "40")
+        await page.click("text=Add fault")
+        await expect(page.locator("#planned")).to_contain_text("all calls for 40 s")
+        visit.emulator.advance(40)
+        await expect(page.locator("#planned")).not_to_contain_text("all calls for")
         await page.click("text=Clear all")
         await expect(page.locator("#faults-count")).to_have_text("No faults planned")
         await page.select_option("#fault-route", "create")
@@ -489,9 +496,8 @@ async def test_faults_are_added_met_and_cleared(browser: Browser) -> None:
         assert not any(each["chances"] for each in visit.emulator.faults.planned().values())
 
 
-async def test_a_lost_answer_makes_no_second_task(browser: Browser) -> None:
-    """The connection is cut after the create: however often the browser asks again, there is one task, and
-    the page finds it."""
+async def test_a_lost_response_creates_no_second_task(browser: Browser) -> None:
+    """When the connection is cut after the create there is one task, and the page finds it."""
     async with visiting(browser) as visit:
         await visit.choose()
         await visit.page.click("text=16:9")
@@ -503,7 +509,7 @@ async def test_a_lost_answer_makes_no_second_task(browser: Browser) -> None:
 
 
 async def test_every_documented_fault_can_be_added(browser: Browser) -> None:
-    """Whatever the emulator knows to break, the panel offers, with fields that make a valid fault."""
+    """The panel offers every kind of fault, with fields that make a valid fault."""
     async with visiting(browser) as visit:
         page = visit.page
         count = 0
@@ -522,8 +528,8 @@ async def test_every_documented_fault_can_be_added(browser: Browser) -> None:
         assert len(scripts["create"]["script"]) + 2 == len(scripts["file"]["script"]) == 17
 
 
-async def test_a_wrong_fault_is_refused_in_words(browser: Browser) -> None:
-    """What the emulator does not take is said beside the form."""
+async def test_an_invalid_fault_shows_its_message(browser: Browser) -> None:
+    """The message of a refused fault is shown beside the form."""
     async with visiting(browser) as visit:
         await visit.page.evaluate("document.getElementById('fault').noValidate = true")
         await visit.page.fill("#fault-times", "0")
@@ -531,23 +537,23 @@ async def test_a_wrong_fault_is_refused_in_words(browser: Browser) -> None:
         await expect(visit.page.locator("#fault-error")).to_contain_text("1201")
 
 
-async def test_the_clock_is_moved(browser: Browser) -> None:
-    """By the buttons and by any number of seconds; time there is shown, and how far it was moved."""
+async def test_the_clock_is_advanced(browser: Browser) -> None:
+    """The buttons and the form advance the clock, and the page shows by how much."""
     async with visiting(browser) as visit:
         page = visit.page
         await page.click("text=+10 s")
-        await expect(page.locator("#moved")).to_have_text("advanced by 10 s")
+        await expect(page.locator("#moved")).to_have_text("(advanced by 10 s)")
         await page.click("text=+30 days")
-        await expect(page.locator("#moved")).to_have_text("advanced by 30 d 10 s")
+        await expect(page.locator("#moved")).to_have_text("(advanced by 30 d 10 s)")
         await page.fill("#move", "3590.5")
         await page.get_by_role("button", name="Advance", exact=True).click()
-        await expect(page.locator("#moved")).to_have_text("advanced by 30 d 1 h")
+        await expect(page.locator("#moved")).to_have_text("(advanced by 30 d 1 h)")
         assert visit.emulator.service.clock.offset == 30 * 86400 + 3600.5
         await expect(page.locator("#time")).to_contain_text("2026")
 
 
 async def test_the_page_survives_the_emulator(browser: Browser) -> None:
-    """While it cannot be reached the page says so; when it can be again, everything is there once."""
+    """The page shows a lost connection, and after reconnecting everything once."""
     async with visiting(browser) as visit:
         await visit.choose()
         await visit.page.click("text=16:9")
@@ -560,8 +566,8 @@ async def test_the_page_survives_the_emulator(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375)])
-async def test_nobody_is_kept_out(browser: Browser, scheme: Literal["light", "dark"], width: int) -> None:
-    """axe-core finds nothing: empty, while composing, with a failed and a finished task, calls open."""
+async def test_the_page_is_accessible(browser: Browser, scheme: Literal["light", "dark"], width: int) -> None:
+    """axe-core finds no violation on the page in use, in both colour schemes and widths."""
     async with visiting(browser, scheme=scheme, width=width) as visit:
         page = visit.page
         await visit.choose()
@@ -586,8 +592,8 @@ async def test_nobody_is_kept_out(browser: Browser, scheme: Literal["light", "da
         await check_access(visit)
 
 
-async def test_the_empty_page_keeps_nobody_out(browser: Browser) -> None:
-    """axe-core finds nothing before there is anything, nor while a task that failed is shown."""
+async def test_the_empty_page_is_accessible(browser: Browser) -> None:
+    """axe-core finds no violation on the empty page and with a failed task."""
     async with visiting(browser) as visit:
         await check_access(visit)
         await visit.choose()
@@ -603,15 +609,15 @@ RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "be
 
 
 async def check_access(visit: Visit) -> None:
-    """No violation of any rule, and nothing that has to be scrolled to sideways."""
+    """Check that no rule is violated and nothing needs scrolling sideways."""
     found = await Axe().run(visit.page, options=RULES)
     assert found.violations_count == 0, found.generate_report()
     wide = await visit.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1]
 
 
-async def test_colours_follow_the_reader(browser: Browser) -> None:
-    """Dark is dark and light is light; nothing moves for those who asked for stillness."""
+async def test_the_page_follows_the_preferences(browser: Browser) -> None:
+    """The page follows the colour scheme and the preference for reduced motion."""
     async with visiting(browser) as visit:
         shade = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
         assert await visit.page.evaluate(shade) > 200

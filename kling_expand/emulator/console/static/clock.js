@@ -33,7 +33,7 @@ export class Clock {
     if (!this.live.state) return;
     write(by("time"), format.format(this.live.now() * 1000));
     const offset = this.live.state.clock_offset;
-    write(by("moved"), offset ? `advanced by ${span(offset)}` : "");
+    write(by("moved"), offset ? `(advanced by ${span(offset)})` : "");
   }
 }
 

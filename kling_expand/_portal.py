@@ -1,11 +1,15 @@
-"""How does an event loop run beside a program that has none? In one thread, which work is handed to."""
+"""An event loop in a background thread, for callers without asyncio."""
 
 import asyncio
+import contextvars
+import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from .errors import ClientClosed
 
@@ -13,7 +17,11 @@ T = TypeVar("T")
 
 _END: Any = object()
 _NAME = "kling-expand"
-_CLOSED = "the client is not open: use it inside `with`, and never from within its own thread"
+_CLOSED = "the client is not open: use it inside `with`, and never from its own background thread"
+_FORKED = (
+    "the client was opened before os.fork(), and its background thread does not exist in the child process: "
+    "open a new client there"
+)
 
 
 class LoopThread:
@@ -23,20 +31,30 @@ class LoopThread:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._sources: WeakSet[AsyncGenerator[Any, None]] = WeakSet()  # being iterated, for the loop only
 
     def start(self) -> bool:
-        """Begin; False, and nothing changes, where it has begun before."""
+        """Start the thread; return False where it runs already.
+
+        Raises:
+            ClientClosed: it was started before a fork.
+        """
+        if self._forked:
+            raise ClientClosed(_FORKED)
         with self._lock:
             if self._loop is not None:
                 return False
             started: Future[asyncio.AbstractEventLoop] = Future()
-            self._thread = threading.Thread(target=_serve, args=[started], name=_NAME, daemon=True)
+            self._thread = threading.Thread(target=self._serve, args=[started], name=_NAME, daemon=True)
             self._thread.start()
-            self._loop = started.result()
+            self._loop, self._pid = started.result(), os.getpid()
             return True
 
     def stop(self) -> None:
-        """End, once all that runs in the loop has been cancelled and has ended."""
+        """Cancel everything that runs in the loop, wait for its end, and end the thread."""
+        if self._forked:  # the loop's file descriptors are shared with the parent: they are left alone
+            return
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is not None and thread is not None:
@@ -44,8 +62,12 @@ class LoopThread:
             thread.join()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What comes of *work*; whoever is interrupted while waiting cancels it. Raises `ClientClosed`."""
-        ticket: Future[T] = Future()  # there before the work is: it can be taken back at any moment
+        """Run *work* in the loop and return its result. An exception in the waiting thread cancels it.
+
+        Raises:
+            ClientClosed: the thread does not run, or was stopped meanwhile.
+        """
+        ticket: Future[T] = Future()  # made before the work is handed over: it can be cancelled at any moment
         try:
             self._hand_over(work, ticket)
             return ticket.result()
@@ -56,29 +78,74 @@ class LoopThread:
             raise
 
     def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
-        """The items of *source*, each asked for when it is wanted; it is closed with the iterator."""
+        """Yield the items of *source*, each requested when it is needed, and close it at the end.
+
+        Raises:
+            ClientClosed: the thread does not run, or was stopped meanwhile.
+        """
         turn = asyncio.Lock()  # an interrupted step may still be ending when the source is to be closed
         try:
-            while (item := self.run(_next(source, turn))) is not _END:
+            while (item := self.run(self._next(source, turn))) is not _END:
                 yield item
         finally:
-            # Not open: the loop's end closed it, or the garbage collector asks from within the loop.
+            # Not open: `stop` closed the source, or the garbage collector runs in the loop's own thread.
             with suppress(ClientClosed):
-                self.run(_close(source, turn))
+                self.run(self._close(source, turn))
+
+    @property
+    def _forked(self) -> bool:
+        """Whether the thread was started before a fork, in the parent process of this one.
+
+        It is asked before the lock is taken, which another thread may have held at the moment of the fork.
+        """
+        return self._loop is not None and self._pid != os.getpid()
 
     def _hand_over(self, work: Coroutine[Any, Any, T], ticket: Future[T]) -> None:
-        with self._lock:  # so nothing is handed over behind the loop's last round, to wait for ever
+        if self._forked:
+            work.close()
+            raise ClientClosed(_FORKED)
+        with self._lock:  # or work could arrive after the loop's last iteration, and wait for ever
             if self._loop is None or threading.current_thread() is self._thread:
                 work.close()
                 raise ClientClosed(_CLOSED)
             self._loop.call_soon_threadsafe(_begin, self._loop, work, ticket)
 
+    def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
+        # Not `asyncio.run`: at its end it starts a thread that waits for the executor's threads. New threads
+        # are refused while the interpreter exits, and one that blocks would be waited for without end.
+        loop = asyncio.new_event_loop()
+        started.set_result(loop)
+        try:
+            loop.run_forever()
+            loop.run_until_complete(self._cancel_all(loop))
+        finally:
+            loop.close()
+
+    async def _cancel_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        tasks = asyncio.all_tasks(loop) - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._sources:  # the outermost first: `shutdown_asyncgens` knows no order
+            await asyncio.gather(self._sources.pop().aclose(), return_exceptions=True)
+        await loop.shutdown_asyncgens()
+
+    async def _next(self, source: AsyncGenerator[T, None], turn: asyncio.Lock) -> T:
+        async with turn:
+            self._sources.add(source)
+            return await anext(source, _END)
+
+    async def _close(self, source: AsyncGenerator[Any, None], turn: asyncio.Lock) -> None:
+        async with turn:
+            self._sources.discard(source)
+            await source.aclose()
+
 
 def _begin(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], ticket: Future[T]) -> None:
-    """Start *work*; its end is told by *ticket*, and *ticket* can be cancelled to end it."""
+    """Start *work*; *ticket* receives its outcome, and cancelling *ticket* cancels it."""
     task = loop.create_task(work)
 
-    def tell(task: asyncio.Task[T]) -> None:
+    def finish(task: asyncio.Task[T]) -> None:
         error = CancelledError() if task.cancelled() else task.exception()
         if not ticket.set_running_or_notify_cancel():
             return
@@ -87,29 +154,44 @@ def _begin(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], ticket
         else:
             ticket.set_result(task.result())
 
-    task.add_done_callback(tell)
+    task.add_done_callback(finish)
     ticket.add_done_callback(lambda _: loop.call_soon_threadsafe(task.cancel))
 
 
 async def pull(items: Iterable[T]) -> AsyncGenerator[T, None]:
-    """The *items*, each taken in a worker thread, where they may wait for whatever they like."""
-    iterator = iter(items)
-    while (item := await asyncio.to_thread(next, iterator, _END)) is not _END:
-        yield item
+    """Yield *items*, each taken in a thread of their own, where the iterable may block for any time.
+
+    The thread is a daemon: an iterable that never returns delays neither the reader who stops early nor
+    the end of the program, and many of them do not wait for each other.
+    """
+    tickets: SimpleQueue[Future[T] | None] = SimpleQueue()
+    arguments = [_take, items, tickets]
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=arguments, name="kling-expand source", daemon=True).start()
+    try:
+        while True:
+            ticket: Future[T] = Future()
+            tickets.put(ticket)
+            item = await asyncio.wrap_future(ticket)
+            if item is _END:
+                return
+            yield item
+    finally:
+        tickets.put(None)
 
 
-def _serve(started: Future[asyncio.AbstractEventLoop]) -> None:
-    with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        started.set_result(loop)
-        loop.run_forever()
-
-
-async def _next(source: AsyncGenerator[T, None], turn: asyncio.Lock) -> T:
-    async with turn:
-        return await anext(source, _END)
-
-
-async def _close(source: AsyncGenerator[Any, None], turn: asyncio.Lock) -> None:
-    async with turn:
-        await source.aclose()
+def _take(items: Iterable[T], tickets: "SimpleQueue[Future[T] | None]") -> None:
+    """Take one item for each ticket, until the first None."""
+    iterator: Iterator[T] | None = None
+    while (ticket := tickets.get()) is not None:
+        if not ticket.set_running_or_notify_cancel():
+            continue
+        try:
+            iterator = iter(items) if iterator is None else iterator
+            item = next(iterator, _END)
+        except Exception as error:  # noqa: BLE001 - it is raised where the item is awaited
+            ticket.set_exception(error)
+        except BaseException as error:  # noqa: BLE001 - SystemExit would end the event loop
+            ticket.set_exception(RuntimeError(f"the source of the requests was ended by {error!r}"))
+        else:
+            ticket.set_result(item)

@@ -1,4 +1,4 @@
-"""How does a program without asyncio expand photos? With the same verbs, each waiting for its answer.
+"""The client for programs without asyncio: the same methods, each of which waits for its result.
 
 ::
 
@@ -6,37 +6,125 @@
         result = kling.expand("dog.png", ToAspect("16:9"))
         result.save("out/")
 
-Nothing is done here: one background thread runs an event loop with the one real client in it, and every
-verb is handed over to it. Any thread may call, also one that has an event loop of its own, such as a
-notebook's (which stands still meanwhile).
+One background thread runs an event loop with the asynchronous client in it, and each method runs there
+the method of the same name. Any thread may call, also one with a running event loop of its own, such as
+a notebook's (which stands still meanwhile).
+
+A client is closed by ``with``, by `KlingClient.close`, or when the main thread of the program ends. It can
+be opened again. It does not survive `os.fork`: a child process must make a client of its own.
 """
 
 import atexit
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+import concurrent.futures.thread  # noqa: F401 - sets its own exit hook first, see the end of this file
+import inspect
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
-from functools import wraps
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self
+from types import GenericAlias, TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from attrs import frozen
 
 from . import client
 from ._portal import LoopThread, pull
-from ._proxy import BlockingProxy, gives, gives_each, in_loop, iterates, waits
 from .errors import ClientClosed, KlingError
+from .events import Stats
 from .jobs import bulk, future
 from .models import ExpandRequest, Image, Task
+from .webhooks import WebhookEvent
 
 __all__ = ["ExpandResult", "KlingClient", "Outcome", "TaskFuture"]
 
+logger = logging.getLogger(__name__)
+
 P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+Inner = TypeVar("Inner")
+
+
+class BlockingProxy(Generic[Inner]):
+    """An object that belongs to the event loop, and the thread in which that runs."""
+
+    def __init__(self, inner: Inner, thread: LoopThread) -> None:
+        self._inner = inner
+        self._thread = thread
+
+    def __repr__(self) -> str:
+        return f"<blocking {self._inner!r}>"
+
+
+Proxy = TypeVar("Proxy", bound=BlockingProxy[Any])
+
+# Each of the three decorators below makes a method that has the parameters and the documentation of the
+# asynchronous *method*, and returns what the decorated function makes of the result.
+
+
+def from_coroutine(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[[Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, P], R]]:
+    """Make a method that waits for the coroutine function *method*."""
+
+    def decorate(convert: Callable[[Proxy, T], R]) -> Callable[Concatenate[Proxy, P], R]:
+        def blocking(self: Proxy, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return convert(self, self._thread.run(method(self._inner, *args, **kwargs)))
+
+        return _described(blocking, method, inspect.signature(convert).return_annotation)
+
+    return decorate
+
+
+def from_function(
+    method: Callable[Concatenate[Any, P], T],
+) -> Callable[[Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, P], R]]:
+    """Make a method that calls the plain function *method* in the event loop."""
+
+    def decorate(convert: Callable[[Proxy, T], R]) -> Callable[Concatenate[Proxy, P], R]:
+        def blocking(self: Proxy, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            async def call() -> T:
+                return method(self._inner, *args, **kwargs)
+
+            return convert(self, self._thread.run(call()))
+
+        return _described(blocking, method, inspect.signature(convert).return_annotation)
+
+    return decorate
+
+
+def from_generator(
+    method: Callable[Concatenate[Any, P], AsyncGenerator[T, None]],
+) -> Callable[[Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, P], Iterator[R]]]:
+    """Make a method that iterates over the asynchronous generator *method*."""
+
+    def decorate(convert: Callable[[Proxy, T], R]) -> Callable[Concatenate[Proxy, P], Iterator[R]]:
+        def blocking(self: Proxy, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+            items = self._thread.iterate(method(self._inner, *args, **kwargs))
+            return (convert(self, item) for item in items)
+
+        item_type = inspect.signature(convert).return_annotation
+        return _described(blocking, method, GenericAlias(Iterator, item_type))
+
+    return decorate
+
+
+def _described(
+    blocking: Callable[Concatenate[Proxy, P], R], method: Callable[..., Any], returns: Any
+) -> Callable[Concatenate[Proxy, P], R]:
+    """Name and document *blocking* like *method*, for `help` and editors."""
+    blocking.__name__ = method.__name__
+    blocking.__doc__ = method.__doc__
+    blocking.__signature__ = inspect.signature(method).replace(return_annotation=returns)  # type: ignore[attr-defined] # read by `inspect`
+    return blocking
 
 
 class ExpandResult(BlockingProxy[future.ExpandResult]):
-    """A task that succeeded, and how to bring its pictures to disk."""
+    """A succeeded task, and the way to save its images."""
 
-    save = waits(future.ExpandResult.save)
+    @from_coroutine(future.ExpandResult.save)
+    def save(self, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        return paths
 
     @property
     def task(self) -> Task:
@@ -45,17 +133,17 @@ class ExpandResult(BlockingProxy[future.ExpandResult]):
 
     @property
     def request(self) -> ExpandRequest | None:
-        """What was asked for; None for a task that was attached."""
+        """The request, or None for a task that was attached."""
         return self._inner.request
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Where an earlier run has put the pictures, if a journal says so and they are still there."""
+        """The paths to which an earlier run saved the images, if a store knows them and they still exist."""
         return self._inner.files
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """The expanded pictures; their URLs live 30 days."""
+        """The expanded images; their URLs live 30 days."""
         return self._inner.images
 
     @property
@@ -65,20 +153,31 @@ class ExpandResult(BlockingProxy[future.ExpandResult]):
 
 
 class TaskFuture(BlockingProxy[future.TaskFuture]):
-    """One task. `result` waits for its end, a ``for`` over it gives each newest snapshot."""
+    """One task. `result` waits for its end; a ``for`` loop over the future gives each newest snapshot."""
 
-    accepted = waits(future.TaskFuture.accepted)
-    finished = waits(future.TaskFuture.finished)
+    @from_coroutine(future.TaskFuture.accepted)
+    def accepted(self, task: Task) -> Task:
+        return task
+
+    @from_coroutine(future.TaskFuture.finished)
+    def finished(self, done: bool) -> bool:  # noqa: FBT001 - the result, not an option
+        return done
 
     def result(self) -> ExpandResult:
-        """Wait for the end: the result, or whatever awaiting the future would raise."""
+        """Wait for the end of the task and return its result.
+
+        Raises:
+            TaskFailed: the task failed.
+            DeadlineExceeded: the deadline passed. The task goes on and can be waited for again.
+            KlingError: the task could not be created or followed.
+        """
         return ExpandResult(self._thread.run(_awaited(self._inner)), self._thread)
 
     def __iter__(self) -> Iterator[Task]:
         return self._thread.iterate(_snapshots(self._inner))
 
     def done(self) -> bool:
-        """Whether the end is known."""
+        """Return whether the end of the task is known."""
         return self._inner.done()
 
     @property
@@ -88,23 +187,23 @@ class TaskFuture(BlockingProxy[future.TaskFuture]):
 
     @property
     def external_task_id(self) -> str | None:
-        """Your id, or the one the client made; None while neither is known."""
+        """The caller's id or the generated one; None while neither is known."""
         return self._inner.external_task_id
 
     @property
     def task(self) -> Task | None:
-        """The newest snapshot; None before the task is accepted."""
+        """The newest snapshot, or None before the task is accepted."""
         return self._inner.task
 
     @property
     def error(self) -> KlingError | None:
-        """Why no more news will come, if that is so. A failed *task* is in `task` instead."""
+        """The exception that ended this future, or None. A failed task is reported by `task`."""
         return self._inner.error
 
 
 @frozen
 class Outcome:
-    """How one of many requests ended: `result` or `error`, never both."""
+    """How one of many requests ended: with a `result` or an `error`, never both."""
 
     index: int
     request: ExpandRequest
@@ -112,52 +211,64 @@ class Outcome:
     error: KlingError | None = None
 
 
-def _maps(
-    verb: Callable[Concatenate[client.KlingClient, bulk.Requests, P], AsyncGenerator[bulk.Outcome, None]],
-) -> Callable[Concatenate["KlingClient", Iterable[ExpandRequest], P], Iterator["Outcome"]]:
-    """The same verb, which reads its requests outside the event loop, where they may wait."""
+def _from_map(
+    method: Callable[Concatenate[Any, bulk.Requests, P], AsyncGenerator[T, None]],
+) -> Callable[
+    [Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, Iterable[ExpandRequest], P], Iterator[R]]
+]:
+    """Make a method like `from_generator`, whose requests are read outside the event loop.
 
-    @wraps(verb)
-    def iterate(
-        self: "KlingClient", requests: Iterable[ExpandRequest], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Iterator["Outcome"]:
-        async def outcomes() -> AsyncGenerator[Outcome, None]:
-            async with aclosing(verb(self._inner, pull(requests), *args, **kwargs)) as found:
-                async for outcome in found:
-                    yield _outcome(outcome, self._thread)
+    There the iterable may wait, for example for a queue, or for the same client.
+    """
 
-        return self._thread.iterate(outcomes())
+    async def outcomes(
+        inner: Any, requests: Iterable[ExpandRequest], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncGenerator[T, None]:
+        async with aclosing(method(inner, pull(requests), *args, **kwargs)) as found:
+            async for outcome in found:
+                yield outcome
 
-    return iterate
+    outcomes.__name__, outcomes.__doc__ = method.__name__, method.__doc__
+    signature = inspect.signature(method)
+    parameters = [
+        each.replace(annotation=Iterable[ExpandRequest]) if name == "requests" else each
+        for name, each in signature.parameters.items()
+    ]
+    outcomes.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # the same
+    return from_generator(outcomes)
 
 
 class KlingClient(BlockingProxy[client.KlingClient]):
     """The client for programs without asyncio; its options are those of `kling_expand.KlingClient`.
 
-    Use it inside ``with``, or between `open` and `close`, as in a notebook; at the latest it is closed
-    when the program ends.
+    Use it inside ``with``, or between `open` and `close`, as in a notebook.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(client.KlingClient(**options), LoopThread())
 
     def open(self) -> Self:
-        """Start the background thread, and open the client in it; one that is open stays so."""
+        """Start the background thread and open the client in it. An open client stays as it is.
+
+        Raises:
+            ClientClosed: the client was opened before `os.fork`, in the parent process.
+            KlingError: the client cannot be opened, for example because its journal is in use.
+        """
         if self._thread.start():
             try:
                 self._thread.run(self._inner.__aenter__())
             except BaseException:
                 self._thread.stop()
                 raise
-            atexit.register(self.close)
+            _opened.add(self)
         return self
 
     def close(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
-        """Submit nothing more; the futures of the tasks that still run at the service.
+        """Submit nothing more, and return the futures of the tasks that still run at the service.
 
-        With *wait* they are waited for first. A client that is closed already stays so.
+        With *wait* they are waited for first. Closing a closed client has no effect.
         """
-        atexit.unregister(self.close)
+        _opened.discard(self)
         try:
             running = self._thread.run(self._inner.aclose(wait=wait))
         except ClientClosed:
@@ -174,16 +285,51 @@ class KlingClient(BlockingProxy[client.KlingClient]):
     ) -> None:
         self.close()
 
-    expand = gives(waits(client.KlingClient.expand), ExpandResult)
-    submit = gives(in_loop(client.KlingClient.submit), TaskFuture)
-    attach = gives(in_loop(client.KlingClient.attach), TaskFuture)
-    map = _maps(client.KlingClient.map)
-    resume = gives_each(iterates(client.KlingClient.resume), TaskFuture)
-    receive = in_loop(client.KlingClient.receive)
-    create = waits(client.KlingClient.create)
-    get = waits(client.KlingClient.get)
-    list = waits(client.KlingClient.list)
-    tasks = iterates(client.KlingClient.tasks)
+    @property
+    def stats(self) -> Stats:
+        """What this client has done so far; see `kling_expand.Stats`."""
+        return self._inner.stats
+
+    @from_coroutine(client.KlingClient.expand)
+    def expand(self, result: future.ExpandResult) -> ExpandResult:
+        return ExpandResult(result, self._thread)
+
+    @from_function(client.KlingClient.submit)
+    def submit(self, submitted: future.TaskFuture) -> TaskFuture:
+        return TaskFuture(submitted, self._thread)
+
+    @from_function(client.KlingClient.attach)
+    def attach(self, attached: future.TaskFuture) -> TaskFuture:
+        return TaskFuture(attached, self._thread)
+
+    @_from_map(client.KlingClient.map)
+    def map(self, outcome: bulk.Outcome) -> Outcome:
+        result = ExpandResult(outcome.result, self._thread) if outcome.result else None
+        return Outcome(outcome.index, outcome.request, result, outcome.error)
+
+    @from_generator(client.KlingClient.resume)
+    def resume(self, resumed: future.TaskFuture) -> TaskFuture:
+        return TaskFuture(resumed, self._thread)
+
+    @from_function(client.KlingClient.receive)
+    def receive(self, event: WebhookEvent) -> WebhookEvent:
+        return event
+
+    @from_coroutine(client.KlingClient.create)
+    def create(self, task: Task) -> Task:
+        return task
+
+    @from_coroutine(client.KlingClient.get)
+    def get(self, task: Task) -> Task:
+        return task
+
+    @from_generator(client.KlingClient.tasks)
+    def tasks(self, task: Task) -> Task:
+        return task
+
+    @from_coroutine(client.KlingClient.list)
+    def list(self, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        return tasks
 
 
 async def _awaited(waited: future.TaskFuture) -> future.ExpandResult:
@@ -195,6 +341,19 @@ async def _snapshots(watched: future.TaskFuture) -> AsyncGenerator[Task, None]:
         yield task
 
 
-def _outcome(outcome: bulk.Outcome, thread: LoopThread) -> Outcome:
-    result = ExpandResult(outcome.result, thread) if outcome.result else None
-    return Outcome(outcome.index, outcome.request, result, outcome.error)
+# ---------------------------------------------------------------------------- the end of the program
+
+_opened: set[KlingClient] = set()
+
+
+def _close_all() -> None:
+    for kling in tuple(_opened):
+        try:
+            kling.close()
+        except Exception:
+            logger.exception("%r could not be closed at the end of the program", kling)
+
+
+# `atexit` is too late: the interpreter has ended all executors by then, and a journal cannot be closed
+# without its own. This hook is the one by which executors are ended; the hook set last runs first.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)

@@ -1,11 +1,12 @@
-"""The client without asyncio: every verb, from plain functions, against a real server."""
+"""The client without asyncio: every method, from plain functions, against a real server."""
 
 import asyncio
 import inspect
+import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -14,9 +15,9 @@ from typing import Any
 import pytest
 
 import kling_expand
-from kling_expand import ExpandRequest, Padding, Ratios, Status
+from kling_expand import ExpandRequest, Padding, Ratios, Status, Task
 from kling_expand._portal import LoopThread
-from kling_expand.blocking import ExpandResult, KlingClient, TaskFuture
+from kling_expand.blocking import ExpandResult, KlingClient, Outcome, TaskFuture
 from kling_expand.emulator import Emulator
 from kling_expand.errors import (
     ClientClosed,
@@ -27,6 +28,7 @@ from kling_expand.errors import (
     TaskNotFound,
 )
 from kling_expand.jobs.poll_schedule import ExponentialSchedule
+from kling_expand.webhooks import WebhookEvent
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
 WIDER = Ratios(right=0.5)
@@ -228,25 +230,162 @@ def test_opening_again_changes_nothing(kling: KlingClient) -> None:
     assert kling.list() == ()
 
 
-def test_a_program_that_forgets_to_close_ends_well(emulator: Emulator) -> None:
-    """Without `with`, and without `close`, it ends at once and without a complaint."""
-    program = f"""
-from kling_expand.blocking import ExpandResult, KlingClient, TaskFuture
-kling = KlingClient(api_key={emulator.api_key!r}, base_url={emulator.url!r}).open()
-print(kling.list())
+def program(emulator: Emulator, code: str, *flags: str) -> tuple[str, str, int]:
+    """Run *code* in an interpreter of its own; return what it wrote and its exit code."""
+    prelude = f"""
+import queue, sys, tempfile, threading
+from kling_expand import ExpandRequest, Ratios
+from kling_expand.blocking import KlingClient
+PHOTO, WIDER = {str(PHOTOS / "coffee.jpg")!r}, Ratios(right=0.5)
+def make(**options):
+    return KlingClient(api_key={emulator.api_key!r}, base_url={emulator.url!r}, **options)
 """
     ran = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        [sys.executable, *flags, "-c", prelude + code],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert (ran.stdout, ran.stderr, ran.returncode) == ("()\n", "", 0)
+    return ran.stdout, ran.stderr, ran.returncode
 
 
-def test_the_verbs_are_the_same() -> None:
-    """Whatever the asynchronous client can be asked, this one can be asked with the same words."""
+LEFT_OPEN = {
+    "idle": "print(len(make().open().list()))",
+    "with a journal": """
+kling = make(journal=tempfile.mkdtemp() + "/run.db").open()
+print(len(kling.list()))
+""",
+    "after a job": """
+kling = make(journal=tempfile.mkdtemp() + "/run.db").open()
+print(len(kling.expand(PHOTO, WIDER, key="a").save(tempfile.mkdtemp())) - 1)
+""",
+    "with a job under way": """
+kling = make(journal=tempfile.mkdtemp() + "/run.db").open()
+print(kling.submit(PHOTO, WIDER, key="a").done() - 0)
+""",
+    "in a map whose source waits": """
+requests = queue.Queue()
+requests.put(ExpandRequest(PHOTO, WIDER))
+outcomes = make().open().map(iter(requests.get, None))
+print(next(outcomes).index)
+""",
+    "two of them": """
+first, second = make().open(), make().open()
+print(len(first.list()) + len(second.list()))
+""",
+}
+
+
+@pytest.mark.parametrize("code", LEFT_OPEN.values(), ids=LEFT_OPEN.keys())
+def test_a_program_with_an_open_client_ends(emulator: Emulator, code: str) -> None:
+    """Without `with`, and without `close`, it ends at once and without a complaint."""
+    assert program(emulator, code, "-X", "dev", "-W", "error") == ("0\n", "", 0)
+
+
+def test_a_program_ends_while_a_daemon_thread_waits_for_a_client(endless: Emulator) -> None:
+    """A thread that waits for a result does not keep the interpreter alive."""
+    code = """
+kling = make(journal=tempfile.mkdtemp() + "/run.db").open()
+future = kling.submit(PHOTO, WIDER)
+future.accepted()
+threading.excepthook = lambda hooked: print(hooked.exc_type.__name__)
+threading.Thread(target=future.result, daemon=True).start()
+print("end")
+"""
+    out, _err, status = program(endless, code)
+    assert out.startswith("end\n")
+    assert status == 0
+
+
+FORK = """
+import os
+from kling_expand.errors import ClientClosed
+
+kling, unopened, closed = make().open(), make(), make().open()
+closed.close()
+future = kling.submit(PHOTO, WIDER)
+snapshots = iter(future)
+next(snapshots)
+child = os.fork()
+if child == 0:
+    calls = [kling.list, kling.open, future.result, lambda: next(snapshots), lambda: next(kling.map([]))]
+    for call in calls:
+        try:
+            call()
+        except ClientClosed as error:
+            assert "os.fork" in str(error), error
+        else:
+            print("no error")
+    assert kling.close() == ()
+    for other in (unopened, closed):
+        with other:
+            print(len(other.list()))
+    sys.exit(7)  # with the client of the parent left open
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(len(future.result().images))
+"""
+
+
+def test_after_a_fork_there_is_a_clear_error(emulator: Emulator) -> None:
+    """The child is told to make a client of its own, hangs nowhere, and disturbs the parent's in nothing."""
+    assert program(emulator, FORK)[::2] == ("1\n1\n7\n1\n", 0)
+
+
+def test_a_client_can_be_opened_again(emulator: Emulator, tmp_path: Path) -> None:
+    """After `close` everything works as before, in another event loop."""
+    kling = KlingClient(**options(emulator), journal=tmp_path / "run.db")
+    for number in range(3):
+        with kling:
+            outcomes = list(
+                kling.map(
+                    ExpandRequest(PHOTOS / "coffee.jpg", WIDER, key=str(n + 3 * number)) for n in range(3)
+                )
+            )
+            results = [outcome.result for outcome in outcomes if outcome.result]
+            assert len([path for result in results for path in result.save(tmp_path / str(number))]) == 3
+    assert emulator.account.images_billed == 9
+
+
+def waiting_source(
+    *requests: ExpandRequest,
+) -> tuple["queue.Queue[ExpandRequest | None]", Iterator[ExpandRequest]]:
+    """Return a queue with these requests, and an iterator that waits for the next one in it."""
+    source: queue.Queue[ExpandRequest | None] = queue.Queue()
+    for request in requests:
+        source.put(request)
+    return source, iter(source.get, None)
+
+
+def test_a_map_whose_source_waits_can_be_left(kling: KlingClient) -> None:
+    """`break` goes on at once, and so does `close`, although the source never gives another request."""
+    _source, requests = waiting_source(ExpandRequest(PHOTOS / "coffee.jpg", WIDER))
+    for outcome in kling.map(requests):
+        assert outcome.error is None
+        break
+    assert len(kling.list()) == 1
+    assert kling.close() == ()
+
+
+def test_many_maps_wait_at_once(kling: KlingClient) -> None:
+    """However many sources wait for the outcomes of their own earlier requests, all go on."""
+
+    def follow(number: int) -> int:
+        source, requests = waiting_source(ExpandRequest(PHOTOS / "coffee.jpg", Ratios(right=number / 100)))
+        ended = 0
+        for outcome in kling.map(requests):
+            assert outcome.error is None
+            ended += 1
+            source.put(None)
+        return ended
+
+    count = 40  # more than an executor has threads
+    with ThreadPoolExecutor(count) as pool:
+        assert list(pool.map(follow, range(1, count + 1))) == [1] * count
+
+
+def test_the_methods_are_the_same() -> None:
+    """Each method of the asynchronous client exists with the same parameters and the same documentation."""
 
     def verbs(kind: type) -> dict[str, Any]:
         return {name: value for name, value in inspect.getmembers(kind, callable) if name[0] != "_"}
@@ -255,7 +394,34 @@ def test_the_verbs_are_the_same() -> None:
     assert set(theirs) - set(ours) == {"aclose"}
     assert set(ours) - set(theirs) == {"open", "close"}
     for name in set(ours) & set(theirs):
-        assert inspect.signature(ours[name]) == inspect.signature(theirs[name]), name
+        mine, original = inspect.signature(ours[name]), inspect.signature(theirs[name])
+        assert list(mine.parameters) == list(original.parameters), name
+        for parameter in set(mine.parameters) - {"requests"}:
+            assert mine.parameters[parameter] == original.parameters[parameter], name
+        assert inspect.getdoc(ours[name]) == inspect.getdoc(theirs[name]), name
+
+
+def test_help_shows_what_the_methods_return() -> None:
+    """Signatures name the blocking classes and plain iterators, never a coroutine's or a generator's."""
+    returned = {
+        (KlingClient, "expand"): ExpandResult,
+        (KlingClient, "submit"): TaskFuture,
+        (KlingClient, "attach"): TaskFuture,
+        (KlingClient, "map"): Iterator[Outcome],
+        (KlingClient, "resume"): Iterator[TaskFuture],
+        (KlingClient, "receive"): WebhookEvent,
+        (KlingClient, "create"): Task,
+        (KlingClient, "get"): Task,
+        (KlingClient, "tasks"): Iterator[Task],
+        (KlingClient, "list"): tuple[Task, ...],
+        (ExpandResult, "save"): tuple[Path, ...],
+        (TaskFuture, "accepted"): Task,
+        (TaskFuture, "finished"): bool,
+    }
+    for (kind, name), expected in returned.items():
+        assert inspect.signature(getattr(kind, name)).return_annotation == expected, name
+    parameters = inspect.signature(KlingClient.map).parameters
+    assert parameters["requests"].annotation == Iterable[ExpandRequest]
 
 
 def test_results_and_futures_tell_the_same() -> None:

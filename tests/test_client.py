@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import socket
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -483,6 +484,25 @@ def test_a_client_belongs_to_its_loop() -> None:
                 other.close()
 
     asyncio.run(opened())
+
+
+def test_a_client_can_be_opened_in_a_second_loop(tmp_path: Path) -> None:
+    """A client at module level works in each `asyncio.run`, with waits, contended slots and downloads."""
+    kling: KlingClient | None = None
+
+    async def main(folder: str) -> None:
+        nonlocal kling
+        async with Emulator(engine="flat", queue_seconds=0.01, work_seconds=0.01, port=port) as emulator:
+            kling = kling or KlingClient(api_key=emulator.api_key, base_url=emulator.url, max_in_flight=2)
+            async with kling:
+                results = await asyncio.gather(*(kling.expand(PHOTO, Ratios(right=0.5)) for _ in range(5)))
+                await asyncio.gather(*(each.save(tmp_path / folder / each.task_id) for each in results))
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for folder in ("first", "second"):
+        asyncio.run(main(folder))
+        assert len([*(tmp_path / folder).glob("*/*.png")]) == 5
 
 
 def test_nothing_shows_a_secret() -> None:

@@ -31,10 +31,10 @@ LAYERS = (
     {"store", "downloads", "pictures", "webhooks"},
     {"jobs"},
     {"client"},
-    {"_portal", "_proxy", "blocking", "contrib", "fleet", "testing"},
+    {"_portal", "blocking", "contrib", "fleet", "testing"},
     {"cli", "__main__"},
 )
-WITHIN = {"_portal", "_proxy", "__main__"}  # may be imported from their own layer
+WITHIN = {"_portal", "__main__"}  # may be imported from their own layer
 
 # The only places that import these packages. The emulator is a separate program and is not counted.
 WORLDS = {

@@ -95,6 +95,8 @@ class Poller:
         self._smoothed_listed = 0.0  # tasks that lately shared a list read
 
     async def __aenter__(self) -> Self:
+        # Not those of `__init__`: a client may be opened again in another event loop.
+        self._wake, self._read_slots = asyncio.Event(), asyncio.Semaphore(READS)
         self._start(self._run())
         return self
 

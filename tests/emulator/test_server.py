@@ -31,7 +31,7 @@ async def test_a_call_under_way_is_answered_before_the_end() -> None:
             call = Caller(emulator, session)
             emulator.faults.script("create", Fault("slow_headers", seconds=0.05))
             under_way = asyncio.ensure_future(call.create())
-            while not emulator.account.tasks:  # noqa: ASYNC110 - nothing tells of it
+            while not emulator.account.tasks:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0)
         assert len(await under_way) == 18
 

@@ -67,8 +67,10 @@ class Feed:
         }
 
     def next_change(self) -> float | None:
-        """Return the seconds until time alone changes a shown task, 0 if it has, or None if it never will."""
+        """Return the seconds until time alone changes a shown task or fault, or None if it never will."""
         moments = [shown[key] for shown in self._sent.values() for key in ("starts_at", "ended_at")]
+        for planned in self._service.faults.planned().values():
+            moments += [self._service.clock.now() + fault["seconds_left"] for fault in planned["timed"]]
         soonest = min((moment for moment in moments if moment and moment > self._now), default=None)
         return None if soonest is None else max(0.0, soonest - self._service.clock.now())
 

@@ -20,7 +20,7 @@ from kling_expand.emulator.state.tasks import TASK_ID_PATTERN
 MAX_CALLS = 100  # of each route
 MAX_BODY = 8192  # bytes
 _IMAGE_FIELD = re.compile(rb'"image"\s*:\s*"')
-_IMAGE_START = 24  # characters of an image that are kept: they tell a JPEG from a PNG
+_IMAGE_START = 24  # characters of an image that are kept: a JPEG and a PNG differ in them
 _ID_IN_BODY = re.compile(rb'"(?:task_)?id": "([^"]+)"')
 
 

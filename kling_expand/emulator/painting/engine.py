@@ -19,7 +19,9 @@ class UnknownEngine(ValueError):
 class Engine(Protocol):
     """A callable that paints a canvas around an original; equal seeds give equal pictures."""
 
-    def __call__(self, original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image: ...
+    def __call__(self, original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image:
+        """Return the painted canvas."""
+        ...
 
 
 def paint_flat(original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """The event stream of the console."""
 
 import asyncio
+from typing import Any
 
 import aiohttp
 from support.console_stream import Stream, open_stream
@@ -77,3 +78,16 @@ async def test_a_console_shows_only_the_newest() -> None:
             assert [task["task_id"] for task in await stream.until("tasks")] == [fresh]
             assert await stream.until("removed") == [ids[3]]
         assert (await get(call, f"/_emulator/calls/{calls[0]['number']}"))[0] == 404
+
+
+async def test_the_end_of_a_timed_fault_is_sent() -> None:
+    """Without any request the console is sent that a fault for some seconds is over."""
+    async with calling() as call, open_stream(call) as stream:
+        call.emulator.faults.for_seconds("query", "html", 0.2)
+        await call.create()
+        timed: list[list[Any]] = []
+        async with asyncio.timeout(10):
+            while not timed or timed[-1]:
+                timed.append((await stream.until("state"))["faults"]["query"]["timed"])
+                timed = timed if any(timed) else []
+    assert len(timed) >= 2

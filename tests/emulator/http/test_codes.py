@@ -11,8 +11,8 @@ from kling_expand.emulator.http.codes import CODES
 async def test_every_row_of_the_table_can_be_had(code: int) -> None:
     """Each code has its documented status, and Retry-After where it is given."""
     async with calling() as call:
-        call.emulator.faults.script("query", Fault("error", code=code, message="told", retry_after="7"))
+        call.emulator.faults.script("query", Fault("error", code=code, message="custom", retry_after="7"))
         async with call.session.get(f"{call.emulator.url}{EDITING}/1") as answer:
             body = await answer.json()
-        assert (answer.status, body["code"], body["message"]) == (CODES[code][0], code, "told")
+        assert (answer.status, body["code"], body["message"]) == (CODES[code][0], code, "custom")
         assert answer.headers["Retry-After"] == "7"

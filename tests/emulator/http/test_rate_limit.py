@@ -29,11 +29,13 @@ async def test_retry_after_has_two_formats_or_none(form: str) -> None:
         await call("GET", EDITING)
         headers = {"Authorization": f"Bearer {call.emulator.api_key}"}
         async with call.session.get(call.emulator.url + EDITING, headers=headers) as answer:
-            told = answer.headers.get("Retry-After")
+            header = answer.headers.get("Retry-After")
         if form == "none":
-            assert told is None
+            assert header is None
             return
-        wait = float(told or 0) if form == "seconds" else parsedate_to_datetime(told or "").timestamp() - NOW
+        wait = (
+            float(header or 0) if form == "seconds" else parsedate_to_datetime(header or "").timestamp() - NOW
+        )
         assert 3.5 <= wait <= math.ceil(3.5) + 1
         call.emulator.advance(wait)
         assert (await call("GET", EDITING))[0] == 200

@@ -99,7 +99,7 @@ async def test_closing_stops_what_is_being_painted() -> None:
     """Closing the pool ends a running painting at once."""
     painter = WorkerPool()
     waiter = asyncio.ensure_future(painter.paint(key(1, "patchmatch"), Shelf(png(1500, 1500))))
-    while not painter._workers:  # noqa: ASYNC110 - nothing tells of it
+    while not painter._workers:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0.001)
     await painter.aclose()
     with pytest.raises((asyncio.CancelledError, WorkerLost)):

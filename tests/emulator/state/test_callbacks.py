@@ -60,8 +60,8 @@ async def test_each_status_is_sent_when_it_begins() -> None:
     """Each status is sent when it begins, and the body is the task of a query."""
     async with receiving() as receiver, calling(queue_seconds=5, work_seconds=5) as call:
         task_id = await call.create(callback_url=receiver.url, external_task_id="x")
-        told = await receiver.next()
-        assert (told["task_id"], told["task_status"]) == (task_id, "submitted")
+        sent = await receiver.next()
+        assert (sent["task_id"], sent["task_status"]) == (task_id, "submitted")
         call.emulator.advance(5)
         assert await receiver.statuses(1) == ["processing"]
         call.emulator.advance(5)
@@ -74,9 +74,9 @@ async def test_a_status_without_duration_is_not_sent() -> None:
         await call.create(callback_url=receiver.url)
         assert await receiver.statuses(1) == ["succeed"]
         await call.create(callback_url=receiver.url, prompt="emulate-risk-control")
-        told = await receiver.next()
-        assert told["task_status"] == "failed"
-        assert told["task_status_msg"] == "Failure to pass the risk control system"
+        sent = await receiver.next()
+        assert sent["task_status"] == "failed"
+        assert sent["task_status_msg"] == "Failure to pass the risk control system"
         assert receiver.calls.empty()
 
 
@@ -94,9 +94,9 @@ async def test_calls_can_be_repeated_and_out_of_order() -> None:
     async with receiving() as receiver, calling(**options) as call:
         await call.create(callback_url=receiver.url)
         call.emulator.advance(10)
-        told = await receiver.statuses(9)
+        sent = await receiver.statuses(9)
         in_order = ["submitted"] * 3 + ["processing"] * 3 + ["succeed"] * 3
-        assert (sorted(told), told != in_order) == (sorted(in_order), True)
+        assert (sorted(sent), sent != in_order) == (sorted(in_order), True)
 
 
 async def test_an_independent_library_accepts_the_signature() -> None:

@@ -6,11 +6,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aiohttp
@@ -31,7 +30,7 @@ from .jobs.poller import Poller
 from .jobs.runner import Jobs
 from .jobs.scheduler import Flow, Slots
 from .jobs.submission import Submitter
-from .models import Dialect, ExpandRequest, ImageSource, RequestFields, Task
+from .models import Dialect, ExpandRequest, ImageSource, RequestFields, Task, source_stem
 from .store.base import UNFINISHED, JobRecord, JobStore, MemoryStore
 
 if TYPE_CHECKING:
@@ -234,7 +233,7 @@ class KlingClient:
         async for known in self._store.jobs(*UNFINISHED):
             if self._poller.registry.get(known.external_task_id) is not None:
                 continue  # this client follows it already
-            name = _stem(known.source)
+            name = source_stem(known.source)
             yield self._start(known.external_task_id, known.request, deadline_at, known=known, name=name)
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
@@ -325,7 +324,7 @@ class KlingClient:
         name: str | None = None,
     ) -> TaskFuture:
         files: list[Path] = []
-        name = name or (_stem(request.image) if request else None)
+        name = name or (source_stem(request.image) if request else None)
         record = TaskRecord(any_id, make_result=self._result(request, deadline_at, name, files))
         job = record.job = Job(request, record, deadline_at, flow, priority, known, files)
         self._jobs.start(job)
@@ -429,12 +428,3 @@ def _until(deadline: float | None) -> float | None:
     if not deadline > 0:
         raise InvalidRequest("deadline", deadline, "must be above 0 seconds")
     return asyncio.get_running_loop().time() + deadline
-
-
-def _stem(image: ImageSource | None) -> str | None:
-    """The photo's own name, for those of its results."""
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        image = urlsplit(image).path
-    if isinstance(image, str | os.PathLike) and not str(image).startswith("data:"):
-        return PurePath(os.fspath(image)).stem or None
-    return None

@@ -9,8 +9,10 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
+from pathlib import PurePath
 from types import NoneType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, get_args
+from urllib.parse import urlsplit
 
 from attrs import field, fields, frozen
 
@@ -129,6 +131,15 @@ def source_name(source: ImageSource) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{memoryview(source).nbytes} bytes>"
     return f"<{type(source).__name__}>"
+
+
+def source_stem(source: ImageSource) -> str | None:
+    """Return the file name of a photo without its suffix, which names its results; None where it has none."""
+    if isinstance(source, str) and "://" in source:
+        source = urlsplit(source).path
+    if isinstance(source, str | os.PathLike) and not str(source).startswith("data:"):
+        return PurePath(os.fspath(source)).stem or None
+    return None
 
 
 def _prompt(_request: Any, _attribute: Any, value: str | None) -> None:

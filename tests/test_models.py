@@ -27,6 +27,7 @@ from kling_expand.models import (
     request_fields,
     resolve_geometry,
     source_name,
+    source_stem,
 )
 
 RIGHT = Ratios(right=0.5)
@@ -282,3 +283,20 @@ def test_the_direction_dialect_sends_the_direction_itself() -> None:
         if each.editing_only:
             marked = ExpandRequest("a", towards, **{each.name: True})  # type: ignore[arg-type]
             assert refusal(marked, Dialect.DIRECTION, None).startswith(each.name)
+
+
+@pytest.mark.parametrize(
+    ("source", "stem"),
+    [
+        ("photos/dog.jpg", "dog"),
+        (PurePosixPath("dog.tar.gz"), "dog.tar"),
+        ("https://x.org/a/dog.png?size=3#top", "dog"),
+        ("s3://bucket/dog.jpg", "dog"),
+        ("https://x.org/", None),
+        ("data:image/png;base64,AAAA", None),
+        (b"bytes", None),
+    ],
+)
+def test_results_are_named_after_the_file_of_the_photo(source: Any, stem: str | None) -> None:
+    """By one rule in the client, the fleet and the shell; bytes have no name."""
+    assert source_stem(source) == stem

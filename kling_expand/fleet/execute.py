@@ -33,6 +33,7 @@ from kling_expand.errors import (
 )
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Flow, Slots
+from kling_expand.models import source_stem
 from kling_expand.store.base import JobState
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
 
@@ -118,7 +119,7 @@ async def _expand(payload: Payload, context: WorkerContext, priority: int) -> Jo
     if context.callback_url:
         payload = {"callback_url": context.callback_url, **payload}
     request = payloads.unpack(payload)
-    name = payloads.stem(str(request.image))
+    name = source_stem(request.image)
     loaded = await payloads.load(request)
     async with context.hold(request.n, payload["key"]):
         result = await context.client.submit(loaded, priority=priority)
@@ -126,7 +127,7 @@ async def _expand(payload: Payload, context: WorkerContext, priority: int) -> Jo
     await context.store.observe(_external_task_id(result), result.task)
     files: tuple[str, ...] = tuple(map(str, result.files))
     if context.output and not files:
-        files = await payloads.save(result, context.output, name)
+        files = await payloads.save(result, context.output, name or result.task_id)
     return _succeeded(payload["key"], result, files)
 
 

@@ -6,9 +6,8 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from attrs import asdict, evolve
 
@@ -72,11 +71,6 @@ def _scheme(location: str) -> str:
 def in_object_store(location: str) -> bool:
     """Return whether *location* is a URL of an object store, which is any scheme but http and https."""
     return _scheme(location) not in {"", "http", "https"}
-
-
-def stem(image: str) -> str:
-    """Return the photo's file name without its suffix, which names the results."""
-    return PurePath(urlsplit(image).path if _scheme(image) else image).stem
 
 
 async def load(request: ExpandRequest) -> ExpandRequest:

@@ -14,9 +14,10 @@ from support.fleet_workers import outcomes, working
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Padding, Ratios, Task, ToAspect, ToSize, Towards, errors
 from kling_expand.emulator import Emulator
-from kling_expand.fleet.payload import load, pack, save, stem, unpack
+from kling_expand.fleet.payload import load, pack, save, unpack
 from kling_expand.fleet.queue import Fleet
 from kling_expand.jobs.future import ExpandResult
+from kling_expand.models import source_stem
 
 pytest_plugins = ["support.postgres", "support.fleet"]
 
@@ -67,7 +68,7 @@ def test_a_payload_keeps_its_request(
     assert again == evolve(request, key=payload["key"])
     assert pack(again) == payload == pack(request)
     assert pack(evolve(request, n=n % 9 + 1))["key"] != payload["key"]
-    assert stem(image) == "dog"
+    assert source_stem(image) == "dog"
 
 
 def test_every_field_of_a_request_is_queued() -> None:

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from kling_expand.downloads.filenames import SUFFIXES, OutputPaths, output_paths
 from kling_expand.errors import InvalidRequest
-from kling_expand.models import Image, Task
+from kling_expand.models import Image, Task, source_stem
 
 
 class OutputNames:
@@ -67,8 +67,8 @@ def _all_paths(paths: OutputPaths) -> list[Path]:
 
 
 def stem(photo: str) -> str:
-    """Return the name of a photo's file or URL, without its suffix."""
-    return _path(photo).stem or "photo"
+    """Return the name that a photo gives its results."""
+    return source_stem(photo) or "photo"
 
 
 def _path(photo: str) -> PurePath:

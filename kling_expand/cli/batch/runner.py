@@ -15,7 +15,7 @@ from kling_expand.jobs.future import ExpandResult, TaskFuture
 from kling_expand.store.base import JobStore
 
 from .output_names import OutputNames
-from .plan import Plan, Usage, read_usage
+from .plan import BulkPlan, Plan, Survey, Usage, read_usage
 from .progress import Job, Progress, ProgressDisplay
 
 MAX_SAVES = 8  # tasks whose pictures are saved at the same time
@@ -25,6 +25,13 @@ _AGAIN = "run the same command again"
 
 
 Jobs = AsyncGenerator[Job, None]
+
+
+async def submit_rows(plan: BulkPlan, survey: Survey, client: KlingClient) -> Jobs:
+    """Submit the rows of a manifest one by one; bad rows were reported when the rows were counted."""
+    for row in plan.rows():
+        future = client.submit(row.request) if row.request else None
+        yield Job(row.label, survey.candidates(row), future, row.line, problem=row.error)
 
 
 async def run_batch(

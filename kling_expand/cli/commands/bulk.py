@@ -13,8 +13,8 @@ from kling_expand.cli.batch.plan import (
     read_rows,
     read_usage,
 )
-from kling_expand.cli.batch.progress import Job, Progress
-from kling_expand.cli.batch.runner import Jobs, run_batch
+from kling_expand.cli.batch.progress import Progress
+from kling_expand.cli.batch.runner import run_batch, submit_rows
 from kling_expand.cli.exit_codes import leave, run
 from kling_expand.cli.options import (
     DeadlineOption,
@@ -27,7 +27,6 @@ from kling_expand.cli.options import (
     option,
     options,
 )
-from kling_expand.client import KlingClient
 from kling_expand.store.sqlite import SQLiteStore
 
 
@@ -138,13 +137,7 @@ def _run(plan: BulkPlan, chosen: BulkOptions) -> int:
 
 
 async def _bulk(plan: BulkPlan, survey: Survey) -> int:
-    async def jobs(client: KlingClient) -> Jobs:
-        for row in plan.rows():
-            # A bad row was reported when the rows were counted.
-            future = client.submit(row.request) if row.request else None
-            yield Job(row.label, survey.candidates(row), future, row.line, problem=row.error)
-
     async with SQLiteStore(plan.journal) as journal:
         usage = await read_usage(journal)
         progress = Progress(survey.rows, expected=usage.saved, units_before=usage.due)
-        return await run_batch(plan, progress, jobs, journal)
+        return await run_batch(plan, progress, lambda client: submit_rows(plan, survey, client), journal)

@@ -194,7 +194,7 @@ async def _job(account: Account, slots: Slots, rng: Random) -> None:
     await asyncio.sleep(rng.lognormvariate(2.485, 0.35))  # 12 s in the middle
     account.move(-1)
     account.done += 1
-    await asyncio.sleep(rng.uniform(0, 1.0))  # until we hear of it
+    await asyncio.sleep(rng.uniform(0, 1.0))  # until a poll sees the end
     slots.ended(1)
 
 

@@ -112,7 +112,7 @@ class Permits:
 
     Use ``async with Permits(dsn, 20, owner=store.owner, run=store.run) as permits`` and then
     ``async with permits.hold(n, key)``. *owner* tells live workers from dead ones. *run* and the key name
-    the job that asks, whose own running task is not counted against it.
+    the job that asks: its own running task is not counted against it.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from random import Random
@@ -34,20 +35,19 @@ def worker(dsn: str, owner: int, limit: int = 4, **more: Any) -> Permits:
     return Permits(dsn, limit, owner=owner, run="r", rng=Random(owner), **{"restart_grace": 0.0} | more)
 
 
-async def die(dsn: str, worker: Permits) -> None:
-    """End the session as a SIGKILL of its worker would, for good."""
-    worker._server.cancel()
-    with psycopg.connect(dsn, autocommit=True) as killer:
-        killer.execute("SELECT pg_terminate_backend(%s, 5000)", (worker._session.info.backend_pid,))
-    await worker._session.close()
+def end_session(dsn: str, owner: int) -> None:
+    """End the database session that holds a worker's permits."""
+    query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND objid = %s"
+    with psycopg.connect(dsn, autocommit=True) as database:
+        assert database.execute(query, (permits.ALIVE + owner,)).fetchall() == [(True,)]
 
 
 async def left_running(database: ConnectionPool, owner: int, key: str, n: int) -> None:
     """Record a task that a worker created before it died."""
-    ledger = PostgresStore(database, run="r", owner=owner)
-    job = await intend(ledger, key, n=n)
-    await ledger.mark_sending(job.external_task_id)
-    await ledger.observe(job.external_task_id, Task(f"task of {key}", "submitted"))
+    store = PostgresStore(database, run="r", owner=owner)
+    job = await intend(store, key, n=n)
+    await store.mark_sending(job.external_task_id)
+    await store.observe(job.external_task_id, Task(f"task of {key}", "submitted"))
 
 
 async def test_the_limit_is_reached_and_kept(dsn: str) -> None:
@@ -70,18 +70,34 @@ async def test_the_limit_is_reached_and_kept(dsn: str) -> None:
     assert most <= 4
 
 
-async def test_the_permits_of_a_dead_worker_are_free_at_once(dsn: str) -> None:
-    """They end with the session, without any timeout."""
+HOLDER = """
+import asyncio, sys
+from kling_expand.fleet.permits import Permits
+
+async def main():
+    async with Permits(sys.argv[1], 4, owner=2, run="r", restart_grace=0.0) as permits, permits.hold(4, "a"):
+        print("held", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_the_permits_of_a_killed_worker_are_free_at_once(dsn: str) -> None:
+    """After a SIGKILL they end with the session, without any timeout."""
     async with worker(dsn, 1) as living:
-        dying = await worker(dsn, 2).__aenter__()
-        holding = dying.hold(4, "a")
-        await holding.__aenter__()
+        dying = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", HOLDER, dsn, stdout=asyncio.subprocess.PIPE
+        )
+        assert dying.stdout is not None
+        assert await dying.stdout.readline() == b"held\n"
         waiting = asyncio.ensure_future(living.hold(4, "b").__aenter__())
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.2)
         assert not waiting.done()
-        await die(dsn, dying)
-        living.wake()
-        await waiting
+        dying.kill()
+        await dying.wait()
+        async with asyncio.timeout(10):
+            await waiting
 
 
 async def test_a_task_of_a_dead_worker_counts(database: ConnectionPool, dsn: str) -> None:
@@ -96,8 +112,8 @@ async def test_a_task_of_a_dead_worker_counts(database: ConnectionPool, dsn: str
         assert not other_job.done()
         other_job.cancel()
         async with living.hold(3, "a"), living.hold(1, "d"):  # taken over, so it counts once, not twice
-            with psycopg.connect(dsn) as look:
-                assert look.execute("SELECT holder FROM kling_jobs").fetchall() == [(1,)]
+            with psycopg.connect(dsn) as reader:
+                assert reader.execute("SELECT holder FROM kling_jobs").fetchall() == [(1,)]
 
 
 async def test_a_heavy_job_does_not_starve(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +140,7 @@ async def test_permits_survive_a_lost_session(dsn: str) -> None:
     """A new session takes as many permits as the lost one held, so that other workers find them taken."""
     async with worker(dsn, 1) as cut, worker(dsn, 2) as other:
         async with cut.hold(3, "a"):
-            with psycopg.connect(dsn, autocommit=True) as killer:
-                killer.execute("SELECT pg_terminate_backend(%s, 5000)", (cut._session.info.backend_pid,))
+            end_session(dsn, owner=1)
             async with cut.hold(1, "b"):  # the statement shows that the session is lost
                 pass
             waiting = asyncio.ensure_future(other.hold(2, "c").__aenter__())
@@ -137,14 +152,15 @@ async def test_permits_survive_a_lost_session(dsn: str) -> None:
 
 async def test_nothing_is_granted_right_after_a_restart_of_the_database(dsn: str) -> None:
     """Workers that held permits take them back first."""
-    async with worker(dsn, 1, restart_grace=1e9) as early:
+    with psycopg.connect(dsn) as database:
+        query = "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"
+        ((uptime,),) = database.execute(query).fetchall()
+    async with worker(dsn, 1, restart_grace=float(uptime) + 2.0) as early:
         waiting = asyncio.ensure_future(early.hold(1, "a").__aenter__())
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(waiting), 0.2)
+        await asyncio.sleep(0.5)
         assert not waiting.done()
-        early._restart_grace = 0.0
-        early.wake()
-        await waiting
+        async with asyncio.timeout(10):
+            await waiting
 
 
 async def test_closed_permits_grant_nothing(dsn: str) -> None:

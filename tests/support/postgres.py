@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: one server for the session, an empty database for whoever asks."""
+"""A real PostgreSQL for tests: one server for the session, and an empty database for each test."""
 
 import itertools
 import os

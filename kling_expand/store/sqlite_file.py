@@ -1,16 +1,25 @@
-"""Is this SQLite file ours, whole, and open here only? The one module that speaks sqlite3.
+"""One locked and checked SQLite file: the only module that calls sqlite3.
 
-It opens, locks, checks and commits; the tables and what they mean are its caller's.
+It opens, locks, checks and commits. The tables and their meaning belong to the caller.
 
-SQLite's own lock is held as long as the file is open: the kernel frees it with the process, however
-that ends, it knows a file by its inode and so under every name, a forked child does not inherit it,
-and it works on every system. Everything here runs on one thread.
+Three locks keep a second process away for as long as the file is open:
+
+- SQLite's own, in exclusive mode. It stops every program that uses SQLite, but POSIX drops all locks of a
+  process on a file as soon as that process closes any descriptor of it, as a backup by ``shutil.copy`` does.
+- A lock of one byte on an open file description, where the system has such locks (Linux). Only closing that
+  description ends it, so neither a copy nor a second store in the same process can. It is checked first.
+- SQLite's lock again, renewed with each commit in case it was dropped.
+
+All of them know a file by its inode and so under every name, and the kernel drops them with the process.
+Except for its constructor, everything here runs on one thread.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,28 +29,37 @@ from attrs import frozen
 
 from kling_expand.errors import JournalError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where SQLite's own lock is not dropped
+    fcntl = None  # type: ignore[assignment]  # absent
+
 logger = logging.getLogger(__name__)
 
 Connection = sqlite3.Connection
 Statement = Callable[[Connection], Any]
 
-PATIENCE = 0.5  # seconds a lock is waited for: a backup or a shell may hold it for a moment
+LOCK_TIMEOUT = 0.5  # seconds: a backup or a shell may hold a lock for a moment
+_SQLITE_BYTES = 512, 0x40000000  # where SQLite locks: length and first byte
+_OWN_BYTE = 0x40001000  # where it does not
 
 _CAUSES = {
     sqlite3.SQLITE_FULL: "the disk is full; make room and write again",
-    sqlite3.SQLITE_IOERR_LOCK: "it cannot be locked: it is read-only, or its file system knows no locks",
-    sqlite3.SQLITE_IOERR: "the disk did not take it: full, over a quota, or failing",
+    sqlite3.SQLITE_IOERR_LOCK: "it cannot be locked: it is read-only, or its file system has no locks",
+    sqlite3.SQLITE_IOERR: "the disk refused a write: it is full, over a quota, or failing",
     sqlite3.SQLITE_READONLY: "the file or its directory is read-only",
-    sqlite3.SQLITE_CANTOPEN: "its directory is missing or may not be written",
-    sqlite3.SQLITE_PERM: "the file may not be opened",
+    sqlite3.SQLITE_CANTOPEN: "its directory is missing or must not be written",
+    sqlite3.SQLITE_PERM: "the file must not be opened",
     sqlite3.SQLITE_NOTADB: "this is not a journal; name another file",
-    sqlite3.SQLITE_CORRUPT: "it is torn; restore a copy, or begin a new one under the same run name",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy, or start a new one with the same run name",
 }
+
+_descriptors: set[int] = set()  # those that hold a lock
 
 
 @frozen
 class FileFormat:
-    """What a file must be: its mark in the header (`application_id`), its version, its tables."""
+    """What a file must be: its `application_id` in the header, its schema version, its tables."""
 
     application_id: int
     version: int
@@ -49,50 +67,69 @@ class FileFormat:
 
 
 class DatabaseFile:
-    """One file of one kind. Made anywhere; then opened, used and closed on one thread."""
+    """One file of one format, opened, used and closed on one thread."""
 
     def __init__(self, path: str, file_format: FileFormat) -> None:
         self.path = path
         self._uri = Path(path).as_uri()
         self._format = file_format
         self._connection: Connection | None = None
+        self._descriptor = -1  # holds the lock, and knows whether the file was deleted
+        self._links = 1  # names of the file
+        self._has_log = False
 
     def open(self) -> None:
-        """Lock the file, check it, make it ready. Raises `JournalError`; a file not ours is not touched."""
-        end = time.monotonic() + PATIENCE
+        """Lock the file, check it, and create its tables where it is new.
+
+        Raises:
+            JournalError: when it cannot be used. A file of another kind is not changed.
+        """
+        end_at = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
                 return self._open()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, BlockingIOError) as error:
                 self._drop()
-                if _primary(error) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                    raise self._trouble(error) from error
+                if not _is_busy(error) or time.monotonic() > end_at:
+                    raise self._explain(error) from error
             except JournalError:
                 self._drop()
                 raise
-            # Two that begin together shut each other out: both let go, and return at times of their own.
+            # Two processes that start together may lock each other out: each tries again at its own time.
             time.sleep(0.005 * (1 + os.getpid() % 7))
 
     def _open(self) -> None:
-        before = self._look()
+        found, log_found = os.path.exists(self.path), os.path.exists(f"{self.path}-wal")  # noqa: PTH110 - quick
+        self._lock()
         db = self._connection = sqlite3.connect(
             f"{self._uri}?mode=rwc", uri=True, isolation_level=None, timeout=0
         )
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("BEGIN IMMEDIATE")
-        new = self._identify(db)
+        new = self._check(db)
         db.execute("COMMIT")
-        if before[0] is not None:
-            self._doubt(db, new, before[1] is not None)
-        settle(db)
+        if found:
+            self._warn_of_loss(db, new=new, log_found=log_found)
+        mode = set_journal_mode(db)
         db.execute("BEGIN IMMEDIATE")
         if new:
             self._create(db)
         db.execute("INSERT OR REPLACE INTO meta VALUES ('pid', ?)", (str(os.getpid()),))
         db.execute("COMMIT")
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the pid can now be read past the lock
-        db.execute(f"PRAGMA busy_timeout = {PATIENCE * 1000:.0f}")
-        self._inodes = self._look()
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that a refused process can read the pid
+        db.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT * 1000:.0f}")
+        self._links, self._has_log = os.fstat(self._descriptor).st_nlink, mode == "wal"
+
+    def _lock(self) -> None:
+        """Take the lock that only closing its descriptor ends. Raises `BlockingIOError`."""
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            return  # SQLite gets the same error, and its cause is reported
+        _descriptors.add(self._descriptor)
+        if hasattr(fcntl, "F_OFD_SETLK"):
+            request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _OWN_BYTE, 1, 0)
+            _try_lock(lambda: fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, request))
 
     def _create(self, db: Connection) -> None:
         for statement in self._format.schema.split(";"):
@@ -100,9 +137,9 @@ class DatabaseFile:
         db.execute(f"PRAGMA application_id = {self._format.application_id}")
         db.execute(f"PRAGMA user_version = {self._format.version}")
 
-    def _identify(self, db: Connection) -> bool:
-        """Whether the file is new. Nothing is written before it is known to be ours."""
-        mark, version, tables = (
+    def _check(self, db: Connection) -> bool:
+        """Return whether the file is new. Raises `JournalError` for one that is not a whole journal."""
+        application_id, version, tables = (
             db.execute(question).fetchone()[0]
             for question in (
                 "PRAGMA application_id",
@@ -110,13 +147,13 @@ class DatabaseFile:
                 "SELECT count(*) FROM sqlite_master",
             )
         )
-        if (mark, version, tables) == (0, 0, 0):
+        if (application_id, version, tables) == (0, 0, 0):
             return True
-        if mark != self._format.application_id:
+        if application_id != self._format.application_id:
             raise JournalError(f"{self.path} is another program's database; name another file")
         if version != self._format.version:
             raise JournalError(
-                f"the journal {self.path} has schema {version}, and this is made for {self._format.version};"
+                f"the schema of the journal {self.path} must be {self._format.version}, got {version};"
                 " use the version of kling_expand that wrote it"
             )
         flaw = db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -124,78 +161,106 @@ class DatabaseFile:
             raise JournalError(f"the journal {self.path}: {_CAUSES[sqlite3.SQLITE_CORRUPT]} ({flaw})")
         return False
 
-    def _doubt(self, db: Connection, new: bool, log_found: bool) -> None:  # noqa: FBT001 - private
-        """Say where records may be missing that no check can miss: the file as it is, is whole."""
+    def _warn_of_loss(self, db: Connection, *, new: bool, log_found: bool) -> None:
+        """Warn where records may be missing from a file that is whole as it is."""
         if new:
-            logger.warning("the journal %s was an empty file: it begins anew", self.path)
+            logger.warning("the journal %s was an empty file, and is a new journal now", self.path)
             return
         killed = db.execute("SELECT count(*) FROM meta WHERE name = 'pid'").fetchone()[0]
         mode = db.execute("PRAGMA journal_mode").fetchone()[0]
         if killed and mode == "wal" and not log_found:
             logger.warning(
-                "the journal %s was not closed, and %s-wal is missing: unless something else opened it"
-                " since, the last records are lost; it should be put back before going on",
+                "the journal %s was not closed, and %s-wal is missing: unless another program has opened it"
+                " since, the last records are lost; restore that file before you go on",
                 self.path,
                 self.path,
             )
 
     def commit(self, batch: list[Statement]) -> list[Any]:
-        """Do a batch of work in one transaction: the results, or the exceptions it ended in.
+        """Execute a batch in one transaction, and return a result or an exception for each statement.
 
-        Statement that raises before it writes fails alone; trouble with the file fails the whole batch.
+        A statement that raises before it writes fails alone. An error of the file fails the whole batch.
         """
         db = self._connection
         if db is None:
-            return [JournalError(f"the journal {self.path} is closed") for _work in batch]
+            return [JournalError(f"the journal {self.path} is closed") for _statement in batch]
         try:
             return self._commit(db, batch)
         except sqlite3.Error as error:
-            trouble = self._trouble(error)
+            failure = self._explain(error)
         except JournalError as error:
-            trouble = error
+            failure = error
         with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled it back already
             db.execute("ROLLBACK")
-        return [JournalError(trouble.message) for _work in batch]
+        return [JournalError(failure.message) for _statement in batch]
 
     def _commit(self, db: Connection, batch: list[Statement]) -> list[Any]:
+        self._renew_lock()
         db.execute("BEGIN IMMEDIATE")
-        outcomes = [_outcome(work, db) for work in batch]
+        outcomes = [_outcome(statement, db) for statement in batch]
         db.execute("COMMIT")
-        if self._look() != self._inodes:
+        if self._is_lost():
             raise JournalError(
-                f"the journal {self.path} was deleted or replaced while it was open: nothing more can be"
-                " kept there; stop, and open it anew under the same run name"
+                f"the journal {self.path} was deleted or replaced while it was open: no more records can be"
+                " kept in it; stop, and open it again with the same run name"
             )
         return outcomes
 
-    def _look(self) -> list[tuple[int, int] | None]:
-        """Which files the names stand for now."""
-        return [_inode(self.path), _inode(f"{self.path}-wal")]
+    def _renew_lock(self) -> None:
+        """Lock SQLite's bytes again, which changes nothing unless this process has dropped its locks."""
+        if fcntl is None or self._descriptor < 0:
+            return
+        try:
+            _try_lock(lambda: fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, *_SQLITE_BYTES))
+        except BlockingIOError:
+            raise JournalError(
+                f"the journal {self.path} was opened by another program while this process had lost its lock"
+            ) from None
+
+    def _is_lost(self) -> bool:
+        """Return whether the path no longer leads to the open file.
+
+        Inode numbers are compared only when the file has lost a name, as they change by themselves on some
+        FUSE and network mounts.
+        """
+        try:
+            by_path, held = os.stat(self.path), os.fstat(self._descriptor)  # noqa: PTH116 - for each batch
+            if self._has_log:
+                os.stat(f"{self.path}-wal")  # noqa: PTH116 - the same
+        except OSError:
+            return True
+        lost = held.st_nlink < self._links and not os.path.samestat(by_path, held)
+        self._links = self._links if lost else held.st_nlink
+        return lost
 
     def close(self) -> None:
-        """Give the file free. Twice is harmless."""
+        """Close and unlock the file. A second call does nothing."""
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("DELETE FROM meta WHERE name = 'pid'")
-            self._drop()
+        self._drop()
 
     def _drop(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._descriptor >= 0:  # last, as closing it drops SQLite's lock too
+            _descriptors.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
 
-    def _trouble(self, error: sqlite3.Error) -> JournalError:
-        code = _primary(error)
-        if code == sqlite3.SQLITE_BUSY:
+    def _explain(self, error: sqlite3.Error | BlockingIOError) -> JournalError:
+        if _is_busy(error):
             cause = f"{self._holder()} has it open; wait for that to end, stop it, or name another file"
         else:
+            code = _primary_code(error)
             exact = getattr(error, "sqlite_errorcode", code)
             cause = _CAUSES.get(exact, _CAUSES.get(code, "it cannot be used"))
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         return JournalError(f"the journal {self.path}: {cause} ({name}: {error})")
 
     def _holder(self) -> str:
-        """Who has the file: the process noted in it, read past the lock."""
+        """Return which process has the file: its id is noted in it, and read past the lock."""
         with contextlib.suppress(sqlite3.Error):
             peek = sqlite3.connect(f"{self._uri}?mode=ro&immutable=1", uri=True)
             with contextlib.closing(peek):
@@ -204,37 +269,52 @@ class DatabaseFile:
         return "another program"
 
 
-def settle(db: Connection) -> str:
-    """Choose the safest way of writing that the file system allows: the journal mode it came to."""
+def set_journal_mode(db: Connection) -> str:
+    """Choose the safest way of writing that the file system allows, and return its journal mode."""
     mode: str = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    # Without a write-ahead log a COMMIT is the end of another file, so its directory counts too.
+    # Without a write-ahead log a COMMIT deletes another file, so its directory must be flushed too.
     db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")
     return mode
 
 
-def _outcome(work: Statement, db: Connection) -> Any:
-    """A result or an exception. What only this work is to blame for leaves the others alone."""
+def _outcome(statement: Statement, db: Connection) -> Any:
+    """Return a result or an exception. An error that this statement alone causes leaves the others alone."""
     try:
-        return work(db)
+        return statement(db)
     except sqlite3.IntegrityError as error:
         return JournalError(f"two jobs cannot have one external_task_id ({error})")
     except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError, UnicodeError) as error:
         return JournalError(f"this cannot be stored ({error})")
     except sqlite3.Error:
         raise
-    except Exception as error:  # noqa: BLE001 - it is handed to the one who asked
+    except Exception as error:  # noqa: BLE001 - it is raised to the caller of this statement
         return error
 
 
-def _inode(path: str) -> tuple[int, int] | None:
+def _try_lock(lock: Callable[[], object]) -> None:
+    """Lock without waiting. A file system without locks is left to SQLite. Raises `BlockingIOError`."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - for every batch, and this one is quick
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        lock()
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(errno.EAGAIN, "the file is locked") from None
 
 
-def _primary(error: sqlite3.Error) -> int:
-    """SQLite's result code, without what it adds in the higher bits."""
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, BlockingIOError) or _primary_code(error) == sqlite3.SQLITE_BUSY
+
+
+def _primary_code(error: Exception) -> int:
+    """Return SQLite's result code without the details in its higher bits."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code & 0xFF
+
+
+def _close_in_child() -> None:
+    """Close the descriptors that a forked child has inherited: it would keep the locks of a dead parent."""
+    while _descriptors:
+        os.close(_descriptors.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

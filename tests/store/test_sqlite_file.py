@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import shutil
@@ -20,7 +21,7 @@ from kling_expand.errors import JournalError
 from kling_expand.models import Task
 from kling_expand.store.base import JobIdentity, JobRecord, JobState
 from kling_expand.store.sqlite import SQLiteStore
-from kling_expand.store.sqlite_file import DatabaseFile, settle
+from kling_expand.store.sqlite_file import DatabaseFile, set_journal_mode
 from kling_expand.store.sqlite_statements import FORMAT
 from kling_expand.testing import prepared
 
@@ -215,6 +216,97 @@ async def test_a_second_opener_in_this_process_is_refused(path: Path) -> None:
     assert await keep(path) == {"a": "intent", "b": "intent"}
 
 
+SHELL = [
+    sys.executable,
+    "-c",
+    "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('SELECT * FROM jobs')",
+]
+# A program that locks the file as SQLite does, until it is killed.
+LOCKER = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, 0x40000000)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+async def refused(path: Path) -> str:
+    """What another process is told that tries to open the journal."""
+    with opener(path) as child:
+        tell(child)
+        return await asyncio.to_thread(hear, child)
+
+
+async def test_the_lock_survives_a_copy_of_the_file(path: Path) -> None:
+    """POSIX drops a process's locks when it closes any descriptor of a file, as each backup does."""
+    async with SQLiteStore(path) as store:
+        await write(store, "a")
+        for read in (lambda: shutil.copy(path, path.with_name("backup.db")), path.read_bytes):
+            read()
+            assert f"process {os.getpid()} has it open" in await refused(path)
+        await write(store, "b")
+        shell = await asyncio.to_thread(subprocess.run, [*SHELL, str(path)], capture_output=True)
+        assert b"locked" in shell.stderr  # by SQLite's own lock, which is all that a shell knows
+    assert await keep(path) == {"a": "intent", "b": "intent"}
+
+
+async def test_the_lock_survives_a_second_store(path: Path) -> None:
+    """One that is refused in the same process takes nothing from the first."""
+    async with SQLiteStore(path) as store:
+        with pytest.raises(JournalError, match=f"process {os.getpid()} has it open"):
+            await SQLiteStore(path).__aenter__()
+        assert f"process {os.getpid()} has it open" in await refused(path)
+        await write(store, "a")
+    assert await keep(path, "b") == {"a": "intent", "b": "intent"}
+
+
+async def test_a_program_that_got_in_is_reported(path: Path) -> None:
+    """While another program uses a moment without a lock, no record is promised."""
+    async with SQLiteStore(path) as store:
+        await write(store, "a")
+        await asyncio.to_thread(path.read_bytes)
+        command = [sys.executable, "-c", LOCKER, str(path)]
+        other = await asyncio.create_subprocess_exec(*command, stdin=-1, stdout=-1)
+        assert other.stdout is not None
+        await other.stdout.readline()
+        with pytest.raises(JournalError, match="opened by another program"):
+            await write(store, "b")
+        other.kill()
+        await other.wait()
+        await write(store, "c")
+    assert await keep(path) == {"a": "intent", "c": "intent"}
+
+
+FORKER = """
+import asyncio, os, sys, time
+from kling_expand.store.sqlite import SQLiteStore
+
+async def main(path):
+    async with SQLiteStore(path):
+        if os.fork() == 0:
+            os.write(1, b"forked\\n")
+            time.sleep(60)
+        await asyncio.sleep(60)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_a_forked_child_holds_no_lock(path: Path) -> None:
+    """Once its process is dead the file is free, whatever that process has left running."""
+    command = [sys.executable, "-c", FORKER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"forked\n"
+        with pytest.raises(JournalError, match=f"process {parent.pid} has it open"):
+            run(path)
+        parent.kill()
+        os.waitpid(parent.pid, 0)
+        assert run(path, "a") == {"a": "intent"}
+        os.killpg(parent.pid, signal.SIGKILL)
+
+
 def test_another_program_at_work_is_waited_for_or_named(path: Path) -> None:
     """A shell that holds the file for long is an error as well, and does not lose to it."""
     run(path, "a")
@@ -257,9 +349,9 @@ def scribbled(path: Path) -> None:
     ("spoil", "words"),
     [
         (foreign, "another program's database; name another file"),
-        (newer, "schema 2, and this is made for 1; use the version"),
-        (cut, "it is torn; restore a copy"),
-        (scribbled, "it is torn; restore a copy"),
+        (newer, "must be 1, got 2; use the version"),
+        (cut, "it is damaged; restore a copy"),
+        (scribbled, "it is damaged; restore a copy"),
         (lambda path: path.write_text("to do: buy milk, " * 500), "not a journal; name another file"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "not a journal; name another file"),
     ],
@@ -301,7 +393,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     """A missing or closed directory is named as the cause."""
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(JournalError, match="directory is missing or may not be written"):
+    with pytest.raises(JournalError, match="directory is missing or must not be written"):
         run(tmp_path / name)
 
 
@@ -332,7 +424,7 @@ def test_a_read_only_directory() -> None:
         run(old, "a")
         before = old.read_bytes()
         with no_rights(Path(folder)):
-            with pytest.raises(JournalError, match="may not be written"):
+            with pytest.raises(JournalError, match="must not be written"):
                 run(new)
             with pytest.raises(JournalError, match="read-only"):
                 run(old)
@@ -349,7 +441,7 @@ async def fill(journal: SQLiteStore) -> list[str]:
             await asyncio.gather(*(write(journal, f"{number}-{part}", "x" * 2000) for part in "abc"))
             done.extend(f"{number}-{part}" for part in "abc")
 
-    with pytest.raises(JournalError, match=r"the disk (is full|did not take it)"):
+    with pytest.raises(JournalError, match=r"the disk (is full|refused a write)"):
         await pour()
     return done
 
@@ -432,6 +524,33 @@ async def test_a_file_lost_while_it_is_open(tmp_path: Path, harm: Any) -> None:
         await write(journal, "c")
 
 
+async def test_inode_numbers_may_change(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FUSE and network mounts give a file another number from time to time; it is the same file."""
+    numbers, plain = itertools.count(1), os.stat
+
+    def changing(name: Any, *more: Any, **options: Any) -> os.stat_result:
+        found = plain(name, *more, **options)
+        return os.stat_result((found.st_mode, next(numbers), *found[2:]))
+
+    async with SQLiteStore(path) as store:
+        monkeypatch.setattr(os, "stat", changing)
+        for key in "abc":
+            await write(store, key)
+    monkeypatch.undo()
+    assert await keep(path) == dict.fromkeys("abc", "intent")
+
+
+async def test_a_replaced_file_with_two_names(path: Path) -> None:
+    """A replaced file is noticed although its other name keeps it alive."""
+    async with SQLiteStore(path) as store:
+        await write(store, "a")
+        path.with_name("other name.db").hardlink_to(path)
+        await write(store, "b")
+        replace(path)
+        with pytest.raises(JournalError, match="deleted or replaced"):
+            await write(store, "c")
+
+
 def test_nothing_is_promised_after_the_close(path: Path) -> None:
     """A batch that comes too late is refused, not forgotten; closing twice is harmless."""
     database = DatabaseFile(str(path), FORMAT)
@@ -463,7 +582,7 @@ def test_without_a_write_ahead_log(path: Path) -> None:
         db.execute("PRAGMA journal_mode = DELETE")
     uri = f"{path.as_uri()}?nolock=1"  # SQLite allows no log where it may not lock
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
-        assert settle(db) == "delete"
+        assert set_journal_mode(db) == "delete"
         assert db.execute("PRAGMA synchronous").fetchone() == (3,)
         db.execute("UPDATE jobs SET state = 'unknown'")
     assert run(path) == {"a": str(JobState.UNKNOWN)}

@@ -20,7 +20,7 @@ import psycopg
 from attrs import define, field
 
 from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
-from kling_expand.store.postgres_pool import PAUSE, Connection, connect, passing
+from kling_expand.store.postgres_pool import RETRY_DELAY, Connection, connect, is_transient
 
 PERMIT_CHANNEL = "kling_permits"
 POLL_INTERVAL = 1.0  # seconds between two tries for permits, should a notification be lost
@@ -210,7 +210,7 @@ class Permits:
                 while await self._grant():
                     pass
             except psycopg.Error as error:
-                if not passing(error):
+                if not is_transient(error):
                     raise
                 logger.info("the session of the permits is lost: %s", error)
                 await self._rejoin()
@@ -280,7 +280,7 @@ class Permits:
             with suppress(psycopg.OperationalError):
                 self._session = await self._join()
                 return
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RETRY_DELAY)
 
 
 def _stopping() -> NotSubmitted:

@@ -126,7 +126,7 @@ class Connector(BaseAsyncConnector):
                 await cursor.execute(query, values)
                 return await cursor.fetchall() if returning else []
 
-        return await self._database.do(run)
+        return await self._database.run(run)
 
 
 def _adapt(value: Any) -> Any:
@@ -392,7 +392,7 @@ class Fleet:
         async def run(database: Connection) -> list[tuple[Any, ...]]:
             return await (await database.execute(query, values)).fetchall()
 
-        return await self.database.do(run)
+        return await self.database.run(run)
 
 
 _COUNTS = """

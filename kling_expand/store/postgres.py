@@ -1,8 +1,7 @@
-"""What survives a crash of any machine? The journal's rows and rules in PostgreSQL, for many workers at once.
+"""A durable job store in PostgreSQL for many workers at once, and the outcomes of a fleet's jobs.
 
-It is asked like a `kling_expand.store.sqlite.Journal` and answers like one; it adds the owner of a job.
-Whoever intends a job owns it from then on, and only its owner may send: a worker that was taken for dead
-and comes back finds that out before its POST leaves, not after.
+A worker that records an intent owns the job from then on, and only the owner may send it. A worker that was
+taken for dead and comes back therefore learns of it before its create is sent, not after.
 """
 
 import asyncio
@@ -53,13 +52,13 @@ CREATE TABLE IF NOT EXISTS kling_jobs (
     params text NOT NULL,
     created_at double precision NOT NULL,
     updated_at double precision NOT NULL,
-    owner bigint NOT NULL,  -- who may send it
-    holder bigint,          -- whose permits stand for it, where permits are exact
-    units numeric,          -- what it cost, once the service has said so
+    owner bigint NOT NULL,  -- the worker that may send it
+    holder bigint,          -- the worker whose permits count for it, where permits are exact
+    units numeric,          -- its cost, once the service has reported it
     UNIQUE (run, key, params_hash, attempt)
 );
 CREATE INDEX IF NOT EXISTS kling_jobs_by_state ON kling_jobs (run, state, id) WHERE latest;
--- What is, or may be, at the service now: few rows, however long the table is.
+-- Jobs that are, or may be, at the service now: few rows, however long the table is.
 CREATE INDEX IF NOT EXISTS kling_jobs_out ON kling_jobs (id)
     WHERE state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL);
 CREATE TABLE IF NOT EXISTS kling_outcomes (
@@ -80,17 +79,20 @@ CREATE INDEX IF NOT EXISTS kling_outcomes_by_age ON kling_outcomes (run, seen, k
 """
 
 
+Position = tuple[int, str]  # of an outcome: its transaction and its key
+
+
 class TakenOver(JournalError):
-    """Another worker owns the job now: this one was too long silent, and must not send it."""
+    """Another worker owns the job now, as this one was silent for too long: it must not send the job."""
 
 
 @frozen
 class JobOutcome:
-    """How one job of the fleet ended; times are Unix seconds.
+    """How one job of a fleet ended.
 
-    `status` is ``succeeded``, ``failed`` (the service's task failed), ``refused`` (no task exists, and none
-    will) or ``cancelled``. `urls` live 30 days, `files` is where the pictures were put, `units` what
-    the service billed, None where it does not say.
+    `status` is ``succeeded``, ``failed`` (its task failed), ``refused`` (no task exists) or ``cancelled``.
+    `urls` are valid for 30 days (documented). `files` are the paths or URLs of the saved pictures. `units`
+    is what the service billed, None where it did not report it. `ended_at` is in Unix seconds.
     """
 
     key: str
@@ -165,60 +167,56 @@ class PostgresStore(JobStore):
         await asyncio.shield(end[1])
 
     async def record_outcome(self, outcome: JobOutcome) -> None:
-        """Keep how a job of the queue ended; the last word on a key replaces the one before."""
-        row = (outcome.key, outcome.status, outcome.external_task_id, outcome.task_id, list(outcome.urls))
-        rest = (
-            list(outcome.files),
-            outcome.units,
-            outcome.error and self._text(outcome.error),
-            self._clock(),
-        )
-        await self._fetch(_ENDED, self.run, *row, *rest)
+        """Record how a job of the queue ended, in place of an earlier outcome of the same key."""
+        ids = outcome.key, outcome.status, outcome.external_task_id, outcome.task_id
+        error = outcome.error and self._text(outcome.error)
+        found = list(outcome.urls), list(outcome.files), outcome.units, error
+        await self._fetch(_RECORD_OUTCOME, self.run, *ids, *found, self._clock())
 
     # ------------------------------------------------------------------------ what is known
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
-        """The newest job of *key*, or of exactly these parameters under it."""
+        """Return the newest record of *key*, or of exactly one request under it, or None."""
         if digest is None:
             return await self._newest("run = %s AND key = %s", self.run, key)
         return await self._newest("run = %s AND key = %s AND params_hash = %s", self.run, key, digest)
 
     async def get(self, external_task_id: str) -> JobRecord | None:
-        """The job with this id; earlier attempts are found too."""
+        """Return the record with this id, of an earlier attempt too, or None."""
         return await self._newest("external_task_id = %s", external_task_id)
 
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
-        """Jobs in these states (in any, without), oldest first; of each the last attempt. Page by page."""
+        """Iterate over the jobs in these states (without any, over all), oldest first, page by page."""
         after, wanted = 0, [str(state) for state in states or tuple(JobState)]
         while page := await self._fetch(_PAGE, self.run, wanted, after, PAGE):
             for after, *columns in page:  # noqa: B007 - where the next page begins
                 yield JobRecord(*columns)
 
     async def counts(self) -> dict[JobState, int]:
-        """How many jobs are in each state; of each the last attempt."""
+        """Return how many jobs are in each state, of each the last attempt."""
         found = await self._fetch(_COUNTS, self.run)
         return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
-    async def outcomes(self, after: tuple[int, str] = (0, "")) -> list[tuple[tuple[int, str], JobOutcome]]:
-        """The next outcomes behind the place *after*, each with its own place.
+    async def outcomes(self, after: Position = (0, "")) -> list[tuple[Position, JobOutcome]]:
+        """Return the next page of outcomes after the position *after*, each with its own position.
 
-        Only those are shown before which none can appear any more, so that whoever reads on from the
-        last place misses none and meets none twice.
+        An outcome is returned only when none can be committed before it any more. A reader who goes on
+        from the last position therefore gets each of them once.
         """
         found = await self._fetch(_OUTCOMES, self.run, *after, PAGE)
-        return [((int(seen), row[0]), _ended(row)) for seen, *row in found]
+        return [((int(seen), row[0]), _outcome(row)) for seen, *row in found]
 
     async def outcome(self, key: str) -> JobOutcome | None:
-        """How the job of *key* ended, if it has."""
+        """Return how the job of *key* ended, or None."""
         found = await self._fetch(_OUTCOME, self.run, key)
-        return _ended(found[0]) if found else None
+        return _outcome(found[0]) if found else None
 
-    async def has_outcomes(self, after: tuple[int, str]) -> bool:
-        """Whether there are outcomes behind *after*, shown already or not."""
+    async def has_outcomes(self, after: Position) -> bool:
+        """Return whether there are outcomes after the position *after*, returned already or not."""
         return bool(await self._fetch(_MORE, self.run, *after))
 
     async def units_billed(self) -> int | float:
-        """Units billed for the run so far, as far as the service has said."""
+        """Return the units billed for the run so far, as far as the service has reported them."""
         return _number((await self._fetch(_SPENT, self.run))[0][0]) or 0
 
     # ------------------------------------------------------------------------ within
@@ -273,10 +271,10 @@ class PostgresStore(JobStore):
         async def work(database: Connection) -> list[tuple[Any, ...]]:
             return await (await database.execute(query, values)).fetchall()
 
-        return await self._database.do(work)
+        return await self._database.run(work)
 
 
-# An attempt that failed is shown as it is; a refused one becomes an intent again; others only change hands.
+# A failed attempt is returned as it is, a rejected one becomes an intent again, any other changes its owner.
 _CLAIM = f"""
 UPDATE kling_jobs SET owner = %s,
     updated_at = CASE state WHEN 'rejected' THEN %s ELSE updated_at END,
@@ -311,7 +309,7 @@ WITH row AS (SELECT %s::double precision AS now)
 UPDATE kling_jobs SET last_post_at = now, updated_at = now, holder = owner FROM row
 WHERE external_task_id = %s AND task_id IS NULL AND owner = %s RETURNING 1
 """
-_ENDED = """
+_RECORD_OUTCOME = """
 INSERT INTO kling_outcomes (run, key, status, external_task_id, task_id, urls, files, units, error, ended_at)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (run, key) DO UPDATE SET
     status = excluded.status, external_task_id = excluded.external_task_id, task_id = excluded.task_id,
@@ -336,7 +334,11 @@ ORDER BY seen, key LIMIT %s
 
 
 async def create_tables(database: ConnectionPool, *more: str) -> None:
-    """Make the tables where they are missing, and *more*. Safe to repeat, also by several at once."""
+    """Create the tables that are missing and those of the scripts *more*; safe to repeat and to run at once.
+
+    Raises:
+        JournalError: when the database stays away or refuses a script.
+    """
 
     async def work(connection: Connection) -> None:
         async with connection.transaction():
@@ -344,14 +346,14 @@ async def create_tables(database: ConnectionPool, *more: str) -> None:
             for script in (SCHEMA, *more):
                 await connection.execute(script)
 
-    await database.do(work)
+    await database.run(work)
 
 
 def _has_failed(written: asyncio.Future[None]) -> bool:
     return written.done() and (written.cancelled() or written.exception() is not None)
 
 
-def _ended(row: Sequence[Any]) -> JobOutcome:
+def _outcome(row: Sequence[Any]) -> JobOutcome:
     key, status, name, task_id, urls, files, units, *rest = row
     return JobOutcome(key, status, name, task_id, tuple(urls), tuple(files), _number(units), *rest)
 

@@ -1,7 +1,7 @@
-"""How does one reach PostgreSQL, and outlive its restarts? A few connections, asked again when they break.
+"""A pool of PostgreSQL connections that outlives restarts of the database.
 
-What is asked may be done twice, as the answer to a COMMIT can be lost with the connection: every
-statement handed in here must be one that changes nothing the second time.
+A statement may run twice, as the answer to a COMMIT can be lost with its connection. Each statement that
+is passed in must therefore change nothing the second time.
 """
 
 import asyncio
@@ -18,39 +18,45 @@ from kling_expand.errors import JournalError
 T = TypeVar("T")
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
-Heard = Callable[[str, str], object]
+OnNotification = Callable[[str, str], object]
 
-PATIENCE = 300.0  # seconds a database may be away before its callers are told
-PAUSE = 0.25  # seconds between two tries to reach it
-QUIET = 5.0  # seconds without a notification after which an ear asks whether it still hears
+RETRY_TIMEOUT = 300.0  # seconds a database may be away before a call raises
+RETRY_DELAY = 0.25  # seconds between two tries to connect
+IDLE_TIMEOUT = 5.0  # seconds without a notification after which the connection is checked
 
 logger = logging.getLogger(__name__)
 
 
 async def connect(dsn: str) -> Connection:
-    """A connection that commits every statement. Raises psycopg's errors."""
+    """Return a connection that commits every statement.
+
+    Raises:
+        psycopg.Error: when the database cannot be reached.
+    """
     return await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10)
 
 
 class ConnectionPool:
     """At most *size* connections to *dsn*, used by one event loop: ``async with ConnectionPool(dsn)``.
 
-    Entering raises `JournalError` at once where there is no such database; one that goes away later is
-    waited for, *patience* seconds.
+    A database that goes away later is waited for, *retry_timeout* seconds.
+
+    Raises:
+        JournalError: from entering, when there is no such database now.
     """
 
-    def __init__(self, dsn: str, *, size: int = 4, patience: float = PATIENCE) -> None:
+    def __init__(self, dsn: str, *, size: int = 4, retry_timeout: float = RETRY_TIMEOUT) -> None:
         self.dsn = dsn
-        self._places = asyncio.Semaphore(size)
+        self._permits = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
-        self._patience = patience
+        self._retry_timeout = retry_timeout
         self._open = False
 
     async def __aenter__(self) -> Self:
         try:
             self._idle.append(await connect(self.dsn))
         except psycopg.Error as error:
-            raise _trouble(error) from error
+            raise _explain(error) from error
         self._open = True
         return self
 
@@ -60,85 +66,87 @@ class ConnectionPool:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what is idle, and what is in use as soon as that is given back. Twice is harmless."""
+        """Close idle connections now, and those in use when they are released. A second call does nothing."""
         self._open = False
         while self._idle:
             await self._idle.pop().close()
 
     @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[Connection]:
-        """A connection of one's own for a moment. Raises psycopg's errors."""
-        async with self._places:
-            database = self._idle.pop() if self._idle else await connect(self.dsn)
+    async def _acquire(self) -> AsyncIterator[Connection]:
+        async with self._permits:
+            connection = self._idle.pop() if self._idle else await connect(self.dsn)
             try:
-                yield database
+                yield connection
             finally:
-                # One that was left in the middle of something is not given to anybody else.
-                calm = database.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-                if self._open and calm and not database.closed:
-                    self._idle.append(database)
+                # After a cancellation a transaction may be open: such a connection is not used again.
+                clean = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+                if self._open and clean and not connection.closed:
+                    self._idle.append(connection)
                 else:
-                    await database.close()
+                    await connection.close()
 
-    async def do(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """What *work* gives, tried again while the database is away. Raises `JournalError`."""
+    async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Return what *work* returns for a connection, and run it again while the database is away.
+
+        Raises:
+            JournalError: when the database stays away, refuses a statement, or the pool is not open.
+        """
         if not self._open:
-            raise JournalError("the ledger is not open")
+            raise JournalError("the connection pool is not open")
         loop = asyncio.get_running_loop()
-        deadline_at = loop.time() + self._patience
+        deadline_at = loop.time() + self._retry_timeout
         while True:
             try:
-                async with self.one() as database:
-                    return await work(database)
+                async with self._acquire() as connection:
+                    return await work(connection)
+            except UnicodeError as error:
+                raise JournalError(f"this cannot be stored ({error})") from error
             except psycopg.Error as error:
-                if not passing(error) or loop.time() > deadline_at:
-                    raise _trouble(error) from error
+                if not is_transient(error) or loop.time() > deadline_at:
+                    raise _explain(error) from error
                 if not self._idle:
                     logger.info("the database is away: %s", error)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RETRY_DELAY)
 
 
-async def listen(dsn: str, heard: Heard, *channels: str) -> None:
-    """Call *heard* with channel and payload of every notification, until cancelled; outlives restarts.
+async def listen(dsn: str, on_notification: OnNotification, *channels: str) -> None:
+    """Call *on_notification* with channel and payload of each notification, until cancelled.
 
-    After each (new) beginning it is called with two empty texts: anything may have been missed.
+    After each new connection it is called with two empty strings, as notifications may have been missed.
+
+    Raises:
+        JournalError: when the database refuses the connection for good.
     """
     while True:
         try:
-            async with await connect(dsn) as database:
+            async with await connect(dsn) as connection:
                 for channel in channels:
-                    await database.execute(
-                        psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel))
-                    )
-                heard("", "")
+                    name = psycopg.sql.Identifier(channel)
+                    await connection.execute(psycopg.sql.SQL("LISTEN {}").format(name))
+                on_notification("", "")
                 while True:
-                    async for news in database.notifies(timeout=QUIET):
-                        heard(news.channel, news.payload)
-                    await database.execute("SELECT 1")
+                    async for notification in connection.notifies(timeout=IDLE_TIMEOUT):
+                        on_notification(notification.channel, notification.payload)
+                    await connection.execute("SELECT 1")
         except psycopg.Error as error:
-            if not passing(error):
-                raise _trouble(error) from error
-            logger.info("nothing can be heard from the database: %s", error)
-        await asyncio.sleep(PAUSE)
+            if not is_transient(error):
+                raise _explain(error) from error
+            logger.info("notifications are interrupted: %s", error)
+        await asyncio.sleep(RETRY_DELAY)
 
 
-def passing(error: psycopg.Error) -> bool:
-    """Whether the same may do better later: the database is away, or two got in each other's way."""
+def is_transient(error: psycopg.Error) -> bool:
+    """Return whether the same statement may succeed later: the database is away, or two calls conflict."""
     lost = isinstance(error, psycopg.InterfaceError) and "closed" in str(error)
     return lost or isinstance(error, psycopg.OperationalError)
 
 
-def _trouble(error: psycopg.Error) -> JournalError:
+def _explain(error: psycopg.Error) -> JournalError:
+    words = str(error).strip().partition("\n")[0]
     if isinstance(error, psycopg.errors.UniqueViolation):
-        return JournalError(f"two jobs cannot have one external_task_id ({_words(error)})")
+        return JournalError(f"two jobs cannot have one external_task_id ({words})")
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
-        return JournalError(
-            f"the database has no tables of a fleet: run `kling-expand fleet init` ({_words(error)})"
-        )
+        return JournalError(f"the database has no tables of a fleet; run `kling-expand fleet init` ({words})")
     if isinstance(error, psycopg.OperationalError):
-        return JournalError(f"the database cannot be reached ({_words(error)})")
-    return JournalError(f"this cannot be stored ({_words(error)})")
-
-
-def _words(error: psycopg.Error) -> str:
-    return str(error).strip().partition("\n")[0]
+        return JournalError(f"the database cannot be reached ({words})")
+    return JournalError(f"this cannot be stored ({words})")

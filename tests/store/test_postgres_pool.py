@@ -1,0 +1,96 @@
+"""The pool of connections: it outlives a restart of the database, and reports what cannot pass."""
+
+import asyncio
+import contextlib
+
+import psycopg
+import pytest
+
+from kling_expand.errors import JournalError
+from kling_expand.fleet.dev_server import Cluster
+from kling_expand.store.postgres_pool import Connection, ConnectionPool, listen
+
+pytest_plugins = ["support.postgres"]
+
+
+async def one(connection: Connection) -> int:
+    """The answer of the database to the simplest statement."""
+    row = await (await connection.execute("SELECT 1")).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def test_errors_that_cannot_pass_are_raised_at_once(cluster: Cluster, dsn: str) -> None:
+    """A database that does not exist, a bad value and a pool that is not open are not waited for."""
+    nowhere = cluster.dsn.rpartition("/")[0] + "/nowhere"
+    with pytest.raises(JournalError, match="does not exist"):
+        await ConnectionPool(nowhere).__aenter__()
+    async with ConnectionPool(dsn) as pool:
+        for value in ("\0", "\ud800"):
+            with pytest.raises(JournalError, match="cannot be stored"):
+                await pool.run(lambda connection, value=value: connection.execute("SELECT %s", (value,)))  # type: ignore[misc]  # one value each
+        assert await pool.run(one) == 1
+    with pytest.raises(JournalError, match="not open"):
+        await pool.run(one)
+
+
+async def test_a_database_that_stays_away_is_reported(own_cluster: Cluster) -> None:
+    """A caller does not wait for ever, and the pool works again once the database is back."""
+    async with own_cluster as cluster, ConnectionPool(cluster.dsn, retry_timeout=0.5) as pool:
+        cluster.kill()
+        with pytest.raises(JournalError, match="cannot be reached"):
+            await pool.run(one)
+        await cluster.start()
+        assert await pool.run(one) == 1
+
+
+async def test_no_more_connections_than_allowed(dsn: str) -> None:
+    """More callers than connections wait for each other, and all are served."""
+    open_now = most = 0
+
+    async def work(connection: Connection) -> int:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        await connection.execute("SELECT pg_sleep(0.01)")
+        open_now -= 1
+        return await one(connection)
+
+    async with ConnectionPool(dsn, size=2) as pool:
+        assert await asyncio.gather(*(pool.run(work) for _ in range(8))) == [1] * 8
+    assert most == 2
+
+
+async def test_a_cancelled_call_leaves_no_transaction(dsn: str) -> None:
+    """A connection that was left inside a transaction serves no other caller."""
+    inside = asyncio.Event()
+
+    async def stuck(connection: Connection) -> None:
+        await connection.execute("BEGIN")
+        inside.set()
+        await asyncio.sleep(60)
+
+    async def status(connection: Connection) -> str:
+        return connection.info.transaction_status.name
+
+    async with ConnectionPool(dsn, size=1) as pool:
+        task = asyncio.create_task(pool.run(stuck))
+        await inside.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await pool.run(status) == "IDLE"
+
+
+async def test_missed_notifications_are_announced(dsn: str) -> None:
+    """Notifications arrive, and a listener that was cut off says that it may have missed some."""
+    received: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    listener = asyncio.create_task(listen(dsn, lambda *pair: received.put_nowait(pair), "Odd channel"))
+    assert await received.get() == ("", "")
+    with psycopg.connect(dsn, autocommit=True) as database:
+        database.execute("SELECT pg_notify('Odd channel', 'words')")
+        assert await received.get() == ("Odd channel", "words")
+        database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        assert await received.get() == ("", "")
+    listener.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await listener

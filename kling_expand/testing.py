@@ -1,4 +1,4 @@
-"""The same, without waiting? A loop whose time jumps, and fixtures of a client with its emulator.
+"""Test tools: an event loop with virtual time, fixtures of a client with its emulator, and contracts.
 
 In a `conftest.py` of your own (with the extra ``kling-expand[test]``)::
 
@@ -46,7 +46,7 @@ EPOCH = 1_750_000_000.0  # Unix seconds at which virtual time begins
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting for the next timer it moves the clock there, unless a thread is at work."""
+    """A selector that moves the clock to the next timer instead of waiting, unless a thread is at work."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,8 +67,8 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop in which sleeping takes no time.
 
-    When all are idle its clock moves to the next timer. Loopback sockets within one loop and work in
-    executors are waited for in real time; other threads and other processes it cannot see.
+    When nothing can run, its clock moves to the next timer. Loopback sockets within the loop and work in
+    executors are waited for in real time. Other threads and other processes are not noticed.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Seconds of virtual time since the loop was made."""
+        """Return the seconds of virtual time since the loop was made."""
         return self._jumping.now
 
     def run_in_executor(
@@ -105,7 +105,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Make an async test one that takes no time. It can use fixtures that are not async themselves."""
+    """Run an async test in virtual time. It can use fixtures that are not async themselves."""
 
     @functools.wraps(test)
     def at_once(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -115,7 +115,7 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 
 def loop_clock() -> float:
-    """Unix seconds by the running loop's own clock: the same for an emulator and its clients."""
+    """Return Unix seconds by the clock of the running loop, the same for an emulator and its clients."""
     return EPOCH + asyncio.get_running_loop().time()
 
 
@@ -123,7 +123,7 @@ def loop_clock() -> float:
 async def emulated(
     client: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[tuple[Emulator, KlingClient]]:
-    """An emulator with the *options* of its settings, and a client of it with those of *client*.
+    """Yield an emulator with the settings *options*, and a client of it with the options *client*.
 
     Both follow the running loop's clock and the same seed. Pictures are painted flat unless
     `engine` says otherwise.
@@ -138,14 +138,14 @@ async def emulated(
 
 @pytest_asyncio.fixture
 async def kling_emulator() -> AsyncIterator[Emulator]:
-    """A local emulator of the service that answers quickly."""
+    """Yield a local emulator of the service that answers quickly."""
     async with Emulator(engine="flat", queue_seconds=0.02, work_seconds=0.05) as emulator:
         yield emulator
 
 
 @pytest_asyncio.fixture
 async def kling_client(kling_emulator: Emulator) -> AsyncIterator[KlingClient]:
-    """A client of `kling_emulator` that looks often."""
+    """Yield a client of `kling_emulator` that polls often."""
     schedule = ExponentialSchedule(Random(1), first=0.03, longest=0.3)
     async with KlingClient(
         api_key=kling_emulator.api_key, base_url=kling_emulator.url, schedule=schedule

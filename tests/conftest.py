@@ -1,4 +1,4 @@
-"""What holds for every test? Properties are tried on the same examples, and nobody logs a secret."""
+"""Rules for every test: properties are tried on the same examples, and no log record holds a secret."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
-from support.eavesdropping import Eavesdropper
+from support.log_secrets import SecretScanner
 
 settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("house")
@@ -15,21 +15,21 @@ pytest_plugins = ["kling_expand.testing"]
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait for a process of their own."""
+    """Return one more than there are cores, as many tests wait for a process of their own."""
     return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(autouse=True)
-def eavesdropper(caplog: pytest.LogCaptureFixture) -> Iterator[Eavesdropper]:
-    """Hears every log record of a test, at DEBUG; none may hold a secret that tests use."""
-    root, handler = logging.getLogger(), Eavesdropper()
+def secret_scanner(caplog: pytest.LogCaptureFixture) -> Iterator[SecretScanner]:
+    """Check every log record of a test, at DEBUG: none may hold a secret that tests use."""
+    root, handler = logging.getLogger(), SecretScanner()
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
-    # A test that looks at its log sees what it would see without this, whatever another test has set.
+    # A test that reads its log finds what it would find without this fixture, whatever other tests have set.
     caplog.handler.setLevel(logging.WARNING)
     yield handler
     caplog.handler.setLevel(logging.NOTSET)
     root.setLevel(level)
     root.removeHandler(handler)
-    assert handler.told == []
+    assert handler.leaks == []

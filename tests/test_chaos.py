@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support.loopback import Loopback, loopback, says
+from support.raw_server import Loopback, loopback, says
 
 from benchmarks import proxy
 from benchmarks.proxy import Proxy

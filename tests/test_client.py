@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pictures
 from standardwebhooks import Webhook
-from support.blind import Blind, now
-from support.loopback import loopback, sends, task
+from support.raw_server import loopback, sends, task
+from support.schedules import NeverPolls, now
 
 from kling_expand import ExpandRequest, KlingClient, Ratios, Status, Task, ToAspect, Towards
 from kling_expand.api.codec import encode
@@ -307,7 +307,7 @@ async def test_signed_news_ends_the_wait_and_frees_the_slot_at_once(dialect: str
     client: dict[str, Any] = {
         "dialect": dialect,
         "slots": slots,
-        "schedule": Blind(),
+        "schedule": NeverPolls(),
         "webhook_secret": SECRET,
     }
     async with emulated(client, work_seconds=3600) as (emulator, kling):
@@ -331,7 +331,7 @@ async def test_signed_news_ends_the_wait_and_frees_the_slot_at_once(dialect: str
 @virtual_time
 async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
     """Unsigned, it is only asked about; a stranger's id is not even that."""
-    async with emulated({"schedule": Blind()}, work_seconds=3600) as (emulator, kling):
+    async with emulated({"schedule": NeverPolls()}, work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         task_id = (await future.accepted()).task_id
         assert kling.receive({}, json.dumps(success("999")).encode()).needs_poll
@@ -347,7 +347,7 @@ async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
 @virtual_time
 async def test_with_a_secret_other_calls_are_refused() -> None:
     """No signature, no news, no read."""
-    client: dict[str, Any] = {"schedule": Blind(), "webhook_secret": [SECRET]}
+    client: dict[str, Any] = {"schedule": NeverPolls(), "webhook_secret": [SECRET]}
     async with emulated(client, work_seconds=3600) as (emulator, kling):
         task_id = (await kling.create(PHOTO, WIDER)).task_id
         headers, body = signed(success(task_id))

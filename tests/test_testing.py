@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.loopback import loopback, task
+from support.raw_server import loopback, task
 
 from kling_expand import KlingClient, Ratios, Status
 from kling_expand.emulator import Emulator

@@ -1,1 +1,1 @@
-"""How does it fit into your framework? One file for each, importing that framework and no other."""
+"""Adapters, one framework a file; each imports that framework and no other."""

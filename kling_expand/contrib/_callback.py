@@ -1,4 +1,4 @@
-"""What is answered to a callback? A status and a sentence, the same in every framework."""
+"""The answer to a callback, shared by the adapters of all frameworks."""
 
 import asyncio
 from collections.abc import AsyncIterable, Mapping
@@ -7,38 +7,38 @@ from kling_expand.client import KlingClient
 from kling_expand.errors import WebhookError
 from kling_expand.webhooks import MAX_BODY
 
-READ_SECONDS = 30.0  # that a body may take; the service sends its few KB at once
+READ_TIMEOUT = 30.0  # seconds for a whole body; the service sends its few KB at once
 
 
-async def answer(
+async def answer_callback(
     client: KlingClient,
     headers: Mapping[str, str],
     pieces: AsyncIterable[bytes],
     broken: tuple[type[Exception], ...] = (),
 ) -> tuple[int, str]:
-    """Take a callback whose raw body comes in *pieces*; the HTTP status and text to answer.
+    """Deliver a callback whose raw body arrives in *pieces*, and return the HTTP status and text to answer.
 
-    204 for what was taken, 400 for what cannot be trusted or read or breaks off with one of the
-    *broken* errors, 408 for a body that does not come, 413 for one of more than `MAX_BODY` bytes,
-    of which not much more are ever held.
+    The status is 204 for a received call, 400 for one that cannot be trusted or read or whose body ends
+    with one of the *broken* errors, 408 for a body that does not arrive within `READ_TIMEOUT`, and 413 for
+    one of more than `MAX_BODY` bytes. Reading stops at that size.
     """
     try:
-        async with asyncio.timeout(READ_SECONDS):
+        async with asyncio.timeout(READ_TIMEOUT):
             body = await _read(pieces)
         if body is None:
-            return 413, f"at most {MAX_BODY} bytes are read"
+            return 413, f"the body must be at most {MAX_BODY} bytes"
         client.receive(headers, body)
     except TimeoutError:
-        return 408, "the body did not come"
+        return 408, f"the body must arrive within {READ_TIMEOUT:g} s"
     except broken:
-        return 400, "the body broke off"
+        return 400, "the connection ended before the body did"
     except WebhookError as error:
         return 400, error.message
     return 204, ""
 
 
 async def _read(pieces: AsyncIterable[bytes]) -> bytes | None:
-    """The whole body, or None as soon as it is too long."""
+    """Return the whole body, or None as soon as it is too long."""
     body = bytearray()
     async for piece in pieces:
         body += piece

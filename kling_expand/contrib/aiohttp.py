@@ -1,4 +1,4 @@
-"""How does an aiohttp.web application expand photos? One client, opened and closed with it.
+"""The adapter for aiohttp.web: one client, opened and closed with the application.
 
 ::
 
@@ -6,8 +6,8 @@
     setup(app, budget=800)
     app.add_routes([webhook("/kling")])
 
-and in a handler ``get_client(request).submit(…, callback_url="https://your.site/kling")``. The future
-hears of a callback as soon as that comes, and by the client's own reads if it never does.
+and in a handler ``get_client(request).submit(…, callback_url="https://your.site/kling")``. A callback
+ends the wait of that future at once; without one, polling does.
 """
 
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from aiohttp import web
 from kling_expand.client import KlingClient
 from kling_expand.errors import ConfigurationError
 
-from ._callback import answer
+from ._callback import answer_callback
 
 __all__ = ["get_client", "setup", "webhook"]
 
@@ -29,7 +29,7 @@ _BROKEN = (web.RequestPayloadError, ConnectionError)
 def setup(app: web.Application, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 
-    What *app* was told before to do at its start happens before, what it is told later finds the client.
+    Start-up handlers that were added later can use the client; earlier ones run before it exists.
     """
 
     async def opened(app: web.Application) -> AsyncIterator[None]:
@@ -41,27 +41,28 @@ def setup(app: web.Application, **options: Any) -> None:
 
 
 def get_client(source: web.Request | web.Application) -> KlingClient:
-    """The client, from a request (to a sub-application too) or the application itself.
+    """Return the client of the application, also from a request to a sub-application.
 
-    Raises `ConfigurationError` where there is none.
+    Raises:
+        ConfigurationError: `setup` was not called, or the application has not started.
     """
     holder = source.config_dict if isinstance(source, web.Request) else source
     client = holder.get(_CLIENT)
     if client is None:
-        raise ConfigurationError("there is no client: call setup(app), and let the application start")
+        raise ConfigurationError("the application has no client: call setup(app) before it starts")
     return client
 
 
 def webhook(path: str) -> web.RouteDef:
-    """A route at *path* for the service's callbacks; its public address is the `callback_url` to send.
+    """Return a route at *path* for the service's callbacks; its public address is `callback_url`.
 
-    It answers 204, or 400, 408 or 413 to what is refused (see `kling_expand.contrib._callback`).
+    It answers 204, or 400, 408 or 413 where it refuses a call (see `kling_expand.contrib._callback`).
     """
     return web.post(path, _receive)
 
 
 async def _receive(request: web.Request) -> web.Response:
-    status, text = await answer(
+    status, text = await answer_callback(
         get_client(request), request.headers, request.content.iter_any(), broken=_BROKEN
     )
     return web.Response(status=status, text=text or None)

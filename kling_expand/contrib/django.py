@@ -1,16 +1,16 @@
-"""How does a Django project expand photos? One client beside it, opened and closed with the server.
+"""The adapter for Django: one client, opened and closed with the ASGI server.
 
 ::
 
     application = setup(get_asgi_application(), budget=800)  # asgi.py
     urlpatterns = [webhook("kling"), …]  # urls.py
 
-and in an async view ``get_client(request).submit(…, callback_url="https://your.site/kling")``. The future
-hears of a callback as soon as that comes, and by the client's own reads if it never does.
+and in an async view ``get_client(request).submit(…, callback_url="https://your.site/kling")``. A callback
+ends the wait of that future at once; without one, polling does.
 
-The client lives in the server's event loop, so the server must be an ASGI one that tells of its start
-and end (`lifespan`), as uvicorn, Hypercorn and Granian do. Django takes in a whole body, beyond a few
-MB to disk, before it asks any view: how long one may be is for the server in front to say.
+The client lives in the server's event loop. So the server must speak ASGI with `lifespan`, as uvicorn,
+Hypercorn and Granian do. Django receives a whole body before it calls a view, larger ones on disk. Limit
+the size and the time of a body in the server in front of it.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -19,15 +19,15 @@ from typing import Any
 from kling_expand.client import KlingClient
 from kling_expand.errors import ConfigurationError, KlingError, MissingExtra
 
-from ._callback import answer
+from ._callback import answer_callback
 
 try:
     from django import urls
     from django.http import HttpRequest, HttpResponse, UnreadablePostError
     from django.views.decorators.csrf import csrf_exempt
     from django.views.decorators.http import require_POST
-except ImportError as missing:
-    raise MissingExtra("this needs Django: pip install 'kling-expand[django]'") from missing
+except ImportError as _missing:
+    raise MissingExtra("this needs Django: pip install 'kling-expand[django]'") from _missing
 
 __all__ = ["get_client", "setup", "webhook"]
 
@@ -37,24 +37,26 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _CLIENT = "kling_expand.client"
-_PIECE = 64 * 1024  # bytes of a body looked at at once
+_PIECE = 64 * 1024  # bytes
 
 
 def setup(app: Application, **options: Any) -> Application:
-    """*app* with a `KlingClient` of these *options* that lives from the server's start to its end."""
+    """Return *app* with a `KlingClient` of these *options*, open from the server's start to its end."""
     clients: list[KlingClient] = []
 
     async def application(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _live(clients, options, receive, send)
+            await _run_lifespan(clients, options, receive, send)
         else:
             await app({**scope, _CLIENT: clients[0]} if clients else scope, receive, send)
 
     return application
 
 
-async def _live(clients: list[KlingClient], options: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Have a client among *clients* from the server's start to its end."""
+async def _run_lifespan(
+    clients: list[KlingClient], options: dict[str, Any], receive: Receive, send: Send
+) -> None:
+    """Keep an open client in *clients* from the server's start to its end."""
     await receive()
     try:
         client = KlingClient(**options)
@@ -70,23 +72,27 @@ async def _live(clients: list[KlingClient], options: dict[str, Any], receive: Re
 
 
 def get_client(request: HttpRequest) -> KlingClient:
-    """The client, from a request. Raises `ConfigurationError` where there is none."""
+    """Return the client of the project.
+
+    Raises:
+        ConfigurationError: `setup` was not called, or the server does not run the lifespan.
+    """
     client: KlingClient | None = getattr(request, "scope", {}).get(_CLIENT)
     if client is None:
         raise ConfigurationError("there is no client: serve setup(app) by an ASGI server with lifespan")
     return client
 
 
-def webhook(path: str) -> Any:
-    """A URL pattern at *path* for the service's callbacks; its public address is the `callback_url` to send.
+def webhook(path: str) -> urls.URLPattern:
+    """Return a URL pattern at *path* for the service's callbacks; its public address is `callback_url`.
 
-    It answers 204, or 400, 408 or 413 to what is refused (see `kling_expand.contrib._callback`).
+    It answers 204, or 400, 408 or 413 where it refuses a call (see `kling_expand.contrib._callback`).
     """
     return urls.path(path.removeprefix("/"), csrf_exempt(require_POST(_receive)))
 
 
 async def _receive(request: HttpRequest) -> HttpResponse:
-    status, text = await answer(
+    status, text = await answer_callback(
         get_client(request), request.headers, _pieces(request), broken=(UnreadablePostError,)
     )
     return HttpResponse(text, status=status, content_type="text/plain")

@@ -1,21 +1,21 @@
-"""How do traces and metrics hear of it? A listener that makes OpenTelemetry spans of jobs, and counts.
+"""OpenTelemetry spans and metrics of jobs, from the events of a client.
 
 ::
 
     async with KlingClient(listener=Telemetry()) as kling:
         ...
 
-One span ``kling.expand`` for each job, a child of the one that was current at `submit`, from there to
-its end, with the event ``accepted`` in between. Durations are seconds. Metrics:
+Each job is one span ``kling.expand`` from `submit` to its end, a child of the span that was current at
+`submit`, with an event ``accepted`` in between. Durations are in seconds. Metrics:
 
 =====================  ===============  ==============================================
-kling.jobs             counter          jobs that ended, by `kling.outcome`
-kling.jobs.open        up-down counter  jobs submitted whose end is not known yet
-kling.units            counter          units the service says it billed
+kling.jobs             counter          ended jobs, by `kling.outcome`
+kling.jobs.open        up-down counter  submitted jobs that have not ended
+kling.units            counter          units billed, as the service reports them
 kling.calls            counter          calls to the API, by `kling.call`, `error.type`
-kling.call.duration    histogram        how long they took
-kling.task.duration    histogram        how long tasks took, by the service's clock
-kling.task.lateness    histogram        how long after a task's end it was heard of
+kling.call.duration    histogram        duration of the calls
+kling.task.duration    histogram        duration of the tasks, by the service's clock
+kling.task.latency     histogram        from a task's end to its detection
 =====================  ===============  ==============================================
 """
 
@@ -32,10 +32,10 @@ NAME = "kling_expand"
 
 
 class Telemetry:
-    """A `listener` of one or more clients. Providers not given are the global ones.
+    """A `listener` for one or more clients. The providers default to the global ones.
 
-    Prompts, photos and URLs are not recorded. Events of tasks attached by their id are counted; only
-    submitted jobs have spans.
+    Prompts, photos and URLs are not recorded. Attached tasks are counted, but only submitted jobs have
+    spans.
     """
 
     def __init__(
@@ -47,13 +47,15 @@ class Telemetry:
         self._tracer = trace.get_tracer(NAME, tracer_provider=tracer_provider)
         meter = metrics.get_meter(NAME, meter_provider=meter_provider)
         self._spans: dict[int, Span] = {}
-        self._jobs = meter.create_counter("kling.jobs", "{job}", "jobs that ended")
-        self._open = meter.create_up_down_counter("kling.jobs.open", "{job}", "jobs under way")
+        self._jobs = meter.create_counter("kling.jobs", "{job}", "ended jobs")
+        self._open = meter.create_up_down_counter("kling.jobs.open", "{job}", "open jobs")
         self._units = meter.create_counter("kling.units", "{unit}", "units billed")
         self._calls = meter.create_counter("kling.calls", "{call}", "calls to the API")
-        self._call = meter.create_histogram("kling.call.duration", "s", "how long a call took")
-        self._task = meter.create_histogram("kling.task.duration", "s", "how long a task took")
-        self._late = meter.create_histogram("kling.task.lateness", "s", "from a task's end to its news")
+        self._call = meter.create_histogram("kling.call.duration", "s", "duration of a call")
+        self._task = meter.create_histogram("kling.task.duration", "s", "duration of a task")
+        self._latency = meter.create_histogram(
+            "kling.task.latency", "s", "from a task's end to its detection"
+        )
 
     def __call__(self, event: Event) -> None:
         """Record one event."""
@@ -83,19 +85,19 @@ class Telemetry:
         if event.seconds is not None:
             self._task.record(event.seconds, {"kling.outcome": outcome})
         if event.latency is not None:
-            self._late.record(event.latency)
+            self._latency.record(event.latency)
         if task is not None and not failed and task.units:
             self._units.add(float(task.units))
         if span is not None:
             self._open.add(-1)
             span.set_attributes(_ids(event))
             span.set_attribute("kling.outcome", outcome)
-            _judge(span, error, (task.task_status_msg or "") if failed and task else None)
+            _set_status(span, error, (task.task_status_msg or "") if failed and task else None)
             span.end()
 
 
-def _judge(span: Span, error: KlingError | None, reason: str | None) -> None:
-    """Say what went wrong, if anything did."""
+def _set_status(span: Span, error: KlingError | None, reason: str | None) -> None:
+    """Record an error or the reason of a failed task on *span*."""
     if error is not None:
         span.record_exception(error)
         span.set_attribute("error.type", type(error).__name__)
@@ -105,7 +107,7 @@ def _judge(span: Span, error: KlingError | None, reason: str | None) -> None:
 
 
 def _ids(event: Event) -> dict[str, str]:
-    """What identifies the job, as far as it is known."""
+    """Return what is known of the ids of the job."""
     known = {"kling.external_task_id": event.external_task_id}
     if task := event.task:
         known["kling.task_id"] = task.task_id

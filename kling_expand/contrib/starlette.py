@@ -1,4 +1,4 @@
-"""How does a Starlette or FastAPI application expand photos? One client, opened and closed with it.
+"""The adapter for Starlette and FastAPI: one client, opened and closed with the application.
 
 ::
 
@@ -6,9 +6,9 @@
     setup(app, budget=800)
     app.router.routes.append(webhook("/kling"))
 
-and in an endpoint ``get_client(request).submit(…, callback_url="https://your.site/kling")``; FastAPI gives
-it by itself to a parameter of type ``Annotated[KlingClient, Depends(get_client)]``. The future hears
-of a callback as soon as that comes, and by the client's own reads if it never does.
+and in an endpoint ``get_client(request).submit(…, callback_url="https://your.site/kling")``. FastAPI
+injects the client into a parameter of type ``Annotated[KlingClient, Depends(get_client)]``. A callback ends
+the wait of the future at once; without one, polling does.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -18,15 +18,15 @@ from typing import Any
 from kling_expand.client import KlingClient
 from kling_expand.errors import ConfigurationError, MissingExtra
 
-from ._callback import answer
+from ._callback import answer_callback
 
 try:
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect, HTTPConnection, Request
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Route
-except ImportError as missing:
-    raise MissingExtra("this needs Starlette: pip install 'kling-expand[starlette]'") from missing
+except ImportError as _missing:
+    raise MissingExtra("this needs Starlette: pip install 'kling-expand[starlette]'") from _missing
 
 __all__ = ["get_client", "setup", "webhook"]
 
@@ -36,7 +36,7 @@ _CLIENT = "kling_expand_client"
 def setup(app: Starlette, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 
-    A lifespan that *app* has already is kept: it runs within the client's life.
+    An existing lifespan of *app* is kept, and runs while the client is open.
     """
     kept = app.router.lifespan_context
 
@@ -49,26 +49,27 @@ def setup(app: Starlette, **options: Any) -> None:
 
 
 def get_client(request: HTTPConnection) -> KlingClient:
-    """The client, from a request or a WebSocket, to a mounted application too.
+    """Return the client of the application, also from a WebSocket or a mounted application.
 
-    Raises `ConfigurationError` where there is none.
+    Raises:
+        ConfigurationError: `setup` was not called, or the server does not run the lifespan.
     """
     client = getattr(request.state, _CLIENT, None)
     if not isinstance(client, KlingClient):
-        raise ConfigurationError("there is no client: call setup(app), and let the server start its lifespan")
+        raise ConfigurationError("the application has no client: call setup(app) and serve it with lifespan")
     return client
 
 
 def webhook(path: str) -> Route:
-    """A route at *path* for the service's callbacks; its public address is the `callback_url` to send.
+    """Return a route at *path* for the service's callbacks; its public address is `callback_url`.
 
-    It answers 204, or 400, 408 or 413 to what is refused (see `kling_expand.contrib._callback`).
+    It answers 204, or 400, 408 or 413 where it refuses a call (see `kling_expand.contrib._callback`).
     """
     return Route(path, _receive, methods=["POST"], include_in_schema=False)
 
 
 async def _receive(request: Request) -> Response:
-    status, text = await answer(
+    status, text = await answer_callback(
         get_client(request), request.headers, request.stream(), broken=(ClientDisconnect,)
     )
     return PlainTextResponse(text, status) if text else Response(status_code=status)

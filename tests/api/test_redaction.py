@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.eavesdropping import SECRETS, Eavesdropper
+from support.log_secrets import SECRETS, SecretScanner
 
 from kling_expand import KlingClient, KlingError, Ratios
 from kling_expand.emulator.faults.plan import KINDS, Fault
@@ -26,25 +26,25 @@ CLIENTS: list[dict[str, Any]] = [
 
 def test_the_eavesdropper_hears() -> None:
     """A secret in a message, in its arguments, or in a traceback is noticed; others are not kept."""
-    handler = Eavesdropper()
+    handler = SecretScanner()
     logger = logging.getLogger("somebody of its own")
     logger.propagate = False  # or the fixture would hear it, too
     logger.addHandler(handler)
     logger.debug("all is well")
-    assert handler.told == []
+    assert handler.leaks == []
     logger.debug("the key is %s", SECRETS[0])
     logger.info("headers: %r", {"Authorization": "Bearer x"})
     try:
         int(SECRETS[1])
     except ValueError:
         logger.exception("it failed")
-    assert (len(handler.told), handler.records) == (3, 4)
+    assert (len(handler.leaks), handler.records) == (3, 4)
 
 
 @virtual_time
 async def heard() -> int:
     """How many records an ordinary job makes."""
-    handler = Eavesdropper()
+    handler = SecretScanner()
     logging.getLogger().addHandler(handler)
     try:
         async with emulated() as (_, kling):
@@ -54,11 +54,11 @@ async def heard() -> int:
     return handler.records
 
 
-def test_every_test_is_listened_to(eavesdropper: Eavesdropper) -> None:
+def test_every_test_is_listened_to(secret_scanner: SecretScanner) -> None:
     """At DEBUG, to every library; here the event loop's own."""
     heard()
     assert logging.getLogger().level == logging.DEBUG
-    assert eavesdropper.records > 0
+    assert secret_scanner.records > 0
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=["key", "pair"])

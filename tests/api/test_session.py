@@ -21,7 +21,7 @@ import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.loopback import (
+from support.raw_server import (
     Loopback,
     Step,
     closes,

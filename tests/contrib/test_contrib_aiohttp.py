@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
-from support.callback_promises import Promises, Site, emulated, options
+from support.adapter_contract import AdapterContract, Site, emulated, options
 
 from kling_expand import KlingClient
 from kling_expand.contrib.aiohttp import get_client, setup, webhook
@@ -32,7 +32,7 @@ async def serve(app: web.Application, path: str = "/client") -> AsyncIterator[Si
         yield Site(str(server.make_url("/hooks/kling")), found[0])
 
 
-class TestAiohttp(Promises):
+class TestAiohttp(AdapterContract):
     """Served by aiohttp's own server."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:

@@ -12,8 +12,8 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+from support.adapter_contract import AdapterContract, Site, emulated, options
 from support.asgi_server import served
-from support.callback_promises import Promises, Site, emulated, options
 
 from kling_expand import KlingClient
 from kling_expand.contrib.django import get_client, setup, webhook
@@ -53,7 +53,7 @@ async def site(app: Any) -> AsyncIterator[Site]:
         yield Site(origin + "/hooks/kling", found[-1])
 
 
-class TestDjango(Promises):
+class TestDjango(AdapterContract):
     """Served by uvicorn, with the middleware that refuses posts without a token of its forms."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:

@@ -133,7 +133,7 @@ async def test_the_numbers_are_those_of_the_service(recorder: Recorder) -> None:
     assert found["kling.jobs.open"] == {(): 0}
     assert found["kling.units"] == {(): 48}
     assert found["kling.task.duration"] == {outcome("succeeded"): (3, pytest.approx(7.5))}
-    assert found["kling.task.lateness"][()][0] == 3
+    assert found["kling.task.latency"][()][0] == 3
     assert sum(count for count, _ in found["kling.call.duration"].values()) == sum(calls.values())
 
 

@@ -13,8 +13,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
+from support.adapter_contract import AdapterContract, Site, emulated, options
 from support.asgi_server import served
-from support.callback_promises import Promises, Site, emulated, options
 
 from kling_expand import KlingClient
 from kling_expand.contrib.starlette import get_client, setup, webhook
@@ -54,7 +54,7 @@ async def site(app: Starlette, finder: Finder) -> AsyncIterator[Site]:
         yield Site(origin + "/hooks/kling", finder.found[0])
 
 
-class TestStarlette(Promises):
+class TestStarlette(AdapterContract):
     """Starlette, served by uvicorn."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
@@ -65,7 +65,7 @@ class TestStarlette(Promises):
         return site(app, finder)
 
 
-class TestFastAPI(Promises):
+class TestFastAPI(AdapterContract):
     """FastAPI, served by uvicorn, its client injected."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:

@@ -22,7 +22,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from support.bad_server import Handler, Server, cut, gives, hangs, ranges, redirects, says
+from support.scripted_server import Handler, Server, answers, cuts, hangs, redirects, sends_raw, serves_ranges
 from yarl import URL
 
 from kling_expand.config import Settings
@@ -149,7 +149,7 @@ async def test_images_are_saved_by_index_with_the_ending_their_bytes_have(tmp_pa
     """Paths come in index order, whatever order the service lists, and nothing else is left."""
     jpeg, webp = picture("JPEG"), picture("WEBP")
     async with started() as (server, downloads):
-        urls = [server.on(f"/{n}.bin", gives(body)) for n, body in enumerate([PNG, jpeg, webp])]
+        urls = [server.on(f"/{n}.bin", answers(body)) for n, body in enumerate([PNG, jpeg, webp])]
         images = tuple(Image(n, urls[n]) for n in (2, 0, 1))
         paths = await downloads.save(
             Task(TASK_ID, "succeed", images=images), tmp_path / "new" / "deep", name="dog"
@@ -163,8 +163,8 @@ async def test_a_watermarked_picture_lies_beside_its_own(tmp_path: Path) -> None
     """Each of the two has the ending of its own bytes; one path is returned for each image."""
     jpeg = picture("JPEG")
     async with started() as (server, downloads):
-        one = task(server.on("/a", gives(PNG)), watermarks=True)
-        server.on("/a-marked", gives(jpeg))
+        one = task(server.on("/a", answers(PNG)), watermarks=True)
+        server.on("/a-marked", answers(jpeg))
         paths = await downloads.save(one, tmp_path)
     assert (tmp_path / f"{TASK_ID}-0.png",) == paths
     assert {f"{TASK_ID}-0.png": PNG, f"{TASK_ID}-0-watermark.jpg": jpeg} == files(tmp_path)
@@ -174,7 +174,7 @@ async def test_a_watermarked_picture_lies_beside_its_own(tmp_path: Path) -> None
 async def test_a_service_that_counts_wrongly_costs_no_picture(tmp_path: Path) -> None:
     """Two images under one index become two files."""
     async with started() as (server, downloads):
-        urls = [server.on("/a", gives(PNG)), server.on("/b", gives(picture(seed=1)))]
+        urls = [server.on("/a", answers(PNG)), server.on("/b", answers(picture(seed=1)))]
         images = tuple(Image(0, url) for url in urls)
         paths = await downloads.save(Task(TASK_ID, "succeed", images=images), tmp_path, name="x")
     assert [tmp_path / "x-0.png", tmp_path / "x-1.png"] == list(paths)
@@ -203,7 +203,7 @@ async def test_files_get_the_mode_the_user_asked_for(tmp_path: Path) -> None:
     """A result is as readable as any file the user makes, not private like a temporary one."""
     (tmp_path / "ordinary").touch()
     async with started() as (server, downloads):
-        [path] = await downloads.save(task(server.on("/a", gives(PNG))), tmp_path)
+        [path] = await downloads.save(task(server.on("/a", answers(PNG))), tmp_path)
     assert (tmp_path / "ordinary").stat().st_mode == path.stat().st_mode
 
 
@@ -247,26 +247,26 @@ async def test_open_files_are_bounded_over_all_tasks(tmp_path: Path) -> None:
 
 
 PASSING: dict[str, Handler] = {
-    "HTML under 200": gives(b"<html><body>please wait</body></html>", Content_Type="image/png"),
-    "nothing": gives(b""),
-    "few bytes": gives(PNG[:5]),
-    "cut short under its right length": gives(PNG[:-1]),
-    "cut in the middle": cut(PNG, 5000),
-    "cut before the first byte": cut(PNG, 0),
-    "no length and cut": says("HTTP/1.1 200 OK", PNG[:-20]),
-    "a length too small": says(f"HTTP/1.1 200 OK\nContent-Length: {len(PNG) - 30}", PNG),
-    "a chunk cut": says("HTTP/1.1 200 OK\nTransfer-Encoding: chunked", b"ffff\r\n" + PNG[:100]),
-    "not HTTP": says("SSH-2.0-OpenSSH_9.9"),
-    "an endless header": says("HTTP/1.1 200 OK\nX-Long: " + "x" * 100_000),
-    "reset": says(""),
-    "500": gives(b"sorry", 500),
-    "503 with a date that is none": gives(b"", 503, Retry_After="soon"),
-    "204": gives(b"", 204),
-    "429": gives(b"slow down", 429),
-    "a part nobody asked for": gives(PNG[10:], 206, Content_Range=f"bytes 10-{len(PNG) - 1}/{len(PNG)}"),
-    "a redirect to nowhere": gives(b"", 302),
+    "HTML under 200": answers(b"<html><body>please wait</body></html>", Content_Type="image/png"),
+    "nothing": answers(b""),
+    "few bytes": answers(PNG[:5]),
+    "cut short under its right length": answers(PNG[:-1]),
+    "cut in the middle": cuts(PNG, 5000),
+    "cut before the first byte": cuts(PNG, 0),
+    "no length and cut": sends_raw("HTTP/1.1 200 OK", PNG[:-20]),
+    "a length too small": sends_raw(f"HTTP/1.1 200 OK\nContent-Length: {len(PNG) - 30}", PNG),
+    "a chunk cut": sends_raw("HTTP/1.1 200 OK\nTransfer-Encoding: chunked", b"ffff\r\n" + PNG[:100]),
+    "not HTTP": sends_raw("SSH-2.0-OpenSSH_9.9"),
+    "an endless header": sends_raw("HTTP/1.1 200 OK\nX-Long: " + "x" * 100_000),
+    "reset": sends_raw(""),
+    "500": answers(b"sorry", 500),
+    "503 with a date that is none": answers(b"", 503, Retry_After="soon"),
+    "204": answers(b"", 204),
+    "429": answers(b"slow down", 429),
+    "a part nobody asked for": answers(PNG[10:], 206, Content_Range=f"bytes 10-{len(PNG) - 1}/{len(PNG)}"),
+    "a redirect to nowhere": answers(b"", 302),
     "silence": hangs,
-    "an unknown encoding": gives(PNG, Content_Encoding="gzip"),
+    "an unknown encoding": answers(PNG, Content_Encoding="gzip"),
 }
 
 
@@ -276,7 +276,7 @@ PASSING: dict[str, Handler] = {
 async def test_what_goes_wrong_is_tried_again(tmp_path: Path, fault: Handler, times: int) -> None:
     """Whatever the answer was, the next whole picture is the one on disk."""
     async with started() as (server, downloads):
-        url = server.on("/a", *[fault] * times, gives(PNG))
+        url = server.on("/a", *[fault] * times, answers(PNG))
         await downloads.save(task(url), tmp_path / "a.png")
     assert files(tmp_path) == {"a.png": PNG}
 
@@ -298,7 +298,7 @@ async def test_what_stays_wrong_is_given_up(tmp_path: Path, fault: Handler) -> N
 async def test_a_server_that_is_not_there_is_given_up(tmp_path: Path) -> None:
     """A refused connection is retried and then told as ours."""
     async with Server().running() as server:
-        url = server.on("/a", gives(PNG))
+        url = server.on("/a", answers(PNG))
     async with aiohttp.ClientSession() as http:
         downloads = make_downloads(http)
         with pytest.raises(DownloadError, match="connection failed"):
@@ -320,7 +320,7 @@ async def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str], wa
 
     async def noted(_request: web.BaseRequest) -> web.StreamResponse:
         times.append(asyncio.get_running_loop().time())
-        return await (gives(b"", 429, **headers) if len(times) == 1 else gives(PNG))(_request)
+        return await (answers(b"", 429, **headers) if len(times) == 1 else answers(PNG))(_request)
 
     async with started() as (server, downloads):
         await downloads.save(task(server.on("/a", noted)), tmp_path)
@@ -331,7 +331,7 @@ async def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str], wa
 async def test_a_wait_beyond_retry_timeout_is_not_begun(tmp_path: Path) -> None:
     """A server that wants more time than there is ends the download at once."""
     async with started(retry_timeout=10.0) as (server, downloads):
-        url = server.on("/a", gives(b"", 503, Retry_After="11"))
+        url = server.on("/a", answers(b"", 503, Retry_After="11"))
         with pytest.raises(DownloadError, match="HTTP 503"):
             await downloads.save(task(url), tmp_path)
         assert len(server.requests) == 1
@@ -343,8 +343,8 @@ async def test_one_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
     """What can be saved is saved before the error is told."""
     async with started(retry_timeout=5.0) as (server, downloads):
         urls = [
-            server.on("/a", gives(b"", 500)),
-            server.on("/b", gives(b"", 500, Retry_After="1"), gives(PNG)),
+            server.on("/a", answers(b"", 500)),
+            server.on("/b", answers(b"", 500, Retry_After="1"), answers(PNG)),
         ]
         with pytest.raises(DownloadError):
             await downloads.save(task(*urls), tmp_path, name="x")
@@ -372,7 +372,7 @@ WEAK = [
 async def test_a_cut_file_is_resumed(tmp_path: Path, headers: dict[str, str]) -> None:
     """What came is kept: only the rest is asked for, on the condition that it is the same file."""
     async with started() as (server, downloads):
-        url = server.on("/a", cut(PNG, 5000, **headers), ranges(PNG, **headers))
+        url = server.on("/a", cuts(PNG, 5000, **headers), serves_ranges(PNG, **headers))
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Range") == [None, "bytes=5000-"]
         assert [None, next(iter(headers.values()))] == server.heads("If-Range")
@@ -384,7 +384,7 @@ async def test_a_cut_file_is_resumed(tmp_path: Path, headers: dict[str, str]) ->
 async def test_without_proof_of_sameness_a_file_starts_again(tmp_path: Path, headers: dict[str, str]) -> None:
     """Two halves are never put together on a weak validator."""
     async with started() as (server, downloads):
-        url = server.on("/a", cut(PNG, 5000, **headers), ranges(PNG, **headers))
+        url = server.on("/a", cuts(PNG, 5000, **headers), serves_ranges(PNG, **headers))
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Range") == [None, None]
     assert files(tmp_path) == {"a.png": PNG}
@@ -394,25 +394,25 @@ OTHER = picture(seed=9)
 REST = f"bytes 5000-{len(PNG) - 1}/{len(PNG)}"
 PLAUSIBLE = bytes(len(PNG) - 5012) + PNG[-12:]  # as long as the rest, and with the end of a picture
 WRONG: dict[str, Handler] = {
-    "from elsewhere, but as long": gives(
+    "from elsewhere, but as long": answers(
         PLAUSIBLE, 206, Content_Range=f"bytes 4000-{len(PNG) - 1001}/{len(PNG)}"
     ),
-    "of another size, and whole": gives(
+    "of another size, and whole": answers(
         b"!" + PLAUSIBLE, 206, Content_Range=f"bytes 5000-{len(PNG)}/{len(PNG) + 1}"
     ),
-    "ignored": gives(PNG, ETag='"v1"'),
-    "another file, whole": gives(OTHER, ETag='"v2"'),
-    "another file's rest": gives(OTHER[5000:], 206, ETag='"v2"', Content_Range=REST),
-    "from elsewhere": gives(PNG[4000:], 206, Content_Range=f"bytes 4000-{len(PNG) - 1}/{len(PNG)}"),
-    "of another size": gives(PNG[5000:], 206, Content_Range=f"bytes 5000-{len(PNG)}/{len(PNG) + 1}"),
-    "without a range": gives(PNG[5000:], 206),
-    "a number no machine holds": gives(PNG[5000:], 206, Content_Range=f"bytes {'9' * 5000}-1/2"),
-    "a range that is none": gives(PNG[5000:], 206, Content_Range="bytes 5000-"),
-    "too much": gives(PNG[5000:] + b"more", 206, Content_Range=REST),
-    "HTML": gives(b"<html>", 206, Content_Range=REST),
-    "zipped": gives(PNG[5000:], 206, Content_Range=REST, Content_Encoding="gzip"),
-    "416": gives(b"", 416, Content_Range=f"bytes */{len(PNG)}"),
-    "HTML instead": gives(b"<html>not now</html>"),
+    "ignored": answers(PNG, ETag='"v1"'),
+    "another file, whole": answers(OTHER, ETag='"v2"'),
+    "another file's rest": answers(OTHER[5000:], 206, ETag='"v2"', Content_Range=REST),
+    "from elsewhere": answers(PNG[4000:], 206, Content_Range=f"bytes 4000-{len(PNG) - 1}/{len(PNG)}"),
+    "of another size": answers(PNG[5000:], 206, Content_Range=f"bytes 5000-{len(PNG)}/{len(PNG) + 1}"),
+    "without a range": answers(PNG[5000:], 206),
+    "a number no machine holds": answers(PNG[5000:], 206, Content_Range=f"bytes {'9' * 5000}-1/2"),
+    "a range that is none": answers(PNG[5000:], 206, Content_Range="bytes 5000-"),
+    "too much": answers(PNG[5000:] + b"more", 206, Content_Range=REST),
+    "HTML": answers(b"<html>", 206, Content_Range=REST),
+    "zipped": answers(PNG[5000:], 206, Content_Range=REST, Content_Encoding="gzip"),
+    "416": answers(b"", 416, Content_Range=f"bytes */{len(PNG)}"),
+    "HTML instead": answers(b"<html>not now</html>"),
 }
 
 
@@ -421,7 +421,7 @@ WRONG: dict[str, Handler] = {
 async def test_a_wrong_answer_to_a_range_is_never_built_upon(tmp_path: Path, answer: Handler) -> None:
     """Whatever comes for the rest, the file is one picture and no mixture of two."""
     async with started() as (server, downloads):
-        url = server.on("/a", cut(PNG, 5000, ETag='"v1"'), answer, gives(PNG, ETag='"v1"'))
+        url = server.on("/a", cuts(PNG, 5000, ETag='"v1"'), answer, answers(PNG, ETag='"v1"'))
         [path] = await downloads.save(task(url), tmp_path / "a.png")
     assert path.read_bytes() in {PNG, OTHER}
     assert [*files(tmp_path)] == ["a.png"]
@@ -434,9 +434,9 @@ async def test_a_server_may_send_the_rest_in_pieces(tmp_path: Path) -> None:
     async with started() as (server, downloads):
         url = server.on(
             "/a",
-            cut(PNG, 1000, ETag='"v1"'),
-            gives(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
-            gives(PNG[2000:], 206, Content_Range=f"bytes 2000-{size - 1}/*"),
+            cuts(PNG, 1000, ETag='"v1"'),
+            answers(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
+            answers(PNG[2000:], 206, Content_Range=f"bytes 2000-{size - 1}/*"),
         )
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Range") == [None, "bytes=1000-", "bytes=2000-"]
@@ -450,9 +450,9 @@ async def test_a_size_first_told_with_a_part_counts(tmp_path: Path) -> None:
     async with started() as (server, downloads):
         url = server.on(
             "/a",
-            says('HTTP/1.1 200 OK\nETag: "v1"\nTransfer-Encoding: chunked', b"ffff\r\n" + PNG[:1000]),
-            gives(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
-            ranges(PNG, ETag='"v1"'),
+            sends_raw('HTTP/1.1 200 OK\nETag: "v1"\nTransfer-Encoding: chunked', b"ffff\r\n" + PNG[:1000]),
+            answers(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
+            serves_ranges(PNG, ETag='"v1"'),
         )
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Range") == [None, "bytes=1000-", "bytes=2000-"]
@@ -460,9 +460,9 @@ async def test_a_size_first_told_with_a_part_counts(tmp_path: Path) -> None:
 
 
 SPOILED: dict[str, Handler] = {
-    "HTML": gives(b"<html>please wait</html>", ETag='"v1"'),
-    "cut short": gives(PNG[:-1], ETag='"v1"'),
-    "compressed and cut": says(
+    "HTML": answers(b"<html>please wait</html>", ETag='"v1"'),
+    "cut short": answers(PNG[:-1], ETag='"v1"'),
+    "compressed and cut": sends_raw(
         'HTTP/1.1 200 OK\nETag: "v1"\nContent-Encoding: gzip\nContent-Length: 99999',
         zlib.compress(PNG, wbits=31)[:9000],
     ),
@@ -474,7 +474,7 @@ SPOILED: dict[str, Handler] = {
 async def test_what_cannot_be_built_upon_is_not_resumed(tmp_path: Path, answer: Handler) -> None:
     """Bytes that are no beginning of the file are thrown away, although its tag is strong."""
     async with started() as (server, downloads):
-        url = server.on("/a", answer, ranges(PNG, ETag='"v1"'))
+        url = server.on("/a", answer, serves_ranges(PNG, ETag='"v1"'))
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Range") == [None, None]
     assert files(tmp_path) == {"a.png": PNG}
@@ -492,10 +492,10 @@ async def test_an_expired_url_is_looked_up_afresh_once_for_all(tmp_path: Path, s
     async def refresh(task_id: str) -> Task:
         lookups.append(task_id)
         await asyncio.sleep(1)
-        return task(*(server.on(f"/fresh{n}", gives(PNG)) for n in range(9)))
+        return task(*(server.on(f"/fresh{n}", answers(PNG)) for n in range(9)))
 
     async with started(refresh=refresh) as (server, downloads):
-        stale = task(*(server.on(f"/stale{n}", gives(b"<Error/>", status)) for n in range(9)))
+        stale = task(*(server.on(f"/stale{n}", answers(b"<Error/>", status)) for n in range(9)))
         await downloads.save(stale, tmp_path)
     assert lookups == [TASK_ID]
     assert len(files(tmp_path)) == 9
@@ -513,7 +513,7 @@ async def test_what_is_refused_twice_is_gone(tmp_path: Path, status: int, kind: 
 
     async with started(refresh=refresh) as (server, downloads):
         with pytest.raises(DownloadError) as caught:
-            await downloads.save(task(server.on("/a", gives(b"", status))), tmp_path)
+            await downloads.save(task(server.on("/a", answers(b"", status))), tmp_path)
         assert len(server.requests) == 2
     assert (kind, TASK_ID, EXTERNAL_ID) == (type(caught.value), *blames(caught.value))
     assert files(tmp_path) == {}
@@ -541,7 +541,7 @@ async def test_a_lookup_that_does_not_help_is_told(
 
     async with started(refresh=refresh) as (server, downloads):
         with pytest.raises(kind) as caught:
-            await downloads.save(task(server.on("/a", gives(b"", 403))), tmp_path)
+            await downloads.save(task(server.on("/a", answers(b"", 403))), tmp_path)
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
     assert files(tmp_path) == {}
 
@@ -568,7 +568,7 @@ async def test_no_credential_goes_with_a_download(tmp_path: Path, status: int) -
         server, downloads = one
         jar.update_cookies({"token": "secret"}, URL(server.url))
         async with Server().running() as other:
-            there = other.on("/b", gives(PNG))
+            there = other.on("/b", answers(PNG))
             await downloads.save(task(server.on("/a", redirects(there, status))), tmp_path / "a.png")
             sent = [*server.requests, *other.requests]
     assert files(tmp_path) == {"a.png": PNG}
@@ -590,7 +590,7 @@ async def test_neither_the_sessions_auth_nor_a_netrc_is_sent(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for auth in (aiohttp.BasicAuth("me", "top-secret"), None):
         async with started(session={"trust_env": True, "auth": auth}) as (server, downloads):
-            await downloads.save(task(server.on("/a", gives(PNG))), tmp_path / "a.png")
+            await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / "a.png")
             assert server.heads("Authorization") == [None]
 
 
@@ -598,8 +598,8 @@ async def test_neither_the_sessions_auth_nor_a_netrc_is_sent(
 async def test_a_proxy_of_the_session_is_used_and_told_nothing(tmp_path: Path) -> None:
     """The user's way out is taken; default headers are shown neither to the proxy nor through it."""
     async with Server().running() as proxy:
-        proxy.on("/a", gives(PNG))
-        proxy.on("*", gives(b"", 502))  # whoever asks for a tunnel names no path
+        proxy.on("/a", answers(PNG))
+        proxy.on("*", answers(b"", 502))  # whoever asks for a tunnel names no path
         async with started(session={"proxy": proxy.url, "headers": SECRETS}, retry_timeout=1.0) as (
             _,
             downloads,
@@ -616,7 +616,7 @@ async def test_a_proxy_of_the_session_is_used_and_told_nothing(tmp_path: Path) -
 async def test_a_password_in_a_url_is_not_sent(tmp_path: Path) -> None:
     """The service, or a redirect, cannot make us send credentials of its choice."""
     async with started() as (server, downloads):
-        there = server.on("/b", gives(PNG)).replace("//", "//user:password@")
+        there = server.on("/b", answers(PNG)).replace("//", "//user:password@")
         url = server.on("/a", redirects(there)).replace("//", "//user:password@")
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Authorization") == [None, None]
@@ -627,7 +627,7 @@ async def test_a_signed_url_is_sent_as_it_is(tmp_path: Path) -> None:
     """No percent sign of a signature is read and written anew, on no hop."""
     query = "?sig=a%2Fb%2bc%3D&x=%7E~+%20&empty="
     async with started() as (server, downloads):
-        server.on("/b", gives(PNG))
+        server.on("/b", answers(PNG))
         url = server.on("/a", redirects(f"/b{query}"))
         await downloads.save(task(f"{url}{query}"), tmp_path)
         assert [f"/a{query}", f"/b{query}"] == [request.raw_path for request in server.requests]
@@ -637,7 +637,7 @@ async def test_a_signed_url_is_sent_as_it_is(tmp_path: Path) -> None:
 async def test_a_url_with_letters_of_any_script_is_fetched(tmp_path: Path) -> None:
     """A URL that is not yet spelled for the wire is spelled for it."""
     async with started() as (server, downloads):
-        server.on("/ein Bär", gives(PNG))
+        server.on("/ein Bär", answers(PNG))
         await downloads.save(task(f"{server.url}/ein Bär"), tmp_path / "a.png")
     assert files(tmp_path) == {"a.png": PNG}
 
@@ -667,10 +667,12 @@ async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> N
     """Any other URL, and what is none, is an error of ours before anything is asked for."""
     async with started(retry_timeout=5.0) as (server, downloads):
         first = (
-            server.on("/a", says(f"HTTP/1.1 302 Found\nContent-Length: 0\nLocation: {url}")) if hop else url
+            server.on("/a", sends_raw(f"HTTP/1.1 302 Found\nContent-Length: 0\nLocation: {url}"))
+            if hop
+            else url
         )
-        server.on("/a.png", gives(b"", 503))  # where the relative ones lead
-        server.on("/", gives(b"", 503))
+        server.on("/a.png", answers(b"", 503))  # where the relative ones lead
+        server.on("/", answers(b"", 503))
         with pytest.raises((DownloadError, ResultExpired)) as caught:
             await downloads.save(task(first), tmp_path)
         assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
@@ -683,7 +685,7 @@ async def test_redirects_end(tmp_path: Path) -> None:
     async with started() as (server, downloads):
         for n in range(MAX_REDIRECTS + 1):
             server.on(f"/{n}", redirects(f"/{n + 1}"))
-        server.on(f"/{MAX_REDIRECTS + 1}", gives(PNG))
+        server.on(f"/{MAX_REDIRECTS + 1}", answers(PNG))
         await downloads.save(task(f"{server.url}/1"), tmp_path)
         with pytest.raises(DownloadError, match="redirects"):
             await downloads.save(task(f"{server.url}/0"), tmp_path)
@@ -694,7 +696,7 @@ async def test_no_query_is_in_a_message(tmp_path: Path) -> None:
     """The signature in a URL is a secret; no error tells it."""
     faults = [
         *PASSING.values(),
-        gives(b"", 403),
+        answers(b"", 403),
         redirects("ftp://h/?sig=secret"),
         redirects("http://[?sig=secret"),
     ]
@@ -720,7 +722,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, room: int)
     big = picture(size=1100)
     assert len(big) > room
     async with started() as (server, downloads):
-        url = server.on("/a", gives(big))
+        url = server.on("/a", answers(big))
         with file_size_limit(room), pytest.raises(DownloadError, match=os.strerror(errno.EFBIG)) as caught:
             await downloads.save(task(url), tmp_path)
         assert len(server.requests) == 1
@@ -733,7 +735,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, room: int)
 async def test_a_directory_that_takes_no_file_is_told(tmp_path: Path) -> None:
     """It is told before anything is asked of the server."""
     async with started() as (server, downloads):
-        url = server.on("/a", gives(PNG))
+        url = server.on("/a", answers(PNG))
         for target in ("/proc", "/proc/self/new"):
             with pytest.raises(DownloadError, match="cannot be written"):
                 await downloads.save(task(url), target)
@@ -746,7 +748,7 @@ async def test_a_file_where_a_directory_is_needed_is_told(tmp_path: Path) -> Non
     """The file stays what it was."""
     (tmp_path / "out").write_text("mine")
     async with started() as (server, downloads):
-        url = server.on("/a", gives(PNG))
+        url = server.on("/a", answers(PNG))
         for target in (tmp_path / "out", tmp_path / "out" / "deeper", f"{tmp_path}/out/{{index}}{{ext}}"):
             with pytest.raises(DownloadError, match="cannot be written"):
                 await downloads.save(task(url), target)
@@ -759,7 +761,7 @@ async def test_a_directory_where_the_picture_belongs_is_told(tmp_path: Path) -> 
     (tmp_path / "x-0.png").mkdir()
     async with started() as (server, downloads):
         with pytest.raises(DownloadError, match="cannot be written"):
-            await downloads.save(task(server.on("/a", gives(PNG))), tmp_path, name="x")
+            await downloads.save(task(server.on("/a", answers(PNG))), tmp_path, name="x")
     assert files(tmp_path) == {}
 
 
@@ -770,7 +772,7 @@ async def test_a_link_at_the_target_is_replaced_not_followed(tmp_path: Path) -> 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x-0.png").symlink_to(tmp_path / "precious")
     async with started() as (server, downloads):
-        await downloads.save(task(server.on("/a", gives(PNG))), tmp_path / "out", name="x")
+        await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / "out", name="x")
     assert files(tmp_path) == {"precious": b"mine", "out/x-0.png": PNG}
 
 
@@ -785,7 +787,7 @@ async def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
         while True:
             await answer.write(chunk)
 
-    announced = says(f"HTTP/1.1 200 OK\nContent-Length: {MAX_FILE_BYTES + 1}", PNG)
+    announced = sends_raw(f"HTTP/1.1 200 OK\nContent-Length: {MAX_FILE_BYTES + 1}", PNG)
     async with started() as (server, downloads):
         for handler in (announced, endless):
             server.requests.clear()
@@ -800,7 +802,7 @@ async def test_saves_to_one_name_do_not_disturb_each_other(tmp_path: Path) -> No
     """Whoever ends last wins, and what stands there is always one whole picture."""
     pictures = [picture(seed=n) for n in range(8)]
     async with started() as (server, downloads):
-        tasks = [task(server.on(f"/{n}", gives(body))) for n, body in enumerate(pictures)]
+        tasks = [task(server.on(f"/{n}", answers(body))) for n, body in enumerate(pictures)]
         await asyncio.gather(*(downloads.save(one, tmp_path / "a.png") for one in tasks))
     [(name, body)] = files(tmp_path).items()
     assert name == "a.png"
@@ -813,7 +815,7 @@ async def test_an_old_picture_stays_until_the_new_one_is_whole(tmp_path: Path) -
     (tmp_path / "a.png").write_bytes(OTHER)
     async with started(retry_timeout=1.0) as (server, downloads):
         with pytest.raises(DownloadError):
-            await downloads.save(task(server.on("/a", gives(PNG[:-1]))), tmp_path / "a.png")
+            await downloads.save(task(server.on("/a", answers(PNG[:-1]))), tmp_path / "a.png")
     assert files(tmp_path) == {"a.png": OTHER}
 
 
@@ -853,7 +855,7 @@ async def test_partial_files_of_a_crash_are_removed_at_the_next_save(tmp_path: P
         with downloading_process(tmp_path) as process:
             process.kill()
         assert len(files(tmp_path)) == 1
-        await downloads.save(task(server.on("/a", gives(PNG))), tmp_path, name="x")
+        await downloads.save(task(server.on("/a", answers(PNG))), tmp_path, name="x")
     assert files(tmp_path) == {"x-0.png": PNG}
 
 
@@ -869,7 +871,7 @@ async def test_partial_files_of_a_living_process_are_kept(tmp_path: Path) -> Non
         slow = asyncio.create_task(downloads.save(task(server.on("/slow", silent)), tmp_path))
         await arrived.wait()
         with downloading_process(tmp_path):
-            await other.save(task(server.on("/a", gives(PNG))), tmp_path, name="x")
+            await other.save(task(server.on("/a", answers(PNG))), tmp_path, name="x")
             assert len([name for name in files(tmp_path) if name.endswith(".part")]) == 2
         slow.cancel()
         await asyncio.wait([slow])
@@ -892,7 +894,7 @@ async def test_only_our_own_leftovers_in_the_same_directory_are_removed(tmp_path
     (folder / name.format(6)).write_text("left by a crash")
     kept += [folder / name.format(number) for number in (3, 4, 5)]
     async with started() as (server, downloads):
-        await downloads.save(task(server.on("/a", gives(PNG))), tmp_path / target)
+        await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / target)
     left = set(everything(tmp_path))
     assert left.issuperset(kept)
     assert folder / name.format(6) not in left
@@ -901,7 +903,7 @@ async def test_only_our_own_leftovers_in_the_same_directory_are_removed(tmp_path
 async def test_a_directory_is_swept_once(tmp_path: Path) -> None:
     """A directory with many results is listed for the first save of a client, not for each."""
     async with started() as (server, downloads):
-        url = server.on("/a", gives(PNG))
+        url = server.on("/a", answers(PNG))
         await downloads.save(task(url), tmp_path, name="x")
         late = tmp_path / ".kling-0123456789abcdef.part"
         late.write_text("left later")
@@ -949,7 +951,7 @@ async def test_the_time_limit_counts_from_the_start_of_each_picture(tmp_path: Pa
 async def test_the_deadline_ends_everything(tmp_path: Path) -> None:
     """Past `deadline_at` the error is a time-out with the ids, and nothing half-written is left."""
     async with started() as (server, downloads):
-        urls = [server.on("/a", hangs), server.on("/b", gives(b"", 503)), server.on("/c", gives(PNG))]
+        urls = [server.on("/a", hangs), server.on("/b", answers(b"", 503)), server.on("/c", answers(PNG))]
         deadline_at = asyncio.get_running_loop().time() + 20.0
         with pytest.raises(DeadlineExceeded) as caught:
             await downloads.save(task(*urls), tmp_path, name="x", deadline_at=deadline_at)
@@ -962,7 +964,7 @@ async def test_the_deadline_ends_everything(tmp_path: Path) -> None:
 async def test_a_deadline_that_has_passed_asks_for_nothing(tmp_path: Path) -> None:
     """There is no last request."""
     async with started() as (server, downloads):
-        url = server.on("/a", gives(PNG))
+        url = server.on("/a", answers(PNG))
         await asyncio.sleep(5)
         with pytest.raises(DeadlineExceeded):
             await downloads.save(task(url), tmp_path, deadline_at=4.0)
@@ -991,8 +993,8 @@ async def saved_or_cancelled(folder: Path, body: bytes) -> bool:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, Stepping)
     async with started(refresh=None) as (server, downloads):
-        fresh = task(server.on("/fresh", cut(body, 100, ETag='"1"'), ranges(body, ETag='"1"')))
-        stale = task(server.on("/stale", gives(b"", 403)))
+        fresh = task(server.on("/fresh", cuts(body, 100, ETag='"1"'), serves_ranges(body, ETag='"1"')))
+        stale = task(server.on("/stale", answers(b"", 403)))
 
         async def refresh(_task_id: str) -> Task:
             return fresh
@@ -1028,7 +1030,7 @@ async def test_a_cancelled_save_waits_for_its_thread(tmp_path: Path) -> None:
         return await hangs(request)
 
     async with started() as (server, downloads):
-        for handler in (half, gives(b"", 503, Retry_After="100")):
+        for handler in (half, answers(b"", 503, Retry_After="100")):
             job = asyncio.create_task(downloads.save(task(server.on("/a", handler)), tmp_path))
             await asyncio.wait([job], timeout=10)
             assert len(files(tmp_path)) == 1
@@ -1043,7 +1045,7 @@ async def test_a_cancelled_save_waits_for_its_thread(tmp_path: Path) -> None:
 async def test_a_closed_session_is_told(tmp_path: Path) -> None:
     """It is the client that was closed, and no fault of the picture."""
     async with started() as (server, downloads):
-        url = server.on("/a", gives(b"", 503))
+        url = server.on("/a", answers(b"", 503))
         job = asyncio.create_task(downloads.save(task(url), tmp_path))
         await asyncio.sleep(0.2)
         await downloads._http.close()
@@ -1062,7 +1064,7 @@ async def test_only_a_task_that_succeeded_is_saved(tmp_path: Path, status: str) 
     """Anything else is a mistake of the caller."""
     async with started() as (server, downloads):
         with pytest.raises(InvalidRequest) as caught:
-            await downloads.save(task(server.on("/a", gives(PNG)), status=status), tmp_path)
+            await downloads.save(task(server.on("/a", answers(PNG)), status=status), tmp_path)
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
 
 
@@ -1078,7 +1080,7 @@ async def test_a_success_without_images_is_told(tmp_path: Path) -> None:
 async def test_a_bad_target_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
     """Two pictures for one name, or an unknown field, cost no request and leave no directory."""
     async with started() as (server, downloads):
-        two = task(server.on("/a", gives(PNG)), server.on("/b", gives(PNG)))
+        two = task(server.on("/a", answers(PNG)), server.on("/b", answers(PNG)))
         for target in ("new/{size}.png", "new/{name}{ext}", "new/a.png"):
             with pytest.raises(InvalidRequest) as caught:
                 await downloads.save(two, tmp_path / target)
@@ -1094,7 +1096,7 @@ async def test_an_untrusted_certificate_is_told_at_once(tmp_path: Path) -> None:
     async with Server().running(context) as server, aiohttp.ClientSession() as http:
         downloads = make_downloads(http)
         with pytest.raises(DownloadError, match="not trusted"):
-            await downloads.save(task(server.on("/a", gives(PNG))), tmp_path / "out")
+            await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / "out")
         assert server.requests == []
     assert [*files(tmp_path)] == ["both.pem"]
 
@@ -1106,10 +1108,10 @@ async def test_https_is_never_left(tmp_path: Path) -> None:
     trusting = aiohttp.TCPConnector(ssl=False)
     session = {"connector": trusting}
     async with started(session=session) as (plain, downloads), Server().running(context) as safe:
-        safe.on("/b", gives(PNG))
+        safe.on("/b", answers(PNG))
         safe.on("/a", redirects("/b"))
         await downloads.save(task(plain.on("/a", redirects(f"{safe.url}/a"))), tmp_path / "a.png")
-        safe.on("/a", redirects(plain.on("/b", gives(PNG))))
+        safe.on("/a", redirects(plain.on("/b", answers(PNG))))
         with pytest.raises(DownloadError, match="https to http"):
             await downloads.save(task(f"{safe.url}/a"), tmp_path / "b.png")
     assert {name: body for name, body in files(tmp_path).items() if name != "both.pem"} == {"a.png": PNG}

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import pytest
 from attrs import evolve, frozen
-from support.blind import Blind, now
-from support.loopback import loopback, refuses, task
-from support.stepping import arm, stepped
+from support.raw_server import loopback, refuses, task
+from support.schedules import NeverPolls, now
+from support.stepping_loop import arm, stepped
 
 from kling_expand import ExpandRequest, KlingClient, Ratios, Status, TaskFuture, ToAspect, Towards
 from kling_expand.emulator import Emulator
@@ -615,7 +615,7 @@ async def test_more_pictures_than_slots_are_refused_at_once() -> None:
 @virtual_time
 async def test_slots_are_held_until_the_known_end() -> None:
     """The next create leaves when the first task's end is heard of, not when it happens."""
-    client: dict[str, Any] = {"max_in_flight": 2, "schedule": Blind()}
+    client: dict[str, Any] = {"max_in_flight": 2, "schedule": NeverPolls()}
     async with emulated(client, slots=2, work_seconds=10) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER, n=2)
         await first.accepted()  # photos load in threads: of two at once either may come first
@@ -812,7 +812,7 @@ async def test_waiting_for_all_of_them_ends_with_all_of_them() -> None:
 async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
     """A client closed in the same step as the news came keeps the news."""
     path = tmp_path / "run.db"
-    async with emulated({"journal": path, "schedule": Blind()}) as (emulator, kling):
+    async with emulated({"journal": path, "schedule": NeverPolls()}) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         await future.accepted()
         await asyncio.sleep(10)

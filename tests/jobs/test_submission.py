@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.loopback import Exchange, Loopback, loopback, refuses, task
+from support.raw_server import Exchange, Loopback, loopback, refuses, task
 
 from kling_expand.api import codec
 from kling_expand.api.photo import load_photo

@@ -16,7 +16,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A running server; where PostgreSQL is not installed this fails and says what to install."""
+    """Yield a running server. Without PostgreSQL this fails and says what to install."""
     with tempfile.TemporaryDirectory(prefix="kling-postgres-") as folder:
         cluster = Cluster(Path(folder, "cluster"), "fsync=off")
         cluster.create()
@@ -29,7 +29,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def dsn(cluster: Cluster) -> str:
-    """A new, empty database."""
+    """Return the DSN of a new, empty database."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(cluster.dsn, autocommit=True) as database:
         database.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
@@ -38,6 +38,6 @@ def dsn(cluster: Cluster) -> str:
 
 @pytest.fixture
 def own_cluster() -> Iterator[Cluster]:
-    """A server that is not running yet, for a test that kills it."""
+    """Yield a server that is not running yet, for a test that kills it."""
     with tempfile.TemporaryDirectory(prefix="kling-postgres-") as folder:
         yield Cluster(Path(folder, "cluster"))

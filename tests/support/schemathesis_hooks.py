@@ -1,4 +1,4 @@
-"""What schemathesis cannot know: how a picture looks, and which refusals no schema can foresee."""
+"""Hooks for schemathesis: a strategy for pictures, and the refusals that no schema can express."""
 
 import base64
 from typing import Any
@@ -24,7 +24,7 @@ schemathesis.openapi.format("kling-image", st.just(base64.b64encode(png()).decod
 
 @schemathesis.hook
 def map_body(_: schemathesis.HookContext, body: Any) -> Any:
-    """Bring four good ratios within the area, or nearly every create would be refused for it."""
+    """Scale valid ratios to fit the area, or nearly every create would be refused."""
     names = [f"{side}_expansion_ratio" for side in SIDES]
     given: dict[str, Any] = body if isinstance(body, dict) else {}
     ratios = {name: given[name] for name in names if isinstance(given.get(name), int | float)}
@@ -37,7 +37,7 @@ def map_body(_: schemathesis.HookContext, body: Any) -> Any:
 def refused_for_a_reason(
     _: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
 ) -> None:
-    """Good data may be refused only by a rule that no schema can state."""
+    """Check that valid data are refused only by rules that no schema can express."""
     meta = case.meta
     if response.status_code != 400 or meta is None or not meta.generation.mode.is_positive:
         return

@@ -1,5 +1,4 @@
-"""A shell for the tests of the command line: commands in this process or in one of their own, and an emulator
-in a thread."""
+"""Commands of the command line, in this process or in their own, with an emulator in a thread."""
 
 import asyncio
 import os
@@ -40,12 +39,12 @@ class Shell:
 
     @property
     def emulator(self) -> Emulator:
-        """The emulator; look at it while no command runs."""
+        """The emulator, to be used while no command runs."""
         assert self._emulator is not None
         return self._emulator
 
     def env(self) -> dict[str, str | None]:
-        """The environment of a command: the emulator's address and credentials, and no others."""
+        """Return the environment of a command: the emulator's address and credentials, and no others."""
         env: dict[str, str | None] = dict.fromkeys(NAMES)
         if self._emulator is not None:
             env |= {"KLING_API_KEY": self._emulator.api_key, "KLING_BASE_URL": self._emulator.url}
@@ -58,7 +57,7 @@ class Shell:
 
     @contextmanager
     def start(self, *args: object) -> "Iterator[subprocess.Popen[str]]":
-        """A command in a process of its own, which is ended whatever happens."""
+        """Start a command in a process of its own, which is killed at the end of the block."""
         env = {name: value for name, value in (os.environ | self.env()).items() if value is not None}
         process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "kling_expand", *map(str, args)],
@@ -80,7 +79,7 @@ class Shell:
     def on_a_terminal(
         self, *args: object, size: tuple[int, int] = (30, 80), **env: str
     ) -> tuple[str, "subprocess.Popen[bytes]"]:
-        """What a command of its own shows on a terminal of *size* lines and columns, and how it ended."""
+        """Run a command on a terminal of *size* lines and columns; return its output and its process."""
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, size)
         given = {name: value for name, value in (os.environ | self.env()).items() if value is not None}
@@ -112,16 +111,16 @@ class Shell:
 
 
 def _read(terminal: int) -> bytes:
-    """What the terminal got, nothing at its end."""
+    """Return the next output of the terminal, or nothing at its end."""
     try:
         return os.read(terminal, 65536)
-    except OSError:  # how Linux tells the end
+    except OSError:  # how Linux reports the end
         return b""
 
 
 @contextmanager
 def shell(**settings: Any) -> Iterator[Shell]:
-    """An emulator in a thread, and a shell whose commands talk to it."""
+    """Yield a shell whose commands use an emulator in a thread."""
     ready: list[tuple[Emulator, asyncio.AbstractEventLoop, asyncio.Event]] = []
     up = threading.Event()
 

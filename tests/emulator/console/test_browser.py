@@ -15,7 +15,7 @@ import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
 from PIL import Image
 from playwright.async_api import Browser, expect
-from support.browsing import PHOTOS, Visit, chromium, visiting
+from support.browser import PHOTOS, Visit, chromium, visiting
 from support.raw_client import SIDES, png
 
 from kling_expand import KlingClient, Ratios, ToAspect

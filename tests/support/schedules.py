@@ -1,11 +1,11 @@
-"""What tests of waiting share: a pace that leaves every look to them, and the time by which they wait."""
+"""A poll schedule under which only the test makes a client poll, and the time of the loop."""
 
 import asyncio
 from collections.abc import Sequence
 
 
-class Blind:
-    """A pace that never looks by itself."""
+class NeverPolls:
+    """A schedule whose first poll is due after eleven days."""
 
     def wait(self, _ages: Sequence[float], _price: float = 1.0) -> float:
         return 1e6
@@ -15,5 +15,5 @@ class Blind:
 
 
 def now() -> float:
-    """The loop's time."""
+    """Return the loop's time."""
     return asyncio.get_running_loop().time()

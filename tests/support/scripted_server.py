@@ -1,4 +1,4 @@
-"""A real server on the loopback that answers as it is told: late, wrong, in pieces, or not at all."""
+"""An aiohttp server that follows a script: it answers late, wrong, in pieces, or not at all."""
 
 import asyncio
 import ssl
@@ -11,7 +11,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """Answers each request with the next handler of its path, the last one for ever, and keeps books."""
+    """Answers each request with the next handler of its path, repeating the last one; keeps the requests."""
 
     def __init__(self) -> None:
         self.requests: list[web.BaseRequest] = []
@@ -45,8 +45,8 @@ class Server:
             await runner.cleanup()
 
 
-def gives(body: bytes, status: int = 200, **headers: str) -> Handler:
-    """All of *body* at once; underscores in *headers* are hyphens."""
+def answers(body: bytes, status: int = 200, **headers: str) -> Handler:
+    """Answer with *body*; underscores in the names of *headers* become hyphens."""
 
     async def answer(_request: web.BaseRequest) -> web.StreamResponse:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -55,8 +55,8 @@ def gives(body: bytes, status: int = 200, **headers: str) -> Handler:
     return answer
 
 
-def says(head: str, body: bytes = b"") -> Handler:
-    """These very bytes, whether or not they are HTTP, and the end of the connection."""
+def sends_raw(head: str, body: bytes = b"") -> Handler:
+    """Send these bytes, whether or not they are HTTP, and close the connection."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None
@@ -68,14 +68,14 @@ def says(head: str, body: bytes = b"") -> Handler:
     return answer
 
 
-def cut(body: bytes, at: int, **headers: str) -> Handler:
-    """The first *at* bytes of *body*, whose length was told, and the end of the connection."""
+def cuts(body: bytes, at: int, **headers: str) -> Handler:
+    """Announce the length of *body*, send its first *at* bytes, and close the connection."""
     lines = "".join(f"\n{name.replace('_', '-')}: {value}" for name, value in headers.items())
-    return says(f"HTTP/1.1 200 OK\nContent-Length: {len(body)}{lines}", body[:at])
+    return sends_raw(f"HTTP/1.1 200 OK\nContent-Length: {len(body)}{lines}", body[:at])
 
 
-def ranges(body: bytes, **headers: str) -> Handler:
-    """*body*, or the part asked for."""
+def serves_ranges(body: bytes, **headers: str) -> Handler:
+    """Answer with *body*, or with the requested part of it."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         start = request.http_range.start or 0
@@ -89,7 +89,7 @@ def ranges(body: bytes, **headers: str) -> Handler:
 
 
 def redirects(where: str, status: int = 302) -> Handler:
-    return gives(b"", status, Location=where)
+    return answers(b"", status, Location=where)
 
 
 async def hangs(_request: web.BaseRequest) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""Does anybody log a secret? A handler that hears everything, at DEBUG, of every library."""
+"""A log handler that finds secrets in the records of every library, at DEBUG."""
 
 import logging
 
@@ -11,18 +11,18 @@ SECRETS = (
 )
 
 
-class Eavesdropper(logging.Handler):
-    """Keeps what was said if a secret was in it, in the message or in a traceback."""
+class SecretScanner(logging.Handler):
+    """Keeps the records that contain a secret, in the message or in a traceback."""
 
     def __init__(self, secrets: tuple[str, ...] = SECRETS) -> None:
         super().__init__(logging.DEBUG)
         self._secrets = secrets
         self.records = 0
-        self.told: list[str] = []
+        self.leaks: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hear one record."""
+        """Check one record."""
         self.records += 1
         text = f"{record.name}: {self.format(record)}"
         if any(secret in text for secret in self._secrets):
-            self.told.append(text)
+            self.leaks.append(text)

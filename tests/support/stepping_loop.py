@@ -1,4 +1,4 @@
-"""What if it were interrupted right here? A virtual loop that does something before its n-th step."""
+"""A virtual-time loop that calls a function before its n-th step."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -12,7 +12,7 @@ _run_once: Callable[[asyncio.AbstractEventLoop], None] = vars(asyncio.BaseEventL
 
 
 class SteppingLoop(VirtualLoop):
-    """Counts its steps from `arm` on; between two of them nothing of ours runs."""
+    """Counts its steps from `arm` on. Between two steps no callback runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class SteppingLoop(VirtualLoop):
         self._act: Callable[[], object] = lambda: None
 
     def arm(self, steps: int, act: Callable[[], object]) -> None:
-        """Call *act* before the step that comes after so many others."""
+        """Call *act* before the step number *steps*, counted from 0."""
         self._left, self._act = steps + 1, act
 
     def _run_once(self) -> None:
@@ -30,13 +30,13 @@ class SteppingLoop(VirtualLoop):
         _run_once(self)
 
     def disarm(self) -> bool:
-        """Interrupt nothing any more; whether it came to that."""
+        """Cancel the call, and return whether it was made."""
         reached, self._left = self._left <= 0, 0
         return reached
 
 
 def arm(steps: int, act: Callable[[], object]) -> Callable[[], bool]:
-    """Interrupt the running loop; calling the answer ends that, and says whether it came to it."""
+    """Arm the running loop, and return its `disarm`."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, SteppingLoop)
     loop.arm(steps, act)
@@ -44,6 +44,6 @@ def arm(steps: int, act: Callable[[], object]) -> Callable[[], bool]:
 
 
 def stepped(main: Coroutine[Any, Any, T]) -> T:
-    """Run *main* in such a loop."""
+    """Run *main* in a `SteppingLoop`."""
     with asyncio.Runner(loop_factory=SteppingLoop) as runner:
         return runner.run(main)

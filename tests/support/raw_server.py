@@ -1,4 +1,4 @@
-"""A server that does whatever a step says, below the level at which an HTTP library would refuse to."""
+"""A server of scripted steps on raw sockets, which can break HTTP as no library would."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from attrs import define, field
 
 @define(eq=False)
 class Exchange:
-    """One request, when its head arrived, and the connection it came by."""
+    """One request, the time at which its head arrived, and its connection."""
 
     line: str
     headers: dict[str, str]
@@ -24,12 +24,12 @@ class Exchange:
     body: bytes = b""
 
     async def read(self, size: int | None = None) -> None:
-        """Take in the body, or so many bytes of it."""
+        """Read the body, or *size* bytes of it."""
         length = int(self.headers.get("content-length", 0)) if size is None else size
         self.body += await self.reader.readexactly(length - len(self.body))
 
     def reset(self) -> None:
-        """Cut the connection so that the other side sees a reset."""
+        """Reset the connection."""
         connection = self.writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -40,14 +40,14 @@ Step = Callable[[Exchange], Awaitable[None]]
 
 @define(eq=False)
 class Loopback:
-    """Plays its steps, one a request; the last again and again."""
+    """Runs one step for each request, and repeats the last one."""
 
     steps: deque[Step]
     requests: list[Exchange] = field(factory=list)
     url: str = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, to its end."""
+        """Serve one connection to its end."""
         try:
             while (exchange := await self._next(reader, writer)) is not None:
                 self.requests.append(exchange)
@@ -68,17 +68,17 @@ class Loopback:
         return Exchange(line, headers, asyncio.get_running_loop().time(), reader, writer)
 
     def times(self) -> list[float]:
-        """When each request came."""
+        """Return the time of each request."""
         return [each.at for each in self.requests]
 
     def tokens(self) -> list[str]:
-        """The bearer token of each request."""
+        """Return the bearer token of each request."""
         return [each.headers["authorization"].removeprefix("Bearer ") for each in self.requests]
 
 
 @asynccontextmanager
 async def loopback(*steps: Step) -> AsyncIterator[Loopback]:
-    """A server that plays these steps, on a port of its own."""
+    """Yield a server of these steps, on a port of its own."""
     served = Loopback(deque(steps))
     server = await asyncio.start_server(served.serve, "127.0.0.1", 0)
     served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -106,7 +106,7 @@ def sends(raw: bytes, *, wait: float = 0.0, close: bool = False) -> Step:
 
 
 def says(body: Any, status: int = 200, *, wait: float = 0.0, **headers: Any) -> Step:
-    """Answer with a body (bytes, or what is made JSON) and these headers."""
+    """Answer with a body (bytes, or a value that is encoded as JSON) and these headers."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(raw)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -148,6 +148,6 @@ async def closes(exchange: Exchange) -> None:
 
 
 async def hangs(exchange: Exchange) -> None:
-    """Read everything, and never answer."""
+    """Read everything and never answer."""
     await exchange.read()
     await exchange.reader.read()

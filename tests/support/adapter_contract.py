@@ -1,4 +1,4 @@
-"""What every framework's adapter promises. Each test file of `contrib` runs these against a real server."""
+"""The contract of every framework adapter, which each test file of `contrib` runs against a real server."""
 
 import asyncio
 import io
@@ -41,8 +41,8 @@ GARBAGE = [
 ]
 
 
-# Looks in days to come, so any news there is came by a callback.
-BLIND = ExponentialSchedule(Random(1), first=1e6, longest=1e6)
+# The first poll is due in days, so what a client learns comes from a callback.
+NEVER_POLLS = ExponentialSchedule(Random(1), first=1e6, longest=1e6)
 
 
 @frozen
@@ -53,11 +53,11 @@ class Site:
     client: KlingClient
 
     def submit(self) -> TaskFuture:
-        """A job whose task calls this site."""
+        """Submit a job whose task calls this site."""
         return self.client.submit(PHOTO, Ratios(right=0.5), callback_url=self.callback_url)
 
     async def call(self, body: bytes, headers: dict[str, str] | None = None) -> int:
-        """Call back as anybody can; the status that is answered."""
+        """Send a callback as any program can, and return the status of the answer."""
         async with (
             aiohttp.ClientSession() as http,
             http.post(self.callback_url, data=io.BytesIO(body), headers=headers) as answer,
@@ -67,14 +67,14 @@ class Site:
 
 
 def body(task_id: str, status: str, *urls: str) -> bytes:
-    """A callback's body."""
+    """Return the body of a callback."""
     images = [{"index": index, "url": url} for index, url in enumerate(urls)]
     told = {"task_id": task_id, "task_status": status, "task_result": {"images": images}}
     return json.dumps(told).encode()
 
 
 def signed(content: bytes, webhook_id: str = "msg_1") -> dict[str, str]:
-    """Headers by an implementation that is not ours."""
+    """Return headers by an independent implementation."""
     now = int(time.time())
     when = datetime.fromtimestamp(now, UTC).replace(tzinfo=None)
     signature = Webhook(SECRET).sign(webhook_id, when, content.decode())
@@ -82,25 +82,25 @@ def signed(content: bytes, webhook_id: str = "msg_1") -> dict[str, str]:
 
 
 def options(emulator: Emulator, **more: Any) -> dict[str, Any]:
-    """Those of a client of *emulator* that hears by callbacks alone."""
-    return {"api_key": emulator.api_key, "base_url": emulator.url, "schedule": BLIND} | more
+    """Return the options of a client of *emulator* that never polls."""
+    return {"api_key": emulator.api_key, "base_url": emulator.url, "schedule": NEVER_POLLS} | more
 
 
 def emulated(**settings: Any) -> Emulator:
-    """An emulator quick enough to be waited for."""
+    """Return an emulator with short tasks."""
     quick: dict[str, Any] = {"engine": "flat", "queue_seconds": 0.2, "work_seconds": 0.2}
     return Emulator(**quick | {"allow_private": True} | settings)
 
 
-class Promises:
-    """To be inherited by a class whose `serve` serves an application with client and webhook."""
+class AdapterContract:
+    """The tests of an adapter. Subclass it with a `serve` for an application with client and webhook."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
-        """Set up an application with these options, a webhook, and serve both on a free port."""
+        """Set up an application with a client of these options and a webhook, and serve it on a free port."""
         raise NotImplementedError
 
     async def test_a_signed_callback_ends_the_wait(self) -> None:
-        """News that is signed reaches the future without a single read."""
+        """A signed success completes the future without a single read."""
         async with (
             emulated(webhook_secret=SECRET) as emulator,
             self.serve(**options(emulator, webhook_secret=SECRET)) as site,
@@ -110,14 +110,14 @@ class Promises:
             assert [URL(image.url).origin() for image in result.images] == [URL(emulator.url)]
 
     async def test_an_unsigned_callback_makes_the_client_ask(self) -> None:
-        """Without a secret a callback is a doorbell: the result comes from the service."""
+        """Without a secret a callback only triggers a poll: the result comes from the service."""
         async with emulated() as emulator, self.serve(**options(emulator)) as site:
             result = await site.submit()
             assert len(result.images) == 1
             assert 1 <= emulator.account.requests["query"] <= 3
 
     async def test_callbacks_in_any_order_end_the_same(self) -> None:
-        """Shuffled and repeated calls of several tasks end each of them once, with its own pictures."""
+        """Shuffled and repeated calls of several tasks end each task once, with its own pictures."""
         async with (
             emulated(
                 webhook_secret=SECRET, callback_order="shuffled", callback_repeats=3, seed=5
@@ -129,7 +129,7 @@ class Promises:
             assert all(result.task_id in result.images[0].url for result in results)
 
     async def test_a_forged_call_delivers_nothing(self) -> None:
-        """A false success costs a read at most; the result is the service's own."""
+        """A forged success costs at most a read; the result is the service's own."""
         async with emulated(work_seconds=3600.0) as emulator, self.serve(**options(emulator)) as site:
             future = site.submit()
             task_id = (await future.accepted()).task_id
@@ -145,7 +145,7 @@ class Promises:
             # One for each of two forged calls and of three true ones; for those after the end, none.
             assert 1 <= emulator.account.requests["query"] <= 2 + 3
 
-    async def test_with_a_secret_nothing_unsigned_is_heard(self) -> None:
+    async def test_with_a_secret_unsigned_calls_are_refused(self) -> None:
         """Unsigned, wrongly signed and altered calls are refused, and cost no read."""
         async with (
             emulated(work_seconds=3600.0, webhook_secret=SECRET) as emulator,
@@ -162,7 +162,7 @@ class Promises:
             assert emulator.account.requests["query"] == 0
 
     async def test_what_comes_late_or_again_changes_nothing(self) -> None:
-        """After the end no news is news: not an earlier status, not another end, not the same call."""
+        """After the end of a task an earlier status, another end and the same call change nothing."""
         async with (
             emulated(work_seconds=3600.0, webhook_secret=SECRET) as emulator,
             self.serve(**options(emulator, webhook_secret=SECRET)) as site,
@@ -178,7 +178,7 @@ class Promises:
             assert [image.url for image in result.images] == [url]
 
     async def test_garbage_is_refused(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Whatever is sent, the answer is a refusal and never a failure of ours."""
+        """Whatever is sent, the answer is a refusal and never an internal error."""
         async with emulated() as emulator:
             for more in ({}, {"webhook_secret": SECRET}):
                 async with self.serve(**options(emulator, **more)) as site:
@@ -202,8 +202,8 @@ class Promises:
             ):
                 assert answer.status == 413
 
-    async def test_a_body_that_breaks_off_harms_nobody(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A caller who hangs up is no error of ours, and the next call is taken."""
+    async def test_a_body_that_breaks_off_does_no_harm(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A caller who hangs up causes no error in the log, and the next call is received."""
         async with emulated() as emulator, self.serve(**options(emulator)) as site:
             url = URL(site.callback_url)
             _, writer = await asyncio.open_connection(url.host, url.port)
@@ -215,7 +215,7 @@ class Promises:
         assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
     async def test_only_calls_are_taken(self) -> None:
-        """A visitor is told that this is no page."""
+        """A GET request is answered with 405."""
         async with (
             emulated() as emulator,
             self.serve(**options(emulator)) as site,

@@ -73,7 +73,7 @@ class Visit:
         return x, y
 
     async def drag(self, side: str, right: float, down: float) -> None:
-        """Drag an edge by so many pixels."""
+        """Drag an edge by *right* and *down* pixels."""
         x, y = await self.grab(side)
         await self.page.mouse.move(x + right, y + down, steps=4)
         await self.page.mouse.up()

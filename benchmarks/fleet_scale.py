@@ -22,7 +22,6 @@ from attrs import frozen
 from benchmarks.processes import Emulator, Process
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Ratios
-from kling_expand.api.retry import retry_waits
 from kling_expand.fleet import execute as work
 from kling_expand.fleet import permits
 from kling_expand.fleet.dev_server import Cluster
@@ -179,16 +178,13 @@ class Account:
 async def _job(account: Account, slots: Slots, rng: Random) -> None:
     """The waits of `Admission._admitted` and of a poll loop, without the rest."""
     refused = False
-    for pause in retry_waits(rng):
-        await slots.acquire(1, first=refused)
-        epoch = slots.epoch
+    while True:
+        epoch = await slots.acquire(1, first=refused)
         if account.used < account.limit:
             break
         account.refusals += 1
         refused = True
         slots.refused(1, epoch)
-        if not slots.held:
-            await asyncio.sleep(pause)
     account.move(1)
     slots.accepted(1)
     await asyncio.sleep(rng.lognormvariate(2.485, 0.35))  # 12 s in the middle
@@ -200,7 +196,7 @@ async def _job(account: Account, slots: Slots, rng: Random) -> None:
 
 async def _machine(account: Account, jobs: list[int], rng: Random, *, dies: bool) -> None:
     """One worker with 32 jobs in hand, until there are none left or it dies half-way."""
-    slots, half = work.SharedSlots(32, rng), jobs[0] // 2
+    slots, half = work.SharedSlots(32), jobs[0] // 2
 
     async def hand() -> None:
         while jobs[0] > 0 and not (dies and jobs[0] < half):

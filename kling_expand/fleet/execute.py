@@ -10,7 +10,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf
-from random import Random
 from typing import Any
 
 from attrs import frozen
@@ -45,9 +44,6 @@ FOLLOW_INTERVAL = 2.0  # seconds between two reads of a job that another worker 
 # The job is valid, but only the operator can help: pay the account, or change a key or a setting.
 _OPERATOR_ERRORS = (AccountError, AuthenticationError, PermissionDenied, IPNotAllowed)
 OPERATOR_RETRY_DELAY = 300.0  # seconds
-FIRST_PAUSE, MAX_PAUSE = 0.5, 8.0  # seconds without creates while other clients hold every slot
-# A worker probes for more slots this much more often than a lone client: other workers come and go.
-PROBE_FACTOR = 6
 _OPEN = {JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED}
 
 logger = logging.getLogger(__name__)
@@ -168,46 +164,19 @@ def retry_delay(error: Exception, attempt: int) -> float | None:
 
 
 class SharedSlots(Slots):
-    """Slots of an account that other clients use too, and that can be closed.
+    """Slots of an account that other workers use too, and that can be closed.
 
-    When a create is refused while no task of this worker runs, only time can make room: all creates then
-    pause, and resume one at a time. Once closed, present and later waiters get `NotSubmitted`.
+    Other workers take and leave slots all the time, so free ones are probed for more often. Once closed,
+    present and later waiters get `NotSubmitted`.
     """
 
-    def __init__(self, limit: int, rng: Random | None = None) -> None:
+    tasks_per_probe = 20
+    longest_probe_pause = 20.0
+    level_tolerance = inf  # the level is never steady
+
+    def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self._closed = asyncio.Event()
-        self._rng = rng or Random()
-        self._pause = 0.0  # seconds of the last pause; doubled by each refusal
-        self._resume_at = -inf
-
-    def refused(self, n: int, epoch: int) -> None:
-        """Record that the service had no room for *n* more images."""
-        if not self.running:
-            loop = asyncio.get_running_loop()
-            self._pause = min(max(2 * self._pause, FIRST_PAUSE), MAX_PAUSE)
-            pause = self._pause * self._rng.uniform(0.5, 1.0)
-            self._resume_at = loop.time() + pause
-            loop.call_later(pause, self._resume)
-        super().refused(n, epoch)
-
-    def accepted(self, n: int) -> None:
-        """Record that a task of *n* images runs, which ends any pause."""
-        self._pause, self._resume_at = 0.0, -inf
-        super().accepted(n)
-
-    def ended(self, n: int) -> None:
-        """Record that a task of *n* images has ended, which brings the next probe nearer."""
-        self._calm += (PROBE_FACTOR - 1) * n
-        super().ended(n)
-
-    def _resume(self) -> None:
-        self._resume_at = -inf
-        self._serve()
-
-    def _serve(self) -> None:
-        if asyncio.get_running_loop().time() >= self._resume_at:
-            super()._serve()
 
     def close(self) -> None:
         """Admit nothing more."""
@@ -215,8 +184,8 @@ class SharedSlots(Slots):
 
     async def acquire(
         self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
-    ) -> None:
-        """Wait for *n* slots.
+    ) -> int:
+        """Wait for *n* slots and return the epoch they were granted in.
 
         Raises:
             NotSubmitted: when the slots are closed.
@@ -229,6 +198,7 @@ class SharedSlots(Slots):
                 if place.done():
                     self.release(n)
                 raise NotSubmitted("the worker is stopping and created no task: another worker runs the job")
+            return place.result()
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
                 self.release(n)

@@ -84,7 +84,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(self._fleet.store)
             limit = max(self._max_in_flight or 0, self._concurrency, MAX_IMAGES)
-            slots = SharedSlots(limit, self._rng)
+            slots = SharedSlots(limit)
             client = KlingClient(
                 journal=store,
                 run=store.run,

@@ -13,7 +13,6 @@ from random import Random
 from attrs import define, field
 
 from kling_expand.api import codec
-from kling_expand.api.retry import retry_waits
 from kling_expand.api.session import Body
 from kling_expand.errors import (
     APIError,
@@ -138,10 +137,9 @@ class Admission:
         """Create it once the account has room for it, by our count and by the service's."""
         deadline = job.deadline_at
         limit.reschedule(deadline)
-        pauses = retry_waits(self._rng)
         while True:
-            await self._slots.acquire(job.n, job.flow, priority=job.priority, first=job.refused)
-            job.held, epoch = job.n, self._slots.epoch
+            epoch = await self._slots.acquire(job.n, job.flow, priority=job.priority, first=job.refused)
+            job.held = job.n
             limit.reschedule(None)  # a create is not cut off: it has the deadline as a time-out of its own
             try:
                 task = await self._post(job, known, body, deadline)
@@ -152,10 +150,6 @@ class Admission:
                 job.running = True
                 return task
             limit.reschedule(deadline)
-            if not self._slots.running:
-                # Others on this account have it all, and none of ours can make room. The slot is kept
-                # meanwhile, or those who wait would hand it to each other and ask without a pause.
-                await asyncio.sleep(next(pauses))
             job.held = 0
             self._slots.refused(job.n, epoch)
 

@@ -1,14 +1,18 @@
-"""How many at once? Slots of the account, weighted by pictures, and bounded work over many requests."""
+"""Weighted, fair and adaptive slots: how many pictures may be in progress at once, and whose turn it is."""
 
 import asyncio
 import heapq
 from collections import OrderedDict
 from itertools import count
 from math import inf
+from typing import ClassVar
 
-START = 9  # parallel pictures of an image pack (doc)
-CALM = 60  # ended pictures before a refused slot is asked for again: at most one create in so many is refused
-SHRINK = 0.75
+INITIAL_CAPACITY = 9  # pictures; the parallel tasks of an image pack (documented)
+REFUSAL_PAUSE = 1.0  # seconds without creates after a 1303 (documented)
+FIRST_PROBE_PAUSE = 2.0  # seconds from a 1303 to the next probe
+LONGEST_PROBE_PAUSE = 300.0  # seconds
+TASKS_PER_PROBE = 60  # ended tasks after which room is probed for without a pause
+LEVEL_TOLERANCE = 0.25  # share by which what runs may differ between two refusals by the same limit
 
 
 class Flow:
@@ -24,7 +28,7 @@ class Flow:
         self.tag = tag
 
 
-_Waiters = OrderedDict[asyncio.Future[None], int]  # each waiter and how many it wants, in order of arrival
+_Waiters = OrderedDict[asyncio.Future[int], int]  # each waiter and how many it wants, in order of arrival
 
 
 class WeightedSemaphore:
@@ -38,6 +42,7 @@ class WeightedSemaphore:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.held = 0
+        self.epoch = 0  # how often the capacity has fallen
         self._heap: list[tuple[int, float, int, Flow]] = []  # one entry for each key of `_queues`
         self._queues: dict[tuple[int, Flow], _Waiters] = {}
         self._retries = Flow(-inf)  # stands before all other flows
@@ -46,14 +51,17 @@ class WeightedSemaphore:
 
     async def acquire(
         self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
-    ) -> None:
-        """Wait for *n* units; with *first* before all others of the same priority."""
-        place = asyncio.get_running_loop().create_future()
+    ) -> int:
+        """Wait for *n* units and return the `epoch` they were granted in.
+
+        With *first* they are granted before all others of the same priority.
+        """
+        place: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         waiters = self._waiters(self._retries if first else flow or Flow(), -priority)
         waiters[place] = n
         self._serve()
         try:
-            await place
+            return await place
         except asyncio.CancelledError:
             if place.cancelled():
                 waiters.pop(place, None)
@@ -89,7 +97,7 @@ class WeightedSemaphore:
             self._turn = max(self._turn, flow.tag)
             flow.tag += n
             self.held += n
-            place.set_result(None)
+            place.set_result(self.epoch)
 
     def _head(self) -> tuple[Flow, int, _Waiters] | None:
         """Return the flow that is next, what its first waiter wants, and its queue."""
@@ -113,70 +121,128 @@ class WeightedSemaphore:
 
 
 class Slots(WeightedSemaphore):
-    """The account's parallel slots: a task of n pictures holds n from before its create to its known end.
+    """The account's parallel slots: a task of n pictures holds n, from before its create to its known end.
 
-    `limit` is the most we may hold, `capacity` what the service is believed to let us have. It begins
-    at the documented pack of `START` and doubles as long as everything is accepted; it falls to what is
-    held when a create is refused, and after `CALM` pictures have ended it is probed again, by one at first.
+    `limit` is the most that may be held. `capacity` is the number the service is believed to let run:
+    additive increase, and a decrease to what runs (in the spirit of AIMD).
+
+    | event                                   | capacity               | next growth                      |
+    |-----------------------------------------|------------------------|----------------------------------|
+    | start                                   | 9, or `limit` if lower | when all of it runs              |
+    | all of it runs, nothing refused so far  | half as much again     | when all of it runs              |
+    | 1303                                    | what runs, 0 if none   | after a pause or 60 ended tasks  |
+    | the pause is over, or 60 tasks ended    | room for one more task | when that task runs              |
+    | 1303 once more, nothing accepted since  | three quarters of that | as above                         |
+    | more runs than expected (attached)      | what runs              | unchanged                        |
+
+    The capacity grows only while a job waits, and never above `limit`, so after the first refusal a probe
+    costs one create. After a 1303 no create leaves for 1 s (documented). The pause before the next probe
+    is 1 s at first. It doubles up to 300 s with each refusal at about the same level, and begins
+    again at 1 s once the level has changed. So free slots are found again in a time about as long as they
+    were taken, whether tasks of ours end or not.
+
+    A caller acquires slots, sends the create and reports `accepted` and later `ended`, or `refused` for a
+    1303 with the epoch that `acquire` returned, or `release` where no task was created. A task that runs
+    already is counted by `force_acquire` and later `ended`. All time is the event loop's clock.
     """
 
+    tasks_per_probe: ClassVar[int] = TASKS_PER_PROBE
+    longest_probe_pause: ClassVar[float] = LONGEST_PROBE_PAUSE
+    level_tolerance: ClassVar[float] = LEVEL_TOLERANCE
+
     def __init__(self, limit: int) -> None:
-        super().__init__(min(limit, START))
+        super().__init__(min(limit, INITIAL_CAPACITY))
         self.limit = limit
-        self.running = 0  # pictures of tasks that the service has accepted, as far as we know
-        self.epoch = 0  # how often the capacity has fallen
-        self._step = self.capacity  # by how much to grow once all of it runs; 0: it has fallen
-        self._row = 0  # pictures accepted since it last grew or fell
-        self._most = 0  # that ran at once while the limit was what it is
-        self._calm = 0  # pictures that ended since it fell
-        self._accepted = False  # anything, since it fell
+        self.running = 0  # pictures of tasks that run at the service, as far as is known
+        self._unanswered = self.capacity  # pictures still to be accepted before the capacity may grow
+        self._accepted = True  # a create, since the capacity fell
+        self._ended = 0  # tasks, since the capacity fell or grew
+        self._pause = FIRST_PROBE_PAUSE / 2
+        self._level = 0  # pictures that ran when the pause was last at its first value
+        self._open_at = -inf  # no create leaves before
+        self._probe_at = -inf
+        self._timer: asyncio.TimerHandle | None = None
 
     def accepted(self, n: int) -> None:
-        """A task of *n* pictures runs, so there may be room for others."""
-        self.running += n
-        self._most = max(self._most, self.running)
+        """Record that the service runs a task of *n* acquired pictures."""
+        self._unanswered -= n
         self._accepted = True
-        self._row += n
-        # Creates in doubt hold slots too, so the whole of it may never run: as many in a row will do.
-        if self._step and self.held >= self.capacity <= max(self.running, self._row):
-            self._grow(self._step)
-            self._step *= 2
-            self._serve()  # those who wait need not wait for an end as well
+        self._run(n)
+        self._serve()
 
     def refused(self, n: int, epoch: int) -> None:
-        """The service had no room for *n* more. *epoch* is what it was when they were acquired."""
-        if epoch == self.epoch or self.held - n < self.capacity:
-            self.capacity = max(1, self._fallen(self.held - n, fresh=epoch == self.epoch))
+        """Release *n* that the service had no room for. *epoch* is that of their acquisition."""
+        now = asyncio.get_running_loop().time()
+        self._open_at = now + REFUSAL_PAUSE
+        if epoch == self.epoch:  # else it left before the capacity fell
             self.epoch += 1
-            self._step = self._calm = self._row = 0
-            self._accepted = False
+            self._shrink()
+            self._ended = self._unanswered = 0
+            self._lengthen_pause(n)
+            self._probe_at = now + self._pause
         self.release(n)
 
     def ended(self, n: int) -> None:
-        """A task of *n* pictures has ended: its slots are free, and after many such there may be more."""
+        """Release *n* of a task that has ended at the service."""
         self.running -= n
-        self._calm += n
-        if not self._step and self._calm >= CALM and self._head():
-            self._grow(1)
-            self._step = 1
+        self._ended += 1
         self.release(n)
 
     def force_acquire(self, n: int) -> None:
-        """Count *n* as held that nobody can refuse: a task that runs already."""
+        """Count a running task of *n* pictures, even above the limit."""
         super().force_acquire(n)
+        self._run(n)
+
+    def _run(self, n: int) -> None:
         self.running += n
+        self.capacity = max(self.capacity, min(self.running, self.limit))
 
-    def _fallen(self, held: int, *, fresh: bool) -> int:
-        """What there is, when a create was refused while *held* others were not, or not yet."""
-        if (
-            self._step or not fresh
-        ):  # it was probed; as many as have run will do, though some have ended since
-            return max(min(held, self.running), self._most)
-        # Refused within what had run: the limit has come down. If nothing was accepted since, it has
-        # come down below what still runs: make room in steps, not by asking after every end.
-        self._most = 0
-        return held if self._accepted else int(held * SHRINK)
+    def _shrink(self) -> None:
+        """Lower the capacity to what runs, or below that if nothing was accepted since it fell before."""
+        probing = self._unanswered > 0
+        less = 0 if probing or self._accepted else self.running // 4
+        self.capacity = min(self.running - less, self.limit)
+        self._accepted = False
 
-    def _grow(self, step: int) -> None:
-        self._row = 0
-        self.capacity = min(self.limit, self.capacity + step)
+    def _lengthen_pause(self, n: int) -> None:
+        """Double the pause, or begin again with the first where the level has changed by more than noise."""
+        if abs(self.running - self._level) <= max(n, self._level * self.level_tolerance):
+            self._pause = min(2 * self._pause, self.longest_probe_pause)
+        else:
+            self._pause, self._level = FIRST_PROBE_PAUSE, self.running
+
+    def _admits(self, n: int) -> bool:
+        """Whether *n* more may be held now, growing the capacity if that is due."""
+        now = asyncio.get_running_loop().time()
+        if now < self._open_at:
+            self._serve_at(self._open_at)
+            return False
+        if self.held + n <= self.capacity:
+            return True
+        if self.held and self.held + n > self.limit:
+            return False
+        if min(self._unanswered, self.held - self.running) > 0:
+            return False  # the answers to what the capacity has room for are still to come
+        if now < self._probe_at and self._ended < self.tasks_per_probe:
+            self._serve_at(self._probe_at)
+            return False
+        self._grow(n)
+        return True
+
+    def _grow(self, n: int) -> None:
+        """Make room for *n* more, and for half as much again while nothing was ever refused."""
+        grown = self.capacity * 3 // 2 if self.epoch == 0 else 0
+        self.capacity = min(self.limit, max(grown, self.held + n))
+        self._unanswered = self.capacity - self.running
+        self._ended = 0
+        self._probe_at = -inf  # once these run, the next may follow
+
+    def _serve(self) -> None:
+        super()._serve()
+        if self._head() is None:  # room is left, so before it may grow all of it has to run again
+            self._unanswered = self.capacity - self.running
+
+    def _serve_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._serve)

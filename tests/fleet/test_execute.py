@@ -2,7 +2,6 @@
 
 import asyncio
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.fleet import execute as execution
 from kling_expand.fleet.execute import (
-    FIRST_PAUSE,
     MAX_ATTEMPTS,
     RetryLater,
     SharedSlots,
@@ -153,7 +151,7 @@ async def test_closed_slots_admit_nothing() -> None:
 @virtual_time
 async def test_creates_pause_while_others_hold_every_slot() -> None:
     """A refusal while none of our tasks runs pauses all creates, longer each time, until one succeeds."""
-    slots = SharedSlots(9, Random(0))
+    slots = SharedSlots(9)
     now = asyncio.get_running_loop().time
 
     async def refusal() -> float:
@@ -165,10 +163,7 @@ async def test_creates_pause_while_others_hold_every_slot() -> None:
 
     await slots.acquire(1)
     pauses = [await refusal() for _ in range(8)]
-    assert FIRST_PAUSE / 2 <= pauses[0] <= FIRST_PAUSE
-    for number, pause in enumerate(pauses):
-        longest = min(FIRST_PAUSE * 2**number, execution.MAX_PAUSE)
-        assert longest / 2 <= pause <= longest
+    assert pauses == [min(2.0**number, slots.longest_probe_pause) for number in range(1, 9)]
     slots.accepted(1)
     slots.ended(1)
     begin = now()

@@ -1,13 +1,22 @@
-"""How many at once: weights, turns, what refusals teach, and bounded work over endless requests."""
+"""Slots: weights, fair turns, what refusals teach, and recovery in bounded time."""
 
 import asyncio
+import heapq
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kling_expand.jobs.scheduler import CALM, START, Flow, Slots, WeightedSemaphore
+from kling_expand.jobs.scheduler import (
+    INITIAL_CAPACITY,
+    LONGEST_PROBE_PAUSE,
+    TASKS_PER_PROBE,
+    Flow,
+    Slots,
+    WeightedSemaphore,
+)
 from kling_expand.testing import run, virtual_time
 
 # Each job: how many it takes, its priority, how long it holds them, and when it is cancelled, if it is.
@@ -137,36 +146,62 @@ async def test_idle_time_gives_a_flow_no_claim() -> None:
 
 
 class Account:
-    """A service that takes so many pictures at once and refuses the rest, at once and free of charge."""
+    """A service that lets *limit* pictures run at once, *others* included, and refuses the rest for free."""
 
     def __init__(self, slots: Slots, limit: int) -> None:
         self.slots = slots
         self.limit = limit
-        self.running = self.creates = self.refusals = 0
-        self.busy: list[int] = []
+        self.others = self.running = self.most = self.creates = self.refusals = 0
+        self.refused_at: list[float] = []
+        self.created_at: list[float] = []
 
-    async def job(self, seconds: float) -> None:
-        again = False
+    async def job(self, seconds: float, n: int = 1) -> None:
+        """Create a task of *n* pictures as soon as the slots and the service allow, and see its end."""
+        loop, again = asyncio.get_running_loop(), False
         while True:
-            await self.slots.acquire(1, first=again)
-            epoch = self.slots.epoch
+            epoch = await self.slots.acquire(n, first=again)
             self.creates += 1
+            self.created_at.append(loop.time())
             await asyncio.sleep(0.5)
-            if self.running < self.limit:
+            if self.running + self.others + n <= self.limit:
                 break
             self.refusals += 1
-            self.slots.refused(1, epoch)
+            self.refused_at.append(loop.time())
+            self.slots.refused(n, epoch)
             again = True
+        self.running += n
+        self.most = max(self.most, self.running)
+        self.slots.accepted(n)
+        await self.end(seconds, n)
+
+    async def attached(self, seconds: float) -> None:
+        """Follow a task that runs already."""
         self.running += 1
-        self.slots.accepted(1)
+        self.slots.force_acquire(1)
+        await self.end(seconds, 1)
+
+    async def end(self, seconds: float, n: int) -> None:
         await asyncio.sleep(seconds)
-        self.running -= 1
-        self.busy.append(self.running)
-        self.slots.ended(1)
+        self.running -= n
+        self.slots.ended(n)
+
+    async def burst(self, n: int, seconds: float) -> None:
+        """Have another program hold *n* slots for so long, as soon as they are free."""
+        self.others = n
+        await asyncio.sleep(seconds)
+        self.others = 0
 
 
 async def work(account: Account, jobs: int) -> None:
     await asyncio.gather(*(account.job(10 + i % 7) for i in range(jobs)))
+
+
+def oracle(free_at: list[float], jobs: int, seconds: float) -> float:
+    """Return when the last of *jobs* ends if each starts at the moment a slot is free for it."""
+    heap = sorted(free_at)
+    for _ in range(jobs):
+        heapq.heapreplace(heap, heap[0] + seconds)
+    return max(heap)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 9, 12, 37, 100])
@@ -180,7 +215,7 @@ def test_an_unknown_limit_is_found_and_kept(limit: int) -> None:
         await work(account, jobs)
         taken = asyncio.get_running_loop().time() - began
         assert jobs * 13.0 / limit / taken > 0.85
-        assert account.refusals < max(0.05 * account.creates, 2 * START)
+        assert account.refusals < max(0.05 * account.creates, 2 * INITIAL_CAPACITY)
 
     run(main())
 
@@ -199,46 +234,233 @@ async def test_a_limit_that_falls_is_followed_in_steps() -> None:
     others.cancel()
 
 
+@pytest.mark.parametrize("length", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize("taken", [4, 8])
+@pytest.mark.parametrize("limit", [9, 100])
 @virtual_time
-async def test_creates_in_doubt_do_not_end_the_search() -> None:
-    """They hold slots for seconds, so the whole capacity never runs at once; it is searched all the same."""
-    slots = Slots(64)
-    for _ in range(START // 2):
-        await slots.acquire(1)  # and nobody can say what becomes of it
-    for _ in range(10):
-        free = slots.capacity - slots.held
-        for _ in range(free):
-            await slots.acquire(1)
-        for _ in range(free):
-            slots.accepted(1)
-        for _ in range(free):
-            slots.ended(1)
-    assert slots.capacity == slots.limit
+async def test_slots_recover_from_a_burst_of_another_program(limit: int, taken: int, length: float) -> None:
+    """Jobs end within 1.3 times the time of an oracle, though the program came when none of ours ran."""
+    account = Account(Slots(limit), 9)
+    burst = asyncio.create_task(account.burst(taken, length))
+    await asyncio.gather(*(account.job(30) for _ in range(60)))
+    await burst
+    free_at = [0.0] * (9 - taken) + [length] * taken
+    assert asyncio.get_running_loop().time() <= 1.3 * oracle(free_at, 60, 30)
 
 
-def test_one_job_at_a_time_proves_nothing() -> None:
-    """However many are accepted one after another: nothing is known of more than ever was asked for."""
-    slots = Slots(64)
+@virtual_time
+async def test_slots_recover_from_a_burst_after_hours_of_refused_probes() -> None:
+    """A pause that grew to minutes while the limit was steady does not delay the recovery from a burst."""
+    account = Account(Slots(100), 9)
+    jobs = asyncio.gather(*(account.job(30) for _ in range(800)))
+    await asyncio.sleep(2000)
+    await account.burst(8, 60)
+    await asyncio.sleep(60)
+    assert account.running == 9
+    jobs.cancel()
+
+
+@pytest.mark.parametrize("limit", [9, 100])
+@virtual_time
+async def test_attached_tasks_do_not_keep_the_capacity_down(limit: int) -> None:
+    """After a restart with nine running tasks, other jobs follow as these end, and are hardly refused."""
+    account = Account(Slots(limit), 9)
+    attached = [account.attached(3.0 * i) for i in range(9)]
+    await asyncio.gather(*attached, *(account.job(30) for _ in range(60)))
+    free_at = [3.0 * i for i in range(9)]
+    assert asyncio.get_running_loop().time() <= 1.3 * oracle(free_at, 60, 30)
+    assert account.refusals <= (0 if limit == 9 else 20)
+
+
+@virtual_time
+async def test_one_long_task_does_not_keep_other_slots_idle() -> None:
+    """Free slots are found again in seconds though nothing of ours ends for hours."""
+    account, loop = Account(Slots(9), 9), asyncio.get_running_loop()
+    long = asyncio.create_task(account.job(6 * 3600))
+    await asyncio.sleep(1)
+    burst = asyncio.create_task(account.burst(8, 5))
+    began = loop.time()
+    await asyncio.gather(*(account.job(30) for _ in range(60)))
+    assert loop.time() - began <= 1.3 * oracle([5.0] * 8, 60, 30)
+    await asyncio.gather(long, burst)
+
+
+@given(
+    length=st.floats(1, 400),
+    taken=st.integers(1, 9),
+    seconds=st.sampled_from([30, 100_000]),
+    limit=st.sampled_from([9, 100]),
+    most=st.integers(1, 4),
+)
+@settings(max_examples=30)
+def test_free_slots_are_found_in_bounded_time(
+    length: float, taken: int, seconds: int, limit: int, most: int
+) -> None:
+    """After any burst all slots are in use again in about its length, whether tasks of ours end or not."""
 
     async def main() -> None:
-        for _ in range(100):
-            await slots.acquire(1)
-            slots.accepted(1)
-            slots.ended(1)
+        account = Account(Slots(limit), 9)
+        jobs = [asyncio.create_task(account.job(seconds, 1 + i % most)) for i in range(200)]
+        await account.burst(taken, length)
+        account.most = account.running
+        await asyncio.sleep(min(1.1 * length, LONGEST_PROBE_PAUSE) + 10)
+        assert account.most > 9 - most
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
 
     run(main())
-    assert slots.capacity == START
 
 
-def test_a_refusal_of_long_ago_lowers_nothing() -> None:
-    """A create that was refused after the capacity had fallen for others does not count twice."""
+@pytest.mark.parametrize("own", [0, 1, 5])
+@virtual_time
+async def test_probes_are_few_and_pause_at_least_a_second(own: int) -> None:
+    """While others hold the rest for an hour, a probe is one create, and pauses grow to five minutes."""
+    account = Account(Slots(9), 9)
+    account.others = 9 - own
+    jobs = [asyncio.create_task(account.job(1e5)) for _ in range(20)]
+    await asyncio.sleep(3600)
+    assert account.running == own
+    assert account.refusals <= 9 - own + 20
+    for refused_at in account.refused_at:
+        assert not [at for at in account.created_at if refused_at < at < refused_at + 1]
+    late = [at for at in account.created_at if at > 10]
+    pauses = [after - before for before, after in pairwise(late)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_PROBE_PAUSE + 0.5
+    for job in jobs:
+        job.cancel()
+
+
+@virtual_time
+async def test_a_task_larger_than_what_is_believed_free_is_tried() -> None:
+    """A task of nine pictures runs although a refusal has lowered the capacity to nothing."""
+    account = Account(Slots(9), 9)
+    burst = asyncio.create_task(account.burst(1, 20))
+    await asyncio.gather(account.job(30, 9), account.job(30, 9), burst)
+    assert asyncio.get_running_loop().time() <= 20 + 2 * 30 + 20
+
+
+@virtual_time
+async def test_creates_in_doubt_do_not_end_the_search() -> None:
+    """The capacity grows to the limit although some creates hold slots and are never answered."""
+    account = Account(Slots(64), 64)
+    for _ in range(INITIAL_CAPACITY // 2):
+        await account.slots.acquire(1)  # and no answer comes
+    jobs = asyncio.gather(*(account.job(10) for _ in range(1000)))
+    await asyncio.sleep(120)
+    assert account.slots.capacity == 64
+    assert account.running >= 0.9 * (64 - INITIAL_CAPACITY // 2)
+    jobs.cancel()
+
+
+@virtual_time
+async def test_one_job_at_a_time_proves_nothing() -> None:
+    """However many are accepted one after another, nothing is known of more than was asked for."""
+    slots = Slots(64)
+    for _ in range(100):
+        await slots.acquire(1)
+        slots.accepted(1)
+        slots.ended(1)
+    assert slots.capacity == INITIAL_CAPACITY
+
+
+@virtual_time
+async def test_creates_sent_before_a_refusal_lower_nothing() -> None:
+    """Refusals of creates that left before the capacity fell do not count once more."""
     slots = Slots(9)
-    before = slots.epoch
-    slots.held = 9
-    slots.accepted(7)
-    slots.refused(1, before)
+    epochs = [await slots.acquire(1) for _ in range(9)]
+    for _ in range(7):
+        slots.accepted(1)
+    slots.refused(1, epochs[7])
     assert slots.capacity == 7
-    slots.refused(1, before)  # sent at the same time as the first
+    slots.ended(1)
+    slots.refused(1, epochs[8])
     assert slots.capacity == 7
-    slots.ended(CALM)
-    assert slots.capacity == 7  # nobody waits for more
+    for _ in range(TASKS_PER_PROBE):
+        slots.force_acquire(1)
+        slots.ended(1)
+    assert slots.capacity == 7  # no job waits for more
+
+
+class Books:
+    """Slots, and what they must hold after each step."""
+
+    def __init__(self, limit: int) -> None:
+        self.slots = Slots(limit)
+        self.waiting: dict[asyncio.Task[int], int] = {}
+        self.granted: list[tuple[int, int]] = []  # pictures and epoch of each create under way
+        self.running: list[int] = []
+
+    async def step(self, name: str, n: int) -> None:
+        """Do one thing that a caller can do, if it is possible now, and compare."""
+        possible = {"ended": self.running, "cancel": self.waiting}
+        if possible.get(name, self.granted if name in ANSWERS else True):
+            await getattr(self, name)(n)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        ended = [task for task in self.waiting if task.done()]
+        self.granted.extend((self.waiting.pop(task), task.result()) for task in ended)
+        assert self.slots.running == sum(self.running)
+        assert self.slots.held == self.slots.running + sum(n for n, _ in self.granted)
+        assert 0 <= self.slots.capacity <= self.slots.limit
+
+    async def acquire(self, n: int) -> None:
+        task = asyncio.ensure_future(self.slots.acquire(n, first=n % 2 == 0, priority=n % 3))
+        self.waiting[task] = n
+
+    async def force_acquire(self, n: int) -> None:
+        self.running.append(n)
+        self.slots.force_acquire(n)
+
+    async def wait(self, n: int) -> None:
+        await asyncio.sleep(n * n)
+
+    async def cancel(self, n: int) -> None:
+        task = list(self.waiting)[n % len(self.waiting)]
+        task.cancel()  # perhaps in the very moment in which it is granted
+        await asyncio.gather(task, return_exceptions=True)
+        if task.cancelled():
+            del self.waiting[task]
+
+    async def ended(self, n: int) -> None:
+        self.slots.ended(self.running.pop(n % len(self.running)))
+
+    async def accepted(self, n: int) -> None:
+        n, _ = self.granted.pop(n % len(self.granted))
+        self.running.append(n)
+        self.slots.accepted(n)
+
+    async def refused(self, n: int) -> None:
+        self.slots.refused(*self.granted.pop(n % len(self.granted)))
+
+    async def release(self, n: int) -> None:
+        self.slots.release(self.granted.pop(n % len(self.granted))[0])
+
+    async def finish(self) -> None:
+        """Accept and end everything; each waiter must be served in bounded time."""
+        while self.waiting or self.granted or self.running:
+            await self.step("accepted", 0)
+            await self.step("ended", 0)
+            if self.waiting and not self.granted and not self.running:
+                await asyncio.wait(self.waiting, timeout=LONGEST_PROBE_PAUSE)
+                await self.step("wait", 0)
+                assert self.granted
+        assert (self.slots.held, self.slots.running) == (0, 0)
+
+
+ANSWERS = ("accepted", "refused", "release")
+STEPS = st.sampled_from([*ANSWERS, "acquire", "acquire", "ended", "cancel", "force_acquire", "wait"])
+
+
+@given(limit=st.integers(1, 12), steps=st.lists(st.tuples(STEPS, st.integers(1, 12)), max_size=60))
+def test_the_books_are_right_after_any_sequence(limit: int, steps: list[tuple[str, int]]) -> None:
+    """Held and running always match, the capacity stays in bounds, and every waiter is served in the end."""
+
+    async def main() -> None:
+        books = Books(limit)
+        for name, n in steps:
+            await books.step(name, min(n, limit))
+        await books.finish()
+
+    run(main())

@@ -284,7 +284,7 @@ class ProgressDisplay:
             ProgressBar(total=max(progress.total, 1), completed=progress.ended, complete_style="cyan"),
             f"{progress.ended} of {progress.total}",
             f"{100 * progress.ended // max(progress.total, 1)} %",
-            f"{elapsed}, about {span(left)} left" if left is not None else elapsed,
+            f"{elapsed}, about {span(left)} left" if left and round(left) else elapsed,
         )
         return bar
 

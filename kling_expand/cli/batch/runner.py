@@ -119,21 +119,29 @@ class Runner:
         with self._display:
             try:
                 async with asyncio.TaskGroup() as group, aclosing(jobs):
-                    await self._start_all(jobs, group)
+                    problem = await self._start_all(jobs, group)
+            except BaseExceptionGroup as failures:  # such as a closed stdout, once for every job
+                raise failures.exceptions[0] from None
             except asyncio.CancelledError:
                 self._progress.interrupted = True
                 self._display.note("interrupted: closing (press Ctrl-C again to leave at once)")
                 await self._finish_saves()
                 await self._client.aclose()
                 raise
+        if problem is not None:
+            raise problem
         self._progress.unsent += self._progress.total - self._progress.ended
 
-    async def _start_all(self, jobs: Jobs, group: asyncio.TaskGroup) -> None:
+    async def _start_all(self, jobs: Jobs, group: asyncio.TaskGroup) -> Exception | None:
+        """Start one job after the other; return what *jobs* raised, so that started jobs end before it."""
         while True:
             await self._places.acquire()
-            job = None if self._stopped else await anext(jobs, None)
+            try:
+                job = None if self._stopped else await anext(jobs, None)
+            except Exception as error:  # noqa: BLE001 - raised by the caller
+                return error
             if job is None:
-                return
+                return None
             if job.future is None:
                 self._places.release()
                 self._end(job, "bad")

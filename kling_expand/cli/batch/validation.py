@@ -8,8 +8,9 @@ from attrs import evolve, frozen
 
 from kling_expand.api.photo import Photo, load_photo
 from kling_expand.config import Settings
-from kling_expand.errors import ImageError
-from kling_expand.models import ExpandRequest, resolve_geometry
+from kling_expand.errors import ImageError, InvalidRequest
+from kling_expand.geometry import Expansion
+from kling_expand.models import Dialect, ExpandRequest, resolve_geometry
 from kling_expand.pictures.fit import can_fit, fit, is_turned
 from kling_expand.store.base import PreparedRequest
 
@@ -40,8 +41,18 @@ async def check(request: ExpandRequest, dialect: str | None, folder: Path | None
             notes = (_TURNED,)
     photo = await _load(str(request.image))
     chosen = Settings.from_env(dialect=dialect).dialect
-    expansion = resolve_geometry(request, chosen, photo.dimensions)
-    return Checked(PreparedRequest(request, photo, expansion), notes)
+    return Checked(PreparedRequest(request, photo, _expansion(request, photo, chosen)), notes)
+
+
+def _expansion(request: ExpandRequest, photo: Photo, dialect: Dialect) -> Expansion:
+    """Resolve the geometry; advice about other geometries names their options."""
+    try:
+        return resolve_geometry(request, dialect, photo.dimensions)
+    except InvalidRequest as error:
+        if error.field != "geometry":
+            raise
+        sides = "" if dialect is Dialect.DIRECTION else "--up/--down/--left/--right or "
+        raise InvalidRequest(error.field, error.value, error.limit, f"use {sides}--direction") from None
 
 
 async def _fitted(request: ExpandRequest, folder: Path) -> tuple[ExpandRequest, tuple[str, ...]]:
@@ -59,4 +70,5 @@ async def _load(source: str) -> Photo:
     except ImageError as error:
         if not await asyncio.to_thread(can_fit, source):
             raise
-        raise ImageError(error.field, error.value, error.limit, f"{error.advice}, or use --fit") from None
+        advice = f"{error.advice}, or use --fit" if error.advice else "use --fit"
+        raise ImageError(error.field, error.value, error.limit, advice) from None

@@ -12,7 +12,6 @@ from PIL import Image
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
 from kling_expand.cli.report.report_html import seconds
-from kling_expand.cli.report.thumbnails import thumbnail
 from kling_expand.models import Task
 
 NASTY = "</script><img src=https://evil.example/x onerror=alert(1)> \u202e \" '"
@@ -156,20 +155,6 @@ def test_an_empty_journal_is_a_page_too(tmp_path: Path) -> None:
         kling("bulk", "gone.jpg", "--up", 1, "--journal", tmp_path / "j", "-o", tmp_path)
     page, text = made(tmp_path / "j", tmp_path)
     assert (page.all("article"), "0 units" in text) == ([], True)
-
-
-def test_thumbnails_of_anything(tmp_path: Path) -> None:
-    """Transparent pictures stand on white; what is no picture has none."""
-    Image.new("RGBA", (400, 300), (0, 0, 0, 0)).save(tmp_path / "a.png")
-    small = thumbnail(str(tmp_path / "a.png"), 100)
-    assert small is not None
-    assert (small.width, small.height) == (400, 300)
-    with Image.open(io.BytesIO(base64.b64decode(small.uri.partition(",")[2]))) as image:
-        assert (image.size, image.getpixel((5, 5))) == ((100, 75), (255, 255, 255))
-    (tmp_path / "b.png").write_bytes(b"\x89PNG nonsense")
-    assert [thumbnail(name, 9) for name in (str(tmp_path / "b.png"), "https://x.org/a.png", "gone")] == [
-        None
-    ] * 3
 
 
 def test_durations_are_the_services() -> None:

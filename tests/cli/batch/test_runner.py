@@ -1,0 +1,151 @@
+"""The batch engine: every job is followed, saved and reported, however the batch ends."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.shell import CHELSEA, COFFEE
+
+from kling_expand import ExpandRequest, KlingClient, Ratios
+from kling_expand.cli.batch.plan import Plan
+from kling_expand.cli.batch.progress import Job, Progress
+from kling_expand.cli.batch.runner import Jobs, run_batch
+from kling_expand.cli.exit_codes import FAILED, NothingDone
+from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
+from kling_expand.emulator import Emulator
+from kling_expand.emulator.faults.plan import Fault
+
+
+@pytest.fixture
+async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Emulator]:
+    """An emulator that the environment points to."""
+    async with Emulator(engine="flat", queue_seconds=0.0, work_seconds=0.02, slots=50) as emulator:
+        monkeypatch.setenv("KLING_API_KEY", emulator.api_key)
+        monkeypatch.setenv("KLING_BASE_URL", emulator.url)
+        yield emulator
+
+
+def plan(folder: Path, **options: Any) -> Plan:
+    """Return a plan that prints JSON."""
+    output = OutputOptions(str(folder), as_json=True)
+    return Plan(title="x", connection=Connection(None, None), output=output, **options)
+
+
+def files(folder: Path) -> list[str]:
+    """Return the names of the files in *folder*."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def requests(*prompts: str | None, names: bool = True) -> Any:
+    """Return a source that submits one photo with each of these prompts."""
+
+    async def jobs(client: KlingClient) -> Jobs:
+        for number, prompt in enumerate(prompts):
+            future = client.submit(ExpandRequest(CHELSEA, Ratios(up=0.1 + number / 100), prompt))
+            yield Job(f"job {number}", (f"job-{number}",) if names else (), future)
+
+    return jobs
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    """Return the printed objects by label."""
+    return sorted((json.loads(line) for line in text.splitlines()), key=lambda row: str(row.get("source")))
+
+
+async def test_a_job_that_fails_disturbs_no_other(
+    emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every job has one row, with the same fields; the exit code says that one failed."""
+    progress = Progress(4)
+    code = await run_batch(
+        plan(tmp_path), progress, requests(None, "emulate-1301", "emulate-risk-control", None)
+    )
+    found = rows(capsys.readouterr().out)
+    assert code == FAILED
+    assert [row["outcome"] for row in found] == ["saved", "failed", "failed", "saved"]
+    assert len({tuple(row) for row in found}) == 1
+    assert [row["units"] for row in found] == [8, None, 0, 8]
+    assert (progress.saved, progress.failed, progress.ended) == (2, 2, 4)
+    assert files(tmp_path) == ["job-0-0.png", "job-3-0.png"]
+    assert emulator.account.units_billed == 16
+
+
+async def test_never_more_jobs_are_open_than_allowed(emulator: Emulator, tmp_path: Path) -> None:
+    """The source is not read ahead of what may be open."""
+    progress, open_jobs = Progress(12), []
+
+    async def jobs(client: KlingClient) -> Jobs:
+        async for job in requests(*[None] * 12)(client):
+            open_jobs.append(int(job.label.split()[1]) + 1 - progress.ended)
+            yield job
+
+    assert await run_batch(plan(tmp_path, max_open=3), progress, jobs) == 0
+    # A job whose pictures are being saved waits for the service no more, and at most 8 are saved at once.
+    assert max(open_jobs) <= 3 + 8
+    assert len(emulator.account.tasks) == 12
+
+
+async def test_nothing_is_sent_after_too_many_failures(emulator: Emulator, tmp_path: Path) -> None:
+    """What the source has left is counted as not sent."""
+    progress = Progress(30)
+    source = requests(*["emulate-1301"] * 30)
+    limited = plan(tmp_path, max_failures=2, limits=LimitOptions(max_in_flight=1))
+    assert await run_batch(limited, progress, source) == FAILED
+    assert emulator.account.requests["create"] <= 3
+    assert (progress.failed + progress.unsent, progress.ended) == (30, 30)
+
+
+async def test_a_source_that_breaks_lets_started_jobs_end(emulator: Emulator, tmp_path: Path) -> None:
+    """Its error is raised as it is, not inside a group, when their pictures are saved."""
+
+    async def jobs(client: KlingClient) -> Jobs:
+        async for job in requests(None, None)(client):
+            yield job
+        raise NothingDone("the manifest is gone")
+
+    progress = Progress(3)
+    with pytest.raises(NothingDone, match="gone"):
+        await run_batch(plan(tmp_path), progress, jobs)
+    assert progress.saved == len(files(tmp_path)) == len(emulator.account.tasks) == 2
+
+
+async def test_results_are_named_after_the_task_where_no_name_is_given(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    """As `wait` does, which knows no photo."""
+    assert await run_batch(plan(tmp_path), Progress(1), requests(None, names=False)) == 0
+    (task_id,) = emulator.account.tasks
+    assert files(tmp_path) == [f"{task_id}-0.png"]
+
+
+async def test_paid_tasks_without_a_file_are_named_at_the_end(
+    emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the command that saves them; a failed task is not among them."""
+    emulator.faults.script("file", Fault("expired", times=2))
+    code = await run_batch(plan(tmp_path), Progress(2), requests(None, "emulate-risk-control"))
+    out, err = capsys.readouterr()
+    paid = next(row for row in rows(out) if row["units"])
+    assert (code, paid["files"]) == (FAILED, [])
+    assert "1 task continues at the service" in err
+    assert err.splitlines()[-1] == f"resume with: kling-expand wait -o {tmp_path} {paid['task_id']}"
+
+
+async def test_with_only_ended_tasks_nothing_is_waited_for(
+    emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task that is still processed is an error that says so, and stays open."""
+    emulator.work_seconds = 600
+    async with KlingClient() as client:
+        task = await client.create(COFFEE, Ratios(up=0.1))
+
+    async def jobs(client: KlingClient) -> Jobs:
+        yield Job("photo", (), client.attach(task.task_id))
+
+    assert await run_batch(plan(tmp_path), Progress(1), jobs, only_ended=True) == FAILED
+    out, err = capsys.readouterr()
+    (row,) = rows(out)
+    assert "has not ended yet" in row["error"]["message"]
+    assert task.task_id in err.splitlines()[-1]

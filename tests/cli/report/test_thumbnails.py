@@ -1,0 +1,23 @@
+"""Thumbnails: small pictures inside the page."""
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from kling_expand.cli.report.thumbnails import thumbnail
+
+
+def test_thumbnails_of_anything(tmp_path: Path) -> None:
+    """Transparent pictures stand on white; what is no picture has none."""
+    Image.new("RGBA", (400, 300), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    small = thumbnail(str(tmp_path / "a.png"), 100)
+    assert small is not None
+    assert (small.width, small.height) == (400, 300)
+    with Image.open(io.BytesIO(base64.b64decode(small.uri.partition(",")[2]))) as image:
+        assert (image.size, image.getpixel((5, 5))) == ((100, 75), (255, 255, 255))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG nonsense")
+    assert [thumbnail(name, 9) for name in (str(tmp_path / "b.png"), "https://x.org/a.png", "gone")] == [
+        None
+    ] * 3

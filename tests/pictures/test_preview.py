@@ -1,0 +1,53 @@
+"""Drawings of a canvas: where the photo lies, what is written, and how large the drawing is."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.shell import COFFEE
+
+from kling_expand import Ratios
+from kling_expand.pictures.preview import FRAME, LARGEST, SMALLEST, draw, opaque
+
+RIGHT = Ratios(right=0.5)
+
+
+def test_the_photo_lies_where_the_result_will_have_it() -> None:
+    """A frame around it, hatching beside it, and its own pixels inside."""
+    picture = draw(COFFEE, RIGHT, RIGHT.canvas(600, 400), ["a line"])
+    assert picture.width == 900
+    assert picture.height > 400
+    assert picture.getpixel((599, 200)) == FRAME
+    with Image.open(COFFEE) as photo:
+        assert picture.getpixel((300, 200)) == photo.getpixel((300, 200))
+    assert 1 < len(picture.crop((605, 5, 895, 150)).getcolors() or ()) < 10
+
+
+@pytest.mark.parametrize(("side", "longest"), [(300, SMALLEST), (4000, LARGEST), (1000, 1000)])
+def test_the_drawing_has_a_size_to_look_at(tmp_path: Path, side: int, longest: int) -> None:
+    """Small canvases are enlarged and large ones reduced; the caption is extra."""
+    Image.new("RGB", (side, side)).save(tmp_path / "photo.png")
+    ratios = Ratios(up=0.000001 + (1000 / side - 1 if side == 1000 else 0), down=1e-6)
+    picture = draw(str(tmp_path / "photo.png"), ratios, ratios.canvas(side, side), [])
+    assert picture.width == longest
+
+
+def test_labels_only_stand_where_there_is_room() -> None:
+    """A narrow band has none, so that no label covers the photo."""
+    wide, narrow = Ratios(right=0.5), Ratios(right=0.02)
+    bands = []
+    for ratios in (wide, narrow):
+        picture = draw(COFFEE, ratios, ratios.canvas(600, 400), [])
+        bands.append(
+            picture.crop((int(600 * picture.width / (600 * (1 + ratios.right))) + 2, 0, *picture.size))
+        )
+    assert len(bands[0].getcolors() or ()) > 10
+    assert len(bands[1].getcolors() or ()) < 10
+
+
+def test_transparency_becomes_white() -> None:
+    """In any mode that can be transparent; an opaque picture only becomes RGB."""
+    half = opaque(Image.new("RGBA", (1, 1), (200, 30, 30, 128)))
+    assert half.getpixel((0, 0)) == pytest.approx((227, 142, 142), abs=2)
+    assert opaque(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert opaque(Image.new("L", (1, 1), 7)).getpixel((0, 0)) == (7, 7, 7)

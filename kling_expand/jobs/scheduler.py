@@ -11,8 +11,10 @@ INITIAL_CAPACITY = 9  # pictures; the parallel tasks of an image pack (documente
 REFUSAL_PAUSE = 1.0  # seconds without creates after a 1303 (documented)
 FIRST_PROBE_PAUSE = 2.0  # seconds from a 1303 to the next probe
 LONGEST_PROBE_PAUSE = 300.0  # seconds
-TASKS_PER_PROBE = 60  # ended tasks after which room is probed for without a pause
-LEVEL_TOLERANCE = 0.25  # share by which what runs may differ between two refusals by the same limit
+TASKS_PER_PROBE = 60  # ended tasks after which a probe does not wait for the pause
+LEVEL_TOLERANCE = 0.25  # share by which what runs may differ where the limit is taken to be the same
+    0.25  # share by which the running pictures may differ while the limit is taken to be the same
+)
 
 
 class Flow:
@@ -116,30 +118,30 @@ class WeightedSemaphore:
         return None
 
     def _admits(self, n: int) -> bool:
-        """Whether *n* more may be held. A waiter for more than the capacity is admitted alone."""
+        """Return whether *n* more may be held. A waiter for more than the capacity is admitted alone."""
         return not self.held or self.held + n <= self.capacity
 
 
 class Slots(WeightedSemaphore):
     """The account's parallel slots: a task of n pictures holds n, from before its create to its known end.
 
-    `limit` is the most that may be held. `capacity` is the number the service is believed to let run:
-    additive increase, and a decrease to what runs (in the spirit of AIMD).
+    `limit` is the most that may be held. `capacity` (0 to `limit`) is the number the service is believed to
+    let run. It follows additive increase and multiplicative decrease (AIMD):
 
-    | event                                   | capacity               | next growth                      |
-    |-----------------------------------------|------------------------|----------------------------------|
-    | start                                   | 9, or `limit` if lower | when all of it runs              |
-    | all of it runs, nothing refused so far  | half as much again     | when all of it runs              |
-    | 1303                                    | what runs, 0 if none   | after a pause or 60 ended tasks  |
-    | the pause is over, or 60 tasks ended    | room for one more task | when that task runs              |
-    | 1303 once more, nothing accepted since  | three quarters of that | as above                         |
-    | more runs than expected (attached)      | what runs              | unchanged                        |
+    | event                                  | capacity               | next growth                       |
+    |----------------------------------------|------------------------|-----------------------------------|
+    | start                                  | 9, or `limit` if lower | when all of it runs               |
+    | all of it runs, nothing refused so far | half as much again     | when all of it runs               |
+    | 1303                                   | what runs              | after a pause, or 60 ended tasks  |
+    | 1303 again, nothing accepted since     | three quarters of that | after a pause, or 60 ended tasks  |
+    | the pause is over, or 60 tasks ended   | room for one more task | when that task runs               |
+    | a running task is attached             | at least what runs     | unchanged                         |
 
-    The capacity grows only while a job waits, and never above `limit`, so after the first refusal a probe
-    costs one create. After a 1303 no create leaves for 1 s (documented). The pause before the next probe
-    is 1 s at first. It doubles up to 300 s with each refusal at about the same level, and begins
-    again at 1 s once the level has changed. So free slots are found again in a time about as long as they
-    were taken, whether tasks of ours end or not.
+    The capacity grows only while a job waits, so after the first refusal a probe costs one create. After a
+    1303 no create leaves for 1 s (documented). The pause before the next probe is 2 s at first. It doubles
+    with each refusal at about the same level, up to 300 s, and is 2 s again once the level has changed.
+    So free slots are found again in about the time for which they were taken, at most 300 s, even if no
+    task of ours ends.
 
     A caller acquires slots, sends the create and reports `accepted` and later `ended`, or `refused` for a
     1303 with the epoch that `acquire` returned, or `release` where no task was created. A task that runs
@@ -158,7 +160,7 @@ class Slots(WeightedSemaphore):
         self._accepted = True  # a create, since the capacity fell
         self._ended = 0  # tasks, since the capacity fell or grew
         self._pause = FIRST_PROBE_PAUSE / 2
-        self._level = 0  # pictures that ran when the pause was last at its first value
+        self._level = 0  # pictures that ran when the pause was last the first one
         self._open_at = -inf  # no create leaves before
         self._probe_at = -inf
         self._timer: asyncio.TimerHandle | None = None
@@ -198,21 +200,21 @@ class Slots(WeightedSemaphore):
         self.capacity = max(self.capacity, min(self.running, self.limit))
 
     def _shrink(self) -> None:
-        """Lower the capacity to what runs, or below that if nothing was accepted since it fell before."""
+        """Lower the capacity to what runs, or to less if nothing was accepted since it last fell."""
         probing = self._unanswered > 0
-        less = 0 if probing or self._accepted else self.running // 4
-        self.capacity = min(self.running - less, self.limit)
+        below = 0 if probing or self._accepted else self.running // 4
+        self.capacity = min(self.running - below, self.limit)
         self._accepted = False
 
     def _lengthen_pause(self, n: int) -> None:
-        """Double the pause, or begin again with the first where the level has changed by more than noise."""
+        """Double the pause, or return to the first one where clearly more or less runs than then."""
         if abs(self.running - self._level) <= max(n, self._level * self.level_tolerance):
             self._pause = min(2 * self._pause, self.longest_probe_pause)
         else:
             self._pause, self._level = FIRST_PROBE_PAUSE, self.running
 
     def _admits(self, n: int) -> bool:
-        """Whether *n* more may be held now, growing the capacity if that is due."""
+        """Return whether *n* more may be held now; grow the capacity if that is due."""
         now = asyncio.get_running_loop().time()
         if now < self._open_at:
             self._serve_at(self._open_at)

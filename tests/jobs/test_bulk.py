@@ -17,12 +17,12 @@ def numbered(count: int) -> Iterator[ExpandRequest]:
 
 
 class Service:
-    """Accepts everything and ends it when told; it counts what is open."""
+    """A service that accepts every job and ends it after a given time; it counts the open jobs."""
 
     def __init__(self, ends: Callable[[TaskFuture, int], float | None] = lambda _future, _index: 1.0) -> None:
         self.open = self.most = self.submitted = 0
         self.ends = ends
-        self.withdrawn: list[TaskFuture] = []
+        self.cancelled: list[TaskFuture] = []
 
     def submit(self, request: ExpandRequest) -> TaskFuture:
         future, index = TaskFuture(f"job-{request.prompt}"), self.submitted
@@ -40,7 +40,7 @@ class Service:
             future.record.deliver(Task(str(index), "succeed"))
 
     def cancel(self, future: TaskFuture) -> None:
-        self.withdrawn.append(future)
+        self.cancelled.append(future)
         future.record.fail(NotSubmitted("taken back"))
 
 
@@ -51,7 +51,7 @@ def bulk(service: Service, **options: int | bool) -> BoundedMap:
 
 @virtual_time
 async def test_ordered_outcomes_come_in_the_order_of_the_requests() -> None:
-    """Though the tasks end backwards."""
+    """The order holds although the tasks end in reverse order."""
     service = Service(lambda _future, index: 100 - index)
     indexes = [outcome.index async for outcome in bulk(service, ordered=True).run(numbered(30))]
     assert indexes == list(range(30))
@@ -60,7 +60,7 @@ async def test_ordered_outcomes_come_in_the_order_of_the_requests() -> None:
 
 @virtual_time
 async def test_unordered_outcomes_come_as_they_end() -> None:
-    """A slow one holds up nobody, and every request has exactly one outcome."""
+    """A slow job delays no other outcome, and every request has exactly one."""
     service = Service(lambda _future, index: 1000 if index == 0 else 1)
     indexes = [outcome.index async for outcome in bulk(service).run(numbered(30))]
     assert indexes[-1] == 0
@@ -69,7 +69,7 @@ async def test_unordered_outcomes_come_as_they_end() -> None:
 
 @virtual_time
 async def test_a_slow_reader_slows_the_source() -> None:
-    """What is not read is not replaced: only the look-ahead is ever held."""
+    """An outcome that is not read is not replaced, so at most *prefetch* requests are held."""
     service, made = Service(lambda _future, _index: 0.0), 0
 
     def source() -> Iterator[ExpandRequest]:
@@ -101,8 +101,8 @@ async def test_a_slow_source_does_not_hold_back_what_has_ended() -> None:
 
 
 @virtual_time
-async def test_one_failure_discards_nobody() -> None:
-    """A failure is an outcome like any other."""
+async def test_one_failure_discards_no_other_outcome() -> None:
+    """A failure is an outcome, and all other requests have theirs."""
 
     def ends(future: TaskFuture, index: int) -> float | None:
         if index == 3:
@@ -116,8 +116,8 @@ async def test_one_failure_discards_nobody() -> None:
 
 
 @virtual_time
-async def test_it_stops_after_so_many_failures() -> None:
-    """Nothing more is submitted, what was not sent is taken back, and all that was begun has an outcome."""
+async def test_nothing_is_submitted_after_max_failures() -> None:
+    """What was not sent is cancelled, and every submitted request has an outcome."""
 
     def ends(future: TaskFuture, _index: int) -> None:
         asyncio.get_running_loop().call_later(1, future.record.fail, KlingError("broken"))
@@ -126,12 +126,12 @@ async def test_it_stops_after_so_many_failures() -> None:
     outcomes = [outcome async for outcome in bulk(service, max_failures=3).run(numbered(1000))]
     assert service.submitted < 20
     assert len(outcomes) == service.submitted
-    assert service.withdrawn
+    assert service.cancelled
 
 
 @virtual_time
 async def test_a_broken_source_is_raised_after_the_outcomes() -> None:
-    """What was submitted before the source broke is not lost."""
+    """Requests submitted before the source failed still have their outcomes."""
 
     def source() -> Iterator[ExpandRequest]:
         yield from numbered(4)
@@ -148,20 +148,20 @@ async def test_a_broken_source_is_raised_after_the_outcomes() -> None:
 
 @virtual_time
 async def test_leaving_early_takes_back_what_was_not_sent() -> None:
-    """The reader's `break` ends the feeding too; the rest of the source is its owner's."""
+    """A `break` of the reader stops the feeding, and the rest of the source stays unread."""
     service, source = Service(), numbered(1000)
     outcomes = bulk(service).run(source)
     async for _ in outcomes:
         break
     await outcomes.aclose()
-    assert service.withdrawn
+    assert service.cancelled
     assert service.submitted < 30
     assert sum(1 for _ in source) == 1000 - service.submitted
 
 
 @virtual_time
 async def test_an_empty_source_has_no_outcomes() -> None:
-    """And does not wait for any."""
+    """The map ends at once."""
     assert [outcome async for outcome in bulk(Service()).run([])] == []
 
 
@@ -238,4 +238,4 @@ async def test_a_cancelled_reader_takes_back_what_was_not_sent() -> None:
     await asyncio.sleep(1)
     reader.cancel()
     await asyncio.gather(reader, return_exceptions=True)
-    assert len(service.withdrawn) == service.submitted == 10
+    assert len(service.cancelled) == service.submitted == 10

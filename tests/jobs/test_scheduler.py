@@ -29,10 +29,10 @@ JOBS = st.lists(
 
 
 @given(JOBS)
-def test_the_capacity_is_kept_and_nobody_is_forgotten(
+def test_the_capacity_is_kept_and_every_waiter_is_served(
     jobs: list[tuple[int, int, float, float | None]],
 ) -> None:
-    """However many are asked for, held and cancelled: the sum stays in bounds, and all of it comes back."""
+    """Whatever is acquired, held and cancelled, the sum stays within the capacity and returns to zero."""
 
     async def main() -> None:
         places, most = WeightedSemaphore(9), 0
@@ -56,7 +56,7 @@ def test_the_capacity_is_kept_and_nobody_is_forgotten(
 
 
 @virtual_time
-async def test_who_waits_for_many_is_not_overtaken() -> None:
+async def test_a_waiter_for_many_is_not_overtaken() -> None:
     """A task of nine pictures gets its turn though tasks of one keep coming."""
     places, served = WeightedSemaphore(9), []
 
@@ -73,7 +73,7 @@ async def test_who_waits_for_many_is_not_overtaken() -> None:
 
 @virtual_time
 async def test_a_higher_priority_goes_first_and_a_refused_one_before_its_like() -> None:
-    """Order is priority, then whoever tries again, then the order of asking."""
+    """Waiters are served by priority, then retries, then in order of arrival."""
     places, served = WeightedSemaphore(1), []
 
     async def hold(name: str, priority: int, *, first: bool = False) -> None:
@@ -90,7 +90,7 @@ async def test_a_higher_priority_goes_first_and_a_refused_one_before_its_like() 
 
 @virtual_time
 async def test_flows_take_turns() -> None:
-    """A stream that has queued a thousand jobs does not keep out one that comes after it."""
+    """A flow with many queued jobs does not keep out a flow that comes after it."""
     places, served, long, short = WeightedSemaphore(1), [], Flow(), Flow()
 
     async def hold(name: str, flow: Flow) -> None:
@@ -206,7 +206,7 @@ def oracle(free_at: list[float], jobs: int, seconds: float) -> float:
 
 @pytest.mark.parametrize("limit", [1, 3, 9, 12, 37, 100])
 def test_an_unknown_limit_is_found_and_kept(limit: int) -> None:
-    """Whatever the account takes is found out in few refusals, and nearly all of it is used."""
+    """The limit of an account is found with few refusals, and nearly all of it is used."""
 
     async def main() -> None:
         account = Account(Slots(100), limit)

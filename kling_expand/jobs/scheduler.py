@@ -13,8 +13,6 @@ FIRST_PROBE_PAUSE = 2.0  # seconds from a 1303 to the next probe
 LONGEST_PROBE_PAUSE = 300.0  # seconds
 TASKS_PER_PROBE = 60  # ended tasks after which a probe does not wait for the pause
 LEVEL_TOLERANCE = 0.25  # share by which what runs may differ where the limit is taken to be the same
-    0.25  # share by which the running pictures may differ while the limit is taken to be the same
-)
 
 
 class Flow:

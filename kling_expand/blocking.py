@@ -37,7 +37,7 @@ from .webhooks import WebhookEvent
 
 __all__ = ["ExpandResult", "KlingClient", "Outcome", "TaskFuture"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -35,7 +35,7 @@ WIDER = Ratios(right=0.5)
 
 
 def emulating(**settings: Any) -> Iterator[Emulator]:
-    """An emulator that serves from a thread of its own."""
+    """Yield an emulator that runs in a thread of its own."""
     thread = LoopThread()
     thread.start()
     emulator = Emulator(engine="flat", **settings)
@@ -47,25 +47,25 @@ def emulating(**settings: Any) -> Iterator[Emulator]:
 
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
-    """One that is quick."""
+    """Yield an emulator with short tasks."""
     yield from emulating(queue_seconds=0.02, work_seconds=0.02)
 
 
 @pytest.fixture
 def endless() -> Iterator[Emulator]:
-    """One whose tasks do not end by themselves."""
+    """Yield an emulator whose tasks do not end."""
     yield from emulating(queue_seconds=0.0, work_seconds=3600.0)
 
 
 def options(emulator: Emulator) -> dict[str, Any]:
-    """Those of a client that looks often."""
+    """Return the options of a client that polls often."""
     schedule = ExponentialSchedule(Random(1), first=0.03, longest=0.3)
     return {"api_key": emulator.api_key, "base_url": emulator.url, "schedule": schedule}
 
 
 @pytest.fixture
 def kling(emulator: Emulator) -> Iterator[KlingClient]:
-    """A client that is open."""
+    """Yield an open client."""
     with KlingClient(**options(emulator)) as kling:
         yield kling
 
@@ -73,7 +73,7 @@ def kling(emulator: Emulator) -> Iterator[KlingClient]:
 def test_a_photo_goes_in_and_its_picture_comes_out(
     kling: KlingClient, emulator: Emulator, tmp_path: Path
 ) -> None:
-    """The main job, in two plain lines, paid once."""
+    """A photo is expanded and saved in two lines, and paid for once."""
     result = kling.expand(PHOTOS / "coffee.jpg", WIDER, n=2)
     paths = result.save(tmp_path)
     assert [path.name for path in paths] == ["coffee-0.png", "coffee-1.png"]
@@ -85,7 +85,7 @@ def test_a_photo_goes_in_and_its_picture_comes_out(
 
 
 def test_progress_is_a_for_loop(kling: KlingClient) -> None:
-    """Snapshots come as they are news; the result is there at the end."""
+    """A ``for`` loop gives each new snapshot, and then the result is there."""
     future = kling.submit(PHOTOS / "coffee.jpg", WIDER, external_task_id="mine")
     assert future.external_task_id == "mine"
     assert future.accepted().task_id == future.task_id
@@ -123,7 +123,7 @@ def test_requests_may_wait_for_the_client(kling: KlingClient) -> None:
 
 
 def test_leaving_a_map_takes_back_what_was_not_sent(endless: Emulator) -> None:
-    """Whoever breaks off pays for what was sent and for nothing else; the client is as good as before."""
+    """After `break` only what was sent is paid for, and the client goes on working."""
     with KlingClient(**options(endless), max_in_flight=1) as kling:
         bad = ExpandRequest(PHOTOS / "CREDITS.md", WIDER)
         good = ExpandRequest(PHOTOS / "coffee.jpg", WIDER)
@@ -211,7 +211,7 @@ def test_what_is_wrong_is_raised_where_it_is_said(emulator: Emulator) -> None:
 
 
 def test_a_client_that_cannot_open_leaves_no_thread(emulator: Emulator, tmp_path: Path) -> None:
-    """What fails while it opens ends what had begun."""
+    """A failed `open` stops the background thread."""
 
     def ours() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name == "kling-expand"]
@@ -330,7 +330,7 @@ print(len(future.result().images))
 
 
 def test_after_a_fork_there_is_a_clear_error(emulator: Emulator) -> None:
-    """The child is told to make a client of its own, hangs nowhere, and disturbs the parent's in nothing."""
+    """In the child every call raises an error that says what to do; the client of the parent goes on."""
     assert program(emulator, FORK)[::2] == ("1\n1\n7\n1\n", 0)
 
 

@@ -1,4 +1,4 @@
-"""An event loop beside a program that has none: handed work, interrupted, stopped."""
+"""The event loop in a thread: work from other threads, interruption, and its end."""
 
 import asyncio
 import signal
@@ -14,7 +14,7 @@ from kling_expand.errors import ClientClosed
 
 @pytest.fixture
 def thread() -> Iterator[LoopThread]:
-    """A thread that runs."""
+    """Yield a running thread."""
     thread = LoopThread()
     thread.start()
     yield thread
@@ -22,7 +22,7 @@ def thread() -> Iterator[LoopThread]:
 
 
 async def counting(closed: list[int], last: int = 3) -> AsyncGenerator[int, None]:
-    """From one on; says where it was left."""
+    """Count from 1 to *last*, and append the last number to *closed* at the end."""
     number = 0
     try:
         while number < last:
@@ -34,7 +34,7 @@ async def counting(closed: list[int], last: int = 3) -> AsyncGenerator[int, None
 
 
 async def interrupt(ended: threading.Event, begun: threading.Event | None = None) -> None:
-    """Press Ctrl-C, as it were, and never come to an end."""
+    """Send SIGINT to this process, or set *begun*, and then wait without end."""
     main = threading.main_thread().ident
     assert main is not None
     try:
@@ -48,7 +48,7 @@ async def interrupt(ended: threading.Event, begun: threading.Event | None = None
 
 
 def test_work_runs_elsewhere_and_comes_back(thread: LoopThread) -> None:
-    """Values and errors arrive where the work was handed over."""
+    """Values and errors arrive in the thread that called `run`."""
 
     async def where() -> int:
         return threading.get_ident()
@@ -72,8 +72,8 @@ def test_starting_twice_is_starting_once(thread: LoopThread) -> None:
     assert thread.run(loop()) is first
 
 
-def test_whoever_is_interrupted_cancels_the_work(thread: LoopThread) -> None:
-    """After Ctrl-C nothing goes on behind one's back."""
+def test_an_interrupted_wait_cancels_the_work(thread: LoopThread) -> None:
+    """After Ctrl-C the work in the loop has been cancelled."""
     ended = threading.Event()
     with pytest.raises(KeyboardInterrupt):
         thread.run(interrupt(ended))
@@ -81,7 +81,7 @@ def test_whoever_is_interrupted_cancels_the_work(thread: LoopThread) -> None:
 
 
 def test_an_interrupted_iteration_is_closed(thread: LoopThread) -> None:
-    """After Ctrl-C in a loop its source has had its end, and only then the loop is left."""
+    """After Ctrl-C in a ``for`` loop its source is closed before the exception leaves the loop."""
     ended = threading.Event()
 
     async def source() -> AsyncGenerator[int, None]:
@@ -98,7 +98,7 @@ def test_an_interrupted_iteration_is_closed(thread: LoopThread) -> None:
 
 
 def test_stopping_ends_what_others_wait_for() -> None:
-    """Who waits in another thread is told, and what he waited for has ended."""
+    """A wait in another thread raises `ClientClosed`, and its work has been cancelled."""
     thread, ended, begun = LoopThread(), threading.Event(), threading.Event()
     thread.start()
     with ThreadPoolExecutor() as pool:
@@ -145,7 +145,7 @@ def test_leaving_early_closes_the_source(thread: LoopThread) -> None:
 
 
 def test_an_iteration_may_outlive_the_loop() -> None:
-    """Left behind when the loop stops, it ends with the loop and disturbs nobody afterwards."""
+    """An iteration left open is closed by `stop`, and raises `ClientClosed` afterwards."""
     closed: list[int] = []
     thread = LoopThread()
     thread.start()

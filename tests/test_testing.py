@@ -1,4 +1,4 @@
-"""The same, without waiting? A clock that jumps only when nobody has anything to do."""
+"""The virtual clock, which jumps only when nothing can run, and the fixtures."""
 
 import asyncio
 import threading

@@ -327,7 +327,7 @@ def test_only_utf_8_is_read(encoding: str) -> None:
 
 
 def test_unsigned_calls_leave_nothing_in_memory() -> None:
-    """However many calls a stranger makes, with texts of his own, the process does not grow."""
+    """Unsigned and forged calls with ever new texts do not make the process grow."""
     webhooks, other = Webhooks(), reader()
 
     def flood(start: int) -> None:
@@ -496,7 +496,7 @@ def test_odd_ids_and_prices_are_left_out(fields: dict[str, Any]) -> None:
 
 
 def test_a_watermarked_picture_keeps_both_addresses() -> None:
-    """`watermark_url` is taken where it is one."""
+    """`watermark_url` is read if it is a URL."""
     outputs = [{"url": A, "watermark_url": B}, {"url": B, "watermark_url": ""}]
     images = Webhooks().parse({}, newer(outputs=outputs)).task.images
     assert (Image(0, A, B), Image(1, B, None)) == images

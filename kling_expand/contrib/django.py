@@ -71,8 +71,8 @@ async def _run_lifespan(
     await send({"type": "lifespan.shutdown.complete"})
 
 
-def get_client(request: HttpRequest) -> KlingClient:
-    """Return the client of the project.
+def get_client(request: object) -> KlingClient:
+    """Return the client of the project, from the `HttpRequest` of a view.
 
     Raises:
         ConfigurationError: `setup` was not called, or the server does not run the lifespan.
@@ -83,7 +83,7 @@ def get_client(request: HttpRequest) -> KlingClient:
     return client
 
 
-def webhook(path: str) -> urls.URLPattern:
+def webhook(path: str) -> Any:
     """Return a URL pattern at *path* for the service's callbacks; its public address is `callback_url`.
 
     It answers 204, or 400, 408 or 413 where it refuses a call (see `kling_expand.contrib._callback`).

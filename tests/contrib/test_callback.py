@@ -1,4 +1,4 @@
-"""What every adapter answers, without any framework."""
+"""The answer to a callback, without any framework."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,15 +10,15 @@ from kling_expand.webhooks import MAX_BODY
 
 
 async def pieces(*parts: bytes | Exception) -> AsyncIterator[bytes]:
-    """A body as a server hands it on."""
+    """Yield a body as a server does."""
     for part in parts:
         if isinstance(part, Exception):
             raise part
         yield part
 
 
-async def told(*parts: bytes | Exception) -> int:
-    """The status for a body in these parts, which may break off with an `EOFError`."""
+async def status_of(*parts: bytes | Exception) -> int:
+    """Return the status for a body in these parts, which may end with an `EOFError`."""
     async with KlingClient(api_key="k", base_url="http://127.0.0.1:9") as client:
         status, text = await answer_callback(client, {}, pieces(*parts), broken=(EOFError,))
         assert bool(text) == (status != 204)
@@ -27,24 +27,24 @@ async def told(*parts: bytes | Exception) -> int:
 
 async def test_a_body_may_come_in_pieces() -> None:
     """However it is cut, it is the same call."""
-    assert await told(b'{"task_id":"1",', b"", b'"task_status":"processing"}') == 204
+    assert await status_of(b'{"task_id":"1",', b"", b'"task_status":"processing"}') == 204
 
 
 async def test_what_is_refused_has_its_status() -> None:
-    """Unreadable and broken off are the caller's fault, and so is too long."""
-    assert await told(b"{") == 400
-    assert await told(b"{", EOFError()) == 400
-    assert await told(b" " * MAX_BODY, b" ") == 413
+    """A body that is unreadable, incomplete or too long is the caller's fault."""
+    assert await status_of(b"{") == 400
+    assert await status_of(b"{", EOFError()) == 400
+    assert await status_of(b" " * MAX_BODY, b" ") == 413
 
 
 async def test_reading_ends_where_it_is_too_long() -> None:
-    """What comes after the limit is not asked for."""
-    assert await told(b" " * MAX_BODY, b" ", AssertionError("read on")) == 413
+    """Nothing is read after the limit."""
+    assert await status_of(b" " * MAX_BODY, b" ", AssertionError("read on")) == 413
 
 
 @virtual_time
 async def test_a_body_that_never_comes_is_not_waited_for() -> None:
-    """A caller who sends nothing holds a place for a while only."""
+    """A caller that sends nothing is answered after `READ_TIMEOUT`."""
 
     async def silent() -> AsyncIterator[bytes]:
         yield b"{"

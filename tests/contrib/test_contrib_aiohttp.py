@@ -1,4 +1,4 @@
-"""aiohttp.web: the promises of every adapter, and what is special about this one."""
+"""The aiohttp.web adapter: the contract of every adapter, and its own features."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,7 +18,7 @@ TestServer.__test__ = False  # it is none
 
 @asynccontextmanager
 async def serve(app: web.Application, path: str = "/client") -> AsyncIterator[Site]:
-    """Serve *app* and ask it at *path* for its client."""
+    """Serve *app*, and get its client through a request to *path*."""
     found: list[KlingClient] = []
 
     async def client(request: web.Request) -> web.Response:
@@ -79,13 +79,13 @@ async def test_what_starts_later_finds_the_client() -> None:
 
 
 async def test_without_setup_there_is_no_client() -> None:
-    """Whoever forgot `setup` is told so."""
+    """The error says that `setup` was not called."""
     with pytest.raises(ConfigurationError, match=r"setup\(app\)"):
         get_client(web.Application())
 
 
 async def test_an_application_without_credentials_does_not_start() -> None:
-    """What cannot work fails when it is deployed and not at the first request."""
+    """A wrong configuration fails at the start and not at the first request."""
     app = web.Application()
     setup(app, access_key="half of a pair")
     with pytest.raises(ConfigurationError, match="secret key is missing"):

@@ -1,4 +1,4 @@
-"""Django: the promises of every adapter, and what is special about this one."""
+"""The Django adapter: the contract of every adapter, and its own features."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ urlpatterns = [webhook("/hooks/kling"), path("client", client), path("count", ba
 
 @asynccontextmanager
 async def site(app: Any) -> AsyncIterator[Site]:
-    """Serve *app* and ask it for its client."""
+    """Serve *app*, and get its client through a request."""
     async with served(app) as origin, ClientSession() as http:
         async with http.get(origin + "/client") as answer:
             assert answer.status == 200
@@ -74,13 +74,13 @@ async def test_a_view_uses_the_client() -> None:
 
 
 async def test_without_setup_there_is_no_client() -> None:
-    """Whoever forgot `setup`, or serves without lifespan, is told so."""
+    """The error says that `setup` or the lifespan is missing."""
     with pytest.raises(ConfigurationError, match="lifespan"):
         get_client(HttpRequest())
 
 
 async def test_before_the_start_the_project_is_served_without() -> None:
-    """A server that tells of no start gets the project as it is, and no failure of ours."""
+    """Without a lifespan the project is served unchanged."""
     scopes: list[Any] = []
 
     async def project(scope: Any, _receive: Any, _send: Any) -> None:
@@ -94,7 +94,7 @@ async def test_before_the_start_the_project_is_served_without() -> None:
 
 
 async def test_an_application_without_credentials_does_not_start() -> None:
-    """What cannot work fails when it is deployed and not at the first request."""
+    """A wrong configuration fails at the start and not at the first request."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -109,7 +109,7 @@ async def test_an_application_without_credentials_does_not_start() -> None:
     assert "secret key is missing" in sent[0]["message"]
 
 
-def test_without_the_extra_one_is_told_its_name() -> None:
+def test_without_the_extra_the_error_names_it() -> None:
     """Where Django is not installed the import says what to install."""
     program = """
 import sys

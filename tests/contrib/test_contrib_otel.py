@@ -1,4 +1,4 @@
-"""Do traces and metrics say what happened? Read back from the SDK's own exporters in memory."""
+"""Traces and metrics of jobs, read from the in-memory exporters of OpenTelemetry."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,7 +100,7 @@ async def test_a_job_is_one_span(recorder: Recorder) -> None:
 async def test_what_goes_wrong_is_recorded(
     recorder: Recorder, prompt: str, kind: type[KlingError], name: str, words: str
 ) -> None:
-    """A refusal as an exception, a failed task by what the service says of it; both are errors."""
+    """A refusal is recorded as an exception and a failed task with its reason; both are errors."""
     async with emulated({"listener": recorder.telemetry}) as (_, kling):
         with pytest.raises(kind):
             await kling.expand(PHOTO, WIDER, prompt=prompt)
@@ -115,7 +115,7 @@ async def test_what_goes_wrong_is_recorded(
 
 @virtual_time
 async def test_the_numbers_are_those_of_the_service(recorder: Recorder) -> None:
-    """Calls by kind and error, units, durations, lateness; and no job stays open."""
+    """Calls by kind and error, units, durations and latency are right, and no job stays open."""
     async with emulated({"listener": recorder.telemetry}) as (emulator, kling):
         emulator.faults.script("create", Fault("error", code=1302))
         futures = [kling.submit(PHOTO, WIDER, n=n) for n in (1, 2, 3)]
@@ -152,7 +152,7 @@ async def test_a_closed_client_leaves_no_span_open(recorder: Recorder) -> None:
 
 @virtual_time
 async def test_an_attached_task_is_counted_without_a_span(recorder: Recorder) -> None:
-    """Nobody knows when it began here."""
+    """A span would need a beginning, which this process did not see."""
     async with emulated() as (emulator, kling):
         made = await kling.create(PHOTO, WIDER)
         options: dict[str, Any] = {"base_url": emulator.url, "listener": recorder.telemetry}
@@ -163,7 +163,7 @@ async def test_an_attached_task_is_counted_without_a_span(recorder: Recorder) ->
 
 
 @virtual_time
-async def test_no_word_of_the_customers_is_recorded(recorder: Recorder) -> None:
+async def test_no_text_of_the_customer_is_recorded(recorder: Recorder) -> None:
     """Neither a prompt nor a photo's name nor a URL nor the key leaves with a span."""
     async with emulated({"listener": recorder.telemetry}) as (emulator, kling):
         await kling.expand(PHOTO, WIDER, prompt="the secret garden")

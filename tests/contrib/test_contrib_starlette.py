@@ -1,4 +1,4 @@
-"""Starlette and FastAPI: the promises of every adapter, and what is special about this one."""
+"""The Starlette adapter, also with FastAPI: the contract of every adapter, and its own features."""
 
 import subprocess
 import sys
@@ -41,14 +41,14 @@ class Finder:
 
 
 async def get(url: str) -> int:
-    """The status a visitor of *url* sees."""
+    """Return the status of a GET request."""
     async with ClientSession() as http, http.get(url) as answer:
         return answer.status
 
 
 @asynccontextmanager
 async def site(app: Starlette, finder: Finder) -> AsyncIterator[Site]:
-    """Serve *app* and ask it for its client."""
+    """Serve *app*, and get its client through a request."""
     async with served(app) as origin:
         assert await get(origin + "/client") == 200
         yield Site(origin + "/hooks/kling", finder.found[0])
@@ -81,7 +81,7 @@ class TestFastAPI(AdapterContract):
         return site(app, finder)
 
 
-async def test_a_lifespan_of_ones_own_is_kept() -> None:
+async def test_an_existing_lifespan_is_kept() -> None:
     """It runs within the client's life, and its state reaches requests as before."""
     happened: list[object] = []
     finder = Finder()
@@ -119,13 +119,13 @@ async def test_a_mounted_application_shares_the_client() -> None:
 
 
 async def test_without_setup_there_is_no_client() -> None:
-    """Whoever forgot `setup` is told so."""
+    """The error says that `setup` was not called."""
     with pytest.raises(ConfigurationError, match=r"setup\(app\)"):
         get_client(Request({"type": "http"}))
 
 
 async def test_an_application_without_credentials_does_not_start() -> None:
-    """What cannot work fails when it is deployed and not at the first request."""
+    """A wrong configuration fails at the start and not at the first request."""
     app = Starlette()
     setup(app, access_key="half of a pair")
     with pytest.raises(ConfigurationError, match="secret key is missing"):
@@ -133,7 +133,7 @@ async def test_an_application_without_credentials_does_not_start() -> None:
             pass
 
 
-def test_without_the_extra_one_is_told_its_name() -> None:
+def test_without_the_extra_the_error_names_it() -> None:
     """Where Starlette is not installed the import says what to install."""
     program = """
 import sys

@@ -51,7 +51,7 @@ from kling_expand.errors import (
 from kling_expand.models import Image, Task
 from kling_expand.testing import VirtualLoop, virtual_time
 
-# A throw-away key and a certificate for a host that cannot exist, which nobody has signed.
+# A throw-away key and a self-signed certificate for a host that cannot exist.
 CERTIFICATE = """\
 -----BEGIN EC {} KEY-----
 MHcCAQEEIMRUINmk53QOiePj8wBk2N/XLq2dDsyS8HdovnE+rRq3oAoGCCqGSM49
@@ -92,7 +92,7 @@ def task(*urls: str, watermarks: bool = False, status: str = "succeed") -> Task:
 
 
 async def no_refresh(task_id: str) -> Task:
-    raise AssertionError(f"nobody needed fresh URLs of {task_id}")
+    raise AssertionError(f"no fresh URLs of {task_id} were needed")
 
 
 @asynccontextmanager
@@ -172,7 +172,7 @@ async def test_a_watermarked_picture_lies_beside_its_own(tmp_path: Path) -> None
 
 @virtual_time
 async def test_a_service_that_counts_wrongly_costs_no_picture(tmp_path: Path) -> None:
-    """Two images under one index become two files."""
+    """Two images with one index become two files."""
     async with started() as (server, downloads):
         urls = [server.on("/a", answers(PNG)), server.on("/b", answers(picture(seed=1)))]
         images = tuple(Image(0, url) for url in urls)
@@ -209,7 +209,7 @@ async def test_files_get_the_mode_the_user_asked_for(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_bytes_that_come_compressed_all_the_same_are_unpacked(tmp_path: Path) -> None:
-    """Identity is asked for; a server that compresses anyway does no harm, and is never resumed."""
+    """The answer of a server that ignores ``Accept-Encoding: identity`` is decoded, and never resumed."""
 
     async def squeezed(_request: web.BaseRequest) -> web.StreamResponse:
         answer = web.Response(body=PNG, headers={"ETag": '"1"'})
@@ -295,8 +295,8 @@ async def test_what_stays_wrong_is_given_up(tmp_path: Path, fault: Handler) -> N
 
 
 @virtual_time
-async def test_a_server_that_is_not_there_is_given_up(tmp_path: Path) -> None:
-    """A refused connection is retried and then told as ours."""
+async def test_an_unreachable_server_is_given_up(tmp_path: Path) -> None:
+    """A refused connection is retried, and then raised as a `DownloadError`."""
     async with Server().running() as server:
         url = server.on("/a", answers(PNG))
     async with aiohttp.ClientSession() as http:
@@ -340,7 +340,7 @@ async def test_a_wait_beyond_retry_timeout_is_not_begun(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_one_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
-    """What can be saved is saved before the error is told."""
+    """The other images are saved before the error is raised."""
     async with started(retry_timeout=5.0) as (server, downloads):
         urls = [
             server.on("/a", answers(b"", 500)),
@@ -370,7 +370,7 @@ WEAK = [
 @pytest.mark.parametrize("headers", STRONG)
 @virtual_time
 async def test_a_cut_file_is_resumed(tmp_path: Path, headers: dict[str, str]) -> None:
-    """What came is kept: only the rest is asked for, on the condition that it is the same file."""
+    """The received bytes are kept: only the rest is requested, on condition that the file is the same."""
     async with started() as (server, downloads):
         url = server.on("/a", cuts(PNG, 5000, **headers), serves_ranges(PNG, **headers))
         await downloads.save(task(url), tmp_path / "a.png")
@@ -444,8 +444,8 @@ async def test_a_server_may_send_the_rest_in_pieces(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_size_first_told_with_a_part_counts(tmp_path: Path) -> None:
-    """Without a length in the first answer, the parts say when the file is complete."""
+async def test_a_size_first_given_with_a_range_counts(tmp_path: Path) -> None:
+    """Without a length in the first answer, the ranges give the total size."""
     size = len(PNG)
     async with started() as (server, downloads):
         url = server.on(
@@ -528,10 +528,8 @@ async def test_what_is_refused_twice_is_gone(tmp_path: Path, status: int, kind: 
     ],
 )
 @virtual_time
-async def test_a_lookup_that_does_not_help_is_told(
-    tmp_path: Path, answer: Any, kind: type[KlingError]
-) -> None:
-    """A task without images or unknown is an expired one; other trouble is told as it is, with ids."""
+async def test_a_failed_lookup_is_raised(tmp_path: Path, answer: Any, kind: type[KlingError]) -> None:
+    """A task that is unknown or has no images counts as expired; other errors are raised with the ids."""
 
     async def refresh(_task_id: str) -> Task:
         if isinstance(answer, Exception):
@@ -595,11 +593,11 @@ async def test_neither_the_sessions_auth_nor_a_netrc_is_sent(
 
 
 @virtual_time
-async def test_a_proxy_of_the_session_is_used_and_told_nothing(tmp_path: Path) -> None:
-    """The user's way out is taken; default headers are shown neither to the proxy nor through it."""
+async def test_a_proxy_of_the_session_is_used_without_its_headers(tmp_path: Path) -> None:
+    """The session's proxy is used, and neither the proxy nor the server receives default headers."""
     async with Server().running() as proxy:
         proxy.on("/a", answers(PNG))
-        proxy.on("*", answers(b"", 502))  # whoever asks for a tunnel names no path
+        proxy.on("*", answers(b"", 502))  # a CONNECT request names no path
         async with started(session={"proxy": proxy.url, "headers": SECRETS}, retry_timeout=1.0) as (
             _,
             downloads,
@@ -635,7 +633,7 @@ async def test_a_signed_url_is_sent_as_it_is(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_url_with_letters_of_any_script_is_fetched(tmp_path: Path) -> None:
-    """A URL that is not yet spelled for the wire is spelled for it."""
+    """A URL with characters outside ASCII is encoded."""
     async with started() as (server, downloads):
         server.on("/ein Bär", answers(PNG))
         await downloads.save(task(f"{server.url}/ein Bär"), tmp_path / "a.png")
@@ -664,7 +662,7 @@ async def test_a_url_with_letters_of_any_script_is_fetched(tmp_path: Path) -> No
 @pytest.mark.parametrize("hop", [False, True])
 @virtual_time
 async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> None:
-    """Any other URL, and what is none, is an error of ours before anything is asked for."""
+    """Any other URL, and any other text, raises a `DownloadError` before a request is sent."""
     async with started(retry_timeout=5.0) as (server, downloads):
         first = (
             server.on("/a", sends_raw(f"HTTP/1.1 302 Found\nContent-Length: 0\nLocation: {url}"))
@@ -693,7 +691,7 @@ async def test_redirects_end(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_no_query_is_in_a_message(tmp_path: Path) -> None:
-    """The signature in a URL is a secret; no error tells it."""
+    """The signature in a URL is a secret, and no error message contains it."""
     faults = [
         *PASSING.values(),
         answers(b"", 403),
@@ -717,7 +715,7 @@ async def test_no_query_is_in_a_message(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("room", [0, 5000, 1 << 20, 3_600_000])
 @virtual_time
-async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, room: int) -> None:
+async def test_a_full_disk_is_raised_and_leaves_nothing(tmp_path: Path, room: int) -> None:
     """A file that cannot grow any more is one clear error, not a retry and not half a file."""
     big = picture(size=1100)
     assert len(big) > room
@@ -732,8 +730,8 @@ async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, room: int)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @virtual_time
-async def test_a_directory_that_takes_no_file_is_told(tmp_path: Path) -> None:
-    """It is told before anything is asked of the server."""
+async def test_a_directory_without_write_access_is_raised(tmp_path: Path) -> None:
+    """The error is raised before a request is sent."""
     async with started() as (server, downloads):
         url = server.on("/a", answers(PNG))
         for target in ("/proc", "/proc/self/new"):
@@ -744,7 +742,7 @@ async def test_a_directory_that_takes_no_file_is_told(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_file_where_a_directory_is_needed_is_told(tmp_path: Path) -> None:
+async def test_a_file_where_a_directory_is_needed_is_raised(tmp_path: Path) -> None:
     """The file stays what it was."""
     (tmp_path / "out").write_text("mine")
     async with started() as (server, downloads):
@@ -756,7 +754,7 @@ async def test_a_file_where_a_directory_is_needed_is_told(tmp_path: Path) -> Non
 
 
 @virtual_time
-async def test_a_directory_where_the_picture_belongs_is_told(tmp_path: Path) -> None:
+async def test_a_directory_where_the_picture_belongs_is_raised(tmp_path: Path) -> None:
     """It is neither replaced nor filled, and the temporary file goes."""
     (tmp_path / "x-0.png").mkdir()
     async with started() as (server, downloads):
@@ -799,7 +797,7 @@ async def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_saves_to_one_name_do_not_disturb_each_other(tmp_path: Path) -> None:
-    """Whoever ends last wins, and what stands there is always one whole picture."""
+    """The last save wins, and the path always holds one complete picture."""
     pictures = [picture(seed=n) for n in range(8)]
     async with started() as (server, downloads):
         tasks = [task(server.on(f"/{n}", answers(body))) for n, body in enumerate(pictures)]
@@ -961,8 +959,8 @@ async def test_the_deadline_ends_everything(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_deadline_that_has_passed_asks_for_nothing(tmp_path: Path) -> None:
-    """There is no last request."""
+async def test_a_deadline_that_has_passed_sends_nothing(tmp_path: Path) -> None:
+    """No request is sent after the deadline."""
     async with started() as (server, downloads):
         url = server.on("/a", answers(PNG))
         await asyncio.sleep(5)
@@ -1042,8 +1040,8 @@ async def test_a_cancelled_save_waits_for_its_thread(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_closed_session_is_told(tmp_path: Path) -> None:
-    """It is the client that was closed, and no fault of the picture."""
+async def test_a_closed_session_is_raised(tmp_path: Path) -> None:
+    """A session that was closed meanwhile raises `ClientClosed`."""
     async with started() as (server, downloads):
         url = server.on("/a", answers(b"", 503))
         job = asyncio.create_task(downloads.save(task(url), tmp_path))
@@ -1061,7 +1059,7 @@ async def test_a_closed_session_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", ["submitted", "processing", "failed", "perhaps"])
 @virtual_time
 async def test_only_a_task_that_succeeded_is_saved(tmp_path: Path, status: str) -> None:
-    """Anything else is a mistake of the caller."""
+    """A task with any other status raises `InvalidRequest`."""
     async with started() as (server, downloads):
         with pytest.raises(InvalidRequest) as caught:
             await downloads.save(task(server.on("/a", answers(PNG)), status=status), tmp_path)
@@ -1069,8 +1067,8 @@ async def test_only_a_task_that_succeeded_is_saved(tmp_path: Path, status: str) 
 
 
 @virtual_time
-async def test_a_success_without_images_is_told(tmp_path: Path) -> None:
-    """It is never an empty tuple that looks like everything."""
+async def test_a_success_without_images_is_raised(tmp_path: Path) -> None:
+    """The result is an error, and never an empty tuple."""
     async with started() as (_server, downloads):
         with pytest.raises(DownloadError, match="no image"):
             await downloads.save(task(), tmp_path)
@@ -1090,8 +1088,8 @@ async def test_a_bad_target_is_refused_before_anything_is_fetched(tmp_path: Path
 
 
 @virtual_time
-async def test_an_untrusted_certificate_is_told_at_once(tmp_path: Path) -> None:
-    """No time is spent on a host that does not prove who it is, and no picture comes from there."""
+async def test_an_untrusted_certificate_is_raised_at_once(tmp_path: Path) -> None:
+    """A host with an untrusted certificate is not retried, and nothing is fetched from it."""
     context = certified(tmp_path / "both.pem")
     async with Server().running(context) as server, aiohttp.ClientSession() as http:
         downloads = make_downloads(http)
@@ -1173,7 +1171,7 @@ def test_images_are_counted_by_index() -> None:
 
 
 async def test_one_lookup_serves_all() -> None:
-    """Also those who ask while it is under way."""
+    """A lookup in progress serves every caller."""
     asked: list[str] = []
 
     async def refresh(task_id: str) -> Task:
@@ -1195,7 +1193,7 @@ async def test_one_lookup_serves_all() -> None:
 
 
 async def test_a_lookup_that_failed_is_made_again() -> None:
-    """A task nobody knows is an expired one; one failure is not remembered for the others."""
+    """An unknown task counts as expired, and the next caller looks it up again."""
     answers: list[Task | Exception] = [NotFound("no such resource", code=1203), LISTED]
 
     async def refresh(_task_id: str) -> Task:

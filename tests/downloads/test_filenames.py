@@ -31,7 +31,7 @@ hostile = st.text() | st.sampled_from(NASTY)
 
 @given(hostile)
 def test_a_safe_name_is_one_part_of_a_path_everywhere(text: str) -> None:
-    """No id of the service's or the caller's is a separator, a dot name, hidden, or too long."""
+    """No id becomes a separator, a dot name, a hidden file, or too long."""
     name = safe_name(text)
     assert (name,) == PurePosixPath(name).parts == PureWindowsPath(name).parts
     assert name not in {"", ".", ".."}
@@ -56,7 +56,7 @@ def test_two_names_stay_two(one: str, other: str) -> None:
 
 @given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_ -]{0,60}[A-Za-z0-9_]", fullmatch=True))
 def test_a_good_name_is_left_alone(text: str) -> None:
-    """Nobody's `summer dog` becomes something else."""
+    """A name such as `summer dog` is not changed."""
     assert safe_name(text) in {text, safe_name(f"_{text}")[1:]}
 
 
@@ -105,7 +105,7 @@ def test_an_existing_directory_is_one_whatever_its_name(tmp_path: Path) -> None:
 
 
 def test_without_a_name_the_id_is_one() -> None:
-    """And where the task has no id of the caller's, the service's stands for it."""
+    """A task without an external id is named after its `task_id`."""
     bare = task(external=None)
     assert (
         output_paths(bare, ".").path(0, ".jpg")
@@ -152,14 +152,14 @@ def test_a_watermarked_picture_is_named_after_its_own(target: str, ext: str, exp
     ],
 )
 def test_what_cannot_be_a_target_is_refused(target: str) -> None:
-    """One clear error, whatever is wrong with it."""
+    """Every wrong target raises one clear error."""
     with pytest.raises(InvalidRequest, match="target"):
         output_paths(task(), target, "dog")
 
 
 @pytest.mark.parametrize("target", ["a.png", "{name}{ext}", "{name}/{task_id}", "{index:.0}{ext}"])
 def test_two_images_need_two_names(target: str) -> None:
-    """It is refused before one picture takes the other's place."""
+    """A target that gives two images one path is refused."""
     with pytest.raises(InvalidRequest):
         output_paths(task(2), target, "dog")
 

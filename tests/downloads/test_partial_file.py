@@ -1,4 +1,4 @@
-"""A picture in the making is recognised, checked, and never left half."""
+"""Partial files: a picture is recognised, verified, and never left incomplete."""
 
 import asyncio
 import io
@@ -38,8 +38,8 @@ KINDS = {".png": picture("PNG"), ".jpg": picture("JPEG"), ".webp": picture("WEBP
 
 
 @pytest.mark.parametrize("ext", KINDS)
-def test_a_picture_is_told_by_its_first_bytes(ext: str) -> None:
-    """Whatever a header or a name says."""
+def test_a_picture_is_recognised_by_its_first_bytes(ext: str) -> None:
+    """The first bytes decide, and not a header or a name."""
     assert extension(KINDS[ext][:HEAD]) == ext
 
 
@@ -48,14 +48,14 @@ def test_a_picture_is_told_by_its_first_bytes(ext: str) -> None:
     | st.sampled_from([b"<html>", b"GIF89a", b"RIFF1234WAVE", b"\x89PNG\r\n\x1a", b"\xff\xd8"])
 )
 def test_anything_else_has_no_ending(head: bytes) -> None:
-    """HTML, sound and noise are no pictures, nor is what is too short to tell."""
+    """HTML, sound, noise and too few bytes are not pictures."""
     assert extension(head) == ""
     assert not is_complete(head[:HEAD], head[-TAIL:], len(head))
 
 
 @pytest.mark.parametrize("ext", KINDS)
 def test_every_cut_is_seen(ext: str) -> None:
-    """No proper beginning of a picture passes for one; the whole does, also with padding behind it."""
+    """No prefix of a picture is complete; the whole is, also with padding after it."""
     body = KINDS[ext]
     for size in range(len(body)):
         cut = body[:size]
@@ -77,8 +77,8 @@ def test_chunks_do_not_matter(ext: str, data: st.DataObject) -> None:
     assert (part.ext, part.size, part.buffered) == (ext, len(body), len(body))
 
 
-def test_what_is_no_picture_is_seen_at_once() -> None:
-    """Before a page of any length has been written to the disk."""
+def test_what_is_not_a_picture_is_refused_at_once() -> None:
+    """It is refused after the first bytes, before a long page reaches the disk."""
     part = PartialFile(Path())
     part.write(b"<!doctype h"[: HEAD - 1])
     with pytest.raises(RetryLater, match="not a picture"):
@@ -107,7 +107,7 @@ def test_what_is_no_picture_is_seen_at_once() -> None:
 def test_what_proves_sameness(
     headers: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A strong tag, or a date old enough that a second change within it would be known."""
+    """A strong entity tag or an old modification date is a validator, anything else is not."""
     monkeypatch.setenv("TZ", "UTC")
     assert strong_validator(headers) == expected
 
@@ -124,7 +124,7 @@ def test_any_headers_give_a_validator_or_none(headers: dict[str, str]) -> None:
 
 
 async def test_a_cancelled_write_is_waited_for(tmp_path: Path) -> None:
-    """However often one cancels, the thread has ended before its file is closed."""
+    """However often it is cancelled, the thread has ended before its file is closed."""
     part = PartialFile(tmp_path)
     let_go, ended = threading.Event(), threading.Event()
 
@@ -145,7 +145,7 @@ async def test_a_cancelled_write_is_waited_for(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_write_that_fails_is_still_cancelled(tmp_path: Path) -> None:
-    """The disk's error is of no more interest, and is not complained about later."""
+    """The error of the disk is dropped, and asyncio does not log it."""
     part = PartialFile(tmp_path)
     let_go = threading.Event()
 
@@ -161,8 +161,8 @@ async def test_a_cancelled_write_that_fails_is_still_cancelled(tmp_path: Path) -
         await job
 
 
-async def test_the_disks_words_are_told(tmp_path: Path) -> None:
-    """Where it was, what went wrong, and the system's own error as the cause."""
+async def test_an_error_of_the_disk_is_raised(tmp_path: Path) -> None:
+    """The error names the directory and the reason, and has the system's error as its cause."""
 
     def fails() -> None:
         raise OSError(28, "No space left on device")
@@ -179,8 +179,8 @@ def test_discarding_what_was_never_made_is_nothing(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_part_is_hidden_and_gone_when_published(tmp_path: Path) -> None:
-    """Until it is whole nobody who lists the directory sees it; then it is under its own name only."""
+def test_a_partial_file_is_hidden_and_gone_after_commit(tmp_path: Path) -> None:
+    """A partial file is hidden, and a committed file has only its own name."""
     part = PartialFile(tmp_path / "new")
     part.create()
     part.write(KINDS[".png"])
@@ -193,8 +193,8 @@ def test_a_part_is_hidden_and_gone_when_published(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "a.png").read_bytes() == KINDS[".png"]
 
 
-def test_a_part_takes_nobodys_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Should its name exist, for example as a link somebody has laid out, it is not written through."""
+def test_a_partial_file_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the name exists, for example as a link, it is not written through."""
     monkeypatch.setattr(secrets, "token_hex", lambda _size: "known")
     (tmp_path / "precious").write_text("mine")
     (tmp_path / ".kling-known.part").symlink_to(tmp_path / "precious")
@@ -207,7 +207,7 @@ def test_a_part_takes_nobodys_place(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a power cut a name never stands for bytes that were not written; then the name is durable too."""
+    """The bytes are synced before the file has its name, and then the directory is."""
     synced: list[tuple[bool, bool]] = []
     fsync = os.fsync
 
@@ -225,7 +225,7 @@ def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch
 def test_a_file_system_that_cannot_sync_directories_is_good_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture is in place: that is no failure."""
+    """The picture is in place, so the refused sync is no error."""
     fsync = os.fsync
 
     def picky(descriptor: int) -> None:

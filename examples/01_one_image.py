@@ -1,6 +1,6 @@
-"""How is one photo made wider? Say which shape it should have; the rest is waiting.
+"""Expand one photo to an aspect ratio and save the results.
 
-For the real service leave the emulator out: `KlingClient()` reads its keys from the environment.
+Against the real service no emulator is needed: `KlingClient()` reads its credentials from the environment.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from pathlib import Path
 from kling_expand import KlingClient, ToAspect
 from kling_expand.emulator import Emulator
 
-PHOTOS = Path(__file__).parent / "photos"
+PHOTO = Path(__file__).parent / "photos" / "coffee.jpg"
 
 
 async def main() -> None:
@@ -17,7 +17,7 @@ async def main() -> None:
         Emulator(queue_seconds=0.2, work_seconds=0.5) as emulator,
         KlingClient(api_key=emulator.api_key, base_url=emulator.url) as kling,
     ):
-        result = await kling.expand(PHOTOS / "coffee.jpg", ToAspect("16:9"), prompt="a wooden table", n=2)
+        result = await kling.expand(PHOTO, ToAspect("16:9"), prompt="a wooden table", n=2)
         for path in await result.save("out/"):
             print("saved", path)
         print("billed", result.task.units, "units")

@@ -1,6 +1,6 @@
-"""How are many photos expanded? `map` keeps the account's slots full, and one failure stops nobody else.
+"""Expand many photos with `map`, which keeps the account's slots full and isolates failures.
 
-Requests may come from any iterable, of any length: only a few are held at a time.
+Requests may come from an iterable of any length: `map` reads only a few ahead.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ PHOTOS = Path(__file__).parent / "photos"
 
 
 def requests() -> Iterator[ExpandRequest]:
-    for name in ("chelsea.jpg", "coffee.jpg", "CREDITS.md", "rocket.jpg"):  # one of them is no photo
+    for name in ("chelsea.jpg", "coffee.jpg", "CREDITS.md", "rocket.jpg"):  # CREDITS.md is not a photo
         yield ExpandRequest(PHOTOS / name, Padding(left=100, right=100), key=name)
 
 
@@ -29,7 +29,7 @@ async def main() -> None:
                 print(outcome.index, *paths)
             else:
                 print(outcome.index, outcome.request.key, type(outcome.error).__name__)
-        print("at most", emulator.account.peak_slots, "at once")
+        print("peak slots", emulator.account.peak_slots)
 
 
 asyncio.run(main())
@@ -39,4 +39,4 @@ asyncio.run(main())
 # 1 out/coffee.png
 # 2 CREDITS.md ImageError
 # 3 out/rocket.png
-# at most 2 at once
+# peak slots 2

@@ -1,6 +1,6 @@
-"""How far is it? Iterate over the future: every newest snapshot of the task, then the result.
+"""Follow the progress of a task by iterating over its future.
 
-Any number of places may iterate over and await one future; all of them share its reads.
+Any number of coroutines may iterate over and await one future. They share its polls.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from pathlib import Path
 from kling_expand import KlingClient, Ratios
 from kling_expand.emulator import Emulator
 
-PHOTOS = Path(__file__).parent / "photos"
+PHOTO = Path(__file__).parent / "photos" / "rocket.jpg"
 
 
 async def main() -> None:
@@ -17,7 +17,7 @@ async def main() -> None:
         Emulator(queue_seconds=1.5, work_seconds=3.0) as emulator,
         KlingClient(api_key=emulator.api_key, base_url=emulator.url) as kling,
     ):
-        future = kling.submit(PHOTOS / "rocket.jpg", Ratios(up=0.5))
+        future = kling.submit(PHOTO, Ratios(up=0.5))
         async for task in future:
             print(task.task_id, task.task_status)
         result = await future

@@ -1,7 +1,7 @@
-"""What is tried again, and what is not? Whatever may pass is, under the same id, so nothing is paid twice.
+"""Retries and their time limits: a create is repeated under the same id, so no task is paid twice.
 
-The emulator is told what goes wrong with the next calls. `deadline` bounds one job with all its tries,
-`retry_timeout` one call, `poll_timeout` how long no good news of a task is borne; all in seconds.
+A script of faults decides how the next calls fail. `deadline` limits a job with all its retries,
+`retry_timeout` one call, and `poll_timeout` the time without a valid answer about a task. All are seconds.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from kling_expand import KlingClient, KlingError, Ratios
 from kling_expand.emulator import Emulator
 
 PHOTO = Path(__file__).parent / "photos" / "chelsea.jpg"
-TROUBLES = {
-    "refused": "the connection broke before the task was made",
-    "reset_after": "the task was made, the answer was lost",
-    "html_after": "the task was made, the answer was a page of a proxy",
-    "error_after": "the task was made, the answer was an error of the server",
+FAULTS = {
+    "refused": "the connection failed before the create",
+    "reset_after": "the create succeeded, the response was lost",
+    "html_after": "the create succeeded, a proxy returned an HTML page",
+    "error_after": "the create succeeded, the server returned an error",
 }
 
 
@@ -26,24 +26,24 @@ async def main() -> None:
             api_key=emulator.api_key, base_url=emulator.url, deadline=60, retry_timeout=30, poll_timeout=30
         ) as kling,
     ):
-        for kind, story in TROUBLES.items():
+        for kind, description in FAULTS.items():
             emulator.faults.script("create", kind)
             emulator.faults.script("query", "html", "reset")
             await kling.expand(PHOTO, Ratios(right=0.2), external_task_id=kind)
-            print("paid", emulator.account.accepted[kind], "time:", story)
+            print("tasks:", emulator.account.accepted[kind], "-", description)
 
-        emulator.account_code = 1102  # the resource pack is used up: no try will help
+        emulator.account_code = 1102  # the resource pack is used up: a retry cannot help
         try:
             await kling.expand(PHOTO, Ratios(right=0.2))
         except KlingError as error:
-            print(type(error).__name__, "may be tried again:", error.retryable)
+            print(type(error).__name__, "retryable:", error.retryable)
 
 
 asyncio.run(main())
 
 # Output:
-# paid 1 time: the connection broke before the task was made
-# paid 1 time: the task was made, the answer was lost
-# paid 1 time: the task was made, the answer was a page of a proxy
-# paid 1 time: the task was made, the answer was an error of the server
-# AccountError may be tried again: False
+# tasks: 1 - the connection failed before the create
+# tasks: 1 - the create succeeded, the response was lost
+# tasks: 1 - the create succeeded, a proxy returned an HTML page
+# tasks: 1 - the create succeeded, the server returned an error
+# AccountError retryable: False

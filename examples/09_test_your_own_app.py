@@ -1,7 +1,7 @@
-"""How is an app of one's own tested? Against the emulator, in virtual time: an hour of work takes no time.
+"""Test an application against the emulator in virtual time: an hour of work takes no time.
 
-Put the tests into your own project; with ``pytest_plugins = ["kling_expand.testing"]`` in its
-`conftest.py` there are the fixtures `kling_emulator` and `kling_client` too.
+``pytest_plugins = ["kling_expand.testing"]`` in the `conftest.py` of a project also provides the fixtures
+`kling_emulator` and `kling_client`.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ PHOTO = Path(__file__).parent / "photos" / "rocket.jpg"
 
 
 async def poster(kling: KlingClient, photo: Path, prompt: str) -> str:
-    """The app: a picture's address, or a placeholder where moderation says no."""
+    """Return the URL of the expanded picture, or a placeholder if moderation rejects it."""
     try:
         result = await kling.expand(photo, Ratios(up=0.5), prompt=prompt)
     except ContentRejected:
@@ -28,7 +28,7 @@ async def test_a_poster_takes_an_hour() -> None:
 
 
 @virtual_time
-async def test_a_poster_survives_a_bad_connection() -> None:
+async def test_a_poster_survives_connection_resets() -> None:
     async with emulated() as (emulator, kling):
         emulator.faults.script("create", "reset_after", "reset_after")
         await poster(kling, PHOTO, "a night sky")
@@ -36,12 +36,12 @@ async def test_a_poster_survives_a_bad_connection() -> None:
 
 
 @virtual_time
-async def test_what_moderation_refuses_has_a_placeholder() -> None:
+async def test_rejected_content_gets_a_placeholder() -> None:
     async with emulated() as (_, kling):
         assert await poster(kling, PHOTO, "emulate-risk-control") == "placeholder.png"
 
 
-if __name__ == "__main__":  # pytest finds them by their names; nothing about them needs it
+if __name__ == "__main__":  # pytest collects them by name; here they run without it
     for name, test in list(globals().items()):
         if name.startswith("test_"):
             test()
@@ -49,5 +49,5 @@ if __name__ == "__main__":  # pytest finds them by their names; nothing about th
 
 # Output:
 # passed test_a_poster_takes_an_hour
-# passed test_a_poster_survives_a_bad_connection
-# passed test_what_moderation_refuses_has_a_placeholder
+# passed test_a_poster_survives_connection_resets
+# passed test_rejected_content_gets_a_placeholder

@@ -1,6 +1,6 @@
-"""How does it feel in a notebook? Without asyncio: each ``# %%`` is a cell, pictures before and after."""
+"""The blocking client in a notebook: each ``# %%`` begins a cell, and no asyncio is needed."""
 
-# %% A service to play with; leave this out, and the client's arguments, where there are real keys.
+# %% Start an emulator. With real credentials, omit this cell and the arguments of the client.
 import subprocess
 import sys
 from pathlib import Path
@@ -12,34 +12,34 @@ from kling_expand.blocking import KlingClient
 
 command = [sys.executable, "-m", "kling_expand.emulator", "--queue-seconds", "0.2", "--work-seconds", "0.5"]
 emulator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-url, *words = (emulator.stdout.readline() if emulator.stdout else "").split()
-keys = dict(word.split("=", 1) for word in words)
+url, *pairs = (emulator.stdout.readline() if emulator.stdout else "").split()
+keys = dict(pair.split("=", 1) for pair in pairs)
 
-# %% Open a client. It stays open until it is closed, or the notebook is.
+# %% Open a client. It stays open until it is closed or the notebook ends.
 kling = KlingClient(base_url=url, api_key=keys["api_key"]).open()
 photo = Path(__file__).parent / "photos" / "chelsea.jpg"
 before = Image.open(photo)
 print("before", before.size)
 
-# %% Expand, and look at it.
+# %% Expand the photo and open the result.
 result = kling.expand(photo, Padding(left=150, right=150), prompt="a cat on a sofa")
 (path,) = result.save("out/")
 after = Image.open(path)
-print("after", path, "as wide as", round(after.width / after.height * before.height), "to", before.height)
+print("after", path, "with aspect ratio", round(after.width / after.height, 2))
 
-# %% Side by side.
+# %% Compare both side by side.
 sheet = Image.new("RGB", (before.width + after.width + 20, max(before.height, after.height)), "white")
 sheet.paste(before, (0, 0))
 sheet.paste(after, (before.width + 20, 0))
 sheet.save("out/before-and-after.png")
-print("side by side in", *sorted(str(path) for path in Path("out").iterdir()))
+print("files:", *sorted(str(path) for path in Path("out").iterdir()))
 
-# %% At the end.
+# %% Stop the client and the emulator.
 kling.close()
 emulator.terminate()
 emulator.communicate()
 
 # Output:
 # before (451, 300)
-# after out/chelsea-0.png as wide as 751 to 300
-# side by side in out/before-and-after.png out/chelsea-0.png
+# after out/chelsea-0.png with aspect ratio 2.5
+# files: out/before-and-after.png out/chelsea-0.png

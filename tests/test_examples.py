@@ -1,4 +1,4 @@
-"""The examples: each is run as it stands, elsewhere and without keys, and says what its last comment says."""
+"""The examples: each runs unchanged in another folder without credentials and prints its closing comment."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("[0-9]*.py"))
 
-# What differs between any two runs.
+# What differs from run to run.
 VARYING = {
     "id": re.compile(r"\b\d{18}\b|\bkx-[0-9a-f]{32}\b"),
     "origin": re.compile(r"\b127\.0\.0\.1:\d+"),
@@ -21,20 +21,20 @@ VARYING = {
 
 
 def steady(text: str) -> list[str]:
-    """The lines of *text*, with what varies numbered in the order it first appears."""
+    """Return the lines of *text* with the varying parts replaced by numbers in order of appearance."""
     for kind, pattern in VARYING.items():
         text = pattern.sub(numbering(kind), text)
     return text.splitlines()
 
 
 def numbering(kind: str) -> Callable[[re.Match[str]], str]:
-    """Names for what is matched: the same for the same."""
+    """Return a function that gives equal matches equal names."""
     met: dict[str, str] = {}
     return lambda match: met.setdefault(match[0], f"<{kind} {len(met) + 1}>")
 
 
 def promised(example: Path) -> str:
-    """What the closing comment shows."""
+    """Return the output shown in the closing comment."""
     _, _, comment = example.read_text(encoding="utf-8").partition("\n# Output:\n")
     lines = comment.splitlines()
     assert lines, f"{example.name} does not show its output"
@@ -44,11 +44,11 @@ def promised(example: Path) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_it_prints_what_it_shows(example: Path, tmp_path: Path) -> None:
-    """Run by anybody, anywhere, it ends well, warns of nothing and prints what its closing comment shows."""
+    """It exits with 0 and no warning, and prints what its closing comment shows."""
     keyless = {name: value for name, value in os.environ.items() if not name.startswith("KLING")}
-    words = [sys.executable, "-W", "error", str(example)]
+    command = [sys.executable, "-W", "error", str(example)]
     ran = subprocess.run(
-        words,
+        command,
         cwd=tmp_path,
         env=keyless | {"PYTHONIOENCODING": "utf-8"},
         capture_output=True,
@@ -64,17 +64,18 @@ def test_it_prints_what_it_shows(example: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_it_is_one_short_lesson(example: Path) -> None:
-    """It asks its question first and can be read at a glance."""
+    """It begins with one declarative sentence and has 15 to 50 lines."""
     text = example.read_text(encoding="utf-8")
     code, _, _ = text.partition("\n# Output:\n")
-    assert text.startswith('"""')
-    assert text.splitlines()[0].count("?") == 1
-    assert 15 <= len(code.splitlines()) <= 80
+    summary = text.splitlines()[0].removesuffix('"""')
+    assert summary.startswith('"""')
+    assert summary.endswith(".")
+    assert 15 <= len(code.splitlines()) <= 50
     assert max(map(len, text.splitlines())) <= 110
 
 
 def test_the_photographs_are_credited() -> None:
-    """Every picture that comes with the examples says where it is from."""
+    """The credits name each photo of the examples."""
     credited = (FOLDER / "photos" / "CREDITS.md").read_text(encoding="utf-8")
     photos = [path.name for path in (FOLDER / "photos").iterdir() if path.suffix != ".md"]
     assert photos

@@ -176,7 +176,7 @@ class Account:
 
 
 async def _job(account: Account, slots: Slots, rng: Random) -> None:
-    """The waits of `Admission._admitted` and of a poll loop, without the rest."""
+    """Execute a job: account and durations are simulated, and every decision is that of the real slots."""
     refused = False
     while True:
         epoch = await slots.acquire(1, first=refused)
@@ -195,7 +195,7 @@ async def _job(account: Account, slots: Slots, rng: Random) -> None:
 
 
 async def _machine(account: Account, jobs: list[int], rng: Random, *, dies: bool) -> None:
-    """One worker with 32 jobs in hand, until there are none left or it dies half-way."""
+    """Run a worker with 32 jobs in hand, until no job is left or it dies half-way."""
     slots, half = work.SharedSlots(32), jobs[0] // 2
 
     async def hand() -> None:

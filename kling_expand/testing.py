@@ -387,19 +387,19 @@ class JobStoreContract:
     async def test_a_report_about_an_unknown_job(self, store: JobStore) -> None:
         """A durable store raises, as a record would be lost; one that forgets jobs ignores it."""
         for report in (
-            store.mark_sending("nobody"),
-            store.observe("nobody", RUNNING),
-            store.observe("nobody", SUCCEEDED),
-            store.mark_saved("nobody", ["a"]),
-            store.mark_refused("nobody", "words"),
-            store.mark_uncertain("nobody", "words"),
+            store.mark_sending("other"),
+            store.observe("other", RUNNING),
+            store.observe("other", SUCCEEDED),
+            store.mark_saved("other", ["a"]),
+            store.mark_refused("other", "words"),
+            store.mark_uncertain("other", "words"),
         ):
             if not store.durable:
                 await report
                 continue
             with pytest.raises(JournalError, match="no such job") as caught:
                 await report
-            assert caught.value.external_task_id == "nobody"
+            assert caught.value.external_task_id == "other"
         assert not any((await store.counts()).values())
 
     async def test_a_succeeded_task_takes_fresh_urls(self, store: JobStore) -> None:

@@ -1,1 +1,1 @@
-"""store"""
+"""What survives a crash: the records of all jobs, behind one contract."""

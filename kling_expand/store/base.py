@@ -163,13 +163,12 @@ def identify(store: "JobStore", prepared: PreparedRequest) -> JobIdentity | None
 class JobStore(ABC):
     """The records of the jobs of one `run`; open it with ``async with``.
 
-    Each method returns once what it was told is stored, for a `durable` store as safely as the store
-    can. A store that is not durable keeps a record only until its job ends, and ignores reports about
-    any other job; a durable one raises `JournalError` for a job it does not know.
+    Each method returns once its record is stored, which in a `durable` store survives a crash from then on.
+    A durable store raises `JournalError` for a job that it does not know. Any other store keeps a record
+    only until its job ends, and ignores reports about other jobs.
 
-    `JournalError` is the only exception that a method raises on purpose, and what it was told is then
-    not certain to be stored. Anything else is a fault of the store. Cancelling a call leaves open whether
-    its record was stored.
+    `JournalError` is the only exception that a method raises on purpose, and the record may then be missing.
+    Any other exception is a fault of the store. After a cancelled call the record may or may not be stored.
 
     A new kind of store implements `_claim`, `_transition`, `mark_sending` and the four reads.
     """

@@ -66,7 +66,7 @@ async def test_a_worker_taken_for_dead_does_not_send(store: PostgresStore, pool:
     with pytest.raises(TakenOver, match="another worker"):
         await store.mark_sending(name)
     await heir.mark_sending(name)
-    await store.observe(name, RUNNING)  # a snapshot is right, whoever reports it
+    await store.observe(name, RUNNING)  # a snapshot of any worker is right
     job = await heir.get(name)
     assert job is not None
     assert (job.state, job.task_id) == (JobState.SUBMITTED, "t1")

@@ -1,4 +1,4 @@
-"""The store in an SQLite file: every awaited record is on disk, whoever is cancelled or closes it."""
+"""The store in an SQLite file: every awaited record is on disk, whatever is cancelled or closed."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""The journal's file: killed, shared, torn, foreign, deleted or on a full disk, it is never silent."""
+"""The file of a journal: no kill, no other program and no full disk loses a record in silence."""
 
 import asyncio
 import contextlib
@@ -92,11 +92,11 @@ def kill_while_writing(path: Path, prefix: str, lines: int) -> list[tuple[str, s
     command = [sys.executable, "-c", WRITER, str(path), prefix]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
         assert child.stdout is not None
-        told = [child.stdout.readline() for _ in range(lines)]
+        lines_read = [child.stdout.readline() for _ in range(lines)]
         child.send_signal(signal.SIGKILL)
-        told += child.stdout.readlines()
+        lines_read += child.stdout.readlines()
     assert child.returncode == -signal.SIGKILL
-    return [(word, key) for word, key in (line.decode().split() for line in told)]
+    return [(word, key) for word, key in (line.decode().split() for line in lines_read)]
 
 
 async def known(path: Path) -> dict[str, tuple[str, str | None, float | None]]:
@@ -159,7 +159,7 @@ asyncio.run(main(sys.argv[1]))
 
 @contextlib.contextmanager
 def opener(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process, which opens the journal when told to, and holds it until it is told again."""
+    """Another process, which opens the journal when signalled, and holds it until it is signalled again."""
     command = [sys.executable, "-c", OPENER, str(path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -168,13 +168,13 @@ def opener(path: Path) -> Iterator[subprocess.Popen[str]]:
         child.kill()
 
 
-def tell(child: subprocess.Popen[str]) -> None:
+def signal_child(child: subprocess.Popen[str]) -> None:
     assert child.stdin is not None
     child.stdin.write("\n")
     child.stdin.flush()
 
 
-def hear(child: subprocess.Popen[str]) -> str:
+def read_line(child: subprocess.Popen[str]) -> str:
     assert child.stdout is not None
     return child.stdout.readline().strip()
 
@@ -183,8 +183,8 @@ def test_a_second_process_is_told_who_has_it(path: Path) -> None:
     """It gets a clear error with the process to look for; when that is killed, the file is free."""
     run(path, "a")
     with opener(path) as child:
-        tell(child)
-        assert hear(child) == "open"
+        signal_child(child)
+        assert read_line(child) == "open"
         with pytest.raises(JournalError, match=f"process {child.pid} has it open.*name another file"):
             run(path, "b")
         child.send_signal(signal.SIGKILL)
@@ -195,11 +195,11 @@ def test_a_second_process_is_told_who_has_it(path: Path) -> None:
 def test_of_two_that_begin_together_one_gets_it(path: Path) -> None:
     """A new file opened by two processes at once becomes the journal of exactly one."""
     with opener(path) as one, opener(path) as other:
-        tell(one)
-        tell(other)
-        heard = sorted([hear(one), hear(other)])
-        assert heard[0] == "open" or heard[1] == "open"
-        assert "has it open" in "".join(heard)
+        signal_child(one)
+        signal_child(other)
+        answers = sorted([read_line(one), read_line(other)])
+        assert answers[0] == "open" or answers[1] == "open"
+        assert "has it open" in "".join(answers)
 
 
 async def test_a_second_opener_in_this_process_is_refused(path: Path) -> None:
@@ -232,10 +232,10 @@ with open(sys.argv[1], "r+b") as file:
 
 
 async def refused(path: Path) -> str:
-    """What another process is told that tries to open the journal."""
+    """Return the error of another process that tries to open the journal."""
     with opener(path) as child:
-        tell(child)
-        return await asyncio.to_thread(hear, child)
+        signal_child(child)
+        return await asyncio.to_thread(read_line, child)
 
 
 async def test_the_lock_survives_a_copy_of_the_file(path: Path) -> None:
@@ -399,7 +399,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def no_rights(folder: Path) -> Iterator[None]:
-    """Without the right to write in *folder* or its files; root, whom no mode stops, becomes nobody."""
+    """Without the right to write in *folder* or its files; root, whom no mode stops, becomes another user."""
     files = [*folder.iterdir()]
     for file in files:
         file.chmod(0o444)

@@ -87,7 +87,7 @@ class KlingClient:
         self._collector = StatsCollector(listener)
         emit = self._collector.emit
         self._session = session = Session(
-            settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, emit=emit
+            settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, emit=emit, clock=clock
         )
         reads = _Reads(session, dialect)
         self._poller = Poller(

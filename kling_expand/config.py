@@ -63,7 +63,9 @@ class Settings:
     create_timeout: float = field(default=30.0, validator=_positive)
     upload_speed: float = field(default=100_000.0, validator=_positive)
     retry_timeout: float = field(default=120.0, validator=_positive)
+    max_retry_after: float = field(default=300.0, validator=_positive)
     poll_timeout: float = field(default=900.0, validator=_positive)
+    refusal_timeout: float = field(default=60.0, validator=_positive)
     download_timeout: float = field(default=300.0, validator=_positive)
     upload_bytes: int = field(default=64 << 20, validator=_positive)
 

@@ -41,7 +41,7 @@
 repeated on that word alone: see `kling_expand.jobs.submission`.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 __all__ = [
     "APIError",
@@ -84,7 +84,7 @@ __all__ = [
 class KlingError(Exception):
     """The root of the tree. `task_id` and `external_task_id` are None where no task exists."""
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(
         self, message: str = "", *, task_id: str | None = None, external_task_id: str | None = None
@@ -154,14 +154,16 @@ class BudgetExceeded(InvalidRequest):
 class TransportError(KlingError):
     """No usable answer came.
 
-    `sent` is False only where it is certain that the service never got the whole request.
+    `sent` is False only where it is certain that the service never got the whole request. `retryable`
+    is False where the service has never been reached, so that the settings are in doubt.
     """
 
     retryable = True
 
-    def __init__(self, message: str = "", *, sent: bool = True) -> None:
+    def __init__(self, message: str = "", *, sent: bool = True, retryable: bool = True) -> None:
         super().__init__(message)
         self.sent = sent
+        self.retryable = retryable
 
 
 class APIError(KlingError):

@@ -1,18 +1,25 @@
-"""How do bytes travel? The one door to the API: tokens, time-outs, retries of reads, foreign errors.
+"""The session with the service: tokens, time-outs, rate limits, retries of reads, foreign errors.
 
 It does not know what a task is, and never repeats a create: that is `kling_expand.jobs.submission`.
+
+Until the service has answered once, a host that cannot be reached is taken for a mistake in the settings.
+Then connections are tried for `connect_timeout` seconds only, and a certificate that is not trusted ends
+the first try. After that the service is known to exist, and the same failures are tried again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from random import Random
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
+from urllib.parse import urljoin, urlsplit
+from uuid import uuid4
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 
-from kling_expand.api.retry import retry_waits
 from kling_expand.auth import Auth
 from kling_expand.config import Settings
 from kling_expand.errors import (
@@ -21,24 +28,30 @@ from kling_expand.errors import (
     ConfigurationError,
     DeadlineExceeded,
     KlingError,
+    NotFound,
     ProtocolError,
     RateLimited,
     TransportError,
 )
 from kling_expand.events import Event, EventKind, Listener
 
-from .codec import Response
+from .codec import PATHS, Response
 from .photo import Photo
+from .retry import Retry, growing
 
 T = TypeVar("T")
 
 MAX_ANSWER = 32 << 20  # bytes; a full list page of nine-picture tasks stays under 5 MB
 _JOIN = 64 << 10  # bytes up to which a copy is cheaper than one more call of the system
+UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)  # no connection came about
 FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # what aiohttp may raise
 
 
 class Body(aiohttp.Payload):
-    """The body of a create: JSON around a photo's Base64, of known length, written in slices."""
+    """The body of a create: JSON around a photo's Base64, of known length, written in slices.
+
+    `sent` says whether the service can have got the whole of it.
+    """
 
     def __init__(self, head: bytes, photo: Photo | None = None, tail: bytes = b"") -> None:
         super().__init__(None, content_type="application/json")
@@ -48,7 +61,7 @@ class Body(aiohttp.Payload):
         self.error: KlingError | None = None
 
     async def slices(self) -> AsyncIterator[bytes]:
-        """The body from its beginning, as often as asked; what is small goes out in one piece."""
+        """Yield the body from its beginning; what is small goes out in one piece."""
         waiting = self._head
         async for piece in self._rest():
             if len(waiting) + len(piece) <= _JOIN:
@@ -61,7 +74,7 @@ class Body(aiohttp.Payload):
         yield waiting
 
     async def _rest(self) -> AsyncIterator[bytes]:
-        """What follows the head."""
+        """Yield what follows the head."""
         if self._photo is not None:
             async for piece in self._photo.slices():
                 yield piece
@@ -83,37 +96,65 @@ class Body(aiohttp.Payload):
         await self.write(writer)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Not held in memory, so there is nothing to show."""
+        """Raise TypeError, as the body is not held in memory."""
         raise TypeError(f"a streamed body cannot be decoded as {encoding} ({errors})")
 
 
 class RateLimitGate:
-    """One pause for every caller, when the service says there are too many requests."""
+    """The pause of one route after the service said that there were too many requests (1302).
+
+    The pause is the one the service asks for. Otherwise it grows 1, 2, 4 … 60 s over consecutive
+    refusals, and starts again after a success. Refusals of requests that were under way together
+    count as one.
+    """
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
-        self._opens = 0.0
+        self._opens_at = 0.0
+        self._refused_at = -math.inf
+        self._pauses: Iterator[float] | None = None
+
+    def refuse(self, sent_at: float, retry_after: float | None = None) -> None:
+        """Close the gate after a refusal of a request that was sent at *sent_at* (loop time)."""
+        if retry_after:
+            self.close(retry_after)
+        elif sent_at > self._refused_at:
+            self._pauses = self._pauses or growing(2, 1.0, 60.0)
+            self.close(next(self._pauses))
+        self._refused_at = asyncio.get_running_loop().time()
+
+    def accept(self, sent_at: float) -> None:
+        """Start the pauses again after a success of a request that was sent after the last refusal."""
+        if sent_at > self._refused_at:
+            self._pauses = None
 
     def close(self, seconds: float) -> None:
-        """Let nobody pass for *seconds*; a longer pause already asked for stands."""
-        self._opens = max(self._opens, asyncio.get_running_loop().time() + seconds)
+        """Let no caller pass for *seconds*; a longer pause already asked for stands."""
+        self._opens_at = max(self._opens_at, asyncio.get_running_loop().time() + seconds)
 
     @property
     def closed(self) -> bool:
-        """Whether there is anything to wait for."""
-        return self._opens > asyncio.get_running_loop().time()
+        """Whether a caller has to wait."""
+        return self._opens_at > asyncio.get_running_loop().time()
 
     async def wait(self, deadline_at: float | None = None) -> None:
-        """Wait until open, then a little, so that not all who waited leave at once."""
+        """Wait until the gate is open, then a little, so that not all callers leave at once.
+
+        A caller that waits here has sent nothing, and may be cancelled.
+
+        Raises:
+            DeadlineExceeded: the gate opens after *deadline_at* (loop time).
+        """
         loop = asyncio.get_running_loop()
-        while (pause := self._opens - loop.time()) > 0:
+        while (pause := self._opens_at - loop.time()) > 0:
             await _sleep(pause + self._rng.uniform(0.0, 0.1 * pause), deadline_at)
 
 
 class Session:
     """Calls to one service with one set of credentials, in one event loop.
 
-    An `aiohttp.ClientSession` given as *http* is used as it is and never closed here.
+    An `aiohttp.ClientSession` given as *http* is used as it is and never closed here. `gates` holds
+    the rate limit of each route: CREATE, READ and LIST. *clock* gives Unix seconds.
     """
 
     def __init__(
@@ -125,6 +166,7 @@ class Session:
         trace_configs: list[aiohttp.TraceConfig] | None = None,
         rng: Random,
         emit: Listener | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._emit = emit
@@ -134,10 +176,15 @@ class Session:
         self._traces = trace_configs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rng = rng
+        self._clock = clock
+        self._answered = False  # whether the service is known to exist
+        self._first_tried_at: float | None = None
         self._usual_timeout = aiohttp.ClientTimeout(
             total=settings.read_timeout, sock_connect=settings.connect_timeout
         )
-        self.gate = RateLimitGate(rng)
+        self.gates: dict[EventKind, RateLimitGate] = {
+            kind: RateLimitGate(rng) for kind in (EventKind.CREATE, EventKind.READ, EventKind.LIST)
+        }
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -165,6 +212,11 @@ class Session:
             raise ConfigurationError("a client belongs to the event loop it was opened in; open one in each")
         return self._http
 
+    def retry(self) -> Retry:
+        """Return the retries of one call, as the settings bound them."""
+        settings = self._settings
+        return Retry(self._rng, timeout=settings.retry_timeout, max_retry_after=settings.max_retry_after)
+
     async def call(
         self,
         method: str,
@@ -173,22 +225,33 @@ class Session:
         *,
         params: Mapping[str, Any] | None = None,
         body: Callable[[], Body] | None = None,
+        fresh: bool = False,
         deadline_at: float | None = None,
     ) -> T:
-        """One request and what *decode* makes of its answer.
+        """Make one request, and return what *decode* makes of its answer.
 
-        It is repeated only where the service says the token is not good, and once; *body* makes
-        the body anew for it. Raises `APIError`, `TransportError` (whose `sent` says whether the
-        service can have got the whole request), or `DeadlineExceeded` once *deadline_at* (loop time) has
-        passed.
+        The request is repeated only after a refused token, and once; *body* makes the body anew for
+        it. With *fresh* it is made on a connection of its own, never on a pooled one.
+
+        Raises:
+            APIError: the service refused. `retryable` is False where it asks for too long a wait.
+            TransportError: no answer came; `sent` says whether the service can have got the whole request.
+            DeadlineExceeded: *deadline_at* (loop time) has passed.
+            ConfigurationError: the service redirects, so `base_url` is not the API.
         """
         loop = asyncio.get_running_loop()
+        kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
+        gate = self.gates[kind]
         began, failure, renewed = loop.time(), None, False
         try:
             while True:
-                token, answer = await self._exchange(method, path, params, body and body(), deadline_at)
+                if gate.closed:
+                    await gate.wait(deadline_at)
+                token, sent_at = self._auth.token(), loop.time()
+                request = _Request(method, path, token, params, body and body(), fresh)
+                answer = await self._exchange(request, deadline_at)
                 try:
-                    return self._open(answer, decode)
+                    return self._open(answer, decode, path, gate, sent_at)
                 except AuthenticationError:
                     if renewed or not self._auth.renew(token, answer.server_time):
                         raise
@@ -198,19 +261,32 @@ class Session:
             raise
         finally:
             if self._emit is not None:
-                kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
                 self._emit(Event(kind, error=failure, seconds=loop.time() - began))
 
-    def _open(self, answer: Response, decode: Callable[[Response], T]) -> T:
-        """Decode; after "too many requests" every caller waits as long as the service asks.
-
-        It waits a little even where the service asks for nothing, or there would be no pause at all.
-        """
+    def _open(
+        self,
+        answer: Response,
+        decode: Callable[[Response], T],
+        path: str,
+        gate: RateLimitGate,
+        sent_at: float,
+    ) -> T:
+        """Decode an answer, and keep the rate limit of its route."""
         try:
-            return decode(answer)
+            value = decode(answer)
         except RateLimited as error:
-            self.gate.close(max(error.retry_after or 0.0, next(retry_waits(self._rng))))
+            asked, longest = error.retry_after or 0.0, self._settings.max_retry_after
+            # One bad header must not stop the route for a day: this caller is refused, the next one may try.
+            error.retryable = asked <= longest
+            gate.refuse(sent_at, min(asked, longest))
             raise
+        except NotFound as error:
+            if error.code is None and path in PATHS.values():
+                where = f"base_url must be the address of the API: {self._settings.base_url} has no {path}"
+                error.message = f"{where} ({error.message})"
+            raise
+        gate.accept(sent_at)
+        return value
 
     async def read(
         self,
@@ -220,49 +296,75 @@ class Session:
         params: Mapping[str, Any] | None = None,
         deadline_at: float | None = None,
     ) -> T:
-        """A GET, repeated while its failures may pass, within `retry_timeout` and *deadline_at*."""
-        loop = asyncio.get_running_loop()
-        began, waits = loop.time(), None
+        """Make a GET, and repeat it while its failures may pass, within `retry_timeout` and *deadline_at*.
+
+        Raises:
+            KlingError: the last failure, as of `call`.
+        """
+        retry = self.retry()
         while True:
             try:
                 return await self.call("GET", path, decode, params=params, deadline_at=deadline_at)
             except KlingError as error:
-                waits = waits or retry_waits(self._rng)
-                wait = getattr(error, "retry_after", None) or next(waits)
-                if not error.retryable or loop.time() + wait > began + self._settings.retry_timeout:
+                if (wait := retry.after(error)) is None:
                     raise
             await _sleep(wait, deadline_at)
 
-    async def _exchange(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, Any] | None,
-        body: Body | None,
-        deadline_at: float | None,
-    ) -> tuple[str, Response]:
-        """One request: the token it was made with, and its answer."""
-        if self.gate.closed:
-            await self.gate.wait(deadline_at)
-        token = self._auth.token()
-        http, timeout = self.http, self._timeout(body, deadline_at)
+    async def _exchange(self, request: "_Request", deadline_at: float | None) -> Response:
+        """Send one request, and return its answer."""
+        http, timeout = self.http, self._timeout(request.body, deadline_at)
+        if self._first_tried_at is None:
+            self._first_tried_at = asyncio.get_running_loop().time()
         try:
             async with http.request(
-                method,
-                self._settings.base_url + path,
-                params=params,
-                data=body,
-                headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+                request.method,
+                self._settings.base_url + request.path,
+                params=request.params,
+                data=request.body,
+                headers={"Authorization": f"Bearer {request.token}", "Content-Type": "application/json"},
                 timeout=timeout,
                 allow_redirects=False,  # credentials go to the API's origin and nowhere else
                 raise_for_status=False,  # whatever an injected session does otherwise
+                middlewares=_on_a_fresh_connection(http) if request.fresh else None,
             ) as response:
-                return token, Response(response.status, response.headers, await _whole(response))
+                _refuse_redirect(response)
+                self._answered = True
+                body = await _whole(response)
+                return Response(response.status, response.headers, body, self._clock())
         except FOREIGN as error:
-            _translate(error, body)
+            self._translate(error, request.body)
+
+    def _translate(self, error: Exception, body: Body | None) -> NoReturn:
+        """Raise an error of ours in place of a foreign one."""
+        if body is not None and body.error is not None:
+            raise body.error from None
+        sent = body is None or body.sent
+        if isinstance(error, UNREACHED):
+            raise TransportError(
+                self._unreached(error), sent=False, retryable=self._worth_another(error)
+            ) from error
+        what, late = str(error) or type(error).__name__, isinstance(error, TimeoutError)
+        raise TransportError(
+            f"no answer in time: {what}" if late else f"no answer: {what}", sent=sent
+        ) from error
+
+    def _unreached(self, error: Exception) -> str:
+        """Return a message that names the cause."""
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return f"the certificate of {error.host} is not trusted: {error.certificate_error}"
+        return f"{self._settings.base_url} cannot be reached: {error}"
+
+    def _worth_another(self, error: Exception) -> bool:
+        """Return whether a failed connection is tried again: see the top of this module."""
+        if self._answered or self._first_tried_at is None:
+            return True
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return False
+        tried = asyncio.get_running_loop().time() - self._first_tried_at
+        return tried < self._settings.connect_timeout
 
     def _timeout(self, body: Body | None, deadline_at: float | None) -> aiohttp.ClientTimeout:
-        """What one request may take; a read without a deadline, by far the most frequent, makes none anew."""
+        """Return the time limits of one request; most reads share theirs."""
         settings = self._settings
         if body is None and deadline_at is None:
             return self._usual_timeout
@@ -270,6 +372,50 @@ class Session:
         if body is not None:
             own = settings.create_timeout + (body.size or 0) / settings.upload_speed
         return aiohttp.ClientTimeout(total=_within(own, deadline_at), sock_connect=settings.connect_timeout)
+
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    token: str
+    params: Mapping[str, Any] | None
+    body: Body | None
+    fresh: bool
+
+
+def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
+    """Raise `ConfigurationError` for a redirect: it would take the credentials elsewhere."""
+    location = response.headers.get("Location")
+    if location is None or response.status not in {301, 302, 303, 307, 308}:
+        return
+    try:
+        parts = urlsplit(urljoin(str(response.url), location))
+        # A user or a query may hold secrets, so neither is shown.
+        target = ascii(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:200])
+    except ValueError:
+        target = "nowhere"
+    raise ConfigurationError(
+        f"base_url must be the address of the API itself, got a redirect ({response.status}) to {target}"
+    )
+
+
+def _on_a_fresh_connection(http: aiohttp.ClientSession) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+    """Return the session's own middlewares, and one that keeps the request off pooled connections.
+
+    A pooled connection may be dead, which leaves a create without an answer.
+    """
+    return (*getattr(http, "_middlewares", ()), _fresh)
+
+
+async def _fresh(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Send *request* on a new connection: the pool tells connections apart by their headers for a proxy."""
+    request.proxy_headers = type(request.headers)(
+        request.proxy_headers or {}, **{"X-Request-Id": uuid4().hex}
+    )
+    request.headers["Connection"] = "close"
+    return await handler(request)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:
@@ -282,17 +428,6 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(pieces)
 
 
-def _translate(error: Exception, body: Body | None) -> NoReturn:
-    """Raise what is ours instead: nothing else may be let out."""
-    if body is not None and body.error is not None:
-        raise body.error from None
-    what = str(error) or type(error).__name__
-    late = isinstance(error, TimeoutError)
-    raise TransportError(
-        f"no answer in time: {what}" if late else f"no answer: {what}", sent=body is None or body.sent
-    ) from error
-
-
 def _within(own: float, deadline_at: float | None) -> float:
     if deadline_at is None:
         return own
@@ -303,7 +438,7 @@ def _within(own: float, deadline_at: float | None) -> float:
 
 
 async def _sleep(seconds: float, deadline_at: float | None) -> None:
-    """Sleep, unless it would end after *deadline_at*: then there is no point in waiting for it."""
+    """Sleep, or raise `DeadlineExceeded` at once where that would end after *deadline_at*."""
     if deadline_at is not None and asyncio.get_running_loop().time() + seconds > deadline_at:
         raise DeadlineExceeded("time is up before the service could be asked again")
     await asyncio.sleep(seconds)

@@ -14,6 +14,7 @@ HTML, half an answer                                                  absent sen
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from random import Random
 
@@ -33,6 +34,7 @@ from kling_expand.errors import (
     TaskNotFound,
     TransportError,
 )
+from kling_expand.events import EventKind
 from kling_expand.models import Dialect, Status, Task
 
 SETTLE = 5.0  # seconds an unanswered create may still take to appear, before any has been timed
@@ -109,20 +111,21 @@ class Submitter:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._budget
         waits = retry_waits(self._rng)
+        fresh = False  # a create is repeated on a new connection: the pooled one may be dead
         while True:
             pause = next(waits)
             try:
                 await announce()
-                return await self._post(body, deadline_at)
+                return await self._post(body, deadline_at, fresh=fresh)
             except DuplicateTask as error:
                 if external_task_id not in self._doubted:
-                    if not adopt:
-                        raise
-                    earlier()
+                    _claim(error, adopt=adopt, earlier=earlier)
                 return await self._adopt(external_task_id, error, deadline_at)
-            except RateLimited:
-                give_up = loop.time() + self._budget  # it lives; the gate makes the next try wait
-                continue
+            except RateLimited as error:
+                if error.retryable:
+                    give_up = loop.time() + self._budget  # it lives; the gate makes the next try wait
+                    continue
+                raise self._given_up(external_task_id, error) from None
             except DeadlineExceeded as error:
                 raise self._given_up(external_task_id, error) from None
             except (TransportError, ServerError, ProtocolError) as error:
@@ -130,8 +133,9 @@ class Submitter:
                 failure = error
             if found := await self._find_doubted(external_task_id, deadline_at):
                 return found
-            if loop.time() + pause > (give_up if deadline_at is None else min(give_up, deadline_at)):
+            if not failure.retryable or loop.time() + pause > min(give_up, deadline_at or math.inf):
                 raise self._given_up(external_task_id, failure)
+            fresh = True
             await asyncio.sleep(pause)
 
     def doubt(self, external_task_id: str) -> None:
@@ -166,16 +170,15 @@ class Submitter:
         except TaskNotFound:
             return None
 
-    async def _post(self, body: Callable[[], Body], deadline_at: float | None) -> Task:
+    async def _post(self, body: Callable[[], Body], deadline_at: float | None, *, fresh: bool) -> Task:
         loop = asyncio.get_running_loop()
-        await self._session.gate.wait(
-            deadline_at
-        )  # a pause asked for says nothing of how long a create takes
+        # A pause asked for says nothing of how long a create takes.
+        await self._session.gates[EventKind.CREATE].wait(deadline_at)
         began = loop.time()
         path = codec.create_path(self._dialect)
         try:
             return await self._session.call(
-                "POST", path, codec.decode_task, body=body, deadline_at=deadline_at
+                "POST", path, codec.decode_task, body=body, fresh=fresh, deadline_at=deadline_at
             )
         finally:
             self._slowest = max(self._slowest, loop.time() - began)
@@ -200,6 +203,13 @@ class Submitter:
             if deadline_at is not None and loop.time() + pause > deadline_at:
                 raise _unknown(external_task_id, DeadlineExceeded("time is up"))
             await asyncio.sleep(pause)
+
+
+def _claim(error: DuplicateTask, *, adopt: bool, earlier: Callable[[], object]) -> None:
+    """Take the task that was there before the first create as ours, or raise *error*."""
+    if not adopt:
+        raise error
+    earlier()
 
 
 def _unknown(external_task_id: str, error: KlingError) -> SubmissionUnknown:

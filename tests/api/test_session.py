@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import socket
+import ssl
+import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +21,7 @@ from typing import Any
 import aiohttp
 import jwt
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from support.raw_server import (
@@ -42,18 +45,21 @@ from kling_expand.api.session import Body, Session
 from kling_expand.auth import Auth, KeyPair, StaticKey
 from kling_expand.config import Settings
 from kling_expand.errors import (
+    APIError,
     AuthenticationError,
     ClientClosed,
     ConfigurationError,
     DeadlineExceeded,
     ImageError,
     KlingError,
+    NotFound,
     ProtocolError,
     RateLimited,
     ServerError,
     TokenExpired,
     TransportError,
 )
+from kling_expand.events import EventKind
 from kling_expand.models import Task
 from kling_expand.testing import loop_clock, run, virtual_time
 
@@ -211,8 +217,8 @@ async def test_there_is_always_some_pause(headers: dict[str, str]) -> None:
 async def test_a_longer_pause_stands() -> None:
     """A shorter one asked for meanwhile does not cut it."""
     async with loopback(task()) as server, opened(server) as session:
-        session.gate.close(50)
-        session.gate.close(5)
+        session.gates[EventKind.READ].close(50)
+        session.gates[EventKind.READ].close(5)
         await get(session)
         assert server.times()[0] >= 50
 
@@ -221,7 +227,7 @@ async def test_a_longer_pause_stands() -> None:
 async def test_nobody_waits_at_the_gate_for_nothing() -> None:
     """Who has not so much time is told so at once."""
     async with loopback(task()) as server, opened(server) as session:
-        session.gate.close(50)
+        session.gates[EventKind.READ].close(50)
         with pytest.raises(DeadlineExceeded):
             await get(session, deadline_at=now() + 49)
         assert now() == 0
@@ -239,6 +245,198 @@ async def test_only_too_many_requests_pause_the_others(code: int, status: int) -
             await get(session)
         await get(session)
         assert now() < 1
+
+
+GATES = [EventKind.CREATE, EventKind.READ, EventKind.LIST]
+
+
+@virtual_time
+async def test_pauses_grow_without_a_header_and_start_again_after_a_success() -> None:
+    """A service that only says 1302 is asked after 1, 2, 4 … 60 s, and after 1 s once it has answered."""
+    refused = refuses(1302, 429)
+    async with loopback(*[refused] * 9, task(), refused, task()) as server, opened(server) as session:
+        for _ in range(9):
+            with pytest.raises(RateLimited):
+                await get(session)
+        await get(session)
+        with pytest.raises(RateLimited):
+            await get(session)
+        await get(session)
+    steps = [later - earlier for earlier, later in pairwise(server.times())]
+    for step, least in zip(steps, [1, 2, 4, 8, 16, 32, 60, 60, 60, 0, 1], strict=True):
+        assert least <= step <= 1.1 * least + 0.1
+
+
+@virtual_time
+async def test_refusals_of_one_moment_are_one_refusal() -> None:
+    """Twenty requests that were refused together make the pause no longer than one would."""
+    async with loopback(*[refuses(1302, 429)] * 20, task()) as server, opened(server) as session:
+        await asyncio.gather(*(get(session) for _ in range(20)), return_exceptions=True)
+        await get(session)
+    assert 1 <= server.times()[-1] <= 1.2
+
+
+@pytest.mark.parametrize("kind", GATES)
+@virtual_time
+async def test_each_route_has_its_own_pause(kind: EventKind) -> None:
+    """A refused list delays neither creates nor single reads, and so on around."""
+    async with loopback(task()) as server, opened(server) as session:
+        session.gates[kind].close(50)
+        calls: dict[EventKind, Callable[[], Any]] = {
+            EventKind.CREATE: lambda: post(session, partial(Body, b"{}")),
+            EventKind.READ: lambda: get(session),
+            EventKind.LIST: lambda: session.call("GET", "/x", codec.decode_task, params={"pageNum": 1}),
+        }
+        for each in GATES:
+            await calls[each]() if each is not kind else None
+        assert now() < 1
+        await calls[kind]()
+        assert now() >= 50
+
+
+@virtual_time
+async def test_a_longer_wait_than_the_cap_is_refused_and_stops_nobody_for_a_day() -> None:
+    """The caller is told the wait, the next one may try after the cap."""
+    refused = refuses(1302, 429, Retry_After="86400")
+    async with loopback(refused, task()) as server, opened(server) as session:
+        with pytest.raises(RateLimited) as caught:
+            await session.read("/x", codec.decode_task)
+        assert (caught.value.retry_after, caught.value.retryable, now() < 1) == (86400, False, True)
+        await get(session)
+    assert 300 <= server.times()[1] <= 331
+
+
+@pytest.mark.parametrize("form", ["7.5", "date", "date without Date"])
+@virtual_time
+async def test_every_form_of_retry_after_is_obeyed(form: str) -> None:
+    """A fraction, a date by the service's clock, and a date by ours where the service tells none."""
+    headers = {"Retry_After": "7.5" if form == "7.5" else formatdate(loop_clock() + 60, usegmt=True)}
+    headers |= {"Date": formatdate(loop_clock(), usegmt=True)} if form == "date" else {}
+    auth = StaticKey("api-key-kling-secret")
+    async with loopback(refuses(1302, 429, **headers), task()) as server:
+        settings = Settings(base_url=server.url)
+        async with Session(settings, auth, rng=Random(1), clock=loop_clock) as session:
+            await session.read("/x", codec.decode_task)
+    asked = 7.5 if form == "7.5" else 60
+    assert asked - 1 <= server.times()[1] <= 1.1 * asked + 1
+
+
+@virtual_time
+async def test_a_caller_at_the_gate_can_be_cancelled_and_has_sent_nothing() -> None:
+    """A job that waits for the rate limit can still be taken back."""
+    bodies: list[Body] = []
+
+    def body() -> Body:
+        bodies.append(Body(b"{}"))
+        return bodies[-1]
+
+    async with loopback(task()) as server, opened(server) as session:
+        session.gates[EventKind.CREATE].close(50)
+        waiting = asyncio.create_task(post(session, body))
+        await asyncio.sleep(5)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert (server.requests, bodies, now()) == ([], [], 5)
+
+
+# ------------------------------------------------------------------ clear refusals
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 413, 418, 451])
+@pytest.mark.parametrize("page", [b"<h1>Too large</h1>", b'{"error": "too large"}', b"[]"])
+@virtual_time
+async def test_a_page_under_4xx_is_a_refusal_at_once(status: int, page: bytes) -> None:
+    """It is never tried again: the error has the status and the first words."""
+    async with loopback(says(page, status)) as server, opened(server) as session:
+        with pytest.raises(APIError) as caught:
+            await session.read("/x/1", codec.decode_task)
+        assert (caught.value.status, caught.value.retryable, len(server.requests)) == (status, False, 1)
+        assert repr(page.decode())[1:-1] in str(caught.value)
+
+
+@virtual_time
+async def test_a_404_at_the_root_says_that_the_address_is_wrong() -> None:
+    """A base_url without the service behind it is the most common mistake of a set-up."""
+    async with loopback(says(b"<h1>Not Found</h1>", 404)) as server, opened(server) as session:
+        with pytest.raises(NotFound, match=f"base_url must be .*: {server.url} has no /v1/images/editing"):
+            await session.read("/v1/images/editing/expand", codec.decode_tasks, params={"pageNum": 1})
+        with pytest.raises(NotFound) as caught:
+            await session.read("/v1/images/editing/expand/1", codec.decode_task)
+        assert "base_url" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ first contact
+
+
+@virtual_time
+async def test_a_service_never_reached_is_given_up_soon() -> None:
+    """Nobody listens at the address: tried for about `connect_timeout`, then the cause is told."""
+    async with opened(f"http://127.0.0.1:{nowhere()}") as session:
+        with pytest.raises(TransportError, match="cannot be reached") as caught:
+            await session.read("/x", codec.decode_task)
+        assert (caught.value.retryable, caught.value.sent) == (False, False)
+        assert 9 <= now() <= 25
+
+
+@virtual_time
+async def test_a_service_that_has_answered_is_waited_for() -> None:
+    """After the first answer a refused connection is an outage like any other, as long as `retry_timeout`."""
+    async with loopback(task()) as server, opened(server) as session:
+        await get(session)
+        url, session._settings = (
+            server.url,
+            evolve(session._settings, base_url=f"http://127.0.0.1:{nowhere()}"),
+        )
+        assert url != session._settings.base_url
+        with pytest.raises(TransportError) as caught:
+            await session.read("/x", codec.decode_task)
+        assert caught.value.retryable
+        assert 90 <= now() <= 121
+
+
+@pytest.fixture
+def untrusted(tmp_path: Path) -> ssl.SSLContext:
+    """What a server needs to speak TLS with a certificate of its own making."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+async def test_an_untrusted_certificate_ends_the_first_try(untrusted: ssl.SSLContext) -> None:
+    """It does not become trusted by waiting, and the message says what is wrong with it."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=untrusted)
+    async with server, opened(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}") as session:
+        began = now()
+        with pytest.raises(TransportError, match=r"certificate of 127\.0\.0\.1 is not trusted") as caught:
+            await session.read("/x", codec.decode_task)
+        assert (caught.value.retryable, now() - began < 5) == (False, True)
+
+
+def nowhere() -> int:
+    """A port where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+# ------------------------------------------------------------------ connections
+
+
+@virtual_time
+async def test_a_fresh_request_never_takes_a_pooled_connection() -> None:
+    """What repeats a create whose connection broke does not meet another dead one, and leaves none behind."""
+    async with loopback(task()) as server, opened(server) as session:
+        body = partial(Body, b"{}")
+        for fresh in (False, False, True, True, False):
+            await session.call("POST", "/x", codec.decode_task, body=body, fresh=fresh)
+        ports = [each.writer.get_extra_info("peername")[1] for each in server.requests]
+        assert ports[0] == ports[1] == ports[4]
+        assert len({*ports}) == 3
 
 
 # ------------------------------------------------------------------ foreign errors
@@ -299,11 +497,13 @@ async def test_no_foreign_error_leaves(name: str, method: str) -> None:
 async def test_no_redirect_is_followed(status: int) -> None:
     """Credentials go to the API's origin and nowhere else, and a moved body is not sent again."""
     async with loopback(task()) as elsewhere:
-        moved = says(b"", status, Location=f"{elsewhere.url}/x")
+        moved = says(b"", status, Location=f"{elsewhere.url}/x?token=1")
         async with loopback(moved) as server, opened(server) as session:
             for body in (None, partial(Body, b"{}")):
-                with pytest.raises(ProtocolError):
+                with pytest.raises(ConfigurationError, match="base_url") as caught:
                     await session.call("POST", "/x", codec.decode_task, body=body)
+                assert f"{elsewhere.url}/x" in str(caught.value)
+                assert "token" not in str(caught.value)
         assert elsewhere.requests == []
 
 
@@ -578,7 +778,7 @@ async def test_a_closed_session_says_so() -> None:
         await get(session)
     async with loopback(task()) as server:
         async with opened(server) as session:
-            session.gate.close(5)
+            session.gates[EventKind.READ].close(5)
             waiting = asyncio.ensure_future(get(session))
             await asyncio.sleep(1)
         with pytest.raises(ClientClosed):

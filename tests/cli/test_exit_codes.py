@@ -1,4 +1,4 @@
-"""Sentences and exit codes: the two ways in which a shell hears of a failure."""
+"""Exit codes and messages of failures."""
 
 import click
 import pytest
@@ -9,7 +9,7 @@ from kling_expand.errors import APIError, ConfigurationError, InvalidRequest, Kl
 
 
 def outcome(error: BaseException) -> tuple[int, str]:
-    """Exit code and stderr of a command that raises *error*."""
+    """Return exit code and stderr of a command that raises *error*."""
 
     @click.group(cls=Commands)
     def group() -> None:
@@ -33,10 +33,10 @@ def outcome(error: BaseException) -> tuple[int, str]:
     ],
 )
 def test_an_error_of_the_package_is_one_sentence(error: KlingError, code: int) -> None:
-    """2 for what never left this machine, 1 for what the service said."""
+    """Errors found locally have exit code 2, answers of the service 1."""
     assert outcome(error) == (code, f"Error: {error}\n")
 
 
 def test_ctrl_c_is_130_wherever_it_strikes() -> None:
-    """Also where no event loop runs, and without a word."""
+    """Ctrl-C has exit code 130 and no message, also outside an event loop."""
     assert outcome(KeyboardInterrupt()) == (130, "")

@@ -12,7 +12,7 @@ def test_what_others_wrote_cannot_steer_a_terminal() -> None:
 
 
 def test_times_that_make_no_sense_are_shown_as_they_are() -> None:
-    """And one that is missing is a dash."""
+    """A missing time is a dash, an impossible one a number."""
     assert moment(None) == "-"
     assert moment(10**20) == str(10**20)
     assert moment(1_750_000_000_000) == "2025-06-15 15:06:40 UTC"
@@ -23,12 +23,12 @@ def test_times_that_make_no_sense_are_shown_as_they_are() -> None:
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (185, "3:05"), (7210, "2:00:10"), (273_700, "3 days 4 h")],
 )
 def test_durations_to_read(seconds: float, text: str) -> None:
-    """In the largest unit that says enough."""
+    """A duration is written in its largest useful unit."""
     assert span(seconds) == text
 
 
 def test_money_is_units_and_dollars() -> None:
-    """At the documented price."""
+    """Units are converted at the documented price."""
     assert money(10_000_000) == "10000000 units ($35,000.00)"
     assert money(7.5) == "7.5 units ($0.03)"
 

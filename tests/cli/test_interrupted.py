@@ -1,4 +1,4 @@
-"""Ctrl-C: nothing is half done, nothing is lost, and what goes on is named."""
+"""Ctrl-C: no partial file, no lost task, and a list of the tasks that continue."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from kling_expand.emulator.faults.plan import Fault
 
 
 def read_until(process: "subprocess.Popen[str]", word: str) -> str:
-    """The lines of stderr up to the one with *word*."""
+    """Return the lines of stderr up to the one with *word*."""
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
@@ -22,12 +22,12 @@ def read_until(process: "subprocess.Popen[str]", word: str) -> str:
 
 
 def press(process: "subprocess.Popen[str]") -> None:
-    """Ctrl-C as a terminal sends it: to the command and all of its children."""
+    """Press Ctrl-C as a terminal does, for the command and all of its children."""
     os.killpg(process.pid, signal.SIGINT)
 
 
 def test_tasks_that_go_on_are_named_and_can_be_fetched(tmp_path: Path) -> None:
-    """Code 130, no file, both ids of each task, and a command that brings the results home, billed once."""
+    """The exit code is 130, tasks are listed with both ids, and the printed command saves their results."""
     arguments = ["expand", COFFEE, CHELSEA, "--up", 0.5, "-o", tmp_path / "out"]
     with shell(work_seconds=600) as kling, kling.start(*arguments) as process:
         seen = read_until(process, "jpg: ") + read_until(process, "jpg: ")
@@ -46,7 +46,7 @@ def test_tasks_that_go_on_are_named_and_can_be_fetched(tmp_path: Path) -> None:
 
 
 def test_a_download_cut_off_leaves_no_half_file(tmp_path: Path) -> None:
-    """The finished task counts as still to be fetched."""
+    """A task whose download was cut off is listed, and leaves no partial file."""
     with shell() as kling:
         kling.emulator.faults.script("file", Fault("slow_body", seconds=60))
         with kling.start("expand", COFFEE, "--up", 0.5, "-o", tmp_path / "out") as process:
@@ -59,8 +59,8 @@ def test_a_download_cut_off_leaves_no_half_file(tmp_path: Path) -> None:
             assert f"kling-expand wait -o {tmp_path / 'out'} {task_id}" in err
 
 
-def test_a_create_under_way_is_told_by_its_own_id(tmp_path: Path) -> None:
-    """Pressed twice it leaves at once; nobody knows whether the task exists, so its external id is said."""
+def test_a_create_without_an_answer_is_listed_by_its_external_id(tmp_path: Path) -> None:
+    """A second Ctrl-C leaves at once, and prints the external id of a create without an answer."""
     with shell() as kling:
         kling.emulator.faults.script("create", Fault("slow_headers", seconds=60))
         with kling.start("expand", COFFEE, "--up", 0.5, "-o", tmp_path, "--json") as process:
@@ -77,7 +77,7 @@ def test_a_create_under_way_is_told_by_its_own_id(tmp_path: Path) -> None:
 
 
 def test_a_local_emulator_takes_its_tasks_with_it(tmp_path: Path) -> None:
-    """Nothing goes on, so nothing can be resumed; the painting process ends without a word."""
+    """With --emulator nothing continues, so no resume command is printed."""
     with Shell().start("expand", COFFEE, "--up", 0.5, "--emulator", "-o", tmp_path) as process:
         read_until(process, "jpg: ")
         press(process)

@@ -1,4 +1,4 @@
-"""The command itself: help, version, completion, the emulator, and what is missing."""
+"""The command itself: help, version, completion, the emulator, missing extras."""
 
 import re
 import signal
@@ -18,7 +18,7 @@ kling = Shell()
 
 @pytest.mark.parametrize("command", ["", *root.commands])
 def test_help_fits_eighty_columns(command: str) -> None:
-    """It says how the command is called, and no line is longer."""
+    """The help of each command starts with its usage, and fits 80 columns."""
     done = kling(*command.split(), "--help")
     assert done.exit_code == 0
     assert done.stdout.startswith(f"Usage: kling-expand {command}".rstrip())
@@ -27,13 +27,13 @@ def test_help_fits_eighty_columns(command: str) -> None:
 
 
 def test_version() -> None:
-    """The package's."""
+    """The version is that of the package."""
     assert __version__ in kling("--version").stdout
 
 
 @pytest.mark.parametrize("shell_name", ["bash", "zsh", "fish"])
 def test_the_help_says_how_to_complete_in_each_shell(shell_name: str) -> None:
-    """And what it says prints a script that asks the command itself."""
+    """The instruction in --help prints a script that calls the command."""
     instruction = f"_KLING_EXPAND_COMPLETE={shell_name}_source kling-expand"
     assert instruction in kling("--help").stdout
     done = kling(_KLING_EXPAND_COMPLETE=f"{shell_name}_source")
@@ -41,7 +41,7 @@ def test_the_help_says_how_to_complete_in_each_shell(shell_name: str) -> None:
 
 
 def test_completion_knows_commands_and_options() -> None:
-    """What a shell gets for a half-typed word."""
+    """A half-typed command or option is completed."""
     env = {"_KLING_EXPAND_COMPLETE": "bash_complete"}
     commands = kling(COMP_WORDS="kling-expand pre", COMP_CWORD="1", **env).stdout
     assert commands.split() == ["plain,preview"]
@@ -50,13 +50,13 @@ def test_completion_knows_commands_and_options() -> None:
 
 
 def test_serve_has_every_setting_of_the_emulator() -> None:
-    """And their help."""
+    """`serve` has an option with help for every setting."""
     text = kling("serve", "--help").stdout
     assert [name for name in options() if f"--{name.name.replace('_', '-')}" not in text] == []
 
 
-def test_serve_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    """One line tells the address and the credentials; a client works with them; Ctrl-C ends it well."""
+def test_serve_runs_until_it_is_interrupted(tmp_path: Path) -> None:
+    """One line has the address and the credentials, and Ctrl-C ends the emulator with code 0."""
     with kling.start("serve", "--engine", "flat", "--work-seconds", 0.05) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -75,13 +75,13 @@ def test_serve_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     ("option", "value"), [("--port", "x"), ("--list-order", "never"), ("--account-code", "7")]
 )
 def test_serve_refuses_what_is_no_setting(option: str, value: str) -> None:
-    """With the option's name."""
+    """An invalid setting has exit code 2, and the message names the option."""
     done = kling("serve", option, value)
     assert (done.exit_code, option in done.stderr) == (2, True)
 
 
 def test_serve_says_why_it_cannot_start() -> None:
-    """A port that is taken is one sentence and exit code 2."""
+    """A port in use has exit code 2 and no traceback."""
     with shell() as other:
         done = kling("serve", "--port", other.emulator.url.rpartition(":")[2])
     assert (done.exit_code, "Traceback" in done.stderr) == (2, False)
@@ -123,7 +123,7 @@ def without(missing: set[str], *arguments: str) -> "subprocess.CompletedProcess[
     ],
 )
 def test_a_missing_extra_is_named(missing: set[str], arguments: list[str], extra: str) -> None:
-    """Exit code 2 and one sentence with the command that installs it."""
+    """A missing extra has exit code 2, and the message has the command that installs it."""
     done = without(missing, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"pip install 'kling-expand[{extra}]'" in done.stderr
@@ -131,13 +131,13 @@ def test_a_missing_extra_is_named(missing: set[str], arguments: list[str], extra
 
 
 def test_a_photo_of_a_telephone_names_the_extra_that_reads_it(tmp_path: Path) -> None:
-    """Where nothing here can read HEIC."""
+    """Without a HEIC reader the message names the extra."""
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     done = without({"pillow_heif"}, "expand", str(tmp_path / "photo.heic"), "--up", "1", "--fit")
     assert (done.returncode, "kling-expand[heif]" in done.stderr) == (2, True)
 
 
 def test_ratios_needs_no_extra_but_the_command_line() -> None:
-    """Nor do the commands that talk to the service."""
+    """`ratios` works without the packages of any other extra."""
     done = without({"PIL", "numpy", "pillow_heif", "textual_image"}, "ratios", COFFEE, "--up", "1")
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "1.0000,0.0000,0.0000,0.0000")

@@ -70,7 +70,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
 
 
 def test_without_options_a_request_has_its_defaults() -> None:
-    """Whatever they are."""
+    """Without options a request has the defaults of its fields."""
     group = called(request=RequestOptions)["request"]
     assert group.request("a.jpg", Ratios(up=1)) == ExpandRequest("a.jpg", Ratios(up=1))
 

@@ -1,4 +1,4 @@
-"""`--fit`: a photo the service would refuse becomes one it takes, and what was done is said."""
+"""`fit`: conversion of photos that the service would refuse."""
 
 import io
 from functools import cache
@@ -18,12 +18,12 @@ from kling_expand.pictures.fit import ORIENTATION, can_fit, fit, is_turned
 
 @cache  # it bears the second it was made in
 def profile() -> bytes:
-    """A colour profile."""
+    """Return a colour profile."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def coffee(path: Path, **options: Any) -> str:
-    """The coffee in another format."""
+    """Save the coffee in another format, and return its path."""
     register_heif_opener()
     with Image.open(COFFEE) as picture:
         picture.save(path, **options)
@@ -31,14 +31,14 @@ def coffee(path: Path, **options: Any) -> str:
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """A picture that cannot be compressed."""
+    """Return a picture that cannot be compressed."""
     shape = (height, width, len(mode))
     return Image.fromarray(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8), mode)
 
 
 @pytest.mark.parametrize("ending", ["webp", "tiff", "bmp", "gif", "heic", "avif"])
 async def test_other_formats_become_jpeg(tmp_path: Path, ending: str) -> None:
-    """Recognisably the same picture, of the same size."""
+    """The result is the same picture in the same size."""
     photo = coffee(tmp_path / f"photo.{ending}")
     assert can_fit(photo)
     fitted = fit(photo, tmp_path, acceptable=False)
@@ -51,7 +51,7 @@ async def test_other_formats_become_jpeg(tmp_path: Path, ending: str) -> None:
 
 
 async def test_a_turned_photo_stands_upright(tmp_path: Path) -> None:
-    """Its pixels are turned and the mark is gone; the colour profile stays."""
+    """The pixels are rotated, the EXIF mark is removed, and the colour profile is kept."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     photo = coffee(tmp_path / "turned.jpg", exif=exif, icc_profile=profile())
@@ -65,13 +65,13 @@ async def test_a_turned_photo_stands_upright(tmp_path: Path) -> None:
 
 
 def test_what_is_fine_is_left_alone(tmp_path: Path) -> None:
-    """Not a byte is written, and nothing is said."""
+    """A photo that is fine is not written again, and has no changes."""
     fitted = fit(COFFEE, tmp_path, acceptable=True)
     assert (fitted.path, fitted.changes, list(tmp_path.iterdir())) == (COFFEE, (), [])
 
 
 async def test_a_heavy_photo_is_saved_lighter_and_then_smaller(tmp_path: Path) -> None:
-    """Never above 10 MB, never larger in pixels, its shape kept."""
+    """Quality is reduced before size, and the result has at most 10 MB."""
     noise(2600, 2000).save(tmp_path / "heavy.png")
     assert (tmp_path / "heavy.png").stat().st_size > MAX_BYTES
     fitted = fit(str(tmp_path / "heavy.png"), tmp_path, acceptable=False)
@@ -83,7 +83,7 @@ async def test_a_heavy_photo_is_saved_lighter_and_then_smaller(tmp_path: Path) -
 
 
 async def test_transparency_is_kept(tmp_path: Path) -> None:
-    """So it becomes a PNG, scaled down where it is too heavy."""
+    """A transparent photo becomes a PNG, scaled down where it is too heavy."""
     noise(1900, 1600, "RGBA").save(tmp_path / "heavy.tiff")
     fitted = fit(str(tmp_path / "heavy.tiff"), tmp_path, acceptable=False)
     loaded = await load_photo(fitted.path)
@@ -96,7 +96,7 @@ async def test_transparency_is_kept(tmp_path: Path) -> None:
 
 
 async def test_sixteen_bits_a_pixel_keep_their_brightness(tmp_path: Path) -> None:
-    """They are scaled to eight, not cut off."""
+    """16 bits per channel are scaled to 8."""
     Image.fromarray(np.full((300, 300), 0x8000, np.uint16)).save(tmp_path / "deep.tiff")
     fitted = fit(str(tmp_path / "deep.tiff"), tmp_path, acceptable=False)
     with Image.open(fitted.path) as picture:
@@ -104,7 +104,7 @@ async def test_sixteen_bits_a_pixel_keep_their_brightness(tmp_path: Path) -> Non
 
 
 def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
-    """And that is said."""
+    """An animation becomes its first frame, and the change is listed."""
     frames = [Image.new("RGB", (300, 300), (shade, 0, 0)) for shade in (10, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     fitted = fit(str(tmp_path / "moving.gif"), tmp_path, acceptable=False)
@@ -112,7 +112,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
 
 
 def test_what_no_one_can_read_is_an_error_of_ours(tmp_path: Path) -> None:
-    """Text, and a picture cut short."""
+    """Text, and a truncated picture, raise ImageError."""
     (tmp_path / "text.heic").write_text("no picture")
     buffer = io.BytesIO()
     noise(400, 400).save(buffer, "WEBP", lossless=True)
@@ -124,7 +124,7 @@ def test_what_no_one_can_read_is_an_error_of_ours(tmp_path: Path) -> None:
 
 
 def test_small_and_narrow_photos_stay_refused(tmp_path: Path) -> None:
-    """Nothing is scaled up or cut off in silence."""
+    """Small and narrow photos are refused rather than scaled up or cropped."""
     for name, size in (("small.webp", (200, 200)), ("narrow.webp", (1000, 300))):
         Image.new("RGB", size).save(tmp_path / name)
         assert not can_fit(str(tmp_path / name))
@@ -134,7 +134,7 @@ def test_small_and_narrow_photos_stay_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_it_did(tmp_path: Path) -> None:
-    """On stderr or in JSON; the result is named after the photo that was given."""
+    """The changes are on stderr or in JSON, and the result is named after the given photo."""
     photo = coffee(tmp_path / "mug.webp")
     with shell() as kling:
         done = kling("expand", photo, "--up", 0.5, "--fit", "-o", tmp_path / "out")
@@ -145,7 +145,7 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
 
 
 def test_without_it_the_error_names_it(tmp_path: Path) -> None:
-    """Only where it would help; a turned photo is sent as it is, with a word of warning."""
+    """The error names --fit where it would help; a rotated photo is sent with a note."""
     done = Shell()("expand", coffee(tmp_path / "mug.webp"), "--up", 1, KLING_API_KEY="none")
     assert (done.exit_code, "--fit" in done.stderr) == (2, True)
     exif = Image.Exif()

@@ -13,7 +13,7 @@ RIGHT = Ratios(right=0.5)
 
 
 def test_the_photo_lies_where_the_result_will_have_it() -> None:
-    """A frame around it, hatching beside it, and its own pixels inside."""
+    """The photo has a frame around it and hatching beside it."""
     picture = draw(COFFEE, RIGHT, RIGHT.canvas(600, 400), ["a line"])
     assert picture.width == 900
     assert picture.height > 400

@@ -1,4 +1,4 @@
-"""Names of results: told apart within a batch, and never those of a photo that was given."""
+"""Names of results: distinct within a batch, and never the name of a photo that was given."""
 
 import asyncio
 import os

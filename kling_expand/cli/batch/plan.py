@@ -27,7 +27,7 @@ PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # such a job is 
 
 @frozen(kw_only=True)
 class Plan:
-    """What every batch is told: where results go, and within which limits.
+    """The options of a batch: its connection, its output and its limits.
 
     A `detailed` batch is one of few jobs: each has its own line on the screen, and its paths are printed.
     At most `max_open` jobs wait for their results at once; None means twice `max_in_flight`.

@@ -79,7 +79,7 @@ class Job:
 
 @define
 class Progress:
-    """The rows of a batch. Each of `total` rows is counted once: saved, known, failed, bad or unsent."""
+    """The rows of a batch. Each of `total` rows is counted once: saved, known, failed, bad or not sent."""
 
     total: int
     expected: int = 0  # rows that earlier runs have saved, by the journal
@@ -87,7 +87,7 @@ class Progress:
     known: int = 0  # saved by an earlier run
     failed: int = 0
     bad: int = 0
-    unsent: int = 0
+    not_sent: int = 0
     units_before: int = 0
     failures: deque[str] = field(factory=lambda: deque(maxlen=KEPT_FAILURES))
     dropped_failures: int = 0  # more than are kept
@@ -98,12 +98,17 @@ class Progress:
     @property
     def ended(self) -> int:
         """The number of rows that this run is done with."""
-        return self.saved + self.known + self.failed + self.bad + self.unsent
+        return self.saved + self.known + self.failed + self.bad + self.not_sent
 
     @property
     def complete(self) -> bool:
         """Whether the pictures of every row are saved."""
         return self.saved + self.known == self.total
+
+    def add(self, outcome: str) -> None:
+        """Count a row that has ended: "saved", "known", "failed", "bad" or "not sent"."""
+        name = outcome.replace(" ", "_")
+        setattr(self, name, getattr(self, name) + 1)
 
     def add_failure(self, text: str) -> None:
         """Record why a row failed."""
@@ -127,7 +132,7 @@ class Progress:
             "already done": self.known,
             "failed": self.failed,
             "bad": self.bad,
-            "not sent": self.unsent,
+            "not sent": self.not_sent,
         }
         return ", ".join(f"{n} {kind}" for kind, n in kinds.items() if n or kind == "saved")
 

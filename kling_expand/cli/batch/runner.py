@@ -103,6 +103,7 @@ class Runner:
         self._save_places = asyncio.Semaphore(MAX_SAVES)
         self._saves: set[asyncio.Task[None]] = set()
         self._unsettled: dict[Job, None] = {}
+        self._failures = 0
         self._stopped = False  # nothing more is sent
 
     @property
@@ -130,7 +131,7 @@ class Runner:
                 raise
         if problem is not None:
             raise problem
-        self._progress.unsent += self._progress.total - self._progress.ended
+        self._progress.not_sent += self._progress.total - self._progress.ended
 
     async def _start_all(self, jobs: Jobs, group: asyncio.TaskGroup) -> Exception | None:
         """Start one job after the other; return what *jobs* raised, so that started jobs end before it."""
@@ -146,7 +147,8 @@ class Runner:
                 self._places.release()
                 self._end(job, "bad")
             else:
-                self._unsettled[job] = None
+                if self._keep_open:
+                    self._unsettled[job] = None
                 group.create_task(self._follow(job, job.future))
 
     async def _follow(self, job: Job, future: TaskFuture) -> None:
@@ -207,14 +209,14 @@ class Runner:
         bad = isinstance(error, InvalidRequest) and error.task_id is None
         self._display.failure(f"{job.label}: {error.message if bad else error}")
         self._end(job, "bad" if bad else "failed")
-        if self._progress.failed == self._plan.max_failures:
+        self._failures += 1
+        if self._failures == self._plan.max_failures:
             self._stopped = True
 
     def _end(self, job: Job, outcome: str) -> None:
         job.outcome = outcome
-        count = {"not sent": "unsent"}.get(outcome, outcome)
-        setattr(self._progress, count, getattr(self._progress, count) + 1)
-        if not self._keep_open or job.open_id is None:
+        self._progress.add(outcome)
+        if job.open_id is None:
             self._unsettled.pop(job, None)
         self._display.ended(job)
 
@@ -262,7 +264,7 @@ def _summary_facts(progress: Progress, usage: Usage, path: str) -> dict[str, obj
         "known": progress.known,
         "failed": progress.failed,
         "bad": progress.bad,
-        "not_sent": progress.unsent,
+        "not_sent": progress.not_sent,
         "interrupted": progress.interrupted,
         "units_billed": usage.billed,
         "open_tasks": usage.open,
@@ -278,5 +280,5 @@ def _summary_lines(progress: Progress, usage: Usage, path: str, retry_hint: str)
         yield f"{plural(usage.open, 'task')} {verb} at the service, which has no cancel"
     if progress.interrupted:
         yield f"interrupted: {_AGAIN} to continue; nothing is paid twice"
-    elif progress.failed or progress.unsent:
+    elif progress.failed or progress.not_sent:
         yield retry_hint or f"{_AGAIN} to retry what failed or was not sent"

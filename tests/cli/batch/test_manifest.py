@@ -20,13 +20,13 @@ from kling_expand.models import request_fields
 
 
 def listed(path: Path, text: str) -> list[Entry]:
-    """The entries of a file with this text."""
+    """Return the entries of a file with this text."""
     path.write_text(text, encoding="utf-8", newline="")
     return list(manifest([str(path)]).entries())
 
 
-def test_a_table_tells_the_line_each_row_begins_at(tmp_path: Path) -> None:
-    """Also behind blank lines, and behind a quoted cell of several lines."""
+def test_rows_of_a_table_know_their_line(tmp_path: Path) -> None:
+    """Line numbers stay right after blank lines and after a quoted cell of several lines."""
     text = 'image,prompt\r\na.jpg,"two\nlines"\r\n\r\nb.jpg,\r\n'
     found = listed(tmp_path / "m.csv", text)
     assert [(entry.line, entry.cells["image"]) for entry in found] == [(2, "a.jpg"), (5, "b.jpg")]
@@ -60,13 +60,13 @@ def test_too_many_cells_are_a_bad_row_and_too_few_are_blanks(tmp_path: Path) -> 
     ],
 )
 def test_a_header_that_cannot_be_meant_stops_everything(tmp_path: Path, text: str, said: str) -> None:
-    """A misspelt column would be a parameter that is silently not there, and paid for."""
+    """A misspelt column stops the run: its parameter would be missing from every paid task."""
     with pytest.raises(NothingDone, match=said.replace("?", r"\?").replace("`", "`")):
         listed(tmp_path / "m.csv", text)
 
 
 def test_columns_with_an_underscore_are_ignored() -> None:
-    """And so is a nameless column, which spreadsheets add at the end."""
+    """Columns with an underscore are ignored, and so is the nameless last column of a spreadsheet."""
     assert unknown(["image", "_id", ""]) is None
     assert unknown([*COLUMNS]) is None
 
@@ -81,7 +81,7 @@ def test_columns_with_an_underscore_are_ignored() -> None:
     ],
 )
 def test_a_bad_line_of_json_is_a_bad_row(tmp_path: Path, line: str, said: str) -> None:
-    """And the next line counts on."""
+    """A line that is no JSON object is a bad row, and the next line is still read."""
     bad, good = listed(tmp_path / "m.jsonl", f'\n{line}\n\n{{"image": "b.jpg"}}\n')
     assert (bad.line, said in (bad.error or "")) == (2, True)
     assert (good.line, good.cells, good.error) == (4, {"image": "b.jpg"}, None)
@@ -93,7 +93,7 @@ def test_a_bad_line_of_json_is_a_bad_row(tmp_path: Path, line: str, said: str) -
 def test_what_is_written_as_json_is_read(
     tmp_path_factory: pytest.TempPathFactory, fields: dict[str, object]
 ) -> None:
-    """Whatever the text."""
+    """Any text in a JSON line is read back unchanged."""
     path = tmp_path_factory.mktemp("manifest") / "m.ndjson"
     (entry,) = listed(path, json.dumps(fields) + "\n")
     assert (entry.cells, entry.error) == (fields, None)
@@ -117,7 +117,7 @@ def test_a_cell_beyond_all_measure_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_photos_of_a_directory_and_of_a_pattern(tmp_path: Path) -> None:
-    """In order; without hidden files, other files and, of a directory, what lies deeper."""
+    """Photos are sorted; hidden files, other files and subdirectories are left out."""
     for name in ("b.JPG", "a.png", ".c.png", "d.txt", "deep/e.jpeg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -135,8 +135,8 @@ def test_photos_of_a_directory_and_of_a_pattern(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["notes.txt"], ["a.jpg", "m.csv"]])
-def test_what_is_no_manifest_is_told_what_is(words: list[str]) -> None:
-    """Several words are photos that a shell has listed."""
+def test_a_word_that_is_no_manifest_is_refused(words: list[str]) -> None:
+    """A word that is no manifest is refused, and so is a manifest among photos."""
     with pytest.raises(NothingDone, match=r"the manifest must be"):
         manifest(words)
 
@@ -152,7 +152,7 @@ def test_what_is_no_manifest_is_told_what_is(words: list[str]) -> None:
     ],
 )
 def test_each_manifest_has_a_journal_of_its_own(name: str, kind: str, journal: str) -> None:
-    """Beside it, so that running the same command finds it."""
+    """The journal lies beside the manifest, so that the same command finds it again."""
     assert Manifest(name, kind).journal == journal
 
 
@@ -179,14 +179,14 @@ def written(listed: Manifest, rows: list[dict[str, Any]], defaults: Defaults) ->
 
 
 def request(fields: dict[str, Any], **geometry: Any) -> ExpandRequest:
-    """What the row asks for."""
+    """Return what the row asks for."""
     made = row(fields, **geometry)
     assert made.request is not None, made.error
     return made.request
 
 
 def test_options_count_where_a_row_says_nothing() -> None:
-    """Blank cells, JSON's null and fields of one's own say nothing."""
+    """Blank cells, null and ignored columns leave the options in force."""
     found = request({"up": "", "prompt": None, "_id": 5}, aspect="16:9", area=2.0)
     assert found == ExpandRequest("jobs/a.jpg", ToAspect("16:9", area=2.0), "a park", n=2, watermark=True)
 
@@ -204,12 +204,12 @@ def test_options_count_where_a_row_says_nothing() -> None:
     ],
 )
 def test_a_row_that_says_how_far_says_it_alone(fields: dict[str, Any], geometry: object) -> None:
-    """Of the options only what belongs to its way still counts."""
+    """A row's way to expand replaces the options' way; only options that refine it still apply."""
     assert request(fields, aspect="16:9", area=2.0, anchor="top").geometry == geometry
 
 
 def test_cells_of_a_table_are_text() -> None:
-    """Numbers, booleans and names are read from it."""
+    """Numbers, booleans and names are read from the text of a table."""
     fields = {"up": "1", "prompt": "sea", "n": "3", "watermark": "no", "key": "k", "name": "wide"}
     made = row({"image": "https://x.org/a.jpg"} | fields)
     assert made.request == ExpandRequest("https://x.org/a.jpg", Ratios(up=1), "sea", n=3, key="k")
@@ -236,7 +236,7 @@ def test_cells_of_a_table_are_text() -> None:
     ],
 )
 def test_a_bad_row_has_a_reason(fields: dict[str, Any], said: str) -> None:
-    """In words of columns, not of options, and with its line."""
+    """The reason names columns rather than options, and the row keeps its line."""
     made = row(fields)
     assert made.request is None
     assert said in (made.error or "")
@@ -245,7 +245,7 @@ def test_a_bad_row_has_a_reason(fields: dict[str, Any], said: str) -> None:
 
 
 def test_relative_paths_begin_at_the_manifest() -> None:
-    """So that it can be run from anywhere; an absolute one stays."""
+    """Relative paths start from the manifest's directory, absolute ones stay as they are."""
     assert request({"up": 1}).image == str(Path("jobs/a.jpg"))
     assert request({"up": 1, "image": "/x/a.jpg"}).image == "/x/a.jpg"
 

@@ -12,8 +12,8 @@ def row(name: str, tag: str = "", **fields: Any) -> Row:
     return Row(1, name, name, tag, ExpandRequest(f"{name}.jpg", Ratios(up=0.5), **fields))
 
 
-def test_names_that_several_rows_share_are_told_apart() -> None:
-    """By what is asked for, not by where it stands: rows may be added and moved between two runs."""
+def test_names_that_several_rows_share_become_distinct() -> None:
+    """The tag depends on what a row asks for, so rows may be added and moved between two runs."""
     rows = [row("a", "1"), row("a", "2"), row("A", "3"), row("c", "4")]
     survey = Survey()
     for each in rows:
@@ -22,7 +22,7 @@ def test_names_that_several_rows_share_are_told_apart() -> None:
 
 
 def test_a_bad_row_costs_nothing() -> None:
-    """Nor does one that is paid for already."""
+    """Neither a bad row nor a row that is paid for adds to the cost."""
     survey = Survey()
     survey.count(Row(1, "bad", error="no photo"))
     survey.count(row("a", n=9), paid=True)

@@ -21,7 +21,7 @@ BUSY = evolve(IDLE, running=9, waiting=4, units_due=80, duration=Quantiles(10.0)
 
 
 def seen(progress: Progress, width: int = 80, **options: Any) -> str:
-    """What the live board shows on a terminal of this width."""
+    """Return what the live screen shows on a terminal of this width."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with console.capture() as capture:
         display = ProgressDisplay(
@@ -31,8 +31,8 @@ def seen(progress: Progress, width: int = 80, **options: Any) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get())
 
 
-def test_the_board_tells_all_there_is_to_know() -> None:
-    """How far, how long, what runs, what it costs, and the newest troubles only."""
+def test_the_live_screen_shows_progress_cost_and_failures() -> None:
+    """It shows progress, time, running jobs, cost and the newest failures."""
     progress = Progress(100, saved=40, failed=5, units_before=20)
     for number in range(5):
         progress.add_failure(f"line {number}: \x1b[2Jno")
@@ -46,20 +46,20 @@ def test_the_board_tells_all_there_is_to_know() -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    """A long reason is cut; the whole of it is told at the end."""
+    """A long reason is cut on the live screen."""
     progress = Progress(3)
     progress.add_failure("line 1: " + "x" * 500)
     assert max(map(len, seen(progress, width).splitlines())) <= width
 
 
 def test_before_anything_has_ended_no_time_is_promised() -> None:
-    """Nor is a share of nothing worked out."""
+    """No time is promised before a task has ended, and an empty batch divides by nothing."""
     assert Progress(10).time_left(IDLE) is None
     assert "0 of 0" in seen(Progress(0))
 
 
 def test_time_left_is_what_slots_will_take() -> None:
-    """Work over slots; rows that are known to be saved take none; a pause in the middle changes nothing."""
+    """The time left is work over slots, without rows that are saved already, and survives a pause."""
     assert Progress(90).time_left(BUSY) == pytest.approx(90 * 10.5 / 9)
     progress = Progress(90, expected=50, known=10)
     assert progress.time_left(BUSY) == pytest.approx(40 * 10.5 / 9)
@@ -67,8 +67,8 @@ def test_time_left_is_what_slots_will_take() -> None:
     assert Progress(90, expected=200).time_left(BUSY) == 0
 
 
-def test_troubles_are_kept_within_bounds() -> None:
-    """A million failures are counted, and the newest listed."""
+def test_failures_are_kept_within_bounds() -> None:
+    """All failures are counted, and the newest are kept."""
     progress = Progress(0)
     for number in range(KEPT_FAILURES + 7):
         progress.add_failure(str(number))
@@ -80,7 +80,7 @@ def test_troubles_are_kept_within_bounds() -> None:
 
 
 def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not more often than each second, not less than each half minute, and with each twentieth between."""
+    """A plain line follows each twentieth of the rows, at least 1 s and at most 30 s after the last."""
     now = 0.0
     progress = Progress(100)
     display = ProgressDisplay("x", progress, lambda: IDLE, clock=lambda: now)
@@ -92,8 +92,8 @@ def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> No
     assert said == [False, False, True, False, True, False, True, False]
 
 
-def test_a_terminal_sees_the_board_and_then_the_summary(tmp_path: Path) -> None:
-    """Paths are not listed there, troubles are whole, and the sums are the last lines."""
+def test_a_terminal_shows_the_live_screen_and_then_the_summary(tmp_path: Path) -> None:
+    """A bulk run on a terminal lists no paths, prints failures in full and ends with its summary."""
     manifest = tmp_path / "m.csv"
     manifest.write_text(f"image,up,prompt\n{COFFEE},0.5,\n{CHELSEA},0.5,emulate-risk-control\n")
     with shell(work_seconds=0.4) as kling:
@@ -107,8 +107,8 @@ def test_a_terminal_sees_the_board_and_then_the_summary(tmp_path: Path) -> None:
     assert str(tmp_path / "out" / "coffee") not in shown
 
 
-def test_json_on_a_terminal_is_not_torn_by_a_board(tmp_path: Path) -> None:
-    """Only objects are shown."""
+def test_json_on_a_terminal_has_no_live_screen(tmp_path: Path) -> None:
+    """With --json on a terminal there is no live screen, only objects."""
     with shell() as kling:
         arguments = ["bulk", COFFEE, "--up", 0.5, "--json", "--journal", tmp_path / "j", "-o", tmp_path]
         shown, process = kling.on_a_terminal(*arguments, size=(30, 2000))
@@ -117,7 +117,7 @@ def test_json_on_a_terminal_is_not_torn_by_a_board(tmp_path: Path) -> None:
 
 
 def test_a_terminal_sees_progress_and_then_the_paths(tmp_path: Path) -> None:
-    """The live rows vanish; the paths of the results are the last lines."""
+    """The live screen disappears, and the paths of the results are the last lines."""
     with shell(work_seconds=0.4) as kling:
         shown, process = kling.on_a_terminal("expand", COFFEE, CHELSEA, "--up", 0.5, "-o", tmp_path)
     assert process.returncode == 0
@@ -128,22 +128,22 @@ def test_a_terminal_sees_progress_and_then_the_paths(tmp_path: Path) -> None:
 
 
 def test_no_color_means_none(tmp_path: Path) -> None:
-    """The screen may move its cursor, and paints nothing."""
+    """With NO_COLOR the live screen uses no colour."""
     with shell() as kling:
         shown, _ = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path, NO_COLOR="1")
     assert re.findall(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-9])[0-9;]*m", shown) == []
 
 
 def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
-    """Not one escape sequence."""
+    """A dumb terminal gets plain lines without escape sequences."""
     with shell() as kling:
         shown, _ = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path, TERM="dumb")
     assert "\x1b" not in shown
     assert "coffee.jpg: " in shown
 
 
-def test_a_failure_is_told_above_the_live_rows(tmp_path: Path) -> None:
-    """And is still there at the end."""
+def test_a_failure_stays_on_the_terminal(tmp_path: Path) -> None:
+    """A failure is printed, and stays on the terminal after the live screen."""
     with shell() as kling:
         kling.emulator.faults.script("create", Fault("error", code=1301))
         shown, process = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path)

@@ -16,6 +16,7 @@ from kling_expand.cli.exit_codes import FAILED, NothingDone
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
+from kling_expand.store.sqlite import SQLiteStore
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ async def test_a_job_that_fails_disturbs_no_other(
 
 
 async def test_never_more_jobs_are_open_than_allowed(emulator: Emulator, tmp_path: Path) -> None:
-    """The source is not read ahead of what may be open."""
+    """At most `max_open` jobs wait for their results."""
     progress, open_jobs = Progress(12), []
 
     async def jobs(client: KlingClient) -> Jobs:
@@ -88,13 +89,13 @@ async def test_never_more_jobs_are_open_than_allowed(emulator: Emulator, tmp_pat
 
 
 async def test_nothing_is_sent_after_too_many_failures(emulator: Emulator, tmp_path: Path) -> None:
-    """What the source has left is counted as not sent."""
+    """After `max_failures` the rest of the source is counted as not sent."""
     progress = Progress(30)
     source = requests(*["emulate-1301"] * 30)
     limited = plan(tmp_path, max_failures=2, limits=LimitOptions(max_in_flight=1))
     assert await run_batch(limited, progress, source) == FAILED
     assert emulator.account.requests["create"] <= 3
-    assert (progress.failed + progress.unsent, progress.ended) == (30, 30)
+    assert (progress.failed + progress.not_sent, progress.ended) == (30, 30)
 
 
 async def test_a_source_that_breaks_lets_started_jobs_end(emulator: Emulator, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ async def test_a_source_that_breaks_lets_started_jobs_end(emulator: Emulator, tm
 async def test_results_are_named_after_the_task_where_no_name_is_given(
     emulator: Emulator, tmp_path: Path
 ) -> None:
-    """As `wait` does, which knows no photo."""
+    """A job without a name saves its results under its task id."""
     assert await run_batch(plan(tmp_path), Progress(1), requests(None, names=False)) == 0
     (task_id,) = emulator.account.tasks
     assert files(tmp_path) == [f"{task_id}-0.png"]
@@ -123,7 +124,7 @@ async def test_results_are_named_after_the_task_where_no_name_is_given(
 async def test_paid_tasks_without_a_file_are_named_at_the_end(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the command that saves them; a failed task is not among them."""
+    """Tasks whose pictures are not saved are listed with the command that saves them; failed ones are not."""
     emulator.faults.script("file", Fault("expired", times=2))
     code = await run_batch(plan(tmp_path), Progress(2), requests(None, "emulate-risk-control"))
     out, err = capsys.readouterr()
@@ -149,3 +150,17 @@ async def test_with_only_ended_tasks_nothing_is_waited_for(
     (row,) = rows(out)
     assert "has not ended yet" in row["error"]["message"]
     assert task.task_id in err.splitlines()[-1]
+
+
+async def test_with_a_journal_the_summary_replaces_the_list_of_open_tasks(
+    emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The journal keeps the open tasks, so running the same command again is enough."""
+    emulator.work_seconds = 600
+    async with SQLiteStore(tmp_path / "j") as journal:
+        limited = plan(tmp_path / "out", deadline=0.5, journal=str(tmp_path / "j"))
+        assert await run_batch(limited, Progress(1), requests(None), journal) == FAILED
+    out, err = capsys.readouterr()
+    summary = json.loads(out.splitlines()[-1])["summary"]
+    assert (summary["failed"], summary["open_tasks"]) == (1, 1)
+    assert "resume with" not in err

@@ -13,7 +13,7 @@ from kling_expand.pictures.fit import ORIENTATION
 
 
 async def test_a_good_request_is_prepared_as_it_will_be_sent() -> None:
-    """With its photo and the ratios for that photo; nothing is to be noted."""
+    """It holds the photo and the ratios for that photo, and has no notes."""
     request = ExpandRequest(COFFEE, ToAspect("3:1"))
     checked = await check(request, None)
     assert checked.prepared.request is request
@@ -40,7 +40,7 @@ async def test_a_good_request_is_prepared_as_it_will_be_sent() -> None:
 async def test_what_would_be_refused_later_is_refused_now(
     image: str, geometry: object, dialect: str | None, error: type[Exception], said: str
 ) -> None:
-    """With advice in the words of the command line."""
+    """The refusal gives advice in the words of the command line."""
     with pytest.raises(error, match=said):
         await check(ExpandRequest(image, geometry), dialect)  # type: ignore[arg-type]  # a geometry
 
@@ -70,7 +70,7 @@ async def test_a_rotated_photo_is_noted_or_fitted(tmp_path: Path) -> None:
 
 
 async def test_a_photo_that_fit_would_convert_says_so(tmp_path: Path) -> None:
-    """And one that it would not does not."""
+    """The advice to use --fit is only given where it would help."""
     with Image.open(COFFEE) as picture:
         picture.save(tmp_path / "photo.webp")
     Image.new("RGB", (200, 200)).save(tmp_path / "small.png")

@@ -1,4 +1,4 @@
-"""`kling-expand bulk`: a manifest through a journal; run again it goes on, and nothing is paid twice."""
+"""`kling-expand bulk`: a run that can be repeated, and pays nothing twice."""
 
 import json
 import re
@@ -15,19 +15,19 @@ ROWS = 300
 
 
 def table(path: Path, *rows: str, head: str = "image,up,prompt") -> Path:
-    """A manifest with these rows."""
+    """Write a manifest with these rows, and return its path."""
     path.write_text("\n".join([head, *rows]) + "\n")
     return path
 
 
 def told(stdout: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows and the summary of a run with --json."""
+    """Return the rows and the summary of a run with --json."""
     *rows, last = map(json.loads, stdout.splitlines())
     return rows, last["summary"]
 
 
 def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None:
-    """Three hundred rows, Ctrl-C in the middle, the same again: each row once, and the sums are right."""
+    """After Ctrl-C in the middle of 300 rows, the same command completes each row once."""
     manifest = table(
         tmp_path / "m.csv", *(f"{CHELSEA},0.2,,{row}" for row in range(ROWS)), head="image,up,prompt,key"
     )
@@ -44,6 +44,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
             process.stdout.read()
         assert (process.returncode, "Traceback" in err) == (130, False), err
         assert "nothing is paid twice" in err
+        assert "resume with" not in err
         summary_line = re.search(rf"^{ROWS} rows: (\d+) saved$", err, re.MULTILINE)
         assert summary_line is not None, err
         before = int(summary_line[1])
@@ -69,8 +70,8 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
     assert (summary["units_billed"], summary["open_tasks"]) == (8 * ROWS, 0)
 
 
-def test_bad_rows_are_told_and_stop_nobody(tmp_path: Path) -> None:
-    """By line and reason, each once, whether the row or its photo is bad; exit code 1."""
+def test_bad_rows_are_reported_and_stop_no_other(tmp_path: Path) -> None:
+    """Each bad row or photo is reported once with its line and reason, and the others are done."""
     manifest = table(
         tmp_path / "m.csv", f"{COFFEE},0.5,", f"{COFFEE},much,", "gone.jpg,1,", f"{CHELSEA},0.5,"
     )
@@ -86,7 +87,7 @@ def test_bad_rows_are_told_and_stop_nobody(tmp_path: Path) -> None:
 
 
 def test_strict_sends_nothing_if_a_photo_is_bad(tmp_path: Path) -> None:
-    """Exit code 2, and no journal was begun."""
+    """With --strict one bad photo stops the run with exit code 2, and no journal is created."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", "gone.jpg,1,")
     with shell() as kling:
         done = kling("bulk", manifest, "--strict", "-o", tmp_path / "out")
@@ -98,7 +99,7 @@ def test_strict_sends_nothing_if_a_photo_is_bad(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
-    """Units and dollars of what is left, bad rows, and nothing at all is sent or written."""
+    """It prints the remaining cost and the bad rows, and sends and writes nothing."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{CHELSEA},0.5,", "gone.jpg,1,")
     dry = Shell()("bulk", manifest, "--dry-run", "-n", 2)
     assert (dry.exit_code, dry.stdout) == (
@@ -117,8 +118,8 @@ def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
     assert json.loads(dry.stdout) == {"rows": 3, "good": 3, "bad": 0, "paid": 2, "units": 8}
 
 
-def test_a_dry_run_tells_bad_rows_as_json(tmp_path: Path) -> None:
-    """An object each, and one for the whole; the direction dialect has rules of its own."""
+def test_a_dry_run_prints_bad_rows_as_json(tmp_path: Path) -> None:
+    """Every bad row is a JSON object, the totals are another; the rules of the dialect apply."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},,all", f"{COFFEE},1,", head="image,up,direction")
     dry = Shell()("bulk", manifest, "--dry-run", "--json", "--dialect", "direction")
     bad, whole = map(json.loads, dry.stdout.splitlines())
@@ -126,7 +127,7 @@ def test_a_dry_run_tells_bad_rows_as_json(tmp_path: Path) -> None:
 
 
 def test_an_edited_manifest_only_pays_for_what_is_new(tmp_path: Path) -> None:
-    """Rows may move; results that are there already are never replaced, though names are asked for again."""
+    """Moved rows are not paid again, and existing results are never replaced."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,")
     with shell() as kling:
         first = kling("bulk", manifest, "-o", tmp_path / "out").stdout
@@ -143,7 +144,7 @@ def test_an_edited_manifest_only_pays_for_what_is_new(tmp_path: Path) -> None:
 
 
 def test_rows_that_ask_for_the_same_are_one_task(tmp_path: Path) -> None:
-    """Unless their keys differ."""
+    """Rows that ask for the same are one task, unless their keys differ."""
     manifest = table(
         tmp_path / "m.csv", f"{COFFEE},0.5,", f"{COFFEE},0.5,", f"{COFFEE},0.5,b", head="image,up,key"
     )
@@ -154,7 +155,7 @@ def test_rows_that_ask_for_the_same_are_one_task(tmp_path: Path) -> None:
 
 
 def test_what_failed_is_tried_again(tmp_path: Path) -> None:
-    """And the failure told by line, with the ids that support asks for."""
+    """A failed row is retried by the next run, and reported with its line and ids."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{CHELSEA},0.5,emulate-risk-control")
     with shell() as kling:
         done = kling("bulk", manifest, "-o", tmp_path / "out")
@@ -173,7 +174,7 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_budget_is_the_journals(tmp_path: Path) -> None:
-    """It is not spent anew by each run, and rows beyond it are counted, not tried one by one."""
+    """The budget counts over all runs of a journal, and the rows beyond it are counted as not sent."""
     manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,{row}" for row in range(30)))
     with shell() as kling:
         for _ in range(2):
@@ -185,7 +186,7 @@ def test_a_budget_is_the_journals(tmp_path: Path) -> None:
 
 
 def test_stop_after_so_many_failures(tmp_path: Path) -> None:
-    """What was not sent by then is not sent any more."""
+    """After --max-failures nothing more is sent."""
     manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,emulate-1301 {row}" for row in range(30)))
     with shell() as kling:
         done = kling("bulk", manifest, "--max-failures", 2, "--max-in-flight", 1, "-o", tmp_path / "out")
@@ -210,7 +211,7 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
 def test_what_cannot_begin_is_one_sentence(
     tmp_path: Path, text: str, arguments: list[object], said: str
 ) -> None:
-    """Exit code 2 before a journal is made."""
+    """The exit code is 2, and no journal is created."""
     (tmp_path / "m.csv").write_text(text)
     done = Shell()("bulk", tmp_path / "m.csv", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
@@ -219,12 +220,12 @@ def test_what_cannot_begin_is_one_sentence(
 
 
 def test_an_empty_dry_run_is_no_success(tmp_path: Path) -> None:
-    """Most likely the pattern was wrong."""
+    """A dry run without a photo has exit code 1: most likely the pattern was wrong."""
     assert Shell()("bulk", f"{tmp_path}/*.jpg", "--dry-run").exit_code == 1
 
 
 def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None:
-    """Ctrl-C does not cut off what was paid for and nearly there."""
+    """Ctrl-C lets a download that has started finish."""
     with shell() as kling:
         kling.emulator.faults.script("file", Fault("slow_body", seconds=1.0))
         arguments = ["bulk", COFFEE, "--up", 0.5, "--journal", tmp_path / "j", "-o", tmp_path / "out"]
@@ -240,7 +241,7 @@ def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None
 
 
 def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
-    """A journal of its own, so that no painted picture ever passes for a paid one; run again it is done."""
+    """With --emulator the journal is a separate one, and a second run finds everything done."""
     manifest = table(tmp_path / "m.csv", f"{CHELSEA},0.1,")
     first, again = (
         Shell()("bulk", manifest, "--emulator", "-o", tmp_path / "out", "--json") for _ in range(2)

@@ -1,4 +1,4 @@
-"""`kling-expand doctor`: what a job needs, looked at for free."""
+"""`kling-expand doctor`: checks of what a job needs."""
 
 import json
 
@@ -11,12 +11,12 @@ from kling_expand.emulator.faults.plan import Fault
 
 
 def verdicts(done: Result) -> dict[str, bool | None]:
-    """What was found, by what it is about."""
+    """Return the result of each check by its subject."""
     return {facts["about"]: facts["good"] for facts in map(json.loads, done.stdout.splitlines())}
 
 
 def test_all_well_costs_nothing() -> None:
-    """Exit code 0, no task made, no secret shown."""
+    """The exit code is 0, no task is created and no secret is printed."""
     with shell() as kling:
         done = kling("doctor")
         assert kling.emulator.account.tasks == {}
@@ -30,11 +30,11 @@ def test_all_well_costs_nothing() -> None:
     assert found["extra cli"]
 
 
-def test_no_credentials_and_refused_ones_are_told_apart() -> None:
-    """Both are exit code 2, and the network is judged all the same."""
+def test_missing_and_refused_credentials_are_distinguished() -> None:
+    """Missing and refused credentials have exit code 2, and the network is checked in both cases."""
     with shell() as kling:
         none = kling("doctor", "--json", KLING_API_KEY="")
-        wrong = kling("doctor", "--json", KLING_API_KEY="api-key-kling-of-nobody")
+        wrong = kling("doctor", "--json", KLING_API_KEY="api-key-kling-of-another")
         half = kling("doctor", "--json", KLING_API_KEY="", KLING_ACCESS_KEY="half")
     for done in (none, wrong, half):
         assert done.exit_code == 2
@@ -45,7 +45,7 @@ def test_no_credentials_and_refused_ones_are_told_apart() -> None:
 
 
 def test_a_service_out_of_reach_says_so() -> None:
-    """Exit code 1; nothing is claimed of credentials that nobody looked at."""
+    """The exit code is 1, and the credentials count as not checked."""
     done = Shell()("doctor", "--base-url", "http://127.0.0.1:9", "--json", KLING_API_KEY="some")
     found = verdicts(done)
     assert (done.exit_code, found["service"], found["credentials"]) == (1, False, None)
@@ -53,7 +53,7 @@ def test_a_service_out_of_reach_says_so() -> None:
 
 
 def test_a_broken_service_says_so() -> None:
-    """A refusal that is not about the credentials is the service's."""
+    """A server error counts against the service, not the credentials."""
     with shell() as kling:
         kling.emulator.faults.script("list", Fault("error", code=5001))
         done = kling("doctor", "--json")
@@ -64,19 +64,19 @@ def test_a_broken_service_says_so() -> None:
     ("off", "good", "said"), [(0.0, True, ""), (3600.0, False, "ahead of"), (-3600.0, False, "behind")]
 )
 def test_a_clock_that_is_off_is_noticed(off: float, *, good: bool, said: str) -> None:
-    """By the date of the service's own answer, early or late."""
+    """The clock is compared with the date of the service's answer."""
     found = _clock(1_750_000_000.5 + off, 1_750_000_000.0)
     assert found.good is good
     assert said in found.text
 
 
 def test_a_service_without_a_clock_is_not_blamed() -> None:
-    """Nothing is claimed."""
+    """Without a date in the answer the clock counts as not checked."""
     assert _clock(1.0, None).good is None
 
 
 def test_an_extra_that_is_missing_is_no_fault() -> None:
-    """It is named with what installs it; a package that is not installed at all has none to tell of."""
+    """A missing distribution is named with the command that installs it, and is no failure."""
     found = _extra("images", ["click", "no-such-package"])
     assert found.good is None
     assert "no-such-package missing (pip install 'kling-expand[images]')" in found.text

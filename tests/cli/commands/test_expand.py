@@ -1,4 +1,4 @@
-"""`kling-expand expand`: photos go in, the paths of whole pictures come out, and exit codes tell the rest."""
+"""`kling-expand expand`: from photos to saved results."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from kling_expand.emulator.faults.plan import Fault
 
 
 def test_the_paths_of_the_results_are_all_that_stdout_holds(tmp_path: Path) -> None:
-    """A script can read them; the picture has the shape that was asked for, and progress is on stderr."""
+    """stdout holds the paths only, progress is on stderr, and the picture has the requested shape."""
     with shell() as kling:
         done = kling("expand", COFFEE, "--aspect", "16:9", "-n", 2, "-o", tmp_path)
         assert (done.exit_code, done.stdout.splitlines()) == (
@@ -32,7 +32,7 @@ def test_without_an_account_the_command_brings_its_own_service(tmp_path: Path) -
 
 
 def test_photos_of_the_same_name_do_not_replace_each_other(tmp_path: Path) -> None:
-    """Their folders tell their results apart, also where only the letters' case differs."""
+    """Photos of the same name are distinguished by their folders, also where only case differs."""
     photos = [tmp_path / "a" / "dog.jpg", tmp_path / "b" / "dog.jpg", tmp_path / "a" / "Dog.jpeg"]
     for photo in photos:
         photo.parent.mkdir(exist_ok=True)
@@ -45,7 +45,7 @@ def test_photos_of_the_same_name_do_not_replace_each_other(tmp_path: Path) -> No
 
 
 def test_json_says_everything_of_each_photo(tmp_path: Path) -> None:
-    """One object a photo, and nothing else on either stream."""
+    """With --json there is one object per photo, and nothing else on either stream."""
     with shell() as kling:
         done = kling("expand", COFFEE, CHELSEA, "--left", 0.5, "--json", "-o", tmp_path)
         objects = {facts["source"]: facts for facts in map(json.loads, done.stdout.splitlines())}
@@ -58,7 +58,7 @@ def test_json_says_everything_of_each_photo(tmp_path: Path) -> None:
 
 
 def test_one_failed_task_leaves_the_others_be(tmp_path: Path) -> None:
-    """Exit code 1, the failure with its ids on stderr, and every other photo done."""
+    """The exit code is 1, the failure is on stderr with its ids, and the other photos are saved."""
     with shell() as kling:
         kling.emulator.faults.script("create", Fault("error", code=1301))
         done = kling("expand", COFFEE, CHELSEA, "--left", 0.5, "-o", tmp_path)
@@ -69,7 +69,7 @@ def test_one_failed_task_leaves_the_others_be(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
-    """With --json the error's kind and message are in the photo's object."""
+    """With --json the photo's object has the type and message of the error."""
     with shell() as kling:
         kling.emulator.faults.script("create", Fault("error", code=1301))
         done = kling("expand", COFFEE, "--left", 0.5, "--json", "-o", tmp_path)
@@ -96,7 +96,7 @@ def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_go_well_is_refused_before_anything_is_paid(arguments: list[str], said: str) -> None:
-    """Exit code 2, one sentence, no traceback, and no task: not even for the photos that were fine."""
+    """The exit code is 2, the message is short, and no task is created for any photo."""
     done = Shell()("expand", *arguments, KLING_API_KEY="none")
     assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr
@@ -105,7 +105,7 @@ def test_what_cannot_go_well_is_refused_before_anything_is_paid(arguments: list[
 
 
 def test_without_credentials_it_says_where_to_put_them() -> None:
-    """And that none are needed to try."""
+    """The message names the variables, and --emulator, which needs none."""
     done = Shell()("expand", COFFEE, "--up", "1")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "KLING_ACCESS_KEY" in done.stderr
@@ -113,7 +113,7 @@ def test_without_credentials_it_says_where_to_put_them() -> None:
 
 
 def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path) -> None:
-    """Even where its name would: it is refused before anything is sent."""
+    """A name that would replace a photo is refused before anything is sent."""
     for name in ("dog.png", "dog-0.png"):
         with Image.open(COFFEE) as picture:
             picture.save(tmp_path / name)
@@ -126,7 +126,7 @@ def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path) -> None:
 
 
 def test_a_deadline_is_no_loss(tmp_path: Path) -> None:
-    """Exit code 1, and the command that fetches the result later works as it is printed."""
+    """After the deadline the exit code is 1, and the printed command saves the result later."""
     with shell(work_seconds=600) as kling:
         done = kling("expand", COFFEE, "--up", 0.5, "--deadline", 0.6, "-o", tmp_path)
         assert (done.exit_code, done.stdout) == (1, "")
@@ -138,7 +138,7 @@ def test_a_deadline_is_no_loss(tmp_path: Path) -> None:
 
 
 def test_the_other_dialect_can_be_spoken(tmp_path: Path) -> None:
-    """`--direction` goes through either."""
+    """`--direction` works in both dialects."""
     with shell() as kling:
         arguments = ["expand", COFFEE, "--direction", "left,top", "--ratio", 1.4, "-o", tmp_path]
         for dialect in ("editing", "direction"):
@@ -147,14 +147,14 @@ def test_the_other_dialect_can_be_spoken(tmp_path: Path) -> None:
 
 
 def test_a_watermarked_copy_lies_beside_the_picture(tmp_path: Path) -> None:
-    """Both are saved."""
+    """With --watermark both pictures are saved."""
     with shell() as kling:
         kling("expand", COFFEE, "--up", 0.5, "--watermark", "--prompt", "a park", "-o", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coffee-0-watermark.png", "coffee-0.png"]
 
 
 def test_a_url_can_be_a_photo(tmp_path: Path) -> None:
-    """Its name in the URL becomes the result's; here it is the result of another task."""
+    """The result is named after the file in the URL."""
     with shell(allow_private=True) as kling:
         first = json.loads(kling("expand", COFFEE, "--up", 0.5, "-o", tmp_path, "--json").stdout)
         done = kling("expand", first["urls"][0], "--left", 0.1, "-o", tmp_path)

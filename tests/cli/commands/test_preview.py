@@ -1,4 +1,4 @@
-"""`kling-expand preview`: the canvas as a picture, before anything is sent."""
+"""`kling-expand preview`: the canvas as a picture."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ COMMAND = ("preview", COFFEE, "--up", 0.5)
 
 
 def test_the_photo_lies_where_the_result_will_have_it(tmp_path: Path) -> None:
-    """A frame around it, hatching beside it, and its own pixels inside."""
+    """The photo has a frame around it and hatching beside it."""
     target = tmp_path / "new" / "canvas.png"
     done = kling("preview", COFFEE, "--right", 0.5, "-o", target)
     assert (done.exit_code, done.stdout) == (0, f"{target}\n")
@@ -30,7 +30,7 @@ def test_the_photo_lies_where_the_result_will_have_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "width"), [((300, 300), SMALLEST), ((4000, 3000), LARGEST)])
 def test_the_drawing_has_a_size_to_look_at(tmp_path: Path, size: tuple[int, int], width: int) -> None:
-    """Neither a stamp nor a poster, whatever the photo's size, also with a transparent one."""
+    """The drawing is neither tiny nor huge, also for a transparent photo."""
     Image.new("RGBA", size, (200, 30, 30, 128)).save(tmp_path / "photo.png")
     kling("preview", tmp_path / "photo.png", "--left", 0.5, "-o", tmp_path / "canvas.png")
     with Image.open(tmp_path / "canvas.png") as picture:
@@ -39,13 +39,13 @@ def test_the_drawing_has_a_size_to_look_at(tmp_path: Path, size: tuple[int, int]
 
 
 def test_json_is_that_of_ratios_and_the_file(tmp_path: Path) -> None:
-    """So a program can show both."""
+    """JSON has the fields of `ratios`, and the path of the drawing."""
     facts = json.loads(kling("preview", COFFEE, "--pad", 9, "--json", "-o", tmp_path / "c.png").stdout)
     assert (facts["canvas"]["width"], facts["file"]) == (618, str(tmp_path / "c.png"))
 
 
 def test_it_writes_nothing_but_a_png_of_its_own(tmp_path: Path) -> None:
-    """Another format, the photo itself and a place that cannot be written are refused."""
+    """Another format, the photo itself and an unwritable path are refused."""
     photo = tmp_path / "photo.png"
     Image.new("RGB", (300, 300)).save(photo)
     (tmp_path / "file").write_text("")
@@ -58,7 +58,7 @@ def test_it_writes_nothing_but_a_png_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_terminal_shows_the_picture(tmp_path: Path) -> None:
-    """Where the library for it is installed; the path of the file is the last line."""
+    """A capable terminal shows the picture, and the path is the last line."""
     target = tmp_path / "canvas.png"
     shown, _ = kling.on_a_terminal(*COMMAND, "-o", target)
     assert shown.strip().endswith(str(target))
@@ -66,7 +66,7 @@ def test_a_terminal_shows_the_picture(tmp_path: Path) -> None:
 
 
 def test_a_terminal_without_a_size_is_no_failure(tmp_path: Path) -> None:
-    """The file is there all the same."""
+    """A terminal without a size still gets the file."""
     target = tmp_path / "canvas.png"
     shown, _ = kling.on_a_terminal(*COMMAND, "-o", target, size=(0, 0))
     assert shown.strip().endswith(str(target))

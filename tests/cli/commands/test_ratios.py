@@ -11,7 +11,7 @@ kling = Shell()
 
 
 def test_the_vendors_own_example() -> None:
-    """Its string to the letter, and a line for people."""
+    """The first line is the vendor's string, the second describes the canvas."""
     lines = kling("ratios", "100x100", "--area", 3, "--aspect", "16:9").stdout.splitlines()
     assert lines[0] == "0.1495,0.1495,0.6547,0.6547"
     assert "231x130" in lines[1]
@@ -62,7 +62,7 @@ def test_each_way_to_say_it(options: list[object], expected: Ratios) -> None:
     ],
 )
 def test_what_cannot_be_is_one_sentence(arguments: list[object], said: str) -> None:
-    """Exit code 2, and the sentence names what would do."""
+    """The exit code is 2, and the message says what is allowed."""
     done = kling("ratios", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr

@@ -1,4 +1,4 @@
-"""`kling-expand resume`: every open job of a journal comes home, whoever began it."""
+"""`kling-expand resume`: open jobs of a journal, whichever program submitted them."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from kling_expand import KlingClient, Ratios
 
 
 def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) -> None:
-    """Submit photos by a program of its own that ends before its tasks do."""
+    """Submit photos by a client that closes before its tasks end."""
 
     async def submit() -> None:
         emulator = kling.emulator
@@ -25,7 +25,7 @@ def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) 
 
 
 def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
-    """Under its own run's name, with names told apart, and paid once; the second time nothing is left."""
+    """A journal of a program is resumed under its own run, each task once, with distinct names."""
     same = tmp_path / "coffee.jpg"
     same.write_bytes(Path(CHELSEA).read_bytes())
     with shell(work_seconds=600) as kling:
@@ -42,8 +42,8 @@ def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
     assert (again.exit_code, json.loads(again.stdout)["summary"]["rows"]) == (0, 0)
 
 
-def test_what_failed_says_who_tries_again(tmp_path: Path) -> None:
-    """A failed task is at its end; its source and reason are told."""
+def test_the_summary_says_who_retries_failed_jobs(tmp_path: Path) -> None:
+    """A failed task is reported with its photo and reason, and who can retry it."""
     with shell(work_seconds=600) as kling:
         begin(kling, tmp_path / "j", COFFEE, CHELSEA, prompt="emulate-risk-control")
         kling.within(kling.emulator.advance, 700)
@@ -55,7 +55,7 @@ def test_what_failed_says_who_tries_again(tmp_path: Path) -> None:
 
 
 def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
-    """Code 130, no traceback, and what goes on is counted."""
+    """The exit code is 130, and the tasks that continue are counted."""
     with shell(work_seconds=600) as kling:
         begin(kling, tmp_path / "j", COFFEE, CHELSEA)
         reads = kling.emulator.account.requests.total()
@@ -74,7 +74,7 @@ def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
 
 
 def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:
-    """A job that was written down and not sent is not sent where there is no money left."""
+    """A running task is saved within a budget of 0, because it is paid for already."""
     with shell(work_seconds=600) as kling:
         begin(kling, tmp_path / "j", COFFEE)
         kling.within(kling.emulator.advance, 700)
@@ -83,7 +83,7 @@ def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:
 
 
 def test_there_must_be_a_journal(tmp_path: Path) -> None:
-    """None is made by asking for it; another file is refused."""
+    """A missing journal is not created, and a file that is no journal is refused."""
     done = Shell()("resume", tmp_path / "j")
     assert (done.exit_code, "no such journal" in done.stderr) == (2, True)
     with shell() as kling:

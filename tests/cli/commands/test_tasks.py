@@ -7,18 +7,18 @@ from support.shell import CHELSEA, COFFEE, Shell, shell
 
 
 def ids(kling: Shell) -> list[str]:
-    """The ids of all tasks, oldest first."""
+    """Return the ids of all tasks, oldest first."""
     return list(kling.emulator.account.tasks)
 
 
 def submitted(kling: Shell, *photos: str) -> list[str]:
-    """The ids of tasks for *photos* that nobody waited for."""
+    """Submit *photos* without waiting, and return the ids of all tasks."""
     kling("expand", *photos, "--up", 0.5, "--deadline", 0.3)
     return ids(kling)
 
 
 def test_get_shows_a_task_by_either_id(tmp_path: Path) -> None:
-    """One fact a line, or the task in the API's own words as JSON."""
+    """A task is printed with one fact per line, or as JSON."""
     with shell() as kling:
         kling("expand", COFFEE, "--up", 0.5, "--watermark", "-o", tmp_path)
         (task_id,) = ids(kling)
@@ -30,31 +30,31 @@ def test_get_shows_a_task_by_either_id(tmp_path: Path) -> None:
             assert value in shown.stdout
 
 
-def test_an_id_nobody_knows_is_one_sentence() -> None:
-    """Exit code 1: the service said no."""
+def test_an_unknown_id_is_one_sentence() -> None:
+    """An unknown id has exit code 1."""
     with shell() as kling:
-        done = kling("get", "nobody")
+        done = kling("get", "unknown")
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "nobody" in done.stderr
+    assert "unknown" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_status_is_one_line_a_task_in_the_order_asked() -> None:
-    """An id that cannot be read disturbs no other, and makes the exit code 1."""
+    """An unknown id does not affect the others, and makes the exit code 1."""
     with shell(work_seconds=600) as kling:
         (task_id,) = submitted(kling, COFFEE)
-        done = kling("status", "nobody", task_id)
+        done = kling("status", "unknown", task_id)
         assert done.exit_code == 1
-        assert [line.split()[0] for line in done.stdout.splitlines()] == ["nobody", task_id]
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["unknown", task_id]
         kling.within(kling.emulator.advance, 700)
-        done = kling("status", task_id, "nobody", "--json")
+        done = kling("status", task_id, "unknown", "--json")
         first, second = map(json.loads, done.stdout.splitlines())
         assert (first["task_status"], "error" in second) == ("succeed", True)
         assert kling("status", task_id).exit_code == 0
 
 
 def test_list_pages_filters_and_shows_all() -> None:
-    """Each task once, whatever the page size."""
+    """With --all every task is listed once, whatever the page size."""
     with shell(work_seconds=600) as kling:
         tasks = submitted(kling, COFFEE, CHELSEA, COFFEE)
         assert len(kling("list", "--page-size", 2).stdout.splitlines()) == 2

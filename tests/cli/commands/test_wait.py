@@ -10,7 +10,7 @@ from kling_expand.emulator.faults.plan import Fault
 
 
 def test_wait_saves_each_task_once_under_its_id(tmp_path: Path) -> None:
-    """The same id twice is one task; either kind of id will do."""
+    """A repeated id is one task, and either kind of id is accepted."""
     with shell(work_seconds=600) as kling:
         first, second = submitted(kling, COFFEE, CHELSEA)
         external = json.loads(kling("get", second, "--json").stdout)["external_task_id"]
@@ -21,7 +21,7 @@ def test_wait_saves_each_task_once_under_its_id(tmp_path: Path) -> None:
 
 
 def test_waiting_for_a_failed_task_says_why(tmp_path: Path) -> None:
-    """Exit code 1, the reason, and no advice to wait again."""
+    """A failed task has exit code 1 and its reason, and no advice to wait again."""
     with shell(work_seconds=600) as kling:
         kling("expand", COFFEE, "--up", 0.5, "--prompt", "emulate-risk-control", "--deadline", 0.3)
         (task_id,) = ids(kling)
@@ -34,7 +34,7 @@ def test_waiting_for_a_failed_task_says_why(tmp_path: Path) -> None:
 
 
 def test_download_does_not_wait(tmp_path: Path) -> None:
-    """What has ended is saved, what has not is said to be at work, and how to wait for it."""
+    """An ended task is saved; a running one is an error that says how to wait for it."""
     with shell(work_seconds=600) as kling:
         (first,) = submitted(kling, COFFEE)
         kling.within(kling.emulator.advance, 700)
@@ -46,7 +46,7 @@ def test_download_does_not_wait(tmp_path: Path) -> None:
 
 
 def test_a_result_that_cannot_be_fetched_stays_open(tmp_path: Path) -> None:
-    """The task is paid for: the failure of its download names the command that tries again."""
+    """A failed download names the command that tries again, because the task is paid for."""
     with shell() as kling:
         kling("expand", COFFEE, "--up", 0.5, "-o", tmp_path)
         (task_id,) = ids(kling)

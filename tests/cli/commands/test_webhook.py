@@ -44,7 +44,7 @@ def post(url: str, body: bytes) -> int:
 
 
 def create(url: str, api_key: str, callback_url: str) -> None:
-    """Have a task made whose news go to *callback_url*."""
+    """Create a task that reports to *callback_url*."""
 
     async def submit() -> None:
         async with KlingClient(api_key=api_key, base_url=url) as client:
@@ -55,7 +55,7 @@ def create(url: str, api_key: str, callback_url: str) -> None:
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_signed_calls_are_printed_as_they_come(*, as_json: bool) -> None:
-    """Those of a real task, in order, on the path that was asked for."""
+    """The callbacks of a task are printed in order, with their path."""
     with listening("--secret", SECRET, *(["--json"] if as_json else [])) as (process, url, line):
         assert "signed callbacks only" in line
         with shell(webhook_secret=SECRET, queue_seconds=0.05) as kling:
@@ -73,7 +73,7 @@ def test_signed_calls_are_printed_as_they_come(*, as_json: bool) -> None:
 
 
 def test_unsigned_calls_are_refused_with_the_reason() -> None:
-    """400, a line on stderr, and nothing on stdout; a body that is too long likewise."""
+    """An unsigned callback is answered 400 and reported on stderr, a body that is too long 413."""
     with listening("--secret", SECRET) as (process, url, _):
         assert post(url, CALL) == 400
         assert process.stderr is not None
@@ -84,7 +84,7 @@ def test_unsigned_calls_are_refused_with_the_reason() -> None:
 
 
 def test_without_a_secret_every_call_is_marked() -> None:
-    """And cannot steer the terminal."""
+    """Without a secret every callback is marked, and cannot steer the terminal."""
     with listening() as (process, url, line):
         assert "nothing is verified" in line
         assert post(url, CALL) == 204
@@ -96,7 +96,7 @@ def test_without_a_secret_every_call_is_marked() -> None:
 
 
 def test_a_port_that_is_taken_is_one_sentence() -> None:
-    """Exit code 2; so is a secret that is none."""
+    """A port in use and an invalid secret have exit code 2."""
     with shell() as other:
         done = Shell()("webhook", "listen", "--port", other.emulator.url.rpartition(":")[2])
     assert (done.exit_code, "cannot listen" in done.stderr) == (2, True)

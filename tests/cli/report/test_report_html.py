@@ -1,4 +1,4 @@
-"""`kling-expand report`: one page about a journal, whole in itself, that nobody's text can break."""
+"""`kling-expand report`: one self-contained page that no foreign text can break."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ NASTY = "</script><img src=https://evil.example/x onerror=alert(1)> \u202e \" '"
 
 
 class Page(HTMLParser):
-    """The tags of a page with their attributes, and the text of each kind of element."""
+    """The tags of a page with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -26,17 +26,17 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Remember it."""
+        """Record the tag."""
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
     def all(self, tag: str, css: str = "") -> list[dict[str, str]]:
-        """The attributes of every such tag of a class."""
+        """Return the attributes of every such tag of a class."""
         return [attrs for name, attrs in self.tags if name == tag and css in attrs.get("class", "")]
 
 
 @pytest.fixture(scope="module")
 def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with one picture, two of one photo, a failure and a refusal, each with a nasty prompt."""
+    """A journal with one picture, two of one photo, a failure and a refusal."""
     folder = tmp_path_factory.mktemp("report")
     rows = [
         {"image": COFFEE, "left": 0.5, "right": 0.5, "prompt": NASTY},
@@ -51,7 +51,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(journal: Path, tmp_path: Path, *arguments: object) -> tuple[Page, str]:
-    """The report on a journal, read and as it is."""
+    """Return the report on a journal, parsed and as text."""
     done = Shell()("report", journal, "-o", tmp_path / "r.html", *arguments)
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'r.html'}\n")
     text = (tmp_path / "r.html").read_text()
@@ -59,7 +59,7 @@ def made(journal: Path, tmp_path: Path, *arguments: object) -> tuple[Page, str]:
 
 
 def test_every_job_is_on_the_page(journal: Path, tmp_path: Path) -> None:
-    """Before and after, sums, prompt, ratios, cost and why it failed."""
+    """A card has the pictures, prompt, ratios, cost and error of its job."""
     page, text = made(journal, tmp_path)
     kinds = [card["data-kind"] for card in page.all("article")]
     assert sorted(kinds) == ["done", "done", "failed", "failed"]
@@ -74,14 +74,14 @@ def test_every_job_is_on_the_page(journal: Path, tmp_path: Path) -> None:
 
 
 def test_the_photo_lies_where_it_does_in_the_result(journal: Path, tmp_path: Path) -> None:
-    """Half a width on each side: it begins at a quarter and is half as wide as the canvas."""
+    """With half a width on each side it starts at a quarter and is half as wide as the canvas."""
     page, _ = made(journal, tmp_path)
     places = {attrs["style"] for attrs in page.all("img") if "original" in attrs["alt"]}
     assert "left:25.0000%;top:0.0000%;width:50.0000%;height:100.0000%" in places
 
 
-def test_nothing_is_fetched_and_nobodys_text_is_markup(journal: Path, tmp_path: Path) -> None:
-    """Every picture is in the file, the one script is ours, and a policy forbids the rest."""
+def test_nothing_is_fetched_and_foreign_text_is_escaped(journal: Path, tmp_path: Path) -> None:
+    """Pictures are in the file, foreign text is escaped, and a policy forbids all requests."""
     page, text = made(journal, tmp_path)
     assert {attrs["src"][:11] for attrs in page.all("img")} == {"data:image/"}
     assert len(page.all("script")) == 1
@@ -95,7 +95,7 @@ def test_nothing_is_fetched_and_nobodys_text_is_markup(journal: Path, tmp_path: 
 
 
 def test_pictures_are_as_small_as_asked(journal: Path, tmp_path: Path) -> None:
-    """And the whole page with them."""
+    """With --size no picture is larger."""
     page, _ = made(journal, tmp_path, "--size", 64)
     for attrs in page.all("img"):
         with Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2]))) as image:
@@ -103,7 +103,7 @@ def test_pictures_are_as_small_as_asked(journal: Path, tmp_path: Path) -> None:
 
 
 def test_only_the_newest_are_shown_and_all_are_counted(journal: Path, tmp_path: Path) -> None:
-    """It says so."""
+    """With --last the page shows the newest jobs, and the totals include all."""
     page, text = made(journal, tmp_path, "--last", 1)
     assert len(page.all("article")) == 1
     assert "The newest 1 of 4 jobs are shown." in text
@@ -111,7 +111,7 @@ def test_only_the_newest_are_shown_and_all_are_counted(journal: Path, tmp_path: 
 
 
 def test_what_is_gone_from_disk_is_said(journal: Path, tmp_path: Path) -> None:
-    """The page is made all the same."""
+    """A page without the result files is still written."""
     copy = tmp_path / "j"
     copy.write_bytes(journal.read_bytes())
     for file in journal.parent.glob("out/*"):
@@ -126,7 +126,7 @@ def test_what_is_gone_from_disk_is_said(journal: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_report_leaves_the_last_one(journal: Path, tmp_path: Path) -> None:
-    """And no half file beside it."""
+    """A failed report leaves no partial file."""
     (tmp_path / "r.html").mkdir()
     done = Shell()("report", journal, "-o", tmp_path / "r.html")
     assert (done.exit_code, "cannot be written" in done.stderr) == (2, True)
@@ -137,20 +137,20 @@ def test_a_failed_report_leaves_the_last_one(journal: Path, tmp_path: Path) -> N
     ("arguments", "said"), [(["nothing"], "no such journal"), ([COFFEE, "-o", "photo.jpg"], "an .html file")]
 )
 def test_what_cannot_be_reported_on(arguments: list[str], said: str) -> None:
-    """Exit code 2; a picture is never taken for the page's place."""
+    """A missing journal, and an output that is no HTML file, have exit code 2."""
     done = Shell()("report", *arguments)
     assert (done.exit_code, said in done.stderr) == (2, True)
 
 
 def test_a_program_can_ask_for_it(journal: Path, tmp_path: Path) -> None:
-    """As JSON."""
+    """With --json the file and the totals are one object."""
     done = Shell()("report", journal, "-o", tmp_path / "r.html", "--json", "--last", 3)
     facts = {"file": str(tmp_path / "r.html"), "jobs": 4, "shown": 3, "units_billed": 24}
     assert json.loads(done.stdout) == facts
 
 
 def test_an_empty_journal_is_a_page_too(tmp_path: Path) -> None:
-    """With nothing on it."""
+    """An empty journal has a page without cards."""
     with shell() as kling:
         kling("bulk", "gone.jpg", "--up", 1, "--journal", tmp_path / "j", "-o", tmp_path)
     page, text = made(tmp_path / "j", tmp_path)
@@ -158,7 +158,7 @@ def test_an_empty_journal_is_a_page_too(tmp_path: Path) -> None:
 
 
 def test_durations_are_the_services() -> None:
-    """Of tasks that ended well, and never negative."""
+    """Only successful tasks have a duration, and it is never negative."""
     assert seconds(Task("1", "succeed", created_at=1000, updated_at=3500)) == 2.5
     assert seconds(Task("1", "succeed", created_at=3500, updated_at=1000)) == 0
     assert seconds(Task("1", "succeed", created_at=1000)) is None

@@ -10,7 +10,7 @@ from kling_expand.cli.report.thumbnails import thumbnail
 
 
 def test_thumbnails_of_anything(tmp_path: Path) -> None:
-    """Transparent pictures stand on white; what is no picture has none."""
+    """Transparency becomes white; a file that is no picture has no thumbnail."""
     Image.new("RGBA", (400, 300), (0, 0, 0, 0)).save(tmp_path / "a.png")
     small = thumbnail(str(tmp_path / "a.png"), 100)
     assert small is not None

@@ -194,7 +194,9 @@ FAILED = Task("t1", "failed", "Failure to pass the risk control system")
 
 @pytest.mark.asyncio
 class JobStoreContract:
-    """The tests that every `JobStore` has to pass. Subclass it and add one fixture::
+    """The tests that every `JobStore` has to pass.
+
+    Subclass it and add one fixture::
 
         class TestMyStore(JobStoreContract):
             @pytest.fixture

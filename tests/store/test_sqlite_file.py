@@ -561,6 +561,51 @@ def test_nothing_is_promised_after_the_close(path: Path) -> None:
     assert [str(outcome) for outcome in outcomes] == [f"the journal {path} is closed"] * 2
 
 
+# ------------------------------------------------------------------------ written by an earlier version
+
+FIRST_VERSION = """
+PRAGMA application_id = 0x4B6C4578;
+PRAGMA user_version = 1;
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, external_task_id TEXT NOT NULL UNIQUE,
+    params_hash TEXT NOT NULL, attempt INTEGER NOT NULL, latest INTEGER NOT NULL DEFAULT 1,
+    state TEXT NOT NULL, task_id TEXT,
+    last_post_at REAL, snapshot TEXT, error TEXT, files BLOB, source BLOB, params TEXT NOT NULL,
+    created_at REAL NOT NULL, updated_at REAL NOT NULL, UNIQUE (key, params_hash, attempt)
+);
+CREATE INDEX jobs_by_state ON jobs (state, id) WHERE latest = 1;
+INSERT INTO meta VALUES ('run', 'r');
+"""
+PARAMS = (
+    '{"image":"","up_expansion_ratio":0.0,"down_expansion_ratio":0.0,"left_expansion_ratio":0.0,'
+    '"right_expansion_ratio":0.5,"prompt":"a park","n":2,"external_task_id":""}'
+)
+
+
+async def test_files_of_the_first_version_are_read(path: Path) -> None:
+    """Every state by its word on disk, with its request and its task."""
+    words = ["intent", "unknown", "rejected", "submitted", "succeeded", "done", "failed"]
+    snapshot = '{"task_id":"7","task_status":"succeed","final_unit_deduction":"16"}'
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(FIRST_VERSION)
+        for word in words:
+            values = (word, word, word, snapshot if word == "done" else None, b"/in/dog.png", PARAMS)
+            db.execute(
+                "INSERT INTO jobs (key, external_task_id, params_hash, attempt, state, snapshot, source,"
+                " params, created_at, updated_at) VALUES (?, ?, 'h', 1, ?, ?, ?, ?, 1, 2)",
+                values,
+            )
+        db.commit()
+    async with SQLiteStore(path, run="r") as store:
+        jobs = {str(job.state): job async for job in store.jobs()}
+    assert list(jobs) == words
+    assert jobs["done"].task == Task("7", "succeed", final_unit_deduction="16")
+    request = jobs["intent"].request
+    assert request is not None
+    assert (request.image, request.prompt, request.n, request.key) == ("/in/dog.png", "a park", 2, "intent")
+
+
 # ------------------------------------------------------------------------ how it is written
 
 

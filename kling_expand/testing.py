@@ -157,7 +157,7 @@ class Seconds:
     """A clock that is a second later each time it is read."""
 
     def __init__(self, start: float = EPOCH) -> None:
-        self.now = start
+        self.now: float = start
 
     def __call__(self) -> float:
         """Return the next second."""

@@ -1,4 +1,4 @@
-"""Who are we? Bearer tokens from a key pair (JWT) or a static key; no I/O, no environment."""
+"""Bearer tokens from a key pair (JWT) or a static key, without I/O."""
 
 import time
 import warnings
@@ -14,14 +14,17 @@ SKEW = 5.0  # seconds the service's clock may differ from ours before we follow 
 
 
 class Auth(Protocol):
-    """Something that hands out bearer tokens."""
+    """Credentials that give bearer tokens."""
 
     def token(self) -> str:
-        """A token for the next request."""
+        """Return a token for the next request."""
         ...
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Say that *refused* was not accepted; True if another token is worth a try."""
+        """Note that the token *refused* was not accepted, and return whether another is worth a try.
+
+        *server_time* is the clock of the service in Unix seconds, where it tells.
+        """
         ...
 
 
@@ -33,7 +36,7 @@ class KeyPair:
 
     def __init__(self, access_key: str, secret_key: str, *, clock: Callable[[], float] = time.time) -> None:
         if not access_key.strip() or not secret_key.strip():
-            raise ConfigurationError("access key and secret key must both be given, and not be blank")
+            raise ConfigurationError("access_key and secret_key must both be given, and not be blank")
         self._access_key = access_key.strip()
         self._secret_key = secret_key.strip()
         self._clock = clock
@@ -45,7 +48,7 @@ class KeyPair:
         return f"<KeyPair …{self._access_key[-4:]}>" if len(self._access_key) > 12 else "<KeyPair>"
 
     def token(self) -> str:
-        """The cached token, or a new one."""
+        """Return the cached token, or a new one."""
         now = self._clock()
         # A clock that was set back would otherwise keep an old token for too long.
         if not self._token or not self._good_until - LIFE <= now < self._good_until:
@@ -54,8 +57,8 @@ class KeyPair:
         return self._token
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Forget *refused*, and follow the service's clock if ours is off."""
-        if refused == self._token:  # otherwise somebody else has renewed it already
+        """Forget *refused*, and follow the clock of the service if ours is off."""
+        if refused == self._token:  # otherwise another call has renewed it already
             self._token = ""
         offset = 0.0 if server_time is None else server_time - self._clock()
         self._offset = offset if abs(offset) > SKEW else 0.0
@@ -77,17 +80,17 @@ class StaticKey:
     def __init__(self, api_key: str) -> None:
         key = api_key.strip()
         if not key or not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigurationError("the API key must be printable ASCII without blanks")
+            raise ConfigurationError("api_key must be printable ASCII without blanks")
         self._api_key = key
 
     def __repr__(self) -> str:
         return "<StaticKey>"
 
     def token(self) -> str:
-        """The key."""
+        """Return the key."""
         return self._api_key
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """There is only one key: a second try would be refused like the first."""
+        """Return False: there is only one key, and it would be refused again."""
         del refused, server_time
         return False

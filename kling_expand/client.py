@@ -18,7 +18,7 @@ from attrs import frozen
 from .api import codec
 from .api.session import Session
 from .auth import Auth
-from .config import Settings, credentials, webhook_secret
+from .config import Settings, SettingsFields, credentials, webhook_secret
 from .errors import ClientClosed, InvalidRequest
 from .events import Listener, Stats, StatsCollector
 from .geometry import Geometry
@@ -75,7 +75,7 @@ class KlingClient:
         listener: Listener | None = None,
         rng: Random | None = None,
         clock: Callable[[], float] = time.time,
-        **options: Any,
+        **options: Unpack[SettingsFields],
     ) -> None:
         self.settings = settings = Settings.from_env(**options)
         dialect = settings.dialect

@@ -1,10 +1,10 @@
-"""What can be set? Settings with their defaults; the only reader of the environment."""
+"""Settings with their defaults, and the only reader of the environment."""
 
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from attrs import field, frozen
@@ -19,7 +19,7 @@ PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
 
 def _positive(_settings: Any, attribute: Any, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigurationError(f"{attribute.name} must be a number above zero, not {value!r}")
+        raise ConfigurationError(f"{attribute.name} must be a number above 0, got {value!r}")
 
 
 def _url(value: str) -> str:
@@ -30,8 +30,8 @@ def _url(value: str) -> str:
     except ValueError:
         good = False
     if not good or not url.isprintable() or set("@?# ") & set(url):
-        # It is not shown: who puts a password into a URL does not want to read it in a log.
-        raise ConfigurationError("base_url must be https://host or http://host, and name no user or query")
+        # The value is not shown: a URL may hold a password, and this message is logged.
+        raise ConfigurationError("base_url must be https://host or http://host, without user or query")
     return url
 
 
@@ -40,19 +40,43 @@ def _dialect(value: str) -> Dialect:
         return Dialect(value)
     except ValueError:
         words = " or ".join(Dialect)
-        raise ConfigurationError(f"dialect must be {words}, not {value!r}") from None
+        raise ConfigurationError(f"dialect must be {words}, got {value!r}") from None
+
+
+class SettingsFields(TypedDict, total=False):
+    """The fields of `Settings`, for editors and type checkers; None means the default."""
+
+    base_url: str | None
+    dialect: str | None
+    max_in_flight: int | None
+    connect_timeout: float | None
+    read_timeout: float | None
+    create_timeout: float | None
+    upload_speed: float | None
+    retry_timeout: float | None
+    max_retry_after: float | None
+    poll_timeout: float | None
+    refusal_timeout: float | None
+    download_timeout: float | None
+    upload_bytes: int | None
 
 
 @frozen(kw_only=True)
 class Settings:
-    """Everything a client can be told. Durations are seconds, sizes bytes.
+    """The settings of a client. Durations are seconds, sizes bytes.
 
-    `max_in_flight` counts pictures, not tasks: a task of n pictures holds n of the account's
-    slots. `read_timeout` bounds one query; a create may take `create_timeout` plus the time its
-    body needs at `upload_speed`. `retry_timeout` bounds how long one call is retried, and
-    `poll_timeout` how long a task may go without any good news of it before its wait gives up.
-    `download_timeout` bounds the download of one picture with all its retries; `read_timeout`
-    seconds without a byte end one try of it.
+    - `max_in_flight` counts pictures, not tasks: a task of n pictures holds n slots of the account.
+    - `connect_timeout` bounds one connection, and all tries before the service has answered once.
+    - `read_timeout` bounds one query. A create may take `create_timeout` plus the time that its body
+      needs at `upload_speed` (bytes a second).
+    - `retry_timeout` bounds how long one call is tried again.
+    - `max_retry_after` is the longest wait asked for by a `Retry-After` header that is obeyed. A call
+      for which the service asks more raises `RateLimited`.
+    - `poll_timeout` bounds how long a task is polled while every read of it only fails, and
+      `refusal_timeout` how long while every read of it is refused.
+    - `download_timeout` bounds the download of one picture with all its retries. `read_timeout` seconds
+      without a byte end one try of it.
+    - `upload_bytes` bounds the bodies of all creates under way.
     """
 
     base_url: str = field(default=DEFAULT_BASE_URL, converter=_url)
@@ -70,10 +94,14 @@ class Settings:
     upload_bytes: int = field(default=64 << 20, validator=_positive)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> Self:
-        """`KLING_BASE_URL`, beneath whatever is *given* and is not None."""
-        chosen = {name: value for name, value in given.items() if value is not None}
-        base_url = environ.get("KLING_BASE_URL", "").strip()
+    def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsFields]) -> Self:
+        """Return the settings that are *given* and not None, above `KLING_BASE_URL` and the defaults.
+
+        Raises:
+            ConfigurationError: a value is not possible.
+        """
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        base_url = _environ(environ).get("KLING_BASE_URL", "").strip()
         if base_url:
             chosen.setdefault("base_url", base_url)
         return cls(**chosen)
@@ -83,16 +111,19 @@ def credentials(
     access_key: str | None = None,
     secret_key: str | None = None,
     api_key: str | None = None,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
     *,
     clock: Callable[[], float] = time.time,
 ) -> Auth:
-    """The credentials given, or else the environment's.
+    """Return the credentials that are given, or else those of the environment.
 
-    What is given beats the environment, a static key beats a pair, blank means absent, and half
-    a pair is an error. The names are ``KLING_API_KEY`` and ``KLING_ACCESS_KEY`` with
-    ``KLING_SECRET_KEY``, or the same beginning with ``KLINGAI_``. Raises `ConfigurationError`.
+    A static key beats a pair, and blank means absent. The names are ``KLING_API_KEY`` and
+    ``KLING_ACCESS_KEY`` with ``KLING_SECRET_KEY``, or the same beginning with ``KLINGAI_``.
+
+    Raises:
+        ConfigurationError: there are none, or only half a pair.
     """
+    environ = _environ(environ)
     names = ("ACCESS_KEY", "SECRET_KEY", "API_KEY")
     rows: list[Sequence[str | None]] = [(access_key, secret_key, api_key)]
     rows += [[environ.get(f"{prefix}_{name}") for name in names] for prefix in ("KLING", "KLINGAI")]
@@ -104,13 +135,17 @@ def credentials(
             return KeyPair(access, secret, clock=clock)
         if access or secret:
             missing = "secret key" if access else "access key"
-            raise ConfigurationError(f"the {missing} is missing: a key pair needs both halves")
+            raise ConfigurationError(f"a key pair must have both halves: the {missing} is missing")
     raise ConfigurationError(
         "no credentials: set KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY, "
         "or pass them to KlingClient"
     )
 
 
-def webhook_secret(given: str | None = None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The console's Webhook Secret (``whsec_…``): what is *given*, or ``KLING_WEBHOOK_SECRET``."""
-    return (given or environ.get("KLING_WEBHOOK_SECRET", "")).strip() or None
+def webhook_secret(given: str | None = None, environ: Mapping[str, str] | None = None) -> str | None:
+    """Return the console's Webhook Secret (``whsec_…``): *given*, or ``KLING_WEBHOOK_SECRET``."""
+    return (given or _environ(environ).get("KLING_WEBHOOK_SECRET", "")).strip() or None
+
+
+def _environ(given: Mapping[str, str] | None) -> Mapping[str, str]:
+    return os.environ if given is None else given

@@ -1,4 +1,4 @@
-"""How is it going? Events as they happen, and the numbers a service wants of them; no clock, no I/O."""
+"""Events of a client as they happen, and the statistics made of them, without clock or I/O."""
 
 import logging
 from collections import Counter, deque
@@ -20,7 +20,7 @@ WINDOW = 1024  # newest values that quantiles are taken of
 
 
 class EventKind(StrEnum):
-    """What happened."""
+    """The kinds of events."""
 
     CREATE = "create"  # a call to the API was answered, or failed
     READ = "read"
@@ -33,10 +33,10 @@ class EventKind(StrEnum):
 
 
 class Event(NamedTuple):
-    """One thing that happened. `seconds` is how long the call, or the task, took.
+    """One event. `seconds` is how long the call, or the task, took.
 
-    `latency` is how long after a task's end we heard of it, both by the service's clock. `number` is that
-    of the job's future: all events of one job have it, those of calls have none.
+    `latency` is the time from the end of a task to the answer that told it, both by the service's clock.
+    `number` is that of the job's future: all events of one job have it, those of calls have none.
     """
 
     kind: EventKind
@@ -52,7 +52,7 @@ Listener = Callable[[Event], object]
 
 
 class Quantiles(NamedTuple):
-    """Of the newest values, in seconds; None before there is one."""
+    """Quantiles of the newest values, in seconds; None before there is one."""
 
     median: float | None = None
     p95: float | None = None
@@ -61,11 +61,11 @@ class Quantiles(NamedTuple):
 
 @frozen(kw_only=True, eq=False)
 class Stats:
-    """What a client has done since it was made.
+    """The statistics of a client since it was made.
 
     Jobs: those `submitted` are `waiting` (for a slot, or for their create to be settled), `running` at the
     service (attached ones too), `succeeded`, `failed` (the task failed), `refused` (it never came to a
-    task, or nothing more will be heard of it) or `unknown` (nobody can say whether a task exists).
+    task, or its task is no longer polled) or `unknown` (whether a task exists could not be settled).
     Calls: `creates`, `reads` of one task, `lists`, and `errors` of any of them by class.
     Money, in units: `units_due` is what was or may be billed, `units_billed` what the service says it was.
     """
@@ -88,7 +88,7 @@ class Stats:
 
 
 class StatsCollector:
-    """Adds up events, and passes each on to *listener*."""
+    """A collector that adds up events, and passes each on to *listener*."""
 
     def __init__(self, listener: Listener | None = None) -> None:
         self._listener = listener
@@ -99,7 +99,7 @@ class StatsCollector:
         self._latencies: deque[float] = deque(maxlen=WINDOW)
 
     def emit(self, event: Event) -> None:
-        """Count it, and pass it on; what the listener raises disturbs no job."""
+        """Count an event, and pass it on; what the listener raises disturbs no job."""
         self._counts[event.kind] += 1
         if event.kind is EventKind.ENDED and event.task is not None:
             self._ended(event.task, event)
@@ -114,7 +114,7 @@ class StatsCollector:
                 logger.exception("the listener failed on %s", event.kind)
 
     def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:
-        """The numbers as they are now, with those that are counted elsewhere."""
+        """Return the numbers as they are now, with those that are counted elsewhere."""
         from decimal import Decimal  # here, as the import of the package does without
 
         counts = self._counts

@@ -2,13 +2,14 @@
 
 import math
 import os
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from attrs import fields
 
 from kling_expand.auth import KeyPair, StaticKey
-from kling_expand.config import DEFAULT_BASE_URL, Settings, credentials, webhook_secret
+from kling_expand.config import DEFAULT_BASE_URL, Settings, SettingsFields, credentials, webhook_secret
 from kling_expand.errors import ConfigurationError
 from kling_expand.models import Dialect
 
@@ -185,15 +186,17 @@ def test_a_number_that_cannot_work_is_refused(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_that_works_is_taken(name: str) -> None:
     """Whole or not."""
-    assert getattr(Settings.from_env({}, **{name: 7}), name) == 7
-    assert Settings.from_env({}, **{name: None}) == Settings()
+    seven: dict[str, Any] = {name: 7}
+    nothing: dict[str, Any] = {name: None}
+    assert getattr(Settings.from_env({}, **seven), name) == 7
+    assert Settings.from_env({}, **nothing) == Settings()
 
 
 def test_a_dialect_has_a_name() -> None:
     """One of two words, and the message says them."""
     assert Settings(dialect=Dialect("direction")).dialect is Dialect.DIRECTION
     assert Settings.from_env({}, dialect="direction").dialect is Dialect.DIRECTION
-    with pytest.raises(ConfigurationError, match="editing or direction, not 'dutch'"):
+    with pytest.raises(ConfigurationError, match="editing or direction, got 'dutch'"):
         Settings.from_env({}, dialect="dutch")
 
 
@@ -202,3 +205,20 @@ def test_settings_do_not_change() -> None:
     settings: Any = Settings()
     with pytest.raises(AttributeError):
         settings.read_timeout = 1.0
+
+
+def test_the_typed_settings_are_those_of_the_class() -> None:
+    """Editors are offered the same names that a client takes, each with the type of its field or None."""
+    hints = get_type_hints(SettingsFields)
+    assert list(hints) == [each.name for each in fields(Settings)]
+    for each in fields(Settings):
+        kind = str if each.name == "dialect" else each.type
+        assert set(get_args(hints[each.name])) == {kind, NoneType}
+
+
+def test_the_environment_is_read_when_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test or a program may replace `os.environ` itself, not only change it."""
+    replaced = {"KLING_BASE_URL": "https://late.example", "KLING_API_KEY": "k"}
+    monkeypatch.setattr("os.environ", replaced)
+    assert Settings.from_env().base_url == "https://late.example"
+    assert isinstance(credentials(), StaticKey)

@@ -194,7 +194,7 @@ class GeometryOptions(OptionGroup):
 
     aspect: str | None = option("--aspect", metavar="W:H", help="Extend to an aspect ratio, such as 16:9.")
     area: float | None = option(
-        "--area", type=float, metavar="TIMES", help="With --aspect: the new area in old areas, 1 to 3."
+        "--area", type=float, metavar="TIMES", help="With --aspect: the new area over the old, 1 to 3."
     )
     anchor: Anchor | None = option(  # noqa: RUF009 - a declaration, evaluated once
         "--anchor",

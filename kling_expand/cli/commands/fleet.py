@@ -49,7 +49,9 @@ class Database(OptionGroup):
         metavar="URL",
         help="The database, as postgresql://user@host/name; the default is KLING_FLEET_DSN.",
     )
-    run: str = option("--run", default="default", show_default=True, help="The run that the jobs belong to.")
+    run: str = option(
+        "--run", default="default", show_default=True, metavar="NAME", help="The run that the jobs belong to."
+    )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Fleet"]:
@@ -97,7 +99,9 @@ class SubmitOptions(OptionGroup):
     listed: IO[str] | None = option(  # noqa: RUF009 - a declaration, evaluated once
         "--from", type=click.File("r"), metavar="FILE", help="Read more photos from FILE, one per line."
     )
-    priority: int = option("--priority", default=0, show_default=True, help="Higher ones start first.")
+    priority: int = option(
+        "--priority", default=0, show_default=True, metavar="N", help="Higher ones start first."
+    )
     wait: bool = option("--wait", default=False, is_flag=True, help="Wait for the results, and print them.")
 
 
@@ -163,6 +167,7 @@ class WorkerOptions(OptionGroup):
         default=32,
         show_default=True,
         type=click.IntRange(min=1),
+        metavar="N",
         help="Jobs taken at the same time; most of them wait for a slot.",
     )
     max_in_flight: int | None = option(
@@ -173,7 +178,11 @@ class WorkerOptions(OptionGroup):
         "without it each worker estimates its share.",
     )
     account: str = option(
-        "--account", default="default", show_default=True, help="The account that --max-in-flight counts for."
+        "--account",
+        default="default",
+        show_default=True,
+        metavar="NAME",
+        help="The account that --max-in-flight counts for.",
     )
     output: str | None = option(
         "-o", "--output", metavar="PLACE", help="Directory, template or s3://… for the pictures."
@@ -189,14 +198,16 @@ class WorkerOptions(OptionGroup):
         default=30.0,
         show_default=True,
         type=POSITIVE,
-        help="Seconds without a heartbeat after which a worker counts as dead.",
+        metavar="SECONDS",
+        help="Time without a heartbeat after which a worker counts as dead.",
     )
     shutdown_timeout: float = option(
         "--shutdown-timeout",
         default=20.0,
         show_default=True,
         type=click.FloatRange(min=0),
-        help="Seconds that running jobs have to finish after SIGTERM.",
+        metavar="SECONDS",
+        help="Time that running jobs have to finish after SIGTERM.",
     )
 
 
@@ -263,7 +274,14 @@ def status(*, database: Database, output: JSONOption) -> None:
 
 @fleet.command()
 @options(database=Database)
-@click.option("--every", default=1.0, show_default=True, type=POSITIVE, help="Seconds between two updates.")
+@click.option(
+    "--every",
+    default=1.0,
+    show_default=True,
+    type=POSITIVE,
+    metavar="SECONDS",
+    help="Time between two updates.",
+)
 def top(*, database: Database, every: float) -> None:
     """Show workers, queue, slots and cost on a live screen, until Ctrl-C."""
 
@@ -316,7 +334,14 @@ async def watch(
 
 
 @fleet.command()
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Worker processes.",
+)
 @click.option(
     "-o", "--output", default="out", show_default=True, metavar="DIR", help="Directory for the pictures."
 )

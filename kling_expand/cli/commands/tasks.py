@@ -69,8 +69,10 @@ async def _read(client: KlingClient, any_id: str) -> Task | KlingError:
 class ListOptions(OptionGroup):
     """The tasks that `list` prints."""
 
-    page: int = option("--page", default=1, show_default=True, help="The page, from 1.")
-    page_size: int = option("--page-size", default=30, show_default=True, help="Tasks per page, 1 to 500.")
+    page: int = option("--page", default=1, show_default=True, metavar="N", help="The page, from 1.")
+    page_size: int = option(
+        "--page-size", default=30, show_default=True, metavar="N", help="Tasks per page, 1 to 500."
+    )
     all_pages: bool = option("--all", default=False, is_flag=True, help="Print every page.")
     status: str | None = option(
         "--status", metavar="WORD", help="Only tasks with this status, such as failed."

@@ -28,12 +28,15 @@ def webhook() -> None:
 class ListenOptions(OptionGroup):
     """The address of the server, and the secrets that callbacks are signed with."""
 
-    host: str = option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+    host: str = option(
+        "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on."
+    )
     port: int = option(
         "--port",
         default=8080,
         show_default=True,
         type=click.IntRange(0, 65535),
+        metavar="PORT",
         help="Port to listen on; 0 chooses a free one.",
     )
     secrets: tuple[str, ...] = option(

@@ -1,6 +1,10 @@
 """The batch engine: every job is followed, saved and reported, however the batch ends."""
 
+import asyncio
+import contextlib
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -164,3 +168,47 @@ async def test_with_a_journal_the_summary_replaces_the_list_of_open_tasks(
     summary = json.loads(out.splitlines()[-1])["summary"]
     assert (summary["failed"], summary["open_tasks"]) == (1, 1)
     assert "resume with" not in err
+
+
+async def test_a_cancelled_batch_saves_what_it_has_begun_to_save(
+    emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A download that has started ends, a running task is listed, and neither is counted as failed."""
+    emulator.faults.script("file", Fault("slow_body", seconds=0.5))
+    progress = Progress(2)
+
+    async def jobs(client: KlingClient) -> Jobs:
+        async for job in requests(None)(client):
+            yield job
+        while not emulator.account.requests["file"]:  # noqa: ASYNC110 - a counter of the emulator
+            await asyncio.sleep(0.01)
+        emulator.work_seconds = 600
+        future = client.submit(ExpandRequest(COFFEE, Ratios(up=0.1)))
+        await future.accepted()
+        yield Job("running", (), future)
+        batch.cancel()
+
+    batch = asyncio.create_task(run_batch(plan(tmp_path), progress, jobs))
+    with pytest.raises(asyncio.CancelledError):
+        await batch
+    err = capsys.readouterr().err
+    assert files(tmp_path) == ["job-0-0.png"]
+    assert (progress.saved, progress.ended, progress.interrupted) == (1, 1, True)
+    running = next(task.task_id for task in emulator.account.tasks.values() if task.task_id in err)
+    assert err.splitlines()[-1].endswith(f"-o {tmp_path} {running}")
+
+
+async def test_a_closed_stdout_is_one_error(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised as it is, so that the command line can end quietly, and tasks are listed before."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as closed:  # noqa: ASYNC230, PTH123 - a pipe
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises(BrokenPipeError):
+            await run_batch(plan(tmp_path), Progress(3), requests(None, None, None))
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            closed.close()
+    assert emulator.account.units_billed >= 8

@@ -1,11 +1,11 @@
-"""What can go wrong? Every exception this package raises, and nothing else.
+"""The exceptions of this package, and the table of the service's error codes.
 
 ::
 
     KlingError                    task_id, external_task_id: set wherever a task exists
     ├── ConfigurationError        credentials or settings are missing or contradict each other
     │   └── MissingExtra          an optional dependency is not installed (also an ImportError)
-    ├── InvalidRequest            refused here, before any money is spent (also a ValueError)
+    ├── InvalidRequest            refused locally, before any money is spent (also a ValueError)
     │   ├── GeometryError         the expansion cannot be expressed
     │   ├── ImageError            the photo cannot be sent as it is
     │   └── BudgetExceeded        the submission would cost more than is left
@@ -28,17 +28,17 @@
     ├── ContentRejected           moderation, at the create (PolicyRefusal) or later (TaskModerated)
     ├── TaskFailed                the job failed: the call did not
     │   └── TaskModerated         … because of its content (also a ContentRejected)
-    ├── SubmissionUnknown         nobody can say whether the task exists; look its id up later
+    ├── SubmissionUnknown         whether the task exists is not known; look its id up later
     ├── DeadlineExceeded          time is up, the job may go on (also a TimeoutError)
     ├── DownloadError             a result could not be brought to disk
     │   └── ResultExpired         … because the service no longer keeps it
     ├── WebhookError              a callback that cannot be trusted or read
     ├── JournalError              the journal file cannot be used
-    ├── NotSubmitted              it was taken back before it was sent: nothing is owed
+    ├── NotSubmitted              it was cancelled before it was sent: nothing is owed
     └── ClientClosed              the client was closed; its open tasks go on at the service
 
-``retryable`` says whether the same call may be made again by itself. A create is never
-repeated on that word alone: see `kling_expand.jobs.submission`.
+``retryable`` says whether the same call may succeed later (see `kling_expand.api.retry`). A create is
+repeated only by the rules of `kling_expand.jobs.submission`.
 """
 
 from typing import Any
@@ -82,7 +82,7 @@ __all__ = [
 
 
 class KlingError(Exception):
-    """The root of the tree. `task_id` and `external_task_id` are None where no task exists."""
+    """The base class of all errors. `task_id` and `external_task_id` are None where no task exists."""
 
     retryable: bool = False
 
@@ -106,7 +106,7 @@ class KlingError(Exception):
 
 
 def _rebuild(kind: type[KlingError], args: tuple[Any, ...], state: dict[str, Any]) -> KlingError:
-    """Unpickle any class of the tree, whatever its constructor asks for."""
+    """Unpickle any class of the tree, whatever its constructor takes."""
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)
@@ -114,11 +114,11 @@ def _rebuild(kind: type[KlingError], args: tuple[Any, ...], state: dict[str, Any
 
 
 class ConfigurationError(KlingError):
-    """Credentials or settings are missing or contradict each other."""
+    """Missing or contradictory credentials or settings."""
 
 
 class MissingExtra(ConfigurationError, ImportError):
-    """An optional dependency is not installed; the message names the extra."""
+    """An optional dependency that is not installed; the message names the extra."""
 
 
 class InvalidRequest(KlingError, ValueError):
@@ -140,19 +140,19 @@ class InvalidRequest(KlingError, ValueError):
 
 
 class GeometryError(InvalidRequest):
-    """The expansion cannot be expressed as four ratios in [0, 2] within three times the area."""
+    """An expansion that cannot be expressed as four ratios in [0, 2] within three times the area."""
 
 
 class ImageError(InvalidRequest):
-    """The photo's format, size, shape or bytes are not what the service takes."""
+    """A photo whose format, size, shape or bytes the service does not take."""
 
 
 class BudgetExceeded(InvalidRequest):
-    """The submission would cost more units than the client's budget has left."""
+    """A submission that would cost more units than the budget of the client has left."""
 
 
 class TransportError(KlingError):
-    """No usable answer came.
+    """A call without a usable answer.
 
     `sent` is False only where it is certain that the service never got the whole request. `retryable`
     is False where the service has never been reached, so that the settings are in doubt.
@@ -167,7 +167,7 @@ class TransportError(KlingError):
 
 
 class APIError(KlingError):
-    """The service answered, and refused.
+    """A call that the service refused.
 
     `code` is the envelope's (None where there was no envelope), `status` the HTTP status,
     `retry_after` the seconds a ``Retry-After`` header asked for.
@@ -194,95 +194,98 @@ class APIError(KlingError):
 
 
 class AuthenticationError(APIError):
-    """The credentials were not accepted."""
+    """Credentials that were not accepted."""
 
 
 class TokenExpired(AuthenticationError):
-    """The token is not yet, or no longer, valid: one new token may be tried."""
+    """A token that is not yet, or no longer, valid: one new token may be tried."""
 
 
 class AccountError(APIError):
-    """The account is abnormal, in arrears, or its resource pack is used up. Waiting does not help."""
+    """An account that is abnormal, in arrears or out of resources. Waiting does not help."""
 
 
 class PermissionDenied(APIError):
-    """The account may not use this interface or model."""
+    """An interface or model that the account may not use."""
 
 
 class BadRequest(APIError):
-    """The service does not accept the parameters."""
+    """Parameters that the service does not accept."""
 
 
 class DuplicateTask(BadRequest):
-    """A task with this `external_task_id` already exists in the account."""
+    """An `external_task_id` that a task of the account already has."""
 
 
 class TaskNotFound(BadRequest):
-    """No task has this id."""
+    """An id that no task has."""
 
 
 class NotFound(APIError):
-    """No such method or resource."""
+    """A method or resource that does not exist."""
 
 
 class ContentRejected(KlingError):
-    """Moderation said no, at the create or later."""
+    """Content that moderation rejected, at the create or later."""
 
 
 class PolicyRefusal(ContentRejected, APIError):
-    """The create was refused by the platform's or the content policy."""
+    """A create that was refused by the platform policy or the content policy."""
 
 
 class RateLimited(APIError):
-    """Too many requests; wait `retry_after`, or a while."""
+    """Too many requests. Wait `retry_after` seconds where the service says so.
+
+    `retryable` is False where that is longer than the setting `max_retry_after`.
+    """
 
     retryable = True
 
 
 class ParallelLimit(APIError):
-    """The account's parallel tasks are used up; one must end first."""
+    """A create above the limit of parallel tasks of the account: one must end first."""
 
     retryable = True
 
 
 class IPNotAllowed(APIError):
-    """The caller's address is not on the account's whitelist."""
+    """A caller whose address is not on the whitelist of the account."""
 
 
 class ServerError(APIError):
-    """The service failed. A create may have been accepted all the same."""
+    """A failure of the service. A create may have been accepted all the same."""
 
     retryable = True
 
 
 class ProtocolError(APIError):
-    """The answer is not what the API documents: HTML, truncated, empty, or of another shape."""
+    """An answer that is not as documented: HTML, truncated, empty, or of another shape."""
 
     retryable = True
 
 
 class TaskFailed(KlingError):
-    """The task ended as ``failed``; the message is its `task_status_msg`."""
+    """A task that ended as ``failed``; the message is its `task_status_msg`."""
 
 
 class TaskModerated(ContentRejected, TaskFailed):
-    """The task failed because its content did not pass the risk control."""
+    """A task that failed because its content did not pass the risk control."""
 
 
 class SubmissionUnknown(KlingError):
-    """It could not be settled whether the create was accepted. Never resend it under a new id."""
+    """A create that may or may not have been accepted. Never resend it under a new id."""
 
 
 class DeadlineExceeded(KlingError, TimeoutError):
-    """Time is up. Where `task_id` is set the task goes on, and can be awaited again."""
+    """A deadline that passed. Where `task_id` is set the task goes on, and can be awaited again."""
 
 
 class DownloadError(KlingError):
-    """A result could not be brought to disk; nothing half-written is left."""
+    """A result that could not be downloaded; no partial file is left."""
 
 
 class ResultExpired(DownloadError):
-    """The service keeps results for 30 days; this one is gone."""
+    """A result that the service no longer keeps: it does so for 30 days."""
 
 
 class WebhookError(KlingError):
@@ -294,11 +297,11 @@ class JournalError(KlingError):
 
 
 class NotSubmitted(KlingError):
-    """The job was taken back before anything was sent: no task exists and nothing is owed."""
+    """A job that was cancelled before anything was sent: no task exists and nothing is owed."""
 
 
 class ClientClosed(KlingError):
-    """The client was closed while this was open. There is no remote cancel: the task goes on."""
+    """An open wait whose client was closed. The service has no cancel, so the task goes on."""
 
 
 # The service's table of error codes (official documentation); `refusal` is its one reader.

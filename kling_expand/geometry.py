@@ -47,7 +47,7 @@ MAX_PIXELS = 2**31 - 1  # the longest side a PNG can state
 
 
 def real(value: float) -> float:
-    """A real number as a float; whatever else it is, is left for the validator to name."""
+    """Return a real number as a float, and anything else as it is, for the validator to refuse."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return value
     try:
@@ -63,7 +63,7 @@ def _side(_ratios: Any, attribute: Any, value: Any) -> None:
 
 @frozen
 class Canvas:
-    """The expanded picture's size in pixels, and where the original lies in it.
+    """The size of the expanded picture in pixels, and where the original lies in it.
 
     `box` is (left, top, right, bottom) in whole pixels, right and bottom exclusive;
     `frame` the same four as exact fractions of the width and the height.
@@ -75,7 +75,7 @@ class Canvas:
     frame: tuple[float, float, float, float] = field(repr=False)
 
     def scaled(self, width: int, height: int) -> "Canvas":
-        """The same picture at another size, say that of the service's result.
+        """Return the same picture at another size, such as that of the service's result.
 
         The service rescales to about a 1K tier. Each edge is rounded to the nearest pixel, halves upwards.
         """
@@ -87,7 +87,7 @@ class Canvas:
 
 @frozen
 class Ratios:
-    """How far each side grows: up and down in original heights, left and right in widths.
+    """Growth of each side: up and down in heights of the original, left and right in widths.
 
     Raises `GeometryError` for a side outside [0, 2], an area above 3 (1e-3 more is let pass,
     as the vendor's own helper needs it) and for four zeros.
@@ -115,11 +115,11 @@ class Ratios:
         return (1 + self.up + self.down) * (1 + self.left + self.right)
 
     def ratios(self, width: int = 0, height: int = 0) -> "Ratios":  # noqa: ARG002  (the protocol asks)
-        """These ratios, whatever the photo's size."""
+        """Return these ratios, whatever the size of the photo."""
         return self
 
     def canvas(self, width: int, height: int) -> Canvas:
-        """The expanded picture at the scale of an original of *width* by *height* pixels.
+        """Return the expanded picture at the scale of an original of *width* by *height* pixels.
 
         The new size and the original's left and top edge are rounded to the nearest pixel,
         halves upwards; the original keeps its size and stays inside.
@@ -138,26 +138,26 @@ class Ratios:
 
 
 def _fitting(wider: float, higher: float) -> str:
-    """The greatest factor under which both growths stay within three times the area."""
+    """Return the greatest factor under which both growths stay within three times the area."""
     linear, square = wider + higher, wider * higher
     # The positive root of (1 + t*wider)(1 + t*higher) = 3, in the form that also holds for square = 0.
     return shown(4 / (linear + math.sqrt(linear * linear + 8 * square)), ROUND_FLOOR)
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse what is no picture's size, by the name of the side."""
+    """Raise `GeometryError` for a side that is not a whole positive number of pixels."""
     for name, value in (("width", width), ("height", height)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PIXELS:
             raise GeometryError(name, repr(value), "must be a whole number of pixels, at least 1")
 
 
 def nearest(value: float) -> int:
-    """The nearest whole number, halves upwards."""
+    """Return the nearest whole number, halves upwards."""
     return math.floor(value + 0.5)
 
 
 def shown(value: float, rounding: str) -> str:
-    """Five digits, rounded to the side on which the number still holds when it is typed back."""
+    """Return five digits, rounded so that the number still keeps the rule when it is typed back."""
     from decimal import Context  # here, as it is only asked for in a message
 
     return format(Context(prec=5, rounding=rounding).create_decimal_from_float(value).normalize(), "f")
@@ -170,7 +170,7 @@ Anchor = Literal[
 
 
 class Geometry(Protocol):
-    """Anything that can say how far a photo of *width* by *height* pixels is to grow.
+    """A rule for how far a photo of *width* by *height* pixels is to grow.
 
     Where `needs_size` is False the answer is the same for every photo, and the size may be left out.
     """
@@ -178,12 +178,12 @@ class Geometry(Protocol):
     needs_size: ClassVar[bool]
 
     def ratios(self, width: int, height: int) -> Ratios:
-        """The four ratios for this photo. Raises `GeometryError` where there are none."""
+        """Return the four ratios for this photo, or raise `GeometryError` where there are none."""
         ...
 
 
 def parse_aspect(aspect: str | float | tuple[float, float]) -> float:
-    """Width over height from ``"16:9"``, ``"16/9"``, ``"16x9"``, ``"1.78"``, ``16 / 9`` or ``(16, 9)``.
+    """Return width over height from ``"16:9"``, ``"16x9"``, ``"1.78"``, ``16 / 9`` or ``(16, 9)``.
 
     Raises `GeometryError` for anything else, and beyond 1:1000 or 1000:1.
     """
@@ -217,7 +217,7 @@ def _optional_float(value: float | None) -> float | None:
 
 @frozen
 class ToAspect:
-    """Grow to a shape, width over height: ``"16:9"``, ``16 / 9`` or ``(16, 9)``.
+    """Growth to a shape, width over height: ``"16:9"``, ``16 / 9`` or ``(16, 9)``.
 
     Without `area` the least that reaches it, on one axis only. With `area`, as in the vendor's
     helper, the result has that multiple of the original's area. `anchor` says where the original
@@ -231,7 +231,7 @@ class ToAspect:
     anchor: Anchor = field(default="center", validator=_anchor)
 
     def ratios(self, width: int, height: int) -> Ratios:
-        """Exact ratios, not rounded. Raises `GeometryError` naming the areas or aspects that would do.
+        """Return exact ratios, or raise `GeometryError` naming the areas or aspects that are possible.
 
         Without `area`, a photo that already has the aspect to within half a pixel is refused.
         """
@@ -244,7 +244,7 @@ class ToAspect:
 
 @frozen
 class ToSize:
-    """Grow to a canvas of `width` by `height` pixels, at the original's scale. Raises `GeometryError`."""
+    """Growth to a canvas of `width` by `height` pixels, at the original's scale. Raises `GeometryError`."""
 
     needs_size: ClassVar[bool] = True
 
@@ -256,7 +256,11 @@ class ToSize:
         check_size(self.width, self.height)
 
     def ratios(self, width: int, height: int) -> Ratios:
-        """Raises `GeometryError` for a canvas smaller than the photo, the same, or above 3 times its area."""
+        """Return exact ratios.
+
+        Raises:
+            GeometryError: the canvas is smaller than the photo, equal to it, or above 3 times its area.
+        """
         check_size(width, height)
         for name, wanted, has in (("width", self.width, width), ("height", self.height, height)):
             if wanted < has:
@@ -273,7 +277,7 @@ def _pixels(_padding: Any, attribute: Any, value: Any) -> None:
 
 @frozen
 class Padding:
-    """Grow by so many pixels on each side, at the original's scale. Raises `GeometryError`."""
+    """Growth by pixels on each side, at the original's scale. Raises `GeometryError`."""
 
     needs_size: ClassVar[bool] = True
 
@@ -283,7 +287,11 @@ class Padding:
     right: int = field(default=0, validator=_pixels)
 
     def ratios(self, width: int, height: int) -> Ratios:
-        """Raises `GeometryError` for no padding at all, and above 3 times the photo's area."""
+        """Return exact ratios.
+
+        Raises:
+            GeometryError: nothing is added, or the area is above 3 times that of the photo.
+        """
         check_size(width, height)
         _check_canvas(width, height, width + self.left + self.right, height + self.up + self.down)
         return Ratios(self.up / height, self.down / height, self.left / width, self.right / width)
@@ -293,7 +301,7 @@ _SIDES = {"left": "left", "right": "right", "top": "up", "bottom": "down"}
 
 
 def parse_direction(direction: str) -> str:
-    """Comma-combined ``left right top bottom all``, in that order, each once; ``all`` swallows the others.
+    """Return the sides in their usual order, joined by commas; ``all`` replaces the others.
 
     Raises `GeometryError` for an unknown word, or none.
     """
@@ -333,7 +341,7 @@ class Towards:
         return {_SIDES[word] for word in words}
 
     def ratios(self, width: int = 0, height: int = 0) -> Ratios:  # noqa: ARG002  (the protocol asks)
-        """The same four ratios for every photo, by the reading above."""
+        """Return the same four ratios for every photo, by the reading above."""
         sides = self._sides()
         pairs = (("left", "right"), ("up", "down"))
         named = {side: len(sides.intersection(pair)) for pair in pairs for side in pair if side in sides}
@@ -347,7 +355,7 @@ Expansion = Ratios | Towards
 def calculate_expansion_ratios(
     width: float, height: float, area_multiplier: float, aspect_ratio: float
 ) -> str:
-    """The contract of the vendor's helper: ``"up,down,left,right"`` with four decimals, centred.
+    """Return ``"up,down,left,right"`` with four decimals, centred, as the vendor's helper does.
 
     `calculate_expansion_ratios(100, 100, 3, 16 / 9)` is ``"0.1495,0.1495,0.6547,0.6547"``. Where
     the vendor's would be negative, zero or too large, `GeometryError` names the area that works.
@@ -361,7 +369,7 @@ def calculate_expansion_ratios(
 
 
 def _growth(width: float, height: float, aspect: float, area: float | None) -> tuple[float, float]:
-    """New width and height as multiples (≥ 1) of the old, for an aspect and perhaps an area."""
+    """Return new width and height as multiples (≥ 1) of the old, for an aspect and perhaps an area."""
     stretch = aspect * height / width
     least = max(stretch, 1 / stretch)
     if least > MAX_AREA + NOISE:
@@ -395,14 +403,14 @@ def _nothing(width: float, height: float, aspect: float) -> GeometryError:
 
 
 def _placed(wider: float, higher: float, anchor: str) -> Ratios:
-    """Share what is added to each axis out over its two sides."""
+    """Return the growth of each axis shared out over its two sides."""
     before = 0.0 if "left" in anchor else 1.0 if "right" in anchor else 0.5
     above = 0.0 if "top" in anchor else 1.0 if "bottom" in anchor else 0.5
     return Ratios(higher * above, higher * (1 - above), wider * before, wider * (1 - before))
 
 
 def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> None:
-    """Whole numbers, so exact: more than the original, and no more than three times its area."""
+    """Raise `GeometryError` unless the canvas is larger, by at most three times the area."""
     most = 3 * width * height
     if new_width * new_height > most:
         options = [f"{most // new_height}x{new_height}"] if most // new_height >= width else []
@@ -416,7 +424,7 @@ def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> N
 
 
 def _named(aspect: float) -> str:
-    """``16:9`` where it is such a fraction, a decimal otherwise."""
+    """Return ``16:9`` where it is such a fraction, a decimal otherwise."""
     from fractions import Fraction  # here, as it is only asked for in a message
 
     fraction = Fraction(aspect).limit_denominator(50)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cache
 from pathlib import PurePath
 from types import NoneType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypedDict, get_args
 from urllib.parse import urlsplit
 
 from attrs import field, fields, frozen
@@ -27,19 +27,36 @@ MAX_IMAGES = 9  # n is 1 to 9 (doc)
 UNITS_PER_IMAGE = 8  # image units an expanded picture costs (doc)
 DOLLARS_PER_UNIT = 0.0035  # $0.028 a picture (doc)
 
-# A path, a URL or `data:` URI, raw bytes, an open binary file, or a PIL image (extra `images`).
-ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Any
+
+class PillowImage(Protocol):
+    """A PIL image (extra `images`)."""
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+
+    @property
+    def mode(self) -> str:
+        """Color mode, such as RGB."""
+
+
+# A path, a URL or `data:` URI, raw bytes, an open binary file, or a PIL image.
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PillowImage
 
 
 class Dialect(StrEnum):
-    """Which of the two documents the service is spoken to by. The editing one is the vendor's own."""
+    """The two documented forms of the API. The editing form is the one in production."""
 
     EDITING = "editing"  # four ratios
     DIRECTION = "direction"  # directions and one ratio
 
 
 class Status(StrEnum):
-    """The words of `task_status`, and one for words nobody has documented."""
+    """The words of `task_status`, and UNKNOWN for words that are not documented."""
 
     SUBMITTED = "submitted"
     PROCESSING = "processing"
@@ -53,7 +70,7 @@ class Status(StrEnum):
         return not NEXT[self]
 
 
-# Which status may be news after which. It is a strict order, so snapshots that arrive late,
+# Which status may follow which. It is a strict order, so snapshots that arrive late,
 # twice or in any order end in the same state. An undocumented word counts as a stage before
 # `processing`: it is polled on, and never ends a wait.
 NEXT: dict[Status, frozenset[Status]] = {
@@ -79,7 +96,7 @@ class Image:
 
 @frozen
 class BalanceDeduction:
-    """What newer answers say of the price, as the service's own decimal strings."""
+    """The price in newer answers, as decimal strings of the service."""
 
     quota: str | None = None
     list_price: str | None = None
@@ -87,7 +104,7 @@ class BalanceDeduction:
 
 @frozen
 class Task:
-    """One snapshot of a task, as the service told it.
+    """One snapshot of a task, as the service gave it.
 
     `task_status` is the service's own word and `status` what it means. Times are Unix
     milliseconds. `final_unit_deduction` is what was billed, in units, once it is known.
@@ -112,7 +129,7 @@ class Task:
 
     @property
     def units(self) -> "Decimal | None":
-        """What was billed, in units; None while unknown."""
+        """The units that were billed; None while unknown."""
         from decimal import Decimal  # here, as many never ask
 
         try:
@@ -123,7 +140,7 @@ class Task:
 
 
 def source_name(source: ImageSource) -> str:
-    """A short name for a photo: its path or URL, never its bytes."""
+    """Return a short name for a photo: its path or URL, never its bytes."""
     if isinstance(source, str):
         return f"{source[:30]}…" if source.startswith("data:") else source
     if isinstance(source, os.PathLike):
@@ -133,7 +150,7 @@ def source_name(source: ImageSource) -> str:
     return f"<{type(source).__name__}>"
 
 
-def source_stem(source: ImageSource) -> str | None:
+def source_stem(source: ImageSource | None) -> str | None:
     """Return the file name of a photo without its suffix, which names its results; None where it has none."""
     if isinstance(source, str) and "://" in source:
         source = urlsplit(source).path
@@ -172,12 +189,14 @@ def _name(_request: Any, attribute: Any, value: str | None) -> None:
 
 @frozen
 class ExpandRequest:
-    """One picture to expand; checked when made, so a bad one never reaches the network.
+    """One photo to expand, checked when it is made.
 
-    `geometry` says how far on each side (see `kling_expand.geometry`). `external_task_id`
-    is yours to set, unique within the account; the client sets one where you do not. `key` names
-    the job within your run: the same job under the same key is one task, in any process and after
-    any crash. Raises `InvalidRequest`.
+    `geometry` says how far on each side (see `kling_expand.geometry`). `external_task_id` is unique
+    within the account, and made by the client where it is not given. `key` names the job within its
+    run: the same job under the same key is one task, in any process and after any crash.
+
+    Raises:
+        InvalidRequest: a field breaks a documented rule.
     """
 
     image: ImageSource = field(repr=source_name)
@@ -254,7 +273,7 @@ class ExpandRequest:
 
     @property
     def units(self) -> int:
-        """What it will cost when it succeeds: 8 units a picture (doc)."""
+        """The cost in units when it succeeds: 8 a picture (documented)."""
         return UNITS_PER_IMAGE * self.n
 
 

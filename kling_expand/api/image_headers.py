@@ -1,4 +1,4 @@
-"""What do the bytes say? A PNG's or JPEG's size, and whether its end is there; no pixel is decoded.
+"""The size of a PNG or JPEG from its bytes, and whether its end is there, without decoding it.
 
 A file is what it begins with, whatever its name says. Chunks (PNG) and segments (JPEG) are walked
 to the end mark, so a file that was cut short is told from a whole one. Only a window of the
@@ -38,7 +38,7 @@ _OTHERS = {
 
 
 def read_shape(file: BinaryIO, size: int, name: str) -> tuple[str, int, int]:
-    """``"PNG"`` or ``"JPEG"``, width and height in pixels, of an open and seekable file of *size* bytes.
+    """Return ``"PNG"`` or ``"JPEG"``, width and height in pixels, of a seekable file of *size* bytes.
 
     Raises `ImageError` that calls the photo *name*: another format, cut short, or not well-formed.
     """
@@ -112,7 +112,7 @@ def _jpeg(file: BinaryIO, name: str) -> tuple[int, int]:
 
 
 def _next_marker(file: BinaryIO, position: int, name: str) -> tuple[int, int]:
-    """The next marker's code, and where its segment begins. Most stand where one looks first."""
+    """Return the code of the next marker, and where its segment begins. Most need one small read."""
     amount = 16
     while True:
         file.seek(position)

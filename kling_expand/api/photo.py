@@ -1,4 +1,4 @@
-"""What may be sent? Any kind of photo becomes one checked `Photo`, sent as Base64 in slices.
+"""Photos from any source, checked and sent as Base64 in slices.
 
 The rules (official documentation): PNG or JPEG, at most 10 MB, each side at least 300 pixels,
 shape from 1:2.5 to 2.5:1; or a URL. They are checked on what the file holds, never on its
@@ -64,13 +64,13 @@ class Photo:
 
     @property
     def source(self) -> str | None:
-        """Where it can be read again, by another process too: its absolute path or its URL, if it has one."""
+        """The absolute path or the URL from which another process can read it; None where it has none."""
         if self.url is not None:
             return self.url
         return os.path.abspath(self._content) if isinstance(self._content, str) else None  # noqa: PTH100 - text stays text
 
     async def slices(self) -> AsyncGenerator[bytes, None]:
-        """The `image` value as it goes into a JSON string: Base64 (or the URL), needing no escapes.
+        """Yield the `image` value as it goes into a JSON string: Base64 (or the URL), needing no escapes.
 
         Starts anew on each call. Nothing stays open between slices, so it may be abandoned anywhere.
         Raises `ImageError` where the file is no longer the one that was checked.
@@ -106,7 +106,7 @@ class Photo:
 
 
 async def load_photo(source: ImageSource) -> Photo:
-    """Check whatever *source* is, without holding the loop, and make it ready to be sent.
+    """Check a photo from any *source* without blocking the loop, and return it ready to be sent.
 
     A path (read again when sent), an ``http(s)`` URL (not fetched), a ``data:`` URI, raw bytes, a
     binary file (read from where it stands) or a PIL image (sent as JPEG if it was one, else as PNG).
@@ -120,14 +120,14 @@ async def load_photo(source: ImageSource) -> Photo:
 
 
 def _reader(source: ImageSource) -> Callable[[Any], Photo]:
-    """Who knows this kind of source."""
+    """Return the function that reads this kind of source."""
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data
     if isinstance(source, str | os.PathLike):
         return _from_path
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_bytes
-    # No PIL image exists where nobody has imported Pillow, so neither do we.
+    # No PIL image exists where Pillow is not imported, so it is not imported here.
     if (pillow := sys.modules.get("PIL.Image")) and isinstance(source, pillow.Image):
         return _from_pillow
     if callable(getattr(source, "read", None)):
@@ -176,7 +176,7 @@ def _from_path(path: str | os.PathLike[str]) -> Photo:
 
 
 def _check_regular(mode: int, name: str) -> None:
-    """A directory has no bytes, and opening a pipe would wait for ever."""
+    """Refuse what is no file: a directory has no bytes, and opening a pipe would wait for ever."""
     if not stat.S_ISREG(mode):
         kind = "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
         raise ImageError("image", name, f"must be a file, not a {kind}")
@@ -266,7 +266,7 @@ def _check_shape(width: int, height: int, name: str) -> None:
 
 @cache
 def _encoder() -> Callable[[bytes | memoryview], bytes]:
-    """Base64 by `pybase64` (several times as fast) where it is installed, else by the standard library."""
+    """Return the Base64 encoder of `pybase64` (several times as fast), else of the standard library."""
     fast = importlib.util.find_spec("pybase64")
     found = importlib.import_module("pybase64") if fast else base64
     return cast(Callable[[bytes | memoryview], bytes], found.b64encode)

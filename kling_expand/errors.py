@@ -90,9 +90,9 @@ class KlingError(Exception):
         self, message: str = "", *, task_id: str | None = None, external_task_id: str | None = None
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.task_id = task_id
-        self.external_task_id = external_task_id
+        self.message: str = message
+        self.task_id: str | None = task_id
+        self.external_task_id: str | None = external_task_id
 
     def __str__(self) -> str:
         ids = [f"{name}={value}" for name, value in self._details().items() if value is not None]
@@ -133,10 +133,10 @@ class InvalidRequest(KlingError, ValueError):
         must = limit.startswith("must ")
         message = f"{field} {limit}, got {value}" if must else f"{field}: {limit}: {value}"
         super().__init__(f"{message}; {advice}" if advice else message)
-        self.field = field
-        self.value = value
-        self.limit = limit
-        self.advice = advice
+        self.field: str = field
+        self.value: object = value
+        self.limit: str = limit
+        self.advice: str = advice
 
 
 class GeometryError(InvalidRequest):
@@ -158,12 +158,12 @@ class TransportError(KlingError):
     is False where the service has never been reached, so that the settings are in doubt.
     """
 
-    retryable = True
+    retryable: bool = True
 
     def __init__(self, message: str = "", *, sent: bool = True, retryable: bool = True) -> None:
         super().__init__(message)
-        self.sent = sent
-        self.retryable = retryable
+        self.sent: bool = sent
+        self.retryable: bool = retryable
 
 
 class APIError(KlingError):
@@ -183,10 +183,10 @@ class APIError(KlingError):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.code = code
-        self.status = status
-        self.request_id = request_id
-        self.retry_after = retry_after
+        self.code: int | None = code
+        self.status: int | None = status
+        self.request_id: str | None = request_id
+        self.retry_after: float | None = retry_after
 
     def _details(self) -> dict[str, Any]:
         own = {"code": self.code, "status": self.status, "request_id": self.request_id}
@@ -239,13 +239,13 @@ class RateLimited(APIError):
     `retryable` is False where that is longer than the setting `max_retry_after`.
     """
 
-    retryable = True
+    retryable: bool = True
 
 
 class ParallelLimit(APIError):
     """A create above the limit of parallel tasks of the account: one must end first."""
 
-    retryable = True
+    retryable: bool = True
 
 
 class IPNotAllowed(APIError):
@@ -255,13 +255,13 @@ class IPNotAllowed(APIError):
 class ServerError(APIError):
     """A failure of the service. A create may have been accepted all the same."""
 
-    retryable = True
+    retryable: bool = True
 
 
 class ProtocolError(APIError):
     """An answer that is not as documented: HTML, truncated, empty, or of another shape."""
 
-    retryable = True
+    retryable: bool = True
 
 
 class TaskFailed(KlingError):

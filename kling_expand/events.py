@@ -14,7 +14,7 @@ from .models import Status, Task
 if TYPE_CHECKING:
     from decimal import Decimal
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 WINDOW = 1024  # newest values that quantiles are taken of
 
@@ -111,7 +111,7 @@ class StatsCollector:
             try:
                 self._listener(event)
             except Exception:
-                logger.exception("the listener failed on %s", event.kind)
+                _logger.exception("the listener failed on %s", event.kind)
 
     def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:
         """Return the numbers as they are now, with those that are counted elsewhere."""

@@ -41,7 +41,7 @@ PATHS = {Dialect.EDITING: "/v1/images/editing/expand", Dialect.DIRECTION: "/v1/i
 PAGE_SIZE = 500  # the largest a list page may be (doc)
 LAST_PAGE = 1000  # (doc)
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Response(NamedTuple):
@@ -210,7 +210,7 @@ def _readable_tasks(items: Sequence[Any]) -> Iterator[Task]:
         try:
             yield parse_task(item)
         except ValueError as error:
-            logger.debug("a task of a list page is skipped: %s", error)
+            _logger.debug("a task of a list page is skipped: %s", error)
 
 
 def _changed_tasks(
@@ -370,7 +370,7 @@ def _readable_images(images: list[Any]) -> Iterator[dict[str, Any]]:
             index = found["index"]
             yield found | {"index": place if index is None else index}
         else:
-            logger.debug("picture %d is ignored, as it has no url", place)
+            _logger.debug("picture %d is ignored, as it has no url", place)
 
 
 def _readable(data: dict[str, Any], attribute: "Attribute[Any]") -> Any:
@@ -380,7 +380,7 @@ def _readable(data: dict[str, Any], attribute: "Attribute[Any]") -> Any:
         _hook(kind)(value, kind)
     except Exception:  # noqa: BLE001 - the same
         if value is not None:
-            logger.debug("%s is ignored, as it is of type %s", attribute.name, type(value).__name__)
+            _logger.debug("%s is ignored, as it is of type %s", attribute.name, type(value).__name__)
         return None
     return value
 

@@ -57,7 +57,7 @@ class Body(aiohttp.Payload):
         super().__init__(None, content_type="application/json")
         self._head, self._photo, self._tail = head, photo, tail
         self._size = len(head) + (photo.encoded_length if photo else 0) + len(tail)
-        self.sent = False
+        self.sent: bool = False
         self.error: KlingError | None = None
 
     async def slices(self) -> AsyncIterator[bytes]:

@@ -1,0 +1,57 @@
+"""The decision to try again: bounded waits, obeyed headers, and an end."""
+
+import asyncio
+from random import Random
+
+import pytest
+
+from kling_expand.api.retry import Retry
+from kling_expand.errors import APIError, ServerError, TransportError
+from kling_expand.testing import virtual_time
+
+
+def retry() -> Retry:
+    """Retries as a client has them by default."""
+    return Retry(Random(1), timeout=120, max_retry_after=300)
+
+
+@virtual_time
+async def test_what_cannot_pass_is_not_tried_again() -> None:
+    """A refusal and a service that was never reached end at the first failure."""
+    assert retry().after(APIError("no")) is None
+    assert retry().after(TransportError("nowhere", sent=False, retryable=False)) is None
+
+
+@virtual_time
+async def test_waits_double_and_end_with_the_time_for_tries() -> None:
+    """Each wait is at least half of its step, and none ends after the time limit."""
+    tries, waits = retry(), []
+    while (wait := tries.after(ServerError("busy"))) is not None:
+        waits.append(wait)
+        await asyncio.sleep(wait)
+    assert all(step / 2 <= wait <= step for step, wait in zip([0.5, 1, 2, 4, 8, 16], waits, strict=False))
+    assert 90 < sum(waits) <= 120
+
+
+@pytest.mark.parametrize("asked", [0.5, 119.0, 300.0])
+@virtual_time
+async def test_a_wait_that_is_asked_for_is_kept_exactly(asked: float) -> None:
+    """The service is alive, so the wait may even end after the time for tries, but only once."""
+    tries = retry()
+    assert tries.after(ServerError("busy", retry_after=asked)) == asked
+    await asyncio.sleep(121)
+    assert tries.after(ServerError("busy", retry_after=asked)) is None
+
+
+@virtual_time
+async def test_too_long_a_wait_ends_the_tries() -> None:
+    """One bad header does not stop a client for a day."""
+    assert retry().after(ServerError("busy", retry_after=300.5)) is None
+
+
+@virtual_time
+async def test_a_wait_of_nothing_is_no_loop() -> None:
+    """A service that asks for no pause is not hammered."""
+    wait = retry().after(ServerError("busy", retry_after=0.0))
+    assert wait is not None
+    assert wait >= 0.25

@@ -151,6 +151,11 @@ class ExpandResult(BlockingProxy[future.ExpandResult]):
         """The service's id of the task."""
         return self._inner.task_id
 
+    @property
+    def external_task_id(self) -> str | None:
+        """The caller's id or the generated one; None where neither is known."""
+        return self._inner.external_task_id
+
 
 class TaskFuture(BlockingProxy[future.TaskFuture]):
     """One task. `result` waits for its end; a ``for`` loop over the future gives each newest snapshot."""
@@ -162,6 +167,10 @@ class TaskFuture(BlockingProxy[future.TaskFuture]):
     @from_coroutine(future.TaskFuture.finished)
     def finished(self, done: bool) -> bool:  # noqa: FBT001 - the result, not an option
         return done
+
+    @from_function(future.TaskFuture.cancel)
+    def cancel(self, taken_back: bool) -> bool:  # noqa: FBT001 - the result, not an option
+        return taken_back
 
     def result(self) -> ExpandResult:
         """Wait for the end of the task and return its result.

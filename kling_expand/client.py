@@ -1,10 +1,11 @@
-"""Where does one come in? One object that submits, waits and fetches, and leaves nothing when closed."""
+"""The asynchronous client for Kling image expansion."""
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 from uuid import uuid4
 
 import aiohttp
-from attrs import frozen
 
 from .api import codec
 from .api.session import Session
@@ -22,38 +22,49 @@ from .config import Settings, SettingsFields, credentials, webhook_secret
 from .errors import ClientClosed, InvalidRequest
 from .events import Listener, Stats, StatsCollector
 from .geometry import Geometry
-from .jobs.admission import Admission, Job
 from .jobs.bulk import BoundedMap, Outcome, Requests
-from .jobs.future import ExpandResult, Save, TaskFuture, TaskRecord
+from .jobs.future import ExpandResult, TaskFuture, TaskRecord, deadline_at
 from .jobs.poll_schedule import AdaptiveSchedule, PollSchedule
 from .jobs.poller import Poller
-from .jobs.runner import Jobs
+from .jobs.runner import Budget, Job, JobRunner, may_have_passed
 from .jobs.scheduler import Flow, Slots
 from .jobs.submission import Submitter
 from .models import Dialect, ExpandRequest, ImageSource, RequestFields, Task, source_stem
-from .store.base import UNFINISHED, JobRecord, JobStore, MemoryStore
+from .store.base import UNFINISHED, JobState, JobStore, MemoryStore
 
 if TYPE_CHECKING:
     from .downloads.downloader import Downloads
     from .webhooks import WebhookEvent, Webhooks
 
+SHOWN_IDS = 100  # of the tasks that go on when a client closes
+
+logger = logging.getLogger(__name__)
+
 
 class KlingClient:
-    """Expands photos over the Kling API; open it with ``async with`` in the loop it is used in.
+    """A client of the Kling API, to be opened with ``async with`` in the event loop it is used in.
 
-    Credentials come from the arguments, else the environment (see `kling_expand.config`).
-    `deadline` (seconds) is the default bound of each job, from its submission to the end of its
-    download. `budget` (units, 8 a picture) is the most this client may spend. `run` names the run that
-    the `key` of a request counts in. `journal` is a file in which every job is written down before it
-    is sent: after a crash the same jobs go on where they were. `schedule` says when tasks are looked at,
-    `slots` may be shared with other clients of the account in this event loop, and `listener` is called
-    with every `Event`.
-    `webhook_secret` is the console's, or several while one replaces another. Further *options* are the
-    fields of `Settings`.
+    Credentials come from the arguments, else the environment (see `kling_expand.config`). A client that was
+    closed can be opened again, also in another loop.
 
-    An `http` session given here is used as it is and never closed; `trace_configs` go to our own.
+    Args:
+        deadline: seconds that bound each job from its submission to the end of its task, by default.
+        budget: the most that may be spent, in units (8 a picture). With a journal all its runs count.
+        run: the name of the run that the `key` of a request counts in.
+        journal: a file, or a `JobStore`, in which each job is recorded before it is sent, so that it goes on
+            after a crash. With one, the same photo with the same parameters is the same job in every run,
+            also without a `key`: its task is not paid again, and its result is returned. ``fresh=True``
+            makes a new one.
+        schedule: says when tasks are polled.
+        slots: may be shared with other clients of the account in the same event loop.
+        listener: is called with every `Event`.
+        webhook_secret: the console's, or several while one replaces another.
+        http: an aiohttp session of your own, which is used as it is and never closed.
+        trace_configs: go to the client's own aiohttp session.
+        options: the fields of `Settings`.
     """
 
+    _open = False
     _downloads: "Downloads | None" = None  # made with the first save
 
     def __init__(
@@ -78,31 +89,32 @@ class KlingClient:
         **options: Unpack[SettingsFields],
     ) -> None:
         self.settings = settings = Settings.from_env(**options)
-        dialect = settings.dialect
         self._auth = auth or credentials(access_key, secret_key, api_key, clock=clock)
         self._webhooks = _webhooks(webhook_secret, clock)
         self._deadline = deadline
-        self._lane = Flow()
+        self._flow = Flow()
         self._rng = rng = rng or Random()
         self._collector = StatsCollector(listener)
         emit = self._collector.emit
         self._session = session = Session(
             settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, emit=emit, clock=clock
         )
-        reads = _Reads(session, dialect)
-        self._poller = Poller(
-            reads, schedule or AdaptiveSchedule(rng), poll_timeout=settings.poll_timeout, emit=emit
-        )
+        reads, schedule = _Reads(session, settings.dialect), schedule or AdaptiveSchedule(rng)
+        self._poller = Poller(reads, schedule, poll_timeout=settings.poll_timeout, emit=emit)
         self._store, self._owns_store = _store(journal, run, clock)
-        submitter = Submitter(session, dialect, rng=rng, budget=settings.retry_timeout)
-        slots = slots or Slots(settings.max_in_flight)
-        self._admission = admission = Admission(
-            submitter, slots, self._store, budget=budget, upload_bytes=settings.upload_bytes, rng=rng
+        self._slots = slots or Slots(settings.max_in_flight)
+        self._budget = Budget(budget)
+        self._jobs = JobRunner(
+            Submitter(session, settings, rng=rng),
+            self._poller,
+            self._store,
+            self._slots,
+            budget=self._budget,
+            clock=clock,
+            emit=emit,
         )
-        self._jobs = Jobs(admission, submitter, self._poller, self._store, dialect=dialect, emit=emit)
         self._stack = AsyncExitStack()
-        self._open = False
-        self._saving: Save = self._save  # one for all results: each attribute access would make another
+        self._making = self._make_result  # one for all records: each attribute access makes another
 
     def __repr__(self) -> str:
         return f"<KlingClient {self.settings.base_url} {self._auth!r} {len(self._poller)} open>"
@@ -113,6 +125,7 @@ class KlingClient:
                 await stack.enter_async_context(self._store)
             await stack.enter_async_context(self._session)
             await stack.enter_async_context(self._poller)
+            await self._budget.count_earlier_runs(self._store)
             self._stack = stack.pop_all()
         self._downloads = None  # an earlier one belongs to an earlier session
         self._open = True
@@ -121,14 +134,17 @@ class KlingClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        running = await self.aclose()
+        if running:
+            ids = ", ".join(future.any_id for future in running[:SHOWN_IDS])
+            logger.warning("the client was closed while %d tasks go on at the service: %s", len(running), ids)
 
     async def aclose(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
         """Submit nothing more, and return the futures of the tasks that still run at the service.
 
-        There is no remote cancel: those tasks go on, and are paid for; `attach` them again by their
-        id. With *wait* they are waited for first. What was not sent yet fails with `NotSubmitted`,
-        what is given up with `ClientClosed`.
+        There is no remote cancel. Those tasks go on and are paid; `attach` follows them again by their id.
+        With *wait* they are waited for first. A job that was not sent ends with `NotSubmitted`, and one
+        whose task goes on with `ClientClosed`.
         """
         self._open = False
         async with self._stack:  # closed in the end even if this is cancelled
@@ -143,21 +159,21 @@ class KlingClient:
         return running
 
     async def _give_up(self) -> tuple[TaskFuture, ...]:
-        """End every job; the futures of those whose task runs on."""
+        """End every job, and return the futures of those whose task goes on."""
         try:
             await self._jobs.close()
         finally:
             running = tuple(TaskFuture(record) for record in self._poller.records())
             for future in running:
                 future.record.fail(ClientClosed("the client was closed; the task goes on at the service"))
-        await self._jobs.noted()
+        await self._jobs.written()
         return running
 
     @property
     def stats(self) -> Stats:
-        """What this client has done so far."""
+        """The numbers of what this client has done so far."""
         return self._collector.stats(
-            waiting=len(self._jobs), running=len(self._poller), units_due=self._admission.units_due
+            waiting=len(self._jobs), running=len(self._poller), units_due=self._budget.units_due
         )
 
     # ------------------------------------------------------------------ submitting and waiting
@@ -169,10 +185,20 @@ class KlingClient:
         *,
         deadline: float | None = None,
         priority: int = 0,
+        fresh: bool = False,
         **fields: Unpack[RequestFields],
     ) -> ExpandResult:
-        """Submit a photo and wait for its expanded pictures; `submit` followed by ``await``."""
-        return await self.submit(image, geometry, deadline=deadline, priority=priority, **fields)
+        """Submit a photo, wait for its task and return the result; `submit` followed by ``await``.
+
+        Cancelling it takes the job back if it was not sent yet. A task that exists goes on, and its ids are
+        logged and added to the `CancelledError` as a note.
+
+        Raises:
+            KlingError: whatever `submit` or its future raises.
+        """
+        future = self.submit(image, geometry, deadline=deadline, priority=priority, fresh=fresh, **fields)
+        with _taken_back_if_cancelled(future):
+            return await future
 
     def submit(
         self,
@@ -181,17 +207,22 @@ class KlingClient:
         *,
         deadline: float | None = None,
         priority: int = 0,
+        fresh: bool = False,
         **fields: Unpack[RequestFields],
     ) -> TaskFuture:
-        """Submit a photo, or a whole `ExpandRequest`; its future at once, its slot is waited for behind it.
+        """Submit a photo, or a whole `ExpandRequest`, and return its future without waiting.
 
-        A higher *priority* gets a slot before a lower one. *deadline* seconds from now bound
-        everything up to the end of the download. Raises `InvalidRequest` for a request that can be
-        seen to be wrong, and `ClientClosed`; whatever comes later is raised by the future.
+        A job of higher *priority* gets slots first. *deadline* seconds from now bound everything up to the
+        end of the task. With *fresh*, a job that a `key` or the journal knows to have ended is made and paid
+        again, for example because its pictures have expired. One that is still under way is followed.
+
+        Raises:
+            InvalidRequest: the request is wrong by itself.
+            ClientClosed: the client is not open. Whatever goes wrong later is raised by the future.
         """
         self._require_open()
         request = _request(image, geometry, fields)
-        return self._submit(request, deadline, priority, self._lane)
+        return self._submit(request, deadline, priority, fresh=fresh, flow=self._flow)
 
     async def map(
         self,
@@ -202,18 +233,22 @@ class KlingClient:
         max_failures: int | None = None,
         deadline: float | None = None,
         priority: int = 0,
+        fresh: bool = False,
     ) -> AsyncGenerator[Outcome, None]:
-        """Expand many: an `Outcome` for each request, as they end or (*ordered*) in their order.
+        """Yield an `Outcome` for each request, as they end or (*ordered*) in the order of the requests.
 
-        Any iterable or async iterable will do, of any length: at most *prefetch* requests (twice
-        `max_in_flight`) are taken before their outcomes are read. A failure is an outcome like any
-        other; after *max_failures* of them nothing more is submitted. *deadline* counts for each job.
+        The requests may be any iterable or async iterable of any length: at most *prefetch* (by default twice
+        `max_in_flight`) are read before their outcomes are. A failure is an outcome like any other. After
+        *max_failures* of them nothing more is submitted. *deadline* and *fresh* count for each job.
+
+        Raises:
+            ClientClosed: the client is not open.
         """
         self._require_open()
-        flow = Flow()  # it takes turns with other calls
+        flow = Flow()  # takes turns with other calls
         bulk = BoundedMap(
-            lambda request: self._submit(request, deadline, priority, flow),
-            self._jobs.cancel,
+            lambda request: self._submit(request, deadline, priority, fresh=fresh, flow=flow),
+            TaskFuture.cancel,
             prefetch=prefetch or 2 * self.settings.max_in_flight,
             ordered=ordered,
             max_failures=max_failures,
@@ -223,32 +258,46 @@ class KlingClient:
                 yield outcome
 
     async def resume(self, *, deadline: float | None = None) -> AsyncGenerator[TaskFuture, None]:
-        """A future for every job in the journal whose pictures are not on disk yet, oldest first.
+        """Yield a future for every job of the journal whose pictures are not on disk yet, oldest first.
 
-        What runs at the service is waited for; what may have been sent is looked up; what was not is
-        sent, if its photo can be read again from its path or URL. Raises `JournalError`.
+        A task that exists is waited for. A job that may have been sent is looked up. One that was not is
+        sent, if its photo can be read again from its path or URL, also where the service refused it for a
+        reason that may have passed, such as an empty account. What this client follows already is left out.
+        A job that cannot be resumed is logged with the reason, and its future raises it.
+
+        Raises:
+            JournalError: the journal cannot be read.
         """
         self._require_open()
-        deadline_at = _until(self._deadline if deadline is None else deadline)
-        async for known in self._store.jobs(*UNFINISHED):
-            if self._poller.registry.get(known.external_task_id) is not None:
-                continue  # this client follows it already
-            name = source_stem(known.source)
-            yield self._start(known.external_task_id, known.request, deadline_at, known=known, name=name)
+        until = deadline_at(self._deadline if deadline is None else deadline)
+        async for known in self._store.jobs(*UNFINISHED, JobState.REJECTED):
+            if (known.state is JobState.REJECTED and not may_have_passed(known)) or self._jobs.follows(known):
+                continue
+            record = TaskRecord(known.external_task_id, make_result=self._making)
+            self._jobs.start(record, known.request, deadline_at=until, known=known)
+            yield TaskFuture(record, deadline_at=until)
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
-        """The future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`."""
+        """Return the future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`.
+
+        Raises:
+            InvalidRequest: *deadline* is not above 0.
+            ClientClosed: the client is not open.
+        """
         self._require_open()
-        deadline_at = _until(self._deadline if deadline is None else deadline)
-        record = TaskRecord(any_id, make_result=self._result(None, deadline_at))
+        until = deadline_at(self._deadline if deadline is None else deadline)
+        record = TaskRecord(any_id, make_result=self._making)
         self._poller.add(record, soon=True)
-        return TaskFuture(record, deadline_at=deadline_at)
+        return TaskFuture(record, deadline_at=until)
 
     def receive(self, headers: Mapping[str, str], body: bytes) -> "WebhookEvent":
         """Take a callback: its raw *body* and its *headers*, names in any case.
 
-        Signed news is told to its future at once. Any other call is only a doorbell: the service is
-        asked, so a forged one costs a read at most and delivers nothing. Raises `WebhookError`.
+        The snapshot of a signed callback is delivered to its future at once. Any other callback only
+        triggers a poll, so a forged one costs one read at most and delivers nothing.
+
+        Raises:
+            WebhookError: the callback cannot be trusted or read.
         """
         call = self._webhooks.parse(headers, body)
         if call.needs_poll or not self._poller.deliver(call.task):
@@ -263,17 +312,30 @@ class KlingClient:
         geometry: Geometry | None = None,
         **fields: Unpack[RequestFields],
     ) -> Task:
-        """Submit a photo without watching it: the first snapshot of its task."""
+        """Submit a photo, and return the first snapshot of its task without waiting for its end.
+
+        Raises:
+            KlingError: whatever `submit` or the future's `accepted` raises.
+        """
         future = self.submit(image, geometry, **fields)
-        return await future.accepted()
+        with _taken_back_if_cancelled(future):
+            return await future.accepted()
 
     async def get(self, any_id: str) -> Task:
-        """The task with this `task_id` or `external_task_id`. Raises `TaskNotFound`."""
+        """Return the task with this `task_id` or `external_task_id`.
+
+        Raises:
+            TaskNotFound: the service has no such task.
+        """
         self._require_open()
         return await self._session.read(codec.task_path(self.settings.dialect, any_id), codec.decode_task)
 
     async def list(self, page: int = 1, page_size: int = 30) -> tuple[Task, ...]:
-        """One page of the account's tasks: *page* from 1 to 1000, *page_size* from 1 to 500 (doc)."""
+        """Return one page of the account's tasks: *page* from 1 to 1000, *page_size* from 1 to 500 (doc).
+
+        Raises:
+            InvalidRequest: one of them is out of its range.
+        """
         self._require_open()
         for field, value, last in (
             ("page", page, codec.LAST_PAGE),
@@ -288,9 +350,9 @@ class KlingClient:
         )
 
     async def tasks(self, *, page_size: int = 100) -> AsyncGenerator[Task, None]:
-        """All of the account's tasks, each once, even while others are being added.
+        """Yield all of the account's tasks, each once, even while others are added.
 
-        The order is the service's; a task that moves to an earlier page meanwhile may be missed.
+        The order is the service's. A task that moves to an earlier page meanwhile may be missed.
         """
         seen: set[str] = set()
         for page in range(1, codec.LAST_PAGE + 1):
@@ -305,39 +367,20 @@ class KlingClient:
     # ------------------------------------------------------------------ within
 
     def _submit(
-        self, request: ExpandRequest, deadline: float | None, priority: int, flow: Flow
+        self, request: ExpandRequest, deadline: float | None, priority: int, *, fresh: bool, flow: Flow
     ) -> TaskFuture:
         self._require_open()
-        deadline_at = _until(self._deadline if deadline is None else deadline)
+        until = deadline_at(self._deadline if deadline is None else deadline)
         any_id = request.external_task_id or f"kx-{uuid4().hex}"
-        return self._start(any_id, request, deadline_at, flow=flow, priority=priority)
+        record = TaskRecord(any_id, make_result=self._making)
+        self._jobs.start(record, request, deadline_at=until, flow=flow, priority=priority, fresh=fresh)
+        return TaskFuture(record, deadline_at=until)
 
-    def _start(
-        self,
-        any_id: str,
-        request: ExpandRequest | None,
-        deadline_at: float | None,
-        *,
-        flow: Flow | None = None,
-        priority: int = 0,
-        known: JobRecord | None = None,
-        name: str | None = None,
-    ) -> TaskFuture:
-        files: list[Path] = []
-        name = name or (source_stem(request.image) if request else None)
-        record = TaskRecord(any_id, make_result=self._result(request, deadline_at, name, files))
-        job = record.job = Job(request, record, deadline_at, flow, priority, known, files)
-        self._jobs.start(job)
-        return TaskFuture(record, deadline_at=deadline_at)
-
-    def _result(
-        self,
-        request: ExpandRequest | None,
-        deadline_at: float | None,
-        name: str | None = None,
-        files: Sequence[Path] = (),
-    ) -> Callable[[Task], ExpandResult]:
-        return _Results(self._saving, request, name, files, deadline_at)
+    def _make_result(self, record: TaskRecord, task: Task) -> ExpandResult:
+        job = record.job if isinstance(record.job, Job) else None
+        request = job.request if job else None
+        name = source_stem(request.image) if request else None
+        return ExpandResult(task, request, name, job.files if job else (), self._save)
 
     async def _save(
         self, task: Task, target: str | os.PathLike[str], *, name: str | None, deadline_at: float | None
@@ -357,22 +400,8 @@ class KlingClient:
             raise ClientClosed("the client is not open: use it inside `async with`")
 
 
-@frozen(eq=False, weakref_slot=False)
-class _Results:
-    """Makes the result of one job: as small as can be, for there is one for each that waits."""
-
-    save: Save
-    request: ExpandRequest | None
-    name: str | None
-    files: Sequence[Path]
-    deadline_at: float | None
-
-    def __call__(self, task: Task) -> ExpandResult:
-        return ExpandResult(task, self.request, self.name, tuple(self.files), self.save, self.deadline_at)
-
-
 class _Reads(NamedTuple):
-    """The poll loop's questions, over one session."""
+    """The reads of the poller, over one session."""
 
     session: Session
     dialect: Dialect
@@ -422,9 +451,11 @@ def _webhooks(given: str | Sequence[str] | None, clock: Callable[[], float]) -> 
     return Webhooks(*given, clock=clock)
 
 
-def _until(deadline: float | None) -> float | None:
-    if deadline is None:
-        return None
-    if not deadline > 0:
-        raise InvalidRequest("deadline", deadline, "must be above 0 seconds")
-    return asyncio.get_running_loop().time() + deadline
+@contextmanager
+def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
+    """Take a job back when its only caller is cancelled."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        future.cancel()
+        raise

@@ -433,5 +433,6 @@ def test_results_and_futures_tell_the_same() -> None:
         return {name for name in dir(kind) if name[0] != "_"}
 
     of_the_loop = {"add_done_callback", "any_id", "deadline_at", "number", "record"}
+    of_the_loop |= {"remove_done_callback", "cancelled", "exception"}  # for `asyncio.wait`
     assert public(kling_expand.TaskFuture) - public(TaskFuture) == of_the_loop
     assert public(kling_expand.ExpandResult) - public(ExpandResult) == {"name"}

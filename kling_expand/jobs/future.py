@@ -9,34 +9,72 @@ is merged into the other one, so slots, statistics and learned durations are cou
 """
 
 import asyncio
+import copy
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from kling_expand.errors import DeadlineExceeded, KlingError, TaskFailed, TaskModerated
+from kling_expand.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    KlingError,
+    NotSubmitted,
+    TaskFailed,
+    TaskModerated,
+)
 from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task
 
 _numbers = count(1)
 _RISK_CONTROL = "risk control"  # what `task_status_msg` says of moderated tasks (live)
 
+logger = logging.getLogger(__name__)
+
+
+def deadline_at(deadline: float | None) -> float | None:
+    """Return the moment of the loop's clock that is *deadline* seconds from now, or None without one.
+
+    Raises:
+        InvalidRequest: when it is not above 0.
+    """
+    if deadline is None:
+        return None
+    if not deadline > 0:
+        raise InvalidRequest("deadline", deadline, "must be above 0 seconds")
+    return asyncio.get_running_loop().time() + deadline
+
 
 class Save(Protocol):
-    """Brings the pictures of a task to disk; see `kling_expand.downloads.downloader`."""
+    """A function that saves the pictures of a task; see `kling_expand.downloads.downloader`."""
 
     def __call__(
         self, task: Task, target: str | os.PathLike[str], *, name: str | None, deadline_at: float | None
     ) -> Awaitable[tuple[Path, ...]]: ...
 
 
+class Cancellable(Protocol):
+    """A job as far as its futures can see it."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether a task exists or may exist, so that the job cannot be taken back."""
+        ...
+
+    def cancel(self) -> bool:
+        """Take the job back if it was not sent, and return whether that was so."""
+        ...
+
+
 @frozen
 class ExpandResult:
-    """A task that succeeded, and how to bring its pictures to disk.
+    """A task that succeeded, and the way to save its pictures.
 
-    `files` is where an earlier run has put them, if a journal says so and they are all still there.
+    `files` are the paths where an earlier run saved them, according to the journal, if all of them still
+    exist. `name` is the photo's own name, after which the pictures are named.
     """
 
     task: Task
@@ -44,11 +82,10 @@ class ExpandResult:
     name: str | None = None
     files: tuple[Path, ...] = ()
     _save: Save | None = field(default=None, repr=False, eq=False)
-    _deadline_at: float | None = field(default=None, repr=False, eq=False)
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """The expanded pictures; their URLs live 30 days."""
+        """The expanded pictures. Their URLs live 30 days (documented)."""
         return self.task.images
 
     @property
@@ -56,21 +93,36 @@ class ExpandResult:
         """The service's id of the task."""
         return self.task.task_id
 
-    async def save(self, target: str | os.PathLike[str] = ".") -> tuple[Path, ...]:
-        """Bring every picture to disk, whole or not at all; paths in the order of `images`.
+    @property
+    def external_task_id(self) -> str | None:
+        """The caller's id of the task, or the one the client made; None where neither is known."""
+        return self.task.external_task_id
 
-        *target* is a directory (pictures are named after the photo: ``dog-0.png``) or a template
-        such as ``"out/{task_id}-{index}{ext}"`` of the fields `name index task_id
-        external_task_id ext`. A watermarked picture lies beside its own. Raises `DownloadError`,
-        `ResultExpired`, `DeadlineExceeded`, `InvalidRequest`.
+    async def save(
+        self, target: str | os.PathLike[str] = ".", *, deadline: float | None = None
+    ) -> tuple[Path, ...]:
+        """Save every picture, each complete or not at all, and return their paths in the order of `images`.
+
+        *target* is a directory (pictures are named after the photo: ``dog-0.png``) or a template such as
+        ``"out/{task_id}-{index}{ext}"`` with the fields ``name index task_id external_task_id ext``. A
+        watermarked picture is saved beside the plain one. *deadline* seconds from now bound the call. Without
+        one the settings `download_timeout`, `read_timeout` and `retry_timeout` bound each picture. The
+        deadline of the job has no effect here, as its pictures are paid.
+
+        Raises:
+            ResultExpired: the service no longer keeps a picture; submit the job again with ``fresh=True``.
+            DownloadError: a picture could not be fetched or written.
+            DeadlineExceeded: the deadline passed. The result can be saved again.
+            InvalidRequest: *target* or *deadline* is wrong.
+            ClientClosed: the client was closed.
         """
         if self._save is None:
             raise KlingError("this result has no client to download with", task_id=self.task_id)
-        return await self._save(self.task, target, name=self.name, deadline_at=self._deadline_at)
+        return await self._save(self.task, target, name=self.name, deadline_at=deadline_at(deadline))
 
 
 def failure(task: Task, external_task_id: str | None = None) -> TaskFailed:
-    """Why a failed task failed."""
+    """Return the exception that says why a failed task failed."""
     reason = task.task_status_msg or "the service gave no reason"
     kind = TaskModerated if _RISK_CONTROL in reason.lower() else TaskFailed
     return kind(reason, task_id=task.task_id, external_task_id=task.external_task_id or external_task_id)
@@ -81,22 +133,28 @@ class TaskRecord:
 
     `any_id` is an id that the service can be asked by: the task's own once known, before that the one
     given. `number` is unique within the process; ids may change. `job` is what the runner keeps for a job
-    of this client, and None for a task that was attached. `error` says why no snapshot will follow.
+    of this client, and None for a task that was attached. `submissions` is how many calls rely on the
+    record. `error` says why no snapshot will follow.
     """
 
     __slots__ = (
         "_callbacks", "_changed", "_given", "_merged", "_registry", "error", "job", "make_result", "number",
-        "task",
+        "submissions", "task",
     )  # fmt: skip
 
     def __init__(
-        self, any_id: str, *, make_result: "Callable[[Task], ExpandResult] | None" = None, job: Any = None
+        self,
+        any_id: str,
+        *,
+        make_result: "Callable[[TaskRecord, Task], ExpandResult] | None" = None,
+        job: Cancellable | None = None,
     ) -> None:
         self.number = next(_numbers)
         self.task: Task | None = None
         self.error: KlingError | None = None
         self.job = job
         self.make_result = make_result
+        self.submissions = 1
         self._given = any_id
         self._registry: TaskRegistry | None = None
         self._merged: TaskRecord | None = None
@@ -134,8 +192,8 @@ class TaskRecord:
     @property
     def external_task_id(self) -> str | None:
         """The caller's id or the one the client made; None while neither is known."""
-        if self.task is not None:
-            return self.task.external_task_id or (self._given if self._given != self.task.task_id else None)
+        if self.task is not None and self._given in {"", self.task.task_id}:
+            return self.task.external_task_id
         return self._given or None
 
     def rename(self, external_task_id: str) -> None:
@@ -153,10 +211,15 @@ class TaskRecord:
     def deliver(self, task: Task) -> bool:
         """Take a snapshot from a poll, a callback, the store or a create.
 
-        Old, repeated and foreign snapshots change nothing and return False, so sources need not agree.
+        Old, repeated and foreign snapshots change nothing and return False, so sources need not agree. The
+        record's own `external_task_id` stays, as not every snapshot has one.
         """
         if self.done() or (self.task and not _is_newer(self.task, task)):
             return False
+        external_task_id = None if self._given == task.task_id else self._given
+        external_task_id = external_task_id or (self.task.external_task_id if self.task else None)
+        if external_task_id and external_task_id != task.external_task_id:
+            task = evolve(task, external_task_id=external_task_id)
         self.task = task
         self._notify()
         return True
@@ -166,7 +229,7 @@ class TaskRecord:
         if not self.done():
             error.task_id = error.task_id or self.task_id
             error.external_task_id = error.external_task_id or self.external_task_id
-            self.error = error
+            self.error = _without_tracebacks(error)
             self._notify()
 
     def add_done_callback(self, callback: "Callable[[TaskFuture], object]", future: "TaskFuture") -> None:
@@ -176,6 +239,24 @@ class TaskRecord:
         else:
             self._callbacks = (*self._callbacks, (callback, future))
 
+    def remove_done_callback(self, callback: "Callable[[TaskFuture], object]", future: "TaskFuture") -> int:
+        """Forget *callback* of *future*, and return how often it was added."""
+        kept = tuple(each for each in self._callbacks if each != (callback, future))
+        removed, self._callbacks = len(self._callbacks) - len(kept), kept
+        return removed
+
+    def withdraw(self, future: "TaskFuture") -> "TaskRecord":
+        """Return a record of its own for *future*, which is taken back while other submissions go on."""
+        self.submissions -= 1
+        own = TaskRecord(self._given)
+        own.fail(NotSubmitted("taken back before it was sent; another submission of the same job goes on"))
+        for callback, owner in self._callbacks:
+            if owner is future:
+                own.add_done_callback(callback, future)
+        self._callbacks = tuple(each for each in self._callbacks if each[1] is not future)
+        self._wake()
+        return own
+
     async def wait_changed(self) -> None:
         """Wait for the next snapshot, error or merge."""
         event = self._changed = self._changed or asyncio.Event()
@@ -184,6 +265,7 @@ class TaskRecord:
     def merge_into(self, other: "TaskRecord") -> None:
         """Let *other* serve the futures of this record from now on."""
         self._merged = other
+        other.submissions += self.submissions
         callbacks, self._callbacks = self._callbacks, ()
         for callback, future in callbacks:
             other.add_done_callback(callback, future)
@@ -284,7 +366,8 @@ class TaskFuture:
     `await future` returns the `ExpandResult` or raises: `TaskFailed` when the task failed, any other
     `KlingError` when a call did, `DeadlineExceeded` when *deadline_at* (loop time) passes first.
     A deadline is not a failure: the task goes on, and an await begun after the deadline has no bound.
-    Cancelling one awaiter affects no other.
+    Cancelling one awaiter affects no other. Where a task exists or may exist by then, its ids are logged and
+    added to the `CancelledError` as a note.
     """
 
     __slots__ = ("__weakref__", "_record", "deadline_at")
@@ -334,12 +417,48 @@ class TaskFuture:
         return self.record.error
 
     def done(self) -> bool:
-        """Whether the end is known."""
+        """Return whether the end is known."""
         return self.record.done()
+
+    def cancel(self) -> bool:
+        """Take the job back if nothing was sent for it yet, and return whether that was so.
+
+        A job that is taken back costs nothing, and its future ends with `NotSubmitted`. There is no remote
+        cancel, so a task that exists goes on. Other submissions of the same job go on, too.
+        """
+        record = self.record
+        if record.done() or record.job is None or record.job.sent:
+            return False
+        if record.submissions == 1:
+            return record.job.cancel()
+        self._record = record.withdraw(self)
+        return True
+
+    def cancelled(self) -> bool:
+        """Return whether the job was taken back."""
+        return isinstance(self.error, NotSubmitted)
+
+    def exception(self) -> KlingError | None:
+        """Return what awaiting this future raises, or None for a task that succeeded.
+
+        Raises:
+            asyncio.InvalidStateError: the future is not done.
+        """
+        if not self.done():
+            raise asyncio.InvalidStateError("the future is not done")
+        record = self.record
+        if record.error is not None or record.task is None:
+            return _copy(record.error or KlingError("the future is done without a snapshot"))
+        failed = record.task.status is Status.FAILED
+        return failure(record.task, record.external_task_id) if failed else None
 
     def add_done_callback(self, callback: Callable[["TaskFuture"], object]) -> None:
         """Call *callback* with this future soon after it is done."""
         self.record.add_done_callback(callback, self)
+
+    def remove_done_callback(self, callback: Callable[["TaskFuture"], object]) -> int:
+        """Forget *callback*, and return how often it was added."""
+        return self.record.remove_done_callback(callback, self)
 
     async def accepted(self) -> Task:
         """Wait until the service has accepted the task and return its newest snapshot.
@@ -348,65 +467,64 @@ class TaskFuture:
             KlingError: the job was refused, or its create could not be settled.
             DeadlineExceeded: the deadline passed first.
         """
-        deadline_at = self._wait_until()
+        wait_until = self._wait_until()
         while self.task is None:
             if self.error is not None:
-                raise self.error
-            await self._wait_changed(deadline_at)
+                raise _copy(self.error)
+            await self._wait_changed(wait_until)
         return self.task
 
     async def finished(self, *, within: float | None = None) -> bool:
         """Wait until done, at most *within* seconds, and return whether it is."""
+        wait_until = None if within is None else asyncio.get_running_loop().time() + within
         try:
-            async with asyncio.timeout(within):
-                while not self.done():
-                    await self._wait_changed()
-        except TimeoutError:
+            while not self.done():
+                await self._wait_changed(wait_until)
+        except DeadlineExceeded:
             pass
         return self.done()
 
     async def __aiter__(self) -> AsyncIterator[Task]:
         """Yield each newest snapshot up to the last; a slow reader does not see those between.
 
-        Raises what `await` raises, except for a failed task: that is the last snapshot.
+        Raises:
+            KlingError: whatever `await` raises, except for a failed task, which is the last snapshot.
         """
         seen: Task | None = None
-        deadline_at = self._wait_until()
+        wait_until = self._wait_until()
         while True:
             if self.task is not None and self.task is not seen:
                 seen = self.task
                 yield seen
             elif self.error is not None:
-                raise self.error
+                raise _copy(self.error)
             elif self.done():
                 return
             else:
-                await self._wait_changed(deadline_at)
+                await self._wait_changed(wait_until)
 
     def __await__(self) -> Generator[Any, None, ExpandResult]:
         return self._outcome().__await__()
 
     async def _outcome(self) -> ExpandResult:
-        deadline_at = self._wait_until()
+        wait_until = self._wait_until()
         while not self.done():
-            await self._wait_changed(deadline_at)
-        record = self.record
-        if record.task is None or record.error is not None:
-            raise record.error or KlingError("the future is done without a snapshot")
-        if record.task.status is Status.FAILED:
-            raise failure(record.task, record.external_task_id)
-        return record.make_result(record.task) if record.make_result else ExpandResult(record.task)
+            await self._wait_changed(wait_until)
+        record, error = self.record, self.exception()
+        if error is not None or record.task is None:
+            raise error or KlingError("the future is done without a snapshot")
+        return record.make_result(record, record.task) if record.make_result else ExpandResult(record.task)
 
     def _wait_until(self) -> float | None:
         """Return the deadline of a wait that begins now: none if it has passed already."""
         passed = self.deadline_at is not None and self.deadline_at <= asyncio.get_running_loop().time()
         return None if passed else self.deadline_at
 
-    async def _wait_changed(self, deadline_at: float | None = None) -> None:
-        """Wait for a change. Raise `DeadlineExceeded` where none has come by *deadline_at*."""
+    async def _wait_changed(self, wait_until: float | None = None) -> None:
+        """Wait for a change. Raise `DeadlineExceeded` where none has come by *wait_until*."""
         record, task = self.record, self.task
         try:
-            async with asyncio.timeout_at(deadline_at):
+            async with asyncio.timeout_at(wait_until):
                 await record.wait_changed()
         except TimeoutError:
             if self.done() or self.task is not task or self.record is not record:
@@ -417,7 +535,42 @@ class TaskFuture:
                 task_id=self.task_id,
                 external_task_id=self.external_task_id,
             ) from None
+        except asyncio.CancelledError as error:
+            self._note_ids(error)
+            raise
+
+    def _note_ids(self, error: asyncio.CancelledError) -> None:
+        """Say in the log and on *error* which task goes on without this awaiter, if one may."""
+        record = self.record
+        if record.done() or (record.task is None and not (record.job and record.job.sent)):
+            return
+        note = (
+            "a wait was cancelled while its task goes on at the service: "
+            f"task_id={record.task_id}, external_task_id={record.external_task_id}"
+        )
+        error.add_note(note)
+        logger.warning(note)
 
 
 def _is_newer(known: Task, task: Task) -> bool:
     return task.task_id == known.task_id and task.status in NEXT[known.status]
+
+
+def _copy(error: KlingError) -> KlingError:
+    """Return a copy to raise: on one shared exception each awaiter's frames and notes would pile up."""
+    fresh = copy.copy(error)
+    fresh.__cause__ = error.__cause__
+    fresh.__suppress_context__ = True
+    if hasattr(error, "__notes__"):
+        fresh.__notes__ = list(error.__notes__)
+    return fresh
+
+
+def _without_tracebacks(error: KlingError) -> KlingError:
+    """Drop the frames behind *error* and its causes, which may hold a photo, and return it."""
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each.__context__ = None
+        each = each.__cause__
+    return error

@@ -1,199 +1,398 @@
-"""How does a request become a watched task? Checked, given an id and slots, created once, then watched."""
+"""The runner of jobs: each is recorded, given slots, created once, and handed to the poller.
+
+::
+
+    submit ──> photo checked ──> store.record_intent ──> slots ──> create ──> poller ──> end
+                                     │                                ^
+    resume ──> store's record ───────┴── looked up if it may exist ───┘
+
+What a job holds is given back exactly once: its units when it can cost nothing, its slots when its task
+has ended or cannot exist (see `kling_expand.jobs.submission` for the states that decide it).
+"""
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from weakref import WeakValueDictionary
 
-from kling_expand.api.photo import load_photo
+from attrs import define
+
+from kling_expand.api import codec
+from kling_expand.api.photo import MAX_BYTES, load_photo
+from kling_expand.api.session import Body
 from kling_expand.errors import (
+    AccountError,
+    APIError,
+    AuthenticationError,
+    BudgetExceeded,
     DeadlineExceeded,
     ImageError,
+    InvalidRequest,
+    IPNotAllowed,
     KlingError,
+    NotFound,
     NotSubmitted,
-    SubmissionUnknown,
+    ParallelLimit,
+    PermissionDenied,
+    RateLimited,
+    TokenExpired,
 )
 from kling_expand.events import Event, EventKind, Listener
-from kling_expand.models import Dialect, ExpandRequest, Status, Task, resolve_geometry
-from kling_expand.store.base import JobIdentity, JobRecord, JobStore, PreparedRequest, identify
+from kling_expand.models import UNITS_PER_IMAGE, ExpandRequest, Status, Task, resolve_geometry
+from kling_expand.store.base import JobIdentity, JobRecord, JobState, JobStore, PreparedRequest, identify
 
-from .admission import Admission, Job
-from .future import TaskFuture, TaskRecord
+from .future import TaskRecord
 from .poller import Poller
-from .submission import Submitter
+from .scheduler import Flow, Slots
+from .submission import Attempt, AttemptState, Create, Submitter
 
 GRACE = 10.0  # seconds a create under way is given to end when the client closes
+_SUCCEEDED = frozenset({JobState.SUCCEEDED, JobState.DONE})
 
 logger = logging.getLogger(__name__)
 
 
-class Jobs:
-    """Everything submitted through one client and not yet handed to the poll loop."""
+class Budget:
+    """The units that a client may spend.
+
+    `units_due` is what its own tasks have cost or may cost, and `spent_before` what earlier runs of its
+    journal have spent.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.units_due = 0
+        self.spent_before = 0
+
+    def reserve(self, request: ExpandRequest, *, counted: bool) -> int:
+        """Set aside what *request* costs, and return it. With *counted* an earlier run has done so.
+
+        Raises:
+            BudgetExceeded: when less than that is left.
+        """
+        left = None if self.limit is None else self.limit - self.units_due - self.spent_before
+        if counted:
+            self.spent_before -= request.units
+        elif left is not None and request.units > left:
+            limit = f"it costs {request.units} units and the budget has {left} left"
+            raise BudgetExceeded("n", request.n, limit)
+        self.units_due += request.units
+        return request.units
+
+    async def count_earlier_runs(self, store: JobStore) -> None:
+        """Count what the jobs of a durable *store* have spent, beyond what this client has."""
+        if self.limit is None or not store.durable:
+            return
+        total = 0
+        async for job in store.jobs():
+            total += sum([each.units async for each in _attempts(store, job) if _costs(each)])
+        self.spent_before = max(0, total - self.units_due)
+
+
+@define(eq=False, repr=False)
+class Job:
+    """One request on its way, and the record of its task. `known` is what the store had of it before."""
+
+    request: ExpandRequest | None
+    record: TaskRecord
+    attempt: Attempt
+    deadline_at: float | None = None
+    flow: Flow | None = None
+    priority: int = 0
+    fresh: bool = False
+    known: JobRecord | None = None
+    files: tuple[Path, ...] = ()  # where an earlier run saved its pictures
+    units: int = 0  # set aside
+    held: int = 0  # slots
+    running: bool = False  # at the service, so that its slots are free only when it ends
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def n(self) -> int:
+        """The number of slots it takes."""
+        if self.request is None:
+            return self.known.units // UNITS_PER_IMAGE if self.known else 1
+        return self.request.n
+
+    @property
+    def sent(self) -> bool:
+        """Whether a task exists or may exist."""
+        return self.attempt.state.may_cost or self.record.task is not None
+
+    def cancel(self) -> bool:
+        """Take the job back if it was not sent, and return whether that was so."""
+        return self.task is not None and not self.sent and self.task.cancel()
+
+
+class JobRunner:
+    """Everything submitted through one client and not yet handed to the poller."""
 
     def __init__(
         self,
-        admission: Admission,
         submitter: Submitter,
         poller: Poller,
         store: JobStore,
+        slots: Slots,
         *,
-        dialect: Dialect,
+        budget: Budget,
+        clock: Callable[[], float],
         emit: Listener,
     ) -> None:
-        self._admission = admission
         self._submitter = submitter
         self._poller = poller
         self._store = store
-        self._dialect = dialect
+        self._slots = slots
+        self._budget = budget
+        self._clock = clock
         self._emit = emit
         self._registry = poller.registry
         self._registry.on_end.insert(0, self._ended)  # slots are free before the end is emitted
         self._jobs: dict[TaskRecord, Job] = {}  # without a task yet
         self._turns: WeakValueDictionary[JobIdentity, asyncio.Lock] = WeakValueDictionary()
-        self._notes: set[asyncio.Task[None]] = set()
+        self._writes: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def start(self, job: Job) -> None:
-        """Begin with *job*; its record receives everything that comes of it."""
-        self._jobs[job.record] = job
-        self._registry.add(job.record)
-        self._event(EventKind.SUBMITTED, job.record)
-        job.runner = asyncio.create_task(self._see_through(job))
-        job.runner.add_done_callback(lambda _: self._ran(job))
+    def start(
+        self,
+        record: TaskRecord,
+        request: ExpandRequest | None,
+        *,
+        deadline_at: float | None = None,
+        flow: Flow | None = None,
+        priority: int = 0,
+        fresh: bool = False,
+        known: JobRecord | None = None,
+    ) -> None:
+        """Begin a job whose *record* receives everything that comes of it."""
+        given = request is not None and request.external_task_id is not None
+        attempt = self._attempt_of(known, given=given) if known else Attempt(record.any_id, given=given)
+        job = record.job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known)
+        self._jobs[record] = job
+        self._registry.add(record)
+        self._event(EventKind.SUBMITTED, record)
+        job.task = asyncio.create_task(self._run(job))
+        job.task.add_done_callback(lambda _: self._ran(job))
 
-    def cancel(self, future: TaskFuture) -> bool:
-        """Take a job back if nothing was sent for it yet; say whether that was so."""
-        job = self._jobs.get(future.record)
-        return job is not None and job.runner is not None and not job.leaving and job.runner.cancel()
+    def follows(self, known: JobRecord) -> bool:
+        """Return whether a job of the store is under way in this client."""
+        identity = JobIdentity(known.key, known.params_hash)
+        return identity in self._turns or self._registry.get(known.external_task_id) is not None
 
     async def idle(self) -> None:
         """Wait until everything started has been handed over or has failed."""
-        while runners := [job.runner for job in self._jobs.values() if job.runner]:
-            await asyncio.wait(runners)
+        while tasks := [job.task for job in self._jobs.values() if job.task]:
+            await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """Take back what was not sent, and give what is under way a moment to be answered."""
+        """Take back what was not sent, and give creates under way a moment to be answered."""
         for job in tuple(self._jobs.values()):
-            if job.runner is not None and not job.leaving:
-                job.runner.cancel()
-        runners = [job.runner for job in self._jobs.values() if job.runner]
-        if not runners:
+            job.cancel()
+        tasks = [job.task for job in self._jobs.values() if job.task]
+        if not tasks:
             return
         try:
-            await asyncio.wait(runners, timeout=GRACE)
+            await asyncio.wait(tasks, timeout=GRACE)
         finally:
-            for runner in runners:
-                runner.cancel()
-        await asyncio.wait(runners)
+            for task in tasks:
+                task.cancel()
+        await asyncio.wait(tasks)
 
-    async def noted(self) -> None:
-        """Wait until everything that has ended is written down."""
+    async def written(self) -> None:
+        """Wait until every end is written to the store."""
         await asyncio.sleep(0)  # the callbacks of what ended just now are still to come
-        while self._notes:
-            await asyncio.wait(self._notes)
+        while self._writes:
+            await asyncio.wait(self._writes)
 
     # ------------------------------------------------------------------ one job
 
-    async def _see_through(self, job: Job) -> None:
-        record = job.record
+    async def _run(self, job: Job) -> None:
         try:
-            async with asyncio.timeout_at(job.deadline_at) as limit:
-                if job.known is None and job.request is not None:
-                    await self._submit(job, job.request, limit)
-                else:
-                    await self._resume(job, job.known or JobRecord(record.any_id), limit)
+            if job.known is None and job.request is not None:
+                await self._submit(job, job.request)
+            else:
+                await self._resume(job)
+        except (DeadlineExceeded, TimeoutError) as error:
+            self._fail(job, _late(job, error))
         except KlingError as error:
-            record.fail(error)
-        except TimeoutError:
-            record.fail(_late(job))
+            if job.known is not None:
+                logger.warning("job %s cannot be resumed: %s", job.record.external_task_id, error)
+            self._fail(job, error)
         except asyncio.CancelledError:
-            record.fail(_cancelled(job))
-        except Exception as error:  # noqa: BLE001 - a bug here must not leave anybody waiting for ever
-            broken = KlingError(f"submitting broke: {error!r}")
-            broken.__cause__ = error
-            record.fail(broken)
+            self._fail(job, _taken_back(job))
+        except Exception as error:
+            logger.exception("a job failed by an unexpected error")
+            self._fail(job, _broken(job, error))
         finally:
-            self._jobs.pop(record, None)
+            self._jobs.pop(job.record, None)
 
     def _ran(self, job: Job) -> None:
-        """The runner has ended, perhaps without ever having begun."""
-        job.runner = None  # it would be kept as long as the task is open, and weighs as much as all the rest
+        """Forget the asyncio task of *job*, which may never have begun."""
+        job.task = None  # it would be kept as long as the job is open, and weighs as much as all the rest
         if self._jobs.pop(job.record, None):
-            job.record.fail(_cancelled(job))
+            self._fail(job, _taken_back(job))
 
-    async def _resume(self, job: Job, known: JobRecord, limit: asyncio.Timeout) -> None:
-        """Go on with a job of the journal. Its photo is needed only where there may be no task of it."""
-        job.doubtful = known.may_exist
-        if job.request is None or known.task is not None:
-            await self._look_for(job, known)
-            return
-        try:
-            await self._submit(job, job.request, limit)
-        except ImageError as error:
-            if not known.may_exist or job.leaving:
-                raise
-            await self._look_for(job, known, error)
+    def _fail(self, job: Job, error: KlingError) -> None:
+        """End a job without a task. One with a task is followed by the poller."""
+        if job.record.task is None:
+            job.record.fail(error)
 
-    async def _submit(self, job: Job, request: ExpandRequest, limit: asyncio.Timeout) -> None:
-        photo = await load_photo(request.image)
-        order = PreparedRequest(request, photo, resolve_geometry(request, self._dialect, photo.dimensions))
-        identity = identify(self._store, order)
+    async def _resume(self, job: Job) -> None:
+        """Go on with a job of the store. Its photo is needed only where no task of it exists."""
+        if job.known is not None and job.known.task is not None:
+            self._adopt(job, job.known, job.known.task)
+        elif job.request is None:
+            reason = "its photo was given as bytes, which no journal keeps: submit it again"
+            await self._look_up(job, NotSubmitted(reason))
+        else:
+            try:
+                await self._submit(job, job.request)
+            except ImageError as error:
+                if job.attempt.state is not AttemptState.INHERITED:
+                    raise
+                await self._look_up(job, error)
+
+    async def _look_up(self, job: Job, error: KlingError) -> None:
+        """Go on with the task of a job whose photo cannot be had, or raise *error* where none exists."""
+        task = None
+        if job.attempt.state is AttemptState.INHERITED:
+            task = await self._submitter.settle(job.attempt, 4 * MAX_BYTES // 3, job.deadline_at)
+        if task is None:
+            raise error
+        await self._take_up(job, task)
+
+    async def _submit(self, job: Job, request: ExpandRequest) -> None:
+        async with asyncio.timeout_at(job.deadline_at):
+            photo = await load_photo(request.image)
+        expansion = resolve_geometry(request, self._submitter.dialect, photo.dimensions)
+        prepared = PreparedRequest(request, photo, expansion)
+        identity = identify(self._store, prepared)
         if identity is None:
-            known = JobRecord(job.record.any_id)
-            self._take_up(job, known, await self._admission.create(job, known, order, limit))
+            await self._attempt(job, JobRecord(job.record.any_id), prepared)
             return
         if job.known and job.known.params_hash != identity.digest:
-            raise ImageError(
-                "image", photo.name, "it is not the photo the journal knows: submit it as a new job"
-            )
+            advice = "submit it as a new job"
+            raise ImageError("image", photo.name, "the photo is not the one that the journal knows", advice)
         # The same job may be submitted twice at once: the second then finds the first one's task.
         turn = self._turns.setdefault(identity, asyncio.Lock())
-        async with turn:
-            await self._attempt(job, identity, order, limit)
+        async with asyncio.timeout_at(job.deadline_at):
+            await turn.acquire()
+        try:
+            await self._attempts(job, identity, prepared)
+        finally:
+            turn.release()
 
-    async def _attempt(
-        self, job: Job, identity: JobIdentity, order: PreparedRequest, limit: asyncio.Timeout
-    ) -> None:
-        """Take up the task of a job with an identity, or create it where there is none."""
+    async def _attempts(self, job: Job, identity: JobIdentity, prepared: PreparedRequest) -> None:
+        """Go through the attempts at a job with an identity, up to the one whose task is taken up."""
+        after = 0
         while True:
-            known = await self._store.record_intent(identity, order)
+            async with asyncio.timeout_at(job.deadline_at):
+                known = await self._store.record_intent(identity, prepared, after=after)
+            after = known.attempt
+            if job.fresh and known.state in _SUCCEEDED:
+                continue
             job.record.rename(known.external_task_id)
             if job.record.canonical is not job.record:
-                self._event(EventKind.MERGED, job.record)
+                self._event(EventKind.MERGED, job.record)  # the same job is under way in this client
                 return
-            job.doubtful = known.may_exist
-            task = known.task or await self._admission.create(job, known, order, limit)
-            if known.task is not None or not job.earlier or task.status is not Status.FAILED:
-                self._take_up(job, known, task)
+            if await self._attempt(job, known, prepared):
                 return
-            self._admission.free(job)  # what was found is an earlier run's task that failed
 
-    async def _look_for(self, job: Job, known: JobRecord, error: KlingError | None = None) -> None:
-        """Go on with a job whose photo is not needed, or cannot be had again because of *error*."""
-        task = known.task
-        if task is None and known.may_exist:
-            task = await self._submitter.find(known.external_task_id, job.deadline_at)
-            job.doubtful = task is not None
-        if task is None:
-            raise error or NotSubmitted(
-                "its photo was given as bytes, which no journal keeps: submit it again"
-            )
-        await self._store.observe(known.external_task_id, task)
-        self._take_up(job, known, task)
+    async def _attempt(self, job: Job, known: JobRecord, prepared: PreparedRequest) -> bool:
+        """Take up the task of an attempt, created if there is none; False where the attempt is over."""
+        attempt = job.attempt = self._attempt_of(known, given=prepared.request.external_task_id is not None)
+        if known.task is not None:
+            self._adopt(job, known, known.task)
+            return True
+        task = await self._create(job, prepared)
+        again = task.status is Status.FAILED or (job.fresh and task.status.final)
+        if attempt.state is AttemptState.FOUND and again and known.key:
+            self._release(job)  # an earlier run's task, which has ended
+            await self._write(self._store.observe(known.external_task_id, task))
+            return False
+        await self._take_up(job, task)
+        return True
 
-    def _take_up(self, job: Job, known: JobRecord, task: Task) -> None:
-        """There is a task: tell its future, and watch it until its end."""
-        record = job.record
-        job.files.extend(known.existing_files())
-        job.external_task_id = known.external_task_id
-        if not task.status.final:
-            self._admission.run(job)
-        self._event(EventKind.ACCEPTED, record, task)
-        record.deliver(task)
-        self._poller.add(record, soon=job.known is not None)
+    def _attempt_of(self, known: JobRecord, *, given: bool) -> Attempt:
+        """Return the attempt at which a stored job is. Its age is the larger of the two clocks'."""
+        unanswered_at = None
+        if known.may_exist and known.task is None:
+            age = self._clock() - (known.last_post_at or known.updated_at)
+            unanswered_at = asyncio.get_running_loop().time() - max(0.0, age)
+        return Attempt(known.external_task_id, given=given, unanswered_at=unanswered_at)
+
+    # ------------------------------------------------------------------ its create
+
+    async def _create(self, job: Job, prepared: PreparedRequest) -> Task:
+        """Create the task of a job's attempt, or find it. Its slots are held when this returns."""
+        attempt, request = job.attempt, prepared.request
+        if request.n > self._slots.limit:
+            limit = f"the client may hold {self._slots.limit} slots (max_in_flight)"
+            raise InvalidRequest("n", request.n, limit)
+        job.units = self._budget.reserve(request, counted=attempt.state is AttemptState.INHERITED)
+        head, tail = codec.encode(request, prepared.expansion, attempt.external_task_id)
+        marking = partial(self._store.mark_sending, attempt.external_task_id)
+        body = partial(Body, head, prepared.photo, tail)
+        try:
+            task = await self._create_in_slots(job, Create(attempt, body, marking, job.deadline_at))
+        except BaseException as error:
+            self._release(job)
+            if not attempt.state.may_cost:
+                self._refund(job)
+            await self._write_failure(attempt, error)
+            raise
+        if attempt.state is AttemptState.FOUND:
+            self._budget.spent_before += job.units if self._store.durable else 0
+            self._refund(job)  # the run that made it has paid for it
+        return task
+
+    async def _create_in_slots(self, job: Job, create: Create) -> Task:
+        """Create the task once the account has room for it, by our count and by the service's."""
+        attempt = job.attempt
+        if attempt.state is AttemptState.INHERITED:
+            size = create.body().size or 0
+            found = await self._submitter.settle(attempt, size, job.deadline_at)
+            if found is not None:
+                return found
+        while True:
+            first = attempt.state is AttemptState.REFUSED
+            async with asyncio.timeout_at(job.deadline_at):
+                epoch = await self._slots.acquire(job.n, job.flow, priority=job.priority, first=first)
+            job.held = job.n
+            try:
+                task = await self._submitter.create(create)
+            except ParallelLimit:
+                job.held = 0
+                self._slots.refused(job.n, epoch)
+            else:
+                self._slots.accepted(job.n)
+                job.running = True
+                return task
+
+    def _adopt(self, job: Job, known: JobRecord, task: Task) -> None:
+        """Go on with the task that the store knows."""
+        job.attempt.move(AttemptState.FOUND)
+        job.files = known.existing_files()
+        self._follow(job, task)
+
+    async def _take_up(self, job: Job, task: Task) -> None:
+        """Go on with a task that was created or found, and write it down: first the caller has it."""
+        external_task_id = job.attempt.external_task_id
+        self._follow(job, task)
+        await self._write(self._store.observe(external_task_id, task))
+
+    def _follow(self, job: Job, task: Task) -> None:
+        """Deliver the first snapshot to the record, and have the poller follow the task to its end."""
+        if not task.status.final and not job.held:
+            job.held = job.n
+            self._slots.force_acquire(job.n)  # it runs at the service already, slots or no slots
+            job.running = True
+        self._event(EventKind.ACCEPTED, job.record, task)
+        job.record.deliver(task)
+        self._poller.add(job.record, soon=job.known is not None)
 
     # ------------------------------------------------------------------ its end
 
@@ -204,40 +403,94 @@ class Jobs:
     def _ended(self, record: TaskRecord) -> None:
         """Release what the job of *record* held, and write its end down."""
         job, task = record.job, record.task
-        if job is None:
+        if not isinstance(job, Job):
             return
         if record.error is not None:
             self._event(EventKind.FAILED, record)
-        self._admission.free(job)
+        self._release(job)
         if task is None or not task.status.final:
             return
         if task.status is Status.FAILED:
-            self._admission.refund(job)  # only pictures that were made are billed (live)
-        self._note(self._store.observe(job.external_task_id, task))
+            self._refund(job)  # only pictures that were made are billed (live)
+        writing = asyncio.create_task(self._write(self._store.observe(job.attempt.external_task_id, task)))
+        self._writes.add(writing)
+        writing.add_done_callback(self._writes.discard)
 
-    def _note(self, writing: Coroutine[Any, Any, None]) -> None:
-        note = asyncio.create_task(writing)
-        self._notes.add(note)
-        note.add_done_callback(self._written)
+    def _release(self, job: Job) -> None:
+        """Give a job's slots back."""
+        held, job.held = job.held, 0
+        running, job.running = job.running, False
+        if held:
+            (self._slots.ended if running else self._slots.release)(held)
 
-    def _written(self, note: asyncio.Task[None]) -> None:
-        self._notes.discard(note)
-        if not note.cancelled() and (error := note.exception()):
-            # The journal knows the task and will ask for its end again: nothing is lost.
-            logger.warning("the end of a task could not be written down: %s", error)
+    def _refund(self, job: Job) -> None:
+        """Give a job's units back."""
+        self._budget.units_due -= job.units
+        job.units = 0
+
+    async def _write_failure(self, attempt: Attempt, error: BaseException) -> None:
+        """Record in the store how an attempt without a task ended."""
+        if not isinstance(error, KlingError):
+            return
+        if attempt.state.may_cost:
+            await self._write(self._store.mark_uncertain(attempt.external_task_id, str(error)))
+        elif isinstance(error, APIError) and not error.retryable:
+            reason = f"{type(error).__name__}: {error}"
+            await self._write(self._store.mark_refused(attempt.external_task_id, reason))
+
+    async def _write(self, writing: Awaitable[None]) -> None:
+        """Wait for the store. Its failure is logged: a later run looks up what it does not know."""
+        try:
+            await writing
+        except Exception as error:  # noqa: BLE001 - a store may be a user's own
+            logger.warning("the state of a job could not be written down: %s", error)
 
 
-def _late(job: Job) -> KlingError:
-    if job.doubtful:
-        return SubmissionUnknown(
-            "time was up before it was known whether an earlier run had sent it; look its id up later"
-        )
-    return DeadlineExceeded("time was up before the job was sent; no task exists")
+def _late(job: Job, error: Exception) -> KlingError:
+    """Return the error of a job whose deadline has passed."""
+    if job.attempt.state.may_cost:
+        return job.attempt.unknown("time was up before a create of it was settled")
+    late = DeadlineExceeded("time was up before the job was sent; no task exists")
+    late.__cause__ = error
+    return late
 
 
-def _cancelled(job: Job) -> KlingError:
-    if job.leaving or job.doubtful:
-        return SubmissionUnknown(
-            "it was given up while a create of it may have been under way; look it up by its external_task_id"
-        )
+def _taken_back(job: Job) -> KlingError:
+    """Return the error of a job that was cancelled."""
+    if job.attempt.state.may_cost:
+        return job.attempt.unknown("it was given up while a create of it may have been under way")
     return NotSubmitted("taken back before it was sent; no task exists")
+
+
+def _broken(job: Job, error: Exception) -> KlingError:
+    """Return the error of a job that ended by a fault of this package or of a user's own part."""
+    reason = f"submitting failed by an unexpected error: {error!r}"
+    broken = job.attempt.unknown(reason) if job.attempt.state.may_cost else KlingError(reason)
+    broken.__cause__ = error
+    return broken
+
+
+def may_have_passed(job: JobRecord) -> bool:
+    """Return whether the reason for which the service refused a job may have passed since.
+
+    Such are the state of the account, its permissions and keys, and the address, but not the request itself.
+    """
+    passing = (AccountError, AuthenticationError, TokenExpired, PermissionDenied, IPNotAllowed)
+    names = {kind.__name__ for kind in (*passing, NotFound, RateLimited)}
+    return (job.error or "").partition(":")[0] in names
+
+
+def _costs(job: JobRecord) -> bool:
+    """Whether an attempt has cost units or may have."""
+    return job.state in {JobState.SUBMITTED, *_SUCCEEDED} or (
+        job.may_exist and job.state not in {JobState.FAILED, JobState.REJECTED}
+    )
+
+
+async def _attempts(store: JobStore, last: JobRecord) -> AsyncIterator[JobRecord]:
+    """Iterate over a job's attempts: its *last*, and the earlier ones that a fresh one superseded."""
+    yield last
+    for attempt in range(1, last.attempt):
+        name = codec.external_id(store.run, last.key, last.params_hash, attempt)
+        if earlier := await store.get(name):
+            yield earlier

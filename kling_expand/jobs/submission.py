@@ -1,30 +1,54 @@
-"""How is a task created exactly once? A failed create is told apart, and what is unknown is looked up.
+"""Creation of a task exactly once, by a table of states for each attempt.
 
-======================  ============================================  =================================
-a create ended in       which means                                   so
-======================  ============================================  =================================
-connection refused      never sent: the request did not go out whole  send it again
-1302                    refused, free of charge                       wait at the gate, send it again
-1303                    refused, free of charge                       `ParallelLimit`: the scheduler's
-any other 4xx           refused, free of charge                       raise it
-"… already exists"      an earlier try was accepted                   look it up: found
-time-out, reset, 5xx,   unknown: it may have been accepted            look the id up; only when it is
-HTML, half an answer                                                  absent send the same id again
-======================  ============================================  =================================
+An attempt is one `external_task_id` on its way to one task::
+
+                       the answer holds a task
+    NEW ───> SENDING ─────────────────────────────────────> CREATED
+              ^ │ │                                            ^
+              │ │ │ refused, or never sent whole               │
+              │<┼─┴────────────────────────────> REFUSED       │
+              │ │                                              │
+              │ │ reset, time-out, 5xx, half an answer         │ found
+              │ └────────> UNCERTAIN ──────────────────────────┘
+              │                │ not found
+              └──── ABSENT <───┴──── INHERITED ───────────────> FOUND
+
+=========  ==================================================  ==========================================
+state      meaning                                             next states
+=========  ==================================================  ==========================================
+new        nothing was sent                                    sending, found, refused
+inherited  an earlier run may have sent a create               found, absent
+sending    a create is under way                               created, found, refused, uncertain
+refused    no task exists: refused, or never sent whole        sending
+uncertain  a create has had no usable answer                   created, absent
+absent     the service has no such task                        sending
+created    the task exists, and this attempt has made it
+found      the task existed before this attempt sent anything
+=========  ==================================================  ==========================================
+
+`AttemptState.may_cost` says whether this attempt may have spent money. Everything else follows from it:
+units stay set aside, slots stay taken, the job cannot be taken back, and a cancelled or late job ends with
+`SubmissionUnknown`. Otherwise the units and slots are given back, and it ends with `NotSubmitted` or
+`DeadlineExceeded`.
+
+A task whose create had no usable answer is looked up until it is found or can no longer appear. A create
+can take `create_timeout` plus the time its body needs at `upload_speed`, counted from the last one sent,
+also by an earlier run. Only then the same id is sent again, on a new connection.
 """
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from random import Random
+from typing import NamedTuple
 
 from attrs import evolve
 
 from kling_expand.api import codec
 from kling_expand.api.retry import retry_waits
 from kling_expand.api.session import Body, Session
+from kling_expand.config import Settings
 from kling_expand.errors import (
-    DeadlineExceeded,
     DuplicateTask,
     KlingError,
     ProtocolError,
@@ -37,184 +61,319 @@ from kling_expand.errors import (
 from kling_expand.events import EventKind
 from kling_expand.models import Dialect, Status, Task
 
-SETTLE = 5.0  # seconds an unanswered create may still take to appear, before any has been timed
+from .scheduler import WeightedSemaphore
+
+APPEAR_TIMEOUT = 5.0  # seconds after a create's end within which a task that it made can be looked up
 
 
-async def _unannounced() -> None:
-    """Nobody needs to know before a create leaves."""
+class AttemptState(StrEnum):
+    """How far the create of one attempt has come."""
+
+    NEW = "new"
+    INHERITED = "inherited"
+    SENDING = "sending"
+    REFUSED = "refused"
+    UNCERTAIN = "uncertain"
+    ABSENT = "absent"
+    CREATED = "created"
+    FOUND = "found"
+
+    @property
+    def may_cost(self) -> bool:
+        """Whether this attempt, or an earlier run's create of it, may have spent money."""
+        return self in _MAY_COST
 
 
-def _unasked() -> None:
-    """Nobody asks whether the task is new."""
+_MAY_COST = frozenset(
+    {AttemptState.INHERITED, AttemptState.SENDING, AttemptState.UNCERTAIN, AttemptState.CREATED}
+)
+TRANSITIONS: dict[AttemptState, frozenset[AttemptState]] = {
+    AttemptState.NEW: frozenset({AttemptState.SENDING, AttemptState.FOUND, AttemptState.REFUSED}),
+    AttemptState.INHERITED: frozenset({AttemptState.FOUND, AttemptState.ABSENT}),
+    AttemptState.SENDING: frozenset(
+        {AttemptState.CREATED, AttemptState.FOUND, AttemptState.REFUSED, AttemptState.UNCERTAIN}
+    ),
+    AttemptState.REFUSED: frozenset({AttemptState.SENDING}),
+    AttemptState.UNCERTAIN: frozenset({AttemptState.CREATED, AttemptState.ABSENT}),
+    AttemptState.ABSENT: frozenset({AttemptState.SENDING}),
+    AttemptState.CREATED: frozenset(),
+    AttemptState.FOUND: frozenset(),
+}
+
+
+class Attempt:
+    """One `external_task_id` and the state of its create.
+
+    With *given* the caller chose the id, so a task that has it may belong to another job. `unanswered_at` is
+    when the last create without a usable answer was sent, by the loop's clock, and None without one.
+    """
+
+    __slots__ = ("external_task_id", "given", "state", "unanswered_at")
+
+    def __init__(
+        self, external_task_id: str, *, given: bool = False, unanswered_at: float | None = None
+    ) -> None:
+        self.external_task_id = external_task_id
+        self.given = given
+        self.unanswered_at = unanswered_at
+        self.state = AttemptState.NEW if unanswered_at is None else AttemptState.INHERITED
+
+    def move(self, state: AttemptState) -> None:
+        """Go on to *state*.
+
+        Raises:
+            ValueError: when the table of states does not allow it.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise ValueError(f"an attempt that is {self.state} cannot become {state}")
+        self.state = state
+
+    def unknown(self, reason: str) -> SubmissionUnknown:
+        """Return the error of an attempt whose task may exist."""
+        return SubmissionUnknown(
+            f"whether the task exists could not be settled: {reason}; look it up by its external_task_id "
+            "before submitting the job again",
+            external_task_id=self.external_task_id,
+        )
+
+
+async def unrecorded() -> None:
+    """Record nothing before a create is sent."""
+
+
+class Create(NamedTuple):
+    """What it takes to send one attempt: its body, made anew for each try, and what is awaited before."""
+
+    attempt: Attempt
+    body: Callable[[], Body]
+    mark_sending: Callable[[], Awaitable[None]] = unrecorded
+    deadline_at: float | None = None
 
 
 class Submitter:
-    """Creates tasks over one session, each once.
+    """The creates of one client.
 
-    `budget` bounds, in seconds, how long one create is retried while the service only fails.
+    `Settings.retry_timeout` bounds how long one create is repeated while the service only fails, and at most
+    `Settings.upload_bytes` are on their way at once.
     """
 
-    def __init__(self, session: Session, dialect: Dialect, *, rng: Random, budget: float) -> None:
+    def __init__(self, session: Session, settings: Settings, *, rng: Random) -> None:
         self._session = session
-        self._dialect = dialect
+        self.dialect = settings.dialect
+        self._settings = settings
         self._rng = rng
-        self._budget = budget
-        self._slowest = SETTLE
-        self._doubted: set[str] = set()  # ids of creates whose fate is, or was for a while, unknown
+        self._uploads = WeightedSemaphore(settings.upload_bytes)
 
-    async def create(
-        self,
-        body: Callable[[], Body],
-        external_task_id: str,
-        *,
-        adopt: bool = False,
-        announce: Callable[[], Awaitable[None]] = _unannounced,
-        earlier: Callable[[], object] = _unasked,
-        deadline_at: float | None = None,
-    ) -> Task:
-        """The task with this id, created at most once however often the network fails.
+    async def create(self, create: Create) -> Task:
+        """Create the task of an attempt, at most once however often the network fails, and return it.
 
-        With *adopt* a task that is already there is taken as ours even on the first try (it is,
-        when the id was derived from the job). *announce* is awaited before each POST, and *earlier*
-        is called where the task was there before the first of them. Raises
-        `SubmissionUnknown` when its fate could not be settled before *deadline_at* (loop time).
+        Raises:
+            SubmissionUnknown: when it could not be settled whether the task exists.
+            DuplicateTask: when another job has the given id; `task_id` names its task.
+            DeadlineExceeded: when the deadline passed while no task exists.
+            ParallelLimit: when the account has no free slot.
+            APIError: when the service refused.
+            TransportError: when the service could not be reached.
         """
-        task = await self._find_doubted(external_task_id, deadline_at)
-        if task is None:
-            task = await self._settle(
-                body,
-                external_task_id,
-                adopt=adopt,
-                announce=announce,
-                earlier=earlier,
-                deadline_at=deadline_at,
-            )
-        else:
-            earlier()
-        self._doubted.discard(external_task_id)
+        attempt = create.attempt
+        task = None
+        if attempt.state is AttemptState.NEW and attempt.given:
+            await self._require_unused(create)
+        elif attempt.state is AttemptState.INHERITED:
+            task = await self.settle(attempt, create.body().size or 0, create.deadline_at)
+        task = task or await self._send_until_settled(create)
         if task.status is Status.SUCCEED and not task.images:
-            # The answer to a create is documented without a result: as news it would be an end without
-            # pictures, so its end is left to be read.
+            # The answer to a create is documented without a result: taken as it is, it would be an end
+            # without pictures, so the end is left to the poller.
             task = evolve(task, task_status=Status.PROCESSING)
         return task
 
-    async def _settle(
-        self,
-        body: Callable[[], Body],
-        external_task_id: str,
-        *,
-        adopt: bool,
-        announce: Callable[[], Awaitable[None]],
-        earlier: Callable[[], object],
-        deadline_at: float | None,
-    ) -> Task:
+    async def settle(self, attempt: Attempt, size: int, deadline_at: float | None = None) -> Task | None:
+        """Look an attempt's task up until it is found, or can no longer appear: then return None.
+
+        *size* is that of the create's body, in bytes.
+
+        Raises:
+            SubmissionUnknown: when a lookup failed or the deadline passed first.
+        """
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + self._budget
+        ours = attempt.state is AttemptState.UNCERTAIN
+        settled_at = (attempt.unanswered_at or 0.0) + self._longest_create(size)
         waits = retry_waits(self._rng)
-        fresh = False  # a create is repeated on a new connection: the pooled one may be dead
         while True:
-            pause = next(waits)
-            try:
-                await announce()
-                return await self._post(body, deadline_at, fresh=fresh)
-            except DuplicateTask as error:
-                if external_task_id not in self._doubted:
-                    _claim(error, adopt=adopt, earlier=earlier)
-                return await self._adopt(external_task_id, error, deadline_at)
-            except RateLimited as error:
-                if error.retryable:
-                    give_up = loop.time() + self._budget  # it lives; the gate makes the next try wait
-                    continue
-                raise self._given_up(external_task_id, error) from None
-            except DeadlineExceeded as error:
-                raise self._given_up(external_task_id, error) from None
-            except (TransportError, ServerError, ProtocolError) as error:
-                self._doubt(external_task_id, error)
-                failure = error
-            if found := await self._find_doubted(external_task_id, deadline_at):
+            asked_at = loop.time()  # a slow answer may describe a moment before the task appeared
+            found = await self._find(attempt, deadline_at)
+            if found is not None:
+                attempt.move(AttemptState.CREATED if ours else AttemptState.FOUND)
                 return found
-            if not failure.retryable or loop.time() + pause > min(give_up, deadline_at or math.inf):
-                raise self._given_up(external_task_id, failure)
-            fresh = True
-            await asyncio.sleep(pause)
-
-    def doubt(self, external_task_id: str) -> None:
-        """Say that a create may have left for this id before: it is looked up before another does."""
-        self._doubted.add(external_task_id)
-
-    def _doubt(self, external_task_id: str, failure: KlingError) -> None:
-        """Remember, until its task is found, a create that may have been accepted all the same."""
-        if not isinstance(failure, TransportError) or failure.sent:
-            self._doubted.add(external_task_id)
-
-    def _given_up(self, external_task_id: str, failure: KlingError) -> KlingError:
-        """What to raise instead of trying once more."""
-        return _unknown(external_task_id, failure) if external_task_id in self._doubted else failure
-
-    async def _find_doubted(self, external_task_id: str, deadline_at: float | None) -> Task | None:
-        """The task of a create whose fate is unknown, if there is such a create and such a task."""
-        return await self.find(external_task_id, deadline_at) if external_task_id in self._doubted else None
-
-    async def _adopt(self, external_task_id: str, error: DuplicateTask, deadline_at: float | None) -> Task:
-        """The task that the service says is there already."""
-        found = await self.find(external_task_id, deadline_at)
-        if found is None:
-            raise _unknown(external_task_id, error) from None
-        return found
+            if asked_at >= settled_at:
+                attempt.move(AttemptState.ABSENT)
+                return None
+            pause = min(next(waits), max(0.0, settled_at - loop.time()))
+            await self._pause(attempt, pause, deadline_at, "the service does not have it yet")
 
     async def get_or_none(self, any_id: str, deadline_at: float | None = None) -> Task | None:
-        """The task with this id, or None if the service knows none. Repeats what may pass."""
-        path = codec.task_path(self._dialect, any_id)
+        """Return the task with this id, or None if the service has none."""
+        path = codec.task_path(self.dialect, any_id)
         try:
             return await self._session.read(path, codec.decode_task, deadline_at=deadline_at)
         except TaskNotFound:
             return None
 
-    async def _post(self, body: Callable[[], Body], deadline_at: float | None, *, fresh: bool) -> Task:
-        loop = asyncio.get_running_loop()
-        # A pause asked for says nothing of how long a create takes.
-        await self._session.gates[EventKind.CREATE].wait(deadline_at)
-        began = loop.time()
-        path = codec.create_path(self._dialect)
-        try:
-            return await self._session.call(
-                "POST", path, codec.decode_task, body=body, fresh=fresh, deadline_at=deadline_at
-            )
-        finally:
-            self._slowest = max(self._slowest, loop.time() - began)
+    # ------------------------------------------------------------------ sending
 
-    async def find(self, external_task_id: str, deadline_at: float | None = None) -> Task | None:
-        """Look for a task whose create was left unanswered, until it cannot still be on its way.
-
-        It may be on its way for as long as the slowest create took so far.
-        """
-        loop = asyncio.get_running_loop()
-        settled = loop.time() + self._slowest
-        waits = retry_waits(self._rng)
+    async def _send_until_settled(self, create: Create) -> Task:
+        """Send until the task exists, is refused, or `retry_timeout` has passed without any success."""
+        attempt, fresh, retry = create.attempt, False, self._session.retry()
         while True:
-            asked = loop.time()  # a slow answer may tell of a moment before the task appeared
             try:
-                found = await self.get_or_none(external_task_id, deadline_at)
-            except KlingError as error:
-                raise _unknown(external_task_id, error) from error
-            if found is not None or asked >= settled:
+                return await self._send(create, fresh=fresh)
+            except DuplicateTask as error:
+                return await self._adopt(create, error)
+            except RateLimited as error:
+                if not error.retryable:
+                    raise
+                retry = self._session.retry()  # the service answers, and the gate paces
+                continue
+            except (TransportError, ServerError, ProtocolError) as error:
+                failure, pause = error, retry.after(error)  # the lookups that follow do not count
+            if attempt.state is AttemptState.UNCERTAIN:
+                found = await self.settle(attempt, create.body().size or 0, create.deadline_at)
+                if found is not None:
+                    return found
+            if pause is None:
+                raise failure
+            async with asyncio.timeout_at(create.deadline_at):
+                await asyncio.sleep(pause)
+            fresh = True  # the pooled connection may be dead
+
+    async def _send(self, create: Create, *, fresh: bool) -> Task:
+        """Send one create, when the gate is open and there is room for its body."""
+        size = min(create.body().size or 0, self._uploads.capacity)
+        async with asyncio.timeout_at(create.deadline_at):
+            await self._uploads.acquire(size)
+        try:
+            await self._wait_for_gate(create)
+            return await self._post(create, fresh=fresh)
+        finally:
+            self._uploads.release(size)
+
+    async def _wait_for_gate(self, create: Create) -> None:
+        gate = self._session.gates[EventKind.CREATE]
+        while True:
+            await gate.wait(create.deadline_at)
+            async with asyncio.timeout_at(create.deadline_at):
+                await create.mark_sending()
+            if not gate.closed:  # it may have been closed while the store was writing
+                return
+
+    async def _post(self, create: Create, *, fresh: bool) -> Task:
+        attempt, sent_at = create.attempt, asyncio.get_running_loop().time()
+        attempt.move(AttemptState.SENDING)
+        path = codec.create_path(self.dialect)
+        try:
+            task = await self._session.call(
+                "POST", path, codec.decode_task, body=create.body, fresh=fresh, deadline_at=create.deadline_at
+            )
+        except DuplicateTask:
+            raise  # the attempt stays `sending` until the other task is looked at
+        except Exception as error:
+            if _may_have_arrived(error):
+                attempt.unanswered_at = sent_at
+                attempt.move(AttemptState.UNCERTAIN)
+            else:
+                attempt.move(AttemptState.REFUSED)
+            raise
+        attempt.move(AttemptState.CREATED)
+        return task
+
+    # ------------------------------------------------------------------ an id that exists already
+
+    async def _require_unused(self, create: Create) -> None:
+        """Raise `DuplicateTask` where a given id has a task: later it could be taken for this attempt's."""
+        other = await self._find(create.attempt, create.deadline_at, sent=False)
+        if other is not None:
+            create.attempt.move(AttemptState.REFUSED)
+            raise _duplicate(create.attempt, other)
+
+    async def _adopt(self, create: Create, error: DuplicateTask) -> Task:
+        """Return the task that the service says exists, if it is this job's.
+
+        Lookups may lag behind the service's own check, so they are repeated for `retry_timeout`.
+        """
+        attempt = create.attempt
+        ours = attempt.unanswered_at is not None
+        if attempt.given and not ours:
+            attempt.move(AttemptState.REFUSED)
+            other = await self._find(attempt, create.deadline_at, sent=False)
+            raise _duplicate(attempt, other) from error
+        retry = self._session.retry()
+        while True:
+            found = await self._find(attempt, create.deadline_at)
+            if found is not None:
+                attempt.move(AttemptState.CREATED if ours else AttemptState.FOUND)
                 return found
-            pause = min(next(waits), settled - loop.time())  # the look that settles it comes no later
-            if deadline_at is not None and loop.time() + pause > deadline_at:
-                raise _unknown(external_task_id, DeadlineExceeded("time is up"))
-            await asyncio.sleep(pause)
+            pause = retry.wait(None)
+            if pause is None:
+                raise attempt.unknown(f"{error.message}, but it cannot be found") from None
+            await self._pause(attempt, pause, create.deadline_at, error.message)
+
+    # ------------------------------------------------------------------ lookups
+
+    async def _find(self, attempt: Attempt, deadline_at: float | None, *, sent: bool = True) -> Task | None:
+        """Return the task with the attempt's id, or None if the service has none.
+
+        Where something may have been *sent*, a lookup that fails leaves the attempt unsettled.
+        """
+        try:
+            found = await self.get_or_none(attempt.external_task_id, deadline_at)
+            if found is None and self.dialect is Dialect.DIRECTION:
+                found = await self._find_in_list(attempt.external_task_id, deadline_at)
+        except KlingError as error:
+            if sent:
+                raise attempt.unknown(error.message) from error
+            raise
+        return found
+
+    async def _find_in_list(self, external_task_id: str, deadline_at: float | None) -> Task | None:
+        """Search the list: the direction dialect documents no lookup by `external_task_id`."""
+        path = codec.create_path(self.dialect)
+        for page in range(1, codec.LAST_PAGE + 1):
+            params = {"pageNum": page, "pageSize": codec.PAGE_SIZE}
+            tasks = await self._session.read(path, codec.decode_tasks, params=params, deadline_at=deadline_at)
+            for task in tasks:
+                if task.external_task_id == external_task_id:
+                    return task
+            if len(tasks) < codec.PAGE_SIZE:
+                break
+        return None
+
+    async def _pause(self, attempt: Attempt, pause: float, deadline_at: float | None, reason: str) -> None:
+        if deadline_at is not None and asyncio.get_running_loop().time() + pause > deadline_at:
+            raise attempt.unknown(f"time is up, and {reason}")
+        await asyncio.sleep(pause)
+
+    def _longest_create(self, size: int) -> float:
+        """Return the seconds after the start of a create within which its task appears, if there is one."""
+        return self._settings.create_timeout + size / self._settings.upload_speed + APPEAR_TIMEOUT
 
 
-def _claim(error: DuplicateTask, *, adopt: bool, earlier: Callable[[], object]) -> None:
-    """Take the task that was there before the first create as ours, or raise *error*."""
-    if not adopt:
-        raise error
-    earlier()
+def _may_have_arrived(error: Exception) -> bool:
+    """Whether a create that ended in *error* may have been accepted all the same."""
+    if isinstance(error, TransportError):
+        return error.sent
+    # An error that is not ours, such as one of a trace hook, may come after the answer.
+    return isinstance(error, ServerError | ProtocolError) or not isinstance(error, KlingError)
 
 
-def _unknown(external_task_id: str, error: KlingError) -> SubmissionUnknown:
-    return SubmissionUnknown(
-        f"whether the task exists could not be settled: {error.message}; look it up by its external_task_id "
-        "before submitting the job again",
-        external_task_id=external_task_id,
+def _duplicate(attempt: Attempt, other: Task | None) -> DuplicateTask:
+    error = DuplicateTask(  # as the service answers such a create
+        f"external_task_id must be unique in the account, got {attempt.external_task_id}, with which "
+        f"{f'task {other.task_id}' if other else 'another task'} already exists; "
+        "give another one, or attach to that task",
+        code=1201,
+        status=400,
     )
+    error.task_id = other.task_id if other else None
+    error.external_task_id = attempt.external_task_id
+    return error

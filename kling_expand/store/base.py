@@ -123,6 +123,11 @@ class JobRecord:
         """Whether a create may have been sent, so that the id must be looked up before another is."""
         return self.last_post_at is not None or self.state is JobState.UNKNOWN
 
+    @property
+    def units(self) -> int:
+        """What the job costs if it succeeds."""
+        return codec.unpack_request(self.params, self.source or "", self.key).units
+
     def existing_files(self) -> tuple[Path, ...]:
         """Return the paths of the pictures, or none of them where one no longer exists."""
         files = tuple(map(Path, self.files))
@@ -190,12 +195,15 @@ class JobStore(ABC):
 
     # ------------------------------------------------------------------------ what happened
 
-    async def record_intent(self, identity: JobIdentity, prepared: PreparedRequest) -> JobRecord:
+    async def record_intent(
+        self, identity: JobIdentity, prepared: PreparedRequest, *, after: int = 0
+    ) -> JobRecord:
         """Record that a job is to be sent, and return the record to go on with.
 
-        A job that is known and has not failed is returned as it is. A rejected one becomes an intent
-        again under its old id, as no task exists. A new job, and the next attempt after a failed task,
-        gets an id derived from the run, the identity and the attempt, unless the request gives one.
+        A job that is known and has not failed is returned as it is, unless its attempt is one of the first
+        *after*. A rejected one becomes an intent again under its old id, as no task exists. A new job, and
+        the next attempt, gets an id derived from the run, the identity and the attempt, unless the request
+        gives one.
         Other parameters under a known key are another job, with a warning in the log.
 
         Raises:
@@ -211,7 +219,8 @@ class JobStore(ABC):
             "created_at": now,
             "updated_at": now,
         }
-        return await self._claim(draft, partial(_external_id, request.external_task_id, self.run, identity))
+        external_id = partial(_external_id, request.external_task_id, self.run, identity)
+        return await self._claim(draft, external_id, after)
 
     @abstractmethod
     async def mark_sending(self, external_task_id: str) -> None:
@@ -227,7 +236,8 @@ class JobStore(ABC):
 
     async def mark_refused(self, external_task_id: str, error: str) -> None:
         """Record that the service refused the job, so that no task exists."""
-        await self._transition(external_task_id, JobState.REJECTED, error=self._text(error))
+        values = {"error": self._text(error), "last_post_at": None}  # nothing sent is left to look up
+        await self._transition(external_task_id, JobState.REJECTED, **values)
 
     async def observe(self, external_task_id: str, task: Task) -> None:
         """Record a snapshot of the task: a final one as it is, of any other only that the task exists."""
@@ -266,7 +276,9 @@ class JobStore(ABC):
     # ------------------------------------------------------------------------ for each kind of store
 
     @abstractmethod
-    async def _claim(self, draft: dict[str, Any], external_id: Callable[[int], str]) -> JobRecord:
+    async def _claim(
+        self, draft: dict[str, Any], external_id: Callable[[int], str], after: int = 0
+    ) -> JobRecord:
         """Return the record that `record_intent` describes, stored.
 
         *draft* holds the columns of a new row that do not depend on the attempt, and ``external_id(n)``
@@ -376,12 +388,17 @@ class MemoryStore(JobStore):
             counts[job.state] += 1
         return counts
 
-    async def _claim(self, draft: dict[str, Any], external_id: Callable[[int], str]) -> JobRecord:
+    async def _claim(
+        self, draft: dict[str, Any], external_id: Callable[[int], str], after: int = 0
+    ) -> JobRecord:
         key, digest = identity = draft["key"], draft["params_hash"]
         known = self._ids.get(key, {})
-        if digest in known:
-            return self._jobs[known[digest]]
-        attempt = self._failed.get(identity, 0) + 1
+        open_job = self._jobs[known[digest]] if digest in known else None
+        if open_job and open_job.attempt > after:
+            return open_job
+        if open_job:
+            self._drop(open_job)
+        attempt = max(self._failed.get(identity, 0), after) + 1
         job = JobRecord(external_id(attempt), attempt=attempt, **draft)
         if job.external_task_id in self._jobs:
             raise JournalError(

@@ -221,14 +221,16 @@ class PostgresStore(JobStore):
 
     # ------------------------------------------------------------------------ within
 
-    async def _claim(self, draft: dict[str, Any], external_id: Callable[[int], str]) -> JobRecord:
+    async def _claim(
+        self, draft: dict[str, Any], external_id: Callable[[int], str], after: int = 0
+    ) -> JobRecord:
         key, digest = draft["key"], draft["params_hash"]
         for _ in range(CLAIM_TRIES):
             known = await self._fetch(_CLAIM, self.owner, self._clock(), self.run, key, digest)
             job = JobRecord(*known[0]) if known else None
-            if job is not None and job.state is not JobState.FAILED:
+            if job is not None and job.state is not JobState.FAILED and job.attempt > after:
                 return job
-            attempt = job.attempt + 1 if job else 1
+            attempt = max(job.attempt if job else 0, after) + 1
             name = external_id(attempt)
             row = (self.run, key, name, digest, attempt, draft["source"], draft["params"])
             inserted = await self._fetch(_INSERT, *row, self._clock(), self.owner)

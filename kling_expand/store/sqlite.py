@@ -89,8 +89,10 @@ class SQLiteStore(JobStore):
         """Return how many jobs are in each state, of each the last attempt."""
         return await self._execute(statements.counts)
 
-    async def _claim(self, draft: dict[str, Any], external_id: Callable[[int], str]) -> JobRecord:
-        return await self._execute(partial(statements.claim, draft, external_id))
+    async def _claim(
+        self, draft: dict[str, Any], external_id: Callable[[int], str], after: int = 0
+    ) -> JobRecord:
+        return await self._execute(partial(statements.claim, draft, external_id, after))
 
     async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
         values["updated_at"] = self._clock()

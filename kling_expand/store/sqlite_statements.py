@@ -70,15 +70,16 @@ def newest(where: str, values: tuple[Any, ...], db: Connection) -> JobRecord | N
     return JobRecord(*row) if row else None
 
 
-def claim(draft: dict[str, Any], external_id: Callable[[int], str], db: Connection) -> JobRecord:
+def claim(draft: dict[str, Any], external_id: Callable[[int], str], after: int, db: Connection) -> JobRecord:
     """Return the job to go on with: the one known, or the first or next attempt of *draft*."""
     job = newest(SAME_REQUEST, (draft["key"], draft["params_hash"]), db)
     if job is None:
         if newest("key = ?", (draft["key"],), db):
             warn_of_other_parameters(draft["key"])
-        return _insert(draft, external_id(1), 1, db)
-    if job.state is JobState.FAILED:
-        attempt = _insert(draft, external_id(job.attempt + 1), job.attempt + 1, db)
+        return _insert(draft, external_id(after + 1), after + 1, db)
+    if job.state is JobState.FAILED or job.attempt <= after:
+        number = max(job.attempt, after) + 1
+        attempt = _insert(draft, external_id(number), number, db)
         db.execute("UPDATE jobs SET latest = 0 WHERE external_task_id = ?", (job.external_task_id,))
         return attempt
     if job.state is JobState.REJECTED:

@@ -155,7 +155,7 @@ async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> 
         assert emulator.account.requests == {"create": 1}
         assert emulator.account.tasks == {}
         assert kling.stats.units_due == 0
-        assert kling._admission._slots.held == 0
+        assert kling._slots.held == 0
 
 
 @pytest.mark.parametrize("kind", ["error", "envelope_200"])

@@ -1,4 +1,4 @@
-"""What is a task one can await? Told anything in any order by anyone, and waited for by many."""
+"""Task futures: snapshots of any source in any order, for any number of awaiters."""
 
 import asyncio
 import copy
@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from kling_expand.errors import (
     ContentRejected,
     DeadlineExceeded,
+    InvalidRequest,
     KlingError,
+    NotSubmitted,
     SubmissionUnknown,
     TaskFailed,
     TaskModerated,
 )
-from kling_expand.jobs.future import ExpandResult, TaskFuture, TaskRecord, failure
+from kling_expand.jobs.future import ExpandResult, TaskFuture, TaskRecord, TaskRegistry, failure
 from kling_expand.models import NEXT, Image, Status, Task
 from kling_expand.testing import run, virtual_time
 
@@ -258,7 +260,7 @@ async def test_a_callback_is_called_once_and_soon() -> None:
 @virtual_time
 async def test_success_is_a_result() -> None:
     """With its pictures, its id, and whatever the client makes of it."""
-    future = TaskFuture(TaskRecord("dog", make_result=lambda task: ExpandResult(task, name="dog")))
+    future = TaskFuture(TaskRecord("dog", make_result=lambda _, task: ExpandResult(task, name="dog")))
     future.record.deliver(SUCCEED)
     result = await future
     assert (result.images, result.task_id, result.name) == (SUCCEED.images, "1", "dog")
@@ -311,7 +313,7 @@ async def test_a_result_without_a_client_cannot_save() -> None:
 
 @virtual_time
 async def test_saving_is_asked_of_whoever_made_it(tmp_path: Path) -> None:
-    """The task, the target, the photo's name and the deadline are handed on."""
+    """The task, the target, the photo's name and the call's own deadline are handed on."""
     asked: list[Any] = []
 
     async def save(
@@ -320,8 +322,14 @@ async def test_saving_is_asked_of_whoever_made_it(tmp_path: Path) -> None:
         asked.append((task, target, name, deadline_at))
         return (tmp_path,)
 
-    assert await ExpandResult(SUCCEED, name="dog", save=save, deadline_at=9.0).save("out") == (tmp_path,)
-    assert asked == [(SUCCEED, "out", "dog", 9.0)]
+    result = ExpandResult(SUCCEED, name="dog", save=save)
+    assert await result.save("out") == (tmp_path,)
+    await asyncio.sleep(5)
+    assert await result.save("out", deadline=9) == (tmp_path,)
+    assert asked == [(SUCCEED, "out", "dog", None), (SUCCEED, "out", "dog", 14.0)]
+    for deadline in (0, -1, float("nan")):
+        with pytest.raises(InvalidRequest, match="deadline must be above 0"):
+            await result.save("out", deadline=deadline)
     assert ExpandResult(SUCCEED, save=save) == ExpandResult(SUCCEED)
     assert "save" not in repr(ExpandResult(SUCCEED, save=save))
 
@@ -465,3 +473,204 @@ async def test_it_is_small_and_leaves_nothing() -> None:
     del future
     gc.collect()
     assert gone() is None
+
+
+# ------------------------------------------------------------------ ids of the job, not of a snapshot
+
+
+@virtual_time
+async def test_a_snapshot_without_an_external_id_takes_none_away() -> None:
+    """Callbacks of the newer shape have none: the record's own stays, in the result as well."""
+    bare = evolve(SUCCEED, external_task_id=None)
+    for future, before in (
+        (TaskFuture("dog"), None),
+        (TaskFuture("dog"), SUBMITTED),
+        (TaskFuture("1"), SUBMITTED),
+    ):
+        if before is not None:
+            future.record.deliver(before)
+        future.record.deliver(bare)
+        result = await future
+        assert (result.external_task_id, future.external_task_id) == ("dog", "dog")
+
+
+@virtual_time
+async def test_a_snapshot_with_another_external_id_changes_nothing_of_it() -> None:
+    """The id that the job was sent with is the job's, whatever the service returns."""
+    future = TaskFuture("dog")
+    future.record.deliver(evolve(SUCCEED, external_task_id="DOG"))
+    assert (await future).external_task_id == "dog"
+
+
+# ------------------------------------------------------------------ cancelling
+
+
+class AJob:
+    """A job that can be taken back while it is not sent."""
+
+    def __init__(self) -> None:
+        self.sent = False
+        self.cancelled = 0
+
+    def cancel(self) -> bool:
+        self.cancelled += 1
+        return True
+
+
+@virtual_time
+async def test_only_what_was_not_sent_is_cancelled() -> None:
+    """Neither a sent job, nor a task that runs or has ended, nor one that was attached."""
+    job = AJob()
+    future = TaskFuture(TaskRecord("dog", job=job))
+    assert future.cancel() is True
+    job.sent = True
+    assert future.cancel() is False
+    future.record.deliver(SUCCEED)
+    assert future.cancel() is False
+    assert TaskFuture("1").cancel() is False
+    assert job.cancelled == 1
+
+
+@virtual_time
+async def test_a_shared_job_goes_on_for_the_others() -> None:
+    """Of two submissions of one job the first is taken back at once; the last takes back the job."""
+    job = AJob()
+    registry = TaskRegistry()
+    first = TaskFuture(registry.add(TaskRecord("dog", job=job)))
+    second = TaskFuture(TaskRecord("dog"))
+    registry.add(second.record)
+    assert first.record is second.record
+    called: list[TaskFuture] = []
+    first.add_done_callback(called.append)
+    second.add_done_callback(called.append)
+    waiting = await soon(outcome(first))
+    assert first.cancel() is True
+    assert job.cancelled == 0
+    with pytest.raises(NotSubmitted):
+        await waiting
+    assert (first.cancelled(), second.done(), called) == (True, False, [first])
+    assert first.cancel() is False
+    assert second.cancel() is True
+    assert job.cancelled == 1
+    second.record.deliver(SUCCEED)
+    assert (await second).task == SUCCEED
+
+
+@pytest.mark.parametrize("way", [0, 1, 2, 3])
+@virtual_time
+async def test_a_cancelled_wait_says_which_task_goes_on(way: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Once a task exists its ids are in the log and on the exception, whichever way it was waited for."""
+    future = TaskFuture("dog")
+    future.record.deliver(PROCESSING)
+    waits = [outcome(future), read(future), future.finished(), future.finished(within=50)]
+    waiting = await soon(waits[way])
+    for each in waits:
+        if each is not waits[way]:
+            each.close()
+    await asyncio.sleep(1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await waiting
+    (note,) = caught.value.__notes__
+    assert "task_id=1" in note
+    assert "external_task_id=dog" in note
+    assert note in caplog.text
+
+
+@virtual_time
+async def test_a_wait_with_a_limit_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither a deadline nor `within` is a cancellation; nor is one before anything was sent."""
+    future = TaskFuture(TaskRecord("dog", job=AJob()), deadline_at=5.0)
+    waiting = await soon(future.finished())
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await waiting
+    assert not hasattr(caught.value, "__notes__")
+    future.record.deliver(PROCESSING)
+    assert await future.finished(within=2) is False
+    with pytest.raises(DeadlineExceeded):
+        await future
+    assert caplog.text == ""
+
+
+# ------------------------------------------------------------------ standard protocols
+
+
+@pytest.mark.parametrize("when", [asyncio.FIRST_COMPLETED, asyncio.ALL_COMPLETED, asyncio.FIRST_EXCEPTION])
+@virtual_time
+async def test_asyncio_wait_takes_futures(when: str) -> None:
+    """`asyncio.wait` gives the first or all that are done, and leaves the others as they were."""
+    ends: dict[str, Task | KlingError] = {
+        "a": SUCCEED,
+        "b": KlingError("broken"),
+        "c": evolve(FAILED, task_id="3"),
+    }
+    futures: dict[str, Any] = {name: TaskFuture(name) for name in ends}
+    loop = asyncio.get_running_loop()
+    for number, (name, end) in enumerate(ends.items()):
+        record = futures[name].record
+        loop.call_later(number + 1, record.fail if isinstance(end, KlingError) else record.deliver, end)
+    done, pending = await asyncio.wait(futures.values(), return_when=when)
+    expected = {asyncio.FIRST_COMPLETED: "a", asyncio.FIRST_EXCEPTION: "ab", asyncio.ALL_COMPLETED: "abc"}[
+        when
+    ]
+    assert done == {futures[name] for name in expected}
+    assert pending == {futures[name] for name in set(ends) - set(expected)}
+    assert (await asyncio.wait(futures.values()))[1] == set()
+    kinds = [type(futures[name].exception()) for name in ends]
+    assert kinds == [type(None), KlingError, TaskFailed]
+
+
+@virtual_time
+async def test_an_exception_that_is_not_known_yet_is_not_given() -> None:
+    """As with an asyncio future; a removed callback is not called."""
+    future = TaskFuture("dog")
+    called: list[TaskFuture] = []
+    future.add_done_callback(called.append)
+    assert future.remove_done_callback(called.append) == 1
+    assert future.remove_done_callback(called.append) == 0
+    with pytest.raises(asyncio.InvalidStateError):
+        future.exception()
+    future.record.deliver(SUCCEED)
+    await asyncio.sleep(1)
+    assert (future.exception(), called) == (None, [])
+
+
+# ------------------------------------------------------------------ what an error keeps
+
+
+def traceback_length(error: BaseException) -> int:
+    """How many frames an exception keeps."""
+    count, trace = 0, error.__traceback__
+    while trace is not None:
+        count, trace = count + 1, trace.tb_next
+    return count
+
+
+@virtual_time
+async def test_awaiting_a_failure_again_keeps_nothing() -> None:
+    """Each awaiter has an exception of its own: frames, notes and contexts do not pile up, ids are kept."""
+    future = TaskFuture("dog")
+    cause = OSError("the cause")
+    error = KlingError("broken", task_id="1")
+    error.add_note("first seen by the runner")
+    error.__cause__ = cause
+    future.record.fail(error)
+
+    async def caught_by(way: int) -> KlingError:
+        try:
+            await [outcome, read][way](future)
+        except KlingError as caught:
+            caught.add_note("by a handler")
+            return caught
+        raise AssertionError
+
+    lengths = set()
+    for number in range(100):
+        caught = await caught_by(number % 2)
+        lengths.add(traceback_length(caught))
+        assert (caught.task_id, caught.external_task_id, caught.__cause__) == ("1", "dog", cause)
+        assert caught.__notes__ == ["first seen by the runner", "by a handler"]
+    assert max(lengths) < 10
+    assert future.error is not None
+    assert traceback_length(future.error) == 0

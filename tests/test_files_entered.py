@@ -1,0 +1,86 @@
+"""How many source files one call enters: a bound on what a reader must open to follow it."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from click.testing import CliRunner
+from support.shell import COFFEE, shell
+
+import kling_expand
+from kling_expand import ExpandRequest, KlingClient, ToAspect
+from kling_expand.cli import root
+from kling_expand.emulator import Emulator
+from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.worker import Worker
+
+pytest_plugins = ["support.postgres"]
+PACKAGE = Path(kling_expand.__file__).parent
+FAST: dict[str, Any] = {"engine": "flat", "queue_seconds": 0.05, "work_seconds": 0.05}
+
+
+@contextmanager
+def files_entered() -> Iterator[set[str]]:
+    """Collect the files of the package, but for the emulator's, whose functions are called meanwhile."""
+    found: set[str] = set()
+
+    def profile(frame: FrameType, event: str, _arg: object) -> None:
+        if event == "call" and frame.f_code.co_name != "<module>":
+            path = Path(frame.f_code.co_filename)
+            if path.is_relative_to(PACKAGE) and not path.is_relative_to(PACKAGE / "emulator"):
+                found.add(str(path.relative_to(PACKAGE)))
+
+    before = sys.getprofile()
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
+        yield found
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(None)
+
+
+async def test_expand_and_save_enter_few_files(tmp_path: Path) -> None:
+    """One `expand` with its `save` enters at most 18 files."""
+    async with (
+        Emulator(**FAST) as emulator,
+        KlingClient(api_key=emulator.api_key, base_url=emulator.url) as kling,
+    ):
+        with files_entered() as found:
+            result = await kling.expand(COFFEE, ToAspect("16:9"))
+            await result.save(tmp_path)
+    assert len(found) <= 18, sorted(found)
+
+
+def test_a_bulk_row_enters_few_files(tmp_path: Path) -> None:
+    """A `bulk` of one row, from the command line to the picture on disk, enters at most 28 files."""
+    with shell(**FAST) as kling:
+        environ = {"KLING_API_KEY": kling.emulator.api_key, "KLING_BASE_URL": kling.emulator.url}
+        with files_entered() as found:
+            arguments = ["bulk", str(COFFEE), "--aspect", "16:9", "-o", str(tmp_path / "out")]
+            done = CliRunner(env=environ).invoke(root, arguments)
+    assert done.exit_code == 0, done.output
+    assert len(found) <= 28, sorted(found)
+
+
+async def test_a_fleet_job_enters_few_files(dsn: str, tmp_path: Path) -> None:
+    """A job of the fleet, from its submission to its picture on disk, enters at most 22 files."""
+    async with Emulator(**FAST) as emulator, Fleet(dsn, webhook_secrets=[]) as fleet:
+        await fleet.init()
+        access: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url}
+        worker = Worker(fleet, max_in_flight=9, output=str(tmp_path), **access)
+        running = asyncio.create_task(worker.run())
+        while not (await fleet.stats()).workers:  # noqa: ASYNC110 - a row in the database says so
+            await asyncio.sleep(0.02)
+        with files_entered() as found:
+            await fleet.submit(ExpandRequest(COFFEE, ToAspect("16:9"), key="one"))
+            outcomes = [outcome async for outcome in fleet.results()]
+        worker.stop()
+        await running
+    assert [outcome.status for outcome in outcomes] == ["succeeded"]
+    assert len(found) <= 22, sorted(found)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,15 @@ settings.register_profile("house", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("house")
 
 pytest_plugins = ["kling_expand.testing"]
+
+
+def pytest_configure() -> None:
+    """Give children the default disposition of SIGINT where this run inherited an ignored one.
+
+    Under ``nohup`` or in a background job SIGINT is ignored, and every child would ignore it too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -1,1 +1,1 @@
-"""What does it cost? One module for each claim: ``python -m benchmarks.NAME``."""
+"""Benchmarks of the claims in the README, one module each: ``python -m benchmarks.NAME``."""

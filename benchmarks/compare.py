@@ -1,21 +1,24 @@
-"""What does the same work cost with each client? N jobs at once, real time, each client by its own protocol.
+"""The cost of the same jobs with this package, a raw aiohttp script and other SDKs, in real time.
 
     python -m benchmarks.compare --json
-    python -m benchmarks.compare --at 1,10,100,1000 --runs 5 --json
+    python -m benchmarks.compare --concurrent 1,10,100,1000 --runs 5 --json
 
-Every client is a process of its own with a server of its own, whose jobs last 12 s in the median
-(log-normal, sigma 0.35; of every twelve one falls in each twelfth of it; the same seeds for all). Before
-the count each brings `--warm` jobs to their end, so that who learns has something to learn from. Medians of
-`--runs`, each with a seed of its own.
+Each client has its own process and its own server. Jobs last 12 s in the median (log-normal, sigma 0.35). Of
+every twelve jobs one falls in each twelfth of the distribution, and all clients get the same seeds. Each
+client first runs `--warm` jobs that are not counted, so that an adaptive client has data to learn from. The
+figures are medians of `--runs` runs, each with its own seed.
 
-*reads* are requests beyond the creates, per job; *late* is the time from a job's end on the server to the
-result in the caller's hand; CPU and peak memory are those of the client's process; *failed* jobs are those it
-gave up. Peers are at their defaults, and so is `kling_expand`; `kling_expand@0.2` was told to be 0.2 s late
-(`AdaptiveSchedule(latency=0.2)`). The second table says for each peer which of ours takes fewer reads and is
-less late, or takes ten times fewer reads and is no later.
+    requests per job    polls and other requests, without the create
+    latency (s)         from the end of a job on the server until its result is returned to the caller
+    CPU, peak memory    of the client's process
+    failed jobs         jobs for which the client raised an error
 
-Few jobs leave room for many clients side by side, 1000 for one. A client that is not installed (extra
-``bench``) is named.
+All clients have their default settings. `kling_expand@0.2` has `AdaptiveSchedule(latency=0.2)`. The second
+table names for each peer the setting of ours that needs the fewest requests of those that beat it. A setting
+beats a peer with fewer requests and a lower latency, or with a tenth of the requests and no higher latency.
+
+Several clients run side by side if there are few jobs, and one at a time with 1000. Clients that are not
+installed (extra ``bench``) are listed.
 """
 
 import argparse
@@ -31,117 +34,120 @@ from operator import itemgetter
 from statistics import fmean, quantiles
 from typing import Any
 
-from benchmarks.memory import forget_highest, highest
-from benchmarks.peers import CONTESTANTS, Run
-from benchmarks.reporting import finish, medians, table
+from benchmarks.peers import CLIENTS, Run
+from benchmarks.reporting import finish, medians, peak_memory, reset_peak_memory, table
 from benchmarks.server import Server, serving
 
-ROUNDS = {1: 12, 10: 3}  # jobs one after another in each place; 1 beyond
-SIDE_BY_SIDE = {1: 12, 10: 6, 100: 3}  # clients; 1 beyond
+ROUNDS = {1: 12, 10: 3}  # by number of concurrent jobs: how many follow one another; otherwise 1
+SIDE_BY_SIDE = {1: 12, 10: 6, 100: 3}  # by number of concurrent jobs: clients measured together; otherwise 1
+CONCURRENT, CLIENT, PEER = "concurrent jobs", "client", "peer"
+REQUESTS, LATENCY = "requests per job", "latency (s)"
 
 
-async def work(run: Run, jobs: int, at_once: int) -> dict[str, float]:
-    """When the result of each job was in the caller's hand; a job whose client raises is missing."""
-    left, held = iter(range(jobs)), {}
+async def run_jobs(run: Run, jobs: int, concurrent: int) -> dict[str, float]:
+    """Return the time at which the caller got each result; failed jobs are missing."""
+    remaining, returned = iter(range(jobs)), {}
 
     async def worker() -> None:
-        for _ in left:
+        for _ in remaining:
             try:
                 name = await run()
-            except Exception as error:  # noqa: BLE001 - whatever a client gives up with
+            except Exception as error:  # noqa: BLE001 - each client has its own exceptions
                 print(f"{type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
             else:
-                held[name] = time.time()
+                returned[name] = time.time()
 
-    await asyncio.gather(*(worker() for _ in range(at_once)))
-    return held
+    await asyncio.gather(*(worker() for _ in range(concurrent)))
+    return returned
 
 
-async def measured(
-    client: str, server: Server, jobs: int, at_once: int, *, warm: int, seed: int
+async def measure_client(
+    client: str, server: Server, jobs: int, concurrent: int, *, warm: int, seed: int
 ) -> dict[str, float]:
-    """One client's numbers."""
-    async with CONTESTANTS[client].opened(server.url, max(at_once, warm)) as run:
-        await work(run, warm, warm)
-        await asyncio.to_thread(server.forget, seed=seed)
-        forget_highest()
+    """Return the figures of one client."""
+    async with CLIENTS[client].open(server.url, max(concurrent, warm)) as run:
+        await run_jobs(run, warm, warm)
+        await asyncio.to_thread(server.reset, seed=seed)
+        reset_peak_memory()
         cpu, wall = time.process_time(), time.monotonic()
-        held = await work(run, jobs, at_once)
+        returned = await run_jobs(run, jobs, concurrent)
         cpu, wall = time.process_time() - cpu, time.monotonic() - wall
-        account = await asyncio.to_thread(server.account)
-    late = [moment - account["ends"][name] for name, moment in held.items()]
+        statistics = await asyncio.to_thread(server.statistics)
+    latencies = [moment - statistics["ends"][name] for name, moment in returned.items()]
     return {
-        "reads": (sum(account["requests"].values()) - jobs) / jobs,
-        "late s": fmean(late),
-        "late p95 s": quantiles(late, n=20)[-1],
-        "CPU ms": cpu / jobs * 1e3,
-        "peak MB": highest() / 1e6,
-        "wall s": wall,
-        "failed": float(jobs - len(held)),
+        REQUESTS: (sum(statistics["requests"].values()) - jobs) / jobs,
+        LATENCY: fmean(latencies),
+        "latency p95 (s)": quantiles(latencies, n=20)[-1],
+        "CPU per job (ms)": cpu / jobs * 1e3,
+        "peak memory (MB)": peak_memory() / 1e6,
+        "wall time (s)": wall,
+        "failed jobs": float(jobs - len(returned)),
     }
 
 
-def alone(client: str, at_once: int, warm: int, seconds: float, seed: int) -> dict[str, float]:
-    """The same, in a process of its own, against a server of its own."""
-    jobs = at_once * ROUNDS.get(at_once, 1)
+def in_process(client: str, concurrent: int, warm: int, seconds: float, seed: int) -> dict[str, float]:
+    """Return the figures of one client, measured in a new process with a new server."""
+    jobs = concurrent * ROUNDS.get(concurrent, 1)
     with serving(seconds) as server:
         command = [sys.executable, "-m", "benchmarks.compare", "--client", client, "--url", server.url]
-        command += ["--jobs", str(jobs), "--at", str(at_once), "--warm", str(warm), "--seed", str(seed)]
-        told = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, env=_environment()
-        ).stdout
-    found: dict[str, float] = json.loads(told)
+        command += ["--jobs", str(jobs), "--concurrent", str(concurrent)]
+        command += ["--warm", str(warm), "--seed", str(seed)]
+        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=_environment())
+    found: dict[str, float] = json.loads(process.stdout)
     return found
 
 
 def _environment() -> dict[str, str]:
-    """Without a proxy: some of the clients would ask one even for this machine."""
+    """Return the environment without proxies: some of the clients would use one even for localhost."""
     return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
 def measure(
-    clients: list[str], at_once: int, runs: int, *, warm: int, seconds: float
+    clients: list[str], concurrent: int, runs: int, *, warm: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """A row for every client: medians over the runs, in each of which all of them take their turn."""
+    """Return one row for each client with its medians over the runs."""
     found: dict[str, list[dict[str, float]]] = {client: [] for client in clients}
-    with ThreadPoolExecutor(SIDE_BY_SIDE.get(at_once, 1)) as pool:
+    with ThreadPoolExecutor(SIDE_BY_SIDE.get(concurrent, 1)) as pool:
         for run in range(runs):
-            work = partial(alone, at_once=at_once, warm=warm, seconds=seconds, seed=1000 * run + at_once)
-            for client, numbers in zip(clients, pool.map(work, clients), strict=True):
+            seed = 1000 * run + concurrent
+            one = partial(in_process, concurrent=concurrent, warm=warm, seconds=seconds, seed=seed)
+            for client, numbers in zip(clients, pool.map(one, clients), strict=True):
                 found[client].append(numbers)
-    return [{"at once": at_once, "client": client} | medians(rows) for client, rows in found.items()]
+    return [{CONCURRENT: concurrent, CLIENT: client} | medians(rows) for client, rows in found.items()]
 
 
-def better(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each peer, at each number of jobs, that of ours which beats it with the fewest reads, if any."""
+def best_settings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each peer the setting of ours with the fewest requests that beats it, or None."""
     found = []
-    for peer in (row for row in rows if CONTESTANTS[row["client"]].module):
-        ours = [row for row in rows if row["at once"] == peer["at once"] and _beats(row, peer)]
-        best = min(ours, key=itemgetter("reads"), default={"client": None, "reads": None, "late s": None})
+    for peer in (row for row in rows if CLIENTS[row[CLIENT]].module):
+        ours = [row for row in rows if row[CONCURRENT] == peer[CONCURRENT] and _beats(row, peer)]
+        best = min(ours, key=itemgetter(REQUESTS), default=dict.fromkeys((CLIENT, REQUESTS, LATENCY)))
         found.append(
-            {"at once": peer["at once"], "peer": peer["client"], "its reads": peer["reads"]}
-            | {"its late s": peer["late s"], "ours": best["client"]}
-            | {"reads": best["reads"], "late s": best["late s"]}
+            {CONCURRENT: peer[CONCURRENT], PEER: peer[CLIENT]}
+            | {REQUESTS: peer[REQUESTS], LATENCY: peer[LATENCY], "our setting": best[CLIENT]}
+            | {f"our {REQUESTS}": best[REQUESTS], f"our {LATENCY}": best[LATENCY]}
         )
     return found
 
 
 def _beats(row: dict[str, Any], peer: dict[str, Any]) -> bool:
-    if not row["client"].startswith("kling_expand") or row["failed"]:
+    if not row[CLIENT].startswith("kling_expand") or row["failed jobs"]:
         return False
-    if 10 * row["reads"] <= peer["reads"] and row["late s"] <= peer["late s"]:
+    if 10 * row[REQUESTS] <= peer[REQUESTS] and row[LATENCY] <= peer[LATENCY]:
         return True
-    return bool(row["reads"] < peer["reads"] and row["late s"] < peer["late s"])
+    return bool(row[REQUESTS] < peer[REQUESTS] and row[LATENCY] < peer[LATENCY])
 
 
 def options() -> argparse.Namespace:
-    """The command line; some of it is for a client's own process."""
-    parser = argparse.ArgumentParser(description="What does the same work cost with each client?")
-    parser.add_argument("--at", default="10", help="numbers of jobs at once, such as 1,10,100,1000 (10)")
-    parser.add_argument("--warm", type=int, default=32, help="jobs before the count (32)")
-    parser.add_argument("--runs", type=int, default=1, help="of which the medians are told (1)")
-    parser.add_argument("--median", type=float, default=12.0, help="seconds a job takes (12)")
-    parser.add_argument("--only", default=",".join(CONTESTANTS), help="these clients (all)")
+    """Parse the command line; the hidden options are those of a client's own process."""
+    parser = argparse.ArgumentParser(description="The cost of the same jobs with each client.")
+    parser.add_argument(
+        "--concurrent", default="10", help="numbers of concurrent jobs, such as 1,10,100,1000 (default: 10)"
+    )
+    parser.add_argument("--warm", type=int, default=32, help="jobs that are not counted (default: 32)")
+    parser.add_argument("--runs", type=int, default=1, help="runs for the medians (default: 1)")
+    parser.add_argument("--median", type=float, default=12.0, help="seconds of a job (default: 12)")
+    parser.add_argument("--only", default=",".join(CLIENTS), help="names of clients (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     for name in ("--client", "--url", "--jobs", "--seed"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -149,26 +155,26 @@ def options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, and say it in words or as one JSON object; or be one of the clients."""
+    """Measure and print the results; with ``--client``, measure that client in this process."""
     given = options()
     if given.client:
-        work = partial(measured, given.client, Server(given.url), int(given.jobs), int(given.at))
-        print(json.dumps(asyncio.run(work(warm=given.warm, seed=int(given.seed)))))
+        server, jobs, seed = Server(given.url), int(given.jobs), int(given.seed)
+        concurrent = int(given.concurrent)
+        work = measure_client(given.client, server, jobs, concurrent, warm=given.warm, seed=seed)
+        print(json.dumps(asyncio.run(work)))
         return
     chosen = given.only.split(",")
-    present = [name for name in chosen if CONTESTANTS[name].present]
+    installed = [name for name in chosen if CLIENTS[name].installed]
     rows: list[dict[str, Any]] = []
-    for word in given.at.split(","):
-        rows += measure(present, int(word), given.runs, warm=given.warm, seconds=given.median)
+    for number in given.concurrent.split(","):
+        rows += measure(installed, int(number), given.runs, warm=given.warm, seconds=given.median)
     table(rows)
     print()
-    beaten = better(rows)
-    table(beaten)
-    absent = [name for name in chosen if name not in present]
-    print(
-        f"not installed: {', '.join(absent) or 'none'}; jobs of {given.median:g} s in the median, real time"
-    )
-    finish({"rows": rows, "against": beaten, "absent": absent}, as_json=given.json)
+    peers = best_settings(rows)
+    table(peers)
+    missing = [name for name in chosen if name not in installed]
+    print(f"not installed: {', '.join(missing) or 'none'}; median duration of a job: {given.median:g} s")
+    finish({"rows": rows, "peers": peers, "not_installed": missing}, as_json=given.json)
 
 
 if __name__ == "__main__":

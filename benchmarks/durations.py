@@ -1,4 +1,4 @@
-"""What is a job to the server? A duration, drawn from a log-normal law, and when it began."""
+"""The jobs of the local server: each is a duration from a log-normal distribution and a start time."""
 
 import time
 from collections import Counter
@@ -13,57 +13,57 @@ from attrs import define, field
 
 NORMAL = NormalDist()
 SIGMA = 0.35  # of the logarithm
-STRATA = 12  # of as many jobs one lasts as long as each twelfth of the law says: few jobs are typical then
+STRATA = 12  # of every 12 jobs one falls in each twelfth of the distribution, so that a few jobs represent it
 
 
-def lasting(share: float, median: float) -> float:
-    """The seconds within which this *share* of all jobs ends."""
+def quantile(share: float, median: float) -> float:
+    """Return the duration in seconds that a *share* of all jobs does not exceed."""
     return median * exp(SIGMA * NORMAL.inv_cdf(share))
 
 
 @define(eq=False)
 class Jobs:
-    """Every job's end, and how many requests there were."""
+    """The start and end of each job, and the number of requests by route."""
 
     median: float
     seed: int
     requests: Counter[str] = field(factory=Counter)
     ends: dict[str, float] = field(factory=dict)
-    began: dict[str, float] = field(factory=dict)
+    starts: dict[str, float] = field(factory=dict)
     shares: list[float] = field(factory=list)
     rng: Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.forget(self.seed)
+        self.reset(self.seed)
 
-    def forget(self, seed: int) -> None:
-        """Begin anew, with durations of another *seed*."""
+    def reset(self, seed: int) -> None:
+        """Delete all jobs and counts, and draw further durations from *seed*."""
         self.rng = Random(seed)
         self.shares.clear()
         self.requests.clear()
         self.ends.clear()
-        self.began.clear()
+        self.starts.clear()
 
     def new(self) -> str:
-        """The id of a new job."""
+        """Start a job and return its id."""
         name = f"{10**17 + len(self.ends)}"
-        self.began[name] = time.time()
-        self.ends[name] = self.began[name] + lasting(self._share(), self.median)
+        self.starts[name] = time.time()
+        self.ends[name] = self.starts[name] + quantile(self._share(), self.median)
         return name
 
     def _share(self) -> float:
-        """Which share of all jobs is quicker than the next one: drawn evenly, twelve by twelve."""
+        """Draw the next job's quantile from the current set of strata."""
         if not self.shares:
             self.shares += [(index + self.rng.uniform(0.001, 0.999)) / STRATA for index in range(STRATA)]
             self.rng.shuffle(self.shares)
         return self.shares.pop()
 
     def ended(self, name: str) -> bool:
-        """Whether the job is over."""
+        """Return whether the job has ended."""
         return time.time() >= self.ends[name]
 
-    def told(self) -> dict[str, Any]:
-        """The books, as JSON."""
+    def statistics(self) -> dict[str, Any]:
+        """Return the requests by route and the end of each job in Unix seconds."""
         return {"requests": dict(self.requests), "ends": self.ends}
 
 

@@ -1,9 +1,10 @@
-"""What does ``import kling_expand`` cost beyond ``import aiohttp``? Fresh interpreters, by turns.
+"""The CPU time of ``import kling_expand`` compared with ``import aiohttp``.
 
     python -m benchmarks.import_time --json
 
-CPU time of a whole interpreter less that of one that imports nothing. The table names what of ours is
-imported besides aiohttp, dearest first, by the interpreter's own count (``-X importtime``) of one run.
+Each import runs in a new interpreter, and the interpreters take turns. The CPU time of an interpreter that
+imports nothing is subtracted. The table lists the modules that are imported in addition to those of aiohttp,
+slowest first, as ``-X importtime`` reports them for one run.
 """
 
 import atexit
@@ -26,54 +27,54 @@ LINE = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \| +(\S+)")
 
 
 @cache
-def surroundings() -> dict[str, str]:
-    """An environment in which byte code is kept, in a folder of its own, whatever the user has set."""
+def environment() -> dict[str, str]:
+    """Return an environment that stores byte code in a temporary folder, whatever the user has set."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     return os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": folder}
 
 
-def started(code: str) -> float:
-    """CPU seconds of an interpreter that runs *code*."""
+def cpu_seconds(code: str) -> float:
+    """Return the CPU seconds of an interpreter that runs *code*."""
     begin = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code], check=True, env=surroundings())
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
     end = resource.getrusage(resource.RUSAGE_CHILDREN)
     return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
 
 
 def measure(runs: int) -> dict[str, float]:
-    """Median seconds of each import alone."""
+    """Return the median CPU seconds of each import alone."""
 
     def contestant(code: str) -> Callable[[], dict[str, float]]:
-        return lambda: {"seconds": started(code)}
+        return lambda: {"seconds": cpu_seconds(code)}
 
-    started(NAMES["kling_expand"])  # byte code written, files in the cache
+    cpu_seconds(NAMES["kling_expand"])  # compile the byte code and fill the file cache
     found = by_turns({name: contestant(code) for name, code in NAMES.items()}, runs)
     seconds = {name: medians(rows)["seconds"] for name, rows in found.items()}
     return {name: seconds[name] - seconds["nothing"] for name in ("aiohttp", "kling_expand")}
 
 
-def dearest(least: float) -> list[dict[str, Any]]:
-    """What is imported after aiohttp and takes at least so many milliseconds of its own."""
+def slowest(least: float) -> list[dict[str, Any]]:
+    """Return the modules imported after aiohttp that take at least *least* milliseconds themselves."""
     code = "import aiohttp, sys; sys.stderr.write('here\\n'); import kling_expand"
     command = [sys.executable, "-X", "importtime", "-c", code]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, env=surroundings()).stderr
+    report = subprocess.run(command, check=True, capture_output=True, text=True, env=environment()).stderr
     rows = [
-        {"module": name, "ms alone": int(own) / 1e3, "ms in all": int(total) / 1e3}
-        for own, total, name in LINE.findall(told.partition("here\n")[2])
+        {"module": name, "self (ms)": int(own) / 1e3, "cumulative (ms)": int(total) / 1e3}
+        for own, total, name in LINE.findall(report.partition("here\n")[2])
         if int(own) / 1e3 >= least
     ]
-    return sorted(rows, key=itemgetter("ms alone"), reverse=True)
+    return sorted(rows, key=itemgetter("self (ms)"), reverse=True)
 
 
 def main() -> None:
-    """Measure, and say it in words or as one JSON object."""
-    given = options("What does the import cost beyond aiohttp's?", runs=15, least=0.5)
+    """Measure and print the results."""
+    given = options("CPU time of the import compared with aiohttp.", runs=15, least=0.5)
     found = measure(given.runs)
     ratio = rounded(found["kling_expand"] / found["aiohttp"])
-    table(dearest(given.least))
+    table(slowest(given.least))
     print(f"aiohttp {found['aiohttp'] * 1e3:.0f} ms, kling_expand {found['kling_expand'] * 1e3:.0f} ms")
-    print(f"ratio {ratio} (at most 1.15), medians of {given.runs} runs by turns")
+    print(f"ratio {ratio} (goal: at most 1.15), medians of {given.runs} runs")
     finish(
         {"ratio": ratio} | {f"{name}_ms": rounded(value * 1e3) for name, value in found.items()},
         as_json=given.json,

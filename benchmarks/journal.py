@@ -1,14 +1,12 @@
-"""What does the journal cost? All five writes of a job, and how long they hold the event loop.
+"""The cost of the journal: the time of all five writes of a job, and how long they block the event loop.
 
     python -m benchmarks.journal --jobs 5000 --in-flight 64
 
-Every run is followed by a control of the same shape that sleeps instead of writing: what the
-control's heartbeat misses is the machine's doing, not the journal's. Medians of the runs.
+After each run a control of the same shape sleeps instead of writing. The time for which the event loop is
+blocked during the control is due to the machine, not to the journal. All results are medians of the runs.
 """
 
-import argparse
 import asyncio
-import json
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -16,24 +14,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.reporting import finish, options
 from kling_expand.models import Image, Task
 from kling_expand.store.base import JobIdentity
 from kling_expand.store.sqlite import SQLiteStore
 from kling_expand.testing import prepared
 
-BEAT = 0.001  # seconds between two beats
+INTERVAL = 0.001  # seconds between two heartbeats
 
 
 class Stopwatch:
-    """Wall time, the duration of each await, and the longest time the loop was late for a beat."""
+    """The wall time of a run, the duration of each await, and the longest block of the event loop."""
 
     def __init__(self) -> None:
         self.awaits: list[float] = []
-        self.held = 0.0
+        self.longest_block = 0.0
         self.wall = 0.0
 
     async def step(self, awaitable: Awaitable[Any]) -> Any:
-        """Await it, and note how long that took."""
+        """Await a step and record its duration."""
         begin = time.perf_counter()
         try:
             return await awaitable
@@ -41,14 +40,14 @@ class Stopwatch:
             self.awaits.append(time.perf_counter() - begin)
 
     async def heartbeat(self) -> None:
-        """Sleep a beat again and again; whatever is more was held."""
+        """Sleep repeatedly; what a sleep takes beyond its interval is a block of the loop."""
         while True:
             begin = time.perf_counter()
-            await asyncio.sleep(BEAT)
-            self.held = max(self.held, time.perf_counter() - begin - BEAT)
+            await asyncio.sleep(INTERVAL)
+            self.longest_block = max(self.longest_block, time.perf_counter() - begin - INTERVAL)
 
     async def run(self, job: Callable[[int], Awaitable[None]], jobs: int, in_flight: int) -> None:
-        """All jobs, so many at once."""
+        """Run all jobs, *in_flight* of them concurrently."""
         numbers = iter(range(jobs))
 
         async def worker() -> None:
@@ -62,8 +61,8 @@ class Stopwatch:
         beating.cancel()
 
 
-async def journalled(jobs: int, in_flight: int) -> Stopwatch:
-    """The journal's whole work for each job, in a new file."""
+async def with_journal(jobs: int, in_flight: int) -> Stopwatch:
+    """Measure all writes of each job in a new file."""
     watch, request = Stopwatch(), prepared("photo", prompt="a sunlit park")
     with tempfile.TemporaryDirectory() as folder:
         async with SQLiteStore(Path(folder, "run.db")) as journal:
@@ -83,52 +82,46 @@ async def journalled(jobs: int, in_flight: int) -> Stopwatch:
     return watch
 
 
-async def slept(like: Stopwatch, jobs: int, in_flight: int) -> Stopwatch:
-    """As many awaits of the usual length, and no journal."""
+async def without_journal(like: Stopwatch, jobs: int, in_flight: int) -> Stopwatch:
+    """Measure the control: as many awaits of the median duration, which only sleep."""
     watch = Stopwatch()
-    nap = median(like.awaits)
+    duration = median(like.awaits)
 
     async def job(_number: int) -> None:
         for _ in range(5):
-            await watch.step(asyncio.sleep(nap))
+            await watch.step(asyncio.sleep(duration))
 
     await watch.run(job, jobs, in_flight)
     return watch
 
 
 def measure(jobs: int, in_flight: int, runs: int) -> dict[str, Any]:
-    """Medians over the runs, in milliseconds."""
-    with_journal, without = [], []
+    """Return the medians over the runs, in milliseconds."""
+    journals, controls = [], []
     for _ in range(runs):
-        with_journal.append(asyncio.run(journalled(jobs, in_flight)))
-        without.append(asyncio.run(slept(with_journal[-1], jobs, in_flight)))
+        journals.append(asyncio.run(with_journal(jobs, in_flight)))
+        controls.append(asyncio.run(without_journal(journals[-1], jobs, in_flight)))
     return {
         "jobs": jobs,
         "in_flight": in_flight,
         "runs": runs,
-        "ms_per_job": round(median(watch.wall / jobs for watch in with_journal) * 1e3, 3),
-        "await_ms_p50": round(median(median(watch.awaits) for watch in with_journal) * 1e3, 3),
-        "longest_hold_ms": round(median(watch.held for watch in with_journal) * 1e3, 2),
-        "control_longest_hold_ms": round(median(watch.held for watch in without) * 1e3, 2),
+        "ms_per_job": round(median(watch.wall / jobs for watch in journals) * 1e3, 3),
+        "await_ms_p50": round(median(median(watch.awaits) for watch in journals) * 1e3, 3),
+        "longest_block_ms": round(median(watch.longest_block for watch in journals) * 1e3, 2),
+        "control_longest_block_ms": round(median(watch.longest_block for watch in controls) * 1e3, 2),
     }
 
 
 def main() -> None:
-    """Measure, and say it in words or as one JSON object."""
-    parser = argparse.ArgumentParser(description="What does the journal cost?")
-    parser.add_argument("--jobs", type=int, default=5000)
-    parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    options = parser.parse_args()
-    found = measure(options.jobs, options.in_flight, options.runs)
+    """Measure and print the results."""
+    given = options("The cost of the journal.", jobs=5000, in_flight=64, runs=5)
+    found = measure(given.jobs, given.in_flight, given.runs)
     print(f"{found['jobs']} jobs, {found['in_flight']} in flight, medians of {found['runs']} runs")
-    print(f"  all five writes of a job     {found['ms_per_job']:8.3f} ms   (at most 0.3)")
+    print(f"  all five writes of a job     {found['ms_per_job']:8.3f} ms   (goal: at most 0.3)")
     print(f"  one await                    {found['await_ms_p50']:8.3f} ms")
-    print(f"  longest hold of the loop     {found['longest_hold_ms']:8.2f} ms   (at most 5)")
-    print(f"  … without a journal          {found['control_longest_hold_ms']:8.2f} ms")
-    if options.json:
-        print(json.dumps(found))
+    print(f"  longest block of the loop    {found['longest_block_ms']:8.2f} ms   (goal: at most 5)")
+    print(f"  same without a journal       {found['control_longest_block_ms']:8.2f} ms")
+    finish(found, as_json=given.json)
 
 
 if __name__ == "__main__":

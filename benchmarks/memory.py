@@ -1,14 +1,16 @@
-"""How much does waiting hold? Bytes of an open future, growth while a million jobs pass, and of an upload.
+"""The memory of an open future, of `map` over many jobs, and of a large upload.
 
     python -m benchmarks.memory --json
     python -m benchmarks.memory --jobs 1000000 --json
 
-What the process holds (resident memory, the allocator's waste included), each in a process of its own:
-  - *future*: 100,000 submitted tasks that all wait, everything that is kept for one of them counted,
-    its request too; the photo is one for all.
-  - *map*: how far memory grows from the first tenth of the jobs to its highest point.
-  - *upload*: how far it grows at most while a 10 MB photo is sent from a file over a socket.
-For the first two the network is a stub and time is virtual; the third sends real bytes.
+All figures are resident memory, including what the allocator does not return. Each part has its own process:
+
+  - *futures*: 100,000 submitted tasks are open. The figure is the memory of one future with its request.
+    All share one photo.
+  - *map*: the growth from the first tenth of the jobs to the highest value.
+  - *upload*: the largest growth while a 10 MB photo is sent from a file over a socket.
+
+The first two parts use a stub instead of a network and virtual time. The third sends real bytes.
 """
 
 import asyncio
@@ -20,139 +22,120 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import finish, medians, options, picture, resident, table
+from benchmarks.reporting import (
+    finish,
+    medians,
+    options,
+    peak_memory,
+    picture,
+    reset_peak_memory,
+    resident_memory,
+    table,
+)
 from benchmarks.server import serving
 from benchmarks.stub import Service
 from kling_expand import ExpandRequest, KlingClient, Ratios
 from kling_expand.testing import run
 
 PHOTO = picture()
-AHEAD = 512  # of map's jobs in flight
+IN_FLIGHT = 512  # jobs of `map`
 MEGABYTES = 10
 
 
 def client(service: Service, slots: int) -> KlingClient:
-    """One that speaks to a stub."""
+    """Return a client whose session is a stub."""
     return KlingClient(
         api_key="key", base_url="http://stub.example", http=service.as_session(), max_in_flight=slots
     )
 
 
 def requests(number: int) -> Iterator[ExpandRequest]:
-    """One after another."""
+    """Yield *number* requests."""
     geometry = Ratios(right=0.5)
     for _ in range(number):
         yield ExpandRequest(PHOTO, geometry)
 
 
-async def futures(number: int) -> float:
-    """Bytes for each of so many open futures."""
+async def future_bytes(number: int) -> float:
+    """Return the bytes per future when *number* futures are open."""
     async with client(Service(3600.0), number + 1) as kling:
         await kling.create(PHOTO, Ratios(right=0.5))
-        held = [None] * number
+        futures: list[Any] = [None] * number
         gc.collect()
-        before = resident()
-        waiting: list[Any] = held
+        before = resident_memory()
         for index, request in enumerate(requests(number)):
-            waiting[index] = kling.submit(request)
+            futures[index] = kling.submit(request)
             if index % 1000 == 999:
-                await asyncio.gather(*(future.accepted() for future in waiting[index - 999 : index + 1]))
+                await asyncio.gather(*(future.accepted() for future in futures[index - 999 : index + 1]))
         gc.collect()
-        return (resident() - before) / number
+        return (resident_memory() - before) / number
 
 
-async def mapped(number: int) -> float:
-    """Bytes by which memory grows at most after the first tenth of so many jobs."""
-    async with client(Service(12.0), AHEAD) as kling:
-        first, most, seen = 0, 0, 0
+async def map_growth(number: int) -> float:
+    """Return the growth in bytes after the first tenth of *number* jobs."""
+    async with client(Service(12.0), IN_FLIGHT) as kling:
+        first, highest, ended = 0, 0, 0
         async for outcome in kling.map(requests(number)):
             if outcome.error is not None:
                 raise outcome.error
-            seen += 1
-            if seen % (number // 100) == 0:
-                most = max(most, resident())
-                first = first or (most if seen >= number // 10 else 0)
-        return float(most - first)
+            ended += 1
+            if ended % (number // 100) == 0:
+                highest = max(highest, resident_memory())
+                first = first or (highest if ended >= number // 10 else 0)
+        return float(highest - first)
 
 
-async def uploaded(url: str, small: Path, large: Path) -> float:
-    """Bytes by which memory grows at most while the *large* photo is sent."""
+async def _upload_growth(url: str, small: Path, large: Path) -> float:
     async with KlingClient(api_key="key", base_url=url) as kling:
-        await kling.create(small, Ratios(right=0.5))  # threads begun, the connection opened
+        await kling.create(small, Ratios(right=0.5))  # start the threads and open the connection
         gc.collect()
-        forget_highest()
-        before = resident()
+        reset_peak_memory()
+        before = resident_memory()
         await kling.create(large, Ratios(right=0.5))
-        return float(highest() - before)
+        return float(peak_memory() - before)
 
 
-def upload(url: str) -> float:
-    """The same, with photos in files."""
+def upload_growth(url: str) -> float:
+    """Return the largest growth in bytes while a large photo is sent from a file."""
     with tempfile.TemporaryDirectory() as folder:
         small, large = Path(folder, "small.png"), Path(folder, "large.png")
         small.write_bytes(picture(weight=1_000_000))
         large.write_bytes(picture(weight=MEGABYTES * 1_000_000))
-        return asyncio.run(uploaded(url, small, large))
-
-
-def forget_highest() -> None:
-    """Let the highest point of memory count from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def highest() -> int:
-    """Bytes of memory held at the highest point."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not tell")
+        return asyncio.run(_upload_growth(url, small, large))
 
 
 PARTS: dict[str, Callable[[str], float]] = {
-    "futures": lambda number: run(futures(int(number))),
-    "mapped": lambda number: run(mapped(int(number))),
-    "uploaded": upload,
+    "futures": lambda number: run(future_bytes(int(number))),
+    "map": lambda number: run(map_growth(int(number))),
+    "upload": upload_growth,
 }
 
 
-def alone(part: str, argument: object) -> float:
-    """What a part finds in a process of its own."""
+def in_process(part: str, argument: object) -> float:
+    """Return the result of a part, measured in a new process."""
     command = [sys.executable, "-m", "benchmarks.memory", part, str(argument)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Measure, and say it in words or as one JSON object; or one part, for a process of its own."""
+    """Measure and print the results; with the name of a part, measure it in this process."""
     if len(sys.argv) > 2 and sys.argv[1] in PARTS:
         print(PARTS[sys.argv[1]](sys.argv[2]))
         return
-    given = options("How much does waiting hold?", futures=100_000, jobs=100_000, runs=5)
+    given = options("Memory of futures, of map and of an upload.", futures=100_000, jobs=100_000, runs=5)
     with serving(0.0) as server:
-        uploads = medians({"upload": alone("uploaded", server.url)} for _ in range(given.runs))
+        uploads = medians({"upload": in_process("upload", server.url)} for _ in range(given.runs))
     found = {
-        "bytes_per_future": alone("futures", given.futures),
-        "map_growth_mb": alone("mapped", given.jobs) / 1e6,
+        "bytes_per_future": in_process("futures", given.futures),
+        "map_growth_mb": in_process("map", given.jobs) / 1e6,
         "upload_growth_mb": uploads["upload"] / 1e6,
     }
-    table(
-        [
-            {
-                "what": f"bytes of one of {given.futures} futures",
-                "found": found["bytes_per_future"],
-                "at most": 1536,
-            },
-            {
-                "what": f"MB that {given.jobs} jobs of map grow by",
-                "found": found["map_growth_mb"],
-                "at most": 20,
-            },
-            {
-                "what": f"MB that an upload of {MEGABYTES} MB grows by",
-                "found": found["upload_growth_mb"],
-                "at most": 2,
-            },
-        ]
-    )
+    goals = {
+        f"one of {given.futures} futures (bytes)": ("bytes_per_future", 1536),
+        f"growth over {given.jobs} jobs of map (MB)": ("map_growth_mb", 20),
+        f"growth by an upload of {MEGABYTES} MB (MB)": ("upload_growth_mb", 2),
+    }
+    table([{"memory": what, "found": found[key], "at most": most} for what, (key, most) in goals.items()])
     finish(found, as_json=given.json)
 
 

@@ -1,7 +1,7 @@
-"""Who takes part? Ours, a script by hand, and what users would pick instead, each at its defaults.
+"""The clients that `benchmarks.compare` measures: this package, a raw aiohttp script, and other SDKs.
 
-Each is opened on one server and gives a function that brings one job to its end and tells its id.
-Nothing of a peer is changed but the address it speaks to.
+Each is opened on one server and yields a function that runs one job to its end and returns the job's id.
+Of the other SDKs only the server's address is set; all other settings are their defaults.
 """
 
 import asyncio
@@ -24,29 +24,30 @@ from kling_expand.jobs.poll_schedule import LATENESS
 
 PHOTO = picture()
 TEXT = b64encode(PHOTO).decode()
-DIAL = (0.04, 0.2, 0.4, 2.0)  # seconds of lateness that we are also asked for
-STEP = 2.0  # seconds between the script's looks
+LATENCIES = (0.04, 0.2, 0.4, 2.0)  # further target latencies of this package, in seconds
+INTERVAL = 2.0  # seconds between two polls of the script
 Run = Callable[[], Awaitable[str]]
 
 
 @frozen
-class Contestant:
-    """`opened` takes the server's address and how many jobs will be under way at once."""
+class Client:
+    """A client; `open` takes the server's address and the number of concurrent jobs."""
 
-    opened: Callable[[str, int], AbstractAsyncContextManager[Run]]
-    module: str | None = None  # what has to be installed
+    open: Callable[[str, int], AbstractAsyncContextManager[Run]]
+    module: str | None = None  # what must be installed
 
     @property
-    def present(self) -> bool:
-        """Whether it can take part here."""
+    def installed(self) -> bool:
+        """Whether the client can be measured here."""
         return self.module is None or importlib.util.find_spec(self.module) is not None
 
 
 @asynccontextmanager
-async def ours(url: str, at_once: int, latency: float = LATENESS) -> AsyncIterator[Run]:
-    """This package, told how late it may be."""
+async def ours(url: str, concurrent: int, latency: float = LATENESS) -> AsyncIterator[Run]:
+    """Open this package's client with a target latency."""
     schedule = AdaptiveSchedule(latency=latency)
-    async with KlingClient(api_key="key", base_url=url, max_in_flight=at_once, schedule=schedule) as kling:
+    options: dict[str, Any] = {"max_in_flight": concurrent, "schedule": schedule}
+    async with KlingClient(api_key="key", base_url=url, **options) as kling:
 
         async def run() -> str:
             return (await kling.expand(PHOTO, Ratios(right=0.5))).task_id
@@ -55,68 +56,70 @@ async def ours(url: str, at_once: int, latency: float = LATENESS) -> AsyncIterat
 
 
 @asynccontextmanager
-async def script(url: str, _at_once: int) -> AsyncIterator[Run]:
-    """What one writes in ten minutes: create, then look every two seconds."""
+async def script(url: str, _concurrent: int) -> AsyncIterator[Run]:
+    """Open a session for a short script that polls every two seconds."""
     connector = aiohttp.TCPConnector(limit=0)
     headers = {"Authorization": "Bearer key"}
     async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
 
         async def run() -> str:
-            return await by_hand(http, url, STEP)
+            return await raw_job(http, url, INTERVAL)
 
         yield run
 
 
-async def by_hand(http: aiohttp.ClientSession, url: str, step: float) -> str:
-    """One job without any SDK, looked at every *step* seconds; its task's id."""
+async def raw_job(http: aiohttp.ClientSession, url: str, interval: float) -> str:
+    """Create a task, poll it every *interval* seconds until it ends, and return its id."""
     body: dict[str, Any] = {f"{side}_expansion_ratio": 0.0 for side in ("up", "down", "left")}
     body |= {"image": TEXT, "right_expansion_ratio": 0.5, "n": 1}
-    async with http.post(url + KLING, json=body) as answer:
-        task = (await answer.json())["data"]
+    async with http.post(url + KLING, json=body) as response:
+        task = (await response.json())["data"]
     while task["task_status"] != "succeed":
-        await asyncio.sleep(step)
-        async with http.get(f"{url}{KLING}/{task['task_id']}") as answer:
-            task = (await answer.json())["data"]
+        await asyncio.sleep(interval)
+        async with http.get(f"{url}{KLING}/{task['task_id']}") as response:
+            task = (await response.json())["data"]
     return str(task["task_id"])
 
 
 @asynccontextmanager
-async def fal(url: str, _at_once: int) -> AsyncIterator[Run]:
-    """`fal_client`: subscribe."""
-    client: Any = importlib.import_module("fal_client.client")
-    client.QUEUE_URL_FORMAT = f"{url}/fal/"  # it knows only https otherwise
-    peer = client.AsyncClient(key="key")
+async def fal(url: str, _concurrent: int) -> AsyncIterator[Run]:
+    """Open `fal_client` and use its `subscribe`."""
+    library: Any = importlib.import_module("fal_client.client")
+    library.QUEUE_URL_FORMAT = f"{url}/fal/"  # there is no option for an http address
+    client = library.AsyncClient(key="key")
 
     async def run() -> str:
-        result = await peer.subscribe("owner/model", {"image_url": f"data:image/png;base64,{TEXT}"})
+        result = await client.subscribe("owner/model", {"image_url": f"data:image/png;base64,{TEXT}"})
         return str(result["request_id"])
 
     yield run
 
 
 @asynccontextmanager
-async def runway(url: str, _at_once: int) -> AsyncIterator[Run]:
-    """`runwayml`: create, wait_for_task_output."""
+async def runway(url: str, _concurrent: int) -> AsyncIterator[Run]:
+    """Open `runwayml` and use its `create` and `wait_for_task_output`."""
     library = importlib.import_module("runwayml")
-    async with library.AsyncRunwayML(api_key="key", base_url=url) as peer:
+    async with library.AsyncRunwayML(api_key="key", base_url=url) as client:
 
         async def run() -> str:
             image = f"data:image/png;base64,{TEXT}"
-            task = await peer.image_to_video.create(model="gen4_turbo", prompt_image=image, ratio="1280:720")
+            task = await client.image_to_video.create(
+                model="gen4_turbo", prompt_image=image, ratio="1280:720"
+            )
             return str((await task.wait_for_task_output()).id)
 
         yield run
 
 
 @asynccontextmanager
-async def replicate(url: str, _at_once: int) -> AsyncIterator[Run]:
-    """`replicate`: create, wait."""
+async def replicate(url: str, _concurrent: int) -> AsyncIterator[Run]:
+    """Open `replicate` and use its `async_create` and `async_wait`."""
     library = importlib.import_module("replicate")
-    peer = library.Client(api_token="key", base_url=url)
+    client = library.Client(api_token="key", base_url=url)
 
     async def run() -> str:
-        given = {"image": f"data:image/png;base64,{TEXT}"}
-        prediction = await peer.predictions.async_create(version="0" * 64, input=given)
+        inputs = {"image": f"data:image/png;base64,{TEXT}"}
+        prediction = await client.predictions.async_create(version="0" * 64, input=inputs)
         await prediction.async_wait()
         return str(prediction.id)
 
@@ -124,41 +127,40 @@ async def replicate(url: str, _at_once: int) -> AsyncIterator[Run]:
 
 
 @asynccontextmanager
-async def comfy(url: str, _at_once: int) -> AsyncIterator[Run]:
-    """`comfy_sdk`: run."""
+async def comfy(url: str, _concurrent: int) -> AsyncIterator[Run]:
+    """Open `comfy_sdk` and use its `run`."""
     os.environ["COMFY_BASE_URL"] = url
     library = importlib.import_module("comfy_sdk")
-    async with library.AsyncComfy(api_key="key") as peer:
+    async with library.AsyncComfy(api_key="key") as client:
 
         async def run() -> str:
             node = {"class_type": "LoadImage", "inputs": {"image": TEXT}}
-            return str((await peer.run(peer.workflows.from_json({"1": node}))).id)
+            return str((await client.run(client.workflows.from_json({"1": node}))).id)
 
         yield run
 
 
 @asynccontextmanager
-async def bria(url: str, _at_once: int) -> AsyncIterator[Run]:
-    """`bria_client`: submit, poll."""
+async def bria(url: str, _concurrent: int) -> AsyncIterator[Run]:
+    """Open `bria_client` and use its `submit` and `poll`."""
     library = importlib.import_module("bria_client")
-    async with library.BriaAsyncClient(base_url=url, api_token="key") as peer:
+    async with library.BriaAsyncClient(base_url=url, api_token="key") as client:
 
         async def run() -> str:
             payload = {"image": TEXT, "canvas_size": [1000, 1000]}
-            response: Any = await peer.submit("image/edit/expand", payload)
-            return str((await peer.poll(response)).request_id)
+            response: Any = await client.submit("image/edit/expand", payload)
+            return str((await client.poll(response)).request_id)
 
         yield run
 
 
-OURS = {f"kling_expand@{late:g}": Contestant(partial(ours, latency=late)) for late in DIAL}
-CONTESTANTS = {
-    "kling_expand": Contestant(ours),
-    **OURS,
-    "script": Contestant(script),
-    "fal-client": Contestant(fal, "fal_client"),
-    "runwayml": Contestant(runway, "runwayml"),
-    "replicate": Contestant(replicate, "replicate"),
-    "comfy-sdk": Contestant(comfy, "comfy_sdk"),
-    "bria-client": Contestant(bria, "bria_client"),
+CLIENTS = {
+    "kling_expand": Client(ours),
+    **{f"kling_expand@{latency:g}": Client(partial(ours, latency=latency)) for latency in LATENCIES},
+    "script": Client(script),
+    "fal-client": Client(fal, "fal_client"),
+    "runwayml": Client(runway, "runwayml"),
+    "replicate": Client(replicate, "replicate"),
+    "comfy-sdk": Client(comfy, "comfy_sdk"),
+    "bria-client": Client(bria, "bria_client"),
 }

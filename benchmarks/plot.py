@@ -1,12 +1,12 @@
-"""How do the numbers look? Draws what `benchmarks.compare` and `benchmarks.pacing` found, as SVG, by hand.
+"""SVG charts of the results of `benchmarks.compare` and `benchmarks.schedules`.
 
-    python -m benchmarks.compare --at 1,10,100,1000 --json | tail -1 > compare.json
-    python -m benchmarks.pacing --json | tail -1 > pacing.json
-    python -m benchmarks.plot compare.json pacing.json --out benchmarks
+    python -m benchmarks.compare --concurrent 1,10,100,1000 --json | tail -1 > compare.json
+    python -m benchmarks.schedules --json | tail -1 > schedules.json
+    python -m benchmarks.plot compare.json schedules.json --out benchmarks
 
-Each file of results becomes one picture beside which nothing else is needed: ``compare.svg`` with reads
-per job against lateness, one panel for each number of jobs at once, and ``pacing.svg`` with the paces of
-each law and the fewest looks hindsight could do with. Down and left is better. Both axes are logarithmic.
+``compare.svg`` shows requests per job over latency, with one panel for each number of concurrent jobs.
+``schedules.svg`` shows polls per task over latency, with one panel for each distribution, and the optimum in
+hindsight. Points further down and left are better. Both axes are logarithmic.
 """
 
 import argparse
@@ -19,45 +19,47 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from benchmarks.compare import CLIENT, CONCURRENT, LATENCY, REQUESTS
 from benchmarks.reporting import finish
 
-WIDTH, HEIGHT, EDGE = 300, 260, 46  # of a panel, and the room its scales take
-DIALLED = "kling_expand"  # may be told how late to be, and so is a curve
+WIDTH, HEIGHT, EDGE = 300, 260, 46  # pixels of a panel, and of the margin for its scales
+CURVE = "kling_expand"  # has several target latencies, so its points form a curve
 COLOURS = ("#d7263d", "#6b7280", "#1b6ca8", "#2a9d8f", "#8a4fbf", "#c77d0a", "#444444")
 STYLE = "font-family='system-ui,sans-serif' font-size='11' fill='#1f2937'"
 
 
 @frozen
 class Point:
-    """One client at one place: seconds late, reads per job."""
+    """The latency in seconds and the requests per job of a client or schedule."""
 
     name: str
-    late: float
-    reads: float
+    latency: float
+    requests: float
 
 
 @define
 class Panel:
-    """One pair of axes, and what lies between them."""
+    """One chart with its axes."""
 
     title: str
+    unit: str  # of the vertical axis
     points: Sequence[Point]
     left: float = 0.0
     _lines: list[str] = field(factory=list)
 
     def draw(self, names: Sequence[str]) -> str:
-        """Its elements."""
+        """Return the SVG elements of the panel."""
         low = [min(_floor(value), 1.0) for value in self._lowest()]
         high = [max(_ceiling(value), 1.0) for value in self._highest()]
         self._frame(low, high)
         line = []
-        for point in sorted(self.points, key=lambda point: point.late):
-            x = self._place(point.late, low[0], high[0], WIDTH)
-            y = HEIGHT - self._place(point.reads, low[1], high[1], HEIGHT)
+        for point in sorted(self.points, key=lambda point: point.latency):
+            x = self._place(point.latency, low[0], high[0], WIDTH)
+            y = HEIGHT - self._place(point.requests, low[1], high[1], HEIGHT)
             colour = COLOURS[names.index(_family(point.name)) % len(COLOURS)]
-            if _family(point.name) == DIALLED:
+            if _family(point.name) == CURVE:
                 line.append(f"{x:.1f},{y:.1f}")
-            label = escape(f"{point.name}: {point.reads:.3g} reads, {point.late:.2g} s late")
+            label = escape(f"{point.name}: {point.requests:.3g} {self.unit}, latency {point.latency:.2g} s")
             self._lines.append(
                 f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' fill='{colour}'><title>{label}</title></circle>"
             )
@@ -65,10 +67,10 @@ class Panel:
         return f"<g transform='translate({self.left:.0f},30)'>" + "".join(self._lines) + "</g>"
 
     def _lowest(self) -> tuple[float, float]:
-        return min(point.late for point in self.points), min(point.reads for point in self.points)
+        return min(point.latency for point in self.points), min(point.requests for point in self.points)
 
     def _highest(self) -> tuple[float, float]:
-        return max(point.late for point in self.points), max(point.reads for point in self.points)
+        return max(point.latency for point in self.points), max(point.requests for point in self.points)
 
     def _place(self, value: float, low: float, high: float, length: int) -> float:
         share = (log10(max(value, low)) - log10(low)) / (log10(high) - log10(low) or 1)
@@ -88,15 +90,15 @@ class Panel:
             )
             self._lines.append(f"<text x='{EDGE - 6}' y='{y + 4:.1f}' text-anchor='end'>{value:g}</text>")
         middle = (EDGE + WIDTH) / 2
-        self._lines.append(f"<text x='{middle}' y='{bottom + 32}' text-anchor='middle'>seconds late</text>")
+        self._lines.append(f"<text x='{middle}' y='{bottom + 32}' text-anchor='middle'>latency (s)</text>")
         self._lines.append(
             f"<text transform='translate(12,{HEIGHT / 2}) rotate(-90)' text-anchor='middle'>"
-            "reads per job</text>"
+            f"{escape(self.unit)}</text>"
         )
 
 
 def _family(name: str) -> str:
-    """The client, whatever it was told: ``kling_expand@0.2`` is `kling_expand`."""
+    """Return the name without the target latency: ``kling_expand@0.2`` is `kling_expand`."""
     return name.partition("@")[0]
 
 
@@ -122,7 +124,7 @@ def _decades(low: float, high: float) -> Iterable[float]:
 
 
 def picture(title: str, panels: Sequence[Panel]) -> str:
-    """An SVG of panels side by side, and what each colour stands for."""
+    """Return an SVG of panels side by side with a legend."""
     names = list(dict.fromkeys(_family(point.name) for panel in panels for point in panel.points))
     for number, panel in enumerate(panels):
         panel.left = number * WIDTH
@@ -138,39 +140,39 @@ def picture(title: str, panels: Sequence[Panel]) -> str:
     return f"<svg xmlns='http://www.w3.org/2000/svg' {size} {STYLE}>{heading}{drawn}{legend}</svg>\n"
 
 
-def compared(found: dict[str, Any]) -> str:
-    """What `benchmarks.compare` found."""
+def clients(found: dict[str, Any]) -> str:
+    """Draw the results of `benchmarks.compare`."""
     panels = []
-    for at_once in dict.fromkeys(row["at once"] for row in found["rows"]):
-        rows = [row for row in found["rows"] if row["at once"] == at_once]
-        points = [Point(row["client"], max(row["late s"], 1e-3), row["reads"]) for row in rows]
-        panels.append(Panel(f"{at_once} at once", points))
-    return picture("Reads per job against lateness, by client", panels)
+    for number in dict.fromkeys(row[CONCURRENT] for row in found["rows"]):
+        rows = [row for row in found["rows"] if row[CONCURRENT] == number]
+        points = [Point(row[CLIENT], max(row[LATENCY], 1e-3), row[REQUESTS]) for row in rows]
+        panels.append(Panel(f"{number} concurrent job{'s' * (number > 1)}", REQUESTS, points))
+    return picture("Requests per job over latency, by client", panels)
 
 
-def paced(found: dict[str, Any]) -> str:
-    """What `benchmarks.pacing` found."""
+def schedules(found: dict[str, Any]) -> str:
+    """Draw the results of `benchmarks.schedules`."""
     panels = []
-    for law, paces in found["laws"].items():
-        points = [Point(name, row["lateness s"], row["looks"]) for name, row in paces.items()]
-        learned = paces["learned"]
-        points.append(Point("hindsight", learned["lateness s"], learned["hindsight looks"]))
-        panels.append(Panel(law, points))
-    return picture("Looks against lateness, by pace", panels)
+    for distribution, rows in found["distributions"].items():
+        points = [Point(name, row[LATENCY], row["polls per task"]) for name, row in rows.items()]
+        adaptive = rows["adaptive"]
+        points.append(Point("optimum", adaptive[LATENCY], adaptive["optimal polls"]))
+        panels.append(Panel(distribution, "polls per task", points))
+    return picture("Polls per task over latency, by schedule", panels)
 
 
 def main() -> None:
-    """Draw every file of results that is given."""
-    parser = argparse.ArgumentParser(description="Draws what the benchmarks found.")
-    parser.add_argument("results", nargs="+", type=Path, help="files that --json wrote")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for the pictures (.)")
+    """Draw each given file of results."""
+    parser = argparse.ArgumentParser(description="Draw the results of benchmarks as SVG.")
+    parser.add_argument("results", nargs="+", type=Path, help="files whose last line was written by --json")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the pictures (default: .)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     given = parser.parse_args()
     drawn = []
     for path in given.results:
         found = json.loads(path.read_text().splitlines()[-1])
-        name, svg = ("pacing.svg", paced(found)) if "laws" in found else ("compare.svg", compared(found))
-        (given.out / name).write_text(svg)
+        name, draw = ("schedules.svg", schedules) if "distributions" in found else ("compare.svg", clients)
+        (given.out / name).write_text(draw(found))
         drawn.append(str(given.out / name))
         print(given.out / name)
     finish({"pictures": drawn}, as_json=given.json)

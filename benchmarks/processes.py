@@ -1,4 +1,4 @@
-"""What can be killed and started again? A command; and the emulator, on one port and one state."""
+"""Processes that a benchmark kills and restarts: any Python command, and the emulator."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Process:
-    """A command that can be killed and started again; what it says on stderr goes to *log*."""
+    """A Python command that can be killed and restarted; its stderr is appended to *log*."""
 
     def __init__(self, log: Path, *command: object) -> None:
         self._log = log
@@ -17,7 +17,7 @@ class Process:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, *more: object, **env: str) -> asyncio.subprocess.Process:
-        """Start it; the process."""
+        """Start the command and return its process."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, *map(str, more), stdout=subprocess.PIPE, stderr=log, env=os.environ | env
@@ -25,7 +25,7 @@ class Process:
         return self._process
 
     async def kill(self) -> bool:
-        """SIGKILL, and wait until it is dead; whether it was still alive."""
+        """Send SIGKILL, wait for the end, and return whether the process was still running."""
         process = self._process
         if process is None or process.returncode is not None:
             return False
@@ -34,7 +34,7 @@ class Process:
 
 
 class Emulator:
-    """The service with these *options*, on one port and one state however often it is killed."""
+    """An emulator with *options* that keeps its port and its state when it is restarted."""
 
     def __init__(self, folder: Path, *options: object) -> None:
         state = f"--state={folder / 'service.db'}"
@@ -45,19 +45,23 @@ class Emulator:
 
     @property
     def url(self) -> str:
-        """Where it is, without any proxy."""
+        """The address of the emulator itself, without a proxy."""
         return f"http://127.0.0.1:{self._port}"
 
     async def start(self) -> None:
-        """Start it, and wait until it answers. Raises RuntimeError."""
+        """Start the emulator and wait until it listens.
+
+        Raises:
+            RuntimeError: the emulator ended during its start.
+        """
         process = await self._process.start("--port", self._port)
         assert process.stdout is not None
         line = (await process.stdout.readline()).decode().split()
         if not line:
-            raise RuntimeError("the emulator did not start; its log says why")
+            raise RuntimeError("the emulator must print its address, but it ended; see service.log")
         self._port = int(line[0].rpartition(":")[2])
-        self.keys.update((name, key) for name, _, key in (word.partition("=") for word in line[1:]))
+        self.keys.update((name, key) for name, _, key in (pair.partition("=") for pair in line[1:]))
 
     async def kill(self) -> bool:
-        """SIGKILL; whether it was still alive."""
+        """Send SIGKILL and return whether the emulator was still running."""
         return await self._process.kill()

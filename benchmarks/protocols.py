@@ -1,4 +1,4 @@
-"""What do the peers' services say? As much of each protocol as its client needs to end one job."""
+"""The protocols of the other SDKs' services, as far as their clients need them to complete a job."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,7 @@ def _result(name: str) -> str:
 
 
 def fal_create(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """Its queue names the addresses to ask at."""
+    """Return the addresses of a queued request."""
     name = jobs.new()
     here = f"{request.url.origin()}/fal/requests/{name}"
     urls = {"response_url": here, "status_url": f"{here}/status", "cancel_url": f"{here}/cancel"}
@@ -25,23 +25,23 @@ def fal_create(request: web.Request, jobs: Jobs) -> dict[str, Any]:
 
 
 def fal_status(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """No result yet, even at the end."""
+    """Return the status without the result."""
     ended = jobs.ended(request.match_info["name"])
     return {"status": "COMPLETED" if ended else "IN_PROGRESS", "logs": None, "metrics": {}}
 
 
 def fal_result(request: web.Request, _jobs: Jobs) -> dict[str, Any]:
-    """The result."""
+    """Return the result."""
     return {"request_id": request.match_info["name"], "images": [{"url": "https://cdn.example.com/0.png"}]}
 
 
 def runway_create(_request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """An id, and no more."""
+    """Return the id alone."""
     return {"id": jobs.new()}
 
 
 def runway_query(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """A task."""
+    """Return a task."""
     name = request.match_info["name"]
     task: dict[str, Any] = {"id": name, "createdAt": _now(), "cost": {"credits": 5}}
     if jobs.ended(name):
@@ -66,12 +66,12 @@ def _prediction(request: web.Request, jobs: Jobs, name: str) -> dict[str, Any]:
 
 
 def replicate_create(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """A prediction."""
+    """Return a new prediction."""
     return _prediction(request, jobs, jobs.new())
 
 
 def replicate_query(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """The same, later."""
+    """Return a prediction."""
     return _prediction(request, jobs, request.match_info["name"])
 
 
@@ -94,23 +94,23 @@ def _comfy_job(jobs: Jobs, name: str) -> dict[str, Any]:
 
 
 def comfy_create(_request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """A job."""
+    """Return a new job."""
     return _comfy_job(jobs, jobs.new())
 
 
 def comfy_query(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """The same, later."""
+    """Return a job."""
     return _comfy_job(jobs, request.match_info["name"])
 
 
 def bria_create(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """An id and where to ask."""
+    """Return the id and the address of the status."""
     name = jobs.new()
     return {"request_id": name, "status_url": f"{request.url.origin()}/v2/status/{name}"}
 
 
 def bria_query(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """Its status, and its result at the end."""
+    """Return the status, with the result at the end."""
     name = request.match_info["name"]
     if jobs.ended(name):
         return {"request_id": name, "status": "COMPLETED", "result": {"image_url": _result(name)}}

@@ -1,7 +1,7 @@
-"""What can a network do to a request? A proxy that does all of it, by chance, each time by the same seed.
+"""An HTTP proxy that injects network faults at random, reproducibly for a given seed.
 
-It speaks HTTP/1.1 on loopback to both sides and understands nothing it passes on. Which request of a
-route meets which fault depends on the seed and on the request's number within its route alone.
+It uses HTTP/1.1 on loopback and does not interpret what it forwards. Which fault a request gets depends only
+on the seed and on the number of the request within its route.
 """
 
 import asyncio
@@ -17,29 +17,29 @@ from typing import Self
 import aiohttp
 from attrs import frozen
 
-# What may happen, and whether the service hears of the request all the same.
-RESET = "reset"  # cut before the request is passed on
-UNAVAILABLE = "unavailable"  # 503 without having asked
-HTML = "html"  # 502 and a page of a gateway, without having asked
-RATE_LIMIT = "rate_limit"  # 429/1302 without having asked
-LATE = "late"  # cut, and passed on some time later
-DELAY = "delay"  # passed on some time later, answered then
-RESET_AFTER = "reset_after"  # passed on, and cut instead of the answer
-ERROR_AFTER = "error_after"  # passed on, and 500 instead of the answer
-HTML_AFTER = "html_after"  # passed on, and a page under 200 instead of the answer
-TRUNCATE = "truncate"  # passed on, and cut in the middle of the answer
+# The faults. A request that is forwarded has its effect at the service.
+RESET = "reset"  # connection reset, not forwarded
+UNAVAILABLE = "unavailable"  # 503, not forwarded
+HTML = "html"  # 502 with the HTML page of a gateway, not forwarded
+RATE_LIMIT = "rate_limit"  # 429 with code 1302, not forwarded
+RESET_EARLY = "reset_early"  # connection reset, forwarded after a delay
+DELAY = "delay"  # forwarded after a delay, answered normally
+RESET_AFTER = "reset_after"  # forwarded, connection reset instead of the response
+ERROR_AFTER = "error_after"  # forwarded, 500 instead of the response
+HTML_AFTER = "html_after"  # forwarded, an HTML page with status 200 instead of the response
+TRUNCATE = "truncate"  # forwarded, connection closed in the middle of the response
 KINDS = (
-    RESET, UNAVAILABLE, HTML, RATE_LIMIT, LATE, DELAY, RESET_AFTER, ERROR_AFTER, HTML_AFTER, TRUNCATE
+    RESET, UNAVAILABLE, HTML, RATE_LIMIT, RESET_EARLY, DELAY, RESET_AFTER, ERROR_AFTER, HTML_AFTER, TRUNCATE
 )  # fmt: skip
 
-SLOW = (0.1, 2.0)  # seconds a late or delayed request takes; far under what the SDK lets a create settle
+DELAYS = (0.1, 2.0)  # seconds, least and most; the SDK waits longer before it repeats a create
 _PAGE = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 _HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "te", "upgrade"})
 
 
 @frozen
 class Request:
-    """One request as it came."""
+    """A request as it was received."""
 
     method: str
     path: str
@@ -48,31 +48,31 @@ class Request:
 
     @property
     def route(self) -> str:
-        """Which sequence of faults it takes part in."""
+        """The route, which has its own sequence of faults."""
         if self.method == "POST":
             return "create"
         return "file" if self.path.startswith("/files/") else "read"
 
 
 @frozen
-class Answer:
-    """What is sent back."""
+class Response:
+    """A response as it is sent."""
 
     status: int
     body: bytes
     headers: Mapping[str, str]
 
     def encoded(self) -> bytes:
-        """As bytes on the wire."""
-        lines = [f"HTTP/1.1 {self.status} Whatever", f"Content-Length: {len(self.body)}"]
+        """Return the bytes of the response."""
+        lines = [f"HTTP/1.1 {self.status} Status", f"Content-Length: {len(self.body)}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         return "\r\n".join([*lines, "", ""]).encode() + self.body
 
 
 class Proxy:
-    """Between clients on `url` and the service on `upstream`; each request is spoilt with `probability`.
+    """A proxy from `url` to `upstream` that injects a fault into each request with a *probability*.
 
-    *slow*: the least and the most seconds a late or delayed request takes.
+    *delays* are the least and the most seconds of a delayed request.
     """
 
     def __init__(
@@ -82,19 +82,19 @@ class Proxy:
         probability: float,
         seed: int,
         kinds: Sequence[str] = KINDS,
-        slow: tuple[float, float] = SLOW,
+        delays: tuple[float, float] = DELAYS,
     ) -> None:
         self.upstream = upstream
         self.url = ""
         self.faults: Counter[str] = Counter()
-        self._done = 0  # tasks made and pictures served, whatever the client was told of it
-        self._moved = asyncio.Condition()
+        self._done = 0  # creates and pictures that the service answered, with or without a fault
+        self._progress = asyncio.Condition()
         self._probability = probability
         self._seed = seed
         self._kinds = kinds
-        self._slow = slow
+        self._delays = delays
         self._rngs: dict[str, Random] = {}
-        self._late: set[asyncio.Task[Answer]] = set()
+        self._delayed: set[asyncio.Task[Response]] = set()
         self._connections: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
@@ -112,16 +112,16 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        while self._late:  # what is on its way arrives
-            await asyncio.wait(self._late)
+        while self._delayed:  # forward the delayed requests first
+            await asyncio.wait(self._delayed)
         for writer in self._connections:
             writer.close()
         await self._http.close()
 
     async def reached(self, count: float) -> None:
-        """Wait until the service has made tasks and served pictures, so many together."""
-        async with self._moved:
-            await self._moved.wait_for(lambda: self._done >= count)
+        """Wait until the service has answered *count* creates and pictures."""
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._done >= count)
 
     # ------------------------------------------------------------------ one connection
 
@@ -132,49 +132,49 @@ class Proxy:
                 if not await self._handle(request, writer):
                     return
         except (OSError, EOFError, asyncio.CancelledError):
-            pass  # the client was killed, or we are closing
+            pass  # the client was killed, or the proxy closes
         finally:
             self._connections.discard(writer)
             writer.close()
 
     async def _handle(self, request: Request, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request, or spoil it; whether the connection is still good."""
+        """Answer one request, perhaps with a fault; return whether the connection can be used again."""
         rng = self._rngs.setdefault(request.route, Random(f"{self._seed} {request.route}"))
-        chance, kind, slow = rng.random(), rng.choice(self._kinds), rng.uniform(*self._slow)
+        chance, kind, delay = rng.random(), rng.choice(self._kinds), rng.uniform(*self._delays)
         if chance >= self._probability:
             writer.write((await self._forward(request)).encoded())
             await writer.drain()
             return True
         self.faults[kind] += 1
-        answer = await self._spoilt(kind, slow, request)
-        if answer is None:
+        response = await self._faulty(kind, delay, request)
+        if response is None:
             _reset(writer)
             return False
-        raw = answer.encoded()
+        raw = response.encoded()
         whole = kind != TRUNCATE
-        writer.write(raw if whole else raw[: len(raw) - len(answer.body) // 2 - 1])
+        writer.write(raw if whole else raw[: len(raw) - len(response.body) // 2 - 1])
         await writer.drain()
         return whole
 
-    async def _spoilt(self, kind: str, slow: float, request: Request) -> Answer | None:
-        """What is answered instead; None: nothing."""
+    async def _faulty(self, kind: str, delay: float, request: Request) -> Response | None:
+        """Return the response of a request with a fault, None for a reset."""
         instead = _INSTEAD.get(kind)
-        if kind in {LATE, DELAY}:
-            late = asyncio.create_task(self._later(slow, request))
-            self._late.add(late)  # it arrives even where nobody waits for its answer
-            late.add_done_callback(self._late.discard)
-            return await late if kind == DELAY else None
+        if kind in {RESET_EARLY, DELAY}:
+            delayed = asyncio.create_task(self._later(delay, request))
+            self._delayed.add(delayed)  # it is forwarded even if no client waits for the response
+            delayed.add_done_callback(self._delayed.discard)
+            return await delayed if kind == DELAY else None
         if kind in {RESET_AFTER, ERROR_AFTER, HTML_AFTER, TRUNCATE}:
-            answer = await self._forward(request)
-            return answer if kind == TRUNCATE else instead
+            response = await self._forward(request)
+            return response if kind == TRUNCATE else instead
         return instead
 
-    async def _later(self, seconds: float, request: Request) -> Answer:
+    async def _later(self, seconds: float, request: Request) -> Response:
         await asyncio.sleep(seconds)
         return await self._forward(request)
 
-    async def _forward(self, request: Request) -> Answer:
-        """The service's answer, or a gateway's that cannot reach it."""
+    async def _forward(self, request: Request) -> Response:
+        """Return the service's response, or that of a gateway that cannot reach the service."""
         try:
             async with self._http.request(
                 request.method,
@@ -183,20 +183,20 @@ class Proxy:
                 headers={name: value for name, value in request.headers.items() if name not in _HOP},
                 allow_redirects=False,
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            ) as response:
-                body = await response.read()
-                headers = {k: v for k, v in response.headers.items() if k.lower() not in _HOP}
-        except (aiohttp.ClientError, OSError):  # a killed service, or one not yet up again
+            ) as reply:
+                body = await reply.read()
+                headers = {k: v for k, v in reply.headers.items() if k.lower() not in _HOP}
+        except (aiohttp.ClientError, OSError):  # the service was killed or has not restarted yet
             return _INSTEAD[HTML]
-        if response.status in {200, 206} and request.route != "read":
-            async with self._moved:
+        if reply.status in {200, 206} and request.route != "read":
+            async with self._progress:
                 self._done += 1
-                self._moved.notify_all()
-        return Answer(response.status, body, headers)
+                self._progress.notify_all()
+        return Response(reply.status, body, headers)
 
 
 async def _read(reader: asyncio.StreamReader) -> Request | None:
-    """The next whole request; None where there is none, or only a part."""
+    """Return the next request, None if the connection ends before it is complete."""
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         line, *rest = head.strip().split("\r\n")
@@ -209,22 +209,22 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Cut the connection so that the other side sees a reset."""
-    with contextlib.suppress(OSError):  # the other side was quicker
+    """Close the connection so that the client receives a reset."""
+    with contextlib.suppress(OSError):  # the client has closed it already
         connection = writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
-def _envelope(status: int, code: int, message: str) -> Answer:
+def _envelope(status: int, code: int, message: str) -> Response:
     body = f'{{"code": {code}, "message": "{message}", "request_id": "proxy"}}'.encode()
-    return Answer(status, body, {"Content-Type": "application/json"})
+    return Response(status, body, {"Content-Type": "application/json"})
 
 
 _INSTEAD = {
     UNAVAILABLE: _envelope(503, 5001, "the service is being maintained"),
-    HTML: Answer(502, _PAGE, {"Content-Type": "text/html"}),
+    HTML: Response(502, _PAGE, {"Content-Type": "text/html"}),
     RATE_LIMIT: _envelope(429, 1302, "too many requests"),
     ERROR_AFTER: _envelope(500, 5000, "internal error"),
-    HTML_AFTER: Answer(200, _PAGE, {"Content-Type": "text/html"}),
+    HTML_AFTER: Response(200, _PAGE, {"Content-Type": "text/html"}),
 }

@@ -1,4 +1,4 @@
-"""How is a benchmark run and told? Contestants by turns, medians of their runs, a table, one JSON object."""
+"""Shared parts of the benchmarks: options, alternating runs, medians, output and memory readings."""
 
 import argparse
 import json
@@ -13,20 +13,20 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def options(question: str, **numbers: float) -> argparse.Namespace:
-    """The command line of a benchmark: its *numbers* with their defaults, and ``--json``."""
-    parser = argparse.ArgumentParser(description=question)
+def options(description: str, **numbers: float) -> argparse.Namespace:
+    """Parse the command line of a benchmark: its *numbers* with their defaults, and ``--json``."""
+    parser = argparse.ArgumentParser(description=description)
     for name, default in numbers.items():
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=type(default), default=default, help=f"({default})")
+        parser.add_argument(flag, type=type(default), default=default, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return parser.parse_args()
 
 
 def by_turns(contestants: Mapping[str, Callable[[], T]], runs: int) -> dict[str, list[T]]:
-    """What each contestant gives, run after run.
+    """Run all contestants *runs* times in turn and return the results of each.
 
-    By turns, as a machine that grows slower meanwhile would otherwise be told as a slower contestant.
+    If each had all its runs in a row, a machine that slows down would disadvantage the last ones.
     """
     found: dict[str, list[T]] = {name: [] for name in contestants}
     for _ in range(runs):
@@ -36,20 +36,20 @@ def by_turns(contestants: Mapping[str, Callable[[], T]], runs: int) -> dict[str,
 
 
 def medians(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each number over several runs."""
+    """Return the median of each number over several runs."""
     rows = list(results)
     return {name: rounded(median(row[name] for row in rows)) for name in rows[0]}
 
 
 def rounded(value: float) -> float:
-    """To four digits: more would be noise."""
+    """Round to four significant digits: more would be noise."""
     return float(f"{value:.4g}")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print *rows* under the names of their columns, those of the first row."""
+    """Print *rows* below the names of the columns of the first row."""
     columns = list(rows[0]) if rows else []
-    cells = [columns, *([_shown(row.get(column)) for column in columns] for row in rows)]
+    cells = [columns, *([_formatted(row.get(column)) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
@@ -57,31 +57,43 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
         print("  ".join(padded))
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
     return "-" if value is None else str(value)
 
 
 def finish(found: Mapping[str, Any], *, as_json: bool) -> None:
-    """The last line, for machines."""
+    """Print the results as one line of JSON, if that is wanted."""
     if as_json:
         print(json.dumps(found))
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def resident() -> int:
-    """Bytes of memory this process holds now (Linux)."""
+def resident_memory() -> int:
+    """Return the resident memory of this process in bytes (Linux)."""
     pages = Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def reset_peak_memory() -> None:
+    """Start a new measurement of `peak_memory` (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Return the highest resident memory since `reset_peak_memory`, in bytes (Linux).
+
+    Raises:
+        RuntimeError: the system does not report it.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status must contain VmHWM; run this benchmark on Linux")
+
+
 def picture(side: int = 300, weight: int = 0) -> bytes:
-    """A white PNG of *side* by *side* pixels; a private chunk makes it about *weight* bytes heavy."""
+    """Return a white PNG of *side* by *side* pixels, padded by a private chunk of *weight* bytes."""
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     pixels = zlib.compress((b"\0" + b"\xff" * side) * side)
     chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]

@@ -1,19 +1,24 @@
-"""How good is the learned pace? Its looks and lateness, against fixed and growing steps and hindsight.
+"""The polls and the latency of each poll schedule, compared with the optimum in hindsight.
 
-    python -m benchmarks.pacing --json
+    python -m benchmarks.schedules --json
 
-One task at a time, no network: a pace is asked when to look again until the task has ended, then told
-its duration. The laws: log-normal (median 12 s, sigma 0.35), bimodal (7 in 10 near 8 s, the others near
-30), drifting (a median that grows from 8 to 24 s), heavy tail (Pareto, exponent 1.5, from 5 s). Each pace
-also stands beside *hindsight*: the fewest looks that any fixed plan needs to be no later on the very
-same tasks, found by dynamic programming over all of them (for the drifting law, block by block). The
-first tasks, from which a pace learns, are left out for all. With few tasks hindsight is unfair: it
-knows when each of the slowest ends. What nobody can do better than without knowing the tasks is told too:
-the fewest looks of any plan at 0.6 s, if the log-normal law is known exactly.
+One task runs at a time, without a network. A schedule decides when to poll until the task has ended, and then
+learns its duration. The durations have four distributions:
+
+    log-normal    median 12 s, sigma 0.35
+    bimodal       7 of 10 near 8 s, the others near 30 s
+    drifting      the median grows from 8 to 24 s
+    heavy tail    Pareto with exponent 1.5, at least 5 s
+
+The *optimum* is the smallest number of polls of any fixed plan with the same latency on the same tasks. It is
+found by dynamic programming over all tasks, for the drifting distribution in blocks. The first tasks,
+from which a schedule learns, are not counted. With few tasks the optimum is not a fair limit, since it knows
+the end of each of the slowest tasks. The last line is the limit without such knowledge: the fewest polls at
+0.6 s if the log-normal distribution is known exactly.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import count, product
 from math import sqrt
 from random import Random
 from statistics import fmean
@@ -22,176 +27,174 @@ import numpy as np
 from attrs import define
 from numpy.typing import NDArray
 
-from benchmarks.durations import SIGMA, lasting
+from benchmarks.durations import SIGMA, quantile
 from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
 from kling_expand.jobs.poll_schedule import AdaptiveSchedule, ExponentialSchedule, PollSchedule
 
 Floats = NDArray[np.float64]
-MEDIAN = 12.0  # seconds, of the log-normal law
-WARM = 200  # tasks to learn from
-BLOCK = 400  # tasks of the drifting law that share one optimum
-CELLS = 500  # quantiles at which hindsight may look
-EXACT = 20_000  # quantiles that stand for a law
-LIMIT_AT = 0.6  # seconds late
-TURNS = 36  # of the search for its price of lateness
+MEDIAN = 12.0  # seconds, of the log-normal distribution
+WARM = 200  # tasks that are not counted
+BLOCK = 400  # tasks of the drifting distribution that share one optimum
+CELLS = 500  # quantiles at which the optimum may poll
+EXACT = 20_000  # quantiles that represent a distribution
+LIMIT_LATENCY = 0.6  # seconds
+STEPS = 36  # of the search for the price of latency
 
 
 @define
 class Fixed:
-    """Looks every `step` seconds."""
+    """A schedule with a constant interval in seconds."""
 
-    step: float
+    interval: float
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-        """Always the same."""
+        """Return the interval."""
         del ages, price
-        return self.step
+        return self.interval
 
     def learn(self, duration: float) -> None:
-        """Nothing is learned."""
+        """Ignore the duration."""
 
 
 def log_normal(rng: Random, number: int) -> Iterator[float]:
-    """What image services do."""
+    """Yield durations as image services have them."""
     return (rng.lognormvariate(0.0, SIGMA) * MEDIAN for _ in range(number))
 
 
 def bimodal(rng: Random, number: int) -> Iterator[float]:
-    """A cache, a second model, a queue."""
+    """Yield durations of a service with a cache, a second model or a queue."""
     return (max(1.0, rng.gauss(8, 1) if rng.random() < 0.7 else rng.gauss(30, 3)) for _ in range(number))
 
 
 def drifting(rng: Random, number: int) -> Iterator[float]:
-    """A service that grows slower."""
+    """Yield durations of a service that becomes slower."""
     return (rng.lognormvariate(0.0, 0.2) * (8 + 16 * index / number) for index in range(number))
 
 
 def heavy_tail(rng: Random, number: int) -> Iterator[float]:
-    """Some take minutes."""
+    """Yield durations of which some are minutes."""
     return (5 * rng.paretovariate(1.5) for _ in range(number))
 
 
-LAWS: dict[str, Callable[[Random, int], Iterator[float]]] = {
+DISTRIBUTIONS: dict[str, Callable[[Random, int], Iterator[float]]] = {
     "log-normal": log_normal,
     "bimodal": bimodal,
     "drifting": drifting,
     "heavy tail": heavy_tail,
 }
-PACES: dict[str, Callable[[Random], PollSchedule]] = {
-    "learned": AdaptiveSchedule,
+SCHEDULES: dict[str, Callable[[Random], PollSchedule]] = {
+    "adaptive": AdaptiveSchedule,
     "fixed 1 s": lambda _rng: Fixed(1.0),
     "fixed 2 s": lambda _rng: Fixed(2.0),
-    "growing 1 to 10 s": ExponentialSchedule,
+    "exponential 1 to 10 s": ExponentialSchedule,
 }
 
 
-def follow(schedule: PollSchedule, durations: list[float]) -> tuple[float, float]:
-    """Looks and lateness per task, after the warm ones."""
-    looks, latency = [], []
+def simulate(schedule: PollSchedule, durations: list[float]) -> tuple[float, float]:
+    """Return the mean polls and latency of the tasks that are counted."""
+    polls, latencies = [], []
     for duration in durations:
         age, number = 0.0, 0
         while age < duration:
             age += schedule.wait([age])
             number += 1
         schedule.learn(duration)
-        looks.append(number)
-        latency.append(age - duration)
-    return fmean(looks[WARM:]), fmean(latency[WARM:])
+        polls.append(number)
+        latencies.append(age - duration)
+    return fmean(polls[WARM:]), fmean(latencies[WARM:])
 
 
-def hindsight(durations: list[float], latency: float) -> float:
-    """The fewest looks per task of any plan that is on average no more than *latency* seconds late.
+def optimum(durations: list[float], latency: float) -> float:
+    """Return the fewest polls per task of any plan whose mean latency is at most *latency* seconds.
 
-    For each price of lateness the cheapest plan is found backwards from the longest task; the price is
-    then searched for, and between two neighbouring plans one may mix.
+    For a price of latency the cheapest plan is found backwards from the longest task. A binary search finds
+    the price. The result may be a mixture of the two plans on both sides of *latency*.
     """
-    ages, ended, told = _shares(np.sort(np.asarray(durations)))
+    ages, ended, summed = _shares(np.sort(np.asarray(durations)))
     low, high = 1e-6, 1e6
-    cheap, dear = _plan(ages, ended, told, low), _plan(ages, ended, told, high)
-    for _ in range(TURNS):
+    cheap, expensive = _plan(ages, ended, summed, low), _plan(ages, ended, summed, high)
+    for _ in range(STEPS):
         price = sqrt(low * high)
-        plan = _plan(ages, ended, told, price)
+        plan = _plan(ages, ended, summed, price)
         if plan[1] > latency:
             low, cheap = price, plan
         else:
-            high, dear = price, plan
-    if not dear[1] <= latency < cheap[1]:
-        return dear[0]
-    share = (latency - dear[1]) / (cheap[1] - dear[1])
-    return dear[0] + share * (cheap[0] - dear[0])
+            high, expensive = price, plan
+    if not expensive[1] <= latency < cheap[1]:
+        return expensive[0]
+    share = (latency - expensive[1]) / (cheap[1] - expensive[1])
+    return expensive[0] + share * (cheap[0] - expensive[0])
 
 
 def _shares(ordered: Floats) -> tuple[Floats, Floats, Floats]:
-    """Ages at which to look; by each the share of tasks that have ended, and the sum of their durations."""
+    """Return ages at which to poll, and for each the share of ended tasks and the sum of their durations."""
     number = len(ordered)
     quantiles = np.quantile(ordered, np.linspace(0, 1, CELLS))
     ages = np.unique(np.concatenate([[0.0], quantiles, ordered[-60:]]))
-    places = np.searchsorted(ordered, ages, side="right")
-    return ages, places / number, np.concatenate([[0.0], np.cumsum(ordered)])[places] / number
+    positions = np.searchsorted(ordered, ages, side="right")
+    return ages, positions / number, np.concatenate([[0.0], np.cumsum(ordered)])[positions] / number
 
 
-def _plan(ages: Floats, ended: Floats, told: Floats, price: float) -> tuple[float, float]:
-    """Looks and lateness per task of the plan that is cheapest when a second of lateness costs *price*."""
-    costs, looks, lates = np.zeros(len(ages)), np.zeros(len(ages)), np.zeros(len(ages))
+def _plan(ages: Floats, ended: Floats, summed: Floats, price: float) -> tuple[float, float]:
+    """Return the polls and the latency per task of the cheapest plan if a second of latency costs *price*."""
+    costs, polls, latencies = np.zeros(len(ages)), np.zeros(len(ages)), np.zeros(len(ages))
     for here in range(len(ages) - 2, -1, -1):
-        late = ages[here + 1 :] * (ended[here + 1 :] - ended[here]) - (told[here + 1 :] - told[here])
-        cost = price * late + costs[here + 1 :]
+        latency = ages[here + 1 :] * (ended[here + 1 :] - ended[here]) - (summed[here + 1 :] - summed[here])
+        cost = price * latency + costs[here + 1 :]
         best = int(np.argmin(cost))
-        open_yet = 1 - ended[here]
-        costs[here] = cost[best] + open_yet
-        looks[here] = open_yet + looks[here + 1 + best]
-        lates[here] = late[best] + lates[here + 1 + best]
-    return float(looks[0]), float(lates[0])
+        running = 1 - ended[here]
+        costs[here] = cost[best] + running
+        polls[here] = running + polls[here + 1 + best]
+        latencies[here] = latency[best] + latencies[here + 1 + best]
+    return float(polls[0]), float(latencies[0])
 
 
-def optimum(law: str, durations: list[float], latency: float) -> float:
-    """Hindsight for what was counted."""
+def counted_optimum(distribution: str, durations: list[float], latency: float) -> float:
+    """Return the optimum for the tasks that are counted."""
     counted = durations[WARM:]
-    if law != "drifting":
-        return hindsight(counted, latency)
+    if distribution != "drifting":
+        return optimum(counted, latency)
     starts = range(0, len(counted) - BLOCK + 1, BLOCK)
-    return fmean(hindsight(counted[start : start + BLOCK], latency) for start in starts)
+    return fmean(optimum(counted[start : start + BLOCK], latency) for start in starts)
 
 
-def knowing_the_law(latency: float) -> float:
-    """The fewest looks at log-normal tasks of one who knows the law and not the tasks: its own quantiles."""
+def known_distribution(latency: float) -> float:
+    """Return the fewest polls for log-normal tasks if the distribution is known and the tasks are not."""
     shares = ((index + 0.5) / EXACT for index in range(EXACT))
-    return hindsight([lasting(share, MEDIAN) for share in shares], latency)
+    return optimum([quantile(share, MEDIAN) for share in shares], latency)
 
 
-def contest(law: str, schedule: str, number: int, seed: int) -> dict[str, float]:
-    """One pace under one law."""
-    durations = list(LAWS[law](Random(seed), number))
-    looks, latency = follow(PACES[schedule](Random(seed)), durations)
-    best = optimum(law, durations, latency)
-    return {"looks": looks, "lateness s": latency, "hindsight looks": best, "ratio": looks / best}
+def contest(distribution: str, schedule: str, number: int, seed: int) -> dict[str, float]:
+    """Measure one schedule with one distribution."""
+    durations = list(DISTRIBUTIONS[distribution](Random(seed), number))
+    polls, latency = simulate(SCHEDULES[schedule](Random(seed)), durations)
+    best = counted_optimum(distribution, durations, latency)
+    return {"polls per task": polls, "latency (s)": latency, "optimal polls": best, "ratio": polls / best}
 
 
 def measure(number: int, runs: int) -> dict[tuple[str, str], dict[str, float]]:
-    """Medians over the runs, each with a seed of its own."""
+    """Return the medians over the runs, each with its own seed."""
 
-    def contestant(law: str, schedule: str) -> Callable[[], dict[str, float]]:
+    def contestant(distribution: str, schedule: str) -> Callable[[], dict[str, float]]:
         seeds = count(1)
-        return lambda: contest(law, schedule, number, next(seeds))
+        return lambda: contest(distribution, schedule, number, next(seeds))
 
-    pairs = [(law, schedule) for law in LAWS for schedule in PACES]
-    found = by_turns({f"{law}/{schedule}": contestant(law, schedule) for law, schedule in pairs}, runs)
-    return {(law, schedule): medians(found[f"{law}/{schedule}"]) for law, schedule in pairs}
+    pairs = list(product(DISTRIBUTIONS, SCHEDULES))
+    found = by_turns({"/".join(pair): contestant(*pair) for pair in pairs}, runs)
+    return {pair: medians(found["/".join(pair)]) for pair in pairs}
 
 
 def main() -> None:
-    """Measure, and say it in words or as one JSON object."""
-    given = options("How good is the learned pace?", tasks=4000, runs=5)
+    """Measure and print the results."""
+    given = options("Polls and latency of each poll schedule.", tasks=4000, runs=5)
     found = measure(given.tasks, given.runs)
-    table([{"law": law, "pace": schedule} | row for (law, schedule), row in found.items()])
-    worst = max(row["ratio"] for (_, schedule), row in found.items() if schedule == "learned")
-    print(
-        f"medians of {given.runs} runs; the learned pace at most {rounded(worst)} x hindsight (at most 1.3)"
-    )
-    limit = rounded(knowing_the_law(LIMIT_AT))
-    print(f"knowing the log-normal law exactly: at least {limit} looks at {LIMIT_AT:g} s")
-    laws = {law: {schedule: found[law, schedule] for schedule in PACES} for law in LAWS}
-    finish({"worst_ratio": worst, "laws": laws, "limit": limit}, as_json=given.json)
+    table([{"durations": name, "schedule": schedule} | row for (name, schedule), row in found.items()])
+    worst = max(row["ratio"] for (_, schedule), row in found.items() if schedule == "adaptive")
+    print(f"medians of {given.runs} runs; adaptive: ratio at most {rounded(worst)} (goal: at most 1.3)")
+    limit = rounded(known_distribution(LIMIT_LATENCY))
+    print(f"with the log-normal distribution known exactly: {limit} polls at {LIMIT_LATENCY:g} s")
+    rows = {name: {schedule: found[name, schedule] for schedule in SCHEDULES} for name in DISTRIBUTIONS}
+    finish({"worst_ratio": worst, "distributions": rows, "limit": limit}, as_json=given.json)
 
 
 if __name__ == "__main__":

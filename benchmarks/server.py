@@ -1,11 +1,10 @@
-"""What do all clients talk to? One small server in a process of its own, that counts their requests.
+"""A small local server of several protocols that counts the requests of its clients.
 
     python -m benchmarks.server --median 12
 
-It speaks just enough of each protocol: Kling's, and those of the peers in `benchmarks.peers`. Jobs are
-nothing but durations, drawn in the order of creation from one seed; a duration counts from the
-moment its job was accepted. `GET /books` gives the requests so far and when each job ended, in Unix
-seconds; `DELETE /books` begins anew.
+It implements what the clients of `benchmarks.peers` need of their protocols. A job is only a duration,
+which is drawn from a seed in the order of creation and counts from the create. `GET /statistics` returns the
+requests so far and the end of each job in Unix seconds. `DELETE /statistics` resets both.
 """
 
 import argparse
@@ -27,19 +26,19 @@ from benchmarks.durations import Handler, Jobs
 from benchmarks.protocols import PEER_ROUTES
 
 KLING = "/v1/images/editing/expand"
-STATUS = {"POST /api/v2/jobs": 201}  # where it is not 200
+STATUS = {"POST /api/v2/jobs": 201}  # routes whose status is not 200
 
 
 def kling_task(jobs: Jobs, name: str) -> dict[str, Any]:
-    """A job as Kling tells of it."""
+    """Return a job as a task of Kling."""
     ended = jobs.ended(name)
     ends = jobs.ends[name]
     task: dict[str, Any] = {
         "task_id": name,
         "task_status": "succeed" if ended else "processing",
         "task_status_msg": "",
-        "created_at": round(jobs.began[name] * 1000),
-        "updated_at": round((ends if ended else jobs.began[name]) * 1000),
+        "created_at": round(jobs.starts[name] * 1000),
+        "updated_at": round((ends if ended else jobs.starts[name]) * 1000),
     }
     if ended:
         url = f"https://cdn.example.com/{name}.png"
@@ -52,17 +51,17 @@ def _envelope(data: Any) -> dict[str, Any]:
 
 
 def kling_create(_request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """POST."""
+    """Create a task."""
     return _envelope(kling_task(jobs, jobs.new()))
 
 
 def kling_query(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """GET of one."""
+    """Return one task."""
     return _envelope(kling_task(jobs, request.match_info["name"]))
 
 
 def kling_list(request: web.Request, jobs: Jobs) -> dict[str, Any]:
-    """GET of a page, newest first."""
+    """Return a page of tasks, newest first."""
     page, size = int(request.query.get("pageNum", 1)), int(request.query.get("pageSize", 30))
     names = list(reversed(jobs.ends))[(page - 1) * size : page * size]
     return _envelope([kling_task(jobs, name) for name in names])
@@ -76,12 +75,12 @@ KLING_ROUTES: dict[tuple[str, str], Handler] = {
 
 
 def application(jobs: Jobs, routes: dict[tuple[str, str], Handler]) -> web.Application:
-    """All the *routes*, each counted by its method and path."""
+    """Return an application with *routes* that counts requests by method and path."""
     app = web.Application(client_max_size=32 << 20)
     for (method, path), handler in routes.items():
         app.router.add_route(method, path, _counted(handler, jobs, f"{method} {path}"))
-    app.router.add_get("/books", _books(lambda _request: jobs.told()))
-    app.router.add_delete("/books", _books(lambda request: jobs.forget(int(request.query["seed"]))))
+    app.router.add_get("/statistics", _json(lambda _request: jobs.statistics()))
+    app.router.add_delete("/statistics", _json(lambda request: jobs.reset(int(request.query["seed"]))))
     return app
 
 
@@ -91,22 +90,22 @@ def _counted(
     async def answer(request: web.Request) -> web.StreamResponse:
         jobs.requests[name] += 1
         if request.body_exists:
-            async for _ in request.content.iter_any():  # taken in, and looked at by nobody
+            async for _ in request.content.iter_any():  # the body is received and ignored
                 pass
         return web.json_response(handler(request, jobs), status=STATUS.get(name, 200))
 
     return answer
 
 
-def _books(tell: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _json(function: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
-        return web.json_response(tell(request))
+        return web.json_response(function(request))
 
     return answer
 
 
 async def serve(median: float) -> None:
-    """Listen on a free port until told to stop; the one line printed is the address."""
+    """Serve on a free port until SIGTERM; the address is printed as the only line."""
     runner = web.AppRunner(application(Jobs(median, 0), KLING_ROUTES | PEER_ROUTES), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
@@ -119,38 +118,42 @@ async def serve(median: float) -> None:
 
 @define
 class Server:
-    """The server process, seen from outside."""
+    """A server in another process."""
 
     url: str
 
-    def account(self) -> dict[str, Any]:
-        """Requests by route, and the end of each job."""
-        with urlopen(f"{self.url}/books") as answer:
-            found: dict[str, Any] = json.load(answer)
+    def statistics(self) -> dict[str, Any]:
+        """Return the requests by route and the end of each job."""
+        with urlopen(f"{self.url}/statistics") as response:
+            found: dict[str, Any] = json.load(response)
             return found
 
-    def forget(self, seed: int = 0) -> None:
-        """Begin anew."""
-        urlopen(Request(f"{self.url}/books?seed={seed}", method="DELETE")).close()
+    def reset(self, seed: int = 0) -> None:
+        """Delete all jobs and counts."""
+        urlopen(Request(f"{self.url}/statistics?seed={seed}", method="DELETE")).close()
 
 
 @contextmanager
 def serving(median: float) -> Iterator[Server]:
-    """A server whose jobs take *median* seconds in the median."""
+    """Run a server whose jobs take *median* seconds in the median.
+
+    Raises:
+        RuntimeError: the server ended during its start.
+    """
     command = [sys.executable, "-m", "benchmarks.server", "--median", str(median)]
     with Popen(command, stdout=PIPE, text=True) as process:
         try:
             if process.stdout is None or not (url := process.stdout.readline().strip()):
-                raise RuntimeError("the server did not start")
+                raise RuntimeError("the server must print its address, but it ended; see its error above")
             yield Server(url)
         finally:
             os.kill(process.pid, signal.SIGTERM)
 
 
 def main() -> None:
-    """Serve."""
-    parser = argparse.ArgumentParser(description="A small server of many protocols.")
-    parser.add_argument("--median", type=float, default=12.0, help="seconds a job takes (12)")
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser(description="A small server of several protocols.")
+    parser.add_argument("--median", type=float, default=12.0, help="seconds of a job (default: 12)")
     asyncio.run(serve(parser.parse_args().median))
 
 

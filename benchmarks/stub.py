@@ -1,7 +1,6 @@
-"""What if network and service cost nothing? A transport for a client, of which only the client is measured.
+"""A stub of `aiohttp.ClientSession` without a network, so that only the client's own cost is measured.
 
-It stands in for an `aiohttp.ClientSession`: no socket, no aiohttp, JSON put together by hand. Bodies are
-not read. A task is kept until its end has been told once.
+It opens no socket and does not read request bodies. A task is deleted after its end was returned once.
 """
 
 import asyncio
@@ -17,8 +16,8 @@ SIGMA = 0.35  # of the log-normal durations
 
 
 @define(eq=False)
-class Answer:
-    """What `ClientSession.request` gives, as far as a session of ours looks at it."""
+class Response:
+    """The part of an `aiohttp.ClientResponse` that the session layer uses."""
 
     body: bytes
     status: int = 200
@@ -34,18 +33,18 @@ class Answer:
 
     @property
     def content(self) -> Self:
-        """Its own reader."""
+        """The reader of the body."""
         return self
 
     async def readany(self) -> bytes:
-        """All of it at once, and then nothing."""
+        """Return the whole body, and nothing on the next call."""
         body, self.body = self.body, b""
         return body
 
 
 @define(eq=False)
 class Service:
-    """Tasks that take *median* seconds of the loop's clock in the median, and nothing else."""
+    """A service whose tasks take *median* seconds of the loop's clock in the median."""
 
     median: float
     rng: Random = field(factory=lambda: Random(1))
@@ -55,8 +54,8 @@ class Service:
 
     def request(
         self, method: str, url: str, *, params: dict[str, int] | None = None, **_given: object
-    ) -> Answer:
-        """A create, a list page or a query."""
+    ) -> Response:
+        """Answer a create, a list page or a query."""
         now = asyncio.get_running_loop().time()
         if method == "POST":
             name = str(next(self._number))
@@ -68,7 +67,7 @@ class Service:
             data = "[" + ",".join([self._task(name, now) for name in names]) + "]"
         else:
             data = self._task(url.rpartition("/")[2], now)
-        return Answer(f'{{"code":0,"message":"SUCCEED","request_id":"0","data":{data}}}'.encode())
+        return Response(f'{{"code":0,"message":"SUCCEED","request_id":"0","data":{data}}}'.encode())
 
     def _task(self, name: str, now: float) -> str:
         if self._ends[name] > now:
@@ -78,5 +77,5 @@ class Service:
         return f'{{"task_id":"{name}","task_status":"succeed","task_status_msg":"","task_result":{images}}}'
 
     def as_session(self) -> aiohttp.ClientSession:
-        """For `KlingClient(http=…)`."""
+        """Return the stub for `KlingClient(http=...)`."""
         return cast(aiohttp.ClientSession, self)

@@ -1,10 +1,10 @@
-"""How many jobs a second? The emulator's whole service, 512 jobs in flight, against a script by hand.
+"""The throughput of `map` on the emulator with 512 jobs in flight, compared with a raw aiohttp script.
 
     python -m benchmarks.throughput --json
     python -m benchmarks.throughput --jobs 10000 --json
 
-The emulator runs in a process of its own, with room for all; a task takes 0.5 + 2 s. The script creates,
-then looks at each task every second; ours is `map`. `ratio` is ours over the script's.
+The emulator runs in its own process with slots for all jobs. A task takes 0.5 + 2 s. The script polls each
+task every second. `ratio` is the throughput of `map` divided by the script's.
 """
 
 import asyncio
@@ -20,30 +20,34 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.peers import PHOTO, by_hand
+from benchmarks.peers import PHOTO, raw_job
 from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
 from kling_expand import ExpandRequest, KlingClient, Ratios
 
 KEY = "api-key-kling-emulator"
-STEP = 1.0  # seconds between the script's looks
+INTERVAL = 1.0  # seconds between two polls of the script
 
 
 @contextmanager
 def emulator() -> Iterator[str]:
-    """The address of one that refuses nothing."""
+    """Run an emulator that refuses nothing and yield its address.
+
+    Raises:
+        RuntimeError: the emulator ended during its start.
+    """
     command = [sys.executable, "-m", "kling_expand.emulator", "--engine", "flat"]
     command += ["--slots", "1000000", "--port", "0", "--api-key", KEY]
     with Popen(command, stdout=PIPE, text=True) as process:
         try:
             if process.stdout is None or not (line := process.stdout.readline()):
-                raise RuntimeError("the emulator did not start")
+                raise RuntimeError("the emulator must print its address, but it ended; see its error above")
             yield line.split()[0]
         finally:
             os.kill(process.pid, signal.SIGTERM)
 
 
 async def ours(url: str, jobs: int, in_flight: int) -> None:
-    """`map`, with its slots as the only limit."""
+    """Run all jobs with `map`."""
     request = ExpandRequest(PHOTO, Ratios(right=0.5))
     async with KlingClient(api_key=KEY, base_url=url, max_in_flight=in_flight) as kling:
         async for outcome in kling.map(request for _ in range(jobs)):
@@ -52,37 +56,40 @@ async def ours(url: str, jobs: int, in_flight: int) -> None:
 
 
 async def script(url: str, jobs: int, in_flight: int) -> None:
-    """So many workers, each with one job after the other."""
-    left = iter(range(jobs))
+    """Run all jobs with *in_flight* workers, each with one job at a time."""
+    remaining = iter(range(jobs))
     headers = {"Authorization": f"Bearer {KEY}"}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
 
         async def worker() -> None:
-            for _ in left:
-                await by_hand(http, url, STEP)
+            for _ in remaining:
+                await raw_job(http, url, INTERVAL)
 
         await asyncio.gather(*(worker() for _ in range(in_flight)))
 
 
-def timed(work: Callable[[str, int, int], Coroutine[Any, Any, None]], jobs: int, at: int) -> dict[str, float]:
-    """Jobs a second, and CPU milliseconds a job, on an emulator of its own."""
+Work = Callable[[str, int, int], Coroutine[Any, Any, None]]
+
+
+def timed(work: Work, jobs: int, in_flight: int) -> dict[str, float]:
+    """Measure a client on a new emulator."""
     with emulator() as url:
         cpu, wall = time.process_time(), time.perf_counter()
-        asyncio.run(work(url, jobs, at))
+        asyncio.run(work(url, jobs, in_flight))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return {"jobs/s": jobs / wall, "CPU ms": cpu / jobs * 1e3}
+    return {"jobs per second": jobs / wall, "CPU per job (ms)": cpu / jobs * 1e3}
 
 
 def main() -> None:
-    """Measure, and say it in words or as one JSON object."""
-    given = options("How many jobs a second?", jobs=1500, in_flight=512, runs=3)
+    """Measure and print the results."""
+    given = options("Throughput compared with a raw aiohttp script.", jobs=1500, in_flight=512, runs=3)
     contestants = {"ours": partial(timed, ours, given.jobs, given.in_flight)}
     contestants["script"] = partial(timed, script, given.jobs, given.in_flight)
     found = {name: medians(rows) for name, rows in by_turns(contestants, given.runs).items()}
     table([{"client": name} | row for name, row in found.items()])
-    ratio = rounded(found["ours"]["jobs/s"] / found["script"]["jobs/s"])
-    print(f"{given.jobs} jobs, medians of {given.runs} runs by turns; ratio {ratio} (at least 0.8)")
+    ratio = rounded(found["ours"]["jobs per second"] / found["script"]["jobs per second"])
+    print(f"{given.jobs} jobs, medians of {given.runs} runs; ratio {ratio} (goal: at least 0.8)")
     finish({"ratio": ratio, "clients": found}, as_json=given.json)
 
 

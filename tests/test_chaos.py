@@ -1,4 +1,4 @@
-"""Is nothing paid twice and nothing lost, whatever is killed and however bad the network is?"""
+"""The chaos benchmark: no job is paid twice or lost, and the faults of its proxy are what they claim."""
 
 import json
 import subprocess
@@ -14,11 +14,11 @@ from benchmarks import proxy
 from benchmarks.proxy import Proxy
 
 ROOT = Path(__file__).parent.parent
-HEARD = {proxy.LATE, proxy.DELAY, proxy.RESET_AFTER, proxy.ERROR_AFTER, proxy.HTML_AFTER, proxy.TRUNCATE}
+FORWARDED = set(proxy.KINDS) - {proxy.RESET, proxy.UNAVAILABLE, proxy.HTML, proxy.RATE_LIMIT}
 
 
 def chaos(*options: object) -> dict[str, Any]:
-    """The numbers of a run in processes of its own."""
+    """Return the figures of a run in new processes."""
     command = [sys.executable, "-m", "benchmarks.chaos", "--json", *map(str, options)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     (line,) = done.stdout.splitlines() or [done.stderr]
@@ -28,7 +28,7 @@ def chaos(*options: object) -> dict[str, Any]:
 
 
 def test_nothing_is_paid_twice_and_nothing_lost(tmp_path: Path) -> None:
-    """200 jobs, five SIGKILLs of the script, one of the service: 200 tasks, 200 right pictures."""
+    """With five SIGKILLs of the script and one of the service, 200 jobs give 200 tasks and correct files."""
     conditions = ("--jobs", 200, "--kills", 5, "--seed", 7, "--unique", "off", "--work-seconds", 0.2)
     found = chaos(*conditions, "--folder", tmp_path)
     assert (found["duplicates"], found["lost"]) == (0, 0)
@@ -38,45 +38,45 @@ def test_nothing_is_paid_twice_and_nothing_lost(tmp_path: Path) -> None:
 
 
 def test_a_naive_script_pays_twice_or_loses() -> None:
-    """The conditions are bad enough: the same without the SDK goes wrong."""
+    """A script without the SDK fails under the same conditions, so they are hard enough."""
     found = chaos("--jobs", 60, "--kills", 2, "--emulator-kills", 0, "--seed", 7, "--baseline", "naive")
     assert found["duplicates"] + found["lost"] > 0
     assert found["created"] > 60
 
 
 async def fate(kind: str, service: Loopback, method: str = "GET") -> tuple[int, bytes] | None:
-    """What a client hears of one request that meets a fault; None: nothing whole."""
+    """Return status and body of a request that gets a fault, None if no complete response arrives."""
     service.requests.clear()
     async with (
-        Proxy(service.url, probability=1, seed=1, kinds=[kind], slow=(0, 0)) as between,
+        Proxy(service.url, probability=1, seed=1, kinds=[kind], delays=(0, 0)) as between,
         aiohttp.ClientSession() as http,
     ):
         try:
-            async with http.request(method, between.url + "/path?a=b", data=b"body") as answer:
-                heard = answer.status, await answer.read()
+            async with http.request(method, between.url + "/path?a=b", data=b"body") as response:
+                received = response.status, await response.read()
         except aiohttp.ClientError:
-            heard = None
+            received = None
     assert {kind: 1} == between.faults
-    return heard
+    return received
 
 
 @pytest.mark.parametrize("kind", proxy.KINDS)
-async def test_a_fault_is_heard_of_by_the_service_or_not(kind: str) -> None:
-    """The names keep what they promise: some requests arrive in spite of it, once and whole."""
+async def test_a_fault_forwards_the_request_or_not(kind: str) -> None:
+    """A fault that forwards sends the request once and complete; the others do not send it."""
     async with loopback(says(b"0123456789")) as service:
-        heard = await fate(kind, service, "POST")
-        assert [b"body"] * (kind in HEARD) == [each.body for each in service.requests]
+        received = await fate(kind, service, "POST")
+        assert [b"body"] * (kind in FORWARDED) == [each.body for each in service.requests]
     if kind == proxy.DELAY:
-        assert heard == (200, b"0123456789")
-    elif kind in {proxy.RESET, proxy.LATE, proxy.RESET_AFTER, proxy.TRUNCATE}:
-        assert heard is None
+        assert received == (200, b"0123456789")
+    elif kind in {proxy.RESET, proxy.RESET_EARLY, proxy.RESET_AFTER, proxy.TRUNCATE}:
+        assert received is None
     else:
-        assert heard is not None
-        assert b"0123456789" not in heard[1]
+        assert received is not None
+        assert b"0123456789" not in received[1]
 
 
 async def test_a_good_request_passes_unchanged() -> None:
-    """Path, headers that matter, body and answer are what they were, and one connection serves many."""
+    """Without a fault, path, end-to-end headers, body and response arrive unchanged."""
     async with (
         loopback(says(b"answer", 206, ETag='"tag"')) as service,
         Proxy(service.url, probability=0, seed=1) as between,
@@ -98,7 +98,7 @@ async def test_a_good_request_passes_unchanged() -> None:
 
 
 async def test_a_service_that_is_down_is_a_bad_gateway() -> None:
-    """A killed emulator is what a real one behind a gateway would be."""
+    """While the service is down the proxy answers 502, as a gateway would."""
     async with loopback(says(b"")) as service:
         pass
     async with (
@@ -109,8 +109,8 @@ async def test_a_service_that_is_down_is_a_bad_gateway() -> None:
         assert answer.status == 502
 
 
-async def test_the_same_seed_spoils_the_same_requests() -> None:
-    """Each route has its own sequence, so the number of polls does not change what befalls creates."""
+async def test_the_same_seed_injects_the_same_faults() -> None:
+    """Each route has its own sequence, so the number of polls does not change the faults of creates."""
 
     async def statuses(polls: int) -> list[int]:
         kinds = [proxy.HTML, proxy.UNAVAILABLE, proxy.RATE_LIMIT]

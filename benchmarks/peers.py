@@ -20,7 +20,7 @@ from attrs import frozen
 from benchmarks.reporting import picture
 from benchmarks.server import KLING
 from kling_expand import AdaptiveSchedule, KlingClient, Ratios
-from kling_expand.jobs.poll_schedule import LATENESS
+from kling_expand.jobs.poll_schedule import TARGET_LATENCY
 
 PHOTO = picture()
 TEXT = b64encode(PHOTO).decode()
@@ -43,9 +43,9 @@ class Client:
 
 
 @asynccontextmanager
-async def ours(url: str, concurrent: int, latency: float = LATENESS) -> AsyncIterator[Run]:
+async def ours(url: str, concurrent: int, latency: float = TARGET_LATENCY) -> AsyncIterator[Run]:
     """Open this package's client with a target latency."""
-    schedule = AdaptiveSchedule(latency=latency)
+    schedule = AdaptiveSchedule(target_latency=latency)
     options: dict[str, Any] = {"max_in_flight": concurrent, "schedule": schedule}
     async with KlingClient(api_key="key", base_url=url, **options) as kling:
 

@@ -273,7 +273,8 @@ class KlingClient:
         async for known in self._store.jobs(*UNFINISHED, JobState.REJECTED):
             if (known.state is JobState.REJECTED and not may_have_passed(known)) or self._jobs.follows(known):
                 continue
-            record = TaskRecord(known.external_task_id, make_result=self._making)
+            pictures = known.request.n if known.request else 1
+            record = TaskRecord(known.external_task_id, make_result=self._making, pictures=pictures)
             self._jobs.start(record, known.request, deadline_at=until, known=known)
             yield TaskFuture(record, deadline_at=until)
 
@@ -286,8 +287,8 @@ class KlingClient:
         """
         self._require_open()
         until = deadline_at(self._deadline if deadline is None else deadline)
-        record = TaskRecord(any_id, make_result=self._making)
-        self._poller.add(record, soon=True)
+        record = TaskRecord(any_id, make_result=self._making, pictures=1)
+        self._poller.add(record, resumed=True)
         return TaskFuture(record, deadline_at=until)
 
     def receive(self, headers: Mapping[str, str], body: bytes) -> "WebhookEvent":
@@ -372,7 +373,7 @@ class KlingClient:
         self._require_open()
         until = deadline_at(self._deadline if deadline is None else deadline)
         any_id = request.external_task_id or f"kx-{uuid4().hex}"
-        record = TaskRecord(any_id, make_result=self._making)
+        record = TaskRecord(any_id, make_result=self._making, pictures=request.n)
         self._jobs.start(record, request, deadline_at=until, flow=flow, priority=priority, fresh=fresh)
         return TaskFuture(record, deadline_at=until)
 

@@ -134,12 +134,13 @@ class TaskRecord:
     `any_id` is an id that the service can be asked by: the task's own once known, before that the one
     given. `number` is unique within the process; ids may change. `job` is what the runner keeps for a job
     of this client, and None for a task that was attached. `submissions` is how many calls rely on the
-    record. `error` says why no snapshot will follow.
+    record. `error` says why no snapshot will follow. `pictures` is how many a success must have to be
+    believed at once.
     """
 
     __slots__ = (
         "_callbacks", "_changed", "_given", "_merged", "_registry", "error", "job", "make_result", "number",
-        "submissions", "task",
+        "pictures", "submissions", "task",
     )  # fmt: skip
 
     def __init__(
@@ -148,11 +149,14 @@ class TaskRecord:
         *,
         make_result: "Callable[[TaskRecord, Task], ExpandResult] | None" = None,
         job: Cancellable | None = None,
+        pictures: int = 0,
     ) -> None:
         self.number = next(_numbers)
         self.task: Task | None = None
         self.error: KlingError | None = None
         self.job = job
+        self.pictures = pictures
+        self.pictures = pictures
         self.make_result = make_result
         self.submissions = 1
         self._given = any_id

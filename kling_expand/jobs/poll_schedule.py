@@ -1,51 +1,57 @@
-"""How long to wait? Between tries, and between looks at tasks. Pure: no clock, no loop.
+"""When to poll: a learned schedule, an exponential one, and the trust in list pages.
 
-Looks are a trade: each costs a request, and what ended between two of them is late. So a look has a
-price in seconds of lateness, and is taken when what has probably ended unseen has waited for so long in all.
-For one task that is within a hundredth of the best plan there is, and it holds as well for many tasks that
-one look tells of. The price follows from the lateness that is asked for; the chances from what
-earlier tasks have taken.
+A read costs a request, and a task that ends between two reads is noticed late. So a read has a price in
+seconds of latency: it is made when the tasks that have probably ended unseen have waited for that many
+seconds in all. For a single task this is within 1 % of the optimum found by dynamic programming. The same
+rule holds for many tasks that one list page shows. The price follows from the target latency, the
+probabilities from the durations seen. Nothing here reads a clock or does I/O.
 """
 
+import logging
 from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from math import sqrt
+from math import inf, sqrt
 from random import Random
 from typing import NamedTuple, Protocol
 
 from kling_expand.api.retry import growing
 from kling_expand.errors import ConfigurationError
+from kling_expand.models import Task
 
-LATENESS = 0.58  # seconds the news of an end is to be late on average, beyond the network's own time
-ENOUGH = 5  # ended tasks from which a pace is learned
-_TAIL = 1.25  # beyond the longest task seen, each further stretch is so much longer
-_STRETCHES = 12
-_SAMPLE = 32  # tasks that stand for however many share a look
-_MOST = 400  # looks at one task that a price is worked out over
-_OVER = 1e-3  # share of tasks that still run when one need not go on working it out
+logger = logging.getLogger(__name__)
+
+TARGET_LATENCY = 0.58  # seconds from the end of a task to the read that shows it, on average
+LEARN_AFTER = 5  # ended tasks before the schedule uses their durations
+DISTRUST = 20.0  # seconds without lists after the first bad list
+STALE_AFTER = 3.0  # seconds a list may lag behind single reads
+_TAIL_FACTOR = 1.25  # each interval beyond the longest duration seen is longer by this factor
+_TAIL_INTERVALS = 12
+_SAMPLE_SIZE = 32  # tasks that represent all that share a read
+_MAX_READS = 400  # reads of one task over which the latency of a price is computed
+_NEGLIGIBLE = 1e-3  # share of running tasks below which that computation ends
 
 
 class PollSchedule(Protocol):
-    """When to look at tasks again."""
+    """When to read tasks again. A method `expected_ends` as of `AdaptiveSchedule` is used where it exists."""
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-        """Seconds until a look is due at tasks that were all just seen, at these *ages* in seconds.
+        """Return the seconds until the next read of tasks that were all just read at these *ages* in seconds.
 
-        It tells of all of them. Its *price* is a multiple of what a look at a single task is worth.
+        One read shows all of them. Its *price* is a multiple of the price of reading a single task.
         """
         ...
 
     def learn(self, duration: float) -> None:
-        """A task has taken *duration* seconds."""
+        """Record that a task took *duration* seconds."""
         ...
 
 
 class ExponentialSchedule:
-    """Looks ever further apart: what is right as long as nothing is known.
+    """Reads ever further apart, from *first* to *longest* seconds.
 
-    The steps depend on the age alone, so nothing is remembered for a task. Of many the youngest counts.
+    The steps depend on the age of a task alone, so no state is kept. Of many tasks the youngest counts.
     """
 
     def __init__(
@@ -56,77 +62,94 @@ class ExponentialSchedule:
         self._factor = factor
         self._longest = longest
 
-    def wait(self, ages: Sequence[float], price: float = 1.0) -> float:  # noqa: ARG002 - nothing is weighed
-        """The step of the ladder that begins below the youngest of *ages*, up to a tenth longer."""
+    def wait(self, ages: Sequence[float], price: float = 1.0) -> float:  # noqa: ARG002 - part of the protocol
+        """Return the step that the youngest of *ages* falls into, up to a tenth longer."""
         age = min(ages)
-        look = 0.0
+        read_at = 0.0
         for step in growing(self._factor, self._first, self._longest):
-            look += step
-            if look > age or step >= self._longest:
+            read_at += step
+            if read_at > age or step >= self._longest:
                 break
         return step * self._rng.uniform(1.0, 1.1)
 
     def learn(self, duration: float) -> None:
-        """Nothing is learned."""
+        """Do nothing: this schedule does not learn."""
 
 
 class AdaptiveSchedule:
-    """Places looks by the durations of the newest *window* tasks, to be *latency* seconds late on average.
+    """Reads when a task has probably ended, by the durations of the newest *window* tasks.
 
-    Until `ENOUGH` have ended it is exponential. Tasks that share a look are told of sooner than one alone,
-    and with fewer requests for each. Once a task can have ended, looks are at most *longest* seconds apart.
-    Raises `ConfigurationError` for a *latency* that is not above zero.
+    The average latency is *target_latency* seconds beyond the network's own time. Until `LEARN_AFTER` tasks
+    have ended the schedule is exponential. Tasks that share a list page get a lower latency than a single
+    one, at fewer requests for each. Once a task can have ended, reads are at most *longest* seconds apart.
+
+    Raises:
+        ConfigurationError: *target_latency* is not above zero.
     """
 
     def __init__(
         self,
         rng: Random | None = None,
         *,
-        latency: float = LATENESS,
+        target_latency: float = TARGET_LATENCY,
         window: int = 256,
         longest: float = 10.0,
     ) -> None:
-        if not latency > 0:
-            raise ConfigurationError(f"lateness must be a number of seconds above zero, not {latency!r}")
-        self._latency = latency
+        if not target_latency > 0:
+            raise ConfigurationError(f"target_latency must be a number above 0, got {target_latency!r}")
+        self._target_latency = target_latency
         self._unlearned = ExponentialSchedule(rng or Random(), longest=longest)
         self._durations: deque[float] = deque(maxlen=window)
         self._longest = longest
-        self._fresh = 0  # durations that came since the last fit
-        self._law: DurationModel | None = None
-        self._price = latency / 6  # of a look, in seconds that ends go unseen
+        self._fresh = 0  # durations since the last fit
+        self._model: DurationModel | None = None
+        self._price = target_latency / 6  # of a read, in seconds that ended tasks wait
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-        """Until what has ended unseen by then will have waited for as long as the look is worth."""
-        if len(self._durations) < ENOUGH:
+        """Return the seconds until the ended tasks have waited, in all, for the price of the read."""
+        if len(self._durations) < LEARN_AFTER:
             return self._unlearned.wait(ages)
-        if self._law is None or self._fresh * 16 >= len(self._durations):
-            self._law = self._fit(ages)
-        some = ages[:: -(-len(ages) // _SAMPLE)]
-        return self._law.wait(some, self._price * price * len(some) / len(ages), self._longest)
+        if self._model is None or self._fresh * 16 >= len(self._durations):
+            self._model = self._fit(ages)
+        some = ages[:: -(-len(ages) // _SAMPLE_SIZE)]
+        return self._model.wait(some, self._price * price * len(some) / len(ages), self._longest)
 
     def learn(self, duration: float) -> None:
-        """Take it into the window."""
+        """Add *duration* to the window."""
         self._durations.append(duration)
         self._fresh += 1
 
+    def expected_ends(self, ages: Sequence[float], unseen: Sequence[float]) -> float | None:
+        """Return how many tasks, now at *ages*, have probably ended during their last *unseen* seconds.
+
+        None before durations are known.
+        """
+        if self._model is None or len(self._durations) < LEARN_AFTER:
+            return None
+        expected = 0.0
+        for age, seconds in zip(ages, unseen, strict=True):
+            before, now = self._model.at(max(age - seconds, 0.0))[0], self._model.at(age)[0]
+            expected += (now - before) / max(1 - before, 1e-9)
+        return expected
+
     def _fit(self, running: Sequence[float]) -> "DurationModel":
-        """The law that the window and what is *running* show, and the price that makes looks late enough."""
+        """Fit durations to the window and to the ages of *running* tasks, and set the price of a read."""
         self._fresh = 0
-        law = DurationModel.of(sorted(self._durations), sorted(running))
+        model = DurationModel.of(sorted(self._durations), sorted(running))
         for _ in range(8):
-            late = law.latency(self._price, self._longest)
-            if abs(late / self._latency - 1) < 0.01:
+            late = model.latency(self._price, self._longest)
+            if abs(late / self._target_latency - 1) < 0.01:
                 break
-            # It grows about with the root of the price.
-            self._price *= min(max((self._latency / late) ** 2, 1 / 16), 16.0)
-        return law
+            # The latency grows about with the square root of the price.
+            self._price *= min(max((self._target_latency / late) ** 2, 1 / 16), 16.0)
+        return model
 
 
 class DurationModel(NamedTuple):
-    """How long tasks take: at each of *ages* the share that has *ended*, and the *unseen* sum of it so far.
+    """The distribution of durations: the share of tasks that have *ended* by each of *ages*.
 
-    Between them the first is linear. Some always go on beyond the last.
+    `unseen` is the integral of `ended` up to each age. `ended` is linear between two ages. Some tasks always
+    run on beyond the last age.
     """
 
     ages: list[float]
@@ -135,7 +158,7 @@ class DurationModel(NamedTuple):
 
     @classmethod
     def of(cls, durations: list[float], running: list[float]) -> "DurationModel":
-        """Read off sorted *durations*, and the sorted ages of what has not ended."""
+        """Return the distribution of sorted *durations* and of the sorted ages of tasks still *running*."""
         ages, masses = _pieces(durations, _weights(durations, running))
         ended = list(accumulate(masses, initial=0.0))
         areas = [
@@ -145,7 +168,7 @@ class DurationModel(NamedTuple):
         return cls(ages, ended, list(accumulate(areas, initial=0.0)))
 
     def at(self, age: float) -> tuple[float, float]:
-        """The share that has ended at *age*, and its integral up to there."""
+        """Return the share of tasks that have ended at *age*, and the integral of that share up to *age*."""
         ages, ended, unseen = self
         i = bisect_right(ages, age) - 1
         if i < 0:
@@ -157,42 +180,42 @@ class DurationModel(NamedTuple):
         return share, unseen[i] + beyond * (here + share) / 2
 
     def wait(self, ages: Sequence[float], price: float, longest: float) -> float:
-        """Seconds until tasks that run at *ages* will have been over, unseen, for *price* seconds in all.
+        """Return the seconds until tasks now at *ages* will have been over, unseen, for *price* seconds.
 
-        At most *longest*, from when one of them can have ended.
+        At most *longest* seconds after the first of them can have ended.
         """
         seen = [(age, *self.at(age)) for age in ages]
         wait = max(self.ages[0] - max(ages), 0.0) + longest
         while True:
-            waited, over = -price, 0.0  # a sum that grows ever faster, and how fast it does
+            waited, over = -price, 0.0  # a convex sum and its slope
             for age, ended, unseen in seen:
                 ended_then, unseen_then = self.at(age + wait)
                 waited += (unseen_then - unseen - ended * wait) / (1 - ended)
                 over += (ended_then - ended) / (1 - ended)
-            # Newton's steps come from above and never go too far.
+            # The sum is convex, so Newton's steps come from above and never overshoot.
             if waited <= 1e-3 * price or not over:
                 return wait
             wait -= waited / over
 
     def latency(self, price: float, longest: float) -> float:
-        """Seconds that the end of one task is unseen on average, if looks have this *price*."""
+        """Return the average latency of a single task, in seconds, when a read has this *price*."""
         age = late = ended = unseen = 0.0
-        for _ in range(_MOST):
+        for _ in range(_MAX_READS):
             wait = self.wait([age], price, longest)
             age += wait
             ended_then, unseen_then = self.at(age)
             late += unseen_then - unseen - ended * wait
             ended, unseen = ended_then, unseen_then
-            if 1 - ended < _OVER:
+            if 1 - ended < _NEGLIGIBLE:
                 break
         return late
 
 
 def _weights(durations: list[float], running: list[float]) -> list[float]:
-    """The share of tasks that each of the *durations* stands for, by the estimate of Kaplan and Meier.
+    """Return the share of tasks that each of the *durations* represents, by the Kaplan-Meier estimate.
 
-    What is *running* has been seen to last longer than its age: of tasks begun together those that end
-    first would otherwise make all of them look short. One more counts as lasting longer than any.
+    A *running* task lasts longer than its age. Without that, the first ends of tasks that began together
+    would make all of them look short. One more task counts as lasting longer than any other.
     """
     weights, left = [], 1.0
     for index, duration in enumerate(durations):
@@ -203,13 +226,13 @@ def _weights(durations: list[float], running: list[float]) -> list[float]:
 
 
 def _pieces(durations: list[float], weights: list[float]) -> tuple[list[float], list[float]]:
-    """Stretches of age and the share of tasks that end in each, from sorted *durations* and their *weights*.
+    """Return intervals of age and the share of tasks that end in each.
 
-    Each duration is spread evenly to both sides, as far as its k-th nearest neighbour lies.
+    Each of the sorted *durations* is spread evenly over the distance to its k-th nearest neighbour.
     """
     count = len(durations)
     near = min(round(1.5 * sqrt(count)), count - 1)
-    blur = max(0.01 * durations[count // 2], 1e-3)  # durations that are all alike still have a spread
+    blur = max(0.01 * durations[count // 2], 1e-3)  # equal durations still have a spread
     density: dict[float, float] = defaultdict(float)
     for i, (duration, weight) in enumerate(zip(durations, weights, strict=True)):
         around = range(max(0, i - near), min(count - near, i + 1))
@@ -221,7 +244,58 @@ def _pieces(durations: list[float], weights: list[float]) -> tuple[list[float], 
     for start, end in pairwise(ages):
         height += density[start]
         masses.append(max(height * (end - start), 1e-9))
-    for _ in range(_STRETCHES):  # the longest task seen is not the longest there is
+    for _ in range(_TAIL_INTERVALS):  # a task can run longer than the longest seen
         masses.append((1 - sum(masses)) / 2)
-        ages.append(ages[-1] * _TAIL + blur)
+        ages.append(ages[-1] * _TAIL_FACTOR + blur)
     return ages, masses
+
+
+class ListTrust:
+    """Whether list pages are worth reading, and whether their statuses are up to date."""
+
+    def __init__(self) -> None:
+        self.evidence_at = -inf  # when a list last showed a change
+        self._trusted_at = 0.0
+        self._distrust = DISTRUST
+        self._ended: dict[str, float] = {}  # tasks whose end a single read showed before any list
+
+    def trusted(self, now: float) -> bool:
+        """Return whether lists may be read at *now*."""
+        return now >= self._trusted_at
+
+    def showed(self, seen: int, absent: int, now: float) -> None:
+        """Record how many of our tasks a list showed and did not show."""
+        if absent > seen:
+            self.distrust(now, f"it showed {seen} of {seen + absent} tasks")
+        elif self.trusted(now) and seen and not self._ended:
+            self._distrust = max(DISTRUST, self._distrust / 2)
+
+    def distrust(self, now: float, reason: str) -> None:
+        """Do without lists for a while, longer each time."""
+        if not self.trusted(now):
+            return
+        logger.warning("no list pages for %g s, tasks are read singly: %s", self._distrust, reason)
+        self._trusted_at = now + self._distrust
+        self._distrust *= 2
+        self._ended.clear()
+
+    def evidence(self, now: float) -> None:
+        """Record a sign that the list is up to date."""
+        self.evidence_at = now
+
+    def expect(self, task_id: str, now: float) -> None:
+        """Expect the end of a listed task, which a single read has shown, in the lists that follow."""
+        self._ended[task_id] = now
+
+    def compares(self, task_id: str) -> bool:
+        """Return whether a list's status of this ended task is wanted."""
+        return task_id in self._ended
+
+    def compare(self, task_id: str, task: Task | None, now: float) -> None:
+        """Compare what a list shows of an ended task with the single read before."""
+        ended_at = self._ended.get(task_id, inf)
+        if task is not None and task.status.final:
+            self._ended.pop(task_id, None)
+            self.evidence(now)
+        elif now - ended_at >= STALE_AFTER:
+            self.distrust(now, "it still shows a task as unfinished that has ended")

@@ -1,71 +1,99 @@
-"""What is the news? One loop reads for all open tasks, and tells their futures.
+"""The poll loop: one task reads for all open records.
 
-With several open, list pages are read for all of them at once; what they do not show is read singly when
-its own time has come. Nothing is assumed of a list's order or completeness: one that keeps missing our
-tasks is left alone for a while.
+With one open task it is read singly. With several, list pages are read for all of them, and what they do
+not show is read singly when it is due. Nothing is assumed of a list:
+
+=====================================  =======================================================
+a list that                            is handled by
+=====================================  =======================================================
+leaves out some of our tasks           single reads of those
+leaves out more than it shows,         single reads of all, for 20 seconds, then twice
+is refused, or is out of date          as long each time it happens again
+never changes                          a single read when no end was seen though one was due
+=====================================  =======================================================
+
+No single answer ends the wait for a task that is known to exist. Passing failures are outlived for
+`poll_timeout` seconds and refusals for `refusal_timeout` seconds, each counted from the first of a run of at
+least `MIN_FAILURES` bad answers. A status that is not understood counts as a good answer for `poll_timeout`.
 """
 
 import asyncio
 import heapq
-from collections.abc import Callable, Coroutine, Iterable
+import logging
+from collections.abc import Callable, Coroutine
 from itertools import count
 from math import inf, sqrt
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from kling_expand.errors import APIError, KlingError, RateLimited, TaskNotFound
+from attrs import evolve
+
+from kling_expand.errors import APIError, KlingError, ProtocolError, TaskNotFound
 from kling_expand.events import Event, EventKind, Listener
-from kling_expand.models import Task
+from kling_expand.models import Status, Task
 
 from .future import TaskRecord, TaskRegistry
-from .poll_schedule import PollSchedule
+from .poll_schedule import STALE_AFTER, ListTrust, PollSchedule
 
-READS = 16  # single reads under way at once
-UNSEEN = 30.0  # seconds a task may be unknown to the service before that is believed
-PAGES = 4  # of a list, read at most for one look, unless more tasks than that are looked for
-LEAST_PAGE, MOST_PAGE = 30, 500  # tasks on a page; the most is the service's limit (doc)
-SPARE = 20  # tasks of others that may stand between ours
-FADING = 0.97  # of a crowd with each look: its stragglers are still looked at as a part of it
-SHUN = 20.0  # seconds a list that does not show our tasks is left alone, at first
+logger = logging.getLogger(__name__)
+
+MAX_READS = 16  # single reads under way at once
+NOT_FOUND_TIMEOUT = 30.0  # seconds an attached task may be unknown to the service
+MIN_FAILURES = 4  # bad answers in a row, at least, before a wait ends
+INCOMPLETE_TIMEOUT = 60.0  # seconds a task may have succeeded without all of its pictures
+INCOMPLETE_PAUSE = 2.0  # seconds between reads of such a task
+FAILURE_PAUSE = 20.0  # seconds between reads of a task that cannot be read, at most
+RESTART_PAUSE = 1.0  # seconds after an unexpected exception in the loop
+MAX_PAGES = 4  # of a list for one poll, unless more tasks than that are missing
+MIN_PAGE, MAX_PAGE = 30, 500  # tasks on a page; the maximum is the service's (documented)
+FOREIGN_TASKS = 20  # other programs' tasks that may stand between ours on a page
+SMOOTHING = 0.97  # decay of the number of listed tasks per list poll
+CHECK_AFTER = 5.0  # seconds without evidence that a list is up to date
+EXPECTED_ENDS = 2.0  # ends that were probably missed, from which a list is checked
+CHECK_SPACING = 0.05  # seconds between the single reads that replace a bad list
 
 
 class Reads(Protocol):
-    """The two questions the loop asks. Each is one call, not repeated."""
+    """The two calls the loop makes. Each is made once and not repeated."""
 
     async def one(self, any_id: str) -> Task:
-        """One task. Raises `KlingError`."""
+        """Read one task. Raise `KlingError`."""
         ...
 
     async def page(
-        self, number: int, size: int, heard: Callable[[str], str | None]
+        self, number: int, size: int, known_status: Callable[[str], str | None]
     ) -> tuple[dict[str, Task | None], bool]:
-        """What a list page shows of our tasks, and whether it was the last. Raises `KlingError`.
+        """Return our tasks on a list page, and whether it was the last. Raise `KlingError`.
 
-        *heard* gives the status last heard of, or None where a task is not ours; one in which nothing has
-        changed need not be made a value.
+        *known_status* returns the last status of a task, or None where it is not ours. A task whose status
+        has not changed may be returned as None.
         """
         ...
 
 
 class PolledTask:
-    """One open record in the poll loop: when it began, was last answered for, and is due."""
+    """One open record in the poll loop: when it began, how it was last answered for, and when it is due."""
 
-    __slots__ = ("answered_at", "began_at", "due_at", "listed", "record", "serial", "stale")
+    __slots__ = (
+        "began_at", "due_at", "failing_since", "failures", "incomplete_since", "listed", "listed_at",
+        "odd_since", "record", "resumed", "serial", "stale",
+    )  # fmt: skip
 
-    def __init__(self, record: TaskRecord, serial: int, now: float) -> None:
+    def __init__(self, record: TaskRecord, serial: int, now: float, *, resumed: bool) -> None:
         self.record = record
         self.serial = serial
-        self.began_at = self.answered_at = now
-        self.listed: bool | None = None  # whether lists show it; None before one has been asked
+        self.began_at = now
+        self.resumed = resumed  # it may have begun long before
+        self.failing_since = self.incomplete_since = self.odd_since = inf
+        self.failures = 0  # bad answers in a row
+        self.listed: bool | None = None  # whether lists show it; None before one was read
+        self.listed_at = -inf  # when a list last showed it unfinished
         self.due_at: float | None = inf  # of a single read: inf while lists serve, None while it is under way
-        self.stale = False  # whether the read under way may carry what was true before a callback
+        self.stale = False  # a callback came during the read under way, whose answer may be older
 
 
 class Poller:
-    """Polls open tasks when *schedule* says, and outlives passing failures for *poll_timeout* seconds.
-
-    Every snapshot is delivered to the task's record in the *registry*.
-    """
+    """Polls open tasks when *schedule* says, and delivers every snapshot to the record in *registry*."""
 
     def __init__(
         self,
@@ -74,6 +102,7 @@ class Poller:
         *,
         registry: TaskRegistry | None = None,
         poll_timeout: float = 900.0,
+        refusal_timeout: float = 60.0,
         emit: Listener | None = None,
     ) -> None:
         self.registry = TaskRegistry() if registry is None else registry
@@ -83,13 +112,14 @@ class Poller:
         self._emit = emit
         self._schedule = schedule
         self._poll_timeout = poll_timeout
+        self._refusal_timeout = refusal_timeout
         self._open: dict[TaskRecord, PolledTask] = {}
         self._added = 0  # tasks so far
         self._heap: list[tuple[float, int, PolledTask]] = []
         self._wake = asyncio.Event()
-        self._read_slots = asyncio.Semaphore(READS)
+        self._read_slots = asyncio.Semaphore(MAX_READS)
         self._running: set[asyncio.Task[None]] = set()
-        self._list = _ListTrust()
+        self._list = ListTrust()
         self._list_due_at = inf
         self._lists_serve = False  # whether any task relies on lists
         self._smoothed_listed = 0.0  # tasks that lately shared a list read
@@ -112,25 +142,24 @@ class Poller:
         return len(self._open)
 
     def records(self) -> tuple[TaskRecord, ...]:
-        """The records of all polled tasks."""
+        """Return the records of all polled tasks."""
         return tuple(self._open)
 
-    def add(self, record: TaskRecord, *, soon: bool = False) -> None:
-        """Poll this task from now on, at once if *soon*."""
+    def add(self, record: TaskRecord, *, resumed: bool = False) -> None:
+        """Poll this task from now on, at once if it was *resumed*: it may have begun long before."""
         record = self.registry.add(record)
         if record.done() or record in self._open:
             return
         now = asyncio.get_running_loop().time()
         self._added += 1
-        entry = self._open[record] = PolledTask(record, self._added, now)
+        entry = self._open[record] = PolledTask(record, self._added, now, resumed=resumed)
         share = _worth(len(self._open)) / len(self._open) if self._sharing() else 1.0
-        first = 0.0 if soon else self._schedule.wait([0.0], share)
-        self._push(entry, now + first)
+        self._push(entry, now + (0.0 if resumed else self._wait([0.0], share)))
 
     def poll_now(self, any_id: str) -> bool:
         """Read a task now because a callback says that it changed; True if it is one of ours.
 
-        However often that is called, one read is under way and at most one follows it.
+        However often this is called, one read is under way and at most one more follows it.
         """
         entry = self._find(any_id)
         if entry is None:
@@ -144,23 +173,291 @@ class Poller:
 
     def deliver(self, task: Task) -> bool:
         """Pass on a snapshot that came by a callback; True if it is of one of ours."""
-        record = self.registry.get(task.task_id)
-        if record is None or record not in self._open:
-            return False
-        record.deliver(task)
-        return True
+        entry = self._find(task.task_id)
+        if entry is not None:
+            self._deliver(entry, task)
+        return entry is not None
 
-    # ------------------------------------------------------------------ within
+    # ------------------------------------------------------------------ the loop
+
+    async def _run(self) -> None:
+        """Poll for ever. An unexpected exception is logged, and the loop goes on."""
+        while True:
+            try:
+                await self._poll_due()
+                await self._sleep()
+            except Exception:
+                logger.exception("the poll loop failed and goes on in %s s", RESTART_PAUSE)
+                await asyncio.sleep(RESTART_PAUSE)
+
+    async def _poll_due(self) -> None:
+        now = asyncio.get_running_loop().time()
+        due = self._pop_due(now)
+        fresh = any(entry.listed is None for entry in due)
+        if self._sharing() and (fresh or self._list_due_at <= now):
+            due = await self._poll_lists(due)
+        if self._lists_serve and not self._sharing():
+            self._leave_lists()
+        for entry in due:
+            await self._read_slots.acquire()
+            self._start(self._read(entry))
+
+    async def _sleep(self) -> None:
+        """Sleep until something is due, or a change may make something else the earliest."""
+        due_at = min(self._list_due_at, self._heap[0][0] if self._heap else inf)
+        self._wake.clear()
+        try:
+            async with asyncio.timeout_at(None if due_at == inf else due_at):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def _sharing(self) -> bool:
+        """Return whether one list page may show several tasks."""
+        return len(self._open) > 1 and self._list.trusted(asyncio.get_running_loop().time())
+
+    def _pop_due(self, now: float) -> list[PolledTask]:
+        """Return the tasks whose single read is due."""
+        taken = []
+        while self._heap and self._heap[0][0] <= now:
+            due_at, _, entry = heapq.heappop(self._heap)
+            if due_at == entry.due_at and entry.record in self._open:  # else it ended or is read otherwise
+                entry.due_at = None
+                taken.append(entry)
+        return taken
+
+    def _push(self, entry: PolledTask, due_at: float) -> None:
+        entry.due_at = due_at
+        heapq.heappush(self._heap, (due_at, entry.serial, entry))
+        self._wake.set()
+
+    def _wait(self, ages: list[float], price: float = 1.0) -> float:
+        """Return what the schedule says, or a fixed wait where a custom schedule fails."""
+        try:
+            return self._schedule.wait(ages, price)
+        except Exception:
+            logger.exception("the poll schedule failed; the next read is in %s s", CHECK_AFTER)
+            return CHECK_AFTER
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="kling-expand poll")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    # ------------------------------------------------------------------ list pages
+
+    async def _poll_lists(self, due: list[PolledTask]) -> list[PolledTask]:
+        """Read list pages for all open tasks; return those of the *due* that need a single read."""
+        expected = (entry for entry in self._open.values() if entry.listed is not False)
+        asked, urgent = dict.fromkeys((*due, *expected)), set(due)
+        missing = dict(asked)
+        pages = await self._read_pages(missing) if missing else 0
+        now = asyncio.get_running_loop().time()
+        # A task that is neither listed nor due may be too new for a list.
+        absent = [entry for entry in missing if entry.listed or entry in urgent]
+        for entry in absent:
+            entry.listed = False
+            if entry.due_at == inf:
+                self._again(entry)
+        for entry in due:
+            if entry not in missing:
+                self._again(entry)
+        self._list.showed(len(asked) - len(missing), len(absent), now)
+        listed = [entry for entry in self._open.values() if entry.listed]
+        self._smoothed_listed = max(float(len(listed)), SMOOTHING * self._smoothed_listed)
+        price = pages * _worth(self._smoothed_listed)
+        ages = [now - entry.began_at for entry in listed]
+        self._list_due_at = now + self._wait(ages, price) if ages else inf
+        self._lists_serve = True
+        self._check_list(listed, now)
+        return [entry for entry in due if entry in missing]
+
+    async def _read_pages(self, missing: dict[PolledTask, None]) -> int:
+        """Deliver what list pages show and remove it from *missing*; return how many pages were read."""
+        # In a list that begins with the newest, all tasks added later stand before the oldest of these.
+        size = self._added - min(entry.serial for entry in missing) + FOREIGN_TASKS
+        size = min(max(MIN_PAGE, size), MAX_PAGE)
+        for number in count(1):
+            try:
+                shown, last = await self._reads.page(number, size, self._known_status)
+            except KlingError as error:
+                self._list.distrust(asyncio.get_running_loop().time(), str(error))
+                break
+            except Exception as error:
+                logger.exception("reading a list page failed unexpectedly")
+                self._list.distrust(asyncio.get_running_loop().time(), repr(error))
+                break
+            for task_id, task in shown.items():
+                self._listed(task_id, task, missing)
+            # A page with none of ours ends the search. So does one more page than there are single reads
+            # to be saved.
+            if last or not missing or not shown or number >= max(MAX_PAGES, len(missing)):
+                break
+        return number
+
+    def _listed(self, task_id: str, task: Task | None, missing: dict[PolledTask, None]) -> None:
+        """Take what a list page shows of one task."""
+        now = asyncio.get_running_loop().time()
+        entry = self._find(task_id)
+        if entry is None:  # a single read has shown its end
+            self._list.compare(task_id, task, now)
+            return
+        entry.listed = True
+        entry.due_at = entry.due_at and inf  # unless it is being read singly just now
+        missing.pop(entry, None)
+        ended_at = _ended_at(entry, task)
+        if ended_at is None:
+            entry.listed_at = now
+        elif entry.listed_at > ended_at + STALE_AFTER:
+            self._list.distrust(now, "a status was out of date")
+        if self._deliver(entry, task):
+            self._list.evidence(now)
+
+    def _known_status(self, task_id: str) -> str | None:
+        """Return the last status: None if the task is not ours, empty if any status is wanted."""
+        entry = self._find(task_id)
+        if entry is None:
+            return "" if self._list.compares(task_id) else None
+        task = entry.record.task
+        return task.task_status if task else ""
+
+    def _check_list(self, listed: list[PolledTask], now: float) -> None:
+        """Read the oldest listed task singly where the list has shown no end though some were due."""
+        since = now - self._list.evidence_at
+        if not listed or since < CHECK_AFTER:
+            return
+        stride = -(-len(listed) // 32)  # a sample is enough, so the cost does not grow with the tasks
+        ages = [now - entry.began_at for entry in listed[::stride]]
+        expected_ends = getattr(self._schedule, "expected_ends", None)
+        expected = expected_ends(ages, [min(age, since) for age in ages]) if expected_ends else None
+        enough = expected is None or expected * stride >= EXPECTED_ENDS
+        if enough:
+            self._list.evidence(now)  # the next check is as far away
+            self.poll_now(min(listed, key=lambda entry: entry.began_at).record.any_id)
+
+    def _leave_lists(self) -> None:
+        """Read each task singly again, one after the other."""
+        self._list_due_at, self._lists_serve = inf, False
+        now = asyncio.get_running_loop().time()
+        for number, entry in enumerate(self._open.values()):
+            entry.listed = None
+            if entry.due_at == inf:
+                last = len(self._open) == 1  # a task that is left alone keeps its schedule
+                wait = self._wait([now - entry.began_at])
+                self._push(entry, now + (wait if last else min(wait, number * CHECK_SPACING)))
+
+    # ------------------------------------------------------------------ single reads
+
+    async def _read_soon(self, entry: PolledTask) -> None:
+        await self._read_slots.acquire()
+        await self._read(entry)
+
+    async def _read(self, entry: PolledTask) -> None:
+        """Read one task; a read slot is held."""
+        entry.stale = False
+        failure: KlingError | None = None
+        try:
+            task = await self._reads.one(entry.record.any_id)
+        except KlingError as error:
+            failure = error
+        except Exception as error:
+            logger.exception("reading task %s failed unexpectedly", entry.record.any_id)
+            failure = ProtocolError(f"the read failed unexpectedly: {error!r}")
+        else:
+            if entry.listed and task.status.final:
+                now = asyncio.get_running_loop().time()
+                self._list.expect(task.task_id, now)  # the list soon shows it too, or is out of date
+                self._list_due_at = min(self._list_due_at, now + STALE_AFTER)
+                self._wake.set()
+            self._deliver(entry, task)
+        finally:
+            self._read_slots.release()
+        if failure is not None:
+            self._failed(entry, failure)
+        self._again(entry, failure)
+
+    def _again(self, entry: PolledTask, failure: KlingError | None = None) -> None:
+        """Schedule the next single read, unless lists serve the task."""
+        if entry.record not in self._open:
+            return
+        now = asyncio.get_running_loop().time()
+        entry.due_at = inf
+        if entry.stale:
+            self._push(entry, now)
+        elif entry.incomplete_since < inf:
+            self._push(entry, now + INCOMPLETE_PAUSE)
+        elif not entry.listed:
+            wait = self._wait([now - entry.began_at])
+            if failure is not None:
+                hint = failure.retry_after if isinstance(failure, APIError) else None
+                wait = max(hint or 0.0, min(wait, FAILURE_PAUSE))
+            self._push(entry, now + wait)
+
+    def _failed(self, entry: PolledTask, error: KlingError) -> None:
+        """Count a bad answer, and end the wait where there were too many for too long."""
+        now = asyncio.get_running_loop().time()
+        if entry.failing_since == inf:
+            entry.failing_since = now
+        entry.failures += 1
+        failing = now - entry.failing_since
+        if self._lasts(entry, error, failing):
+            entry.record.fail(error)
+            return
+        level = logging.WARNING if entry.failures == 1 else logging.DEBUG
+        ids = entry.record.any_id, entry.record.external_task_id, entry.record.number
+        logger.log(level, "reading task %s (%s, job %d) failed, polling goes on: %s", *ids, error)
+
+    def _lasts(self, entry: PolledTask, error: KlingError, failing: float) -> bool:
+        """Return whether *error* ends the wait after *failing* seconds of bad answers."""
+        known = entry.record.task is not None or entry.record.job is not None
+        if not error.retryable and not known:
+            return not isinstance(error, TaskNotFound) or failing >= min(
+                NOT_FOUND_TIMEOUT, self._poll_timeout
+            )
+        limit = self._poll_timeout if error.retryable else min(self._refusal_timeout, self._poll_timeout)
+        return failing >= limit and entry.failures >= MIN_FAILURES
+
+    # ------------------------------------------------------------------ answers
 
     def _find(self, any_id: str) -> PolledTask | None:
         """Return the polled task with this id, or None."""
         record = self.registry.get(any_id)
         return self._open.get(record) if record else None
 
-    def _push(self, entry: PolledTask, due_at: float) -> None:
-        entry.due_at = due_at
-        heapq.heappush(self._heap, (due_at, entry.serial, entry))
-        self._wake.set()
+    def _deliver(self, entry: PolledTask, task: Task | None) -> bool:
+        """Take an answer, None if nothing changed; return whether it was newer than what was known."""
+        if task is None:
+            entry.failing_since, entry.failures = inf, 0
+            return False
+        if not _belongs(entry.record, task):
+            self._failed(entry, ProtocolError(f"the service answered with another task, {task.task_id}"))
+            return False
+        entry.failing_since, entry.failures = inf, 0
+        now = asyncio.get_running_loop().time()
+        if entry.resumed:
+            entry.began_at = min(entry.began_at, now - (_told_duration(task) or 0.0))
+        newer = entry.record.deliver(self._completed(entry, task, now))
+        if task.status is not Status.UNKNOWN:
+            entry.odd_since = inf
+        elif now - min(entry.odd_since, now) >= self._poll_timeout:
+            word = task.task_status
+            entry.record.fail(ProtocolError(f"the status {word!r} is not understood and has not changed"))
+        else:
+            entry.odd_since = min(entry.odd_since, now)
+        return newer
+
+    def _completed(self, entry: PolledTask, task: Task, now: float) -> Task:
+        """Return *task*, as still in progress while it has succeeded without all of its pictures."""
+        wanted = entry.record.pictures
+        if task.status is not Status.SUCCEED or len(task.images) >= wanted:
+            return task
+        entry.incomplete_since = min(entry.incomplete_since, now)
+        if now - entry.incomplete_since >= INCOMPLETE_TIMEOUT:
+            logger.warning("task %s succeeded with %d of %d pictures", task.task_id, len(task.images), wanted)
+            return task
+        if entry.due_at == inf:
+            self._push(entry, now + INCOMPLETE_PAUSE)
+        return evolve(task, task_status=Status.PROCESSING.value)
 
     def _merged(self, record: TaskRecord) -> None:
         """Leave a record that another one replaced."""
@@ -170,226 +467,65 @@ class Poller:
         """Leave a record whose end is known, and learn from it."""
         entry = self._open.pop(record, None)
         if len(self._open) == 1:
-            self._wake.set()  # the last one is read by itself
+            self._wake.set()  # the last one is read singly
         task = record.task
         if task is None or not task.status.final:
             return
-        ids = record.external_task_id, task
-        if entry is None:
-            event = Event(EventKind.ENDED, *ids, number=record.number)
-        else:
-            seen = asyncio.get_running_loop().time() - entry.began_at
-            took = _duration(task, seen)
-            self._schedule.learn(took)
-            late = max(0.0, seen - took)
-            event = Event(EventKind.ENDED, *ids, seconds=took, latency=late, number=record.number)
+        took = latency = None
+        if entry is not None:
+            took, latency = _timing(entry, task, asyncio.get_running_loop().time())
+        if took is not None:
+            self._learn(took)
         if self._emit is not None:
-            self._emit(event)
+            ids = record.external_task_id, task
+            self._emit(Event(EventKind.ENDED, *ids, seconds=took, latency=latency, number=record.number))
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = self._pop_due(loop.time())
-            fresh = any(entry.listed is None for entry in due)
-            if self._sharing() and (fresh or self._list_due_at <= loop.time()):
-                due = await self._poll_lists(due)
-            if self._lists_serve and not self._sharing():
-                self._leave_lists()
-            for entry in due:
-                await self._read_slots.acquire()
-                self._start(self._read(entry))
-            await self._sleep()
-
-    def _sharing(self) -> bool:
-        """Whether one look at a list may tell of several tasks."""
-        return len(self._open) > 1 and self._list.trusted(asyncio.get_running_loop().time())
-
-    async def _sleep(self) -> None:
-        """Sleep until something is due, or a change may make something else the earliest."""
-        due = min(self._list_due_at, self._heap[0][0] if self._heap else inf)
-        self._wake.clear()
+    def _learn(self, duration: float) -> None:
         try:
-            async with asyncio.timeout_at(None if due == inf else due):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-
-    def _pop_due(self, now: float) -> list[PolledTask]:
-        """What is to be looked at by itself now."""
-        taken = []
-        while self._heap and self._heap[0][0] <= now:
-            due, _, entry = heapq.heappop(self._heap)
-            if due == entry.due_at and entry.record in self._open:  # else it ended or is read otherwise
-                entry.due_at = None
-                taken.append(entry)
-        return taken
-
-    async def _poll_lists(self, due: list[PolledTask]) -> list[PolledTask]:
-        """Read list pages for all open tasks; those of the *due* that they did not show."""
-        hoped = (entry for entry in self._open.values() if entry.listed is not False)
-        asked, urgent = dict.fromkeys((*due, *hoped)), set(due)
-        missing = dict(asked)
-        try:
-            pages, limited = await self._read_pages(missing) if missing else 0, False
-        except RateLimited:  # this says nothing of the list, and single reads would only make it worse
-            pages, limited = 1, not self._silent(missing)
-        now = asyncio.get_running_loop().time()
-        # What is neither was not due yet, and may be too new for a list.
-        absent = [] if limited else [entry for entry in missing if entry.listed or entry in urgent]
-        for entry in absent:
-            entry.listed = False
-            if entry.due_at == inf:
-                self._again(entry)
-        for entry in due:
-            if limited or entry not in missing:
-                self._again(entry)
-        self._list.showed(len(asked) - len(missing), len(absent), now)
-        ages = [now - entry.began_at for entry in self._open.values() if entry.listed]
-        self._smoothed_listed = max(float(len(ages)), FADING * self._smoothed_listed)
-        price = pages * _worth(self._smoothed_listed)
-        self._list_due_at = now + self._schedule.wait(ages, price) if ages else inf
-        self._lists_serve = True
-        return [] if limited else [entry for entry in due if entry in missing]
-
-    def _silent(self, entries: Iterable[PolledTask]) -> bool:
-        """Whether nothing was heard of one of these for longer than may be."""
-        return (
-            asyncio.get_running_loop().time() - min(entry.answered_at for entry in entries)
-            >= self._poll_timeout
-        )
-
-    async def _read_pages(self, missing: dict[PolledTask, None]) -> int:
-        """Tell the futures what list pages show, and take them out of *missing*; how many pages were read.
-
-        Raises `RateLimited`.
-        """
-        # In a list that begins with the newest, the oldest of these stands behind all that came after it.
-        size = min(max(LEAST_PAGE, SPARE + self._added - min(entry.serial for entry in missing)), MOST_PAGE)
-        for number in count(1):
-            try:
-                shown, last = await self._reads.page(number, size, self._status)
-            except RateLimited:
-                raise
-            except KlingError:
-                break
-            for task_id, task in shown.items():
-                entry = self._find(task_id)
-                if entry is not None:
-                    self._deliver(entry, task)
-                    entry.listed = True
-                    entry.due_at = entry.due_at and inf  # unless it is being read singly just now
-                    missing.pop(entry, None)
-            # A page with none of ours ends the search, and so does one page more than there are single
-            # reads to be saved.
-            if last or not missing or not shown or number >= max(PAGES, len(missing)):
-                break
-        return number
-
-    def _leave_lists(self) -> None:
-        """Have each task read by itself again."""
-        self._list_due_at, self._lists_serve = inf, False
-        for entry in self._open.values():
-            entry.listed = None
-            if entry.due_at == inf:
-                self._again(entry)
-
-    async def _read_soon(self, entry: PolledTask) -> None:
-        await self._read_slots.acquire()
-        await self._read(entry)
-
-    async def _read(self, entry: PolledTask) -> None:
-        """Read one task; a place for it is held."""
-        hint = None
-        entry.stale = False
-        try:
-            self._deliver(entry, await self._reads.one(entry.record.any_id))
-        except KlingError as error:
-            hint = error.retry_after if isinstance(error, APIError) else None
-            silence = asyncio.get_running_loop().time() - entry.answered_at
-            if not _may_pass(error, silence, self._poll_timeout):
-                entry.record.fail(error)
-        finally:
-            self._read_slots.release()
-        self._again(entry, hint)
-
-    def _status(self, task_id: str) -> str | None:
-        """The status last heard of: None if the task is not ours, nothing if it must be told anyway."""
-        entry = self._find(task_id)
-        if entry is None:
-            return None
-        task = entry.record.task
-        return task.task_status if task else ""
-
-    def _deliver(self, entry: PolledTask, task: Task | None) -> None:
-        """Take a good answer, even if nothing changed (None)."""
-        entry.answered_at = asyncio.get_running_loop().time()
-        if task is not None:
-            entry.record.deliver(task)
-
-    def _again(self, entry: PolledTask, hint: float | None = None) -> None:
-        """Look at it by itself when its pace or the service says, if lists do not serve it."""
-        if entry.record not in self._open:
-            return
-        now = asyncio.get_running_loop().time()
-        entry.due_at = inf
-        if entry.stale:
-            self._push(entry, now)
-        elif not entry.listed:
-            self._push(entry, now + max(hint or 0.0, self._schedule.wait([now - entry.began_at])))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name="kling-expand poll")
-        self._running.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        for record in self.records():  # a bug here must not leave a caller waiting for ever
-            broken = KlingError(f"the poll loop broke: {error!r}")
-            broken.__cause__ = error
-            record.fail(broken)
-
-
-class _ListTrust:
-    """Whether list pages are worth reading: a list that shows under half of what is due is not."""
-
-    def __init__(self) -> None:
-        self._again_at = 0.0
-        self._shun = SHUN
-
-    def trusted(self, now: float) -> bool:
-        return now >= self._again_at
-
-    def showed(self, seen: int, absent: int, now: float) -> None:
-        if seen >= absent:
-            self._shun = SHUN
-        else:
-            self._again_at = now + self._shun
-            self._shun *= 2
+            self._schedule.learn(duration)
+        except Exception:
+            logger.exception("the poll schedule failed to learn a duration")
 
 
 def _worth(tasks: float) -> float:
-    """What a look at so many tasks is worth, as a multiple of one at a single task.
+    """Return the worth of one read of that many tasks, as a multiple of a read of one task.
 
-    If it were worth no more, all that sharing saves would go into earlier news; if it were worth as many
-    times as much, all of it into fewer requests. This is for some of both.
+    With a worth of 1 all that sharing saves would lower the latency; with a worth of *tasks* all of it would
+    save requests. The square root does some of both.
     """
     return sqrt(tasks)
 
 
-def _duration(task: Task, seen: float) -> float:
-    """How long the task took, by the service's clock where it tells: ours knows only when we heard."""
-    if task.created_at is not None and task.updated_at is not None:
-        told = (task.updated_at - task.created_at) / 1000
-        if 0 < told <= seen + 1:
-            return told
-    return seen
+def _belongs(record: TaskRecord, task: Task) -> bool:
+    """Return whether *task* is the task of *record*."""
+    if record.task is not None:
+        return task.task_id == record.task.task_id
+    return task.external_task_id is None or record.any_id in {task.task_id, task.external_task_id}
 
 
-def _may_pass(error: KlingError, silence: float, budget: float) -> bool:
-    """Whether to go on looking after *silence* seconds without good news."""
-    if isinstance(error, TaskNotFound):
-        return silence < min(UNSEEN, budget)
-    return error.retryable and silence < budget
+def _told_duration(task: Task) -> float | None:
+    """Return the seconds from the task's creation to its last change by the service's clock, if told."""
+    if task.created_at is None or task.updated_at is None:
+        return None
+    return max(0.0, (task.updated_at - task.created_at) / 1000)
+
+
+def _ended_at(entry: PolledTask, task: Task | None) -> float | None:
+    """Return the moment of the task's end by the loop's clock, where its begin and end are known."""
+    if task is None or not task.status.final:
+        return None
+    told = _told_duration(task)
+    return inf if told is None or entry.resumed else entry.began_at + told
+
+
+def _timing(entry: PolledTask, task: Task, now: float) -> tuple[float | None, float | None]:
+    """Return how long the task took and the latency of its end, each None where it is not known.
+
+    The service's clock decides where it is plausible. An attached task began at an unknown moment, so it
+    has no latency, and no duration of our own.
+    """
+    told, seen = _told_duration(task), now - entry.began_at
+    if entry.resumed:
+        return told or None, None
+    took = told if told is not None and 0 < told <= seen + 1 else seen
+    return took, max(0.0, seen - took)

@@ -392,7 +392,7 @@ class JobRunner:
             job.running = True
         self._event(EventKind.ACCEPTED, job.record, task)
         job.record.deliver(task)
-        self._poller.add(job.record, soon=job.known is not None)
+        self._poller.add(job.record, resumed=job.known is not None)
 
     # ------------------------------------------------------------------ its end
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kling_expand import ConfigurationError
 from kling_expand.api.retry import retry_waits
-from kling_expand.jobs.poll_schedule import ENOUGH, AdaptiveSchedule, ExponentialSchedule, PollSchedule
+from kling_expand.jobs.poll_schedule import LEARN_AFTER, AdaptiveSchedule, ExponentialSchedule, PollSchedule
 
 seeds = st.integers(0, 2**32)
 
@@ -91,7 +91,7 @@ def test_exponential_looks_are_few() -> None:
 def test_nothing_is_learned_from_little(seed: int) -> None:
     """A few tasks are no distribution: until then the looks are those of somebody who knows nothing."""
     learned, plain = AdaptiveSchedule(Random(seed)), ExponentialSchedule(Random(seed))
-    for _ in range(ENOUGH - 1):
+    for _ in range(LEARN_AFTER - 1):
         learned.learn(1000)
         assert learned.wait([0]) == plain.wait([0])
 
@@ -99,8 +99,8 @@ def test_nothing_is_learned_from_little(seed: int) -> None:
 @pytest.mark.parametrize("latency", [0, -1, float("nan")])
 def test_nobody_can_be_told_in_no_time(latency: float) -> None:
     """Named, with its limit."""
-    with pytest.raises(ConfigurationError, match=f"lateness .*above zero, not {latency}"):
-        AdaptiveSchedule(latency=latency)
+    with pytest.raises(ConfigurationError, match=f"target_latency .*above 0, got {latency}"):
+        AdaptiveSchedule(target_latency=latency)
 
 
 def drawn(seed: int, count: int, median: float, sigma: float) -> list[float]:
@@ -123,7 +123,7 @@ def measured(schedule: PollSchedule, tasks: list[float]) -> tuple[float, float]:
 def test_what_is_learned_pays(median: float, sigma: float) -> None:
     """About as late as was asked for, with fewer looks than at a fixed distance that is as late."""
     tasks = drawn(1, 400, median, sigma)
-    looks, late = measured(AdaptiveSchedule(Random(1), latency=0.5), tasks)
+    looks, late = measured(AdaptiveSchedule(Random(1), target_latency=0.5), tasks)
     fixed = mean(tasks) / (2 * late)
     assert late == pytest.approx(0.5, rel=0.35)
     assert looks < fixed
@@ -159,7 +159,7 @@ def test_what_is_new_replaces_what_is_old() -> None:
 @pytest.mark.parametrize("history", [[0.0] * 300, [12.0] * 300 + [3600.0], [0.0, 0.0, 1e6] * 9])
 def test_a_strange_past_is_forgotten(history: list[float]) -> None:
     """Ends at once, one task stuck for an hour, days of outage: afterwards it is as if they had not been."""
-    schedule = AdaptiveSchedule(Random(1), latency=0.5)
+    schedule = AdaptiveSchedule(Random(1), target_latency=0.5)
     for duration in history:
         schedule.learn(duration)
         schedule.wait([0])
@@ -219,7 +219,7 @@ def test_tasks_begun_together_do_not_look_short() -> None:
     for duration in tasks[:20]:
         alone.learn(duration)
     alone.wait([0.0])
-    assert schedule._law is not None
-    assert alone._law is not None
-    assert alone._law.at(tasks[20])[0] > 0.8
-    assert schedule._law.at(tasks[20])[0] == pytest.approx(0.2, abs=0.05)
+    assert schedule._model is not None
+    assert alone._model is not None
+    assert alone._model.at(tasks[20])[0] > 0.8
+    assert schedule._model.at(tasks[20])[0] == pytest.approx(0.2, abs=0.05)

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,9 @@ from kling_expand import (
     BadRequest,
     Event,
     EventKind,
+    Image,
     KlingError,
+    ProtocolError,
     RateLimited,
     ServerError,
     Task,
@@ -24,7 +27,7 @@ from kling_expand import (
     TransportError,
 )
 from kling_expand.jobs.poll_schedule import AdaptiveSchedule, ExponentialSchedule, PollSchedule
-from kling_expand.jobs.poller import MOST_PAGE, UNSEEN, Poller
+from kling_expand.jobs.poller import MAX_PAGE, NOT_FOUND_TIMEOUT, Poller
 from kling_expand.testing import run, virtual_time
 
 WORDS = ("submitted", "processing", "succeed")
@@ -68,16 +71,16 @@ class Service:
         return self.task(task_id)
 
     async def page(
-        self, number: int, size: int, heard: Callable[[str], str | None]
+        self, number: int, size: int, known_status: Callable[[str], str | None]
     ) -> tuple[dict[str, Task | None], bool]:
-        assert size <= MOST_PAGE
+        assert size <= MAX_PAGE
         self.pages += 1
         await asyncio.sleep(0.1)
         if self.no_list is not None:
             raise self.no_list
         shown = self.order(list(self.ends))[(number - 1) * size : number * size]
-        ours = {each: self.task(each) for each in shown if heard(each) is not None}
-        news = {each: task if task.task_status != heard(each) else None for each, task in ours.items()}
+        ours = {each: self.task(each) for each in shown if known_status(each) is not None}
+        news = {each: task if task.task_status != known_status(each) else None for each, task in ours.items()}
         return news, len(shown) < size
 
 
@@ -182,22 +185,18 @@ def test_a_list_that_is_refused_is_left_alone(error: KlingError) -> None:
     assert watched.service.most_under_way <= 16
 
 
-def test_too_many_requests_makes_no_more_of_them() -> None:
-    """A list refused for that reason alone is asked again, and nobody is read singly instead."""
+def test_a_1302_on_lists_alone_stops_no_single_read() -> None:
+    """Routes are limited apart: while lists are refused, tasks are read singly and every end is noticed."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
         futures = [watched.begin(str(i), 60 + i) for i in range(40)]
         await asyncio.sleep(20)
-        singles, pages = watched.service.singles, watched.service.pages
+        pages = watched.service.pages
         watched.service.no_list = RateLimited("too many requests", code=1302)
-        await asyncio.sleep(30)
-        assert watched.service.singles == singles
-        assert 2 <= watched.service.pages - pages <= 20
-        watched.service.no_list = None
         await asyncio.gather(*futures)
-        assert loop.time() < 115
-        assert watched.service.singles == singles
+        assert loop.time() < 112
+        assert watched.service.pages - pages <= 5
 
     watching(test)
 
@@ -335,15 +334,168 @@ def test_one_good_answer_renews_the_budget() -> None:
     watching(test, budget=60)
 
 
-def test_what_will_not_pass_is_raised_at_once() -> None:
-    """A refusal for good is not asked about again."""
+def test_refusals_end_a_known_task_only_when_they_last() -> None:
+    """A refusal is outlived for 60 s and at least four answers; one good answer starts the count anew."""
+
+    async def test(watched: PolledTask) -> None:
+        loop = asyncio.get_running_loop()
+        refused: list[KlingError | None] = [BadRequest("no", code=1200)]
+        watched.service.trouble = lambda: refused[0]
+        passing = watched.begin("1", 70)
+        await asyncio.sleep(50)
+        refused[0] = None
+        await passing
+        refused[0], began = BadRequest("no", code=1200), loop.time()
+        with pytest.raises(BadRequest) as caught:
+            await watched.begin("2", 1000)
+        assert caught.value.task_id == "2"
+        assert 60 <= loop.time() - began <= 85
+
+    watching(test)
+
+
+def test_a_refusal_ends_the_wait_for_an_unknown_id_at_once() -> None:
+    """Without a sign that the task exists there is nothing to lose by believing a refusal."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.trouble = lambda: BadRequest("no", code=1200)
+        future = TaskFuture("no such task")
+        watched.poller.add(future.record, resumed=True)
         with pytest.raises(BadRequest):
-            await watched.begin("1", 1000)
+            await future
 
     assert watching(test).service.singles == 1
+
+
+def test_rare_polls_do_not_make_the_first_bad_answer_final() -> None:
+    """The time limit counts from the first bad answer, not from the last good one."""
+
+    class Rare(ExponentialSchedule):
+        def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
+            del ages, price
+            return 1000.0
+
+    async def test(watched: PolledTask) -> None:
+        bad = [ServerError("503")]
+        watched.service.trouble = lambda: bad.pop() if bad else None
+        await watched.begin("1", 900)
+
+    watched = watching(test, Rare(Random(1)))
+    assert watched.latency[0] < 200
+
+
+def test_a_status_that_stays_unknown_ends_the_wait_with_ids() -> None:
+    """An undocumented word is polled on for the whole time limit, and then named."""
+
+    async def test(watched: PolledTask) -> None:
+        watched.service.task = lambda task_id: Task(task_id, "sleeping")  # type: ignore[method-assign]  # odd word
+        with pytest.raises(ProtocolError, match="'sleeping'") as caught:
+            await watched.begin("1", 5)
+        assert caught.value.task_id == "1"
+        assert 300 <= asyncio.get_running_loop().time() <= 330
+
+    watching(test, budget=300)
+
+
+def test_another_tasks_data_is_no_good_answer() -> None:
+    """A service that answers with somebody else's task ends the wait like one that fails."""
+
+    async def test(watched: PolledTask) -> None:
+        watched.service.task = lambda task_id: Task("9", "succeed", task_id)  # type: ignore[method-assign]  # foreign
+        with pytest.raises(ProtocolError, match="another task"):
+            await watched.begin("1", 5)
+
+    watching(test, budget=100)
+
+
+@pytest.mark.parametrize("late", [3.0, None])
+def test_a_success_without_pictures_is_polled_on(late: float | None) -> None:
+    """Pictures may come some seconds after the status; after a minute the success is believed as it is."""
+
+    async def test(watched: PolledTask) -> None:
+        loop, real = asyncio.get_running_loop(), watched.service.task
+
+        def task(task_id: str) -> Task:
+            complete = late is not None and loop.time() >= watched.service.ends[task_id] + late
+            return evolve(real(task_id), images=(Image(0, "http://x/0.png"),) if complete else ())
+
+        watched.service.task = task  # type: ignore[method-assign]  # its pictures come late
+        future = watched.begin("1", 10)
+        future.record.pictures = 1
+        result = await future
+        assert len(result.images) == (late is not None)
+        assert watched.latency[0] <= (8 if late else 75)
+
+    watching(test)
+
+
+def test_a_list_that_never_changes_hides_no_end() -> None:
+    """Single reads find the ends, and the list is not used for a while."""
+
+    async def test(watched: PolledTask) -> None:
+        service, page = watched.service, watched.service.page
+
+        async def frozen(number: int, size: int, known_status: Callable[[str], str | None]) -> Any:
+            shown, last = await page(number, size, known_status)
+            return {each: Task(each, "submitted") for each in shown}, last
+
+        service.page = frozen  # type: ignore[method-assign]  # a list that never changes
+        for _ in range(3):
+            await asyncio.gather(*(watched.begin(f"{service.singles}-{i}", 20 + i) for i in range(8)))
+
+    assert max(watching(test).latency) < 14
+
+
+def test_a_list_that_lags_hides_no_end() -> None:
+    """Statuses 40 s behind delay no result by 40 s."""
+
+    async def test(watched: PolledTask) -> None:
+        service, page = watched.service, watched.service.page
+
+        async def lagging(number: int, size: int, known_status: Callable[[str], str | None]) -> Any:
+            now, true = asyncio.get_running_loop().time(), service.task
+            service.task = lambda task_id: (  # type: ignore[method-assign]  # what was true 40 s ago
+                true(task_id) if now - 40 >= service.ends[task_id] else Task(task_id, "processing")
+            )
+            try:
+                return await page(number, size, known_status)
+            finally:
+                service.task = true  # type: ignore[method-assign]  # single reads are up to date
+
+        service.page = lagging  # type: ignore[method-assign]  # a list that lags
+        for _ in range(4):
+            await asyncio.gather(*(watched.begin(f"{service.singles}-{i}", 25 + i) for i in range(8)))
+
+    assert max(watching(test).latency) < 14
+
+
+def test_a_callback_during_a_read_causes_one_more_read() -> None:
+    """The read under way may carry what was true before the callback."""
+
+    async def test(watched: PolledTask) -> None:
+        loop, service = asyncio.get_running_loop(), watched.service
+
+        async def one(any_id: str) -> Task:
+            service.singles += 1
+            told = service.task(any_id)  # what is true when the service answers
+            await asyncio.sleep(0.1)
+            return told
+
+        service.one = one  # type: ignore[method-assign]  # an answer that takes time to arrive
+        future = watched.begin("1", 1.0)
+        watched.poller.poll_now("1")
+        await asyncio.sleep(0.05)
+        watched.service.ends["1"] = loop.time()
+        watched.poller.poll_now("1")
+        await future
+        assert loop.time() < 0.5
+
+    class Rare(ExponentialSchedule):
+        def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
+            del ages, price
+            return 60.0
+
+    assert watching(test, Rare(Random(1))).service.singles == 2
 
 
 def test_a_task_may_be_invisible_for_a_while() -> None:
@@ -352,7 +504,9 @@ def test_a_task_may_be_invisible_for_a_while() -> None:
     async def test(watched: PolledTask) -> None:
         future = watched.begin("1", 5)
         end = watched.service.ends.pop("1")
-        asyncio.get_running_loop().call_later(UNSEEN / 2, watched.service.ends.__setitem__, "1", end)
+        asyncio.get_running_loop().call_later(
+            NOT_FOUND_TIMEOUT / 2, watched.service.ends.__setitem__, "1", end
+        )
         assert await future
         gone = watched.begin("2", 5)
         del watched.service.ends["2"]
@@ -462,24 +616,38 @@ def test_a_doorbell_makes_it_look_now() -> None:
     watching(test)
 
 
-def test_a_bug_in_the_loop_fails_every_wait_loudly() -> None:
-    """Nobody is left hanging when what cannot happen happens."""
+@pytest.mark.parametrize("part", ["schedule", "read", "page"])
+def test_an_unexpected_exception_ends_no_job(part: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A broken schedule, trace hook or transport is logged, and the loop goes on."""
 
     async def test(watched: PolledTask) -> None:
+        service, loop = watched.service, asyncio.get_running_loop()
+
         class Broken(ExponentialSchedule):
             def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-                if max(ages) > 5:
+                if part == "schedule":
                     raise ZeroDivisionError
                 return super().wait(ages, price)
 
+        one, page = service.one, service.page
+
+        async def broken_one(any_id: str) -> Task:
+            if part == "read" and loop.time() < 20:
+                raise ZeroDivisionError
+            return await one(any_id)
+
+        async def broken_page(number: int, size: int, known_status: Callable[[str], str | None]) -> Any:
+            if part == "page" and loop.time() < 20:
+                raise ZeroDivisionError
+            return await page(number, size, known_status)
+
+        service.one, service.page = broken_one, broken_page  # type: ignore[method-assign]  # a broken hook
         watched.poller._schedule = Broken(Random(1))
-        futures = [watched.begin(str(i), 100) for i in range(3)]
-        for future in futures:
-            with pytest.raises(KlingError, match="ZeroDivisionError") as caught:
-                await future
-            assert caught.value.task_id == future.task_id
+        await asyncio.gather(*(watched.begin(str(i), 30) for i in range(3)))
+        await watched.begin("later", 5)
 
     watching(test)
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_ends_are_told_with_how_long_they_took_by_the_services_clock() -> None:

@@ -28,7 +28,14 @@ from typing import Any, Protocol, Self
 
 from attrs import evolve
 
-from kling_expand.errors import APIError, KlingError, ProtocolError, TaskNotFound
+from kling_expand.errors import (
+    APIError,
+    KlingError,
+    ProtocolError,
+    RateLimited,
+    TaskNotFound,
+    TransportError,
+)
 from kling_expand.events import Event, EventKind, Listener
 from kling_expand.models import Status, Task
 
@@ -126,7 +133,7 @@ class Poller:
 
     async def __aenter__(self) -> Self:
         # Not those of `__init__`: a client may be opened again in another event loop.
-        self._wake, self._read_slots = asyncio.Event(), asyncio.Semaphore(READS)
+        self._wake, self._read_slots = asyncio.Event(), asyncio.Semaphore(MAX_READS)
         self._start(self._run())
         return self
 
@@ -411,10 +418,11 @@ class Poller:
         """Return whether *error* ends the wait after *failing* seconds of bad answers."""
         known = entry.record.task is not None or entry.record.job is not None
         if not error.retryable and not known:
-            return not isinstance(error, TaskNotFound) or failing >= min(
-                NOT_FOUND_TIMEOUT, self._poll_timeout
-            )
-        limit = self._poll_timeout if error.retryable else min(self._refusal_timeout, self._poll_timeout)
+            limit = min(NOT_FOUND_TIMEOUT, self._poll_timeout)
+            return not isinstance(error, TaskNotFound) or failing >= limit
+        # A known task outlives a first contact that failed, and a pause beyond `max_retry_after`.
+        passing = error.retryable or isinstance(error, RateLimited | TransportError)
+        limit = self._poll_timeout if passing else min(self._refusal_timeout, self._poll_timeout)
         return failing >= limit and entry.failures >= MIN_FAILURES
 
     # ------------------------------------------------------------------ answers

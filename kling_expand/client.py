@@ -99,8 +99,14 @@ class KlingClient:
         self._session = session = Session(
             settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, emit=emit, clock=clock
         )
-        reads, schedule = _Reads(session, settings.dialect), schedule or AdaptiveSchedule(rng)
-        self._poller = Poller(reads, schedule, poll_timeout=settings.poll_timeout, emit=emit)
+        reads = _Reads(session, settings.dialect)
+        self._poller = Poller(
+            reads,
+            schedule or AdaptiveSchedule(rng),
+            poll_timeout=settings.poll_timeout,
+            refusal_timeout=settings.refusal_timeout,
+            emit=emit,
+        )
         self._store, self._owns_store = _store(journal, run, clock)
         self._slots = slots or Slots(settings.max_in_flight)
         self._budget = Budget(budget)

@@ -156,7 +156,6 @@ class TaskRecord:
         self.error: KlingError | None = None
         self.job = job
         self.pictures = pictures
-        self.pictures = pictures
         self.make_result = make_result
         self.submissions = 1
         self._given = any_id

@@ -13,9 +13,10 @@ figures are medians of `--runs` runs, each with its own seed.
     CPU, peak memory    of the client's process
     failed jobs         jobs for which the client raised an error
 
-All clients have their default settings. `kling_expand@0.2` has `AdaptiveSchedule(target_latency=0.2)`. The second
-table names for each peer the setting of ours that needs the fewest requests of those that beat it. A setting
-beats a peer with fewer requests and a lower latency, or with a tenth of the requests and no higher latency.
+All clients have their default settings. `kling_expand@0.2` has `AdaptiveSchedule(target_latency=0.2)`. The
+second table names for each peer the setting of ours that needs the fewest requests of those that beat it. A
+setting beats a peer with fewer requests and a lower latency, or with a tenth of the requests and no higher
+latency.
 
 Several clients run side by side if there are few jobs, and one at a time with 1000. Clients that are not
 installed (extra ``bench``) are listed.

@@ -135,7 +135,7 @@ def result(tmp_path: Path) -> ExpandResult:
         (tmp_path / "a.png").write_bytes(b"image")
         return (tmp_path / "a.png",)
 
-    return ExpandResult(Task("t", "succeed"), None, None, (), download, None)
+    return ExpandResult(Task("t", "succeed"), None, None, (), download)
 
 
 async def test_an_unavailable_object_store_is_a_transient_error(result: ExpandResult) -> None:

@@ -27,7 +27,7 @@ def draft(key: str) -> dict[str, Any]:
 def test_pages_follow_each_other(db: sqlite3.Connection) -> None:
     """A page begins behind the last row of the one before, with all wanted states merged in order."""
     for number in range(PAGE + 5):
-        claim(draft(str(number)), f"{number}-{{}}".format, db)
+        claim(draft(str(number)), f"{number}-{{}}".format, 0, db)
         if number % 2:
             transition(f"{number}-1", JobState.UNKNOWN, {"error": "?"}, db)
     first = page((JobState.UNKNOWN, JobState.INTENT), 0, db)
@@ -48,9 +48,9 @@ def test_a_page_reads_only_the_index(db: sqlite3.Connection) -> None:
 
 def test_only_the_last_attempt_is_counted(db: sqlite3.Connection) -> None:
     """An earlier attempt stays readable by its id, and appears nowhere else."""
-    claim(draft("k"), "k-{}".format, db)
+    claim(draft("k"), "k-{}".format, 0, db)
     transition("k-1", JobState.FAILED, {"task_id": "t1", "error": "no"}, db)
-    claim(draft("k"), "k-{}".format, db)
+    claim(draft("k"), "k-{}".format, 0, db)
     assert counts(db) == dict.fromkeys(JobState, 0) | {JobState.INTENT: 1}
     first = newest("external_task_id = ?", ("k-1",), db)
     assert first is not None

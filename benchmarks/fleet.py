@@ -3,10 +3,10 @@
     python -m benchmarks.fleet --jobs 2000 --workers 4 --worker-kills 10 --db-kills 2 --limit 20
     python -m benchmarks.fleet --scale
 
-Everything is a real process: PostgreSQL, the emulator with its state in SQLite, a proxy that spoils a share
-of all API calls (`benchmarks.proxy`), and workers (``kling-expand fleet worker``). Workers, database and
-emulator are SIGKILLed at random moments and restarted. At the end the emulator is restarted from its file
-alone, and its records are compared with the outcomes and the files. The result is one JSON line:
+Everything is a real process: PostgreSQL, the emulator with its state in SQLite, a proxy that injects faults
+into a share of all API calls (`benchmarks.proxy`), and workers (``kling-expand fleet worker``). Workers,
+database and emulator are SIGKILLed at random moments and restarted. At the end the emulator is restarted from
+its file alone, and its records are compared with the outcomes and the files. The result is one JSON line:
 
     jobs created duplicates lost     tasks the service has; jobs with more than one; jobs without their image
                                      on disk, byte for byte, or without their outcome in the store
@@ -318,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--worker-kills", type=int, default=10)
     parser.add_argument("--db-kills", type=int, default=2)
     parser.add_argument("--emulator-kills", type=int, help="default: one in five of --worker-kills")
-    parser.add_argument("--faults", type=float, default=0.10, help="share of API calls that are spoilt")
+    parser.add_argument("--faults", type=float, default=0.10, help="share of API calls with a fault")
     parser.add_argument("--limit", type=int, default=20, help="slots of the account")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--policy", choices=["permits", "aimd"], default="permits")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.limits --json
 
-Limits: the emulator's account has 37 slots, then 12, then 50, and no client is told. Ours may use 100 and
+Limits: the emulator's account has 37 slots, then 12, then 50, and no client knows it. Ours may use 100 and
 learns from refusals. Each semaphore has a fixed size and retries a refused create with exponential
 backoff, up to 20 s. All clients learn of ends from the same poll loop. A task takes 12 s in the median
 (log-normal, sigma 0.35). *busy* is the share of the account's slots in use while jobs wait, once each
@@ -231,8 +231,7 @@ async def recover(start: Start) -> Row:
             begin = loop_clock()
             await adaptive(emulator, kling, islice(endless(1, 0), JOBS))
             seconds, best = loop_clock() - begin, oracle(free_at)
-        books = emulator.account
-        refused = books.refusals[1303] / books.requests["create"]
+        refused = emulator.account.refusals[1303] / emulator.account.requests["create"]
     row = {"seconds": seconds, "oracle (s)": best, "ratio": seconds / best, "refused": refused}
     return {name: rounded(value) for name, value in row.items()}
 

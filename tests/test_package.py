@@ -153,7 +153,7 @@ def test_one_outside_world_per_file(world: str) -> None:
 
 
 def test_only_two_files_speak_http() -> None:
-    """aiohttp's client is used in `session` and `downloads`; elsewhere its names are annotations."""
+    """The client of aiohttp is used in `session` and `downloads`; elsewhere its names are annotations."""
     for path in FILES:
         if part(path) in {"downloads", "emulator", "contrib"} or dotted(path) == "kling_expand.api.session":
             continue
@@ -360,8 +360,7 @@ def test_there_are_exactly_five_dependencies() -> None:
 
 
 def test_nothing_else_is_imported_by_the_core() -> None:
-    """What the core imports is its own, the standard library's, or one of the five; what an extra
-    brings is imported where it is used."""
+    """The core imports itself, the standard library and the five dependencies, and no extra."""
     known = set(sys.stdlib_module_names) | kling_expand_dependencies() | {"kling_expand"}
     edge = {"cli", "testing", "contrib", "fleet", "pictures", "emulator", "__main__"}
     for path in FILES:

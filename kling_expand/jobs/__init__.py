@@ -1,1 +1,1 @@
-"""jobs"""
+"""Jobs: from a request to a finished task."""

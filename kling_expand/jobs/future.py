@@ -53,7 +53,9 @@ class Save(Protocol):
 
     def __call__(
         self, task: Task, target: str | os.PathLike[str], *, name: str | None, deadline_at: float | None
-    ) -> Awaitable[tuple[Path, ...]]: ...
+    ) -> Awaitable[tuple[Path, ...]]:
+        """Save the pictures and return their paths."""
+        ...
 
 
 class Cancellable(Protocol):

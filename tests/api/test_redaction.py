@@ -1,4 +1,4 @@
-"""Do secrets stay out of logs, errors and representations, whatever goes wrong?"""
+"""No secret appears in logs, errors and representations."""
 
 import json
 import logging

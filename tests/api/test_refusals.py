@@ -1,7 +1,7 @@
-"""Does every row of the error-code table come out of the emulator, and arrive as it should?
+"""Each row of the error-code table is sent by the emulator and raises the right error.
 
-The table is `ROWS`: each is made to happen over HTTP by what would cause it (credentials, clock, settings,
-words in a prompt) or by a fault, to a create and to a read, under its own status and under 200.
+The table is `ROWS`. Each row is caused over HTTP by its real cause (credentials, clock, settings, words in a
+prompt) or by a fault. It is tested for a create and for a read, with its own status and with status 200.
 """
 
 import asyncio

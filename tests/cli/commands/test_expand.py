@@ -12,7 +12,7 @@ from kling_expand.emulator.faults.plan import Fault
 
 
 def test_the_paths_of_the_results_are_all_that_stdout_holds(tmp_path: Path) -> None:
-    """stdout holds the paths only, progress is on stderr, and the picture has the requested shape."""
+    """Only the paths are on stdout, progress is on stderr, and the picture has the requested shape."""
     with shell() as kling:
         done = kling("expand", COFFEE, "--aspect", "16:9", "-n", 2, "-o", tmp_path)
         assert (done.exit_code, done.stdout.splitlines()) == (

@@ -59,5 +59,5 @@ COMMANDS: tuple[click.Command, ...] = (
     serve,
     webhook,
 )
-for command in COMMANDS:
-    root.add_command(command)
+for _command in COMMANDS:
+    root.add_command(_command)

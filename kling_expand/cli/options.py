@@ -172,7 +172,11 @@ class RequestOptions(OptionGroup):
 SIDES = ("up", "down", "left", "right")
 WAYS = ("aspect", "size", "pad", "direction", *SIDES)
 # Options that only refine others, and which those are.
-REFINEMENTS = {"area": ("aspect",), "anchor": ("aspect", "size"), "ratio": ("direction",)}
+REFINEMENTS: dict[str, tuple[str, ...]] = {
+    "area": ("aspect",),
+    "anchor": ("aspect", "size"),
+    "ratio": ("direction",),
+}
 
 _SIZE = re.compile(r"(\d{1,9})[xX](\d{1,9})")
 

@@ -37,16 +37,16 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.store = Store(settings.state)
-        self.clock = Clock(settings.clock, offset=self.store.number("clock_offset"))
-        self.changes = ChangeSignal()
-        self.account = Account(settings.retention_seconds, self.changes)
-        self.origin = ""
-        self.rng = random.Random(settings.seed)
-        self.faults = FaultPlan(random.Random(settings.seed), self.clock.now)
-        self.rate_limit = RateLimit(settings)
+        self.store: Store = Store(settings.state)
+        self.clock: Clock = Clock(settings.clock, offset=self.store.number("clock_offset"))
+        self.changes: ChangeSignal = ChangeSignal()
+        self.account: Account = Account(settings.retention_seconds, self.changes)
+        self.origin: str = ""
+        self.rng: random.Random = random.Random(settings.seed)
+        self.faults: FaultPlan = FaultPlan(random.Random(settings.seed), self.clock.now)
+        self.rate_limit: RateLimit = RateLimit(settings)
         self.on_task: list[Callable[[Task], None]] = []  # called with each new or resumed task
-        self.renderer = Renderer(settings, self.store, self.clock, self.account)
+        self.renderer: Renderer = Renderer(settings, self.store, self.clock, self.account)
 
     def start(self, origin: str) -> None:
         """Resume the tasks of the state file; *origin* is the URL under which pictures are found."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import frozen
 
@@ -46,7 +46,7 @@ _OPERATOR_ERRORS = (AccountError, AuthenticationError, PermissionDenied, IPNotAl
 OPERATOR_RETRY_DELAY = 300.0  # seconds
 _OPEN = {JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED}
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class RetryLater(Exception):
@@ -170,9 +170,9 @@ class SharedSlots(Slots):
     present and later waiters get `NotSubmitted`.
     """
 
-    tasks_per_probe = 20
-    longest_probe_pause = 20.0
-    level_tolerance = inf  # the level is never steady
+    tasks_per_probe: ClassVar[int] = 20
+    longest_probe_pause: ClassVar[float] = 20.0
+    level_tolerance: ClassVar[float] = inf  # the level is never steady
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)

@@ -96,7 +96,7 @@ BEGIN
 END $$;
 """  # noqa: S608 - built of constants
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @define(eq=False)

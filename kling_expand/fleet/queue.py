@@ -51,7 +51,7 @@ CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried whose execution raised
 
 NotificationHandler = Callable[[str], object]  # called with the payload
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Connector(BaseAsyncConnector):
@@ -197,11 +197,11 @@ class Fleet:
     ) -> None:
         self.dsn = dsn
         self.run = run
-        self.queue = f"kling_{run}"
-        self.database = ConnectionPool(dsn)
+        self.queue: str = f"kling_{run}"
+        self.database: ConnectionPool = ConnectionPool(dsn)
         self._clock = clock
-        self.store = PostgresStore(self.database, run=run, owner=None, clock=clock)
-        self.app = procrastinate.App(connector=Connector(self.database))
+        self.store: PostgresStore = PostgresStore(self.database, run=run, owner=None, clock=clock)
+        self.app: procrastinate.App = procrastinate.App(connector=Connector(self.database))
         self._task = self.app.task(name=TASK, queue=self.queue, retry=_Retry(), pass_context=True)(_run_job)
         if webhook_secrets is None:
             secret = webhook_secret()

@@ -29,7 +29,7 @@ SHUTDOWN_TIMEOUT = 20.0  # seconds that running jobs have to end after `stop`
 CONCURRENCY = 32  # jobs in hand, most of which wait for a slot
 FETCH_INTERVAL = 1.0  # seconds between two polls of an empty queue, should a notification be lost
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Worker:

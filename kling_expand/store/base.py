@@ -39,7 +39,7 @@ from kling_expand.models import ExpandRequest, Status, Task
 
 HELD = 10_000  # records that a store in memory keeps at most
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class JobState(StrEnum):

@@ -126,7 +126,7 @@ class PostgresStore(JobStore):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.run = run
-        self.owner = owner or 0
+        self.owner: int = owner or 0
         self._database = database
         self._clock = clock
         self._ends: OrderedDict[str, tuple[Task, asyncio.Future[None]]] = OrderedDict()

@@ -24,7 +24,7 @@ RETRY_TIMEOUT = 300.0  # seconds a database may be away before a call raises
 RETRY_DELAY = 0.25  # seconds between two tries to connect
 IDLE_TIMEOUT = 5.0  # seconds without a notification after which the connection is checked
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 async def connect(dsn: str) -> Connection:

@@ -38,8 +38,8 @@ class SQLiteStore(JobStore):
     def __init__(
         self, path: str | os.PathLike[str], *, run: str | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        self.path = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
-        self.run = run or ""
+        self.path: str = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
+        self.run: str = run or ""
         self._clock = clock
         self._file = DatabaseFile(self.path, statements.FORMAT)
         self._writes: WriteQueue[Statement] | None = None

@@ -34,7 +34,7 @@ try:
 except ImportError:  # Windows, where SQLite's own lock is not dropped
     fcntl = None  # type: ignore[assignment]  # absent
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Connection = sqlite3.Connection
 Statement = Callable[[Connection], Any]

@@ -37,8 +37,9 @@ class Refusal(Exception):
     """An error response: `code`, HTTP `status`, `message`, and the `Retry-After` header's value or None."""
 
     def __init__(self, code: int, message: str = "", *, retry_after: str | None = None) -> None:
-        self.status, default = CODES[code]
+        status, default = CODES[code]
         self.code = code
-        self.message = message or default
+        self.status: int = status
+        self.message: str = message or default
         self.retry_after = retry_after
         super().__init__(f"{code}: {self.message}")

@@ -7,8 +7,8 @@ class ChangeSignal:
     """An event that is replaced at each change: take `next`, read the state, then wait for `next`."""
 
     def __init__(self) -> None:
-        self.next = asyncio.Event()
-        self.closed = False
+        self.next: asyncio.Event = asyncio.Event()
+        self.closed: bool = False
 
     def notify(self) -> None:
         """Wake all readers."""

@@ -12,7 +12,7 @@ class Clock:
     def __init__(self, source: Callable[[], float], *, offset: float = 0.0) -> None:
         self._source = source
         self._moved = ChangeSignal()
-        self.offset = offset
+        self.offset: float = offset
 
     def source_now(self) -> float:
         """Return the source's time. Tokens are checked against it: clients do not know the offset."""

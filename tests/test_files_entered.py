@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 from support.shell import COFFEE, shell
 
@@ -57,8 +58,9 @@ async def test_expand_and_save_enter_few_files(tmp_path: Path) -> None:
     assert len(found) <= 18, sorted(found)
 
 
-def test_a_bulk_row_enters_few_files(tmp_path: Path) -> None:
+def test_a_bulk_row_enters_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A `bulk` of one row, from the command line to the picture on disk, enters at most 28 files."""
+    monkeypatch.chdir(tmp_path)  # where the journal goes
     with shell(**FAST) as kling:
         environ = {"KLING_API_KEY": kling.emulator.api_key, "KLING_BASE_URL": kling.emulator.url}
         with files_entered() as found:

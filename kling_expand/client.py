@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .downloads.downloader import Downloads
     from .webhooks import WebhookEvent, Webhooks
 
-SHOWN_IDS = 100  # of the tasks that go on when a client closes
+SHOWN_IDS = 20  # of the tasks that go on when a client closes
 
 logger = logging.getLogger(__name__)
 
@@ -442,7 +442,7 @@ def _store(
     """Return the client's job store, and whether the client opens and closes it."""
     if given is None:
         return MemoryStore(run=run, clock=clock), True
-    if isinstance(given, JobStore):
+    if not isinstance(given, str | os.PathLike):
         return given, False
     from .store.sqlite import SQLiteStore  # here, as most clients need no database
 

@@ -182,11 +182,12 @@ class Submitter:
         elif attempt.state is AttemptState.INHERITED:
             task = await self.settle(attempt, create.body().size or 0, create.deadline_at)
         task = task or await self._send_until_settled(create)
-        if task.status is Status.SUCCEED and not task.images:
-            # The answer to a create is documented without a result: taken as it is, it would be an end
-            # without pictures, so the end is left to the poller.
-            task = evolve(task, task_status=Status.PROCESSING)
-        return task
+        # The answer to a create is documented without a result: taken as it is, it would be an end without
+        # pictures, so the end is left to the poller.
+        unended = task.status is Status.SUCCEED and not task.images
+        status = Status.PROCESSING if unended else task.task_status
+        # An answer may lack the id, and one text for both saves memory while the task is open.
+        return evolve(task, task_status=status, external_task_id=attempt.external_task_id)
 
     async def settle(self, attempt: Attempt, size: int, deadline_at: float | None = None) -> Task | None:
         """Look an attempt's task up until it is found, or can no longer appear: then return None.

@@ -1,4 +1,4 @@
-"""How does a request become a watched task? Interrupted and resumed everywhere, never paid twice."""
+"""Jobs from their submission to their task: interrupted and resumed at every step, never paid twice."""
 
 import asyncio
 import logging
@@ -18,6 +18,7 @@ from support.stepping_loop import arm, stepped
 
 from kling_expand import ExpandRequest, KlingClient, Ratios, Status, TaskFuture, ToAspect, Towards
 from kling_expand.emulator import Emulator
+from kling_expand.emulator.faults import prompt_triggers
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.errors import (
     BudgetExceeded,
@@ -25,9 +26,11 @@ from kling_expand.errors import (
     DeadlineExceeded,
     ImageError,
     InvalidRequest,
+    JournalError,
     KlingError,
     NotSubmitted,
     PolicyRefusal,
+    ResultExpired,
     SubmissionUnknown,
     TaskFailed,
     TaskModerated,
@@ -934,3 +937,325 @@ async def test_a_request_may_be_changed_and_sent_once_more() -> None:
 def test_logging_is_quiet_by_default() -> None:
     """The library's loggers speak when they are asked to."""
     assert logging.getLogger("kling_expand").handlers == []
+
+
+# ------------------------------------------------------------------ taken back
+
+
+@pytest.mark.parametrize("leave", ["reader", "aclose", "cancel", "expand", "group"])
+@virtual_time
+async def test_a_job_that_waits_after_a_refusal_is_taken_back(leave: str) -> None:
+    """At the gate of a 1302 no task of it exists: whoever leaves, nothing is sent, and no units stay due."""
+    async with emulated() as (emulator, kling):
+        emulator.faults.script("create", *[Fault("error", code=1302, retry_after="120")] * 9)
+
+        async def read() -> None:
+            async for _ in kling.map(ExpandRequest(PHOTO, Ratios(right=0.01 * i + 0.1)) for i in range(20)):
+                pass
+
+        async def group() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(5):
+                    tasks.create_task(kling.expand(PHOTO, Ratios(right=0.1 + number / 10)))
+
+        future = None if leave in {"reader", "expand", "group"} else kling.submit(PHOTO, WIDER)
+        work = {"reader": read, "group": group}.get(leave, lambda: kling.expand(PHOTO, WIDER))
+        task = asyncio.create_task(work()) if future is None else None
+        await asyncio.sleep(5)
+        assert emulator.account.requests["create"] > 0
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        elif leave == "cancel":
+            assert future is not None
+            assert future.cancel() is True
+        else:
+            began = now()
+            await kling.aclose()
+            assert now() - began < 1
+        await asyncio.sleep(0.1)
+        assert future is None or isinstance(future.error, NotSubmitted)
+        await asyncio.sleep(600)
+        assert (len(emulator.account.tasks), kling.stats.waiting, kling.stats.units_due) == (0, 0, 0)
+        assert (kling._slots.held, kling._slots.running) == (0, 0)
+
+
+@virtual_time
+async def test_a_cancelled_call_names_the_task_that_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """After the create both ids are in the log and on the exception, also out of a task group."""
+    async with emulated(work_seconds=100) as (emulator, kling):
+        caller = asyncio.create_task(kling.expand(PHOTO, WIDER))
+        await wait_for(lambda: kling.stats.running)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await caller
+        (task,) = emulator.account.tasks.values()
+        (note,) = caught.value.__notes__
+        for any_id in (task.task_id, task.external_task_id):
+            assert any_id in note
+            assert any_id in caplog.text
+    assert f"1 tasks go on at the service: {task.task_id}" in caplog.text
+
+
+@virtual_time
+async def test_one_of_two_callers_of_a_job_leaves(tmp_path: Path) -> None:
+    """The same job expanded twice at once: one caller is cancelled, the other gets the one task."""
+    async with emulated({"journal": tmp_path / "run.db", "max_in_flight": 1}, work_seconds=10) as (
+        emulator,
+        kling,
+    ):
+        first = kling.submit(PHOTO, Ratios(left=0.5))
+        await first.accepted()
+        callers = [asyncio.create_task(kling.expand(PHOTO, WIDER)) for _ in range(2)]
+        await asyncio.sleep(1)
+        callers[0].cancel()
+        assert (await callers[1]).task_id in emulator.account.tasks
+        assert callers[0].cancelled()
+        await first
+        assert len(emulator.account.tasks) == 2
+
+
+# ------------------------------------------------------------------ money, over attempts and runs
+
+
+@virtual_time
+async def test_a_second_attempt_is_paid_from_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task of an earlier run failed: the new one counts like any other."""
+    async with emulated() as (emulator, kling):
+        with pytest.raises(TaskModerated):
+            await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+        monkeypatch.setattr(prompt_triggers, "FAILURES", {})
+        async with another(emulator, budget=8) as other:
+            await other.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+            assert other.stats.units_due == 8
+            with pytest.raises(BudgetExceeded):
+                await other.expand(PHOTO, WIDER, key="dog")
+            assert other.stats.units_billed == emulator.account.units_billed == 8
+
+
+@virtual_time
+async def test_a_budget_counts_all_runs_of_its_journal(tmp_path: Path) -> None:
+    """What earlier runs spent is gone, fresh attempts too; what failed or was refused is not."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path, "budget": 32}) as (emulator, kling):
+        await kling.expand(PHOTO, WIDER)
+        await kling.expand(PHOTO, WIDER, fresh=True)
+        for prompt in (RISK, "emulate-1301"):
+            with pytest.raises(KlingError):
+                await kling.expand(PHOTO, WIDER, prompt=prompt)
+        await kling.aclose()
+        async with another(emulator, journal=path, budget=32) as again:
+            await again.expand(PHOTO, WIDER)  # known, so it costs nothing
+            await again.expand(PHOTO, Ratios(left=0.5), n=2)
+            with pytest.raises(BudgetExceeded, match="has 0 left"):
+                await again.expand(PHOTO, Ratios(up=0.5))
+            assert again.stats.units_due == 16
+        async with again:  # opened again, it has not spent twice
+            with pytest.raises(BudgetExceeded, match="has 0 left"):
+                await again.expand(PHOTO, Ratios(up=0.5))
+        assert emulator.account.units_billed == 32
+
+
+# ------------------------------------------------------------------ made again
+
+
+@pytest.mark.parametrize("journal", [False, True])
+@virtual_time
+async def test_a_job_is_made_again_on_request(tmp_path: Path, *, journal: bool) -> None:
+    """With `fresh` an ended job is a new task, which is then the job's; without, its result is returned."""
+    options: dict[str, Any] = {"journal": tmp_path / "run.db"} if journal else {}
+    async with emulated(options) as (emulator, kling):
+        request = ExpandRequest(PHOTO, WIDER, key="cat")
+        first = await kling.expand(request)
+        assert (await kling.expand(request)).task_id == first.task_id
+        second = await kling.expand(request, fresh=True)
+        assert len({first.task_id, second.task_id}) == 2
+        if journal:
+            assert (await kling.expand(request)).task_id == second.task_id
+        third = await kling.expand(request, fresh=True)
+        assert len(emulator.account.tasks) == 3
+        assert emulator.account.units_billed == kling.stats.units_due == 24
+        assert third.external_task_id not in {first.external_task_id, second.external_task_id}
+
+
+@virtual_time
+async def test_expired_pictures_can_be_made_again(tmp_path: Path) -> None:
+    """After 30 days the result is gone; with `fresh` the same request has pictures again."""
+    async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
+        result = await kling.expand(PHOTO, WIDER)
+        emulator.advance(31 * 86400)
+        with pytest.raises(ResultExpired):
+            await (await kling.expand(PHOTO, WIDER)).save(tmp_path)
+        again = await kling.expand(PHOTO, WIDER, fresh=True)
+        assert again.task_id != result.task_id
+        assert len(await again.save(tmp_path)) == 1
+
+
+@virtual_time
+async def test_a_job_under_way_is_not_made_twice_by_asking_anew(tmp_path: Path) -> None:
+    """`fresh` replaces what has ended; what is under way is followed, and paid once."""
+    async with emulated({"journal": tmp_path / "run.db"}, work_seconds=50) as (emulator, kling):
+        first = kling.submit(PHOTO, WIDER)
+        await first.accepted()
+        second = kling.submit(PHOTO, WIDER, fresh=True)
+        assert (await second).task_id == (await first).task_id
+        assert len(emulator.account.tasks) == 1
+
+
+# ------------------------------------------------------------------ resumed beside what runs
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.02, 0.1, 1.0])
+@virtual_time
+async def test_resuming_leaves_alone_what_this_client_follows(tmp_path: Path, wait: float) -> None:
+    """Sending, running or waiting for slots: no job comes twice, and each is one task."""
+    raw = PHOTO.read_bytes()
+    async with emulated({"journal": tmp_path / "run.db"}, work_seconds=5) as (emulator, kling):
+        emulator.faults.script("create", Fault("slow_body", seconds=20))
+        futures = [kling.submit(raw if i % 2 else PHOTO, Ratios(up=0.1 + i / 100)) for i in range(12)]
+        await asyncio.sleep(wait)
+        resumed = [future async for future in kling.resume()]
+        for future in (*futures, *resumed):
+            assert await error_of(future) is None
+        assert resumed == []
+        assert (len(emulator.account.tasks), emulator.account.units_billed) == (12, 96)
+        assert (kling.stats.submitted, kling.stats.succeeded, int(kling.stats.units_billed)) == (12, 12, 96)
+        assert (kling._slots.held, kling._slots.running) == (0, 0)
+
+
+@pytest.mark.parametrize("code", [1000, 1002, 1100, 1101, 1102, 1103, 1304, 1201, 1301])
+@virtual_time
+async def test_a_refusal_that_may_have_passed_is_resumed(tmp_path: Path, code: int) -> None:
+    """The account is paid, a key or permission changed: the job goes on. A wrong request does not."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path}) as (emulator, kling):
+        emulator.faults.script("create", *[Fault("error", code=code)] * 2)
+        assert await error_of(kling.submit(PHOTO, WIDER)) is not None
+        emulator.faults.clear()
+        await kling.aclose()
+        async with another(emulator, journal=path) as again:
+            began = now()
+            resumed = [future async for future in again.resume()]
+            assert len(resumed) == (code not in {1201, 1301})
+            for future in resumed:
+                assert await error_of(future) is None
+            assert now() - began < 30  # a refusal is certain, so nothing is waited for
+        assert len(emulator.account.tasks) == len(resumed)
+
+
+@virtual_time
+async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A photo that was given as bytes is in no journal: the log says so."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path, "max_in_flight": 1}, work_seconds=100) as (emulator, kling):
+        await kling.submit(PHOTO, WIDER).accepted()
+        waiting = kling.submit(PHOTO.read_bytes(), Ratios(up=0.5))
+        await asyncio.sleep(1)
+        await kling.aclose()
+        async with another(emulator, journal=path) as again:
+            futures = [future async for future in again.resume()]
+            errors = [await error_of(future) for future in futures]
+            assert [type(error) for error in errors] == [type(None), NotSubmitted]
+        assert (
+            f"job {waiting.external_task_id} cannot be resumed: its photo was given as bytes" in caplog.text
+        )
+
+
+# ------------------------------------------------------------------ a restart in the middle of a create
+
+
+@pytest.mark.parametrize("clock_moves", [0.0, -3600.0])
+@pytest.mark.parametrize("appears", [3.0, 20.0, 34.0])
+@virtual_time
+async def test_the_wait_before_a_repeated_create_outlives_a_restart(
+    tmp_path: Path, clock_moves: float, appears: float
+) -> None:
+    """A service that accepts an id twice makes one task for each job, though the clock is set back."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path}, allow_duplicates=True) as (emulator, kling):
+        emulator.faults.script("create", Fault("late", seconds=appears))
+        future = kling.submit(PHOTO, WIDER)
+        await wait_for(lambda: emulator.account.requests["create"])
+        job: Any = future.record.job
+        job.task.cancel()  # as a crash would, it leaves the create in flight
+        assert isinstance(await error_of(future), SubmissionUnknown)
+        await kling.aclose()
+        async with another(emulator, journal=path, clock=lambda: loop_clock() + clock_moves) as again:
+            (resumed,) = [future async for future in again.resume()]
+            assert await error_of(resumed) is None
+            await asyncio.sleep(100)
+        assert list(emulator.account.accepted.values()) == [1]
+
+
+# ------------------------------------------------------------------ a store that fails
+
+
+class Flaky:
+    """A store that raises what no store should, after a create or at an end."""
+
+    def __init__(self, inner: SQLiteStore, error: Exception, failing: tuple[str, ...]) -> None:
+        self._inner = inner
+        self._error = error
+        self._failing = failing
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._failing:
+            return self._fails
+        return getattr(self._inner, name)
+
+    async def _fails(self, *_arguments: Any, **_options: Any) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [ConnectionError("away"), JournalError("full"), KeyError("id")], ids=repr)
+@virtual_time
+async def test_a_store_that_fails_costs_no_slot_and_no_result(
+    tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it raises once a task exists: the result is delivered, and the log names the cause."""
+    slots = Slots(9)
+    async with SQLiteStore(tmp_path / "run.db", run="default", clock=loop_clock) as store:
+        flaky: Any = Flaky(store, error, ("observe",))
+        async with emulated({"journal": flaky, "slots": slots}) as (emulator, kling):
+            for number in range(3):
+                result = await kling.expand(PHOTO, Ratios(right=0.1 * (number + 1)))
+                assert result.task_id in emulator.account.tasks
+            assert (slots.held, slots.running) == (0, 0)
+    assert "could not be written down" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["record_intent", "mark_sending"])
+@virtual_time
+async def test_a_store_that_fails_before_a_create_sends_nothing(tmp_path: Path, method: str) -> None:
+    """No slot and no unit is kept, and the error says what happened."""
+    slots = Slots(9)
+    async with SQLiteStore(tmp_path / "run.db", run="default", clock=loop_clock) as store:
+        flaky: Any = Flaky(store, ConnectionError("away"), (method,))
+        async with emulated({"journal": flaky, "slots": slots}) as (emulator, kling):
+            error = await error_of(kling.submit(PHOTO, WIDER))
+            assert "away" in str(error)
+            assert (slots.held, kling.stats.units_due) == (0, 0)
+            assert emulator.account.requests == {}
+
+
+@virtual_time
+async def test_a_slow_store_holds_no_slot_after_the_client_has_closed(tmp_path: Path) -> None:
+    """Closed while the store is written: the futures name their tasks, and other clients have the slots."""
+    slots = Slots(9)
+
+    class Slow(Flaky):
+        async def _fails(self, *_arguments: Any, **_options: Any) -> None:
+            await asyncio.sleep(60)
+
+    async with (
+        SQLiteStore(tmp_path / "run.db", run="default", clock=loop_clock) as store,
+        emulated({"slots": slots}) as (emulator, other),
+    ):
+        slow: Any = Slow(store, OSError(), ("observe",))
+        async with another(emulator, journal=slow, slots=slots) as kling:
+            futures = [kling.submit(PHOTO, Ratios(right=0.1 * (i + 1))) for i in range(9)]
+            await asyncio.sleep(1)
+        assert {future.task_id for future in futures} == set(emulator.account.tasks)
+        await asyncio.sleep(100)
+        assert (slots.held, slots.running) == (0, 0)
+        assert (await other.expand(PHOTO, Ratios(up=0.5))).task_id

@@ -110,14 +110,9 @@ class KlingClient:
         self._store, self._owns_store = _store(journal, run, clock)
         self._slots = slots or Slots(settings.max_in_flight)
         self._budget = Budget(budget)
+        submitter = Submitter(session, settings, rng=rng)
         self._jobs = JobRunner(
-            Submitter(session, settings, rng=rng),
-            self._poller,
-            self._store,
-            self._slots,
-            budget=self._budget,
-            clock=clock,
-            emit=emit,
+            submitter, self._poller, self._store, self._slots, budget=self._budget, clock=clock, emit=emit
         )
         self._stack = AsyncExitStack()
         self._making = self._make_result  # one for all records: each attribute access makes another
@@ -293,8 +288,9 @@ class KlingClient:
         """
         self._require_open()
         until = deadline_at(self._deadline if deadline is None else deadline)
-        record = TaskRecord(any_id, make_result=self._making, pictures=1)
-        self._poller.add(record, resumed=True)
+        record = self._poller.registry.add(TaskRecord(any_id, make_result=self._making, pictures=1))
+        if record.job is None or record.task is not None:  # else it is polled once its create is answered
+            self._poller.add(record, resumed=True)
         return TaskFuture(record, deadline_at=until)
 
     def receive(self, headers: Mapping[str, str], body: bytes) -> "WebhookEvent":

@@ -17,7 +17,8 @@ async def create(emulator: Emulator) -> str:
     """Create a task and close the client while the task runs."""
     async with KlingClient(api_key=emulator.api_key, base_url=emulator.url) as kling:
         task = await kling.create(PHOTO, Ratios(left=0.5), external_task_id="order-1138")
-        print("closed the client, the task is", task.task_status, flush=True)
+        running = await kling.aclose()
+        print("closed the client, still running:", *(future.any_id for future in running), flush=True)
     return task.external_task_id or task.task_id
 
 
@@ -40,6 +41,6 @@ async def main() -> None:
 asyncio.run(attach(*sys.argv[1:]) if sys.argv[1:] else main())
 
 # Output:
-# closed the client, the task is submitted
+# closed the client, still running: 176362137720200000
 # saved out/order-1138.png
 # billed images: 1

@@ -312,7 +312,7 @@ class TaskRegistry:
         return iter(tuple(self._records))
 
     def get(self, any_id: str) -> TaskRecord | None:
-        """The open record of the task with this id, or None."""
+        """Return the open record of the task with this id, or None."""
         return self._by_id.get(any_id)
 
     def add(self, record: TaskRecord) -> TaskRecord:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SHOWN_IDS = 20  # of the tasks that go on when a client closes
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class KlingClient:
@@ -63,6 +63,8 @@ class KlingClient:
         trace_configs: go to the client's own aiohttp session.
         options: the fields of `Settings`.
     """
+
+    settings: Settings
 
     _open = False
     _downloads: "Downloads | None" = None  # made with the first save

@@ -83,7 +83,7 @@ def get_client(request: object) -> KlingClient:
     return client
 
 
-def webhook(path: str) -> urls.URLPattern:
+def webhook(path: str) -> Any:
     """Return a URL pattern at *path* for the service's callbacks; its public address is `callback_url`.
 
     It answers 204, or 400, 408 or 413 where it refuses a call (see `kling_expand.contrib._callback`).

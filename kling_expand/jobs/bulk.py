@@ -15,7 +15,7 @@ from .future import ExpandResult, TaskFuture
 
 SOURCE_CLOSE_TIMEOUT = 5.0  # seconds
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @frozen(eq=False)

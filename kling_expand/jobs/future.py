@@ -32,7 +32,7 @@ from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task
 _numbers = count(1)
 _RISK_CONTROL = "risk control"  # what `task_status_msg` says of moderated tasks (live)
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def deadline_at(deadline: float | None) -> float | None:
@@ -153,13 +153,13 @@ class TaskRecord:
         job: Cancellable | None = None,
         pictures: int = 0,
     ) -> None:
-        self.number = next(_numbers)
+        self.number: int = next(_numbers)
         self.task: Task | None = None
         self.error: KlingError | None = None
-        self.job = job
-        self.pictures = pictures
-        self.make_result = make_result
-        self.submissions = 1
+        self.job: Cancellable | None = job
+        self.pictures: int = pictures
+        self.make_result: Callable[[TaskRecord, Task], ExpandResult] | None = make_result
+        self.submissions: int = 1
         self._given = any_id
         self._registry: TaskRegistry | None = None
         self._merged: TaskRecord | None = None
@@ -379,7 +379,7 @@ class TaskFuture:
 
     def __init__(self, record: TaskRecord | str, *, deadline_at: float | None = None) -> None:
         self._record = TaskRecord(record) if isinstance(record, str) else record
-        self.deadline_at = deadline_at
+        self.deadline_at: float | None = deadline_at
 
     def __repr__(self) -> str:
         return f"<TaskFuture{repr(self.record).removeprefix('<TaskRecord')}"

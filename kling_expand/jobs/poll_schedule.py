@@ -20,7 +20,7 @@ from kling_expand.api.retry import growing
 from kling_expand.errors import ConfigurationError
 from kling_expand.models import Task
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 TARGET_LATENCY = 0.58  # seconds from the end of a task to the read that shows it, on average
 LEARN_AFTER = 5  # ended tasks before the schedule uses their durations
@@ -254,7 +254,7 @@ class ListTrust:
     """Whether list pages are worth reading, and whether their statuses are up to date."""
 
     def __init__(self) -> None:
-        self.evidence_at = -inf  # when a list last showed a change
+        self.evidence_at: float = -inf  # when a list last showed a change
         self._trusted_at = 0.0
         self._distrust = DISTRUST
         self._ended: dict[str, float] = {}  # tasks whose end a single read showed before any list

@@ -42,7 +42,7 @@ from kling_expand.models import Status, Task
 from .future import TaskRecord, TaskRegistry
 from .poll_schedule import STALE_AFTER, ListTrust, PollSchedule
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_READS = 16  # single reads under way at once
 NOT_FOUND_TIMEOUT = 30.0  # seconds an attached task may be unknown to the service
@@ -87,16 +87,18 @@ class PolledTask:
     )  # fmt: skip
 
     def __init__(self, record: TaskRecord, serial: int, now: float, *, resumed: bool) -> None:
-        self.record = record
-        self.serial = serial
-        self.began_at = now
-        self.resumed = resumed  # it may have begun long before
-        self.failing_since = self.incomplete_since = self.odd_since = inf
-        self.failures = 0  # bad answers in a row
+        self.record: TaskRecord = record
+        self.serial: int = serial
+        self.began_at: float = now
+        self.resumed: bool = resumed  # it may have begun long before
+        self.failing_since: float = inf
+        self.incomplete_since: float = inf
+        self.odd_since: float = inf
+        self.failures: int = 0  # bad answers in a row
         self.listed: bool | None = None  # whether lists show it; None before one was read
-        self.listed_at = -inf  # when a list last showed it unfinished
+        self.listed_at: float = -inf  # when a list last showed it unfinished
         self.due_at: float | None = inf  # of a single read: inf while lists serve, None while it is under way
-        self.stale = False  # a callback came during the read under way, whose answer may be older
+        self.stale: bool = False  # a callback came during the read under way, whose answer may be older
 
 
 class Poller:
@@ -112,7 +114,7 @@ class Poller:
         refusal_timeout: float = 60.0,
         emit: Listener | None = None,
     ) -> None:
-        self.registry = TaskRegistry() if registry is None else registry
+        self.registry: TaskRegistry = TaskRegistry() if registry is None else registry
         self.registry.on_end.append(self._ended)
         self.registry.on_merge.append(self._merged)
         self._reads = reads

@@ -51,7 +51,7 @@ from .submission import Attempt, AttemptState, Create, Submitter
 GRACE = 10.0  # seconds a create under way is given to end when the client closes
 _SUCCEEDED = frozenset({JobState.SUCCEEDED, JobState.DONE})
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Budget:
@@ -63,8 +63,8 @@ class Budget:
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self.units_due = 0
-        self.spent_before = 0
+        self.units_due: int = 0
+        self.spent_before: int = 0
 
     def reserve(self, request: ExpandRequest, *, counted: bool) -> int:
         """Set aside what *request* costs, and return it. With *counted* an earlier run has done so.

@@ -25,7 +25,7 @@ class Flow:
     __slots__ = ("tag",)
 
     def __init__(self, tag: float = 0.0) -> None:
-        self.tag = tag
+        self.tag: float = tag
 
 
 _Waiters = OrderedDict[asyncio.Future[int], int]  # each waiter and how many it wants, in order of arrival
@@ -40,9 +40,9 @@ class WeightedSemaphore:
     """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.held = 0
-        self.epoch = 0  # how often the capacity has fallen
+        self.capacity: int = capacity
+        self.held: int = 0
+        self.epoch: int = 0  # how often the capacity has fallen
         self._heap: list[tuple[int, float, int, Flow]] = []  # one entry for each key of `_queues`
         self._queues: dict[tuple[int, Flow], _Waiters] = {}
         self._retries = Flow(-inf)  # stands before all other flows
@@ -146,14 +146,16 @@ class Slots(WeightedSemaphore):
     already is counted by `force_acquire` and later `ended`. All time is the event loop's clock.
     """
 
+    capacity: int
+    epoch: int
     tasks_per_probe: ClassVar[int] = TASKS_PER_PROBE
     longest_probe_pause: ClassVar[float] = LONGEST_PROBE_PAUSE
     level_tolerance: ClassVar[float] = LEVEL_TOLERANCE
 
     def __init__(self, limit: int) -> None:
         super().__init__(min(limit, INITIAL_CAPACITY))
-        self.limit = limit
-        self.running = 0  # pictures of tasks that run at the service, as far as is known
+        self.limit: int = limit
+        self.running: int = 0  # pictures of tasks that run at the service, as far as is known
         self._unanswered = self.capacity  # pictures still to be accepted before the capacity may grow
         self._accepted = True  # a create, since the capacity fell
         self._ended = 0  # tasks, since the capacity fell or grew

@@ -113,10 +113,10 @@ class Attempt:
     def __init__(
         self, external_task_id: str, *, given: bool = False, unanswered_at: float | None = None
     ) -> None:
-        self.external_task_id = external_task_id
-        self.given = given
-        self.unanswered_at = unanswered_at
-        self.state = AttemptState.NEW if unanswered_at is None else AttemptState.INHERITED
+        self.external_task_id: str = external_task_id
+        self.given: bool = given
+        self.unanswered_at: float | None = unanswered_at
+        self.state: AttemptState = AttemptState.NEW if unanswered_at is None else AttemptState.INHERITED
 
     def move(self, state: AttemptState) -> None:
         """Go on to *state*.
@@ -159,7 +159,7 @@ class Submitter:
 
     def __init__(self, session: Session, settings: Settings, *, rng: Random) -> None:
         self._session = session
-        self.dialect = settings.dialect
+        self.dialect: Dialect = settings.dialect
         self._settings = settings
         self._rng = rng
         self._uploads = WeightedSemaphore(settings.upload_bytes)

@@ -253,6 +253,7 @@ class KlingClient(BlockingProxy[client.KlingClient]):
     Use it inside ``with``, or between `open` and `close`, as in a notebook.
     """
 
+    @client.takes_options(client.KlingClient)
     def __init__(self, **options: Any) -> None:
         super().__init__(client.KlingClient(**options), LoopThread())
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack
 from uuid import uuid4
 
 import aiohttp
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from .webhooks import WebhookEvent, Webhooks
 
 SHOWN_IDS = 20  # of the tasks that go on when a client closes
+
+P = ParamSpec("P")
+R = TypeVar("R")
+First = TypeVar("First")
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -464,3 +468,14 @@ def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
     except asyncio.CancelledError:
         future.cancel()
         raise
+
+
+def takes_options(
+    _client: Callable[P, KlingClient],
+) -> Callable[[Callable[Concatenate[First, ...], R]], Callable[Concatenate[First, P], R]]:
+    """Give a function the typed options of a client, to which it passes all its keyword arguments."""
+
+    def decorate(function: Callable[Concatenate[First, ...], R]) -> Callable[Concatenate[First, P], R]:
+        return function
+
+    return decorate

@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from kling_expand.client import KlingClient
+from kling_expand.client import KlingClient, takes_options
 from kling_expand.errors import ConfigurationError
 
 from ._callback import answer_callback
@@ -26,6 +26,7 @@ _CLIENT = web.AppKey("kling_expand_client", KlingClient)
 _BROKEN = (web.RequestPayloadError, ConnectionError)
 
 
+@takes_options(KlingClient)
 def setup(app: web.Application, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 

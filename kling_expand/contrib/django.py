@@ -16,7 +16,7 @@ the size and the time of a body in the server in front of it.
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from kling_expand.client import KlingClient
+from kling_expand.client import KlingClient, takes_options
 from kling_expand.errors import ConfigurationError, KlingError, MissingExtra
 
 from ._callback import answer_callback
@@ -40,6 +40,7 @@ _CLIENT = "kling_expand.client"
 _PIECE = 64 * 1024  # bytes
 
 
+@takes_options(KlingClient)
 def setup(app: Application, **options: Any) -> Application:
     """Return *app* with a `KlingClient` of these *options*, open from the server's start to its end."""
     clients: list[KlingClient] = []

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from kling_expand.client import KlingClient
+from kling_expand.client import KlingClient, takes_options
 from kling_expand.errors import ConfigurationError, MissingExtra
 
 from ._callback import answer_callback
@@ -33,6 +33,7 @@ __all__ = ["get_client", "setup", "webhook"]
 _CLIENT = "kling_expand_client"
 
 
+@takes_options(KlingClient)
 def setup(app: Starlette, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 

@@ -262,6 +262,15 @@ def with_django(app: django.Application, request: object) -> None:
     assert_type(django.get_client(request), KlingClient)
 
 
+def misspelled(app: web.Application, star: Starlette, asgi: django.Application) -> None:
+    """An option that no client has is an error wherever options go on to a client, or the comment is one."""
+    aiohttp.setup(app, budgit=800)  # type: ignore[call-arg]
+    starlette.setup(star, budget="800")  # type: ignore[arg-type]
+    django.setup(asgi, budgit=800)  # type: ignore[call-arg]
+    blocking.KlingClient(budgit=800)  # type: ignore[call-arg]
+    KlingClient(budgit=800)  # type: ignore[call-arg]
+
+
 def traced() -> None:
     """The listener for OpenTelemetry."""
     listener: Callable[[Event], object] = otel.Telemetry()

@@ -1,4 +1,4 @@
-"""Formats: a photo is told by its bytes, and only a whole one passes."""
+"""The format and size of a photo are read from its bytes, and an incomplete photo is refused."""
 
 import contextlib
 import io
@@ -64,21 +64,21 @@ SCAN = segment(0xDA, b"\x01\x01\x00\x00\x3f\x00") + b"\x12\x34\xff\x00\x56"
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_picture_tells_its_format_and_size(name: str) -> None:
-    """Whatever the coding, the size is the one it was made with."""
+def test_a_whole_picture_gives_its_format_and_size(name: str) -> None:
+    """The size of a complete picture is read correctly in every encoding."""
     assert shape_of(WHOLE[name]) == (name[:4].rstrip("-").upper(), 61, 47)
 
 
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.name)
 def test_a_real_photo_has_the_size_that_pillow_reads(path: Path) -> None:
-    """The photographs of the examples, against an independent reader."""
+    """The size of each example photo equals the size that Pillow reads."""
     with Image.open(path) as image:
         assert shape_of(path.read_bytes()) == ("JPEG", *image.size)
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_picture_cut_anywhere_is_refused(name: str) -> None:
-    """No proper beginning of a picture passes, wherever it ends: every single length is tried."""
+    """A picture cut at any length is refused."""
     content = WHOLE[name]
     for length in range(len(content)):
         assert reason(content[:length])
@@ -86,14 +86,14 @@ def test_a_picture_cut_anywhere_is_refused(name: str) -> None:
 
 @given(st.sampled_from(PHOTOS), st.floats(0, 1, exclude_max=True))
 def test_a_real_photo_cut_anywhere_is_refused(path: Path, part: float) -> None:
-    """The same for photographs, at any length."""
+    """A photograph cut at any length is refused."""
     content = path.read_bytes()
     assert reason(content[: int(part * len(content))])
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_follows_the_end_does_no_harm(name: str) -> None:
-    """Cameras append previews and padding; the picture before them is whole."""
+    """Bytes after the end, as cameras append them, are ignored."""
     assert shape_of(WHOLE[name] + b"\x00\xff\xd8 more") == shape_of(WHOLE[name])
 
 
@@ -104,7 +104,7 @@ def test_what_follows_the_end_does_no_harm(name: str) -> None:
 @example(b"\xff\xd9", b"\xff\xd8" + FRAME)
 @example(b"\xff\xc0\x00\x02", b"\xff\xd8")
 def test_any_bytes_give_a_shape_or_an_image_error(content: bytes, start: bytes) -> None:
-    """No other exception, and no endless walk, whatever the bytes."""
+    """Any bytes give a size or an `ImageError`, in bounded time."""
     try:
         kind, width, height = shape_of(start + content)
     except ImageError:
@@ -116,7 +116,7 @@ def test_any_bytes_give_a_shape_or_an_image_error(content: bytes, start: bytes) 
 
 @given(st.sampled_from(sorted(WHOLE)), st.data())
 def test_any_damaged_picture_gives_a_shape_or_an_image_error(name: str, data: st.DataObject) -> None:
-    """A few bytes changed anywhere never raise anything else."""
+    """A damaged picture gives a size or an `ImageError`."""
     content = bytearray(WHOLE[name])
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=5)):
         content[place] = data.draw(st.integers(0, 255))
@@ -158,7 +158,7 @@ def test_another_format_is_named_with_what_to_do(kind: str, content: bytes) -> N
     ids=["text", "zeros", "rewritten", "bm"],
 )
 def test_what_is_no_picture_at_all_is_refused(content: bytes) -> None:
-    """Also a PNG whose line ends were rewritten on its way."""
+    """Bytes that are no picture are refused, including a PNG whose line endings were rewritten."""
     assert "must be PNG or JPEG" in reason(content)
 
 
@@ -166,7 +166,7 @@ def test_what_is_no_picture_at_all_is_refused(content: bytes) -> None:
     "content", [b"iVBORw0KGgoAAAANSUhEUg", b"\n/9j/4AAQSkZJRg", b"data:image/png;base64,iVBO"]
 )
 def test_base64_text_is_recognised(content: bytes) -> None:
-    """A photo that is still encoded, say in a text file, is refused by that name."""
+    """A photo that is still Base64 text is refused with a message that says so."""
     assert "Base64 text" in reason(content)
 
 
@@ -194,12 +194,12 @@ def test_base64_text_is_recognised(content: bytes) -> None:
     ],
 )
 def test_a_picture_that_is_whole_but_not_well_formed_is_refused(content: bytes) -> None:
-    """Header, pixels and end must be there, in order, and among a sane number of parts."""
+    """Header, pixels and end must be present in order, with a limited number of segments."""
     assert "must be a well-formed" in reason(content)
 
 
 def test_a_marker_is_found_wherever_it_lies() -> None:
-    """Fill bytes, stuffing and long scans across reading windows hide no marker, and invent none."""
+    """Fill bytes, stuffing and scans across reading windows neither hide nor invent a marker."""
     for length in [*range(20), *range(65_530, 65_560)]:
         scan = SCAN + b"\xff\x00" * (length // 2) + b"\xab" * (length % 2)
         assert shape_of(b"\xff\xd8\xff\xff" + FRAME + scan + b"\xff" * 3 + b"\xd9") == ("JPEG", 640, 480)
@@ -207,11 +207,11 @@ def test_a_marker_is_found_wherever_it_lies() -> None:
 
 
 def test_the_last_segment_may_be_short() -> None:
-    """A comment of no text right before the end is no truncation."""
+    """An empty comment directly before the end is not a truncation."""
     assert shape_of(b"\xff\xd8" + FRAME + SCAN + segment(0xFE) + b"\xff\xd9") == ("JPEG", 640, 480)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_cut_short() -> None:
-    """The size that was announced does not make up for bytes that are gone."""
+    """A file that shrinks while it is read is refused as incomplete."""
     with pytest.raises(ImageError, match="cut short"):
         read_shape(io.BytesIO(SIGNATURE + HEADER[:10]), 10_000, "it")

@@ -1,4 +1,4 @@
-"""Images: whatever holds a photo becomes one that can be sent as often as needed, or ImageError."""
+"""Every image source becomes a photo that can be sent repeatedly, or raises `ImageError`."""
 
 import base64
 import contextlib
@@ -32,7 +32,7 @@ async def sent(photo: Photo) -> bytes:
 
 
 async def sent_until_refused(stream: AsyncIterator[bytes]) -> tuple[int, ImageError | None]:
-    """How many bytes came before the refusal."""
+    """Return how many bytes were read before the refusal."""
     received = 0
     try:
         async for piece in stream:
@@ -103,7 +103,7 @@ class ByteNamed:
     ids=["bytes", "bytearray", "memoryview", "cast", "file", "buffered", "data", "data-untidy"],
 )
 async def test_every_wrapping_sends_the_same_photo(content: bytes, wrap: Callable[[bytes], Any]) -> None:
-    """Header facts, digest and body are those of the bytes, however they were handed over; and again."""
+    """Size, digest and body are the same for every kind of source, and for every repetition."""
     photo = await load_photo(wrap(content))
     with Image.open(io.BytesIO(content)) as image:
         assert (photo.format, photo.width, photo.height) == ("PNG", *image.size)
@@ -116,7 +116,7 @@ async def test_every_wrapping_sends_the_same_photo(content: bytes, wrap: Callabl
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.name)
 @pytest.mark.parametrize("kind", [Path, str, ByteNamed])
 async def test_a_file_is_read_when_it_is_sent(path: Path, kind: Callable[[Path], Any]) -> None:
-    """A path, in any spelling, sends the file; the photo itself holds none of its bytes."""
+    """A path of any form sends the file; the photo itself holds none of its bytes."""
     photo = await load_photo(kind(path))
     with Image.open(path) as image:
         assert (photo.format, photo.width, photo.height) == ("JPEG", *image.size)
@@ -125,7 +125,7 @@ async def test_a_file_is_read_when_it_is_sent(path: Path, kind: Callable[[Path],
 
 
 async def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
-    """What the file holds decides."""
+    """The content decides the format, not the file name."""
     path = tmp_path / "photo.webp"
     path.write_bytes(SMALL)
     assert (await load_photo(path)).format == "PNG"
@@ -134,7 +134,7 @@ async def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
 @given(st.integers(0, 3 * SLICE + 3))
 @settings(max_examples=25, deadline=None)
 async def test_the_slices_join_to_the_base64_of_any_size(extra: int) -> None:
-    """From memory, any number of bytes is encoded without seam or padding in between."""
+    """The slices of bytes of any length join to their Base64 text."""
     content = png_of(len(SMALL) + 600 + extra)
     photo = await load_photo(content)
     assert await sent(photo) == base64.b64encode(content)
@@ -144,7 +144,7 @@ async def test_the_slices_join_to_the_base64_of_any_size(extra: int) -> None:
 @given(st.integers(0, 3 * SLICE + 3))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_the_slices_of_a_file_join_to_its_base64(tmp_path: Path, extra: int) -> None:
-    """The same from disk, in slices of bounded size."""
+    """The slices of a file join to its Base64 text, and each has a bounded size."""
     path = tmp_path / "photo.png"
     path.write_bytes(png_of(len(SMALL) + 600 + extra))
     photo = await load_photo(path)
@@ -154,7 +154,7 @@ async def test_the_slices_of_a_file_join_to_its_base64(tmp_path: Path, extra: in
 
 
 async def test_a_body_abandoned_midway_can_be_sent_again() -> None:
-    """A reader that stops after one slice leaves nothing open, and the next begins at the beginning."""
+    """A reader that stops after one slice leaves no file open, and the next one starts from the beginning."""
     photo = await load_photo(PHOTOS[0])
     stream = photo.slices()
     first = await anext(stream)
@@ -163,7 +163,7 @@ async def test_a_body_abandoned_midway_can_be_sent_again() -> None:
 
 
 async def test_a_file_object_is_read_from_where_it_stands() -> None:
-    """What was read before is not sent; a reader that gives little at a time is read to its end."""
+    """A file object is read from its position to its end, even in short reads."""
 
     class Dripping(io.BytesIO):
         def read(self, amount: int | None = -1) -> bytes:
@@ -175,7 +175,7 @@ async def test_a_file_object_is_read_from_where_it_stands() -> None:
 
 
 async def test_what_is_changed_by_its_owner_is_not_changed_here() -> None:
-    """A bytearray that is overwritten after `load` is sent as it was."""
+    """A bytearray that is overwritten after loading is sent with its original content."""
     source = bytearray(SMALL)
     photo = await load_photo(source)
     source[:] = bytes(len(source))
@@ -187,7 +187,7 @@ async def test_what_is_changed_by_its_owner_is_not_changed_here() -> None:
     ["https://example.com/dog.png", "HTTP://example.com:8080/a?b=c&d=%20", "http://[::1]/ä.jpg"],
 )
 async def test_a_url_is_sent_as_it_is(url: str) -> None:
-    """It is neither fetched nor encoded, and its facts are unknown."""
+    """A URL is neither fetched nor encoded, and its size is unknown."""
     photo = await load_photo(url)
     assert (photo.url, photo.name, await sent(photo)) == (url, url, url.encode())
     assert photo.encoded_length == len(url.encode())
@@ -210,7 +210,7 @@ async def test_a_url_is_sent_as_it_is(url: str) -> None:
     ],
 )
 async def test_a_url_that_cannot_stand_in_json_is_refused(url: str) -> None:
-    """No host, blanks, quotes, control characters: no such URL leaves."""
+    """A URL without a host, or with blanks, quotes or control characters, is refused."""
     assert "must be a well-formed URL" in (await reason(url)).encode(errors="replace").decode()
 
 
@@ -221,7 +221,7 @@ async def test_a_url_that_cannot_stand_in_json_is_refused(url: str) -> None:
     "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I", "I;16"]
 )
 async def test_a_pil_image_of_any_mode_is_sent_as_png(mode: str) -> None:
-    """Modes that PNG does not know are converted; the pixels are those of the image."""
+    """A mode that PNG does not support is converted, and the pixels are kept."""
     image = noise(320, 300, "L").convert(mode)
     photo = await load_photo(image)
     assert (photo.format, photo.width, photo.height) == ("PNG", 320, 300)
@@ -231,7 +231,7 @@ async def test_a_pil_image_of_any_mode_is_sent_as_png(mode: str) -> None:
 
 
 async def test_a_pil_image_keeps_its_transparency() -> None:
-    """Premultiplied alpha is not lost on the way to PNG."""
+    """Premultiplied alpha is kept when converting to PNG."""
     image = Image.new("RGBA", (300, 300), (10, 20, 30, 0)).convert("RGBa")
     photo = await load_photo(image)
     with Image.open(io.BytesIO(base64.b64decode(await sent(photo)))) as back:
@@ -240,7 +240,7 @@ async def test_a_pil_image_keeps_its_transparency() -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 async def test_a_pil_image_read_from_jpeg_stays_jpeg(mode: str) -> None:
-    """A PNG of a photograph would often exceed 10 MB."""
+    """An image read from JPEG stays JPEG, because its PNG would often exceed 10 MB."""
     with Image.open(io.BytesIO(encoded(noise(400, 300, mode), "JPEG"))) as image:
         photo = await load_photo(image)
     assert (photo.format, photo.width, photo.height) == ("JPEG", 400, 300)
@@ -248,14 +248,14 @@ async def test_a_pil_image_read_from_jpeg_stays_jpeg(mode: str) -> None:
 
 @pytest.mark.parametrize("word", ["JPEG", "MPO"])
 async def test_a_jpeg_that_was_converted_in_place_is_still_sent(word: str) -> None:
-    """Pillow may keep the format's name on an image whose mode JPEG does not know."""
+    """An image that Pillow still calls JPEG is sent although its mode is not a JPEG mode."""
     image = noise(300, 300, "RGBA")
     image.format = word
     assert (await load_photo(image)).format == "JPEG"
 
 
 async def test_a_pil_image_made_upright_is_sent_upright() -> None:
-    """Whoever applies the orientation gets the size that is seen."""
+    """After the orientation is applied, the visible size is used."""
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open(io.BytesIO(encoded(noise(400, 300), "JPEG", exif=exif))) as image:
@@ -264,7 +264,7 @@ async def test_a_pil_image_made_upright_is_sent_upright() -> None:
 
 
 async def test_a_pil_image_is_held_to_the_rules_before_it_is_encoded() -> None:
-    """Too small, too long, or cut short where it is only now decoded: ImageError."""
+    """A PIL image that is too small, too long or truncated raises `ImageError`."""
     assert "320x200" in await reason(noise(320, 200))
     assert "1:2.5" in await reason(noise(800, 300))
     with Image.open(io.BytesIO(LARGE[:-5000])) as image:
@@ -289,7 +289,7 @@ async def test_a_pil_image_is_held_to_the_rules_before_it_is_encoded() -> None:
     ],
 )
 async def test_the_limits_of_size_and_shape_are_inclusive(size: tuple[int, int], passes: bool) -> None:  # noqa: FBT001  (a table's column)
-    """300 pixels and 2.5:1 are just allowed; one pixel beyond is refused with the size that is meant."""
+    """300 pixels and 2.5:1 are allowed; one pixel beyond is refused with the allowed value."""
     content = encoded(Image.new("1", size))
     if passes:
         assert ((await load_photo(content)).width, (await load_photo(content)).height) == size
@@ -298,7 +298,7 @@ async def test_the_limits_of_size_and_shape_are_inclusive(size: tuple[int, int],
 
 
 async def test_ten_megabytes_are_the_most(tmp_path: Path) -> None:
-    """10 MiB pass and one byte more does not, from memory, from disk, from a file or as a data: URI."""
+    """10 MiB pass and one byte more is refused, for every kind of source."""
     path = tmp_path / "large.png"
     most = png_of(MAX_BYTES)
     path.write_bytes(most)
@@ -326,7 +326,7 @@ async def test_an_endless_file_is_not_read_to_its_end() -> None:
 
 
 async def test_what_is_not_there_says_what_was_looked_for(tmp_path: Path) -> None:
-    """A word that is neither URL nor file is told so; other troubles of the disk keep their cause."""
+    """A missing file is named; other errors of the disk keep their cause."""
     missing = await reason("no-such-dog.png")
     assert "'no-such-dog.png'" in missing
     assert "no such file" in missing
@@ -347,13 +347,13 @@ async def test_what_is_not_there_says_what_was_looked_for(tmp_path: Path) -> Non
     "url", ["ftp://example.com/dog.png", "file:///dog.png", "s3://bucket/dog.png", "https:/a"]
 )
 async def test_another_kind_of_url_is_named_as_such(url: str) -> None:
-    """Only http and https can be fetched by the service."""
+    """Only http and https URLs are accepted, because the service fetches no others."""
     assert "must be a file or an http or https URL" in await reason(url)
 
 
 @pytest.mark.parametrize("content", [SMALL, LARGE, CONTENTS[PHOTOS[0]]], ids=["small", "large", "photo"])
 async def test_base64_text_is_not_taken_for_a_path(content: bytes) -> None:
-    """The most likely mistake gets the sentence that helps, and not its own text back."""
+    """Base64 text given as a path raises an error that explains the mistake without repeating the text."""
     text = base64.b64encode(content).decode()
     assert "must not be Base64 text" in await reason(text)
     assert "Base64 text" in await reason(text.encode())
@@ -372,7 +372,7 @@ async def test_base64_text_is_not_taken_for_a_path(content: bytes) -> None:
     ],
 )
 async def test_a_data_uri_is_held_to_its_form(uri: str, expected: str) -> None:
-    """Its prefix, its Base64 and what it holds are all checked."""
+    """The prefix, the Base64 text and the content of a data: URI are all checked."""
     assert expected in await reason(uri)
 
 
@@ -388,11 +388,11 @@ class Faulty:
 
 class Asynchronous:
     async def read(self, _amount: int) -> bytes:
-        raise AssertionError("nobody awaits this")
+        raise AssertionError("this is never awaited")
 
 
 async def test_a_file_that_does_not_give_bytes_is_refused() -> None:
-    """Text mode, a coroutine, a closed or failing file: one sentence each, and no warning left behind."""
+    """A text file, a coroutine, and a closed or failing file are refused without a warning."""
     closed = io.BytesIO(SMALL)
     closed.close()
     assert "mode 'rb'" in await reason(io.StringIO("text"))
@@ -408,7 +408,7 @@ async def test_a_file_that_does_not_give_bytes_is_refused() -> None:
     "source", [None, 3, 3.5, [1, 2], {"image": 1}, object(), b"", bytearray(), io.BytesIO()]
 )
 async def test_anything_else_is_refused(source: object) -> None:
-    """No source raises another exception; a number is no file descriptor."""
+    """Any other source raises `ImageError`; an integer is not taken for a file descriptor."""
     assert "image" in await reason(source)
 
 
@@ -419,7 +419,7 @@ async def test_anything_else_is_refused(source: object) -> None:
 )
 @settings(deadline=None)
 async def test_any_text_or_bytes_give_a_photo_or_an_image_error(source: str | bytes) -> None:
-    """Nothing that can be typed or read raises anything else."""
+    """Any text or bytes give a photo or an `ImageError`."""
     with contextlib.suppress(ImageError):
         assert isinstance(await load_photo(source), Photo)
 
@@ -427,7 +427,7 @@ async def test_any_text_or_bytes_give_a_photo_or_an_image_error(source: str | by
 @given(st.sampled_from(PHOTOS), st.floats(0, 1, exclude_max=True))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_a_file_cut_short_is_refused(tmp_path: Path, photo: Path, part: float) -> None:
-    """A photo whose download broke off is not paid for."""
+    """A photo whose download was cut off is refused before it costs anything."""
     content = CONTENTS[photo]
     path = tmp_path / "cut.jpg"
     path.write_bytes(content[: int(part * len(content))])
@@ -451,7 +451,7 @@ async def test_a_file_cut_short_is_refused(tmp_path: Path, photo: Path, part: fl
 async def test_a_file_that_changed_is_never_sent_whole(
     tmp_path: Path, change: Callable[[Path, bytes], Any]
 ) -> None:
-    """Any change after the check ends in ImageError before the last slice."""
+    """A file that changed after the check raises `ImageError` before the last slice."""
     path = tmp_path / "photo.png"
     path.write_bytes(LARGE)
     photo = await load_photo(path)
@@ -462,7 +462,7 @@ async def test_a_file_that_changed_is_never_sent_whole(
 
 
 async def test_a_file_that_changes_while_it_is_sent_is_noticed(tmp_path: Path) -> None:
-    """Also between two slices, and in what had been sent already."""
+    """A change during sending raises `ImageError`, even in bytes that were already sent."""
     path = tmp_path / "photo.png"
     path.write_bytes(LARGE)
     stream = (await load_photo(path)).slices()
@@ -473,7 +473,7 @@ async def test_a_file_that_changes_while_it_is_sent_is_noticed(tmp_path: Path) -
 
 
 async def test_a_file_replaced_by_the_same_bytes_is_sent(tmp_path: Path) -> None:
-    """What counts is what is sent, not when it was written."""
+    """Only the content counts, not the modification time."""
     path = tmp_path / "photo.png"
     path.write_bytes(LARGE)
     photo = await load_photo(path)
@@ -482,11 +482,11 @@ async def test_a_file_replaced_by_the_same_bytes_is_sent(tmp_path: Path) -> None
     assert await sent(photo) == base64.b64encode(LARGE)
 
 
-# What it costs, and what it tells
+# Cost, equality and representation
 
 
 async def test_two_photos_of_the_same_bytes_are_equal_and_show_none_of_them() -> None:
-    """Content is told by its digest; `repr` is one line."""
+    """Photos are compared by digest, and their `repr` is one line without content."""
     first, second = await load_photo(LARGE), await load_photo(bytearray(LARGE))
     assert first == second
     assert hash(first) == hash(second)
@@ -494,7 +494,7 @@ async def test_two_photos_of_the_same_bytes_are_equal_and_show_none_of_them() ->
 
 
 def test_pillow_is_not_imported_and_pybase64_is_used_where_it_is_installed(tmp_path: Path) -> None:
-    """Loading a photo needs no extra; a `pybase64` that can be imported does the encoding."""
+    """Loading a photo needs no extra; `pybase64` is used if it is installed."""
     (tmp_path / "pybase64.py").write_text(
         "import base64\nused = 0\n"
         "def b64encode(data):\n    global used\n    used += 1\n    return base64.b64encode(data)\n"

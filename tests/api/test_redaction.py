@@ -24,11 +24,11 @@ CLIENTS: list[dict[str, Any]] = [
 ]
 
 
-def test_the_eavesdropper_hears() -> None:
-    """A secret in a message, in its arguments, or in a traceback is noticed; others are not kept."""
+def test_the_scanner_finds_secrets() -> None:
+    """The scanner finds a secret in a message, in its arguments and in a traceback, and keeps no other record."""
     handler = SecretScanner()
-    logger = logging.getLogger("somebody of its own")
-    logger.propagate = False  # or the fixture would hear it, too
+    logger = logging.getLogger("a logger of its own")
+    logger.propagate = False  # or the fixture would find it, too
     logger.addHandler(handler)
     logger.debug("all is well")
     assert handler.leaks == []
@@ -42,8 +42,8 @@ def test_the_eavesdropper_hears() -> None:
 
 
 @virtual_time
-async def heard() -> int:
-    """How many records an ordinary job makes."""
+async def logged_records() -> int:
+    """Return how many log records an ordinary job makes."""
     handler = SecretScanner()
     logging.getLogger().addHandler(handler)
     try:
@@ -54,9 +54,9 @@ async def heard() -> int:
     return handler.records
 
 
-def test_every_test_is_listened_to(secret_scanner: SecretScanner) -> None:
-    """At DEBUG, to every library; here the event loop's own."""
-    heard()
+def test_every_test_is_scanned(secret_scanner: SecretScanner) -> None:
+    """The scanner reads every library's records at DEBUG, here the event loop's own."""
+    logged_records()
     assert logging.getLogger().level == logging.DEBUG
     assert secret_scanner.records > 0
 
@@ -64,8 +64,8 @@ def test_every_test_is_listened_to(secret_scanner: SecretScanner) -> None:
 @pytest.mark.parametrize("client", CLIENTS, ids=["key", "pair"])
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"expired", "truncated_picture"}))
 @virtual_time
-async def test_no_failure_tells_a_secret(kind: str, client: dict[str, Any], tmp_path: Path) -> None:
-    """Every fault on create, query and list: neither the error, its causes, its pickle nor the log."""
+async def test_no_failure_shows_a_secret(kind: str, client: dict[str, Any], tmp_path: Path) -> None:
+    """After every fault, neither the error, its causes, its pickle nor the log holds a secret."""
     options: dict[str, Any] = {"retry_timeout": 2.0, "webhook_secret": WHSEC, "journal": tmp_path / "run.db"}
     async with emulated(options | client) as (emulator, kling):
         made = await kling.create(PHOTO, WIDER, prompt="before")
@@ -105,7 +105,7 @@ async def test_no_failure_tells_a_secret(kind: str, client: dict[str, Any], tmp_
     ids=["key", "half", "url", "webhook"],
 )
 def test_a_wrong_setting_is_not_shown(given: dict[str, Any]) -> None:
-    """The message names the setting, never its value."""
+    """The message names the setting and never its value."""
     with pytest.raises(KlingError) as caught:
         KlingClient(**given)
     assert "secret" not in str(caught.value).replace("secret key", "").replace("webhook secret", "")

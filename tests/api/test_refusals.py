@@ -55,7 +55,7 @@ def now() -> float:
 
 @frozen
 class Row:
-    """A row of the documented table, what we make of it, and whether the same request may be made again."""
+    """A row of the documented table, the exception it raises, and whether the request may be repeated."""
 
     code: int
     status: int
@@ -106,7 +106,7 @@ def is_refusal(error: BaseException, row: Row, status: int) -> None:
 
 
 def test_the_table_is_whole() -> None:
-    """Every code the emulator knows stands here once, under its documented status."""
+    """Every code that the emulator knows has one row, with its documented status."""
     assert {row.code: row.status for row in ROWS} == {code: status for code, (status, _) in CODES.items()}
     assert len(ROWS) == 21
 
@@ -118,7 +118,7 @@ def test_the_table_is_whole() -> None:
 @every_row
 @virtual_time
 async def test_a_read_raises_its_class_and_asks_again_only_what_may_pass(row: Row, kind: str) -> None:
-    """One request for what stays as it is; for what passes as many as it takes, or its budget allows."""
+    """A permanent refusal takes one request; a transient one is retried until `retry_timeout`."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         task_id = (await kling.expand(PHOTO, WIDER)).task_id
         before, began = emulator.account.requests["query"], now()
@@ -144,7 +144,7 @@ async def test_a_read_raises_its_class_and_asks_again_only_what_may_pass(row: Ro
 @pytest.mark.parametrize("row", FINAL, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> None:
-    """One POST, no look-up, the class with all it was told and the job's own id; nothing is owed."""
+    """A refused create is one POST without a lookup; the error has the job's id, and nothing is owed."""
     async with emulated({"retry_timeout": BUDGET, "budget": 8}) as (emulator, kling):
         emulator.faults.script("create", fault(row, kind))
         future = kling.submit(PHOTO, WIDER)
@@ -162,7 +162,7 @@ async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> 
 @pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_create_that_may_pass_is_made_once(row: Row, kind: str) -> None:
-    """Too many: sent again later. A failing service: looked up first, as it may have been accepted."""
+    """After a 429 the create is sent again; after a 5xx it is looked up first."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.script("create", fault(row, kind))
         await kling.create(PHOTO, WIDER)
@@ -174,7 +174,7 @@ async def test_a_create_that_may_pass_is_made_once(row: Row, kind: str) -> None:
 @pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_create_that_was_accepted_in_spite_of_its_answer(row: Row) -> None:
-    """An error of the service's own is not believed: the task is found, and not made again."""
+    """A task that was created despite an error answer is found, and not created again."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.script("create", Fault("error_after", code=row.code))
         task = await kling.create(PHOTO, WIDER, key="cat")
@@ -186,7 +186,7 @@ async def test_a_create_that_was_accepted_in_spite_of_its_answer(row: Row) -> No
 @pytest.mark.parametrize("code", [5000, 5001, 5002])
 @virtual_time
 async def test_a_service_that_only_fails_ends_as_unknown(code: int) -> None:
-    """Within the budget, with the id to look it up by later."""
+    """The job fails as unknown within `retry_timeout`, with the id for a later lookup."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.chance("create", Fault("error", code=code), 1)
         emulator.faults.chance("query", Fault("error", code=code), 1)
@@ -228,8 +228,8 @@ CALLERS: dict[str, tuple[dict[str, Any], int, int]] = {  # options of a client, 
 
 @pytest.mark.parametrize("name", CALLERS)
 @virtual_time
-async def test_strangers_are_told_so(name: str) -> None:
-    """By a create and a read alike; a key pair makes one more token and then believes it, a key does not."""
+async def test_wrong_credentials_are_refused(name: str) -> None:
+    """Wrong credentials fail creates and reads alike; only a key pair tries one more token."""
     options, code, requests = CALLERS[name]
     async with emulated(options) as (emulator, kling):
         with pytest.raises(AuthenticationError) as caught:
@@ -246,7 +246,7 @@ async def test_strangers_are_told_so(name: str) -> None:
 
 @pytest.mark.parametrize(("off", "code"), [(-3600, 1004), (3600, 1003)])
 async def test_a_wrong_clock_costs_one_request(off: float, code: int) -> None:
-    """A token that is not yet or no longer good is made again, once, by the service's clock."""
+    """A token that is not valid yet or any more is renewed once, by the service's clock."""
     async with Emulator(engine="flat") as emulator:
         options = pair(base_url=emulator.url, clock=lambda: time.time() + off)
         async with KlingClient(**options) as kling:
@@ -256,7 +256,7 @@ async def test_a_wrong_clock_costs_one_request(off: float, code: int) -> None:
 
 
 class Stubborn(KeyPair):
-    """A pair that makes new tokens by its own clock only, as if the service never told its time."""
+    """A key pair that makes new tokens by its own clock only."""
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
         del server_time
@@ -265,8 +265,8 @@ class Stubborn(KeyPair):
 
 @pytest.mark.parametrize(("off", "code"), [(-3600, 1004), (3600, 1003)])
 @virtual_time
-async def test_a_clock_that_stays_wrong_is_told(off: float, code: int) -> None:
-    """The second refusal is believed."""
+async def test_a_clock_that_stays_wrong_is_an_error(off: float, code: int) -> None:
+    """The second refusal is raised."""
     keys = pair(clock=lambda: loop_clock() + off)
     auth = Stubborn(keys["access_key"], keys["secret_key"], clock=keys["clock"])
     async with emulated({"auth": auth}) as (emulator, kling):
@@ -278,8 +278,8 @@ async def test_a_clock_that_stays_wrong_is_told(off: float, code: int) -> None:
 
 @pytest.mark.parametrize("code", [1100, 1101, 1102, 1103, 1304])
 @virtual_time
-async def test_an_account_in_trouble_is_told_at_once(code: int) -> None:
-    """Despite the 429 of some there is nothing to wait for: one request each."""
+async def test_an_account_problem_is_raised_at_once(code: int) -> None:
+    """An account problem is raised after one request, even if its status is 429."""
     (row,) = (row for row in ROWS if row.code == code)
     async with emulated(account_code=code) as (emulator, kling):
         for call in (kling.list, lambda: kling.get("1"), lambda: kling.create(PHOTO, WIDER)):
@@ -293,7 +293,7 @@ async def test_an_account_in_trouble_is_told_at_once(code: int) -> None:
 @pytest.mark.parametrize("code", [1100, 1101, 1102, 1103, 1300, 1301, 1304])
 @virtual_time
 async def test_words_in_a_prompt_refuse_a_create(code: int) -> None:
-    """What the help text of the emulator promises to users' own tests."""
+    """A trigger word in a prompt causes the refusal that the emulator's help text promises."""
     (row,) = (row for row in ROWS if row.code == code)
     async with emulated() as (emulator, kling):
         with pytest.raises(row.kind) as caught:
@@ -304,8 +304,8 @@ async def test_words_in_a_prompt_refuse_a_create(code: int) -> None:
 
 
 @virtual_time
-async def test_too_many_requests_wait_as_long_as_they_are_told() -> None:
-    """1302 by a real limit: everything arrives, in the time the limit allows."""
+async def test_a_rate_limit_is_waited_for() -> None:
+    """With a real rate limit (1302) every create succeeds in the time that the limit allows."""
     async with emulated(rate_limit=2, rate_limit_window=10) as (emulator, kling):
         pages = await asyncio.gather(*(kling.list() for _ in range(6)))
         assert pages == [()] * 6
@@ -315,7 +315,7 @@ async def test_too_many_requests_wait_as_long_as_they_are_told() -> None:
 
 @virtual_time
 async def test_no_slot_waits_for_one_to_end() -> None:
-    """1303 by the real limit: the second task is made when the first has ended, and not before."""
+    """With a real parallel limit (1303) the second task is created when the first has ended."""
     async with emulated(slots=2, work_seconds=50) as (emulator, kling):
         first, second = await asyncio.gather(kling.expand(PHOTO, WIDER, n=2), kling.expand(PHOTO, WIDER, n=1))
         created = sorted(task.created_at for task in emulator.account.tasks.values())
@@ -340,22 +340,22 @@ BODIES: list[tuple[str, Any, int, str]] = [  # path, body, code, words
 @pytest.mark.parametrize(("path", "body", "code", "words"), BODIES)
 @virtual_time
 async def test_bad_bodies_and_places_by_their_cause(path: str, body: Any, code: int, words: str) -> None:
-    """What our own client would never send, sent by hand."""
+    """Bad bodies and paths, sent without the SDK, get their documented codes."""
     async with emulated() as (emulator, _), aiohttp.ClientSession() as http:
         sides = {f"{side}_expansion_ratio": 0.1 for side in ("up", "down", "left", "right")}
         sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": sides | body}
         headers = {"Authorization": f"Bearer {emulator.api_key}"}
         async with http.post(emulator.url + path, headers=headers, **sent) as answer:
-            told = await answer.json()
+            answered = await answer.json()
         (row,) = (row for row in ROWS if row.code == code)
-        assert (answer.status, told["code"]) == (row.status, code)
-        assert words in told["message"].lower()
-        assert told["request_id"]
+        assert (answer.status, answered["code"]) == (row.status, code)
+        assert words in answered["message"].lower()
+        assert answered["request_id"]
 
 
 @virtual_time
 async def test_a_wrong_verb_is_1202() -> None:
-    """The place exists, the method does not."""
+    """A wrong HTTP method on an existing path is refused with 1202."""
     async with emulated() as (emulator, _), aiohttp.ClientSession() as http:
         headers = {"Authorization": f"Bearer {emulator.api_key}"}
         async with http.delete(emulator.url + EDITING, headers=headers) as answer:
@@ -365,9 +365,9 @@ async def test_a_wrong_verb_is_1202() -> None:
 @pytest.mark.parametrize("dialect", ["editing", "direction"])
 @virtual_time
 async def test_an_unknown_task_is_not_found_at_once(dialect: str) -> None:
-    """400 with 1201 and words: a class of its own, by one request."""
+    """An unknown task (400 with 1201) raises its own class after one request."""
     async with emulated({"dialect": dialect}) as (emulator, kling):
-        for any_id in ("123456789012345678", "nobody's", "a/b?c"):
+        for any_id in ("123456789012345678", "unknown-id", "a/b?c"):
             with pytest.raises(TaskNotFound) as caught:
                 await kling.get(any_id)
             assert (caught.value.code, caught.value.status) == (1201, 400)
@@ -378,7 +378,7 @@ async def test_an_unknown_task_is_not_found_at_once(dialect: str) -> None:
 
 @virtual_time
 async def test_a_duplicate_is_refused_with_its_id() -> None:
-    """Also minutes later, and free of charge."""
+    """A duplicate id is refused free of charge, also minutes later."""
     async with emulated() as (emulator, kling):
         await kling.expand(PHOTO, WIDER, external_task_id="mine")
         for _ in range(2):
@@ -401,7 +401,7 @@ LATER: list[tuple[str, type[TaskFailed], str]] = [
 @pytest.mark.parametrize(("prompt", "kind", "words"), LATER)
 @virtual_time
 async def test_a_failed_task_says_why_and_which(prompt: str, kind: type[TaskFailed], words: str) -> None:
-    """Moderation is the same class as at the create; both ids are there; nothing is billed."""
+    """A failed task raises its reason with both ids, and nothing is billed."""
     async with emulated() as (emulator, kling):
         future = kling.submit(PHOTO, WIDER, prompt=prompt)
         with pytest.raises(TaskFailed) as caught:
@@ -418,7 +418,7 @@ async def test_a_failed_task_says_why_and_which(prompt: str, kind: type[TaskFail
 
 @virtual_time
 async def test_moderation_is_one_class_whenever_it_speaks() -> None:
-    """At the create by either policy, or later by the risk control; the ids that exist are told."""
+    """Moderation raises one class, at the create or later, with the ids that exist."""
     async with emulated() as (_, kling):
         for word in ("1300", "1301", "risk-control"):
             future = kling.submit(PHOTO, WIDER, prompt=f"emulate-{word}")
@@ -439,7 +439,7 @@ OPEN: list[Callable[[KlingClient], Any]] = [
 @pytest.mark.parametrize("call", OPEN)
 @virtual_time
 async def test_a_wait_outlives_what_passes(row: Row, call: Callable[[KlingClient], Any]) -> None:
-    """Every read of a running task is refused for a minute: its end is heard of all the same."""
+    """A task whose every read is refused for a minute is still followed to its end."""
     async with emulated(work_seconds=30) as (emulator, kling):
         waiting = asyncio.create_task(call(kling))
         await asyncio.sleep(2)
@@ -454,7 +454,7 @@ async def test_a_wait_outlives_what_passes(row: Row, call: Callable[[KlingClient
 @pytest.mark.parametrize("row", FINAL, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_wait_ends_with_what_does_not_pass(row: Row) -> None:
-    """A read refused for good ends the wait, with the ids of the task that goes on."""
+    """A permanent refusal of a read ends the wait with the ids of the task, which continues."""
     async with emulated(work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         await future.accepted()
@@ -467,7 +467,7 @@ async def test_a_wait_ends_with_what_does_not_pass(row: Row) -> None:
 
 
 def is_refusal_with_ids(error: APIError, row: Row) -> None:
-    """As `is_refusal`, of a task that exists."""
+    """Check with `is_refusal`, and check the ids of the task."""
     is_refusal(error, row, row.status)
     assert error.task_id
     assert error.external_task_id

@@ -1,4 +1,4 @@
-"""The decision to try again: bounded waits, obeyed headers, and an end."""
+"""Retry decisions: waits are bounded, `Retry-After` is obeyed, and retries end."""
 
 import asyncio
 from random import Random
@@ -17,7 +17,7 @@ def retry() -> Retry:
 
 @virtual_time
 async def test_what_cannot_pass_is_not_tried_again() -> None:
-    """A refusal and a service that was never reached end at the first failure."""
+    """A permanent refusal, and a service that was never reached, are not retried."""
     assert retry().after(APIError("no")) is None
     assert retry().after(TransportError("nowhere", sent=False, retryable=False)) is None
 
@@ -36,7 +36,7 @@ async def test_waits_double_and_end_with_the_time_for_tries() -> None:
 @pytest.mark.parametrize("asked", [0.5, 119.0, 300.0])
 @virtual_time
 async def test_a_wait_that_is_asked_for_is_kept_exactly(asked: float) -> None:
-    """The service is alive, so the wait may even end after the time for tries, but only once."""
+    """A `Retry-After` wait may end after the time limit, but only once."""
     tries = retry()
     assert tries.after(ServerError("busy", retry_after=asked)) == asked
     await asyncio.sleep(121)
@@ -45,13 +45,13 @@ async def test_a_wait_that_is_asked_for_is_kept_exactly(asked: float) -> None:
 
 @virtual_time
 async def test_too_long_a_wait_ends_the_tries() -> None:
-    """One bad header does not stop a client for a day."""
+    """A `Retry-After` beyond the maximum ends the retries."""
     assert retry().after(ServerError("busy", retry_after=300.5)) is None
 
 
 @virtual_time
 async def test_a_wait_of_nothing_is_no_loop() -> None:
-    """A service that asks for no pause is not hammered."""
+    """`Retry-After: 0` still leads to a pause."""
     wait = retry().after(ServerError("busy", retry_after=0.0))
     assert wait is not None
     assert wait >= 0.25

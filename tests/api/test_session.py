@@ -1,4 +1,4 @@
-"""How do bytes travel? Over real sockets, in virtual time, against a server that does its worst."""
+"""The session layer over real sockets and in virtual time, against a server that breaks HTTP."""
 
 import asyncio
 import gzip
@@ -82,12 +82,12 @@ def pair() -> KeyPair:
 
 
 def get(session: Session, path: str = "/x", deadline_at: float | None = None) -> Any:
-    """One GET of one task."""
+    """Send one GET of one task."""
     return session.call("GET", path, codec.decode_task, deadline_at=deadline_at)
 
 
 def post(session: Session, body: Callable[[], Body], deadline_at: float | None = None) -> Any:
-    """One POST of one task."""
+    """Send one POST of one task."""
     return session.call("POST", "/x", codec.decode_task, body=body, deadline_at=deadline_at)
 
 
@@ -101,7 +101,7 @@ def now() -> float:
 
 @virtual_time
 async def test_each_request_bears_the_token() -> None:
-    """The documented headers, on the documented path."""
+    """Each request has the documented headers and path."""
     async with loopback(task()) as server, opened(server) as session:
         assert await get(session, "/v1/images/editing/expand/a%2Fb") == DONE
         (request,) = server.requests
@@ -115,7 +115,7 @@ async def test_each_request_bears_the_token() -> None:
 )
 @virtual_time
 async def test_a_refused_token_is_renewed(refusal: Step) -> None:
-    """An expired token costs one more request and nothing else."""
+    """An expired token costs one more request."""
 
     async def later(exchange: Any) -> None:
         await asyncio.sleep(10)
@@ -130,7 +130,7 @@ async def test_a_refused_token_is_renewed(refusal: Step) -> None:
 @pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1004])
 @virtual_time
 async def test_a_token_is_renewed_once(code: int) -> None:
-    """A service that refuses every token is asked twice, and then believed."""
+    """A service that refuses every token gets two requests, and then the refusal is raised."""
     async with loopback(refuses(code, 401)) as server, opened(server, pair()) as session:
         with pytest.raises(AuthenticationError):
             await session.read("/x", codec.decode_task)
@@ -139,7 +139,7 @@ async def test_a_token_is_renewed_once(code: int) -> None:
 
 @virtual_time
 async def test_there_is_no_second_static_key() -> None:
-    """The same key would be refused in the same way."""
+    """A refused static key is not sent again."""
     async with loopback(refuses(1002, 401)) as server, opened(server) as session:
         with pytest.raises(AuthenticationError, match="1002"):
             await get(session)
@@ -148,7 +148,7 @@ async def test_there_is_no_second_static_key() -> None:
 
 @virtual_time
 async def test_the_services_clock_is_followed() -> None:
-    """Where ours is an hour slow, the second token is made for the service's hour."""
+    """When the local clock is an hour slow, the second token is made by the service's clock."""
     ahead = loop_clock() + 3600
     refusal = refuses(1004, 401, Date=formatdate(ahead, usegmt=True))
     async with loopback(refusal, task()) as server, opened(server, pair()) as session:
@@ -159,7 +159,7 @@ async def test_the_services_clock_is_followed() -> None:
 
 @virtual_time
 async def test_a_token_is_made_after_the_wait() -> None:
-    """A pause longer than a token's life does not make it be refused."""
+    """The token is made after a pause, so a pause longer than a token's life does no harm."""
     async with loopback(refuses(1302, 429, Retry_After="3600"), task()) as server:
         async with opened(server, pair()) as session:
             with pytest.raises(RateLimited):
@@ -173,8 +173,8 @@ async def test_a_token_is_made_after_the_wait() -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 @virtual_time
-async def test_too_many_requests_pause_everybody(form: str) -> None:
-    """Nobody leaves before the time the service named, and nobody much later."""
+async def test_too_many_requests_pause_all_callers(form: str) -> None:
+    """All callers wait at least until the time that the service named, and not much longer."""
     header = "60" if form == "seconds" else formatdate(loop_clock() + 60, usegmt=True)
     date = formatdate(loop_clock(), usegmt=True)
     async with loopback(refuses(1302, 429, Retry_After=header, Date=date), task()) as server:
@@ -192,7 +192,7 @@ async def test_too_many_requests_pause_everybody(form: str) -> None:
 
 @virtual_time
 async def test_a_refusal_after_a_renewal_pauses_too() -> None:
-    """The second try of a call is a call like any other."""
+    """A 1302 on the second try of a call pauses the route like any other."""
     steps = refuses(1004, 401), refuses(1302, 429, Retry_After="60"), task()
     async with loopback(*steps) as server, opened(server, pair()) as session:
         with pytest.raises(RateLimited):
@@ -204,7 +204,7 @@ async def test_a_refusal_after_a_renewal_pauses_too() -> None:
 @pytest.mark.parametrize("headers", [{}, {"Retry_After": "0"}, {"Retry_After": "soon"}])
 @virtual_time
 async def test_there_is_always_some_pause(headers: dict[str, str]) -> None:
-    """A service that asks for none, or for nonsense, is not hammered."""
+    """A `Retry-After` of zero or of an invalid value still leads to a pause."""
     async with loopback(refuses(1302, 429, **headers)) as server, opened(server) as session:
         for _ in range(5):
             with pytest.raises(RateLimited):
@@ -215,7 +215,7 @@ async def test_there_is_always_some_pause(headers: dict[str, str]) -> None:
 
 @virtual_time
 async def test_a_longer_pause_stands() -> None:
-    """A shorter one asked for meanwhile does not cut it."""
+    """A shorter pause that is requested meanwhile does not end a longer one."""
     async with loopback(task()) as server, opened(server) as session:
         session.gates[EventKind.READ].close(50)
         session.gates[EventKind.READ].close(5)
@@ -224,8 +224,8 @@ async def test_a_longer_pause_stands() -> None:
 
 
 @virtual_time
-async def test_nobody_waits_at_the_gate_for_nothing() -> None:
-    """Who has not so much time is told so at once."""
+async def test_a_pause_beyond_the_deadline_is_not_waited_for() -> None:
+    """A caller whose deadline is before the end of the pause fails at once."""
     async with loopback(task()) as server, opened(server) as session:
         session.gates[EventKind.READ].close(50)
         with pytest.raises(DeadlineExceeded):
@@ -239,7 +239,7 @@ async def test_nobody_waits_at_the_gate_for_nothing() -> None:
 )
 @virtual_time
 async def test_only_too_many_requests_pause_the_others(code: int, status: int) -> None:
-    """Other refusals under 429 are no reason to wait."""
+    """Other refusals under status 429 cause no pause."""
     async with loopback(refuses(code, status, Retry_After="60"), task()) as server, opened(server) as session:
         with pytest.raises(KlingError):
             await get(session)
@@ -252,7 +252,7 @@ GATES = [EventKind.CREATE, EventKind.READ, EventKind.LIST]
 
 @virtual_time
 async def test_pauses_grow_without_a_header_and_start_again_after_a_success() -> None:
-    """A service that only says 1302 is asked after 1, 2, 4 … 60 s, and after 1 s once it has answered."""
+    """Without `Retry-After` the pauses are 1, 2, 4 ... 60 s, and 1 s again after a success."""
     refused = refuses(1302, 429)
     async with loopback(*[refused] * 9, task(), refused, task()) as server, opened(server) as session:
         for _ in range(9):
@@ -269,7 +269,7 @@ async def test_pauses_grow_without_a_header_and_start_again_after_a_success() ->
 
 @virtual_time
 async def test_refusals_of_one_moment_are_one_refusal() -> None:
-    """Twenty requests that were refused together make the pause no longer than one would."""
+    """Twenty requests refused together lead to the same pause as one."""
     async with loopback(*[refuses(1302, 429)] * 20, task()) as server, opened(server) as session:
         await asyncio.gather(*(get(session) for _ in range(20)), return_exceptions=True)
         await get(session)
@@ -279,7 +279,7 @@ async def test_refusals_of_one_moment_are_one_refusal() -> None:
 @pytest.mark.parametrize("kind", GATES)
 @virtual_time
 async def test_each_route_has_its_own_pause(kind: EventKind) -> None:
-    """A refused list delays neither creates nor single reads, and so on around."""
+    """A refused list delays neither creates nor single reads; the same holds for the other routes."""
     async with loopback(task()) as server, opened(server) as session:
         session.gates[kind].close(50)
         calls: dict[EventKind, Callable[[], Any]] = {
@@ -295,8 +295,8 @@ async def test_each_route_has_its_own_pause(kind: EventKind) -> None:
 
 
 @virtual_time
-async def test_a_longer_wait_than_the_cap_is_refused_and_stops_nobody_for_a_day() -> None:
-    """The caller is told the wait, the next one may try after the cap."""
+async def test_a_wait_beyond_the_maximum_is_refused_and_does_not_block_later_calls() -> None:
+    """The error names the requested wait, and the next call is allowed after the maximum wait."""
     refused = refuses(1302, 429, Retry_After="86400")
     async with loopback(refused, task()) as server, opened(server) as session:
         with pytest.raises(RateLimited) as caught:
@@ -309,7 +309,7 @@ async def test_a_longer_wait_than_the_cap_is_refused_and_stops_nobody_for_a_day(
 @pytest.mark.parametrize("form", ["7.5", "date", "date without Date"])
 @virtual_time
 async def test_every_form_of_retry_after_is_obeyed(form: str) -> None:
-    """A fraction, a date by the service's clock, and a date by ours where the service tells none."""
+    """`Retry-After` may be a fraction or a date, by the service's clock or else by ours."""
     headers = {"Retry_After": "7.5" if form == "7.5" else formatdate(loop_clock() + 60, usegmt=True)}
     headers |= {"Date": formatdate(loop_clock(), usegmt=True)} if form == "date" else {}
     auth = StaticKey("api-key-kling-secret")
@@ -323,7 +323,7 @@ async def test_every_form_of_retry_after_is_obeyed(form: str) -> None:
 
 @virtual_time
 async def test_a_caller_at_the_gate_can_be_cancelled_and_has_sent_nothing() -> None:
-    """A job that waits for the rate limit can still be taken back."""
+    """A call that waits for the rate limit can be cancelled, and nothing is sent."""
     bodies: list[Body] = []
 
     def body() -> Body:
@@ -347,7 +347,7 @@ async def test_a_caller_at_the_gate_can_be_cancelled_and_has_sent_nothing() -> N
 @pytest.mark.parametrize("page", [b"<h1>Too large</h1>", b'{"error": "too large"}', b"[]"])
 @virtual_time
 async def test_a_page_under_4xx_is_a_refusal_at_once(status: int, page: bytes) -> None:
-    """It is never tried again: the error has the status and the first words."""
+    """An HTML page under 4xx is not retried; the error has its status and first words."""
     async with loopback(says(page, status)) as server, opened(server) as session:
         with pytest.raises(APIError) as caught:
             await session.read("/x/1", codec.decode_task)
@@ -357,7 +357,7 @@ async def test_a_page_under_4xx_is_a_refusal_at_once(status: int, page: bytes) -
 
 @virtual_time
 async def test_a_404_at_the_root_says_that_the_address_is_wrong() -> None:
-    """A base_url without the service behind it is the most common mistake of a set-up."""
+    """The error says that the `base_url` is probably wrong."""
     async with loopback(says(b"<h1>Not Found</h1>", 404)) as server, opened(server) as session:
         with pytest.raises(NotFound, match=f"base_url must be .*: {server.url} has no /v1/images/editing"):
             await session.read("/v1/images/editing/expand", codec.decode_tasks, params={"pageNum": 1})
@@ -371,7 +371,7 @@ async def test_a_404_at_the_root_says_that_the_address_is_wrong() -> None:
 
 @virtual_time
 async def test_a_service_never_reached_is_given_up_soon() -> None:
-    """Nobody listens at the address: tried for about `connect_timeout`, then the cause is told."""
+    """A refused first connection is retried for `connect_timeout`, and then its cause is raised."""
     async with opened(f"http://127.0.0.1:{nowhere()}") as session:
         with pytest.raises(TransportError, match="cannot be reached") as caught:
             await session.read("/x", codec.decode_task)
@@ -381,7 +381,7 @@ async def test_a_service_never_reached_is_given_up_soon() -> None:
 
 @virtual_time
 async def test_a_service_that_has_answered_is_waited_for() -> None:
-    """After the first answer a refused connection is an outage like any other, as long as `retry_timeout`."""
+    """After a first answer, a refused connection is retried for the whole `retry_timeout`."""
     async with loopback(task()) as server, opened(server) as session:
         await get(session)
         url, session._settings = (
@@ -397,7 +397,7 @@ async def test_a_service_that_has_answered_is_waited_for() -> None:
 
 @pytest.fixture
 def untrusted(tmp_path: Path) -> ssl.SSLContext:
-    """What a server needs to speak TLS with a certificate of its own making."""
+    """Return the TLS context of a server with a self-signed certificate."""
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
     subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
@@ -407,7 +407,7 @@ def untrusted(tmp_path: Path) -> ssl.SSLContext:
 
 
 async def test_an_untrusted_certificate_ends_the_first_try(untrusted: ssl.SSLContext) -> None:
-    """It does not become trusted by waiting, and the message says what is wrong with it."""
+    """An untrusted certificate is not retried, and the message says what is wrong with it."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=untrusted)
     async with server, opened(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}") as session:
         began = now()
@@ -417,7 +417,7 @@ async def test_an_untrusted_certificate_ends_the_first_try(untrusted: ssl.SSLCon
 
 
 def nowhere() -> int:
-    """A port where nobody listens."""
+    """Return the address of a port on which no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
@@ -429,7 +429,7 @@ def nowhere() -> int:
 
 @virtual_time
 async def test_a_fresh_request_never_takes_a_pooled_connection() -> None:
-    """What repeats a create whose connection broke does not meet another dead one, and leaves none behind."""
+    """The retry of a create uses a new connection, and leaves none in the pool."""
     async with loopback(task()) as server, opened(server) as session:
         body = partial(Body, b"{}")
         for fresh in (False, False, True, True, False):
@@ -480,7 +480,7 @@ TERRIBLE: dict[str, Step] = {
 @pytest.mark.parametrize("name", TERRIBLE)
 @virtual_time
 async def test_no_foreign_error_leaves(name: str, method: str) -> None:
-    """Whatever the network does, what comes out is ours, may be retried, and the session goes on."""
+    """Every network failure becomes a retryable error of ours, and the session stays usable."""
     body = partial(Body, b'{"image":"', None, b'"}') if method == "POST" else None
     async with loopback(*[TERRIBLE[name]] * 2, task()) as server, opened(server, read_timeout=5) as session:
         with pytest.raises((TransportError, ProtocolError)) as caught:
@@ -495,7 +495,7 @@ async def test_no_foreign_error_leaves(name: str, method: str) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @virtual_time
 async def test_no_redirect_is_followed(status: int) -> None:
-    """Credentials go to the API's origin and nowhere else, and a moved body is not sent again."""
+    """A redirect is not followed, so neither credentials nor the body go to another place."""
     async with loopback(task()) as elsewhere:
         moved = says(b"", status, Location=f"{elsewhere.url}/x?token=1")
         async with loopback(moved) as server, opened(server) as session:
@@ -509,7 +509,7 @@ async def test_no_redirect_is_followed(status: int) -> None:
 
 @virtual_time
 async def test_a_cookie_is_not_kept() -> None:
-    """No state between calls but the connection."""
+    """Cookies are not kept between calls."""
     async with loopback(task(Set_Cookie="a=b")) as server, opened(server) as session:
         await get(session)
         await get(session)
@@ -517,8 +517,8 @@ async def test_a_cookie_is_not_kept() -> None:
 
 
 @virtual_time
-async def test_nothing_is_reached_where_nobody_listens() -> None:
-    """A refused connection is certain not to have sent anything."""
+async def test_a_refused_connection_has_sent_nothing() -> None:
+    """A refused connection is reported as not sent."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         async with opened(f"http://127.0.0.1:{taken.getsockname()[1]}") as session:
@@ -532,7 +532,7 @@ async def test_nothing_is_reached_where_nobody_listens() -> None:
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photo of exactly the ten megabytes that are allowed."""
+    """Return a photo of exactly the allowed ten megabytes."""
     path = tmp_path_factory.mktemp("photos") / "big.jpg"
     whole = PHOTO.read_bytes()
     cut = whole.rindex(b"\xff\xd9")
@@ -541,7 +541,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pad(start: bytes, size: int) -> bytes:
-    """The beginning of a JPEG, made longer by *size* bytes of comments."""
+    """Return the beginning of a JPEG, extended by *size* bytes of comments."""
     parts = [start]
     while size:
         take = min(size, 65_000)
@@ -552,12 +552,12 @@ def pad(start: bytes, size: int) -> bytes:
 
 
 def photo_digest(path: Path) -> str:
-    """What the file holds, told without our own reader."""
+    """Return the digest of a file's content, computed without the SDK."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 async def json_of(photo: Photo, server: Loopback) -> Any:
-    """Send a photo and see what arrives."""
+    """Send a photo and return what arrives."""
     async with opened(server) as session:
         await post(session, partial(Body, b'{"image":"', photo, b'","n":1}'))
     request = server.requests[-1]
@@ -568,7 +568,7 @@ async def json_of(photo: Photo, server: Loopback) -> Any:
 
 @virtual_time
 async def test_ten_megabytes_arrive_whole(big: Path) -> None:
-    """With an exact Content-Length, and every byte in its place."""
+    """A photo of 10 MB arrives unchanged and with an exact Content-Length."""
     async with loopback(task()) as server:
         sent = await json_of(await load_photo(big), server)
         digest = hashlib.sha256(b64decode(sent["image"], validate=True)).hexdigest()
@@ -579,7 +579,7 @@ async def test_ten_megabytes_arrive_whole(big: Path) -> None:
 @pytest.mark.parametrize("source", [PHOTO, PHOTO.read_bytes(), "https://example.com/dog.png?a=b"])
 @virtual_time
 async def test_every_source_has_its_exact_length(source: Any) -> None:
-    """A path, bytes and a URL are announced and sent alike."""
+    """Paths, bytes and URLs are sent with an exact Content-Length."""
     async with loopback(task()) as server:
         sent = await json_of(await load_photo(source), server)
         expected = source if isinstance(source, str) else PHOTO.read_bytes()
@@ -588,7 +588,7 @@ async def test_every_source_has_its_exact_length(source: Any) -> None:
 
 @virtual_time
 async def test_a_body_is_sent_again_whole(big: Path) -> None:
-    """After a refused token the same bytes go out once more, not an empty body."""
+    """After a refused token the same complete body is sent again."""
     async with loopback(refuses(1004, 401), task()) as server, opened(server, pair()) as session:
         photo = await load_photo(big)
         await post(session, partial(Body, b'{"image":"', photo, b'"}'))
@@ -598,11 +598,11 @@ async def test_a_body_is_sent_again_whole(big: Path) -> None:
 
 @virtual_time
 async def test_a_photo_that_changes_is_not_sent(tmp_path: Path, big: Path) -> None:
-    """That is the photo's fault, not the network's, and no whole request left."""
+    """A photo that changes while it is sent raises `ImageError`, and no complete request is sent."""
     path = tmp_path / "photo.jpg"
     shutil.copyfile(big, path)
     photo = await load_photo(path)
-    with open(path, "r+b") as file:  # noqa: ASYNC230, PTH123 - nobody else is on this loop
+    with open(path, "r+b") as file:  # noqa: ASYNC230, PTH123 - nothing else runs on this loop
         file.seek(-100, 2)
         file.write(bytes(98))
     async with loopback(task()) as server, opened(server) as session:
@@ -611,7 +611,7 @@ async def test_a_photo_that_changes_is_not_sent(tmp_path: Path, big: Path) -> No
 
 
 async def sent(step: Step, photo: Photo | None) -> bool:
-    """What a failed create says about whether it can have arrived."""
+    """Return whether the error of a failed create says that it may have arrived."""
     async with loopback(step) as server, opened(server, create_timeout=5) as session:
         with pytest.raises(TransportError) as caught:
             await post(session, partial(Body, b'{"image":"', photo, b'"}'))
@@ -632,13 +632,13 @@ async def test_only_what_cannot_have_arrived_is_called_unsent(big: Path) -> None
 @pytest.mark.parametrize("step", [resets_early, resets_half_way, resets, closes, hangs])
 @virtual_time
 async def test_a_small_body_is_always_in_doubt(step: Step) -> None:
-    """It fits into one packet, so nobody can say how much of it was read."""
+    """A small body fits into one packet, so it always counts as possibly sent."""
     assert await sent(step, None) is True
 
 
 @virtual_time
 async def test_a_body_does_not_show_itself() -> None:
-    """A log of the request has its length and none of its megabytes."""
+    """A log of a request can show its length, but not its content."""
     body = Body(b'{"image":"', None, b'"}')
     with pytest.raises(TypeError):
         body.decode()
@@ -647,7 +647,7 @@ async def test_a_body_does_not_show_itself() -> None:
 
 @given(st.binary(min_size=1, max_size=50), st.binary(max_size=50), st.booleans())
 def test_a_body_is_as_long_as_it_says(head: bytes, tail: bytes, with_photo: bool) -> None:  # noqa: FBT001
-    """Whatever its parts: the same bytes each time, and `sent` only when the last are under way."""
+    """A body gives the same bytes each time, and is `sent` only once its last bytes are read."""
 
     async def check() -> None:
         photo = await load_photo(PHOTO.read_bytes()) if with_photo else None
@@ -670,7 +670,7 @@ def test_a_body_is_as_long_as_it_says(head: bytes, tail: bytes, with_photo: bool
 
 @virtual_time
 async def test_a_request_ends_at_the_deadline() -> None:
-    """Its time-out is the smaller of its own and what is left."""
+    """A request's time-out is the smaller of its own and the time left."""
     async with loopback(hangs) as server, opened(server, read_timeout=20) as session:
         with pytest.raises(TransportError, match="in time"):
             await get(session, deadline_at=now() + 3)
@@ -683,7 +683,7 @@ async def test_a_request_ends_at_the_deadline() -> None:
 
 @virtual_time
 async def test_a_create_has_time_for_its_body(big: Path) -> None:
-    """Ten megabytes on a slow line take longer than a query may."""
+    """A create with a large body has a longer time-out than a query."""
     photo = await load_photo(big)
     async with loopback(hangs) as server:
         async with opened(server, create_timeout=30, upload_speed=100_000) as session:
@@ -695,7 +695,7 @@ async def test_a_create_has_time_for_its_body(big: Path) -> None:
 
 @virtual_time
 async def test_no_request_is_made_after_the_deadline() -> None:
-    """Time that is up needs no server to tell so."""
+    """After the deadline the call fails without a request."""
     async with loopback(task()) as server, opened(server) as session:
         await asyncio.sleep(5)
         for deadline_at in (5.0, 1.0):
@@ -709,7 +709,7 @@ async def test_no_request_is_made_after_the_deadline() -> None:
 
 @virtual_time
 async def test_a_read_outlives_what_may_pass() -> None:
-    """A reset, a 5xx, a page of HTML, half an answer and a refusal in a row."""
+    """A read survives a reset, a 5xx, HTML, a truncated answer and a refusal in a row."""
     half = sends(OK + b"Content-Length: 500\r\n\r\n{", close=True)
     steps = resets, refuses(5001, 503), says(b"<html>"), half, refuses(1302, 429), says(b"", 502)
     async with loopback(*steps, task()) as server, opened(server) as session:
@@ -721,7 +721,7 @@ async def test_a_read_outlives_what_may_pass() -> None:
 @pytest.mark.parametrize("code", [1100, 1103, 1200, 1201, 1203, 1301, 1304])
 @virtual_time
 async def test_what_will_not_pass_is_asked_once(code: int) -> None:
-    """The same call would be refused again."""
+    """A permanent refusal is not retried."""
     async with loopback(refuses(code, 400)) as server, opened(server) as session:
         with pytest.raises(KlingError, match=str(code)):
             await session.read("/x", codec.decode_task)
@@ -729,8 +729,8 @@ async def test_what_will_not_pass_is_asked_once(code: int) -> None:
 
 
 @virtual_time
-async def test_a_read_is_given_up_after_its_budget() -> None:
-    """With ever longer waits, and with what was wrong last."""
+async def test_a_read_is_given_up_after_retry_timeout() -> None:
+    """Waits grow, and the last failure is raised after `retry_timeout`."""
     async with loopback(refuses(5000, 500)) as server, opened(server, retry_timeout=60) as session:
         with pytest.raises(ServerError):
             await session.read("/x", codec.decode_task)
@@ -740,8 +740,8 @@ async def test_a_read_is_given_up_after_its_budget() -> None:
 
 
 @virtual_time
-async def test_a_read_waits_as_long_as_it_is_told() -> None:
-    """`Retry-After` of a 503 is obeyed too, and never undercut."""
+async def test_a_read_obeys_retry_after() -> None:
+    """The `Retry-After` of a 503 is obeyed, and never shortened."""
     async with loopback(refuses(5001, 503, Retry_After="33"), task()) as server, opened(server) as session:
         await session.read("/x", codec.decode_task)
         first, second = server.times()
@@ -749,8 +749,8 @@ async def test_a_read_waits_as_long_as_it_is_told() -> None:
 
 
 @virtual_time
-async def test_a_wait_beyond_the_budget_is_not_begun() -> None:
-    """An hour is no retry."""
+async def test_a_wait_beyond_retry_timeout_is_not_begun() -> None:
+    """A `Retry-After` of an hour ends the retries."""
     async with loopback(refuses(5001, 503, Retry_After="3600")) as server, opened(server) as session:
         with pytest.raises(ServerError):
             await session.read("/x", codec.decode_task)
@@ -759,7 +759,7 @@ async def test_a_wait_beyond_the_budget_is_not_begun() -> None:
 
 @virtual_time
 async def test_a_read_is_over_at_its_deadline() -> None:
-    """No wait is begun that would end after it."""
+    """A wait that would end after the deadline is not started."""
     async with loopback(refuses(5000, 500)) as server, opened(server) as session:
         with pytest.raises(DeadlineExceeded):
             await session.read("/x", codec.decode_task, deadline_at=now() + 10)
@@ -772,7 +772,7 @@ async def test_a_read_is_over_at_its_deadline() -> None:
 
 @virtual_time
 async def test_a_closed_session_says_so() -> None:
-    """Before it is opened and after it was closed; also to who waits at its gate."""
+    """A call before opening, after closing or waiting during closing raises `ClientClosed`."""
     session = Session(Settings(), StaticKey("k"), rng=Random(1))
     with pytest.raises(ClientClosed):
         await get(session)
@@ -789,8 +789,8 @@ async def test_a_closed_session_says_so() -> None:
 
 
 @virtual_time
-async def test_who_is_under_way_at_the_end_is_told() -> None:
-    """Closing cuts a request off with an error of ours."""
+async def test_closing_ends_a_request_in_progress() -> None:
+    """A request in progress at closing raises an error of ours."""
     async with loopback(hangs) as server:
         async with opened(server) as session:
             waiting = asyncio.ensure_future(get(session))
@@ -800,7 +800,7 @@ async def test_who_is_under_way_at_the_end_is_told() -> None:
 
 
 def test_a_session_belongs_to_its_loop() -> None:
-    """Used from another one it refuses, instead of hanging."""
+    """A session used from another event loop raises instead of hanging."""
 
     async def enter() -> Session:
         return await Session(Settings(), StaticKey("k"), rng=Random(1)).__aenter__()
@@ -814,7 +814,7 @@ def test_a_session_belongs_to_its_loop() -> None:
 
 @virtual_time
 async def test_an_injected_session_stays_open() -> None:
-    """What is not ours is not closed by us, nor bent to its own habits."""
+    """An injected session is neither closed nor changed."""
     async with aiohttp.ClientSession(raise_for_status=True) as http, loopback(refuses(1200, 400)) as server:
         settings = Settings(base_url=server.url)
         async with Session(settings, StaticKey("k"), http=http, rng=Random(1)) as session:
@@ -827,7 +827,7 @@ async def test_an_injected_session_stays_open() -> None:
 
 @virtual_time
 async def test_our_own_session_is_closed() -> None:
-    """Nothing is left open."""
+    """The session that we opened is closed."""
     async with loopback(task()) as server:
         async with opened(server) as session:
             http = session.http
@@ -837,7 +837,7 @@ async def test_our_own_session_is_closed() -> None:
 
 @virtual_time
 async def test_requests_can_be_traced() -> None:
-    """`trace_configs` reach the session we make."""
+    """`trace_configs` reach the session that we open."""
     traced: list[str] = []
 
     async def on_start(_: Any, __: Any, params: aiohttp.TraceRequestStartParams) -> None:
@@ -854,7 +854,7 @@ async def test_requests_can_be_traced() -> None:
 
 @virtual_time
 async def test_a_cancelled_call_is_cancelled() -> None:
-    """Cancellation is no network failure, and leaves the session usable."""
+    """A cancellation is not converted to a network error, and the session stays usable."""
     async with loopback(hangs, task()) as server, opened(server) as session:
         waiting = asyncio.ensure_future(session.read("/x", codec.decode_task))
         await asyncio.sleep(1)
@@ -865,8 +865,8 @@ async def test_a_cancelled_call_is_cancelled() -> None:
 
 
 @virtual_time
-async def test_an_expired_token_is_told_apart() -> None:
-    """What is raised in the end says which refusal it was."""
+async def test_an_expired_token_is_distinguished() -> None:
+    """The final error says whether the token was expired."""
     async with loopback(refuses(1004, 401)) as server, opened(server, pair()) as session:
         with pytest.raises(TokenExpired):
             await get(session)

@@ -1,4 +1,4 @@
-"""Encoding of requests and decoding of answers, checked against the documented examples and arbitrary input."""
+"""Encoding of requests and decoding of answers, against the documented examples and arbitrary input."""
 
 import json
 from collections.abc import Callable
@@ -334,7 +334,7 @@ def test_no_depth_breaks_it(opening: str, depth: int, place: str) -> None:
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "9" * 5000])
 @pytest.mark.parametrize("name", ["code", "created_at", "task_id", "final_unit_deduction", "index"])
 def test_no_number_breaks_it(name: str, number: str) -> None:
-    """Numbers that are too large are read as absent."""
+    """Numbers beyond every bound give a task or an `APIError`."""
     image = {"index": 0, "url": "u"}
     data = {"task_id": "1", "task_status": "succeed", "task_result": {"images": [image]}}
     whole = {"code": 0, "data": data}
@@ -506,7 +506,7 @@ def test_the_code_counts_before_the_status(status: int, code: int, kind: type[AP
         ("", BadRequest),
     ],
 )
-def test_the_two_meanings_of_1201_are_distinguished_by_the_message(message: str, kind: type[APIError]) -> None:
+def test_the_message_distinguishes_the_two_meanings_of_1201(message: str, kind: type[APIError]) -> None:
     """The two meanings of 1201 are distinguished by the message; both come as HTTP 400."""
     with pytest.raises(BadRequest) as caught:
         codec.decode_task(answer(None, 400, code=1201, message=message))

@@ -25,7 +25,7 @@ CLIENTS: list[dict[str, Any]] = [
 
 
 def test_the_scanner_finds_secrets() -> None:
-    """The scanner finds a secret in a message, in its arguments and in a traceback, and keeps no other record."""
+    """The scanner keeps a record with a secret in its message, arguments or traceback, and no other."""
     handler = SecretScanner()
     logger = logging.getLogger("a logger of its own")
     logger.propagate = False  # or the fixture would find it, too

@@ -2,6 +2,7 @@
 
     python -m benchmarks.chaos --jobs 2000 --kills 20 --faults 0.10 --seed 1
     python -m benchmarks.chaos --baseline naive
+    python -m benchmarks.chaos --jobs 400 --kills 6 --harsh
 
 All parts are real processes: an emulator with its state in SQLite, and a script (`benchmarks.chaos_worker`)
 that runs all jobs through a proxy (`benchmarks.proxy`), which injects faults into a share of the requests.
@@ -14,6 +15,26 @@ its file, and its tasks are compared with the files of the script:
     due         units that one task for each job costs
     verified    jobs whose file equals the one that the service serves, byte for byte
     lost        all other jobs
+    repeated    duplicates that have one task from before the journal was deleted and one from after it
+
+With ``--harsh`` half of the faults are answers that come after 70 s, a task can be looked up by its
+`external_task_id` only 30 s after its create, and the script's clock goes back an hour at each restart. Three
+runs follow one another:
+
+=============  =================  ==================  =================================================
+journal        ids are unique     delayed creates     goal
+=============  =================  ==================  =================================================
+kept           no                 after up to 2 s     no duplicates, none lost
+deleted once   yes                after up to 70 s    no duplicates, none lost
+deleted once   no                 after up to 2 s     none lost, and no duplicates that are not repeated
+=============  =================  ==================  =================================================
+
+In the last run neither side remembers what was created, so the script creates the jobs of before again. In
+the first and last run a create that takes effect after the script has waited for it cannot be told from one
+that never does. Hence their delays are short.
+
+``--scale 10`` divides the 70 s, the 30 s and the script's `create_timeout` of 30 s by ten, so the runs take
+less time at the same proportions. All other seconds stay as they are, the 5 s of `APPEAR_TIMEOUT` too.
 """
 
 import argparse
@@ -28,13 +49,16 @@ from random import Random
 from typing import Any
 
 import aiohttp
-from attrs import frozen
+from attrs import evolve, frozen
 
 from benchmarks.chaos_worker import photo, picture, prompt
 from benchmarks.processes import Emulator, Process
-from benchmarks.proxy import Proxy
+from benchmarks.proxy import DELAYS, HARSH_KINDS, KINDS, Proxy
 
 UNITS = 8  # price of one picture
+CREATE_TIMEOUT = 30.0  # seconds, the SDK's default
+SLOW, LOOKUP_LAG = 70.0, 30.0  # seconds, under harsh conditions
+CLOCK_STEP = 3600.0  # seconds by which the script's clock goes back at each restart
 
 
 @frozen(kw_only=True)
@@ -48,7 +72,9 @@ class Conditions:
     seed: int
     baseline: str | None
     unique: bool
-    delete_journal: bool
+    delete_journal: str
+    harsh: bool
+    scale: float
     slots: int
     work_seconds: float
     timeout: float
@@ -58,6 +84,26 @@ class Conditions:
         """Return sorted shares of the whole work at which *target* is killed."""
         rng = Random(f"{self.seed} {target}")
         return sorted(rng.uniform(0.01, 0.95) for _ in range(count))
+
+
+def harsh_runs(conditions: Conditions) -> list[Conditions]:
+    """Return the conditions of the three harsh runs, each with a folder of its own."""
+    kinds = [("kept", False, "never"), ("unique", True, "once"), ("deleted", False, "once")]
+    return [
+        evolve(conditions, folder=conditions.folder / name, unique=unique, delete_journal=delete)
+        for name, unique, delete in kinds
+    ]
+
+
+def network(conditions: Conditions, upstream: str) -> Proxy:
+    """Return the proxy for these conditions."""
+    common: dict[str, Any] = {"probability": conditions.faults, "seed": conditions.seed}
+    if not conditions.harsh:
+        return Proxy(upstream, kinds=KINDS, **common)
+    slow = SLOW / conditions.scale
+    delays = (DELAYS[0], slow if conditions.unique else DELAYS[1])
+    lag = LOOKUP_LAG / conditions.scale
+    return Proxy(upstream, kinds=HARSH_KINDS, delays=delays, slow=slow, lookup_lag=lag, **common)
 
 
 def emulator(conditions: Conditions) -> Emulator:
@@ -73,6 +119,7 @@ class Run:
     def __init__(self, conditions: Conditions, service: Emulator, proxy: Proxy) -> None:
         self.conditions = conditions
         self.kills = self.emulator_kills = 0
+        self.deleted_at: float | None = None  # Unix seconds of the last deletion of the journal
         self._service = service
         self._proxy = proxy
         script = conditions.baseline or "sdk"
@@ -100,11 +147,20 @@ class Run:
             while not await self._killed(due):
                 pass  # the script ended by itself before it was due
             self.kills += 1
-            if self.conditions.delete_journal:
-                for file in self.conditions.folder.glob("run.db*"):
-                    file.unlink()
+            middle = self.kills == (self.conditions.kills + 1) // 2
+            if self.conditions.delete_journal == "always" or (
+                self.conditions.delete_journal == "once" and middle
+            ):
+                await self._delete_journal()
         while await (await self._start()).wait() != 0:
             pass
+
+    async def _delete_journal(self) -> None:
+        """Delete the journal once each task of the killed script exists, so that `repeated` is exact."""
+        await self._proxy.idle()
+        for file in self.conditions.folder.glob("run.db*"):
+            file.unlink()
+        self.deleted_at = time.time()
 
     async def _killed(self, due: asyncio.Task[None]) -> bool:
         """Start the script, kill it when *due* is done, and return whether it was still running."""
@@ -116,9 +172,12 @@ class Run:
     async def _start(self) -> asyncio.subprocess.Process:
         """Start the script; the SDK signs its own tokens, and the naive script has a static key."""
         names = ("api_key",) if self.conditions.baseline else ("access_key", "secret_key")
-        return await self._script.start(
-            **{f"KLING_{name.upper()}": self._service.keys[name] for name in names}
-        )
+        keys = {f"KLING_{name.upper()}": self._service.keys[name] for name in names}
+        options: list[object] = []
+        if self.conditions.harsh:
+            options += ["--create-timeout", CREATE_TIMEOUT / self.conditions.scale]
+            options += ["--clock-back", CLOCK_STEP * self.kills]
+        return await self._script.start(*options, **keys)
 
     async def _kill_service(self) -> None:
         rng = Random(f"{self.conditions.seed} downtimes")
@@ -135,7 +194,7 @@ class Run:
         await asyncio.sleep(seconds)
 
 
-async def audit(conditions: Conditions, url: str) -> dict[str, int]:
+async def audit(conditions: Conditions, url: str, deleted_at: float | None) -> dict[str, int]:
     """Compare the tasks of the service with the files on disk."""
     async with aiohttp.ClientSession(url, raise_for_status=True) as http:
         # Running tasks are billed when they end.
@@ -145,7 +204,7 @@ async def audit(conditions: Conditions, url: str) -> dict[str, int]:
             tasks = (await response.json())["data"]
         of_job = defaultdict(list)
         for task in tasks:
-            of_job[task["prompt"]].append(task["task_id"])
+            of_job[task["prompt"]].append(task)
         semaphore = asyncio.Semaphore(8)
 
         async def verified(number: int) -> bool:
@@ -153,8 +212,8 @@ async def audit(conditions: Conditions, url: str) -> dict[str, int]:
             if not file.exists():
                 return False
             digest = hashlib.sha256(file.read_bytes()).digest()
-            for task_id in of_job[prompt(number)]:
-                async with semaphore, http.get(f"/files/{task_id}/0.png") as served:
+            for task in of_job[prompt(number)]:
+                async with semaphore, http.get(f"/files/{task['task_id']}/0.png") as served:
                     if hashlib.sha256(await served.read()).digest() == digest:
                         return True
             return False
@@ -163,7 +222,8 @@ async def audit(conditions: Conditions, url: str) -> dict[str, int]:
     return {
         "jobs": conditions.jobs,
         "created": len(tasks),
-        "duplicates": sum(len(task_ids) > 1 for task_ids in of_job.values()),
+        "duplicates": sum(len(made) > 1 for made in of_job.values()),
+        "repeated": sum(_repeated(made, deleted_at) for made in of_job.values()),
         "lost": conditions.jobs - good,
         "billed": account["units_billed"],
         "due": UNITS * conditions.jobs,
@@ -171,22 +231,30 @@ async def audit(conditions: Conditions, url: str) -> dict[str, int]:
     }
 
 
+def _repeated(made: list[dict[str, Any]], deleted_at: float | None) -> bool:
+    """Return whether two tasks of a job are one from before the deletion and one from after it."""
+    if deleted_at is None or len(made) != 2:
+        return False
+    return [task["created_at"] < deleted_at for task in made].count(True) == 1
+
+
 async def chaos(conditions: Conditions) -> dict[str, Any]:
     """Run everything and return the figures."""
     from PIL import Image  # in the same extra as the emulator
 
+    conditions.folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (750, 300), (90, 120, 160)).save(photo(conditions.folder))
     service = emulator(conditions)
     begin = time.monotonic()
     try:
         await service.start()
-        async with Proxy(service.url, probability=conditions.faults, seed=conditions.seed) as proxy:
+        async with network(conditions, service.url) as proxy:
             run = Run(conditions, service, proxy)
             finished = await run.finish()
             seconds = time.monotonic() - begin
         await service.kill()  # the audit uses only the state on disk
         await service.start()
-        numbers = await audit(conditions, service.url)
+        numbers = await audit(conditions, service.url, run.deleted_at)
     finally:
         await service.kill()
     return numbers | {
@@ -197,6 +265,7 @@ async def chaos(conditions: Conditions) -> dict[str, Any]:
         "baseline": conditions.baseline,
         "unique": conditions.unique,
         "delete_journal": conditions.delete_journal,
+        "harsh": conditions.harsh,
         "finished": finished,
         "seconds": round(seconds, 1),
         "seconds_with_audit": round(time.monotonic() - begin, 1),
@@ -221,7 +290,16 @@ def _parser() -> argparse.ArgumentParser:
         default="on",
         help="whether the service refuses an id that it knows (default: on)",
     )
-    parser.add_argument("--delete-journal", action="store_true", help="delete the journal after each kill")
+    parser.add_argument(
+        "--delete-journal",
+        choices=["never", "once", "always"],
+        default="never",
+        help="delete the journal after no kill, the middle one or each (default: never)",
+    )
+    parser.add_argument("--harsh", action="store_true", help="make the three harsh runs")
+    parser.add_argument(
+        "--scale", type=float, default=10.0, help="divisor of the seconds of --harsh (default: 10)"
+    )
     parser.add_argument("--slots", type=int, default=64, help="slots of the account (default: 64)")
     parser.add_argument("--work-seconds", type=float, default=0.5, help="seconds of a task (default: 0.5)")
     parser.add_argument("--timeout", type=float, default=540.0, help="seconds of the run (default: 540)")
@@ -231,7 +309,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _conditions(options: argparse.Namespace, folder: Path) -> Conditions:
-    folder.mkdir(parents=True, exist_ok=True)
     given = {k: v for k, v in vars(options).items() if k not in {"json", "folder", "unique"}}
     if given["emulator_kills"] is None:
         given["emulator_kills"] = given["kills"] // 5
@@ -239,15 +316,20 @@ def _conditions(options: argparse.Namespace, folder: Path) -> Conditions:
 
 
 def main() -> int:
-    """Run once and print the results; return 0 if no job was paid twice or lost, else 1."""
+    """Run and print the results; return 0 if no job was lost or paid twice without need, else 1."""
     options = _parser().parse_args()
+    bad = 0
     with tempfile.TemporaryDirectory() as temporary:
-        found = asyncio.run(chaos(_conditions(options, options.folder or Path(temporary))))
-    if not options.json:
-        print(f"{found['jobs']} jobs, {found['kills']} kills: {found['duplicates']} paid twice,", end=" ")
-        print(f"{found['lost']} lost, {found['verified']} verified in {found['seconds']} s")
-    print(json.dumps(found))
-    return 1 if found["duplicates"] or found["lost"] else 0
+        conditions = _conditions(options, options.folder or Path(temporary))
+        for each in harsh_runs(conditions) if options.harsh else [conditions]:
+            found = asyncio.run(chaos(each))
+            if not options.json:
+                print(f"{found['jobs']} jobs, {found['kills']} kills:", end=" ")
+                print(f"{found['duplicates']} paid twice ({found['repeated']} repeated),", end=" ")
+                print(f"{found['lost']} lost, {found['verified']} verified in {found['seconds']} s")
+            print(json.dumps(found), flush=True)
+            bad += found["duplicates"] - found["repeated"] + found["lost"]
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """A script that expands many photos and is restarted after each crash, with or without the SDK.
 
-    python -m benchmarks.chaos_worker {sdk|naive} URL FOLDER JOBS SLOTS
+    python -m benchmarks.chaos_worker {sdk|naive} URL FOLDER JOBS SLOTS [--create-timeout S] [--clock-back S]
 
 `sdk` is `kling.map` with a journal. `naive` is a typical script without an SDK: it retries after each error,
 polls, saves, and skips files that exist. The exit code is 0 if the script believes that all pictures are
-saved.
+saved. With ``--clock-back`` the clock of the SDK is that many seconds behind the real one.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import base64
 import json
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -46,11 +47,12 @@ def photo(folder: Path) -> Path:
 # ---------------------------------------------------------------------------- with the SDK
 
 
-async def with_sdk(url: str, folder: Path, jobs: int, slots: int) -> int:
+async def with_sdk(given: argparse.Namespace) -> int:
     """Expand and save all jobs with the SDK and return the number of failures."""
+    folder: Path = given.folder
     requests = (
         ExpandRequest(photo(folder), Ratios(right=2.0), prompt=prompt(number), key=f"job-{number}")
-        for number in range(jobs)
+        for number in range(given.jobs)
     )
     failures = 0
     semaphore = asyncio.Semaphore(SAVES)
@@ -65,9 +67,15 @@ async def with_sdk(url: str, folder: Path, jobs: int, slots: int) -> int:
         finally:
             semaphore.release()
 
-    journal = folder / "run.db"
     async with (
-        KlingClient(base_url=url, journal=journal, run="chaos", max_in_flight=slots) as kling,
+        KlingClient(
+            base_url=given.url,
+            journal=folder / "run.db",
+            run="chaos",
+            max_in_flight=given.slots,
+            create_timeout=given.create_timeout,
+            clock=lambda: time.time() - given.clock_back,
+        ) as kling,
         asyncio.TaskGroup() as saves,
     ):
         async for outcome in kling.map(requests):
@@ -83,13 +91,14 @@ async def with_sdk(url: str, folder: Path, jobs: int, slots: int) -> int:
 # ---------------------------------------------------------------------------- without the SDK
 
 
-async def naive(url: str, folder: Path, jobs: int, slots: int) -> int:
+async def naive(given: argparse.Namespace) -> int:
     """Expand and save all jobs without the SDK and return the number of failures."""
+    folder: Path = given.folder
     image = base64.b64encode(photo(folder).read_bytes()).decode()
     token = {"Authorization": f"Bearer {os.environ['KLING_API_KEY']}"}
-    semaphore = asyncio.Semaphore(slots)
+    semaphore = asyncio.Semaphore(given.slots)
 
-    async with aiohttp.ClientSession(base_url=url, headers=token) as http:
+    async with aiohttp.ClientSession(base_url=given.url, headers=token) as http:
 
         async def call(method: str, path: str, **options: Any) -> dict[str, Any]:
             async with http.request(method, path, **options) as response:
@@ -114,7 +123,7 @@ async def naive(url: str, folder: Path, jobs: int, slots: int) -> int:
             data = await _retry(lambda: fetch(task["task_result"]["images"][0]["url"]))
             picture(folder, number).write_bytes(data)
 
-        missing = [number for number in range(jobs) if not picture(folder, number).exists()]
+        missing = [number for number in range(given.jobs) if not picture(folder, number).exists()]
         errors = await asyncio.gather(*map(expand, missing), return_exceptions=True)
     for number, error in zip(missing, errors, strict=True):
         if error is not None:
@@ -149,10 +158,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("jobs", type=int)
     parser.add_argument("slots", type=int)
-    options = parser.parse_args()
-    picture(options.folder, 0).parent.mkdir(exist_ok=True)
-    script = SCRIPTS[options.script]
-    return 1 if asyncio.run(script(options.url, options.folder, options.jobs, options.slots)) else 0
+    parser.add_argument("--create-timeout", type=float, default=30.0)
+    parser.add_argument("--clock-back", type=float, default=0.0)
+    given = parser.parse_args()
+    picture(given.folder, 0).parent.mkdir(exist_ok=True)
+    return 1 if asyncio.run(SCRIPTS[given.script](given)) else 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """An HTTP proxy that injects network faults at random, reproducibly for a given seed.
 
 It uses HTTP/1.1 on loopback and does not interpret what it forwards. Which fault a request gets depends only
-on the seed and on the number of the request within its route.
+on the seed and on the number of the request within its route. The lookups of a task can also lag behind its
+create, as those of a service that answers them from a replica.
 """
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 from collections import Counter
@@ -28,12 +30,15 @@ RESET_AFTER = "reset_after"  # forwarded, connection reset instead of the respon
 ERROR_AFTER = "error_after"  # forwarded, 500 instead of the response
 HTML_AFTER = "html_after"  # forwarded, an HTML page with status 200 instead of the response
 TRUNCATE = "truncate"  # forwarded, connection closed in the middle of the response
+SLOW = "slow"  # forwarded at once, answered normally after `slow` seconds
 KINDS = (
     RESET, UNAVAILABLE, HTML, RATE_LIMIT, RESET_EARLY, DELAY, RESET_AFTER, ERROR_AFTER, HTML_AFTER, TRUNCATE
 )  # fmt: skip
+HARSH_KINDS = (*KINDS, *[SLOW] * len(KINDS))  # half of the faults are slow answers
 
 DELAYS = (0.1, 2.0)  # seconds, least and most; the SDK waits longer before it repeats a create
 _PAGE = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
+_EXTERNAL_TASK_ID = re.compile(rb'"external_task_id":\s*"([^"]+)"')
 _HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "te", "upgrade"})
 
 
@@ -72,7 +77,8 @@ class Response:
 class Proxy:
     """A proxy from `url` to `upstream` that injects a fault into each request with a *probability*.
 
-    *delays* are the least and the most seconds of a delayed request.
+    *delays* are the least and the most seconds of a delayed request, and *slow* those of a slow answer. For
+    *lookup_lag* seconds after its create a task cannot be found by its `external_task_id`.
     """
 
     def __init__(
@@ -83,6 +89,8 @@ class Proxy:
         seed: int,
         kinds: Sequence[str] = KINDS,
         delays: tuple[float, float] = DELAYS,
+        slow: float = 0.0,
+        lookup_lag: float = 0.0,
     ) -> None:
         self.upstream = upstream
         self.url = ""
@@ -93,6 +101,9 @@ class Proxy:
         self._seed = seed
         self._kinds = kinds
         self._delays = delays
+        self._slow = slow
+        self._lookup_lag = lookup_lag
+        self._created_at: dict[str, float] = {}  # by external_task_id, where lookups lag
         self._rngs: dict[str, Random] = {}
         self._delayed: set[asyncio.Task[Response]] = set()
         self._connections: set[asyncio.StreamWriter] = set()
@@ -112,8 +123,7 @@ class Proxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        while self._delayed:  # forward the delayed requests first
-            await asyncio.wait(self._delayed)
+        await self.idle()
         for writer in self._connections:
             writer.close()
         await self._http.close()
@@ -122,6 +132,11 @@ class Proxy:
         """Wait until the service has answered *count* creates and pictures."""
         async with self._progress:
             await self._progress.wait_for(lambda: self._done >= count)
+
+    async def idle(self) -> None:
+        """Wait until all delayed requests are forwarded."""
+        while self._delayed:
+            await asyncio.wait(self._delayed)
 
     # ------------------------------------------------------------------ one connection
 
@@ -167,6 +182,10 @@ class Proxy:
         if kind in {RESET_AFTER, ERROR_AFTER, HTML_AFTER, TRUNCATE}:
             response = await self._forward(request)
             return response if kind == TRUNCATE else instead
+        if kind == SLOW:
+            response = await self._forward(request)
+            await asyncio.sleep(self._slow)
+            return response
         return instead
 
     async def _later(self, seconds: float, request: Request) -> Response:
@@ -175,6 +194,8 @@ class Proxy:
 
     async def _forward(self, request: Request) -> Response:
         """Return the service's response, or that of a gateway that cannot reach the service."""
+        if self._lags(request):
+            return _NOT_FOUND
         try:
             async with self._http.request(
                 request.method,
@@ -192,7 +213,19 @@ class Proxy:
             async with self._progress:
                 self._done += 1
                 self._progress.notify_all()
+        if reply.status == 200 and request.method == "POST":
+            self._created(request)
         return Response(reply.status, body, headers)
+
+    def _created(self, request: Request) -> None:
+        found = _EXTERNAL_TASK_ID.search(request.body) if self._lookup_lag else None
+        if found:
+            self._created_at.setdefault(found[1].decode(), asyncio.get_running_loop().time())
+
+    def _lags(self, request: Request) -> bool:
+        """Return whether the request looks up a task that lookups do not show yet."""
+        created_at = self._created_at.get(request.path.rpartition("/")[2])
+        return created_at is not None and asyncio.get_running_loop().time() < created_at + self._lookup_lag
 
 
 async def _read(reader: asyncio.StreamReader) -> Request | None:
@@ -221,6 +254,7 @@ def _envelope(status: int, code: int, message: str) -> Response:
     return Response(status, body, {"Content-Type": "application/json"})
 
 
+_NOT_FOUND = _envelope(400, 1201, "Task not found by id/external id")
 _INSTEAD = {
     UNAVAILABLE: _envelope(503, 5001, "the service is being maintained"),
     HTML: Response(502, _PAGE, {"Content-Type": "text/html"}),

@@ -20,6 +20,10 @@ TINY = {
         ["--runs", "1", "--futures", "1000", "--jobs", "1000"],
         {"bytes_per_future", "map_growth_mb", "upload_growth_mb"},
     ),
+    "open_tasks": (
+        ["--runs", "1", "--few", "20", "--many", "200", "--events", "200"],
+        {"ratios", "microseconds"},
+    ),
     "overhead": (["--runs", "1", "--calls", "20", "--photo", "1000"], {"ratio", "calls"}),
     "schedules": (["--runs", "1", "--tasks", "650"], {"worst_ratio", "distributions", "limit"}),
     "throughput": (["--runs", "1", "--jobs", "3", "--in-flight", "2"], {"ratio", "clients"}),

@@ -1,5 +1,6 @@
 """The chaos benchmark: no job is paid twice or lost, and the faults of its proxy are what they claim."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,18 +13,25 @@ from support.raw_server import Loopback, loopback, says
 
 from benchmarks import proxy
 from benchmarks.proxy import Proxy
+from kling_expand.testing import virtual_time
 
 ROOT = Path(__file__).parent.parent
-FORWARDED = set(proxy.KINDS) - {proxy.RESET, proxy.UNAVAILABLE, proxy.HTML, proxy.RATE_LIMIT}
+FORWARDED = {*proxy.KINDS, proxy.SLOW} - {proxy.RESET, proxy.UNAVAILABLE, proxy.HTML, proxy.RATE_LIMIT}
+
+
+def runs(*options: object) -> list[dict[str, Any]]:
+    """Return the figures of the runs of one command, in new processes."""
+    command = [sys.executable, "-m", "benchmarks.chaos", "--json", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() or [done.stderr]]
+    bad = [each["duplicates"] - each["repeated"] + each["lost"] for each in found]
+    assert done.returncode == any(bad)
+    return found
 
 
 def chaos(*options: object) -> dict[str, Any]:
-    """Return the figures of a run in new processes."""
-    command = [sys.executable, "-m", "benchmarks.chaos", "--json", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    (line,) = done.stdout.splitlines() or [done.stderr]
-    numbers: dict[str, Any] = json.loads(line)
-    assert done.returncode == bool(numbers["duplicates"] or numbers["lost"])
+    """Return the figures of one run."""
+    (numbers,) = runs(*options)
     return numbers
 
 
@@ -35,6 +43,26 @@ def test_nothing_is_paid_twice_and_nothing_lost(tmp_path: Path) -> None:
     assert (found["created"], found["verified"], found["billed"], found["due"]) == (200, 200, 1600, 1600)
     assert (found["kills"], found["emulator_kills"], found["finished"]) == (5, 1, True)
     assert found["faults"]["total"] > 20
+
+
+def test_harsh_conditions_cost_nothing_but_what_no_side_remembers() -> None:
+    """Slow creates, late lookups, a clock set back and a deleted journal pay no job twice and lose none.
+
+    Only where the journal is deleted and the service accepts an id again are jobs repeated, each once.
+    """
+    kept, unique, deleted = runs(
+        *("--harsh", "--jobs", 24, "--kills", 2, "--seed", 7, "--faults", 0.3),
+        *("--scale", 30, "--work-seconds", 0.2),
+    )
+    assert [each["unique"] for each in (kept, unique, deleted)] == [False, True, False]
+    for each in (kept, unique):
+        assert (each["created"], each["duplicates"], each["lost"], each["finished"]) == (24, 0, 0, True)
+    assert (deleted["lost"], deleted["finished"], deleted["duplicates"]) == (0, True, deleted["repeated"])
+    assert deleted["created"] == 24 + deleted["repeated"]
+    assert deleted["repeated"] > 0
+    for each in (kept, unique, deleted):
+        assert each["kills"] == 2
+        assert each["faults"]["slow"] > 0
 
 
 def test_a_naive_script_pays_twice_or_loses() -> None:
@@ -60,13 +88,13 @@ async def fate(kind: str, service: Loopback, method: str = "GET") -> tuple[int, 
     return received
 
 
-@pytest.mark.parametrize("kind", proxy.KINDS)
+@pytest.mark.parametrize("kind", [*proxy.KINDS, proxy.SLOW])
 async def test_a_fault_forwards_the_request_or_not(kind: str) -> None:
     """A fault that forwards sends the request once and complete; the others do not send it."""
     async with loopback(says(b"0123456789")) as service:
         received = await fate(kind, service, "POST")
         assert [b"body"] * (kind in FORWARDED) == [each.body for each in service.requests]
-    if kind == proxy.DELAY:
+    if kind in {proxy.DELAY, proxy.SLOW}:
         assert received == (200, b"0123456789")
     elif kind in {proxy.RESET, proxy.RESET_EARLY, proxy.RESET_AFTER, proxy.TRUNCATE}:
         assert received is None
@@ -107,6 +135,43 @@ async def test_a_service_that_is_down_is_a_bad_gateway() -> None:
         http.get(between.url) as answer,
     ):
         assert answer.status == 502
+
+
+async def test_a_slow_answer_comes_after_its_effect() -> None:
+    """The service has the request at once, and the client its response only after the given seconds."""
+    async with (
+        loopback(says(b"answer")) as service,
+        Proxy(service.url, probability=1, seed=1, kinds=[proxy.SLOW], slow=60) as between,
+        aiohttp.ClientSession() as http,
+    ):
+        waiting = asyncio.create_task(http.post(between.url, data=b"body"))
+        await between.reached(1)
+        assert [each.body for each in service.requests] == [b"body"]
+        assert not waiting.done()
+        waiting.cancel()
+
+
+@virtual_time
+async def test_a_lookup_lags_behind_its_create() -> None:
+    """A new task cannot be found by its external id for a while, but by its own id and by others."""
+    create = b'{"external_task_id": "new"}'
+    async with (
+        loopback(says(b"{}")) as service,
+        Proxy(service.url, probability=0, seed=1, lookup_lag=30) as between,
+        aiohttp.ClientSession(between.url) as http,
+    ):
+
+        async def status(name: str) -> int:
+            async with http.get(f"/tasks/{name}") as answer:
+                return answer.status
+
+        async with http.post("/tasks", data=create):
+            pass
+        assert [await status(name) for name in ("new", "other", "17")] == [400, 200, 200]
+        await asyncio.sleep(29)
+        assert await status("new") == 400
+        await asyncio.sleep(1.5)
+        assert await status("new") == 200
 
 
 async def test_the_same_seed_injects_the_same_faults() -> None:

@@ -12,7 +12,7 @@ from kling_expand.testing import virtual_time
 
 
 def numbered(count: int) -> Iterator[ExpandRequest]:
-    """Requests that can be told apart by their prompts."""
+    """Requests that are distinguished by their prompts."""
     return (ExpandRequest("photo.png", Ratios(up=0.5), str(i)) for i in range(count))
 
 

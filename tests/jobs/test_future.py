@@ -1,4 +1,4 @@
-"""Task futures: snapshots of any source in any order, for any number of awaiters."""
+"""Task futures: snapshots from any source and in any order, for any number of awaiters."""
 
 import asyncio
 import copy
@@ -38,45 +38,45 @@ LADDER = [SUBMITTED, STRANGE, PROCESSING]
 
 
 def before(end: Task) -> list[Task]:
-    """What may be told of a task before this."""
+    """Return the snapshots that may be delivered before *end*."""
     return [each for each in LADDER if end.status in NEXT[each.status]]
 
 
 stories = st.sampled_from([SUCCEED, FAILED, *LADDER]).flatmap(
-    lambda end: st.lists(st.sampled_from([*before(end), end])).map(lambda told: [*told, end])
+    lambda end: st.lists(st.sampled_from([*before(end), end])).map(lambda snapshots: [*snapshots, end])
 )
 
 
 async def soon(awaitable: Awaitable[Any]) -> asyncio.Future[Any]:
-    """A task of its own for this, which has begun to wait."""
+    """Return an asyncio task that has begun to wait for *awaitable*."""
     begun = asyncio.ensure_future(awaitable)
     await asyncio.sleep(0)
     return begun
 
 
 async def read(future: TaskFuture) -> list[Task]:
-    """Every snapshot that an iteration gives."""
+    """Return every snapshot of an iteration."""
     return [task async for task in future]
 
 
 async def outcome(future: TaskFuture) -> ExpandResult:
-    """What `await` gives, as a coroutine."""
+    """Await the future in a coroutine."""
     return await future
 
 
-# ------------------------------------------------------------------ news
+# ------------------------------------------------------------------ snapshots
 
 
 @given(stories, st.randoms(use_true_random=False))
-def test_any_order_of_news_ends_in_the_same_state(told: list[Task], chance: Any) -> None:
-    """Late, repeated and shuffled snapshots: the newest stays, and nobody ever sees a step back."""
+def test_any_order_of_snapshots_ends_in_the_same_state(snapshots: list[Task], chance: Any) -> None:
+    """Whatever the order of the snapshots, the newest is kept and no step goes back."""
 
     async def check() -> None:
         future = TaskFuture("dog")
         steps = []
-        end = told[-1]
-        chance.shuffle(told)
-        for task in told:
+        end = snapshots[-1]
+        chance.shuffle(snapshots)
+        for task in snapshots:
             known = future.task
             if future.record.deliver(task):
                 steps.append(task.status)
@@ -90,12 +90,12 @@ def test_any_order_of_news_ends_in_the_same_state(told: list[Task], chance: Any)
 
 
 @given(stories)
-def test_repeated_news_is_no_news(told: list[Task]) -> None:
-    """Told by a poll and by a callback, a snapshot counts once."""
+def test_a_repeated_snapshot_counts_once(snapshots: list[Task]) -> None:
+    """A snapshot that a poll and a callback both deliver counts once."""
 
     async def check() -> None:
         future = TaskFuture("dog")
-        for task in told:
+        for task in snapshots:
             future.record.deliver(task)
             assert future.record.deliver(copy.copy(task)) is False
 
@@ -103,7 +103,7 @@ def test_repeated_news_is_no_news(told: list[Task]) -> None:
 
 
 @virtual_time
-async def test_foreign_news_is_ignored() -> None:
+async def test_a_snapshot_of_another_task_is_ignored() -> None:
     """A snapshot of another task changes nothing."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
@@ -113,7 +113,7 @@ async def test_foreign_news_is_ignored() -> None:
 
 @virtual_time
 async def test_the_end_is_the_end() -> None:
-    """Neither news nor failure changes an outcome that was given to somebody."""
+    """Neither a snapshot nor a failure changes an outcome that has been set."""
     future = TaskFuture("dog")
     future.record.deliver(SUCCEED)
     assert future.record.deliver(FAILED) is False
@@ -122,7 +122,7 @@ async def test_the_end_is_the_end() -> None:
     assert (await future).task == SUCCEED
 
     lost = TaskFuture("dog")
-    lost.record.fail(SubmissionUnknown("nobody knows"))
+    lost.record.fail(SubmissionUnknown("no answer came"))
     assert lost.record.deliver(SUCCEED) is False
     lost.record.fail(KlingError("again"))
     with pytest.raises(SubmissionUnknown):
@@ -131,7 +131,7 @@ async def test_the_end_is_the_end() -> None:
 
 @virtual_time
 async def test_an_undocumented_word_ends_nothing() -> None:
-    """A wait goes on over words that nobody has documented."""
+    """An undocumented status does not end a wait."""
     future = TaskFuture("dog")
     waiting = await soon(outcome(future))
     future.record.deliver(STRANGE)
@@ -141,12 +141,12 @@ async def test_an_undocumented_word_ends_nothing() -> None:
     assert (await waiting).task.status is Status.SUCCEED
 
 
-# ------------------------------------------------------------------ many who wait
+# ------------------------------------------------------------------ many awaiters
 
 
 @given(st.integers(0, 9), stories)
-def test_cancelling_one_disturbs_no_other(victim: int, told: list[Task]) -> None:
-    """Awaiters, iterators and callbacks share one future; one of them goes, and the others have it all."""
+def test_cancelling_one_disturbs_no_other(victim: int, snapshots: list[Task]) -> None:
+    """Awaiters, iterators and callbacks share one future; cancelling one affects no other."""
 
     async def check() -> None:
         future = TaskFuture("dog")
@@ -155,10 +155,10 @@ def test_cancelling_one_disturbs_no_other(victim: int, told: list[Task]) -> None
         waiting = [await soon(outcome(future)) for _ in range(5)]
         waiting += [await soon(read(future)) for _ in range(5)]
         waiting[victim].cancel()
-        for task in [*told, SUCCEED]:
+        for task in [*snapshots, SUCCEED]:
             future.record.deliver(task)
             await asyncio.sleep(1)
-        end = FAILED if FAILED in told else SUCCEED
+        end = FAILED if FAILED in snapshots else SUCCEED
         ended: list[Any] = await asyncio.gather(*waiting, return_exceptions=True)
         for number, each in enumerate(ended):
             if number == victim:
@@ -176,7 +176,7 @@ def test_cancelling_one_disturbs_no_other(victim: int, told: list[Task]) -> None
 
 @virtual_time
 async def test_it_can_be_awaited_again() -> None:
-    """Before and after the end, as often as one likes."""
+    """A future can be awaited any number of times, before and after its end."""
     future = TaskFuture("dog")
     early = await soon(outcome(future))
     future.record.deliver(SUCCEED)
@@ -186,10 +186,10 @@ async def test_it_can_be_awaited_again() -> None:
 
 @virtual_time
 async def test_a_slow_reader_sees_the_newest() -> None:
-    """Snapshots between are left out, the last is not, and none comes twice."""
+    """A slow reader misses intermediate snapshots, sees the last, and sees none twice."""
     future = TaskFuture("dog")
     seen = []
-    async for task in future_told(future):
+    async for task in with_first_snapshot(future):
         seen.append(task)
         if len(seen) == 1:
             future.record.deliver(PROCESSING)
@@ -197,15 +197,15 @@ async def test_a_slow_reader_sees_the_newest() -> None:
     assert seen == [SUBMITTED, SUCCEED]
 
 
-def future_told(future: TaskFuture) -> TaskFuture:
-    """The future, after its first news."""
+def with_first_snapshot(future: TaskFuture) -> TaskFuture:
+    """Return the future after its first snapshot."""
     future.record.deliver(SUBMITTED)
     return future
 
 
 @virtual_time
 async def test_a_quick_reader_sees_all() -> None:
-    """Each snapshot once, in order, and the iteration ends with the task."""
+    """A fast reader sees each snapshot once and in order, and the iteration ends with the task."""
     future = TaskFuture("dog")
     reading = await soon(read(future))
     for task in (SUBMITTED, SUBMITTED, PROCESSING, FAILED):
@@ -216,7 +216,7 @@ async def test_a_quick_reader_sees_all() -> None:
 
 @virtual_time
 async def test_an_iteration_raises_what_ends_it() -> None:
-    """After the last snapshot there was; a failed task is a snapshot and no error."""
+    """An iteration raises an error after the last snapshot; a failed task is a snapshot and no error."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
     future.record.fail(KlingError("broken"))
@@ -228,7 +228,7 @@ async def test_an_iteration_raises_what_ends_it() -> None:
 
 @virtual_time
 async def test_a_callback_is_called_once_and_soon() -> None:
-    """Not within `observe`, nor twice, and also when it comes too late; whatever another one raises."""
+    """A callback runs once, outside `observe`, even if added after the end or if another one raises."""
     future = TaskFuture("dog")
     called: list[str] = []
     loop = asyncio.get_running_loop()
@@ -259,7 +259,7 @@ async def test_a_callback_is_called_once_and_soon() -> None:
 
 @virtual_time
 async def test_success_is_a_result() -> None:
-    """With its pictures, its id, and whatever the client makes of it."""
+    """The result holds the pictures, the id and the object that the client attaches."""
     future = TaskFuture(TaskRecord("dog", make_result=lambda _, task: ExpandResult(task, name="dog")))
     future.record.deliver(SUCCEED)
     result = await future
@@ -278,7 +278,7 @@ async def test_success_is_a_result() -> None:
 )
 @virtual_time
 async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed]) -> None:
-    """The service's own words, and both ids; moderation is told apart by its words."""
+    """The error has the service's message and both ids; moderation is distinguished by the message."""
     future = TaskFuture("dog")
     future.record.deliver(evolve(FAILED, task_status_msg=message, external_task_id=None))
     with pytest.raises(TaskFailed) as caught:
@@ -292,7 +292,7 @@ async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed
 
 @virtual_time
 async def test_a_failure_learns_the_ids() -> None:
-    """Every error after the create can be looked up; ids it has already are kept."""
+    """Every error after the create gets the ids; ids that it already has are kept."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
     future.record.fail(KlingError("broken"))
@@ -306,14 +306,14 @@ async def test_a_failure_learns_the_ids() -> None:
 
 @virtual_time
 async def test_a_result_without_a_client_cannot_save() -> None:
-    """It says so, with the id."""
+    """The error says so and has the id."""
     with pytest.raises(KlingError, match="1"):
         await ExpandResult(SUCCEED).save()
 
 
 @virtual_time
-async def test_saving_is_asked_of_whoever_made_it(tmp_path: Path) -> None:
-    """The task, the target, the photo's name and the call's own deadline are handed on."""
+async def test_save_is_passed_to_the_client(tmp_path: Path) -> None:
+    """`save` passes the task, the target, the photo's name and its own deadline to the client."""
     asked: list[Any] = []
 
     async def save(
@@ -338,8 +338,8 @@ async def test_saving_is_asked_of_whoever_made_it(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_accepted_is_the_first_news() -> None:
-    """Whoever only wants to know that the service has it waits no longer."""
+async def test_accepted_returns_at_the_first_snapshot() -> None:
+    """`accepted` returns at the first snapshot, and does not wait for the end."""
     future = TaskFuture("dog")
     waiting = await soon(future.accepted())
     assert not waiting.done()
@@ -351,10 +351,10 @@ async def test_accepted_is_the_first_news() -> None:
 
 @virtual_time
 async def test_accepted_raises_why_it_never_will_be() -> None:
-    """And gives the task where there was one, whatever came after."""
+    """`accepted` raises the failure if there is no task, and returns the task otherwise."""
     future = TaskFuture("dog")
     waiting = await soon(future.accepted())
-    future.record.fail(SubmissionUnknown("nobody knows"))
+    future.record.fail(SubmissionUnknown("no answer came"))
     for each in (waiting, future.accepted()):
         with pytest.raises(SubmissionUnknown) as caught:
             await each
@@ -366,8 +366,8 @@ async def test_accepted_raises_why_it_never_will_be() -> None:
 
 
 @virtual_time
-async def test_finished_waits_no_longer_than_told() -> None:
-    """It says whether it is done and raises nothing, also where the task or the call failed."""
+async def test_finished_waits_at_most_within() -> None:
+    """`finished` waits at most `within`, returns whether the future is done, and never raises."""
     loop = asyncio.get_running_loop()
     future = TaskFuture("dog", deadline_at=1.0)
     assert await future.finished(within=7) is False
@@ -393,7 +393,7 @@ def consumers(future: TaskFuture) -> list[Awaitable[Any]]:
 @pytest.mark.parametrize("way", [0, 1, 2])
 @virtual_time
 async def test_a_deadline_is_no_failure(way: int) -> None:
-    """At the deadline a wait ends with the ids, the future goes on, and can be waited for again."""
+    """At the deadline a wait ends with the ids; the future continues and can be awaited again."""
     loop = asyncio.get_running_loop()
     future = TaskFuture("dog", deadline_at=10.0)
     waiting = consumers(future)
@@ -415,8 +415,8 @@ async def test_a_deadline_is_no_failure(way: int) -> None:
 
 
 @virtual_time
-async def test_news_at_the_deadline_counts() -> None:
-    """What arrives in time is not refused because somebody looks late."""
+async def test_a_snapshot_at_the_deadline_counts() -> None:
+    """A result that arrives at the deadline is returned."""
     future = TaskFuture("dog", deadline_at=10.0)
     waiting = await soon(outcome(future))
     asyncio.get_running_loop().call_at(10.0, future.record.deliver, SUCCEED)
@@ -425,7 +425,7 @@ async def test_news_at_the_deadline_counts() -> None:
 
 @virtual_time
 async def test_a_deadline_passes_over_what_is_done() -> None:
-    """The outcome of a finished task is never withheld."""
+    """A finished task's outcome is returned even after the deadline."""
     future = TaskFuture("dog", deadline_at=1.0)
     future.record.deliver(PROCESSING)
     future.record.deliver(SUCCEED)
@@ -434,12 +434,12 @@ async def test_a_deadline_passes_over_what_is_done() -> None:
     assert await read(future) == [SUCCEED]
 
 
-# ------------------------------------------------------------------ ids, and being small
+# ------------------------------------------------------------------ ids and memory
 
 
 @virtual_time
-async def test_it_knows_the_ids_it_was_told() -> None:
-    """Yours from the start, the service's from the first news, and what a poll should ask by."""
+async def test_it_knows_its_ids() -> None:
+    """A future has your id from the start and the service's id from the first snapshot on."""
     future = TaskFuture("dog")
     assert (future.any_id, future.task_id, future.external_task_id, future.task) == ("dog", None, "dog", None)
     future.record.rename("cat")
@@ -453,7 +453,7 @@ async def test_it_knows_the_ids_it_was_told() -> None:
 
 @virtual_time
 async def test_it_shows_its_state() -> None:
-    """In one line, for a log."""
+    """`repr` is one line with the state."""
     future = TaskFuture("dog")
     assert repr(future) == "<TaskFuture dog not yet accepted>"
     future.record.deliver(PROCESSING)
@@ -464,7 +464,7 @@ async def test_it_shows_its_state() -> None:
 
 @virtual_time
 async def test_it_is_small_and_leaves_nothing() -> None:
-    """A hundred thousand open tasks are as many small objects: no loop, no task, no event each."""
+    """An open task costs one small object, without a loop, a task or an event of its own."""
     future = TaskFuture("dog")
     assert not hasattr(future, "__dict__")
     gone = weakref.ref(future)
@@ -480,7 +480,7 @@ async def test_it_is_small_and_leaves_nothing() -> None:
 
 @virtual_time
 async def test_a_snapshot_without_an_external_id_takes_none_away() -> None:
-    """Callbacks of the newer shape have none: the record's own stays, in the result as well."""
+    """Newer callbacks have no external id; the record and the result keep the known one."""
     bare = evolve(SUCCEED, external_task_id=None)
     for future, before in (
         (TaskFuture("dog"), None),
@@ -496,7 +496,7 @@ async def test_a_snapshot_without_an_external_id_takes_none_away() -> None:
 
 @virtual_time
 async def test_a_snapshot_with_another_external_id_changes_nothing_of_it() -> None:
-    """The id that the job was sent with is the job's, whatever the service returns."""
+    """The job keeps the id it was sent with, whatever the service returns."""
     future = TaskFuture("dog")
     future.record.deliver(evolve(SUCCEED, external_task_id="DOG"))
     assert (await future).external_task_id == "dog"
@@ -506,7 +506,7 @@ async def test_a_snapshot_with_another_external_id_changes_nothing_of_it() -> No
 
 
 class AJob:
-    """A job that can be taken back while it is not sent."""
+    """A job that can be cancelled while it is not sent."""
 
     def __init__(self) -> None:
         self.sent = False
@@ -519,7 +519,7 @@ class AJob:
 
 @virtual_time
 async def test_only_what_was_not_sent_is_cancelled() -> None:
-    """Neither a sent job, nor a task that runs or has ended, nor one that was attached."""
+    """A sent job, a running or ended task, and an attached task cannot be cancelled."""
     job = AJob()
     future = TaskFuture(TaskRecord("dog", job=job))
     assert future.cancel() is True
@@ -533,7 +533,7 @@ async def test_only_what_was_not_sent_is_cancelled() -> None:
 
 @virtual_time
 async def test_a_shared_job_goes_on_for_the_others() -> None:
-    """Of two submissions of one job the first is taken back at once; the last takes back the job."""
+    """Of two submissions of one job the first is cancelled at once; the last cancels the job."""
     job = AJob()
     registry = TaskRegistry()
     first = TaskFuture(registry.add(TaskRecord("dog", job=job)))
@@ -559,7 +559,7 @@ async def test_a_shared_job_goes_on_for_the_others() -> None:
 @pytest.mark.parametrize("way", [0, 1, 2, 3])
 @virtual_time
 async def test_a_cancelled_wait_says_which_task_goes_on(way: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Once a task exists its ids are in the log and on the exception, whichever way it was waited for."""
+    """Once a task exists, a cancelled wait logs its ids and attaches them to the exception."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
     waits = [outcome(future), read(future), future.finished(), future.finished(within=50)]
@@ -579,7 +579,7 @@ async def test_a_cancelled_wait_says_which_task_goes_on(way: int, caplog: pytest
 
 @virtual_time
 async def test_a_wait_with_a_limit_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither a deadline nor `within` is a cancellation; nor is one before anything was sent."""
+    """A deadline, `within`, and a cancellation before the create are not logged as cancelled tasks."""
     future = TaskFuture(TaskRecord("dog", job=AJob()), deadline_at=5.0)
     waiting = await soon(future.finished())
     waiting.cancel()
@@ -599,7 +599,7 @@ async def test_a_wait_with_a_limit_is_not_reported(caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize("when", [asyncio.FIRST_COMPLETED, asyncio.ALL_COMPLETED, asyncio.FIRST_EXCEPTION])
 @virtual_time
 async def test_asyncio_wait_takes_futures(when: str) -> None:
-    """`asyncio.wait` gives the first or all that are done, and leaves the others as they were."""
+    """`asyncio.wait` returns the first or all futures that are done, and leaves the others unchanged."""
     ends: dict[str, Task | KlingError] = {
         "a": SUCCEED,
         "b": KlingError("broken"),
@@ -623,7 +623,7 @@ async def test_asyncio_wait_takes_futures(when: str) -> None:
 
 @virtual_time
 async def test_an_exception_that_is_not_known_yet_is_not_given() -> None:
-    """As with an asyncio future; a removed callback is not called."""
+    """`exception` raises before the end, as on asyncio futures; a removed callback is not called."""
     future = TaskFuture("dog")
     called: list[TaskFuture] = []
     future.add_done_callback(called.append)
@@ -640,7 +640,7 @@ async def test_an_exception_that_is_not_known_yet_is_not_given() -> None:
 
 
 def traceback_length(error: BaseException) -> int:
-    """How many frames an exception keeps."""
+    """Return how many frames an exception keeps."""
     count, trace = 0, error.__traceback__
     while trace is not None:
         count, trace = count + 1, trace.tb_next
@@ -649,7 +649,7 @@ def traceback_length(error: BaseException) -> int:
 
 @virtual_time
 async def test_awaiting_a_failure_again_keeps_nothing() -> None:
-    """Each awaiter has an exception of its own: frames, notes and contexts do not pile up, ids are kept."""
+    """Each await raises its own exception, so frames and notes do not accumulate; ids are kept."""
     future = TaskFuture("dog")
     cause = OSError("the cause")
     error = KlingError("broken", task_id="1")

@@ -36,7 +36,7 @@ CLIENT: dict[str, Any] = {"poll_timeout": POLL_TIMEOUT, "refusal_timeout": REFUS
 @pytest.mark.parametrize("fault", ANSWERS)
 @virtual_time
 async def test_a_bad_answer_that_passes_ends_no_wait(fault: Fault, route: str, duration: float) -> None:
-    """The results come, soon after the bad answers are over."""
+    """The results arrive soon after the bad answers end."""
     async with emulated(CLIENT, work_seconds=WORK) as (emulator, kling):
         futures = [kling.submit(PHOTO, Ratios(right=0.1 * (n + 1))) for n in range(1 + (route == "list"))]
         await asyncio.gather(*(future.accepted() for future in futures))
@@ -54,7 +54,7 @@ async def test_a_bad_answer_that_passes_ends_no_wait(fault: Fault, route: str, d
 @pytest.mark.parametrize("fault", ANSWERS)
 @virtual_time
 async def test_a_bad_answer_that_lasts_ends_the_wait_within_its_bound(fault: Fault) -> None:
-    """A refusal ends it after 60 s, a failure that may pass after `poll_timeout`; the error has the ids."""
+    """A refusal ends the wait after 60 s, another failure after `poll_timeout`; the error has the ids."""
     async with emulated(CLIENT, work_seconds=3600.0) as (emulator, kling):
         future = kling.submit(PHOTO, Ratios(right=0.5))
         task = await future.accepted()
@@ -72,7 +72,7 @@ async def test_a_bad_answer_that_lasts_ends_the_wait_within_its_bound(fault: Fau
 @pytest.mark.parametrize("fault", ANSWERS)
 @virtual_time
 async def test_bad_list_pages_that_last_end_no_wait(fault: Fault) -> None:
-    """Single reads find the ends as soon as ever."""
+    """Single reads find the ends without a delay."""
     async with emulated(CLIENT, work_seconds=WORK) as (emulator, kling):
         emulator.faults.for_seconds("list", fault, 1e6)
         futures = [kling.submit(PHOTO, Ratios(right=0.1 * (n + 1))) for n in range(3)]

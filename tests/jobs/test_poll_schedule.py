@@ -1,4 +1,4 @@
-"""How long to wait? Between tries never too short; between looks as the tasks themselves teach."""
+"""Retry waits and poll schedules: exponential backoff, and waits that adapt to past durations."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -17,12 +17,12 @@ from kling_expand.jobs.poll_schedule import LEARN_AFTER, AdaptiveSchedule, Expon
 seeds = st.integers(0, 2**32)
 
 
-# ------------------------------------------------------------------ between tries
+# ------------------------------------------------------------------ between retries
 
 
 @given(seeds, st.floats(0.01, 10), st.floats(1, 100))
 def test_waits_double_up_to_a_limit(seed: int, first: float, factor: float) -> None:
-    """Each lies in the upper half of its step, so no wait is ever next to nothing, and none overflows."""
+    """Each wait lies in the upper half of its step, so none is close to zero and none overflows."""
     longest = first * factor
     waits = list(islice(retry_waits(Random(seed), first=first, longest=longest), 2000))
     for number, wait in enumerate(waits):
@@ -31,22 +31,22 @@ def test_waits_double_up_to_a_limit(seed: int, first: float, factor: float) -> N
 
 
 def test_waits_are_drawn_from_the_generator_given() -> None:
-    """The same one gives the same waits, and the global one is left alone."""
+    """The same generator gives the same waits, and the global one is not used."""
     one, two, other = (list(islice(retry_waits(Random(seed)), 9)) for seed in (1, 1, 2))
     assert one == two != other
 
 
-# ------------------------------------------------------------------ between looks
+# ------------------------------------------------------------------ between polls
 
 
-def look_at(schedule: PollSchedule, duration: float, most: int = 10_000) -> tuple[int, float]:
-    """How many looks a task of this duration takes, and how late its end is seen."""
-    age, looks = 0.0, 0
+def polls_and_latency(schedule: PollSchedule, duration: float, most: int = 10_000) -> tuple[int, float]:
+    """Return how many polls a task of this duration takes, and how late its end is seen."""
+    age, polls = 0.0, 0
     while age < duration:
         age += schedule.wait([age])
-        looks += 1
-        assert looks < most
-    return looks, age - duration
+        polls += 1
+        assert polls < most
+    return polls, age - duration
 
 
 ages = st.floats(0, 1e7)
@@ -59,7 +59,7 @@ paces: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, AdaptiveSc
 def test_every_wait_leads_on(
     make: Callable[[Random], PollSchedule], seed: int, history: list[float], age: float
 ) -> None:
-    """Whatever was learned and however old a task is: the next look is ahead, and not out of sight."""
+    """Whatever was learned and however old a task is, the next wait is positive and bounded."""
     schedule = make(Random(seed))
     for duration in history:
         schedule.learn(duration)
@@ -69,27 +69,25 @@ def test_every_wait_leads_on(
 
 
 @given(seeds, st.floats(0.05, 5), st.floats(1.1, 3), st.floats(1, 20), ages)
-def test_exponential_looks_grow_apart(
-    seed: int, first: float, factor: float, times: float, age: float
-) -> None:
-    """From `first` on and never more than a tenth beyond `longest`."""
+def test_exponential_waits_grow(seed: int, first: float, factor: float, times: float, age: float) -> None:
+    """Waits start at `first` and never exceed `longest` by more than a tenth."""
     longest = first * times
     schedule = ExponentialSchedule(Random(seed), first=first, factor=factor, longest=longest)
     assert first <= schedule.wait([0]) <= first * 1.1
     assert 0 < schedule.wait([age]) <= longest * 1.1
 
 
-def test_exponential_looks_are_few() -> None:
-    """A task of an hour is looked at every ten seconds in the end, one of a minute some ten times."""
+def test_exponential_polls_are_few() -> None:
+    """A task of a minute takes at most 15 polls, and one of an hour at most 400."""
     schedule = ExponentialSchedule(Random(1))
-    schedule.learn(5)  # nothing comes of it
-    assert look_at(schedule, 60)[0] <= 15
-    assert look_at(schedule, 3600)[0] <= 400
+    schedule.learn(5)  # has no effect
+    assert polls_and_latency(schedule, 60)[0] <= 15
+    assert polls_and_latency(schedule, 3600)[0] <= 400
 
 
 @given(seeds)
 def test_nothing_is_learned_from_little(seed: int) -> None:
-    """A few tasks are no distribution: until then the looks are those of somebody who knows nothing."""
+    """Until enough durations are known the waits equal those of an exponential schedule."""
     learned, plain = AdaptiveSchedule(Random(seed)), ExponentialSchedule(Random(seed))
     for _ in range(LEARN_AFTER - 1):
         learned.learn(1000)
@@ -97,40 +95,40 @@ def test_nothing_is_learned_from_little(seed: int) -> None:
 
 
 @pytest.mark.parametrize("latency", [0, -1, float("nan")])
-def test_nobody_can_be_told_in_no_time(latency: float) -> None:
-    """Named, with its limit."""
+def test_the_target_latency_must_be_positive(latency: float) -> None:
+    """A target latency of zero or less is refused with its name and limit."""
     with pytest.raises(ConfigurationError, match=f"target_latency .*above 0, got {latency}"):
         AdaptiveSchedule(target_latency=latency)
 
 
 def drawn(seed: int, count: int, median: float, sigma: float) -> list[float]:
-    """Durations as they are seen in nature: log-normal."""
+    """Return durations from a log-normal distribution, as real ones are."""
     chance = Random(seed)
     return [median * exp(chance.gauss(0, sigma)) for _ in range(count)]
 
 
 def measured(schedule: PollSchedule, tasks: list[float]) -> tuple[float, float]:
-    """Looks and lateness per task, learning from each as it ends."""
+    """Return polls and latency per task, with each duration learned when the task ends."""
     results = []
     for duration in tasks:
-        results.append(look_at(schedule, duration))
+        results.append(polls_and_latency(schedule, duration))
         schedule.learn(duration)
     settled = results[len(results) // 4 :]
-    return mean(looks for looks, _ in settled), mean(late for _, late in settled)
+    return mean(polls for polls, _ in settled), mean(late for _, late in settled)
 
 
 @pytest.mark.parametrize(("median", "sigma"), [(12, 0.35), (30, 0.2), (60, 0.5)])
 def test_what_is_learned_pays(median: float, sigma: float) -> None:
-    """About as late as was asked for, with fewer looks than at a fixed distance that is as late."""
+    """The latency is near its target, with fewer polls than a fixed interval of the same latency."""
     tasks = drawn(1, 400, median, sigma)
-    looks, late = measured(AdaptiveSchedule(Random(1), target_latency=0.5), tasks)
+    polls, late = measured(AdaptiveSchedule(Random(1), target_latency=0.5), tasks)
     fixed = mean(tasks) / (2 * late)
     assert late == pytest.approx(0.5, rel=0.35)
-    assert looks < fixed
+    assert polls < fixed
 
 
-def test_no_look_is_wasted_on_the_young() -> None:
-    """Where no task has ended in less than ten seconds, none is looked at much earlier."""
+def test_new_tasks_are_not_polled_early() -> None:
+    """If no task ends within ten seconds, the first poll comes after ten seconds."""
     schedule = AdaptiveSchedule(Random(1))
     for duration in drawn(1, 200, 30, 0.1):
         schedule.learn(duration)
@@ -138,61 +136,61 @@ def test_no_look_is_wasted_on_the_young() -> None:
 
 
 def test_tasks_that_are_all_alike_are_met_exactly() -> None:
-    """Without any spread the first look is nearly the last."""
+    """If all durations are equal, a task takes at most four polls."""
     schedule = AdaptiveSchedule(Random(1))
     for _ in range(50):
         schedule.learn(20.0)
-    looks, late = look_at(schedule, 20.0)
-    assert looks <= 4
+    polls, late = polls_and_latency(schedule, 20.0)
+    assert polls <= 4
     assert late <= 2
 
 
 def test_what_is_new_replaces_what_is_old() -> None:
-    """A service that became faster is followed within a window."""
+    """When the service becomes faster, the schedule adapts within one window."""
     schedule = AdaptiveSchedule(Random(1), window=64)
     for duration in drawn(1, 100, 120, 0.2) + drawn(2, 64, 10, 0.2):
         schedule.learn(duration)
     assert schedule.wait([0]) < 12
-    assert look_at(schedule, 10)[1] < 3
+    assert polls_and_latency(schedule, 10)[1] < 3
 
 
 @pytest.mark.parametrize("history", [[0.0] * 300, [12.0] * 300 + [3600.0], [0.0, 0.0, 1e6] * 9])
 def test_a_strange_past_is_forgotten(history: list[float]) -> None:
-    """Ends at once, one task stuck for an hour, days of outage: afterwards it is as if they had not been."""
+    """Zero durations, one hour-long task or a long outage do not affect the schedule after one window."""
     schedule = AdaptiveSchedule(Random(1), target_latency=0.5)
     for duration in history:
         schedule.learn(duration)
         schedule.wait([0])
     for duration in drawn(2, 256, 12, 0.35):
         schedule.learn(duration)
-    looks, late = measured(schedule, drawn(1, 150, 12, 0.35))
+    polls, late = measured(schedule, drawn(1, 150, 12, 0.35))
     assert late < 1
-    assert looks < 12
+    assert polls < 12
 
 
-def test_what_lasts_longer_than_ever_is_still_looked_at() -> None:
-    """At most `longest` apart, for ever."""
+def test_a_task_older_than_any_before_is_still_polled() -> None:
+    """A task of unusual age is still polled at least every `longest` seconds."""
     schedule = AdaptiveSchedule(Random(1), longest=10)
     for duration in drawn(1, 100, 10, 0.2):
         schedule.learn(duration)
     assert schedule.wait([10_000]) <= 10
-    assert look_at(schedule, 1000)[0] < 200
+    assert polls_and_latency(schedule, 1000)[0] < 200
 
 
 @given(seeds, st.lists(st.floats(0, 40), min_size=1, max_size=200), st.floats(0.1, 100))
-def test_a_look_at_more_tasks_is_due_sooner(seed: int, together: list[float], price: float) -> None:
-    """Any one more may have ended, so it can only be sooner; and later where a look is dearer."""
+def test_a_poll_of_more_tasks_is_due_sooner(seed: int, together: list[float], price: float) -> None:
+    """The wait decreases with more tasks, and increases with the price of a poll."""
     schedule = AdaptiveSchedule(Random(seed))
     for duration in drawn(seed, 60, 12, 0.35):
         schedule.learn(duration)
-    schedule.wait([0.0])  # from here on the law stands
-    some = together[:16]  # no more than are looked at one by one
+    schedule.wait([0.0])  # fits the model
+    some = together[:16]  # not so many that the schedule takes a sample
     assert schedule.wait([*some, 10.0], price) <= schedule.wait(some, price) * 1.01
     assert schedule.wait(some, price) <= schedule.wait(some, 2 * price) * 1.01
 
 
-def test_a_look_at_many_is_due_when_ends_have_waited_for_its_price() -> None:
-    """Played many times: what ends unseen until the look has waited for so long in all, on average."""
+def test_a_poll_of_many_is_due_when_its_latency_equals_its_price() -> None:
+    """In a simulation, the summed latency of ended tasks at the poll equals the price on average."""
     schedule, chance = AdaptiveSchedule(Random(1)), Random(2)
     history = drawn(3, 256, 12, 0.35)
     for duration in history:
@@ -207,8 +205,8 @@ def test_a_look_at_many_is_due_when_ends_have_waited_for_its_price() -> None:
     assert waited == pytest.approx(5 * schedule._price, rel=0.25)
 
 
-def test_tasks_begun_together_do_not_look_short() -> None:
-    """The first to end say little of the others, as long as it is known that those still run."""
+def test_tasks_begun_together_do_not_appear_short() -> None:
+    """The model counts tasks that still run, so the first ends of a group do not bias it."""
     tasks = sorted(drawn(1, 100, 12, 0.35))
     schedule = AdaptiveSchedule(Random(1))
     for duration in tasks[:20]:

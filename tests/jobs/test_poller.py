@@ -1,4 +1,4 @@
-"""What is the news: few reads, late by little, nobody forgotten, whatever the list or the network does."""
+"""The poll loop: few requests, low latency and no lost task, whatever the list or the network does."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,7 +34,7 @@ WORDS = ("submitted", "processing", "succeed")
 
 
 class Service:
-    """Tasks that end when their time has come, a list of them, and a count of every question."""
+    """Tasks that end at a given time, a list of them, and a count of every request."""
 
     def __init__(self) -> None:
         self.begins: dict[str, float] = {}
@@ -80,12 +80,14 @@ class Service:
             raise self.no_list
         shown = self.order(list(self.ends))[(number - 1) * size : number * size]
         ours = {each: self.task(each) for each in shown if known_status(each) is not None}
-        news = {each: task if task.task_status != known_status(each) else None for each, task in ours.items()}
-        return news, len(shown) < size
+        changes = {
+            each: task if task.task_status != known_status(each) else None for each, task in ours.items()
+        }
+        return changes, len(shown) < size
 
 
 class PolledTask:
-    """A poller over a service, with jobs that begin when told."""
+    """A poller over a service, with jobs that begin on request."""
 
     def __init__(self, poller: Poller, service: Service) -> None:
         self.poller = poller
@@ -107,7 +109,7 @@ class PolledTask:
 def watching(
     test: Callable[[PolledTask], Awaitable[None]], schedule: PollSchedule | None = None, budget: float = 900.0
 ) -> PolledTask:
-    """Run *test* with a poller in virtual time; nothing may be left open at its end."""
+    """Run *test* with a poller in virtual time, and check that no task stays open at its end."""
     watched: list[PolledTask] = []
 
     async def main() -> None:
@@ -120,8 +122,8 @@ def watching(
     return watched[0]
 
 
-def test_one_task_is_read_singly_and_its_end_is_heard() -> None:
-    """With one open there is no list to read."""
+def test_one_task_is_read_singly_until_its_end() -> None:
+    """With a single open task the list is not read."""
 
     async def test(watched: PolledTask) -> None:
         await watched.begin("1", 30)
@@ -133,7 +135,7 @@ def test_one_task_is_read_singly_and_its_end_is_heard() -> None:
 
 
 def test_a_hundred_tasks_share_their_reads() -> None:
-    """A list page serves all of them: far less than one read a task, and none is late by much."""
+    """A list page serves all tasks, with far less than one request per task and low latency."""
 
     async def test(watched: PolledTask) -> None:
         rng = Random(2)
@@ -158,7 +160,7 @@ ORDERS: dict[str, Callable[[list[str]], list[str]]] = {
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_nothing_is_assumed_of_the_list(order: Callable[[list[str]], list[str]]) -> None:
-    """Whatever it shows, in whatever order: every task's end is heard, and soon."""
+    """Whatever the list shows and in whatever order, every task's end is noticed soon."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.order = order
@@ -174,7 +176,7 @@ def test_nothing_is_assumed_of_the_list(order: Callable[[list[str]], list[str]])
     "error", [ServerError("500"), BadRequest("no list", code=1200), TransportError("reset")]
 )
 def test_a_list_that_is_refused_is_left_alone(error: KlingError) -> None:
-    """Single reads do instead, and the list is not asked again for a good while."""
+    """Single reads replace a refused list, which is not requested again for a while."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.no_list = error
@@ -186,7 +188,7 @@ def test_a_list_that_is_refused_is_left_alone(error: KlingError) -> None:
 
 
 def test_a_1302_on_lists_alone_stops_no_single_read() -> None:
-    """Routes are limited apart: while lists are refused, tasks are read singly and every end is noticed."""
+    """While only lists are refused, tasks are read singly and every end is noticed."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -202,7 +204,7 @@ def test_a_1302_on_lists_alone_stops_no_single_read() -> None:
 
 
 def test_too_many_requests_for_ever_ends_the_wait() -> None:
-    """Silence beyond the budget ends it as ever, with what was refused."""
+    """A 1302 that lasts ends the wait after `poll_timeout`, with that refusal."""
 
     async def test(watched: PolledTask) -> None:
         error = RateLimited("too many requests", code=1302)
@@ -217,7 +219,7 @@ def test_too_many_requests_for_ever_ends_the_wait() -> None:
 
 
 def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
-    """It is tried again after a while, and then serves."""
+    """A list that failed is tried again after a while, and then used."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.no_list = ServerError("500")
@@ -231,7 +233,7 @@ def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
 
 
 def test_a_thousand_open_tasks_still_share_their_reads() -> None:
-    """What is due may stand pages behind hundreds of ours that are not; lists serve it all the same."""
+    """Lists serve the due tasks even behind pages of tasks that are not due."""
 
     async def test(watched: PolledTask) -> None:
         rng, futures = Random(5), []
@@ -250,7 +252,7 @@ PASSING: list[KlingError] = [ServerError("503"), TransportError("reset"), Transp
 
 @pytest.mark.parametrize("error", PASSING, ids=str)
 def test_what_may_pass_is_outlived(error: KlingError) -> None:
-    """Minutes of failures end no wait; the news comes when they are over."""
+    """Minutes of transient failures end no wait, and the result arrives after them."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -262,8 +264,8 @@ def test_what_may_pass_is_outlived(error: KlingError) -> None:
     watching(test)
 
 
-def test_silence_beyond_the_budget_ends_the_wait_with_ids() -> None:
-    """The last failure is raised, and says of which task nothing was heard."""
+def test_silence_beyond_poll_timeout_ends_the_wait_with_ids() -> None:
+    """After `poll_timeout` the last failure is raised with the ids of the task."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.trouble = lambda: ServerError("down")
@@ -281,10 +283,10 @@ PACES: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, AdaptiveSc
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from(PACES))
-def test_whatever_happens_every_end_is_heard_and_nobody_is_read_twice_at_once(
+def test_every_end_is_noticed_and_no_task_is_read_twice_at_once(
     seed: int, make: Callable[[Random], PollSchedule]
 ) -> None:
-    """Lists that show anything or fail, reads that fail, bells that ring: each at any moment."""
+    """Lists, reads and callbacks may be wrong or fail at any moment."""
     chance = Random(seed)
 
     def anything(ids: list[str]) -> list[str]:
@@ -320,11 +322,11 @@ def test_whatever_happens_every_end_is_heard_and_nobody_is_read_twice_at_once(
 
     watched = watching(test, make(chance))
     assert len(watched.latency) == 40
-    assert max(watched.latency) < 120  # one look in five fails, and looks are up to 11 s apart
+    assert max(watched.latency) < 120  # one poll in five fails, and polls are up to 11 s apart
 
 
-def test_one_good_answer_renews_the_budget() -> None:
-    """It bounds silence and not the length of a task."""
+def test_one_good_answer_renews_poll_timeout() -> None:
+    """`poll_timeout` limits the time without a good answer, not the duration of a task."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -335,7 +337,7 @@ def test_one_good_answer_renews_the_budget() -> None:
 
 
 def test_refusals_end_a_known_task_only_when_they_last() -> None:
-    """A refusal is outlived for 60 s and at least four answers; one good answer starts the count anew."""
+    """A wait survives refusals for 60 s and four answers; a good answer resets the count."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -355,7 +357,7 @@ def test_refusals_end_a_known_task_only_when_they_last() -> None:
 
 
 def test_a_refusal_ends_the_wait_for_an_unknown_id_at_once() -> None:
-    """Without a sign that the task exists there is nothing to lose by believing a refusal."""
+    """A refusal is final if no answer has shown that the task exists."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.trouble = lambda: BadRequest("no", code=1200)
@@ -385,7 +387,7 @@ def test_rare_polls_do_not_make_the_first_bad_answer_final() -> None:
 
 
 def test_a_status_that_stays_unknown_ends_the_wait_with_ids() -> None:
-    """An undocumented word is polled on for the whole time limit, and then named."""
+    """An undocumented status is polled for the whole time limit, and then named in the error."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.task = lambda task_id: Task(task_id, "sleeping")  # type: ignore[method-assign]  # odd word
@@ -398,7 +400,7 @@ def test_a_status_that_stays_unknown_ends_the_wait_with_ids() -> None:
 
 
 def test_another_tasks_data_is_no_good_answer() -> None:
-    """A service that answers with somebody else's task ends the wait like one that fails."""
+    """An answer with another task's data counts as a failure."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.task = lambda task_id: Task("9", "succeed", task_id)  # type: ignore[method-assign]  # foreign
@@ -410,7 +412,7 @@ def test_another_tasks_data_is_no_good_answer() -> None:
 
 @pytest.mark.parametrize("late", [3.0, None])
 def test_a_success_without_pictures_is_polled_on(late: float | None) -> None:
-    """Pictures may come some seconds after the status; after a minute the success is believed as it is."""
+    """A success without pictures is polled for one more minute, and then accepted as it is."""
 
     async def test(watched: PolledTask) -> None:
         loop, real = asyncio.get_running_loop(), watched.service.task
@@ -447,7 +449,7 @@ def test_a_list_that_never_changes_hides_no_end() -> None:
 
 
 def test_a_list_that_lags_hides_no_end() -> None:
-    """Statuses 40 s behind delay no result by 40 s."""
+    """A list that is 40 s behind does not delay a result by 40 s."""
 
     async def test(watched: PolledTask) -> None:
         service, page = watched.service, watched.service.page
@@ -470,16 +472,16 @@ def test_a_list_that_lags_hides_no_end() -> None:
 
 
 def test_a_callback_during_a_read_causes_one_more_read() -> None:
-    """The read under way may carry what was true before the callback."""
+    """The answer of the read in progress may predate the callback, so one more read follows."""
 
     async def test(watched: PolledTask) -> None:
         loop, service = asyncio.get_running_loop(), watched.service
 
         async def one(any_id: str) -> Task:
             service.singles += 1
-            told = service.task(any_id)  # what is true when the service answers
+            answer = service.task(any_id)  # what is true when the service answers
             await asyncio.sleep(0.1)
-            return told
+            return answer
 
         service.one = one  # type: ignore[method-assign]  # an answer that takes time to arrive
         future = watched.begin("1", 1.0)
@@ -499,7 +501,7 @@ def test_a_callback_during_a_read_causes_one_more_read() -> None:
 
 
 def test_a_task_may_be_invisible_for_a_while() -> None:
-    """Not found is believed only after some time: a new task may not have come everywhere yet."""
+    """A task counts as missing only after some time, because a new one may not be visible yet."""
 
     async def test(watched: PolledTask) -> None:
         future = watched.begin("1", 5)
@@ -517,7 +519,7 @@ def test_a_task_may_be_invisible_for_a_while() -> None:
 
 
 def test_the_service_may_ask_for_patience() -> None:
-    """`Retry-After` of a failed read is kept, even where the pace would look sooner."""
+    """The `Retry-After` of a failed read is obeyed, even if the schedule would poll sooner."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -535,7 +537,7 @@ def test_the_service_may_ask_for_patience() -> None:
 
 
 def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
-    """From the first read on it is known by the service's id."""
+    """After the first read a task is also known by the service's id."""
 
     async def test(watched: PolledTask) -> None:
         future = watched.begin("1", 500, any_id="mine-1")
@@ -552,8 +554,8 @@ def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
     watching(test)
 
 
-def test_two_futures_of_one_task_both_hear_of_its_end() -> None:
-    """Whether they were attached by the same id or not, and by a callback too."""
+def test_all_futures_of_one_task_end_with_it() -> None:
+    """All futures of a task end, whichever id they were attached by, by polls and callbacks alike."""
 
     async def test(watched: PolledTask) -> None:
         futures = [watched.begin("1", 60), watched.begin("1", 60), watched.begin("1", 60, any_id="mine-1")]
@@ -566,8 +568,8 @@ def test_two_futures_of_one_task_both_hear_of_its_end() -> None:
     assert len(watching(test).poller) == 0
 
 
-def test_a_ringing_doorbell_costs_one_read_at_a_time() -> None:
-    """A thousand forged calls while one read is under way make no second one, and no list page."""
+def test_repeated_callbacks_cost_one_read_at_a_time() -> None:
+    """A thousand forged callbacks during a read cause no second read and no list page."""
 
     async def test(watched: PolledTask) -> None:
         future, other = watched.begin("1", 30), watched.begin("2", 30)
@@ -583,8 +585,8 @@ def test_a_ringing_doorbell_costs_one_read_at_a_time() -> None:
     watching(test)
 
 
-def test_a_doorbell_that_rings_while_a_list_is_read_costs_nothing_more() -> None:
-    """What is due is about to be read singly, if the list does not show it: that is the one read."""
+def test_callbacks_during_a_list_read_cost_nothing_more() -> None:
+    """Callbacks during a list read cost only the one single read per task that is due anyway."""
 
     async def test(watched: PolledTask) -> None:
         def shows_nothing(_ids: list[str]) -> list[str]:
@@ -601,8 +603,8 @@ def test_a_doorbell_that_rings_while_a_list_is_read_costs_nothing_more() -> None
     watching(test)
 
 
-def test_a_doorbell_makes_it_look_now() -> None:
-    """One read, at once, and then the pace as before."""
+def test_a_callback_triggers_a_read() -> None:
+    """A callback triggers one read at once, and the schedule stays the same."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -618,7 +620,7 @@ def test_a_doorbell_makes_it_look_now() -> None:
 
 @pytest.mark.parametrize("part", ["schedule", "read", "page"])
 def test_an_unexpected_exception_ends_no_job(part: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A broken schedule, trace hook or transport is logged, and the loop goes on."""
+    """An exception of a schedule, trace hook or transport is logged, and the loop continues."""
 
     async def test(watched: PolledTask) -> None:
         service, loop = watched.service, asyncio.get_running_loop()
@@ -650,8 +652,8 @@ def test_an_unexpected_exception_ends_no_job(part: str, caplog: pytest.LogCaptur
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_ends_are_told_with_how_long_they_took_by_the_services_clock() -> None:
-    """Lateness is what lies between the end there and the news of it here."""
+def test_ends_are_emitted_with_their_duration_by_the_services_clock() -> None:
+    """The latency is the time from the end at the service to its arrival here."""
     events: list[Event] = []
 
     async def main() -> None:
@@ -662,7 +664,7 @@ def test_ends_are_told_with_how_long_they_took_by_the_services_clock() -> None:
             word = WORDS[1 + (now >= 20)]
             return Task(task_id, word, created_at=5_000_000, updated_at=5_020_000)
 
-        service.task = task  # type: ignore[method-assign]  # a service that tells its clock
+        service.task = task  # type: ignore[method-assign]  # a service that sends its clock
         async with Poller(service, ExponentialSchedule(Random(1)), emit=events.append) as poller:
             watched = PolledTask(poller, service)
             await watched.begin("1", 20)
@@ -677,7 +679,7 @@ def test_ends_are_told_with_how_long_they_took_by_the_services_clock() -> None:
 
 @virtual_time
 async def test_ten_thousand_open_tasks_are_ordinary() -> None:
-    """They cost list pages and one object each, and no asyncio task."""
+    """Ten thousand open tasks cost list pages and one object each, and no asyncio task."""
     service = Service()
     async with Poller(service, ExponentialSchedule(Random(1))) as poller:
         watched, rng = PolledTask(poller, service), Random(4)
@@ -690,7 +692,7 @@ async def test_ten_thousand_open_tasks_are_ordinary() -> None:
 
 @virtual_time
 async def test_a_failed_task_is_an_end_like_another() -> None:
-    """Its future raises, and it is watched no longer."""
+    """The future of a failed task raises, and the task is not polled any more."""
     service = Service()
     service.task = lambda task_id: Task(task_id, "failed", "no")  # type: ignore[method-assign]
     async with Poller(service, ExponentialSchedule(Random(1))) as poller:

@@ -54,7 +54,7 @@ PHOTO = picture()
 
 
 class Life:
-    """One random life: its clients, what they were asked for, and every event."""
+    """One random life: its clients, their futures, and every event."""
 
     def __init__(
         self, seed: int, emulator: Emulator, clients: list[KlingClient], photo: bytes | Path
@@ -68,7 +68,7 @@ class Life:
         self.waits: list[asyncio.Task[Any]] = []
 
     async def step(self) -> None:
-        """Do one random thing."""
+        """Do one random action."""
         acts = [self.submit] * 4 + [self.sleep] * 3 + [self.fault] * 2
         acts += [self.attach, self.call_back, self.cancel, self.resume, self.leave]
         act = self.rng.choice(acts)
@@ -111,7 +111,7 @@ class Life:
             kling.receive({}, json.dumps({"task_id": tasks[-1].task_id, "task_status": "succeed"}).encode())
 
     async def cancel(self, _kling: KlingClient) -> None:
-        """Take a job back, if it was not sent."""
+        """Cancel a job if it was not sent."""
         if self.futures:
             self.rng.choice(self.futures).cancel()
 
@@ -125,7 +125,7 @@ class Life:
         self.futures += [future async for future in kling.resume()]
 
     async def leave(self, _kling: KlingClient) -> None:
-        """Cancel one who waits."""
+        """Cancel one of the waiting callers."""
         if self.waits:
             self.rng.choice(self.waits).cancel()
 
@@ -135,7 +135,7 @@ class Life:
 
 
 def left_over() -> list[str]:
-    """Tasks of the SDK that still run."""
+    """Return the tasks of the SDK that still run."""
     running = [each.get_coro() for each in asyncio.all_tasks()]
     codes = [each.cr_code for each in running if isinstance(each, CoroutineType)]
     return [
@@ -170,11 +170,7 @@ def check_ends(life: Life) -> None:
 
 
 def check_units(life: Life) -> None:
-    """What the clients count as due is what the account was billed, except for ends that no client saw.
-
-    A task that is found after a create of ours without an answer counts as made by that create. So one that
-    an earlier submission of the same job has made may be counted by both.
-    """
+    """Check that the units due equal the units billed, except for ends that no client saw."""
     jobs = {id(each.record.job): each for each in life.futures if isinstance(each.record.job, Job)}
     units: dict[str | None, list[int]] = {}
     for future in jobs.values():
@@ -230,7 +226,7 @@ async def live(seed: int, folder: Path | None) -> None:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_random_life_leaves_nothing(part: int, tmp_path: Path) -> None:
-    """Nothing pending, no slot, byte, unit or task too many, for each of many seeds."""
+    """For each of many seeds, no task, slot, byte or unit is left over."""
     for seed in range(part, SEEDS, PARTS):
         folder = tmp_path / str(seed) if seed % 4 == 0 else None
         if folder is not None:

@@ -1,4 +1,4 @@
-"""Jobs from their submission to their task: interrupted and resumed at every step, never paid twice."""
+"""Jobs from their submission to their task, interrupted and resumed at every step, and never paid twice."""
 
 import asyncio
 import logging
@@ -48,13 +48,13 @@ OURS = str(Path("kling_expand"))
 
 
 def another(emulator: Emulator, **options: Any) -> KlingClient:
-    """One more client of an emulator, in virtual time."""
+    """Open one more client of an emulator, in virtual time."""
     given: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url, "clock": loop_clock}
     return KlingClient(**given | {"rng": Random(2)} | options)
 
 
 async def error_of(future: TaskFuture) -> KlingError | None:
-    """How it ended, without waiting for ever."""
+    """Return the error of a future, or None, within bounded time."""
     async with asyncio.timeout(86400):
         try:
             await future
@@ -64,14 +64,14 @@ async def error_of(future: TaskFuture) -> KlingError | None:
 
 
 async def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until something is so."""
+    """Wait until the condition is true."""
     async with asyncio.timeout(3600):
         while not condition():  # noqa: ASYNC110 - the emulator has no event for everything
             await asyncio.sleep(0.01)
 
 
 def left_over() -> list[str]:
-    """Tasks of the SDK that still run."""
+    """Return the tasks of the SDK that still run."""
     running = [each.get_coro() for each in asyncio.all_tasks() if each is not asyncio.current_task()]
     frames = [coroutine.cr_code for coroutine in running if isinstance(coroutine, CoroutineType)]
     return [
@@ -82,7 +82,7 @@ def left_over() -> list[str]:
 
 
 def at_rest(kling: KlingClient) -> None:
-    """A closed client holds nothing and counts right."""
+    """Check that a closed client holds nothing and that its numbers are right."""
     stats = kling.stats
     assert left_over() == []
     assert (stats.waiting, stats.running) == (0, 0)
@@ -96,7 +96,7 @@ FAULTS: list[Fault | str] = ["ok", "reset_after", "html_after", Fault("error", c
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_closing_at_any_step_loses_and_doubles_nothing(tmp_path: Path, fault: Fault | str) -> None:
-    """Everyone hears an end; a new client with the same journal comes to the one task, and its pictures."""
+    """Every awaiter ends, and a new client with the same journal finds the one task and its pictures."""
 
     async def job(steps: int) -> bool:
         journal = {"journal": tmp_path / f"{steps}.db"}
@@ -136,7 +136,7 @@ def test_closing_at_any_step_loses_and_doubles_nothing(tmp_path: Path, fault: Fa
 
 @pytest.mark.parametrize("wait", [False, True])
 def test_a_cancelled_close_closes_all_the_same(wait: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """Whoever gives up waiting for `aclose`, at any step of it, leaves nothing open and nobody waiting."""
+    """`aclose` cancelled at any step leaves nothing open, and every awaiter ends."""
 
     async def job(steps: int) -> bool:
         async with emulated({"max_in_flight": 1}) as (emulator, kling):
@@ -162,8 +162,8 @@ def test_a_cancelled_close_closes_all_the_same(wait: bool) -> None:  # noqa: FBT
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_cancelling_an_awaiter_at_any_step_disturbs_nobody(fault: Fault | str) -> None:
-    """One of three who wait is cancelled: the others get the one task that is made, and its slot is free."""
+def test_cancelling_an_awaiter_at_any_step_affects_no_other(fault: Fault | str) -> None:
+    """One of three awaiters is cancelled; the others get the task, and its slot is released."""
 
     async def job(steps: int) -> bool:
         slots = Slots(9)
@@ -200,15 +200,15 @@ def test_cancelling_an_awaiter_at_any_step_disturbs_nobody(fault: Fault | str) -
 
 
 def test_cancelling_a_caller_leaves_the_job(tmp_path: Path) -> None:
-    """`expand` cancelled at any step: the task goes on, and a twin of it gets its result."""
+    """When `expand` is cancelled at any step, a second call with the same key gets the result."""
 
     async def job(steps: int) -> bool:
         async with emulated({"journal": tmp_path / f"{steps}.db"}) as (emulator, kling):
             request = ExpandRequest(PHOTO, WIDER, key="cat")
             caller = asyncio.create_task(kling.expand(request))
-            twin = asyncio.create_task(kling.expand(request))
+            second = asyncio.create_task(kling.expand(request))
             reached = arm(steps, caller.cancel)
-            assert (await twin).task_id in emulator.account.tasks
+            assert (await second).task_id in emulator.account.tasks
             interrupted = reached()
             await asyncio.gather(caller, return_exceptions=True)
             await kling.aclose(wait=True)
@@ -223,7 +223,7 @@ def test_cancelling_a_caller_leaves_the_job(tmp_path: Path) -> None:
 
 
 def test_taking_back_at_any_step_is_all_or_nothing() -> None:
-    """What was taken back was never sent; what was not goes on to its end."""
+    """A cancelled job was never sent; a job that cannot be cancelled continues to its end."""
 
     async def job(steps: int) -> bool:
         async with emulated() as (emulator, kling):
@@ -252,7 +252,7 @@ def test_taking_back_at_any_step_is_all_or_nothing() -> None:
 
 @virtual_time
 async def test_the_same_key_twice_at_once_is_one_task() -> None:
-    """Twins share the task; in the end it is set aside for once, and billed once."""
+    """Two submissions with the same key share the task, its reserved units and its bill."""
     async with emulated({"budget": 16}) as (emulator, kling):
         first, second = (kling.submit(PHOTO, WIDER, key="cat") for _ in range(2))
         assert (await first).task_id == (await second).task_id
@@ -283,7 +283,7 @@ async def test_a_job_is_its_run_its_key_and_what_it_asks_for() -> None:
 
 @virtual_time
 async def test_without_a_key_each_submission_is_a_job() -> None:
-    """Two pictures of the same photo may be wanted."""
+    """Without a key, two submissions of the same photo are two tasks."""
     async with emulated() as (emulator, kling):
         await asyncio.gather(kling.expand(PHOTO, WIDER), kling.expand(PHOTO, WIDER))
         assert len(emulator.account.tasks) == 2
@@ -292,7 +292,7 @@ async def test_without_a_key_each_submission_is_a_job() -> None:
 @pytest.mark.parametrize("journal", [False, True])
 @virtual_time
 async def test_after_a_failed_task_the_same_job_is_a_new_attempt(tmp_path: Path, journal: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """Each attempt has an id of its own, and none of them is made twice, though all memory is lost."""
+    """Each attempt has its own id, and is created once even without any memory of it."""
     path: dict[str, Any] = {"journal": tmp_path / "run.db"} if journal else {}
     async with emulated(path) as (emulator, kling):
         ids = []
@@ -312,7 +312,7 @@ async def test_after_a_failed_task_the_same_job_is_a_new_attempt(tmp_path: Path,
 
 @virtual_time
 async def test_a_create_answered_with_a_failed_task_is_an_end() -> None:
-    """It is not tried again and again, though its id is derived."""
+    """A create that is answered with a failed task is not repeated, although its id is derived."""
     async with (
         loopback(task("7", "failed")) as server,
         KlingClient(api_key="k", base_url=server.url, budget=8) as kling,
@@ -326,7 +326,7 @@ async def test_a_create_answered_with_a_failed_task_is_an_end() -> None:
 
 @virtual_time
 async def test_a_failed_task_of_our_own_lost_answer_is_an_end() -> None:
-    """Found after a reset, it is this attempt's, not an earlier one's."""
+    """A failed task found after a reset belongs to this attempt, not to an earlier one."""
     async with emulated(queue_seconds=0, work_seconds=0) as (emulator, kling):
         emulator.faults.script("create", "reset_after")
         with pytest.raises(TaskModerated):
@@ -336,7 +336,7 @@ async def test_a_failed_task_of_our_own_lost_answer_is_an_end() -> None:
 
 @virtual_time
 async def test_an_id_of_yours_is_taken_once() -> None:
-    """It is sent as it is, and a second task under it is refused with both ids known."""
+    """A given id is sent unchanged; a second task with it is refused with both ids."""
     async with emulated() as (emulator, kling):
         first = await kling.expand(PHOTO, WIDER, external_task_id="my-7", key="cat")
         with pytest.raises(KlingError, match="already exists") as caught:
@@ -351,7 +351,7 @@ async def test_an_id_of_yours_is_taken_once() -> None:
 
 
 async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> dict[JobState, str | None]:
-    """A job in every state a journal knows, each with its photo; the ids they have."""
+    """Leave one job in each state of a journal, and return the external ids by state."""
     photos.mkdir()  # noqa: ASYNC240 - a test may
     found: dict[JobState, str | None] = {}
 
@@ -389,7 +389,7 @@ async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> d
 
 @virtual_time
 async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
-    """What is not on disk yet and has not failed comes to its one task, oldest first, each paid once."""
+    """Every unsaved job that has not failed gets its one task, oldest first, and is paid once."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
         found = await left_behind(kling, emulator, tmp_path / "photos")
@@ -423,7 +423,7 @@ async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
 )
 @virtual_time
 async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callable[[Path], object]) -> None:
-    """Only what was never sent needs its photo; that one says what is wrong, and nothing else is sent."""
+    """Only a job that was never sent needs its photo, and its error says what is wrong."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
         found = await left_behind(kling, emulator, tmp_path / "photos")
@@ -440,7 +440,7 @@ async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callab
 
 @virtual_time
 async def test_photos_given_as_bytes_are_looked_up_or_asked_for(tmp_path: Path) -> None:
-    """No journal keeps them: a task goes on, a doubt is settled, and what was not sent says so."""
+    """The journal keeps no bytes: existing tasks are followed, and other jobs raise `NotSubmitted`."""
     path, photo = tmp_path / "run.db", PHOTO.read_bytes()
     options: dict[str, Any] = {"journal": path, "retry_timeout": 5.0, "max_in_flight": 1}
     async with emulated(options, work_seconds=3600) as (emulator, kling):
@@ -468,7 +468,7 @@ async def test_photos_given_as_bytes_are_looked_up_or_asked_for(tmp_path: Path) 
 
 @virtual_time
 async def test_an_unsettled_photo_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
-    """The doubt was groundless: no task exists, and without its photo none can be made."""
+    """An uncertain create that made no task raises `ImageError` if its photo is gone."""
     path, photo = tmp_path / "run.db", tmp_path / "cat.jpg"
     shutil.copy(PHOTO, photo)
     async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
@@ -487,8 +487,10 @@ async def test_an_unsettled_photo_that_is_gone_is_said_to_be(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("photo", [PHOTO, PHOTO.read_bytes()], ids=["path", "bytes"])
 @virtual_time
-async def test_time_that_is_up_amid_a_doubt_says_unknown(tmp_path: Path, photo: Any) -> None:
-    """An earlier run may have sent it: nobody may be told that no task exists."""
+async def test_a_deadline_before_an_uncertain_create_is_settled_says_unknown(
+    tmp_path: Path, photo: Any
+) -> None:
+    """At the deadline, a job that an earlier run may have sent raises `SubmissionUnknown`."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0, "max_in_flight": 1}) as (emulator, kling):
         emulator.faults.script("create", "reset_after")
@@ -507,8 +509,8 @@ async def test_time_that_is_up_amid_a_doubt_says_unknown(tmp_path: Path, photo: 
 
 
 @virtual_time
-async def test_a_doubtful_job_taken_back_says_unknown(tmp_path: Path) -> None:
-    """The same when the client closes before the doubt is settled."""
+async def test_closing_before_an_uncertain_create_is_settled_says_unknown(tmp_path: Path) -> None:
+    """A client that closes before an uncertain create is settled raises `SubmissionUnknown`."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
         emulator.faults.script("create", "reset_after")
@@ -525,7 +527,7 @@ async def test_a_doubtful_job_taken_back_says_unknown(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_without_a_journal_there_is_nothing_to_resume() -> None:
-    """No journal, no jobs."""
+    """Without a journal, `resume` yields nothing."""
     async with emulated() as (_, kling):
         assert [future async for future in kling.resume()] == []
 
@@ -537,7 +539,7 @@ async def test_without_a_journal_there_is_nothing_to_resume() -> None:
 async def test_a_journal_lost_during_the_create_costs_no_result(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was paid for is delivered, and the log says what is missing."""
+    """The result of a paid task is delivered, and the log names the records that are missing."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path}) as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=5))
@@ -551,7 +553,7 @@ async def test_a_journal_lost_during_the_create_costs_no_result(
 
 @virtual_time
 async def test_nothing_is_sent_that_could_not_be_written_down(tmp_path: Path) -> None:
-    """The journal comes first; without it no money is spent."""
+    """A create is sent only after its intent is in the journal."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path}) as (emulator, kling):
         path.unlink()
@@ -565,7 +567,7 @@ async def test_nothing_is_sent_that_could_not_be_written_down(tmp_path: Path) ->
 
 @virtual_time
 async def test_a_budget_is_never_exceeded() -> None:
-    """However many at once: what does not fit is refused before anything is sent."""
+    """Of many concurrent jobs, those beyond the budget are refused before anything is sent."""
     async with emulated({"budget": 50}) as (emulator, kling):
         requests = [ExpandRequest(PHOTO, WIDER, n=1 + i % 3) for i in range(12)]
         outcomes = [outcome async for outcome in kling.map(requests)]
@@ -579,7 +581,7 @@ async def test_a_budget_is_never_exceeded() -> None:
 
 @virtual_time
 async def test_what_fails_gives_its_units_back() -> None:
-    """Failed and refused tasks cost nothing, so others may be submitted in their place."""
+    """Failed and refused tasks cost nothing, so their units can be used by other jobs."""
     async with emulated({"budget": 16}) as (emulator, kling):
         for prompt in (RISK, "emulate-1301", "emulate-invalid-pixel"):
             with pytest.raises(KlingError):
@@ -594,7 +596,7 @@ async def test_what_fails_gives_its_units_back() -> None:
 
 @virtual_time
 async def test_what_may_be_billed_stays_set_aside() -> None:
-    """A create given up half way may have been accepted."""
+    """Units stay reserved for a create that may have been accepted."""
     async with emulated({"budget": 8}) as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=20))
         future = kling.submit(PHOTO, WIDER)
@@ -607,7 +609,7 @@ async def test_what_may_be_billed_stays_set_aside() -> None:
 
 @virtual_time
 async def test_more_pictures_than_slots_are_refused_at_once() -> None:
-    """Otherwise it would wait for ever."""
+    """A job of more pictures than slots is refused, because it would wait for ever."""
     async with emulated({"max_in_flight": 2}) as (emulator, kling):
         with pytest.raises(InvalidRequest, match="max_in_flight"):
             await kling.expand(PHOTO, WIDER, n=3)
@@ -619,7 +621,7 @@ async def test_more_pictures_than_slots_are_refused_at_once() -> None:
 
 @virtual_time
 async def test_slots_are_held_until_the_known_end() -> None:
-    """The next create leaves when the first task's end is heard of, not when it happens."""
+    """The next create is sent when the end of the first task is noticed, not when it happens."""
     client: dict[str, Any] = {"max_in_flight": 2, "schedule": NeverPolls()}
     async with emulated(client, slots=2, work_seconds=10) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER, n=2)
@@ -635,7 +637,7 @@ async def test_slots_are_held_until_the_known_end() -> None:
 
 @virtual_time
 async def test_two_clients_share_slots() -> None:
-    """Together they hold what one may, and neither is refused."""
+    """Two clients with shared slots stay within one limit, and neither is refused."""
     slots = Slots(9)
     async with (
         emulated({"slots": slots}, slots=9, work_seconds=10) as (emulator, kling),
@@ -650,7 +652,7 @@ async def test_two_clients_share_slots() -> None:
 
 @virtual_time
 async def test_many_that_wait_for_others_do_not_hammer() -> None:
-    """Where none of ours can make room, the jobs that wait do not hand the right to ask to each other."""
+    """While other programs hold all slots, waiting jobs do not send one create after another."""
     async with emulated(slots=3, work_seconds=100) as (emulator, kling):
         await kling.create(PHOTO, WIDER, n=3)
         async with another(emulator) as other:
@@ -661,7 +663,7 @@ async def test_many_that_wait_for_others_do_not_hammer() -> None:
 
 @virtual_time
 async def test_others_on_the_account_are_waited_for() -> None:
-    """Where none of ours can make room it is asked again later, and created once."""
+    """While other programs hold all slots, a create is retried later and succeeds once."""
     async with emulated(slots=3, work_seconds=100) as (emulator, kling):
         await kling.create(PHOTO, WIDER, n=3)
         async with another(emulator) as other:
@@ -674,7 +676,7 @@ async def test_others_on_the_account_are_waited_for() -> None:
 
 @virtual_time
 async def test_a_higher_priority_goes_first() -> None:
-    """Whatever waits, the more urgent gets the next slot; within one priority, who came first."""
+    """The job with the highest priority gets the next slot; equal priorities are served in order."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER, prompt="first")
         await first.accepted()
@@ -690,7 +692,7 @@ async def test_a_higher_priority_goes_first() -> None:
 
 @virtual_time
 async def test_maps_take_turns() -> None:
-    """A map of many does not shut out a map of few that comes later."""
+    """A long map does not block a short one that starts later."""
     async with emulated({"max_in_flight": 1}, slots=1, work_seconds=1) as (emulator, kling):
 
         async def mapped(prompt: str, number: int, pause: float) -> None:
@@ -707,7 +709,7 @@ async def test_maps_take_turns() -> None:
 
 @virtual_time
 async def test_a_map_that_stops_takes_back_what_was_not_sent() -> None:
-    """After the failures allowed nothing more is created, and each taken-back job is an outcome."""
+    """After `max_failures` nothing more is created, and each cancelled job has an outcome."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
         requests = [ExpandRequest(PHOTO, WIDER, RISK) for _ in range(10)]
         outcomes = [outcome async for outcome in kling.map(requests, max_failures=2, prefetch=5)]
@@ -722,7 +724,7 @@ async def test_a_map_that_stops_takes_back_what_was_not_sent() -> None:
 
 @virtual_time
 async def test_a_deadline_while_waiting_for_a_slot_sends_nothing() -> None:
-    """No task exists, nothing is owed, and the place in the queue is given up."""
+    """No task exists, nothing is owed, and the job leaves the queue."""
     async with emulated({"max_in_flight": 1, "budget": 100}, slots=1, work_seconds=100) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER)
         await first.accepted()
@@ -740,7 +742,7 @@ async def test_a_deadline_while_waiting_for_a_slot_sends_nothing() -> None:
 
 @virtual_time
 async def test_a_deadline_after_acceptance_leaves_the_task() -> None:
-    """The error has its ids; awaited again it is waited for without a bound."""
+    """The error has the ids, and awaiting the future again waits without a limit."""
     async with emulated(work_seconds=1000) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER, deadline=10)
         with pytest.raises(DeadlineExceeded) as caught:
@@ -753,7 +755,7 @@ async def test_a_deadline_after_acceptance_leaves_the_task() -> None:
 
 @virtual_time
 async def test_a_deadline_bounds_a_second_attempt_too() -> None:
-    """After an earlier run's failed task is found, the wait for a slot ends in time all the same."""
+    """After an earlier run's failed task is found, the wait for a slot still ends at the deadline."""
     async with emulated() as (emulator, kling):
         with pytest.raises(TaskModerated):
             await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
@@ -774,7 +776,7 @@ async def test_a_deadline_bounds_a_second_attempt_too() -> None:
 
 @virtual_time
 async def test_a_deadline_during_the_create_looks_for_the_task() -> None:
-    """Nobody can say whether it was accepted: the units stay set aside."""
+    """A create that may have been accepted keeps its units reserved."""
     async with emulated({"budget": 8}) as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=60))
         future = kling.submit(PHOTO, WIDER, deadline=5)
@@ -788,8 +790,8 @@ async def test_a_deadline_during_the_create_looks_for_the_task() -> None:
 
 
 @virtual_time
-async def test_closing_before_the_first_step_tells_everybody() -> None:
-    """A job that never began is taken back like any other, and awaiting it ends."""
+async def test_closing_before_the_first_step_ends_every_future() -> None:
+    """A job that never began is cancelled, and awaiting it ends."""
     async with emulated() as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         assert await kling.aclose() == ()
@@ -800,7 +802,7 @@ async def test_closing_before_the_first_step_tells_everybody() -> None:
 
 @virtual_time
 async def test_waiting_for_all_of_them_ends_with_all_of_them() -> None:
-    """With *wait* what waits is sent, what runs ends, and nothing more can be submitted."""
+    """With *wait*, waiting jobs are sent, running jobs end, and new jobs are refused."""
     async with emulated({"max_in_flight": 2}, slots=2, work_seconds=10) as (emulator, kling):
         futures = [kling.submit(PHOTO, WIDER) for _ in range(6)]
         closing = asyncio.create_task(kling.aclose(wait=True))
@@ -815,24 +817,24 @@ async def test_waiting_for_all_of_them_ends_with_all_of_them() -> None:
 
 @virtual_time
 async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
-    """A client closed in the same step as the news came keeps the news."""
+    """A snapshot that arrives in the same step as the close is still recorded."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "schedule": NeverPolls()}) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         await future.accepted()
         await asyncio.sleep(10)
-        news = await kling.get(future.any_id)
-        kling._poller.deliver(news)
+        snapshot = await kling.get(future.any_id)
+        kling._poller.deliver(snapshot)
         await kling.aclose()
         async with SQLiteStore(path) as journal:
             (job,) = [job async for job in journal.jobs()]
-        assert (job.state, job.task) == (JobState.SUCCEEDED, news)
+        assert (job.state, job.task) == (JobState.SUCCEEDED, snapshot)
         assert len(emulator.account.tasks) == 1
 
 
 @virtual_time
 async def test_a_create_under_way_is_given_a_moment() -> None:
-    """Closing waits for an answer that comes soon: the task is then known, and can be attached again."""
+    """Closing waits briefly for an answer, so the task is known and can be attached again."""
     async with emulated() as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=5))
         future = kling.submit(PHOTO, WIDER)
@@ -846,7 +848,7 @@ async def test_a_create_under_way_is_given_a_moment() -> None:
 
 @virtual_time
 async def test_only_what_was_not_sent_can_be_taken_back() -> None:
-    """While it waits, yes; once it runs, has ended, or is somebody else's, no."""
+    """A job can be cancelled only while it waits, not once it runs, has ended or is shared."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
         running = kling.submit(PHOTO, WIDER)
         await running.accepted()
@@ -866,7 +868,7 @@ async def test_only_what_was_not_sent_can_be_taken_back() -> None:
 
 @frozen
 class Broken:
-    """A geometry of somebody else's that fails."""
+    """A user-defined geometry that fails."""
 
     needs_size: ClassVar[bool] = False
 
@@ -875,8 +877,8 @@ class Broken:
 
 
 @virtual_time
-async def test_a_bug_leaves_nobody_waiting() -> None:
-    """Whatever is raised within a job ends it, with the cause behind it."""
+async def test_a_bug_ends_the_job() -> None:
+    """Any exception within a job ends it, and is the cause of the error."""
     async with emulated() as (emulator, kling):
         error = await error_of(kling.submit(PHOTO, Broken()))
         assert isinstance(error, KlingError)
@@ -886,7 +888,7 @@ async def test_a_bug_leaves_nobody_waiting() -> None:
 
 @virtual_time
 async def test_a_photo_at_a_url_has_no_known_size() -> None:
-    """What needs it is refused with advice; ratios and directions go out."""
+    """A geometry that needs the size is refused with advice; ratios and directions are sent."""
     url = "https://example.com/a.jpg"
     async with emulated(fetch_timeout=0) as (emulator, kling):
         with pytest.raises(InvalidRequest, match="give Ratios"):
@@ -900,7 +902,7 @@ async def test_a_photo_at_a_url_has_no_known_size() -> None:
 
 @virtual_time
 async def test_a_service_that_is_not_there_owes_nothing() -> None:
-    """Never sent for certain: the units are given back, and the journal may send it again."""
+    """A create that was certainly not sent releases its units, and the journal may send it again."""
     async with emulated({"budget": 8, "retry_timeout": 5.0}) as (emulator, kling):
         async with emulator.unreachable():
             assert isinstance(await error_of(kling.submit(PHOTO, WIDER)), TransportError)
@@ -910,7 +912,7 @@ async def test_a_service_that_is_not_there_owes_nothing() -> None:
 
 @virtual_time
 async def test_a_refused_job_can_be_submitted_again(tmp_path: Path) -> None:
-    """The journal knows that no task exists: the same job is sent again, under the same id."""
+    """The journal knows that no task exists, so the same job is sent again under the same id."""
     async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
         emulator.faults.script("create", Fault("error", code=1102))
         first = kling.submit(PHOTO, WIDER)
@@ -923,7 +925,7 @@ async def test_a_refused_job_can_be_submitted_again(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_request_may_be_changed_and_sent_once_more() -> None:
-    """Requests are values: another with other words is another job."""
+    """A copy of a request with another prompt is another job."""
     async with (
         loopback(refuses(1200, 400), task("1", "succeed")) as server,
         KlingClient(api_key="k", base_url=server.url) as kling,
@@ -935,17 +937,17 @@ async def test_a_request_may_be_changed_and_sent_once_more() -> None:
 
 
 def test_logging_is_quiet_by_default() -> None:
-    """The library's loggers speak when they are asked to."""
+    """The library adds no handler to its loggers."""
     assert logging.getLogger("kling_expand").handlers == []
 
 
-# ------------------------------------------------------------------ taken back
+# ------------------------------------------------------------------ cancelled
 
 
 @pytest.mark.parametrize("leave", ["reader", "aclose", "cancel", "expand", "group"])
 @virtual_time
 async def test_a_job_that_waits_after_a_refusal_is_taken_back(leave: str) -> None:
-    """At the gate of a 1302 no task of it exists: whoever leaves, nothing is sent, and no units stay due."""
+    """A job that waits after a 1302 can be cancelled in any way; nothing is sent and no units stay due."""
     async with emulated() as (emulator, kling):
         emulator.faults.script("create", *[Fault("error", code=1302, retry_after="120")] * 9)
 
@@ -982,7 +984,7 @@ async def test_a_job_that_waits_after_a_refusal_is_taken_back(leave: str) -> Non
 
 @virtual_time
 async def test_a_cancelled_call_names_the_task_that_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    """After the create both ids are in the log and on the exception, also out of a task group."""
+    """After the create both ids are in the log and on the exception, also in a task group."""
     async with emulated(work_seconds=100) as (emulator, kling):
         caller = asyncio.create_task(kling.expand(PHOTO, WIDER))
         await wait_for(lambda: kling.stats.running)
@@ -999,7 +1001,7 @@ async def test_a_cancelled_call_names_the_task_that_goes_on(caplog: pytest.LogCa
 
 @virtual_time
 async def test_one_of_two_callers_of_a_job_leaves(tmp_path: Path) -> None:
-    """The same job expanded twice at once: one caller is cancelled, the other gets the one task."""
+    """Of two callers of the same job one is cancelled, and the other gets the one task."""
     async with emulated({"journal": tmp_path / "run.db", "max_in_flight": 1}, work_seconds=10) as (
         emulator,
         kling,
@@ -1020,7 +1022,7 @@ async def test_one_of_two_callers_of_a_job_leaves(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_second_attempt_is_paid_from_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task of an earlier run failed: the new one counts like any other."""
+    """The new attempt after a failed task counts against the budget."""
     async with emulated() as (emulator, kling):
         with pytest.raises(TaskModerated):
             await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
@@ -1035,7 +1037,7 @@ async def test_a_second_attempt_is_paid_from_the_budget(monkeypatch: pytest.Monk
 
 @virtual_time
 async def test_a_budget_counts_all_runs_of_its_journal(tmp_path: Path) -> None:
-    """What earlier runs spent is gone, fresh attempts too; what failed or was refused is not."""
+    """The budget includes the spend of earlier runs, but not failed or refused jobs."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "budget": 32}) as (emulator, kling):
         await kling.expand(PHOTO, WIDER)
@@ -1062,7 +1064,7 @@ async def test_a_budget_counts_all_runs_of_its_journal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("journal", [False, True])
 @virtual_time
 async def test_a_job_is_made_again_on_request(tmp_path: Path, *, journal: bool) -> None:
-    """With `fresh` an ended job is a new task, which is then the job's; without, its result is returned."""
+    """With `fresh` an ended job becomes a new task; without it the earlier result is returned."""
     options: dict[str, Any] = {"journal": tmp_path / "run.db"} if journal else {}
     async with emulated(options) as (emulator, kling):
         request = ExpandRequest(PHOTO, WIDER, key="cat")
@@ -1080,7 +1082,7 @@ async def test_a_job_is_made_again_on_request(tmp_path: Path, *, journal: bool) 
 
 @virtual_time
 async def test_expired_pictures_can_be_made_again(tmp_path: Path) -> None:
-    """After 30 days the result is gone; with `fresh` the same request has pictures again."""
+    """After 30 days the result has expired; with `fresh` the request gets new pictures."""
     async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
         result = await kling.expand(PHOTO, WIDER)
         emulator.advance(31 * 86400)
@@ -1093,7 +1095,7 @@ async def test_expired_pictures_can_be_made_again(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_job_under_way_is_not_made_twice_by_asking_anew(tmp_path: Path) -> None:
-    """`fresh` replaces what has ended; what is under way is followed, and paid once."""
+    """`fresh` replaces only ended jobs; an open job is followed, and paid once."""
     async with emulated({"journal": tmp_path / "run.db"}, work_seconds=50) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER)
         await first.accepted()
@@ -1102,13 +1104,13 @@ async def test_a_job_under_way_is_not_made_twice_by_asking_anew(tmp_path: Path) 
         assert len(emulator.account.tasks) == 1
 
 
-# ------------------------------------------------------------------ resumed beside what runs
+# ------------------------------------------------------------------ resumed beside running jobs
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.02, 0.1, 1.0])
 @virtual_time
 async def test_resuming_leaves_alone_what_this_client_follows(tmp_path: Path, wait: float) -> None:
-    """Sending, running or waiting for slots: no job comes twice, and each is one task."""
+    """`resume` skips the jobs that this client already sends, follows or queues."""
     raw = PHOTO.read_bytes()
     async with emulated({"journal": tmp_path / "run.db"}, work_seconds=5) as (emulator, kling):
         emulator.faults.script("create", Fault("slow_body", seconds=20))
@@ -1126,7 +1128,7 @@ async def test_resuming_leaves_alone_what_this_client_follows(tmp_path: Path, wa
 @pytest.mark.parametrize("code", [1000, 1002, 1100, 1101, 1102, 1103, 1304, 1201, 1301])
 @virtual_time
 async def test_a_refusal_that_may_have_passed_is_resumed(tmp_path: Path, code: int) -> None:
-    """The account is paid, a key or permission changed: the job goes on. A wrong request does not."""
+    """A job refused for its account, key or permission is resumed; a wrong request is not."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path}) as (emulator, kling):
         emulator.faults.script("create", *[Fault("error", code=code)] * 2)
@@ -1145,7 +1147,7 @@ async def test_a_refusal_that_may_have_passed_is_resumed(tmp_path: Path, code: i
 
 @virtual_time
 async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A photo that was given as bytes is in no journal: the log says so."""
+    """A job whose photo was given as bytes cannot be resumed, and the log says so."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "max_in_flight": 1}, work_seconds=100) as (emulator, kling):
         await kling.submit(PHOTO, WIDER).accepted()
@@ -1170,7 +1172,7 @@ async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.L
 async def test_the_wait_before_a_repeated_create_outlives_a_restart(
     tmp_path: Path, clock_moves: float, appears: float
 ) -> None:
-    """A service that accepts an id twice makes one task for each job, though the clock is set back."""
+    """Each job is one task although the service accepts ids twice and the clock is set back."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path}, allow_duplicates=True) as (emulator, kling):
         emulator.faults.script("create", Fault("late", seconds=appears))
@@ -1191,7 +1193,7 @@ async def test_the_wait_before_a_repeated_create_outlives_a_restart(
 
 
 class Flaky:
-    """A store that raises what no store should, after a create or at an end."""
+    """A store that raises unexpected errors after a create or at an end."""
 
     def __init__(self, inner: SQLiteStore, error: Exception, failing: tuple[str, ...]) -> None:
         self._inner = inner
@@ -1212,7 +1214,7 @@ class Flaky:
 async def test_a_store_that_fails_costs_no_slot_and_no_result(
     tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever it raises once a task exists: the result is delivered, and the log names the cause."""
+    """Once a task exists, a store's error is logged and the result is still delivered."""
     slots = Slots(9)
     async with SQLiteStore(tmp_path / "run.db", run="default", clock=loop_clock) as store:
         flaky: Any = Flaky(store, error, ("observe",))
@@ -1227,7 +1229,7 @@ async def test_a_store_that_fails_costs_no_slot_and_no_result(
 @pytest.mark.parametrize("method", ["record_intent", "mark_sending"])
 @virtual_time
 async def test_a_store_that_fails_before_a_create_sends_nothing(tmp_path: Path, method: str) -> None:
-    """No slot and no unit is kept, and the error says what happened."""
+    """Slots and units are released, and the error says what happened."""
     slots = Slots(9)
     async with SQLiteStore(tmp_path / "run.db", run="default", clock=loop_clock) as store:
         flaky: Any = Flaky(store, ConnectionError("away"), (method,))
@@ -1240,7 +1242,7 @@ async def test_a_store_that_fails_before_a_create_sends_nothing(tmp_path: Path, 
 
 @virtual_time
 async def test_a_slow_store_holds_no_slot_after_the_client_has_closed(tmp_path: Path) -> None:
-    """Closed while the store is written: the futures name their tasks, and other clients have the slots."""
+    """After closing during a write, the futures name their tasks and the slots are free."""
     slots = Slots(9)
 
     class Slow(Flaky):

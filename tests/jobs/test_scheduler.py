@@ -1,4 +1,4 @@
-"""Slots: weights, fair turns, what refusals teach, and recovery in bounded time."""
+"""Slots: weights, fairness, limits learned from refusals, and recovery in bounded time."""
 
 import asyncio
 import heapq
@@ -57,7 +57,7 @@ def test_the_capacity_is_kept_and_every_waiter_is_served(
 
 @virtual_time
 async def test_a_waiter_for_many_is_not_overtaken() -> None:
-    """A task of nine pictures gets its turn though tasks of one keep coming."""
+    """A task of nine pictures gets its turn although tasks of one keep coming."""
     places, served = WeightedSemaphore(9), []
 
     async def hold(n: int) -> None:
@@ -107,7 +107,7 @@ async def test_flows_take_turns() -> None:
 
 @virtual_time
 async def test_waiters_that_gave_up_cost_their_flow_nothing() -> None:
-    """A flow of which 300 gave up still gets every second turn, also for jobs that waited behind those."""
+    """A flow with 300 cancelled waiters still gets every second turn for its other jobs."""
     places, served, tired, other = WeightedSemaphore(1), [], Flow(), Flow()
 
     async def hold(name: str, flow: Flow, patience: float | None = None) -> None:
@@ -130,7 +130,7 @@ async def test_waiters_that_gave_up_cost_their_flow_nothing() -> None:
 
 @virtual_time
 async def test_idle_time_gives_a_flow_no_claim() -> None:
-    """A flow that was idle while another was served a hundred times takes turns with it, no more."""
+    """A flow that was idle while another was served gets alternate turns, and no more."""
     places, served, busy, idle = WeightedSemaphore(1), [], Flow(), Flow()
 
     async def hold(name: str, flow: Flow) -> None:
@@ -146,7 +146,7 @@ async def test_idle_time_gives_a_flow_no_claim() -> None:
 
 
 class Account:
-    """A service that lets *limit* pictures run at once, *others* included, and refuses the rest for free."""
+    """A service that runs *limit* pictures at once, *others* included, and refuses the rest for free."""
 
     def __init__(self, slots: Slots, limit: int) -> None:
         self.slots = slots
@@ -156,7 +156,7 @@ class Account:
         self.created_at: list[float] = []
 
     async def job(self, seconds: float, n: int = 1) -> None:
-        """Create a task of *n* pictures as soon as the slots and the service allow, and see its end."""
+        """Create a task of *n* pictures as soon as the slots and the service allow, and wait for its end."""
         loop, again = asyncio.get_running_loop(), False
         while True:
             epoch = await self.slots.acquire(n, first=again)
@@ -175,7 +175,7 @@ class Account:
         await self.end(seconds, n)
 
     async def attached(self, seconds: float) -> None:
-        """Follow a task that runs already."""
+        """Follow a task that already runs."""
         self.running += 1
         self.slots.force_acquire(1)
         await self.end(seconds, 1)
@@ -186,7 +186,7 @@ class Account:
         self.slots.ended(n)
 
     async def burst(self, n: int, seconds: float) -> None:
-        """Have another program hold *n* slots for so long, as soon as they are free."""
+        """Let another program hold *n* slots for a time, as soon as they are free."""
         self.others = n
         await asyncio.sleep(seconds)
         self.others = 0
@@ -222,7 +222,7 @@ def test_an_unknown_limit_is_found_and_kept(limit: int) -> None:
 
 @virtual_time
 async def test_a_limit_that_falls_is_followed_in_steps() -> None:
-    """When far more runs than is allowed any longer, not every end is followed by a refused create."""
+    """When the limit falls far, only some of the ends are followed by a refused create."""
     account = Account(Slots(100), 60)
     others = asyncio.gather(*(account.job(100) for _ in range(300)))
     await asyncio.sleep(60)
@@ -239,7 +239,7 @@ async def test_a_limit_that_falls_is_followed_in_steps() -> None:
 @pytest.mark.parametrize("limit", [9, 100])
 @virtual_time
 async def test_slots_recover_from_a_burst_of_another_program(limit: int, taken: int, length: float) -> None:
-    """Jobs end within 1.3 times the time of an oracle, though the program came when none of ours ran."""
+    """Jobs end within 1.3 times an oracle's time, although the burst began while none of ours ran."""
     account = Account(Slots(limit), 9)
     burst = asyncio.create_task(account.burst(taken, length))
     await asyncio.gather(*(account.job(30) for _ in range(60)))
@@ -263,7 +263,7 @@ async def test_slots_recover_from_a_burst_after_hours_of_refused_probes() -> Non
 @pytest.mark.parametrize("limit", [9, 100])
 @virtual_time
 async def test_attached_tasks_do_not_keep_the_capacity_down(limit: int) -> None:
-    """After a restart with nine running tasks, other jobs follow as these end, and are hardly refused."""
+    """After a restart with nine running tasks, new jobs start as these end, with few refusals."""
     account = Account(Slots(limit), 9)
     attached = [account.attached(3.0 * i) for i in range(9)]
     await asyncio.gather(*attached, *(account.job(30) for _ in range(60)))
@@ -274,7 +274,7 @@ async def test_attached_tasks_do_not_keep_the_capacity_down(limit: int) -> None:
 
 @virtual_time
 async def test_one_long_task_does_not_keep_other_slots_idle() -> None:
-    """Free slots are found again in seconds though nothing of ours ends for hours."""
+    """Free slots are found again in seconds although none of our tasks ends for hours."""
     account, loop = Account(Slots(9), 9), asyncio.get_running_loop()
     long = asyncio.create_task(account.job(6 * 3600))
     await asyncio.sleep(1)
@@ -296,7 +296,7 @@ async def test_one_long_task_does_not_keep_other_slots_idle() -> None:
 def test_free_slots_are_found_in_bounded_time(
     length: float, taken: int, seconds: int, limit: int, most: int
 ) -> None:
-    """After any burst all slots are in use again in about its length, whether tasks of ours end or not."""
+    """After any burst all slots are used again within about its length."""
 
     async def main() -> None:
         account = Account(Slots(limit), 9)
@@ -334,7 +334,7 @@ async def test_probes_are_few_and_pause_at_least_a_second(own: int) -> None:
 
 @virtual_time
 async def test_a_task_larger_than_what_is_believed_free_is_tried() -> None:
-    """A task of nine pictures runs although a refusal has lowered the capacity to nothing."""
+    """A task of nine pictures is sent although refusals have lowered the estimate to zero."""
     account = Account(Slots(9), 9)
     burst = asyncio.create_task(account.burst(1, 20))
     await asyncio.gather(account.job(30, 9), account.job(30, 9), burst)
@@ -356,7 +356,7 @@ async def test_creates_in_doubt_do_not_end_the_search() -> None:
 
 @virtual_time
 async def test_one_job_at_a_time_proves_nothing() -> None:
-    """However many are accepted one after another, nothing is known of more than was asked for."""
+    """Jobs that are accepted one after another do not raise the estimate beyond their size."""
     slots = Slots(64)
     for _ in range(100):
         await slots.acquire(1)
@@ -367,7 +367,7 @@ async def test_one_job_at_a_time_proves_nothing() -> None:
 
 @virtual_time
 async def test_creates_sent_before_a_refusal_lower_nothing() -> None:
-    """Refusals of creates that left before the capacity fell do not count once more."""
+    """Refusals of creates that were sent before the capacity fell do not lower it again."""
     slots = Slots(9)
     epochs = [await slots.acquire(1) for _ in range(9)]
     for _ in range(7):
@@ -384,7 +384,7 @@ async def test_creates_sent_before_a_refusal_lower_nothing() -> None:
 
 
 class Books:
-    """Slots, and what they must hold after each step."""
+    """The slots and the numbers they must have after each step."""
 
     def __init__(self, limit: int) -> None:
         self.slots = Slots(limit)
@@ -393,7 +393,7 @@ class Books:
         self.running: list[int] = []
 
     async def step(self, name: str, n: int) -> None:
-        """Do one thing that a caller can do, if it is possible now, and compare."""
+        """Do one random action that is possible, and compare."""
         possible = {"ended": self.running, "cancel": self.waiting}
         if possible.get(name, self.granted if name in ANSWERS else True):
             await getattr(self, name)(n)
@@ -418,7 +418,7 @@ class Books:
 
     async def cancel(self, n: int) -> None:
         task = list(self.waiting)[n % len(self.waiting)]
-        task.cancel()  # perhaps in the very moment in which it is granted
+        task.cancel()  # perhaps at the moment in which it is granted
         await asyncio.gather(task, return_exceptions=True)
         if task.cancelled():
             del self.waiting[task]
@@ -438,7 +438,7 @@ class Books:
         self.slots.release(self.granted.pop(n % len(self.granted))[0])
 
     async def finish(self) -> None:
-        """Accept and end everything; each waiter must be served in bounded time."""
+        """Accept and end everything, and check that each waiter is served in bounded time."""
         while self.waiting or self.granted or self.running:
             await self.step("accepted", 0)
             await self.step("ended", 0)

@@ -1,4 +1,4 @@
-"""Creation exactly once, against an emulator that would bill twice and a network that fails."""
+"""Exactly one create per job, against an emulator that would bill twice and a network that fails."""
 
 import asyncio
 import json
@@ -70,21 +70,21 @@ class Creating:
         return await self.submitter.create(Create(attempt, partial(Body, head, photo, tail), **options))
 
     def script(self, *faults: Fault | str) -> None:
-        """What happens to the next creates."""
+        """Script the next creates."""
         self.emulator.faults.script("create", *faults)
 
     def lookups(self, *faults: Fault | str) -> None:
-        """What happens to the next lookups."""
+        """Script the next lookups."""
         self.emulator.faults.script("query", *faults)
 
     @property
     def posts(self) -> int:
-        """How many creates the emulator has seen."""
+        """Return how many creates the emulator has seen."""
         return self.emulator.account.requests["create"]
 
     @property
     def accepted(self) -> dict[str, int]:
-        """How many tasks were made, by external id."""
+        """Return how many tasks were created, by external id."""
         return dict(self.emulator.account.accepted)
 
 
@@ -92,7 +92,7 @@ class Creating:
 async def creating(
     retry_timeout: float = 120.0, dialect: str = "editing", **options: Any
 ) -> AsyncIterator[Creating]:
-    """An emulator that accepts every id as often as it is sent, unless told otherwise."""
+    """Run an emulator that accepts an id any number of times, unless set otherwise."""
     given_: dict[str, Any] = {"engine": "flat", "clock": loop_clock, "slots": 100, "allow_duplicates": True}
     async with Emulator(**given_ | options) as emulator:
         config = Settings(
@@ -129,7 +129,7 @@ S = AttemptState
     ],
 )
 def test_the_table_of_states(state: S, *, may_cost: bool, following: set[S]) -> None:
-    """Each state says whether money may be spent, and goes on only as the table says."""
+    """Each state says whether money may be spent, and changes only as the table allows."""
     assert (state.may_cost, set(TRANSITIONS[state])) == (may_cost, following)
     for other in S:
         attempt = Attempt("dog")
@@ -144,7 +144,7 @@ def test_the_table_of_states(state: S, *, may_cost: bool, following: set[S]) -> 
 
 
 def test_the_table_is_whole() -> None:
-    """Every state has a row, can be reached, and leads to a known task or to a refusal."""
+    """Every state has a row, is reachable, and leads to a known task or to a refusal."""
     assert set(TRANSITIONS) == set(S)
     assert set().union(*TRANSITIONS.values()) == set(S) - {S.NEW, S.INHERITED}
     for start in (S.NEW, S.INHERITED):
@@ -156,7 +156,7 @@ def test_the_table_is_whole() -> None:
 
 
 def test_money_is_spent_only_after_sending() -> None:
-    """Between a state without cost and one with cost lies a create that was sent."""
+    """Every path from a state without cost to one with cost contains a sent create."""
     for state in S:
         costly = {each for each in TRANSITIONS[state] if each.may_cost}
         assert state.may_cost or costly <= {S.SENDING}
@@ -167,7 +167,7 @@ def test_money_is_spent_only_after_sending() -> None:
 
 @virtual_time
 async def test_a_create_is_one_request() -> None:
-    """Where nothing goes wrong nothing is looked up."""
+    """Without a failure there is no lookup."""
     async with creating() as c:
         made = await c.create()
         assert made.external_task_id == "dog"
@@ -183,7 +183,7 @@ ACCEPTED += [Fault("late", seconds=seconds) for seconds in (0, 1, 4.9, 29.0, 34.
 @pytest.mark.parametrize("fault", ACCEPTED, ids=str)
 @virtual_time
 async def test_what_was_accepted_is_found(fault: Fault | str) -> None:
-    """An answer that never came, or is no answer, does not make a second task."""
+    """A create whose answer is lost or invalid does not lead to a second task."""
     async with creating() as c:
         c.script(fault)
         made = await c.create()
@@ -199,7 +199,7 @@ LOST += [Fault(kind, code=code) for kind in ("error", "envelope_200") for code i
 @pytest.mark.parametrize("fault", LOST, ids=str)
 @virtual_time
 async def test_what_was_not_accepted_is_sent_again(fault: Fault | str) -> None:
-    """Under the same id, and not before it would have appeared."""
+    """The create is repeated under the same id, after the time in which the task would have appeared."""
     async with creating() as c:
         c.script(fault)
         made = await c.create()
@@ -212,7 +212,7 @@ async def test_what_was_not_accepted_is_sent_again(fault: Fault | str) -> None:
 @pytest.mark.parametrize("seconds", [35.1, 36.0, 40.0, 100.0])
 @virtual_time
 async def test_the_services_own_uniqueness_is_used(seconds: float) -> None:
-    """Even a create that shows up after all patience is not paid twice where the service refuses doubles."""
+    """If the service refuses duplicates, even a create that appears very late is not paid twice."""
     async with creating(allow_duplicates=False) as c:
         c.script(Fault("late", seconds=seconds))
         made = await c.create()
@@ -223,8 +223,8 @@ async def test_the_services_own_uniqueness_is_used(seconds: float) -> None:
 
 @pytest.mark.parametrize("seconds", [30.0, 33.0, 34.0, 34.5, 34.9])
 @virtual_time
-async def test_a_slow_lookup_tells_of_the_past(seconds: float) -> None:
-    """What was absent when it was asked may be there when the answer comes."""
+async def test_the_answer_of_a_slow_lookup_may_be_outdated(seconds: float) -> None:
+    """A task that was absent when the lookup was sent may exist when the answer comes."""
     async with creating() as c:
         c.script(Fault("late", seconds=seconds))
         c.lookups(Fault("slow_headers", seconds=2, times=EVER))
@@ -235,7 +235,7 @@ async def test_a_slow_lookup_tells_of_the_past(seconds: float) -> None:
 
 @virtual_time
 async def test_one_stalled_create_delays_no_later_one() -> None:
-    """A create that was never answered does not rule how long later ones are looked up."""
+    """A create without an answer does not prolong the lookups of later ones."""
     async with creating() as c:
         c.script("reset")
         began = now()
@@ -254,7 +254,7 @@ async def test_one_stalled_create_delays_no_later_one() -> None:
 
 @virtual_time
 async def test_the_wait_counts_from_the_last_create_sent() -> None:
-    """What an earlier run sent long ago is looked up once; what it sent just now is waited for."""
+    """A create sent long ago is looked up once; a recent one is waited for."""
     async with creating() as c:
         for name, age in (("old", 3600.0), ("new", 20.0)):
             began = now()
@@ -265,7 +265,7 @@ async def test_the_wait_counts_from_the_last_create_sent() -> None:
 
 @virtual_time
 async def test_a_pause_asked_for_is_no_slow_create() -> None:
-    """An hour at the gate does not make every later lookup last an hour."""
+    """A pause of an hour does not prolong every later lookup to an hour."""
     async with creating() as c:
         c.session.gates[EventKind.CREATE].close(3600)
         await c.create("first")
@@ -281,7 +281,7 @@ async def test_a_pause_asked_for_is_no_slow_create() -> None:
 @pytest.mark.parametrize("code", [1000, 1100, 1101, 1102, 1103, 1200, 1201, 1300, 1301, 1304])
 @virtual_time
 async def test_a_refusal_is_raised_at_once(code: int) -> None:
-    """It is free, and would be repeated."""
+    """A refusal costs nothing and would be repeated, so it is raised."""
     async with creating() as c:
         c.script(Fault("error", code=code))
         with pytest.raises(APIError, match=str(code)):
@@ -291,7 +291,7 @@ async def test_a_refusal_is_raised_at_once(code: int) -> None:
 
 @virtual_time
 async def test_a_parallel_limit_passes_through() -> None:
-    """When a slot will be free is the scheduler's business."""
+    """A 1303 is raised, because the scheduler decides when to retry."""
     async with creating(slots=1) as c:
         await c.create("first")
         with pytest.raises(ParallelLimit):
@@ -302,7 +302,7 @@ async def test_a_parallel_limit_passes_through() -> None:
 
 @virtual_time
 async def test_too_many_requests_are_waited_for() -> None:
-    """As often and as long as the service asks, whatever the retry time-out, as the service answers."""
+    """A 1302 is retried as long as the service asks, regardless of `retry_timeout`."""
     async with creating(retry_timeout=60) as c:
         c.script(Fault("error", code=1302, retry_after="30", times=5))
         await c.create()
@@ -312,7 +312,7 @@ async def test_too_many_requests_are_waited_for() -> None:
 
 @virtual_time
 async def test_too_many_requests_are_waited_for_until_the_deadline() -> None:
-    """A wait that would end after it is not begun, and it is certain that nothing was made."""
+    """A wait beyond the deadline is not started, and it is certain that no task exists."""
     async with creating() as c:
         c.script(Fault("error", code=1302, retry_after="30", times=EVER))
         with pytest.raises(DeadlineExceeded):
@@ -323,7 +323,7 @@ async def test_too_many_requests_are_waited_for_until_the_deadline() -> None:
 
 @virtual_time
 async def test_a_service_that_asks_for_no_pause_is_not_hammered() -> None:
-    """`Retry-After: 0` is no leave to call in a loop."""
+    """`Retry-After: 0` still leads to a pause."""
     async with creating() as c:
         c.script(Fault("error", code=1302, retry_after="0", times=EVER))
         with pytest.raises(DeadlineExceeded):
@@ -336,7 +336,7 @@ async def test_a_service_that_asks_for_no_pause_is_not_hammered() -> None:
 
 @virtual_time
 async def test_another_jobs_task_is_not_taken() -> None:
-    """A given id that has a task is refused before anything is sent, and the error names that task."""
+    """A given id that already has a task is refused before the create, and the error names the task."""
     async with creating(allow_duplicates=False) as c:
         other = await c.create()
         with pytest.raises(DuplicateTask) as caught:
@@ -347,7 +347,7 @@ async def test_another_jobs_task_is_not_taken() -> None:
 
 @virtual_time
 async def test_a_given_id_is_refused_though_its_lookup_lags() -> None:
-    """The service's word that the id exists is enough: nothing is adopted, and the other task is named."""
+    """If the service says that the id exists, no task is adopted, and the error names the other task."""
     async with creating(allow_duplicates=False) as c:
         other = await c.create()
         c.lookups(Fault("error", code=1201, message="Task not found by id/external id: dog"))
@@ -361,7 +361,7 @@ async def test_a_given_id_is_refused_though_its_lookup_lags() -> None:
 @pytest.mark.parametrize("fault", ["reset_after", "reset"])
 @virtual_time
 async def test_a_given_id_that_was_free_is_this_jobs(fault: str) -> None:
-    """What appears under it after a create without an answer is that create's."""
+    """A task that appears under the id after a create without an answer belongs to that create."""
     async with creating(allow_duplicates=False) as c:
         c.script(fault)
         made = await c.create(Attempt("dog", given=True))
@@ -370,7 +370,7 @@ async def test_a_given_id_that_was_free_is_this_jobs(fault: str) -> None:
 
 @virtual_time
 async def test_a_task_of_ours_is_adopted() -> None:
-    """An id derived from the job can only be the job's; such a task is found, and not paid again."""
+    """A task under a derived id can only be this job's, so it is adopted and not paid again."""
     async with creating(allow_duplicates=False) as c:
         first = await c.create()
         attempt = Attempt("dog")
@@ -382,7 +382,7 @@ async def test_a_task_of_ours_is_adopted() -> None:
 @pytest.mark.parametrize("lag", [10.0, 60.0, 100.0])
 @virtual_time
 async def test_a_duplicate_is_followed_while_its_lookup_lags(lag: float) -> None:
-    """The service may refuse an id long before it shows its task, so it is asked until `retry_timeout`."""
+    """The service may refuse an id before it shows its task, so lookups continue until `retry_timeout`."""
     async with creating(allow_duplicates=False) as c:
         first = await c.create()
         missing = Fault("error", code=1201, message="Task not found by id/external id: dog", times=EVER)
@@ -394,7 +394,7 @@ async def test_a_duplicate_is_followed_while_its_lookup_lags(lag: float) -> None
 
 @virtual_time
 async def test_a_duplicate_that_cannot_be_found_is_unknown() -> None:
-    """The service says both that it exists and that it does not, for the whole retry time-out."""
+    """If the service calls an id both taken and unknown until `retry_timeout`, the outcome is unknown."""
     async with creating(retry_timeout=60) as c:
         c.script(Fault("error", code=1201, message="external_task_id dog already exists"))
         attempt = Attempt("dog")
@@ -408,7 +408,7 @@ async def test_a_duplicate_that_cannot_be_found_is_unknown() -> None:
 
 @virtual_time
 async def test_a_lost_create_outlives_a_parallel_limit() -> None:
-    """The slot may be held by the very task whose create had no answer: it is found, and not made again."""
+    """A 1303 after a lost create may be caused by its own task, which is found and not created again."""
     async with creating(allow_duplicates=False) as c:
         c.script(Fault("late", seconds=50), Fault("error", code=1303))
         attempt = Attempt("dog", given=True)
@@ -422,7 +422,7 @@ async def test_a_lost_create_outlives_a_parallel_limit() -> None:
 
 @virtual_time
 async def test_what_an_earlier_run_sent_is_looked_up_first() -> None:
-    """A task that exists is found without a create, and one that does not is sent after the wait."""
+    """An existing task is found without a create; a missing one is sent after the wait."""
     async with creating() as c:
         made = await c.create()
         attempt = Attempt("dog", unanswered_at=now())
@@ -465,7 +465,7 @@ async def test_the_list_is_asked_where_no_lookup_is_documented(fault: Fault | st
 
 @virtual_time
 async def test_a_service_that_only_fails_is_given_up() -> None:
-    """Within the retry time-out and one last lookup; by then it is certain that no task exists."""
+    """After `retry_timeout` and one last lookup it is certain that no task exists."""
     async with creating(retry_timeout=60) as c:
         c.script(Fault("error", code=5000, times=EVER))
         attempt = Attempt("dog")
@@ -483,7 +483,7 @@ async def test_a_service_that_only_fails_is_given_up() -> None:
 )
 @virtual_time
 async def test_without_a_lookup_nothing_is_sent_again(fault: Fault | str) -> None:
-    """Where nobody can say whether the task exists, a second create would be a bet."""
+    """Without a working lookup the create is not repeated, because a task may exist."""
     async with creating() as c:
         c.script("reset_after")
         c.lookups(*[fault] * 1000)
@@ -496,7 +496,7 @@ async def test_without_a_lookup_nothing_is_sent_again(fault: Fault | str) -> Non
 
 @virtual_time
 async def test_a_deadline_in_the_middle_is_unknown() -> None:
-    """The create may have been accepted: the error says so, and has the id."""
+    """At the deadline a create that may have been accepted raises an error with the id."""
     async with creating() as c:
         c.script(Fault("slow_headers", seconds=300))
         with pytest.raises(SubmissionUnknown) as caught:
@@ -507,8 +507,8 @@ async def test_a_deadline_in_the_middle_is_unknown() -> None:
 
 
 @virtual_time
-async def test_a_deadline_while_looking_is_unknown() -> None:
-    """No look is begun that would end too late, and none ends it too early."""
+async def test_a_deadline_during_a_lookup_is_unknown() -> None:
+    """No lookup starts that would end after the deadline, and none ends it early."""
     async with creating() as c:
         c.script("reset")
         with pytest.raises(SubmissionUnknown):
@@ -519,7 +519,7 @@ async def test_a_deadline_while_looking_is_unknown() -> None:
 
 @virtual_time
 async def test_a_deadline_before_the_first_try_is_only_a_deadline() -> None:
-    """Nothing was sent, and the error does not pretend otherwise."""
+    """If nothing was sent, the error says so."""
     async with creating() as c:
         await asyncio.sleep(2)
         with pytest.raises(DeadlineExceeded):
@@ -529,7 +529,7 @@ async def test_a_deadline_before_the_first_try_is_only_a_deadline() -> None:
 
 @virtual_time
 async def test_what_was_never_sent_is_sent_as_soon_as_it_can_be() -> None:
-    """A refused connection costs no lookup."""
+    """A refused connection needs no lookup."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -549,8 +549,8 @@ async def test_what_was_never_sent_is_sent_as_soon_as_it_can_be() -> None:
 
 
 @virtual_time
-async def test_what_could_never_be_sent_is_no_doubt() -> None:
-    """The error says that nothing was sent, so the job may be submitted anew."""
+async def test_what_could_never_be_sent_is_certain() -> None:
+    """The error says that nothing was sent, so the job may be submitted again."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         config = Settings(base_url=f"http://127.0.0.1:{taken.getsockname()[1]}", retry_timeout=60)
@@ -562,12 +562,12 @@ async def test_what_could_never_be_sent_is_no_doubt() -> None:
             assert 9 < now() <= 25  # it was never reached: `connect_timeout`
 
 
-# ------------------------------------------------------------------ around it
+# ------------------------------------------------------------------ intents, lookups and waits
 
 
 @virtual_time
 async def test_each_post_is_announced_first() -> None:
-    """Whoever keeps a journal knows of every attempt before it leaves."""
+    """The store is informed of every attempt before it is sent."""
     async with creating() as c:
         announced: list[int] = []
 
@@ -581,7 +581,7 @@ async def test_each_post_is_announced_first() -> None:
 
 @virtual_time
 async def test_a_task_is_looked_up_by_either_id() -> None:
-    """And one that nobody knows is None, which is no error."""
+    """Either id finds the task; an unknown id gives None and no error."""
     async with creating() as c:
         made = await c.create()
         for any_id in (made.task_id, "dog"):
@@ -593,7 +593,7 @@ async def test_a_task_is_looked_up_by_either_id() -> None:
 
 @virtual_time
 async def test_waits_between_tries_grow() -> None:
-    """A service in trouble is not called more often because of it."""
+    """The waits between retries grow while the service fails."""
     times: list[float] = []
 
     async def step(exchange: Exchange) -> None:
@@ -642,7 +642,7 @@ LOOKUPS = st.one_of(*ANYWHERE, st.builds(Fault, st.just("error"), code=st.sample
     st.lists(CREATES, max_size=6), st.lists(LOOKUPS, max_size=12), st.sampled_from([None, 3.0, 20.0, 400.0])
 )
 def test_no_job_is_ever_paid_twice(creates: list[Fault], lookups: list[Fault], within: float | None) -> None:
-    """Whatever fails in whatever order: at most one task for an id, and it is known where it is said."""
+    """Whatever fails and in whatever order, an id has at most one task, and an error states its id."""
 
     async def check() -> None:
         async with creating() as c:
@@ -672,7 +672,7 @@ def test_no_job_is_ever_paid_twice(creates: list[Fault], lookups: list[Fault], w
 @settings(max_examples=20)
 @given(st.lists(CREATES, max_size=12), st.lists(LOOKUPS, max_size=12))
 def test_nor_are_many_at_once(creates: list[Fault], lookups: list[Fault]) -> None:
-    """The same for jobs that share the faults, the gate and what was learned."""
+    """Jobs that share the faults, the rate limit and the learned durations are not paid twice either."""
 
     async def check() -> None:
         async with creating() as c:

@@ -315,12 +315,12 @@ async def test_a_rate_limit_is_waited_for() -> None:
 
 @virtual_time
 async def test_no_slot_waits_for_one_to_end() -> None:
-    """With a real parallel limit (1303) the second task is created when the first has ended."""
+    """1303 by the real limit: the second task is made when the first has ended; few creates ask before."""
     async with emulated(slots=2, work_seconds=50) as (emulator, kling):
         first, second = await asyncio.gather(kling.expand(PHOTO, WIDER, n=2), kling.expand(PHOTO, WIDER, n=1))
         created = sorted(task.created_at for task in emulator.account.tasks.values())
         assert {first.task_id, second.task_id} == set(emulator.account.tasks)
-        assert emulator.account.refusals == {1303: 1}
+        assert emulator.account.refusals[1303] <= 5  # after 2, 4, 8, 16 and 32 s
         assert 50 <= created[1] - created[0] <= 60
 
 
@@ -454,7 +454,7 @@ async def test_a_wait_outlives_what_passes(row: Row, call: Callable[[KlingClient
 @pytest.mark.parametrize("row", FINAL, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_wait_ends_with_what_does_not_pass(row: Row) -> None:
-    """A permanent refusal of a read ends the wait with the ids of the task, which continues."""
+    """A refusal that lasts for `refusal_timeout` ends the wait, with the ids of the task that goes on."""
     async with emulated(work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         await future.accepted()
@@ -463,7 +463,7 @@ async def test_a_wait_ends_with_what_does_not_pass(row: Row) -> None:
             await future
         is_refusal_with_ids(caught.value, row)
         assert [caught.value.task_id] == list(emulator.account.tasks)
-        assert now() < 60
+        assert 60 <= now() < 100
 
 
 def is_refusal_with_ids(error: APIError, row: Row) -> None:

@@ -1,4 +1,4 @@
-"""Who are we? Tokens read by hands that are not ours, on a clock that is not the machine's."""
+"""Tokens, read by an independent implementation, on a clock that the tests set."""
 
 import base64
 import hmac
@@ -42,7 +42,7 @@ def pair(clock: Clock) -> KeyPair:
 
 
 def claims(token: str, secret: str = SECRET) -> dict[str, Any]:
-    """What a token says, its signature checked and its times not."""
+    """Return the claims of a token whose signature is valid, whatever its times."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options: Any = {"verify_exp": False, "verify_nbf": False}
@@ -51,7 +51,7 @@ def claims(token: str, secret: str = SECRET) -> dict[str, Any]:
 
 
 def test_a_token_is_the_documented_one(pair: KeyPair) -> None:
-    """HS256, the three claims and no others, by an independent reader."""
+    """An independent reader finds HS256, the three documented claims and no others."""
     token = pair.token()
     assert jwt.get_unverified_header(token) == {"alg": "HS256", "typ": "JWT"}
     expected = {"iss": "access-key-0123456789", "exp": int(START + LIFE), "nbf": int(START - BACKDATE)}
@@ -59,7 +59,7 @@ def test_a_token_is_the_documented_one(pair: KeyPair) -> None:
 
 
 def test_a_token_is_signed_as_the_standard_says(pair: KeyPair) -> None:
-    """The same, with nothing but the standard library: HMAC-SHA256 over the first two parts."""
+    """The signature is the HMAC-SHA256 of the first two parts, by the standard library alone."""
     head, body, signature = pair.token().split(".")
     digest = hmac.digest(SECRET.encode(), f"{head}.{body}".encode(), "sha256")
     assert base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == signature
@@ -67,13 +67,13 @@ def test_a_token_is_signed_as_the_standard_says(pair: KeyPair) -> None:
 
 
 def test_a_wrong_secret_is_noticed(pair: KeyPair) -> None:
-    """The readers above do check."""
+    """Both readers above do check the signature."""
     with pytest.raises(jwt.InvalidSignatureError):
         claims(pair.token(), "another-secret-of-more-than-thirty-two-bytes")
 
 
 def test_a_token_is_kept_until_shortly_before_its_end(pair: KeyPair, clock: Clock) -> None:
-    """One token serves for most of its life, and none is handed out that is about to end."""
+    """One token is used for most of its life, and never close to its end."""
     first = pair.token()
     clock.now = START + LIFE - MARGIN - 1
     assert pair.token() == first
@@ -83,7 +83,7 @@ def test_a_token_is_kept_until_shortly_before_its_end(pair: KeyPair, clock: Cloc
 
 @given(st.lists(st.floats(-10_000, 10_000), max_size=20))
 def test_a_token_handed_out_is_good_now(steps: list[float]) -> None:
-    """However the clock is moved, also backwards: valid already, and for a while to come."""
+    """However the clock moves, also backwards, a token is valid now and for a while."""
     clock = Clock()
     pair = KeyPair("access", SECRET, clock=clock)
     for step in steps:
@@ -94,7 +94,7 @@ def test_a_token_handed_out_is_good_now(steps: list[float]) -> None:
 
 
 def test_a_clock_set_back_makes_a_new_token(pair: KeyPair, clock: Clock) -> None:
-    """A token from the future would not be valid yet."""
+    """A token from the future would not be valid yet, so a new one is made."""
     first = pair.token()
     clock.now = START - 3600
     assert claims(pair.token())["nbf"] == int(START - 3600 - BACKDATE)
@@ -102,7 +102,7 @@ def test_a_clock_set_back_makes_a_new_token(pair: KeyPair, clock: Clock) -> None
 
 
 def test_only_the_refused_token_is_forgotten(pair: KeyPair, clock: Clock) -> None:
-    """When many calls are refused at once, the first renews and the others use what it got."""
+    """When many calls are refused at once, the first renews the token and the others use the new one."""
     first = pair.token()
     clock.now += 10
     assert pair.renew(first) is True
@@ -115,7 +115,7 @@ def test_only_the_refused_token_is_forgotten(pair: KeyPair, clock: Clock) -> Non
 
 @pytest.mark.parametrize("skew", [-7200.0, -60.0, 60.0, 7200.0])
 def test_the_services_clock_is_followed(pair: KeyPair, clock: Clock, skew: float) -> None:
-    """A renewed token is valid by the time the service told, and kept as long as any other."""
+    """A renewed token is valid by the service's clock, and is kept as long as any other."""
     pair.renew(pair.token(), server_time=clock.now + skew)
     token = pair.token()
     found = claims(token)
@@ -128,13 +128,13 @@ def test_the_services_clock_is_followed(pair: KeyPair, clock: Clock, skew: float
 
 @pytest.mark.parametrize("skew", [-5.0, -1.0, 0.0, 5.0])
 def test_a_small_difference_is_the_networks(pair: KeyPair, clock: Clock, skew: float) -> None:
-    """Seconds are lost on the way; they are no reason to doubt our clock."""
+    """A difference of a few seconds is network latency and does not correct the clock."""
     pair.renew(pair.token(), server_time=clock.now + skew)
     assert claims(pair.token())["exp"] == int(START + LIFE)
 
 
 def test_a_clock_put_right_is_trusted_again(pair: KeyPair, clock: Clock) -> None:
-    """An offset is not kept once there is none."""
+    """An offset is dropped once the clocks agree."""
     pair.renew(pair.token(), server_time=clock.now + 7200)
     clock.now += 7200
     pair.renew(pair.token(), server_time=clock.now)
@@ -143,26 +143,26 @@ def test_a_clock_put_right_is_trusted_again(pair: KeyPair, clock: Clock) -> None
 
 @pytest.mark.parametrize("length", range(1, 40, 6))
 def test_a_short_secret_is_no_reason_to_warn(length: int) -> None:
-    """Warnings are errors here, so one would be raised."""
+    """A short secret raises no warning; warnings are errors in the tests."""
     pair = KeyPair("access", "s" * length)
     assert claims(pair.token(), "s" * length)["iss"] == "access"
 
 
 def test_keys_are_text_in_any_language() -> None:
-    """Umlauts do not break a signature; outer blanks are a slip of the clipboard."""
+    """Keys may hold letters of any script, and blanks around them are removed."""
     pair = KeyPair(" Schlüssel\n", "\tgeheimß ")
     assert claims(pair.token(), "geheimß")["iss"] == "Schlüssel"
 
 
 @pytest.mark.parametrize(("access", "secret"), [("", "s"), ("a", ""), (" ", "s"), ("a", "\n"), ("", "")])
 def test_half_a_pair_is_refused(access: str, secret: str) -> None:
-    """At once, and not by the service."""
+    """An incomplete key pair is refused at once, before any request."""
     with pytest.raises(ConfigurationError):
         KeyPair(access, secret)
 
 
 def test_no_secret_is_shown(pair: KeyPair) -> None:
-    """Not in `repr`, `str`, or any f-string; of the access key the end, if that is little of it."""
+    """`repr`, `str` and f-strings show at most the last four characters of a long access key."""
     pair.token()
     for shown in (repr(pair), str(pair), f"{pair}", f"{[pair]}"):
         assert SECRET not in shown
@@ -173,8 +173,8 @@ def test_no_secret_is_shown(pair: KeyPair) -> None:
     assert "kling" not in repr(key) + str(key)
 
 
-def test_a_static_key_is_sent_as_it_is() -> None:
-    """And there is no other one to renew it with."""
+def test_a_static_key_is_sent_unchanged() -> None:
+    """A static key is sent unchanged and cannot be renewed."""
     key = StaticKey(" api-key-kling-0123456789\n")
     assert key.token() == "api-key-kling-0123456789"
     assert key.renew(key.token()) is False
@@ -183,7 +183,7 @@ def test_a_static_key_is_sent_as_it_is() -> None:
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "a\r\nX-Evil: 1", "schlüssel", "a\x00b", "a\tb"])
 def test_a_static_key_that_is_no_header_is_refused(key: str) -> None:
-    """It could smuggle a header in, or not be sent at all; and the message does not repeat it."""
+    """A key that is no valid header value is refused, and the message does not repeat it."""
     with pytest.raises(ConfigurationError) as caught:
         StaticKey(key)
     assert not key.strip() or key not in str(caught.value)

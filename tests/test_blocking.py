@@ -98,7 +98,7 @@ def test_progress_is_a_for_loop(kling: KlingClient) -> None:
 
 
 def test_many_are_outcomes(kling: KlingClient, emulator: Emulator, tmp_path: Path) -> None:
-    """Each request has its outcome; a failure is one like any other; results can be saved."""
+    """Each request has an outcome, also a failed one, and results can be saved."""
     names = ["coffee.jpg", "CREDITS.md", "rocket.jpg"]
     requests = [ExpandRequest(PHOTOS / name, Padding(left=100)) for name in names]
     outcomes = list(kling.map(requests, ordered=True))
@@ -135,17 +135,17 @@ def test_leaving_a_map_takes_back_what_was_not_sent(endless: Emulator) -> None:
 
 
 def test_tasks_are_found_again(kling: KlingClient) -> None:
-    """By either id, in lists, and as a future."""
+    """Tasks are found by either id, in lists, and as futures."""
     task = kling.create(PHOTOS / "coffee.jpg", WIDER, external_task_id="order-7")
     result = kling.attach("order-7").result()
     assert result.task_id == task.task_id == kling.get(task.task_id).task_id
     assert [each.task_id for each in kling.tasks()] == [each.task_id for each in kling.list()]
     with pytest.raises(TaskNotFound):
-        kling.get("nobody's")
+        kling.get("unknown-id")
 
 
 def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> None:
-    """A script that ended too early goes on where it was, and pays nothing twice."""
+    """A second run of a script continues the jobs of the first, and pays nothing twice."""
     journal = tmp_path / "run.db"
     with KlingClient(**options(emulator), journal=journal) as kling:
         kling.create(PHOTOS / "coffee.jpg", WIDER, key="coffee")
@@ -160,7 +160,7 @@ def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> Non
 
 
 def test_a_callback_is_received_here_too(kling: KlingClient) -> None:
-    """A program with a web server of its own hands its callbacks over from any thread."""
+    """A program with its own web server may pass callbacks to the client from any thread."""
     call = kling.receive({}, b'{"task_id":"1","task_status":"succeed"}')
     assert call.needs_poll
 
@@ -174,7 +174,7 @@ def test_threads_share_one_client(kling: KlingClient, emulator: Emulator) -> Non
 
 
 async def test_it_works_beside_a_running_loop(emulator: Emulator) -> None:
-    """A notebook has a loop of its own, and the verbs work in it all the same."""
+    """The methods work in a notebook, where another event loop runs."""
     kling = KlingClient(**options(emulator)).open()
     assert kling.list() == ()
     assert asyncio.get_running_loop().is_running()
@@ -182,7 +182,7 @@ async def test_it_works_beside_a_running_loop(emulator: Emulator) -> None:
 
 
 def test_closing_says_what_goes_on(endless: Emulator) -> None:
-    """The ids of the tasks that still run are handed out, for another process to attach."""
+    """`close` returns the tasks that still run, for another process to attach."""
     kling = KlingClient(**options(endless)).open()
     task = kling.create(PHOTOS / "coffee.jpg", WIDER)
     (running,) = kling.close()
@@ -192,7 +192,7 @@ def test_closing_says_what_goes_on(endless: Emulator) -> None:
 
 
 def test_what_is_not_open_says_so(emulator: Emulator) -> None:
-    """Before `with` and after it no verb waits for ever."""
+    """Before `with` and after it every method raises instead of waiting for ever."""
     kling = KlingClient(**options(emulator))
     with pytest.raises(ClientClosed):
         kling.list()
@@ -203,7 +203,7 @@ def test_what_is_not_open_says_so(emulator: Emulator) -> None:
 
 
 def test_what_is_wrong_is_raised_where_it_is_said(emulator: Emulator) -> None:
-    """Bad options and bad requests are errors of their own line."""
+    """Bad options and bad requests raise in the line that passes them."""
     with pytest.raises(ConfigurationError, match="secret key is missing"):
         KlingClient(access_key="half of a pair")
     with KlingClient(**options(emulator)) as kling, pytest.raises(InvalidRequest):
@@ -225,7 +225,7 @@ def test_a_client_that_cannot_open_leaves_no_thread(emulator: Emulator, tmp_path
 
 
 def test_opening_again_changes_nothing(kling: KlingClient) -> None:
-    """A notebook's cell may be run twice."""
+    """An open client can be opened again, as a notebook cell may run twice."""
     assert kling.open() is kling
     assert kling.list() == ()
 
@@ -247,7 +247,7 @@ def make(**options):
         timeout=60,
         check=False,
     )
-    # On a busy machine asyncio's debug mode reports slow steps, which are no complaint about the client.
+    # On a busy machine asyncio's debug mode reports slow steps, which say nothing about the client.
     lines = [line for line in ran.stderr.splitlines(keepends=True) if not line.startswith("Executing <")]
     return ran.stdout, "".join(lines), ran.returncode
 
@@ -281,7 +281,7 @@ print(len(first.list()) + len(second.list()))
 
 @pytest.mark.parametrize("code", LEFT_OPEN.values(), ids=LEFT_OPEN.keys())
 def test_a_program_with_an_open_client_ends(emulator: Emulator, code: str) -> None:
-    """Without `with`, and without `close`, it ends at once and without a complaint."""
+    """A program that never closes its client ends at once and without an error message."""
     assert program(emulator, code, "-X", "dev", "-W", "error") == ("0\n", "", 0)
 
 
@@ -426,8 +426,8 @@ def test_help_shows_what_the_methods_return() -> None:
     assert parameters["requests"].annotation == Iterable[ExpandRequest]
 
 
-def test_results_and_futures_tell_the_same() -> None:
-    """What can be read from a result or a future can be read here, but for what belongs to the loop."""
+def test_results_and_futures_have_the_same_attributes() -> None:
+    """Blocking results and futures have all attributes of the asynchronous ones but loop internals."""
 
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if name[0] != "_"}

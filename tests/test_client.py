@@ -1,4 +1,4 @@
-"""The front door, against the emulator, in virtual time."""
+"""The asynchronous client against the emulator, in virtual time."""
 
 import asyncio
 import base64
@@ -44,18 +44,18 @@ SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 
 
 def names_in(folder: Path) -> list[str]:
-    """The files there."""
+    """Return the names of the files in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def counted(emulator: Emulator, *routes: str) -> int:
-    """How often these routes were asked."""
+    """Return the number of requests of these routes."""
     return sum(emulator.account.requests[route] for route in routes)
 
 
 @virtual_time
 async def test_one_photo_goes_in_and_its_pictures_come_out(tmp_path: Path) -> None:
-    """The main job: as many pictures on disk as were asked for, billed once."""
+    """`expand` and `save` write as many pictures as were requested, and are billed once."""
     async with emulated(work_seconds=40) as (emulator, kling):
         result = await kling.expand(PHOTOS / "coffee.jpg", ToAspect("16:9"), n=2)
         paths = await result.save(tmp_path)
@@ -66,7 +66,7 @@ async def test_one_photo_goes_in_and_its_pictures_come_out(tmp_path: Path) -> No
 
 @virtual_time
 async def test_a_task_that_has_ended_when_it_is_accepted_has_its_pictures(tmp_path: Path) -> None:
-    """The answer to a create holds no result, even where it says that all is done."""
+    """The answer to a create has no pictures, so a task that it calls ended is read once more."""
     async with emulated(queue_seconds=0, work_seconds=0) as (_, kling):
         result = await kling.expand(PHOTOS / "coffee.jpg", Ratios(up=0.5))
         assert len(await result.save(tmp_path)) == 1
@@ -74,7 +74,7 @@ async def test_a_task_that_has_ended_when_it_is_accepted_has_its_pictures(tmp_pa
 
 @virtual_time
 async def test_many_photos_are_never_more_than_the_account_takes() -> None:
-    """Slots are weighted by n, and the service never has to refuse."""
+    """Slots are weighted by n, so the service never refuses a create."""
     async with emulated(work_seconds=10, slots=9) as (emulator, kling):
         requests = [ExpandRequest(PHOTO, Ratios(up=0.5), n=1 + i % 4) for i in range(30)]
         outcomes = [outcome async for outcome in kling.map(requests, ordered=True)]
@@ -93,7 +93,7 @@ async def test_many_photos_are_never_more_than_the_account_takes() -> None:
 async def test_either_dialect_goes_the_whole_way(
     tmp_path: Path, dialect: str, shapes: dict[str, Any]
 ) -> None:
-    """Create, wait, query by either id, list, walk and save: the same models, whatever the shapes."""
+    """Create, wait, query, list, walk and save give the same models in both dialects."""
     async with emulated({"dialect": dialect}, work_seconds=20, **shapes) as (emulator, kling):
         future = kling.submit(PHOTO, Towards("left,right", 1.5), prompt="a meadow", n=2)
         assert (await future.accepted()).status is Status.SUBMITTED
@@ -116,7 +116,7 @@ async def test_either_dialect_goes_the_whole_way(
 @pytest.mark.parametrize("towards", [Towards("all", 1.4), Towards("top"), Towards("bottom,left", 1.2)])
 @virtual_time
 async def test_a_direction_means_the_same_in_either_dialect(towards: Towards) -> None:
-    """Raw on one, four ratios on the other: the service makes the same of both."""
+    """A direction is sent as such in one dialect and as four ratios in the other, with equal results."""
     async with emulated() as (emulator, kling):
         await kling.create(PHOTO, towards)
         options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "dialect": "direction"}
@@ -129,7 +129,7 @@ async def test_a_direction_means_the_same_in_either_dialect(towards: Towards) ->
 @pytest.mark.parametrize("geometry", [WIDER, ToAspect("16:9"), ToAspect(2.5)])
 @virtual_time
 async def test_what_a_direction_cannot_say_is_refused_here(geometry: Any) -> None:
-    """Before anything is sent, and in words that help."""
+    """A geometry that the dialect cannot express is refused with advice before anything is sent."""
     async with emulated({"dialect": "direction"}) as (emulator, kling):
         with pytest.raises(InvalidRequest, match=r"must be Towards\(…\)"):
             await kling.expand(PHOTO, geometry)
@@ -140,7 +140,7 @@ async def test_what_a_direction_cannot_say_is_refused_here(geometry: Any) -> Non
 
 @virtual_time
 async def test_the_dialects_do_not_see_each_others_tasks() -> None:
-    """Each has lists and queries of its own at the service; a client follows its own."""
+    """Each dialect has its own lists and queries, and a client uses its own."""
     async with emulated() as (emulator, kling):
         mine = await kling.create(PHOTO, WIDER)
         options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "dialect": "direction"}
@@ -151,7 +151,7 @@ async def test_the_dialects_do_not_see_each_others_tasks() -> None:
 
 
 def test_each_documented_request_is_what_the_sdk_sends() -> None:
-    """The fields of every sample, made from our own values; the emulator takes the samples themselves."""
+    """The SDK sends the fields of every sample, and the emulator accepts the samples."""
     editing = json.loads((SAMPLES / "editing-create.request.json").read_text())
     sides = {side: editing[f"{side}_expansion_ratio"] for side in ("up", "down", "left", "right")}
     given = {name: editing[name] for name in ("prompt", "n", "callback_url") if editing.get(name)}
@@ -167,7 +167,7 @@ def test_each_documented_request_is_what_the_sdk_sends() -> None:
 
 @virtual_time
 async def test_a_watermark_is_asked_for_returned_and_saved_beside(tmp_path: Path) -> None:
-    """Two different pictures on disk, the plain one named after the photo."""
+    """The plain and the watermarked picture are both saved, the plain one under the photo's name."""
     async with emulated() as (emulator, kling):
         result = await kling.expand(PHOTO, WIDER, watermark=True)
         assert result.task.watermark is True
@@ -183,22 +183,22 @@ async def test_a_watermark_is_asked_for_returned_and_saved_beside(tmp_path: Path
 @pytest.mark.parametrize("task_format", ["object", "array"])
 @virtual_time
 async def test_the_price_is_known_before_and_after(task_format: str) -> None:
-    """The local estimate, what the service says it took, and what newer answers say besides."""
+    """The local estimate, the billed units and the newer billing fields agree."""
     request = ExpandRequest(PHOTO, WIDER, n=3)
     assert request.units == 24
     async with emulated(task_format=task_format) as (emulator, kling):
-        told = (await kling.expand(request)).task
-        assert told.final_unit_deduction == "24"
-        assert told.units == kling.stats.units_billed == Decimal(24)
+        answered = (await kling.expand(request)).task
+        assert answered.final_unit_deduction == "24"
+        assert answered.units == kling.stats.units_billed == Decimal(24)
         assert kling.stats.units_due == emulator.account.units_billed == 24
-        assert (told.final_balance_deduction is None) is (task_format == "array")
-        if told.final_balance_deduction:
-            assert told.final_balance_deduction.quota
+        assert (answered.final_balance_deduction is None) is (task_format == "array")
+        if answered.final_balance_deduction:
+            assert answered.final_balance_deduction.quota
 
 
 @virtual_time
 async def test_after_thirty_days_a_result_is_gone(tmp_path: Path) -> None:
-    """A day before it can still be saved; then the error says so, with both ids, and leaves no file."""
+    """A result can be saved for 30 days; then the error has both ids, and no file is left."""
     async with emulated() as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         result = await future
@@ -221,7 +221,7 @@ async def test_after_thirty_days_a_result_is_gone(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_all_tasks_are_walked_once_while_others_are_added() -> None:
-    """Pages shift under the walk: nothing comes twice, and nothing that was there at its start is missed."""
+    """While pages shift, no task comes twice and no task that existed at the start is missed."""
     async with emulated(slots=1000) as (_, kling):
         before = [await kling.create(PHOTO, WIDER) for _ in range(12)]
         seen = []
@@ -236,7 +236,7 @@ async def test_all_tasks_are_walked_once_while_others_are_added() -> None:
 @pytest.mark.parametrize("mode", ["newest", "oldest", "shuffled"])
 @virtual_time
 async def test_a_walk_needs_no_order(mode: str) -> None:
-    """However a page is arranged, no task comes twice."""
+    """Whatever the order of a page, no task comes twice."""
     async with emulated(slots=1000, list_order=mode) as (emulator, kling):
         for _ in range(7):
             await kling.create(PHOTO, WIDER)
@@ -248,7 +248,7 @@ async def test_a_walk_needs_no_order(mode: str) -> None:
 
 @virtual_time
 async def test_a_page_is_what_the_document_allows() -> None:
-    """Its bounds are checked here; beyond the last there is nothing."""
+    """The page number and size are checked locally; a page beyond the last is empty."""
     async with emulated(slots=100) as (emulator, kling):
         made = [await kling.create(PHOTO, WIDER) for _ in range(5)]
         assert [len(await kling.list(page, 2)) for page in (1, 2, 3, 4)] == [2, 2, 1, 0]
@@ -263,7 +263,7 @@ async def test_a_page_is_what_the_document_allows() -> None:
 @pytest.mark.parametrize("any_id", ["", ".", "..", "a\nb"])
 @virtual_time
 async def test_an_id_that_is_none_asks_nothing(any_id: str) -> None:
-    """The path would be another's."""
+    """An id that would form another path is refused without a request."""
     async with emulated() as (emulator, kling):
         with pytest.raises(InvalidRequest):
             await kling.get(any_id)
@@ -272,7 +272,7 @@ async def test_an_id_that_is_none_asks_nothing(any_id: str) -> None:
 
 @virtual_time
 async def test_a_walk_ends_with_the_last_page_there_can_be() -> None:
-    """A service that never runs out of tasks is asked a thousand times at most."""
+    """A walk reads at most a thousand pages."""
     page = {"code": 0, "message": "", "request_id": "r", "data": [{"task_id": "1", "task_status": "failed"}]}
     raw = json.dumps(page).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(raw)}\r\n\r\n".encode()
@@ -284,9 +284,9 @@ async def test_a_walk_ends_with_the_last_page_there_can_be() -> None:
 # ------------------------------------------------------------------ callbacks
 
 
-def signed(told: dict[str, Any]) -> tuple[dict[str, str], bytes]:
-    """A callback as an independent implementation signs it, at the loop's time."""
-    content, moment = json.dumps(told), int(loop_clock())
+def signed(data: dict[str, Any]) -> tuple[dict[str, str], bytes]:
+    """Return a callback that an independent implementation has signed at the loop's time."""
+    content, moment = json.dumps(data), int(loop_clock())
     when = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None)
     signature = Webhook(SECRET).sign("msg_1", when, content)
     headers = {"webhook-id": "msg_1", "webhook-timestamp": str(moment), "webhook-signature": signature}
@@ -294,15 +294,15 @@ def signed(told: dict[str, Any]) -> tuple[dict[str, str], bytes]:
 
 
 def success(task_id: str, url: str = "https://cdn.example/0.png") -> dict[str, Any]:
-    """The news of a good end."""
+    """Return the body of a callback about a success."""
     images = [{"index": 0, "url": url}]
     return {"task_id": task_id, "task_status": "succeed", "task_result": {"images": images}}
 
 
 @pytest.mark.parametrize("dialect", ["editing", "direction"])
 @virtual_time
-async def test_signed_news_ends_the_wait_and_frees_the_slot_at_once(dialect: str) -> None:
-    """No read is made, and who waits for the slot goes in the same moment; a replay changes nothing."""
+async def test_a_signed_callback_ends_the_wait_and_frees_the_slot_at_once(dialect: str) -> None:
+    """A signed callback needs no read, and frees the slot at once; a replay changes nothing."""
     slots = Slots(1)
     client: dict[str, Any] = {
         "dialect": dialect,
@@ -330,7 +330,7 @@ async def test_signed_news_ends_the_wait_and_frees_the_slot_at_once(dialect: str
 
 @virtual_time
 async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
-    """Unsigned, it is only asked about; a stranger's id is not even that."""
+    """An unsigned callback triggers one read, or none if its id is unknown."""
     async with emulated({"schedule": NeverPolls()}, work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         task_id = (await future.accepted()).task_id
@@ -346,7 +346,7 @@ async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
 
 @virtual_time
 async def test_with_a_secret_other_calls_are_refused() -> None:
-    """No signature, no news, no read."""
+    """With a secret, an unsigned callback is refused without a read."""
     client: dict[str, Any] = {"schedule": NeverPolls(), "webhook_secret": [SECRET]}
     async with emulated(client, work_seconds=3600) as (emulator, kling):
         task_id = (await kling.create(PHOTO, WIDER)).task_id
@@ -363,14 +363,14 @@ async def test_with_a_secret_other_calls_are_refused() -> None:
 
 @virtual_time
 async def test_the_numbers_add_up() -> None:
-    """Every job is counted in one place at any moment, and in the end so is every unit and every call."""
+    """Every job is counted once at any moment, and in the end all units and calls are right."""
     async with emulated({"max_in_flight": 3}, slots=3) as (emulator, kling):
 
         async def watch() -> None:
             while True:
                 stats = kling.stats
                 ended = stats.succeeded + stats.failed + stats.refused + stats.unknown
-                # What ended in this very step is told in the next.
+                # What ended in this step is counted in the next.
                 assert 0 <= stats.submitted - stats.waiting - stats.running - ended <= 2
                 await asyncio.sleep(0.05)
 
@@ -397,12 +397,12 @@ async def test_the_numbers_add_up() -> None:
 
 
 @virtual_time
-async def test_a_listener_hears_everything_and_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """It raises on every event: each is logged, and the job ends as if nobody listened."""
-    heard: list[Event] = []
+async def test_a_listener_gets_every_event_and_affects_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Each exception of a listener is logged, and the job ends as it would without a listener."""
+    received: list[Event] = []
 
     def listener(event: Event) -> None:
-        heard.append(event)
+        received.append(event)
         raise ZeroDivisionError("the listener's own fault")
 
     async with emulated({"listener": listener}) as (_, kling):
@@ -411,19 +411,19 @@ async def test_a_listener_hears_everything_and_disturbs_nothing(caplog: pytest.L
         with pytest.raises(KlingError):
             await kling.expand(PHOTO, WIDER, prompt="emulate-1301")
         await asyncio.sleep(0)
-        kinds = [event.kind for event in heard if event.external_task_id == future.external_task_id]
+        kinds = [event.kind for event in received if event.external_task_id == future.external_task_id]
         assert kinds == [EventKind.SUBMITTED, EventKind.ACCEPTED, EventKind.ENDED]
-        assert {EventKind.CREATE, EventKind.FAILED} <= {event.kind for event in heard}
+        assert {EventKind.CREATE, EventKind.FAILED} <= {event.kind for event in received}
         assert kling.stats.succeeded == 1
-    assert caplog.text.count("the listener failed") == len(heard)
+    assert caplog.text.count("the listener failed") == len(received)
 
 
-# ------------------------------------------------------------------ what is said wrongly
+# ------------------------------------------------------------------ wrong usage
 
 
 @virtual_time
 async def test_a_request_is_whole_or_in_parts_but_not_both() -> None:
-    """Each mistake is told at once, before anything is sent."""
+    """Each mistake raises at once, before anything is sent."""
     request = ExpandRequest(PHOTO, WIDER)
     async with emulated() as (emulator, kling):
         with pytest.raises(InvalidRequest, match=r"attrs\.evolve"):
@@ -441,7 +441,7 @@ async def test_a_request_is_whole_or_in_parts_but_not_both() -> None:
 
 @virtual_time
 async def test_a_client_that_is_not_open_says_so() -> None:
-    """Before `async with` and after it, whatever is called."""
+    """Every method raises before `async with` and after it."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator:
         kling = KlingClient(api_key=emulator.api_key, base_url=emulator.url)
 
@@ -471,7 +471,7 @@ async def test_a_client_that_is_not_open_says_so() -> None:
 
 
 def test_a_client_belongs_to_its_loop() -> None:
-    """Used from another it says so, and sends nothing."""
+    """A client used from another event loop raises and sends nothing."""
     kling = KlingClient(api_key="k", base_url="http://127.0.0.1:9")
 
     async def opened() -> None:
@@ -506,7 +506,7 @@ def test_a_client_can_be_opened_in_a_second_loop(tmp_path: Path) -> None:
 
 
 def test_nothing_shows_a_secret() -> None:
-    """Neither a client's repr nor that of anything it holds."""
+    """Neither a client's repr nor that of anything it holds shows a secret."""
     kling = KlingClient(
         access_key="the-access-key-of-ours", secret_key="s3cr3t-of-ours", webhook_secret=SECRET
     )
@@ -532,7 +532,7 @@ def test_nothing_shows_a_secret() -> None:
 )
 @virtual_time
 async def test_results_are_named_after_their_photo(tmp_path: Path, image: Any, name: str | None) -> None:
-    """And after their task where it has no name."""
+    """A result has the photo's name, or its task id if the photo has none."""
     async with emulated() as (_, kling):
         result = await kling.expand(image, WIDER)
         (path,) = await result.save(tmp_path)
@@ -540,7 +540,7 @@ async def test_results_are_named_after_their_photo(tmp_path: Path, image: Any, n
 
 
 async def test_a_photo_at_a_url_names_its_result(tmp_path: Path) -> None:
-    """The last part of its path does, not its query."""
+    """The result of a URL is named after the last part of its path, without the query."""
     from aiohttp import web
 
     async def photo(_request: web.Request) -> web.Response:
@@ -566,7 +566,7 @@ async def test_a_photo_at_a_url_names_its_result(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_session_of_yours_stays_open() -> None:
-    """The client uses it and leaves it as it is."""
+    """An injected session is used, and neither changed nor closed."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator, aiohttp.ClientSession() as http:
         async with KlingClient(
             api_key=emulator.api_key, base_url=emulator.url, http=http, clock=loop_clock
@@ -577,7 +577,7 @@ async def test_a_session_of_yours_stays_open() -> None:
 
 @virtual_time
 async def test_a_task_is_attached_by_either_id_and_saved(tmp_path: Path) -> None:
-    """Submitted elsewhere or earlier, it is waited for here, and counts as running meanwhile."""
+    """A task that was submitted elsewhere can be awaited, and counts as running meanwhile."""
     async with emulated(work_seconds=100) as (emulator, kling):
         made = await kling.create(PHOTO, WIDER, external_task_id="mine")
         options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "rng": Random(3)}
@@ -590,13 +590,13 @@ async def test_a_task_is_attached_by_either_id_and_saved(tmp_path: Path) -> None
             (path,) = await results[0].save(tmp_path)
             assert path.name == f"{made.task_id}-0.png"
         with pytest.raises(TaskNotFound):
-            await kling.attach("nobody's", deadline=100)
+            await kling.attach("unknown-id", deadline=100)
         assert now() < 200
 
 
 @virtual_time
 async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
-    """A store given to the client is used and never closed; its files are told at a resume."""
+    """A given store is used and never closed, and `resume` knows its saved files."""
     from kling_expand.store.base import JobState
     from kling_expand.store.sqlite import SQLiteStore
 
@@ -615,11 +615,11 @@ async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
         assert counts[JobState.DONE] == 2
 
 
-# ------------------------------------------------------------------ any answer whatever
+# ------------------------------------------------------------------ arbitrary answers
 
 
 def answers() -> st.SearchStrategy[bytes]:
-    """An HTTP answer with any body under any status, or no HTTP at all."""
+    """Draw an HTTP answer with any status and body, or bytes that are no HTTP."""
     body = st.binary(max_size=200) | st.sampled_from(
         [b"", b"null", b"[]", b"{}", b'{"code":0,"data":null}', b'{"code":0,"data":{"task_id":1}}']
     )
@@ -634,14 +634,14 @@ def answers() -> st.SearchStrategy[bytes]:
         )
 
     statuses = st.sampled_from([200, 400, 401, 403, 404, 429, 500, 503, 504]) | st.integers(200, 599)
-    told = st.builds(whole, statuses, body, headers, st.sampled_from([0, 0, 0, 5]))
-    return told | st.binary(max_size=60)
+    http = st.builds(whole, statuses, body, headers, st.sampled_from([0, 0, 0, 5]))
+    return http | st.binary(max_size=60)
 
 
 @settings(max_examples=80)
 @given(raw=answers())
 def test_any_bytes_from_a_socket_are_a_task_or_one_of_our_errors(raw: bytes) -> None:
-    """Whatever the service says to a query, a list or a create: nothing else comes out of the SDK."""
+    """Any answer to a query, a list or a create gives a task or an error of ours."""
 
     async def asks() -> None:
         async with (
@@ -659,7 +659,7 @@ def test_any_bytes_from_a_socket_are_a_task_or_one_of_our_errors(raw: bytes) -> 
 
 @virtual_time
 async def test_time_is_the_loops() -> None:
-    """The stamp of a call is judged by the client's own clock: here the loop's, far from today."""
+    """The timestamp of a callback is compared with the client's own clock, here the loop's."""
     async with loopback(task()) as server:
         options: dict[str, Any] = {"base_url": server.url, "webhook_secret": SECRET}
         async with KlingClient(api_key="k", clock=loop_clock, **options) as kling:

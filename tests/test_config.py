@@ -1,4 +1,4 @@
-"""What can be set? The environment's rules, and settings that are wrong when they are made, not later."""
+"""Credentials and settings: the rules of the environment, and checks at construction."""
 
 import math
 import os
@@ -18,7 +18,7 @@ OTHER = {"KLINGAI_ACCESS_KEY": "other-access", "KLINGAI_SECRET_KEY": "other-secr
 
 
 def who(found: Any) -> str:
-    """Which credentials these are."""
+    """Return which credentials these are."""
     return found.token() if isinstance(found, StaticKey) else found._access_key
 
 
@@ -46,7 +46,7 @@ def who(found: Any) -> str:
     ],
 )
 def test_whose_credentials_count(given: dict[str, Any], environ: dict[str, str], expected: str) -> None:
-    """What is given beats the environment, a key beats a pair, blank means absent."""
+    """Arguments override the environment, a key overrides a pair, and blank means absent."""
     assert who(credentials(**given, environ=environ)) == expected
 
 
@@ -63,26 +63,26 @@ def test_whose_credentials_count(given: dict[str, Any], environ: dict[str, str],
     ],
 )
 def test_half_a_pair_is_an_error(given: dict[str, Any], environ: dict[str, str], missing: str) -> None:
-    """It is never completed from elsewhere, and the message says which half is missing."""
+    """Half a pair is never completed from another source, and the message names the missing half."""
     with pytest.raises(ConfigurationError, match=missing):
         credentials(**given, environ=environ)
 
 
 def test_without_credentials_the_message_says_where_to_put_them() -> None:
-    """The names of the variables."""
+    """The message names the environment variables."""
     with pytest.raises(ConfigurationError, match="KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY"):
         credentials(environ={})
 
 
 def test_the_pair_runs_on_the_clock_given() -> None:
-    """Tokens are made by it."""
+    """A key pair makes its tokens by the given clock."""
     found = credentials("a", "s", environ={}, clock=lambda: 0.0)
     assert isinstance(found, KeyPair)
     assert found._clock() == 0.0
 
 
 def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is set after the import counts."""
+    """Variables that are set after the import are used."""
     for name in [name for name in os.environ if name.startswith("KLING")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("KLING_API_KEY", "late")
@@ -106,7 +106,7 @@ def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> 
 def test_whose_webhook_secret_counts(
     given: str | None, environ: dict[str, str], expected: str | None
 ) -> None:
-    """The same rules."""
+    """The webhook secret follows the rules of the credentials."""
     assert webhook_secret(given, environ) == expected
 
 
@@ -130,7 +130,7 @@ def test_whose_webhook_secret_counts(
     ],
 )
 def test_whose_address_counts(given: dict[str, Any], environ: dict[str, str], expected: str) -> None:
-    """What is given, the environment, the vendor's own; without a slash at its end."""
+    """The base URL is the argument, else the environment's, else the vendor's, without a final slash."""
     assert Settings.from_env(environ, **given).base_url == expected
 
 
@@ -158,14 +158,14 @@ BAD_URLS += ["https://user:hunter2@a.example"]
 
 @pytest.mark.parametrize("url", BAD_URLS)
 def test_an_address_that_cannot_work_is_refused(url: str) -> None:
-    """When it is set, not after two minutes of retries; and a password in it is not repeated."""
+    """A bad URL is refused at construction, and a password in it is not repeated."""
     with pytest.raises(ConfigurationError) as caught:
         Settings(base_url=url)
     assert "hunter2" not in str(caught.value)
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    """Nothing has to be set."""
+    """Every setting has its documented default."""
     settings = Settings()
     assert (settings.base_url, settings.dialect) == ("https://api-singapore.klingai.com", Dialect.EDITING)
     assert settings.max_in_flight == 9
@@ -178,14 +178,14 @@ NUMBERS = [each.name for each in fields(Settings) if each.name not in {"base_url
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, math.inf, "10", True, [], b"1"])
 def test_a_number_that_cannot_work_is_refused(name: str, value: Any) -> None:
-    """By the name it was given under; None means what was not set."""
+    """The error names the setting; None means that a setting is not given."""
     with pytest.raises(ConfigurationError, match=name):
         Settings.from_env({}, **{name: value})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_that_works_is_taken(name: str) -> None:
-    """Whole or not."""
+    """Integers and floats are accepted."""
     seven: dict[str, Any] = {name: 7}
     nothing: dict[str, Any] = {name: None}
     assert getattr(Settings.from_env({}, **seven), name) == 7
@@ -193,7 +193,7 @@ def test_a_number_that_works_is_taken(name: str) -> None:
 
 
 def test_a_dialect_has_a_name() -> None:
-    """One of two words, and the message says them."""
+    """A dialect is one of two words, and the message lists them."""
     assert Settings(dialect=Dialect("direction")).dialect is Dialect.DIRECTION
     assert Settings.from_env({}, dialect="direction").dialect is Dialect.DIRECTION
     with pytest.raises(ConfigurationError, match="editing or direction, got 'dutch'"):
@@ -201,14 +201,14 @@ def test_a_dialect_has_a_name() -> None:
 
 
 def test_settings_do_not_change() -> None:
-    """They are values."""
+    """Settings are immutable."""
     settings: Any = Settings()
     with pytest.raises(AttributeError):
         settings.read_timeout = 1.0
 
 
 def test_the_typed_settings_are_those_of_the_class() -> None:
-    """Editors are offered the same names that a client takes, each with the type of its field or None."""
+    """The typed keyword arguments have the names and types of the fields, or None."""
     hints = get_type_hints(SettingsFields)
     assert list(hints) == [each.name for each in fields(Settings)]
     for each in fields(Settings):
@@ -216,8 +216,8 @@ def test_the_typed_settings_are_those_of_the_class() -> None:
         assert set(get_args(hints[each.name])) == {kind, NoneType}
 
 
-def test_the_environment_is_read_when_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test or a program may replace `os.environ` itself, not only change it."""
+def test_a_replaced_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replaced `os.environ` is read too."""
     replaced = {"KLING_BASE_URL": "https://late.example", "KLING_API_KEY": "k"}
     monkeypatch.setattr("os.environ", replaced)
     assert Settings.from_env().base_url == "https://late.example"

@@ -1,4 +1,4 @@
-"""What can go wrong? The tree as it is drawn, the table of codes, and errors that travel whole."""
+"""The exception tree, the table of codes, and errors that can be copied and pickled."""
 
 import builtins
 import copy
@@ -42,7 +42,7 @@ CLASSES = [getattr(errors, name) for name in errors.__all__]
 DOC = errors.__doc__ or ""
 STATUSES = [200, 201, 302, 400, 401, 403, 404, 418, 429, 500, 502, 503, 504, 599]
 
-# The documented table once more, by other hands: HTTP status, and whether the same call may be repeated.
+# An independent copy of the documented table: HTTP status, and whether the same call may be repeated.
 TABLE = {
     **dict.fromkeys((1000, 1001, 1002), (AuthenticationError, 401, False)),
     **dict.fromkeys((1003, 1004), (TokenExpired, 401, False)),
@@ -59,7 +59,7 @@ TABLE = {
 
 
 def drawn() -> dict[str, str]:
-    """The tree of the docstring: each class, and the one it is drawn under."""
+    """Return each class of the docstring's tree with the class it is drawn under."""
     parents, path = {}, ["KlingError"]
     for line in DOC.splitlines():
         found = re.match(r" {4}([│ ]*)[├└]── (\w+)", line)
@@ -71,7 +71,7 @@ def drawn() -> dict[str, str]:
 
 
 def test_the_tree_is_the_drawn_one() -> None:
-    """Each class stands where the docstring draws it, and the drawing leaves none out."""
+    """The docstring's tree shows each class under its base, and omits none."""
     real = {kind.__name__: kind.__mro__[1].__name__ for kind in CLASSES if kind is not KlingError}
     tree = drawn()
     assert set(tree) | {"KlingError"} == set(errors.__all__)
@@ -84,7 +84,7 @@ def test_the_tree_is_the_drawn_one() -> None:
 
 @pytest.mark.parametrize("line", [each for each in DOC.splitlines() if "(also a" in each])
 def test_what_is_also_something_else_is_drawn_so(line: str) -> None:
-    """A second parent is named beside the first."""
+    """A second base is named beside the first."""
     name = re.findall(r"── (\w+)", line)[0]
     for other in re.findall(r"\(also an? (\w+)", line):
         parent = getattr(errors, other, None) or getattr(builtins, other)
@@ -92,7 +92,7 @@ def test_what_is_also_something_else_is_drawn_so(line: str) -> None:
 
 
 def test_the_drawn_codes_are_the_table() -> None:
-    """The numbers beside the classes are those that `refusal` goes by."""
+    """The codes beside the classes are those that `refusal` uses."""
     listed = {}
     for line in DOC.splitlines():
         found = re.search(r"── (\w+)(.*)", line)
@@ -102,7 +102,7 @@ def test_the_drawn_codes_are_the_table() -> None:
 
 
 def test_every_error_is_ours_and_listed() -> None:
-    """`except KlingError` catches all there is, and `__all__` lists all there is."""
+    """`except KlingError` catches every error, and `__all__` lists them all."""
     defined = {
         name
         for name, value in vars(errors).items()
@@ -117,14 +117,14 @@ def test_every_error_is_ours_and_listed() -> None:
 
 
 def test_the_table_has_every_documented_code() -> None:
-    """No more, no fewer."""
+    """The table has exactly the documented codes."""
     assert set(CODES) == set(TABLE)
 
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("code", TABLE)
 def test_a_documented_code_means_the_same_under_any_status(code: int, status: int) -> None:
-    """The service puts some of them under 200."""
+    """A code counts before the status, because the service puts some under 200."""
     kind, _, retryable = TABLE[code]
     assert refusal(code, "whatever", status) is kind
     assert kind.retryable is retryable
@@ -133,7 +133,7 @@ def test_a_documented_code_means_the_same_under_any_status(code: int, status: in
 @pytest.mark.parametrize("code", [-1, 0, 1, 999, 1005, 1104, 1204, 1305, 4999, 5003, 10**9])
 @pytest.mark.parametrize("status", STATUSES)
 def test_an_undocumented_code_is_judged_by_its_status(code: int, status: int) -> None:
-    """What is not known is repeated only where the status says that it may pass."""
+    """An unknown code is retryable only if its status is."""
     known = {401: AuthenticationError, 403: PermissionDenied}
     expected = known.get(status, ServerError if status >= 500 else APIError)
     assert refusal(code, "", status) is expected
@@ -142,7 +142,7 @@ def test_an_undocumented_code_is_judged_by_its_status(code: int, status: int) ->
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_an_answer_without_a_code_is_judged_by_its_status(status: int) -> None:
-    """A page of a proxy under 4xx is a clear refusal; anything below may be half an answer."""
+    """A page under 4xx is a refusal; below 400 the answer may be incomplete."""
     known = {401: AuthenticationError, 403: PermissionDenied, 404: NotFound, 429: RateLimited}
     usual = ServerError if status >= 500 else APIError if status >= 400 else ProtocolError
     expected = known.get(status, usual)
@@ -161,8 +161,8 @@ def test_an_answer_without_a_code_is_judged_by_its_status(status: int) -> None:
         ("File is not in a valid base64 format", BadRequest),
     ],
 )
-def test_1201_is_told_apart_by_words(message: str, kind: type[APIError]) -> None:
-    """Two of its meanings have to be acted upon."""
+def test_the_message_distinguishes_the_meanings_of_1201(message: str, kind: type[APIError]) -> None:
+    """Two meanings of 1201 have classes of their own, chosen by the message."""
     assert refusal(1201, message, 400) is kind
     assert refusal(1200, message, 400) is BadRequest
 
@@ -174,7 +174,7 @@ ids = st.none() | texts
 
 
 def make(kind: type[KlingError], message: str, task_id: str | None, external: str | None) -> KlingError:
-    """One of a class, with all it can carry."""
+    """Return an error of this class with every attribute set."""
     error: KlingError
     if issubclass(kind, InvalidRequest):
         error = kind("n", message, "1 to 9 is allowed")
@@ -193,7 +193,7 @@ def make(kind: type[KlingError], message: str, task_id: str | None, external: st
 def test_errors_survive_a_process_border(
     kind: type[KlingError], message: str, task_id: str | None, external: str | None
 ) -> None:
-    """Pickled or copied, an error is of the same class, says the same and carries the same."""
+    """A pickled or copied error has the same class, text and attributes."""
     error = make(kind, message, task_id, external)
     copies: list[Any] = [copy.copy(error), copy.deepcopy(error)]
     copies += [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
@@ -205,7 +205,7 @@ def test_errors_survive_a_process_border(
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_an_error_names_the_task_it_is_about(kind: type[KlingError]) -> None:
-    """Whoever reads only the last line of a log can look the task up."""
+    """The text of an error has the ids, so one line of a log is enough for a lookup."""
     shown = str(make(kind, "it broke", "930810057590833241", "dog-1"))
     assert "it broke" in shown
     assert "task_id=930810057590833241" in shown
@@ -214,14 +214,14 @@ def test_an_error_names_the_task_it_is_about(kind: type[KlingError]) -> None:
 
 
 def test_an_api_error_shows_what_support_asks_for() -> None:
-    """Code, status and request id; not the wait, which is nobody's business afterwards."""
+    """The text has code, status and request id, but not `retry_after`."""
     error = APIError("no", code=1200, status=400, request_id="abc", retry_after=3)
     assert str(error) == "no (code=1200, status=400, request_id=abc)"
     assert str(APIError("no")) == "no"
 
 
 def test_an_invalid_request_says_what_would_do() -> None:
-    """The field, the value and the limit, for people and for programs."""
+    """The error has the field, the value and the limit as text and as attributes."""
     error = InvalidRequest("n", 12, "must be between 1 and 9", "make two requests")
     assert str(error) == "n must be between 1 and 9, got 12; make two requests"
     assert (error.field, error.value, error.limit) == ("n", 12, "must be between 1 and 9")
@@ -230,7 +230,7 @@ def test_an_invalid_request_says_what_would_do() -> None:
 
 
 def test_errors_are_caught_under_their_ordinary_names() -> None:
-    """Code that knows nothing of this package catches them too."""
+    """Some errors are also the built-in exceptions of their kind."""
     for kind, ordinary in (
         (InvalidRequest, ValueError),
         (MissingExtra, ImportError),
@@ -241,7 +241,7 @@ def test_errors_are_caught_under_their_ordinary_names() -> None:
 
 
 def test_moderation_is_one_thing_early_and_late() -> None:
-    """Refused at the create it is a failed call, later a failed job, and both are `ContentRejected`."""
+    """A refusal at the create and a later moderation are both `ContentRejected`."""
     assert issubclass(PolicyRefusal, ContentRejected)
     assert issubclass(TaskModerated, ContentRejected)
     assert not issubclass(PolicyRefusal, TaskFailed)
@@ -249,13 +249,13 @@ def test_moderation_is_one_thing_early_and_late() -> None:
 
 
 def test_only_what_may_pass_is_retryable() -> None:
-    """Everything else would be refused again, or has been paid for."""
+    """Only errors that may not recur are retryable, and none of a task that was paid for."""
     hopeful = {kind for kind in CLASSES if kind.retryable}
     assert hopeful == {TransportError, RateLimited, ParallelLimit, ServerError, ProtocolError}
 
 
 def test_a_cause_and_a_note_are_shown_with_the_error() -> None:
-    """Nothing of Python's own is lost by the tree's constructors."""
+    """Copies of an error keep its notes."""
     error = KlingError("x")
     error.add_note("while resuming")
     assert copy.copy(error).__notes__ == ["while resuming"]

@@ -1,4 +1,4 @@
-"""How many source files one call enters: a bound on what a reader must open to follow it."""
+"""A bound on the number of source files that one call enters."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Geometry: whatever is asked for is expressed exactly, or refused with advice that works."""
+"""Geometries: every request is expressed exactly, or refused with advice that works."""
 
 import math
 import re
@@ -78,7 +78,7 @@ def aspect_of(ratios: Ratios, width: int, height: int) -> float:
 def test_an_aspect_is_reached_exactly_or_refused(
     width: int, height: int, aspect: float, area: float | None, anchor: Anchor
 ) -> None:
-    """For any photo and shape: the aspect to 1e-9, the area asked for, the rules kept; or GeometryError."""
+    """The aspect is exact to 1e-9, the area as requested and the rules kept, or `GeometryError`."""
     try:
         ratios = ToAspect(aspect, area, anchor).ratios(width, height)
     except GeometryError:
@@ -95,7 +95,7 @@ def test_an_aspect_is_reached_exactly_or_refused(
 def test_what_a_refused_aspect_suggests_works(
     width: int, height: int, aspect: float, area: float | None
 ) -> None:
-    """Every area and every aspect that a refusal names is accepted in its place."""
+    """Every area and every aspect that a refusal suggests is accepted."""
     wanted = ToAspect(aspect, area)
     try:
         wanted.ratios(width, height)
@@ -118,7 +118,7 @@ def test_what_a_refused_aspect_suggests_works(
 def test_an_anchor_says_where_the_original_lies(
     width: int, height: int, aspect: float, area: float, anchor: Anchor
 ) -> None:
-    """Named edges stay where they are; an axis that is not named grows evenly."""
+    """Anchored edges stay in place; an axis without an anchor grows equally on both sides."""
     try:
         ratios = ToAspect(aspect, area, anchor).ratios(width, height)
     except GeometryError:
@@ -133,7 +133,7 @@ def test_an_anchor_says_where_the_original_lies(
 
 
 def test_the_least_expansion_to_a_wider_and_a_higher_shape() -> None:
-    """A square grows sideways only for 16:9, and upwards only for 9:16."""
+    """A square grows only sideways for 16:9, and only vertically for 9:16."""
     wide = ToAspect("16:9").ratios(900, 900)
     assert math.isclose(7 / 18, wide.left)
     assert (wide.up, wide.down, wide.right) == (0, 0, wide.left)
@@ -144,7 +144,7 @@ def test_the_least_expansion_to_a_wider_and_a_higher_shape() -> None:
 
 @given(st.integers(300, 3000), st.integers(300, 3000), ANCHOR)
 def test_a_photo_that_has_the_aspect_is_not_paid_for(width: int, height: int, anchor: Anchor) -> None:
-    """The same shape, or one less than half a pixel away, is refused and says what to do."""
+    """A photo that has the aspect to within half a pixel is refused with advice."""
     error = refused(lambda: ToAspect((width, height), anchor=anchor).ratios(width, height))
     assert "already has" in error.limit
     assert "already" in refused(lambda: ToAspect("16:9").ratios(1366, 768)).limit
@@ -152,7 +152,7 @@ def test_a_photo_that_has_the_aspect_is_not_paid_for(width: int, height: int, an
 
 
 def test_too_small_an_area_names_the_numbers() -> None:
-    """The vendor's helper would shrink a square to reach 16:9 in 1.2 times its area; this names 1.7778."""
+    """An area of 1.2 is too small for a square to reach 16:9; the error names 1.7778."""
     error = refused(lambda: ToAspect("16:9", area=1.2).ratios(100, 100))
     assert (
         error.field,
@@ -163,7 +163,7 @@ def test_too_small_an_area_names_the_numbers() -> None:
 
 @pytest.mark.parametrize("area", [0.99, 3.01, -1, math.nan, math.inf, True, "2"])
 def test_an_area_beyond_the_rules_is_refused_when_made(area: float) -> None:
-    """No photo can make such an area possible, so none is waited for."""
+    """An area that no photo can have is refused at construction."""
     assert refused(lambda: ToAspect("16:9", area=area)).field == "area"
 
 
@@ -171,7 +171,7 @@ def test_an_area_beyond_the_rules_is_refused_when_made(area: float) -> None:
     "aspect", ["16:9", "16/9", "16x9", " 16 : 9 ", "32:18", 16 / 9, (16, 9), (1.6, 0.9), "1.7777777777777777"]
 )
 def test_an_aspect_may_be_written_in_many_ways(aspect: str | float | tuple[float, float]) -> None:
-    """All spellings of a shape are one value."""
+    """All notations of an aspect give the same value."""
     assert math.isclose(16 / 9, parse_aspect(aspect))
 
 
@@ -205,7 +205,7 @@ def test_an_aspect_may_be_written_in_many_ways(aspect: str | float | tuple[float
     ],
 )
 def test_what_is_no_aspect_is_refused(aspect: str) -> None:
-    """Anything else is named together with what would do."""
+    """Any other value is named in the error, with examples of valid ones."""
     error = refused(lambda: ToAspect(aspect))
     assert error.field == "aspect"
     assert '"16:9"' in error.limit
@@ -216,7 +216,7 @@ def test_what_is_no_aspect_is_refused(aspect: str) -> None:
 def test_an_unknown_anchor_is_refused_with_the_known_ones(
     make: Callable[[object], object], word: object
 ) -> None:
-    """The refusal lists the words there are."""
+    """The error lists the valid anchors."""
     error = refused(lambda: make(word))
     assert error.field == "anchor"
     assert "top-left" in error.limit
@@ -229,7 +229,7 @@ def test_an_unknown_anchor_is_refused_with_the_known_ones(
 def test_a_size_is_met_to_the_pixel_or_refused(
     width: int, height: int, wide: int, high: int, anchor: Anchor
 ) -> None:
-    """The canvas is exactly the one asked for; otherwise the refusal names one that is possible."""
+    """The canvas has exactly the requested size, or the error names a possible one."""
     wanted = ToSize(wide, high, anchor)
     if wide >= width and high >= height and width * height < wide * high <= 3 * width * height:
         ratios = wanted.ratios(width, height)
@@ -256,7 +256,7 @@ PIXELS = st.integers(0, 3000)
 def test_padding_adds_exactly_these_pixels_or_is_refused(
     size: tuple[int, int], sides: tuple[int, int, int, int]
 ) -> None:
-    """Each margin of the canvas is the padding asked for, to the pixel."""
+    """Each margin of the canvas is exactly the requested padding."""
     (width, height), (up, down, left, right) = size, sides
     padding = Padding(up, down, left, right)
     wide, high = width + left + right, height + up + down
@@ -273,7 +273,7 @@ def test_padding_adds_exactly_these_pixels_or_is_refused(
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, None, "3", 2**31])
 def test_pixels_are_whole_numbers(value: int) -> None:
-    """Half, negative and boolean pixels are refused by name, in a padding as in a size."""
+    """Fractional, negative and boolean pixels are refused by name, in paddings and sizes."""
     assert refused(lambda: Padding(left=value)).field == "left"
     assert refused(lambda: ToSize(value, 5)).field == "width"
     assert refused(lambda: ToSize(5, value)).field == "height"
@@ -282,7 +282,7 @@ def test_pixels_are_whole_numbers(value: int) -> None:
 @pytest.mark.parametrize("geometry", [ToAspect("16:9"), ToSize(900, 900), Padding(up=9)])
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5), (5.0, 5), (True, 5), (5, 2**31)])
 def test_a_photo_has_a_whole_positive_size(geometry: Geometry, size: tuple[int, int]) -> None:
-    """A size that no photo has is refused before it is reckoned with."""
+    """A size that no photo can have is refused before any calculation."""
     assert geometry.needs_size
     assert refused(lambda: geometry.ratios(*size)).field in {"width", "height"}
 
@@ -304,7 +304,7 @@ def test_a_photo_has_a_whole_positive_size(geometry: Geometry, size: tuple[int, 
     ],
 )
 def test_a_direction_lengthens_its_axis(direction: str, ratio: float, expected: Ratios) -> None:
-    """New over old length of each axis that is touched, shared out evenly over its named sides."""
+    """The ratio is new over old length of each named axis, divided equally among its named sides."""
     assert expected == Towards(direction, ratio).ratios()
 
 
@@ -313,7 +313,7 @@ WORDS = st.lists(st.sampled_from(["left", "right", "top", "bottom", "all"]), min
 
 @given(WORDS, st.floats(1, 3, exclude_min=True), st.randoms())
 def test_every_direction_stays_within_the_rules(words: list[str], ratio: float, random: Random) -> None:
-    """Order, case, blanks and repeats do not matter; what is accepted keeps the rules."""
+    """Order, case, blanks and repeats do not matter, and an accepted direction keeps the rules."""
     untidy = " , ".join(random.choice([word, word.upper()]) for word in words)
     assert parse_direction(",".join(sorted(set(words)))) == parse_direction(untidy)
     try:
@@ -329,14 +329,14 @@ def test_every_direction_stays_within_the_rules(words: list[str], ratio: float, 
 
 
 def test_the_words_of_the_wire_are_kept() -> None:
-    """The direction is canonical, the ratio a float, and `all` swallows what stands beside it."""
+    """The direction is normalised, the ratio is a float, and `all` replaces other words."""
     assert (Towards(" Top, left,top").direction, Towards("top").ratio) == ("left,top", 1.5)
     assert Towards("left,all").direction == "all"
 
 
 @pytest.mark.parametrize("direction", ["", "up", "left,,right", "left;right", None, 5, "left right"])
 def test_an_unknown_direction_is_refused_with_the_known_ones(direction: str) -> None:
-    """The refusal lists the words there are."""
+    """The error lists the valid directions."""
     error = refused(lambda: Towards(direction))
     assert error.field == "direction"
     assert "left, right, top, bottom or all" in error.limit
@@ -344,12 +344,12 @@ def test_an_unknown_direction_is_refused_with_the_known_ones(direction: str) -> 
 
 @pytest.mark.parametrize("ratio", [1, 0.5, 0, -1, 3.0001, math.nan, math.inf, True, "2", None])
 def test_a_ratio_must_lengthen(ratio: float) -> None:
-    """1 adds nothing, less would shrink, and more than 3 is beyond the area."""
+    """A ratio must be above 1, and at most 3 because of the limit on the area."""
     assert refused(lambda: Towards("left", ratio)).field == "ratio"
 
 
 def test_the_documented_examples_are_possible() -> None:
-    """Every example of the direction dialect stays within three times the area."""
+    """Every documented example of a direction stays within three times the area."""
     for direction, ratio in (("right", 1.5), ("all", 1.3), ("top,bottom", 1.4), ("all", 1.5)):
         assert within_rules(Towards(direction, ratio).ratios())
 
@@ -358,7 +358,7 @@ def test_the_documented_examples_are_possible() -> None:
 
 
 def test_the_vendors_example() -> None:
-    """Exactly the documented string for the documented example."""
+    """The vendor's example gives exactly the documented string."""
     assert calculate_expansion_ratios(100, 100, 3, 16 / 9) == "0.1495,0.1495,0.6547,0.6547"
 
 
@@ -366,7 +366,7 @@ def test_the_vendors_example() -> None:
 def test_the_helper_agrees_with_the_formula_or_names_an_area(
     width: int, height: int, area: float, aspect: float
 ) -> None:
-    """Where the plain formula is not negative so is the string, to its four decimals; else GeometryError."""
+    """Without negative values the string equals the plain formula to four decimals."""
     across = (math.sqrt(area * width * height * aspect) / width - 1) / 2
     down = (math.sqrt(area * width * height / aspect) / height - 1) / 2
     try:
@@ -382,7 +382,7 @@ def test_the_helper_agrees_with_the_formula_or_names_an_area(
 
 
 def test_the_helper_has_no_negative_zero() -> None:
-    """The least area for a shape leaves the other axis at a plain zero."""
+    """The smallest area for an aspect gives a plain zero on the other axis."""
     assert calculate_expansion_ratios(100, 100, 16 / 9, 16 / 9) == "0.0000,0.0000,0.3889,0.3889"
 
 
@@ -403,7 +403,7 @@ def test_the_helper_has_no_negative_zero() -> None:
     ],
 )
 def test_the_helper_refuses_what_cannot_be_expanded(arguments: tuple[float, float, float, float]) -> None:
-    """No crash and no nonsense string: a GeometryError."""
+    """Impossible values raise `GeometryError`."""
     assert " must " in str(refused(lambda: calculate_expansion_ratios(*arguments)))
 
 
@@ -412,7 +412,7 @@ def test_the_helper_refuses_what_cannot_be_expanded(arguments: tuple[float, floa
 
 @given(FRACTION, FRACTION, FRACTION, FRACTION)
 def test_ratios_are_exactly_those_within_the_rules(up: float, down: float, left: float, right: float) -> None:
-    """Four numbers are taken if and only if something is added and the area is at most 3 (+1e-3)."""
+    """Ratios are valid if and only if they add something and the area is at most 3 (+1e-3)."""
     area = (1 + up + down) * (1 + left + right)
     if 1 + 1e-9 < area <= 3.001:
         assert area == Ratios(up, down, left, right).area
@@ -424,7 +424,7 @@ def test_ratios_are_exactly_those_within_the_rules(up: float, down: float, left:
 def test_the_factor_named_for_too_large_an_area_works_and_is_the_greatest(
     up: float, down: float, left: float, right: float
 ) -> None:
-    """Ratios that are too large come with a factor that makes them fit, and hardly wastes anything."""
+    """The factor in the error makes the ratios fit, and uses nearly all of the allowed area."""
     assume((1 + up + down) * (1 + left + right) > 3.0011)
     factor = float(refused(lambda: Ratios(up, down, left, right)).advice.split()[-1])
     fitted = Ratios(up * factor, down * factor, left * factor, right * factor)
@@ -442,7 +442,7 @@ def test_no_side_takes_what_is_not_a_number_from_0_to_2(side: str, value: float)
 
 
 def test_any_real_number_becomes_a_float() -> None:
-    """Whole numbers and fractions are numbers too, and a negative zero is a zero."""
+    """Integers and fractions are accepted, and a negative zero becomes zero."""
     ratios = Ratios(1, 0, Fraction(1, 4), -0.0)  # type: ignore[arg-type]  # a Fraction is no float to mypy
     assert [repr(side) for side in (1.0, ratios.down, ratios.left, ratios.right)] == [
         "1.0",
@@ -454,20 +454,20 @@ def test_any_real_number_becomes_a_float() -> None:
 
 
 def test_ratios_are_the_same_for_every_photo() -> None:
-    """They need no size, and are their own answer."""
+    """`Ratios` need no size and return themselves."""
     ratios = Ratios(right=0.5)
     assert not ratios.needs_size
     assert ratios.ratios() == ratios.ratios(640, 480) == ratios
 
 
 def test_nothing_added_is_refused() -> None:
-    """Four zeros, and what vanishes next to 1, would be paid for and change nothing."""
+    """Ratios that add nothing are refused, because they would be paid for."""
     for attempt in (Ratios, lambda: Ratios(0, 0, 0, 0), lambda: Ratios(up=1e-300)):
         assert "must add something" in str(refused(attempt))
 
 
 def test_the_vendors_rounding_is_let_pass() -> None:
-    """What the vendor's helper prints for three times 3:2 reaches 3.00008, and is taken."""
+    """An area of 3.00008 is accepted, because the vendor's helper rounds to it."""
     up, down, left, right = map(float, calculate_expansion_ratios(100, 100, 3, 3 / 2).split(","))
     assert Ratios(up, down, left, right).area > MAX_AREA
 
@@ -479,7 +479,7 @@ def test_the_vendors_rounding_is_let_pass() -> None:
 def test_the_original_stays_whole_and_inside_its_canvas(
     sides: tuple[float, float, float, float], width: int, height: int
 ) -> None:
-    """At its own scale the original keeps its size, and lies where the ratios say to within a pixel."""
+    """At its own scale the original keeps its size, and is placed to within a pixel."""
     up, down, left, right = sides
     assume(1 + 1e-9 < (1 + up + down) * (1 + left + right) <= 3)
     canvas = Ratios(up, down, left, right).canvas(width, height)
@@ -497,7 +497,7 @@ def test_the_original_stays_whole_and_inside_its_canvas(
 def test_the_box_follows_into_a_result_of_any_size(
     sides: tuple[float, float, float, float], size: tuple[int, int], result: tuple[int, int]
 ) -> None:
-    """Scaled to the service's pixels, each edge is within half a pixel of the exact one, and inside."""
+    """Each edge of the scaled box is within half a pixel of the exact one and inside."""
     (up, down, left, right), (wide, high) = sides, result
     assume(1 + 1e-9 < (1 + up + down) * (1 + left + right) <= 3)
     canvas = Ratios(up, down, left, right).canvas(*size)
@@ -515,13 +515,13 @@ def test_the_box_follows_into_a_result_of_any_size(
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5), (5.0, 5), (True, 5), (5, 2**31)])
 def test_a_canvas_has_a_whole_positive_size(size: tuple[int, int]) -> None:
-    """Neither a photo nor a result of no pixels, or half a pixel, is reckoned with."""
+    """Sizes of zero or fractional pixels are refused."""
     assert refused(lambda: Ratios(up=1).canvas(*size)).field in {"width", "height"}
     assert refused(lambda: Ratios(up=1).canvas(300, 300).scaled(*size)).field in {"width", "height"}
 
 
 def test_a_canvas_is_rounded_to_the_nearest_pixel() -> None:
-    """Halves are rounded upwards, on the canvas and in the box."""
+    """Halves are rounded up, on the canvas and in the box."""
     canvas = Ratios(up=1 / 16, left=1 / 32, right=1 / 32).canvas(104, 100)
     assert (canvas.width, canvas.height, canvas.box) == (111, 106, (3, 6, 107, 106))
     result = Ratios(right=0.5).canvas(640, 480).scaled(1664, 832)

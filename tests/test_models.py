@@ -1,4 +1,4 @@
-"""What do we talk about? Requests that are checked when made, and tasks whose order is strict."""
+"""Requests that are validated when made, and task statuses with a strict order."""
 
 import copy
 import pickle
@@ -37,7 +37,7 @@ RIGHT = Ratios(right=0.5)
 
 
 def test_the_order_is_strict() -> None:
-    """No status follows itself, none follows what follows it, and what follows a follower follows."""
+    """The order of statuses is irreflexive, asymmetric and transitive."""
     for one, two in product(Status, Status):
         assert not (two in NEXT[one] and one in NEXT[two])
         for three in NEXT[two] if two in NEXT[one] else ():
@@ -46,7 +46,7 @@ def test_the_order_is_strict() -> None:
 
 
 def test_only_ends_are_final() -> None:
-    """What has ended never goes on; everything else may end either way."""
+    """A final status has no successor; every other status can lead to either end."""
     assert {each for each in Status if each.final} == {Status.SUCCEED, Status.FAILED}
     for each in Status:
         assert each.final or {Status.SUCCEED, Status.FAILED} <= NEXT[each]
@@ -68,15 +68,15 @@ def test_only_ends_are_final() -> None:
         ("", Status.UNKNOWN),
     ],
 )
-def test_words_mean_what_is_documented(word: str, status: Status) -> None:
-    """Both spellings of success."""
+def test_documented_statuses_are_known(word: str, status: Status) -> None:
+    """Documented words are known, including both forms of success."""
     assert Task("1", word).status is status
     assert Task("1", word).task_status == word
 
 
 @given(st.text())
 def test_any_other_word_is_unknown(word: str) -> None:
-    """And does not end a wait."""
+    """Any other word is an unknown status and not final."""
     if word.strip().lower() not in {"submitted", "processing", "succeed", "succeeded", "failed"}:
         assert Task("1", word).status is Status.UNKNOWN
         assert not Task("1", word).status.final
@@ -99,7 +99,7 @@ def test_any_other_word_is_unknown(word: str) -> None:
     ],
 )
 def test_units_are_a_number_or_unknown(said: str | None, units: Decimal | None) -> None:
-    """Sums over them neither raise nor become infinite."""
+    """Units can be summed without an error or an infinite value."""
     assert Task("1", "succeed", final_unit_deduction=said).units == units
 
 
@@ -108,7 +108,7 @@ def test_units_are_a_number_or_unknown(said: str | None, units: Decimal | None) 
 
 @pytest.mark.parametrize("n", range(1, 10))
 def test_a_request_costs_eight_units_a_picture(n: int) -> None:
-    """As documented."""
+    """A request costs eight units per picture (documented)."""
     assert ExpandRequest("dog.png", RIGHT, n=n).units == 8 * n
 
 
@@ -124,7 +124,7 @@ BAD += [
 
 @pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_bad_request_is_refused_when_made(name: str, value: Any) -> None:
-    """Before anything is sent, by the field's own name."""
+    """A bad request raises before anything is sent, and names the field."""
     with pytest.raises(InvalidRequest) as caught:
         ExpandRequest("dog.png", RIGHT, **{name: value})
     assert caught.value.field == name
@@ -144,12 +144,12 @@ GOOD += [("callback_url", "http://x"), ("callback_url", "https://x/y?z"), ("wate
 
 @pytest.mark.parametrize(("name", "value"), GOOD)
 def test_a_good_request_is_kept_as_it_is(name: str, value: Any) -> None:
-    """Nothing is trimmed or changed."""
+    """Values are neither trimmed nor changed."""
     assert getattr(ExpandRequest("dog.png", RIGHT, **{name: value}), name) == value
 
 
 def test_values_do_not_change() -> None:
-    """Requests and tasks can be kept, compared, hashed, copied and sent to another process."""
+    """Requests and tasks can be compared, hashed, copied and pickled."""
     request, task = ExpandRequest("dog.png", RIGHT), Task("1", "succeed", images=(Image(0, "u"),))
     value: Any
     for value in (request, task):
@@ -176,13 +176,13 @@ def test_values_do_not_change() -> None:
     ],
 )
 def test_a_photo_has_a_short_name(source: Any, name: str) -> None:
-    """Never its bytes."""
+    """The name of a photo never holds its bytes."""
     assert source_name(source) == name
     assert f"image={name}" in repr(ExpandRequest(source, RIGHT))
 
 
 def test_a_photo_in_text_is_not_shown() -> None:
-    """A `data:` URI of megabytes is named by its beginning."""
+    """A `data:` URI is named by its beginning only."""
     assert len(source_name("data:image/png;base64," + "A" * 10_000)) < 40
 
 
@@ -197,7 +197,7 @@ def test_the_typed_fields_are_those_of_the_request() -> None:
 
 
 def test_no_two_fields_share_a_name() -> None:
-    """Wire paths, options and columns each belong to one field."""
+    """Each wire path, option and column belongs to one field."""
     for place in ("wire", "option", "column"):
         names = [name for each in request_fields() if (name := getattr(each, place)) is not None]
         assert len(set(names)) == len(names)
@@ -205,7 +205,7 @@ def test_no_two_fields_share_a_name() -> None:
 
 @pytest.mark.parametrize("each", request_fields(), ids=lambda each: each.name)
 def test_every_field_is_declared_whole(each: RequestField) -> None:
-    """It has a help text that is a sentence, and a column, so that a manifest can give it."""
+    """Every field has a help sentence and a manifest column."""
     assert each.help.endswith(".")
     assert each.column is not None
     assert (each.metavar is None) == (each.option is None or each.kind is bool)
@@ -226,14 +226,14 @@ def test_every_field_is_declared_whole(each: RequestField) -> None:
     ],
 )
 def test_text_is_read_by_the_kind_of_the_field(name: str, text: str, value: object) -> None:
-    """The command line and a manifest give text, a request holds values."""
+    """Text from the command line or a manifest is converted to the field's type."""
     assert named(name).parse(text) == value
     assert type(named(name).parse(text)) is type(value)
 
 
 @pytest.mark.parametrize(("name", "text"), [("n", "two"), ("n", "1.5"), ("n", ""), ("watermark", "maybe")])
 def test_text_of_another_kind_is_refused_by_the_name_of_the_field(name: str, text: str) -> None:
-    """The message says which field is wrong and what came."""
+    """The message names the field and the text."""
     with pytest.raises(InvalidRequest) as caught:
         named(name).parse(text)
     assert caught.value.field == name
@@ -241,7 +241,7 @@ def test_text_of_another_kind_is_refused_by_the_name_of_the_field(name: str, tex
 
 
 def named(name: str) -> RequestField:
-    """The field with this name."""
+    """Return the field with this name."""
     return next(each for each in request_fields() if each.name == name)
 
 
@@ -249,7 +249,7 @@ def named(name: str) -> RequestField:
 
 
 def refusal(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> str:
-    """The message that refuses the geometry, after the name of the field."""
+    """Return the message that refuses the geometry, after the name of the field."""
     with pytest.raises(InvalidRequest) as caught:
         resolve_geometry(request, dialect, size)
     return str(caught.value)
@@ -259,14 +259,14 @@ def refusal(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | No
     "geometry", [RIGHT, Towards("all"), ToAspect("16:9"), ToSize(900, 700), Padding(up=20)]
 )
 def test_the_editing_dialect_sends_the_ratios_of_this_photo(geometry: Geometry) -> None:
-    """Whatever is asked for becomes the four numbers of the documented create."""
+    """Every geometry becomes the four ratios of the documented create."""
     found = resolve_geometry(ExpandRequest("a", geometry), Dialect.EDITING, (800, 600))
     assert found == geometry.ratios(800, 600)
 
 
 @pytest.mark.parametrize("geometry", [RIGHT, Towards("left,right")])
 def test_a_photo_at_a_url_needs_a_geometry_without_size(geometry: Geometry) -> None:
-    """Only the service reads it, so its size is unknown here."""
+    """The size of a photo at a URL is unknown, so a geometry that needs it is refused."""
     found = resolve_geometry(ExpandRequest("https://a.example", geometry), Dialect.EDITING, None)
     assert found == geometry.ratios(1, 1)
     shaped = ExpandRequest("https://a.example", ToAspect("16:9"))
@@ -274,7 +274,7 @@ def test_a_photo_at_a_url_needs_a_geometry_without_size(geometry: Geometry) -> N
 
 
 def test_the_direction_dialect_sends_the_direction_itself() -> None:
-    """It has a word for directions, and for nothing else."""
+    """The direction dialect accepts directions and no other geometry."""
     towards = Towards("right", 1.4)
     for size in (None, (800, 600)):
         assert resolve_geometry(ExpandRequest("a", towards), Dialect.DIRECTION, size) is towards
@@ -298,5 +298,5 @@ def test_the_direction_dialect_sends_the_direction_itself() -> None:
     ],
 )
 def test_results_are_named_after_the_file_of_the_photo(source: Any, stem: str | None) -> None:
-    """By one rule in the client, the fleet and the shell; bytes have no name."""
+    """The client, the fleet and the shell share one naming rule; bytes have no name."""
     assert source_stem(source) == stem

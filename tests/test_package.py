@@ -1,4 +1,4 @@
-"""Does the package keep to its own layout? The rules of the house, read from the source itself."""
+"""The rules of the package's layout, read from its source."""
 
 import ast
 import inspect
@@ -52,24 +52,24 @@ WORLDS = {
 
 
 def dotted(path: Path) -> str:
-    """The import name of a file."""
+    """Return the import name of a file."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @cache
 def tree(path: Path) -> ast.Module:
-    """A file's syntax."""
+    """Return the syntax tree of a file."""
     return ast.parse(path.read_text(), str(path))
 
 
 def part(path: Path) -> str:
-    """Which module or folder directly inside the package a file belongs to."""
+    """Return the module or folder directly inside the package that a file belongs to."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imports(path: Path, *, running: bool = True) -> Iterator[str]:
-    """Every module that a file imports, with `running` only where it is not for type checkers alone."""
+    """Return every module that a file imports, with `running` only those imported at run time."""
     names = {dotted(each) for each in FILES}
     here = dotted(path).split(".")
     package = here if path.name == "__init__.py" else here[:-1]
@@ -92,7 +92,7 @@ def imports(path: Path, *, running: bool = True) -> Iterator[str]:
 
 
 def ours(path: Path) -> set[str]:
-    """Which parts of the package a file imports."""
+    """Return which parts of the package a file imports."""
     found = set()
     for name in imports(path):
         if name.startswith("kling_expand."):
@@ -104,7 +104,7 @@ def ours(path: Path) -> set[str]:
 
 @cache
 def graph() -> dict[str, set[str]]:
-    """What each part of the package imports of the others."""
+    """Return what each part of the package imports of the others."""
     edges: dict[str, set[str]] = {}
     for path in FILES:
         edges.setdefault(part(path), set()).update(ours(path))
@@ -134,8 +134,8 @@ def test_no_import_cycle() -> None:
     assert list(TopologicalSorter(edges).static_order())
 
 
-def test_the_emulator_is_a_second_set_of_books() -> None:
-    """It imports nothing of the SDK, and nothing of the SDK but the edge imports it."""
+def test_the_emulator_is_independent_of_the_sdk() -> None:
+    """The emulator imports nothing of the SDK, and only the edges of the SDK import it."""
     assert graph()["emulator"] == set()
     users = {name for name, below in graph().items() if "emulator" in below}
     assert users <= {"cli", "testing", "__main__"}
@@ -143,7 +143,7 @@ def test_the_emulator_is_a_second_set_of_books() -> None:
 
 @pytest.mark.parametrize("world", sorted(WORLDS))
 def test_one_outside_world_per_file(world: str) -> None:
-    """A library that speaks to the outside, or spells what is said, is known to one file."""
+    """A library for I/O or serialisation is imported by one file only."""
     users = [
         dotted(path).removeprefix("kling_expand.")
         for path in FILES
@@ -176,7 +176,7 @@ def test_only_two_files_speak_http() -> None:
 
 
 def test_only_config_reads_the_environment() -> None:
-    """Every other module can be told."""
+    """No other module reads `os.environ`."""
     readers = {
         part(path)
         for path in FILES
@@ -187,7 +187,7 @@ def test_only_config_reads_the_environment() -> None:
 
 
 def test_only_the_shell_prints() -> None:
-    """A library says what it has to say by values and errors."""
+    """Only the command line prints; the library returns values and raises errors."""
     talkers = {
         part(path)
         for path in FILES
@@ -200,7 +200,7 @@ def test_only_the_shell_prints() -> None:
 
 
 def test_time_and_chance_are_arguments() -> None:
-    """No module calls the wall clock or the global generator: they are defaults, at the edge."""
+    """No module calls the wall clock or the global random generator, except as a default argument."""
     calls = {"time.time", "datetime.now", "random.random", "random.uniform", "random.choice"}
     offenders = [
         f"{dotted(path)}: {ast.unparse(node.func)}"
@@ -246,7 +246,7 @@ print(json.dumps(outcome))
 
 
 def test_every_module_imports_alone() -> None:
-    """In any order, without a warning; only what an extra brings may be missing."""
+    """Every module can be imported first and without a warning, if its extras are installed."""
     names = [dotted(path) for path in FILES]
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", IMPORT_EACH],
@@ -267,7 +267,7 @@ def test_every_module_imports_alone() -> None:
 
 
 def test_the_front_door_brings_no_framework() -> None:
-    """`import kling_expand` loads no server, no painter, no shell and no test tool."""
+    """`import kling_expand` loads no server, no imaging library, no command line and no test tool."""
     heavy = ["aiohttp.web", "numpy", "PIL", "click", "rich", "pytest", "sqlite3", "starlette", "fastapi"]
     heavy += ["kling_expand.emulator", "kling_expand.testing", "kling_expand.cli"]
     code = f"import sys, kling_expand; print([name for name in {heavy} if name in sys.modules])"
@@ -295,7 +295,7 @@ def test_all_is_all_that_is_public() -> None:
 
 @pytest.mark.parametrize("name", sorted(kling_expand.__all__))
 def test_every_public_name_is_documented(name: str) -> None:
-    """`help()` says what each is for: classes, functions, and their public methods."""
+    """Every public class, function and method has a docstring."""
     thing = getattr(kling_expand, name)
     assert (inspect.getdoc(thing) or "").strip()
     if not inspect.isclass(thing):
@@ -313,7 +313,7 @@ def test_every_module_has_a_docstring(path: Path) -> None:
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Every function and method of a file."""
+    """Return every function and method of a file."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
@@ -321,7 +321,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 @pytest.mark.parametrize("path", FILES, ids=dotted)
 def test_functions_are_short(path: Path) -> None:
-    """None has more than 50 lines, nor more than five parameters that are told apart by place alone."""
+    """No function has more than 50 lines or more than five positional parameters."""
     for node in functions(path):
         lines = (node.end_lineno or 0) - node.lineno + 1
         places = [each for each in node.args.posonlyargs + node.args.args if each.arg not in {"self", "cls"}]
@@ -331,14 +331,14 @@ def test_functions_are_short(path: Path) -> None:
 
 
 def test_the_median_function_is_a_few_lines() -> None:
-    """Half of all functions fit at one glance."""
+    """The median length of a function is at most 9 lines."""
     lengths = sorted((node.end_lineno or 0) - node.lineno + 1 for path in FILES for node in functions(path))
     assert lengths[len(lengths) // 2] <= 9
 
 
 @pytest.mark.parametrize("path", FILES, ids=dotted)
 def test_nothing_is_put_off(path: Path) -> None:
-    """No note to finish it later, no line taken out of the count, no silenced type without its reason."""
+    """No TODO, no line excluded from coverage, and no ignored type without a reason."""
     text = path.read_text()
     assert re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b|pragma: no (?:cover|branch)", text) == []
     for line in text.splitlines():
@@ -348,12 +348,12 @@ def test_nothing_is_put_off(path: Path) -> None:
 
 
 def kling_expand_dependencies() -> set[str]:
-    """What must be installed, by import name; aiohttp's own interface is made of yarl's URLs."""
+    """Return the import names of the required packages, and yarl, which aiohttp's interface uses."""
     return {"aiohttp", "yarl", "jwt", "attrs", "attr", "cattrs", "backoff"}
 
 
 def test_there_are_exactly_five_dependencies() -> None:
-    """Everything else is an extra."""
+    """Every other package is an extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=!~\[; ]", each)[0] for each in project["dependencies"]}
     assert names == {"aiohttp", "pyjwt", "attrs", "cattrs", "backoff"}
@@ -371,5 +371,5 @@ def test_nothing_else_is_imported_by_the_core() -> None:
 
 
 def test_it_is_typed_for_others() -> None:
-    """The marker that makes type checkers believe the annotations."""
+    """The marker file for type checkers exists."""
     assert (PACKAGE / "py.typed").exists()

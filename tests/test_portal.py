@@ -111,7 +111,7 @@ def test_stopping_ends_what_others_wait_for() -> None:
 
 
 def test_what_is_not_running_says_so() -> None:
-    """Before the start, after the end and from within, work is refused and not left waiting."""
+    """Work is refused before the start, after the end and from within the loop, and never left waiting."""
     thread = LoopThread()
     thread.stop()
     with pytest.raises(ClientClosed):

@@ -1,4 +1,4 @@
-"""Does the README tell the truth? Every snippet in it is run as it stands, against the emulator."""
+"""Every snippet of the README runs unchanged against the emulator."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ asyncio.run(main()) if code.co_flags & inspect.CO_COROUTINE else exec(code, name
 
 
 async def run(words: list[str], emulator: Emulator, folder: Path) -> str:
-    """What a command prints in a folder that has the photos, with the emulator as the service."""
+    """Return what a command prints in a folder with the photos, with the emulator as the service."""
     shutil.copytree(ROOT / "examples", folder / "examples")
     environ = {name: value for name, value in os.environ.items() if not name.startswith("KLING")}
     environ |= {"KLING_API_KEY": emulator.api_key, "KLING_BASE_URL": emulator.url, "COLUMNS": "80"}
@@ -55,12 +55,12 @@ async def test_snippets_run(snippet: str, kling_emulator: Emulator, tmp_path: Pa
 
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_commands_run(command: str, kling_emulator: Emulator, tmp_path: Path) -> None:
-    """Each command of the README ends well."""
+    """Each command of the README exits with code 0."""
     await run(["bash", "-c", command], kling_emulator, tmp_path)  # asserts it
 
 
 def test_the_two_first_commands_are_one_line_each() -> None:
-    """The first block runs the main job, the second the tests, and each does all the set-up."""
+    """The first block runs the main job, the second the tests, each with its set-up."""
     first, second = [body.strip() for kind, body in BLOCKS if kind == "sh"][:2]
     assert [first.count("\n"), second.count("\n")] == [0, 0]
     assert "-m venv" in first
@@ -70,6 +70,6 @@ def test_the_two_first_commands_are_one_line_each() -> None:
 
 
 def test_links_and_pictures_exist() -> None:
-    """Whatever the README points to within the project is there."""
+    """Every file that the README links to exists."""
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

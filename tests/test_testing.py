@@ -26,7 +26,7 @@ def now() -> float:
 
 @virtual_time
 async def test_sleeping_takes_no_time() -> None:
-    """A year passes at once, and exactly."""
+    """A virtual year passes at once, and exactly."""
     began = time.monotonic()
     await asyncio.sleep(365 * 86400)
     assert now() == pytest.approx(365 * 86400)
@@ -35,7 +35,7 @@ async def test_sleeping_takes_no_time() -> None:
 
 @virtual_time
 async def test_time_passes_in_order() -> None:
-    """Many sleepers wake in the order of their alarms, each at its own time."""
+    """Many sleepers wake in the order of their times."""
     woken = []
 
     async def sleeper(seconds: float) -> None:
@@ -49,7 +49,7 @@ async def test_time_passes_in_order() -> None:
 
 @virtual_time
 async def test_no_time_passes_while_a_thread_works() -> None:
-    """A time-out of a second is not reached by work that takes none of the loop's time."""
+    """Work in a thread takes no virtual time, so a time-out of a second is not reached."""
     release = threading.Event()
     asyncio.get_running_loop().call_soon(release.set)
     async with asyncio.timeout(1):
@@ -59,7 +59,7 @@ async def test_no_time_passes_while_a_thread_works() -> None:
 
 @virtual_time
 async def test_no_time_passes_while_loopback_talks() -> None:
-    """A megabyte crosses a socket within one instant."""
+    """A megabyte crosses a socket in no virtual time."""
     async with loopback(task()) as server:
         reader, writer = await asyncio.open_connection(*server.url.removeprefix("http://").split(":"))
         async with asyncio.timeout(0.001):
@@ -71,7 +71,7 @@ async def test_no_time_passes_while_loopback_talks() -> None:
 
 
 def test_each_run_begins_anew() -> None:
-    """One test's time is not another's, and results and errors come out."""
+    """Each run has its own time, and returns or raises what its coroutine does."""
 
     async def main() -> float:
         await asyncio.sleep(7)
@@ -87,7 +87,7 @@ def test_each_run_begins_anew() -> None:
 
 
 def test_a_loop_that_has_worked_closes() -> None:
-    """Its threads are waited for, in real time."""
+    """Closing the loop waits for its threads, in real time."""
     done = []
 
     async def main() -> None:
@@ -100,7 +100,7 @@ def test_a_loop_that_has_worked_closes() -> None:
 
 @virtual_time
 async def test_the_wall_clock_is_the_loops() -> None:
-    """Tokens, dates and timers agree; and it is a day of this century."""
+    """Tokens, dates and timers agree on a date of this century."""
     assert loop_clock() == pytest.approx(EPOCH)
     await asyncio.sleep(3600)
     assert loop_clock() == pytest.approx(EPOCH + 3600)
@@ -110,14 +110,14 @@ async def test_the_wall_clock_is_the_loops() -> None:
 @pytest.mark.parametrize("given", ["a", "b"])
 @virtual_time
 async def test_fixtures_and_parameters_reach_a_test(given: str, tmp_path: Path) -> None:
-    """The decorator hides nothing of the function it decorates."""
+    """The decorator keeps the parameters of the function."""
     assert given in {"a", "b"}
     assert tmp_path.name
 
 
 @virtual_time
 async def test_an_hour_of_work_is_waited_for_at_once() -> None:
-    """The whole way, with the emulator's clock and the client's in step."""
+    """A task of an hour is expanded at once, with one clock for emulator and client."""
     async with emulated(work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, Ratios(right=0.5))
         result = await future
@@ -128,7 +128,7 @@ async def test_an_hour_of_work_is_waited_for_at_once() -> None:
 
 @virtual_time
 async def test_both_sides_take_options() -> None:
-    """Settings of the emulator, and of the client."""
+    """`emulated` takes settings of the emulator and of the client."""
     client: dict[str, Any] = {"max_in_flight": 3, "dialect": "direction"}
     async with emulated(client, slots=3, seed=5) as (emulator, kling):
         assert (kling.settings.max_in_flight, kling.settings.dialect) == (3, "direction")
@@ -138,6 +138,6 @@ async def test_both_sides_take_options() -> None:
 async def test_the_fixtures_are_a_client_and_its_emulator(
     kling_emulator: Emulator, kling_client: KlingClient
 ) -> None:
-    """In real time, but quick: what a plugin gives to the tests of others."""
+    """The plugin's fixtures are a client and its emulator, in real time."""
     result = await kling_client.expand(PHOTO, Ratios(right=0.5))
     assert result.task_id in kling_emulator.account.tasks

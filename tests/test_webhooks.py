@@ -97,7 +97,7 @@ def test_what_the_independent_implementation_signs_is_accepted(key: bytes, note:
     ids=["bare", "unpadded", "blanks"],
 )
 def test_a_secret_may_be_pasted_carelessly(secret: str) -> None:
-    """Without its prefix or padding, or with blanks around it, it is the same key."""
+    """A secret without its prefix or padding, or with blanks around it, is the same key."""
     assert reader(secret).parse(VECTOR, VECTOR_BODY).verified
 
 
@@ -235,11 +235,11 @@ def test_a_task_without_its_fields_is_refused(sent: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "told", [LEGACY | {"created_at": "soon"}, {"id": "1", "status": "failed", "create_time": float("inf")}]
+    "fields", [LEGACY | {"created_at": "soon"}, {"id": "1", "status": "failed", "create_time": float("inf")}]
 )
-def test_an_odd_time_does_not_lose_the_call(told: Any) -> None:
+def test_an_odd_time_does_not_lose_the_call(fields: Any) -> None:
     """Only the id and the status are needed; anything else of a wrong type is absent."""
-    call = Webhooks().parse({}, json.dumps(told).encode())
+    call = Webhooks().parse({}, json.dumps(fields).encode())
     assert call.task.created_at is None
 
 

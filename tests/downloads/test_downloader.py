@@ -263,7 +263,9 @@ PASSING: dict[str, Handler] = {
     "503 with a date that is none": answers(b"", 503, Retry_After="soon"),
     "204": answers(b"", 204),
     "429": answers(b"slow down", 429),
-    "a part nobody asked for": answers(PNG[10:], 206, Content_Range=f"bytes 10-{len(PNG) - 1}/{len(PNG)}"),
+    "a part that was not requested": answers(
+        PNG[10:], 206, Content_Range=f"bytes 10-{len(PNG) - 1}/{len(PNG)}"
+    ),
     "a redirect to nowhere": answers(b"", 302),
     "silence": hangs,
     "an unknown encoding": answers(PNG, Content_Encoding="gzip"),

@@ -848,7 +848,7 @@ async def test_a_create_under_way_is_given_a_moment() -> None:
 
 @virtual_time
 async def test_only_what_was_not_sent_can_be_taken_back() -> None:
-    """A job can be cancelled only while it waits, not once it runs, has ended or is shared."""
+    """A job can be cancelled only while it waits, not once it runs, has ended or was attached."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
         running = kling.submit(PHOTO, WIDER)
         await running.accepted()

@@ -642,7 +642,7 @@ LOOKUPS = st.one_of(*ANYWHERE, st.builds(Fault, st.just("error"), code=st.sample
     st.lists(CREATES, max_size=6), st.lists(LOOKUPS, max_size=12), st.sampled_from([None, 3.0, 20.0, 400.0])
 )
 def test_no_job_is_ever_paid_twice(creates: list[Fault], lookups: list[Fault], within: float | None) -> None:
-    """Whatever fails and in whatever order, an id has at most one task, and an error states its id."""
+    """Whatever fails, an id has at most one task, and the outcome says whether money may be spent."""
 
     async def check() -> None:
         async with creating() as c:

@@ -24,7 +24,7 @@ def test_the_photo_lies_where_the_result_will_have_it() -> None:
 
 
 @pytest.mark.parametrize(("side", "longest"), [(300, SMALLEST), (4000, LARGEST), (1000, 1000)])
-def test_the_drawing_has_a_size_to_look_at(tmp_path: Path, side: int, longest: int) -> None:
+def test_the_drawing_has_a_readable_size(tmp_path: Path, side: int, longest: int) -> None:
     """Small canvases are enlarged and large ones reduced; the caption is extra."""
     Image.new("RGB", (side, side)).save(tmp_path / "photo.png")
     ratios = Ratios(up=0.000001 + (1000 / side - 1 if side == 1000 else 0), down=1e-6)

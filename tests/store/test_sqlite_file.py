@@ -179,8 +179,8 @@ def read_line(child: subprocess.Popen[str]) -> str:
     return child.stdout.readline().strip()
 
 
-def test_a_second_process_is_told_who_has_it(path: Path) -> None:
-    """It gets a clear error with the process to look for; when that is killed, the file is free."""
+def test_a_second_process_learns_which_process_has_the_file(path: Path) -> None:
+    """The error names the process that has the file; when that is killed, the file is free."""
     run(path, "a")
     with opener(path) as child:
         signal_child(child)

@@ -1,4 +1,4 @@
-"""WriteQueue: what waits together is written together, and every caller hears of its own."""
+"""The write queue: waiting writes are committed together, and each caller gets its own outcome."""
 
 import asyncio
 import threading

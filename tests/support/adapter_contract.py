@@ -69,8 +69,8 @@ class Site:
 def body(task_id: str, status: str, *urls: str) -> bytes:
     """Return the body of a callback."""
     images = [{"index": index, "url": url} for index, url in enumerate(urls)]
-    told = {"task_id": task_id, "task_status": status, "task_result": {"images": images}}
-    return json.dumps(told).encode()
+    task = {"task_id": task_id, "task_status": status, "task_result": {"images": images}}
+    return json.dumps(task).encode()
 
 
 def signed(content: bytes, webhook_id: str = "msg_1") -> dict[str, str]:

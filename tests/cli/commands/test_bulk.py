@@ -20,7 +20,7 @@ def table(path: Path, *rows: str, head: str = "image,up,prompt") -> Path:
     return path
 
 
-def told(stdout: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def rows_and_summary(stdout: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the rows and the summary of a run with --json."""
     *rows, last = map(json.loads, stdout.splitlines())
     return rows, last["summary"]
@@ -52,7 +52,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
         assert 40 <= before < ROWS
         again = kling(*arguments, "--json")
         assert again.exit_code == 0, again.stdout
-        rows, summary = told(again.stdout)
+        rows, summary = rows_and_summary(again.stdout)
         assert (len(account.tasks), account.units_billed) == (ROWS, 8 * ROWS)
         assert max(account.accepted.values()) == 1
     files = {path for row in rows for path in row["files"]}
@@ -163,7 +163,7 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
         assert f"line 3 ({CHELSEA}): Failure to pass the risk control system (task_id=" in done.stderr
         assert "2 rows: 1 saved, 1 failed" in done.stderr
         assert "run the same command again to retry" in done.stderr
-        rows, summary = told(kling("bulk", manifest, "-o", tmp_path / "out", "--json").stdout)
+        rows, summary = rows_and_summary(kling("bulk", manifest, "-o", tmp_path / "out", "--json").stdout)
         assert (len(kling.emulator.account.tasks), kling.emulator.account.units_billed) == (3, 8)
     assert [(row["line"], row["outcome"]) for row in sorted(rows, key=lambda row: row["line"])] == [
         (2, "known"),
@@ -246,5 +246,9 @@ def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
     first, again = (
         Shell()("bulk", manifest, "--emulator", "-o", tmp_path / "out", "--json") for _ in range(2)
     )
-    assert (first.exit_code, told(first.stdout)[1]["saved"], told(again.stdout)[1]["known"]) == (0, 1, 1)
+    assert (
+        first.exit_code,
+        rows_and_summary(first.stdout)[1]["saved"],
+        rows_and_summary(again.stdout)[1]["known"],
+    ) == (0, 1, 1)
     assert {path.name for path in tmp_path.iterdir()} >= {"m.csv.local.journal", "m.csv.local.journal.tasks"}

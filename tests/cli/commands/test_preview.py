@@ -29,7 +29,7 @@ def test_the_photo_lies_where_the_result_will_have_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "width"), [((300, 300), SMALLEST), ((4000, 3000), LARGEST)])
-def test_the_drawing_has_a_size_to_look_at(tmp_path: Path, size: tuple[int, int], width: int) -> None:
+def test_the_drawing_has_a_readable_size(tmp_path: Path, size: tuple[int, int], width: int) -> None:
     """The drawing is neither tiny nor huge, also for a transparent photo."""
     Image.new("RGBA", size, (200, 30, 30, 128)).save(tmp_path / "photo.png")
     kling("preview", tmp_path / "photo.png", "--left", 0.5, "-o", tmp_path / "canvas.png")

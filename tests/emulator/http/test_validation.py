@@ -66,7 +66,7 @@ def encoded(picture: bytes) -> str:
         {"watermark_info": {}},
         {"watermark_info": {"enabled": True}},
         {"external_task_id": ""},
-        {"unheard_of": [1]},
+        {"unknown": [1]},
         {"image": encoded(png(750, 300))},
     ],
 )

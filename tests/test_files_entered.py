@@ -64,7 +64,8 @@ def test_a_bulk_row_enters_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with shell(**FAST) as kling:
         environ = {"KLING_API_KEY": kling.emulator.api_key, "KLING_BASE_URL": kling.emulator.url}
         with files_entered() as found:
-            arguments = ["bulk", str(COFFEE), "--aspect", "16:9", "-o", str(tmp_path / "out")]
+            places = ["-o", str(tmp_path / "out"), "--journal", str(tmp_path / "run.journal")]
+            arguments = ["bulk", str(COFFEE), "--aspect", "16:9", *places]
             done = CliRunner(env=environ).invoke(root, arguments)
     assert done.exit_code == 0, done.output
     assert len(found) <= 28, sorted(found)

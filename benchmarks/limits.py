@@ -30,7 +30,7 @@ from attrs import define, field, frozen
 from benchmarks.reporting import by_turns, finish, medians, options, picture, rounded, table
 from kling_expand import Dialect, ExpandRequest, KlingClient, Ratios, TaskFuture
 from kling_expand.api.codec import create_path
-from kling_expand.api.retry import retry_waits
+from kling_expand.api.session import retry_waits
 from kling_expand.emulator import Emulator
 from kling_expand.testing import emulated, loop_clock, run
 

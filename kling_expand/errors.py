@@ -37,7 +37,7 @@
     ├── NotSubmitted              it was cancelled before it was sent: nothing is owed
     └── ClientClosed              the client was closed; its open tasks go on at the service
 
-``retryable`` says whether the same call may succeed later (see `kling_expand.api.retry`). A create is
+``retryable`` says whether the same call may succeed later (see `kling_expand.api.session`). A create is
 repeated only by the rules of `kling_expand.jobs.submission`.
 """
 

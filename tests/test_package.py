@@ -42,7 +42,7 @@ WORLDS = {
     "json": ("api.codec", "cli"),
     "cattrs": ("api.",),
     "jwt": ("auth",),
-    "backoff": ("api.retry",),
+    "backoff": ("api.session",),
     "click": ("cli", "__main__"),
     "rich": ("cli",),
     "jinja2": ("cli.report",),

@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 from yarl import URL  # part of aiohttp's interface: the only way to send a signed URL unchanged
 
 from kling_expand.api.codec import Response
-from kling_expand.api.retry import retry_waits
+from kling_expand.api.session import retry_waits
 from kling_expand.config import Settings
 from kling_expand.errors import (
     ClientClosed,
@@ -31,8 +31,7 @@ from kling_expand.errors import (
 )
 from kling_expand.models import Image, Status, Task
 
-from .filenames import OutputPaths, output_paths
-from .partial_file import PartialFile, RetryLater, remove_stale_parts
+from .files import OutputPaths, PartialFile, RetryLater, output_paths, remove_stale_parts
 
 MAX_OPEN_FILES = 16  # downloads in progress at once, over all tasks of a client
 MAX_FILE_BYTES = 200 << 20

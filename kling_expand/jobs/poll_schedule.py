@@ -16,7 +16,7 @@ from math import inf, sqrt
 from random import Random
 from typing import NamedTuple, Protocol
 
-from kling_expand.api.retry import growing
+from kling_expand.api.session import growing
 from kling_expand.errors import ConfigurationError
 from kling_expand.models import Task
 

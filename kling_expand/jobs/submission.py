@@ -45,8 +45,7 @@ from typing import NamedTuple
 from attrs import evolve
 
 from kling_expand.api import codec
-from kling_expand.api.retry import retry_waits
-from kling_expand.api.session import Body, Session
+from kling_expand.api.session import Body, Session, retry_waits
 from kling_expand.config import Settings
 from kling_expand.errors import (
     DuplicateTask,

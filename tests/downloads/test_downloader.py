@@ -825,7 +825,7 @@ async def test_an_old_picture_stays_until_the_new_one_is_whole(tmp_path: Path) -
 CRASH = """
 import sys, time
 from pathlib import Path
-from kling_expand.downloads.partial_file import PartialFile
+from kling_expand.downloads.files import PartialFile
 part = PartialFile(Path(sys.argv[1]))
 part.create()
 part.write(b"\\x89PNG\\r\\n\\x1a\\n, cut short")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_expand import ConfigurationError
-from kling_expand.api.retry import retry_waits
+from kling_expand.api.session import retry_waits
 from kling_expand.jobs.poll_schedule import LEARN_AFTER, AdaptiveSchedule, ExponentialSchedule, PollSchedule
 
 seeds = st.integers(0, 2**32)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
-from kling_expand.downloads.filenames import SUFFIXES, OutputPaths, output_paths
+from kling_expand.downloads.files import SUFFIXES, OutputPaths, output_paths
 from kling_expand.errors import InvalidRequest
 from kling_expand.models import Image, Task, source_stem
 

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kling_expand.api.image_headers import read_shape
+from kling_expand.api.photo import read_shape
 from kling_expand.errors import ImageError
 
 PHOTOS = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))

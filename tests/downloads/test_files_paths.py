@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand.downloads.filenames import FIELDS, output_paths, safe_name
+from kling_expand.downloads.files import FIELDS, output_paths, safe_name
 from kling_expand.errors import InvalidRequest
 from kling_expand.models import Image, Task
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kling_expand.downloads.partial_file import (
+from kling_expand.downloads.files import (
     HEAD,
     TAIL,
     PartialFile,

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from kling_expand.api.retry import Retry
+from kling_expand.api.session import Retry
 from kling_expand.errors import APIError, ServerError, TransportError
 from kling_expand.testing import virtual_time
 

@@ -6,9 +6,8 @@ async with KlingClient() as kling:
 """
 
 from . import errors
-from .auth import KeyPair, StaticKey
 from .client import KlingClient
-from .config import Settings
+from .config import KeyPair, Settings, StaticKey
 from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all__` lists them
 from .events import Event, EventKind, Quantiles, Stats
 from .geometry import Padding, Ratios, ToAspect, ToSize, Towards, calculate_expansion_ratios

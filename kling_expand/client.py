@@ -17,8 +17,7 @@ import aiohttp
 
 from .api import codec
 from .api.session import Session
-from .auth import Auth
-from .config import Settings, SettingsFields, credentials, webhook_secret
+from .config import Auth, Settings, SettingsFields, credentials, webhook_secret
 from .errors import ClientClosed, InvalidRequest
 from .events import Listener, Stats, StatsCollector
 from .geometry import Geometry

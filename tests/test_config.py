@@ -8,8 +8,15 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from attrs import fields
 
-from kling_expand.auth import KeyPair, StaticKey
-from kling_expand.config import DEFAULT_BASE_URL, Settings, SettingsFields, credentials, webhook_secret
+from kling_expand.config import (
+    DEFAULT_BASE_URL,
+    KeyPair,
+    Settings,
+    SettingsFields,
+    StaticKey,
+    credentials,
+    webhook_secret,
+)
 from kling_expand.errors import ConfigurationError
 from kling_expand.models import Dialect
 

@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each layer imports only from the layers before it.
 LAYERS = (
     {"errors"},
-    {"geometry", "auth"},
+    {"geometry"},
     {"models"},
     {"events", "config"},
     {"api"},
@@ -41,7 +41,7 @@ WORLDS = {
     "sqlite3": ("store.sqlite",),
     "json": ("api.codec", "cli"),
     "cattrs": ("api.",),
-    "jwt": ("auth",),
+    "jwt": ("config",),
     "backoff": ("api.session",),
     "click": ("cli", "__main__"),
     "rich": ("cli",),

@@ -20,8 +20,7 @@ from uuid import uuid4
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 
-from kling_expand.auth import Auth
-from kling_expand.config import Settings
+from kling_expand.config import Auth, Settings
 from kling_expand.errors import (
     AuthenticationError,
     ClientClosed,

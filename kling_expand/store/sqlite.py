@@ -11,17 +11,59 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
+from uuid import uuid4
 
 from kling_expand.errors import JournalError
 
-from . import sqlite_statements as statements
-from .base import JobRecord, JobState, JobStore
-from .sqlite_file import Connection, DatabaseFile, Statement
-from .write_queue import WriteQueue
+from .base import (
+    COLUMNS,
+    PREVIOUS,
+    JobRecord,
+    JobState,
+    JobStore,
+    task_exists,
+    unknown_job,
+    warn_of_other_parameters,
+    warn_of_two_tasks,
+)
+from .sqlite_file import Connection, DatabaseFile, FileFormat, Statement
 
 T = TypeVar("T")
+W = TypeVar("W")
+
+BATCH = 256  # writes in one commit at most, so that waking their callers never holds the loop for long
+PAGE = 200  # jobs read at a time
+SAME_REQUEST = "key = ? AND params_hash = ?"
+FORMAT = FileFormat(
+    application_id=0x4B6C4578,  # "KlEx"
+    version=1,
+    schema="""
+        CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+        CREATE TABLE jobs (
+            id INTEGER PRIMARY KEY,
+            key TEXT NOT NULL,
+            external_task_id TEXT NOT NULL UNIQUE,
+            params_hash TEXT NOT NULL,
+            attempt INTEGER NOT NULL,
+            latest INTEGER NOT NULL DEFAULT 1,
+            state TEXT NOT NULL,
+            task_id TEXT,
+            last_post_at REAL,
+            snapshot TEXT,
+            error TEXT,
+            files BLOB,
+            source BLOB,
+            params TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            updated_at REAL NOT NULL,
+            UNIQUE (key, params_hash, attempt)
+        );
+        CREATE INDEX jobs_by_state ON jobs (state, id) WHERE latest = 1
+    """,
+)
 
 
 class SQLiteStore(JobStore):
@@ -41,7 +83,7 @@ class SQLiteStore(JobStore):
         self.path: str = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
         self.run: str = run or ""
         self._clock = clock
-        self._file = DatabaseFile(self.path, statements.FORMAT)
+        self._file = DatabaseFile(self.path, FORMAT)
         self._writes: WriteQueue[Statement] | None = None
 
     async def __aenter__(self) -> Self:
@@ -51,7 +93,7 @@ class SQLiteStore(JobStore):
         writes: WriteQueue[Statement] = WriteQueue(self._file.commit)
         try:
             await writes.run(self._file.open)
-            self.run = await writes.put(partial(statements.name_run, self.path, self.run))
+            self.run = await writes.put(partial(name_run, self.path, self.run))
         except BaseException:
             writes.abort(self._file.close)
             raise
@@ -66,37 +108,37 @@ class SQLiteStore(JobStore):
 
     async def mark_sending(self, external_task_id: str) -> None:
         """Record that a create is about to be sent. Raises `JournalError` where a task is known."""
-        await self._execute(partial(statements.mark_sending, external_task_id, self._clock()))
+        await self._execute(partial(mark_sending, external_task_id, self._clock()))
 
     async def get(self, external_task_id: str) -> JobRecord | None:
         """Return the record with this id, of an earlier attempt too, or None."""
-        return await self._execute(partial(statements.newest, "external_task_id = ?", (external_task_id,)))
+        return await self._execute(partial(newest, "external_task_id = ?", (external_task_id,)))
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
         """Return the newest record of *key*, or of exactly one request under it, or None."""
         if digest is None:
-            return await self._execute(partial(statements.newest, "key = ?", (key,)))
-        return await self._execute(partial(statements.newest, statements.SAME_REQUEST, (key, digest)))
+            return await self._execute(partial(newest, "key = ?", (key,)))
+        return await self._execute(partial(newest, SAME_REQUEST, (key, digest)))
 
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
         """Iterate over the jobs in these states (without any, over all), oldest first, page by page."""
         after = 0
-        while page := await self._execute(partial(statements.page, states or tuple(JobState), after)):
-            for after, job in page:  # noqa: B007 - where the next page begins
+        while rows := await self._execute(partial(page, states or tuple(JobState), after)):
+            for after, job in rows:  # noqa: B007 - where the next page begins
                 yield job
 
     async def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state, of each the last attempt."""
-        return await self._execute(statements.counts)
+        return await self._execute(counts)
 
     async def _claim(
         self, draft: dict[str, Any], external_id: Callable[[int], str], after: int = 0
     ) -> JobRecord:
-        return await self._execute(partial(statements.claim, draft, external_id, after))
+        return await self._execute(partial(claim, draft, external_id, after))
 
     async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
         values["updated_at"] = self._clock()
-        await self._execute(partial(statements.transition, external_task_id, state, values))
+        await self._execute(partial(transition, external_task_id, state, values))
 
     async def _execute(self, statement: Callable[[Connection], T]) -> T:
         if self._writes is None:
@@ -105,3 +147,172 @@ class SQLiteStore(JobStore):
             raise JournalError(f"the journal {self.path} was opened in another event loop")
         result: T = await self._writes.put(statement)
         return result
+
+
+# ---------------------------------------------------------------------------- statements
+
+
+def name_run(path: str, run: str, db: Connection) -> str:
+    """Return the name of the file's run, and set it where the file has none."""
+    db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run or uuid4().hex,))
+    name: str = db.execute("SELECT value FROM meta WHERE name = 'run'").fetchone()[0]
+    if run and run != name:
+        raise JournalError(
+            f"the run of the journal {path} must be {name!r}, got {run!r}; pass run={name!r}, or another file"
+        )
+    return name
+
+
+def newest(where: str, values: tuple[Any, ...], db: Connection) -> JobRecord | None:
+    """Return the last inserted of the jobs that *where* and its *values* select, or None."""
+    query = f"SELECT {COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - our words
+    row = db.execute(query, values).fetchone()
+    return JobRecord(*row) if row else None
+
+
+def claim(draft: dict[str, Any], external_id: Callable[[int], str], after: int, db: Connection) -> JobRecord:
+    """Return the job to go on with: the one known, or the first or next attempt of *draft*."""
+    job = newest(SAME_REQUEST, (draft["key"], draft["params_hash"]), db)
+    if job is None:
+        if newest("key = ?", (draft["key"],), db):
+            warn_of_other_parameters(draft["key"])
+        return _insert(draft, external_id(after + 1), after + 1, db)
+    if job.state is JobState.FAILED or job.attempt <= after:
+        number = max(job.attempt, after) + 1
+        attempt = _insert(draft, external_id(number), number, db)
+        db.execute("UPDATE jobs SET latest = 0 WHERE external_task_id = ?", (job.external_task_id,))
+        return attempt
+    if job.state is JobState.REJECTED:
+        changed = {"error": None, "updated_at": draft["updated_at"]}
+        transition(job.external_task_id, JobState.INTENT, changed, db)
+        return _known(job.external_task_id, db)
+    return job
+
+
+def _insert(draft: dict[str, Any], external_task_id: str, attempt: int, db: Connection) -> JobRecord:
+    row = draft | {"external_task_id": external_task_id, "attempt": attempt, "state": JobState.INTENT}
+    marks = ", ".join("?" * len(row))
+    db.execute(f"INSERT INTO jobs ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))  # noqa: S608 - our words
+    return _known(external_task_id, db)
+
+
+def mark_sending(external_task_id: str, now: float, db: Connection) -> None:
+    """Store the time of a create. Raises `JournalError` where a task is known."""
+    stored = db.execute(
+        "UPDATE jobs SET last_post_at = ?, updated_at = ? WHERE external_task_id = ? AND task_id IS NULL",
+        (now, now, external_task_id),
+    )
+    if not stored.rowcount:
+        raise task_exists(external_task_id, _known(external_task_id, db).task_id)
+
+
+def transition(external_task_id: str, state: JobState, values: dict[str, Any], db: Connection) -> None:
+    """Set state and *values* in one UPDATE, which does nothing where the table of states forbids it."""
+    new = {"state": state} | values
+    task_id = values.get("task_id")
+    moved = db.execute(
+        f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in new)} WHERE external_task_id = ?"  # noqa: S608 - our words
+        f" AND state IN ({', '.join('?' * len(PREVIOUS[state]))})"
+        " AND (task_id IS NULL OR task_id = coalesce(?, task_id))",
+        (*new.values(), external_task_id, *PREVIOUS[state], task_id),
+    )
+    if not moved.rowcount:
+        warn_of_two_tasks(external_task_id, _known(external_task_id, db).task_id, task_id)
+
+
+def _known(external_task_id: str, db: Connection) -> JobRecord:
+    job = newest("external_task_id = ?", (external_task_id,), db)
+    if job is None:
+        raise unknown_job(external_task_id)
+    return job
+
+
+def page(states: tuple[JobState, ...], after: int, db: Connection) -> list[tuple[int, JobRecord]]:
+    """Return the next jobs after row *after*: one walk along the index for each state, merged."""
+    walk = "SELECT * FROM (SELECT id FROM jobs WHERE latest = 1 AND state = ? AND id > ? ORDER BY id LIMIT ?)"
+    ids = " UNION ALL ".join([walk] * len(states))
+    query = f"SELECT id, {COLUMNS} FROM jobs WHERE id IN ({ids}) ORDER BY id LIMIT ?"  # noqa: S608 - our words
+    values = [value for state in states for value in (state, after, PAGE)]
+    return [(row[0], JobRecord(*row[1:])) for row in db.execute(query, (*values, PAGE))]
+
+
+def counts(db: Connection) -> dict[JobState, int]:
+    """Return how many jobs are in each state, of each the last attempt."""
+    found = db.execute("SELECT state, count(*) FROM jobs WHERE latest = 1 GROUP BY state")
+    return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
+
+
+# ---------------------------------------------------------------------------- the queue of writes
+
+
+class WriteQueue(Generic[W]):
+    """Writes of one event loop, committed in the order they were put, on one worker thread.
+
+    *commit* is called with a list of writes and returns as many outcomes. An outcome that is an exception
+    is raised to the caller of that write. An exception raised by *commit* itself reaches all of them.
+
+    The thread runs only while there is work, and always through the loop's own `run_in_executor`, so that
+    a loop which counts its executor calls sees it and the interpreter can end.
+    """
+
+    def __init__(self, commit: Callable[[list[W]], list[Any]]) -> None:
+        self._commit = commit
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, "kling-journal")
+        self._waiting: list[tuple[W, asyncio.Future[Any]]] = []
+        self._writing: asyncio.Future[list[Any]] | None = None
+
+    def put(self, write: W) -> asyncio.Future[Any]:
+        """Queue *write* and return a future of its outcome. Cancelling the future does not undo the write."""
+        future = self._loop.create_future()
+        self._waiting.append((write, future))
+        if len(self._waiting) == 1 and self._writing is None:
+            self._loop.call_soon(self._next)  # after every other write of this turn of the loop
+        return future
+
+    async def run(self, function: Callable[[], None]) -> None:
+        """Call *function* on the thread, after the batch that is being written."""
+        await self._loop.run_in_executor(self._thread, function)
+
+    async def close(self, last: W, release: Callable[[], None]) -> None:
+        """Commit what waits and then *last*, and call *release* on the thread whatever happens."""
+        try:
+            await asyncio.gather(self.put(last), return_exceptions=True)
+            await self.run(release)
+        finally:  # after a cancellation too: what still waits is refused
+            self.abort(release)
+
+    def abort(self, release: Callable[[], None]) -> None:
+        """Refuse what waits, call *release* on the thread, and let the thread end by itself."""
+        for _write, future in self._waiting:
+            _resolve(future, JournalError("the journal was closed before this was written"))
+        self._waiting.clear()
+        self._thread.submit(release)
+        self._thread.shutdown(wait=False)
+
+    def _next(self) -> None:
+        """Hand a batch to the thread, unless it is busy: then the next batch is taken when it is done."""
+        if self._writing is not None or not self._waiting:
+            return
+        batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+        writes = [write for write, _future in batch]
+        self._writing = self._loop.run_in_executor(self._thread, self._commit, writes)
+        self._writing.add_done_callback(partial(self._written, [future for _write, future in batch]))
+
+    def _written(self, futures: list[asyncio.Future[Any]], written: asyncio.Future[list[Any]]) -> None:
+        self._writing = None
+        error = written.exception()  # a bug or no memory: every caller must be answered all the same
+        outcomes = [error] * len(futures) if error else written.result()
+        for future, outcome in zip(futures, outcomes, strict=True):
+            _resolve(future, outcome)
+        if self._waiting:
+            self._loop.call_soon(self._next)  # after the callers just answered, who may write again
+
+
+def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():  # its caller was cancelled
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

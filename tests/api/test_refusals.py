@@ -16,7 +16,7 @@ from attrs import frozen
 from support.raw_client import DIRECTION, EDITING
 
 from kling_expand import ExpandRequest, KlingClient, Ratios
-from kling_expand.auth import KeyPair
+from kling_expand.config import KeyPair
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.emulator.http.codes import CODES

@@ -42,8 +42,7 @@ from support.raw_server import (
 from kling_expand.api import codec
 from kling_expand.api.photo import MAX_BYTES, Photo, load_photo
 from kling_expand.api.session import Body, Session
-from kling_expand.auth import Auth, KeyPair, StaticKey
-from kling_expand.config import Settings
+from kling_expand.config import Auth, KeyPair, Settings, StaticKey
 from kling_expand.errors import (
     APIError,
     AuthenticationError,

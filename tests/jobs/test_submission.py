@@ -20,8 +20,7 @@ from support.raw_server import Exchange, Loopback, loopback, refuses, task
 from kling_expand.api import codec
 from kling_expand.api.photo import load_photo
 from kling_expand.api.session import Body, Session
-from kling_expand.auth import StaticKey
-from kling_expand.config import Settings
+from kling_expand.config import Settings, StaticKey
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.errors import (

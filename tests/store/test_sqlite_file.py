@@ -20,9 +20,8 @@ import pytest
 from kling_expand.errors import JournalError
 from kling_expand.models import Task
 from kling_expand.store.base import JobIdentity, JobRecord, JobState
-from kling_expand.store.sqlite import SQLiteStore
+from kling_expand.store.sqlite import FORMAT, SQLiteStore
 from kling_expand.store.sqlite_file import DatabaseFile, set_journal_mode
-from kling_expand.store.sqlite_statements import FORMAT
 from kling_expand.testing import prepared
 
 ROOT = Path(__file__).parents[2]

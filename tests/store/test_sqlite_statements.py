@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kling_expand.store.base import JobState
-from kling_expand.store.sqlite_statements import FORMAT, PAGE, claim, counts, newest, page, transition
+from kling_expand.store.sqlite import FORMAT, PAGE, claim, counts, newest, page, transition
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ from attrs import asdict, frozen
 from kling_expand import __version__
 from kling_expand.api import codec
 from kling_expand.api.session import Session
-from kling_expand.auth import Auth, StaticKey
 from kling_expand.cli.exit_codes import FAILED, NOTHING_DONE, leave, run
 from kling_expand.cli.formatting import clean, show
 from kling_expand.cli.options import Connection, JSONOption, options
-from kling_expand.config import Settings, credentials
+from kling_expand.config import Auth, Settings, StaticKey, credentials
 from kling_expand.errors import AuthenticationError, ConfigurationError, KlingError, TransportError
 
 MAX_CLOCK_SKEW = 5.0  # seconds: the `nbf` of a token is this far in the past (doc)

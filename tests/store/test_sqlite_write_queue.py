@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kling_expand.errors import JournalError
-from kling_expand.store.write_queue import BATCH, WriteQueue
+from kling_expand.store.sqlite import BATCH, WriteQueue
 
 
 class Recorder:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand.auth import BACKDATE, LIFE, MARGIN, KeyPair, StaticKey
+from kling_expand.config import BACKDATE, LIFE, MARGIN, KeyPair, StaticKey
 from kling_expand.errors import ConfigurationError
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes-in-all"

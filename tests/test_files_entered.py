@@ -27,11 +27,15 @@ FAST: dict[str, Any] = {"engine": "flat", "queue_seconds": 0.05, "work_seconds":
 
 @contextmanager
 def files_entered() -> Iterator[set[str]]:
-    """Collect the files of the package, but for the emulator's, whose functions are called meanwhile."""
+    """Collect the files of the package, but for the emulator's, whose functions are called meanwhile.
+
+    A worker's heartbeats are left out: they are sent beside its jobs, whether it has any or not.
+    """
     found: set[str] = set()
 
     def profile(frame: FrameType, event: str, _arg: object) -> None:
-        if event == "call" and frame.f_code.co_name != "<module>":
+        name = frame.f_code.co_qualname
+        if event == "call" and name != "<module>" and not name.startswith("Worker._beat"):
             path = Path(frame.f_code.co_filename)
             if path.is_relative_to(PACKAGE) and not path.is_relative_to(PACKAGE / "emulator"):
                 found.add(str(path.relative_to(PACKAGE)))

@@ -1,4 +1,4 @@
-"""The command line: `kling-expand` and its commands. `kling_expand.cli.exit_codes` lists the exit codes."""
+"""The command line: `kling-expand` and its commands. `kling_expand.cli.terminal` lists the exit codes."""
 
 import click
 
@@ -16,7 +16,7 @@ from .commands.serve import serve
 from .commands.tasks import get, list_tasks, status
 from .commands.wait import download, wait
 from .commands.webhook import webhook
-from .exit_codes import Commands
+from .terminal import Commands
 
 __all__ = ["root"]
 

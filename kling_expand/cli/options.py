@@ -18,7 +18,7 @@ from kling_expand.geometry import Anchor, Geometry, Padding, Ratios, ToAspect, T
 from kling_expand.jobs.poll_schedule import ExponentialSchedule, PollSchedule
 from kling_expand.models import UNITS_PER_IMAGE, Dialect, ExpandRequest, request_fields
 
-from .exit_codes import NothingDone
+from .terminal import NothingDone
 
 if TYPE_CHECKING:
     from kling_expand.client import KlingClient

@@ -35,9 +35,8 @@ from kling_expand.store.postgres import JobOutcome, PostgresStore, create_tables
 from kling_expand.store.postgres_pool import Connection, ConnectionPool, listen
 from kling_expand.webhooks import WebhookEvent, Webhooks
 
-from . import payload as payloads
 from . import permits
-from .execute import RetryLater, execute
+from .job import Payload, RetryLater, execute, pack
 
 __all__ = ["Fleet", "FleetStats"]
 
@@ -236,7 +235,7 @@ class Fleet:
             InvalidRequest: when the request cannot be queued: its photo is bytes, for example.
             JournalError: when the database is unreachable or has no tables.
         """
-        payload = payloads.pack(request)
+        payload = pack(request)
         await self._task.configure(priority=priority).defer_async(**payload)
         key: str = payload["key"]
         return key
@@ -254,21 +253,21 @@ class Fleet:
             JournalError: when the database is unreachable or has no tables.
         """
         count, room = 0, 0
-        batch: list[payloads.Payload] = []
+        batch: list[Payload] = []
         async with aclosing(each(requests)) as source:
             async for request in source:
                 while room <= 0:
                     room = max_queued - (await self._counts())[0]
                     if room <= 0:
                         await asyncio.sleep(POLL_INTERVAL)
-                batch.append(payloads.pack(request))
+                batch.append(pack(request))
                 if len(batch) >= min(BATCH, room):
                     room -= len(batch)
                     count += await self._insert(batch, priority)
                     batch = []
         return count + await self._insert(batch, priority)
 
-    async def _insert(self, batch: list[payloads.Payload], priority: int) -> int:
+    async def _insert(self, batch: list[Payload], priority: int) -> int:
         """Insert the rows of procrastinate's own batches, without an object and a log line for each."""
         if batch:
             await self._query(_INSERT, self.queue, TASK, priority, list(map(Jsonb, batch)))

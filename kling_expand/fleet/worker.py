@@ -20,7 +20,7 @@ from kling_expand.errors import WebhookError
 from kling_expand.jobs.runner import GRACE
 from kling_expand.models import MAX_IMAGES
 
-from .execute import SharedSlots, WorkerContext
+from .job import SharedSlots, WorkerContext
 from .permits import PERMIT_CHANNEL, Permits
 from .queue import CALLBACK_CHANNEL, Fleet, NotificationHandler
 
@@ -116,7 +116,7 @@ class Worker:
         handlers: dict[str, NotificationHandler] = {CALLBACK_CHANNEL: partial(_receive, context.client)}
         if permits is not None:
             handlers[PERMIT_CHANNEL] = permits.wake
-        running = asyncio.create_task(_run(queue_worker))
+        running = asyncio.create_task(queue_worker.run())  # type: ignore[no-untyped-call]  # procrastinate has no types here
         beside = [
             asyncio.create_task(self._fleet.listen(handlers)),
             asyncio.create_task(self._beat(queue_worker)),
@@ -128,7 +128,7 @@ class Worker:
             slots.close()
             if permits is not None:
                 permits.close()
-            _stop(queue_worker)
+            queue_worker.stop()  # type: ignore[no-untyped-call]
             await asyncio.wait([running], timeout=self._shutdown_timeout)
             await context.client.aclose()  # jobs that still wait fail with this, and go back to the queue
             await asyncio.wait([running])
@@ -172,15 +172,6 @@ class Worker:
             lost = idle
             if requeued:
                 logger.warning("requeued %d jobs of workers without a heartbeat", requeued)
-
-
-# Procrastinate leaves these two without types.
-async def _run(queue_worker: Any) -> None:
-    await queue_worker.run()
-
-
-def _stop(queue_worker: Any) -> None:
-    queue_worker.stop()
 
 
 def _receive(client: KlingClient, payload: str) -> None:

@@ -13,12 +13,10 @@ from typing import Any
 import click
 from attrs import field, frozen
 
-from kling_expand.cli.exit_codes import NothingDone
 from kling_expand.cli.options import GeometryOptions, RequestOptions
+from kling_expand.cli.terminal import NothingDone
 from kling_expand.errors import InvalidRequest
-from kling_expand.models import ExpandRequest, request_fields
-
-from .output_names import stem
+from kling_expand.models import ExpandRequest, request_fields, source_stem
 
 GEOMETRY = {name: settings.get("type") for name, (_, settings) in GeometryOptions.declarations().items()}
 REQUEST_FIELDS = {each.column: each for each in request_fields() if each.column}
@@ -239,6 +237,11 @@ def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
         return Row(entry.line, label, error=error.message)
     tag = hashlib.sha256(repr(request).encode(errors="surrogateescape")).hexdigest()[:8]
     return Row(entry.line, label, texts.get("name") or stem(str(request.image)), tag, request)
+
+
+def stem(photo: str) -> str:
+    """Return the name that a photo gives its results."""
+    return source_stem(photo) or "photo"
 
 
 def _text(name: str, value: Any) -> str:

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kling_expand.cli.formatting import billed_units, clean, money, show, span
+from kling_expand.cli.terminal import billed_units, clean, money, show, span
 from kling_expand.errors import InvalidRequest, KlingError, SubmissionUnknown
 from kling_expand.events import Stats
 from kling_expand.jobs.future import TaskFuture

@@ -7,15 +7,13 @@ from contextlib import aclosing
 import click
 from attrs import evolve
 
-from kling_expand.cli.exit_codes import FAILED
-from kling_expand.cli.formatting import clean, money, plural, show
+from kling_expand.cli.terminal import FAILED, clean, money, plural, show
 from kling_expand.client import KlingClient
 from kling_expand.errors import BudgetExceeded, InvalidRequest, KlingError, NotSubmitted
 from kling_expand.jobs.future import ExpandResult, TaskFuture
 from kling_expand.store.base import JobStore
 
-from .output_names import OutputNames
-from .plan import BulkPlan, Plan, Survey, Usage, read_usage
+from .plan import BulkPlan, OutputNames, Plan, Survey, Usage, read_usage
 from .progress import Job, Progress, ProgressDisplay
 
 MAX_SAVES = 8  # tasks whose pictures are saved at the same time

@@ -1,5 +1,7 @@
 """`kling-expand bulk`: expand the photos of a manifest, with a journal that lets the command run again."""
 
+import asyncio
+
 import click
 from attrs import frozen
 
@@ -15,7 +17,6 @@ from kling_expand.cli.batch.plan import (
 )
 from kling_expand.cli.batch.progress import Progress
 from kling_expand.cli.batch.runner import run_batch, submit_rows
-from kling_expand.cli.exit_codes import leave, run
 from kling_expand.cli.options import (
     DeadlineOption,
     EmulatedConnection,
@@ -27,6 +28,7 @@ from kling_expand.cli.options import (
     option,
     options,
 )
+from kling_expand.cli.terminal import leave
 from kling_expand.store.sqlite import SQLiteStore
 
 
@@ -129,11 +131,11 @@ def bulk(
 
 def _run(plan: BulkPlan, chosen: BulkOptions) -> int:
     if chosen.dry_run:
-        return run(dry_run(plan))
-    survey = run(check_rows(plan)) if chosen.strict else read_rows(plan)
+        return asyncio.run(dry_run(plan))
+    survey = asyncio.run(check_rows(plan)) if chosen.strict else read_rows(plan)
     check_output(plan, survey)
     plan.connection.require_credentials()
-    return run(_bulk(plan, survey))
+    return asyncio.run(_bulk(plan, survey))
 
 
 async def _bulk(plan: BulkPlan, survey: Survey) -> int:

@@ -1,5 +1,6 @@
 """`kling-expand doctor`: check everything that a job needs, at no cost."""
 
+import asyncio
 import platform
 import re
 import time
@@ -14,9 +15,8 @@ from attrs import asdict, frozen
 from kling_expand import __version__
 from kling_expand.api import codec
 from kling_expand.api.session import Session
-from kling_expand.cli.exit_codes import FAILED, NOTHING_DONE, leave, run
-from kling_expand.cli.formatting import clean, show
 from kling_expand.cli.options import Connection, JSONOption, options
+from kling_expand.cli.terminal import FAILED, NOTHING_DONE, clean, leave, show
 from kling_expand.config import Auth, Settings, StaticKey, credentials
 from kling_expand.errors import AuthenticationError, ConfigurationError, KlingError, TransportError
 
@@ -41,7 +41,7 @@ def doctor(*, connection: Connection, output: JSONOption) -> None:
     1 where any other check fails.
     """
     findings = [Finding("version", None, f"kling-expand {__version__}, Python {platform.python_version()}")]
-    findings += run(_service(connection))
+    findings += asyncio.run(_service(connection))
     findings += _extras()
     for finding in findings:
         if output.as_json:

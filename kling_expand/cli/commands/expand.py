@@ -1,5 +1,6 @@
 """`kling-expand expand`: expand photos and save the results."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,13 +8,10 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from kling_expand.cli.batch.output_names import distinct_names
-from kling_expand.cli.batch.plan import Plan
+from kling_expand.cli.batch.plan import Plan, distinct_names
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, run_batch
 from kling_expand.cli.batch.validation import Checked, check
-from kling_expand.cli.exit_codes import leave, run
-from kling_expand.cli.formatting import clean, plural
 from kling_expand.cli.options import (
     DeadlineOption,
     EmulatedConnection,
@@ -22,6 +20,7 @@ from kling_expand.cli.options import (
     RequestOptions,
     options,
 )
+from kling_expand.cli.terminal import clean, leave, plural
 from kling_expand.client import KlingClient
 from kling_expand.models import ExpandRequest
 
@@ -66,7 +65,7 @@ def expand(
         detailed=True,
         max_open=len(photos),
     )
-    leave(run(_expand(plan, requests, fit=fit)))
+    leave(asyncio.run(_expand(plan, requests, fit=fit)))
 
 
 async def _expand(plan: Plan, requests: Sequence[ExpandRequest], *, fit: bool) -> int:

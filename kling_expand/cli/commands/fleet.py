@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from kling_expand.cli.exit_codes import FAILED, Commands, NothingDone, leave, run
-from kling_expand.cli.formatting import clean, money, plural, show
 from kling_expand.cli.options import (
     POSITIVE,
     GeometryOptions,
@@ -27,6 +25,7 @@ from kling_expand.cli.options import (
     option,
     options,
 )
+from kling_expand.cli.terminal import FAILED, Commands, NothingDone, clean, leave, money, plural, show
 from kling_expand.models import ExpandRequest
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def init(database: Database) -> None:
         async with database.open() as fleet:
             await fleet.init()
 
-    run(main())
+    asyncio.run(main())
 
 
 # ---------------------------------------------------------------------------- jobs
@@ -141,7 +140,7 @@ def submit(
                     _print_outcome(ended, as_json=output.as_json)
         return failures
 
-    if run(main()):
+    if asyncio.run(main()):
         leave(FAILED)
 
 
@@ -238,7 +237,7 @@ def worker(*, chosen: WorkerOptions, database: Database) -> None:
             _on_signal(one.stop)
             await one.run()
 
-    run(main())
+    asyncio.run(main())
 
 
 def _on_signal(stop: Callable[[], None]) -> None:
@@ -269,7 +268,7 @@ def status(*, database: Database, output: JSONOption) -> None:
         else:
             click.echo("\n".join(f"{name:<9} {text}" for name, text in stats_lines(stats)))
 
-    run(main())
+    asyncio.run(main())
 
 
 @fleet.command()
@@ -290,7 +289,7 @@ def top(*, database: Database, every: float) -> None:
             await watch(fleet.stats, every)
 
     with suppress(KeyboardInterrupt):
-        run(main())
+        asyncio.run(main())
 
 
 def stats_lines(stats: "FleetStats") -> list[tuple[str, str]]:
@@ -351,7 +350,7 @@ def up(workers: int, output: str) -> None:
     The command prints the URL of the database, for the --dsn of `submit`, `status`
     and `top`. Nothing is billed, and the queue is deleted at the end.
     """
-    run(_up(workers, output))
+    asyncio.run(_up(workers, output))
 
 
 async def _up(workers: int, output: str) -> None:

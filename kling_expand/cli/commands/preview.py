@@ -8,8 +8,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from kling_expand.cli.formatting import show
 from kling_expand.cli.options import GeometryOptions, JSONOption, options
+from kling_expand.cli.terminal import show
 from kling_expand.errors import InvalidRequest, MissingExtra
 from kling_expand.pictures.preview import draw
 

@@ -1,5 +1,6 @@
 """`kling-expand report`: write one HTML page about the jobs of a journal."""
 
+import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -10,9 +11,8 @@ from typing import IO, TYPE_CHECKING
 import click
 from attrs import frozen
 
-from kling_expand.cli.exit_codes import NothingDone, run
-from kling_expand.cli.formatting import show
 from kling_expand.cli.options import JSONOption, OptionGroup, option, options
+from kling_expand.cli.terminal import NothingDone, show
 from kling_expand.errors import InvalidRequest, MissingExtra
 from kling_expand.store.sqlite import SQLiteStore
 
@@ -69,7 +69,7 @@ def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
         raise NothingDone(f"{journal}: no such journal")
     if Path(chosen.file).suffix.lower() not in {".html", ".htm"}:
         raise InvalidRequest("output", repr(chosen.file), "must be an .html file")
-    totals = run(_report(journal, chosen))
+    totals = asyncio.run(_report(journal, chosen))
     if output.as_json:
         shown, units = min(totals.jobs, chosen.last), totals.usage.billed
         show({"file": chosen.file, "jobs": totals.jobs, "shown": shown, "units_billed": units})

@@ -1,16 +1,17 @@
 """`kling-expand resume`: follow the open jobs of a journal, whichever program wrote it."""
 
+import asyncio
 import hashlib
 from pathlib import Path
 
 import click
 
-from kling_expand.cli.batch.output_names import stem
+from kling_expand.cli.batch.manifest import stem
 from kling_expand.cli.batch.plan import Plan, read_usage
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, run_batch
-from kling_expand.cli.exit_codes import NothingDone, leave, run
 from kling_expand.cli.options import Connection, DeadlineOption, LimitOptions, OutputOptions, options
+from kling_expand.cli.terminal import NothingDone, leave
 from kling_expand.client import KlingClient
 from kling_expand.store.base import UNFINISHED
 from kling_expand.store.sqlite import SQLiteStore
@@ -48,7 +49,7 @@ def resume(
         limits=limits,
         deadline=limit.deadline,
     )
-    leave(run(_resume(plan)))
+    leave(asyncio.run(_resume(plan)))
 
 
 async def _resume(plan: Plan) -> int:

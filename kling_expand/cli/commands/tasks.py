@@ -7,9 +7,8 @@ from typing import Any
 import click
 from attrs import frozen
 
-from kling_expand.cli.exit_codes import FAILED, leave, run
-from kling_expand.cli.formatting import clean, show, task_facts, task_lines, task_row
 from kling_expand.cli.options import Connection, JSONOption, OptionGroup, option, options
+from kling_expand.cli.terminal import FAILED, clean, leave, show, task_facts, task_lines, task_row
 from kling_expand.client import KlingClient
 from kling_expand.errors import KlingError
 from kling_expand.models import Status, Task
@@ -20,7 +19,7 @@ from kling_expand.models import Status, Task
 @options(connection=Connection, output=JSONOption)
 def get(any_id: str, *, connection: Connection, output: JSONOption) -> None:
     """Show a task, by its task_id or external_task_id."""
-    task = run(_get(any_id, connection))
+    task = asyncio.run(_get(any_id, connection))
     if output.as_json:
         show(task_facts(task))
     else:
@@ -40,7 +39,7 @@ def status(ids: tuple[str, ...], *, connection: Connection, output: JSONOption) 
 
     Exit code 1 if a task failed or could not be read.
     """
-    found = run(_status(ids, connection))
+    found = asyncio.run(_status(ids, connection))
     for any_id, task in zip(ids, found, strict=True):
         if isinstance(task, KlingError):
             facts: dict[str, Any] = {"id": any_id, "error": str(task)}
@@ -86,7 +85,7 @@ def list_tasks(*, chosen: ListOptions, connection: Connection, output: JSONOptio
 
     One line each: task_id, status, time of creation, units billed, external_task_id.
     """
-    run(_list(chosen, connection, as_json=output.as_json))
+    asyncio.run(_list(chosen, connection, as_json=output.as_json))
 
 
 async def _list(chosen: ListOptions, connection: Connection, *, as_json: bool) -> None:

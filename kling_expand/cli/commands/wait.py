@@ -1,13 +1,14 @@
 """`kling-expand wait` and `kling-expand download`: save the results of tasks, by any of their ids."""
 
+import asyncio
+
 import click
 
 from kling_expand.cli.batch.plan import Plan
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, run_batch
-from kling_expand.cli.exit_codes import leave, run
-from kling_expand.cli.formatting import plural
 from kling_expand.cli.options import Connection, DeadlineOption, OutputOptions, options
+from kling_expand.cli.terminal import leave, plural
 from kling_expand.client import KlingClient
 
 
@@ -59,4 +60,4 @@ def _save(
         for any_id in chosen:
             yield Job(any_id, (), client.attach(any_id))
 
-    leave(run(run_batch(plan, Progress(len(chosen)), jobs, only_ended=only_ended)))
+    leave(asyncio.run(run_batch(plan, Progress(len(chosen)), jobs, only_ended=only_ended)))

@@ -9,9 +9,8 @@ import click
 from aiohttp import web
 from attrs import frozen
 
-from kling_expand.cli.exit_codes import NothingDone, run
-from kling_expand.cli.formatting import clean, show, task_facts
 from kling_expand.cli.options import JSONOption, OptionGroup, option, options
+from kling_expand.cli.terminal import NothingDone, clean, show, task_facts
 from kling_expand.config import webhook_secret
 from kling_expand.errors import WebhookError
 from kling_expand.webhooks import MAX_BODY, WebhookEvent, Webhooks
@@ -61,7 +60,7 @@ def listen(*, server: ListenOptions, output: JSONOption) -> None:
     secret = webhook_secret()
     secrets = server.secrets or ((secret,) if secret else ())
     try:
-        run(_listen(server, Webhooks(*secrets), verify=bool(secrets), as_json=output.as_json))
+        asyncio.run(_listen(server, Webhooks(*secrets), verify=bool(secrets), as_json=output.as_json))
     except OSError as error:
         place = f"{server.host}:{server.port}"
         raise NothingDone(f"cannot listen on {place}: {error.strerror or error}") from error

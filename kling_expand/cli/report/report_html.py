@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kling_expand.api import codec
-from kling_expand.cli.batch.output_names import stem
+from kling_expand.cli.batch.manifest import stem
 from kling_expand.cli.batch.plan import Usage
-from kling_expand.cli.formatting import clean, moment, money, span
+from kling_expand.cli.terminal import clean, moment, money, span
 from kling_expand.geometry import Ratios, Towards
 from kling_expand.models import ExpandRequest, Status, Task
 from kling_expand.store.base import JobRecord, JobState

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from kling_expand import ExpandRequest, Ratios, ToAspect, ToSize, Towards
 from kling_expand.cli.batch.manifest import COLUMNS, Defaults, Entry, Manifest, Row, manifest, unknown
-from kling_expand.cli.exit_codes import NothingDone
 from kling_expand.cli.options import GeometryOptions
+from kling_expand.cli.terminal import NothingDone
 from kling_expand.models import request_fields
 
 

@@ -16,8 +16,8 @@ from kling_expand import ExpandRequest, KlingClient, Ratios
 from kling_expand.cli.batch.plan import Plan
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, run_batch
-from kling_expand.cli.exit_codes import FAILED, NothingDone
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
+from kling_expand.cli.terminal import FAILED, NothingDone
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.store.sqlite import SQLiteStore

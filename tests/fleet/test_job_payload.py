@@ -14,7 +14,7 @@ from support.fleet_workers import outcomes, working
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Padding, Ratios, Task, ToAspect, ToSize, Towards, errors
 from kling_expand.emulator import Emulator
-from kling_expand.fleet.payload import load, pack, save, unpack
+from kling_expand.fleet.job import load, pack, save, unpack
 from kling_expand.fleet.queue import Fleet
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.models import source_stem

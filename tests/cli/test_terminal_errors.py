@@ -4,7 +4,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from kling_expand.cli.exit_codes import Commands
+from kling_expand.cli.terminal import Commands
 from kling_expand.errors import APIError, ConfigurationError, InvalidRequest, KlingError, TaskFailed
 
 

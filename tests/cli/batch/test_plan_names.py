@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from kling_expand.cli.batch.output_names import OutputNames
+from kling_expand.cli.batch.plan import OutputNames
 from kling_expand.models import Image, Task
 
 

@@ -1,12 +1,71 @@
-"""Values as text for a terminal and as JSON. Text of the service cannot steer the terminal."""
+"""What a command reports: values as text or JSON, errors as one sentence on stderr, and an exit code.
+
+Text of the service cannot steer the terminal, and a failure is never a traceback.
+
+====  ==============================================================
+0     success
+1     a task failed, or the service refused a request
+2     nothing was started: wrong options, input or configuration
+130   interrupted with Ctrl-C
+====  ==============================================================
+"""
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
+from kling_expand.errors import ConfigurationError, InvalidRequest, KlingError
 from kling_expand.models import DOLLARS_PER_UNIT, Task
+
+FAILED = 1
+NOTHING_DONE = 2
+INTERRUPTED = 130
+
+
+class NothingDone(click.ClickException):
+    """The end of a command before it started anything; the message says what to do."""
+
+    exit_code = NOTHING_DONE
+
+
+class ServiceFailed(click.ClickException):
+    """The end of a command because of an answer of the service."""
+
+    exit_code = FAILED
+
+
+class Commands(click.Group):
+    """A group of commands that may raise `KlingError` and KeyboardInterrupt."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order in which they were added."""
+        del ctx
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the named command, and turn what it raises into a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except KlingError as error:
+            kind = NothingDone if exit_code(error) == NOTHING_DONE else ServiceFailed
+            raise kind(str(error)) from error
+        except KeyboardInterrupt:
+            leave(INTERRUPTED)
+
+
+def exit_code(error: KlingError) -> int:
+    """Return 2 for an error found before anything was sent, 1 for any other."""
+    return NOTHING_DONE if isinstance(error, ConfigurationError | InvalidRequest) else FAILED
+
+
+def leave(code: int) -> NoReturn:
+    """End the command with an exit code and no message."""
+    raise click.exceptions.Exit(code)
+
+
+# ---------------------------------------------------------------------------- values
 
 
 def show(facts: Any) -> None:

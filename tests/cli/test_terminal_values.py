@@ -2,7 +2,7 @@
 
 import pytest
 
-from kling_expand.cli.formatting import billed_units, clean, moment, money, plural, span
+from kling_expand.cli.terminal import billed_units, clean, moment, money, plural, span
 from kling_expand.models import Task
 
 

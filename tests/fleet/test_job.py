@@ -11,15 +11,15 @@ from kling_expand import ExpandRequest, Ratios, errors
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.fleet import execute as execution
-from kling_expand.fleet.execute import (
+from kling_expand.fleet.job import (
     MAX_ATTEMPTS,
     RetryLater,
     SharedSlots,
     WorkerContext,
     execute,
+    pack,
     retry_delay,
 )
-from kling_expand.fleet.payload import pack
 from kling_expand.fleet.queue import Fleet
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
 from kling_expand.testing import intend, virtual_time

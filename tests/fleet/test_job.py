@@ -10,7 +10,7 @@ from support.fleet_workers import outcomes, requests, working
 from kling_expand import ExpandRequest, Ratios, errors
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
-from kling_expand.fleet import execute as execution
+from kling_expand.fleet import job as execution
 from kling_expand.fleet.job import (
     MAX_ATTEMPTS,
     RetryLater,

@@ -22,7 +22,7 @@ from attrs import frozen
 from benchmarks.processes import Emulator, Process
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Ratios
-from kling_expand.fleet import execute as work
+from kling_expand.fleet import job as work
 from kling_expand.fleet import permits
 from kling_expand.fleet.dev_server import Cluster
 from kling_expand.fleet.queue import Fleet

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ from kling_expand.cli import root
 from kling_expand.emulator import Emulator
 from kling_expand.fleet.queue import Fleet
 from kling_expand.fleet.worker import Worker
+from kling_expand.jobs.poll_schedule import ExponentialSchedule
 
 pytest_plugins = ["support.postgres"]
 PACKAGE = Path(kling_expand.__file__).parent
@@ -80,14 +82,16 @@ async def test_a_fleet_job_enters_few_files(dsn: str, tmp_path: Path) -> None:
     async with Emulator(**FAST) as emulator, Fleet(dsn, webhook_secrets=[]) as fleet:
         await fleet.init()
         access: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url}
-        worker = Worker(fleet, max_in_flight=9, output=str(tmp_path), **access)
+        schedule = ExponentialSchedule(Random(), first=0.2, longest=1.0)
+        worker = Worker(fleet, max_in_flight=9, output=str(tmp_path), schedule=schedule, **access)
         running = asyncio.create_task(worker.run())
-        while not (await fleet.stats()).workers:  # noqa: ASYNC110 - a row in the database says so
-            await asyncio.sleep(0.02)
+        # The start of the worker is over when it has done a first job.
+        await fleet.submit(ExpandRequest(COFFEE, ToAspect("16:9"), key="first"))
+        assert [outcome.key async for outcome in fleet.results()] == ["first"]
         with files_entered() as found:
-            await fleet.submit(ExpandRequest(COFFEE, ToAspect("16:9"), key="one"))
+            await fleet.submit(ExpandRequest(COFFEE, ToAspect("4:3"), key="second"))
             outcomes = [outcome async for outcome in fleet.results()]
         worker.stop()
         await running
-    assert [outcome.status for outcome in outcomes] == ["succeeded"]
+    assert [outcome.status for outcome in outcomes] == ["succeeded", "succeeded"]
     assert len(found) <= 22, sorted(found)

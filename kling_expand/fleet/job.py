@@ -170,9 +170,9 @@ def retry_delay(error: Exception, attempt: int) -> float | None:
         return None
     if isinstance(error, _OPERATOR_ERRORS):
         return OPERATOR_RETRY_DELAY
-    transient = isinstance(
-        error, SubmissionUnknown | DeadlineExceeded | DownloadError | JournalError
-    ) or not isinstance(error, KlingError)
+    # Of a service that was never reached, another machine may know the way, or this one after a repair.
+    passing = (SubmissionUnknown, TransportError, DeadlineExceeded, DownloadError, JournalError)
+    transient = isinstance(error, passing) or not isinstance(error, KlingError)
     return min(5.0 * 2**attempt, 600.0) if transient or getattr(error, "retryable", False) else None
 
 

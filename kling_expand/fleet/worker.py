@@ -128,7 +128,7 @@ class Worker:
             slots.close()
             if permits is not None:
                 permits.close()
-            queue_worker.stop()  # type: ignore[no-untyped-call]
+            queue_worker.stop()  # type: ignore[no-untyped-call]  # nor here
             await asyncio.wait([running], timeout=self._shutdown_timeout)
             await context.client.aclose()  # jobs that still wait fail with this, and go back to the queue
             await asyncio.wait([running])

@@ -33,6 +33,7 @@ ERRORS = [
     (errors.JournalError("away"), 0, 5.0),
     (errors.SubmissionUnknown(), 1, 10.0),
     (errors.TransportError(), 2, 20.0),
+    (errors.TransportError("never reached", sent=False, retryable=False), 0, 5.0),
     (errors.RateLimited(), 20, 600.0),
     (errors.DownloadError(), 0, 5.0),
     (errors.DeadlineExceeded(), 0, 5.0),

@@ -1,6 +1,6 @@
 """Conversion between bytes and models, for both dialects and without I/O.
 
-The two documents and the service itself differ, so everything seen is accepted: `data` as an object
+The two documents and the service differ, so every observed form is accepted: `data` as an object
 or a one-element array, both words for success, an error code under HTTP 200 or as text. A task needs
 its `task_id` and `task_status`, and a picture its `url`. Any other field of an unexpected type is
 read as absent, because a paid task must not be lost over it.
@@ -62,7 +62,7 @@ class Response(NamedTuple):
 
     @property
     def retry_after(self) -> float | None:
-        """The seconds a ``Retry-After`` header asks for; None without one, or with one that says nothing."""
+        """The seconds a ``Retry-After`` header asks for; None without one, or with an invalid one."""
         text = self.headers.get("retry-after", "").strip()
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):  # more than 31 years is a mistake
             return float(text)
@@ -72,7 +72,7 @@ class Response(NamedTuple):
 
 
 def http_date(text: str | None) -> float | None:
-    """Return the moment of an HTTP date in Unix seconds, or None if *text* is none."""
+    """Return the moment of an HTTP date in Unix seconds, or None if *text* is no HTTP date."""
     try:
         date = parsedate_to_datetime(text or "")
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
@@ -205,7 +205,7 @@ def _items(data: Any) -> Sequence[Any]:
 
 
 def _readable_tasks(items: Sequence[Any]) -> Iterator[Task]:
-    """Yield the tasks; one that cannot be read does not hide the others of its page."""
+    """Yield the tasks of a page, without those that cannot be read."""
     for item in items:
         try:
             yield parse_task(item)
@@ -318,7 +318,7 @@ def parse_task(data: Any) -> Task:
     if not raw.task_id.strip() or not raw.task_id.isprintable():
         raise ValueError(f"task_id must be printable text, got {raw.task_id!a:.80}")
     info, result, watermark = raw.task_info, raw.task_result, raw.watermark_info
-    return Task(  # in the order of its fields: naming them takes half as long again
+    return Task(  # positional, in the order of the fields: keyword arguments take half as long again
         raw.task_id,
         _WORDS.get(raw.task_status, raw.task_status),
         raw.task_status_msg or None,
@@ -337,7 +337,7 @@ _WORDS = {word: word for word in STATUS_WORDS}
 
 
 def _structure(data: Any) -> _TaskData:
-    """Read a task by generated code, and once more without the fields it stumbles over."""
+    """Decode a task by generated code, and if that fails without the fields of a wrong type."""
     read: Callable[[Any, Any], _TaskData] = _hook(_TaskData)
     try:
         return read(data, _TaskData)
@@ -361,7 +361,7 @@ def _readable_fields(data: Any) -> dict[str, Any]:
 
 
 def _readable_images(images: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the pictures that have a URL; one without an index has that of its place."""
+    """Yield the pictures that have a URL; a missing index is the picture's position."""
     for place, image in enumerate(images):
         found = {}
         if isinstance(image, dict):
@@ -387,8 +387,8 @@ def _readable(data: dict[str, Any], attribute: "Attribute[Any]") -> Any:
 
 @cache
 def _converter() -> "Converter":
-    """Return the rules that read what the service writes, made with the first answer."""
-    from cattrs import Converter  # here: it costs a tenth of what aiohttp does, and many programs only submit
+    """Return the converter for the service's JSON, which the first answer creates."""
+    from cattrs import Converter  # here: many programs only submit, and the import is slow
 
     converter = Converter(detailed_validation=False)
     converter.register_structure_hook(str, _text)
@@ -400,17 +400,17 @@ def _converter() -> "Converter":
 
 @cache
 def _hook(kind: type) -> Callable[[Any, Any], Any]:
-    """Return the function that reads a *kind*; its code is generated when it is first asked for."""
+    """Return the function that decodes a *kind*; its code is generated at the first call."""
     return _converter().get_structure_hook(kind)
 
 
 def _optional(kind: Any, converter: "Converter") -> Callable[[Any, Any], Any]:
-    """Return a hook for `X | None` that has the one for X at hand; cattrs' own looks it up each time."""
+    """Return a hook for `X | None` that holds the one for X, which cattrs' own looks up at each call."""
     (inner,) = {*get_args(kind)} - {NoneType}
-    if inner is str:  # by far the most, and mostly as they should be
+    if inner is str:  # by far the most frequent case
         return lambda value, _kind: value if value is None or type(value) is str else _text(value, str)
     structure = converter.get_structure_hook(inner)
-    shape = dict if has(inner) else object  # in a text, generated code would look for the names of fields
+    shape = dict if has(inner) else object  # generated code would search a text for the names of fields
 
     def hook(value: Any, _kind: Any) -> Any:
         if value is None:
@@ -438,7 +438,7 @@ def _number(value: Any, _kind: Any) -> int:
 
 
 def _flag(value: Any, _kind: Any) -> bool:
-    """Return a flag; by itself cattrs would take the word "false" for True."""
+    """Return a flag; cattrs alone would read the word "false" as True."""
     return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
 
 
@@ -451,7 +451,7 @@ def pack(task: Task) -> str:
 
 
 def unpack(line: str) -> Task:
-    """Return the task that `pack` made a line of."""
+    """Return the task from a line that `pack` made."""
     task: Task = _hook(Task)(json.loads(line), Task)
     return task
 
@@ -463,7 +463,7 @@ def pack_request(request: ExpandRequest, expansion: Expansion) -> str:
 
 
 def unpack_request(line: str, image: str, key: str) -> ExpandRequest:
-    """Return the request that `pack_request` made a line of, for the photo at *image*."""
+    """Return the request from a line that `pack_request` made, for the photo at *image*."""
     body = json.loads(line)
     body["external_task_id"] = body["external_task_id"] or None
     values = {each.name: each.read(body) for each in request_fields()}

@@ -31,12 +31,12 @@ from attrs import field, frozen
 from kling_expand.errors import ImageError
 from kling_expand.models import ImageSource, source_name
 
-# The documentation says "10MB" and not which. A refused create is free, so the larger reading
-# costs nothing where it is wrong, and the smaller would turn good photos away.
+# The documentation says "10MB", which may mean MB or MiB. A refused create is free, so the larger value
+# costs nothing if it is wrong, and the smaller one would refuse good photos.
 MAX_BYTES = 10 * 1024 * 1024
 MIN_SIDE = 300  # pixels (doc)
 SLICE = 3 * 64 * 1024  # bytes: a multiple of 3, and well under a millisecond of Base64
-_INLINE = 64 * 1024  # up to here a thread costs more than the work
+_INLINE = 64 * 1024  # bytes; for less a thread costs more than the work
 _SOURCES = "a path, an http(s) URL, a data: URI, bytes, a binary file or a PIL image"
 
 BASE64_HEADS = ("iVBORw0KGgo", "/9j/")  # how a PNG and a JPEG begin in Base64
@@ -48,7 +48,7 @@ _CONVERT = "convert it, for example with Pillow: Image.open(name).convert('RGB')
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 
-# How the formats begin that people try to send; the first that matches names it.
+# How other common formats begin; the first that matches names the format.
 _OTHERS = {
     "WebP": rb"RIFF....WEBP",
     "a GIF": rb"GIF8[79]a",
@@ -210,7 +210,7 @@ def _check_regular(mode: int, name: str) -> None:
 
 
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> tuple[str, str]:
-    """Return the limit that was broken, and advice."""
+    """Return what the source must be, and advice."""
     text = os.fspath(path)
     if isinstance(text, str) and (text.startswith(BASE64_HEADS) or len(text) > 1024):
         return "must not be Base64 text", "pass base64.b64decode(text), or a data: URI"
@@ -224,7 +224,7 @@ def _unreadable(path: str | os.PathLike[str], error: Exception) -> tuple[str, st
 def _from_bytes(source: bytes | bytearray | memoryview, name: str | None = None) -> Photo:
     name = name or source_name(source)
     _check_weight(memoryview(source).nbytes, name)
-    content = bytes(source)  # a copy of what may still change, and no copy of what cannot
+    content = bytes(source)  # copies only if the caller may still change it
     return _checked(io.BytesIO(content), len(content), name, content)
 
 
@@ -245,7 +245,7 @@ def _binary(piece: Any, name: str) -> bytes | bytearray | memoryview:
     if isinstance(piece, bytes | bytearray | memoryview):
         return piece
     if inspect.iscoroutine(piece):
-        piece.close()  # or it would be reported as never awaited
+        piece.close()  # else Python reports that it was never awaited
     hint = "open it with mode 'rb'" if isinstance(piece, str) else "read it first and pass the bytes"
     value = f"{type(piece).__name__} from {name}"
     raise ImageError("image", value, "must return bytes from its read()", hint)

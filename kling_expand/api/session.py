@@ -40,15 +40,15 @@ from .photo import Photo
 T = TypeVar("T")
 
 MAX_ANSWER = 32 << 20  # bytes; a full list page of nine-picture tasks stays under 5 MB
-_JOIN = 64 << 10  # bytes up to which a copy is cheaper than one more call of the system
-UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)  # no connection came about
+_JOIN = 64 << 10  # bytes; up to this size a copy is cheaper than another system call
+UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)  # no connection was made
 FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # what aiohttp may raise
 
 
 class Body(aiohttp.Payload):
     """The body of a create: JSON around a photo's Base64, of known length, written in slices.
 
-    `sent` says whether the service can have got the whole of it.
+    `sent` says whether the service can have received all of it.
     """
 
     def __init__(self, head: bytes, photo: Photo | None = None, tail: bytes = b"") -> None:
@@ -59,7 +59,7 @@ class Body(aiohttp.Payload):
         self.error: KlingError | None = None
 
     async def slices(self) -> AsyncIterator[bytes]:
-        """Yield the body from its beginning; what is small goes out in one piece."""
+        """Yield the body from its beginning; small pieces are joined to one."""
         waiting = self._head
         async for piece in self._rest():
             if len(waiting) + len(piece) <= _JOIN:
@@ -84,7 +84,7 @@ class Body(aiohttp.Payload):
         try:
             async for piece in self.slices():
                 await writer.write(piece)
-        except KlingError as error:  # the photo changed; aiohttp would wrap this in an error of its own
+        except KlingError as error:  # the photo changed; aiohttp would wrap the error
             self.error = error
             raise
 
@@ -99,7 +99,7 @@ class Body(aiohttp.Payload):
 
 
 class Retry:
-    """The tries of one call: each failure is answered with a wait in seconds, or with None to give up.
+    """The retries of one call: each failure gives a wait in seconds, or None to give up.
 
     Failures that may pass are tried again for *timeout* seconds, after waits that double. A wait that
     the service asks for is kept exactly, but one above *max_retry_after* seconds ends the tries.
@@ -117,7 +117,7 @@ class Retry:
     def wait(self, retry_after: float | None) -> float | None:
         """Return the wait after a failure that may pass, for which the service asked *retry_after* seconds.
 
-        A wait that the service asks for may end after the time for tries: the service is alive.
+        A wait that the service asks for may end after *timeout*, because the service is alive.
         """
         now = asyncio.get_running_loop().time()
         if retry_after:
@@ -137,10 +137,10 @@ def retry_waits(rng: Random, *, first: float = 0.5, longest: float = 20.0) -> It
 
 def growing(factor: float, first: float, longest: float) -> Iterator[float]:
     """Return waits that grow by *factor* from *first* up to *longest* seconds."""
-    import backoff  # here, as a client that never waits needs none of it
+    import backoff  # imported here, as a client that never waits does not need it
 
     waits = backoff.expo(base=factor, factor=first, max_value=longest)
-    next(waits)  # its first value only primes it
+    next(waits)  # the first value of a backoff generator is always None
     return waits
 
 
@@ -159,7 +159,7 @@ class RateLimitGate:
         self._pauses: Iterator[float] | None = None
 
     def refuse(self, sent_at: float, retry_after: float | None = None) -> None:
-        """Close the gate after a refusal of a request that was sent at *sent_at* (loop time)."""
+        """Start a pause after the refusal of a request that was sent at *sent_at* (loop time)."""
         if retry_after:
             self.close(retry_after)
         elif sent_at > self._refused_at:
@@ -168,7 +168,7 @@ class RateLimitGate:
         self._refused_at = asyncio.get_running_loop().time()
 
     def accept(self, sent_at: float) -> None:
-        """Start the pauses again after a success of a request that was sent after the last refusal."""
+        """Reset the pause to its first length after a success of a request sent since the last refusal."""
         if sent_at > self._refused_at:
             self._pauses = None
 
@@ -182,7 +182,7 @@ class RateLimitGate:
         return self._opens_at > asyncio.get_running_loop().time()
 
     async def wait(self, deadline_at: float | None = None) -> None:
-        """Wait until the gate is open, then a little, so that not all callers leave at once.
+        """Wait until the pause is over, then a little longer, so that not all callers send at once.
 
         A caller that waits here has sent nothing, and may be cancelled.
 
@@ -236,7 +236,9 @@ class Session:
             self._http = aiohttp.ClientSession(
                 trace_configs=self._traces,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(limit=0),  # the scheduler and the poll loop are the limits
+                connector=aiohttp.TCPConnector(
+                    limit=0
+                ),  # the scheduler and the poll loop limit the connections
             )
         return self
 
@@ -315,12 +317,12 @@ class Session:
         gate: RateLimitGate,
         sent_at: float,
     ) -> T:
-        """Decode an answer, and keep the rate limit of its route."""
+        """Decode an answer, and update the rate limit of its route."""
         try:
             value = decode(answer)
         except RateLimited as error:
             asked, longest = error.retry_after or 0.0, self._settings.max_retry_after
-            # One bad header must not stop the route for a day: this caller is refused, the next one may try.
+            # One bad header must not stop the route for a day: only this call is refused.
             error.retryable = asked <= longest
             gate.refuse(sent_at, min(asked, longest))
             raise
@@ -368,7 +370,7 @@ class Session:
                 headers={"Authorization": f"Bearer {request.token}", "Content-Type": "application/json"},
                 timeout=timeout,
                 allow_redirects=False,  # credentials go to the API's origin and nowhere else
-                raise_for_status=False,  # whatever an injected session does otherwise
+                raise_for_status=False,  # whatever the default of an injected session is
                 middlewares=_on_a_fresh_connection(http) if request.fresh else None,
             ) as response:
                 _refuse_redirect(response)
@@ -454,7 +456,7 @@ def _on_a_fresh_connection(http: aiohttp.ClientSession) -> tuple[aiohttp.ClientM
 async def _fresh(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Send *request* on a new connection: the pool tells connections apart by their headers for a proxy."""
+    """Send *request* on a new connection: the pool has a separate key for each set of proxy headers."""
     request.proxy_headers = type(request.headers)(
         request.proxy_headers or {}, **{"X-Request-Id": uuid4().hex}
     )

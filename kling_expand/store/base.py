@@ -43,7 +43,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 class JobState(StrEnum):
-    """How far a job is known to be."""
+    """The last known state of a job."""
 
     INTENT = "intent"
     UNKNOWN = "unknown"
@@ -255,7 +255,7 @@ class JobStore(ABC):
 
     @abstractmethod
     async def get(self, external_task_id: str) -> JobRecord | None:
-        """Return the record with this id, of an earlier attempt too, or None."""
+        """Return the record with this id, also of an earlier attempt, or None."""
 
     @abstractmethod
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
@@ -265,13 +265,13 @@ class JobStore(ABC):
     def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
         """Iterate over the jobs in these states (without any, over all), oldest first.
 
-        Of each job only the last attempt is given. A job that moves meanwhile is given once, in one
+        Of each job only the last attempt is given. A job whose state changes meanwhile is given once, in one
         state or the other. A million jobs cost the memory of one page.
         """
 
     @abstractmethod
     async def counts(self) -> dict[JobState, int]:
-        """Return how many jobs are in each state, of each the last attempt."""
+        """Return how many jobs have their last attempt in each state."""
 
     # ------------------------------------------------------------------------ for each kind of store
 
@@ -302,7 +302,7 @@ class JobStore(ABC):
         }
 
     def _text(self, words: str) -> str:
-        """Return *words* as text that can be stored, whatever the service put into them."""
+        """Return *words* without characters that cannot be stored."""
         return words.encode(errors="replace").decode()
 
 

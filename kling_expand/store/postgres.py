@@ -83,7 +83,7 @@ Position = tuple[int, str]  # of an outcome: its transaction and its key
 
 
 class TakenOver(JournalError):
-    """Another worker owns the job now, as this one was silent for too long: it must not send the job."""
+    """Another worker owns the job now, because this one sent no heartbeat: it must not send the job."""
 
 
 @frozen
@@ -109,7 +109,7 @@ class JobOutcome:
 class PostgresStore(JobStore):
     """The jobs of one *run* in a database that many workers share; give it to a client as its ``journal``.
 
-    *owner* tells this worker's jobs from another's. Without one, entering takes the next free number.
+    *owner* is this worker's number. Without it, entering takes the next free number.
     A worker owns a job from its `record_intent` on, until another worker records the same intent. Every
     method waits while the database is away.
 
@@ -182,7 +182,7 @@ class PostgresStore(JobStore):
         return await self._newest("run = %s AND key = %s AND params_hash = %s", self.run, key, digest)
 
     async def get(self, external_task_id: str) -> JobRecord | None:
-        """Return the record with this id, of an earlier attempt too, or None."""
+        """Return the record with this id, also of an earlier attempt, or None."""
         return await self._newest("external_task_id = %s", external_task_id)
 
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
@@ -193,7 +193,7 @@ class PostgresStore(JobStore):
                 yield JobRecord(*columns)
 
     async def counts(self) -> dict[JobState, int]:
-        """Return how many jobs are in each state, of each the last attempt."""
+        """Return how many jobs have their last attempt in each state."""
         found = await self._fetch(_COUNTS, self.run)
         return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 

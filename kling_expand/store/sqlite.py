@@ -111,7 +111,7 @@ class SQLiteStore(JobStore):
         await self._execute(partial(mark_sending, external_task_id, self._clock()))
 
     async def get(self, external_task_id: str) -> JobRecord | None:
-        """Return the record with this id, of an earlier attempt too, or None."""
+        """Return the record with this id, also of an earlier attempt, or None."""
         return await self._execute(partial(newest, "external_task_id = ?", (external_task_id,)))
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
@@ -128,7 +128,7 @@ class SQLiteStore(JobStore):
                 yield job
 
     async def counts(self) -> dict[JobState, int]:
-        """Return how many jobs are in each state, of each the last attempt."""
+        """Return how many jobs have their last attempt in each state."""
         return await self._execute(counts)
 
     async def _claim(
@@ -171,7 +171,7 @@ def newest(where: str, values: tuple[Any, ...], db: Connection) -> JobRecord | N
 
 
 def claim(draft: dict[str, Any], external_id: Callable[[int], str], after: int, db: Connection) -> JobRecord:
-    """Return the job to go on with: the one known, or the first or next attempt of *draft*."""
+    """Return the known attempt of *draft*, or the first or next one, which is inserted."""
     job = newest(SAME_REQUEST, (draft["key"], draft["params_hash"]), db)
     if job is None:
         if newest("key = ?", (draft["key"],), db):
@@ -237,7 +237,7 @@ def page(states: tuple[JobState, ...], after: int, db: Connection) -> list[tuple
 
 
 def counts(db: Connection) -> dict[JobState, int]:
-    """Return how many jobs are in each state, of each the last attempt."""
+    """Return how many jobs have their last attempt in each state."""
     found = db.execute("SELECT state, count(*) FROM jobs WHERE latest = 1 GROUP BY state")
     return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
@@ -301,12 +301,14 @@ class WriteQueue(Generic[W]):
 
     def _written(self, futures: list[asyncio.Future[Any]], written: asyncio.Future[list[Any]]) -> None:
         self._writing = None
-        error = written.exception()  # a bug or no memory: every caller must be answered all the same
+        error = written.exception()  # a bug or a lack of memory: every caller must still get an outcome
         outcomes = [error] * len(futures) if error else written.result()
         for future, outcome in zip(futures, outcomes, strict=True):
             _resolve(future, outcome)
         if self._waiting:
-            self._loop.call_soon(self._next)  # after the callers just answered, who may write again
+            self._loop.call_soon(
+                self._next
+            )  # after the callers that just got their outcome, which may write again
 
 
 def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:

@@ -162,7 +162,7 @@ class DatabaseFile:
         return False
 
     def _warn_of_loss(self, db: Connection, *, new: bool, log_found: bool) -> None:
-        """Warn where records may be missing from a file that is whole as it is."""
+        """Warn if records may be missing although the file itself is valid."""
         if new:
             logger.warning("the journal %s was an empty file, and is a new journal now", self.path)
             return
@@ -260,7 +260,7 @@ class DatabaseFile:
         return JournalError(f"the journal {self.path}: {cause} ({name}: {error})")
 
     def _holder(self) -> str:
-        """Return which process has the file: its id is noted in it, and read past the lock."""
+        """Return which process has the file: its id is stored in the file, and read without the lock."""
         with contextlib.suppress(sqlite3.Error):
             peek = sqlite3.connect(f"{self._uri}?mode=ro&immutable=1", uri=True)
             with contextlib.closing(peek):
@@ -270,7 +270,7 @@ class DatabaseFile:
 
 
 def set_journal_mode(db: Connection) -> str:
-    """Choose the safest way of writing that the file system allows, and return its journal mode."""
+    """Set the safest journal mode that the file system allows, and return it."""
     mode: str = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     # Without a write-ahead log a COMMIT deletes another file, so its directory must be flushed too.
     db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")

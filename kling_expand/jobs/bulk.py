@@ -89,7 +89,7 @@ class BoundedMap:
             feeder.result()
 
     async def _feed(self, requests: Requests) -> None:
-        """Submit each request as soon as there is a place for it."""
+        """Submit each request as soon as fewer than *prefetch* are held."""
         async with aclosing(each(requests)) as source:
             for index in count():
                 await self._places.acquire()
@@ -98,9 +98,9 @@ class BoundedMap:
                 except StopAsyncIteration:
                     return
                 if (task := asyncio.current_task()) and task.cancelling():
-                    return  # a source that ignores its cancellation must not have jobs sent
+                    return  # else jobs of a source that ignores its cancellation would be sent
                 future = self._submit(request)
-                # Awaited from now on, as a future's deadline bounds only waits that began before it.
+                # Awaited from now on, because an await that begins after the deadline is not bounded by it.
                 job = asyncio.create_task(_outcome(future, index, request))
                 self._open[job] = future
                 job.add_done_callback(self._ended.put_nowait)

@@ -4,8 +4,8 @@ One record per task holds what all its futures share:
 
     poll, callback, store, create ──deliver──> TaskRecord ──> every TaskFuture, iterator and callback
 
-The registry finds the open records by either id. A record that turns out to be of a task already known
-is merged into the other one, so slots, statistics and learned durations are counted once per task.
+The registry finds the open records by either id. If the task of a record turns out to have another record
+already, the two are merged, so slots, statistics and learned durations are counted once per task.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Save(Protocol):
 
 
 class Cancellable(Protocol):
-    """A job as far as its futures can see it."""
+    """The interface of a job that its futures use."""
 
     @property
     def sent(self) -> bool:
@@ -67,7 +67,7 @@ class Cancellable(Protocol):
         ...
 
     def cancel(self) -> bool:
-        """Take the job back if it was not sent, and return whether that was so."""
+        """Cancel the job if it was not sent, and return whether it is cancelled."""
         ...
 
 
@@ -124,7 +124,7 @@ class ExpandResult:
 
 
 def failure(task: Task, external_task_id: str | None = None) -> TaskFailed:
-    """Return the exception that says why a failed task failed."""
+    """Return the exception for a failed task."""
     reason = task.task_status_msg or "the service gave no reason"
     kind = TaskModerated if _RISK_CONTROL in reason.lower() else TaskFailed
     return kind(reason, task_id=task.task_id, external_task_id=task.external_task_id or external_task_id)
@@ -251,7 +251,7 @@ class TaskRecord:
         return removed
 
     def withdraw(self, future: "TaskFuture") -> "TaskRecord":
-        """Return a record of its own for *future*, which is taken back while other submissions go on."""
+        """Return a separate record for *future*, which is cancelled while other submissions continue."""
         self.submissions -= 1
         own = TaskRecord(self._given)
         own.fail(NotSubmitted("taken back before it was sent; another submission of the same job goes on"))
@@ -268,7 +268,7 @@ class TaskRecord:
         await event.wait()
 
     def merge_into(self, other: "TaskRecord") -> None:
-        """Let *other* serve the futures of this record from now on."""
+        """Move the futures of this record to *other*."""
         self._merged = other
         other.submissions += self.submissions
         callbacks, self._callbacks = self._callbacks, ()
@@ -278,7 +278,7 @@ class TaskRecord:
 
     def _notify(self) -> None:
         if self._registry is not None:
-            self._registry.changed(self)  # first, so that an awaiter that goes on finds its slot free
+            self._registry.changed(self)  # first, so that the slots are free when the awaiters continue
         if self.done() and self._callbacks:
             callbacks, self._callbacks = self._callbacks, ()
             loop = asyncio.get_running_loop()
@@ -342,7 +342,7 @@ class TaskRegistry:
         for any_id in record.ids:
             other = self._by_id.setdefault(any_id, record)
             if other is not record:
-                # The record of a job of ours holds its slots, so it is the one that stays.
+                # The record of a job of this client holds its slots, so it is kept.
                 stays, goes = (record, other) if other.job is None and record.job else (other, record)
                 self._merge(goes, stays)
                 if goes is record:
@@ -355,7 +355,7 @@ class TaskRegistry:
         goes.merge_into(stays)
         for hook in self.on_merge:
             hook(goes)
-        # A job whose create is under way learns of its task by the answer to that create.
+        # A job whose create is in progress gets its task from the answer to that create.
         if goes.task is not None and (stays.job is None or stays.task is not None):
             stays.deliver(goes.task)
 
@@ -426,7 +426,7 @@ class TaskFuture:
         return self.record.done()
 
     def cancel(self) -> bool:
-        """Take the job back if nothing was sent for it yet, and return whether that was so.
+        """Cancel the job if nothing was sent for it yet, and return whether it is cancelled.
 
         A job that is taken back costs nothing, and its future ends with `NotSubmitted`. There is no remote
         cancel, so a task that exists goes on. Other submissions of the same job go on, too.
@@ -521,12 +521,12 @@ class TaskFuture:
         return record.make_result(record, record.task) if record.make_result else ExpandResult(record.task)
 
     def _wait_until(self) -> float | None:
-        """Return the deadline of a wait that begins now: none if it has passed already."""
+        """Return the deadline of a wait that begins now, or None if it has passed already."""
         passed = self.deadline_at is not None and self.deadline_at <= asyncio.get_running_loop().time()
         return None if passed else self.deadline_at
 
     async def _wait_changed(self, wait_until: float | None = None) -> None:
-        """Wait for a change. Raise `DeadlineExceeded` where none has come by *wait_until*."""
+        """Wait for a change. Raise `DeadlineExceeded` if none comes by *wait_until*."""
         record, task = self.record, self.task
         try:
             async with asyncio.timeout_at(wait_until):
@@ -545,7 +545,7 @@ class TaskFuture:
             raise
 
     def _note_ids(self, error: asyncio.CancelledError) -> None:
-        """Say in the log and on *error* which task goes on without this awaiter, if one may."""
+        """Log the ids of a task that continues without this awaiter, and add them to *error* as a note."""
         record = self.record
         if record.done() or (record.task is None and not (record.job and record.job.sent)):
             return
@@ -562,7 +562,7 @@ def _is_newer(known: Task, task: Task) -> bool:
 
 
 def _copy(error: KlingError) -> KlingError:
-    """Return a copy to raise: on one shared exception each awaiter's frames and notes would pile up."""
+    """Return a copy to raise: a shared exception would collect the frames and notes of every awaiter."""
     fresh = copy.copy(error)
     fresh.__cause__ = error.__cause__
     fresh.__suppress_context__ = True
@@ -572,7 +572,7 @@ def _copy(error: KlingError) -> KlingError:
 
 
 def _without_tracebacks(error: KlingError) -> KlingError:
-    """Drop the frames behind *error* and its causes, which may hold a photo, and return it."""
+    """Remove the tracebacks of *error* and its causes, which may hold a photo, and return it."""
     each: BaseException | None = error
     while each is not None:
         each.__traceback__ = None

@@ -34,7 +34,7 @@ _NEGLIGIBLE = 1e-3  # share of running tasks below which that computation ends
 
 
 class PollSchedule(Protocol):
-    """When to read tasks again. A method `expected_ends` as of `AdaptiveSchedule` is used where it exists."""
+    """The time of the next poll. A method `expected_ends` as of `AdaptiveSchedule` is used if it exists."""
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
         """Return the seconds until the next read of tasks that were all just read at these *ages* in seconds.
@@ -49,7 +49,7 @@ class PollSchedule(Protocol):
 
 
 class ExponentialSchedule:
-    """Reads ever further apart, from *first* to *longest* seconds.
+    """Intervals that grow from *first* to *longest* seconds.
 
     The steps depend on the age of a task alone, so no state is kept. Of many tasks the youngest counts.
     """
@@ -77,7 +77,7 @@ class ExponentialSchedule:
 
 
 class AdaptiveSchedule:
-    """Reads when a task has probably ended, by the durations of the newest *window* tasks.
+    """Polls at the probable ends of tasks, estimated from the durations of the newest *window* tasks.
 
     The average latency is *target_latency* seconds beyond the network's own time. Until `LEARN_AFTER` tasks
     have ended the schedule is exponential. Tasks that share a list page get a lower latency than a single
@@ -103,10 +103,10 @@ class AdaptiveSchedule:
         self._longest = longest
         self._fresh = 0  # durations since the last fit
         self._model: DurationModel | None = None
-        self._price = target_latency / 6  # of a read, in seconds that ended tasks wait
+        self._price = target_latency / 6  # of a read, in seconds of latency summed over ended tasks
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-        """Return the seconds until the ended tasks have waited, in all, for the price of the read."""
+        """Return the seconds until the summed latency of the ended tasks equals the price of the read."""
         if len(self._durations) < LEARN_AFTER:
             return self._unlearned.wait(ages)
         if self._model is None or self._fresh * 16 >= len(self._durations):
@@ -180,19 +180,19 @@ class DurationModel(NamedTuple):
         return share, unseen[i] + beyond * (here + share) / 2
 
     def wait(self, ages: Sequence[float], price: float, longest: float) -> float:
-        """Return the seconds until tasks now at *ages* will have been over, unseen, for *price* seconds.
+        """Return the seconds until the expected summed latency of tasks now at *ages* is *price* seconds.
 
-        At most *longest* seconds after the first of them can have ended.
+        It is at most *longest* seconds once the first of them can have ended.
         """
         seen = [(age, *self.at(age)) for age in ages]
         wait = max(self.ages[0] - max(ages), 0.0) + longest
         while True:
-            waited, over = -price, 0.0  # a convex sum and its slope
+            waited, over = -price, 0.0  # the summed latency, which is convex, and its slope
             for age, ended, unseen in seen:
                 ended_then, unseen_then = self.at(age + wait)
                 waited += (unseen_then - unseen - ended * wait) / (1 - ended)
                 over += (ended_then - ended) / (1 - ended)
-            # The sum is convex, so Newton's steps come from above and never overshoot.
+            # The sum is convex, so Newton's method converges from above and never overshoots.
             if waited <= 1e-3 * price or not over:
                 return wait
             wait -= waited / over
@@ -254,7 +254,7 @@ class ListTrust:
     """Whether list pages are worth reading, and whether their statuses are up to date."""
 
     def __init__(self) -> None:
-        self.evidence_at: float = -inf  # when a list last showed a change
+        self.evidence_at: float = -inf  # when a list last showed a change (loop time)
         self._trusted_at = 0.0
         self._distrust = DISTRUST
         self._ended: dict[str, float] = {}  # tasks whose end a single read showed before any list
@@ -271,7 +271,7 @@ class ListTrust:
             self._distrust = max(DISTRUST, self._distrust / 2)
 
     def distrust(self, now: float, reason: str) -> None:
-        """Do without lists for a while, longer each time."""
+        """Use no lists for a while, longer each time."""
         if not self.trusted(now):
             return
         logger.warning("no list pages for %g s, tasks are read singly: %s", self._distrust, reason)
@@ -284,7 +284,7 @@ class ListTrust:
         self.evidence_at = now
 
     def expect(self, task_id: str, now: float) -> None:
-        """Expect the end of a listed task, which a single read has shown, in the lists that follow."""
+        """Expect later lists to show the end of a task that a single read has shown."""
         self._ended[task_id] = now
 
     def compares(self, task_id: str) -> bool:

@@ -9,10 +9,10 @@ a list that                            is handled by
 leaves out some of our tasks           single reads of those
 leaves out more than it shows,         single reads of all, for 20 seconds, then twice
 is refused, or is out of date          as long each time it happens again
-never changes                          a single read when no end was seen though one was due
+never changes                          a single read when an expected end was not seen
 =====================================  =======================================================
 
-No single answer ends the wait for a task that is known to exist. Passing failures are outlived for
+No single answer ends the wait for a task that is known to exist. Transient failures are tolerated for
 `poll_timeout` seconds and refusals for `refusal_timeout` seconds, each counted from the first of a run of at
 least `MIN_FAILURES` bad answers. A status that is not understood counts as a good answer for `poll_timeout`.
 """
@@ -79,7 +79,7 @@ class Reads(Protocol):
 
 
 class PolledTask:
-    """One open record in the poll loop: when it began, how it was last answered for, and when it is due."""
+    """One open record in the poll loop: its start, its last answer, and when its next read is due."""
 
     __slots__ = (
         "began_at", "due_at", "failing_since", "failures", "incomplete_since", "listed", "listed_at",
@@ -212,7 +212,7 @@ class Poller:
             self._start(self._read(entry))
 
     async def _sleep(self) -> None:
-        """Sleep until something is due, or a change may make something else the earliest."""
+        """Sleep until a read is due, or until a change may make an earlier one due."""
         due_at = min(self._list_due_at, self._heap[0][0] if self._heap else inf)
         self._wake.clear()
         try:
@@ -283,7 +283,7 @@ class Poller:
 
     async def _read_pages(self, missing: dict[PolledTask, None]) -> int:
         """Deliver what list pages show and remove it from *missing*; return how many pages were read."""
-        # In a list that begins with the newest, all tasks added later stand before the oldest of these.
+        # Lists begin with the newest task, so later tasks of other programs come before the oldest of ours.
         size = self._added - min(entry.serial for entry in missing) + FOREIGN_TASKS
         size = min(max(MIN_PAGE, size), MAX_PAGE)
         for number in count(1):
@@ -305,7 +305,7 @@ class Poller:
         return number
 
     def _listed(self, task_id: str, task: Task | None, missing: dict[PolledTask, None]) -> None:
-        """Take what a list page shows of one task."""
+        """Process what a list page shows of one task."""
         now = asyncio.get_running_loop().time()
         entry = self._find(task_id)
         if entry is None:  # a single read has shown its end
@@ -341,7 +341,7 @@ class Poller:
         expected = expected_ends(ages, [min(age, since) for age in ages]) if expected_ends else None
         enough = expected is None or expected * stride >= EXPECTED_ENDS
         if enough:
-            self._list.evidence(now)  # the next check is as far away
+            self._list.evidence(now)  # the next check is after the same interval
             self.poll_now(min(listed, key=lambda entry: entry.began_at).record.any_id)
 
     def _leave_lists(self) -> None:
@@ -362,7 +362,7 @@ class Poller:
         await self._read(entry)
 
     async def _read(self, entry: PolledTask) -> None:
-        """Read one task; a read slot is held."""
+        """Read one task; the caller holds a read slot."""
         entry.stale = False
         failure: KlingError | None = None
         try:
@@ -422,7 +422,7 @@ class Poller:
         if not error.retryable and not known:
             limit = min(NOT_FOUND_TIMEOUT, self._poll_timeout)
             return not isinstance(error, TaskNotFound) or failing >= limit
-        # A known task outlives a first contact that failed, and a pause beyond `max_retry_after`.
+        # Neither a failed first contact nor a pause beyond `max_retry_after` ends the wait for a known task.
         passing = error.retryable or isinstance(error, RateLimited | TransportError)
         limit = self._poll_timeout if passing else min(self._refusal_timeout, self._poll_timeout)
         return failing >= limit and entry.failures >= MIN_FAILURES
@@ -435,7 +435,7 @@ class Poller:
         return self._open.get(record) if record else None
 
     def _deliver(self, entry: PolledTask, task: Task | None) -> bool:
-        """Take an answer, None if nothing changed; return whether it was newer than what was known."""
+        """Process an answer, None if nothing changed; return whether it was newer than the known status."""
         if task is None:
             entry.failing_since, entry.failures = inf, 0
             return False
@@ -457,7 +457,7 @@ class Poller:
         return newer
 
     def _completed(self, entry: PolledTask, task: Task, now: float) -> Task:
-        """Return *task*, as still in progress while it has succeeded without all of its pictures."""
+        """Return *task*, as still in progress if it has succeeded without all of its pictures."""
         wanted = entry.record.pictures
         if task.status is not Status.SUCCEED or len(task.images) >= wanted:
             return task
@@ -470,11 +470,11 @@ class Poller:
         return evolve(task, task_status=Status.PROCESSING.value)
 
     def _merged(self, record: TaskRecord) -> None:
-        """Leave a record that another one replaced."""
+        """Stop polling a record that another one replaced."""
         self._open.pop(record, None)
 
     def _ended(self, record: TaskRecord) -> None:
-        """Leave a record whose end is known, and learn from it."""
+        """Stop polling a record whose end is known, and learn its duration."""
         entry = self._open.pop(record, None)
         if len(self._open) == 1:
             self._wake.set()  # the last one is read singly
@@ -500,8 +500,8 @@ class Poller:
 def _worth(tasks: float) -> float:
     """Return the worth of one read of that many tasks, as a multiple of a read of one task.
 
-    With a worth of 1 all that sharing saves would lower the latency; with a worth of *tasks* all of it would
-    save requests. The square root does some of both.
+    Sharing a read saves either latency (a worth of 1) or requests (a worth of *tasks*). The square root
+    saves some of both.
     """
     return sqrt(tasks)
 
@@ -514,14 +514,14 @@ def _belongs(record: TaskRecord, task: Task) -> bool:
 
 
 def _told_duration(task: Task) -> float | None:
-    """Return the seconds from the task's creation to its last change by the service's clock, if told."""
+    """Return the seconds from the task's creation to its last change by the service's clock, or None."""
     if task.created_at is None or task.updated_at is None:
         return None
     return max(0.0, (task.updated_at - task.created_at) / 1000)
 
 
 def _ended_at(entry: PolledTask, task: Task | None) -> float | None:
-    """Return the moment of the task's end by the loop's clock, where its begin and end are known."""
+    """Return the loop time of the task's end, infinity if it is not known, and None before the end."""
     if task is None or not task.status.final:
         return None
     told = _told_duration(task)

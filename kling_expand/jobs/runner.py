@@ -1,4 +1,4 @@
-"""The runner of jobs: each is recorded, given slots, created once, and handed to the poller.
+"""The job runner, which records each job, acquires slots, creates its task once and starts polling.
 
 ::
 
@@ -67,7 +67,7 @@ class Budget:
         self.spent_before: int = 0
 
     def reserve(self, request: ExpandRequest, *, counted: bool) -> int:
-        """Set aside what *request* costs, and return it. With *counted* an earlier run has done so.
+        """Reserve the units of *request*, and return them. With *counted* an earlier run has reserved them.
 
         Raises:
             BudgetExceeded: when less than that is left.
@@ -93,7 +93,7 @@ class Budget:
 
 @define(eq=False, repr=False)
 class Job:
-    """One request on its way, and the record of its task. `known` is what the store had of it before."""
+    """One request until its end, and the record of its task. `known` is the store's earlier record of it."""
 
     request: ExpandRequest | None
     record: TaskRecord
@@ -104,9 +104,9 @@ class Job:
     fresh: bool = False
     known: JobRecord | None = None
     files: tuple[Path, ...] = ()  # where an earlier run saved its pictures
-    units: int = 0  # set aside
+    units: int = 0  # reserved units
     held: int = 0  # slots
-    running: bool = False  # at the service, so that its slots are free only when it ends
+    running: bool = False  # whether the service runs it, so that its slots are free only at its end
     task: asyncio.Task[None] | None = None
 
     @property
@@ -122,12 +122,12 @@ class Job:
         return self.attempt.state.may_cost or self.record.task is not None
 
     def cancel(self) -> bool:
-        """Take the job back if it was not sent, and return whether that was so."""
+        """Cancel the job if it was not sent, and return whether it is cancelled."""
         return self.task is not None and not self.sent and self.task.cancel()
 
 
 class JobRunner:
-    """Everything submitted through one client and not yet handed to the poller."""
+    """The jobs of one client, from their submission to their end."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class JobRunner:
         fresh: bool = False,
         known: JobRecord | None = None,
     ) -> None:
-        """Begin a job whose *record* receives everything that comes of it."""
+        """Start a job whose *record* receives its snapshots or its error."""
         given = request is not None and request.external_task_id is not None
         attempt = self._attempt_of(known, given=given) if known else Attempt(record.any_id, given=given)
         job = record.job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known)
@@ -183,12 +183,12 @@ class JobRunner:
         return identity in self._turns or self._registry.get(known.external_task_id) is not None
 
     async def idle(self) -> None:
-        """Wait until everything started has been handed over or has failed."""
+        """Wait until every started job has a task or has failed."""
         while tasks := [job.task for job in self._jobs.values() if job.task]:
             await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """Take back what was not sent, and give creates under way a moment to be answered."""
+        """Cancel jobs that were not sent, and wait a moment for the answers to creates in progress."""
         for job in tuple(self._jobs.values()):
             job.cancel()
         tasks = [job.task for job in self._jobs.values() if job.task]
@@ -202,8 +202,8 @@ class JobRunner:
         await asyncio.wait(tasks)
 
     async def written(self) -> None:
-        """Wait until every end is written to the store."""
-        await asyncio.sleep(0)  # the callbacks of what ended just now are still to come
+        """Wait until the end of every job is in the store."""
+        await asyncio.sleep(0)  # lets the callbacks of jobs that have just ended run
         while self._writes:
             await asyncio.wait(self._writes)
 
@@ -231,17 +231,19 @@ class JobRunner:
 
     def _ran(self, job: Job) -> None:
         """Forget the asyncio task of *job*, which may never have begun."""
-        job.task = None  # it would be kept as long as the job is open, and weighs as much as all the rest
+        job.task = (
+            None  # else it would be kept while the job is open, and uses as much memory as all the rest
+        )
         if self._jobs.pop(job.record, None):
             self._fail(job, _taken_back(job))
 
     def _fail(self, job: Job, error: KlingError) -> None:
-        """End a job without a task. One with a task is followed by the poller."""
+        """End a job that has no task. The poller follows a job that has one."""
         if job.record.task is None:
             job.record.fail(error)
 
     async def _resume(self, job: Job) -> None:
-        """Go on with a job of the store. Its photo is needed only where no task of it exists."""
+        """Continue a job of the store. Its photo is needed only if it has no task."""
         if job.known is not None and job.known.task is not None:
             self._adopt(job, job.known, job.known.task)
         elif job.request is None:
@@ -256,7 +258,7 @@ class JobRunner:
                 await self._look_up(job, error)
 
     async def _look_up(self, job: Job, error: KlingError) -> None:
-        """Go on with the task of a job whose photo cannot be had, or raise *error* where none exists."""
+        """Continue with the task of a job whose photo is missing, or raise *error* if it has none."""
         task = None
         if job.attempt.state is AttemptState.INHERITED:
             task = await self._submitter.settle(job.attempt, 4 * MAX_BYTES // 3, job.deadline_at)
@@ -276,7 +278,7 @@ class JobRunner:
         if job.known and job.known.params_hash != identity.digest:
             advice = "submit it as a new job"
             raise ImageError("image", photo.name, "the photo is not the one that the journal knows", advice)
-        # The same job may be submitted twice at once: the second then finds the first one's task.
+        # If the same job is submitted twice at once, the second submission finds the task of the first.
         turn = self._turns.setdefault(identity, asyncio.Lock())
         async with asyncio.timeout_at(job.deadline_at):
             await turn.acquire()
@@ -286,7 +288,7 @@ class JobRunner:
             turn.release()
 
     async def _attempts(self, job: Job, identity: JobIdentity, prepared: PreparedRequest) -> None:
-        """Go through the attempts at a job with an identity, up to the one whose task is taken up."""
+        """Try the attempts of a job with an identity until one has a task to follow."""
         after = 0
         while True:
             async with asyncio.timeout_at(job.deadline_at):
@@ -302,7 +304,7 @@ class JobRunner:
                 return
 
     async def _attempt(self, job: Job, known: JobRecord, prepared: PreparedRequest) -> bool:
-        """Take up the task of an attempt, created if there is none; False where the attempt is over."""
+        """Follow the task of an attempt, created if there is none; return False if the attempt has failed."""
         attempt = job.attempt = self._attempt_of(known, given=prepared.request.external_task_id is not None)
         if known.task is not None:
             self._adopt(job, known, known.task)
@@ -317,7 +319,7 @@ class JobRunner:
         return True
 
     def _attempt_of(self, known: JobRecord, *, given: bool) -> Attempt:
-        """Return the attempt at which a stored job is. Its age is the larger of the two clocks'."""
+        """Return the last attempt of a stored job. Its age is the larger of those by the two clocks."""
         unanswered_at = None
         if known.may_exist and known.task is None:
             age = self._clock() - (known.last_post_at or known.updated_at)
@@ -346,11 +348,11 @@ class JobRunner:
             raise
         if attempt.state is AttemptState.FOUND:
             self._budget.spent_before += job.units if self._store.durable else 0
-            self._refund(job)  # the run that made it has paid for it
+            self._refund(job)  # it was paid by the run that created it
         return task
 
     async def _create_in_slots(self, job: Job, create: Create) -> Task:
-        """Create the task once the account has room for it, by our count and by the service's."""
+        """Create the task once slots are free by our count and by the service's."""
         attempt = job.attempt
         if attempt.state is AttemptState.INHERITED:
             size = create.body().size or 0
@@ -373,22 +375,22 @@ class JobRunner:
                 return task
 
     def _adopt(self, job: Job, known: JobRecord, task: Task) -> None:
-        """Go on with the task that the store knows."""
+        """Continue with the task that the store knows."""
         job.attempt.move(AttemptState.FOUND)
         job.files = known.existing_files()
         self._follow(job, task)
 
     async def _take_up(self, job: Job, task: Task) -> None:
-        """Go on with a task that was created or found, and write it down: first the caller has it."""
+        """Continue with a task that was created or found: deliver it first, then record it."""
         external_task_id = job.attempt.external_task_id
         self._follow(job, task)
         await self._write(self._store.observe(external_task_id, task))
 
     def _follow(self, job: Job, task: Task) -> None:
-        """Deliver the first snapshot to the record, and have the poller follow the task to its end."""
+        """Deliver the first snapshot to the record, and add the task to the poller."""
         if not task.status.final and not job.held:
             job.held = job.n
-            self._slots.force_acquire(job.n)  # it runs at the service already, slots or no slots
+            self._slots.force_acquire(job.n)  # it runs at the service already, whether slots are free or not
             job.running = True
         self._event(EventKind.ACCEPTED, job.record, task)
         job.record.deliver(task)
@@ -401,7 +403,7 @@ class JobRunner:
         self._emit(Event(kind, record.external_task_id, task or record.task, error, number=record.number))
 
     def _ended(self, record: TaskRecord) -> None:
-        """Release what the job of *record* held, and write its end down."""
+        """Release what the job of *record* held, and record its end."""
         job, task = record.job, record.task
         if not isinstance(job, Job):
             return
@@ -463,7 +465,7 @@ def _taken_back(job: Job) -> KlingError:
 
 
 def _broken(job: Job, error: Exception) -> KlingError:
-    """Return the error of a job that ended by a fault of this package or of a user's own part."""
+    """Return the error of a job that ended by a bug, in this package or in a user's own class."""
     reason = f"submitting failed by an unexpected error: {error!r}"
     broken = job.attempt.unknown(reason) if job.attempt.state.may_cost else KlingError(reason)
     broken.__cause__ = error
@@ -471,9 +473,9 @@ def _broken(job: Job, error: Exception) -> KlingError:
 
 
 def may_have_passed(job: JobRecord) -> bool:
-    """Return whether the reason for which the service refused a job may have passed since.
+    """Return whether the cause of a refusal may have been removed since.
 
-    Such are the state of the account, its permissions and keys, and the address, but not the request itself.
+    Such causes are the account, its permissions and keys, and the address, but not the request itself.
     """
     passing = (AccountError, AuthenticationError, TokenExpired, PermissionDenied, IPNotAllowed)
     names = {kind.__name__ for kind in (*passing, NotFound, RateLimited)}
@@ -488,7 +490,7 @@ def _costs(job: JobRecord) -> bool:
 
 
 async def _attempts(store: JobStore, last: JobRecord) -> AsyncIterator[JobRecord]:
-    """Iterate over a job's attempts: its *last*, and the earlier ones that a fresh one superseded."""
+    """Iterate over a job's attempts: its *last*, and the earlier ones that `fresh` replaced."""
     yield last
     for attempt in range(1, last.attempt):
         name = codec.external_id(store.run, last.key, last.params_hash, attempt)

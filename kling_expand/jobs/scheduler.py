@@ -12,14 +12,14 @@ REFUSAL_PAUSE = 1.0  # seconds without creates after a 1303 (documented)
 FIRST_PROBE_PAUSE = 2.0  # seconds from a 1303 to the next probe
 LONGEST_PROBE_PAUSE = 300.0  # seconds
 TASKS_PER_PROBE = 60  # ended tasks after which a probe does not wait for the pause
-LEVEL_TOLERANCE = 0.25  # share by which what runs may differ where the limit is taken to be the same
+LEVEL_TOLERANCE = 0.25  # relative difference of running pictures up to which the limit counts as unchanged
 
 
 class Flow:
     """A stream of jobs that shares evenly with other streams, however many jobs it has waiting.
 
     `tag` is its virtual time (start-time fair queueing): pictures granted so far. A new or idle flow
-    begins where the others are.
+    begins at the tag of the others.
     """
 
     __slots__ = ("tag",)
@@ -42,10 +42,10 @@ class WeightedSemaphore:
     def __init__(self, capacity: int) -> None:
         self.capacity: int = capacity
         self.held: int = 0
-        self.epoch: int = 0  # how often the capacity has fallen
+        self.epoch: int = 0  # increases each time the capacity falls
         self._heap: list[tuple[int, float, int, Flow]] = []  # one entry for each key of `_queues`
         self._queues: dict[tuple[int, Flow], _Waiters] = {}
-        self._retries = Flow(-inf)  # stands before all other flows
+        self._retries = Flow(-inf)  # a flow served before all others
         self._order = count()
         self._turn = 0.0  # the tag that was served last
 
@@ -65,7 +65,7 @@ class WeightedSemaphore:
         except asyncio.CancelledError:
             if place.cancelled():
                 waiters.pop(place, None)
-                self._serve()  # it may have been what others waited behind
+                self._serve()  # others may have waited behind it
             else:
                 self.release(n)
             raise
@@ -100,7 +100,7 @@ class WeightedSemaphore:
             place.set_result(self.epoch)
 
     def _head(self) -> tuple[Flow, int, _Waiters] | None:
-        """Return the flow that is next, what its first waiter wants, and its queue."""
+        """Return the next flow, the number that its first waiter wants, and its queue."""
         while self._heap:
             rank, tag, _, flow = self._heap[0]
             waiters = self._queues[rank, flow]
@@ -176,7 +176,7 @@ class Slots(WeightedSemaphore):
         """Release *n* that the service had no room for. *epoch* is that of their acquisition."""
         now = asyncio.get_running_loop().time()
         self._open_at = now + REFUSAL_PAUSE
-        if epoch == self.epoch:  # else it left before the capacity fell
+        if epoch == self.epoch:  # else it was sent before the capacity fell
             self.epoch += 1
             self._shrink()
             self._ended = self._unanswered = 0
@@ -224,7 +224,7 @@ class Slots(WeightedSemaphore):
         if self.held and self.held + n > self.limit:
             return False
         if min(self._unanswered, self.held - self.running) > 0:
-            return False  # the answers to what the capacity has room for are still to come
+            return False  # creates within the capacity are not answered yet
         if now < self._probe_at and self._ended < self.tasks_per_probe:
             self._serve_at(self._probe_at)
             return False
@@ -232,16 +232,18 @@ class Slots(WeightedSemaphore):
         return True
 
     def _grow(self, n: int) -> None:
-        """Make room for *n* more, and for half as much again while nothing was ever refused."""
+        """Raise the capacity by *n*, or by half until the first refusal."""
         grown = self.capacity * 3 // 2 if self.epoch == 0 else 0
         self.capacity = min(self.limit, max(grown, self.held + n))
         self._unanswered = self.capacity - self.running
         self._ended = 0
-        self._probe_at = -inf  # once these run, the next may follow
+        self._probe_at = -inf  # the next growth follows once these run
 
     def _serve(self) -> None:
         super()._serve()
-        if self._head() is None:  # room is left, so before it may grow all of it has to run again
+        if (
+            self._head() is None
+        ):  # slots are free, so the capacity may grow only after all of them are in use again
             self._unanswered = self.capacity - self.running
 
     def _serve_at(self, when: float) -> None:

@@ -66,7 +66,7 @@ APPEAR_TIMEOUT = 5.0  # seconds after a create's end within which a task that it
 
 
 class AttemptState(StrEnum):
-    """How far the create of one attempt has come."""
+    """The state of the create of one attempt."""
 
     NEW = "new"
     INHERITED = "inherited"
@@ -141,7 +141,7 @@ async def unrecorded() -> None:
 
 
 class Create(NamedTuple):
-    """What it takes to send one attempt: its body, made anew for each try, and what is awaited before."""
+    """How to send one attempt: a factory of its body, and a function awaited before each send."""
 
     attempt: Attempt
     body: Callable[[], Body]
@@ -181,15 +181,15 @@ class Submitter:
         elif attempt.state is AttemptState.INHERITED:
             task = await self.settle(attempt, create.body().size or 0, create.deadline_at)
         task = task or await self._send_until_settled(create)
-        # The answer to a create is documented without a result: taken as it is, it would be an end without
-        # pictures, so the end is left to the poller.
+        # The answer to a create has no result (documented). If it says that the task has ended, the poller
+        # reads the task for its pictures.
         unended = task.status is Status.SUCCEED and not task.images
         status = Status.PROCESSING if unended else task.task_status
         # An answer may lack the id, and one text for both saves memory while the task is open.
         return evolve(task, task_status=status, external_task_id=attempt.external_task_id)
 
     async def settle(self, attempt: Attempt, size: int, deadline_at: float | None = None) -> Task | None:
-        """Look an attempt's task up until it is found, or can no longer appear: then return None.
+        """Look up an attempt's task until it is found; return None once it can no longer appear.
 
         *size* is that of the create's body, in bytes.
 
@@ -201,7 +201,7 @@ class Submitter:
         settled_at = (attempt.unanswered_at or 0.0) + self._longest_create(size)
         waits = retry_waits(self._rng)
         while True:
-            asked_at = loop.time()  # a slow answer may describe a moment before the task appeared
+            asked_at = loop.time()  # the answer of a slow lookup may be older than the task
             found = await self._find(attempt, deadline_at)
             if found is not None:
                 attempt.move(AttemptState.CREATED if ours else AttemptState.FOUND)
@@ -233,10 +233,12 @@ class Submitter:
             except RateLimited as error:
                 if not error.retryable:
                     raise
-                retry = self._session.retry()  # the service answers, and the gate paces
+                retry = (
+                    self._session.retry()
+                )  # a 1302 is no failure of the service, and the gate delays the next try
                 continue
             except (TransportError, ServerError, ProtocolError) as error:
-                failure, pause = error, retry.after(error)  # the lookups that follow do not count
+                failure, pause = error, retry.after(error)  # lookups do not count towards the time limit
             if attempt.state is AttemptState.UNCERTAIN:
                 found = await self.settle(attempt, create.body().size or 0, create.deadline_at)
                 if found is not None:
@@ -264,7 +266,7 @@ class Submitter:
             await gate.wait(create.deadline_at)
             async with asyncio.timeout_at(create.deadline_at):
                 await create.mark_sending()
-            if not gate.closed:  # it may have been closed while the store was writing
+            if not gate.closed:  # a pause may have begun while the store was writing
                 return
 
     async def _post(self, create: Create, *, fresh: bool) -> Task:
@@ -276,7 +278,7 @@ class Submitter:
                 "POST", path, codec.decode_task, body=create.body, fresh=fresh, deadline_at=create.deadline_at
             )
         except DuplicateTask:
-            raise  # the attempt stays `sending` until the other task is looked at
+            raise  # the attempt stays `sending` until the other task has been looked up
         except Exception as error:
             if _may_have_arrived(error):
                 attempt.unanswered_at = sent_at
@@ -290,7 +292,7 @@ class Submitter:
     # ------------------------------------------------------------------ an id that exists already
 
     async def _require_unused(self, create: Create) -> None:
-        """Raise `DuplicateTask` where a given id has a task: later it could be taken for this attempt's."""
+        """Raise `DuplicateTask` if a given id has a task, which could be mistaken for this attempt's."""
         other = await self._find(create.attempt, create.deadline_at, sent=False)
         if other is not None:
             create.attempt.move(AttemptState.REFUSED)
@@ -323,7 +325,7 @@ class Submitter:
     async def _find(self, attempt: Attempt, deadline_at: float | None, *, sent: bool = True) -> Task | None:
         """Return the task with the attempt's id, or None if the service has none.
 
-        Where something may have been *sent*, a lookup that fails leaves the attempt unsettled.
+        If a create may have been *sent*, a failed lookup raises `SubmissionUnknown`.
         """
         try:
             found = await self.get_or_none(attempt.external_task_id, deadline_at)
@@ -359,7 +361,7 @@ class Submitter:
 
 
 def _may_have_arrived(error: Exception) -> bool:
-    """Whether a create that ended in *error* may have been accepted all the same."""
+    """Return whether a create that ended in *error* may have been accepted."""
     if isinstance(error, TransportError):
         return error.sent
     # An error that is not ours, such as one of a trace hook, may come after the answer.
@@ -367,7 +369,7 @@ def _may_have_arrived(error: Exception) -> bool:
 
 
 def _duplicate(attempt: Attempt, other: Task | None) -> DuplicateTask:
-    error = DuplicateTask(  # as the service answers such a create
+    error = DuplicateTask(  # with the values of the service's own refusal
         f"external_task_id must be unique in the account, got {attempt.external_task_id}, with which "
         f"{f'task {other.task_id}' if other else 'another task'} already exists; "
         "give another one, or attach to that task",

@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cache
 from pathlib import PurePath
 from types import NoneType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypedDict, get_args
 from urllib.parse import urlsplit
 
 from attrs import field, fields, frozen
@@ -304,8 +304,7 @@ _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
 }
 
 
-@frozen(kw_only=True)
-class RequestField:
+class RequestField(NamedTuple):
     """One field of `ExpandRequest`, and what it is called outside Python.
 
     `wire` is its path in the body of a create, with a dot for each level of nesting. `option` names

@@ -80,7 +80,7 @@ def _paths(stored: bytes | Iterable[str] | None) -> tuple[str, ...]:
     return tuple(stored or ())
 
 
-@frozen
+@frozen(slots=False)
 class JobRecord:
     """One attempt at one request, as its store last knew it. Times are Unix seconds.
 

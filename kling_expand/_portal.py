@@ -67,7 +67,9 @@ class LoopThread:
         Raises:
             ClientClosed: the thread does not run, or was stopped meanwhile.
         """
-        ticket: Future[T] = Future()  # made before the work is handed over: it can be cancelled at any moment
+        ticket: Future[T] = (
+            Future()
+        )  # created before the work is handed over, so that it can be cancelled at any moment
         try:
             self._hand_over(work, ticket)
             return ticket.result()
@@ -83,7 +85,7 @@ class LoopThread:
         Raises:
             ClientClosed: the thread does not run, or was stopped meanwhile.
         """
-        turn = asyncio.Lock()  # an interrupted step may still be ending when the source is to be closed
+        turn = asyncio.Lock()  # an interrupted step may still run when the source is closed
         try:
             while (item := self.run(self._next(source, turn))) is not _END:
                 yield item
@@ -96,7 +98,7 @@ class LoopThread:
     def _forked(self) -> bool:
         """Whether the thread was started before a fork, in the parent process of this one.
 
-        It is asked before the lock is taken, which another thread may have held at the moment of the fork.
+        It is checked before the lock is acquired, which another thread may have held at the fork.
         """
         return self._loop is not None and self._pid != os.getpid()
 
@@ -104,7 +106,7 @@ class LoopThread:
         if self._forked:
             work.close()
             raise ClientClosed(_FORKED)
-        with self._lock:  # or work could arrive after the loop's last iteration, and wait for ever
+        with self._lock:  # else work could arrive after the loop's last iteration, and wait for ever
             if self._loop is None or threading.current_thread() is self._thread:
                 work.close()
                 raise ClientClosed(_CLOSED)
@@ -112,7 +114,7 @@ class LoopThread:
 
     def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         # Not `asyncio.run`: at its end it starts a thread that waits for the executor's threads. New threads
-        # are refused while the interpreter exits, and one that blocks would be waited for without end.
+        # cannot start while the interpreter exits, and it would wait for a blocked thread for ever.
         loop = asyncio.new_event_loop()
         started.set_result(loop)
         try:
@@ -126,7 +128,7 @@ class LoopThread:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        while self._sources:  # the outermost first: `shutdown_asyncgens` knows no order
+        while self._sources:  # the outermost first, because `shutdown_asyncgens` has no order
             await asyncio.gather(self._sources.pop().aclose(), return_exceptions=True)
         await loop.shutdown_asyncgens()
 

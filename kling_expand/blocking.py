@@ -6,8 +6,8 @@
         result = kling.expand("dog.png", ToAspect("16:9"))
         result.save("out/")
 
-One background thread runs an event loop with the asynchronous client in it, and each method runs there
-the method of the same name. Any thread may call, also one with a running event loop of its own, such as
+A background thread runs an event loop with the asynchronous client. Each method calls the method of the
+same name there. Any thread may call, also one with a running event loop of its own, such as
 a notebook's (which stands still meanwhile).
 
 A client is closed by ``with``, by `KlingClient.close`, or when the main thread of the program ends. It can
@@ -297,7 +297,7 @@ class KlingClient(BlockingProxy[client.KlingClient]):
 
     @property
     def stats(self) -> Stats:
-        """What this client has done so far; see `kling_expand.Stats`."""
+        """The statistics of this client so far; see `kling_expand.Stats`."""
         return self._inner.stats
 
     @from_coroutine(client.KlingClient.expand)
@@ -364,6 +364,6 @@ def _close_all() -> None:
             logger.exception("%r could not be closed at the end of the program", kling)
 
 
-# `atexit` is too late: the interpreter has ended all executors by then, and a journal cannot be closed
-# without its own. This hook is the one by which executors are ended; the hook set last runs first.
+# `atexit` is too late: by then the interpreter has shut down all executors, and closing a journal needs
+# one. This hook also shuts down the executors. The hook that was registered last runs first.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .downloads.downloader import Downloads
     from .webhooks import WebhookEvent, Webhooks
 
-SHOWN_IDS = 20  # of the tasks that go on when a client closes
+SHOWN_IDS = 20  # of the tasks that continue when a client closes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,7 +53,7 @@ class KlingClient:
     Args:
         deadline: seconds that bound each job from its submission to the end of its task, by default.
         budget: the most that may be spent, in units (8 a picture). With a journal all its runs count.
-        run: the name of the run that the `key` of a request counts in.
+        run: the name of the run within which the `key` of a request is unique.
         journal: a file, or a `JobStore`, in which each job is recorded before it is sent, so that it goes on
             after a crash. With one, the same photo with the same parameters is the same job in every run,
             also without a `key`: its task is not paid again, and its result is returned. ``fresh=True``
@@ -70,7 +70,7 @@ class KlingClient:
     settings: Settings
 
     _open = False
-    _downloads: "Downloads | None" = None  # made with the first save
+    _downloads: "Downloads | None" = None  # created at the first save
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class KlingClient:
             submitter, self._poller, self._store, self._slots, budget=self._budget, clock=clock, emit=emit
         )
         self._stack = AsyncExitStack()
-        self._making = self._make_result  # one for all records: each attribute access makes another
+        self._making = self._make_result  # stored, because each attribute access creates another bound method
 
     def __repr__(self) -> str:
         return f"<KlingClient {self.settings.base_url} {self._auth!r} {len(self._poller)} open>"
@@ -153,7 +153,7 @@ class KlingClient:
         whose task goes on with `ClientClosed`.
         """
         self._open = False
-        async with self._stack:  # closed in the end even if this is cancelled
+        async with self._stack:  # closed even if this is cancelled
             try:
                 if wait:
                     await self._jobs.idle()
@@ -177,7 +177,7 @@ class KlingClient:
 
     @property
     def stats(self) -> Stats:
-        """The numbers of what this client has done so far."""
+        """The statistics of this client so far."""
         return self._collector.stats(
             waiting=len(self._jobs), running=len(self._poller), units_due=self._budget.units_due
         )
@@ -223,7 +223,7 @@ class KlingClient:
         again, for example because its pictures have expired. One that is still under way is followed.
 
         Raises:
-            InvalidRequest: the request is wrong by itself.
+            InvalidRequest: a field of the request is invalid.
             ClientClosed: the client is not open. Whatever goes wrong later is raised by the future.
         """
         self._require_open()
@@ -251,7 +251,7 @@ class KlingClient:
             ClientClosed: the client is not open.
         """
         self._require_open()
-        flow = Flow()  # takes turns with other calls
+        flow = Flow()  # alternates with other calls
         bulk = BoundedMap(
             lambda request: self._submit(request, deadline, priority, fresh=fresh, flow=flow),
             TaskFuture.cancel,
@@ -268,7 +268,7 @@ class KlingClient:
 
         A task that exists is waited for. A job that may have been sent is looked up. One that was not is
         sent, if its photo can be read again from its path or URL, also where the service refused it for a
-        reason that may have passed, such as an empty account. What this client follows already is left out.
+        reason that no longer holds, such as an empty account. What this client follows already is left out.
         A job that cannot be resumed is logged with the reason, and its future raises it.
 
         Raises:
@@ -299,7 +299,7 @@ class KlingClient:
         return TaskFuture(record, deadline_at=until)
 
     def receive(self, headers: Mapping[str, str], body: bytes) -> "WebhookEvent":
-        """Take a callback: its raw *body* and its *headers*, names in any case.
+        """Process a callback: its raw *body* and its *headers*, names in any case.
 
         The snapshot of a signed callback is delivered to its future at once. Any other callback only
         triggers a poll, so a forged one costs one read at most and delivers nothing.
@@ -394,7 +394,7 @@ class KlingClient:
         self, task: Task, target: str | os.PathLike[str], *, name: str | None, deadline_at: float | None
     ) -> tuple[Path, ...]:
         if self._downloads is None:
-            from .downloads.downloader import Downloads  # here, as many only want the URLs
+            from .downloads.downloader import Downloads  # imported here, as many callers only want the URLs
 
             self._downloads = Downloads(self._session.http, self.settings, refresh=self.get, rng=self._rng)
         paths = await self._downloads.save(task, target, name=name, deadline_at=deadline_at)
@@ -445,13 +445,13 @@ def _store(
         return MemoryStore(run=run, clock=clock), True
     if not isinstance(given, str | os.PathLike):
         return given, False
-    from .store.sqlite import SQLiteStore  # here, as most clients need no database
+    from .store.sqlite import SQLiteStore  # imported here, as most clients need no database
 
     return SQLiteStore(given, run=run, clock=clock), True
 
 
 def _webhooks(given: str | Sequence[str] | None, clock: Callable[[], float]) -> "Webhooks":
-    from .webhooks import Webhooks  # here, so that the import of the package does not wait for it
+    from .webhooks import Webhooks  # imported here, to keep the import of the package fast
 
     if given is None or isinstance(given, str):
         secret = webhook_secret(given)
@@ -461,7 +461,7 @@ def _webhooks(given: str | Sequence[str] | None, clock: Callable[[], float]) -> 
 
 @contextmanager
 def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
-    """Take a job back when its only caller is cancelled."""
+    """Cancel a job when its only caller is cancelled."""
     try:
         yield
     except asyncio.CancelledError:

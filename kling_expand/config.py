@@ -123,9 +123,9 @@ class Auth(Protocol):
         ...
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Note that the token *refused* was not accepted, and return whether another is worth a try.
+        """Invalidate the token *refused*, and return whether another token can be tried.
 
-        *server_time* is the clock of the service in Unix seconds, where it tells.
+        *server_time* is the clock of the service in Unix seconds, or None if it is unknown.
         """
         ...
 
@@ -159,19 +159,19 @@ class KeyPair:
         return self._token
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Forget *refused*, and follow the clock of the service if ours is off."""
-        if refused == self._token:  # otherwise another call has renewed it already
+        """Drop the token *refused*, and follow the service's clock if ours differs."""
+        if refused == self._token:  # else another call has renewed it already
             self._token = ""
         offset = 0.0 if server_time is None else server_time - self._clock()
         self._offset = offset if abs(offset) > SKEW else 0.0
         return True
 
     def _sign(self, now: float) -> str:
-        import jwt  # here, as a static key needs none of it
+        import jwt  # imported here, as a static key does not need it
 
         claims = {"iss": self._access_key, "exp": int(now + LIFE), "nbf": int(now - BACKDATE)}
         with warnings.catch_warnings():
-            # Secrets shorter than 32 bytes are in use, and the account's owner cannot lengthen them.
+            # Secrets shorter than 32 bytes are in use, and their owners cannot choose longer ones.
             warnings.simplefilter("ignore", jwt.InsecureKeyLengthWarning)
             return jwt.encode(claims, self._secret_key, algorithm="HS256")
 

@@ -154,8 +154,8 @@ class BudgetExceeded(InvalidRequest):
 class TransportError(KlingError):
     """A call without a usable answer.
 
-    `sent` is False only where it is certain that the service never got the whole request. `retryable`
-    is False where the service has never been reached, so that the settings are in doubt.
+    `sent` is False only if it is certain that the service did not receive the whole request. `retryable`
+    is False if the service has never been reached, because then the settings may be wrong.
     """
 
     retryable: bool = True
@@ -329,7 +329,7 @@ CODES: dict[int, type[APIError]] = {
     5002: ServerError,
 }
 
-# 1201 also carries these two, told apart by words alone (seen live).
+# 1201 also has these two meanings, which only the message distinguishes (observed).
 _WORDED: dict[str, type[BadRequest]] = {"already exist": DuplicateTask, "task not found": TaskNotFound}
 
 # An answer without a code comes from something in front of the service, and is judged by its status.

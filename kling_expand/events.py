@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-WINDOW = 1024  # newest values that quantiles are taken of
+WINDOW = 1024  # number of the newest values from which quantiles are computed
 
 
 class EventKind(StrEnum):
@@ -28,14 +28,14 @@ class EventKind(StrEnum):
     SUBMITTED = "submitted"  # a job began
     ACCEPTED = "accepted"  # the service has its task
     MERGED = "merged"  # the job is the same as another of this client, which serves its futures
-    ENDED = "ended"  # its task ended, well or badly
+    ENDED = "ended"  # its task succeeded or failed
     FAILED = "failed"  # the job ended without an end of its task being known
 
 
 class Event(NamedTuple):
     """One event. `seconds` is how long the call, or the task, took.
 
-    `latency` is the time from the end of a task to the answer that told it, both by the service's clock.
+    `latency` is the time from the end of a task to the answer that showed it, both by the service's clock.
     `number` is that of the job's future: all events of one job have it, those of calls have none.
     """
 
@@ -99,7 +99,7 @@ class StatsCollector:
         self._latencies: deque[float] = deque(maxlen=WINDOW)
 
     def emit(self, event: Event) -> None:
-        """Count an event, and pass it on; what the listener raises disturbs no job."""
+        """Count an event, and pass it on; an exception of the listener is logged and affects no job."""
         self._counts[event.kind] += 1
         if event.kind is EventKind.ENDED and event.task is not None:
             self._ended(event.task, event)
@@ -115,7 +115,7 @@ class StatsCollector:
 
     def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:
         """Return the numbers as they are now, with those that are counted elsewhere."""
-        from decimal import Decimal  # here, as the import of the package does without
+        from decimal import Decimal  # imported here, to keep the import of the package fast
 
         counts = self._counts
         ended = counts[EventKind.ENDED]

@@ -1,4 +1,4 @@
-"""How far a photo grows on each side: four ratios, and the ways of asking for them.
+"""How far a photo grows on each side: four ratios, and the classes that compute them.
 
 ========================  =====================================================  ==========
 `Ratios`                  the four numbers of the API                            any photo
@@ -41,13 +41,13 @@ __all__ = [
 MAX_SIDE = 2.0  # (doc)
 MAX_AREA = 3.0  # (doc)
 AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals, and so reaches 3.00008
-NOISE = 1e-9  # what binary fractions may add to an exact result
-ROUND_CEILING, ROUND_FLOOR = "ROUND_CEILING", "ROUND_FLOOR"  # as `decimal` has them
+NOISE = 1e-9  # the rounding error of binary fractions
+ROUND_CEILING, ROUND_FLOOR = "ROUND_CEILING", "ROUND_FLOOR"  # the same in `decimal`
 MAX_PIXELS = 2**31 - 1  # the longest side a PNG can state
 
 
 def real(value: float) -> float:
-    """Return a real number as a float, and anything else as it is, for the validator to refuse."""
+    """Return a real number as a float, and anything else unchanged, for the validator to refuse."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return value
     try:
@@ -157,8 +157,8 @@ def nearest(value: float) -> int:
 
 
 def shown(value: float, rounding: str) -> str:
-    """Return five digits, rounded so that the number still keeps the rule when it is typed back."""
-    from decimal import Context  # here, as it is only asked for in a message
+    """Return five digits, rounded in the direction in which the number keeps the rule."""
+    from decimal import Context  # imported here, as only messages need it
 
     return format(Context(prec=5, rounding=rounding).create_decimal_from_float(value).normalize(), "f")
 
@@ -217,9 +217,9 @@ def _optional_float(value: float | None) -> float | None:
 
 @frozen
 class ToAspect:
-    """Growth to a shape, width over height: ``"16:9"``, ``16 / 9`` or ``(16, 9)``.
+    """Growth to an aspect, width over height: ``"16:9"``, ``16 / 9`` or ``(16, 9)``.
 
-    Without `area` the least that reaches it, on one axis only. With `area`, as in the vendor's
+    Without `area` it is the smallest growth that reaches it, on one axis. With `area`, as in the vendor's
     helper, the result has that multiple of the original's area. `anchor` says where the original
     lies in the result. Raises `GeometryError`, when made or when asked for `ratios`.
     """
@@ -348,7 +348,7 @@ class Towards:
         return Ratios(**{side: (self.ratio - 1) / shared for side, shared in named.items()})
 
 
-# What a create can say of a geometry: the editing dialect takes ratios, the direction dialect a direction.
+# The geometry in a create: the editing dialect takes ratios, the direction dialect a direction.
 Expansion = Ratios | Towards
 
 
@@ -425,7 +425,7 @@ def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> N
 
 def _named(aspect: float) -> str:
     """Return ``16:9`` where it is such a fraction, a decimal otherwise."""
-    from fractions import Fraction  # here, as it is only asked for in a message
+    from fractions import Fraction  # imported here, as only messages need it
 
     fraction = Fraction(aspect).limit_denominator(50)
     near = abs(fraction - Fraction(aspect)) < NOISE

@@ -130,7 +130,7 @@ class Task:
     @property
     def units(self) -> "Decimal | None":
         """The units that were billed; None while unknown."""
-        from decimal import Decimal  # here, as many never ask
+        from decimal import Decimal  # imported here, as many programs do not need it
 
         try:
             units = Decimal(self.final_unit_deduction or "nan")
@@ -183,7 +183,7 @@ def _callback(_request: Any, _attribute: Any, value: str | None) -> None:
 def _name(_request: Any, attribute: Any, value: str | None) -> None:
     if value is not None and not (isinstance(value, str) and value.strip() == value and value.isprintable()):
         raise InvalidRequest(attribute.name, repr(value), "must be printable text without blanks around it")
-    if value in {".", ".."}:  # a URL cannot end in them, so the task could not be asked for
+    if value in {".", ".."}:  # a URL cannot end in dots, so the task could not be read
         raise InvalidRequest(attribute.name, repr(value), "must be more than dots")
 
 
@@ -337,7 +337,7 @@ class RequestField(NamedTuple):
             raise InvalidRequest(self.name, repr(text), f"must be {wanted}") from None
 
     def write(self, body: dict[str, Any], value: Any) -> None:
-        """Put *value* into the *body* of a create, unless nothing is said by it."""
+        """Put *value* into the *body* of a create, unless it is a default that need not be sent."""
         if self.wire is None or (value == self.default and not self.sent_at_default):
             return
         *outer, last = self.wire.split(".")
@@ -373,12 +373,12 @@ def _kind(annotation: Any) -> type:
 
 
 def resolve_geometry(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> Expansion:
-    """Return what a create in *dialect* says of the geometry of *request*.
+    """Return the geometry of *request* in the form of *dialect*.
 
     *size* is width and height of the photo in pixels, or None where only the service can read it.
 
     Raises:
-        InvalidRequest: the dialect has no word for what is asked, or the size is needed and unknown.
+        InvalidRequest: the dialect cannot express the geometry, or the size is needed and unknown.
         GeometryError: no ratios within the rules give this photo that shape.
     """
     geometry = request.geometry

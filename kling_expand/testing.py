@@ -90,7 +90,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncio's
         """Wait for the executor's threads in real time."""
-        del timeout  # it would pass at once
+        del timeout  # a virtual time-out would pass at once
         self._jumping.working += 1
         await super().shutdown_default_executor()
 
@@ -262,7 +262,7 @@ class JobStoreContract:
             assert job.may_exist is again.durable
 
     async def test_an_id_is_the_same_in_every_process(self, make_store: MakeStore) -> None:
-        """It is derived from key, request and attempt, so it can be looked up even after a loss."""
+        """An id follows from key, request and attempt, so a lookup works even after a loss of the store."""
         ids = []
         for _ in range(2):
             async with make_store(Seconds()) as store:
@@ -288,7 +288,7 @@ class JobStoreContract:
         "state", [JobState.UNKNOWN, JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE]
     )
     async def test_a_known_job_is_returned(self, store: JobStore, state: JobState) -> None:
-        """A job that is open or finished is never begun again, at most forgotten with its end."""
+        """A job that is open or finished is never begun again; a store may forget it at its end."""
         name = (await intend(store)).external_task_id
         if state is JobState.UNKNOWN:
             await store.mark_uncertain(name, "reset")
@@ -328,7 +328,7 @@ class JobStoreContract:
                 assert failed.task == FAILED
 
     async def test_a_rejected_job_keeps_its_id(self, store: JobStore) -> None:
-        """No task exists, so trying again is no new attempt."""
+        """A rejected job has no task, so a retry has the same id and is no new attempt."""
         job = await intend(store)
         await store.mark_sending(job.external_task_id)
         await store.mark_refused(job.external_task_id, "1201: bad \udcff")
@@ -344,7 +344,7 @@ class JobStoreContract:
     async def test_other_parameters_are_another_job(
         self, store: JobStore, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """They warn, and leave the job of the old parameters as it was: it may be paid already."""
+        """Other parameters log a warning, and the job of the old ones stays, as it may be paid already."""
         old = await intend(store, digest="old")
         await store.observe(old.external_task_id, RUNNING)
         new = await intend(store, digest="new")
@@ -373,7 +373,7 @@ class JobStoreContract:
     async def test_two_tasks_under_one_id_are_reported(
         self, store: JobStore, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The first stays on record. The second was paid too, so a warning names both."""
+        """The first task stays on record, and a warning names both, because both were paid."""
         name = (await intend(store)).external_task_id
         await store.observe(name, RUNNING)
         await store.observe(name, RUNNING)
@@ -387,7 +387,7 @@ class JobStoreContract:
         assert (job.state, job.task_id, job.snapshot) == (JobState.SUBMITTED, "t1", None)
 
     async def test_a_report_about_an_unknown_job(self, store: JobStore) -> None:
-        """A durable store raises, as a record would be lost; one that forgets jobs ignores it."""
+        """A report about an unknown job raises in a durable store; any other store ignores it."""
         for report in (
             store.mark_sending("other"),
             store.observe("other", RUNNING),
@@ -458,7 +458,7 @@ class JobStoreContract:
             assert (found.source, found.request) == (None, None)
 
     async def test_odd_names_come_back(self, store: JobStore) -> None:
-        """File names are bytes: those that are not UTF-8 are recorded too."""
+        """File names that are not valid UTF-8 are restored unchanged."""
         odd = os.fsdecode(b"/in/\xff\xfe\n.png")
         asked = prepared("k")._replace(photo=Photo("odd", "digest", 1, content=odd))
         job = await store.record_intent(JobIdentity("kéy\n", "h"), asked)
@@ -471,7 +471,7 @@ class JobStoreContract:
             assert (found.source, found.files) == (odd, (odd, "é"))
 
     async def test_any_words_of_the_service_can_be_stored(self, store: JobStore) -> None:
-        """NUL and halves of characters in an error message are no reason to lose a record."""
+        """NUL and lone surrogates in an error message do not prevent a record."""
         name = (await intend(store)).external_task_id
         await store.mark_uncertain(name, "bad \0 word \ud800")
         job = await store.get(name)

@@ -58,8 +58,8 @@ class BlockingProxy(Generic[Inner]):
 
 Proxy = TypeVar("Proxy", bound=BlockingProxy[Any])
 
-# Each of the three decorators below makes a method that has the parameters and the documentation of the
-# asynchronous *method*, and returns what the decorated function makes of the result.
+# Each of the three decorators below makes a method with the parameters and the docstring of the asynchronous
+# *method*. It passes the result through the decorated function.
 
 
 def from_coroutine(
@@ -212,7 +212,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture]):
 
 @frozen
 class Outcome:
-    """How one of many requests ended: with a `result` or an `error`, never both."""
+    """The end of one of many requests: either `result` or `error` is set."""
 
     index: int
     request: ExpandRequest
@@ -227,7 +227,7 @@ def _from_map(
 ]:
     """Make a method like `from_generator`, whose requests are read outside the event loop.
 
-    There the iterable may wait, for example for a queue, or for the same client.
+    So the iterable may wait, for example for a queue or for the same client.
     """
 
     async def outcomes(

@@ -17,7 +17,7 @@ DEFAULT_BASE_URL = "https://api-singapore.klingai.com"  # outside China (doc)
 PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
 
 LIFE = 1800.0  # seconds a token lives (doc)
-MARGIN = 300.0  # seconds before its end at which a token is no longer handed out
+MARGIN = 300.0  # seconds before the end of a token from which it is not used any more
 BACKDATE = 5.0  # seconds `nbf` lies in the past (doc)
 SKEW = 5.0  # seconds the service's clock may differ from ours before we follow it
 
@@ -74,14 +74,14 @@ class Settings:
     - `connect_timeout` bounds one connection, and all tries before the service has answered once.
     - `read_timeout` bounds one query. A create may take `create_timeout` plus the time that its body
       needs at `upload_speed` (bytes a second).
-    - `retry_timeout` bounds how long one call is tried again.
-    - `max_retry_after` is the longest wait asked for by a `Retry-After` header that is obeyed. A call
-      for which the service asks more raises `RateLimited`.
-    - `poll_timeout` bounds how long a task is polled while every read of it only fails, and
+    - `retry_timeout` bounds how long one call is retried.
+    - `max_retry_after` is the longest `Retry-After` that is obeyed. A call for which the service asks
+      for a longer wait raises `RateLimited`.
+    - `poll_timeout` bounds how long a task is polled while every read of it fails, and
       `refusal_timeout` how long while every read of it is refused.
     - `download_timeout` bounds the download of one picture with all its retries. `read_timeout` seconds
-      without a byte end one try of it.
-    - `upload_bytes` bounds the bodies of all creates under way.
+      without a byte end one try.
+    - `upload_bytes` bounds the bodies of all creates in progress.
     """
 
     base_url: str = field(default=DEFAULT_BASE_URL, converter=_url)

@@ -115,7 +115,9 @@ class Webhooks:
         if not self._keys:
             return WebhookEvent(_read_task(raw), verified=False)
         webhook_id = self._verified_id(headers, raw)
-        task = _read_task(raw)  # before the id is remembered: an unreadable call was not received
+        task = _read_task(
+            raw
+        )  # before the id is remembered, so that a repetition of an unreadable call is not marked as repeated
         repeated = self._is_repeated(webhook_id)
         return WebhookEvent(task, verified=True, webhook_id=webhook_id, repeated=repeated)
 
@@ -166,7 +168,7 @@ def _raw_bytes(body: object) -> bytes:
 
 
 def _signature_headers(headers: Mapping[str, str]) -> list[str]:
-    """Return id, timestamp and signatures. Each must occur once: of two, the signed one is not known."""
+    """Return id, timestamp and signatures. Each must occur once, or it is unclear which was signed."""
     found: dict[str, list[str]] = {_ID: [], _TIMESTAMP: [], _SIGNATURE: []}
     try:
         for name, value in headers.items():
@@ -225,7 +227,7 @@ def _identified(data: Any) -> dict[str, Any]:
 
 
 def _older_shape(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a body of the newer shape in the words of the older one, which the codec reads."""
+    """Convert a body of the newer shape to the older one, which the codec reads."""
     external_id = data.get("external_id")
     return {
         "task_id": data["id"],
@@ -242,8 +244,8 @@ def _older_shape(data: Mapping[str, Any]) -> dict[str, Any]:
 def _images(outputs: Any) -> list[dict[str, Any]]:
     """Return the pictures among *outputs*, whose shape is not documented.
 
-    If anything that may be a picture has no URL, the list is empty: some of the pictures would pass for
-    the whole result, but without any the task is polled.
+    If an output that may be a picture has no URL, the list is empty, so that the task is polled. An
+    incomplete list would be taken for the whole result.
     """
     pictures = [item for item in outputs if _may_be_picture(item)] if isinstance(outputs, list) else []
     if not all(_url(item.get("url")) for item in pictures):

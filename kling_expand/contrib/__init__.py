@@ -1,1 +1,1 @@
-"""Adapters, one framework a file; each imports that framework and no other."""
+"""Adapters for web frameworks and OpenTelemetry, one per file."""

@@ -40,7 +40,7 @@ FLUSH_BYTES = 1 << 20  # buffered before a thread writes them
 MAX_SWEPT_FOLDERS = 64  # remembered, so that memory stays bounded
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_TRANSIENT = frozenset({408, 416, 425, 429})  # refusals that may pass
+_TRANSIENT = frozenset({408, 416, 425, 429})  # refusals that are retried
 _EXPIRED = frozenset({401, 403, 404, 410})
 _HEADERS = frozenset({"host", "accept", "accept-encoding", "user-agent", "range", "if-range", "connection"})
 _URL_CHARACTERS = re.compile(r"[!-~]+")
@@ -51,8 +51,8 @@ Refresh = Callable[[str], Awaitable[Task]]
 class Downloads:
     """The downloads of one client, for any number of tasks at once.
 
-    `read_timeout` seconds without a byte end one try, `retry_timeout` seconds after its start a picture is
-    not tried again, and `download_timeout` bounds it as a whole. *refresh* returns the task with a given
+    A try ends after `read_timeout` seconds without a byte. A picture is not tried again `retry_timeout`
+    seconds after its start, and `download_timeout` bounds it as a whole. *refresh* returns the task with a given
     id, for new URLs. The session is never closed here.
     """
 

@@ -3,8 +3,8 @@
 Paths are legal on every system, and distinct for each picture of a task.
 
 A partial file is named ``.kling-<16 hex digits>.part`` and lies in the directory of its target. It holds
-an exclusive ``flock`` while its process lives, so `remove_stale_parts` can tell a leftover of a crash
-from a download in progress: the lock of a dead process is free. On Windows an open file cannot be
+an exclusive ``flock`` while its process lives. So `remove_stale_parts` distinguishes a download in
+progress from a leftover of a crash: the kernel releases the lock of a dead process. On Windows an open file cannot be
 removed, which has the same effect. A network file system must pass ``flock`` between machines.
 """
 
@@ -87,7 +87,7 @@ class OutputPaths:
 
 
 def output_paths(task: Task, target: str | os.PathLike[str], name: str | None = None) -> OutputPaths:
-    """Return the paths that *target* means: a directory, a picture's path, or a template of `FIELDS`.
+    """Return the result paths for *target*: a directory, a picture's path, or a template of `FIELDS`.
 
     The file system is only asked whether *target* is a directory.
 
@@ -101,7 +101,7 @@ def output_paths(task: Task, target: str | os.PathLike[str], name: str | None = 
         "external_task_id": safe_name(task.external_task_id or task.task_id),
     }
     indexes = tuple(image.index for image in task.images)
-    # A service that numbers its images wrongly must not cost a picture.
+    # Positions are used, so that two images with one index do not share a path.
     numbers = indexes if len(set(indexes)) == len(indexes) else tuple(range(len(indexes)))
     try:
         found = OutputPaths(_template(wanted), values, numbers)
@@ -240,7 +240,7 @@ class PartialFile:
             file = path.open("xb", buffering=0)
             if _lock(file.fileno()) and path.exists():
                 self._path, self._file = path, file
-            else:  # a sweep of another process came between the two steps
+            else:  # another process removed it between the two steps
                 file.close()
 
     def flush(self) -> None:
@@ -373,7 +373,7 @@ def remove_stale_parts(folder: Path) -> None:
 
 
 def _remove_if_unlocked(path: str) -> None:
-    # Neither a link is followed nor a FIFO waited for: anybody may have created that name.
+    # No link is followed and no FIFO is waited for, because any program may have created that name.
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)
     try:
@@ -395,6 +395,6 @@ def _lock(descriptor: int) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:  # a file system without locks, where no sweep can lock either
+        except OSError:  # a file system without locks, where `remove_stale_parts` cannot lock either
             return True
     return True

@@ -52,8 +52,8 @@ class Downloads:
     """The downloads of one client, for any number of tasks at once.
 
     A try ends after `read_timeout` seconds without a byte. A picture is not tried again `retry_timeout`
-    seconds after its start, and `download_timeout` bounds it as a whole. *refresh* returns the task with a given
-    id, for new URLs. The session is never closed here.
+    seconds after its start, and `download_timeout` bounds it as a whole. *refresh* returns the task with a
+    given id, for new URLs. The session is never closed here.
     """
 
     def __init__(

@@ -2,10 +2,10 @@
 
 Paths are legal on every system, and distinct for each picture of a task.
 
-A partial file is named ``.kling-<16 hex digits>.part`` and lies in the directory of its target. It holds
-an exclusive ``flock`` while its process lives. So `remove_stale_parts` distinguishes a download in
-progress from a leftover of a crash: the kernel releases the lock of a dead process. On Windows an open file cannot be
-removed, which has the same effect. A network file system must pass ``flock`` between machines.
+A partial file is named ``.kling-<16 hex digits>.part`` and lies in the directory of its target. It holds an
+exclusive ``flock`` while its process lives. So `remove_stale_parts` distinguishes a download in progress
+from a leftover of a crash: the kernel releases the lock of a dead process. On Windows an open file cannot
+be removed, which has the same effect. A network file system must pass ``flock`` between machines.
 """
 
 import asyncio

@@ -29,17 +29,17 @@ async def expand(request: web.Request) -> web.StreamResponse:
     return response
 
 
-def make_app(**options: object) -> web.Application:
-    """Make the application; with the credentials in the environment no options are needed."""
+def make_app(api_key: str | None = None, base_url: str | None = None) -> web.Application:
+    """Make the application; with the credentials in the environment no arguments are needed."""
     app = web.Application(client_max_size=10 << 20)
-    setup(app, **options)
+    setup(app, api_key=api_key, base_url=base_url, webhook_secret=SECRET)
     app.add_routes([web.post("/photos", expand), webhook("/kling")])
     return app
 
 
 async def main() -> None:
     async with Emulator(engine="flat", queue_seconds=1.0, webhook_secret=SECRET) as emulator:
-        app = make_app(api_key=emulator.api_key, base_url=emulator.url, webhook_secret=SECRET)
+        app = make_app(emulator.api_key, emulator.url)
         async with test_utils.TestServer(app) as server, ClientSession(server.make_url("/")) as http:
             for photo in (PHOTO.read_bytes(), b"not a photo"):
                 async with http.post("/photos", data=photo) as response:

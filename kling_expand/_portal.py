@@ -67,9 +67,8 @@ class LoopThread:
         Raises:
             ClientClosed: the thread does not run, or was stopped meanwhile.
         """
-        ticket: Future[T] = (
-            Future()
-        )  # created before the work is handed over, so that it can be cancelled at any moment
+        # Created before the work is handed over, so that it can be cancelled at any moment.
+        ticket: Future[T] = Future()
         try:
             self._hand_over(work, ticket)
             return ticket.result()

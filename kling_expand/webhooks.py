@@ -115,9 +115,7 @@ class Webhooks:
         if not self._keys:
             return WebhookEvent(_read_task(raw), verified=False)
         webhook_id = self._verified_id(headers, raw)
-        task = _read_task(
-            raw
-        )  # before the id is remembered, so that a repetition of an unreadable call is not marked as repeated
+        task = _read_task(raw)  # first, because the id of an unreadable call is not remembered
         repeated = self._is_repeated(webhook_id)
         return WebhookEvent(task, verified=True, webhook_id=webhook_id, repeated=repeated)
 

@@ -236,9 +236,7 @@ class Session:
             self._http = aiohttp.ClientSession(
                 trace_configs=self._traces,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(
-                    limit=0
-                ),  # the scheduler and the poll loop limit the connections
+                connector=aiohttp.TCPConnector(limit=0),  # the scheduler and the poll loop set limits
             )
         return self
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from kling_expand.store.base import JobStore
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Declaration = tuple[tuple[str, ...], dict[str, Any]]  # the names of an option, and its settings for click
+Declaration = tuple[
+    tuple[str, ...], dict[str, Any]
+]  # an option's names, and its arguments for `click.option`
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
@@ -66,7 +68,7 @@ def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
         for group in reversed(groups.values()):
             for name, (names, settings) in reversed(group.declarations().items()):
                 decorated = click.option(*names, name, **settings)(decorated)
-        return decorated  # type: ignore[no-any-return]  # click's decorators return what they were given
+        return decorated  # type: ignore[no-any-return]  # click's decorators return the same type
 
     return decorate
 
@@ -171,7 +173,7 @@ class RequestOptions(OptionGroup):
 
 SIDES = ("up", "down", "left", "right")
 WAYS = ("aspect", "size", "pad", "direction", *SIDES)
-# Options that only refine others, and which those are.
+# Options that require one of the options named beside them.
 REFINEMENTS: dict[str, tuple[str, ...]] = {
     "area": ("aspect",),
     "anchor": ("aspect", "size"),
@@ -194,7 +196,7 @@ def _side(name: str, unit: str) -> Any:
 
 @frozen
 class GeometryOptions(OptionGroup):
-    """How far to expand; `geometry` requires exactly one way of saying it."""
+    """The geometry options, of which exactly one kind must be given."""
 
     aspect: str | None = option("--aspect", metavar="W:H", help="Extend to an aspect ratio, such as 16:9.")
     area: float | None = option(
@@ -226,7 +228,7 @@ class GeometryOptions(OptionGroup):
 
     @property
     def ways(self) -> set[str]:
-        """The given options that say how far to expand."""
+        """The given options that define a geometry."""
         return {name for name in WAYS if getattr(self, name) is not None}
 
     def geometry(self) -> Geometry:
@@ -253,7 +255,7 @@ class GeometryOptions(OptionGroup):
         return makers[ways[0]]()
 
     def over(self, defaults: "GeometryOptions") -> "GeometryOptions":
-        """Return these options, completed by *defaults*; any way given here replaces the defaults' way."""
+        """Return these options, completed by *defaults*; a geometry given here replaces the default one."""
         usual = {name: value for name, value in asdict(defaults).items() if value is not None}
         if ways := self.ways:
             usual = {name: value for name, value in usual.items() if ways & set(REFINEMENTS.get(name, ()))}
@@ -340,7 +342,7 @@ class Connection(OptionGroup):
         Raises:
             NothingDone: credentials or an extra are missing.
         """
-        from kling_expand.client import KlingClient  # here, so that --help does not wait for aiohttp
+        from kling_expand.client import KlingClient  # imported here, so that --help does not load aiohttp
 
         self.require_credentials()
         async with AsyncExitStack() as stack:

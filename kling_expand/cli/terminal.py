@@ -1,6 +1,6 @@
-"""What a command reports: values as text or JSON, errors as one sentence on stderr, and an exit code.
+"""Output of the commands: values as text or JSON, errors as one sentence on stderr, and exit codes.
 
-Text of the service cannot steer the terminal, and a failure is never a traceback.
+Control characters in text of the service are removed, and no failure prints a traceback.
 
 ====  ==============================================================
 0     success
@@ -45,7 +45,7 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the named command, and turn what it raises into a message and an exit code."""
+        """Run the named command, and convert its exception to a message and an exit code."""
         try:
             return super().invoke(ctx)
         except KlingError as error:

@@ -113,7 +113,7 @@ class Cluster:
         if self._process is not None:
             pid = int((self._data / "postmaster.pid").read_text().split()[0])
             backends = _children(pid)
-            os.kill(pid, signal.SIGSTOP)  # or it would clean up after the backends killed before it
+            os.kill(pid, signal.SIGSTOP)  # first, else it would clean up after the killed backends
             for each in (*backends, pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)

@@ -52,7 +52,7 @@ Payload = dict[str, Any]
 
 MAX_ATTEMPTS = 30  # of a job whose errors are transient
 FOLLOW_INTERVAL = 2.0  # seconds between two reads of a job that another worker owns
-# The job is valid, but only the operator can help: pay the account, or change a key or a setting.
+# The job is valid, but the operator must first pay the account, or change a key or a setting.
 _OPERATOR_ERRORS = (AccountError, AuthenticationError, PermissionDenied, IPNotAllowed)
 OPERATOR_RETRY_DELAY = 300.0  # seconds
 _OPEN = {JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED}
@@ -103,14 +103,14 @@ async def execute(
     *attempt* counts the earlier starts of the job. A job of higher *priority* gets a slot first.
 
     Raises:
-        RetryLater: when the job failed in a way that may pass, or was not sent because the worker stops.
+        RetryLater: when the failure may be transient, or the job was not sent because the worker stops.
     """
     key: str = payload["key"]
     try:
         outcome = await _expand(payload, context, priority)
     except TakenOver:
         return await _follow(key, context.store)
-    except Exception as error:  # a bug must not lose a job either
+    except Exception as error:  # a bug must not lose a job
         delay = retry_delay(error, attempt)
         if delay is not None:
             logger.info("job %s is retried in %g seconds: %s", key, delay, error)
@@ -132,7 +132,7 @@ async def _expand(payload: Payload, context: WorkerContext, priority: int) -> Jo
     loaded = await load(request)
     async with context.hold(request.n, payload["key"]):
         result = await context.client.submit(loaded, priority=priority)
-    # The store must hold the end before the queue deletes the job, or its permits would count as taken.
+    # The end must be in the store before the queue deletes the job, else its permits would count as held.
     await context.store.observe(_external_task_id(result), result.task)
     files: tuple[str, ...] = tuple(map(str, result.files))
     if context.output and not files:
@@ -165,12 +165,12 @@ def retry_delay(error: Exception, attempt: int) -> float | None:
     if isinstance(error, ClientClosed | NotSubmitted):
         return 0.0  # this worker stops, and another runs the job
     if isinstance(error, JournalError) and error.task_id:
-        return 0.0  # another worker created the task first, and the next attempt adopts it
+        return 0.0  # another worker has created the task, and the retry adopts it
     if attempt + 1 >= MAX_ATTEMPTS or isinstance(error, ResultExpired):
         return None
     if isinstance(error, _OPERATOR_ERRORS):
         return OPERATOR_RETRY_DELAY
-    # Of a service that was never reached, another machine may know the way, or this one after a repair.
+    # If this machine never reached the service, another one may, or this one after a repair.
     passing = (SubmissionUnknown, TransportError, DeadlineExceeded, DownloadError, JournalError)
     transient = isinstance(error, passing) or not isinstance(error, KlingError)
     return min(5.0 * 2**attempt, 600.0) if transient or getattr(error, "retryable", False) else None
@@ -185,7 +185,7 @@ class SharedSlots(Slots):
 
     tasks_per_probe: ClassVar[int] = 20
     longest_probe_pause: ClassVar[float] = 20.0
-    level_tolerance: ClassVar[float] = inf  # the level is never steady
+    level_tolerance: ClassVar[float] = inf  # the level changes all the time, so it never resets the pause
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
@@ -246,7 +246,7 @@ def pack(request: ExpandRequest) -> Payload:
 
 
 def unpack(payload: Payload) -> ExpandRequest:
-    """Return the request that `pack` made *payload* of.
+    """Return the request from a *payload* that `pack` made.
 
     Raises:
         InvalidRequest: when a value is not allowed.

@@ -23,14 +23,14 @@ from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
 from kling_expand.store.postgres_pool import RETRY_DELAY, Connection, connect, is_transient
 
 PERMIT_CHANNEL = "kling_permits"
-POLL_INTERVAL = 1.0  # seconds between two tries for permits, should a notification be lost
-STARVATION_TIMEOUT = 5.0  # seconds a worker's first waiter is passed over before it blocks all others
+POLL_INTERVAL = 1.0  # seconds between two tries for permits, in case a notification is lost
+STARVATION_TIMEOUT = 5.0  # seconds that a worker's first waiter waits before it blocks the other workers
 # After its restart the database grants nothing for a while: workers first take their old permits back.
 RESTART_GRACE = 3.0
 MAX_TASK_AGE = 3600.0  # seconds after its create that a dead worker's task counts: no task runs longer
 
 # The lock's first number is the account's. Its second is a permit, or one of these.
-ALIVE = 1_000_000_000  # plus the owner's number: held as long as this worker lives
+ALIVE = 1_000_000_000  # plus the owner's number: held while this worker is alive
 _TAKE, _STARVING = 2_000_000_000, 2_000_000_001
 # Of a row of the store: whether its task is or may be at the service, and its number of images.
 _AT_SERVICE = "(state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL))"
@@ -111,8 +111,8 @@ class Permits:
     """At most *limit* permits of *account* over all workers, on a database session of this worker.
 
     Use ``async with Permits(dsn, 20, owner=store.owner, run=store.run) as permits`` and then
-    ``async with permits.hold(n, key)``. *owner* tells live workers from dead ones. *run* and the key name
-    the job that asks: its own running task is not counted against it.
+    ``async with permits.hold(n, key)``. *owner* is this worker's number. *run* and the key name the job
+    that asks, because its own running task does not count against it.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Permits:
         except psycopg.Error as error:
             raise JournalError(f"the permits need a reachable database: {error}") from error
         self._server = asyncio.create_task(self._serve(), name="kling-expand permits")
-        self._server.add_done_callback(lambda _: self.close())  # no waiter outlives a failure of it
+        self._server.add_done_callback(lambda _: self.close())  # when it fails, so do all waiters
         return self
 
     async def __aexit__(
@@ -222,10 +222,10 @@ class Permits:
         if self._released:
             released, self._released = self._released, []
             await self._query("SELECT kling_permits_release(%s, %s)", self._class, released)
-            await asyncio.sleep(self._rng.uniform(0, 0.02))  # a fair chance for the workers it notified
+            await asyncio.sleep(self._rng.uniform(0, 0.02))  # lets the notified workers try first
 
     async def _grant(self) -> bool:
-        """Take permits for the first waiter, and return whether there was one and it got them."""
+        """Take permits for the first waiter; return False if there is none or too few permits are free."""
         while self._waiters and self._waiters[0].granted.done():
             self._waiters.popleft()
         if not self._waiters:

@@ -57,7 +57,7 @@ class Connector(BaseAsyncConnector):
     """Procrastinate's statements over the package's connections, which wait for a database that is away.
 
     A statement may run twice (see `kling_expand.store.postgres_pool`). A job that the first run finished
-    or requeued is not there for the second, which is no error.
+    or requeued is missing in the second run, which is no error.
     """
 
     def __init__(self, database: ConnectionPool) -> None:
@@ -100,7 +100,7 @@ class Connector(BaseAsyncConnector):
 
         def on_notify(channel: str, payload: str) -> None:
             if channel:
-                # Insertions are interchangeable; any other notification counts by itself.
+                # Notifications of insertions are interchangeable, others are not.
                 pending[channel if "job_inserted" in payload else payload] = payload
                 arrived.set()
 
@@ -139,7 +139,7 @@ def _adapt(value: Any) -> Any:
 
 
 class _Retry(procrastinate.BaseRetryStrategy):
-    """When to run a job again that did not end: always, only the delay differs."""
+    """The retry rule of the queue: a job that did not end is always retried, after a delay."""
 
     def get_retry_decision(
         self, *, exception: BaseException, job: procrastinate.jobs.Job
@@ -281,7 +281,7 @@ class Fleet:
         """
         place = (0, "")
         while True:
-            queued, running = await self._counts()  # before the read, or it could miss the last outcome
+            queued, running = await self._counts()  # before the read, else the last could be missed
             page = await self.store.outcomes(place)
             for place, outcome in page:  # noqa: B007 - where the next page begins
                 yield outcome
@@ -340,7 +340,7 @@ class Fleet:
     # ------------------------------------------------------------------ callbacks and statistics
 
     async def receive(self, headers: Mapping[str, str], body: bytes) -> WebhookEvent:
-        """Take a callback in any process and forward it to the worker that waits for its task.
+        """Process a callback in any process, and forward it to the worker that waits for its task.
 
         It is forwarded as it came, and each worker verifies its signature again. A signed final snapshot
         is stored too, which frees the task's slots even where its worker is dead. A callback that is too

@@ -1,7 +1,7 @@
 """A fleet worker: takes jobs from the queue and executes them until it is stopped.
 
 Each worker also requeues the jobs of workers whose heartbeat has timed out. It does so beside its jobs:
-a queued job for it would wait while every worker is busy.
+as a queued job it would wait while every worker is busy.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from .queue import CALLBACK_CHANNEL, Fleet, NotificationHandler
 
 HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a worker's jobs are requeued
 SHUTDOWN_TIMEOUT = 20.0  # seconds that running jobs have to end after `stop`
-CONCURRENCY = 32  # jobs in hand, most of which wait for a slot
-FETCH_INTERVAL = 1.0  # seconds between two polls of an empty queue, should a notification be lost
+CONCURRENCY = 32  # jobs fetched at the same time, most of which wait for a slot
+FETCH_INTERVAL = 1.0  # seconds between two polls of an empty queue, in case a notification is lost
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Worker:
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([running, stopping, *beside], return_when=asyncio.FIRST_COMPLETED)
-        finally:  # after a stop, a cancellation or a failure alike
+        finally:  # after a stop, a cancellation or a failure
             slots.close()
             if permits is not None:
                 permits.close()
@@ -163,8 +163,8 @@ class Worker:
             if queue_worker.worker_id is None:
                 continue
             await self._fleet.app.job_manager.update_heartbeat(queue_worker.worker_id)
-            # A job whose fetch was committed, but whose answer was lost with its connection, is with this
-            # worker in the database only. Found so twice, it is requeued.
+            # If the answer to a committed fetch was lost with its connection, only the database assigns the
+            # job to this worker. A job that is found like this twice is requeued.
             fetched = await self._fleet.fetched_jobs(queue_worker.worker_id)
             running = {context.job.id for context in queue_worker._running_jobs.values()}  # noqa: SLF001 - procrastinate has no public view
             idle = fetched - running

@@ -231,9 +231,7 @@ class JobRunner:
 
     def _ran(self, job: Job) -> None:
         """Forget the asyncio task of *job*, which may never have begun."""
-        job.task = (
-            None  # else it would be kept while the job is open, and uses as much memory as all the rest
-        )
+        job.task = None  # else it would be kept while the job is open, and double the job's memory
         if self._jobs.pop(job.record, None):
             self._fail(job, _taken_back(job))
 

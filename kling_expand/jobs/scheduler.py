@@ -241,9 +241,7 @@ class Slots(WeightedSemaphore):
 
     def _serve(self) -> None:
         super()._serve()
-        if (
-            self._head() is None
-        ):  # slots are free, so the capacity may grow only after all of them are in use again
+        if self._head() is None:  # slots are free: before a growth all of them must be in use again
             self._unanswered = self.capacity - self.running
 
     def _serve_at(self, when: float) -> None:

@@ -233,9 +233,7 @@ class Submitter:
             except RateLimited as error:
                 if not error.retryable:
                     raise
-                retry = (
-                    self._session.retry()
-                )  # a 1302 is no failure of the service, and the gate delays the next try
+                retry = self._session.retry()  # a 1302 is no failure, and the gate delays the next try
                 continue
             except (TransportError, ServerError, ProtocolError) as error:
                 failure, pause = error, retry.after(error)  # lookups do not count towards the time limit

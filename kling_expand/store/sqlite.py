@@ -306,9 +306,7 @@ class WriteQueue(Generic[W]):
         for future, outcome in zip(futures, outcomes, strict=True):
             _resolve(future, outcome)
         if self._waiting:
-            self._loop.call_soon(
-                self._next
-            )  # after the callers that just got their outcome, which may write again
+            self._loop.call_soon(self._next)  # after the callers just answered, which may write again
 
 
 def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:

@@ -27,7 +27,7 @@ TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 
 @frozen
 class Entry:
-    """A row as it is written: its cells, or why they cannot be read. `line` counts from 1."""
+    """A row of a manifest: its cells, or why they cannot be read. `line` counts from 1."""
 
     line: int
     cells: dict[str, Any]
@@ -51,7 +51,7 @@ class Defaults:
 
 @frozen
 class Row:
-    """One job to be: its `request`, or the `error` that prevents one.
+    """One row of a batch: its `request`, or the `error` that prevents one.
 
     Its results are called `name` unless another row has the same name. Then they are called `name` with
     `tag`, which depends only on what the row asks for.
@@ -89,11 +89,11 @@ class Manifest:
         return (_row(entry, self, defaults) for entry in self.entries())
 
     def label(self, line: int, photo: str) -> str:
-        """Return what a row is called in messages."""
+        """Return the name of a row in messages."""
         return f"line {line} ({photo})" if self.kind in {"table", "lines"} else photo
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every row as it is written; raise `NothingDone` where the manifest cannot be read."""
+        """Yield the cells of every row; raise `NothingDone` if the manifest cannot be read."""
         if self.kind == "table":
             return _guarded(self.name, _table(self.name))
         if self.kind == "lines":
@@ -141,7 +141,7 @@ def _inside(folder: str) -> list[str]:
 
 
 def _guarded(name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Yield *entries*, and turn what reading a file may raise into `NothingDone`."""
+    """Yield *entries*, and raise `NothingDone` in place of an error of reading the file."""
     line = 0
     try:
         for entry in entries:
@@ -231,7 +231,7 @@ def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
     try:
         texts = {name: _text(name, value) for name, value in cells.items()}
         request = _request(texts, manifest.folder, defaults)
-    except click.UsageError as error:  # the text speaks of options, and a row has columns
+    except click.UsageError as error:  # the message names options, but a row has columns
         return Row(entry.line, label, error=error.format_message().replace("--", ""))
     except InvalidRequest as error:
         return Row(entry.line, label, error=error.message)

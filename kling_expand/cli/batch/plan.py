@@ -61,7 +61,7 @@ class BulkPlan(Plan):
 
 @define
 class Usage:
-    """What the jobs of a journal cost and how far they are, by their last attempts.
+    """The cost and the states of the jobs of a journal, by their last attempts.
 
     `due` is their cost if every open task succeeds, `billed` what the service has billed, in units.
     """
@@ -102,7 +102,7 @@ class Survey:
     paid: int = 0
     units: int = 0
     most_images: int = 1  # of one row
-    names: Counter[int] = field(factory=Counter)  # hashes of the names: there may be a million
+    names: Counter[int] = field(factory=Counter)  # hashes of names, to save memory: there may be a million
 
     def count(self, row: Row, *, paid: bool = False) -> None:
         """Add a row."""
@@ -146,7 +146,7 @@ def check_output(plan: BulkPlan, survey: Survey) -> None:
 
 
 def read_rows(plan: BulkPlan) -> Survey:
-    """Return a survey of the rows as they are written, without reading their photos.
+    """Return a survey of the rows without reading their photos.
 
     Raises:
         NothingDone: no row can be sent.
@@ -239,7 +239,7 @@ class OutputNames:
             InvalidRequest: the target is no directory and no template.
         """
         last = candidates[-1]
-        # Rows that ask for the same are one task, and save the same pictures one after the other.
+        # Rows with equal requests are one task, so their saves of the same pictures must not overlap.
         async with self._locks.setdefault(last, asyncio.Lock()):
             chosen = last
             for candidate in candidates[:-1]:
@@ -298,7 +298,7 @@ def distinct_names(photos: Sequence[str], target: str, n: int) -> list[str]:
 
 
 def _distinct(photos: Sequence[str]) -> list[str]:
-    """Return the photos' own names, preceded by their folders where they coincide, and numbered at last."""
+    """Return the photos' names, prefixed by their folders if they coincide, else numbered."""
     stems = Counter(stem(photo).casefold() for photo in photos)
     chosen: list[str] = []
     for photo in photos:

@@ -1,4 +1,4 @@
-"""The batch engine: follow jobs to their ends, save their pictures, and report every job on any way out."""
+"""The batch engine: follow jobs to their ends, save their pictures and report every job."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
@@ -26,7 +26,7 @@ Jobs = AsyncGenerator[Job, None]
 
 
 async def submit_rows(plan: BulkPlan, survey: Survey, client: KlingClient) -> Jobs:
-    """Submit the rows of a manifest one by one; bad rows were reported when the rows were counted."""
+    """Submit the valid rows of a manifest one by one; the survey has reported the bad ones."""
     for row in plan.rows():
         future = client.submit(row.request) if row.request else None
         yield Job(row.label, survey.candidates(row), future, row.line, problem=row.error)
@@ -110,7 +110,7 @@ class Runner:
         return [job for job in self._unsettled if job.open_id]
 
     async def run(self, jobs: Jobs) -> None:
-        """Follow every job to its end; one that fails disturbs no other.
+        """Follow every job to its end; a failure affects no other job.
 
         When cancelled, finish the saves that have started, and close the client, which cancels unsent jobs.
         """
@@ -119,7 +119,7 @@ class Runner:
             try:
                 async with asyncio.TaskGroup() as group, aclosing(jobs):
                     problem = await self._start_all(jobs, group)
-            except BaseExceptionGroup as failures:  # such as a closed stdout, once for every job
+            except BaseExceptionGroup as failures:  # such as one error of a closed stdout for each job
                 raise failures.exceptions[0] from None
             except asyncio.CancelledError:
                 self._progress.interrupted = True
@@ -132,7 +132,7 @@ class Runner:
         self._progress.not_sent += self._progress.total - self._progress.ended
 
     async def _start_all(self, jobs: Jobs, group: asyncio.TaskGroup) -> Exception | None:
-        """Start one job after the other; return what *jobs* raised, so that started jobs end before it."""
+        """Start the jobs in order; return the exception of *jobs*, to be raised after the started jobs."""
         while True:
             await self._places.acquire()
             try:
@@ -158,7 +158,7 @@ class Runner:
             return
         finally:
             self._places.release()
-        # In a task of its own: an interruption does not cut off what is paid for and nearly there.
+        # In a task of its own, so that an interruption does not stop the download of a paid result.
         save = asyncio.create_task(self._save(job, result))
         self._saves.add(save)
         save.add_done_callback(self._saves.discard)
@@ -177,7 +177,7 @@ class Runner:
                 job.files = result.files
                 self._end(job, "known")
                 return
-            if self._plan.connection.emulator:  # its address, and with it all URLs, may have changed
+            if self._plan.connection.emulator:  # its URLs change with its address
                 result = evolve(result, task=await self._client.get(result.task_id))
             async with self._names.name(result.task, job.names or (result.task_id,)) as name:
                 job.files = await evolve(result, name=name).save(self._plan.output.target)
@@ -220,7 +220,7 @@ class Runner:
 
 
 def _max_open(plan: Plan) -> int:
-    """Return how many jobs to have open: with `max_failures`, none that only wait to be sent."""
+    """Return how many jobs may be open; with `max_failures` no more than can be sent at once."""
     return plan.limits.max_in_flight * (1 if plan.max_failures else 2)
 
 

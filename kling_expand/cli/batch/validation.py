@@ -19,17 +19,17 @@ _TURNED = "the photo is rotated by its EXIF data, which the service may ignore; 
 
 @frozen
 class Checked:
-    """A request that can be sent, and what the user should know about it."""
+    """A request that can be sent, and notes about it for the user."""
 
     prepared: PreparedRequest
     notes: tuple[str, ...] = ()
 
 
 async def check(request: ExpandRequest, dialect: str | None, folder: Path | None = None) -> Checked:
-    """Return the request with what sending it needs; with a *folder*, fit its photo first and write it there.
+    """Return the request with its photo and geometry; with a *folder*, first fit the photo into it.
 
     Raises:
-        InvalidRequest: the dialect cannot say the request, or the geometry does not suit the photo.
+        InvalidRequest: the dialect cannot express the request, or the geometry does not suit the photo.
         ImageError: the service would refuse the photo.
         MissingExtra: fitting needs Pillow.
     """

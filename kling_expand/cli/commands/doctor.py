@@ -61,7 +61,7 @@ async def _service(connection: Connection) -> list[Finding]:
         return await _request(credentials(), settings)
     except ConfigurationError as error:
         missing = Finding("credentials", good=False, text=error.message)
-    # A refusal says as much about the network and the clock.
+    # A refusal also shows that the network works, and has the service's date.
     return [missing, *(await _request(StaticKey("none"), settings))[1:]]
 
 

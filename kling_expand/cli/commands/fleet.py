@@ -322,7 +322,7 @@ def stats_table(stats: "FleetStats") -> Table:
 async def watch(
     read: Callable[[], Awaitable["FleetStats"]], every: float, console: Console | None = None
 ) -> None:
-    """Show what *read* returns, *every* so many seconds, until cancelled."""
+    """Show the result of *read* every *every* seconds, until cancelled."""
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             live.update(stats_table(await read()), refresh=True)

@@ -73,11 +73,11 @@ def _save(picture: Any, file: str) -> None:
 
 
 def _display(file: str) -> None:
-    """Show the picture where the terminal can, and the library for it is installed."""
+    """Show the picture if the terminal supports it and the library is installed."""
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal or find_spec("textual_image") is None:
         return
-    # The library also logs what it cannot learn from the terminal, with a traceback.
+    # The library logs a traceback if the terminal does not answer its queries.
     logging.getLogger("textual_image").addHandler(logging.NullHandler())
     try:
         from textual_image.renderable import Image

@@ -64,7 +64,7 @@ def listen(*, server: ListenOptions, output: JSONOption) -> None:
     except OSError as error:
         place = f"{server.host}:{server.port}"
         raise NothingDone(f"cannot listen on {place}: {error.strerror or error}") from error
-    except KeyboardInterrupt:  # the usual end
+    except KeyboardInterrupt:  # the usual end, by Ctrl-C
         return
 
 

@@ -5,8 +5,8 @@ shape from 1:2.5 to 2.5:1; or a URL. They are checked on what the file holds, ne
 name, and a file that was cut short is refused. Pixels are not decoded here, and a JPEG's EXIF
 orientation is not applied: width and height are those of the stored picture.
 
-The chunks of a PNG and the segments of a JPEG are walked to the end mark, which tells a file that was
-cut short from a whole one. Only a window of the file is held at a time.
+The chunks of a PNG and the segments of a JPEG are walked to the end mark, so an incomplete file is
+recognised. Only a window of the file is held at a time.
 """
 
 import asyncio

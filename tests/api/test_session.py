@@ -630,7 +630,7 @@ async def test_only_what_cannot_have_arrived_is_called_unsent(big: Path) -> None
 
 @pytest.mark.parametrize("step", [resets_early, resets_half_way, resets, closes, hangs])
 @virtual_time
-async def test_a_small_body_is_always_in_doubt(step: Step) -> None:
+async def test_a_small_body_may_always_have_been_sent(step: Step) -> None:
     """A small body fits into one packet, so it always counts as possibly sent."""
     assert await sent(step, None) is True
 

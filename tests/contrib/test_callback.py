@@ -26,12 +26,12 @@ async def status_of(*parts: bytes | Exception) -> int:
 
 
 async def test_a_body_may_come_in_pieces() -> None:
-    """However it is cut, it is the same call."""
+    """A body is the same call in any number of pieces."""
     assert await status_of(b'{"task_id":"1",', b"", b'"task_status":"processing"}') == 204
 
 
 async def test_what_is_refused_has_its_status() -> None:
-    """A body that is unreadable, incomplete or too long is the caller's fault."""
+    """An unreadable, incomplete or too long body gets its 4xx status."""
     assert await status_of(b"{") == 400
     assert await status_of(b"{", EOFError()) == 400
     assert await status_of(b" " * MAX_BODY, b" ") == 413

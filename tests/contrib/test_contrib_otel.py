@@ -25,7 +25,7 @@ WIDER = Ratios(right=0.5)
 
 @frozen
 class Recorder:
-    """Telemetry, and what came of it."""
+    """Telemetry and its in-memory exporters."""
 
     telemetry: Telemetry
     traces: TracerProvider
@@ -33,11 +33,11 @@ class Recorder:
     reader: InMemoryMetricReader
 
     def spans(self) -> tuple[ReadableSpan, ...]:
-        """Those that have ended."""
+        """Return the spans that have ended."""
         return self.exporter.get_finished_spans()
 
     def metrics(self) -> dict[str, dict[tuple[tuple[str, Any], ...], Any]]:
-        """Value, or (count, sum), by name and attributes."""
+        """Return the value, or (count, sum), by name and attributes."""
         data = self.reader.get_metrics_data()
         found: dict[str, dict[tuple[tuple[str, Any], ...], Any]] = {}
         for resource in data.resource_metrics if data else ():
@@ -53,7 +53,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    """Providers of their own, so that nothing is global."""
+    """Return telemetry with providers of its own, so that no global state changes."""
     exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
     traces, meters = TracerProvider(), MeterProvider(metric_readers=[reader])
     traces.add_span_processor(SimpleSpanProcessor(exporter))
@@ -63,13 +63,13 @@ def recorder() -> Iterator[Recorder]:
 
 
 def outcome(name: str) -> tuple[tuple[str, str], ...]:
-    """The attributes of a job's end."""
+    """Return the attributes of a job's end."""
     return (("kling.outcome", name),)
 
 
 @virtual_time
 async def test_a_job_is_one_span(recorder: Recorder) -> None:
-    """With its ids, its acceptance and its price, a child of what was current when it was submitted."""
+    """A job is one span with its ids, acceptance and price, and the child of the span at `submit`."""
     async with emulated({"listener": recorder.telemetry}) as (emulator, kling):
         with recorder.traces.get_tracer("shop").start_as_current_span("order"):
             future = kling.submit(PHOTO, WIDER, n=2, key="cat")
@@ -139,7 +139,7 @@ async def test_the_numbers_are_those_of_the_service(recorder: Recorder) -> None:
 
 @virtual_time
 async def test_a_closed_client_leaves_no_span_open(recorder: Recorder) -> None:
-    """What is given up ends as an error with its ids, and what runs on is not counted as open."""
+    """At closing, the span of an open job ends as an error with its ids, and no job counts as open."""
     async with emulated({"listener": recorder.telemetry}, work_seconds=3600) as (_, kling):
         future = kling.submit(PHOTO, WIDER)
         await future.accepted()
@@ -152,7 +152,7 @@ async def test_a_closed_client_leaves_no_span_open(recorder: Recorder) -> None:
 
 @virtual_time
 async def test_an_attached_task_is_counted_without_a_span(recorder: Recorder) -> None:
-    """A span would need a beginning, which this process did not see."""
+    """An attached task has no span, because its start is not known."""
     async with emulated() as (emulator, kling):
         made = await kling.create(PHOTO, WIDER)
         options: dict[str, Any] = {"base_url": emulator.url, "listener": recorder.telemetry}

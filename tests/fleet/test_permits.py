@@ -84,7 +84,7 @@ asyncio.run(main())
 
 
 async def test_the_permits_of_a_killed_worker_are_free_at_once(dsn: str) -> None:
-    """After a SIGKILL they end with the session, without any timeout."""
+    """The permits of a killed worker end with its session, without a timeout."""
     async with worker(dsn, 1) as living:
         dying = await asyncio.create_subprocess_exec(
             sys.executable, "-c", HOLDER, dsn, stdout=asyncio.subprocess.PIPE
@@ -101,7 +101,7 @@ async def test_the_permits_of_a_killed_worker_are_free_at_once(dsn: str) -> None
 
 
 async def test_a_task_of_a_dead_worker_counts(database: ConnectionPool, dsn: str) -> None:
-    """Its task still holds slots of the account, for every job but the one that takes it over."""
+    """The task of a dead worker still counts, except for the job that takes it over."""
     await left_running(database, 2, "a", 3)
     async with worker(dsn, 1) as living:
         async with living.hold(1, "b"):
@@ -164,7 +164,7 @@ async def test_nothing_is_granted_right_after_a_restart_of_the_database(dsn: str
 
 
 async def test_closed_permits_grant_nothing(dsn: str) -> None:
-    """Present and later waiters get `NotSubmitted`, and a cancelled waiter leaks nothing."""
+    """Present and later waiters get `NotSubmitted`, and a cancelled waiter leaks no permit."""
     async with worker(dsn, 1) as permits:
         async with permits.hold(4, "a"):
             waiting = [asyncio.ensure_future(permits.hold(1, name).__aenter__()) for name in "bc"]

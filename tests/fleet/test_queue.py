@@ -40,7 +40,7 @@ async def test_a_full_queue_stops_reading(fleet: Fleet, photo: Path, monkeypatch
 async def test_a_job_of_higher_priority_runs_first(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """It overtakes every job that waits."""
+    """A job of higher priority overtakes every waiting job."""
     await fleet.submit_many(requests(photo, 3))
     urgent = await fleet.submit(ExpandRequest(photo, Ratios(left=1.0), prompt="urgent"), priority=5)
     async with working(dsn, emulator, concurrency=1):

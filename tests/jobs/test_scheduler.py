@@ -342,7 +342,7 @@ async def test_a_task_larger_than_what_is_believed_free_is_tried() -> None:
 
 
 @virtual_time
-async def test_creates_in_doubt_do_not_end_the_search() -> None:
+async def test_uncertain_creates_do_not_end_the_search() -> None:
     """The capacity grows to the limit although some creates hold slots and are never answered."""
     account = Account(Slots(64), 64)
     for _ in range(INITIAL_CAPACITY // 2):

@@ -33,7 +33,7 @@ def test_the_drawing_has_a_readable_size(tmp_path: Path, side: int, longest: int
 
 
 def test_labels_only_stand_where_there_is_room() -> None:
-    """A narrow band has none, so that no label covers the photo."""
+    """A narrow band has no label, so that no label covers the photo."""
     wide, narrow = Ratios(right=0.5), Ratios(right=0.02)
     bands = []
     for ratios in (wide, narrow):
@@ -46,7 +46,7 @@ def test_labels_only_stand_where_there_is_room() -> None:
 
 
 def test_transparency_becomes_white() -> None:
-    """In any mode that can be transparent; an opaque picture only becomes RGB."""
+    """Transparent pixels become white in every mode, and an opaque picture only becomes RGB."""
     half = opaque(Image.new("RGBA", (1, 1), (200, 30, 30, 128)))
     assert half.getpixel((0, 0)) == pytest.approx((227, 142, 142), abs=2)
     assert opaque(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == (255, 255, 255)

@@ -37,7 +37,7 @@ WIDER = Ratios(right=0.5)
 
 
 def test_the_table_is_drawn_as_it_is() -> None:
-    """The docstring shows every state with exactly the states that may follow it."""
+    """The docstring shows every state with exactly its next states."""
     rows = (base.__doc__ or "").split("=\n")[2].strip("= \n").splitlines()
     drawn = {}
     for row in rows:
@@ -48,7 +48,7 @@ def test_the_table_is_drawn_as_it_is() -> None:
 
 
 def test_previous_states_are_the_table_read_backwards() -> None:
-    """A store that asks from which states a move is allowed gets the same answer."""
+    """The previous states are the inverse of the table of next states."""
     for earlier in JobState:
         for later in JobState:
             assert (later in TRANSITIONS[earlier]) == (earlier in PREVIOUS[later])
@@ -66,7 +66,7 @@ def reachable(state: JobState) -> set[JobState]:
 
 @pytest.mark.parametrize("state", [JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE, JobState.FAILED])
 def test_a_known_task_is_never_forgotten(state: JobState) -> None:
-    """Once a task is known there is no way back to a state without one."""
+    """No state with a task leads to a state without one."""
     assert not reachable(state) & {JobState.INTENT, JobState.UNKNOWN, JobState.REJECTED}
 
 
@@ -90,7 +90,7 @@ def test_a_row_becomes_a_record() -> None:
 
 
 def test_files_count_only_together(tmp_path: Path) -> None:
-    """Pictures that are no longer all on disk are no result that can be handed out."""
+    """Pictures count as files only while all of them are on disk."""
     files = tmp_path / "0.png", tmp_path / "1.png"
     for file in files:
         file.touch()
@@ -213,12 +213,12 @@ async def test_memory_is_bounded() -> None:
 
 
 def test_it_is_a_contract() -> None:
-    """A store that lacks a method cannot be made."""
+    """A store class that lacks a method cannot be instantiated."""
     with pytest.raises(TypeError, match="abstract"):
         type("Half", (JobStore,), {})()
 
 
 def test_no_database_is_loaded() -> None:
-    """The contract and the store in memory cost no import of a database."""
+    """The contract and the store in memory import no database."""
     code = "import sys, kling_expand.store.base as _; assert not {'sqlite3', 'psycopg'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""The file of a journal: no kill, no other program and no full disk loses a record in silence."""
+"""The journal file: no kill, no other program and no full disk loses a record without an error."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ async def write(store: SQLiteStore, key: str, padding: str = "") -> JobRecord:
 
 
 async def keep(path: Path, *keys: str) -> dict[str, str]:
-    """Open, write, and say which states the file then holds by key."""
+    """Open the journal, write, and return the states in the file by key."""
     async with SQLiteStore(path) as journal:
         for key in keys:
             await write(journal, key)
@@ -87,7 +87,7 @@ ORDER = ["intent", "posting", "submitted", "succeeded", "done"]
 
 
 def kill_while_writing(path: Path, prefix: str, lines: int) -> list[tuple[str, str]]:
-    """What a writer, killed after *lines* more or less, had been promised."""
+    """Return the records that a writer, killed after about *lines* writes, had acknowledged."""
     command = [sys.executable, "-c", WRITER, str(path), prefix]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
         assert child.stdout is not None
@@ -104,7 +104,7 @@ async def known(path: Path) -> dict[str, tuple[str, str | None, float | None]]:
 
 
 def test_everything_acknowledged_survives_sigkill(path: Path) -> None:
-    """Killed in the middle of thousands of writes, again and again, no acknowledged record is missing."""
+    """After a SIGKILL amid thousands of writes, no acknowledged record is missing."""
     promised: dict[str, str] = {}
     for round_, lines in enumerate((500, 3000, 1501)):
         for word, key in kill_while_writing(path, str(round_), lines):
@@ -122,7 +122,7 @@ def test_everything_acknowledged_survives_sigkill(path: Path) -> None:
 
 
 def test_a_killed_journal_without_its_log_warns(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Copied without its log it looks whole, so the missing log is said."""
+    """A file that was copied without its log appears complete, so opening it logs a warning."""
     kill_while_writing(path, "a", 200)
     lone, pair = path.with_name("lone.db"), path.with_name("pair.db")
     for copy in (lone, pair):
@@ -192,7 +192,7 @@ def test_a_second_process_learns_which_process_has_the_file(path: Path) -> None:
 
 
 def test_of_two_that_begin_together_one_gets_it(path: Path) -> None:
-    """A new file opened by two processes at once becomes the journal of exactly one."""
+    """Of two processes that open a new file at once, exactly one gets it."""
     with opener(path) as one, opener(path) as other:
         signal_child(one)
         signal_child(other)
@@ -246,12 +246,12 @@ async def test_the_lock_survives_a_copy_of_the_file(path: Path) -> None:
             assert f"process {os.getpid()} has it open" in await refused(path)
         await write(store, "b")
         shell = await asyncio.to_thread(subprocess.run, [*SHELL, str(path)], capture_output=True)
-        assert b"locked" in shell.stderr  # by SQLite's own lock, which is all that a shell knows
+        assert b"locked" in shell.stderr  # by SQLite's own lock, the only one that a shell checks
     assert await keep(path) == {"a": "intent", "b": "intent"}
 
 
 async def test_the_lock_survives_a_second_store(path: Path) -> None:
-    """One that is refused in the same process takes nothing from the first."""
+    """A second store that is refused in the same process does not release the lock of the first."""
     async with SQLiteStore(path) as store:
         with pytest.raises(JournalError, match=f"process {os.getpid()} has it open"):
             await SQLiteStore(path).__aenter__()
@@ -260,8 +260,8 @@ async def test_the_lock_survives_a_second_store(path: Path) -> None:
     assert await keep(path, "b") == {"a": "intent", "b": "intent"}
 
 
-async def test_a_program_that_got_in_is_reported(path: Path) -> None:
-    """While another program uses a moment without a lock, no record is promised."""
+async def test_a_program_that_opened_the_file_is_reported(path: Path) -> None:
+    """If another program used a moment without the lock, no more records are acknowledged."""
     async with SQLiteStore(path) as store:
         await write(store, "a")
         await asyncio.to_thread(path.read_bytes)
@@ -307,7 +307,7 @@ def test_a_forked_child_holds_no_lock(path: Path) -> None:
 
 
 def test_another_program_at_work_is_waited_for_or_named(path: Path) -> None:
-    """A shell that holds the file for long is an error as well, and does not lose to it."""
+    """A shell that locks the file is waited for, and is an error after the time limit."""
     run(path, "a")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as shell:
         shell.execute("BEGIN IMMEDIATE")
@@ -357,7 +357,7 @@ def scribbled(path: Path) -> None:
     ids=["foreign", "newer", "cut", "scribbled", "text", "short"],
 )
 def test_a_file_that_cannot_be_ours_is_left_alone(path: Path, spoil: Any, words: str) -> None:
-    """A clear error, and not one byte of it is changed."""
+    """A file of another kind raises an error and stays unchanged."""
     spoil(path)
     before = path.read_bytes()
     for _ in range(2):
@@ -368,14 +368,14 @@ def test_a_file_that_cannot_be_ours_is_left_alone(path: Path, spoil: Any, words:
 
 
 def test_an_empty_file_is_begun_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It may be a new file or what a failing disk left of an old one: both go on, neither in silence."""
+    """An empty file may be new or damaged, so it is used and a warning is logged."""
     path.touch()
     assert run(path, "a") == {"a": "intent"}
     assert ["was an empty file" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_a_torn_log_ends_where_it_is_torn(path: Path) -> None:
-    """Half a commit at the end of the log was never acknowledged; all before it counts."""
+    """A partial commit at the end of the log was never acknowledged; earlier ones are kept."""
     promised = kill_while_writing(path, "a", 500)
     with Path(f"{path}-wal").open("ab") as log:
         log.write(os.urandom(5000))
@@ -398,7 +398,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def no_rights(folder: Path) -> Iterator[None]:
-    """Without the right to write in *folder* or its files; root, whom no mode stops, becomes another user."""
+    """Remove the right to write in *folder* or its files; root becomes another user."""
     files = [*folder.iterdir()]
     for file in files:
         file.chmod(0o444)
@@ -417,7 +417,7 @@ def no_rights(folder: Path) -> Iterator[None]:
 
 
 def test_a_read_only_directory() -> None:
-    """A new journal cannot be made there and an old one not be written: both say why, nothing is lost."""
+    """In a read-only directory opening a new or an old journal fails with the reason."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others than its user
         old, new = Path(folder, "old.db"), Path(folder, "new.db")
         run(old, "a")
@@ -432,7 +432,7 @@ def test_a_read_only_directory() -> None:
 
 
 async def fill(journal: SQLiteStore) -> list[str]:
-    """Write until the disk refuses: the keys that were acknowledged."""
+    """Write until the disk refuses, and return the acknowledged keys."""
     done: list[str] = []
 
     async def pour() -> None:
@@ -446,7 +446,7 @@ async def fill(journal: SQLiteStore) -> list[str]:
 
 
 async def test_a_full_disk(path: Path) -> None:
-    """The refused batch leaves nothing, what was acknowledged stays, reading works, room heals it."""
+    """A refused batch leaves nothing, acknowledged records stay, and writes work again once there is room."""
     async with SQLiteStore(path) as journal:
         await journal._execute(lambda db: db.execute("PRAGMA max_page_count = 60").fetchall())
         done = await fill(journal)
@@ -459,7 +459,7 @@ async def test_a_full_disk(path: Path) -> None:
 
 
 async def test_a_quota(path: Path) -> None:
-    """The same where the operating system refuses to let the files grow."""
+    """A file-size limit of the operating system acts like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     async with SQLiteStore(path) as journal:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
@@ -472,8 +472,8 @@ async def test_a_quota(path: Path) -> None:
     assert list(await keep(path)) == [*done, "again"]
 
 
-async def test_trouble_undoes_the_whole_batch(path: Path) -> None:
-    """When the database fails, all of its batch is refused and undone, and the next one begins anew."""
+async def test_a_failed_database_rolls_the_whole_batch_back(path: Path) -> None:
+    """If the database fails, its whole batch is refused and rolled back, and the next one is tried."""
     async with SQLiteStore(path) as journal:
         before, trouble = await asyncio.gather(
             write(journal, "a"), journal._execute(lambda db: db.execute("nonsense")), return_exceptions=True
@@ -506,7 +506,7 @@ def move_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [delete, replace, lose_log, move_folder])
 async def test_a_file_lost_while_it_is_open(tmp_path: Path, harm: Any) -> None:
-    """From then on nothing is acknowledged: each write says what happened; closing still works."""
+    """After the file is deleted every write raises the reason, and closing still works."""
     path = tmp_path / "folder" / "run.db"
     path.parent.mkdir()
     async with SQLiteStore(path) as journal:
@@ -524,7 +524,7 @@ async def test_a_file_lost_while_it_is_open(tmp_path: Path, harm: Any) -> None:
 
 
 async def test_inode_numbers_may_change(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FUSE and network mounts give a file another number from time to time; it is the same file."""
+    """A file whose inode number changes, as on FUSE, is still the same file."""
     numbers, plain = itertools.count(1), os.stat
 
     def changing(name: Any, *more: Any, **options: Any) -> os.stat_result:
@@ -550,8 +550,8 @@ async def test_a_replaced_file_with_two_names(path: Path) -> None:
             await write(store, "c")
 
 
-def test_nothing_is_promised_after_the_close(path: Path) -> None:
-    """A batch that comes too late is refused, not forgotten; closing twice is harmless."""
+def test_nothing_is_acknowledged_after_the_close(path: Path) -> None:
+    """A batch after the close is refused, and a second close is harmless."""
     database = DatabaseFile(str(path), FORMAT)
     database.open()
     database.close()
@@ -583,7 +583,7 @@ PARAMS = (
 
 
 async def test_files_of_the_first_version_are_read(path: Path) -> None:
-    """Every state by its word on disk, with its request and its task."""
+    """A file of the first version is read with every state, request and task."""
     words = ["intent", "unknown", "rejected", "submitted", "succeeded", "done", "failed"]
     snapshot = '{"task_id":"7","task_status":"succeed","final_unit_deduction":"16"}'
     with contextlib.closing(sqlite3.connect(path)) as db:
@@ -609,7 +609,7 @@ async def test_files_of_the_first_version_are_read(path: Path) -> None:
 
 
 async def test_commits_are_on_disk(path: Path) -> None:
-    """The journal is written ahead, and every commit is flushed."""
+    """The journal uses a write-ahead log, and every commit is flushed."""
     asked = ["journal_mode", "synchronous", "locking_mode", "application_id", "user_version"]
 
     def ask(db: sqlite3.Connection) -> list[Any]:
@@ -620,7 +620,7 @@ async def test_commits_are_on_disk(path: Path) -> None:
 
 
 def test_without_a_write_ahead_log(path: Path) -> None:
-    """Where the file system cannot have one, commits go through a rollback journal, directory and all."""
+    """Without a write-ahead log, commits use a rollback journal and flush the directory too."""
     run(path, "a")
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA journal_mode = DELETE")

@@ -294,8 +294,8 @@ class KlingClient:
         self._require_open()
         until = deadline_at(self._deadline if deadline is None else deadline)
         record = self._poller.registry.add(TaskRecord(any_id, make_result=self._making, pictures=1))
-        if record.job is None or record.task is not None:  # else it is polled once its create is answered
-            self._poller.add(record, resumed=True)
+        if record.job is None:
+            self._jobs.follow(record)  # a task of a job of ours is polled once its create is answered
         return TaskFuture(record, deadline_at=until)
 
     def receive(self, headers: Mapping[str, str], body: bytes) -> "WebhookEvent":

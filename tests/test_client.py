@@ -26,6 +26,7 @@ from kling_expand.emulator import Emulator
 from kling_expand.errors import (
     ClientClosed,
     ConfigurationError,
+    DeadlineExceeded,
     InvalidRequest,
     KlingError,
     ResultExpired,
@@ -667,3 +668,38 @@ async def test_time_is_the_loops() -> None:
         async with KlingClient(api_key="k", clock=lambda: EPOCH + 1e6, **options) as kling:
             with pytest.raises(WebhookError, match="within 300 s of now"):
                 kling.receive(*signed(success("1")))
+
+
+@virtual_time
+async def test_attached_tasks_count_as_running() -> None:
+    """Each attached task holds one slot until its end, once for all its futures, and no 1303 follows."""
+    async with emulated(work_seconds=50, slots=9) as (emulator, other):
+        ids = [(await other.create(PHOTO, Ratios(right=0.1 + n / 100))).task_id for n in range(8)]
+        async with KlingClient(api_key=emulator.api_key, base_url=emulator.url, clock=loop_clock) as kling:
+            futures = [kling.attach(each) for each in (*ids, *ids)]
+            own = [kling.submit(PHOTO, Ratios(left=0.1 + n / 100)) for n in range(3)]
+            await asyncio.gather(*futures, *own)
+        assert emulator.account.refusals[1303] == 0
+        assert emulator.account.peak_slots == 9
+
+
+@virtual_time
+async def test_futures_of_one_task_are_counted_once() -> None:
+    """However many futures a task has, it succeeds once and is billed once."""
+    async with emulated(work_seconds=5) as (_, kling):
+        task = await kling.create(PHOTO, WIDER)
+        again = [kling.attach(task.task_id) for _ in range(100)]
+        again += [kling.attach(task.external_task_id or "") for _ in range(100)]
+        await asyncio.gather(*again)
+        assert (kling.stats.succeeded, int(kling.stats.units_billed)) == (1, 8)
+
+
+@virtual_time
+async def test_the_deadline_of_map_holds_for_each_job_to_its_end() -> None:
+    """A job that is still running at its deadline is an outcome then, whatever the others do."""
+    async with emulated(work_seconds=3600) as (_, kling):
+        began = asyncio.get_running_loop().time()
+        requests = [ExpandRequest(PHOTO, Ratios(right=0.1 + n / 10)) for n in range(2)]
+        async for outcome in kling.map(requests, deadline=5):
+            assert isinstance(outcome.error, DeadlineExceeded)
+        assert asyncio.get_running_loop().time() - began < 6

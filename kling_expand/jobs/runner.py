@@ -152,9 +152,24 @@ class JobRunner:
         self._jobs: dict[TaskRecord, Job] = {}  # without a task yet
         self._turns: WeakValueDictionary[JobIdentity, asyncio.Lock] = WeakValueDictionary()
         self._writes: set[asyncio.Task[None]] = set()
+        self._followed: set[TaskRecord] = set()  # tasks that other clients or earlier runs created
+        self._registry.on_merge.append(self._unfollow)
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def follow(self, record: TaskRecord) -> None:
+        """Poll a task that no job of this client created. It counts as one running picture."""
+        if record not in self._followed:
+            self._followed.add(record)
+            self._slots.force_acquire(1)
+        self._poller.add(record, resumed=True)
+
+    def _unfollow(self, record: TaskRecord) -> None:
+        """Stop counting a followed task."""
+        if record in self._followed:
+            self._followed.discard(record)
+            self._slots.ended(1)
 
     def start(
         self,
@@ -402,6 +417,7 @@ class JobRunner:
 
     def _ended(self, record: TaskRecord) -> None:
         """Release what the job of *record* held, and record its end."""
+        self._unfollow(record)
         job, task = record.job, record.task
         if not isinstance(job, Job):
             return

@@ -270,7 +270,7 @@ class Fleet:
     async def _insert(self, batch: list[Payload], priority: int) -> int:
         """Insert the rows of procrastinate's own batches, without an object and a log line for each."""
         if batch:
-            await self._query(_INSERT, self.queue, TASK, priority, list(map(Jsonb, batch)))
+            await self.database.fetch(_INSERT, self.queue, TASK, priority, list(map(Jsonb, batch)))
         return len(batch)
 
     async def results(self) -> AsyncIterator[JobOutcome]:
@@ -296,7 +296,7 @@ class Fleet:
         Raises:
             JournalError: when the database is unreachable or has no tables.
         """
-        removed = await self._query(_CANCEL, self.queue, list(keys) or None)
+        removed = await self.database.fetch(_CANCEL, self.queue, list(keys) or None)
         for (key,) in removed:
             await self.store.record_outcome(JobOutcome(key, "cancelled"))
         return len(removed)
@@ -309,7 +309,7 @@ class Fleet:
         Raises:
             JournalError: when the database is unreachable.
         """
-        return {number for (number,) in await self._query(_FETCHED, worker_id)}
+        return {number for (number,) in await self.database.fetch(_FETCHED, worker_id)}
 
     async def listen(self, handlers: Mapping[str, NotificationHandler]) -> None:
         """Call each channel's handler with the payload of every notification, until cancelled.
@@ -335,7 +335,7 @@ class Fleet:
         Raises:
             JournalError: when the database is unreachable.
         """
-        return len(await self._query(_REQUEUE_STALLED, self.queue, heartbeat_timeout, list(lost)))
+        return len(await self.database.fetch(_REQUEUE_STALLED, self.queue, heartbeat_timeout, list(lost)))
 
     # ------------------------------------------------------------------ callbacks and statistics
 
@@ -357,7 +357,7 @@ class Fleet:
         signed = {name: value for name, value in headers.items() if name.lower().startswith("webhook-")}
         text = body.decode()
         if len(body) + sum(map(len, signed.values())) < MAX_NOTIFICATION and "\0" not in text:
-            await self._query(_FORWARD, CALLBACK_CHANNEL, Jsonb(signed), text)
+            await self.database.fetch(_FORWARD, CALLBACK_CHANNEL, Jsonb(signed), text)
         return event
 
     async def stats(self) -> FleetStats:
@@ -367,9 +367,9 @@ class Fleet:
             JournalError: when the database is unreachable or has no tables.
         """
         queued, running = await self._counts()
-        workers = await self._query(_WORKERS)
-        outcomes = await self._query(_OUTCOMES, self.run)
-        ((in_flight, held, recent),) = await self._query(_USAGE, self.run, self._clock() - 60)
+        workers = await self.database.fetch(_WORKERS)
+        outcomes = await self.database.fetch(_OUTCOMES, self.run)
+        ((in_flight, held, recent),) = await self.database.fetch(_USAGE, self.run, self._clock() - 60)
         return FleetStats(
             queued=queued,
             running=running,
@@ -384,14 +384,8 @@ class Fleet:
 
     async def _counts(self) -> tuple[int, int]:
         """Return how many jobs wait in the queue, and how many are with workers."""
-        ((queued, running),) = await self._query(_COUNTS, self.queue)
+        ((queued, running),) = await self.database.fetch(_COUNTS, self.queue)
         return queued, running
-
-    async def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        async def run(database: Connection) -> list[tuple[Any, ...]]:
-            return await (await database.execute(query, values)).fetchall()
-
-        return await self.database.run(run)
 
 
 _COUNTS = """

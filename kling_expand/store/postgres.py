@@ -133,7 +133,7 @@ class PostgresStore(JobStore):
 
     async def __aenter__(self) -> Self:
         if not self.owner:
-            self.owner = (await self._fetch("SELECT nextval('kling_owners')"))[0][0]
+            self.owner = (await self._database.fetch("SELECT nextval('kling_owners')"))[0][0]
         return self
 
     # ------------------------------------------------------------------------ what happened
@@ -145,7 +145,7 @@ class PostgresStore(JobStore):
             JournalError: when a task of the job is known; then `task_id` is set, and it must not be sent.
             TakenOver: when another worker owns the job, and it must not be sent either.
         """
-        if await self._fetch(_SENDING, self._clock(), external_task_id, self.owner):
+        if await self._database.fetch(_SENDING, self._clock(), external_task_id, self.owner):
             return
         task_id = (await self._known(external_task_id)).task_id
         if task_id is None:
@@ -171,7 +171,7 @@ class PostgresStore(JobStore):
         ids = outcome.key, outcome.status, outcome.external_task_id, outcome.task_id
         error = outcome.error and self._text(outcome.error)
         found = list(outcome.urls), list(outcome.files), outcome.units, error
-        await self._fetch(_RECORD_OUTCOME, self.run, *ids, *found, self._clock())
+        await self._database.fetch(_RECORD_OUTCOME, self.run, *ids, *found, self._clock())
 
     # ------------------------------------------------------------------------ what is known
 
@@ -188,13 +188,13 @@ class PostgresStore(JobStore):
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
         """Iterate over the jobs in these states (without any, over all), oldest first, page by page."""
         after, wanted = 0, [str(state) for state in states or tuple(JobState)]
-        while page := await self._fetch(_PAGE, self.run, wanted, after, PAGE):
+        while page := await self._database.fetch(_PAGE, self.run, wanted, after, PAGE):
             for after, *columns in page:  # noqa: B007 - where the next page begins
                 yield JobRecord(*columns)
 
     async def counts(self) -> dict[JobState, int]:
         """Return how many jobs have their last attempt in each state."""
-        found = await self._fetch(_COUNTS, self.run)
+        found = await self._database.fetch(_COUNTS, self.run)
         return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
     async def outcomes(self, after: Position = (0, "")) -> list[tuple[Position, JobOutcome]]:
@@ -203,21 +203,21 @@ class PostgresStore(JobStore):
         An outcome is returned only when none can be committed before it any more. A reader who goes on
         from the last position therefore gets each of them once.
         """
-        found = await self._fetch(_OUTCOMES, self.run, *after, PAGE)
+        found = await self._database.fetch(_OUTCOMES, self.run, *after, PAGE)
         return [((int(seen), row[0]), _outcome(row)) for seen, *row in found]
 
     async def outcome(self, key: str) -> JobOutcome | None:
         """Return how the job of *key* ended, or None."""
-        found = await self._fetch(_OUTCOME, self.run, key)
+        found = await self._database.fetch(_OUTCOME, self.run, key)
         return _outcome(found[0]) if found else None
 
     async def has_outcomes(self, after: Position) -> bool:
         """Return whether there are outcomes after the position *after*, returned already or not."""
-        return bool(await self._fetch(_MORE, self.run, *after))
+        return bool(await self._database.fetch(_MORE, self.run, *after))
 
     async def units_billed(self) -> int | float:
         """Return the units billed for the run so far, as far as the service has reported them."""
-        return _number((await self._fetch(_SPENT, self.run))[0][0]) or 0
+        return _number((await self._database.fetch(_SPENT, self.run))[0][0]) or 0
 
     # ------------------------------------------------------------------------ within
 
@@ -226,14 +226,14 @@ class PostgresStore(JobStore):
     ) -> JobRecord:
         key, digest = draft["key"], draft["params_hash"]
         for _ in range(CLAIM_TRIES):
-            known = await self._fetch(_CLAIM, self.owner, self._clock(), self.run, key, digest)
+            known = await self._database.fetch(_CLAIM, self.owner, self._clock(), self.run, key, digest)
             job = JobRecord(*known[0]) if known else None
             if job is not None and job.state is not JobState.FAILED and job.attempt > after:
                 return job
             attempt = max(job.attempt if job else 0, after) + 1
             name = external_id(attempt)
             row = (self.run, key, name, digest, attempt, draft["source"], draft["params"])
-            inserted = await self._fetch(_INSERT, *row, self._clock(), self.owner)
+            inserted = await self._database.fetch(_INSERT, *row, self._clock(), self.owner)
             if inserted:
                 *columns, key_known = inserted[0]
                 if key_known and attempt == 1:
@@ -249,7 +249,7 @@ class PostgresStore(JobStore):
             " AND state = ANY(%s) AND (task_id IS NULL OR task_id = coalesce(%s, task_id)) RETURNING 1"
         )
         task_id = values.get("task_id")
-        if not await self._fetch(query, *new.values(), external_task_id, PREVIOUS[state], task_id):
+        if not await self._database.fetch(query, *new.values(), external_task_id, PREVIOUS[state], task_id):
             warn_of_two_tasks(external_task_id, (await self._known(external_task_id)).task_id, task_id)
 
     def _final_columns(self, task: Task) -> dict[str, Any]:
@@ -266,14 +266,8 @@ class PostgresStore(JobStore):
 
     async def _newest(self, where: str, *values: Any) -> JobRecord | None:
         query = f"SELECT {COLUMNS} FROM kling_jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - our words
-        rows = await self._fetch(query, *values)
+        rows = await self._database.fetch(query, *values)
         return JobRecord(*rows[0]) if rows else None
-
-    async def _fetch(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        async def work(database: Connection) -> list[tuple[Any, ...]]:
-            return await (await database.execute(query, values)).fetchall()
-
-        return await self._database.run(work)
 
 
 # A failed attempt is returned as it is, a rejected one becomes an intent again, any other changes its owner.

@@ -108,6 +108,18 @@ class ConnectionPool:
                     logger.info("the database is away: %s", error)
             await asyncio.sleep(RETRY_DELAY)
 
+    async def fetch(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of one statement.
+
+        Raises:
+            JournalError: as for `run`.
+        """
+
+        async def work(connection: Connection) -> list[tuple[Any, ...]]:
+            return await (await connection.execute(query, values)).fetchall()
+
+        return await self.run(work)
+
 
 async def listen(dsn: str, on_notification: OnNotification, *channels: str) -> None:
     """Call *on_notification* with channel and payload of each notification, until cancelled.

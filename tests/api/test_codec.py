@@ -669,6 +669,6 @@ OTHERS: dict[type, object] = {str: "https://example.com/x", int: 3, bool: True}
 def test_every_field_goes_to_the_store_and_back(name: str) -> None:
     """Every field of a request is stored and restored, including fields added later."""
     (field,) = (each for each in request_fields() if each.name == name)
-    given_ = ExpandRequest("dog.png", Ratios(up=1), **{"key": "k", name: OTHERS[field.kind]})  # type: ignore[arg-type]
+    given_ = ExpandRequest("dog.png", Ratios(up=1), **{"key": "k", name: OTHERS[field.kind]})  # type: ignore[arg-type]  # of any field
     line = codec.pack_request(given_, Ratios(up=1))
     assert codec.unpack_request(line, "dog.png", given_.key or "") == given_

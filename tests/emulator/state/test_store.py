@@ -3,35 +3,11 @@
 import asyncio
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.stored_tasks import NOW, task
 
 from kling_expand.emulator.state.store import Store
-from kling_expand.emulator.state.tasks import Task
-
-NOW = 1_800_000_000.0
-
-
-def task(number: int = 1, **changes: Any) -> Task:
-    """Return a task with an unusual prompt."""
-    usual: dict[str, Any] = {
-        "task_id": str(10**17 + number),
-        "external_task_id": f"x{number}",
-        "dialect": "editing",
-        "ratios": (0.1, 0.2, 0.3, 0.4),
-        "n": 2,
-        "prompt": "日本 \ud800 \x00 'quoted'",
-        "watermark": True,
-        "callback_url": "",
-        "created_at": NOW,
-        "starts_at": NOW + 1,
-        "due_at": NOW + 2,
-        "seed": 3,
-        "engine": "flat",
-        "digest": "d",
-    }
-    return Task(**(usual | changes))
 
 
 async def test_flushed_data_is_durable(tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ FORMAT = FileFormat(
 class SQLiteStore(JobStore):
     """A file of jobs: ``async with SQLiteStore("run.db") as store``, in one event loop and one process.
 
+    For several worker processes, ``"run-{worker}.db"`` stands for the first of ``run-0.db``, ``run-1.db``, …
+    that no other process has open. So a restarted worker takes up the file of one that ended.
+
     *run* names the run, and every derived id depends on it. Without one, a random name is made once and
     kept in the file. *clock* gives Unix seconds. After a full disk the next write tries again; a file
     that was deleted or replaced is refused until it is opened again.
@@ -80,24 +83,26 @@ class SQLiteStore(JobStore):
     def __init__(
         self, path: str | os.PathLike[str], *, run: str | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        self.path: str = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
+        self._given = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
+        self.path: str = self._given
         self.run: str = run or ""
         self._clock = clock
-        self._file = DatabaseFile(self.path, FORMAT)
         self._writes: WriteQueue[Statement] | None = None
 
     async def __aenter__(self) -> Self:
         if self._writes is not None:
             raise JournalError(f"the journal {self.path} is open already")
         self._loop = asyncio.get_running_loop()
-        writes: WriteQueue[Statement] = WriteQueue(self._file.commit)
+        # One object for each opening: the thread of an earlier one may still be closing its own.
+        file = self._file = DatabaseFile(self._given, FORMAT)
+        writes: WriteQueue[Statement] = WriteQueue(file.commit)
         try:
-            await writes.run(self._file.open)
-            self.run = await writes.put(partial(name_run, self.path, self.run))
+            await writes.run(file.open)
+            self.run = await writes.put(partial(name_run, file.path, self.run))
         except BaseException:
-            writes.abort(self._file.close)
+            writes.abort(file.close)
             raise
-        self._writes = writes
+        self.path, self._writes = file.path, writes
         return self
 
     async def aclose(self) -> None:

@@ -39,6 +39,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 Connection = sqlite3.Connection
 Statement = Callable[[Connection], Any]
 
+WORKER = "{worker}"  # in a path: the number of the first file that no other process has open
+MAX_WORKERS = 1000
 LOCK_TIMEOUT = 0.5  # seconds: a backup or a shell may hold a lock for a moment
 _SQLITE_BYTES = 512, 0x40000000  # where SQLite locks: length and first byte
 _OWN_BYTE = 0x40001000  # where it does not
@@ -71,7 +73,6 @@ class DatabaseFile:
 
     def __init__(self, path: str, file_format: FileFormat) -> None:
         self.path = path
-        self._uri = Path(path).as_uri()
         self._format = file_format
         self._connection: Connection | None = None
         self._descriptor = -1  # holds the lock, and knows whether the file was deleted
@@ -84,13 +85,27 @@ class DatabaseFile:
         Raises:
             JournalError: when it cannot be used. A file of another kind is not changed.
         """
-        end_at = time.monotonic() + LOCK_TIMEOUT
+        if WORKER not in self.path:
+            return self._open_within(LOCK_TIMEOUT)
+        pattern = self.path
+        for number in range(MAX_WORKERS):
+            self.path = pattern.replace(WORKER, str(number))
+            try:
+                return self._open_within(0.0)
+            except JournalError as error:
+                if not _is_busy(error.__cause__):
+                    raise
+        raise JournalError(f"the journals {pattern}: all {MAX_WORKERS} of them are open in other processes")
+
+    def _open_within(self, seconds: float) -> None:
+        """Open the file as soon as it is not locked, or raise `JournalError` after these *seconds*."""
+        end_at = time.monotonic() + seconds
         while True:
             try:
                 return self._open()
             except (sqlite3.Error, BlockingIOError) as error:
                 self._drop()
-                if not _is_busy(error) or time.monotonic() > end_at:
+                if not _is_busy(error) or time.monotonic() >= end_at:
                     raise self._explain(error) from error
             except JournalError:
                 self._drop()
@@ -102,7 +117,7 @@ class DatabaseFile:
         found, log_found = os.path.exists(self.path), os.path.exists(f"{self.path}-wal")  # noqa: PTH110 - quick
         self._lock()
         db = self._connection = sqlite3.connect(
-            f"{self._uri}?mode=rwc", uri=True, isolation_level=None, timeout=0
+            f"{Path(self.path).as_uri()}?mode=rwc", uri=True, isolation_level=None, timeout=0
         )
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("BEGIN IMMEDIATE")
@@ -262,7 +277,7 @@ class DatabaseFile:
     def _holder(self) -> str:
         """Return which process has the file: its id is stored in the file, and read without the lock."""
         with contextlib.suppress(sqlite3.Error):
-            peek = sqlite3.connect(f"{self._uri}?mode=ro&immutable=1", uri=True)
+            peek = sqlite3.connect(f"{Path(self.path).as_uri()}?mode=ro&immutable=1", uri=True)
             with contextlib.closing(peek):
                 for (pid,) in peek.execute("SELECT value FROM meta WHERE name = 'pid'"):
                     return f"process {pid}"
@@ -300,11 +315,11 @@ def _try_lock(lock: Callable[[], object]) -> None:
             raise BlockingIOError(errno.EAGAIN, "the file is locked") from None
 
 
-def _is_busy(error: Exception) -> bool:
+def _is_busy(error: BaseException | None) -> bool:
     return isinstance(error, BlockingIOError) or _primary_code(error) == sqlite3.SQLITE_BUSY
 
 
-def _primary_code(error: Exception) -> int:
+def _primary_code(error: BaseException | None) -> int:
     """Return SQLite's result code without the details in its higher bits."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code & 0xFF

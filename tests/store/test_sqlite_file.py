@@ -201,6 +201,39 @@ def test_of_two_that_begin_together_one_gets_it(path: Path) -> None:
         assert "has it open" in "".join(answers)
 
 
+async def test_each_worker_takes_the_first_free_file(tmp_path: Path) -> None:
+    """With ``{worker}`` in its name each store gets a file of its own, and the next one the file set free."""
+    name = tmp_path / "run-{worker}.db"
+    async with SQLiteStore(name) as first, SQLiteStore(name) as second:
+        with opener(name) as child:  # in another process
+            signal_child(child)
+            assert await asyncio.to_thread(read_line, child) == "open"
+            async with SQLiteStore(name) as fourth:
+                names = [Path(store.path).name for store in (first, second, fourth)]
+                assert names == ["run-0.db", "run-1.db", "run-3.db"]
+        await write(second, "a")
+        await second.aclose()
+        async with SQLiteStore(name) as restarted:
+            assert Path(restarted.path).name == "run-1.db"
+            assert [job.key async for job in restarted.jobs()] == ["a"]
+
+
+async def test_a_worker_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+    """Only a file that is open elsewhere is passed over; any other error is raised."""
+    (tmp_path / "run-0.db").write_bytes(b"not a journal" * 100)
+    with pytest.raises(JournalError, match=r"run-0\.db.*not a journal"):
+        await keep(tmp_path / "run-{worker}.db")
+
+
+async def test_a_store_that_was_just_closed_can_be_opened_again(path: Path) -> None:
+    """Closing never touches the file of the next opening, however late its thread runs."""
+    store = SQLiteStore(path)
+    for number in range(50):
+        async with store:
+            await write(store, str(number))
+            assert sum((await store.counts()).values()) == number + 1
+
+
 async def test_a_second_opener_in_this_process_is_refused(path: Path) -> None:
     """The lock holds within one process too, by whatever name the file is opened."""
     async with SQLiteStore(path) as journal:

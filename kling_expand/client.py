@@ -17,7 +17,7 @@ import aiohttp
 
 from .api import codec
 from .api.session import Session
-from .config import Auth, Settings, SettingsFields, credentials, webhook_secret
+from .config import Auth, Settings, SettingsFields, account_name, credentials, webhook_secret
 from .errors import ClientClosed, InvalidRequest
 from .events import Listener, Stats, StatsCollector
 from .geometry import Geometry
@@ -57,7 +57,7 @@ class KlingClient:
         journal: a file, or a `JobStore`, in which each job is recorded before it is sent, so that it goes on
             after a crash. With one, the same photo with the same parameters is the same job in every run,
             also without a `key`: its task is not paid again, and its result is returned. ``fresh=True``
-            makes a new one.
+            makes a new one. The file belongs to one service and account; another is refused.
         schedule: says when tasks are polled.
         slots: may be shared with other clients of the account in the same event loop.
         listener: is called with every `Event`.
@@ -112,7 +112,7 @@ class KlingClient:
             refusal_timeout=settings.refusal_timeout,
             emit=emit,
         )
-        self._store, self._owns_store = _store(journal, run, clock)
+        self._store, self._owns_store = _store(journal, run, account_name(settings, self._auth), clock)
         self._slots = slots or Slots(settings.max_in_flight)
         self._budget = Budget(budget)
         submitter = Submitter(session, settings, rng=rng)
@@ -438,7 +438,7 @@ def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> Ex
 
 
 def _store(
-    given: str | os.PathLike[str] | JobStore | None, run: str, clock: Callable[[], float]
+    given: str | os.PathLike[str] | JobStore | None, run: str, account: str, clock: Callable[[], float]
 ) -> tuple[JobStore, bool]:
     """Return the client's job store, and whether the client opens and closes it."""
     if given is None:
@@ -447,7 +447,7 @@ def _store(
         return given, False
     from .store.sqlite import SQLiteStore  # imported here, as most clients need no database
 
-    return SQLiteStore(given, run=run, clock=clock), True
+    return SQLiteStore(given, run=run, account=account, clock=clock), True
 
 
 def _webhooks(given: str | Sequence[str] | None, clock: Callable[[], float]) -> "Webhooks":

@@ -1,5 +1,6 @@
 """Settings with their defaults, credentials, and the only reader of the environment."""
 
+import hashlib
 import math
 import os
 import time
@@ -149,6 +150,11 @@ class KeyPair:
     def __repr__(self) -> str:
         return f"<KeyPair …{self._access_key[-4:]}>" if len(self._access_key) > 12 else "<KeyPair>"
 
+    @property
+    def fingerprint(self) -> str:
+        """A short digest of the access key, by which a journal recognises its account."""
+        return _fingerprint(self._access_key)
+
     def token(self) -> str:
         """Return the cached token, or a new one."""
         now = self._clock()
@@ -187,6 +193,11 @@ class StaticKey:
 
     def __repr__(self) -> str:
         return "<StaticKey>"
+
+    @property
+    def fingerprint(self) -> str:
+        """A short digest of the key, by which a journal recognises its account."""
+        return _fingerprint(self._api_key)
 
     def token(self) -> str:
         """Return the key."""
@@ -231,6 +242,17 @@ def credentials(
         "no credentials: set KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY, "
         "or pass them to KlingClient"
     )
+
+
+def account_name(settings: Settings, auth: Auth) -> str:
+    """Return the name of the service and the account, as a journal keeps it. It holds no secret."""
+    fingerprint = getattr(auth, "fingerprint", "")
+    key = f", key {fingerprint}" if fingerprint else ""
+    return f"{settings.base_url} ({settings.dialect}{key})"
+
+
+def _fingerprint(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
 def webhook_secret(given: str | None = None, environ: Mapping[str, str] | None = None) -> str | None:

@@ -28,6 +28,7 @@ from kling_expand.errors import (
     ConfigurationError,
     DeadlineExceeded,
     InvalidRequest,
+    JournalError,
     KlingError,
     ResultExpired,
     TaskNotFound,
@@ -63,6 +64,23 @@ async def test_one_photo_goes_in_and_its_pictures_come_out(tmp_path: Path) -> No
         assert [path.name for path in paths] == ["coffee-0.png", "coffee-1.png"]
         assert emulator.account.units_billed == 16
         assert set(emulator.account.accepted.values()) == {1}
+
+
+async def test_a_journal_belongs_to_one_service_and_account(tmp_path: Path) -> None:
+    """Another address, dialect or key is refused as long as the journal knows a task; no key is in it."""
+    journal = tmp_path / "run.db"
+    async with Emulator(engine="flat", work_seconds=0.05) as emulator:
+        own: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url, "journal": journal}
+        async with KlingClient(**own) as kling:
+            await kling.create(PHOTO, WIDER)
+        for other in ({"api_key": "other"}, {"base_url": "http://127.0.0.1:1"}, {"dialect": "direction"}):
+            with pytest.raises(JournalError, match=f"belongs to {emulator.url} .editing, key"):
+                await KlingClient(**own | other).__aenter__()
+        async with KlingClient(**own) as kling:
+            assert [(await future.accepted()).task_id async for future in kling.resume()] == list(
+                emulator.account.tasks
+            )
+    assert emulator.api_key.encode() not in journal.read_bytes()
 
 
 @virtual_time

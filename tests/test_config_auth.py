@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand.config import BACKDATE, LIFE, MARGIN, KeyPair, StaticKey
+from kling_expand.config import BACKDATE, LIFE, MARGIN, KeyPair, Settings, StaticKey, account_name
 from kling_expand.errors import ConfigurationError
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes-in-all"
@@ -197,3 +197,16 @@ def test_tokens_follow_each_other(pair: KeyPair, clock: Clock) -> None:
         clock.now += 60
     distinct = sorted(set(ends))
     assert all(later - earlier == LIFE - MARGIN for earlier, later in pairwise(distinct))
+
+
+def test_an_account_is_named_by_its_service_and_a_digest_of_its_key() -> None:
+    """The name tells addresses, dialects and access keys apart; a secret is neither part of it nor needed."""
+    names = [
+        account_name(settings, auth)
+        for settings in (Settings(), Settings(base_url="http://127.0.0.1:1"), Settings(dialect="direction"))  # type: ignore[arg-type]  # converted
+        for auth in (KeyPair("access-key", "one"), StaticKey("access-key-2"), KeyPair("access-key-3", "one"))
+    ]
+    assert len(set(names)) == len(names) == 9
+    assert account_name(Settings(), KeyPair("access-key", "two")) == names[0]
+    assert names[0].startswith("https://api-singapore.klingai.com (editing, key ")
+    assert not any("access-key" in name for name in names)

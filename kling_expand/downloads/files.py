@@ -31,7 +31,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment] # the module is typed as always present
 
-FIELDS = frozenset({"name", "index", "task_id", "external_task_id", "ext"})
+FIELDS = frozenset({"folder", "name", "index", "task_id", "external_task_id", "ext"})
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 _MAX_FIELD_BYTES = 100  # so that a few fields fit into one file name
@@ -89,14 +89,17 @@ class OutputPaths:
 def output_paths(task: Task, target: str | os.PathLike[str], name: str | None = None) -> OutputPaths:
     """Return the result paths for *target*: a directory, a picture's path, or a template of `FIELDS`.
 
-    The file system is only asked whether *target* is a directory.
+    The part of *name* before its last slash is the ``folder``, which a directory repeats below itself. The
+    file system is only asked whether *target* is a directory.
 
     Raises:
         InvalidRequest: a field is unknown, or two pictures would share one path.
     """
     wanted = os.fspath(target)
+    *folders, last = name.split("/") if name else [task.task_id]
     values = {
-        "name": safe_name(name or task.task_id),
+        "folder": "/".join(safe_name(folder) for folder in folders if folder),
+        "name": safe_name(last),
         "task_id": safe_name(task.task_id),
         "external_task_id": safe_name(task.external_task_id or task.task_id),
     }
@@ -126,7 +129,7 @@ def _template(wanted: str) -> str:
     named = fields or (literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal))  # noqa: PTH112
     if named and not wanted.endswith(("/", os.sep)):
         return wanted
-    return f"{wanted or os.curdir}/{{name}}-{{index}}{{ext}}"
+    return f"{wanted or os.curdir}/{{folder}}/{{name}}-{{index}}{{ext}}"
 
 
 def _paths(found: OutputPaths, ext: str) -> list[Path]:

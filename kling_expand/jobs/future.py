@@ -76,7 +76,8 @@ class ExpandResult:
     """A task that succeeded, and the way to save its pictures.
 
     `files` are the paths where an earlier run saved them, according to the journal, if all of them still
-    exist. `name` is the photo's own name, after which the pictures are named.
+    exist. `name` is the photo's own name, after which the pictures are named. It may begin with folders, as
+    in ``2024/dog``: a directory repeats them, and templates have the field ``folder``.
     """
 
     task: Task
@@ -106,7 +107,7 @@ class ExpandResult:
         """Save every picture, each complete or not at all, and return their paths in the order of `images`.
 
         *target* is a directory (pictures are named after the photo: ``dog-0.png``) or a template such as
-        ``"out/{task_id}-{index}{ext}"`` with the fields ``name index task_id external_task_id ext``. A
+        ``"out/{task_id}-{index}{ext}"`` with the fields ``folder name index task_id external_task_id ext``. A
         watermarked picture is saved beside the plain one. *deadline* seconds from now bound the call. Without
         one the settings `download_timeout`, `read_timeout` and `retry_timeout` bound each picture. The
         deadline of the job has no effect here, as its pictures are paid.

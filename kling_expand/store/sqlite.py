@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
-from uuid import uuid4
 
 from kling_expand.errors import JournalError
 
@@ -72,20 +71,29 @@ class SQLiteStore(JobStore):
     For several worker processes, ``"run-{worker}.db"`` stands for the first of ``run-0.db``, ``run-1.db``, …
     that no other process has open. So a restarted worker takes up the file of one that ended.
 
-    *run* names the run, and every derived id depends on it. Without one, a random name is made once and
-    kept in the file. *clock* gives Unix seconds. After a full disk the next write tries again; a file
-    that was deleted or replaced is refused until it is opened again.
+    *run* names the run, and every derived id depends on it. Without one, the run of the file is used, and
+    a new file gets the run ``default``: the same jobs have the same ids after a journal was deleted.
+    *account* names the service and the account of the jobs (see `kling_expand.config.account_name`). A
+    file that holds tasks of another account is refused; without *account* it is not checked. *clock* gives
+    Unix seconds. After a full disk the next write tries again; a file that was deleted or replaced is
+    refused until it is opened again.
 
     Raises:
         JournalError: from entering and from every method, when the file cannot be used.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, run: str | None = None, clock: Callable[[], float] = time.time
+        self,
+        path: str | os.PathLike[str],
+        *,
+        run: str | None = None,
+        account: str = "",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._given = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
         self.path: str = self._given
         self.run: str = run or ""
+        self.account: str = account  # once open, the file's; empty where it is not known
         self._clock = clock
         self._writes: WriteQueue[Statement] | None = None
 
@@ -99,6 +107,7 @@ class SQLiteStore(JobStore):
         try:
             await writes.run(file.open)
             self.run = await writes.put(partial(name_run, file.path, self.run))
+            self.account = await writes.put(partial(name_account, file.path, self.account))
         except BaseException:
             writes.abort(file.close)
             raise
@@ -159,13 +168,27 @@ class SQLiteStore(JobStore):
 
 def name_run(path: str, run: str, db: Connection) -> str:
     """Return the name of the file's run, and set it where the file has none."""
-    db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run or uuid4().hex,))
+    db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run or "default",))
     name: str = db.execute("SELECT value FROM meta WHERE name = 'run'").fetchone()[0]
     if run and run != name:
         raise JournalError(
             f"the run of the journal {path} must be {name!r}, got {run!r}; pass run={name!r}, or another file"
         )
     return name
+
+
+def name_account(path: str, account: str, db: Connection) -> str:
+    """Return the account that the jobs of the file belong to, and set it while the file has no task."""
+    row = db.execute("SELECT value FROM meta WHERE name = 'account'").fetchone()
+    known: str = row[0] if row else ""
+    if account in {"", known}:
+        return known
+    sent = "SELECT 1 FROM jobs WHERE task_id IS NOT NULL OR last_post_at IS NOT NULL LIMIT 1"
+    if known and db.execute(sent).fetchone():
+        advice = "use that service and key, or another journal"
+        raise JournalError(f"the journal {path} belongs to {known}, not to {account}; {advice}")
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('account', ?)", (account,))
+    return account
 
 
 def newest(where: str, values: tuple[Any, ...], db: Connection) -> JobRecord | None:

@@ -64,7 +64,9 @@ def test_a_good_name_is_left_alone(text: str) -> None:
 def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, field: str) -> None:
     """Whatever the ids are, a directory target and a template keep their literal directories."""
     one = task(task_id=task_id, external=external)
-    assert output_paths(one, "out", name).path(0, ".png").parent == Path("out")
+    assert output_paths(one, "out", name.replace("/", "")).path(0, ".png").parent == Path("out")
+    path = output_paths(one, "out", name).path(0, ".png")
+    assert (path.parts[0], ".." in path.parts) == ("out", False)
     assert output_paths(one, f"../a/{{{field}}}/x{{ext}}", name).path(0, ".png").parts[:2] == ("..", "a")
     assert output_paths(one, f"../a/{{{field}}}/x{{ext}}", name).path(0, ".png").name == "x.png"
 
@@ -93,6 +95,21 @@ def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, f
 def test_what_targets_mean(target: str | os.PathLike[str], expected: str) -> None:
     """A directory, a picture's path, or a template."""
     assert output_paths(task(), target, "dog").path(0, ".png") == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("out", "out/2024/May/dog-0.png"),
+        ("out/{name}{ext}", "out/dog.png"),
+        ("{folder}/{name}-wide{ext}", "2024/May/dog-wide.png"),
+        ("a.png", "a.png"),
+    ],
+)
+def test_a_name_may_lie_in_folders(target: str, expected: str) -> None:
+    """A directory repeats the folders of a name, and a template has them as a field."""
+    assert output_paths(task(), target, "2024/May/dog").path(0, ".png") == Path(expected)
+    assert output_paths(task(), "out/{folder}/{name}{ext}", "dog").path(0, ".png") == Path("out/dog.png")
 
 
 def test_an_existing_directory_is_one_whatever_its_name(tmp_path: Path) -> None:

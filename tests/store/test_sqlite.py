@@ -91,18 +91,32 @@ async def test_a_cancelled_call_leaves_its_record(store: SQLiteStore) -> None:
 
 
 async def test_the_run_has_a_name(tmp_path: Path) -> None:
-    """A given name is kept; without one a random name is made once; another name is refused."""
+    """A given name is kept and another refused; without one every new file has the same run."""
     async with SQLiteStore(tmp_path / "a.db", run="mine") as store:
         assert store.run == "mine"
     async with SQLiteStore(tmp_path / "a.db") as store:
         assert store.run == "mine"
     with pytest.raises(JournalError, match="must be 'mine', got 'other'"):
         await SQLiteStore(tmp_path / "a.db", run="other").__aenter__()
-    names = []
     for name in ("b.db", "b.db", "c.db"):
         async with SQLiteStore(tmp_path / name) as store:
-            names.append(store.run)
-    assert names[0] == names[1] != names[2]
+            assert store.run == "default"
+
+
+async def test_a_journal_belongs_to_one_account(tmp_path: Path) -> None:
+    """A file with a sent job refuses another account; one without takes the account it is opened with."""
+    path = tmp_path / "a.db"
+    for account in ("", "one", "two"):
+        async with SQLiteStore(path, account=account) as store:
+            assert store.account == account
+            job = await intend(store, "k")
+    async with SQLiteStore(path) as store:
+        assert store.account == "two"
+        await store.mark_sending(job.external_task_id)
+    with pytest.raises(JournalError, match=r"belongs to two, not to one; use that service"):
+        await SQLiteStore(path, account="one").__aenter__()
+    async with SQLiteStore(path, account="two") as store:
+        assert store.account == "two"
 
 
 async def test_a_store_says_whether_it_is_open(path: Path) -> None:

@@ -122,6 +122,7 @@ class Service:
             due_at=starts_at + settings.work_seconds * factor,
             seed=zlib.crc32(f"{settings.seed} {request.prompt!a}".encode()) & 0xFFFFFFF,
             engine=settings.engine,
+            misregister=settings.misregister,
             image_url="" if digest else request.image,
             digest=digest,
             ready_at=now if failure or (digest and settings.engine == FLAT_ENGINE) else None,

@@ -1,5 +1,6 @@
 """The settings of an emulator, described once for Python, the command line and the control route."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +13,37 @@ FLAT_ENGINE = "flat"  # it needs no worker process, and paints when a picture is
 
 
 def _option(
-    default: Any, text: str, *, fixed: bool = False, secret: bool = False, choices: tuple[Any, ...] = ()
+    default: Any,
+    text: str,
+    *,
+    fixed: bool = False,
+    secret: bool = False,
+    choices: tuple[Any, ...] = (),
+    parser: Callable[[Any], object] | None = None,
 ) -> Any:
-    """Return a field with a help text; a *fixed* one cannot change while the emulator runs."""
-    return field(
-        default=default, repr=not secret, metadata={"help": text, "fixed": fixed, "choices": choices}
-    )
+    """Return a field with a help text; a *fixed* one cannot change while the emulator runs.
+
+    *parser* raises ValueError for a value that is not allowed.
+    """
+    metadata = {"help": text, "fixed": fixed, "choices": choices, "parser": parser}
+    validator = None if parser is None else lambda _settings, _field, value: parser(value)
+    return field(default=default, repr=not secret, validator=validator, metadata=metadata)
+
+
+def parse_misregister(text: str) -> tuple[float, float, float]:
+    """Return the shift to the right and down in pixels, and the scale, from `DX,DY,SCALE`.
+
+    Raises:
+        ValueError: the text has another form, a shift is above 100 pixels, or the scale is not near 1.
+    """
+    try:
+        shift_x, shift_y, scale = map(float, text.split(",")) if text else (0.0, 0.0, 1.0)
+    except ValueError:
+        shift_x = shift_y = scale = math.nan
+    if not (abs(shift_x) <= 100 and abs(shift_y) <= 100 and 0.9 <= scale <= 1.1):
+        limit = "DX,DY,SCALE with shifts of at most 100 pixels and a scale between 0.9 and 1.1"
+        raise ValueError(f"misregister must be {limit}, such as 0.7,-1.2,1.004, got {text!r}")
+    return shift_x, shift_y, scale
 
 
 @define(kw_only=True, eq=False)
@@ -42,6 +68,12 @@ class Settings:
         "patchmatch", "painting engine: patchmatch, migan:PATH, or flat for load tests", fixed=True
     )
     workers: int = _option(2, "pictures painted at the same time", fixed=True)
+    misregister: str = _option(
+        "",
+        "DX,DY,SCALE: shift the content of new pictures by DX and DY pixels to the right and down, and scale "
+        "it around the middle; empty: the original lies exactly in its place",
+        parser=parse_misregister,
+    )
 
     slots: int = _option(9, "images in flight, the sum of n of all open tasks; above: 429/1303")
     rate_limit: int = _option(0, "requests per rate limit window; above: 429/1302; 0: no limit")
@@ -126,6 +158,8 @@ def _check(option: "Attribute[Any]", value: Any) -> None:
     if not fits or (expected in {int, float} and not 0 <= value < float("inf")):
         sign = " of at least 0" if expected in {int, float} else ""
         raise ValueError(f"{option.name} must be a {expected.__name__}{sign}, got {value!r}")
+    if option.metadata["parser"]:
+        option.metadata["parser"](value)
     choices = option.metadata["choices"]
     if choices and value not in choices:
         raise ValueError(f"{option.name} must be one of {', '.join(map(str, choices))}, got {value!r}")

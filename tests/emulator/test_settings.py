@@ -19,3 +19,14 @@ def test_every_setting_says_what_it_is_for() -> None:
     """Every setting has a help text for the command line."""
     assert all(option.metadata["help"] for option in options())
     assert {option.name for option in options()} == set(Settings.__annotations__) - {"clock"}
+
+
+@pytest.mark.parametrize("text", ["1", "1,2", "a,b,c", "1,2,3", "nan,0,1", "101,0,1", "0,0,inf"])
+def test_a_wrong_misregistration_is_refused(text: str) -> None:
+    """A misregistration of another form is refused, at the start and while the emulator runs."""
+    with pytest.raises(ValueError, match=r"misregister must be DX,DY,SCALE"):
+        Settings(misregister=text)
+    settings = Settings(misregister="0.5,-2,1.01")
+    with pytest.raises(ValueError, match=r"misregister must be DX,DY,SCALE"):
+        change(settings, {"slots": 5, "misregister": text})
+    assert (settings.slots, settings.misregister) == (9, "0.5,-2,1.01")

@@ -6,6 +6,7 @@ animation is used. Results are PNG.
 """
 
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -14,7 +15,7 @@ import numpy as np
 from attrs import field, frozen
 from PIL import Image, ImageDraw, ImageFont
 
-from kling_expand.emulator.settings import FLAT_ENGINE
+from kling_expand.emulator.settings import FLAT_ENGINE, parse_misregister
 
 from .canvas import Ratios, fit_canvas
 from .engine import Engine, UnknownEngine, paint_flat
@@ -56,13 +57,21 @@ def find_engine(name: str) -> Engine:
 
 
 def outpaint(
-    image: bytes, ratios: Ratios, *, seed: int, engine: str = "patchmatch", watermark: bool = False
+    image: bytes,
+    ratios: Ratios,
+    *,
+    seed: int,
+    engine: str = "patchmatch",
+    watermark: bool = False,
+    misregister: str = "",
 ) -> Picture:
     """Return PNG or JPEG bytes expanded by (up, down, left, right). Equal arguments give equal bytes.
 
+    *misregister* is `DX,DY,SCALE` (see `misregistered`), or empty.
+
     Raises:
         PictureError: when the bytes are not a usable picture.
-        ValueError: when a ratio is negative or not finite.
+        ValueError: when a ratio is negative or not finite, or *misregister* has another form.
         UnknownEngine: when there is no such engine.
     """
     paint = find_engine(engine)
@@ -72,8 +81,24 @@ def outpaint(
     original = decode(image).resize((right - left, bottom - top), Image.Resampling.LANCZOS, reducing_gap=3.0)
     result = paint(original, canvas, seed=seed)
     result.paste(original, (left, top))
+    if misregister:
+        result = misregistered(result, *parse_misregister(misregister))
     copy = encode(watermarked(result)) if watermark else None
     return Picture(encode(result), "image/png", copy, engine)
+
+
+def misregistered(picture: Image.Image, shift_x: float, shift_y: float, scale: float) -> Image.Image:
+    """Return a picture scaled around its middle, then shifted to the right and down by pixels.
+
+    The edge pixels are repeated where the content no longer reaches.
+    """
+    width, height = picture.size
+    margin = math.ceil(max(abs(shift_x), abs(shift_y)) / scale + max(width, height) * abs(1 - 1 / scale)) + 4
+    wider = Image.fromarray(np.pad(np.asarray(picture), ((margin, margin), (margin, margin), (0, 0)), "edge"))
+    left = margin + width / 2 - (width / 2 + shift_x) / scale
+    top = margin + height / 2 - (height / 2 + shift_y) / scale
+    region = (left, top, left + width / scale, top + height / scale)
+    return wider.resize(picture.size, Image.Resampling.LANCZOS, box=region)
 
 
 def decode(image: bytes) -> Image.Image:

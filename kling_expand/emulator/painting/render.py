@@ -67,7 +67,9 @@ class Renderer:
         return evolve(task, digest=digest)
 
     async def _paint(self, task: Task, index: int) -> Painted:
-        key = PictureKey(task.digest, task.ratios, task.seed + index, task.engine, task.watermark)
+        key = PictureKey(
+            task.digest, task.ratios, task.seed + index, task.engine, task.watermark, task.misregister
+        )
         return await self._pool.paint(key, partial(self._store.image, task.digest))
 
     async def picture(self, task: Task, index: int, *, watermark: bool) -> bytes | None:

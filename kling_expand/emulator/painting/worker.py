@@ -9,13 +9,22 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, Any, Required, TypedDict, Unpack
 
 from .canvas import Ratios
 from .image_headers import PictureError
 
 Painted = tuple[bytes, bytes | None]  # a picture, and its watermarked copy if one was asked for
 _START = "import sys; sys.path[:] = {path!r}; from kling_expand.emulator.painting.worker import main; main()"
+
+
+class PaintingOptions(TypedDict, total=False):
+    """The keyword arguments of `pictures.outpaint`."""
+
+    seed: Required[int]
+    engine: str
+    watermark: bool
+    misregister: str
 
 
 class WorkerLost(Exception):
@@ -34,14 +43,14 @@ class Worker:
         )
         self._busy = False
 
-    def outpaint(self, image: bytes, ratios: Ratios, *, seed: int, engine: str, watermark: bool) -> Painted:
+    def outpaint(self, image: bytes, ratios: Ratios, **options: Unpack[PaintingOptions]) -> Painted:
         """Return PNG bytes.
 
         Raises:
             PictureError: when the image cannot be painted.
             WorkerLost: when the process has ended.
         """
-        request = {"ratios": ratios, "seed": seed, "engine": engine, "watermark": watermark}
+        request = {"ratios": ratios, "options": options}
         self._busy = True
         try:
             send(self._process.stdin, request, image)
@@ -109,13 +118,7 @@ def serve(requests: IO[bytes], responses: IO[bytes]) -> None:
             request, (image,) = receive(requests)
             up, down, left, right = request["ratios"]
             try:
-                picture = outpaint(
-                    image,
-                    (up, down, left, right),
-                    seed=request["seed"],
-                    engine=request["engine"],
-                    watermark=request["watermark"],
-                )
+                picture = outpaint(image, (up, down, left, right), **request["options"])
             except Exception as error:  # noqa: BLE001 - the task fails with this message
                 send(responses, {"error": str(error) or repr(error)})
             else:

@@ -13,7 +13,7 @@ from attrs import frozen
 from kling_expand.emulator.settings import FLAT_ENGINE
 
 from .canvas import Ratios
-from .worker import Painted, Worker, WorkerLost
+from .worker import Painted, PaintingOptions, Worker, WorkerLost
 
 
 @frozen
@@ -25,6 +25,7 @@ class PictureKey:
     seed: int
     engine: str
     watermark: bool
+    misregister: str = ""
 
 
 class WorkerPool:
@@ -80,9 +81,7 @@ class WorkerPool:
     def _paint_in_worker(self, key: PictureKey, image: bytes) -> Painted:
         worker = self._idle.pop() if self._idle else self._start_worker()
         try:
-            painted = worker.outpaint(
-                image, key.ratios, seed=key.seed, engine=key.engine, watermark=key.watermark
-            )
+            painted = worker.outpaint(image, key.ratios, **_options(key))
         except WorkerLost:
             worker.close()
             raise
@@ -113,8 +112,17 @@ class WorkerPool:
 def _paint_in_process(key: PictureKey, image: bytes) -> Painted:
     from .pictures import outpaint
 
-    picture = outpaint(image, key.ratios, seed=key.seed, engine=key.engine, watermark=key.watermark)
+    picture = outpaint(image, key.ratios, **_options(key))
     return picture.data, picture.watermarked
+
+
+def _options(key: PictureKey) -> PaintingOptions:
+    return {
+        "seed": key.seed,
+        "engine": key.engine,
+        "watermark": key.watermark,
+        "misregister": key.misregister,
+    }
 
 
 def _size(painted: Painted) -> int:

@@ -33,6 +33,7 @@ class Task:
     due_at: float
     seed: int
     engine: str
+    misregister: str = ""
     image_url: str = field(default="", repr=False)
     digest: str = ""
     ready_at: float | None = None  # when painting ended, in success or failure

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.sample_pictures import claimed, photo, pixels, saved
+from support.sample_pictures import claimed, floats, photo, pixels, saved
 
 from kling_expand.emulator.painting import engine, pictures
 from kling_expand.emulator.painting.canvas import fit_canvas
@@ -127,3 +127,33 @@ def test_the_mark_reads_on_any_ground(colour: str) -> None:
     """The watermark has contrast on black, white and grey."""
     marked = np.asarray(pictures.watermarked(Image.new("RGB", (400, 300), colour))).astype(float)
     assert np.ptp(marked[250:, 200:]) > 60
+
+
+@pytest.mark.parametrize("misregister", ["3,-2,1", "0.4,0.7,1.006", "-5,0,0.99"])
+def test_a_misregistered_picture_lies_where_the_setting_says(misregister: str) -> None:
+    """A white square moves and grows as the shifts and the scale say, to a tenth of a pixel."""
+    shift_x, shift_y, scale = map(float, misregister.split(","))
+    before = np.zeros((200, 300, 3), np.uint8)
+    before[60:100, 200:260] = 255
+    after = floats(pictures.misregistered(Image.fromarray(before), shift_x, shift_y, scale))[..., 0]
+    y, x = np.mgrid[0:200, 0:300] + 0.5
+    assert (after * x).sum() / after.sum() == pytest.approx(150 + (230 - 150) * scale + shift_x, abs=0.1)
+    assert (after * y).sum() / after.sum() == pytest.approx(100 + (80 - 100) * scale + shift_y, abs=0.1)
+    assert after.sum() / 255 == pytest.approx(60 * 40 * scale**2, rel=0.01)
+
+
+def test_a_misregistered_picture_has_no_empty_edge() -> None:
+    """Where the content no longer reaches, the edge is repeated: a white picture stays white."""
+    white = Image.new("RGB", (64, 48), "white")
+    assert pictures.misregistered(white, -30, 20, 0.9).getcolors() == [(64 * 48, (255, 255, 255))]
+
+
+def test_outpaint_takes_a_misregistration() -> None:
+    """With a misregistration the original lies beside its box, and the picture keeps its size."""
+    data = saved(photo(300, 200))
+    exact, moved = (
+        pictures.outpaint(data, (0, 0, 0, 0.5), seed=1, engine="flat", misregister=text).data
+        for text in ("", "4,0,1")
+    )
+    assert pixels(exact).shape == pixels(moved).shape
+    assert np.abs(pixels(moved)[:, 20:500] - pixels(exact)[:, 16:496]).mean() < 0.5

@@ -4,9 +4,10 @@ import base64
 import io
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from support.raw_client import calling
-from support.sample_pictures import BROKEN
+from support.sample_pictures import BROKEN, saved
 
 PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "coffee.jpg"
 
@@ -48,3 +49,23 @@ async def test_a_picture_that_cannot_be_painted_fails_its_task() -> None:
                 continue
             async with call.session.get(task["task_result"]["images"][0]["url"]) as answer:
                 assert answer.status == 404
+
+
+async def test_a_task_keeps_the_misregistration_of_its_create() -> None:
+    """New tasks follow the setting, and the pictures of earlier tasks do not change with it."""
+    async with calling(engine="flat", queue_seconds=0, work_seconds=0) as call:
+
+        async def picture(task_id: str) -> bytes:
+            await call.emulator.painted()
+            task = await call.task(task_id)
+            async with call.session.get(task["task_result"]["images"][0]["url"]) as answer:
+                return bytes(await answer.read())
+
+        noise = np.random.default_rng(1).integers(0, 255, (300, 300, 3), np.uint8)
+        photo = base64.b64encode(saved(Image.fromarray(noise))).decode()
+        earlier = await call.create(image=photo)
+        before = await picture(earlier)
+        call.emulator.misregister = "3,0,1"
+        later = await call.create(image=photo)
+        assert await picture(earlier) == before
+        assert await picture(later) != before

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.raw_client import png
+from support.sample_pictures import photo, saved
 
 from kling_expand.emulator.painting.image_headers import PictureError
 from kling_expand.emulator.painting.worker import Worker, WorkerLost, receive, send, serve
@@ -23,6 +24,11 @@ def test_a_worker_ends_when_its_pipe_closes() -> None:
     picture, marked = worker.outpaint(png(), RATIOS, seed=0, engine="flat", watermark=True)
     assert picture.startswith(b"\x89PNG")
     assert marked not in {picture, None}
+    scene = saved(photo(300, 300))
+    exact, moved = (
+        worker.outpaint(scene, RATIOS, seed=0, engine="flat", misregister=text)[0] for text in ("", "2,0,1")
+    )
+    assert exact != moved
     worker.close()
     assert worker._process.returncode == 0
     with pytest.raises(WorkerLost):
@@ -46,9 +52,8 @@ def test_an_incomplete_message_is_an_end_of_file() -> None:
 def test_an_exception_becomes_a_response() -> None:
     """An exception while painting is sent back, and the worker goes on."""
     asks, answers = io.BytesIO(), io.BytesIO()
-    ask = {"ratios": RATIOS, "seed": 0, "engine": "unheard of", "watermark": False}
-    send(asks, ask, png())
-    send(asks, ask | {"engine": "flat"}, png())
+    for engine in ("unheard of", "flat"):
+        send(asks, {"ratios": RATIOS, "options": {"seed": 0, "engine": engine}}, png())
     asks.seek(0)
     serve(asks, answers)
     answers.seek(0)

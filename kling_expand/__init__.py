@@ -5,17 +5,22 @@ async with KlingClient() as kling:
     await result.save("out/")
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import errors
-from .client import KlingClient
-from .config import KeyPair, Settings, StaticKey
 from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all__` lists them
-from .events import Event, EventKind, Quantiles, Stats
-from .geometry import Padding, Ratios, ToAspect, ToSize, Towards, calculate_expansion_ratios
-from .jobs.bulk import Outcome
-from .jobs.future import ExpandResult, TaskFuture
-from .jobs.poll_schedule import AdaptiveSchedule
-from .jobs.scheduler import Slots
-from .models import Dialect, ExpandRequest, Image, Status, Task
+
+if TYPE_CHECKING:
+    from .client import KlingClient
+    from .config import KeyPair, Settings, StaticKey
+    from .events import Event, EventKind, Quantiles, Stats
+    from .geometry import Padding, Ratios, ToAspect, ToSize, Towards, calculate_expansion_ratios
+    from .jobs.bulk import Outcome
+    from .jobs.future import ExpandResult, TaskFuture
+    from .jobs.poll_schedule import AdaptiveSchedule
+    from .jobs.scheduler import Slots
+    from .models import Dialect, ExpandRequest, Image, Status, Task
 
 __version__ = "0.1.0"
 
@@ -46,3 +51,35 @@ __all__ = [
     "calculate_expansion_ratios",
 ]
 __all__ += errors.__all__
+
+# The public modules, those first that import little. A name is imported at its first use, so that the
+# command line can print its help without loading aiohttp.
+_MODULES = (
+    "geometry",
+    "models",
+    "config",
+    "events",
+    "jobs.poll_schedule",
+    "jobs.scheduler",
+    "jobs.future",
+    "jobs.bulk",
+    "client",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or one of these modules, at its first use."""
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        for module in _MODULES:
+            found = vars(import_module(f"{__name__}.{module}")).get(name)
+            if found is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported already or not."""
+    return sorted({*globals(), *__all__})

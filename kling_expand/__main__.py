@@ -1,18 +1,38 @@
 """The entry point of ``kling-expand`` and ``python -m kling_expand``."""
 
+import os
+import signal
 import sys
 from importlib.util import find_spec
+from types import FrameType
 
 
 def main() -> None:
     """Run the command line, which exits; exit with code 2 if the extra `cli` is not installed."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
     if missing := [name for name in ("click", "rich", "jinja2") if find_spec(name) is None]:
         needs = " and ".join(missing)
         sys.stderr.write(f"the command line needs {needs}: pip install 'kling-expand[cli]'\n")
         sys.exit(2)
     from .cli import root
 
-    root(prog_name="kling-expand")
+    root(prog_name="kling-expand", obj=lambda: signal.signal(signal.SIGINT, handler))
+
+
+def _exit(_number: int, _frame: FrameType | None) -> None:
+    """End at once while the command is imported: there is nothing to clean up yet."""
+    os._exit(130)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """End a command as Ctrl-C does, when it is terminated or its terminal is closed."""
+    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -282,15 +281,21 @@ def test_the_front_door_brings_no_framework() -> None:
 
 
 def test_all_is_all_that_is_public() -> None:
-    """`__all__` lists each public name once, and each exists."""
+    """`__all__` lists each public name once, each exists, and type checkers see the same names."""
     listed = kling_expand.__all__
     assert len(listed) == len(set(listed))
+    assert [name for name in listed if getattr(kling_expand, name, None) is None] == []
     public = {
         name
         for name, value in vars(kling_expand).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        if getattr(value, "__module__", "").startswith("kling_expand.") and not name.startswith("_")
     }
     assert public == set(listed)
+    path = PACKAGE / "__init__.py"
+    declared = next(node for node in tree(path).body if isinstance(node, ast.If)).body
+    names = {alias.name for node in declared if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names | set(kling_expand.errors.__all__) == set(listed)
+    assert set(listed) <= set(dir(kling_expand))
 
 
 @pytest.mark.parametrize("name", sorted(kling_expand.__all__))

@@ -1,27 +1,48 @@
 """The command line: `kling-expand` and its commands. `kling_expand.cli.terminal` lists the exit codes."""
 
+from importlib import import_module
+
 import click
 
 from kling_expand import __version__
 
-from .commands.bulk import bulk
-from .commands.doctor import doctor
-from .commands.expand import expand
-from .commands.fleet import fleet
-from .commands.preview import preview
-from .commands.ratios import ratios
-from .commands.report import report
-from .commands.resume import resume
-from .commands.serve import serve
-from .commands.tasks import get, list_tasks, status
-from .commands.wait import download, wait
-from .commands.webhook import webhook
 from .terminal import Commands
 
 __all__ = ["root"]
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class LazyCommand(click.Command):
+    """The name and short help of a command whose module is imported when it is run."""
+
+    def __init__(self, name: str, place: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self._place = place
+
+    def load(self) -> click.Command:
+        """Return the command itself."""
+        module, _, attribute = self._place.partition(":")
+        command: click.Command = getattr(import_module(f".commands.{module}", __package__), attribute)
+        return command
+
+
+class LazyCommands(Commands):
+    """A group of lazy commands. The object of its context is called once the command is imported."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that *args* begin with, imported."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if isinstance(command, LazyCommand):
+            command = command.load()
+        if ctx.obj is not None:
+            ctx.obj()
+        return name, command, rest
+
+
+@click.group(
+    cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="kling-expand")
 def root() -> None:
     """Expand photos beyond their edges with Kling AI, without paying twice.
@@ -42,22 +63,22 @@ def root() -> None:
     """
 
 
-COMMANDS: tuple[click.Command, ...] = (
-    expand,
-    bulk,
-    resume,
-    report,
-    preview,
-    ratios,
-    wait,
-    download,
-    get,
-    list_tasks,
-    status,
-    doctor,
-    fleet,
-    serve,
-    webhook,
+COMMANDS = (
+    ("expand", "expand:expand", "Expand photos and save the results."),
+    ("bulk", "bulk:bulk", "Expand all photos of a table or directory."),
+    ("resume", "resume:resume", "Continue the jobs of a journal."),
+    ("report", "report:report", "Write an HTML page about a journal."),
+    ("preview", "preview:preview", "Draw the canvas before anything is paid."),
+    ("ratios", "ratios:ratios", "Print the four ratios for a size or a photo."),
+    ("wait", "wait:wait", "Wait for tasks by their ids and save the results."),
+    ("download", "wait:download", "Save the results of tasks that have ended."),
+    ("get", "tasks:get", "Show a task."),
+    ("list", "tasks:list_tasks", "List the tasks of the account."),
+    ("status", "tasks:status", "Print the status of tasks or of a run."),
+    ("doctor", "doctor:doctor", "Check credentials, clock, reachability and extras."),
+    ("fleet", "fleet:fleet", "Share one account between many machines."),
+    ("serve", "serve:serve", "Run the local emulator of the service."),
+    ("webhook", "webhook:webhook", "Receive callbacks."),
 )
 for _command in COMMANDS:
-    root.add_command(_command)
+    root.add_command(LazyCommand(*_command))

@@ -4,7 +4,6 @@ import functools
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from random import Random
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -15,13 +14,14 @@ from attrs import asdict, evolve, field, fields, frozen
 from kling_expand.config import PARALLEL_TASKS, Settings, credentials
 from kling_expand.errors import ConfigurationError
 from kling_expand.geometry import Anchor, Geometry, Padding, Ratios, ToAspect, ToSize, Towards
-from kling_expand.jobs.poll_schedule import ExponentialSchedule, PollSchedule
 from kling_expand.models import UNITS_PER_IMAGE, Dialect, ExpandRequest, request_fields
 
-from .terminal import NothingDone
+from .terminal import NothingDone, redirect_warnings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where they are used, so that `ratios` and `--help` do not load aiohttp
     from kling_expand.client import KlingClient
+    from kling_expand.events import Listener
+    from kling_expand.jobs.poll_schedule import PollSchedule
     from kling_expand.store.base import JobStore
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -90,6 +90,12 @@ class OutputOptions(OptionGroup):
         "and {ext}.",
     )
     as_json: bool = option("--json", default=False, is_flag=True, help="Print JSON, one object per line.")
+    quiet: bool = option(
+        "-q", "--quiet", default=False, is_flag=True, help="Print only results and failures: no progress."
+    )
+    verbose: bool = option(
+        "-v", "--verbose", default=False, is_flag=True, help="Print each call of the service that failed."
+    )
 
 
 @frozen
@@ -336,14 +342,16 @@ class Connection(OptionGroup):
         budget: int | None = None,
         max_in_flight: int | None = None,
         emulator_state: str = "",
+        listener: "Listener | None" = None,
     ) -> AsyncIterator["KlingClient"]:
         """Open a client. A local emulator keeps its tasks in the file *emulator_state*, if it is given.
 
         Raises:
             NothingDone: credentials or an extra are missing.
         """
-        from kling_expand.client import KlingClient  # imported here, so that --help does not load aiohttp
+        from kling_expand.client import KlingClient
 
+        redirect_warnings(None)
         self.require_credentials()
         async with AsyncExitStack() as stack:
             service: dict[str, str | None] = {"base_url": self.base_url}
@@ -359,6 +367,7 @@ class Connection(OptionGroup):
                 run=journal.run if journal else "default",
                 budget=budget,
                 max_in_flight=max_in_flight,
+                listener=listener,
             )
             yield await stack.enter_async_context(client)
 
@@ -376,8 +385,12 @@ class EmulatedConnection(Connection):
     )
 
 
-def schedule(base_url: str | None) -> PollSchedule | None:
+def schedule(base_url: str | None) -> "PollSchedule | None":
     """Return frequent polls for a service on this machine, and None (the default schedule) for any other."""
+    from random import Random
+
+    from kling_expand.jobs.poll_schedule import ExponentialSchedule
+
     host = urlsplit(Settings.from_env(base_url=base_url).base_url).hostname
     if host not in {"127.0.0.1", "localhost", "::1"}:
         return None

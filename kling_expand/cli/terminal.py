@@ -1,23 +1,29 @@
 """Output of the commands: values as text or JSON, errors as one sentence on stderr, and exit codes.
 
-Control characters in text of the service are removed, and no failure prints a traceback.
+Control characters in the text of others are shown escaped, and no failure prints a traceback.
 
 ====  ==============================================================
 0     success
-1     a task failed, or the service refused a request
+1     a task failed, the service refused, or the output cannot be written
 2     nothing was started: wrong options, input or configuration
-130   interrupted with Ctrl-C
+130   interrupted with Ctrl-C, by SIGTERM or by the end of the terminal
 ====  ==============================================================
 """
 
+import io
 import json
-from datetime import UTC, datetime
-from typing import Any, NoReturn
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
 from kling_expand.errors import ConfigurationError, InvalidRequest, KlingError
-from kling_expand.models import DOLLARS_PER_UNIT, Task
+
+if TYPE_CHECKING:
+    from kling_expand.models import Task
 
 FAILED = 1
 NOTHING_DONE = 2
@@ -37,12 +43,30 @@ class ServiceFailed(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group of commands that may raise `KlingError` and KeyboardInterrupt."""
+    """A group of commands that may raise `KlingError`, KeyboardInterrupt, or OSError where stdout is gone."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which they were added."""
         del ctx
         return list(self.commands)
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run a command line and exit with its code."""
+        settings["standalone_mode"] = False
+        with standard_streams():
+            try:
+                code = super().main(*args, **settings)
+            except click.Abort:  # Ctrl-C outside of a command
+                code = INTERRUPTED
+            except click.ClickException as error:
+                vars(error)["message"] = "\n".join(map(clean, error.message.splitlines()))
+                error.show()
+                code = error.exit_code
+            except OSError as error:
+                if not isinstance(error, BrokenPipeError):  # as of `| head`
+                    click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
+                code = FAILED
+        sys.exit(code or 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the named command, and convert its exception to a message and an exit code."""
@@ -50,7 +74,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KlingError as error:
             kind = NothingDone if exit_code(error) == NOTHING_DONE else ServiceFailed
-            raise kind(str(error)) from error
+            raise kind(clean(str(error))) from error
         except KeyboardInterrupt:
             leave(INTERRUPTED)
 
@@ -65,6 +89,107 @@ def leave(code: int) -> NoReturn:
     raise click.exceptions.Exit(code)
 
 
+# ---------------------------------------------------------------------------- standard streams
+
+
+class Stream:
+    """A standard stream that keeps its last failure as `error`, and raises it only where *required*."""
+
+    def __init__(self, stream: TextIO, *, required: bool) -> None:
+        self._stream = stream
+        self.required = required
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write *text*, and return its length."""
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._try(self._stream.flush)
+
+    def _try(self, function: Callable[..., object], *args: object) -> None:
+        try:
+            function(*args)
+        except OSError as error:
+            self.error = error
+            if self.required:
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Make stdout and stderr streams that can fail without a traceback.
+
+    A closed pipe, a closed terminal or a full disk ends a command with its next result. On stderr there is
+    nobody to report a failure to, so it ends no command.
+    """
+    before = sys.stdout, sys.stderr
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
+    streams = [
+        stream and Stream(stream, required=required)
+        for stream, required in zip(before, (True, False), strict=True)
+    ]
+    sys.stdout, sys.stderr = streams
+    try:
+        yield
+    finally:
+        # A stream that failed still holds text, which Python would try to write at its end.
+        sys.stdout, sys.stderr = (
+            io.StringIO() if isinstance(stream, Stream) and stream.error else original
+            for stream, original in zip(streams, before, strict=True)
+        )
+
+
+@contextmanager
+def optional_stdout() -> Iterator[None]:
+    """Go on without stdout where it fails: the results of the command are files.
+
+    Raises:
+        OSError: at the end, when it failed for another reason than a reader who has seen enough.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, Stream):
+        yield
+        return
+    stream.required = False
+    try:
+        yield
+    finally:
+        stream.required = True
+    if stream.error is not None and not isinstance(stream.error, BrokenPipeError):
+        raise stream.error
+
+
+class _Lines:
+    """A stream for the handler of a logger: each text is printed as one line, without its traceback."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+
+    def write(self, text: str) -> None:
+        self._write(text.partition("\n")[0])
+
+    def flush(self) -> None:
+        """Do nothing: each line is written at once."""
+
+
+def redirect_warnings(write: Callable[[str], None] | None) -> None:
+    """Print what the package logs from now on with *write*, or else as lines on stderr."""
+    import logging  # imported here, as few commands need it
+
+    logger = logging.getLogger("kling_expand")
+    for handler in [each for each in logger.handlers if isinstance(getattr(each, "stream", None), _Lines)]:
+        logger.removeHandler(handler)
+    lines = _Lines(write or (lambda text: click.echo(clean(text), err=True)))
+    logger.addHandler(logging.StreamHandler(lines))
+
+
 # ---------------------------------------------------------------------------- values
 
 
@@ -73,9 +198,17 @@ def show(facts: Any) -> None:
     click.echo(json.dumps(facts))
 
 
+def print_path(path: str | os.PathLike[str]) -> None:
+    """Print a path on one line, on a terminal with its control characters escaped."""
+    text = os.fspath(path)
+    click.echo(clean(text) if sys.stdout and sys.stdout.isatty() else text)
+
+
 def clean(text: str) -> str:
-    """Return *text* without control characters, which could be escape sequences."""
-    return "".join(mark if mark.isprintable() else "�" for mark in text)
+    """Return *text* with its control characters escaped, because a terminal could obey them."""
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
 
 
 def plural(number: int, noun: str) -> str:
@@ -85,6 +218,8 @@ def plural(number: int, noun: str) -> str:
 
 def moment(milliseconds: int | None) -> str:
     """Return a time of the service as ``2026-11-20 06:49:58 UTC``, or a dash."""
+    from datetime import UTC, datetime  # imported here, as few commands need it
+
     if milliseconds is None:
         return "-"
     try:
@@ -93,7 +228,7 @@ def moment(milliseconds: int | None) -> str:
         return str(milliseconds)
 
 
-def billed_units(task: Task | None) -> float | None:
+def billed_units(task: "Task | None") -> float | None:
     """Return the units that the service has billed for *task*, or None while they are unknown."""
     if task is None or task.units is None:
         return None
@@ -101,7 +236,7 @@ def billed_units(task: Task | None) -> float | None:
     return int(units) if units.is_integer() else units
 
 
-def task_facts(task: Task) -> dict[str, Any]:
+def task_facts(task: "Task") -> dict[str, Any]:
     """Return a task for JSON, in the words of the API."""
     return {
         "task_id": task.task_id,
@@ -118,7 +253,7 @@ def task_facts(task: Task) -> dict[str, Any]:
     }
 
 
-def task_lines(task: Task) -> list[str]:
+def task_lines(task: "Task") -> list[str]:
     """Return a task as text, one fact per line."""
     facts = {
         "task_id": task.task_id,
@@ -135,17 +270,19 @@ def task_lines(task: Task) -> list[str]:
     return [f"{name:<17} {clean(value)}" for name, value in facts.items() if value]
 
 
-def task_row(task: Task) -> str:
+def task_row(task: "Task") -> str:
     """Return a task on one line."""
     units = task.final_unit_deduction or "-"
     row = f"{task.task_id}  {task.task_status:<10}  {moment(task.created_at)}  {units:>4}"
     return clean(f"{row}  {task.external_task_id or '-'}")
 
 
-def money(units: float) -> str:
-    """Return units and their price: ``16 units ($0.06)``."""
-    noun = "unit" if units == 1 else "units"
-    return f"{units:.10g} {noun} (${DOLLARS_PER_UNIT * units:,.2f})"
+def money(units: float, *, emulated: bool = False) -> str:
+    """Return units and their price: ``16 units ($0.06)``; an *emulated* service bills nothing."""
+    from kling_expand.models import DOLLARS_PER_UNIT  # imported here, to keep `--help` fast
+
+    price = "emulated, not billed" if emulated else f"${DOLLARS_PER_UNIT * units:,.2f}"
+    return f"{units:.10g} {'unit' if units == 1 else 'units'} ({price})"
 
 
 def span(seconds: float) -> str:

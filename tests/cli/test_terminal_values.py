@@ -7,8 +7,8 @@ from kling_expand.models import Task
 
 
 def test_what_others_wrote_cannot_steer_a_terminal() -> None:
-    """Escape sequences, line ends and the like are replaced; letters of any script are not."""
-    assert clean("a\x1b[2Jb\r\n\u202ec\u00e9\u4e2d") == "a\ufffd[2Jb\ufffd\ufffd\ufffdc\u00e9\u4e2d"
+    """Escape sequences, line ends and the like are escaped; letters of any script are not."""
+    assert clean("a\x1b[2Jb\r\n\u202ec\u00e9\u4e2d") == r"a\x1b[2Jb\r\n\u202ec" "\u00e9\u4e2d"
 
 
 def test_times_that_make_no_sense_are_shown_as_they_are() -> None:

@@ -1,30 +1,53 @@
 """The progress of a batch: its counts, and a live screen or plain lines that show them."""
 
+import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 import click
-from attrs import define, field
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from attrs import define, field, frozen
 
-from kling_expand.cli.terminal import billed_units, clean, money, show, span
-from kling_expand.errors import InvalidRequest, KlingError, SubmissionUnknown
-from kling_expand.events import Stats
+from kling_expand.cli.options import OutputOptions
+from kling_expand.cli.terminal import (
+    billed_units,
+    clean,
+    money,
+    plural,
+    print_path,
+    redirect_warnings,
+    show,
+    span,
+)
+from kling_expand.config import Settings
+from kling_expand.errors import (
+    InvalidRequest,
+    KlingError,
+    ParallelLimit,
+    RateLimited,
+    SubmissionUnknown,
+    TransportError,
+)
+from kling_expand.events import Event, EventKind, Stats
 from kling_expand.jobs.future import TaskFuture
 from kling_expand.models import Status, Task
+
+if TYPE_CHECKING:  # rich takes a moment to import, and only a live screen needs it
+    from rich.console import Console, Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
 LAST_FAILURES, KEPT_FAILURES = 3, 1000  # shown on the live screen, and listed at the end
 SHOWN_JOBS = 8  # lines of running jobs on the live screen
 LINE_INTERVAL, MAX_LINE_INTERVAL = 1.0, 30.0  # seconds between two plain lines
+TICK = 0.5  # seconds between two checks of what is to be printed
+TROUBLE_AFTER = 1.0  # seconds for which a call must fail before it is reported
+TROUBLE_LIFE = 60.0  # seconds after which trouble is forgotten that no further call has confirmed
 
 
 @define(eq=False)
@@ -77,6 +100,16 @@ class Job:
         return {"type": InvalidRequest.__name__, "message": self.problem} if self.problem else None
 
 
+@frozen
+class Trouble:
+    """Calls of one kind that fail: the last error, when the first and the last came, and the next wait."""
+
+    error: KlingError
+    began_at: float
+    seen_at: float
+    wait: float | None = None
+
+
 @define
 class Progress:
     """The rows of a batch. Each of `total` rows is counted once: saved, known, failed, bad or not sent."""
@@ -94,6 +127,9 @@ class Progress:
     most_running: int = 1  # tasks at the same time
     started: bool = False
     interrupted: bool = False
+    troubles: dict[EventKind, Trouble] = field(factory=dict)  # of calls, by their kind
+    on_event: Callable[[Event], object] | None = None  # called with each event of the client
+    clock: Callable[[], float] = time.monotonic
 
     @property
     def ended(self) -> int:
@@ -114,6 +150,31 @@ class Progress:
         """Record why a row failed."""
         self.dropped_failures += len(self.failures) == KEPT_FAILURES
         self.failures.append(text)
+
+    def receive(self, event: Event) -> None:
+        """Take an event of the client: trouble begins with a failed call, and ends with a successful one."""
+        if event.kind in {EventKind.CREATE, EventKind.READ, EventKind.LIST}:
+            if event.error is not None and event.error.retryable:
+                now, known = self.clock(), self.troubles.get(event.kind)
+                began_at = known.began_at if known else now
+                self.troubles[event.kind] = Trouble(event.error, began_at, now)
+            else:
+                self.troubles.pop(event.kind, None)
+        if self.on_event is not None:
+            self.on_event(event)
+
+    def trouble(self, stats: Stats) -> tuple[EventKind, Trouble] | None:
+        """Return the kind of calls that has failed for longest, or None where all is well."""
+        now = self.clock()
+        lasting = [
+            (kind, trouble)
+            for kind, trouble in self.troubles.items()
+            if now - trouble.began_at >= TROUBLE_AFTER
+            and now - trouble.seen_at < TROUBLE_LIFE
+            # At the limit of parallel tasks, a task of this run is about to end where there is one.
+            and not (isinstance(trouble.error, ParallelLimit) and stats.running)
+        ]
+        return min(lasting, key=lambda each: each[1].began_at, default=None)
 
     def time_left(self, stats: Stats) -> float | None:
         """Return the expected seconds until the last row ends, or None before the first task has ended."""
@@ -140,7 +201,8 @@ class Progress:
         """Return the progress on one line."""
         left = self.time_left(stats)
         time_left = f"; about {span(left)} left" if left else ""
-        return f"{self.ended} of {self.total} rows: {self.counts()}; {stats.running} running{time_left}"
+        rows = plural(self.total, "row")
+        return f"{self.ended} of {rows}: {self.counts()}; {stats.running} running{time_left}"
 
 
 @define
@@ -152,19 +214,61 @@ class LineSchedule:
 
     def due(self, ended: int, total: int, now: float) -> bool:
         """Return whether to print a line now."""
-        many = 20 * (ended - self.ended) >= total
+        many = ended > self.ended and 20 * (ended - self.ended) >= total
         if now - self.printed_at < (LINE_INTERVAL if many else MAX_LINE_INTERVAL):
             return False
         self.ended, self.printed_at = ended, now
         return True
 
 
+# ---------------------------------------------------------------------------- trouble in words
+
+# What is behind an error, by the name of its class or of one that it is derived from.
+_CAUSES = {
+    "ClientConnectorCertificateError": "its certificate is not trusted",
+    "ClientProxyConnectionError": "the proxy cannot be reached",
+    "gaierror": "unknown host name",
+    "ConnectionRefusedError": "refused",
+    "ConnectionResetError": "connection reset",
+    "ServerDisconnectedError": "connection closed",
+    "TimeoutError": "timed out",
+}
+_TRIES = {EventKind.CREATE: "sending", EventKind.READ: "asking", EventKind.LIST: "asking"}
+
+
+def describe_trouble(kind: EventKind, trouble: Trouble, settings: Settings, now: float) -> str:
+    """Return what calls of this kind fail of, and for how long they are repeated."""
+    error, host = trouble.error, urlsplit(settings.base_url).netloc
+    if isinstance(error, ParallelLimit):
+        return "all parallel tasks of the account are in use (1303), waiting until one ends"
+    if isinstance(error, RateLimited):
+        pause = trouble.wait or error.retry_after
+        rest = f", {_TRIES[kind]} again in {span(max(trouble.seen_at + pause - now, 0))}" if pause else ""
+        return f"too many requests for {host} (1302){rest}"
+    limit = settings.retry_timeout if kind is EventKind.CREATE else settings.poll_timeout
+    left = span(max(trouble.began_at + limit - now, 0))
+    return f"{failure_text(error, host)}, retrying for {left}"
+
+
+def failure_text(error: KlingError, host: str) -> str:
+    """Return in a few words why a call of the service at *host* failed."""
+    if not isinstance(error, TransportError):
+        return f"{host}: {error}"
+    cause: object = error.__cause__
+    cause = getattr(cause, "os_error", None) or cause
+    causes = [_CAUSES[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _CAUSES]
+    return f"no answer from {host} ({causes[0]})" if causes else error.message
+
+
+# ---------------------------------------------------------------------------- the display
+
+
 class ProgressDisplay:
-    """Shows a batch: progress and failures on stderr, results (paths or JSON) on stdout.
+    """Shows a batch: progress, trouble and failures on stderr, results (paths or JSON) on stdout.
 
     *stats* returns the client's current numbers. A *detailed* display has a line for every running job.
     Where a live screen shares its terminal with stdout, paths would tear it: a detailed display prints
-    them at its end, any other does not list them.
+    them at its end, any other does not list them. An *emulated* service bills nothing.
     """
 
     def __init__(
@@ -175,64 +279,66 @@ class ProgressDisplay:
         *,
         detailed: bool = False,
         budget: int | None = None,
-        as_json: bool = False,
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        output: OutputOptions | None = None,
+        settings: Settings | None = None,
+        emulated: bool = False,
+        console: "Console | None" = None,
     ) -> None:
         self._title = clean(title)
         self._progress = progress
         self._stats = stats
         self._detailed = detailed
         self._budget = budget
-        self._json = as_json
-        self._clock = clock
-        self._started_at = clock()
-        self._console = console or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._output = output or OutputOptions()
+        self._settings = settings or Settings()
+        self._emulated = emulated
+        self._clock = progress.clock
+        self._started_at = self._clock()
         self._running: dict[Job, tuple[str, float]] = {}  # status and start of each
-        self._screen = Live(
-            console=self._console,
-            get_renderable=self.__rich__,
-            transient=True,
-            refresh_per_second=4,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        shared = sys.stdout.isatty()
-        capable = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._live = capable and not (as_json and shared)
-        self._paths: list[Path] | None = [] if self._live and shared else None  # to be printed at the end
+        shared = bool(sys.stdout and sys.stdout.isatty())
+        live = not self._output.quiet and not (self._output.as_json and shared)
+        self._console = console or (_terminal() if live else None)
+        self._screen = self._make_screen(self._console) if self._console else None
+        self._paths: list[Path] | None = [] if self._screen and shared else None  # printed at the end
         self._lines = LineSchedule(self._started_at)
+        self._reported: str | None = None  # trouble on the last plain line about it
+        self._reported_at = 0.0
+        self._ticks: asyncio.TimerHandle | None = None
+        progress.on_event = self._on_event
 
     def __enter__(self) -> Self:
-        if self._live:
+        redirect_warnings(self.note)
+        if self._screen is not None:
             self._screen.start()
+        else:
+            self._tick()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._live:
-            return
-        self._screen.stop()
-        for text in self._progress.failures:
-            self.note(text)
-        if self._progress.dropped_failures:
-            self.note(f"and {self._progress.dropped_failures} earlier failures")
+        if self._ticks is not None:
+            self._ticks.cancel()
+        if self._screen is not None:
+            self._screen.stop()
+            for text in self._progress.failures:
+                self.note(text)
+            if self._progress.dropped_failures:
+                self.note(f"and {plural(self._progress.dropped_failures, 'earlier failure')}")
         for path in self._paths or ():
-            click.echo(path)
+            print_path(path)
+        redirect_warnings(None)
 
     def note(self, text: str) -> None:
-        """Print a line about the whole batch."""
-        if self._live:
-            self._console.print(clean(text))
-        else:
-            click.echo(clean(text), err=True)
+        """Print a line about the whole batch, unless only results are asked for."""
+        if not self._output.quiet:
+            self._print(text)
 
     def failure(self, text: str) -> None:
         """Report why a row failed."""
         self._progress.add_failure(text)
-        if not self._live and not self._json:
-            self.note(text)
+        if self._screen is None and not self._output.as_json:
+            self._print(text)
 
     def snapshot(self, job: Job, task: Task) -> None:
         """Report a new snapshot of a job's task."""
@@ -240,32 +346,83 @@ class ProgressDisplay:
             return
         _, started_at = self._running.get(job, ("", self._clock()))
         self._running[job] = task.task_status, started_at
-        if not self._live and not self._json:
+        if self._screen is None and not self._output.as_json:
             self.note(f"{job.label}: {task.task_status} ({task.task_id})")
 
     def ended(self, job: Job) -> None:
         """Report the end of a job."""
         self._running.pop(job, None)
-        if self._json:
+        if self._output.as_json:
             show(job.facts())
             return
-        self._print_paths(job.files)
-        if self._live or self._detailed:
-            return
+        if self._paths is None:
+            for path in job.files:
+                print_path(path)
+        elif self._detailed:
+            self._paths += job.files
+        if self._screen is None and not self._detailed:
+            self._print_line()
+
+    # ------------------------------------------------------------------ plain lines
+
+    def _print(self, text: str) -> None:
+        if self._screen is not None and self._console is not None:
+            self._console.print(clean(text))
+        else:
+            click.echo(clean(text), err=True)
+
+    def _print_line(self) -> None:
+        """Print the progress if it is time for it."""
         if self._lines.due(self._progress.ended, self._progress.total, self._clock()):
             self.note(self._progress.line(self._stats()))
 
-    def _print_paths(self, paths: Iterable[Path]) -> None:
-        if self._paths is None:
-            for path in paths:
-                click.echo(path)
-        elif self._detailed:
-            self._paths += paths
+    def _tick(self) -> None:
+        """Print what is due, now and again after a while."""
+        self._ticks = asyncio.get_running_loop().call_later(TICK, self._tick)
+        self._print_trouble()
+        self._print_line()
+
+    def _print_trouble(self) -> None:
+        """Print trouble when it begins, from time to time while it lasts, and its end."""
+        text, now = self._trouble(), self._clock()
+        if text is None:
+            if self._reported is not None:
+                self.note("the service answers again")
+        elif self._reported is not None and now - self._reported_at < MAX_LINE_INTERVAL:
+            return
+        else:
+            self.note(text)
+        self._reported, self._reported_at = text, now
+
+    def _on_event(self, event: Event) -> None:
+        """Print a failed call, where every retry is to be shown."""
+        if self._output.verbose and event.kind in _TRIES and event.error is not None:
+            host = urlsplit(self._settings.base_url).netloc
+            self.note(f"{event.kind}: {failure_text(event.error, host)}")
+
+    def _trouble(self) -> str | None:
+        found = self._progress.trouble(self._stats())
+        return describe_trouble(*found, self._settings, self._clock()) if found else None
 
     # ------------------------------------------------------------------ the live screen
 
-    def __rich__(self) -> Group:
-        progress, stats = self._progress, self._stats()
+    def _make_screen(self, console: "Console") -> Any:
+        from rich.live import Live
+
+        return Live(
+            console=console,
+            get_renderable=self.__rich__,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __rich__(self) -> "Group":
+        from rich.console import Group
+        from rich.text import Text
+
+        progress, stats, trouble = self._progress, self._stats(), self._trouble()
         failures = list(progress.failures)[-LAST_FAILURES:]
         rows: list[RenderableType] = [
             Text(self._title, "bold"),
@@ -273,12 +430,16 @@ class ProgressDisplay:
             Text(f"{stats.running} running, {stats.waiting} queued, {progress.counts()}"),
             *(_cut(f"  {line}") for line in self._job_lines()),
             _cut(self._cost(stats)),
+            *([Text(clean(trouble), "bold magenta")] if trouble else []),
             *([Text("last failures", "bold")] if failures else []),
             *(_cut(f"  {clean(text)}", "red") for text in failures),
         ]
         return Group(*rows, "")  # an empty line for the ^C that a terminal prints by itself
 
-    def _bar(self, stats: Stats) -> Table:
+    def _bar(self, stats: Stats) -> "Table":
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
         progress, left = self._progress, self._progress.time_left(stats)
         elapsed = span(self._clock() - self._started_at)
         bar = Table.grid(padding=(0, 2, 0, 0), expand=True)
@@ -307,9 +468,23 @@ class ProgressDisplay:
         budget = f" of {money(self._budget)}" if self._budget is not None else ""
         median = stats.duration.median
         duration = f"; median task {median:.1f} s" if median is not None else ""
+        if self._emulated:
+            return f"{money(units, emulated=True)}{duration}"
         return f"{money(units)}{budget} spent or due{duration}"
 
 
-def _cut(text: str, style: str = "") -> Text:
+def _terminal() -> "Console | None":
+    """Return the console of stderr where it is a terminal that can show a live screen, else None."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return console if console.is_terminal and not console.is_dumb_terminal else None
+
+
+def _cut(text: str, style: str = "") -> "Text":
     """Return one line that is cut off at the edge of the terminal."""
+    from rich.text import Text
+
     return Text(text, style, no_wrap=True, overflow="ellipsis")

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import click
 from attrs import evolve
 
-from kling_expand.cli.terminal import FAILED, clean, money, plural, show
+from kling_expand.cli.terminal import FAILED, clean, money, optional_stdout, plural, show
 from kling_expand.client import KlingClient
 from kling_expand.errors import BudgetExceeded, InvalidRequest, KlingError, NotSubmitted
 from kling_expand.jobs.future import ExpandResult, TaskFuture
@@ -55,10 +55,12 @@ async def run_batch(
             budget=budget,
             max_in_flight=plan.limits.max_in_flight,
             emulator_state=state,
+            listener=progress.receive,
         ) as client:
             runner = Runner(plan, client, progress, only_ended=only_ended, keep_open=journal is None)
             try:
-                await runner.run(jobs(client))
+                with optional_stdout():
+                    await runner.run(jobs(client))
             finally:
                 _report_open(runner.open_jobs, plan)
     finally:
@@ -95,7 +97,9 @@ class Runner:
             lambda: client.stats,
             detailed=plan.detailed,
             budget=plan.limits.budget,
-            as_json=plan.output.as_json,
+            output=plan.output,
+            settings=client.settings,
+            emulated=plan.connection.emulator,
         )
         self._places = asyncio.Semaphore(plan.max_open or _max_open(plan))
         self._save_places = asyncio.Semaphore(MAX_SAVES)

@@ -32,7 +32,7 @@ class Finding:
     text: str
 
 
-@click.command(short_help="Check credentials, clock, reachability and extras.")
+@click.command()
 @options(connection=Connection, output=JSONOption)
 def doctor(*, connection: Connection, output: JSONOption) -> None:
     """Check what a job needs: credentials, the service, the clock, the extras.

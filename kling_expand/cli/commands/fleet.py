@@ -12,9 +12,6 @@ from typing import IO, TYPE_CHECKING
 
 import click
 from attrs import asdict, frozen
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from kling_expand.cli.options import (
     POSITIVE,
@@ -29,6 +26,9 @@ from kling_expand.cli.terminal import FAILED, Commands, NothingDone, clean, leav
 from kling_expand.models import ExpandRequest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from kling_expand.fleet.queue import Fleet, FleetStats
     from kling_expand.store.postgres import JobOutcome
 
@@ -63,7 +63,7 @@ class Database(OptionGroup):
             yield fleet
 
 
-@click.group(cls=Commands, short_help="Share one account between many machines.")
+@click.group(cls=Commands)
 def fleet() -> None:
     """Share one account between many machines, over a PostgreSQL database.
 
@@ -308,8 +308,10 @@ def stats_lines(stats: "FleetStats") -> list[tuple[str, str]]:
     ]
 
 
-def stats_table(stats: "FleetStats") -> Table:
+def stats_table(stats: "FleetStats") -> "Table":
     """Return the numbers of a fleet as a table, with a row for each worker."""
+    from rich.table import Table
+
     table = Table(title="kling-expand fleet", show_header=False, title_justify="left", min_width=60)
     for name, text in stats_lines(stats):
         table.add_row(name, text)
@@ -320,9 +322,11 @@ def stats_table(stats: "FleetStats") -> Table:
 
 
 async def watch(
-    read: Callable[[], Awaitable["FleetStats"]], every: float, console: Console | None = None
+    read: Callable[[], Awaitable["FleetStats"]], every: float, console: "Console | None" = None
 ) -> None:
     """Show the result of *read* every *every* seconds, until cancelled."""
+    from rich.live import Live
+
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             live.update(stats_table(await read()), refresh=True)

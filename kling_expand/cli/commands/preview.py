@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from kling_expand.cli.options import GeometryOptions, JSONOption, options
 from kling_expand.cli.terminal import show
@@ -16,7 +15,7 @@ from kling_expand.pictures.preview import draw
 from .ratios import describe, facts, measure, vendor_string
 
 
-@click.command(short_help="Draw the canvas before anything is paid.")
+@click.command()
 @click.argument("photo", metavar="PHOTO", type=click.Path())
 @options(geometry=GeometryOptions)
 @click.option(
@@ -74,6 +73,8 @@ def _save(picture: Any, file: str) -> None:
 
 def _display(file: str) -> None:
     """Show the picture if the terminal supports it and the library is installed."""
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal or find_spec("textual_image") is None:
         return

@@ -1,18 +1,16 @@
 """`kling-expand ratios`: print the four ratios of a request. Nothing is sent."""
 
-import asyncio
 from typing import Any
 
 import click
 
-from kling_expand.api.photo import load_photo
 from kling_expand.cli.options import SIDES, GeometryOptions, JSONOption, options, parse_size
 from kling_expand.cli.terminal import show
 from kling_expand.errors import InvalidRequest
 from kling_expand.geometry import Canvas, Ratios
 
 
-@click.command(short_help="Print the four ratios for a size or a photo.")
+@click.command()
 @click.argument("source", metavar="WxH|PHOTO")
 @options(geometry=GeometryOptions, output=JSONOption)
 def ratios(source: str, *, geometry: GeometryOptions, output: JSONOption) -> None:
@@ -35,6 +33,10 @@ def ratios(source: str, *, geometry: GeometryOptions, output: JSONOption) -> Non
 
 def measure(photo: str) -> tuple[int, int]:
     """Return the photo's size in pixels; raise `InvalidRequest` for a URL, whose photo is not read here."""
+    import asyncio  # imported here, as a size given as WxH needs neither
+
+    from kling_expand.api.photo import load_photo
+
     loaded = asyncio.run(load_photo(photo))
     if loaded.width is None or loaded.height is None:
         raise InvalidRequest("photo", photo, "must be a file", "for a URL, pass the photo's size as WxH")

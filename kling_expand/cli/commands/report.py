@@ -51,7 +51,7 @@ class ReportOptions(OptionGroup):
     )
 
 
-@click.command(short_help="Write an HTML page about a journal.")
+@click.command()
 @click.argument("journal", metavar="JOURNAL", type=click.Path())
 @options(chosen=ReportOptions, output=JSONOption)
 def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:

@@ -4,7 +4,6 @@ import click
 
 
 @click.command(
-    short_help="Run the local emulator of the service.",
     add_help_option=False,
     context_settings={"ignore_unknown_options": True},
 )

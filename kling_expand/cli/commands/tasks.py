@@ -2,19 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import frozen
 
 from kling_expand.cli.options import Connection, JSONOption, OptionGroup, option, options
 from kling_expand.cli.terminal import FAILED, clean, leave, show, task_facts, task_lines, task_row
-from kling_expand.client import KlingClient
 from kling_expand.errors import KlingError
 from kling_expand.models import Status, Task
 
+if TYPE_CHECKING:
+    from kling_expand.client import KlingClient
 
-@click.command(short_help="Show a task.")
+
+@click.command()
 @click.argument("any_id", metavar="ID")
 @options(connection=Connection, output=JSONOption)
 def get(any_id: str, *, connection: Connection, output: JSONOption) -> None:
@@ -31,7 +33,7 @@ async def _get(any_id: str, connection: Connection) -> Task:
         return await client.get(any_id)
 
 
-@click.command(short_help="Print the status of tasks.")
+@click.command()
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @options(connection=Connection, output=JSONOption)
 def status(ids: tuple[str, ...], *, connection: Connection, output: JSONOption) -> None:
@@ -57,7 +59,7 @@ async def _status(ids: tuple[str, ...], connection: Connection) -> list[Task | K
         return await asyncio.gather(*(_read(client, any_id) for any_id in ids))
 
 
-async def _read(client: KlingClient, any_id: str) -> Task | KlingError:
+async def _read(client: "KlingClient", any_id: str) -> Task | KlingError:
     try:
         return await client.get(any_id)
     except KlingError as error:
@@ -78,7 +80,7 @@ class ListOptions(OptionGroup):
     )
 
 
-@click.command("list", short_help="List the tasks of the account.")
+@click.command("list")
 @options(chosen=ListOptions, connection=Connection, output=JSONOption)
 def list_tasks(*, chosen: ListOptions, connection: Connection, output: JSONOption) -> None:
     """List tasks, in the order of the service.
@@ -96,6 +98,6 @@ async def _list(chosen: ListOptions, connection: Connection, *, as_json: bool) -
                 show(task_facts(task)) if as_json else click.echo(task_row(task))
 
 
-async def _page(client: KlingClient, chosen: ListOptions) -> AsyncIterator[Task]:
+async def _page(client: "KlingClient", chosen: ListOptions) -> AsyncIterator[Task]:
     for task in await client.list(chosen.page, chosen.page_size):
         yield task

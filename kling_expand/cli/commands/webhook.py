@@ -18,7 +18,7 @@ from kling_expand.webhooks import MAX_BODY, WebhookEvent, Webhooks
 BODY_TIMEOUT = 30.0  # seconds
 
 
-@click.group(short_help="Receive callbacks.")
+@click.group()
 def webhook() -> None:
     """Receive the requests that the service sends to a callback_url."""
 

@@ -24,23 +24,21 @@ def seen(progress: Progress, width: int = 80, **options: Any) -> str:
     """Return what the live screen shows on a terminal of this width."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with console.capture() as capture:
-        display = ProgressDisplay(
-            "m.csv to out", progress, lambda: BUSY, console=console, clock=lambda: 5.0, **options
-        )
+        display = ProgressDisplay("m.csv to out", progress, lambda: BUSY, console=console, **options)
         console.print(display.__rich__())
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get())
 
 
 def test_the_live_screen_shows_progress_cost_and_failures() -> None:
     """It shows progress, time, running jobs, cost and the newest failures."""
-    progress = Progress(100, saved=40, failed=5, units_before=20)
+    progress = Progress(100, saved=40, failed=5, units_before=20, clock=lambda: 5.0)
     for number in range(5):
         progress.add_failure(f"line {number}: \x1b[2Jno")
     text = seen(progress, budget=1000)
     assert "45 of 100  45 %  0 s, about 1:04 left" in text
     assert "9 running, 4 queued, 40 saved, 5 failed" in text
     assert "100 units ($0.35) of 1000 units ($3.50) spent or due; median task 10.0 s" in text
-    assert re.findall(r"line \d: (.*?) *\n", text) == ["\ufffd[2Jno"] * 3
+    assert re.findall(r"line \d: (.*?) *\n", text) == [r"\x1b[2Jno"] * 3
     assert "line 4" in text
 
 
@@ -82,8 +80,8 @@ def test_failures_are_kept_within_bounds() -> None:
 def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     """A plain line follows each twentieth of the rows, at least 1 s and at most 30 s after the last."""
     now = 0.0
-    progress = Progress(100)
-    display = ProgressDisplay("x", progress, lambda: IDLE, clock=lambda: now)
+    progress = Progress(100, clock=lambda: now)
+    display = ProgressDisplay("x", progress, lambda: IDLE)
     said = []
     for now in (0.5, 0.9, 1.0, 1.5, 2.5, 3.0, 40.0, 40.5):
         progress.saved += 5 if now != 40.0 else 1

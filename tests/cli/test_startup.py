@@ -1,0 +1,46 @@
+"""The start of the command line: what is imported, and Ctrl-C before anything runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def imported(*arguments: str) -> set[str]:
+    """Return the modules that a command has imported by its end."""
+    code = (
+        "import atexit, sys; atexit.register(lambda: sys.stderr.write(' '.join(sys.modules)));"
+        f"sys.argv = ['kling-expand', *{arguments}]; from kling_expand.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ratios", "100x100", "--up", "1"]])
+def test_a_quick_command_imports_little(arguments: list[str]) -> None:
+    """Help, version and ratios load neither aiohttp nor asyncio, rich or a database."""
+    heavy = {"aiohttp", "asyncio", "rich", "sqlite3", "jinja2", "cattrs", "PIL", "logging"}
+    assert imported(*arguments) & heavy == set()
+
+
+@pytest.mark.parametrize("command", ["expand", "bulk", "wait", "list", "doctor", "fleet"])
+def test_a_plain_command_draws_nothing(command: str) -> None:
+    """A command loads the drawing of live screens and pages only where there is one."""
+    heavy = {"rich.live", "rich.console", "jinja2", "PIL", "procrastinate", "kling_expand.emulator"}
+    assert imported(command, "--help") & heavy == set()
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.4])
+def test_ctrl_c_at_the_start_is_quiet(delay: float) -> None:
+    """Ctrl-C in the first half second ends the command without a word."""
+    words = [sys.executable, "-m", "kling_expand", "wait", "1", "--base-url", "http://127.0.0.1:1"]
+    environ = os.environ | {"KLING_API_KEY": "key"}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert "Traceback" not in err
+    assert (process.returncode, [line for line in err.splitlines() if "Error" in line]) == (130, [])

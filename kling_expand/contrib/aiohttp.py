@@ -30,7 +30,9 @@ _BROKEN = (web.RequestPayloadError, ConnectionError)
 def setup(app: web.Application, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 
-    Start-up handlers that were added later can use the client; earlier ones run before it exists.
+    Start-up handlers and cleanup contexts that are added later can use the client, for example to
+    `resume`; earlier ones run before it exists. At a shutdown the client is closed before the server waits
+    for open responses. So a stream of progress ends with `ClientClosed` instead of delaying the shutdown.
     """
 
     async def opened(app: web.Application) -> AsyncIterator[None]:
@@ -38,7 +40,11 @@ def setup(app: web.Application, **options: Any) -> None:
             app[_CLIENT] = client
             yield
 
+    async def closed(app: web.Application) -> None:
+        await app[_CLIENT].__aexit__(None, None, None)  # as at the end of `opened`, which then closes nothing
+
     app.cleanup_ctx.append(opened)
+    app.on_shutdown.append(closed)
 
 
 def get_client(source: web.Request | web.Application) -> KlingClient:

@@ -6,18 +6,26 @@
     urlpatterns = [webhook("kling"), …]  # urls.py
 
 and in an async view ``get_client(request).submit(…, callback_url="https://your.site/kling")``. A callback
-ends the wait of that future at once; without one, polling does.
+ends the wait of that future at once; without one, polling does. To use the client when the server starts::
+
+    @application.on_startup
+    async def resume(client):
+        async for future in client.resume():
+            ...
 
 The client lives in the server's event loop. So the server must speak ASGI with `lifespan`, as uvicorn,
-Hypercorn and Granian do. Django receives a whole body before it calls a view, larger ones on disk. Limit
-the size and the time of a body in the server in front of it.
+Hypercorn and Granian do. ASGI tells an application of a shutdown only when its responses have ended. Let the
+server end an open stream of progress, with uvicorn by ``--timeout-graceful-shutdown 5``; else the shutdown
+waits for its task. Django receives a whole body before it calls a view, larger ones on disk. Limit the size
+and the time of a body in the server in front of it.
 """
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 from kling_expand.client import KlingClient, takes_options
-from kling_expand.errors import ConfigurationError, KlingError, MissingExtra
+from kling_expand.errors import ConfigurationError, MissingExtra
 
 from ._callback import answer_callback
 
@@ -29,47 +37,107 @@ try:
 except ImportError as _missing:
     raise MissingExtra("this needs Django: pip install 'kling-expand[django]'") from _missing
 
-__all__ = ["get_client", "setup", "webhook"]
+__all__ = ["KlingApplication", "get_client", "setup", "webhook"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
+Startup = TypeVar("Startup", bound=Callable[[KlingClient], Awaitable[object]])
+
+logger: logging.Logger = logging.getLogger(__name__)
+
 _CLIENT = "kling_expand.client"
 _PIECE = 64 * 1024  # bytes
 
 
-@takes_options(KlingClient)
-def setup(app: Application, **options: Any) -> Application:
-    """Return *app* with a `KlingClient` of these *options*, open from the server's start to its end."""
-    clients: list[KlingClient] = []
+class KlingApplication:
+    """An ASGI application around another one, with a client that is open while the server runs.
 
-    async def application(scope: Message, receive: Receive, send: Send) -> None:
+    An application inside that has a lifespan of its own is started after the client and ended before it.
+    """
+
+    def __init__(self, app: Application, options: dict[str, Any]) -> None:
+        self._app = app
+        self._options = options
+        self._client: KlingClient | None = None
+        self._startup: list[Callable[[KlingClient], Awaitable[object]]] = []
+
+    def on_startup(self, function: Startup) -> Startup:
+        """Call the async *function* with the open client before the server takes requests.
+
+        An error that it raises stops the server.
+        """
+        self._startup.append(function)
+        return function
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection, or the lifespan."""
         if scope["type"] == "lifespan":
-            await _run_lifespan(clients, options, receive, send)
+            await self._run_lifespan(scope, receive, send)
         else:
-            await app({**scope, _CLIENT: clients[0]} if clients else scope, receive, send)
+            await self._app({**scope, _CLIENT: self._client} if self._client else scope, receive, send)
 
-    return application
+    async def _run_lifespan(self, scope: Message, receive: Receive, send: Send) -> None:
+        inner = _Lifespan(receive, send)
+        try:
+            async with KlingClient(**self._options) as client:
+                for function in self._startup:
+                    await function(client)
+                self._client = client
+                await inner.run(self._app, {**scope, _CLIENT: client})
+                self._client = None
+        except Exception as error:
+            # The server must not take this for a missing lifespan, and serve without a client.
+            logger.exception("the client or the application failed at the server's %s", inner.step)
+            await send({"type": f"lifespan.{inner.step}.failed", "message": str(error)})
+        else:
+            await send(inner.last)
 
 
-async def _run_lifespan(
-    clients: list[KlingClient], options: dict[str, Any], receive: Receive, send: Send
-) -> None:
-    """Keep an open client in *clients* from the server's start to its end."""
-    await receive()
-    try:
-        client = KlingClient(**options)
-    except KlingError as error:
-        await send({"type": "lifespan.startup.failed", "message": str(error)})
-        return
-    async with client:
-        clients.append(client)
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        clients.clear()
-    await send({"type": "lifespan.shutdown.complete"})
+class _Lifespan:
+    """The lifespan of the application inside, or a plain one where it has none, as Django itself.
+
+    Its last message is held back until the client is closed, as the server may end the loop after it.
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self.step = "startup"
+        self.last: Message = {"type": "lifespan.shutdown.complete"}
+        self._began = False
+        self._receive = receive
+        self._send = send
+
+    async def run(self, app: Application, scope: Message) -> None:
+        try:
+            await app(scope, self.receive, self.send)
+        except Exception:
+            if self._began:
+                raise
+            await self.receive()
+            await self.send({"type": "lifespan.startup.complete"})
+            await self.receive()
+
+    async def receive(self) -> Message:
+        self._began = True
+        return await self._receive()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            self.step = "shutdown"
+            await self._send(message)
+        else:
+            self.last = message
+
+
+@takes_options(KlingClient)
+def setup(app: Application, **options: Any) -> KlingApplication:
+    """Return *app* with a `KlingClient` of these *options*, open from the server's start to its end.
+
+    An error at the start stops the server with its message.
+    """
+    return KlingApplication(app, options)
 
 
 def get_client(request: object) -> KlingClient:

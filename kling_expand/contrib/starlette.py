@@ -9,11 +9,14 @@
 and in an endpoint ``get_client(request).submit(…, callback_url="https://your.site/kling")``. FastAPI
 injects the client into a parameter of type ``Annotated[KlingClient, Depends(get_client)]``. A callback ends
 the wait of the future at once; without one, polling does.
+
+ASGI tells an application of a shutdown only when its responses have ended. Let the server end an open stream
+of progress, with uvicorn by ``--timeout-graceful-shutdown 5``; else the shutdown waits for its task.
 """
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kling_expand.client import KlingClient, takes_options
 from kling_expand.errors import ConfigurationError, MissingExtra
@@ -32,25 +35,35 @@ __all__ = ["get_client", "setup", "webhook"]
 
 _CLIENT = "kling_expand_client"
 
+if TYPE_CHECKING:
+    Source = HTTPConnection | Starlette
+else:
+    Source = HTTPConnection  # the type for which FastAPI injects the request
+
 
 @takes_options(KlingClient)
 def setup(app: Starlette, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 
-    An existing lifespan of *app* is kept, and runs while the client is open.
+    An existing lifespan of *app* is kept, and runs while the client is open: there ``get_client(app)``
+    returns it, for example to `resume` what a crash left open. An error at the start stops the server.
     """
     kept = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Mapping[str, Any]]:
-        async with KlingClient(**options) as client, kept(app) as state:
-            yield {**(state or {}), _CLIENT: client}
+        async with KlingClient(**options) as client:
+            setattr(app.state, _CLIENT, client)
+            async with kept(app) as state:
+                yield {**(state or {}), _CLIENT: client}
 
     app.router.lifespan_context = lifespan
 
 
-def get_client(request: HTTPConnection) -> KlingClient:
-    """Return the client of the application, also from a WebSocket or a mounted application.
+def get_client(request: Source) -> KlingClient:
+    """Return the client of the application, from a request, a WebSocket or the application itself.
+
+    A request to a mounted application finds it too.
 
     Raises:
         ConfigurationError: `setup` was not called, or the server does not run the lifespan.

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
-from support.adapter_contract import AdapterContract, Site, emulated, options
+from support.adapter_contract import PHOTO, AdapterContract, Site, emulated, options
 
-from kling_expand import KlingClient
+from kling_expand import KlingClient, Ratios
 from kling_expand.contrib.aiohttp import get_client, setup, webhook
-from kling_expand.errors import ConfigurationError
+from kling_expand.errors import ClientClosed, ConfigurationError
 
 TestServer.__test__ = False  # it is none
 
@@ -76,6 +76,35 @@ async def test_what_starts_later_finds_the_client() -> None:
         app.on_startup.append(resume)
         async with serve(app):
             assert listed == [()]
+
+
+async def test_a_shutdown_ends_an_open_stream() -> None:
+    """A stream of progress ends with `ClientClosed` at the shutdown and does not delay it."""
+    ended: list[Exception] = []
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            async for task in get_client(request).submit(PHOTO, Ratios(right=0.5)):
+                await response.write(task.task_status.encode())
+        except ClientClosed as error:
+            ended.append(error)
+        return response
+
+    async with emulated(work_seconds=3600.0) as emulator:
+        app = web.Application()
+        setup(app, **options(emulator))
+        app.router.add_get("/stream", stream)
+        async with (
+            serve(app) as site,
+            ClientSession() as http,
+            http.get(site.callback_url.replace("/hooks/kling", "/stream")) as answer,
+        ):
+            assert b"submitted" in await answer.content.readany()
+            await app.shutdown()  # as the server does first, before it waits for open responses
+            await answer.read()
+    assert [type(error) for error in ended] == [ClientClosed]
 
 
 async def test_without_setup_there_is_no_client() -> None:

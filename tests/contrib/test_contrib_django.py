@@ -4,10 +4,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from attrs import frozen
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse
@@ -17,7 +19,7 @@ from support.asgi_server import served
 
 from kling_expand import KlingClient
 from kling_expand.contrib.django import get_client, setup, webhook
-from kling_expand.errors import ConfigurationError
+from kling_expand.errors import ClientClosed, ConfigurationError
 
 settings.configure(
     ALLOWED_HOSTS=["*"],
@@ -93,20 +95,96 @@ async def test_before_the_start_the_project_is_served_without() -> None:
     assert scopes == [{"type": "http"}]
 
 
+class Server:
+    """The server's end of a lifespan: it starts and stops an application at once."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self._coming = ["lifespan.startup", "lifespan.shutdown"]
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next message to the application."""
+        return {"type": self._coming.pop(0)}
+
+    async def send(self, message: Any) -> None:
+        """Keep a message of the application."""
+        self.sent.append(message)
+
+    async def run(self, app: Any) -> list[str]:
+        """Run the lifespan of *app*, and return the types of its messages."""
+        await app({"type": "lifespan"}, self.receive, self.send)
+        return [message["type"].removeprefix("lifespan.") for message in self.sent]
+
+
+WHOLE = ["startup.complete", "shutdown.complete"]
+
+
 async def test_an_application_without_credentials_does_not_start() -> None:
     """A wrong configuration fails at the start and not at the first request."""
-    sent: list[Any] = []
+    server = Server()
+    assert await server.run(setup(get_asgi_application(), access_key="half of a pair")) == ["startup.failed"]
+    assert "secret key is missing" in server.sent[0]["message"]
 
-    async def receive() -> dict[str, Any]:
-        return {"type": "lifespan.startup"}
 
-    async def send(message: Any) -> None:
-        sent.append(message)
+async def test_a_journal_that_is_in_use_stops_the_server(tmp_path: Path) -> None:
+    """An error of opening is sent to the server, which else would serve without a client."""
+    async with emulated() as emulator, KlingClient(**options(emulator, journal=tmp_path / "a.db")):
+        server = Server()
+        app = setup(get_asgi_application(), **options(emulator, journal=tmp_path / "a.db"))
+        assert await server.run(app) == ["startup.failed"]
+        assert "has it open" in server.sent[0]["message"]
 
-    app = setup(get_asgi_application(), access_key="half of a pair")
-    await app({"type": "lifespan"}, receive, send)
-    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
-    assert "secret key is missing" in sent[0]["message"]
+
+async def test_start_up_functions_find_the_client() -> None:
+    """They run with the open client before the server takes requests, and their errors stop it."""
+    async with emulated() as emulator:
+        app = setup(get_asgi_application(), **options(emulator))
+        resumed: list[object] = []
+
+        @app.on_startup
+        async def resume(client: KlingClient) -> None:
+            resumed.extend([future async for future in client.resume()])
+            resumed.append(await client.list())
+
+        assert await Server().run(app) == WHOLE
+        assert resumed == [()]
+
+        @app.on_startup
+        async def fail(_client: KlingClient) -> None:
+            raise ValueError("no such table")
+
+        server = Server()
+        assert await server.run(app) == ["startup.failed"]
+        assert server.sent[0]["message"] == "no such table"
+
+
+@pytest.mark.parametrize("failing", [None, "startup", "shutdown"])
+async def test_a_lifespan_inside_is_run(failing: str | None) -> None:
+    """It begins after the client is open, and the client is closed before the server hears of its end."""
+    found: list[KlingClient] = []
+
+    async def project(scope: Any, receive: Any, send: Any) -> None:
+        found.append(get_client(Scoped(scope)))
+        for step in ("startup", "shutdown"):
+            assert (await receive())["type"] == f"lifespan.{step}"
+            assert await found[0].list() == ()  # open
+            if step == failing:
+                raise ValueError("no such table")
+            await send({"type": f"lifespan.{step}.complete"})
+
+    async with emulated() as emulator:
+        messages = await Server().run(setup(project, **options(emulator)))
+        expected = {None: WHOLE, "startup": ["startup.failed"], "shutdown": [WHOLE[0], "shutdown.failed"]}
+        assert messages == expected[failing]
+        with pytest.raises(ClientClosed):
+            await found[0].list()
+
+
+@frozen
+class Scoped:
+    """What `get_client` reads of a request."""
+
+    scope: Any
 
 
 def test_without_the_extra_the_error_names_it() -> None:

@@ -105,6 +105,24 @@ async def test_an_existing_lifespan_is_kept() -> None:
         assert happened == ["opened", ()]
 
 
+async def test_the_lifespan_of_the_application_finds_the_client() -> None:
+    """At the start the client is open already, so that jobs of an earlier process can be resumed."""
+    resumed: list[object] = []
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        resumed.extend([future async for future in get_client(app).resume()])
+        resumed.append(await get_client(app).list())
+        yield
+
+    async with emulated() as emulator:
+        app = FastAPI(lifespan=lifespan)
+        setup(app, **options(emulator))
+        async with served(app):
+            pass
+    assert resumed == [()]
+
+
 async def test_a_mounted_application_shares_the_client() -> None:
     """One client serves the application and all within it."""
     finder = Finder()

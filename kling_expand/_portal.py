@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from queue import SimpleQueue
@@ -77,6 +77,19 @@ class LoopThread:
         except BaseException:
             ticket.cancel()
             raise
+
+    def call_soon(self, function: Callable[[T], object], argument: T) -> None:
+        """Call *function* in the loop soon, without waiting for it.
+
+        Raises:
+            ClientClosed: the thread does not run.
+        """
+        if self._forked:
+            raise ClientClosed(_FORKED)
+        with self._lock:
+            if self._loop is None:
+                raise ClientClosed(_CLOSED)
+            self._loop.call_soon_threadsafe(function, argument)
 
     def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
         """Yield the items of *source*, each requested when it is needed, and close it at the end.

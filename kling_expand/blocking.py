@@ -14,10 +14,13 @@ A client is closed by ``with``, by `KlingClient.close`, or when the main thread 
 be opened again. It does not survive `os.fork`: a child process must make a client of its own.
 """
 
+import asyncio
 import atexit
-import concurrent.futures.thread  # noqa: F401 - sets its own exit hook first, see the end of this file
+import concurrent.futures
+import concurrent.futures.thread  # sets its own exit hook first, see the end of this file
 import inspect
 import logging
+import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
@@ -29,7 +32,8 @@ from attrs import frozen
 
 from . import client
 from ._portal import LoopThread, pull
-from .errors import ClientClosed, KlingError
+from .config import Settings
+from .errors import ClientClosed, DeadlineExceeded, KlingError
 from .events import Stats
 from .jobs import bulk, future
 from .models import ExpandRequest, Image, Task
@@ -157,30 +161,83 @@ class ExpandResult(BlockingProxy[future.ExpandResult]):
         return self._inner.external_task_id
 
 
-class TaskFuture(BlockingProxy[future.TaskFuture]):
-    """One task. `result` waits for its end; a ``for`` loop over the future gives each newest snapshot."""
+class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[ExpandResult]):
+    """One task. `result` waits for its end; a ``for`` loop over the future gives each newest snapshot.
+
+    It is a `concurrent.futures.Future`, so `concurrent.futures.wait` and `as_completed` and
+    `asyncio.wrap_future` take it. A job that was taken back raises `NotSubmitted`.
+    """
+
+    def __init__(self, inner: future.TaskFuture, thread: LoopThread) -> None:
+        BlockingProxy.__init__(self, inner, thread)
+        concurrent.futures.Future.__init__(self)
+        if not inner.done():
+            try:
+                thread.call_soon(inner.add_done_callback, self._set_end)
+            except ClientClosed:
+                pass  # its end was set before the thread stopped
+            else:
+                return
+        self._set_end(inner)
+
+    def _set_end(self, inner: future.TaskFuture) -> None:
+        """Set the end of the task, which no caller has retrieved yet."""
+        if (error := inner.record.failure()) is not None:
+            self.set_exception(error)
+        elif inner.record.done():
+            self.set_result(ExpandResult(inner.record.result(), self._thread))
 
     @from_coroutine(future.TaskFuture.accepted)
     def accepted(self, task: Task) -> Task:
         return task
 
-    @from_coroutine(future.TaskFuture.finished)
-    def finished(self, done: bool) -> bool:  # noqa: FBT001 - the result, not an option
+    @from_coroutine(future.TaskFuture.wait)
+    def wait(self, done: bool) -> bool:  # noqa: FBT001 - the result, not an option
         return done
 
     @from_function(future.TaskFuture.cancel)
     def cancel(self, taken_back: bool) -> bool:  # noqa: FBT001 - the result, not an option
         return taken_back
 
-    def result(self) -> ExpandResult:
-        """Wait for the end of the task and return its result.
+    def cancelled(self) -> bool:
+        """Return whether the job was taken back."""
+        return self._inner.cancelled()
+
+    def running(self) -> bool:
+        """Return whether the service has accepted the task, which has not ended."""
+        return self._inner.record.task is not None and not self.done()
+
+    def result(self, timeout: float | None = None) -> ExpandResult:
+        """Wait for the end of the task, at most *timeout* seconds, and return its result.
 
         Raises:
             TaskFailed: the task failed.
-            DeadlineExceeded: the deadline passed. The task goes on and can be waited for again.
+            DeadlineExceeded: the time is up. The task goes on and can be waited for again.
             KlingError: the task could not be created or followed.
         """
-        return ExpandResult(self._thread.run(_awaited(self._inner)), self._thread)
+        self._wait_end(timeout)
+        return ExpandResult(self._inner.result(), self._thread)
+
+    def exception(self, timeout: float | None = None) -> KlingError | None:
+        """Wait for the end of the task, at most *timeout* seconds, and return what `result` raises, or None.
+
+        Raises:
+            DeadlineExceeded: the time is up. The task goes on and can be waited for again.
+        """
+        self._wait_end(timeout)
+        return self._inner.exception()
+
+    def _wait_end(self, timeout: float | None) -> None:
+        if not self._inner.done():
+            self._thread.run(_ended(self._inner, timeout))
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[ExpandResult]], object]) -> None:
+        """Call *fn* with this future soon after the end of the task.
+
+        It is called in the background thread of the client, or at once if the task has ended. It must not
+        wait there, nor call the client.
+        """
+        super().add_done_callback(fn)
 
     def __iter__(self) -> Iterator[Task]:
         return self._thread.iterate(_snapshots(self._inner))
@@ -188,6 +245,16 @@ class TaskFuture(BlockingProxy[future.TaskFuture]):
     def done(self) -> bool:
         """Return whether the end of the task is known."""
         return self._inner.done()
+
+    @property
+    def any_id(self) -> str:
+        """An id the service can be asked by: the task's own once known, before that the one given."""
+        return self._inner.any_id
+
+    @property
+    def number(self) -> int:
+        """The job's number, unique within the process."""
+        return self._inner.number
 
     @property
     def task_id(self) -> str | None:
@@ -293,12 +360,17 @@ class KlingClient(BlockingProxy[client.KlingClient]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        client.log_running([each._inner for each in self.close()])  # noqa: SLF001 - the two classes are one unit
 
     @property
     def stats(self) -> Stats:
         """The statistics of this client so far; see `kling_expand.Stats`."""
         return self._inner.stats
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of this client."""
+        return self._inner.settings
 
     @from_coroutine(client.KlingClient.expand)
     def expand(self, result: future.ExpandResult) -> ExpandResult:
@@ -342,8 +414,21 @@ class KlingClient(BlockingProxy[client.KlingClient]):
         return tasks
 
 
-async def _awaited(waited: future.TaskFuture) -> future.ExpandResult:
-    return await waited
+async def _ended(waited: future.TaskFuture, timeout: float | None) -> None:  # noqa: ASYNC109 - as below
+    """Return at the end of *waited*. Raise `DeadlineExceeded` after *timeout* seconds or its own deadline."""
+    now = asyncio.get_running_loop().time()
+    left = math.inf if waited.deadline_at is None or waited.deadline_at <= now else waited.deadline_at - now
+    if timeout is not None and timeout < left and not await waited.wait(timeout):
+        raise DeadlineExceeded(
+            f"the task has not ended within {timeout:g} s, and can be waited for again",
+            task_id=waited.task_id,
+            external_task_id=waited.external_task_id,
+        )
+    try:
+        await waited
+    except KlingError:
+        if not waited.done():
+            raise
 
 
 async def _snapshots(watched: future.TaskFuture) -> AsyncGenerator[Task, None]:
@@ -359,7 +444,7 @@ _opened: set[KlingClient] = set()
 def _close_all() -> None:
     for kling in tuple(_opened):
         try:
-            kling.close()
+            kling.__exit__(None, None, None)
         except Exception:
             logger.exception("%r could not be closed at the end of the program", kling)
 

@@ -22,7 +22,14 @@ from .errors import ClientClosed, InvalidRequest
 from .events import Listener, Stats, StatsCollector
 from .geometry import Geometry
 from .jobs.bulk import BoundedMap, Outcome, Requests
-from .jobs.future import ExpandResult, TaskFuture, TaskRecord, deadline_at
+from .jobs.future import (
+    LOGGED_IDS,
+    ExpandResult,
+    TaskFuture,
+    TaskRecord,
+    deadline_at,
+    log_unretrieved,
+)
 from .jobs.poll_schedule import AdaptiveSchedule, PollSchedule
 from .jobs.poller import Poller
 from .jobs.runner import Budget, Job, JobRunner, may_have_passed
@@ -34,8 +41,6 @@ from .store.base import UNFINISHED, JobState, JobStore, MemoryStore
 if TYPE_CHECKING:
     from .downloads.downloader import Downloads
     from .webhooks import WebhookEvent, Webhooks
-
-SHOWN_IDS = 20  # of the tasks that continue when a client closes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -140,10 +145,7 @@ class KlingClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        running = await self.aclose()
-        if running:
-            ids = ", ".join(future.any_id for future in running[:SHOWN_IDS])
-            logger.warning("the client was closed while %d tasks go on at the service: %s", len(running), ids)
+        log_running(await self.aclose())
 
     async def aclose(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
         """Submit nothing more, and return the futures of the tasks that still run at the service.
@@ -157,21 +159,24 @@ class KlingClient:
             try:
                 if wait:
                     await self._jobs.idle()
-                    await asyncio.gather(
-                        *(TaskFuture(record).finished() for record in self._poller.records())
-                    )
+                    await asyncio.gather(*(TaskFuture(record).wait() for record in self._poller.records()))
             finally:
                 running = await self._give_up()
         return running
 
     async def _give_up(self) -> tuple[TaskFuture, ...]:
         """End every job, and return the futures of those whose task goes on."""
+        registry = self._poller.registry
+        kept = [TaskFuture(record) for record in registry]  # so that one line of the log names all of them
         try:
             await self._jobs.close()
         finally:
             running = tuple(TaskFuture(record) for record in self._poller.records())
             for future in running:
+                future.record.retrieve()  # by the caller, who gets them
                 future.record.fail(ClientClosed("the client was closed; the task goes on at the service"))
+            log_unretrieved(tuple(registry.unretrieved))
+            kept.clear()
         await self._jobs.written()
         return running
 
@@ -327,7 +332,9 @@ class KlingClient:
         """
         future = self.submit(image, geometry, **fields)
         with _taken_back_if_cancelled(future):
-            return await future.accepted()
+            task = await future.accepted()
+        future.record.retrieve()  # the caller follows the task by its id
+        return task
 
     async def get(self, any_id: str) -> Task:
         """Return the task with this `task_id` or `external_task_id`.
@@ -424,6 +431,13 @@ class _Reads(NamedTuple):
         params = {"pageNum": number, "pageSize": size}
         shown, length = await self.session.call("GET", codec.create_path(self.dialect), decode, params=params)
         return shown, length < size
+
+
+def log_running(running: Sequence[TaskFuture]) -> None:
+    """Log the tasks that go on at the service after their client was closed."""
+    if running:
+        ids = ", ".join(future.any_id for future in running[:LOGGED_IDS])
+        logger.warning("the client was closed while %d tasks go on at the service: %s", len(running), ids)
 
 
 def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> ExpandRequest:

@@ -56,8 +56,9 @@ class Dialect(StrEnum):
 
 
 class Status(StrEnum):
-    """The words of `task_status`, and UNKNOWN for words that are not documented."""
+    """The words of `task_status`, with UNKNOWN for other words and QUEUED for a job that waits for slots."""
 
+    QUEUED = "queued"
     SUBMITTED = "submitted"
     PROCESSING = "processing"
     SUCCEED = "succeed"
@@ -72,8 +73,11 @@ class Status(StrEnum):
 
 # Which status may follow which. It is a strict order, so snapshots that arrive late,
 # twice or in any order end in the same state. An undocumented word counts as a stage before
-# `processing`: it is polled on, and never ends a wait.
+# `processing`: it is polled on, and never ends a wait. `queued` is ours: a job that is not sent yet.
 NEXT: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset(
+        {Status.SUBMITTED, Status.UNKNOWN, Status.PROCESSING, Status.SUCCEED, Status.FAILED}
+    ),
     Status.SUBMITTED: frozenset({Status.UNKNOWN, Status.PROCESSING, Status.SUCCEED, Status.FAILED}),
     Status.UNKNOWN: frozenset({Status.PROCESSING, Status.SUCCEED, Status.FAILED}),
     Status.PROCESSING: frozenset({Status.SUCCEED, Status.FAILED}),

@@ -1,8 +1,10 @@
 """The client without asyncio: every method, from plain functions, against a real server."""
 
 import asyncio
+import concurrent.futures
 import inspect
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -22,9 +24,11 @@ from kling_expand.emulator import Emulator
 from kling_expand.errors import (
     ClientClosed,
     ConfigurationError,
+    DeadlineExceeded,
     ImageError,
     InvalidRequest,
     JournalError,
+    NotSubmitted,
     TaskNotFound,
 )
 from kling_expand.jobs.poll_schedule import ExponentialSchedule
@@ -92,9 +96,79 @@ def test_progress_is_a_for_loop(kling: KlingClient) -> None:
     statuses = [task.status for task in future]
     assert statuses[-1] is Status.SUCCEED
     assert future.done()
-    assert future.finished(within=0)
+    assert future.wait(timeout=0)
     assert future.error is None
     assert future.result().task == future.task
+
+
+def test_the_tools_of_concurrent_futures_take_futures(kling: KlingClient, tmp_path: Path) -> None:
+    """`wait` and `as_completed` see results and errors; a callback runs once, also after the end."""
+    good = kling.submit(PHOTOS / "coffee.jpg", WIDER)
+    bad = kling.submit(tmp_path, WIDER)
+    called: list[object] = []
+    good.add_done_callback(called.append)
+    assert concurrent.futures.wait([good, bad], timeout=30) == ({good, bad}, set())
+    assert set(concurrent.futures.as_completed([good, bad])) == {good, bad}
+    assert [good.exception(), type(bad.exception())] == [None, ImageError]
+    good.add_done_callback(called.append)
+    assert called == [good, good]
+    assert not good.running()
+    with pytest.raises(ImageError):
+        bad.result()
+
+
+def test_a_wait_for_a_result_may_be_limited(endless: Emulator) -> None:
+    """`result` and `exception` raise a `TimeoutError` with the ids, and can be called again."""
+    with KlingClient(**options(endless)) as kling:
+        future = kling.submit(PHOTOS / "coffee.jpg", WIDER, deadline=3600)
+        task = future.accepted()
+        assert future.running()
+        for wait in (future.result, future.exception):
+            for timeout in (0, 0.01):
+                with pytest.raises(TimeoutError) as caught:
+                    wait(timeout)
+                assert isinstance(caught.value, DeadlineExceeded)
+                assert caught.value.task_id == task.task_id
+        assert concurrent.futures.wait([future], timeout=0.01).not_done == {future}
+    assert isinstance(future.exception(), ClientClosed)
+    assert concurrent.futures.wait([future]).done == {future}
+
+
+def test_a_job_that_was_taken_back_is_cancelled(endless: Emulator) -> None:
+    """`cancel` ends a job that was not sent, with `NotSubmitted`, and no other."""
+    with KlingClient(**options(endless), max_in_flight=1) as kling:
+        running, waiting = (kling.submit(PHOTOS / "coffee.jpg", Ratios(right=each)) for each in (0.1, 0.2))
+        running.accepted()
+        assert [running.cancel(), waiting.cancel()] == [False, True]
+        assert concurrent.futures.wait([waiting]).done == {waiting}
+        assert [running.cancelled(), waiting.cancelled()] == [False, True]
+        assert isinstance(waiting.exception(), NotSubmitted)
+
+
+async def test_asyncio_waits_for_a_blocking_future(kling: KlingClient) -> None:
+    """`asyncio.wrap_future` bridges the two."""
+    future = await asyncio.to_thread(kling.submit, PHOTOS / "coffee.jpg", WIDER)
+    result = await asyncio.wrap_future(future)
+    assert result.task_id == future.task_id
+
+
+def test_a_result_can_be_had_after_the_client_was_closed(emulator: Emulator) -> None:
+    """An end that is known stays known."""
+    with KlingClient(**options(emulator)) as kling:
+        future = kling.submit(PHOTOS / "coffee.jpg", WIDER)
+        result = future.result()
+        assert kling.settings.base_url == emulator.url
+    assert future.result().task == result.task
+    assert future.exception() is None
+
+
+def test_a_blocking_client_logs_the_tasks_that_go_on(
+    endless: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of ``with`` names running tasks, as that of the asynchronous client does."""
+    with KlingClient(**options(endless)) as kling:
+        task = kling.create(PHOTOS / "coffee.jpg", WIDER)
+    assert f"1 tasks go on at the service: {task.task_id}" in caplog.text
 
 
 def test_many_are_outcomes(kling: KlingClient, emulator: Emulator, tmp_path: Path) -> None:
@@ -281,8 +355,11 @@ print(len(first.list()) + len(second.list()))
 
 @pytest.mark.parametrize("code", LEFT_OPEN.values(), ids=LEFT_OPEN.keys())
 def test_a_program_with_an_open_client_ends(emulator: Emulator, code: str) -> None:
-    """A program that never closes its client ends at once and without an error message."""
-    assert program(emulator, code, "-X", "dev", "-W", "error") == ("0\n", "", 0)
+    """A program that never closes its client ends at once; a job that it forgot is logged with its id."""
+    out, err, status = program(emulator, code, "-X", "dev", "-W", "error")
+    assert (out, status) == ("0\n", 0)
+    forgotten = r"(the error of a job was never retrieved|.* 1 tasks go on at the service): .*\S{18,}.*\n"
+    assert re.fullmatch(forgotten if "kling.submit(" in code else "", err)
 
 
 def test_a_program_ends_while_a_daemon_thread_waits_for_a_client(endless: Emulator) -> None:
@@ -418,7 +495,7 @@ def test_help_shows_what_the_methods_return() -> None:
         (KlingClient, "list"): tuple[Task, ...],
         (ExpandResult, "save"): tuple[Path, ...],
         (TaskFuture, "accepted"): Task,
-        (TaskFuture, "finished"): bool,
+        (TaskFuture, "wait"): bool,
     }
     for (kind, name), expected in returned.items():
         assert inspect.signature(getattr(kind, name)).return_annotation == expected, name
@@ -432,7 +509,6 @@ def test_results_and_futures_have_the_same_attributes() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if name[0] != "_"}
 
-    of_the_loop = {"add_done_callback", "any_id", "deadline_at", "number", "record"}
-    of_the_loop |= {"remove_done_callback", "cancelled", "exception"}  # for `asyncio.wait`
+    of_the_loop = {"deadline_at", "record", "remove_done_callback"}
     assert public(kling_expand.TaskFuture) - public(TaskFuture) == of_the_loop
     assert public(kling_expand.ExpandResult) - public(ExpandResult) == {"name"}

@@ -9,10 +9,11 @@ already, the two are merged, so slots, statistics and learned durations are coun
 """
 
 import asyncio
+import contextvars
 import copy
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ from kling_expand.errors import (
     TaskModerated,
 )
 from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task
+
+LOGGED_IDS = 20  # of the jobs that one line of the log names
 
 _numbers = count(1)
 _RISK_CONTROL = "risk control"  # what `task_status_msg` says of moderated tasks (live)
@@ -58,8 +61,13 @@ class Save(Protocol):
         ...
 
 
-class Cancellable(Protocol):
+class SubmittedJob(Protocol):
     """The interface of a job that its futures use."""
+
+    @property
+    def queued(self) -> bool:
+        """Whether the job waits for slots."""
+        ...
 
     @property
     def sent(self) -> bool:
@@ -124,11 +132,14 @@ class ExpandResult:
         return await self._save(self.task, target, name=self.name, deadline_at=deadline_at(deadline))
 
 
-def failure(task: Task, external_task_id: str | None = None) -> TaskFailed:
+def task_failure(task: Task, external_task_id: str | None = None) -> TaskFailed:
     """Return the exception for a failed task."""
     reason = task.task_status_msg or "the service gave no reason"
     kind = TaskModerated if _RISK_CONTROL in reason.lower() else TaskFailed
     return kind(reason, task_id=task.task_id, external_task_id=task.external_task_id or external_task_id)
+
+
+_Callback = tuple[Callable[["TaskFuture"], object], "TaskFuture", contextvars.Context]
 
 
 class TaskRecord:
@@ -138,12 +149,13 @@ class TaskRecord:
     given. `number` is unique within the process; ids may change. `job` is what the runner keeps for a job
     of this client, and None for a task that was attached. `submissions` is how many calls rely on the
     record. `error` says why no snapshot will follow. `pictures` is how many a success must have to be
-    believed at once.
+    believed at once. `retrieved` says whether a caller has seen the end, or need not see it. An error that
+    no caller has seen is logged when the last future of the record is collected, or the client closes.
     """
 
     __slots__ = (
-        "_callbacks", "_changed", "_given", "_merged", "_registry", "error", "job", "make_result", "number",
-        "pictures", "submissions", "task",
+        "_callbacks", "_changed", "_futures", "_given", "_merged", "_registry", "error", "job", "make_result",
+        "number", "pictures", "retrieved", "submissions", "task",
     )  # fmt: skip
 
     def __init__(
@@ -151,21 +163,23 @@ class TaskRecord:
         any_id: str,
         *,
         make_result: "Callable[[TaskRecord, Task], ExpandResult] | None" = None,
-        job: Cancellable | None = None,
+        job: SubmittedJob | None = None,
         pictures: int = 0,
     ) -> None:
         self.number: int = next(_numbers)
         self.task: Task | None = None
         self.error: KlingError | None = None
-        self.job: Cancellable | None = job
+        self.job: SubmittedJob | None = job
         self.pictures: int = pictures
         self.make_result: Callable[[TaskRecord, Task], ExpandResult] | None = make_result
         self.submissions: int = 1
+        self.retrieved: bool = False
+        self._futures = 0
         self._given = any_id
         self._registry: TaskRegistry | None = None
         self._merged: TaskRecord | None = None
         self._changed: asyncio.Event | None = None
-        self._callbacks: tuple[tuple[Callable[[TaskFuture], object], TaskFuture], ...] = ()
+        self._callbacks: tuple[_Callback, ...] = ()
 
     def __repr__(self) -> str:
         state = self.error.__class__.__name__ if self.error else self.task and self.task.task_status
@@ -214,6 +228,19 @@ class TaskRecord:
         """Whether the end is known."""
         return self.error is not None or (self.task is not None and self.task.status.final)
 
+    def failure(self) -> KlingError | None:
+        """Return a new exception that says why there is no result, or None where there is one or may be."""
+        if self.error is not None:
+            return _copy(self.error)
+        failed = self.task is not None and self.task.status is Status.FAILED
+        return task_failure(self.task, self.external_task_id) if self.task and failed else None
+
+    def result(self) -> ExpandResult:
+        """Return the result of a task that succeeded."""
+        if self.task is None:
+            raise KlingError("the future is done without a snapshot")
+        return self.make_result(self, self.task) if self.make_result else ExpandResult(self.task)
+
     def deliver(self, task: Task) -> bool:
         """Take a snapshot from a poll, a callback, the store or a create.
 
@@ -238,16 +265,22 @@ class TaskRecord:
             self.error = _without_tracebacks(error)
             self._notify()
 
-    def add_done_callback(self, callback: "Callable[[TaskFuture], object]", future: "TaskFuture") -> None:
-        """Call *callback* with *future* soon after the end."""
+    def add_done_callback(
+        self,
+        callback: "Callable[[TaskFuture], object]",
+        future: "TaskFuture",
+        context: contextvars.Context | None = None,
+    ) -> None:
+        """Call *callback* with *future* in *context* soon after the end."""
+        context = context or contextvars.copy_context()
         if self.done():
-            asyncio.get_running_loop().call_soon(callback, future)
+            asyncio.get_running_loop().call_soon(callback, future, context=context)
         else:
-            self._callbacks = (*self._callbacks, (callback, future))
+            self._callbacks = (*self._callbacks, (callback, future, context))
 
     def remove_done_callback(self, callback: "Callable[[TaskFuture], object]", future: "TaskFuture") -> int:
         """Forget *callback* of *future*, and return how often it was added."""
-        kept = tuple(each for each in self._callbacks if each != (callback, future))
+        kept = tuple(each for each in self._callbacks if each[:2] != (callback, future))
         removed, self._callbacks = len(self._callbacks) - len(kept), kept
         return removed
 
@@ -255,13 +288,40 @@ class TaskRecord:
         """Return a separate record for *future*, which is cancelled while other submissions continue."""
         self.submissions -= 1
         own = TaskRecord(self._given)
+        own.retrieved = True
+        own.attach_future()
         own.fail(NotSubmitted("taken back before it was sent; another submission of the same job goes on"))
-        for callback, owner in self._callbacks:
+        for callback, owner, context in self._callbacks:
             if owner is future:
-                own.add_done_callback(callback, future)
+                own.add_done_callback(callback, future, context)
         self._callbacks = tuple(each for each in self._callbacks if each[1] is not future)
-        self._wake()
+        self.wake()
+        self.detach_future()
         return own
+
+    def attach_future(self) -> None:
+        """Count a future of this record."""
+        self._futures += 1
+
+    def detach_future(self) -> None:
+        """Count a future less; the last one leaves an end that no caller will see."""
+        self._futures -= 1
+        self._check_retrieved()
+
+    def retrieve(self) -> None:
+        """Note that a caller has seen the end."""
+        self.retrieved = True
+        if self._registry is not None:
+            self._registry.unretrieved.pop(self, None)
+
+    def _check_retrieved(self) -> None:
+        """Log an end that no future is left for, or keep it until the client closes."""
+        if self.retrieved or not self.done():
+            return
+        if self._futures == 0:
+            log_unretrieved([self])
+        elif self._registry is not None:
+            self._registry.unretrieved[self] = None
 
     async def wait_changed(self) -> None:
         """Wait for the next snapshot, error or merge."""
@@ -272,22 +332,25 @@ class TaskRecord:
         """Move the futures of this record to *other*."""
         self._merged = other
         other.submissions += self.submissions
+        other._futures += self._futures  # noqa: SLF001 - the same class
         callbacks, self._callbacks = self._callbacks, ()
-        for callback, future in callbacks:
-            other.add_done_callback(callback, future)
-        self._wake()
+        for callback, future, context in callbacks:
+            other.add_done_callback(callback, future, context)
+        self.wake()
 
     def _notify(self) -> None:
         if self._registry is not None:
             self._registry.changed(self)  # first, so that the slots are free when the awaiters continue
+        self._check_retrieved()
         if self.done() and self._callbacks:
             callbacks, self._callbacks = self._callbacks, ()
             loop = asyncio.get_running_loop()
-            for callback, future in callbacks:
-                loop.call_soon(callback, future)
-        self._wake()
+            for callback, future, context in callbacks:
+                loop.call_soon(callback, future, context=context)
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Make every waiter check this record."""
         if self._changed is not None:
             self._changed.set()
             self._changed = None
@@ -297,12 +360,13 @@ class TaskRegistry:
     """The open records of one client, found by either id.
 
     `on_end` is called once with each record whose end becomes known, and `on_merge` with each record that
-    another one replaces; neither may raise.
+    another one replaces; neither may raise. `unretrieved` are ended records whose end no caller has seen.
     """
 
     def __init__(self) -> None:
         self.on_end: list[Callable[[TaskRecord], object]] = []
         self.on_merge: list[Callable[[TaskRecord], object]] = []
+        self.unretrieved: dict[TaskRecord, None] = {}
         self._records: dict[TaskRecord, None] = {}
         self._by_id: dict[str, TaskRecord] = {}
 
@@ -362,18 +426,38 @@ class TaskRegistry:
 
     def _close(self, record: TaskRecord) -> None:
         self._records.pop(record, None)
-        record._registry = None  # noqa: SLF001 - the two classes are one unit
         self.forget_ids(record)
+
+
+def log_unretrieved(records: Iterable[TaskRecord]) -> None:
+    """Log the ends that no caller has seen: one line for the errors, one for the results."""
+    lost: list[tuple[TaskRecord, KlingError | None]] = [(each, each.failure()) for each in records]
+    for record, _ in lost:
+        record.retrieve()
+    errors = [f"{type(error).__name__}: {error}" for _, error in lost if error is not None]
+    results = [str(record.any_id) for record, error in lost if error is None]
+    if errors:
+        what = "the error of a job was" if len(errors) == 1 else f"the errors of {len(errors)} jobs were"
+        logger.warning("%s never retrieved: %s", what, "; ".join(errors[:LOGGED_IDS]))
+    if results:
+        ids = ", ".join(results[:LOGGED_IDS])
+        logger.info("the results of %d tasks were never retrieved: %s", len(results), ids)
 
 
 class TaskFuture:
     """One task, for any number of awaiters, iterators and callbacks.
+
+    It has the methods of `asyncio.Future` that do not set its end, so `asyncio.wait`, `gather`,
+    `as_completed`, `shield` and `wait_for` take it.
 
     `await future` returns the `ExpandResult` or raises: `TaskFailed` when the task failed, any other
     `KlingError` when a call did, `DeadlineExceeded` when *deadline_at* (loop time) passes first.
     A deadline is not a failure: the task goes on, and an await begun after the deadline has no bound.
     Cancelling one awaiter affects no other. Where a task exists or may exist by then, its ids are logged and
     added to the `CancelledError` as a note.
+
+    An error that is never retrieved is logged with its ids when the last future of the task is collected, or
+    when the client closes. `await`, `result`, `exception`, `error`, `task` and an iteration retrieve it.
     """
 
     __slots__ = ("__weakref__", "_record", "deadline_at")
@@ -381,6 +465,10 @@ class TaskFuture:
     def __init__(self, record: TaskRecord | str, *, deadline_at: float | None = None) -> None:
         self._record = TaskRecord(record) if isinstance(record, str) else record
         self.deadline_at: float | None = deadline_at
+        self.record.attach_future()
+
+    def __del__(self) -> None:
+        self.record.detach_future()
 
     def __repr__(self) -> str:
         return f"<TaskFuture{repr(self.record).removeprefix('<TaskRecord')}"
@@ -415,12 +503,12 @@ class TaskFuture:
     @property
     def task(self) -> Task | None:
         """The newest snapshot; None before the task is accepted."""
-        return self.record.task
+        return self._seen_record().task
 
     @property
     def error(self) -> KlingError | None:
         """The exception that ended this future, or None. A failed task is reported by `task`."""
-        return self.record.error
+        return self._seen_record().error
 
     def done(self) -> bool:
         """Return whether the end is known."""
@@ -435,14 +523,16 @@ class TaskFuture:
         record = self.record
         if record.done() or record.job is None or record.job.sent:
             return False
-        if record.submissions == 1:
-            return record.job.cancel()
-        self._record = record.withdraw(self)
-        return True
+        if record.submissions > 1:
+            self._record = record.withdraw(self)
+            return True
+        cancelled = record.job.cancel()
+        record.retrieved |= cancelled  # the caller of this method knows the end
+        return cancelled
 
     def cancelled(self) -> bool:
         """Return whether the job was taken back."""
-        return isinstance(self.error, NotSubmitted)
+        return isinstance(self.record.error, NotSubmitted)
 
     def exception(self) -> KlingError | None:
         """Return what awaiting this future raises, or None for a task that succeeded.
@@ -450,17 +540,25 @@ class TaskFuture:
         Raises:
             asyncio.InvalidStateError: the future is not done.
         """
-        if not self.done():
-            raise asyncio.InvalidStateError("the future is not done")
-        record = self.record
-        if record.error is not None or record.task is None:
-            return _copy(record.error or KlingError("the future is done without a snapshot"))
-        failed = record.task.status is Status.FAILED
-        return failure(record.task, record.external_task_id) if failed else None
+        return self._ended_record().failure()
 
-    def add_done_callback(self, callback: Callable[["TaskFuture"], object]) -> None:
-        """Call *callback* with this future soon after it is done."""
-        self.record.add_done_callback(callback, self)
+    def result(self) -> ExpandResult:
+        """Return what awaiting this future returns.
+
+        Raises:
+            KlingError: whatever awaiting it raises.
+            asyncio.InvalidStateError: the future is not done.
+        """
+        record = self._ended_record()
+        if (error := record.failure()) is not None:
+            raise error
+        return record.result()
+
+    def add_done_callback(
+        self, callback: Callable[["TaskFuture"], object], *, context: contextvars.Context | None = None
+    ) -> None:
+        """Call *callback* with this future soon after it is done, in *context* or a copy of the present."""
+        self.record.add_done_callback(callback, self, context)
 
     def remove_done_callback(self, callback: Callable[["TaskFuture"], object]) -> int:
         """Forget *callback*, and return how often it was added."""
@@ -474,15 +572,15 @@ class TaskFuture:
             DeadlineExceeded: the deadline passed first.
         """
         wait_until = self._wait_until()
-        while self.task is None:
-            if self.error is not None:
-                raise _copy(self.error)
+        while (task := self.record.task) is None:
+            if self.done():
+                raise self.exception() or KlingError("the future is done without a snapshot")
             await self._wait_changed(wait_until)
-        return self.task
+        return task
 
-    async def finished(self, *, within: float | None = None) -> bool:
-        """Wait until done, at most *within* seconds, and return whether it is."""
-        wait_until = None if within is None else asyncio.get_running_loop().time() + within
+    async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in the standard library
+        """Wait until done, at most *timeout* seconds, and return whether it is."""
+        wait_until = None if timeout is None else asyncio.get_running_loop().time() + timeout
         try:
             while not self.done():
                 await self._wait_changed(wait_until)
@@ -493,18 +591,21 @@ class TaskFuture:
     async def __aiter__(self) -> AsyncIterator[Task]:
         """Yield each newest snapshot up to the last; a slow reader does not see those between.
 
+        While the job waits for slots, a snapshot with the status ``queued`` and no `task_id` is yielded once.
+
         Raises:
             KlingError: whatever `await` raises, except for a failed task, which is the last snapshot.
         """
         seen: Task | None = None
         wait_until = self._wait_until()
         while True:
-            if self.task is not None and self.task is not seen:
-                seen = self.task
-                yield seen
-            elif self.error is not None:
-                raise _copy(self.error)
+            newest = self._newest()
+            if newest is not None and newest != seen:
+                seen = newest
+                yield newest
             elif self.done():
+                if self.error is not None:
+                    raise _copy(self.error)
                 return
             else:
                 await self._wait_changed(wait_until)
@@ -516,10 +617,27 @@ class TaskFuture:
         wait_until = self._wait_until()
         while not self.done():
             await self._wait_changed(wait_until)
-        record, error = self.record, self.exception()
-        if error is not None or record.task is None:
-            raise error or KlingError("the future is done without a snapshot")
-        return record.make_result(record, record.task) if record.make_result else ExpandResult(record.task)
+        return self.result()
+
+    def _newest(self) -> Task | None:
+        """Return the newest snapshot, or one that says that the job is queued."""
+        record = self.record
+        if record.task is None and record.job is not None and record.job.queued and not record.done():
+            return Task("", Status.QUEUED, external_task_id=record.external_task_id)
+        return record.task
+
+    def _seen_record(self) -> TaskRecord:
+        """Return the record; its end is seen by the caller, if it has one."""
+        record = self.record
+        if not record.retrieved and record.done():
+            record.retrieve()
+        return record
+
+    def _ended_record(self) -> TaskRecord:
+        """Return the record of a future that is done, whose end the caller sees."""
+        if not self.done():
+            raise asyncio.InvalidStateError("the future is not done")
+        return self._seen_record()
 
     def _wait_until(self) -> float | None:
         """Return the deadline of a wait that begins now, or None if it has passed already."""
@@ -528,12 +646,12 @@ class TaskFuture:
 
     async def _wait_changed(self, wait_until: float | None = None) -> None:
         """Wait for a change. Raise `DeadlineExceeded` if none comes by *wait_until*."""
-        record, task = self.record, self.task
+        record, task = self.record, self.record.task
         try:
             async with asyncio.timeout_at(wait_until):
                 await record.wait_changed()
         except TimeoutError:
-            if self.done() or self.task is not task or self.record is not record:
+            if self.done() or self.record.task is not task or self.record is not record:
                 return
             outlook = "the task goes on" if task else "whether a task was created is not known yet"
             raise DeadlineExceeded(

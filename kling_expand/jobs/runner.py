@@ -91,7 +91,7 @@ class Budget:
         self.spent_before = max(0, total - self.units_due)
 
 
-@define(eq=False, repr=False)
+@define(eq=False, repr=False, weakref_slot=False)
 class Job:
     """One request until its end, and the record of its task. `known` is the store's earlier record of it."""
 
@@ -106,6 +106,7 @@ class Job:
     files: tuple[Path, ...] = ()  # where an earlier run saved its pictures
     units: int = 0  # reserved units
     held: int = 0  # slots
+    queued: bool = False  # for slots
     running: bool = False  # whether the service runs it, so that its slots are free only at its end
     task: asyncio.Task[None] | None = None
 
@@ -374,8 +375,13 @@ class JobRunner:
                 return found
         while True:
             first = attempt.state is AttemptState.REFUSED
-            async with asyncio.timeout_at(job.deadline_at):
-                epoch = await self._slots.acquire(job.n, job.flow, priority=job.priority, first=first)
+            job.queued = True
+            job.record.wake()  # an iterator shows it, if it still waits by then
+            try:
+                async with asyncio.timeout_at(job.deadline_at):
+                    epoch = await self._slots.acquire(job.n, job.flow, priority=job.priority, first=first)
+            finally:
+                job.queued = False
             job.held = job.n
             try:
                 task = await self._submitter.create(create)

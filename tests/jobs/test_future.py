@@ -1,10 +1,12 @@
 """Task futures: snapshots from any source and in any order, for any number of awaiters."""
 
 import asyncio
+import contextvars
 import copy
 import gc
 import weakref
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,12 @@ from kling_expand.errors import (
     TaskFailed,
     TaskModerated,
 )
-from kling_expand.jobs.future import ExpandResult, TaskFuture, TaskRecord, TaskRegistry, failure
+from kling_expand.geometry import Ratios
+from kling_expand.jobs.future import ExpandResult, TaskFuture, TaskRecord, TaskRegistry, task_failure
 from kling_expand.models import NEXT, Image, Status, Task
-from kling_expand.testing import run, virtual_time
+from kling_expand.testing import emulated, run, virtual_time
 
+PHOTO = Path(__file__).parent.parent.parent / "examples" / "photos" / "coffee.jpg"
 SUBMITTED = Task("1", "submitted", external_task_id="dog")
 PROCESSING = evolve(SUBMITTED, task_status="processing")
 STRANGE = evolve(SUBMITTED, task_status="pondering")
@@ -287,7 +291,7 @@ async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed
     assert isinstance(caught.value, ContentRejected) is (kind is TaskModerated)
     assert (caught.value.task_id, caught.value.external_task_id) == ("1", "dog")
     assert caught.value.message == (message or "the service gave no reason")
-    assert failure(FAILED).external_task_id == "dog"
+    assert task_failure(FAILED).external_task_id == "dog"
 
 
 @virtual_time
@@ -334,7 +338,7 @@ async def test_save_is_passed_to_the_client(tmp_path: Path) -> None:
     assert "save" not in repr(ExpandResult(SUCCEED, save=save))
 
 
-# ------------------------------------------------------------------ accepted, finished, deadlines
+# ------------------------------------------------------------------ accepted, wait, deadlines
 
 
 @virtual_time
@@ -366,23 +370,23 @@ async def test_accepted_raises_why_it_never_will_be() -> None:
 
 
 @virtual_time
-async def test_finished_waits_at_most_within() -> None:
-    """`finished` waits at most `within`, returns whether the future is done, and never raises."""
+async def test_wait_waits_at_most_its_timeout() -> None:
+    """`wait` waits at most `timeout`, returns whether the future is done, and never raises."""
     loop = asyncio.get_running_loop()
     future = TaskFuture("dog", deadline_at=1.0)
-    assert await future.finished(within=7) is False
+    assert await future.wait(timeout=7) is False
     assert loop.time() == pytest.approx(7)
-    assert await future.finished(within=0) is False
-    waiting = await soon(future.finished())
+    assert await future.wait(timeout=0) is False
+    waiting = await soon(future.wait())
     future.record.deliver(PROCESSING)
     await asyncio.sleep(1)
     assert not waiting.done()
     future.record.deliver(FAILED)
     assert await waiting is True
-    assert await future.finished(within=0) is True
+    assert await future.wait(timeout=0) is True
     broken = TaskFuture("dog")
     broken.record.fail(KlingError("broken"))
-    assert await broken.finished() is True
+    assert await broken.wait() is True
 
 
 def consumers(future: TaskFuture) -> list[Awaitable[Any]]:
@@ -509,6 +513,7 @@ class AJob:
     """A job that can be cancelled while it is not sent."""
 
     def __init__(self) -> None:
+        self.queued = False
         self.sent = False
         self.cancelled = 0
 
@@ -562,7 +567,7 @@ async def test_a_cancelled_wait_says_which_task_goes_on(way: int, caplog: pytest
     """Once a task exists, a cancelled wait logs its ids and attaches them to the exception."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
-    waits = [outcome(future), read(future), future.finished(), future.finished(within=50)]
+    waits = [outcome(future), read(future), future.wait(), future.wait(timeout=50)]
     waiting = await soon(waits[way])
     for each in waits:
         if each is not waits[way]:
@@ -579,15 +584,15 @@ async def test_a_cancelled_wait_says_which_task_goes_on(way: int, caplog: pytest
 
 @virtual_time
 async def test_a_wait_with_a_limit_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """A deadline, `within`, and a cancellation before the create are not logged as cancelled tasks."""
+    """A deadline, `timeout`, and a cancellation before the create are not logged as cancelled tasks."""
     future = TaskFuture(TaskRecord("dog", job=AJob()), deadline_at=5.0)
-    waiting = await soon(future.finished())
+    waiting = await soon(future.wait())
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError) as caught:
         await waiting
     assert not hasattr(caught.value, "__notes__")
     future.record.deliver(PROCESSING)
-    assert await future.finished(within=2) is False
+    assert await future.wait(timeout=2) is False
     with pytest.raises(DeadlineExceeded):
         await future
     assert caplog.text == ""
@@ -634,6 +639,225 @@ async def test_an_exception_that_is_not_known_yet_is_not_given() -> None:
     future.record.deliver(SUCCEED)
     await asyncio.sleep(1)
     assert (future.exception(), called) == (None, [])
+
+
+async def ended_by(way: str, futures: list[TaskFuture]) -> list[ExpandResult]:
+    """Return the results of *futures*, all waited for by one tool of the standard library."""
+    match way:
+        case "gather":
+            return await asyncio.gather(*futures)
+        case "as_completed":
+            return [await each for each in asyncio.as_completed(futures)]
+        case "shield":
+            return [await asyncio.shield(each) for each in futures]
+        case "wait_for":
+            return [await asyncio.wait_for(each, 100) for each in futures]
+        case "timeout":
+            async with asyncio.timeout(100):
+                return [await each for each in futures]
+        case _:
+            async with asyncio.TaskGroup() as group:
+                waits = [group.create_task(each.wait()) for each in futures]
+            assert all(each.result() for each in waits)
+            return [each.result() for each in futures]
+
+
+@pytest.mark.parametrize("way", ["gather", "as_completed", "shield", "wait_for", "timeout", "TaskGroup"])
+@virtual_time
+async def test_the_tools_of_asyncio_take_futures(way: str) -> None:
+    """Each tool of asyncio that waits for futures waits for these, and gives their results."""
+    futures = [TaskFuture(name) for name in "abc"]
+    for number, each in enumerate(futures):
+        task = evolve(SUCCEED, task_id=str(number), external_task_id=None)
+        asyncio.get_running_loop().call_later(number + 1, each.record.deliver, task)
+    results = await ended_by(way, futures)
+    assert [result.task_id for result in results] == ["0", "1", "2"]
+    assert [each.result() for each in futures] == results
+    assert asyncio.get_running_loop().time() == pytest.approx(3)
+
+
+@virtual_time
+async def test_a_shielded_future_outlives_its_caller() -> None:
+    """Cancelling a shielded wait leaves the inner wait alone, as with a future of asyncio."""
+    future = TaskFuture("dog")
+    inner = asyncio.ensure_future(outcome(future))
+    outer = await soon(asyncio.shield(inner))
+    outer.cancel()
+    future.record.deliver(SUCCEED)
+    assert (await inner).task == SUCCEED
+    assert outer.cancelled()
+
+
+@virtual_time
+async def test_result_returns_what_await_returns() -> None:
+    """`result` returns or raises as `await` does, and raises before the end."""
+    future = TaskFuture("dog")
+    with pytest.raises(asyncio.InvalidStateError):
+        future.result()
+    future.record.deliver(SUCCEED)
+    assert future.result() == await future
+    failed = TaskFuture("dog")
+    failed.record.deliver(FAILED)
+    with pytest.raises(TaskFailed, match="no"):
+        failed.result()
+
+
+@virtual_time
+async def test_a_callback_runs_in_the_context_of_its_caller() -> None:
+    """A callback sees the context variables of the code that added it, or of the context it names."""
+    request = contextvars.ContextVar("request", default="poll loop")
+    future, late = TaskFuture("dog"), TaskFuture("dog")
+    seen: list[str] = []
+    token = request.set("request 1")
+    future.add_done_callback(lambda _: seen.append(request.get()))
+    other = contextvars.Context()
+    other.run(request.set, "request 2")
+    future.add_done_callback(lambda _: seen.append(request.get()), context=other)
+    request.reset(token)
+    future.record.deliver(SUCCEED)
+    late.record.deliver(SUCCEED)
+    late.add_done_callback(lambda _: seen.append(request.get()), context=other)
+    await asyncio.sleep(0)
+    assert seen == ["request 1", "request 2", "request 2"]
+
+
+# ------------------------------------------------------------------ a job that waits for slots
+
+
+@virtual_time
+async def test_an_iterator_shows_that_a_job_is_queued() -> None:
+    """While a job waits for slots, `queued` is yielded once, without a task id, before the snapshots."""
+    job = AJob()
+    future = TaskFuture(TaskRecord("dog", job=job))
+    reading = await soon(read(future))
+    job.queued = True
+    future.record.wake()
+    await asyncio.sleep(1)
+    future.record.wake()
+    await asyncio.sleep(1)
+    assert future.task is None
+    job.queued = False
+    future.record.deliver(SUBMITTED)
+    await asyncio.sleep(1)
+    future.record.deliver(SUCCEED)
+    seen = await reading
+    assert [task.status for task in seen] == [Status.QUEUED, Status.SUBMITTED, Status.SUCCEED]
+    assert (seen[0].task_id, seen[0].external_task_id) == ("", "dog")
+
+
+@virtual_time
+async def test_a_job_that_gets_slots_at_once_is_not_shown_as_queued() -> None:
+    """`queued` is shown to iterators only for a job that has to wait."""
+    async with emulated({"max_in_flight": 1}, work_seconds=10) as (_, kling):
+        first, second = kling.submit(PHOTO, Ratios(left=0.5)), kling.submit(PHOTO, Ratios(right=0.5))
+        shown = await asyncio.gather(read(first), read(second))
+    assert [tasks[0].status for tasks in shown] == [Status.SUBMITTED, Status.QUEUED]
+    assert shown[1][1].task_id == second.task_id
+
+
+# ------------------------------------------------------------------ ends that no caller retrieves
+
+
+RETRIEVING: dict[str, Callable[[TaskFuture], Awaitable[object] | object]] = {
+    "await": outcome,
+    "result": TaskFuture.result,
+    "exception": TaskFuture.exception,
+    "error": lambda future: future.error,
+    "task": lambda future: future.task,
+    "iteration": read,
+}
+ENDS: dict[str, Task | KlingError] = {"failed": FAILED, "unknown": SubmissionUnknown("no answer came")}
+
+
+def end(future: TaskFuture, end: Task | KlingError) -> None:
+    """End the task of *future*."""
+    if isinstance(end, KlingError):
+        future.record.fail(copy.copy(end))
+    else:
+        future.record.deliver(end)
+
+
+@pytest.mark.parametrize("ended", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("first", ["collected", "ended"])
+@virtual_time
+async def test_an_error_that_was_never_retrieved_is_logged_once(
+    ended: Task | KlingError, first: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the last future is collected before the end or after it, the error is logged with its ids."""
+    future = TaskFuture("dog")
+    other, record = TaskFuture(future.record), future.record
+    if first == "ended":
+        end(other, ended)
+    assert await other.wait(timeout=0) is (first == "ended")
+    del future
+    assert caplog.text == ""
+    del other
+    if first == "collected":
+        end(TaskFuture(record), ended)
+        await asyncio.sleep(0)
+        gc.collect()  # the exceptions of the wait hold a future
+    (line,) = caplog.messages
+    assert "external_task_id=dog" in line
+    assert "never retrieved" in line
+    record.retrieve()
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("way", RETRIEVING)
+@pytest.mark.parametrize("ended", ENDS.values(), ids=ENDS)
+@virtual_time
+async def test_an_error_that_was_retrieved_is_not_logged(
+    way: str, ended: Task | KlingError, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each way to learn of an error counts, from any future of the task."""
+    future = TaskFuture("dog")
+    other = TaskFuture(future.record)
+    end(future, ended)
+    with suppress(KlingError):
+        found = RETRIEVING[way](other)
+        if isinstance(found, Awaitable):
+            await found
+    del future, other
+    assert caplog.text == ""
+
+
+@virtual_time
+async def test_a_job_that_the_caller_took_back_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """`cancel` tells its caller the end, also where another submission goes on."""
+    registry = TaskRegistry()
+    first = TaskFuture(registry.add(TaskRecord("dog", job=AJob())))
+    second = TaskFuture(registry.add(TaskRecord("dog")))
+    assert first.cancel()
+    del first
+    assert second.cancel()
+    second.record.fail(NotSubmitted("taken back"))
+    del second
+    assert caplog.text == ""
+
+
+@virtual_time
+async def test_a_client_logs_at_its_end_what_no_caller_retrieved(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Failed, unsent and running jobs are named in the log when the client closes, and each is named once."""
+    async with emulated({"max_in_flight": 1}, work_seconds=100) as (_, kling):
+        names = ("seen", "missing")
+        missing = [kling.submit(tmp_path, Ratios(left=0.5), external_task_id=name) for name in names]
+        running = kling.submit(PHOTO, Ratios(left=0.5), external_task_id="running")
+        await running.accepted()
+        kling.submit(PHOTO, Ratios(right=0.5), external_task_id="dropped")
+        waiting = kling.submit(PHOTO, Ratios(up=0.5), external_task_id="waiting")
+        assert missing[0].error is not None
+        await asyncio.sleep(1)
+        assert caplog.text == ""
+    assert [message.count("never retrieved") for message in caplog.messages] == [1, 0]
+    for number, name in ((0, "=missing"), (0, "dropped"), (0, "waiting"), (1, running.any_id)):
+        assert caplog.messages[number].count(name) == 1
+        assert caplog.messages[1 - number].count(name) == 0
+    assert "=seen" not in caplog.text
+    del missing, running, waiting
+    gc.collect()
+    assert len(caplog.messages) == 2
 
 
 # ------------------------------------------------------------------ what an error keeps

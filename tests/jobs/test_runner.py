@@ -502,7 +502,7 @@ async def test_a_deadline_before_an_uncertain_create_is_settled_says_unknown(
         await kling.aclose()
         async with another(emulator, journal=path, slots=slots) as again:
             (future,) = [future async for future in again.resume(deadline=3)]
-            await future.finished()
+            await future.wait()
             assert isinstance(future.error, SubmissionUnknown)
             assert now() < 60
             assert len(emulator.account.tasks) == 1
@@ -732,7 +732,7 @@ async def test_a_deadline_while_waiting_for_a_slot_sends_nothing() -> None:
         with pytest.raises(DeadlineExceeded) as caught:
             await late
         assert now() == pytest.approx(10, abs=1.0)
-        await late.finished()
+        await late.wait()
         assert "no task exists" in str(late.error)
         assert (caught.value.task_id, kling.stats.units_due) == (None, 8)
         await first
@@ -766,7 +766,7 @@ async def test_a_deadline_bounds_a_second_attempt_too() -> None:
             future = other.submit(PHOTO, WIDER, key="cat", prompt=RISK, deadline=10)
             await wait_for(lambda: emulator.account.requests["create"] == 2)
             slots.force_acquire(1)
-            await future.finished(within=100)
+            await future.wait(timeout=100)
             assert isinstance(future.error, DeadlineExceeded)
             assert now() - began == pytest.approx(10)
             await asyncio.sleep(0)
@@ -780,7 +780,7 @@ async def test_a_deadline_during_the_create_looks_for_the_task() -> None:
     async with emulated({"budget": 8}) as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=60))
         future = kling.submit(PHOTO, WIDER, deadline=5)
-        await future.finished()
+        await future.wait()
         assert isinstance(future.error, SubmissionUnknown)
         assert kling.stats.units_due == 8
         assert now() <= 6

@@ -1,5 +1,7 @@
 """The types that a user of the public API sees; checked by mypy and pyright, and never run."""
 
+import asyncio
+import concurrent.futures
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -73,8 +75,11 @@ async def one(kling: KlingClient) -> None:
     assert_type(future, TaskFuture)
     assert_type(await future, ExpandResult)
     assert_type(await future.accepted(), Task)
-    assert_type(await future.finished(within=5), bool)
+    assert_type(await future.wait(timeout=5), bool)
     assert_type(future.done(), bool)
+    assert_type(future.result(), ExpandResult)
+    assert_type(await asyncio.gather(*[future]), list[ExpandResult])
+    future.add_done_callback(lambda ended: assert_type(ended, TaskFuture))
     assert_type(future.cancel(), bool)
     assert_type(future.task, Task | None)
     assert_type(future.task_id, str | None)
@@ -288,9 +293,13 @@ def without_asyncio() -> None:
         assert_type(result.save("out/"), tuple[Path, ...])
         future = kling.submit("dog.png", Ratios(right=0.5), priority=1)
         assert_type(future, blocking.TaskFuture)
-        assert_type(future.result(), blocking.ExpandResult)
+        assert_type(future.result(timeout=5), blocking.ExpandResult)
+        assert_type(future.exception(timeout=5), KlingError | None)
+        waitable: concurrent.futures.Future[blocking.ExpandResult] = future
+        concurrent.futures.wait([waitable])
+        assert_type(kling.settings, Settings)
         assert_type(future.accepted(), Task)
-        assert_type(future.finished(within=5), bool)
+        assert_type(future.wait(timeout=5), bool)
         assert_type(future.cancel(), bool)
         assert_type(iter(future), Iterator[Task])
         for outcome in kling.map([ExpandRequest("a.png", ToAspect("1:1"))], ordered=True):

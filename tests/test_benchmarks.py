@@ -25,6 +25,7 @@ TINY = {
         {"ratios", "microseconds"},
     ),
     "overhead": (["--runs", "1", "--calls", "20", "--photo", "1000"], {"ratio", "calls"}),
+    "shell_start": (["--runs", "1"], {"click_ms", "--help", "expand --help"}),
     "schedules": (["--runs", "1", "--tasks", "650"], {"worst_ratio", "distributions", "limit"}),
     "throughput": (["--runs", "1", "--jobs", "3", "--in-flight", "2"], {"ratio", "clients"}),
     "upload": (["--runs", "1", "--times", "1", "--megabytes", "0.5"], {"blocked_ms", "ways"}),

@@ -6,11 +6,11 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from .faults.prompt_triggers import HELP
 from .server import Emulator
-from .settings import flag, options
+from .settings import check, flag, options
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -20,14 +20,21 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         super().add_usage(usage, actions, groups, prefix)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of the other commands are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"Error: {message}; see {self.prog} --help\n")
+
+
 def parser(prog: str) -> argparse.ArgumentParser:
     """Return a parser with one option for each setting."""
-    arguments = argparse.ArgumentParser(
+    arguments = _Parser(
         prog=prog,
         usage="%(prog)s [options]",
         description="Run a local emulator of the image expansion service until Ctrl-C. It paints real "
         "pictures on this machine and bills nothing. When it is ready, it prints its address and "
-        "credentials on one line.",
+        "credentials on one line, the lines that a shell needs, and the address of its console.",
         epilog=HELP,
         formatter_class=_HelpFormatter,
     )
@@ -52,7 +59,9 @@ async def serve(settings: dict[str, Any]) -> None:
     async with Emulator(**settings) as emulator:
         sys.stdout.write(
             f"{emulator.url} access_key={emulator.access_key} secret_key={emulator.secret_key} "
-            f"api_key={emulator.api_key}\n"
+            f"api_key={emulator.api_key}\n\n"
+            f"export KLING_BASE_URL={emulator.url}\nexport KLING_API_KEY={emulator.api_key}\n\n"
+            f"console: open {emulator.url}/ in a browser; Ctrl-C ends the emulator\n"
         )
         sys.stdout.flush()
         await stop.wait()
@@ -62,11 +71,19 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m kling_expa
     """Return exit code 0 after a graceful stop, or 2 with one line on stderr when it cannot start."""
     settings = vars(parser(prog).parse_args(argv))
     try:
+        for option in options():
+            check(option, settings[option.name])
         asyncio.run(serve(settings))
-    except (RuntimeError, ValueError, OSError, sqlite3.Error) as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return 2
-    return 0
+    except sqlite3.Error as error:
+        problem = f"the state file {settings['state']!r} cannot be used: {error}"
+    except OSError as error:
+        problem = f"cannot listen on {settings['host']}:{settings['port']}: {error.strerror or error}"
+    except (RuntimeError, ValueError) as error:
+        problem = str(error)
+    else:
+        return 0
+    sys.stderr.write(f"Error: {problem}\n")
+    return 2
 
 
 if __name__ == "__main__":

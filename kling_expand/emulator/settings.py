@@ -12,6 +12,9 @@ from .http.codes import ACCOUNT_CODES, CODES
 FLAT_ENGINE = "flat"  # it needs no worker process, and paints when a picture is downloaded
 
 
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
 def _option(
     default: Any,
     text: str,
@@ -28,6 +31,16 @@ def _option(
     metadata = {"help": text, "fixed": fixed, "choices": choices, "parser": parser}
     validator = None if parser is None else lambda _settings, _field, value: parser(value)
     return field(default=default, repr=not secret, validator=validator, metadata=metadata)
+
+
+def _check_port(port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port must be between 0 and 65535, got {port}")
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
 
 
 def parse_misregister(text: str) -> tuple[float, float, float]:
@@ -51,7 +64,7 @@ class Settings:
     """The settings. Times are in seconds. A setting that is not fixed may change at any time."""
 
     host: str = _option("127.0.0.1", "address to listen on", fixed=True)
-    port: int = _option(0, "port to listen on; 0: any free port", fixed=True)
+    port: int = _option(0, "port to listen on; 0: any free port", fixed=True, parser=_check_port)
     access_key: str = _option("emulator-access-key", "the access key, `iss` of a JWT")
     secret_key: str = _option(
         "emulator-secret-key-0123456789abcdef", "the secret key that signs a JWT", secret=True
@@ -67,7 +80,7 @@ class Settings:
     engine: str = _option(
         "patchmatch", "painting engine: patchmatch, migan:PATH, or flat for load tests", fixed=True
     )
-    workers: int = _option(2, "pictures painted at the same time", fixed=True)
+    workers: int = _option(2, "pictures painted at the same time", fixed=True, parser=_check_workers)
     misregister: str = _option(
         "",
         "DX,DY,SCALE: shift the content of new pictures by DX and DY pixels to the right and down, and scale "
@@ -147,17 +160,22 @@ def change(settings: Settings, changes: dict[str, Any]) -> None:
     for name, value in changes.items():
         if name not in changeable:
             raise ValueError(f"{name} must be a setting that can change while the emulator runs")
-        _check(changeable[name], value)
+        check(changeable[name], value)
     for name, value in changes.items():
         setattr(settings, name, value)
 
 
-def _check(option: "Attribute[Any]", value: Any) -> None:
+def check(option: "Attribute[Any]", value: Any) -> None:
+    """Check the value of a setting.
+
+    Raises:
+        ValueError: when the value is not allowed.
+    """
     expected = type(option.default)
     fits = type(value) is expected or (expected is float and type(value) is int)
     if not fits or (expected in {int, float} and not 0 <= value < float("inf")):
         sign = " of at least 0" if expected in {int, float} else ""
-        raise ValueError(f"{option.name} must be a {expected.__name__}{sign}, got {value!r}")
+        raise ValueError(f"{option.name} must be {_KINDS[expected]}{sign}, got {value!r}")
     if option.metadata["parser"]:
         option.metadata["parser"](value)
     choices = option.metadata["choices"]

@@ -56,11 +56,15 @@ def test_serve_has_every_setting_of_the_emulator() -> None:
 
 
 def test_serve_runs_until_it_is_interrupted(tmp_path: Path) -> None:
-    """One line has the address and the credentials, and Ctrl-C ends the emulator with code 0."""
+    """It prints its address and keys, the lines for a shell and its console; Ctrl-C ends it with code 0."""
     with kling.start("serve", "--engine", "flat", "--work-seconds", 0.05) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         url, keys = line.split(maxsplit=1)
+        more = [process.stdout.readline() for _ in range(5)]
+        assert f"export KLING_BASE_URL={url}\n" in more
+        assert "export KLING_API_KEY=api-key-kling-emulator\n" in more
+        assert f"open {url}/ in a browser" in more[-1]
         api_key = re.search(r"api_key=(\S+)", keys)
         assert api_key is not None
         done = kling(
@@ -72,12 +76,24 @@ def test_serve_runs_until_it_is_interrupted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--port", "x"), ("--list-order", "never"), ("--account-code", "7")]
+    ("option", "value"),
+    [
+        ("--port", "x"),
+        ("--port", "99999"),
+        ("--list-order", "never"),
+        ("--account-code", "7"),
+        ("--work-seconds", "nan"),
+        ("--state", "/nonexistent/tasks.db"),
+        ("--state", __file__),
+        ("--host", "999.1.1.1"),
+    ],
 )
 def test_serve_refuses_what_is_no_setting(option: str, value: str) -> None:
-    """An invalid setting has exit code 2, and the message names the option."""
+    """An invalid setting has exit code 2, and one line names it."""
     done = kling("serve", option, value)
-    assert (done.exit_code, option in done.stderr) == (2, True)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    named = value if option == "--host" else option.strip("-").replace("-", "_")
+    assert named in done.stderr.replace("-", "_")
 
 
 def test_serve_says_why_it_cannot_start() -> None:

@@ -22,11 +22,8 @@ from typing import Any
 
 from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
 
-NAMES = {
-    "nothing": "pass",
-    "aiohttp": "import aiohttp",
-    "kling_expand": "from kling_expand import KlingClient",
-}
+OURS = "from kling_expand import KlingClient"
+NAMES = {"nothing": "pass", "aiohttp": "import aiohttp", "kling_expand": OURS}
 LINE = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \| +(\S+)")
 
 

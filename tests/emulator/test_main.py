@@ -64,14 +64,18 @@ async def test_sigkill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> No
     assert process.returncode == 0
 
 
-async def test_the_command_line_prints_one_line(tmp_path: Path) -> None:
-    """The process prints its address and credentials, and ends with code 0 on SIGINT."""
+async def test_the_command_line_prints_what_a_shell_needs(tmp_path: Path) -> None:
+    """The process prints its address and credentials, also for a shell, and ends with code 0 on SIGINT."""
     process, emulator = start(tmp_path / "state.db")
     async with aiohttp.ClientSession() as session:
         assert (await Caller(emulator, session)("GET", EDITING))[0] == 200
     os.kill(process.pid, signal.SIGINT)
     rest, _ = process.communicate()
-    assert (process.returncode, rest) == (0, "")
+    exports = [line for line in rest.splitlines() if line.startswith("export ")]
+    assert (process.returncode, [line.partition("=")[0].split()[1] for line in exports]) == (
+        0,
+        ["KLING_BASE_URL", "KLING_API_KEY"],
+    )
 
 
 def test_a_failed_start_prints_one_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from kling_expand.emulator.settings import Settings, change, options
 def test_settings_change_all_or_none() -> None:
     """A refused change changes nothing, and an int is accepted for a float."""
     settings = Settings()
-    with pytest.raises(ValueError, match="queue_seconds must be a float of at least 0"):
+    with pytest.raises(ValueError, match="queue_seconds must be a number of at least 0"):
         change(settings, {"slots": 5, "queue_seconds": "1"})
     assert settings.slots == 9
     change(settings, {"queue_seconds": 2, "allow_duplicates": True})

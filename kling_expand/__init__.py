@@ -13,37 +13,39 @@ from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all_
 
 if TYPE_CHECKING:
     from .client import KlingClient
-    from .config import KeyPair, Settings, StaticKey
-    from .events import Event, EventKind, Quantiles, Stats
+    from .config import KeyPair, StaticKey
+    from .config import Settings as Settings
+    from .events import Event as Event
+    from .events import EventKind, Quantiles, Stats
     from .geometry import Padding, Ratios, ToAspect, ToSize, Towards, calculate_expansion_ratios
     from .jobs.bulk import Outcome
     from .jobs.future import ExpandResult, TaskFuture
     from .jobs.poll_schedule import AdaptiveSchedule
     from .jobs.scheduler import Slots
-    from .models import Dialect, ExpandRequest, Image, Status, Task
+    from .models import Dialect, ExpandRequest
+    from .models import Image as Image
+    from .models import Status as Status
+    from .models import Task as Task
 
 __version__ = "0.1.0"
 
+# The names of ``from kling_expand import *``. The common names are public too, but left out of it, as they
+# would hide those of other packages, such as Pillow's `Image`.
 __all__ = [
     "AdaptiveSchedule",
     "Dialect",
-    "Event",
     "EventKind",
     "ExpandRequest",
     "ExpandResult",
-    "Image",
     "KeyPair",
     "KlingClient",
     "Outcome",
     "Padding",
     "Quantiles",
     "Ratios",
-    "Settings",
     "Slots",
     "StaticKey",
     "Stats",
-    "Status",
-    "Task",
     "TaskFuture",
     "ToAspect",
     "ToSize",
@@ -51,6 +53,7 @@ __all__ = [
     "calculate_expansion_ratios",
 ]
 __all__ += errors.__all__
+_COMMON_NAMES = ("Event", "Image", "Settings", "Status", "Task")
 
 # The public modules, those first that import little. A name is imported at its first use, so that the
 # command line can print its help without loading aiohttp.
@@ -71,7 +74,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name, or one of these modules, at its first use."""
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
-    if name in __all__:
+    if name in __all__ or name in _COMMON_NAMES:
         for module in _MODULES:
             found = vars(import_module(f"{__name__}.{module}")).get(name)
             if found is not None:
@@ -82,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the public names, imported already or not."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_COMMON_NAMES})

@@ -41,6 +41,7 @@
 repeated only by the rules of `kling_expand.jobs.submission`.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 __all__ = [
@@ -119,6 +120,21 @@ class ConfigurationError(KlingError):
 
 class MissingExtra(ConfigurationError, ImportError):
     """An optional dependency that is not installed; the message names the extra."""
+
+
+def require(extra: str, *modules: str) -> None:
+    """Check that the *modules* which an *extra* installs can be imported, without importing them.
+
+    Raises:
+        MissingExtra: one of them is not installed.
+    """
+    for module in modules:
+        try:
+            found = find_spec(module)
+        except (ImportError, ValueError):  # ValueError: its entry in `sys.modules` is None
+            found = None
+        if found is None:
+            raise MissingExtra(f"{module} is not installed: pip install 'kling-expand[{extra}]'")
 
 
 class InvalidRequest(KlingError, ValueError):

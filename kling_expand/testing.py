@@ -1,6 +1,6 @@
 """Test tools: an event loop with virtual time, fixtures of a client with its emulator, and contracts.
 
-In a `conftest.py` of your own (with the extra ``kling-expand[test]``)::
+In a `conftest.py` of your own (with the extra ``kling-expand[testing]``)::
 
     pytest_plugins = ["kling_expand.testing"]
 
@@ -25,18 +25,20 @@ from pathlib import Path
 from random import Random
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack
 
-import pytest
-import pytest_asyncio
 from attrs import evolve
 
 from .api.photo import Photo
 from .client import KlingClient
 from .emulator import Emulator
-from .errors import JournalError
+from .errors import JournalError, require
 from .geometry import Ratios
 from .jobs.poll_schedule import ExponentialSchedule
 from .models import ExpandRequest, Image, Task
 from .store.base import JobIdentity, JobRecord, JobState, JobStore, PreparedRequest
+
+require("testing", "pytest", "pytest_asyncio")
+import pytest
+import pytest_asyncio
 
 P = ParamSpec("P")
 T = TypeVar("T")

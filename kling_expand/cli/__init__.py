@@ -2,6 +2,10 @@
 
 from importlib import import_module
 
+from kling_expand.errors import require
+
+require("cli", "click", "rich", "jinja2")
+
 import click
 
 from kling_expand import __version__

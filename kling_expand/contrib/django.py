@@ -25,17 +25,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
 from kling_expand.client import KlingClient, takes_options
-from kling_expand.errors import ConfigurationError, MissingExtra
+from kling_expand.errors import ConfigurationError, require
 
 from ._callback import answer_callback
 
-try:
-    from django import urls
-    from django.http import HttpRequest, HttpResponse, UnreadablePostError
-    from django.views.decorators.csrf import csrf_exempt
-    from django.views.decorators.http import require_POST
-except ImportError as _missing:
-    raise MissingExtra("this needs Django: pip install 'kling-expand[django]'") from _missing
+require("django", "django")
+from django import urls
+from django.http import HttpRequest, HttpResponse, UnreadablePostError
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_POST
 
 __all__ = ["KlingApplication", "get_client", "setup", "webhook"]
 

@@ -19,12 +19,13 @@ kling.task.latency     histogram        from a task's end to its detection
 =====================  ===============  ==============================================
 """
 
+from kling_expand import models
+from kling_expand.errors import KlingError, require
+from kling_expand.events import Event, EventKind
+
+require("otel", "opentelemetry")
 from opentelemetry import metrics, trace
 from opentelemetry.trace import Span, Status, StatusCode
-
-from kling_expand import models
-from kling_expand.errors import KlingError
-from kling_expand.events import Event, EventKind
 
 __all__ = ["Telemetry"]
 

@@ -19,17 +19,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from kling_expand.client import KlingClient, takes_options
-from kling_expand.errors import ConfigurationError, MissingExtra
+from kling_expand.errors import ConfigurationError, require
 
 from ._callback import answer_callback
 
-try:
-    from starlette.applications import Starlette
-    from starlette.requests import ClientDisconnect, HTTPConnection, Request
-    from starlette.responses import PlainTextResponse, Response
-    from starlette.routing import Route
-except ImportError as _missing:
-    raise MissingExtra("this needs Starlette: pip install 'kling-expand[starlette]'") from _missing
+require("starlette", "starlette")
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 __all__ = ["get_client", "setup", "webhook"]
 

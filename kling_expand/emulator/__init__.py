@@ -4,6 +4,7 @@ Start it with `async with Emulator()` or `python -m kling_expand.emulator`. It i
 nothing of the SDK, so the two can agree only through the documented wire format.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from .server import Emulator
 
 __all__ = ["Emulator", "Fault"]
+
+if _missing := [name for name in ("numpy", "PIL", "patchmatch") if find_spec(name) is None]:
+    from kling_expand.errors import MissingExtra  # the one name of the SDK, where no emulator can run
+
+    raise MissingExtra(f"{_missing[0]} is not installed: pip install 'kling-expand[emulator]'")
 
 
 def __getattr__(name: str) -> Any:

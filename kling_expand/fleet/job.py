@@ -40,6 +40,7 @@ from kling_expand.errors import (
     SubmissionUnknown,
     TaskFailed,
     TransportError,
+    require,
 )
 from kling_expand.geometry import Padding, Ratios, ToAspect, ToSize, Towards
 from kling_expand.jobs.future import ExpandResult
@@ -336,8 +337,7 @@ def _upload(paths: Sequence[Path], target: str) -> tuple[str, ...]:
 
 
 def _fsspec() -> Any:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise MissingExtra("object stores need the extra kling-expand[objects]") from error
+    require("objects", "fsspec")
+    import fsspec
+
     return fsspec

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import frozen
 
 from kling_expand.api.photo import MAX_BYTES, MIN_SIDE
-from kling_expand.errors import ImageError, MissingExtra
+from kling_expand.errors import ImageError, MissingExtra, require
 
 ORIENTATION = 0x0112  # the EXIF tag
 QUALITIES = (95, 90, 85)
@@ -74,8 +74,7 @@ def can_fit(photo: str) -> bool:
 
 def _opened(photo: str) -> Any:
     """Open the picture without decoding its pixels."""
-    if find_spec("PIL") is None:
-        raise MissingExtra("fitting a photo needs Pillow: pip install 'kling-expand[images]'")
+    require("images", "PIL")
     from PIL import Image
 
     if find_spec("pillow_heif") is not None:

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import psycopg
+from kling_expand.errors import JournalError, require
 
-from kling_expand.errors import JournalError
+require("fleet", "psycopg")
+import psycopg
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import click
 
 from kling_expand.cli.options import GeometryOptions, JSONOption, options
 from kling_expand.cli.terminal import show
-from kling_expand.errors import InvalidRequest, MissingExtra
+from kling_expand.errors import InvalidRequest, require
 from kling_expand.pictures.preview import draw
 
 from .ratios import describe, facts, measure, vendor_string
@@ -38,8 +38,7 @@ def preview(photo: str, *, geometry: GeometryOptions, file: str, output: JSONOpt
     Nothing is sent. With the extra `preview`, terminals that can show pictures
     also show this one.
     """
-    if find_spec("PIL") is None:
-        raise MissingExtra("a preview needs Pillow: pip install 'kling-expand[images]'")
+    require("images", "PIL")
     how_far = geometry.geometry()
     width, height = measure(photo)
     _check_output(photo, file)

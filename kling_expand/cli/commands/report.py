@@ -4,7 +4,6 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from attrs import frozen
 
 from kling_expand.cli.options import JSONOption, OptionGroup, option, options
 from kling_expand.cli.terminal import NothingDone, show
-from kling_expand.errors import InvalidRequest, MissingExtra
+from kling_expand.errors import InvalidRequest, require
 from kling_expand.store.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
@@ -63,8 +62,7 @@ def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
     The page shows prompts, ratios, durations, cost and failures. It is one file
     that needs no network: open it from disk, or send it to others.
     """
-    if find_spec("PIL") is None:
-        raise MissingExtra("a report needs Pillow: pip install 'kling-expand[images]'")
+    require("images", "PIL")
     if not Path(journal).is_file():
         raise NothingDone(f"{journal}: no such journal")
     if Path(chosen.file).suffix.lower() not in {".html", ".htm"}:

@@ -44,6 +44,9 @@ AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals, and so rea
 NOISE = 1e-9  # the rounding error of binary fractions
 ROUND_CEILING, ROUND_FLOOR = "ROUND_CEILING", "ROUND_FLOOR"  # the same in `decimal`
 MAX_PIXELS = 2**31 - 1  # the longest side a PNG can state
+TIER = 1664 * 832  # pixels of a result, about (observed once: 640x480 with right 0.5 became 1664x832)
+TIER_STEP = 32  # pixels, of which the sides of a result are multiples (observed)
+TIER_MAX_SIDE = 4096  # pixels (inferred)
 
 
 def real(value: float) -> float:
@@ -74,10 +77,35 @@ class Canvas:
     box: tuple[int, int, int, int]
     frame: tuple[float, float, float, float] = field(repr=False)
 
+    @property
+    def expected_size(self) -> tuple[int, int]:
+        """The width and height in pixels that the service is expected to answer with (inferred).
+
+        It rescales every result to about a 1K tier, whatever the size of the photo. The aspect is kept.
+        """
+        (x0, y0, x1, y1), (left, top, right, bottom) = self.box, self.frame
+        aspect = (x1 - x0) / (right - left) * (bottom - top) / (y1 - y0)  # before pixels were rounded
+        candidates = [
+            (TIER_STEP * nearest(height * aspect / TIER_STEP), height)
+            for height in range(TIER_STEP, TIER_MAX_SIDE + 1, TIER_STEP)
+        ]
+        fitting = [
+            (width, height)
+            for width, height in candidates
+            if abs(width - height * aspect) <= 1 and abs(height - width / aspect) <= 1
+            if width <= TIER_MAX_SIDE and 0.8 <= width * height / TIER <= 1.25
+        ]
+        if fitting:
+            return min(fitting, key=lambda size: abs(size[0] * size[1] - TIER))
+        stretch = max(aspect, 1 / aspect)
+        short = max(1, min(nearest(math.sqrt(TIER / stretch)), int(TIER_MAX_SIDE / stretch)))
+        long = min(TIER_MAX_SIDE, nearest(short * stretch))
+        return (long, short) if aspect >= 1 else (short, long)
+
     def scaled(self, width: int, height: int) -> "Canvas":
         """Return the same picture at another size, such as that of the service's result.
 
-        The service rescales to about a 1K tier. Each edge is rounded to the nearest pixel, halves upwards.
+        Each edge is rounded to the nearest pixel, halves upwards.
         """
         check_size(width, height)
         left, top, right, bottom = self.frame

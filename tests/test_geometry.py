@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from kling_expand.emulator.painting.canvas import fit_canvas
 from kling_expand.errors import GeometryError
 from kling_expand.geometry import (
     MAX_AREA,
@@ -526,3 +527,24 @@ def test_a_canvas_is_rounded_to_the_nearest_pixel() -> None:
     assert (canvas.width, canvas.height, canvas.box) == (111, 106, (3, 6, 107, 106))
     result = Ratios(right=0.5).canvas(640, 480).scaled(1664, 832)
     assert (result.width, result.height, result.box) == (1664, 832, (0, 0, 1109, 832))
+
+
+def test_the_expected_size_is_the_observed_one() -> None:
+    """The only result whose size is known has the expected size."""
+    assert Ratios(right=0.5).canvas(640, 480).expected_size == (1664, 832)
+    assert ToAspect("16:9").ratios(600, 400).canvas(600, 400).expected_size == (1536, 864)
+
+
+@given(SIDE, SIDE, st.tuples(*[st.sampled_from([0, 0.1, 0.25, 0.5])] * 4))
+def test_the_expected_size_is_that_of_the_emulator(
+    width: int, height: int, sides: tuple[float, float, float, float]
+) -> None:
+    """It has the aspect of the canvas and about the pixels of the 1K tier, as the emulator's results have."""
+    assume(
+        0.4 <= width / height <= 2.5
+        and any(sides)
+        and math.prod((1 + sum(sides[:2]), 1 + sum(sides[2:]))) <= 3
+    )
+    found = Ratios(*sides).canvas(width, height).expected_size
+    emulated = fit_canvas(width, height, sides)
+    assert max(abs(found[0] - emulated.width), abs(found[1] - emulated.height)) <= 1

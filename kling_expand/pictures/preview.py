@@ -4,6 +4,8 @@ from typing import Any
 
 from kling_expand.geometry import Canvas, Ratios
 
+from .fit import orientation
+
 SMALLEST, LARGEST = 640, 1200  # pixels: the longer side of a drawing
 HATCH = 14  # pixels between two lines
 PAPER, LINE, FRAME, INK = (245, 245, 245), (184, 190, 202), (214, 64, 32), (24, 24, 28)
@@ -12,9 +14,19 @@ SIDES = ("up", "down", "left", "right")
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
+def upright_size(photo: str, stored: tuple[int, int]) -> tuple[tuple[int, int], bool]:
+    """Return the size of a photo after its EXIF orientation is applied, and whether that turns it."""
+    from PIL import Image
+
+    with Image.open(photo) as image:
+        turned = orientation(image)
+    width, height = stored
+    return ((height, width) if turned >= 5 else stored), turned != 1
+
+
 def draw(photo: str, ratios: Ratios, canvas: Canvas, caption: list[str]) -> Any:
-    """Return the canvas as a PIL image, with the lines of the *caption* under it."""
-    from PIL import Image, ImageDraw
+    """Return the canvas as a PIL image: the upright photo in its place, the lines of the *caption* below."""
+    from PIL import Image, ImageDraw, ImageOps
 
     longer = max(canvas.width, canvas.height)
     scale = min(max(longer, SMALLEST), LARGEST) / longer
@@ -22,7 +34,8 @@ def draw(photo: str, ratios: Ratios, canvas: Canvas, caption: list[str]) -> Any:
     picture = _hatched(small.width, small.height)
     left, top, right, bottom = small.box
     with Image.open(photo) as original:
-        picture.paste(opaque(original).resize((max(1, right - left), max(1, bottom - top))), (left, top))
+        upright = opaque(ImageOps.exif_transpose(original))
+        picture.paste(upright.resize((max(1, right - left), max(1, bottom - top))), (left, top))
     pen = ImageDraw.Draw(picture)
     pen.rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=2)
     for side, pixels in _pixels(canvas).items():

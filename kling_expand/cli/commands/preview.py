@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from kling_expand.cli.options import GeometryOptions, JSONOption, options
-from kling_expand.cli.terminal import show
+from kling_expand.cli.terminal import print_path, show
 from kling_expand.errors import InvalidRequest, require
-from kling_expand.pictures.preview import draw
+from kling_expand.pictures.preview import draw, upright_size
 
 from .ratios import describe, facts, measure, vendor_string
 
@@ -35,24 +35,28 @@ def preview(photo: str, *, geometry: GeometryOptions, file: str, output: JSONOpt
     \b
       kling-expand preview dog.jpg --aspect 16:9
 
-    Nothing is sent. With the extra `preview`, terminals that can show pictures
-    also show this one.
+    Nothing is sent. A photo that its EXIF data rotates is drawn upright, as `--fit`
+    sends it. The caption has the size in pixels that the service is expected to
+    answer with: about its 1K tier, whatever the size of the photo. With the extra
+    `preview`, terminals that can show pictures also show this one.
     """
     require("images", "PIL")
     how_far = geometry.geometry()
-    width, height = measure(photo)
+    (width, height), turned = upright_size(photo, measure(photo))
     _check_output(photo, file)
     ratios = how_far.ratios(width, height)
     canvas = ratios.canvas(width, height)
     text = describe(width, height, ratios, canvas)
+    if turned:
+        text += "; the photo is rotated by its EXIF data, and upright here: send it with --fit"
     caption = [*text.split("; "), f"up,down,left,right {vendor_string(ratios)}"]
     _save(draw(photo, ratios, canvas, caption), file)
     if output.as_json:
-        show({**facts(width, height, ratios, canvas), "file": file})
+        show({**facts(width, height, ratios, canvas), "turned": turned, "file": file})
         return
     click.echo(text, err=True)
     _display(file)
-    click.echo(file)
+    print_path(file)
 
 
 def _check_output(photo: str, file: str) -> None:

@@ -16,6 +16,10 @@ from kling_expand.geometry import Canvas, Ratios
 def ratios(source: str, *, geometry: GeometryOptions, output: JSONOption) -> None:
     """Print the ratios up,down,left,right for a photo, or for a size such as 800x600.
 
+    The second line has the canvas at the scale of the photo, and the size in pixels
+    that the service is expected to answer with: it scales every picture to about
+    its 1K tier, whatever the size of the photo.
+
     \b
       kling-expand ratios 100x100 --area 3 --aspect 16:9
       kling-expand ratios dog.jpg --size 1920x1080
@@ -58,16 +62,24 @@ def describe(width: int, height: int, ratios: Ratios, canvas: Canvas) -> str:
     left, top, right, bottom = canvas.box
     return (
         f"{width}x{height} becomes {canvas.width}x{canvas.height}, {ratios.area:.4g} times the area; "
-        f"the photo covers {left},{top} to {right},{bottom}"
+        f"the photo covers {left},{top} to {right},{bottom}; "
+        f"the service scales the picture to about {size_text(canvas)} pixels (its 1K tier)"
     )
+
+
+def size_text(canvas: Canvas) -> str:
+    """Return the expected size of the picture as text."""
+    return "{}x{}".format(*canvas.expected_size)
 
 
 def facts(width: int, height: int, ratios: Ratios, canvas: Canvas) -> dict[str, Any]:
     """Return ratios and canvas for JSON."""
+    expected_width, expected_height = canvas.expected_size
     return {
         "width": width,
         "height": height,
         **sides(ratios),
         "area": ratios.area,
         "canvas": {"width": canvas.width, "height": canvas.height, "box": canvas.box},
+        "expected_size": {"width": expected_width, "height": expected_height},
     }

@@ -38,6 +38,23 @@ def test_the_drawing_has_a_readable_size(tmp_path: Path, size: tuple[int, int], 
         assert picture.getpixel((width - 20, 20)) == pytest.approx((227, 142, 142), abs=2)
 
 
+def test_a_turned_photo_is_drawn_upright(tmp_path: Path) -> None:
+    """EXIF orientation is applied to the photo and its size, and a note says so."""
+    photo = Image.new("RGB", (400, 300), "blue")
+    photo.paste("red", (0, 0, 200, 300))  # the left half, which orientation 6 turns to the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "photo.jpg", exif=exif)
+    done = kling("preview", tmp_path / "photo.jpg", "--right", 0.5, "-o", tmp_path / "c.png", "--json")
+    facts = json.loads(done.stdout)
+    assert (facts["width"], facts["height"], facts["turned"]) == (300, 400, True)
+    assert (facts["canvas"]["width"], facts["canvas"]["height"]) == (450, 400)
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.getpixel((100, 50)) == pytest.approx((254, 0, 0), abs=3)
+        assert picture.getpixel((100, 500)) == pytest.approx((0, 0, 254), abs=3)
+    assert "--fit" in kling("preview", tmp_path / "photo.jpg", "--up", 1, "-o", tmp_path / "c.png").stderr
+
+
 def test_json_is_that_of_ratios_and_the_file(tmp_path: Path) -> None:
     """JSON has the fields of `ratios`, and the path of the drawing."""
     facts = json.loads(kling("preview", COFFEE, "--pad", 9, "--json", "-o", tmp_path / "c.png").stdout)

@@ -15,6 +15,7 @@ def test_the_vendors_own_example() -> None:
     lines = kling("ratios", "100x100", "--area", 3, "--aspect", "16:9").stdout.splitlines()
     assert lines[0] == "0.1495,0.1495,0.6547,0.6547"
     assert "231x130" in lines[1]
+    assert "about 1536x864 pixels (its 1K tier)" in lines[1]
 
 
 def test_a_photo_says_its_size_itself() -> None:
@@ -23,6 +24,7 @@ def test_a_photo_says_its_size_itself() -> None:
     assert (facts["width"], facts["height"]) == (600, 400)
     assert (facts["up"], facts["down"], facts["left"], facts["right"]) == (0, 0.5, 0, pytest.approx(2 / 3))
     assert facts["canvas"] == {"width": 1000, "height": 600, "box": [0, 0, 600, 400]}
+    assert facts["expected_size"] == {"width": 1440, "height": 864}
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ class Poller:
         self._read_slots = asyncio.Semaphore(MAX_READS)
         self._running: set[asyncio.Task[None]] = set()
         self._list = ListTrust()
-        self._list_due_at = inf
+        self._list_due_at = inf  # finite only while lists serve
         self._lists_serve = False  # whether any task relies on lists
         self._smoothed_listed = 0.0  # tasks that lately shared a list read
 
@@ -243,10 +243,13 @@ class Poller:
     def _wait(self, ages: list[float], price: float = 1.0) -> float:
         """Return what the schedule says, or a fixed wait where a custom schedule fails."""
         try:
-            return self._schedule.wait(ages, price)
+            wait = self._schedule.wait(ages, price)
+            if not 0 <= wait < inf:
+                raise ValueError(f"a wait must be a number of seconds from 0, got {wait!r}")  # noqa: TRY301
         except Exception:
             logger.exception("the poll schedule failed; the next read is in %s s", CHECK_AFTER)
             return CHECK_AFTER
+        return wait
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="kling-expand poll")
@@ -259,6 +262,7 @@ class Poller:
         """Read list pages for all open tasks; return those of the *due* that need a single read."""
         expected = (entry for entry in self._open.values() if entry.listed is not False)
         asked, urgent = dict.fromkeys((*due, *expected)), set(due)
+        self._lists_serve = True
         missing = dict(asked)
         pages = await self._read_pages(missing) if missing else 0
         now = asyncio.get_running_loop().time()
@@ -277,7 +281,6 @@ class Poller:
         price = pages * _worth(self._smoothed_listed)
         ages = [now - entry.began_at for entry in listed]
         self._list_due_at = now + self._wait(ages, price) if ages else inf
-        self._lists_serve = True
         self._check_list(listed, now)
         return [entry for entry in due if entry in missing]
 
@@ -373,7 +376,7 @@ class Poller:
             logger.exception("reading task %s failed unexpectedly", entry.record.any_id)
             failure = ProtocolError(f"the read failed unexpectedly: {error!r}")
         else:
-            if entry.listed and task.status.final:
+            if entry.listed and self._lists_serve and task.status.final:
                 now = asyncio.get_running_loop().time()
                 self._list.expect(task.task_id, now)  # the list soon shows it too, or is out of date
                 self._list_due_at = min(self._list_due_at, now + STALE_AFTER)

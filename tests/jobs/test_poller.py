@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
+from math import inf, nan
 from random import Random
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.stepping_loop import SteppingLoop, arm
 
 from kling_expand import (
     BadRequest,
@@ -28,7 +30,7 @@ from kling_expand import (
 )
 from kling_expand.jobs.poll_schedule import AdaptiveSchedule, ExponentialSchedule, PollSchedule
 from kling_expand.jobs.poller import MAX_PAGE, NOT_FOUND_TIMEOUT, Poller
-from kling_expand.testing import run, virtual_time
+from kling_expand.testing import VirtualLoop, run, virtual_time
 
 WORDS = ("submitted", "processing", "succeed")
 
@@ -107,7 +109,10 @@ class PolledTask:
 
 
 def watching(
-    test: Callable[[PolledTask], Awaitable[None]], schedule: PollSchedule | None = None, budget: float = 900.0
+    test: Callable[[PolledTask], Awaitable[None]],
+    schedule: PollSchedule | None = None,
+    budget: float = 900.0,
+    loop: type[VirtualLoop] = VirtualLoop,
 ) -> PolledTask:
     """Run *test* with a poller in virtual time, and check that no task stays open at its end."""
     watched: list[PolledTask] = []
@@ -118,7 +123,8 @@ def watching(
             watched.append(PolledTask(poller, service))
             await test(watched[0])
 
-    run(main())
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
     return watched[0]
 
 
@@ -323,6 +329,23 @@ def test_every_end_is_noticed_and_no_task_is_read_twice_at_once(
     watched = watching(test, make(chance))
     assert len(watched.latency) == 40
     assert max(watched.latency) < 120  # one poll in five fails, and polls are up to 11 s apart
+
+
+def test_a_read_that_ends_after_its_task_does_not_keep_the_loop_busy() -> None:
+    """A single read of a listed task may return after a callback has ended the task, with one task left."""
+
+    async def test(watched: PolledTask) -> None:
+        first, last = watched.begin("1", 10), watched.begin("2", 60)
+        await asyncio.sleep(10.1)
+        assert watched.service.pages
+        watched.poller.poll_now("1")
+        await asyncio.sleep(0.05)  # the read is under way
+        watched.poller.deliver(watched.service.task("1"))
+        assert first.done()
+        arm(10_000, lambda: pytest.fail("the poll loop runs without a pause"))
+        await last
+
+    watching(test, loop=SteppingLoop)
 
 
 def test_one_good_answer_renews_poll_timeout() -> None:
@@ -650,6 +673,24 @@ def test_an_unexpected_exception_ends_no_job(part: str, caplog: pytest.LogCaptur
 
     watching(test)
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("wait", [nan, inf, -1.0])
+def test_a_schedule_that_gives_no_number_of_seconds_ends_no_job(wait: float) -> None:
+    """A wait that is no number from 0 is replaced, so no task is read for ever or never again."""
+
+    class Odd(ExponentialSchedule):
+        def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
+            del ages, price
+            return wait
+
+    async def test(watched: PolledTask) -> None:
+        await asyncio.gather(*(watched.begin(str(i), 30) for i in range(3)))
+        await watched.begin("later", 5)
+
+    watched = watching(test, Odd(Random(1)))
+    assert max(watched.latency) < 6
+    assert watched.service.singles + watched.service.pages < 30
 
 
 def test_ends_are_emitted_with_their_duration_by_the_services_clock() -> None:

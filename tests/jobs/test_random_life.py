@@ -22,7 +22,7 @@ from kling_expand.jobs.runner import Job
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.testing import loop_clock, run
 
-SEEDS, PARTS = 60, 6
+SEEDS, PARTS = 500, 10
 STEPS = 40
 LONG = 3600.0  # seconds by which everything has ended
 PACKAGE = str(Path("kling_expand"))

@@ -53,9 +53,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 async def serve(settings: dict[str, Any]) -> None:
     """Run an emulator until SIGINT or SIGTERM."""
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the loop's own handlers are missing on Windows
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
     async with Emulator(**settings) as emulator:
         sys.stdout.write(
             f"{emulator.url} access_key={emulator.access_key} secret_key={emulator.secret_key} "

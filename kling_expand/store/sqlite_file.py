@@ -72,7 +72,7 @@ class DatabaseFile:
     """One file of one format, opened, used and closed on one thread."""
 
     def __init__(self, path: str, file_format: FileFormat) -> None:
-        self.path = path
+        self.path: str = path
         self._format = file_format
         self._connection: Connection | None = None
         self._descriptor = -1  # holds the lock, and knows whether the file was deleted

@@ -244,12 +244,12 @@ def _on_signal(stop: Callable[[], None]) -> None:
     """Call *stop* at the first signal; the second ends the process."""
     loop = asyncio.get_running_loop()
 
-    def handle(number: int) -> None:
-        loop.remove_signal_handler(number)
-        stop()
+    def handle(number: int, _frame: object) -> None:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        loop.call_soon_threadsafe(stop)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, handle, number)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the loop's own handlers are missing on Windows
+        signal.signal(number, handle)
 
 
 # ---------------------------------------------------------------------------- status

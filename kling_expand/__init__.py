@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from ._version import __version__ as __version__
 from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all__` lists them
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from .models import Image as Image
     from .models import Status as Status
     from .models import Task as Task
-
-__version__ = "0.1.0"
 
 # The names of ``from kling_expand import *``. The common names are public too, but left out of it, as they
 # would hide those of other packages, such as Pillow's `Image`.

@@ -4,20 +4,20 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack, cast
 from uuid import uuid4
 
 import aiohttp
 
 from .api import codec
-from .api.session import Session
-from .config import Auth, Settings, SettingsFields, account_name, credentials, webhook_secret
+from .api.session import Session, SessionSource
+from .config import Auth, Settings, SettingsOptions, account_name, check_options, credentials, webhook_secret
 from .errors import ClientClosed, InvalidRequest
 from .events import Listener, Stats, StatsCollector
 from .geometry import Geometry
@@ -35,12 +35,24 @@ from .jobs.poller import Poller
 from .jobs.runner import Budget, Job, JobRunner, may_have_passed
 from .jobs.scheduler import Flow, Slots
 from .jobs.submission import Submitter
-from .models import Dialect, ExpandRequest, ImageSource, RequestFields, Task, source_stem
+from .models import (
+    LAST_PAGE,
+    Dialect,
+    ExpandRequest,
+    ImageSource,
+    RequestFields,
+    Task,
+    check,
+    nearest_name,
+    request_fields,
+    shown,
+    source_stem,
+)
 from .store.base import UNFINISHED, JobState, JobStore, MemoryStore
 
 if TYPE_CHECKING:
     from .downloads.downloader import Downloads
-    from .webhooks import WebhookEvent, Webhooks
+    from .webhooks import Body, Headers, WebhookEvent, Webhooks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,7 +79,8 @@ class KlingClient:
         slots: may be shared with other clients of the account in the same event loop.
         listener: is called with every `Event`.
         webhook_secret: the console's, or several while one replaces another.
-        http: an aiohttp session of your own, which is used as it is and never closed.
+        http: an aiohttp session of your own, which is used as it is and never closed. Or a function that
+            makes one, which is called in the client's event loop at each opening. That one is closed.
         trace_configs: go to the client's own aiohttp session.
         options: the fields of `Settings`.
     """
@@ -89,15 +102,16 @@ class KlingClient:
         run: str = "default",
         journal: str | os.PathLike[str] | JobStore | None = None,
         webhook_secret: str | Sequence[str] | None = None,
-        http: aiohttp.ClientSession | None = None,
+        http: SessionSource | None = None,
         trace_configs: list[aiohttp.TraceConfig] | None = None,
         slots: Slots | None = None,
         schedule: PollSchedule | None = None,
         listener: Listener | None = None,
         rng: Random | None = None,
         clock: Callable[[], float] = time.time,
-        **options: Unpack[SettingsFields],
+        **options: Unpack[SettingsOptions],
     ) -> None:
+        check_options(locals())
         self.settings = settings = Settings.from_env(**options)
         self._auth = auth or credentials(access_key, secret_key, api_key, clock=clock)
         self._webhooks = _webhooks(webhook_secret, clock)
@@ -154,6 +168,7 @@ class KlingClient:
         With *wait* they are waited for first. A job that was not sent ends with `NotSubmitted`, and one
         whose task goes on with `ClientClosed`.
         """
+        check(wait=wait)
         self._open = False
         async with self._stack:  # closed even if this is cancelled
             try:
@@ -192,7 +207,7 @@ class KlingClient:
     async def expand(
         self,
         image: ImageSource | ExpandRequest,
-        geometry: Geometry | None = None,
+        geometry: Geometry | str | None = None,
         *,
         deadline: float | None = None,
         priority: int = 0,
@@ -214,7 +229,7 @@ class KlingClient:
     def submit(
         self,
         image: ImageSource | ExpandRequest,
-        geometry: Geometry | None = None,
+        geometry: Geometry | str | None = None,
         *,
         deadline: float | None = None,
         priority: int = 0,
@@ -232,6 +247,7 @@ class KlingClient:
             ClientClosed: the client is not open. Whatever goes wrong later is raised by the future.
         """
         self._require_open()
+        check(deadline=deadline, priority=priority, fresh=fresh)
         request = _request(image, geometry, fields)
         return self._submit(request, deadline, priority, fresh=fresh, flow=self._flow)
 
@@ -253,9 +269,12 @@ class KlingClient:
         *max_failures* of them nothing more is submitted. *deadline* and *fresh* count for each job.
 
         Raises:
+            InvalidRequest: an argument is not possible, or the requests hold something else.
             ClientClosed: the client is not open.
         """
         self._require_open()
+        check(requests=requests, ordered=ordered, prefetch=prefetch, max_failures=max_failures)
+        check(deadline=deadline, priority=priority, fresh=fresh)
         flow = Flow()  # alternates with other calls
         bulk = BoundedMap(
             lambda request: self._submit(request, deadline, priority, fresh=fresh, flow=flow),
@@ -277,9 +296,11 @@ class KlingClient:
         A job that cannot be resumed is logged with the reason, and its future raises it.
 
         Raises:
+            InvalidRequest: *deadline* is not possible.
             JournalError: the journal cannot be read.
         """
         self._require_open()
+        check(deadline=deadline)
         until = deadline_at(self._deadline if deadline is None else deadline)
         async for known in self._store.jobs(*UNFINISHED, JobState.REJECTED):
             if (known.state is JobState.REJECTED and not may_have_passed(known)) or self._jobs.follows(known):
@@ -293,18 +314,19 @@ class KlingClient:
         """Return the future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`.
 
         Raises:
-            InvalidRequest: *deadline* is not above 0.
+            InvalidRequest: *any_id* is not an id, or *deadline* is not possible.
             ClientClosed: the client is not open.
         """
         self._require_open()
+        check(any_id=any_id, deadline=deadline)
         until = deadline_at(self._deadline if deadline is None else deadline)
         record = self._poller.registry.add(TaskRecord(any_id, make_result=self._making, pictures=1))
         if record.job is None:
             self._jobs.follow(record)  # a task of a job of ours is polled once its create is answered
         return TaskFuture(record, deadline_at=until)
 
-    def receive(self, headers: Mapping[str, str], body: bytes) -> "WebhookEvent":
-        """Process a callback: its raw *body* and its *headers*, names in any case.
+    def receive(self, headers: "Headers", body: "Body") -> "WebhookEvent":
+        """Process a callback: its raw *body* and its *headers*, in any form that `Webhooks.parse` reads.
 
         The snapshot of a signed callback is delivered to its future at once. Any other callback only
         triggers a poll, so a forged one costs one read at most and delivers nothing.
@@ -322,7 +344,7 @@ class KlingClient:
     async def create(
         self,
         image: ImageSource | ExpandRequest,
-        geometry: Geometry | None = None,
+        geometry: Geometry | str | None = None,
         **fields: Unpack[RequestFields],
     ) -> Task:
         """Submit a photo, and return the first snapshot of its task without waiting for its end.
@@ -340,9 +362,11 @@ class KlingClient:
         """Return the task with this `task_id` or `external_task_id`.
 
         Raises:
+            InvalidRequest: *any_id* is not an id.
             TaskNotFound: the service has no such task.
         """
         self._require_open()
+        check(any_id=any_id)
         return await self._session.read(codec.task_path(self.settings.dialect, any_id), codec.decode_task)
 
     async def list(self, page: int = 1, page_size: int = 30) -> tuple[Task, ...]:
@@ -352,12 +376,7 @@ class KlingClient:
             InvalidRequest: one of them is out of its range.
         """
         self._require_open()
-        for field, value, last in (
-            ("page", page, codec.LAST_PAGE),
-            ("page_size", page_size, codec.PAGE_SIZE),
-        ):
-            if not 1 <= value <= last:
-                raise InvalidRequest(field, value, f"must be between 1 and {last}")
+        check(page=page, page_size=page_size)
         return await self._session.read(
             codec.create_path(self.settings.dialect),
             codec.decode_tasks,
@@ -370,7 +389,7 @@ class KlingClient:
         The order is the service's. A task that moves to an earlier page meanwhile may be missed.
         """
         seen: set[str] = set()
-        for page in range(1, codec.LAST_PAGE + 1):
+        for page in range(1, LAST_PAGE + 1):
             tasks = await self.list(page, page_size)
             if not tasks:
                 return
@@ -385,6 +404,8 @@ class KlingClient:
         self, request: ExpandRequest, deadline: float | None, priority: int, *, fresh: bool, flow: Flow
     ) -> TaskFuture:
         self._require_open()
+        if not isinstance(request, ExpandRequest):
+            raise InvalidRequest("requests", shown(request), "must hold ExpandRequest")
         until = deadline_at(self._deadline if deadline is None else deadline)
         any_id = request.external_task_id or f"kx-{uuid4().hex}"
         record = TaskRecord(any_id, make_result=self._making, pictures=request.n)
@@ -403,7 +424,13 @@ class KlingClient:
         if self._downloads is None:
             from .downloads.downloader import Downloads  # imported here, as many callers only want the URLs
 
-            self._downloads = Downloads(self._session.http, self.settings, refresh=self.get, rng=self._rng)
+            self._downloads = Downloads(
+                self._session.http,
+                self.settings,
+                refresh=self.get,
+                rng=self._rng,
+                proxy_of=self._session.proxy_of,
+            )
         paths = await self._downloads.save(task, target, name=name, deadline_at=deadline_at)
         if task.external_task_id and await self._store.get(task.external_task_id):
             await self._store.observe(task.external_task_id, task)
@@ -440,15 +467,20 @@ def log_running(running: Sequence[TaskFuture]) -> None:
         logger.warning("the client was closed while %d tasks go on at the service: %s", len(running), ids)
 
 
-def _request(image: Any, geometry: Geometry | None, fields: RequestFields) -> ExpandRequest:
+def _request(
+    image: ImageSource | ExpandRequest, geometry: Geometry | str | None, fields: RequestFields
+) -> ExpandRequest:
     if isinstance(image, ExpandRequest):
         if geometry is not None or fields:
             limit = "must be the only argument, as it says everything"
-            raise InvalidRequest("request", image, limit, "change it with attrs.evolve")
+            raise InvalidRequest("request", shown(image), limit, "change it with attrs.evolve")
         return image
-    if geometry is None:
-        raise InvalidRequest("geometry", None, 'must say how far to expand, such as ToAspect("16:9")')
-    return ExpandRequest(image, geometry, **fields)
+    known = [each.name for each in request_fields()]
+    for name in fields.keys() - {*known}:
+        advice = nearest_name(name, [*known, "deadline", "priority", "fresh"])
+        value = shown(dict(fields)[name])
+        raise InvalidRequest(name, value, "no such argument", advice or f"there are {', '.join(known)}")
+    return ExpandRequest(image, cast(Geometry, geometry), **fields)
 
 
 def _store(

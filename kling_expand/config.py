@@ -3,16 +3,21 @@
 import hashlib
 import math
 import os
+import re
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self, TypedDict, Unpack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import evolve, field, fields, frozen
 
-from .errors import ConfigurationError
-from .models import Dialect
+from .errors import ConfigurationError, requirement
+from .models import ARGUMENTS, FLAG, TEXT, WHOLE, Dialect, Rule, is_number, nearest_name, optional, shown
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 DEFAULT_BASE_URL = "https://api-singapore.klingai.com"  # outside China (doc)
 PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
@@ -23,13 +28,24 @@ BACKDATE = 5.0  # seconds `nbf` lies in the past (doc)
 SKEW = 5.0  # seconds the service's clock may differ from ours before we follow it
 
 
-def _positive(_settings: Any, attribute: Any, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigurationError(f"{attribute.name} must be a number above 0, got {value!r}")
+def misconfigured(name: str, value: object, limit: str, advice: str = "") -> ConfigurationError:
+    """Return the error for an option that breaks a limit."""
+    return ConfigurationError(requirement(name, value, limit, advice))
+
+
+def option(*rules: Rule) -> tuple[Rule, ...]:
+    """Return *rules* for an option of a client or a setting, which raise `ConfigurationError`."""
+    return tuple(evolve(rule, error=misconfigured) for rule in rules)
+
+
+NUMBER = option(
+    Rule("must be a number above 0", lambda value: is_number(value) and 0 < value < math.inf),
+)
+COUNT = (*NUMBER, *option(WHOLE))
 
 
 def _url(value: str) -> str:
-    url = value.strip().rstrip("/")
+    url = value.strip().rstrip("/") if isinstance(value, str) else ""
     try:
         parts = urlsplit(url)
         good = parts.scheme in {"https", "http"} and bool(parts.hostname) and parts.port != 0
@@ -46,10 +62,49 @@ def _dialect(value: str) -> Dialect:
         return Dialect(value)
     except ValueError:
         words = " or ".join(Dialect)
-        raise ConfigurationError(f"dialect must be {words}, got {value!r}") from None
+        raise misconfigured("dialect", shown(value), f"must be {words}") from None
 
 
-class SettingsFields(TypedDict, total=False):
+def _proxy(value: str | None, name: str = "proxy") -> str | None:
+    if value is None:
+        return None
+    url = value.strip().rstrip("/") if isinstance(value, str) else ""
+    url = url if "://" in url else f"http://{url}"
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not url.isprintable() or parts.path or parts.query or " " in url:
+        # The value is not shown, as it may hold a password.
+        advice = "for any other kind of proxy, such as SOCKS, give http= a session of your own"
+        raise ConfigurationError(
+            f"{name} must be http://host:port or http://user:password@host:port; {advice}"
+        )
+    return url
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OWN_HEADERS = {"authorization", "connection", "content-length", "content-type", "host", "transfer-encoding"}
+
+
+def _headers(value: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a copy of the headers. Their values are never shown, as they may be secrets."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"headers must be a mapping of names to texts, got {type(value).__name__}")
+    for name, text in value.items():
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name) or name.lower() in _OWN_HEADERS:
+            raise ConfigurationError(
+                f"headers must have names that a request of the client does not set itself, got {shown(name)}"
+            )
+        if not isinstance(text, str) or not text.isprintable():
+            raise ConfigurationError(f"headers must have printable text as values, but {name} has not")
+    return dict(value)
+
+
+class SettingsOptions(TypedDict, total=False):
     """The fields of `Settings`, for editors and type checkers; None means the default."""
 
     base_url: str | None
@@ -65,6 +120,18 @@ class SettingsFields(TypedDict, total=False):
     refusal_timeout: float | None
     download_timeout: float | None
     upload_bytes: int | None
+    trust_env: bool | None
+    proxy: str | None
+    headers: Mapping[str, str] | None
+    ssl: "SSLContext | bool | None"
+
+
+def _is_tls(value: object) -> bool:
+    ssl = sys.modules.get("ssl")  # where it is not imported, there is no context
+    return isinstance(value, bool) or (ssl is not None and isinstance(value, ssl.SSLContext))
+
+
+TLS = Rule("must be an ssl.SSLContext, or False to trust every certificate", _is_tls)
 
 
 @frozen(kw_only=True)
@@ -83,34 +150,146 @@ class Settings:
     - `download_timeout` bounds the download of one picture with all its retries. `read_timeout` seconds
       without a byte end one try.
     - `upload_bytes` bounds the bodies of all creates in progress.
+
+    The network, unless the client is given an aiohttp session:
+
+    - `proxy` is ``http://host:port`` or ``http://user:password@host:port``, for all calls and downloads.
+      Without it, `trust_env` says whether ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` of the environment
+      are obeyed. No ``.netrc`` is read.
+    - `ssl` is the context that checks certificates; False trusts every certificate.
+
+    `headers` are added to each call of the API, and never to a download.
     """
 
     base_url: str = field(default=DEFAULT_BASE_URL, converter=_url)
     dialect: Dialect = field(default=Dialect.EDITING, converter=_dialect)
-    max_in_flight: int = field(default=PARALLEL_TASKS, validator=_positive)
-    connect_timeout: float = field(default=10.0, validator=_positive)
-    read_timeout: float = field(default=20.0, validator=_positive)
-    create_timeout: float = field(default=30.0, validator=_positive)
-    upload_speed: float = field(default=100_000.0, validator=_positive)
-    retry_timeout: float = field(default=120.0, validator=_positive)
-    max_retry_after: float = field(default=300.0, validator=_positive)
-    poll_timeout: float = field(default=900.0, validator=_positive)
-    refusal_timeout: float = field(default=60.0, validator=_positive)
-    download_timeout: float = field(default=300.0, validator=_positive)
-    upload_bytes: int = field(default=64 << 20, validator=_positive)
+    max_in_flight: int = field(default=PARALLEL_TASKS, validator=COUNT)
+    connect_timeout: float = field(default=10.0, validator=NUMBER)
+    read_timeout: float = field(default=20.0, validator=NUMBER)
+    create_timeout: float = field(default=30.0, validator=NUMBER)
+    upload_speed: float = field(default=100_000.0, validator=NUMBER)
+    retry_timeout: float = field(default=120.0, validator=NUMBER)
+    max_retry_after: float = field(default=300.0, validator=NUMBER)
+    poll_timeout: float = field(default=900.0, validator=NUMBER)
+    refusal_timeout: float = field(default=60.0, validator=NUMBER)
+    download_timeout: float = field(default=300.0, validator=NUMBER)
+    upload_bytes: int = field(default=64 << 20, validator=COUNT)
+    trust_env: bool = field(default=True, validator=option(FLAG))
+    proxy: str | None = field(default=None, converter=_proxy, repr=False)
+    headers: Mapping[str, str] = field(default=None, converter=_headers, repr=False, hash=False)
+    ssl: "SSLContext | bool" = field(default=True, validator=option(TLS))
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsFields]) -> Self:
+    def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsOptions]) -> Self:
         """Return the settings that are *given* and not None, above `KLING_BASE_URL` and the defaults.
 
         Raises:
-            ConfigurationError: a value is not possible.
+            ConfigurationError: a value is not possible, or there is no such setting.
         """
+        known = [each.name for each in fields(cls)]
+        for name in given.keys() - {*known}:
+            raise unknown_option(name, known)
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         base_url = _environ(environ).get("KLING_BASE_URL", "").strip()
         if base_url:
             chosen.setdefault("base_url", base_url)
         return cls(**chosen)
+
+
+def environment_proxy(url: str) -> str | None:
+    """Return the proxy that ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` name for *url*, or None.
+
+    Raises:
+        ConfigurationError: the proxy is not one that can be used.
+    """
+    from urllib.request import getproxies, proxy_bypass  # imported here, where aiohttp has loaded it
+
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return _proxy(proxy, f"{parts.scheme.upper()}_PROXY")
+
+
+# ---------------------------------------------------------------------------- options of a client
+
+
+def _has(*methods: str) -> Callable[[object], bool]:
+    return lambda value: (
+        not isinstance(value, type) and all(callable(getattr(value, each, None)) for each in methods)
+    )
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, Sequence)
+        and not isinstance(value, bytes | bytearray | memoryview)
+        and all(isinstance(each, str) for each in value)
+    )
+
+
+def _are_functions(value: object) -> bool:
+    return callable(value) or (isinstance(value, Sequence) and all(map(callable, value)))
+
+
+# What the options of a client must be that are no settings. Those of the session are checked there.
+OPTIONS: dict[str, tuple[Rule, ...]] = {
+    "access_key": optional(TEXT),
+    "secret_key": optional(TEXT),
+    "api_key": optional(TEXT),
+    "auth": optional(Rule("must be a KeyPair, a StaticKey or an Auth of your own", _has("token", "renew"))),
+    "deadline": ARGUMENTS["deadline"],
+    "budget": optional(WHOLE, Rule("must be at least 0 units", lambda value: value >= 0)),
+    "run": (TEXT,),
+    "journal": optional(
+        Rule(
+            "must be a path or a JobStore",
+            lambda value: isinstance(value, str | os.PathLike) or _has("record_intent", "observe")(value),
+        )
+    ),
+    "webhook_secret": optional(Rule("must be text, or several texts", _are_texts)),
+    "slots": optional(
+        Rule("must be Slots", _has("acquire", "accepted", "ended"), "for a number, use max_in_flight")
+    ),
+    "schedule": optional(Rule("must be a PollSchedule, such as AdaptiveSchedule()", _has("wait", "learn"))),
+    "listener": optional(Rule("must be a function, or several", _are_functions)),
+    "rng": optional(Rule("must be a random.Random", _has("random", "uniform"))),
+    "clock": (Rule("must be a function that returns Unix seconds", callable),),
+}
+_SECRET_OPTIONS = {"access_key", "secret_key", "api_key", "auth", "webhook_secret"}
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Check the arguments of a client by `OPTIONS`, and the names of those in ``given["options"]``.
+
+    Raises:
+        ConfigurationError: a value is not possible, or there is no such option.
+    """
+    for name, rules in OPTIONS.items():
+        for rule in rules:
+            if not rule.holds(given[name]):
+                value = f"a {type(given[name]).__name__}" if name in _SECRET_OPTIONS else shown(given[name])
+                raise misconfigured(name, value, rule.limit, rule.advice)
+    known = {each.name for each in fields(Settings)}
+    for name in given["options"].keys() - known:
+        raise unknown_option(name, (given.keys() | known) - {"self", "options"})
+
+
+def check_option(rules: Iterable[Rule], **values: object) -> None:
+    """Check each of *values*, by the names of their arguments.
+
+    Raises:
+        ConfigurationError: a value is not possible.
+    """
+    for name, value in values.items():
+        for rule in option(*rules):
+            rule.check(name, value)
+
+
+def unknown_option(name: str, known: Iterable[str]) -> ConfigurationError:
+    """Return the error for an option or setting that does not exist."""
+    advice = nearest_name(name, known) or f"the options are {', '.join(sorted(known))}"
+    return ConfigurationError(f"there is no option {name!r}: {advice}")
 
 
 # ---------------------------------------------------------------------------- credentials
@@ -138,10 +317,11 @@ class KeyPair:
     """
 
     def __init__(self, access_key: str, secret_key: str, *, clock: Callable[[], float] = time.time) -> None:
-        if not access_key.strip() or not secret_key.strip():
+        if not all(isinstance(key, str) and key.strip() for key in (access_key, secret_key)):
             raise ConfigurationError("access_key and secret_key must both be given, and not be blank")
         self._access_key = access_key.strip()
         self._secret_key = secret_key.strip()
+        check_option(OPTIONS["clock"], clock=clock)
         self._clock = clock
         self._offset = 0.0  # how far the service's clock is ahead of ours
         self._token = ""
@@ -186,7 +366,7 @@ class StaticKey:
     """A static API key (``api-key-kling-…``), sent as it is."""
 
     def __init__(self, api_key: str) -> None:
-        key = api_key.strip()
+        key = api_key.strip() if isinstance(api_key, str) else ""
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise ConfigurationError("api_key must be printable ASCII without blanks")
         self._api_key = key

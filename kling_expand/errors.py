@@ -114,6 +114,13 @@ def _rebuild(kind: type[KlingError], args: tuple[Any, ...], state: dict[str, Any
     return error
 
 
+def requirement(name: str, value: object, limit: str, advice: str = "") -> str:
+    """Return the message for a value that breaks a limit: "n must be between 1 and 9, got 0"."""
+    must = limit.startswith("must ")
+    message = f"{name} {limit}, got {value}" if must else f"{name}: {limit}: {value}"
+    return f"{message}; {advice}" if advice else message
+
+
 class ConfigurationError(KlingError):
     """Missing or contradictory credentials or settings."""
 
@@ -146,9 +153,7 @@ class InvalidRequest(KlingError, ValueError):
     """
 
     def __init__(self, field: str, value: object, limit: str, advice: str = "") -> None:
-        must = limit.startswith("must ")
-        message = f"{field} {limit}, got {value}" if must else f"{field}: {limit}: {value}"
-        super().__init__(f"{message}; {advice}" if advice else message)
+        super().__init__(requirement(field, value, limit, advice))
         self.field: str = field
         self.value: object = value
         self.limit: str = limit

@@ -5,25 +5,30 @@ on the wire, on the command line and in a manifest (see `RequestField`). Everyth
 writes requests loops over `request_fields`.
 """
 
+import math
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from pathlib import PurePath
+from reprlib import Repr
 from types import NoneType
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypedDict, TypeGuard, get_args
 from urllib.parse import urlsplit
 
-from attrs import field, fields, frozen
+from attrs import evolve, field, fields, frozen
 
-from .errors import InvalidRequest
-from .geometry import Expansion, Geometry, Towards
+from .errors import GeometryError, ImageError, InvalidRequest
+from .geometry import Expansion, Geometry, ToAspect, Towards
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
 MAX_PROMPT = 2500  # characters (doc)
 MAX_IMAGES = 9  # n is 1 to 9 (doc)
+LAST_PAGE = 1000  # of a list (doc)
+PAGE_SIZE = 500  # tasks on a list page, at most (doc)
 UNITS_PER_IMAGE = 8  # image units an expanded picture costs (doc)
 DOLLARS_PER_UNIT = 0.0035  # $0.028 a picture (doc)
 
@@ -163,39 +168,147 @@ def source_stem(source: ImageSource | None) -> str | None:
     return None
 
 
-def _prompt(_request: Any, _attribute: Any, value: str | None) -> None:
-    if value is not None and not isinstance(value, str):
-        raise InvalidRequest("prompt", repr(value), "must be text")
-    if value is not None and len(value) > MAX_PROMPT:
-        raise InvalidRequest(
-            "prompt", f"{len(value)} characters", f"must have at most {MAX_PROMPT} characters"
-        )
+def is_pillow_image(source: object) -> TypeGuard[PillowImage]:
+    """Return whether *source* is a PIL image, of which there are none where Pillow is not imported."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(source, pillow.Image)
 
 
-def _count(_request: Any, _attribute: Any, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidRequest("n", repr(value), "must be a whole number")
-    if not 1 <= value <= MAX_IMAGES:
-        raise InvalidRequest("n", value, f"must be between 1 and {MAX_IMAGES}")
+# ---------------------------------------------------------------------------- rules of arguments
 
 
-def _callback(_request: Any, _attribute: Any, value: str | None) -> None:
-    if value is not None and not (isinstance(value, str) and value.startswith(("http://", "https://"))):
-        raise InvalidRequest("callback_url", repr(value), "must begin with http:// or https://")
+@frozen
+class Rule:
+    """What a value must be, in words and as a function. It is also a validator of attrs."""
+
+    limit: str
+    holds: Callable[[Any], bool]
+    advice: str = ""
+    error: Callable[[str, object, str, str], Exception] = InvalidRequest
+
+    def __call__(self, _owner: object, attribute: Any, value: Any) -> None:
+        """Check an attribute. Raise the rule's error."""
+        self.check(attribute.name, value)
+
+    def check(self, name: str, value: object) -> None:
+        """Check the value of the argument *name*. Raise the rule's error."""
+        if not self.holds(value):
+            raise self.error(name, shown(value), self.limit, self.advice)
 
 
-def _name(_request: Any, attribute: Any, value: str | None) -> None:
-    if value is not None and not (isinstance(value, str) and value.strip() == value and value.isprintable()):
-        raise InvalidRequest(attribute.name, repr(value), "must be printable text without blanks around it")
-    if value in {".", ".."}:  # a URL cannot end in dots, so the task could not be read
-        raise InvalidRequest(attribute.name, repr(value), "must be more than dots")
+def check(**values: object) -> None:
+    """Check the arguments of a method of the client by `ARGUMENTS`.
+
+    Raises:
+        InvalidRequest: a value is not possible.
+    """
+    for name, value in values.items():
+        for rule in ARGUMENTS[name]:
+            rule.check(name, value)
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Return a question after the known name that *name* resembles most, or an empty text."""
+    from difflib import get_close_matches  # imported here, as only messages need it
+
+    near = get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def shown(value: object) -> str:
+    """Return *value* for an error message: short, and without the bytes of a photo."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return source_name(value)
+    if isinstance(value, str) and len(value) > 200:
+        return f"{len(value)} characters"
+    shorten = Repr()
+    shorten.maxstring = shorten.maxother = 100
+    return shorten.repr(value)
+
+
+def optional(*rules: Rule) -> tuple[Rule, ...]:
+    """Return *rules* for a value that may be None."""
+    return tuple(evolve(rule, holds=partial(_none_or, rule.holds)) for rule in rules)
+
+
+def _none_or(holds: Callable[[Any], bool], value: object) -> bool:
+    return value is None or holds(value)
+
+
+def between(low: int, high: int) -> tuple[Rule, Rule]:
+    """Return the rules for a whole number from *low* to *high*."""
+    return WHOLE, Rule(f"must be between {low} and {high}", lambda value: low <= value <= high)
+
+
+def is_number(value: object) -> bool:
+    """Return whether *value* is an int or a float. A bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_source(value: object) -> bool:
+    """Return whether *value* may be a photo. Its content is checked when it is loaded."""
+    if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview):
+        return True
+    readable = not isinstance(value, type) and callable(getattr(value, "read", None))
+    return readable or is_pillow_image(value)
+
+
+def _is_geometry(value: object) -> bool:
+    ratios, needs_size = getattr(value, "ratios", None), getattr(value, "needs_size", None)
+    return not isinstance(value, type) and callable(ratios) and isinstance(needs_size, bool)
+
+
+def _is_stream(value: object) -> bool:
+    """Return whether *value* may hold requests; iterating over a text or a mapping gives something else."""
+    return isinstance(value, Iterable | AsyncIterable) and not isinstance(value, str | bytes | Mapping)
+
+
+SOURCES = "a path, an http(s) URL, a data: URI, bytes, a binary file or a PIL image"
+IMAGE = Rule(f"must be {SOURCES}", _is_source, error=ImageError)
+GEOMETRY = Rule(
+    "must say how far to expand", _is_geometry, 'give "16:9" or Ratios(right=0.5)', error=GeometryError
+)
+FLAG = Rule("must be True or False", lambda value: isinstance(value, bool))
+TEXT = Rule("must be text", lambda value: isinstance(value, str))
+WHOLE = Rule("must be a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
+AT_LEAST_1 = Rule("must be at least 1", lambda value: value >= 1)
+SECONDS = Rule("must be a number of seconds", is_number, "give the total_seconds() of a timedelta")
+ABOVE_0 = Rule("must be above 0 seconds", lambda value: 0 < value < math.inf)
+NAME = Rule(
+    "must be printable text without blanks around it",
+    lambda value: isinstance(value, str) and value.strip() == value and value.isprintable(),
+)
+# A URL cannot end in dots, so a task with such an id could not be read.
+NOT_DOTS = Rule("must be more than dots", lambda value: value not in {".", ".."})
+ID = Rule("must be the id of one task", lambda value: isinstance(value, str) and value.isprintable())
+
+# The arguments of the client's methods, beyond the fields of a request.
+ARGUMENTS: dict[str, tuple[Rule, ...]] = {
+    "any_id": (ID, NOT_DOTS, Rule("must not be empty", bool)),
+    "deadline": optional(SECONDS, ABOVE_0),
+    "fresh": (FLAG,),
+    "max_failures": optional(WHOLE, AT_LEAST_1),
+    "ordered": (FLAG,),
+    "page": between(1, LAST_PAGE),
+    "page_size": between(1, PAGE_SIZE),
+    "prefetch": optional(WHOLE, AT_LEAST_1),
+    "priority": (WHOLE,),
+    "requests": (Rule("must be an iterable or async iterable of ExpandRequest", _is_stream),),
+    "wait": (FLAG,),
+}
+
+
+def as_geometry(value: Geometry | str) -> Geometry:
+    """Return a geometry, which for text such as ``"16:9"`` is `ToAspect`. Raise `GeometryError`."""
+    return ToAspect(value) if isinstance(value, str) else value
 
 
 @frozen
 class ExpandRequest:
     """One photo to expand, checked when it is made.
 
-    `geometry` says how far on each side (see `kling_expand.geometry`). `external_task_id` is unique
+    `geometry` says how far on each side (see `kling_expand.geometry`). Text such as ``"16:9"`` is an aspect.
+    `external_task_id` is unique
     within the account, and made by the client where it is not given. `key` names the job within its
     run: the same job under the same key is one task, in any process and after any crash.
 
@@ -203,11 +316,14 @@ class ExpandRequest:
         InvalidRequest: a field breaks a documented rule.
     """
 
-    image: ImageSource = field(repr=source_name)
-    geometry: Geometry
+    image: ImageSource = field(repr=source_name, validator=IMAGE)
+    geometry: Geometry = field(converter=as_geometry, validator=GEOMETRY)
     prompt: str | None = field(
         default=None,
-        validator=_prompt,
+        validator=optional(
+            TEXT,
+            Rule(f"must have at most {MAX_PROMPT} characters", lambda value: len(value) <= MAX_PROMPT),
+        ),
         metadata={
             "wire": "prompt",
             "option": "--prompt",
@@ -218,7 +334,7 @@ class ExpandRequest:
     )
     n: int = field(
         default=1,
-        validator=_count,
+        validator=between(1, MAX_IMAGES),
         kw_only=True,
         metadata={
             "wire": "n",
@@ -231,6 +347,7 @@ class ExpandRequest:
     )
     watermark: bool = field(
         default=False,
+        validator=FLAG,
         kw_only=True,
         metadata={
             "wire": "watermark_info.enabled",
@@ -242,7 +359,12 @@ class ExpandRequest:
     )
     callback_url: str | None = field(
         default=None,
-        validator=_callback,
+        validator=optional(
+            TEXT,
+            Rule(
+                "must begin with http:// or https://", lambda value: value.startswith(("http://", "https://"))
+            ),
+        ),
         kw_only=True,
         metadata={
             "wire": "callback_url",
@@ -255,7 +377,7 @@ class ExpandRequest:
     )
     external_task_id: str | None = field(
         default=None,
-        validator=_name,
+        validator=optional(NAME, NOT_DOTS),
         kw_only=True,
         metadata={
             "wire": "external_task_id",
@@ -266,7 +388,7 @@ class ExpandRequest:
     )
     key: str | None = field(
         default=None,
-        validator=_name,
+        validator=optional(NAME, NOT_DOTS),
         kw_only=True,
         metadata={
             "changes_result": False,

@@ -24,20 +24,19 @@ A body may have the older shape (``task_id``, ``task_status``, ``task_result``),
 """
 
 import hmac
-import re
 import time
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
 
 from .api import codec
+from .config import NUMBER, OPTIONS, check_option
 from .errors import ConfigurationError, WebhookError
-from .models import Status, Task
+from .models import WHOLE, Rule, Status, Task
 
 MAX_BODY = 1 << 20  # bytes; a task with nine pictures and all its fields is under 20 KB
 MAX_ID = 256  # characters of a `webhook-id`; it bounds what remembering one costs
@@ -45,7 +44,18 @@ TOLERANCE = 300.0  # seconds a timestamp may be off, either way (Standard Webhoo
 
 _PREFIX = "whsec_"
 _ID, _TIMESTAMP, _SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
-_AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+_NOT_NEGATIVE = Rule("must be zero or more", lambda value: value >= 0)
+
+# What frameworks and functions hand over: names in any case, text or bytes, one value or a list of them.
+Headers = (
+    Mapping[str, str]
+    | Mapping[str, Sequence[str]]
+    | Mapping[bytes, bytes]
+    | Iterable[tuple[str, str]]
+    | Iterable[tuple[bytes, bytes]]
+)
+# The raw body. Only a reader without secrets takes one that was decoded already.
+Body = bytes | bytearray | memoryview | str | Mapping[str, Any] | Sequence[Any]
 
 
 @frozen
@@ -90,10 +100,9 @@ class Webhooks:
         clock: Callable[[], float] = time.time,
         remember: int = 10_000,
     ) -> None:
-        if not tolerance > 0:
-            raise ConfigurationError(f"tolerance must be above zero seconds, got {tolerance}")
-        if remember < 0:
-            raise ConfigurationError(f"remember must be zero or more, got {remember}")
+        check_option(NUMBER, tolerance=tolerance)
+        check_option((WHOLE, _NOT_NEGATIVE), remember=remember)
+        check_option(OPTIONS["clock"], clock=clock)
         self._keys = tuple(map(_hmac_key, secrets))
         self._tolerance = tolerance
         self._clock = clock
@@ -103,25 +112,29 @@ class Webhooks:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {len(self._keys)} secrets>"
 
-    def parse(self, headers: Mapping[str, str], body: bytes) -> WebhookEvent:
+    def parse(self, headers: Headers, body: Body) -> WebhookEvent:
         """Return the event of a call with these *headers* (names in any case) and this raw *body*.
 
-        A server should stop reading a body after `MAX_BODY` bytes.
+        Headers may be a mapping or pairs, of text or bytes, and a value may be a list, as in
+        ``multiValueHeaders`` of AWS Lambda. A body may be text. One that was decoded already (a mapping, or
+        a list) is read only without secrets, because a signature covers the raw bytes. A server should stop
+        reading a body after `MAX_BODY` bytes.
 
         Raises:
             WebhookError: the call cannot be trusted or read. No other exception is raised.
         """
-        raw = _raw_bytes(body)
+        found = _signature_headers(headers)
         if not self._keys:
-            return WebhookEvent(_read_task(raw), verified=False)
-        webhook_id = self._verified_id(headers, raw)
+            return WebhookEvent(_read_task(body), verified=False)
+        raw = _raw_bytes(body)
+        webhook_id = self._verified_id(found, raw)
         task = _read_task(raw)  # first, because the id of an unreadable call is not remembered
         repeated = self._is_repeated(webhook_id)
         return WebhookEvent(task, verified=True, webhook_id=webhook_id, repeated=repeated)
 
-    def _verified_id(self, headers: Mapping[str, str], body: bytes) -> str:
+    def _verified_id(self, found: Mapping[str, list[str]], body: bytes) -> str:
         """Return the id of the call if a signature covers it, the timestamp and the body."""
-        webhook_id, timestamp, signatures = _signature_headers(headers)
+        webhook_id, timestamp, signatures = (_only_one(name, values) for name, values in found.items())
         if not abs(self._clock() - _unix_seconds(timestamp)) <= self._tolerance:
             raise WebhookError(f"{_TIMESTAMP} must be within {self._tolerance:g} s of now")
         if not (webhook_id.isascii() and webhook_id.isprintable() and len(webhook_id) <= MAX_ID):
@@ -157,30 +170,53 @@ def _hmac_key(secret: str) -> bytes:
 
 
 def _raw_bytes(body: object) -> bytes:
+    if isinstance(body, str):
+        body = body.encode(errors="surrogatepass")  # bytes that are not UTF-8 match no signature, nor JSON
     if not isinstance(body, bytes | bytearray | memoryview):
-        raise WebhookError(f"the body must be the raw bytes, got {type(body).__name__}")
+        raise WebhookError(
+            f"the body must be the raw bytes or text, which the signature covers, got {type(body).__name__}"
+        )
     raw = bytes(body)
     if len(raw) > MAX_BODY:
         raise WebhookError(f"the body must be at most {MAX_BODY} bytes, got {len(raw)}")
     return raw
 
 
-def _signature_headers(headers: Mapping[str, str]) -> list[str]:
-    """Return id, timestamp and signatures. Each must occur once, or it is unclear which was signed."""
+def _signature_headers(headers: object) -> dict[str, list[str]]:
+    """Return the values of id, timestamp and signatures, in this order."""
     found: dict[str, list[str]] = {_ID: [], _TIMESTAMP: [], _SIGNATURE: []}
     try:
-        for name, value in headers.items():
-            found.get(name.lower(), []).append(value)
+        for name, value in _pairs(headers):
+            if (values := found.get(_text("a name", name).lower())) is not None:
+                several = isinstance(value, list | tuple)
+                values.extend(_text(str(name), each) for each in (value if several else (value,)))
     except (AttributeError, TypeError, ValueError):
-        raise WebhookError("the headers must be a mapping of names to values") from None
-    for name, values in found.items():
-        if len(values) > 1:
-            raise WebhookError(f"{name} is sent more than once")
-        if not values or not values[0]:
-            raise WebhookError(f"{name} is missing")
-        if not isinstance(values[0], str):
-            raise WebhookError(f"{name} must be text, got {type(values[0]).__name__}")
-    return [values[0] for values in found.values()]
+        raise WebhookError("the headers must be a mapping, or pairs, of names to values") from None
+    return found
+
+
+def _pairs(headers: Any) -> Iterable[tuple[Any, Any]]:
+    items = getattr(headers, "items", None)
+    pairs: Iterable[tuple[Any, Any]] = headers if items is None else items()
+    return pairs
+
+
+def _text(name: str, value: object) -> str:
+    """Return the text of a header's name or value, which some servers give as bytes."""
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if not isinstance(value, str):
+        raise WebhookError(f"headers must be text, but {name} is of type {type(value).__name__}")
+    return value
+
+
+def _only_one(name: str, values: list[str]) -> str:
+    """Return the value of a header that must occur once, or it is unclear which was signed."""
+    if len(values) > 1:
+        raise WebhookError(f"{name} is sent more than once")
+    if not values or not values[0]:
+        raise WebhookError(f"{name} is missing")
+    return values[0]
 
 
 def _unix_seconds(timestamp: str) -> int:
@@ -198,89 +234,28 @@ def _version_1(signatures: str) -> Iterable[bytes]:
             yield text.encode(errors="replace")
 
 
-# ---------------------------------------------------------------------------- the shapes of a body
-
-
-def _read_task(body: bytes) -> Task:
-    """Return the task in a body of any known shape."""
+def _read_task(body: object) -> Task:
+    """Return the task in a body of any known shape, decoded already or not."""
     try:
-        data = codec.parse_json(body)
-        body.decode()  # Python reads JSON in UTF-16 and UTF-32 as well, which the service does not send
-        if isinstance(data, dict) and data.get("code") == 0 and "data" in data:
+        data = body if isinstance(body, Mapping | list | tuple) else _decoded(_raw_bytes(body))
+        if isinstance(data, Mapping) and data.get("code") == 0 and "data" in data:
             data = data["data"]
-        if isinstance(data, dict) and "task_id" not in data and "id" in data:
-            data = _older_shape(data)
         return codec.parse_task(_identified(data))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WebhookError(f"the body does not describe a task: {error}") from None
+
+
+def _decoded(raw: bytes) -> Any:
+    data = codec.parse_json(raw)
+    raw.decode()  # Python reads JSON in UTF-16 and UTF-32 as well, which the service does not send
+    return data
 
 
 def _identified(data: Any) -> dict[str, Any]:
     """Return *data* if its id and status are text; the codec would convert numbers."""
-    fields = data if isinstance(data, dict) else {}
-    for name in ("task_id", "task_status"):
+    fields = dict(data) if isinstance(data, Mapping) else {}
+    older = "task_id" in fields or "id" not in fields
+    for name in ("task_id", "task_status") if older else ("id", "status"):
         if not isinstance(fields.get(name), str) or not fields[name]:
             raise ValueError(f"{name} must be text and not empty")
     return fields
-
-
-def _older_shape(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a body of the newer shape to the older one, which the codec reads."""
-    external_id = data.get("external_id")
-    return {
-        "task_id": data["id"],
-        "task_status": data.get("status"),
-        "task_status_msg": data.get("message"),
-        "task_info": {"external_task_id": external_id if isinstance(external_id, str) else None},
-        "created_at": data.get("create_time"),
-        "updated_at": data.get("update_time"),
-        "task_result": {"images": _images(data.get("outputs"))},
-        **_deductions(data.get("billing")),
-    }
-
-
-def _images(outputs: Any) -> list[dict[str, Any]]:
-    """Return the pictures among *outputs*, whose shape is not documented.
-
-    If an output that may be a picture has no URL, the list is empty, so that the task is polled. An
-    incomplete list would be taken for the whole result.
-    """
-    pictures = [item for item in outputs if _may_be_picture(item)] if isinstance(outputs, list) else []
-    if not all(_url(item.get("url")) for item in pictures):
-        return []
-    indexes = [item.get("index") for item in pictures]
-    if not all(type(index) is int and index >= 0 for index in indexes) or len({*indexes}) < len(indexes):
-        indexes = list(range(len(pictures)))
-    return [
-        {"index": index, "url": item["url"], "watermark_url": _url(item.get("watermark_url"))}
-        for index, item in zip(indexes, pictures, strict=True)
-    ]
-
-
-def _may_be_picture(item: Any) -> bool:
-    kind = item.get("type") if isinstance(item, dict) else "nothing"
-    return not isinstance(kind, str) or not kind or kind.lower().startswith("image")
-
-
-def _url(value: Any) -> str | None:
-    return value if isinstance(value, str) and value.startswith(("https://", "http://")) else None
-
-
-def _deductions(billing: Any) -> dict[str, Any]:
-    """Return what was billed, if all of it can be read: the sum of the units, and the one cash charge."""
-    charges = [item for item in billing if isinstance(item, dict)] if isinstance(billing, list) else []
-    units = [_amount(item.get("amount")) for item in charges if item.get("charge_type") == "unit"]
-    cash = [item for item in charges if item.get("charge_type") == "cash"]
-    found: dict[str, Any] = {}
-    if units and all(units):
-        found["final_unit_deduction"] = str(sum(map(Decimal, filter(None, units))))
-    if len(cash) == 1:
-        quota, list_price = (_amount(cash[0].get(name)) for name in ("amount", "list_price"))
-        found["final_balance_deduction"] = {"quota": quota, "list_price": list_price}
-    return found
-
-
-def _amount(value: Any) -> str | None:
-    """Return *value* as a decimal string, or None where it is not a plain amount."""
-    text = str(value) if isinstance(value, str | int | float) else ""
-    return text if _AMOUNT.fullmatch(text) else None

@@ -2,7 +2,8 @@
 
 import math
 import os
-from types import NoneType
+from ssl import SSLContext
+from types import NoneType, UnionType
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -12,7 +13,7 @@ from kling_expand.config import (
     DEFAULT_BASE_URL,
     KeyPair,
     Settings,
-    SettingsFields,
+    SettingsOptions,
     StaticKey,
     credentials,
     webhook_secret,
@@ -179,7 +180,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert Settings.from_env({}) == settings
 
 
-NUMBERS = [each.name for each in fields(Settings) if each.name not in {"base_url", "dialect"}]
+NUMBERS = [each.name for each in fields(Settings) if each.type in {int, float}]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -199,6 +200,14 @@ def test_a_number_that_works_is_taken(name: str) -> None:
     assert Settings.from_env({}, **nothing) == Settings()
 
 
+@pytest.mark.parametrize("name", [each.name for each in fields(Settings) if each.type is int])
+def test_a_count_is_whole(name: str) -> None:
+    """Half a picture or half a byte is refused."""
+    half: dict[str, Any] = {name: 7.5}
+    with pytest.raises(ConfigurationError, match=f"{name} must be a whole number, got 7.5"):
+        Settings.from_env({}, **half)
+
+
 def test_a_dialect_has_a_name() -> None:
     """A dialect is one of two words, and the message lists them."""
     assert Settings(dialect=Dialect("direction")).dialect is Dialect.DIRECTION
@@ -216,11 +225,13 @@ def test_settings_do_not_change() -> None:
 
 def test_the_typed_settings_are_those_of_the_class() -> None:
     """The typed keyword arguments have the names and types of the fields, or None."""
-    hints = get_type_hints(SettingsFields)
-    assert list(hints) == [each.name for each in fields(Settings)]
-    for each in fields(Settings):
-        kind = str if each.name == "dialect" else each.type
-        assert set(get_args(hints[each.name])) == {kind, NoneType}
+    names = {"SSLContext": SSLContext}
+    options, settings = get_type_hints(SettingsOptions, None, names), get_type_hints(Settings, None, names)
+    assert list(options) == list(settings) == [each.name for each in fields(Settings)]
+    for name, kind in settings.items():
+        kind = str if name == "dialect" else kind  # noqa: PLW2901 - the name is shorter
+        kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        assert {*get_args(options[name])} == {*kinds, NoneType}
 
 
 def test_a_replaced_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

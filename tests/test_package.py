@@ -24,7 +24,7 @@ PUBLIC = [*kling_expand.__all__, *COMMON]
 
 # Each layer imports only from the layers before it.
 LAYERS = (
-    {"errors"},
+    {"_version", "errors"},
     {"geometry"},
     {"models"},
     {"events", "config"},

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATHS = {Dialect.EDITING: "/v1/images/editing/expand", Dialect.DIRECTION: "/v1/images/expand"}
-PAGE_SIZE = 500  # the largest a list page may be (doc)
-LAST_PAGE = 1000  # (doc)
 
 _logger = logging.getLogger(__name__)
 
@@ -220,9 +218,9 @@ def _changed_tasks(
     found: dict[str, Task | None] = {}
     changed = []
     for item in items:
-        task_id = item.get("task_id") if isinstance(item, dict) else None
+        task_id = item.get("task_id", item.get("id")) if isinstance(item, dict) else None
         if isinstance(task_id, str | int) and (status := known_status(str(task_id))) is not None:
-            if item.get("task_status") == status:
+            if item.get("task_status", item.get("status")) == status:
                 found[str(task_id)] = None
             else:
                 changed.append(item)
@@ -314,6 +312,10 @@ def parse_task(data: Any) -> Task:
     Raises:
         ValueError: `task_id` or `task_status` is missing or unusable.
     """
+    if isinstance(data, dict) and "task_id" not in data and "id" in data:
+        from .outputs import older_form  # imported here, as the documented answers have the older form
+
+        data = older_form(data)
     raw = _structure(data)
     if not raw.task_id.strip() or not raw.task_id.isprintable():
         raise ValueError(f"task_id must be printable text, got {raw.task_id!a:.80}")

@@ -20,7 +20,6 @@ import os
 import re
 import stat
 import struct
-import sys
 from collections.abc import AsyncGenerator, Callable
 from functools import cache
 from typing import Any, BinaryIO, cast
@@ -29,7 +28,7 @@ from urllib.parse import urlsplit
 from attrs import field, frozen
 
 from kling_expand.errors import ImageError
-from kling_expand.models import ImageSource, source_name
+from kling_expand.models import SOURCES, ImageSource, is_pillow_image, source_name
 
 # The documentation says "10MB", which may mean MB or MiB. A refused create is free, so the larger value
 # costs nothing if it is wrong, and the smaller one would refuse good photos.
@@ -37,7 +36,6 @@ MAX_BYTES = 10 * 1024 * 1024
 MIN_SIDE = 300  # pixels (doc)
 SLICE = 3 * 64 * 1024  # bytes: a multiple of 3, and well under a millisecond of Base64
 _INLINE = 64 * 1024  # bytes; for less a thread costs more than the work
-_SOURCES = "a path, an http(s) URL, a data: URI, bytes, a binary file or a PIL image"
 
 BASE64_HEADS = ("iVBORw0KGgo", "/9j/")  # how a PNG and a JPEG begin in Base64
 
@@ -154,12 +152,11 @@ def _reader(source: ImageSource) -> Callable[[Any], Photo]:
         return _from_path
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_bytes
-    # No PIL image exists where Pillow is not imported, so it is not imported here.
-    if (pillow := sys.modules.get("PIL.Image")) and isinstance(source, pillow.Image):
+    if is_pillow_image(source):
         return _from_pillow
     if callable(getattr(source, "read", None)):
         return _from_file
-    raise ImageError("image", source_name(source), f"must be {_SOURCES}")
+    raise ImageError("image", source_name(source), f"must be {SOURCES}")
 
 
 def _from_url(url: str) -> Photo:

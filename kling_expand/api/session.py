@@ -9,18 +9,20 @@ the first try. After that the service is known to exist, and the same failures a
 
 import asyncio
 import math
+import platform
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from random import Random
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
 from urllib.parse import urljoin, urlsplit
 from uuid import uuid4
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 
-from kling_expand.config import Auth, Settings
+from kling_expand._version import __version__
+from kling_expand.config import Auth, Settings, environment_proxy
 from kling_expand.errors import (
     AuthenticationError,
     ClientClosed,
@@ -31,17 +33,21 @@ from kling_expand.errors import (
     ProtocolError,
     RateLimited,
     TransportError,
+    requirement,
 )
 from kling_expand.events import Event, EventKind, Listener
+from kling_expand.models import shown
 
 from .codec import PATHS, Response
 from .photo import Photo
 
 T = TypeVar("T")
 
+USER_AGENT = f"kling-expand/{__version__} python/{platform.python_version()}"
 MAX_ANSWER = 32 << 20  # bytes; a full list page of nine-picture tasks stays under 5 MB
 _JOIN = 64 << 10  # bytes; up to this size a copy is cheaper than another system call
-UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)  # no connection was made
+# No connection to the service was made.
+UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # what aiohttp may raise
 
 
@@ -194,11 +200,18 @@ class RateLimitGate:
             await _sleep(pause + self._rng.uniform(0.0, 0.1 * pause), deadline_at)
 
 
+SessionSource = aiohttp.ClientSession | Callable[[], aiohttp.ClientSession]
+
+
 class Session:
     """Calls to one service with one set of credentials, in one event loop.
 
-    An `aiohttp.ClientSession` given as *http* is used as it is and never closed here. `gates` holds
-    the rate limit of each route: CREATE, READ and LIST. *clock* gives Unix seconds.
+    An `aiohttp.ClientSession` given as *http* is used as it is and never closed here. One that a function
+    *http* makes is used as it is and closed with this session. `gates` holds the rate limit of each route:
+    CREATE, READ and LIST. *clock* gives Unix seconds.
+
+    Raises:
+        ConfigurationError: *http* or *trace_configs* is not possible, or both are given.
     """
 
     def __init__(
@@ -206,8 +219,8 @@ class Session:
         settings: Settings,
         auth: Auth,
         *,
-        http: aiohttp.ClientSession | None = None,
-        trace_configs: list[aiohttp.TraceConfig] | None = None,
+        http: SessionSource | None = None,
+        trace_configs: Sequence[aiohttp.TraceConfig] | None = None,
         rng: Random,
         emit: Listener | None = None,
         clock: Callable[[], float] = time.time,
@@ -215,9 +228,11 @@ class Session:
         self._settings = settings
         self._emit = emit
         self._auth = auth
-        self._own = http is None
-        self._http = http
+        _check_network(settings, http, trace_configs)
+        self._source = http
         self._traces = trace_configs
+        self._http: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None  # to the service
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rng = rng
         self._clock = clock
@@ -232,18 +247,44 @@ class Session:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        if self._own:
-            self._http = aiohttp.ClientSession(
-                trace_configs=self._traces,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(limit=0),  # the scheduler and the poll loop set limits
-            )
+        self._proxy = self.proxy_of(self._settings.base_url)
+        self._http = self._session()
         return self
+
+    def _session(self) -> aiohttp.ClientSession:
+        """Return the aiohttp session to use from now on."""
+        if isinstance(self._source, aiohttp.ClientSession):
+            return self._source
+        if self._source is not None:
+            made = self._source()
+            if not isinstance(made, aiohttp.ClientSession):
+                limit = f"http must be a function that returns an aiohttp.ClientSession, got {shown(made)}"
+                raise ConfigurationError(limit)
+            return made
+        return aiohttp.ClientSession(
+            headers={"User-Agent": USER_AGENT},
+            trace_configs=list(self._traces or ()),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # The scheduler and the poll loop set limits.
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._settings.ssl),
+        )
+
+    def proxy_of(self, url: str) -> str | None:
+        """Return the proxy for *url*, or None, also where an aiohttp session of the caller decides.
+
+        Raises:
+            ConfigurationError: the environment names a proxy that cannot be used.
+        """
+        if self._source is not None:
+            return None
+        if self._settings.proxy is not None or not self._settings.trust_env:
+            return self._settings.proxy
+        return environment_proxy(url)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._own and self._http is not None:
+        if self._http is not None and self._http is not self._source:
             await self._http.close()
         self._loop = None
 
@@ -365,7 +406,12 @@ class Session:
                 self._settings.base_url + request.path,
                 params=request.params,
                 data=request.body,
-                headers={"Authorization": f"Bearer {request.token}", "Content-Type": "application/json"},
+                headers={
+                    **self._settings.headers,
+                    "Authorization": f"Bearer {request.token}",
+                    "Content-Type": "application/json",
+                },
+                proxy=self._proxy,
                 timeout=timeout,
                 allow_redirects=False,  # credentials go to the API's origin and nowhere else
                 raise_for_status=False,  # whatever the default of an injected session is
@@ -386,23 +432,29 @@ class Session:
         if isinstance(error, UNREACHED):
             raise TransportError(
                 self._unreached(error), sent=False, retryable=self._worth_another(error)
-            ) from error
+            ) from _without_secrets(error)
         what, late = str(error) or type(error).__name__, isinstance(error, TimeoutError)
         raise TransportError(
             f"no answer in time: {what}" if late else f"no answer: {what}", sent=sent
-        ) from error
+        ) from _without_secrets(error)
 
     def _unreached(self, error: Exception) -> str:
         """Return a message that names the cause."""
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return f"the certificate of {error.host} is not trusted: {error.certificate_error}"
-        return f"{self._settings.base_url} cannot be reached: {error}"
+        where = f"{self._settings.base_url} cannot be reached"
+        if self._proxy is not None:
+            where += f" through the proxy {_without_user(self._proxy)}"
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            return f"{where}, which answered {error.status} {error.message}"
+        return f"{where}: {error}"
 
     def _worth_another(self, error: Exception) -> bool:
         """Return whether a failed connection is tried again: see the top of this module."""
         if self._answered or self._first_tried_at is None:
             return True
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        refused = isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500
+        if refused or isinstance(error, aiohttp.ClientConnectorCertificateError):
             return False
         tried = asyncio.get_running_loop().time() - self._first_tried_at
         return tried < self._settings.connect_timeout
@@ -427,6 +479,39 @@ class _Request(NamedTuple):
     fresh: bool
 
 
+def _check_network(
+    settings: Settings, http: object, trace_configs: Sequence[aiohttp.TraceConfig] | None
+) -> None:
+    """Raise `ConfigurationError` for a session that cannot be used, or is to have two configurations."""
+    if isinstance(http, type) or not (
+        http is None or isinstance(http, aiohttp.ClientSession) or callable(http)
+    ):
+        limit = "must be an aiohttp.ClientSession, or a function that makes one"
+        raise ConfigurationError(requirement("http", shown(http), limit))
+    traces = trace_configs if isinstance(trace_configs, Sequence | None) else [trace_configs]
+    if not all(isinstance(each, aiohttp.TraceConfig) for each in traces or ()):
+        limit = "must be a list of aiohttp.TraceConfig"
+        raise ConfigurationError(requirement("trace_configs", shown(trace_configs), limit))
+    own = {"proxy": settings.proxy, "trace_configs": traces, "ssl": settings.ssl is not True}
+    for name, given in own.items():
+        if http is not None and given:
+            raise ConfigurationError(f"{name} must not be given beside http: configure that session instead")
+
+
+def _without_secrets(error: Exception) -> Exception:
+    """Return *error*, without the headers of the request and the password of a proxy in its arguments."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        where, nothing = error.request_info.url.with_user(None), cast(Any, {})
+        error.request_info = error.request_info._replace(url=where, real_url=where, headers=nothing)
+    error.args = (str(error),)
+    return error
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
     """Raise `ConfigurationError` for a redirect: it would take the credentials elsewhere."""
     location = response.headers.get("Location")
@@ -435,7 +520,7 @@ def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
     try:
         parts = urlsplit(urljoin(str(response.url), location))
         # A user or a query may hold secrets, so neither is shown.
-        target = ascii(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:200])
+        target = ascii(_without_user(parts._replace(query="", fragment="").geturl())[:200])
     except ValueError:
         target = "nowhere"
     raise ConfigurationError(

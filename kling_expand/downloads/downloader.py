@@ -48,18 +48,29 @@ _URL_CHARACTERS = re.compile(r"[!-~]+")
 Refresh = Callable[[str], Awaitable[Task]]
 
 
+def no_proxy(_url: str) -> None:
+    """Return None: the session's own proxy is used, if it has one."""
+
+
 class Downloads:
     """The downloads of one client, for any number of tasks at once.
 
     A try ends after `read_timeout` seconds without a byte. A picture is not tried again `retry_timeout`
     seconds after its start, and `download_timeout` bounds it as a whole. *refresh* returns the task with a
-    given id, for new URLs. The session is never closed here.
+    given id, for new URLs. *proxy_of* returns the proxy for a URL. The session is never closed here.
     """
 
     def __init__(
-        self, http: aiohttp.ClientSession, settings: Settings, *, refresh: Refresh, rng: Random
+        self,
+        http: aiohttp.ClientSession,
+        settings: Settings,
+        *,
+        refresh: Refresh,
+        rng: Random,
+        proxy_of: Callable[[str], str | None] = no_proxy,
     ) -> None:
         self._http = http
+        self._proxy_of = proxy_of
         self._settings = settings
         self._refresh = refresh
         self._rng = rng
@@ -198,6 +209,7 @@ class Downloads:
                 headers=headers,
                 allow_redirects=False,
                 middlewares=(_anonymous,),
+                proxy=self._proxy_of(str(url)),
                 timeout=self._timeout,
                 raise_for_status=False,
                 auto_decompress=True,

@@ -17,7 +17,7 @@ from random import Random
 from typing import NamedTuple, Protocol
 
 from kling_expand.api.session import growing
-from kling_expand.errors import ConfigurationError
+from kling_expand.config import COUNT, NUMBER, OPTIONS, check_option
 from kling_expand.models import Task
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class AdaptiveSchedule:
     one, at fewer requests for each. Once a task can have ended, reads are at most *longest* seconds apart.
 
     Raises:
-        ConfigurationError: *target_latency* is not above zero.
+        ConfigurationError: an argument is not possible.
     """
 
     def __init__(
@@ -95,8 +95,9 @@ class AdaptiveSchedule:
         window: int = 256,
         longest: float = 10.0,
     ) -> None:
-        if not target_latency > 0:
-            raise ConfigurationError(f"target_latency must be a number above 0, got {target_latency!r}")
+        check_option(OPTIONS["rng"], rng=rng)
+        check_option(NUMBER, target_latency=target_latency, longest=longest)
+        check_option(COUNT, window=window)
         self._target_latency = target_latency
         self._unlearned = ExponentialSchedule(rng or Random(), longest=longest)
         self._durations: deque[float] = deque(maxlen=window)

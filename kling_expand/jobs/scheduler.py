@@ -7,6 +7,8 @@ from itertools import count
 from math import inf
 from typing import ClassVar
 
+from kling_expand.config import COUNT, check_option
+
 INITIAL_CAPACITY = 9  # pictures; the parallel tasks of an image pack (documented)
 REFUSAL_PAUSE = 1.0  # seconds without creates after a 1303 (documented)
 FIRST_PROBE_PAUSE = 2.0  # seconds from a 1303 to the next probe
@@ -144,6 +146,9 @@ class Slots(WeightedSemaphore):
     A caller acquires slots, sends the create and reports `accepted` and later `ended`, or `refused` for a
     1303 with the epoch that `acquire` returned, or `release` where no task was created. A task that runs
     already is counted by `force_acquire` and later `ended`. All time is the event loop's clock.
+
+    Raises:
+        ConfigurationError: *limit* is not a whole number above 0.
     """
 
     capacity: int
@@ -153,6 +158,7 @@ class Slots(WeightedSemaphore):
     level_tolerance: ClassVar[float] = LEVEL_TOLERANCE
 
     def __init__(self, limit: int) -> None:
+        check_option(COUNT, limit=limit)
         super().__init__(min(limit, INITIAL_CAPACITY))
         self.limit: int = limit
         self.running: int = 0  # pictures of tasks that run at the service, as far as is known

@@ -58,7 +58,7 @@ from kling_expand.errors import (
     TransportError,
 )
 from kling_expand.events import EventKind
-from kling_expand.models import Dialect, Status, Task
+from kling_expand.models import LAST_PAGE, PAGE_SIZE, Dialect, Status, Task
 
 from .scheduler import WeightedSemaphore
 
@@ -338,13 +338,13 @@ class Submitter:
     async def _find_in_list(self, external_task_id: str, deadline_at: float | None) -> Task | None:
         """Search the list: the direction dialect documents no lookup by `external_task_id`."""
         path = codec.create_path(self.dialect)
-        for page in range(1, codec.LAST_PAGE + 1):
-            params = {"pageNum": page, "pageSize": codec.PAGE_SIZE}
+        for page in range(1, LAST_PAGE + 1):
+            params = {"pageNum": page, "pageSize": PAGE_SIZE}
             tasks = await self._session.read(path, codec.decode_tasks, params=params, deadline_at=deadline_at)
             for task in tasks:
                 if task.external_task_id == external_task_id:
                     return task
-            if len(tasks) < codec.PAGE_SIZE:
+            if len(tasks) < PAGE_SIZE:
                 break
         return None
 

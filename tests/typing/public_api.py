@@ -50,7 +50,7 @@ from kling_expand import (
     calculate_expansion_ratios,
     testing,
 )
-from kling_expand.config import SettingsFields, credentials
+from kling_expand.config import SettingsOptions, credentials
 from kling_expand.contrib import aiohttp, django, otel, starlette
 from kling_expand.emulator import Emulator
 from kling_expand.geometry import Anchor, Canvas, Expansion, Geometry
@@ -145,7 +145,7 @@ def observed(event: Event, stats: Stats) -> None:
     assert_type(stats.latency.p95, float | None)
 
 
-def configured(kling: KlingClient, fields: SettingsFields) -> None:
+def configured(kling: KlingClient, fields: SettingsOptions) -> None:
     """The settings of a client, and where they come from."""
     assert_type(kling.stats, Stats)
     assert_type(kling.settings, Settings)

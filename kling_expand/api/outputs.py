@@ -1,0 +1,74 @@
+"""The newer form of a task (`id`, `status`, `outputs`, `billing`), converted to the older one.
+
+The vendor's newer interfaces answer in it, and the console's test call has it. Of `outputs` and `billing`
+only the names are documented.
+"""
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+_AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+
+
+def older_form(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task of the newer form in the older form, which the codec reads."""
+    external_id = data.get("external_id")
+    return {
+        "task_id": data["id"],
+        "task_status": data.get("status"),
+        "task_status_msg": data.get("message"),
+        "task_info": {"external_task_id": external_id if isinstance(external_id, str) else None},
+        "created_at": data.get("create_time"),
+        "updated_at": data.get("update_time"),
+        "task_result": {"images": _images(data.get("outputs"))},
+        **_deductions(data.get("billing")),
+    }
+
+
+def _images(outputs: Any) -> list[dict[str, Any]]:
+    """Return the pictures among *outputs*, whose shape is not documented.
+
+    If an output that may be a picture has no URL, the list is empty, so that the task is polled. An
+    incomplete list would be taken for the whole result.
+    """
+    pictures = [item for item in outputs if _may_be_picture(item)] if isinstance(outputs, list) else []
+    if not all(_url(item.get("url")) for item in pictures):
+        return []
+    indexes = [item.get("index") for item in pictures]
+    if not all(type(index) is int and index >= 0 for index in indexes) or len({*indexes}) < len(indexes):
+        indexes = list(range(len(pictures)))
+    return [
+        {"index": index, "url": item["url"], "watermark_url": _url(item.get("watermark_url"))}
+        for index, item in zip(indexes, pictures, strict=True)
+    ]
+
+
+def _may_be_picture(item: Any) -> bool:
+    kind = item.get("type") if isinstance(item, dict) else "nothing"
+    return not isinstance(kind, str) or not kind or kind.lower().startswith("image")
+
+
+def _url(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.startswith(("https://", "http://")) else None
+
+
+def _deductions(billing: Any) -> dict[str, Any]:
+    """Return what was billed, if all of it can be read: the sum of the units, and the one cash charge."""
+    charges = [item for item in billing if isinstance(item, dict)] if isinstance(billing, list) else []
+    units = [_amount(item.get("amount")) for item in charges if item.get("charge_type") == "unit"]
+    cash = [item for item in charges if item.get("charge_type") == "cash"]
+    found: dict[str, Any] = {}
+    if units and all(units):
+        found["final_unit_deduction"] = str(sum(map(Decimal, filter(None, units))))
+    if len(cash) == 1:
+        quota, list_price = (_amount(cash[0].get(name)) for name in ("amount", "list_price"))
+        found["final_balance_deduction"] = {"quota": quota, "list_price": list_price}
+    return found
+
+
+def _amount(value: Any) -> str | None:
+    """Return *value* as a decimal string, or None where it is not a plain amount."""
+    text = str(value) if isinstance(value, str | int | float) else ""
+    return text if _AMOUNT.fullmatch(text) else None

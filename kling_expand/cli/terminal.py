@@ -23,6 +23,8 @@ import click
 from kling_expand.errors import ConfigurationError, InvalidRequest, KlingError
 
 if TYPE_CHECKING:
+    from logging import LogRecord
+
     from kling_expand.models import Task
 
 FAILED = 1
@@ -186,8 +188,19 @@ def redirect_warnings(write: Callable[[str], None] | None) -> None:
     logger = logging.getLogger("kling_expand")
     for handler in [each for each in logger.handlers if isinstance(getattr(each, "stream", None), _Lines)]:
         logger.removeHandler(handler)
-    lines = _Lines(write or (lambda text: click.echo(clean(text), err=True)))
-    logger.addHandler(logging.StreamHandler(lines))
+    lines = logging.StreamHandler(_Lines(write or (lambda text: click.echo(clean(text), err=True))))
+    lines.addFilter(_is_new)
+    logger.addHandler(lines)
+
+
+def _is_new(record: "LogRecord") -> bool:
+    """Return whether a warning says what the commands do not say themselves.
+
+    They list the tasks that continue after an interruption, and show calls that fail.
+    """
+    if record.name in {"kling_expand.client", "kling_expand.jobs.future"}:
+        return False
+    return not str(record.msg).startswith("reading task")
 
 
 # ---------------------------------------------------------------------------- values

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,14 +100,18 @@ class Shell:
         assert b"Traceback" not in shown, shown.decode()
         return shown.decode(), process
 
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run *coroutine* in the emulator's own thread."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+
     def within(self, function: Callable[..., T], *args: Any) -> T:
         """Call *function* in the emulator's own thread."""
 
         async def call() -> T:
             return function(*args)
 
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(30)
+        return self.run(call())
 
 
 def _read(terminal: int) -> bytes:

@@ -128,6 +128,7 @@ class Progress:
     started: bool = False
     interrupted: bool = False
     troubles: dict[EventKind, Trouble] = field(factory=dict)  # of calls, by their kind
+    answered: bool = False  # whether the service has answered once
     on_event: Callable[[Event], object] | None = None  # called with each event of the client
     clock: Callable[[], float] = time.monotonic
 
@@ -153,7 +154,8 @@ class Progress:
 
     def receive(self, event: Event) -> None:
         """Take an event of the client: trouble begins with a failed call, and ends with a successful one."""
-        if event.kind in {EventKind.CREATE, EventKind.READ, EventKind.LIST}:
+        if event.kind in _TRIES:
+            self.answered |= not isinstance(event.error, TransportError)
             if event.error is not None and event.error.retryable:
                 now, known = self.clock(), self.troubles.get(event.kind)
                 began_at = known.began_at if known else now
@@ -236,16 +238,15 @@ _CAUSES = {
 _TRIES = {EventKind.CREATE: "sending", EventKind.READ: "asking", EventKind.LIST: "asking"}
 
 
-def describe_trouble(kind: EventKind, trouble: Trouble, settings: Settings, now: float) -> str:
-    """Return what calls of this kind fail of, and for how long they are repeated."""
-    error, host = trouble.error, urlsplit(settings.base_url).netloc
+def describe_trouble(kind: EventKind, trouble: Trouble, host: str, limit: float, now: float) -> str:
+    """Return why calls of this kind fail, and how long they are repeated: *limit* seconds from the first."""
+    error = trouble.error
     if isinstance(error, ParallelLimit):
         return "all parallel tasks of the account are in use (1303), waiting until one ends"
     if isinstance(error, RateLimited):
         pause = trouble.wait or error.retry_after
         rest = f", {_TRIES[kind]} again in {span(max(trouble.seen_at + pause - now, 0))}" if pause else ""
         return f"too many requests for {host} (1302){rest}"
-    limit = settings.retry_timeout if kind is EventKind.CREATE else settings.poll_timeout
     left = span(max(trouble.began_at + limit - now, 0))
     return f"{failure_text(error, host)}, retrying for {left}"
 
@@ -402,7 +403,14 @@ class ProgressDisplay:
 
     def _trouble(self) -> str | None:
         found = self._progress.trouble(self._stats())
-        return describe_trouble(*found, self._settings, self._clock()) if found else None
+        if found is None:
+            return None
+        kind, trouble = found
+        settings = self._settings
+        limit = settings.retry_timeout if kind is EventKind.CREATE else settings.poll_timeout
+        # A host that has never answered may be the wrong one, so it is tried for a short while only.
+        limit = limit if self._progress.answered else settings.connect_timeout
+        return describe_trouble(kind, trouble, urlsplit(settings.base_url).netloc, limit, self._clock())
 
     # ------------------------------------------------------------------ the live screen
 

@@ -17,7 +17,7 @@ from .plan import BulkPlan, OutputNames, Plan, Survey, Usage, read_usage
 from .progress import Job, Progress, ProgressDisplay
 
 MAX_SAVES = 8  # tasks whose pictures are saved at the same time
-SAVE_GRACE = 10.0  # seconds to finish saves after an interruption
+SAVE_GRACE = 1.5  # seconds to finish saves after an interruption
 
 _AGAIN = "run the same command again"
 

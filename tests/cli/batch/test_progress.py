@@ -1,5 +1,6 @@
 """Progress of a batch: its numbers, the live screen and the plain lines."""
 
+import asyncio
 import io
 import json
 import re
@@ -13,7 +14,8 @@ from support.shell import CHELSEA, COFFEE, shell
 
 from kling_expand.cli.batch.progress import KEPT_FAILURES, Job, Progress, ProgressDisplay
 from kling_expand.emulator.faults.plan import Fault
-from kling_expand.events import Quantiles
+from kling_expand.errors import KlingError, ParallelLimit, RateLimited, ServerError, TransportError
+from kling_expand.events import Event, EventKind, Quantiles
 from kling_expand.events import StatsCollector as Counts
 
 IDLE = Counts().stats(waiting=0, running=0, units_due=0)
@@ -146,3 +148,115 @@ def test_a_failure_stays_on_the_terminal(tmp_path: Path) -> None:
         kling.emulator.faults.script("create", Fault("error", code=1301))
         shown, process = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path)
     assert (process.returncode, "code=1301" in shown) == (1, True)
+
+
+def unreachable(cause: BaseException) -> TransportError:
+    """Return the error of a call without an answer, with its cause."""
+    error = TransportError("https://x cannot be reached", sent=False)
+    error.__cause__ = cause
+    return error
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def trouble(
+    progress: Progress, clock: Clock, *errors: KlingError | None, kind: EventKind = EventKind.READ
+) -> str:
+    """Return the live screen after calls that ended in *errors*, one each second."""
+    for error in errors:
+        progress.receive(Event(kind, error=error))
+        clock.now += 1.0
+    return " ".join(seen(progress, 100).split())
+
+
+def test_trouble_is_shown_with_its_cause_and_time_limit() -> None:
+    """The live screen says what calls fail of and for how long they are retried, until one succeeds."""
+    clock = Clock()
+    progress = Progress(9, clock=clock)
+    refused = unreachable(ConnectionRefusedError())
+    text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
+    assert "no answer from api-singapore.klingai.com (refused), retrying for 8 s" in text
+    assert "no answer" not in trouble(progress, clock, None, kind=EventKind.CREATE)
+    # A service that is known to exist is waited for longer.
+    text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
+    assert "no answer from api-singapore.klingai.com (refused), retrying for 1:58" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (unreachable(TimeoutError()), "(timed out), retrying for 14:58"),
+        (unreachable(ConnectionResetError()), "(connection reset)"),
+        (ServerError("busy\x1b[2J", code=5001, status=503), r"api-singapore.klingai.com: busy\x1b[2J"),
+        (RateLimited("slow down", code=1302, status=429, retry_after=30.0), "(1302), asking again in 29 s"),
+    ],
+)
+def test_trouble_has_its_own_words(error: KlingError, said: str) -> None:
+    """A time-out, a reset, a failure of the service and a rate limit are told apart, without escapes."""
+    clock = Clock()
+    progress = Progress(9, clock=clock)
+    assert said in trouble(progress, clock, None, error, error)
+
+
+def test_a_short_failure_and_an_old_one_are_not_trouble() -> None:
+    """One failed call is no trouble yet, and a failure is forgotten that nothing confirms for a minute."""
+    clock = Clock()
+    progress = Progress(9, clock=clock)
+    progress.receive(Event(EventKind.READ, error=unreachable(TimeoutError())))
+    clock.now += 0.5
+    assert progress.trouble(IDLE) is None
+    clock.now += 1.0
+    assert progress.trouble(IDLE) is not None
+    clock.now += 60.0
+    assert progress.trouble(IDLE) is None
+
+
+def test_the_limit_of_the_account_is_trouble_only_for_who_runs_nothing() -> None:
+    """At the limit of parallel tasks a run waits for its own tasks, and else says what it waits for."""
+    clock = Clock()
+    progress = Progress(9, clock=clock)
+    progress.receive(Event(EventKind.CREATE, error=ParallelLimit("full", code=1303, status=429)))
+    clock.now += 2.0
+    assert progress.trouble(BUSY) is None
+    assert progress.trouble(IDLE) is not None
+
+
+def plain(tmp_path: Path, *arguments: str) -> str:
+    """Return what `expand` prints on stderr while the service is away for 2 s from its first poll on."""
+    with (
+        shell(work_seconds=0.5) as kling,
+        kling.start("expand", COFFEE, "--up", 0.5, "-o", tmp_path, *arguments) as run,
+    ):
+
+        async def leave() -> None:
+            requests = kling.emulator.account.requests
+            while not requests["query"] + requests["list"]:  # noqa: ASYNC110 - another process sends them
+                await asyncio.sleep(0.01)
+            async with kling.emulator.unreachable():
+                await asyncio.sleep(2)
+
+        kling.run(leave())
+        out, err = run.communicate(timeout=30)
+    assert (run.returncode, out) == (0, f"{tmp_path / 'coffee-0.png'}\n")
+    return err
+
+
+def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
+    """While the service is away in mid-run a line says so, and another its end; -v tells each failed call."""
+    err = plain(tmp_path, "-v")
+    assert re.search(r"^no answer from 127.0.0.1:\d+ \(\w+( \w+)?\), retrying for 14:5\d$", err, re.MULTILINE)
+    assert "the service answers again\n" in err
+    assert err.count("read: no answer from") >= 2
+
+
+def test_quiet_prints_results_only(tmp_path: Path) -> None:
+    """With -q nothing but the results is printed, whatever happens on the way."""
+    assert plain(tmp_path, "-q") == ""

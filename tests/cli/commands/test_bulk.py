@@ -227,7 +227,7 @@ def test_an_empty_dry_run_is_no_success(tmp_path: Path) -> None:
 def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None:
     """Ctrl-C lets a download that has started finish."""
     with shell() as kling:
-        kling.emulator.faults.script("file", Fault("slow_body", seconds=1.0))
+        kling.emulator.faults.script("file", Fault("slow_body", seconds=0.6))
         arguments = ["bulk", COFFEE, "--up", 0.5, "--journal", tmp_path / "j", "-o", tmp_path / "out"]
         with kling.start(*arguments) as process:
             while not kling.emulator.account.requests["file"]:

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def options(description: str, **numbers: float) -> argparse.Namespace:
-    """Parse the command line of a benchmark: its *numbers* with their defaults, and ``--json``."""
+def options(description: str, **defaults: float | str) -> argparse.Namespace:
+    """Parse the command line of a benchmark: its options with their *defaults*, and ``--json``."""
     parser = argparse.ArgumentParser(description=description)
-    for name, default in numbers.items():
+    for name, default in defaults.items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=type(default), default=default, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

@@ -32,6 +32,7 @@
     ├── DeadlineExceeded          time is up, the job may go on (also a TimeoutError)
     ├── DownloadError             a result could not be brought to disk
     │   └── ResultExpired         … because the service no longer keeps it
+    ├── PictureMismatch           a generated picture does not show the photo it was made from
     ├── WebhookError              a callback that cannot be trusted or read
     ├── JournalError              the journal file cannot be used
     ├── NotSubmitted              it was cancelled before it was sent: nothing is owed
@@ -67,6 +68,7 @@ __all__ = [
     "NotSubmitted",
     "ParallelLimit",
     "PermissionDenied",
+    "PictureMismatch",
     "PolicyRefusal",
     "ProtocolError",
     "RateLimited",
@@ -307,6 +309,10 @@ class DownloadError(KlingError):
 
 class ResultExpired(DownloadError):
     """A result that the service no longer keeps: it does so for 30 days."""
+
+
+class PictureMismatch(KlingError):
+    """A generated picture that does not show the photo it was made from, so the two cannot be combined."""
 
 
 class WebhookError(KlingError):

@@ -34,6 +34,7 @@ __all__ = [
     "ToSize",
     "Towards",
     "calculate_expansion_ratios",
+    "chained_canvas",
     "parse_aspect",
     "parse_direction",
 ]
@@ -152,17 +153,34 @@ class Ratios:
         The new size and the original's left and top edge are rounded to the nearest pixel,
         halves upwards; the original keeps its size and stays inside.
         """
-        check_size(width, height)
-        across, down = 1 + self.left + self.right, 1 + self.up + self.down
-        new_width, new_height = nearest(width * across), nearest(height * down)
-        left = min(nearest(width * self.left), new_width - width)
-        top = min(nearest(height * self.up), new_height - height)
-        ends = (1 + self.left) / across, (1 + self.up) / down
-        frame = (self.left / across, self.up / down, *ends)
-        return Canvas(new_width, new_height, (left, top, left + width, top + height), frame)
+        return _canvas(width, height, (self.up, self.down, self.left, self.right))
 
     def _numbers(self) -> str:
         return f"up {self.up:g}, down {self.down:g}, left {self.left:g}, right {self.right:g}"
+
+
+def chained_canvas(width: int, height: int, passes: Sequence[Ratios]) -> Canvas:
+    """Return the canvas after several passes, each of which expands the result of the one before.
+
+    It has the scale of the first photo, of *width* by *height* pixels, whose place is its box.
+    """
+    up = down = left = right = 0.0
+    for each in passes:
+        across, along = 1 + left + right, 1 + up + down
+        up, down = up + each.up * along, down + each.down * along
+        left, right = left + each.left * across, right + each.right * across
+    return _canvas(width, height, (up, down, left, right))
+
+
+def _canvas(width: int, height: int, sides: tuple[float, float, float, float]) -> Canvas:
+    check_size(width, height)
+    up, down, left, right = sides
+    across, along = 1 + left + right, 1 + up + down
+    new_width, new_height = nearest(width * across), nearest(height * along)
+    x = min(nearest(width * left), new_width - width)
+    y = min(nearest(height * up), new_height - height)
+    frame = (left / across, up / along, (1 + left) / across, (1 + up) / along)
+    return Canvas(new_width, new_height, (x, y, x + width, y + height), frame)
 
 
 def _fitting(wider: float, higher: float) -> str:

@@ -13,6 +13,10 @@ from benchmarks.fleet import usage
 ROOT = Path(__file__).parent.parent
 
 TINY = {
+    "composite": (
+        ["--runs", "1", "--longer", "600", "--megapixels", "0.3", "--engine", "flat"],
+        {"photos", "costs", "ratios"},
+    ),
     "import_time": (["--runs", "1"], {"ratio", "aiohttp_ms", "kling_expand_ms"}),
     "journal": (["--runs", "1", "--jobs", "200"], {"ms_per_job", "longest_block_ms"}),
     "limits": (["--runs", "1", "--seconds", "130"], {"busy", "refused", "clients"}),

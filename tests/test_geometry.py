@@ -22,6 +22,7 @@ from kling_expand.geometry import (
     ToSize,
     Towards,
     calculate_expansion_ratios,
+    chained_canvas,
     parse_aspect,
     parse_direction,
 )
@@ -548,3 +549,26 @@ def test_the_expected_size_is_that_of_the_emulator(
     found = Ratios(*sides).canvas(width, height).expected_size
     emulated = fit_canvas(width, height, sides)
     assert max(abs(found[0] - emulated.width), abs(found[1] - emulated.height)) <= 1
+
+
+# Several passes
+
+
+@given(SIDE, SIDE, st.lists(st.tuples(*[st.floats(0.01, 0.3)] * 4), min_size=1, max_size=3))
+def test_passes_add_up(width: int, height: int, passes: list[tuple[float, float, float, float]]) -> None:
+    """The canvas of several passes is that of expanding each result in turn, and keeps the photo's size."""
+    steps = [Ratios(*sides) for sides in passes]
+    whole = chained_canvas(width, height, steps)
+    across = math.prod(1 + each.left + each.right for each in steps)
+    along = math.prod(1 + each.up + each.down for each in steps)
+    assert (whole.width, whole.height) == pytest.approx((width * across, height * along), abs=0.51)
+    left, top, right, bottom = whole.box
+    assert (right - left, bottom - top) == (width, height)
+    x = y = 0.0  # the left and top edge, followed through the passes in pixels
+    wide, high = float(width), float(height)
+    for each in steps:
+        x, y = x + each.left * wide, y + each.up * high
+        wide, high = wide * (1 + each.left + each.right), high * (1 + each.up + each.down)
+    assert (left, top) == pytest.approx((x, y), abs=1.01)
+    if len(steps) == 1:
+        assert whole == steps[0].canvas(width, height)

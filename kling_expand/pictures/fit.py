@@ -11,6 +11,7 @@ from attrs import frozen
 
 from kling_expand.api.photo import MAX_BYTES, MIN_SIDE
 from kling_expand.errors import ImageError, MissingExtra, require
+from kling_expand.models import source_name
 
 ORIENTATION = 0x0112  # the EXIF tag
 QUALITIES = (95, 90, 85)
@@ -36,7 +37,7 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
         MissingExtra: Pillow is not installed.
     """
     try:
-        with _opened(photo) as image:
+        with open_image(photo) as image:
             turned = orientation(image)
             if acceptable and turned == 1:
                 return Fitted(photo)
@@ -56,7 +57,7 @@ def orientation(image: Any) -> int:
 def is_turned(photo: str) -> bool:
     """Return whether EXIF rotates the photo; False where Pillow is not installed."""
     try:
-        with _opened(photo) as image:
+        with open_image(photo) as image:
             return bool(orientation(image) != 1)
     except (ImageError, MissingExtra):
         return False
@@ -65,17 +66,25 @@ def is_turned(photo: str) -> bool:
 def can_fit(photo: str) -> bool:
     """Return whether `fit` would make the photo acceptable; False where Pillow is not installed."""
     try:
-        with _opened(photo) as image:
+        with open_image(photo) as image:
             shorter, longer = sorted(image.size)
             return bool(shorter >= MIN_SIDE and 2 * longer <= 5 * shorter)
     except (ImageError, MissingExtra):
         return False
 
 
-def _opened(photo: str) -> Any:
-    """Open the picture without decoding its pixels."""
+def open_image(source: Any) -> Any:
+    """Return a path or a binary file as a PIL image without decoding its pixels; an image stays as it is.
+
+    Raises:
+        ImageError: Pillow cannot read it.
+        MissingExtra: Pillow is not installed.
+    """
     require("images", "PIL")
     from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return source
 
     if find_spec("pillow_heif") is not None:
         from pillow_heif import register_heif_opener
@@ -86,10 +95,10 @@ def _opened(photo: str) -> Any:
             warnings.simplefilter(
                 "ignore", Image.DecompressionBombWarning
             )  # twice as many pixels are an error
-            return Image.open(photo)
+            return Image.open(source)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         hint = "" if find_spec("pillow_heif") else "; HEIC needs pip install 'kling-expand[heif]'"
-        raise ImageError("image", photo, f"Pillow cannot read it ({error}){hint}") from error
+        raise ImageError("image", source_name(source), f"Pillow cannot read it ({error}){hint}") from error
 
 
 def _reworked(image: Any, turned: int, target: Path) -> Fitted:

@@ -1,0 +1,87 @@
+"""One orientation, one colour space: which of several readings of a photo and its picture is meant."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from benchmarks.large_photos import display_p3, texture
+from kling_expand import Ratios
+from kling_expand.errors import ImageError
+from kling_expand.pictures.scene import TURNED_SIDES, prepare, to_srgb
+
+FRAME = texture(360, 240, seed=1)
+RATIOS = Ratios(0.1, 0.2, 0.3, 0.4)
+ORIENTATION = 0x0112
+
+
+def photo_of(frame: Image.Image, ratios: Ratios) -> Image.Image:
+    """Return the part of a frame that the ratios expand to all of it."""
+    width = round(frame.width / (1 + ratios.left + ratios.right))
+    height = round(frame.height / (1 + ratios.up + ratios.down))
+    left, top = round(width * ratios.left), round(height * ratios.up)
+    return frame.crop((left, top, left + width, top + height))
+
+
+def turned(photo: Image.Image, orientation: int) -> Image.Image:
+    """Return a photo with an EXIF orientation, read from a file."""
+    exif, target = Image.Exif(), io.BytesIO()
+    exif[ORIENTATION] = orientation
+    photo.save(target, "JPEG", exif=exif, quality=98)
+    return Image.open(target)
+
+
+@pytest.mark.parametrize("orientation", sorted(TURNED_SIDES))
+@pytest.mark.parametrize("applied", [False, True])
+def test_every_orientation_is_understood(orientation: int, *, applied: bool) -> None:
+    """Whether the service applies EXIF or not, photo, picture and canvas are upright and match."""
+    photo, picture = turned(photo_of(FRAME, RATIOS), orientation), FRAME
+    if applied:  # the service saw the upright photo, and the ratios are those of that one
+        upright = ImageOps.exif_transpose(photo)
+        canvas = RATIOS.canvas(*upright.size)
+        picture = texture(canvas.width, canvas.height, seed=2)
+        picture.paste(upright, canvas.box[:2])
+    scene = prepare(photo, picture, RATIOS)
+    assert scene.photo.size == ImageOps.exif_transpose(photo).size
+    assert scene.registration.matches
+    assert scene.registration.offset < 1
+    assert abs(scene.canvas.width / scene.canvas.height - scene.picture.width / scene.picture.height) < 0.02
+
+
+@pytest.mark.parametrize("respected", [False, True])
+def test_a_picture_is_read_in_the_colours_of_the_photo(*, respected: bool) -> None:
+    """Whether the service respects a profile or ignores it, the picture has the photo's values."""
+    photo = photo_of(FRAME, RATIOS)
+    photo.info["icc_profile"] = display_p3()
+    picture = FRAME.copy()
+    if respected:
+        wide, usual = ImageCms.ImageCmsProfile(io.BytesIO(display_p3())), ImageCms.createProfile("sRGB")
+        ImageCms.profileToProfile(picture, wide, usual, inPlace=True)
+        picture.info.pop("icc_profile", None)
+    scene = prepare(photo, picture, RATIOS)
+    assert np.abs(np.asarray(scene.picture, float) - np.asarray(FRAME, float)).mean() < 1.5
+
+
+def test_a_profile_of_the_picture_is_applied() -> None:
+    """A picture with a profile of its own is converted into that of the photo, which is sRGB without one."""
+    picture = FRAME.copy()
+    picture.info["icc_profile"] = display_p3()
+    scene = prepare(photo_of(FRAME, RATIOS), picture, RATIOS)
+    assert np.abs(np.asarray(scene.picture, float) - np.asarray(FRAME, float)).mean() > 1
+
+
+def test_srgb_is_made_on_request_only() -> None:
+    """An image with a profile is converted once, and one without is returned as it is."""
+    image = FRAME.copy()
+    assert to_srgb(image) is image
+    image.info["icc_profile"] = display_p3()
+    changed = to_srgb(image)
+    assert np.abs(np.asarray(changed, float) - np.asarray(image, float)).mean() > 1
+    assert np.array_equal(np.asarray(to_srgb(changed)), np.asarray(changed))
+
+
+def test_what_is_no_picture_is_refused() -> None:
+    """A file that Pillow cannot read is an `ImageError` with its name."""
+    with pytest.raises(ImageError, match=r"BytesIO"):
+        prepare(FRAME, io.BytesIO(b"no picture"), RATIOS)

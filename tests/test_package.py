@@ -278,7 +278,7 @@ EXTRAS = {
     "django": ("django",),
     "otel": ("opentelemetry",),
     "testing": ("pytest", "pytest_asyncio"),
-    "images": ("PIL",),
+    "images": ("PIL", "numpy"),
 }
 # Imports each module where only the core's dependencies are installed, and prints the errors.
 WITHOUT_EXTRAS = """

@@ -20,16 +20,18 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from attrs import frozen
-from numpy.typing import NDArray
 
-from kling_expand.errors import PictureMismatch
+from kling_expand.errors import PictureMismatch, require
 from kling_expand.geometry import Ratios
 
 from .fit import ORIENTATION
 from .registration import Box
 from .scene import Scene, prepare, to_srgb
+
+require("images", "numpy", "PIL")
+import numpy as np
+from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]

@@ -13,11 +13,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from attrs import frozen
-from numpy.typing import NDArray
 
+from kling_expand.errors import require
 from kling_expand.geometry import Canvas
+
+require("images", "numpy", "PIL")
+import numpy as np
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]  # left, top, right, bottom

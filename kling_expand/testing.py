@@ -133,7 +133,7 @@ async def emulated(
     settings: dict[str, Any] = {"engine": "flat", "clock": loop_clock} | options
     async with Emulator(**settings) as emulator:
         given: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url}
-        given |= {"clock": loop_clock, "rng": Random(1)}
+        given |= {"clock": loop_clock, "rng": Random(1), "trust_env": False}
         async with KlingClient(**given | (client or {})) as kling:
             yield emulator, kling
 
@@ -150,7 +150,7 @@ async def kling_client(kling_emulator: Emulator) -> AsyncIterator[KlingClient]:
     """Yield a client of `kling_emulator` that polls often."""
     schedule = ExponentialSchedule(Random(1), first=0.03, longest=0.3)
     async with KlingClient(
-        api_key=kling_emulator.api_key, base_url=kling_emulator.url, schedule=schedule
+        api_key=kling_emulator.api_key, base_url=kling_emulator.url, schedule=schedule, trust_env=False
     ) as kling:
         yield kling
 

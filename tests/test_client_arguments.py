@@ -79,7 +79,7 @@ WRONG_OPTIONS: dict[str, list[Any]] = {
     "run": [None, *NO_TEXT],
     "journal": [True, 5, object(), ["run.db"], b"run.db"],
     "webhook_secret": [5, b"whsec_AAAA", [5], {"a": 1}, object()],
-    "http": [5, "http://proxy", object(), KlingClient, True],
+    "http": [5, "http://proxy", object(), ["session"], True],
     "trace_configs": [5, "trace", [5], object(), {"a": 1}],
     "slots": [4, "4", object(), True, Slots],
     "schedule": [5, "fast", object(), AdaptiveSchedule, lambda: 1],

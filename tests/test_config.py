@@ -2,6 +2,8 @@
 
 import math
 import os
+import pydoc
+from pathlib import Path
 from ssl import SSLContext
 from types import NoneType, UnionType
 from typing import Any, get_args, get_type_hints
@@ -9,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from attrs import fields
 
+import kling_expand
 from kling_expand.config import (
     DEFAULT_BASE_URL,
     KeyPair,
@@ -21,6 +24,7 @@ from kling_expand.config import (
 from kling_expand.errors import ConfigurationError
 from kling_expand.models import Dialect
 
+PACKAGE = Path(kling_expand.__file__).parent
 PAIR = {"KLING_ACCESS_KEY": "env-access", "KLING_SECRET_KEY": "env-secret"}
 OTHER = {"KLINGAI_ACCESS_KEY": "other-access", "KLINGAI_SECRET_KEY": "other-secret"}
 
@@ -240,3 +244,12 @@ def test_a_replaced_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("os.environ", replaced)
     assert Settings.from_env().base_url == "https://late.example"
     assert isinstance(credentials(), StaticKey)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_help_does_not_show_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The help of a module holds no value of the environment, although it is read as a default."""
+    monkeypatch.setenv("KLING_SECRET_KEY", "a-secret-of-the-environment")
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    module = pytest.importorskip(name, exc_type=ImportError)  # its extra may not be installed
+    assert "a-secret-of-the-environment" not in pydoc.plain(pydoc.render_doc(module))

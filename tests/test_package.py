@@ -190,6 +190,19 @@ def test_only_config_reads_the_environment() -> None:
     assert readers <= {"config", "emulator"}
 
 
+def test_no_default_argument_is_the_environment() -> None:
+    """`help()` prints default arguments, and the environment holds secrets."""
+    defaults = [
+        inner
+        for path in FILES
+        for node in functions(path)
+        for default in (*node.args.defaults, *node.args.kw_defaults)
+        if default is not None
+        for inner in ast.walk(default)
+    ]
+    assert [ast.unparse(each) for each in defaults if "environ" in ast.unparse(each)] == []
+
+
 def test_only_the_shell_prints() -> None:
     """Only the command line prints; the library returns values and raises errors."""
     talkers = {

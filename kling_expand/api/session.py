@@ -254,6 +254,9 @@ class Session:
     def _session(self) -> aiohttp.ClientSession:
         """Return the aiohttp session to use from now on."""
         if isinstance(self._source, aiohttp.ClientSession):
+            if getattr(self._source, "_loop", self._loop) is not self._loop:
+                hint = "give a function that makes one"
+                raise ConfigurationError(f"http must be a session of the client's event loop; {hint}")
             return self._source
         if self._source is not None:
             made = self._source()
@@ -418,6 +421,9 @@ class Session:
                 middlewares=_on_a_fresh_connection(http) if request.fresh else None,
             ) as response:
                 _refuse_redirect(response)
+                if response.status == 407:
+                    hint = "asks for credentials: give http://user:password@host:port"
+                    raise TransportError(f"the proxy {hint}", sent=False, retryable=False)
                 self._answered = True
                 body = await _whole(response)
                 return Response(response.status, response.headers, body, self._clock())
@@ -483,9 +489,7 @@ def _check_network(
     settings: Settings, http: object, trace_configs: Sequence[aiohttp.TraceConfig] | None
 ) -> None:
     """Raise `ConfigurationError` for a session that cannot be used, or is to have two configurations."""
-    if isinstance(http, type) or not (
-        http is None or isinstance(http, aiohttp.ClientSession) or callable(http)
-    ):
+    if not (http is None or isinstance(http, aiohttp.ClientSession) or callable(http)):
         limit = "must be an aiohttp.ClientSession, or a function that makes one"
         raise ConfigurationError(requirement("http", shown(http), limit))
     traces = trace_configs if isinstance(trace_configs, Sequence | None) else [trace_configs]

@@ -315,11 +315,20 @@ class Connection(OptionGroup):
         type=click.Choice([str(dialect) for dialect in Dialect]),
         help="The variant of the API to use; the default is editing.",
     )
+    proxy: str | None = option(
+        "--proxy", metavar="URL", help="Proxy for calls and downloads; the default is HTTPS_PROXY."
+    )
     emulator: bool = False
 
     def resume_command(self, output: str) -> str:
         """Return the command that waits for tasks, up to their ids; empty where tasks end with this one."""
-        given = (("-o", output), ("--base-url", self.base_url), ("--dialect", self.dialect))
+        proxy = None if "@" in (self.proxy or "") else self.proxy  # it may hold a password
+        given = (
+            ("-o", output),
+            ("--base-url", self.base_url),
+            ("--dialect", self.dialect),
+            ("--proxy", proxy),
+        )
         words = "".join(f"{name} {quote(value)} " for name, value in given if value)
         return "" if self.emulator else f"kling-expand wait {words}"
 
@@ -348,8 +357,12 @@ class Connection(OptionGroup):
 
         Raises:
             NothingDone: credentials or an extra are missing.
+            click.UsageError: a local emulator is to be reached through a proxy.
         """
         from kling_expand.client import KlingClient
+
+        if self.emulator and self.proxy:
+            raise click.UsageError("--proxy cannot be combined with --emulator")
 
         redirect_warnings(None)
         self.require_credentials()
@@ -368,6 +381,8 @@ class Connection(OptionGroup):
                 budget=budget,
                 max_in_flight=max_in_flight,
                 listener=listener,
+                proxy=self.proxy,
+                trust_env=not self.emulator,
             )
             yield await stack.enter_async_context(client)
 

@@ -6,6 +6,7 @@ import click
 import pytest
 from attrs import fields, frozen
 from click.testing import CliRunner
+from support.shell import shell
 
 from kling_expand import ExpandRequest, Padding, Ratios, ToAspect, ToSize, Towards
 from kling_expand.cli.options import (
@@ -142,3 +143,26 @@ def test_an_option_knows_its_default() -> None:
         size: int = option("--size", default=3, help="Size.")
 
     assert Group() == Group(size=3) == called(group=Group)["group"]
+
+
+def test_a_proxy_is_an_option_of_every_connection() -> None:
+    """It reaches the client of a command; one that cannot be used ends the command with exit code 2."""
+    seen = called("--proxy", "http://proxy.example:3128", link=Connection)
+    assert seen["link"].proxy == "http://proxy.example:3128"
+    assert "--proxy http://proxy.example:3128 " in seen["link"].resume_command("out")
+    assert "--proxy" not in Connection(proxy="http://me:secret@proxy.example:1").resume_command("out")
+    with shell() as kling:
+        for command in (["list"], ["doctor"]):
+            refused = kling(*command, "--proxy", "socks5://proxy.example:1080")
+            assert (refused.exit_code, "proxy must be http://host:port" in refused.output) == (2, True)
+
+
+async def test_a_local_emulator_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxies of the environment do not know this machine's loopback address."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    async with EmulatedConnection(emulator=True).client() as kling:
+        assert await kling.list() == ()
+    with pytest.raises(click.UsageError, match="cannot be combined"):
+        async with EmulatedConnection(emulator=True, proxy="http://127.0.0.1:9").client():
+            pass

@@ -56,7 +56,9 @@ def doctor(*, connection: Connection, output: JSONOption) -> None:
 
 async def _service(connection: Connection) -> list[Finding]:
     """Check credentials, network and clock by reading one page of the list."""
-    settings = Settings.from_env(base_url=connection.base_url, dialect=connection.dialect)
+    settings = Settings.from_env(
+        base_url=connection.base_url, dialect=connection.dialect, proxy=connection.proxy
+    )
     try:
         return await _request(credentials(), settings)
     except ConfigurationError as error:

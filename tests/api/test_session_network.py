@@ -1,0 +1,407 @@
+"""Proxies, headers, certificates and sessions of the caller, against a real proxy and a real service."""
+
+import asyncio
+import platform
+import re
+import ssl
+import subprocess
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+import pytest
+from support.http_proxy import HTTPProxy, http_proxy
+from support.raw_server import Loopback, loopback, task
+
+from kling_expand import KlingClient, Ratios, __version__, blocking
+from kling_expand.api import codec
+from kling_expand.api.session import USER_AGENT, Body, Session
+from kling_expand.config import Settings, StaticKey
+from kling_expand.emulator import Emulator
+from kling_expand.errors import ConfigurationError, TransportError
+from kling_expand.testing import emulated, loop_clock, run, virtual_time
+
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
+WIDER = Ratios(right=0.5)
+NOWHERE = "http://kling.invalid"  # an address that only the proxy can resolve
+HIDDEN = "https://kling.invalid"
+VARIABLES = [
+    name for each in ("http", "https", "all", "no") for name in (f"{each}_proxy", f"{each}_PROXY".upper())
+]
+
+
+@pytest.fixture(autouse=True)
+def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Remove the proxies of this machine."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+def address(url: str) -> str:
+    """Return the host and port of a URL."""
+    return url.partition("://")[2]
+
+
+@asynccontextmanager
+async def behind(emulator: Emulator, **client: Any) -> AsyncIterator[KlingClient]:
+    """Open a client of the emulator under a name that only a proxy can resolve."""
+    options: dict[str, Any] = {"base_url": NOWHERE, "clock": loop_clock, "connect_timeout": 2.0} | client
+    async with KlingClient(api_key=emulator.api_key, **options) as kling:
+        yield kling
+
+
+@asynccontextmanager
+async def hidden(login: str | None = None) -> AsyncIterator[tuple[Emulator, HTTPProxy]]:
+    """Yield an emulator, and a proxy that knows it as `NOWHERE`."""
+    async with (
+        Emulator(engine="flat", clock=loop_clock) as emulator,
+        http_proxy({"kling.invalid:80": address(emulator.url)}, login=login) as proxy,
+    ):
+        yield emulator, proxy
+
+
+# ------------------------------------------------------------------ whose proxy is used
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy"])
+@pytest.mark.parametrize("scheme", ["http://", ""])
+@virtual_time
+async def test_the_proxy_of_the_environment_is_used(
+    name: str, scheme: str, environ: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A whole job goes through it: create, polls and the download of the picture."""
+    async with hidden() as (emulator, proxy):
+        environ.setenv(name, f"{scheme}{address(proxy.url)}")
+        async with behind(emulator) as kling:
+            result = await kling.expand(PHOTO, WIDER)
+            assert len(await result.save(tmp_path)) == 1
+        methods = [(line.split()[0], "/files/" in line) for line in proxy.lines]
+        assert {("POST", False), ("GET", False), ("GET", True)} == {*methods}
+
+
+@virtual_time
+async def test_an_argument_beats_the_environment(environ: pytest.MonkeyPatch) -> None:
+    """`proxy=` is used for every host, whatever the environment says."""
+    environ.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    environ.setenv("NO_PROXY", "kling.invalid")
+    async with hidden() as (emulator, proxy):
+        async with behind(emulator, proxy=proxy.url) as kling:
+            assert await kling.list() == ()
+        assert len(proxy.heads) == 1
+
+
+@pytest.mark.parametrize("no_proxy", ["127.0.0.1", "*", "example.com, 127.0.0.1", "{port}"])
+@virtual_time
+async def test_no_proxy_is_obeyed(no_proxy: str, environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A host that is excepted is reached directly, for calls and for downloads."""
+    async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
+        environ.setenv("HTTP_PROXY", proxy.url)
+        environ.setenv("NO_PROXY", no_proxy.format(port=address(emulator.url)))
+        async with behind(emulator, base_url=emulator.url) as kling:
+            await (await kling.expand(PHOTO, WIDER)).save(tmp_path)
+        assert proxy.heads == []
+
+
+@virtual_time
+async def test_without_trust_the_environment_is_not_read(environ: pytest.MonkeyPatch) -> None:
+    """`trust_env=False` ignores the proxies of the environment."""
+    environ.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    async with emulated({"trust_env": False}) as (_, kling):
+        assert await kling.list() == ()
+
+
+@virtual_time
+async def test_a_netrc_is_never_read(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its credentials go neither to the service nor to the proxy."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text(
+        "machine 127.0.0.1 login me password of-the-netrc\ndefault login me password of-the-netrc\n"
+    )
+    environ.setenv("NETRC", str(netrc))
+    async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
+        environ.setenv("HTTP_PROXY", proxy.url)
+        async with behind(emulator, base_url=emulator.url) as kling:
+            await (await kling.expand(PHOTO, WIDER)).save(tmp_path / "out")
+        assert proxy.heads
+        hidden = b64encode(b"me:of-the-netrc").decode()
+        assert hidden not in proxy.sent()
+
+
+@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://127.0.0.1:99999"])
+async def test_an_unusable_proxy_of_the_environment_says_so(url: str, environ: pytest.MonkeyPatch) -> None:
+    """The error names the variable and shows no value, which may hold a password."""
+    environ.setenv("HTTPS_PROXY", url)
+    with pytest.raises(ConfigurationError, match="HTTPS_PROXY must be http://host:port") as caught:
+        async with KlingClient(api_key="k"):
+            pass
+    assert "127.0.0.1" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ the proxy's own refusals and secrets
+
+
+@virtual_time
+async def test_the_password_of_a_proxy_goes_to_the_proxy_alone(tmp_path: Path) -> None:
+    """It is sent for calls and downloads, and no representation shows it."""
+    async with hidden(login="me:pass-word") as (emulator, proxy):
+        url = proxy.url.replace("//", "//me:pass-word@")
+        async with behind(emulator, proxy=url) as kling:
+            await (await kling.expand(PHOTO, WIDER)).save(tmp_path)
+            assert "pass-word" not in repr(kling) + repr(kling.settings)
+        assert all("proxy-authorization" in head.headers for head in proxy.heads)
+
+
+@virtual_time
+async def test_a_proxy_that_asks_for_credentials_is_named() -> None:
+    """A 407 says what to do, is not tried again, and leaves no doubt about a create."""
+    async with hidden(login="me:pass-word") as (emulator, proxy), behind(emulator, proxy=proxy.url) as kling:
+        with pytest.raises(TransportError, match="credentials: give http://user:password@") as caught:
+            await kling.expand(PHOTO, WIDER)
+        assert (caught.value.sent, caught.value.retryable) == (False, False)
+        assert len(proxy.heads) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@virtual_time
+async def test_a_proxy_that_is_away_is_named(scheme: str) -> None:
+    """The message names the proxy without its password, and neither cause nor arguments hold one."""
+    settings = Settings(
+        base_url=f"{scheme}://kling.invalid", proxy="http://me:pass-word@127.0.0.1:9", connect_timeout=1.0
+    )
+    async with Session(settings, StaticKey("a-key-of-ours"), rng=Random(1)) as session:
+        with pytest.raises(TransportError, match=r"through the proxy http://127\.0\.0\.1:9") as caught:
+            await session.read("/x", codec.decode_task)
+    assert (caught.value.sent, caught.value.retryable) == (False, False)
+    assert no_secret(caught.value, "pass-word", "a-key-of-ours")
+
+
+@pytest.mark.parametrize(("status", "retryable"), [(407, False), (403, False), (502, True)])
+@virtual_time
+async def test_a_refusal_of_a_tunnel_is_named(status: int, *, retryable: bool) -> None:
+    """A CONNECT that is refused sent nothing to the service; a clear refusal is not tried again."""
+    async with http_proxy(status=status) as proxy:
+        url = proxy.url.replace("//", "//me:pass-word@")
+        async with Session(
+            Settings(base_url=HIDDEN, proxy=url), StaticKey("a-key-of-ours"), rng=Random(1)
+        ) as session:
+            with pytest.raises(TransportError, match=f"which answered {status}") as caught:
+                await session.call("POST", "/x", codec.decode_task, body=partial(Body, b"{}"))
+        assert (caught.value.sent, caught.value.retryable) == (False, retryable)
+        assert no_secret(caught.value, "pass-word", "a-key-of-ours", b64encode(b"me:pass-word").decode())
+        assert proxy.lines == ["CONNECT kling.invalid:443 HTTP/1.1"]
+        assert "a-key-of-ours" not in proxy.sent()
+
+
+def no_secret(error: BaseException, *secrets: str) -> bool:
+    """Return whether no error of the chain has a secret in its text, its representation or arguments."""
+    each: BaseException | None = error
+    while each is not None:
+        shown = f"{each} {each!r} {each.args!r}"
+        if any(secret in shown for secret in secrets):
+            return False
+        each = each.__cause__ or each.__context__
+    return True
+
+
+@virtual_time
+async def test_a_broken_answer_shows_no_token() -> None:
+    """Aiohttp's own error for an answer that is no HTTP holds the request's headers; ours does not."""
+
+    async def garbage(exchange: Any) -> None:
+        await exchange.read()
+        exchange.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n")
+
+    async with (
+        loopback(garbage) as server,
+        Session(Settings(base_url=server.url), StaticKey("a-key-of-ours"), rng=Random(1)) as session,
+    ):
+        with pytest.raises(TransportError) as caught:
+            await session.call("GET", "/x", codec.decode_task)
+    assert isinstance(caught.value.__cause__, aiohttp.ClientError)
+    assert no_secret(caught.value, "a-key-of-ours", "Authorization")
+
+
+# ------------------------------------------------------------------ TLS through a tunnel
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file with a self-signed certificate and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=kling.invalid"
+    names = ["-addext", "subjectAltName=DNS:kling.invalid,IP:127.0.0.1"]
+    command = [*words.split(), *names, "-keyout", f"{folder}/key.pem", "-out", f"{folder}/cert.pem"]
+    subprocess.run(command, check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_bytes((folder / "cert.pem").read_bytes() + (folder / "key.pem").read_bytes())
+    return both
+
+
+@asynccontextmanager
+async def hidden_tls(
+    certificate: Path, login: str | None = None
+) -> AsyncIterator[tuple[Loopback, HTTPProxy]]:
+    """Yield a service under https that always answers with a task, and a proxy that knows it as `HIDDEN`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    async with loopback(task()) as inner:
+        server = await asyncio.start_server(inner.serve, "127.0.0.1", 0, ssl=context)
+        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, http_proxy({"kling.invalid:443": where}, login=login) as proxy:
+            yield inner, proxy
+
+
+@pytest.mark.parametrize("trusted", ["context", "nothing"])
+async def test_tls_goes_through_a_tunnel(certificate: Path, trusted: str) -> None:
+    """The proxy sees the name and port alone; a fresh request takes a new tunnel, the others share one."""
+    context = ssl.create_default_context(cafile=str(certificate)) if trusted == "context" else False
+    async with hidden_tls(certificate, login="me:pass-word") as (inner, proxy):
+        url = proxy.url.replace("//", "//me:pass-word@")
+        settings = Settings(base_url=HIDDEN, proxy=url, ssl=context, headers={"X-Own": "o"})
+        async with Session(settings, StaticKey("a-key-of-ours"), rng=Random(1)) as session:
+            body = partial(Body, b"{}")
+            for fresh in (False, False, True, True, False):
+                await session.call("POST", "/x", codec.decode_task, body=body, fresh=fresh)
+        assert proxy.lines == ["CONNECT kling.invalid:443 HTTP/1.1"] * 3
+        assert "a-key-of-ours" not in proxy.sent()
+        assert "x-own" not in proxy.sent()
+        ports = [each.writer.get_extra_info("peername")[1] for each in inner.requests]
+        assert ports[0] == ports[1] == ports[4]
+        assert len({*ports}) == 3
+
+
+async def test_a_certificate_is_checked_through_a_tunnel(certificate: Path) -> None:
+    """Without the context of its authority the certificate is refused, and no request is sent."""
+    async with hidden_tls(certificate) as (inner, proxy):
+        settings = Settings(base_url=HIDDEN, proxy=proxy.url.replace("//", "//me:pass-word@"))
+        async with Session(settings, StaticKey("a-key-of-ours"), rng=Random(1)) as session:
+            with pytest.raises(TransportError, match=r"certificate of .* is not trusted") as caught:
+                await session.call("GET", "/x", codec.decode_task)
+    assert not inner.requests
+    assert no_secret(caught.value, "pass-word", "a-key-of-ours")
+
+
+@virtual_time
+async def test_a_fresh_request_never_takes_a_pooled_connection_to_a_proxy() -> None:
+    """The retry of a create through a forwarding proxy uses a connection of its own, too."""
+    async with loopback(task()) as server, http_proxy() as proxy:
+        settings = Settings(base_url=server.url, proxy=proxy.url)
+        async with Session(settings, StaticKey("k"), rng=Random(1)) as session:
+            for fresh in (False, False, True, True, False):
+                await session.call("POST", "/x", codec.decode_task, body=partial(Body, b"{}"), fresh=fresh)
+        ports = [head.port for head in proxy.heads]
+        assert ports[0] == ports[1] == ports[4]
+        assert len({*ports}) == 3
+
+
+# ------------------------------------------------------------------ headers
+
+
+@virtual_time
+async def test_own_headers_go_to_the_api_alone(tmp_path: Path) -> None:
+    """They are added to each call, and neither they nor the key are sent with a download."""
+    async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
+        headers = {"X-Relay-Key": "relay-secret", "User-Agent": "mine/1"}
+        async with behind(emulator, base_url=emulator.url, proxy=proxy.url, headers=headers) as kling:
+            assert "relay-secret" not in repr(kling.settings)
+            await (await kling.expand(PHOTO, WIDER)).save(tmp_path)
+        for head in proxy.heads:
+            download = "/files/" in head.line
+            assert (head.headers.get("x-relay-key") == "relay-secret") is not download
+            assert ("authorization" in head.headers) is not download
+            assert head.headers["user-agent"] == (USER_AGENT if download else "mine/1")
+
+
+@virtual_time
+async def test_the_user_agent_names_package_and_python() -> None:
+    """It is the one of the package, with its version and that of Python."""
+    async with loopback(task()) as server, KlingClient(api_key="k", base_url=server.url) as kling:
+        await kling.get("1")
+        sent = server.requests[0].headers["user-agent"]
+    assert sent == f"kling-expand/{__version__} python/{platform.python_version()}"
+    assert re.fullmatch(r"kling-expand/\d+\.\d+\S* python/3\.\d+\.\S+", sent)
+
+
+# ------------------------------------------------------------------ sessions of the caller
+
+
+@virtual_time
+async def test_a_function_makes_the_session_at_each_opening() -> None:
+    """It is called in the client's loop, and what it made is closed with the client."""
+    made: list[aiohttp.ClientSession] = []
+
+    def make() -> aiohttp.ClientSession:
+        made.append(aiohttp.ClientSession(headers={"X-Made": "here"}))
+        return made[-1]
+
+    async with loopback(task()) as server:
+        kling = KlingClient(api_key="k", base_url=server.url, http=make)
+        for _ in range(2):
+            async with kling:
+                await kling.get("1")
+                assert not made[-1].closed
+        assert [each.closed for each in made] == [True, True]
+        assert [each.headers["x-made"] for each in server.requests] == ["here", "here"]
+
+
+def test_the_blocking_client_takes_a_function_that_makes_a_session(tmp_path: Path) -> None:
+    """The function runs in the thread of the event loop; a session made elsewhere is refused."""
+
+    async def served() -> None:
+        async with Emulator(engine="flat", queue_seconds=0, work_seconds=0) as emulator:
+            await asyncio.to_thread(use, emulator.url, emulator.api_key)
+            async with aiohttp.ClientSession() as foreign:
+                refused = blocking.KlingClient(api_key="k", base_url=emulator.url, http=foreign)
+                with pytest.raises(ConfigurationError, match="give a function that makes one"):
+                    await asyncio.to_thread(refused.open)
+
+    def use(url: str, key: str) -> None:
+        def make() -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(trust_env=True)
+
+        with blocking.KlingClient(api_key=key, base_url=url, http=make) as kling:
+            assert kling.list() == ()
+
+    asyncio.run(served())
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("wrong", [lambda: None, lambda: "session", dict])
+async def test_a_function_that_makes_no_session_is_refused(wrong: Any) -> None:
+    """The error names the argument and what came."""
+    with pytest.raises(ConfigurationError, match="http must be a function that returns"):
+        async with KlingClient(api_key="k", http=wrong):
+            pass
+
+
+@pytest.mark.parametrize(
+    "network", [{"proxy": "http://a.example:1"}, {"ssl": False}, {"trace_configs": [aiohttp.TraceConfig()]}]
+)
+def test_a_session_of_yours_has_its_own_network(network: dict[str, Any]) -> None:
+    """A proxy, a context or traces beside a session would be ignored, so they are refused."""
+    with pytest.raises(ConfigurationError, match=f"{next(iter(network))} must not be given beside http"):
+        KlingClient(api_key="k", http=aiohttp.ClientSession, **network)
+
+
+def test_own_sessions_are_read_in_their_loop() -> None:
+    """A client of a session of the same loop works as before, with the environment left to that session."""
+
+    async def main() -> None:
+        async with emulated() as (emulator, _), aiohttp.ClientSession() as http:
+            options: dict[str, Any] = {
+                "base_url": emulator.url,
+                "clock": loop_clock,
+                "headers": {"X-Own": "1"},
+            }
+            async with KlingClient(api_key=emulator.api_key, http=http, **options) as kling:
+                assert await kling.list() == ()
+            assert not http.closed
+
+    run(main())

@@ -136,7 +136,7 @@ class KlingClient:
         self._budget = Budget(budget)
         submitter = Submitter(session, settings, rng=rng)
         self._jobs = JobRunner(
-            submitter, self._poller, self._store, self._slots, budget=self._budget, clock=clock, emit=emit
+            submitter, self._poller, self._store, self._slots, budget=self._budget, emit=emit
         )
         self._stack = AsyncExitStack()
         self._making = self._make_result  # stored, because each attribute access creates another bound method

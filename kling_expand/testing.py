@@ -263,6 +263,24 @@ class JobStoreContract:
             assert job.last_post_at == (sent_at if again.durable else None)
             assert job.may_exist is again.durable
 
+    async def test_a_clock_that_is_set_ages_no_create(self, make_store: MakeStore) -> None:
+        """The wait before a create is sent again is not over because the wall clock was set forward."""
+        clock = Seconds()
+        async with make_store(clock) as store:
+            job = await intend(store)
+            await store.mark_sending(job.external_task_id)
+            clock.now += 3600
+            job = await intend(store)
+            assert 0 <= await store.post_age(job) < 60
+        clock.now += 3600
+        async with make_store(clock) as again:
+            job = await intend(again)
+            if again.durable:
+                assert 0 <= await again.post_age(job) < 60
+            await again.mark_sending(job.external_task_id)
+            clock.now -= 7200
+            assert 0 <= await again.post_age(await intend(again)) < 60
+
     async def test_an_id_is_the_same_in_every_process(self, make_store: MakeStore) -> None:
         """An id follows from key, request and attempt, so a lookup works even after a loss of the store."""
         ids = []
@@ -328,6 +346,37 @@ class JobStoreContract:
                 assert failed is not None
                 assert (failed.state, failed.error) == (JobState.FAILED, FAILED.task_status_msg)
                 assert failed.task == FAILED
+
+    async def test_an_attempt_after_the_known_ones(self, store: JobStore) -> None:
+        """`record_intent` passes over the attempts that its caller does not want, whatever their states."""
+
+        async def attempt(after: int) -> JobRecord:
+            return await store.record_intent(JobIdentity("k", "h"), prepared(), after=after)
+
+        third = await attempt(2)  # the caller has found two at the service that the store does not know
+        assert (third.attempt, third.state) == (3, JobState.INTENT)
+        assert [await attempt(after) for after in (0, 2)] == [third, third]
+        await store.observe(third.external_task_id, RUNNING)
+        running = await store.get(third.external_task_id)
+        fourth = await attempt(3)
+        assert (fourth.attempt, fourth.state, fourth.task_id) == (4, JobState.INTENT, None)
+        assert fourth.external_task_id != third.external_task_id
+        assert fourth == await attempt(0) == await store.find("k")
+        assert await _states(store) == [("k", JobState.INTENT)]
+        if store.durable:
+            assert running == await store.get(third.external_task_id)
+        await store.observe(fourth.external_task_id, FAILED)
+        assert (await attempt(2)).attempt == 5
+
+    async def test_many_ask_for_the_next_attempt_at_once(self, store: JobStore) -> None:
+        """However many callers pass over the same attempt at the same time, one new attempt is made."""
+        await store.observe((await intend(store)).external_task_id, SUCCEEDED)
+        made = await asyncio.gather(
+            *(store.record_intent(JobIdentity("k", "h"), prepared(), after=1) for _ in range(20))
+        )
+        assert {job.external_task_id for job in made} == {made[0].external_task_id}
+        assert made[0].attempt == 2
+        assert (await store.counts())[JobState.INTENT] == 1
 
     async def test_a_rejected_job_keeps_its_id(self, store: JobStore) -> None:
         """A rejected job has no task, so a retry has the same id and is no new attempt."""

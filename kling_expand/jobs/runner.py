@@ -12,7 +12,7 @@ has ended or cannot exist (see `kling_expand.jobs.submission` for the states tha
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -138,7 +138,6 @@ class JobRunner:
         slots: Slots,
         *,
         budget: Budget,
-        clock: Callable[[], float],
         emit: Listener,
     ) -> None:
         self._submitter = submitter
@@ -146,7 +145,6 @@ class JobRunner:
         self._store = store
         self._slots = slots
         self._budget = budget
-        self._clock = clock
         self._emit = emit
         self._registry = poller.registry
         self._registry.on_end.insert(0, self._ended)  # slots are free before the end is emitted
@@ -185,7 +183,9 @@ class JobRunner:
     ) -> None:
         """Start a job whose *record* receives its snapshots or its error."""
         given = request is not None and request.external_task_id is not None
-        attempt = self._attempt_of(known, given=given) if known else Attempt(record.any_id, given=given)
+        sent = known is not None and known.may_exist and known.task is None
+        unanswered_at = asyncio.get_running_loop().time() if sent else None  # the store tells it exactly
+        attempt = Attempt(record.any_id, given=given, unanswered_at=unanswered_at)
         job = record.job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known)
         self._jobs[record] = job
         self._registry.add(record)
@@ -274,7 +274,8 @@ class JobRunner:
     async def _look_up(self, job: Job, error: KlingError) -> None:
         """Continue with the task of a job whose photo is missing, or raise *error* if it has none."""
         task = None
-        if job.attempt.state is AttemptState.INHERITED:
+        if job.known and job.attempt.state is AttemptState.INHERITED:
+            job.attempt = await self._attempt_of(job.known, given=job.attempt.given)
             task = await self._submitter.settle(job.attempt, 4 * MAX_BYTES // 3, job.deadline_at)
         if task is None:
             raise error
@@ -319,7 +320,8 @@ class JobRunner:
 
     async def _attempt(self, job: Job, known: JobRecord, prepared: PreparedRequest) -> bool:
         """Follow the task of an attempt, created if there is none; return False if the attempt has failed."""
-        attempt = job.attempt = self._attempt_of(known, given=prepared.request.external_task_id is not None)
+        given = prepared.request.external_task_id is not None
+        attempt = job.attempt = await self._attempt_of(known, given=given)
         if known.task is not None:
             self._adopt(job, known, known.task)
             return True
@@ -332,12 +334,11 @@ class JobRunner:
         await self._take_up(job, task)
         return True
 
-    def _attempt_of(self, known: JobRecord, *, given: bool) -> Attempt:
-        """Return the last attempt of a stored job. Its age is the larger of those by the two clocks."""
+    async def _attempt_of(self, known: JobRecord, *, given: bool) -> Attempt:
+        """Return the last attempt of a stored job."""
         unanswered_at = None
         if known.may_exist and known.task is None:
-            age = self._clock() - (known.last_post_at or known.updated_at)
-            unanswered_at = asyncio.get_running_loop().time() - max(0.0, age)
+            unanswered_at = asyncio.get_running_loop().time() - await self._store.post_age(known)
         return Attempt(known.external_task_id, given=given, unanswered_at=unanswered_at)
 
     # ------------------------------------------------------------------ its create

@@ -17,6 +17,7 @@ turns up disproves a refusal. A state that follows itself takes newer facts: fre
 ``failed`` the next intent is a new attempt with an id of its own. No other state begins one.
 """
 
+import asyncio
 import logging
 import os
 import time
@@ -85,8 +86,9 @@ class JobRecord:
     """One attempt at one request, as its store last knew it. Times are Unix seconds.
 
     `source` is the photo's path or URL, None where it was bytes. `params` is the JSON text of the other
-    parameters. `last_post_at` is when a create was last about to be sent, by the wall clock, so that it
-    holds over restarts. `error` says why the job failed, was refused or is unknown.
+    parameters. `last_post_at` is when a create was last about to be sent, by the wall clock. As that clock
+    may be set, `last_post_mark` is the same moment by another clock, in a form of the store's own (see
+    `JobStore.post_age`). `error` says why the job failed, was refused or is unknown.
     """
 
     external_task_id: str
@@ -96,6 +98,7 @@ class JobRecord:
     state: JobState = field(default=JobState.INTENT, converter=JobState)
     task_id: str | None = None
     last_post_at: float | None = None
+    last_post_mark: str | None = None
     snapshot: str | None = field(default=None, repr=False)
     error: str | None = None
     files: tuple[str, ...] = field(default=(), converter=_paths)
@@ -273,6 +276,14 @@ class JobStore(ABC):
     async def counts(self) -> dict[JobState, int]:
         """Return how many jobs have their last attempt in each state."""
 
+    async def post_age(self, job: JobRecord) -> float:
+        """Return the seconds since a create of *job* was last about to be sent.
+
+        It may be too low, but never too high, or a create under way would be sent again. The wall clock,
+        which is used here, may have been moved forward. A store that knows a better clock overrides this.
+        """
+        return max(0.0, self._clock() - (job.last_post_at or job.updated_at))
+
     # ------------------------------------------------------------------------ for each kind of store
 
     @abstractmethod
@@ -361,8 +372,14 @@ class MemoryStore(JobStore):
             return
         if job.task_id is not None:
             raise task_exists(external_task_id, job.task_id)
-        now = self._clock()
-        self._jobs[external_task_id] = evolve(job, last_post_at=now, updated_at=now)
+        now, mark = self._clock(), str(asyncio.get_running_loop().time())
+        self._jobs[external_task_id] = evolve(job, last_post_at=now, last_post_mark=mark, updated_at=now)
+
+    async def post_age(self, job: JobRecord) -> float:
+        """Return the seconds since the last create of *job* by the event loop's clock."""
+        if job.last_post_mark is None:
+            return await super().post_age(job)
+        return max(0.0, asyncio.get_running_loop().time() - float(job.last_post_mark))
 
     async def get(self, external_task_id: str) -> JobRecord | None:
         """Return the record with this id while its job is open, or None."""

@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS kling_jobs (
     state text NOT NULL,
     task_id text,
     last_post_at double precision,
+    last_post_mark text,    -- the same by the clock of the database
     snapshot text,
     error text,
     files bytea,
@@ -57,6 +58,7 @@ CREATE TABLE IF NOT EXISTS kling_jobs (
     units numeric,          -- its cost, once the service has reported it
     UNIQUE (run, key, params_hash, attempt)
 );
+ALTER TABLE kling_jobs ADD COLUMN IF NOT EXISTS last_post_mark text;
 CREATE INDEX IF NOT EXISTS kling_jobs_by_state ON kling_jobs (run, state, id) WHERE latest;
 -- Jobs that are, or may be, at the service now: few rows, however long the table is.
 CREATE INDEX IF NOT EXISTS kling_jobs_out ON kling_jobs (id)
@@ -211,6 +213,13 @@ class PostgresStore(JobStore):
         found = await self._database.fetch(_OUTCOME, self.run, key)
         return _outcome(found[0]) if found else None
 
+    async def post_age(self, job: JobRecord) -> float:
+        """Return the seconds since the last create by the database's clock: those of workers may differ."""
+        if job.last_post_mark is None:
+            return await super().post_age(job)
+        now = (await self._database.fetch("SELECT extract(epoch FROM clock_timestamp())"))[0][0]
+        return max(0.0, float(now) - float(job.last_post_mark))
+
     async def has_outcomes(self, after: Position) -> bool:
         """Return whether there are outcomes after the position *after*, returned already or not."""
         return bool(await self._database.fetch(_MORE, self.run, *after))
@@ -302,7 +311,8 @@ SELECT made.*, EXISTS (
 """  # noqa: S608 - our words
 _SENDING = """
 WITH row AS (SELECT %s::double precision AS now)
-UPDATE kling_jobs SET last_post_at = now, updated_at = now, holder = owner FROM row
+UPDATE kling_jobs SET last_post_at = now, updated_at = now, holder = owner,
+    last_post_mark = extract(epoch FROM clock_timestamp()) FROM row
 WHERE external_task_id = %s AND task_id IS NULL AND owner = %s RETURNING 1
 """
 _RECORD_OUTCOME = """

@@ -12,7 +12,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from kling_expand.errors import JournalError
@@ -38,7 +39,7 @@ PAGE = 200  # jobs read at a time
 SAME_REQUEST = "key = ? AND params_hash = ?"
 FORMAT = FileFormat(
     application_id=0x4B6C4578,  # "KlEx"
-    version=1,
+    version=2,
     schema="""
         CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
         CREATE TABLE jobs (
@@ -51,6 +52,7 @@ FORMAT = FileFormat(
             state TEXT NOT NULL,
             task_id TEXT,
             last_post_at REAL,
+            last_post_mark TEXT,
             snapshot TEXT,
             error TEXT,
             files BLOB,
@@ -62,7 +64,31 @@ FORMAT = FileFormat(
         );
         CREATE INDEX jobs_by_state ON jobs (state, id) WHERE latest = 1
     """,
+    migrations=("ALTER TABLE jobs ADD COLUMN last_post_mark TEXT",),
 )
+
+
+BootClock = Callable[[], tuple[str, float] | None]
+
+
+@cache
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def boot_time() -> tuple[str, float] | None:
+    """Return an id of the system's last start and the seconds since then, or None if they are not known.
+
+    Nobody sets this clock, and it goes on while the system is suspended. Linux has it.
+    """
+    try:
+        return _boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):
+        return None
+
+
+def _no_boot_time() -> None:
+    return None
 
 
 class SQLiteStore(JobStore):
@@ -75,8 +101,9 @@ class SQLiteStore(JobStore):
     a new file gets the run ``default``: the same jobs have the same ids after a journal was deleted.
     *account* names the service and the account of the jobs (see `kling_expand.config.account_name`). A
     file that holds tasks of another account is refused; without *account* it is not checked. *clock* gives
-    Unix seconds. After a full disk the next write tries again; a file that was deleted or replaced is
-    refused until it is opened again.
+    Unix seconds, and *boot_clock* the time that `post_age` counts in. By default that is `boot_time`, but
+    beside a *clock* of your own there is none. After a full disk the next write tries again; a file that was
+    deleted or replaced is refused until it is opened again.
 
     Raises:
         JournalError: from entering and from every method, when the file cannot be used.
@@ -89,12 +116,14 @@ class SQLiteStore(JobStore):
         run: str | None = None,
         account: str = "",
         clock: Callable[[], float] = time.time,
+        boot_clock: BootClock | None = None,
     ) -> None:
         self._given = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
         self.path: str = self._given
         self.run: str = run or ""
         self.account: str = account  # once open, the file's; empty where it is not known
         self._clock = clock
+        self._boot_clock = boot_clock or (boot_time if clock is time.time else _no_boot_time)
         self._writes: WriteQueue[Statement] | None = None
 
     async def __aenter__(self) -> Self:
@@ -122,7 +151,19 @@ class SQLiteStore(JobStore):
 
     async def mark_sending(self, external_task_id: str) -> None:
         """Record that a create is about to be sent. Raises `JournalError` where a task is known."""
-        await self._execute(partial(mark_sending, external_task_id, self._clock()))
+        boot = self._boot_clock()
+        mark = f"{boot[0]} {boot[1]}" if boot else None
+        await self._execute(partial(mark_sending, external_task_id, self._clock(), mark))
+
+    async def post_age(self, job: JobRecord) -> float:
+        """Return the seconds since the last create, exactly if it was sent since the system was started."""
+        age, boot = await super().post_age(job), self._boot_clock()
+        if boot is None or job.last_post_mark is None:
+            return age
+        name, _, seconds = job.last_post_mark.rpartition(" ")
+        if name == boot[0]:
+            return max(0.0, boot[1] - float(seconds))
+        return min(age, boot[1])  # it was sent before this start, or by another machine
 
     async def get(self, external_task_id: str) -> JobRecord | None:
         """Return the record with this id, also of an earlier attempt, or None."""
@@ -224,11 +265,12 @@ def _insert(draft: dict[str, Any], external_task_id: str, attempt: int, db: Conn
     return _known(external_task_id, db)
 
 
-def mark_sending(external_task_id: str, now: float, db: Connection) -> None:
+def mark_sending(external_task_id: str, now: float, mark: str | None, db: Connection) -> None:
     """Store the time of a create. Raises `JournalError` where a task is known."""
     stored = db.execute(
-        "UPDATE jobs SET last_post_at = ?, updated_at = ? WHERE external_task_id = ? AND task_id IS NULL",
-        (now, now, external_task_id),
+        "UPDATE jobs SET last_post_at = ?, last_post_mark = ?, updated_at = ?"
+        " WHERE external_task_id = ? AND task_id IS NULL",
+        (now, mark, now, external_task_id),
     )
     if not stored.rowcount:
         raise task_exists(external_task_id, _known(external_task_id, db).task_id)

@@ -61,11 +61,15 @@ _descriptors: set[int] = set()  # those that hold a lock
 
 @frozen
 class FileFormat:
-    """What a file must be: its `application_id` in the header, its schema version, its tables."""
+    """What a file must be: its `application_id` in the header, its schema version, its tables.
+
+    `migrations` are the scripts from each version to the next, beginning with version 1.
+    """
 
     application_id: int
     version: int
     schema: str
+    migrations: tuple[str, ...] = ()
 
 
 class DatabaseFile:
@@ -129,6 +133,7 @@ class DatabaseFile:
         db.execute("BEGIN IMMEDIATE")
         if new:
             self._create(db)
+        self._migrate(db)
         db.execute("INSERT OR REPLACE INTO meta VALUES ('pid', ?)", (str(os.getpid()),))
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that a refused process can read the pid
@@ -152,6 +157,14 @@ class DatabaseFile:
         db.execute(f"PRAGMA application_id = {self._format.application_id}")
         db.execute(f"PRAGMA user_version = {self._format.version}")
 
+    def _migrate(self, db: Connection) -> None:
+        """Bring a file of an earlier version up to date, within the transaction that is open."""
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        for script in self._format.migrations[version - 1 :]:
+            for statement in script.split(";"):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {self._format.version}")
+
     def _check(self, db: Connection) -> bool:
         """Return whether the file is new. Raises `JournalError` for one that is not a whole journal."""
         application_id, version, tables = (
@@ -166,10 +179,10 @@ class DatabaseFile:
             return True
         if application_id != self._format.application_id:
             raise JournalError(f"{self.path} is another program's database; name another file")
-        if version != self._format.version:
+        if not 1 <= version <= self._format.version:
             raise JournalError(
-                f"the schema of the journal {self.path} must be {self._format.version}, got {version};"
-                " use the version of kling_expand that wrote it"
+                f"the schema of the journal {self.path} must be {self._format.version} or older, got"
+                f" {version}; use the version of kling_expand that wrote it"
             )
         flaw = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if flaw != "ok":

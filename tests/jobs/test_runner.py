@@ -1166,15 +1166,27 @@ async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.L
 # ------------------------------------------------------------------ a restart in the middle of a create
 
 
-@pytest.mark.parametrize("clock_moves", [0.0, -3600.0])
+@pytest.mark.parametrize("clock_moves", [0.0, -3600.0, 3600.0])
 @pytest.mark.parametrize("appears", [3.0, 20.0, 34.0])
 @virtual_time
 async def test_the_wait_before_a_repeated_create_outlives_a_restart(
     tmp_path: Path, clock_moves: float, appears: float
 ) -> None:
-    """Each job is one task although the service accepts ids twice and the clock is set back."""
-    path = tmp_path / "run.db"
-    async with emulated({"journal": path}, allow_duplicates=True) as (emulator, kling):
+    """Each job is one task although the service accepts ids twice and the clock is set back or forward."""
+
+    def journal(clock: Callable[[], float]) -> SQLiteStore:
+        def boot_clock() -> tuple[str, float]:
+            return "this start", loop_clock()
+
+        return SQLiteStore(tmp_path / "run.db", clock=clock, boot_clock=boot_clock)
+
+    def set_clock() -> float:
+        return loop_clock() + clock_moves
+
+    async with (
+        journal(loop_clock) as first,
+        emulated({"journal": first}, allow_duplicates=True) as (emulator, kling),
+    ):
         emulator.faults.script("create", Fault("late", seconds=appears))
         future = kling.submit(PHOTO, WIDER)
         await wait_for(lambda: emulator.account.requests["create"])
@@ -1182,7 +1194,11 @@ async def test_the_wait_before_a_repeated_create_outlives_a_restart(
         job.task.cancel()  # as a crash would, it leaves the create in flight
         assert isinstance(await error_of(future), SubmissionUnknown)
         await kling.aclose()
-        async with another(emulator, journal=path, clock=lambda: loop_clock() + clock_moves) as again:
+        await first.aclose()
+        async with (
+            journal(set_clock) as second,
+            another(emulator, journal=second, clock=set_clock) as again,
+        ):
             (resumed,) = [future async for future in again.resume()]
             assert await error_of(resumed) is None
             await asyncio.sleep(100)

@@ -82,7 +82,7 @@ def test_every_job_can_end(state: JobState) -> None:
 def test_a_row_becomes_a_record() -> None:
     """Paths come back as text, whatever bytes they are made of."""
     files = "out/\udcff.png\0out/two\nlines.png".encode(errors="surrogateescape")
-    row = ("x", "k", "h", 1, "done", "t", 1.5, None, None, files, b"in/\xff.png", "{}", 1.0, 2.0)
+    row = ("x", "k", "h", 1, "done", "t", 1.5, None, None, None, files, b"in/\xff.png", "{}", 1.0, 2.0)
     job = JobRecord(*row)
     assert job.state is JobState.DONE
     assert job.files == ("out/\udcff.png", "out/two\nlines.png")

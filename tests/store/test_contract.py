@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,11 @@ class TestSQLiteStore(JobStoreContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> MakeStore:
         """Make one of the same file each time."""
-        return lambda clock: SQLiteStore(tmp_path / "run.db", run="r", clock=clock)
+
+        def boot_clock() -> tuple[str, float]:
+            return "this start", time.monotonic()
+
+        return lambda clock: SQLiteStore(tmp_path / "run.db", run="r", clock=clock, boot_clock=boot_clock)
 
 
 class TestPostgresStore(JobStoreContract):

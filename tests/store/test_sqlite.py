@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from kling_expand.api.photo import Photo
 from kling_expand.errors import JournalError
 from kling_expand.store.base import JobIdentity, JobRecord, JobState
-from kling_expand.store.sqlite import SQLiteStore
+from kling_expand.store.sqlite import SQLiteStore, boot_time
 from kling_expand.testing import Seconds, intend, prepared
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,42 @@ def test_no_postgresql_is_loaded() -> None:
     """A user of journal files needs no PostgreSQL driver."""
     code = "import sys, kling_expand.store.sqlite; assert 'psycopg' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("wall", "boot", "age"),
+    [
+        (50.0, ("same", 110.0), 10.0),  # the system's clock is exact until it is started again
+        (50.0, ("same", 90.0), 0.0),
+        (50.0, ("other", 20.0), 20.0),  # it was sent before this start, at least 20 s ago
+        (50.0, ("other", 900.0), 50.0),
+        (-50.0, ("other", 900.0), 0.0),
+        (50.0, None, 50.0),
+        (-50.0, None, 0.0),
+    ],
+)
+async def test_the_age_of_a_create_is_never_too_high(
+    path: Path, wall: float, boot: tuple[str, float] | None, age: float
+) -> None:
+    """The age is counted by the clock that was not set, and by the lower one where that is not known."""
+    clock = [(1000.0, ("same", 100.0)), (1000.0 + wall, boot)]
+    async with SQLiteStore(path, clock=lambda: clock[0][0], boot_clock=lambda: clock[0][1]) as store:
+        name = (await intend(store)).external_task_id
+        await store.mark_sending(name)
+        clock.pop(0)
+        assert await store.post_age(await intend(store)) == age
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when it was started")
+async def test_the_system_tells_the_time_since_its_start(path: Path) -> None:
+    """Without a clock of the caller's own, ages are counted in seconds since the system's start."""
+    assert boot_time() is not None
+    async with SQLiteStore(path) as store:
+        name = (await intend(store)).external_task_id
+        await store.mark_sending(name)
+        job = await intend(store)
+        assert job.last_post_mark is not None
+        assert 0 <= await store.post_age(evolve(job, last_post_at=0.0)) < 60
 
 
 async def test_one_bad_write_leaves_the_others_alone(store: SQLiteStore) -> None:

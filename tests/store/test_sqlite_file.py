@@ -361,7 +361,7 @@ def foreign(path: Path) -> None:
 def newer(path: Path) -> None:
     run(path, "a")
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 3")
         db.execute("PRAGMA journal_mode = DELETE")
 
 
@@ -381,7 +381,7 @@ def scribbled(path: Path) -> None:
     ("spoil", "words"),
     [
         (foreign, "another program's database; name another file"),
-        (newer, "must be 1, got 2; use the version"),
+        (newer, "must be 2 or older, got 3; use the version"),
         (cut, "it is damaged; restore a copy"),
         (scribbled, "it is damaged; restore a copy"),
         (lambda path: path.write_text("to do: buy milk, " * 500), "not a journal; name another file"),
@@ -616,7 +616,7 @@ PARAMS = (
 
 
 async def test_files_of_the_first_version_are_read(path: Path) -> None:
-    """A file of the first version is read with every state, request and task."""
+    """A file of the first version is read with every state, request and task, and takes new records."""
     words = ["intent", "unknown", "rejected", "submitted", "succeeded", "done", "failed"]
     snapshot = '{"task_id":"7","task_status":"succeed","final_unit_deduction":"16"}'
     with contextlib.closing(sqlite3.connect(path)) as db:
@@ -631,6 +631,11 @@ async def test_files_of_the_first_version_are_read(path: Path) -> None:
         db.commit()
     async with SQLiteStore(path, run="r") as store:
         jobs = {str(job.state): job async for job in store.jobs()}
+        await store.mark_sending("intent")
+    async with SQLiteStore(path, run="r") as store:
+        sent = await store.get("intent")
+    assert sent is not None
+    assert sent.may_exist
     assert list(jobs) == words
     assert jobs["done"].task == Task("7", "succeed", final_unit_deduction="16")
     request = jobs["intent"].request
@@ -649,7 +654,7 @@ async def test_commits_are_on_disk(path: Path) -> None:
         return [db.execute(f"PRAGMA {name}").fetchone()[0] for name in asked]
 
     async with SQLiteStore(path) as journal:
-        assert await journal._execute(ask) == ["wal", 2, "exclusive", 0x4B6C4578, 1]
+        assert await journal._execute(ask) == ["wal", 2, "exclusive", 0x4B6C4578, 2]
 
 
 def test_without_a_write_ahead_log(path: Path) -> None:

@@ -12,16 +12,26 @@ from support.log_secrets import SecretScanner
 settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("house")
 
+# These start several programs in each test.
+LONG = {"test_benchmarks.py", "test_chaos.py", "test_random_life.py", "test_worker.py", "test_dev_server.py"}
+
 pytest_plugins = ["kling_expand.testing"]
 
 
 def pytest_configure() -> None:
-    """Give children the default disposition of SIGINT where this run inherited an ignored one.
+    """Give children the default disposition of SIGINT, and let them keep compiled modules.
 
-    Under ``nohup`` or in a background job SIGINT is ignored, and every child would ignore it too.
+    Under ``nohup`` or in a background job SIGINT is ignored, and every child would ignore it too. And each
+    of some hundred children would compile the package anew where PYTHONDONTWRITEBYTECODE is set.
     """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose single tests take longest, so that no worker ends long after the others."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -1,6 +1,8 @@
 """The statements of a journal file: one index walk a page, whatever the states."""
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,12 +12,12 @@ from kling_expand.store.sqlite import FORMAT, PAGE, claim, counts, newest, page,
 
 
 @pytest.fixture
-def db() -> sqlite3.Connection:
+def db() -> Iterator[sqlite3.Connection]:
     """An empty journal in memory."""
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    for statement in FORMAT.schema.split(";"):
-        connection.execute(statement)
-    return connection
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in FORMAT.schema.split(";"):
+            connection.execute(statement)
+        yield connection
 
 
 def draft(key: str) -> dict[str, Any]:

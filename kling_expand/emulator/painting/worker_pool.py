@@ -7,6 +7,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -109,6 +110,7 @@ class WorkerPool:
         self._threads.shutdown()
 
 
+@lru_cache(maxsize=32)  # shared by all emulators of the process, as tests start many with equal photos
 def _paint_in_process(key: PictureKey, image: bytes) -> Painted:
     from .pictures import outpaint
 

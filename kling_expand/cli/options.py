@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -135,6 +136,23 @@ class LimitOptions(OptionGroup):
         metavar="UNITS",
         help=f"Most units that all runs with this journal may cost; a picture costs {UNITS_PER_IMAGE}.",
     )
+
+
+def find_journal(place: str) -> str:
+    """Return the journal at *place*: the file itself, or the newest journal of a directory.
+
+    Raises:
+        NothingDone: there is none.
+    """
+    path = Path(place)
+    if path.is_dir():
+        found = sorted(path.glob(".kling-expand*.db"), key=lambda each: each.stat().st_mtime)
+        if not found:
+            raise NothingDone(f"{place}: no journal lies in this directory")
+        return str(found[-1])
+    if not path.is_file():
+        raise NothingDone(f"{place}: no such journal")
+    return place
 
 
 # ---------------------------------------------------------------------------- the request

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -29,7 +30,7 @@ from .base import (
     warn_of_other_parameters,
     warn_of_two_tasks,
 )
-from .sqlite_file import Connection, DatabaseFile, FileFormat, Statement
+from .sqlite_file import Connection, DatabaseFile, FileFormat, Statement, copy_file
 
 T = TypeVar("T")
 W = TypeVar("W")
@@ -149,6 +150,25 @@ class SQLiteStore(JobStore):
         if writes is not None:
             await writes.close(lambda _db: None, self._file.close)
 
+    @classmethod
+    @asynccontextmanager
+    async def snapshot(cls, path: str | os.PathLike[str]) -> AsyncIterator[Self]:
+        """Open a temporary copy of a journal for reading, also while another process writes the journal."""
+        import tempfile  # imported here, as only those who watch a run need it
+
+        with tempfile.TemporaryDirectory(prefix="kling-expand-") as folder:
+            copy = await asyncio.to_thread(copy_file, os.fsdecode(path), folder)
+            async with cls(copy) as store:
+                yield store
+
+    async def set_rows(self, rows: int) -> None:
+        """Record how many rows the present run has, for those who watch it."""
+        await self._execute(partial(set_rows, rows))
+
+    async def rows(self) -> int | None:
+        """Return how many rows the last run had, or None where it did not say."""
+        return await self._execute(rows)
+
     async def mark_sending(self, external_task_id: str) -> None:
         """Record that a create is about to be sent. Raises `JournalError` where a task is known."""
         boot = self._boot_clock()
@@ -230,6 +250,17 @@ def name_account(path: str, account: str, db: Connection) -> str:
         raise JournalError(f"the journal {path} belongs to {known}, not to {account}; {advice}")
     db.execute("INSERT OR REPLACE INTO meta VALUES ('account', ?)", (account,))
     return account
+
+
+def set_rows(number: int, db: Connection) -> None:
+    """Store the number of rows of a run."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('rows', ?)", (str(number),))
+
+
+def rows(db: Connection) -> int | None:
+    """Return the number of rows of the last run, or None."""
+    row = db.execute("SELECT value FROM meta WHERE name = 'rows'").fetchone()
+    return int(row[0]) if row else None
 
 
 def newest(where: str, values: tuple[Any, ...], db: Connection) -> JobRecord | None:

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import sqlite3
 import struct
 import time
@@ -41,6 +42,7 @@ Statement = Callable[[Connection], Any]
 
 WORKER = "{worker}"  # in a path: the number of the first file that no other process has open
 MAX_WORKERS = 1000
+COPY_TRIES = 50
 LOCK_TIMEOUT = 0.5  # seconds: a backup or a shell may hold a lock for a moment
 _SQLITE_BYTES = 512, 0x40000000  # where SQLite locks: length and first byte
 _OWN_BYTE = 0x40001000  # where it does not
@@ -279,7 +281,9 @@ class DatabaseFile:
 
     def _explain(self, error: sqlite3.Error | BlockingIOError) -> JournalError:
         if _is_busy(error):
-            cause = f"{self._holder()} has it open; wait for that to end, stop it, or name another file"
+            pid = writer_of(self.path)
+            holder = f"process {pid}" if pid else "another program"
+            cause = f"{holder} has it open; wait for that to end, stop it, or name another file"
         else:
             code = _primary_code(error)
             exact = getattr(error, "sqlite_errorcode", code)
@@ -287,14 +291,41 @@ class DatabaseFile:
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         return JournalError(f"the journal {self.path}: {cause} ({name}: {error})")
 
-    def _holder(self) -> str:
-        """Return which process has the file: its id is stored in the file, and read without the lock."""
-        with contextlib.suppress(sqlite3.Error):
-            peek = sqlite3.connect(f"{Path(self.path).as_uri()}?mode=ro&immutable=1", uri=True)
-            with contextlib.closing(peek):
-                for (pid,) in peek.execute("SELECT value FROM meta WHERE name = 'pid'"):
-                    return f"process {pid}"
-        return "another program"
+
+def copy_file(path: str, folder: str) -> str:
+    """Copy a file that another process may be writing into *folder*, and return the path of the copy.
+
+    Raises:
+        JournalError: when it cannot be read, or was rewritten during each of several tries.
+    """
+    target = os.path.join(folder, os.path.basename(path))  # noqa: PTH118, PTH119 - paths are text here
+    try:
+        for _ in range(COPY_TRIES):
+            before = os.stat(path)  # noqa: PTH116
+            shutil.copyfile(path, target)
+            for log in ("-wal", "-journal"):
+                Path(target + log).unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(path + log, target + log)
+            after = os.stat(path)  # noqa: PTH116
+            # What is appended to the log meanwhile is no harm. A checkpoint rewrites the file, and then the
+            # log that was copied may belong to another state of it.
+            if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size):
+                return target
+            time.sleep(0.02)
+    except OSError as error:
+        raise JournalError(f"the journal {path} cannot be read ({error.strerror})") from error
+    raise JournalError(f"the journal {path} is written too fast to be copied; try again")
+
+
+def writer_of(path: str) -> int | None:
+    """Return the id of the process that has the file open, or None. It is read without the lock."""
+    with contextlib.suppress(sqlite3.Error, ValueError):
+        peek = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        with contextlib.closing(peek):
+            for (pid,) in peek.execute("SELECT value FROM meta WHERE name = 'pid'"):
+                return int(pid)
+    return None
 
 
 def set_journal_mode(db: Connection) -> str:

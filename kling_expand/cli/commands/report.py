@@ -2,16 +2,17 @@
 
 import asyncio
 import os
-import tempfile
+import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 from attrs import frozen
 
-from kling_expand.cli.options import JSONOption, OptionGroup, option, options
-from kling_expand.cli.terminal import NothingDone, show
+from kling_expand.cli.options import JSONOption, OptionGroup, find_journal, option, options
+from kling_expand.cli.terminal import print_path, show
 from kling_expand.errors import InvalidRequest, require
 from kling_expand.store.sqlite import SQLiteStore
 
@@ -50,6 +51,9 @@ class ReportOptions(OptionGroup):
     )
 
 
+INTERVAL = 5.0  # seconds between two lines of progress where there is no terminal
+
+
 @click.command()
 @click.argument("journal", metavar="JOURNAL", type=click.Path())
 @options(chosen=ReportOptions, output=JSONOption)
@@ -57,52 +61,79 @@ def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
     """Write one HTML page about JOURNAL: each photo before and after, with a slider.
 
     \b
-      kling-expand report photos.csv.journal -o report.html
+      kling-expand report out/ -o report.html
 
-    The page shows prompts, ratios, durations, cost and failures. It is one file
-    that needs no network: open it from disk, or send it to others.
+    JOURNAL is the file of a run, or the output directory that it lies in. A run that
+    is not over yet goes on undisturbed. The page shows prompts, ratios, durations,
+    cost and failures, and marks photos that were changed since. It is one file that
+    needs no network: open it from disk, or send it to others. Pictures that the
+    earlier page shows are taken from there.
     """
     require("images", "PIL")
-    if not Path(journal).is_file():
-        raise NothingDone(f"{journal}: no such journal")
+    path = find_journal(journal)
     if Path(chosen.file).suffix.lower() not in {".html", ".htm"}:
         raise InvalidRequest("output", repr(chosen.file), "must be an .html file")
-    totals = asyncio.run(_report(journal, chosen))
+    totals = asyncio.run(_report(path, chosen))
     if output.as_json:
         shown, units = min(totals.jobs, chosen.last), totals.usage.billed
         show({"file": chosen.file, "jobs": totals.jobs, "shown": shown, "units_billed": units})
     else:
-        click.echo(chosen.file)
+        print_path(chosen.file)
 
 
 async def _report(path: str, chosen: ReportOptions) -> "Totals":
     from kling_expand.cli.report.report_html import read_totals, render
+    from kling_expand.cli.report.thumbnails import Thumbnails
 
-    async with SQLiteStore(path) as journal:
+    async with SQLiteStore.snapshot(path) as journal:
         totals = await read_totals(journal)
+        progress = _Progress(min(totals.jobs, chosen.last))
         try:
-            await _write(chosen.file, render(journal, totals, size=chosen.size, last=chosen.last))
+            thumbnails = await asyncio.to_thread(Thumbnails, chosen.size, Path(chosen.file))
+            pages = render(journal, totals, thumbnails, last=chosen.last, on_card=progress.step)
+            await _write(chosen.file, pages)
         except OSError as error:
             problem = f"cannot be written ({error.strerror})"
             raise InvalidRequest("output", repr(chosen.file), problem) from error
+        finally:
+            progress.clear()
     return totals
+
+
+class _Progress:
+    """The number of jobs on the page so far: one line that changes, or on no terminal a line now and then."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._live = bool(sys.stderr and sys.stderr.isatty())
+        self._printed_at = time.monotonic()
+
+    def step(self) -> None:
+        """Count a job."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._printed_at < (0.1 if self._live else INTERVAL):
+            return
+        self._printed_at = now
+        text = f"report: {self._done} of {self._total} jobs"
+        click.echo(f"\r{text}" if self._live else text, err=True, nl=not self._live)
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._live:
+            click.echo("\r\x1b[K", err=True, nl=False)
 
 
 async def _write(output: str, pieces: AsyncIterator[str]) -> None:
     """Write the whole page or nothing: an interrupted report leaves the previous one as it was."""
-    folder = Path(output).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    file: IO[str]
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=folder, prefix=".report-", suffix=".html", delete=False
-    ) as file:
-        try:
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}-{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
             async for piece in pieces:
                 file.write(piece)
-            file.close()
-            os.chmod(file.name, 0o644)  # noqa: PTH101 - a temporary file is its owner's alone
-            os.replace(file.name, output)  # noqa: PTH105
-        except BaseException:
-            file.close()
-            os.unlink(file.name)  # noqa: PTH108
-            raise
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,7 +1,11 @@
 """The HTML page about a journal: one card per job, rendered by one Jinja2 template into one file."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import hashlib
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,12 +18,15 @@ from kling_expand.api import codec
 from kling_expand.cli.batch.manifest import stem
 from kling_expand.cli.batch.plan import Usage
 from kling_expand.cli.terminal import clean, moment, money, span
-from kling_expand.geometry import Ratios, Towards
+from kling_expand.geometry import Expansion, Ratios, Towards
 from kling_expand.models import ExpandRequest, Status, Task
 from kling_expand.store.base import JobRecord, JobState
 from kling_expand.store.sqlite import SQLiteStore
 
-from .thumbnails import Thumbnail, thumbnail
+from .thumbnails import Thumbnail, Thumbnails
+
+AHEAD = 2 * (os.cpu_count() or 1)  # cards that are made while others are written
+EMULATED = "--emulator"  # in the account of a journal whose tasks were emulated
 
 # The filter that shows a job, and its state in words.
 STATES = {
@@ -35,8 +42,12 @@ STATES = {
 
 @define
 class Totals:
-    """The sums of all jobs; `durations` are the seconds of the tasks that succeeded."""
+    """The sums of all jobs; `durations` are the seconds of the tasks that succeeded.
 
+    The tasks of an `emulated` service are not billed.
+    """
+
+    emulated: bool = False
     jobs: int = 0
     usage: Usage = field(factory=Usage)
     durations: list[float] = field(factory=list)
@@ -60,7 +71,7 @@ class Totals:
         """Return names and values for the head of the page."""
         kinds = dict.fromkeys(("done", "failed", "open"), 0) | self.kinds()
         facts = {"jobs": str(self.jobs), **{kind: str(number) for kind, number in kinds.items()}}
-        facts["billed"] = money(self.usage.billed)
+        facts["billed"] = money(self.usage.billed, emulated=self.emulated)
         if ordered := sorted(self.durations):
             facts["median task"] = span(ordered[len(ordered) // 2])
             facts["95th percentile"] = span(ordered[min(len(ordered) * 19 // 20, len(ordered) - 1)])
@@ -94,15 +105,16 @@ class Card:
     after: list[Thumbnail]
     prompt: str | None
     error: str | None
+    changed: bool  # whether the photo is no longer the one that was sent
     facts: dict[str, str]
 
 
-def make_card(job: JobRecord, size: int) -> Card:
-    """Return the card of *job* with pictures of at most *size* pixels on each side."""
+def make_card(job: JobRecord, thumbnails: Thumbnails) -> Card:
+    """Return the card of *job*."""
     request = codec.unpack_request(job.params, job.source or "", job.key)
     ratios = _ratios(request)
-    before = thumbnail(job.source, size) if job.source else None
-    after = [small for path in job.files if (small := thumbnail(path, size))]
+    before = thumbnails.make(job.source) if job.source else None
+    after = [small for path in job.files if (small := thumbnails.make(path))]
     width, height = _canvas(before, after, ratios)
     kind, state = STATES[job.state]
     return Card(
@@ -117,8 +129,24 @@ def make_card(job: JobRecord, size: int) -> Card:
         after=after,
         prompt=request.prompt,
         error=job.error,
+        changed=_is_changed(job, request),
         facts=_facts(job, request, before, after),
     )
+
+
+def _is_changed(job: JobRecord, request: ExpandRequest) -> bool:
+    """Return whether the photo was changed since. Only a file that is newer than its job is read."""
+    with suppress(OSError):
+        if job.source is None or Path(job.source).stat().st_mtime <= job.created_at:
+            return False
+        with open(job.source, "rb") as file:  # noqa: PTH123 - text stays text
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return codec.fingerprint(request, _expansion(request), digest) != job.params_hash
+    return False
+
+
+def _expansion(request: ExpandRequest) -> Expansion:
+    return request.geometry if isinstance(request.geometry, Towards) else _ratios(request)
 
 
 def _ratios(request: ExpandRequest) -> Ratios:
@@ -148,6 +176,9 @@ def _facts(
 ) -> dict[str, str]:
     duration = seconds(job.task)
     sizes = [f"{small.width}×{small.height}" for small in (before, *after[:1]) if small]
+    if before and not after:
+        expected = _ratios(request).canvas(before.width, before.height).expected_size
+        sizes.append("about {}×{}".format(*expected))
     return {
         "ratios": _geometry_text(request),
         "size": " → ".join(sizes),
@@ -175,14 +206,24 @@ def _geometry_text(request: ExpandRequest) -> str:
 
 async def read_totals(journal: SQLiteStore) -> Totals:
     """Add up all jobs of *journal*."""
-    totals = Totals()
+    totals = Totals(emulated=EMULATED in journal.account)
     async for job in journal.jobs():
         totals.count(job)
     return totals
 
 
-def render(journal: SQLiteStore, totals: Totals, *, size: int, last: int) -> AsyncIterator[str]:
-    """Yield the page in pieces, because it may be larger than memory; it shows the *last* jobs."""
+def render(
+    journal: SQLiteStore,
+    totals: Totals,
+    thumbnails: Thumbnails,
+    *,
+    last: int,
+    on_card: Callable[[], object],
+) -> AsyncIterator[str]:
+    """Yield the page in pieces, because it may be larger than memory; it shows the *last* jobs.
+
+    *on_card* is called after each of them.
+    """
     environment = Environment(
         loader=PackageLoader("kling_expand.cli", "report"),
         autoescape=True,
@@ -196,16 +237,25 @@ def render(journal: SQLiteStore, totals: Totals, *, size: int, last: int) -> Asy
         script=_asset("report.js"),
         totals=totals,
         last=last,
-        cards=_cards(journal, skip=totals.jobs - last, size=size),
+        cards=_cards(journal, thumbnails, skip=totals.jobs - last, on_card=on_card),
     )
 
 
-async def _cards(journal: SQLiteStore, *, skip: int, size: int) -> AsyncIterator[Card]:
-    number = 0
+async def _cards(
+    journal: SQLiteStore, thumbnails: Thumbnails, *, skip: int, on_card: Callable[[], object]
+) -> AsyncIterator[Card]:
+    """Make the cards on several threads, as Pillow works beside Python, and yield them in order."""
+    number, cards = 0, deque[asyncio.Task[Card]]()
     async for job in journal.jobs():
         number += 1
         if number > skip:
-            yield await asyncio.to_thread(make_card, job, size)
+            cards.append(asyncio.create_task(asyncio.to_thread(make_card, job, thumbnails)))
+        if len(cards) > AHEAD:
+            yield await cards.popleft()
+            on_card()
+    for card in cards:
+        yield await card
+        on_card()
 
 
 def _asset(name: str) -> Markup:
@@ -213,5 +263,5 @@ def _asset(name: str) -> Markup:
 
 
 def _without_controls(value: Any) -> Any:
-    """Remove control characters from text of others, such as those that reverse its direction."""
+    """Escape control characters in text of others, such as those that reverse its direction."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value)

@@ -1,34 +1,65 @@
-"""Thumbnails: small WebP pictures as ``data:`` URIs (Pillow)."""
+"""Thumbnails: small WebP pictures as ``data:`` URIs (Pillow), reused from an earlier page."""
 
 import base64
+import hashlib
 import io
+import re
 from pathlib import Path
 
 from attrs import frozen
 
 from kling_expand.pictures.preview import opaque
 
-QUALITY = 78
+QUALITY, METHOD = 78, 2  # method 2 takes a third of the time of the default, 4, for 4 % more bytes
+
+_ON_PAGE = re.compile(
+    rb'src="(data:image/webp;base64,[A-Za-z0-9+/=]+)" data-key="([0-9a-f]{16})-(\d+)x(\d+)"'
+)
 
 
 @frozen
 class Thumbnail:
-    """A small picture as a ``data:`` URI, with the size of the whole picture in pixels."""
+    """A small picture as a ``data:`` URI, with the size of the whole picture in pixels.
+
+    `key` changes with the file: its path, its size, its time and the size of the thumbnail.
+    """
 
     uri: str
+    key: str
     width: int
     height: int
 
 
-def thumbnail(path: str, longest: int) -> Thumbnail | None:
-    """Return the picture at *path* with sides of at most *longest* pixels; None where none can be read.
+class Thumbnails:
+    """Thumbnails of at most *longest* pixels on each side. Those on the earlier *page* are not made again."""
 
-    EXIF orientation is not applied: the picture looks as the service sees it.
-    """
+    def __init__(self, longest: int, page: Path | None = None) -> None:
+        self._longest = longest
+        self._known: dict[str, Thumbnail] = {}
+        if page is not None and page.is_file():
+            for uri, key, width, height in _ON_PAGE.findall(page.read_bytes()):
+                known = Thumbnail(uri.decode(), key.decode(), int(width), int(height))
+                self._known[known.key] = known
+
+    def make(self, path: str) -> Thumbnail | None:
+        """Return the thumbnail of the picture at *path*, or None where none can be read.
+
+        EXIF orientation is not applied: the picture looks as the service sees it.
+        """
+        if "://" in path:
+            return None
+        try:
+            found = Path(path).stat()
+            state = f"{path}|{found.st_mtime_ns}|{found.st_size}|{self._longest}"
+            key = hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest()[:16]
+            return self._known.get(key) or _made(path, key, self._longest)
+        except OSError:
+            return None
+
+
+def _made(path: str, key: str, longest: int) -> Thumbnail | None:
     from PIL import Image
 
-    if "://" in path or not Path(path).is_file():
-        return None
     try:
         with Image.open(path) as image:
             size = image.size
@@ -38,6 +69,6 @@ def thumbnail(path: str, longest: int) -> Thumbnail | None:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     target = io.BytesIO()
-    small.save(target, "WEBP", quality=QUALITY)
+    small.save(target, "WEBP", quality=QUALITY, method=METHOD)
     text = base64.b64encode(target.getvalue()).decode()
-    return Thumbnail(f"data:image/webp;base64,{text}", *size)
+    return Thumbnail(f"data:image/webp;base64,{text}", key, *size)

@@ -1,9 +1,12 @@
 """`kling-expand report`: one self-contained page that no foreign text can break."""
 
+import asyncio
 import base64
 import io
 import json
+import os
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from support.shell import CHELSEA, COFFEE, Shell, shell
 
 from kling_expand.cli.report.report_html import seconds
 from kling_expand.models import Task
+from kling_expand.store.sqlite import SQLiteStore
 
 NASTY = "</script><img src=https://evil.example/x onerror=alert(1)> \u202e \" '"
 
@@ -108,6 +112,50 @@ def test_only_the_newest_are_shown_and_all_are_counted(journal: Path, tmp_path: 
     assert len(page.all("article")) == 1
     assert "The newest 1 of 4 jobs are shown." in text
     assert "24 units" in text
+
+
+async def test_a_run_that_is_not_over_can_be_reported(journal: Path, tmp_path: Path) -> None:
+    """While another process, or this one, has the journal open the page is made from a copy of it."""
+    copy = tmp_path / "run.journal"
+    copy.write_bytes(journal.read_bytes())  # noqa: ASYNC240 - a test
+    async with SQLiteStore(copy) as store:
+        await store.set_rows(9)
+        page, _ = await asyncio.to_thread(made, copy, tmp_path)
+        assert len(page.all("article")) == 4
+        assert await store.rows() == 9
+
+
+def test_a_changed_photo_is_marked(tmp_path: Path) -> None:
+    """A photo that was changed since is marked, one that was only touched is not."""
+    photos = [tmp_path / "a.png", tmp_path / "b.png"]
+    for number, photo in enumerate(photos):
+        Image.new("RGB", (300, 300), (number, 0, 0)).save(photo)
+    with shell() as kling:
+        kling("bulk", *photos, "--up", 1, "--journal", tmp_path / "j", "-o", tmp_path / "out")
+    later = time.time() + 60
+    Image.new("RGB", (300, 300), "red").save(photos[0])
+    for photo in photos:
+        os.utime(photo, (later, later))
+    _, text = made(tmp_path / "j", tmp_path)
+    assert text.count("The photo was changed since it was sent") == 1
+
+
+def test_known_pictures_are_taken_from_the_last_page(journal: Path, tmp_path: Path) -> None:
+    """A second report takes the pictures of the first, unless their size is another."""
+    made(journal, tmp_path)
+    page = tmp_path / "r.html"
+    text = page.read_text()
+    small = re.search(r'src="data:image/webp;base64,([A-Za-z0-9+/=]+)" data-key', text)
+    assert small is not None
+    page.write_text(text.replace(small[1], "AAAA"))
+    assert "base64,AAAA" in made(journal, tmp_path)[1]
+    assert "base64,AAAA" not in made(journal, tmp_path, "--size", 100)[1]
+
+
+def test_progress_is_shown_on_a_terminal(journal: Path, tmp_path: Path) -> None:
+    """On a terminal a line counts the jobs, and only the path of the page stays."""
+    shown, process = Shell().on_a_terminal("report", journal, "-o", tmp_path / "r.html")
+    assert (process.returncode, shown.split("\x1b[K")[-1].strip()) == (0, str(tmp_path / "r.html"))
 
 
 def test_what_is_gone_from_disk_is_said(journal: Path, tmp_path: Path) -> None:

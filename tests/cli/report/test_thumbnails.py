@@ -6,18 +6,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from kling_expand.cli.report.thumbnails import thumbnail
+from kling_expand.cli.report.thumbnails import Thumbnails
 
 
 def test_thumbnails_of_anything(tmp_path: Path) -> None:
     """Transparency becomes white; a file that is no picture has no thumbnail."""
     Image.new("RGBA", (400, 300), (0, 0, 0, 0)).save(tmp_path / "a.png")
-    small = thumbnail(str(tmp_path / "a.png"), 100)
+    small = Thumbnails(100).make(str(tmp_path / "a.png"))
     assert small is not None
     assert (small.width, small.height) == (400, 300)
     with Image.open(io.BytesIO(base64.b64decode(small.uri.partition(",")[2]))) as image:
         assert (image.size, image.getpixel((5, 5))) == ((100, 75), (255, 255, 255))
     (tmp_path / "b.png").write_bytes(b"\x89PNG nonsense")
-    assert [thumbnail(name, 9) for name in (str(tmp_path / "b.png"), "https://x.org/a.png", "gone")] == [
-        None
-    ] * 3
+    assert [
+        Thumbnails(9).make(name) for name in (str(tmp_path / "b.png"), "https://x.org/a.png", "gone")
+    ] == [None] * 3

@@ -78,7 +78,7 @@ COMMANDS = (
     ("download", "wait:download", "Save the results of tasks that have ended."),
     ("get", "tasks:get", "Show a task."),
     ("list", "tasks:list_tasks", "List the tasks of the account."),
-    ("status", "tasks:status", "Print the status of tasks or of a run."),
+    ("status", "status:status", "Print the status of tasks, or the progress of a run."),
     ("doctor", "doctor:doctor", "Check credentials, clock, reachability and extras."),
     ("fleet", "fleet:fleet", "Share one account between many machines."),
     ("serve", "serve:serve", "Run the local emulator of the service."),

@@ -1,15 +1,14 @@
-"""`kling-expand get`, `status` and `list`: read tasks from the service."""
+"""`kling-expand get` and `list`: read tasks from the service."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from attrs import frozen
 
 from kling_expand.cli.options import Connection, JSONOption, OptionGroup, option, options
-from kling_expand.cli.terminal import FAILED, clean, leave, show, task_facts, task_lines, task_row
-from kling_expand.errors import KlingError
+from kling_expand.cli.terminal import show, task_facts, task_lines, task_row
 from kling_expand.models import Status, Task
 
 if TYPE_CHECKING:
@@ -33,39 +32,6 @@ async def _get(any_id: str, connection: Connection) -> Task:
         return await client.get(any_id)
 
 
-@click.command()
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@options(connection=Connection, output=JSONOption)
-def status(ids: tuple[str, ...], *, connection: Connection, output: JSONOption) -> None:
-    """Print the status of each task: submitted, processing, succeed or failed.
-
-    Exit code 1 if a task failed or could not be read.
-    """
-    found = asyncio.run(_status(ids, connection))
-    for any_id, task in zip(ids, found, strict=True):
-        if isinstance(task, KlingError):
-            facts: dict[str, Any] = {"id": any_id, "error": str(task)}
-            line = f"{any_id}  {task}"
-        else:
-            facts = {"id": any_id, **task_facts(task)}
-            line = f"{any_id}  {task.task_status}  {task.task_status_msg or ''}".rstrip()
-        show(facts) if output.as_json else click.echo(clean(line))
-    if any(isinstance(task, KlingError) or task.status is Status.FAILED for task in found):
-        leave(FAILED)
-
-
-async def _status(ids: tuple[str, ...], connection: Connection) -> list[Task | KlingError]:
-    async with connection.client() as client:
-        return await asyncio.gather(*(_read(client, any_id) for any_id in ids))
-
-
-async def _read(client: "KlingClient", any_id: str) -> Task | KlingError:
-    try:
-        return await client.get(any_id)
-    except KlingError as error:
-        return error
-
-
 @frozen
 class ListOptions(OptionGroup):
     """The tasks that `list` prints."""
@@ -76,7 +42,9 @@ class ListOptions(OptionGroup):
     )
     all_pages: bool = option("--all", default=False, is_flag=True, help="Print every page.")
     status: str | None = option(
-        "--status", metavar="WORD", help="Only tasks with this status, such as failed."
+        "--status",
+        type=click.Choice([str(status) for status in Status if status is not Status.UNKNOWN]),
+        help="Only tasks with this status.",
     )
 
 
@@ -94,7 +62,7 @@ async def _list(chosen: ListOptions, connection: Connection, *, as_json: bool) -
     async with connection.client() as client:
         tasks = client.tasks(page_size=chosen.page_size) if chosen.all_pages else _page(client, chosen)
         async for task in tasks:
-            if chosen.status in {None, task.task_status}:
+            if chosen.status in {None, task.status}:
                 show(task_facts(task)) if as_json else click.echo(task_row(task))
 
 

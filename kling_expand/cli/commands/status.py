@@ -1,0 +1,181 @@
+"""`kling-expand status`: the status of tasks, or the progress of a run."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from attrs import define, field
+
+from kling_expand.cli.options import Connection, JSONOption, find_journal, options
+from kling_expand.cli.terminal import FAILED, clean, leave, money, plural, show, span, task_facts
+from kling_expand.errors import KlingError
+from kling_expand.models import Status, Task
+
+if TYPE_CHECKING:
+    from kling_expand.cli.batch.plan import Usage
+    from kling_expand.client import KlingClient
+
+RECENT = 600.0  # seconds within which rows are counted for the rate
+
+
+@click.command()
+@click.argument("ids", metavar="ID...|RUN", nargs=-1, required=True)
+@options(connection=Connection, output=JSONOption)
+def status(ids: tuple[str, ...], *, connection: Connection, output: JSONOption) -> None:
+    """Print the status of each task, or the progress of a run.
+
+    \b
+      kling-expand status 930810057590833241
+      kling-expand status out/
+
+    For tasks the service is asked: submitted, processing, succeed or failed. Exit
+    code 1 if a task failed or could not be read. RUN is a journal, or the output
+    directory that it lies in; a run that is not over yet goes on undisturbed.
+    """
+    if len(ids) == 1 and Path(ids[0]).exists():
+        run = asyncio.run(_read_run(find_journal(ids[0])))
+        show(run.facts()) if output.as_json else click.echo("\n".join(map(clean, run.lines())))
+        return
+    found = asyncio.run(_status(ids, connection))
+    for any_id, task in zip(ids, found, strict=True):
+        if isinstance(task, KlingError):
+            facts: dict[str, Any] = {"id": any_id, "error": str(task)}
+            line = f"{any_id}  {task}"
+        else:
+            facts = {"id": any_id, **task_facts(task)}
+            line = f"{any_id}  {task.task_status}  {task.task_status_msg or ''}".rstrip()
+        show(facts) if output.as_json else click.echo(clean(line))
+    if any(isinstance(task, KlingError) or task.status is Status.FAILED for task in found):
+        leave(FAILED)
+
+
+async def _status(ids: tuple[str, ...], connection: Connection) -> list[Task | KlingError]:
+    async with connection.client() as client:
+        return await asyncio.gather(*(_read(client, any_id) for any_id in ids))
+
+
+async def _read(client: "KlingClient", any_id: str) -> Task | KlingError:
+    try:
+        return await client.get(any_id)
+    except KlingError as error:
+        return error
+
+
+# ---------------------------------------------------------------------------- the progress of a run
+
+
+@define
+class Run:
+    """What a journal says of its run at the moment *now*; `saved_at` has the times of recently saved rows."""
+
+    journal: str
+    process: int | None  # the one that has the journal open
+    rows: int
+    usage: "Usage"
+    emulated: bool
+    now: float
+    saved_at: list[float] = field(factory=list)
+
+    @property
+    def to_come(self) -> int:
+        """The number of rows that the run has not begun with."""
+        return max(self.rows - sum(self.usage.states.values()), 0)
+
+    @property
+    def left(self) -> int:
+        """The number of rows that are not over."""
+        return self.to_come + self._count("intent", "unknown", "submitted", "succeeded")
+
+    @property
+    def rate(self) -> float | None:
+        """Rows saved per second of late, or None where the run does not go on."""
+        if self.process is None or len(self.saved_at) < 2:
+            return None
+        return (len(self.saved_at) - 1) / max(self.now - min(self.saved_at), 1.0)
+
+    @property
+    def time_left(self) -> float | None:
+        """The expected seconds until the last row is over, or None."""
+        return self.left / self.rate if self.rate else None
+
+    def lines(self) -> list[str]:
+        """Return the progress as text."""
+        counts = {
+            "saved": self.usage.saved,
+            "at the service": self._count("submitted", "succeeded"),
+            "being sent": self._count("intent", "unknown"),
+            "failed": self._count("failed", "rejected"),
+            "to come": self.to_come,
+        }
+        kinds = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number or kind == "saved")
+        state = f"running in process {self.process}" if self.process else "not running"
+        due = max(self.usage.due - self.usage.billed, 0)
+        lines = [
+            f"{self.journal}: {state}",
+            f"{plural(self.rows, 'row')}: {kinds}",
+            f"{money(self.usage.billed, emulated=self.emulated)} billed"
+            + (f", {money(due, emulated=self.emulated)} due" if due else ""),
+        ]
+        if self.rate and self.time_left:
+            lines.insert(2, f"{60 * self.rate:.1f} rows per minute, about {span(self.time_left)} left")
+        return lines
+
+    def facts(self) -> dict[str, Any]:
+        """Return the progress for JSON."""
+        return {
+            "journal": self.journal,
+            "process": self.process,
+            "rows": self.rows,
+            "saved": self.usage.saved,
+            "open": self._count("intent", "unknown", "submitted", "succeeded"),
+            "failed": self._count("failed", "rejected"),
+            "to_come": self.to_come,
+            "rows_per_minute": 60 * self.rate if self.rate else None,
+            "seconds_left": self.time_left,
+            "units_billed": self.usage.billed,
+            "units_due": self.usage.due,
+            "emulated": self.emulated,
+        }
+
+    def _count(self, *states: str) -> int:
+        return sum(number for state, number in self.usage.states.items() if state in states)
+
+
+async def _read_run(path: str) -> Run:
+    """Read the progress from a copy of the journal."""
+    from kling_expand.cli.batch.plan import Usage
+    from kling_expand.store.base import JobState
+    from kling_expand.store.sqlite import SQLiteStore
+    from kling_expand.store.sqlite_file import writer_of
+
+    process = writer_of(path)
+    async with SQLiteStore.snapshot(path) as journal:
+        usage, saved_at, now = Usage(), list[float](), time.time()
+        async for job in journal.jobs():
+            usage.count(job)
+            if job.state is JobState.DONE and job.updated_at > now - RECENT:
+                saved_at.append(job.updated_at)
+        known = sum(usage.states.values())
+        return Run(
+            path,
+            process if process is not None and _runs(process) else None,
+            max(await journal.rows() or 0, known),
+            usage,
+            "--emulator" in journal.account,
+            now,
+            sorted(saved_at),
+        )
+
+
+def _runs(process: int) -> bool:
+    """Return whether a process exists: one that was killed could not say that it ended."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

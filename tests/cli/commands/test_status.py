@@ -1,0 +1,84 @@
+"""`kling-expand status`: what the service knows about tasks, and what a journal knows about its run."""
+
+import asyncio
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+from cli.commands.test_tasks import submitted
+from support.shell import CHELSEA, COFFEE, Shell, shell
+
+from kling_expand.cli.batch.plan import Usage
+from kling_expand.cli.commands.status import Run
+from kling_expand.store.base import JobState
+from kling_expand.store.sqlite import SQLiteStore
+
+
+def test_status_is_one_line_a_task_in_the_order_asked() -> None:
+    """An unknown id does not affect the others, and makes the exit code 1."""
+    with shell(work_seconds=600) as kling:
+        (task_id,) = submitted(kling, COFFEE)
+        done = kling("status", "unknown", task_id)
+        assert done.exit_code == 1
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["unknown", task_id]
+        kling.within(kling.emulator.advance, 700)
+        done = kling("status", task_id, "unknown", "--json")
+        first, second = map(json.loads, done.stdout.splitlines())
+        assert (first["task_status"], "error" in second) == ("succeed", True)
+        assert kling("status", task_id).exit_code == 0
+
+
+async def test_a_run_is_watched_while_it_goes_on(tmp_path: Path) -> None:
+    """The counts, the cost and the process are shown while the journal is open, by its file or directory."""
+    journal = tmp_path / ".kling-expand.db"
+    status = partial(asyncio.to_thread, Shell(), "status")
+    with shell() as kling:
+        await asyncio.to_thread(
+            kling, "bulk", COFFEE, CHELSEA, "--up", 1, "--journal", journal, "-o", tmp_path
+        )
+    over = (await status(tmp_path)).stdout.splitlines()
+    assert over[1:] == ["2 rows: 2 saved", "16 units ($0.06) billed"]
+    assert over[0].endswith(".kling-expand.db: not running")
+    async with SQLiteStore(journal) as store:
+        await store.set_rows(7)
+        text = (await status(journal)).stdout
+        facts = json.loads((await status(tmp_path, "--json")).stdout)
+    assert f"running in process {os.getpid()}" in text
+    assert "7 rows: 2 saved, 5 to come" in text
+    assert (facts["process"], facts["rows"], facts["to_come"], facts["units_billed"]) == (
+        os.getpid(),
+        7,
+        5,
+        16,
+    )
+
+
+def test_rate_and_time_left_follow_from_recent_rows() -> None:
+    """Ten rows a minute leave nine minutes for ninety rows, and only a running process has a rate."""
+    usage = Usage(due=88, billed=80.0, saved=10, open=1)
+    usage.states.update({JobState.DONE: 10, JobState.SUBMITTED: 1})
+    run = Run("j", 1, 100, usage, emulated=False, now=160.0, saved_at=[100.0 + 6 * n for n in range(11)])
+    assert run.rate == pytest.approx(1 / 6)
+    assert run.time_left == pytest.approx(90 * 6)
+    assert run.lines() == [
+        "j: running in process 1",
+        "100 rows: 10 saved, 1 at the service, 89 to come",
+        "10.0 rows per minute, about 9:00 left",
+        "80 units ($0.28) billed, 8 units ($0.03) due",
+    ]
+    assert evolve(run, process=None).rate is None
+    assert "emulated, not billed" in evolve(run, emulated=True).lines()[3]
+
+
+def test_what_is_no_run_is_one_sentence(tmp_path: Path) -> None:
+    """A directory without a journal, and a file that is none, are told apart."""
+    (tmp_path / "file").write_text("x" * 5000)
+    for place, said in [
+        (tmp_path, "no journal lies in this directory"),
+        (tmp_path / "file", "not a journal"),
+    ]:
+        done = Shell()("status", place)
+        assert (done.exit_code in {1, 2}, said in done.stderr) == (True, True)

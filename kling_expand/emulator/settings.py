@@ -77,9 +77,7 @@ class Settings:
     work_seconds: float = _option(2.0, "seconds from processing to the end; painting may take longer")
     jitter: float = _option(0.0, "sigma of a log-normal factor on queue and work seconds")
     seed: int = _option(0, "seed of jitter, faults and painted pictures", fixed=True)
-    engine: str = _option(
-        "patchmatch", "painting engine: patchmatch, migan:PATH, or flat for load tests", fixed=True
-    )
+    engine: str = _option("patchmatch", "painting engine: patchmatch, or flat for load tests", fixed=True)
     workers: int = _option(2, "pictures painted at the same time", fixed=True, parser=_check_workers)
     misregister: str = _option(
         "",

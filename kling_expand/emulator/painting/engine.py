@@ -13,7 +13,7 @@ from .canvas import Canvas
 
 
 class UnknownEngine(ValueError):
-    """There is no engine of this name, or something it needs is missing; the message says which."""
+    """There is no engine of this name; the message says which there are."""
 
 
 class Engine(Protocol):

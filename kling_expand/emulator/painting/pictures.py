@@ -39,21 +39,14 @@ class Picture:
 
 
 def find_engine(name: str) -> Engine:
-    """Return the engine of a name: patchmatch, flat, or migan:PATH with a weights file.
+    """Return the engine of a name: patchmatch, or flat.
 
     Raises:
-        UnknownEngine: when there is no such engine, or something it needs is missing.
+        UnknownEngine: when there is no such engine.
     """
-    kind, _, weights = name.partition(":")
-    if kind == "migan":
-        from .migan import load_engine  # imported here because its runtime is an extra of its own
-
-        return load_engine(weights)
-    try:
-        return _ENGINES[name]
-    except KeyError:
-        known = ", ".join([*sorted(_ENGINES), "migan:PATH"])
-        raise UnknownEngine(f"engine must be one of {known}, got {name!r}") from None
+    if name not in _ENGINES:
+        raise UnknownEngine(f"engine must be {' or '.join(sorted(_ENGINES))}, got {name!r}")
+    return _ENGINES[name]
 
 
 def outpaint(

@@ -181,15 +181,19 @@ class _Lines:
         """Do nothing: each line is written at once."""
 
 
-def redirect_warnings(write: Callable[[str], None] | None) -> None:
-    """Print what the package logs from now on with *write*, or else as lines on stderr."""
+def redirect_warnings(write: Callable[[str], None] | None, *, every: bool = False) -> None:
+    """Print warnings of the package from now on with *write*, or else as lines on stderr.
+
+    Unless *every* one is wanted, those are left out that the commands put into words themselves.
+    """
     import logging  # imported here, as few commands need it
 
     logger = logging.getLogger("kling_expand")
     for handler in [each for each in logger.handlers if isinstance(getattr(each, "stream", None), _Lines)]:
         logger.removeHandler(handler)
     lines = logging.StreamHandler(_Lines(write or (lambda text: click.echo(clean(text), err=True))))
-    lines.addFilter(_is_new)
+    if not every:
+        lines.addFilter(_is_new)
     logger.addHandler(lines)
 
 

@@ -14,7 +14,7 @@ Any number of machines execute them with ``kling-expand fleet worker``, which ru
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -273,7 +273,7 @@ class Fleet:
             await self.database.fetch(_INSERT, self.queue, TASK, priority, list(map(Jsonb, batch)))
         return len(batch)
 
-    async def results(self) -> AsyncIterator[JobOutcome]:
+    async def results(self) -> AsyncGenerator[JobOutcome, None]:
         """Yield the outcome of each job, oldest first, and further ones as they come, until no job is open.
 
         Raises:

@@ -4,8 +4,9 @@ import asyncio
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -22,29 +23,40 @@ from kling_expand.cli.options import (
     option,
     options,
 )
-from kling_expand.cli.terminal import FAILED, Commands, NothingDone, clean, leave, money, plural, show
-from kling_expand.models import ExpandRequest
+from kling_expand.cli.terminal import (
+    FAILED,
+    Commands,
+    NothingDone,
+    clean,
+    leave,
+    plural,
+    print_path,
+    redirect_warnings,
+    show,
+)
+from kling_expand.models import ExpandRequest, source_name
+
+from .fleet_stats import stats_lines, watch
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from kling_expand.fleet.queue import Fleet, FleetStats
+    from kling_expand.fleet.queue import Fleet
     from kling_expand.store.postgres import JobOutcome
 
 EXTRA = "this command needs the extra `fleet`: pip install 'kling-expand[fleet]'"
+NO_DATABASE = (
+    "the database of the fleet must be named: give --dsn postgresql://user@host/name, or set "
+    "KLING_FLEET_DSN; `kling-expand fleet up` starts a database on this machine to try it"
+)
 EMULATOR_SLOTS = 9  # of the emulator that `fleet up` starts
-SILENT_AFTER = 30.0  # seconds without a heartbeat
 
 
 @frozen
 class Database(OptionGroup):
     """The database of a fleet, and the run of jobs in it."""
 
-    dsn: str = option(
+    dsn: str | None = option(
         "--dsn",
         envvar="KLING_FLEET_DSN",
-        required=True,
         metavar="URL",
         help="The database, as postgresql://user@host/name; the default is KLING_FLEET_DSN.",
     )
@@ -54,11 +66,14 @@ class Database(OptionGroup):
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Fleet"]:
-        """Open the fleet; raise `NothingDone` where the extra is not installed."""
+        """Open the fleet; raise `NothingDone` where no database is named or the extra is not installed."""
+        if not self.dsn:
+            raise NothingDone(NO_DATABASE)
         try:
             from kling_expand.fleet.queue import Fleet
         except ImportError as error:
             raise NothingDone(EXTRA) from error
+        redirect_warnings(None, every=True)
         async with Fleet(self.dsn, run=self.run) as fleet:
             yield fleet
 
@@ -101,7 +116,9 @@ class SubmitOptions(OptionGroup):
     priority: int = option(
         "--priority", default=0, show_default=True, metavar="N", help="Higher ones start first."
     )
-    wait: bool = option("--wait", default=False, is_flag=True, help="Wait for the results, and print them.")
+    wait: bool = option(
+        "--wait", default=False, is_flag=True, help="Wait for the results of these jobs, and print them."
+    )
 
 
 @fleet.command()
@@ -124,34 +141,77 @@ def submit(
 ) -> None:
     """Queue each PHOTO: a file that the workers can read, a URL, or s3://… and the like."""
     how_far = geometry.geometry()
-
-    def requests() -> Iterator[ExpandRequest]:
-        for photo in chain(photos, filter(None, map(str.strip, chosen.listed or ()))):
-            yield request.request(photo, how_far)
-
-    async def main() -> int:
-        failures = 0
-        async with database.open() as fleet:
-            count = await fleet.submit_many(requests(), priority=chosen.priority)
-            click.echo(f"{plural(count, 'job')} queued", err=True)
-            if chosen.wait:
-                async for ended in fleet.results():
-                    failures += ended.status != "succeeded"
-                    _print_outcome(ended, as_json=output.as_json)
-        return failures
-
-    if asyncio.run(main()):
+    listed = filter(None, map(str.strip, chosen.listed or ()))
+    requests = (request.request(photo, how_far) for photo in chain(photos, listed))
+    if failures := asyncio.run(_submit(requests, chosen, database, as_json=output.as_json)):
+        click.echo(f"{plural(failures, 'job')} failed", err=True)
         leave(FAILED)
 
 
-def _print_outcome(ended: "JobOutcome", *, as_json: bool) -> None:
+async def _submit(
+    requests: Iterator[ExpandRequest], chosen: SubmitOptions, database: Database, *, as_json: bool
+) -> int:
+    """Queue the requests, perhaps wait for them, and return the number of failures."""
+    waiting: dict[str, str] = {}  # photos by the keys of their jobs
+
+    def noted() -> Iterator[ExpandRequest]:
+        from kling_expand.fleet.job import pack
+
+        for request in requests:
+            if chosen.wait:
+                waiting[pack(request)["key"]] = source_name(request.image)
+            yield request
+
+    began_at = time.time()
+    async with database.open() as fleet:
+        count = await fleet.submit_many(noted(), priority=chosen.priority)
+        click.echo(f"{plural(count, 'job')} queued", err=True)
+        if not chosen.wait:
+            return 0
+        if not (await fleet.stats()).workers:
+            click.echo("no worker runs yet: start one with `kling-expand fleet worker`", err=True)
+        failures = 0
+        async with aclosing(_own_outcomes(fleet, waiting, began_at)) as outcomes:
+            async for ended in outcomes:
+                failures += ended.status != "succeeded"
+                _print_outcome(ended, waiting.pop(ended.key), as_json=as_json)
+    for photo in waiting.values():
+        click.echo(clean(f"{photo}: the job is no longer queued, and it has no outcome"), err=True)
+    return failures + len(waiting)
+
+
+async def _own_outcomes(
+    fleet: "Fleet", waiting: Mapping[str, str], began_at: float
+) -> AsyncGenerator["JobOutcome", None]:
+    """Yield the outcomes of the jobs in *waiting* until it is empty, those of an earlier submission last.
+
+    A job that was submitted again has its earlier outcome until it ends again. It is also the only one of
+    a job that ended by a clock which is behind.
+    """
+    earlier: dict[str, JobOutcome] = {}
+    async with aclosing(fleet.results()) as outcomes:
+        async for ended in outcomes:
+            if ended.key not in waiting:
+                continue
+            if ended.ended_at < began_at:
+                earlier[ended.key] = ended
+                continue
+            yield ended
+            if not waiting:
+                return
+    for key in [*waiting]:
+        if key in earlier:
+            yield earlier[key]
+
+
+def _print_outcome(ended: "JobOutcome", photo: str, *, as_json: bool) -> None:
     if as_json:
-        show(asdict(ended))
+        show({"photo": photo, **asdict(ended)})
     elif ended.status == "succeeded":
         for place in ended.files or ended.urls:
-            click.echo(clean(place))
+            print_path(place)
     else:
-        click.echo(clean(f"{ended.key}: {ended.status}: {ended.error or '-'}"), err=True)
+        click.echo(clean(f"{photo}: {ended.status}: {ended.error or '-'}"), err=True)
 
 
 # ---------------------------------------------------------------------------- workers
@@ -292,47 +352,6 @@ def top(*, database: Database, every: float) -> None:
         asyncio.run(main())
 
 
-def stats_lines(stats: "FleetStats") -> list[tuple[str, str]]:
-    """Return the numbers of a fleet as names and texts."""
-    silent = sum(age > SILENT_AFTER for age, _ in stats.workers)
-    ended = ", ".join(f"{count} {status}" for status, count in sorted(stats.outcomes.items())) or "none"
-    return [
-        ("workers", f"{len(stats.workers) - silent} alive" + (f", {silent} silent" if silent else "")),
-        ("queue", f"{stats.queued} waiting, {stats.running} running"),
-        (
-            "slots",
-            f"{plural(stats.in_flight, 'picture')} at the service, {plural(stats.permits, 'permit')} taken",
-        ),
-        ("ended", f"{ended}; {stats.recent_outcomes} in the last minute"),
-        ("cost", money(float(stats.units_billed))),
-    ]
-
-
-def stats_table(stats: "FleetStats") -> "Table":
-    """Return the numbers of a fleet as a table, with a row for each worker."""
-    from rich.table import Table
-
-    table = Table(title="kling-expand fleet", show_header=False, title_justify="left", min_width=60)
-    for name, text in stats_lines(stats):
-        table.add_row(name, text)
-    for number, (age, jobs) in enumerate(stats.workers, 1):
-        mark = " (silent)" if age > SILENT_AFTER else ""
-        table.add_row(f"worker {number}", f"{plural(jobs, 'job')}, last heartbeat {age:.0f} s ago{mark}")
-    return table
-
-
-async def watch(
-    read: Callable[[], Awaitable["FleetStats"]], every: float, console: "Console | None" = None
-) -> None:
-    """Show the result of *read* every *every* seconds, until cancelled."""
-    from rich.live import Live
-
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        while True:
-            live.update(stats_table(await read()), refresh=True)
-            await asyncio.sleep(every)
-
-
 # ---------------------------------------------------------------------------- a fleet on this machine
 
 
@@ -380,7 +399,9 @@ async def _up(workers: int, output: str) -> None:
         processes = [await _start_worker(words, emulator.api_key) for _ in range(workers)]
         click.echo(cluster.dsn)
         count = plural(workers, "worker")
-        click.echo(f"{count}; next: kling-expand fleet submit PHOTO --right 0.5 --dsn …", err=True)
+        click.echo(f"{count}; next, in another terminal:", err=True)
+        click.echo(f"export KLING_FLEET_DSN='{cluster.dsn}'", err=True)
+        click.echo("kling-expand fleet submit PHOTO --right 0.5 --wait", err=True)
         await stop.wait()
         for process in processes:
             with suppress(ProcessLookupError):

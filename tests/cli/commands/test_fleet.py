@@ -14,9 +14,11 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from kling_expand.cli import root
-from kling_expand.cli.commands.fleet import stats_table, watch
+from kling_expand.cli.commands.fleet_stats import stats_table, watch
 from kling_expand.emulator import Emulator
-from kling_expand.fleet.queue import Fleet
+from kling_expand.errors import JournalError
+from kling_expand.fleet.queue import Fleet, FleetStats
+from kling_expand.testing import virtual_time
 
 pytest_plugins = ["support.postgres", "support.fleet"]
 
@@ -43,17 +45,21 @@ async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, t
     done = await asyncio.to_thread(shell, *words)
     assert done.exit_code == 1
     assert "2 jobs queued" in done.output
-    assert "refused: ImageError" in done.output
+    assert "\nmissing.png: refused: ImageError" in done.output
+    assert "1 job failed" in done.output
     assert [str(path) for path in (tmp_path / "out").iterdir()] == [
         line for line in done.output.split("\n") if "/out/" in line
     ]
+    # Those of another submission are neither printed nor counted.
+    alone = await asyncio.to_thread(shell, "submit", *at, "--right", "0.25", str(photo), "--wait")
+    assert (alone.exit_code, alone.output.count("/out/"), "refused" in alone.output) == (0, 1, False)
     as_json = (await asyncio.to_thread(shell, *words, "--json")).output
     assert {"succeeded", "refused"} == {
         json.loads(line)["status"] for line in as_json.splitlines() if "{" in line
     }
-    assert "1 refused, 1 succeeded" in (await asyncio.to_thread(shell, "status", *at)).output
+    assert "1 refused, 2 succeeded" in (await asyncio.to_thread(shell, "status", *at)).output
     status = (await asyncio.to_thread(shell, "status", *at, "--json")).output
-    assert json.loads(status)["units_billed"] == 8
+    assert json.loads(status)["units_billed"] == 16
     worker.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(worker.wait(), 20) == 0
 
@@ -100,6 +106,51 @@ async def test_the_live_view_is_drawn_again_and_again(fleet: Fleet) -> None:
         "$0.06",
     ):
         assert words in text
+
+
+@virtual_time
+async def test_the_live_view_says_that_the_database_is_gone() -> None:
+    """While the database does not answer, the last numbers stay with their age, until it answers again."""
+    console = Console(record=True, width=30, force_terminal=True)
+    stats = FleetStats(
+        queued=1,
+        running=0,
+        workers=(),
+        in_flight=0,
+        permits=0,
+        units_billed=0,
+        outcomes={},
+        recent_outcomes=0,
+        states={},
+    )
+    reads = 0
+
+    async def read() -> FleetStats:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            await asyncio.sleep(5)
+        if reads == 3:
+            raise JournalError("away")
+        return stats
+
+    watching = asyncio.create_task(watch(read, 1.0, console))
+    await asyncio.sleep(4.5)
+    assert "no answer from the" in console.export_text(clear=False)
+    assert "numbers are 4 s old" in " ".join(console.export_text().split())
+    await asyncio.sleep(5)
+    assert "no answer" not in console.export_text().split("kling-expand fleet")[-1]
+    watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching
+
+
+def test_a_missing_database_says_how_to_name_one() -> None:
+    """Without --dsn the message names the variable, and the command that starts a database."""
+    done = shell("status")
+    assert done.exit_code == 2
+    assert "KLING_FLEET_DSN" in done.output
+    assert "fleet up" in done.output
 
 
 async def test_the_live_view_ends_with_ctrl_c(fleet: Fleet) -> None:

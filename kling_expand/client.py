@@ -17,9 +17,18 @@ import aiohttp
 
 from .api import codec
 from .api.session import Session, SessionSource
-from .config import Auth, Settings, SettingsOptions, account_name, check_options, credentials, webhook_secret
+from .config import (
+    Auth,
+    Settings,
+    SettingsOptions,
+    account_name,
+    check_options,
+    credentials,
+    enable_logging,
+    webhook_secret,
+)
 from .errors import ClientClosed, InvalidRequest
-from .events import Listener, Stats, StatsCollector
+from .events import EventLog, Listener, Stats, StatsCollector
 from .geometry import Geometry
 from .jobs.bulk import BoundedMap, Outcome, Requests
 from .jobs.future import (
@@ -77,7 +86,7 @@ class KlingClient:
             makes a new one. The file belongs to one service and account; another is refused.
         schedule: says when tasks are polled.
         slots: may be shared with other clients of the account in the same event loop.
-        listener: is called with every `Event`.
+        listener: is called with every `Event`; several may be given.
         webhook_secret: the console's, or several while one replaces another.
         http: an aiohttp session of your own, which is used as it is and never closed. Or a function that
             makes one, which is called in the client's event loop at each opening. That one is closed.
@@ -106,7 +115,7 @@ class KlingClient:
         trace_configs: list[aiohttp.TraceConfig] | None = None,
         slots: Slots | None = None,
         schedule: PollSchedule | None = None,
-        listener: Listener | None = None,
+        listener: Listener | Sequence[Listener] | None = None,
         rng: Random | None = None,
         clock: Callable[[], float] = time.time,
         **options: Unpack[SettingsOptions],
@@ -118,14 +127,14 @@ class KlingClient:
         self._deadline = deadline
         self._flow = Flow()
         self._rng = rng = rng or Random()
-        self._collector = StatsCollector(listener)
+        self._log = EventLog()
+        self._collector = StatsCollector(self._log, listener)
         emit = self._collector.emit
         self._session = session = Session(
             settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, emit=emit, clock=clock
         )
-        reads = _Reads(session, settings.dialect)
         self._poller = Poller(
-            reads,
+            _Reads(session, settings.dialect),
             schedule or AdaptiveSchedule(rng),
             poll_timeout=settings.poll_timeout,
             refusal_timeout=settings.refusal_timeout,
@@ -145,6 +154,7 @@ class KlingClient:
         return f"<KlingClient {self.settings.base_url} {self._auth!r} {len(self._poller)} open>"
 
     async def __aenter__(self) -> Self:
+        enable_logging()
         async with AsyncExitStack() as stack:
             if self._owns_store:
                 await stack.enter_async_context(self._store)
@@ -177,6 +187,7 @@ class KlingClient:
                     await asyncio.gather(*(TaskFuture(record).wait() for record in self._poller.records()))
             finally:
                 running = await self._give_up()
+        self._log.flush()
         return running
 
     async def _give_up(self) -> tuple[TaskFuture, ...]:

@@ -1,6 +1,7 @@
 """Settings with their defaults, credentials, and the only reader of the environment."""
 
 import hashlib
+import logging
 import math
 import os
 import re
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BASE_URL = "https://api-singapore.klingai.com"  # outside China (doc)
 PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 LIFE = 1800.0  # seconds a token lives (doc)
 MARGIN = 300.0  # seconds before the end of a token from which it is not used any more
@@ -438,6 +441,26 @@ def _fingerprint(key: str) -> str:
 def webhook_secret(given: str | None = None, environ: Mapping[str, str] | None = None) -> str | None:
     """Return the console's Webhook Secret (``whsec_…``): *given*, or ``KLING_WEBHOOK_SECRET``."""
     return (given or _environ(environ).get("KLING_WEBHOOK_SECRET", "")).strip() or None
+
+
+def enable_logging(environ: Mapping[str, str] | None = None) -> None:
+    """Write the log of the package to stderr if ``KLING_LOG`` names a level, such as ``debug``.
+
+    Raises:
+        ConfigurationError: it names none.
+    """
+    word = _environ(environ).get("KLING_LOG", "").strip()
+    if not word:
+        return
+    if word.lower() not in LOG_LEVELS:
+        raise misconfigured("KLING_LOG", repr(word), f"must be {', '.join(LOG_LEVELS)}")
+    logger = logging.getLogger("kling_expand")
+    logger.setLevel(word.upper())
+    if not any(each.name == __name__ for each in logger.handlers):
+        handler = logging.StreamHandler()
+        handler.name = __name__
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
 
 
 def _environ(given: Mapping[str, str] | None) -> Mapping[str, str]:

@@ -84,14 +84,25 @@ __all__ = [
 ]
 
 
+def printable(text: str) -> str:
+    """Return *text* with control characters, such as a terminal's escape sequences, shown as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 class KlingError(Exception):
-    """The base class of all errors. `task_id` and `external_task_id` are None where no task exists."""
+    """The base class of all errors. `task_id` and `external_task_id` are None where no task exists.
+
+    A message may quote the service or a file name, so control characters in it are shown as escapes.
+    """
 
     retryable: bool = False
 
     def __init__(
         self, message: str = "", *, task_id: str | None = None, external_task_id: str | None = None
     ) -> None:
+        message = printable(message)
         super().__init__(message)
         self.message: str = message
         self.task_id: str | None = task_id
@@ -99,7 +110,7 @@ class KlingError(Exception):
 
     def __str__(self) -> str:
         ids = [f"{name}={value}" for name, value in self._details().items() if value is not None]
-        return f"{self.message} ({', '.join(ids)})" if ids else self.message
+        return printable(f"{self.message} ({', '.join(ids)})" if ids else self.message)
 
     def __reduce__(self) -> Any:
         return _rebuild, (type(self), self.args, self.__dict__.copy())

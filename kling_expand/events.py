@@ -1,21 +1,40 @@
-"""Events of a client as they happen, and the statistics made of them, without clock or I/O."""
+"""Events of a client as they happen, and what is made of them: statistics and lines of the log.
 
+==========  =====================  ==================================================================
+level       logger                 one line for
+==========  =====================  ==================================================================
+INFO        `kling_expand.jobs`    each end of a job
+WARNING     `kling_expand.calls`   each retry, and each pause of a route
+DEBUG       `kling_expand.calls`   each request, without its body
+==========  =====================  ==================================================================
+
+A line names the job by its number and ids, the route, the attempt and the wait. Of each kind of event there
+is at most one line a second, but for requests: later ones are held back and follow together in the next line.
+"""
+
+import asyncio
 import logging
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from enum import StrEnum
+from itertools import chain
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import field, frozen
 
-from .errors import KlingError, SubmissionUnknown
+from .errors import KlingError, SubmissionUnknown, printable
 from .models import Status, Task
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
 _logger = logging.getLogger(__name__)
+_calls, _jobs = logging.getLogger("kling_expand.calls"), logging.getLogger("kling_expand.jobs")
 
+LOG_INTERVAL = 1.0  # seconds between two lines about one kind of event
+MAX_HELD = 200  # events that one line names
 WINDOW = 1024  # number of the newest values from which quantiles are computed
 
 
@@ -30,13 +49,34 @@ class EventKind(StrEnum):
     MERGED = "merged"  # the job is the same as another of this client, which serves its futures
     ENDED = "ended"  # its task succeeded or failed
     FAILED = "failed"  # the job ended without an end of its task being known
+    RETRY = "retry"  # a call, or a download, has failed and is tried again
+    PAUSE = "pause"  # a route pauses, because the service said that there were too many requests
+
+
+CALLS = frozenset({EventKind.CREATE, EventKind.READ, EventKind.LIST})
+
+
+class Caller(NamedTuple):
+    """The job that calls are made for."""
+
+    number: int | None = None
+    external_task_id: str | None = None
+    task_id: str | None = None
+
+
+# Set in the asyncio task of each job and each poll, and read where calls are made. It must not refer to a
+# job, because a connection keeps the context that it was made in.
+CALLER: ContextVar[Caller] = ContextVar("kling_expand_caller", default=Caller())  # noqa: B039 - immutable
 
 
 class Event(NamedTuple):
     """One event. `seconds` is how long the call, or the task, took.
 
     `latency` is the time from the end of a task to the answer that showed it, both by the service's clock.
-    `number` is that of the job's future: all events of one job have it, those of calls have none.
+    `number` is that of the job's future: all events of one job have it, also those of calls made for it.
+    `route` says what was called: create, read, list or download. `attempt` counts from 1. `wait` is in
+    seconds: until the next try (None where that is not known), the length of a pause, or how long a pause
+    held back this call.
     """
 
     kind: EventKind
@@ -46,6 +86,10 @@ class Event(NamedTuple):
     seconds: float | None = None
     latency: float | None = None
     number: int | None = None
+    task_id: str | None = None
+    route: str | None = None
+    attempt: int | None = None
+    wait: float | None = None
 
 
 Listener = Callable[[Event], object]
@@ -88,10 +132,11 @@ class Stats:
 
 
 class StatsCollector:
-    """A collector that adds up events, and passes each on to *listener*."""
+    """A collector that adds up events, and passes each on to *listeners*: one, several, or None."""
 
-    def __init__(self, listener: Listener | None = None) -> None:
-        self._listener = listener
+    def __init__(self, *listeners: Listener | Sequence[Listener] | None) -> None:
+        several = (each if isinstance(each, Sequence) else [each] for each in listeners if each)
+        self._listeners = tuple(chain.from_iterable(several))
         self._counts: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._billed: Decimal | int = 0
@@ -105,11 +150,11 @@ class StatsCollector:
             self._ended(event.task, event)
         elif event.kind is EventKind.FAILED:
             self._counts["unknown"] += isinstance(event.error, SubmissionUnknown)
-        elif event.error is not None:
+        elif event.error is not None and event.kind in CALLS:
             self._errors[type(event.error).__name__] += 1
-        if self._listener is not None:
+        for listener in self._listeners:
             try:
-                self._listener(event)
+                listener(event)
             except Exception:
                 _logger.exception("the listener failed on %s", event.kind)
 
@@ -153,3 +198,100 @@ def _quantiles(values: deque[float]) -> Quantiles:
     ordered = sorted(values)
     last = len(ordered) - 1
     return Quantiles(ordered[round(last * 0.5)], ordered[round(last * 0.95)], ordered[last])
+
+
+# ---------------------------------------------------------------------------- the log
+
+
+class EventLog:
+    """A listener that writes events to the log, as the top of this module says."""
+
+    def __init__(self) -> None:
+        self._written_at: defaultdict[str, float] = defaultdict(lambda: -inf)
+        self._held: dict[str, list[str]] = {}  # of each kind, what waits for the next line
+        self._more: Counter[str] = Counter()  # held events that are only counted
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Write one event, or hold it back."""
+        if event.kind in CALLS:
+            if _calls.isEnabledFor(logging.DEBUG):
+                _calls.debug("%s", _call_text(event))
+        elif event.kind in {EventKind.RETRY, EventKind.PAUSE}:
+            if _calls.isEnabledFor(logging.WARNING):
+                self._write(f"{event.kind} {event.route}", _retry_text(event))
+        elif event.kind in {EventKind.ENDED, EventKind.FAILED} and _jobs.isEnabledFor(logging.INFO):
+            self._write(str(event.kind), _end_text(event))
+
+    def flush(self) -> None:
+        """Write what is held back. The next event may come from another event loop."""
+        for kind in tuple(self._held):
+            self._write_held(kind)
+        self._written_at.clear()
+
+    def _write(self, kind: str, text: str) -> None:
+        loop = asyncio.get_running_loop()
+        if kind in self._held:
+            self._hold(kind, text)
+        elif loop.time() - self._written_at[kind] >= LOG_INTERVAL:
+            self._line(kind, text)
+        else:
+            self._held[kind] = [text]
+            self._timers[kind] = loop.call_at(self._written_at[kind] + LOG_INTERVAL, self._write_held, kind)
+
+    def _hold(self, kind: str, text: str) -> None:
+        held = self._held[kind]
+        if len(held) < MAX_HELD:
+            held.append(text)
+        else:
+            self._more[kind] += 1
+
+    def _write_held(self, kind: str) -> None:
+        self._timers.pop(kind).cancel()
+        held, more = self._held.pop(kind), self._more.pop(kind, 0)
+        rest = f"; and {more} more" if more else ""
+        together = len(held) + more
+        self._line(kind, f"{together} more: {'; '.join(held)}{rest}" if together > 1 else held[0])
+
+    def _line(self, kind: str, text: str) -> None:
+        self._written_at[kind] = asyncio.get_running_loop().time()
+        if kind in {EventKind.ENDED, EventKind.FAILED}:
+            _jobs.info("%s", text)
+        else:
+            _calls.warning("%s", text)
+
+
+def _name(event: Event) -> str:
+    """Return the number and ids of the job."""
+    ids = (event.external_task_id, event.task.task_id if event.task else event.task_id)
+    known = ", ".join(dict.fromkeys(each for each in ids if each))
+    number = "a call without a job" if event.number is None else f"job {event.number}"
+    return f"{number} ({known})" if known else number
+
+
+def _reason(event: Event) -> str:
+    return f"{type(event.error).__name__}: {event.error.message}" if event.error else "no reason"
+
+
+def _call_text(event: Event) -> str:
+    took = f"{event.seconds or 0.0:.3f} s"
+    held = f", held back for {event.wait:.1f} s" if event.wait else ""
+    outcome = _reason(event) if event.error else "answered"
+    return f"{event.route} for {_name(event)}, attempt {event.attempt}: {outcome} after {took}{held}"
+
+
+def _retry_text(event: Event) -> str:
+    if event.kind is EventKind.PAUSE:
+        return f"no {event.route} for {event.wait or 0.0:.1f} s, after {_name(event)}: {_reason(event)}"
+    again = "is tried again later" if event.wait is None else f"is tried again in {event.wait:.1f} s"
+    return f"{event.route} for {_name(event)} failed, attempt {event.attempt}, {again}: {_reason(event)}"
+
+
+def _end_text(event: Event) -> str:
+    task = event.task
+    if event.error is not None or task is None:
+        return f"{_name(event)} ended with {_reason(event)}"
+    took = f" after {event.seconds:.1f} s" if event.seconds is not None else ""
+    if task.status is not Status.SUCCEED:
+        return f"{_name(event)} failed{took}: {printable(task.task_status_msg or 'no reason')}"
+    return f"{_name(event)} succeeded{took}: {len(task.images)} pictures, {task.units or 0} units"

@@ -1,5 +1,8 @@
 """Statistics of events, compared with values calculated by hand."""
 
+import asyncio
+import logging
+import re
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -8,8 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_expand.errors import APIError, KlingError, RateLimited, SubmissionUnknown
-from kling_expand.events import WINDOW, Event, EventKind, Quantiles, Stats, StatsCollector
+from kling_expand.events import (
+    MAX_HELD,
+    WINDOW,
+    Event,
+    EventKind,
+    EventLog,
+    Quantiles,
+    Stats,
+    StatsCollector,
+)
 from kling_expand.models import Task
+from kling_expand.testing import virtual_time
 
 SUCCEEDED = Task("1", "succeed", final_unit_deduction="8")
 FAILED = Task("2", "failed")
@@ -62,8 +75,10 @@ def test_each_event_counts_once_and_in_one_place(chosen: list[int]) -> None:
 
 
 def test_errors_are_those_of_calls() -> None:
-    """Errors of calls are counted by class; a job that fails because of one adds no second error."""
+    """Errors of calls are counted by class; a job or a retry because of one adds no second error."""
     stats = stats_of(
+        Event(EventKind.RETRY, error=RateLimited()),
+        Event(EventKind.PAUSE, error=RateLimited()),
         Event(EventKind.READ, error=RateLimited()),
         Event(EventKind.LIST, error=RateLimited()),
         Event(EventKind.CREATE, error=KlingError()),
@@ -112,6 +127,7 @@ def test_only_the_newest_are_remembered() -> None:
 def test_a_listener_gets_events_in_order_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
     """Exceptions of a listener are logged and counting goes on; a `BaseException` is raised."""
     received: list[EventKind] = []
+    received_too: list[Event] = []
 
     def listener(event: Event) -> None:
         received.append(event.kind)
@@ -120,11 +136,125 @@ def test_a_listener_gets_events_in_order_and_may_fail(caplog: pytest.LogCaptureF
         if event.kind is EventKind.LIST:
             raise KeyboardInterrupt
 
-    collector = StatsCollector(listener)
+    collector = StatsCollector(listener, received_too.append)
     for kind in (EventKind.SUBMITTED, EventKind.READ, EventKind.CREATE):
         collector.emit(Event(kind))
     with pytest.raises(KeyboardInterrupt):
         collector.emit(Event(EventKind.LIST))
     assert received == [EventKind.SUBMITTED, EventKind.READ, EventKind.CREATE, EventKind.LIST]
+    assert [event.kind for event in received_too] == received[:3]
     assert (numbers(collector).reads, numbers(collector).creates) == (1, 1)
     assert "the listener failed on read" in caplog.text
+
+
+# ------------------------------------------------------------------ the log
+
+
+def lines(caplog: pytest.LogCaptureFixture, logger: str = "kling_expand") -> list[str]:
+    """Return the messages of the package's loggers."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith(logger)]
+
+
+def retry(number: int, wait: float | None = 1.5) -> Event:
+    """Return an event of a failed read of one job."""
+    error = RateLimited("too many")
+    event = Event(EventKind.RETRY, f"kx-{number}", error=error, number=number, task_id=f"t{number}")
+    return event._replace(route="read", attempt=2, wait=wait)
+
+
+@virtual_time
+async def test_a_line_names_job_route_attempt_and_wait(caplog: pytest.LogCaptureFixture) -> None:
+    """Each kind of event has its level and its line; nothing is said of a job's beginning."""
+    caplog.handler.setLevel(logging.DEBUG)
+    log = EventLog()
+    called = Event(EventKind.LIST, seconds=0.25, route="create", attempt=1)
+    for event in (
+        retry(3),
+        Event(EventKind.PAUSE, "kx-4", error=RateLimited("x"), number=4, route="create", wait=60.0),
+        Event(EventKind.ENDED, "kx-1", SUCCEEDED, seconds=12.34, number=1),
+        Event(EventKind.FAILED, "kx-5", error=SubmissionUnknown("it may exist"), number=5),
+        Event(
+            EventKind.CREATE, "kx-1", error=APIError("no"), seconds=0.25, number=1, route="create", attempt=1
+        ),
+        called._replace(route="list", wait=2.0),
+        Event(EventKind.SUBMITTED, "kx-1", number=1),
+        Event(EventKind.ACCEPTED, "kx-1", SUCCEEDED, number=1),
+        Event(EventKind.MERGED, "kx-1", number=1),
+    ):
+        log(event)
+    assert [
+        (record.levelname, record.name, record.getMessage())
+        for record in caplog.records
+        if record.name != "asyncio"
+    ] == [
+        (
+            "WARNING",
+            "kling_expand.calls",
+            "read for job 3 (kx-3, t3) failed, attempt 2, is tried again in 1.5 s: RateLimited: too many",
+        ),
+        ("WARNING", "kling_expand.calls", "no create for 60.0 s, after job 4 (kx-4): RateLimited: x"),
+        ("INFO", "kling_expand.jobs", "job 1 (kx-1, 1) succeeded after 12.3 s: 0 pictures, 8 units"),
+        ("INFO", "kling_expand.jobs", "job 5 (kx-5) ended with SubmissionUnknown: it may exist"),
+        ("DEBUG", "kling_expand.calls", "create for job 1 (kx-1), attempt 1: APIError: no after 0.250 s"),
+        (
+            "DEBUG",
+            "kling_expand.calls",
+            "list for a call without a job, attempt 1: answered after 0.250 s, held back for 2.0 s",
+        ),
+    ]
+
+
+@virtual_time
+async def test_a_storm_is_one_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    """The first line comes at once; those of the next second follow in one line, with every id."""
+    log = EventLog()
+    for number in range(30):
+        log(retry(number))
+        await asyncio.sleep(0.1)
+    log.flush()
+    found = lines(caplog)
+    assert 4 <= len(found) <= 5  # in 3 s, with the rest at the end
+    assert found[0].startswith("read for job 0 ")
+    assert re.match(r"(9|10) more: read for job 1 \(kx-1, t1\) failed.*; read for job 2 ", found[1])
+    for number in range(30):
+        assert sum(f"job {number} (kx-{number}, t{number})" in line for line in found) == 1
+    assert lines(caplog) == found
+
+
+@virtual_time
+async def test_what_is_held_back_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """A million events cost a bounded memory, and the rest is a number."""
+    log = EventLog()
+    for number in range(MAX_HELD + 50):
+        log(retry(number, None))
+    await asyncio.sleep(2)
+    (first, rest) = lines(caplog)
+    assert first.endswith("is tried again later: RateLimited: too many")
+    assert rest.startswith(f"{MAX_HELD + 49} more: read for job 1 ")
+    assert rest.endswith("; and 49 more")
+
+
+@virtual_time
+async def test_kinds_do_not_hold_back_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Each kind and route has its own second; the end of the client writes what is left."""
+    log = EventLog()
+    for route in ("read", "create", "list", "download"):
+        for _ in range(2):
+            log(retry(1)._replace(route=route))
+    assert len(lines(caplog)) == 4
+    log.flush()
+    log.flush()
+    assert len(lines(caplog)) == 8
+
+
+@virtual_time
+async def test_lines_that_no_handler_wants_are_not_made(caplog: pytest.LogCaptureFixture) -> None:
+    """A level that is switched off costs no text and no timer."""
+    caplog.set_level(logging.ERROR, "kling_expand")
+    log = EventLog()
+    for _ in range(3):
+        log(retry(1))
+        log(Event(EventKind.ENDED, "kx-1", SUCCEEDED, number=1))
+        log(Event(EventKind.READ, number=1))
+    log.flush()
+    assert lines(caplog) == []

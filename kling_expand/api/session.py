@@ -35,7 +35,7 @@ from kling_expand.errors import (
     TransportError,
     requirement,
 )
-from kling_expand.events import Event, EventKind, Listener
+from kling_expand.events import CALLER, Event, EventKind, Listener
 from kling_expand.models import shown
 
 from .codec import PATHS, Response
@@ -185,7 +185,12 @@ class RateLimitGate:
     @property
     def closed(self) -> bool:
         """Whether a caller has to wait."""
-        return self._opens_at > asyncio.get_running_loop().time()
+        return self.remaining > 0
+
+    @property
+    def remaining(self) -> float:
+        """The seconds until the pause is over; 0 without one."""
+        return max(0.0, self._opens_at - asyncio.get_running_loop().time())
 
     async def wait(self, deadline_at: float | None = None) -> None:
         """Wait until the pause is over, then a little longer, so that not all callers send at once.
@@ -314,12 +319,14 @@ class Session:
         params: Mapping[str, Any] | None = None,
         body: Callable[[], Body] | None = None,
         fresh: bool = False,
+        attempt: int = 1,
         deadline_at: float | None = None,
     ) -> T:
         """Make one request, and return what *decode* makes of its answer.
 
         The request is repeated only after a refused token, and once; *body* makes the body anew for
-        it. With *fresh* it is made on a connection of its own, never on a pooled one.
+        it. With *fresh* it is made on a connection of its own, never on a pooled one. *attempt* says in its
+        event how often it was tried.
 
         Raises:
             APIError: the service refused. `retryable` is False where it asks for too long a wait.
@@ -330,36 +337,59 @@ class Session:
         loop = asyncio.get_running_loop()
         kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
         gate = self.gates[kind]
-        began, failure, renewed = loop.time(), None, False
+        began, failure, renewed, held = loop.time(), None, False, 0.0
         try:
             while True:
                 if gate.closed:
+                    waits_from = loop.time()
                     await gate.wait(deadline_at)
+                    held += loop.time() - waits_from
                 token, sent_at = self._auth.token(), loop.time()
                 request = _Request(method, path, token, params, body and body(), fresh)
                 answer = await self._exchange(request, deadline_at)
                 try:
-                    return self._open(answer, decode, path, gate, sent_at)
-                except AuthenticationError:
+                    return self._open(answer, decode, path, kind, sent_at)
+                except AuthenticationError as error:
                     if renewed or not self._auth.renew(token, answer.server_time):
                         raise
                     renewed = True
+                    self.report_retry(kind, error, attempt, 0.0)
         except KlingError as error:
             failure = error
             raise
         finally:
-            if self._emit is not None:
-                self._emit(Event(kind, error=failure, seconds=loop.time() - began))
+            seconds = loop.time() - began
+            self._report(kind, kind, failure, attempt=attempt, wait=held or None, seconds=seconds)
+
+    def report_retry(
+        self, route: EventKind, error: KlingError, attempt: int, wait: float | None = None
+    ) -> None:
+        """Emit that a call of *route* has failed *attempt* times and is tried again in *wait* seconds."""
+        self._report(EventKind.RETRY, route, error, attempt=attempt, wait=wait)
+
+    def _report(
+        self,
+        kind: EventKind,
+        route: EventKind,
+        error: KlingError | None,
+        *,
+        attempt: int | None = None,
+        wait: float | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Emit an event with the job that calls are made for."""
+        if self._emit is not None:
+            number, external_task_id, task_id = CALLER.get()
+            event = Event(
+                kind, external_task_id, error=error, seconds=seconds, number=number, task_id=task_id
+            )
+            self._emit(event._replace(route=route, attempt=attempt, wait=wait))
 
     def _open(
-        self,
-        answer: Response,
-        decode: Callable[[Response], T],
-        path: str,
-        gate: RateLimitGate,
-        sent_at: float,
+        self, answer: Response, decode: Callable[[Response], T], path: str, kind: EventKind, sent_at: float
     ) -> T:
         """Decode an answer, and update the rate limit of its route."""
+        gate = self.gates[kind]
         try:
             value = decode(answer)
         except RateLimited as error:
@@ -367,6 +397,7 @@ class Session:
             # One bad header must not stop the route for a day: only this call is refused.
             error.retryable = asked <= longest
             gate.refuse(sent_at, min(asked, longest))
+            self._report(EventKind.PAUSE, kind, error, wait=gate.remaining)
             raise
         except NotFound as error:
             if error.code is None and path in PATHS.values():
@@ -389,13 +420,17 @@ class Session:
         Raises:
             KlingError: the last failure, as of `call`.
         """
-        retry = self.retry()
+        retry, attempt = self.retry(), 0
         while True:
+            attempt += 1
             try:
-                return await self.call("GET", path, decode, params=params, deadline_at=deadline_at)
+                return await self.call(
+                    "GET", path, decode, params=params, attempt=attempt, deadline_at=deadline_at
+                )
             except KlingError as error:
                 if (wait := retry.after(error)) is None:
                     raise
+                self.report_retry(EventKind.LIST if params else EventKind.READ, error, attempt, wait)
             await _sleep(wait, deadline_at)
 
     async def _exchange(self, request: "_Request", deadline_at: float | None) -> Response:

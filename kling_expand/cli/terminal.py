@@ -202,9 +202,8 @@ def _is_new(record: "LogRecord") -> bool:
 
     They list the tasks that continue after an interruption, and show calls that fail.
     """
-    if record.name in {"kling_expand.client", "kling_expand.jobs.future"}:
-        return False
-    return not str(record.msg).startswith("reading task")
+    own = {"kling_expand.client", "kling_expand.jobs.future", "kling_expand.calls"}
+    return record.levelname not in {"DEBUG", "INFO"} and record.name not in own
 
 
 # ---------------------------------------------------------------------------- values

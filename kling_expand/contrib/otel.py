@@ -6,7 +6,7 @@
         ...
 
 Each job is one span ``kling.expand`` from `submit` to its end, a child of the span that was current at
-`submit`, with an event ``accepted`` in between. Durations are in seconds. Metrics:
+`submit`, with events ``accepted``, ``retry`` and ``pause`` in between. Durations are in seconds. Metrics:
 
 =====================  ===============  ==============================================
 kling.jobs             counter          ended jobs, by `kling.outcome`
@@ -21,7 +21,7 @@ kling.task.latency     histogram        from a task's end to its detection
 
 from kling_expand import models
 from kling_expand.errors import KlingError, require
-from kling_expand.events import Event, EventKind
+from kling_expand.events import CALLS, Event, EventKind
 
 require("otel", "opentelemetry")
 from opentelemetry import metrics, trace
@@ -60,8 +60,12 @@ class Telemetry:
 
     def __call__(self, event: Event) -> None:
         """Record one event."""
-        if event.number is None:
+        if event.kind in CALLS:
             self._called(event)
+        elif event.kind in {EventKind.RETRY, EventKind.PAUSE}:
+            self._repeated(event)
+        elif event.number is None:
+            return
         elif event.kind is EventKind.SUBMITTED:
             self._spans[event.number] = self._tracer.start_span("kling.expand", attributes=_ids(event))
             self._open.add(1)
@@ -77,6 +81,14 @@ class Telemetry:
             about["error.type"] = type(event.error).__name__
         self._calls.add(1, about)
         self._call.record(event.seconds or 0.0, about)
+
+    def _repeated(self, event: Event) -> None:
+        """Add a retry or a pause to the span of its job."""
+        if span := self._spans.get(event.number or 0):
+            about: dict[str, str | int | float] = {"kling.call": event.route or ""}
+            about |= {"kling.attempt": event.attempt or 1, "kling.wait": event.wait or 0.0}
+            about["error.type"] = type(event.error).__name__
+            span.add_event(str(event.kind), about)
 
     def _ended(self, event: Event, span: Span | None) -> None:
         error, task = event.error, event.task

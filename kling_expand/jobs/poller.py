@@ -36,7 +36,7 @@ from kling_expand.errors import (
     TaskNotFound,
     TransportError,
 )
-from kling_expand.events import Event, EventKind, Listener
+from kling_expand.events import CALLER, Caller, Event, EventKind, Listener
 from kling_expand.models import Status, Task
 
 from .future import TaskRecord, TaskRegistry
@@ -366,6 +366,8 @@ class Poller:
 
     async def _read(self, entry: PolledTask) -> None:
         """Read one task; the caller holds a read slot."""
+        record = entry.record
+        CALLER.set(Caller(record.number, record.external_task_id, record.task_id))
         entry.stale = False
         failure: KlingError | None = None
         try:
@@ -387,6 +389,8 @@ class Poller:
         if failure is not None:
             self._failed(entry, failure)
         self._again(entry, failure)
+        if failure is not None:
+            self._report(entry, failure)
 
     def _again(self, entry: PolledTask, failure: KlingError | None = None) -> None:
         """Schedule the next single read, unless lists serve the task."""
@@ -414,10 +418,17 @@ class Poller:
         failing = now - entry.failing_since
         if self._lasts(entry, error, failing):
             entry.record.fail(error)
+
+    def _report(self, entry: PolledTask, error: KlingError) -> None:
+        """Emit that a bad answer is outlived, and when the task is read again."""
+        record = entry.record
+        if self._emit is None or record not in self._open:
             return
-        level = logging.WARNING if entry.failures == 1 else logging.DEBUG
-        ids = entry.record.any_id, entry.record.external_task_id, entry.record.number
-        logger.log(level, "reading task %s (%s, job %d) failed, polling goes on: %s", *ids, error)
+        wait = None
+        if entry.due_at is not None and entry.due_at < inf:
+            wait = max(0.0, entry.due_at - asyncio.get_running_loop().time())
+        event = Event(EventKind.RETRY, record.external_task_id, record.task, error, number=record.number)
+        self._emit(event._replace(route=EventKind.READ, attempt=entry.failures, wait=wait))
 
     def _lasts(self, entry: PolledTask, error: KlingError, failing: float) -> bool:
         """Return whether *error* ends the wait after *failing* seconds of bad answers."""
@@ -443,7 +454,9 @@ class Poller:
             entry.failing_since, entry.failures = inf, 0
             return False
         if not _belongs(entry.record, task):
-            self._failed(entry, ProtocolError(f"the service answered with another task, {task.task_id}"))
+            error = ProtocolError(f"the service answered with another task, {task.task_id}")
+            self._failed(entry, error)
+            self._report(entry, error)
             return False
         entry.failing_since, entry.failures = inf, 0
         now = asyncio.get_running_loop().time()

@@ -39,7 +39,7 @@ from kling_expand.errors import (
     RateLimited,
     TokenExpired,
 )
-from kling_expand.events import Event, EventKind, Listener
+from kling_expand.events import CALLER, Caller, Event, EventKind, Listener
 from kling_expand.models import UNITS_PER_IMAGE, ExpandRequest, Status, Task, resolve_geometry
 from kling_expand.store.base import JobIdentity, JobRecord, JobState, JobStore, PreparedRequest, identify
 
@@ -226,6 +226,7 @@ class JobRunner:
     # ------------------------------------------------------------------ one job
 
     async def _run(self, job: Job) -> None:
+        CALLER.set(Caller(job.record.number, job.record.external_task_id))
         try:
             if job.known is None and job.request is not None:
                 await self._submit(job, job.request)
@@ -312,6 +313,7 @@ class JobRunner:
             if job.fresh and known.state in _SUCCEEDED:
                 continue
             job.record.rename(known.external_task_id)
+            CALLER.set(Caller(job.record.number, known.external_task_id))
             if job.record.canonical is not job.record:
                 self._event(EventKind.MERGED, job.record)  # the same job is under way in this client
                 return
@@ -374,7 +376,9 @@ class JobRunner:
             found = await self._submitter.settle(attempt, size, job.deadline_at)
             if found is not None:
                 return found
+        tries = 0
         while True:
+            tries += 1
             first = attempt.state is AttemptState.REFUSED
             job.queued = True
             job.record.wake()  # an iterator shows it, if it still waits by then
@@ -386,9 +390,11 @@ class JobRunner:
             job.held = job.n
             try:
                 task = await self._submitter.create(create)
-            except ParallelLimit:
+            except ParallelLimit as error:
                 job.held = 0
                 self._slots.refused(job.n, epoch)
+                refused = Event(EventKind.RETRY, job.record.external_task_id, error=error)
+                self._emit(refused._replace(number=job.record.number, route=EventKind.CREATE, attempt=tries))
             else:
                 self._slots.accepted(job.n)
                 job.running = True

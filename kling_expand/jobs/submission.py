@@ -39,6 +39,7 @@ also by an earlier run. Only then the same id is sent again, on a new connection
 import asyncio
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -225,18 +226,24 @@ class Submitter:
     async def _send_until_settled(self, create: Create) -> Task:
         """Send until the task exists, is refused, or `retry_timeout` has passed without any success."""
         attempt, fresh, retry = create.attempt, False, self._session.retry()
+        report = partial(self._session.report_retry, EventKind.CREATE)
+        tries = 0
         while True:
+            tries += 1
             try:
-                return await self._send(create, fresh=fresh)
+                return await self._send(create, fresh=fresh, tries=tries)
             except DuplicateTask as error:
-                return await self._adopt(create, error)
+                return await self._adopt(create, error, tries)
             except RateLimited as error:
                 if not error.retryable:
                     raise
                 retry = self._session.retry()  # a 1302 is no failure, and the gate delays the next try
+                report(error, tries, self._session.gates[EventKind.CREATE].remaining)
                 continue
             except (TransportError, ServerError, ProtocolError) as error:
                 failure, pause = error, retry.after(error)  # lookups do not count towards the time limit
+            if pause is not None or attempt.state is AttemptState.UNCERTAIN:
+                report(failure, tries, pause)
             if attempt.state is AttemptState.UNCERTAIN:
                 found = await self.settle(attempt, create.body().size or 0, create.deadline_at)
                 if found is not None:
@@ -247,14 +254,14 @@ class Submitter:
                 await asyncio.sleep(pause)
             fresh = True  # the pooled connection may be dead
 
-    async def _send(self, create: Create, *, fresh: bool) -> Task:
+    async def _send(self, create: Create, *, fresh: bool, tries: int) -> Task:
         """Send one create, when the gate is open and there is room for its body."""
         size = min(create.body().size or 0, self._uploads.capacity)
         async with asyncio.timeout_at(create.deadline_at):
             await self._uploads.acquire(size)
         try:
             await self._wait_for_gate(create)
-            return await self._post(create, fresh=fresh)
+            return await self._post(create, fresh=fresh, tries=tries)
         finally:
             self._uploads.release(size)
 
@@ -267,13 +274,19 @@ class Submitter:
             if not gate.closed:  # a pause may have begun while the store was writing
                 return
 
-    async def _post(self, create: Create, *, fresh: bool) -> Task:
+    async def _post(self, create: Create, *, fresh: bool, tries: int) -> Task:
         attempt, sent_at = create.attempt, asyncio.get_running_loop().time()
         attempt.move(AttemptState.SENDING)
         path = codec.create_path(self.dialect)
         try:
             task = await self._session.call(
-                "POST", path, codec.decode_task, body=create.body, fresh=fresh, deadline_at=create.deadline_at
+                "POST",
+                path,
+                codec.decode_task,
+                body=create.body,
+                fresh=fresh,
+                attempt=tries,
+                deadline_at=create.deadline_at,
             )
         except DuplicateTask:
             raise  # the attempt stays `sending` until the other task has been looked up
@@ -296,7 +309,7 @@ class Submitter:
             create.attempt.move(AttemptState.REFUSED)
             raise _duplicate(create.attempt, other)
 
-    async def _adopt(self, create: Create, error: DuplicateTask) -> Task:
+    async def _adopt(self, create: Create, error: DuplicateTask, tries: int) -> Task:
         """Return the task that the service says exists, if it is this job's.
 
         Lookups may lag behind the service's own check, so they are repeated for `retry_timeout`.
@@ -307,6 +320,7 @@ class Submitter:
             attempt.move(AttemptState.REFUSED)
             other = await self._find(attempt, create.deadline_at, sent=False)
             raise _duplicate(attempt, other) from error
+        self._session.report_retry(EventKind.CREATE, error, tries)
         retry = self._session.retry()
         while True:
             found = await self._find(attempt, create.deadline_at)

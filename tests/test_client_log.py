@@ -1,0 +1,126 @@
+"""The log of a client: what it says of retries, pauses and ends, and what it never says."""
+
+import logging
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.log_secrets import SECRETS
+
+from kling_expand import ExpandRequest, KlingClient, Ratios
+from kling_expand.config import enable_logging
+from kling_expand.emulator.faults.plan import Fault
+from kling_expand.errors import ConfigurationError
+from kling_expand.events import CALLS, Event, EventKind
+from kling_expand.testing import emulated, loop_clock, virtual_time
+
+PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
+JOBS = 200
+
+
+class Lines(logging.Handler):
+    """Keeps each line with its second of virtual time."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.texts: list[str] = []
+        self.seconds: Counter[int] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("kling_expand"):
+            self.texts.append(record.getMessage())
+            self.seconds[int(loop_clock())] += 1
+
+
+@virtual_time
+async def test_every_retry_and_pause_of_a_bad_day_is_in_the_log() -> None:
+    """Of 200 jobs with 10 % faults: each retry, pause and end with its ids, at most 20 lines a second."""
+    events: list[Event] = []
+    log = Lines()
+    logging.getLogger().addHandler(log)
+    client: dict[str, Any] = {"listener": [events.append, events.append], "max_in_flight": 60}
+    try:
+        async with emulated(client, slots=50, work_seconds=12) as (emulator, kling):
+            for route in ("create", "query", "list"):
+                for fault in (Fault("reset_after"), Fault("html"), Fault("error"), Fault("error", 1302)):
+                    emulator.faults.chance(route, fault, 0.025)
+            requests = (ExpandRequest(PHOTO, Ratios(right=0.1 + n / 1000), key=f"k{n}") for n in range(JOBS))
+            outcomes = [outcome async for outcome in kling.map(requests)]
+    finally:
+        logging.getLogger().removeHandler(log)
+    assert [outcome.error for outcome in outcomes if outcome.error] == []
+    assert events[::2] == events[1::2]
+    text = "\n".join(log.texts)
+    told = [event for event in events[::2] if event.kind in {EventKind.RETRY, EventKind.PAUSE}]
+    assert len(told) > 50
+    assert {event.route for event in told} >= {"create", "read"}
+    for event in told:
+        if event.number is not None:
+            assert f"job {event.number} ({event.external_task_id}" in text
+            assert event.attempt or event.kind is EventKind.PAUSE
+    for outcome in outcomes:
+        assert outcome.result is not None
+        assert len(re.findall(rf"job \d+ \({outcome.result.external_task_id}, \d+\) succeeded", text)) == 1
+    assert max(log.seconds.values()) <= 20
+    assert not [secret for secret in SECRETS if secret in text]
+    assert "base64" not in text
+    assert "/9j/" not in text
+    assert max(map(len, log.texts)) < 40_000
+
+
+@virtual_time
+async def test_events_of_calls_name_their_job() -> None:
+    """A create and the reads for a job carry its number and id; a call of the user carries none."""
+    events: list[Event] = []
+    async with emulated({"listener": events.append}) as (emulator, kling):
+        emulator.faults.script("create", "reset_after")
+        future = kling.submit(PHOTO, Ratios(right=0.5))
+        await future
+        await kling.list()
+    calls = [event for event in events if event.kind in CALLS]
+    assert {event.number for event in calls[:-1]} == {future.number}
+    assert {event.external_task_id for event in calls[:-1]} == {future.external_task_id}
+    assert (calls[-1].kind, calls[-1].number, calls[-1].route) == (EventKind.LIST, None, "list")
+    assert all(event.attempt == 1 for event in calls)
+    (retried,) = [event for event in events if event.kind is EventKind.RETRY]
+    assert (retried.number, retried.route, retried.attempt) == (future.number, "create", 1)
+    assert retried.wait is not None
+
+
+@virtual_time
+async def test_a_refusal_for_want_of_slots_is_a_retry(caplog: pytest.LogCaptureFixture) -> None:
+    """A 1303 that is outlived is in the log with the job that it met."""
+    async with emulated({"max_in_flight": 9}, slots=1, work_seconds=5) as (emulator, kling):
+        futures = [kling.submit(PHOTO, Ratios(right=0.1 + n / 10)) for n in range(3)]
+        for future in futures:
+            await future
+        assert emulator.account.refusals[1303] > 0
+    told = [text for text in caplog.messages if "ParallelLimit" in text]
+    assert told
+    assert "create for job" in told[0]
+    assert "is tried again later" in told[0]
+
+
+async def test_a_script_switches_the_log_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`KLING_LOG=debug` writes to stderr, once however many clients there are; another word is an error."""
+    logger = logging.getLogger("kling_expand")
+    before, level = list(logger.handlers), logger.level
+    try:
+        enable_logging({})
+        assert logger.handlers == before
+        monkeypatch.setenv("KLING_LOG", "Debug")
+        for _ in range(3):
+            async with KlingClient(api_key="k"):
+                pass
+        logging.getLogger("kling_expand.calls").debug("a line for scripts")
+        assert capfd.readouterr().err.count("DEBUG kling_expand.calls: a line for scripts") == 1
+        monkeypatch.setenv("KLING_LOG", "loud")
+        with pytest.raises(ConfigurationError, match=r"KLING_LOG must be debug, .*, got 'loud'"):
+            await KlingClient(api_key="k").__aenter__()
+    finally:
+        logger.handlers[:] = before
+        logger.setLevel(level)

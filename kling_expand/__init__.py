@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .events import EventKind, Quantiles, Stats
     from .geometry import Padding, Ratios, ToAspect, ToSize, Towards, calculate_expansion_ratios
     from .jobs.bulk import Outcome
-    from .jobs.future import ExpandResult, TaskFuture
+    from .jobs.future import ExpandResult, ResultImage, TaskFuture
     from .jobs.poll_schedule import AdaptiveSchedule
     from .jobs.scheduler import Slots
     from .models import Dialect, ExpandRequest
@@ -42,6 +42,7 @@ __all__ = [
     "Padding",
     "Quantiles",
     "Ratios",
+    "ResultImage",
     "Slots",
     "StaticKey",
     "Stats",

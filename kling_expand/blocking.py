@@ -36,10 +36,11 @@ from .config import Settings
 from .errors import ClientClosed, DeadlineExceeded, KlingError
 from .events import Stats
 from .jobs import bulk, future
-from .models import ExpandRequest, Image, Task
+from .models import ExpandRequest, Task
+from .serialization import Serializable
 from .webhooks import WebhookEvent
 
-__all__ = ["ExpandResult", "KlingClient", "Outcome", "TaskFuture"]
+__all__ = ["ExpandResult", "KlingClient", "Outcome", "ResultImage", "TaskFuture"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -123,12 +124,54 @@ def _described(
     return blocking
 
 
-class ExpandResult(BlockingProxy[future.ExpandResult]):
-    """A succeeded task, and the way to save its images."""
+class ResultImage(BlockingProxy[future.ResultImage]):
+    """An expanded image whose bytes can be read."""
+
+    @from_coroutine(future.ResultImage.read)
+    def read(self, content: bytes) -> bytes:
+        return content
+
+    @from_generator(future.ResultImage.stream)
+    def stream(self, chunk: bytes) -> bytes:
+        return chunk
+
+    @property
+    def index(self) -> int:
+        """The number of the image within its task, from 0."""
+        return self._inner.index
+
+    @property
+    def url(self) -> str:
+        """The URL of the image, which lives 30 days."""
+        return self._inner.url
+
+    @property
+    def watermark_url(self) -> str | None:
+        """The URL of its copy with a watermark, or None without one."""
+        return self._inner.watermark_url
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the number and the URLs as JSON types."""
+        return self._inner.to_dict()
+
+
+class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
+    """A succeeded task, and the way to save and read its images.
+
+    It can be pickled. The copy in another process has no client: its URLs can be read, but not saved.
+    """
 
     @from_coroutine(future.ExpandResult.save)
     def save(self, paths: tuple[Path, ...]) -> tuple[Path, ...]:
         return paths
+
+    @from_coroutine(future.ExpandResult.upload)
+    def upload(self, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return urls
+
+    @from_coroutine(future.ExpandResult.read)
+    def read(self, contents: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        return contents
 
     @property
     def task(self) -> Task:
@@ -141,14 +184,19 @@ class ExpandResult(BlockingProxy[future.ExpandResult]):
         return self._inner.request
 
     @property
+    def name(self) -> str | None:
+        """The photo's own name, after which the images are named."""
+        return self._inner.name
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The paths to which an earlier run saved the images, if a store knows them and they still exist."""
         return self._inner.files
 
     @property
-    def images(self) -> tuple[Image, ...]:
+    def images(self) -> tuple[ResultImage, ...]:
         """The expanded images; their URLs live 30 days."""
-        return self._inner.images
+        return tuple(ResultImage(image, self._thread) for image in self._inner.images)
 
     @property
     def task_id(self) -> str:
@@ -159,6 +207,23 @@ class ExpandResult(BlockingProxy[future.ExpandResult]):
     def external_task_id(self) -> str | None:
         """The caller's id or the generated one; None where neither is known."""
         return self._inner.external_task_id
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the ids, the images, the files, the request and the task as JSON types."""
+        return self._inner.to_dict()
+
+    def __reduce__(self) -> Any:
+        return _without_thread, (self._inner,)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
+
+
+def _without_thread(result: future.ExpandResult) -> ExpandResult:
+    return ExpandResult(result, LoopThread())
 
 
 class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[ExpandResult]):
@@ -277,28 +342,37 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         return self._inner.error
 
 
-@frozen
-class Outcome:
-    """The end of one of many requests: either `result` or `error` is set."""
+@frozen(eq=False)
+class Outcome(Serializable):
+    """The end of one of many requests; see `kling_expand.Outcome`."""
 
     index: int
-    request: ExpandRequest
+    request: ExpandRequest | Any  # or None, which only the rows of mappings and functions need to check
     result: ExpandResult | None = None
     error: KlingError | None = None
+    files: tuple[Path, ...] = ()
+
+    def __reduce__(self) -> Any:
+        request = future.portable(self.request)
+        return Outcome, (self.index, request, self.result, self.error, self.files)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
 
 
 def _from_map(
     method: Callable[Concatenate[Any, bulk.Requests, P], AsyncGenerator[T, None]],
-) -> Callable[
-    [Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, Iterable[ExpandRequest], P], Iterator[R]]
-]:
+) -> Callable[[Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, Iterable[bulk.Row], P], Iterator[R]]]:
     """Make a method like `from_generator`, whose requests are read outside the event loop.
 
     So the iterable may wait, for example for a queue or for the same client.
     """
 
     async def outcomes(
-        inner: Any, requests: Iterable[ExpandRequest], /, *args: P.args, **kwargs: P.kwargs
+        inner: Any, requests: Iterable[bulk.Row], /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncGenerator[T, None]:
         async with aclosing(method(inner, pull(requests), *args, **kwargs)) as found:
             async for outcome in found:
@@ -307,7 +381,7 @@ def _from_map(
     outcomes.__name__, outcomes.__doc__ = method.__name__, method.__doc__
     signature = inspect.signature(method)
     parameters = [
-        each.replace(annotation=Iterable[ExpandRequest]) if name == "requests" else each
+        each.replace(annotation=Iterable[bulk.Row]) if name == "requests" else each
         for name, each in signature.parameters.items()
     ]
     outcomes.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # the same
@@ -387,7 +461,7 @@ class KlingClient(BlockingProxy[client.KlingClient]):
     @_from_map(client.KlingClient.map)
     def map(self, outcome: bulk.Outcome) -> Outcome:
         result = ExpandResult(outcome.result, self._thread) if outcome.result else None
-        return Outcome(outcome.index, outcome.request, result, outcome.error)
+        return Outcome(outcome.index, outcome.request, result, outcome.error, outcome.files)
 
     @from_generator(client.KlingClient.resume)
     def resume(self, resumed: future.TaskFuture) -> TaskFuture:

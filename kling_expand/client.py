@@ -61,7 +61,10 @@ from .store.base import UNFINISHED, JobState, JobStore, MemoryStore
 
 if TYPE_CHECKING:
     from .downloads.downloader import Downloads
+    from .downloads.files import SaveOptions
     from .webhooks import Body, Headers, WebhookEvent, Webhooks
+
+SAVES = 32  # jobs of a `map` that are read ahead while earlier ones are saved
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -272,6 +275,7 @@ class KlingClient:
         deadline: float | None = None,
         priority: int = 0,
         fresh: bool = False,
+        save_to: str | os.PathLike[str] | None = None,
     ) -> AsyncGenerator[Outcome, None]:
         """Yield an `Outcome` for each request, as they end or (*ordered*) in the order of the requests.
 
@@ -279,18 +283,25 @@ class KlingClient:
         `max_in_flight`) are read before their outcomes are. A failure is an outcome like any other. After
         *max_failures* of them nothing more is submitted. *deadline* and *fresh* count for each job.
 
+        A request may be given as a mapping of its fields or as a function that makes it. What such a row
+        raises is its outcome, while a generator that raises has ended.
+
+        With *save_to*, a target of `ExpandResult.save`, each outcome comes with the `files` of its saved
+        pictures. A save holds no slot, and *prefetch* is by default larger by 32.
+
         Raises:
             InvalidRequest: an argument is not possible, or the requests hold something else.
             ClientClosed: the client is not open.
         """
         self._require_open()
         check(requests=requests, ordered=ordered, prefetch=prefetch, max_failures=max_failures)
-        check(deadline=deadline, priority=priority, fresh=fresh)
+        check(deadline=deadline, priority=priority, fresh=fresh, save_to=save_to)
         flow = Flow()  # alternates with other calls
         bulk = BoundedMap(
             lambda request: self._submit(request, deadline, priority, fresh=fresh, flow=flow),
             TaskFuture.cancel,
-            prefetch=prefetch or 2 * self.settings.max_in_flight,
+            prefetch=prefetch or 2 * self.settings.max_in_flight + (SAVES if save_to is not None else 0),
+            save_to=save_to,
             ordered=ordered,
             max_failures=max_failures,
         )
@@ -427,11 +438,9 @@ class KlingClient:
         job = record.job if isinstance(record.job, Job) else None
         request = job.request if job else None
         name = source_stem(request.image) if request else None
-        return ExpandResult(task, request, name, job.files if job else (), self._save)
+        return ExpandResult(task, request, name, job.files if job else (), self._save, self._read)
 
-    async def _save(
-        self, task: Task, target: str | os.PathLike[str], *, name: str | None, deadline_at: float | None
-    ) -> tuple[Path, ...]:
+    def _opened_downloads(self) -> "Downloads":
         if self._downloads is None:
             from .downloads.downloader import Downloads  # imported here, as many callers only want the URLs
 
@@ -442,7 +451,20 @@ class KlingClient:
                 rng=self._rng,
                 proxy_of=self._session.proxy_of,
             )
-        paths = await self._downloads.save(task, target, name=name, deadline_at=deadline_at)
+        return self._downloads
+
+    def _read(self, task: Task, position: int, *, deadline_at: float | None) -> AsyncGenerator[bytes, None]:
+        return self._opened_downloads().stream(task, position, deadline_at=deadline_at)
+
+    async def _save(
+        self,
+        task: Task,
+        target: str | os.PathLike[str],
+        options: "SaveOptions",
+        *,
+        deadline_at: float | None,
+    ) -> tuple[Path, ...]:
+        paths = await self._opened_downloads().save(task, target, options, deadline_at=deadline_at)
         if task.external_task_id and await self._store.get(task.external_task_id):
             await self._store.observe(task.external_task_id, task)
             await self._store.mark_saved(task.external_task_id, [path.absolute() for path in paths])

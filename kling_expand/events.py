@@ -26,6 +26,7 @@ from attrs import field, frozen
 
 from .errors import KlingError, SubmissionUnknown, printable
 from .models import Status, Task
+from .serialization import Serializable
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -104,7 +105,7 @@ class Quantiles(NamedTuple):
 
 
 @frozen(kw_only=True, eq=False)
-class Stats:
+class Stats(Serializable):
     """The statistics of a client since it was made.
 
     Jobs: those `submitted` are `waiting` (for a slot, or for their create to be settled), `running` at the

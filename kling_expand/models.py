@@ -21,6 +21,7 @@ from attrs import evolve, field, fields, frozen
 
 from .errors import GeometryError, ImageError, InvalidRequest
 from .geometry import Expansion, Geometry, ToAspect, Towards
+from .serialization import Serializable
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -95,7 +96,7 @@ STATUS_WORDS = {str(status): status for status in Status} | {"succeeded": Status
 
 
 @frozen
-class Image:
+class Image(Serializable):
     """One expanded picture. URLs live 30 days from the task's `updated_at` (doc)."""
 
     index: int
@@ -104,15 +105,15 @@ class Image:
 
 
 @frozen
-class BalanceDeduction:
+class BalanceDeduction(Serializable):
     """The price in newer answers, as decimal strings of the service."""
 
     quota: str | None = None
     list_price: str | None = None
 
 
-@frozen
-class Task:
+@frozen(weakref_slot=False)
+class Task(Serializable):
     """One snapshot of a task, as the service gave it.
 
     `task_status` is the service's own word and `status` what it means. Times are Unix
@@ -278,6 +279,7 @@ NAME = Rule(
     "must be printable text without blanks around it",
     lambda value: isinstance(value, str) and value.strip() == value and value.isprintable(),
 )
+PATH = Rule("must be a path or a template", lambda value: isinstance(value, str | os.PathLike))
 # A URL cannot end in dots, so a task with such an id could not be read.
 NOT_DOTS = Rule("must be more than dots", lambda value: value not in {".", ".."})
 ID = Rule("must be the id of one task", lambda value: isinstance(value, str) and value.isprintable())
@@ -293,7 +295,12 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
     "page_size": between(1, PAGE_SIZE),
     "prefetch": optional(WHOLE, AT_LEAST_1),
     "priority": (WHOLE,),
-    "requests": (Rule("must be an iterable or async iterable of ExpandRequest", _is_stream),),
+    "overwrite": (FLAG,),
+    "save_to": optional(PATH),
+    "target": (PATH,),
+    "timeout": optional(SECONDS),
+    "url": (TEXT,),
+    "requests": (Rule("must be an iterable or async iterable of requests", _is_stream),),
     "wait": (FLAG,),
 }
 
@@ -303,7 +310,7 @@ def as_geometry(value: Geometry | str) -> Geometry:
     return ToAspect(value) if isinstance(value, str) else value
 
 
-@frozen
+@frozen(weakref_slot=False)
 class ExpandRequest:
     """One photo to expand, checked when it is made.
 

@@ -19,7 +19,7 @@ import pytest
 import kling_expand
 from kling_expand import ExpandRequest, Padding, Ratios, Status, Task
 from kling_expand._portal import LoopThread
-from kling_expand.blocking import ExpandResult, KlingClient, Outcome, TaskFuture
+from kling_expand.blocking import ExpandResult, KlingClient, Outcome, ResultImage, TaskFuture
 from kling_expand.emulator import Emulator
 from kling_expand.errors import (
     ClientClosed,
@@ -31,6 +31,7 @@ from kling_expand.errors import (
     NotSubmitted,
     TaskNotFound,
 )
+from kling_expand.jobs.bulk import Row
 from kling_expand.jobs.poll_schedule import ExponentialSchedule
 from kling_expand.webhooks import WebhookEvent
 
@@ -183,6 +184,26 @@ def test_many_are_outcomes(kling: KlingClient, emulator: Emulator, tmp_path: Pat
         "rocket-0.png",
     ]
     assert emulator.account.images_billed == 2
+
+
+def test_a_map_saves_pictures_and_survives_a_bad_row(kling: KlingClient, tmp_path: Path) -> None:
+    """With `save_to` each outcome has its files; a row that makes no request is an outcome of its own."""
+    names = {"coffee.jpg": 0, "rocket.jpg": 1}
+    rows = [{"image": PHOTOS / name, "geometry": WIDER, "n": n} for name, n in names.items()]
+    bad, good = kling.map(rows, ordered=True, save_to=tmp_path)
+    assert isinstance(bad.error, InvalidRequest)
+    assert bad.request is None
+    assert good.files == (tmp_path / "rocket-0.png",)
+    assert good.request.image == PHOTOS / "rocket.jpg"
+
+
+def test_pictures_can_be_read_without_a_file(kling: KlingClient, tmp_path: Path) -> None:
+    """The bytes of `read` and `stream` are those that `save` writes."""
+    result = kling.expand(PHOTOS / "coffee.jpg", WIDER, n=2)
+    written = tuple(path.read_bytes() for path in result.save(tmp_path))
+    assert result.read() == written
+    assert tuple(image.read() for image in result.images) == written
+    assert b"".join(result.images[1].stream()) == written[1]
 
 
 def test_requests_may_wait_for_the_client(kling: KlingClient) -> None:
@@ -494,13 +515,17 @@ def test_help_shows_what_the_methods_return() -> None:
         (KlingClient, "tasks"): Iterator[Task],
         (KlingClient, "list"): tuple[Task, ...],
         (ExpandResult, "save"): tuple[Path, ...],
+        (ExpandResult, "upload"): tuple[str, ...],
+        (ExpandResult, "read"): tuple[bytes, ...],
+        (ResultImage, "read"): bytes,
+        (ResultImage, "stream"): Iterator[bytes],
         (TaskFuture, "accepted"): Task,
         (TaskFuture, "wait"): bool,
     }
     for (kind, name), expected in returned.items():
         assert inspect.signature(getattr(kind, name)).return_annotation == expected, name
     parameters = inspect.signature(KlingClient.map).parameters
-    assert parameters["requests"].annotation == Iterable[ExpandRequest]
+    assert parameters["requests"].annotation == Iterable[Row]
 
 
 def test_results_and_futures_have_the_same_attributes() -> None:
@@ -511,4 +536,5 @@ def test_results_and_futures_have_the_same_attributes() -> None:
 
     of_the_loop = {"deadline_at", "record", "remove_done_callback"}
     assert public(kling_expand.TaskFuture) - public(TaskFuture) == of_the_loop
-    assert public(kling_expand.ExpandResult) - public(ExpandResult) == {"name"}
+    assert public(kling_expand.ExpandResult) - public(ExpandResult) == set()
+    assert public(kling_expand.ResultImage) - public(ResultImage) == set()

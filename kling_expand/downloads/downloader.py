@@ -1,4 +1,4 @@
-"""Downloads of the pictures of a task: verified, resumed where possible, and moved into place complete.
+"""Downloads of the pictures of a task: verified, resumed where possible, and saved or read complete.
 
 A picture lies on a host that is not the API's. Nothing that the session adds by itself (``Authorization``,
 cookies, other default headers) is sent there, on any redirect. No error message contains a query string,
@@ -8,7 +8,9 @@ because the signature in it grants access.
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -28,10 +30,21 @@ from kling_expand.errors import (
     NotFound,
     ResultExpired,
     TaskNotFound,
+    require,
 )
 from kling_expand.models import Image, Status, Task
 
-from .files import OutputPaths, PartialFile, RetryLater, output_paths, remove_stale_parts
+from .files import (
+    DEFAULTS,
+    FORMATS,
+    OutputPaths,
+    PartialFile,
+    Place,
+    RetryLater,
+    SaveOptions,
+    output_paths,
+    remove_stale_parts,
+)
 
 MAX_OPEN_FILES = 16  # downloads in progress at once, over all tasks of a client
 MAX_FILE_BYTES = 200 << 20
@@ -79,72 +92,119 @@ class Downloads:
         )
         self._open_files = asyncio.Semaphore(MAX_OPEN_FILES)
         self._swept: dict[Path, None] = {}
+        self._names: dict[Path, str] = {}  # of pictures being saved, and the tasks that save them
 
     async def save(
         self,
         task: Task,
         target: str | os.PathLike[str] = ".",
+        options: SaveOptions = DEFAULTS,
         *,
-        name: str | None = None,
         deadline_at: float | None = None,
     ) -> tuple[Path, ...]:
         """Save every image of a succeeded task, and return one path for each image, by index.
 
         *target* is a directory (created if missing), the path of a single picture, or a template with the
-        fields ``name index task_id external_task_id ext``. In a directory the files are called
-        ``{name}-{index}{ext}``, where *name* defaults to the task's id. A watermarked picture is saved beside
-        the plain one as ``NAME-watermark.EXT``. *deadline_at* is a moment of the loop's clock.
+        fields ``name index task_id external_task_id ext key folder``. In a directory the files are called
+        ``{name}-{index}{ext}``. A watermarked picture is saved beside the plain one as
+        ``NAME-watermark.EXT``. *deadline_at* is a moment of the loop's clock.
+
+        Where any file but this task's has one of the names, the task's id is appended to all of them. A
+        picture that a save of this task has left there before is not fetched again.
 
         An image that fails does not stop the others. A final path never holds an incomplete picture.
         Partial files that a crashed process left in the directory are removed.
 
         Raises:
-            InvalidRequest: the task has not succeeded, or *target* is wrong. Nothing was fetched.
+            InvalidRequest: the task has not succeeded, or *target* is wrong. Nothing was fetched, unless
+                the suffix of *target* is that of another format.
+            MissingExtra: a conversion needs Pillow.
             ResultExpired: the service no longer keeps a picture.
             DownloadError: a picture could not be fetched or written.
             DeadlineExceeded: the deadline passed. The result can be saved again.
             ClientClosed: the session was closed meanwhile.
             KlingError: *refresh* failed. Like all the others it carries the ids of the task.
         """
-        try:
-            if task.status is not Status.SUCCEED:
-                raise InvalidRequest("task", task.task_status, "only a task that succeeded has results")
-            if not task.images:
-                raise DownloadError("the task succeeded, but the service lists no image")
-            ordered = evolve(task, images=by_index(task.images))
-            return await self._save(ordered, output_paths(ordered, target, name), deadline_at)
-        except KlingError as error:
-            error.task_id = error.task_id or task.task_id
-            error.external_task_id = error.external_task_id or task.external_task_id
-            raise
+        with _naming(task):
+            task = _succeeded(task)
+            paths = output_paths(task, target, options)
+            if options.format is not None:
+                require("images", "PIL")
+            try:
+                async with asyncio.timeout_at(deadline_at):
+                    return await self._save(task, paths, options)
+            except TimeoutError:
+                raise DeadlineExceeded("the deadline passed while results were being saved") from None
 
-    async def _save(self, task: Task, paths: OutputPaths, deadline_at: float | None) -> tuple[Path, ...]:
-        urls = ResultUrls(task, self._refresh)
-        jobs = [self._save_file(urls, paths, file) for file in urls.files()]
+    async def stream(
+        self, task: Task, position: int, *, deadline_at: float | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield an image in pieces, once all of it has arrived and is complete.
+
+        *position* counts the images by index.
+
+        Raises:
+            KlingError: whatever `save` raises.
+        """
+        from .spooled import CHUNK_BYTES, SpooledPicture  # imported here, as most pictures are saved
+
+        part = SpooledPicture()
         try:
-            async with asyncio.timeout_at(deadline_at):
-                outcomes = await asyncio.gather(*jobs, return_exceptions=True)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed while results were being saved") from None
+            with _naming(task):
+                urls = ResultUrls(_succeeded(task), self._refresh)
+                await part.in_thread(part.create)
+                try:
+                    async with asyncio.timeout_at(deadline_at), self._open_files:
+                        await self._download(part, urls, ResultFile(position, watermark=False))
+                except TimeoutError:
+                    raise DeadlineExceeded("the deadline passed while a result was being read") from None
+                await part.in_thread(part.rewind)
+            while chunk := await part.in_thread(part.read, CHUNK_BYTES):
+                yield chunk
+        finally:
+            await part.in_thread(part.discard)
+
+    async def _save(self, task: Task, paths: OutputPaths, options: SaveOptions) -> tuple[Path, ...]:
+        """Save every file of *task*, under the plain names if no other task has them or is about to."""
+        names = paths.path(0, "")
+        owner = self._names.setdefault(names, task.task_id)
+        try:
+            tagged = not options.overwrite and (owner != task.task_id or await asyncio.to_thread(paths.taken))
+            urls = ResultUrls(task, self._refresh)
+            files = urls.files(watermark=options.watermark)
+            place = Place(paths, tagged, options.overwrite)
+            jobs = [self._save_file(urls, file, place, options) for file in files]
+            outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        finally:
+            if owner == task.task_id:
+                self._names.pop(names, None)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
         return tuple(path for path in outcomes if isinstance(path, Path))[: len(task.images)]
 
-    async def _save_file(self, urls: "ResultUrls", paths: OutputPaths, file: "ResultFile") -> Path:
+    async def _save_file(
+        self, urls: "ResultUrls", file: "ResultFile", place: Place, options: SaveOptions
+    ) -> Path:
+        position, watermark = file.position, file.watermark
         async with self._open_files:
-            folder = paths.folder(file.position)
+            folder = place.paths.folder(position)
             part = PartialFile(folder)
             try:
+                saved = None
+                if not place.overwrite:
+                    saved = await part.in_thread(place.paths.find_saved, position, watermark=watermark)
+                if saved is not None:
+                    return saved
                 await part.in_thread(part.create)
                 if self._first_visit(folder):
                     await part.in_thread(remove_stale_parts, folder)
                 await self._download(part, urls, file)
-                target = paths.path(file.position, part.ext, watermark=file.watermark)
-                await part.in_thread(part.commit, target)
+                if options.converts(part.ext):
+                    await part.in_thread(_convert, part, options)
+                return await part.in_thread(part.commit, place, position, watermark=watermark)
             finally:
                 await part.in_thread(part.discard)
-            return target
 
     def _first_visit(self, folder: Path) -> bool:
         first = folder not in self._swept
@@ -232,6 +292,33 @@ class Downloads:
                 await part.in_thread(part.flush)
 
 
+@contextmanager
+def _naming(task: Task) -> Iterator[None]:
+    """Add the ids of *task* to the errors raised within."""
+    try:
+        yield
+    except KlingError as error:
+        error.task_id = error.task_id or task.task_id
+        error.external_task_id = error.external_task_id or task.external_task_id
+        raise
+
+
+def _succeeded(task: Task) -> Task:
+    """Return *task* with its images by index, or raise where it has no results."""
+    if task.status is not Status.SUCCEED:
+        raise InvalidRequest("task", task.task_status, "only a task that succeeded has results")
+    if not task.images:
+        raise DownloadError("the task succeeded, but the service lists no image")
+    return evolve(task, images=by_index(task.images))
+
+
+def _convert(part: PartialFile, options: SaveOptions) -> None:
+    from .convert import convert  # imported here, as few saves convert
+
+    wanted = options.format or ""
+    part.rewrite(partial(convert, picture_format=wanted, quality=options.quality), FORMATS[wanted])
+
+
 class _UrlRefused(Exception):
     """The server refused this URL, which may have expired."""
 
@@ -314,10 +401,11 @@ class ResultUrls:
         self._fresh: Task | None = None
         self._lock = asyncio.Lock()
 
-    def files(self) -> list[ResultFile]:
+    def files(self, *, watermark: bool = True) -> list[ResultFile]:
         """Return every plain picture by index, then the watermarked ones."""
         images = list(enumerate(by_index(self._task.images)))
-        marked = [ResultFile(position, watermark=True) for position, image in images if image.watermark_url]
+        wanted = [position for position, image in images if watermark and image.watermark_url]
+        marked = [ResultFile(position, watermark=True) for position in wanted]
         return [ResultFile(position, watermark=False) for position, _ in images] + marked
 
     def url(self, file: ResultFile) -> str:

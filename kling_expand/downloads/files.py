@@ -1,6 +1,13 @@
 """The files of a download: their final paths, and the hidden file in which a picture arrives.
 
-Paths are legal on every system, and distinct for each picture of a task.
+Paths are legal on every system, and distinct for each picture of a task. A name that another file has is
+not replaced: the task's id is appended to it.
+
+The modification time of a saved picture carries a mark: its fraction of a second, in nanoseconds, is a
+digest of the task and of the form in which the picture was saved. So a later save finds the pictures of its
+own task, in any process, and takes no other file for one. A picture that was edited since has lost the mark.
+Where a file system keeps no such fractions, or the file was touched, a picture is saved again under a name
+with the task's id.
 
 A partial file is named ``.kling-<16 hex digits>.part`` and lies in the directory of its target. It holds an
 exclusive ``flock`` while its process lives. So `remove_stale_parts` distinguishes a download in progress
@@ -17,22 +24,28 @@ import secrets
 import stat
 import string
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
 
 from kling_expand.api.codec import http_date
-from kling_expand.errors import DownloadError, InvalidRequest
-from kling_expand.models import Task
+from kling_expand.errors import DownloadError, InvalidRequest, KlingError
+from kling_expand.models import ImageSource, Task
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment] # the module is typed as always present
 
-FIELDS = frozenset({"folder", "name", "index", "task_id", "external_task_id", "ext"})
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FIELDS = frozenset({"name", "index", "task_id", "external_task_id", "ext", "key", "folder"})
+FORMATS = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tiff"}  # to which pictures are converted
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+_SPELLINGS = {".jpeg": ".jpg", ".tif": ".tiff"}  # the other suffixes of one format
+_LOSSY = ("jpeg", "webp")
+
+SECOND = 10**9  # nanoseconds
 
 _MAX_FIELD_BYTES = 100  # so that a few fields fit into one file name
 _MAX_NAME_BYTES = 255  # the limit of ext4, APFS and (in characters) NTFS
@@ -51,6 +64,7 @@ _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _ETAG = re.compile(r'"[!#-~]*"')
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PART_NAME = re.compile(r"\.kling-[0-9a-f]{16}\.part")
 
 
@@ -68,68 +82,204 @@ def safe_name(text: str) -> str:
     return f"{clean}~{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
+def _check_format(_options: Any, _attribute: Any, value: str | None) -> None:
+    if value is not None and value not in FORMATS:
+        raise InvalidRequest("format", repr(value), f"must be one of {', '.join(FORMATS)}")
+
+
+def _check_quality(options: "SaveOptions", _attribute: Any, value: int | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100:
+        raise InvalidRequest("quality", repr(value), "must be a whole number from 1 to 100")
+    if options.format not in _LOSSY:
+        raise InvalidRequest("quality", value, f"must come with format {' or '.join(_LOSSY)}")
+
+
+@frozen(kw_only=True)
+class SaveOptions:
+    """The names and the form in which the pictures of a task are saved.
+
+    `name` (by default the task's id), `key` and `folder` are values of a template. With `overwrite` a
+    file of the same name is replaced. With `watermark` the watermarked pictures are saved as well. A
+    `format` converts each picture, with `quality` from 1 to 100 if it is lossy.
+    """
+
+    name: str | None = None
+    key: str | None = None
+    folder: str | None = None
+    overwrite: bool = False
+    watermark: bool = True
+    format: str | None = field(default=None, validator=_check_format)
+    quality: int | None = field(default=None, validator=_check_quality)
+
+    def converts(self, ext: str) -> bool:
+        """Return whether a picture with this extension is to be converted."""
+        return self.format is not None and (FORMATS[self.format] != ext or self.quality is not None)
+
+
+DEFAULTS = SaveOptions()
+
+
 @frozen
 class OutputPaths:
-    """The paths of the results of one task; a `position` counts its images from 0."""
+    """The paths of the results of one task; a `position` counts its images from 0.
+
+    `tag` makes a name unique, and `form` is what the marks of the files are a digest of.
+    """
 
     template: str
     values: dict[str, str]
     numbers: tuple[int, ...]
+    tag: str = ""
+    form: str = ""
 
-    def path(self, position: int, ext: str, *, watermark: bool = False) -> Path:
+    def path(self, position: int, ext: str, *, watermark: bool = False, tagged: bool = False) -> Path:
         """Return the path of a picture, or of its watermarked version beside it."""
-        plain = self.template.format(**self.values, index=self.numbers[position], ext=ext)
-        return Path(_watermarked(plain) if watermark else plain)
+        path = self.template.format(**self.values, index=self.numbers[position], ext=ext)
+        for ending in [self.tag] * tagged + ["watermark"] * watermark:
+            path = with_ending(path, ending)
+        return Path(path)
 
     def folder(self, position: int) -> Path:
         """Return the directory of a picture, which does not depend on its format."""
         return self.path(position, ".png").parent
 
+    def mark(self, position: int, *, watermark: bool) -> int:
+        """Return the mark of a picture: nanoseconds below one second."""
+        text = f"{self.form} {self.numbers[position]} {watermark}"
+        return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8]) % SECOND
 
-def output_paths(task: Task, target: str | os.PathLike[str], name: str | None = None) -> OutputPaths:
+    def find_saved(self, position: int, *, watermark: bool) -> Path | None:
+        """Return where an earlier save of this task put a picture, if it still lies there."""
+        mark = self.mark(position, watermark=watermark)
+        for tagged in (False, True):
+            for suffix in SUFFIXES:
+                path = self.path(position, suffix, watermark=watermark, tagged=tagged)
+                if has_mark(path, mark):
+                    return path
+        return None
+
+    def taken(self) -> bool:
+        """Return whether any name, in any format, belongs to a file that is not this task's."""
+        for position in range(len(self.numbers)):
+            for watermark in (False, True):
+                mark = self.mark(position, watermark=watermark)
+                paths = {self.path(position, suffix, watermark=watermark) for suffix in SUFFIXES}
+                if any(os.path.lexists(path) and not has_mark(path, mark) for path in paths):
+                    return True
+        return False
+
+
+class Place(NamedTuple):
+    """Where the pictures of one task go: under *tagged* names, or under plain ones that no other file has.
+
+    With *overwrite* they replace any file.
+    """
+
+    paths: OutputPaths
+    tagged: bool = False
+    overwrite: bool = False
+
+
+def has_mark(path: Path, mark: int) -> bool:
+    """Return whether *path* is a file that carries *mark*."""
+    try:
+        found = path.lstat()
+    except (OSError, ValueError):
+        return False
+    lost = 100 if os.name == "nt" else 1  # NTFS counts in units of 100 ns
+    return stat.S_ISREG(found.st_mode) and found.st_mtime_ns % SECOND // lost == mark // lost
+
+
+def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOptions = DEFAULTS) -> OutputPaths:
     """Return the result paths for *target*: a directory, a picture's path, or a template of `FIELDS`.
 
-    The part of *name* before its last slash is the ``folder``, which a directory repeats below itself. The
-    file system is only asked whether *target* is a directory.
+    A ``~`` at its beginning is the user's home. The part of a name before its last slash is its ``folder``,
+    which a directory repeats below itself. The file system is only asked whether *target* is a directory.
 
     Raises:
-        InvalidRequest: a field is unknown, or two pictures would share one path.
+        InvalidRequest: a field is unknown, two pictures would share one path, or *target* is a URL.
     """
     wanted = os.fspath(target)
-    *folders, last = name.split("/") if name else [task.task_id]
-    values = {
-        "folder": "/".join(safe_name(folder) for folder in folders if folder),
-        "name": safe_name(last),
-        "task_id": safe_name(task.task_id),
-        "external_task_id": safe_name(task.external_task_id or task.task_id),
-    }
-    indexes = tuple(image.index for image in task.images)
-    # Positions are used, so that two images with one index do not share a path.
-    numbers = indexes if len(set(indexes)) == len(indexes) else tuple(range(len(indexes)))
+    if is_url(wanted):
+        advice = "`upload` of the result writes to an object store"
+        raise InvalidRequest("target", repr(wanted), "must be a path of this machine", advice)
+    wanted = os.path.expanduser(wanted)  # noqa: PTH111 - a Path would drop a trailing slash
+    form = f"{task.task_id} {options.format} {options.quality}"
     try:
-        found = OutputPaths(_template(wanted), values, numbers)
+        found = OutputPaths(
+            _template(wanted), _values(task, options), _numbers(task), f"{safe_name(task.task_id)}", form
+        )
         paths = [*_paths(found, ".png"), *_paths(found, ".jpeg")]
     except InvalidRequest:
         raise
     except (ValueError, OverflowError, MemoryError) as error:
         raise InvalidRequest("target", repr(wanted), f"it is not a template: {error}") from None
     _check(wanted, paths)
+    if options.format:
+        check_suffix(found.path(0, FORMATS[options.format]), FORMATS[options.format])
     return found
+
+
+def is_url(target: str) -> bool:
+    """Return whether *target* is a URL, which no path is."""
+    return _URL.match(target) is not None
+
+
+def _values(task: Task, options: SaveOptions) -> dict[str, str]:
+    """Return the values of a template's fields, and of `tree`: the folders that a name begins with."""
+    *folders, last = options.name.split("/") if options.name else [task.task_id]
+    tree = "/".join(safe_name(folder) for folder in folders if folder)
+    texts = {
+        "name": last,
+        "task_id": task.task_id,
+        "external_task_id": task.external_task_id or task.task_id,
+        "key": options.key or last,
+    }
+    values = {name: safe_name(text) for name, text in texts.items()}
+    folder = safe_name(options.folder) if options.folder else os.curdir
+    return values | {"tree": tree, "folder": tree or folder}
+
+
+def _numbers(task: Task) -> tuple[int, ...]:
+    """Return the number of each image. Positions are used where two images have one index."""
+    indexes = tuple(image.index for image in task.images)
+    return indexes if len(set(indexes)) == len(indexes) else tuple(range(len(indexes)))
+
+
+def check_suffix(path: Path, ext: str) -> None:
+    """Raise `InvalidRequest` where *path* has the suffix of another format than *ext*."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES and _SPELLINGS.get(suffix, suffix) != ext:
+        wanted = next(name for name, each in FORMATS.items() if each == _SPELLINGS.get(suffix, suffix))
+        limit = f"must end in {ext}, which is the format of the picture"
+        raise InvalidRequest("target", repr(str(path)), limit, f'format="{wanted}" converts it')
+
+
+def source_folder(source: ImageSource | None) -> str | None:
+    """Return the name of the folder that a photo lies in, or None where it has none."""
+    if isinstance(source, str) and "://" in source:
+        url = urlsplit(source)
+        return PurePath(url.path).parent.name or url.hostname
+    if isinstance(source, str | os.PathLike) and not str(source).startswith("data:"):
+        return Path(os.fspath(source)).absolute().parent.name or None
+    return None
 
 
 def _template(wanted: str) -> str:
     """Return *wanted* as a template with all the fields it needs."""
     pieces = list(string.Formatter().parse(wanted))
-    fields = [(field, spec or "") for _, field, spec, _ in pieces if field is not None]
-    for field, spec in fields:
-        if field not in FIELDS or "{" in spec:
+    fields = [(name, spec or "") for _, name, spec, _ in pieces if name is not None]
+    for name, spec in fields:
+        if name not in FIELDS or "{" in spec:
             raise InvalidRequest("target", repr(wanted), f"its fields are {', '.join(sorted(FIELDS))}")
     literal = "".join(piece[0] for piece in pieces)
     # `Path.is_dir` raises where a name is too long, or a directory cannot be searched.
     named = fields or (literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal))  # noqa: PTH112
     if named and not wanted.endswith(("/", os.sep)):
         return wanted
-    return f"{wanted or os.curdir}/{{folder}}/{{name}}-{{index}}{{ext}}"
+    return f"{wanted or os.curdir}/{{tree}}/{{name}}-{{index}}{{ext}}"
 
 
 def _paths(found: OutputPaths, ext: str) -> list[Path]:
@@ -158,10 +308,11 @@ def _normalized(path: Path) -> str:
     return os.path.normcase(os.path.normpath(path))
 
 
-def _watermarked(path: str) -> str:
+def with_ending(path: str, ending: str) -> str:
+    """Return *path* with ``-ending`` before the suffix of a picture, if it has one."""
     suffix = next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), "")
     cut = len(path) - len(suffix)
-    return f"{path[:cut]}-watermark{path[cut:]}"
+    return f"{path[:cut]}-{ending}{path[cut:]}"
 
 
 # ---------------------------------------------------------------------------- partial files
@@ -231,6 +382,8 @@ class PartialFile:
             raise cancelled
         try:
             return job.result()
+        except KlingError:
+            raise
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DownloadError(f"a file in {self._folder} cannot be written: {reason}") from error
@@ -240,7 +393,7 @@ class PartialFile:
         self._folder.mkdir(parents=True, exist_ok=True)
         while self._file is None:
             path = self._folder / f".kling-{secrets.token_hex(8)}.part"
-            file = path.open("xb", buffering=0)
+            file = path.open("x+b", buffering=0)
             if _lock(file.fileno()) and path.exists():
                 self._path, self._file = path, file
             else:  # another process removed it between the two steps
@@ -260,18 +413,46 @@ class PartialFile:
         self._batch, self.buffered, self.size = [], 0, 0
         self._head = self._tail = b""
 
-    def commit(self, target: Path) -> None:
-        """Move the file to *target*, durably: a crash leaves the old file or the new one there."""
+    def rewrite(self, convert: Callable[[bytes], bytes], ext: str) -> None:
+        """Replace the content of the complete file by what *convert* makes of it, in the format of *ext*."""
+        self._file.seek(0)
+        content = convert(self._file.readall())
+        self.restart()
+        self._batch, self.ext = [content], ext
+        self.flush()
+
+    def commit(self, place: "Place", position: int, *, watermark: bool = False) -> Path:
+        """Move the file to its final path, durably, and return that.
+
+        Raises:
+            InvalidRequest: the path has the suffix of another format.
+        """
+        paths = place.paths
+        mark = paths.mark(position, watermark=watermark)
+        first = paths.path(position, self.ext, watermark=watermark, tagged=place.tagged)
+        last = paths.path(position, self.ext, watermark=watermark, tagged=True)
+        check_suffix(first, self.ext)
+        self._set_mark(mark)
         os.fsync(self._file.fileno())
+        if fcntl is None:  # Windows moves no open file
+            self._file.close()
+        names = [first] if place.overwrite else [first, last]
+        free = (path for path in names if not place.overwrite and self._rename(path, mark))
+        path = next(free, None)
+        if path is None:
+            path = names[-1]
+            self._path.replace(path)
         self._file.close()
-        self._path.replace(target)
-        # The picture is in place. Some file systems refuse to sync a directory.
-        with contextlib.suppress(OSError):
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync_folder(path.parent)
+        return path
+
+    def _rename(self, path: Path, mark: int) -> bool:
+        """Return whether the picture is at *path* now, also because another save of its task was faster."""
+        return rename(self._path, path) or has_mark(path, mark)
+
+    def _set_mark(self, mark: int) -> None:
+        seconds = os.fstat(self._file.fileno()).st_mtime_ns // SECOND - 1  # so that it is not in the future
+        os.utime(self._path, ns=(seconds * SECOND, seconds * SECOND + mark))
 
     def discard(self) -> None:
         """Remove the file, unless it was committed or never created."""
@@ -351,6 +532,32 @@ class PartialFile:
         """
         self._validator = None
         raise RetryLater(reason)
+
+
+def rename(part: Path, target: Path) -> bool:
+    """Rename *part* to *target*, or return False where a file has that name."""
+    try:
+        os.link(part, target)
+        part.unlink(missing_ok=True)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: the name is taken by an empty file first
+        try:
+            target.open("xb").close()
+        except FileExistsError:
+            return False
+        part.replace(target)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in *folder* durable. Some file systems refuse to, and the picture is in place."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def strong_validator(headers: Mapping[str, str]) -> str | None:

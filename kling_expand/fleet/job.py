@@ -12,11 +12,9 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf
-from pathlib import Path
 from typing import Any, ClassVar
 
 from attrs import asdict, evolve, frozen
@@ -40,7 +38,6 @@ from kling_expand.errors import (
     SubmissionUnknown,
     TaskFailed,
     TransportError,
-    require,
 )
 from kling_expand.geometry import Padding, Ratios, ToAspect, ToSize, Towards
 from kling_expand.jobs.future import ExpandResult
@@ -291,8 +288,10 @@ async def load(request: ExpandRequest) -> ExpandRequest:
 
 
 def _read(location: str) -> bytes:
+    from kling_expand.downloads.objects import fsspec_module  # imported here, as most photos are files
+
     try:
-        with _fsspec().open(location, "rb") as file:
+        with fsspec_module().open(location, "rb") as file:
             content: bytes = file.read()
             return content
     except (FileNotFoundError, ValueError) as error:  # no such object, or no such kind of store
@@ -312,32 +311,9 @@ async def save(result: ExpandResult, target: str, name: str) -> tuple[str, ...]:
     Raises:
         DownloadError: when an image cannot be downloaded or written.
         MissingExtra: when the extra `objects` is not installed.
-        TransportError: when the object store cannot be written.
     """
     result = evolve(result, name=name)
+    template = target if "{" in target else f"{target.rstrip('/')}/{_TEMPLATE}"
     if in_object_store(target):
-        with tempfile.TemporaryDirectory() as folder:
-            paths = await result.save(f"{folder}/{_TEMPLATE}")
-            return await asyncio.to_thread(_upload, paths, target.rstrip("/"))
-    template = target if "{" in target else f"{target}/{_TEMPLATE}"
+        return await result.upload(template)
     return tuple(str(path.absolute()) for path in await result.save(template))
-
-
-def _upload(paths: Sequence[Path], target: str) -> tuple[str, ...]:
-    locations = tuple(f"{target}/{path.name}" for path in paths)
-    try:
-        for path, location in zip(paths, locations, strict=True):
-            with _fsspec().open(location, "wb") as file:
-                file.write(path.read_bytes())
-    except MissingExtra:
-        raise
-    except Exception as error:  # each kind of store raises its own exceptions
-        raise TransportError(f"{target} cannot be written: {error}") from error
-    return locations
-
-
-def _fsspec() -> Any:
-    require("objects", "fsspec")
-    import fsspec
-
-    return fsspec

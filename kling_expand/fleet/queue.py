@@ -14,7 +14,7 @@ Any number of machines execute them with ``kling-expand fleet worker``, which ru
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +28,7 @@ from psycopg.types.json import Jsonb
 
 from kling_expand.config import webhook_secret
 from kling_expand.errors import JournalError
-from kling_expand.jobs.bulk import Requests, each
+from kling_expand.jobs.bulk import each
 from kling_expand.models import ExpandRequest
 from kling_expand.store.base import JobState
 from kling_expand.store.postgres import JobOutcome, PostgresStore, create_tables
@@ -241,7 +241,11 @@ class Fleet:
         return key
 
     async def submit_many(
-        self, requests: Requests, *, priority: int = 0, max_queued: int = MAX_QUEUED
+        self,
+        requests: Iterable[ExpandRequest] | AsyncIterable[ExpandRequest],
+        *,
+        priority: int = 0,
+        max_queued: int = MAX_QUEUED,
     ) -> int:
         """Queue the requests of any iterable or async iterable, and return their number.
 

@@ -2,43 +2,84 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from itertools import count
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from attrs import frozen
 
-from kling_expand.errors import KlingError
+from kling_expand.errors import InvalidRequest, KlingError
 from kling_expand.models import ExpandRequest
+from kling_expand.serialization import Serializable
 
-from .future import ExpandResult, TaskFuture
+from .future import ExpandResult, TaskFuture, portable
 
 SOURCE_CLOSE_TIMEOUT = 5.0  # seconds
+
+T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
 @frozen(eq=False)
-class Outcome:
-    """The end of one request of many: either `result` or `error` is set."""
+class Outcome(Serializable):
+    """The end of one request of many.
+
+    Either `result` or `error` is set, or both where the pictures could not be saved: then they can be saved
+    again. `request` is None where it could not be made. `files` are the saved pictures.
+    """
 
     index: int
-    request: ExpandRequest
+    request: ExpandRequest | Any  # or None, which only the rows of mappings and functions need to check
     result: ExpandResult | None = None
     error: KlingError | None = None
+    files: tuple[Path, ...] = ()
+
+    def __reduce__(self) -> Any:
+        return Outcome, (self.index, portable(self.request), self.result, self.error, self.files)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
 
 
-Requests = Iterable[ExpandRequest] | AsyncIterable[ExpandRequest]
+# A request, its fields by name, or a function that makes it. An error of the last two is that row's outcome.
+Row = ExpandRequest | Mapping[str, Any] | Callable[[], ExpandRequest]
+Requests = Iterable[Row] | AsyncIterable[Row]
 
 
-async def each(requests: Requests) -> AsyncGenerator[ExpandRequest, None]:
-    """Yield the requests of either kind of iterable."""
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
+def make_request(row: Row) -> ExpandRequest:
+    """Return the request of a row.
+
+    Raises:
+        InvalidRequest: a field is wrong, or the row is nothing that makes a request.
+        KlingError: whatever error of this package the function of the row raised.
+    """
+    try:
+        made = ExpandRequest(**row) if isinstance(row, Mapping) else row() if callable(row) else row
+    except KlingError:
+        raise
+    except Exception as error:
+        raise InvalidRequest("row", f"{type(error).__name__}: {error}", "must make a request") from error
+    if not isinstance(made, ExpandRequest):
+        limit = "must be an ExpandRequest, a mapping of its fields, or a function that makes one"
+        raise InvalidRequest("row", type(made).__name__, limit)
+    return made
+
+
+async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
+    """Yield the items of either kind of iterable."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
     else:
-        for request in requests:
-            yield request
+        for item in items:
+            yield item
 
 
 class BoundedMap:
@@ -46,7 +87,8 @@ class BoundedMap:
 
     A request counts from before it is read to after its outcome was handed out, so a slow reader slows
     the source. `submit` starts a job and may give it a deadline of its own: an outcome is what awaiting
-    the future gives. `cancel` takes back a job that was not sent and leaves any other alone.
+    the future gives. `cancel` takes back a job that was not sent and leaves any other alone. With `save_to`
+    the pictures are saved before the outcome is handed out, while other jobs have the slots.
     """
 
     def __init__(
@@ -55,15 +97,17 @@ class BoundedMap:
         cancel: Callable[[TaskFuture], object],
         *,
         prefetch: int,
+        save_to: str | os.PathLike[str] | None = None,
         ordered: bool = False,
         max_failures: int | None = None,
     ) -> None:
         self._submit = submit
         self._cancel = cancel
+        self._save_to = save_to
         self._ordered = ordered
         self._failures_left = max_failures
         self._places = asyncio.Semaphore(prefetch)
-        self._open: dict[asyncio.Task[Outcome], TaskFuture] = {}
+        self._open: dict[asyncio.Task[Outcome], TaskFuture | None] = {}
         self._ended: asyncio.Queue[asyncio.Task[Outcome] | None] = asyncio.Queue()
 
     async def run(self, requests: Requests) -> AsyncGenerator[Outcome, None]:
@@ -94,16 +138,39 @@ class BoundedMap:
             for index in count():
                 await self._places.acquire()
                 try:
-                    request = await anext(source)
+                    row = await anext(source)
                 except StopAsyncIteration:
                     return
                 if (task := asyncio.current_task()) and task.cancelling():
                     return  # else jobs of a source that ignores its cancellation would be sent
-                future = self._submit(request)
-                # Awaited from now on, because an await that begins after the deadline is not bounded by it.
-                job = asyncio.create_task(_outcome(future, index, request))
-                self._open[job] = future
-                job.add_done_callback(self._ended.put_nowait)
+                self._start(index, row)
+
+    def _start(self, index: int, row: Row) -> None:
+        """Submit the request of a row, or make an outcome of the error that it raises."""
+        future: TaskFuture | None = None
+        try:
+            request = make_request(row)
+        except KlingError as error:
+            ended = _failed(index, error)
+        else:
+            future = self._submit(request)
+            # Awaited from now on, because an await that begins after the deadline is not bounded by it.
+            ended = self._outcome(future, index, request)
+        job = asyncio.create_task(ended)
+        self._open[job] = future
+        job.add_done_callback(self._ended.put_nowait)
+
+    async def _outcome(self, future: TaskFuture, index: int, request: ExpandRequest) -> Outcome:
+        result: ExpandResult | None = None
+        files: tuple[Path, ...] = ()
+        try:
+            result = await future
+            files = result.files
+            if self._save_to is not None and not files:
+                files = await result.save(self._save_to)
+        except KlingError as error:
+            return Outcome(index, request, result, error)
+        return Outcome(index, request, result, files=files)
 
     async def _outcomes(self, feeder: asyncio.Task[None]) -> AsyncGenerator[Outcome, None]:
         early: dict[int, Outcome] = {}
@@ -133,7 +200,8 @@ class BoundedMap:
 
     def _cancel_unsent(self) -> None:
         for future in self._open.values():
-            self._cancel(future)
+            if future is not None:
+                self._cancel(future)
 
     async def _leave(self, feeder: asyncio.Task[None]) -> None:
         """Take back what was not sent, and wait for the source to close."""
@@ -145,8 +213,5 @@ class BoundedMap:
             logger.warning("the source of a map did not stop within %g s and is left", SOURCE_CLOSE_TIMEOUT)
 
 
-async def _outcome(future: TaskFuture, index: int, request: ExpandRequest) -> Outcome:
-    try:
-        return Outcome(index, request, result=await future)
-    except KlingError as error:
-        return Outcome(index, request, error=error)
+async def _failed(index: int, error: KlingError) -> Outcome:
+    return Outcome(index, None, error=error)

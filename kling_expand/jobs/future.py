@@ -13,10 +13,11 @@ import contextvars
 import copy
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
+from contextlib import aclosing
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from attrs import evolve, field, frozen
 
@@ -28,7 +29,11 @@ from kling_expand.errors import (
     TaskFailed,
     TaskModerated,
 )
-from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task
+from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task, check
+from kling_expand.serialization import Serializable, to_json
+
+if TYPE_CHECKING:
+    from kling_expand.downloads.files import SaveOptions
 
 LOGGED_IDS = 20  # of the jobs that one line of the log names
 
@@ -55,9 +60,25 @@ class Save(Protocol):
     """A function that saves the pictures of a task; see `kling_expand.downloads.downloader`."""
 
     def __call__(
-        self, task: Task, target: str | os.PathLike[str], *, name: str | None, deadline_at: float | None
+        self,
+        task: Task,
+        target: str | os.PathLike[str],
+        options: "SaveOptions",
+        /,
+        *,
+        deadline_at: float | None,
     ) -> Awaitable[tuple[Path, ...]]:
         """Save the pictures and return their paths."""
+        ...
+
+
+class Read(Protocol):
+    """A function that yields a picture of a task in pieces; *position* counts its images by index."""
+
+    def __call__(
+        self, task: Task, position: int, /, *, deadline_at: float | None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the pieces."""
         ...
 
 
@@ -79,13 +100,61 @@ class SubmittedJob(Protocol):
         ...
 
 
+@frozen(eq=False)
+class ResultImage(Image):
+    """An expanded picture whose bytes can be read. It equals the plain `Image` of the task."""
+
+    _read: Callable[[float | None], AsyncGenerator[bytes, None]] | None = field(default=None, repr=False)
+
+    async def read(self, *, deadline: float | None = None) -> bytes:
+        """Return the whole picture, as complete and as checked as `ExpandResult.save` writes it.
+
+        Raises:
+            KlingError: whatever `ExpandResult.save` raises.
+        """
+        return b"".join([chunk async for chunk in self.stream(deadline=deadline)])
+
+    async def stream(self, *, deadline: float | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the picture in pieces. The first comes once all have arrived, so none is of a broken picture.
+
+        Raises:
+            KlingError: whatever `ExpandResult.save` raises.
+        """
+        check(deadline=deadline)
+        if self._read is None:
+            raise _without_client()
+        async with aclosing(self._read(deadline_at(deadline))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    @property
+    def _plain(self) -> Image:
+        return Image(self.index, self.url, self.watermark_url)
+
+    def __eq__(self, other: object) -> bool:
+        return self._plain == (other._plain if isinstance(other, ResultImage) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._plain)
+
+    def __reduce__(self) -> Any:
+        return ResultImage, (self.index, self.url, self.watermark_url)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
+
+
 @frozen
-class ExpandResult:
-    """A task that succeeded, and the way to save its pictures.
+class ExpandResult(Serializable):
+    """A task that succeeded, and the way to save and read its pictures.
 
     `files` are the paths where an earlier run saved them, according to the journal, if all of them still
-    exist. `name` is the photo's own name, after which the pictures are named. It may begin with folders, as
-    in ``2024/dog``: a directory repeats them, and templates have the field ``folder``.
+    exist. `name` is the photo's own name, after which the pictures are named.
+
+    It can be pickled. The copy in another process has no client: its URLs can be read, but not saved.
     """
 
     task: Task
@@ -93,11 +162,15 @@ class ExpandResult:
     name: str | None = None
     files: tuple[Path, ...] = ()
     _save: Save | None = field(default=None, repr=False, eq=False)
+    _read: Read | None = field(default=None, repr=False, eq=False)
 
     @property
-    def images(self) -> tuple[Image, ...]:
-        """The expanded pictures. Their URLs live 30 days (documented)."""
-        return self.task.images
+    def images(self) -> tuple[ResultImage, ...]:
+        """The expanded pictures by index. Their URLs live 30 days (documented)."""
+        return tuple(
+            ResultImage(image.index, image.url, image.watermark_url, self._reader(position))
+            for position, image in enumerate(sorted(self.task.images, key=lambda image: image.index))
+        )
 
     @property
     def task_id(self) -> str:
@@ -110,26 +183,129 @@ class ExpandResult:
         return self.task.external_task_id
 
     async def save(
-        self, target: str | os.PathLike[str] = ".", *, deadline: float | None = None
+        self,
+        target: str | os.PathLike[str] = ".",
+        *,
+        overwrite: bool = False,
+        format: str | None = None,  # noqa: A002 - as in Pillow's `save`
+        quality: int | None = None,
+        deadline: float | None = None,
     ) -> tuple[Path, ...]:
         """Save every picture, each complete or not at all, and return their paths in the order of `images`.
 
         *target* is a directory (pictures are named after the photo: ``dog-0.png``) or a template such as
-        ``"out/{task_id}-{index}{ext}"`` with the fields ``folder name index task_id external_task_id ext``. A
-        watermarked picture is saved beside the plain one. *deadline* seconds from now bound the call. Without
-        one the settings `download_timeout`, `read_timeout` and `retry_timeout` bound each picture. The
-        deadline of the job has no effect here, as its pictures are paid.
+        ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields are ``name index task_id external_task_id ext
+        key folder``: the request's key, and the name of the photo's folder. A ``~`` is the user's home.
+
+        A name that another file has is not used: the task's id is appended, as in ``dog-0-930810057.png``.
+        With *overwrite* the file is replaced. A task that is saved again finds its own pictures, which are
+        not fetched again. If the request asked for watermarks, the watermarked pictures are saved as well.
+
+        A *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture and keeps its EXIF data and
+        color profile. The *quality* of JPEG and WebP is 1 to 100, by default 92. This needs the extra
+        `images`. Without it a *target* with the suffix of another format is refused.
+
+        *deadline* seconds from now bound the call. Without one the settings `download_timeout`,
+        `read_timeout` and `retry_timeout` bound each picture. The deadline of the job has no effect here, as
+        its pictures are paid.
 
         Raises:
             ResultExpired: the service no longer keeps a picture; submit the job again with ``fresh=True``.
             DownloadError: a picture could not be fetched or written.
             DeadlineExceeded: the deadline passed. The result can be saved again.
-            InvalidRequest: *target* or *deadline* is wrong.
+            InvalidRequest: *target*, *format*, *quality* or *deadline* is wrong.
+            MissingExtra: the extra `images` is not installed.
             ClientClosed: the client was closed.
         """
+        check(target=target, overwrite=overwrite, deadline=deadline)
         if self._save is None:
-            raise KlingError("this result has no client to download with", task_id=self.task_id)
-        return await self._save(self.task, target, name=self.name, deadline_at=deadline_at(deadline))
+            raise _without_client(self.task_id)
+        from kling_expand.downloads.files import SaveOptions, source_folder  # here, as many never save
+
+        request = self.request
+        options = SaveOptions(
+            name=self.name,
+            key=request.key if request else None,
+            folder=source_folder(request.image) if request else None,
+            overwrite=overwrite,
+            watermark=request is None or request.watermark,
+            format=format,
+            quality=quality,
+        )
+        return await self._save(self.task, target, options, deadline_at=deadline_at(deadline))
+
+    async def upload(
+        self,
+        url: str,
+        *,
+        overwrite: bool = False,
+        format: str | None = None,  # noqa: A002 - as in `save`
+        quality: int | None = None,
+        deadline: float | None = None,
+    ) -> tuple[str, ...]:
+        """Save every picture to an object store, such as ``"s3://bucket/out/"``, and return their URLs.
+
+        Names and options are those of `save`. An object of another content is not replaced. This needs the
+        extra `objects`, and the fsspec package of the store.
+
+        Raises:
+            KlingError: whatever `save` raises.
+            MissingExtra: an extra is not installed.
+            InvalidRequest: *url* is not a URL of an object store.
+            DownloadError: the store cannot be written.
+        """
+        from kling_expand.downloads.objects import Upload  # imported here, as few programs upload
+
+        check(url=url, overwrite=overwrite, deadline=deadline)
+        upload = Upload(url, overwrite=overwrite)
+        with upload.folder() as folder:
+            save = self.save(folder, format=format, quality=quality, deadline=deadline)
+            return await upload.run(await save, self.task_id)
+
+    async def read(self, *, deadline: float | None = None) -> tuple[bytes, ...]:
+        """Return the bytes of every picture, in the order of `images`; nothing is written.
+
+        Raises:
+            KlingError: whatever `save` raises.
+        """
+        return tuple(await asyncio.gather(*(image.read(deadline=deadline) for image in self.images)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the ids, the images, the files, the request and the task as JSON types."""
+        ids = {"task_id": self.task_id, "external_task_id": self.external_task_id}
+        return ids | {"images": to_json(self.task.images)} | super().to_dict()
+
+    def _reader(self, position: int) -> Callable[[float | None], AsyncGenerator[bytes, None]] | None:
+        read = self._read
+        if read is None:
+            return None
+        return lambda deadline_at: read(self.task, position, deadline_at=deadline_at)
+
+    def __reduce__(self) -> Any:
+        return ExpandResult, (self.task, portable(self.request), self.name, self.files)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self  # nothing in it changes, and a copy has the same client
+
+
+def portable(request: ExpandRequest | None) -> ExpandRequest | None:
+    """Return *request* in a form that can be pickled; None where its photo is an open file without a path."""
+    image: Any = request and request.image
+    if isinstance(image, memoryview):
+        image = bytes(image)
+    elif hasattr(image, "read"):
+        image = getattr(image, "name", None)
+    if request is None or image is request.image:
+        return request
+    return evolve(request, image=image) if isinstance(image, str | bytes) else None
+
+
+def _without_client(task_id: str | None = None) -> KlingError:
+    advice = "`attach` of a client gives a future of the task by its id"
+    return KlingError(f"this result has no client to download with; {advice}", task_id=task_id)
 
 
 def task_failure(task: Task, external_task_id: str | None = None) -> TaskFailed:
@@ -580,6 +756,7 @@ class TaskFuture:
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in the standard library
         """Wait until done, at most *timeout* seconds, and return whether it is."""
+        check(timeout=timeout)
         wait_until = None if timeout is None else asyncio.get_running_loop().time() + timeout
         try:
             while not self.done():

@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
@@ -37,12 +38,14 @@ from kling_expand.downloads.downloader import (
     parse_url,
     redirect_url,
 )
+from kling_expand.downloads.files import FORMATS, SaveOptions
 from kling_expand.errors import (
     ClientClosed,
     DeadlineExceeded,
     DownloadError,
     InvalidRequest,
     KlingError,
+    MissingExtra,
     NotFound,
     ResultExpired,
     ServerError,
@@ -152,7 +155,7 @@ async def test_images_are_saved_by_index_with_the_ending_their_bytes_have(tmp_pa
         urls = [server.on(f"/{n}.bin", answers(body)) for n, body in enumerate([PNG, jpeg, webp])]
         images = tuple(Image(n, urls[n]) for n in (2, 0, 1))
         paths = await downloads.save(
-            Task(TASK_ID, "succeed", images=images), tmp_path / "new" / "deep", name="dog"
+            Task(TASK_ID, "succeed", images=images), tmp_path / "new" / "deep", SaveOptions(name="dog")
         )
     assert [tmp_path / "new" / "deep" / f"dog-{end}" for end in ("0.png", "1.jpg", "2.webp")] == list(paths)
     assert {"dog-0.png": PNG, "dog-1.jpg": jpeg, "dog-2.webp": webp} == files(tmp_path / "new" / "deep")
@@ -176,7 +179,7 @@ async def test_a_service_that_counts_wrongly_costs_no_picture(tmp_path: Path) ->
     async with started() as (server, downloads):
         urls = [server.on("/a", answers(PNG)), server.on("/b", answers(picture(seed=1)))]
         images = tuple(Image(0, url) for url in urls)
-        paths = await downloads.save(Task(TASK_ID, "succeed", images=images), tmp_path, name="x")
+        paths = await downloads.save(Task(TASK_ID, "succeed", images=images), tmp_path, SaveOptions(name="x"))
     assert [tmp_path / "x-0.png", tmp_path / "x-1.png"] == list(paths)
 
 
@@ -238,7 +241,7 @@ async def test_open_files_are_bounded_over_all_tasks(tmp_path: Path) -> None:
 
     async with started() as (server, downloads):
         url = server.on("/a", counted)
-        jobs = [downloads.save(task(*[url] * 9), tmp_path, name=f"x{n}") for n in range(9)]
+        jobs = [downloads.save(task(*[url] * 9), tmp_path, SaveOptions(name=f"x{n}")) for n in range(9)]
         await asyncio.gather(*jobs)
     assert (most, most_files, len(files(tmp_path))) == (MAX_OPEN_FILES, MAX_OPEN_FILES, 81)
 
@@ -349,7 +352,7 @@ async def test_one_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
             server.on("/b", answers(b"", 500, Retry_After="1"), answers(PNG)),
         ]
         with pytest.raises(DownloadError):
-            await downloads.save(task(*urls), tmp_path, name="x")
+            await downloads.save(task(*urls), tmp_path, SaveOptions(name="x"))
     assert files(tmp_path) == {"x-1.png": PNG}
 
 
@@ -590,7 +593,8 @@ async def test_neither_the_sessions_auth_nor_a_netrc_is_sent(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for auth in (aiohttp.BasicAuth("me", "top-secret"), None):
         async with started(session={"trust_env": True, "auth": auth}) as (server, downloads):
-            await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / "a.png")
+            one = task(server.on("/a", answers(PNG)))
+            await downloads.save(one, tmp_path / "a.png", SaveOptions(overwrite=True))
             assert server.heads("Authorization") == [None]
 
 
@@ -688,7 +692,7 @@ async def test_redirects_end(tmp_path: Path) -> None:
         server.on(f"/{MAX_REDIRECTS + 1}", answers(PNG))
         await downloads.save(task(f"{server.url}/1"), tmp_path)
         with pytest.raises(DownloadError, match="redirects"):
-            await downloads.save(task(f"{server.url}/0"), tmp_path)
+            await downloads.save(task(f"{server.url}/0"), tmp_path / "other")
 
 
 @virtual_time
@@ -755,25 +759,300 @@ async def test_a_file_where_a_directory_is_needed_is_raised(tmp_path: Path) -> N
     assert files(tmp_path) == {"out": b"mine"}
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 @virtual_time
-async def test_a_directory_where_the_picture_belongs_is_raised(tmp_path: Path) -> None:
-    """It is neither replaced nor filled, and the temporary file goes."""
+async def test_a_directory_where_the_picture_belongs_is_kept(tmp_path: Path, *, overwrite: bool) -> None:
+    """It is neither replaced nor filled: another name is taken, or an error raised with `overwrite`."""
     (tmp_path / "x-0.png").mkdir()
+    options = SaveOptions(name="x", overwrite=overwrite)
     async with started() as (server, downloads):
-        with pytest.raises(DownloadError, match="cannot be written"):
-            await downloads.save(task(server.on("/a", answers(PNG))), tmp_path, name="x")
+        saving = downloads.save(task(server.on("/a", answers(PNG))), tmp_path, options)
+        if overwrite:
+            with pytest.raises(DownloadError, match="cannot be written"):
+                await saving
+        else:
+            await saving
+    assert files(tmp_path) == ({} if overwrite else {f"x-0-{TASK_ID}.png": PNG})
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@virtual_time
+async def test_a_link_at_the_target_is_not_followed(tmp_path: Path, *, overwrite: bool) -> None:
+    """A result does not overwrite what a link at its place points to, and the link only with `overwrite`."""
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x-0.png").symlink_to(tmp_path / "precious")
+    options = SaveOptions(name="x", overwrite=overwrite)
+    async with started() as (server, downloads):
+        [path] = await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / "out", options)
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert path.name == ("x-0.png" if overwrite else f"x-0-{TASK_ID}.png")
+    assert path.read_bytes() == PNG
+    assert (tmp_path / "out" / "x-0.png").is_symlink() is not overwrite
+
+
+# ------------------------------------------------------------------ names that are taken
+
+
+def another(number: int, *urls: str) -> Task:
+    """Return a task of another id."""
+    return evolve(task(*urls), task_id=f"other-{number}")
+
+
+X = SaveOptions(name="x")
+
+
+@virtual_time
+async def test_no_task_replaces_the_picture_of_another(tmp_path: Path) -> None:
+    """Of tasks with one name the first has it, and the others add their ids, to every picture."""
+    bodies = [picture(seed=number) for number in range(6)]
+    async with started() as (server, downloads):
+        urls = [server.on(f"/{number}", answers(body)) for number, body in enumerate(bodies)]
+        tasks = [another(number, *urls[2 * number : 2 * number + 2]) for number in range(3)]
+        for each in tasks:
+            await downloads.save(each, tmp_path, X)
+    named = {"x-0.png": 0, "x-1.png": 1}
+    named |= {f"x-{index}-other-{number}.png": 2 * number + index for number in (1, 2) for index in (0, 1)}
+    assert files(tmp_path) == {name: bodies[number] for name, number in named.items()}
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+@virtual_time
+async def test_tasks_that_are_saved_at_the_same_time_keep_apart(tmp_path: Path, clients: int) -> None:
+    """Ten tasks with one name and equal pictures, in one client or in two, become twenty files."""
+    async with started() as (server, first):
+        downloads = [first, make_downloads(first._http)][:clients]
+        urls = [server.on(f"/{number}", answers(PNG)) for number in (0, 1)]
+        tasks = [another(number, *urls) for number in range(10)]
+        saves = [downloads[n % clients].save(each, tmp_path, X) for n, each in enumerate(tasks)]
+        saved = await asyncio.gather(*saves)
+        again = await asyncio.gather(*(make_downloads(first._http).save(each, tmp_path, X) for each in tasks))
+        assert len(server.requests) == 20
+    assert saved == again
+    assert len({path for paths in saved for path in paths}) == 20
+    assert set(files(tmp_path)) == {path.name for paths in saved for path in paths}
+    if clients == 1:
+        assert all(len({"other" in path.name for path in paths}) == 1 for paths in saved)
+
+
+SAVER = """
+import asyncio, sys, aiohttp
+from pathlib import Path
+from random import Random
+from kling_expand.config import Settings
+from kling_expand.downloads.downloader import Downloads
+from kling_expand.downloads.files import FORMATS, SaveOptions
+from kling_expand.models import Image, Task
+async def main(url, name, folder):
+    async with aiohttp.ClientSession() as http:
+        downloads = Downloads(http, Settings(), refresh=None, rng=Random(1))
+        task = Task(name, "succeed", images=(Image(0, url),))
+        print(*await downloads.save(task, folder, SaveOptions(name="x")))
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_processes_that_save_at_the_same_time_keep_apart(tmp_path: Path) -> None:
+    """Two processes save tasks of one name with equal pictures: each has its own file."""
+    meeting = asyncio.Barrier(2)
+
+    async def together(request: web.BaseRequest) -> web.StreamResponse:
+        await meeting.wait()
+        return await answers(PNG)(request)
+
+    async with Server().running() as server:
+        url = server.on("/a", together)
+        command = [sys.executable, "-c", SAVER, url]
+        pipe = asyncio.subprocess.PIPE
+        running = [
+            await asyncio.create_subprocess_exec(*command, name, str(tmp_path), stdout=pipe) for name in "ab"
+        ]
+        said = [(await process.communicate())[0].decode().strip() for process in running]
+    assert {Path(path).name for path in said} in ({"x-0.png", "x-0-a.png"}, {"x-0.png", "x-0-b.png"})
+    assert set(files(tmp_path).values()) == {PNG}
+    assert len(files(tmp_path)) == 2
+
+
+@virtual_time
+async def test_a_task_finds_its_own_pictures(tmp_path: Path) -> None:
+    """A second save of a task fetches only what is missing, was edited, or has another form."""
+    async with started() as (server, downloads):
+        one = task(server.on("/a", answers(PNG)), server.on("/b", answers(picture(seed=1))))
+        paths = await downloads.save(one, tmp_path, X)
+        assert await make_downloads(downloads._http).save(one, tmp_path, X) == paths
+        assert len(server.requests) == 2
+        paths[1].unlink()
+        assert await downloads.save(one, tmp_path, X) == paths
+        assert len(server.requests) == 3
+        paths[0].write_bytes(b"edited")
+        edited = await downloads.save(one, tmp_path, X)
+        assert [path.name for path in edited] == [f"x-0-{TASK_ID}.png", "x-1.png"]
+        assert await downloads.save(one, tmp_path, X) == edited
+        assert len(server.requests) == 4
+    assert paths[0].read_bytes() == b"edited"
+
+
+@virtual_time
+async def test_overwrite_replaces_whatever_has_the_name(tmp_path: Path) -> None:
+    """With `overwrite` the plain name is used, and the picture is fetched again."""
+    (tmp_path / "x-0.png").write_text("old")
+    always = SaveOptions(name="x", overwrite=True)
+    async with started() as (server, downloads):
+        one = task(server.on("/a", answers(PNG)))
+        for _ in range(2):
+            assert await downloads.save(one, tmp_path, always) == (tmp_path / "x-0.png",)
+        assert len(server.requests) == 2
+    assert files(tmp_path) == {"x-0.png": PNG}
+
+
+@virtual_time
+async def test_a_file_system_without_links_keeps_files_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where hard links are refused, the name is taken by an exclusive creation."""
+
+    def refuse(*_paths: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    async with started() as (server, downloads):
+        url = server.on("/a", answers(PNG))
+        await asyncio.gather(*(downloads.save(another(number, url), tmp_path, X) for number in range(5)))
+    assert len(files(tmp_path)) == 5
+    assert set(files(tmp_path).values()) == {PNG}
+
+
+@virtual_time
+async def test_watermarked_pictures_are_saved_on_request(tmp_path: Path) -> None:
+    """Without `watermark` only the plain pictures are fetched."""
+    async with started() as (server, downloads):
+        one = task(server.on("/a", answers(PNG)), watermarks=True)
+        await downloads.save(one, tmp_path, SaveOptions(name="x", watermark=False))
+        assert len(server.requests) == 1
+    assert files(tmp_path) == {"x-0.png": PNG}
+
+
+# ------------------------------------------------------------------ formats
+
+
+@pytest.mark.parametrize("target", ["x.jpg", "{name}.jpeg", "a/x.webp", "x.TIFF"])
+@virtual_time
+async def test_a_picture_never_has_the_suffix_of_another_format(tmp_path: Path, target: str) -> None:
+    """PNG bytes are not saved under the suffix of another format; the error says what to do."""
+    async with started() as (server, downloads):
+        with pytest.raises(InvalidRequest, match=r"must end in \.png.*format=.* converts it") as caught:
+            await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / target)
+    assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
     assert files(tmp_path) == {}
 
 
 @virtual_time
-async def test_a_link_at_the_target_is_replaced_not_followed(tmp_path: Path) -> None:
-    """A result does not overwrite what a link at its place points to."""
-    (tmp_path / "precious").write_text("mine")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "x-0.png").symlink_to(tmp_path / "precious")
+async def test_a_suffix_that_contradicts_the_wanted_format_costs_no_request(tmp_path: Path) -> None:
+    """The format is known before anything is fetched."""
     async with started() as (server, downloads):
-        await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / "out", name="x")
-    assert files(tmp_path) == {"precious": b"mine", "out/x-0.png": PNG}
+        one = task(server.on("/a", answers(PNG)))
+        with pytest.raises(InvalidRequest, match=r"must end in \.webp"):
+            await downloads.save(one, tmp_path / "x.jpg", SaveOptions(format="webp"))
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(("wanted", "ext"), FORMATS.items())
+@virtual_time
+async def test_a_picture_is_converted_on_request(tmp_path: Path, wanted: str, ext: str) -> None:
+    """The file has the format and its suffix, and a picture that has the format already is not touched."""
+    async with started() as (server, downloads):
+        one = task(server.on("/a", answers(PNG)))
+        [path] = await downloads.save(one, tmp_path, SaveOptions(name="x", format=wanted))
+        assert await downloads.save(one, tmp_path, SaveOptions(name="x", format=wanted)) == (path,)
+        assert len(server.requests) == 1
+    assert path.name == f"x-0{ext}"
+    with Pillow.open(path) as image:
+        assert (image.format, image.size) == (wanted.upper(), (64, 64))
+    assert (path.read_bytes() == PNG) is (wanted == "png")
+
+
+@virtual_time
+async def test_a_conversion_without_pillow_costs_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the extra to install, and comes before anything is fetched."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    async with started() as (server, downloads):
+        one = task(server.on("/a", answers(PNG)))
+        with pytest.raises(MissingExtra, match=r"kling-expand\[images\]"):
+            await downloads.save(one, tmp_path, SaveOptions(format="png"))
+        assert server.requests == []
+
+
+@virtual_time
+async def test_each_quality_is_a_file_of_its_own(tmp_path: Path) -> None:
+    """A picture of one quality is never returned for another."""
+    async with started() as (server, downloads):
+        one = task(server.on("/a", answers(PNG)))
+        paths = [
+            (await downloads.save(one, tmp_path, SaveOptions(name="x", format="jpeg", quality=quality)))[0]
+            for quality in (30, 95)
+        ]
+    assert paths[0].stat().st_size < paths[1].stat().st_size
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "gif"},
+        {"format": "JPEG"},
+        {"quality": 90},
+        {"format": "png", "quality": 90},
+        {"format": "jpeg", "quality": 0},
+        {"format": "jpeg", "quality": 101},
+        {"format": "webp", "quality": "90"},
+        {"format": "webp", "quality": True},
+    ],
+)
+def test_what_is_no_format_or_quality_is_refused(options: dict[str, Any]) -> None:
+    """A wrong value is refused before anything is fetched."""
+    with pytest.raises(InvalidRequest, match=r"format|quality"):
+        SaveOptions(**options)
+
+
+# ------------------------------------------------------------------ pictures in memory
+
+
+@virtual_time
+async def test_a_picture_is_read_in_pieces_once_it_is_complete(tmp_path: Path) -> None:
+    """A cut answer is resumed before the first piece is handed out, and nothing is written to a folder."""
+    big = picture(size=700)
+    async with started() as (server, downloads):
+        one = task(server.on("/a", cuts(big, 5000, ETag='"1"'), serves_ranges(big, ETag='"1"')))
+        chunks = [chunk async for chunk in downloads.stream(one, 0)]
+    assert b"".join(chunks) == big
+    assert len(chunks) > 1
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("fault", ["HTML under 200", "cut short under its right length", "500", "nothing"])
+@virtual_time
+async def test_no_piece_of_a_broken_picture_is_handed_out(fault: str) -> None:
+    """What `save` gives up, `stream` gives up, with the ids and before the first piece."""
+    async with started(retry_timeout=10.0) as (server, downloads):
+        chunks = downloads.stream(task(server.on("/a", PASSING[fault])), 0)
+        with pytest.raises(DownloadError) as caught:
+            await anext(chunks)
+    assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+
+
+@virtual_time
+async def test_a_read_has_a_deadline_and_ends_early() -> None:
+    """A deadline ends the read with the ids; a reader that stops early leaves nothing open."""
+    big = picture(size=700)
+    async with started() as (server, downloads):
+        chunks = downloads.stream(task(server.on("/a", hangs)), 0, deadline_at=5.0)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await anext(chunks)
+        assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+        chunks = downloads.stream(task(server.on("/b", answers(big))), 0)
+        assert (await anext(chunks))[:4] == big[:4]
+        await chunks.aclose()
 
 
 @virtual_time
@@ -855,7 +1134,7 @@ async def test_partial_files_of_a_crash_are_removed_at_the_next_save(tmp_path: P
         with downloading_process(tmp_path) as process:
             process.kill()
         assert len(files(tmp_path)) == 1
-        await downloads.save(task(server.on("/a", answers(PNG))), tmp_path, name="x")
+        await downloads.save(task(server.on("/a", answers(PNG))), tmp_path, SaveOptions(name="x"))
     assert files(tmp_path) == {"x-0.png": PNG}
 
 
@@ -871,7 +1150,7 @@ async def test_partial_files_of_a_living_process_are_kept(tmp_path: Path) -> Non
         slow = asyncio.create_task(downloads.save(task(server.on("/slow", silent)), tmp_path))
         await arrived.wait()
         with downloading_process(tmp_path):
-            await other.save(task(server.on("/a", answers(PNG))), tmp_path, name="x")
+            await other.save(task(server.on("/a", answers(PNG))), tmp_path, SaveOptions(name="x"))
             assert len([name for name in files(tmp_path) if name.endswith(".part")]) == 2
         slow.cancel()
         await asyncio.wait([slow])
@@ -904,10 +1183,10 @@ async def test_a_directory_is_swept_once(tmp_path: Path) -> None:
     """A directory with many results is listed for the first save of a client, not for each."""
     async with started() as (server, downloads):
         url = server.on("/a", answers(PNG))
-        await downloads.save(task(url), tmp_path, name="x")
+        await downloads.save(task(url), tmp_path, SaveOptions(name="x"))
         late = tmp_path / ".kling-0123456789abcdef.part"
         late.write_text("left later")
-        await downloads.save(task(url), tmp_path, name="y")
+        await downloads.save(task(url), tmp_path, SaveOptions(name="y"))
         assert late.exists()
 
 
@@ -954,7 +1233,7 @@ async def test_the_deadline_ends_everything(tmp_path: Path) -> None:
         urls = [server.on("/a", hangs), server.on("/b", answers(b"", 503)), server.on("/c", answers(PNG))]
         deadline_at = asyncio.get_running_loop().time() + 20.0
         with pytest.raises(DeadlineExceeded) as caught:
-            await downloads.save(task(*urls), tmp_path, name="x", deadline_at=deadline_at)
+            await downloads.save(task(*urls), tmp_path, SaveOptions(name="x"), deadline_at=deadline_at)
         assert deadline_at == pytest.approx(asyncio.get_running_loop().time(), abs=0.1)
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
     assert files(tmp_path) == {"x-2.png": PNG}
@@ -1000,7 +1279,7 @@ async def saved_or_cancelled(folder: Path, body: bytes) -> bool:
             return fresh
 
         downloads._refresh = refresh
-        loop.job = asyncio.create_task(downloads.save(stale, folder, name="x"))
+        loop.job = asyncio.create_task(downloads.save(stale, folder, SaveOptions(name="x")))
         await asyncio.wait([loop.job])
         assert files(folder) in ({}, {"x-0.png": body})
         return not loop.job.cancelled() and bool(loop.job.result())

@@ -12,25 +12,28 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image as Pillow
 
 from kling_expand.downloads.files import (
     HEAD,
     TAIL,
     PartialFile,
+    Place,
     RetryLater,
     extension,
     is_complete,
+    output_paths,
     strong_validator,
 )
 from kling_expand.errors import DownloadError
+from kling_expand.models import Image, Task
 
 NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
 
 
 def picture(kind: str) -> bytes:
     out = io.BytesIO()
-    Image.frombytes("RGB", (20, 20), random.Random(0).randbytes(1200)).save(out, kind)
+    Pillow.frombytes("RGB", (20, 20), random.Random(0).randbytes(1200)).save(out, kind)
     return out.getvalue()
 
 
@@ -173,6 +176,12 @@ async def test_an_error_of_the_disk_is_raised(tmp_path: Path) -> None:
     assert isinstance(caught.value.__cause__, OSError)
 
 
+def place(target: Path, task_id: str = "1", *, tagged: bool = False, overwrite: bool = False) -> Place:
+    """Return where the only picture of a task goes."""
+    task = Task(task_id, "succeed", images=(Image(0, "http://h/0"),))
+    return Place(output_paths(task, target), tagged, overwrite)
+
+
 def test_discarding_what_was_never_made_is_nothing(tmp_path: Path) -> None:
     """A cancelled start leaves nothing to clean up, and breaks nothing."""
     PartialFile(tmp_path).discard()
@@ -187,7 +196,7 @@ def test_a_partial_file_is_hidden_and_gone_after_commit(tmp_path: Path) -> None:
     part.flush()
     [hidden] = (tmp_path / "new").iterdir()
     assert hidden.name.startswith(".")
-    part.commit(tmp_path / "new" / "a.png")
+    assert part.commit(place(tmp_path / "new" / "a.png"), 0) == tmp_path / "new" / "a.png"
     part.discard()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
     assert (tmp_path / "new" / "a.png").read_bytes() == KINDS[".png"]
@@ -218,7 +227,9 @@ def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "fsync", noted)
     part = PartialFile(tmp_path)
     part.create()
-    part.commit(tmp_path / "a.png")
+    part.write(KINDS[".png"])
+    part.flush()
+    part.commit(place(tmp_path / "a.png"), 0)
     assert synced == [(False, False), (True, True)]
 
 
@@ -236,5 +247,7 @@ def test_a_file_system_that_cannot_sync_directories_is_good_enough(
     monkeypatch.setattr(os, "fsync", picky)
     part = PartialFile(tmp_path)
     part.create()
-    part.commit(tmp_path / "a.png")
+    part.write(KINDS[".png"])
+    part.flush()
+    part.commit(place(tmp_path / "a.png"), 0)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

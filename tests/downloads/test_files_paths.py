@@ -2,16 +2,18 @@
 
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand.downloads.files import FIELDS, output_paths, safe_name
+from kling_expand.downloads.files import FIELDS, SaveOptions, output_paths, safe_name, source_folder
 from kling_expand.errors import InvalidRequest
 from kling_expand.models import Image, Task
 
 ID = "930810057590833241"
+DOG = SaveOptions(name="dog")
 
 
 def task(
@@ -64,11 +66,18 @@ def test_a_good_name_is_left_alone(text: str) -> None:
 def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, field: str) -> None:
     """Whatever the ids are, a directory target and a template keep their literal directories."""
     one = task(task_id=task_id, external=external)
-    assert output_paths(one, "out", name.replace("/", "")).path(0, ".png").parent == Path("out")
-    path = output_paths(one, "out", name).path(0, ".png")
+    assert output_paths(one, "out", SaveOptions(name=name.replace("/", ""))).path(0, ".png").parent == Path(
+        "out"
+    )
+    path = output_paths(one, "out", SaveOptions(name=name)).path(0, ".png")
     assert (path.parts[0], ".." in path.parts) == ("out", False)
-    assert output_paths(one, f"../a/{{{field}}}/x{{ext}}", name).path(0, ".png").parts[:2] == ("..", "a")
-    assert output_paths(one, f"../a/{{{field}}}/x{{ext}}", name).path(0, ".png").name == "x.png"
+    assert output_paths(one, f"../a/{{{field}}}/x{{ext}}", SaveOptions(name=name)).path(0, ".png").parts[
+        :2
+    ] == ("..", "a")
+    assert (
+        output_paths(one, f"../a/{{{field}}}/x{{ext}}", SaveOptions(name=name)).path(0, ".png").name
+        == "x.png"
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +103,7 @@ def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, f
 )
 def test_what_targets_mean(target: str | os.PathLike[str], expected: str) -> None:
     """A directory, a picture's path, or a template."""
-    assert output_paths(task(), target, "dog").path(0, ".png") == Path(expected)
+    assert output_paths(task(), target, DOG).path(0, ".png") == Path(expected)
 
 
 @pytest.mark.parametrize(
@@ -108,15 +117,15 @@ def test_what_targets_mean(target: str | os.PathLike[str], expected: str) -> Non
 )
 def test_a_name_may_lie_in_folders(target: str, expected: str) -> None:
     """A directory repeats the folders of a name, and a template has them as a field."""
-    assert output_paths(task(), target, "2024/May/dog").path(0, ".png") == Path(expected)
-    assert output_paths(task(), "out/{folder}/{name}{ext}", "dog").path(0, ".png") == Path("out/dog.png")
+    assert output_paths(task(), target, SaveOptions(name="2024/May/dog")).path(0, ".png") == Path(expected)
+    assert output_paths(task(), "out/{folder}/{name}{ext}", DOG).path(0, ".png") == Path("out/dog.png")
 
 
 def test_an_existing_directory_is_one_whatever_its_name(tmp_path: Path) -> None:
     """`holiday.png/` may be a directory."""
     (tmp_path / "holiday.png").mkdir()
     assert (
-        output_paths(task(), tmp_path / "holiday.png", "x").path(0, ".png")
+        output_paths(task(), tmp_path / "holiday.png", SaveOptions(name="x")).path(0, ".png")
         == tmp_path / "holiday.png" / "x-0.png"
     )
 
@@ -126,7 +135,7 @@ def test_without_a_name_the_id_is_one() -> None:
     bare = task(external=None)
     assert (
         output_paths(bare, ".").path(0, ".jpg")
-        == output_paths(bare, ".", "").path(0, ".jpg")
+        == output_paths(bare, ".", SaveOptions(name="")).path(0, ".jpg")
         == Path(f"{ID}-0.jpg")
     )
     assert output_paths(bare, "{external_task_id}{ext}").path(0, ".jpg") == Path(f"{ID}.jpg")
@@ -143,7 +152,7 @@ def test_without_a_name_the_id_is_one() -> None:
 )
 def test_a_watermarked_picture_is_named_after_its_own(target: str, ext: str, expected: str) -> None:
     """Beside it, and with its ending if it has one."""
-    assert output_paths(task(), target, "dog").path(0, ext, watermark=True) == Path(expected)
+    assert output_paths(task(), target, DOG).path(0, ext, watermark=True) == Path(expected)
 
 
 @pytest.mark.parametrize(
@@ -171,14 +180,14 @@ def test_a_watermarked_picture_is_named_after_its_own(target: str, ext: str, exp
 def test_what_cannot_be_a_target_is_refused(target: str) -> None:
     """Every wrong target raises one clear error."""
     with pytest.raises(InvalidRequest, match="target"):
-        output_paths(task(), target, "dog")
+        output_paths(task(), target, DOG)
 
 
 @pytest.mark.parametrize("target", ["a.png", "{name}{ext}", "{name}/{task_id}", "{index:.0}{ext}"])
 def test_two_images_need_two_names(target: str) -> None:
     """A target that gives two images one path is refused."""
     with pytest.raises(InvalidRequest):
-        output_paths(task(2), target, "dog")
+        output_paths(task(2), target, DOG)
 
 
 def test_a_mark_must_not_take_an_images_place() -> None:
@@ -193,3 +202,50 @@ def test_every_image_has_a_path_of_its_own(indexes: list[int]) -> None:
     images = tuple(Image(index, "http://h/x") for index in sorted(indexes))
     found = output_paths(Task(ID, "succeed", images=images), "out")
     assert len({found.path(place, ".png") for place in range(len(images))}) == len(images)
+
+
+def test_a_template_knows_the_key_and_the_folder_of_the_photo() -> None:
+    """`{key}` and `{folder}` are values of the request, made legal; each has a value without one, too."""
+    options = SaveOptions(name="dog", key="a/b", folder="monday")
+    template = "out/{folder}/{key}-{index}{ext}"
+    assert output_paths(task(), template, options).path(0, ".png") == Path(
+        f"out/monday/{safe_name('a/b')}-0.png"
+    )
+    assert output_paths(task(), template, DOG).path(0, ".png") == Path("out/dog-0.png")
+    assert output_paths(task(), "{folder}/{name}{ext}", DOG).path(0, ".png") == Path("dog.png")
+    assert output_paths(task(), "out", options).path(0, ".png") == Path("out/dog-0.png")
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [
+        ("monday/dog.png", "monday"),
+        (Path("/photos/monday/dog.png"), "monday"),
+        ("https://h/a/monday/dog.png", "monday"),
+        ("https://pictures.example/dog.png", "pictures.example"),
+        ("data:image/png;base64,a/b", None),
+        (b"bytes", None),
+        ("/dog.png", None),
+        (None, None),
+    ],
+)
+def test_the_folder_of_a_photo(source: Any, folder: str | None) -> None:
+    """It is the last folder of a path or URL, and nothing where the photo has none."""
+    assert source_folder(source) == folder
+
+
+def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`~` at the beginning of a target is the home; in a photo's name it is a letter."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert output_paths(task(), "~/out", DOG).path(0, ".png") == tmp_path / "out" / "dog-0.png"
+    assert output_paths(task(), Path("~"), DOG).path(0, ".png") == tmp_path / "dog-0.png"
+    assert output_paths(task(), "{name}{ext}", SaveOptions(name="~")).path(0, ".png") == Path("~.png")
+
+
+@pytest.mark.parametrize(
+    "target", ["s3://bucket/out/", "gs://b/{name}{ext}", "https://h/x.png", "memory://x"]
+)
+def test_a_url_is_no_path(target: str) -> None:
+    """A URL is refused with the name of the method that takes it, and never becomes a folder named `s3:`."""
+    with pytest.raises(InvalidRequest, match=r"must be a path of this machine.*upload"):
+        output_paths(task(), target)

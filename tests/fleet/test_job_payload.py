@@ -1,6 +1,7 @@
 """Payloads: a request through JSON and back, and photos and images in object stores."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from support.fleet_workers import outcomes, working
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Padding, Ratios, Task, ToAspect, ToSize, Towards, errors
 from kling_expand.emulator import Emulator
-from kling_expand.fleet.job import load, pack, save, unpack
+from kling_expand.fleet.job import load, pack, retry_delay, save, unpack
 from kling_expand.fleet.queue import Fleet
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.models import source_stem
@@ -128,24 +129,27 @@ class Unavailable(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec sh
 
 
 @pytest.fixture
-def result(tmp_path: Path) -> ExpandResult:
+def result() -> ExpandResult:
     """A result whose one image is on disk as soon as it is saved."""
 
-    async def download(*_: Any, **__: Any) -> tuple[Path, ...]:
-        (tmp_path / "a.png").write_bytes(b"image")
-        return (tmp_path / "a.png",)
+    async def download(_: Task, target: str | os.PathLike[str], *__: Any, **___: Any) -> tuple[Path, ...]:
+        path = Path(target).with_name("a.png")
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"image")
+        return (path,)
 
     return ExpandResult(Task("t", "succeed"), None, None, (), download)
 
 
 async def test_an_unavailable_object_store_is_a_transient_error(result: ExpandResult) -> None:
-    """Both directions raise `TransportError`, after which the job is retried."""
+    """Both directions raise an error after which the job is retried."""
     fsspec.register_implementation("unavailable", Unavailable, clobber=True)
     request = ExpandRequest("unavailable://bucket/a.png", Ratios(up=1.0))
     with pytest.raises(errors.TransportError, match="cannot be read"):
         await load(request)
-    with pytest.raises(errors.TransportError, match="cannot be written"):
+    with pytest.raises(errors.DownloadError, match="cannot be written") as caught:
         await save(result, "unavailable://bucket", "a")
+    assert retry_delay(caught.value, 0) is not None
 
 
 async def test_object_stores_need_their_extra(result: ExpandResult, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,26 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kling_expand import DeadlineExceeded, ExpandRequest, KlingError, NotSubmitted, Ratios, Task, TaskFuture
-from kling_expand.jobs.bulk import SOURCE_CLOSE_TIMEOUT, BoundedMap
+from kling_expand import (
+    DeadlineExceeded,
+    DownloadError,
+    ExpandRequest,
+    ExpandResult,
+    InvalidRequest,
+    KlingError,
+    NotSubmitted,
+    Ratios,
+    Task,
+    TaskFuture,
+)
+from kling_expand.jobs.bulk import SOURCE_CLOSE_TIMEOUT, BoundedMap, Row, make_request
+from kling_expand.jobs.future import TaskRecord
 from kling_expand.testing import virtual_time
 
 
@@ -20,12 +35,32 @@ class Service:
     """A service that accepts every job and ends it after a given time; it counts the open jobs."""
 
     def __init__(self, ends: Callable[[TaskFuture, int], float | None] = lambda _future, _index: 1.0) -> None:
-        self.open = self.most = self.submitted = 0
+        self.open = self.most = self.submitted = self.saving = self.most_saving = 0
         self.ends = ends
         self.cancelled: list[TaskFuture] = []
+        self.saved: list[str] = []
+        self.save_error: KlingError | None = None
+
+    async def save(
+        self, task: Task, target: Any, _options: object, *, deadline_at: float | None
+    ) -> tuple[Path, ...]:
+        assert deadline_at is None
+        self.saving += 1
+        self.most_saving = max(self.most_saving, self.saving)
+        await asyncio.sleep(5)
+        self.saving -= 1
+        if self.save_error is not None:
+            raise self.save_error
+        self.saved.append(task.task_id)
+        return (Path(target, f"{task.task_id}.png"),)
 
     def submit(self, request: ExpandRequest) -> TaskFuture:
-        future, index = TaskFuture(f"job-{request.prompt}"), self.submitted
+        files = (Path("known.png"),) if request.key == "known" else ()
+        record = TaskRecord(
+            f"job-{request.prompt}",
+            make_result=lambda _, task: ExpandResult(task, request, files=files, save=self.save),
+        )
+        future, index = TaskFuture(record), self.submitted
         self.submitted += 1
         self.open += 1
         self.most = max(self.most, self.open)
@@ -44,7 +79,7 @@ class Service:
         future.record.fail(NotSubmitted("taken back"))
 
 
-def bulk(service: Service, **options: int | bool) -> BoundedMap:
+def bulk(service: Service, **options: int | bool | str) -> BoundedMap:
     given = {"prefetch": 10} | options
     return BoundedMap(service.submit, service.cancel, **given)  # type: ignore[arg-type]  # options of several types
 
@@ -113,6 +148,100 @@ async def test_one_failure_discards_no_other_outcome() -> None:
     outcomes = [outcome async for outcome in bulk(Service(ends), ordered=True).run(numbered(8))]
     assert [outcome.error is not None for outcome in outcomes] == [i == 3 for i in range(8)]
     assert all((outcome.result is None) != (outcome.error is None) for outcome in outcomes)
+
+
+def row(number: int) -> Row:
+    """Return a row of 24, in each of the three forms; the third is bad in one way, the fifth in another."""
+    fields: dict[str, Any] = {"image": "photo.png", "geometry": Ratios(up=0.5), "prompt": str(number)}
+    if number == 3:
+        return {**fields, "n": 0}
+    if number == 5:
+        return lambda: ExpandRequest("photo.png", Ratios(up=float("a number")))
+    forms: list[Row] = [ExpandRequest(**fields), fields, partial(ExpandRequest, **fields)]
+    return forms[number % 3]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@virtual_time
+async def test_a_bad_row_loses_no_other(*, ordered: bool) -> None:
+    """Each bad row is an outcome with its own error and without a request; all others are submitted."""
+    service = Service()
+    outcomes = [outcome async for outcome in bulk(service, ordered=ordered).run(map(row, range(24)))]
+    bad = {outcome.index: outcome for outcome in outcomes if outcome.error is not None}
+    assert sorted(outcome.index for outcome in outcomes) == list(range(24))
+    assert set(bad) == {3, 5}
+    assert all(isinstance(outcome.error, InvalidRequest) for outcome in bad.values())
+    assert [outcome.request for outcome in bad.values()] == [None, None]
+    assert "n must be between 1 and 9" in str(bad[3].error)
+    assert "could not convert string to float" in str(bad[5].error)
+    assert service.submitted == 22
+    prompts = {outcome.index: outcome.request.prompt for outcome in outcomes if outcome.request}
+    assert all(prompt == str(index) for index, prompt in prompts.items())
+
+
+@virtual_time
+async def test_bad_rows_count_as_failures() -> None:
+    """After `max_failures` bad rows nothing more is submitted."""
+    outcomes = [outcome async for outcome in bulk(Service(), max_failures=4).run({} for _ in range(1000))]
+    assert 4 <= len(outcomes) <= 20
+
+
+@pytest.mark.parametrize("bad", [None, "photo.png", 7, {"imge": "a.png"}, lambda: None, {1: 2}, object])
+def test_what_makes_no_request_is_an_error_of_ours(bad: Any) -> None:
+    """The message says what a row must be, or what went wrong in it."""
+    with pytest.raises(InvalidRequest, match=r"^row must"):
+        make_request(bad)
+
+
+def test_an_error_of_ours_in_a_row_is_kept() -> None:
+    """A function may raise any error of the package."""
+
+    def refuse() -> ExpandRequest:
+        raise KlingError("no such photo in the shop")
+
+    with pytest.raises(KlingError, match="in the shop"):
+        make_request(refuse)
+
+
+@virtual_time
+async def test_pictures_are_saved_while_other_jobs_run() -> None:
+    """Saving of 5 s beside tasks of 1 s holds no job back, and each outcome has its files."""
+    service = Service()
+    loop = asyncio.get_running_loop()
+    outcomes = [outcome async for outcome in bulk(service, prefetch=40, save_to="out").run(numbered(80))]
+    assert loop.time() == pytest.approx(12)
+    assert {outcome.files for outcome in outcomes} == {(Path(f"out/{number}.png"),) for number in range(80)}
+    assert service.most_saving == 40
+
+
+@virtual_time
+async def test_a_result_that_is_on_disk_is_not_saved_again() -> None:
+    """The files of an earlier run are those of the outcome."""
+    service = Service()
+    known = ExpandRequest("photo.png", Ratios(up=0.5), key="known")
+    (outcome,) = [outcome async for outcome in bulk(service, save_to="out").run([known])]
+    assert (outcome.files, service.saved) == ((Path("known.png"),), [])
+
+
+@virtual_time
+async def test_a_result_that_cannot_be_saved_is_kept() -> None:
+    """The outcome has both the error and the paid result, and counts as a failure."""
+    service = Service()
+    service.save_error = DownloadError("the disk is full")
+    outcomes = [outcome async for outcome in bulk(service, save_to="out", max_failures=1).run(numbered(3))]
+    assert [outcome.error is service.save_error for outcome in outcomes] == [True] * 3
+    assert all(outcome.result is not None and outcome.files == () for outcome in outcomes)
+
+
+@virtual_time
+async def test_a_reader_that_leaves_ends_the_saves() -> None:
+    """Nothing goes on in the background after a `break`."""
+    service = Service(lambda _future, index: 1.0 if index == 0 else 5.5)
+    async for _ in (outcomes := bulk(service, save_to="out").run(numbered(5))):
+        break
+    await outcomes.aclose()
+    await asyncio.sleep(100)
+    assert service.saved == ["0"]
 
 
 @virtual_time

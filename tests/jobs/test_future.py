@@ -16,6 +16,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kling_expand.downloads.files import SaveOptions
 from kling_expand.errors import (
     ContentRejected,
     DeadlineExceeded,
@@ -317,13 +318,13 @@ async def test_a_result_without_a_client_cannot_save() -> None:
 
 @virtual_time
 async def test_save_is_passed_to_the_client(tmp_path: Path) -> None:
-    """`save` passes the task, the target, the photo's name and its own deadline to the client."""
+    """`save` passes the task, the target, the names and its own deadline to the client."""
     asked: list[Any] = []
 
     async def save(
-        task: Task, target: Any, *, name: str | None, deadline_at: float | None
+        task: Task, target: Any, options: SaveOptions, *, deadline_at: float | None
     ) -> tuple[Path, ...]:
-        asked.append((task, target, name, deadline_at))
+        asked.append((task, target, options.name, deadline_at))
         return (tmp_path,)
 
     result = ExpandResult(SUCCEED, name="dog", save=save)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from random import Random
-from typing import assert_type
+from typing import Any, assert_type
 
 import pytest
 from aiohttp import web
@@ -35,6 +35,7 @@ from kling_expand import (
     Quantiles,
     RateLimited,
     Ratios,
+    ResultImage,
     Settings,
     Slots,
     StaticKey,
@@ -66,11 +67,19 @@ async def one(kling: KlingClient) -> None:
     """A single job, by every way in."""
     result = await kling.expand("dog.png", ToAspect("16:9"), prompt="a park", n=2, deadline=90)
     assert_type(result, ExpandResult)
-    assert_type(result.images, tuple[Image, ...])
+    assert_type(result.images, tuple[ResultImage, ...])
+    assert_type(await result.images[0].read(), bytes)
+    assert_type(await result.read(), tuple[bytes, ...])
+    async for chunk in result.images[0].stream(deadline=5):
+        assert_type(chunk, bytes)
+    assert_type(await result.upload("s3://bucket/out/"), tuple[str, ...])
+    assert_type(result.to_dict(), dict[str, Any])
+    assert_type(result.task.images, tuple[Image, ...])
     assert_type(result.files, tuple[Path, ...])
     assert_type(result.task, Task)
     assert_type(result.request, ExpandRequest | None)
-    assert_type(await result.save("out/"), tuple[Path, ...])
+    saved = await result.save("out/", overwrite=True, format="jpeg", quality=90)
+    assert_type(saved, tuple[Path, ...])
     future = kling.submit(Path("dog.png"), Ratios(right=0.5), key="dog", priority=1)
     assert_type(future, TaskFuture)
     assert_type(await future, ExpandResult)
@@ -107,6 +116,12 @@ async def many(kling: KlingClient) -> None:
         assert_type(outcome, Outcome)
         assert_type(outcome.result, ExpandResult | None)
         assert_type(outcome.error, KlingError | None)
+        assert_type(outcome.request.key, str | None | Any)
+    rows = [{"image": "a.png", "geometry": ToSize(1200, 630)}, {"image": "b.png", "n": 2}]
+    async for outcome in kling.map(rows, save_to="out/"):
+        assert_type(outcome.files, tuple[Path, ...])
+    async for outcome in kling.map([lambda: ExpandRequest("a.png", ToSize(1200, 630))]):
+        assert_type(outcome.to_dict(), dict[str, Any])
     async for outcome in kling.map(source()):
         assert_type(outcome.index, int)
     async for future in kling.resume():
@@ -289,7 +304,10 @@ def without_asyncio() -> None:
         assert_type(kling.stats, Stats)
         result = kling.expand("dog.png", ToAspect("16:9"))
         assert_type(result, blocking.ExpandResult)
-        assert_type(result.images, tuple[Image, ...])
+        assert_type(result.images, tuple[blocking.ResultImage, ...])
+        assert_type(result.images[0].read(), bytes)
+        assert_type(result.images[0].stream(), Iterator[bytes])
+        assert_type(result.read(), tuple[bytes, ...])
         assert_type(result.save("out/"), tuple[Path, ...])
         future = kling.submit("dog.png", Ratios(right=0.5), priority=1)
         assert_type(future, blocking.TaskFuture)

@@ -16,7 +16,7 @@ from attrs import define, evolve, field, frozen
 from kling_expand.api import codec
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
 from kling_expand.cli.terminal import FAILED, NothingDone, billed_units, clean, money, plural, show
-from kling_expand.downloads.files import SUFFIXES, OutputPaths, output_paths
+from kling_expand.downloads.files import SUFFIXES, OutputPaths, SaveOptions, output_paths
 from kling_expand.errors import InvalidRequest, KlingError
 from kling_expand.models import UNITS_PER_IMAGE, Image, Task
 from kling_expand.store.base import JobRecord, JobState, JobStore, identify
@@ -255,7 +255,7 @@ class OutputNames:
         if candidate.casefold() in self._claimed:
             return False
         self._claimed.add(candidate.casefold())
-        if await asyncio.to_thread(_exists, output_paths(task, self.target, candidate)):
+        if await asyncio.to_thread(_exists, output_paths(task, self.target, SaveOptions(name=candidate))):
             self._claimed.discard(candidate.casefold())
             return False
         return True
@@ -322,7 +322,7 @@ def _possible_paths(index: int, name: str, target: str, n: int) -> set[str]:
     """Return every path that a picture of the photo may get: only the service decides the format."""
     images = tuple(Image(number, "") for number in range(n))
     sample = Task(f"task {index}", "succeed", external_task_id=f"external {index}", images=images)
-    return {_key(path) for path in _all_paths(output_paths(sample, target, name))}
+    return {_key(path) for path in _all_paths(output_paths(sample, target, SaveOptions(name=name)))}
 
 
 def _key(path: str | os.PathLike[str]) -> str:

@@ -1,0 +1,69 @@
+"""Uploads of saved pictures to object stores, through fsspec (extra `objects`)."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from kling_expand.errors import DownloadError, InvalidRequest, require
+
+from .files import is_url, with_ending
+
+
+class Upload:
+    """One upload to *url*, a folder or a template in an object store.
+
+    The pictures are saved below a temporary folder first, so no object is ever incomplete.
+    """
+
+    def __init__(self, url: str, *, overwrite: bool = False) -> None:
+        self._scheme, _, self._path = url.partition("://")
+        self._overwrite = overwrite
+        self._folder = ""
+        parts = self._path.replace("{", "/").split("/")
+        if not is_url(url) or self._scheme.lower() in {"http", "https"} or ".." in parts:
+            limit = "must be a folder in an object store, such as s3://bucket/out/"
+            raise InvalidRequest("url", repr(url), limit, "`save` writes to a path of this machine")
+        self._fsspec = fsspec_module()
+
+    @contextmanager
+    def folder(self) -> Iterator[str]:
+        """Give a temporary directory, or a template below one, in which the pictures are to be saved."""
+        with TemporaryDirectory() as self._folder:
+            yield f"{self._folder}/{self._path.lstrip('/')}"
+
+    async def run(self, files: Sequence[Path], tag: str) -> tuple[str, ...]:
+        """Upload *files*, and return their URLs. A name that is taken gets *tag* appended.
+
+        Raises:
+            DownloadError: the store cannot be written.
+        """
+        return tuple(await asyncio.gather(*(asyncio.to_thread(self._upload, file, tag) for file in files)))
+
+    def _upload(self, file: Path, tag: str) -> str:
+        root = "/" if self._path.startswith("/") else ""
+        url = f"{self._scheme}://{root}{file.relative_to(self._folder).as_posix()}"
+        content = file.read_bytes()
+        try:
+            if not self._overwrite and self._holds_other(url, content):
+                url = with_ending(url, tag)
+            with self._fsspec.open(url, "wb") as target:
+                target.write(content)
+        except Exception as error:  # each kind of store raises its own exceptions
+            raise DownloadError(f"{url} cannot be written: {error}") from error
+        return url
+
+    def _holds_other(self, url: str, content: bytes) -> bool:
+        """Return whether an object at *url* has another content."""
+        store, path = self._fsspec.core.url_to_fs(url)
+        return bool(store.exists(path) and store.cat_file(path) != content)
+
+
+def fsspec_module() -> Any:
+    """Return fsspec, or raise `MissingExtra`."""
+    require("objects", "fsspec")
+    import fsspec
+
+    return fsspec

@@ -1,0 +1,85 @@
+"""Conversions between formats keep what a picture says about itself, and never fail half way."""
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image, ImageCms
+
+from kling_expand.downloads.convert import convert
+from kling_expand.downloads.files import FORMATS
+from kling_expand.errors import DownloadError
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+CAMERA = 0x0110  # the EXIF tag of the camera's model
+
+
+def picture(mode: str, kind: str = "PNG", **options: Any) -> bytes:
+    """Return a small picture of this mode."""
+    out = io.BytesIO()
+    Image.new(mode, (40, 30), **options).save(out, kind)
+    return out.getvalue()
+
+
+def described(kind: str) -> bytes:
+    """Return a picture with EXIF data and a color profile."""
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[CAMERA] = "a camera"
+    Image.new("RGB", (40, 30), "red").save(out, kind, exif=exif.tobytes(), icc_profile=PROFILE)
+    return out.getvalue()
+
+
+def opened(content: bytes) -> Image.Image:
+    """Return the decoded picture."""
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize("wanted", FORMATS)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_exif_data_and_color_profile_are_kept(kind: str, wanted: str) -> None:
+    """Every format that the service may send keeps both in every format that can be asked for."""
+    image = opened(convert(described(kind), wanted, None))
+    assert image.format == wanted.upper()
+    assert image.info["icc_profile"] == PROFILE
+    assert image.getexif()[CAMERA] == "a camera"
+
+
+@pytest.mark.parametrize("wanted", FORMATS)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
+def test_every_mode_can_be_converted(mode: str, wanted: str) -> None:
+    """No mode of a PNG fails, and none changes the size."""
+    assert opened(convert(picture(mode), wanted, None)).size == (40, 30)
+
+
+def test_transparency_becomes_white_in_jpeg_and_stays_elsewhere() -> None:
+    """JPEG cannot say that a pixel is transparent."""
+    clear = picture("RGBA", color=(255, 0, 0, 0))
+    assert opened(convert(clear, "jpeg", 100)).getpixel((0, 0)) == (255, 255, 255)
+    for wanted in ("png", "webp", "tiff"):
+        assert opened(convert(clear, wanted, None)).convert("RGBA").getpixel((0, 0))[3] == 0  # type: ignore[index] # a tuple
+
+
+def test_sixteen_bits_are_scaled() -> None:
+    """A middle gray stays a middle gray, and does not become white."""
+    gray = picture("I;16", color=0x8000)
+    assert opened(convert(gray, "jpeg", 100)).getpixel((0, 0)) == pytest.approx(128, abs=1)
+
+
+def test_a_better_quality_is_a_larger_file() -> None:
+    """The quality reaches the encoder, and the default is not the lowest."""
+    noise = io.BytesIO()
+    Image.effect_noise((200, 200), 90).convert("RGB").save(noise, "PNG")
+    for wanted in ("jpeg", "webp"):
+        sizes = [len(convert(noise.getvalue(), wanted, quality)) for quality in (20, None, 100)]
+        assert sizes == sorted(sizes)
+        assert len(set(sizes)) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", picture("RGB")[:-40], b"<html>"])
+def test_what_cannot_be_decoded_is_an_error_of_ours(content: bytes) -> None:
+    """The error names the format that was asked for."""
+    with pytest.raises(DownloadError, match="cannot be converted to webp"):
+        convert(content, "webp", None)

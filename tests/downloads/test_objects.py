@@ -1,0 +1,105 @@
+"""Uploads to object stores: complete, named as on disk, and never over another task's picture."""
+
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from kling_expand.downloads.files import SaveOptions, output_paths
+from kling_expand.downloads.objects import Upload
+from kling_expand.errors import DownloadError, InvalidRequest, MissingExtra
+from kling_expand.jobs.future import ExpandResult
+from kling_expand.models import Image, Task
+
+
+def result(task_id: str, content: bytes) -> ExpandResult:
+    """Return the result of a task with two images, whose pictures have this *content*."""
+    task = Task(task_id, "succeed", images=(Image(0, "http://h/0"), Image(1, "http://h/1")))
+
+    async def save(
+        task: Task, target: Any, options: SaveOptions, *, deadline_at: float | None
+    ) -> tuple[Path, ...]:
+        assert deadline_at is None
+        names = output_paths(task, target, options)
+        paths = tuple(names.path(number, ".png") for number in (0, 1))
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return paths
+
+    return ExpandResult(task, name="dog", save=save)
+
+
+@pytest.fixture
+def bucket() -> str:
+    """Return the URL of a folder that no other test has."""
+    return f"memory://{uuid4()}/out"
+
+
+def content(url: str) -> bytes:
+    """Return the object at *url*."""
+    with fsspec.open(url, "rb") as file:
+        read: bytes = file.read()
+    return read
+
+
+async def test_pictures_get_the_names_they_would_have_on_disk(bucket: str) -> None:
+    """A folder and a template work as for `save`, and the URLs of the objects are returned."""
+    assert await result("1", b"a").upload(bucket) == (f"{bucket}/dog-0.png", f"{bucket}/dog-1.png")
+    template = f"{bucket}/{{task_id}}/{{index}}{{ext}}"
+    urls = await result("1", b"b").upload(template)
+    assert urls == (f"{bucket}/1/0.png", f"{bucket}/1/1.png")
+    assert [content(url) for url in urls] == [b"b", b"b"]
+
+
+async def test_no_task_replaces_the_object_of_another(bucket: str) -> None:
+    """A taken name gets the task's id; the same task finds its own, and `overwrite` replaces."""
+    first, second = result("1", b"a"), result("2", b"b")
+    urls = await first.upload(bucket)
+    others = await second.upload(bucket)
+    assert others == (f"{bucket}/dog-0-2.png", f"{bucket}/dog-1-2.png")
+    assert await first.upload(bucket) == urls
+    assert await second.upload(bucket) == others
+    assert [content(url) for url in (*urls, *others)] == [b"a", b"a", b"b", b"b"]
+    assert await second.upload(bucket, overwrite=True) == urls
+    assert content(urls[0]) == b"b"
+
+
+async def test_a_local_url_is_written_too(tmp_path: Path) -> None:
+    """`file://` is an object store like any other, and its folders are made."""
+    urls = await result("1", b"a").upload(f"file://{tmp_path}/new/out")
+    assert urls == (f"file://{tmp_path}/new/out/dog-0.png", f"file://{tmp_path}/new/out/dog-1.png")
+    assert (tmp_path / "new" / "out" / "dog-0.png").read_bytes() == b"a"
+
+
+@pytest.mark.parametrize(
+    "url", ["out/", "https://bucket.example/out", "s3://bucket/../other", "s3:/bucket", "", "C:\\out"]
+)
+async def test_what_is_no_object_store_is_refused(url: str) -> None:
+    """Nothing is fetched for a target that cannot be written."""
+    with pytest.raises(InvalidRequest, match="must be a folder in an object store"):
+        await ExpandResult(Task("1", "succeed")).upload(url)
+
+
+async def test_a_store_that_is_away_is_an_error_of_ours(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the store raises, the error names the URL; an unknown kind of store is such an error."""
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("the store is away")
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", away)
+    with pytest.raises(DownloadError, match=r"dog-0\.png cannot be written: the store is away"):
+        await result("1", b"a").upload(bucket)
+    with pytest.raises(DownloadError, match="nosuchstore"):
+        await result("1", b"a").upload("nosuchstore://bucket/out")
+
+
+async def test_without_fsspec_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check is made before anything is fetched."""
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(MissingExtra, match=r"kling-expand\[objects\]"):
+        Upload("s3://bucket/out")

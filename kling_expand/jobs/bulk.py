@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from attrs import frozen
 
 from kling_expand.errors import InvalidRequest, KlingError
-from kling_expand.models import ExpandRequest
+from kling_expand.models import ExpandRequest, shown
 from kling_expand.serialization import Serializable
 
 from .future import ExpandResult, TaskFuture, portable
@@ -57,8 +57,8 @@ def make_request(row: Row) -> ExpandRequest:
     """Return the request of a row.
 
     Raises:
-        InvalidRequest: a field is wrong, or the row is nothing that makes a request.
-        KlingError: whatever error of this package the function of the row raised.
+        InvalidRequest: a field is wrong, or the function of the row made no request.
+        KlingError: whatever error of this package that function raised.
     """
     try:
         made = ExpandRequest(**row) if isinstance(row, Mapping) else row() if callable(row) else row
@@ -67,9 +67,12 @@ def make_request(row: Row) -> ExpandRequest:
     except Exception as error:
         raise InvalidRequest("row", f"{type(error).__name__}: {error}", "must make a request") from error
     if not isinstance(made, ExpandRequest):
-        limit = "must be an ExpandRequest, a mapping of its fields, or a function that makes one"
-        raise InvalidRequest("row", type(made).__name__, limit)
+        raise InvalidRequest("row", shown(made), "must make a request")
     return made
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, ExpandRequest | Mapping) or (callable(row) and not isinstance(row, type))
 
 
 async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
@@ -147,6 +150,9 @@ class BoundedMap:
 
     def _start(self, index: int, row: Row) -> None:
         """Submit the request of a row, or make an outcome of the error that it raises."""
+        if not _is_row(row):
+            limit = "must hold requests, mappings of their fields, or functions that make them"
+            raise InvalidRequest("requests", shown(row), limit)
         future: TaskFuture | None = None
         try:
             request = make_request(row)

@@ -206,8 +206,7 @@ class ExpandResult(Serializable):
         `images`. Without it a *target* with the suffix of another format is refused.
 
         *deadline* seconds from now bound the call. Without one the settings `download_timeout`,
-        `read_timeout` and `retry_timeout` bound each picture. The deadline of the job has no effect here, as
-        its pictures are paid.
+        `read_timeout` and `retry_timeout` bound each picture. The deadline of the job has no effect here.
 
         Raises:
             ResultExpired: the service no longer keeps a picture; submit the job again with ``fresh=True``.

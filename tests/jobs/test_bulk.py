@@ -186,7 +186,22 @@ async def test_bad_rows_count_as_failures() -> None:
     assert 4 <= len(outcomes) <= 20
 
 
-@pytest.mark.parametrize("bad", [None, "photo.png", 7, {"imge": "a.png"}, lambda: None, {1: 2}, object])
+@pytest.mark.parametrize("wrong", [None, "photo.png", 7, ExpandRequest, ("photo.png", Ratios(up=0.5))])
+@virtual_time
+async def test_what_is_no_row_is_raised_after_the_outcomes(wrong: Any) -> None:
+    """A source of the wrong kind is an error of the program; the jobs before it have their outcomes."""
+    seen: list[int] = []
+
+    async def read() -> None:
+        async for outcome in bulk(Service()).run([*numbered(2), wrong, *numbered(2)]):
+            seen.append(outcome.index)  # noqa: PERF401 - the loop ends in an error
+
+    with pytest.raises(InvalidRequest, match="requests must hold"):
+        await read()
+    assert sorted(seen) == [0, 1]
+
+
+@pytest.mark.parametrize("bad", [{"imge": "a.png"}, {}, {1: 2}, lambda: None, lambda: "photo.png"])
 def test_what_makes_no_request_is_an_error_of_ours(bad: Any) -> None:
     """The message says what a row must be, or what went wrong in it."""
     with pytest.raises(InvalidRequest, match=r"^row must"):

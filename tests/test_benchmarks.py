@@ -18,6 +18,10 @@ TINY = {
         {"photos", "costs", "ratios"},
     ),
     "import_time": (["--runs", "1"], {"ratio", "aiohttp_ms", "kling_expand_ms"}),
+    "inspect_pictures": (
+        ["--pictures", "4", "--engine", "flat"],
+        {"kinds", "found", "false alarms"},
+    ),
     "journal": (["--runs", "1", "--jobs", "200"], {"ms_per_job", "longest_block_ms"}),
     "limits": (["--runs", "1", "--seconds", "130"], {"busy", "refused", "clients"}),
     "memory": (

@@ -32,7 +32,7 @@ BETTER = 0.1  # by which the correlation elsewhere must exceed that at the expec
 STEPS = 5  # Gauss-Newton steps for each size, at most
 ENOUGH = 0.02  # pixels of that size: a smaller step is the last
 RIDGE = 0.02  # keeps the edges in place where the overlap has no texture
-MIN_CORRELATION = 0.6  # of an overlap that matches
+MIN_CORRELATION = 0.7  # of an overlap that matches
 PLAIN = 6.0  # levels: an original with less contrast cannot correlate
 MAX_DIFFERENCE = 6.0  # levels, of a plain original that matches
 

@@ -1,0 +1,292 @@
+"""Checks of a generated picture against the photo that it was made from (extra `images`).
+
+=========  ========================================================  ======================================
+check      what is measured                                          unit
+=========  ========================================================  ======================================
+aspect     how much a side differs from what the ratios give         pixels of the picture
+original   the difference of photo and picture, aligned              levels (0 to 255)
+place      how far the original lies from where the ratios put it    pixels of the picture
+sharpness  detail of the original in the picture                     multiple of the photo's
+colors     the mean difference of the channel that differs most      levels
+black      black pixels of the new area, less those of the photo     share of a side
+flat       detail of the new area                                    multiple of the photo's at that side
+mirrored   correlation of the new area with the photo mirrored       -1 to 1
+levels     levels in use of the new area                             share of those between its extremes
+bands      stripes along or across the new area                      multiple of the photo's
+seam       the step at the seam                                      multiple of the steps beside it
+=========  ========================================================  ======================================
+
+A side of the new area is judged by the photo beside it: a white background may go on white. The limits were
+set on pictures of the emulator and on broken ones made from them (`benchmarks.inspect_pictures`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from kling_expand.errors import require
+from kling_expand.geometry import Ratios
+
+from .registration import Floats
+from .scene import Scene, prepare
+
+require("images", "numpy", "PIL")
+import numpy as np
+
+BLOCK = 12  # pixels: the size of what counts as detail
+REACH = 10  # pixels beside the seam that count as its surroundings
+SEGMENT = 24  # pixels along the seam over which a step is averaged
+SMALLEST = 8  # pixels: a narrower side is not checked
+BLACK = 10  # levels
+
+
+@frozen
+class Check:
+    """One measured value, its limit, and what to say when the picture fails it."""
+
+    name: str
+    value: float
+    limit: float
+    failed: bool
+    message: str
+
+
+@frozen
+class Report:
+    """The checks of one picture; `str` gives a summary of one line."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return not self.problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the picture; empty where every check passed."""
+        return tuple(check.message for check in self.checks if check.failed)
+
+    def __str__(self) -> str:
+        return "; ".join(self.problems) or "nothing suspicious"
+
+
+def inspect(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Report:
+    """Return how a generated *picture* stands the checks; the arguments are those of `composite`.
+
+    Where the original is not found, what depends on its place is not checked.
+
+    Raises:
+        ImageError: Pillow cannot read one of the images.
+        MissingExtra: Pillow or numpy is not installed.
+    """
+    scene = prepare(photo, picture, ratios)
+    checks = [_aspect(scene), _original(scene)]
+    if scene.registration.matches:
+        checks += [_place(scene), *_overlap(scene), *_new_area(scene)]
+    return Report(tuple(checks))
+
+
+def _above(name: str, value: float, limit: float, message: str) -> Check:
+    return Check(name, value, limit, value > limit, message)
+
+
+def _below(name: str, value: float, limit: float, message: str) -> Check:
+    return Check(name, value, limit, value < limit, message)
+
+
+# ---------------------------------------------------------------------------- the original
+
+
+def _aspect(scene: Scene) -> Check:
+    width, height = scene.picture.size
+    aspect = scene.canvas.width / scene.canvas.height
+    wrong = min(abs(width - height * aspect), abs(height - width / aspect))
+    wanted = f"{scene.canvas.width}:{scene.canvas.height}"
+    # The canvas is rounded to whole pixels, which the enlarged aspect repeats.
+    rounding = max(width / scene.canvas.width, height / scene.canvas.height)
+    message = f"the picture of {width}x{height} does not have the aspect {wanted}"
+    return _above("aspect", wrong, 1.0 + rounding, message)
+
+
+def _original(scene: Scene) -> Check:
+    found = scene.registration
+    message = "the original is not in the picture"
+    return Check("original", found.difference, 255.0, not found.matches, message)
+
+
+def _place(scene: Scene) -> Check:
+    offset = scene.registration.offset
+    return _above("place", offset, 3.0, f"the original lies {offset:.0f} pixels beside its place")
+
+
+def _overlap(scene: Scene) -> Iterator[Check]:
+    """Yield the checks of the original's version in the picture."""
+    from PIL.Image import Resampling
+
+    box = scene.registration.box
+    width, height = scene.picture.size
+    inside = max(0.0, box[0]), max(0.0, box[1]), min(width, box[2]), min(height, box[3])
+    seen = np.asarray(scene.picture.resize(scene.small.size, Resampling.BICUBIC, box=inside), np.float32)
+    photo = np.asarray(scene.small, np.float32)
+    detail = _detail(photo)
+    sharpness = _detail(seen) / detail if detail >= 1 else 1.0  # a smooth original cannot be blurred
+    yield _below("sharpness", sharpness, 0.6, "the original is blurred")
+    cast = float(np.abs((seen - photo).mean(axis=(0, 1))).max())
+    yield _above("colors", cast, 5.0, f"the colours of the original differ by {cast:.0f} levels")
+
+
+def _detail(levels: Floats) -> float:
+    """Return the strength of detail of a few pixels, in levels."""
+    grey = levels.mean(axis=2)
+    middle = grey[1:-1, 1:-1]
+    around = (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]) / 4
+    return float(np.abs(middle - around).mean())
+
+
+# ---------------------------------------------------------------------------- the new area
+
+
+@frozen
+class Side:
+    """One side of the new area and the photo beside it; row 0 of both is at the seam."""
+
+    name: str
+    outer: Floats
+    inner: Floats
+
+
+def sides(scene: Scene) -> Iterator[Side]:
+    """Yield the sides that were expanded, as far as they lie beside the photo."""
+    picture = np.asarray(scene.picture, np.float32)
+    height, width = picture.shape[:2]
+    left, top, right, bottom = (round(edge) for edge in scene.registration.box)
+    left, top, right, bottom = max(0, left), max(0, top), min(width, right), min(height, bottom)
+    columns, rows = picture[:, left:right], picture[top:bottom].transpose(1, 0, 2)
+    towards = (
+        ("up", columns[::-1], height - top),
+        ("down", columns, bottom),
+        ("left", rows[::-1], width - left),
+        ("right", rows, right),
+    )
+    for name, lines, seam in towards:
+        inner = lines[:seam][::-1][: (bottom - top if name in {"up", "down"} else right - left)]
+        if len(lines) - seam >= SMALLEST and len(inner) >= SMALLEST:
+            yield Side(name, lines[seam:], inner)
+
+
+def _new_area(scene: Scene) -> Iterator[Check]:
+    """Yield each check with the value of the worst side."""
+    found = list(sides(scene))
+    if not found:
+        return
+    for name, measure, limit, problem in _SIDE_CHECKS:
+        values = {side.name: measure(side) for side in found}
+        low = name in _LOW
+        worst = (min if low else max)(values, key=values.__getitem__)
+        check = _below if low else _above
+        yield check(name, values[worst], limit, f"the new area at the side {worst!r} {problem}")
+
+
+def _black(side: Side) -> float:
+    beside = side.inner[: len(side.outer)]
+    return float((side.outer.max(axis=2) < BLACK).mean() - (beside.max(axis=2) < BLACK).mean())
+
+
+def _flatness(side: Side) -> float:
+    beside = _contrast(side.inner[: max(SMALLEST, len(side.outer))])
+    return _contrast(side.outer) / beside if beside > 1.0 else 1.0
+
+
+def _contrast(levels: Floats) -> float:
+    """Return the median standard deviation of the blocks, in levels."""
+    grey = levels.mean(axis=2)
+    size = min(BLOCK, *grey.shape)
+    rows, columns = grey.shape[0] // size, grey.shape[1] // size
+    blocks = grey[: rows * size, : columns * size].reshape(rows, size, columns, size)
+    return float(np.median(blocks.std(axis=(1, 3))))
+
+
+def _mirrored(side: Side) -> float:
+    """Correlate the new area with the photo mirrored at the seam.
+
+    Lines that run straight across the seam are alike in both, so what is constant outwards does not count.
+    """
+    depth = min(len(side.outer), len(side.inner), 160)
+    outer, inner = (_band_pass(part[:depth].mean(axis=2))[3:] for part in (side.outer, side.inner))
+    outer, inner = outer - outer.mean(axis=0), inner - inner.mean(axis=0)
+    spread = float(outer.std() * inner.std())
+    return float((outer * inner).mean()) / spread if spread > 0.25 else 0.0
+
+
+def _band_pass(grey: Floats) -> Floats:
+    """Return detail between about 3 and 20 pixels."""
+    from PIL import Image, ImageFilter
+
+    image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+    fine, coarse = (image.filter(ImageFilter.BoxBlur(radius)) for radius in (1, 10))
+    return np.asarray(fine, np.float32) - np.asarray(coarse, np.float32)
+
+
+def _levels_in_use(side: Side) -> float:
+    shares = []
+    for channel in np.clip(np.rint(side.outer), 0, 255).astype(np.uint8).reshape(-1, 3).T:
+        counts = np.bincount(channel, minlength=256)
+        low, high = np.percentile(channel, (2, 98)).astype(int)
+        if high - low >= 32:
+            shares.append(float((counts[low : high + 1] > 1e-4 * len(channel)).mean()))
+    return min(shares, default=1.0)
+
+
+def _bands(side: Side) -> float:
+    """Compare the stripes of the new area with those of the photo beside it."""
+    worst = 0.0
+    inner = side.inner[: max(len(side.outer), 3 * BLOCK)]
+    for axis in (0, 1):
+        outer, beside = (_stripes(part.mean(axis=2).mean(axis=axis)) for part in (side.outer, inner))
+        worst = max(worst, outer / max(beside, 0.8))
+    return worst
+
+
+def _stripes(profile: Floats) -> float:
+    """Return the strength of stripes up to about 30 pixels wide."""
+    if len(profile) < 3 * BLOCK:
+        return 0.0
+    half = BLOCK
+    padded = np.pad(profile, half, mode="reflect", reflect_type="odd")
+    smooth = np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid")
+    return float(np.median(np.abs(profile - smooth)))
+
+
+def _seam(side: Side) -> float:
+    """Compare the step at the seam with the steps of parallel lines beside it."""
+    near = np.concatenate([side.inner[: 2 * REACH][::-1], side.outer[: 2 * REACH]])
+    seam = min(len(side.inner), 2 * REACH)
+    steps = np.array([_step(near, at) for at in range(2, len(near) - 1)])
+    place = seam - 2
+    beside = np.delete(steps, range(max(0, place - 3), min(len(steps), place + 4)), axis=0)
+    if not len(beside):
+        return 0.0
+    at_seam = steps[max(0, place - 1) : place + 2].max(axis=0)
+    return float((at_seam / np.maximum(np.quantile(beside, 0.75, axis=0), (0.7, 1.0))).max())
+
+
+def _step(lines: Floats, at: int) -> tuple[float, float]:
+    """Return the step before a line: of segments along it, and of single pixels."""
+    pixels = np.abs(lines[at] - lines[at - 1]).mean(axis=1)
+    change = lines[at : at + 2].mean(axis=0) - lines[at - 2 : at].mean(axis=0)
+    length = min(SEGMENT, len(change))
+    segments = change[: len(change) // length * length].reshape(-1, length, 3).mean(axis=1)
+    return float(np.abs(segments).max(axis=1).mean()), float(np.median(pixels))
+
+
+_LOW = {"flat", "levels"}
+_SIDE_CHECKS: tuple[tuple[str, Callable[[Side], float], float, str], ...] = (
+    ("black", _black, 0.5, "is black"),
+    ("flat", _flatness, 0.15, "is flat"),
+    ("mirrored", _mirrored, 0.6, "mirrors the photo"),
+    ("levels", _levels_in_use, 0.6, "has few levels of colour"),
+    ("bands", _bands, 4.0, "has stripes"),
+    ("seam", _seam, 2.5, "does not join the photo: the seam shows"),
+)

@@ -4,7 +4,9 @@ Against the real service no emulator is needed: `KlingClient()` reads its creden
 """
 
 import asyncio
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kling_expand import KlingClient, ToAspect
 from kling_expand.emulator import Emulator
@@ -23,7 +25,8 @@ async def main() -> None:
         print("billed", result.task.units, "units")
 
 
-asyncio.run(main())
+with TemporaryDirectory() as folder, chdir(folder):  # so that the example leaves no files
+    asyncio.run(main())
 
 # Output:
 # saved out/coffee-0.png

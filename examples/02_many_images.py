@@ -5,7 +5,9 @@ Requests may come from an iterable of any length: `map` reads only a few ahead.
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kling_expand import ExpandRequest, KlingClient, Padding
 from kling_expand.emulator import Emulator
@@ -32,7 +34,8 @@ async def main() -> None:
         print("peak slots", emulator.account.peak_slots)
 
 
-asyncio.run(main())
+with TemporaryDirectory() as folder, chdir(folder):  # so that the example leaves no files
+    asyncio.run(main())
 
 # Output:
 # 0 out/chelsea.png

@@ -4,7 +4,9 @@ Any number of coroutines may iterate over and await one future. They share its p
 """
 
 import asyncio
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kling_expand import KlingClient, Ratios
 from kling_expand.emulator import Emulator
@@ -24,7 +26,8 @@ async def main() -> None:
         print("saved", *await result.save("out/"))
 
 
-asyncio.run(main())
+with TemporaryDirectory() as folder, chdir(folder):  # so that the example leaves no files
+    asyncio.run(main())
 
 # Output:
 # 176362137720200000 submitted

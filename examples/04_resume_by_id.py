@@ -5,7 +5,9 @@ Closing the client does not cancel a task: the service has no cancel, and a runn
 
 import asyncio
 import sys
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kling_expand import KlingClient, Ratios
 from kling_expand.emulator import Emulator
@@ -38,7 +40,11 @@ async def main() -> None:
         print("billed images:", emulator.account.images_billed)
 
 
-asyncio.run(attach(*sys.argv[1:]) if sys.argv[1:] else main())
+if sys.argv[1:]:
+    asyncio.run(attach(*sys.argv[1:]))
+else:
+    with TemporaryDirectory() as folder, chdir(folder):  # so that the example leaves no files
+        asyncio.run(main())
 
 # Output:
 # closed the client, still running: 176362137720200000

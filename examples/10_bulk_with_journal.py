@@ -7,7 +7,9 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kling_expand import ExpandRequest, KlingClient, ToAspect
 from kling_expand.emulator import Emulator
@@ -36,7 +38,11 @@ async def main() -> None:
         print("billed images:", emulator.account.images_billed)
 
 
-asyncio.run(bulk(*sys.argv[1:]) if sys.argv[1:] else main())
+if sys.argv[1:]:
+    asyncio.run(bulk(*sys.argv[1:]))
+else:
+    with TemporaryDirectory() as folder, chdir(folder):  # so that the example leaves no files
+        asyncio.run(main())
 
 # Output:
 # saved chelsea.png

@@ -1,15 +1,19 @@
 """The blocking client in a notebook: each ``# %%`` begins a cell, and no asyncio is needed."""
 
 # %% Start an emulator. With real credentials, omit this cell and the arguments of the client.
+import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 
 from kling_expand import Padding
 from kling_expand.blocking import KlingClient
 
+folder = TemporaryDirectory()
+os.chdir(folder.name)  # so that the example leaves no files
 command = [sys.executable, "-m", "kling_expand.emulator", "--queue-seconds", "0.2", "--work-seconds", "0.5"]
 emulator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 url, *pairs = (emulator.stdout.readline() if emulator.stdout else "").split()
@@ -38,6 +42,7 @@ print("files:", *sorted(str(path) for path in Path("out").iterdir()))
 kling.close()
 emulator.terminate()
 emulator.communicate()
+folder.cleanup()
 
 # Output:
 # before (451, 300)

@@ -44,7 +44,7 @@ def promised(example: Path) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_it_prints_what_it_shows(example: Path, tmp_path: Path) -> None:
-    """It exits with 0 and no warning, and prints what its closing comment shows."""
+    """It exits with 0 and no warning, prints what its closing comment shows, and leaves no file."""
     keyless = {name: value for name, value in os.environ.items() if not name.startswith("KLING")}
     command = [sys.executable, "-W", "error", str(example)]
     ran = subprocess.run(
@@ -58,6 +58,7 @@ def test_it_prints_what_it_shows(example: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert ran.stderr == ""
+    assert [*tmp_path.iterdir()] == []
     assert ran.returncode == 0
     assert steady(ran.stdout) == steady(promised(example))
 

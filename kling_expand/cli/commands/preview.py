@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kling_expand.cli.options import GeometryOptions, JSONOption, options
-from kling_expand.cli.terminal import print_path, show
+from kling_expand.cli.terminal import clean, print_path, show
 from kling_expand.errors import InvalidRequest, require
 from kling_expand.pictures.preview import draw, upright_size
 
@@ -88,4 +88,4 @@ def _display(file: str) -> None:
 
         console.print(Image(file, width="auto", height=max(4, min(24, console.height - 4))))
     except Exception as error:  # noqa: BLE001 - the library parses whatever the terminal answers
-        click.echo(f"this terminal cannot show the picture: {error}", err=True)
+        click.echo(clean(f"this terminal cannot show the picture: {error}"), err=True)

@@ -37,10 +37,14 @@ __all__ = [
     "chained_canvas",
     "parse_aspect",
     "parse_direction",
+    "plan",
 ]
 
 MAX_SIDE = 2.0  # (doc)
 MAX_AREA = 3.0  # (doc)
+MAX_PASSES = 4  # each of them is paid
+MIN_INPUT_SIDE = 300  # pixels of a photo (doc), and so of a result that is expanded again
+MAX_INPUT_ASPECT = 2.5  # longer over shorter side of a photo (doc)
 AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals, and so reaches 3.00008
 NOISE = 1e-9  # the rounding error of binary fractions
 ROUND_CEILING, ROUND_FLOOR = "ROUND_CEILING", "ROUND_FLOOR"  # the same in `decimal`
@@ -48,6 +52,9 @@ MAX_PIXELS = 2**31 - 1  # the longest side a PNG can state
 TIER = 1664 * 832  # pixels of a result, about (observed once: 640x480 with right 0.5 became 1664x832)
 TIER_STEP = 32  # pixels, of which the sides of a result are multiples (observed)
 TIER_MAX_SIDE = 4096  # pixels (inferred)
+
+
+Sides = tuple[float, float, float, float]  # growth up, down, left and right, perhaps above the limits
 
 
 def real(value: float) -> float:
@@ -172,7 +179,7 @@ def chained_canvas(width: int, height: int, passes: Sequence[Ratios]) -> Canvas:
     return _canvas(width, height, (up, down, left, right))
 
 
-def _canvas(width: int, height: int, sides: tuple[float, float, float, float]) -> Canvas:
+def _canvas(width: int, height: int, sides: Sides) -> Canvas:
     check_size(width, height)
     up, down, left, right = sides
     across, along = 1 + left + right, 1 + up + down
@@ -285,7 +292,12 @@ class ToAspect:
         across, down = _growth(width, height, self.aspect, self.area)
         if self.area is None and (nearest(width * across), nearest(height * down)) == (width, height):
             raise _nothing(width, height, self.aspect)
-        return _placed(across - 1, down - 1, self.anchor)
+        return Ratios(*_placed(across - 1, down - 1, self.anchor))
+
+    def sides(self, width: int, height: int) -> Sides:
+        """Return the least growth that reaches the aspect, without the limits of one pass."""
+        stretch = self.aspect * height / width
+        return _placed(max(1.0, stretch) - 1, max(1.0, 1 / stretch) - 1, self.anchor)
 
 
 @frozen
@@ -313,6 +325,10 @@ class ToSize:
                 limit = f"must be at least {has}, as nothing of the photo is cut off"
                 raise GeometryError(name, wanted, limit)
         _check_canvas(width, height, self.width, self.height)
+        return Ratios(*self.sides(width, height))
+
+    def sides(self, width: int, height: int) -> Sides:
+        """Return the growth of each side without the limits of one pass."""
         return _placed((self.width - width) / width, (self.height - height) / height, self.anchor)
 
 
@@ -340,7 +356,11 @@ class Padding:
         """
         check_size(width, height)
         _check_canvas(width, height, width + self.left + self.right, height + self.up + self.down)
-        return Ratios(self.up / height, self.down / height, self.left / width, self.right / width)
+        return Ratios(*self.sides(width, height))
+
+    def sides(self, width: int, height: int) -> Sides:
+        """Return the growth of each side without the limits of one pass."""
+        return self.up / height, self.down / height, self.left / width, self.right / width
 
 
 _SIDES = {"left": "left", "right": "right", "top": "up", "bottom": "down"}
@@ -419,7 +439,7 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
     stretch = aspect * height / width
     least = max(stretch, 1 / stretch)
     if least > MAX_AREA + NOISE:
-        raise _too_far(width, height, aspect, least)
+        raise _too_far(width, height, aspect, least, passes=area is None)
     if area is None:
         area = least
     if not least - NOISE <= area <= MAX_AREA + NOISE:
@@ -432,12 +452,14 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
     return min(across, 3.0), min(down, 3.0)
 
 
-def _too_far(width: float, height: float, aspect: float, least: float) -> GeometryError:
+def _too_far(width: float, height: float, aspect: float, least: float, *, passes: bool) -> GeometryError:
     low = shown(width / height / MAX_AREA, ROUND_CEILING)
     high = shown(width / height * MAX_AREA, ROUND_FLOOR)
     limit = f"must be between {low} and {high} (width over height) for a photo of {width}x{height}"
     value = f"{_named(aspect)}, which needs {shown(least, ROUND_CEILING)} times the area"
-    return GeometryError("aspect", value, limit)
+    stretch = aspect * height / width
+    sides = _placed(max(1.0, stretch) - 1, max(1.0, 1 / stretch) - 1, "center")
+    return GeometryError("aspect", value, limit, _possible(width, height, sides) if passes else "")
 
 
 def _nothing(width: float, height: float, aspect: float) -> GeometryError:
@@ -448,11 +470,11 @@ def _nothing(width: float, height: float, aspect: float) -> GeometryError:
     return GeometryError("aspect", _named(aspect), limit, advice)
 
 
-def _placed(wider: float, higher: float, anchor: str) -> Ratios:
+def _placed(wider: float, higher: float, anchor: str) -> Sides:
     """Return the growth of each axis shared out over its two sides."""
     before = 0.0 if "left" in anchor else 1.0 if "right" in anchor else 0.5
     above = 0.0 if "top" in anchor else 1.0 if "bottom" in anchor else 0.5
-    return Ratios(higher * above, higher * (1 - above), wider * before, wider * (1 - before))
+    return higher * above, higher * (1 - above), wider * before, wider * (1 - before)
 
 
 def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> None:
@@ -463,7 +485,9 @@ def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> N
         options += [f"{new_width}x{most // new_width}"] if most // new_width >= height else []
         options = options or [f"{3 * width}x{height}", f"{width}x{3 * height}"]
         limit = f"must be at most 3 times the area of {width}x{height}"
-        raise GeometryError("size", f"{new_width}x{new_height}", limit, f"{' or '.join(options)} fits")
+        sides = _placed(new_width / width - 1, new_height / height - 1, "center")
+        advice = [f"{' or '.join(options)} fits", _possible(width, height, sides)]
+        raise GeometryError("size", f"{new_width}x{new_height}", limit, ", ".join(filter(None, advice)))
     if (new_width, new_height) == (width, height):
         limit = "must be larger than the photo"
         raise GeometryError("size", f"{width}x{height}", limit, f"the smallest is {width + 1}x{height}")
@@ -476,3 +500,56 @@ def _named(aspect: float) -> str:
     fraction = Fraction(aspect).limit_denominator(50)
     near = abs(fraction - Fraction(aspect)) < NOISE
     return f"{fraction.numerator}:{fraction.denominator}" if near else f"{aspect:.5g}"
+
+
+# ---------------------------------------------------------------------------- several passes
+
+
+def plan(width: int, height: int, geometry: Geometry, passes: int = 2) -> list[Ratios]:
+    """Return the ratios of as few passes as possible, at most *passes*, that expand a photo to *geometry*.
+
+    Each pass expands the result of the one before by the same factors. Such a result must be within the
+    limits of a photo at the size that the service is expected to give it. `ToAspect` without an area,
+    `ToSize` and `Padding` can ask for more than one pass.
+
+    Raises:
+        GeometryError: no such number of passes reaches it.
+    """
+    if not isinstance(passes, int) or isinstance(passes, bool) or not 1 <= passes <= MAX_PASSES:
+        raise GeometryError("passes", repr(passes), f"must be between 1 and {MAX_PASSES}")
+    try:
+        return [geometry.ratios(width, height)]
+    except GeometryError:
+        match geometry:
+            case ToSize() | Padding() | ToAspect(area=None):
+                found = _equal_passes(width, height, geometry.sides(width, height))
+            case _:
+                found = []
+        if not 1 < len(found) <= passes:
+            raise
+        return found
+
+
+def _equal_passes(width: float, height: float, sides: Sides) -> list[Ratios]:
+    """Return the fewest equal passes that add up to *sides*; an empty list where there are none."""
+    up, down, left, right = sides
+    across, along = 1 + left + right, 1 + up + down
+    if min(sides) < 0 or across * along <= 1 + NOISE:
+        return []
+    least = max(1, math.ceil(math.log(across * along, MAX_AREA) - NOISE))
+    for count in range(least, MAX_PASSES + 1):
+        wider, higher = across ** (1 / count) - 1, along ** (1 / count) - 1
+        # Equal shares of a side in each pass keep the photo's place.
+        above, before = up / (up + down or 1), left / (left + right or 1)
+        step = Ratios(higher * above, higher * (1 - above), wider * before, wider * (1 - before))
+        done = (chained_canvas(round(width), round(height), [step] * each) for each in range(1, count))
+        sizes = [canvas.expected_size for canvas in done]
+        if all(min(size) >= MIN_INPUT_SIDE and max(size) <= MAX_INPUT_ASPECT * min(size) for size in sizes):
+            return [step] * count
+    return []
+
+
+def _possible(width: float, height: float, sides: Sides) -> str:
+    """Return advice for a growth that one pass cannot give."""
+    found = _equal_passes(width, height, sides)
+    return f"possible with passes={len(found)}" if len(found) > 1 else ""

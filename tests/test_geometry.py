@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
@@ -25,6 +26,7 @@ from kling_expand.geometry import (
     chained_canvas,
     parse_aspect,
     parse_direction,
+    plan,
 )
 
 SIDE = st.integers(300, 6000)
@@ -572,3 +574,78 @@ def test_passes_add_up(width: int, height: int, passes: list[tuple[float, float,
     assert (left, top) == pytest.approx((x, y), abs=1.01)
     if len(steps) == 1:
         assert whole == steps[0].canvas(width, height)
+
+
+PORTRAIT = (1080, 1920)
+LARGER: st.SearchStrategy[Geometry] = st.one_of(
+    st.builds(ToAspect, st.floats(0.2, 5), st.none(), ANCHOR),
+    st.builds(ToSize, st.integers(300, 9000), st.integers(300, 9000), ANCHOR),
+    st.builds(Padding, *[st.integers(0, 3000)] * 4),
+)
+
+
+@given(st.integers(300, 3000), st.integers(300, 3000), LARGER, st.integers(1, 4))
+def test_passes_reach_the_geometry_within_the_limits(
+    width: int, height: int, geometry: Geometry, passes: int
+) -> None:
+    """The passes add up to what was asked for, are as few as the area allows, and each can be sent."""
+    try:
+        steps = plan(width, height, geometry, passes)
+    except GeometryError:
+        return
+    assert 1 <= len(steps) <= passes
+    assert all(within_rules(step) for step in steps)
+    canvas = chained_canvas(width, height, steps)
+    up, down, left, right = geometry.sides(width, height)  # type: ignore[attr-defined]
+    assert canvas.width == pytest.approx(width * (1 + left + right), abs=1)
+    assert canvas.height == pytest.approx(height * (1 + up + down), abs=1)
+    assert canvas.box[:2] == pytest.approx((left * width, up * height), abs=1.01)
+    if len(steps) > 1:
+        assert len(set(steps)) == 1
+        assert refused(lambda: geometry.ratios(width, height))
+        assert math.prod(step.area for step in steps) > 3 ** (len(steps) - 1)
+    for done in range(1, len(steps)):
+        wide, high = chained_canvas(width, height, steps[:done]).expected_size
+        assert min(wide, high) >= 300
+        assert max(wide, high) <= 2.5 * min(wide, high)
+
+
+def test_a_portrait_becomes_a_landscape_in_two_passes() -> None:
+    """9:16 to 16:9 needs 3.16 times the area: one pass is refused with the advice that two can do it."""
+    wanted = ToAspect("16:9", anchor="left")
+    assert refused(lambda: wanted.ratios(*PORTRAIT)).advice == "possible with passes=2"
+    first, second = plan(*PORTRAIT, wanted)
+    assert first == second
+    assert first.area == pytest.approx(math.sqrt(256 / 81))
+    assert (first.left, first.up, first.down) == (0, 0, 0)
+    canvas = chained_canvas(*PORTRAIT, [first, second])
+    assert (canvas.width, canvas.height, canvas.box) == (3413, 1920, (0, 0, 1080, 1920))
+
+
+@pytest.mark.parametrize("geometry", [ToSize(4000, 4000), Padding(left=1500, up=2000)])
+def test_a_size_and_a_padding_say_that_passes_help(geometry: Geometry) -> None:
+    """A refusal of a canvas says how many passes would do, after the sizes that fit."""
+    assert refused(lambda: geometry.ratios(*PORTRAIT)).advice.endswith("possible with passes=2")
+    assert len(plan(*PORTRAIT, geometry)) == 2
+
+
+@pytest.mark.parametrize(
+    ("geometry", "passes"),
+    [
+        (ToAspect("16:9"), 1),
+        (ToAspect("16:9", area=3), 2),  # an area of 3 is what one pass gives
+        (ToAspect(40.0), 2),
+        (ToSize(1080, 1920), 2),  # nothing to add
+        (ToSize(100, 4000), 2),  # nothing is cut off
+    ],
+)
+def test_what_passes_cannot_reach_is_refused(geometry: Geometry, passes: int) -> None:
+    """Too few passes, an area, and a canvas that is no larger raise what one pass raises."""
+    error = refused(lambda: plan(*PORTRAIT, geometry, passes))
+    assert str(error) == str(refused(lambda: geometry.ratios(*PORTRAIT)))
+
+
+@pytest.mark.parametrize("passes", [0, 5, True, 1.5, "2"])
+def test_the_number_of_passes_is_checked(passes: Any) -> None:
+    """Passes are a whole number from 1 to 4."""
+    assert refused(lambda: plan(*PORTRAIT, ToAspect(1), passes)).field == "passes"

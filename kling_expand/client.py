@@ -46,6 +46,7 @@ from .jobs.scheduler import Flow, Slots
 from .jobs.submission import Submitter
 from .models import (
     LAST_PAGE,
+    UNITS_PER_IMAGE,
     Dialect,
     ExpandRequest,
     ImageSource,
@@ -327,7 +328,7 @@ class KlingClient:
         async for known in self._store.jobs(*UNFINISHED, JobState.REJECTED):
             if (known.state is JobState.REJECTED and not may_have_passed(known)) or self._jobs.follows(known):
                 continue
-            pictures = known.request.n if known.request else 1
+            pictures = known.units // UNITS_PER_IMAGE
             record = TaskRecord(known.external_task_id, make_result=self._making, pictures=pictures)
             self._jobs.start(record, known.request, deadline_at=until, known=known)
             yield TaskFuture(record, deadline_at=until)

@@ -14,7 +14,17 @@ from functools import cache, partial
 from pathlib import PurePath
 from reprlib import Repr
 from types import NoneType
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypedDict, TypeGuard, get_args
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    NamedTuple,
+    Protocol,
+    TypedDict,
+    TypeGuard,
+    get_args,
+    get_origin,
+)
 from urllib.parse import urlsplit
 
 from attrs import evolve, field, fields, frozen
@@ -30,6 +40,11 @@ MAX_PROMPT = 2500  # characters (doc)
 MAX_IMAGES = 9  # n is 1 to 9 (doc)
 LAST_PAGE = 1000  # of a list (doc)
 PAGE_SIZE = 500  # tasks on a list page, at most (doc)
+GEOMETRY_FIELDS = (
+    *(f"{side}_expansion_ratio" for side in ("up", "down", "left", "right")),
+    "direction",
+    "expansion_ratio",
+)
 UNITS_PER_IMAGE = 8  # image units an expanded picture costs (doc)
 DOLLARS_PER_UNIT = 0.0035  # $0.028 a picture (doc)
 
@@ -117,7 +132,8 @@ class Task(Serializable):
     """One snapshot of a task, as the service gave it.
 
     `task_status` is the service's own word and `status` what it means. Times are Unix
-    milliseconds. `final_unit_deduction` is what was billed, in units, once it is known.
+    milliseconds. `final_unit_deduction` is what was billed, in units, once it is known. `raw` is the whole
+    answer where it has a field that this version does not know, and None otherwise.
     """
 
     task_id: str
@@ -130,6 +146,7 @@ class Task(Serializable):
     watermark: bool | None = None
     created_at: int | None = None
     updated_at: int | None = None
+    raw: dict[str, Any] | None = field(default=None, eq=False, repr=False)
 
     @property
     def status(self) -> Status:
@@ -310,6 +327,38 @@ def as_geometry(value: Geometry | str) -> Geometry:
     return ToAspect(value) if isinstance(value, str) else value
 
 
+def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return a copy of `extra` in one order of names, so that equal fields are one job; None for none.
+
+    Raises:
+        InvalidRequest: it is not JSON, or sets a field that has an argument of its own.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidRequest("extra", shown(value), "must be a mapping of names to values")
+    for name in value:
+        if name in reserved_names():
+            raise InvalidRequest("extra", shown(name), "must not set a field that has an argument of its own")
+    try:
+        found: dict[str, Any] = _plain(value)
+    except RecursionError:
+        raise InvalidRequest("extra", "a value", "must not be nested without end") from None
+    return found or None
+
+
+def _plain(value: object) -> Any:
+    """Return a copy of a JSON value, its mappings in the order of their names."""
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: _plain(value[name]) for name in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if value is None or (isinstance(value, str | int | float) and finite):
+        return value
+    raise InvalidRequest("extra", shown(value), "must hold nothing but what JSON can express")
+
+
 @frozen(weakref_slot=False)
 class ExpandRequest:
     """One photo to expand, checked when it is made.
@@ -404,6 +453,20 @@ class ExpandRequest:
         },
     )
 
+    extra: Mapping[str, Any] | None = field(
+        default=None,
+        converter=as_extra,
+        hash=False,
+        kw_only=True,
+        metadata={
+            "wire": "",
+            "option": "--extra",
+            "metavar": "JSON",
+            "column": "extra",
+            "help": "Further fields of the create as a JSON object, for what this version does not know.",
+        },
+    )
+
     @property
     def units(self) -> int:
         """The cost in units when it succeeds: 8 a picture (documented)."""
@@ -419,6 +482,7 @@ class RequestFields(TypedDict, total=False):
     callback_url: str | None
     external_task_id: str | None
     key: str | None
+    extra: Mapping[str, Any] | None
 
 
 _TRUE, _FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
@@ -430,24 +494,31 @@ def _flag(text: str) -> bool:
     return text.lower() in _TRUE
 
 
+def _json(text: str) -> Any:
+    from json import loads  # imported here, as only text of `extra` is JSON
+
+    return loads(text)
+
+
 _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
     str: (str, "text"),
     int: (int, "a whole number"),
     bool: (_flag, "true or false"),
+    Mapping: (_json, "a JSON object"),
 }
 
 
 class RequestField(NamedTuple):
     """One field of `ExpandRequest`, and what it is called outside Python.
 
-    `wire` is its path in the body of a create, with a dot for each level of nesting. `option` names
-    the option on the command line and `column` the column of a manifest. Each is None where the
-    field does not occur there.
+    `wire` is its path in the body of a create, with a dot for each level of nesting. It is empty for fields
+    that stand in the body itself. `option` names the option on the command line and `column` the column of
+    a manifest. Each is None where the field does not occur there.
     """
 
     name: str
     default: Any
-    kind: type  # str, int or bool: what the field holds where it is not None
+    kind: type  # str, int, bool or Mapping: what the field holds where it is not None
     help: str
     wire: str | None = None
     option: str | None = None
@@ -473,6 +544,9 @@ class RequestField(NamedTuple):
         """Put *value* into the *body* of a create, unless it is a default that need not be sent."""
         if self.wire is None or (value == self.default and not self.sent_at_default):
             return
+        if not self.wire:
+            body.update(value)
+            return
         *outer, last = self.wire.split(".")
         for level in outer:
             body = body.setdefault(level, {})
@@ -482,6 +556,8 @@ class RequestField(NamedTuple):
         """Return the value that `write` put into *body*, or the default where it put none."""
         if self.wire is None:
             return self.default
+        if not self.wire:
+            return {name: body[name] for name in body.keys() - reserved_names()} or self.default
         found: Any = body
         for level in self.wire.split("."):
             found = found.get(level) if isinstance(found, dict) else None
@@ -498,10 +574,17 @@ def request_fields() -> tuple[RequestField, ...]:
     )
 
 
+@cache
+def reserved_names() -> frozenset[str]:
+    """Return the fields of a create that `extra` may not set, because they have arguments of their own."""
+    declared = {each.wire.partition(".")[0] for each in request_fields() if each.wire}
+    return frozenset({"image", *GEOMETRY_FIELDS, *declared})
+
+
 def _kind(annotation: Any) -> type:
     """Return the type of a field that may be None as well."""
     (kind,) = {*(get_args(annotation) or (annotation,))} - {NoneType}
-    found: type = kind
+    found: type = get_origin(kind) or kind
     return found
 
 

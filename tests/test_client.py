@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pictures
 from standardwebhooks import Webhook
-from support.raw_server import loopback, sends, task
+from support.raw_server import loopback, refuses, says, sends, task
 from support.schedules import NeverPolls, now
 
 from kling_expand import ExpandRequest, KlingClient, Ratios, Status, Task, ToAspect, Towards
@@ -632,6 +632,67 @@ async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
             assert len(stranger) == 1
         counts = await journal.counts()
         assert counts[JobState.DONE] == 2
+
+
+# ------------------------------------------------------------------ fields and forms of later versions
+
+
+@virtual_time
+async def test_extra_fields_are_sent_and_kept_by_the_journal(tmp_path: Path) -> None:
+    """They stand in the body of the create, make a job of its own, and are sent again after a crash."""
+    bodies: list[dict[str, Any]] = []
+
+    async def noted(exchange: Any) -> None:
+        await exchange.read()
+        bodies.append(json.loads(exchange.body) if exchange.body else {})
+        await (task("1", "processing") if exchange.body else refuses(1201, 400, "Task not found"))(exchange)
+
+    async with loopback(noted) as server:
+        options: dict[str, Any] = {
+            "base_url": server.url,
+            "clock": loop_clock,
+            "journal": tmp_path / "run.db",
+        }
+        async with KlingClient(api_key="k", **options) as kling:
+            await kling.create(
+                PHOTO, WIDER, extra={"negative_prompt": "rain", "style": {"b": 1, "a": [None]}}
+            )
+            await kling.create(PHOTO, WIDER)
+        assert [bool(body.get("negative_prompt")) for body in bodies if body] == [True, False]
+        assert bodies[0]["style"] == {"a": [None], "b": 1}
+        from kling_expand.store.sqlite import SQLiteStore
+
+        async with SQLiteStore(tmp_path / "run.db", clock=loop_clock) as journal:
+            kept = [known.request async for known in journal.jobs()]
+        assert [request.extra for request in kept if request] == [
+            {"negative_prompt": "rain", "style": {"a": [None], "b": 1}},
+            None,
+        ]
+
+
+@virtual_time
+async def test_a_service_that_answers_in_the_newer_form_is_served_whole(tmp_path: Path) -> None:
+    """Creates, polls, lists and results work with `id`, `status`, `outputs` and `billing`."""
+    async with emulated(work_seconds=20, task_format="outputs", slots=20) as (emulator, kling):
+        requests = [ExpandRequest(PHOTO, Ratios(right=0.1 + n / 10)) for n in range(3)]
+        outcomes = [outcome async for outcome in kling.map(requests)]
+        assert not any(outcome.error for outcome in outcomes)
+        assert kling.stats.units_billed == emulator.account.units_billed == 24
+        assert kling.stats.lists > 0
+        assert outcomes[0].result is not None
+        assert len(await outcomes[0].result.save(tmp_path)) == 1
+        assert outcomes[0].result.task.raw is not None
+
+
+@virtual_time
+async def test_no_more_pictures_than_were_asked_for_are_taken() -> None:
+    """A service that shows nine pictures of a task of two has made two for us."""
+    images = [{"index": index, "url": f"https://a/{index}.png"} for index in range(9)]
+    data = {"task_id": "1", "task_status": "succeed", "task_result": {"images": images}}
+    many = says({"code": 0, "message": "", "request_id": "r", "data": data})
+    async with loopback(many) as server, KlingClient(api_key="k", base_url=server.url) as kling:
+        assert [image.index for image in (await kling.expand(PHOTO, WIDER, n=2)).images] == [0, 1]
+        assert len((await kling.attach("1")).images) == 9
 
 
 # ------------------------------------------------------------------ arbitrary answers

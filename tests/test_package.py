@@ -40,7 +40,7 @@ WITHIN = {"_portal", "__main__"}  # may be imported from their own layer
 # The only places that import these packages. The emulator is a separate program and is not counted.
 WORLDS = {
     "sqlite3": ("store.sqlite",),
-    "json": ("api.codec", "cli"),
+    "json": ("api.codec", "models", "cli"),
     "cattrs": ("api.",),
     "jwt": ("config",),
     "backoff": ("api.session",),

@@ -23,6 +23,7 @@ from attrs import Attribute, asdict, define, evolve, fields, has
 from kling_expand.errors import APIError, InvalidRequest, ProtocolError, refusal
 from kling_expand.geometry import Expansion, Ratios, Towards
 from kling_expand.models import (
+    MAX_IMAGES,
     STATUS_WORDS,
     BalanceDeduction,
     Dialect,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATHS = {Dialect.EDITING: "/v1/images/editing/expand", Dialect.DIRECTION: "/v1/images/expand"}
+
+LONG_ANSWER = 256 << 10  # bytes, from which an answer is read in a thread
+MAX_VALUES = 200_000  # in one answer; a full list page of nine-picture tasks has about 25,000
 
 _logger = logging.getLogger(__name__)
 
@@ -177,13 +181,21 @@ def decode_page(
 def parse_json(body: bytes) -> Any:
     """Return what *body* holds as JSON.
 
+    A long one is read with a call of Python for each object, so that a thread lets others run meanwhile.
+
     Raises:
-        ValueError: it is not JSON, or nested too deeply.
+        ValueError: it is not JSON, nested too deeply, or holds far more values than any answer does.
     """
+    if len(body) > LONG_ANSWER and body.count(b",") > MAX_VALUES:
+        raise ValueError(f"it holds more than {MAX_VALUES} values")
     try:
-        return json.loads(body)
+        return json.loads(body, object_hook=_unchanged if len(body) > LONG_ANSWER else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _unchanged(found: dict[str, Any]) -> dict[str, Any]:
+    return found
 
 
 def _one_task(data: Any) -> Task:
@@ -312,11 +324,14 @@ def parse_task(data: Any) -> Task:
     Raises:
         ValueError: `task_id` or `task_status` is missing or unusable.
     """
+    whole = None
     if isinstance(data, dict) and "task_id" not in data and "id" in data:
-        from .outputs import older_form  # imported here, as the documented answers have the older form
+        from . import outputs  # imported here, as the documented answers have the older form
 
-        data = older_form(data)
-    raw = _structure(data)
+        whole, data = None if outputs.is_known(data) else data, outputs.older_form(data)
+    elif isinstance(data, dict) and not _is_known(data):
+        whole = data
+    raw = _structure(_bounded(data))
     if not raw.task_id.strip() or not raw.task_id.isprintable():
         raise ValueError(f"task_id must be printable text, got {raw.task_id!a:.80}")
     info, result, watermark = raw.task_info, raw.task_result, raw.watermark_info
@@ -331,7 +346,43 @@ def parse_task(data: Any) -> Task:
         watermark.enabled if watermark else None,
         raw.created_at,
         raw.updated_at,
+        whole,
     )
+
+
+_INNER = {
+    "task_info": {each.name for each in fields(_Info)},
+    "task_result": {each.name for each in fields(_Result)},
+    "watermark_info": {each.name for each in fields(_Watermark)},
+    "final_balance_deduction": {each.name for each in fields(BalanceDeduction)},
+}
+_OUTER = {each.name for each in fields(_TaskData)}
+_OF_IMAGE = {each.name for each in fields(Image)}
+
+
+def _is_known(data: dict[str, Any]) -> bool:
+    """Return whether every field of a task in the older form is read."""
+    if not data.keys() <= _OUTER:
+        return False
+    for name, known in _INNER.items():
+        inner = data.get(name)
+        if isinstance(inner, dict) and not inner.keys() <= known:
+            return False
+    images = _images(data)
+    return all(not isinstance(image, dict) or image.keys() <= _OF_IMAGE for image in images[:MAX_IMAGES])
+
+
+def _images(data: dict[str, Any]) -> list[Any]:
+    result = data.get("task_result")
+    images = result.get("images") if isinstance(result, dict) else None
+    return images if isinstance(images, list) else []
+
+
+def _bounded(data: Any) -> Any:
+    """Return a task with no more pictures than a create can ask for."""
+    if isinstance(data, dict) and len(images := _images(data)) > MAX_IMAGES:
+        return data | {"task_result": {"images": images[:MAX_IMAGES]}}
+    return data
 
 
 # One string for the many tasks that share a status. Not `sys.intern`, which never frees foreign text.
@@ -351,9 +402,7 @@ def _readable_fields(data: Any) -> dict[str, Any]:
     """Return the fields of a task that can be read."""
     if not isinstance(data, dict):
         raise ValueError(f"a task must be an object, got {type(data).__name__}")  # noqa: TRY004 - a bad value
-    result = data.get("task_result")
-    images = result.get("images") if isinstance(result, dict) else None
-    if isinstance(images, list):
+    if images := _images(data):
         data = data | {"task_result": {"images": list(_readable_images(images))}}
     kept = {each.name: value for each in fields(_TaskData) if (value := _readable(data, each)) is not None}
     for name in ("task_id", "task_status"):
@@ -449,7 +498,11 @@ def _flag(value: Any, _kind: Any) -> bool:
 
 def pack(task: Task) -> str:
     """Return a task as one line of JSON, for a job store."""
-    return json.dumps(asdict(task), separators=(",", ":"))
+    known = asdict(task, filter=lambda attribute, _: attribute.name != "raw")
+    try:
+        return json.dumps(known | ({"raw": task.raw} if task.raw else {}), separators=(",", ":"))
+    except RecursionError:  # the fields that are not known here are nested too deeply
+        return json.dumps(known, separators=(",", ":"))
 
 
 def unpack(line: str) -> Task:

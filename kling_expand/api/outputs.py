@@ -9,7 +9,23 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from kling_expand.models import MAX_IMAGES
+
+MAX_OUTPUTS = 100  # outputs, and charges, that are read of one task
+
 _AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+
+
+_KNOWN = {"id", "external_id", "status", "message", "create_time", "update_time", "outputs", "billing"}
+_OF_OUTPUT = {"type", "index", "url", "watermark_url"}
+
+
+def is_known(data: Mapping[str, Any]) -> bool:
+    """Return whether every field of a task in the newer form is read. Some of `billing` are not."""
+    outputs = data.get("outputs")
+    items = outputs[:MAX_OUTPUTS] if isinstance(outputs, list) else []
+    plain = all(isinstance(item, dict) and item.keys() <= _OF_OUTPUT for item in items)
+    return data.keys() <= _KNOWN and plain and not data.get("billing")
 
 
 def older_form(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +49,8 @@ def _images(outputs: Any) -> list[dict[str, Any]]:
     If an output that may be a picture has no URL, the list is empty, so that the task is polled. An
     incomplete list would be taken for the whole result.
     """
-    pictures = [item for item in outputs if _may_be_picture(item)] if isinstance(outputs, list) else []
+    found = outputs[:MAX_OUTPUTS] if isinstance(outputs, list) else []
+    pictures = [item for item in found if _may_be_picture(item)][:MAX_IMAGES]
     if not all(_url(item.get("url")) for item in pictures):
         return []
     indexes = [item.get("index") for item in pictures]
@@ -56,7 +73,8 @@ def _url(value: Any) -> str | None:
 
 def _deductions(billing: Any) -> dict[str, Any]:
     """Return what was billed, if all of it can be read: the sum of the units, and the one cash charge."""
-    charges = [item for item in billing if isinstance(item, dict)] if isinstance(billing, list) else []
+    listed = billing[:MAX_OUTPUTS] if isinstance(billing, list) else []
+    charges = [item for item in listed if isinstance(item, dict)]
     units = [_amount(item.get("amount")) for item in charges if item.get("charge_type") == "unit"]
     cash = [item for item in charges if item.get("charge_type") == "cash"]
     found: dict[str, Any] = {}

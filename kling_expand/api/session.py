@@ -38,13 +38,13 @@ from kling_expand.errors import (
 from kling_expand.events import CALLER, Event, EventKind, Listener
 from kling_expand.models import shown
 
-from .codec import PATHS, Response
+from .codec import LONG_ANSWER, PATHS, Response
 from .photo import Photo
 
 T = TypeVar("T")
 
 USER_AGENT = f"kling-expand/{__version__} python/{platform.python_version()}"
-MAX_ANSWER = 32 << 20  # bytes; a full list page of nine-picture tasks stays under 5 MB
+MAX_TASK, MAX_LIST = 4 << 20, 32 << 20  # bytes of an answer; a full page of nine-picture tasks has 5 MB
 _JOIN = 64 << 10  # bytes; up to this size a copy is cheaper than another system call
 # No connection to the service was made.
 UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
@@ -348,7 +348,7 @@ class Session:
                 request = _Request(method, path, token, params, body and body(), fresh)
                 answer = await self._exchange(request, deadline_at)
                 try:
-                    return self._open(answer, decode, path, kind, sent_at)
+                    return await self._open(answer, decode, path, kind, sent_at)
                 except AuthenticationError as error:
                     if renewed or not self._auth.renew(token, answer.server_time):
                         raise
@@ -385,13 +385,14 @@ class Session:
             )
             self._emit(event._replace(route=route, attempt=attempt, wait=wait))
 
-    def _open(
+    async def _open(
         self, answer: Response, decode: Callable[[Response], T], path: str, kind: EventKind, sent_at: float
     ) -> T:
         """Decode an answer, and update the rate limit of its route."""
         gate = self.gates[kind]
         try:
-            value = decode(answer)
+            long = len(answer.body) > LONG_ANSWER
+            value = await asyncio.to_thread(decode, answer) if long else decode(answer)
         except RateLimited as error:
             asked, longest = error.retry_after or 0.0, self._settings.max_retry_after
             # One bad header must not stop the route for a day: only this call is refused.
@@ -460,7 +461,7 @@ class Session:
                     hint = "asks for credentials: give http://user:password@host:port"
                     raise TransportError(f"the proxy {hint}", sent=False, retryable=False)
                 self._answered = True
-                body = await _whole(response)
+                body = await _whole(response, MAX_LIST if request.params else MAX_TASK)
                 return Response(response.status, response.headers, body, self._clock())
         except FOREIGN as error:
             self._translate(error, request.body)
@@ -586,12 +587,13 @@ async def _fresh(
     return await handler(request)
 
 
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
+async def _whole(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return the body. Raise `ProtocolError` for one longer than *limit* bytes."""
     pieces, size = [], 0
     while piece := await response.content.readany():
         size += len(piece)
-        if size > MAX_ANSWER:
-            raise ProtocolError(f"the answer is longer than {MAX_ANSWER} bytes", status=response.status)
+        if size > limit:
+            raise ProtocolError(f"the answer must have at most {limit} bytes", status=response.status)
         pieces.append(piece)
     return b"".join(pieces)
 

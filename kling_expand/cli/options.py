@@ -173,7 +173,7 @@ class RequestOptions(OptionGroup):
                 {"is_flag": True, "default": False, "help": each.help}
                 if each.kind is bool
                 else {
-                    "type": each.kind,
+                    "type": each.parse if each.kind is Mapping else each.kind,
                     "default": each.default,
                     "show_default": each.default is not None,
                     "metavar": each.metavar,

@@ -424,6 +424,8 @@ class TaskRecord:
         """
         if self.done() or (self.task and not _is_newer(self.task, task)):
             return False
+        if self.job is not None and len(task.images) > self.pictures:
+            task = evolve(task, images=task.images[: self.pictures])  # more than were asked for
         external_task_id = None if self._given == task.task_id else self._given
         external_task_id = external_task_id or (self.task.external_task_id if self.task else None)
         if external_task_id and external_task_id != task.external_task_id:

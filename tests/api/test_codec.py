@@ -1,7 +1,7 @@
 """Encoding of requests and decoding of answers, against the documented examples and arbitrary input."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -662,7 +662,8 @@ def test_a_request_survives_its_line(
     assert codec.unpack_request(line, "dog.png", "k") == whole
 
 
-OTHERS: dict[type, object] = {str: "https://example.com/x", int: 3, bool: True}
+EXTRA = {"new_field": {"a": [1, None, "x"], "b": 1.5}}
+OTHERS: dict[type, object] = {str: "https://example.com/x", int: 3, bool: True, Mapping: EXTRA}
 
 
 @pytest.mark.parametrize("name", [each.name for each in fields(ExpandRequest)[2:]])
@@ -672,3 +673,126 @@ def test_every_field_goes_to_the_store_and_back(name: str) -> None:
     given_ = ExpandRequest("dog.png", Ratios(up=1), **{"key": "k", name: OTHERS[field.kind]})  # type: ignore[arg-type]  # of any field
     line = codec.pack_request(given_, Ratios(up=1))
     assert codec.unpack_request(line, "dog.png", given_.key or "") == given_
+
+
+# ------------------------------------------------------------------ fields that this version does not know
+
+
+def test_extra_fields_stand_in_the_body_and_make_another_job() -> None:
+    """They are sent beside the declared fields, in one order of names, and are part of the fingerprint."""
+    plain, one = ExpandRequest("a", Ratios(up=1)), ExpandRequest("a", Ratios(up=1), extra={"b": 1, "a": {}})
+    two = ExpandRequest("a", Ratios(up=1), extra={"a": {}, "b": 1})
+    head, tail = codec.encode(one, Ratios(up=1), "id")
+    body = json.loads(head + tail)
+    assert (body["a"], body["b"], body["n"], body["external_task_id"]) == ({}, 1, 1, "id")
+    digests = [codec.fingerprint(each, Ratios(up=1), "photo") for each in (plain, one, two)]
+    assert digests[0] != digests[1] == digests[2]
+
+
+def answer_with(data: object) -> codec.Response:
+    """Return the answer of a service with this `data`."""
+    return codec.Response(200, {}, json.dumps({"code": 0, "message": "", "data": data}).encode())
+
+
+WHOLE: dict[str, Any] = {
+    "task_id": "1",
+    "task_status": "succeed",
+    "task_status_msg": "",
+    "task_info": {"external_task_id": "mine"},
+    "task_result": {"images": [{"index": 0, "url": "https://a/0.png", "watermark_url": "https://a/w.png"}]},
+    "watermark_info": {"enabled": True},
+    "final_unit_deduction": "8",
+    "final_balance_deduction": {"quota": "1", "list_price": "1"},
+    "created_at": 1,
+    "updated_at": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"queue_position": 3},
+        {"task_info": {"external_task_id": "mine", "parent": "0"}},
+        {"task_result": {"images": [{"index": 0, "url": "https://a/0.png", "seed": 5}]}},
+        {"task_result": {"images": [], "videos": []}},
+        {"watermark_info": {"enabled": True, "place": "left"}},
+        {"final_balance_deduction": {"quota": "1", "currency": "USD"}},
+    ],
+)
+def test_unknown_fields_can_be_reached(more: dict[str, Any]) -> None:
+    """`raw` is the whole answer, also from a list and after a store; it does not change what a task is."""
+    data = WHOLE | more
+    task = codec.decode_task(answer_with(data))
+    assert task.raw == data
+    assert codec.decode_tasks(answer_with([data]))[0].raw == data
+    assert codec.unpack(codec.pack(task)).raw == data
+    assert evolve(task, raw=None) == task
+    assert hash(task)
+    assert "raw" not in repr(task)
+
+
+@pytest.mark.parametrize("name", [*WHOLE, None])
+def test_known_fields_are_not_kept_twice(name: str | None) -> None:
+    """A task whose fields are all read keeps no copy of its answer, also where some are missing or odd."""
+    for odd in (None, 5, "text"):
+        data = WHOLE if name in {None, "task_id", "task_status"} else WHOLE | {name or "": odd}
+        assert codec.decode_task(answer_with(data)).raw is None
+
+
+NEWER: dict[str, Any] = {
+    "id": "1",
+    "external_id": "mine",
+    "status": "succeeded",
+    "message": "",
+    "create_time": 1,
+    "update_time": 2,
+    "outputs": [{"type": "image", "url": "https://a/0.png"}],
+    "billing": [{"charge_type": "unit", "amount": "8", "package_type": "image"}],
+}
+
+
+def test_the_newer_form_is_read_in_every_answer() -> None:
+    """Create, query, array and list give the same task, with its units from `billing`."""
+    wanted = Task(
+        "1", "succeeded", None, "mine", (Image(0, "https://a/0.png"),), "8", created_at=1, updated_at=2
+    )
+    assert codec.decode_task(answer_with(NEWER)) == codec.decode_task(answer_with([NEWER])) == wanted
+    assert codec.decode_tasks(answer_with([NEWER, WHOLE])) == (wanted, codec.decode_task(answer_with(WHOLE)))
+    assert codec.decode_task(answer_with(NEWER)).raw == NEWER  # the kind of package is in no field
+    found, length = codec.decode_page(answer_with([NEWER, WHOLE | {"task_id": "2"}]), {"1": "x"}.get)
+    assert (found, length) == ({"1": wanted}, 2)
+    assert codec.decode_page(answer_with([NEWER]), {"1": "succeeded"}.get) == ({"1": None}, 1)
+    running = {"id": "1", "status": "processing", "outputs": [], "billing": []}
+    assert codec.decode_task(answer_with(running)).raw is None
+
+
+# ------------------------------------------------------------------ answers without end
+
+
+def test_no_more_pictures_are_read_than_can_be_asked_for() -> None:
+    """Nine pictures are read of any number, in both forms."""
+    urls = [{"index": index, "url": f"https://a/{index}.png"} for index in range(5000)]
+    for data in (WHOLE | {"task_result": {"images": urls}}, NEWER | {"outputs": urls}):
+        assert [image.index for image in codec.decode_task(answer_with(data)).images] == list(range(9))
+
+
+def test_an_answer_of_too_many_values_is_not_parsed() -> None:
+    """A million pictures, or a million numbers, are refused before any of them is read."""
+    for values in ([{"url": "x"}] * 300_000, [0] * 300_000):
+        answer = answer_with(WHOLE | {"task_result": {"images": values}})
+        with pytest.raises(ProtocolError):
+            codec.decode_task(answer)
+    with pytest.raises(ValueError, match="more than 200000 values"):
+        codec.parse_json(b"[" + b"0," * 300_000 + b"0]")
+
+
+def test_a_full_page_of_long_answers_is_read() -> None:
+    """The documented maximum is far below the bound: 500 tasks with nine pictures and long URLs."""
+    images = [
+        {"index": i, "url": "https://a/" + "x" * 400, "watermark_url": "https://a/" + "w" * 400}
+        for i in range(9)
+    ]
+    page = [WHOLE | {"task_id": str(n), "task_result": {"images": images}} for n in range(500)]
+    answer = answer_with(page)
+    assert len(answer.body) > codec.LONG_ANSWER
+    assert len(codec.decode_tasks(answer)) == 500

@@ -438,6 +438,49 @@ async def test_a_fresh_request_never_takes_a_pooled_connection() -> None:
         assert len({*ports}) == 3
 
 
+# ------------------------------------------------------------------ long answers
+
+
+@pytest.mark.parametrize(("params", "limit"), [(None, 4 << 20), ({"pageNum": 1}, 32 << 20)])
+@virtual_time
+async def test_a_long_answer_is_refused_before_it_is_read(params: dict[str, Any] | None, limit: int) -> None:
+    """4 MB for a task and 32 MB for a list are the most, however long the answer goes on."""
+
+    async def endless(exchange: Any) -> None:
+        exchange.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        while True:
+            exchange.writer.write(bytes(1 << 20))
+            await exchange.writer.drain()
+
+    async with loopback(endless) as server, opened(server) as session:
+        with pytest.raises(ProtocolError, match=f"the answer must have at most {limit} bytes"):
+            await session.call("GET", "/x", codec.decode_task, params=params)
+
+
+async def test_a_long_answer_does_not_hold_the_loop() -> None:
+    """Beside the parsing of a list of 20 MB the loop goes on; a short answer needs no thread."""
+    images = [{"index": 0, "url": "https://a/" + "x" * 3000} for _ in range(9)]
+    tasks = [
+        {"task_id": str(n), "task_status": "succeed", "task_result": {"images": images}} for n in range(700)
+    ]
+    raw = json.dumps({"code": 0, "message": "", "request_id": "r", "data": tasks}).encode()
+    answer, longest = codec.Response(200, {}, raw), 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            before = now()
+            await asyncio.sleep(0)
+            longest = max(longest, now() - before)
+
+    async with opened("http://127.0.0.1:9") as session:
+        beside = asyncio.create_task(tick())
+        found = await session._open(answer, codec.decode_tasks, "/x", EventKind.LIST, 0.0)
+        beside.cancel()
+    assert len(found) == 700
+    assert longest < 0.25  # 0.05 on an idle machine
+
+
 # ------------------------------------------------------------------ foreign errors
 
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -1,5 +1,6 @@
 """Option groups: typed values of a command, geometry, request fields, the connection."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -23,7 +24,12 @@ from kling_expand.models import request_fields
 
 # Fields of a request that identify a job: they are different for each photo, and a command has many.
 NO_OPTION = {"external_task_id", "key"}
-SAMPLES: dict[type, tuple[list[str], Any]] = {str: (["text"], "text"), int: (["3"], 3), bool: ([], True)}
+SAMPLES: dict[type, tuple[list[str], Any]] = {
+    str: (["text"], "text"),
+    int: (["3"], 3),
+    bool: ([], True),
+    Mapping: (['{"new_field": [1, null]}'], {"new_field": [1, None]}),
+}
 
 
 def called(*arguments: str, **groups: type[OptionGroup]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ VALUES: dict[str, Any] = {
     "callback_url": "https://host/callback",
     "external_task_id": "mine",
     "key": "k",
+    "extra": {"new_field": {"a": [1, None], "b": 1.5}},
 }
 
 

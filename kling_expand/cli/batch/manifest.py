@@ -245,6 +245,8 @@ def stem(photo: str) -> str:
 
 
 def _text(name: str, value: Any) -> str:
+    if isinstance(value, dict) and name in REQUEST_FIELDS and REQUEST_FIELDS[name].kind is Mapping:
+        return json.dumps(value)
     if not isinstance(value, str | int | float):
         raise InvalidRequest(name, repr(value), "must be text or a number")
     return str(value)

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,7 @@ def test_relative_paths_begin_at_the_manifest() -> None:
     assert request({"up": 1, "image": "/x/a.jpg"}).image == "/x/a.jpg"
 
 
-SAMPLES: dict[type, Any] = {str: "text", int: 3, bool: True}
+SAMPLES: dict[type, Any] = {str: "text", int: 3, bool: True, Mapping: {"new_field": {"a": [1, None]}}}
 
 
 def sample_request() -> ExpandRequest:
@@ -268,6 +268,7 @@ def test_every_field_of_a_request_is_a_column(tmp_path: Path, ending: str) -> No
     cells |= {each.column or each.name: getattr(wanted, each.name) for each in request_fields()}
     path = tmp_path / f"m.{ending}"
     if ending == "csv":
+        cells["extra"] = json.dumps(cells["extra"])
         table = csv.DictWriter(file := io.StringIO(), [*cells])
         table.writeheader()
         table.writerow(cells)

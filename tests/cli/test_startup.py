@@ -22,7 +22,7 @@ def imported(*arguments: str) -> set[str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ratios", "100x100", "--up", "1"]])
 def test_a_quick_command_imports_little(arguments: list[str]) -> None:
     """Help, version and ratios load neither aiohttp nor asyncio, rich or a database."""
-    heavy = {"aiohttp", "asyncio", "rich", "sqlite3", "jinja2", "cattrs", "PIL", "logging"}
+    heavy = {"aiohttp", "asyncio", "rich", "sqlite3", "jinja2", "cattrs", "PIL"}
     assert imported(*arguments) & heavy == set()
 
 

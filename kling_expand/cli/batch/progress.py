@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import click
-from attrs import define, field, frozen
+from attrs import define, field
 
 from kling_expand.cli.options import OutputOptions
 from kling_expand.cli.terminal import (
@@ -29,13 +29,14 @@ from kling_expand.errors import (
     InvalidRequest,
     KlingError,
     ParallelLimit,
-    RateLimited,
     SubmissionUnknown,
     TransportError,
 )
-from kling_expand.events import Event, EventKind, Stats
+from kling_expand.events import CALLS, Event, EventKind, Stats
 from kling_expand.jobs.future import TaskFuture
 from kling_expand.models import Status, Task
+
+from .trouble import DOWNLOAD, Trouble, describe_trouble, failure_text
 
 if TYPE_CHECKING:  # rich takes a moment to import, and only a live screen needs it
     from rich.console import Console, Group, RenderableType
@@ -100,16 +101,6 @@ class Job:
         return {"type": InvalidRequest.__name__, "message": self.problem} if self.problem else None
 
 
-@frozen
-class Trouble:
-    """Calls of one kind that fail: the last error, when the first and the last came, and the next wait."""
-
-    error: KlingError
-    began_at: float
-    seen_at: float
-    wait: float | None = None
-
-
 @define
 class Progress:
     """The rows of a batch. Each of `total` rows is counted once: saved, known, failed, bad or not sent."""
@@ -127,7 +118,7 @@ class Progress:
     most_running: int = 1  # tasks at the same time
     started: bool = False
     interrupted: bool = False
-    troubles: dict[EventKind, Trouble] = field(factory=dict)  # of calls, by their kind
+    troubles: dict[str, Trouble] = field(factory=dict)  # by the route that calls take
     answered: bool = False  # whether the service has answered once
     on_event: Callable[[Event], object] | None = None  # called with each event of the client
     clock: Callable[[], float] = time.monotonic
@@ -146,6 +137,7 @@ class Progress:
         """Count a row that has ended: "saved", "known", "failed", "bad" or "not sent"."""
         name = outcome.replace(" ", "_")
         setattr(self, name, getattr(self, name) + 1)
+        self.troubles.pop(DOWNLOAD, None)  # of downloads only the end is known
 
     def add_failure(self, text: str) -> None:
         """Record why a row failed."""
@@ -153,26 +145,26 @@ class Progress:
         self.failures.append(text)
 
     def receive(self, event: Event) -> None:
-        """Take an event of the client: trouble begins with a failed call, and ends with a successful one."""
-        if event.kind in _TRIES:
+        """Take an event of the client: trouble begins with a retry, and ends with a call that succeeds."""
+        if event.kind in CALLS:
             self.answered |= not isinstance(event.error, TransportError)
-            if event.error is not None and event.error.retryable:
-                now, known = self.clock(), self.troubles.get(event.kind)
-                began_at = known.began_at if known else now
-                self.troubles[event.kind] = Trouble(event.error, began_at, now)
-            else:
+            if event.error is None:
                 self.troubles.pop(event.kind, None)
+        elif event.kind in {EventKind.RETRY, EventKind.PAUSE} and event.error is not None:
+            now, route = self.clock(), event.route or EventKind.READ
+            known = self.troubles.get(route)
+            self.troubles[route] = Trouble(event.error, known.began_at if known else now, now, event.wait)
         if self.on_event is not None:
             self.on_event(event)
 
-    def trouble(self, stats: Stats) -> tuple[EventKind, Trouble] | None:
-        """Return the kind of calls that has failed for longest, or None where all is well."""
+    def trouble(self, stats: Stats) -> tuple[str, Trouble] | None:
+        """Return the route whose calls have failed for longest, with its trouble, or None without any."""
         now = self.clock()
         lasting = [
-            (kind, trouble)
-            for kind, trouble in self.troubles.items()
+            (route, trouble)
+            for route, trouble in self.troubles.items()
             if now - trouble.began_at >= TROUBLE_AFTER
-            and now - trouble.seen_at < TROUBLE_LIFE
+            and now - trouble.seen_at < TROUBLE_LIFE + (trouble.wait or 0.0)
             # At the limit of parallel tasks, a task of this run is about to end where there is one.
             and not (isinstance(trouble.error, ParallelLimit) and stats.running)
         ]
@@ -221,44 +213,6 @@ class LineSchedule:
             return False
         self.ended, self.printed_at = ended, now
         return True
-
-
-# ---------------------------------------------------------------------------- trouble in words
-
-# What is behind an error, by the name of its class or of one that it is derived from.
-_CAUSES = {
-    "ClientConnectorCertificateError": "its certificate is not trusted",
-    "ClientProxyConnectionError": "the proxy cannot be reached",
-    "gaierror": "unknown host name",
-    "ConnectionRefusedError": "refused",
-    "ConnectionResetError": "connection reset",
-    "ServerDisconnectedError": "connection closed",
-    "TimeoutError": "timed out",
-}
-_TRIES = {EventKind.CREATE: "sending", EventKind.READ: "asking", EventKind.LIST: "asking"}
-
-
-def describe_trouble(kind: EventKind, trouble: Trouble, host: str, limit: float, now: float) -> str:
-    """Return why calls of this kind fail, and how long they are repeated: *limit* seconds from the first."""
-    error = trouble.error
-    if isinstance(error, ParallelLimit):
-        return "all parallel tasks of the account are in use (1303), waiting until one ends"
-    if isinstance(error, RateLimited):
-        pause = trouble.wait or error.retry_after
-        rest = f", {_TRIES[kind]} again in {span(max(trouble.seen_at + pause - now, 0))}" if pause else ""
-        return f"too many requests for {host} (1302){rest}"
-    left = span(max(trouble.began_at + limit - now, 0))
-    return f"{failure_text(error, host)}, retrying for {left}"
-
-
-def failure_text(error: KlingError, host: str) -> str:
-    """Return in a few words why a call of the service at *host* failed."""
-    if not isinstance(error, TransportError):
-        return f"{host}: {error}"
-    cause: object = error.__cause__
-    cause = getattr(cause, "os_error", None) or cause
-    causes = [_CAUSES[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _CAUSES]
-    return f"no answer from {host} ({causes[0]})" if causes else error.message
 
 
 # ---------------------------------------------------------------------------- the display
@@ -397,20 +351,27 @@ class ProgressDisplay:
 
     def _on_event(self, event: Event) -> None:
         """Print a failed call, where every retry is to be shown."""
-        if self._output.verbose and event.kind in _TRIES and event.error is not None:
-            host = urlsplit(self._settings.base_url).netloc
-            self.note(f"{event.kind}: {failure_text(event.error, host)}")
+        if not self._output.verbose or event.error is None:
+            return
+        if event.kind in {EventKind.RETRY, EventKind.PAUSE}:
+            attempt = f", attempt {event.attempt}," if event.attempt else ""
+            again = f"; again in {event.wait:.1f} s" if event.wait else ""
+            name = event.task_id or event.external_task_id or "-"
+            self.note(f"{event.route} of {name}{attempt} failed: {self._failure(event.error)}{again}")
+
+    def _failure(self, error: KlingError) -> str:
+        return failure_text(error, urlsplit(self._settings.base_url).netloc)
 
     def _trouble(self) -> str | None:
         found = self._progress.trouble(self._stats())
         if found is None:
             return None
-        kind, trouble = found
+        route, trouble = found
         settings = self._settings
-        limit = settings.retry_timeout if kind is EventKind.CREATE else settings.poll_timeout
+        limit = settings.poll_timeout if route == EventKind.READ else settings.retry_timeout
         # A host that has never answered may be the wrong one, so it is tried for a short while only.
         limit = limit if self._progress.answered else settings.connect_timeout
-        return describe_trouble(kind, trouble, urlsplit(settings.base_url).netloc, limit, self._clock())
+        return describe_trouble(route, trouble, urlsplit(settings.base_url).netloc, limit, self._clock())
 
     # ------------------------------------------------------------------ the live screen
 

@@ -173,6 +173,8 @@ def trouble(
     """Return the live screen after calls that ended in *errors*, one each second."""
     for error in errors:
         progress.receive(Event(kind, error=error))
+        if error is not None:
+            progress.receive(Event(EventKind.RETRY, error=error, route=kind))
         clock.now += 1.0
     return " ".join(seen(progress, 100).split())
 
@@ -196,7 +198,7 @@ def test_trouble_is_shown_with_its_cause_and_time_limit() -> None:
         (unreachable(TimeoutError()), "(timed out), retrying for 14:58"),
         (unreachable(ConnectionResetError()), "(connection reset)"),
         (ServerError("busy\x1b[2J", code=5001, status=503), r"api-singapore.klingai.com: busy\x1b[2J"),
-        (RateLimited("slow down", code=1302, status=429, retry_after=30.0), "(1302), asking again in 29 s"),
+        (RateLimited("slow down", code=1302, status=429, retry_after=30.0), "(1302), calling again in 29 s"),
     ],
 )
 def test_trouble_has_its_own_words(error: KlingError, said: str) -> None:
@@ -210,7 +212,7 @@ def test_a_short_failure_and_an_old_one_are_not_trouble() -> None:
     """One failed call is no trouble yet, and a failure is forgotten that nothing confirms for a minute."""
     clock = Clock()
     progress = Progress(9, clock=clock)
-    progress.receive(Event(EventKind.READ, error=unreachable(TimeoutError())))
+    progress.receive(Event(EventKind.RETRY, error=unreachable(TimeoutError()), route="read"))
     clock.now += 0.5
     assert progress.trouble(IDLE) is None
     clock.now += 1.0
@@ -223,7 +225,8 @@ def test_the_limit_of_the_account_is_trouble_only_for_who_runs_nothing() -> None
     """At the limit of parallel tasks a run waits for its own tasks, and else says what it waits for."""
     clock = Clock()
     progress = Progress(9, clock=clock)
-    progress.receive(Event(EventKind.CREATE, error=ParallelLimit("full", code=1303, status=429)))
+    full = ParallelLimit("full", code=1303, status=429)
+    progress.receive(Event(EventKind.RETRY, error=full, route="create"))
     clock.now += 2.0
     assert progress.trouble(BUSY) is None
     assert progress.trouble(IDLE) is not None
@@ -254,7 +257,7 @@ def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
     err = plain(tmp_path, "-v")
     assert re.search(r"^no answer from 127.0.0.1:\d+ \(\w+( \w+)?\), retrying for 14:5\d$", err, re.MULTILINE)
     assert "the service answers again\n" in err
-    assert err.count("read: no answer from") >= 2
+    assert re.search(r"^read of \S+, attempt \d, failed: no answer from .*; again in ", err, re.MULTILINE)
 
 
 def test_quiet_prints_results_only(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""Trouble of a batch: calls that fail and are repeated, and what is said about them."""
+
+from attrs import frozen
+
+from kling_expand.cli.terminal import span
+from kling_expand.errors import KlingError, ParallelLimit, RateLimited, TransportError
+
+DOWNLOAD = "download"  # the route of the pictures
+
+
+@frozen
+class Trouble:
+    """Calls of one route that fail: the last error, when the first and the last came, and the next wait."""
+
+    error: KlingError
+    began_at: float
+    seen_at: float
+    wait: float | None = None
+
+
+# What is behind an error, by the name of its class or of one that it is derived from.
+_CAUSES = {
+    "ClientConnectorCertificateError": "its certificate is not trusted",
+    "ClientProxyConnectionError": "the proxy cannot be reached",
+    "gaierror": "unknown host name",
+    "ConnectionRefusedError": "refused",
+    "ConnectionResetError": "connection reset",
+    "ServerDisconnectedError": "connection closed",
+    "TimeoutError": "timed out",
+}
+
+
+def describe_trouble(route: str, trouble: Trouble, host: str, limit: float, now: float) -> str:
+    """Return why calls of *route* fail, and how long they are repeated: *limit* seconds from the first."""
+    error = trouble.error
+    if isinstance(error, ParallelLimit):
+        return "all parallel tasks of the account are in use (1303), waiting until one ends"
+    if isinstance(error, RateLimited):
+        pause = trouble.wait or error.retry_after
+        rest = f", calling again in {span(max(trouble.seen_at + pause - now, 0))}" if pause else ""
+        return f"too many requests for {host} (1302){rest}"
+    left = span(max(trouble.began_at + limit - now, 0))
+    if route == DOWNLOAD:
+        return f"a picture cannot be fetched yet ({error.message}), retrying for {left}"
+    return f"{failure_text(error, host)}, retrying for {left}"
+
+
+def failure_text(error: KlingError, host: str) -> str:
+    """Return in a few words why a call of the service at *host* failed."""
+    if not isinstance(error, TransportError):
+        return f"{host}: {error}"
+    cause: object = error.__cause__
+    cause = getattr(cause, "os_error", None) or cause
+    causes = [_CAUSES[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _CAUSES]
+    return f"no answer from {host} ({causes[0]})" if causes else error.message

@@ -16,10 +16,12 @@ import importlib
 import importlib.util
 import inspect
 import io
+import math
 import os
 import re
 import stat
 import struct
+import sys
 from collections.abc import AsyncGenerator, Callable
 from functools import cache
 from typing import Any, BinaryIO, cast
@@ -41,6 +43,10 @@ BASE64_HEADS = ("iVBORw0KGgo", "/9j/")  # how a PNG and a JPEG begin in Base64
 
 _WINDOW = 64 * 1024
 _MOST_PARTS = 100_000  # chunks or segments; a file with more was made to waste our time
+
+ORIENTATION = 0x0112  # the EXIF tag
+# The colour space that a profile must name to describe a picture of this mode.
+_PROFILED = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB ", "P": b"RGB ", "CMYK": b"CMYK"}
 
 _CONVERT = "convert it, for example with Pillow: Image.open(name).convert('RGB').save('photo.jpg')"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -134,7 +140,8 @@ async def load_photo(source: ImageSource) -> Photo:
     """Check a photo from any *source* without blocking the loop, and return it ready to be sent.
 
     A path (read again when sent), an ``http(s)`` URL (not fetched), a ``data:`` URI, raw bytes, a
-    binary file (read from where it stands) or a PIL image (sent as JPEG if it was one, else as PNG).
+    binary file (read from where it stands) or a PIL image (sent as JPEG if it was one, else as PNG, with its
+    EXIF orientation and colour profile; more than 8 bits of grey are scaled).
     Raises `ImageError`.
     """
     if isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE):
@@ -253,12 +260,50 @@ def _from_pillow(image: Any) -> Photo:
     _check_shape(image.width, image.height, name)
     target, jpeg = io.BytesIO(), image.format in {"JPEG", "MPO"}  # MPO: a JPEG with a preview behind it
     try:
-        if image.mode not in ({"L", "RGB", "CMYK"} if jpeg else {"1", "L", "LA", "P", "RGB", "RGBA"}):
-            image = image.convert("RGBA" if image.has_transparency_data and not jpeg else "RGB")
-        image.save(target, "JPEG" if jpeg else "PNG", **({"quality": 95} if jpeg else {}))
+        turned = image.getexif().get(ORIENTATION)  # first, as a conversion may lose it
+        profile = image.info.get("icc_profile")
+        image = _in_a_sendable_mode(image, name, jpeg=jpeg)
+        kept: dict[str, Any] = {"quality": 95} if jpeg else {}
+        # None leaves a profile out: that of other channels would change the colours.
+        kept["icc_profile"] = profile if _PROFILED.get(image.mode) == (profile or b"")[16:20] else None
+        if turned in range(2, 9):
+            kept["exif"] = exif = sys.modules["PIL.Image"].Exif()
+            exif[ORIENTATION] = turned
+        image.save(target, "JPEG" if jpeg else "PNG", **kept)
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's readers raise many kinds, and reading may only happen now
         raise ImageError("image", name, f"Pillow cannot encode it ({error})") from error
     return _from_bytes(target.getvalue(), name)
+
+
+def _in_a_sendable_mode(image: Any, name: str, *, jpeg: bool) -> Any:
+    """Return a picture in a mode that a PNG, or with *jpeg* a JPEG, can hold, and that looks the same."""
+    if image.mode in ({"L", "RGB", "CMYK"} if jpeg else {"1", "L", "LA", "P", "RGB", "RGBA"}):
+        return image
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
+        return _scaled(image, name)
+    return image.convert("RGBA" if image.has_transparency_data and not jpeg else "RGB")
+
+
+def _scaled(image: Any, name: str) -> Any:
+    """Return a grey picture of more than 8 bits a pixel with 256 levels; `convert` would clip it.
+
+    Sixteen-bit values are 0 to 65535. Of other numbers the range decides: 0 to 1 for fractions, 0 to 255,
+    0 to 65535, and otherwise from the least value to the greatest.
+    """
+    numbers = image if image.mode == "F" else image.convert("I")  # not each 16-bit mode has `getextrema`
+    low, high = numbers.getextrema()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError("image", name, "must hold finite numbers")
+    least = 1 if image.mode == "F" else 65535 if image.mode.startswith("I;16") else 255
+    for top in (each for each in (1, 255, 65535) if each >= least):
+        if low >= 0 and high <= top:
+            low, high = 0, top
+            break
+    scale = 255 / (high - low or 1)
+    shift = 0.5 - low * scale  # rounds, as the conversion cuts off
+    return numbers.convert("F").point(lambda value: value * scale + shift).convert("L")
 
 
 def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content: bytes | str) -> Photo:

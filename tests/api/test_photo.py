@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
-from kling_expand.api.photo import MAX_BYTES, SLICE, Photo, load_photo
+from kling_expand.api.photo import MAX_BYTES, ORIENTATION, SLICE, Photo, load_photo
 from kling_expand.errors import ImageError
 
 PHOTOS = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))
@@ -261,6 +261,110 @@ async def test_a_pil_image_made_upright_is_sent_upright() -> None:
     with Image.open(io.BytesIO(encoded(noise(400, 300), "JPEG", exif=exif))) as image:
         photo = await load_photo(ImageOps.exif_transpose(image))
     assert (photo.width, photo.height) == (300, 400)
+
+
+async def back(source: Any) -> Image.Image:
+    """Return the picture that is sent for *source*."""
+    return Image.open(io.BytesIO(base64.b64decode(await sent(await load_photo(source)))))
+
+
+def ramp(low: float, high: float, mode: str) -> Image.Image:
+    """Return a picture whose columns go from *low* to *high*."""
+    row = Image.new("F", (512, 1))
+    row.putdata([low + (high - low) * column / 511 for column in range(512)])
+    wide = row.resize((512, 300), Image.Resampling.NEAREST)
+    return wide if mode == "F" else wide.convert("I") if mode == "I" else wide.convert("I").convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "mode", "darkest", "brightest"),
+    [
+        (0, 65535, "I;16", 0, 255),
+        (0, 32768, "I;16", 0, 128),
+        (0, 65535, "I;16B", 0, 255),
+        (0, 65535, "I", 0, 255),
+        (0, 255, "I", 0, 255),
+        (0, 100, "I", 0, 100),
+        (-1000, 1000, "I", 0, 255),
+        (0, 100_000, "I", 0, 255),
+        (0, 1, "F", 0, 255),
+        (0, 0.5, "F", 0, 128),
+        (0, 255, "F", 0, 255),
+        (0, 65535, "F", 0, 255),
+        (-1, 1, "F", 0, 255),
+        (0, 1e9, "F", 0, 255),
+    ],
+)
+async def test_more_than_eight_bits_are_scaled(
+    low: float, high: float, mode: str, darkest: int, brightest: int
+) -> None:
+    """A dark-to-bright ramp stays one, with as many levels as eight bits have, and is never clipped."""
+    grey = await back(ramp(low, high, mode))
+    assert grey.getextrema() == (darkest, brightest)
+    row = list(grey.tobytes()[:512])
+    assert row == sorted(row)
+    assert len({*row}) >= min(brightest - darkest, 200)
+    assert row.count(brightest) < 20
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0, 300.0, -5.0])
+async def test_a_picture_of_one_value_is_sent(value: float) -> None:
+    """A picture without any range is no division by zero."""
+    assert (await back(Image.new("F", (300, 300), value))).mode == "L"
+
+
+async def test_numbers_that_are_none_are_refused() -> None:
+    """Infinity has no shade of grey."""
+    assert "must hold finite numbers" in await reason(Image.new("F", (300, 300), float("inf")))
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+GREY_PROFILE = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+
+
+@pytest.mark.parametrize("turned", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+async def test_a_pillow_image_is_sent_like_its_file(turned: int, kind: str, tmp_path: Path) -> None:
+    """Size, orientation and colour profile are those of the file, whichever way it is given."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = turned
+    path = tmp_path / "photo"
+    path.write_bytes(encoded(Image.new("RGB", (400, 300)), kind, exif=exif, icc_profile=PROFILE))
+    with Image.open(path) as image:
+        for source in (path, image):
+            found = await back(source)
+            assert (found.size, found.getexif().get(ORIENTATION, 1)) == ((400, 300), turned)
+            assert found.info["icc_profile"] == PROFILE
+
+
+@pytest.mark.parametrize(
+    ("mode", "made", "kept"),
+    [
+        ("RGB", "RGB", True),
+        ("RGBA", "RGBA", True),
+        ("L", "L", False),
+        ("CMYK", "RGB", False),
+        ("HSV", "RGB", True),
+    ],
+)
+async def test_a_profile_is_kept_where_it_describes_the_channels(mode: str, made: str, *, kept: bool) -> None:
+    """An RGB profile in a grey picture, or that of a converted CMYK one, would change the colours."""
+    image = Image.new("RGB", (300, 300)).convert(mode)
+    image.info["icc_profile"] = PROFILE[:16] + b"CMYK" + PROFILE[20:] if mode == "CMYK" else PROFILE
+    found = await back(image)
+    assert (found.mode, "icc_profile" in found.info) == (made, kept)
+    grey = Image.new("L", (300, 300))
+    grey.info["icc_profile"] = GREY_PROFILE
+    assert (await back(grey)).info["icc_profile"] == GREY_PROFILE
+
+
+async def test_a_pillow_image_is_not_changed() -> None:
+    """The caller's picture has the same mode, pixels and notes afterwards."""
+    image = ramp(0, 65535, "I;16")
+    image.info["icc_profile"] = PROFILE
+    before = image.tobytes(), image.mode, dict(image.info)
+    await load_photo(image)
+    assert (image.tobytes(), image.mode, dict(image.info)) == before
 
 
 async def test_a_pil_image_is_held_to_the_rules_before_it_is_encoded() -> None:

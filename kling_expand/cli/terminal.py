@@ -203,6 +203,7 @@ def _is_new(record: "LogRecord") -> bool:
     They list the tasks that continue after an interruption, and show calls that fail.
     """
     own = {"kling_expand.client", "kling_expand.jobs.future", "kling_expand.calls"}
+    own |= {"kling_expand.jobs.poll_schedule"}
     return record.levelname not in {"DEBUG", "INFO"} and record.name not in own
 
 

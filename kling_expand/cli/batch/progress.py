@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # rich takes a moment to import, and only a live screen needs
 LAST_FAILURES, KEPT_FAILURES = 3, 1000  # shown on the live screen, and listed at the end
 SHOWN_JOBS = 8  # lines of running jobs on the live screen
 LINE_INTERVAL, MAX_LINE_INTERVAL = 1.0, 30.0  # seconds between two plain lines
+NARROW = 60  # columns, below which a live screen has its numbers below the bar
 TICK = 0.5  # seconds between two checks of what is to be printed
 TROUBLE_AFTER = 1.0  # seconds for which a call must fail before it is reported
 TROUBLE_LIFE = 60.0  # seconds after which trouble is forgotten that no further call has confirmed
@@ -396,31 +397,37 @@ class ProgressDisplay:
         rows: list[RenderableType] = [
             Text(self._title, "bold"),
             self._bar(stats),
-            Text(f"{stats.running} running, {stats.waiting} queued, {progress.counts()}"),
+            _wrapped(f"{stats.running} running, {stats.waiting} queued, {progress.counts()}"),
             *(_cut(f"  {line}") for line in self._job_lines()),
-            _cut(self._cost(stats)),
-            *([Text(clean(trouble), "bold magenta")] if trouble else []),
+            _wrapped(self._cost(stats)),
+            *([_wrapped(clean(trouble), "bold magenta")] if trouble else []),
             *([Text("last failures", "bold")] if failures else []),
             *(_cut(f"  {clean(text)}", "red") for text in failures),
         ]
         return Group(*rows, "")  # an empty line for the ^C that a terminal prints by itself
 
     def _bar(self, stats: Stats) -> "Table":
+        """Return the bar with its numbers beside it, or below it where the terminal is narrow."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
         progress, left = self._progress, self._progress.time_left(stats)
-        elapsed = span(self._clock() - self._started_at)
-        bar = Table.grid(padding=(0, 2, 0, 0), expand=True)
-        bar.add_column(ratio=1)
-        for _ in range(3):
-            bar.add_column(no_wrap=True, justify="right")
-        bar.add_row(
-            ProgressBar(total=max(progress.total, 1), completed=progress.ended, complete_style="cyan"),
+        total, elapsed = max(progress.total, 1), span(self._clock() - self._started_at)
+        drawn = ProgressBar(total=total, completed=progress.ended, complete_style="cyan")
+        numbers = (
             f"{progress.ended} of {progress.total}",
-            f"{100 * progress.ended // max(progress.total, 1)} %",
+            f"{100 * progress.ended // total} %",
             f"{elapsed}, about {span(left)} left" if left and round(left) else elapsed,
         )
+        bar = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        bar.add_column(ratio=1)
+        if self._console is not None and self._console.width < NARROW:
+            bar.add_row(drawn)
+            bar.add_row(_wrapped(", ".join(numbers)))
+            return bar
+        for _ in numbers:
+            bar.add_column(no_wrap=True, justify="right")
+        bar.add_row(drawn, *numbers)
         return bar
 
     def _job_lines(self) -> list[str]:
@@ -457,3 +464,10 @@ def _cut(text: str, style: str = "") -> "Text":
     from rich.text import Text
 
     return Text(text, style, no_wrap=True, overflow="ellipsis")
+
+
+def _wrapped(text: str, style: str = "") -> "Text":
+    """Return text that goes on in the next line at the edge of the terminal."""
+    from rich.text import Text
+
+    return Text(text, style, no_wrap=False, overflow="fold")

@@ -44,12 +44,21 @@ def test_the_live_screen_shows_progress_cost_and_failures() -> None:
     assert "line 4" in text
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("width", [30, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """A long reason is cut on the live screen."""
     progress = Progress(3)
     progress.add_failure("line 1: " + "x" * 500)
     assert max(map(len, seen(progress, width).splitlines())) <= width
+
+
+def test_a_narrow_terminal_shows_every_number() -> None:
+    """At 30 columns the numbers go on in further lines, and nothing of them is cut off."""
+    progress = Progress(100, saved=40, failed=5, units_before=20, clock=lambda: 5.0)
+    text = " ".join(seen(progress, 30, budget=1000).split())
+    assert "45 of 100, 45 %, 0 s, about 1:04 left" in text
+    assert "9 running, 4 queued, 40 saved, 5 failed" in text
+    assert "100 units ($0.35) of 1000 units ($3.50) spent or due; median task 10.0 s" in text
 
 
 def test_before_anything_has_ended_no_time_is_promised() -> None:

@@ -451,6 +451,7 @@ class KlingClient:
                 refresh=self.get,
                 rng=self._rng,
                 proxy_of=self._session.proxy_of,
+                emit=self._collector.emit,
             )
         return self._downloads
 

@@ -266,8 +266,9 @@ def _name(event: Event) -> str:
     """Return the number and ids of the job."""
     ids = (event.external_task_id, event.task.task_id if event.task else event.task_id)
     known = ", ".join(dict.fromkeys(each for each in ids if each))
-    number = "a call without a job" if event.number is None else f"job {event.number}"
-    return f"{number} ({known})" if known else number
+    if event.number is None:
+        return f"task {known}" if known else "a call without a job"
+    return f"job {event.number} ({known})" if known else f"job {event.number}"
 
 
 def _reason(event: Event) -> str:

@@ -103,6 +103,26 @@ async def test_a_refusal_for_want_of_slots_is_a_retry(caplog: pytest.LogCaptureF
     assert "is tried again later" in told[0]
 
 
+@virtual_time
+async def test_a_download_that_is_tried_again_is_in_the_log(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The line names the task and no URL; an expired URL and an error of the server are both retries."""
+    events: list[Event] = []
+    async with emulated({"listener": events.append}) as (emulator, kling):
+        result = await kling.expand(PHOTO, Ratios(right=0.5))
+        emulator.faults.script("file", "expired", "error")
+        await result.save(tmp_path)
+    told = [event for event in events if event.kind is EventKind.RETRY]
+    assert [(event.route, event.attempt, event.wait == 0) for event in told] == [
+        ("download", 1, True),
+        ("download", 2, False),
+    ]
+    text = "\n".join(caplog.messages)
+    assert f"download for task {result.external_task_id}, {result.task_id} failed, attempt 1" in text
+    assert "http://" not in text
+
+
 async def test_a_script_switches_the_log_on(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -474,11 +474,11 @@ class Session:
         if isinstance(error, UNREACHED):
             raise TransportError(
                 self._unreached(error), sent=False, retryable=self._worth_another(error)
-            ) from _without_secrets(error)
+            ) from without_secrets(error)
         what, late = str(error) or type(error).__name__, isinstance(error, TimeoutError)
         raise TransportError(
             f"no answer in time: {what}" if late else f"no answer: {what}", sent=sent
-        ) from _without_secrets(error)
+        ) from without_secrets(error)
 
     def _unreached(self, error: Exception) -> str:
         """Return a message that names the cause."""
@@ -538,7 +538,7 @@ def _check_network(
             raise ConfigurationError(f"{name} must not be given beside http: configure that session instead")
 
 
-def _without_secrets(error: Exception) -> Exception:
+def without_secrets(error: Exception) -> Exception:
     """Return *error*, without the headers of the request and the password of a proxy in its arguments."""
     if isinstance(error, aiohttp.ClientResponseError):
         where, nothing = error.request_info.url.with_user(None), cast(Any, {})

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 from yarl import URL  # part of aiohttp's interface: the only way to send a signed URL unchanged
 
 from kling_expand.api.codec import Response
-from kling_expand.api.session import retry_waits
+from kling_expand.api.session import retry_waits, without_secrets
 from kling_expand.config import Settings
 from kling_expand.errors import (
     ClientClosed,
@@ -32,6 +32,7 @@ from kling_expand.errors import (
     TaskNotFound,
     require,
 )
+from kling_expand.events import Event, EventKind, Listener
 from kling_expand.models import Image, Status, Task
 
 from .files import (
@@ -70,7 +71,8 @@ class Downloads:
 
     A try ends after `read_timeout` seconds without a byte. A picture is not tried again `retry_timeout`
     seconds after its start, and `download_timeout` bounds it as a whole. *refresh* returns the task with a
-    given id, for new URLs. *proxy_of* returns the proxy for a URL. The session is never closed here.
+    given id, for new URLs. *proxy_of* returns the proxy for a URL, and *emit* gets an event for each retry.
+    The session is never closed here.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class Downloads:
         refresh: Refresh,
         rng: Random,
         proxy_of: Callable[[str], str | None] = no_proxy,
+        emit: Listener | None = None,
     ) -> None:
         self._http = http
+        self._emit = emit
         self._proxy_of = proxy_of
         self._settings = settings
         self._refresh = refresh
@@ -229,19 +233,28 @@ class Downloads:
         now = asyncio.get_running_loop().time
         retry_until = now() + self._settings.retry_timeout
         waits = retry_waits(self._rng)
-        url, refreshed = urls.url(file), False
+        url, refreshed, tries = urls.url(file), False, 0
         while True:
+            tries += 1
             try:
                 return await self._attempt(parse_url(url), part)
             except _UrlRefused as refusal:
                 if refreshed:
                     raise refusal.final() from None
+                self._report(urls.task, f"the server refused the URL with HTTP {refusal.status}", tries, 0.0)
                 url, refreshed = await urls.refreshed(file), True
             except RetryLater as failure:
                 wait = max(next(waits), failure.wait)
                 if now() + wait > retry_until:
                     raise DownloadError(f"given up: {failure}") from failure.__cause__
+                self._report(urls.task, str(failure), tries, wait)
                 await asyncio.sleep(wait)
+
+    def _report(self, task: Task, reason: str, tries: int, wait: float) -> None:
+        """Emit that a picture is fetched again in *wait* seconds."""
+        if self._emit is not None:
+            event = Event(EventKind.RETRY, task.external_task_id, task, DownloadError(reason))
+            self._emit(event._replace(route="download", attempt=tries, wait=wait))
 
     async def _attempt(self, url: URL, part: PartialFile) -> None:
         try:
@@ -250,12 +263,14 @@ class Downloads:
                 await part.start(answer.status, answer.headers, answer.content_length)
                 await self._receive(answer, part)
         except aiohttp.ClientConnectorCertificateError as error:
-            raise DownloadError(f"{error.host} is not trusted: {error.certificate_error}") from error
+            raise DownloadError(
+                f"{error.host} is not trusted: {error.certificate_error}"
+            ) from without_secrets(error)
         except ValueError as error:  # such as a host name that cannot be encoded for DNS
             raise DownloadError(f"a result's URL cannot be fetched: {_reason(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             await part.in_thread(part.flush)
-            raise RetryLater(f"the connection failed: {_reason(error)}") from error
+            raise RetryLater(f"the connection failed: {_reason(error)}") from without_secrets(error)
         await part.in_thread(part.flush)
         part.verify()
 
@@ -396,14 +411,14 @@ class ResultUrls:
     """The URLs of one task. However many of them are refused, one lookup fetches fresh ones."""
 
     def __init__(self, task: Task, refresh: Refresh) -> None:
-        self._task = task
+        self.task: Task = task
         self._refresh = refresh
         self._fresh: Task | None = None
         self._lock = asyncio.Lock()
 
     def files(self, *, watermark: bool = True) -> list[ResultFile]:
         """Return every plain picture by index, then the watermarked ones."""
-        images = list(enumerate(by_index(self._task.images)))
+        images = list(enumerate(by_index(self.task.images)))
         wanted = [position for position, image in images if watermark and image.watermark_url]
         marked = [ResultFile(position, watermark=True) for position in wanted]
         return [ResultFile(position, watermark=False) for position, _ in images] + marked
@@ -414,7 +429,7 @@ class ResultUrls:
         Raises:
             ResultExpired: the task does not list it.
         """
-        return file.url(self._task)
+        return file.url(self.task)
 
     async def refreshed(self, file: ResultFile) -> str:
         """Return the URL that the service gives now.
@@ -426,7 +441,7 @@ class ResultUrls:
         async with self._lock:
             if self._fresh is None:
                 try:
-                    self._fresh = await self._refresh(self._task.task_id)
+                    self._fresh = await self._refresh(self.task.task_id)
                 except (TaskNotFound, NotFound) as error:
                     raise ResultExpired("the service no longer knows the task") from error
         return file.url(self._fresh)

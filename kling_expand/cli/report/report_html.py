@@ -175,13 +175,9 @@ def _facts(
     job: JobRecord, request: ExpandRequest, before: Thumbnail | None, after: list[Thumbnail]
 ) -> dict[str, str]:
     duration = seconds(job.task)
-    sizes = [f"{small.width}×{small.height}" for small in (before, *after[:1]) if small]
-    if before and not after:
-        expected = _ratios(request).canvas(before.width, before.height).expected_size
-        sizes.append("about {}×{}".format(*expected))
     return {
         "ratios": _geometry_text(request),
-        "size": " → ".join(sizes),
+        **_sizes(request, before, after),
         "pictures": str(request.n) if request.n > 1 else "",
         "duration": span(duration) if duration is not None else "",
         "units": (job.task and job.task.final_unit_deduction) or "",
@@ -191,6 +187,19 @@ def _facts(
         "external id": job.external_task_id,
         "files": ", ".join(PurePath(path).name for path in job.files),
     }
+
+
+def _sizes(request: ExpandRequest, before: Thumbnail | None, after: list[Thumbnail]) -> dict[str, str]:
+    """Return the sizes in pixels of the photo, its canvas and the picture, or what is expected of it."""
+    sizes: dict[str, str] = {}
+    if before:
+        canvas = _ratios(request).canvas(before.width, before.height)
+        sizes["photo"] = f"{before.width}×{before.height}"
+        sizes["canvas"] = f"{canvas.width}×{canvas.height}"
+        sizes["picture"] = "about {}×{}".format(*canvas.expected_size)
+    if after:
+        sizes["picture"] = f"{after[0].width}×{after[0].height}"
+    return sizes
 
 
 def _geometry_text(request: ExpandRequest) -> str:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -79,6 +80,15 @@ class Job:
         error = self.future.error
         return self.future.any_id if error is None or isinstance(error, SubmissionUnknown) else None
 
+    @property
+    def watermark_files(self) -> tuple[Path, ...]:
+        """The copies with a watermark, which lie beside the pictures where they were asked for."""
+        task = self.future.task if self.future else None
+        if task is None or not any(image.watermark_url for image in task.images):
+            return ()
+        patterns = [(file.parent, f"{escape(file.stem)}-watermark.*") for file in self.files]
+        return tuple(copy for folder, pattern in patterns for copy in sorted(folder.glob(pattern)))
+
     def facts(self) -> dict[str, Any]:
         """Return what is known of the job, for JSON."""
         future, task = self.future, self.future.task if self.future else None
@@ -91,6 +101,7 @@ class Job:
             "external_task_id": future.external_task_id if future else None,
             "notes": list(self.notes),
             "files": [str(path) for path in self.files],
+            "watermark_files": [str(path) for path in self.watermark_files],
             "urls": [image.url for image in task.images] if task else [],
             "units": billed_units(task),
             "error": self._error(),
@@ -312,10 +323,10 @@ class ProgressDisplay:
             show(job.facts())
             return
         if self._paths is None:
-            for path in job.files:
+            for path in (*job.files, *job.watermark_files):
                 print_path(path)
         elif self._detailed:
-            self._paths += job.files
+            self._paths += (*job.files, *job.watermark_files)
         if self._screen is None and not self._detailed:
             self._print_line()
 

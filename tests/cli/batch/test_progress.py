@@ -116,6 +116,16 @@ def test_a_terminal_shows_the_live_screen_and_then_the_summary(tmp_path: Path) -
     assert str(tmp_path / "out" / "coffee") not in shown
 
 
+def test_copies_with_a_watermark_are_listed(tmp_path: Path) -> None:
+    """They are printed after the pictures, and JSON has them as well."""
+    words = ["expand", COFFEE, "--up", 0.5, "--watermark", "-o", tmp_path]
+    copies = [str(tmp_path / "coffee-0.png"), str(tmp_path / "coffee-0-watermark.png")]
+    with shell() as kling:
+        assert kling(*words).stdout.splitlines() == copies
+        facts = json.loads(kling(*words, "--json", "--prompt", "x").stdout.splitlines()[0])
+    assert [len(facts["files"]), len(facts["watermark_files"])] == [1, 1]
+
+
 def test_json_on_a_terminal_has_no_live_screen(tmp_path: Path) -> None:
     """With --json on a terminal there is no live screen, only objects."""
     with shell() as kling:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -467,9 +468,11 @@ class KlingClient:
         deadline_at: float | None,
     ) -> tuple[Path, ...]:
         paths = await self._opened_downloads().save(task, target, options, deadline_at=deadline_at)
-        if task.external_task_id and await self._store.get(task.external_task_id):
+        if task.external_task_id and (known := await self._store.get(task.external_task_id)):
             await self._store.observe(task.external_task_id, task)
-            await self._store.mark_saved(task.external_task_id, [path.absolute() for path in paths])
+            saved = tuple(path.absolute() for path in paths)
+            earlier = [files for files in known.saves() if saved != files and any(map(Path.exists, files))]
+            await self._store.mark_saved(task.external_task_id, chain(saved, *earlier))
         return paths
 
     def _require_open(self) -> None:

@@ -1,6 +1,7 @@
 """A bound on the number of source files that one call enters."""
 
 import asyncio
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ def test_a_bulk_row_enters_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
             places = ["-o", str(tmp_path / "out"), "--journal", str(tmp_path / "run.journal")]
             arguments = ["bulk", str(COFFEE), "--aspect", "16:9", *places]
             done = CliRunner(env=environ).invoke(root, arguments)
+    logging.getLogger("kling_expand").handlers.clear()  # or the next test would enter those of the command
     assert done.exit_code == 0, done.output
     assert len(found) <= 28, sorted(found)
 

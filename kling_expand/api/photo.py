@@ -24,10 +24,10 @@ import struct
 import sys
 from collections.abc import AsyncGenerator, Callable
 from functools import cache
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from kling_expand.errors import ImageError
 from kling_expand.models import SOURCES, ImageSource, is_pillow_image, source_name
@@ -51,6 +51,11 @@ _PROFILED = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB ", "P": 
 _CONVERT = "convert it, for example with Pillow: Image.open(name).convert('RGB').save('photo.jpg')"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_TAIL = 1024  # last bytes of a file, in which its end mark is looked for first
+_ORIENTATION = 0x0112  # the EXIF tag
+
+T = TypeVar("T")
 
 # How other common formats begin; the first that matches names the format.
 _OTHERS = {
@@ -75,7 +80,8 @@ class Photo:
 
     `width` and `height` are pixels, `format` is ``"PNG"`` or ``"JPEG"``, `size` bytes: all None
     for a URL, which only the service reads. `digest` is the SHA-256 of the bytes, or of the URL,
-    in hex. `encoded_length` is the exact number of bytes that `slices` yields.
+    in hex. `encoded_length` is the exact number of bytes that `slices` yields. `origin` is the user's own
+    file where the one to be sent was made of it.
     """
 
     name: str
@@ -86,6 +92,7 @@ class Photo:
     format: str | None = None
     size: int | None = None
     url: str | None = None
+    origin: str | None = None
     _content: bytes | str | None = field(default=None, repr=False, eq=False)
 
     @property
@@ -98,7 +105,8 @@ class Photo:
         """The absolute path or the URL from which another process can read it; None where it has none."""
         if self.url is not None:
             return self.url
-        return os.path.abspath(self._content) if isinstance(self._content, str) else None  # noqa: PTH100 - text stays text
+        path = self.origin or self._content
+        return os.path.abspath(path) if isinstance(path, str) else None  # noqa: PTH100 - text stays text
 
     async def slices(self) -> AsyncGenerator[bytes, None]:
         """Yield the `image` value as it goes into a JSON string: Base64 (or the URL), needing no escapes.
@@ -144,7 +152,7 @@ async def load_photo(source: ImageSource) -> Photo:
     EXIF orientation and colour profile; more than 8 bits of grey are scaled).
     Raises `ImageError`.
     """
-    if isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE):
+    if isinstance(source, str) and _URL.match(source):
         return _from_url(source)
     if isinstance(source, bytes) and len(source) <= _INLINE:
         return _from_bytes(source)
@@ -193,11 +201,18 @@ def _from_data(uri: str) -> Photo:
 
 
 def _from_path(path: str | os.PathLike[str]) -> Photo:
-    name = source_name(path)
+    origin: str | None = getattr(path, "origin", None)  # of a path that `kling_expand.pictures.fit` made
+    name = origin or source_name(path)
+    photo = _read_path(path, name, lambda file, size: _checked(file, size, name, os.fsdecode(path)))
+    return evolve(photo, origin=origin) if origin else photo
+
+
+def _read_path(path: str | os.PathLike[str], name: str, read: Callable[[io.BufferedReader, int], T]) -> T:
+    """Return what *read* makes of an open file and its size."""
     try:
         _check_regular(os.stat(path).st_mode, name)  # noqa: PTH116  (a path may be any PathLike)
         with open(path, "rb") as file:  # noqa: PTH123
-            return _checked(file, os.fstat(file.fileno()).st_size, name, os.fsdecode(path))
+            return read(file, os.fstat(file.fileno()).st_size)
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
@@ -257,7 +272,7 @@ def _binary(piece: Any, name: str) -> bytes | bytearray | memoryview:
 
 def _from_pillow(image: Any) -> Photo:
     name = f"<PIL image {image.width}x{image.height}>"
-    _check_shape(image.width, image.height, name)
+    check_shape(image.width, image.height, name)
     target, jpeg = io.BytesIO(), image.format in {"JPEG", "MPO"}  # MPO: a JPEG with a preview behind it
     try:
         turned = image.getexif().get(ORIENTATION)  # first, as a conversion may lose it
@@ -310,7 +325,7 @@ def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content
     """Apply every rule to an open, seekable file. Only a few kilobytes are held at a time."""
     _check_weight(size, name)
     kind, width, height = read_shape(file, size, name)
-    _check_shape(width, height, name)
+    check_shape(width, height, name)
     file.seek(0)
     # Of bytes directly: a file over them would be copied first, and hold the loop meanwhile.
     seen = hashlib.sha256(content) if isinstance(content, bytes) else hashlib.file_digest(file, "sha256")
@@ -325,7 +340,8 @@ def _check_weight(size: int, name: str) -> None:
         raise ImageError("image", f"{name} of {size} bytes", limit, "scale it down, or save it as JPEG")
 
 
-def _check_shape(width: int, height: int, name: str) -> None:
+def check_shape(width: int, height: int, name: str) -> None:
+    """Raise `ImageError` where the service would refuse the photo *name* for its pixels."""
     value = f"{name} of {width}x{height} pixels"
     if min(width, height) < MIN_SIDE:
         raise ImageError("image", value, f"must have at least {MIN_SIDE} pixels on each side", "scale it up")
@@ -342,6 +358,97 @@ def _encoder() -> Callable[[bytes | memoryview], bytes]:
 
 
 # ---------------------------------------------------------------------------- PNG and JPEG headers
+
+
+@frozen
+class PhotoHeader:
+    """What the first kilobytes of a photo say. An `orientation` above 1 means that EXIF rotates it."""
+
+    format: str
+    width: int
+    height: int
+    orientation: int = 1
+    has_alpha: bool = False
+
+
+def read_header(source: str) -> PhotoHeader | None:
+    """Apply every rule to a file without reading all of it: its header, its size and its last bytes.
+
+    Of a URL only the form is checked, and None is returned.
+
+    Raises:
+        ImageError: the photo cannot be sent.
+    """
+    name = source_name(source)
+    if _URL.match(source):
+        _from_url(source)
+        return None
+    return _read_path(source, name, lambda file, size: _checked_header(file, size, name))
+
+
+def _checked_header(file: BinaryIO, size: int, name: str) -> PhotoHeader:
+    _check_weight(size, name)
+    head = file.read(1024)
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL)
+    header = None
+    if head.startswith(_PNG) and b"IEND" in tail:
+        header = _png_header(file)
+    elif head.startswith(_JPEG) and b"\xff\xd9" in tail:
+        header = _jpeg_header(file)
+    if header is None:  # another format, or one whose end does not lie at the end
+        file.seek(0)
+        header = PhotoHeader(*read_shape(file, size, name))
+    check_shape(header.width, header.height, name)
+    return header
+
+
+def _png_header(file: BinaryIO) -> PhotoHeader | None:
+    """Read the chunks before the pixels; return None where they are not as usual."""
+    position, shape, alpha = len(_PNG), (0, 0), False
+    for _ in range(_MOST_PARTS):
+        file.seek(position)
+        head = file.read(26)
+        length, kind = int.from_bytes(head[:4]), head[4:8]
+        if kind == b"IHDR" and len(head) == 26:
+            shape, alpha = struct.unpack(">II", head[8:16]), head[17] in {4, 6}
+        elif kind == b"IDAT":
+            return PhotoHeader("PNG", *shape, has_alpha=alpha)
+        alpha |= kind == b"tRNS"
+        position += 12 + length
+    return None
+
+
+def _jpeg_header(file: BinaryIO) -> PhotoHeader | None:
+    """Read the segments up to the frame, which states the size; return None where they are not as usual."""
+    position, orientation = 2, 1
+    for _ in range(_MOST_PARTS):
+        file.seek(position)
+        head = file.read(9)
+        if len(head) < 9 or head[0] != 0xFF or head[1] in {_SCAN, _END}:
+            return None
+        if head[1] in _FRAMES:
+            width, height = int.from_bytes(head[7:9]), int.from_bytes(head[5:7])
+            return PhotoHeader("JPEG", width, height, orientation) if width and height else None
+        if head[1] == _APP1:
+            orientation = max(orientation, _orientation(head[4:] + file.read(4096)))
+        position += 2 + int.from_bytes(head[2:4])
+    return None
+
+
+def _orientation(segment: bytes) -> int:
+    """Return the orientation that an EXIF segment states, from 1 to 8; 1 where it states none."""
+    head, tiff = segment[:6], segment[6:]
+    if head != b"Exif\0\0" or tiff[:2] not in {b"II", b"MM"}:
+        return 1
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
+    start = int.from_bytes(tiff[4:8], order)
+    for entry in range(int.from_bytes(tiff[start : start + 2], order)):
+        field = tiff[start + 2 + 12 * entry :][:12]
+        if int.from_bytes(field[:2], order) == _ORIENTATION:
+            found = int.from_bytes(field[8:10], order)
+            return found if found in range(1, 9) else 1
+    return 1
 
 
 def read_shape(file: BinaryIO, size: int, name: str) -> tuple[str, int, int]:
@@ -394,7 +501,7 @@ def _png(file: BinaryIO, size: int, name: str) -> tuple[int, int]:
 # A marker, but for those that carry no length: stuffing, fill bytes, restarts, a second start.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # they state the size
-_SCAN, _END = 0xDA, 0xD9
+_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 
 
 def _jpeg(file: BinaryIO, name: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Control characters in the text of others are shown escaped, and no failure print
 0     success
 1     a task failed, the service refused, or the output cannot be written
 2     nothing was started: wrong options, input or configuration
+3     stopped, as no job could succeed: credentials, account or network
 130   interrupted with Ctrl-C, by SIGTERM or by the end of the terminal
 ====  ==============================================================
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 NOTHING_DONE = 2
+HOPELESS = 3
 INTERRUPTED = 130
 
 

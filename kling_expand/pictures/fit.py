@@ -63,6 +63,29 @@ def is_turned(photo: str) -> bool:
         return False
 
 
+def upright_size(photo: str) -> tuple[int, int]:
+    """Return width and height of the photo in pixels as it will be sent, upright.
+
+    Raises:
+        ImageError: Pillow cannot read the photo.
+        MissingExtra: Pillow is not installed.
+    """
+    with open_image(photo) as image:
+        width, height = image.size
+        return (height, width) if orientation(image) > 4 else (width, height)
+
+
+def readable_suffixes() -> frozenset[str]:
+    """Return the suffixes of files that Pillow can read, such as ``.webp``.
+
+    Raises:
+        MissingExtra: Pillow is not installed.
+    """
+    image = _pillow()
+    image.init()
+    return frozenset(suffix for suffix, name in image.registered_extensions().items() if name in image.OPEN)
+
+
 def can_fit(photo: str) -> bool:
     """Return whether `fit` would make the photo acceptable; False where Pillow is not installed."""
     try:
@@ -73,6 +96,18 @@ def can_fit(photo: str) -> bool:
         return False
 
 
+def _pillow() -> Any:
+    """Return the module `PIL.Image`, with HEIC where `pillow_heif` is installed."""
+    require("images", "PIL")
+    from PIL import Image
+
+    if find_spec("pillow_heif") is not None:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return Image
+
+
 def open_image(source: Any) -> Any:
     """Return a path or a binary file as a PIL image without decoding its pixels; an image stays as it is.
 
@@ -80,16 +115,9 @@ def open_image(source: Any) -> Any:
         ImageError: Pillow cannot read it.
         MissingExtra: Pillow is not installed.
     """
-    require("images", "PIL")
-    from PIL import Image
-
+    Image = _pillow()  # noqa: N806 - the name of the module
     if isinstance(source, Image.Image):
         return source
-
-    if find_spec("pillow_heif") is not None:
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(

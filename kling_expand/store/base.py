@@ -132,9 +132,14 @@ class JobRecord:
         return codec.unpack_request(self.params, self.source or "", self.key).units
 
     def existing_files(self) -> tuple[Path, ...]:
-        """Return the paths of the pictures, or none of them where one no longer exists."""
+        """Return the paths of the pictures as one save has left them, or none where no save is complete."""
+        return next((saved for saved in self.saves() if all(path.exists() for path in saved)), ())
+
+    def saves(self) -> list[tuple[Path, ...]]:
+        """Return the paths of each save of the pictures, the last first."""
         files = tuple(map(Path, self.files))
-        return files if all(file.exists() for file in files) else ()
+        size = len(self.task.images) if self.task else 0
+        return [files[start : start + size] for start in range(0, len(files), size)] if size else [files]
 
 
 COLUMNS = ", ".join(attribute.name for attribute in fields(JobRecord))

@@ -1,37 +1,30 @@
-"""Manifests: rows read from a table, JSON lines or a list of photos, and turned into requests."""
+"""Manifests: the photos of a batch, listed in a file or found in folders, and the requests of its rows."""
 
-import csv
-import difflib
 import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from fnmatch import fnmatch
+from functools import cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
-from attrs import field, frozen
+from attrs import define, evolve, field, frozen
 
 from kling_expand.cli.options import GeometryOptions, RequestOptions
 from kling_expand.cli.terminal import NothingDone
 from kling_expand.errors import InvalidRequest
-from kling_expand.models import ExpandRequest, request_fields, source_stem
+from kling_expand.models import ExpandRequest, source_stem
 
-GEOMETRY = {name: settings.get("type") for name, (_, settings) in GeometryOptions.declarations().items()}
-REQUEST_FIELDS = {each.column: each for each in request_fields() if each.column}
-COLUMNS = ("image", *GEOMETRY, *REQUEST_FIELDS, "name")
-PHOTOS = (".png", ".jpg", ".jpeg")
+from .tables import GEOMETRY, REQUEST_FIELDS, SENDABLE, STDIN, Entry, read_lines, read_table
+
 TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
-
-
-@frozen
-class Entry:
-    """A row of a manifest: its cells, or why they cannot be read. `line` counts from 1."""
-
-    line: int
-    cells: dict[str, Any]
-    error: str | None = None
 
 
 @frozen
@@ -53,36 +46,302 @@ class Defaults:
 class Row:
     """One row of a batch: its `request`, or the `error` that prevents one.
 
-    Its results are called `name` unless another row has the same name. Then they are called `name` with
-    `tag`, which depends only on what the row asks for.
+    Its results get the first of `names` that no other row has: that of the photo, the same with its folder,
+    or with a tag that depends only on the photo's place and on what the row asks for. Folders that the
+    output repeats lie before a slash.
     """
 
     line: int
     label: str
-    name: str = ""
-    tag: str = ""
+    names: tuple[str, ...] = ()
     request: ExpandRequest | None = None
     error: str | None = None
+    warning: str | None = None
+
+
+# ---------------------------------------------------------------------------- photos in folders
+
+CONVERTIBLE = {  # formats that Pillow can read, with --fit
+    ".heic": "HEIC",
+    ".heif": "HEIC",
+    ".hif": "HEIC",
+    ".webp": "WebP",
+    ".avif": "AVIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+}
+JOURNAL_PREFIX = ".kling-expand"  # of the journals in output directories
+_OWN_PREFIX = ".kling-"  # of those and of partial files
+
+
+class LeftOut(StrEnum):
+    """Why a file or folder is left out of a batch; the value is its word in JSON."""
+
+    RESULTS = "results"
+    NEEDS_FIT = "needs_fit"
+    UNREADABLE = "unreadable"
+    OTHER = "other_files"
+    HIDDEN = "hidden"
+    EXCLUDED = "excluded"
+    SUBFOLDERS = "subfolders"
+    CLOSED = "closed_folders"
+
+
+_LEFT_OUT = {
+    LeftOut.RESULTS: ("result of earlier runs", "results of earlier runs", "copy one to expand it once more"),
+    LeftOut.NEEDS_FIT: ("photo in another format", "photos in other formats", "--fit converts them"),
+    LeftOut.UNREADABLE: (
+        "photo that cannot be read",
+        "photos that cannot be read",
+        "pip install 'kling-expand[heif]' and a newer Pillow read more formats",
+    ),
+    LeftOut.OTHER: ("other file", "other files", ""),
+    LeftOut.HIDDEN: ("hidden file or folder", "hidden files and folders", ""),
+    LeftOut.EXCLUDED: ("photo excluded", "photos excluded", ""),
+    LeftOut.SUBFOLDERS: ("sub-folder", "sub-folders", "--no-recursive"),
+    LeftOut.CLOSED: ("folder that cannot be read", "folders that cannot be read", ""),
+}
+
+
+@frozen
+class FoundPhoto:
+    """A photo and its folder below the one that was named."""
+
+    path: str
+    folder: str = ""
+
+
+@define
+class FoundPhotos:
+    """The photos that were found, the journals beside them, and what was left out: kinds by reason."""
+
+    photos: list[FoundPhoto] = field(factory=list)
+    journals: set[str] = field(factory=set)
+    left_out: dict[LeftOut, Counter[str]] = field(factory=dict)
+
+    def leave_out(self, reason: LeftOut, kind: str = "") -> None:
+        """Count a file or folder that is left out."""
+        self.left_out.setdefault(reason, Counter())[kind] += 1
+
+    def remove_results(self, results: Container[str]) -> None:
+        """Leave out the photos that are *results*, a set of what `path_key` returns."""
+        kept = [photo for photo in self.photos if path_key(photo.path) not in results]
+        for _ in range(len(self.photos) - len(kept)):
+            self.leave_out(LeftOut.RESULTS)
+        self.photos = kept
+
+    def facts(self) -> dict[str, int]:
+        """Return the numbers of files and folders that were left out, for JSON."""
+        return {str(reason): kinds.total() for reason, kinds in self.left_out.items()}
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line for each reason."""
+        for reason, kinds in self.left_out.items():
+            one, many, hint = _LEFT_OUT[reason]
+            total = kinds.total()
+            known = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5) if kind)
+            details = f" ({known}{', …' if len(kinds) > 5 else ''})" if known else ""
+            noun = one if total == 1 else many
+            yield f"{total} {noun} left out{details}{f'; {hint}' if hint else ''}"
+
+
+@frozen
+class Selection:
+    """Which photos of the named folders belong to a batch.
+
+    Sub-folders belong to it where *recursive*. Files and folders whose name or path matches one of *exclude*
+    do not, nor does the *output* directory. With *fit* other formats than PNG and JPEG do, too. Where photos
+    are *named* one by one, a file is taken whatever its name says.
+    """
+
+    recursive: bool = True
+    exclude: tuple[str, ...] = ()
+    fit: bool = False
+    output: str = ""
+    named: bool = False
+
+
+class PhotoFinder:
+    """Finds the photos that words of the command line mean: files, folders, patterns and URLs."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+        self._found = FoundPhotos()
+        self._seen: set[str] = set()
+        self._visited: set[tuple[int, int]] = set()  # folders, which links may lead to twice
+        self._output = os.path.realpath(selection.output) if selection.output else ""
+
+    def find(self, words: Sequence[str]) -> FoundPhotos:
+        """Return the photos in the order of *words*, each once."""
+        for word in words:
+            if "://" in word:
+                self._found.photos.append(FoundPhoto(word))
+            elif os.path.isdir(word):  # noqa: PTH112 - names stay as they are written
+                alone = len(words) == 1
+                self._walk(word, "" if alone else os.path.basename(os.path.abspath(word)), alone=alone)  # noqa: PTH100, PTH119
+            elif not os.path.lexists(word) and glob.has_magic(word):
+                self._match(word)
+            else:
+                self._add(word, "", listed=self.selection.named)
+        return self._found
+
+    def find_listed(self, names: Iterable[str]) -> FoundPhotos:
+        """Return the photos of a list, which keep the folders of their relative paths."""
+        for name in names:
+            self._add(name, relative_folder(name), listed=False)
+        return self._found
+
+    def _match(self, pattern: str) -> None:
+        """Add what a pattern matches. Brackets may also be part of a name."""
+        parts = Path(pattern).parts
+        choices = [(part, part.replace("[", "[[]")) if "[" in part else (part,) for part in parts]
+        paths = {
+            path
+            for chosen in product(*choices)
+            for path in glob.glob(os.path.join(*chosen), recursive=True)  # noqa: PTH118, PTH207 - names stay as they are written
+        }
+        root = _fixed_part(parts, paths)
+        inside = self._output and self._output not in _with_parents(os.path.realpath(root))
+        for path in sorted(paths):
+            if not os.path.isdir(path):  # noqa: PTH112
+                below = inside and self._output in _with_parents(os.path.realpath(os.path.dirname(path)))  # noqa: PTH120
+                self._add(path, _below(path, root), reason=LeftOut.RESULTS if below else None)
+            elif "**" not in pattern:
+                self._walk(path, _below(path, root, whole=True), alone=False)
+
+    def _walk(self, root: str, folder: str, *, alone: bool, reason: LeftOut | None = None) -> None:
+        """Add the photos of a folder. With a *reason* all of them are left out, and only counted."""
+        status = os.stat(root)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in self._visited:
+            return
+        self._visited.add((status.st_dev, status.st_ino))
+        if not alone and os.path.realpath(root) == self._output:
+            reason = LeftOut.RESULTS
+        try:
+            with os.scandir(root) as entries:
+                found = sorted(entries, key=lambda entry: (entry.is_dir(), entry.name))
+        except OSError:
+            self._found.leave_out(LeftOut.CLOSED)
+            return
+        for entry in found:
+            if entry.name.startswith("."):
+                self._hidden(entry.path, reason)
+            elif not entry.is_dir():
+                self._add(entry.path, folder, reason=reason)
+            elif not self.selection.recursive:
+                self._found.leave_out(LeftOut.SUBFOLDERS)
+            else:
+                inner = f"{folder}/{entry.name}" if folder else entry.name
+                left = reason or (LeftOut.EXCLUDED if self._is_excluded(inner) else None)
+                self._walk(entry.path, inner, alone=False, reason=left)
+
+    def _hidden(self, path: str, reason: LeftOut | None) -> None:
+        name = os.path.basename(path)  # noqa: PTH119
+        if name.startswith(JOURNAL_PREFIX) and name.endswith(".db"):
+            self._found.journals.add(path)
+        if not name.startswith(_OWN_PREFIX) and reason is None:
+            self._found.leave_out(LeftOut.HIDDEN)
+
+    def _add(self, path: str, folder: str, *, listed: bool = False, reason: LeftOut | None = None) -> None:
+        """Add a file, or count why it is left out. One that does not exist is reported as a bad row."""
+        key = path_key(path)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        suffix = _suffix(path)
+        known = suffix in SENDABLE or suffix in CONVERTIBLE
+        if reason is None:
+            reason = None if listed or not os.path.lexists(path) else self._reason(path, folder, suffix)
+        elif not known:
+            return
+        if reason is not None:
+            self._found.leave_out(
+                reason, CONVERTIBLE.get(suffix, "") if known else suffix or "without suffix"
+            )
+            return
+        self._found.photos.append(FoundPhoto(path, folder))
+
+    def _reason(self, path: str, folder: str, suffix: str) -> LeftOut | None:
+        if suffix not in SENDABLE and suffix not in CONVERTIBLE:
+            return LeftOut.OTHER
+        name = os.path.basename(path)  # noqa: PTH119
+        if self._is_excluded(f"{folder}/{name}" if folder else name):
+            return LeftOut.EXCLUDED
+        if suffix in SENDABLE:
+            return None
+        if not self.selection.fit:
+            return LeftOut.NEEDS_FIT
+        return None if suffix in self._readable else LeftOut.UNREADABLE
+
+    @cached_property
+    def _readable(self) -> Container[str]:
+        from kling_expand.pictures.fit import readable_suffixes  # imported here, as it loads Pillow
+
+        return readable_suffixes()
+
+    def _is_excluded(self, path: str) -> bool:
+        """Return whether a path below the named folder, or its last part, matches a pattern of `exclude`."""
+        names = (path, path.rpartition("/")[2])
+        return any(fnmatch(name, pattern.rstrip("/")) for pattern in self.selection.exclude for name in names)
+
+
+def path_key(path: str) -> str:
+    """Return the path of a file with the links of its folder resolved, to compare it with others."""
+    folder, name = os.path.split(path)
+    return os.path.normcase(os.path.join(_real_folder(os.path.abspath(folder)), name))  # noqa: PTH100, PTH118
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122
+
+
+def _fixed_part(parts: Sequence[str], paths: Iterable[str]) -> str:
+    """Return the folders of a pattern before its first part that is none of a name of what it matches."""
+    fixed: list[str] = []
+    sample = Path(min(paths, default="")).parts
+    for part, found in zip(parts[:-1], sample, strict=False):
+        if part != found:
+            break
+        fixed.append(part)
+    return os.path.join(*fixed) if fixed else os.curdir  # noqa: PTH118
+
+
+def _below(path: str, root: str, *, whole: bool = False) -> str:
+    """Return the folders of *path* below *root*, or with *whole* the path itself below it."""
+    relative = os.path.relpath(path, root)
+    return relative_folder(os.path.join(relative, "x") if whole else relative)  # noqa: PTH118
+
+
+def _with_parents(folder: str) -> set[str]:
+    return {folder, *map(str, Path(folder).parents)}
+
+
+# ---------------------------------------------------------------------------- manifests
 
 
 @frozen
 class Manifest:
-    """The photos to expand. A file is read again on each pass, so that only *photos* are held in memory."""
+    """The photos to expand. A file is read again on each pass, so that only *found* ones are held in memory.
+
+    The text of stdin is held as well, as it can be read only once.
+    """
 
     name: str
-    kind: str  # table, lines, directory or photos
-    photos: Sequence[str] = ()
+    kind: str  # table, lines, list or photos
+    found: FoundPhotos = field(factory=FoundPhotos)
+    text: str = field(default="", repr=False)
 
     @property
     def folder(self) -> Path:
         """The directory that relative paths of a file start from: the file's own."""
-        return Path(self.name).parent if self.kind in {"table", "lines"} else Path()
-
-    @property
-    def journal(self) -> str:
-        """The default journal: beside the manifest, or `bulk.journal` for photos."""
-        nameless = self.kind == "photos" or Path(self.name).name in {"", ".."}
-        return "bulk.journal" if nameless else f"{Path(self.name)}.journal"
+        return Path(self.name).parent if self.kind in {"table", "lines"} and self.name != STDIN else Path()
 
     def rows(self, defaults: Defaults) -> Iterator[Row]:
         """Yield every row, one at a time; raise `NothingDone` where the manifest cannot be read."""
@@ -94,126 +353,47 @@ class Manifest:
 
     def entries(self) -> Iterator[Entry]:
         """Yield the cells of every row; raise `NothingDone` if the manifest cannot be read."""
-        if self.kind == "table":
-            return _guarded(self.name, _table(self.name))
-        if self.kind == "lines":
-            return _guarded(self.name, _lines(self.name))
-        photos = _inside(self.name) if self.kind == "directory" else self.photos
-        return (Entry(line, {"image": photo}) for line, photo in enumerate(photos, 1))
+        if self.kind in {"table", "lines"}:
+            return read_table(self.name) if self.kind == "table" else read_lines(self.name, self.text)
+        return (
+            Entry(line, {"image": photo.path}, folder=photo.folder)
+            for line, photo in enumerate(self.found.photos, 1)
+        )
 
 
-def manifest(words: Sequence[str]) -> Manifest:
-    """Return the manifest that *words* of the command line name; raise `NothingDone` for any other file."""
+def read_manifest(words: Sequence[str], selection: Selection | None = None) -> Manifest:
+    """Return the manifest that *words* of the command line name.
+
+    Raises:
+        NothingDone: a word is neither a photo nor a manifest.
+    """
+    finder = PhotoFinder(selection or Selection())
+    special = [] if finder.selection.named else [word for word in words if _special_kind(word)]
+    if not special:
+        return Manifest(words[0] if len(words) == 1 else "", "photos", finder.find(words))
     if len(words) > 1:
-        return Manifest("", "photos", _photos(words))
-    (word,) = words
-    path = Path(word)
-    if path.is_dir():
-        return Manifest(word, "directory")
-    if path.suffix.lower() in TABLES + LINES:
-        return Manifest(word, "table" if path.suffix.lower() in TABLES else "lines")
-    if glob.has_magic(word) and not path.exists():
-        found = sorted(name for name in glob.iglob(word, recursive=True) if os.path.isfile(name))  # noqa: PTH113, PTH207 - names stay as they are written
-        return Manifest("", "photos", found)
-    return Manifest("", "photos", _photos(words))
+        raise NothingDone(f"the manifest must be the only one, or photos, got {special[0]} among others")
+    kind = _special_kind(words[0])
+    return _from_stdin(finder) if kind == STDIN else Manifest(words[0], kind)
 
 
-def _photos(words: Sequence[str]) -> Sequence[str]:
-    for word in words:
-        if "://" not in word and not word.lower().endswith(PHOTOS):
-            wanted = "a .csv or .jsonl file, a directory, a pattern such as 'photos/*.jpg', or photos"
-            raise NothingDone(f"the manifest must be {wanted}, got {word}")
-    return words
+def _special_kind(word: str) -> str:
+    """Return what kind of manifest a word names, empty for photos and folders."""
+    if word == STDIN:
+        return STDIN
+    suffix = os.path.splitext(word)[1].lower()  # noqa: PTH122
+    if suffix in TABLES + LINES and not os.path.isdir(word):  # noqa: PTH112 - names stay as they are written
+        return "table" if suffix in TABLES else "lines"
+    return ""
 
 
-def _inside(folder: str) -> list[str]:
-    """Return the photos directly in *folder*, without hidden ones."""
-    with os.scandir(folder) as entries:
-        names = [
-            entry.path
-            for entry in entries
-            if entry.name.lower().endswith(PHOTOS) and not entry.name.startswith(".") and entry.is_file()
-        ]
-    return sorted(names)
-
-
-# ---------------------------------------------------------------------------- files
-
-
-def _guarded(name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Yield *entries*, and raise `NothingDone` in place of an error of reading the file."""
-    line = 0
-    try:
-        for entry in entries:
-            line = entry.line
-            yield entry
-    except UnicodeDecodeError as error:
-        raise NothingDone(f"{name}, after line {line}: must be UTF-8 text ({error.reason})") from error
-    except csv.Error as error:
-        raise NothingDone(f"{name}, after line {line}: {error}") from error
-    except OSError as error:
-        raise NothingDone(f"{name} cannot be read: {error.strerror}") from error
-
-
-def _table(name: str) -> Iterator[Entry]:
-    """Yield the rows of a table. The delimiter is the comma, semicolon or tab that the header has most of."""
-    with open(name, encoding="utf-8-sig", newline="") as file:  # noqa: PTH123 - errors name it as given
-        first = file.readline()
-        file.seek(0)
-        reader = csv.reader(file, delimiter=max(",;\t", key=first.count))
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        _check_header(name, header)
-        before = reader.line_num
-        for cells in reader:
-            line, before = before + 1, reader.line_num
-            if any(map(str.strip, cells)):
-                yield _entry(line, header, cells)
-
-
-def _entry(line: int, header: list[str], cells: list[str]) -> Entry:
-    found = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
-    if len(cells) > len(header):
-        error = f"the row has {len(cells)} cells, the header {len(header)} (quote cells that contain commas)"
-        return Entry(line, found, error)
-    return Entry(line, found)
-
-
-def _check_header(name: str, header: list[str]) -> None:
-    if "image" not in header:
-        raise NothingDone(f"{name}: the first line must name the columns, and `image` must be one of them")
-    twice = next((column for column in header if column and header.count(column) > 1), None)
-    if twice:
-        raise NothingDone(f"{name}: there are two columns called {twice}")
-    problem = unknown(header)
-    if problem:
-        raise NothingDone(f"{name}: {problem}")
-
-
-def unknown(names: Iterable[str]) -> str | None:
-    """Return why one of *names* is no column, or None. Names that start with an underscore are ignored."""
-    for name in names:
-        if name not in COLUMNS and name and not name.startswith("_"):
-            near = difflib.get_close_matches(name, COLUMNS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(COLUMNS)}."
-            return f"unknown column {name!r} ({hint} Columns that start with _ are ignored.)"
-    return None
-
-
-def _lines(name: str) -> Iterator[Entry]:
-    with open(name, encoding="utf-8-sig") as file:  # noqa: PTH123 - errors name it as given
-        for line, text in enumerate(file, 1):
-            if text.strip():
-                yield _object(line, text)
-
-
-def _object(line: int, text: str) -> Entry:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Entry(line, {}, f"the line is not JSON: {error}")
-    if not isinstance(found, dict):
-        return Entry(line, {}, "the line is not a JSON object")
-    return Entry(line, found, unknown(found))
+def _from_stdin(finder: PhotoFinder) -> Manifest:
+    """Read a list of photos, one a line or separated by NUL, or JSON lines."""
+    text = sys.stdin.buffer.read().decode("utf-8-sig", errors="surrogateescape")
+    if text.lstrip().startswith("{"):
+        return Manifest(STDIN, "lines", text=text)
+    names = text.split("\0") if "\0" in text else text.splitlines()
+    return Manifest(STDIN, "list", finder.find_listed([name for name in names if name.strip()]))
 
 
 # ---------------------------------------------------------------------------- rows
@@ -232,16 +412,40 @@ def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
         texts = {name: _text(name, value) for name, value in cells.items()}
         request = _request(texts, manifest.folder, defaults)
     except click.UsageError as error:  # the message names options, but a row has columns
-        return Row(entry.line, label, error=error.format_message().replace("--", ""))
+        return Row(entry.line, label, error=_plain(error.format_message(), manifest))
     except InvalidRequest as error:
         return Row(entry.line, label, error=error.message)
-    tag = hashlib.sha256(repr(request).encode(errors="surrogateescape")).hexdigest()[:8]
-    return Row(entry.line, label, texts.get("name") or stem(str(request.image)), tag, request)
+    folder = entry.folder if manifest.kind == "photos" else relative_folder(texts["image"])
+    names = _names(texts.get("name") or stem(str(request.image)), "" if "name" in texts else folder, request)
+    return Row(entry.line, label, names, request, warning=entry.warning)
+
+
+def _plain(message: str, manifest: Manifest) -> str:
+    return message.replace("--", "") if manifest.kind in {"table", "lines"} else message
+
+
+def _names(name: str, folder: str, request: ExpandRequest) -> tuple[str, ...]:
+    """Return the names that a row's results may get, the last of which no other row has."""
+    image = str(request.image)
+    place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100 - links stay as they were given
+    words = repr(evolve(request, image=place)).encode(errors="surrogateescape")
+    tag = hashlib.sha256(words).hexdigest()[:8]
+    parent = os.path.basename(os.path.dirname(place))  # noqa: PTH119, PTH120
+    choices = [name, *([f"{parent}-{name}"] if parent else []), f"{name}-{tag}"]
+    return tuple(f"{folder}/{choice}" if folder else choice for choice in choices)
 
 
 def stem(photo: str) -> str:
     """Return the name that a photo gives its results."""
     return source_stem(photo) or "photo"
+
+
+def relative_folder(photo: str) -> str:
+    """Return the folders of a relative path, which the output repeats; empty for any other source."""
+    if "://" in photo or os.path.isabs(photo):  # noqa: PTH117
+        return ""
+    folder = os.path.normpath(os.path.dirname(photo) or os.curdir).replace(os.sep, "/")  # noqa: PTH120
+    return "" if folder == "." or folder.startswith("..") else folder
 
 
 def _text(name: str, value: Any) -> str:

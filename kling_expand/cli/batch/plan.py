@@ -1,31 +1,46 @@
-"""The plan of a batch: its options, its rows and their cost, and distinct names for its results."""
+"""The plan of a batch: its options, the check of its rows before the first is sent, and its journal."""
 
 import asyncio
 import os
+import shutil
+import string
+import sys
+import tempfile
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path, PurePath
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from weakref import WeakValueDictionary
 
 import click
 from attrs import define, evolve, field, frozen
 
 from kling_expand.api import codec
+from kling_expand.api.photo import PhotoHeader, check_shape, read_header
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
 from kling_expand.cli.terminal import FAILED, NothingDone, billed_units, clean, money, plural, show
-from kling_expand.downloads.files import SUFFIXES, OutputPaths, SaveOptions, output_paths
-from kling_expand.errors import InvalidRequest, KlingError
-from kling_expand.models import UNITS_PER_IMAGE, Image, Task
-from kling_expand.store.base import JobRecord, JobState, JobStore, identify
+from kling_expand.config import Settings, account_name, credentials
+from kling_expand.downloads.files import SUFFIXES, SaveOptions, output_paths
+from kling_expand.errors import ImageError, InvalidRequest, JournalError, KlingError, require
+from kling_expand.geometry import Expansion
+from kling_expand.models import UNITS_PER_IMAGE, Dialect, ExpandRequest, Image, Task, resolve_geometry
+from kling_expand.store.base import JobRecord, JobState, JobStore
 from kling_expand.store.sqlite import SQLiteStore
 
-from .manifest import Defaults, Manifest, Row, stem
-from .validation import Checked, check
+from .manifest import JOURNAL_PREFIX, Defaults, Manifest, Row, Selection, path_key, read_manifest
 
 PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # such a job is not billed again
+EMULATED = "the emulator of --emulator"  # the account of its journals: its address changes with each run
+ROWS_AT_ONCE = 64  # checked in one call of a thread
+PICTURE_BYTES = 3 << 20  # of a result, about; free space is needed for that many
+SMALL_SIDE = 512  # pixels: a photo of less on each side is scaled up by the service
+
+_TURNED = "the photo is rotated by its EXIF data, which the service may ignore; --fit rotates it"
+_ALPHA = "the photo has an alpha channel, which the service may ignore"
+_SMALL = f"the photo has fewer than {SMALL_SIDE} pixels on each side; the result is scaled up to about 1000"
 
 
 @frozen(kw_only=True)
@@ -33,7 +48,8 @@ class Plan:
     """The options of a batch: its connection, its output and its limits.
 
     A `detailed` batch is one of few jobs: each has its own line on the screen, and its paths are printed.
-    At most `max_open` jobs wait for their results at once; None means twice `max_in_flight`.
+    At most `max_open` jobs wait for their results at once; None means twice `max_in_flight`. The journal is
+    the file of this name, or none where it is empty.
     """
 
     title: str
@@ -44,19 +60,134 @@ class Plan:
     max_failures: int | None = None
     max_open: int | None = None
     detailed: bool = False
-    journal: str = ""  # the file's name, where there is one
+    journal: str = ""
+    own_journal: bool = False  # named by the user
+    overwrite: bool = False  # results may replace files, but for those with these keys (see `path_key`)
+    protected: frozenset[str] = frozenset()
+
+    @property
+    def dialect(self) -> Dialect:
+        """The variant of the API that is used."""
+        return Settings.from_env(dialect=self.connection.dialect).dialect
 
 
 @frozen(kw_only=True)
 class BulkPlan(Plan):
-    """The plan of `kling-expand bulk`: the rows of a manifest."""
+    """The plan of `kling-expand expand` and `bulk`: the photos that *words* mean."""
 
-    manifest: Manifest
+    words: Sequence[str]
+    selection: Selection
     defaults: Defaults
+    fresh: bool = False  # makes and pays what is done already
+    strict: bool = False  # sends nothing where a row is bad
+    dry_run: bool = False
 
-    def rows(self) -> Iterator[Row]:
-        """Read the manifest once more."""
-        return self.manifest.rows(self.defaults)
+    @property
+    def fit(self) -> bool:
+        """Whether photos are converted where needed."""
+        return self.selection.fit
+
+
+# ---------------------------------------------------------------------------- the journal and the output
+
+
+def output_folder(target: str) -> str:
+    """Return the directory that all results of *target* lie in or below."""
+    pieces = list(string.Formatter().parse(target))
+    literal = pieces[0][0] if pieces else ""
+    is_file = literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal)  # noqa: PTH112 - names stay as given
+    whole = not is_file and all(name is None for _, name, _, _ in pieces)
+    return (literal if whole else os.path.dirname(literal)) or os.curdir  # noqa: PTH120
+
+
+def default_journal(target: str, connection: Connection) -> str:
+    """Return the journal that lies with the output, so that the same output finds it again."""
+    suffix = "-emulator" if connection.emulator else ""
+    return os.path.join(output_folder(target), f"{JOURNAL_PREFIX}{suffix}.db")  # noqa: PTH118
+
+
+def journal_account(connection: Connection) -> str:
+    """Return the name of the account that the jobs of *connection* belong to."""
+    if connection.emulator:
+        return EMULATED
+    settings = Settings.from_env(base_url=connection.base_url, dialect=connection.dialect)
+    return account_name(settings, credentials())
+
+
+@asynccontextmanager
+async def open_journal(plan: Plan) -> AsyncIterator[SQLiteStore | None]:
+    """Open the journal of a batch, if it has one.
+
+    A journal that belongs to another account is an error where the user has named it. Otherwise another
+    file beside it is used.
+
+    Raises:
+        NothingDone: it cannot be used.
+    """
+    if not plan.journal:
+        yield None
+        return
+    account, path = journal_account(plan.connection), plan.journal
+    async with AsyncExitStack() as stack:
+        try:
+            if not plan.own_journal and _is_file(path) and await _belongs_to_another(path, account):
+                stem, suffix = os.path.splitext(path)  # noqa: PTH122
+                path = f"{stem}-{sha256(account.encode()).hexdigest()[:8]}{suffix}"
+            journal = await stack.enter_async_context(SQLiteStore(path, account=account))
+        except JournalError as error:
+            raise NothingDone(error.message) from error
+        yield journal
+
+
+async def _belongs_to_another(path: str, account: str) -> bool:
+    async with SQLiteStore(path) as store:
+        return store.account not in {"", account}
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - names stay as they are written
+
+
+def try_output(folder: str, *, pictures: int = 0) -> None:
+    """Write a file into *folder*, which is created where it is missing, and remove it again.
+
+    Raises:
+        NothingDone: that is not possible, or there is no space for *pictures* results.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        with tempfile.TemporaryFile(prefix=".kling-", dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise NothingDone(f"the output directory {folder} cannot be written ({reason})") from None
+    needed = pictures * PICTURE_BYTES
+    if free < needed:
+        sizes = f"{free >> 20} MB are free, and {plural(pictures, 'picture')} may take {needed >> 20} MB"
+        raise NothingDone(f"the output directory {folder} has too little space: {sizes}")
+
+
+async def saved_files(journals: Sequence[str]) -> set[str]:
+    """Return the keys (see `path_key`) of all pictures that these journals name, where they exist."""
+    found: set[str] = set()
+    for path in journals:
+        if _is_file(path):
+            async with SQLiteStore.snapshot(path) as journal:
+                async for job in all_attempts(journal):
+                    found.update(map(path_key, job.files))
+    return found
+
+
+async def all_attempts(journal: JobStore) -> AsyncIterator[JobRecord]:
+    """Iterate over the jobs of a journal with the earlier attempts that later ones have replaced."""
+    async for last in journal.jobs():
+        yield last
+        for attempt in range(1, last.attempt):
+            name = codec.external_id(journal.run, last.key, last.params_hash, attempt)
+            if earlier := await journal.get(name):
+                yield earlier
 
 
 @define
@@ -82,49 +213,131 @@ class Usage:
         self.states[job.state] += 1
 
 
-async def read_usage(journal: JobStore) -> Usage:
+async def read_usage(journal: JobStore | None) -> Usage:
     """Add up all jobs of *journal*."""
     usage = Usage()
-    async for job in journal.jobs():
-        usage.count(job)
+    if journal is not None:
+        async for job in journal.jobs():
+            usage.count(job)
     return usage
+
+
+# ---------------------------------------------------------------------------- the check of one row
+
+
+def check(
+    request: ExpandRequest, dialect: Dialect, *, fit: bool = False
+) -> tuple[Expansion, tuple[str, ...]]:
+    """Return the geometry of a request for its photo, and notes for the user; read only the photo's header.
+
+    Raises:
+        InvalidRequest: the dialect cannot express the request, or the geometry does not suit the photo.
+        ImageError: the service would refuse the photo, and with *fit* it cannot be converted.
+        MissingExtra: fitting needs Pillow.
+    """
+    source = os.fspath(request.image)  # type: ignore[arg-type]  # the command line only has paths and URLs
+    try:
+        header = read_header(source)
+    except ImageError as error:
+        if not fit or not os.path.isfile(source):  # noqa: PTH113
+            raise _advised(error, source) from None
+        return _check_fitted(request, dialect, source), ()
+    if header is None:  # a URL, which only the service reads
+        return _expansion(request, dialect, None), ()
+    if fit and header.orientation > 1:
+        return _check_fitted(request, dialect, source), ()
+    return _expansion(request, dialect, (header.width, header.height)), _notes(header)
+
+
+def _check_fitted(request: ExpandRequest, dialect: Dialect, source: str) -> Expansion:
+    """Return the geometry for a photo that is converted before it is sent."""
+    from kling_expand.pictures.fit import upright_size  # imported here, as it is an option
+
+    size = upright_size(source)
+    check_shape(*size, source)
+    return _expansion(request, dialect, size)
+
+
+def _notes(header: PhotoHeader) -> tuple[str, ...]:
+    notes = {
+        _TURNED: header.orientation > 1,
+        _ALPHA: header.has_alpha,
+        _SMALL: max(header.width, header.height) < SMALL_SIDE,
+    }
+    return tuple(note for note, applies in notes.items() if applies)
+
+
+def _advised(error: ImageError, source: str) -> ImageError:
+    """Add the advice to use --fit to an error, where that would help."""
+    from kling_expand.pictures.fit import can_fit  # imported here, as most photos are good
+
+    if not os.path.isfile(source) or not can_fit(source):  # noqa: PTH113
+        return error
+    advice = f"{error.advice}, or use --fit" if error.advice else "use --fit"
+    return ImageError(error.field, error.value, error.limit, advice)
+
+
+def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> Expansion:
+    """Resolve the geometry; advice about other geometries names their options."""
+    try:
+        return resolve_geometry(request, dialect, size)
+    except InvalidRequest as error:
+        if error.field != "geometry":
+            raise
+        sides = "" if dialect is Dialect.DIRECTION else "--up/--down/--left/--right or "
+        raise InvalidRequest(error.field, error.value, error.limit, f"use {sides}--direction") from None
+
+
+# ---------------------------------------------------------------------------- the survey of all rows
 
 
 @define
 class Survey:
-    """The number of rows, of those that cannot be sent, and the highest cost of the others.
+    """The rows of a batch: how many there are, which cannot be sent, and the highest cost of the others.
 
-    `paid` counts the rows that the journal has a task for; `units` is what remains to be paid.
+    `paid` counts the rows that the journal has a task for; `units` is what remains to be paid. `problems`
+    and `notes` are kept by line.
     """
 
     rows: int = 0
-    bad: int = 0
     paid: int = 0
     units: int = 0
+    pictures: int = 0
     most_images: int = 1  # of one row
+    problems: dict[int, str] = field(factory=dict)
+    notes: dict[int, tuple[str, ...]] = field(factory=dict)
     names: Counter[int] = field(factory=Counter)  # hashes of names, to save memory: there may be a million
+    left_out: dict[str, int] = field(factory=dict)
+    sources: set[str] = field(factory=set)  # keys of the photos, where results may replace files
+
+    @property
+    def bad(self) -> int:
+        """The number of rows that cannot be sent."""
+        return len(self.problems)
 
     def count(self, row: Row, *, paid: bool = False) -> None:
         """Add a row."""
         self.rows += 1
-        if row.request is None:
-            self.bad += 1
+        if row.request is None or row.error is not None:
+            self.problems[row.line] = row.error or "no request"
             return
-        self.names[hash(row.name.casefold())] += 1
+        self.names.update(hash(name.casefold()) for name in row.names[:-1])
         self.most_images = max(self.most_images, row.request.n)
+        self.pictures += row.request.n
         self.paid += paid
         self.units += 0 if paid else row.request.units
 
-    def candidates(self, row: Row) -> tuple[str, ...]:
-        """Return the possible names of the row's results, best first."""
-        tagged = f"{row.name}-{row.tag}"
-        shared = self.names[hash(row.name.casefold())] > 1
-        return (tagged,) if shared else (row.name, tagged)
+    def names_for(self, row: Row) -> tuple[str, ...]:
+        """Return the names of a row's results, beginning with the first that no other row has."""
+        free = (name for name in row.names[:-1] if self.names[hash(name.casefold())] == 1)
+        chosen = next(free, row.names[-1])
+        return (chosen, *(name for name in row.names if name != chosen))
 
     def facts(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
         good = self.rows - self.bad
-        return {"rows": self.rows, "good": good, "bad": self.bad, "paid": self.paid, "units": self.units}
+        numbers = {"rows": self.rows, "good": good, "bad": self.bad, "paid": self.paid, "units": self.units}
+        return numbers | {"left_out": self.left_out}
 
     def text(self) -> str:
         """Return the numbers on one line."""
@@ -135,51 +348,163 @@ class Survey:
     def require_rows(self) -> None:
         """Raise `NothingDone` where no row can be sent."""
         if not self.rows:
-            raise NothingDone("the manifest lists no photo")
+            raise NothingDone("no photo can be sent" if self.left_out else "the manifest lists no photo")
         if self.bad == self.rows:
             raise NothingDone(f"none of {plural(self.rows, 'row')} can be sent")
 
 
-def check_output(plan: BulkPlan, survey: Survey) -> None:
-    """Raise `InvalidRequest` where results of two rows, or two results of one, would share a path."""
-    distinct_names(["one row.jpg", "another row.jpg"], plan.output.target, survey.most_images)
-
-
-def read_rows(plan: BulkPlan) -> Survey:
-    """Return a survey of the rows without reading their photos.
+async def find_rows(plan: BulkPlan) -> Manifest:
+    """Return the photos of a batch without the results of earlier runs, and print what is left out.
 
     Raises:
-        NothingDone: no row can be sent.
+        NothingDone: a word of the command line is neither a photo nor a manifest.
+        MissingExtra: fitting needs Pillow.
+        InvalidRequest: the output is no directory and no template.
     """
-    survey = Survey()
-    for row in plan.rows():
-        survey.count(row)
-        if row.error is not None and not plan.output.as_json:
-            click.echo(clean(f"{row.label}: {row.error}"), err=True)
-    survey.require_rows()
+    _sample_paths(0, plan.output.target, 1)
+    if plan.fit:
+        require("images", "PIL")
+    found = await asyncio.to_thread(read_manifest, plan.words, plan.selection)
+    photos = found.found
+    folders = {os.path.dirname(photo.path) for photo in photos.photos if "://" not in photo.path}  # noqa: PTH120
+    near = {folder or os.curdir for folder in folders} | {plan.selection.output or os.curdir}
+    beside = await asyncio.to_thread(_journals_in, near) if photos.photos else set()
+    journals = {path_key(path): path for path in {*photos.journals, *beside, plan.journal} if path}
+    photos.remove_results(await saved_files(list(journals.values())))
+    if not plan.output.as_json:
+        for line in photos.lines():
+            click.echo(clean(line), err=True)
+    return found
+
+
+def _journals_in(folders: set[str]) -> set[str]:
+    return {str(path) for folder in folders for path in Path(folder).glob(f"{JOURNAL_PREFIX}*.db")}
+
+
+async def check_rows(plan: BulkPlan, listed: Manifest, journal: JobStore | None = None) -> Survey:
+    """Return a survey of the rows after a look at the header of each photo; print what is bad or noted.
+
+    With a *journal* the rows that it has a task for are counted as paid.
+    """
+    survey, paid = Survey(left_out=listed.found.facts()), await _paid_requests(journal)
+    meter, rows, dialect = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults), plan.dialect
+    noted: dict[str, list[str]] = {}
+    with meter:
+        while chunk := list(islice(rows, ROWS_AT_ONCE)):
+            for row, expansion, notes in await asyncio.to_thread(_check_chunk, chunk, dialect, plan.fit):
+                survey.count(row, paid=expansion is not None and _is_paid(row, expansion, paid))
+                if plan.overwrite and row.request is not None:
+                    survey.sources.add(path_key(str(row.request.image)))
+                _take_notes(plan, survey, noted, row, notes)
+            meter.show(survey.rows)
+    for note, labels in noted.items():
+        if not plan.output.as_json:
+            click.echo(clean(_noted(note, labels)), err=True)
     return survey
 
 
-async def check_rows(plan: BulkPlan) -> Survey:
-    """Return a survey of the rows and their photos.
+def _check_chunk(
+    rows: Sequence[Row], dialect: Dialect, fit: bool
+) -> list[tuple[Row, Expansion | None, tuple[str, ...]]]:
+    return [_checked(row, dialect, fit=fit) for row in rows]
 
-    Raises:
-        NothingDone: a row cannot be sent.
-    """
-    survey = await _survey_photos(plan, None)
-    survey.require_rows()
-    if survey.bad:
-        raise NothingDone(f"{survey.bad} of {plural(survey.rows, 'row')} cannot be sent, so nothing was sent")
-    return survey
+
+def _checked(row: Row, dialect: Dialect, *, fit: bool) -> tuple[Row, Expansion | None, tuple[str, ...]]:
+    """Return the row, its geometry and notes; a row that cannot be sent says why."""
+    if row.request is None:
+        return row, None, ()
+    warnings = (row.warning,) if row.warning else ()
+    try:
+        expansion, notes = check(row.request, dialect, fit=fit)
+    except KlingError as error:
+        return evolve(row, error=error.message), None, warnings
+    return row, expansion, (*warnings, *notes)
+
+
+def _take_notes(
+    plan: BulkPlan, survey: Survey, noted: dict[str, list[str]], row: Row, notes: tuple[str, ...]
+) -> None:
+    """Keep the notes about a row, and print why it cannot be sent."""
+    if notes:
+        survey.notes[row.line] = notes
+    if row.error is not None and not plan.output.as_json:
+        click.echo(clean(f"{row.label}: {row.error}"), err=True)
+    for note in notes:
+        noted.setdefault(note, []).append(row.label)
+    if plan.output.as_json and plan.dry_run:
+        for text in (row.error, *notes):
+            if text is not None:
+                bad = row.error is not None
+                show({"line": row.line, "source": row.label, "bad": bad, "note": text})
+
+
+def _noted(note: str, labels: list[str]) -> str:
+    """Return a note about one photo or several on one line."""
+    if len(labels) == 1:
+        return f"{labels[0]}: {note}"
+    more = f" and {len(labels) - 2} more" if len(labels) > 2 else ""
+    return f"{labels[0]}, {labels[1]}{more}: {note}"
+
+
+class _Meter:
+    """Shows on stderr how many rows are checked, once a second."""
+
+    def __init__(self, plan: Plan, total: int) -> None:
+        self._silent = plan.output.as_json
+        self._of = f" of {total}" if total else ""
+        self._shown_at = time.monotonic()
+        self._line = ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_error: object) -> None:
+        if self._line:
+            click.echo(f"\r{' ' * len(self._line)}\r", nl=False, err=True)
+
+    def show(self, checked: int) -> None:
+        """Print the number of rows that are *checked*, if it is time for it."""
+        now = time.monotonic()
+        if self._silent or now - self._shown_at < 1.0:
+            return
+        self._shown_at = now
+        text = f"checked {checked}{self._of} photos"
+        if sys.stderr.isatty():
+            self._line = text
+            click.echo(f"\r{text}", nl=False, err=True)
+        else:
+            click.echo(text, err=True)
+
+
+async def _paid_requests(journal: JobStore | None) -> dict[tuple[str | None, str], float]:
+    """Return the paid jobs of a journal by their photo and parameters, and when each was submitted."""
+    found: dict[tuple[str | None, str], float] = {}
+    if journal is not None:
+        async for job in journal.jobs(*PAID):
+            found[job.source, job.params] = job.created_at
+    return found
+
+
+def _is_paid(row: Row, expansion: Expansion, paid: dict[tuple[str | None, str], float]) -> bool:
+    """Return whether the journal has a task for this request, made after the last change of the photo."""
+    if row.request is None or not paid:
+        return False
+    image = str(row.request.image)
+    place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100
+    submitted_at = paid.get((place, codec.pack_request(row.request, expansion)))
+    if submitted_at is None:
+        return False
+    return "://" in image or os.stat(image).st_mtime <= submitted_at  # noqa: PTH116
 
 
 async def dry_run(plan: BulkPlan) -> int:
     """Print what a run would cost, and return the exit code."""
-    if await asyncio.to_thread(Path(plan.journal).exists):
-        async with SQLiteStore(plan.journal) as journal:
-            survey = await _survey_photos(plan, journal)
+    listed = await find_rows(plan)
+    if _is_file(plan.journal):
+        async with SQLiteStore.snapshot(plan.journal) as journal:
+            survey = await check_rows(plan, listed, journal)
     else:
-        survey = await _survey_photos(plan, None)
+        survey = await check_rows(plan, listed)
     check_output(plan, survey)
     if plan.output.as_json:
         show(survey.facts())
@@ -188,142 +513,20 @@ async def dry_run(plan: BulkPlan) -> int:
     return FAILED if survey.bad or not survey.rows else 0
 
 
-async def _survey_photos(plan: BulkPlan, journal: JobStore | None) -> Survey:
-    survey = Survey()
-    for row in plan.rows():
-        checked, problem = await _checked(row, plan.connection.dialect)
-        paid = checked is not None and journal is not None and await _is_paid(checked, journal)
-        survey.count(row if checked else evolve(row, request=None), paid=paid)
-        for text in (problem, *(checked.notes if checked else ())):
-            if text is None:
-                continue
-            if plan.output.as_json:
-                show({"line": row.line, "source": row.label, "bad": checked is None, "note": text})
-            else:
-                click.echo(clean(f"{row.label}: {text}"), err=True)
-    return survey
-
-
-async def _checked(row: Row, dialect: str | None) -> tuple[Checked | None, str | None]:
-    """Return the row's request with its photo, or why it cannot be sent."""
-    if row.request is None:
-        return None, row.error
-    try:
-        return await check(row.request, dialect), None
-    except KlingError as error:
-        return None, error.message
-
-
-async def _is_paid(checked: Checked, journal: JobStore) -> bool:
-    identity = identify(journal, checked.prepared)
-    job = await journal.find(*identity) if identity else None
-    return job is not None and job.state in PAID
-
-
-# ---------------------------------------------------------------------------- names of results
-
-
-class OutputNames:
-    """Assigns names below *target*, a directory or a template, to results that are saved concurrently."""
-
-    def __init__(self, target: str) -> None:
-        self.target = target
-        self._claimed: set[str] = set()
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    @asynccontextmanager
-    async def name(self, task: Task, candidates: Sequence[str]) -> AsyncIterator[str]:
-        """Reserve the first of *candidates* whose files do not exist, or the last: it is this task's own.
-
-        Raises:
-            InvalidRequest: the target is no directory and no template.
-        """
-        last = candidates[-1]
-        # Rows with equal requests are one task, so their saves of the same pictures must not overlap.
-        async with self._locks.setdefault(last, asyncio.Lock()):
-            chosen = last
-            for candidate in candidates[:-1]:
-                if await self._claim(task, candidate):
-                    chosen = candidate
-                    break
-            try:
-                yield chosen
-            finally:
-                self._claimed.discard(chosen.casefold())
-
-    async def _claim(self, task: Task, candidate: str) -> bool:
-        if candidate.casefold() in self._claimed:
-            return False
-        self._claimed.add(candidate.casefold())
-        if await asyncio.to_thread(_exists, output_paths(task, self.target, SaveOptions(name=candidate))):
-            self._claimed.discard(candidate.casefold())
-            return False
-        return True
-
-
-def _exists(paths: OutputPaths) -> bool:
-    """Return whether any of the files exists, in any format that the service may choose."""
-    return any(os.path.lexists(path) for path in _all_paths(paths))
-
-
-def _all_paths(paths: OutputPaths) -> list[Path]:
-    return [
-        paths.path(place, suffix, watermark=watermark)
-        for place in range(len(paths.numbers))
-        for suffix in SUFFIXES
-        for watermark in (False, True)
-    ]
-
-
-def _path(photo: str) -> PurePath:
-    return PurePath(urlsplit(photo).path if "://" in photo else photo)
-
-
-def distinct_names(photos: Sequence[str], target: str, n: int) -> list[str]:
-    """Return one name for the results of each photo, *n* pictures each, and check all of their paths.
+def check_output(plan: BulkPlan, survey: Survey) -> None:
+    """Check that the target has a path for every result.
 
     Raises:
-        InvalidRequest: two results would share a path, or a result would replace a photo.
+        InvalidRequest: results of two rows, or two results of one, would share a path.
     """
-    chosen = _distinct(photos)
-    taken = {_key(photo): f"the photo {photo}" for photo in photos}
-    for index, (photo, name) in enumerate(zip(photos, chosen, strict=True)):
-        paths = _possible_paths(index, name, target, n)
-        for path in paths:
-            if path in taken:
-                problem = f"a result of {photo} would replace {taken[path]}"
-                raise InvalidRequest("output", repr(target), problem, "choose another --output")
-        taken |= dict.fromkeys(paths, f"a result of {photo}")
-    return chosen
+    paths = [_sample_paths(number, plan.output.target, survey.most_images) for number in range(2)]
+    if survey.rows > 1 and paths[0] & paths[1]:
+        problem = "results of two photos would share a path"
+        raise InvalidRequest("output", repr(plan.output.target), problem, "add {name} to --output")
 
 
-def _distinct(photos: Sequence[str]) -> list[str]:
-    """Return the photos' names, prefixed by their folders if they coincide, else numbered."""
-    stems = Counter(stem(photo).casefold() for photo in photos)
-    chosen: list[str] = []
-    for photo in photos:
-        name = stem(photo)
-        if stems[name.casefold()] > 1:
-            folder = _path(photo).parent.name if "://" in photo else Path(photo).resolve().parent.name
-            name = f"{folder}-{name}" if folder else name
-        chosen.append(_numbered(name, chosen))
-    return chosen
-
-
-def _numbered(name: str, taken: list[str]) -> str:
-    used, number, candidate = {other.casefold() for other in taken}, 1, name
-    while candidate.casefold() in used:
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
-
-
-def _possible_paths(index: int, name: str, target: str, n: int) -> set[str]:
-    """Return every path that a picture of the photo may get: only the service decides the format."""
-    images = tuple(Image(number, "") for number in range(n))
-    sample = Task(f"task {index}", "succeed", external_task_id=f"external {index}", images=images)
-    return {_key(path) for path in _all_paths(output_paths(sample, target, SaveOptions(name=name)))}
-
-
-def _key(path: str | os.PathLike[str]) -> str:
-    return os.path.normcase(Path(path).resolve())
+def _sample_paths(number: int, target: str, n: int) -> set[Path]:
+    images = tuple(Image(index, "") for index in range(n))
+    sample = Task(f"task {number}", "succeed", external_task_id=f"external {number}", images=images)
+    paths = output_paths(sample, target, SaveOptions(name=f"photo-{number}"))
+    return {paths.path(position, ".png") for position in range(n)}

@@ -339,8 +339,10 @@ class ProgressDisplay:
             click.echo(clean(text), err=True)
 
     def _print_line(self) -> None:
-        """Print the progress if it is time for it."""
-        if self._lines.due(self._progress.ended, self._progress.total, self._clock()):
+        """Print the progress if it is time for it; JSON has it in its own objects."""
+        if not self._output.as_json and self._lines.due(
+            self._progress.ended, self._progress.total, self._clock()
+        ):
             self.note(self._progress.line(self._stats()))
 
     def _tick(self) -> None:

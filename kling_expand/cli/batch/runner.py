@@ -1,35 +1,169 @@
 """The batch engine: follow jobs to their ends, save their pictures and report every job."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import click
 from attrs import evolve
 
-from kling_expand.cli.terminal import FAILED, clean, money, optional_stdout, plural, show
+from kling_expand.cli.terminal import (
+    FAILED,
+    HOPELESS,
+    NothingDone,
+    clean,
+    money,
+    optional_stdout,
+    plural,
+    show,
+)
 from kling_expand.client import KlingClient
-from kling_expand.errors import BudgetExceeded, InvalidRequest, KlingError, NotSubmitted
+from kling_expand.downloads.files import SUFFIXES, OutputPaths, SaveOptions, output_paths
+from kling_expand.errors import (
+    AccountError,
+    AuthenticationError,
+    BudgetExceeded,
+    ConfigurationError,
+    DownloadError,
+    InvalidRequest,
+    IPNotAllowed,
+    JournalError,
+    KlingError,
+    NotFound,
+    NotSubmitted,
+    PermissionDenied,
+    ResultExpired,
+    SubmissionUnknown,
+    TransportError,
+)
 from kling_expand.jobs.future import ExpandResult, TaskFuture
+from kling_expand.models import Task
 from kling_expand.store.base import JobStore
 
-from .plan import BulkPlan, OutputNames, Plan, Survey, Usage, read_usage
+from .manifest import Manifest, Row, path_key
+from .plan import (
+    BulkPlan,
+    Plan,
+    Survey,
+    Usage,
+    all_attempts,
+    check_output,
+    check_rows,
+    find_rows,
+    open_journal,
+    output_folder,
+    read_usage,
+    try_output,
+)
 from .progress import Job, Progress, ProgressDisplay
+
+if TYPE_CHECKING:
+    from .fitting import Fitter
 
 MAX_SAVES = 8  # tasks whose pictures are saved at the same time
 SAVE_GRACE = 1.5  # seconds to finish saves after an interruption
+OUTPUT_INTERVAL = 5.0  # seconds between two trials of the output
+MAX_UNREACHED = 3  # jobs that the service did not answer, before it has answered one
 
 _AGAIN = "run the same command again"
+_DOCTOR = "`kling-expand doctor` tests the connection"
 
+# Errors after which every other job would fail as well, and what the user can check.
+_HOPELESS: dict[type[KlingError], str] = {
+    AuthenticationError: "check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY, and whether they "
+    "belong to the region of KLING_BASE_URL",
+    AccountError: "check the resource packs and the payments of the account in the console",
+    PermissionDenied: "check in the console what the account may use",
+    IPNotAllowed: "add the address of this machine to the IP whitelist of the account",
+    NotFound: "check KLING_BASE_URL and --dialect",
+    ConfigurationError: "check KLING_BASE_URL",
+}
+_UNREACHED = "check the network, the proxy and KLING_BASE_URL"
 
 Jobs = AsyncGenerator[Job, None]
 
 
-async def submit_rows(plan: BulkPlan, survey: Survey, client: KlingClient) -> Jobs:
+# ---------------------------------------------------------------------------- expand and bulk
+
+
+async def run_rows(plan: BulkPlan) -> int:
+    """Check the photos of a batch, expand them, and return the exit code.
+
+    Raises:
+        NothingDone: nothing can be sent.
+    """
+    listed = await find_rows(plan)
+    survey = await check_rows(plan, listed)
+    if plan.strict and survey.bad:
+        rows = plural(survey.rows, "photo" if plan.detailed else "row")
+        raise NothingDone(f"{survey.bad} of {rows} cannot be sent, so nothing was sent")
+    survey.require_rows()
+    check_output(plan, survey)
+    plan.connection.require_credentials()
+    await asyncio.to_thread(try_output, output_folder(plan.output.target))
+    async with open_journal(plan) as journal:
+        if journal is not None:
+            plan = evolve(plan, journal=journal.path)
+            await journal.set_rows(survey.rows)
+        plan = evolve(plan, protected=frozenset(survey.sources))
+        usage = await read_usage(journal)
+        progress = Progress(survey.rows, expected=min(usage.saved, survey.rows), units_before=usage.due)
+        pictures = max(survey.pictures - usage.saved, 0)
+        await asyncio.to_thread(try_output, output_folder(plan.output.target), pictures=pictures)
+        with _fitter(plan, journal) as fitter:
+            jobs = partial(submit_rows, plan, survey, listed, fitter)
+            return await run_batch(plan, progress, jobs, journal, left_out=survey.left_out)
+
+
+async def submit_rows(
+    plan: BulkPlan, survey: Survey, listed: Manifest, fitter: "Fitter | None", client: KlingClient
+) -> Jobs:
     """Submit the valid rows of a manifest one by one; the survey has reported the bad ones."""
-    for row in plan.rows():
-        future = client.submit(row.request) if row.request else None
-        yield Job(row.label, survey.candidates(row), future, row.line, problem=row.error)
+    for row in listed.rows(plan.defaults):
+        yield await _submit_row(plan, survey, row, client, fitter)
+
+
+def _fitter(plan: BulkPlan, journal: JobStore | None) -> "AbstractContextManager[Fitter | None]":
+    """Return what converts photos, whose files are needed until the last job has ended."""
+    if not plan.fit:
+        return nullcontext()
+    from .fitting import Fitter  # imported here, as it is an option
+
+    return Fitter(journal, plan.dialect, fresh=plan.fresh)
+
+
+async def _submit_row(
+    plan: BulkPlan, survey: Survey, row: Row, client: KlingClient, fitter: "Fitter | None"
+) -> Job:
+    request, problem = row.request, survey.problems.get(row.line)
+    job = Job(row.label, (), None, row.line, survey.notes.get(row.line, ()), problem)
+    if request is None or problem is not None:
+        return job
+    job.names = survey.names_for(row)
+    if fitter is None:
+        job.future = client.submit(request, fresh=plan.fresh)
+        return job
+    try:
+        fitted = await fitter.prepare(request)
+    except KlingError as error:
+        job.problem = error.message
+        return job
+    job.notes += fitted.changes
+    if fitted.known is not None:
+        job.future = client.attach(fitted.known.external_task_id)
+    else:
+        job.future = client.submit(fitted.request, fresh=plan.fresh)
+        job.future.add_done_callback(lambda _: fitted.discard())
+    return job
+
+
+# ---------------------------------------------------------------------------- any batch
 
 
 async def run_batch(
@@ -40,40 +174,43 @@ async def run_batch(
     *,
     retry_hint: str = "",
     only_ended: bool = False,
+    left_out: dict[str, int] | None = None,
 ) -> int:
     """Run the *jobs* that are submitted or attached through a new client, and return the exit code.
 
     With a journal the batch ends with a summary; *retry_hint* says how failed jobs are tried again.
-    Without one it ends with the ids of the tasks that continue. With *only_ended* no task is waited for.
+    Without one, and if it is detailed, it ends with the ids of the tasks that continue. With *only_ended* no
+    task is waited for.
     """
-    budget = None if plan.limits.budget is None else max(plan.limits.budget - progress.units_before, 0)
     state = f"{plan.journal}.tasks" if journal else ""
+    summarized, runner = journal is not None and not plan.detailed, None
     try:
         async with plan.connection.client(
             deadline=plan.deadline,
             journal=journal,
-            budget=budget,
+            budget=plan.limits.budget,
             max_in_flight=plan.limits.max_in_flight,
             emulator_state=state,
             listener=progress.receive,
         ) as client:
-            runner = Runner(plan, client, progress, only_ended=only_ended, keep_open=journal is None)
-            try:
-                with optional_stdout():
-                    await runner.run(jobs(client))
-            finally:
-                _report_open(runner.open_jobs, plan)
-    finally:
-        if journal is not None and progress.started:
-            await _summarize(plan, progress, journal, retry_hint)
-    return 0 if progress.complete else FAILED
+            runner = Runner(plan, client, progress, journal, only_ended=only_ended, keep_open=not summarized)
+            with optional_stdout():
+                await runner.run(jobs(client))
+    finally:  # after the client, so that these are the last lines
+        if runner is not None:
+            _report_open(runner.open_jobs, plan)
+        if journal is not None and summarized and progress.started:
+            advice = runner.advice if runner else ""
+            hint = f"stopped: {advice}, then {_AGAIN}" if advice else retry_hint
+            await _summarize(plan, progress, journal, hint, left_out or {})
+    return runner.exit_code
 
 
 class Runner:
     """Runs the jobs of one batch.
 
     With *only_ended* a task that has not ended yet counts as failed. With *keep_open* the runner keeps the
-    jobs in `open_jobs` whose tasks continue without it, because no journal does.
+    jobs in `open_jobs` whose tasks continue without it, because no summary counts them.
     """
 
     def __init__(
@@ -81,6 +218,7 @@ class Runner:
         plan: Plan,
         client: KlingClient,
         progress: Progress,
+        journal: JobStore | None = None,
         *,
         only_ended: bool = False,
         keep_open: bool = False,
@@ -90,7 +228,7 @@ class Runner:
         self._progress = progress
         self._only_ended = only_ended
         self._keep_open = keep_open
-        self._names = OutputNames(plan.output.target)
+        self._results = Results(plan, journal)
         self._display = ProgressDisplay(
             plan.title,
             progress,
@@ -101,17 +239,27 @@ class Runner:
             settings=client.settings,
             emulated=plan.connection.emulator,
         )
-        self._places = asyncio.Semaphore(plan.max_open or _max_open(plan))
+        self._places = asyncio.Semaphore(plan.max_open or 2 * plan.limits.max_in_flight)
         self._save_places = asyncio.Semaphore(MAX_SAVES)
         self._saves: set[asyncio.Task[None]] = set()
+        self._following: dict[Job, None] = {}
         self._unsettled: dict[Job, None] = {}
         self._failures = 0
         self._stopped = False  # nothing more is sent
+        self.advice: str = ""  # what to check where every other job would have failed as well
+        self._answered = False  # the service has accepted a job or knows one
+        self._unreached = 0
+        self._output_tried_at = asyncio.get_running_loop().time()
 
     @property
     def open_jobs(self) -> list[Job]:
         """The jobs that have, or may have, a task whose results are not saved."""
         return [job for job in self._unsettled if job.open_id]
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command."""
+        return 0 if self._progress.complete else HOPELESS if self.advice else FAILED
 
     async def run(self, jobs: Jobs) -> None:
         """Follow every job to its end; a failure affects no other job.
@@ -131,6 +279,9 @@ class Runner:
                 await self._finish_saves()
                 await self._client.aclose()
                 raise
+            if self._unreached == self._progress.total and not self.advice:
+                self.advice = _UNREACHED
+                self._display.failure(f"no job was answered: {_UNREACHED}; {_DOCTOR}")
         if problem is not None:
             raise problem
         self._progress.not_sent += self._progress.total - self._progress.ended
@@ -139,6 +290,7 @@ class Runner:
         """Start the jobs in order; return the exception of *jobs*, to be raised after the started jobs."""
         while True:
             await self._places.acquire()
+            await self._try_output(OUTPUT_INTERVAL)
             try:
                 job = None if self._stopped else await anext(jobs, None)
             except Exception as error:  # noqa: BLE001 - raised by the caller
@@ -148,10 +300,11 @@ class Runner:
             if job.future is None:
                 self._places.release()
                 self._end(job, "bad")
-            else:
-                if self._keep_open:
-                    self._unsettled[job] = None
-                group.create_task(self._follow(job, job.future))
+                continue
+            self._following[job] = None
+            if self._keep_open:
+                self._unsettled[job] = None
+            group.create_task(self._follow(job, job.future))
 
     async def _follow(self, job: Job, future: TaskFuture) -> None:
         try:
@@ -161,6 +314,7 @@ class Runner:
             self._fail(job, error)
             return
         finally:
+            self._following.pop(job, None)
             self._places.release()
         # In a task of its own, so that an interruption does not stop the download of a paid result.
         save = asyncio.create_task(self._save(job, result))
@@ -170,6 +324,7 @@ class Runner:
 
     async def _result(self, job: Job, future: TaskFuture) -> ExpandResult:
         async for task in future:
+            self._answered = True
             self._display.snapshot(job, task)
             if self._only_ended and not task.status.final:
                 raise KlingError(f"the task has not ended yet ({task.task_status})", task_id=task.task_id)
@@ -177,19 +332,16 @@ class Runner:
 
     async def _save(self, job: Job, result: ExpandResult) -> None:
         try:
-            if result.files:
-                job.files = result.files
-                self._end(job, "known")
-                return
             if self._plan.connection.emulator:  # its URLs change with its address
                 result = evolve(result, task=await self._client.get(result.task_id))
-            async with self._names.name(result.task, job.names or (result.task_id,)) as name:
-                job.files = await evolve(result, name=name).save(self._plan.output.target)
+            job.files, known = await self._results.save(job, result)
         except KlingError as error:
             error.task_id = error.task_id or result.task_id
             self._fail(job, error)
+            if isinstance(error, DownloadError):
+                await self._try_output()
         else:
-            self._end(job, "saved")
+            self._end(job, "known" if known else "saved")
         finally:
             self._save_places.release()
 
@@ -200,6 +352,8 @@ class Runner:
                 save.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
+    # ------------------------------------------------------------------ failures
+
     def _fail(self, job: Job, error: KlingError) -> None:
         job.error = error
         if isinstance(error, BudgetExceeded | NotSubmitted):
@@ -209,23 +363,156 @@ class Runner:
             self._end(job, "not sent")
             return
         bad = isinstance(error, InvalidRequest) and error.task_id is None
-        self._display.failure(f"{job.label}: {error.message if bad else error}")
+        if not self._stop_if_hopeless(error):
+            advice = (
+                "; --fresh makes it again, which is paid again" if isinstance(error, ResultExpired) else ""
+            )
+            self._display.failure(f"{job.label}: {error.message if bad else error}{advice}")
         self._end(job, "bad" if bad else "failed")
         self._failures += 1
         if self._failures == self._plan.max_failures:
-            self._stopped = True
+            self._stop()
+
+    def _stop_if_hopeless(self, error: KlingError) -> bool:
+        """Stop if *error* would be that of every job; return whether it has been reported."""
+        advice = next((text for kind, text in _HOPELESS.items() if isinstance(error, kind)), None)
+        if isinstance(error, TransportError | SubmissionUnknown) and not self._answered:
+            self._unreached += 1
+            advice = _UNREACHED if self._unreached >= MAX_UNREACHED else None
+        elif isinstance(error, JournalError) and error.task_id is None:
+            advice = "check the disk of the journal"
+        if advice is None:
+            return False
+        if not self.advice:
+            self.advice = advice
+            self._display.failure(f"{error}; nothing more is sent: {advice}; {_DOCTOR}")
+            self._stop()
+        return True
+
+    def _stop(self) -> None:
+        """Send nothing more, and cancel what was not sent."""
+        self._stopped = True
+        for job in list(self._following):
+            if job.future is not None:
+                job.future.cancel()
+
+    async def _try_output(self, interval: float = 0.0) -> None:
+        """Stop if the output cannot be written any more; try it at most once in *interval* seconds."""
+        now = asyncio.get_running_loop().time()
+        if self._stopped or now - self._output_tried_at < interval:
+            return
+        self._output_tried_at = now
+        try:
+            pictures = len(self._following)
+            await asyncio.to_thread(try_output, output_folder(self._plan.output.target), pictures=pictures)
+        except NothingDone as error:
+            self._display.failure(f"{error.message}; nothing more is sent")
+            self._stop()
 
     def _end(self, job: Job, outcome: str) -> None:
         job.outcome = outcome
         self._progress.add(outcome)
         if job.open_id is None:
             self._unsettled.pop(job, None)
+        if outcome == "known" and self._plan.detailed and not self._plan.output.as_json:
+            self._display.note(f"{job.label}: saved by an earlier run; --fresh makes another picture")
         self._display.ended(job)
 
 
-def _max_open(plan: Plan) -> int:
-    """Return how many jobs may be open; with `max_failures` no more than can be sent at once."""
-    return plan.limits.max_in_flight * (1 if plan.max_failures else 2)
+# ---------------------------------------------------------------------------- results
+
+
+class Results:
+    """Saves the results of a batch under names of their own, or finds those that an earlier run saved."""
+
+    def __init__(self, plan: Plan, journal: JobStore | None) -> None:
+        self._target = plan.output.target
+        self._overwrite = plan.overwrite
+        self._protected = plan.protected
+        self._journal = journal
+        self._owners: dict[str, str] | None = None  # the jobs that the journal says have a file
+        self._taken: dict[str, tuple[str, ...]] = {}  # the files of this run, and the names of their jobs
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def save(self, job: Job, result: ExpandResult) -> tuple[tuple[Path, ...], bool]:
+        """Return the files of a job, and whether they were there already.
+
+        Photos of the same content are one task, and each has files of its own.
+
+        Raises:
+            KlingError: a picture cannot be saved.
+        """
+        # The journal keeps the files of a task in one record, so its saves must not overlap.
+        async with self._locks.setdefault(result.task_id, asyncio.Lock()):
+            external_id = result.external_task_id or (job.future and job.future.external_task_id)
+            record = await self._journal.get(external_id) if self._journal and external_id else None
+            names = job.names or (result.task_id,)
+            recorded = set(map(path_key, record.files)) if record else set()
+            name, known = await asyncio.to_thread(self._known, result.task, names, recorded)
+            # A file that only its mark shows to be known is recorded by a save, which fetches nothing.
+            files = known if {*map(_key, known)} <= recorded else ()
+            files = files or await self._download(result, name)
+            self._taken |= dict.fromkeys(map(_key, files), names)
+            return files, bool(known)
+
+    async def _download(self, result: ExpandResult, name: str) -> tuple[Path, ...]:
+        overwrite = self._overwrite
+        if overwrite:
+            there = await asyncio.to_thread(_existing, result.task, self._target, name)
+            overwrite = not there & self._protected
+            await self._disown(there if overwrite else set())
+        return await evolve(result, name=name).save(self._target, overwrite=overwrite)
+
+    async def _disown(self, keys: set[str]) -> None:
+        """Record that these files are no longer the results of the jobs that had them."""
+        if self._journal is None:
+            return
+        if self._owners is None:
+            jobs = all_attempts(self._journal)
+            self._owners = {path_key(file): job.external_task_id async for job in jobs for file in job.files}
+        for owner in {self._owners.pop(key) for key in keys if key in self._owners}:
+            if record := await self._journal.get(owner):
+                left = [saved for saved in record.saves() if not {*map(_key, saved)} & keys]
+                await self._journal.mark_saved(owner, chain(*left))
+
+    def _known(self, task: Task, names: tuple[str, ...], recorded: set[str]) -> tuple[str, tuple[Path, ...]]:
+        """Return the name and the files under which a job is saved already, or its first name and none."""
+        for name in names:
+            paths = output_paths(task, self._target, SaveOptions(name=name))
+            found = [self._known_file(paths, place, names, recorded) for place in range(len(paths.numbers))]
+            if None not in found:
+                return name, tuple(path for path in found if path is not None)
+        return names[0], ()
+
+    def _known_file(
+        self, paths: OutputPaths, place: int, names: tuple[str, ...], recorded: set[str]
+    ) -> Path | None:
+        """Return a picture of this task, by the journal or its mark, that no other photo of this run has."""
+        marked = paths.find_saved(place, watermark=False)
+        for path in _paths(paths, place):
+            mine = path == marked or (_key(path) in recorded and os.path.lexists(path))
+            if mine and self._taken.get(_key(path), names) == names:
+                return path
+        return None
+
+
+def _key(path: Path) -> str:
+    return path_key(str(path))
+
+
+def _existing(task: Task, target: str, name: str) -> set[str]:
+    """Return the keys of the files that the results of a task may replace."""
+    paths = output_paths(task, target, SaveOptions(name=name))
+    places = range(len(paths.numbers))
+    return {_key(path) for place in places for path in _paths(paths, place) if os.path.lexists(path)}
+
+
+def _paths(paths: OutputPaths, place: int) -> Iterator[Path]:
+    """Yield every path that a picture may have: only the service decides its format."""
+    return (paths.path(place, suffix, tagged=tagged) for tagged in (False, True) for suffix in SUFFIXES)
+
+
+# ---------------------------------------------------------------------------- the end
 
 
 def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
@@ -246,14 +533,13 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     click.echo(clean(f"resume with: {resume}{' '.join(open_jobs)}"), err=True)
 
 
-# ---------------------------------------------------------------------------- the summary
-
-
-async def _summarize(plan: Plan, progress: Progress, journal: JobStore, retry_hint: str) -> None:
+async def _summarize(
+    plan: Plan, progress: Progress, journal: JobStore, retry_hint: str, left_out: dict[str, int]
+) -> None:
     """Print how the batch ended: on stderr, or as one JSON object on stdout."""
     usage = await read_usage(journal)
     if plan.output.as_json:
-        show({"summary": _summary_facts(progress, usage, plan.journal)})
+        show({"summary": _summary_facts(progress, usage, plan.journal) | {"left_out": left_out}})
         return
     for line in _summary_lines(progress, usage, plan.journal, retry_hint):
         click.echo(clean(line), err=True)

@@ -1,22 +1,14 @@
-"""`kling-expand bulk`: expand the photos of a manifest, with a journal that lets the command run again."""
+"""`kling-expand bulk`: expand the photos of a table, a list or folders; run again, it continues."""
 
 import asyncio
+from typing import Any
 
 import click
 from attrs import frozen
 
-from kling_expand.cli.batch.manifest import Defaults, manifest
-from kling_expand.cli.batch.plan import (
-    BulkPlan,
-    Survey,
-    check_output,
-    check_rows,
-    dry_run,
-    read_rows,
-    read_usage,
-)
-from kling_expand.cli.batch.progress import Progress
-from kling_expand.cli.batch.runner import run_batch, submit_rows
+from kling_expand.cli.batch.manifest import Defaults, Selection
+from kling_expand.cli.batch.plan import BulkPlan, default_journal, dry_run, output_folder
+from kling_expand.cli.batch.runner import run_rows
 from kling_expand.cli.options import (
     DeadlineOption,
     EmulatedConnection,
@@ -29,39 +21,117 @@ from kling_expand.cli.options import (
     options,
 )
 from kling_expand.cli.terminal import leave
-from kling_expand.store.sqlite import SQLiteStore
+
+
+@frozen
+class BatchOptions(OptionGroup):
+    """The options that `expand` and `bulk` share."""
+
+    fit: bool = option(
+        "--fit",
+        default=False,
+        is_flag=True,
+        help="Convert photos first where needed: to PNG or JPEG, upright, under 10 MB. So HEIC, WebP, AVIF, "
+        "TIFF, BMP and GIF can be sent, too.",
+    )
+    exclude: tuple[str, ...] = option(
+        "--exclude",
+        default=(),
+        multiple=True,
+        metavar="PATTERN",
+        help="Leave out files and folders of this name or path, such as 'raw' or '*-small.jpg'.",
+    )
+    no_recursive: bool = option(
+        "--no-recursive", default=False, is_flag=True, help="Leave out the sub-folders of a directory."
+    )
+    dry_run: bool = option(
+        "--dry-run",
+        default=False,
+        is_flag=True,
+        help="Check every photo, print the cost and the bad photos, and send nothing.",
+    )
+    fresh: bool = option(
+        "--fresh",
+        default=False,
+        is_flag=True,
+        help="Make new pictures of photos that are done already, and pay for them again.",
+    )
+    overwrite: bool = option(
+        "--overwrite/--skip-existing",
+        default=False,
+        help="Let results replace files of the same name; by default no file is replaced, and a result gets "
+        "another name.",
+    )
+    journal: str | None = option(
+        "--journal",
+        type=click.Path(),
+        metavar="FILE",
+        help="File that records the jobs; the default is .kling-expand.db in the output directory.",
+    )
+    no_journal: bool = option(
+        "--no-journal",
+        default=False,
+        is_flag=True,
+        help="Record nothing: the same command makes and pays everything again.",
+    )
+
+    def plan(self, words: tuple[str, ...], output: OutputOptions, **options: Any) -> BulkPlan:
+        """Return the plan of a batch with these options."""
+        if self.journal and self.no_journal:
+            raise click.UsageError("--journal and --no-journal exclude each other")
+        selection = Selection(
+            recursive=not self.no_recursive,
+            exclude=self.exclude,
+            fit=self.fit,
+            output=output_folder(output.target),
+            named=options.get("detailed", False),
+        )
+        journal = self.journal or default_journal(output.target, options["connection"])
+        return BulkPlan(
+            words=words,
+            selection=selection,
+            output=output,
+            journal="" if self.no_journal else journal,
+            own_journal=self.journal is not None,
+            overwrite=self.overwrite,
+            fresh=self.fresh,
+            dry_run=self.dry_run,
+            **options,
+        )
 
 
 @frozen
 class BulkOptions(OptionGroup):
     """The options of `bulk` alone."""
 
-    journal: str | None = option(
-        "--journal",
-        type=click.Path(),
-        metavar="FILE",
-        help="File that records the run; the default is MANIFEST.journal, or bulk.journal for photos.",
-    )
-    dry_run: bool = option(
-        "--dry-run",
-        default=False,
-        is_flag=True,
-        help="Check every photo, print the cost and the bad rows, and send nothing.",
-    )
     strict: bool = option(
         "--strict",
         default=False,
         is_flag=True,
-        help="Check every photo first, and send nothing if a row is bad.",
+        help="Send nothing if a photo or row is bad.",
     )
     max_failures: int | None = option(
         "--max-failures", type=click.IntRange(min=1), metavar="N", help="Send nothing more after N failures."
     )
 
 
+def run_plan(plan: BulkPlan) -> None:
+    """Run a batch, or its dry run, and leave with the exit code."""
+    leave(asyncio.run(dry_run(plan) if plan.dry_run else run_rows(plan)))
+
+
+def _print_example(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from kling_expand.cli.batch.tables import EXAMPLE
+
+        click.echo(EXAMPLE, nl=False)
+        ctx.exit()
+
+
 COLUMNS = """\b
 Columns of a manifest:
-  image     the photo, a path or a URL (required)
+  image     the photo, a path or a URL (required; file, path and photo
+            mean the same)
   aspect area anchor size up down left right pad direction ratio
             how far to expand; a row that says so replaces the options
   prompt n watermark callback_url
@@ -79,17 +149,27 @@ Columns of a manifest:
 @options(
     geometry=GeometryOptions,
     request=RequestOptions,
+    batch=BatchOptions,
     chosen=BulkOptions,
     limits=LimitOptions,
     output=OutputOptions,
     limit=DeadlineOption,
     connection=EmulatedConnection,
 )
+@click.option(
+    "--example-manifest",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_example,
+    help="Print a table to start from, and exit.",
+)
 def bulk(
     words: tuple[str, ...],
     *,
     geometry: GeometryOptions,
     request: RequestOptions,
+    batch: BatchOptions,
     chosen: BulkOptions,
     limits: LimitOptions,
     output: OutputOptions,
@@ -99,47 +179,33 @@ def bulk(
     """Expand every photo of MANIFEST; run it again to continue where it stopped.
 
     \b
-      kling-expand bulk photos.csv --dry-run
+      kling-expand bulk photos/ --aspect 16:9 --fit --dry-run
       kling-expand bulk photos.csv --aspect 16:9 --budget 800
-      kling-expand bulk "photos/**/*.jpg" --aspect 16:9 -o wide/
+      find . -name '*.jpg' | kling-expand bulk - --aspect 16:9 -o wide/
 
-    MANIFEST is a table (.csv, .tsv), JSON lines (.jsonl), a directory, a pattern,
-    or photos one by one. Paths in a file are relative to that file. Its columns
-    are listed below.
+    MANIFEST is a directory, a pattern, photos one by one, a table (.csv, .tsv),
+    JSON lines (.jsonl), or - for a list of photos or JSON lines from stdin. The
+    sub-folders of a directory are repeated in the output. Paths in a file are
+    relative to that file. Its columns are listed below.
 
     The same photo with the same parameters is paid for once, however often and from
-    wherever you run this with one journal: finished jobs are skipped, running jobs
-    are waited for, failed jobs are retried. Results never replace a file.
+    wherever you run this with one output: finished jobs are skipped, running jobs
+    are waited for, failed jobs are retried. No file is replaced, and results of
+    earlier runs are not taken for photos.
 
-    Exit code 0 if every row has its pictures, 1 if not, 2 if nothing was started.
+    Exit code 0 if every row has its pictures, 1 if not, 2 if nothing was started,
+    3 if no job could succeed, for example because of the credentials.
     """
-    listed = manifest(words)
-    suffix = ".local.journal" if connection.emulator else ".journal"
-    plan = BulkPlan(
-        title=f"{listed.name or 'photos'} to {output.target}",
-        manifest=listed,
-        defaults=Defaults.of(geometry, request),
-        journal=chosen.journal or f"{listed.journal.removesuffix('.journal')}{suffix}",
-        connection=connection,
-        output=output,
-        limits=limits,
-        deadline=limit.deadline,
-        max_failures=chosen.max_failures,
+    run_plan(
+        batch.plan(
+            words,
+            output,
+            title=f"{words[0] if len(words) == 1 else 'photos'} to {output.target}",
+            defaults=Defaults.of(geometry, request),
+            connection=connection,
+            limits=limits,
+            deadline=limit.deadline,
+            max_failures=chosen.max_failures,
+            strict=chosen.strict,
+        )
     )
-    leave(_run(plan, chosen))
-
-
-def _run(plan: BulkPlan, chosen: BulkOptions) -> int:
-    if chosen.dry_run:
-        return asyncio.run(dry_run(plan))
-    survey = asyncio.run(check_rows(plan)) if chosen.strict else read_rows(plan)
-    check_output(plan, survey)
-    plan.connection.require_credentials()
-    return asyncio.run(_bulk(plan, survey))
-
-
-async def _bulk(plan: BulkPlan, survey: Survey) -> int:
-    async with SQLiteStore(plan.journal) as journal:
-        usage = await read_usage(journal)
-        progress = Progress(survey.rows, expected=usage.saved, units_before=usage.due)
-        return await run_batch(plan, progress, lambda client: submit_rows(plan, survey, client), journal)

@@ -7,14 +7,13 @@ from pathlib import Path
 import click
 
 from kling_expand.cli.batch.manifest import stem
-from kling_expand.cli.batch.plan import Plan, read_usage
+from kling_expand.cli.batch.plan import Plan, open_journal, read_usage
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, run_batch
 from kling_expand.cli.options import Connection, DeadlineOption, LimitOptions, OutputOptions, options
 from kling_expand.cli.terminal import NothingDone, leave
 from kling_expand.client import KlingClient
 from kling_expand.store.base import UNFINISHED
-from kling_expand.store.sqlite import SQLiteStore
 
 _RETRY = "failed jobs are only retried by the program that submitted them, such as `kling-expand bulk`"
 
@@ -44,6 +43,7 @@ def resume(
     plan = Plan(
         title=f"{journal} to {output.target}",
         journal=journal,
+        own_journal=True,
         connection=connection,
         output=output,
         limits=limits,
@@ -53,7 +53,9 @@ def resume(
 
 
 async def _resume(plan: Plan) -> int:
-    async with SQLiteStore(plan.journal) as journal:
+    async with open_journal(plan) as journal:
+        if journal is None:
+            raise NothingDone("resume needs a journal")
 
         async def jobs(client: KlingClient) -> Jobs:
             async for future in client.resume():

@@ -1,15 +1,18 @@
 """`kling-expand wait` and `kling-expand download`: save the results of tasks, by any of their ids."""
 
 import asyncio
+import os
 
 import click
 
-from kling_expand.cli.batch.plan import Plan
+from kling_expand.cli.batch.manifest import stem
+from kling_expand.cli.batch.plan import Plan, default_journal, open_journal
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, run_batch
 from kling_expand.cli.options import Connection, DeadlineOption, OutputOptions, options
 from kling_expand.cli.terminal import leave, plural
 from kling_expand.client import KlingClient
+from kling_expand.store.base import JobStore
 
 
 @click.command(short_help="Wait for tasks by their ids and save the results.")
@@ -20,8 +23,9 @@ def wait(
 ) -> None:
     """Wait for tasks, by task_id or external_task_id, and save their results.
 
-    Results are named after the task, and replace files of the same name. A task
-    that has ended already is only saved.
+    Results are named after the photo where the journal in the output directory
+    knows the task, else after the task. No file is replaced. A task that has ended
+    already is only saved.
     """
     _save(ids, output, connection, deadline=limit.deadline)
 
@@ -47,17 +51,36 @@ def _save(
     only_ended: bool = False,
 ) -> None:
     chosen = tuple(dict.fromkeys(ids))
+    journal = default_journal(output.target, connection)
     plan = Plan(
         title=f"{plural(len(chosen), 'task')} to {output.target}",
         connection=connection,
         output=output,
+        journal=journal if os.path.isfile(journal) else "",  # noqa: PTH113 - names stay as they are written
         deadline=deadline,
         detailed=True,
         max_open=len(chosen),
     )
+    connection.require_credentials()
+    leave(asyncio.run(_run(plan, chosen, only_ended=only_ended)))
 
-    async def jobs(client: KlingClient) -> Jobs:
-        for any_id in chosen:
-            yield Job(any_id, (), client.attach(any_id))
 
-    leave(asyncio.run(run_batch(plan, Progress(len(chosen)), jobs, only_ended=only_ended)))
+async def _run(plan: Plan, ids: tuple[str, ...], *, only_ended: bool) -> int:
+    async with open_journal(plan) as journal:
+
+        async def jobs(client: KlingClient) -> Jobs:
+            names = await _names(journal, ids) if journal else {}
+            for any_id in ids:
+                yield Job(any_id, names.get(any_id, ()), client.attach(any_id))
+
+        return await run_batch(plan, Progress(len(ids)), jobs, journal, only_ended=only_ended)
+
+
+async def _names(journal: JobStore, ids: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Return the names that the results of tasks would have had, by the ids that were given."""
+    found: dict[str, tuple[str, ...]] = {}
+    async for job in journal.jobs():
+        for any_id in (job.task_id, job.external_task_id):
+            if any_id in ids and job.source is not None:
+                found[any_id] = (stem(job.source),)
+    return found

@@ -1,159 +1,219 @@
-"""Manifests: their files, and the requests that rows ask for."""
+"""Manifests: photos found in folders and patterns, and the requests that rows ask for."""
 
 import csv
 import io
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import fields
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kling_expand import ExpandRequest, Ratios, ToAspect, ToSize, Towards
-from kling_expand.cli.batch.manifest import COLUMNS, Defaults, Entry, Manifest, Row, manifest, unknown
+from kling_expand.cli.batch.manifest import (
+    Defaults,
+    FoundPhotos,
+    Manifest,
+    Row,
+    Selection,
+    path_key,
+    read_manifest,
+    relative_folder,
+)
+from kling_expand.cli.batch.tables import Entry
 from kling_expand.cli.options import GeometryOptions
 from kling_expand.cli.terminal import NothingDone
 from kling_expand.models import request_fields
 
 
-def listed(path: Path, text: str) -> list[Entry]:
-    """Return the entries of a file with this text."""
-    path.write_text(text, encoding="utf-8", newline="")
-    return list(manifest([str(path)]).entries())
+def touch(folder: Path, *names: str) -> None:
+    """Create empty files."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
 
 
-def test_rows_of_a_table_know_their_line(tmp_path: Path) -> None:
-    """Line numbers stay right after blank lines and after a quoted cell of several lines."""
-    text = 'image,prompt\r\na.jpg,"two\nlines"\r\n\r\nb.jpg,\r\n'
-    found = listed(tmp_path / "m.csv", text)
-    assert [(entry.line, entry.cells["image"]) for entry in found] == [(2, "a.jpg"), (5, "b.jpg")]
-    assert found[0].cells["prompt"] == "two\nlines"
+def found(*words: object, **selection: Any) -> FoundPhotos:
+    """Return what these words of the command line mean."""
+    return read_manifest([str(word) for word in words], Selection(**selection)).found
 
 
-@pytest.mark.parametrize("mark", [",", ";", "\t"])
-def test_spreadsheets_separate_as_they_like(tmp_path: Path, mark: str) -> None:
-    """Comma, semicolon or tab; a byte order mark is no part of the first column's name."""
-    (tmp_path / "m.csv").write_bytes(f"\ufeffImage{mark} UP\na.jpg{mark}0.5\n".encode())
-    (entry,) = manifest([str(tmp_path / "m.csv")]).entries()
-    assert entry.cells == {"image": "a.jpg", "up": "0.5"}
+def listed(*words: object, **selection: Any) -> list[tuple[str, str]]:
+    """Return the folder and the name of each photo that is found."""
+    return [(photo.folder, Path(photo.path).name) for photo in found(*words, **selection).photos]
 
 
-def test_too_many_cells_are_a_bad_row_and_too_few_are_blanks(tmp_path: Path) -> None:
-    """A comma that was not quoted must not move a value into another column."""
-    long, short = listed(tmp_path / "m.csv", "image,up,prompt\na.jpg,1,sun, and sea\nb.jpg\n")
-    assert long.error is not None
-    assert "4 cells" in long.error
-    assert (short.error, short.cells) == (None, {"image": "b.jpg"})
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("image,apsect\n", "did you mean aspect?"),
-        ("image,frobnicate\n", "the columns are image, aspect"),
-        ("photo,up\n", "`image` must be one of them"),
-        ("image,up,up\n", "two columns called up"),
-        ("", "`image` must be one of them"),
-    ],
-)
-def test_a_header_that_cannot_be_meant_stops_everything(tmp_path: Path, text: str, said: str) -> None:
-    """A misspelt column stops the run: its parameter would be missing from every paid task."""
-    with pytest.raises(NothingDone, match=said.replace("?", r"\?").replace("`", "`")):
-        listed(tmp_path / "m.csv", text)
-
-
-def test_columns_with_an_underscore_are_ignored() -> None:
-    """Columns with an underscore are ignored, and so is the nameless last column of a spreadsheet."""
-    assert unknown(["image", "_id", ""]) is None
-    assert unknown([*COLUMNS]) is None
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "not JSON"),
-        ("[1]", "not a JSON object"),
-        ('{"image": "a", "apsect": 1}', "aspect"),
-        ("[" * 9999, ""),
-    ],
-)
-def test_a_bad_line_of_json_is_a_bad_row(tmp_path: Path, line: str, said: str) -> None:
-    """A line that is no JSON object is a bad row, and the next line is still read."""
-    bad, good = listed(tmp_path / "m.jsonl", f'\n{line}\n\n{{"image": "b.jpg"}}\n')
-    assert (bad.line, said in (bad.error or "")) == (2, True)
-    assert (good.line, good.cells, good.error) == (4, {"image": "b.jpg"}, None)
-
-
-@given(
-    st.dictionaries(st.sampled_from(COLUMNS), st.text(max_size=20) | st.floats(allow_nan=False) | st.none())
-)
-def test_what_is_written_as_json_is_read(
-    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, object]
-) -> None:
-    """Any text in a JSON line is read back unchanged."""
-    path = tmp_path_factory.mktemp("manifest") / "m.ndjson"
-    (entry,) = listed(path, json.dumps(fields) + "\n")
-    assert (entry.cells, entry.error) == (fields, None)
-
-
-@pytest.mark.parametrize("name", ["m.csv", "m.jsonl"])
-def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
-    """A missing file, and text of another encoding."""
-    path = tmp_path / name
-    with pytest.raises(NothingDone, match="cannot be read"):
-        list(manifest([str(path)]).entries())
-    path.write_bytes(b"image\n{}\n\xff\xfe.jpg\n")
-    with pytest.raises(NothingDone, match="must be UTF-8"):
-        list(manifest([str(path)]).entries())
-
-
-def test_a_cell_beyond_all_measure_is_one_sentence(tmp_path: Path) -> None:
-    """A quote that is never closed makes one cell of the whole file."""
-    with pytest.raises(NothingDone, match="after line 0"):
-        listed(tmp_path / "m.csv", 'image\n"' + "a" * 200_000)
-
-
-def test_photos_of_a_directory_and_of_a_pattern(tmp_path: Path) -> None:
-    """Photos are sorted; hidden files, other files and subdirectories are left out."""
-    for name in ("b.JPG", "a.png", ".c.png", "d.txt", "deep/e.jpeg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    def names(word: str) -> list[str]:
-        return [Path(entry.cells["image"]).name for entry in manifest([word]).entries()]
-
-    assert names(str(tmp_path)) == ["a.png", "b.JPG"]
-    assert names(f"{tmp_path}/**/*.jpeg") == ["e.jpeg"]
-    assert names(f"{tmp_path}/*.bmp") == []
-    assert [entry.cells["image"] for entry in manifest(["a.jpg", "https://x.org/b"]).entries()] == [
-        "a.jpg",
-        "https://x.org/b",
+def test_a_directory_means_all_photos_below_it(tmp_path: Path) -> None:
+    """Photos keep their sub-folders, sorted; files of each kind that is left out are counted."""
+    touch(tmp_path, "b.JPG", "a.png", ".c.png", "d.txt", "2024/May/e.jpeg", "2024/f.jfif", "2024/g.JPE")
+    assert listed(tmp_path) == [
+        ("", "a.png"),
+        ("", "b.JPG"),
+        ("2024", "f.jfif"),
+        ("2024", "g.JPE"),
+        ("2024/May", "e.jpeg"),
+    ]
+    assert found(tmp_path).facts() == {"hidden": 1, "other_files": 1}
+    assert listed(tmp_path, recursive=False) == [("", "a.png"), ("", "b.JPG")]
+    assert list(found(tmp_path, recursive=False).lines()) == [
+        "1 hidden file or folder left out",
+        "1 other file left out (1 .txt)",
+        "1 sub-folder left out; --no-recursive",
     ]
 
 
-@pytest.mark.parametrize("words", [["notes.txt"], ["a.jpg", "m.csv"]])
-def test_a_word_that_is_no_manifest_is_refused(words: list[str]) -> None:
-    """A word that is no manifest is refused, and so is a manifest among photos."""
-    with pytest.raises(NothingDone, match=r"the manifest must be"):
-        manifest(words)
+def test_other_formats_are_photos_where_they_are_converted(tmp_path: Path) -> None:
+    """Without `fit` they are one counted line with the hint; with it each one is found."""
+    names = ["a.HEIC", "b.heif", "c.webp", "d.avif", "e.tif", "f.TIFF", "g.bmp", "h.gif", "i.jpg"]
+    touch(tmp_path, *names)
+    assert listed(tmp_path) == [("", "i.jpg")]
+    (line,) = found(tmp_path).lines()
+    assert line.startswith("8 photos in other formats left out (2 HEIC, 2 TIFF, ")
+    assert line.endswith("; --fit converts them")
+    assert listed(tmp_path, fit=True) == [("", name) for name in sorted(names)]
+
+
+def test_patterns_leave_out_photos(tmp_path: Path) -> None:
+    """A pattern of `exclude` means the name or the path of a file, or a whole folder."""
+    touch(tmp_path, "a.jpg", "a-small.jpg", "raw/b.jpg", "raw/deep/c.jpg", "x/raw.jpg", "x/d.jpg")
+    selection = {"exclude": ("*-small.jpg", "raw/", "x/d*")}
+    assert listed(tmp_path, **selection) == [("", "a.jpg"), ("x", "raw.jpg")]
+    assert found(tmp_path, **selection).facts() == {"excluded": 4}
+
+
+def test_the_output_is_no_input(tmp_path: Path) -> None:
+    """The photos in an output directory below the named folder are left out, and other files not counted."""
+    touch(tmp_path, "a.jpg", "out/a-0.png", "out/2024/b-0.png", "out/note.txt")
+    for words in ([tmp_path], [f"{tmp_path}/**/*.*"], [tmp_path / "a.jpg", tmp_path / "out"]):
+        result = found(*words, output=str(tmp_path / "out"))
+        assert [Path(photo.path).name for photo in result.photos] == ["a.jpg"]
+        assert result.facts() == {"results": 2}
+    assert len(listed(tmp_path / "out", output=str(tmp_path / "out"))) == 2
+
+
+def test_results_of_a_journal_are_no_input(tmp_path: Path) -> None:
+    """Results beside the photos are left out, also where a link leads to their folder."""
+    touch(tmp_path, "a.jpg", "a-0.png")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    result = found(tmp_path / "link")
+    result.remove_results({path_key(str(tmp_path / "a-0.png"))})
+    assert [Path(photo.path).name for photo in result.photos] == ["a.jpg"]
+    assert list(result.lines()) == [
+        "1 result of earlier runs left out; copy one to expand it once more",
+    ]
+
+
+def test_a_journal_in_a_folder_is_found(tmp_path: Path) -> None:
+    """Our own hidden files are not counted, and the journals among them are read for results."""
+    touch(tmp_path, "a.jpg", "b/.kling-expand.db", "b/.kling-expand.db-wal", "b/.kling-0123.part", "b/c.jpg")
+    result = found(tmp_path)
+    assert result.journals == {str(tmp_path / "b/.kling-expand.db")}
+    assert result.facts() == {}
+
+
+def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
+    """A folder is visited once, however many links lead to it, and a photo is found once."""
+    touch(tmp_path, "a/b.jpg")
+    (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert listed(tmp_path) == [("a", "b.jpg")]
+    assert listed(tmp_path / "a" / "b.jpg", tmp_path / "a" / "up" / "a" / "b.jpg") == [("", "b.jpg")]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every folder")
+def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+    """The other folders are read."""
+    touch(tmp_path, "a/b.jpg", "c/d.jpg")
+    (tmp_path / "a").chmod(0)
+    assert found(tmp_path).facts() == {"closed_folders": 1}
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "journal"),
+    ("pattern", "names"),
     [
-        ("jobs/m.csv", "table", "jobs/m.csv.journal"),
-        ("photos/", "directory", "photos.journal"),
-        (".", "directory", "bulk.journal"),
-        ("..", "directory", "bulk.journal"),
-        ("", "photos", "bulk.journal"),
+        ("**/*.jpeg", [("deep", "e.jpeg")]),
+        ("*.bmp", []),
+        ("*", [("", "a.png"), ("deep", "e.jpeg"), ("trip [1]", "f.jpg")]),
+        ("trip [1]/*.jpg", [("", "f.jpg")]),
+        ("trip [[]1]/*.jpg", [("trip [1]", "f.jpg")]),
+        ("t* [1]/[a-f].jpg", [("trip [1]", "f.jpg")]),
     ],
 )
-def test_each_manifest_has_a_journal_of_its_own(name: str, kind: str, journal: str) -> None:
-    """The journal lies beside the manifest, so that the same command finds it again."""
-    assert Manifest(name, kind).journal == journal
+def test_patterns_match_also_names_with_brackets(
+    tmp_path: Path, pattern: str, names: list[tuple[str, str]]
+) -> None:
+    """A photo keeps its folders below the first part of the pattern that is no name."""
+    touch(tmp_path, "a.png", "deep/e.jpeg", "trip [1]/f.jpg")
+    assert listed(f"{tmp_path}/{pattern}") == names
+
+
+def test_several_words_may_be_files_folders_and_addresses(tmp_path: Path) -> None:
+    """A shell's `photos/*` also names other files, which are counted; what does not exist is a bad row."""
+    touch(tmp_path, "a.jpg", "b.txt", "c/d.jpg", "e.HEIC")
+    words = [*sorted(map(str, tmp_path.iterdir())), "gone.jpg", "https://x.org/b"]
+    result = read_manifest(words)
+    assert [(photo.path.rpartition("/")[2], photo.folder) for photo in result.found.photos] == [
+        ("a.jpg", ""),
+        ("d.jpg", "c"),
+        ("gone.jpg", ""),
+        ("b", ""),
+    ]
+    assert result.found.facts() == {"other_files": 1, "needs_fit": 1}
+
+
+def test_photos_that_are_named_one_by_one_are_taken_whatever_their_name(tmp_path: Path) -> None:
+    """`expand` judges a file by its content, and knows no manifest."""
+    touch(tmp_path, "photo", "m.csv", "e.HEIC")
+    assert [name for _, name in listed(*tmp_path.iterdir(), named=True)] == [
+        path.name for path in tmp_path.iterdir()
+    ]
+
+
+@pytest.mark.parametrize("words", [["a.jpg", "m.csv"], ["-", "a.jpg"]])
+def test_a_manifest_is_the_only_word(words: list[str]) -> None:
+    """A manifest among photos is refused."""
+    with pytest.raises(NothingDone, match=r"the manifest must be the only one"):
+        read_manifest(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("a.jpg\n\n2024/b.jpg\n", [("line", "a"), ("line", "2024/b")]),
+        ("a\n.jpg\0b.jpg\0", [("line", "a\n"), ("line", "b")]),
+        ('{"image": "a.jpg", "n": 2}\n{"photo": "x/b.jpg"}\n', [("line", "a"), ("line", "x/b")]),
+        ("\ufeffa.jpg\r\n", [("line", "a")]),
+    ],
+)
+def test_photos_are_read_from_stdin(
+    monkeypatch: pytest.MonkeyPatch, text: str, rows: list[tuple[str, str]]
+) -> None:
+    """A list, one a line or separated by NUL, or JSON lines; they can be read more than once."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    result = read_manifest(["-"])
+    for _ in range(2):
+        made = list(result.rows(Defaults(GeometryOptions(up=0.5))))
+        assert [row.error for row in made] == [None] * len(rows)
+        assert [row.names[0] for row in made] == [name for _, name in rows]
+
+
+@pytest.mark.parametrize(
+    ("photo", "folder"),
+    [
+        ("a.jpg", ""),
+        ("./a.jpg", ""),
+        ("x/y/a.jpg", "x/y"),
+        ("x/../y/a.jpg", "y"),
+        ("../x/a.jpg", ""),
+        ("/x/a.jpg", ""),
+        ("https://x.org/y/a.jpg", ""),
+    ],
+)
+def test_the_output_repeats_the_folders_of_relative_paths(photo: str, folder: str) -> None:
+    """A path that is absolute or leads upwards has no folder of its own."""
+    assert relative_folder(photo) == folder
 
 
 # ------------------------------------------------------------------------ rows
@@ -164,18 +224,18 @@ TABLE = Manifest("jobs/m.csv", "table")
 def row(cells: dict[str, Any], **geometry: Any) -> Row:
     """Return a row of a table in the directory `jobs`, with options as defaults."""
     defaults = Defaults(GeometryOptions(**geometry), {"prompt": "a park", "n": 2, "watermark": True})
-    (found,) = written(TABLE, [{"image": "a.jpg"} | cells], defaults)
-    return found
+    (made,) = written(TABLE, [{"image": "a.jpg"} | cells], defaults)
+    return made
 
 
-def written(listed: Manifest, rows: list[dict[str, Any]], defaults: Defaults) -> list[Row]:
+def written(source: Manifest, rows: list[dict[str, Any]], defaults: Defaults) -> list[Row]:
     """Return rows with these cells."""
 
     class Given(Manifest):
         def entries(self) -> Iterator[Entry]:
             return (Entry(line, cells) for line, cells in enumerate(rows, 7))
 
-    return list(Given(listed.name, listed.kind).rows(defaults))
+    return list(Given(source.name, source.kind).rows(defaults))
 
 
 def request(fields: dict[str, Any], **geometry: Any) -> ExpandRequest:
@@ -187,8 +247,8 @@ def request(fields: dict[str, Any], **geometry: Any) -> ExpandRequest:
 
 def test_options_count_where_a_row_says_nothing() -> None:
     """Blank cells, null and ignored columns leave the options in force."""
-    found = request({"up": "", "prompt": None, "_id": 5}, aspect="16:9", area=2.0)
-    assert found == ExpandRequest("jobs/a.jpg", ToAspect("16:9", area=2.0), "a park", n=2, watermark=True)
+    made = request({"up": "", "prompt": None, "_id": 5}, aspect="16:9", area=2.0)
+    assert made == ExpandRequest("jobs/a.jpg", ToAspect("16:9", area=2.0), "a park", n=2, watermark=True)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +273,7 @@ def test_cells_of_a_table_are_text() -> None:
     fields = {"up": "1", "prompt": "sea", "n": "3", "watermark": "no", "key": "k", "name": "wide"}
     made = row({"image": "https://x.org/a.jpg"} | fields)
     assert made.request == ExpandRequest("https://x.org/a.jpg", Ratios(up=1), "sea", n=3, key="k")
-    assert (made.name, made.label) == ("wide", "line 7 (https://x.org/a.jpg)")
+    assert (made.names[0], made.label) == ("wide", "line 7 (https://x.org/a.jpg)")
 
 
 @pytest.mark.parametrize(
@@ -275,6 +335,15 @@ def test_every_field_of_a_request_is_a_column(tmp_path: Path, ending: str) -> No
         path.write_text(file.getvalue())
     else:
         path.write_text(json.dumps(cells))
-    (found,) = manifest([str(path)]).rows(Defaults())
-    assert found.error is None
-    assert found.request == wanted
+    (row,) = read_manifest([str(path)]).rows(Defaults())
+    assert row.error is None
+    assert row.request == wanted
+
+
+def test_names_lead_from_the_shortest_to_one_of_its_own() -> None:
+    """The photo's own name comes first, then one with its folder, then one that no other row can have."""
+    names = {row({"image": image, "up": 1}).names for image in ("x/a.jpg", "y/a.jpg", "x/a.png")}
+    assert {each[:2] for each in names} == {("x/a", "x/x-a"), ("y/a", "y/y-a")}
+    assert len({each[-1] for each in names}) == 3
+    assert row({"image": "x/a.jpg", "up": 1}).names != row({"image": "x/a.jpg", "up": 0.5}).names
+    assert row({"image": "x/a.jpg", "up": 1, "name": "wide"}).names[0] == "wide"

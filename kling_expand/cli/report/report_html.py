@@ -196,9 +196,9 @@ def _sizes(request: ExpandRequest, before: Thumbnail | None, after: list[Thumbna
         canvas = _ratios(request).canvas(before.width, before.height)
         sizes["photo"] = f"{before.width}×{before.height}"
         sizes["canvas"] = f"{canvas.width}×{canvas.height}"
-        sizes["picture"] = "about {}×{}".format(*canvas.expected_size)
+        sizes["result"] = "about {}×{}".format(*canvas.expected_size)
     if after:
-        sizes["picture"] = f"{after[0].width}×{after[0].height}"
+        sizes["result"] = f"{after[0].width}×{after[0].height}"
     return sizes
 
 

@@ -1,16 +1,21 @@
-"""A throw-away PostgreSQL server in a folder, for development and tests."""
+"""A throw-away PostgreSQL server in a folder, for development and tests.
+
+It listens on a Unix socket in a folder of its own that no other user can enter, as whoever can connect runs
+any program as the server's user. It ends with the process that started it, also after a SIGKILL.
+"""
 
 import asyncio
 import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 import psycopg
 
@@ -18,7 +23,18 @@ from kling_expand.errors import ConfigurationError
 
 MISSING = "PostgreSQL must be installed on this machine, on Debian with `apt-get install postgresql`"
 # `fsync` stays on: tests kill the server at any time and expect every committed row back.
-_OPTIONS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200")
+_OPTIONS = ("listen_addresses=", "unix_socket_permissions=0700", "max_connections=200")
+_MAX_SOCKET_PATH = 103  # bytes: macOS allows 104 with the final NUL, Linux 108
+# The pipe on file descriptor 0 is closed when its writer ends, for whatever reason: then the server is
+# stopped too. When the server ends first, the watcher is stopped.
+_GUARD = """
+exec 3<&0
+"$@" <&- 3<&- & server=$!
+(read -r _ <&3; kill -INT "$server") & watcher=$!
+wait "$server"; code=$?
+kill "$watcher"
+exit "$code"
+"""
 
 
 def find_programs() -> Path:
@@ -37,21 +53,20 @@ def find_programs() -> Path:
 class Cluster:
     """A database server with its files in *folder*: ``async with Cluster(folder) as cluster: cluster.dsn``.
 
-    PostgreSQL refuses to run as root, so root runs it as the system's user ``postgres``. *options* are
-    lines of its configuration.
+    PostgreSQL refuses to run as root, so root runs it as the system's user ``postgres``, who must be able to
+    reach the folder (see `temporary_folder`). *options* are lines of its configuration.
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
         self._folder = folder
         self._data = folder / "data"
-        self._options = (*_OPTIONS, *options)
-        self._port = 0
+        self._options = (*_OPTIONS, f"unix_socket_directories={folder}", *options)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def dsn(self) -> str:
         """The URL that connects to it."""
-        return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+        return f"postgresql://postgres@{quote(str(self._folder), safe='')}/postgres"
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self.create)
@@ -64,23 +79,27 @@ class Cluster:
         await asyncio.to_thread(self.stop)
 
     def create(self) -> None:
-        """Create the files of the server.
+        """Create the folder and the files of the server.
 
         Raises:
-            ConfigurationError: when PostgreSQL is not installed, or `initdb` fails.
+            ConfigurationError: when PostgreSQL is not installed, `initdb` fails, or the folder exists, has
+                too long a path, or cannot be reached by the server's user.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if len(os.fsencode(self._folder / ".s.PGSQL.5432")) > _MAX_SOCKET_PATH:
+            raise ConfigurationError(f"the path of the server's folder must be shorter, got {self._folder}")
+        try:
+            self._folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise ConfigurationError(f"the server's folder must be new: {error}") from error
         if os.geteuid() == 0:
-            shutil.chown(self._folder, "postgres")
-            # Folders of pytest and tempfile are closed to other users.
-            for parent in self._folder.resolve().parents:
-                if parent.stat().st_mode & 0o001 == 0:
-                    parent.chmod(parent.stat().st_mode | 0o011)
+            shutil.chown(self._folder, "postgres", "postgres")
+            closed = [each for each in self._folder.parents if not each.stat().st_mode & 0o001]
+            if closed:
+                raise ConfigurationError(
+                    f"the user postgres must be able to enter {closed[0]}, or name another folder"
+                )
         words = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "--no-instructions"]
         self._run(find_programs() / "initdb", "-D", self._data, "--locale=C", *words)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
 
     async def start(self) -> None:
         """Start the server and wait until it answers, in a thread."""
@@ -92,11 +111,12 @@ class Cluster:
         Raises:
             ConfigurationError: when the server does not start.
         """
-        options = [word for option in (*self._options, f"port={self._port}") for word in ("-c", option)]
+        options = [word for option in self._options for word in ("-c", option)]
         with (self._folder / "log").open("ab") as log:
-            command = _as_postgres(find_programs() / "postgres", "-D", self._data, *options)
+            server = [find_programs() / "postgres", "-D", self._data, *options]
+            command = _as_postgres("/bin/sh", "-c", _GUARD, "guard", *server)
             self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own program
-                command, stdout=log, stderr=log, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
         for _ in range(1200):
             with contextlib.suppress(psycopg.OperationalError):
@@ -117,23 +137,39 @@ class Cluster:
             for each in (*backends, pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+            self._wait()
             (self._data / "postmaster.pid").unlink()
 
     def stop(self) -> None:
         """Stop the server and close its connections. Stopping twice is harmless."""
-        if self._process is not None and self._process.poll() is None:
-            pid = int((self._data / "postmaster.pid").read_text().split()[0])
-            os.kill(pid, signal.SIGINT)
-            self._process.wait()
-        self._process = None
+        if self._process is not None:
+            if self._process.poll() is None:
+                pid = int((self._data / "postmaster.pid").read_text().split()[0])
+                os.kill(pid, signal.SIGINT)
+            self._wait()
+
+    def _wait(self) -> None:
+        """Wait for the end of the server."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
     def _run(self, *command: object) -> None:
         words = _as_postgres(*command)
         done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - PostgreSQL's own program
         if done.returncode:
             raise ConfigurationError(f"{command[0]} failed: {done.stderr.strip()[-300:]}")
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder that the server's user can enter, and delete it at the end."""
+    with tempfile.TemporaryDirectory(prefix="kling-") as name:
+        folder = Path(name).resolve()
+        folder.chmod(0o711)
+        yield folder
 
 
 def _as_postgres(*command: object) -> Sequence[str]:

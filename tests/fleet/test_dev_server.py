@@ -1,13 +1,19 @@
 """The throw-away PostgreSQL server: what is missing or broken is said in one sentence."""
 
-import tempfile
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from kling_expand.errors import ConfigurationError
-from kling_expand.fleet.dev_server import Cluster, find_programs
+from kling_expand.fleet.dev_server import Cluster, find_programs, temporary_folder
 
 pytest_plugins = ["support.postgres"]
 
@@ -23,11 +29,12 @@ def test_a_missing_postgresql_names_its_package(monkeypatch: pytest.MonkeyPatch)
 def test_a_server_that_cannot_start_says_why(own_cluster: Cluster) -> None:
     """Files that exist already and a wrong setting are errors; stopping afterwards is harmless."""
     own_cluster.create()
-    with pytest.raises(ConfigurationError, match="initdb failed"):
+    with pytest.raises(ConfigurationError, match="folder must be new"):
         own_cluster.create()
-    # Not in `tmp_path`: each run of pytest closes its parent folder to the user that PostgreSQL runs as.
-    with tempfile.TemporaryDirectory(prefix="kling-postgres-") as folder:
-        broken = Cluster(Path(folder, "cluster"), "no_such_setting=1")
+    with pytest.raises(ConfigurationError, match="path of the server's folder must be shorter"):
+        Cluster(Path("/tmp", "x" * 100)).create()
+    with temporary_folder() as folder:
+        broken = Cluster(folder / "cluster", "no_such_setting=1")
         broken.create()
         with pytest.raises(ConfigurationError, match="did not start"):
             broken.launch()
@@ -44,3 +51,55 @@ async def test_a_killed_server_keeps_committed_rows(own_cluster: Cluster) -> Non
         await cluster.start()
         with psycopg.connect(cluster.dsn) as database:
             assert database.execute("SELECT number FROM numbers").fetchall() == [(1,)]
+
+
+def test_no_other_user_can_connect(cluster: Cluster) -> None:
+    """The server listens on no port, and its socket lies in a folder that is closed to other users."""
+    with psycopg.connect(cluster.dsn) as database:
+        listening = database.execute("SELECT current_setting('listen_addresses')").fetchone()
+        socket_folder = Path(database.info.host)
+    assert listening == ("",)
+    assert stat.S_ISSOCK((socket_folder / ".s.PGSQL.5432").stat().st_mode)
+    assert stat.S_IMODE(socket_folder.stat().st_mode) == 0o700
+    with socket.socket() as port:
+        assert port.connect_ex(("127.0.0.1", 5432)) != 0
+
+
+def test_no_mode_of_an_existing_folder_is_changed(tmp_path: Path) -> None:
+    """A folder that the server's user cannot enter is an error that names it, not one to open."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    before = [stat.S_IMODE(each.stat().st_mode) for each in (closed, *closed.parents)]
+    if os.geteuid() == 0:
+        with pytest.raises(ConfigurationError, match=r"postgres must be able to enter|must be shorter"):
+            Cluster(closed / "c").create()
+    assert before == [stat.S_IMODE(each.stat().st_mode) for each in (closed, *closed.parents)]
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from kling_expand.fleet.dev_server import Cluster
+
+cluster = Cluster(Path(sys.argv[1]))
+cluster.create()
+cluster.launch()
+print((Path(sys.argv[1]) / "data" / "postmaster.pid").read_text().split()[0], flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_server_dies_with_its_parent() -> None:
+    """A SIGKILL of the process that started it ends the server too."""
+    with temporary_folder() as folder:
+        parent = subprocess.Popen(
+            [sys.executable, "-c", PARENT, str(folder / "cluster")], stdout=subprocess.PIPE
+        )
+        assert parent.stdout is not None
+        server = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+        parent.communicate()
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{server}").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not Path(f"/proc/{server}").exists()

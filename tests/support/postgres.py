@@ -2,14 +2,12 @@
 
 import itertools
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 
-from kling_expand.fleet.dev_server import Cluster
+from kling_expand.fleet.dev_server import Cluster, temporary_folder
 
 _numbers = itertools.count(1)
 
@@ -17,8 +15,8 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Yield a running server. Without PostgreSQL this fails and says what to install."""
-    with tempfile.TemporaryDirectory(prefix="kling-postgres-") as folder:
-        cluster = Cluster(Path(folder, "cluster"), "fsync=off")
+    with temporary_folder() as folder:
+        cluster = Cluster(folder / "cluster", "fsync=off")
         cluster.create()
         cluster.launch()
         try:
@@ -39,5 +37,5 @@ def dsn(cluster: Cluster) -> str:
 @pytest.fixture
 def own_cluster() -> Iterator[Cluster]:
     """Yield a server that is not running yet, for a test that kills it."""
-    with tempfile.TemporaryDirectory(prefix="kling-postgres-") as folder:
-        yield Cluster(Path(folder, "cluster"))
+    with temporary_folder() as folder:
+        yield Cluster(folder / "cluster")

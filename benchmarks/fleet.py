@@ -25,7 +25,6 @@ import argparse
 import asyncio
 import hashlib
 import json
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
@@ -44,7 +43,7 @@ from benchmarks.proxy import Proxy
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Ratios
 from kling_expand.errors import WebhookError
-from kling_expand.fleet.dev_server import Cluster
+from kling_expand.fleet.dev_server import Cluster, temporary_folder
 from kling_expand.fleet.queue import Fleet
 from kling_expand.store.postgres import JobOutcome
 
@@ -346,8 +345,8 @@ def main() -> int:
     if options["emulator_kills"] is None:
         options["emulator_kills"] = options["worker_kills"] // 5
     options["unique"] = options["unique"] == "on"
-    with tempfile.TemporaryDirectory(prefix="kling-fleet-") as temporary:
-        path = (folder or Path(temporary)).absolute()
+    with temporary_folder() as temporary:
+        path = (folder or temporary).absolute()
         path.mkdir(parents=True, exist_ok=True)
         found = asyncio.run(measure(Conditions(**options, folder=path)))
     if not quiet:

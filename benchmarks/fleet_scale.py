@@ -11,7 +11,6 @@ Part of `python -m benchmarks.fleet --scale`, with three results:
 
 import asyncio
 import os
-import tempfile
 import time
 from pathlib import Path
 from random import Random
@@ -23,10 +22,9 @@ from benchmarks.processes import Emulator, Process
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Ratios
 from kling_expand.fleet import job as work
-from kling_expand.fleet import permits
-from kling_expand.fleet.dev_server import Cluster
-from kling_expand.fleet.queue import Fleet
-from kling_expand.fleet.worker import Worker
+from kling_expand.fleet.dev_server import Cluster, temporary_folder
+from kling_expand.fleet.lease import Lease, Permits
+from kling_expand.fleet.queue import Consumer, Fleet
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.models import Image, Task
@@ -131,21 +129,17 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
         await fleet.submit_many(
             ExpandRequest(f"https://host/{n}.png", Ratios(up=1.0), key=f"e{n}") for n in range(jobs)
         )
-        async with (
-            Fleet(cluster.dsn) as own,
-            own.store as store,
-            permits.Permits(
-                cluster.dsn, SLOTS, owner=store.owner, run=store.run, restart_grace=0.0
-            ) as allowed,
-        ):
-            worker = Worker(own, api_key="none")
+        lease = Lease(fleet.database, fleet.queue, fleet.run, timeout=600.0, exact=True)
+        await lease.begin()
+        store = PostgresStore(fleet.database, owner=lease.worker, leased=True)
+        async with Permits(lease, SLOTS) as allowed:
             context = work.WorkerContext(StoreOnlyClient(store), store, hold=allowed.hold)  # type: ignore[arg-type]  # it has all that is called
-            queue_worker: Any = worker._queue_worker(context)  # noqa: SLF001 - the queue is measured alone
-            task = asyncio.create_task(queue_worker.run())
-            while (await fleet._counts()) != (0, 0):  # noqa: ASYNC110, SLF001 - the same
+            consumer = Consumer(lease, context, concurrency=32)
+            task = asyncio.create_task(consumer.take_jobs())
+            while (await fleet._counts()) != (0, 0):  # noqa: ASYNC110, SLF001 - the queue is measured alone
                 await asyncio.sleep(0.5)
-            queue_worker.stop()
-            await task
+            task.cancel()
+            await asyncio.wait([task])
         spent = time.process_time() - used[0], cpu(pid) - used[1]
         begin = time.monotonic()
         many = 20_000
@@ -229,9 +223,9 @@ async def scale(seed: int) -> dict[str, Any]:
     """Return the three results."""
     rows = []
     for count in (1, 2, 4, 8):
-        with tempfile.TemporaryDirectory(prefix="kling-fleet-") as folder:
-            rows.append(await workers(count, Path(folder)))
-    with tempfile.TemporaryDirectory(prefix="kling-fleet-") as folder:
-        cost = await engine(Path(folder))
+        with temporary_folder() as folder:
+            rows.append(await workers(count, folder))
+    with temporary_folder() as folder:
+        cost = await engine(folder)
     simulation = await asyncio.to_thread(virtual_time(simulate), seed)
     return {"workers": rows, "engine": cost, "simulation": simulation}

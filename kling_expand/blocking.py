@@ -467,6 +467,10 @@ class KlingClient(BlockingProxy[client.KlingClient]):
     def resume(self, resumed: future.TaskFuture) -> TaskFuture:
         return TaskFuture(resumed, self._thread)
 
+    @from_function(client.KlingClient.resume_job)
+    def resume_job(self, resumed: future.TaskFuture) -> TaskFuture:
+        return TaskFuture(resumed, self._thread)
+
     @from_function(client.KlingClient.receive)
     def receive(self, event: WebhookEvent) -> WebhookEvent:
         return event

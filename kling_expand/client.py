@@ -59,7 +59,7 @@ from .models import (
     shown,
     source_stem,
 )
-from .store.base import UNFINISHED, JobState, JobStore, MemoryStore
+from .store.base import UNFINISHED, JobRecord, JobState, JobStore, MemoryStore
 
 if TYPE_CHECKING:
     from .downloads.downloader import Downloads
@@ -329,10 +329,18 @@ class KlingClient:
         async for known in self._store.jobs(*UNFINISHED, JobState.REJECTED):
             if (known.state is JobState.REJECTED and not may_have_passed(known)) or self._jobs.follows(known):
                 continue
-            pictures = known.units // UNITS_PER_IMAGE
-            record = TaskRecord(known.external_task_id, make_result=self._making, pictures=pictures)
-            self._jobs.start(record, known.request, deadline_at=until, known=known)
-            yield TaskFuture(record, deadline_at=until)
+            yield self._resume(known, until)
+
+    def resume_job(self, known: JobRecord, *, priority: int = 0) -> TaskFuture:
+        """Return the future of one job of the journal, which `resume` would yield.
+
+        A task that exists is followed without the photo, also where it has ended.
+
+        Raises:
+            ClientClosed: the client is not open.
+        """
+        self._require_open()
+        return self._resume(known, deadline_at(self._deadline), priority)
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
         """Return the future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`.
@@ -434,6 +442,12 @@ class KlingClient:
         any_id = request.external_task_id or f"kx-{uuid4().hex}"
         record = TaskRecord(any_id, make_result=self._making, pictures=request.n)
         self._jobs.start(record, request, deadline_at=until, flow=flow, priority=priority, fresh=fresh)
+        return TaskFuture(record, deadline_at=until)
+
+    def _resume(self, known: JobRecord, until: float | None, priority: int = 0) -> TaskFuture:
+        pictures = known.units // UNITS_PER_IMAGE
+        record = TaskRecord(known.external_task_id, make_result=self._making, pictures=pictures)
+        self._jobs.start(record, known.request, deadline_at=until, priority=priority, known=known)
         return TaskFuture(record, deadline_at=until)
 
     def _make_result(self, record: TaskRecord, task: Task) -> ExpandResult:

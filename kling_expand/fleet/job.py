@@ -5,6 +5,9 @@ A payload is the request as JSON, with the location of the photo instead of the 
 Any queue may call `execute` that runs a started job again, on this or another machine, until the call
 returns. A call may be cancelled at any point, and two calls may run one job at the same
 time: the store decides which of them may send.
+
+A job whose task exists, or may exist, is followed without its photo and without a permit. What is paid ends
+as ``succeeded`` or ``failed``, never as ``refused``.
 """
 
 import asyncio
@@ -13,12 +16,15 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from math import inf
 from typing import Any, ClassVar
 
+import attrs
 from attrs import asdict, evolve, frozen
 
+from kling_expand.api import codec
+from kling_expand.api.photo import MAX_BYTES
 from kling_expand.client import KlingClient
 from kling_expand.errors import (
     AccountError,
@@ -43,17 +49,19 @@ from kling_expand.geometry import Padding, Ratios, ToAspect, ToSize, Towards
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Flow, Slots
 from kling_expand.models import ExpandRequest, request_fields, source_name, source_stem
-from kling_expand.store.base import JobState
+from kling_expand.store.base import JobRecord, JobState
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
 
 Payload = dict[str, Any]
 
-MAX_ATTEMPTS = 30  # of a job whose errors are transient
-FOLLOW_INTERVAL = 2.0  # seconds between two reads of a job that another worker owns
+MAX_ATTEMPTS = 30  # of a job whose errors are transient and which has no task
+MAX_FOLLOW_DELAY = 10.0  # seconds between two tries of a job that has or may have a task, as it takes slots
+SAVE_ATTEMPTS = 3  # before a succeeded job ends without its pictures on disk
+MAX_SAVE_DELAY = 600.0  # seconds between two tries to save them later
+OBJECT_TIMEOUT = 300.0  # seconds to read a photo from an object store, or to write pictures to one
 # The job is valid, but the operator must first pay the account, or change a key or a setting.
 _OPERATOR_ERRORS = (AccountError, AuthenticationError, PermissionDenied, IPNotAllowed)
 OPERATOR_RETRY_DELAY = 300.0  # seconds
-_OPEN = {JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED}
 _GEOMETRIES = {kind.__name__: kind for kind in (Ratios, ToAspect, ToSize, Padding, Towards)}
 _TEMPLATE = "{name}-{external_task_id}-{index}{ext}"
 
@@ -61,11 +69,20 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 class RetryLater(Exception):
-    """A request to run the job again in `delay` seconds; its cause is the error."""
+    """A request to run the job again in `delay` seconds; its cause is the error.
 
-    def __init__(self, delay: float) -> None:
+    `charge` says whether it counts as a failed attempt, and `saving` that only the pictures are left to save.
+    """
+
+    def __init__(self, delay: float, *, charge: bool = True, saving: bool = False) -> None:
         super().__init__(f"the job is to run again in {delay:g} seconds")
         self.delay = delay
+        self.charge = charge
+        self.saving = saving
+
+
+class WorkersDied(KlingError):
+    """A job that is not run again, as workers died whenever they had it in work."""
 
 
 Hold = Callable[[int, str], AbstractAsyncContextManager[None]]
@@ -83,7 +100,7 @@ class WorkerContext:
 
     `output` is where images are saved; with None only their URLs are kept. `hold` is a context manager
     that waits for the permits of a job, given its number of images and its key, and releases them when
-    the end of its task is known.
+    the end of its task is known. `unsaved` holds the keys of jobs whose pictures could not be saved.
     """
 
     client: KlingClient
@@ -91,51 +108,157 @@ class WorkerContext:
     output: str | None = None
     hold: Hold = _no_permits
     callback_url: str | None = None
+    unsaved: set[str] = attrs.field(factory=set)
+
+
+@frozen
+class History:
+    """What happened to a job before.
+
+    `attempts` failed. With `follow` its task exists or may exist, and with `saving` only its pictures are
+    missing. `deaths` of workers had it in work, and with `forbidden` it is not run again.
+    """
+
+    attempts: int = 0
+    follow: bool = False
+    saving: bool = False
+    deaths: int = 0
+    forbidden: bool = False
 
 
 async def execute(
-    payload: Payload, context: WorkerContext, attempt: int = 0, priority: int = 0
+    payload: Payload, context: WorkerContext, history: History | None = None, priority: int = 0
 ) -> JobOutcome:
     """Execute one job and return its outcome, which the store holds by then.
 
-    *attempt* counts the earlier starts of the job. A job of higher *priority* gets a slot first.
+    A job of higher *priority* gets a slot first.
 
     Raises:
         RetryLater: when the failure may be transient, or the job was not sent because the worker stops.
+        TakenOver: when another worker has the job.
     """
+    history = history or History()
     key: str = payload["key"]
     try:
-        outcome = await _expand(payload, context, priority)
+        if context.callback_url:
+            payload = {"callback_url": context.callback_url, **payload}
+        request = unpack(payload)
+        result = await _result(request, context, history, priority)
     except TakenOver:
-        return await _follow(key, context.store)
-    except Exception as error:  # a bug must not lose a job
-        delay = retry_delay(error, attempt)
-        if delay is not None:
-            logger.info("job %s is retried in %g seconds: %s", key, delay, error)
-            raise RetryLater(delay) from error
-        status = "failed" if isinstance(error, TaskFailed) else "refused"
-        task_id = getattr(error, "task_id", None)
-        external_task_id = getattr(error, "external_task_id", None)
-        reason = f"{type(error).__name__}: {error}"
-        outcome = JobOutcome(key, status, external_task_id, task_id, error=reason)
-    await context.store.record_outcome(outcome)
-    return outcome
+        raise
+    except Exception as error:  # noqa: BLE001 - a bug must not lose a job
+        outcome = _failure(key, error, history.attempts)
+        await context.store.record_outcome(outcome)
+        return outcome
+    return await _ended(request, result, context, history)
 
 
-async def _expand(payload: Payload, context: WorkerContext, priority: int) -> JobOutcome:
-    if context.callback_url:
-        payload = {"callback_url": context.callback_url, **payload}
-    request = unpack(payload)
-    name = source_stem(request.image)
-    loaded = await load(request)
-    async with context.hold(request.n, payload["key"]):
-        result = await context.client.submit(loaded, priority=priority)
-    # The end must be in the store before the queue deletes the job, else its permits would count as held.
-    await context.store.observe(_external_task_id(result), result.task)
-    files: tuple[str, ...] = tuple(map(str, result.files))
+async def _result(
+    request: ExpandRequest, context: WorkerContext, history: History, priority: int
+) -> ExpandResult:
+    """Return the result of the job's task, which is created if there is none."""
+    known = await _known(request, context.store) if history.follow or history.forbidden else None
+    result = None
+    if known is not None:
+        with suppress(NotSubmitted):  # there is no task after all, and only the payload has the photo
+            result = await context.client.resume_job(known, priority=priority)
+    if result is None and history.forbidden:
+        raise WorkersDied(f"{history.deaths} workers died with this job in work, the last with no other job")
+    if result is None:
+        async with nullcontext() if known else context.hold(request.n, str(request.key)):
+            result = await _submit(request, context, priority)
+            await context.store.observe(_external_task_id(result), result.task)
+    else:
+        # The end must be in the store before the queue deletes the job, else it would still count.
+        await context.store.observe(_external_task_id(result), result.task)
+    return result
+
+
+async def _submit(request: ExpandRequest, context: WorkerContext, priority: int) -> ExpandResult:
+    """Submit a job; where its photo is gone, continue with the task that an earlier submission made."""
+    try:
+        return await context.client.submit(await load(request), priority=priority)
+    except ImageError:
+        known = await _known(request, context.store)
+        if known is None or known.state is JobState.FAILED:
+            raise
+        return await context.client.resume_job(known, priority=priority)
+
+
+async def _known(request: ExpandRequest, store: PostgresStore) -> JobRecord | None:
+    """Return the record of the request's job if a task exists or may exist, but none of another request.
+
+    The geometry is not compared: the record has the one that was worked out for the photo.
+    """
+    known = await store.find(str(request.key))
+    if known is None or (known.task_id is None and not known.may_exist):
+        return None
+    sent = codec.unpack_request(known.params, known.source or "", known.key)
+    names = [each.name for each in request_fields() if each.changes_result]
+    same = all(getattr(sent, name) == getattr(request, name) for name in names)
+    return known if same and known.source in {None, str(request.image)} else None
+
+
+def _failure(key: str, error: Exception, attempts: int) -> JobOutcome:
+    """Return the outcome of a job that ended by *error*, or raise `RetryLater`."""
+    delay = retry_delay(error, attempts)
+    if delay is not None:
+        logger.info("job %s is retried in %g seconds: %s", key, delay, error)
+        raise RetryLater(delay, charge=delay > 0) from error
+    task_id = getattr(error, "task_id", None)
+    external_task_id = getattr(error, "external_task_id", None)
+    reason = f"{type(error).__name__}: {error}"
+    paid = isinstance(error, TaskFailed) or task_id is not None
+    return JobOutcome(key, "failed" if paid else "refused", external_task_id, task_id, error=reason)
+
+
+async def _ended(
+    request: ExpandRequest, result: ExpandResult, context: WorkerContext, history: History
+) -> JobOutcome:
+    """Save the pictures of a succeeded job, and return its outcome."""
+    key, files = str(request.key), tuple(map(str, result.files))
+    error: Exception | None = None
     if context.output and not files:
-        files = await save(result, context.output, name or result.task_id)
-    return _succeeded(payload["key"], result, files)
+        try:
+            files = await _save(request, result, context, history)
+        except ClientClosed as closed:
+            raise RetryLater(0.0, charge=False, saving=history.saving) from closed
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the job is paid
+            error = failure
+    outcome = _succeeded(key, result, files)
+    if error is None:
+        await context.store.record_outcome(outcome)
+        return outcome
+    return await _unsaved(outcome, error, context, history)
+
+
+async def _save(
+    request: ExpandRequest, result: ExpandResult, context: WorkerContext, history: History
+) -> tuple[str, ...]:
+    if history.forbidden:
+        raise WorkersDied(f"{history.deaths} workers died with this job in work, so it is not saved")
+    files = await save(result, str(context.output), source_stem(request.image) or result.task_id)
+    context.unsaved.clear()
+    return files
+
+
+async def _unsaved(
+    outcome: JobOutcome, error: Exception, context: WorkerContext, history: History
+) -> JobOutcome:
+    """Record that the pictures of a succeeded job are not on disk, and why; try again if that may help."""
+    final = isinstance(error, ResultExpired | WorkersDied)
+    delay = min(5.0 * 2**history.attempts, MAX_SAVE_DELAY)
+    if not final and not history.saving and history.attempts + 1 < SAVE_ATTEMPTS:
+        raise RetryLater(delay) from error
+    if not context.unsaved:
+        logger.warning("pictures cannot be saved, and are tried again while their URLs live: %s", error)
+    context.unsaved.add(outcome.key)
+    outcome = evolve(outcome, saved=False, error=f"{type(error).__name__}: {error}")
+    if final or not history.saving:
+        await context.store.record_outcome(outcome)
+    if not final:
+        raise RetryLater(delay, saving=True) from error
+    return outcome
 
 
 def _external_task_id(result: ExpandResult) -> str:
@@ -148,30 +271,22 @@ def _succeeded(key: str, result: ExpandResult, files: tuple[str, ...]) -> JobOut
     return JobOutcome(key, "succeeded", _external_task_id(result), result.task_id, urls, files, units)
 
 
-async def _follow(key: str, store: PostgresStore) -> JobOutcome:
-    """Return the outcome that the job's new owner records, after this worker lost the job."""
-    logger.warning("job %s was taken over by another worker", key)
-    while True:
-        job, outcome = await store.find(key), await store.outcome(key)
-        if outcome is not None and job is not None and job.state not in _OPEN:
-            return outcome
-        await asyncio.sleep(FOLLOW_INTERVAL)
-
-
 def retry_delay(error: Exception, attempt: int) -> float | None:
     """Return the seconds until a job is retried after *error* at *attempt* (from 0), or None for never."""
-    if isinstance(error, ClientClosed | NotSubmitted):
-        return 0.0  # this worker stops, and another runs the job
-    if isinstance(error, JournalError) and error.task_id:
-        return 0.0  # another worker has created the task, and the retry adopts it
-    if attempt + 1 >= MAX_ATTEMPTS or isinstance(error, ResultExpired):
+    known = getattr(error, "task_id", None) is not None
+    if isinstance(error, ClientClosed | NotSubmitted) or (isinstance(error, JournalError) and known):
+        return 0.0  # this worker stops and another runs the job, or another has created the task to adopt
+    may_exist = known or isinstance(error, SubmissionUnknown)
+    if isinstance(error, ResultExpired) or (attempt + 1 >= MAX_ATTEMPTS and not may_exist):
         return None
     if isinstance(error, _OPERATOR_ERRORS):
         return OPERATOR_RETRY_DELAY
     # If this machine never reached the service, another one may, or this one after a repair.
     passing = (SubmissionUnknown, TransportError, DeadlineExceeded, DownloadError, JournalError)
     transient = isinstance(error, passing) or not isinstance(error, KlingError)
-    return min(5.0 * 2**attempt, 600.0) if transient or getattr(error, "retryable", False) else None
+    if not transient and not getattr(error, "retryable", False):
+        return None
+    return min(5.0 * float(1 << min(attempt, 10)), MAX_FOLLOW_DELAY if may_exist else 600.0)
 
 
 class SharedSlots(Slots):
@@ -249,9 +364,14 @@ def unpack(payload: Payload) -> ExpandRequest:
     Raises:
         InvalidRequest: when a value is not allowed.
     """
-    values = dict(payload)
-    geometry = dict(values.pop("geometry"))
-    return ExpandRequest(geometry=_GEOMETRIES[geometry.pop("kind")](**geometry), **values)
+    try:
+        values = dict(payload)
+        geometry = dict(values.pop("geometry"))
+        return ExpandRequest(geometry=_GEOMETRIES[geometry.pop("kind")](**geometry), **values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidRequest(
+            "payload", f"{type(error).__name__}: {error}", "must be one that `pack` made"
+        ) from error
 
 
 def _location(image: Any) -> str:
@@ -284,7 +404,11 @@ async def load(request: ExpandRequest) -> ExpandRequest:
     location = str(request.image)
     if not in_object_store(location):
         return request
-    return evolve(request, image=await asyncio.to_thread(_read, location))
+    try:
+        async with asyncio.timeout(OBJECT_TIMEOUT):
+            return evolve(request, image=await asyncio.to_thread(_read, location))
+    except TimeoutError:
+        raise TransportError(f"{location} was not read in {OBJECT_TIMEOUT:g} seconds", sent=False) from None
 
 
 def _read(location: str) -> bytes:
@@ -292,7 +416,7 @@ def _read(location: str) -> bytes:
 
     try:
         with fsspec_module().open(location, "rb") as file:
-            content: bytes = file.read()
+            content: bytes = file.read(MAX_BYTES + 1)  # one more than allowed is refused with the others
             return content
     except (FileNotFoundError, ValueError) as error:  # no such object, or no such kind of store
         raise ImageError("image", location, "not in its object store", str(error)) from error
@@ -315,5 +439,10 @@ async def save(result: ExpandResult, target: str, name: str) -> tuple[str, ...]:
     result = evolve(result, name=name)
     template = target if "{" in target else f"{target.rstrip('/')}/{_TEMPLATE}"
     if in_object_store(target):
-        return await result.upload(template)
+        seconds = 2 * OBJECT_TIMEOUT  # to download the pictures, and to write them
+        try:
+            async with asyncio.timeout(seconds):
+                return await result.upload(template)
+        except TimeoutError:
+            raise DownloadError(f"{target} was not written in {seconds:g} seconds") from None
     return tuple(str(path.absolute()) for path in await result.save(template))

@@ -1,4 +1,4 @@
-"""The queue of a fleet: jobs on procrastinate, in the PostgreSQL database that holds the job store.
+"""The queue of a fleet: jobs in procrastinate's tables, in the PostgreSQL database that holds the job store.
 
 ::
 
@@ -12,18 +12,16 @@ Any number of machines execute them with ``kling-expand fleet worker``, which ru
 """
 
 import asyncio
+import hashlib
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import procrastinate
-import psycopg
 from attrs import frozen
-from procrastinate.connector import BaseAsyncConnector, BaseConnector, Notify
-from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from kling_expand.config import webhook_secret
@@ -31,12 +29,13 @@ from kling_expand.errors import JournalError
 from kling_expand.jobs.bulk import each
 from kling_expand.models import ExpandRequest
 from kling_expand.store.base import JobState
-from kling_expand.store.postgres import JobOutcome, PostgresStore, create_tables
+from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver, check_tables, create_tables
 from kling_expand.store.postgres_pool import Connection, ConnectionPool, listen
 from kling_expand.webhooks import WebhookEvent, Webhooks
 
-from . import permits
-from .job import Payload, RetryLater, execute, pack
+from . import lease
+from .job import History, Payload, RetryLater, WorkerContext, execute, pack
+from .lease import ALONE, FOLLOW, MAX_DEATHS, Lease, QueuedJob
 
 __all__ = ["Fleet", "FleetStats"]
 
@@ -46,114 +45,118 @@ BATCH = 500  # jobs queued by one statement
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
 POLL_INTERVAL = 1.0  # seconds between two reads for results
+TAKE_INTERVAL = 1.0  # seconds between two reads of an empty queue, in case a notification is lost
+TAKEN_AT_ONCE = 8  # new jobs, so that workers that start together share them
+MAX_FOLLOWED = 1000  # tasks that one worker follows for others that ended
 CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried whose execution raised an unexpected error
+_PLAIN_RUN = re.compile(r"[A-Za-z0-9_.-]{1,27}")  # the name of a channel has at most 63 bytes
 
 NotificationHandler = Callable[[str], object]  # called with the payload
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-class Connector(BaseAsyncConnector):
-    """Procrastinate's statements over the package's connections, which wait for a database that is away.
+def queue_name(run: str) -> str:
+    """Return the name of a run's queue, for a run with a name of any length."""
+    return f"kling_{run if _PLAIN_RUN.fullmatch(run) else hashlib.sha256(run.encode()).hexdigest()[:26]}"
 
-    A statement may run twice (see `kling_expand.store.postgres_pool`). A job that the first run finished
-    or requeued is missing in the second run, which is no error.
+
+class Consumer:
+    """The jobs that one worker has in hand: at most *concurrency* new ones, and any that are followed.
+
+    With *alone* it takes only jobs that must run alone, one after the other.
     """
 
-    def __init__(self, database: ConnectionPool) -> None:
-        self._database = database
+    def __init__(
+        self, lease: Lease, context: WorkerContext, *, concurrency: int, alone: bool = False
+    ) -> None:
+        self._lease = lease
+        self._context = context
+        self._concurrency = concurrency
+        self._alone = alone
+        self._arrived = asyncio.Event()
+        self._running: dict[asyncio.Task[None], QueuedJob] = {}
 
-    def get_sync_connector(self) -> BaseConnector:
-        """Return this connector: there is no blocking one."""
-        return self
+    @property
+    def running(self) -> set[asyncio.Task[None]]:
+        """The asyncio tasks of the jobs in hand."""
+        return set(self._running)
 
-    async def open_async(self, pool: object = None) -> None:
-        """Do nothing: the fleet opens the connections."""
+    @property
+    def job_ids(self) -> set[int]:
+        """The numbers of the jobs in hand."""
+        return {job.id for job in self._running.values()}
 
-    async def close_async(self) -> None:
-        """Do nothing: the fleet closes the connections."""
+    def wake(self, _payload: str = "") -> None:
+        """Look for jobs now; it handles the notifications of the queue."""
+        self._arrived.set()
 
-    async def execute_query_async(self, query: str, **arguments: Any) -> None:
-        """Run a statement that returns no rows."""
+    async def take_jobs(self) -> None:
+        """Take jobs whenever there is room, until cancelled."""
+        while True:
+            self._arrived.clear()
+            for job in (taken := await self._take()):
+                task = asyncio.create_task(self._process(job), name=f"fleet job {job.id}")
+                self._running[task] = job
+                task.add_done_callback(self._done)
+            if not taken:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TAKE_INTERVAL):
+                        await self._arrived.wait()
+
+    async def _take(self) -> list[QueuedJob]:
+        if self._alone:
+            return [] if self._running else await self._lease.take(0, 1, ALONE)
+        new = sum(job.queue == self._lease.queue for job in self._running.values())
+        room = min(TAKEN_AT_ONCE, self._concurrency - new)
+        return await self._lease.take(
+            max(0, room), MAX_FOLLOWED - len(self._running) + new, FOLLOW, lease.SAVE
+        )
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._arrived.set()
+
+    async def _process(self, job: QueuedJob) -> None:
+        """Execute a job and tell the queue. A job that is cancelled here stays assigned to this worker."""
         try:
-            await self._rows(query, arguments, returning=False)
-        except JournalError as error:
-            if not isinstance(error.__cause__, psycopg.errors.RaiseException):
-                raise
-            logger.info("a repeated statement of the queue changed nothing: %s", error)
-
-    async def execute_query_one_async(self, query: str, **arguments: Any) -> dict[str, Any]:
-        """Run a statement and return its first row."""
-        rows = await self._rows(query, arguments)
-        if not rows:
-            raise procrastinate.exceptions.NoResult
-        return rows[0]
-
-    async def execute_query_all_async(self, query: str, **arguments: Any) -> list[dict[str, Any]]:
-        """Run a statement and return all rows."""
-        return await self._rows(query, arguments)
-
-    async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
-        """Deliver notifications to *on_notification*; insertions that arrive together are delivered once."""
-        pending: dict[str, str] = {}
-        arrived = asyncio.Event()
-
-        def on_notify(channel: str, payload: str) -> None:
-            if channel:
-                # Notifications of insertions are interchangeable, others are not.
-                pending[channel if "job_inserted" in payload else payload] = payload
-                arrived.set()
-
-        async def deliver() -> None:
-            while True:
-                await arrived.wait()
-                arrived.clear()
-                for payload in [pending.pop(name) for name in tuple(pending)]:
-                    await on_notification(channel="", payload=payload)
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(deliver())
-            group.create_task(listen(self._database.dsn, on_notify, *channels))
-
-    async def _rows(
-        self, query: str, arguments: Mapping[str, Any], *, returning: bool = True
-    ) -> list[dict[str, Any]]:
-        values = {name: _adapt(value) for name, value in arguments.items()}
-
-        async def run(database: Connection) -> list[dict[str, Any]]:
-            async with database.cursor(row_factory=dict_row) as cursor:
-                await cursor.execute(query, values)
-                return await cursor.fetchall() if returning else []
-
-        return await self._database.run(run)
+            problem = _problem(job)
+            if problem is not None:
+                key = f"{job.task_name} {job.id}"
+                await self._context.store.record_outcome(JobOutcome(key, "refused", error=problem))
+                await self._lease.put_aside(job)
+                return
+            await execute(job.payload, self._context, _history(job, self._lease.queue), job.priority)
+            await self._lease.finish(job)
+        except RetryLater as again:
+            await self._lease.requeue(job, again.delay, charge=again.charge, saving=again.saving)
+        except TakenOver:
+            logger.info("job %s was taken over by another worker", job.payload["key"])
+            await self._lease.requeue(job, CRASH_RETRY_DELAY)
+        except Exception:
+            logger.exception("a job is retried after an unexpected error")
+            await self._lease.requeue(job, CRASH_RETRY_DELAY, charge=True)
 
 
-def _adapt(value: Any) -> Any:
-    if isinstance(value, dict):
-        return Jsonb(value)
-    if isinstance(value, list):
-        return [_adapt(item) for item in value]
-    if isinstance(value, tuple):  # a named tuple too: PostgreSQL takes it as a row
-        return tuple(_adapt(item) for item in value)
-    return value
+def _problem(job: QueuedJob) -> str | None:
+    """Return why a job cannot be executed at all, or None."""
+    if job.task_name != TASK:
+        return (
+            f"the task must be {TASK!r}, got {job.task_name!r}; the job stays in the queue's table, as failed"
+        )
+    if not isinstance(job.payload.get("key"), str):
+        return "the payload has no key; the job stays in the queue's table, as failed"
+    return None
 
 
-class _Retry(procrastinate.BaseRetryStrategy):
-    """The retry rule of the queue: a job that did not end is always retried, after a delay."""
-
-    def get_retry_decision(
-        self, *, exception: BaseException, job: procrastinate.jobs.Job
-    ) -> procrastinate.RetryDecision:
-        del job
-        delay = exception.delay if isinstance(exception, RetryLater) else CRASH_RETRY_DELAY
-        if isinstance(exception, asyncio.CancelledError):
-            delay = 0.0  # this worker stops, and another runs the job
-        return procrastinate.RetryDecision(retry_in={"seconds": int(delay)})
-
-
-async def _run_job(job: procrastinate.JobContext, /, **payload: Any) -> None:
-    """Execute one job in the context of the worker that fetched it; procrastinate's task."""
-    await execute(payload, job.additional_context["context"], job.job.attempts, job.job.priority)
+def _history(job: QueuedJob, queue: str) -> History:
+    return History(
+        attempts=job.attempts,
+        follow=job.queue != queue,
+        saving=job.queue == queue + lease.SAVE,
+        deaths=job.deaths,
+        forbidden=job.deaths > MAX_DEATHS,
+    )
 
 
 @frozen(kw_only=True)
@@ -183,7 +186,7 @@ class Fleet:
     """The jobs of one *run* in the database at *dsn*, for submitters and readers: ``async with Fleet(dsn)``.
 
     Entering creates no tables: `init` does, once for each database. All methods wait for a database that
-    is away for a while, and raise `JournalError` when it stays away or has no tables.
+    is away for a while, and raise `JournalError` when it stays away or has no tables of this version.
     """
 
     def __init__(
@@ -196,12 +199,11 @@ class Fleet:
     ) -> None:
         self.dsn = dsn
         self.run = run
-        self.queue: str = f"kling_{run}"
+        self.queue: str = queue_name(run)
         self.database: ConnectionPool = ConnectionPool(dsn)
-        self._clock = clock
+        self.clock: Callable[[], float] = clock
         self.store: PostgresStore = PostgresStore(self.database, run=run, owner=None, clock=clock)
-        self.app: procrastinate.App = procrastinate.App(connector=Connector(self.database))
-        self._task = self.app.task(name=TASK, queue=self.queue, retry=_Retry(), pass_context=True)(_run_job)
+        self._checked = False
         if webhook_secrets is None:
             secret = webhook_secret()
             webhook_secrets = [secret] if secret else []
@@ -217,14 +219,33 @@ class Fleet:
         await self.database.aclose()
 
     async def init(self) -> None:
-        """Create the tables that are missing. Calling it again is harmless.
+        """Create the tables that are missing, and upgrade older ones. Calling it again is harmless.
+
+        Workers of the older version stop with an error at their next heartbeat.
 
         Raises:
-            JournalError: when the database is unreachable or refuses.
+            JournalError: when the database is unreachable, refuses, or has the tables of a newer version.
         """
-        await create_tables(self.database, permits.SCHEMA)
-        if not await self.app.check_connection_async():
-            await self.app.schema_manager.apply_schema_async()
+
+        async def create_queue(connection: Connection) -> None:
+            from procrastinate.schema import SchemaManager  # imported here, as nothing else needs it
+
+            async with connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock(hashtext('kling_expand'))")
+                known = await (
+                    await connection.execute("SELECT to_regclass('procrastinate_jobs')::text")
+                ).fetchone()
+                if known is None or known[0] is None:
+                    await connection.execute(SchemaManager.get_schema())
+
+        await self.database.run(create_queue)
+        await create_tables(self.database, lease.SCHEMA)
+
+    async def check(self) -> None:
+        """Raise `JournalError` where the tables are missing or of another version."""
+        if not self._checked:
+            await check_tables(self.database)
+            self._checked = True
 
     # ------------------------------------------------------------------ submitters and readers
 
@@ -236,7 +257,8 @@ class Fleet:
             JournalError: when the database is unreachable or has no tables.
         """
         payload = pack(request)
-        await self._task.configure(priority=priority).defer_async(**payload)
+        await self.check()
+        await self._insert([payload], priority)
         key: str = payload["key"]
         return key
 
@@ -256,6 +278,7 @@ class Fleet:
             InvalidRequest: when a request cannot be queued.
             JournalError: when the database is unreachable or has no tables.
         """
+        await self.check()
         count, room = 0, 0
         batch: list[Payload] = []
         async with aclosing(each(requests)) as source:
@@ -283,37 +306,35 @@ class Fleet:
         Raises:
             JournalError: when the database is unreachable or has no tables.
         """
-        place = (0, "")
+        await self.check()
+        place = 0
         while True:
             queued, running = await self._counts()  # before the read, else the last could be missed
             page = await self.store.outcomes(place)
             for place, outcome in page:  # noqa: B007 - where the next page begins
                 yield outcome
             if not page:
-                if not queued and not running and not await self.store.has_outcomes(place):
+                if not queued and not running:
                     return
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def cancel(self, *keys: str) -> int:
-        """Remove the jobs of *keys* (all, without keys) that no worker runs, and return their number.
+        """Remove the jobs of *keys* (all, without keys) that no worker has or ever sent; return their number.
+
+        What was sent has a task that is paid: it is followed to its end, and the log says how many these
+        are. Queue entry and outcome change in one statement, so an interrupted call can be repeated.
 
         Raises:
             JournalError: when the database is unreachable or has no tables.
         """
-        removed = await self.database.fetch(_CANCEL, self.queue, list(keys) or None)
-        for (key,) in removed:
-            await self.store.record_outcome(JobOutcome(key, "cancelled"))
-        return len(removed)
+        await self.check()
+        values = self.queue, self.run, list(keys) or None, self.clock()
+        ((removed, kept),) = await self.database.fetch(_CANCEL, *values)
+        if kept:
+            logger.warning("%d jobs are not cancelled: a worker has or has sent them, and they go on", kept)
+        return int(removed)
 
     # ------------------------------------------------------------------ workers
-
-    async def fetched_jobs(self, worker_id: int) -> set[int]:
-        """Return the jobs that the queue has assigned to this worker.
-
-        Raises:
-            JournalError: when the database is unreachable.
-        """
-        return {number for (number,) in await self.database.fetch(_FETCHED, worker_id)}
 
     async def listen(self, handlers: Mapping[str, NotificationHandler]) -> None:
         """Call each channel's handler with the payload of every notification, until cancelled.
@@ -329,17 +350,6 @@ class Fleet:
                 handlers[name](payload)
 
         await listen(self.dsn, on_notify, *handlers)
-
-    async def requeue_stalled(self, heartbeat_timeout: float, lost: Sequence[int] = ()) -> int:
-        """Requeue the jobs of workers without a recent heartbeat, and the *lost* ones; return their number.
-
-        After a start of the database, nothing is requeued for *heartbeat_timeout* seconds: no worker could
-        send a heartbeat before.
-
-        Raises:
-            JournalError: when the database is unreachable.
-        """
-        return len(await self.database.fetch(_REQUEUE_STALLED, self.queue, heartbeat_timeout, list(lost)))
 
     # ------------------------------------------------------------------ callbacks and statistics
 
@@ -370,10 +380,13 @@ class Fleet:
         Raises:
             JournalError: when the database is unreachable or has no tables.
         """
+        await self.check()
         queued, running = await self._counts()
-        workers = await self.database.fetch(_WORKERS)
+        workers = await self.database.fetch(_WORKERS, self.run)
         outcomes = await self.database.fetch(_OUTCOMES, self.run)
-        ((in_flight, held, recent),) = await self.database.fetch(_USAGE, self.run, self._clock() - 60)
+        ((in_flight, held, recent),) = await self.database.fetch(
+            _USAGE, self.run, self.run, self.run, self.clock() - 60
+        )
         return FleetStats(
             queued=queued,
             running=running,
@@ -387,14 +400,18 @@ class Fleet:
         )
 
     async def _counts(self) -> tuple[int, int]:
-        """Return how many jobs wait in the queue, and how many are with workers."""
-        ((queued, running),) = await self.database.fetch(_COUNTS, self.queue)
+        """Return how many jobs wait in the queue, and how many are with workers.
+
+        Those that succeeded, with pictures that are still to be saved, are not among them.
+        """
+        open_queues = [self.queue, self.queue + FOLLOW, self.queue + ALONE]
+        ((queued, running),) = await self.database.fetch(_COUNTS, open_queues)
         return queued, running
 
 
 _COUNTS = """
 SELECT count(*) FILTER (WHERE status = 'todo'), count(*) FILTER (WHERE status = 'doing')
-FROM procrastinate_jobs WHERE queue_name = %s AND status IN ('todo', 'doing')
+FROM procrastinate_jobs WHERE queue_name = ANY(%s) AND status IN ('todo', 'doing')
 """
 _INSERT = """
 WITH inserted AS (
@@ -403,35 +420,38 @@ WITH inserted AS (
 ) SELECT count(*) FROM inserted
 """
 _CANCEL = """
-WITH input AS (SELECT %s::text AS queue, %s::text[] AS keys), removed AS (
-    DELETE FROM procrastinate_jobs USING input WHERE status = 'todo' AND queue_name = queue
-        AND (keys IS NULL OR args ->> 'key' = ANY(keys)) RETURNING args ->> 'key'
-) SELECT * FROM removed
-"""
-_FETCHED = "SELECT id FROM procrastinate_jobs WHERE worker_id = %s AND status = 'doing'"
-_REQUEUE_STALLED = """
-WITH input AS (
-    SELECT %s::text AS queue, make_interval(secs => %s) AS timeout, %s::bigint[] AS lost
-), stalled AS (
-    SELECT job.id FROM input, procrastinate_jobs AS job
-    LEFT JOIN procrastinate_workers AS worker ON worker.id = job.worker_id
-    WHERE status = 'doing' AND queue_name = queue AND clock_timestamp() - pg_postmaster_start_time() > timeout
-        AND (worker.id IS NULL OR last_heartbeat < now() - timeout OR job.id = ANY(lost))
-    FOR UPDATE OF job SKIP LOCKED
+WITH input AS (SELECT %s::text AS queue, %s::text AS run, %s::text[] AS keys, %s::double precision AS now),
+found AS (
+    SELECT job.id, args ->> 'key' AS key, status = 'todo' AND queue_name = queue AND NOT EXISTS (
+            SELECT FROM kling_jobs AS known WHERE known.run = input.run AND known.key = args ->> 'key'
+                AND (task_id IS NOT NULL OR last_post_at IS NOT NULL)) AS unsent
+    FROM procrastinate_jobs AS job, input
+    WHERE split_part(queue_name, ':', 1) = queue AND queue_name <> queue || ':save'
+        AND status IN ('todo', 'doing')
+        AND (keys IS NULL OR args ->> 'key' IN (SELECT unnest(keys) FROM input))
+), removed AS (
+    DELETE FROM procrastinate_jobs AS job USING found WHERE job.id = found.id AND unsent AND status = 'todo'
+    RETURNING job.id, key
+), recorded AS (
+    INSERT INTO kling_outcomes (run, key, status, urls, files, ended_at)
+    SELECT DISTINCT run, key, 'cancelled', '{}'::text[], '{}'::text[], now FROM removed, input
+    WHERE key IS NOT NULL
+    ON CONFLICT (run, key) DO UPDATE SET status = excluded.status, external_task_id = NULL, task_id = NULL,
+        urls = excluded.urls, files = excluded.files, units = NULL, error = NULL,
+        ended_at = excluded.ended_at, saved = true, number = NULL
 )
-UPDATE procrastinate_jobs SET status = 'todo', attempts = attempts + 1, scheduled_at = NULL, worker_id = NULL
-FROM stalled WHERE procrastinate_jobs.id = stalled.id RETURNING 1
+SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM found) - (SELECT count(*) FROM removed)
 """
 _FORWARD = "SELECT pg_notify(%s, jsonb_build_object('headers', %s, 'body', %s::text)::text)"
 _WORKERS = """
-SELECT extract(epoch FROM now() - last_heartbeat), count(job.id) FROM procrastinate_workers AS worker
+SELECT coalesce(extract(epoch FROM clock_timestamp() - last_heartbeat), 0), count(job.id)
+FROM kling_workers AS worker LEFT JOIN procrastinate_workers AS seen ON seen.id = worker.id
 LEFT JOIN procrastinate_jobs AS job ON job.worker_id = worker.id AND job.status = 'doing'
-GROUP BY worker.id ORDER BY worker.id
+WHERE run = %s GROUP BY worker.id, last_heartbeat ORDER BY worker.id
 """
 _OUTCOMES = "SELECT status, count(*) FROM kling_outcomes WHERE run = %s GROUP BY status"
 _USAGE = f"""
-SELECT (SELECT coalesce(sum({permits.IMAGES}), 0) FROM kling_jobs WHERE state = 'submitted'),
-    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
-        AND objid::bigint < {permits.ALIVE}),
+SELECT (SELECT coalesce(sum({lease.IMAGES}), 0) FROM kling_jobs WHERE run = %s AND state = 'submitted'),
+    (SELECT coalesce(sum(images), 0) FROM kling_permits WHERE run = %s),
     (SELECT count(*) FROM kling_outcomes WHERE run = %s AND ended_at > %s)
 """  # noqa: S608 - built of constants

@@ -1,7 +1,8 @@
 """A fleet worker: takes jobs from the queue and executes them until it is stopped.
 
-Each worker also requeues the jobs of workers whose heartbeat has timed out. It does so beside its jobs:
-as a queued job it would wait while every worker is busy.
+A worker works in sessions. Each has a lease and a client of its own. A session ends when the worker is
+stopped, when its lease has ended, or when the worker changes between all jobs and those that must run alone.
+At its end running tasks are handed over, which costs nothing: any session follows them.
 """
 
 import asyncio
@@ -11,38 +12,52 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from attrs import evolve
-from procrastinate.worker import Worker as QueueWorker
+from attrs import evolve, frozen
 
 from kling_expand.api.codec import parse_json
 from kling_expand.client import KlingClient
 from kling_expand.errors import WebhookError
-from kling_expand.jobs.runner import GRACE
 from kling_expand.models import MAX_IMAGES
+from kling_expand.store.postgres import PostgresStore
 
 from .job import SharedSlots, WorkerContext
-from .permits import PERMIT_CHANNEL, Permits
-from .queue import CALLBACK_CHANNEL, Fleet, NotificationHandler
+from .lease import PERMIT_CHANNEL, Lease, LeaseLost, Permits
+from .queue import CALLBACK_CHANNEL, Consumer, Fleet, NotificationHandler
 
 HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a worker's jobs are requeued
+MAX_BEAT_INTERVAL = 5.0  # seconds
 SHUTDOWN_TIMEOUT = 20.0  # seconds that running jobs have to end after `stop`
-CONCURRENCY = 32  # jobs fetched at the same time, most of which wait for a slot
-FETCH_INTERVAL = 1.0  # seconds between two polls of an empty queue, in case a notification is lost
+HAND_OVER_TIMEOUT = 14.0  # seconds after that, in which creates end and jobs go back to the queue
+REQUEUE_TIMEOUT = 3.0  # seconds of those for the statements of the jobs
+CONCURRENCY = 32  # new jobs in hand at the same time, most of which wait for a slot
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
+@frozen
+class _Session:
+    """What one session of a worker is made of."""
+
+    lease: Lease
+    client: KlingClient
+    slots: SharedSlots
+    permits: Permits | None
+    consumer: Consumer
+    alone: bool
+
+
 class Worker:
-    """A process that executes the jobs of *fleet*, at most *concurrency* at a time, until `stop`.
+    """A process that executes the jobs of *fleet*, at most *concurrency* new ones at a time, until `stop`.
 
     With *max_in_flight* the account's slots are counted exactly, over all workers that give the same
     *account* and number. Without it, each worker estimates by itself how many slots it may use. Images are
     saved to *output*: a directory, a template or the URL of an object store. With None only their URLs
     are kept. Further *options* are those of `KlingClient`.
 
-    A worker without a heartbeat for *heartbeat_timeout* seconds loses its jobs to the others. After `stop`
-    nothing new is sent. Running tasks have *shutdown_timeout* seconds to end, and are then handed over to
-    other workers. `run` returns at most 15 seconds after that, and no task is paid twice.
+    A worker without a heartbeat for *heartbeat_timeout* seconds loses its jobs and permits to the others,
+    and begins anew when it comes back. After `stop` nothing new is sent. Running tasks have
+    *shutdown_timeout* seconds to end, and are then handed over to other workers. `run` returns at most 15
+    seconds after that, also where the database is away, and no task is paid twice.
     """
 
     def __init__(
@@ -79,99 +94,138 @@ class Worker:
         """Execute jobs until `stop`.
 
         Raises:
-            JournalError: when the database stays unreachable.
+            JournalError: when the database stays unreachable, or its tables are of another version.
         """
+        await self._fleet.check()
+        working = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:  # after a cancellation too
+            self._stop.set()
+            stopping.cancel()
+            await asyncio.wait([working], timeout=self._shutdown_timeout + HAND_OVER_TIMEOUT)
+            if not working.done():
+                logger.warning("the database is away: the jobs of this worker go on when its lease has ended")
+                working.cancel()
+                await asyncio.wait([working], timeout=0.5)
+        if working.done() and not working.cancelled():
+            working.result()
+
+    async def _work(self) -> None:
+        """Work in one session after the other."""
+        alone = False
+        while not self._stop.is_set():
+            try:
+                alone = await self._run_session(alone=alone)
+            except LeaseLost as error:
+                logger.warning("%s; the worker begins anew", error)
+                alone = False
+
+    async def _run_session(self, *, alone: bool) -> bool:
+        """Work in one session, and return whether the next one is for jobs that must run alone."""
+        fleet = self._fleet
+        limit = max(self._max_in_flight or 0, self._concurrency, MAX_IMAGES)
+        slots = SharedSlots(limit)
+        lease = Lease(
+            fleet.database,
+            fleet.queue,
+            fleet.run,
+            timeout=self._heartbeat_timeout,
+            account=self._account,
+            exact=self._max_in_flight is not None,
+            alone=alone,
+        )
+        store = PostgresStore(
+            fleet.database, run=fleet.run, account=self._account, leased=True, clock=fleet.clock
+        )
+        client = KlingClient(
+            journal=store,
+            run=store.run,
+            slots=slots,
+            rng=self._rng,
+            **{"max_in_flight": limit, **self._options},
+        )
+        await lease.begin()
+        store.owner = lease.worker
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(self._fleet.store)
-            limit = max(self._max_in_flight or 0, self._concurrency, MAX_IMAGES)
-            slots = SharedSlots(limit)
-            client = KlingClient(
-                journal=store,
-                run=store.run,
-                slots=slots,
-                rng=self._rng,
-                **{"max_in_flight": limit, **self._options},
-            )
             await stack.enter_async_context(client)
             context = WorkerContext(client, store, self._output, callback_url=self._callback_url)
             permits = None
             if self._max_in_flight is not None:
-                permits = Permits(
-                    self._fleet.dsn,
-                    self._max_in_flight,
-                    owner=store.owner,
-                    run=store.run,
-                    account=self._account,
-                    rng=self._rng,
-                )
+                permits = Permits(lease, self._max_in_flight, rng=self._rng)
                 await stack.enter_async_context(permits)
                 context = evolve(context, hold=permits.hold)
-            await self._execute_jobs(context, slots, permits)
+            consumer = Consumer(lease, context, concurrency=self._concurrency, alone=alone)
+            return await self._serve(_Session(lease, client, slots, permits, consumer, alone))
 
-    async def _execute_jobs(
-        self, context: WorkerContext, slots: SharedSlots, permits: Permits | None
-    ) -> None:
-        queue_worker = self._queue_worker(context)
-
-        handlers: dict[str, NotificationHandler] = {CALLBACK_CHANNEL: partial(_receive, context.client)}
-        if permits is not None:
-            handlers[PERMIT_CHANNEL] = permits.wake
-        running = asyncio.create_task(queue_worker.run())  # type: ignore[no-untyped-call]  # procrastinate has no types here
+    async def _serve(self, session: _Session) -> bool:
+        handlers: dict[str, NotificationHandler] = {
+            CALLBACK_CHANNEL: partial(_receive, session.client),
+            f"procrastinate_queue_v1#{self._fleet.queue}": session.consumer.wake,
+        }
+        if session.permits is not None:
+            handlers[PERMIT_CHANNEL] = session.permits.wake
+        changing = asyncio.Event()
+        taking = asyncio.create_task(session.consumer.take_jobs())
         beside = [
             asyncio.create_task(self._fleet.listen(handlers)),
-            asyncio.create_task(self._beat(queue_worker)),
+            asyncio.create_task(self._beat(session, changing)),
         ]
-        stopping = asyncio.create_task(self._stop.wait())
+        ends = [asyncio.create_task(event.wait()) for event in (self._stop, changing)]
         try:
-            await asyncio.wait([running, stopping, *beside], return_when=asyncio.FIRST_COMPLETED)
-        finally:  # after a stop, a cancellation or a failure
-            slots.close()
-            if permits is not None:
-                permits.close()
-            queue_worker.stop()  # type: ignore[no-untyped-call]  # nor here
-            await asyncio.wait([running], timeout=self._shutdown_timeout)
-            await context.client.aclose()  # jobs that still wait fail with this, and go back to the queue
-            await asyncio.wait([running])
-            for task in (stopping, *beside):
+            await asyncio.wait([taking, *beside, *ends], return_when=asyncio.FIRST_COMPLETED)
+        finally:  # after a cancellation or a failure too
+            taking.cancel()
+            lost = any(task.done() for task in beside)
+            await self._hand_over(session, 0.0 if lost or changing.is_set() else self._shutdown_timeout)
+            for task in (*ends, *beside):
                 task.cancel()
-            results = await asyncio.gather(running, *beside, return_exceptions=True)
+            results = await asyncio.gather(taking, *beside, return_exceptions=True)
         for error in results:
             if isinstance(error, Exception):
                 raise error
+        return changing.is_set() and not session.alone
 
-    def _queue_worker(self, context: WorkerContext) -> QueueWorker:
-        return QueueWorker(
-            self._fleet.app,
-            queues=[self._fleet.queue],
-            concurrency=self._concurrency,
-            fetch_job_polling_interval=FETCH_INTERVAL,
-            shutdown_graceful_timeout=self._shutdown_timeout + GRACE + 3.0,
-            delete_jobs="always",  # the store keeps their outcomes
-            additional_context={"context": context},
-            install_signal_handlers=False,
-            update_heartbeat_interval=self._heartbeat_timeout / 3,
-            # A worker that starts right after an outage of the database must not prune the workers that
-            # could not send heartbeats during it.
-            stalled_worker_timeout=100 * self._heartbeat_timeout,
-        )
+    async def _hand_over(self, session: _Session, seconds: float) -> None:
+        """Let running jobs end for *seconds*, and put the rest back into the queue."""
+        session.slots.close()
+        if session.permits is not None:
+            session.permits.close()
+        running = session.consumer.running
+        try:
+            if running:
+                await asyncio.wait(running, timeout=seconds)
+            await session.client.aclose()  # jobs that still wait fail with this, and go back to the queue
+            if running:
+                await asyncio.wait(running, timeout=REQUEUE_TIMEOUT)
+        finally:
+            for task in running:
+                task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await session.lease.end()
 
-    async def _beat(self, queue_worker: QueueWorker) -> None:
-        """Send heartbeats, also while the last jobs end, and requeue the jobs of dead workers."""
-        lost: set[int] = set()
+    async def _beat(self, session: _Session, changing: asyncio.Event) -> None:
+        """Send heartbeats, also while the last jobs end, and requeue the jobs of dead workers.
+
+        While the database was away, no worker could send any. So a worker deletes others only when it has
+        sent its own in time for as long as a lease lasts.
+        """
+        loop = asyncio.get_running_loop()
+        lease, consumer = session.lease, session.consumer
+        steady_at = beaten_at = loop.time()
+        idle: set[int] = set()
         while True:
-            await asyncio.sleep(min(self._heartbeat_timeout / 3, 5.0))
-            if queue_worker.worker_id is None:
-                continue
-            await self._fleet.app.job_manager.update_heartbeat(queue_worker.worker_id)
-            # If the answer to a committed fetch was lost with its connection, only the database assigns the
-            # job to this worker. A job that is found like this twice is requeued.
-            fetched = await self._fleet.fetched_jobs(queue_worker.worker_id)
-            running = {context.job.id for context in queue_worker._running_jobs.values()}  # noqa: SLF001 - procrastinate has no public view
-            idle = fetched - running
-            requeued = await self._fleet.requeue_stalled(self._heartbeat_timeout, sorted(idle & lost))
-            lost = idle
-            if requeued:
-                logger.warning("requeued %d jobs of workers without a heartbeat", requeued)
+            await asyncio.sleep(min(self._heartbeat_timeout / 3, MAX_BEAT_INTERVAL))
+            await lease.renew()
+            now = loop.time()
+            if now - beaten_at > self._heartbeat_timeout * 2 / 3:
+                steady_at = now
+            beaten_at = now
+            bury = now - steady_at >= self._heartbeat_timeout
+            idle = await lease.requeue_stalled(consumer.job_ids, idle, bury=bury)
+            if await lease.runs_alone() != session.alone and not (session.alone and consumer.running):
+                changing.set()
 
 
 def _receive(client: KlingClient, payload: str) -> None:

@@ -279,6 +279,8 @@ class JobRunner:
             job.attempt = await self._attempt_of(job.known, given=job.attempt.given)
             task = await self._submitter.settle(job.attempt, 4 * MAX_BYTES // 3, job.deadline_at)
         if task is None:
+            if job.attempt.state is AttemptState.ABSENT:
+                await self._write(self._store.mark_unsent(job.attempt.external_task_id))
             raise error
         await self._take_up(job, task)
 
@@ -466,6 +468,8 @@ class JobRunner:
         elif isinstance(error, APIError) and not error.retryable:
             reason = f"{type(error).__name__}: {error}"
             await self._write(self._store.mark_refused(attempt.external_task_id, reason))
+        elif attempt.state in {AttemptState.REFUSED, AttemptState.ABSENT}:
+            await self._write(self._store.mark_unsent(attempt.external_task_id))
 
     async def _write(self, writing: Awaitable[None]) -> None:
         """Wait for the store. Its failure is logged: a later run looks up what it does not know."""

@@ -3,8 +3,8 @@
 =========  ==========================================  ===================================================
 state      meaning                                     next states
 =========  ==========================================  ===================================================
-intent     to be sent, or sent where `last_post_at`    unknown, rejected, submitted, succeeded, failed
-unknown    sent, and no usable answer came             rejected, submitted, succeeded, failed
+intent     to be sent, or sent where `last_post_at`    intent, unknown, rejected, submitted, succeeded, failed
+unknown    sent, and no usable answer came             intent, rejected, submitted, succeeded, failed
 rejected   refused by the service, so no task exists   intent, submitted, succeeded, failed
 submitted  a task exists                               succeeded, failed
 succeeded  the task succeeded                          succeeded, done
@@ -57,8 +57,8 @@ class JobState(StrEnum):
 
 _ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED})
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.INTENT: _ENDED | {JobState.UNKNOWN, JobState.REJECTED, JobState.SUBMITTED},
-    JobState.UNKNOWN: _ENDED | {JobState.REJECTED, JobState.SUBMITTED},
+    JobState.INTENT: _ENDED | {JobState.INTENT, JobState.UNKNOWN, JobState.REJECTED, JobState.SUBMITTED},
+    JobState.UNKNOWN: _ENDED | {JobState.INTENT, JobState.REJECTED, JobState.SUBMITTED},
     JobState.REJECTED: _ENDED | {JobState.INTENT, JobState.SUBMITTED},
     JobState.SUBMITTED: _ENDED,
     JobState.SUCCEEDED: frozenset({JobState.SUCCEEDED, JobState.DONE}),
@@ -246,6 +246,10 @@ class JobStore(ABC):
         """Record that the service refused the job, so that no task exists."""
         values = {"error": self._text(error), "last_post_at": None}  # nothing sent is left to look up
         await self._transition(external_task_id, JobState.REJECTED, **values)
+
+    async def mark_unsent(self, external_task_id: str) -> None:
+        """Record that no task exists and no create is under way: the last one was refused, or is settled."""
+        await self._transition(external_task_id, JobState.INTENT, last_post_at=None)
 
     async def observe(self, external_task_id: str, task: Task) -> None:
         """Record a snapshot of the task: a final one as it is, of any other only that the task exists."""

@@ -1,7 +1,8 @@
 """A durable job store in PostgreSQL for many workers at once, and the outcomes of a fleet's jobs.
 
-A worker that records an intent owns the job from then on, and only the owner may send it. A worker that was
-taken for dead and comes back therefore learns of it before its create is sent, not after.
+A worker that records an intent owns the job from then on, and only the owner may send it. A fleet's worker
+also needs a lease, which ends where it sends no heartbeats. A worker that was taken for dead and comes back
+therefore learns of it before its create is sent, not after.
 """
 
 import asyncio
@@ -32,8 +33,14 @@ PAGE = 200  # jobs read at a time
 CLAIM_TRIES = 10  # to find or insert a job that other workers insert at the same moment
 REMEMBERED = 1000  # ends that were written, so that none is written twice
 
-SCHEMA = """
+VERSION = 2  # of all tables of a fleet; version 1 had no table that says so
+SEND_TIMEOUT = 5.0  # seconds after which a create is marked again before it is sent
+
+# Whether the task of a row is, or may be, at the service.
+AT_SERVICE = "(state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL))"
+SCHEMA = f"""
 CREATE SEQUENCE IF NOT EXISTS kling_owners;
+CREATE SEQUENCE IF NOT EXISTS kling_outcome_numbers;
 CREATE TABLE IF NOT EXISTS kling_jobs (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     run text NOT NULL,
@@ -45,7 +52,6 @@ CREATE TABLE IF NOT EXISTS kling_jobs (
     state text NOT NULL,
     task_id text,
     last_post_at double precision,
-    last_post_mark text,    -- the same by the clock of the database
     snapshot text,
     error text,
     files bytea,
@@ -54,19 +60,34 @@ CREATE TABLE IF NOT EXISTS kling_jobs (
     created_at double precision NOT NULL,
     updated_at double precision NOT NULL,
     owner bigint NOT NULL,  -- the worker that may send it
-    holder bigint,          -- the worker whose permits count for it, where permits are exact
     units numeric,          -- its cost, once the service has reported it
     UNIQUE (run, key, params_hash, attempt)
 );
-ALTER TABLE kling_jobs ADD COLUMN IF NOT EXISTS last_post_mark text;
+ALTER TABLE kling_jobs ADD COLUMN IF NOT EXISTS last_post_mark text;  -- by the clock of the database
+ALTER TABLE kling_jobs ADD COLUMN IF NOT EXISTS account text;         -- whose slots it takes, once sent
+ALTER TABLE kling_jobs DROP COLUMN IF EXISTS holder;
 CREATE INDEX IF NOT EXISTS kling_jobs_by_state ON kling_jobs (run, state, id) WHERE latest;
 -- Jobs that are, or may be, at the service now: few rows, however long the table is.
-CREATE INDEX IF NOT EXISTS kling_jobs_out ON kling_jobs (id)
-    WHERE state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL);
+CREATE INDEX IF NOT EXISTS kling_jobs_out ON kling_jobs (id) WHERE {AT_SERVICE};
+CREATE TABLE IF NOT EXISTS kling_workers (
+    id bigint PRIMARY KEY,   -- of the queue, and the owner of jobs
+    run text NOT NULL,
+    account text NOT NULL,
+    exact boolean NOT NULL,  -- whether its jobs need permits
+    alone boolean NOT NULL,  -- whether it takes only jobs that must run alone
+    lease_until timestamptz NOT NULL,
+    waiting_since timestamptz,  -- of its first job that waits for a permit
+    asked_at timestamptz        -- when it last asked for one
+);
+CREATE TABLE IF NOT EXISTS kling_deaths (
+    run text NOT NULL,
+    key text NOT NULL,
+    deaths integer NOT NULL,  -- of workers that executed the job
+    PRIMARY KEY (run, key)
+);
 CREATE TABLE IF NOT EXISTS kling_outcomes (
     run text NOT NULL,
     key text NOT NULL,
-    seen xid8 NOT NULL DEFAULT pg_current_xact_id(),
     status text NOT NULL,
     external_task_id text,
     task_id text,
@@ -77,24 +98,39 @@ CREATE TABLE IF NOT EXISTS kling_outcomes (
     ended_at double precision NOT NULL,
     PRIMARY KEY (run, key)
 );
-CREATE INDEX IF NOT EXISTS kling_outcomes_by_age ON kling_outcomes (run, seen, key);
-"""
-
-
-Position = tuple[int, str]  # of an outcome: its transaction and its key
+ALTER TABLE kling_outcomes ADD COLUMN IF NOT EXISTS saved boolean NOT NULL DEFAULT true;
+ALTER TABLE kling_outcomes ADD COLUMN IF NOT EXISTS number bigint;  -- set when it is first read
+ALTER TABLE kling_outcomes DROP COLUMN IF EXISTS seen;
+CREATE INDEX IF NOT EXISTS kling_outcomes_by_number ON kling_outcomes (run, number);
+-- The reader numbers what is committed, so an outcome that is committed later gets a higher number.
+CREATE OR REPLACE FUNCTION kling_read_outcomes(of_run text, after bigint, page integer)
+RETURNS SETOF kling_outcomes LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM kling_outcomes WHERE run = of_run AND number IS NULL) THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('kling_outcomes ' || of_run, 0));
+        UPDATE kling_outcomes SET number = nextval('kling_outcome_numbers')
+        WHERE run = of_run AND number IS NULL;
+    END IF;
+    RETURN QUERY
+    SELECT * FROM kling_outcomes WHERE run = of_run AND number > after ORDER BY number LIMIT page;
+END $$;
+CREATE TABLE IF NOT EXISTS kling_schema (version integer NOT NULL);
+"""  # noqa: S608 - our words
 
 
 class TakenOver(JournalError):
-    """Another worker owns the job now, because this one sent no heartbeat: it must not send the job."""
+    """Another worker owns the job, or the lease of this one has ended: it must not send the job."""
 
 
 @frozen
 class JobOutcome:
     """How one job of a fleet ended.
 
-    `status` is ``succeeded``, ``failed`` (its task failed), ``refused`` (no task exists) or ``cancelled``.
-    `urls` are valid for 30 days (documented). `files` are the paths or URLs of the saved pictures. `units`
-    is what the service billed, None where it did not report it. `ended_at` is in Unix seconds.
+    `status` is ``succeeded``, ``failed`` (its task failed, or can no longer be followed), ``refused`` (no
+    task exists) or ``cancelled``. `urls` are valid for 30 days (documented). `files` are the paths or URLs
+    of the saved pictures. `units` is what the service billed, None where it did not report it. `ended_at`
+    is in Unix seconds. `saved` is False where the pictures of a succeeded task could not be saved yet, and
+    `error` says why. They are tried again, and a later outcome of the same key replaces this one.
     """
 
     key: str
@@ -106,14 +142,16 @@ class JobOutcome:
     units: int | float | None = None
     error: str | None = None
     ended_at: float = 0.0
+    saved: bool = True
 
 
 class PostgresStore(JobStore):
     """The jobs of one *run* in a database that many workers share; give it to a client as its ``journal``.
 
-    *owner* is this worker's number. Without it, entering takes the next free number.
-    A worker owns a job from its `record_intent` on, until another worker records the same intent. Every
-    method waits while the database is away.
+    *owner* is this worker's number. Without it, entering takes the next free number, which is below 0.
+    A worker owns a job from its `record_intent` on, until another worker records the same intent. With
+    *leased*, it must also be registered as a fleet's worker to send one. *account* names the account whose
+    slots the jobs take. Every method waits while the database is away.
 
     Raises:
         JournalError: from every method, when the database stays away or refuses what it was asked.
@@ -125,17 +163,21 @@ class PostgresStore(JobStore):
         *,
         run: str = "default",
         owner: int | None = None,
+        account: str = "default",
+        leased: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.run = run
         self.owner: int = owner or 0
+        self._account = account
+        self._leased = leased
         self._database = database
         self._clock = clock
         self._ends: OrderedDict[str, tuple[Task, asyncio.Future[None]]] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         if not self.owner:
-            self.owner = (await self._database.fetch("SELECT nextval('kling_owners')"))[0][0]
+            self.owner = (await self._database.fetch("SELECT -nextval('kling_owners')"))[0][0]
         return self
 
     # ------------------------------------------------------------------------ what happened
@@ -147,8 +189,15 @@ class PostgresStore(JobStore):
             JournalError: when a task of the job is known; then `task_id` is set, and it must not be sent.
             TakenOver: when another worker owns the job, and it must not be sent either.
         """
-        if await self._database.fetch(_SENDING, self._clock(), external_task_id, self.owner):
-            return
+        loop = asyncio.get_running_loop()
+        while True:
+            asked_at = loop.time()
+            values = self._clock(), self._account, external_task_id, self.owner, self._leased
+            if not await self._database.fetch(_SENDING, *values):
+                break
+            if loop.time() - asked_at < SEND_TIMEOUT:
+                return
+            # The process was stopped meanwhile, so this answer may be older than the end of its lease.
         task_id = (await self._known(external_task_id)).task_id
         if task_id is None:
             raise TakenOver("another worker owns this job now", external_task_id=external_task_id)
@@ -173,7 +222,10 @@ class PostgresStore(JobStore):
         ids = outcome.key, outcome.status, outcome.external_task_id, outcome.task_id
         error = outcome.error and self._text(outcome.error)
         found = list(outcome.urls), list(outcome.files), outcome.units, error
-        await self._database.fetch(_RECORD_OUTCOME, self.run, *ids, *found, self._clock())
+        names = self.run, outcome.key
+        await self._database.fetch(
+            _RECORD_OUTCOME, *names, self.run, *ids, *found, self._clock(), outcome.saved
+        )
 
     # ------------------------------------------------------------------------ what is known
 
@@ -199,14 +251,14 @@ class PostgresStore(JobStore):
         found = await self._database.fetch(_COUNTS, self.run)
         return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
-    async def outcomes(self, after: Position = (0, "")) -> list[tuple[Position, JobOutcome]]:
-        """Return the next page of outcomes after the position *after*, each with its own position.
+    async def outcomes(self, after: int = 0) -> list[tuple[int, JobOutcome]]:
+        """Return the next page of outcomes after the number *after*, each with its own number.
 
-        An outcome is returned only when none can be committed before it any more. A reader who goes on
-        from the last position therefore gets each of them once.
+        Numbers are given in the order of commits. A reader who goes on from the last number therefore gets
+        each outcome once, whatever transactions are open elsewhere.
         """
-        found = await self._database.fetch(_OUTCOMES, self.run, *after, PAGE)
-        return [((int(seen), row[0]), _outcome(row)) for seen, *row in found]
+        found = await self._database.fetch(_OUTCOMES, self.run, after, PAGE)
+        return [(number, _outcome(row)) for number, *row in found]
 
     async def outcome(self, key: str) -> JobOutcome | None:
         """Return how the job of *key* ended, or None."""
@@ -219,10 +271,6 @@ class PostgresStore(JobStore):
             return await super().post_age(job)
         now = (await self._database.fetch("SELECT extract(epoch FROM clock_timestamp())"))[0][0]
         return max(0.0, float(now) - float(job.last_post_mark))
-
-    async def has_outcomes(self, after: Position) -> bool:
-        """Return whether there are outcomes after the position *after*, returned already or not."""
-        return bool(await self._database.fetch(_MORE, self.run, *after))
 
     async def units_billed(self) -> int | float:
         """Return the units billed for the run so far, as far as the service has reported them."""
@@ -310,17 +358,20 @@ SELECT made.*, EXISTS (
 ) FROM made
 """  # noqa: S608 - our words
 _SENDING = """
-WITH row AS (SELECT %s::double precision AS now)
-UPDATE kling_jobs SET last_post_at = now, updated_at = now, holder = owner,
+WITH row AS (SELECT %s::double precision AS now, %s::text AS account)
+UPDATE kling_jobs SET last_post_at = now, updated_at = now, account = row.account,
     last_post_mark = extract(epoch FROM clock_timestamp()) FROM row
-WHERE external_task_id = %s AND task_id IS NULL AND owner = %s RETURNING 1
+WHERE external_task_id = %s AND task_id IS NULL AND owner = %s
+    AND (NOT %s OR EXISTS (SELECT FROM kling_workers WHERE id = owner)) RETURNING 1
 """
 _RECORD_OUTCOME = """
-INSERT INTO kling_outcomes (run, key, status, external_task_id, task_id, urls, files, units, error, ended_at)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (run, key) DO UPDATE SET
+WITH ended AS (DELETE FROM kling_deaths WHERE run = %s AND key = %s)
+INSERT INTO kling_outcomes
+    (run, key, status, external_task_id, task_id, urls, files, units, error, ended_at, saved)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (run, key) DO UPDATE SET
     status = excluded.status, external_task_id = excluded.external_task_id, task_id = excluded.task_id,
     urls = excluded.urls, files = excluded.files, units = excluded.units, error = excluded.error,
-    ended_at = excluded.ended_at, seen = excluded.seen
+    ended_at = excluded.ended_at, saved = excluded.saved, number = NULL
 RETURNING 1
 """
 _PAGE = f"""
@@ -329,30 +380,48 @@ ORDER BY id LIMIT %s
 """  # noqa: S608 - our words
 _COUNTS = "SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s GROUP BY state"
 _SPENT = "SELECT sum(units) FROM kling_jobs WHERE run = %s AND state IN ('succeeded', 'done')"
-_MORE = "SELECT 1 FROM kling_outcomes WHERE run = %s AND (seen, key) > (%s::text::xid8, %s) LIMIT 1"
 _OUTCOME_COLUMNS = ", ".join(attribute.name for attribute in fields(JobOutcome))
 _OUTCOME = f"SELECT {_OUTCOME_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
-_OUTCOMES = f"""
-SELECT seen::text AS place, {_OUTCOME_COLUMNS} FROM kling_outcomes
-WHERE run = %s AND (seen, key) > (%s::text::xid8, %s) AND seen < pg_snapshot_xmin(pg_current_snapshot())
-ORDER BY seen, key LIMIT %s
-"""  # noqa: S608 - our words
+_OUTCOMES = f"SELECT number, {_OUTCOME_COLUMNS} FROM kling_read_outcomes(%s, %s, %s)"  # noqa: S608 - our words
 
 
 async def create_tables(database: ConnectionPool, *more: str) -> None:
-    """Create the tables that are missing and those of the scripts *more*; safe to repeat and to run at once.
+    """Create missing tables, upgrade older ones, and run the scripts *more*; it may be repeated at any time.
 
     Raises:
-        JournalError: when the database stays away or refuses a script.
+        JournalError: when the database stays away, has the tables of a newer version or refuses a script.
     """
 
     async def work(connection: Connection) -> None:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext('kling_expand'))")
+            known = await (await connection.execute("SELECT to_regclass('kling_schema')::text")).fetchone()
+            if known and known[0]:
+                found = await (await connection.execute("SELECT max(version) FROM kling_schema")).fetchone()
+                if found and (found[0] or 0) > VERSION:
+                    raise _other_version(found[0])
             for script in (SCHEMA, *more):
                 await connection.execute(script)
+            await connection.execute("DELETE FROM kling_schema")
+            await connection.execute("INSERT INTO kling_schema VALUES (%s)", (VERSION,))
 
     await database.run(work)
+
+
+async def check_tables(database: ConnectionPool) -> None:
+    """Raise `JournalError` where the tables are missing or of another version than this program's."""
+    found = await database.fetch("SELECT max(version) FROM kling_schema")
+    if found[0][0] != VERSION:
+        raise _other_version(found[0][0] or 0)
+
+
+def _other_version(found: int) -> JournalError:
+    advice = (
+        "run `kling-expand fleet init` to upgrade them"
+        if found < VERSION
+        else "use the version of kling_expand that made them"
+    )
+    return JournalError(f"the tables of the fleet must be of version {VERSION}, got {found}; {advice}")
 
 
 def _has_failed(written: asyncio.Future[None]) -> bool:

@@ -2,11 +2,15 @@
 
 A statement may run twice, as the answer to a COMMIT can be lost with its connection. Each statement that
 is passed in must therefore change nothing the second time.
+
+A connection pooler in transaction mode may stand between: nothing is prepared, and no state is kept in a
+session. It only drops notifications, for which every caller polls as well.
 """
 
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -15,15 +19,26 @@ from kling_expand.errors import JournalError, require
 
 require("fleet", "psycopg")
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 T = TypeVar("T")
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 OnNotification = Callable[[str, str], object]
 
-RETRY_TIMEOUT = 300.0  # seconds a database may be away before a call raises
+SIZE = 2  # connections of a pool; a worker has one more, for notifications
+RETRY_TIMEOUT = 7200.0  # seconds a database may be away before a call raises
 RETRY_DELAY = 0.25  # seconds between two tries to connect
 IDLE_TIMEOUT = 5.0  # seconds without a notification after which the connection is checked
+# A server that was switched off, or a network that drops packets, is noticed within about 25 seconds.
+_NETWORK = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+_URL = re.compile(r"postgres(?:ql)?://(?:[^/?#@]*@)?[^@]*")
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -34,19 +49,21 @@ async def connect(dsn: str) -> Connection:
     Raises:
         psycopg.Error: when the database cannot be reached.
     """
-    return await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10)
+    settings: dict[str, Any] = {**_NETWORK, **conninfo_to_dict(dsn)}
+    return await psycopg.AsyncConnection.connect(autocommit=True, prepare_threshold=None, **settings)
 
 
 class ConnectionPool:
     """At most *size* connections to *dsn*, used by one event loop: ``async with ConnectionPool(dsn)``.
 
-    A database that goes away later is waited for, *retry_timeout* seconds.
+    A database that goes away later is waited for, *retry_timeout* seconds. No error message contains the
+    password of the DSN.
 
     Raises:
-        JournalError: from entering, when there is no such database now.
+        JournalError: from entering, when the DSN is malformed or there is no such database now.
     """
 
-    def __init__(self, dsn: str, *, size: int = 4, retry_timeout: float = RETRY_TIMEOUT) -> None:
+    def __init__(self, dsn: str, *, size: int = SIZE, retry_timeout: float = RETRY_TIMEOUT) -> None:
         self.dsn = dsn
         self._permits = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
@@ -54,6 +71,7 @@ class ConnectionPool:
         self._open = False
 
     async def __aenter__(self) -> Self:
+        check_dsn(self.dsn)
         try:
             self._idle.append(await connect(self.dsn))
         except psycopg.Error as error:
@@ -106,7 +124,7 @@ class ConnectionPool:
                 if not is_transient(error) or loop.time() > deadline_at:
                     raise _explain(error) from error
                 if not self._idle:
-                    logger.info("the database is away: %s", error)
+                    logger.info("the database is away: %s", _words(error))
             await asyncio.sleep(RETRY_DELAY)
 
     async def fetch(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -144,22 +162,46 @@ async def listen(dsn: str, on_notification: OnNotification, *channels: str) -> N
         except psycopg.Error as error:
             if not is_transient(error):
                 raise _explain(error) from error
-            logger.info("notifications are interrupted: %s", error)
+            logger.info("notifications are interrupted: %s", _words(error))
         await asyncio.sleep(RETRY_DELAY)
 
 
 def is_transient(error: psycopg.Error) -> bool:
     """Return whether the same statement may succeed later: the database is away, or two calls conflict."""
     lost = isinstance(error, psycopg.InterfaceError) and "closed" in str(error)
+    # A pooler ends a session whose server has gone with an error of its own.
     return lost or isinstance(error, psycopg.OperationalError)
 
 
+def check_dsn(dsn: str) -> None:
+    """Raise `JournalError` unless *dsn* can be read without doubt. The message contains nothing of it.
+
+    libpq takes an ``@`` or ``/`` inside a password for the end of it, and then reports the rest as a host.
+    """
+    try:
+        conninfo_to_dict(dsn)
+        valid = "://" not in dsn or _URL.fullmatch(dsn) is not None
+    except psycopg.Error:
+        valid = False
+    if not valid:
+        raise JournalError(
+            "the DSN must be postgresql://user:password@host/name, with @ / ? # and % in the password "
+            "percent-encoded, or key=value pairs"
+        )
+
+
+def _words(error: psycopg.Error) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
 def _explain(error: psycopg.Error) -> JournalError:
-    words = str(error).strip().partition("\n")[0]
+    words = _words(error)
     if isinstance(error, psycopg.errors.UniqueViolation):
         return JournalError(f"two jobs cannot have one external_task_id ({words})")
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
-        return JournalError(f"the database has no tables of a fleet; run `kling-expand fleet init` ({words})")
+        return JournalError(
+            f"the database has no tables of a fleet, or older ones; run `kling-expand fleet init` ({words})"
+        )
     if isinstance(error, psycopg.OperationalError):
         return JournalError(f"the database cannot be reached ({words})")
     return JournalError(f"this cannot be stored ({words})")

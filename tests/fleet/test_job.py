@@ -1,11 +1,13 @@
 """The execution of one job: which errors end it, which are retried, and who may send."""
 
 import asyncio
+import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.fleet_workers import outcomes, requests, working
+from support.fleet_workers import created, outcomes, requests, working
 
 from kling_expand import ExpandRequest, Ratios, errors
 from kling_expand.emulator import Emulator
@@ -13,6 +15,7 @@ from kling_expand.emulator.faults.plan import Fault
 from kling_expand.fleet import job as execution
 from kling_expand.fleet.job import (
     MAX_ATTEMPTS,
+    History,
     RetryLater,
     SharedSlots,
     WorkerContext,
@@ -21,8 +24,8 @@ from kling_expand.fleet.job import (
     retry_delay,
 )
 from kling_expand.fleet.queue import Fleet
-from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
-from kling_expand.testing import intend, virtual_time
+from kling_expand.store.postgres import PostgresStore, TakenOver
+from kling_expand.testing import virtual_time
 
 pytest_plugins = ["support.postgres", "support.fleet"]
 
@@ -105,31 +108,116 @@ def context(store: PostgresStore, error: Exception) -> WorkerContext:
     return WorkerContext(client, store)
 
 
-async def test_a_worker_that_lost_a_job_follows_it(
-    fleet: Fleet, photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It neither sends nor ends the job, and returns the outcome that the new owner records."""
-    monkeypatch.setattr(execution, "FOLLOW_INTERVAL", 0.02)
-    owner = PostgresStore(fleet.database, owner=2)
-    await owner.record_outcome(JobOutcome("k0", "cancelled"))  # of an earlier submission
-    job = await intend(owner, "k0")
+async def test_a_worker_that_lost_a_job_neither_sends_nor_ends_it(fleet: Fleet, photo: Path) -> None:
+    """The outcome is left to the new owner."""
     late = context(PostgresStore(fleet.database, owner=1), TakenOver("another"))
-    following = asyncio.create_task(execute(pack(next(requests(photo, 1))), late))
-    await asyncio.sleep(0.2)
-    assert not following.done()
-    await owner.mark_refused(job.external_task_id, "no")
-    await owner.record_outcome(JobOutcome("k0", "refused"))
-    async with asyncio.timeout(5):
-        assert (await following).status in {"refused", "cancelled"}
+    with pytest.raises(TakenOver):
+        await execute(pack(next(requests(photo, 1))), late)
+    assert await fleet.store.outcome("k0") is None
 
 
 async def test_a_transient_error_is_raised_for_the_queue_to_retry(fleet: Fleet, photo: Path) -> None:
     """`RetryLater` has the delay, and the job has no outcome yet."""
     cut = context(fleet.store, errors.TransportError("cut"))
     with pytest.raises(RetryLater) as caught:
-        await execute(pack(next(requests(photo, 1))), cut, 1)
-    assert caught.value.delay == 10.0
+        await execute(pack(next(requests(photo, 1))), cut, History(1))
+    assert (caught.value.delay, caught.value.charge, caught.value.saving) == (10.0, True, False)
     assert await fleet.store.outcome("k0") is None
+
+
+@pytest.mark.parametrize(
+    "broken", [{}, {"geometry": {}}, {"geometry": 7}, {"geometry": {"kind": "Ratios", "up": "a"}}]
+)
+async def test_a_payload_that_cannot_be_read_is_refused(fleet: Fleet, broken: dict[str, Any]) -> None:
+    """It ends with its reason at once, rather than after many retries."""
+    idle = context(fleet.store, KeyError("never called"))
+    outcome = await execute({"key": "k", "image": "dog.png", **broken}, idle)
+    assert outcome.status == "refused"
+    assert await fleet.store.outcome("k") is not None
+
+
+async def test_a_paid_job_is_never_refused(fleet: Fleet, photo: Path) -> None:
+    """An error that names a task ends the job as failed, and only after it can no longer be followed."""
+    payload = pack(next(requests(photo, 1)))
+    lost = errors.TransportError("cut")
+    lost.task_id = "t"
+    with pytest.raises(RetryLater) as caught:
+        await execute(payload, context(fleet.store, lost), History(MAX_ATTEMPTS))
+    assert caught.value.delay <= 10.0  # while it is not followed, it takes slots
+    gone = errors.ResultExpired("gone")
+    gone.task_id = "t"
+    outcome = await execute(payload, context(fleet.store, gone))
+    assert (outcome.status, outcome.task_id) == ("failed", "t")
+
+
+async def test_a_job_that_killed_its_workers_is_refused(fleet: Fleet, photo: Path) -> None:
+    """It is not run again once a worker has died with it alone, and the reason says so."""
+    idle = context(fleet.store, KeyError("never called"))
+    outcome = await execute(pack(next(requests(photo, 1))), idle, History(deaths=4, forbidden=True))
+    assert outcome.status == "refused"
+    assert "WorkersDied: 4 workers died with this job in work" in str(outcome.error)
+
+
+async def test_a_photo_of_an_object_store_is_read_with_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long it is, at most one byte more than the service allows is read."""
+    read: list[int] = []
+
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            read.append(size or 0)
+            return b"x" * 100
+
+    monkeypatch.setattr(
+        "kling_expand.downloads.objects.fsspec_module", lambda: SimpleNamespace(open=lambda *_: Endless())
+    )
+    request = await execution.load(ExpandRequest("s3://bucket/huge.png", Ratios(up=1.0)))
+    assert (request.image, read) == (b"x" * 100, [10 * 1024 * 1024 + 1])
+
+
+async def test_the_task_of_a_job_whose_photo_is_gone_is_followed(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """It ends with its result, whether it is handed over or queued again, and nothing is paid again."""
+    emulator.work_seconds = 1000.0
+    await fleet.submit_many(requests(photo, 1))
+    async with working(dsn, emulator):
+        await created(emulator, 1)
+    photo.unlink()  # noqa: ASYNC240 - one call
+    emulator.advance(2000)
+    async with working(dsn, emulator):
+        (outcome,) = await outcomes(fleet)
+        assert outcome.status == "succeeded"
+        await fleet.submit_many(requests(photo, 1))
+        assert {each.status for each in await outcomes(fleet)} == {"succeeded"}
+    assert len(emulator.account.tasks) == 1
+
+
+async def test_pictures_are_saved_when_there_is_room_again(  # noqa: PLR0917 - fixtures
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Without room a job ends as succeeded, with its URLs and the reason; there is one warning for all."""
+    monkeypatch.setattr(execution, "MAX_SAVE_DELAY", 0.05)
+    monkeypatch.setattr("kling_expand.fleet.worker.MAX_BEAT_INTERVAL", 0.05)
+    target = photo.parent / "out"
+    target.write_text("a file where the folder must be")
+    await fleet.submit_many(requests(photo, 3))
+    async with working(dsn, emulator, output=str(target), max_in_flight=3):
+        found = await outcomes(fleet)
+        assert {("succeeded", False, ())} == {(each.status, each.saved, each.files) for each in found}
+        assert all(each.urls and "DownloadError" in str(each.error) for each in found)
+        target.unlink()
+        async with asyncio.timeout(20):
+            while len(await fleet.store.outcomes()) < 3 or not all(  # noqa: ASYNC110 - in the database
+                outcome.saved for _, outcome in await fleet.store.outcomes()
+            ):
+                await asyncio.sleep(0.05)
+    assert len(list(target.iterdir())) == 3
+    assert len(emulator.account.tasks) == 3
+    warnings = [each for each in caplog.records if "pictures cannot be saved" in each.message]
+    assert len(warnings) == 1
 
 
 @virtual_time

@@ -11,8 +11,9 @@ import pytest
 from attrs import evolve
 
 from kling_expand.errors import JournalError
+from kling_expand.fleet.dev_server import Cluster
 from kling_expand.store.base import JobState
-from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver, create_tables
+from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver, check_tables, create_tables
 from kling_expand.store.postgres_pool import ConnectionPool
 from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, Seconds, intend
 
@@ -123,35 +124,114 @@ async def test_missing_tables_are_reported_at_once(dsn: str) -> None:
 
 
 async def test_outcomes_are_read_once_each(store: PostgresStore, dsn: str) -> None:
-    """A reader who goes on from the last position misses none, whatever order the writers commit in."""
+    """A reader who goes on from the last number misses none, whatever order the writers commit in."""
     with psycopg.connect(dsn) as slow:
         slow.execute(
-            "INSERT INTO kling_outcomes"
-            " VALUES ('r', 'slow', DEFAULT, 'succeeded', 'x', 't', '{}', '{}', 8, NULL, 1)"
+            "INSERT INTO kling_outcomes (run, key, status, external_task_id, task_id, urls, files, units,"
+            " ended_at) VALUES ('r', 'slow', 'succeeded', 'x', 't', '{}', '{}', 8, 1)"
         )
         await store.record_outcome(
             JobOutcome("quick", "failed", urls=("u",), files=("f",), units=None, error="bad \0 word")
         )
-        assert await store.outcomes() == []  # the slow one may still be committed before it
+        first = await store.outcomes()  # though the slow one began before it and is not committed
+        assert [outcome.key for _, outcome in first] == ["quick"]
+        assert (first[0][1].urls, first[0][1].files, first[0][1].error) == (("u",), ("f",), "bad � word")
         slow.commit()
-    first = await store.outcomes()
-    assert [(outcome.key, outcome.units) for _, outcome in first] == [("slow", 8), ("quick", None)]
-    assert (first[1][1].urls, first[1][1].files, first[1][1].error) == (("u",), ("f",), "bad � word")
-    assert await store.outcomes(first[-1][0]) == []
-    await store.record_outcome(evolve(first[0][1], status="cancelled"))
-    later = await store.outcomes(first[-1][0])
-    assert [(outcome.key, outcome.status) for _, outcome in later] == [("slow", "cancelled")]
+    second = await store.outcomes(first[-1][0])
+    assert [(outcome.key, outcome.units) for _, outcome in second] == [("slow", 8)]
+    assert await store.outcomes(second[-1][0]) == []
+    await store.record_outcome(evolve(second[0][1], status="cancelled", saved=False))
+    later = await store.outcomes(second[-1][0])
+    assert [(outcome.key, outcome.status, outcome.saved) for _, outcome in later] == [
+        ("slow", "cancelled", False)
+    ]
 
 
-async def test_outcomes_are_in_the_order_of_numbers(store: PostgresStore, dsn: str) -> None:
-    """Transaction 1002 comes after 998, though "1002" comes before "998"."""
-    with psycopg.connect(dsn, autocommit=True) as database:
-        for seen in (7, 64, 99, 100, 101):
-            database.execute(
-                "INSERT INTO kling_outcomes (run, key, seen, status, urls, files, ended_at)"
-                " VALUES ('r', %s, %s::text::xid8, 'failed', '{}', '{}', 1)",
-                (f"k{seen}", seen),
-            )
-    found = await store.outcomes()
-    assert [outcome.key for _, outcome in found] == ["k7", "k64", "k99", "k100", "k101"]
-    assert await store.outcomes(found[-1][0]) == []
+async def test_two_readers_get_the_same_numbers(store: PostgresStore, dsn: str) -> None:
+    """Outcomes are numbered once, however many readers find them at the same moment."""
+    async with ConnectionPool(dsn, size=4) as wide:
+        readers = [PostgresStore(wide, run="r") for _ in range(4)]
+        for number in range(30):
+            await store.record_outcome(JobOutcome(f"k{number}", "failed"))
+            if number % 10 == 9:
+                pages = await asyncio.gather(*(reader.outcomes() for reader in readers))
+                assert pages == [pages[0]] * 4
+                assert len(pages[0]) == number + 1
+
+
+async def test_outcomes_do_not_wait_for_transactions_elsewhere(
+    store: PostgresStore, cluster: Cluster
+) -> None:
+    """An open transaction in another database of the server does not hold them back."""
+    with psycopg.connect(cluster.dsn) as elsewhere:
+        elsewhere.execute("CREATE TEMP TABLE anything AS SELECT pg_current_xact_id()")
+        await store.record_outcome(JobOutcome("k", "failed"))
+        assert [outcome.key for _, outcome in await store.outcomes()] == ["k"]
+
+
+@pytest.fixture
+def old_tables(dsn: str) -> str:
+    """A database with the tables of version 1, as far as they differ, and a job in each."""
+    columns = (
+        "run text, key text, external_task_id text UNIQUE, params_hash text, attempt int, latest boolean"
+        " DEFAULT true, state text, task_id text, last_post_at float8, snapshot text, error text,"
+        " files bytea, source bytea, params text, created_at float8, updated_at float8,"
+        " owner bigint, holder bigint, units numeric, UNIQUE (run, key, params_hash, attempt)"
+    )
+    outcomes = (
+        "run text, key text, seen xid8 NOT NULL DEFAULT pg_current_xact_id(), status text,"
+        " external_task_id text, task_id text, urls text[], files text[], units numeric, error text,"
+        " ended_at float8, PRIMARY KEY (run, key)"
+    )
+    with psycopg.connect(dsn) as database:
+        database.execute(
+            f"CREATE TABLE kling_jobs (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})"
+        )
+        database.execute(f"CREATE TABLE kling_outcomes ({outcomes})")
+        database.execute(
+            "INSERT INTO kling_jobs (run, key, external_task_id, params_hash, attempt, state, task_id,"
+            " params, created_at, updated_at, owner)"
+            " VALUES ('r', 'k', 'x', 'h', 1, 'submitted', 't', '{\"n\": 2}', 1, 1, 3)"
+        )
+        database.execute(
+            "INSERT INTO kling_outcomes (run, key, status, urls, files, ended_at)"
+            " VALUES ('r', 'old', 'failed', '{}', '{}', 1)"
+        )
+    return dsn
+
+
+async def test_older_tables_are_refused_until_they_are_upgraded(old_tables: str) -> None:
+    """The error says what to run. After it, jobs and outcomes are there as before."""
+    async with ConnectionPool(old_tables) as pool:
+        with pytest.raises(JournalError, match="kling-expand fleet init"):
+            await check_tables(pool)
+        await create_tables(pool)
+        await check_tables(pool)
+        async with PostgresStore(pool, run="r") as store:
+            assert [outcome.key for _, outcome in await store.outcomes()] == ["old"]
+            assert [(job.key, job.task_id) async for job in store.jobs()] == [("k", "t")]
+            job = await intend(store, "new")
+            await store.mark_sending(job.external_task_id)
+
+
+async def test_newer_tables_are_refused(pool: ConnectionPool) -> None:
+    """Neither a program nor its `init` touches tables that a newer version has made."""
+    await pool.fetch("UPDATE kling_schema SET version = 99 RETURNING 1")
+    for call in (check_tables, create_tables):
+        with pytest.raises(JournalError, match=r"must be of version \d+, got 99; use the version"):
+            await call(pool)
+
+
+async def test_a_job_that_was_never_sent_takes_no_slot(store: PostgresStore) -> None:
+    """After a refused create the record says that nothing has to be looked up before the next one."""
+    name = (await intend(store)).external_task_id
+    await store.mark_sending(name)
+    await store.mark_unsent(name)
+    job = await store.get(name)
+    assert job is not None
+    assert (job.state, job.may_exist) == (JobState.INTENT, False)
+    await store.observe(name, RUNNING)
+    await store.mark_unsent(name)  # late: the task is known
+    job = await store.get(name)
+    assert job is not None
+    assert job.state is JobState.SUBMITTED

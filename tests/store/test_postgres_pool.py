@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import traceback
 
 import psycopg
 import pytest
 
 from kling_expand.errors import JournalError
 from kling_expand.fleet.dev_server import Cluster
-from kling_expand.store.postgres_pool import Connection, ConnectionPool, listen
+from kling_expand.store.postgres_pool import Connection, ConnectionPool, connect, listen
 
 pytest_plugins = ["support.postgres"]
 
@@ -32,6 +33,40 @@ async def test_errors_that_cannot_pass_are_raised_at_once(cluster: Cluster, dsn:
         assert await pool.run(one) == 1
     with pytest.raises(JournalError, match="not open"):
         await pool.run(one)
+
+
+SECRET = "s3cret-w0rd"
+MALFORMED = [
+    f"postgresql://user:{SECRET}@more@127.0.0.1:1/x",
+    f"postgresql://user:{SECRET}/more@127.0.0.1:1/x",
+    f"postgresql://user:{SECRET}%zz@127.0.0.1:1/x",
+    f"postgresql://user:{SECRET}#more@127.0.0.1:1/x",
+    f"postgresql://127.0.0.1:1/x?nothing={SECRET}&password={SECRET}",
+    f"host=127.0.0.1 port=1 password={SECRET} {SECRET}",
+    f"host=127.0.0.1 password='{SECRET}",
+    f"user:{SECRET}@127.0.0.1",
+]
+
+
+@pytest.mark.parametrize("dsn", [*MALFORMED, f"postgresql://user:{SECRET}@127.0.0.1:1/x"])
+async def test_no_error_holds_a_password(dsn: str) -> None:
+    """An error says what a DSN must be, or that there is no server, and holds nothing of the password."""
+    with pytest.raises(JournalError, match=r"DSN must be|cannot be reached") as caught:
+        await ConnectionPool(dsn, retry_timeout=0).__aenter__()
+    text = "".join(traceback.format_exception(caught.value))
+    assert ("DSN must be" in text) == (dsn in MALFORMED)
+    assert SECRET not in text.replace(repr(dsn), "")
+
+
+async def test_a_server_that_is_switched_off_is_noticed(cluster: Cluster) -> None:
+    """Every connection probes an idle server, and gives up on one that acknowledges nothing."""
+    async with await connect(cluster.dsn) as connection:
+        given = {option.keyword.decode(): (option.val or b"").decode() for option in connection.pgconn.info}
+    assert (given["keepalives_idle"], given["keepalives_interval"]) == ("10", "5")
+    assert given["tcp_user_timeout"] == "20000"
+    async with await connect(cluster.dsn + "?tcp_user_timeout=7") as connection:
+        given = {option.keyword.decode(): (option.val or b"").decode() for option in connection.pgconn.info}
+    assert given["tcp_user_timeout"] == "7"
 
 
 async def test_a_database_that_stays_away_is_reported(own_cluster: Cluster) -> None:

@@ -3,12 +3,10 @@
 import asyncio
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from itertools import chain
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -94,7 +92,7 @@ def fleet() -> None:
 @fleet.command()
 @options(database=Database)
 def init(database: Database) -> None:
-    """Create the tables in the database; existing tables stay as they are."""
+    """Create the tables in the database, and upgrade those of an older version."""
 
     async def main() -> None:
         async with database.open() as fleet:
@@ -210,6 +208,8 @@ def _print_outcome(ended: "JobOutcome", photo: str, *, as_json: bool) -> None:
     elif ended.status == "succeeded":
         for place in ended.files or ended.urls:
             print_path(place)
+        if not ended.saved:
+            click.echo(clean(f"{photo}: its pictures are not saved yet: {ended.error or '-'}"), err=True)
     else:
         click.echo(clean(f"{photo}: {ended.status}: {ended.error or '-'}"), err=True)
 
@@ -378,7 +378,7 @@ def up(workers: int, output: str) -> None:
 
 async def _up(workers: int, output: str) -> None:
     try:
-        from kling_expand.fleet.dev_server import Cluster
+        from kling_expand.fleet.dev_server import Cluster, temporary_folder
     except ImportError as error:
         raise NothingDone(EXTRA) from error
     from kling_expand.emulator import Emulator
@@ -386,12 +386,12 @@ async def _up(workers: int, output: str) -> None:
     stop = asyncio.Event()
     _on_signal(stop.set)
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kling-fleet-"))
+        folder = stack.enter_context(temporary_folder())
         try:
             emulator = await stack.enter_async_context(Emulator(slots=EMULATOR_SLOTS, work_seconds=0.3))
         except RuntimeError as error:
             raise NothingDone(str(error)) from error
-        cluster = await stack.enter_async_context(Cluster(Path(folder, "postgres")))
+        cluster = await stack.enter_async_context(Cluster(folder / "postgres"))
         async with Database(cluster.dsn, "default").open() as fleet:
             await fleet.init()
         words = ["--dsn", cluster.dsn, "--base-url", emulator.url, "-o", output]

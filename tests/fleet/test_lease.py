@@ -1,0 +1,354 @@
+"""Leases and permits over many machines: the limit holds, a crash leaks nothing, and no job starves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from kling_expand import ExpandRequest, Ratios
+from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
+from kling_expand.fleet import lease as module
+from kling_expand.fleet.lease import ALONE, FOLLOW, MAX_DEATHS, Lease, LeaseLost, Permits, QueuedJob
+from kling_expand.fleet.queue import Fleet
+from kling_expand.models import Task
+from kling_expand.store.postgres import PostgresStore, TakenOver
+from kling_expand.store.postgres_pool import ConnectionPool
+from kling_expand.testing import SUCCEEDED, intend
+
+pytest_plugins = ["support.postgres", "support.fleet"]
+
+
+@pytest.fixture
+def database(fleet: Fleet) -> ConnectionPool:
+    """The database of an empty fleet."""
+    return fleet.database
+
+
+async def begin(database: ConnectionPool, timeout: float = 30.0, **options: Any) -> Lease:  # noqa: ASYNC109 - the lease's own
+    """Return the lease of a new worker whose jobs need permits."""
+    lease = Lease(database, "kling_default", "default", timeout=timeout, **{"exact": True} | options)
+    await lease.begin()
+    return lease
+
+
+@asynccontextmanager
+async def permits_of(database: ConnectionPool, limit: int = 4, **options: Any) -> AsyncIterator[Permits]:
+    """Give the permits of a new worker."""
+    lease = await begin(database, **options)
+    async with Permits(lease, limit) as permits:
+        yield permits
+    await lease.end()
+
+
+async def dies(database: ConnectionPool, lease: Lease) -> None:
+    """Let the lease of a worker run out."""
+    query = "UPDATE kling_workers SET lease_until = clock_timestamp() WHERE id = %s RETURNING 1"
+    await database.fetch(query, lease.worker)
+
+
+async def bury(database: ConnectionPool) -> None:
+    """Let another worker requeue the jobs of the dead."""
+    other = await begin(database)
+    await other.requeue_stalled((), set(), bury=True)
+    await other.end()
+
+
+async def left_running(
+    database: ConnectionPool, owner: int, key: str, n: int, account: str = "default"
+) -> str:
+    """Record a task that a worker created, and return its external id."""
+    store = PostgresStore(database, owner=owner, account=account)
+    job = await intend(store, key, n=n)
+    await store.mark_sending(job.external_task_id)
+    await store.observe(job.external_task_id, Task(f"task of {key}", "submitted"))
+    return job.external_task_id
+
+
+def is_waiting(holding: "asyncio.Future[None]") -> bool:
+    return not holding.done()
+
+
+async def test_the_limit_is_reached_and_kept(database: ConnectionPool) -> None:
+    """Three workers with jobs of every weight: all get permits, and never more than the limit are held."""
+    now = most = 0
+
+    async def job(permits: Permits, n: int, key: str) -> None:
+        nonlocal now, most
+        async with permits.hold(n, key):
+            now += n
+            most = max(most, now)
+            await asyncio.sleep(0)
+            now -= n
+
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(permits_of(database)) for _ in range(3)]
+        jobs = [job(workers[number % 3], 1 + number % 4, str(number)) for number in range(40)]
+        await asyncio.gather(*jobs)
+    assert now == 0
+    assert most <= 4
+
+
+async def test_permits_end_with_the_lease(database: ConnectionPool) -> None:
+    """Those of a worker that sends no heartbeats are free as soon as another worker finds it dead."""
+    dead = await begin(database)
+    assert await dead.take_permit("a", 4, 4, 0.0)
+    async with permits_of(database) as living:
+        waiting = asyncio.ensure_future(living.hold(4, "b").__aenter__())
+        await asyncio.sleep(0.2)
+        assert is_waiting(waiting)
+        await bury(database)  # its lease has not ended yet
+        await asyncio.sleep(0.1)
+        assert is_waiting(waiting)
+        await dies(database, dead)
+        await bury(database)
+        async with asyncio.timeout(10):
+            await waiting
+    with pytest.raises(LeaseLost):
+        await dead.renew()
+    with pytest.raises(LeaseLost):
+        await dead.take_permit("c", 1, 4, 0.0)
+
+
+async def test_a_worker_without_a_lease_sends_nothing(database: ConnectionPool) -> None:
+    """A worker that comes back after its lease is refused before its create is sent, and takes no job."""
+    lease = await begin(database)
+    store = PostgresStore(database, owner=lease.worker, leased=True)
+    name = (await intend(store)).external_task_id
+    await store.mark_sending(name)
+    await dies(database, lease)
+    await bury(database)
+    with pytest.raises(TakenOver):
+        await store.mark_sending(name)
+    assert await lease.take(5, 5, FOLLOW) == []
+
+
+async def test_a_process_that_was_stopped_asks_again(
+    database: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that came before the process was stopped is not trusted after it."""
+    lease = await begin(database)
+    store = PostgresStore(database, owner=lease.worker, leased=True)
+    name = (await intend(store)).external_task_id
+    fetch = database.fetch
+
+    async def stopped(query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Answer, and then stand still until the lease has ended and others have the jobs."""
+        rows = await fetch(query, *values)
+        monkeypatch.setattr(database, "fetch", fetch)
+        await dies(database, lease)
+        await bury(database)
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + 40.0)
+        return rows
+
+    monkeypatch.setattr(database, "fetch", stopped)
+    with pytest.raises(TakenOver):
+        await store.mark_sending(name)
+
+
+async def test_a_task_of_a_dead_worker_counts(database: ConnectionPool) -> None:
+    """It counts until its end is known, but not against its own job, and not for ever."""
+    name = await left_running(database, -9, "a", 3)
+    one = await begin(database)
+    assert await one.take_permit("b", 1, 4, 0.0)
+    assert not await one.take_permit("c", 1, 4, 0.0)
+    assert await one.take_permit("a", 3, 4, 0.0)  # it counts once, not twice
+    assert not await one.take_permit("c", 1, 4, 0.0)
+    await one.release_permits(["a"])
+    await PostgresStore(database).observe(name, evolve(SUCCEEDED, task_id="task of a"))
+    assert await one.take_permit("c", 3, 4, 0.0)
+    await one.release_permits(["b", "c"])
+    await left_running(database, -9, "d", 3)
+    assert not await one.take_permit("e", 3, 4, 0.0)
+    old = "UPDATE kling_jobs SET last_post_mark = last_post_mark::float8 - 4000 RETURNING 1"
+    await database.fetch(old)
+    assert await one.take_permit("e", 3, 4, 0.0)
+
+
+async def test_each_account_has_its_own_limit(database: ConnectionPool) -> None:
+    """Neither permits nor tasks of one account in a database count against another's limit."""
+    one, other = await begin(database), await begin(database, account="other")
+    await left_running(database, -9, "a", 4)
+    assert await other.take_permit("b", 4, 4, 0.0)
+    assert not await one.take_permit("c", 1, 4, 0.0)
+    await left_running(database, -9, "d", 4, account="third")
+    third = await begin(database, account="third")
+    assert not await third.take_permit("e", 1, 4, 0.0)
+
+
+async def test_a_heavy_job_does_not_starve(database: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the starvation timeout no other job is served before it, however light the others are."""
+    monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
+    heavy, light = await begin(database), await begin(database)
+    assert await light.take_permit("first", 1, 4, 0.0)
+    assert not await heavy.take_permit("all", 4, 4, 1.0)
+    assert await light.take_permit("second", 1, 4, 0.0)  # the heavy one has not waited long
+    await light.release_permits(["first", "second"])
+    await light.take_permit("first", 1, 4, 0.0)
+    assert not await heavy.take_permit("all", 4, 4, module.STARVATION_TIMEOUT + 1)
+    assert not await light.take_permit("second", 1, 4, 0.0)
+    await light.release_permits(["first"])
+    assert await heavy.take_permit("all", 4, 4, module.STARVATION_TIMEOUT + 1)
+    await heavy.release_permits(["all"])
+    assert await light.take_permit("second", 4, 4, 0.0)  # nothing heavy waits any more
+
+
+async def test_a_dead_waiter_blocks_only_for_a_moment(database: ConnectionPool) -> None:
+    """A worker that asked last some seconds ago is not served first, though its lease goes on."""
+    dead, living = await begin(database), await begin(database)
+    assert await living.take_permit("a", 1, 4, 0.0)
+    assert not await dead.take_permit("all", 4, 4, 100.0)
+    assert not await living.take_permit("b", 1, 4, 0.0)
+    await database.fetch("UPDATE kling_workers SET asked_at = asked_at - interval '10 s' RETURNING 1")
+    assert await living.take_permit("b", 1, 4, 0.0)
+
+
+async def test_closed_permits_grant_nothing(database: ConnectionPool) -> None:
+    """Present and later waiters get `NotSubmitted`, and a cancelled waiter leaks no permit."""
+    async with permits_of(database) as permits:
+        async with permits.hold(4, "a"):
+            waiting = [asyncio.ensure_future(permits.hold(1, name).__aenter__()) for name in "bc"]
+            await asyncio.sleep(0)
+            waiting[0].cancel()
+            await asyncio.sleep(0.05)
+            permits.close()
+            with pytest.raises(NotSubmitted):
+                await waiting[1]
+            with pytest.raises(NotSubmitted):
+                await permits.hold(1, "d").__aenter__()
+        with pytest.raises(InvalidRequest, match="n must be at most 4, the limit of the permits, got 5"):
+            await permits.hold(5, "e").__aenter__()
+    async with permits_of(database) as later, later.hold(4, "f"):
+        pass
+
+
+async def queued(fleet: Fleet, *keys: str) -> None:
+    await fleet.submit_many(ExpandRequest("dog.png", Ratios(up=1.0), key=key) for key in keys)
+
+
+def names(jobs: list[QueuedJob]) -> list[tuple[str, str]]:
+    """Return the keys of jobs, and the queues that they were in."""
+    return [(job.payload["key"], job.queue.partition(":")[2]) for job in jobs]
+
+
+async def test_a_job_with_a_task_goes_to_its_own_queue(fleet: Fleet, database: ConnectionPool) -> None:
+    """Jobs of a dead or stopped worker that have a task are taken first, before any number of new ones."""
+    await queued(fleet, "a", "b", "c", "d")
+    first = await begin(database)
+    assert names(await first.take(3, 0)) == [("a", ""), ("b", ""), ("c", "")]
+    await left_running(database, first.worker, "b", 1)
+    await dies(database, first)
+    await bury(database)
+    second = await begin(database)
+    (followed,) = await second.take(0, 10, FOLLOW)
+    assert names([followed]) == [("b", "follow")]
+    await second.end()
+    third = await begin(database)
+    assert names(await third.take(1, 10, FOLLOW)) == [("b", "follow"), ("a", "")]
+    assert not await third.requeue_stalled((), set(), bury=True) - {followed.id, followed.id - 1}
+
+
+async def test_a_job_of_another_worker_is_not_touched(fleet: Fleet, database: ConnectionPool) -> None:
+    """A worker that lost a job can neither end it nor put it back."""
+    await queued(fleet, "a")
+    first, second = await begin(database), await begin(database)
+    (job,) = await first.take(1, 0)
+    await dies(database, first)
+    await second.requeue_stalled((), set(), bury=True)
+    (taken,) = await second.take(1, 0)
+    await first.finish(job)
+    await first.requeue(job)
+    assert await database.fetch("SELECT status::text, worker_id FROM procrastinate_jobs") == [
+        ("doing", second.worker)
+    ]
+    await second.finish(taken)
+    assert await database.fetch("SELECT 1 FROM procrastinate_jobs") == []
+
+
+async def test_only_jobs_in_work_are_charged_with_a_death(fleet: Fleet, database: ConnectionPool) -> None:
+    """Neither jobs that wait for a permit, nor those whose task only has to be followed; attempts stay."""
+    await queued(fleet, "waits", "works", "runs")
+    for death in range(1, MAX_DEATHS + 2):
+        worker = await begin(database)
+        jobs = await worker.take(3, 3, FOLLOW, ALONE)
+        assert len(jobs) == 3
+        assert {job.deaths for job in jobs if job.payload["key"] != "works"} == {0}
+        assert {job.attempts for job in jobs} == {0}
+        places = {job.payload["key"]: job.queue.partition(":")[2] for job in jobs}
+        assert places["works"] == ("alone" if death == MAX_DEATHS + 1 else "")
+        await worker.take_permit("works", 1, 9, 0.0)
+        await worker.take_permit("runs", 1, 9, 0.0)
+        if death == 1:
+            await left_running(database, worker.worker, "runs", 1)
+        await dies(database, worker)
+        await bury(database)
+    (condemned,) = [job for job in await (await begin(database)).take(0, 3, FOLLOW) if job.deaths]
+    assert (condemned.payload["key"], condemned.deaths) == ("works", MAX_DEATHS + 1)
+
+
+async def test_one_worker_runs_what_must_run_alone(fleet: Fleet, database: ConnectionPool) -> None:
+    """The oldest one does, while the others go on; and no second one beside it."""
+    await queued(fleet, "a", "b")
+    await database.fetch("UPDATE procrastinate_jobs SET queue_name = queue_name || ':alone' RETURNING 1")
+    old, young = await begin(database), await begin(database)
+    assert [await worker.runs_alone() for worker in (old, young)] == [True, False]
+    await old.end()
+    changed = await begin(database, alone=True)
+    assert [await worker.runs_alone() for worker in (changed, young)] == [True, False]
+    assert names(await changed.take(0, 1, ALONE)) == [("a", "alone")]
+    await changed.end()
+    assert await young.runs_alone()
+
+
+async def test_retries_are_timed_by_the_database(fleet: Fleet, database: ConnectionPool) -> None:
+    """A retry is due when the database says so, whatever the clocks of the workers say."""
+    await queued(fleet, "a")
+    worker = await begin(database)
+    (job,) = await worker.take(1, 0)
+    await worker.requeue(job, 60.0, charge=True)
+    ((seconds, attempts),) = await database.fetch(
+        "SELECT extract(epoch FROM scheduled_at - clock_timestamp()), attempts FROM procrastinate_jobs"
+    )
+    assert 50.0 < seconds <= 60.0
+    assert attempts == 1
+    assert await worker.take(1, 0) == []
+
+
+async def test_a_lost_answer_loses_no_job(fleet: Fleet, database: ConnectionPool) -> None:
+    """A job that only the database assigns to this worker goes back to the queue when found so twice."""
+    await queued(fleet, "a")
+    worker = await begin(database)
+    (job,) = await worker.take(1, 0)
+    assert await worker.requeue_stalled((), set(), bury=False) == {job.id}
+    assert await worker.take(1, 0) == []
+    await worker.requeue_stalled((), {job.id}, bury=False)
+    assert names(await worker.take(1, 0)) == [("a", "")]
+
+
+async def test_an_upgrade_of_the_tables_stops_a_worker(database: ConnectionPool) -> None:
+    """A worker of the older version ends with an error at its next heartbeat."""
+    worker = await begin(database)
+    await database.fetch("UPDATE kling_schema SET version = 99 RETURNING 1")
+    with pytest.raises(JournalError, match="got 99; restart this worker"):
+        await worker.renew()
+
+
+async def test_a_lost_database_ends_no_waiter(database: ConnectionPool, fleet: Fleet) -> None:
+    """Permits that are held stay held over a cut connection, and waiters go on waiting."""
+    async with permits_of(database) as one, permits_of(database) as other:
+        async with one.hold(3, "a"):
+            waiting = asyncio.ensure_future(other.hold(2, "b").__aenter__())
+            await asyncio.sleep(0.05)
+            async with ConnectionPool(fleet.dsn) as killer:
+                await killer.fetch(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            await asyncio.sleep(0.2)
+            assert is_waiting(waiting)
+        async with asyncio.timeout(10):
+            await waiting

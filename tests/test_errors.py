@@ -259,3 +259,20 @@ def test_a_cause_and_a_note_are_shown_with_the_error() -> None:
     error = KlingError("x")
     error.add_note("while resuming")
     assert copy.copy(error).__notes__ == ["while resuming"]
+
+
+@pytest.mark.parametrize("kind", [KlingError, APIError, TransportError, TaskFailed])
+def test_control_characters_are_shown_as_escapes(kind: type[KlingError]) -> None:
+    """Text of the service cannot move a terminal's cursor, forge a line of a log, or break its encoding."""
+    error = kind("bad \x1b[2J\x07\nworse \udcff é")
+    shown = "bad \\x1b[2J\\x07\\nworse \\udcff é"
+    assert (str(error), error.message, error.args) == (shown, shown, (shown,))
+    assert str(pickle.loads(pickle.dumps(error))) == shown
+
+
+def test_control_characters_in_ids_and_values_are_shown_as_escapes() -> None:
+    """The ids behind a message, and the value that a limit quotes, are escaped, too."""
+    refused = APIError("no", code=1201, request_id="\x1b[31mred")
+    refused.task_id = "\r1"
+    assert str(refused) == "no (code=1201, request_id=\\x1b[31mred, task_id=\\r1)"
+    assert "\x1b" not in str(InvalidRequest("image", "\x1b[2J.png", "no such file"))

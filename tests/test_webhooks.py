@@ -591,3 +591,78 @@ def test_no_secret_is_in_the_repr() -> None:
     assert "whsec" not in shown
     assert "testsecret" not in shown
     assert "dGVzd" not in shown
+
+
+# ------------------------------------------------------------------ what functions and frameworks hand over
+
+LAMBDA: dict[str, Any] = {name: [value] for name, value in signed().items()} | {"Host": ["a", "b"], "X": None}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        signed(),
+        LAMBDA,
+        [*signed().items(), ("host", "example")],
+        [(name.encode(), value.encode()) for name, value in signed().items()],
+        {name.encode(): value.encode() for name, value in signed().items()},
+    ],
+    ids=["mapping", "lists", "pairs", "asgi", "bytes"],
+)
+@pytest.mark.parametrize("body", [BODY, BODY.decode(), bytearray(BODY), memoryview(BODY)], ids=type)
+def test_headers_and_bodies_of_any_framework_are_read(headers: Any, body: Any) -> None:
+    """A signature is verified over text as over bytes, whatever holds the headers."""
+    call = reader().parse(headers, body)
+    assert call.verified
+    assert call.task.task_id == LEGACY["task_id"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        LAMBDA | {"webhook-id": ["a", "b"]},
+        LAMBDA | {"webhook-id": []},
+        LAMBDA | {"webhook-id": None},
+        LAMBDA | {"webhook-id": [None]},
+        [*signed().items(), *signed().items()],
+        [("webhook-id",)],
+        "webhook-id: msg_1",
+        None,
+        5,
+    ],
+)
+def test_unclear_headers_are_refused(headers: Any) -> None:
+    """A header that occurs twice, never, or in another type proves nothing."""
+    with pytest.raises(WebhookError):
+        reader().parse(headers, BODY)
+
+
+@pytest.mark.parametrize("body", [LEGACY, json.loads(VECTOR_BODY), {"code": 0, "data": LEGACY}, [LEGACY]])
+def test_a_decoded_body_is_read_only_without_secrets(body: Any) -> None:
+    """A signature covers the raw bytes, so a decoded body can be no more than a reason to poll."""
+    if isinstance(body, list):
+        with pytest.raises(WebhookError):
+            Webhooks().parse({}, body)
+    else:
+        assert Webhooks().parse({}, body).needs_poll
+    with pytest.raises(WebhookError, match="raw bytes or text"):
+        reader().parse(signed(), body)
+
+
+VALUES = ODD | st.lists(ODD, max_size=2) | st.just(PROPER) | st.just(str(NOW))
+PAIRS = st.lists(st.tuples(HEADER_NAMES | st.binary() | ODD, VALUES) | ODD, max_size=4)
+
+
+@given(
+    headers=PAIRS | st.dictionaries(HEADER_NAMES | st.binary(), VALUES, max_size=4) | ODD,
+    body=TASKLIKE | st.lists(TASKLIKE, max_size=2) | ODD | st.text() | JSON,
+    secrets=st.sampled_from([(), (SECRET,)]),
+)
+def test_any_object_is_a_call_or_a_webhook_error(headers: Any, body: Any, secrets: tuple[str, ...]) -> None:
+    """Whatever a framework hands over raises nothing but `WebhookError`, and proves nothing by itself."""
+    try:
+        call = Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
+    except WebhookError:
+        return
+    assert not call.verified
+    assert call.needs_poll

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -9,7 +10,8 @@ from random import Random
 from typing import Any, assert_type
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
+from PIL.Image import Image as PILImage
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
@@ -146,6 +148,24 @@ async def opened() -> None:
         assert_type(kling, KlingClient)
         assert_type(await kling.aclose(wait=True), tuple[TaskFuture, ...])
     KlingClient(auth=StaticKey("k"), journal=MemoryStore())
+    KlingClient(
+        listener=[events.append, print],
+        proxy="http://proxy.example:3128",
+        headers={"X-Team": "photos"},
+        ssl=ssl.create_default_context(),
+        trust_env=False,
+    )
+    KlingClient(http=ClientSession)
+    KlingClient(http=ClientSession(trust_env=True))
+
+
+async def later_fields(kling: KlingClient, picture: PILImage) -> None:
+    """Text as an aspect, a picture of Pillow, and what this version does not know."""
+    result = await kling.expand("dog.png", "16:9", extra={"new_field": [1]})
+    assert_type(result.task.raw, dict[str, Any] | None)
+    assert_type(ExpandRequest(picture, "16:9").extra, Mapping[str, Any] | None)
+    assert_type(kling.receive([("webhook-id", "1")], "{}"), WebhookEvent)
+    kling.receive({"webhook-id": ["1"]}, {"task_id": "1", "task_status": "failed"})
 
 
 def observed(event: Event, stats: Stats) -> None:
@@ -154,6 +174,10 @@ def observed(event: Event, stats: Stats) -> None:
     assert_type(event.task, Task | None)
     assert_type(event.error, KlingError | None)
     assert_type(event.seconds, float | None)
+    assert_type(event.route, str | None)
+    assert_type(event.attempt, int | None)
+    assert_type(event.wait, float | None)
+    assert_type(event.task_id, str | None)
     assert_type(stats.errors, dict[str, int])
     assert_type(stats.units_billed, Decimal)
     assert_type(stats.latency, Quantiles)
@@ -278,7 +302,7 @@ def with_starlette(app: Starlette, request: Request) -> None:
 
 def with_django(app: django.Application, request: object) -> None:
     """The adapter for Django."""
-    assert_type(django.setup(app, budget=800), django.Application)
+    assert_type(django.setup(app, budget=800), django.KlingApplication)
     assert_type(django.get_client(request), KlingClient)
 
 

@@ -153,7 +153,7 @@ class KlingClient:
             submitter, self._poller, self._store, self._slots, budget=self._budget, emit=emit
         )
         self._stack = AsyncExitStack()
-        self._making = self._make_result  # stored, because each attribute access creates another bound method
+        self._poller.registry.make_result = self._make_result
 
     def __repr__(self) -> str:
         return f"<KlingClient {self.settings.base_url} {self._auth!r} {len(self._poller)} open>"
@@ -352,7 +352,7 @@ class KlingClient:
         self._require_open()
         check(any_id=any_id, deadline=deadline)
         until = deadline_at(self._deadline if deadline is None else deadline)
-        record = self._poller.registry.add(TaskRecord(any_id, make_result=self._making, pictures=1))
+        record = self._poller.registry.add(TaskRecord(any_id, pictures=1))
         if record.job is None:
             self._jobs.follow(record)  # a task of a job of ours is polled once its create is answered
         return TaskFuture(record, deadline_at=until)
@@ -440,13 +440,13 @@ class KlingClient:
             raise InvalidRequest("requests", shown(request), "must hold ExpandRequest")
         until = deadline_at(self._deadline if deadline is None else deadline)
         any_id = request.external_task_id or f"kx-{uuid4().hex}"
-        record = TaskRecord(any_id, make_result=self._making, pictures=request.n)
+        record = TaskRecord(any_id, pictures=request.n)
         self._jobs.start(record, request, deadline_at=until, flow=flow, priority=priority, fresh=fresh)
         return TaskFuture(record, deadline_at=until)
 
     def _resume(self, known: JobRecord, until: float | None, priority: int = 0) -> TaskFuture:
         pictures = known.units // UNITS_PER_IMAGE
-        record = TaskRecord(known.external_task_id, make_result=self._making, pictures=pictures)
+        record = TaskRecord(known.external_task_id, pictures=pictures)
         self._jobs.start(record, known.request, deadline_at=until, priority=priority, known=known)
         return TaskFuture(record, deadline_at=until)
 

@@ -324,20 +324,19 @@ class TaskRecord:
     given. `number` is unique within the process; ids may change. `job` is what the runner keeps for a job
     of this client, and None for a task that was attached. `submissions` is how many calls rely on the
     record. `error` says why no snapshot will follow. `pictures` is how many a success must have to be
-    believed at once. `retrieved` says whether a caller has seen the end, or need not see it. An error that
-    no caller has seen is logged when the last future of the record is collected, or the client closes.
+    believed at once. `unretrieved` counts the futures, and is None once a caller has seen the end. An end
+    that no caller has seen is logged when the last future is collected, or the client closes.
     """
 
     __slots__ = (
-        "_callbacks", "_changed", "_futures", "_given", "_merged", "_registry", "error", "job", "make_result",
-        "number", "pictures", "retrieved", "submissions", "task",
+        "_callbacks", "_changed", "_given", "_merged", "_registry", "error", "job", "number", "pictures",
+        "submissions", "task", "unretrieved",
     )  # fmt: skip
 
     def __init__(
         self,
         any_id: str,
         *,
-        make_result: "Callable[[TaskRecord, Task], ExpandResult] | None" = None,
         job: SubmittedJob | None = None,
         pictures: int = 0,
     ) -> None:
@@ -346,10 +345,8 @@ class TaskRecord:
         self.error: KlingError | None = None
         self.job: SubmittedJob | None = job
         self.pictures: int = pictures
-        self.make_result: Callable[[TaskRecord, Task], ExpandResult] | None = make_result
         self.submissions: int = 1
-        self.retrieved: bool = False
-        self._futures = 0
+        self.unretrieved: int | None = 0
         self._given = any_id
         self._registry: TaskRegistry | None = None
         self._merged: TaskRecord | None = None
@@ -414,7 +411,8 @@ class TaskRecord:
         """Return the result of a task that succeeded."""
         if self.task is None:
             raise KlingError("the future is done without a snapshot")
-        return self.make_result(self, self.task) if self.make_result else ExpandResult(self.task)
+        make = None if self._registry is None else self._registry.make_result
+        return make(self, self.task) if make else ExpandResult(self.task)
 
     def deliver(self, task: Task) -> bool:
         """Take a snapshot from a poll, a callback, the store or a create.
@@ -465,7 +463,7 @@ class TaskRecord:
         """Return a separate record for *future*, which is cancelled while other submissions continue."""
         self.submissions -= 1
         own = TaskRecord(self._given)
-        own.retrieved = True
+        own.retrieve()
         own.attach_future()
         own.fail(NotSubmitted("taken back before it was sent; another submission of the same job goes on"))
         for callback, owner, context in self._callbacks:
@@ -478,24 +476,26 @@ class TaskRecord:
 
     def attach_future(self) -> None:
         """Count a future of this record."""
-        self._futures += 1
+        if self.unretrieved is not None:
+            self.unretrieved += 1
 
     def detach_future(self) -> None:
         """Count a future less; the last one leaves an end that no caller will see."""
-        self._futures -= 1
-        self._check_retrieved()
+        if self.unretrieved is not None:
+            self.unretrieved -= 1
+            self._check_retrieved()
 
     def retrieve(self) -> None:
         """Note that a caller has seen the end."""
-        self.retrieved = True
+        self.unretrieved = None
         if self._registry is not None:
             self._registry.unretrieved.pop(self, None)
 
     def _check_retrieved(self) -> None:
         """Log an end that no future is left for, or keep it until the client closes."""
-        if self.retrieved or not self.done():
+        if self.unretrieved is None or not self.done():
             return
-        if self._futures == 0:
+        if self.unretrieved == 0:
             log_unretrieved([self])
         elif self._registry is not None:
             self._registry.unretrieved[self] = None
@@ -509,7 +509,8 @@ class TaskRecord:
         """Move the futures of this record to *other*."""
         self._merged = other
         other.submissions += self.submissions
-        other._futures += self._futures  # noqa: SLF001 - the same class
+        if other.unretrieved is not None:
+            other.unretrieved += self.unretrieved or 0
         callbacks, self._callbacks = self._callbacks, ()
         for callback, future, context in callbacks:
             other.add_done_callback(callback, future, context)
@@ -537,11 +538,13 @@ class TaskRegistry:
     """The open records of one client, found by either id.
 
     `on_end` is called once with each record whose end becomes known, and `on_merge` with each record that
-    another one replaces; neither may raise. `unretrieved` are ended records whose end no caller has seen.
+    another one replaces; neither may raise. `make_result` makes the result of a task that succeeded.
+    `unretrieved` are ended records whose end no caller has seen.
     """
 
     def __init__(self) -> None:
         self.on_end: list[Callable[[TaskRecord], object]] = []
+        self.make_result: Callable[[TaskRecord, Task], ExpandResult] | None = None
         self.on_merge: list[Callable[[TaskRecord], object]] = []
         self.unretrieved: dict[TaskRecord, None] = {}
         self._records: dict[TaskRecord, None] = {}
@@ -704,7 +707,8 @@ class TaskFuture:
             self._record = record.withdraw(self)
             return True
         cancelled = record.job.cancel()
-        record.retrieved |= cancelled  # the caller of this method knows the end
+        if cancelled:
+            record.retrieve()  # the caller of this method knows the end
         return cancelled
 
     def cancelled(self) -> bool:
@@ -807,7 +811,7 @@ class TaskFuture:
     def _seen_record(self) -> TaskRecord:
         """Return the record; its end is seen by the caller, if it has one."""
         record = self.record
-        if not record.retrieved and record.done():
+        if record.unretrieved is not None and record.done():
             record.retrieve()
         return record
 

@@ -22,7 +22,7 @@ from kling_expand import (
     TaskFuture,
 )
 from kling_expand.jobs.bulk import SOURCE_CLOSE_TIMEOUT, BoundedMap, Row, make_request
-from kling_expand.jobs.future import TaskRecord
+from kling_expand.jobs.future import TaskRecord, TaskRegistry
 from kling_expand.testing import virtual_time
 
 
@@ -56,11 +56,9 @@ class Service:
 
     def submit(self, request: ExpandRequest) -> TaskFuture:
         files = (Path("known.png"),) if request.key == "known" else ()
-        record = TaskRecord(
-            f"job-{request.prompt}",
-            make_result=lambda _, task: ExpandResult(task, request, files=files, save=self.save),
-        )
-        future, index = TaskFuture(record), self.submitted
+        registry = TaskRegistry()
+        registry.make_result = lambda _, task: ExpandResult(task, request, files=files, save=self.save)
+        future, index = TaskFuture(registry.add(TaskRecord(f"job-{request.prompt}"))), self.submitted
         self.submitted += 1
         self.open += 1
         self.most = max(self.most, self.open)

@@ -265,7 +265,9 @@ async def test_a_callback_is_called_once_and_soon() -> None:
 @virtual_time
 async def test_success_is_a_result() -> None:
     """The result holds the pictures, the id and the object that the client attaches."""
-    future = TaskFuture(TaskRecord("dog", make_result=lambda _, task: ExpandResult(task, name="dog")))
+    registry = TaskRegistry()
+    registry.make_result = lambda _, task: ExpandResult(task, name="dog")
+    future = TaskFuture(registry.add(TaskRecord("dog")))
     future.record.deliver(SUCCEED)
     result = await future
     assert (result.images, result.task_id, result.name) == (SUCCEED.images, "1", "dog")

@@ -422,7 +422,7 @@ class TaskRecord:
         """
         if self.done() or (self.task and not _is_newer(self.task, task)):
             return False
-        if self.job is not None and len(task.images) > self.pictures:
+        if self.job is not None and 0 < self.pictures < len(task.images):
             task = evolve(task, images=task.images[: self.pictures])  # more than were asked for
         external_task_id = None if self._given == task.task_id else self._given
         external_task_id = external_task_id or (self.task.external_task_id if self.task else None)

@@ -98,6 +98,11 @@ class OutputOptions(OptionGroup):
         "-v", "--verbose", default=False, is_flag=True, help="Print each call of the service that failed."
     )
 
+    @property
+    def notes(self) -> bool:
+        """Whether notes and progress are printed as text."""
+        return not (self.as_json or self.quiet)
+
 
 @frozen
 class JSONOption(OptionGroup):

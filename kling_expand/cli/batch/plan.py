@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from attrs import define, evolve, field, frozen
@@ -25,7 +25,7 @@ from kling_expand.cli.terminal import FAILED, NothingDone, billed_units, clean, 
 from kling_expand.config import Settings, account_name, credentials
 from kling_expand.downloads.files import SUFFIXES, SaveOptions, output_paths
 from kling_expand.errors import ImageError, InvalidRequest, JournalError, KlingError, require
-from kling_expand.geometry import Expansion
+from kling_expand.geometry import Canvas, Expansion
 from kling_expand.models import UNITS_PER_IMAGE, Dialect, ExpandRequest, Image, Task, resolve_geometry
 from kling_expand.store.base import JobRecord, JobState, JobStore
 from kling_expand.store.sqlite import SQLiteStore
@@ -225,10 +225,16 @@ async def read_usage(journal: JobStore | None) -> Usage:
 # ---------------------------------------------------------------------------- the check of one row
 
 
-def check(
-    request: ExpandRequest, dialect: Dialect, *, fit: bool = False
-) -> tuple[Expansion, tuple[str, ...]]:
-    """Return the geometry of a request for its photo, and notes for the user; read only the photo's header.
+class Checked(NamedTuple):
+    """The geometry of a request for its photo, notes for the user, and the canvas if its size is known."""
+
+    expansion: Expansion
+    notes: tuple[str, ...] = ()
+    canvas: Canvas | None = None
+
+
+def check(request: ExpandRequest, dialect: Dialect, *, fit: bool = False) -> Checked:
+    """Return what is known of a request before it is sent; read only the photo's header.
 
     Raises:
         InvalidRequest: the dialect cannot express the request, or the geometry does not suit the photo.
@@ -241,21 +247,28 @@ def check(
     except ImageError as error:
         if not fit or not os.path.isfile(source):  # noqa: PTH113
             raise _advised(error, source) from None
-        return _check_fitted(request, dialect, source), ()
+        return _check_fitted(request, dialect, source)
     if header is None:  # a URL, which only the service reads
-        return _expansion(request, dialect, None), ()
+        return Checked(_expansion(request, dialect, None))
     if fit and header.orientation > 1:
-        return _check_fitted(request, dialect, source), ()
-    return _expansion(request, dialect, (header.width, header.height)), _notes(header)
+        return _check_fitted(request, dialect, source)
+    return _resolved(request, dialect, (header.width, header.height), _notes(header))
 
 
-def _check_fitted(request: ExpandRequest, dialect: Dialect, source: str) -> Expansion:
-    """Return the geometry for a photo that is converted before it is sent."""
+def _check_fitted(request: ExpandRequest, dialect: Dialect, source: str) -> Checked:
+    """Return what is known of a photo that is converted before it is sent."""
     from kling_expand.pictures.fit import upright_size  # imported here, as it is an option
 
     size = upright_size(source)
     check_shape(*size, source)
-    return _expansion(request, dialect, size)
+    return _resolved(request, dialect, size)
+
+
+def _resolved(
+    request: ExpandRequest, dialect: Dialect, size: tuple[int, int], notes: tuple[str, ...] = ()
+) -> Checked:
+    expansion = _expansion(request, dialect, size)
+    return Checked(expansion, notes, expansion.ratios().canvas(*size))
 
 
 def _notes(header: PhotoHeader) -> tuple[str, ...]:
@@ -308,6 +321,7 @@ class Survey:
     notes: dict[int, tuple[str, ...]] = field(factory=dict)
     names: Counter[int] = field(factory=Counter)  # hashes of names, to save memory: there may be a million
     left_out: dict[str, int] = field(factory=dict)
+    sizes: Counter[str] = field(factory=Counter)  # expected sizes of the pictures, of a dry run
     sources: set[str] = field(factory=set)  # keys of the photos, where results may replace files
 
     @property
@@ -337,13 +351,19 @@ class Survey:
         """Return the numbers for JSON."""
         good = self.rows - self.bad
         numbers = {"rows": self.rows, "good": good, "bad": self.bad, "paid": self.paid, "units": self.units}
-        return numbers | {"left_out": self.left_out}
+        return numbers | {"left_out": self.left_out, "expected_sizes": dict(self.sizes)}
 
-    def text(self) -> str:
-        """Return the numbers on one line."""
+    def text(self, *, emulated: bool = False) -> str:
+        """Return the numbers, and the expected sizes of the pictures on a line of their own."""
         paid = f" ({self.paid} already paid for)" if self.paid else ""
         good = plural(self.rows - self.bad, "row")
-        return f"{good} can be sent{paid}, {self.bad} cannot; cost: at most {money(self.units)}"
+        cost = money(self.units, emulated=emulated)
+        text = f"{good} can be sent{paid}, {self.bad} cannot; cost: at most {cost}"
+        if not self.sizes:
+            return text
+        sizes = ", ".join(f"{size} ({plural(count, 'photo')})" for size, count in self.sizes.most_common(3))
+        more = f" and {plural(len(self.sizes) - 3, 'other size')}" if len(self.sizes) > 3 else ""
+        return f"{text}\nthe service scales pictures to its 1K tier, in pixels about: {sizes}{more}"
 
     def require_rows(self) -> None:
         """Raise `NothingDone` where no row can be sent."""
@@ -371,7 +391,7 @@ async def find_rows(plan: BulkPlan) -> Manifest:
     beside = await asyncio.to_thread(_journals_in, near) if photos.photos else set()
     journals = {path_key(path): path for path in {*photos.journals, *beside, plan.journal} if path}
     photos.remove_results(await saved_files(list(journals.values())))
-    if not plan.output.as_json:
+    if plan.output.notes:
         for line in photos.lines():
             click.echo(clean(line), err=True)
     return found
@@ -391,34 +411,36 @@ async def check_rows(plan: BulkPlan, listed: Manifest, journal: JobStore | None 
     noted: dict[str, list[str]] = {}
     with meter:
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
-            for row, expansion, notes in await asyncio.to_thread(_check_chunk, chunk, dialect, plan.fit):
-                survey.count(row, paid=expansion is not None and _is_paid(row, expansion, paid))
+            for row, checked, notes in await asyncio.to_thread(_check_chunk, chunk, dialect, plan.fit):
+                survey.count(row, paid=checked is not None and _is_paid(row, checked.expansion, paid))
+                if checked is not None and checked.canvas is not None and plan.dry_run:
+                    survey.sizes["{}x{}".format(*checked.canvas.expected_size)] += 1
                 if plan.overwrite and row.request is not None:
                     survey.sources.add(path_key(str(row.request.image)))
                 _take_notes(plan, survey, noted, row, notes)
             meter.show(survey.rows)
     for note, labels in noted.items():
-        if not plan.output.as_json:
+        if plan.output.notes:
             click.echo(clean(_noted(note, labels)), err=True)
     return survey
 
 
 def _check_chunk(
     rows: Sequence[Row], dialect: Dialect, fit: bool
-) -> list[tuple[Row, Expansion | None, tuple[str, ...]]]:
+) -> list[tuple[Row, Checked | None, tuple[str, ...]]]:
     return [_checked(row, dialect, fit=fit) for row in rows]
 
 
-def _checked(row: Row, dialect: Dialect, *, fit: bool) -> tuple[Row, Expansion | None, tuple[str, ...]]:
-    """Return the row, its geometry and notes; a row that cannot be sent says why."""
+def _checked(row: Row, dialect: Dialect, *, fit: bool) -> tuple[Row, Checked | None, tuple[str, ...]]:
+    """Return the row, what is known of it, and notes; a row that cannot be sent says why."""
     if row.request is None:
         return row, None, ()
     warnings = (row.warning,) if row.warning else ()
     try:
-        expansion, notes = check(row.request, dialect, fit=fit)
+        checked = check(row.request, dialect, fit=fit)
     except KlingError as error:
         return evolve(row, error=error.message), None, warnings
-    return row, expansion, (*warnings, *notes)
+    return row, checked, (*warnings, *checked.notes)
 
 
 def _take_notes(
@@ -450,7 +472,7 @@ class _Meter:
     """Shows on stderr how many rows are checked, once a second."""
 
     def __init__(self, plan: Plan, total: int) -> None:
-        self._silent = plan.output.as_json
+        self._silent = not plan.output.notes
         self._of = f" of {total}" if total else ""
         self._shown_at = time.monotonic()
         self._line = ""
@@ -509,7 +531,7 @@ async def dry_run(plan: BulkPlan) -> int:
     if plan.output.as_json:
         show(survey.facts())
     else:
-        click.echo(survey.text())
+        click.echo(survey.text(emulated=plan.connection.emulator))
     return FAILED if survey.bad or not survey.rows else 0
 
 

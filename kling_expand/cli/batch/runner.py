@@ -45,6 +45,7 @@ from kling_expand.errors import (
 from kling_expand.jobs.future import ExpandResult, TaskFuture
 from kling_expand.models import Task
 from kling_expand.store.base import JobStore
+from kling_expand.store.sqlite import SQLiteStore
 
 from .manifest import Manifest, Row, path_key
 from .plan import (
@@ -184,6 +185,8 @@ async def run_batch(
     """
     state = f"{plan.journal}.tasks" if journal else ""
     summarized, runner = journal is not None and not plan.detailed, None
+    if isinstance(journal, SQLiteStore):
+        await journal.set_rows(progress.total)  # for `kling-expand status`
     try:
         async with plan.connection.client(
             deadline=plan.deadline,
@@ -541,8 +544,9 @@ async def _summarize(
     if plan.output.as_json:
         show({"summary": _summary_facts(progress, usage, plan.journal) | {"left_out": left_out}})
         return
-    for line in _summary_lines(progress, usage, plan.journal, retry_hint):
-        click.echo(clean(line), err=True)
+    if plan.output.notes:
+        for line in _summary_lines(plan, progress, usage, retry_hint):
+            click.echo(clean(line), err=True)
 
 
 def _summary_facts(progress: Progress, usage: Usage, path: str) -> dict[str, object]:
@@ -560,9 +564,14 @@ def _summary_facts(progress: Progress, usage: Usage, path: str) -> dict[str, obj
     }
 
 
-def _summary_lines(progress: Progress, usage: Usage, path: str, retry_hint: str) -> Iterator[str]:
-    yield f"{plural(progress.total, 'row')}: {progress.counts()}"
-    yield f"{money(usage.billed)} billed for all jobs in {path}"
+def _summary_lines(plan: Plan, progress: Progress, usage: Usage, retry_hint: str) -> Iterator[str]:
+    left = progress.total - progress.ended
+    rest = f", {left} not finished" if left else ""
+    yield f"{plural(progress.total, 'row')}: {progress.counts()}{rest}"
+    if plan.connection.emulator:
+        yield f"{money(usage.billed, emulated=True)} for all jobs in {plan.journal}"
+    else:
+        yield f"{money(usage.billed)} billed for all jobs in {plan.journal}"
     if usage.open:
         verb = "continues" if usage.open == 1 else "continue"
         yield f"{plural(usage.open, 'task')} {verb} at the service, which has no cancel"

@@ -144,7 +144,7 @@ Columns of a manifest:
 """
 
 
-@click.command(short_help="Expand all photos of a table or directory.", epilog=COLUMNS)
+@click.command(epilog=COLUMNS)
 @click.argument("words", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path())
 @options(
     geometry=GeometryOptions,

@@ -16,7 +16,7 @@ from kling_expand.cli.options import (
 from kling_expand.cli.terminal import plural
 
 
-@click.command(short_help="Expand photos and save the results.")
+@click.command()
 @click.argument("photos", metavar="PHOTO...", nargs=-1, required=True, type=click.Path())
 @options(
     geometry=GeometryOptions,

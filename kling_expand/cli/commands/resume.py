@@ -18,7 +18,7 @@ from kling_expand.store.base import UNFINISHED
 _RETRY = "failed jobs are only retried by the program that submitted them, such as `kling-expand bulk`"
 
 
-@click.command(short_help="Continue the jobs of a journal.")
+@click.command()
 @click.argument("journal", metavar="JOURNAL", type=click.Path())
 @options(limits=LimitOptions, output=OutputOptions, limit=DeadlineOption, connection=Connection)
 def resume(

@@ -146,7 +146,7 @@ class Run:
 
 async def _read_run(path: str) -> Run:
     """Read the progress from a copy of the journal."""
-    from kling_expand.cli.batch.plan import Usage
+    from kling_expand.cli.batch.plan import EMULATED, Usage
     from kling_expand.store.base import JobState
     from kling_expand.store.sqlite import SQLiteStore
     from kling_expand.store.sqlite_file import writer_of
@@ -164,7 +164,7 @@ async def _read_run(path: str) -> Run:
             process if process is not None and _runs(process) else None,
             max(await journal.rows() or 0, known),
             usage,
-            "--emulator" in journal.account,
+            journal.account == EMULATED,
             now,
             sorted(saved_at),
         )

@@ -15,7 +15,7 @@ from kling_expand.client import KlingClient
 from kling_expand.store.base import JobStore
 
 
-@click.command(short_help="Wait for tasks by their ids and save the results.")
+@click.command()
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @options(output=OutputOptions, limit=DeadlineOption, connection=Connection)
 def wait(
@@ -30,7 +30,7 @@ def wait(
     _save(ids, output, connection, deadline=limit.deadline)
 
 
-@click.command(short_help="Save the results of tasks that have ended.")
+@click.command()
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @options(output=OutputOptions, connection=Connection)
 def download(ids: tuple[str, ...], *, output: OutputOptions, connection: Connection) -> None:

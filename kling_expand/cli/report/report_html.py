@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from kling_expand.api import codec
 from kling_expand.cli.batch.manifest import stem
-from kling_expand.cli.batch.plan import Usage
+from kling_expand.cli.batch.plan import EMULATED, Usage
 from kling_expand.cli.terminal import clean, moment, money, span
 from kling_expand.geometry import Expansion, Ratios, Towards
 from kling_expand.models import ExpandRequest, Status, Task
@@ -26,7 +26,6 @@ from kling_expand.store.sqlite import SQLiteStore
 from .thumbnails import Thumbnail, Thumbnails
 
 AHEAD = 2 * (os.cpu_count() or 1)  # cards that are made while others are written
-EMULATED = "--emulator"  # in the account of a journal whose tasks were emulated
 
 # The filter that shows a job, and its state in words.
 STATES = {
@@ -215,7 +214,7 @@ def _geometry_text(request: ExpandRequest) -> str:
 
 async def read_totals(journal: SQLiteStore) -> Totals:
     """Add up all jobs of *journal*."""
-    totals = Totals(emulated=EMULATED in journal.account)
+    totals = Totals(emulated=journal.account == EMULATED)
     async for job in journal.jobs():
         totals.count(job)
     return totals

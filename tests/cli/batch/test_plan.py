@@ -74,7 +74,10 @@ def test_a_bad_row_costs_nothing() -> None:
     assert (
         survey.text() == "2 rows can be sent (1 already paid for), 1 cannot; cost: at most 24 units ($0.08)"
     )
-    assert survey.facts() == {"rows": 3, "good": 2, "bad": 1, "paid": 1, "units": 24, "left_out": {}}
+    assert survey.facts() == {"rows": 3, "good": 2, "bad": 1, "paid": 1, "units": 24} | {
+        "left_out": {},
+        "expected_sizes": {},
+    }
     assert (survey.most_images, survey.pictures, survey.problems) == (9, 12, {1: "no photo"})
 
 
@@ -83,7 +86,10 @@ def test_a_bad_row_costs_nothing() -> None:
 
 def test_a_good_request_has_its_geometry_and_no_notes() -> None:
     """The geometry is the one for the photo's size."""
-    assert check(ExpandRequest(COFFEE, ToAspect("3:1")), EDITING) == (Ratios(left=0.5, right=0.5), ())
+    expansion, notes, canvas = check(ExpandRequest(COFFEE, ToAspect("3:1")), EDITING)
+    assert (expansion, notes) == (Ratios(left=0.5, right=0.5), ())
+    assert canvas is not None
+    assert canvas.expected_size == (2016, 672)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +134,10 @@ def test_what_a_photo_may_lose_is_noted(tmp_path: Path) -> None:
         ("palette.png", "alpha channel"),
         ("small.png", "fewer than 512 pixels"),
     ):
-        _, notes = check(ExpandRequest(str(tmp_path / name), wide), EDITING)
+        _, notes, _ = check(ExpandRequest(str(tmp_path / name), wide), EDITING)
         assert [said in note for note in notes] == [True], name
     # Upright the photo is higher than wide, so that the new area lies elsewhere.
-    expansion, notes = check(ExpandRequest(str(tmp_path / "turned.jpg"), wide), EDITING, fit=True)
+    expansion, notes, _ = check(ExpandRequest(str(tmp_path / "turned.jpg"), wide), EDITING, fit=True)
     assert (notes, expansion) == ((), wide.ratios(400, 600))
 
 

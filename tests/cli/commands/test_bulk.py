@@ -46,7 +46,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
         assert (process.returncode, "Traceback" in err) == (130, False), err
         assert "nothing is paid twice" in err
         assert "resume with" not in err
-        summary_line = re.search(rf"^{ROWS} rows: (\d+) saved$", err, re.MULTILINE)
+        summary_line = re.search(rf"^{ROWS} rows: (\d+) saved, \d+ not finished$", err, re.MULTILINE)
         assert summary_line is not None, err
         before = int(summary_line[1])
         assert before == len(list((tmp_path / "out").glob("*.png")))
@@ -105,9 +105,9 @@ def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
     Image.new("RGB", (600, 600)).save(other)
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{other},0.5,", "gone.jpg,1,")
     dry = Shell()("bulk", manifest, "--dry-run", "-n", 2)
-    assert (dry.exit_code, dry.stdout) == (
+    assert (dry.exit_code, dry.stdout.splitlines()[0]) == (
         1,
-        "2 rows can be sent, 1 cannot; cost: at most 32 units ($0.11)\n",
+        "2 rows can be sent, 1 cannot; cost: at most 32 units ($0.11)",
     )
     assert "line 4 (gone.jpg): image: " in dry.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "other.png"]
@@ -119,7 +119,9 @@ def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
         assert kling.emulator.account.requests == requests
     assert dry.exit_code == 0
     paid = {"rows": 3, "good": 3, "bad": 0, "paid": 2, "units": 8, "left_out": {}}
-    assert json.loads(dry.stdout) == paid
+    found = json.loads(dry.stdout)
+    assert sum(found.pop("expected_sizes").values()) == 3
+    assert found == paid
 
 
 def test_a_dry_run_prints_bad_rows_as_json(tmp_path: Path) -> None:
@@ -257,3 +259,24 @@ def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
     ) == (0, 1, 1)
     journal = ".kling-expand-emulator.db"
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {journal, f"{journal}.tasks"}
+
+
+def test_a_dry_run_says_which_size_the_pictures_will_have(tmp_path: Path) -> None:
+    """It names the expected pixels beside the cost, and an emulator bills nothing."""
+    words = ["bulk", COFFEE, CHELSEA, "--aspect", "16:9", "-o", tmp_path / "out", "--dry-run", "--emulator"]
+    lines = Shell()(*words).stdout.splitlines()
+    assert "16 units (emulated, not billed)" in lines[0]
+    assert "1536x864 (2 photos)" in lines[1]
+    facts = json.loads(Shell()(*words, "--json").stdout.splitlines()[-1])
+    assert facts["expected_sizes"] == {"1536x864": 2}
+
+
+def test_quiet_prints_only_the_pictures(tmp_path: Path) -> None:
+    """With -q neither notes nor progress nor the summary are printed, and failures are."""
+    with shell() as kling:
+        done = kling("bulk", COFFEE, "--up", 0.5, "-o", tmp_path, "-q")
+        kling.emulator.faults.script("create", Fault("error", code=1301))
+        failed = kling("bulk", CHELSEA, "--up", 0.5, "-o", tmp_path, "-q")
+    assert (done.stdout, done.stderr) == (f"{tmp_path / 'coffee-0.png'}\n", "")
+    assert (failed.exit_code, failed.stderr.count("\n"), "code=1301" in failed.stderr) == (1, 1, True)
+    assert "1 row: 0 saved, 1 failed" not in failed.stderr

@@ -298,6 +298,10 @@ class KlingClient:
         self._require_open()
         check(requests=requests, ordered=ordered, prefetch=prefetch, max_failures=max_failures)
         check(deadline=deadline, priority=priority, fresh=fresh, save_to=save_to)
+        if save_to is not None:
+            from .downloads.files import check_target  # imported here, as many callers only want the URLs
+
+            check_target("save_to", save_to)
         flow = Flow()  # alternates with other calls
         bulk = BoundedMap(
             lambda request: self._submit(request, deadline, priority, fresh=fresh, flow=flow),

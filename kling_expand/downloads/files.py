@@ -17,6 +17,7 @@ be removed, which has the same effect. A network file system must pass ``flock``
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -32,7 +33,7 @@ from attrs import field, frozen
 
 from kling_expand.api.codec import http_date
 from kling_expand.errors import DownloadError, InvalidRequest, KlingError
-from kling_expand.models import ImageSource, Task
+from kling_expand.models import Image, ImageSource, Task
 
 try:
     import fcntl
@@ -62,6 +63,7 @@ STRONG_AGE = 60.0  # seconds: a Last-Modified this much older than the answer's 
 
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _ETAG = re.compile(r'"[!#-~]*"')
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -220,6 +222,18 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
     if options.format:
         check_suffix(found.path(0, FORMATS[options.format]), FORMATS[options.format])
     return found
+
+
+def check_target(name: str, target: str | os.PathLike[str]) -> None:
+    """Check the argument *name*, a target for the pictures of many tasks, before any of them is paid.
+
+    Raises:
+        InvalidRequest: it is no directory, template or path.
+    """
+    try:
+        output_paths(Task("0", "succeed", images=(Image(0, ""),)), target)
+    except InvalidRequest as error:
+        raise InvalidRequest(name, error.value, error.limit, error.advice) from None
 
 
 def is_url(target: str) -> bool:
@@ -538,15 +552,27 @@ def rename(part: Path, target: Path) -> bool:
     """Rename *part* to *target*, or return False where a file has that name."""
     try:
         os.link(part, target)
-        part.unlink(missing_ok=True)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links: the name is taken by an empty file first
-        try:
-            target.open("xb").close()
-        except FileExistsError:
-            return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _take_name(part, target)
+    part.unlink(missing_ok=True)
+    return True
+
+
+def _take_name(part: Path, target: Path) -> bool:
+    """Do the same on a file system without hard links: an empty file takes the name first."""
+    try:
+        target.open("xb").close()
+    except FileExistsError:
+        return False
+    try:
         part.replace(target)
+    except OSError:
+        target.unlink()
+        raise
     return True
 
 

@@ -909,17 +909,26 @@ async def test_overwrite_replaces_whatever_has_the_name(tmp_path: Path) -> None:
 async def test_a_file_system_without_links_keeps_files_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where hard links are refused, the name is taken by an exclusive creation."""
+    """Where hard links are refused, an exclusive creation takes the name; no error leaves an empty file."""
 
     def refuse(*_paths: object) -> None:
-        raise OSError(errno.EPERM, "no links here")
+        raise OSError(reason, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
     async with started() as (server, downloads):
         url = server.on("/a", answers(PNG))
+        reason = errno.EPERM
         await asyncio.gather(*(downloads.save(another(number, url), tmp_path, X) for number in range(5)))
+        assert len(files(tmp_path)) == 5
+        assert set(files(tmp_path).values()) == {PNG}
+        reason = errno.EIO
+        with pytest.raises(DownloadError, match="no links here"):
+            await downloads.save(another(5, url), tmp_path, X)
+        reason = errno.ENOTSUP
+        monkeypatch.setattr(Path, "replace", refuse)
+        with pytest.raises(DownloadError, match="no links here"):
+            await downloads.save(another(6, url), tmp_path, X)
     assert len(files(tmp_path)) == 5
-    assert set(files(tmp_path).values()) == {PNG}
 
 
 @virtual_time

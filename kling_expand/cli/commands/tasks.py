@@ -43,7 +43,9 @@ class ListOptions(OptionGroup):
     all_pages: bool = option("--all", default=False, is_flag=True, help="Print every page.")
     status: str | None = option(
         "--status",
-        type=click.Choice([str(status) for status in Status if status is not Status.UNKNOWN]),
+        type=click.Choice(
+            [str(status) for status in Status if status not in {Status.UNKNOWN, Status.QUEUED}]
+        ),
         help="Only tasks with this status.",
     )
 

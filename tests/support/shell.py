@@ -52,8 +52,12 @@ class Shell:
 
     def __call__(self, *args: object, **env: str) -> Result:
         """Run a command in this process."""
+        return self.with_input(*args, text="", **env)
+
+    def with_input(self, *args: object, text: str, **env: str) -> Result:
+        """Run a command in this process with *text* on stdin."""
         words = [str(arg) for arg in args]
-        return CliRunner().invoke(root, words, env=self.env() | env, prog_name="kling-expand")
+        return CliRunner().invoke(root, words, text, env=self.env() | env, prog_name="kling-expand")
 
     @contextmanager
     def start(self, *args: object) -> "Iterator[subprocess.Popen[str]]":

@@ -327,7 +327,7 @@ class Runner:
 
     async def _result(self, job: Job, future: TaskFuture) -> ExpandResult:
         async for task in future:
-            self._answered = True
+            self._answered |= future.task is not None  # else the job is queued
             self._display.snapshot(job, task)
             if self._only_ended and not task.status.final:
                 raise KlingError(f"the task has not ended yet ({task.task_status})", task_id=task.task_id)

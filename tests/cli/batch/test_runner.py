@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from support.shell import CHELSEA, COFFEE
 
 from kling_expand import ExpandRequest, KlingClient, Ratios
@@ -17,7 +18,7 @@ from kling_expand.cli.batch.plan import Plan
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, run_batch
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
-from kling_expand.cli.terminal import FAILED, NothingDone
+from kling_expand.cli.terminal import FAILED, HOPELESS, NothingDone
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.store.sqlite import SQLiteStore
@@ -212,3 +213,49 @@ async def test_a_closed_stdout_is_one_error(
         with contextlib.suppress(BrokenPipeError):
             closed.close()
     assert emulator.account.units_billed >= 8
+
+
+async def test_a_service_that_never_answers_is_given_up(
+    emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After three connection failures at the start the rest is not sent."""
+    unreachable: dict[str, Any] = {"base_url": "http://127.0.0.1:1", "connect_timeout": 0.05}
+
+    async def jobs(_client: KlingClient) -> Jobs:
+        async with KlingClient(**unreachable, max_in_flight=1) as other:
+            for number in range(20):
+                future = other.submit(ExpandRequest(CHELSEA, Ratios(up=0.1 + number / 100)))
+                yield Job(f"job {number}", (), future)
+
+    progress = Progress(20)
+    assert await run_batch(plan(tmp_path, max_open=4), progress, jobs) == HOPELESS
+    assert 3 <= progress.failed <= 6
+    assert progress.failed + progress.not_sent == 20
+    assert emulator.account.requests.total() == 0
+    assert capsys.readouterr().err == ""  # with --json the reasons are in the objects
+
+
+async def test_an_output_that_goes_away_stops_the_batch(
+    emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing more is sent once a result cannot be written; what is paid is named at the end."""
+    out = tmp_path / "out"
+    out.mkdir()
+
+    async def jobs(client: KlingClient) -> Jobs:
+        number = 0
+        async for job in requests(*[None] * 30)(client):
+            yield job
+            number += 1
+            if number == 2:
+                out.rmdir()
+                out.touch()
+
+    progress = Progress(30)
+    limited = evolve(plan(out, max_open=2), output=OutputOptions(str(out)))
+    assert await run_batch(limited, progress, jobs) == FAILED
+    assert len(emulator.account.tasks) <= 8
+    assert (progress.failed + progress.not_sent, progress.saved) == (30, 0)
+    err = capsys.readouterr().err
+    assert "cannot be written (it is a file); nothing more is sent" in err
+    assert err.splitlines()[-1].startswith("resume with: kling-expand wait ")

@@ -36,7 +36,7 @@ from .config import Settings
 from .errors import ClientClosed, DeadlineExceeded, KlingError
 from .events import Stats
 from .jobs import bulk, future
-from .models import ExpandRequest, Task
+from .models import ExpandRequest, Task, portable
 from .serialization import Serializable
 from .webhooks import WebhookEvent
 
@@ -169,6 +169,10 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
     def upload(self, urls: tuple[str, ...]) -> tuple[str, ...]:
         return urls
 
+    @from_coroutine(future.ExpandResult.image)
+    def image(self, image: Any) -> Any:
+        return image
+
     @from_coroutine(future.ExpandResult.read)
     def read(self, contents: tuple[bytes, ...]) -> tuple[bytes, ...]:
         return contents
@@ -182,6 +186,11 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
     def request(self) -> ExpandRequest | None:
         """The request, or None for a task that was attached."""
         return self._inner.request
+
+    @property
+    def earlier(self) -> "ExpandResult | None":
+        """The result of the pass before, or None."""
+        return ExpandResult(self._inner.earlier, self._thread) if self._inner.earlier else None
 
     @property
     def name(self) -> str | None:
@@ -353,7 +362,7 @@ class Outcome(Serializable):
     files: tuple[Path, ...] = ()
 
     def __reduce__(self) -> Any:
-        request = future.portable(self.request)
+        request = portable(self.request)
         return Outcome, (self.index, request, self.result, self.error, self.files)
 
     def __copy__(self) -> Self:

@@ -28,7 +28,7 @@ from .config import (
     enable_logging,
     webhook_secret,
 )
-from .errors import ClientClosed, InvalidRequest
+from .errors import ClientClosed, DeadlineExceeded, InvalidRequest
 from .events import EventLog, Listener, Stats, StatsCollector
 from .geometry import Geometry
 from .jobs.bulk import BoundedMap, Outcome, Requests
@@ -458,7 +458,8 @@ class KlingClient:
         job = record.job if isinstance(record.job, Job) else None
         request = job.request if job else None
         name = source_stem(request.image) if request else None
-        return ExpandResult(task, request, name, job.files if job else (), self._save, self._read)
+        files = job.files if job else ()
+        return ExpandResult(task, request, name, files, save=self._save, read=self._read)
 
     def _opened_downloads(self) -> "Downloads":
         if self._downloads is None:
@@ -486,12 +487,24 @@ class KlingClient:
         deadline_at: float | None,
     ) -> tuple[Path, ...]:
         paths = await self._opened_downloads().save(task, target, options, deadline_at=deadline_at)
+        await self._record_saved(task, paths)
+        if options.finish is None:
+            return paths
+        try:
+            async with asyncio.timeout_at(deadline_at):
+                finished = await options.finish(paths)
+        except TimeoutError:
+            reason = "the deadline passed while full-size pictures were made"
+            raise DeadlineExceeded(reason, task_id=task.task_id) from None
+        await self._record_saved(task, finished)
+        return finished
+
+    async def _record_saved(self, task: Task, paths: tuple[Path, ...]) -> None:
         if task.external_task_id and (known := await self._store.get(task.external_task_id)):
             await self._store.observe(task.external_task_id, task)
             saved = tuple(path.absolute() for path in paths)
             earlier = [files for files in known.saves() if saved != files and any(map(Path.exists, files))]
             await self._store.mark_saved(task.external_task_id, chain(saved, *earlier))
-        return paths
 
     def _require_open(self) -> None:
         if not self._open:

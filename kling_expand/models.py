@@ -306,8 +306,15 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
     "any_id": (ID, NOT_DOTS, Rule("must not be empty", bool)),
     "deadline": optional(SECONDS, ABOVE_0),
     "fresh": (FLAG,),
+    "full_size": (
+        Rule(
+            "must be True, False or the path of the photo",
+            lambda value: isinstance(value, bool | str | os.PathLike),
+        ),
+    ),
     "max_failures": optional(WHOLE, AT_LEAST_1),
     "ordered": (FLAG,),
+    "position": between(0, MAX_IMAGES - 1),
     "page": between(1, LAST_PAGE),
     "page_size": between(1, PAGE_SIZE),
     "prefetch": optional(WHOLE, AT_LEAST_1),
@@ -471,6 +478,18 @@ class ExpandRequest:
     def units(self) -> int:
         """The cost in units when it succeeds: 8 a picture (documented)."""
         return UNITS_PER_IMAGE * self.n
+
+
+def portable(request: ExpandRequest | None) -> ExpandRequest | None:
+    """Return *request* in a form that can be pickled; None where its photo is an open file without a path."""
+    image: Any = request and request.image
+    if isinstance(image, memoryview):
+        image = bytes(image)
+    elif hasattr(image, "read"):
+        image = getattr(image, "name", None)
+    if request is None or image is request.image:
+        return request
+    return evolve(request, image=image) if isinstance(image, str | bytes) else None
 
 
 class RequestFields(TypedDict, total=False):

@@ -328,7 +328,7 @@ def _succeeded(task: Task) -> Task:
 
 
 def _convert(part: PartialFile, options: SaveOptions) -> None:
-    from .convert import convert  # imported here, as few saves convert
+    from kling_expand.pictures.convert import convert  # imported here, as few saves convert
 
     wanted = options.format or ""
     part.rewrite(partial(convert, picture_format=wanted, quality=options.quality), FORMATS[wanted])

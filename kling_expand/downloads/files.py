@@ -24,12 +24,12 @@ import re
 import secrets
 import stat
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from kling_expand.api.codec import http_date
 from kling_expand.errors import DownloadError, InvalidRequest, KlingError
@@ -98,13 +98,17 @@ def _check_quality(options: "SaveOptions", _attribute: Any, value: int | None) -
         raise InvalidRequest("quality", value, f"must come with format {' or '.join(_LOSSY)}")
 
 
+Finish = Callable[[tuple[Path, ...]], Awaitable[tuple[Path, ...]]]
+
+
 @frozen(kw_only=True)
 class SaveOptions:
     """The names and the form in which the pictures of a task are saved.
 
     `name` (by default the task's id), `key` and `folder` are values of a template. With `overwrite` a
     file of the same name is replaced. With `watermark` the watermarked pictures are saved as well. A
-    `format` converts each picture, with `quality` from 1 to 100 if it is lossy.
+    `format` converts each picture, with `quality` from 1 to 100 if it is lossy. `finish` makes further
+    pictures of the saved ones, whose paths are those of the save then.
     """
 
     name: str | None = None
@@ -114,6 +118,7 @@ class SaveOptions:
     watermark: bool = True
     format: str | None = field(default=None, validator=_check_format)
     quality: int | None = field(default=None, validator=_check_quality)
+    finish: Finish | None = field(default=None, eq=False, repr=False)
 
     def converts(self, ext: str) -> bool:
         """Return whether a picture with this extension is to be converted."""
@@ -142,6 +147,14 @@ class OutputPaths:
         for ending in [self.tag] * tagged + ["watermark"] * watermark:
             path = with_ending(path, ending)
         return Path(path)
+
+    def full_size(self) -> "OutputPaths":
+        """Return the paths of the full-size pictures, which lie beside those of the service."""
+        template = self.template
+        ending = (
+            template.replace("{ext}", "-full{ext}") if "{ext}" in template else with_ending(template, "full")
+        )
+        return evolve(self, template=ending, form=f"{self.form} full")
 
     def folder(self, position: int) -> Path:
         """Return the directory of a picture, which does not depend on its format."""
@@ -401,6 +414,11 @@ class PartialFile:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DownloadError(f"a file in {self._folder} cannot be written: {reason}") from error
+
+    @property
+    def path(self) -> Path:
+        """The path of the file while it is not complete."""
+        return self._path
 
     def create(self) -> None:
         """Create the file under a new name, and its directories."""

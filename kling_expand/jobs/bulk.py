@@ -12,10 +12,10 @@ from typing import Any, Self, TypeVar
 from attrs import frozen
 
 from kling_expand.errors import InvalidRequest, KlingError
-from kling_expand.models import ExpandRequest, shown
+from kling_expand.models import ExpandRequest, portable, shown
 from kling_expand.serialization import Serializable
 
-from .future import ExpandResult, TaskFuture, portable
+from .future import ExpandResult, TaskFuture
 
 SOURCE_CLOSE_TIMEOUT = 5.0  # seconds
 

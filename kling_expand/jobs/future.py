@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import aclosing
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -29,7 +30,7 @@ from kling_expand.errors import (
     TaskFailed,
     TaskModerated,
 )
-from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task, check
+from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task, check, portable
 from kling_expand.serialization import Serializable, to_json
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ class ExpandResult(Serializable):
     """A task that succeeded, and the way to save and read its pictures.
 
     `files` are the paths where an earlier run saved them, according to the journal, if all of them still
-    exist. `name` is the photo's own name, after which the pictures are named.
+    exist. `name` is the photo's own name, after which the pictures are named. `earlier` is the result of the
+    pass before, whose picture this one was made from, or None.
 
     It can be pickled. The copy in another process has no client: its URLs can be read, but not saved.
     """
@@ -161,6 +163,7 @@ class ExpandResult(Serializable):
     request: ExpandRequest | None = None
     name: str | None = None
     files: tuple[Path, ...] = ()
+    earlier: "ExpandResult | None" = None
     _save: Save | None = field(default=None, repr=False, eq=False)
     _read: Read | None = field(default=None, repr=False, eq=False)
 
@@ -187,6 +190,7 @@ class ExpandResult(Serializable):
         target: str | os.PathLike[str] = ".",
         *,
         overwrite: bool = False,
+        full_size: bool | str | os.PathLike[str] = False,
         format: str | None = None,  # noqa: A002 - as in Pillow's `save`
         quality: int | None = None,
         deadline: float | None = None,
@@ -205,6 +209,10 @@ class ExpandResult(Serializable):
         color profile. The *quality* of JPEG and WebP is 1 to 100, by default 92. This needs the extra
         `images`. Without it a *target* with the suffix of another format is refused.
 
+        With *full_size* each picture is also saved at the photo's scale, with the photo's own pixels in
+        their place, as ``dog-0-full.jpg`` and in the photo's format by default. The paths are those of these
+        pictures then. A path instead of True is the photo to put back, where a smaller copy was sent.
+
         *deadline* seconds from now bound the call. Without one the settings `download_timeout`,
         `read_timeout` and `retry_timeout` bound each picture. The deadline of the job has no effect here.
 
@@ -212,26 +220,33 @@ class ExpandResult(Serializable):
             ResultExpired: the service no longer keeps a picture; submit the job again with ``fresh=True``.
             DownloadError: a picture could not be fetched or written.
             DeadlineExceeded: the deadline passed. The result can be saved again.
-            InvalidRequest: *target*, *format*, *quality* or *deadline* is wrong.
+            InvalidRequest: *target*, *format*, *quality* or *deadline* is wrong, or the photo is at a URL.
+            PictureMismatch: the photo was not found in a picture. The picture of the service is saved.
             MissingExtra: the extra `images` is not installed.
             ClientClosed: the client was closed.
         """
-        check(target=target, overwrite=overwrite, deadline=deadline)
+        check(target=target, overwrite=overwrite, full_size=full_size, deadline=deadline)
         if self._save is None:
             raise _without_client(self.task_id)
+        options = self._options(overwrite=overwrite, format=format, quality=None if full_size else quality)
+        if full_size:
+            from .full_size import save_full_size  # imported here, as it needs Pillow
+
+            finish = partial(save_full_size, self, target, options, photo=full_size, quality=quality)
+            options = evolve(options, finish=finish)
+        return await self._save(self.task, target, options, deadline_at=deadline_at(deadline))
+
+    def _options(self, **given: Any) -> "SaveOptions":
         from kling_expand.downloads.files import SaveOptions, source_folder  # here, as many never save
 
         request = self.request
-        options = SaveOptions(
+        return SaveOptions(
             name=self.name,
             key=request.key if request else None,
             folder=source_folder(request.image) if request else None,
-            overwrite=overwrite,
             watermark=request is None or request.watermark,
-            format=format,
-            quality=quality,
+            **given,
         )
-        return await self._save(self.task, target, options, deadline_at=deadline_at(deadline))
 
     async def upload(
         self,
@@ -261,6 +276,31 @@ class ExpandResult(Serializable):
             save = self.save(folder, format=format, quality=quality, deadline=deadline)
             return await upload.run(await save, self.task_id)
 
+    async def image(
+        self,
+        position: int = 0,
+        *,
+        full_size: bool | str | os.PathLike[str] = False,
+        deadline: float | None = None,
+    ) -> Any:
+        """Return the image at a *position* of `images` as a PIL image (extra `images`); nothing is written.
+
+        With *full_size* it has the scale of the photo, and the photo's own pixels in their place; see `save`.
+
+        Raises:
+            KlingError: whatever `save` raises.
+        """
+        check(position=position, full_size=full_size, deadline=deadline)
+        from .full_size import image_of  # imported here, as it needs Pillow
+
+        try:
+            async with asyncio.timeout_at(deadline_at(deadline)):
+                return await image_of(self, position, full_size)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the deadline passed while a picture was made", task_id=self.task_id
+            ) from None
+
     async def read(self, *, deadline: float | None = None) -> tuple[bytes, ...]:
         """Return the bytes of every picture, in the order of `images`; nothing is written.
 
@@ -281,25 +321,13 @@ class ExpandResult(Serializable):
         return lambda deadline_at: read(self.task, position, deadline_at=deadline_at)
 
     def __reduce__(self) -> Any:
-        return ExpandResult, (self.task, portable(self.request), self.name, self.files)
+        return ExpandResult, (self.task, portable(self.request), self.name, self.files, self.earlier)
 
     def __copy__(self) -> Self:
         return self
 
     def __deepcopy__(self, _memo: object) -> Self:
         return self  # nothing in it changes, and a copy has the same client
-
-
-def portable(request: ExpandRequest | None) -> ExpandRequest | None:
-    """Return *request* in a form that can be pickled; None where its photo is an open file without a path."""
-    image: Any = request and request.image
-    if isinstance(image, memoryview):
-        image = bytes(image)
-    elif hasattr(image, "read"):
-        image = getattr(image, "name", None)
-    if request is None or image is request.image:
-        return request
-    return evolve(request, image=image) if isinstance(image, str | bytes) else None
 
 
 def _without_client(task_id: str | None = None) -> KlingError:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from PIL import Image, ImageCms
 
-from kling_expand.downloads.convert import convert
 from kling_expand.downloads.files import FORMATS
 from kling_expand.errors import DownloadError
+from kling_expand.pictures.convert import convert
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 CAMERA = 0x0110  # the EXIF tag of the camera's model

@@ -1,0 +1,140 @@
+"""Composites made in a process of their own: the event loop goes on, and a cancelled one ends at once."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+
+from attrs import asdict, frozen
+
+from kling_expand.errors import ImageError, KlingError, PictureMismatch, require
+from kling_expand.geometry import Ratios
+
+from .convert import encode
+
+_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "HEIF": "jpeg", "WEBP": "webp", "TIFF": "tiff"}
+_START = (
+    "import sys; sys.path[:] = {path!r}; from kling_expand.pictures.full_size import serve; serve(**{job!r})"
+)
+
+
+@frozen
+class CompositeJob:
+    """A composite to be made: paths, and the ratios of each pass as (up, down, left, right).
+
+    `pictures` are the results of the passes in turn. The composite is written to `target`.
+    """
+
+    photo: str
+    pictures: tuple[str, ...]
+    passes: tuple[tuple[float, ...], ...]
+    target: str
+    format: str
+    quality: int | None = None
+
+
+def usual_format(photo: str) -> str:
+    """Return the format in which the composite of a photo is saved: its own, or else PNG.
+
+    Raises:
+        ImageError: Pillow cannot read the photo.
+        MissingExtra: Pillow is not installed.
+    """
+    from .fit import open_image
+
+    require("images", "numpy", "PIL")
+    with open_image(photo) as image:
+        return _FORMATS.get(image.format or "", "png")
+
+
+async def make(job: CompositeJob) -> None:
+    """Make a composite in another process, and end that process when cancelled.
+
+    Raises:
+        PictureMismatch: the photo was not found in the picture.
+        ImageError: one of the images cannot be read.
+        KlingError: the process failed in another way.
+    """
+    command = [sys.executable, "-c", _START.format(path=sys.path, job=asdict(job))]
+    process = _Process()
+    running = asyncio.ensure_future(asyncio.to_thread(process.run, command))
+    try:
+        code, answer, trace = await asyncio.shield(running)
+    except asyncio.CancelledError:
+        process.kill()
+        await asyncio.wait([running])
+        raise
+    if code:
+        raise _error(job, answer, trace)
+
+
+class _Process:
+    """A process that is started and awaited in one thread, and may be killed from another at any time."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._killed = False
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, command: Sequence[str]) -> tuple[int, str, str]:
+        """Return its exit code, output and errors."""
+        with self._lock:
+            if self._killed:
+                return -1, "", ""
+            self._process = process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own code
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C reaches only the parent, which then kills this process
+            )
+        answer, trace = process.communicate()
+        return process.returncode, answer, trace
+
+    def kill(self) -> None:
+        """End the process, also before it starts."""
+        with self._lock:
+            self._killed = True
+            if self._process is not None:
+                self._process.kill()
+
+
+def _error(job: CompositeJob, answer: str, trace: str) -> KlingError:
+    kind, _, message = answer.partition(": ")
+    if kind == "PictureMismatch":
+        return PictureMismatch(message)
+    if kind == "ImageError":
+        return ImageError("image", job.photo, message)
+    reason = (trace.strip().splitlines() or ["the process ended"])[-1]
+    return KlingError(f"the full-size picture of {job.photo} could not be made: {reason}")
+
+
+def serve(
+    *,
+    photo: str,
+    pictures: Sequence[str],
+    passes: Sequence[Sequence[float]],
+    target: str,
+    format: str,  # noqa: A002 - the field of a job
+    quality: int | None,
+) -> None:
+    """Make one composite in this process; an expected error ends it with code 1 and a line on its output."""
+    from .composite import composite
+
+    ratios = [Ratios(*each) for each in passes]
+    try:
+        picture = Path(pictures[0])
+        whole = None
+        for step, following in zip(ratios[1:], pictures[1:], strict=True):
+            # The smaller area of an earlier pass has more detail than that part of the later picture.
+            whole = composite(whole or picture, following, step)
+        encode(composite(photo, whole or picture, ratios), target, format, quality)
+    except PictureMismatch as error:
+        sys.stdout.write(f"PictureMismatch: {error.message}")
+        sys.exit(1)
+    except ImageError as error:
+        sys.stdout.write(f"ImageError: {error.limit}")
+        sys.exit(1)

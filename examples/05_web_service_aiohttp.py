@@ -38,7 +38,9 @@ def make_app(api_key: str | None = None, base_url: str | None = None) -> web.App
 
 
 async def main() -> None:
-    async with Emulator(engine="flat", queue_seconds=1.0, webhook_secret=SECRET) as emulator:
+    async with Emulator(
+        engine="flat", queue_seconds=1.0, webhook_secret=SECRET, allow_private=True
+    ) as emulator:
         app = make_app(emulator.api_key, emulator.url)
         async with test_utils.TestServer(app) as server, ClientSession(server.make_url("/")) as http:
             for photo in (PHOTO.read_bytes(), b"not a photo"):

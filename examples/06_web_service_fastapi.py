@@ -34,7 +34,7 @@ async def expand(photo: UploadFile, request: Request) -> StreamingResponse:
 
 
 async def main() -> None:
-    async with Emulator(engine="flat", queue_seconds=1.0) as emulator:
+    async with Emulator(engine="flat", queue_seconds=1.0, allow_private=True) as emulator:
         setup(app, api_key=emulator.api_key, base_url=emulator.url)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -141,7 +141,7 @@ async def emulated(
 @pytest_asyncio.fixture
 async def kling_emulator() -> AsyncIterator[Emulator]:
     """Yield a local emulator of the service that answers quickly."""
-    async with Emulator(engine="flat", queue_seconds=0.02, work_seconds=0.05) as emulator:
+    async with Emulator(engine="flat", queue_seconds=0.02, work_seconds=0.05, allow_private=True) as emulator:
         yield emulator
 
 

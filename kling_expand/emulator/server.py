@@ -145,7 +145,7 @@ class Emulator(Settings):
 
     def _app(self, service: Service) -> web.Application:
         responses = Responses(random.Random(self.seed), service.account.refusals)
-        app = web.Application(middlewares=[same_origin_only(self.host), _envelope_errors(responses)])
+        app = web.Application(middlewares=[same_origin_only(self), _envelope_errors(responses)])
         app.on_response_prepare.extend((self._add_headers, add_security_headers))
         call_log = CallLog(service.changes)
         app.router.add_routes(Handlers(service, responses, self._background, call_log).routes())

@@ -65,6 +65,12 @@ class Settings:
 
     host: str = _option("127.0.0.1", "address to listen on", fixed=True)
     port: int = _option(0, "port to listen on; 0: any free port", fixed=True, parser=_check_port)
+    public_url: str = _option(
+        "", "URL under which clients reach the emulator, such as https://kling.test; empty: as they call it"
+    )
+    forwarded: bool = _option(
+        False, "believe X-Forwarded-Proto and X-Forwarded-Host of a proxy in front of the emulator"
+    )
     access_key: str = _option("emulator-access-key", "the access key, `iss` of a JWT")
     secret_key: str = _option(
         "emulator-secret-key-0123456789abcdef", "the secret key that signs a JWT", secret=True
@@ -125,7 +131,9 @@ class Settings:
         0, "tasks after which a list shows one of another program of the account; 0: none"
     )
 
-    allow_private: bool = _option(False, "fetch images from private and loopback addresses too")
+    allow_private: bool = _option(
+        False, "fetch images from private and loopback addresses too, and send callbacks there"
+    )
     fetch_timeout: float = _option(10.0, "seconds to fetch an image given by URL")
     webhook_secret: str = _option("", "whsec_... that signs callbacks; empty: unsigned", secret=True)
     callback_order: str = _option(

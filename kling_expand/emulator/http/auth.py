@@ -23,13 +23,12 @@ def authenticate(
     Raises:
         Refusal: with code 1000 to 1004, when the credentials are missing, wrong or not valid at *now*.
     """
-    token = (authorization or "").strip()
-    if not token:
+    scheme, _, token = (authorization or "").strip().partition(" ")
+    token = token.strip()
+    if not token and scheme.lower() in {"", "bearer"}:
         raise Refusal(1001)
-    scheme, _, rest = token.partition(" ")
-    token = rest.strip() if scheme.lower() == "bearer" else token
-    if not token:
-        raise Refusal(1001)
+    if scheme.lower() != "bearer":  # not documented, but a gateway in front of the service would ignore it
+        raise Refusal(1002)
     if hmac.compare_digest(token.encode(errors="replace"), api_key.encode(errors="replace")):
         return
     if token.startswith("api-key-"):

@@ -39,7 +39,10 @@ class Handlers:
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes for a router."""
-        routes = [web.get("/files/{task_id}/{name}", self._handler("file", self.download))]
+        routes = [
+            web.get("/health", self.health),
+            web.get("/files/{task_id}/{name}", self._handler("file", self.download)),
+        ]
         for dialect, path in PATHS.items():
             routes += [
                 web.post(path, self._handler("create", partial(self.create, dialect))),
@@ -89,6 +92,10 @@ class Handlers:
         except Refusal as refusal:
             return self.responses.refusal(refusal)
 
+    async def health(self, _: web.Request) -> web.Response:
+        """Say that the emulator is ready, without credentials and uncounted, for containers and scripts."""
+        return web.json_response({"status": "ok", "open_tasks": self.service.account.open_tasks})
+
     async def create(self, dialect: str, request: web.Request, body: Body) -> web.Response:
         """Create a task."""
         self._admit(request)
@@ -137,9 +144,16 @@ class Handlers:
         self.service.rate_limit.check(self.service.clock.now())
 
     def _json(self, request: web.Request) -> TaskJson:
-        host = request.headers.get("Host", "")
-        origin = f"http://{host}" if _HOST.fullmatch(host) else self.service.origin
-        return TaskJson(self.service.settings, origin)
+        return TaskJson(self.service.settings, self.service.settings.public_url or self._origin(request))
+
+    def _origin(self, request: web.Request) -> str:
+        """Return the origin that the client called, by the headers of a proxy where they are believed."""
+        host, scheme = request.headers.get("Host", ""), "http"
+        if self.service.settings.forwarded:
+            host = request.headers.get("X-Forwarded-Host", host).partition(",")[0].strip()
+            scheme = request.headers.get("X-Forwarded-Proto", scheme).partition(",")[0].strip().lower()
+        known = _HOST.fullmatch(host) and scheme in {"http", "https"}
+        return f"{scheme}://{host}" if known else self.service.origin
 
 
 def _ranged(request: web.Request, data: bytes) -> web.Response:

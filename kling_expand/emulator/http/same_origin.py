@@ -1,8 +1,9 @@
-"""Protection of the console and the control routes from other web pages.
+"""Protection of the emulator from web pages of other sites.
 
 A page on another site can send requests to 127.0.0.1 through the user's browser. By changing the address of
 its own name (DNS rebinding) it can even read the responses. `Origin` and `Sec-Fetch-Site` reveal the first,
-`Host` the second. The routes of the service require credentials instead.
+`Host` the second. The routes of the service require credentials instead, but the default ones are known to
+everyone: with them `Host` is checked there too.
 """
 
 import ipaddress
@@ -10,8 +11,13 @@ import re
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from attrs import fields
+from yarl import URL
+
+from kling_expand.emulator.settings import Settings
 
 _PROTECTED = re.compile(r"/(|console/.*|_emulator(/.*)?)")
+_PORT = re.compile(r":[0-9]+$")
 _SAFE_METHODS = {"GET", "HEAD"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -25,21 +31,29 @@ _HEADERS = {
 }
 
 
-def same_origin_only(host: str) -> Middleware:
-    """Return a middleware that answers foreign requests with 403; *host* is the address listened on."""
-    local = is_loopback(host)
+def same_origin_only(settings: Settings) -> Middleware:
+    """Return a middleware that answers foreign requests with 403."""
+    local = is_loopback(settings.host)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not _PROTECTED.fullmatch(request.path):
-            return await handler(request)
-        objection = _wrong_host(request, host) if local else ""
-        objection = objection or _wrong_origin(request)
-        if objection:
-            return web.Response(status=403, text=objection + "\n", headers=_HEADERS)
+        if _PROTECTED.fullmatch(request.path):
+            objection = _wrong_host(request, settings) if local else ""
+            objection = objection or _wrong_origin(request)
+            if objection:
+                return web.Response(status=403, text=objection + "\n", headers=_HEADERS)
+        elif local and _has_default_credentials(settings):
+            objection = _foreign_name(request, settings)
+            if objection:
+                return web.json_response({"code": 1103, "message": objection}, status=403)
         return await handler(request)
 
     return middleware
+
+
+def _has_default_credentials(settings: Settings) -> bool:
+    names = ("api_key", "secret_key")
+    return any(getattr(settings, name) == getattr(fields(Settings), name).default for name in names)
 
 
 async def add_security_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -57,14 +71,37 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _wrong_host(request: web.Request, bound: str) -> str:
-    """Return an objection unless `Host` is a name of this machine with the port listened on."""
+def _local_names(settings: Settings) -> set[str]:
+    bound = settings.host
+    return {"localhost", "127.0.0.1", "[::1]", f"[{bound}]" if ":" in bound else bound}
+
+
+def _foreign_name(request: web.Request, settings: Settings) -> str:
+    """Return an objection unless `Host` names this machine, or the host of `public_url`.
+
+    The port may be that of a proxy or a tunnel. A proxy whose headers are believed may send any name.
+    """
+    given = request.headers.get("Host", "").lower()
+    name = _PORT.sub("", given)
+    public = URL(settings.public_url).host if settings.public_url else None
+    if settings.forwarded or name in {*_local_names(settings), public}:
+        return ""
+    return f"with the emulator's default credentials Host must be a name of this machine, got {given!r}"
+
+
+def _wrong_host(request: web.Request, settings: Settings) -> str:
+    """Return an objection unless `Host` is a name of this machine with the port listened on, or `public_url`.
+
+    A proxy in front of the emulator may send its own name: where its headers are believed, it decides.
+    """
     sockname = request.transport.get_extra_info("sockname") if request.transport else None
     port = sockname[1] if sockname else 0
-    names = {"localhost", "127.0.0.1", "[::1]", f"[{bound}]" if ":" in bound else bound}
+    names = _local_names(settings)
     allowed = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+    if settings.public_url:
+        allowed.add(URL(settings.public_url).raw_authority.lower())
     given = request.headers.get("Host", "")
-    if given.lower() in allowed:
+    if given.lower() in allowed or settings.forwarded:
         return ""
     return f"Host must be a name of this machine, such as localhost:{port}, got {given!r}"
 

@@ -1,62 +1,61 @@
 """Download of images given by URL: over http(s), within limits, from public addresses.
 
-Addresses are checked when the connection is made, so a name whose address changes between two lookups gains
-nothing. As on the real service, a failed download fails the task later.
+An address is checked where its socket is made. So it does not matter how a URL writes it (in decimal, in
+octal, as IPv4 within IPv6), nor whether a name leads elsewhere at its second lookup. As on the real service,
+a failed download fails the task later.
 """
 
 import asyncio
 import errno
 import ipaddress
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from kling_expand.emulator.http.validation import MAX_IMAGE_BYTES
 
 MAX_REDIRECTS = 5
+_EMBEDDING = [ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("64:ff9b::/96")]  # end in an IPv4 address
 
 
 class FetchError(Exception):
     """The image could not be downloaded; the message says why."""
 
 
-class PublicResolver(AbstractResolver):
-    """A resolver that returns public addresses only, unless *allow_private*."""
-
-    def __init__(self, *, allow_private: bool) -> None:
-        self._resolver = ThreadedResolver()
-        self._allow_private = allow_private
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Return the allowed addresses of *host*.
-
-        Raises:
-            OSError: when there is none.
-        """
-        found = await self._resolver.resolve(host, port, family)
-        allowed = [address for address in found if self._allow_private or is_public(address["host"])]
-        if not allowed:
-            raise OSError(errno.EACCES, f"{host} has no public address")
-        return allowed
-
-    async def close(self) -> None:
-        """Do nothing: the resolver holds no resources."""
-
-
 def is_public(host: str) -> bool:
-    """Return whether an address is public. A name passes: `PublicResolver` checks its addresses."""
+    """Return whether an address is public. A name passes: `public_connector` checks its addresses."""
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return True
-    inner = getattr(address, "ipv4_mapped", None)
-    return (inner or address).is_global and not address.is_multicast
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = [*_inner_addresses(address)]
+        if inner:
+            return all(each.is_global and not each.is_multicast for each in inner)
+    return address.is_global and not address.is_multicast
+
+
+def _inner_addresses(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """Return the IPv4 addresses that an IPv6 address stands for: mapped, compatible, 6to4, Teredo, NAT64."""
+    last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    found += [last for network in _EMBEDDING if address in network]
+    return [each for each in found if each is not None]
+
+
+def public_connector(allow_private: Callable[[], bool]) -> aiohttp.TCPConnector:
+    """Return a connector that makes sockets to public addresses only, unless *allow_private*."""
+
+    def make(info: Any) -> socket.socket:
+        family, kind, protocol, _, address = info
+        if not allow_private() and not is_public(address[0]):
+            raise OSError(errno.EACCES, f"{address[0]} is not a public address")
+        return socket.socket(family, kind, protocol)
+
+    return aiohttp.TCPConnector(socket_factory=make)
 
 
 def check_url(url: URL, *, allow_private: bool) -> None:
@@ -78,18 +77,15 @@ async def fetch(url: str, *, timeout: float, allow_private: bool) -> bytes:  # n
         FetchError: when they cannot be downloaded within *timeout* seconds.
     """
     try:
-        async with asyncio.timeout(timeout), _session(timeout, allow_private=allow_private) as session:
+        async with (
+            asyncio.timeout(timeout),
+            aiohttp.ClientSession(connector=public_connector(lambda: allow_private)) as session,
+        ):
             return await _follow(session, URL(url), allow_private=allow_private)
     except TimeoutError:
         raise FetchError(f"no image within {timeout:g} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise FetchError(str(error) or type(error).__name__) from None
-
-
-def _session(timeout: float, *, allow_private: bool) -> aiohttp.ClientSession:
-    """Return a session that connects to allowed addresses; `check_url` handles literal ones."""
-    connector = aiohttp.TCPConnector(resolver=PublicResolver(allow_private=allow_private))
-    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=timeout))
 
 
 async def _follow(session: aiohttp.ClientSession, url: URL, *, allow_private: bool) -> bytes:

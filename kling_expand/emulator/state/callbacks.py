@@ -1,6 +1,6 @@
 """Callbacks: one signed POST to a task's `callback_url` for each of its statuses.
 
-Any URL is called, private addresses too, because callbacks are usually tried out on one machine. The
+Private addresses are called only with `allow_private`, as images are fetched. No redirect is followed. The
 signature follows Standard Webhooks: HMAC-SHA256 over `{id}.{timestamp}.{body}`, in Base64.
 """
 
@@ -9,16 +9,21 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 from collections.abc import AsyncIterator
 
 import aiohttp
 from attrs import frozen
+from yarl import URL
 
 from kling_expand.emulator.http.task_json import TaskJson
+from kling_expand.emulator.painting.image_fetch import FetchError, check_url, public_connector
 from kling_expand.emulator.service import Service
 
 from .background import BackgroundTasks
 from .tasks import Task
+
+_log = logging.getLogger(__name__)
 
 RESPONSE_TIMEOUT = 10.0  # seconds
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the documented prefix of secrets
@@ -38,7 +43,10 @@ class Callbacks:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=RESPONSE_TIMEOUT))
+        self._session = aiohttp.ClientSession(
+            connector=public_connector(lambda: service.settings.allow_private),
+            timeout=aiohttp.ClientTimeout(total=RESPONSE_TIMEOUT),
+        )
         self._background = BackgroundTasks()
 
     def follow(self, task: Task) -> None:
@@ -70,7 +78,8 @@ class Callbacks:
         yield self._message(task, ended_at)
 
     def _message(self, task: Task, moment: float) -> Message:
-        body = TaskJson(self._service.settings, self._service.origin).task(task, moment)
+        settings = self._service.settings
+        body = TaskJson(settings, settings.public_url or self._service.origin).task(task, moment)
         message_id = f"msg_{task.task_id}_{task.status_at(moment)}"
         return Message(task.callback_url, message_id, json.dumps(body).encode())
 
@@ -100,9 +109,13 @@ class Callbacks:
                 secret, message_id=message.message_id, timestamp=timestamp, body=message.body
             )
         try:
-            async with self._session.post(message.url, data=message.body, headers=headers) as response:
+            check_url(URL(message.url), allow_private=self._service.settings.allow_private)
+            async with self._session.post(
+                message.url, data=message.body, headers=headers, allow_redirects=False
+            ) as response:
                 return 200 <= response.status < 300
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, FetchError) as error:
+            _log.warning("no callback to %s: %s", message.url.partition("?")[0], error)
             return False
 
     async def aclose(self) -> None:

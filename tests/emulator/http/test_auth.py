@@ -61,7 +61,7 @@ def test_valid_credentials_are_accepted(header: str) -> None:
         ("Bearer ", (1001, "Authorization is empty")),
         ("Bearer api-key-kling-other", (1002, "api key not found")),
         ("Bearer nonsense", (1002, "The token was expected to have 3 parts, but got 0")),
-        ("Basic ab", (1002, "The token was expected to have 3 parts, but got 0")),
+        ("Basic ab", (1002, "Authorization is invalid")),
         ("Bearer a.b", (1002, "The token was expected to have 3 parts, but got 2")),
         ("Bearer a.b.c.d", (1002, "The token was expected to have 3 parts, but got > 3")),
         ("Bearer a.b.c", (1002, "Authorization is invalid")),

@@ -4,7 +4,7 @@ import io
 
 import pytest
 from PIL import Image
-from support.raw_client import EDITING, calling, create_code
+from support.raw_client import EDITING, Caller, calling, create_code, get
 
 
 async def test_pictures_differ_and_need_no_credentials() -> None:
@@ -85,10 +85,40 @@ async def test_an_account_code_refuses_every_call(account: int, status: int) -> 
         assert (await call("GET", EDITING))[0] == status
 
 
+OWN = {"api_key": "api-key-own", "secret_key": "own-secret", "queue_seconds": 0, "work_seconds": 0}
+
+
+async def url_of(call: Caller, task_id: str, **headers: str) -> str:
+    """Return the URL of the picture of a task, as an answer to these headers shows it."""
+    _, body = await call("GET", f"{EDITING}/{task_id}", headers=headers)
+    url: str = body["data"]["task_result"]["images"][0]["url"]
+    return url
+
+
 async def test_urls_follow_the_host_header() -> None:
     """Picture URLs use the Host header of the request, unless it is invalid."""
-    async with calling(queue_seconds=0, work_seconds=0) as call:
+    async with calling(**OWN) as call:
         task_id = await call.create()
         for host, origin in (("kling.test:81", "http://kling.test:81"), ("a b<", call.emulator.url)):
-            _, body = await call("GET", f"{EDITING}/{task_id}", headers={"Host": host})
-            assert body["data"]["task_result"]["images"][0]["url"].startswith(origin + "/files/")
+            assert (await url_of(call, task_id, Host=host)).startswith(origin + "/files/")
+
+
+async def test_urls_behind_a_proxy() -> None:
+    """`public_url` decides first; a proxy's headers are believed only with `forwarded`."""
+    proxied = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "kling.test, inner"}
+    async with calling(**OWN) as call:
+        task_id = await call.create()
+        assert (await url_of(call, task_id, **proxied)).startswith(call.emulator.url)
+        call.emulator.forwarded = True
+        assert (await url_of(call, task_id, **proxied)).startswith("https://kling.test/files/")
+        odd = proxied | {"X-Forwarded-Proto": "javascript"}
+        assert (await url_of(call, task_id, **odd)).startswith(call.emulator.url)
+        call.emulator.public_url = "https://public.test:8443"
+        assert (await url_of(call, task_id, **proxied)).startswith("https://public.test:8443/files/")
+
+
+async def test_health_needs_no_credentials() -> None:
+    """It says that the emulator is ready, and counts as no request of the service."""
+    async with calling() as call:
+        assert (await get(call, "/health"))[0] == 200
+        assert call.emulator.account.requests == {}

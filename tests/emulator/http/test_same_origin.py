@@ -8,6 +8,7 @@ from aiohttp.web import Request, Response
 from support.raw_client import EDITING, Caller, calling, get, order
 
 from kling_expand.emulator.http.same_origin import is_loopback, same_origin_only
+from kling_expand.emulator.settings import Settings
 
 WALLS = ["/", "/console/main.js", "/_emulator", "/_emulator/console", "/_emulator/events", "/_emulator/tasks"]
 
@@ -42,6 +43,27 @@ async def test_only_names_of_this_machine_are_answered(path: str) -> None:
             status, _, body = await get(call, path, Host=host)
             assert (status, body[:13]) == (403, b"Host must be ")
             assert call.emulator.api_key.encode() not in body
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        ({}, 403),
+        ({"api_key": "my own"}, 403),  # the default key pair is still valid
+        ({"api_key": "my own", "secret_key": "my own too"}, 401),
+        ({"public_url": "https://kling.test:8443"}, 403),
+        ({"public_url": "https://evil.example"}, 401),
+        ({"forwarded": True}, 401),
+    ],
+)
+async def test_default_credentials_are_taken_by_local_names_only(
+    settings: dict[str, Any], status: int
+) -> None:
+    """A page on a name that was rebound to this machine cannot spend with the credentials everyone knows."""
+    async with calling(**settings) as call:
+        assert (await get(call, EDITING))[0] == 401
+        assert (await get(call, EDITING, Host="evil.example"))[0] == status
+        assert (await get(call, EDITING, Host="localhost:1"))[0] == 401  # the port may be that of a tunnel
 
 
 async def test_a_public_address_accepts_any_host() -> None:
@@ -82,8 +104,8 @@ async def test_requests_of_other_pages_are_refused() -> None:
 
 
 async def test_the_service_accepts_any_origin_with_a_key() -> None:
-    """The routes of the service check credentials, not Host or Origin."""
-    async with calling() as call:
+    """With credentials of its own the service checks these, not Host or Origin."""
+    async with calling(api_key="api-key-own", secret_key="own") as call:
         headers = {"Host": "kling.example", "Origin": "http://app.example"}
         status, body = await call("POST", EDITING, json=order(), headers=headers)
         assert (status, body["code"]) == (200, 0)
@@ -106,7 +128,7 @@ async def test_port_80_may_be_omitted() -> None:
     wire: Any = Wire()
     for host, status in (("localhost", 200), ("localhost:80", 200), ("evil.example", 403)):
         request = make_mocked_request("GET", "/", headers={"Host": host}, transport=wire)
-        assert (await same_origin_only("127.0.0.1")(request, handler)).status == status
+        assert (await same_origin_only(Settings())(request, handler)).status == status
 
 
 @pytest.mark.parametrize(

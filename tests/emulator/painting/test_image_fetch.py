@@ -1,6 +1,5 @@
 """Downloads of images given by URL, within limits and from public addresses."""
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,7 +8,7 @@ from aiohttp import web
 from support.raw_client import EDITING, Caller, calling, order, png
 
 from kling_expand.emulator.http.validation import MAX_IMAGE_BYTES
-from kling_expand.emulator.painting.image_fetch import FetchError, PublicResolver, fetch, is_public
+from kling_expand.emulator.painting.image_fetch import FetchError, fetch, is_public
 
 
 async def picture(_: web.Request) -> web.Response:
@@ -132,19 +131,45 @@ async def test_names_of_private_addresses_are_refused() -> None:
     async with calling(queue_seconds=0, work_seconds=0) as call:
         status, message = await ended(call, "http://localhost:1/x.png")
         assert status == "failed"
-        assert "has no public address" in message
+        assert "is not a public address" in message
 
 
-async def test_private_names_resolve_when_allowed() -> None:
-    """With `allow_private` loopback names resolve."""
-    found = await PublicResolver(allow_private=True).resolve("localhost", 80, socket.AF_INET)
-    assert [address["host"] for address in found] == ["127.0.0.1"]
+SPELLINGS = ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0x7f.1", "[::ffff:7f00:1]", "127.0.0.1."]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+async def test_no_spelling_of_a_private_address_is_connected_to(spelling: str) -> None:
+    """However a URL writes an address, the address that would be connected to is what counts."""
+    async with host() as url:
+        port = url.rpartition(":")[2]
+        with pytest.raises(FetchError):
+            await fetch(f"http://{spelling}:{port}/picture", timeout=5, allow_private=False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "::",
+        "::1",
+        "::127.0.0.1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "2001:0:7f00:1::",
+        "fe80::1%lo",
+    ],
+)
+def test_private_addresses_within_ipv6_are_private(address: str) -> None:
+    """An IPv6 address that stands for a private IPv4 address is private."""
+    assert not is_public(address)
 
 
 def test_public_addresses_are_public() -> None:
     """Public addresses of both families pass, and so do names."""
     assert is_public("1.1.1.1")
     assert is_public("2606:4700:4700::1111")
+    assert is_public("64:ff9b::101:101")
+    assert is_public("::ffff:1.1.1.1")
     assert is_public("example.com")
 
 

@@ -22,13 +22,14 @@ class Receiver:
         self.url = ""
         self.calls: asyncio.Queue[tuple[dict[str, str], bytes]] = asyncio.Queue()
         self.answer: Callable[[], int] = lambda: 200
+        self.headers: dict[str, str] = {}
 
     async def handle(self, request: web.Request) -> web.Response:
         """Keep and answer."""
         headers = {name.lower(): value for name, value in request.headers.items()}
         status = self.answer()
         self.calls.put_nowait((headers, await request.read()))
-        return web.Response(status=status)
+        return web.Response(status=status, headers=self.headers)
 
     async def next(self) -> dict[str, Any]:
         """The next body."""
@@ -58,7 +59,7 @@ async def receiving() -> AsyncIterator[Receiver]:
 
 async def test_each_status_is_sent_when_it_begins() -> None:
     """Each status is sent when it begins, and the body is the task of a query."""
-    async with receiving() as receiver, calling(queue_seconds=5, work_seconds=5) as call:
+    async with receiving() as receiver, calling(allow_private=True, queue_seconds=5, work_seconds=5) as call:
         task_id = await call.create(callback_url=receiver.url, external_task_id="x")
         sent = await receiver.next()
         assert (sent["task_id"], sent["task_status"]) == (task_id, "submitted")
@@ -70,7 +71,7 @@ async def test_each_status_is_sent_when_it_begins() -> None:
 
 async def test_a_status_without_duration_is_not_sent() -> None:
     """A task that ends at once has one callback, a failed one with its message."""
-    async with receiving() as receiver, calling(queue_seconds=0, work_seconds=0) as call:
+    async with receiving() as receiver, calling(allow_private=True, queue_seconds=0, work_seconds=0) as call:
         await call.create(callback_url=receiver.url)
         assert await receiver.statuses(1) == ["succeed"]
         await call.create(callback_url=receiver.url, prompt="emulate-risk-control")
@@ -82,7 +83,7 @@ async def test_a_status_without_duration_is_not_sent() -> None:
 
 async def test_advancing_the_clock_skips_no_status() -> None:
     """A clock that jumps over a status still sends it."""
-    async with receiving() as receiver, calling(queue_seconds=5, work_seconds=5) as call:
+    async with receiving() as receiver, calling(allow_private=True, queue_seconds=5, work_seconds=5) as call:
         await call.create(callback_url=receiver.url)
         call.emulator.advance(100)
         assert await receiver.statuses(3) == ["submitted", "processing", "succeed"]
@@ -91,7 +92,7 @@ async def test_advancing_the_clock_skips_no_status() -> None:
 async def test_calls_can_be_repeated_and_out_of_order() -> None:
     """With `shuffled` all callbacks come at the end, repeated and in any order."""
     options = {"callback_order": "shuffled", "callback_repeats": 3, "queue_seconds": 5, "work_seconds": 5}
-    async with receiving() as receiver, calling(**options) as call:
+    async with receiving() as receiver, calling(allow_private=True, **options) as call:
         await call.create(callback_url=receiver.url)
         call.emulator.advance(10)
         sent = await receiver.statuses(9)
@@ -102,7 +103,7 @@ async def test_calls_can_be_repeated_and_out_of_order() -> None:
 async def test_an_independent_library_accepts_the_signature() -> None:
     """`standardwebhooks` verifies each callback, and only repeats share an id."""
     options = {"webhook_secret": SECRET, "callback_repeats": 2, "queue_seconds": 0, "work_seconds": 5}
-    async with receiving() as receiver, calling(**options) as call:
+    async with receiving() as receiver, calling(allow_private=True, **options) as call:
         await call.create(callback_url=receiver.url)
         call.emulator.advance(5)
         calls = [await receiver.calls.get() for _ in range(4)]
@@ -115,7 +116,7 @@ async def test_an_independent_library_accepts_the_signature() -> None:
 
 async def test_unsigned_calls_carry_no_signature() -> None:
     """Without a secret no signature header is sent."""
-    async with receiving() as receiver, calling() as call:
+    async with receiving() as receiver, calling(allow_private=True) as call:
         await call.create(callback_url=receiver.url)
         headers, _ = await receiver.calls.get()
         assert not any(name.startswith("webhook-") for name in headers)
@@ -131,9 +132,9 @@ def test_the_published_vector() -> None:
     assert headers["webhook-signature"] == "v1,UsKlJP00XoQyOn410NM9xv34sP+Gl0jnOO9Lcpr7NJ4="
 
 
-async def delivered(call: Caller, what: str) -> None:
-    """Wait until a callback was delivered or not."""
-    while not call.emulator.account.callbacks[what]:  # noqa: ASYNC110 - the books are plain numbers
+async def delivered(call: Caller, what: str, count: int = 1) -> None:
+    """Wait until *count* callbacks were delivered or not."""
+    while call.emulator.account.callbacks[what] < count:  # noqa: ASYNC110 - the books are plain numbers
         await asyncio.sleep(0)
 
 
@@ -141,7 +142,7 @@ async def test_a_failing_receiver_is_tried_again() -> None:
     """After two responses with 500 the third attempt is delivered."""
     answers = iter([500, 500, 200])
     options = {"callback_backoff": 0, "queue_seconds": 0, "work_seconds": 0}
-    async with receiving() as receiver, calling(**options) as call:
+    async with receiving() as receiver, calling(allow_private=True, **options) as call:
         receiver.answer = lambda: next(answers)
         await call.create(callback_url=receiver.url)
         assert await receiver.statuses(3) == ["succeed"] * 3
@@ -150,8 +151,31 @@ async def test_a_failing_receiver_is_tried_again() -> None:
 
 async def test_a_missing_receiver_affects_no_task() -> None:
     """Callbacks that cannot be delivered affect neither tasks nor responses."""
-    async with calling(callback_backoff=0, queue_seconds=0, work_seconds=0) as call:
+    async with calling(allow_private=True, callback_backoff=0, queue_seconds=0, work_seconds=0) as call:
         task_id = await call.create(callback_url="http://127.0.0.1:1/hook")
         await delivered(call, "undelivered")
         assert (await call.task(task_id))["task_status"] == "succeed"
         assert call.emulator.account.callbacks["delivered"] == 0
+
+
+async def test_private_addresses_are_called_only_when_allowed() -> None:
+    """By default no callback leaves for loopback, however its URL writes the address."""
+    async with receiving() as receiver, calling(callback_attempts=1, queue_seconds=0, work_seconds=0) as call:
+        port = receiver.url.partition("127.0.0.1:")[2]
+        for host in ("127.0.0.1", "2130706433", "localhost"):
+            await call.create(callback_url=f"http://{host}:{port}")
+        await delivered(call, "undelivered", 3)
+        assert receiver.calls.empty()
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    """A receiver cannot send a callback on to another address."""
+    async with receiving() as receiver, receiving() as other:
+        receiver.answer = lambda: 307
+        receiver.headers = {"Location": other.url}
+        settings = {"allow_private": True, "callback_attempts": 1, "queue_seconds": 0, "work_seconds": 0}
+        async with calling(**settings) as call:
+            await call.create(callback_url=receiver.url)
+            await delivered(call, "undelivered")
+        assert receiver.calls.qsize() == 1
+        assert other.calls.empty()

@@ -158,7 +158,7 @@ class ResultImage(BlockingProxy[future.ResultImage]):
 class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
     """A succeeded task, and the way to save and read its images.
 
-    It can be pickled. The copy in another process has no client: its URLs can be read, but not saved.
+    It can be pickled. The copy in another process has the URLs but no client, so it cannot save or read.
     """
 
     @from_coroutine(future.ExpandResult.save)

@@ -116,7 +116,7 @@ class ResultImage(Image):
         return b"".join([chunk async for chunk in self.stream(deadline=deadline)])
 
     async def stream(self, *, deadline: float | None = None) -> AsyncGenerator[bytes, None]:
-        """Yield the picture in pieces. The first comes once all have arrived, so none is of a broken picture.
+        """Yield the picture in pieces, once all of it has arrived and is complete.
 
         Raises:
             KlingError: whatever `ExpandResult.save` raises.
@@ -156,7 +156,7 @@ class ExpandResult(Serializable):
     exist. `name` is the photo's own name, after which the pictures are named. `earlier` is the result of the
     pass before, whose picture this one was made from, or None.
 
-    It can be pickled. The copy in another process has no client: its URLs can be read, but not saved.
+    It can be pickled. The copy in another process has the URLs but no client, so it cannot save or read.
     """
 
     task: Task
@@ -259,8 +259,9 @@ class ExpandResult(Serializable):
     ) -> tuple[str, ...]:
         """Save every picture to an object store, such as ``"s3://bucket/out/"``, and return their URLs.
 
-        Names and options are those of `save`. An object of another content is not replaced. This needs the
-        extra `objects`, and the fsspec package of the store.
+        Names and options are those of `save`. An object of another content is not replaced, unless two
+        programs write it at the same moment. This needs the extra `objects`, and the fsspec package of the
+        store.
 
         Raises:
             KlingError: whatever `save` raises.

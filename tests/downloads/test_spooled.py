@@ -1,0 +1,56 @@
+"""Pictures that are only read: in memory while they are small, and without a trace afterwards."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from kling_expand.downloads.spooled import SPOOLED_BYTES, SpooledPicture
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder for temporary files, which is empty."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("size", [1000, SPOOLED_BYTES + 1])
+def test_what_is_written_is_read_in_pieces(folder: Path, size: int) -> None:
+    """A small and a large picture come back as they were, and no file has a name."""
+    part = SpooledPicture()
+    part.create()
+    content = PNG + bytes(range(256)) * (size // 256)
+    part.write(content)
+    part.flush()
+    assert [*folder.iterdir()] == []
+    for _ in range(2):
+        part.rewind()
+        pieces = [part.read(1 << 20) for _ in range(size // (1 << 20) + 1)]
+        assert b"".join(pieces) == content
+        assert part.read(1) == b""
+    part.discard()
+    assert [*folder.iterdir()] == []
+
+
+def test_a_restart_forgets_what_came_before() -> None:
+    """The bytes of an answer that is not continued are not read."""
+    part = SpooledPicture()
+    part.create()
+    part.write(PNG + b"the first answer")
+    part.flush()
+    part.restart()
+    part.write(PNG + b"the next")
+    part.flush()
+    part.rewind()
+    assert part.read(100) == PNG + b"the next"
+    part.discard()
+
+
+def test_a_read_that_never_began_leaves_nothing(folder: Path) -> None:
+    """A folder for temporary files is not removed, whatever was created before."""
+    SpooledPicture().discard()
+    assert folder.exists()

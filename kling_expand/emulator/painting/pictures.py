@@ -1,6 +1,7 @@
 """From the bytes of a picture to the bytes of a larger one: decode, paint, paste, watermark, encode.
 
-Where the service documents nothing, these rules hold. Pixels are taken as stored, without EXIF orientation.
+Where the service documents nothing, these rules hold. Pixels are taken as stored, without EXIF orientation,
+in JPEG and PNG alike. An RGB colour profile goes into the result, so that Display P3 stays Display P3.
 Transparency is laid on white, 16 bits become 8, and CMYK becomes RGB without a profile. The first frame of an
 animation is used. Results are PNG.
 """
@@ -76,8 +77,9 @@ def outpaint(
     result.paste(original, (left, top))
     if misregister:
         result = misregistered(result, *parse_misregister(misregister))
-    copy = encode(watermarked(result)) if watermark else None
-    return Picture(encode(result), "image/png", copy, engine)
+    profile = original.info.get("icc_profile", b"")
+    copy = encode(watermarked(result), profile) if watermark else None
+    return Picture(encode(result, profile), "image/png", copy, engine)
 
 
 def misregistered(picture: Image.Image, shift_x: float, shift_y: float, scale: float) -> Image.Image:
@@ -108,7 +110,10 @@ def decode(image: bytes) -> Image.Image:
         try:
             with Image.open(io.BytesIO(image), formats=("PNG", "JPEG")) as opened:
                 opened.load()
-                return _rgb(opened)
+                profile = opened.info.get("icc_profile") or b""
+                pixels = _rgb(opened)
+                pixels.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
+                return pixels
         except _BROKEN as error:
             raise PictureError(f"broken {header.format}: {error}") from error
 
@@ -141,8 +146,8 @@ def watermarked(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
 
 
-def encode(picture: Image.Image) -> bytes:
+def encode(picture: Image.Image, profile: bytes = b"") -> bytes:
     """Return PNG bytes with fast compression: about twice the smallest size in a tenth of the time."""
     out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=1)
+    picture.save(out, "PNG", compress_level=1, icc_profile=profile or None)
     return out.getvalue()

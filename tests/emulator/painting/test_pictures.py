@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from support.sample_pictures import claimed, floats, photo, pixels, saved
 
 from kling_expand.emulator.painting import engine, pictures
@@ -78,6 +78,20 @@ def test_a_cmyk_jpeg_keeps_its_colours() -> None:
     source = photo(32, 24)
     decoded = np.asarray(pictures.decode(saved(source.convert("CMYK"), "JPEG", quality=95))).astype(float)
     assert np.abs(decoded - np.asarray(source)).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"GRAY", False), (b"CMYK", False)])
+def test_a_profile_of_rgb_is_kept(kind: str, space: bytes, *, kept: bool) -> None:
+    """The result has the profile of its original, and one of another colour space is dropped."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16:20] = space
+    out = io.BytesIO()
+    photo(40, 30).save(out, kind, icc_profile=bytes(profile))
+    picture = pictures.outpaint(out.getvalue(), (0, 0, 0, 0.5), seed=1, engine="flat", watermark=True)
+    for data in (picture.data, picture.watermarked or b""):
+        with Image.open(io.BytesIO(data)) as opened:
+            assert opened.info.get("icc_profile") == (bytes(profile) if kept else None)
 
 
 def test_pixels_are_taken_as_stored() -> None:

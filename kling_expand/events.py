@@ -54,7 +54,7 @@ class EventKind(StrEnum):
     PAUSE = "pause"  # a route pauses, because the service said that there were too many requests
 
 
-CALLS = frozenset({EventKind.CREATE, EventKind.READ, EventKind.LIST})
+CALLS = (EventKind.CREATE, EventKind.READ, EventKind.LIST)  # a tuple, as the hash of an enum is slow
 
 
 class Caller(NamedTuple):

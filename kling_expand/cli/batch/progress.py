@@ -314,7 +314,7 @@ class ProgressDisplay:
         _, started_at = self._running.get(job, ("", self._clock()))
         self._running[job] = task.task_status, started_at
         if self._screen is None and not self._output.as_json:
-            self.note(f"{job.label}: {task.task_status} ({task.task_id})")
+            self.note(f"{job.label}: {task.task_status}" + (f" ({task.task_id})" if task.task_id else ""))
 
     def ended(self, job: Job) -> None:
         """Report the end of a job."""

@@ -142,6 +142,11 @@ def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
     return f"kx-{sha256(words).hexdigest()[:32]}"
 
 
+def is_derived_id(external_task_id: str | None) -> bool:
+    """Return whether an id may be one that `external_id` gave."""
+    return external_task_id is not None and external_task_id.startswith("kx-")
+
+
 # ---------------------------------------------------------------------------- answers
 
 

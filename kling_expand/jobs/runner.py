@@ -49,6 +49,7 @@ from .scheduler import Flow, Slots
 from .submission import Attempt, AttemptState, Create, Submitter
 
 GRACE = 10.0  # seconds a create under way is given to end when the client closes
+_RECOVERY = JobIdentity("", "")  # no job has an empty digest
 _SUCCEEDED = frozenset({JobState.SUCCEEDED, JobState.DONE})
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -296,6 +297,8 @@ class JobRunner:
         if job.known and job.known.params_hash != identity.digest:
             advice = "submit it as a new job"
             raise ImageError("image", photo.name, "the photo is not the one that the journal knows", advice)
+        if not self._store.recovered:
+            await self._recover(job.deadline_at)
         # If the same job is submitted twice at once, the second submission finds the task of the first.
         turn = self._turns.setdefault(identity, asyncio.Lock())
         async with asyncio.timeout_at(job.deadline_at):
@@ -304,6 +307,13 @@ class JobRunner:
             await self._attempts(job, identity, prepared)
         finally:
             turn.release()
+
+    async def _recover(self, deadline_at: float | None) -> None:
+        """Give a new journal the account's tasks, which a journal that was deleted may have known."""
+        turn = self._turns.setdefault(_RECOVERY, asyncio.Lock())
+        async with asyncio.timeout_at(deadline_at), turn:
+            if not self._store.recovered:
+                await self._store.recover(await self._submitter.list_tasks())
 
     async def _attempts(self, job: Job, identity: JobIdentity, prepared: PreparedRequest) -> None:
         """Try the attempts of a job with an identity until one has a task to follow."""
@@ -329,7 +339,8 @@ class JobRunner:
         if known.task is not None:
             self._adopt(job, known, known.task)
             return True
-        task = await self._create(job, prepared)
+        reserved = known.last_post_at is not None
+        task = await self._create(job, prepared, reserved=reserved)
         again = task.status is Status.FAILED or (job.fresh and task.status.final)
         if attempt.state is AttemptState.FOUND and again and known.key:
             self._release(job)  # an earlier run's task, which has ended
@@ -347,13 +358,17 @@ class JobRunner:
 
     # ------------------------------------------------------------------ its create
 
-    async def _create(self, job: Job, prepared: PreparedRequest) -> Task:
-        """Create the task of a job's attempt, or find it. Its slots are held when this returns."""
+    async def _create(self, job: Job, prepared: PreparedRequest, *, reserved: bool) -> Task:
+        """Create the task of a job's attempt, or find it. Its slots are held when this returns.
+
+        With *reserved* an earlier run has counted its units.
+        """
         attempt, request = job.attempt, prepared.request
         if request.n > self._slots.limit:
             limit = f"the client may hold {self._slots.limit} slots (max_in_flight)"
             raise InvalidRequest("n", request.n, limit)
-        job.units = self._budget.reserve(request, counted=attempt.state is AttemptState.INHERITED)
+        counted = reserved and attempt.state is AttemptState.INHERITED
+        job.units = self._budget.reserve(request, counted=counted)
         head, tail = codec.encode(request, prepared.expansion, attempt.external_task_id)
         marking = partial(self._store.mark_sending, attempt.external_task_id)
         body = partial(Body, head, prepared.photo, tail)
@@ -516,7 +531,7 @@ def may_have_passed(job: JobRecord) -> bool:
 def _costs(job: JobRecord) -> bool:
     """Whether an attempt has cost units or may have."""
     return job.state in {JobState.SUBMITTED, *_SUCCEEDED} or (
-        job.may_exist and job.state not in {JobState.FAILED, JobState.REJECTED}
+        job.last_post_at is not None and job.state not in {JobState.FAILED, JobState.REJECTED}
     )
 
 

@@ -37,6 +37,7 @@ also by an earlier run. Only then the same id is sent again, on a new connection
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from functools import partial
@@ -49,8 +50,11 @@ from kling_expand.api import codec
 from kling_expand.api.session import Body, Session, retry_waits
 from kling_expand.config import Settings
 from kling_expand.errors import (
+    BadRequest,
     DuplicateTask,
     KlingError,
+    NotFound,
+    PermissionDenied,
     ProtocolError,
     RateLimited,
     ServerError,
@@ -63,7 +67,10 @@ from kling_expand.models import LAST_PAGE, PAGE_SIZE, Dialect, Status, Task
 
 from .scheduler import WeightedSemaphore
 
+RECOVERY_PAGES = 40  # of the list at most, that is 20,000 tasks, before each job is looked up instead
 APPEAR_TIMEOUT = 5.0  # seconds after a create's end within which a task that it made can be looked up
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class AttemptState(StrEnum):
@@ -212,6 +219,26 @@ class Submitter:
                 return None
             pause = min(next(waits), max(0.0, settled_at - loop.time()))
             await self._pause(attempt, pause, deadline_at, "the service does not have it yet")
+
+    async def list_tasks(self) -> list[Task] | None:
+        """Return all tasks of the account, or None where it has very many or its list is refused.
+
+        Raises:
+            KlingError: when no list could be read for a reason that stops every other call too.
+        """
+        tasks: list[Task] = []
+        path = codec.create_path(self.dialect)
+        for page in range(1, RECOVERY_PAGES + 1):
+            params = {"pageNum": page, "pageSize": PAGE_SIZE}
+            try:
+                found = await self._session.read(path, codec.decode_tasks, params=params)
+            except (BadRequest, NotFound, PermissionDenied, ProtocolError, ServerError) as error:
+                logger.warning("each job is looked up before it is sent, as no list can be read: %s", error)
+                return None
+            tasks += found
+            if len(found) < PAGE_SIZE:
+                return tasks
+        return None
 
     async def get_or_none(self, any_id: str, deadline_at: float | None = None) -> Task | None:
         """Return the task with this id, or None if the service has none."""

@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from enum import StrEnum
 from functools import cached_property, partial
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -187,6 +188,7 @@ class JobStore(ABC):
     """
 
     durable: ClassVar[bool] = True
+    recovered: bool = True  # False while the tasks of a lost store may be at the service: see `recover`
     run: str
     _clock: Callable[[], float]
 
@@ -238,6 +240,15 @@ class JobStore(ABC):
             JournalError: when a task of the job is known; then `task_id` is set, and it must not be sent.
         """
 
+    async def recover(self, tasks: Iterable[Task] | None) -> None:
+        """Take over the *tasks* of the account, which an earlier store that was lost may have known.
+
+        From then on `record_intent` finds the task of a job among them. With None they cannot be listed,
+        and each new job is recorded as one that may exist, so that it is looked up. Nothing is recorded
+        before this where `recovered` is False.
+        """
+        del tasks
+
     async def mark_uncertain(self, external_task_id: str, error: str) -> None:
         """Record that no usable answer to a create came in time."""
         await self._transition(external_task_id, JobState.UNKNOWN, error=self._text(error))
@@ -288,10 +299,11 @@ class JobStore(ABC):
     async def post_age(self, job: JobRecord) -> float:
         """Return the seconds since a create of *job* was last about to be sent.
 
-        It may be too low, but never too high, or a create under way would be sent again. The wall clock,
-        which is used here, may have been moved forward. A store that knows a better clock overrides this.
+        It is infinite where this store knows of none. It may be too low, but never too high, or a create
+        under way would be sent again. The wall clock, which is used here, may have been moved forward. A
+        store that knows a better clock overrides this.
         """
-        return max(0.0, self._clock() - (job.last_post_at or job.updated_at))
+        return inf if job.last_post_at is None else max(0.0, self._clock() - job.last_post_at)
 
     # ------------------------------------------------------------------------ for each kind of store
 

@@ -10,21 +10,27 @@ bytes nor credentials are stored.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
+from attrs import evolve
+
+from kling_expand.api import codec
 from kling_expand.errors import JournalError
+from kling_expand.models import Status, Task
 
 from .base import (
     COLUMNS,
     PREVIOUS,
+    JobIdentity,
     JobRecord,
     JobState,
     JobStore,
+    PreparedRequest,
     task_exists,
     unknown_job,
     warn_of_other_parameters,
@@ -63,9 +69,16 @@ FORMAT = FileFormat(
             updated_at REAL NOT NULL,
             UNIQUE (key, params_hash, attempt)
         );
-        CREATE INDEX jobs_by_state ON jobs (state, id) WHERE latest = 1
+        CREATE INDEX jobs_by_state ON jobs (state, id) WHERE latest = 1;
+        CREATE TABLE earlier_tasks (external_task_id TEXT PRIMARY KEY, task TEXT NOT NULL)
     """,
-    migrations=("ALTER TABLE jobs ADD COLUMN last_post_mark TEXT",),
+    migrations=(
+        """
+        ALTER TABLE jobs ADD COLUMN last_post_mark TEXT;
+        CREATE TABLE earlier_tasks (external_task_id TEXT PRIMARY KEY, task TEXT NOT NULL);
+        INSERT INTO meta VALUES ('recovered', 'yes')
+        """,
+    ),
 )
 
 
@@ -126,6 +139,8 @@ class SQLiteStore(JobStore):
         self._clock = clock
         self._boot_clock = boot_clock or (boot_time if clock is time.time else _no_boot_time)
         self._writes: WriteQueue[Statement] | None = None
+        self._earlier: set[str] = set()  # ids of tasks that a lost journal may have known
+        self._unlisted = False
 
     async def __aenter__(self) -> Self:
         if self._writes is not None:
@@ -138,10 +153,12 @@ class SQLiteStore(JobStore):
             await writes.run(file.open)
             self.run = await writes.put(partial(name_run, file.path, self.run))
             self.account = await writes.put(partial(name_account, file.path, self.account))
+            earlier = await writes.put(earlier_ids)
         except BaseException:
             writes.abort(file.close)
             raise
-        self.path, self._writes = file.path, writes
+        self.path, self._writes, self._unlisted = file.path, writes, False
+        self.recovered, self._earlier = earlier is not None, earlier or set()
         return self
 
     async def aclose(self) -> None:
@@ -184,6 +201,32 @@ class SQLiteStore(JobStore):
         if name == boot[0]:
             return max(0.0, boot[1] - float(seconds))
         return min(age, boot[1])  # it was sent before this start, or by another machine
+
+    async def record_intent(
+        self, identity: JobIdentity, prepared: PreparedRequest, *, after: int = 0
+    ) -> JobRecord:
+        """Record that a job is to be sent, and return the record to go on with; see `JobStore`."""
+        job = await super().record_intent(identity, prepared, after=after)
+        name = job.external_task_id
+        if job.may_exist or job.task_id is not None or prepared.request.external_task_id is not None:
+            return job
+        if name in self._earlier:
+            await self.observe(name, await self._execute(partial(earlier_task, name)))
+            return await self.record_intent(identity, prepared, after=after)
+        if self._unlisted:
+            await self.mark_uncertain(name, "the journal is new, and the account's tasks cannot be listed")
+            return await self.record_intent(identity, prepared, after=after)
+        return job
+
+    async def recover(self, tasks: Iterable[Task] | None) -> None:
+        """Store the tasks that have derived ids, or look each new job up until the file is closed."""
+        if tasks is None:
+            self._unlisted = True
+        else:
+            ours = [task for task in tasks if codec.is_derived_id(task.external_task_id)]
+            await self._execute(partial(add_earlier_tasks, ours))
+            self._earlier.update(task.external_task_id or "" for task in ours)
+        self.recovered = True
 
     async def get(self, external_task_id: str) -> JobRecord | None:
         """Return the record with this id, also of an earlier attempt, or None."""
@@ -261,6 +304,28 @@ def rows(db: Connection) -> int | None:
     """Return the number of rows of the last run, or None."""
     row = db.execute("SELECT value FROM meta WHERE name = 'rows'").fetchone()
     return int(row[0]) if row else None
+
+
+def earlier_ids(db: Connection) -> set[str] | None:
+    """Return the ids of the tasks that a lost journal may have known, or None before they were stored."""
+    if db.execute("SELECT 1 FROM meta WHERE name = 'recovered'").fetchone() is None:
+        return None
+    return {name for (name,) in db.execute("SELECT external_task_id FROM earlier_tasks")}
+
+
+def add_earlier_tasks(tasks: list[Task], db: Connection) -> None:
+    """Store the tasks that a lost journal may have known."""
+    rows = [(task.external_task_id, codec.pack(task)) for task in tasks]
+    db.executemany("INSERT OR IGNORE INTO earlier_tasks VALUES (?, ?)", rows)
+    db.execute("INSERT OR IGNORE INTO meta VALUES ('recovered', 'yes')")
+
+
+def earlier_task(external_task_id: str, db: Connection) -> Task:
+    """Return one of those tasks; without pictures it counts as running, so that it is read again."""
+    query = "SELECT task FROM earlier_tasks WHERE external_task_id = ?"
+    task = codec.unpack(db.execute(query, (external_task_id,)).fetchone()[0])
+    pending = task.status is Status.SUCCEED and not task.images
+    return evolve(task, task_status=Status.PROCESSING) if pending else task
 
 
 def newest(where: str, values: tuple[Any, ...], db: Connection) -> JobRecord | None:

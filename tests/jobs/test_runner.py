@@ -558,7 +558,7 @@ async def test_nothing_is_sent_that_could_not_be_written_down(tmp_path: Path) ->
     async with emulated({"journal": path}) as (emulator, kling):
         path.unlink()
         assert "journal" in str(await error_of(kling.submit(PHOTO, WIDER))).lower()
-        assert emulator.account.requests == {}
+        assert "create" not in emulator.account.requests
         assert kling.stats.units_due == 0
 
 
@@ -1205,6 +1205,67 @@ async def test_the_wait_before_a_repeated_create_outlives_a_restart(
         assert list(emulator.account.accepted.values()) == [1]
 
 
+# ------------------------------------------------------------------ a journal that was deleted
+
+
+async def submit_six(kling: KlingClient) -> list[TaskFuture]:
+    """Submit jobs with and without a key; the last one fails."""
+    futures = [kling.submit(PHOTO, Ratios(right=0.1 * i), key=f"job {i}") for i in range(1, 4)]
+    futures += [kling.submit(PHOTO, Ratios(up=0.1 * i)) for i in range(1, 3)]
+    return [*futures, kling.submit(PHOTO, WIDER, prompt="emulate-risk-control", key="fails")]
+
+
+@pytest.mark.parametrize("waited", [2.0, 200.0], ids=["running", "ended"])
+@pytest.mark.parametrize("list_code", [0, 1103], ids=["listed", "unlisted"])
+@virtual_time
+async def test_no_job_is_paid_again_after_its_journal_was_deleted(
+    tmp_path: Path, waited: float, list_code: int
+) -> None:
+    """Every task is found again, although the service accepts ids twice."""
+    path = tmp_path / "run.db"
+    options: dict[str, Any] = {"allow_duplicates": True, "work_seconds": 60, "list_code": list_code}
+    async with emulated({"journal": path}, **options) as (emulator, kling):
+        before = await submit_six(kling)
+        await asyncio.sleep(waited)
+        await kling.aclose()
+        path.unlink()
+        async with another(emulator, journal=path) as again:
+            after = await submit_six(again)
+            await asyncio.gather(*(future.wait() for future in after))
+        same = [one.task_id == other.task_id for one, other in zip(before, after, strict=True)]
+        assert same[:5] == [True] * 5
+        assert same[5] is (waited < 60)  # a task that has failed is followed by another attempt
+        assert set(emulator.account.accepted.values()) == {1}
+        assert len(emulator.account.tasks) == 6 + (waited > 60)
+
+
+@virtual_time
+async def test_a_new_journal_costs_one_list_request(tmp_path: Path) -> None:
+    """The account's tasks are listed once for a file, and no job is looked up before its create."""
+    journal = {"journal": tmp_path / "run.db", "max_in_flight": 1}
+    async with emulated(journal) as (emulator, kling):
+        futures = [kling.submit(PHOTO, Ratios(right=0.1 * i)) for i in range(1, 4)]
+        await futures[0].accepted()
+        assert emulator.account.requests == {"list": 1, "create": 1}
+        await kling.aclose()
+        async with another(emulator, **journal) as again:
+            await again.submit(PHOTO, Ratios(right=0.4)).accepted()
+        assert emulator.account.requests["list"] == 1
+
+
+@virtual_time
+async def test_a_job_that_gives_up_leaves_the_listing_to_the_next(tmp_path: Path) -> None:
+    """Of many jobs of a new journal each can be cancelled while the tasks are listed."""
+    async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
+        emulator.faults.script("list", Fault("slow_headers", seconds=5), Fault("slow_headers", seconds=5))
+        futures = [kling.submit(PHOTO, Ratios(right=0.1 * i)) for i in range(1, 4)]
+        await asyncio.sleep(2)
+        assert futures[0].cancel()
+        assert (await futures[1]).task_id in emulator.account.tasks
+        assert (await futures[2]).task_id in emulator.account.tasks
+        assert emulator.account.requests["create"] == 2
+
+
 # ------------------------------------------------------------------ a store that fails
 
 
@@ -1253,7 +1314,7 @@ async def test_a_store_that_fails_before_a_create_sends_nothing(tmp_path: Path, 
             error = await error_of(kling.submit(PHOTO, WIDER))
             assert "away" in str(error)
             assert (slots.held, kling.stats.units_due) == (0, 0)
-            assert emulator.account.requests == {}
+            assert emulator.account.requests == {"list": 1}
 
 
 @virtual_time

@@ -1,6 +1,7 @@
 """The store in an SQLite file: every awaited record is on disk, whatever is cancelled or closed."""
 
 import asyncio
+import math
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from kling_expand.api.photo import Photo
 from kling_expand.errors import JournalError
 from kling_expand.store.base import JobIdentity, JobRecord, JobState
 from kling_expand.store.sqlite import SQLiteStore, boot_time
-from kling_expand.testing import Seconds, intend, prepared
+from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, Seconds, intend, prepared
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +70,47 @@ async def test_the_system_tells_the_time_since_its_start(path: Path) -> None:
         job = await intend(store)
         assert job.last_post_mark is not None
         assert 0 <= await store.post_age(evolve(job, last_post_at=0.0)) < 60
+
+
+async def test_earlier_tasks_are_kept(path: Path) -> None:
+    """What was listed for a new file is found by its jobs in every later opening, and only by derived ids."""
+    lost = path.with_name("lost.db")
+    async with SQLiteStore(lost) as store:
+        assert not store.recovered
+        names = [(await intend(store, key)).external_task_id for key in "abc"]
+        given = (await intend(store, "d", external_task_id="kx-given")).external_task_id
+    tasks = [
+        evolve(RUNNING, external_task_id=names[0]),
+        evolve(FAILED, external_task_id=names[1]),
+        evolve(SUCCEEDED, external_task_id=names[2], images=()),
+        evolve(RUNNING, external_task_id=given),
+        evolve(RUNNING, external_task_id="other"),
+        RUNNING,
+    ]
+    async with SQLiteStore(path) as store:
+        await store.recover(tasks)
+        assert store.recovered
+    async with SQLiteStore(path) as store:
+        assert store.recovered
+        jobs = [await intend(store, key) for key in "abc"]
+        assert [(job.state, job.attempt) for job in jobs] == [
+            ("submitted", 1),
+            ("intent", 2),
+            ("submitted", 1),
+        ]
+        job = await intend(store, "d", external_task_id="kx-given")
+        assert (job.state, job.task_id) == ("intent", None)
+        assert (await intend(store, "e")).state == "intent"
+
+
+async def test_tasks_that_cannot_be_listed_may_exist(path: Path) -> None:
+    """Then each new job is one to look up, once, until the file is opened again."""
+    async with SQLiteStore(path) as store:
+        await store.recover(None)
+        job = await intend(store)
+        assert (job.state, job.last_post_at, await store.post_age(job)) == ("unknown", None, math.inf)
+    async with SQLiteStore(path) as store:
+        assert not store.recovered
 
 
 async def test_one_bad_write_leaves_the_others_alone(store: SQLiteStore) -> None:

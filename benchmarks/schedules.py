@@ -15,6 +15,10 @@ found by dynamic programming over all tasks, for the drifting distribution in bl
 from which a schedule learns, are not counted. With few tasks the optimum is not a fair limit, since it knows
 the end of each of the slowest tasks. The last line is the limit without such knowledge: the fewest polls at
 0.6 s if the log-normal distribution is known exactly.
+
+The second table is about the first task of a process whose schedule knows nothing, for evenly spread
+durations. The third is about the same task where an earlier process has learned `KNOWN` durations of the same
+kind, which a journal or `Settings.cache_dir` keeps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +42,9 @@ BLOCK = 400  # tasks of the drifting distribution that share one optimum
 CELLS = 500  # quantiles at which the optimum may poll
 EXACT = 20_000  # quantiles that represent a distribution
 LIMIT_LATENCY = 0.6  # seconds
+FIRST_TASKS = 400  # durations of the first task of a process
+FIRST_RANGES = [(0, 1), (1, 8), (8, 15), (15, 60), (60, 120), (120, 600)]  # seconds
+KNOWN = 50  # durations that an earlier process has learned
 STEPS = 36  # of the search for the price of latency
 
 
@@ -83,7 +90,7 @@ DISTRIBUTIONS: dict[str, Callable[[Random, int], Iterator[float]]] = {
     "heavy tail": heavy_tail,
 }
 SCHEDULES: dict[str, Callable[[Random], PollSchedule]] = {
-    "adaptive": AdaptiveSchedule,
+    "adaptive": lambda _rng: AdaptiveSchedule(),
     "fixed 1 s": lambda _rng: Fixed(1.0),
     "fixed 2 s": lambda _rng: Fixed(2.0),
     "exponential 1 to 10 s": ExponentialSchedule,
@@ -172,6 +179,35 @@ def contest(distribution: str, schedule: str, number: int, seed: int) -> dict[st
     return {"polls per task": polls, "latency (s)": latency, "optimal polls": best, "ratio": polls / best}
 
 
+def first_task(low: float, high: float, schedule: str, known: int = 0) -> dict[str, float]:
+    """Return the polls and latency of one task of *low* to *high* seconds, after *known* of the same kind."""
+    polls, latencies = [], []
+    for index in range(FIRST_TASKS):
+        rng = Random(index)
+        fresh = SCHEDULES[schedule](rng)
+        for _ in range(known):
+            fresh.learn(rng.uniform(low, high))
+        duration = low + (high - low) * (index + 0.5) / FIRST_TASKS
+        age, number = 0.0, 0
+        while age < duration:
+            age += fresh.wait([age])
+            number += 1
+        polls.append(number)
+        latencies.append(age - duration)
+    return {"polls": fmean(polls), "latency (s)": fmean(latencies)}
+
+
+def first_tasks(known: int) -> dict[str, dict[str, float]]:
+    """Return the polls and latency of a first task with the adaptive schedule, and without any knowledge."""
+    found = {}
+    for low, high in FIRST_RANGES:
+        plain = first_task(low, high, "exponential 1 to 10 s")
+        found[f"{low:g} to {high:g} s"] = first_task(low, high, "adaptive", known) | {
+            f"exponential {name}": value for name, value in plain.items()
+        }
+    return found
+
+
 def measure(number: int, runs: int) -> dict[tuple[str, str], dict[str, float]]:
     """Return the medians over the runs, each with its own seed."""
 
@@ -193,8 +229,12 @@ def main() -> None:
     print(f"medians of {given.runs} runs; adaptive: ratio at most {rounded(worst)} (goal: at most 1.3)")
     limit = rounded(known_distribution(LIMIT_LATENCY))
     print(f"with the log-normal distribution known exactly: {limit} polls at {LIMIT_LATENCY:g} s")
+    firsts = {known: first_tasks(known) for known in (0, KNOWN)}
+    for known, ranges in firsts.items():
+        print(f"first task of a process that knows {known} durations:")
+        table([{"durations": name} | row for name, row in ranges.items()])
     rows = {name: {schedule: found[name, schedule] for schedule in SCHEDULES} for name in DISTRIBUTIONS}
-    finish({"worst_ratio": worst, "distributions": rows, "limit": limit}, as_json=given.json)
+    finish({"worst_ratio": worst, "distributions": rows, "limit": limit, "first": firsts}, as_json=given.json)
 
 
 if __name__ == "__main__":

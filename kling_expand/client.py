@@ -40,7 +40,14 @@ from .jobs.future import (
     deadline_at,
     log_unretrieved,
 )
-from .jobs.poll_schedule import AdaptiveSchedule, PollSchedule
+from .jobs.poll_schedule import (
+    AdaptiveSchedule,
+    PollSchedule,
+    format_durations,
+    parse_durations,
+    read_history,
+    write_history,
+)
 from .jobs.poller import Poller
 from .jobs.runner import Budget, Job, JobRunner, may_have_passed
 from .jobs.scheduler import Flow, Slots
@@ -89,7 +96,8 @@ class KlingClient:
             after a crash. With one, the same photo with the same parameters is the same job in every run,
             also without a `key`: its task is not paid again, and its result is returned. ``fresh=True``
             makes a new one. The file belongs to one service and account; another is refused.
-        schedule: says when tasks are polled.
+        schedule: says when tasks are polled. What an `AdaptiveSchedule` learns is kept for later processes,
+            in the journal and in `Settings.cache_dir`.
         slots: may be shared with other clients of the account in the same event loop.
         listener: is called with every `Event`; several may be given.
         webhook_secret: the console's, or several while one replaces another.
@@ -138,14 +146,18 @@ class KlingClient:
         self._session = session = Session(
             settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, emit=emit, clock=clock
         )
+        schedule = schedule or AdaptiveSchedule()
+        self._schedule = schedule if isinstance(schedule, AdaptiveSchedule) else None
+        self._known_durations: tuple[float, ...] = ()  # kept already
         self._poller = Poller(
             _Reads(session, settings.dialect),
-            schedule or AdaptiveSchedule(rng),
+            schedule,
             poll_timeout=settings.poll_timeout,
             refusal_timeout=settings.refusal_timeout,
             emit=emit,
         )
-        self._store, self._owns_store = _store(journal, run, account_name(settings, self._auth), clock)
+        self._account = account_name(settings, self._auth)
+        self._store, self._owns_store = _store(journal, run, self._account, clock)
         self._slots = slots or Slots(settings.max_in_flight)
         self._budget = Budget(budget)
         submitter = Submitter(session, settings, rng=rng)
@@ -163,6 +175,8 @@ class KlingClient:
         async with AsyncExitStack() as stack:
             if self._owns_store:
                 await stack.enter_async_context(self._store)
+            await self._load_durations()
+            stack.push_async_callback(self._keep_durations)
             await stack.enter_async_context(self._session)
             await stack.enter_async_context(self._poller)
             await self._budget.count_earlier_runs(self._store)
@@ -453,6 +467,34 @@ class KlingClient:
         record = TaskRecord(known.external_task_id, pictures=pictures)
         self._jobs.start(record, known.request, deadline_at=until, priority=priority, known=known)
         return TaskFuture(record, deadline_at=until)
+
+    async def _load_durations(self) -> None:
+        """Let a schedule that has learned nothing yet begin with what earlier processes have learned."""
+        if self._schedule is None or self._schedule.durations:
+            return
+        known: list[float] = []
+        try:
+            known = parse_durations(await self._store.durations())
+        except Exception as error:  # noqa: BLE001 - a store may be a user's own
+            logger.debug("the durations of earlier tasks cannot be read: %s", error)
+        folder = self.settings.cache_dir
+        if not known and folder is not None:
+            known = await asyncio.to_thread(read_history, folder, self._account)
+        for duration in known:
+            self._schedule.learn(duration)
+        self._known_durations = self._schedule.durations
+
+    async def _keep_durations(self) -> None:
+        """Keep what the schedule has learned for later processes."""
+        if self._schedule is None or self._schedule.durations == self._known_durations:
+            return
+        self._known_durations = durations = self._schedule.durations
+        try:
+            await self._store.keep_durations(format_durations(durations))
+        except Exception as error:  # noqa: BLE001 - a store may be a user's own
+            logger.debug("the durations of tasks cannot be kept: %s", error)
+        if self.settings.cache_dir is not None:
+            await asyncio.to_thread(write_history, self.settings.cache_dir, self._account, durations)
 
     def _make_result(self, record: TaskRecord, task: Task) -> ExpandResult:
         job = record.job if isinstance(record.job, Job) else None

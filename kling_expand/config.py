@@ -9,7 +9,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from attrs import evolve, field, fields, frozen
@@ -127,6 +128,18 @@ class SettingsOptions(TypedDict, total=False):
     proxy: str | None
     headers: Mapping[str, str] | None
     ssl: "SSLContext | bool | None"
+    cache_dir: str | os.PathLike[str] | Literal[False] | None
+
+
+def _folder(value: object) -> Path | None:
+    if value is None or value is False:
+        return None
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise misconfigured("cache_dir", shown(value), "must be a folder, or False to keep nothing")
+    try:
+        return Path(os.fsdecode(value)).expanduser()
+    except RuntimeError:  # the user has no home
+        return None
 
 
 def _is_tls(value: object) -> bool:
@@ -162,6 +175,10 @@ class Settings:
     - `ssl` is the context that checks certificates; False trusts every certificate.
 
     `headers` are added to each call of the API, and never to a download.
+
+    `cache_dir` is the folder in which the durations of tasks are kept for later processes. Without it,
+    that is ``KLING_CACHE_DIR``, or the user's folder for such files. False, or ``KLING_CACHE_DIR=off``,
+    keeps nothing.
     """
 
     base_url: str = field(default=DEFAULT_BASE_URL, converter=_url)
@@ -181,6 +198,7 @@ class Settings:
     proxy: str | None = field(default=None, converter=_proxy, repr=False)
     headers: Mapping[str, str] = field(default=None, converter=_headers, repr=False, hash=False)
     ssl: "SSLContext | bool" = field(default=True, validator=option(TLS))
+    cache_dir: Path | None = field(default=None, converter=_folder)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsOptions]) -> Self:
@@ -196,7 +214,19 @@ class Settings:
         base_url = _environ(environ).get("KLING_BASE_URL", "").strip()
         if base_url:
             chosen.setdefault("base_url", base_url)
+        if "cache_dir" not in chosen:
+            chosen["cache_dir"] = _cache_dir(_environ(environ))
         return cls(**chosen)
+
+
+def _cache_dir(environ: Mapping[str, str]) -> Path | None:
+    """Return the folder for what may be lost at any time, or None where there shall be none."""
+    given = environ.get("KLING_CACHE_DIR", "").strip()
+    if given:
+        return None if given.lower() == "off" else Path(given)
+    usual = {"win32": "~/AppData/Local", "darwin": "~/Library/Caches"}.get(sys.platform, "~/.cache")
+    own = environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
+    return Path(own if Path(own).is_absolute() else usual, "kling-expand")
 
 
 def environment_proxy(url: str) -> str | None:

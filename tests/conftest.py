@@ -16,6 +16,7 @@ settings.load_profile("house")
 LONG = {"test_benchmarks.py", "test_chaos.py", "test_random_life.py", "test_worker.py", "test_dev_server.py"}
 
 pytest_plugins = ["kling_expand.testing"]
+os.environ["KLING_CACHE_DIR"] = "off"  # no test, and no process of one, reads or changes the user's files
 
 
 def pytest_configure() -> None:

@@ -56,6 +56,7 @@ MAX_SWEPT_FOLDERS = 64  # remembered, so that memory stays bounded
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 416, 425, 429})  # refusals that are retried
 _EXPIRED = frozenset({401, 403, 404, 410})
+AGAIN = "submit the job again with fresh=True, or --fresh in the shell; it is paid again"
 _HEADERS = frozenset({"host", "accept", "accept-encoding", "user-agent", "range", "if-range", "connection"})
 _URL_CHARACTERS = re.compile(r"[!-~]+")
 
@@ -343,7 +344,8 @@ class _UrlRefused(Exception):
 
     def final(self) -> DownloadError:
         kind = ResultExpired if self.status in _EXPIRED else DownloadError
-        return kind(f"the server refuses the picture with HTTP {self.status}, also at a fresh URL")
+        advice = f"; {AGAIN}" if kind is ResultExpired else ""
+        return kind(f"the server refuses the picture with HTTP {self.status}, also at a fresh URL{advice}")
 
 
 async def _anonymous(
@@ -403,7 +405,7 @@ class ResultFile:
         image = images[self.position] if self.position < len(images) else None
         url = image and (image.watermark_url if self.watermark else image.url)
         if not url:
-            raise ResultExpired("the service no longer lists the image")
+            raise ResultExpired(f"the service no longer lists the image; {AGAIN}")
         return url
 
 

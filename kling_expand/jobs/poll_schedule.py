@@ -4,20 +4,26 @@ A read costs a request, and a task that ends between two reads is noticed late. 
 seconds of latency: it is made when the tasks that have probably ended unseen have waited for that many
 seconds in all. For a single task this is within 1 % of the optimum found by dynamic programming. The same
 rule holds for many tasks that one list page shows. The price follows from the target latency, the
-probabilities from the durations seen. Nothing here reads a clock or does I/O.
+probabilities from the durations seen. Nothing here reads a clock.
+
+The durations outlive the process in a small text file: one line for each account, with its name and the
+durations in seconds. It is replaced as a whole, and what cannot be read of it is left out.
 """
 
 import logging
+import os
 from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import accumulate, pairwise
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
+from pathlib import Path
 from random import Random
 from typing import NamedTuple, Protocol
 
 from kling_expand.api.session import growing
-from kling_expand.config import COUNT, NUMBER, OPTIONS, check_option
+from kling_expand.config import COUNT, NUMBER, check_option
 from kling_expand.models import Task
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -26,6 +32,10 @@ TARGET_LATENCY = 0.58  # seconds from the end of a task to the read that shows i
 LEARN_AFTER = 5  # ended tasks before the schedule uses their durations
 DISTRUST = 20.0  # seconds without lists after the first bad list
 STALE_AFTER = 3.0  # seconds a list may lag behind single reads
+WINDOW = 256  # durations that are remembered
+HISTORY_FILE = "durations.txt"
+HISTORY_ACCOUNTS = 32  # in that file
+HISTORY_BYTES = 256 << 10  # of that file at most
 _TAIL_FACTOR = 1.25  # each interval beyond the longest duration seen is longer by this factor
 _TAIL_INTERVALS = 12
 _SAMPLE_SIZE = 32  # tasks that represent all that share a read
@@ -80,8 +90,9 @@ class AdaptiveSchedule:
     """Polls at the probable ends of tasks, estimated from the durations of the newest *window* tasks.
 
     The average latency is *target_latency* seconds beyond the network's own time. Until `LEARN_AFTER` tasks
-    have ended the schedule is exponential. Tasks that share a list page get a lower latency than a single
-    one, at fewer requests for each. Once a task can have ended, reads are at most *longest* seconds apart.
+    have ended, `PRIOR` stands for the durations: most tasks take 15 to 60 s. Tasks that share a list page
+    get a lower latency than a single one, at fewer requests for each. Once a task can have ended, reads are
+    at most *longest* seconds apart.
 
     Raises:
         ConfigurationError: an argument is not possible.
@@ -89,17 +100,14 @@ class AdaptiveSchedule:
 
     def __init__(
         self,
-        rng: Random | None = None,
         *,
         target_latency: float = TARGET_LATENCY,
-        window: int = 256,
+        window: int = WINDOW,
         longest: float = 10.0,
     ) -> None:
-        check_option(OPTIONS["rng"], rng=rng)
         check_option(NUMBER, target_latency=target_latency, longest=longest)
         check_option(COUNT, window=window)
         self._target_latency = target_latency
-        self._unlearned = ExponentialSchedule(rng or Random(), longest=longest)
         self._durations: deque[float] = deque(maxlen=window)
         self._longest = longest
         self._fresh = 0  # durations since the last fit
@@ -108,12 +116,18 @@ class AdaptiveSchedule:
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
         """Return the seconds until the summed latency of the ended tasks equals the price of the read."""
+        some = ages[:: -(-len(ages) // _SAMPLE_SIZE)]
+        share = price * len(some) / len(ages)
         if len(self._durations) < LEARN_AFTER:
-            return self._unlearned.wait(ages)
+            return PRIOR.wait(some, self._target_latency / 3 * share, self._longest)
         if self._model is None or self._fresh * 16 >= len(self._durations):
             self._model = self._fit(ages)
-        some = ages[:: -(-len(ages) // _SAMPLE_SIZE)]
-        return self._model.wait(some, self._price * price * len(some) / len(ages), self._longest)
+        return self._model.wait(some, self._price * share, self._longest)
+
+    @property
+    def durations(self) -> tuple[float, ...]:
+        """The durations of the newest tasks, oldest first."""
+        return tuple(self._durations)
 
     def learn(self, duration: float) -> None:
         """Add *duration* to the window."""
@@ -160,7 +174,11 @@ class DurationModel(NamedTuple):
     @classmethod
     def of(cls, durations: list[float], running: list[float]) -> "DurationModel":
         """Return the distribution of sorted *durations* and of the sorted ages of tasks still *running*."""
-        ages, masses = _pieces(durations, _weights(durations, running))
+        return cls.of_pieces(*_pieces(durations, _weights(durations, running)))
+
+    @classmethod
+    def of_pieces(cls, ages: list[float], masses: list[float]) -> "DurationModel":
+        """Return the distribution with the share *masses[i]* of tasks between *ages[i]* and the next age."""
         ended = list(accumulate(masses, initial=0.0))
         areas = [
             (end - start) * (before + after) / 2
@@ -210,6 +228,69 @@ class DurationModel(NamedTuple):
             if 1 - ended < _NEGLIGIBLE:
                 break
         return late
+
+
+# Most tasks take 15 to 60 s. The share below that keeps the first reads as close together as those of an
+# exponential schedule, so that a task which ends at once is noticed too.
+PRIOR = DurationModel.of_pieces(
+    [0.0, 1.0, 7.0, 15.0, 60.0, 120.0, 600.0], [0.37, 0.09, 0.035, 0.485, 0.011, 0.004]
+)
+
+
+def format_durations(durations: Iterable[float]) -> str:
+    """Return durations as text."""
+    return " ".join(f"{duration:.2f}" for duration in durations)
+
+
+def parse_durations(text: str) -> list[float]:
+    """Return the newest durations of a text.
+
+    Raises:
+        ValueError: something else is in it.
+    """
+    durations = [float(word) for word in text.split()[-WINDOW:]]
+    if not all(isfinite(duration) and duration > 0 for duration in durations):
+        raise ValueError("a duration must be a number of seconds above 0")
+    return durations
+
+
+def read_history(folder: Path, account: str) -> list[float]:
+    """Return the durations of an account that are kept in *folder*, or none."""
+    try:
+        return parse_durations(_history(folder).get(account, ""))
+    except (OSError, ValueError) as error:
+        logger.debug("the durations of earlier tasks in %s cannot be read: %s", folder, error)
+        return []
+
+
+def write_history(folder: Path, account: str, durations: Iterable[float]) -> None:
+    """Keep the durations of an account in *folder*, if it can be written."""
+    part = folder / f"{HISTORY_FILE}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines: dict[str, str] = {}
+        with suppress(OSError, ValueError):  # a file that is damaged is replaced
+            lines = _history(folder)
+        lines.pop(account, None)
+        lines[account] = format_durations(durations)
+        kept = list(lines.items())[-HISTORY_ACCOUNTS:]
+        part.write_text("".join(f"{name}\t{text}\n" for name, text in kept), encoding="utf-8")
+        part.replace(folder / HISTORY_FILE)
+    except OSError as error:
+        logger.debug("the durations of tasks cannot be kept in %s: %s", folder, error)
+        with suppress(OSError):
+            part.unlink()
+
+
+def _history(folder: Path) -> dict[str, str]:
+    """Return the lines of the file by account, the one that was written last at the end."""
+    file = folder / HISTORY_FILE
+    if not file.exists():
+        return {}
+    if file.stat().st_size > HISTORY_BYTES:
+        raise ValueError(f"{file} is longer than {HISTORY_BYTES} bytes")
+    lines = (line.partition("\t") for line in file.read_text(encoding="utf-8").splitlines())
+    return {name: text for name, tab, text in lines if tab}
 
 
 def _weights(durations: list[float], running: list[float]) -> list[float]:

@@ -305,6 +305,14 @@ class JobStore(ABC):
         """
         return inf if job.last_post_at is None else max(0.0, self._clock() - job.last_post_at)
 
+    async def durations(self) -> str:
+        """Return what `keep_durations` has stored, or an empty text."""
+        return ""
+
+    async def keep_durations(self, durations: str) -> None:
+        """Store how long the newest tasks took, for the poll schedule of a later process."""
+        del durations
+
     # ------------------------------------------------------------------------ for each kind of store
 
     @abstractmethod

@@ -249,6 +249,14 @@ class SQLiteStore(JobStore):
         """Return how many jobs have their last attempt in each state."""
         return await self._execute(counts)
 
+    async def durations(self) -> str:
+        """Return what `keep_durations` has stored, or an empty text."""
+        return await self._execute(durations)
+
+    async def keep_durations(self, durations: str) -> None:
+        """Store how long the newest tasks took, for the poll schedule of a later process."""
+        await self._execute(partial(keep_durations, durations))
+
     async def _claim(
         self, draft: dict[str, Any], external_id: Callable[[int], str], after: int = 0
     ) -> JobRecord:
@@ -326,6 +334,17 @@ def earlier_task(external_task_id: str, db: Connection) -> Task:
     task = codec.unpack(db.execute(query, (external_task_id,)).fetchone()[0])
     pending = task.status is Status.SUCCEED and not task.images
     return evolve(task, task_status=Status.PROCESSING) if pending else task
+
+
+def durations(db: Connection) -> str:
+    """Return the stored durations of tasks, or an empty text."""
+    found = db.execute("SELECT value FROM meta WHERE name = 'durations'").fetchone()
+    return str(found[0]) if found else ""
+
+
+def keep_durations(durations: str, db: Connection) -> None:
+    """Store the durations of tasks."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('durations', ?)", (durations,))
 
 
 def newest(where: str, values: tuple[Any, ...], db: Connection) -> JobRecord | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import islice
 from math import exp, isfinite
+from pathlib import Path
 from random import Random
 from statistics import mean
 
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 
 from kling_expand import ConfigurationError
 from kling_expand.api.session import retry_waits
-from kling_expand.jobs.poll_schedule import LEARN_AFTER, AdaptiveSchedule, ExponentialSchedule, PollSchedule
+from kling_expand.jobs.poll_schedule import (
+    LEARN_AFTER,
+    AdaptiveSchedule,
+    ExponentialSchedule,
+    PollSchedule,
+    format_durations,
+    parse_durations,
+    read_history,
+    write_history,
+)
 
 seeds = st.integers(0, 2**32)
 
@@ -51,10 +61,10 @@ def polls_and_latency(schedule: PollSchedule, duration: float, most: int = 10_00
 
 ages = st.floats(0, 1e7)
 durations = st.lists(st.floats(0, 1e6), max_size=40)
-paces: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, AdaptiveSchedule]
+paces: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, lambda _rng: AdaptiveSchedule()]
 
 
-@pytest.mark.parametrize("make", paces)
+@pytest.mark.parametrize("make", paces, ids=["exponential", "adaptive"])
 @given(seed=seeds, history=durations, age=ages)
 def test_every_wait_leads_on(
     make: Callable[[Random], PollSchedule], seed: int, history: list[float], age: float
@@ -85,13 +95,81 @@ def test_exponential_polls_are_few() -> None:
     assert polls_and_latency(schedule, 3600)[0] <= 400
 
 
-@given(seeds)
-def test_nothing_is_learned_from_little(seed: int) -> None:
-    """Until enough durations are known the waits equal those of an exponential schedule."""
-    learned, plain = AdaptiveSchedule(Random(seed)), ExponentialSchedule(Random(seed))
+def test_nothing_is_learned_from_little() -> None:
+    """Until enough durations are known the waits equal those without any."""
+    learned, plain = AdaptiveSchedule(), AdaptiveSchedule()
     for _ in range(LEARN_AFTER - 1):
         learned.learn(1000)
         assert learned.wait([0]) == plain.wait([0])
+
+
+def first_job(low: float, high: float, schedule: PollSchedule | None = None) -> tuple[float, float]:
+    """Return the polls and the latency of the first job of a process, on average over its durations."""
+    durations = [low + (high - low) * (i + 0.5) / 200 for i in range(200)]
+    results = [polls_and_latency(schedule or AdaptiveSchedule(), duration) for duration in durations]
+    return mean(polls for polls, _ in results), mean(late for _, late in results)
+
+
+def test_the_first_job_of_all_is_met() -> None:
+    """Without any history a task of 15 to 60 s (documented) is seen 1.5 s late, by 11 polls."""
+    polls, late = first_job(15, 60)
+    assert late <= 1.5
+    assert polls <= 11
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (8, 15), (60, 120), (120, 600)])
+def test_the_first_job_of_another_length_is_met_as_well(low: float, high: float) -> None:
+    """Where the first task takes less or more, its end is seen as early as by an exponential schedule."""
+    assert first_job(low, high)[1] <= 1.05 * first_job(low, high, ExponentialSchedule(Random(1)))[1]
+
+
+# ------------------------------------------------------------------ kept for later processes
+
+
+@given(st.lists(st.floats(0.01, 1e5), max_size=400))
+def test_durations_are_kept(durations: list[float]) -> None:
+    """The newest durations come back to a hundredth of a second, and text of another kind is refused."""
+    found = parse_durations(format_durations(durations))
+    assert found == pytest.approx(durations[-256:], abs=0.006)
+
+
+@pytest.mark.parametrize("text", ["12 x", "nan", "inf", "-1", "0"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    """Only finite numbers above zero are durations."""
+    with pytest.raises(ValueError, match=r"a duration|could not convert"):
+        parse_durations(text)
+
+
+def test_accounts_are_kept_apart(tmp_path: Path) -> None:
+    """Each account has its own durations, and only the accounts written last are kept."""
+    folder = tmp_path / "new" / "folder"
+    for number in range(40):
+        write_history(folder, f"account {number}", [number + 1.0] * 300)
+    write_history(folder, "account 20", [7.0])
+    assert read_history(folder, "account 20") == [7.0]
+    assert read_history(folder, "account 39") == [40.0] * 256
+    assert read_history(folder, "account 1") == []
+    assert [file.name for file in folder.iterdir()] == ["durations.txt"]
+    assert (folder / "durations.txt").stat().st_size < 256 * 1024
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\0", b"a\t1 2 x\n", b"a 1 2", b"a\tinf\n", b"\t\n" * 300_000]
+)
+def test_a_damaged_file_is_ignored_and_replaced(tmp_path: Path, content: bytes) -> None:
+    """Whatever the file holds, nothing is read from it, and the next one is whole."""
+    (tmp_path / "durations.txt").write_bytes(content)
+    assert read_history(tmp_path, "a") == []
+    write_history(tmp_path, "a", [3.0])
+    assert read_history(tmp_path, "a") == [3.0]
+
+
+def test_a_folder_that_cannot_be_used_is_ignored(tmp_path: Path) -> None:
+    """A place that is no folder keeps nothing, and nothing is raised."""
+    file = tmp_path / "file"
+    file.touch()
+    write_history(file, "a", [3.0])
+    assert read_history(file, "a") == []
 
 
 @pytest.mark.parametrize("latency", [0, -1, float("nan")])
@@ -121,7 +199,7 @@ def measured(schedule: PollSchedule, tasks: list[float]) -> tuple[float, float]:
 def test_what_is_learned_pays(median: float, sigma: float) -> None:
     """The latency is near its target, with fewer polls than a fixed interval of the same latency."""
     tasks = drawn(1, 400, median, sigma)
-    polls, late = measured(AdaptiveSchedule(Random(1), target_latency=0.5), tasks)
+    polls, late = measured(AdaptiveSchedule(target_latency=0.5), tasks)
     fixed = mean(tasks) / (2 * late)
     assert late == pytest.approx(0.5, rel=0.35)
     assert polls < fixed
@@ -129,7 +207,7 @@ def test_what_is_learned_pays(median: float, sigma: float) -> None:
 
 def test_new_tasks_are_not_polled_early() -> None:
     """If no task ends within ten seconds, the first poll comes after ten seconds."""
-    schedule = AdaptiveSchedule(Random(1))
+    schedule = AdaptiveSchedule()
     for duration in drawn(1, 200, 30, 0.1):
         schedule.learn(duration)
     assert schedule.wait([0]) > 10
@@ -137,7 +215,7 @@ def test_new_tasks_are_not_polled_early() -> None:
 
 def test_tasks_that_are_all_alike_are_met_exactly() -> None:
     """If all durations are equal, a task takes at most four polls."""
-    schedule = AdaptiveSchedule(Random(1))
+    schedule = AdaptiveSchedule()
     for _ in range(50):
         schedule.learn(20.0)
     polls, late = polls_and_latency(schedule, 20.0)
@@ -147,7 +225,7 @@ def test_tasks_that_are_all_alike_are_met_exactly() -> None:
 
 def test_what_is_new_replaces_what_is_old() -> None:
     """When the service becomes faster, the schedule adapts within one window."""
-    schedule = AdaptiveSchedule(Random(1), window=64)
+    schedule = AdaptiveSchedule(window=64)
     for duration in drawn(1, 100, 120, 0.2) + drawn(2, 64, 10, 0.2):
         schedule.learn(duration)
     assert schedule.wait([0]) < 12
@@ -157,7 +235,7 @@ def test_what_is_new_replaces_what_is_old() -> None:
 @pytest.mark.parametrize("history", [[0.0] * 300, [12.0] * 300 + [3600.0], [0.0, 0.0, 1e6] * 9])
 def test_a_strange_past_is_forgotten(history: list[float]) -> None:
     """Zero durations, one hour-long task or a long outage do not affect the schedule after one window."""
-    schedule = AdaptiveSchedule(Random(1), target_latency=0.5)
+    schedule = AdaptiveSchedule(target_latency=0.5)
     for duration in history:
         schedule.learn(duration)
         schedule.wait([0])
@@ -170,7 +248,7 @@ def test_a_strange_past_is_forgotten(history: list[float]) -> None:
 
 def test_a_task_older_than_any_before_is_still_polled() -> None:
     """A task of unusual age is still polled at least every `longest` seconds."""
-    schedule = AdaptiveSchedule(Random(1), longest=10)
+    schedule = AdaptiveSchedule(longest=10)
     for duration in drawn(1, 100, 10, 0.2):
         schedule.learn(duration)
     assert schedule.wait([10_000]) <= 10
@@ -180,7 +258,7 @@ def test_a_task_older_than_any_before_is_still_polled() -> None:
 @given(seeds, st.lists(st.floats(0, 40), min_size=1, max_size=200), st.floats(0.1, 100))
 def test_a_poll_of_more_tasks_is_due_sooner(seed: int, together: list[float], price: float) -> None:
     """The wait decreases with more tasks, and increases with the price of a poll."""
-    schedule = AdaptiveSchedule(Random(seed))
+    schedule = AdaptiveSchedule()
     for duration in drawn(seed, 60, 12, 0.35):
         schedule.learn(duration)
     schedule.wait([0.0])  # fits the model
@@ -191,7 +269,7 @@ def test_a_poll_of_more_tasks_is_due_sooner(seed: int, together: list[float], pr
 
 def test_a_poll_of_many_is_due_when_its_latency_equals_its_price() -> None:
     """In a simulation, the summed latency of ended tasks at the poll equals the price on average."""
-    schedule, chance = AdaptiveSchedule(Random(1)), Random(2)
+    schedule, chance = AdaptiveSchedule(), Random(2)
     history = drawn(3, 256, 12, 0.35)
     for duration in history:
         schedule.learn(duration)
@@ -208,12 +286,12 @@ def test_a_poll_of_many_is_due_when_its_latency_equals_its_price() -> None:
 def test_tasks_begun_together_do_not_appear_short() -> None:
     """The model counts tasks that still run, so the first ends of a group do not bias it."""
     tasks = sorted(drawn(1, 100, 12, 0.35))
-    schedule = AdaptiveSchedule(Random(1))
+    schedule = AdaptiveSchedule()
     for duration in tasks[:20]:
         schedule.learn(duration)
     running = [tasks[20]] * 80
     schedule.wait(running)
-    alone = AdaptiveSchedule(Random(1))
+    alone = AdaptiveSchedule()
     for duration in tasks[:20]:
         alone.learn(duration)
     alone.wait([0.0])

@@ -36,6 +36,7 @@ from kling_expand.errors import (
     TaskModerated,
     TransportError,
 )
+from kling_expand.events import Event
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.store.base import JobState
 from kling_expand.store.sqlite import SQLiteStore
@@ -1264,6 +1265,59 @@ async def test_a_job_that_gives_up_leaves_the_listing_to_the_next(tmp_path: Path
         assert (await futures[1]).task_id in emulator.account.tasks
         assert (await futures[2]).task_id in emulator.account.tasks
         assert emulator.account.requests["create"] == 2
+
+
+# ------------------------------------------------------------------ what earlier processes have learned
+
+
+@pytest.mark.parametrize("kept_in", ["journal", "folder", "both", "nothing"])
+@virtual_time
+async def test_a_later_process_begins_with_what_was_learned(tmp_path: Path, kept_in: str) -> None:
+    """The first job of a process is polled like the last one of the process before."""
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache" if kept_in in {"folder", "both"} else False}
+    journal = tmp_path / "run.db" if kept_in in {"journal", "both"} else None
+    latency: list[float] = []
+
+    def listener(event: Event) -> None:
+        latency.extend([event.latency] if event.latency is not None else [])
+
+    async with emulated(options | {"journal": journal, "max_in_flight": 1}, work_seconds=40, jitter=0.05) as (
+        emulator,
+        kling,
+    ):
+        for number in range(8):
+            await kling.expand(PHOTO, Ratios(right=0.1 * (number + 1)))
+        await kling.aclose()
+        if kept_in == "both":
+            journal = tmp_path / "another.db"  # begins with the durations of the folder
+        before = emulator.account.requests["query"]
+        async with another(emulator, **options, journal=journal, listener=listener) as again:
+            await again.expand(PHOTO, Ratios(up=0.7))
+        reads = emulator.account.requests["query"] - before
+        if kept_in == "nothing":
+            assert reads > 8
+        else:
+            assert reads <= 6
+            assert latency[0] < 2
+
+
+@virtual_time
+async def test_accounts_do_not_share_what_they_learn(tmp_path: Path) -> None:
+    """Another key begins without the durations of the first, and no key is in the file."""
+    options: dict[str, Any] = {"cache_dir": tmp_path}
+    async with emulated(options, work_seconds=40) as (emulator, kling):
+        for number in range(6):
+            await kling.expand(PHOTO, Ratios(right=0.1 * (number + 1)))
+        await kling.aclose()
+        text = (tmp_path / "durations.txt").read_text()
+        assert len(text.splitlines()) == 1
+        assert emulator.api_key not in text
+        async with another(emulator, cache_dir=tmp_path) as same:
+            assert same._schedule is not None
+            assert len(same._schedule.durations) == 6
+        async with another(emulator, api_key="api-key-other", cache_dir=tmp_path) as other:
+            assert other._schedule is not None
+            assert other._schedule.durations == ()
 
 
 # ------------------------------------------------------------------ a store that fails

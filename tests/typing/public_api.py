@@ -6,7 +6,6 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from random import Random
 from typing import Any, assert_type
 
 import pytest
@@ -138,7 +137,7 @@ async def opened() -> None:
     async with KlingClient(
         auth=KeyPair("a", "s"),
         slots=Slots(9),
-        schedule=AdaptiveSchedule(Random(1)),
+        schedule=AdaptiveSchedule(),
         listener=events.append,
         journal="run.db",
         webhook_secret=["whsec_b2xk", "whsec_bmV3"],

@@ -52,6 +52,10 @@ class Service:
     _ends: dict[str, float] = field(factory=dict)
     _number: Any = field(factory=lambda: count(10**17))
 
+    @property
+    def __class__(self) -> type:  # type: ignore[override]  # a client accepts only sessions of aiohttp
+        return aiohttp.ClientSession
+
     def request(
         self, method: str, url: str, *, params: dict[str, int] | None = None, **_given: object
     ) -> Response:

@@ -198,7 +198,7 @@ class Settings:
     proxy: str | None = field(default=None, converter=_proxy, repr=False)
     headers: Mapping[str, str] = field(default=None, converter=_headers, repr=False, hash=False)
     ssl: "SSLContext | bool" = field(default=True, validator=option(TLS))
-    cache_dir: Path | None = field(default=None, converter=_folder)
+    cache_dir: Path | None = field(factory=lambda: _cache_dir({}), converter=_folder)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsOptions]) -> Self:

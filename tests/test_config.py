@@ -3,10 +3,11 @@
 import math
 import os
 import pydoc
+import sys
 from pathlib import Path
 from ssl import SSLContext
 from types import NoneType, UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
 from attrs import fields
@@ -232,9 +233,9 @@ def test_the_typed_settings_are_those_of_the_class() -> None:
     names = {"SSLContext": SSLContext}
     options, settings = get_type_hints(SettingsOptions, None, names), get_type_hints(Settings, None, names)
     assert list(options) == list(settings) == [each.name for each in fields(Settings)]
+    converted = {"dialect": (str,), "cache_dir": (str, os.PathLike[str], Literal[False])}
     for name, kind in settings.items():
-        kind = str if name == "dialect" else kind  # noqa: PLW2901 - the name is shorter
-        kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        kinds = converted.get(name) or (get_args(kind) if isinstance(kind, UnionType) else (kind,))
         assert {*get_args(options[name])} == {*kinds, NoneType}
 
 
@@ -253,3 +254,39 @@ def test_help_does_not_show_the_environment(path: Path, monkeypatch: pytest.Monk
     name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     module = pytest.importorskip(name, exc_type=ImportError)  # its extra may not be installed
     assert "a-secret-of-the-environment" not in pydoc.plain(pydoc.render_doc(module))
+
+
+# ------------------------------------------------------------------ the folder for what may be lost
+
+HOME = Path("~").expanduser()
+FOLDERS = {"win32": "AppData/Local", "darwin": "Library/Caches"}
+USUAL = HOME / FOLDERS.get(sys.platform, ".cache") / "kling-expand"
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "expected"),
+    [
+        (None, {"KLING_CACHE_DIR": "/tmp/here"}, Path("/tmp/here")),
+        (None, {"KLING_CACHE_DIR": " Off "}, None),
+        (None, {"XDG_CACHE_HOME": "relative", "LOCALAPPDATA": "relative"}, USUAL),
+        ("~/mine", {"KLING_CACHE_DIR": "off"}, HOME / "mine"),
+        (Path("mine"), {}, Path("mine")),
+        (False, {"KLING_CACHE_DIR": "/tmp/here"}, None),
+    ],
+)
+def test_the_cache_folder(given: Any, environ: dict[str, str], expected: Path | None) -> None:
+    """An argument beats the environment, which beats the user's folder; each can say that there is none."""
+    assert Settings.from_env(environ, cache_dir=given).cache_dir == expected
+
+
+@pytest.mark.skipif(sys.platform in {"win32", "darwin"}, reason="these systems have a folder of their own")
+def test_the_cache_folder_of_the_desktop() -> None:
+    """`XDG_CACHE_HOME` is obeyed."""
+    assert Settings.from_env({"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/kling-expand")
+
+
+@pytest.mark.parametrize("wrong", [True, 1, "", b"", 1.5, ["a"]])
+def test_a_cache_folder_must_be_a_path(wrong: Any) -> None:
+    """Anything else is refused, and named."""
+    with pytest.raises(ConfigurationError, match="cache_dir must be a folder"):
+        Settings(cache_dir=wrong)

@@ -52,8 +52,8 @@ class Service:
     _ends: dict[str, float] = field(factory=dict)
     _number: Any = field(factory=lambda: count(10**17))
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]  # a client accepts only sessions of aiohttp
+    @property  # type: ignore[misc]  # a client accepts only sessions of aiohttp
+    def __class__(self) -> type:
         return aiohttp.ClientSession
 
     def request(

@@ -56,7 +56,7 @@ MAX_SWEPT_FOLDERS = 64  # remembered, so that memory stays bounded
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 416, 425, 429})  # refusals that are retried
 _EXPIRED = frozenset({401, 403, 404, 410})
-AGAIN = "submit the job again with fresh=True, or --fresh in the shell; it is paid again"
+AGAIN = "submit the job again with fresh=True; it is paid again"
 _HEADERS = frozenset({"host", "accept", "accept-encoding", "user-agent", "range", "if-range", "connection"})
 _URL_CHARACTERS = re.compile(r"[!-~]+")
 

@@ -110,6 +110,7 @@ class KlingClient:
     settings: Settings
 
     _open = False
+    _known_durations: tuple[float, ...] = ()  # of tasks, as they are kept
     _downloads: "Downloads | None" = None  # created at the first save
 
     def __init__(
@@ -146,12 +147,10 @@ class KlingClient:
         self._session = session = Session(
             settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, emit=emit, clock=clock
         )
-        schedule = schedule or AdaptiveSchedule()
-        self._schedule = schedule if isinstance(schedule, AdaptiveSchedule) else None
-        self._known_durations: tuple[float, ...] = ()  # kept already
+        self._schedule = schedule or AdaptiveSchedule()
         self._poller = Poller(
             _Reads(session, settings.dialect),
-            schedule,
+            self._schedule,
             poll_timeout=settings.poll_timeout,
             refusal_timeout=settings.refusal_timeout,
             emit=emit,
@@ -160,10 +159,8 @@ class KlingClient:
         self._store, self._owns_store = _store(journal, run, self._account, clock)
         self._slots = slots or Slots(settings.max_in_flight)
         self._budget = Budget(budget)
-        submitter = Submitter(session, settings, rng=rng)
-        self._jobs = JobRunner(
-            submitter, self._poller, self._store, self._slots, budget=self._budget, emit=emit
-        )
+        parts = Submitter(session, settings, rng=rng), self._poller, self._store, self._slots
+        self._jobs = JobRunner(*parts, budget=self._budget, emit=emit)
         self._stack = AsyncExitStack()
         self._poller.registry.make_result = self._make_result
 
@@ -470,7 +467,7 @@ class KlingClient:
 
     async def _load_durations(self) -> None:
         """Let a schedule that has learned nothing yet begin with what earlier processes have learned."""
-        if self._schedule is None or self._schedule.durations:
+        if not isinstance(self._schedule, AdaptiveSchedule) or self._schedule.durations:
             return
         known: list[float] = []
         try:
@@ -486,7 +483,9 @@ class KlingClient:
 
     async def _keep_durations(self) -> None:
         """Keep what the schedule has learned for later processes."""
-        if self._schedule is None or self._schedule.durations == self._known_durations:
+        if not isinstance(self._schedule, AdaptiveSchedule):
+            return
+        if self._schedule.durations == self._known_durations:
             return
         self._known_durations = durations = self._schedule.durations
         try:

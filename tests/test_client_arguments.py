@@ -106,6 +106,7 @@ WRONG_OPTIONS: dict[str, list[Any]] = {
     "proxy": [5, "", "socks5://a.example:1", "http://a.example/path", "http://a b", "http://:80"],
     "headers": [5, ["a"], {1: "a"}, {"a": 1}, {"a b": "c"}, {"a": "b\r\nc: d"}, {"Authorization": "x"}],
     "ssl": [5, "cert.pem", object(), [True], 0],
+    "cache_dir": [True, 1, "", b"", 1.5],
 }
 WRONG_OPTIONS |= {each.name: NO_NUMBER for each in fields(Settings) if each.type is float}
 
@@ -213,7 +214,6 @@ PARTS: list[tuple[Callable[..., Any], str, list[Any]]] = [
     (calculate_expansion_ratios, "area_multiplier", [0, 9, "2", None, True]),
     (calculate_expansion_ratios, "aspect_ratio", [0, "wide", None, True, 1e9]),
     (Slots, "limit", [0, -1, "9", 9.5, None]),
-    (AdaptiveSchedule, "rng", [5, "x", True, object(), 1.5]),
     (AdaptiveSchedule, "target_latency", [0, -1, "1", None, True]),
     (AdaptiveSchedule, "window", [0, 2.5, "9", None, True]),
     (AdaptiveSchedule, "longest", [0, -1, "1", None, True]),

@@ -37,6 +37,7 @@ from kling_expand.errors import (
     TransportError,
 )
 from kling_expand.events import Event
+from kling_expand.jobs.poll_schedule import AdaptiveSchedule
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.store.base import JobState
 from kling_expand.store.sqlite import SQLiteStore
@@ -1313,10 +1314,10 @@ async def test_accounts_do_not_share_what_they_learn(tmp_path: Path) -> None:
         assert len(text.splitlines()) == 1
         assert emulator.api_key not in text
         async with another(emulator, cache_dir=tmp_path) as same:
-            assert same._schedule is not None
+            assert isinstance(same._schedule, AdaptiveSchedule)
             assert len(same._schedule.durations) == 6
         async with another(emulator, api_key="api-key-other", cache_dir=tmp_path) as other:
-            assert other._schedule is not None
+            assert isinstance(other._schedule, AdaptiveSchedule)
             assert other._schedule.durations == ()
 
 

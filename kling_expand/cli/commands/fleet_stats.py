@@ -63,18 +63,21 @@ async def watch(
     loop = asyncio.get_running_loop()
     stats, read_at = await read(), loop.time()
     reading: asyncio.Task[FleetStats] | None = None
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        while True:
-            table = stats_table(stats, live.console.width)
-            age = loop.time() - read_at
-            late = f"no answer from the database: these numbers are {span(age)} old"
-            live.update(
-                Group(table, Text(late, "bold red")) if age > every + STALE_AFTER else table, refresh=True
-            )
-            await asyncio.sleep(every)
-            reading = reading or asyncio.ensure_future(read())
-            done, _ = await asyncio.wait([reading], timeout=STALE_AFTER)
-            if done:
-                with suppress(JournalError):  # the database is away, and is asked again
-                    stats, read_at = reading.result(), loop.time()
-                reading = None
+    try:
+        with Live(console=console, auto_refresh=False, transient=False) as live:
+            while True:
+                table, age = stats_table(stats, live.console.width), loop.time() - read_at
+                late = Text(f"no answer from the database: these numbers are {span(age)} old", "bold red")
+                live.update(Group(table, late) if age > every + STALE_AFTER else table, refresh=True)
+                await asyncio.sleep(every)
+                reading = reading or asyncio.ensure_future(read())
+                done, _ = await asyncio.wait([reading], timeout=STALE_AFTER)
+                if done:
+                    with suppress(JournalError):  # the database is away, and is asked again
+                        stats, read_at = reading.result(), loop.time()
+                    reading = None
+    finally:
+        # A read that is cut off may leave a callback of psycopg that fails, which matters no more.
+        loop.set_exception_handler(lambda _loop, _context: None)
+        if reading is not None:
+            reading.cancel()

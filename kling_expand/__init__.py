@@ -6,12 +6,12 @@ async with KlingClient() as kling:
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from . import errors
 from ._version import __version__ as __version__
 from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all__` lists them
 
+TYPE_CHECKING = False  # as `typing` has it, whose import would take most of the time of this one
 if TYPE_CHECKING:
     from .client import KlingClient
     from .config import KeyPair, StaticKey
@@ -70,17 +70,19 @@ _MODULES = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name, or one of these modules, at its first use."""
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name in __all__ or name in _COMMON_NAMES:
-        for module in _MODULES:
-            found = vars(import_module(f"{__name__}.{module}")).get(name)
-            if found is not None:
-                globals()[name] = found
-                return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # for a type checker, any name would exist
+
+    def __getattr__(name: str) -> object:
+        """Import a public name, or one of these modules, at its first use."""
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name in __all__ or name in _COMMON_NAMES:
+            for module in _MODULES:
+                found = vars(import_module(f"{__name__}.{module}")).get(name)
+                if found is not None:
+                    globals()[name] = found
+                    return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -43,7 +43,10 @@ repeated only by the rules of `kling_expand.jobs.submission`.
 """
 
 from importlib.util import find_spec
-from typing import Any
+
+TYPE_CHECKING = False  # as `typing` has it, whose import would take most of the time of this one
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "APIError",
@@ -112,14 +115,14 @@ class KlingError(Exception):
         ids = [f"{name}={value}" for name, value in self._details().items() if value is not None]
         return printable(f"{self.message} ({', '.join(ids)})" if ids else self.message)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> "Any":
         return _rebuild, (type(self), self.args, self.__dict__.copy())
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> "dict[str, Any]":
         return {"task_id": self.task_id, "external_task_id": self.external_task_id}
 
 
-def _rebuild(kind: type[KlingError], args: tuple[Any, ...], state: dict[str, Any]) -> KlingError:
+def _rebuild(kind: type[KlingError], args: "tuple[Any, ...]", state: "dict[str, Any]") -> KlingError:
     """Unpickle any class of the tree, whatever its constructor takes."""
     error = kind.__new__(kind, *args)
     error.args = args
@@ -222,7 +225,7 @@ class APIError(KlingError):
         self.request_id: str | None = request_id
         self.retry_after: float | None = retry_after
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> "dict[str, Any]":
         own = {"code": self.code, "status": self.status, "request_id": self.request_id}
         return own | super()._details()
 

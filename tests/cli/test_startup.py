@@ -36,7 +36,7 @@ def test_a_plain_command_draws_nothing(command: str) -> None:
 @pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.4])
 def test_ctrl_c_at_the_start_is_quiet(delay: float) -> None:
     """Ctrl-C in the first half second ends the command without a word."""
-    code = "print(flush=True); from kling_expand.__main__ import main; main()"
+    code = "from kling_expand.__main__ import main; print(flush=True); main()"
     words = [sys.executable, "-c", code, "wait", "1", "--base-url", "http://127.0.0.1:1"]
     environ = os.environ | {"KLING_API_KEY": "key"}
     with subprocess.Popen(

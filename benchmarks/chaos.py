@@ -26,11 +26,11 @@ journal        ids are unique     delayed creates     goal
 =============  =================  ==================  =================================================
 kept           no                 after up to 2 s     no duplicates, none lost
 deleted once   yes                after up to 70 s    no duplicates, none lost
-deleted once   no                 after up to 2 s     none lost, and no duplicates that are not repeated
+deleted once   no                 after up to 2 s     no duplicates, none lost
 =============  =================  ==================  =================================================
 
-In the last run neither side remembers what was created, so the script creates the jobs of before again. In
-the first and last run a create that takes effect after the script has waited for it cannot be told from one
+In the last run neither side refuses an id that was used, so the script finds its tasks in the list. In the
+first and last run a create that takes effect after the script has waited for it cannot be told from one
 that never does. Hence their delays are short.
 
 ``--scale 10`` divides the 70 s, the 30 s and the script's `create_timeout` of 30 s by ten, so the runs take

@@ -60,8 +60,14 @@ async def behind(emulator: Emulator, **client: Any) -> AsyncIterator[KlingClient
 @asynccontextmanager
 async def hidden(login: str | None = None) -> AsyncIterator[tuple[Emulator, HTTPProxy]]:
     """Yield an emulator, and a proxy that knows it as `NOWHERE`."""
+    # With keys of its own, as it answers under this name to no default ones.
+    keys: dict[str, Any] = {
+        "api_key": "api-key-kling-hidden",
+        "access_key": "hidden",
+        "secret_key": "hidden-secret-" * 3,
+    }
     async with (
-        Emulator(engine="flat", clock=loop_clock) as emulator,
+        Emulator(engine="flat", clock=loop_clock, **keys) as emulator,
         http_proxy({"kling.invalid:80": address(emulator.url)}, login=login) as proxy,
     ):
         yield emulator, proxy

@@ -1,20 +1,24 @@
-"""The promises of a fleet under faults: no job is paid twice or lost, and the account's limit holds.
+"""The promises of a fleet under faults: no job is paid twice or lost, the limit holds, and work goes on.
 
-    python -m benchmarks.fleet --jobs 2000 --workers 4 --worker-kills 10 --db-kills 2 --limit 20
+    python -m benchmarks.fleet --jobs 2000 --workers 4
     python -m benchmarks.fleet --scale
 
 Everything is a real process: PostgreSQL, the emulator with its state in SQLite, a proxy that injects faults
-into a share of all API calls (`benchmarks.proxy`), and workers (``kling-expand fleet worker``). Workers,
-database and emulator are SIGKILLed at random moments and restarted. At the end the emulator is restarted from
-its file alone, and its records are compared with the outcomes and the files. The result is one JSON line:
+into a share of all API calls (`benchmarks.proxy`), and workers with the settings of `examples/deploy` under
+a supervisor that restarts them. Workers, database and emulator are SIGKILLed at random moments. Once all
+workers are killed at the same moment (a reboot), once one is stopped for good with SIGTERM (a scale-in), and
+once one is frozen for longer than its lease (SIGSTOP). At the end the emulator is restarted from its file
+alone, and its records are compared with the outcomes and the files. The result is one JSON line:
 
     jobs created duplicates lost     tasks the service has; jobs with more than one; jobs without their image
                                      on disk, byte for byte, or without their outcome in the store
     peak limit utilisation           most images at the service at once, by its own times of each task; the
                                      share of the limit in use from the first time it was reached until the
-                                     last job but `limit` was created, without outages: from a kill of
-                                     database or emulator until SETTLE seconds after its return
-    worker_kills db_kills jobs_per_second
+                                     last job but `limit` was created, without outages (from a kill of
+                                     database or emulator until SETTLE seconds after its return) and without
+                                     the leases of dead or frozen workers
+    standstill                       the longest time without a create while jobs wait, without outages (s)
+    worker_kills db_kills reboots scale_ins freezes jobs_per_second
     statements_per_job               statements that PostgreSQL executed, counted every 0.5 s, per job
 
 With ``--policy permits`` (the default) the service would accept ten times the limit, so the peak is the
@@ -25,6 +29,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
@@ -49,8 +54,9 @@ from kling_expand.store.postgres import JobOutcome
 
 SETTLE = 5.0  # seconds after an outage until work goes on: an uncertain create is looked up that long
 SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
-HEARTBEAT_TIMEOUT = 10.0
-IN_HAND = 10  # jobs of a worker, so that the others can use the limit while one is dead
+MAX_BEAT = 5.0  # seconds between the end of a lease and the heartbeat of another worker that notices it
+MAX_STANDSTILL = 15.0  # seconds, after a lease
+MIN_UTILISATION = 0.85
 
 
 @frozen(kw_only=True)
@@ -62,12 +68,18 @@ class Conditions:
     worker_kills: int
     db_kills: int
     emulator_kills: int
+    reboots: int
+    scale_ins: int
+    freezes: int
     faults: float
     limit: int
     seed: int
     policy: str
     unique: bool
     work_seconds: float
+    lease: float
+    in_hand: int
+    callbacks: bool
     seconds: float
     folder: Path
 
@@ -79,8 +91,9 @@ class Conditions:
 
 @define
 class Observed:
-    """What the run itself records: kills, outages as pairs of Unix seconds, and statements."""
+    """What the run itself records: kills, outages and leases as pairs of Unix seconds, and statements."""
 
+    leases: list[tuple[float, float]] = field(factory=list)
     kills: Counter[str] = field(factory=Counter)
     outages: list[tuple[float, float]] = field(factory=list)
     statements: int = 0
@@ -95,13 +108,15 @@ class Run:
         self.observed = Observed()
         self._cluster, self._service, self._proxy = cluster, service, proxy
         self._workers: list[Process] = []
+        self._retired: set[Process] = set()
 
     async def execute(self, fleet: Fleet, callback_url: str) -> dict[str, JobOutcome]:
         """Queue all jobs, kill as planned, and return the outcomes by key."""
         c = self.conditions
         words: list[Any] = ["-m", "kling_expand", "fleet", "worker", "--dsn", self._cluster.dsn]
-        words += ["--base-url", self._proxy.url, "-o", c.folder / "out", "--callback-url", callback_url]
-        words += ["--heartbeat-timeout", HEARTBEAT_TIMEOUT, "--concurrency", IN_HAND, "--shutdown-timeout", 5]
+        words += ["--base-url", self._proxy.url, "-o", c.folder / "out"]
+        words += ["--callback-url", callback_url] if c.callbacks else []
+        words += ["--heartbeat-timeout", c.lease, "--concurrency", c.in_hand, "--shutdown-timeout", 20]
         words += ["--max-in-flight", c.limit] if c.policy == "permits" else []
         self._workers = [Process(c.folder / f"worker-{number}.log", *words) for number in range(c.workers)]
         photo = c.folder / "photo.png"
@@ -134,6 +149,9 @@ class Run:
             ("worker", c.worker_kills, self._kill_worker),
             ("db", c.db_kills, self._kill_database),
             ("emulator", c.emulator_kills, self._kill_service),
+            ("reboot", c.reboots, self._reboot),
+            ("scale-in", c.scale_ins, self._scale_in),
+            ("freeze", c.freezes, self._freeze),
         )
         return [self._at(c.moments(what, count), what, kill) for what, count, kill in plan]
 
@@ -148,13 +166,39 @@ class Run:
     async def _supervise(self, worker: Process) -> None:
         """Restart the worker a second after each end, as systemd would."""
         keys = {f"KLING_{name.upper()}": self._service.keys[name] for name in ("access_key", "secret_key")}
-        while True:
+        while worker not in self._retired:
             await (await worker.start(KLING_WEBHOOK_SECRET=SECRET, **keys)).wait()
             await asyncio.sleep(1.0)
 
+    def _choose(self, rng: Random) -> Process:
+        return rng.choice([worker for worker in self._workers if worker not in self._retired])
+
+    def _note_lease(self, seconds: float = 0.0) -> None:
+        """Note that the lease of a worker that is dead now, or frozen for *seconds*, goes on."""
+        now = time.time()
+        self.observed.leases.append((now, now + max(seconds, self.conditions.lease) + MAX_BEAT))
+
     async def _kill_worker(self, rng: Random) -> None:
-        while not await rng.choice(self._workers).kill():  # noqa: ASYNC110 - another process
+        while not await self._choose(rng).kill():  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.2)  # that worker was not running
+        self._note_lease()
+
+    async def _reboot(self, _rng: Random) -> None:
+        await asyncio.gather(*(worker.kill() for worker in self._workers))
+        self._note_lease()
+
+    async def _scale_in(self, rng: Random) -> None:
+        chosen = self._choose(rng)
+        self._retired.add(chosen)
+        chosen.signal(signal.SIGTERM)
+
+    async def _freeze(self, rng: Random) -> None:
+        chosen = self._choose(rng)
+        if chosen.signal(signal.SIGSTOP):
+            seconds = self.conditions.lease + 10
+            self._note_lease(seconds)
+            await asyncio.sleep(seconds)
+            chosen.signal(signal.SIGCONT)
 
     async def _kill_database(self, rng: Random) -> None:
         begin = time.time()
@@ -236,8 +280,20 @@ async def audit(
         "created": len(tasks),
         "duplicates": sum(len(ids) > 1 for ids in task_ids.values()),
         "lost": verified.count(False),
-        **usage(times, conditions.limit, observed.outages),
+        "standstill": round(standstill([begin for begin, _ in times], observed.outages), 1),
+        **usage(times, conditions.limit, observed.outages + observed.leases),
     }
+
+
+def standstill(begins: list[float], outages: list[tuple[float, float]]) -> float:
+    """Return the longest time between two creates, without what lies in outages."""
+
+    def working(begin: float, end: float) -> float:
+        away = sum(max(0.0, min(end, until) - max(begin, since)) for since, until in outages)
+        return end - begin - away
+
+    begins = sorted(begins)
+    return max(map(working, begins, begins[1:]), default=0.0)
 
 
 def _digest(path: str) -> bytes:
@@ -298,6 +354,9 @@ async def measure(conditions: Conditions) -> dict[str, Any]:
         "worker_kills": observed.kills["worker"],
         "db_kills": observed.kills["db"],
         "emulator_kills": observed.kills["emulator"],
+        "reboots": observed.kills["reboot"],
+        "scale_ins": observed.kills["scale-in"],
+        "freezes": observed.kills["freeze"],
         "jobs_per_second": round(c.jobs / seconds, 2),
         "statements_per_job": round(observed.statements / c.jobs, 1),
         "faults": proxy.faults.total(),
@@ -317,8 +376,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--worker-kills", type=int, default=10)
     parser.add_argument("--db-kills", type=int, default=2)
     parser.add_argument("--emulator-kills", type=int, help="default: one in five of --worker-kills")
+    parser.add_argument("--reboots", type=int, default=1, help="kills of all workers at one moment")
+    parser.add_argument("--scale-ins", type=int, default=1, help="workers that are stopped for good")
+    parser.add_argument("--freezes", type=int, default=1, help="workers stopped for longer than their lease")
+    parser.add_argument("--lease", type=float, default=30.0, help="heartbeat timeout of a worker, in seconds")
+    parser.add_argument("--in-hand", type=int, default=32, help="new jobs that a worker takes at once")
+    parser.add_argument("--callbacks", action="store_true", help="let the service call back")
     parser.add_argument("--faults", type=float, default=0.10, help="share of API calls with a fault")
-    parser.add_argument("--limit", type=int, default=20, help="slots of the account")
+    parser.add_argument("--limit", type=int, default=9, help="slots of the account")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--policy", choices=["permits", "aimd"], default="permits")
     parser.add_argument(
@@ -354,7 +419,8 @@ def main() -> int:
         print(f"at most {found['peak']} of {found['limit']} slots in use, in {found['seconds']} s")
     print(json.dumps(found))
     bad = found["duplicates"] or found["lost"] or found["peak"] > found["limit"]
-    return 1 if bad else 0
+    slow = found["standstill"] > options["lease"] + MAX_STANDSTILL or found["utilisation"] < MIN_UTILISATION
+    return 1 if bad or slow else 0
 
 
 if __name__ == "__main__":

@@ -24,6 +24,14 @@ class Process:
             )
         return self._process
 
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal, and return whether the process was still running."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return False
+        process.send_signal(number)
+        return True
+
     async def kill(self) -> bool:
         """Send SIGKILL, wait for the end, and return whether the process was still running."""
         process = self._process

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fleet import usage
+from benchmarks.fleet import standstill, usage
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,3 +102,10 @@ def test_the_use_of_slots_is_counted_correctly() -> None:
     assert (found["peak"], found["utilisation"]) == (2, round(25 / 40, 4))
     assert usage(times, 2, [(10.0, 20.0)])["utilisation"] == 1.0
     assert usage([*times, (5.0, 6.0)], 2, [])["peak"] == 3
+
+
+def test_a_standstill_is_counted_without_outages() -> None:
+    """It is the longest time between two creates, less what lies in outages."""
+    assert standstill([30.0, 0.0, 10.0], []) == 20.0
+    assert standstill([30.0, 0.0, 10.0], [(5.0, 25.0)]) == 5.0
+    assert standstill([1.0], []) == 0.0

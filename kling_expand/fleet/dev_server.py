@@ -114,7 +114,7 @@ class Cluster:
         options = [word for option in self._options for word in ("-c", option)]
         with (self._folder / "log").open("ab") as log:
             server = [find_programs() / "postgres", "-D", self._data, *options]
-            command = _as_postgres("/bin/sh", "-c", _GUARD, "guard", *server)
+            command = as_postgres("/bin/sh", "-c", _GUARD, "guard", *server)
             self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own program
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
@@ -157,7 +157,7 @@ class Cluster:
                 process.stdin.close()
 
     def _run(self, *command: object) -> None:
-        words = _as_postgres(*command)
+        words = as_postgres(*command)
         done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - PostgreSQL's own program
         if done.returncode:
             raise ConfigurationError(f"{command[0]} failed: {done.stderr.strip()[-300:]}")
@@ -172,7 +172,8 @@ def temporary_folder() -> Iterator[Path]:
         yield folder
 
 
-def _as_postgres(*command: object) -> Sequence[str]:
+def as_postgres(*command: object) -> Sequence[str]:
+    """Return the words of a command that runs as the server's user."""
     words = [str(word) for word in command]
     return (
         ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *words]

@@ -107,9 +107,10 @@ class Worker:
             await asyncio.wait([working], timeout=self._shutdown_timeout + HAND_OVER_TIMEOUT)
             if not working.done():
                 logger.warning("the database is away: the jobs of this worker go on when its lease has ended")
+            while not working.done():  # each block that is left may wait for the database again
                 working.cancel()
-                await asyncio.wait([working], timeout=0.5)
-        if working.done() and not working.cancelled():
+                await asyncio.wait([working], timeout=0.1)
+        if not working.cancelled():
             working.result()
 
     async def _work(self) -> None:
@@ -178,11 +179,12 @@ class Worker:
         finally:  # after a cancellation or a failure too
             taking.cancel()
             lost = any(task.done() for task in beside)
-            await self._hand_over(session, 0.0 if lost or changing.is_set() else self._shutdown_timeout)
-            for task in (*ends, *beside):
-                task.cancel()
-            results = await asyncio.gather(taking, *beside, return_exceptions=True)
-        for error in results:
+            try:
+                await self._hand_over(session, 0.0 if lost or changing.is_set() else self._shutdown_timeout)
+            finally:
+                for task in (*ends, *beside):
+                    task.cancel()
+        for error in await asyncio.gather(taking, *beside, return_exceptions=True):
             if isinstance(error, Exception):
                 raise error
         return changing.is_set() and not session.alone

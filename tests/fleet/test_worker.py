@@ -8,12 +8,15 @@ from random import Random
 
 import psycopg
 import pytest
-from support.fleet_workers import created, outcomes, requests, working
+from support.fleet_workers import WorkerProcess, created, outcomes, requests, working
 
 from benchmarks.fleet import callbacks
+from kling_expand import ExpandRequest, Ratios
 from kling_expand.emulator import Emulator
 from kling_expand.fleet.dev_server import Cluster
+from kling_expand.fleet.lease import MAX_DEATHS
 from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.worker import Worker
 from kling_expand.jobs.poll_schedule import ExponentialSchedule
 from kling_expand.store.base import JobState
 
@@ -146,3 +149,190 @@ async def test_workers_without_permits_share_a_small_account(
     assert len(emulator.account.tasks) == 8
     assert emulator.account.peak_slots == 1
     assert emulator.account.refusals[1303] < 40
+
+
+LEASE = 2.0
+
+
+async def test_no_standstill_after_a_crash(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
+    """The tasks of a killed worker free their slots, though all hands of the others are full of new jobs.
+
+    A worker that its supervisor starts at once, and one that lives on, wait for permits with all they have.
+    """
+    emulator.work_seconds = 1000.0
+    await fleet.submit_many(requests(photo, 12))
+    options = ("--max-in-flight", 2, "--concurrency", 4, "--heartbeat-timeout", LEASE)
+    dies, lives = WorkerProcess(dsn, emulator, *options), WorkerProcess(dsn, emulator, *options)
+    await dies.start()
+    await created(emulator, 2)
+    await lives.start()
+    async with asyncio.timeout(20):
+        while (await fleet.stats()).running < 8:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+    try:
+        await dies.kill()
+        await dies.start()
+        emulator.work_seconds = 0.05
+        emulator.advance(2000)
+        async with asyncio.timeout(LEASE + 15):
+            await created(emulator, 3)
+        assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
+    finally:
+        await asyncio.gather(dies.kill(), lives.kill())
+    assert len(emulator.account.tasks) == 12
+    assert emulator.account.peak_slots <= 2
+
+
+async def test_a_frozen_worker_loses_its_permits_and_sends_nothing(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """After its lease others go on with its jobs. When it comes back it begins anew and pays for nothing."""
+    emulator.work_seconds = 1000.0
+    await fleet.submit_many(requests(photo, 6))
+    options = (
+        "--max-in-flight",
+        2,
+        "--concurrency",
+        4,
+        "--heartbeat-timeout",
+        LEASE,
+        "--shutdown-timeout",
+        0,
+    )
+    frozen = WorkerProcess(dsn, emulator, *options)
+    await frozen.start()
+    try:
+        await created(emulator, 2)
+        frozen.signal(signal.SIGSTOP)
+        emulator.work_seconds = 0.05
+        emulator.advance(2000)
+        async with working(dsn, emulator, max_in_flight=2, heartbeat_timeout=LEASE):
+            async with asyncio.timeout(LEASE + 15):
+                await created(emulator, 3)
+            frozen.signal(signal.SIGCONT)
+            assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
+        await fleet.submit_many(requests(photo, 7))  # only the one that was frozen is left
+        assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
+    finally:
+        await frozen.kill()
+    assert len(emulator.account.tasks) == 7
+    assert set(emulator.account.accepted.values()) == {1}
+
+
+POISON = """
+import os, signal
+from kling_expand.fleet import job
+job.load = lambda request: os.kill(os.getpid(), signal.SIGKILL) if "poison" in request.key else plain(request)
+async def plain(request):
+    return request
+"""
+
+
+async def test_a_poisoned_job_ends(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
+    """It kills each worker that runs it. It is refused with the reason, and the jobs beside it end well."""
+    await fleet.submit(ExpandRequest(photo, Ratios(right=1.0), key="poison"))
+    await fleet.submit_many(requests(photo, 3))
+    options = ("--max-in-flight", 4, "--heartbeat-timeout", 1, "--shutdown-timeout", 0)
+    worker = WorkerProcess(dsn, emulator, *options, setup=POISON)
+    supervisor = asyncio.create_task(worker.supervise())
+    try:
+        async with asyncio.timeout(90):
+            found = {outcome.key: outcome async for outcome in fleet.results()}
+    finally:
+        supervisor.cancel()
+        await asyncio.gather(supervisor, return_exceptions=True)
+        await worker.kill()
+    assert found["poison"].status == "refused"
+    assert "workers died with this job in work" in str(found["poison"].error)
+    assert {found[f"k{number}"].status for number in range(3)} == {"succeeded"}
+    assert worker.ends == MAX_DEATHS + 1
+
+
+async def test_a_worker_stops_in_time_without_its_database(
+    own_cluster: Cluster, emulator: Emulator, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not wait for the database. Its jobs go on elsewhere when its lease has ended."""
+    monkeypatch.setattr("kling_expand.fleet.worker.HAND_OVER_TIMEOUT", 1.0)
+    emulator.work_seconds = 1000.0
+    async with own_cluster as cluster, Fleet(cluster.dsn, webhook_secrets=[]) as fleet:
+        await fleet.init()
+        await fleet.submit_many(requests(photo, 3))
+        async with working(cluster.dsn, emulator, max_in_flight=2):
+            await created(emulator, 2)
+            cluster.kill()
+            begin = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - begin < 1.0 + 5  # on a busy machine
+        await cluster.start()
+        emulator.work_seconds = 0.05
+        emulator.advance(2000)
+        async with working(cluster.dsn, emulator, max_in_flight=2):
+            await outcomes(fleet)
+    assert len(emulator.account.tasks) == 3
+
+
+async def test_a_worker_has_three_connections(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """So a hundred workers fit into a server with its usual settings, or almost."""
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE {others}"
+    await fleet.submit_many(requests(photo, 20))
+    await fleet.database.aclose()
+    async with working(dsn, emulator, max_in_flight=4, output=str(photo.parent / "out")):
+        with psycopg.connect(dsn, autocommit=True) as database:
+            most = 0
+            while len(emulator.account.tasks) < 20:
+                row = database.execute(query).fetchone()
+                most = max(most, row[0] if row else 0)
+                await asyncio.sleep(0.05)
+    assert 2 <= most <= 3
+
+
+async def test_a_pooler_in_transaction_mode_may_stand_between(
+    fleet: Fleet, pooled_dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """Workers and submitters work through pgbouncer: nothing is prepared or kept in a session."""
+    options = {"max_in_flight": 3, "output": str(photo.parent / "out")}
+    await fleet.submit_many(requests(photo, 6))
+    async with (
+        Fleet(pooled_dsn, webhook_secrets=[]) as reader,
+        working(pooled_dsn, emulator, **options),
+        working(pooled_dsn, emulator, **options),
+    ):
+        assert {"succeeded"} == {outcome.status for outcome in await outcomes(reader)}
+        assert (await reader.stats()).states[JobState.DONE] == 6
+    assert len(emulator.account.tasks) == 6
+    assert emulator.account.peak_slots <= 3
+
+
+async def test_an_unknown_task_is_put_aside(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
+    """A job of another program in the queue gets an outcome, and stays in the table as failed."""
+    await fleet.submit_many(requests(photo, 1))
+    with psycopg.connect(dsn, autocommit=True) as database:
+        rows = [("other.task", '{"key": "k0"}'), ("kling_expand.expand", '{"nothing": 1}')]
+        for task, arguments in rows:
+            database.execute(
+                "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES (%s, %s, %s)",
+                (fleet.queue, task, arguments),
+            )
+        async with working(dsn, emulator):
+            found = {outcome.key: outcome for outcome in await outcomes(fleet)}
+        assert sorted(outcome.status for outcome in found.values()) == ["refused", "refused", "succeeded"]
+        assert found["k0"].status == "succeeded"
+        kept = database.execute(
+            "SELECT task_name, status::text FROM procrastinate_jobs ORDER BY id"
+        ).fetchall()
+    assert kept == [("other.task", "failed"), ("kling_expand.expand", "failed")]
+
+
+@pytest.mark.parametrize("run", ["x" * 300, "ü" * 40, "a:follow", "a b"])
+async def test_a_run_may_have_any_name(fleet: Fleet, emulator: Emulator, photo: Path, run: str) -> None:
+    """A long or odd name has a queue and notifications of its own."""
+    async with Fleet(fleet.dsn, run=run, webhook_secrets=[]) as named:
+        await named.submit_many(requests(photo, 1))
+        worker = Worker(named, api_key=emulator.api_key, base_url=emulator.url, shutdown_timeout=0.0)
+        running = asyncio.create_task(worker.run())
+        assert [outcome.status for outcome in await outcomes(named)] == ["succeeded"]
+        worker.stop()
+        await running
+    assert (await fleet.stats()).outcomes == {}

@@ -1,6 +1,9 @@
 """Workers in the test's process, jobs for them, and waiting for what comes of those."""
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -61,3 +64,44 @@ async def outcomes(fleet: Fleet) -> list[JobOutcome]:
     """Read the outcomes until no job is open."""
     async with asyncio.timeout(40):
         return [outcome async for outcome in fleet.results()]
+
+
+class WorkerProcess:
+    """A worker in a process of its own, with the *options* of ``kling-expand fleet worker``."""
+
+    def __init__(self, dsn: str, emulator: Emulator, *options: object, setup: str = "") -> None:
+        words = ["--dsn", dsn, "--base-url", emulator.url, *map(str, options)]
+        code = f"{setup}\nfrom kling_expand.__main__ import main\nmain()"
+        program = ["-c", code] if setup else ["-m", "kling_expand"]
+        self._command = [sys.executable, *program, "fleet", "worker", *words]
+        self._environ = {**os.environ, "KLING_API_KEY": emulator.api_key}
+        self._process: asyncio.subprocess.Process | None = None
+        self.ends = 0
+
+    async def start(self) -> None:
+        """Start it, or start it again."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stderr=asyncio.subprocess.DEVNULL, env=self._environ
+        )
+
+    async def supervise(self) -> None:
+        """Start it again whenever it ends, until cancelled."""
+        try:
+            while True:
+                await self.start()
+                assert self._process is not None
+                await self._process.wait()
+                self.ends += 1
+        finally:
+            self.signal(signal.SIGKILL)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, unless it has ended."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """Kill it and wait for its end."""
+        self.signal(signal.SIGKILL)
+        if self._process is not None:
+            await self._process.wait()

@@ -139,7 +139,7 @@ def result() -> ExpandResult:
         path.write_bytes(b"image")
         return (path,)
 
-    return ExpandResult(Task("t", "succeed"), None, None, (), download)
+    return ExpandResult(Task("t", "succeed"), save=download)
 
 
 async def test_an_unavailable_object_store_is_a_transient_error(result: ExpandResult) -> None:

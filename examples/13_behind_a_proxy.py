@@ -4,7 +4,9 @@ Calls and downloads go through it. The key, and headers of your own (`headers=`)
 """
 
 import asyncio
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import aiohttp
 from aiohttp import web
@@ -38,7 +40,8 @@ async def main() -> None:
     print("the proxy has seen", *dict.fromkeys(seen), sep="\n- ")
 
 
-asyncio.run(main())
+with TemporaryDirectory() as folder, chdir(folder):  # so that the example leaves no files
+    asyncio.run(main())
 
 # Output:
 # saved out/chelsea-0.png

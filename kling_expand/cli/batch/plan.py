@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from itertools import islice
@@ -21,7 +21,7 @@ from attrs import define, evolve, field, frozen
 from kling_expand.api import codec
 from kling_expand.api.photo import PhotoHeader, check_shape, read_header
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
-from kling_expand.cli.terminal import FAILED, NothingDone, billed_units, clean, money, plural, show
+from kling_expand.cli.terminal import NothingDone, billed_units, clean, money, plural, show
 from kling_expand.config import Settings, account_name, credentials
 from kling_expand.downloads.files import SUFFIXES, SaveOptions, output_paths
 from kling_expand.errors import ImageError, InvalidRequest, JournalError, KlingError, require
@@ -401,18 +401,21 @@ def _journals_in(folders: set[str]) -> set[str]:
     return {str(path) for folder in folders for path in Path(folder).glob(f"{JOURNAL_PREFIX}*.db")}
 
 
-async def check_rows(plan: BulkPlan, listed: Manifest, journal: JobStore | None = None) -> Survey:
+async def check_rows(
+    plan: BulkPlan, listed: Manifest, is_paid: Callable[[Row, Expansion], bool] | None = None
+) -> Survey:
     """Return a survey of the rows after a look at the header of each photo; print what is bad or noted.
 
-    With a *journal* the rows that it has a task for are counted as paid.
+    *is_paid* says whether the journal has a task for a row.
     """
-    survey, paid = Survey(left_out=listed.found.facts()), await _paid_requests(journal)
+    survey = Survey(left_out=listed.found.facts())
     meter, rows, dialect = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults), plan.dialect
     noted: dict[str, list[str]] = {}
     with meter:
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             for row, checked, notes in await asyncio.to_thread(_check_chunk, chunk, dialect, plan.fit):
-                survey.count(row, paid=checked is not None and _is_paid(row, checked.expansion, paid))
+                paid = checked is not None and is_paid is not None and is_paid(row, checked.expansion)
+                survey.count(row, paid=paid)
                 if checked is not None and checked.canvas is not None and plan.dry_run:
                     survey.sizes["{}x{}".format(*checked.canvas.expected_size)] += 1
                 if plan.overwrite and row.request is not None:
@@ -496,43 +499,6 @@ class _Meter:
             click.echo(f"\r{text}", nl=False, err=True)
         else:
             click.echo(text, err=True)
-
-
-async def _paid_requests(journal: JobStore | None) -> dict[tuple[str | None, str], float]:
-    """Return the paid jobs of a journal by their photo and parameters, and when each was submitted."""
-    found: dict[tuple[str | None, str], float] = {}
-    if journal is not None:
-        async for job in journal.jobs(*PAID):
-            found[job.source, job.params] = job.created_at
-    return found
-
-
-def _is_paid(row: Row, expansion: Expansion, paid: dict[tuple[str | None, str], float]) -> bool:
-    """Return whether the journal has a task for this request, made after the last change of the photo."""
-    if row.request is None or not paid:
-        return False
-    image = str(row.request.image)
-    place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100
-    submitted_at = paid.get((place, codec.pack_request(row.request, expansion)))
-    if submitted_at is None:
-        return False
-    return "://" in image or os.stat(image).st_mtime <= submitted_at  # noqa: PTH116
-
-
-async def dry_run(plan: BulkPlan) -> int:
-    """Print what a run would cost, and return the exit code."""
-    listed = await find_rows(plan)
-    if _is_file(plan.journal):
-        async with SQLiteStore.snapshot(plan.journal) as journal:
-            survey = await check_rows(plan, listed, journal)
-    else:
-        survey = await check_rows(plan, listed)
-    check_output(plan, survey)
-    if plan.output.as_json:
-        show(survey.facts())
-    else:
-        click.echo(survey.text(emulated=plan.connection.emulator))
-    return FAILED if survey.bad or not survey.rows else 0
 
 
 def check_output(plan: BulkPlan, survey: Survey) -> None:

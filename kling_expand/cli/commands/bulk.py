@@ -6,8 +6,9 @@ from typing import Any
 import click
 from attrs import frozen
 
+from kling_expand.cli.batch.dry_run import dry_run
 from kling_expand.cli.batch.manifest import Defaults, Selection
-from kling_expand.cli.batch.plan import BulkPlan, default_journal, dry_run, output_folder
+from kling_expand.cli.batch.plan import BulkPlan, default_journal, output_folder
 from kling_expand.cli.batch.runner import run_rows
 from kling_expand.cli.options import (
     DeadlineOption,

@@ -236,6 +236,7 @@ class KlingClient:
         image: ImageSource | ExpandRequest,
         geometry: Geometry | str | None = None,
         *,
+        passes: int = 1,
         deadline: float | None = None,
         priority: int = 0,
         fresh: bool = False,
@@ -243,15 +244,38 @@ class KlingClient:
     ) -> ExpandResult:
         """Submit a photo, wait for its task and return the result; `submit` followed by ``await``.
 
+        A geometry that needs more than three times the area is reached in up to *passes* tasks, as few as
+        possible. Each expands the result of the one before, and each is paid: two passes cost 16 units. With
+        a journal, a later call goes on where an earlier one was stopped. `ExpandResult.save` with
+        ``full_size`` puts the photo back.
+
         Cancelling it takes the job back if it was not sent yet. A task that exists goes on, and its ids are
         logged and added to the `CancelledError` as a note.
 
         Raises:
             KlingError: whatever `submit` or its future raises.
         """
-        future = self.submit(image, geometry, deadline=deadline, priority=priority, fresh=fresh, **fields)
-        with _taken_back_if_cancelled(future):
-            return await future
+        if passes == 1:
+            future = self.submit(image, geometry, deadline=deadline, priority=priority, fresh=fresh, **fields)
+            with _taken_back_if_cancelled(future):
+                return await future
+        self._require_open()
+        check(passes=passes, deadline=deadline, priority=priority, fresh=fresh)
+        from .jobs.passes import expand_in_passes  # imported here, as few jobs need it
+
+        until = deadline_at(self._deadline if deadline is None else deadline)
+
+        async def run(request: ExpandRequest) -> ExpandResult:
+            future = self._submit(request, until, priority, fresh=fresh, flow=self._flow)
+            with _taken_back_if_cancelled(future):
+                return await future
+
+        result = await expand_in_passes(_request(image, geometry, fields), passes, run)
+        earlier = result.earlier
+        while earlier is not None:  # nothing of it is left to be saved
+            await self._record_saved(earlier.task, ())
+            earlier = earlier.earlier
+        return result
 
     def submit(
         self,
@@ -276,7 +300,8 @@ class KlingClient:
         self._require_open()
         check(deadline=deadline, priority=priority, fresh=fresh)
         request = _request(image, geometry, fields)
-        return self._submit(request, deadline, priority, fresh=fresh, flow=self._flow)
+        until = deadline_at(self._deadline if deadline is None else deadline)
+        return self._submit(request, until, priority, fresh=fresh, flow=self._flow)
 
     async def map(
         self,
@@ -315,7 +340,13 @@ class KlingClient:
             check_target("save_to", save_to)
         flow = Flow()  # alternates with other calls
         bulk = BoundedMap(
-            lambda request: self._submit(request, deadline, priority, fresh=fresh, flow=flow),
+            lambda request: self._submit(
+                request,
+                deadline_at(self._deadline if deadline is None else deadline),
+                priority,
+                fresh=fresh,
+                flow=flow,
+            ),
             TaskFuture.cancel,
             prefetch=prefetch or 2 * self.settings.max_in_flight + (SAVES if save_to is not None else 0),
             save_to=save_to,
@@ -448,12 +479,11 @@ class KlingClient:
     # ------------------------------------------------------------------ within
 
     def _submit(
-        self, request: ExpandRequest, deadline: float | None, priority: int, *, fresh: bool, flow: Flow
+        self, request: ExpandRequest, until: float | None, priority: int, *, fresh: bool, flow: Flow
     ) -> TaskFuture:
         self._require_open()
         if not isinstance(request, ExpandRequest):
             raise InvalidRequest("requests", shown(request), "must hold ExpandRequest")
-        until = deadline_at(self._deadline if deadline is None else deadline)
         any_id = request.external_task_id or f"kx-{uuid4().hex}"
         record = TaskRecord(any_id, pictures=request.n)
         self._jobs.start(record, request, deadline_at=until, flow=flow, priority=priority, fresh=fresh)

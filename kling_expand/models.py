@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 from attrs import evolve, field, fields, frozen
 
 from .errors import GeometryError, ImageError, InvalidRequest
-from .geometry import Expansion, Geometry, ToAspect, Towards
+from .geometry import MAX_PASSES, Expansion, Geometry, ToAspect, Towards
 from .serialization import Serializable
 
 if TYPE_CHECKING:
@@ -314,6 +314,7 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
     ),
     "max_failures": optional(WHOLE, AT_LEAST_1),
     "ordered": (FLAG,),
+    "passes": between(1, MAX_PASSES),
     "position": between(0, MAX_IMAGES - 1),
     "page": between(1, LAST_PAGE),
     "page_size": between(1, PAGE_SIZE),

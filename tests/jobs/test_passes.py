@@ -1,0 +1,107 @@
+"""Several passes: each is a job of its own, none is paid twice, and the photo is put back at the end."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks.large_photos import stored, texture
+from kling_expand import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    GeometryError,
+    InvalidRequest,
+    KlingClient,
+    Ratios,
+    ToAspect,
+)
+from kling_expand.emulator import Emulator
+from kling_expand.errors import KlingError
+
+WIDE = ToAspect("16:9")
+PORTRAIT = texture(540, 960, seed=1)
+PHOTO = stored(PORTRAIT, "PNG")
+FAST: dict[str, Any] = {"engine": "flat", "queue_seconds": 0, "work_seconds": 0}
+
+
+@asynccontextmanager
+async def emulated() -> AsyncIterator[Emulator]:
+    async with Emulator(**FAST) as emulator:
+        yield emulator
+
+
+def client(emulator: Emulator, **options: Any) -> KlingClient:
+    return KlingClient(api_key=emulator.api_key, base_url=emulator.url, **options)
+
+
+async def test_two_passes_reach_a_wide_picture(tmp_path: Path) -> None:
+    """A portrait becomes 16:9 in two tasks of 8 units, and the photo is put back unchanged."""
+    async with emulated() as emulator, client(emulator) as kling:
+        result = await kling.expand(PHOTO, WIDE, passes=2, n=2)
+        assert emulator.account.units_billed == 8 + 2 * 8
+        assert result.earlier is not None
+        assert (len(result.images), len(result.earlier.images)) == (2, 1)
+        paths = await result.save(tmp_path, full_size=True, format="png")
+    for path in paths:
+        with Image.open(path) as full:
+            assert full.size == (1707, 960)
+            assert full.crop((583, 0, 583 + 540, 960)).tobytes() == PORTRAIT.tobytes()
+    with Image.open(tmp_path / f"{result.task_id}-0.png") as plain:
+        assert plain.width / plain.height == pytest.approx(16 / 9, abs=0.01)
+
+
+async def test_one_pass_is_used_where_it_is_enough() -> None:
+    """More passes than needed are not made."""
+    async with emulated() as emulator, client(emulator) as kling:
+        result = await kling.expand(PHOTO, ToAspect(1), passes=3)
+        assert (result.earlier, emulator.account.units_billed) == (None, 8)
+
+
+@pytest.mark.parametrize("key", [None, "dog"])
+async def test_no_pass_is_paid_twice(key: str | None, tmp_path: Path) -> None:
+    """Stopped between the passes or after them, a second run pays only for what is missing."""
+    async with emulated() as emulator:
+        async with client(emulator, journal=tmp_path / "run.db", budget=8) as kling:
+            with pytest.raises(BudgetExceeded):
+                await kling.expand(PHOTO, WIDE, passes=2, key=key)
+        assert emulator.account.units_billed == 8
+        for _ in range(2):
+            async with client(emulator, journal=tmp_path / "run.db") as kling:
+                result = await kling.expand(PHOTO, WIDE, passes=2, key=key)
+                await result.save(tmp_path / "out")
+                assert [future async for future in kling.resume()] == []
+            assert emulator.account.units_billed == 16
+
+
+async def test_a_file_is_read_once_and_the_ids_are_those_of_the_last(tmp_path: Path) -> None:
+    """An open file can be given, and an external id goes to the last task."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(PHOTO)
+    async with emulated() as emulator, client(emulator) as kling:
+        with path.open("rb") as file:
+            result = await kling.expand(file, WIDE, passes=2, external_task_id="mine")
+        assert result.external_task_id == "mine"
+        assert result.earlier
+        assert result.earlier.external_task_id != "mine"
+
+
+async def test_what_passes_cannot_do_is_said_before_anything_is_paid() -> None:
+    """Too few passes, a wrong number and a photo at a URL are refused without a task."""
+    async with emulated() as emulator, client(emulator) as kling:
+        with pytest.raises(GeometryError, match="possible with passes=2"):
+            await kling.expand(PHOTO, WIDE)
+        with pytest.raises(InvalidRequest, match="passes must be between 1 and 4"):
+            await kling.expand(PHOTO, WIDE, passes=5)
+        with pytest.raises(InvalidRequest, match="size can be read"):
+            await kling.expand("https://example.com/a.png", Ratios(right=0.5), passes=2)
+        assert emulator.account.counts()["tasks"] == 0
+
+
+async def test_one_deadline_bounds_all_passes() -> None:
+    """The deadline counts from the first pass, so a second pass does not begin a new one."""
+    async with Emulator(**FAST | {"work_seconds": 0.6}) as emulator, client(emulator) as kling:
+        with pytest.raises((DeadlineExceeded, KlingError)):
+            await kling.expand(PHOTO, WIDE, passes=2, deadline=0.9)

@@ -106,7 +106,7 @@ class Run:
         counts = {
             "saved": self.usage.saved,
             "at the service": self._count("submitted", "succeeded"),
-            "being sent": self._count("intent", "unknown"),
+            "waiting to be sent": self._count("intent", "unknown"),
             "failed": self._count("failed", "rejected"),
             "to come": self.to_come,
         }

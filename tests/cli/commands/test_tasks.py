@@ -51,4 +51,4 @@ def test_list_pages_filters_and_shows_all() -> None:
         assert kling("list", "--status", "failed").stdout == ""
         assert len(kling("list", "--status", "processing").stdout.splitlines()) == 3
         assert kling("list", "--page-size", 501).exit_code == 2
-        assert "'submitted', 'processing'" in kling("list", "--status", "faild").stderr
+        assert "'submitted', 'processing'" in kling("list", "--status", "broken").stderr

@@ -1,0 +1,63 @@
+"""The words for calls that fail and are repeated."""
+
+import pytest
+
+from kling_expand.cli.batch.trouble import DOWNLOAD, Trouble, describe_trouble, failure_text
+from kling_expand.errors import DownloadError, KlingError, ParallelLimit, RateLimited, TransportError
+
+
+def described(error: KlingError, route: str = "create", wait: float | None = None) -> str:
+    """Return what is said 20 s after the first failure and 1 s after the last, of 120 s."""
+    return describe_trouble(route, Trouble(error, 100.0, 119.0, wait), "host", 120.0, 120.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "route", "said"),
+    [
+        (TransportError("reset by peer"), "create", "reset by peer, retrying for 1:40"),
+        (
+            DownloadError("HTTP 503"),
+            DOWNLOAD,
+            "a picture cannot be fetched yet (HTTP 503), retrying for 1:40",
+        ),
+        (
+            RateLimited("slow", retry_after=31.0),
+            "read",
+            "too many requests for host (1302), calling again in 30 s",
+        ),
+        (RateLimited("slow"), "read", "too many requests for host (1302)"),
+        (
+            ParallelLimit("full"),
+            "create",
+            "all parallel tasks of the account are in use (1303), waiting until one ends",
+        ),
+    ],
+)
+def test_each_kind_of_failure_has_its_own_words(error: KlingError, route: str, said: str) -> None:
+    """The cause is named, and the time that is left for retries or the pause that is asked for."""
+    assert described(error, route) == said
+
+
+def test_a_known_pause_is_counted_down() -> None:
+    """The wait of the client comes before the one that the service asks for, and never below zero."""
+    assert described(RateLimited("slow", retry_after=31.0), wait=11.0).endswith("again in 10 s")
+    assert described(RateLimited("slow"), wait=0.5).endswith("again in 0 s")
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (ConnectionRefusedError(), "(refused)"),
+        (TimeoutError(), "(timed out)"),
+        (ConnectionResetError(), "reset)"),
+    ],
+)
+def test_the_cause_of_a_silent_host_is_named(cause: Exception, said: str) -> None:
+    """The cause is that of the error, or of the connection error behind it."""
+    error, outer = TransportError("x"), Exception()
+    error.__cause__ = cause
+    assert failure_text(error, "host").startswith("no answer from host (")
+    assert said in failure_text(error, "host")
+    vars(outer)["os_error"] = cause
+    error.__cause__ = outer
+    assert said in failure_text(error, "host")

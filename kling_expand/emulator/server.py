@@ -122,7 +122,7 @@ class Emulator(Settings):
     @property
     def account(self) -> Account:
         """The account with its tasks and counts, up to date."""
-        self.service.account.settle(self.service.clock.now())
+        self.service.settle()
         return self.service.account
 
     @property

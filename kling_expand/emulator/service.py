@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import math
 import random
+import sqlite3
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -54,18 +55,23 @@ class Service:
         now = self.clock.now()
         for task in self.store.tasks():
             self.account.add(task)
-        known = set(self.account.tasks)
-        self.account.settle(now)
-        self.store.drop(known - set(self.account.tasks))
+        self.settle()
         for task in self.account.tasks.values():
             if task.status_at(now) in {"submitted", "processing"}:
                 self._activate(task)
+
+    def settle(self) -> None:
+        """Bring the account up to date, and delete what has expired from the state file."""
+        self.account.settle(self.clock.now())
+        for task_id, digest in self.account.expired:
+            self.store.delete(task_id, digest)
+        self.account.expired.clear()
 
     async def create(self, dialect: str, raw: bytes) -> Task:
         """Return a new task for the body of a create.
 
         Raises:
-            Refusal: when the request is invalid, or over a limit of the account.
+            Refusal: when the request is invalid, over a limit of the account, or cannot be stored.
         """
         if len(raw) > _LARGE_BODY:
             parse = partial(parse_create, dialect, raw)
@@ -81,7 +87,12 @@ class Service:
         if image:
             self.store.put_image(digest, image)
         self.store.put_task(task)
-        await self.store.flush()
+        try:
+            await self.store.flush()
+        except sqlite3.Error as error:  # the disk is full, for example: there is no task, and no slot is held
+            self.account.withdraw(task)
+            self.settle()
+            raise Refusal(5000, f"Server internal error: the task cannot be stored: {error}") from None
         self._activate(task)
         return task
 
@@ -93,7 +104,7 @@ class Service:
 
     def _admit(self, request: CreateRequest) -> None:
         refuse_if_triggered(request.prompt)
-        self.account.settle(self.clock.now())
+        self.settle()
         external_id = request.external_task_id
         used = external_id and self.account.has_external_id(external_id)
         if used and not self.settings.allow_duplicates:
@@ -141,7 +152,7 @@ class Service:
         Raises:
             Refusal: with code 1201, when there is none.
         """
-        self.account.settle(self.clock.now())
+        self.settle()
         task = self.account.find(name, dialect)
         await self.store.flush()  # a response must not show what a crash could undo
         if task is None:
@@ -155,7 +166,7 @@ class Service:
             Refusal: with `list_code`, when lists are refused.
         """
         now = self.clock.now()
-        self.account.settle(now)
+        self.settle()
         tasks = arrange(self.account.newest(dialect), self.settings, now, self.rng)
         found = list(islice(tasks, page.span.start, page.span.stop))
         await self.store.flush()
@@ -164,7 +175,7 @@ class Service:
     async def picture(self, task_id: str, index: int, *, watermark: bool) -> tuple[bytes, str] | None:
         """Return PNG bytes and the engine's name, or None when there is no such picture now."""
         now = self.clock.now()
-        self.account.settle(now)
+        self.settle()
         task = self.account.tasks.get(task_id)
         await self.store.flush()
         if task is None or index >= task.n or task.status_at(now) != "succeed":

@@ -135,6 +135,20 @@ async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     database.close()
 
 
+async def test_a_create_that_cannot_be_stored_holds_nothing(tmp_path: Path) -> None:
+    """With a full disk a create is refused, and neither a task nor a slot is left."""
+    async with calling(state=str(tmp_path / "state.db"), slots=1) as call:
+        database = call.emulator.service.store._database
+        database.execute("CREATE TRIGGER full BEFORE INSERT ON tasks BEGIN SELECT RAISE(FAIL, 'full'); END")
+        status, body = await call("POST", EDITING, json=order(external_task_id="a"))
+        assert (status, body["code"]) == (500, 5000)
+        assert "full" in body["message"]
+        account = call.emulator.account
+        assert (account.tasks, account.used_slots, account.accepted) == ({}, 0, {})
+        database.execute("DROP TRIGGER full")
+        assert await call.create(external_task_id="a")
+
+
 async def test_a_restart_resumes_painting(tmp_path: Path) -> None:
     """A task that was being painted at the stop is painted after the next start."""
     options: dict[str, Any] = {"state": str(tmp_path / "state.db"), "engine": "patchmatch"}

@@ -36,7 +36,7 @@ class Feed:
         """Yield the server-sent events of one update; the last one is the state."""
         service = self._service
         self._now = now = service.clock.now()
-        service.account.settle(now)
+        service.settle()
         shown = list(islice(reversed(service.account.tasks.values()), MAX_TASKS))[::-1]
         yield from self._tasks({task.task_id: view(task, now) for task in shown})
         calls = self._call_log.since(self._last_call)

@@ -50,7 +50,7 @@ class Control:
     async def state(self, _: web.Request) -> web.Response:
         """Return the time, the settings without secrets, the account and the planned faults."""
         service = self.service
-        service.account.settle(service.clock.now())
+        service.settle()
         shown = {option.name: getattr(service.settings, option.name) for option in options() if option.repr}
         return self.responses.success(
             {
@@ -63,7 +63,7 @@ class Control:
 
     async def tasks(self, _: web.Request) -> web.Response:
         """Return every task that is kept, oldest first."""
-        self.service.account.settle(self.service.clock.now())
+        self.service.settle()
         return self.responses.success([self._task(task) for task in self.service.account.tasks.values()])
 
     def _task(self, task: Task) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Request bodies and the JSON envelopes of responses."""
 
+import asyncio
 import json
 import random
 import uuid
@@ -11,6 +12,7 @@ from attrs import frozen
 
 from .codes import Refusal
 
+BODY_TIMEOUT = 30.0  # seconds
 _DRAINED = 4  # times the limit that is still read: a client that is still sending cannot read the response
 
 
@@ -30,7 +32,11 @@ class Body:
         """
         if self._data is None:
             try:
-                self._data = await self._receive()
+                async with asyncio.timeout(BODY_TIMEOUT):
+                    self._data = await self._receive()
+            except TimeoutError:
+                late = f"Invalid request parameters: the body did not arrive within {BODY_TIMEOUT:g} s"
+                raise Refusal(1200, late) from None
             except (OSError, web.RequestPayloadError):  # the client disconnected, or sent broken chunks
                 raise Refusal(1200, "Invalid request parameters: the body cannot be read") from None
         return self._data

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from functools import partial
 
 from attrs import evolve
@@ -18,6 +19,9 @@ from .image_fetch import FetchError, fetch
 from .image_headers import PictureError
 from .worker import Painted, WorkerLost
 from .worker_pool import PictureKey, WorkerPool
+
+_log = logging.getLogger(__name__)
+INTERNAL = "Internal generation error"  # the text of a failed task on the live service
 
 
 class Renderer:
@@ -47,11 +51,14 @@ class Renderer:
         except PictureError as error:
             failure = f"{INVALID_PIXELS}: {error}"
         except WorkerLost:
-            failure = "Server internal error"
+            failure = INTERNAL
         except FetchError as error:
             failure = f"Failed to fetch the image: {error}"
         except Refusal as refusal:
             failure = refusal.message
+        except Exception:  # noqa: BLE001 - such as no free file descriptor: the task has to end all the same
+            _log.exception("task %s could not be painted", task.task_id)
+            failure = INTERNAL
         done = task.painted(self._clock.now(), failure)
         self._store.put_task(done)
         self._account.update(done)

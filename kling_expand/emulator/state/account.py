@@ -27,9 +27,11 @@ class Account:
     callbacks: Counter[str] = field(factory=Counter)  # "delivered", "undelivered"
     accepted: Counter[str] = field(factory=Counter)  # accepted creates, by external_task_id
     images_billed: int = 0
+    expired: list[tuple[str, str]] = field(factory=list)  # dropped ids, each with an image or ""
     used_slots: int = 0
     peak_slots: int = 0
     _by_external_id: dict[str, str] = field(factory=dict)
+    _users: Counter[str] = field(factory=Counter)  # tasks, by the digest of their image
     _open: set[str] = field(factory=set)
     _ending: list[tuple[float, str]] = field(factory=list)
     _expiring: list[tuple[float, str]] = field(factory=list)
@@ -75,6 +77,7 @@ class Account:
         if task.task_id.isdecimal():
             self._last_number = max(self._last_number, int(task.task_id))
         self.tasks[task.task_id] = task
+        self._users[task.digest] += 1
         if task.external_task_id:
             self.accepted[task.external_task_id] += 1
             self._by_external_id.setdefault(task.external_task_id, task.task_id)
@@ -84,9 +87,20 @@ class Account:
         self._schedule_end(task)
         self.changes.notify()
 
+    def withdraw(self, task: Task) -> None:
+        """Forget a new task whose create has failed."""
+        self._drop(self.tasks.pop(task.task_id))
+        self._open.discard(task.task_id)
+        self.used_slots -= task.n
+        self.accepted[task.external_task_id] -= 1
+        self.accepted = +self.accepted
+        self.changes.notify()
+
     def update(self, task: Task) -> None:
         """Replace a task after painting has ended."""
         if task.task_id in self.tasks:
+            self._users[self.tasks[task.task_id].digest] -= 1
+            self._users[task.digest] += 1
             self.tasks[task.task_id] = task
             self._schedule_end(task)
             self.changes.notify()
@@ -99,7 +113,8 @@ class Account:
         """Free the slots of tasks that have ended by *now*, bill them, and drop expired tasks."""
         while self._ending and self._ending[0][0] <= now:
             ended_at, task_id = heapq.heappop(self._ending)
-            self._end(self.tasks[task_id], ended_at)
+            if task_id in self.tasks:
+                self._end(self.tasks[task_id], ended_at)
         while self._expiring and self._expiring[0][0] <= now:
             self._drop(self.tasks.pop(heapq.heappop(self._expiring)[1]))
 
@@ -110,6 +125,11 @@ class Account:
         heapq.heappush(self._expiring, (ended_at + self.retention_seconds, task.task_id))
 
     def _drop(self, task: Task) -> None:
+        self._users[task.digest] -= 1
+        unneeded = task.digest if self._users[task.digest] <= 0 else ""
+        if unneeded:
+            del self._users[unneeded]
+        self.expired.append((task.task_id, unneeded))
         if self._by_external_id.get(task.external_task_id) == task.task_id:
             del self._by_external_id[task.external_task_id]
 

@@ -1,16 +1,18 @@
 """The SQLite database of tasks and uploaded images, committed before a response is sent.
 
 Without a file it is a temporary database of SQLite, which keeps many uploads out of memory. Writes made
-during a commit go together into the next one, so many creates share one fsync.
+during a commit go together into the next one, so many creates share one fsync. The file belongs to one
+emulator while it runs, and gets smaller when tasks expire.
 """
 
 import asyncio
+import logging
 import sqlite3
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from .tasks import Task, dump_task, load_task
 
+_log = logging.getLogger(__name__)
 _TABLES = """
     CREATE TABLE IF NOT EXISTS tasks (task_id TEXT PRIMARY KEY, body TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS images (digest TEXT PRIMARY KEY, data BLOB NOT NULL);
@@ -25,28 +27,37 @@ class Store:
     def __init__(self, path: str = "") -> None:
         self._durable = bool(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.execute("PRAGMA journal_mode = WAL" if path else "PRAGMA journal_mode = OFF")
-        self._database.execute(f"PRAGMA synchronous = {'FULL' if path else 'OFF'}")
-        self._database.executescript(_TABLES)
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        try:
+            self._prepare()
+        except sqlite3.OperationalError as error:
+            self._database.close()
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            raise RuntimeError(f"the state file {path} is in use by another emulator") from None
         self._pending: list[Statement] = []
         self._digests: set[str] = {row[0] for row in self._database.execute("SELECT digest FROM images")}
         self._commit_task: asyncio.Task[None] | None = None
+
+    def _prepare(self) -> None:
+        """Lock the file for as long as it is open, and create its tables."""
+        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._database.execute("PRAGMA auto_vacuum = FULL")  # of a new file
+        self._database.execute("PRAGMA journal_mode = WAL" if self._durable else "PRAGMA journal_mode = OFF")
+        self._database.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+        self._database.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
 
     def tasks(self) -> list[Task]:
         """Return all tasks, oldest first."""
         tasks = [load_task(body) for (body,) in self._database.execute("SELECT body FROM tasks")]
         return sorted(tasks, key=lambda task: (task.created_at, task.task_id))
 
-    def drop(self, task_ids: Iterable[str]) -> None:
-        """Delete tasks, and images that no task needs; call it before the first `put_`."""
-        self._database.executemany(
-            "DELETE FROM tasks WHERE task_id = ?", [(task_id,) for task_id in task_ids]
-        )
-        needed = {task.digest for task in self.tasks()}
-        for digest in self._digests - needed:
-            self._database.execute("DELETE FROM images WHERE digest = ?", (digest,))
-        self._digests &= needed
+    def delete(self, task_id: str, digest: str) -> None:
+        """Delete a task, and an image unless *digest* is empty."""
+        self._write("DELETE FROM tasks WHERE task_id = ?", task_id)
+        if digest:
+            self._digests.discard(digest)
+            self._write("DELETE FROM images WHERE digest = ?", digest)
 
     def number(self, name: str) -> float:
         """Return a number by its name, or 0."""
@@ -123,7 +134,10 @@ class Store:
         self._database.execute("COMMIT")
 
     async def aclose(self) -> None:
-        """Write what is pending and close the database."""
-        await self.flush()
+        """Write what is pending and close the database; what cannot be written is logged."""
+        try:
+            await self.flush()
+        except sqlite3.Error as error:
+            _log.warning("the last changes of the state are not written: %s", error)
         self._thread.shutdown()
         self._database.close()

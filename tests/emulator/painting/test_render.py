@@ -1,13 +1,18 @@
 """The renderer: from a task to its pictures or its failure."""
 
 import base64
+import errno
 import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from support.raw_client import calling
 from support.sample_pictures import BROKEN, saved
+
+from kling_expand.emulator.painting.worker import Worker
+from kling_expand.emulator.painting.worker_pool import WorkerPool
 
 PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "coffee.jpg"
 
@@ -33,7 +38,25 @@ async def test_a_lost_worker_fails_the_task() -> None:
         task_id = await call.create()
         await call.emulator.painted()
         task = await call.task(task_id)
-        assert (task["task_status"], task["task_status_msg"]) == ("failed", "Server internal error")
+        assert (task["task_status"], task["task_status_msg"]) == ("failed", "Internal generation error")
+
+
+async def test_without_file_descriptors_a_task_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that cannot be started fails the task, and the next task is painted."""
+    start = WorkerPool._start_worker
+
+    def refuse(_: WorkerPool) -> Worker:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with calling(engine="patchmatch", queue_seconds=0, work_seconds=0) as call:
+        monkeypatch.setattr(WorkerPool, "_start_worker", refuse)
+        failed = await call.create()
+        await call.emulator.painted()
+        monkeypatch.setattr(WorkerPool, "_start_worker", start)
+        painted = await call.create(prompt="another")
+        await call.emulator.painted()
+        assert (await call.task(failed))["task_status_msg"] == "Internal generation error"
+        assert (await call.task(painted))["task_status"] == "succeed"
 
 
 async def test_a_picture_that_cannot_be_painted_fails_its_task() -> None:

@@ -1,13 +1,49 @@
 """The database: durable after a flush, with few commits."""
 
 import asyncio
+import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
 
 import pytest
 from support.stored_tasks import NOW, task
 
 from kling_expand.emulator.state.store import Store
+
+
+def crashed(path: str) -> str:
+    """Return a copy of a database as a crash at this moment would leave it."""
+    folder = Path(tempfile.mkdtemp(dir=Path(path).parent))
+    for file in Path(path).parent.glob(f"{Path(path).name}*"):
+        shutil.copy(file, folder)
+    return str(folder / Path(path).name)
+
+
+async def test_a_file_belongs_to_one_emulator(tmp_path: Path) -> None:
+    """A second store on the same file is refused with a reason, until the first is closed."""
+    path = str(tmp_path / "state.db")
+    store = Store(path)
+    with pytest.raises(RuntimeError, match=r"state\.db is in use by another emulator"):
+        Store(path)
+    await store.aclose()
+    await Store(path).aclose()
+
+
+async def test_the_file_shrinks_when_tasks_are_deleted(tmp_path: Path) -> None:
+    """Without their tasks the images take no room."""
+    path = tmp_path / "state.db"
+    store = Store(str(path))
+    for number in range(5):
+        store.put_image(str(number), bytes(1_000_000))
+        store.put_task(task(number))
+    await store.aclose()
+    assert path.stat().st_size > 5_000_000
+    store = Store(str(path))
+    for number in range(5):
+        store.delete(task(number).task_id, str(number))
+    await store.aclose()
+    assert path.stat().st_size < 100_000
 
 
 async def test_flushed_data_is_durable(tmp_path: Path) -> None:
@@ -20,7 +56,7 @@ async def test_flushed_data_is_durable(tmp_path: Path) -> None:
     store.put_task(task(1).painted(NOW))
     store.put_number("clock_offset", 12.5)
     await store.flush()
-    again = Store(path)
+    again = Store(crashed(path))
     assert again.tasks() == [task(1).painted(NOW), task(2), task(3)]
     assert (await again.image("d"), again.number("clock_offset"), again.number("other")) == (
         b"\x00picture",
@@ -44,7 +80,9 @@ async def test_concurrent_writes_share_commits(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         store.put_task(task(number))
         await store.flush()
-        assert task(number) in Store(path).tasks()
+        found = Store(crashed(path))
+        assert task(number) in found.tasks()
+        await found.aclose()
 
     await asyncio.gather(*(create(number) for number in range(100)))
     assert len(commits) < 20

@@ -167,7 +167,7 @@ class PhotoFinder:
     """Finds the photos that words of the command line mean: files, folders, patterns and URLs."""
 
     def __init__(self, selection: Selection) -> None:
-        self.selection = selection
+        self.selection: Selection = selection
         self._found = FoundPhotos()
         self._seen: set[str] = set()
         self._visited: set[tuple[int, int]] = set()  # folders, which links may lead to twice

@@ -102,6 +102,22 @@ UPDATE procrastinate_jobs AS job SET status = 'todo', worker_id = NULL, attempts
         ELSE '' END
 WHERE id = ANY(ids) AND status = 'doing'
 $$;
+-- Take up to n jobs of the queue, and up to m of the others. Right after many insertions the planner has no
+-- statistics, and would sort the whole queue.
+CREATE OR REPLACE FUNCTION kling_take(of_worker bigint, of_queue text, n integer, others text[], m integer)
+RETURNS SETOF procrastinate_jobs LANGUAGE sql SET enable_sort TO off SET enable_bitmapscan TO off AS $$
+WITH alive AS (SELECT id FROM kling_workers WHERE id = of_worker), other AS (
+    SELECT id FROM procrastinate_jobs WHERE status = 'todo' AND queue_name = ANY(others)
+        AND (scheduled_at IS NULL OR scheduled_at <= now())
+    ORDER BY queue_name, priority DESC, id LIMIT m FOR UPDATE SKIP LOCKED
+), new AS (
+    SELECT id FROM procrastinate_jobs WHERE status = 'todo' AND queue_name = of_queue
+        AND (scheduled_at IS NULL OR scheduled_at <= now())
+    ORDER BY priority DESC, id LIMIT n FOR UPDATE SKIP LOCKED
+)
+UPDATE procrastinate_jobs AS job SET status = 'doing', worker_id = of_worker FROM alive
+WHERE job.id IN (SELECT id FROM other UNION ALL SELECT id FROM new) RETURNING job.*
+$$;
 -- Delete workers whose leases have ended, put their jobs back, and count a death for those in work: neither
 -- waiting for a permit nor with a task that only had to be followed.
 CREATE OR REPLACE FUNCTION kling_requeue_stalled(me bigint, of_run text, of_queue text, lost bigint[],
@@ -215,9 +231,7 @@ class Lease:
     async def take(self, new: int, followed: int, *queues: str) -> list[QueuedJob]:
         """Take up to *new* jobs of the queue itself, and up to *followed* of its other *queues*."""
         others = [self.queue + name for name in queues]
-        rows = await self.database.fetch(
-            _TAKE, self.worker, others, followed, self.queue, new, self.run, self.worker
-        )
+        rows = await self.database.fetch(_TAKE, self.run, self.worker, self.queue, new, others, followed)
         jobs = [QueuedJob(*row) for row in rows]
         return sorted(jobs, key=lambda job: (job.queue == self.queue, -job.priority, job.id))
 
@@ -261,6 +275,15 @@ class Lease:
         return bool(await self.database.fetch(_ALONE, *values))
 
     # ------------------------------------------------------------------ permits
+
+    async def orphans(self) -> list[tuple[str, str]]:
+        """Return tasks of the account that count, but whose run has no worker to follow them.
+
+        Each is a pair of its external id and its own. One worker gets them: the account's oldest.
+        """
+        values = self.account, self.run, self.account, self.worker
+        rows = await self.database.fetch(_ORPHANS, *values)
+        return [(external_task_id, task_id) for external_task_id, task_id in rows]
 
     async def take_permit(self, key: str, n: int, limit: int, waited: float) -> bool:
         """Try to take *n* permits for the job of *key*, whose worker has *waited* so many seconds for them.
@@ -307,19 +330,9 @@ WITH requeued AS (
 SELECT 1 FROM requeued
 """
 _TAKE = """
-WITH alive AS (SELECT id FROM kling_workers WHERE id = %s), others AS (
-    SELECT id FROM procrastinate_jobs WHERE status = 'todo' AND queue_name = ANY(%s)
-        AND (scheduled_at IS NULL OR scheduled_at <= now())
-    ORDER BY queue_name, priority DESC, id LIMIT %s FOR UPDATE SKIP LOCKED
-), new AS (
-    SELECT id FROM procrastinate_jobs WHERE status = 'todo' AND queue_name = %s
-        AND (scheduled_at IS NULL OR scheduled_at <= now())
-    ORDER BY priority DESC, id LIMIT %s FOR UPDATE SKIP LOCKED
-), input AS (SELECT %s::text AS run, %s::bigint AS worker)
-UPDATE procrastinate_jobs AS job SET status = 'doing', worker_id = input.worker FROM input, alive
-WHERE job.id IN (SELECT id FROM others UNION ALL SELECT id FROM new)
-RETURNING job.id, queue_name, task_name, args, attempts, priority, coalesce(
-    (SELECT deaths FROM kling_deaths WHERE kling_deaths.run = input.run AND key = args ->> 'key'), 0)
+SELECT id, queue_name, task_name, args, attempts, priority,
+    coalesce((SELECT deaths FROM kling_deaths WHERE run = %s AND key = args ->> 'key'), 0)
+FROM kling_take(%s, %s, %s, %s, %s)
 """
 _FINISH = """
 WITH finished AS (DELETE FROM procrastinate_jobs WHERE id = %s AND worker_id = %s RETURNING 1)
@@ -340,6 +353,13 @@ AND (%s OR (SELECT min(id) FROM kling_workers AS worker WHERE run = %s AND lease
     AND NOT EXISTS (SELECT FROM kling_workers AS other WHERE other.run = worker.run AND other.alone
         AND other.lease_until > clock_timestamp())) = %s)
 """
+_ORPHANS = f"""
+SELECT external_task_id, task_id FROM kling_jobs AS job
+WHERE {_COUNTS.replace("of_account", "%s")} AND state = 'submitted' AND run <> %s
+    AND NOT EXISTS (SELECT FROM kling_workers AS worker WHERE worker.run = job.run)
+    AND (SELECT min(id) FROM kling_workers WHERE account = %s) = %s
+LIMIT 500
+"""  # noqa: S608 - built of constants
 _RELEASE = """
 WITH released AS (DELETE FROM kling_permits WHERE worker = %s AND run = %s AND key = ANY(%s) RETURNING 1)
 SELECT pg_notify(%s, %s) FROM (SELECT count(*) FROM released) AS number

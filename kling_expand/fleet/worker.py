@@ -12,11 +12,11 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from kling_expand.api.codec import parse_json
 from kling_expand.client import KlingClient
-from kling_expand.errors import WebhookError
+from kling_expand.errors import KlingError, WebhookError
 from kling_expand.models import MAX_IMAGES
 from kling_expand.store.postgres import PostgresStore
 
@@ -43,7 +43,9 @@ class _Session:
     slots: SharedSlots
     permits: Permits | None
     consumer: Consumer
+    store: PostgresStore
     alone: bool
+    orphans: dict[str, asyncio.Task[None]] = field(factory=dict)  # watched, by their external ids
 
 
 class Worker:
@@ -158,7 +160,7 @@ class Worker:
                 await stack.enter_async_context(permits)
                 context = evolve(context, hold=permits.hold)
             consumer = Consumer(lease, context, concurrency=self._concurrency, alone=alone)
-            return await self._serve(_Session(lease, client, slots, permits, consumer, alone))
+            return await self._serve(_Session(lease, client, slots, permits, consumer, store, alone))
 
     async def _serve(self, session: _Session) -> bool:
         handlers: dict[str, NotificationHandler] = {
@@ -182,7 +184,7 @@ class Worker:
             try:
                 await self._hand_over(session, 0.0 if lost or changing.is_set() else self._shutdown_timeout)
             finally:
-                for task in (*ends, *beside):
+                for task in (*ends, *beside, *session.orphans.values()):
                     task.cancel()
         for error in await asyncio.gather(taking, *beside, return_exceptions=True):
             if isinstance(error, Exception):
@@ -226,8 +228,22 @@ class Worker:
             beaten_at = now
             bury = now - steady_at >= self._heartbeat_timeout
             idle = await lease.requeue_stalled(consumer.job_ids, idle, bury=bury)
+            if session.permits is not None:
+                for external_task_id, task_id in await lease.orphans():
+                    if external_task_id not in session.orphans:
+                        watching = asyncio.create_task(_watch(session, external_task_id, task_id))
+                        session.orphans[external_task_id] = watching
             if await lease.runs_alone() != session.alone and not (session.alone and consumer.running):
                 changing.set()
+
+
+async def _watch(session: _Session, external_task_id: str, task_id: str) -> None:
+    """Record the end of a task whose run has no worker, as it takes slots of the account until then."""
+    future = session.client.attach(task_id)
+    with suppress(KlingError):
+        await future.wait()
+        if future.task is not None and future.task.status.final:
+            await session.store.observe(external_task_id, future.task)
 
 
 def _receive(client: KlingClient, payload: str) -> None:

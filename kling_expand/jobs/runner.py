@@ -287,7 +287,11 @@ class JobRunner:
 
     async def _submit(self, job: Job, request: ExpandRequest) -> None:
         async with asyncio.timeout_at(job.deadline_at):
-            photo = await load_photo(request.image)
+            try:
+                photo = await load_photo(request.image)
+            except ImageError as error:
+                await self._name_task(request, error)
+                raise
         expansion = resolve_geometry(request, self._submitter.dialect, photo.dimensions)
         prepared = PreparedRequest(request, photo, expansion)
         identity = identify(self._store, prepared)
@@ -314,6 +318,13 @@ class JobRunner:
         async with asyncio.timeout_at(deadline_at), turn:
             if not self._store.recovered:
                 await self._store.recover(await self._submitter.list_tasks())
+
+    async def _name_task(self, request: ExpandRequest, error: ImageError) -> None:
+        """Name the task that an earlier run made for the key of *request*, whose photo is gone now."""
+        if request.key and self._store.durable:
+            known = await self._store.find(request.key)
+            if known is not None and known.task_id is not None:
+                error.task_id, error.external_task_id = known.task_id, known.external_task_id
 
     async def _attempts(self, job: Job, identity: JobIdentity, prepared: PreparedRequest) -> None:
         """Try the attempts of a job with an identity until one has a task to follow."""

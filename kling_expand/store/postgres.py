@@ -104,8 +104,9 @@ ALTER TABLE kling_outcomes DROP COLUMN IF EXISTS seen;
 CREATE INDEX IF NOT EXISTS kling_outcomes_by_number ON kling_outcomes (run, number);
 -- The reader numbers what is committed, so an outcome that is committed later gets a higher number.
 CREATE OR REPLACE FUNCTION kling_read_outcomes(of_run text, after bigint, page integer)
-RETURNS SETOF kling_outcomes LANGUAGE plpgsql AS $$
-BEGIN
+RETURNS SETOF kling_outcomes LANGUAGE plpgsql
+SET enable_sort TO off SET enable_bitmapscan TO off AS $$
+BEGIN  -- along the index, which the planner would not choose before the first ANALYZE
     IF EXISTS (SELECT FROM kling_outcomes WHERE run = of_run AND number IS NULL) THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('kling_outcomes ' || of_run, 0));
         UPDATE kling_outcomes SET number = nextval('kling_outcome_numbers')

@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import psycopg
 import pytest
@@ -35,7 +36,7 @@ async def test_a_job_queued_twice_is_executed_once(
     """Two workers create one task for each job, save its image, and record its cost."""
     assert await fleet.submit_many(requests(photo, 12)) == 12
     assert await fleet.submit_many(requests(photo, 12)) == 12
-    options = {"max_in_flight": limit, "output": str(photo.parent / "out")}
+    options: dict[str, Any] = {"max_in_flight": limit, "output": str(photo.parent / "out")}
     async with working(dsn, emulator, **options), working(dsn, emulator, **options):
         found = {outcome.key: outcome for outcome in await outcomes(fleet)}
         stats = await fleet.stats()
@@ -292,7 +293,7 @@ async def test_a_pooler_in_transaction_mode_may_stand_between(
     fleet: Fleet, pooled_dsn: str, emulator: Emulator, photo: Path
 ) -> None:
     """Workers and submitters work through pgbouncer: nothing is prepared or kept in a session."""
-    options = {"max_in_flight": 3, "output": str(photo.parent / "out")}
+    options: dict[str, Any] = {"max_in_flight": 3, "output": str(photo.parent / "out")}
     await fleet.submit_many(requests(photo, 6))
     async with (
         Fleet(pooled_dsn, webhook_secrets=[]) as reader,
@@ -336,3 +337,23 @@ async def test_a_run_may_have_any_name(fleet: Fleet, emulator: Emulator, photo: 
         worker.stop()
         await running
     assert (await fleet.stats()).outcomes == {}
+
+
+async def test_tasks_of_a_run_without_workers_free_their_slots(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """Any worker of the account looks up their ends, and leaves the jobs to workers of their own run."""
+    emulator.work_seconds = 1000.0
+    await fleet.submit_many(requests(photo, 2))
+    async with working(dsn, emulator, max_in_flight=2):
+        await created(emulator, 2)
+    emulator.work_seconds = 0.05
+    emulator.advance(2000)
+    async with Fleet(dsn, run="other", webhook_secrets=[]) as other:
+        await other.submit_many(requests(photo, 2))
+        async with working(dsn, emulator, run="other", max_in_flight=2):
+            assert {"succeeded"} == {outcome.status for outcome in await outcomes(other)}
+    assert (await fleet.stats()).queued == 2
+    async with working(dsn, emulator, max_in_flight=2):
+        assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
+    assert len(emulator.account.tasks) == 4

@@ -441,6 +441,22 @@ async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callab
 
 
 @virtual_time
+async def test_a_job_that_is_mapped_again_without_its_photo_names_its_task(tmp_path: Path) -> None:
+    """With a journal the error says which task is paid already, so that it can be attached."""
+    photo = Path(shutil.copy(PHOTO, tmp_path))
+    request = ExpandRequest(photo, WIDER, key="k")
+    async with emulated({"journal": tmp_path / "run.db"}) as (_, kling):
+        paid = await kling.expand(request)
+        photo.unlink()  # noqa: ASYNC240 - one call
+        (again,) = [outcome async for outcome in kling.map([request])]
+        (other,) = [outcome async for outcome in kling.map([evolve(request, key="other")])]
+    assert isinstance(again.error, ImageError)
+    assert again.error.task_id == paid.task_id
+    assert isinstance(other.error, ImageError)
+    assert other.error.task_id is None
+
+
+@virtual_time
 async def test_photos_given_as_bytes_are_looked_up_or_asked_for(tmp_path: Path) -> None:
     """The journal keeps no bytes: existing tasks are followed, and other jobs raise `NotSubmitted`."""
     path, photo = tmp_path / "run.db", PHOTO.read_bytes()

@@ -28,7 +28,9 @@ class FrequentSchedule(ExponentialSchedule):
 
 
 @asynccontextmanager
-async def working(dsn: str, emulator: Emulator, **options: Any) -> AsyncIterator[Worker]:
+async def working(
+    dsn: str, emulator: Emulator, *, run: str = "default", **options: Any
+) -> AsyncIterator[Worker]:
     """A worker with database connections of its own, stopped at the end of the block."""
     given: dict[str, Any] = {
         "heartbeat_timeout": 1.5,
@@ -37,7 +39,7 @@ async def working(dsn: str, emulator: Emulator, **options: Any) -> AsyncIterator
         "api_key": emulator.api_key,
         "schedule": FrequentSchedule(Random(0)),
     }
-    async with Fleet(dsn, webhook_secrets=[]) as own:
+    async with Fleet(dsn, run=run, webhook_secrets=[]) as own:
         worker = Worker(own, **given | options)
         running = asyncio.create_task(worker.run())
         try:

@@ -578,6 +578,7 @@ class TaskRegistry:
         self.unretrieved: dict[TaskRecord, None] = {}
         self._records: dict[TaskRecord, None] = {}
         self._by_id: dict[str, TaskRecord] = {}
+        self._aliases: dict[TaskRecord, set[str]] = {}  # further ids, of records that were merged into these
 
     def __len__(self) -> int:
         return len(self._records)
@@ -623,9 +624,11 @@ class TaskRegistry:
                     return
 
     def _merge(self, goes: TaskRecord, stays: TaskRecord) -> None:
+        ids = goes.ids | self._aliases.get(goes, set())
         self._close(goes)
-        for any_id in goes.ids:
+        for any_id in ids:
             self._by_id.setdefault(any_id, stays)
+        self._aliases.setdefault(stays, set()).update(ids)
         goes.merge_into(stays)
         for hook in self.on_merge:
             hook(goes)
@@ -636,6 +639,9 @@ class TaskRegistry:
     def _close(self, record: TaskRecord) -> None:
         self._records.pop(record, None)
         self.forget_ids(record)
+        for any_id in self._aliases.pop(record, ()):
+            if self._by_id.get(any_id) is record:
+                del self._by_id[any_id]
 
 
 def log_unretrieved(records: Iterable[TaskRecord]) -> None:

@@ -902,3 +902,17 @@ async def test_awaiting_a_failure_again_keeps_nothing() -> None:
     assert max(lengths) < 10
     assert future.error is not None
     assert traceback_length(future.error) == 0
+
+
+def test_no_id_of_a_merged_record_outlives_its_task() -> None:
+    """After the end of a task the registry knows none of its ids, also one that only a merged record had."""
+    registry = TaskRegistry()
+    by_task = registry.add(TaskRecord("1"))
+    by_external = registry.add(TaskRecord("dog"))
+    by_external.deliver(Task("1", "submitted"))  # a form of answers without the external id
+    assert by_external.canonical is by_task
+    assert registry.get("dog") is by_task
+    by_task.deliver(Task("1", "succeed", images=SUCCEED.images))
+    assert [registry.get(any_id) for any_id in ("1", "dog")] == [None, None]
+    again = TaskRecord("dog")
+    assert registry.add(again) is again

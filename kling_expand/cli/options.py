@@ -90,6 +90,19 @@ class OutputOptions(OptionGroup):
         help="Directory for the results, or a template with {name}, {index}, {task_id}, {external_task_id} "
         "and {ext}.",
     )
+    full_size: bool = option(
+        "--full-size",
+        default=False,
+        is_flag=True,
+        help="Also save each picture at the size of the photo, with the photo's own pixels in their place.",
+    )
+    check: bool = option(
+        "--check",
+        default=False,
+        is_flag=True,
+        help="Compare each picture with its photo, and report what is suspicious: a missing or shifted "
+        "original, a visible seam, a flat, black or mirrored area.",
+    )
     as_json: bool = option("--json", default=False, is_flag=True, help="Print JSON, one object per line.")
     quiet: bool = option(
         "-q", "--quiet", default=False, is_flag=True, help="Print only results and failures: no progress."

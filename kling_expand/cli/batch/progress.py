@@ -68,6 +68,9 @@ class Job:
     problem: str | None = None
     outcome: str = "open"
     files: tuple[Path, ...] = ()
+    saved_as: str = ""  # the name under which its results were saved
+    full_size_files: tuple[Path, ...] = ()
+    suspicions: tuple[str, ...] = ()  # of `--check`
     error: KlingError | None = None
 
     @property
@@ -101,6 +104,8 @@ class Job:
             "external_task_id": future.external_task_id if future else None,
             "notes": list(self.notes),
             "files": [str(path) for path in self.files],
+            "full_size_files": [str(path) for path in self.full_size_files],
+            "suspicions": list(self.suspicions),
             "watermark_files": [str(path) for path in self.watermark_files],
             "urls": [image.url for image in task.images] if task else [],
             "units": billed_units(task),
@@ -124,6 +129,7 @@ class Progress:
     failed: int = 0
     bad: int = 0
     not_sent: int = 0
+    suspicious: int = 0  # saved or known, with a picture that fails `--check`
     units_before: int = 0
     failures: deque[str] = field(factory=lambda: deque(maxlen=KEPT_FAILURES))
     dropped_failures: int = 0  # more than are kept
@@ -323,10 +329,10 @@ class ProgressDisplay:
             show(job.facts())
             return
         if self._paths is None:
-            for path in (*job.files, *job.watermark_files):
+            for path in (*job.files, *job.full_size_files, *job.watermark_files):
                 print_path(path)
         elif self._detailed:
-            self._paths += (*job.files, *job.watermark_files)
+            self._paths += (*job.files, *job.full_size_files, *job.watermark_files)
         if self._screen is None and not self._detailed:
             self._print_line()
 

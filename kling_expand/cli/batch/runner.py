@@ -44,7 +44,7 @@ from kling_expand.errors import (
 )
 from kling_expand.jobs.future import ExpandResult, TaskFuture
 from kling_expand.models import Task
-from kling_expand.store.base import JobStore
+from kling_expand.store.base import JobRecord, JobStore
 from kling_expand.store.sqlite import SQLiteStore
 
 from .manifest import Manifest, Row, path_key
@@ -338,6 +338,8 @@ class Runner:
             if self._plan.connection.emulator:  # its URLs change with its address
                 result = evolve(result, task=await self._client.get(result.task_id))
             job.files, known = await self._results.save(job, result)
+            if self._plan.output.full_size or self._plan.output.check:
+                await self._finish(job, result)
         except KlingError as error:
             error.task_id = error.task_id or result.task_id
             self._fail(job, error)
@@ -347,6 +349,21 @@ class Runner:
             self._end(job, "known" if known else "saved")
         finally:
             self._save_places.release()
+
+    async def _finish(self, job: Job, result: ExpandResult) -> None:
+        """Make the full-size pictures of a saved job, and check its pictures."""
+        from .pictures import known_result, save_full_size, suspicions  # imported here, as they are options
+
+        output = self._plan.output
+        record = await self._results.record(job, result)
+        result = known_result(evolve(result, name=job.saved_as), record)
+        if output.full_size:
+            job.full_size_files = await save_full_size(result, output)
+        if output.check:
+            job.suspicions = await suspicions(result, job.files)
+            self._progress.suspicious += bool(job.suspicions)
+            for text in job.suspicions:
+                self._display.failure(f"{job.label}: suspicious: {text}")
 
     async def _finish_saves(self) -> None:
         if self._saves:
@@ -447,8 +464,7 @@ class Results:
         """
         # The journal keeps the files of a task in one record, so its saves must not overlap.
         async with self._locks.setdefault(result.task_id, asyncio.Lock()):
-            external_id = result.external_task_id or (job.future and job.future.external_task_id)
-            record = await self._journal.get(external_id) if self._journal and external_id else None
+            record = await self.record(job, result)
             names = job.names or (result.task_id,)
             recorded = set(map(path_key, record.files)) if record else set()
             name, known = await asyncio.to_thread(self._known, result.task, names, recorded)
@@ -456,7 +472,13 @@ class Results:
             files = known if {*map(_key, known)} <= recorded else ()
             files = files or await self._download(result, name)
             self._taken |= dict.fromkeys(map(_key, files), names)
+            job.saved_as = name
             return files, bool(known)
+
+    async def record(self, job: Job, result: ExpandResult) -> JobRecord | None:
+        """Return what the journal knows of a job."""
+        external_id = result.external_task_id or (job.future and job.future.external_task_id)
+        return await self._journal.get(external_id) if self._journal and external_id else None
 
     async def _download(self, result: ExpandResult, name: str) -> tuple[Path, ...]:
         overwrite = self._overwrite
@@ -556,6 +578,7 @@ def _summary_facts(progress: Progress, usage: Usage, path: str) -> dict[str, obj
         "known": progress.known,
         "failed": progress.failed,
         "bad": progress.bad,
+        "suspicious": progress.suspicious,
         "not_sent": progress.not_sent,
         "interrupted": progress.interrupted,
         "units_billed": usage.billed,
@@ -568,6 +591,8 @@ def _summary_lines(plan: Plan, progress: Progress, usage: Usage, retry_hint: str
     left = progress.total - progress.ended
     rest = f", {left} not finished" if left else ""
     yield f"{plural(progress.total, 'row')}: {progress.counts()}{rest}"
+    if progress.suspicious:
+        yield f"{plural(progress.suspicious, 'row')} with a suspicious picture: look at them"
     if plan.connection.emulator:
         yield f"{money(usage.billed, emulated=True)} for all jobs in {plan.journal}"
     else:

@@ -1,0 +1,62 @@
+"""Full-size pictures and checks of the results of a batch (`--full-size`, `--check`)."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from attrs import evolve
+
+from kling_expand.cli.options import OutputOptions
+from kling_expand.errors import InvalidRequest, require
+from kling_expand.geometry import Ratios
+from kling_expand.jobs.future import ExpandResult
+from kling_expand.models import Dialect, ExpandRequest, resolve_geometry
+from kling_expand.pictures.fit import upright_size
+from kling_expand.store.base import JobRecord
+
+
+def known_result(result: ExpandResult, record: JobRecord | None) -> ExpandResult:
+    """Return the result with the request of the journal, whose photo is the user's own."""
+    request = (record.request if record else None) or result.request
+    return evolve(result, request=_own_photo(request) if request else None)
+
+
+def _own_photo(request: ExpandRequest) -> ExpandRequest:
+    """Return the request with the ratios for the photo that a converted one was made of."""
+    source = str(request.image)
+    if isinstance(request.image, str) or not isinstance(request.image, os.PathLike):
+        return request
+    if source == os.fspath(request.image) or not request.geometry.needs_size:
+        return evolve(request, image=source)
+    return evolve(request, image=source, geometry=request.geometry.ratios(*upright_size(source)))
+
+
+async def save_full_size(result: ExpandResult, output: OutputOptions) -> tuple[Path, ...]:
+    """Save the photo of a saved result at its own size, and return the paths.
+
+    Raises:
+        KlingError: a picture cannot be made or saved.
+    """
+    request = result.request
+    return await result.save(output.target, full_size=str(request.image) if request else True)
+
+
+async def suspicions(result: ExpandResult, files: tuple[Path, ...]) -> tuple[str, ...]:
+    """Return what is wrong with the saved pictures of a result, by their names.
+
+    Raises:
+        ImageError: a picture or the photo cannot be read.
+        InvalidRequest: the photo or its ratios are not known.
+    """
+    require("images", "numpy", "PIL")
+    from kling_expand.pictures.inspect import inspect  # imported here, after the extra is known to be there
+
+    request = result.request
+    if request is None or "://" in str(request.image):
+        raise InvalidRequest("photo", request and str(request.image), "must be a file, to check a picture")
+    photo = str(request.image)
+    size = await asyncio.to_thread(upright_size, photo) if request.geometry.needs_size else None
+    expansion = resolve_geometry(request, Dialect.EDITING, size)
+    ratios = expansion if isinstance(expansion, Ratios) else expansion.ratios()
+    reports = [await asyncio.to_thread(inspect, photo, file, ratios) for file in files]
+    return tuple(f"{file.name}: {each}" for file, each in zip(files, reports, strict=True) if not each.ok)

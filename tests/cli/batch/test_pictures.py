@@ -1,0 +1,46 @@
+"""`--full-size` and `--check`: what is done with a picture once it is saved."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops, ImageStat
+from support.shell import shell
+
+from benchmarks.large_photos import stored, texture
+
+FAST: dict[str, Any] = {"engine": "flat", "queue_seconds": 0, "work_seconds": 0}
+PHOTO = texture(900, 600, seed=1)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("command", ["expand", "bulk"])
+def test_a_photo_is_put_back(command: str, orientation: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """Fitted or not, the user's own photo is put back, and a second run pays for nothing."""
+    monkeypatch.chdir(tmp_path)
+    photo = tmp_path / "hills.jpg"
+    photo.write_bytes(stored(PHOTO, "JPEG", orientation=orientation))
+    with shell(**FAST) as kling:
+        words = [command, photo, "--aspect", "16:9", "--fit", "--full-size", "--json"]
+        for _ in range(2):
+            done = kling(*words)
+            assert done.exit_code == 0, done.output
+            facts = json.loads(done.stdout.splitlines()[0])
+            assert facts["full_size_files"] == ["out/hills-0-full.jpg"]
+        assert kling.emulator.account.units_billed == 8
+    with Image.open("out/hills-0-full.jpg") as full:
+        assert full.size == (1067, 600)
+        difference = ImageChops.difference(full.crop((83, 0, 983, 600)), PHOTO)
+        assert max(ImageStat.Stat(difference).mean) < 4
+
+
+def test_a_suspicious_picture_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    """`--check` names the picture and the side, counts it in the summary, and changes no exit code."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hills.png").write_bytes(stored(PHOTO, "PNG"))
+    with shell(**FAST) as kling:
+        done = kling("bulk", "hills.png", "--right", "0.5", "--check", "--no-recursive")
+    assert done.exit_code == 0, done.output
+    assert "suspicious: hills-0.png: the new area at the side 'right' is flat" in done.stderr
+    assert "1 row with a suspicious picture" in done.stderr

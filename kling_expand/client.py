@@ -263,7 +263,7 @@ class KlingClient:
         check(passes=passes, deadline=deadline, priority=priority, fresh=fresh)
         from .jobs.passes import expand_in_passes  # imported here, as few jobs need it
 
-        until = deadline_at(self._deadline if deadline is None else deadline)
+        until = self._until(deadline)
 
         async def run(request: ExpandRequest) -> ExpandResult:
             future = self._submit(request, until, priority, fresh=fresh, flow=self._flow)
@@ -300,7 +300,7 @@ class KlingClient:
         self._require_open()
         check(deadline=deadline, priority=priority, fresh=fresh)
         request = _request(image, geometry, fields)
-        until = deadline_at(self._deadline if deadline is None else deadline)
+        until = self._until(deadline)
         return self._submit(request, until, priority, fresh=fresh, flow=self._flow)
 
     async def map(
@@ -340,13 +340,7 @@ class KlingClient:
             check_target("save_to", save_to)
         flow = Flow()  # alternates with other calls
         bulk = BoundedMap(
-            lambda request: self._submit(
-                request,
-                deadline_at(self._deadline if deadline is None else deadline),
-                priority,
-                fresh=fresh,
-                flow=flow,
-            ),
+            lambda request: self._submit(request, self._until(deadline), priority, fresh=fresh, flow=flow),
             TaskFuture.cancel,
             prefetch=prefetch or 2 * self.settings.max_in_flight + (SAVES if save_to is not None else 0),
             save_to=save_to,
@@ -371,7 +365,7 @@ class KlingClient:
         """
         self._require_open()
         check(deadline=deadline)
-        until = deadline_at(self._deadline if deadline is None else deadline)
+        until = self._until(deadline)
         async for known in self._store.jobs(*UNFINISHED, JobState.REJECTED):
             if (known.state is JobState.REJECTED and not may_have_passed(known)) or self._jobs.follows(known):
                 continue
@@ -397,7 +391,7 @@ class KlingClient:
         """
         self._require_open()
         check(any_id=any_id, deadline=deadline)
-        until = deadline_at(self._deadline if deadline is None else deadline)
+        until = self._until(deadline)
         record = self._poller.registry.add(TaskRecord(any_id, pictures=1))
         if record.job is None:
             self._jobs.follow(record)  # a task of a job of ours is polled once its create is answered
@@ -524,6 +518,10 @@ class KlingClient:
             logger.debug("the durations of tasks cannot be kept: %s", error)
         if self.settings.cache_dir is not None:
             await asyncio.to_thread(write_history, self.settings.cache_dir, self._account, durations)
+
+    def _until(self, deadline: float | None) -> float | None:
+        """Return when a deadline passes, by the loop's clock; the client's own is the default."""
+        return deadline_at(self._deadline if deadline is None else deadline)
 
     def _make_result(self, record: TaskRecord, task: Task) -> ExpandResult:
         job = record.job if isinstance(record.job, Job) else None

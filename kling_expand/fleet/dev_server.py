@@ -25,13 +25,11 @@ MISSING = "PostgreSQL must be installed on this machine, on Debian with `apt-get
 # `fsync` stays on: tests kill the server at any time and expect every committed row back.
 _OPTIONS = ("listen_addresses=", "unix_socket_permissions=0700", "max_connections=200")
 _MAX_SOCKET_PATH = 103  # bytes: macOS allows 104 with the final NUL, Linux 108
-# The pipe on file descriptor 0 is closed when its writer ends, for whatever reason: then the server is
-# stopped too. When the server ends first, the watcher is stopped.
 _GUARD = """
 exec 3<&0
-"$@" <&- 3<&- & server=$!
-(read -r _ <&3; kill -INT "$server") & watcher=$!
-wait "$server"; code=$?
+"$@" <&- 3<&- & guarded=$!
+(read -r _ <&3; kill -s "$0" "$guarded") & watcher=$!
+wait "$guarded"; code=$?
 kill "$watcher"
 exit "$code"
 """
@@ -114,7 +112,7 @@ class Cluster:
         options = [word for option in self._options for word in ("-c", option)]
         with (self._folder / "log").open("ab") as log:
             server = [find_programs() / "postgres", "-D", self._data, *options]
-            command = as_postgres("/bin/sh", "-c", _GUARD, "guard", *server)
+            command = as_postgres(*guard("INT", *server))
             self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own program
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
@@ -170,6 +168,14 @@ def temporary_folder() -> Iterator[Path]:
         folder = Path(name).resolve()
         folder.chmod(0o711)
         yield folder
+
+
+def guard(signal_name: str, *command: object) -> list[object]:
+    """Return a command that runs *command*, and sends it a signal when its own standard input is closed.
+
+    A pipe to it is closed when its writer ends, for whatever reason.
+    """
+    return ["/bin/sh", "-c", _GUARD, signal_name, *command]
 
 
 def as_postgres(*command: object) -> Sequence[str]:

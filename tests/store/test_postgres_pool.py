@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import traceback
+from types import SimpleNamespace
+from typing import Any
 
 import psycopg
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from kling_expand.errors import JournalError
 from kling_expand.fleet.dev_server import Cluster
 from kling_expand.store.postgres_pool import Connection, ConnectionPool, connect, listen
+from kling_expand.testing import virtual_time
 
 pytest_plugins = ["support.postgres"]
 
@@ -129,3 +132,34 @@ async def test_missed_notifications_are_announced(dsn: str) -> None:
     listener.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await listener
+
+
+@virtual_time
+async def test_a_database_that_is_away_for_an_hour_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers live through a long outage by default, and go on with the statement that they waited with."""
+    now = asyncio.get_running_loop().time
+    idle = SimpleNamespace(transaction_status=psycopg.pq.TransactionStatus.IDLE)
+
+    class Connected:
+        info = idle
+        closed = False
+
+        async def close(self) -> None:
+            """Do nothing."""
+
+    async def reach(_dsn: str) -> Connected:
+        if 0 < now() < 3600:
+            raise psycopg.OperationalError("away")
+        return Connected()
+
+    async def work(connection: Any) -> float:
+        if now() < 3600:
+            connection.closed = True
+            raise psycopg.OperationalError("cut")
+        return now()
+
+    monkeypatch.setattr("kling_expand.store.postgres_pool.connect", reach)
+    monkeypatch.setattr("kling_expand.store.postgres_pool.RETRY_DELAY", 60.0)
+    async with ConnectionPool("postgresql:///x") as pool:
+        await asyncio.sleep(1)
+        assert await pool.run(work) >= 3600

@@ -48,7 +48,7 @@ NO_DATABASE = (
 EMULATOR_SLOTS = 9  # of the emulator that `fleet up` starts
 
 
-@frozen
+@frozen(repr=False)  # a DSN may hold a password
 class Database(OptionGroup):
     """The database of a fleet, and the run of jobs in it."""
 
@@ -404,14 +404,19 @@ async def _up(workers: int, output: str) -> None:
         click.echo("kling-expand fleet submit PHOTO --right 0.5 --wait", err=True)
         await stop.wait()
         for process in processes:
-            with suppress(ProcessLookupError):
-                process.terminate()
+            if process.stdin is not None:
+                process.stdin.close()
         await asyncio.gather(*(process.wait() for process in processes))
 
 
 async def _start_worker(words: Sequence[str], api_key: str) -> asyncio.subprocess.Process:
+    """Start a worker that gets SIGTERM when its standard input is closed, or this process is killed."""
+    from kling_expand.fleet.dev_server import guard
+
     command = [sys.executable, "-m", "kling_expand", "fleet", "worker", "--shutdown-timeout", "3", *words]
     # In a session of its own: Ctrl-C is for this process, which stops the workers.
     return await asyncio.create_subprocess_exec(
-        "/usr/bin/env", f"KLING_API_KEY={api_key}", *command, start_new_session=True
+        *map(str, guard("TERM", "/usr/bin/env", f"KLING_API_KEY={api_key}", *command)),
+        stdin=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )

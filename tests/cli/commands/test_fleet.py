@@ -1,11 +1,14 @@
 """``kling-expand fleet``: a database, workers, jobs and a live view, from a shell."""
 
 import asyncio
+import contextlib
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import psycopg
 from click.testing import CliRunner
@@ -79,6 +82,35 @@ async def test_everything_on_one_machine(tmp_path: Path, photo: Path) -> None:
             await up.wait()
     assert len(list((tmp_path / "out").iterdir())) == 1
     assert "cannot be reached" in (await asyncio.to_thread(shell, "status", "--dsn", dsn)).output
+
+
+def running(words: str) -> list[str]:
+    """Return the command lines of processes that hold *words* (Linux)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if words in line]
+
+
+async def test_everything_ends_with_its_process(tmp_path: Path) -> None:
+    """A SIGKILL of `fleet up` ends its workers and its database too."""
+    up = await asyncio.create_subprocess_exec(
+        *(*INTERRUPTIBLE, "up", "--workers", "1", "-o", str(tmp_path / "out")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert up.stdout is not None
+    async with asyncio.timeout(60):
+        dsn = (await up.stdout.readline()).decode().strip()
+        folder = unquote(dsn.partition("@")[2].partition("/")[0])
+        assert running(f"-D {folder}")
+        assert running(f"--dsn {dsn}")
+        up.kill()
+        await up.wait()
+        while running(f"-D {folder}") or running(f"--dsn {dsn}"):  # noqa: ASYNC110 - other processes
+            await asyncio.sleep(0.05)
+    await asyncio.to_thread(shutil.rmtree, Path(folder).parent)
 
 
 def test_a_missing_database_says_how_to_name_one() -> None:

@@ -131,8 +131,8 @@ def _overlap(scene: Scene) -> Iterator[Check]:
     seen = np.asarray(scene.picture.resize(scene.small.size, Resampling.BICUBIC, box=inside), np.float32)
     photo = np.asarray(scene.small, np.float32)
     detail = _detail(photo)
-    sharpness = _detail(seen) / detail if detail >= 1 else 1.0  # a smooth original cannot be blurred
-    yield _below("sharpness", sharpness, 0.6, "the original is blurred")
+    sharpness = _detail(seen) / detail if detail >= 0.5 else 1.0  # a smooth original cannot be blurred
+    yield _below("sharpness", sharpness, 0.45, "the original is blurred")
     cast = float(np.abs((seen - photo).mean(axis=(0, 1))).max())
     yield _above("colors", cast, 5.0, f"the colours of the original differ by {cast:.0f} levels")
 

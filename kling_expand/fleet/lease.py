@@ -378,8 +378,10 @@ class Permits:
     """At most *limit* permits of the lease's account over all workers: ``async with Permits(lease, 20)``.
 
     ``async with permits.hold(n, key)`` holds *n* of them for a job. All workers of the account must give
-    the same limit.
+    the same limit. `server` is the task that asks the database; when it fails, the permits are closed.
     """
+
+    server: asyncio.Task[None]
 
     def __init__(self, lease: Lease, limit: int, *, rng: Random | None = None) -> None:
         self.limit = limit
@@ -391,16 +393,16 @@ class Permits:
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        self._server = asyncio.create_task(self._serve(), name="kling-expand permits")
-        self._server.add_done_callback(lambda _: self.close())  # when it fails, so do all waiters
+        self.server = asyncio.create_task(self._serve(), name="kling-expand permits")
+        self.server.add_done_callback(lambda _: self.close())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.cancel()
+        self.server.cancel()
         with suppress(asyncio.CancelledError, JournalError):
-            await self._server
+            await self.server
 
     @asynccontextmanager
     async def hold(self, n: int, key: str) -> AsyncIterator[None]:

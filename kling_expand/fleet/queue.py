@@ -47,6 +47,7 @@ MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 
 POLL_INTERVAL = 1.0  # seconds between two reads for results
 TAKE_INTERVAL = 1.0  # seconds between two reads of an empty queue, in case a notification is lost
 TAKEN_AT_ONCE = 8  # new jobs, so that workers that start together share them
+SAVE_INTERVAL = 5.0  # seconds between two reads of the jobs whose pictures are to be saved later
 MAX_FOLLOWED = 1000  # tasks that one worker follows for others that ended
 CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried whose execution raised an unexpected error
 _PLAIN_RUN = re.compile(r"[A-Za-z0-9_.-]{1,27}")  # the name of a channel has at most 63 bytes
@@ -75,6 +76,7 @@ class Consumer:
         self._concurrency = concurrency
         self._alone = alone
         self._arrived = asyncio.Event()
+        self._save_at = 0.0
         self._running: dict[asyncio.Task[None], QueuedJob] = {}
 
     @property
@@ -107,11 +109,13 @@ class Consumer:
     async def _take(self) -> list[QueuedJob]:
         if self._alone:
             return [] if self._running else await self._lease.take(0, 1, ALONE)
+        others, now = [FOLLOW], asyncio.get_running_loop().time()
+        if now >= self._save_at:  # thousands may wait there for a disk with room
+            self._save_at = now + SAVE_INTERVAL
+            others.append(lease.SAVE)
         new = sum(job.queue == self._lease.queue for job in self._running.values())
         room = min(TAKEN_AT_ONCE, self._concurrency - new)
-        return await self._lease.take(
-            max(0, room), MAX_FOLLOWED - len(self._running) + new, FOLLOW, lease.SAVE
-        )
+        return await self._lease.take(max(0, room), MAX_FOLLOWED - len(self._running) + new, *others)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
@@ -302,6 +306,9 @@ class Fleet:
 
     async def results(self) -> AsyncGenerator[JobOutcome, None]:
         """Yield the outcome of each job, oldest first, and further ones as they come, until no job is open.
+
+        A job that succeeded is not open, also where its pictures are still to be saved. If an outcome
+        changes, it is yielded again.
 
         Raises:
             JournalError: when the database is unreachable or has no tables.

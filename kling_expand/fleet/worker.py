@@ -167,14 +167,15 @@ class Worker:
             CALLBACK_CHANNEL: partial(_receive, session.client),
             f"procrastinate_queue_v1#{self._fleet.queue}": session.consumer.wake,
         }
-        if session.permits is not None:
-            handlers[PERMIT_CHANNEL] = session.permits.wake
         changing = asyncio.Event()
         taking = asyncio.create_task(session.consumer.take_jobs())
         beside = [
             asyncio.create_task(self._fleet.listen(handlers)),
             asyncio.create_task(self._beat(session, changing)),
         ]
+        if session.permits is not None:
+            handlers[PERMIT_CHANNEL] = session.permits.wake
+            beside.append(session.permits.server)
         ends = [asyncio.create_task(event.wait()) for event in (self._stop, changing)]
         try:
             await asyncio.wait([taking, *beside, *ends], return_when=asyncio.FIRST_COMPLETED)

@@ -14,6 +14,7 @@ from support.fleet_workers import WorkerProcess, created, outcomes, requests, wo
 from benchmarks.fleet import callbacks
 from kling_expand import ExpandRequest, Ratios
 from kling_expand.emulator import Emulator
+from kling_expand.errors import JournalError
 from kling_expand.fleet.dev_server import Cluster
 from kling_expand.fleet.lease import MAX_DEATHS
 from kling_expand.fleet.queue import Fleet
@@ -357,3 +358,21 @@ async def test_tasks_of_a_run_without_workers_free_their_slots(
     async with working(dsn, emulator, max_in_flight=2):
         assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
     assert len(emulator.account.tasks) == 4
+
+
+async def test_a_worker_whose_permits_fail_ends_with_the_error(
+    fleet: Fleet, emulator: Emulator, photo: Path
+) -> None:
+    """It does not take the same jobs again and again, and puts them back."""
+    await fleet.submit_many(requests(photo, 3))
+    function = "kling_permit(bigint, text, text, text, integer, integer, double precision)"
+    with psycopg.connect(fleet.dsn) as database:
+        database.execute(f"DROP FUNCTION {function}")
+    worker = Worker(
+        fleet, max_in_flight=2, api_key=emulator.api_key, base_url=emulator.url, shutdown_timeout=0
+    )
+    async with asyncio.timeout(20):
+        with pytest.raises(JournalError, match="fleet init"):
+            await worker.run()
+    stats = await fleet.stats()
+    assert (stats.queued, stats.running, stats.workers) == (3, 0, ())

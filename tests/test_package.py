@@ -27,6 +27,7 @@ LAYERS = (
     {"_version", "errors"},
     {"geometry", "serialization"},
     {"models"},
+    {"shapes"},
     {"events", "config"},
     {"api"},
     {"pictures"},

@@ -203,7 +203,7 @@ def test_an_account_is_named_by_its_service_and_a_digest_of_its_key() -> None:
     """The name tells addresses, dialects and access keys apart; a secret is neither part of it nor needed."""
     names = [
         account_name(settings, auth)
-        for settings in (Settings(), Settings(base_url="http://127.0.0.1:1"), Settings(dialect="direction"))  # type: ignore[arg-type]  # converted
+        for settings in (Settings(), Settings(base_url="http://127.0.0.1:1"), Settings(dialect="direction"))
         for auth in (KeyPair("access-key", "one"), StaticKey("access-key-2"), KeyPair("access-key-3", "one"))
     ]
     assert len(set(names)) == len(names) == 9

@@ -56,7 +56,7 @@ async def never(*_: Any, **__: Any) -> Any:
     raise AssertionError
 
 
-RESULT = ExpandResult(TASK, REQUEST, "dog", (Path("out/dog-0.png"),), lambda *_, **__: never(), None)
+RESULT = ExpandResult(TASK, REQUEST, "dog", (Path("out/dog-0.png"),), save=lambda *_, **__: never())
 STATS = Stats(
     submitted=2,
     waiting=0,

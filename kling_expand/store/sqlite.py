@@ -226,7 +226,7 @@ class SQLiteStore(JobStore):
             ours = [task for task in tasks if codec.is_derived_id(task.external_task_id)]
             await self._execute(partial(add_earlier_tasks, ours))
             self._earlier.update(task.external_task_id or "" for task in ours)
-        self.recovered = True
+        self.recovered: bool = True
 
     async def get(self, external_task_id: str) -> JobRecord | None:
         """Return the record with this id, also of an earlier attempt, or None."""

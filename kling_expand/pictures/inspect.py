@@ -6,6 +6,7 @@ check      what is measured                                          unit
 aspect     how much a side differs from what the ratios give         pixels of the picture
 original   the difference of photo and picture, aligned              levels (0 to 255)
 place      how far the original lies from where the ratios put it    pixels of the picture
+size       how much larger or smaller the original is than it should    share
 sharpness  detail of the original in the picture                     multiple of the photo's
 colors     the mean difference of the channel that differs most      levels
 black      black pixels of the new area, less those of the photo     share of a side
@@ -84,7 +85,7 @@ def inspect(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Repo
     scene = prepare(photo, picture, ratios)
     checks = [_aspect(scene), _original(scene)]
     if scene.registration.matches:
-        checks += [_place(scene), *_overlap(scene), *_new_area(scene)]
+        checks += [*_place(scene), *_overlap(scene), *_new_area(scene)]
     return Report(tuple(checks))
 
 
@@ -116,9 +117,10 @@ def _original(scene: Scene) -> Check:
     return Check("original", found.difference, 255.0, not found.matches, message)
 
 
-def _place(scene: Scene) -> Check:
-    offset = scene.registration.offset
-    return _above("place", offset, 3.0, f"the original lies {offset:.0f} pixels beside its place")
+def _place(scene: Scene) -> Iterator[Check]:
+    offset, stretch = scene.registration.offset, scene.registration.stretch
+    yield _above("place", offset, 4.0, f"the original lies {offset:.0f} pixels beside its place")
+    yield _above("size", stretch, 0.02, f"the size of the original is wrong by {stretch:.0%}")
 
 
 def _overlap(scene: Scene) -> Iterator[Check]:

@@ -54,9 +54,15 @@ class Registration:
 
     @property
     def offset(self) -> float:
-        """The distance in pixels between the box and the expected one, at the corner where it is greatest."""
-        left, top, right, bottom = (abs(a - b) for a, b in zip(self.box, self.expected, strict=True))
-        return math.hypot(max(left, right), max(top, bottom))
+        """The distance in pixels between the middles of the box and of the expected one."""
+        left, top, right, bottom = (a - b for a, b in zip(self.box, self.expected, strict=True))
+        return math.hypot((left + right) / 2, (top + bottom) / 2)
+
+    @property
+    def stretch(self) -> float:
+        """How much the size of the box differs from the expected one, as a share, on the worse axis."""
+        pairs = zip(_extent(self.box), _extent(self.expected), strict=True)
+        return max(abs(found / expected - 1) for found, expected in pairs)
 
     @property
     def matches(self) -> bool:

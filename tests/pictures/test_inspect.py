@@ -40,7 +40,7 @@ def failed(report: Report) -> set[str]:
 
 
 @pytest.mark.parametrize("ratios", SIDES)
-@pytest.mark.parametrize("misregister", [(0, 0, 1), (1.1, -0.7, 1.002)])
+@pytest.mark.parametrize("misregister", [(0, 0, 1), (1.1, -0.7, 1.002), (-2, 2, 0.995)])
 def test_a_good_picture_passes(ratios: Ratios, misregister: tuple[float, float, float]) -> None:
     """A picture that continues its photo passes every check, also where the service shifted it a little."""
     good = case(ratios)

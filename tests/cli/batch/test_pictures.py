@@ -44,3 +44,17 @@ def test_a_suspicious_picture_is_named(tmp_path: Path, monkeypatch: Any) -> None
     assert done.exit_code == 0, done.output
     assert "suspicious: hills-0.png: the new area at the side 'right' is flat" in done.stderr
     assert "1 row with a suspicious picture" in done.stderr
+
+
+def test_a_saved_task_gets_its_full_size_later(tmp_path: Path, monkeypatch: Any) -> None:
+    """`wait --full-size` finds the photo of a task in the journal beside the results."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hills.jpg").write_bytes(stored(PHOTO, "JPEG"))
+    with shell(**FAST) as kling:
+        first = json.loads(kling("expand", "hills.jpg", "--right", "0.5", "--json").stdout.splitlines()[0])
+        assert first["full_size_files"] == []
+        done = kling("wait", first["task_id"], "--full-size", "--json")
+        assert done.exit_code == 0, done.output
+        later = json.loads(done.stdout.splitlines()[0])
+        assert later["full_size_files"] == ["out/hills-0-full.jpg"]
+        assert later["files"] == first["files"]

@@ -378,6 +378,24 @@ class JobStoreContract:
         assert made[0].attempt == 2
         assert (await store.counts())[JobState.INTENT] == 1
 
+    async def test_a_create_that_made_no_task_leaves_nothing_to_look_up(self, store: JobStore) -> None:
+        """The job can be sent again at once. A report of a task that is known comes too late."""
+        name = (await intend(store)).external_task_id
+        await store.mark_sending(name)
+        await store.mark_unsent(name)
+        job = await store.get(name)
+        assert job is None or (job.state, job.may_exist) == (JobState.INTENT, False)
+        assert (await intend(store)).external_task_id == name
+        await store.mark_sending(name)
+        await store.mark_uncertain(name, "no answer")
+        await store.mark_unsent(name)
+        assert not (await intend(store)).may_exist
+        await store.observe(name, RUNNING)
+        await store.mark_unsent(name)
+        job = await store.get(name)
+        assert job is not None
+        assert job.state is JobState.SUBMITTED
+
     async def test_a_rejected_job_keeps_its_id(self, store: JobStore) -> None:
         """A rejected job has no task, so a retry has the same id and is no new attempt."""
         job = await intend(store)

@@ -98,7 +98,6 @@ class Worker:
         Raises:
             JournalError: when the database stays unreachable, or its tables are of another version.
         """
-        await self._fleet.check()
         working = asyncio.create_task(self._work())
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -117,6 +116,7 @@ class Worker:
 
     async def _work(self) -> None:
         """Work in one session after the other."""
+        await self._fleet.check()
         alone = False
         while not self._stop.is_set():
             try:

@@ -220,18 +220,3 @@ async def test_newer_tables_are_refused(pool: ConnectionPool) -> None:
     for call in (check_tables, create_tables):
         with pytest.raises(JournalError, match=r"must be of version \d+, got 99; use the version"):
             await call(pool)
-
-
-async def test_a_job_that_was_never_sent_takes_no_slot(store: PostgresStore) -> None:
-    """After a refused create the record says that nothing has to be looked up before the next one."""
-    name = (await intend(store)).external_task_id
-    await store.mark_sending(name)
-    await store.mark_unsent(name)
-    job = await store.get(name)
-    assert job is not None
-    assert (job.state, job.may_exist) == (JobState.INTENT, False)
-    await store.observe(name, RUNNING)
-    await store.mark_unsent(name)  # late: the task is known
-    job = await store.get(name)
-    assert job is not None
-    assert job.state is JobState.SUBMITTED

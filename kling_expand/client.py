@@ -95,7 +95,8 @@ class KlingClient:
         journal: a file, or a `JobStore`, in which each job is recorded before it is sent, so that it goes on
             after a crash. With one, the same photo with the same parameters is the same job in every run,
             also without a `key`: its task is not paid again, and its result is returned. ``fresh=True``
-            makes a new one. The file belongs to one service and account; another is refused.
+            makes a new one. Where the job, or a given ``external_task_id``, has another task, `DuplicateTask`
+            names that task. The file belongs to one service and account; another is refused.
         schedule: says when tasks are polled. What an `AdaptiveSchedule` learns is kept for later processes,
             in the journal and in `Settings.cache_dir`.
         slots: may be shared with other clients of the account in the same event loop.

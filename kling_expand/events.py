@@ -36,6 +36,7 @@ _calls, _jobs = logging.getLogger("kling_expand.calls"), logging.getLogger("klin
 
 LOG_INTERVAL = 1.0  # seconds between two lines about one kind of event
 MAX_HELD = 200  # events that one line names
+BILLED_TASKS = 10_000  # that are remembered, so that each is counted once
 WINDOW = 1024  # number of the newest values from which quantiles are computed
 
 
@@ -104,7 +105,7 @@ class Quantiles(NamedTuple):
     highest: float | None = None
 
 
-@frozen(kw_only=True, eq=False)
+@frozen(kw_only=True)
 class Stats(Serializable):
     """The statistics of a client since it was made.
 
@@ -141,6 +142,7 @@ class StatsCollector:
         self._counts: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._billed: Decimal | int = 0
+        self._billed_tasks: dict[str, None] = {}  # the newest ones
         self._durations: deque[float] = deque(maxlen=WINDOW)
         self._latencies: deque[float] = deque(maxlen=WINDOW)
 
@@ -186,11 +188,20 @@ class StatsCollector:
     def _ended(self, task: Task, event: Event) -> None:
         if task.status is Status.SUCCEED:
             self._counts[Status.SUCCEED] += 1
-            self._billed += task.units or 0
+            self._bill(task)
         if event.seconds is not None:
             self._durations.append(event.seconds)
         if event.latency is not None:
             self._latencies.append(event.latency)
+
+    def _bill(self, task: Task) -> None:
+        """Add what a task has cost, once, although a job or `attach` may see its end again."""
+        if task.task_id in self._billed_tasks:
+            return
+        self._billed += task.units or 0
+        self._billed_tasks[task.task_id] = None
+        if len(self._billed_tasks) > BILLED_TASKS:
+            del self._billed_tasks[next(iter(self._billed_tasks))]
 
 
 def _quantiles(values: deque[float]) -> Quantiles:
@@ -296,4 +307,5 @@ def _end_text(event: Event) -> str:
     took = f" after {event.seconds:.1f} s" if event.seconds is not None else ""
     if task.status is not Status.SUCCEED:
         return f"{_name(event)} failed{took}: {printable(task.task_status_msg or 'no reason')}"
-    return f"{_name(event)} succeeded{took}: {len(task.images)} pictures, {task.units or 0} units"
+    pictures = "1 picture" if len(task.images) == 1 else f"{len(task.images)} pictures"
+    return f"{_name(event)} succeeded{took}: {pictures}, {task.units or 0} units"

@@ -445,7 +445,7 @@ class ResultUrls:
                 try:
                     self._fresh = await self._refresh(self.task.task_id)
                 except (TaskNotFound, NotFound) as error:
-                    raise ResultExpired("the service no longer knows the task") from error
+                    raise ResultExpired(f"the service no longer knows the task; {AGAIN}") from error
         return file.url(self._fresh)
 
 

@@ -476,7 +476,7 @@ class TaskRecord:
         context: contextvars.Context | None = None,
     ) -> None:
         """Call *callback* with *future* in *context* soon after the end."""
-        context = context or contextvars.copy_context()
+        context = contextvars.copy_context() if context is None else context  # an empty one is false
         if self.done():
             asyncio.get_running_loop().call_soon(callback, future, context=context)
         else:
@@ -730,7 +730,7 @@ class TaskFuture:
         return self.record.done()
 
     def cancel(self) -> bool:
-        """Cancel the job if nothing was sent for it yet, and return whether it is cancelled.
+        """End the job if nothing was sent for it yet, and return whether it is cancelled.
 
         A job that is taken back costs nothing, and its future ends with `NotSubmitted`. There is no remote
         cancel, so a task that exists goes on. Other submissions of the same job go on, too.

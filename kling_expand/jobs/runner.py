@@ -31,6 +31,7 @@ from kling_expand.errors import (
     ImageError,
     InvalidRequest,
     IPNotAllowed,
+    JournalError,
     KlingError,
     NotFound,
     NotSubmitted,
@@ -46,7 +47,7 @@ from kling_expand.store.base import JobIdentity, JobRecord, JobState, JobStore, 
 from .future import TaskRecord
 from .poller import Poller
 from .scheduler import Flow, Slots
-from .submission import Attempt, AttemptState, Create, Submitter
+from .submission import Attempt, AttemptState, Create, Submitter, duplicate, other_task
 
 GRACE = 10.0  # seconds a create under way is given to end when the client closes
 _RECOVERY = JobIdentity("", "")  # no job has an empty digest
@@ -124,8 +125,11 @@ class Job:
         return self.attempt.state.may_cost or self.record.task is not None
 
     def cancel(self) -> bool:
-        """Cancel the job if it was not sent, and return whether it is cancelled."""
-        return self.task is not None and not self.sent and self.task.cancel()
+        """End the job at once if it was not sent, and return whether it is cancelled."""
+        if self.task is None or self.sent or not self.task.cancel():
+            return False
+        self.record.fail(_taken_back(self))
+        return True
 
 
 class JobRunner:
@@ -331,9 +335,9 @@ class JobRunner:
         after = 0
         while True:
             async with asyncio.timeout_at(job.deadline_at):
-                known = await self._store.record_intent(identity, prepared, after=after)
+                known = await self._record_intent(identity, prepared, after)
             after = known.attempt
-            if job.fresh and known.state in _SUCCEEDED:
+            if (job.fresh and known.state in _SUCCEEDED) or _is_replaced(known, prepared.request):
                 continue
             job.record.rename(known.external_task_id)
             CALLER.set(Caller(job.record.number, known.external_task_id))
@@ -342,6 +346,18 @@ class JobRunner:
                 return
             if await self._attempt(job, known, prepared):
                 return
+
+    async def _record_intent(self, identity: JobIdentity, prepared: PreparedRequest, after: int) -> JobRecord:
+        """Record an attempt. Raise `DuplicateTask` if the request gives the id of another task."""
+        try:
+            return await self._store.record_intent(identity, prepared, after=after)
+        except JournalError as error:
+            given = prepared.request.external_task_id
+            other = await self._store.get(given) if given else None
+            mine = other and JobIdentity(other.key, other.params_hash) == identity
+            if other is None or (mine and other.attempt > after and other.state is not JobState.FAILED):
+                raise  # the store has failed
+            raise duplicate(other.external_task_id, other.task_id) from error
 
     async def _attempt(self, job: Job, known: JobRecord, prepared: PreparedRequest) -> bool:
         """Follow the task of an attempt, created if there is none; return False if the attempt has failed."""
@@ -503,6 +519,26 @@ class JobRunner:
             await writing
         except Exception as error:  # noqa: BLE001 - a store may be a user's own
             logger.warning("the state of a job could not be written down: %s", error)
+
+
+def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:
+    """Return whether the request gives another id than a job that was never sent.
+
+    Raises:
+        DuplicateTask: that job has a task, or may have one.
+    """
+    given = request.external_task_id
+    if given is None or given == known.external_task_id:
+        return False
+    if known.task_id is None and not known.may_exist:
+        return True
+    task = f"task {known.task_id}" if known.task_id else "a task that may exist"
+    raise other_task(
+        f"external_task_id must be {known.external_task_id}, with which the journal knows this job ({task}), "
+        f"got {given}; omit it to continue that job, or give another key, or fresh=True",
+        given,
+        known.task_id,
+    )
 
 
 def _late(job: Job, error: Exception) -> KlingError:

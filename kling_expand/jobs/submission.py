@@ -334,7 +334,7 @@ class Submitter:
         other = await self._find(create.attempt, create.deadline_at, sent=False)
         if other is not None:
             create.attempt.move(AttemptState.REFUSED)
-            raise _duplicate(create.attempt, other)
+            raise duplicate(create.attempt.external_task_id, other.task_id)
 
     async def _adopt(self, create: Create, error: DuplicateTask, tries: int) -> Task:
         """Return the task that the service says exists, if it is this job's.
@@ -346,7 +346,7 @@ class Submitter:
         if attempt.given and not ours:
             attempt.move(AttemptState.REFUSED)
             other = await self._find(attempt, create.deadline_at, sent=False)
-            raise _duplicate(attempt, other) from error
+            raise duplicate(attempt.external_task_id, other.task_id if other else None) from error
         self._session.report_retry(EventKind.CREATE, error, tries)
         retry = self._session.retry()
         while True:
@@ -407,14 +407,19 @@ def _may_have_arrived(error: Exception) -> bool:
     return isinstance(error, ServerError | ProtocolError) or not isinstance(error, KlingError)
 
 
-def _duplicate(attempt: Attempt, other: Task | None) -> DuplicateTask:
-    error = DuplicateTask(  # with the values of the service's own refusal
-        f"external_task_id must be unique in the account, got {attempt.external_task_id}, with which "
-        f"{f'task {other.task_id}' if other else 'another task'} already exists; "
+def duplicate(external_task_id: str, task_id: str | None) -> DuplicateTask:
+    """Return the error of a given id with which another task exists, as far as that task is known."""
+    return other_task(
+        f"external_task_id must be unique in the account, got {external_task_id}, with which "
+        f"{f'task {task_id}' if task_id else 'another task'} already exists; "
         "give another one, or attach to that task",
-        code=1201,
-        status=400,
+        external_task_id,
+        task_id,
     )
-    error.task_id = other.task_id if other else None
-    error.external_task_id = attempt.external_task_id
+
+
+def other_task(message: str, external_task_id: str, task_id: str | None) -> DuplicateTask:
+    """Return a `DuplicateTask` with the values of the service's own refusal."""
+    error = DuplicateTask(message, code=1201, status=400)
+    error.task_id, error.external_task_id = task_id, external_task_id
     return error

@@ -546,6 +546,7 @@ async def test_a_failed_lookup_is_raised(tmp_path: Path, answer: Any, kind: type
         with pytest.raises(kind) as caught:
             await downloads.save(task(server.on("/a", answers(b"", 403))), tmp_path)
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
+    assert ("fresh=True" in str(caught.value)) == (kind is ResultExpired)
     assert files(tmp_path) == {}
 
 

@@ -720,8 +720,11 @@ async def test_a_callback_runs_in_the_context_of_its_caller() -> None:
     future.record.deliver(SUCCEED)
     late.record.deliver(SUCCEED)
     late.add_done_callback(lambda _: seen.append(request.get()), context=other)
+    with_token = request.set("request 3")
+    late.add_done_callback(lambda _: seen.append(request.get()), context=contextvars.Context())
+    request.reset(with_token)
     await asyncio.sleep(0)
-    assert seen == ["request 1", "request 2", "request 2"]
+    assert seen == ["request 1", "request 2", "request 2", "poll loop"]  # the last context is empty
 
 
 # ------------------------------------------------------------------ a job that waits for slots

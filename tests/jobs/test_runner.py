@@ -24,6 +24,7 @@ from kling_expand.errors import (
     BudgetExceeded,
     ClientClosed,
     DeadlineExceeded,
+    DuplicateTask,
     ImageError,
     InvalidRequest,
     JournalError,
@@ -347,6 +348,79 @@ async def test_an_id_of_yours_is_taken_once() -> None:
         assert first.task.external_task_id == "my-7"
         assert kling.stats.units_due == 8
         assert len(emulator.account.tasks) == 1
+
+
+@virtual_time
+async def test_a_journal_neither_replaces_nor_adopts_a_given_id(tmp_path: Path) -> None:
+    """Where the job, or the id, has another task, `DuplicateTask` names it, and nothing more is paid."""
+    async with emulated() as (emulator, _), another(emulator, journal=tmp_path / "run.db") as kling:
+        first = await kling.expand(PHOTO, WIDER, external_task_id="mine")
+        assert await kling.expand(PHOTO, WIDER, external_task_id="mine") == first
+        assert (await kling.expand(PHOTO, WIDER)).task == first.task
+        same_id = kling.submit(PHOTO, ToAspect("1:1"), external_task_id="mine")
+        other_id = kling.submit(PHOTO, WIDER, external_task_id="another")
+        same_again = kling.submit(PHOTO, WIDER, external_task_id="mine", fresh=True)
+        for future in (same_id, other_id, same_again):
+            error = await error_of(future)
+            assert isinstance(error, DuplicateTask)
+            assert error.task_id == first.task_id
+        assert len(emulator.account.tasks) == 1
+        fresh = await kling.expand(PHOTO, WIDER, external_task_id="another", fresh=True)
+        assert (fresh.external_task_id, len(emulator.account.tasks)) == ("another", 2)
+
+
+@virtual_time
+async def test_a_job_that_was_never_sent_takes_a_new_id(tmp_path: Path) -> None:
+    """No task has the old id, so the job is sent under the one that is given now."""
+    async with emulated() as (emulator, _), another(emulator, journal=tmp_path / "run.db") as kling:
+        emulator.faults.script("create", Fault("error", code=1301))
+        assert isinstance(await error_of(kling.submit(PHOTO, WIDER)), PolicyRefusal)
+        result = await kling.expand(PHOTO, WIDER, external_task_id="mine")
+        assert (result.external_task_id, len(emulator.account.tasks)) == ("mine", 1)
+
+
+@virtual_time
+async def test_a_failure_of_the_store_is_no_other_task(tmp_path: Path) -> None:
+    """A store that fails while it records a job with a given id raises its own error."""
+
+    class Failing(SQLiteStore):
+        async def _claim(self, *args: Any) -> Any:
+            await super()._claim(*args)
+            raise JournalError("the disk is full")
+
+    async with (
+        emulated() as (emulator, _),
+        Failing(tmp_path / "run.db", clock=loop_clock) as store,
+        another(emulator, journal=store) as kling,
+    ):
+        error = await error_of(kling.submit(PHOTO, WIDER, external_task_id="mine"))
+    assert type(error) is JournalError
+
+
+@virtual_time
+async def test_a_task_seen_twice_is_billed_once() -> None:
+    """Units are counted by task, also when it is attached, or its job submitted again, after its end."""
+    async with emulated() as (emulator, kling):
+        result = await kling.expand(PHOTO, WIDER, key="cat")
+        await kling.attach(result.task_id)
+        await kling.expand(PHOTO, WIDER, key="cat")
+        assert kling.stats.units_billed == emulator.account.units_billed == 8
+
+
+@virtual_time
+async def test_a_cancelled_job_is_cancelled_at_once() -> None:
+    """As with `asyncio.Future`, the end is known when `cancel` returns; slots and units are free after it."""
+    async with emulated(client={"max_in_flight": 1, "budget": 16}) as (emulator, kling):
+        running, waiting = kling.submit(PHOTO, WIDER), kling.submit(PHOTO, WIDER)
+        await running.accepted()
+        called: list[TaskFuture] = []
+        waiting.add_done_callback(called.append)
+        assert (waiting.cancel(), waiting.cancelled(), waiting.done()) == (True, True, True)
+        assert isinstance(waiting.exception(), NotSubmitted)
+        await asyncio.sleep(0)
+        assert called == [waiting]
+        await kling.expand(PHOTO, WIDER)
+        assert (kling.stats.refused, kling.stats.units_due, len(emulator.account.tasks)) == (1, 16, 2)
 
 
 # ------------------------------------------------------------------ resumed

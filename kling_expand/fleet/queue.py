@@ -207,6 +207,7 @@ class Fleet:
         self.database: ConnectionPool = ConnectionPool(dsn)
         self.clock: Callable[[], float] = clock
         self.store: PostgresStore = PostgresStore(self.database, run=run, owner=None, clock=clock)
+        self._open_queues = [self.queue, self.queue + FOLLOW, self.queue + ALONE]
         self._checked = False
         if webhook_secrets is None:
             secret = webhook_secret()
@@ -314,15 +315,17 @@ class Fleet:
             JournalError: when the database is unreachable or has no tables.
         """
         await self.check()
-        place = 0
+        place, is_open = 0, True
         while True:
-            queued, running = await self._counts()  # before the read, else the last could be missed
             page = await self.store.outcomes(place)
             for place, outcome in page:  # noqa: B007 - where the next page begins
                 yield outcome
-            if not page:
-                if not queued and not running:
-                    return
+            if page:
+                continue
+            if not is_open:
+                return
+            ((is_open,),) = await self.database.fetch(_IS_OPEN, self._open_queues)
+            if is_open:  # else the last outcomes may have come since the read
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def cancel(self, *keys: str) -> int:
@@ -411,14 +414,16 @@ class Fleet:
 
         Those that succeeded, with pictures that are still to be saved, are not among them.
         """
-        open_queues = [self.queue, self.queue + FOLLOW, self.queue + ALONE]
-        ((queued, running),) = await self.database.fetch(_COUNTS, open_queues)
+        ((queued, running),) = await self.database.fetch(_COUNTS, self._open_queues)
         return queued, running
 
 
 _COUNTS = """
 SELECT count(*) FILTER (WHERE status = 'todo'), count(*) FILTER (WHERE status = 'doing')
 FROM procrastinate_jobs WHERE queue_name = ANY(%s) AND status IN ('todo', 'doing')
+"""
+_IS_OPEN = """
+SELECT EXISTS (SELECT FROM procrastinate_jobs WHERE queue_name = ANY(%s) AND status IN ('todo', 'doing'))
 """
 _INSERT = """
 WITH inserted AS (

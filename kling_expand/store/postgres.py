@@ -107,7 +107,9 @@ CREATE OR REPLACE FUNCTION kling_read_outcomes(of_run text, after bigint, page i
 RETURNS SETOF kling_outcomes LANGUAGE plpgsql
 SET enable_sort TO off SET enable_bitmapscan TO off AS $$
 BEGIN  -- along the index, which the planner would not choose before the first ANALYZE
-    IF EXISTS (SELECT FROM kling_outcomes WHERE run = of_run AND number IS NULL) THEN
+    IF page > (SELECT count(*) FROM (
+            SELECT FROM kling_outcomes WHERE run = of_run AND number > after LIMIT page) AS numbered)
+        AND EXISTS (SELECT FROM kling_outcomes WHERE run = of_run AND number IS NULL) THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('kling_outcomes ' || of_run, 0));
         UPDATE kling_outcomes SET number = nextval('kling_outcome_numbers')
         WHERE run = of_run AND number IS NULL;

@@ -83,6 +83,7 @@ def display_p3() -> bytes:
     }
     for name, colorant in P3_COLORANTS:
         struct.pack_into(">3i", profile, tags[name] + 8, *(round(value * 65536) for value in colorant))
+    profile[24:36] = bytes(12)  # the time at which it was made
     return bytes(profile)
 
 

@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 COARSE_SIDE = 96  # pixels of the longer side of the picture in the search
-FINE_PIXELS = 300_000  # of the overlap in the last steps: more would cost time and add no precision
+FINE_PIXELS = 120_000  # of the overlap in the last steps: more would cost time and add no precision
 MARGIN = 0.06  # of the longer side by which the picture is continued, so that a shifted box stays inside
 BETTER = 0.1  # by which the correlation elsewhere must exceed that at the expected place
 STEPS = 5  # Gauss-Newton steps for each size, at most

@@ -247,7 +247,7 @@ async def _unsaved(
 ) -> JobOutcome:
     """Record that the pictures of a succeeded job are not on disk, and why; try again if that may help."""
     final = isinstance(error, ResultExpired | WorkersDied)
-    delay = min(5.0 * 2**history.attempts, MAX_SAVE_DELAY)
+    delay = min(5.0 * float(1 << min(history.attempts, 10)), MAX_SAVE_DELAY)
     if not final and not history.saving and history.attempts + 1 < SAVE_ATTEMPTS:
         raise RetryLater(delay) from error
     if not context.unsaved:

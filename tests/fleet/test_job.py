@@ -35,6 +35,7 @@ ERRORS = [
     (errors.JournalError("known", task_id="t"), 99, 0.0),
     (errors.JournalError("away"), 0, 5.0),
     (errors.SubmissionUnknown(), 1, 10.0),
+    (errors.SubmissionUnknown(), 5000, 10.0),
     (errors.TransportError(), 2, 20.0),
     (errors.TransportError("never reached", sent=False, retryable=False), 0, 5.0),
     (errors.RateLimited(), 20, 600.0),

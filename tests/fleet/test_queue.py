@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.fleet_workers import outcomes, requests, working
+from support.fleet_workers import created, outcomes, requests, working
 
 from kling_expand import ExpandRequest, Ratios, errors
 from kling_expand.emulator import Emulator
@@ -61,6 +61,24 @@ async def test_a_waiting_job_can_be_cancelled(
     assert found == dict.fromkeys(("k0", "k2", "k4"), "succeeded") | cancelled
     assert await fleet.cancel("k0") == 0
     assert len(emulator.account.tasks) == 3
+
+
+async def test_what_was_sent_is_not_cancelled(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Jobs with a task stay, the log says so, and they end as if nothing had been asked."""
+    emulator.work_seconds = 1000.0
+    await fleet.submit_many(requests(photo, 3))
+    async with working(dsn, emulator, max_in_flight=2):
+        await created(emulator, 2)
+    assert await fleet.cancel() == 1
+    assert "2 jobs are not cancelled" in caplog.text
+    assert await fleet.cancel() == 0  # a repeated call changes nothing
+    emulator.advance(2000)
+    async with working(dsn, emulator, max_in_flight=2):
+        found = {outcome.key: outcome.status for outcome in await outcomes(fleet)}
+    assert found == {"k0": "succeeded", "k1": "succeeded", "k2": "cancelled"}
+    assert len(emulator.account.tasks) == 2
 
 
 async def test_a_callback_that_is_no_callback_is_refused(fleet: Fleet) -> None:

@@ -603,7 +603,8 @@ def log_running(running: Sequence[TaskFuture]) -> None:
     """Log the tasks that go on at the service after their client was closed."""
     if running:
         ids = ", ".join(future.any_id for future in running[:LOGGED_IDS])
-        logger.warning("the client was closed while %d tasks go on at the service: %s", len(running), ids)
+        tasks = "1 task goes on" if len(running) == 1 else f"{len(running)} tasks go on"
+        logger.warning("the client was closed while %s at the service: %s", tasks, ids)
 
 
 def _request(

@@ -660,8 +660,9 @@ async def test_extra_fields_are_sent_and_kept_by_the_journal(tmp_path: Path) -> 
                 PHOTO, WIDER, extra={"negative_prompt": "rain", "style": {"b": 1, "a": [None]}}
             )
             await kling.create(PHOTO, WIDER)
-        assert [bool(body.get("negative_prompt")) for body in bodies if body] == [True, False]
-        assert bodies[0]["style"] == {"a": [None], "b": 1}
+        creates = [body for body in bodies if body]
+        assert [bool(body.get("negative_prompt")) for body in creates] == [True, False]
+        assert creates[0]["style"] == {"a": [None], "b": 1}
         from kling_expand.store.sqlite import SQLiteStore
 
         async with SQLiteStore(tmp_path / "run.db", clock=loop_clock) as journal:

@@ -99,7 +99,7 @@ _LEFT_OUT = {
     ),
     LeftOut.OTHER: ("other file", "other files", ""),
     LeftOut.HIDDEN: ("hidden file or folder", "hidden files and folders", ""),
-    LeftOut.EXCLUDED: ("photo excluded", "photos excluded", ""),
+    LeftOut.EXCLUDED: ("excluded photo", "excluded photos", ""),
     LeftOut.SUBFOLDERS: ("sub-folder", "sub-folders", "--no-recursive"),
     LeftOut.CLOSED: ("folder that cannot be read", "folders that cannot be read", ""),
 }

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-from pathlib import Path
 
 import click
 
@@ -10,7 +9,14 @@ from kling_expand.cli.batch.manifest import stem
 from kling_expand.cli.batch.plan import Plan, open_journal, read_usage
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, run_batch
-from kling_expand.cli.options import Connection, DeadlineOption, LimitOptions, OutputOptions, options
+from kling_expand.cli.options import (
+    Connection,
+    DeadlineOption,
+    LimitOptions,
+    OutputOptions,
+    find_journal,
+    options,
+)
 from kling_expand.cli.terminal import NothingDone, leave
 from kling_expand.client import KlingClient
 from kling_expand.store.base import UNFINISHED
@@ -29,7 +35,7 @@ def resume(
     limit: DeadlineOption,
     connection: Connection,
 ) -> None:
-    """Wait for every open job of JOURNAL and save its results.
+    """Wait for every open job of JOURNAL, a file or its directory, and save its results.
 
     A job that was recorded and not sent is sent now, if its photo can still be
     read. Rows of a manifest that were never started are in no journal: run
@@ -37,8 +43,7 @@ def resume(
 
     Exit code 0 if every job has its pictures, 1 if not.
     """
-    if not Path(journal).is_file():
-        raise NothingDone(f"{journal}: no such journal")
+    journal = find_journal(journal)
     connection.require_credentials()
     plan = Plan(
         title=f"{journal} to {output.target}",

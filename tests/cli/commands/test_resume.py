@@ -25,15 +25,15 @@ def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) 
 
 
 def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
-    """A journal of a program is resumed under its own run, each task once, with distinct names."""
+    """A journal of a program is resumed under its own run, each task once, with distinct names; its directory says which."""
     same = tmp_path / "coffee.jpg"
     same.write_bytes(Path(CHELSEA).read_bytes())
     with shell(work_seconds=600) as kling:
-        begin(kling, tmp_path / "j", COFFEE, CHELSEA, str(same))
+        begin(kling, tmp_path / ".kling-expand.db", COFFEE, CHELSEA, str(same))
         kling.within(kling.emulator.advance, 700)
-        done = kling("resume", tmp_path / "j", "-o", tmp_path / "out")
+        done = kling("resume", tmp_path / ".kling-expand.db", "-o", tmp_path / "out")
         assert done.exit_code == 0, done.stderr
-        again = kling("resume", tmp_path / "j", "-o", tmp_path / "out", "--json")
+        again = kling("resume", tmp_path, "-o", tmp_path / "out", "--json")
         assert (len(kling.emulator.account.tasks), kling.emulator.account.units_billed) == (3, 24)
     assert "3 rows: 3 saved" in done.stderr
     paths = {Path(line).name for line in done.stdout.splitlines()}

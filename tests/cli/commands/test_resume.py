@@ -25,7 +25,7 @@ def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) 
 
 
 def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
-    """A journal of a program is resumed under its own run, each task once, with distinct names; its directory says which."""
+    """A journal, given by its file or directory, is resumed under its own run, each task once by its name."""
     same = tmp_path / "coffee.jpg"
     same.write_bytes(Path(CHELSEA).read_bytes())
     with shell(work_seconds=600) as kling:

@@ -148,7 +148,7 @@ def _problem(job: QueuedJob) -> str | None:
         return (
             f"the task must be {TASK!r}, got {job.task_name!r}; the job stays in the queue's table, as failed"
         )
-    if not isinstance(job.payload.get("key"), str):
+    if not isinstance(job.payload, dict) or not isinstance(job.payload.get("key"), str):
         return "the payload has no key; the job stays in the queue's table, as failed"
     return None
 

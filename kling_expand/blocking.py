@@ -161,6 +161,12 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
     It can be pickled. The copy in another process has the URLs but no client, so it cannot save or read.
     """
 
+    def __eq__(self, other: object) -> bool:
+        return self._inner == other._inner if isinstance(other, ExpandResult) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._inner)
+
     @from_coroutine(future.ExpandResult.save)
     def save(self, paths: tuple[Path, ...]) -> tuple[Path, ...]:
         return paths

@@ -216,8 +216,10 @@ def test_a_copy_says_the_same(value: Serializable, copied: Callable[[Any], Any])
 
 def test_equal_values_stay_equal() -> None:
     """Values with an equality keep it, and an image of a result equals that of its task."""
-    for value in (TASK, RESULT, RESULT.images[0]):
+    for value in (TASK, RESULT, RESULT.images[0], STATS, BLOCKING):
         assert pickled(value) == value
+    assert hash(pickled(BLOCKING)) == hash(BLOCKING)
+    assert (BLOCKING != RESULT, BLOCKING.task != BLOCKING) == (True, True)
     assert RESULT.images == TASK.images
     assert TASK.images[0] == RESULT.images[0]
     assert hash(TASK.images[0]) == hash(RESULT.images[0])

@@ -379,9 +379,9 @@ async def find_rows(plan: BulkPlan) -> Manifest:
     Raises:
         NothingDone: a word of the command line is neither a photo nor a manifest.
         MissingExtra: fitting needs Pillow.
-        InvalidRequest: the output is no directory and no template.
+        InvalidRequest: the output is no directory and no template, or of another format than the pictures.
     """
-    _sample_paths(0, plan.output.target, 1)
+    _check_target(plan.output.target)
     if plan.fit:
         require("images", "PIL")
     found = await asyncio.to_thread(read_manifest, plan.words, plan.selection)
@@ -511,6 +511,14 @@ def check_output(plan: BulkPlan, survey: Survey) -> None:
     if survey.rows > 1 and paths[0] & paths[1]:
         problem = "results of two photos would share a path"
         raise InvalidRequest("output", repr(plan.output.target), problem, "add {name} to --output")
+
+
+def _check_target(target: str) -> None:
+    """Raise `InvalidRequest` where no picture could be saved to *target*, before any is paid for."""
+    (path,) = _sample_paths(0, target, 1)
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".png":
+        limit = "must not have the suffix of another format, as the pictures are PNG"
+        raise InvalidRequest("output", repr(target), limit, "end it in {ext}")
 
 
 def _sample_paths(number: int, target: str, n: int) -> set[Path]:

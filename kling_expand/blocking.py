@@ -162,7 +162,7 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
     """
 
     def __eq__(self, other: object) -> bool:
-        return self._inner == other._inner if isinstance(other, ExpandResult) else NotImplemented
+        return isinstance(other, ExpandResult) and self._inner == other._inner
 
     def __hash__(self) -> int:
         return hash(self._inner)

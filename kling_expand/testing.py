@@ -29,16 +29,17 @@ from attrs import evolve
 
 from .api.photo import Photo
 from .client import KlingClient
-from .emulator import Emulator
 from .errors import JournalError, require
 from .geometry import Ratios
 from .jobs.poll_schedule import ExponentialSchedule
 from .models import ExpandRequest, Image, Task
 from .store.base import JobIdentity, JobRecord, JobState, JobStore, PreparedRequest
 
-require("testing", "pytest", "pytest_asyncio")
+require("testing", "pytest", "pytest_asyncio", "numpy", "PIL", "patchmatch")
 import pytest
 import pytest_asyncio
+
+from .emulator import Emulator
 
 P = ParamSpec("P")
 T = TypeVar("T")

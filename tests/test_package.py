@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -292,7 +292,7 @@ EXTRAS = {
     "starlette": ("starlette",),
     "django": ("django",),
     "otel": ("opentelemetry",),
-    "testing": ("pytest", "pytest_asyncio"),
+    "testing": ("pytest", "pytest_asyncio", "numpy", "PIL", "patchmatch"),
     "images": ("PIL", "numpy"),
 }
 # Imports each module where only the core's dependencies are installed, and prints the errors.
@@ -311,26 +311,37 @@ print(json.dumps(found))
 """
 
 
-def test_a_module_without_its_extra_names_it() -> None:
-    """Where only the core's dependencies are installed, a module can be imported or says what to install."""
-    absent = sorted({module for modules in EXTRAS.values() for module in modules})
-    names = [dotted(path) for path in FILES if path.name != "__main__.py"]
+def missing_extras(absent: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Return what the import of these modules says where *absent* packages are not installed."""
     process = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRAS],
-        input=json.dumps([absent, names]),
+        input=json.dumps([[*absent], [*names]]),
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
     )
     assert process.stderr == ""
-    found = json.loads(process.stdout)
+    found: dict[str, str] = json.loads(process.stdout)
+    return found
+
+
+def test_a_module_without_its_extra_names_it() -> None:
+    """Where only the core's dependencies are installed, a module can be imported or says what to install."""
+    absent = sorted({module for modules in EXTRAS.values() for module in modules})
+    found = missing_extras(absent, [dotted(path) for path in FILES if path.name != "__main__.py"])
     for name, message in found.items():
         parts = re.fullmatch(r"(\w+) is not installed: .*kling-expand\[(\w+)\]'", message)
         assert parts, (name, message)
         assert parts[1] in EXTRAS[parts[2]], (name, message)
     folders = {name.split(".")[1] for name in found}
     assert folders >= {"cli", "contrib", "emulator", "fleet", "store", "testing"}
+
+
+def test_the_pytest_fixtures_name_one_extra_for_all_they_need() -> None:
+    """With pytest and without the emulator's packages, `testing` is what is to be installed."""
+    found = missing_extras(EXTRAS["emulator"], ["kling_expand.testing"])
+    assert "kling-expand[testing]" in found["kling_expand.testing"]
 
 
 def test_the_front_door_brings_no_framework() -> None:

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Emulator", "Fault"]
 
-if _missing := [name for name in ("numpy", "PIL", "patchmatch") if find_spec(name) is None]:
+
+def _is_missing(name: str) -> bool:
+    try:
+        return find_spec(name) is None
+    except (ImportError, ValueError):  # its import is blocked
+        return True
+
+
+if _missing := [name for name in ("numpy", "PIL", "patchmatch") if _is_missing(name)]:
     from kling_expand.errors import MissingExtra  # the one name of the SDK, where no emulator can run
 
     raise MissingExtra(f"{_missing[0]} is not installed: pip install 'kling-expand[emulator]'")

@@ -256,12 +256,13 @@ class KlingClient:
         Raises:
             KlingError: whatever `submit` or its future raises.
         """
+        check(passes=passes)
         if passes == 1:
             future = self.submit(image, geometry, deadline=deadline, priority=priority, fresh=fresh, **fields)
             with _taken_back_if_cancelled(future):
                 return await future
         self._require_open()
-        check(passes=passes, deadline=deadline, priority=priority, fresh=fresh)
+        check(deadline=deadline, priority=priority, fresh=fresh)
         from .jobs.passes import expand_in_passes  # imported here, as few jobs need it
 
         until = self._until(deadline)
@@ -378,9 +379,11 @@ class KlingClient:
         A task that exists is followed without the photo, also where it has ended.
 
         Raises:
+            InvalidRequest: *known* is no record of a journal.
             ClientClosed: the client is not open.
         """
         self._require_open()
+        check(known=known, priority=priority)
         return self._resume(known, deadline_at(self._deadline), priority)
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:

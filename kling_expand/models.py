@@ -312,6 +312,7 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
             lambda value: isinstance(value, bool | str | os.PathLike),
         ),
     ),
+    "known": (Rule("must be a record of the journal", lambda value: hasattr(value, "params_hash")),),
     "max_failures": optional(WHOLE, AT_LEAST_1),
     "ordered": (FLAG,),
     "passes": between(1, MAX_PASSES),

@@ -29,6 +29,7 @@ from kling_expand import (
 from kling_expand.config import Settings, SettingsOptions
 from kling_expand.errors import ConfigurationError, InvalidRequest, KlingError, WebhookError
 from kling_expand.models import RequestFields
+from kling_expand.store.base import JobRecord
 from kling_expand.testing import emulated, run, virtual_time
 from kling_expand.webhooks import Webhooks
 
@@ -45,6 +46,8 @@ NO_NUMBER: list[Any] = [0, -1, float("nan"), float("inf"), "10", True, []]
 
 # Five wrong values or more for each argument of the verbs, by its name.
 WRONG: dict[str, list[Any]] = {
+    "known": [None, 5, "dog", object(), {"key": "dog"}],
+    "passes": [0, 5, -1, None, *NO_WHOLE],
     "image": [None, 5, 1.5, True, object(), ["dog.png"], {"image": "dog.png"}, Path],
     "geometry": [None, 5, 1.78, (16, 9), "", "wide", "16:0", Ratios, object(), {"left": 0.5}],
     "prompt": [*NO_TEXT, "x" * 2501],
@@ -116,6 +119,7 @@ VERBS: list[Callable[..., Any]] = [
     KlingClient.create,
     KlingClient.map,
     KlingClient.resume,
+    KlingClient.resume_job,
     KlingClient.attach,
     KlingClient.receive,
     KlingClient.get,
@@ -128,6 +132,7 @@ GOOD: dict[str, Any] = {
     "geometry": WIDER,
     "requests": [ExpandRequest(PHOTO, WIDER)],
     "any_id": "1",
+    "known": JobRecord("kx-1"),
     "headers": {},
     "body": b'{"task_id": "1", "task_status": "failed"}',
 }

@@ -106,7 +106,6 @@ for name in ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"):
 for name in dir(os):
     if name.startswith(("get", "set")) and name.endswith(("uid", "gid", "sid")) or name in {
         "fork", "register_at_fork", "killpg", "fchmod", "chown", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY",
-        "statvfs",
     }:
         delattr(os, name)
 for name in ("SIGKILL", "SIGHUP", "SIGSTOP", "SIGCONT", "SIGUSR1", "SIGALRM", "SIGQUIT", "SIGPIPE"):
@@ -118,7 +117,7 @@ def refuse(*_):
 asyncio.SelectorEventLoop.add_signal_handler = asyncio.SelectorEventLoop.remove_signal_handler = refuse
 
 def unlink(path, missing_ok=False, real=pathlib.Path.unlink):
-    if path.suffix == ".part":
+    if path.suffix == ".part" and path.exists() and os.stat(path).st_nlink == 1:
         raise PermissionError("Windows removes no open file")
     real(path, missing_ok)
 

@@ -10,7 +10,9 @@ async def test_an_incomplete_body_has_no_effect(caplog: pytest.LogCaptureFixture
     """A client that disconnects, or sends broken chunks, creates no task and logs no error."""
     async with calling() as call:
         host, port = call.emulator.url.removeprefix("http://").split(":")
-        head = f"POST {EDITING} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {call.emulator.api_key}\r\n"
+        head = (
+            f"POST {EDITING} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {call.emulator.api_key}\r\n"
+        )
         for rest in ("Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\nzz\r\n"):
             _, writer = await asyncio.open_connection(host, int(port))
             writer.write((head + rest).encode())

@@ -138,7 +138,7 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     photo = coffee(tmp_path / "mug.webp")
     with shell() as kling:
         done = kling("expand", photo, "--up", 0.5, "--fit", "-o", tmp_path / "out")
-        again = kling("expand", photo, "--up", 0.5, "--fit", "-o", tmp_path / "out", "--json")
+        again = kling("expand", photo, "--up", 0.5, "--fit", "-o", tmp_path / "out", "--json", "--fresh")
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'out' / 'mug-0.png'}\n")
     assert f"{photo}: WEBP converted to JPEG" in done.stderr
     assert "WEBP converted to JPEG" in again.stdout

@@ -70,6 +70,7 @@ class Job:
     files: tuple[Path, ...] = ()
     saved_as: str = ""  # the name under which its results were saved
     full_size_files: tuple[Path, ...] = ()
+    changes: tuple[str, ...] = ()  # of `--fit`
     suspicions: tuple[str, ...] = ()  # of `--check`
     error: KlingError | None = None
 
@@ -102,7 +103,7 @@ class Job:
             "status": task.task_status if task else None,
             "task_id": task.task_id if task else None,
             "external_task_id": future.external_task_id if future else None,
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self.changes],
             "files": [str(path) for path in self.files],
             "full_size_files": [str(path) for path in self.full_size_files],
             "suspicions": list(self.suspicions),
@@ -317,6 +318,9 @@ class ProgressDisplay:
         """Report a new snapshot of a job's task."""
         if not self._detailed:
             return
+        if job not in self._running and not self._output.as_json:
+            for change in job.changes:
+                self.note(f"{job.label}: {change}")
         _, started_at = self._running.get(job, ("", self._clock()))
         self._running[job] = task.task_status, started_at
         if self._screen is None and not self._output.as_json:

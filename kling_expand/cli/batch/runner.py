@@ -155,7 +155,7 @@ async def _submit_row(
     except KlingError as error:
         job.problem = error.message
         return job
-    job.notes += fitted.changes
+    job.changes = fitted.changes
     if fitted.known is not None:
         job.future = client.attach(fitted.known.external_task_id)
     else:

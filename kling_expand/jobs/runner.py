@@ -78,8 +78,8 @@ class Budget:
         if counted:
             self.spent_before -= request.units
         elif left is not None and request.units > left:
-            limit = f"it costs {request.units} units and the budget has {left} left"
-            raise BudgetExceeded("n", request.n, limit)
+            limit = f"must cost no more than the {left} units left of the budget"
+            raise BudgetExceeded("n", f"{request.n}, which costs {request.units} units", limit)
         self.units_due += request.units
         return request.units
 

@@ -282,7 +282,7 @@ class Runner:
                 await self._finish_saves()
                 await self._client.aclose()
                 raise
-            if self._unreached == self._progress.total and not self.advice:
+            if 0 < self._unreached == self._progress.total and not self.advice:
                 self.advice = _UNREACHED
                 self._display.failure(f"no job was answered: {_UNREACHED}; {_DOCTOR}")
         if problem is not None:

@@ -34,8 +34,10 @@ def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
         done = kling("resume", tmp_path / ".kling-expand.db", "-o", tmp_path / "out")
         assert done.exit_code == 0, done.stderr
         again = kling("resume", tmp_path, "-o", tmp_path / "out", "--json")
+        empty = kling("resume", tmp_path, "-o", tmp_path / "out")
         assert (len(kling.emulator.account.tasks), kling.emulator.account.units_billed) == (3, 24)
     assert "3 rows: 3 saved" in done.stderr
+    assert "check the network" not in empty.stderr
     paths = {Path(line).name for line in done.stdout.splitlines()}
     assert len(paths) == 3
     assert paths >= {"chelsea-0.png", "coffee-0.png"}

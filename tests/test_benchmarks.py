@@ -23,7 +23,7 @@ TINY = {
         {"kinds", "found", "false alarms"},
     ),
     "journal": (["--runs", "1", "--jobs", "200"], {"ms_per_job", "longest_block_ms"}),
-    "limits": (["--runs", "1", "--seconds", "130"], {"busy", "refused", "clients"}),
+    "limits": (["--runs", "1", "--seconds", "125", "--recoveries", "1"], {"busy", "refused", "clients"}),
     "memory": (
         ["--runs", "1", "--futures", "1000", "--jobs", "1000"],
         {"bytes_per_future", "map_growth_mb", "upload_growth_mb"},

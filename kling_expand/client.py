@@ -263,7 +263,7 @@ class KlingClient:
                 return await future
         self._require_open()
         check(deadline=deadline, priority=priority, fresh=fresh)
-        from .jobs.passes import expand_in_passes  # imported here, as few jobs need it
+        from .passes import expand_in_passes  # imported here, as few jobs need it
 
         until = self._until(deadline)
 

@@ -33,6 +33,7 @@ LAYERS = (
     {"pictures"},
     {"store", "downloads", "webhooks"},
     {"jobs"},
+    {"passes"},
     {"client"},
     {"_portal", "blocking", "contrib", "fleet", "testing"},
     {"cli", "__main__"},

@@ -130,7 +130,7 @@ def standard_streams() -> Iterator[None]:
     """Make stdout and stderr streams that can fail without a traceback.
 
     A closed pipe, a closed terminal or a full disk ends a command with its next result. On stderr there is
-    nobody to report a failure to, so it ends no command.
+    no one to report a failure to, so it ends no command.
     """
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -230,7 +230,7 @@ class ExpandResult(Serializable):
             raise _without_client(self.task_id)
         options = self._options(overwrite=overwrite, format=format, quality=None if full_size else quality)
         if full_size:
-            from .full_size import save_full_size  # imported here, as it needs Pillow
+            from kling_expand.downloads.full_size import save_full_size  # imported here, as it needs Pillow
 
             finish = partial(save_full_size, self, target, options, photo=full_size, quality=quality)
             options = evolve(options, finish=finish)
@@ -292,7 +292,7 @@ class ExpandResult(Serializable):
             KlingError: whatever `save` raises.
         """
         check(position=position, full_size=full_size, deadline=deadline)
-        from .full_size import image_of  # imported here, as it needs Pillow
+        from kling_expand.downloads.full_size import image_of  # imported here, as it needs Pillow
 
         try:
             async with asyncio.timeout_at(deadline_at(deadline)):

@@ -93,7 +93,7 @@ def _boot_id() -> str:
 def boot_time() -> tuple[str, float] | None:
     """Return an id of the system's last start and the seconds since then, or None if they are not known.
 
-    Nobody sets this clock, and it goes on while the system is suspended. Linux has it.
+    No program sets this clock, and it goes on while the system is suspended. Linux has it.
     """
     try:
         return _boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME)

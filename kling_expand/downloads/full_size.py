@@ -25,7 +25,7 @@ from kling_expand.models import Dialect, ImageSource, portable, resolve_geometry
 from kling_expand.pictures.full_size import CompositeJob, make, usual_format
 
 if TYPE_CHECKING:
-    from .future import ExpandResult
+    from kling_expand.jobs.future import ExpandResult
 
 AT_ONCE = 2  # composites of one call in progress: each holds the photo and its canvas in memory
 

@@ -6,12 +6,11 @@ from typing import Any
 
 from attrs import evolve
 
-from kling_expand.api.photo import load_photo
-from kling_expand.errors import InvalidRequest
-from kling_expand.geometry import Ratios, plan
-from kling_expand.models import ExpandRequest, source_name
-
-from .future import ExpandResult
+from .api.photo import load_photo
+from .errors import InvalidRequest
+from .geometry import Ratios, plan
+from .jobs.future import ExpandResult
+from .models import ExpandRequest, source_name
 
 Run = Callable[[ExpandRequest], Awaitable[ExpandResult]]
 

@@ -193,9 +193,11 @@ class TransportError(KlingError):
 
     `sent` is False only if it is certain that the service did not receive the whole request. `retryable`
     is False if the service has never been reached, because then the settings may be wrong.
+    `retried_until` is the moment of the loop's clock after which the call is not made again, or None.
     """
 
     retryable: bool = True
+    retried_until: float | None = None
 
     def __init__(self, message: str = "", *, sent: bool = True, retryable: bool = True) -> None:
         super().__init__(message)

@@ -118,7 +118,10 @@ class Retry:
 
     def after(self, error: KlingError) -> float | None:
         """Return the wait before the call that failed with *error* is made again, or None to give up."""
-        return self.wait(getattr(error, "retry_after", None)) if error.retryable else None
+        wait = self.wait(getattr(error, "retry_after", None)) if error.retryable else None
+        if wait is None or not isinstance(error, TransportError) or error.retried_until is None:
+            return wait
+        return min(wait, max(0.0, error.retried_until - asyncio.get_running_loop().time()))
 
     def wait(self, retry_after: float | None) -> float | None:
         """Return the wait after a failure that may pass, for which the service asked *retry_after* seconds.
@@ -472,9 +475,11 @@ class Session:
             raise body.error from None
         sent = body is None or body.sent
         if isinstance(error, UNREACHED):
-            raise TransportError(
-                self._unreached(error), sent=False, retryable=self._worth_another(error)
-            ) from without_secrets(error)
+            retryable = self._worth_another(error)
+            unreached = TransportError(self._unreached(error), sent=False, retryable=retryable)
+            if not self._answered and self._first_tried_at is not None:
+                unreached.retried_until = self._first_tried_at + self._settings.connect_timeout
+            raise unreached from without_secrets(error)
         what, late = str(error) or type(error).__name__, isinstance(error, TimeoutError)
         raise TransportError(
             f"no answer in time: {what}" if late else f"no answer: {what}", sent=sent

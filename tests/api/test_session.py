@@ -375,7 +375,7 @@ async def test_a_service_never_reached_is_given_up_soon() -> None:
         with pytest.raises(TransportError, match="cannot be reached") as caught:
             await session.read("/x", codec.decode_task)
         assert (caught.value.retryable, caught.value.sent) == (False, False)
-        assert 9 <= now() <= 25
+        assert 10 <= now() <= 10.5
 
 
 @virtual_time

@@ -29,6 +29,12 @@ PACKAGE = Path(kling_expand.__file__).parent
 FAST: dict[str, Any] = {"engine": "flat", "queue_seconds": 0.05, "work_seconds": 0.05}
 
 
+@pytest.fixture(autouse=True)
+def no_log_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the log handler that a command of an earlier test has set in this process."""
+    monkeypatch.setattr(logging.getLogger("kling_expand"), "handlers", [])
+
+
 @contextmanager
 def files_entered() -> Iterator[set[str]]:
     """Collect the files of the package, but for the emulator's, whose functions are called meanwhile.

@@ -92,8 +92,16 @@ class BulkPlan(Plan):
 
 
 def output_folder(target: str) -> str:
-    """Return the directory that all results of *target* lie in or below."""
-    pieces = list(string.Formatter().parse(target))
+    """Return the directory that all results of *target* lie in or below.
+
+    Raises:
+        InvalidRequest: *target* is no template.
+    """
+    try:
+        pieces = list(string.Formatter().parse(target))
+    except ValueError as error:
+        limit = f"must be a directory or a template ({error})"
+        raise InvalidRequest("output", repr(target), limit, "write a brace of a name twice") from None
     literal = pieces[0][0] if pieces else ""
     is_file = literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal)  # noqa: PTH112 - names stay as given
     whole = not is_file and all(name is None for _, name, _, _ in pieces)

@@ -91,6 +91,7 @@ def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
         ([COFFEE, "--up", "1", "-n", "10"], "between 1 and 9"),
         ([COFFEE, "--up", "1", "-o", "{nonsense}"], "{nonsense}"),
         ([COFFEE, CHELSEA, "--up", "1", "-o", "out.png"], "would share a path"),
+        ([COFFEE, "--up", "1", "-o", "out/{name"], "must be a directory or a template"),
         ([COFFEE, "--up", "1", "-o", "out.jpg"], "suffix of another format"),
         ([COFFEE, "--up", "1", "-o", "out/{name}-{index}.WebP"], "end it in {ext}"),
         (["https://example.com/a.jpg", "--aspect", "16:9"], "use --up"),

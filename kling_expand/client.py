@@ -442,7 +442,6 @@ class KlingClient:
             TaskNotFound: the service has no such task.
         """
         self._require_open()
-        check(any_id=any_id)
         return await self._session.read(codec.task_path(self.settings.dialect, any_id), codec.decode_task)
 
     async def list(self, page: int = 1, page_size: int = 30) -> tuple[Task, ...]:

@@ -20,16 +20,18 @@ from urllib.parse import quote
 
 from attrs import Attribute, asdict, define, evolve, fields, has
 
-from kling_expand.errors import APIError, InvalidRequest, ProtocolError, refusal
+from kling_expand.errors import APIError, ProtocolError, refusal
 from kling_expand.geometry import Expansion, Ratios, Towards
 from kling_expand.models import (
     MAX_IMAGES,
+    PAGE_SIZE,
     STATUS_WORDS,
     BalanceDeduction,
     Dialect,
     ExpandRequest,
     Image,
     Task,
+    check,
     request_fields,
 )
 
@@ -41,7 +43,11 @@ T = TypeVar("T")
 PATHS = {Dialect.EDITING: "/v1/images/editing/expand", Dialect.DIRECTION: "/v1/images/expand"}
 
 LONG_ANSWER = 256 << 10  # bytes, from which an answer is read in a thread
-MAX_VALUES = 200_000  # in one answer; a full list page of nine-picture tasks has about 25,000
+MAX_VALUES = 50_000  # in one answer; a full list page of nine-picture tasks has about 25,000
+
+MAX_ESCAPES = 1_000_000  # in one answer
+MAX_DIGITS = 4300  # of a number, as Python bounds those of an int
+MAX_MESSAGE = 1000  # characters of a refusal's message
 
 _logger = logging.getLogger(__name__)
 
@@ -94,11 +100,12 @@ def task_path(dialect: Dialect, any_id: str) -> str:
     """Return the path where one task is read, by `task_id` or `external_task_id`.
 
     Raises:
-        InvalidRequest: the path would lead to another resource.
+        InvalidRequest: *any_id* is not an id; the path would lead to another resource.
     """
-    if any_id in {"", ".", ".."} or not any_id.isprintable():
-        raise InvalidRequest("id", repr(any_id), "must be the id of one task")
-    return f"{PATHS[dialect]}/{quote(any_id, safe='')}"
+    if not (isinstance(any_id, str) and any_id.isdecimal() and any_id.isascii()):
+        check(any_id=any_id)
+        any_id = quote(any_id, safe="")
+    return f"{PATHS[dialect]}/{any_id}"
 
 
 def encode(request: ExpandRequest, expansion: Expansion, external_task_id: str) -> tuple[bytes, bytes]:
@@ -189,18 +196,29 @@ def parse_json(body: bytes) -> Any:
     A long one is read with a call of Python for each object, so that a thread lets others run meanwhile.
 
     Raises:
-        ValueError: it is not JSON, nested too deeply, or holds far more values than any answer does.
+        ValueError: it is not JSON in UTF-8, is nested too deeply, or holds far more than any answer does.
     """
-    if len(body) > LONG_ANSWER and body.count(b",") > MAX_VALUES:
-        raise ValueError(f"it holds more than {MAX_VALUES} values")
+    # A call of C holds all threads up, so what would make one long is refused first.
+    if body.count(b",") > MAX_VALUES or body.count(b"\\") > MAX_ESCAPES:
+        raise ValueError(f"it holds more than {MAX_VALUES} values or {MAX_ESCAPES} escapes")
+    hooks: dict[str, Any] = {}
+    if len(body) > LONG_ANSWER:
+        hooks = {"object_hook": _unchanged, "parse_float": _float}
     try:
-        return json.loads(body, object_hook=_unchanged if len(body) > LONG_ANSWER else None)
+        # Decoded here: `json` would call an error handler for each byte that is not UTF-8.
+        return json.loads(body.decode().removeprefix("\ufeff"), **hooks)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def _unchanged(found: dict[str, Any]) -> dict[str, Any]:
     return found
+
+
+def _float(text: str) -> float:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+    return float(text)
 
 
 def _one_task(data: Any) -> Task:
@@ -214,9 +232,10 @@ def _many_tasks(data: Any) -> tuple[Task, ...]:
 
 
 def _items(data: Any) -> Sequence[Any]:
+    """Return the tasks of a page, at most as many as the documents allow."""
     if data is not None and not isinstance(data, list):
         raise ValueError(f"data must be an array, got {type(data).__name__}")
-    return data or ()
+    return data[:PAGE_SIZE] if data else ()
 
 
 def _readable_tasks(items: Sequence[Any]) -> Iterator[Task]:
@@ -266,7 +285,7 @@ def _open(answer: Response) -> tuple[Any, str | None]:
     request_id = request_id if isinstance(request_id, str) else None
     if code == 0 and answer.status < 400 and "data" in envelope:
         return envelope["data"], request_id
-    message = str(envelope.get("message") or "the service gave no message") if code else None
+    message = str(envelope.get("message") or "the service gave no message")[:MAX_MESSAGE] if code else None
     raise _refused(answer, code or None, message, request_id)
 
 
@@ -329,18 +348,19 @@ def parse_task(data: Any) -> Task:
     Raises:
         ValueError: `task_id` or `task_status` is missing or unusable.
     """
+    if not isinstance(data, dict):  # generated code would search a text for the names of fields
+        raise ValueError(f"a task must be an object, got {type(data).__name__}")  # noqa: TRY004 - a bad value
     whole = None
-    if isinstance(data, dict):
-        if "task_id" not in data and "id" in data:
-            from . import outputs  # imported here, as the documented answers have the older form
+    if "task_id" not in data and "id" in data:
+        from . import outputs  # imported here, as the documented answers have the older form
 
-            whole, data = None if outputs.is_known(data) else data, outputs.older_form(data)
-        images = _images(data)
-        if len(images) > MAX_IMAGES:  # more than a create can ask for
-            images = images[:MAX_IMAGES]
-            data = data | {"task_result": {"images": images}}
-        if whole is None and not _is_known(data, images):
-            whole = data
+        whole, data = None if outputs.is_known(data) else data, outputs.older_form(data)
+    images = _images(data)
+    if len(images) > MAX_IMAGES:  # more than a create can ask for
+        images = images[:MAX_IMAGES]
+        data = data | {"task_result": {"images": images}}
+    if whole is None and not _is_known(data, images):
+        whole = data
     raw = _structure(data)
     if not raw.task_id.strip() or not raw.task_id.isprintable():
         raise ValueError(f"task_id must be printable text, got {raw.task_id!a:.80}")
@@ -360,15 +380,15 @@ def parse_task(data: Any) -> Task:
     )
 
 
-_INNER = [
-    (name, {each.name for each in fields(kind)})
+_INNER = {
+    name: {each.name for each in fields(kind)}
     for name, kind in (
         ("task_info", _Info),
         ("task_result", _Result),
         ("watermark_info", _Watermark),
         ("final_balance_deduction", BalanceDeduction),
     )
-]
+}
 _OUTER = {each.name for each in fields(_TaskData)}
 _OF_IMAGE = {each.name for each in fields(Image)}
 
@@ -377,9 +397,8 @@ def _is_known(data: dict[str, Any], images: list[Any]) -> bool:
     """Return whether every field of a task in the older form is read."""
     if not data.keys() <= _OUTER:
         return False
-    for name, known in _INNER:
-        inner = data.get(name)
-        if inner and type(inner) is dict and not inner.keys() <= known:
+    for name, value in data.items():
+        if type(value) is dict and name in _INNER and not value.keys() <= _INNER[name]:
             return False
     for image in images:  # noqa: SIM110 - a generator takes twice as long
         if type(image) is dict and not image.keys() <= _OF_IMAGE:
@@ -397,7 +416,7 @@ def _images(data: dict[str, Any]) -> list[Any]:
 _WORDS = {word: word for word in STATUS_WORDS}
 
 
-def _structure(data: Any) -> _TaskData:
+def _structure(data: dict[str, Any]) -> _TaskData:
     """Decode a task by generated code, and if that fails without the fields of a wrong type."""
     read: Callable[[Any, Any], _TaskData] = _hook(_TaskData)
     try:
@@ -406,10 +425,8 @@ def _structure(data: Any) -> _TaskData:
         return read(_readable_fields(data), _TaskData)
 
 
-def _readable_fields(data: Any) -> dict[str, Any]:
+def _readable_fields(data: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a task that can be read."""
-    if not isinstance(data, dict):
-        raise ValueError(f"a task must be an object, got {type(data).__name__}")  # noqa: TRY004 - a bad value
     if images := _images(data):
         data = data | {"task_result": {"images": list(_readable_images(images))}}
     kept = {each.name: value for each in fields(_TaskData) if (value := _readable(data, each)) is not None}
@@ -466,8 +483,10 @@ def _hook(kind: type) -> Callable[[Any, Any], Any]:
 def _optional(kind: Any, converter: "Converter") -> Callable[[Any, Any], Any]:
     """Return a hook for `X | None` that holds the one for X, which cattrs' own looks up at each call."""
     (inner,) = {*get_args(kind)} - {NoneType}
-    if inner is str:  # by far the most frequent case
+    if inner is str:  # these two are by far the most frequent
         return lambda value, _kind: value if value is None or type(value) is str else _text(value, str)
+    if inner is int:
+        return lambda value, _kind: value if value is None or type(value) is int else _number(value, int)
     structure = converter.get_structure_hook(inner)
     shape = dict if has(inner) else object  # generated code would search a text for the names of fields
 
@@ -491,6 +510,8 @@ def _text(value: Any, _kind: Any) -> str:
 
 
 def _number(value: Any, _kind: Any) -> int:
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(value)  # noqa: TRY004 - a bad value
     return int(value)

@@ -158,12 +158,12 @@ class RateLimitGate:
 
     The pause is the one the service asks for. Otherwise it grows 1, 2, 4 … 60 s over consecutive
     refusals, and starts again after a success. Refusals of requests that were under way together
-    count as one.
+    count as one. `opens_at` is the moment of the loop's clock at which it ends.
     """
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
-        self._opens_at = 0.0
+        self.opens_at: float = 0.0
         self._refused_at = -math.inf
         self._pauses: Iterator[float] | None = None
 
@@ -183,17 +183,12 @@ class RateLimitGate:
 
     def close(self, seconds: float) -> None:
         """Let no caller pass for *seconds*; a longer pause already asked for stands."""
-        self._opens_at = max(self._opens_at, asyncio.get_running_loop().time() + seconds)
-
-    @property
-    def closed(self) -> bool:
-        """Whether a caller has to wait."""
-        return self.remaining > 0
+        self.opens_at = max(self.opens_at, asyncio.get_running_loop().time() + seconds)
 
     @property
     def remaining(self) -> float:
         """The seconds until the pause is over; 0 without one."""
-        return max(0.0, self._opens_at - asyncio.get_running_loop().time())
+        return max(0.0, self.opens_at - asyncio.get_running_loop().time())
 
     async def wait(self, deadline_at: float | None = None) -> None:
         """Wait until the pause is over, then a little longer, so that not all callers send at once.
@@ -204,7 +199,7 @@ class RateLimitGate:
             DeadlineExceeded: the gate opens after *deadline_at* (loop time).
         """
         loop = asyncio.get_running_loop()
-        while (pause := self._opens_at - loop.time()) > 0:
+        while (pause := self.opens_at - loop.time()) > 0:
             await _sleep(pause + self._rng.uniform(0.0, 0.1 * pause), deadline_at)
 
 
@@ -343,11 +338,12 @@ class Session:
         began, failure, renewed, held = loop.time(), None, False, 0.0
         try:
             while True:
-                if gate.closed:
-                    waits_from = loop.time()
+                sent_at = loop.time()
+                if gate.opens_at > sent_at:
                     await gate.wait(deadline_at)
-                    held += loop.time() - waits_from
-                token, sent_at = self._auth.token(), loop.time()
+                    held += loop.time() - sent_at
+                    sent_at = loop.time()
+                token = self._auth.token()
                 request = _Request(method, path, token, params, body and body(), fresh)
                 answer = await self._exchange(request, deadline_at)
                 try:
@@ -383,10 +379,12 @@ class Session:
         """Emit an event with the job that calls are made for."""
         if self._emit is not None:
             number, external_task_id, task_id = CALLER.get()
-            event = Event(
-                kind, external_task_id, error=error, seconds=seconds, number=number, task_id=task_id
+            # Positional, in the order of the fields, as each call has an event.
+            self._emit(
+                Event(
+                    kind, external_task_id, None, error, seconds, None, number, task_id, route, attempt, wait
+                )
             )
-            self._emit(event._replace(route=route, attempt=attempt, wait=wait))
 
     async def _open(
         self, answer: Response, decode: Callable[[Response], T], path: str, kind: EventKind, sent_at: float
@@ -559,8 +557,10 @@ def _without_user(url: str) -> str:
 
 def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
     """Raise `ConfigurationError` for a redirect: it would take the credentials elsewhere."""
+    if response.status not in {301, 302, 303, 307, 308}:
+        return
     location = response.headers.get("Location")
-    if location is None or response.status not in {301, 302, 303, 307, 308}:
+    if location is None:
         return
     try:
         parts = urlsplit(urljoin(str(response.url), location))

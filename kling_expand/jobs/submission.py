@@ -298,7 +298,7 @@ class Submitter:
             await gate.wait(create.deadline_at)
             async with asyncio.timeout_at(create.deadline_at):
                 await create.mark_sending()
-            if not gate.closed:  # a pause may have begun while the store was writing
+            if not gate.remaining:  # a pause may have begun while the store was writing
                 return
 
     async def _post(self, create: Create, *, fresh: bool, tries: int) -> Task:

@@ -782,8 +782,37 @@ def test_an_answer_of_too_many_values_is_not_parsed() -> None:
         answer = answer_with(WHOLE | {"task_result": {"images": values}})
         with pytest.raises(ProtocolError):
             codec.decode_task(answer)
-    with pytest.raises(ValueError, match="more than 200000 values"):
-        codec.parse_json(b"[" + b"0," * 300_000 + b"0]")
+    with pytest.raises(ValueError, match="more than 50000 values"):
+        codec.parse_json(b"[" + b"0," * 60_000 + b"0]")
+
+
+@pytest.mark.parametrize("text", ["1." + "9" * 300_000, "1" + "9" * 300_000, '"' + r"\n" * 1_100_000 + '"'])
+def test_what_takes_long_in_one_call_is_not_parsed(text: str) -> None:
+    """A number of many digits and a text of many escapes are refused: no other thread runs meanwhile."""
+    with pytest.raises(ValueError):  # noqa: PT011 - the words are those of `int`, or ours
+        codec.parse_json(text.encode())
+
+
+def test_only_utf_8_is_an_answer() -> None:
+    """A byte-order mark is ignored, and other bytes are refused at the first that is wrong."""
+    assert codec.parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
+    for body in ('{"a": 1}'.encode("utf-16"), b'"' + b"\xed\xa0\x80" * 300_000 + b'"'):
+        with pytest.raises(UnicodeDecodeError):
+            codec.parse_json(body)
+
+
+def test_no_more_tasks_are_read_than_a_page_may_hold() -> None:
+    """500 tasks are read of any number."""
+    answer = answer_with([WHOLE | {"task_id": str(number)} for number in range(600)])
+    assert [task.task_id for task in codec.decode_tasks(answer)] == [str(number) for number in range(500)]
+
+
+def test_a_long_message_of_a_refusal_is_cut() -> None:
+    """The message goes into the log, so it has at most 1,000 characters."""
+    body = json.dumps({"code": 1302, "message": "\x1b" * 100_000}).encode()
+    with pytest.raises(APIError) as caught:
+        codec.decode_task(codec.Response(429, {}, body))
+    assert caught.value.message == r"\x1b" * 1000
 
 
 def test_a_full_page_of_long_answers_is_read() -> None:

@@ -411,8 +411,8 @@ async def test_a_task_seen_twice_is_billed_once() -> None:
 async def test_a_cancelled_job_is_cancelled_at_once() -> None:
     """As with `asyncio.Future`, the end is known when `cancel` returns; slots and units are free after it."""
     async with emulated(client={"max_in_flight": 1, "budget": 16}) as (emulator, kling):
-        running, waiting = kling.submit(PHOTO, WIDER), kling.submit(PHOTO, WIDER)
-        await running.accepted()
+        await kling.submit(PHOTO, WIDER).accepted()
+        waiting = kling.submit(PHOTO, WIDER)
         called: list[TaskFuture] = []
         waiting.add_done_callback(called.append)
         assert (waiting.cancel(), waiting.cancelled(), waiting.done()) == (True, True, True)
@@ -480,7 +480,7 @@ async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
             assert {future.external_task_id for future in futures} == set(found.values())
             assert [future async for future in again.resume()] == []
             assert again.stats.units_due == 16  # only the intent was still to be made
-            with pytest.raises(BudgetExceeded, match="0 left"):  # all runs of a journal count
+            with pytest.raises(BudgetExceeded, match="0 units left"):  # all runs of a journal count
                 await again.expand(PHOTO, Ratios(left=0.5))
             assert again._slots.held == 0
         assert set(emulator.account.accepted.values()) == {1}

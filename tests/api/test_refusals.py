@@ -317,7 +317,10 @@ async def test_a_rate_limit_is_waited_for() -> None:
 async def test_no_slot_waits_for_one_to_end() -> None:
     """1303 by the real limit: the second task is made when the first has ended; few creates ask before."""
     async with emulated(slots=2, work_seconds=50) as (emulator, kling):
-        first, second = await asyncio.gather(kling.expand(PHOTO, WIDER, n=2), kling.expand(PHOTO, WIDER, n=1))
+        begun = kling.submit(PHOTO, WIDER, n=2)
+        await begun.accepted()
+        second = await kling.expand(PHOTO, WIDER, n=1)
+        first = await begun
         created = sorted(task.created_at for task in emulator.account.tasks.values())
         assert {first.task_id, second.task_id} == set(emulator.account.tasks)
         assert emulator.account.refusals[1303] <= 5  # after 2, 4, 8, 16 and 32 s

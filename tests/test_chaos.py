@@ -36,13 +36,13 @@ def chaos(*options: object) -> dict[str, Any]:
 
 
 def test_nothing_is_paid_twice_and_nothing_lost(tmp_path: Path) -> None:
-    """With five SIGKILLs of the script and one of the service, 100 jobs give 100 tasks and correct files."""
-    conditions = ("--jobs", 100, "--kills", 5, "--seed", 7, "--unique", "off", "--work-seconds", 0.2)
+    """With five SIGKILLs of the script and one of the service, 60 jobs give 60 tasks and correct files."""
+    conditions = ("--jobs", 60, "--kills", 5, "--seed", 7, "--unique", "off", "--work-seconds", 0.2)
     found = chaos(*conditions, "--folder", tmp_path)
     assert (found["duplicates"], found["lost"]) == (0, 0)
-    assert (found["created"], found["verified"], found["billed"], found["due"]) == (100, 100, 800, 800)
+    assert (found["created"], found["verified"], found["billed"], found["due"]) == (60, 60, 480, 480)
     assert (found["kills"], found["emulator_kills"], found["finished"]) == (5, 1, True)
-    assert found["faults"]["total"] > 10
+    assert found["faults"]["total"] > 5
 
 
 def test_harsh_conditions_cost_nothing() -> None:
@@ -63,9 +63,9 @@ def test_harsh_conditions_cost_nothing() -> None:
 
 def test_a_naive_script_pays_twice_or_loses() -> None:
     """A script without the SDK fails under the same conditions, so they are hard enough."""
-    found = chaos("--jobs", 60, "--kills", 2, "--emulator-kills", 0, "--seed", 7, "--baseline", "naive")
+    found = chaos("--jobs", 40, "--kills", 2, "--emulator-kills", 0, "--seed", 7, "--baseline", "naive")
     assert found["duplicates"] + found["lost"] > 0
-    assert found["created"] > 60
+    assert found["created"] > 40
 
 
 async def fate(kind: str, service: Loopback, method: str = "GET") -> tuple[int, bytes] | None:

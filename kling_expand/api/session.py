@@ -322,9 +322,8 @@ class Session:
     ) -> T:
         """Make one request, and return what *decode* makes of its answer.
 
-        The request is repeated only after a refused token, and once; *body* makes the body anew for
-        it. With *fresh* it is made on a connection of its own, never on a pooled one. *attempt* says in its
-        event how often it was tried.
+        The request is repeated only after a refused token, and once; *body* makes the body anew for it. With
+        *fresh* it is made on a connection of its own, never on a pooled one. *attempt* goes into its event.
 
         Raises:
             APIError: the service refused. `retryable` is False where it asks for too long a wait.

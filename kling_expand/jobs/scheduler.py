@@ -135,6 +135,7 @@ class Slots(WeightedSemaphore):
     | 1303                                   | what runs              | after a pause, or 60 ended tasks  |
     | 1303 again, nothing accepted since     | three quarters of that | after a pause, or 60 ended tasks  |
     | the pause is over, or 60 tasks ended   | room for one more task | when that task runs               |
+    | the last of our tasks ended            | room for one task      | when that task runs               |
     | a running task is attached             | at least what runs     | unchanged                         |
 
     The capacity grows only while a job waits, so after the first refusal a probe costs one create. After a
@@ -231,7 +232,8 @@ class Slots(WeightedSemaphore):
             return False
         if min(self._unanswered, self.held - self.running) > 0:
             return False  # creates within the capacity are not answered yet
-        if now < self._probe_at and self._ended < self.tasks_per_probe:
+        last_ended = self._ended and not self.held  # what it held is free, but may be less than *n*
+        if now < self._probe_at and self._ended < self.tasks_per_probe and not last_ended:
             self._serve_at(self._probe_at)
             return False
         self._grow(n)

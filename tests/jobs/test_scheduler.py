@@ -72,6 +72,25 @@ async def test_a_waiter_for_many_is_not_overtaken() -> None:
 
 
 @virtual_time
+async def test_the_last_end_lets_a_larger_task_try_at_once() -> None:
+    """A refused task of two pictures follows the end of the only task that ran, not a pause of its own."""
+    slots, loop = Slots(9), asyncio.get_running_loop()
+    await slots.acquire(1)
+    slots.accepted(1)
+    for _ in range(5):
+        slots.refused(2, await slots.acquire(2, first=True))
+    began_at = loop.time()
+    waiting = asyncio.create_task(slots.acquire(2, first=True))
+    await asyncio.sleep(5)
+    assert not waiting.done()
+    slots.ended(1)
+    await waiting
+    assert loop.time() == began_at + 5
+    slots.release(2)
+    assert slots.held == 0
+
+
+@virtual_time
 async def test_a_higher_priority_goes_first_and_a_refused_one_before_its_like() -> None:
     """Waiters are served by priority, then retries, then in order of arrival."""
     places, served = WeightedSemaphore(1), []

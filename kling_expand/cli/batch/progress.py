@@ -293,6 +293,8 @@ class ProgressDisplay:
     ) -> None:
         if self._ticks is not None:
             self._ticks.cancel()
+            if self._reported is not None:
+                self._print_trouble()  # its end may have come since the last tick
         if self._screen is not None:
             self._screen.stop()
             for text in self._progress.failures:

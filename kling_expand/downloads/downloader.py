@@ -44,6 +44,7 @@ from .files import (
     RetryLater,
     SaveOptions,
     output_paths,
+    publish,
     remove_stale_parts,
 )
 
@@ -191,25 +192,16 @@ class Downloads:
     async def _save_file(
         self, urls: "ResultUrls", file: "ResultFile", place: Place, options: SaveOptions
     ) -> Path:
-        position, watermark = file.position, file.watermark
+        async def download(part: PartialFile) -> None:
+            folder = place.paths.folder(file.position)
+            if self._first_visit(folder):
+                await part.in_thread(remove_stale_parts, folder)
+            await self._download(part, urls, file)
+            if options.converts(part.ext):
+                await part.in_thread(_convert, part, options)
+
         async with self._open_files:
-            folder = place.paths.folder(position)
-            part = PartialFile(folder)
-            try:
-                saved = None
-                if not place.overwrite:
-                    saved = await part.in_thread(place.paths.find_saved, position, watermark=watermark)
-                if saved is not None:
-                    return saved
-                await part.in_thread(part.create)
-                if self._first_visit(folder):
-                    await part.in_thread(remove_stale_parts, folder)
-                await self._download(part, urls, file)
-                if options.converts(part.ext):
-                    await part.in_thread(_convert, part, options)
-                return await part.in_thread(part.commit, place, position, watermark=watermark)
-            finally:
-                await part.in_thread(part.discard)
+            return await publish(place, file.position, download, watermark=file.watermark)
 
     def _first_visit(self, folder: Path) -> bool:
         first = folder not in self._swept

@@ -566,6 +566,31 @@ class PartialFile:
         raise RetryLater(reason)
 
 
+async def publish(
+    place: Place,
+    position: int,
+    write: Callable[[PartialFile], Awaitable[None]],
+    *,
+    watermark: bool = False,
+) -> Path:
+    """Return the path of a picture: one that is saved there, or one that *write* puts into a new file.
+
+    The file gets its final name only when *write* has returned, and is removed if it fails.
+    """
+    part = PartialFile(place.paths.folder(position))
+    try:
+        saved = None
+        if not place.overwrite:
+            saved = await part.in_thread(place.paths.find_saved, position, watermark=watermark)
+        if saved is not None:
+            return saved
+        await part.in_thread(part.create)
+        await write(part)
+        return await part.in_thread(part.commit, place, position, watermark=watermark)
+    finally:
+        await part.in_thread(part.discard)
+
+
 def rename(part: Path, target: Path) -> bool:
     """Rename *part* to *target*, or return False where a file has that name."""
     try:

@@ -18,6 +18,7 @@ from kling_expand.downloads.files import (
     Place,
     SaveOptions,
     output_paths,
+    publish,
 )
 from kling_expand.errors import InvalidRequest, KlingError, require
 from kling_expand.geometry import Ratios
@@ -123,19 +124,11 @@ def loaded(file: str | io.BytesIO) -> Any:
 
 
 async def _save_one(job: CompositeJob, place: Place, position: int) -> Path:
-    part = PartialFile(place.paths.folder(position))
-    try:
-        saved = None
-        if not place.overwrite:
-            saved = await part.in_thread(place.paths.find_saved, position, watermark=False)
-        if saved is not None:
-            return saved
-        await part.in_thread(part.create)
+    async def compose(part: PartialFile) -> None:
         part.ext = FORMATS[job.format]
         await make(evolve(job, target=str(part.path)))
-        return await part.in_thread(part.commit, place, position)
-    finally:
-        await part.in_thread(part.discard)
+
+    return await publish(place, position, compose)
 
 
 async def _photo(result: "ExpandResult", given: Any, scratch: _Scratch) -> str:

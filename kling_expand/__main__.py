@@ -8,7 +8,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Run the command line, which exits; exit with code 2 if the extra `cli` is not installed."""
+    """Run the command line and exit, with code 2 if the extra `cli` is not installed."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit)

@@ -35,7 +35,7 @@ class LoopThread:
         self._sources: WeakSet[AsyncGenerator[Any, None]] = WeakSet()  # being iterated, for the loop only
 
     def start(self) -> bool:
-        """Start the thread; return False where it runs already.
+        """Start the thread, or return False where it runs already.
 
         Raises:
             ClientClosed: it was started before a fork.

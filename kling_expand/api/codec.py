@@ -437,7 +437,7 @@ def _readable_fields(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _readable_images(images: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the pictures that have a URL; a missing index is the picture's position."""
+    """Yield the pictures that have a URL, those without an index under their position."""
     for place, image in enumerate(images):
         found = {}
         if isinstance(image, dict):

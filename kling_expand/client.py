@@ -384,7 +384,7 @@ class KlingClient:
         """
         self._require_open()
         check(known=known, priority=priority)
-        return self._resume(known, deadline_at(self._deadline), priority)
+        return self._resume(known, self._until(None), priority)
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
         """Return the future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`.

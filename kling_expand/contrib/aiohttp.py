@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from kling_expand.client import KlingClient, takes_options
+from kling_expand.client import KlingClient, log_running, takes_options
 from kling_expand.errors import ConfigurationError
 
 from ._callback import answer_callback
@@ -41,7 +41,7 @@ def setup(app: web.Application, **options: Any) -> None:
             yield
 
     async def closed(app: web.Application) -> None:
-        await app[_CLIENT].__aexit__(None, None, None)  # as at the end of `opened`, which then closes nothing
+        log_running(await app[_CLIENT].aclose())  # at its end `opened` closes nothing more
 
     app.cleanup_ctx.append(opened)
     app.on_shutdown.append(closed)

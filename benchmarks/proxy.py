@@ -10,6 +10,7 @@ import contextlib
 import re
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -95,6 +96,7 @@ class Proxy:
         self.upstream = upstream
         self.url = ""
         self.faults: Counter[str] = Counter()
+        self.unanswered: list[tuple[float, str]] = []  # creates without a usable answer: Unix time and id
         self._done = 0  # creates and pictures that the service answered, with or without a fault
         self._progress = asyncio.Condition()
         self._probability = probability
@@ -174,6 +176,8 @@ class Proxy:
     async def _faulty(self, kind: str, delay: float, request: Request) -> Response | None:
         """Return the response of a request with a fault, None for a reset."""
         instead = _INSTEAD.get(kind)
+        if kind not in {DELAY, SLOW, RATE_LIMIT}:
+            self._note_unanswered(request)
         if kind in {RESET_EARLY, DELAY}:
             delayed = asyncio.create_task(self._later(delay, request))
             self._delayed.add(delayed)  # it is forwarded even if no client waits for the response
@@ -208,6 +212,7 @@ class Proxy:
                 body = await reply.read()
                 headers = {k: v for k, v in reply.headers.items() if k.lower() not in _HOP}
         except (aiohttp.ClientError, OSError):  # the service was killed or has not restarted yet
+            self._note_unanswered(request)
             return _INSTEAD[HTML]
         if reply.status in {200, 206} and request.route != "read":
             async with self._progress:
@@ -221,6 +226,11 @@ class Proxy:
         found = _EXTERNAL_TASK_ID.search(request.body) if self._lookup_lag else None
         if found:
             self._created_at.setdefault(found[1].decode(), asyncio.get_running_loop().time())
+
+    def _note_unanswered(self, request: Request) -> None:
+        found = _EXTERNAL_TASK_ID.search(request.body) if request.route == "create" else None
+        if found:
+            self.unanswered.append((time.time(), found[1].decode()))
 
     def _lags(self, request: Request) -> bool:
         """Return whether the request looks up a task that lookups do not show yet."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fleet import standstill, usage
+from benchmarks.fleet import LONGEST_CREATE, reserved, standstill, usage
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,6 +102,20 @@ def test_the_use_of_slots_is_counted_correctly() -> None:
     assert (found["peak"], found["utilisation"]) == (2, round(25 / 40, 4))
     assert usage(times, 2, [(10.0, 20.0)])["utilisation"] == 1.0
     assert usage([*times, (5.0, 6.0)], 2, [])["peak"] == 3
+    kept = usage(times, 2, [], [(10.0, 20.0)])
+    assert (kept["utilisation"], kept["reserved"]) == (round(35 / 40, 4), round(10 / 40, 4))
+    assert usage(times, 2, [], [(0.0, 10.0)])["utilisation"] == found["utilisation"]  # not above the limit
+
+
+def test_a_slot_is_reserved_until_its_task_appears() -> None:
+    """It is, for a create without a usable answer; or until no task can appear any more."""
+    tasks = [{"external_task_id": "a", "created_at": 12.0}, {"external_task_id": "b", "created_at": 4.0}]
+    unanswered = [(10.0, "a"), (11.0, "a"), (5.0, "b"), (0.0, "c"), (LONGEST_CREATE, "c")]
+    assert reserved(tasks, unanswered) == [
+        (0.0, LONGEST_CREATE),
+        (10.0, 12.0),
+        (LONGEST_CREATE, 2 * LONGEST_CREATE),
+    ]
 
 
 def test_a_standstill_is_counted_without_outages() -> None:

@@ -541,9 +541,9 @@ def _check_network(
 
 
 def without_secrets(error: Exception) -> Exception:
-    """Return *error*, without the headers of the request and the password of a proxy in its arguments."""
+    """Return *error* without secrets: the request's headers, and a URL's user, password and query."""
     if isinstance(error, aiohttp.ClientResponseError):
-        where, nothing = error.request_info.url.with_user(None), cast(Any, {})
+        where, nothing = error.request_info.url.with_user(None).with_query(None), cast(Any, {})
         error.request_info = error.request_info._replace(url=where, real_url=where, headers=nothing)
     error.args = (str(error),)
     return error

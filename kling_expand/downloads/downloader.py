@@ -260,7 +260,7 @@ class Downloads:
                 f"{error.host} is not trusted: {error.certificate_error}"
             ) from without_secrets(error)
         except ValueError as error:  # such as a host name that cannot be encoded for DNS
-            raise DownloadError(f"a result's URL cannot be fetched: {_reason(error)}") from error
+            raise DownloadError(f"a result's URL cannot be fetched: {_reason(error)}") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             await part.in_thread(part.flush)
             raise RetryLater(f"the connection failed: {_reason(error)}") from without_secrets(error)

@@ -15,7 +15,7 @@ from .faults.plan import FaultPlan
 from .http.call_log import CallLog
 from .http.codes import Refusal
 from .http.control import Control
-from .http.envelope import Responses
+from .http.envelope import REQUEST_TIMEOUT, Responses
 from .http.handlers import Handlers
 from .http.openapi import document
 from .http.same_origin import add_security_headers, same_origin_only
@@ -71,6 +71,7 @@ class Emulator(Settings):
             self._app(service),
             access_log=None,
             shutdown_timeout=1.0,
+            keepalive_timeout=REQUEST_TIMEOUT,  # from aiohttp 3.14 on, also for the first request
             auto_decompress=False,  # a body that is not valid gzip would break the connection
         )
         await self._runner.setup()

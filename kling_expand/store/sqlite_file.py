@@ -145,7 +145,7 @@ class DatabaseFile:
     def _lock(self) -> None:
         """Take the lock that only closing its descriptor ends. Raises `BlockingIOError`."""
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
             return  # SQLite gets the same error, and its cause is reported
         _descriptors.add(self._descriptor)

@@ -6,10 +6,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 from support.raw_client import EDITING, Caller, calling, order
+from yarl import URL
 
 import kling_expand.emulator
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
+from kling_expand.testing import virtual_time
+
+AIOHTTP = tuple(int(number) for number in aiohttp.__version__.split(".")[:2])
 
 
 async def test_an_unreachable_emulator_keeps_its_tasks() -> None:
@@ -33,6 +37,30 @@ async def test_a_call_under_way_is_answered_before_the_end() -> None:
             while not emulator.account.tasks:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0)
         assert len(await under_way) == 18
+
+
+HALF_A_BODY = (
+    b"POST /v1/images/editing/expand HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    b"Authorization: Bearer api-key-kling-emulator\r\nContent-Length: 9\r\n\r\n{"
+)
+
+
+@pytest.mark.skipif(AIOHTTP < (3, 14), reason="aiohttp waits for the first headers without a limit")
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", HALF_A_BODY[:60], HALF_A_BODY])
+@virtual_time
+async def test_a_request_that_is_sent_by_half_is_dropped(sent: bytes) -> None:
+    """Clients that never finish a request do not use up the emulator's connections."""
+    async with Emulator(engine="flat") as emulator:
+        url = URL(emulator.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(sent)
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        async with asyncio.timeout(90):
+            answer = await reader.read()
+        assert 29 <= loop.time() - start <= 62, loop.time() - start
+        assert answer[:12] == (b"HTTP/1.1 400" if sent is HALF_A_BODY else b"")
+        writer.close()
 
 
 async def test_use_before_the_start_is_an_error() -> None:

@@ -51,6 +51,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run.db"
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_only_its_owner_reads_the_journal(path: Path, umask: int) -> None:
+    """It names photos, prompts and URLs, so nothing but a stricter umask changes the mode of its files."""
+    before = os.umask(umask)
+    try:
+        async with SQLiteStore(path) as store:
+            await write(store, "k")
+            modes = {file.name: oct(file.stat().st_mode & 0o777) for file in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert len(modes) >= 2, modes
+    assert set(modes.values()) == {"0o600"}
+
+
 # ------------------------------------------------------------------------ killed
 
 WRITER = """

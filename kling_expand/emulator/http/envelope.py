@@ -12,7 +12,7 @@ from attrs import frozen
 
 from .codes import Refusal
 
-BODY_TIMEOUT = 30.0  # seconds
+REQUEST_TIMEOUT = 30.0  # seconds for the headers of a request, and as many for its body
 _DRAINED = 4  # times the limit that is still read: a client that is still sending cannot read the response
 
 
@@ -32,10 +32,10 @@ class Body:
         """
         if self._data is None:
             try:
-                async with asyncio.timeout(BODY_TIMEOUT):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
                     self._data = await self._receive()
             except TimeoutError:
-                late = f"Invalid request parameters: the body did not arrive within {BODY_TIMEOUT:g} s"
+                late = f"Invalid request parameters: the body did not arrive within {REQUEST_TIMEOUT:g} s"
                 raise Refusal(1200, late) from None
             except (OSError, web.RequestPayloadError):  # the client disconnected, or sent broken chunks
                 raise Refusal(1200, "Invalid request parameters: the body cannot be read") from None

@@ -1,17 +1,23 @@
 """Every snippet of the README runs unchanged against the emulator."""
 
 import asyncio
+import inspect
+import json
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
 
-import pytest
+import attrs
 
+from kling_expand import KlingClient, Settings
+from kling_expand.cli.commands.bulk import bulk
+from kling_expand.cli.commands.webhook import listen
 from kling_expand.emulator import Emulator
 
 ROOT = Path(__file__).parent.parent
+SOURCE = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kling_expand").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SNIPPETS = [body for kind, body in BLOCKS if kind == "python"]
@@ -19,19 +25,20 @@ COMMANDS = [
     line[2:] for kind, body in BLOCKS if kind == "console" for line in body.splitlines() if line[:2] == "$ "
 ]
 
-# Runs a file in which `await` may stand outside of a function, as it does in a notebook.
+# Runs the Python blocks in which `await` may stand outside of a function, as it does in a notebook.
 RUNNER = """
-import ast, asyncio, inspect, sys
-code = compile(open(sys.argv[1]).read(), "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-names = {}
-async def main(): await eval(code, names)
-asyncio.run(main()) if code.co_flags & inspect.CO_COROUTINE else exec(code, names)
+import ast, asyncio, inspect, json
+for number, snippet in enumerate(json.load(open("snippets.json"))):
+    print(f"block {number}:", flush=True)
+    code = compile(snippet, f"block {number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    names = {"__name__": "__main__"}
+    async def main(): await eval(code, names)
+    asyncio.run(main()) if code.co_flags & inspect.CO_COROUTINE else exec(code, names)
 """
 
 
 async def run(words: list[str], emulator: Emulator, folder: Path) -> str:
     """Return what a command prints in a folder with the photos, with the emulator as the service."""
-    shutil.copytree(ROOT / "examples", folder / "examples")
     environ = {name: value for name, value in os.environ.items() if not name.startswith("KLING")}
     environ |= {"KLING_API_KEY": emulator.api_key, "KLING_BASE_URL": emulator.url, "COLUMNS": "80"}
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
@@ -39,24 +46,51 @@ async def run(words: list[str], emulator: Emulator, folder: Path) -> str:
         *words, cwd=folder, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     said, _ = await process.communicate()
-    assert process.returncode == 0, said.decode()
+    assert process.returncode == 0, f"{words}: {said.decode()}"
     return said.decode()
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.splitlines()[-1][:40])
-async def test_snippets_run(snippet: str, kling_emulator: Emulator, tmp_path: Path) -> None:
-    """Each Python block runs by itself, and prints what its comments say it prints."""
-    (tmp_path / "snippet.py").write_text(snippet, encoding="utf-8")
-    said = await run([sys.executable, "-c", RUNNER, "snippet.py"], kling_emulator, tmp_path)
-    for promised in re.findall(r"print\(.*\)  # (.+)", snippet):
-        for part in promised.split(", ") if "out/" in promised else [promised]:
-            assert part in said
+async def test_blocks_run_in_order_in_one_folder(kling_emulator: Emulator, tmp_path: Path) -> None:
+    """Each block runs as it stands after those before it, and prints what its comments say it prints."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "snippets.json").write_text(json.dumps(SNIPPETS), encoding="utf-8")
+    said = await run([sys.executable, "-c", RUNNER], kling_emulator, tmp_path)
+    printed = re.split(r"^block \d+:\n", said, flags=re.MULTILINE)[1:]
+    for snippet, lines in zip(SNIPPETS, printed, strict=True):
+        for promised in re.findall(r"print\(.*\)  # (.+)", snippet):
+            for part in promised.split(", ") if "out/" in promised else [promised]:
+                assert part in lines
+    for command in COMMANDS:
+        await run(["bash", "-c", command], kling_emulator, tmp_path)  # asserts its exit code 0
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-async def test_commands_run(command: str, kling_emulator: Emulator, tmp_path: Path) -> None:
-    """Each command of the README exits with code 0."""
-    await run(["bash", "-c", command], kling_emulator, tmp_path)  # asserts it
+def _table(title: str) -> list[list[str]]:
+    """Return the cells of the first table under a heading, without its head."""
+    section = README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    rows = [row.strip("|").split("|") for row in section.splitlines() if row.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_the_configuration_table_is_whole_and_true() -> None:
+    """It names every argument of a client, every variable of the environment, and the defaults in use."""
+    rows = _table("Configuration")
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+    settings = {each.name: each for each in attrs.fields(Settings)}
+    arguments = inspect.signature(KlingClient).parameters
+    shell_options = [word for command in (bulk, listen) for each in command.params for word in each.opts]
+    assert sorted(named) == sorted({*arguments, *settings} - {"options"})
+    for names, variables, options, _unit, default, _meaning in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            value = settings[name].default if name in settings else arguments[name].default
+            if isinstance(value, str | int | float):
+                assert default.strip("`").replace(",", "") == str(value).removesuffix(".0"), name
+        for option in re.findall(r"`(--[\w-]+)`", options):
+            assert option in shell_options, option
+        for variable in re.findall(r"`(KLING\w+)`", variables):
+            assert variable in SOURCE, variable
+    section = README.split("\n## Configuration\n")[1].split("\n## ")[0]
+    for variable in set(re.findall(r"\bKLING_[A-Z_]+[A-Z]\b", SOURCE)) - {"KLING_EXPAND_COMPLETE"}:
+        assert variable in section, variable
 
 
 def test_the_two_first_commands_are_one_line_each() -> None:

@@ -244,8 +244,9 @@ def _without_thread(result: future.ExpandResult) -> ExpandResult:
 class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[ExpandResult]):
     """One task. `result` waits for its end; a ``for`` loop over the future gives each newest snapshot.
 
-    It is a `concurrent.futures.Future`, so `concurrent.futures.wait` and `as_completed` and
-    `asyncio.wrap_future` take it. A job that was taken back raises `NotSubmitted`.
+    Clients make it, from the asynchronous future *inner* and their *thread*. It is a
+    `concurrent.futures.Future`, so `concurrent.futures.wait` and `as_completed` and `asyncio.wrap_future`
+    take it. A job that was taken back raises `NotSubmitted`.
     """
 
     def __init__(self, inner: future.TaskFuture, thread: LoopThread) -> None:
@@ -359,7 +360,11 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
 @frozen(eq=False)
 class Outcome(Serializable):
-    """The end of one of many requests; see `kling_expand.Outcome`."""
+    """The end of one of many requests, with the fields of `kling_expand.Outcome`.
+
+    Either `result` or `error` is set, or both where the pictures could not be saved. `index` is the position
+    of `request`, from 0, and `files` are the saved pictures.
+    """
 
     index: int
     request: ExpandRequest | Any  # or None, which only the rows of mappings and functions need to check

@@ -61,6 +61,7 @@ from .models import (
     RequestFields,
     Task,
     check,
+    list_fields,
     nearest_name,
     request_fields,
     shown,
@@ -88,7 +89,17 @@ class KlingClient:
     Credentials come from the arguments, else the environment (see `kling_expand.config`). A client that was
     closed can be opened again, also in another loop.
 
+    ::
+
+        async with KlingClient() as kling:
+            result = await kling.expand("dog.jpg", "16:9")
+            await result.save("out/")
+
     Args:
+        access_key: of the account, with its `secret_key`.
+        secret_key: signs the token of each request.
+        api_key: a static key, which comes before a pair.
+        auth: a `KeyPair`, a `StaticKey`, or credentials of your own, instead of the three above.
         deadline: seconds that bound each job from its submission to the end of its task, by default.
         budget: the most that may be spent, in units (8 a picture). With a journal all its runs count.
         run: the name of the run within which the `key` of a request is unique.
@@ -105,7 +116,12 @@ class KlingClient:
         http: an aiohttp session of your own, which is used as it is and never closed. Or a function that
             makes one, which is called in the client's event loop at each opening. That one is closed.
         trace_configs: go to the client's own aiohttp session.
+        rng: source of the jitter of retries, for tests.
+        clock: returns Unix seconds, for tests.
         options: the fields of `Settings`.
+
+    Raises:
+        ConfigurationError: an option is not possible, there is no such option, or credentials are missing.
     """
 
     settings: Settings
@@ -232,6 +248,7 @@ class KlingClient:
 
     # ------------------------------------------------------------------ submitting and waiting
 
+    @list_fields
     async def expand(
         self,
         image: ImageSource | ExpandRequest,
@@ -252,6 +269,8 @@ class KlingClient:
 
         Cancelling it takes the job back if it was not sent yet. A task that exists goes on, and its ids are
         logged and added to the `CancelledError` as a note.
+
+        *deadline*, *priority* and *fresh* are those of `submit`.
 
         Raises:
             KlingError: whatever `submit` or its future raises.
@@ -279,6 +298,7 @@ class KlingClient:
             earlier = earlier.earlier
         return result
 
+    @list_fields
     def submit(
         self,
         image: ImageSource | ExpandRequest,
@@ -319,9 +339,10 @@ class KlingClient:
     ) -> AsyncGenerator[Outcome, None]:
         """Yield an `Outcome` for each request, as they end or (*ordered*) in the order of the requests.
 
-        The requests may be any iterable or async iterable of any length: at most *prefetch* (by default twice
-        `max_in_flight`) are read before their outcomes are. A failure is an outcome like any other. After
-        *max_failures* of them nothing more is submitted. *deadline* and *fresh* count for each job.
+        The requests may be any iterable or async iterable of any length: at most *prefetch* (by default
+        twice `max_in_flight`) are read before their outcomes are. A failure is an outcome like any other.
+        After *max_failures* of them nothing more is submitted. *deadline*, *priority* and *fresh* count for
+        each job, as in `submit`.
 
         A request may be given as a mapping of its fields or as a function that makes it. What such a row
         raises is its outcome, while a generator that raises has ended.
@@ -376,7 +397,8 @@ class KlingClient:
     def resume_job(self, known: JobRecord, *, priority: int = 0) -> TaskFuture:
         """Return the future of one job of the journal, which `resume` would yield.
 
-        A task that exists is followed without the photo, also where it has ended.
+        A task that exists is followed without the photo, also where it has ended. *priority* is as in
+        `submit`.
 
         Raises:
             InvalidRequest: *known* is no record of a journal.
@@ -417,6 +439,7 @@ class KlingClient:
 
     # ------------------------------------------------------------------ the plain calls
 
+    @list_fields
     async def create(
         self,
         image: ImageSource | ExpandRequest,
@@ -461,7 +484,11 @@ class KlingClient:
     async def tasks(self, *, page_size: int = 100) -> AsyncGenerator[Task, None]:
         """Yield all of the account's tasks, each once, even while others are added.
 
-        The order is the service's. A task that moves to an earlier page meanwhile may be missed.
+        The order is the service's, and a request reads *page_size* of them, 1 to 500 (doc). A task that moves
+        to an earlier page meanwhile may be missed.
+
+        Raises:
+            KlingError: whatever `list` raises.
         """
         seen: set[str] = set()
         for page in range(1, LAST_PAGE + 1):

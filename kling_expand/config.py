@@ -344,7 +344,9 @@ class Auth(Protocol):
 
 
 class KeyPair:
-    """Access key and secret key: JWTs signed with HS256, cached until shortly before they end.
+    """The *access_key* and *secret_key* of an account, and the JWTs that they sign with HS256.
+
+    A token is used until shortly before it ends.
 
     `clock` gives Unix seconds. Claims are the documented ones: ``iss``, ``exp``, ``nbf``.
     """
@@ -378,7 +380,7 @@ class KeyPair:
         return self._token
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Drop the token *refused*, and follow the service's clock if ours differs."""
+        """Drop the token *refused*, and follow *server_time* (Unix seconds) if our clock differs from it."""
         if refused == self._token:  # else another call has renewed it already
             self._token = ""
         offset = 0.0 if server_time is None else server_time - self._clock()
@@ -396,7 +398,7 @@ class KeyPair:
 
 
 class StaticKey:
-    """A static API key (``api-key-kling-…``), sent as it is."""
+    """A static *api_key* (``api-key-kling-…``), sent as it is. A blank one raises `ConfigurationError`."""
 
     def __init__(self, api_key: str) -> None:
         key = api_key.strip() if isinstance(api_key, str) else ""
@@ -417,7 +419,7 @@ class StaticKey:
         return self._api_key
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Return False: there is only one key, and it would be refused again."""
+        """Return False, whatever *refused* and *server_time* are: there is no other key."""
         del refused, server_time
         return False
 

@@ -189,7 +189,7 @@ class BudgetExceeded(InvalidRequest):
 
 
 class TransportError(KlingError):
-    """A call without a usable answer.
+    """A call without a usable answer, which *message* describes.
 
     `sent` is False only if it is certain that the service did not receive the whole request. `retryable`
     is False if the service has never been reached, because then the settings may be wrong.
@@ -208,8 +208,9 @@ class TransportError(KlingError):
 class APIError(KlingError):
     """A call that the service refused.
 
-    `code` is the envelope's (None where there was no envelope), `status` the HTTP status,
-    `retry_after` the seconds a ``Retry-After`` header asked for.
+    *message* holds the service's words. `code` is the envelope's (None where there was no envelope),
+    `status` the HTTP status, `request_id` the service's id of the call, and `retry_after` the seconds a
+    ``Retry-After`` header asked for.
     """
 
     def __init__(

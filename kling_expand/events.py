@@ -111,9 +111,11 @@ class Stats(Serializable):
 
     Jobs: those `submitted` are `waiting` (for a slot, or for their create to be settled), `running` at the
     service (attached ones too), `succeeded`, `failed` (the task failed), `refused` (it never came to a
-    task, or its task is no longer polled) or `unknown` (whether a task exists could not be settled).
-    Calls: `creates`, `reads` of one task, `lists`, and `errors` of any of them by class.
-    Money, in units: `units_due` is what was or may be billed, `units_billed` what the service says it was.
+    task, or its task is no longer polled) or `unknown` (whether a task exists could not be settled). Calls:
+    `creates`, `reads` of one task, `lists`, and `errors` of any of them by class. Money, in units:
+    `units_due` is what was or may be billed, `units_billed` what the service says it was. Times, in
+    seconds: the `duration` of tasks, by the service's clock, and the `latency` from the end of a task until
+    the client knew of it.
     """
 
     submitted: int

@@ -151,7 +151,7 @@ class Ratios:
         return (1 + self.up + self.down) * (1 + self.left + self.right)
 
     def ratios(self, width: int = 0, height: int = 0) -> "Ratios":  # noqa: ARG002  (the protocol asks)
-        """Return these ratios, whatever the size of the photo."""
+        """Return these ratios, whatever the *width* and *height* of the photo."""
         return self
 
     def canvas(self, width: int, height: int) -> Canvas:
@@ -273,8 +273,9 @@ class ToAspect:
     """Growth to an aspect, width over height: ``"16:9"``, ``16 / 9`` or ``(16, 9)``.
 
     Without `area` it is the smallest growth that reaches it, on one axis. With `area`, as in the vendor's
-    helper, the result has that multiple of the original's area. `anchor` says where the original
-    lies in the result. Raises `GeometryError`, when made or when asked for `ratios`.
+    helper, the result has that multiple of the original's area, 1 to 3. `anchor` says where the original
+    lies in the result: ``center``, ``left``, ``right``, ``top``, ``bottom``, or a corner such as
+    ``top-left``. Raises `GeometryError`, when made or when asked for `ratios`.
     """
 
     needs_size: ClassVar[bool] = True
@@ -284,8 +285,9 @@ class ToAspect:
     anchor: Anchor = field(default="center", validator=_anchor)
 
     def ratios(self, width: int, height: int) -> Ratios:
-        """Return exact ratios, or raise `GeometryError` naming the areas or aspects that are possible.
+        """Return exact ratios for a photo of *width* by *height* pixels.
 
+        Raises `GeometryError`, which names the areas or aspects that are possible.
         Without `area`, a photo that already has the aspect to within half a pixel is refused.
         """
         check_size(width, height)
@@ -295,14 +297,19 @@ class ToAspect:
         return Ratios(*_placed(across - 1, down - 1, self.anchor))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the least growth that reaches the aspect, without the limits of one pass."""
+        """Return the least growth of a *width* by *height* photo, without the limits of one pass."""
         stretch = self.aspect * height / width
         return _placed(max(1.0, stretch) - 1, max(1.0, 1 / stretch) - 1, self.anchor)
 
 
 @frozen
 class ToSize:
-    """Growth to a canvas of `width` by `height` pixels, at the original's scale. Raises `GeometryError`."""
+    """Growth to a canvas of `width` by `height` pixels, at the original's scale.
+
+    `anchor` says where the original lies in the result: ``center``, ``left``, ``right``, ``top``,
+    ``bottom``, or a corner such as ``top-left``. Raises `GeometryError`, when made or when asked for
+    `ratios`.
+    """
 
     needs_size: ClassVar[bool] = True
 
@@ -314,7 +321,7 @@ class ToSize:
         check_size(self.width, self.height)
 
     def ratios(self, width: int, height: int) -> Ratios:
-        """Return exact ratios.
+        """Return exact ratios for a photo of *width* by *height* pixels.
 
         Raises:
             GeometryError: the canvas is smaller than the photo, equal to it, or above 3 times its area.
@@ -328,7 +335,7 @@ class ToSize:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side without the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, without the limits of one pass."""
         return _placed((self.width - width) / width, (self.height - height) / height, self.anchor)
 
 
@@ -339,7 +346,10 @@ def _pixels(_padding: Any, attribute: Any, value: Any) -> None:
 
 @frozen
 class Padding:
-    """Growth by pixels on each side, at the original's scale. Raises `GeometryError`."""
+    """Growth by pixels on each side, at the original's scale: `up`, `down`, `left` and `right`.
+
+    Raises `GeometryError`, when made or when asked for `ratios`.
+    """
 
     needs_size: ClassVar[bool] = True
 
@@ -349,7 +359,7 @@ class Padding:
     right: int = field(default=0, validator=_pixels)
 
     def ratios(self, width: int, height: int) -> Ratios:
-        """Return exact ratios.
+        """Return exact ratios for a photo of *width* by *height* pixels.
 
         Raises:
             GeometryError: nothing is added, or the area is above 3 times that of the photo.
@@ -359,7 +369,7 @@ class Padding:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side without the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, without the limits of one pass."""
         return self.up / height, self.down / height, self.left / width, self.right / width
 
 
@@ -407,7 +417,7 @@ class Towards:
         return {_SIDES[word] for word in words}
 
     def ratios(self, width: int = 0, height: int = 0) -> Ratios:  # noqa: ARG002  (the protocol asks)
-        """Return the same four ratios for every photo, by the reading above."""
+        """Return the same ratios by the reading above, whatever the photo's *width* and *height*."""
         sides = self._sides()
         pairs = (("left", "right"), ("up", "down"))
         named = {side: len(sides.intersection(pair)) for pair in pairs for side in pair if side in sides}
@@ -423,8 +433,9 @@ def calculate_expansion_ratios(
 ) -> str:
     """Return ``"up,down,left,right"`` with four decimals, centred, as the vendor's helper does.
 
-    `calculate_expansion_ratios(100, 100, 3, 16 / 9)` is ``"0.1495,0.1495,0.6547,0.6547"``. Where
-    the vendor's would be negative, zero or too large, `GeometryError` names the area that works.
+    A photo of *width* by *height* pixels grows to *area_multiplier* times its area at *aspect_ratio*, width
+    over height. `calculate_expansion_ratios(100, 100, 3, 16 / 9)` is ``"0.1495,0.1495,0.6547,0.6547"``.
+    Where the vendor's would be negative, zero or too large, `GeometryError` names the area that works.
     """
     for name, value in (("width", width), ("height", height), ("area_multiplier", area_multiplier)):
         if not isinstance(real(value), float) or not 0 < value < MAX_PIXELS:

@@ -22,6 +22,7 @@ from typing import (
     Protocol,
     TypedDict,
     TypeGuard,
+    TypeVar,
     get_args,
     get_origin,
 )
@@ -35,6 +36,8 @@ from .serialization import Serializable
 
 if TYPE_CHECKING:
     from decimal import Decimal
+
+Documented = TypeVar("Documented", bound=Callable[..., Any])
 
 MAX_PROMPT = 2500  # characters (doc)
 MAX_IMAGES = 9  # n is 1 to 9 (doc)
@@ -112,7 +115,11 @@ STATUS_WORDS = {str(status): status for status in Status} | {"succeeded": Status
 
 @frozen
 class Image(Serializable):
-    """One expanded picture. URLs live 30 days from the task's `updated_at` (doc)."""
+    """One expanded picture: its `index` within the task, from 0, and its `url`.
+
+    `watermark_url` is that of its copy with a watermark, if one was asked for. URLs live 30 days from the
+    task's `updated_at` (doc).
+    """
 
     index: int
     url: str
@@ -131,9 +138,12 @@ class BalanceDeduction(Serializable):
 class Task(Serializable):
     """One snapshot of a task, as the service gave it.
 
-    `task_status` is the service's own word and `status` what it means. Times are Unix
-    milliseconds. `final_unit_deduction` is what was billed, in units, once it is known. `raw` is the whole
-    answer where it has a field that this version does not know, and None otherwise.
+    `task_id` is the service's id and `external_task_id` the caller's. `task_status` is the service's own
+    word, `status` what it means, and `task_status_msg` the reason of a failure. A success has `images`.
+    `created_at` and `updated_at` are Unix milliseconds. `final_unit_deduction` is what was billed, in
+    units, once it is known, and `final_balance_deduction` the same in newer answers. `watermark` says
+    whether copies with one were asked for. `raw` is the whole answer where it has a field that this version
+    does not know, and None otherwise.
     """
 
     task_id: str
@@ -372,17 +382,31 @@ def _plain(value: object) -> Any:
 class ExpandRequest:
     """One photo to expand, checked when it is made.
 
-    `geometry` says how far on each side (see `kling_expand.geometry`). Text such as ``"16:9"`` is an aspect.
-    `external_task_id` is unique
-    within the account, and made by the client where it is not given. `key` names the job within its
-    run: the same job under the same key is one task, in any process and after any crash.
+    The `external_task_id` is made by the client where it is not given. The same job under the same `key` is
+    one task, in any process and after any crash.
+
+    ::
+
+        ExpandRequest("dog.jpg", "16:9", prompt="a meadow", n=2)
 
     Raises:
         InvalidRequest: a field breaks a documented rule.
     """
 
-    image: ImageSource = field(repr=source_name, validator=IMAGE)
-    geometry: Geometry = field(converter=as_geometry, validator=GEOMETRY)
+    image: ImageSource = field(
+        repr=source_name,
+        validator=IMAGE,
+        metadata={
+            "help": "The photo: a path, a URL, bytes, an open file, a data: URI or a PIL image; PNG or JPEG."
+        },
+    )
+    geometry: Geometry = field(
+        converter=as_geometry,
+        validator=GEOMETRY,
+        metadata={
+            "help": 'How far it grows, such as "16:9" or Ratios(left=0.5); see `kling_expand.geometry`.'
+        },
+    )
     prompt: str | None = field(
         default=None,
         validator=optional(
@@ -593,6 +617,23 @@ def request_fields() -> tuple[RequestField, ...]:
         for each in fields(ExpandRequest)
         if each.name not in {"image", "geometry"}
     )
+
+
+def list_fields(documented: Documented) -> Documented:
+    """Add the fields of a request to the ``Args:`` of a docstring, from their one declaration."""
+    text = documented.__doc__ or ""  # there is none under `python -OO`
+    head, args, rest = text.partition("Args:\n")
+    if not args:
+        head, raises, rest = text.partition("Raises:\n")
+        indent = head.rpartition("\n")[2]
+        args, rest = "Args:\n", f"\n{indent}{raises}{rest}"
+    indent = head.rpartition("\n")[2] + "    "
+    described = [f"{indent}{each.name}: {each.metadata['help']}\n" for each in fields(ExpandRequest)]
+    documented.__doc__ = "".join([head, args, *described, rest])
+    return documented
+
+
+list_fields(ExpandRequest)
 
 
 @cache

@@ -21,7 +21,7 @@ SETS: dict[str, tuple[str, ...]] = {
 def shapes(
     photo: ImageSource, wanted: Iterable[str | Geometry], **fields: Unpack[RequestFields]
 ) -> list[ExpandRequest]:
-    """Return a request for each shape of *photo*, to be given to `KlingClient.map`.
+    """Return a request for each *wanted* shape of *photo*, to be given to `KlingClient.map`.
 
     A shape is an aspect such as ``"16:9"`` or ``"1200x630"``, a geometry, or the name of one of `SETS`. One
     that occurs twice is asked for once. *fields* are those of each request. The shape is added to a `key`.

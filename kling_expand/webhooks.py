@@ -60,7 +60,7 @@ Body = bytes | bytearray | memoryview | str | Mapping[str, Any] | Sequence[Any]
 
 @frozen
 class WebhookEvent:
-    """One callback.
+    """One callback, with the snapshot `task` that it brings.
 
     `verified` is true where the call was signed with a known secret. `webhook_id` is the signed id, or
     None where no signature covers it. `repeated` marks a verified id that was parsed before: the sender

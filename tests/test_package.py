@@ -1,20 +1,24 @@
 """The rules of the package's layout, read from its source."""
 
 import ast
+import enum
+import importlib
 import inspect
 import json
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import attrs
 import pytest
 
 import kling_expand
+from kling_expand import ExpandRequest, KlingClient
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kling_expand"
@@ -397,6 +401,67 @@ def test_every_public_name_is_documented(name: str) -> None:
     for attribute, value in vars(thing).items():
         if not attribute.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
             assert value.__doc__, f"{name}.{attribute}"
+
+
+# What users import of each module; where there is no list, the module's `__all__` is it.
+ENTRANCES: dict[str, list[str]] = {
+    "kling_expand": [],
+    "kling_expand.blocking": [],
+    "kling_expand.contrib.aiohttp": [],
+    "kling_expand.contrib.django": [],
+    "kling_expand.contrib.otel": [],
+    "kling_expand.contrib.starlette": [],
+    "kling_expand.emulator": [],
+    "kling_expand.fleet.queue": [],
+    "kling_expand.pictures.composite": ["composite"],
+    "kling_expand.pictures.inspect": ["inspect"],
+    "kling_expand.shapes": ["shapes"],
+    "kling_expand.store.base": ["JobStore", "MemoryStore"],
+    "kling_expand.store.postgres": ["PostgresStore"],
+    "kling_expand.store.sqlite": ["SQLiteStore"],
+    "kling_expand.webhooks": ["WebhookEvent", "Webhooks"],
+}
+
+
+def _documented(thing: object) -> Iterator[tuple[str, Callable[..., object], str]]:
+    """Yield a function, or the constructor and the methods of a class, each with all that `help` says."""
+    if not inspect.isclass(thing):
+        if inspect.isfunction(thing):
+            yield thing.__name__, thing, inspect.getdoc(thing) or ""
+        return
+    about = inspect.getdoc(thing) or ""
+    for name, value in vars(thing).items():
+        function = getattr(value, "__func__", value)
+        if name == "__init__" and not issubclass(thing, enum.Enum):
+            yield thing.__name__, function, about
+        elif inspect.isfunction(function) and name[0] != "_":
+            kinds = [each for each in thing.__mro__ if name in vars(each)]  # an override is like its base's
+            texts = [text for each in kinds for text in (each.__doc__, vars(each)[name].__doc__)]
+            yield f"{thing.__name__}.{name}", function, "\n".join(filter(None, [about, *texts]))
+
+
+@pytest.mark.parametrize("module", ENTRANCES)
+def test_every_argument_is_described(module: str) -> None:
+    """What `help` prints of a public function names each of its arguments."""
+    entrance = importlib.import_module(module)
+    missing = [
+        f"{name}({argument})"
+        for public in ENTRANCES[module] or entrance.__all__
+        for name, function, text in _documented(getattr(entrance, public))
+        for argument in inspect.signature(function).parameters
+        if argument not in {"self", "cls", "fields", "options"} and argument[0] != "_"
+        if not re.search(rf"\b{argument}\b", text)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("verb", [KlingClient.expand, KlingClient.submit, KlingClient.create, ExpandRequest])
+def test_help_lists_every_field_of_a_request(verb: Callable[..., object]) -> None:
+    """`help(KlingClient.expand)` describes each field, also one that is added later."""
+    text = inspect.getdoc(verb) or ""
+    for each in attrs.fields(ExpandRequest):
+        assert re.search(rf"^    {each.name}: \S.{{20,}}", text, re.MULTILINE), each.name
+    assert "Raises:" in text
 
 
 @pytest.mark.parametrize("path", FILES, ids=dotted)

@@ -48,7 +48,9 @@ def setup(app: web.Application, **options: Any) -> None:
 
 
 def get_client(source: web.Request | web.Application) -> KlingClient:
-    """Return the client of the application, also from a request to a sub-application.
+    """Return the client of the application, from *source*: the application, or a request to it.
+
+    The request may be to a sub-application.
 
     Raises:
         ConfigurationError: `setup` was not called, or the application has not started.

@@ -51,7 +51,7 @@ _PIECE = 64 * 1024  # bytes
 
 
 class KlingApplication:
-    """An ASGI application around another one, with a client that is open while the server runs.
+    """An ASGI application around *app*, with a client of these *options* that is open while the server runs.
 
     An application inside that has a lifespan of its own is started after the client and ended before it.
     """
@@ -139,7 +139,7 @@ def setup(app: Application, **options: Any) -> KlingApplication:
 
 
 def get_client(request: object) -> KlingClient:
-    """Return the client of the project, from the `HttpRequest` of a view.
+    """Return the client of the project from *request*, the `HttpRequest` of a view.
 
     Raises:
         ConfigurationError: `setup` was not called, or the server does not run the lifespan.

@@ -33,7 +33,9 @@ NAME = "kling_expand"
 
 
 class Telemetry:
-    """A `listener` for one or more clients. The providers default to the global ones.
+    """A `listener` for one or more clients.
+
+    *tracer_provider* and *meter_provider* default to the global ones.
 
     Prompts, photos and URLs are not recorded. Attached tasks are counted, but only submitted jobs have
     spans.

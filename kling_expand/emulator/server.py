@@ -20,7 +20,7 @@ from .http.handlers import Handlers
 from .http.openapi import document
 from .http.same_origin import add_security_headers, same_origin_only
 from .service import Service
-from .settings import Settings
+from .settings import Settings, options
 from .state.account import Account
 from .state.background import BackgroundTasks
 from .state.callbacks import Callbacks, signing_key
@@ -32,6 +32,9 @@ _NOT_STARTED = "the emulator must be started first: use `async with`"
 @define(kw_only=True, eq=False)
 class Emulator(Settings):
     """A service that runs at `url` inside `async with`.
+
+    Args:
+        clock: returns Unix seconds.
 
     Raises:
         RuntimeError: at the start, when a library that it needs is missing.
@@ -189,3 +192,8 @@ def _check_engine(name: str) -> None:
     from .painting.pictures import find_engine  # imported here: the server itself needs no numpy
 
     find_engine(name)
+
+
+# The settings are described once, where they are declared.
+_DESCRIBED = "".join(f"        {each.name}: {each.metadata['help']}\n" for each in options())
+Emulator.__doc__ = (Emulator.__doc__ or "").replace("    Args:\n", f"    Args:\n{_DESCRIBED}")

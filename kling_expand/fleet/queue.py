@@ -191,6 +191,9 @@ class Fleet:
 
     Entering creates no tables: `init` does, once for each database. All methods wait for a database that
     is away for a while, and raise `JournalError` when it stays away or has no tables of this version.
+
+    *webhook_secrets* verify callbacks, by default that of ``KLING_WEBHOOK_SECRET``. *clock* gives Unix
+    seconds.
     """
 
     def __init__(
@@ -276,8 +279,9 @@ class Fleet:
     ) -> int:
         """Queue the requests of any iterable or async iterable, and return their number.
 
-        While *max_queued* jobs are in the queue nothing more is read. Jobs are identified by their keys, and
-        a job queued twice is executed once. After a crash the same call can simply be repeated.
+        While *max_queued* jobs are in the queue nothing more is read. A job of higher *priority* is taken
+        first. Jobs are identified by their keys, and a job queued twice is executed once. After a crash the
+        same call can simply be repeated.
 
         Raises:
             InvalidRequest: when a request cannot be queued.
@@ -364,8 +368,9 @@ class Fleet:
     # ------------------------------------------------------------------ callbacks and statistics
 
     async def receive(self, headers: Mapping[str, str], body: bytes) -> WebhookEvent:
-        """Process a callback in any process, and forward it to the worker that waits for its task.
+        """Process a callback, and forward it to the worker that waits for its task.
 
+        Its *headers* and raw *body* may arrive in any process.
         It is forwarded as it came, and each worker verifies its signature again. A signed final snapshot
         is stored too, which frees the task's slots even where its worker is dead. A callback that is too
         long for a notification is left to the worker's polls.

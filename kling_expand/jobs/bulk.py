@@ -28,8 +28,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 class Outcome(Serializable):
     """The end of one request of many.
 
-    Either `result` or `error` is set, or both where the pictures could not be saved: then they can be saved
-    again. `request` is None where it could not be made. `files` are the saved pictures.
+    `index` is the position of the request, from 0. Either `result` or `error` is set, or both where the
+    pictures could not be saved: then they can be saved again. `request` is None where it could not be made.
+    `files` are the saved pictures.
     """
 
     index: int

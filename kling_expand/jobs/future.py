@@ -103,12 +103,17 @@ class SubmittedJob(Protocol):
 
 @frozen(eq=False)
 class ResultImage(Image):
-    """An expanded picture whose bytes can be read. It equals the plain `Image` of the task."""
+    """An expanded picture whose bytes can be read. It equals the plain `Image` of the task.
+
+    It has the same `index`, `url` and `watermark_url`.
+    """
 
     _read: Callable[[float | None], AsyncGenerator[bytes, None]] | None = field(default=None, repr=False)
 
     async def read(self, *, deadline: float | None = None) -> bytes:
         """Return the whole picture, as complete and as checked as `ExpandResult.save` writes it.
+
+        *deadline* is in seconds from now.
 
         Raises:
             KlingError: whatever `ExpandResult.save` raises.
@@ -117,6 +122,8 @@ class ResultImage(Image):
 
     async def stream(self, *, deadline: float | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the picture in pieces, once all of it has arrived and is complete.
+
+        *deadline* is in seconds from now.
 
         Raises:
             KlingError: whatever `ExpandResult.save` raises.
@@ -152,9 +159,10 @@ class ResultImage(Image):
 class ExpandResult(Serializable):
     """A task that succeeded, and the way to save and read its pictures.
 
+    `task` is its last snapshot, and `request` what was asked for, or None for a task that was attached.
     `files` are the paths where an earlier run saved them, according to the journal, if all of them still
-    exist. `name` is the photo's own name, after which the pictures are named. `earlier` is the result of the
-    pass before, whose picture this one was made from, or None.
+    exist. `name` is the photo's own name, after which the pictures are named. `earlier` is the result of
+    the pass before, whose picture this one was made from, or None.
 
     It can be pickled. The copy in another process has the URLs but no client, so it cannot save or read.
     """
@@ -259,9 +267,9 @@ class ExpandResult(Serializable):
     ) -> tuple[str, ...]:
         """Save every picture to an object store, such as ``"s3://bucket/out/"``, and return their URLs.
 
-        Names and options are those of `save`. An object of another content is not replaced, unless two
-        programs write it at the same moment. This needs the extra `objects`, and the fsspec package of the
-        store.
+        Names, *format*, *quality* and *deadline* are those of `save`. An object of another content is
+        replaced with *overwrite* alone, unless two programs write it at the same moment. This needs the
+        extra `objects`, and the fsspec package of the store.
 
         Raises:
             KlingError: whatever `save` raises.
@@ -287,6 +295,7 @@ class ExpandResult(Serializable):
         """Return the image at a *position* of `images` as a PIL image (extra `images`); nothing is written.
 
         With *full_size* it has the scale of the photo, and the photo's own pixels in their place; see `save`.
+        *deadline* is in seconds from now.
 
         Raises:
             KlingError: whatever `save` raises.
@@ -304,6 +313,8 @@ class ExpandResult(Serializable):
 
     async def read(self, *, deadline: float | None = None) -> tuple[bytes, ...]:
         """Return the bytes of every picture, in the order of `images`; nothing is written.
+
+        *deadline* is in seconds from now.
 
         Raises:
             KlingError: whatever `save` raises.
@@ -661,6 +672,8 @@ def log_unretrieved(records: Iterable[TaskRecord]) -> None:
 
 class TaskFuture:
     """One task, for any number of awaiters, iterators and callbacks.
+
+    Clients make it, from their *record* of the task.
 
     It has the methods of `asyncio.Future` that do not set its end, so `asyncio.wait`, `gather`,
     `as_completed`, `shield` and `wait_for` take it.

@@ -115,7 +115,10 @@ class AdaptiveSchedule:
         self._price = target_latency / 6  # of a read, in seconds of latency summed over ended tasks
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-        """Return the seconds until the summed latency of the ended tasks equals the price of the read."""
+        """Return the seconds until the summed latency of the ended tasks equals the *price* of the read.
+
+        *ages* are those of the tasks that the read will show, in seconds.
+        """
         some = ages[:: -(-len(ages) // _SAMPLE_SIZE)]
         share = price * len(some) / len(ages)
         if len(self._durations) < LEARN_AFTER:

@@ -74,9 +74,10 @@ class Report:
 
 
 def inspect(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Report:
-    """Return how a generated *picture* stands the checks; the arguments are those of `composite`.
+    """Return how a generated *picture* stands the checks.
 
-    Where the original is not found, what depends on its place is not checked.
+    *photo* and *picture* are paths, open files or PIL images, and *ratios* those of the task, or one for
+    each pass. Where the original is not found, what depends on its place is not checked.
 
     Raises:
         ImageError: Pillow cannot read one of the images.

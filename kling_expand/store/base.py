@@ -177,6 +177,9 @@ def identify(store: "JobStore", prepared: PreparedRequest) -> JobIdentity | None
 class JobStore(ABC):
     """The records of the jobs of one `run`; open it with ``async with``.
 
+    A job is named by its `external_task_id`, and its request is *prepared*: checked, with its photo and
+    geometry. Times are Unix seconds.
+
     Each method returns once its record is stored, which in a `durable` store survives a crash from then on.
     A durable store raises `JournalError` for a job that it does not know. Any other store keeps a record
     only until its job ends, and ignores reports about other jobs.
@@ -250,11 +253,11 @@ class JobStore(ABC):
         del tasks
 
     async def mark_uncertain(self, external_task_id: str, error: str) -> None:
-        """Record that no usable answer to a create came in time."""
+        """Record that no usable answer to a create came in time, because of *error*."""
         await self._transition(external_task_id, JobState.UNKNOWN, error=self._text(error))
 
     async def mark_refused(self, external_task_id: str, error: str) -> None:
-        """Record that the service refused the job, so that no task exists."""
+        """Record that the service refused the job with *error*, so that no task exists."""
         values = {"error": self._text(error), "last_post_at": None}  # nothing sent is left to look up
         await self._transition(external_task_id, JobState.REJECTED, **values)
 
@@ -282,7 +285,7 @@ class JobStore(ABC):
 
     @abstractmethod
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
-        """Return the newest record of *key*, or of exactly one request under it, or None."""
+        """Return the newest record of *key*, and of this *digest* where it is given, or None."""
 
     @abstractmethod
     def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
@@ -310,7 +313,7 @@ class JobStore(ABC):
         return ""
 
     async def keep_durations(self, durations: str) -> None:
-        """Store how long the newest tasks took, for the poll schedule of a later process."""
+        """Store the *durations* of the newest tasks as text, for the poll schedule of a later process."""
         del durations
 
     # ------------------------------------------------------------------------ for each kind of store
@@ -379,7 +382,8 @@ class MemoryStore(JobStore):
     """The jobs of one process, each kept until it ends; the store of a client without a journal.
 
     At most *limit* records are kept: beyond it the oldest is dropped. That is safe, as the ids of jobs with
-    a key are derived, so the service itself still knows the task.
+    a key are derived from *run* and key, so the service itself still knows the task. *clock* gives Unix
+    seconds.
     """
 
     durable = False

@@ -149,12 +149,12 @@ class JobOutcome:
 
 
 class PostgresStore(JobStore):
-    """The jobs of one *run* in a database that many workers share; give it to a client as its ``journal``.
+    """The jobs of one *run* in a *database* that many workers share; give it to a client as its ``journal``.
 
     *owner* is this worker's number. Without it, entering takes the next free number, which is below 0.
     A worker owns a job from its `record_intent` on, until another worker records the same intent. With
     *leased*, it must also be registered as a fleet's worker to send one. *account* names the account whose
-    slots the jobs take. Every method waits while the database is away.
+    slots the jobs take, and *clock* gives Unix seconds. Every method waits while the database is away.
 
     Raises:
         JournalError: from every method, when the database stays away or refuses what it was asked.

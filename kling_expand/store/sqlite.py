@@ -108,8 +108,9 @@ def _no_boot_time() -> None:
 class SQLiteStore(JobStore):
     """A file of jobs: ``async with SQLiteStore("run.db") as store``, in one event loop and one process.
 
-    For several worker processes, ``"run-{worker}.db"`` stands for the first of ``run-0.db``, ``run-1.db``, …
-    that no other process has open. So a restarted worker takes up the file of one that ended.
+    *path* is created where it does not exist. For several worker processes, ``"run-{worker}.db"`` stands
+    for the first of ``run-0.db``, ``run-1.db``, … that no other process has open. So a restarted worker
+    takes up the file of one that ended.
 
     *run* names the run, and every derived id depends on it. Without one, the run of the file is used, and
     a new file gets the run ``default``: the same jobs have the same ids after a journal was deleted.

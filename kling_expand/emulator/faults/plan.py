@@ -42,7 +42,10 @@ _FIELDS: Mapping[str, frozenset[str]] = {
 
 @frozen
 class Fault:
-    """One kind of fault, which a script plays `times` in a row.
+    """One `kind` of fault (see `KINDS`), which a script plays `times` in a row.
+
+    Errors have a `code` and a `message` of the service, and `retry_after` as the text of that header. A
+    fault that takes time lasts `seconds`.
 
     Raises:
         ValueError: when a value is out of range.

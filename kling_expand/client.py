@@ -4,14 +4,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack, cast
 from uuid import uuid4
 
 import aiohttp
@@ -49,7 +49,7 @@ from .jobs.poll_schedule import (
     write_history,
 )
 from .jobs.poller import Poller
-from .jobs.runner import Budget, Job, JobRunner, may_have_passed
+from .jobs.runner import Budget, Job, JobRunner, SetAside, may_have_passed
 from .jobs.scheduler import Flow, Slots
 from .jobs.submission import Submitter
 from .models import (
@@ -72,6 +72,7 @@ from .store.base import UNFINISHED, JobRecord, JobState, JobStore, MemoryStore
 if TYPE_CHECKING:
     from .downloads.downloader import Downloads
     from .downloads.files import SaveOptions
+    from .passes import Passes, PassJobs
     from .webhooks import Body, Headers, WebhookEvent, Webhooks
 
 SAVES = 32  # jobs of a `map` that are read ahead while earlier ones are saved
@@ -280,23 +281,46 @@ class KlingClient:
             future = self.submit(image, geometry, deadline=deadline, priority=priority, fresh=fresh, **fields)
             with _taken_back_if_cancelled(future):
                 return await future
-        self._require_open()
-        check(deadline=deadline, priority=priority, fresh=fresh)
-        from .passes import expand_in_passes  # imported here, as few jobs need it
+        request = _request(image, geometry, fields)
+        chain = self.expand_passes(request, passes, deadline=deadline, priority=priority, fresh=fresh)
+        async with aclosing(chain.futures()) as futures:
+            async for future in futures:
+                with _taken_back_if_cancelled(future):
+                    await future
+        return cast(ExpandResult, chain.result)
 
-        until = self._until(deadline)
+    def expand_passes(
+        self,
+        request: ExpandRequest,
+        passes: int,
+        *,
+        deadline: float | None = None,
+        priority: int = 0,
+        fresh: bool = False,
+        note: Mapping[str, Any] | None = None,
+    ) -> "Passes":
+        """Return the jobs of `expand` in up to *passes* tasks, which begin as its futures are iterated over.
 
-        async def run(request: ExpandRequest) -> ExpandResult:
-            future = self._submit(request, until, priority, fresh=fresh, flow=self._flow)
-            with _taken_back_if_cancelled(future):
-                return await future
+        Raises:
+            InvalidRequest: an argument is not possible.
+            ClientClosed: the client is not open.
+        """
+        check(request=request, passes=passes, deadline=deadline, priority=priority, fresh=fresh, note=note)
+        from .passes import Passes  # imported here, as few jobs need it
 
-        result = await expand_in_passes(_request(image, geometry, fields), passes, run)
-        earlier = result.earlier
-        while earlier is not None:  # nothing of it is left to be saved
-            await self._record_saved(earlier.task, ())
-            earlier = earlier.earlier
-        return result
+        return Passes(self._pass_jobs(deadline, priority, fresh=fresh), request, passes, note)
+
+    def resume_passes(self, known: JobRecord) -> "Passes":
+        """Return the passes from one of the journal on, which is followed without its photo where it is paid.
+
+        Raises:
+            InvalidRequest: *known* is no record of a journal.
+            ClientClosed: the client is not open.
+        """
+        check(known=known)
+        from .passes import Passes  # imported here, as few jobs need it
+
+        return Passes(self._pass_jobs(None, 0), known=known)
 
     @list_fields
     def submit(
@@ -307,6 +331,7 @@ class KlingClient:
         deadline: float | None = None,
         priority: int = 0,
         fresh: bool = False,
+        note: Mapping[str, Any] | None = None,
         **fields: Unpack[RequestFields],
     ) -> TaskFuture:
         """Submit a photo, or a whole `ExpandRequest`, and return its future without waiting.
@@ -315,15 +340,17 @@ class KlingClient:
         end of the task. With *fresh*, a job that a `key` or the journal knows to have ended is made and paid
         again, for example because its pictures have expired. One that is still under way is followed.
 
+        A *note* holds JSON values of your own, which a journal keeps as the `note` of the job's record.
+
         Raises:
             InvalidRequest: a field of the request is invalid.
             ClientClosed: the client is not open. Whatever goes wrong later is raised by the future.
         """
         self._require_open()
-        check(deadline=deadline, priority=priority, fresh=fresh)
+        check(deadline=deadline, priority=priority, fresh=fresh, note=note)
         request = _request(image, geometry, fields)
         until = self._until(deadline)
-        return self._submit(request, until, priority, fresh=fresh, flow=self._flow)
+        return self._submit(request, until, priority, fresh=fresh, flow=self._flow, note=note)
 
     async def map(
         self,
@@ -503,15 +530,48 @@ class KlingClient:
     # ------------------------------------------------------------------ within
 
     def _submit(
-        self, request: ExpandRequest, until: float | None, priority: int, *, fresh: bool, flow: Flow
+        self,
+        request: ExpandRequest,
+        until: float | None,
+        priority: int,
+        *,
+        fresh: bool,
+        flow: Flow,
+        note: Mapping[str, Any] | None = None,
+        aside: SetAside | None = None,
     ) -> TaskFuture:
         self._require_open()
         if not isinstance(request, ExpandRequest):
             raise InvalidRequest("requests", shown(request), "must hold ExpandRequest")
         any_id = request.external_task_id or f"kx-{uuid4().hex}"
         record = TaskRecord(any_id, pictures=request.n)
-        self._jobs.start(record, request, deadline_at=until, flow=flow, priority=priority, fresh=fresh)
+        self._jobs.start(
+            record,
+            request,
+            deadline_at=until,
+            flow=flow,
+            priority=priority,
+            fresh=fresh,
+            note=note,
+            aside=aside,
+        )
         return TaskFuture(record, deadline_at=until)
+
+    def _pass_jobs(self, deadline: float | None, priority: int, *, fresh: bool = False) -> "PassJobs":
+        from .passes import PassJobs  # imported here, as few jobs need it
+
+        self._require_open()
+        until = self._until(deadline)
+        return PassJobs(
+            self._store,
+            self._budget,
+            lambda request, note, aside: self._submit(
+                request, until, priority, fresh=fresh, flow=self._flow, note=note, aside=aside
+            ),
+            lambda known: self._resume(known, until, priority),
+            self._record_saved,
+            fresh,
+        )
 
     def _resume(self, known: JobRecord, until: float | None, priority: int = 0) -> TaskFuture:
         pictures = known.units // UNITS_PER_IMAGE

@@ -291,6 +291,13 @@ def _is_stream(value: object) -> bool:
     return isinstance(value, Iterable | AsyncIterable) and not isinstance(value, str | bytes | Mapping)
 
 
+def _is_json_mapping(value: object) -> bool:
+    try:
+        return isinstance(value, Mapping) and _plain(value) is not None
+    except (InvalidRequest, RecursionError):
+        return False
+
+
 SOURCES = "a path, an http(s) URL, a data: URI, bytes, a binary file or a PIL image"
 IMAGE = Rule(f"must be {SOURCES}", _is_source, error=ImageError)
 GEOMETRY = Rule(
@@ -324,6 +331,7 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
     ),
     "known": (Rule("must be a record of the journal", lambda value: hasattr(value, "params_hash")),),
     "max_failures": optional(WHOLE, AT_LEAST_1),
+    "note": optional(Rule("must be a mapping of JSON values", _is_json_mapping)),
     "ordered": (FLAG,),
     "passes": between(1, MAX_PASSES),
     "position": between(0, MAX_IMAGES - 1),
@@ -336,6 +344,7 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
     "target": (PATH,),
     "timeout": optional(SECONDS),
     "url": (TEXT,),
+    "request": (Rule("must be an ExpandRequest", lambda value: isinstance(value, ExpandRequest)),),
     "requests": (Rule("must be an iterable or async iterable of requests", _is_stream),),
     "wait": (FLAG,),
 }

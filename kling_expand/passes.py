@@ -1,41 +1,205 @@
-"""Expansion in several passes: the result of each is the photo of the next, and each is a job of its own."""
+"""Expansion in several passes: the result of each is the photo of the next, and each is a job of its own.
+
+A journal keeps with each job which pass it is, and of what. A later pass is known by the task of the pass
+before, and not by the bytes of its picture. So a run that was stopped goes on from the last pass that was
+paid, also without the photo.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
-from attrs import evolve
+from attrs import evolve, frozen
 
-from .api.photo import load_photo
+from .api import codec
+from .api.photo import load_photo, read_header
 from .errors import InvalidRequest
 from .geometry import Ratios, plan
-from .jobs.future import ExpandResult
-from .models import ExpandRequest, source_name
+from .jobs.future import ExpandResult, TaskFuture
+from .jobs.runner import Budget, SetAside
+from .models import UNITS_PER_IMAGE, ExpandRequest, Task, source_name
+from .store.base import JobRecord, JobState, JobStore
 
-Run = Callable[[ExpandRequest], Awaitable[ExpandResult]]
+PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)
 
 
-async def expand_in_passes(request: ExpandRequest, passes: int, run: Run) -> ExpandResult:
-    """Run the job of each pass in turn, and return the result of the last, with the others as `earlier`.
+@frozen
+class Pass:
+    """One pass of several, as the journal keeps it with its job.
 
-    With a journal, a pass that was paid in an earlier run is found again, as its photo and its parameters are
-    the same.
-
-    Raises:
-        GeometryError: more passes are needed.
-        InvalidRequest: the photo is at a URL, so that its size is not known.
-        KlingError: whatever a pass raises.
+    `number` counts from 1, `steps` are the ratios of all passes, and `request` is the last of them for the
+    first photo. `before` is the external id of the pass before, and `note` the caller's own.
     """
-    request = await _readable_again(request)
-    steps = await _steps(request, passes)
-    result: ExpandResult | None = None
-    for number, step in enumerate(steps, 1):
-        picture = await result.images[0].read() if result else None
-        found = await run(_request(request, step, picture, number, last=number == len(steps)))
-        result = evolve(found, earlier=result, name=result.name if result else found.name)
-    if result is None:
-        raise InvalidRequest("passes", passes, "must be at least 1")
-    return result
+
+    number: int
+    steps: tuple[Ratios, ...]
+    request: ExpandRequest
+    before: str | None = None
+    note: Mapping[str, Any] | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no pass follows."""
+        return self.number == len(self.steps)
+
+    @property
+    def units_after(self) -> int:
+        """What the passes after this one cost."""
+        return (
+            0 if self.is_last else UNITS_PER_IMAGE * (len(self.steps) - self.number - 1) + self.request.units
+        )
+
+    def own_request(self) -> ExpandRequest:
+        """Return the request of this pass. Only the last has several pictures, watermarks and an external id."""
+        changed = evolve(self.request, geometry=self.steps[self.number - 1])
+        if self.is_last:
+            return changed
+        return evolve(changed, n=1, watermark=False, external_task_id=None)
+
+    def after(self, external_task_id: str | None) -> "Pass":
+        """Return the next pass, which expands the result of the task with this id."""
+        return evolve(self, number=self.number + 1, before=external_task_id)
+
+    def key(self, *, durable: bool) -> str | None:
+        """Return the key of the job, or None where only its content makes it the same."""
+        given = self.request.key
+        if self.before is None:
+            return f"{given}-pass1" if given else None
+        if not (durable or given):
+            return None
+        request = self.own_request()
+        name = codec.fingerprint(request, self.steps[self.number - 1], self.before)[:32]
+        return f"{given}-pass{self.number}-{name}" if given else f"pass{self.number}-{name}"
+
+    def packed(self) -> dict[str, Any]:
+        """Return the pass as the note of its job."""
+        image = self.request.image
+        photo = os.path.abspath(str(image)) if isinstance(image, str | os.PathLike) else None  # noqa: PTH100 - text
+        steps = [[each.up, each.down, each.left, each.right] for each in self.steps]
+        packed = codec.pack_request(self.request, self.steps[0])
+        own = {"number": self.number, "steps": steps, "photo": photo, "request": packed}
+        return {**(self.note or {}), "pass": own | {"key": self.request.key, "before": self.before}}
+
+
+def pass_of(record: JobRecord) -> Pass | None:
+    """Return which pass a job of a journal is, or None where it is the only one."""
+    note = record.note
+    found = note.pop("pass", None)
+    if found is None:
+        return None
+    request = codec.unpack_request(found["request"], found["photo"] or "", found["key"])
+    steps = tuple(Ratios(*each) for each in found["steps"])
+    return Pass(found["number"], steps, request, found["before"], note)
+
+
+@frozen
+class PassJobs:
+    """What passes need of a client: its budget and store, and functions that begin and record jobs."""
+
+    store: JobStore
+    budget: Budget
+    submit: Callable[[ExpandRequest, Mapping[str, Any] | None, SetAside | None], TaskFuture]
+    resume: Callable[[JobRecord], TaskFuture]
+    record_saved: Callable[[Task, tuple[()]], Awaitable[None]]
+    fresh: bool = False
+
+
+class Passes:
+    """The jobs of one picture that is made in several passes.
+
+    Iterate over `futures`, and await each before the next. `result` is then that of the last pass, with
+    those before as `earlier`. Its `request` names the first photo.
+    """
+
+    def __init__(
+        self,
+        jobs: PassJobs,
+        request: ExpandRequest | None = None,
+        limit: int = 1,
+        note: Mapping[str, Any] | None = None,
+        known: JobRecord | None = None,
+    ) -> None:
+        self.result: ExpandResult | None = None
+        self._jobs = jobs
+        self._request = request
+        self._limit = limit
+        self._note = note
+        self._known = known
+        self._aside = SetAside()
+
+    async def futures(self) -> AsyncGenerator[TaskFuture, None]:
+        """Yield the future of each pass. The money for later passes is set aside with the first.
+
+        Raises:
+            GeometryError: more passes are needed.
+            InvalidRequest: the photo is at a URL, so that its size is not known.
+            KlingError: the result of a pass cannot be read.
+        """
+        step, known = await self._first(), self._known
+        try:
+            while True:
+                own = step.own_request()
+                future = self._jobs.resume(known) if known else await self._submit(step)
+                yield future
+                found = await future
+                name = self.result.name if self.result else found.name
+                self.result = evolve(found, request=own, earlier=self.result, name=name)
+                if step.is_last:
+                    break
+                step = step.after(found.external_task_id or future.external_task_id)
+                known = await self._find(step)
+        finally:
+            self._jobs.budget.release(self._aside)
+        earlier = self.result.earlier
+        while earlier is not None:  # nothing of it is left to be saved
+            await self._jobs.record_saved(earlier.task, ())
+            earlier = earlier.earlier
+
+    async def _first(self) -> Pass:
+        """Return the pass to begin with; for a known one the results of those before it are read."""
+        if self._known is not None:
+            found = pass_of(self._known)
+            if found is None:
+                raise InvalidRequest("known", self._known.external_task_id, "must be one of several passes")
+            await self._read_earlier(found)
+            return found
+        if self._request is None:
+            raise InvalidRequest("request", None, "must be given, or a known job")
+        request = await _readable_again(self._request)
+        steps = tuple(plan(*await _size(request), request.geometry, self._limit))
+        return Pass(1, steps, request, note=self._note)
+
+    async def _read_earlier(self, found: Pass) -> None:
+        """Read the results of the passes before a known one."""
+        chain: list[JobRecord] = []
+        before = found.before
+        while before and (record := await self._jobs.store.get(before)):
+            chain.insert(0, record)
+            earlier = pass_of(record)
+            before = earlier.before if earlier else None
+        for number, record in enumerate(chain, 1):
+            result = await self._jobs.resume(record)
+            own = evolve(found, number=number).own_request()
+            self.result = evolve(result, request=own, earlier=self.result)
+
+    async def _find(self, step: Pass) -> JobRecord | None:
+        """Return the job of a pass that is paid already."""
+        key = step.key(durable=self._jobs.store.durable)
+        if self._jobs.fresh or key is None or not self._jobs.store.durable:
+            return None
+        found = await self._jobs.store.find(key)
+        return found if found and found.state in PAID else None
+
+    async def _submit(self, step: Pass) -> TaskFuture:
+        request = step.own_request()
+        if len(step.steps) == 1:
+            return self._jobs.submit(request, step.note, None)
+        if step.before is not None and self.result is not None:
+            request = evolve(request, image=await self.result.images[0].read())
+        request = evolve(request, key=step.key(durable=self._jobs.store.durable))
+        self._aside.wanted = step.units_after
+        return self._jobs.submit(request, step.packed(), self._aside)
 
 
 async def _readable_again(request: ExpandRequest) -> ExpandRequest:
@@ -46,20 +210,15 @@ async def _readable_again(request: ExpandRequest) -> ExpandRequest:
     return evolve(request, image=await asyncio.to_thread(image.read))
 
 
-async def _steps(request: ExpandRequest, passes: int) -> list[Ratios]:
-    size = (await load_photo(request.image)).dimensions
+async def _size(request: ExpandRequest) -> tuple[int, int]:
+    """Return the size of the photo; of a file only the header is read."""
+    image = request.image
+    if isinstance(image, str | os.PathLike) and not str(image).startswith("data:"):
+        header = await asyncio.to_thread(read_header, image)
+        size = (header.width, header.height) if header else None
+    else:
+        size = (await load_photo(image)).dimensions
     if size is None:
         limit = "must be a photo whose size can be read, to be expanded in passes"
-        raise InvalidRequest("image", source_name(request.image), limit)
-    return plan(*size, request.geometry, passes)
-
-
-def _request(
-    request: ExpandRequest, step: Ratios, picture: bytes | None, number: int, *, last: bool
-) -> ExpandRequest:
-    """Return the request of one pass: only the last has several pictures, watermarks and the caller's id."""
-    changed = evolve(request, image=request.image if picture is None else picture, geometry=step)
-    if last:
-        return changed
-    key = f"{request.key}-pass{number}" if request.key else None
-    return evolve(changed, n=1, watermark=False, external_task_id=None, key=key)
+        raise InvalidRequest("image", source_name(image), limit)
+    return size

@@ -67,6 +67,8 @@ WRONG: dict[str, list[Any]] = {
         {"a": object()},
         {"a": 1e999},
     ],
+    "note": [5, "x", ["x"], {1: 2}, {"a": object()}, {"a": 1e999}, [("a", 1)]],
+    "request": [None, 5, "dog.png", b"dog", {"image": "dog.png"}, ExpandRequest],
     "deadline": NO_SECONDS,
     "priority": [None, *NO_WHOLE],
     "fresh": [None, *NO_FLAG],
@@ -115,6 +117,8 @@ WRONG_OPTIONS |= {each.name: NO_NUMBER for each in fields(Settings) if each.type
 
 VERBS: list[Callable[..., Any]] = [
     KlingClient.expand,
+    KlingClient.expand_passes,
+    KlingClient.resume_passes,
     KlingClient.submit,
     KlingClient.create,
     KlingClient.map,
@@ -131,6 +135,8 @@ GOOD: dict[str, Any] = {
     "image": PHOTO,
     "geometry": WIDER,
     "requests": [ExpandRequest(PHOTO, WIDER)],
+    "request": ExpandRequest(PHOTO, WIDER),
+    "passes": 2,
     "any_id": "1",
     "known": JobRecord("kx-1"),
     "headers": {},

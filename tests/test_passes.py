@@ -1,7 +1,7 @@
 """Several passes: each is a job of its own, none is paid twice, and the photo is put back at the end."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from benchmarks.large_photos import stored, texture
 from kling_expand import (
     BudgetExceeded,
     DeadlineExceeded,
+    ExpandRequest,
     GeometryError,
     InvalidRequest,
     KlingClient,
@@ -20,6 +21,8 @@ from kling_expand import (
 )
 from kling_expand.emulator import Emulator
 from kling_expand.errors import KlingError
+from kling_expand.passes import pass_of
+from kling_expand.store.sqlite import SQLiteStore
 
 WIDE = ToAspect("16:9")
 PORTRAIT = texture(540, 960, seed=1)
@@ -64,16 +67,62 @@ async def test_one_pass_is_used_where_it_is_enough() -> None:
 async def test_no_pass_is_paid_twice(key: str | None, tmp_path: Path) -> None:
     """Stopped between the passes or after them, a second run pays only for what is missing."""
     async with emulated() as emulator:
-        async with client(emulator, journal=tmp_path / "run.db", budget=8) as kling:
-            with pytest.raises(BudgetExceeded):
-                await kling.expand(PHOTO, WIDE, passes=2, key=key)
+        async with client(emulator, journal=tmp_path / "run.db") as kling:
+            await first_pass(kling, key=key)
         assert emulator.account.units_billed == 8
         for _ in range(2):
-            async with client(emulator, journal=tmp_path / "run.db") as kling:
+            async with client(emulator, journal=tmp_path / "run.db", budget=16) as kling:
                 result = await kling.expand(PHOTO, WIDE, passes=2, key=key)
                 await result.save(tmp_path / "out")
                 assert [future async for future in kling.resume()] == []
             assert emulator.account.units_billed == 16
+
+
+async def first_pass(kling: KlingClient, **fields: Any) -> None:
+    """Make the first of two passes, and stop there."""
+    chain = kling.expand_passes(ExpandRequest(PHOTO, WIDE, n=2, **fields), 2, note={"name": "tower"})
+    async with aclosing(chain.futures()) as futures:
+        await (await anext(futures))
+
+
+async def test_a_chain_goes_on_from_its_journal_without_its_photo(tmp_path: Path) -> None:
+    """What a journal keeps of a pass is enough for those after it, wherever the run was stopped."""
+    async with emulated() as emulator:
+        async with client(emulator, journal=tmp_path / "run.db") as kling:
+            await first_pass(kling, prompt="a tower")
+        for billed in (24, 24):
+            async with SQLiteStore(tmp_path / "run.db") as store, client(emulator, journal=store) as kling:
+                known = [job async for job in store.jobs()]
+                for job in known:
+                    chain = kling.resume_passes(job)
+                    async for future in chain.futures():
+                        await future
+                    assert chain.result
+                    assert chain.result.earlier
+                    assert (len(chain.result.images), len(chain.result.earlier.images)) == (2, 1)
+                    assert job.note["name"] == "tower"
+                    found = pass_of(job)
+                    assert found
+                    assert found.request.prompt == "a tower"
+            assert emulator.account.units_billed == billed
+        assert len(known) == 2
+
+
+async def test_the_budget_counts_all_passes_beforehand(tmp_path: Path) -> None:
+    """Nothing is sent where the later passes cannot be paid, and other jobs cannot take their money."""
+    async with emulated() as emulator:
+        for journal in (None, tmp_path / "run.db"):
+            async with client(emulator, budget=15, journal=journal) as kling:
+                with pytest.raises(BudgetExceeded, match="8 units, and 8 for later passes"):
+                    await kling.expand(PHOTO, WIDE, passes=2)
+            assert emulator.account.counts()["tasks"] == 0
+        async with client(emulator, budget=16) as kling:
+            chain = kling.expand_passes(ExpandRequest(PHOTO, WIDE), 2)
+            async with aclosing(chain.futures()) as futures:
+                await (await anext(futures))
+                with pytest.raises(BudgetExceeded):
+                    await kling.expand(PHOTO, Ratios(right=0.5))
+            await kling.expand(PHOTO, Ratios(right=0.5))  # the chain was given up
 
 
 async def test_a_file_is_read_once_and_the_ids_are_those_of_the_last(tmp_path: Path) -> None:

@@ -540,15 +540,22 @@ def unpack(line: str) -> Task:
     return task
 
 
-def pack_request(request: ExpandRequest, expansion: Expansion) -> str:
-    """Return what a request asks for, without its photo and key, as one line of JSON."""
+def pack_request(request: ExpandRequest, expansion: Expansion, note: Mapping[str, Any] | None = None) -> str:
+    """Return what a request asks for, without its photo and key, as JSON on one line; a *note* follows it."""
     head, tail = encode(request, expansion, request.external_task_id or "")
-    return (head + tail).decode()
+    line = (head + tail).decode()
+    return f"{line}\n{json.dumps(note)}" if note else line
 
 
-def unpack_request(line: str, image: str, key: str) -> ExpandRequest:
-    """Return the request from a line that `pack_request` made, for the photo at *image*."""
-    body = json.loads(line)
+def unpack_note(packed: str) -> dict[str, Any]:
+    """Return the note of a text that `pack_request` made, or an empty one."""
+    found: dict[str, Any] = json.loads(packed.partition("\n")[2] or "{}")
+    return found
+
+
+def unpack_request(packed: str, image: str, key: str | None) -> ExpandRequest:
+    """Return the request from a text that `pack_request` made, for the photo at *image*."""
+    body = json.loads(packed.partition("\n")[0])
     body["external_task_id"] = body["external_task_id"] or None
     values = {each.name: each.read(body) for each in request_fields()}
     return ExpandRequest(image, _decode_expansion(body), **(values | {"key": key}))

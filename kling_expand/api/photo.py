@@ -371,7 +371,7 @@ class PhotoHeader:
     has_alpha: bool = False
 
 
-def read_header(source: str) -> PhotoHeader | None:
+def read_header(source: str | os.PathLike[str]) -> PhotoHeader | None:
     """Apply every rule to a file without reading all of it: its header, its size and its last bytes.
 
     Of a URL only the form is checked, and None is returned.
@@ -380,7 +380,7 @@ def read_header(source: str) -> PhotoHeader | None:
         ImageError: the photo cannot be sent.
     """
     name = source_name(source)
-    if _URL.match(source):
+    if isinstance(source, str) and _URL.match(source):
         _from_url(source)
         return None
     return _read_path(source, name, lambda file, size: _checked_header(file, size, name))

@@ -12,9 +12,10 @@ has ended or cannot exist (see `kling_expand.jobs.submission` for the states tha
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 from attrs import define
@@ -56,6 +57,14 @@ _SUCCEEDED = frozenset({JobState.SUCCEEDED, JobState.DONE})
 logger: logging.Logger = logging.getLogger(__name__)
 
 
+@define(eq=False)
+class SetAside:
+    """Units of a budget for later passes of one picture: those `wanted` next, and those `held`."""
+
+    wanted: int = 0
+    held: int = 0
+
+
 class Budget:
     """The units that a client may spend.
 
@@ -67,21 +76,38 @@ class Budget:
         self.limit = limit
         self.units_due: int = 0
         self.spent_before: int = 0
+        self._held = 0  # for passes to come
 
-    def reserve(self, request: ExpandRequest, *, counted: bool) -> int:
+    def reserve(self, request: ExpandRequest, *, counted: bool, aside: SetAside | None = None) -> int:
         """Reserve the units of *request*, and return them. With *counted* an earlier run has reserved them.
+
+        Otherwise what its later passes want is set *aside* at the same time.
 
         Raises:
             BudgetExceeded: when less than that is left.
         """
-        left = None if self.limit is None else self.limit - self.units_due - self.spent_before
+        aside = aside or SetAside()
+        self.release(aside)
         if counted:
             self.spent_before -= request.units
-        elif left is not None and request.units > left:
-            limit = f"must cost no more than the {left} units left of the budget"
-            raise BudgetExceeded("n", f"{request.n}, which costs {request.units} units", limit)
+        else:
+            needed = request.units + aside.wanted
+            left = (
+                None if self.limit is None else self.limit - self.units_due - self.spent_before - self._held
+            )
+            if left is not None and needed > left:
+                later = f", and {aside.wanted} for later passes" if aside.wanted else ""
+                limit = f"must cost no more than the {left} units left of the budget"
+                raise BudgetExceeded("n", f"{request.n}, which costs {request.units} units{later}", limit)
+            aside.held = aside.wanted
+            self._held += aside.held
         self.units_due += request.units
         return request.units
+
+    def release(self, aside: SetAside) -> None:
+        """Give back what is set aside."""
+        self._held -= aside.held
+        aside.held = 0
 
     async def count_earlier_runs(self, store: JobStore) -> None:
         """Count what the jobs of a durable *store* have spent, beyond what this client has."""
@@ -105,6 +131,8 @@ class Job:
     priority: int = 0
     fresh: bool = False
     known: JobRecord | None = None
+    note: Mapping[str, Any] | None = None  # of the caller, for the store
+    aside: SetAside | None = None  # for passes to come
     files: tuple[Path, ...] = ()  # where an earlier run saved its pictures
     units: int = 0  # reserved units
     held: int = 0  # slots
@@ -185,13 +213,19 @@ class JobRunner:
         priority: int = 0,
         fresh: bool = False,
         known: JobRecord | None = None,
+        note: Mapping[str, Any] | None = None,
+        aside: SetAside | None = None,
     ) -> None:
-        """Start a job whose *record* receives its snapshots or its error."""
+        """Start a job whose *record* receives its snapshots or its error.
+
+        A durable store keeps the *note* with it. Its units, and those of its later passes, are set *aside*.
+        """
         given = request is not None and request.external_task_id is not None
         sent = known is not None and known.may_exist and known.task is None
         unanswered_at = asyncio.get_running_loop().time() if sent else None  # the store tells it exactly
         attempt = Attempt(record.any_id, given=given, unanswered_at=unanswered_at)
-        job = record.job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known)
+        job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known, note, aside)
+        record.job = job
         self._jobs[record] = job
         self._registry.add(record)
         self._event(EventKind.SUBMITTED, record)
@@ -297,7 +331,7 @@ class JobRunner:
                 await self._name_task(request, error)
                 raise
         expansion = resolve_geometry(request, self._submitter.dialect, photo.dimensions)
-        prepared = PreparedRequest(request, photo, expansion)
+        prepared = PreparedRequest(request, photo, expansion, job.note)
         identity = identify(self._store, prepared)
         if identity is None:
             await self._attempt(job, JobRecord(job.record.any_id), prepared)
@@ -395,7 +429,7 @@ class JobRunner:
             limit = f"the client may hold {self._slots.limit} slots (max_in_flight)"
             raise InvalidRequest("n", request.n, limit)
         counted = reserved and attempt.state is AttemptState.INHERITED
-        job.units = self._budget.reserve(request, counted=counted)
+        job.units = self._budget.reserve(request, counted=counted, aside=job.aside)
         head, tail = codec.encode(request, prepared.expansion, attempt.external_task_id)
         marking = partial(self._store.mark_sending, attempt.external_task_id)
         body = partial(Body, head, prepared.photo, tail)

@@ -23,7 +23,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import cached_property, partial
 from math import inf
@@ -87,9 +87,9 @@ class JobRecord:
     """One attempt at one request, as its store last knew it. Times are Unix seconds.
 
     `source` is the photo's path or URL, None where it was bytes. `params` is the JSON text of the other
-    parameters. `last_post_at` is when a create was last about to be sent, by the wall clock. As that clock
-    may be set, `last_post_mark` is the same moment by another clock, in a form of the store's own (see
-    `JobStore.post_age`). `error` says why the job failed, was refused or is unknown.
+    parameters, and the `note` below it. `last_post_at` is when a create was last about to be sent, by the
+    wall clock. As that clock may be set, `last_post_mark` is the same moment by another clock, in a form of
+    the store's own (see `JobStore.post_age`). `error` says why the job failed, was refused or is unknown.
     """
 
     external_task_id: str
@@ -123,6 +123,11 @@ class JobRecord:
         return None if self.source is None else codec.unpack_request(self.params, self.source, self.key)
 
     @property
+    def note(self) -> dict[str, Any]:
+        """The caller's own values that were recorded with the job."""
+        return codec.unpack_note(self.params)
+
+    @property
     def may_exist(self) -> bool:
         """Whether a create may have been sent, so that the id must be looked up before another is."""
         return self.last_post_at is not None or self.state is JobState.UNKNOWN
@@ -147,11 +152,15 @@ COLUMNS = ", ".join(attribute.name for attribute in fields(JobRecord))
 
 
 class PreparedRequest(NamedTuple):
-    """A request as it is sent: its photo checked, its geometry worked out for that photo."""
+    """A request as it is sent: its photo checked, its geometry worked out for that photo.
+
+    `note` holds JSON values of the caller's own, which a durable store keeps with the job.
+    """
 
     request: ExpandRequest
     photo: Photo
     expansion: Ratios | Towards
+    note: Mapping[str, Any] | None = None
 
 
 class JobIdentity(NamedTuple):
@@ -227,7 +236,7 @@ class JobStore(ABC):
         draft = {
             "key": identity.key,
             "params_hash": identity.digest,
-            "params": codec.pack_request(request, prepared.expansion),
+            "params": codec.pack_request(request, prepared.expansion, prepared.note),
             "source": None if source is None or source.startswith("data:") else os.fsencode(source),
             "created_at": now,
             "updated_at": now,

@@ -38,6 +38,7 @@ __all__ = [
     "parse_aspect",
     "parse_direction",
     "plan",
+    "shape_name",
 ]
 
 MAX_SIDE = 2.0  # (doc)
@@ -233,6 +234,18 @@ class Geometry(Protocol):
     def ratios(self, width: int, height: int) -> Ratios:
         """Return the four ratios for this photo, or raise `GeometryError` where there are none."""
         ...
+
+
+def shape_name(geometry: Geometry) -> str:
+    """Return a short name of a geometry for files: ``16x9``, ``1920x1080``, ``right0.5``."""
+    if isinstance(geometry, ToAspect):
+        return _named(geometry.aspect).replace(":", "x")
+    if isinstance(geometry, ToSize):
+        return f"{geometry.width}x{geometry.height}"
+    if isinstance(geometry, Towards):
+        return f"{geometry.direction.replace(',', '-')}{geometry.ratio:.5g}"
+    growth = {side: getattr(geometry, side, 0) for side in ("up", "down", "left", "right")}
+    return "-".join(f"{side}{value:.5g}" for side, value in growth.items() if value) or "shape"
 
 
 def parse_aspect(aspect: str | float | tuple[float, float]) -> float:

@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 
 from .api import codec
 from .api.photo import load_photo, read_header
-from .errors import InvalidRequest
+from .errors import InvalidRequest, KlingError, NotSubmitted
 from .geometry import Ratios, plan
 from .jobs.future import ExpandResult, TaskFuture
 from .jobs.runner import Budget, SetAside
@@ -51,7 +51,7 @@ class Pass:
         )
 
     def own_request(self) -> ExpandRequest:
-        """Return the request of this pass. Only the last has several pictures, watermarks and an external id."""
+        """Return the request of this pass; only the last has several pictures, watermarks and an own id."""
         changed = evolve(self.request, geometry=self.steps[self.number - 1])
         if self.is_last:
             return changed
@@ -101,6 +101,7 @@ class PassJobs:
     budget: Budget
     submit: Callable[[ExpandRequest, Mapping[str, Any] | None, SetAside | None], TaskFuture]
     resume: Callable[[JobRecord], TaskFuture]
+    get: Callable[[str], Awaitable[Task]]
     record_saved: Callable[[Task, tuple[()]], Awaitable[None]]
     fresh: bool = False
 
@@ -127,6 +128,11 @@ class Passes:
         self._note = note
         self._known = known
         self._aside = SetAside()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Begin no further pass."""
+        self._stopped = True
 
     async def futures(self) -> AsyncGenerator[TaskFuture, None]:
         """Yield the future of each pass. The money for later passes is set aside with the first.
@@ -134,6 +140,7 @@ class Passes:
         Raises:
             GeometryError: more passes are needed.
             InvalidRequest: the photo is at a URL, so that its size is not known.
+            NotSubmitted: it was stopped.
             KlingError: the result of a pass cannot be read.
         """
         step, known = await self._first(), self._known
@@ -143,6 +150,7 @@ class Passes:
                 future = self._jobs.resume(known) if known else await self._submit(step)
                 yield future
                 found = await future
+                found = await self._renewed(found) if known else found
                 name = self.result.name if self.result else found.name
                 self.result = evolve(found, request=own, earlier=self.result, name=name)
                 if step.is_last:
@@ -179,9 +187,16 @@ class Passes:
             earlier = pass_of(record)
             before = earlier.before if earlier else None
         for number, record in enumerate(chain, 1):
-            result = await self._jobs.resume(record)
+            result = await self._renewed(await self._jobs.resume(record))
             own = evolve(found, number=number).own_request()
             self.result = evolve(result, request=own, earlier=self.result)
+
+    async def _renewed(self, known: ExpandResult) -> ExpandResult:
+        """Return a result of the journal with the URLs that the service gives now."""
+        try:
+            return evolve(known, task=await self._jobs.get(known.task_id))
+        except KlingError:  # a later read says why
+            return known
 
     async def _find(self, step: Pass) -> JobRecord | None:
         """Return the job of a pass that is paid already."""
@@ -192,6 +207,8 @@ class Passes:
         return found if found and found.state in PAID else None
 
     async def _submit(self, step: Pass) -> TaskFuture:
+        if self._stopped:
+            raise NotSubmitted(f"stopped before pass {step.number} of {len(step.steps)}")
         request = step.own_request()
         if len(step.steps) == 1:
             return self._jobs.submit(request, step.note, None)

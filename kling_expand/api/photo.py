@@ -24,6 +24,7 @@ import struct
 import sys
 from collections.abc import AsyncGenerator, Callable
 from functools import cache
+from threading import Lock
 from typing import Any, BinaryIO, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -144,6 +145,40 @@ class Photo:
             raise ImageError("image", self.name, f"cannot be read any more ({error.strerror})") from error
 
 
+class SharedPhoto(os.PathLike[str]):
+    """The path of a photo that several requests share: its content is read and checked once for all of them.
+
+    Requests that are made at another time need another object, as the file may have changed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = Lock()
+        self._header: PhotoHeader | None = None
+        self._photo: Photo | None = None
+
+    def __fspath__(self) -> str:
+        return self._path
+
+    def __str__(self) -> str:
+        return self._path
+
+    def __repr__(self) -> str:
+        return repr(self._path)
+
+    def header(self) -> "PhotoHeader | None":
+        """Return what `read_header` does. Raises `ImageError`."""
+        with self._lock:
+            self._header = self._header or _file_header(self._path, self._path)
+            return self._header
+
+    def load(self) -> Photo:
+        """Return what `load_photo` does. Raises `ImageError`."""
+        with self._lock:
+            self._photo = self._photo or _from_path(self._path)
+            return self._photo
+
+
 async def load_photo(source: ImageSource) -> Photo:
     """Check a photo from any *source* without blocking the loop, and return it ready to be sent.
 
@@ -163,6 +198,8 @@ def _reader(source: ImageSource) -> Callable[[Any], Photo]:
     """Return the function that reads this kind of source."""
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data
+    if isinstance(source, SharedPhoto):
+        return SharedPhoto.load
     if isinstance(source, str | os.PathLike):
         return _from_path
     if isinstance(source, bytes | bytearray | memoryview):
@@ -383,7 +420,11 @@ def read_header(source: str | os.PathLike[str]) -> PhotoHeader | None:
     if isinstance(source, str) and _URL.match(source):
         _from_url(source)
         return None
-    return _read_path(source, name, lambda file, size: _checked_header(file, size, name))
+    return source.header() if isinstance(source, SharedPhoto) else _file_header(source, name)
+
+
+def _file_header(path: str | os.PathLike[str], name: str) -> "PhotoHeader":
+    return _read_path(path, name, lambda file, size: _checked_header(file, size, name))
 
 
 def _checked_header(file: BinaryIO, size: int, name: str) -> PhotoHeader:

@@ -14,8 +14,20 @@ from attrs import asdict, evolve, field, fields, frozen
 
 from kling_expand.config import PARALLEL_TASKS, Settings, credentials
 from kling_expand.errors import ConfigurationError
-from kling_expand.geometry import Anchor, Geometry, Padding, Ratios, ToAspect, ToSize, Towards
+from kling_expand.geometry import (
+    MAX_PASSES,
+    Anchor,
+    Geometry,
+    Padding,
+    Ratios,
+    ToAspect,
+    ToSize,
+    Towards,
+    parse_aspect,
+    shape_name,
+)
 from kling_expand.models import UNITS_PER_IMAGE, Dialect, ExpandRequest, request_fields
+from kling_expand.shapes import SETS
 
 from .terminal import NothingDone, redirect_warnings
 
@@ -87,8 +99,8 @@ class OutputOptions(OptionGroup):
         default="out",
         show_default=True,
         metavar="DIR",
-        help="Directory for the results, or a template with {name}, {index}, {task_id}, {external_task_id} "
-        "and {ext}.",
+        help="Directory for the results, or a template with {name}, {shape}, {index}, {task_id}, "
+        "{external_task_id} and {ext}.",
     )
     full_size: bool = option(
         "--full-size",
@@ -269,6 +281,12 @@ class GeometryOptions(OptionGroup):
     )
 
     @property
+    def shape(self) -> str:
+        """The shape as it was written, for file names."""
+        text = self.aspect or self.size
+        return re.sub("[:/X]", "x", text) if text else shape_name(self.geometry())
+
+    @property
     def ways(self) -> set[str]:
         """The given options that define a geometry."""
         return {name for name in WAYS if getattr(self, name) is not None}
@@ -334,6 +352,62 @@ class GeometryOptions(OptionGroup):
     def _towards(self) -> Geometry:
         towards = Towards(self.direction or "")
         return towards if self.ratio is None else evolve(towards, ratio=self.ratio)
+
+
+@frozen
+class ShapeOptions(OptionGroup):
+    """The geometry options of a command that makes several shapes of a photo: one geometry for each."""
+
+    geometries: tuple[GeometryOptions, ...] = (GeometryOptions(),)
+
+    @classmethod
+    def declarations(cls) -> dict[str, Declaration]:
+        """Return the geometry options, of which --aspect may be repeated, and the named sets of shapes."""
+        found = GeometryOptions.declarations()
+        names, settings = found["aspect"]
+        several = "Extend to an aspect ratio, such as 16:9 or 1200x630. Repeat it for several shapes."
+        sets = "; ".join(f"{name}: {', '.join(shapes)}" for name, shapes in SETS.items())
+        named = {
+            "type": click.Choice(sorted(SETS)),
+            "multiple": True,
+            "help": f"The shapes of a platform. {sets}.",
+        }
+        aspect = {"aspect": (names, settings | {"default": (), "multiple": True, "help": several})}
+        return (
+            aspect | {"sets": (("--for",), named)} | {name: found[name] for name in found if name != "aspect"}
+        )
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """Return the group, with shapes that are named twice once; raise `GeometryError` for none."""
+        rest = dict(values)
+        named = [*rest.pop("aspect"), *(each for name in rest.pop("sets") for each in SETS[name])]
+        if not named:
+            return cls((GeometryOptions(**rest),))
+        chosen: dict[float, str] = {}
+        for aspect in named:
+            chosen.setdefault(parse_aspect(aspect), aspect)
+        return cls(tuple(GeometryOptions(aspect=aspect, **rest) for aspect in chosen.values()))
+
+    def require(self) -> None:
+        """Raise click's usage error where no geometry is given, or options contradict each other."""
+        for each in self.geometries:
+            each.geometry()
+
+
+@frozen
+class PassesOption(OptionGroup):
+    """How many tasks one picture may take."""
+
+    passes: int = option(
+        "--passes",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1, MAX_PASSES),
+        metavar="N",
+        help="Reach shapes that need more than 3 times the area in up to N tasks, as few as possible. Each "
+        "expands the result of the one before, and each is paid.",
+    )
 
 
 # ---------------------------------------------------------------------------- the connection

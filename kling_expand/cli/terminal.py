@@ -247,11 +247,12 @@ def moment(milliseconds: int | None) -> str:
         return str(milliseconds)
 
 
-def billed_units(task: "Task | None") -> float | None:
-    """Return the units that the service has billed for *task*, or None while they are unknown."""
-    if task is None or task.units is None:
+def billed_units(*tasks: "Task | None") -> float | None:
+    """Return the units that the service has billed for *tasks*, or None while all are unknown."""
+    known = [float(task.units) for task in tasks if task is not None and task.units is not None]
+    if not known:
         return None
-    units = float(task.units)
+    units = sum(known, 0.0)
     return int(units) if units.is_integer() else units
 
 

@@ -111,8 +111,8 @@ class Downloads:
         """Save every image of a succeeded task, and return one path for each image, by index.
 
         *target* is a directory (created if missing), the path of a single picture, or a template with the
-        fields ``name index task_id external_task_id ext key folder``. In a directory the files are called
-        ``{name}-{index}{ext}``. A watermarked picture is saved beside the plain one as
+        fields ``name index task_id external_task_id ext key folder shape``. In a directory the files are
+        called ``{name}-{index}{ext}``. A watermarked picture is saved beside the plain one as
         ``NAME-watermark.EXT``. *deadline_at* is a moment of the loop's clock.
 
         Where any file but this task's has one of the names, the task's id is appended to all of them. A

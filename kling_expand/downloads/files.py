@@ -40,7 +40,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment] # the module is typed as always present
 
-FIELDS = frozenset({"name", "index", "task_id", "external_task_id", "ext", "key", "folder"})
+FIELDS = frozenset({"name", "index", "task_id", "external_task_id", "ext", "key", "folder", "shape"})
 FORMATS = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tiff"}  # to which pictures are converted
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 _SPELLINGS = {".jpeg": ".jpg", ".tif": ".tiff"}  # the other suffixes of one format
@@ -105,15 +105,16 @@ Finish = Callable[[tuple[Path, ...]], Awaitable[tuple[Path, ...]]]
 class SaveOptions:
     """The names and the form in which the pictures of a task are saved.
 
-    `name` (by default the task's id), `key` and `folder` are values of a template. With `overwrite` a
-    file of the same name is replaced. With `watermark` the watermarked pictures are saved as well. A
-    `format` converts each picture, with `quality` from 1 to 100 if it is lossy. `finish` makes further
-    pictures of the saved ones, whose paths are those of the save then.
+    `name` (by default the task's id), `key`, `folder` and `shape` are values of a template. With
+    `overwrite` a file of the same name is replaced. With `watermark` the watermarked pictures are saved as
+    well. A `format` converts each picture, with `quality` from 1 to 100 if it is lossy. `finish` makes
+    further pictures of the saved ones, whose paths are those of the save then.
     """
 
     name: str | None = None
     key: str | None = None
     folder: str | None = None
+    shape: str | None = None
     overwrite: bool = False
     watermark: bool = True
     format: str | None = field(default=None, validator=_check_format)
@@ -263,6 +264,7 @@ def _values(task: Task, options: SaveOptions) -> dict[str, str]:
         "task_id": task.task_id,
         "external_task_id": task.external_task_id or task.task_id,
         "key": options.key or last,
+        "shape": options.shape or "unknown",
     }
     values = {name: safe_name(text) for name, text in texts.items()}
     folder = safe_name(options.folder) if options.folder else os.curdir

@@ -30,6 +30,7 @@ from kling_expand.errors import (
     TaskFailed,
     TaskModerated,
 )
+from kling_expand.geometry import shape_name
 from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task, check, portable
 from kling_expand.serialization import Serializable, to_json
 
@@ -161,8 +162,9 @@ class ExpandResult(Serializable):
 
     `task` is its last snapshot, and `request` what was asked for, or None for a task that was attached.
     `files` are the paths where an earlier run saved them, according to the journal, if all of them still
-    exist. `name` is the photo's own name, after which the pictures are named. `earlier` is the result of
-    the pass before, whose picture this one was made from, or None.
+    exist. `name` is the photo's own name, after which the pictures are named, and `shape` the name of the
+    shape, by default as in `geometry.shape_name`. `earlier` is the result of the pass before, whose picture
+    this one was made from, or None.
 
     It can be pickled. The copy in another process has the URLs but no client, so it cannot save or read.
     """
@@ -172,6 +174,7 @@ class ExpandResult(Serializable):
     name: str | None = None
     files: tuple[Path, ...] = ()
     earlier: "ExpandResult | None" = None
+    shape: str | None = None
     _save: Save | None = field(default=None, repr=False, eq=False)
     _read: Read | None = field(default=None, repr=False, eq=False)
 
@@ -207,7 +210,8 @@ class ExpandResult(Serializable):
 
         *target* is a directory (pictures are named after the photo: ``dog-0.png``) or a template such as
         ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields are ``name index task_id external_task_id ext
-        key folder``: the request's key, and the name of the photo's folder. A ``~`` is the user's home.
+        key folder shape``: the request's key, the name of the photo's folder, and a shape such as ``16x9``.
+        A ``~`` is the user's home.
 
         A name that another file has is not used: the task's id is appended, as in ``dog-0-930810057.png``.
         With *overwrite* the file is replaced. A task that is saved again finds its own pictures, which are
@@ -252,6 +256,7 @@ class ExpandResult(Serializable):
             name=self.name,
             key=request.key if request else None,
             folder=source_folder(request.image) if request else None,
+            shape=self.shape or (shape_name(request.geometry) if request else None),
             watermark=request is None or request.watermark,
             **given,
         )
@@ -333,7 +338,14 @@ class ExpandResult(Serializable):
         return lambda deadline_at: read(self.task, position, deadline_at=deadline_at)
 
     def __reduce__(self) -> Any:
-        return ExpandResult, (self.task, portable(self.request), self.name, self.files, self.earlier)
+        return ExpandResult, (
+            self.task,
+            portable(self.request),
+            self.name,
+            self.files,
+            self.earlier,
+            self.shape,
+        )
 
     def __copy__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from kling_expand.cli.options import (
     GeometryOptions,
     OptionGroup,
     RequestOptions,
+    ShapeOptions,
     option,
     options,
     schedule,
@@ -172,3 +173,30 @@ async def test_a_local_emulator_is_reached_without_a_proxy(monkeypatch: pytest.M
     with pytest.raises(click.UsageError, match="cannot be combined"):
         async with EmulatedConnection(emulator=True, proxy="http://127.0.0.1:9").client():
             pass
+
+
+def test_several_shapes_are_several_geometries() -> None:
+    """Aspects, sizes and named sets may be mixed. One that occurs twice counts once."""
+    words = ("--aspect", "1200x630", "--for", "youtube", "--aspect", "16:9", "--anchor", "top", "--for", "og")
+    found = called(*words, shapes=ShapeOptions)["shapes"]
+    assert [each.shape for each in found.geometries] == ["1200x630", "16x9", "9x16"]
+    assert {each.anchor for each in found.geometries} == {"top"}
+    assert found.geometries[1].geometry() == ToAspect("16:9", anchor="top")
+    assert called("--up", "0.5", shapes=ShapeOptions)["shapes"].geometries == (GeometryOptions(up=0.5),)
+    (alone,) = called(shapes=ShapeOptions)["shapes"].geometries
+    assert alone == GeometryOptions()
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [
+        ({"aspect": "1.91:1"}, "1.91x1"),
+        ({"size": "1200X630"}, "1200x630"),
+        ({"up": 0.5, "right": 1.0}, "up0.5-right1"),
+        ({"pad": "left=20"}, "left20"),
+        ({"direction": "left,top", "ratio": 1.2}, "left-top1.2"),
+    ],
+)
+def test_every_geometry_has_a_name_for_files(given: dict[str, Any], shape: str) -> None:
+    """The name of a shape needs no character that a file name may not have."""
+    assert GeometryOptions(**given).shape == shape

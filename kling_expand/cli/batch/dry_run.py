@@ -10,24 +10,24 @@ import click
 
 from kling_expand.api import codec
 from kling_expand.cli.terminal import FAILED, show
-from kling_expand.geometry import Expansion
+from kling_expand.passes import Pass, pass_of
 from kling_expand.store.base import JobStore
 from kling_expand.store.sqlite import SQLiteStore
 
 from .manifest import Row
-from .plan import PAID, BulkPlan, check_output, check_rows, find_rows
+from .plan import PAID, BulkPlan, Checked, check_output, check_rows, find_rows
 
-Paid = dict[tuple[str | None, str], float]
+Paid = dict[tuple[str | None, str, int], float]
 
 
 async def dry_run(plan: BulkPlan) -> int:
     """Print what a run would cost, and return the exit code."""
     listed = await find_rows(plan)
-    paid: Callable[[Row, Expansion], bool] | None = None
+    paid: Callable[[Row, Checked], int] | None = None
     async with AsyncExitStack() as stack:
         if await asyncio.to_thread(os.path.isfile, plan.journal) and not plan.fresh:
             journal = await stack.enter_async_context(SQLiteStore.snapshot(plan.journal))
-            paid = partial(_is_paid, await _paid_requests(journal))
+            paid = partial(_paid_units, await _paid_requests(journal))
     survey = await check_rows(plan, listed, paid)
     check_output(plan, survey)
     if plan.output.as_json:
@@ -38,17 +38,34 @@ async def dry_run(plan: BulkPlan) -> int:
 
 
 async def _paid_requests(journal: JobStore) -> Paid:
-    """Return the paid jobs of a journal by their photo and parameters, and when each was submitted."""
-    return {(job.source, job.params): job.created_at async for job in journal.jobs(*PAID)}
+    """Return the paid jobs of a journal by their photo, parameters and pass, and when each was submitted."""
+    found: Paid = {}
+    async for job in journal.jobs(*PAID):
+        step = pass_of(job)
+        if step is None:
+            found[job.source, job.params.partition("\n")[0], 1] = job.created_at
+        else:
+            found[str(step.request.image), _packed(step), step.number] = job.created_at
+    return found
 
 
-def _is_paid(paid: Paid, row: Row, expansion: Expansion) -> bool:
-    """Return whether the journal has a task for this request, made after the last change of the photo."""
+def _packed(step: Pass) -> str:
+    return codec.pack_request(step.own_request(), step.steps[step.number - 1])
+
+
+def _paid_units(paid: Paid, row: Row, checked: Checked) -> int:
+    """Return the units of a request whose tasks the journal has, made after the last change of the photo."""
     if row.request is None:
-        return False
+        return 0
     image = str(row.request.image)
     place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100 - links stay as they were given
-    submitted_at = paid.get((place, codec.pack_request(row.request, expansion)))
-    if submitted_at is None:
-        return False
-    return "://" in image or os.stat(image).st_mtime <= submitted_at  # noqa: PTH116 - the same
+    changed_at = 0.0 if "://" in image else os.stat(image).st_mtime  # noqa: PTH116 - the same
+    if not checked.steps:
+        packed = codec.pack_request(row.request, checked.expansion)
+        return row.request.units if paid.get((place, packed, 1), -1) >= changed_at else 0
+    steps = [Pass(number, checked.steps, row.request) for number in range(1, len(checked.steps) + 1)]
+    return sum(
+        step.own_request().units
+        for step in steps
+        if paid.get((place, _packed(step), step.number), -1) >= changed_at
+    )

@@ -8,32 +8,45 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from attrs import evolve, frozen
 
 from kling_expand.api import codec
-from kling_expand.api.photo import read_header
+from kling_expand.api.photo import SharedPhoto, read_header
 from kling_expand.errors import ImageError
-from kling_expand.models import Dialect, ExpandRequest, resolve_geometry
+from kling_expand.models import Dialect, ExpandRequest, ImageSource, resolve_geometry
 from kling_expand.pictures.fit import Fitted, fit, upright_size
 from kling_expand.store.base import JobRecord, JobState, JobStore
+
+from .plan import find_steps
 
 _KNOWN = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)
 
 
 class FittedPath(os.PathLike[str]):
-    """The path of a converted photo, with the `origin` it was made of, which a journal keeps instead."""
+    """The path of a converted photo, with the `origin` it was made of, which a journal keeps instead.
 
-    def __init__(self, path: str, origin: str) -> None:
+    The file is removed once it has no `users`, unless further ones are `expected`.
+    """
+
+    def __init__(self, path: str, origin: str, changes: tuple[str, ...] = ()) -> None:
         self.path: str = path
         self.origin: str = origin
+        self.changes: tuple[str, ...] = changes
+        self.users: int = 0
+        self.expected: bool = True
 
     def __fspath__(self) -> str:
         return self.path
 
     def __str__(self) -> str:
         return self.origin
+
+    def remove_unused(self) -> None:
+        """Remove the file if it is not needed any more."""
+        if not self.users and not self.expected and self.path != self.origin:
+            Path(self.path).unlink(missing_ok=True)
 
 
 @frozen
@@ -45,9 +58,10 @@ class FittedRequest:
     known: JobRecord | None = None
 
     def discard(self) -> None:
-        """Remove the converted photo."""
+        """Give up the converted photo."""
         if isinstance(self.request.image, FittedPath):
-            Path(self.request.image).unlink(missing_ok=True)
+            self.request.image.users -= 1
+            self.request.image.remove_unused()
 
 
 class Fitter:
@@ -64,6 +78,8 @@ class Fitter:
         self._stack = ExitStack()
         self._numbers = count()  # two photos may have the same name
         self._folder = Path()
+        self._last: tuple[ImageSource, FittedPath] | None = None
+        self._digest: tuple[ImageSource, str] | None = None
 
     def __enter__(self) -> Self:
         folder = TemporaryDirectory(prefix="kling-expand-", ignore_cleanup_errors=True)
@@ -75,8 +91,10 @@ class Fitter:
     ) -> None:
         self._stack.close()
 
-    async def prepare(self, request: ExpandRequest) -> FittedRequest:
-        """Return the request with its photo converted where needed.
+    async def prepare(self, request: ExpandRequest, passes: int = 1) -> FittedRequest:
+        """Return the request with its photo converted where needed, to be expanded in up to *passes*.
+
+        Shapes of one photo share what it is converted to.
 
         Raises:
             ImageError: the photo cannot be read or converted.
@@ -84,27 +102,49 @@ class Fitter:
         source = str(request.image)
         if "://" in source:
             return FittedRequest(request)
-        acceptable, upright = await asyncio.to_thread(_state, source)
+        acceptable, upright = await asyncio.to_thread(_state, request.image)
         if acceptable and upright:
             return FittedRequest(request)
-        key = await asyncio.to_thread(self._key, request, source)
+        key, first = await asyncio.to_thread(self._keys, request, source, passes)
         known = None
         if self._journal is not None:
-            known = await self._journal.find(key)
+            known = await self._journal.find(first)
             request = evolve(request, key=key)
         if known is not None and known.state in _KNOWN and not self._fresh:
             return FittedRequest(request, known=known)
+        photo = await self._converted(request.image, source, acceptable=acceptable)
+        photo.users += 1
+        return FittedRequest(evolve(request, image=photo), photo.changes)
+
+    async def _converted(self, image: ImageSource, source: str, *, acceptable: bool) -> FittedPath:
+        """Return the converted photo, which is made once for requests that share an image."""
+        if self._last is not None:
+            if self._last[0] is image:
+                return self._last[1]
+            self._last[1].expected = False
+            self._last[1].remove_unused()
         folder = self._folder / str(next(self._numbers))
         fitted = await asyncio.to_thread(_fit, source, folder, acceptable=acceptable)
-        return FittedRequest(evolve(request, image=FittedPath(fitted.path, source)), fitted.changes)
+        photo = FittedPath(fitted.path, source, fitted.changes)
+        photo.expected = isinstance(image, SharedPhoto)
+        self._last = (image, photo)
+        return photo
 
-    def _key(self, request: ExpandRequest, source: str) -> str:
-        """Return the key of the job: a digest of the user's photo and of what is asked for."""
-        with open(source, "rb") as file:  # noqa: PTH123
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        expansion = resolve_geometry(request, self._dialect, upright_size(source))
+    def _keys(self, request: ExpandRequest, source: str, passes: int) -> tuple[str, str]:
+        """Return the key of the request, a digest of the user's photo and of what is asked for.
+
+        The second is the key of its job, or of its first pass.
+        """
+        if self._digest is None or self._digest[0] is not request.image:
+            with open(source, "rb") as file:  # noqa: PTH123
+                self._digest = request.image, hashlib.file_digest(file, "sha256").hexdigest()
+        digest = self._digest[1]
+        size = upright_size(source)
+        steps = find_steps(request, self._dialect, size, passes)
+        expansion = steps[0] if steps else resolve_geometry(request, self._dialect, size)
         own = f"{request.key}:" if request.key else ""
-        return f"{own}fit-{codec.fingerprint(request, expansion, digest)}"
+        key = f"{own}fit-{codec.fingerprint(request, expansion, digest)}"
+        return key, f"{key}-pass1" if steps else key
 
 
 def _fit(source: str, folder: Path, *, acceptable: bool) -> Fitted:
@@ -112,10 +152,10 @@ def _fit(source: str, folder: Path, *, acceptable: bool) -> Fitted:
     return fit(source, folder, acceptable=acceptable)
 
 
-def _state(source: str) -> tuple[bool, bool]:
+def _state(image: Any) -> tuple[bool, bool]:
     """Return whether the service accepts a file as it is, and whether it is upright."""
     try:
-        header = read_header(source)
+        header = read_header(image)
     except ImageError:
         return False, False
     return True, header is None or header.orientation == 1

@@ -17,9 +17,11 @@ from typing import Any
 import click
 from attrs import define, evolve, field, frozen
 
-from kling_expand.cli.options import GeometryOptions, RequestOptions
+from kling_expand.api.photo import SharedPhoto
+from kling_expand.cli.options import WAYS, GeometryOptions, RequestOptions, ShapeOptions
 from kling_expand.cli.terminal import NothingDone
 from kling_expand.errors import InvalidRequest
+from kling_expand.geometry import MAX_PASSES
 from kling_expand.models import ExpandRequest, source_stem
 
 from .tables import GEOMETRY, REQUEST_FIELDS, SENDABLE, STDIN, Entry, read_lines, read_table
@@ -29,17 +31,30 @@ TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 
 @frozen
 class Defaults:
-    """The options of the command, which apply where a row says nothing."""
+    """The options of the command, which apply where a row says nothing.
+
+    The photo is expanded to `geometry`, and to each of `further` ones. Where there are several shapes, the
+    names of the results end in the shape, unless the output is a template with ``{shape}``.
+    """
 
     geometry: GeometryOptions = field(factory=GeometryOptions)
     values: Mapping[str, Any] = field(factory=dict)
+    further: tuple[GeometryOptions, ...] = ()
+    passes: int = 1
+    output: str = ""
 
     @classmethod
-    def of(cls, geometry: GeometryOptions, request: RequestOptions) -> "Defaults":
+    def of(cls, shapes: ShapeOptions, request: RequestOptions, passes: int, output: str) -> "Defaults":
         """Return the defaults; raise click's usage error for options that contradict each other."""
-        if geometry.ways:
-            geometry.geometry()
-        return cls(geometry, request.values)
+        first, *further = shapes.geometries
+        if first.ways:
+            shapes.require()
+        return cls(first, request.values, tuple(further), passes, output)
+
+    @property
+    def in_names(self) -> bool:
+        """Whether a name must say the shape."""
+        return bool(self.further) and "{shape}" not in self.output
 
 
 @frozen
@@ -48,7 +63,7 @@ class Row:
 
     Its results get the first of `names` that no other row has: that of the photo, the same with its folder,
     or with a tag that depends only on the photo's place and on what the row asks for. Folders that the
-    output repeats lie before a slash.
+    output repeats lie before a slash. Several rows of one line are shapes of one photo.
     """
 
     line: int
@@ -57,6 +72,14 @@ class Row:
     request: ExpandRequest | None = None
     error: str | None = None
     warning: str | None = None
+    shape: str = ""
+    passes: int = 1
+    several: bool = False  # shapes of its photo
+
+    @property
+    def id(self) -> tuple[int, str]:
+        """What distinguishes the row from any other."""
+        return self.line, self.shape
 
 
 # ---------------------------------------------------------------------------- photos in folders
@@ -87,9 +110,10 @@ class LeftOut(StrEnum):
     EXCLUDED = "excluded"
     SUBFOLDERS = "subfolders"
     CLOSED = "closed_folders"
+    HAS_SHAPE = "has_shape"
 
 
-_LEFT_OUT = {
+LEFT_OUT = {
     LeftOut.RESULTS: ("result of earlier runs", "results of earlier runs", "copy one to expand it once more"),
     LeftOut.NEEDS_FIT: ("photo in another format", "photos in other formats", "--fit converts them"),
     LeftOut.UNREADABLE: (
@@ -101,6 +125,7 @@ _LEFT_OUT = {
     LeftOut.HIDDEN: ("hidden file or folder", "hidden files and folders", ""),
     LeftOut.EXCLUDED: ("excluded photo", "excluded photos", ""),
     LeftOut.SUBFOLDERS: ("sub-folder", "sub-folders", "--no-recursive"),
+    LeftOut.HAS_SHAPE: ("shape that its photo has already", "shapes that their photos have already", ""),
     LeftOut.CLOSED: ("folder that cannot be read", "folders that cannot be read", ""),
 }
 
@@ -139,7 +164,7 @@ class FoundPhotos:
     def lines(self) -> Iterator[str]:
         """Yield a line for each reason."""
         for reason, kinds in self.left_out.items():
-            one, many, hint = _LEFT_OUT[reason]
+            one, many, hint = LEFT_OUT[reason]
             total = kinds.total()
             known = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5) if kind)
             details = f" ({known}{', …' if len(kinds) > 5 else ''})" if known else ""
@@ -345,7 +370,7 @@ class Manifest:
 
     def rows(self, defaults: Defaults) -> Iterator[Row]:
         """Yield every row, one at a time; raise `NothingDone` where the manifest cannot be read."""
-        return (_row(entry, self, defaults) for entry in self.entries())
+        return (row for entry in self.entries() for row in _rows(entry, self, defaults))
 
     def label(self, line: int, photo: str) -> str:
         """Return the name of a row in messages."""
@@ -399,6 +424,22 @@ def _from_stdin(finder: PhotoFinder) -> Manifest:
 # ---------------------------------------------------------------------------- rows
 
 
+def _rows(entry: Entry, manifest: Manifest, defaults: Defaults) -> Iterator[Row]:
+    """Yield a row for each shape, or for the one geometry that the entry names. They share the photo."""
+    own = any(entry.cells.get(name) not in (None, "") for name in WAYS)
+    if entry.error or own or not defaults.further:
+        yield _row(entry, manifest, defaults)
+        return
+    image, shared = str(entry.cells.get("image", "")), None
+    if image and "://" not in image:
+        shared = SharedPhoto(str(manifest.folder / image))
+    for geometry in (defaults.geometry, *defaults.further):
+        row = _row(entry, manifest, evolve(defaults, geometry=geometry))
+        if row.request is not None and shared is not None:
+            row = evolve(row, request=evolve(row.request, image=shared))
+        yield evolve(row, label=f"{row.label} {geometry.shape}", shape=geometry.shape, several=True)
+
+
 def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
     cells = {
         name: value
@@ -410,14 +451,27 @@ def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
         return Row(entry.line, label, error=entry.error)
     try:
         texts = {name: _text(name, value) for name, value in cells.items()}
-        request = _request(texts, manifest.folder, defaults)
+        passes = _passes(texts.get("passes"), defaults)
+        geometry, request = _request(texts, manifest.folder, defaults)
     except click.UsageError as error:  # the message names options, but a row has columns
         return Row(entry.line, label, error=_plain(error.format_message(), manifest))
     except InvalidRequest as error:
         return Row(entry.line, label, error=error.message)
     folder = entry.folder if manifest.kind == "photos" else relative_folder(texts["image"])
-    names = _names(texts.get("name") or stem(str(request.image)), "" if "name" in texts else folder, request)
-    return Row(entry.line, label, names, request, warning=entry.warning)
+    name = texts.get("name") or stem(str(request.image))
+    if defaults.in_names:
+        name = f"{name}-{geometry.shape}"
+    names = _names(name, "" if "name" in texts else folder, request)
+    shape = geometry.shape
+    return Row(entry.line, label, names, request, warning=entry.warning, shape=shape, passes=passes)
+
+
+def _passes(text: str | None, defaults: Defaults) -> int:
+    if text is None:
+        return defaults.passes
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_PASSES):
+        raise InvalidRequest("passes", repr(text), f"must be between 1 and {MAX_PASSES}")
+    return int(text)
 
 
 def _plain(message: str, manifest: Manifest) -> str:
@@ -456,17 +510,17 @@ def _text(name: str, value: Any) -> str:
     return str(value)
 
 
-def _request(texts: dict[str, str], folder: Path, defaults: Defaults) -> ExpandRequest:
+def _request(
+    texts: dict[str, str], folder: Path, defaults: Defaults
+) -> tuple[GeometryOptions, ExpandRequest]:
     image = texts.get("image")
     if image is None:
         raise InvalidRequest("image", "nothing", "must be a path or a URL")
     own = {each.name: each.parse(texts[name]) for name, each in REQUEST_FIELDS.items() if name in texts}
-    geometry = GeometryOptions(**{name: _option(name, texts[name]) for name in GEOMETRY if name in texts})
-    return ExpandRequest(
-        image if "://" in image else str(folder / image),
-        geometry.over(defaults.geometry).geometry(),
-        **{**defaults.values, **own},
-    )
+    given = GeometryOptions(**{name: _option(name, texts[name]) for name in GEOMETRY if name in texts})
+    geometry = given.over(defaults.geometry)
+    place = image if "://" in image else str(folder / image)
+    return geometry, ExpandRequest(place, geometry.geometry(), **{**defaults.values, **own})
 
 
 def _option(name: str, text: str) -> Any:

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from attrs import evolve
@@ -49,14 +51,25 @@ async def suspicions(result: ExpandResult, files: tuple[Path, ...]) -> tuple[str
         InvalidRequest: the photo or its ratios are not known.
     """
     require("images", "numpy", "PIL")
+    return tuple(await _suspicions(result, [(file.name, file) for file in files]))
+
+
+async def _suspicions(result: ExpandResult, pictures: Sequence[tuple[str, Path | BytesIO]]) -> list[str]:
+    """Return what is wrong with pictures, and with those of earlier passes that they were made of."""
     from kling_expand.pictures.inspect import inspect  # imported here, after the extra is known to be there
 
-    request = result.request
+    request, found = result.request, list[str]()
     if request is None or "://" in str(request.image):
         raise InvalidRequest("photo", request and str(request.image), "must be a file, to check a picture")
-    photo = str(request.image)
-    size = await asyncio.to_thread(upright_size, photo) if request.geometry.needs_size else None
+    photo: str | bytes = str(request.image)
+    if result.earlier is not None:
+        photo = await result.earlier.images[0].read()
+        found += await _suspicions(result.earlier, [("earlier pass", BytesIO(photo))])
+    size = await asyncio.to_thread(upright_size, str(photo)) if request.geometry.needs_size else None
     expansion = resolve_geometry(request, Dialect.EDITING, size)
     ratios = expansion if isinstance(expansion, Ratios) else expansion.ratios()
-    reports = [await asyncio.to_thread(inspect, photo, file, ratios) for file in files]
-    return tuple(f"{file.name}: {each}" for file, each in zip(files, reports, strict=True) if not each.ok)
+    for name, picture in pictures:
+        source = BytesIO(photo) if isinstance(photo, bytes) else photo
+        report = await asyncio.to_thread(inspect, source, picture, ratios)
+        found += [] if report.ok else [f"{name}: {report}"]
+    return found

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -24,13 +24,31 @@ from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
 from kling_expand.cli.terminal import NothingDone, billed_units, clean, money, plural, show
 from kling_expand.config import Settings, account_name, credentials
 from kling_expand.downloads.files import SUFFIXES, SaveOptions, output_paths
-from kling_expand.errors import ImageError, InvalidRequest, JournalError, KlingError, require
-from kling_expand.geometry import Canvas, Expansion
+from kling_expand.errors import (
+    GeometryError,
+    ImageError,
+    InvalidRequest,
+    JournalError,
+    KlingError,
+    require,
+)
+from kling_expand.geometry import Canvas, Expansion, Ratios, ToAspect, chained_canvas
+from kling_expand.geometry import plan as split_passes
 from kling_expand.models import UNITS_PER_IMAGE, Dialect, ExpandRequest, Image, Task, resolve_geometry
 from kling_expand.store.base import JobRecord, JobState, JobStore
 from kling_expand.store.sqlite import SQLiteStore
 
-from .manifest import JOURNAL_PREFIX, Defaults, Manifest, Row, Selection, path_key, read_manifest
+from .manifest import (
+    JOURNAL_PREFIX,
+    LEFT_OUT,
+    Defaults,
+    LeftOut,
+    Manifest,
+    Row,
+    Selection,
+    path_key,
+    read_manifest,
+)
 
 PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # such a job is not billed again
 EMULATED = "the emulator of --emulator"  # the account of its journals: its address changes with each run
@@ -40,6 +58,7 @@ SMALL_SIDE = 512  # pixels: a photo of less on each side is scaled up by the ser
 
 _TURNED = "the photo is rotated by its EXIF data, which the service may ignore; --fit rotates it"
 _ALPHA = "the photo has an alpha channel, which the service may ignore"
+HAS_SHAPE = "the photo has this shape already"  # the error of a row that is left out
 _SMALL = f"the photo has fewer than {SMALL_SIDE} pixels on each side; the result is scaled up to about 1000"
 
 
@@ -212,10 +231,16 @@ class Usage:
     states: Counter[JobState] = field(factory=Counter)
 
     def count(self, job: JobRecord) -> None:
-        """Add a job."""
+        """Add a job. A pass that a later one has followed, or is to follow, is counted by its cost alone."""
         if job.state in PAID:
-            self.due += UNITS_PER_IMAGE * codec.unpack_request(job.params, job.source or "", job.key).n
+            self.due += job.units
         self.billed += billed_units(job.task) or 0
+        if '"pass":' in job.params and job.state in {JobState.SUCCEEDED, JobState.DONE}:
+            from kling_expand.passes import pass_of  # imported here, as few runs have passes
+
+            step = pass_of(job)
+            if step is not None and not step.is_last:
+                return
         self.saved += job.state is JobState.DONE
         self.open += job.state is JobState.SUBMITTED
         self.states[job.state] += 1
@@ -234,49 +259,83 @@ async def read_usage(journal: JobStore | None) -> Usage:
 
 
 class Checked(NamedTuple):
-    """The geometry of a request for its photo, notes for the user, and the canvas if its size is known."""
+    """The geometry of a request for its photo, notes for the user, and the canvas if its size is known.
+
+    Where it needs several passes, the geometry is that of the first, and `steps` are the ratios of all.
+    """
 
     expansion: Expansion
     notes: tuple[str, ...] = ()
     canvas: Canvas | None = None
+    steps: tuple[Ratios, ...] = ()
+
+    def units(self, request: ExpandRequest) -> int:
+        """Return what all passes cost."""
+        return UNITS_PER_IMAGE * max(len(self.steps) - 1, 0) + request.units
 
 
-def check(request: ExpandRequest, dialect: Dialect, *, fit: bool = False) -> Checked:
+class HasShape(InvalidRequest):
+    """The photo has the shape already that it is to be expanded to."""
+
+
+def check(request: ExpandRequest, dialect: Dialect, *, fit: bool = False, passes: int = 1) -> Checked:
     """Return what is known of a request before it is sent; read only the photo's header.
 
     Raises:
         InvalidRequest: the dialect cannot express the request, or the geometry does not suit the photo.
+        HasShape: nothing is to be added.
         ImageError: the service would refuse the photo, and with *fit* it cannot be converted.
         MissingExtra: fitting needs Pillow.
     """
     source = os.fspath(request.image)  # type: ignore[arg-type]  # the command line only has paths and URLs
     try:
-        header = read_header(source)
+        header = read_header(request.image)  # type: ignore[arg-type]  # the same
     except ImageError as error:
         if not fit or not os.path.isfile(source):  # noqa: PTH113
             raise _advised(error, source) from None
-        return _check_fitted(request, dialect, source)
+        return _check_fitted(request, dialect, source, passes)
     if header is None:  # a URL, which only the service reads
         return Checked(_expansion(request, dialect, None))
     if fit and header.orientation > 1:
-        return _check_fitted(request, dialect, source)
-    return _resolved(request, dialect, (header.width, header.height), _notes(header))
+        return _check_fitted(request, dialect, source, passes)
+    return _resolved(request, dialect, (header.width, header.height), passes, _notes(header))
 
 
-def _check_fitted(request: ExpandRequest, dialect: Dialect, source: str) -> Checked:
+def _check_fitted(request: ExpandRequest, dialect: Dialect, source: str, passes: int) -> Checked:
     """Return what is known of a photo that is converted before it is sent."""
     from kling_expand.pictures.fit import upright_size  # imported here, as it is an option
 
     size = upright_size(source)
     check_shape(*size, source)
-    return _resolved(request, dialect, size)
+    return _resolved(request, dialect, size, passes)
 
 
 def _resolved(
-    request: ExpandRequest, dialect: Dialect, size: tuple[int, int], notes: tuple[str, ...] = ()
+    request: ExpandRequest,
+    dialect: Dialect,
+    size: tuple[int, int],
+    passes: int,
+    notes: tuple[str, ...] = (),
 ) -> Checked:
+    steps = find_steps(request, dialect, size, passes)
+    if len(steps) > 1:
+        canvas = chained_canvas(*size, steps)
+        cost = UNITS_PER_IMAGE * (len(steps) - 1) + request.units
+        return Checked(steps[0], (*notes, f"needs {len(steps)} passes, {cost} units in all"), canvas, steps)
     expansion = _expansion(request, dialect, size)
     return Checked(expansion, notes, expansion.ratios().canvas(*size))
+
+
+def find_steps(
+    request: ExpandRequest, dialect: Dialect, size: tuple[int, int], passes: int
+) -> tuple[Ratios, ...]:
+    """Return the ratios of each pass where more than one is needed and allowed, and else nothing."""
+    if passes == 1 or dialect is Dialect.DIRECTION:
+        return ()
+    with suppress(GeometryError):
+        steps = split_passes(*size, request.geometry, passes)
+        return tuple(steps) if len(steps) > 1 else ()
+    return ()
 
 
 def _notes(header: PhotoHeader) -> tuple[str, ...]:
@@ -302,6 +361,14 @@ def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] |
     """Resolve the geometry; advice about other geometries names their options."""
     try:
         return resolve_geometry(request, dialect, size)
+    except GeometryError as error:
+        geometry = request.geometry
+        if size and isinstance(geometry, ToAspect) and geometry.area is None:
+            up, down, left, right = geometry.sides(*size)
+            if round(size[0] * (left + right)) == 0 == round(size[1] * (up + down)):
+                raise HasShape(error.field, error.value, error.limit, error.advice) from None
+        advice = error.advice.replace("passes=", "--passes ")
+        raise GeometryError(error.field, error.value, error.limit, advice) from None
     except InvalidRequest as error:
         if error.field != "geometry":
             raise
@@ -317,7 +384,8 @@ class Survey:
     """The rows of a batch: how many there are, which cannot be sent, and the highest cost of the others.
 
     `paid` counts the rows that the journal has a task for; `units` is what remains to be paid. `problems`
-    and `notes` are kept by line.
+    and `notes` are kept by the id of the row. Of `superfluous` rows nothing is made: their photo has the
+    shape already.
     """
 
     rows: int = 0
@@ -325,33 +393,39 @@ class Survey:
     units: int = 0
     pictures: int = 0
     most_images: int = 1  # of one row
-    problems: dict[int, str] = field(factory=dict)
-    notes: dict[int, tuple[str, ...]] = field(factory=dict)
+    problems: dict[tuple[int, str], str] = field(factory=dict)
+    notes: dict[tuple[int, str], tuple[str, ...]] = field(factory=dict)
+    superfluous: set[tuple[int, str]] = field(factory=set)
     names: Counter[int] = field(factory=Counter)  # hashes of names, to save memory: there may be a million
     left_out: dict[str, int] = field(factory=dict)
     sizes: Counter[str] = field(factory=Counter)  # expected sizes of the pictures, of a dry run
     sources: set[str] = field(factory=set)  # keys of the photos, where results may replace files
+    shape_in_paths: bool = False
 
     @property
     def bad(self) -> int:
         """The number of rows that cannot be sent."""
         return len(self.problems)
 
-    def count(self, row: Row, *, paid: bool = False) -> None:
-        """Add a row."""
+    def count(self, row: Row, *, due: int | None = None) -> None:
+        """Add a row, of whose units *due* are not paid yet: by default all that its request costs."""
         self.rows += 1
         if row.request is None or row.error is not None:
-            self.problems[row.line] = row.error or "no request"
+            self.problems[row.id] = row.error or "no request"
             return
-        self.names.update(hash(name.casefold()) for name in row.names[:-1])
+        self.names.update(self._hash(row, name) for name in row.names[:-1])
         self.most_images = max(self.most_images, row.request.n)
         self.pictures += row.request.n
-        self.paid += paid
-        self.units += 0 if paid else row.request.units
+        self.paid += due == 0
+        self.units += row.request.units if due is None else due
+
+    def _hash(self, row: Row, name: str) -> int:
+        """Return the hash of a name, which shapes share where the output is a template with ``{shape}``."""
+        return hash((name.casefold(), row.shape if self.shape_in_paths else ""))
 
     def names_for(self, row: Row) -> tuple[str, ...]:
         """Return the names of a row's results, beginning with the first that no other row has."""
-        free = (name for name in row.names[:-1] if self.names[hash(name.casefold())] == 1)
+        free = (name for name in row.names[:-1] if self.names[self._hash(row, name)] == 1)
         chosen = next(free, row.names[-1])
         return (chosen, *(name for name in row.names if name != chosen))
 
@@ -369,7 +443,7 @@ class Survey:
         text = f"{good} can be sent{paid}, {self.bad} cannot; cost: at most {cost}"
         if not self.sizes:
             return text
-        sizes = ", ".join(f"{size} ({plural(count, 'photo')})" for size, count in self.sizes.most_common(3))
+        sizes = ", ".join(f"{size} ({plural(count, 'picture')})" for size, count in self.sizes.most_common(3))
         more = f" and {plural(len(self.sizes) - 3, 'other size')}" if len(self.sizes) > 3 else ""
         return f"{text}\nthe service scales pictures to its 1K tier, in pixels about: {sizes}{more}"
 
@@ -410,26 +484,35 @@ def _journals_in(folders: set[str]) -> set[str]:
 
 
 async def check_rows(
-    plan: BulkPlan, listed: Manifest, is_paid: Callable[[Row, Expansion], bool] | None = None
+    plan: BulkPlan, listed: Manifest, paid_units: Callable[[Row, Checked], int] | None = None
 ) -> Survey:
     """Return a survey of the rows after a look at the header of each photo; print what is bad or noted.
 
-    *is_paid* says whether the journal has a task for a row.
+    *is_paid* returns the units of a row that the journal has a task for.
     """
-    survey = Survey(left_out=listed.found.facts())
+    survey = Survey(left_out=listed.found.facts(), shape_in_paths="{shape}" in plan.output.target)
     meter, rows, dialect = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults), plan.dialect
     noted: dict[str, list[str]] = {}
     with meter:
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             for row, checked, notes in await asyncio.to_thread(_check_chunk, chunk, dialect, plan.fit):
-                paid = checked is not None and is_paid is not None and is_paid(row, checked.expansion)
-                survey.count(row, paid=paid)
+                if row.error == HAS_SHAPE:
+                    survey.superfluous.add(row.id)
+                    continue
+                due = checked.units(row.request) if checked and row.request else None
+                if due is not None and checked is not None and paid_units is not None:
+                    due -= paid_units(row, checked)
+                survey.count(row, due=due)
                 if checked is not None and checked.canvas is not None and plan.dry_run:
                     survey.sizes["{}x{}".format(*checked.canvas.expected_size)] += 1
                 if plan.overwrite and row.request is not None:
                     survey.sources.add(path_key(str(row.request.image)))
                 _take_notes(plan, survey, noted, row, notes)
             meter.show(survey.rows)
+    if survey.superfluous:
+        survey.left_out[str(LeftOut.HAS_SHAPE)] = len(survey.superfluous)
+        one, many, _ = LEFT_OUT[LeftOut.HAS_SHAPE]
+        noted[f"{len(survey.superfluous)} {one if len(survey.superfluous) == 1 else many} left out"] = []
     for note, labels in noted.items():
         if plan.output.notes:
             click.echo(clean(_noted(note, labels)), err=True)
@@ -448,7 +531,9 @@ def _checked(row: Row, dialect: Dialect, *, fit: bool) -> tuple[Row, Checked | N
         return row, None, ()
     warnings = (row.warning,) if row.warning else ()
     try:
-        checked = check(row.request, dialect, fit=fit)
+        checked = check(row.request, dialect, fit=fit, passes=row.passes)
+    except HasShape as error:
+        return evolve(row, error=HAS_SHAPE if row.several else error.message), None, warnings
     except KlingError as error:
         return evolve(row, error=error.message), None, warnings
     return row, checked, (*warnings, *checked.notes)
@@ -459,7 +544,7 @@ def _take_notes(
 ) -> None:
     """Keep the notes about a row, and print why it cannot be sent."""
     if notes:
-        survey.notes[row.line] = notes
+        survey.notes[row.id] = notes
     if row.error is not None and not plan.output.as_json:
         click.echo(clean(f"{row.label}: {row.error}"), err=True)
     for note in notes:
@@ -472,7 +557,9 @@ def _take_notes(
 
 
 def _noted(note: str, labels: list[str]) -> str:
-    """Return a note about one photo or several on one line."""
+    """Return a note about one photo, several or the whole batch on one line."""
+    if not labels:
+        return note
     if len(labels) == 1:
         return f"{labels[0]}: {note}"
     more = f" and {len(labels) - 2} more" if len(labels) > 2 else ""
@@ -515,10 +602,14 @@ def check_output(plan: BulkPlan, survey: Survey) -> None:
     Raises:
         InvalidRequest: results of two rows, or two results of one, would share a path.
     """
-    paths = [_sample_paths(number, plan.output.target, survey.most_images) for number in range(2)]
-    if survey.rows > 1 and paths[0] & paths[1]:
+    target, n, shapes = plan.output.target, survey.most_images, len(plan.defaults.further) + 1
+    first = _sample_paths(0, target, n)
+    if survey.rows > shapes and first & _sample_paths(1, target, n):
         problem = "results of two photos would share a path"
-        raise InvalidRequest("output", repr(plan.output.target), problem, "add {name} to --output")
+        raise InvalidRequest("output", repr(target), problem, "add {name} to --output")
+    if survey.rows > 1 and shapes > 1 and first & _sample_paths(0, target, n, shape=1):
+        problem = "results of two shapes would share a path"
+        raise InvalidRequest("output", repr(target), problem, "add {shape} or {name} to --output")
 
 
 def _check_target(target: str) -> None:
@@ -529,8 +620,9 @@ def _check_target(target: str) -> None:
         raise InvalidRequest("output", repr(target), limit, "end it in {ext}")
 
 
-def _sample_paths(number: int, target: str, n: int) -> set[Path]:
-    images = tuple(Image(index, "") for index in range(n))
-    sample = Task(f"task {number}", "succeed", external_task_id=f"external {number}", images=images)
-    paths = output_paths(sample, target, SaveOptions(name=f"photo-{number}"))
+def _sample_paths(number: int, target: str, n: int, shape: int = 0) -> set[Path]:
+    images, task = tuple(Image(index, "") for index in range(n)), f"{number} {shape}"
+    sample = Task(f"task {task}", "succeed", external_task_id=f"external {task}", images=images)
+    name = f"photo-{number}" if "{shape}" in target else f"photo-{number}-{shape}"
+    paths = output_paths(sample, target, SaveOptions(name=name, shape=f"shape-{shape}"))
     return {paths.path(position, ".png") for position in range(n)}

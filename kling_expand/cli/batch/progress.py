@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # rich takes a moment to import, and only a live screen needs
     from rich.table import Table
     from rich.text import Text
 
+    from kling_expand.passes import Passes
+
 LAST_FAILURES, KEPT_FAILURES = 3, 1000  # shown on the live screen, and listed at the end
 SHOWN_JOBS = 8  # lines of running jobs on the live screen
 LINE_INTERVAL, MAX_LINE_INTERVAL = 1.0, 30.0  # seconds between two plain lines
@@ -57,7 +59,8 @@ TROUBLE_LIFE = 60.0  # seconds after which trouble is forgotten that no further 
 class Job:
     """One job of a batch; `label` is what the user called it, `names` what its results may be called.
 
-    Without a future the row cannot be sent, because of `problem`.
+    A job of several `passes` has the future of the one under way. Without either the row cannot be sent,
+    because of `problem`. `discard` removes what is needed until the last task has ended.
     """
 
     label: str
@@ -73,6 +76,19 @@ class Job:
     changes: tuple[str, ...] = ()  # of `--fit`
     suspicions: tuple[str, ...] = ()  # of `--check`
     error: KlingError | None = None
+    shape: str = ""
+    passes: "Passes | None" = None
+    discard: Callable[[], object] = lambda: None
+
+    @property
+    def earlier(self) -> list[Task]:
+        """The tasks of earlier passes that have succeeded."""
+        result, found = self.passes.result if self.passes else None, list[Task]()
+        while result is not None:
+            found.insert(0, result.task)
+            result = result.earlier
+        last = self.future and self.future.task
+        return [task for task in found if last is None or task.task_id != last.task_id]
 
     @property
     def open_id(self) -> str | None:
@@ -109,7 +125,8 @@ class Job:
             "suspicions": list(self.suspicions),
             "watermark_files": [str(path) for path in self.watermark_files],
             "urls": [image.url for image in task.images] if task else [],
-            "units": billed_units(task),
+            "units": billed_units(task, *self.earlier),
+            "earlier_task_ids": [task.task_id for task in self.earlier],
             "error": self._error(),
         }
 

@@ -1,13 +1,14 @@
 """The batch engine: follow jobs to their ends, save their pictures and report every job."""
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from weakref import WeakValueDictionary
 
 import click
@@ -43,11 +44,11 @@ from kling_expand.errors import (
     TransportError,
 )
 from kling_expand.jobs.future import ExpandResult, TaskFuture
-from kling_expand.models import Task
+from kling_expand.models import Dialect, Task
 from kling_expand.store.base import JobRecord, JobStore
 from kling_expand.store.sqlite import SQLiteStore
 
-from .manifest import Manifest, Row, path_key
+from .manifest import Manifest, Row, path_key, stem
 from .plan import (
     BulkPlan,
     Plan,
@@ -127,7 +128,8 @@ async def submit_rows(
 ) -> Jobs:
     """Submit the valid rows of a manifest one by one; the survey has reported the bad ones."""
     for row in listed.rows(plan.defaults):
-        yield await _submit_row(plan, survey, row, client, fitter)
+        if row.id not in survey.superfluous:
+            yield await _submit_row(plan, survey, row, client, fitter)
 
 
 def _fitter(plan: BulkPlan, journal: JobStore | None) -> "AbstractContextManager[Fitter | None]":
@@ -142,26 +144,50 @@ def _fitter(plan: BulkPlan, journal: JobStore | None) -> "AbstractContextManager
 async def _submit_row(
     plan: BulkPlan, survey: Survey, row: Row, client: KlingClient, fitter: "Fitter | None"
 ) -> Job:
-    request, problem = row.request, survey.problems.get(row.line)
-    job = Job(row.label, (), None, row.line, survey.notes.get(row.line, ()), problem)
+    request, problem = row.request, survey.problems.get(row.id)
+    job = Job(row.label, (), None, row.line, survey.notes.get(row.id, ()), problem, shape=row.shape)
     if request is None or problem is not None:
         return job
     job.names = survey.names_for(row)
-    if fitter is None:
-        job.future = client.submit(request, fresh=plan.fresh)
-        return job
-    try:
-        fitted = await fitter.prepare(request)
-    except KlingError as error:
-        job.problem = error.message
-        return job
-    job.changes = fitted.changes
-    if fitted.known is not None:
-        job.future = client.attach(fitted.known.external_task_id)
+    note = {"names": job.names, "shape": row.shape}
+    if fitter is not None:
+        try:
+            fitted = await fitter.prepare(request, row.passes)
+        except KlingError as error:
+            job.problem = error.message
+            return job
+        job.changes = fitted.changes
+        request, job.discard = fitted.request, fitted.discard
+        if fitted.known is not None:
+            follow(job, client, fitted.known)
+            return job
+    if row.passes > 1 and "://" not in str(request.image) and plan.dialect is Dialect.EDITING:
+        job.passes = client.expand_passes(request, row.passes, fresh=plan.fresh, note=note)
     else:
-        job.future = client.submit(fitted.request, fresh=plan.fresh)
-        job.future.add_done_callback(lambda _: fitted.discard())
+        job.future = client.submit(request, fresh=plan.fresh, note=note)
     return job
+
+
+def known_job(record: JobRecord) -> Job:
+    """Return a job of the journal, whose results are named as the command that began it would have."""
+    step, note = None, record.note
+    if "pass" in note:
+        from kling_expand.passes import pass_of  # imported here, as few jobs have passes
+
+        step = pass_of(record)
+    source = str(step.request.image) if step else record.source
+    tag = hashlib.sha256(record.external_task_id.encode()).hexdigest()[:8]
+    name = stem(source) if source else record.external_task_id
+    names = tuple(map(str, note.get("names", ()))) or (name, f"{name}-{tag}")
+    return Job(source or record.external_task_id, names, shape=str(note.get("shape", "")))
+
+
+def follow(job: Job, client: KlingClient, known: JobRecord) -> None:
+    """Let a job follow one that the journal knows, with the passes after it."""
+    if "pass" in known.note:
+        job.passes = client.resume_passes(known)
+    else:
+        job.future = client.resume_job(known)
 
 
 # ---------------------------------------------------------------------------- any batch
@@ -300,23 +326,24 @@ class Runner:
                 return error
             if job is None:
                 return None
-            if job.future is None:
+            if job.future is None and job.passes is None:
                 self._places.release()
                 self._end(job, "bad")
                 continue
             self._following[job] = None
             if self._keep_open:
                 self._unsettled[job] = None
-            group.create_task(self._follow(job, job.future))
+            group.create_task(self._follow(job))
 
-    async def _follow(self, job: Job, future: TaskFuture) -> None:
+    async def _follow(self, job: Job) -> None:
         try:
-            result = await self._result(job, future)
+            result = await self._result(job)
             await self._save_places.acquire()
         except KlingError as error:
             self._fail(job, error)
             return
         finally:
+            job.discard()
             self._following.pop(job, None)
             self._places.release()
         # In a task of its own, so that an interruption does not stop the download of a paid result.
@@ -325,7 +352,17 @@ class Runner:
         save.add_done_callback(self._saves.discard)
         await asyncio.shield(save)
 
-    async def _result(self, job: Job, future: TaskFuture) -> ExpandResult:
+    async def _result(self, job: Job) -> ExpandResult:
+        if job.passes is None:
+            return await self._ended(job, cast(TaskFuture, job.future))
+        async with aclosing(job.passes.futures()) as futures:
+            async for future in futures:
+                job.future = future
+                await self._ended(job, future)
+        return cast(ExpandResult, job.passes.result)
+
+    async def _ended(self, job: Job, future: TaskFuture) -> ExpandResult:
+        """Return the result of a task, whose snapshots are shown until then."""
         async for task in future:
             self._answered |= future.task is not None  # else the job is queued
             self._display.snapshot(job, task)
@@ -356,7 +393,7 @@ class Runner:
 
         output = self._plan.output
         record = await self._results.record(job, result)
-        result = known_result(evolve(result, name=job.saved_as), record)
+        result = known_result(evolve(result, name=job.saved_as, shape=job.shape), record)
         if output.full_size:
             job.full_size_files = await save_full_size(result, output)
         if output.check:
@@ -413,6 +450,8 @@ class Runner:
         """Send nothing more, and cancel what was not sent."""
         self._stopped = True
         for job in list(self._following):
+            if job.passes is not None:
+                job.passes.stop()
             if job.future is not None:
                 job.future.cancel()
 
@@ -467,10 +506,11 @@ class Results:
             record = await self.record(job, result)
             names = job.names or (result.task_id,)
             recorded = set(map(path_key, record.files)) if record else set()
-            name, known = await asyncio.to_thread(self._known, result.task, names, recorded)
+            known_files = partial(self._known, result.task, job.shape)
+            name, known = await asyncio.to_thread(known_files, names, recorded)
             # A file that only its mark shows to be known is recorded by a save, which fetches nothing.
             files = known if {*map(_key, known)} <= recorded else ()
-            files = files or await self._download(result, name)
+            files = files or await self._download(result, name, job.shape)
             self._taken |= dict.fromkeys(map(_key, files), names)
             job.saved_as = name
             return files, bool(known)
@@ -480,13 +520,14 @@ class Results:
         external_id = result.external_task_id or (job.future and job.future.external_task_id)
         return await self._journal.get(external_id) if self._journal and external_id else None
 
-    async def _download(self, result: ExpandResult, name: str) -> tuple[Path, ...]:
+    async def _download(self, result: ExpandResult, name: str, shape: str) -> tuple[Path, ...]:
         overwrite = self._overwrite
         if overwrite:
-            there = await asyncio.to_thread(_existing, result.task, self._target, name)
+            options = SaveOptions(name=name, shape=shape)
+            there = await asyncio.to_thread(_existing, result.task, self._target, options)
             overwrite = not there & self._protected
             await self._disown(there if overwrite else set())
-        return await evolve(result, name=name).save(self._target, overwrite=overwrite)
+        return await evolve(result, name=name, shape=shape).save(self._target, overwrite=overwrite)
 
     async def _disown(self, keys: set[str]) -> None:
         """Record that these files are no longer the results of the jobs that had them."""
@@ -500,10 +541,12 @@ class Results:
                 left = [saved for saved in record.saves() if not {*map(_key, saved)} & keys]
                 await self._journal.mark_saved(owner, chain(*left))
 
-    def _known(self, task: Task, names: tuple[str, ...], recorded: set[str]) -> tuple[str, tuple[Path, ...]]:
+    def _known(
+        self, task: Task, shape: str, names: tuple[str, ...], recorded: set[str]
+    ) -> tuple[str, tuple[Path, ...]]:
         """Return the name and the files under which a job is saved already, or its first name and none."""
         for name in names:
-            paths = output_paths(task, self._target, SaveOptions(name=name))
+            paths = output_paths(task, self._target, SaveOptions(name=name, shape=shape))
             found = [self._known_file(paths, place, names, recorded) for place in range(len(paths.numbers))]
             if None not in found:
                 return name, tuple(path for path in found if path is not None)
@@ -525,9 +568,9 @@ def _key(path: Path) -> str:
     return path_key(str(path))
 
 
-def _existing(task: Task, target: str, name: str) -> set[str]:
+def _existing(task: Task, target: str, options: SaveOptions) -> set[str]:
     """Return the keys of the files that the results of a task may replace."""
-    paths = output_paths(task, target, SaveOptions(name=name))
+    paths = output_paths(task, target, options)
     places = range(len(paths.numbers))
     return {_key(path) for place in places for path in _paths(paths, place) if os.path.lexists(path)}
 

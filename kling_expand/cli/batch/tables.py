@@ -16,7 +16,7 @@ from kling_expand.models import request_fields
 STDIN = "-"
 GEOMETRY = {name: settings.get("type") for name, (_, settings) in GeometryOptions.declarations().items()}
 REQUEST_FIELDS = {each.column: each for each in request_fields() if each.column}
-COLUMNS = ("image", *GEOMETRY, *REQUEST_FIELDS, "name")
+COLUMNS = ("image", *GEOMETRY, "passes", *REQUEST_FIELDS, "name")
 SENDABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif"})  # suffixes; the content decides in the end
 IMAGE_COLUMNS = ("image", "file", "path", "photo")  # names of the column of photos
 DELIMITERS = ",;\t"

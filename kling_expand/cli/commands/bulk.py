@@ -13,11 +13,12 @@ from kling_expand.cli.batch.runner import run_rows
 from kling_expand.cli.options import (
     DeadlineOption,
     EmulatedConnection,
-    GeometryOptions,
     LimitOptions,
     OptionGroup,
     OutputOptions,
+    PassesOption,
     RequestOptions,
+    ShapeOptions,
     option,
     options,
 )
@@ -135,6 +136,7 @@ Columns of a manifest:
             mean the same)
   aspect area anchor size up down left right pad direction ratio
             how far to expand; a row that says so replaces the options
+  passes    as the option
   prompt n watermark callback_url
             as the options
   name      what the results are called instead of the photo's name
@@ -148,7 +150,8 @@ Columns of a manifest:
 @click.command(epilog=COLUMNS)
 @click.argument("words", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path())
 @options(
-    geometry=GeometryOptions,
+    shapes=ShapeOptions,
+    several=PassesOption,
     request=RequestOptions,
     batch=BatchOptions,
     chosen=BulkOptions,
@@ -168,7 +171,8 @@ Columns of a manifest:
 def bulk(
     words: tuple[str, ...],
     *,
-    geometry: GeometryOptions,
+    shapes: ShapeOptions,
+    several: PassesOption,
     request: RequestOptions,
     batch: BatchOptions,
     chosen: BulkOptions,
@@ -202,7 +206,7 @@ def bulk(
             words,
             output,
             title=f"{words[0] if len(words) == 1 else 'photos'} to {output.target}",
-            defaults=Defaults.of(geometry, request),
+            defaults=Defaults.of(shapes, request, several.passes, output.target),
             connection=connection,
             limits=limits,
             deadline=limit.deadline,

@@ -7,10 +7,11 @@ from kling_expand.cli.commands.bulk import BatchOptions, run_plan
 from kling_expand.cli.options import (
     DeadlineOption,
     EmulatedConnection,
-    GeometryOptions,
     LimitOptions,
     OutputOptions,
+    PassesOption,
     RequestOptions,
+    ShapeOptions,
     options,
 )
 from kling_expand.cli.terminal import plural
@@ -19,7 +20,8 @@ from kling_expand.cli.terminal import plural
 @click.command()
 @click.argument("photos", metavar="PHOTO...", nargs=-1, required=True, type=click.Path())
 @options(
-    geometry=GeometryOptions,
+    shapes=ShapeOptions,
+    several=PassesOption,
     request=RequestOptions,
     batch=BatchOptions,
     limits=LimitOptions,
@@ -30,7 +32,8 @@ from kling_expand.cli.terminal import plural
 def expand(
     photos: tuple[str, ...],
     *,
-    geometry: GeometryOptions,
+    shapes: ShapeOptions,
+    several: PassesOption,
     request: RequestOptions,
     batch: BatchOptions,
     limits: LimitOptions,
@@ -44,19 +47,20 @@ def expand(
       kling-expand expand dog.jpg --aspect 16:9
       kling-expand expand a.jpg b.jpg --right 0.5 --prompt "a park" -n 2
       kling-expand expand dog.jpg --size 1920x1080 --anchor bottom -o wide/
+      kling-expand expand dog.jpg --for instagram --aspect 16:9
 
     Every photo is checked before the first one is sent, and nothing is sent if one
     is bad. The paths of the results are printed, one per line. No file is replaced.
     Run again, the same command pays for nothing twice; --fresh makes new pictures.
     The service takes PNG and JPEG up to 10 MB, and bills 8 units for each picture.
     """
-    geometry.geometry()
+    shapes.require()
     run_plan(
         batch.plan(
             photos,
             output,
             title=f"{plural(len(photos), 'photo')} to {output.target}",
-            defaults=Defaults.of(geometry, request),
+            defaults=Defaults.of(shapes, request, several.passes, output.target),
             connection=connection,
             limits=limits,
             deadline=limit.deadline,

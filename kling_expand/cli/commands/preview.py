@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from kling_expand.cli.options import GeometryOptions, JSONOption, options
+from kling_expand.cli.options import JSONOption, ShapeOptions, options
 from kling_expand.cli.terminal import clean, print_path, show
 from kling_expand.errors import InvalidRequest, require
+from kling_expand.geometry import Canvas, Ratios
 from kling_expand.pictures.preview import draw, upright_size
 
 from .ratios import describe, facts, measure, vendor_string
@@ -17,7 +18,7 @@ from .ratios import describe, facts, measure, vendor_string
 
 @click.command()
 @click.argument("photo", metavar="PHOTO", type=click.Path())
-@options(geometry=GeometryOptions)
+@options(shapes=ShapeOptions)
 @click.option(
     "-o",
     "--output",
@@ -29,23 +30,33 @@ from .ratios import describe, facts, measure, vendor_string
     help="The PNG file to write.",
 )
 @options(output=JSONOption)
-def preview(photo: str, *, geometry: GeometryOptions, file: str, output: JSONOption) -> None:
+def preview(photo: str, *, shapes: ShapeOptions, file: str, output: JSONOption) -> None:
     """Draw what `expand` would request: PHOTO in its place, the new area hatched.
 
     \b
       kling-expand preview dog.jpg --aspect 16:9
 
-    Nothing is sent. A photo that its EXIF data rotates is drawn upright, as `--fit`
-    sends it. The caption has the size in pixels that the service is expected to
-    answer with: about its 1K tier, whatever the size of the photo. With the extra
-    `preview`, terminals that can show pictures also show this one.
+    Nothing is sent. Of several shapes each has a file, such as preview-16x9.png. A
+    photo that its EXIF data rotates is drawn upright, as `--fit` sends it. The
+    caption has the size in pixels that the service is expected to answer with:
+    about its 1K tier, whatever the size of the photo. With the extra `preview`,
+    terminals that can show pictures also show this one.
     """
     require("images", "PIL")
-    how_far = geometry.geometry()
+    shapes.require()
     (width, height), turned = upright_size(photo, measure(photo))
     _check_output(photo, file)
-    ratios = how_far.ratios(width, height)
-    canvas = ratios.canvas(width, height)
+    found = [(each.geometry().ratios(width, height), each.shape) for each in shapes.geometries]
+    for ratios, shape in found:
+        path = Path(file)
+        target = file if len(found) == 1 else str(path.with_name(f"{path.stem}-{shape}{path.suffix}"))
+        _draw(photo, ratios, ratios.canvas(width, height), target, turned=turned, output=output)
+
+
+def _draw(photo: str, ratios: Ratios, canvas: Canvas, file: str, *, turned: bool, output: JSONOption) -> None:
+    """Draw one canvas into a file, and print what it shows."""
+    left, top, right, bottom = canvas.box
+    width, height = right - left, bottom - top
     text = describe(width, height, ratios, canvas)
     if turned:
         text += "; the photo is rotated by its EXIF data, and upright here: send it with --fit"

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from kling_expand.cli.options import SIDES, GeometryOptions, JSONOption, options, parse_size
+from kling_expand.cli.options import SIDES, JSONOption, ShapeOptions, options, parse_size
 from kling_expand.cli.terminal import show
 from kling_expand.errors import InvalidRequest
 from kling_expand.geometry import Canvas, Ratios
@@ -12,27 +12,27 @@ from kling_expand.geometry import Canvas, Ratios
 
 @click.command()
 @click.argument("source", metavar="WxH|PHOTO")
-@options(geometry=GeometryOptions, output=JSONOption)
-def ratios(source: str, *, geometry: GeometryOptions, output: JSONOption) -> None:
+@options(shapes=ShapeOptions, output=JSONOption)
+def ratios(source: str, *, shapes: ShapeOptions, output: JSONOption) -> None:
     """Print the ratios up,down,left,right for a photo, or for a size such as 800x600.
 
-    The second line has the canvas at the scale of the photo, and the size in pixels
-    that the service is expected to answer with: it scales every picture to about
-    its 1K tier, whatever the size of the photo.
+    Of several shapes each has two lines. The second has the canvas at the scale of
+    the photo, and the size in pixels that the service is expected to answer with: it
+    scales every picture to about its 1K tier, whatever the size of the photo.
 
     \b
       kling-expand ratios 100x100 --area 3 --aspect 16:9
       kling-expand ratios dog.jpg --size 1920x1080
     """
-    how_far = geometry.geometry()
+    shapes.require()
     width, height = parse_size(source) or measure(source)
-    found = how_far.ratios(width, height)
-    canvas = found.canvas(width, height)
-    if output.as_json:
-        show(facts(width, height, found, canvas))
-    else:
-        click.echo(vendor_string(found))
-        click.echo(describe(width, height, found, canvas))
+    for found in [each.geometry().ratios(width, height) for each in shapes.geometries]:
+        canvas = found.canvas(width, height)
+        if output.as_json:
+            show(facts(width, height, found, canvas))
+        else:
+            click.echo(vendor_string(found))
+            click.echo(describe(width, height, found, canvas))
 
 
 def measure(photo: str) -> tuple[int, int]:

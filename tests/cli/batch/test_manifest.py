@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import fields
+from attrs import evolve, fields
 
 from kling_expand import ExpandRequest, Ratios, ToAspect, ToSize, Towards
 from kling_expand.cli.batch.manifest import (
@@ -347,3 +347,23 @@ def test_names_lead_from_the_shortest_to_one_of_its_own() -> None:
     assert len({each[-1] for each in names}) == 3
     assert row({"image": "x/a.jpg", "up": 1}).names != row({"image": "x/a.jpg", "up": 0.5}).names
     assert row({"image": "x/a.jpg", "up": 1, "name": "wide"}).names[0] == "wide"
+
+
+SEVERAL = Defaults(GeometryOptions(aspect="16:9"), further=(GeometryOptions(aspect="1:1"),), passes=2)
+
+
+def test_each_shape_is_a_row() -> None:
+    """A row without a geometry of its own becomes one for each shape, and they share a photo."""
+    made = written(TABLE, [{"image": "a.jpg"}, {"image": "b.jpg", "up": 0.5, "passes": "3"}], SEVERAL)
+    assert [(row.id, row.names[0], row.passes) for row in made] == [
+        ((7, "16x9"), "a-16x9", 2),
+        ((7, "1x1"), "a-1x1", 2),
+        ((8, "up0.5"), "b-up0.5", 3),
+    ]
+    first, second, other = (row.request.image for row in made if row.request)
+    assert first is second
+    assert (str(first), other) == ("jobs/a.jpg", "jobs/b.jpg")
+    in_path = evolve(SEVERAL, output="{shape}/{name}{ext}")
+    assert [row.names[0] for row in written(TABLE, [{"image": "a.jpg"}], in_path)] == ["a", "a"]
+    (bad,) = written(TABLE, [{"image": "a.jpg", "passes": "9", "up": 1}], SEVERAL)
+    assert bad.error == "passes must be between 1 and 4, got '9'"

@@ -69,7 +69,7 @@ def test_a_bad_row_costs_nothing() -> None:
     """Neither a bad row nor a row that is paid for adds to the cost."""
     survey = Survey()
     survey.count(Row(1, "bad", error="no photo"))
-    survey.count(row("a", "a-1", n=9), paid=True)
+    survey.count(row("a", "a-1", n=9), due=0)
     survey.count(row("b", "b-1", n=3))
     assert (
         survey.text() == "2 rows can be sent (1 already paid for), 1 cannot; cost: at most 24 units ($0.08)"
@@ -78,7 +78,7 @@ def test_a_bad_row_costs_nothing() -> None:
         "left_out": {},
         "expected_sizes": {},
     }
-    assert (survey.most_images, survey.pictures, survey.problems) == (9, 12, {1: "no photo"})
+    assert (survey.most_images, survey.pictures, survey.problems) == (9, 12, {(1, ""): "no photo"})
 
 
 # ------------------------------------------------------------------------ the check of a row
@@ -86,8 +86,8 @@ def test_a_bad_row_costs_nothing() -> None:
 
 def test_a_good_request_has_its_geometry_and_no_notes() -> None:
     """The geometry is the one for the photo's size."""
-    expansion, notes, canvas = check(ExpandRequest(COFFEE, ToAspect("3:1")), EDITING)
-    assert (expansion, notes) == (Ratios(left=0.5, right=0.5), ())
+    expansion, notes, canvas, steps = check(ExpandRequest(COFFEE, ToAspect("3:1")), EDITING)
+    assert (expansion, notes, steps) == (Ratios(left=0.5, right=0.5), (), ())
     assert canvas is not None
     assert canvas.expected_size == (2016, 672)
 
@@ -134,7 +134,7 @@ def test_what_a_photo_may_lose_is_noted(tmp_path: Path) -> None:
         ("palette.png", "alpha channel"),
         ("small.png", "fewer than 512 pixels"),
     ):
-        _, notes, _ = check(ExpandRequest(str(tmp_path / name), wide), EDITING)
+        _, notes, _, _ = check(ExpandRequest(str(tmp_path / name), wide), EDITING)
         assert [said in note for note in notes] == [True], name
     # Upright the photo is higher than wide, so that the new area lies elsewhere.
     expansion, notes, _ = check(ExpandRequest(str(tmp_path / "turned.jpg"), wide), EDITING, fit=True)

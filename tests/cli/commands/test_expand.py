@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
+from kling_expand.api import photo as photo_module
 from kling_expand.emulator.faults.plan import Fault
 
 
@@ -245,3 +246,94 @@ def test_a_url_can_be_a_photo(tmp_path: Path) -> None:
         first = json.loads(kling("expand", COFFEE, "--up", 0.5, "-o", tmp_path, "--json").stdout)
         done = kling("expand", first["urls"][0], "--left", 0.1, "-o", tmp_path)
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / '0-0.png'}\n")
+
+
+def files(folder: Path) -> list[str]:
+    """Return the results below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+
+
+def test_several_shapes_of_one_photo(tmp_path: Path) -> None:
+    """Each shape has a name of its own, by default and in a template, and is paid once."""
+    words = ("--aspect", "16:9", "--for", "og")
+    with shell() as kling:
+        done = kling("expand", COFFEE, CHELSEA, *words, "-o", tmp_path / "a")
+        assert done.exit_code == 0, done.stderr
+        assert files(tmp_path / "a") == [
+            f"{name}-{shape}-0.png" for name in ("chelsea", "coffee") for shape in ("1200x630", "16x9")
+        ]
+        template = tmp_path / "b" / "{shape}" / "{name}{ext}"
+        assert kling("bulk", COFFEE, *words, "-o", template, "--journal", tmp_path / "j").exit_code == 0
+        assert files(tmp_path / "b") == ["1200x630/coffee.png", "16x9/coffee.png"]
+        units = kling.emulator.account.units_billed
+        assert units == 4 * 8  # the other journal has found two of them at the service
+        assert kling("expand", COFFEE, CHELSEA, *words, "-o", tmp_path / "a").exit_code == 0
+        assert kling.emulator.account.units_billed == units
+        done = kling("expand", COFFEE, *words, "-o", tmp_path / "{index}{ext}")
+        assert (done.exit_code, "two shapes would share a path" in done.stderr) == (2, True)
+
+
+def test_a_shape_that_a_photo_has_is_left_out(tmp_path: Path) -> None:
+    """Of several shapes, one that the photo has already is counted and not asked for."""
+    Image.new("RGB", (600, 600), "navy").save(tmp_path / "square.png")
+    with shell() as kling:
+        done = kling(
+            *("expand", tmp_path / "square.png", "--aspect", "1:1", "--aspect", "5:4", "-o", tmp_path / "o")
+        )
+        assert (done.exit_code, files(tmp_path / "o")) == (0, ["square-5x4-0.png"])
+        assert "1 shape that its photo has already left out" in done.stderr
+        alone = kling("expand", tmp_path / "square.png", "--aspect", "1:1", "-o", tmp_path / "o")
+        assert (alone.exit_code, kling.emulator.account.units_billed) == (2, 8)
+
+
+def test_the_photo_of_several_shapes_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its header is read once when it is checked, and its content once when it is sent."""
+    read = [count_calls(monkeypatch, name) for name in ("_checked_header", "_checked")]
+    with shell() as kling:
+        words = ("--aspect", "16:9", "--aspect", "9:16", "--aspect", "5:4")
+        assert kling("bulk", COFFEE, CHELSEA, *words, "-o", tmp_path).exit_code == 0
+    assert [len(calls) for calls in read] == [2, 2]
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
+    """Count the calls of a function of the photo module."""
+    function, calls = getattr(photo_module, name), list[object]()
+
+    def counted(*args: object) -> object:
+        calls.append(args)
+        return function(*args)
+
+    monkeypatch.setattr(photo_module, name, counted)
+    return calls
+
+
+def tower(folder: Path) -> Path:
+    """Write a portrait, which 16:9 needs two passes for."""
+    path = folder / "tower.png"
+    Image.effect_noise((540, 960), 40).convert("RGB").save(path)
+    return path
+
+
+def test_two_passes_make_one_picture(tmp_path: Path) -> None:
+    """The price is said before, both tasks are paid once, and the photo is put back at its size."""
+    path = tower(tmp_path)
+    words = ("--aspect", "16:9", "--passes", 2, "-o", tmp_path / "out")
+    with shell() as kling:
+        refused = kling("expand", path, "--aspect", "16:9", "-o", tmp_path / "out")
+        assert (refused.exit_code, "possible with --passes 2" in refused.stderr) == (2, True)
+        assert "cost: at most 16 units" in kling("expand", path, *words, "--dry-run").stdout
+        short = kling("expand", path, *words, "--budget", 15)
+        assert (short.exit_code, kling.emulator.account.units_billed) == (1, 0)
+        done = kling("expand", path, *words, "--full-size", "--check", "--json", "--budget", 16)
+        assert done.exit_code == 0, done.output
+        facts = json.loads(done.stdout)
+        assert (facts["units"], len(facts["earlier_task_ids"])) == (16, 1)
+        assert "needs 2 passes, 16 units in all" in facts["notes"]
+        with Image.open(facts["files"][0]) as picture, Image.open(facts["full_size_files"][0]) as full:
+            assert abs(picture.width * 9 / 16 - picture.height) <= 1
+            assert full.size == (1707, 960)
+        for command in ("expand", "bulk"):
+            assert kling(command, path, *words).exit_code == 0
+        assert "at most 0 units" in kling("expand", path, *words, "--dry-run").stdout
+        assert kling.emulator.account.units_billed == 16
+        assert "1 row: 1 saved" in kling("status", tmp_path / "out").stdout

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import shutil
+import time
 from pathlib import Path
 
+import pytest
+from cli.commands.test_expand import files, tower
 from cli.test_interrupted import press
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
@@ -91,3 +95,57 @@ def test_there_must_be_a_journal(tmp_path: Path) -> None:
     with shell() as kling:
         assert kling("resume", COFFEE).exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_named_as_the_command_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`resume` and `wait` repeat folders, shapes and names of a manifest, wherever they are run."""
+    monkeypatch.chdir(tmp_path)
+    for folder, photo in (("a", COFFEE), ("b", CHELSEA)):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        shutil.copy(photo, tmp_path / "photos" / folder / "dog.jpg")
+    words = ("--aspect", "16:9", "--aspect", "5:4", "--deadline", 0.2)
+    expected = [f"{folder}/dog-{shape}-0.png" for folder in "ab" for shape in ("16x9", "5x4")]
+    with shell(work_seconds=600) as kling:
+        kling("bulk", "photos", *words, "-o", "out")
+        assert len(kling.emulator.account.tasks) == 4
+        kling.within(kling.emulator.advance, 700)
+        ids = list(kling.emulator.account.tasks)
+        assert kling("resume", "out", "-o", "out").exit_code == 0
+        assert files(tmp_path / "out") == expected
+        for path in (tmp_path / "out").rglob("*.png"):
+            path.unlink()
+        assert kling("wait", *ids, "-o", "out").exit_code == 0
+        assert files(tmp_path / "out") == expected
+        assert kling.emulator.account.units_billed == 32
+
+
+@pytest.mark.parametrize("passed", [0, 1])
+def test_passes_go_on_where_a_kill_has_stopped_them(passed: int, tmp_path: Path) -> None:
+    """Stopped within the first or the second pass, `resume` makes the rest, and pays for each once."""
+    photo = tower(tmp_path)
+    words = ("expand", photo, "--aspect", "16:9", "--passes", 2, "-o", tmp_path / "out")
+    with shell(work_seconds=600) as kling, kling.start(*words) as process:
+        for number in range(1, passed + 2):
+            while len(kling.emulator.account.tasks) < number or not known(tmp_path / "out", number):
+                assert process.poll() is None
+                time.sleep(0.02)
+            if number <= passed:
+                kling.within(kling.emulator.advance, 700)
+        process.kill()
+        process.wait()
+        kling.within(kling.emulator.advance, 700)
+        with kling.start("resume", tmp_path / "out", "-o", tmp_path / "out") as again:
+            while again.poll() is None:
+                kling.within(kling.emulator.advance, 100)
+                time.sleep(0.1)
+            assert again.returncode == 0, again.communicate()
+        assert files(tmp_path / "out") == ["tower-0.png"]
+        assert kling.emulator.account.units_billed == 16
+        assert "saved by an earlier run" in kling(*words).stderr
+        assert kling.emulator.account.units_billed == 16
+
+
+def known(folder: Path, number: int) -> bool:
+    """Return whether the journal knows as many tasks."""
+    done = Shell()("status", folder, "--json")
+    return done.exit_code == 0 and json.loads(done.stdout)["units_due"] >= 8 * number

@@ -301,6 +301,8 @@ class KlingClient:
     ) -> "Passes":
         """Return the jobs of `expand` in up to *passes* tasks, which begin as its futures are iterated over.
 
+        *deadline*, *priority*, *fresh* and *note* are those of `submit`.
+
         Raises:
             InvalidRequest: an argument is not possible.
             ClientClosed: the client is not open.

@@ -210,8 +210,7 @@ class ExpandResult(Serializable):
 
         *target* is a directory (pictures are named after the photo: ``dog-0.png``) or a template such as
         ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields are ``name index task_id external_task_id ext
-        key folder shape``: the request's key, the name of the photo's folder, and a shape such as ``16x9``.
-        A ``~`` is the user's home.
+        key folder shape``, such as the photo's folder and ``16x9``. A ``~`` is the user's home.
 
         A name that another file has is not used: the task's id is appended, as in ``dog-0-930810057.png``.
         With *overwrite* the file is replaced. A task that is saved again finds its own pictures, which are

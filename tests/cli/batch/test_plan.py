@@ -137,7 +137,7 @@ def test_what_a_photo_may_lose_is_noted(tmp_path: Path) -> None:
         _, notes, _, _ = check(ExpandRequest(str(tmp_path / name), wide), EDITING)
         assert [said in note for note in notes] == [True], name
     # Upright the photo is higher than wide, so that the new area lies elsewhere.
-    expansion, notes, _ = check(ExpandRequest(str(tmp_path / "turned.jpg"), wide), EDITING, fit=True)
+    expansion, notes, _, _ = check(ExpandRequest(str(tmp_path / "turned.jpg"), wide), EDITING, fit=True)
     assert (notes, expansion) == ((), wide.ratios(400, 600))
 
 

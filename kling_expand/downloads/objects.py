@@ -1,4 +1,4 @@
-"""Uploads of saved pictures to object stores, through fsspec (extra `objects`)."""
+"""Photos and saved pictures in object stores, through fsspec (extra `objects`)."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,8 @@ class Upload:
         self._overwrite = overwrite
         self._folder = ""
         parts = self._path.replace("{", "/").split("/")
-        if not is_url(url) or self._scheme.lower() in {"http", "https"} or ".." in parts:
+        chained = "::" in url  # to fsspec, a file system within another
+        if not is_url(url) or self._scheme.lower() in {"http", "https"} or ".." in parts or chained:
             limit = "must be a folder in an object store, such as s3://bucket/out/"
             raise InvalidRequest("url", repr(url), limit, "`save` writes to a path of this machine")
         self._fsspec = fsspec_module()
@@ -59,6 +60,24 @@ class Upload:
         """Return whether an object at *url* has another content."""
         store, path = self._fsspec.core.url_to_fs(url)
         return bool(store.exists(path) and store.cat_file(path) != content)
+
+
+def open_object(url: str) -> Any:
+    """Open the object at *url* for reading. Whoever queues jobs may write any URL.
+
+    fsspec's own file systems read files of this machine, call any host, or run code that a file names. So
+    only those from a package of their own are used, such as s3fs, and `memory`.
+
+    Raises:
+        ValueError: when *url* names no object store, or one within another.
+        MissingExtra: when fsspec is not installed.
+    """
+    fsspec = fsspec_module()
+    scheme = url.partition("://")[0].lower()
+    system = fsspec.get_filesystem_class(scheme)
+    if "::" in url or (system.__module__.startswith("fsspec.") and scheme != "memory"):
+        raise ValueError(f"a photo must be in one object store, such as s3://bucket/photo.png, got {url!r}")
+    return fsspec.open(url, "rb")
 
 
 def fsspec_module() -> Any:

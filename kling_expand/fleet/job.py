@@ -412,10 +412,10 @@ async def load(request: ExpandRequest) -> ExpandRequest:
 
 
 def _read(location: str) -> bytes:
-    from kling_expand.downloads.objects import fsspec_module  # imported here, as most photos are files
+    from kling_expand.downloads.objects import open_object  # imported here, as most photos are files
 
     try:
-        with fsspec_module().open(location, "rb") as file:
+        with open_object(location) as file:
             content: bytes = file.read(MAX_BYTES + 1)  # one more than allowed is refused with the others
             return content
     except (FileNotFoundError, ValueError) as error:  # no such object, or no such kind of store

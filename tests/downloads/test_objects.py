@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from kling_expand.downloads.files import SaveOptions, output_paths
-from kling_expand.downloads.objects import Upload
+from kling_expand.downloads.objects import Upload, open_object
 from kling_expand.errors import DownloadError, InvalidRequest, MissingExtra
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.models import Image, Task
@@ -77,7 +77,17 @@ async def test_a_local_url_is_written_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["out/", "https://bucket.example/out", "s3://bucket/../other", "s3:/bucket", "", "C:\\out"]
+    "url",
+    [
+        "out/",
+        "https://bucket.example/out",
+        "s3://bucket/../other",
+        "s3:/bucket",
+        "",
+        "C:\\out",
+        "filecache::s3://bucket/out",
+        "zip://out::file:///tmp/out.zip",
+    ],
 )
 async def test_what_is_no_object_store_is_refused(url: str) -> None:
     """Nothing is fetched for a target that cannot be written."""
@@ -103,3 +113,24 @@ async def test_without_fsspec_the_error_names_the_extra(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(MissingExtra, match=r"kling-expand\[objects\]"):
         Upload("s3://bucket/out")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "local:///etc/passwd",
+        "FILE:///etc/passwd",
+        "zip://photo.png::http://169.254.169.254/latest",
+        "reference://key::https://evil.example/references.json",
+        "memory://a.png::file:///etc/passwd",
+        "webhdfs://169.254.169.254/photo.png",
+        "github://owner:repository@main/photo.png",
+        "nosuchstore://bucket/photo.png",
+    ],
+)
+def test_a_photo_is_read_from_an_object_store_only(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL that a stranger has queued reaches no local file and no host of its choice, and runs no code."""
+    monkeypatch.setattr(fsspec, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(ValueError, match=r"must be in one object store|Protocol not known"):
+        open_object(url)

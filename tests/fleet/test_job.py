@@ -3,7 +3,6 @@
 import asyncio
 import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,9 +169,7 @@ async def test_a_photo_of_an_object_store_is_read_with_a_bound(
             read.append(size or 0)
             return b"x" * 100
 
-    monkeypatch.setattr(
-        "kling_expand.downloads.objects.fsspec_module", lambda: SimpleNamespace(open=lambda *_: Endless())
-    )
+    monkeypatch.setattr("kling_expand.downloads.objects.open_object", lambda _: Endless())
     request = await execution.load(ExpandRequest("s3://bucket/huge.png", Ratios(up=1.0)))
     assert (request.image, read) == (b"x" * 100, [10 * 1024 * 1024 + 1])
 

@@ -10,6 +10,7 @@ the first try. After that the service is known to exist, and the same failures a
 import asyncio
 import math
 import platform
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from random import Random
@@ -48,6 +49,7 @@ MAX_TASK, MAX_LIST = 4 << 20, 32 << 20  # bytes of an answer; a full page of nin
 _JOIN = 64 << 10  # bytes; up to this size a copy is cheaper than another system call
 # No connection to the service was made.
 UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+_URL_SECRETS = re.compile(r"(\w://)(?:[^\s/?#@]*@)?([^\s?#]*)[?#]?\S*")
 FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # what aiohttp may raise
 
 
@@ -545,7 +547,8 @@ def without_secrets(error: Exception) -> Exception:
     if isinstance(error, aiohttp.ClientResponseError):
         where, nothing = error.request_info.url.with_user(None).with_query(None), cast(Any, {})
         error.request_info = error.request_info._replace(url=where, real_url=where, headers=nothing)
-    error.args = (str(error),)
+    # A connection that timed out is named with its whole URL.
+    error.args = (_URL_SECRETS.sub(r"\1\2", str(error)),)
     return error
 
 

@@ -733,6 +733,24 @@ async def test_no_query_is_in_a_traceback(tmp_path: Path) -> None:
             assert "=secret" not in _shown(caught.value)
 
 
+@virtual_time
+async def test_no_query_is_shown_of_a_host_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No secret of a URL is shown, although aiohttp names the whole URL of a connection in its timeout."""
+
+    async def late(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", late)
+    async with started(retry_timeout=5.0) as (_, downloads):
+        with pytest.raises(DownloadError, match="ConnectionTimeoutError") as caught:
+            await downloads.save(task("http://me:word@h.example/a?sig=secret#part"), tmp_path)
+        shown = _shown(caught.value)
+        assert "http://h.example/a" in shown
+        assert not any(word in shown for word in ("secret", "word", "part"))
+
+
 # ------------------------------------------------------------------ the disk
 
 

@@ -1,10 +1,11 @@
 """A script that expands many photos and is restarted after each crash, with or without the SDK.
 
-    python -m benchmarks.chaos_worker {sdk|naive} URL FOLDER JOBS SLOTS [--create-timeout S] [--clock-back S]
+    python -m benchmarks.chaos_worker {sdk|naive} URL FOLDER JOBS SLOTS [options]
 
-`sdk` is `kling.map` with a journal. `naive` is a typical script without an SDK: it retries after each error,
-polls, saves, and skips files that exist. The exit code is 0 if the script believes that all pictures are
-saved. With ``--clock-back`` the clock of the SDK is that many seconds behind the real one.
+`sdk` is `kling.map` with a journal, or `kling.expand` for jobs of several passes. `naive` is a typical script
+without an SDK: it retries after each error, polls, saves, and skips files that exist. The exit code is 0 if
+the script believes that all pictures are saved. With ``--clock-back`` the clock of the SDK is that many
+seconds behind the real one.
 """
 
 import argparse
@@ -14,14 +15,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from kling_expand import ExpandRequest, KlingClient, KlingError, Ratios
+from kling_expand import ExpandRequest, KlingClient, KlingError, Ratios, ToAspect
 from kling_expand.jobs.future import ExpandResult
 
 PATH = "/v1/images/editing/expand"
@@ -50,8 +51,9 @@ def photo(folder: Path) -> Path:
 async def with_sdk(given: argparse.Namespace) -> int:
     """Expand and save all jobs with the SDK and return the number of failures."""
     folder: Path = given.folder
+    geometry = Ratios(right=2.0) if given.passes == 1 else ToAspect("16:9")
     requests = (
-        ExpandRequest(photo(folder), Ratios(right=2.0), prompt=prompt(number), key=f"job-{number}")
+        ExpandRequest(photo(folder), geometry, prompt=prompt(number), key=f"job-{number}")
         for number in range(given.jobs)
     )
     failures = 0
@@ -78,6 +80,8 @@ async def with_sdk(given: argparse.Namespace) -> int:
         ) as kling,
         asyncio.TaskGroup() as saves,
     ):
+        if given.passes > 1:
+            return await _in_passes(kling, requests, given)
         async for outcome in kling.map(requests):
             if outcome.result is None:
                 failures += 1
@@ -86,6 +90,23 @@ async def with_sdk(given: argparse.Namespace) -> int:
                 await semaphore.acquire()
                 saves.create_task(save(outcome.result, picture(folder, outcome.index)))
     return failures
+
+
+async def _in_passes(kling: KlingClient, requests: Iterable[ExpandRequest], given: argparse.Namespace) -> int:
+    """Expand and save jobs of several passes and return the number of failures."""
+    semaphore = asyncio.Semaphore(given.slots)
+
+    async def job(number: int, request: ExpandRequest) -> None:
+        async with semaphore:
+            result = await kling.expand(request, passes=given.passes)
+            if not result.files:
+                await result.save(picture(given.folder, number))
+
+    jobs = [job(number, request) for number, request in enumerate(requests)]
+    errors = [found for found in await asyncio.gather(*jobs, return_exceptions=True) if found]
+    for error in errors:
+        _report("a job", error)
+    return len(errors)
 
 
 # ---------------------------------------------------------------------------- without the SDK
@@ -160,6 +181,7 @@ def main() -> int:
     parser.add_argument("slots", type=int)
     parser.add_argument("--create-timeout", type=float, default=30.0)
     parser.add_argument("--clock-back", type=float, default=0.0)
+    parser.add_argument("--passes", type=int, default=1)
     given = parser.parse_args()
     picture(given.folder, 0).parent.mkdir(exist_ok=True)
     return 1 if asyncio.run(SCRIPTS[given.script](given)) else 0

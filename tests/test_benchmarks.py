@@ -17,6 +17,10 @@ TINY = {
         ["--runs", "1", "--longer", "600", "--megapixels", "0.3", "--engine", "flat"],
         {"photos", "costs", "ratios"},
     ),
+    "emulator": (
+        ["--pairs", "2", "--jobs", "20", "--tasks", "20", "--runs", "1"],
+        {"ready (ms)", "jobs per second", "growth for each expired task (bytes)"},
+    ),
     "import_time": (["--runs", "1"], {"ratio", "aiohttp_ms", "kling_expand_ms"}),
     "inspect_pictures": (
         ["--pictures", "4", "--engine", "flat"],

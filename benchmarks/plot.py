@@ -4,6 +4,8 @@
     python -m benchmarks.schedules --json | tail -1 > schedules.json
     python -m benchmarks.plot compare.json schedules.json --out benchmarks
 
+The file of ``benchmarks.all --json`` may be given instead.
+
 ``compare.svg`` shows requests per job over latency, with one panel for each number of concurrent jobs.
 ``schedules.svg`` shows polls per task over latency, with one panel for each distribution, and the optimum in
 hindsight. Points further down and left are better. Both axes are logarithmic.
@@ -169,10 +171,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     given = parser.parse_args()
     drawn = []
-    for path in given.results:
-        found = json.loads(path.read_text().splitlines()[-1])
-        name, draw = ("schedules.svg", schedules) if "distributions" in found else ("compare.svg", clients)
-        (given.out / name).write_text(draw(found))
+    written = [json.loads(path.read_text().splitlines()[-1]) for path in given.results]
+    kept = [
+        found for all_of_them in written for found in all_of_them.get("results", {"": all_of_them}).values()
+    ]
+    for found in kept:
+        if "distributions" in found:
+            name, picture = "schedules.svg", schedules(found)
+        elif "peers" in found:
+            name, picture = "compare.svg", clients(found)
+        else:
+            continue
+        (given.out / name).write_text(picture)
         drawn.append(str(given.out / name))
         print(given.out / name)
     finish({"pictures": drawn}, as_json=given.json)

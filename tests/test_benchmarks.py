@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.all import RUNS, Goal, figure_at, goals, ours
 from benchmarks.fleet import LONGEST_CREATE, reserved, standstill, usage
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +86,7 @@ def test_results_are_drawn(tmp_path: Path) -> None:
     """Both kinds of results become valid SVG with escaped names."""
     row = {"concurrent jobs": 10, "client": "a & b", "requests per job": 2.0, "latency (s)": 0.5}
     rows = [row, row | {"client": "c", "requests per job": 40}]
-    (tmp_path / "compare.json").write_text(json.dumps({"rows": rows}))
+    (tmp_path / "compare.json").write_text(json.dumps({"rows": rows, "peers": []}))
     schedule = {"polls per task": 6.0, "latency (s)": 0.5, "optimal polls": 5.0}
     distributions = {"log-normal": {"adaptive": schedule}}
     (tmp_path / "schedules.json").write_text(json.dumps({"distributions": distributions}))
@@ -97,6 +98,15 @@ def test_results_are_drawn(tmp_path: Path) -> None:
         assert text.startswith("<svg")
         assert "nan" not in text
     assert "a &amp; b" in (tmp_path / "compare.svg").read_text()
+
+
+def test_a_goal_is_met_or_not() -> None:
+    """A row says whether the figure is within its bound, and every goal belongs to a run."""
+    found = {"ratio": 1.2, "rows": [{"client": "kling_expand", "concurrent jobs": 1, "requests per job": 7}]}
+    assert Goal("a", "x", figure_at("ratio"), at_most=1.1).row({"x": found})["met"] is False
+    assert Goal("a", "x", figure_at("ratio"), at_least=1.1).row({"x": found})["met"] is True
+    assert ours(1, "requests per job")(found) == 7
+    assert {goal.run for goal in goals()} <= RUNS.keys()
 
 
 def test_the_use_of_slots_is_counted_correctly() -> None:

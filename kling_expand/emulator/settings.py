@@ -132,7 +132,9 @@ class Settings:
     )
 
     allow_private: bool = _option(
-        False, "fetch images from private and loopback addresses too, and send callbacks there"
+        False,
+        "fetch images from private and loopback addresses too, and send callbacks there",
+        fixed=True,  # the control routes need no credentials
     )
     fetch_timeout: float = _option(10.0, "seconds to fetch an image given by URL")
     webhook_secret: str = _option("", "whsec_... that signs callbacks; empty: unsigned", secret=True)

@@ -149,5 +149,5 @@ def _pretty(body: bytes) -> str:
     """Return JSON indented, and other text unchanged."""
     try:
         return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body.decode("utf-8", "replace")

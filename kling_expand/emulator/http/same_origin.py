@@ -39,7 +39,7 @@ def same_origin_only(settings: Settings) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if _PROTECTED.fullmatch(request.path):
             objection = _wrong_host(request, settings) if local else ""
-            objection = objection or _wrong_origin(request)
+            objection = objection or _wrong_origin(request, settings)
             if objection:
                 return web.Response(status=403, text=objection + "\n", headers=_HEADERS)
         elif local and _has_default_credentials(settings):
@@ -106,16 +106,24 @@ def _wrong_host(request: web.Request, settings: Settings) -> str:
     return f"Host must be a name of this machine, such as localhost:{port}, got {given!r}"
 
 
-def _wrong_origin(request: web.Request) -> str:
+def _wrong_origin(request: web.Request, settings: Settings) -> str:
     """Return an objection when the browser names another origin; other programs send no such header."""
     site = request.headers.get("Sec-Fetch-Site", "none")
     navigates = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.path == "/"
     if site not in {"none", "same-origin"} and not navigates:
         return "requests from other web pages are not allowed"
     origin = request.headers.get("Origin")
-    if request.method not in _SAFE_METHODS and origin not in {
-        None,
-        f"http://{request.headers.get('Host', '')}",
-    }:
+    if request.method not in _SAFE_METHODS and origin not in {None, *_own_origins(request, settings)}:
         return f"requests from web pages of {origin} are not allowed"
     return ""
+
+
+def _own_origins(request: web.Request, settings: Settings) -> set[str]:
+    """Return the origins of the emulator's own page, to which a proxy may give TLS and another name."""
+    host = request.headers.get("Host", "")
+    own = {f"http://{host}"}
+    if settings.public_url:
+        own.add(str(URL(settings.public_url).origin()))
+    if settings.forwarded:
+        own.add(f"https://{request.headers.get('X-Forwarded-Host', host).partition(',')[0].strip()}")
+    return own

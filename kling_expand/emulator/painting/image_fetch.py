@@ -18,6 +18,7 @@ from yarl import URL
 from kling_expand.emulator.http.validation import MAX_IMAGE_BYTES
 
 MAX_REDIRECTS = 5
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is assigned to the internet
 _EMBEDDING = [ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("64:ff9b::/96")]  # end in an IPv4 address
 
 
@@ -35,6 +36,7 @@ def is_public(host: str) -> bool:
         inner = [*_inner_addresses(address)]
         if inner:
             return all(each.is_global and not each.is_multicast for each in inner)
+        return address in _UNICAST and address.is_global
     return address.is_global and not address.is_multicast
 
 

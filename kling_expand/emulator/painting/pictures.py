@@ -109,6 +109,8 @@ def decode(image: bytes) -> Image.Image:
         warnings.simplefilter("ignore")  # Pillow warns of odd files that it can read
         try:
             with Image.open(io.BytesIO(image), formats=("PNG", "JPEG")) as opened:
+                if opened.size != (header.width, header.height):  # the size whose pixels were counted
+                    raise PictureError(f"a second header says {opened.width}x{opened.height} pixels")
                 opened.load()
                 profile = opened.info.get("icc_profile") or b""
                 pixels = _rgb(opened)

@@ -39,6 +39,13 @@ async def test_calls_are_kept_with_bodies_but_without_secrets() -> None:
         assert (await get(call, "/_emulator/calls/999"))[0] == 404
 
 
+async def test_a_deeply_nested_body_is_shown_as_it_came() -> None:
+    """Arrays within arrays, which no parser follows to the end, break neither the call nor the log."""
+    async with calling() as call:
+        await call("POST", EDITING, data=b"[" * 5000)
+        assert (await call_of(call, 1))["request"]["body"] == "[" * 5000
+
+
 async def test_broken_calls_are_kept_too() -> None:
     """A cut call has no status, a call sent in pieces no body, and each names its fault."""
     async with calling() as call:

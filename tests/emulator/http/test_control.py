@@ -49,6 +49,7 @@ async def test_settings_change_over_http() -> None:
             {"slots": -1},
             {"account": 7},
             {"clock": 1},
+            {"allow_private": True},
             {"slots": 5, "list_order": "sideways"},
         ):
             status, body = await call("POST", "/_emulator/settings", json=bad)

@@ -103,6 +103,22 @@ async def test_requests_of_other_pages_are_refused() -> None:
         assert (await get(call, "/_emulator/console", **link))[0] == 403
 
 
+@pytest.mark.parametrize(
+    ("settings", "headers"),
+    [
+        ({"public_url": "https://kling.test/api"}, {"Host": "kling.test"}),
+        ({"forwarded": True}, {"Host": "kling.test"}),
+        ({"forwarded": True}, {"Host": "localhost:1", "X-Forwarded-Host": "kling.test, inner.test"}),
+    ],
+)
+async def test_the_console_works_behind_tls(settings: dict[str, Any], headers: dict[str, str]) -> None:
+    """Its page may steer the emulator under the address that the settings give it, and no other page may."""
+    async with calling(**settings) as call:
+        for origin, status in (("https://kling.test", 200), ("https://evil.example", 403), ("null", 403)):
+            got = await post(call, "/_emulator/advance", {"seconds": 1}, **headers, Origin=origin)
+            assert got[0] == status, got
+
+
 async def test_the_service_accepts_any_origin_with_a_key() -> None:
     """With credentials of its own the service checks these, not Host or Origin."""
     async with calling(api_key="api-key-own", secret_key="own") as call:

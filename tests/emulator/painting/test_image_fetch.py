@@ -157,6 +157,10 @@ async def test_no_spelling_of_a_private_address_is_connected_to(spelling: str) -
         "2002:7f00:1::",
         "2001:0:7f00:1::",
         "fe80::1%lo",
+        "fec0::1",
+        "64:ff9b:1::7f00:1",
+        "::ffff:0:127.0.0.1",
+        "ff0e::1",
     ],
 )
 def test_private_addresses_within_ipv6_are_private(address: str) -> None:

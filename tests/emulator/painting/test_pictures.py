@@ -41,6 +41,15 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
         pictures.outpaint(claimed(50_000, 50_000), (0, 0, 0, 0.5), seed=1, engine="flat")
 
 
+def test_a_second_header_is_refused_before_its_pixels_are_decoded() -> None:
+    """The size that was checked is the one that Pillow decodes."""
+    first, second = claimed(400, 400), claimed(13_000, 13_000)
+    data = first[:33] + second[8:]
+    assert inspect(data) == Header("png", 400, 400)
+    with pytest.raises(PictureError, match="a second header says 13000x13000"):
+        pictures.decode(data)
+
+
 def test_a_lying_header_is_refused() -> None:
     """A picture with fewer pixels than its header says is broken."""
     with pytest.raises(PictureError, match="broken png"):

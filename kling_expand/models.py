@@ -7,6 +7,7 @@ writes requests loops over `request_fields`.
 
 import math
 import os
+import re
 import sys
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from enum import StrEnum
@@ -49,6 +50,7 @@ GEOMETRY_FIELDS = (
     "expansion_ratio",
 )
 UNITS_PER_IMAGE = 8  # image units an expanded picture costs (doc)
+AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")  # which can be summed and stored; no exponent, no sign
 DOLLARS_PER_UNIT = 0.0035  # $0.028 a picture (doc)
 
 
@@ -169,11 +171,8 @@ class Task(Serializable):
         """The units that were billed; None while unknown."""
         from decimal import Decimal  # imported here, as many programs do not need it
 
-        try:
-            units = Decimal(self.final_unit_deduction or "nan")
-        except ArithmeticError:
-            return None
-        return units if units.is_finite() else None
+        text = (self.final_unit_deduction or "").strip()
+        return Decimal(text) if AMOUNT.fullmatch(text) else None
 
 
 def source_name(source: ImageSource) -> str:

@@ -96,6 +96,10 @@ def test_any_other_word_is_unknown(word: str) -> None:
         ("Infinity", None),
         ("sNaN", None),
         ("8,5", None),
+        ("-8", None),
+        ("1E+999999999", None),
+        ("1E-999999999", None),
+        ("9" * 13, None),
     ],
 )
 def test_units_are_a_number_or_unknown(said: str | None, units: Decimal | None) -> None:

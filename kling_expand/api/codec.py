@@ -47,7 +47,8 @@ MAX_VALUES = 50_000  # in one answer; a full list page of nine-picture tasks has
 
 MAX_ESCAPES = 1_000_000  # in one answer
 MAX_DIGITS = 4300  # of a number, as Python bounds those of an int
-MAX_MESSAGE = 1000  # characters of a refusal's message
+MAX_MESSAGE = 1000  # characters of the message of a refusal or a failed task
+MAX_ID = 500  # characters of an id; those in use have at most 36
 
 _logger = logging.getLogger(__name__)
 
@@ -282,7 +283,7 @@ def _open(answer: Response) -> tuple[Any, str | None]:
     if not isinstance(envelope, dict):
         raise _refused(answer)
     code, request_id = _code(envelope.get("code")), envelope.get("request_id")
-    request_id = request_id if isinstance(request_id, str) else None
+    request_id = request_id[:MAX_ID] if isinstance(request_id, str) else None
     if code == 0 and answer.status < 400 and "data" in envelope:
         return envelope["data"], request_id
     message = str(envelope.get("message") or "the service gave no message")[:MAX_MESSAGE] if code else None
@@ -362,13 +363,14 @@ def parse_task(data: Any) -> Task:
     if whole is None and not _is_known(data, images):
         whole = data
     raw = _structure(data)
-    if not raw.task_id.strip() or not raw.task_id.isprintable():
-        raise ValueError(f"task_id must be printable text, got {raw.task_id!a:.80}")
+    if not raw.task_id.strip() or not raw.task_id.isprintable() or len(raw.task_id) > MAX_ID:
+        limit = f"printable text of at most {MAX_ID} characters"
+        raise ValueError(f"task_id must be {limit}, got {raw.task_id!a:.80}")
     info, result, watermark = raw.task_info, raw.task_result, raw.watermark_info
     return Task(  # positional, in the order of the fields: keyword arguments take half as long again
         raw.task_id,
         _WORDS.get(raw.task_status, raw.task_status),
-        raw.task_status_msg or None,
+        (raw.task_status_msg or "")[:MAX_MESSAGE] or None,
         (info and info.external_task_id) or None,
         tuple((result and result.images) or ()),
         raw.final_unit_deduction or None,

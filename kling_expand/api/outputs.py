@@ -4,16 +4,13 @@ The vendor's newer interfaces answer in it, and the console's test call has it. 
 only the names are documented.
 """
 
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from kling_expand.models import MAX_IMAGES
+from kling_expand.models import AMOUNT, MAX_IMAGES
 
 MAX_OUTPUTS = 100  # outputs, and charges, that are read of one task
-
-_AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 
 
 _KNOWN = {"id", "external_id", "status", "message", "create_time", "update_time", "outputs", "billing"}
@@ -89,4 +86,4 @@ def _deductions(billing: Any) -> dict[str, Any]:
 def _amount(value: Any) -> str | None:
     """Return *value* as a decimal string, or None where it is not a plain amount."""
     text = str(value) if isinstance(value, str | int | float) else ""
-    return text if _AMOUNT.fullmatch(text) else None
+    return text if AMOUNT.fullmatch(text) else None

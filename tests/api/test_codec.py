@@ -815,6 +815,19 @@ def test_a_long_message_of_a_refusal_is_cut() -> None:
     assert caught.value.message == r"\x1b" * 1000
 
 
+def test_a_long_text_of_a_task_is_cut_or_refused() -> None:
+    """The reason and the ids go into errors, logs and file names, so their lengths are bounded."""
+    failed = WHOLE | {"task_status": "failed", "task_status_msg": "x" * 100_000}
+    assert codec.decode_task(answer_with(failed)).task_status_msg == "x" * 1000
+    assert codec.decode_task(answer_with(WHOLE | {"task_id": "7" * 500})).task_id == "7" * 500
+    with pytest.raises(ProtocolError, match="at most 500 characters"):
+        codec.decode_task(answer_with(WHOLE | {"task_id": "7" * 501}))
+    body = json.dumps({"code": 1302, "message": "wait", "request_id": "r" * 100_000}).encode()
+    with pytest.raises(APIError) as caught:
+        codec.decode_task(codec.Response(429, {}, body))
+    assert caught.value.request_id == "r" * 500
+
+
 def test_a_full_page_of_long_answers_is_read() -> None:
     """The documented maximum is far below the bound: 500 tasks with nine pictures and long URLs."""
     images = [

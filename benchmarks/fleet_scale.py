@@ -129,12 +129,12 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
         await fleet.submit_many(
             ExpandRequest(f"https://host/{n}.png", Ratios(up=1.0), key=f"e{n}") for n in range(jobs)
         )
-        lease = Lease(fleet.database, fleet.queue, fleet.run, timeout=600.0, exact=True)
+        lease = Lease(fleet.database, fleet.run, timeout=600.0, exact=True)
         await lease.begin()
         store = PostgresStore(fleet.database, owner=lease.worker, leased=True)
         async with Permits(lease, SLOTS) as allowed:
             context = work.WorkerContext(StoreOnlyClient(store), store, hold=allowed.hold)  # type: ignore[arg-type]  # it has all that is called
-            consumer = Consumer(lease, context, concurrency=32)
+            consumer = Consumer(lease, context, concurrency=32, enough=SLOTS)
             task = asyncio.create_task(consumer.take_jobs())
             while (await fleet._counts()) != (0, 0):  # noqa: ASYNC110, SLF001 - the queue is measured alone
                 await asyncio.sleep(0.5)

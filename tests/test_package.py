@@ -293,7 +293,7 @@ def test_every_module_imports_alone() -> None:
 EXTRAS = {
     "cli": ("click", "rich", "jinja2"),
     "emulator": ("numpy", "PIL", "patchmatch"),
-    "fleet": ("procrastinate", "psycopg"),
+    "fleet": ("psycopg",),
     "starlette": ("starlette",),
     "django": ("django",),
     "otel": ("opentelemetry",),

@@ -116,7 +116,8 @@ class History:
     """What happened to a job before.
 
     `attempts` failed. With `follow` its task exists or may exist, and with `saving` only its pictures are
-    missing. `deaths` of workers had it in work, and with `forbidden` it is not run again.
+    missing. `deaths` of workers had it in work, and with `forbidden` it is not run again. `queued` is its
+    number in the queue, which it leaves with its outcome.
     """
 
     attempts: int = 0
@@ -124,6 +125,7 @@ class History:
     saving: bool = False
     deaths: int = 0
     forbidden: bool = False
+    queued: int | None = None
 
 
 async def execute(
@@ -148,7 +150,7 @@ async def execute(
         raise
     except Exception as error:  # noqa: BLE001 - a bug must not lose a job
         outcome = _failure(key, error, history.attempts)
-        await context.store.record_outcome(outcome)
+        await context.store.record_outcome(outcome, queued=history.queued)
         return outcome
     return await _ended(request, result, context, history)
 
@@ -227,7 +229,7 @@ async def _ended(
             error = failure
     outcome = _succeeded(key, result, files)
     if error is None:
-        await context.store.record_outcome(outcome)
+        await context.store.record_outcome(outcome, queued=history.queued)
         return outcome
     return await _unsaved(outcome, error, context, history)
 
@@ -255,7 +257,7 @@ async def _unsaved(
     context.unsaved.add(outcome.key)
     outcome = evolve(outcome, saved=False, error=f"{type(error).__name__}: {error}")
     if final or not history.saving:
-        await context.store.record_outcome(outcome)
+        await context.store.record_outcome(outcome, queued=history.queued if final else None)
     if not final:
         raise RetryLater(delay, saving=True) from error
     return outcome

@@ -1,4 +1,4 @@
-"""The queue of a fleet: jobs in procrastinate's tables, in the PostgreSQL database that holds the job store.
+"""The queue of a fleet, in the PostgreSQL database that holds the job store.
 
 ::
 
@@ -12,9 +12,7 @@ Any number of machines execute them with ``kling-expand fleet worker``, which ru
 """
 
 import asyncio
-import hashlib
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -29,51 +27,72 @@ from kling_expand.errors import JournalError
 from kling_expand.jobs.bulk import each
 from kling_expand.models import ExpandRequest
 from kling_expand.store.base import JobState
-from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver, check_tables, create_tables
-from kling_expand.store.postgres_pool import Connection, ConnectionPool, listen
+from kling_expand.store.postgres import (
+    OUTCOME_COLUMNS,
+    PAGE,
+    JobOutcome,
+    PostgresStore,
+    TakenOver,
+    check_tables,
+    create_tables,
+    outcome_of,
+)
+from kling_expand.store.postgres_pool import ConnectionPool, listen
 from kling_expand.webhooks import WebhookEvent, Webhooks
 
-from . import lease
 from .job import History, Payload, RetryLater, WorkerContext, execute, pack
-from .lease import ALONE, FOLLOW, MAX_DEATHS, Lease, QueuedJob
+from .lease import Lease, QueuedJob
+from .schema import (
+    ALONE,
+    FOLLOW,
+    IMAGES,
+    MAX_DEATHS,
+    NEW,
+    NOTIFY_JOBS,
+    RUN_LENGTH,
+    SAVE,
+    SCHEMA,
+)
 
 __all__ = ["Fleet", "FleetStats"]
 
-TASK = "kling_expand.expand"
 CALLBACK_CHANNEL = "kling_callbacks"  # on which callbacks are forwarded to the workers
 BATCH = 500  # jobs queued by one statement
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
 POLL_INTERVAL = 1.0  # seconds between two reads for results
 TAKE_INTERVAL = 1.0  # seconds between two reads of an empty queue, in case a notification is lost
+FULL_INTERVAL = 5.0  # seconds between two such reads of a worker that has all the jobs it wants
 TAKEN_AT_ONCE = 8  # new jobs, so that workers that start together share them
 SAVE_INTERVAL = 5.0  # seconds between two reads of the jobs whose pictures are to be saved later
 MAX_FOLLOWED = 1000  # tasks that one worker follows for others that ended
 CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried whose execution raised an unexpected error
-_PLAIN_RUN = re.compile(r"[A-Za-z0-9_.-]{1,27}")  # the name of a channel has at most 63 bytes
 
 NotificationHandler = Callable[[str], object]  # called with the payload
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-def queue_name(run: str) -> str:
-    """Return the name of a run's queue, for a run with a name of any length."""
-    return f"kling_{run if _PLAIN_RUN.fullmatch(run) else hashlib.sha256(run.encode()).hexdigest()[:26]}"
-
-
 class Consumer:
     """The jobs that one worker has in hand: at most *concurrency* new ones, and any that are followed.
 
-    With *alone* it takes only jobs that must run alone, one after the other.
+    With *enough* of these in hand, more are only taken several at once. With *alone* it takes only jobs
+    that must run alone, one after the other.
     """
 
     def __init__(
-        self, lease: Lease, context: WorkerContext, *, concurrency: int, alone: bool = False
+        self,
+        lease: Lease,
+        context: WorkerContext,
+        *,
+        concurrency: int,
+        enough: int | None = None,
+        alone: bool = False,
     ) -> None:
         self._lease = lease
         self._context = context
         self._concurrency = concurrency
+        self._enough = concurrency if enough is None else enough
         self._alone = alone
         self._arrived = asyncio.Event()
         self._save_at = 0.0
@@ -89,9 +108,17 @@ class Consumer:
         """The numbers of the jobs in hand."""
         return {job.id for job in self._running.values()}
 
-    def wake(self, _payload: str = "") -> None:
-        """Look for jobs now; it handles the notifications of the queue."""
-        self._arrived.set()
+    @property
+    def _room(self) -> int:
+        """How many new jobs to take now."""
+        new = sum(job.stage == NEW for job in self._running.values())
+        room = max(0, min(TAKEN_AT_ONCE, self._concurrency - new))
+        return room if new < self._enough or room == TAKEN_AT_ONCE else 0
+
+    def wake(self, payload: str = "") -> None:
+        """Look for jobs now; it handles `JOB_CHANNEL`."""
+        if payload in {"", self._lease.run[:RUN_LENGTH]}:
+            self._arrived.set()
 
     async def take_jobs(self) -> None:
         """Take jobs whenever there is room, until cancelled."""
@@ -103,7 +130,7 @@ class Consumer:
                 task.add_done_callback(self._done)
             if not taken:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(TAKE_INTERVAL):
+                    async with asyncio.timeout(TAKE_INTERVAL if self._room else FULL_INTERVAL):
                         await self._arrived.wait()
 
     async def _take(self) -> list[QueuedJob]:
@@ -112,26 +139,19 @@ class Consumer:
         others, now = [FOLLOW], asyncio.get_running_loop().time()
         if now >= self._save_at:  # thousands may wait there for a disk with room
             self._save_at = now + SAVE_INTERVAL
-            others.append(lease.SAVE)
-        new = sum(job.queue == self._lease.queue for job in self._running.values())
-        room = min(TAKEN_AT_ONCE, self._concurrency - new)
-        return await self._lease.take(max(0, room), MAX_FOLLOWED - len(self._running) + new, *others)
+            others.append(SAVE)
+        followed = sum(job.stage != NEW for job in self._running.values())
+        return await self._lease.take(self._room, MAX_FOLLOWED - followed, *others)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
-        self._arrived.set()
+        if self._room or self._alone:
+            self._arrived.set()
 
     async def _process(self, job: QueuedJob) -> None:
         """Execute a job and tell the queue. A job that is cancelled here stays assigned to this worker."""
         try:
-            problem = _problem(job)
-            if problem is not None:
-                key = f"{job.task_name} {job.id}"
-                await self._context.store.record_outcome(JobOutcome(key, "refused", error=problem))
-                await self._lease.put_aside(job)
-                return
-            await execute(job.payload, self._context, _history(job, self._lease.queue), job.priority)
-            await self._lease.finish(job)
+            await execute(job.payload, self._context, _history(job), job.priority)
         except RetryLater as again:
             await self._lease.requeue(job, again.delay, charge=again.charge, saving=again.saving)
         except TakenOver:
@@ -142,22 +162,12 @@ class Consumer:
             await self._lease.requeue(job, CRASH_RETRY_DELAY, charge=True)
 
 
-def _problem(job: QueuedJob) -> str | None:
-    """Return why a job cannot be executed at all, or None."""
-    if job.task_name != TASK:
-        return (
-            f"the task must be {TASK!r}, got {job.task_name!r}; the job stays in the queue's table, as failed"
-        )
-    if not isinstance(job.payload, dict) or not isinstance(job.payload.get("key"), str):
-        return "the payload has no key; the job stays in the queue's table, as failed"
-    return None
-
-
-def _history(job: QueuedJob, queue: str) -> History:
+def _history(job: QueuedJob) -> History:
     return History(
+        queued=job.id,
         attempts=job.attempts,
-        follow=job.queue != queue,
-        saving=job.queue == queue + lease.SAVE,
+        follow=job.stage != NEW,
+        saving=job.stage == SAVE,
         deaths=job.deaths,
         forbidden=job.deaths > MAX_DEATHS,
     )
@@ -206,11 +216,9 @@ class Fleet:
     ) -> None:
         self.dsn = dsn
         self.run = run
-        self.queue: str = queue_name(run)
         self.database: ConnectionPool = ConnectionPool(dsn)
         self.clock: Callable[[], float] = clock
         self.store: PostgresStore = PostgresStore(self.database, run=run, owner=None, clock=clock)
-        self._open_queues = [self.queue, self.queue + FOLLOW, self.queue + ALONE]
         self._checked = False
         if webhook_secrets is None:
             secret = webhook_secret()
@@ -234,20 +242,7 @@ class Fleet:
         Raises:
             JournalError: when the database is unreachable, refuses, or has the tables of a newer version.
         """
-
-        async def create_queue(connection: Connection) -> None:
-            from procrastinate.schema import SchemaManager  # imported here, as nothing else needs it
-
-            async with connection.transaction():
-                await connection.execute("SELECT pg_advisory_xact_lock(hashtext('kling_expand'))")
-                known = await (
-                    await connection.execute("SELECT to_regclass('procrastinate_jobs')::text")
-                ).fetchone()
-                if known is None or known[0] is None:
-                    await connection.execute(SchemaManager.get_schema())
-
-        await self.database.run(create_queue)
-        await create_tables(self.database, lease.SCHEMA)
+        await create_tables(self.database, SCHEMA)
 
     async def check(self) -> None:
         """Raise `JournalError` where the tables are missing or of another version."""
@@ -304,9 +299,8 @@ class Fleet:
         return count + await self._insert(batch, priority)
 
     async def _insert(self, batch: list[Payload], priority: int) -> int:
-        """Insert the rows of procrastinate's own batches, without an object and a log line for each."""
         if batch:
-            await self.database.fetch(_INSERT, self.queue, TASK, priority, list(map(Jsonb, batch)))
+            await self.database.fetch(_INSERT, self.run, priority, list(map(Jsonb, batch)), self.run)
         return len(batch)
 
     async def results(self) -> AsyncGenerator[JobOutcome, None]:
@@ -319,17 +313,16 @@ class Fleet:
             JournalError: when the database is unreachable or has no tables.
         """
         await self.check()
-        place, is_open = 0, True
+        place = 0
         while True:
-            page = await self.store.outcomes(place)
-            for place, outcome in page:  # noqa: B007 - where the next page begins
-                yield outcome
-            if page:
-                continue
-            if not is_open:
-                return
-            ((is_open,),) = await self.database.fetch(_IS_OPEN, self._open_queues)
-            if is_open:  # else the last outcomes may have come since the read
+            rows = await self.database.fetch(_RESULTS, self.run, self.run, place, PAGE)
+            for _, number, *row in rows:
+                if number is not None:
+                    place = number
+                    yield outcome_of(row)
+            if len(rows) < PAGE:
+                if not rows[0][0]:
+                    return
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def cancel(self, *keys: str) -> int:
@@ -342,7 +335,7 @@ class Fleet:
             JournalError: when the database is unreachable or has no tables.
         """
         await self.check()
-        values = self.queue, self.run, list(keys) or None, self.clock()
+        values = self.run, list(keys) or None, self.clock()
         ((removed, kept),) = await self.database.fetch(_CANCEL, *values)
         if kept:
             logger.warning("%d jobs are not cancelled: a worker has or has sent them, and they go on", kept)
@@ -419,40 +412,39 @@ class Fleet:
 
         Those that succeeded, with pictures that are still to be saved, are not among them.
         """
-        ((queued, running),) = await self.database.fetch(_COUNTS, self._open_queues)
-        return queued, running
+        ((queued, running),) = await self.database.fetch(_COUNTS, self.run)
+        return int(queued), int(running)
 
 
 _COUNTS = """
-SELECT count(*) FILTER (WHERE status = 'todo'), count(*) FILTER (WHERE status = 'doing')
-FROM procrastinate_jobs WHERE queue_name = ANY(%s) AND status IN ('todo', 'doing')
+SELECT coalesce(sum(waiting), 0), coalesce(sum(taken), 0) FROM kling_queue_size WHERE run = %s
 """
-_IS_OPEN = """
-SELECT EXISTS (SELECT FROM procrastinate_jobs WHERE queue_name = ANY(%s) AND status IN ('todo', 'doing'))
-"""
-_INSERT = """
+# What ends after the first part is evaluated is read by the second, as that sees later commits.
+_RESULTS = f"""
+SELECT is_open, number, {OUTCOME_COLUMNS} FROM (
+    SELECT coalesce(sum(waiting + taken), 0) > 0 AS is_open FROM kling_queue_size WHERE run = %s
+) AS size LEFT JOIN kling_read_outcomes(%s, %s, %s) ON true
+"""  # noqa: S608 - our words
+_INSERT = f"""
 WITH inserted AS (
-    INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args)
-    SELECT %s, %s, %s, unnest(%s::jsonb[]) RETURNING 1
-) SELECT count(*) FROM inserted
-"""
+    INSERT INTO kling_queue (run, key, priority, payload)
+    SELECT %s, payload ->> 'key', %s, payload FROM unnest(%s::jsonb[]) AS payload RETURNING 1
+) SELECT count(*), {NOTIFY_JOBS} FROM inserted
+"""  # noqa: S608 - our words
 _CANCEL = """
-WITH input AS (SELECT %s::text AS queue, %s::text AS run, %s::text[] AS keys, %s::double precision AS now),
+WITH input AS (SELECT %s::text AS run, %s::text[] AS keys, %s::double precision AS now),
 found AS (
-    SELECT job.id, args ->> 'key' AS key, status = 'todo' AND queue_name = queue AND NOT EXISTS (
-            SELECT FROM kling_jobs AS known WHERE known.run = input.run AND known.key = args ->> 'key'
+    SELECT job.id, job.key, worker IS NULL AND stage = 'new' AND NOT EXISTS (
+            SELECT FROM kling_jobs AS known WHERE known.run = input.run AND known.key = job.key
                 AND (task_id IS NOT NULL OR last_post_at IS NOT NULL)) AS unsent
-    FROM procrastinate_jobs AS job, input
-    WHERE split_part(queue_name, ':', 1) = queue AND queue_name <> queue || ':save'
-        AND status IN ('todo', 'doing')
-        AND (keys IS NULL OR args ->> 'key' IN (SELECT unnest(keys) FROM input))
+    FROM kling_queue AS job, input
+    WHERE job.run = input.run AND stage <> 'save' AND (keys IS NULL OR job.key = ANY(keys))
 ), removed AS (
-    DELETE FROM procrastinate_jobs AS job USING found WHERE job.id = found.id AND unsent AND status = 'todo'
-    RETURNING job.id, key
+    DELETE FROM kling_queue AS job USING found WHERE job.id = found.id AND unsent AND worker IS NULL
+    RETURNING job.id, job.key
 ), recorded AS (
     INSERT INTO kling_outcomes (run, key, status, urls, files, ended_at)
     SELECT DISTINCT run, key, 'cancelled', '{}'::text[], '{}'::text[], now FROM removed, input
-    WHERE key IS NOT NULL
     ON CONFLICT (run, key) DO UPDATE SET status = excluded.status, external_task_id = NULL, task_id = NULL,
         urls = excluded.urls, files = excluded.files, units = NULL, error = NULL,
         ended_at = excluded.ended_at, saved = true, number = NULL
@@ -461,14 +453,13 @@ SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM found) - (SELECT co
 """
 _FORWARD = "SELECT pg_notify(%s, jsonb_build_object('headers', %s, 'body', %s::text)::text)"
 _WORKERS = """
-SELECT coalesce(extract(epoch FROM clock_timestamp() - last_heartbeat), 0), count(job.id)
-FROM kling_workers AS worker LEFT JOIN procrastinate_workers AS seen ON seen.id = worker.id
-LEFT JOIN procrastinate_jobs AS job ON job.worker_id = worker.id AND job.status = 'doing'
-WHERE run = %s GROUP BY worker.id, last_heartbeat ORDER BY worker.id
+SELECT extract(epoch FROM clock_timestamp() - seen_at), count(job.id)
+FROM kling_workers AS worker LEFT JOIN kling_queue AS job ON job.worker = worker.id
+WHERE worker.run = %s GROUP BY worker.id ORDER BY worker.id
 """
 _OUTCOMES = "SELECT status, count(*) FROM kling_outcomes WHERE run = %s GROUP BY status"
 _USAGE = f"""
-SELECT (SELECT coalesce(sum({lease.IMAGES}), 0) FROM kling_jobs WHERE run = %s AND state = 'submitted'),
+SELECT (SELECT coalesce(sum({IMAGES}), 0) FROM kling_jobs WHERE run = %s AND state = 'submitted'),
     (SELECT coalesce(sum(images), 0) FROM kling_permits WHERE run = %s),
     (SELECT count(*) FROM kling_outcomes WHERE run = %s AND ended_at > %s)
 """  # noqa: S608 - built of constants

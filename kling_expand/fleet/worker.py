@@ -21,8 +21,9 @@ from kling_expand.models import MAX_IMAGES
 from kling_expand.store.postgres import PostgresStore
 
 from .job import SharedSlots, WorkerContext
-from .lease import PERMIT_CHANNEL, Lease, LeaseLost, Permits
+from .lease import Lease, LeaseLost, Permits
 from .queue import CALLBACK_CHANNEL, Consumer, Fleet, NotificationHandler
+from .schema import JOB_CHANNEL, PERMIT_CHANNEL
 
 HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a worker's jobs are requeued
 MAX_BEAT_INTERVAL = 5.0  # seconds
@@ -132,7 +133,6 @@ class Worker:
         slots = SharedSlots(limit)
         lease = Lease(
             fleet.database,
-            fleet.queue,
             fleet.run,
             timeout=self._heartbeat_timeout,
             account=self._account,
@@ -156,16 +156,18 @@ class Worker:
             context = WorkerContext(client, store, self._output, callback_url=self._callback_url)
             permits = None
             if self._max_in_flight is not None:
-                permits = Permits(lease, self._max_in_flight, rng=self._rng)
+                permits = Permits(lease, self._max_in_flight)
                 await stack.enter_async_context(permits)
                 context = evolve(context, hold=permits.hold)
-            consumer = Consumer(lease, context, concurrency=self._concurrency, alone=alone)
+            consumer = Consumer(
+                lease, context, concurrency=self._concurrency, enough=self._max_in_flight, alone=alone
+            )
             return await self._serve(_Session(lease, client, slots, permits, consumer, store, alone))
 
     async def _serve(self, session: _Session) -> bool:
         handlers: dict[str, NotificationHandler] = {
             CALLBACK_CHANNEL: partial(_receive, session.client),
-            f"procrastinate_queue_v1#{self._fleet.queue}": session.consumer.wake,
+            JOB_CHANNEL: session.consumer.wake,
         }
         changing = asyncio.Event()
         taking = asyncio.create_task(session.consumer.take_jobs())
@@ -211,30 +213,18 @@ class Worker:
         await session.lease.end()
 
     async def _beat(self, session: _Session, changing: asyncio.Event) -> None:
-        """Send heartbeats, also while the last jobs end, and requeue the jobs of dead workers.
-
-        While the database was away, no worker could send any. So a worker deletes others only when it has
-        sent its own in time for as long as a lease lasts.
-        """
-        loop = asyncio.get_running_loop()
-        lease, consumer = session.lease, session.consumer
-        steady_at = beaten_at = loop.time()
+        """Send heartbeats, also while the last jobs end."""
+        consumer = session.consumer
         idle: set[int] = set()
         while True:
             await asyncio.sleep(min(self._heartbeat_timeout / 3, MAX_BEAT_INTERVAL))
-            await lease.renew()
-            now = loop.time()
-            if now - beaten_at > self._heartbeat_timeout * 2 / 3:
-                steady_at = now
-            beaten_at = now
-            bury = now - steady_at >= self._heartbeat_timeout
-            idle = await lease.requeue_stalled(consumer.job_ids, idle, bury=bury)
-            if session.permits is not None:
-                for external_task_id, task_id in await lease.orphans():
-                    if external_task_id not in session.orphans:
-                        watching = asyncio.create_task(_watch(session, external_task_id, task_id))
-                        session.orphans[external_task_id] = watching
-            if await lease.runs_alone() != session.alone and not (session.alone and consumer.running):
+            beat = await session.lease.beat(consumer.job_ids, idle)
+            idle = beat.idle
+            for external_task_id, task_id in beat.orphans:
+                if external_task_id not in session.orphans:
+                    watching = asyncio.create_task(_watch(session, external_task_id, task_id))
+                    session.orphans[external_task_id] = watching
+            if beat.runs_alone != session.alone and not (session.alone and consumer.running):
                 changing.set()
 
 

@@ -6,9 +6,10 @@ therefore learns of it before its create is sent, not after.
 """
 
 import asyncio
+import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Self
 
 from attrs import fields, frozen
@@ -33,7 +34,7 @@ PAGE = 200  # jobs read at a time
 CLAIM_TRIES = 10  # to find or insert a job that other workers insert at the same moment
 REMEMBERED = 1000  # ends that were written, so that none is written twice
 
-VERSION = 2  # of all tables of a fleet; version 1 had no table that says so
+VERSION = 3  # of all tables of a fleet; version 1 had no table that says so
 SEND_TIMEOUT = 5.0  # seconds after which a create is marked again before it is sent
 
 # Whether the task of a row is, or may be, at the service.
@@ -70,7 +71,7 @@ CREATE INDEX IF NOT EXISTS kling_jobs_by_state ON kling_jobs (run, state, id) WH
 -- Jobs that are, or may be, at the service now: few rows, however long the table is.
 CREATE INDEX IF NOT EXISTS kling_jobs_out ON kling_jobs (id) WHERE {AT_SERVICE};
 CREATE TABLE IF NOT EXISTS kling_workers (
-    id bigint PRIMARY KEY,   -- of the queue, and the owner of jobs
+    id bigint PRIMARY KEY,   -- the owner of jobs
     run text NOT NULL,
     account text NOT NULL,
     exact boolean NOT NULL,  -- whether its jobs need permits
@@ -79,6 +80,12 @@ CREATE TABLE IF NOT EXISTS kling_workers (
     waiting_since timestamptz,  -- of its first job that waits for a permit
     asked_at timestamptz        -- when it last asked for one
 );
+ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS waiting_for integer;  -- images of that job
+ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS seen_at timestamptz DEFAULT clock_timestamp();
+ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS steady_since timestamptz DEFAULT clock_timestamp();
+ALTER TABLE kling_workers ALTER COLUMN id SET DEFAULT nextval('kling_owners');
+SELECT setval('kling_owners', max(id)) FROM kling_workers
+HAVING max(id) > (SELECT last_value FROM kling_owners);
 CREATE TABLE IF NOT EXISTS kling_deaths (
     run text NOT NULL,
     key text NOT NULL,
@@ -176,6 +183,7 @@ class PostgresStore(JobStore):
         self._leased = leased
         self._database = database
         self._clock = clock
+        self._saved: dict[str, bytes] = {}  # files by external_task_id, until the outcome is recorded
         self._ends: OrderedDict[str, tuple[Task, asyncio.Future[None]]] = OrderedDict()
 
     async def __aenter__(self) -> Self:
@@ -220,15 +228,31 @@ class PostgresStore(JobStore):
                 self._ends.popitem(last=False)
         await asyncio.shield(end[1])
 
-    async def record_outcome(self, outcome: JobOutcome) -> None:
-        """Record how a job of the queue ended, in place of an earlier outcome of the same key."""
+    async def mark_saved(self, external_task_id: str, files: Iterable[str | os.PathLike[str]]) -> None:
+        """Record that the pictures of a succeeded task are on disk, as *files*.
+
+        A fleet's worker does so together with the outcome. If it dies before that, the next worker finds
+        the pictures by their marks.
+        """
+        if self._leased:
+            self._saved[external_task_id] = b"\0".join(map(os.fsencode, files))
+        else:
+            await super().mark_saved(external_task_id, files)
+
+    async def record_outcome(self, outcome: JobOutcome, *, queued: int | None = None) -> None:
+        """Record how a job ended, in place of an earlier outcome of the same key.
+
+        With its number in the queue, *queued*, this worker's job also leaves the queue.
+        """
         ids = outcome.key, outcome.status, outcome.external_task_id, outcome.task_id
         error = outcome.error and self._text(outcome.error)
         found = list(outcome.urls), list(outcome.files), outcome.units, error
+        saved = outcome.external_task_id, self._saved.get(outcome.external_task_id or "")
         names = self.run, outcome.key
-        await self._database.fetch(
-            _RECORD_OUTCOME, *names, self.run, *ids, *found, self._clock(), outcome.saved
-        )
+        also, values = ("", ()) if queued is None else (_LEAVE_QUEUE, (queued, self.owner))
+        values = *values, *names, *saved, self.run, *ids, *found, self._clock(), outcome.saved
+        await self._database.fetch(f"WITH {also}{_RECORD_OUTCOME}", *values)
+        self._saved.pop(outcome.external_task_id or "", None)
 
     # ------------------------------------------------------------------------ what is known
 
@@ -261,12 +285,12 @@ class PostgresStore(JobStore):
         each outcome once, whatever transactions are open elsewhere.
         """
         found = await self._database.fetch(_OUTCOMES, self.run, after, PAGE)
-        return [(number, _outcome(row)) for number, *row in found]
+        return [(number, outcome_of(row)) for number, *row in found]
 
     async def outcome(self, key: str) -> JobOutcome | None:
         """Return how the job of *key* ended, or None."""
         found = await self._database.fetch(_OUTCOME, self.run, key)
-        return _outcome(found[0]) if found else None
+        return outcome_of(found[0]) if found else None
 
     async def post_age(self, job: JobRecord) -> float:
         """Return the seconds since the last create by the database's clock: those of workers may differ."""
@@ -285,12 +309,8 @@ class PostgresStore(JobStore):
         self, draft: dict[str, Any], external_id: Callable[[int], str], after: int = 0
     ) -> JobRecord:
         key, digest = draft["key"], draft["params_hash"]
+        attempt = after + 1
         for _ in range(CLAIM_TRIES):
-            known = await self._database.fetch(_CLAIM, self.owner, self._clock(), self.run, key, digest)
-            job = JobRecord(*known[0]) if known else None
-            if job is not None and job.state is not JobState.FAILED and job.attempt > after:
-                return job
-            attempt = max(job.attempt if job else 0, after) + 1
             name = external_id(attempt)
             row = (self.run, key, name, digest, attempt, draft["source"], draft["params"])
             inserted = await self._database.fetch(_INSERT, *row, self._clock(), self.owner)
@@ -299,7 +319,12 @@ class PostgresStore(JobStore):
                 if key_known and attempt == 1:
                     warn_of_other_parameters(key)
                 return JobRecord(*columns)
-            # Another worker has inserted it meanwhile, and the next try finds it; or the id is another job's.
+            # The attempt is known, or the id is another job's.
+            known = await self._database.fetch(_CLAIM, self.owner, self._clock(), self.run, key, digest)
+            job = JobRecord(*known[0]) if known else None
+            if job is not None and job.state is not JobState.FAILED and job.attempt > after:
+                return job
+            attempt = max(job.attempt if job else 0, after) + 1
         raise JournalError("two jobs cannot have one external_task_id", external_task_id=name)
 
     async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
@@ -350,7 +375,8 @@ WITH row AS (
     INSERT INTO kling_jobs (run, key, external_task_id, params_hash, attempt, source, params, created_at,
         updated_at, owner, state)
     SELECT run, key, external_task_id, params_hash, attempt, source, params, now, now, owner, 'intent'
-    FROM row
+    FROM row WHERE NOT EXISTS (SELECT FROM kling_jobs AS old WHERE old.run = row.run AND old.key = row.key
+        AND old.params_hash = row.params_hash AND old.attempt >= row.attempt)
     ON CONFLICT DO NOTHING RETURNING {COLUMNS}
 ), older AS (
     UPDATE kling_jobs AS old SET latest = false FROM made, row WHERE old.run = row.run AND old.key = row.key
@@ -367,8 +393,14 @@ UPDATE kling_jobs SET last_post_at = now, updated_at = now, account = row.accoun
 WHERE external_task_id = %s AND task_id IS NULL AND owner = %s
     AND (NOT %s OR EXISTS (SELECT FROM kling_workers WHERE id = owner)) RETURNING 1
 """
+_LEAVE_QUEUE = "left_queue AS (DELETE FROM kling_queue WHERE id = %s AND worker = %s), "
 _RECORD_OUTCOME = """
-WITH ended AS (DELETE FROM kling_deaths WHERE run = %s AND key = %s)
+ended AS (DELETE FROM kling_deaths WHERE run = %s AND key = %s),
+named AS (SELECT %s::text AS name, %s::bytea AS files),
+saved AS (
+    UPDATE kling_jobs SET state = 'done', files = named.files FROM named
+    WHERE external_task_id = name AND named.files IS NOT NULL AND state IN ('succeeded', 'done')
+)
 INSERT INTO kling_outcomes
     (run, key, status, external_task_id, task_id, urls, files, units, error, ended_at, saved)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (run, key) DO UPDATE SET
@@ -383,9 +415,9 @@ ORDER BY id LIMIT %s
 """  # noqa: S608 - our words
 _COUNTS = "SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s GROUP BY state"
 _SPENT = "SELECT sum(units) FROM kling_jobs WHERE run = %s AND state IN ('succeeded', 'done')"
-_OUTCOME_COLUMNS = ", ".join(attribute.name for attribute in fields(JobOutcome))
-_OUTCOME = f"SELECT {_OUTCOME_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
-_OUTCOMES = f"SELECT number, {_OUTCOME_COLUMNS} FROM kling_read_outcomes(%s, %s, %s)"  # noqa: S608 - our words
+OUTCOME_COLUMNS = ", ".join(attribute.name for attribute in fields(JobOutcome))
+_OUTCOME = f"SELECT {OUTCOME_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
+_OUTCOMES = f"SELECT number, {OUTCOME_COLUMNS} FROM kling_read_outcomes(%s, %s, %s)"  # noqa: S608 - our words
 
 
 async def create_tables(database: ConnectionPool, *more: str) -> None:
@@ -431,7 +463,8 @@ def _has_failed(written: asyncio.Future[None]) -> bool:
     return written.done() and (written.cancelled() or written.exception() is not None)
 
 
-def _outcome(row: Sequence[Any]) -> JobOutcome:
+def outcome_of(row: Sequence[Any]) -> JobOutcome:
+    """Return the outcome whose `OUTCOME_COLUMNS` a row has."""
     key, status, name, task_id, urls, files, units, *rest = row
     return JobOutcome(key, status, name, task_id, tuple(urls), tuple(files), _number(units), *rest)
 

@@ -11,10 +11,11 @@ from attrs import evolve
 from kling_expand import ExpandRequest, Ratios
 from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
 from kling_expand.fleet import lease as module
-from kling_expand.fleet.lease import ALONE, FOLLOW, MAX_DEATHS, Lease, LeaseLost, Permits, QueuedJob
+from kling_expand.fleet.lease import Lease, LeaseLost, Permits, QueuedJob, Waiter
 from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.schema import ALONE, FOLLOW, MAX_DEATHS, NEW, STARVATION_TIMEOUT
 from kling_expand.models import Task
-from kling_expand.store.postgres import PostgresStore, TakenOver
+from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
 from kling_expand.store.postgres_pool import ConnectionPool
 from kling_expand.testing import SUCCEEDED, intend
 
@@ -29,7 +30,7 @@ def database(fleet: Fleet) -> ConnectionPool:
 
 async def begin(database: ConnectionPool, timeout: float = 30.0, **options: Any) -> Lease:  # noqa: ASYNC109 - the lease's own
     """Return the lease of a new worker whose jobs need permits."""
-    lease = Lease(database, "kling_default", "default", timeout=timeout, **{"exact": True} | options)
+    lease = Lease(database, "default", timeout=timeout, **{"exact": True} | options)
     await lease.begin()
     return lease
 
@@ -52,8 +53,25 @@ async def dies(database: ConnectionPool, lease: Lease) -> None:
 async def bury(database: ConnectionPool) -> None:
     """Let another worker requeue the jobs of the dead."""
     other = await begin(database)
-    await other.requeue_stalled((), set(), bury=True)
+    await is_steady(database, other)
+    await other.beat()
     await other.end()
+
+
+async def is_steady(database: ConnectionPool, lease: Lease) -> None:
+    """Let a worker have sent its heartbeats in time for long enough to delete others."""
+    query = "UPDATE kling_workers SET steady_since = steady_since - interval '1 h' WHERE id = %s RETURNING 1"
+    await database.fetch(query, lease.worker)
+
+
+async def takes(lease: Lease, key: str, n: int, limit: int, waited: float) -> bool:
+    """Return whether a worker gets *n* permits for the job of *key*."""
+    return await lease.exchange_permits([], [Waiter(key, n, waited)], limit) == 1
+
+
+async def releases(lease: Lease, *keys: str) -> None:
+    """Release permits of a worker."""
+    await lease.exchange_permits(keys, [], 1)
 
 
 async def left_running(
@@ -94,7 +112,7 @@ async def test_the_limit_is_reached_and_kept(database: ConnectionPool) -> None:
 async def test_permits_end_with_the_lease(database: ConnectionPool) -> None:
     """Those of a worker that sends no heartbeats are free as soon as another worker finds it dead."""
     dead = await begin(database)
-    assert await dead.take_permit("a", 4, 4, 0.0)
+    assert await takes(dead, "a", 4, 4, 0.0)
     async with permits_of(database) as living:
         waiting = asyncio.ensure_future(living.hold(4, "b").__aenter__())
         await asyncio.sleep(0.2)
@@ -107,9 +125,9 @@ async def test_permits_end_with_the_lease(database: ConnectionPool) -> None:
         async with asyncio.timeout(10):
             await waiting
     with pytest.raises(LeaseLost):
-        await dead.renew()
+        await dead.beat()
     with pytest.raises(LeaseLost):
-        await dead.take_permit("c", 1, 4, 0.0)
+        await takes(dead, "c", 1, 4, 0.0)
 
 
 async def test_a_worker_without_a_lease_sends_nothing(database: ConnectionPool) -> None:
@@ -154,57 +172,57 @@ async def test_a_task_of_a_dead_worker_counts(database: ConnectionPool) -> None:
     """It counts until its end is known, but not against its own job, and not for ever."""
     name = await left_running(database, -9, "a", 3)
     one = await begin(database)
-    assert await one.take_permit("b", 1, 4, 0.0)
-    assert not await one.take_permit("c", 1, 4, 0.0)
-    assert await one.take_permit("a", 3, 4, 0.0)  # it counts once, not twice
-    assert not await one.take_permit("c", 1, 4, 0.0)
-    await one.release_permits(["a"])
+    assert await takes(one, "b", 1, 4, 0.0)
+    assert not await takes(one, "c", 1, 4, 0.0)
+    assert await takes(one, "a", 3, 4, 0.0)  # it counts once, not twice
+    assert not await takes(one, "c", 1, 4, 0.0)
+    await releases(one, "a")
     await PostgresStore(database).observe(name, evolve(SUCCEEDED, task_id="task of a"))
-    assert await one.take_permit("c", 3, 4, 0.0)
-    await one.release_permits(["b", "c"])
+    assert await takes(one, "c", 3, 4, 0.0)
+    await releases(one, "b", "c")
     await left_running(database, -9, "d", 3)
-    assert not await one.take_permit("e", 3, 4, 0.0)
+    assert not await takes(one, "e", 3, 4, 0.0)
     old = "UPDATE kling_jobs SET last_post_mark = last_post_mark::float8 - 4000 RETURNING 1"
     await database.fetch(old)
-    assert await one.take_permit("e", 3, 4, 0.0)
+    assert await takes(one, "e", 3, 4, 0.0)
 
 
 async def test_each_account_has_its_own_limit(database: ConnectionPool) -> None:
     """Neither permits nor tasks of one account in a database count against another's limit."""
     one, other = await begin(database), await begin(database, account="other")
     await left_running(database, -9, "a", 4)
-    assert await other.take_permit("b", 4, 4, 0.0)
-    assert not await one.take_permit("c", 1, 4, 0.0)
+    assert await takes(other, "b", 4, 4, 0.0)
+    assert not await takes(one, "c", 1, 4, 0.0)
     await left_running(database, -9, "d", 4, account="third")
     third = await begin(database, account="third")
-    assert not await third.take_permit("e", 1, 4, 0.0)
+    assert not await takes(third, "e", 1, 4, 0.0)
 
 
 async def test_a_heavy_job_does_not_starve(database: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the starvation timeout no other job is served before it, however light the others are."""
     monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
     heavy, light = await begin(database), await begin(database)
-    assert await light.take_permit("first", 1, 4, 0.0)
-    assert not await heavy.take_permit("all", 4, 4, 1.0)
-    assert await light.take_permit("second", 1, 4, 0.0)  # the heavy one has not waited long
-    await light.release_permits(["first", "second"])
-    await light.take_permit("first", 1, 4, 0.0)
-    assert not await heavy.take_permit("all", 4, 4, module.STARVATION_TIMEOUT + 1)
-    assert not await light.take_permit("second", 1, 4, 0.0)
-    await light.release_permits(["first"])
-    assert await heavy.take_permit("all", 4, 4, module.STARVATION_TIMEOUT + 1)
-    await heavy.release_permits(["all"])
-    assert await light.take_permit("second", 4, 4, 0.0)  # nothing heavy waits any more
+    assert await takes(light, "first", 1, 4, 0.0)
+    assert not await takes(heavy, "all", 4, 4, 1.0)
+    assert await takes(light, "second", 1, 4, 0.0)  # the heavy one has not waited long
+    await releases(light, "first", "second")
+    await takes(light, "first", 1, 4, 0.0)
+    assert not await takes(heavy, "all", 4, 4, STARVATION_TIMEOUT + 1)
+    assert not await takes(light, "second", 1, 4, 0.0)
+    await releases(light, "first")
+    assert await takes(heavy, "all", 4, 4, STARVATION_TIMEOUT + 1)
+    await releases(heavy, "all")
+    assert await takes(light, "second", 4, 4, 0.0)  # nothing heavy waits any more
 
 
 async def test_a_dead_waiter_blocks_only_for_a_moment(database: ConnectionPool) -> None:
     """A worker that asked last some seconds ago is not served first, though its lease goes on."""
     dead, living = await begin(database), await begin(database)
-    assert await living.take_permit("a", 1, 4, 0.0)
-    assert not await dead.take_permit("all", 4, 4, 100.0)
-    assert not await living.take_permit("b", 1, 4, 0.0)
+    assert await takes(living, "a", 1, 4, 0.0)
+    assert not await takes(dead, "all", 4, 4, 100.0)
+    assert not await takes(living, "b", 1, 4, 0.0)
     await database.fetch("UPDATE kling_workers SET asked_at = asked_at - interval '10 s' RETURNING 1")
-    assert await living.take_permit("b", 1, 4, 0.0)
+    assert await takes(living, "b", 1, 4, 0.0)
 
 
 async def test_closed_permits_grant_nothing(database: ConnectionPool) -> None:
@@ -231,25 +249,25 @@ async def queued(fleet: Fleet, *keys: str) -> None:
 
 
 def names(jobs: list[QueuedJob]) -> list[tuple[str, str]]:
-    """Return the keys of jobs, and the queues that they were in."""
-    return [(job.payload["key"], job.queue.partition(":")[2]) for job in jobs]
+    """Return the keys of jobs, and the stages that they were in."""
+    return [(job.payload["key"], job.stage) for job in jobs]
 
 
 async def test_a_job_with_a_task_goes_to_its_own_queue(fleet: Fleet, database: ConnectionPool) -> None:
     """Jobs of a dead or stopped worker that have a task are taken first, before any number of new ones."""
     await queued(fleet, "a", "b", "c", "d")
     first = await begin(database)
-    assert names(await first.take(3, 0)) == [("a", ""), ("b", ""), ("c", "")]
+    assert names(await first.take(3, 0)) == [("a", NEW), ("b", NEW), ("c", NEW)]
     await left_running(database, first.worker, "b", 1)
     await dies(database, first)
     await bury(database)
     second = await begin(database)
     (followed,) = await second.take(0, 10, FOLLOW)
-    assert names([followed]) == [("b", "follow")]
+    assert names([followed]) == [("b", FOLLOW)]
     await second.end()
     third = await begin(database)
-    assert names(await third.take(1, 10, FOLLOW)) == [("b", "follow"), ("a", "")]
-    assert not await third.requeue_stalled((), set(), bury=True) - {followed.id, followed.id - 1}
+    assert names(await third.take(1, 10, FOLLOW)) == [("b", FOLLOW), ("a", NEW)]
+    assert (await third.beat()).idle == {followed.id, followed.id - 1}
 
 
 async def test_a_job_of_another_worker_is_not_touched(fleet: Fleet, database: ConnectionPool) -> None:
@@ -258,15 +276,15 @@ async def test_a_job_of_another_worker_is_not_touched(fleet: Fleet, database: Co
     first, second = await begin(database), await begin(database)
     (job,) = await first.take(1, 0)
     await dies(database, first)
-    await second.requeue_stalled((), set(), bury=True)
+    await bury(database)
     (taken,) = await second.take(1, 0)
-    await first.finish(job)
+    await PostgresStore(database, owner=first.worker).record_outcome(JobOutcome("a", "failed"), queued=job.id)
     await first.requeue(job)
-    assert await database.fetch("SELECT status::text, worker_id FROM procrastinate_jobs") == [
-        ("doing", second.worker)
-    ]
-    await second.finish(taken)
-    assert await database.fetch("SELECT 1 FROM procrastinate_jobs") == []
+    assert await database.fetch("SELECT worker FROM kling_queue") == [(second.worker,)]
+    await PostgresStore(database, owner=second.worker).record_outcome(
+        JobOutcome("a", "failed"), queued=taken.id
+    )
+    assert await database.fetch("SELECT 1 FROM kling_queue") == []
 
 
 async def test_only_jobs_in_work_are_charged_with_a_death(fleet: Fleet, database: ConnectionPool) -> None:
@@ -278,10 +296,10 @@ async def test_only_jobs_in_work_are_charged_with_a_death(fleet: Fleet, database
         assert len(jobs) == 3
         assert {job.deaths for job in jobs if job.payload["key"] != "works"} == {0}
         assert {job.attempts for job in jobs} == {0}
-        places = {job.payload["key"]: job.queue.partition(":")[2] for job in jobs}
-        assert places["works"] == ("alone" if death == MAX_DEATHS + 1 else "")
-        await worker.take_permit("works", 1, 9, 0.0)
-        await worker.take_permit("runs", 1, 9, 0.0)
+        places = {job.payload["key"]: job.stage for job in jobs}
+        assert places["works"] == (ALONE if death == MAX_DEATHS + 1 else NEW)
+        await takes(worker, "works", 1, 9, 0.0)
+        await takes(worker, "runs", 1, 9, 0.0)
         if death == 1:
             await left_running(database, worker.worker, "runs", 1)
         await dies(database, worker)
@@ -293,15 +311,15 @@ async def test_only_jobs_in_work_are_charged_with_a_death(fleet: Fleet, database
 async def test_one_worker_runs_what_must_run_alone(fleet: Fleet, database: ConnectionPool) -> None:
     """The oldest one does, while the others go on; and no second one beside it."""
     await queued(fleet, "a", "b")
-    await database.fetch("UPDATE procrastinate_jobs SET queue_name = queue_name || ':alone' RETURNING 1")
+    await database.fetch("UPDATE kling_queue SET stage = 'alone' RETURNING 1")
     old, young = await begin(database), await begin(database)
-    assert [await worker.runs_alone() for worker in (old, young)] == [True, False]
+    assert [(await worker.beat()).runs_alone for worker in (old, young)] == [True, False]
     await old.end()
     changed = await begin(database, alone=True)
-    assert [await worker.runs_alone() for worker in (changed, young)] == [True, False]
-    assert names(await changed.take(0, 1, ALONE)) == [("a", "alone")]
+    assert [(await worker.beat()).runs_alone for worker in (changed, young)] == [True, False]
+    assert names(await changed.take(0, 1, ALONE)) == [("a", ALONE)]
     await changed.end()
-    assert await young.runs_alone()
+    assert (await young.beat()).runs_alone
 
 
 async def test_retries_are_timed_by_the_database(fleet: Fleet, database: ConnectionPool) -> None:
@@ -311,7 +329,7 @@ async def test_retries_are_timed_by_the_database(fleet: Fleet, database: Connect
     (job,) = await worker.take(1, 0)
     await worker.requeue(job, 60.0, charge=True)
     ((seconds, attempts),) = await database.fetch(
-        "SELECT extract(epoch FROM scheduled_at - clock_timestamp()), attempts FROM procrastinate_jobs"
+        "SELECT extract(epoch FROM due_at - clock_timestamp()), attempts FROM kling_queue"
     )
     assert 50.0 < seconds <= 60.0
     assert attempts == 1
@@ -323,10 +341,10 @@ async def test_a_lost_answer_loses_no_job(fleet: Fleet, database: ConnectionPool
     await queued(fleet, "a")
     worker = await begin(database)
     (job,) = await worker.take(1, 0)
-    assert await worker.requeue_stalled((), set(), bury=False) == {job.id}
+    assert (await worker.beat()).idle == {job.id}
     assert await worker.take(1, 0) == []
-    await worker.requeue_stalled((), {job.id}, bury=False)
-    assert names(await worker.take(1, 0)) == [("a", "")]
+    await worker.beat(lost={job.id})
+    assert names(await worker.take(1, 0)) == [("a", NEW)]
 
 
 async def test_an_upgrade_of_the_tables_stops_a_worker(database: ConnectionPool) -> None:
@@ -334,7 +352,7 @@ async def test_an_upgrade_of_the_tables_stops_a_worker(database: ConnectionPool)
     worker = await begin(database)
     await database.fetch("UPDATE kling_schema SET version = 99 RETURNING 1")
     with pytest.raises(JournalError, match="got 99; restart this worker"):
-        await worker.renew()
+        await worker.beat()
 
 
 async def test_a_lost_database_ends_no_waiter(database: ConnectionPool, fleet: Fleet) -> None:

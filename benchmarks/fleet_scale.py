@@ -1,19 +1,29 @@
-"""The scale of a fleet: throughput by workers, the cost of a job, and 100 workers that estimate one limit.
+"""The scale of a fleet: throughput by workers, the cost of a job, a long queue, and 100 workers of one limit.
 
-Part of `python -m benchmarks.fleet --scale`, with three results:
+    python -m benchmarks.fleet_scale                      everything
+    python -m benchmarks.fleet_scale --queued 1000000     the long queue alone
+
+The results:
 
     workers      real processes at a limit that grows with them: jobs per second, and CPU per job of the
                  workers and of PostgreSQL
-    engine       CPU per job of queue, store and permits alone, and jobs queued per second
+    engine       CPU and statements per job of queue, store and permits alone, and jobs queued per second
+    queue        the time of each verb with many jobs queued, and its ratio to that with 10,000: per job for
+                 submit, cancel and results, and per call for status, top, one more submit, a take and a
+                 cancel of one job
     simulation   the workers' own slots on a virtual clock: a million jobs and 100 workers, one of which dies
                  half-way
 """
 
+import argparse
 import asyncio
+import json
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
 
 from attrs import frozen
@@ -21,10 +31,13 @@ from attrs import frozen
 from benchmarks.processes import Emulator, Process
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Ratios
+from kling_expand.cli.commands.fleet_stats import stats_table
 from kling_expand.fleet import job as work
 from kling_expand.fleet.dev_server import Cluster, temporary_folder
+from kling_expand.fleet.job import pack
 from kling_expand.fleet.lease import Lease, Permits
 from kling_expand.fleet.queue import Consumer, Fleet
+from kling_expand.fleet.schema import FOLLOW
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.models import Image, Task
@@ -154,6 +167,72 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
     }
 
 
+async def _seconds(work: Callable[[], Awaitable[object]], repeat: int = 1) -> float:
+    """Return the median of the seconds that *work* takes."""
+    times = []
+    for _ in range(repeat):
+        begin = time.monotonic()
+        await work()
+        times.append(time.monotonic() - begin)
+    return median(times)
+
+
+def _row(number: int) -> ExpandRequest:
+    """Return a request that is 200 bytes in the queue."""
+    location, key = f"https://photos.example/{number:07}.png", f"job-{number:07}"
+    return ExpandRequest(location, Ratios(up=1.0), prompt="x" * 34, key=key)
+
+
+async def _verbs(folder: Path, queued: int) -> dict[str, float]:
+    """Return the milliseconds of each verb with so many jobs queued: per job for the first three."""
+    assert len(json.dumps(pack(_row(0)))) == 200
+    async with Cluster(folder / "postgres") as cluster, Fleet(cluster.dsn) as fleet:
+        await fleet.init()
+
+        async def submit() -> None:
+            await fleet.submit_many(map(_row, range(queued)), max_queued=2 * queued)
+
+        async def top() -> None:
+            stats_table(await fleet.stats())
+
+        async def take() -> None:
+            lease = Lease(fleet.database, fleet.run, timeout=600.0)
+            await lease.begin()
+            await lease.take(8, 8, FOLLOW)
+            await lease.end()
+
+        async def results() -> None:
+            async for _ in fleet.results():
+                pass
+
+        one = iter(range(queued))
+        seconds = {"submit": await _seconds(submit) / queued}
+        seconds["status"] = await _seconds(fleet.stats, 15)
+        seconds["top"] = await _seconds(top, 15)
+        seconds["submit one"] = await _seconds(lambda: fleet.submit(_row(queued + next(one))), 15)
+        seconds["take and requeue"] = await _seconds(take, 15)
+        seconds["cancel one"] = await _seconds(lambda: fleet.cancel(f"job-{next(one):07}"), 15)
+        seconds["cancel"] = await _seconds(fleet.cancel) / queued
+        seconds["results"] = await _seconds(results) / queued
+    return {name: 1000 * value for name, value in seconds.items()}
+
+
+async def long_queue(queued: int, few: int = 10_000) -> dict[str, dict[str, float]]:
+    """Return the milliseconds of each verb with *few* and with *queued* jobs, and their ratio."""
+    found = []
+    for size in (few, queued):
+        with temporary_folder() as folder:
+            found.append(await _verbs(folder, size))
+    return {
+        name: {
+            str(few): round(found[0][name], 4),
+            str(queued): round(found[1][name], 4),
+            "ratio": round(found[1][name] / found[0][name], 2),
+        }
+        for name in found[0]
+    }
+
+
 class Account:
     """A simulated account with *limit* slots, and its statistics."""
 
@@ -220,7 +299,7 @@ async def simulate(
 
 
 async def scale(seed: int) -> dict[str, Any]:
-    """Return the three results."""
+    """Return all results."""
     rows = []
     for count in (1, 2, 4, 8):
         with temporary_folder() as folder:
@@ -228,4 +307,22 @@ async def scale(seed: int) -> dict[str, Any]:
     with temporary_folder() as folder:
         cost = await engine(folder)
     simulation = await asyncio.to_thread(virtual_time(simulate), seed)
-    return {"workers": rows, "engine": cost, "simulation": simulation}
+    return {"workers": rows, "engine": cost, "queue": await long_queue(100_000), "simulation": simulation}
+
+
+def main() -> int:
+    """Print the results as one JSON line."""
+    parser = argparse.ArgumentParser(description="Measure the scale of a fleet.")
+    parser.add_argument("--queued", type=int, help="measure a queue of so many jobs alone")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.queued:
+        found: Any = asyncio.run(long_queue(options.queued))
+    else:
+        found = asyncio.run(scale(options.seed))
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -285,18 +285,26 @@ class Fleet:
         await self.check()
         count, room = 0, 0
         batch: list[Payload] = []
-        async with aclosing(each(requests)) as source:
-            async for request in source:
-                while room <= 0:
-                    room = max_queued - (await self._counts())[0]
-                    if room <= 0:
-                        await asyncio.sleep(POLL_INTERVAL)
-                batch.append(pack(request))
-                if len(batch) >= min(BATCH, room):
-                    room -= len(batch)
-                    count += await self._insert(batch, priority)
-                    batch = []
-        return count + await self._insert(batch, priority)
+        inserting = asyncio.create_task(self._insert([], priority))
+        try:
+            async with aclosing(each(requests)) as source:
+                async for request in source:
+                    while room <= 0:
+                        await inserting
+                        room = max_queued - (await self._counts())[0]
+                        if room <= 0:
+                            await asyncio.sleep(POLL_INTERVAL)
+                    batch.append(pack(request))
+                    if len(batch) >= min(BATCH, room):
+                        room -= len(batch)
+                        count += await inserting  # the database has one batch while the next is packed
+                        inserting = asyncio.create_task(self._insert(batch, priority))
+                        batch = []
+                        await asyncio.sleep(0)  # lets it be sent
+            return count + await inserting + await self._insert(batch, priority)
+        finally:
+            inserting.cancel()
+            await asyncio.wait([inserting])
 
     async def _insert(self, batch: list[Payload], priority: int) -> int:
         if batch:
@@ -335,8 +343,9 @@ class Fleet:
             JournalError: when the database is unreachable or has no tables.
         """
         await self.check()
-        values = self.run, list(keys) or None, self.clock()
-        ((removed, kept),) = await self.database.fetch(_CANCEL, *values)
+        named = " AND job.key = ANY(%s)" if keys else ""  # a condition for both would be slow for few keys
+        values = self.run, self.clock(), *([list(keys)] if keys else [])
+        ((removed, kept),) = await self.database.fetch(_CANCEL.replace("{named}", named), *values)
         if kept:
             logger.warning("%d jobs are not cancelled: a worker has or has sent them, and they go on", kept)
         return int(removed)
@@ -432,13 +441,13 @@ WITH inserted AS (
 ) SELECT count(*), {NOTIFY_JOBS} FROM inserted
 """  # noqa: S608 - our words
 _CANCEL = """
-WITH input AS (SELECT %s::text AS run, %s::text[] AS keys, %s::double precision AS now),
+WITH input AS (SELECT %s::text AS run, %s::double precision AS now),
 found AS (
     SELECT job.id, job.key, worker IS NULL AND stage = 'new' AND NOT EXISTS (
             SELECT FROM kling_jobs AS known WHERE known.run = input.run AND known.key = job.key
                 AND (task_id IS NOT NULL OR last_post_at IS NOT NULL)) AS unsent
     FROM kling_queue AS job, input
-    WHERE job.run = input.run AND stage <> 'save' AND (keys IS NULL OR job.key = ANY(keys))
+    WHERE job.run = input.run AND stage <> 'save'{named}
 ), removed AS (
     DELETE FROM kling_queue AS job USING found WHERE job.id = found.id AND unsent AND worker IS NULL
     RETURNING job.id, job.key

@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS kling_queue (
 CREATE INDEX IF NOT EXISTS kling_queue_waiting ON kling_queue (run, stage, priority DESC, id)
     WHERE worker IS NULL;
 CREATE INDEX IF NOT EXISTS kling_queue_taken ON kling_queue (worker) WHERE worker IS NOT NULL;
+CREATE INDEX IF NOT EXISTS kling_queue_keys ON kling_queue (run, key);
 -- How many jobs of a run are open: a count of the table itself would take longer the longer it is. There are
 -- several rows for each run, so that few statements wait for each other.
 CREATE TABLE IF NOT EXISTS kling_queue_size (
@@ -144,19 +145,21 @@ $$;
 -- Take up to n new jobs, and up to m of the other stages. Right after many insertions the planner has no
 -- statistics, and would sort the whole queue.
 CREATE OR REPLACE FUNCTION kling_take(me bigint, of_run text, n integer, others text[], m integer)
-RETURNS SETOF kling_queue LANGUAGE sql SET enable_sort TO off SET enable_bitmapscan TO off AS $$
-WITH alive AS (SELECT id FROM kling_workers WHERE id = me), other AS (
-    SELECT id FROM kling_queue WHERE worker IS NULL AND run = of_run AND stage = ANY(others)
-        AND (due_at IS NULL OR due_at <= clock_timestamp())
-    ORDER BY stage, priority DESC, id LIMIT m FOR UPDATE SKIP LOCKED
-), new AS (
-    SELECT id FROM kling_queue WHERE worker IS NULL AND run = of_run AND stage = '{NEW}'
-        AND (due_at IS NULL OR due_at <= clock_timestamp())
-    ORDER BY priority DESC, id LIMIT n FOR UPDATE SKIP LOCKED
-)
-UPDATE kling_queue AS job SET worker = me FROM alive
-WHERE job.id IN (SELECT id FROM other UNION ALL SELECT id FROM new) RETURNING job.*
-$$;
+RETURNS SETOF kling_queue LANGUAGE plpgsql SET enable_sort TO off SET enable_bitmapscan TO off AS $$
+DECLARE taken bigint[] := '{{}}'; place text; room integer;
+BEGIN
+    IF NOT EXISTS (SELECT FROM kling_workers WHERE id = me) THEN RETURN; END IF;
+    FOREACH place IN ARRAY others || '{NEW}'::text LOOP
+        room := CASE place WHEN '{NEW}' THEN n ELSE m - cardinality(taken) END;
+        CONTINUE WHEN room <= 0;
+        taken := taken || ARRAY(SELECT id FROM kling_queue WHERE worker IS NULL AND run = of_run
+            AND stage = place AND (due_at IS NULL OR due_at <= clock_timestamp())
+            ORDER BY priority DESC, id LIMIT room FOR UPDATE SKIP LOCKED);
+    END LOOP;
+    IF taken <> '{{}}' THEN
+        RETURN QUERY UPDATE kling_queue SET worker = me WHERE id = ANY(taken) RETURNING *;
+    END IF;
+END $$;
 -- Put the jobs in ids back, and those of workers that are gone. With bury, delete workers whose leases have
 -- ended first, and count a death for their jobs in work: neither waiting for a permit, nor with a task that
 -- only had to be followed.

@@ -16,14 +16,14 @@ def convert(content: bytes, picture_format: str, quality: int | None) -> bytes:
     Raises:
         DownloadError: the picture cannot be decoded.
     """
-    from PIL import Image
+    from .fit import open_picture  # imported here, as few saves convert
 
     target = BytesIO()
     try:
-        with Image.open(BytesIO(content)) as image:
+        with open_picture(BytesIO(content)) as image:
             image.load()
             encode(image, target, picture_format, quality)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise DownloadError(f"the picture cannot be converted to {picture_format}: {error}") from error
     return target.getvalue()
 

@@ -14,6 +14,7 @@ from kling_expand.errors import ImageError, MissingExtra, require
 from kling_expand.models import source_name
 
 ORIENTATION = 0x0112  # the EXIF tag
+MAX_PICTURE_PIXELS = 50_000_000  # of a generated picture; the service makes about 1.4 million
 QUALITIES = (95, 90, 85)
 
 
@@ -123,10 +124,28 @@ def open_image(source: Any) -> Any:
             warnings.simplefilter(
                 "ignore", Image.DecompressionBombWarning
             )  # twice as many pixels are an error
-            return Image.open(source)
+            image = Image.open(source)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         hint = "" if find_spec("pillow_heif") else "; HEIC needs pip install 'kling-expand[heif]'"
         raise ImageError("image", source_name(source), f"Pillow cannot read it ({error}){hint}") from error
+    if image.format == "EPS":  # a program, which Ghostscript would run
+        raise ImageError("image", source_name(source), "must not be PostScript by its content")
+    return image
+
+
+def open_picture(source: Any) -> Any:
+    """Return a generated picture as `open_image` does. A small file may hold far more pixels than memory.
+
+    Raises:
+        ImageError: Pillow cannot read it, or it has more than `MAX_PICTURE_PIXELS`.
+        MissingExtra: Pillow is not installed.
+    """
+    image = open_image(source)
+    if image is not source and image.width * image.height > MAX_PICTURE_PIXELS:
+        found = f"got {image.width}x{image.height}"
+        limit = f"the generated picture must have at most {MAX_PICTURE_PIXELS} pixels, {found}"
+        raise ImageError("image", source_name(source), limit)
+    return image
 
 
 def _reworked(image: Any, turned: int, target: Path) -> Fitted:

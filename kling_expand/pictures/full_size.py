@@ -123,10 +123,11 @@ def serve(
 ) -> None:
     """Make one composite in this process; an expected error ends it with code 1 and a line on its output."""
     from .composite import composite
+    from .fit import open_picture
 
     ratios = [Ratios(*each) for each in passes]
     try:
-        picture = Path(pictures[0])
+        picture = open_picture(Path(pictures[0]))
         whole = None
         for step, following in zip(ratios[1:], pictures[1:], strict=True):
             # The smaller area of an earlier pass has more detail than that part of the later picture.

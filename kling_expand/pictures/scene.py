@@ -8,7 +8,7 @@ from attrs import frozen
 
 from kling_expand.geometry import Canvas, Ratios, chained_canvas
 
-from .fit import ORIENTATION, open_image
+from .fit import ORIENTATION, open_image, open_picture
 from .preview import opaque
 from .registration import Registration, register
 
@@ -55,7 +55,7 @@ def prepare(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Scen
         MissingExtra: Pillow is not installed.
     """
     passes = [ratios] if isinstance(ratios, Ratios) else list(ratios)
-    opened, seen = open_image(photo), open_image(picture)
+    opened, seen = open_image(photo), open_picture(picture)
     exif = opened.getexif()
     turned = exif.get(ORIENTATION, 1)
     upright, profile = _plain(_turned(opened, turned))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageCms
+from support.sample_pictures import claimed
 
 from kling_expand.downloads.files import FORMATS
 from kling_expand.errors import DownloadError
@@ -78,7 +79,9 @@ def test_a_better_quality_is_a_larger_file() -> None:
         assert len(set(sizes)) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", picture("RGB")[:-40], b"<html>"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n", picture("RGB")[:-40], b"<html>", claimed(13_000, 13_000)]
+)
 def test_what_cannot_be_decoded_is_an_error_of_ours(content: bytes) -> None:
     """The error names the format that was asked for."""
     with pytest.raises(DownloadError, match="cannot be converted to webp"):

@@ -5,10 +5,12 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
+from support.sample_pictures import claimed
 
 from benchmarks.large_photos import display_p3, texture
 from kling_expand import Ratios
 from kling_expand.errors import ImageError
+from kling_expand.pictures.fit import open_image
 from kling_expand.pictures.scene import TURNED_SIDES, prepare, to_srgb
 
 FRAME = texture(360, 240, seed=1)
@@ -79,6 +81,20 @@ def test_srgb_is_made_on_request_only() -> None:
     changed = to_srgb(image)
     assert np.abs(np.asarray(changed, float) - np.asarray(image, float)).mean() > 1
     assert np.array_equal(np.asarray(to_srgb(changed)), np.asarray(changed))
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded() -> None:
+    """A small file that holds more pixels than memory is refused by its header; a photo may be larger."""
+    with pytest.raises(ImageError, match="at most 50000000 pixels, got 13000x13000"):
+        prepare(FRAME, io.BytesIO(claimed(13_000, 13_000)), RATIOS)
+    assert open_image(io.BytesIO(claimed(13_000, 13_000))).size == (13_000, 13_000)
+
+
+def test_postscript_is_not_run() -> None:
+    """Whatever its name says, a file that Pillow would give to Ghostscript is refused."""
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 400 400\n%%EndComments\n"
+    with pytest.raises(ImageError, match="must not be PostScript"):
+        prepare(io.BytesIO(program), FRAME, RATIOS)
 
 
 def test_what_is_no_picture_is_refused() -> None:

@@ -47,6 +47,7 @@ MAX_VALUES = 50_000  # in one answer; a full list page of nine-picture tasks has
 
 MAX_ESCAPES = 1_000_000  # in one answer
 MAX_DIGITS = 4300  # of a number, as Python bounds those of an int
+MAX_NUMBER = 1 << 63  # of a time in milliseconds or an index; greater ones break arithmetic and file names
 MAX_MESSAGE = 1000  # characters of the message of a refusal or a failed task
 MAX_ID = 500  # characters of an id; those in use have at most 36
 
@@ -488,7 +489,7 @@ def _optional(kind: Any, converter: "Converter") -> Callable[[Any, Any], Any]:
     if inner is str:  # these two are by far the most frequent
         return lambda value, _kind: value if value is None or type(value) is str else _text(value, str)
     if inner is int:
-        return lambda value, _kind: value if value is None or type(value) is int else _number(value, int)
+        return lambda value, _kind: value if value is None else _number(value, int)
     structure = converter.get_structure_hook(inner)
     shape = dict if has(inner) else object  # generated code would search a text for the names of fields
 
@@ -512,11 +513,13 @@ def _text(value: Any, _kind: Any) -> str:
 
 
 def _number(value: Any, _kind: Any) -> int:
-    if type(value) is int:
+    if type(value) is int and -MAX_NUMBER < value < MAX_NUMBER:
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(value)  # noqa: TRY004 - a bad value
-    return int(value)
+    if not -MAX_NUMBER < (number := int(value)) < MAX_NUMBER:
+        raise ValueError(f"a number must have less than 64 bits, got {number.bit_length()}")
+    return number
 
 
 def _flag(value: Any, _kind: Any) -> bool:

@@ -628,18 +628,19 @@ def test_the_date_header_is_the_services_time() -> None:
 # ------------------------------------------------------------------ for the journal
 
 texts = st.none() | st.text(max_size=10)
+numbers = st.integers(1 - codec.MAX_NUMBER, codec.MAX_NUMBER - 1)  # what an answer can give a task
 tasks = st.builds(
     Task,
     task_id=st.text(min_size=1, max_size=20),
     task_status=st.text(max_size=10),
     task_status_msg=texts,
     external_task_id=texts,
-    images=st.lists(st.builds(Image, st.integers(), st.text(max_size=20), texts), max_size=9).map(tuple),
+    images=st.lists(st.builds(Image, numbers, st.text(max_size=20), texts), max_size=9).map(tuple),
     final_unit_deduction=texts,
     final_balance_deduction=st.none() | st.builds(BalanceDeduction, texts, texts),
     watermark=st.none() | st.booleans(),
-    created_at=st.none() | st.integers(),
-    updated_at=st.none() | st.integers(),
+    created_at=st.none() | numbers,
+    updated_at=st.none() | numbers,
 )
 
 
@@ -826,6 +827,16 @@ def test_a_long_text_of_a_task_is_cut_or_refused() -> None:
     with pytest.raises(APIError) as caught:
         codec.decode_task(codec.Response(429, {}, body))
     assert caught.value.request_id == "r" * 500
+
+
+@pytest.mark.parametrize("number", [1 << 63, -(1 << 63), 10**4000, 1e300, "9" * 4000])
+def test_a_number_beyond_64_bits_is_read_as_absent(number: Any) -> None:
+    """No time overflows a computation, and no index makes the name of a paid picture too long."""
+    images = [{"index": number, "url": "https://a/0"}]
+    data = WHOLE | {"created_at": number, "updated_at": number, "task_result": {"images": images}}
+    task = codec.decode_task(answer_with(data))
+    assert (task.created_at, task.updated_at) == (None, None)
+    assert [image.index for image in task.images] == [0]
 
 
 def test_a_full_page_of_long_answers_is_read() -> None:

@@ -6,7 +6,7 @@ Limits: the emulator's account has 37 slots, then 12, then 50, and no client kno
 learns from refusals. Each semaphore has a fixed size and retries a refused create with exponential
 backoff, up to 20 s. All clients learn of ends from the same poll loop. A task takes 12 s in the median
 (log-normal, sigma 0.35). *busy* is the share of the account's slots in use while jobs wait, once each
-limit has stood for 120 s. *refused* is the share of all creates that were refused.
+limit has stood for `--settling` seconds. *refused* is the share of all creates that were refused.
 
 Recoveries: an account of 9 slots has 60 jobs of 30 s to do, and other tasks hold its slots at first. The
 oracle knows at every moment which slots are free, and starts a job in each without a delay.
@@ -37,7 +37,6 @@ from kling_expand.testing import emulated, loop_clock, run
 LIMITS = (37, 12, 50)
 ALLOWED = 100  # slots ours may use at most
 SEMAPHORES = (12, 37, 50)
-SETTLING = 120  # seconds a limit stands before it counts
 SLOTS = 9  # of the account in the recoveries
 JOBS = 60
 JOB_SECONDS = 30.0
@@ -57,7 +56,8 @@ class Usage:
     """The share of the account's slots in use in every second of virtual time, limit by limit."""
 
     emulator: Emulator
-    seconds: float
+    seconds: float  # for which each limit stands
+    settling: int  # seconds of them that do not count
     busy: list[list[float]] = field(factory=list)
 
     async def record(self) -> None:
@@ -73,7 +73,7 @@ class Usage:
     def row(self) -> Row:
         """Return the shares, and how long each limit took to be used to nine tenths."""
         account = self.emulator.account
-        steady = [fmean(shares[SETTLING:]) for shares in self.busy]
+        steady = [fmean(shares[self.settling :]) for shares in self.busy]
         row = {f"busy at {limit}": share for limit, share in zip(LIMITS, steady, strict=True)}
         row |= {"busy": fmean(steady), "refused": account.refusals[1303] / account.requests["create"]}
         for limit, shares in zip(LIMITS, self.busy, strict=True):
@@ -143,11 +143,11 @@ def endless(most: int, seed: int, prefix: str = "job") -> Iterator[ExpandRequest
         yield ExpandRequest(PHOTO, Ratios(right=0.5), n=pictures, external_task_id=f"{prefix}-{number}")
 
 
-async def contest(work: Work, *, seconds: float, most: int, seed: int) -> Row:
+async def contest(work: Work, *, seconds: float, settling: int, most: int, seed: int) -> Row:
     """Measure one client on one account."""
     account = {"queue_seconds": 2.0, "work_seconds": 10.0, "jitter": 0.35, "seed": seed}
     async with emulated({"max_in_flight": ALLOWED, "rng": Random(seed)}, **account) as (emulator, kling):
-        usage = Usage(emulator, seconds)
+        usage = Usage(emulator, seconds, settling)
         working = asyncio.create_task(work(emulator, kling, endless(most, seed)))
         recording = asyncio.create_task(usage.record())
         await asyncio.wait({working, recording}, return_when=asyncio.FIRST_COMPLETED)
@@ -159,14 +159,14 @@ async def contest(work: Work, *, seconds: float, most: int, seed: int) -> Row:
     return row
 
 
-def measure(seconds: float, most: int, runs: int) -> dict[str, Row]:
+def measure(seconds: float, settling: int, most: int, runs: int) -> dict[str, Row]:
     """Return the medians over the runs, each with a seed of its own."""
     works: dict[str, Work] = {"ours": adaptive}
     works |= {f"semaphore of {slots}": FixedSemaphore(slots) for slots in SEMAPHORES}
 
     def contestant(work: Work) -> Callable[[], Row]:
         seeds = count(1)
-        return lambda: run(contest(work, seconds=seconds, most=most, seed=next(seeds)))
+        return lambda: run(contest(work, seconds=seconds, settling=settling, most=most, seed=next(seeds)))
 
     found = by_turns({name: contestant(work) for name, work in works.items()}, runs)
     return {name: medians(results) for name, results in found.items()}
@@ -240,11 +240,12 @@ async def recover(start: Start) -> Row:
 def main() -> None:
     """Measure, and print tables or one JSON object."""
     logging.getLogger("kling_expand").setLevel(logging.ERROR)  # tasks still run at the end of a run
-    given = options("Adaptive slots on a changing limit", seconds=360.0, pictures=1, runs=5, recoveries=3)
+    numbers = {"seconds": 360.0, "settling": 120, "pictures": 1, "runs": 5, "recoveries": 3}
+    given = options("Adaptive slots on a changing limit", **numbers)
     recoveries = {name: run(recover(start)) for name, start in islice(RECOVERIES.items(), given.recoveries)}
     table([{"recovery": name} | row for name, row in recoveries.items()])
     print("goal: ratio at most 1.3\n")
-    found = measure(given.seconds, given.pictures, given.runs)
+    found = measure(given.seconds, given.settling, given.pictures, given.runs)
     table([{"client": name} | row for name, row in found.items()])
     print(f"medians of {given.runs} runs of {given.seconds:g} s a limit; goal: 0.9 busy, under 0.05 refused")
     worst = max(row["ratio"] for row in recoveries.values())

@@ -42,7 +42,6 @@ BLOCK = 400  # tasks of the drifting distribution that share one optimum
 CELLS = 500  # quantiles at which the optimum may poll
 EXACT = 20_000  # quantiles that represent a distribution
 LIMIT_LATENCY = 0.6  # seconds
-FIRST_TASKS = 400  # durations of the first task of a process
 FIRST_RANGES = [(0, 1), (1, 8), (8, 15), (15, 60), (60, 120), (120, 600)]  # seconds
 KNOWN = 50  # durations that an earlier process has learned
 STEPS = 36  # of the search for the price of latency
@@ -179,15 +178,15 @@ def contest(distribution: str, schedule: str, number: int, seed: int) -> dict[st
     return {"polls per task": polls, "latency (s)": latency, "optimal polls": best, "ratio": polls / best}
 
 
-def first_task(low: float, high: float, schedule: str, known: int = 0) -> dict[str, float]:
-    """Return the polls and latency of one task of *low* to *high* seconds, after *known* of the same kind."""
+def first_task(low: float, high: float, schedule: str, number: int, known: int = 0) -> dict[str, float]:
+    """Return the mean of *number* tasks of *low* to *high* seconds, each after *known* of the same kind."""
     polls, latencies = [], []
-    for index in range(FIRST_TASKS):
+    for index in range(number):
         rng = Random(index)
         fresh = SCHEDULES[schedule](rng)
         for _ in range(known):
             fresh.learn(rng.uniform(low, high))
-        duration = low + (high - low) * (index + 0.5) / FIRST_TASKS
+        duration = low + (high - low) * (index + 0.5) / number
         age, number = 0.0, 0
         while age < duration:
             age += fresh.wait([age])
@@ -197,12 +196,12 @@ def first_task(low: float, high: float, schedule: str, known: int = 0) -> dict[s
     return {"polls": fmean(polls), "latency (s)": fmean(latencies)}
 
 
-def first_tasks(known: int) -> dict[str, dict[str, float]]:
+def first_tasks(known: int, number: int) -> dict[str, dict[str, float]]:
     """Return the polls and latency of a first task with the adaptive schedule, and without any knowledge."""
     found = {}
     for low, high in FIRST_RANGES:
-        plain = first_task(low, high, "exponential 1 to 10 s")
-        found[f"{low:g} to {high:g} s"] = first_task(low, high, "adaptive", known) | {
+        plain = first_task(low, high, "exponential 1 to 10 s", number)
+        found[f"{low:g} to {high:g} s"] = first_task(low, high, "adaptive", number, known) | {
             f"exponential {name}": value for name, value in plain.items()
         }
     return found
@@ -222,14 +221,14 @@ def measure(number: int, runs: int) -> dict[tuple[str, str], dict[str, float]]:
 
 def main() -> None:
     """Measure and print the results."""
-    given = options("Polls and latency of each poll schedule.", tasks=4000, runs=5)
+    given = options("Polls and latency of each poll schedule.", tasks=4000, first_tasks=400, runs=5)
     found = measure(given.tasks, given.runs)
     table([{"durations": name, "schedule": schedule} | row for (name, schedule), row in found.items()])
     worst = max(row["ratio"] for (_, schedule), row in found.items() if schedule == "adaptive")
     print(f"medians of {given.runs} runs; adaptive: ratio at most {rounded(worst)} (goal: at most 1.3)")
     limit = rounded(known_distribution(LIMIT_LATENCY))
     print(f"with the log-normal distribution known exactly: {limit} polls at {LIMIT_LATENCY:g} s")
-    firsts = {known: first_tasks(known) for known in (0, KNOWN)}
+    firsts = {known: first_tasks(known, given.first_tasks) for known in (0, KNOWN)}
     for known, ranges in firsts.items():
         print(f"first task of a process that knows {known} durations:")
         table([{"durations": name} | row for name, row in ranges.items()])

@@ -22,7 +22,7 @@ def requests() -> Iterator[ExpandRequest]:
 
 async def main() -> None:
     async with (
-        Emulator(queue_seconds=0.2, work_seconds=0.5) as emulator,
+        Emulator(engine="flat", queue_seconds=0.2, work_seconds=0.5) as emulator,
         KlingClient(api_key=emulator.api_key, base_url=emulator.url, max_in_flight=2) as kling,
     ):
         async for outcome in kling.map(requests(), ordered=True):

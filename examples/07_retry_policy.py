@@ -1,7 +1,8 @@
 """Retries and their time limits: a create is repeated under the same id, so no task is paid twice.
 
 A script of faults decides how the next calls fail. `deadline` limits a job with all its retries,
-`retry_timeout` one call, and `poll_timeout` the time without a valid answer about a task. All are seconds.
+`retry_timeout` one call, and `poll_timeout` the time without a valid answer about a task. A create whose
+answer was lost is repeated only after `create_timeout`, as it may still take effect. All are seconds.
 """
 
 import asyncio
@@ -23,7 +24,12 @@ async def main() -> None:
     async with (
         Emulator(engine="flat", queue_seconds=0.1, work_seconds=0.2) as emulator,
         KlingClient(
-            api_key=emulator.api_key, base_url=emulator.url, deadline=60, retry_timeout=30, poll_timeout=30
+            api_key=emulator.api_key,
+            base_url=emulator.url,
+            deadline=60,
+            retry_timeout=30,
+            poll_timeout=30,
+            create_timeout=1,
         ) as kling,
     ):
         for kind, description in FAULTS.items():

@@ -28,7 +28,10 @@ TINY = {
         {"kinds", "found", "false alarms"},
     ),
     "journal": (["--runs", "1", "--jobs", "200"], {"ms_per_job", "longest_block_ms"}),
-    "limits": (["--runs", "1", "--seconds", "125", "--recoveries", "1"], {"busy", "refused", "clients"}),
+    "limits": (
+        ["--runs", "1", "--seconds", "20", "--settling", "15", "--recoveries", "1"],
+        {"busy", "refused", "clients"},
+    ),
     "memory": (
         ["--runs", "1", "--futures", "1000", "--jobs", "1000"],
         {"bytes_per_future", "map_growth_mb", "upload_growth_mb"},
@@ -39,7 +42,10 @@ TINY = {
     ),
     "overhead": (["--runs", "1", "--calls", "20", "--photo", "1000"], {"ratio", "calls"}),
     "shell_start": (["--runs", "1"], {"click_ms", "--help", "expand --help"}),
-    "schedules": (["--runs", "1", "--tasks", "650"], {"worst_ratio", "distributions", "limit"}),
+    "schedules": (
+        ["--runs", "1", "--tasks", "650", "--first-tasks", "20"],
+        {"worst_ratio", "distributions", "limit"},
+    ),
     "throughput": (["--runs", "1", "--jobs", "3", "--in-flight", "2"], {"ratio", "clients"}),
     "upload": (["--runs", "1", "--times", "1", "--megabytes", "0.5"], {"blocked_ms", "ways"}),
 }

@@ -76,8 +76,13 @@ def part(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imports(path: Path, *, running: bool = True) -> Iterator[str]:
-    """Return every module that a file imports, with `running` only those imported at run time."""
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Return every module that a file imports at run time."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     names = {dotted(each) for each in FILES}
     here = dotted(path).split(".")
     package = here if path.name == "__init__.py" else here[:-1]
@@ -88,7 +93,7 @@ def imports(path: Path, *, running: bool = True) -> Iterator[str]:
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree(path)):
-        if running and id(node) in checked:
+        if id(node) in checked:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -124,7 +124,7 @@ def unlink(path, missing_ok=False, real=pathlib.Path.unlink):
 pathlib.Path.unlink = unlink
 """
 SHELL = """
-sys.argv = ["kling-expand", "expand", sys.argv[1], "--aspect", "16:9", "--emulator", "-o", "out"]
+sys.argv = ["kling-expand", "expand", sys.argv[1], "--right", "0.02", "--emulator", "-o", "out"]
 from kling_expand.__main__ import main
 main()
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from support.raw_client import DIRECTION, EDITING, calling, create_code, order, png
+from support.raw_client import DIRECTION, EDITING, NARROW, calling, create_code, order, png
 from yarl import URL
 
 NOW = 1_800_000_000.25
@@ -153,7 +153,7 @@ async def test_a_restart_resumes_painting(tmp_path: Path) -> None:
     """A task that was being painted at the stop is painted after the next start."""
     options: dict[str, Any] = {"state": str(tmp_path / "state.db"), "engine": "patchmatch"}
     async with calling(queue_seconds=0, work_seconds=0, **options) as call:
-        task_id = await call.create()
+        task_id = await call.create(**NARROW)
     async with calling(queue_seconds=0, work_seconds=0, **options) as call:
         await call.emulator.painted()
         assert (await call.task(task_id))["task_status"] == "succeed"

@@ -38,7 +38,13 @@ async def tried(emulator: Emulator, document: str, place: Path, *more: str) -> t
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=place,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(
+                TESTS.parent / ".hypothesis"
+            ),  # keeps its tables of characters
+        },
     )
     output, _ = await process.communicate()
     return process.returncode or 0, output.decode()

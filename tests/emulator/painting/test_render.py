@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.raw_client import calling
+from support.raw_client import NARROW, calling
 from support.sample_pictures import BROKEN, saved
 
 from kling_expand.emulator.painting.worker import Worker
@@ -21,7 +21,7 @@ async def test_the_real_engine_paints() -> None:
     """The default engine paints a photograph, and its task waits for that."""
     async with calling(engine="patchmatch", queue_seconds=0, work_seconds=0) as call:
         photo = base64.b64encode(PHOTO.read_bytes()).decode()
-        task_id = await call.create(image=photo)
+        task_id = await call.create(image=photo, **NARROW)
         await call.emulator.painted()
         task = await call.task(task_id)
         assert task["task_status"] == "succeed"
@@ -53,7 +53,7 @@ async def test_without_file_descriptors_a_task_still_ends(monkeypatch: pytest.Mo
         failed = await call.create()
         await call.emulator.painted()
         monkeypatch.setattr(WorkerPool, "_start_worker", start)
-        painted = await call.create(prompt="another")
+        painted = await call.create(prompt="another", **NARROW)
         await call.emulator.painted()
         assert (await call.task(failed))["task_status_msg"] == "Internal generation error"
         assert (await call.task(painted))["task_status"] == "succeed"

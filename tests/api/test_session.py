@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -469,16 +470,16 @@ async def test_a_long_answer_does_not_hold_the_loop() -> None:
     async def tick() -> None:
         nonlocal longest
         while True:
-            before = now()
+            before = time.process_time()  # other processes may be busy, too
             await asyncio.sleep(0)
-            longest = max(longest, now() - before)
+            longest = max(longest, time.process_time() - before)
 
     async with opened("http://127.0.0.1:9") as session:
         beside = asyncio.create_task(tick())
         found = await session._open(answer, codec.decode_tasks, "/x", EventKind.LIST, 0.0)
         beside.cancel()
     assert len(found) == 500
-    assert longest < 0.25  # 0.05 on an idle machine
+    assert longest < 0.25  # seconds of this process; usually 0.05
 
 
 # ------------------------------------------------------------------ foreign errors

@@ -1335,10 +1335,12 @@ async def test_no_job_is_paid_again_after_its_journal_was_deleted(
 async def test_a_new_journal_costs_one_list_request(tmp_path: Path) -> None:
     """The account's tasks are listed once for a file, and no job is looked up before its create."""
     journal = {"journal": tmp_path / "run.db", "max_in_flight": 1}
+    before: list[dict[str, int]] = []
     async with emulated(journal) as (emulator, kling):
+        emulator.service.on_task.append(lambda _: before.append(dict(emulator.account.requests)))
         futures = [kling.submit(PHOTO, Ratios(right=0.1 * i)) for i in range(1, 4)]
         await futures[0].accepted()
-        assert emulator.account.requests == {"list": 1, "create": 1}
+        assert before[0] == {"list": 1, "create": 1}
         await kling.aclose()
         async with another(emulator, **journal) as again:
             await again.submit(PHOTO, Ratios(right=0.4)).accepted()

@@ -18,6 +18,8 @@ LONG = {"test_benchmarks.py", "test_chaos.py", "test_random_life.py", "test_work
 
 pytest_plugins = ["kling_expand.testing"]
 os.environ["KLING_CACHE_DIR"] = "off"  # no test, and no process of one, reads or changes the user's files
+# No test speaks to a public server, and aiohttp reads the system's certificates at every start of a process.
+os.environ |= {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
 
 
 def pytest_configure() -> None:

@@ -24,7 +24,7 @@ TINY = {
     ),
     "import_time": (["--runs", "1"], {"ratio", "aiohttp_ms", "kling_expand_ms"}),
     "inspect_pictures": (
-        ["--pictures", "4", "--engine", "flat"],
+        ["--pictures", "2", "--engine", "flat"],
         {"kinds", "found", "false alarms"},
     ),
     "journal": (["--runs", "1", "--jobs", "200"], {"ms_per_job", "longest_block_ms"}),
@@ -33,7 +33,7 @@ TINY = {
         {"busy", "refused", "clients"},
     ),
     "memory": (
-        ["--runs", "1", "--futures", "1000", "--jobs", "1000"],
+        ["--runs", "1", "--futures", "1000", "--jobs", "200"],
         {"bytes_per_future", "map_growth_mb", "upload_growth_mb"},
     ),
     "open_tasks": (
@@ -46,7 +46,7 @@ TINY = {
         ["--runs", "1", "--tasks", "650", "--first-tasks", "20"],
         {"worst_ratio", "distributions", "limit"},
     ),
-    "throughput": (["--runs", "1", "--jobs", "3", "--in-flight", "2"], {"ratio", "clients"}),
+    "throughput": (["--runs", "1", "--jobs", "3", "--in-flight", "3"], {"ratio", "clients"}),
     "upload": (["--runs", "1", "--times", "1", "--megabytes", "0.5"], {"blocked_ms", "ways"}),
 }
 FIGURES = {

@@ -111,14 +111,14 @@ def test_results_of_another_command_are_no_inputs_either(
 def test_a_rehearsal_is_not_the_real_run(tmp_path: Path) -> None:
     """A journal of another service is refused where it is named; by default another file is used."""
     (photo,) = photos(tmp_path / "photos", 1)
-    named = ["bulk", photo, "--right", 0.5, "-o", tmp_path / "out", "--journal", tmp_path / "run.db"]
+    named = ["bulk", photo, "--right", 0.02, "-o", tmp_path / "out", "--journal", tmp_path / "run.db"]
     with shell() as kling, shell() as other:
         assert kling(*named, "--emulator").exit_code == 0
         done = kling(*named)
         assert (done.exit_code, done.stdout) == (2, "")
         assert "belongs to the emulator of --emulator, not to http://127.0.0.1" in done.stderr
         for service in (kling, other, kling):
-            assert service("bulk", photo, "--right", 0.5, "-o", tmp_path / "real").exit_code == 0
+            assert service("bulk", photo, "--right", 0.02, "-o", tmp_path / "real").exit_code == 0
         assert len(kling.emulator.account.tasks) == len(other.emulator.account.tasks) == 1
     assert len(results(tmp_path / "real")) == 2
 

@@ -248,7 +248,7 @@ def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None
 
 def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
     """With --emulator the journal is a separate one, and a second run finds everything done."""
-    manifest = table(tmp_path / "m.csv", f"{CHELSEA},0.1,")
+    manifest = table(tmp_path / "m.csv", f"{CHELSEA},0.02,")
     first, again = (
         Shell()("bulk", manifest, "--emulator", "-o", tmp_path / "out", "--json") for _ in range(2)
     )

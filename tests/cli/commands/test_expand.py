@@ -28,7 +28,7 @@ def test_the_paths_of_the_results_are_all_that_stdout_holds(tmp_path: Path) -> N
 
 def test_without_an_account_the_command_brings_its_own_service(tmp_path: Path) -> None:
     """`--emulator` needs neither credentials nor a running emulator."""
-    done = Shell()("expand", CHELSEA, "--right", 0.2, "--emulator", "-o", tmp_path)
+    done = Shell()("expand", CHELSEA, "--right", 0.02, "--emulator", "-o", tmp_path)
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'chelsea-0.png'}\n")
 
 

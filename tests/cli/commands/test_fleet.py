@@ -72,7 +72,7 @@ async def test_everything_on_one_machine(tmp_path: Path, photo: Path) -> None:
     try:
         async with asyncio.timeout(180):  # it paints a real picture, perhaps on a busy machine
             dsn = (await up.stdout.readline()).decode().strip()
-            words = ["submit", "--dsn", dsn, "--right", "0.3", "--wait", str(photo)]
+            words = ["submit", "--dsn", dsn, "--right", "0.02", "--wait", str(photo)]
             done = await asyncio.to_thread(shell, *words)
             up.send_signal(signal.SIGINT)
             assert (done.exit_code, await up.wait()) == (0, 0)

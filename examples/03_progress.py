@@ -16,7 +16,7 @@ PHOTO = Path(__file__).parent / "photos" / "rocket.jpg"
 
 async def main() -> None:
     async with (
-        Emulator(engine="flat", queue_seconds=1.5, work_seconds=3.0) as emulator,
+        Emulator(engine="flat", queue_seconds=2.0, work_seconds=6.0) as emulator,
         KlingClient(api_key=emulator.api_key, base_url=emulator.url) as kling,
     ):
         future = kling.submit(PHOTO, Ratios(up=0.5))

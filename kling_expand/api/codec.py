@@ -368,11 +368,12 @@ def parse_task(data: Any) -> Task:
         limit = f"printable text of at most {MAX_ID} characters"
         raise ValueError(f"task_id must be {limit}, got {raw.task_id!a:.80}")
     info, result, watermark = raw.task_info, raw.task_result, raw.watermark_info
+    external_task_id = info.external_task_id if info else None
     return Task(  # positional, in the order of the fields: keyword arguments take half as long again
         raw.task_id,
         _WORDS.get(raw.task_status, raw.task_status),
         (raw.task_status_msg or "")[:MAX_MESSAGE] or None,
-        (info and info.external_task_id) or None,
+        external_task_id if external_task_id and external_task_id.isprintable() else None,
         tuple((result and result.images) or ()),
         raw.final_unit_deduction or None,
         raw.final_balance_deduction,

@@ -829,6 +829,13 @@ def test_a_long_text_of_a_task_is_cut_or_refused() -> None:
     assert caught.value.request_id == "r" * 500
 
 
+@pytest.mark.parametrize("text", ["a\nFAKE", "a\x1b[31m", "\u202egnp", "\ud800"])
+def test_an_external_id_that_no_request_can_have_is_read_as_absent(text: str) -> None:
+    """It goes into the log, where a line break would forge a line."""
+    task = codec.decode_task(answer_with(WHOLE | {"task_info": {"external_task_id": text}}))
+    assert task.external_task_id is None
+
+
 @pytest.mark.parametrize("number", [1 << 63, -(1 << 63), 10**4000, 1e300, "9" * 4000])
 def test_a_number_beyond_64_bits_is_read_as_absent(number: Any) -> None:
     """No time overflows a computation, and no index makes the name of a paid picture too long."""

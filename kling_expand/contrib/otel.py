@@ -20,7 +20,7 @@ kling.task.latency     histogram        from a task's end to its detection
 """
 
 from kling_expand import models
-from kling_expand.errors import KlingError, require
+from kling_expand.errors import InvalidRequest, KlingError, require
 from kling_expand.events import CALLS, Event, EventKind
 
 require("otel", "opentelemetry")
@@ -114,9 +114,14 @@ class Telemetry:
 def _set_status(span: Span, error: KlingError | None, reason: str | None) -> None:
     """Record an error or the reason of a failed task on *span*."""
     if error is not None:
-        span.record_exception(error)
-        span.set_attribute("error.type", type(error).__name__)
-        span.set_status(Status(StatusCode.ERROR, error.message))
+        kind, text = type(error).__name__, error.message
+        if isinstance(error, InvalidRequest):  # its message quotes what came, such as the name of a photo
+            text = f"{error.field}: {error.limit}"
+            span.add_event("exception", {"exception.type": kind, "exception.message": text})
+        else:
+            span.record_exception(error)
+        span.set_attribute("error.type", kind)
+        span.set_status(Status(StatusCode.ERROR, text))
     elif reason is not None:
         span.set_status(Status(StatusCode.ERROR, reason))
 

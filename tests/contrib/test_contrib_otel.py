@@ -16,7 +16,7 @@ from opentelemetry.trace import StatusCode
 from kling_expand import KlingError, Ratios, TaskFailed
 from kling_expand.contrib.otel import Telemetry
 from kling_expand.emulator.faults.plan import Fault
-from kling_expand.errors import ClientClosed, PolicyRefusal
+from kling_expand.errors import ClientClosed, ImageError, PolicyRefusal
 from kling_expand.testing import emulated, virtual_time
 
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
@@ -167,8 +167,12 @@ async def test_no_text_of_the_customer_is_recorded(recorder: Recorder) -> None:
     """Neither a prompt nor a photo's name nor a URL nor the key leaves with a span."""
     async with emulated({"listener": recorder.telemetry}) as (emulator, kling):
         await kling.expand(PHOTO, WIDER, prompt="the secret garden")
+        for refused in ("no-such-chelsea.jpg", "https://h.example/a b?signature=secret"):
+            with pytest.raises(ImageError):
+                await kling.expand(refused, WIDER)
         shown = "".join(span.to_json() for span in recorder.spans())
-        for word in ("secret garden", "chelsea", "http", emulator.api_key):
+        assert "no such file" in shown
+        for word in ("secret", "chelsea", "http", emulator.api_key):
             assert word not in shown
 
 

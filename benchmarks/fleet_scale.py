@@ -32,12 +32,12 @@ from benchmarks.processes import Emulator, Process
 from benchmarks.reporting import picture
 from kling_expand import ExpandRequest, Ratios
 from kling_expand.cli.commands.fleet_stats import stats_table
-from kling_expand.fleet import job as work
 from kling_expand.fleet.dev_server import Cluster, temporary_folder
-from kling_expand.fleet.job import pack
+from kling_expand.fleet.job import WorkerContext, pack
 from kling_expand.fleet.lease import Lease, Permits
 from kling_expand.fleet.queue import Consumer, Fleet
 from kling_expand.fleet.schema import FOLLOW
+from kling_expand.fleet.worker import SharedSlots
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.models import Image, Task
@@ -146,7 +146,7 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
         await lease.begin()
         store = PostgresStore(fleet.database, owner=lease.worker, leased=True)
         async with Permits(lease, SLOTS) as allowed:
-            context = work.WorkerContext(StoreOnlyClient(store), store, hold=allowed.hold)  # type: ignore[arg-type]  # it has all that is called
+            context = WorkerContext(StoreOnlyClient(store), store, hold=allowed.hold)  # type: ignore[arg-type]  # it has all that is called
             consumer = Consumer(lease, context, concurrency=32, enough=SLOTS)
             task = asyncio.create_task(consumer.take_jobs())
             while (await fleet._counts()) != (0, 0):  # noqa: ASYNC110, SLF001 - the queue is measured alone
@@ -269,7 +269,7 @@ async def _job(account: Account, slots: Slots, rng: Random) -> None:
 
 async def _machine(account: Account, jobs: list[int], rng: Random, *, dies: bool) -> None:
     """Run a worker with 32 jobs in hand, until no job is left or it dies half-way."""
-    slots, half = work.SharedSlots(32), jobs[0] // 2
+    slots, half = SharedSlots(32), jobs[0] // 2
 
     async def hand() -> None:
         while jobs[0] > 0 and not (dies and jobs[0] < half):

@@ -17,14 +17,16 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
-from math import inf
-from typing import Any, ClassVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 from attrs import asdict, evolve, frozen
 
 from kling_expand.api import codec
-from kling_expand.api.photo import MAX_BYTES
+from kling_expand.api.photo import MAX_BYTES, load_photo
 from kling_expand.client import KlingClient
 from kling_expand.errors import (
     AccountError,
@@ -40,6 +42,7 @@ from kling_expand.errors import (
     MissingExtra,
     NotSubmitted,
     PermissionDenied,
+    PictureMismatch,
     ResultExpired,
     SubmissionUnknown,
     TaskFailed,
@@ -47,8 +50,14 @@ from kling_expand.errors import (
 )
 from kling_expand.geometry import Padding, Ratios, ToAspect, ToSize, Towards
 from kling_expand.jobs.future import ExpandResult
-from kling_expand.jobs.scheduler import Flow, Slots
-from kling_expand.models import ExpandRequest, request_fields, source_name, source_stem
+from kling_expand.models import (
+    Dialect,
+    ExpandRequest,
+    request_fields,
+    resolve_geometry,
+    source_name,
+    source_stem,
+)
 from kling_expand.store.base import JobRecord, JobState
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
 
@@ -100,7 +109,8 @@ class WorkerContext:
 
     `output` is where images are saved; with None only their URLs are kept. `hold` is a context manager
     that waits for the permits of a job, given its number of images and its key, and releases them when
-    the end of its task is known. `unsaved` holds the keys of jobs whose pictures could not be saved.
+    the end of its task is known. `unsaved` holds the keys of jobs whose pictures could not be saved. With
+    `full_size` each picture is also saved at the size of its photo, for one job at a time (`composing`).
     """
 
     client: KlingClient
@@ -108,7 +118,9 @@ class WorkerContext:
     output: str | None = None
     hold: Hold = _no_permits
     callback_url: str | None = None
+    full_size: bool = False
     unsaved: set[str] = attrs.field(factory=set)
+    composing: asyncio.Semaphore = attrs.field(factory=lambda: asyncio.Semaphore(1))
 
 
 @frozen
@@ -145,6 +157,7 @@ async def execute(
         if context.callback_url:
             payload = {"callback_url": context.callback_url, **payload}
         request = unpack(payload)
+        _check_full_size(request, context, history)
         result = await _result(request, context, history, priority)
     except TakenOver:
         raise
@@ -174,6 +187,13 @@ async def _result(
         # The end must be in the store before the queue deletes the job, else it would still count.
         await context.store.observe(_external_task_id(result), result.task)
     return result
+
+
+def _check_full_size(request: ExpandRequest, context: WorkerContext, history: History) -> None:
+    """Refuse a job that is not paid yet, and that could not be saved at full size."""
+    if context.full_size and not history.follow and _scheme(str(request.image)) in {"http", "https"}:
+        limit = "must be a path or in an object store for workers with --full-size"
+        raise InvalidRequest("image", source_name(request.image), limit)
 
 
 async def _submit(request: ExpandRequest, context: WorkerContext, priority: int) -> ExpandResult:
@@ -220,14 +240,15 @@ async def _ended(
     """Save the pictures of a succeeded job, and return its outcome."""
     key, files = str(request.key), tuple(map(str, result.files))
     error: Exception | None = None
+    incomplete = None
     if context.output and not files:
         try:
-            files = await _save(request, result, context, history)
+            files, incomplete = await _save(request, result, context, history)
         except ClientClosed as closed:
             raise RetryLater(0.0, charge=False, saving=history.saving) from closed
         except Exception as failure:  # noqa: BLE001 - whatever it is, the job is paid
             error = failure
-    outcome = _succeeded(key, result, files)
+    outcome = evolve(_succeeded(key, result, files), error=incomplete)
     if error is None:
         await context.store.record_outcome(outcome, queued=history.queued)
         return outcome
@@ -236,12 +257,20 @@ async def _ended(
 
 async def _save(
     request: ExpandRequest, result: ExpandResult, context: WorkerContext, history: History
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], str | None]:
+    """Return the files, and why those at full size are missing, where another try would not make them."""
     if history.forbidden:
         raise WorkersDied(f"{history.deaths} workers died with this job in work, so it is not saved")
-    files = await save(result, str(context.output), source_stem(request.image) or result.task_id)
+    name, target = source_stem(request.image) or result.task_id, str(context.output)
+    files, incomplete = await save(result, target, name), None
+    if context.full_size:
+        try:
+            async with context.composing:
+                files += await save_full_size(result, target, name, request)
+        except (ImageError, InvalidRequest, PictureMismatch) as error:
+            incomplete = f"{type(error).__name__}: {error}"
     context.unsaved.clear()
-    return files
+    return files, incomplete
 
 
 async def _unsaved(
@@ -289,51 +318,6 @@ def retry_delay(error: Exception, attempt: int) -> float | None:
     if not transient and not getattr(error, "retryable", False):
         return None
     return min(5.0 * float(1 << min(attempt, 10)), MAX_FOLLOW_DELAY if may_exist else 600.0)
-
-
-class SharedSlots(Slots):
-    """Slots of an account that other workers use too, and that can be closed.
-
-    Other workers take and leave slots all the time, so free ones are probed for more often. Once closed,
-    present and later waiters get `NotSubmitted`.
-    """
-
-    tasks_per_probe: ClassVar[int] = 20
-    longest_probe_pause: ClassVar[float] = 20.0
-    level_tolerance: ClassVar[float] = inf  # the level changes all the time, so it never resets the pause
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self._closed = asyncio.Event()
-
-    def close(self) -> None:
-        """Admit nothing more."""
-        self._closed.set()
-
-    async def acquire(
-        self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
-    ) -> int:
-        """Wait for *n* slots and return the epoch they were granted in.
-
-        Raises:
-            NotSubmitted: when the slots are closed.
-        """
-        place = asyncio.ensure_future(super().acquire(n, flow, priority=priority, first=first))
-        closed = asyncio.ensure_future(self._closed.wait())
-        try:
-            await asyncio.wait({place, closed}, return_when=asyncio.FIRST_COMPLETED)
-            if self._closed.is_set():
-                if place.done():
-                    self.release(n)
-                raise NotSubmitted("the worker is stopping and created no task: another worker runs the job")
-            return place.result()
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.release(n)
-            raise
-        finally:
-            place.cancel()
-            closed.cancel()
 
 
 # ---------------------------------------------------------------------------- payloads
@@ -428,11 +412,38 @@ def _read(location: str) -> bytes:
         raise TransportError(f"{location} cannot be read: {error}", sent=False) from error
 
 
-async def save(result: ExpandResult, target: str, name: str) -> tuple[str, ...]:
+async def save_full_size(
+    result: ExpandResult, target: str, name: str, request: ExpandRequest
+) -> tuple[str, ...]:
+    """Save the images of *result* at the size of the photo of *request*, and return their paths or URLs.
+
+    Raises:
+        ImageError: when the photo is gone.
+        PictureMismatch: when the photo was not found in a picture.
+        KlingError: whatever `save` raises.
+    """
+    photo = str(request.image)
+    with TemporaryDirectory(prefix="kling-expand-") as folder:
+        if in_object_store(photo):
+            copy = Path(folder) / Path(urlsplit(photo).path).name
+            content: Any = (await load(request)).image
+            await asyncio.to_thread(copy.write_bytes, content)
+            photo = str(copy)
+        size = (await load_photo(photo)).dimensions
+        ratios = resolve_geometry(request, Dialect.EDITING, size)
+        return await save(
+            evolve(result, request=evolve(request, geometry=ratios)), target, name, full_size=photo
+        )
+
+
+async def save(
+    result: ExpandResult, target: str, name: str, *, full_size: str | bool = False
+) -> tuple[str, ...]:
     """Save the images to *target* and return their paths or URLs.
 
     *target* is a directory, a template, or the URL of a folder in an object store. In a directory files
-    are named after photo and job, so that photos of the same name do not overwrite each other.
+    are named after photo and job, so that photos of the same name do not overwrite each other. With
+    *full_size* they are those at the size of this photo.
 
     Raises:
         DownloadError: when an image cannot be downloaded or written.
@@ -444,7 +455,7 @@ async def save(result: ExpandResult, target: str, name: str) -> tuple[str, ...]:
         seconds = 2 * OBJECT_TIMEOUT  # to download the pictures, and to write them
         try:
             async with asyncio.timeout(seconds):
-                return await result.upload(template)
+                return await result.upload(template, full_size=full_size)
         except TimeoutError:
             raise DownloadError(f"{target} was not written in {seconds:g} seconds") from None
-    return tuple(str(path.absolute()) for path in await result.save(template))
+    return tuple(str(path.absolute()) for path in await result.save(template, full_size=full_size))

@@ -9,18 +9,20 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from math import inf
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import evolve, field, frozen
 
 from kling_expand.api.codec import parse_json
 from kling_expand.client import KlingClient
-from kling_expand.errors import KlingError, WebhookError
+from kling_expand.errors import KlingError, NotSubmitted, WebhookError, require
+from kling_expand.jobs.scheduler import Flow, Slots
 from kling_expand.models import MAX_IMAGES
 from kling_expand.store.postgres import PostgresStore
 
-from .job import SharedSlots, WorkerContext
+from .job import WorkerContext
 from .lease import Lease, LeaseLost, Permits
 from .queue import CALLBACK_CHANNEL, Consumer, Fleet, NotificationHandler
 from .schema import JOB_CHANNEL, PERMIT_CHANNEL
@@ -33,6 +35,51 @@ REQUEUE_TIMEOUT = 3.0  # seconds of those for the statements of the jobs
 CONCURRENCY = 32  # new jobs in hand at the same time, most of which wait for a slot
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+
+class SharedSlots(Slots):
+    """Slots of an account that other workers use too, and that can be closed.
+
+    Other workers take and leave slots all the time, so free ones are probed for more often. Once closed,
+    present and later waiters get `NotSubmitted`.
+    """
+
+    tasks_per_probe: ClassVar[int] = 20
+    longest_probe_pause: ClassVar[float] = 20.0
+    level_tolerance: ClassVar[float] = inf  # the level changes all the time, so it never resets the pause
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._closed = asyncio.Event()
+
+    def close(self) -> None:
+        """Admit nothing more."""
+        self._closed.set()
+
+    async def acquire(
+        self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
+    ) -> int:
+        """Wait for *n* slots and return the epoch they were granted in.
+
+        Raises:
+            NotSubmitted: when the slots are closed.
+        """
+        place = asyncio.ensure_future(super().acquire(n, flow, priority=priority, first=first))
+        closed = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait({place, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if self._closed.is_set():
+                if place.done():
+                    self.release(n)
+                raise NotSubmitted("the worker is stopping and created no task: another worker runs the job")
+            return place.result()
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.release(n)
+            raise
+        finally:
+            place.cancel()
+            closed.cancel()
 
 
 @frozen
@@ -55,7 +102,8 @@ class Worker:
     With *max_in_flight* the account's slots are counted exactly, over all workers that give the same
     *account* and number. Without it, each worker estimates by itself how many slots it may use. Images are
     saved to *output*: a directory, a template or the URL of an object store. With None only their URLs
-    are kept. Further *options* are those of `KlingClient`.
+    are kept. With *full_size* each is also saved at the size of its photo, which then must not be at a URL
+    (extra `images`). Further *options* are those of `KlingClient`.
 
     A worker without a heartbeat for *heartbeat_timeout* seconds loses its jobs and permits to the others,
     and begins anew when it comes back. After `stop` nothing new is sent. Running tasks have
@@ -71,6 +119,7 @@ class Worker:
         max_in_flight: int | None = None,
         account: str = "default",
         output: str | None = None,
+        full_size: bool = False,
         callback_url: str | None = None,
         heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
@@ -81,7 +130,10 @@ class Worker:
         self._concurrency = concurrency
         self._max_in_flight = max_in_flight
         self._account = account
+        if full_size:
+            require("images", "numpy", "PIL")
         self._output = output
+        self._full_size = full_size
         self._callback_url = callback_url
         self._heartbeat_timeout = heartbeat_timeout
         self._shutdown_timeout = shutdown_timeout
@@ -153,7 +205,9 @@ class Worker:
         store.owner = lease.worker
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(client)
-            context = WorkerContext(client, store, self._output, callback_url=self._callback_url)
+            context = WorkerContext(
+                client, store, self._output, callback_url=self._callback_url, full_size=self._full_size
+            )
             permits = None
             if self._max_in_flight is not None:
                 permits = Permits(lease, self._max_in_flight)

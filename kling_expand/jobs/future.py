@@ -265,6 +265,7 @@ class ExpandResult(Serializable):
         url: str,
         *,
         overwrite: bool = False,
+        full_size: bool | str | os.PathLike[str] = False,
         format: str | None = None,  # noqa: A002 - as in `save`
         quality: int | None = None,
         deadline: float | None = None,
@@ -283,10 +284,10 @@ class ExpandResult(Serializable):
         """
         from kling_expand.downloads.objects import Upload  # imported here, as few programs upload
 
-        check(url=url, overwrite=overwrite, deadline=deadline)
+        check(url=url, overwrite=overwrite, full_size=full_size, deadline=deadline)
         upload = Upload(url, overwrite=overwrite)
         with upload.folder() as folder:
-            save = self.save(folder, format=format, quality=quality, deadline=deadline)
+            save = self.save(folder, full_size=full_size, format=format, quality=quality, deadline=deadline)
             return await upload.run(await save, self.task_id)
 
     async def image(

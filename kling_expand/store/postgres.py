@@ -140,7 +140,8 @@ class JobOutcome:
     task exists) or ``cancelled``. `urls` are valid for 30 days (documented). `files` are the paths or URLs
     of the saved pictures. `units` is what the service billed, None where it did not report it. `ended_at`
     is in Unix seconds. `saved` is False where the pictures of a succeeded task could not be saved yet, and
-    `error` says why. They are tried again, and a later outcome of the same key replaces this one.
+    `error` says why. They are tried again, and a later outcome of the same key replaces this one. Where it
+    is True, `error` says why a succeeded task has no pictures at full size.
     """
 
     key: str

@@ -5,10 +5,13 @@ import io
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from PIL import Image
 from support.fleet_workers import created, outcomes, requests, working
 
-from kling_expand import ExpandRequest, Ratios, errors
+from benchmarks.large_photos import stored, texture
+from kling_expand import ExpandRequest, Ratios, ToAspect, errors
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.fleet import job as execution
@@ -16,13 +19,13 @@ from kling_expand.fleet.job import (
     MAX_ATTEMPTS,
     History,
     RetryLater,
-    SharedSlots,
     WorkerContext,
     execute,
     pack,
     retry_delay,
 )
 from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.worker import SharedSlots
 from kling_expand.store.postgres import PostgresStore, TakenOver
 from kling_expand.testing import virtual_time
 
@@ -216,6 +219,41 @@ async def test_pictures_are_saved_when_there_is_room_again(  # noqa: PLR0917 - f
     assert len(emulator.account.tasks) == 3
     warnings = [each for each in caplog.records if "pictures cannot be saved" in each.message]
     assert len(warnings) == 1
+
+
+async def test_pictures_are_saved_at_full_size(fleet: Fleet, dsn: str, emulator: Emulator) -> None:
+    """They lie beside the service's, in an object store too; a job with a photo at a URL is not paid for."""
+    content = stored(texture(600, 400, seed=1), "PNG")
+    with fsspec.open("memory://in/hills.png", "wb") as file:
+        file.write(content)
+    for image, key in [("memory://in/hills.png", "stored"), ("https://host/hills.png", "url")]:
+        await fleet.submit(ExpandRequest(image, ToAspect("2:1"), key=key))
+    async with working(dsn, emulator, output="memory://full", full_size=True):
+        found = {outcome.key: outcome for outcome in await outcomes(fleet)}
+    assert (found["url"].status, "must be a path" in str(found["url"].error)) == ("refused", True)
+    plain, full = found["stored"].files
+    assert (plain.replace(".png", "-full.png"), found["stored"].error) == (full, None)
+    with fsspec.open(full, "rb") as file, Image.open(file) as picture:
+        assert picture.size == (800, 400)
+        inside = picture.convert("RGB").crop((100, 0, 700, 400))
+        assert inside.tobytes() == texture(600, 400, seed=1).convert("RGB").tobytes()
+    assert len(emulator.account.tasks) == 1
+
+
+async def test_a_full_size_picture_without_its_photo_is_said_to_be_missing(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """The job succeeded and its pictures are saved, and it is not tried again."""
+    emulator.work_seconds = 1000.0
+    await fleet.submit_many(requests(photo, 1))
+    async with working(dsn, emulator):
+        await created(emulator, 1)
+    photo.unlink()  # noqa: ASYNC240 - one call
+    emulator.advance(2000)
+    async with working(dsn, emulator, output=str(photo.parent / "out"), full_size=True):
+        (outcome,) = await outcomes(fleet)
+    assert (outcome.status, outcome.saved, len(outcome.files)) == ("succeeded", True, 1)
+    assert "ImageError" in str(outcome.error)
 
 
 @virtual_time

@@ -208,8 +208,11 @@ def _print_outcome(ended: "JobOutcome", photo: str, *, as_json: bool) -> None:
     elif ended.status == "succeeded":
         for place in ended.files or ended.urls:
             print_path(place)
-        if not ended.saved:
-            click.echo(clean(f"{photo}: its pictures are not saved yet: {ended.error or '-'}"), err=True)
+        if ended.error:
+            problem = (
+                "the full-size pictures are missing" if ended.saved else "its pictures are not saved yet"
+            )
+            click.echo(clean(f"{photo}: {problem}: {ended.error}"), err=True)
     else:
         click.echo(clean(f"{photo}: {ended.status}: {ended.error or '-'}"), err=True)
 
@@ -245,6 +248,12 @@ class WorkerOptions(OptionGroup):
     )
     output: str | None = option(
         "-o", "--output", metavar="PLACE", help="Directory, template or s3://… for the pictures."
+    )
+    full_size: bool = option(
+        "--full-size",
+        default=False,
+        is_flag=True,
+        help="Also save each picture at the size of the photo, with the photo's own pixels in their place.",
     )
     callback_url: str | None = option(
         "--callback-url", metavar="URL", help="Address that the service calls for every job."
@@ -289,6 +298,7 @@ def worker(*, chosen: WorkerOptions, database: Database) -> None:
                 max_in_flight=chosen.max_in_flight,
                 account=chosen.account,
                 output=chosen.output,
+                full_size=chosen.full_size,
                 callback_url=chosen.callback_url,
                 heartbeat_timeout=chosen.heartbeat_timeout,
                 shutdown_timeout=chosen.shutdown_timeout,

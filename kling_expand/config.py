@@ -495,5 +495,10 @@ def enable_logging(environ: Mapping[str, str] | None = None) -> None:
         logger.addHandler(handler)
 
 
+def environment_with(**changes: str) -> dict[str, str]:
+    """Return the environment of a child process with *changes*; other users see only its command line."""
+    return {**os.environ, **changes}
+
+
 def _environ(given: Mapping[str, str] | None) -> Mapping[str, str]:
     return os.environ if given is None else given

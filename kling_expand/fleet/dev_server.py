@@ -110,7 +110,7 @@ class Cluster:
             ConfigurationError: when the server does not start.
         """
         options = [word for option in self._options for word in ("-c", option)]
-        with (self._folder / "log").open("ab") as log:
+        with open(self._folder / "log", "ab", opener=_open_log) as log:
             server = [find_programs() / "postgres", "-D", self._data, *options]
             command = as_postgres(*guard("INT", *server))
             self._process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own program
@@ -129,7 +129,7 @@ class Cluster:
     def kill(self) -> None:
         """SIGKILL all processes of the server at once, as a power cut would."""
         if self._process is not None:
-            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+            pid = self._pid()
             backends = _children(pid)
             os.kill(pid, signal.SIGSTOP)  # first, else it would clean up after the killed backends
             for each in (*backends, pid):
@@ -142,9 +142,19 @@ class Cluster:
         """Stop the server and close its connections. Stopping twice is harmless."""
         if self._process is not None:
             if self._process.poll() is None:
-                pid = int((self._data / "postmaster.pid").read_text().split()[0])
-                os.kill(pid, signal.SIGINT)
+                os.kill(self._pid(), signal.SIGINT)
             self._wait()
+
+    def _pid(self) -> int:
+        """Return the process id of the server, as its own user has written it.
+
+        Raises:
+            ConfigurationError: when that process is not of the session that was started.
+        """
+        pid = int((self._data / "postmaster.pid").read_text().split()[0])
+        if self._process is None or os.getsid(pid) != self._process.pid:
+            raise ConfigurationError(f"postmaster.pid must name the server that was started, got {pid}")
+        return pid
 
     def _wait(self) -> None:
         """Wait for the end of the server."""
@@ -186,6 +196,11 @@ def as_postgres(*command: object) -> Sequence[str]:
         if os.geteuid() == 0
         else words
     )
+
+
+def _open_log(path: str, flags: int) -> int:
+    """Open the log of the server, whose user could have put a link in its place."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _children(pid: int) -> list[int]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import psycopg
 import pytest
@@ -36,10 +37,25 @@ def test_a_server_that_cannot_start_says_why(own_cluster: Cluster) -> None:
     with temporary_folder() as folder:
         broken = Cluster(folder / "cluster", "no_such_setting=1")
         broken.create()
+        (folder / "cluster" / "log").symlink_to(folder / "other")
+        with pytest.raises(OSError, match="symbolic links"):  # which the server's user could have made
+            broken.launch()
+        assert not (folder / "other").exists()
+        (folder / "cluster" / "log").unlink()
         with pytest.raises(ConfigurationError, match="did not start"):
             broken.launch()
         broken.stop()
         broken.kill()
+
+
+def kill_by_a_wrong_number(cluster: Cluster) -> None:
+    """Let the server's user write the number of another process, which is then not killed."""
+    file = Path(unquote(cluster.dsn.partition("@")[2].partition("/")[0]), "data", "postmaster.pid")
+    content = file.read_text()
+    file.write_text("1\n")
+    with pytest.raises(ConfigurationError, match=r"postmaster\.pid must name the server"):
+        cluster.kill()
+    file.write_text(content)
 
 
 async def test_a_killed_server_keeps_committed_rows(own_cluster: Cluster) -> None:
@@ -47,6 +63,7 @@ async def test_a_killed_server_keeps_committed_rows(own_cluster: Cluster) -> Non
     async with own_cluster as cluster:
         with psycopg.connect(cluster.dsn) as database:
             database.execute("CREATE TABLE numbers AS SELECT 1 AS number")
+        kill_by_a_wrong_number(cluster)
         cluster.kill()
         await cluster.start()
         with psycopg.connect(cluster.dsn) as database:

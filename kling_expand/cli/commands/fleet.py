@@ -32,6 +32,7 @@ from kling_expand.cli.terminal import (
     redirect_warnings,
     show,
 )
+from kling_expand.config import environment_with
 from kling_expand.models import ExpandRequest, source_name
 
 from .fleet_stats import stats_lines, watch
@@ -56,7 +57,8 @@ class Database(OptionGroup):
         "--dsn",
         envvar="KLING_FLEET_DSN",
         metavar="URL",
-        help="The database, as postgresql://user@host/name; the default is KLING_FLEET_DSN.",
+        help="The database, as postgresql://user@host/name; the default is KLING_FLEET_DSN. Every user of "
+        "the machine can see this option, so a password belongs there or in ~/.pgpass.",
     )
     run: str = option(
         "--run", default="default", show_default=True, metavar="NAME", help="The run that the jobs belong to."
@@ -426,7 +428,8 @@ async def _start_worker(words: Sequence[str], api_key: str) -> asyncio.subproces
     command = [sys.executable, "-m", "kling_expand", "fleet", "worker", "--shutdown-timeout", "3", *words]
     # In a session of its own: Ctrl-C is for this process, which stops the workers.
     return await asyncio.create_subprocess_exec(
-        *map(str, guard("TERM", "/usr/bin/env", f"KLING_API_KEY={api_key}", *command)),
+        *map(str, guard("TERM", *command)),
+        env=environment_with(KLING_API_KEY=api_key),
         stdin=asyncio.subprocess.PIPE,
         start_new_session=True,
     )

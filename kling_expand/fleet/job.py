@@ -34,6 +34,7 @@ from kling_expand.errors import (
     ClientClosed,
     DeadlineExceeded,
     DownloadError,
+    GeometryError,
     ImageError,
     InvalidRequest,
     IPNotAllowed,
@@ -230,6 +231,8 @@ def _failure(key: str, error: Exception, attempts: int) -> JobOutcome:
     task_id = getattr(error, "task_id", None)
     external_task_id = getattr(error, "external_task_id", None)
     reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, GeometryError) and "passes=" in error.advice:
+        reason += "; a job of a fleet is one pass, so use KlingClient.expand or `kling-expand bulk --passes`"
     paid = isinstance(error, TaskFailed) or task_id is not None
     return JobOutcome(key, "failed" if paid else "refused", external_task_id, task_id, error=reason)
 

@@ -221,6 +221,16 @@ async def test_pictures_are_saved_when_there_is_room_again(  # noqa: PLR0917 - f
     assert len(warnings) == 1
 
 
+async def test_a_job_is_one_pass(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
+    """A geometry that needs several is refused, and the reason says what can expand it."""
+    await fleet.submit(ExpandRequest(photo, ToAspect("4:1"), key="wide"))
+    async with working(dsn, emulator):
+        (outcome,) = await outcomes(fleet)
+    assert outcome.status == "refused"
+    assert "possible with passes=2" in str(outcome.error)
+    assert "a job of a fleet is one pass" in str(outcome.error)
+
+
 async def test_pictures_are_saved_at_full_size(fleet: Fleet, dsn: str, emulator: Emulator) -> None:
     """They lie beside the service's, in an object store too; a job with a photo at a URL is not paid for."""
     content = stored(texture(600, 400, seed=1), "PNG")

@@ -213,9 +213,8 @@ class Worker:
                 permits = Permits(lease, self._max_in_flight)
                 await stack.enter_async_context(permits)
                 context = evolve(context, hold=permits.hold)
-            consumer = Consumer(
-                lease, context, concurrency=self._concurrency, enough=self._max_in_flight, alone=alone
-            )
+            enough = self._max_in_flight and 2 * self._max_in_flight  # as many wait as can run here
+            consumer = Consumer(lease, context, concurrency=self._concurrency, enough=enough, alone=alone)
             return await self._serve(_Session(lease, client, slots, permits, consumer, store, alone))
 
     async def _serve(self, session: _Session) -> bool:

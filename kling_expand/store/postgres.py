@@ -248,10 +248,11 @@ class PostgresStore(JobStore):
         ids = outcome.key, outcome.status, outcome.external_task_id, outcome.task_id
         error = outcome.error and self._text(outcome.error)
         found = list(outcome.urls), list(outcome.files), outcome.units, error
-        saved = outcome.external_task_id, self._saved.get(outcome.external_task_id or "")
+        now = self._clock()
+        saved = outcome.external_task_id, self._saved.get(outcome.external_task_id or ""), now
         names = self.run, outcome.key
         also, values = ("", ()) if queued is None else (_LEAVE_QUEUE, (queued, self.owner))
-        values = *values, *names, *saved, self.run, *ids, *found, self._clock(), outcome.saved
+        values = *values, *names, *saved, self.run, *ids, *found, now, outcome.saved
         await self._database.fetch(f"WITH {also}{_RECORD_OUTCOME}", *values)
         self._saved.pop(outcome.external_task_id or "", None)
 
@@ -397,9 +398,9 @@ WHERE external_task_id = %s AND task_id IS NULL AND owner = %s
 _LEAVE_QUEUE = "left_queue AS (DELETE FROM kling_queue WHERE id = %s AND worker = %s), "
 _RECORD_OUTCOME = """
 ended AS (DELETE FROM kling_deaths WHERE run = %s AND key = %s),
-named AS (SELECT %s::text AS name, %s::bytea AS files),
+named AS (SELECT %s::text AS name, %s::bytea AS files, %s::double precision AS now),
 saved AS (
-    UPDATE kling_jobs SET state = 'done', files = named.files FROM named
+    UPDATE kling_jobs SET state = 'done', files = named.files, updated_at = now FROM named
     WHERE external_task_id = name AND named.files IS NOT NULL AND state IN ('succeeded', 'done')
 )
 INSERT INTO kling_outcomes

@@ -35,8 +35,9 @@ from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
 from kling_expand.store.postgres import VERSION
 from kling_expand.store.postgres_pool import ConnectionPool
 
-from .schema import NEW, POLL_INTERVAL
+from .schema import NEW
 
+POLL_INTERVAL = 5.0  # seconds between two tries for permits, in case a notification is lost
 ASKED_AT_ONCE = 20  # waiters of one worker for which one statement asks
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -61,12 +62,14 @@ class QueuedJob:
 class Beat(NamedTuple):
     """What a heartbeat has found.
 
-    `idle` are the jobs that the database assigns to this worker, but that it does not run. `runs_alone` is
-    whether jobs wait that must run alone, and it is for this worker to run them. `orphans` are tasks that
-    count against the account, but whose run has no worker: pairs of the external id and the task's own.
+    `idle` are the jobs that the database assigns to this worker, but that it does not run. `due` is whether
+    jobs with a task wait to be followed or saved. `runs_alone` is whether jobs wait that must run alone, and
+    it is for this worker to run them. `orphans` are tasks that count against the account, but whose run has
+    no worker: pairs of the external id and the task's own.
     """
 
     idle: set[int]
+    due: bool
     runs_alone: bool
     orphans: list[list[str]]
 
@@ -123,7 +126,7 @@ class Lease:
         found = await self.database.fetch(_BEAT, *values)
         if not found:
             raise LeaseLost(f"worker {self.worker} sent no heartbeat in time, so others have its jobs")
-        version, requeued, idle, runs_alone, orphans = found[0]
+        version, requeued, idle, due, runs_alone, orphans = found[0]
         if version != VERSION:
             raise JournalError(
                 f"the tables of the fleet must be of version {VERSION}, got {version}; restart this "
@@ -131,7 +134,7 @@ class Lease:
             )
         if requeued:
             logger.warning("requeued %d jobs of workers without a heartbeat", requeued)
-        return Beat(set(idle), runs_alone, orphans)
+        return Beat(set(idle), due, runs_alone, orphans)
 
     async def end(self) -> None:
         """Put back every job that is still held, release the permits, and delete the registration."""
@@ -176,7 +179,7 @@ INSERT INTO kling_workers (run, account, exact, alone, lease_until)
 VALUES (%s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) RETURNING id
 """
 _BEAT = """
-SELECT version, requeued, idle, runs_alone, orphans
+SELECT version, requeued, idle, due, runs_alone, orphans
 FROM kling_beat(%s, %s, %s, %s::bigint[], %s::bigint[])
 """
 _END = """
@@ -254,6 +257,7 @@ class Permits:
     def close(self) -> None:
         """Grant nothing more: waiters get `NotSubmitted`. Permits that are held stay held."""
         self._closed = True
+        self._changed.set()  # in the database nothing waits any more
         for waiter in self._waiters:
             if not waiter.granted.done():
                 waiter.granted.set_exception(_stopping())

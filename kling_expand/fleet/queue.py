@@ -60,9 +60,8 @@ CALLBACK_CHANNEL = "kling_callbacks"  # on which callbacks are forwarded to the 
 BATCH = 500  # jobs queued by one statement
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
-POLL_INTERVAL = 1.0  # seconds between two reads for results
+POLL_INTERVAL = 2.0  # seconds between two reads for results
 TAKE_INTERVAL = 1.0  # seconds between two reads of an empty queue, in case a notification is lost
-FULL_INTERVAL = 5.0  # seconds between two such reads of a worker that has all the jobs it wants
 TAKEN_AT_ONCE = 8  # new jobs, so that workers that start together share them
 SAVE_INTERVAL = 5.0  # seconds between two reads of the jobs whose pictures are to be saved later
 MAX_FOLLOWED = 1000  # tasks that one worker follows for others that ended
@@ -130,7 +129,7 @@ class Consumer:
                 task.add_done_callback(self._done)
             if not taken:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(TAKE_INTERVAL if self._room else FULL_INTERVAL):
+                    async with asyncio.timeout(TAKE_INTERVAL if self._room else None):
                         await self._arrived.wait()
 
     async def _take(self) -> list[QueuedJob]:

@@ -10,8 +10,8 @@ MAX_DEATHS = 3  # of workers that had a job in work, after which it runs alone
 
 JOB_CHANNEL = "kling_jobs"  # notified with the begin of a run's name when the run has jobs to take
 PERMIT_CHANNEL = "kling_permits"  # notified with the number of the worker that may take permits
-POLL_INTERVAL = 3.0  # seconds between two tries for permits, in case a notification is lost
-STARVATION_TIMEOUT = 5.0  # seconds that a worker's first waiter waits before it blocks the other workers
+STARVATION_TIMEOUT = 15.0  # seconds that a worker's first waiter waits before it blocks the other workers
+ASKING_TIMEOUT = 10.0  # seconds after which a worker that neither asks nor sends heartbeats blocks no other
 MAX_TASK_AGE = 3600.0  # seconds after its create that a task counts which no worker follows
 
 _COUNTS = f"""{AT_SERVICE} AND account = of_account
@@ -87,7 +87,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     since timestamptz; used integer; own integer; granted integer := 0; following record;
     late timestamptz := clock_timestamp() - make_interval(secs => {STARVATION_TIMEOUT});
-    awake timestamptz := clock_timestamp() - make_interval(secs => {3 * POLL_INTERVAL});
+    awake timestamptz := clock_timestamp() - make_interval(secs => {ASKING_TIMEOUT});
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('kling_permits ' || of_account, 0));
     PERFORM FROM kling_workers WHERE id = me FOR UPDATE;
@@ -192,14 +192,14 @@ END $$;
 -- While the database was away no worker could send heartbeats. So a worker deletes others only when it has
 -- sent its own in time for as long as a lease lasts.
 CREATE OR REPLACE FUNCTION kling_beat(me bigint, of_run text, seconds double precision, running bigint[],
-    lost bigint[], OUT version integer, OUT requeued bigint, OUT idle bigint[], OUT runs_alone boolean,
-    OUT orphans text[]) RETURNS SETOF record LANGUAGE plpgsql AS $$
+    lost bigint[], OUT version integer, OUT requeued bigint, OUT idle bigint[], OUT due boolean,
+    OUT runs_alone boolean, OUT orphans text[]) RETURNS SETOF record LANGUAGE plpgsql AS $$
 DECLARE
     self kling_workers;
     lease interval := make_interval(secs => seconds);
     now timestamptz := clock_timestamp();
 BEGIN
-    UPDATE kling_workers SET lease_until = now + lease, seen_at = now,
+    UPDATE kling_workers SET lease_until = now + lease, seen_at = now, asked_at = now,
         steady_since = CASE WHEN seen_at < now - lease * 2 / 3 THEN now ELSE steady_since END
     WHERE id = me RETURNING * INTO self;
     IF NOT FOUND THEN RETURN; END IF;
@@ -207,6 +207,8 @@ BEGIN
     idle := ARRAY(SELECT id FROM kling_queue WHERE worker = me AND id <> ALL(running));
     requeued := kling_requeue_stalled(me, of_run,
         ARRAY(SELECT unnest(idle) INTERSECT SELECT unnest(lost)), now - self.steady_since >= lease);
+    due := EXISTS (SELECT FROM kling_queue WHERE run = of_run AND stage IN ('{FOLLOW}', '{SAVE}')
+        AND worker IS NULL AND (due_at IS NULL OR due_at <= clock_timestamp()));
     -- One worker of the run, the oldest, so that the others go on with everything else.
     runs_alone := EXISTS (SELECT FROM kling_queue WHERE run = of_run AND stage = '{ALONE}' AND worker IS NULL
             AND (due_at IS NULL OR due_at <= clock_timestamp()))

@@ -273,6 +273,8 @@ class Worker:
             await asyncio.sleep(min(self._heartbeat_timeout / 3, MAX_BEAT_INTERVAL))
             beat = await session.lease.beat(consumer.job_ids, idle)
             idle = beat.idle
+            if beat.due:
+                consumer.wake()
             for external_task_id, task_id in beat.orphans:
                 if external_task_id not in session.orphans:
                     watching = asyncio.create_task(_watch(session, external_task_id, task_id))

@@ -29,7 +29,7 @@ OnNotification = Callable[[str, str], object]
 SIZE = 2  # connections of a pool; a worker has one more, for notifications
 RETRY_TIMEOUT = 7200.0  # seconds a database may be away before a call raises
 RETRY_DELAY = 0.25  # seconds between two tries to connect
-IDLE_TIMEOUT = 5.0  # seconds without a notification after which the connection is checked
+IDLE_TIMEOUT = 20.0  # seconds without a notification after which the connection is checked
 # A server that was switched off, or a network that drops packets, is noticed within about 25 seconds.
 _NETWORK = {
     "connect_timeout": 10,

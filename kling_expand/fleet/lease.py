@@ -26,12 +26,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
+from math import inf
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from attrs import define, field, frozen
 
 from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
+from kling_expand.jobs.scheduler import Flow, Slots
 from kling_expand.store.postgres import VERSION
 from kling_expand.store.postgres_pool import ConnectionPool
 
@@ -312,6 +314,51 @@ class Permits:
                 waiter.granted.set_result(None)
         if count == ASKED_AT_ONCE:
             self._changed.set()
+
+
+class SharedSlots(Slots):
+    """Slots of an account that other workers use too, and that can be closed.
+
+    Other workers take and leave slots all the time, so free ones are probed for more often. Once closed,
+    present and later waiters get `NotSubmitted`.
+    """
+
+    tasks_per_probe: ClassVar[int] = 20
+    longest_probe_pause: ClassVar[float] = 20.0
+    level_tolerance: ClassVar[float] = inf  # the level changes all the time, so it never resets the pause
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._closed = asyncio.Event()
+
+    def close(self) -> None:
+        """Admit nothing more."""
+        self._closed.set()
+
+    async def acquire(
+        self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
+    ) -> int:
+        """Wait for *n* slots and return the epoch they were granted in.
+
+        Raises:
+            NotSubmitted: when the slots are closed.
+        """
+        place = asyncio.ensure_future(super().acquire(n, flow, priority=priority, first=first))
+        closed = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait({place, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if self._closed.is_set():
+                if place.done():
+                    self.release(n)
+                raise _stopping()
+            return place.result()
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.release(n)
+            raise
+        finally:
+            place.cancel()
+            closed.cancel()
 
 
 def _stopping() -> NotSubmitted:

@@ -9,21 +9,19 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from math import inf
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 from attrs import evolve, field, frozen
 
 from kling_expand.api.codec import parse_json
 from kling_expand.client import KlingClient
-from kling_expand.errors import KlingError, NotSubmitted, WebhookError, require
-from kling_expand.jobs.scheduler import Flow, Slots
+from kling_expand.errors import KlingError, WebhookError, require
 from kling_expand.models import MAX_IMAGES
 from kling_expand.store.postgres import PostgresStore
 
 from .job import WorkerContext
-from .lease import Lease, LeaseLost, Permits
+from .lease import Lease, LeaseLost, Permits, SharedSlots
 from .queue import CALLBACK_CHANNEL, Consumer, Fleet, NotificationHandler
 from .schema import JOB_CHANNEL, PERMIT_CHANNEL
 
@@ -35,51 +33,6 @@ REQUEUE_TIMEOUT = 3.0  # seconds of those for the statements of the jobs
 CONCURRENCY = 32  # new jobs in hand at the same time, most of which wait for a slot
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-
-class SharedSlots(Slots):
-    """Slots of an account that other workers use too, and that can be closed.
-
-    Other workers take and leave slots all the time, so free ones are probed for more often. Once closed,
-    present and later waiters get `NotSubmitted`.
-    """
-
-    tasks_per_probe: ClassVar[int] = 20
-    longest_probe_pause: ClassVar[float] = 20.0
-    level_tolerance: ClassVar[float] = inf  # the level changes all the time, so it never resets the pause
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self._closed = asyncio.Event()
-
-    def close(self) -> None:
-        """Admit nothing more."""
-        self._closed.set()
-
-    async def acquire(
-        self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
-    ) -> int:
-        """Wait for *n* slots and return the epoch they were granted in.
-
-        Raises:
-            NotSubmitted: when the slots are closed.
-        """
-        place = asyncio.ensure_future(super().acquire(n, flow, priority=priority, first=first))
-        closed = asyncio.ensure_future(self._closed.wait())
-        try:
-            await asyncio.wait({place, closed}, return_when=asyncio.FIRST_COMPLETED)
-            if self._closed.is_set():
-                if place.done():
-                    self.release(n)
-                raise NotSubmitted("the worker is stopping and created no task: another worker runs the job")
-            return place.result()
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.release(n)
-            raise
-        finally:
-            place.cancel()
-            closed.cancel()
 
 
 @frozen

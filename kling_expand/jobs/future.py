@@ -272,9 +272,9 @@ class ExpandResult(Serializable):
     ) -> tuple[str, ...]:
         """Save every picture to an object store, such as ``"s3://bucket/out/"``, and return their URLs.
 
-        Names, *format*, *quality* and *deadline* are those of `save`. An object of another content is
-        replaced with *overwrite* alone, unless two programs write it at the same moment. This needs the
-        extra `objects`, and the fsspec package of the store.
+        Names, *full_size*, *format*, *quality* and *deadline* are those of `save`. An object of another
+        content is replaced with *overwrite* alone, unless two programs write it at the same moment. This
+        needs the extra `objects`, and the fsspec package of the store.
 
         Raises:
             KlingError: whatever `save` raises.

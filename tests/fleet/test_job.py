@@ -24,8 +24,8 @@ from kling_expand.fleet.job import (
     pack,
     retry_delay,
 )
+from kling_expand.fleet.lease import SharedSlots
 from kling_expand.fleet.queue import Fleet
-from kling_expand.fleet.worker import SharedSlots
 from kling_expand.store.postgres import PostgresStore, TakenOver
 from kling_expand.testing import virtual_time
 

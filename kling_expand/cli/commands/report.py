@@ -1,7 +1,7 @@
 """`kling-expand report`: write one HTML page about the jobs of a journal."""
 
 import asyncio
-import os
+import secrets
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -129,9 +129,10 @@ async def _write(output: str, pieces: AsyncIterator[str]) -> None:
     """Write the whole page or nothing: an interrupted report leaves the previous one as it was."""
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}-{os.getpid()}.part")
+    part = target.with_name(f".{target.name}-{secrets.token_hex(8)}.part")
+    output_file = part.open("x", encoding="utf-8")  # never through a link that others have put there
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with output_file as file:
             async for piece in pieces:
                 file.write(piece)
         part.replace(target)

@@ -71,7 +71,10 @@ def listen(*, server: ListenOptions, output: JSONOption) -> None:
 async def _listen(server: ListenOptions, hooks: Webhooks, *, verify: bool, as_json: bool) -> None:
     app = web.Application(client_max_size=MAX_BODY)
     app.router.add_post("/{path:.*}", partial(_receive, hooks, as_json=as_json))
-    runner = web.AppRunner(app, access_log=None, lingering_time=1.0, shutdown_timeout=1.0)
+    # Without decompression: a body that is not valid gzip would print a traceback of the server.
+    runner = web.AppRunner(
+        app, access_log=None, lingering_time=1.0, shutdown_timeout=1.0, auto_decompress=False
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, server.host, server.port).start()

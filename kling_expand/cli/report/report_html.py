@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -118,7 +119,7 @@ def make_card(job: JobRecord, thumbnails: Thumbnails) -> Card:
     kind, state = STATES[job.state]
     return Card(
         name=stem(job.source) if job.source else job.external_task_id,
-        source=job.source or "",
+        source=_without_query(job.source or ""),
         kind=kind,
         state=state,
         width=width,
@@ -131,6 +132,14 @@ def make_card(job: JobRecord, thumbnails: Thumbnails) -> Card:
         changed=_is_changed(job, request),
         facts=_facts(job, request, before, after),
     )
+
+
+def _without_query(source: str) -> str:
+    """Return a path, or a URL without what may be a secret in it: the page is sent to others."""
+    if "://" not in source:
+        return source
+    parts = urlsplit(source)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _is_changed(job: JobRecord, request: ExpandRequest) -> bool:

@@ -33,10 +33,10 @@ def listening(*arguments: object) -> "Iterator[tuple[subprocess.Popen[str], str,
         assert process.wait(30) == 0
 
 
-def post(url: str, body: bytes) -> int:
+def post(url: str, body: bytes, headers: dict[str, str] | None = None) -> int:
     """The status of the answer."""
     try:
-        with urlopen(Request(url, body, method="POST"), timeout=10) as answer:
+        with urlopen(Request(url, body, headers or {}, method="POST"), timeout=10) as answer:
             return int(answer.status)
     except HTTPError as error:
         error.close()
@@ -91,6 +91,9 @@ def test_without_a_secret_every_call_is_marked() -> None:
         assert process.stdout is not None
         shown = process.stdout.readline()
         assert post(url, b"{}") == 400
+        assert post(url, b"no gzip", {"Content-Encoding": "gzip"}) == 400
+        assert process.stderr is not None
+        assert all("refused a request" in process.stderr.readline() for _ in range(2))
     assert "NOT VERIFIED" in shown
     assert "\x1b" not in shown
 

@@ -11,10 +11,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from PIL import Image
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
-from kling_expand.cli.report.report_html import seconds
+from kling_expand.cli.report.report_html import make_card, seconds
+from kling_expand.cli.report.thumbnails import Thumbnails
 from kling_expand.models import Task
 from kling_expand.store.sqlite import SQLiteStore
 
@@ -97,6 +99,29 @@ def test_nothing_is_fetched_and_foreign_text_is_escaped(journal: Path, tmp_path:
     assert re.search(
         r'http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:', text
     )
+
+
+async def test_no_signature_of_a_photo_is_on_the_page(journal: Path) -> None:
+    """The page is sent to others, so it shows a URL without its user and its query."""
+    async with SQLiteStore.snapshot(journal) as store:
+        job = await anext(store.jobs())
+    signed = evolve(job, source="https://me:word@h.example/dog.png?X-Amz-Signature=secret#part")
+    card = make_card(signed, Thumbnails(64))
+    assert (card.name, card.source) == ("dog", "https://h.example/dog.png")
+    assert not any(word in repr(card) for word in ("secret", "word", "part"))
+
+
+def test_the_page_is_written_through_no_link(
+    journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that others can write to, a link under the name of the part file leads to no harm."""
+    monkeypatch.setattr("secrets.token_hex", lambda _: "known")
+    (tmp_path / "mine").write_text("precious")
+    link = tmp_path / ".r.html-known.part"
+    link.symlink_to(tmp_path / "mine")
+    done = Shell()("report", journal, "-o", tmp_path / "r.html")
+    assert (done.exit_code, "cannot be written" in done.stderr) == (2, True)
+    assert ((tmp_path / "mine").read_text(), link.is_symlink()) == ("precious", True)
 
 
 def test_pictures_are_as_small_as_asked(journal: Path, tmp_path: Path) -> None:

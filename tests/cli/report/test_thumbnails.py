@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 from PIL import Image
+from support.sample_pictures import claimed
 
 from kling_expand.cli.report.thumbnails import Thumbnails
 
@@ -18,6 +19,6 @@ def test_thumbnails_of_anything(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(base64.b64decode(small.uri.partition(",")[2]))) as image:
         assert (image.size, image.getpixel((5, 5))) == ((100, 75), (255, 255, 255))
     (tmp_path / "b.png").write_bytes(b"\x89PNG nonsense")
-    assert [
-        Thumbnails(9).make(name) for name in (str(tmp_path / "b.png"), "https://x.org/a.png", "gone")
-    ] == [None] * 3
+    (tmp_path / "c.png").write_bytes(claimed(13_000, 13_000))  # more pixels than a few threads can hold
+    names = (str(tmp_path / "b.png"), str(tmp_path / "c.png"), "https://x.org/a.png", "gone")
+    assert [Thumbnails(9).make(name) for name in names] == [None] * 4

@@ -247,6 +247,6 @@ async def _watch(session: _Session, external_task_id: str, task_id: str) -> None
 
 def _receive(client: KlingClient, payload: str) -> None:
     """Deliver a callback that another process received; its signature is verified here again."""
-    with suppress(WebhookError, ValueError, KeyError, TypeError):
+    with suppress(WebhookError, ValueError, KeyError, TypeError, AttributeError):
         callback = parse_json(payload.encode())
         client.receive(callback["headers"], callback["body"].encode())

@@ -16,7 +16,7 @@ from kling_expand import ExpandRequest, Ratios
 from kling_expand.emulator import Emulator
 from kling_expand.errors import JournalError
 from kling_expand.fleet.dev_server import Cluster
-from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.queue import CALLBACK_CHANNEL, Fleet
 from kling_expand.fleet.schema import MAX_DEATHS
 from kling_expand.fleet.worker import Worker
 from kling_expand.jobs.poll_schedule import ExponentialSchedule
@@ -138,6 +138,19 @@ async def test_a_callback_reaches_the_worker_that_waits(
         async with working(dsn, emulator, callback_url=url, webhook_secret=SECRET, schedule=rare):
             assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
     assert emulator.account.requests["query"] == 0
+
+
+async def test_a_notification_of_another_program_ends_no_worker(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """Every role of the database may notify: what is no callback is ignored."""
+    emulator.work_seconds = 0.3
+    await fleet.submit_many(requests(photo, 1))
+    async with working(dsn, emulator):
+        await created(emulator, 1)
+        for payload in ("5", "[]", '{"headers": {}, "body": []}', '{"headers": 5, "body": "x"}'):
+            await fleet.database.fetch("SELECT pg_notify(%s, %s)", CALLBACK_CHANNEL, payload)
+        assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
 
 
 async def test_workers_without_permits_share_a_small_account(

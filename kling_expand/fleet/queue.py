@@ -336,18 +336,22 @@ class Fleet:
         """Remove the jobs of *keys* (all, without keys) that no worker has or ever sent; return their number.
 
         What was sent has a task that is paid: it is followed to its end, and the log says how many these
-        are. Queue entry and outcome change in one statement, so an interrupted call can be repeated.
+        are. Each job and its outcome change at the same moment, so an interrupted call can be repeated.
 
         Raises:
             JournalError: when the database is unreachable or has no tables.
         """
         await self.check()
         named = " AND job.key = ANY(%s)" if keys else ""  # a condition for both would be slow for few keys
-        values = self.run, self.clock(), *([list(keys)] if keys else [])
-        ((removed, kept),) = await self.database.fetch(_CANCEL.replace("{named}", named), *values)
+        wanted = [list(keys)] if keys else []
+        cancel, total, removed = _CANCEL.replace("{named}", named), 0, 1
+        while removed:
+            ((removed,),) = await self.database.fetch(cancel, self.run, self.clock(), *wanted)
+            total += removed
+        ((kept,),) = await self.database.fetch(_KEPT.replace("{named}", named), self.run, *wanted)
         if kept:
             logger.warning("%d jobs are not cancelled: a worker has or has sent them, and they go on", kept)
-        return int(removed)
+        return total
 
     # ------------------------------------------------------------------ workers
 
@@ -439,17 +443,17 @@ WITH inserted AS (
     SELECT %s, payload ->> 'key', %s, payload FROM unnest(%s::jsonb[]) AS payload RETURNING 1
 ) SELECT count(*), {NOTIFY_JOBS} FROM inserted
 """  # noqa: S608 - our words
+# At most so many jobs by one statement, so that the cost of each has a bound.
 _CANCEL = """
 WITH input AS (SELECT %s::text AS run, %s::double precision AS now),
-found AS (
-    SELECT job.id, job.key, worker IS NULL AND stage = 'new' AND NOT EXISTS (
-            SELECT FROM kling_jobs AS known WHERE known.run = input.run AND known.key = job.key
-                AND (task_id IS NOT NULL OR last_post_at IS NOT NULL)) AS unsent
-    FROM kling_queue AS job, input
-    WHERE job.run = input.run AND stage <> 'save'{named}
-), removed AS (
-    DELETE FROM kling_queue AS job USING found WHERE job.id = found.id AND unsent AND worker IS NULL
-    RETURNING job.id, job.key
+removed AS (
+    DELETE FROM kling_queue WHERE worker IS NULL AND id = ANY(ARRAY(
+        SELECT id FROM kling_queue AS job, input
+        WHERE job.run = input.run AND stage = 'new' AND worker IS NULL{named} AND NOT EXISTS (
+            SELECT FROM kling_jobs AS known WHERE known.run = job.run AND known.key = job.key
+                AND (task_id IS NOT NULL OR last_post_at IS NOT NULL))
+        LIMIT 10000))
+    RETURNING key
 ), recorded AS (
     INSERT INTO kling_outcomes (run, key, status, urls, files, ended_at)
     SELECT DISTINCT run, key, 'cancelled', '{}'::text[], '{}'::text[], now FROM removed, input
@@ -457,8 +461,9 @@ found AS (
         urls = excluded.urls, files = excluded.files, units = NULL, error = NULL,
         ended_at = excluded.ended_at, saved = true, number = NULL
 )
-SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM found) - (SELECT count(*) FROM removed)
+SELECT count(*) FROM removed
 """
+_KEPT = "SELECT count(*) FROM kling_queue AS job WHERE run = %s AND stage <> 'save'{named}"
 _FORWARD = "SELECT pg_notify(%s, jsonb_build_object('headers', %s, 'body', %s::text)::text)"
 _WORKERS = """
 SELECT extract(epoch FROM clock_timestamp() - seen_at), count(job.id)

@@ -31,6 +31,7 @@ from .base import (
 from .postgres_pool import Connection, ConnectionPool
 
 PAGE = 200  # jobs read at a time
+NUMBERED = 10_000  # outcomes that one read numbers at most, so that its cost has a bound
 CLAIM_TRIES = 10  # to find or insert a job that other workers insert at the same moment
 REMEMBERED = 1000  # ends that were written, so that none is written twice
 
@@ -118,8 +119,8 @@ BEGIN  -- along the index, which the planner would not choose before the first A
             SELECT FROM kling_outcomes WHERE run = of_run AND number > after LIMIT page) AS numbered)
         AND EXISTS (SELECT FROM kling_outcomes WHERE run = of_run AND number IS NULL) THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('kling_outcomes ' || of_run, 0));
-        UPDATE kling_outcomes SET number = nextval('kling_outcome_numbers')
-        WHERE run = of_run AND number IS NULL;
+        UPDATE kling_outcomes SET number = nextval('kling_outcome_numbers') WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM kling_outcomes WHERE run = of_run AND number IS NULL LIMIT {NUMBERED}));
     END IF;
     RETURN QUERY
     SELECT * FROM kling_outcomes WHERE run = of_run AND number > after ORDER BY number LIMIT page;

@@ -58,6 +58,7 @@ __all__ = ["Fleet", "FleetStats"]
 
 CALLBACK_CHANNEL = "kling_callbacks"  # on which callbacks are forwarded to the workers
 BATCH = 500  # jobs queued by one statement
+CANCELLED_AT_ONCE = 10_000  # jobs by one statement, so that its cost has a bound
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
 POLL_INTERVAL = 2.0  # seconds between two reads for results
@@ -346,7 +347,8 @@ class Fleet:
         wanted = [list(keys)] if keys else []
         cancel, total, removed = _CANCEL.replace("{named}", named), 0, 1
         while removed:
-            ((removed,),) = await self.database.fetch(cancel, self.run, self.clock(), *wanted)
+            values = self.run, self.clock(), *wanted, CANCELLED_AT_ONCE
+            ((removed,),) = await self.database.fetch(cancel, *values)
             total += removed
         ((kept,),) = await self.database.fetch(_KEPT.replace("{named}", named), self.run, *wanted)
         if kept:
@@ -443,7 +445,6 @@ WITH inserted AS (
     SELECT %s, payload ->> 'key', %s, payload FROM unnest(%s::jsonb[]) AS payload RETURNING 1
 ) SELECT count(*), {NOTIFY_JOBS} FROM inserted
 """  # noqa: S608 - our words
-# At most so many jobs by one statement, so that the cost of each has a bound.
 _CANCEL = """
 WITH input AS (SELECT %s::text AS run, %s::double precision AS now),
 removed AS (
@@ -452,7 +453,7 @@ removed AS (
         WHERE job.run = input.run AND stage = 'new' AND worker IS NULL{named} AND NOT EXISTS (
             SELECT FROM kling_jobs AS known WHERE known.run = job.run AND known.key = job.key
                 AND (task_id IS NOT NULL OR last_post_at IS NOT NULL))
-        LIMIT 10000))
+        LIMIT %s))
     RETURNING key
 ), recorded AS (
     INSERT INTO kling_outcomes (run, key, status, urls, files, ended_at)

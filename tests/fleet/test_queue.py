@@ -9,7 +9,10 @@ from support.fleet_workers import created, outcomes, requests, working
 
 from kling_expand import ExpandRequest, Ratios, errors
 from kling_expand.emulator import Emulator
+from kling_expand.fleet.lease import Lease
 from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.schema import NEW
+from kling_expand.store.postgres import JobOutcome, PostgresStore
 
 pytest_plugins = ["support.postgres", "support.fleet"]
 
@@ -61,6 +64,36 @@ async def test_a_waiting_job_can_be_cancelled(
     assert found == dict.fromkeys(("k0", "k2", "k4"), "succeeded") | cancelled
     assert await fleet.cancel("k0") == 0
     assert len(emulator.account.tasks) == 3
+
+
+async def test_the_size_of_the_queue_is_counted_as_it_changes(
+    fleet: Fleet, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever happens to jobs, the numbers equal a count of the table."""
+    monkeypatch.setattr("kling_expand.fleet.queue.CANCELLED_AT_ONCE", 2)
+
+    async def sizes() -> tuple[int, int]:
+        """Return the numbers of jobs that wait and that workers have, which must be right."""
+        query = "SELECT count(*) - count(worker), count(worker) FROM kling_queue WHERE stage <> 'save'"
+        (counted,) = await fleet.database.fetch(query)
+        stats = await fleet.stats()
+        assert (stats.queued, stats.running) == counted
+        return stats.queued, stats.running
+
+    await fleet.submit_many(requests(photo, 9))
+    lease = Lease(fleet.database, fleet.run, timeout=30.0)
+    await lease.begin()
+    ended, saving, again, held = await lease.take(4, 0)
+    assert await sizes() == (5, 4)
+    store = PostgresStore(fleet.database, run=fleet.run, owner=lease.worker)
+    await store.record_outcome(JobOutcome("k0", "failed"), queued=ended.id)
+    await lease.requeue(saving, 60.0, saving=True)
+    await lease.requeue(again, 60.0, charge=True)
+    assert await sizes() == (6, 1)
+    assert await fleet.cancel() == 6
+    assert await sizes() == (0, 1)
+    await lease.end()
+    assert (await sizes(), held.stage) == ((1, 0), NEW)
 
 
 async def test_what_was_sent_is_not_cancelled(

@@ -125,6 +125,34 @@ BEGIN  -- along the index, which the planner would not choose before the first A
     RETURN QUERY
     SELECT * FROM kling_outcomes WHERE run = of_run AND number > after ORDER BY number LIMIT page;
 END $$;
+-- Insert an attempt. Where the job has that one or a later one, return its last: a failed one as it is, a
+-- rejected one as an intent again, any other with its new owner. There is none if the id is another job's, or
+-- if another worker inserts the same attempt at this moment.
+CREATE OR REPLACE FUNCTION kling_claim(of_run text, of_key text, id_of_task text, digest text, try integer,
+    photo bytea, values_of text, now double precision, me bigint, OUT job kling_jobs, OUT inserted boolean,
+    OUT key_known boolean) LANGUAGE plpgsql AS $$
+BEGIN
+    key_known := EXISTS (SELECT FROM kling_jobs WHERE run = of_run AND key = of_key);
+    INSERT INTO kling_jobs (run, key, external_task_id, params_hash, attempt, source, params, created_at,
+        updated_at, owner, state)
+    SELECT of_run, of_key, id_of_task, digest, try, photo, values_of, now, now, me, 'intent'
+    WHERE NOT key_known OR NOT EXISTS (SELECT FROM kling_jobs
+        WHERE run = of_run AND key = of_key AND params_hash = digest AND attempt >= try)
+    ON CONFLICT DO NOTHING RETURNING * INTO job;
+    inserted := FOUND;
+    IF inserted AND key_known THEN
+        UPDATE kling_jobs SET latest = false
+        WHERE run = of_run AND key = of_key AND params_hash = digest AND attempt < try;
+    ELSIF NOT inserted THEN
+        UPDATE kling_jobs SET owner = me,
+            updated_at = CASE state WHEN 'rejected' THEN now ELSE updated_at END,
+            error = CASE state WHEN 'rejected' THEN NULL ELSE error END,
+            state = CASE state WHEN 'rejected' THEN 'intent' ELSE state END
+        WHERE id = (SELECT id FROM kling_jobs WHERE run = of_run AND key = of_key AND params_hash = digest
+            ORDER BY attempt DESC LIMIT 1)
+        RETURNING * INTO job;
+    END IF;
+END $$;
 CREATE TABLE IF NOT EXISTS kling_schema (version integer NOT NULL);
 """  # noqa: S608 - our words
 
@@ -316,16 +344,12 @@ class PostgresStore(JobStore):
         for _ in range(CLAIM_TRIES):
             name = external_id(attempt)
             row = (self.run, key, name, digest, attempt, draft["source"], draft["params"])
-            inserted = await self._database.fetch(_INSERT, *row, self._clock(), self.owner)
-            if inserted:
-                *columns, key_known = inserted[0]
-                if key_known and attempt == 1:
-                    warn_of_other_parameters(key)
-                return JobRecord(*columns)
-            # The attempt is known, or the id is another job's.
-            known = await self._database.fetch(_CLAIM, self.owner, self._clock(), self.run, key, digest)
-            job = JobRecord(*known[0]) if known else None
-            if job is not None and job.state is not JobState.FAILED and job.attempt > after:
+            rows = await self._database.fetch(_CLAIM, *row, self._clock(), self.owner)
+            *columns, inserted, key_known = rows[0]
+            if inserted and key_known and attempt == 1:
+                warn_of_other_parameters(key)
+            job = JobRecord(*columns) if columns[0] is not None else None
+            if job is not None and (inserted or (job.state is not JobState.FAILED and job.attempt > after)):
                 return job
             attempt = max(job.attempt if job else 0, after) + 1
         raise JournalError("two jobs cannot have one external_task_id", external_task_id=name)
@@ -358,36 +382,9 @@ class PostgresStore(JobStore):
         return JobRecord(*rows[0]) if rows else None
 
 
-# A failed attempt is returned as it is, a rejected one becomes an intent again, any other changes its owner.
 _CLAIM = f"""
-UPDATE kling_jobs SET owner = %s,
-    updated_at = CASE state WHEN 'rejected' THEN %s ELSE updated_at END,
-    error = CASE state WHEN 'rejected' THEN NULL ELSE error END,
-    state = CASE state WHEN 'rejected' THEN 'intent' ELSE state END
-WHERE id = (
-    SELECT id FROM kling_jobs WHERE run = %s AND key = %s AND params_hash = %s
-    ORDER BY attempt DESC LIMIT 1
-) RETURNING {COLUMNS}
-"""  # noqa: S608 - our words
-_INSERT = f"""
-WITH row AS (
-    SELECT %s::text AS run, %s::text AS key, %s::text AS external_task_id, %s::text AS params_hash,
-        %s::integer AS attempt, %s::bytea AS source, %s::text AS params, %s::double precision AS now,
-        %s::bigint AS owner
-), made AS (
-    INSERT INTO kling_jobs (run, key, external_task_id, params_hash, attempt, source, params, created_at,
-        updated_at, owner, state)
-    SELECT run, key, external_task_id, params_hash, attempt, source, params, now, now, owner, 'intent'
-    FROM row WHERE NOT EXISTS (SELECT FROM kling_jobs AS old WHERE old.run = row.run AND old.key = row.key
-        AND old.params_hash = row.params_hash AND old.attempt >= row.attempt)
-    ON CONFLICT DO NOTHING RETURNING {COLUMNS}
-), older AS (
-    UPDATE kling_jobs AS old SET latest = false FROM made, row WHERE old.run = row.run AND old.key = row.key
-        AND old.params_hash = row.params_hash AND old.attempt < row.attempt
-)
-SELECT made.*, EXISTS (
-    SELECT FROM kling_jobs, row WHERE kling_jobs.run = row.run AND kling_jobs.key = row.key
-) FROM made
+SELECT {", ".join(f"(job).{name}" for name in COLUMNS.split(", "))}, inserted, key_known
+FROM kling_claim(%s, %s, %s, %s, %s, %s, %s, %s, %s)
 """  # noqa: S608 - our words
 _SENDING = """
 WITH row AS (SELECT %s::double precision AS now, %s::text AS account)

@@ -1,4 +1,4 @@
-"""When to poll: a learned schedule, an exponential one, and the trust in list pages.
+"""When to poll: a learned schedule, an exponential one, and the trust in list pages and callbacks.
 
 A read costs a request, and a task that ends between two reads is noticed late. So a read has a price in
 seconds of latency: it is made when the tasks that have probably ended unseen have waited for that many
@@ -17,7 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import accumulate, pairwise
-from math import inf, isfinite, sqrt
+from math import inf, isfinite, log, sqrt
 from pathlib import Path
 from random import Random
 from typing import NamedTuple, Protocol
@@ -32,6 +32,9 @@ TARGET_LATENCY = 0.58  # seconds from the end of a task to the read that shows i
 LEARN_AFTER = 5  # ended tasks before the schedule uses their durations
 DISTRUST = 20.0  # seconds without lists after the first bad list
 STALE_AFTER = 3.0  # seconds a list may lag behind single reads
+CALLBACK_TIMEOUT = 2.0  # seconds after an end in which its callback must come
+FEWEST_MISSED = 0.02  # of the ends, that are expected to come without a callback
+_RECEIVED_WEIGHT, _MISSED_WEIGHT = 0.1, 0.5  # of one end in the share of missed callbacks
 WINDOW = 256  # durations that are remembered
 HISTORY_FILE = "durations.txt"
 HISTORY_ACCOUNTS = 32  # in that file
@@ -44,7 +47,10 @@ _NEGLIGIBLE = 1e-3  # share of running tasks below which that computation ends
 
 
 class PollSchedule(Protocol):
-    """The time of the next poll. A method `expected_ends` as of `AdaptiveSchedule` is used if it exists."""
+    """The time of the next poll.
+
+    Methods `expected_ends` and `overdue` as of `AdaptiveSchedule` are used if they exist.
+    """
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
         """Return the seconds until the next read of tasks that were all just read at these *ages* in seconds.
@@ -138,17 +144,29 @@ class AdaptiveSchedule:
         self._fresh += 1
 
     def expected_ends(self, ages: Sequence[float], unseen: Sequence[float]) -> float | None:
-        """Return how many tasks, now at *ages*, have probably ended during their last *unseen* seconds.
+        """Return how many ends of tasks, now at *ages*, to expect during their last *unseen* seconds.
 
-        None before durations are known.
+        While none of them ends, a task counts for more the surer its end becomes. So if all is well, the
+        chance that *x* expected ends stay away is exp(-x). None before durations are known.
         """
         if self._model is None or len(self._durations) < LEARN_AFTER:
             return None
         expected = 0.0
         for age, seconds in zip(ages, unseen, strict=True):
             before, now = self._model.at(max(age - seconds, 0.0))[0], self._model.at(age)[0]
-            expected += (now - before) / max(1 - before, 1e-9)
+            expected += log(max(1 - before, 1e-9) / max(1 - now, 1e-9))
         return expected
+
+    def overdue(self, age: float, share: float) -> float:
+        """Return the seconds after which only a *share* of the tasks now at *age* still runs.
+
+        Tasks that have outlived all but this share of all tasks are overdue after *longest* seconds again.
+        """
+        learned = self._model if len(self._durations) >= LEARN_AFTER else None
+        model = learned or PRIOR
+        first = model.age_at(1 - share)
+        again = model.age_at(1 - share * (1 - model.at(age)[0]))
+        return max(0.0, min(again, max(first, age + self._longest)) - age)
 
     def _fit(self, running: Sequence[float]) -> "DurationModel":
         """Fit durations to the window and to the ages of *running* tasks, and set the price of a read."""
@@ -200,6 +218,16 @@ class DurationModel(NamedTuple):
             return here, unseen[i] + beyond * here
         share = here + beyond * (ended[i + 1] - here) / (ages[i + 1] - ages[i])
         return share, unseen[i] + beyond * (here + share) / 2
+
+    def age_at(self, share: float) -> float:
+        """Return the age by which a *share* of tasks has ended, or infinity."""
+        i = bisect_left(self.ended, share)
+        if i == len(self.ended):
+            return inf
+        if i == 0:
+            return self.ages[0]
+        before, after = self.ended[i - 1 : i + 1]
+        return self.ages[i - 1] + (self.ages[i] - self.ages[i - 1]) * (share - before) / (after - before)
 
     def wait(self, ages: Sequence[float], price: float, longest: float) -> float:
         """Return the seconds until the expected summed latency of tasks now at *ages* is *price* seconds.
@@ -384,3 +412,61 @@ class ListTrust:
             self.evidence(now)
         elif now - ended_at >= STALE_AFTER:
             self.distrust(now, "it still shows a task as unfinished that has ended")
+
+
+class CallbackTrust:
+    """The share of ends that come without a callback in time, estimated from recent ends.
+
+    While it is small the poller waits for callbacks, and reads a task only when all but this share of tasks
+    would have ended. So at most this share of tasks is read although its callback would have come. A missed
+    callback raises the share by half of the rest at once, while a received one lowers it by a fifth.
+    """
+
+    def __init__(self) -> None:
+        self.missed: float = 1.0  # the share
+        self.rose: bool = False  # since the poller last looked
+        self.heard_at: float = -inf  # when a callback or a list last showed that all is well (loop time)
+        self._awaited: dict[
+            str, float
+        ] = {}  # ends that a read showed first, and when their callbacks are late
+
+    @property
+    def active(self) -> bool:
+        """Whether callbacks are relied on or awaited."""
+        return self.missed < 1 or bool(self._awaited)
+
+    @property
+    def silence(self) -> float:
+        """How many expected ends without any callback mean that callbacks have stopped."""
+        return -log(self.missed)
+
+    def ended(self, task_id: str, latency: float, now: float, *, called: bool) -> None:
+        """Record an end that became known *latency* seconds late, by a callback if it was *called*."""
+        if latency >= CALLBACK_TIMEOUT:
+            self._count(received=False)
+        elif called:
+            self._received(now)
+        else:
+            self._awaited[task_id] = now + CALLBACK_TIMEOUT - latency
+
+    def arrived(self, task_id: str, now: float) -> None:
+        """Record a callback about a task whose end is known already."""
+        if self._awaited.pop(task_id, -inf) > now:
+            self._received(now)
+
+    def expire(self, now: float) -> None:
+        """Count the awaited callbacks that are late."""
+        for task_id in [each for each, late_at in self._awaited.items() if late_at <= now]:
+            del self._awaited[task_id]
+            self._count(received=False)
+
+    def _received(self, now: float) -> None:
+        self.heard_at = now
+        self._count(received=True)
+
+    def _count(self, *, received: bool) -> None:
+        if received:
+            self.missed = max(FEWEST_MISSED, self.missed * (1 - _RECEIVED_WEIGHT))
+        else:
+            self.missed += (1 - self.missed) * _MISSED_WEIGHT
+            self.rose = True

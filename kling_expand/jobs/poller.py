@@ -12,6 +12,10 @@ is refused, or is out of date          as long each time it happens again
 never changes                          a single read when an expected end was not seen
 =====================================  =======================================================
 
+Where callbacks come for the tasks that ask for them, reads are a safety net: a task is read when it is
+overdue, and all are when so many ends were expected since the last callback that callbacks must have
+stopped. One missed callback is enough to poll more often at once.
+
 No single answer ends the wait for a task that is known to exist. Transient failures are tolerated for
 `poll_timeout` seconds and refusals for `refusal_timeout` seconds, each counted from the first of a run of at
 least `MIN_FAILURES` bad answers. A status that is not understood counts as a good answer for `poll_timeout`.
@@ -20,7 +24,7 @@ least `MIN_FAILURES` bad answers. A status that is not understood counts as a go
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
 from math import inf, sqrt
 from types import TracebackType
@@ -40,7 +44,7 @@ from kling_expand.events import CALLER, Caller, Event, EventKind, Listener
 from kling_expand.models import Status, Task
 
 from .future import TaskRecord, TaskRegistry
-from .poll_schedule import STALE_AFTER, ListTrust, PollSchedule
+from .poll_schedule import STALE_AFTER, CallbackTrust, ListTrust, PollSchedule
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -57,7 +61,9 @@ FOREIGN_TASKS = 20  # other programs' tasks that may stand between ours on a pag
 SMOOTHING = 0.97  # decay of the number of listed tasks per list poll
 CHECK_AFTER = 5.0  # seconds without evidence that a list is up to date
 EXPECTED_ENDS = 2.0  # ends that were probably missed, from which a list is checked
-CHECK_SPACING = 0.05  # seconds between the single reads that replace a bad list
+CHECK_SPACING = 0.05  # seconds between the single reads that replace a bad list or missed callbacks
+CALLBACK_CHECK = 1.0  # seconds between checks that callbacks still come
+SAMPLE_SIZE = 32  # tasks that represent all listed ones, so that a check costs the same for many
 
 
 class Reads(Protocol):
@@ -82,15 +88,19 @@ class PolledTask:
     """One open record in the poll loop: its start, its last answer, and when its next read is due."""
 
     __slots__ = (
-        "began_at", "due_at", "failing_since", "failures", "incomplete_since", "listed", "listed_at",
-        "odd_since", "record", "resumed", "serial", "stale",
+        "began_at", "called", "calls_back", "due_at", "failing_since", "failures", "incomplete_since",
+        "listed", "listed_at", "odd_since", "record", "resumed", "serial", "stale",
     )  # fmt: skip
 
-    def __init__(self, record: TaskRecord, serial: int, now: float, *, resumed: bool) -> None:
+    def __init__(
+        self, record: TaskRecord, serial: int, now: float, *, resumed: bool, calls_back: bool
+    ) -> None:
         self.record: TaskRecord = record
         self.serial: int = serial
         self.began_at: float = now
         self.resumed: bool = resumed  # it may have begun long before
+        self.calls_back: bool = calls_back  # the service was asked for callbacks
+        self.called: bool = False  # a callback delivers the snapshot, or causes the read
         self.failing_since: float = inf
         self.incomplete_since: float = inf
         self.odd_since: float = inf
@@ -129,7 +139,10 @@ class Poller:
         self._read_slots = asyncio.Semaphore(MAX_READS)
         self._running: set[asyncio.Task[None]] = set()
         self._list = ListTrust()
-        self._list_due_at = inf  # finite only while lists serve
+        self._callbacks = CallbackTrust()
+        self._callbacks_due_at = -inf  # of their next check
+        self._list_due_at = inf  # finite only while lists serve, -inf if one must be read now
+        self._list_read_at, self._list_price = -inf, 1.0  # of the last list poll
         self._lists_serve = False  # whether any task relies on lists
         self._smoothed_listed = 0.0  # tasks that lately shared a list read
 
@@ -154,16 +167,20 @@ class Poller:
         """Return the records of all polled tasks."""
         return tuple(self._open)
 
-    def add(self, record: TaskRecord, *, resumed: bool = False) -> None:
-        """Poll this task from now on, at once if it was *resumed*: it may have begun long before."""
+    def add(self, record: TaskRecord, *, resumed: bool = False, calls_back: bool = False) -> None:
+        """Poll this task from now on, at once if it was *resumed*: it may have begun long before.
+
+        With *calls_back* the service was asked for callbacks about it.
+        """
         record = self.registry.add(record)
         if record.done() or record in self._open:
             return
         now = asyncio.get_running_loop().time()
         self._added += 1
-        entry = self._open[record] = PolledTask(record, self._added, now, resumed=resumed)
+        entry = PolledTask(record, self._added, now, resumed=resumed, calls_back=calls_back)
+        self._open[record] = entry
         share = _worth(len(self._open)) / len(self._open) if self._sharing() else 1.0
-        self._push(entry, now + (0.0 if resumed else self._wait([0.0], share)))
+        self._push(entry, now + (0.0 if resumed else self._next_read([entry], now, share)))
 
     def poll_now(self, any_id: str) -> bool:
         """Read a task now because a callback says that it changed; True if it is one of ours.
@@ -172,19 +189,19 @@ class Poller:
         """
         entry = self._find(any_id)
         if entry is None:
+            self._callbacks.arrived(any_id, asyncio.get_running_loop().time())
             return False
-        if entry.due_at is None:
-            entry.stale = True
-        else:
-            entry.due_at = None
-            self._start(self._read_soon(entry))
+        entry.called = True
+        self._read_at_once(entry)
         return True
 
     def deliver(self, task: Task) -> bool:
         """Pass on a snapshot that came by a callback; True if it is of one of ours."""
         entry = self._find(task.task_id)
         if entry is not None:
+            entry.called = True
             self._deliver(entry, task)
+            entry.called = False
         return entry is not None
 
     # ------------------------------------------------------------------ the loop
@@ -201,9 +218,11 @@ class Poller:
 
     async def _poll_due(self) -> None:
         now = asyncio.get_running_loop().time()
+        if self._callbacks.active and self._callbacks_due_at <= now:
+            self._check_callbacks(now)
         due = self._pop_due(now)
         fresh = any(entry.listed is None for entry in due)
-        if self._sharing() and (fresh or self._list_due_at <= now):
+        if self._sharing() and (fresh or self._list_due(now)):
             due = await self._poll_lists(due)
         if self._lists_serve and not self._sharing():
             self._leave_lists()
@@ -211,9 +230,17 @@ class Poller:
             await self._read_slots.acquire()
             self._start(self._read(entry))
 
+    def _list_due(self, now: float) -> bool:
+        """Return whether a list read is due."""
+        if -inf < self._list_due_at <= now and self._callbacks.missed < 1:
+            self._list_due_at = self._next_list()  # the task it was due for may have ended by a callback
+        return self._list_due_at <= now
+
     async def _sleep(self) -> None:
         """Sleep until a read is due, or until a change may make an earlier one due."""
         due_at = min(self._list_due_at, self._heap[0][0] if self._heap else inf)
+        if self._callbacks.active and self._open:
+            due_at = min(due_at, self._callbacks_due_at)
         self._wake.clear()
         try:
             async with asyncio.timeout_at(None if due_at == inf else due_at):
@@ -240,6 +267,18 @@ class Poller:
         heapq.heappush(self._heap, (due_at, entry.serial, entry))
         self._wake.set()
 
+    def _next_read(self, entries: list[PolledTask], now: float, price: float = 1.0) -> float:
+        """Return the seconds until the next read of *entries*, which were just read or have just begun."""
+        polled = [now - entry.began_at for entry in entries if not self._relies_on_callback(entry)]
+        called = [now - entry.began_at for entry in entries if self._relies_on_callback(entry)]
+        wait = self._wait(polled, price) if polled else inf
+        if called:
+            missed, some = self._callbacks.missed, called[:: _stride(called)]
+            overdue = getattr(self._schedule, "overdue", None)
+            patience = min(overdue(age, missed) for age in some) if overdue else 0.0
+            wait = min(wait, max(self._wait(called, price), patience))
+        return wait
+
     def _wait(self, ages: list[float], price: float = 1.0) -> float:
         """Return what the schedule says, or a fixed wait where a custom schedule fails."""
         try:
@@ -255,6 +294,50 @@ class Poller:
         task = asyncio.create_task(work, name="kling-expand poll")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    def _read_at_once(self, entry: PolledTask) -> None:
+        if entry.due_at is None:
+            entry.stale = True
+        else:
+            entry.due_at = None
+            self._start(self._read_soon(entry))
+
+    # ------------------------------------------------------------------ callbacks
+
+    def _relies_on_callback(self, entry: PolledTask) -> bool:
+        return entry.calls_back and self._callbacks.missed < 1
+
+    def _check_callbacks(self, now: float) -> None:
+        """Read earlier where callbacks were missed or have stopped."""
+        self._callbacks_due_at = now + CALLBACK_CHECK
+        self._callbacks.expire(now)
+        waiting = [entry for entry in self._open.values() if entry.calls_back]
+        if self._callbacks.rose:
+            self._callbacks.rose = False
+            self._reschedule(waiting, now)
+        if not self._sharing() or self._callbacks.missed == 1:
+            return
+        stride = _stride(waiting)
+        ages = [now - entry.began_at for entry in waiting[::stride]]
+        expected = self._expected_ends(ages, now - self._callbacks.heard_at)
+        if expected is not None and expected * stride >= self._callbacks.silence:
+            self._list_due_at = -inf
+
+    def _reschedule(self, waiting: list[PolledTask], now: float) -> None:
+        """Bring the next reads of *waiting* tasks forward, not all at once."""
+        for number, entry in enumerate(waiting):
+            if entry.due_at is not None and now < entry.due_at < inf:
+                wait = max(self._next_read([entry], now), number * CHECK_SPACING)
+                self._push(entry, min(entry.due_at, now + wait))
+        self._list_due_at = min(self._list_due_at, self._next_list())
+
+    def _expected_ends(self, ages: list[float], since: float) -> float | None:
+        """Return how many of the tasks at *ages* should have ended in the last *since* seconds, if known."""
+        expected_ends = getattr(self._schedule, "expected_ends", None)
+        found: float | None = (
+            expected_ends(ages, [min(age, since) for age in ages]) if expected_ends else None
+        )
+        return found
 
     # ------------------------------------------------------------------ list pages
 
@@ -278,11 +361,17 @@ class Poller:
         self._list.showed(len(asked) - len(missing), len(absent), now)
         listed = [entry for entry in self._open.values() if entry.listed]
         self._smoothed_listed = max(float(len(listed)), SMOOTHING * self._smoothed_listed)
-        price = pages * _worth(self._smoothed_listed)
-        ages = [now - entry.began_at for entry in listed]
-        self._list_due_at = now + self._wait(ages, price) if ages else inf
-        self._check_list(listed, now)
+        self._list_read_at, self._list_price = now, pages * _worth(self._smoothed_listed)
+        self._list_due_at = self._next_list()
+        self._callbacks.heard_at = now
+        self._check_list([entry for entry in listed if not self._relies_on_callback(entry)], now)
         return [entry for entry in due if entry in missing]
+
+    def _next_list(self) -> float:
+        """Return the loop time of the next list read, or infinity."""
+        listed = [entry for entry in self._open.values() if entry.listed]
+        read_at = self._list_read_at
+        return read_at + self._next_read(listed, read_at, self._list_price) if listed else inf
 
     async def _read_pages(self, missing: dict[PolledTask, None]) -> int:
         """Deliver what list pages show and remove it from *missing*; return how many pages were read."""
@@ -338,14 +427,11 @@ class Poller:
         since = now - self._list.evidence_at
         if not listed or since < CHECK_AFTER:
             return
-        stride = -(-len(listed) // 32)  # a sample is enough, so the cost does not grow with the tasks
-        ages = [now - entry.began_at for entry in listed[::stride]]
-        expected_ends = getattr(self._schedule, "expected_ends", None)
-        expected = expected_ends(ages, [min(age, since) for age in ages]) if expected_ends else None
-        enough = expected is None or expected * stride >= EXPECTED_ENDS
-        if enough:
+        stride = _stride(listed)
+        expected = self._expected_ends([now - entry.began_at for entry in listed[::stride]], since)
+        if expected is None or expected * stride >= EXPECTED_ENDS:
             self._list.evidence(now)  # the next check is after the same interval
-            self.poll_now(min(listed, key=lambda entry: entry.began_at).record.any_id)
+            self._read_at_once(min(listed, key=lambda entry: entry.began_at))
 
     def _leave_lists(self) -> None:
         """Read each task singly again, one after the other."""
@@ -354,9 +440,10 @@ class Poller:
         for number, entry in enumerate(self._open.values()):
             entry.listed = None
             if entry.due_at == inf:
-                last = len(self._open) == 1  # a task that is left alone keeps its schedule
-                wait = self._wait([now - entry.began_at])
-                self._push(entry, now + (wait if last else min(wait, number * CHECK_SPACING)))
+                # A task that is left alone or calls back keeps its schedule.
+                keeps = len(self._open) == 1 or self._relies_on_callback(entry)
+                wait = self._next_read([entry], now)
+                self._push(entry, now + (wait if keeps else min(wait, number * CHECK_SPACING)))
 
     # ------------------------------------------------------------------ single reads
 
@@ -385,6 +472,7 @@ class Poller:
                 self._wake.set()
             self._deliver(entry, task)
         finally:
+            entry.called = entry.stale
             self._read_slots.release()
         if failure is not None:
             self._failed(entry, failure)
@@ -403,7 +491,7 @@ class Poller:
         elif entry.incomplete_since < inf:
             self._push(entry, now + INCOMPLETE_PAUSE)
         elif not entry.listed:
-            wait = self._wait([now - entry.began_at])
+            wait = self._next_read([entry], now)
             if failure is not None:
                 hint = failure.retry_after if isinstance(failure, APIError) else None
                 wait = max(hint or 0.0, min(wait, FAILURE_PAUSE))
@@ -499,7 +587,10 @@ class Poller:
             return
         took = latency = None
         if entry is not None:
-            took, latency = _timing(entry, task, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            took, latency = _timing(entry, task, now)
+            if entry.calls_back and latency is not None:
+                self._callbacks.ended(task.task_id, latency, now, called=entry.called)
         if took is not None:
             self._learn(took)
         if self._emit is not None:
@@ -520,6 +611,11 @@ def _worth(tasks: float) -> float:
     saves some of both.
     """
     return sqrt(tasks)
+
+
+def _stride(tasks: Sequence[object]) -> int:
+    """Return the step by which to take a sample of *tasks*."""
+    return max(1, -(-len(tasks) // SAMPLE_SIZE))
 
 
 def _belongs(record: TaskRecord, task: Task) -> bool:

@@ -498,7 +498,8 @@ class JobRunner:
             job.running = True
         self._event(EventKind.ACCEPTED, job.record, task)
         job.record.deliver(task)
-        self._poller.add(job.record, resumed=job.known is not None)
+        calls_back = job.request is not None and job.request.callback_url is not None
+        self._poller.add(job.record, resumed=job.known is not None, calls_back=calls_back)
 
     # ------------------------------------------------------------------ its end
 

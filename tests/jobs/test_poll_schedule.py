@@ -16,6 +16,7 @@ from kling_expand.api.session import retry_waits
 from kling_expand.jobs.poll_schedule import (
     LEARN_AFTER,
     AdaptiveSchedule,
+    CallbackTrust,
     ExponentialSchedule,
     PollSchedule,
     format_durations,
@@ -299,3 +300,53 @@ def test_tasks_begun_together_do_not_appear_short() -> None:
     assert alone._model is not None
     assert alone._model.at(tasks[20])[0] > 0.8
     assert schedule._model.at(tasks[20])[0] == pytest.approx(0.2, abs=0.05)
+
+
+# ------------------------------------------------------------------ callbacks
+
+
+@given(seeds, st.floats(0.02, 0.9))
+def test_a_share_of_tasks_is_overdue(seed: int, share: float) -> None:
+    """The share of learned tasks that outlive the moment at which they are overdue is the one asked for."""
+    schedule, tasks = AdaptiveSchedule(), drawn(seed, 200, 12, 0.35)
+    for task in tasks:
+        schedule.learn(task)
+    schedule.wait([0.0])
+    overdue = schedule.overdue(0.0, share)
+    assert abs(sum(task > overdue for task in tasks) / len(tasks) - share) < 0.06
+
+
+@given(st.floats(0, 10_000), st.floats(0.02, 1.0))
+def test_an_overdue_task_is_overdue_again_soon(age: float, share: float) -> None:
+    """No task is left alone for longer than most tasks take, however old it is."""
+    schedule = AdaptiveSchedule()
+    for task in drawn(3, 100, 12, 0.35):
+        schedule.learn(task)
+    schedule.wait([0.0])
+    assert 0 <= schedule.overdue(age, share) <= max(10.001, 60.0 - age)
+
+
+def test_trust_in_callbacks_grows_slowly_and_falls_at_once() -> None:
+    """Forty received callbacks are needed for full trust, and one missed one takes half of it."""
+    trust = CallbackTrust()
+    for number in range(40):
+        assert trust.missed > 0.02 or number > 30
+        trust.ended(str(number), 0.1, float(number), called=True)
+    assert trust.missed == 0.02
+    trust.ended("missed", 8.0, 50.0, called=False)
+    assert trust.missed > 0.5
+    assert trust.rose
+
+
+def test_a_callback_may_follow_the_read_that_was_first() -> None:
+    """An end that a read shows first counts as missed only if no callback follows in time."""
+    trust = CallbackTrust()
+    trust.ended("1", 0.1, 0.0, called=False)
+    trust.ended("2", 0.1, 0.0, called=False)
+    trust.arrived("1", 0.2)
+    trust.expire(1.0)
+    assert 0.5 < trust.missed < 1
+    trust.expire(2.0)
+    assert trust.missed > 0.85
+    trust.arrived("2", 2.1)
+    assert trust.missed > 0.85

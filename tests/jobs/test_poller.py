@@ -1,6 +1,7 @@
 """The poll loop: few requests, low latency and no lost task, whatever the list or the network does."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from math import inf, nan
@@ -96,7 +97,10 @@ class PolledTask:
         self.service = service
         self.latency: list[float] = []
 
-    def begin(self, task_id: str, seconds: float, any_id: str | None = None) -> TaskFuture:
+    def begin(
+        self, task_id: str, seconds: float, any_id: str | None = None, *, callback: float | None = None
+    ) -> TaskFuture:
+        """Begin a task; with *callback*, one is asked for and comes that many seconds after the end."""
         loop = asyncio.get_running_loop()
         self.service.begins[task_id] = loop.time()
         end = self.service.ends[task_id] = loop.time() + seconds
@@ -104,8 +108,28 @@ class PolledTask:
         if any_id is None:
             future.record.deliver(Task(task_id, "submitted"))
         future.add_done_callback(lambda _: self.latency.append(loop.time() - end))
-        self.poller.add(future.record)
+        self.poller.add(future.record, calls_back=callback is not None)
+        if callback is not None and callback < inf:
+            loop.call_later(seconds + callback, self.call, task_id)
         return future
+
+    def call(self, task_id: str) -> None:
+        """Deliver a signed callback about a task, as `KlingClient.receive` does."""
+        if not self.poller.deliver(self.service.task(task_id)):
+            self.poller.poll_now(task_id)
+
+    async def work(
+        self, number: int, concurrent: int, callback: Callable[[int], float | None], seed: int = 6
+    ) -> None:
+        """Run *number* log-normal tasks, so many at once, of which *callback* gives the delays."""
+        remaining, rng, first = iter(range(number)), Random(seed), len(self.service.ends)
+
+        async def worker() -> None:
+            for index in remaining:
+                seconds = 12 * rng.lognormvariate(0, 0.35)
+                await self.begin(f"{first + index}", seconds, callback=callback(index))
+
+        await asyncio.gather(*(worker() for _ in range(concurrent)))
 
 
 def watching(
@@ -639,6 +663,102 @@ def test_a_callback_triggers_a_read() -> None:
         assert not watched.poller.poll_now("unknown")
 
     watching(test)
+
+
+@pytest.mark.parametrize("concurrent", [1, 10, 100])
+def test_callbacks_that_come_replace_reads(concurrent: int) -> None:
+    """Once callbacks are seen to come, a job costs at most 0.05 reads, however many are open at once."""
+
+    async def test(watched: PolledTask) -> None:
+        service = watched.service
+        await watched.work(100, 50, lambda _: 0.02)
+        watched.latency.clear()
+        before = service.pages + service.singles
+        await watched.work(400, concurrent, lambda _: 0.02)
+        assert service.pages + service.singles - before <= 0.05 * 400
+        assert sum(watched.latency) / 400 < 0.05
+
+    watching(test, AdaptiveSchedule())
+
+
+@pytest.mark.parametrize("no_list", [None, ServerError("500")], ids=["lists", "no lists"])
+@pytest.mark.parametrize(("concurrent", "worst"), [(1, 30), (10, 10), (100, 10)])
+def test_polling_replaces_callbacks_that_stop(
+    concurrent: int, worst: float, no_list: KlingError | None
+) -> None:
+    """Only the first missed ends are noticed late, and at no moment are there more reads than afterwards."""
+
+    async def test(watched: PolledTask) -> None:
+        service, reads = watched.service, Counter[int]()
+        service.no_list = no_list
+        one, page = service.one, service.page
+
+        async def counted_one(any_id: str) -> Task:
+            reads[int(asyncio.get_running_loop().time())] += 1
+            return await one(any_id)
+
+        async def counted_page(*asked: Any) -> Any:
+            reads[int(asyncio.get_running_loop().time())] += 1
+            return await page(*asked)
+
+        service.one, service.page = counted_one, counted_page  # type: ignore[method-assign, assignment]
+        await watched.work(100, 50, lambda _: 0.02)
+        peaks = []
+        for number, latest in ((max(20, 2 * concurrent), worst if no_list is None else 30), (50, 5)):
+            watched.latency.clear()
+            reads.clear()
+            await watched.work(max(number, concurrent), concurrent, lambda _: inf)
+            assert max(watched.latency) < latest
+            peaks.append(max(reads.values()))
+        assert sum(watched.latency) / len(watched.latency) < 1.0
+        assert peaks[0] <= 1.2 * peaks[1] + 2
+
+    watching(test, AdaptiveSchedule())
+
+
+@pytest.mark.parametrize("delay", [30.0, inf])
+def test_callbacks_that_are_late_change_nothing(delay: float) -> None:
+    """Where callbacks come too late or never, reads and latency are those without callbacks."""
+    found = []
+    for given_delay in (None, delay):
+
+        async def test(watched: PolledTask, given_delay: float | None = given_delay) -> None:
+            await watched.work(60, 2, lambda _: given_delay)
+
+        watched = watching(test, AdaptiveSchedule())
+        found.append((watched.service.pages + watched.service.singles, watched.latency))
+    assert found[0] == found[1]
+
+
+def test_a_task_without_callbacks_is_polled_beside_those_with() -> None:
+    """Callbacks of some tasks delay no read of a task that did not ask for them."""
+
+    async def test(watched: PolledTask) -> None:
+        await watched.work(100, 50, lambda _: 0.02)
+        watched.latency.clear()
+        others = asyncio.create_task(watched.work(200, 10, lambda _: 0.02))
+        plain = PolledTask(watched.poller, watched.service)
+        for index in range(10):
+            await plain.begin(f"plain-{index}", 12 + index / 10)
+        await others
+        assert max(plain.latency) < 2.5
+
+    watching(test, AdaptiveSchedule())
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32))
+def test_any_callback_may_be_lost_or_late(seed: int) -> None:
+    """Every end is noticed within half a minute, whichever callbacks are lost, late or repeated."""
+    chance = Random(seed)
+
+    async def test(watched: PolledTask) -> None:
+        lost = chance.random()
+        await watched.work(
+            60, chance.choice([1, 3, 30]), lambda _: inf if chance.random() < lost else chance.expovariate(1)
+        )
+
+    assert max(watching(test, AdaptiveSchedule()).latency) < 40
 
 
 @pytest.mark.parametrize("part", ["schedule", "read", "page"])

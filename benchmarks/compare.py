@@ -2,9 +2,11 @@
 
     python -m benchmarks.compare --json
     python -m benchmarks.compare --concurrent 1,10,100,1000 --runs 5 --json
+    python -m benchmarks.compare --law bimodal --only kling_expand,script --json
 
-Each client has its own process and its own server. Jobs last 12 s in the median (log-normal, sigma 0.35). Of
-every twelve jobs one falls in each twelfth of the distribution, and all clients get the same seeds. Each
+Each client has its own process and its own server. Jobs last 12 s in the median (log-normal, sigma 0.35, or
+another law of `benchmarks.durations`). Of every twelve jobs one falls in each twelfth of the distribution,
+and all clients get the same seeds. Each
 client first runs `--warm` jobs that are not counted, so that an adaptive client has data to learn from. The
 figures are medians of `--runs` runs, each with its own seed.
 
@@ -13,7 +15,9 @@ figures are medians of `--runs` runs, each with its own seed.
     CPU, peak memory    of the client's process
     failed jobs         jobs for which the client raised an error
 
-All clients have their default settings. `kling_expand@0.2` has `AdaptiveSchedule(target_latency=0.2)`. The
+All clients have their default settings. `kling_expand@0.2` has `AdaptiveSchedule(target_latency=0.2)`, and
+`kling_expand+callbacks` receives signed callbacks, which with `:late` and so on fail as
+`benchmarks.callbacks` says. `benchmarks.virtual` has the same for many more jobs in virtual time. The
 second table names for each peer the setting of ours that needs the fewest requests of those that beat it. A
 setting beats a peer with fewer requests and a lower latency, or with a tenth of the requests and no higher
 latency.
@@ -35,6 +39,7 @@ from operator import itemgetter
 from statistics import fmean, quantiles
 from typing import Any
 
+from benchmarks.durations import LAWS
 from benchmarks.peers import CLIENTS, Run
 from benchmarks.reporting import finish, medians, peak_memory, reset_peak_memory, table
 from benchmarks.server import Server, serving
@@ -86,10 +91,12 @@ async def measure_client(
     }
 
 
-def in_process(client: str, concurrent: int, warm: int, seconds: float, seed: int) -> dict[str, float]:
+def in_process(
+    client: str, concurrent: int, warm: int, seed: int, service: tuple[float, str]
+) -> dict[str, float]:
     """Return the figures of one client, measured in a new process with a new server."""
     jobs = concurrent * ROUNDS.get(concurrent, 1)
-    with serving(seconds) as server:
+    with serving(*service) as server:
         command = [sys.executable, "-m", "benchmarks.compare", "--client", client, "--url", server.url]
         command += ["--jobs", str(jobs), "--concurrent", str(concurrent)]
         command += ["--warm", str(warm), "--seed", str(seed)]
@@ -104,14 +111,17 @@ def _environment() -> dict[str, str]:
 
 
 def measure(
-    clients: list[str], concurrent: int, runs: int, *, warm: int, seconds: float
+    clients: list[str], concurrent: int, runs: int, *, warm: int, service: tuple[float, str]
 ) -> list[dict[str, Any]]:
-    """Return one row for each client with its medians over the runs."""
+    """Return one row for each client with its medians over the runs.
+
+    The *service* has a median duration in seconds, and a law.
+    """
     found: dict[str, list[dict[str, float]]] = {client: [] for client in clients}
     with ThreadPoolExecutor(SIDE_BY_SIDE.get(concurrent, 1)) as pool:
         for run in range(runs):
             seed = 1000 * run + concurrent
-            one = partial(in_process, concurrent=concurrent, warm=warm, seconds=seconds, seed=seed)
+            one = partial(in_process, concurrent=concurrent, warm=warm, service=service, seed=seed)
             for client, numbers in zip(clients, pool.map(one, clients), strict=True):
                 found[client].append(numbers)
     return [{CONCURRENT: concurrent, CLIENT: client} | medians(rows) for client, rows in found.items()]
@@ -148,6 +158,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--warm", type=int, default=32, help="jobs that are not counted (default: 32)")
     parser.add_argument("--runs", type=int, default=1, help="runs for the medians (default: 1)")
     parser.add_argument("--median", type=float, default=12.0, help="seconds of a job (default: 12)")
+    parser.add_argument("--law", choices=LAWS, default="log-normal", help="of the durations")
     parser.add_argument("--only", default=",".join(CLIENTS), help="names of clients (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     for name in ("--client", "--url", "--jobs", "--seed"):
@@ -168,7 +179,8 @@ def main() -> None:
     installed = [name for name in chosen if CLIENTS[name].installed]
     rows: list[dict[str, Any]] = []
     for number in given.concurrent.split(","):
-        rows += measure(installed, int(number), given.runs, warm=given.warm, seconds=given.median)
+        service = given.median, given.law
+        rows += measure(installed, int(number), given.runs, warm=given.warm, service=service)
     table(rows)
     print()
     peers = best_settings(rows)

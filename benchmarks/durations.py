@@ -1,9 +1,22 @@
-"""The jobs of the local server: each is a duration from a log-normal distribution and a start time."""
+"""The jobs of the local server: each is a duration from a law and a start time.
 
+There are eight laws, here for a median of 12 s. All durations grow with the median that is given:
+
+    log-normal   sigma 0.35, as image services have them
+    bimodal      7 of 10 near 8 s, the others near 30 s: a cache, or a second model
+    heavy tail   Pareto with exponent 1.5, at least 5 s: some take minutes
+    drifting     log-normal with sigma 0.2, whose median goes from 8 to 24 s and back within 2,000 jobs
+    exponential  mean 12 s: the age of a job says nothing about its end
+    constant     12 s
+    uniform      5 to 20 s
+    queue        four workers that need 6 to 12 s a job: with many jobs the wait for a worker decides
+"""
+
+import heapq
 import time
 from collections import Counter
 from collections.abc import Callable
-from math import exp
+from math import exp, log
 from random import Random
 from statistics import NormalDist
 from typing import Any
@@ -14,6 +27,8 @@ from attrs import define, field
 NORMAL = NormalDist()
 SIGMA = 0.35  # of the logarithm
 STRATA = 12  # of every 12 jobs one falls in each twelfth of the distribution, so that a few jobs represent it
+DRIFT = 1000  # jobs from the shortest median to the longest
+WORKERS = 4  # of a queue
 
 
 def quantile(share: float, median: float) -> float:
@@ -21,16 +36,42 @@ def quantile(share: float, median: float) -> float:
     return median * exp(SIGMA * NORMAL.inv_cdf(share))
 
 
+def _bimodal(share: float, _number: int) -> float:
+    mean, deviation, within = (8.0, 1.0, share / 0.7) if share < 0.7 else (30.0, 3.0, (share - 0.7) / 0.3)
+    return max(1.0, mean + deviation * NORMAL.inv_cdf(min(max(within, 1e-6), 1 - 1e-6)))
+
+
+def _drifting(share: float, number: int) -> float:
+    step = number % (2 * DRIFT)
+    return exp(0.2 * NORMAL.inv_cdf(share)) * (8 + 16 * min(step, 2 * DRIFT - step) / DRIFT)
+
+
+# The duration of the job with a *number* at the quantile *share*, for a median of 12 s.
+LAWS: dict[str, Callable[[float, int], float]] = {
+    "log-normal": lambda share, _number: quantile(share, 12.0),
+    "bimodal": _bimodal,
+    "heavy tail": lambda share, _number: 5 * (1 - share) ** (-1 / 1.5),
+    "drifting": _drifting,
+    "exponential": lambda share, _number: -12 * log(1 - share),
+    "constant": lambda _share, _number: 12.0,
+    "uniform": lambda share, _number: 5 + 15 * share,
+    "queue": lambda share, _number: 6 + 6 * share,
+}
+
+
 @define(eq=False)
 class Jobs:
-    """The start and end of each job, and the number of requests by route."""
+    """The start and end of each job by the *clock*, and the number of requests by route."""
 
     median: float
     seed: int
+    law: str = "log-normal"
+    clock: Callable[[], float] = time.time
     requests: Counter[str] = field(factory=Counter)
     ends: dict[str, float] = field(factory=dict)
     starts: dict[str, float] = field(factory=dict)
     shares: list[float] = field(factory=list)
+    free_at: list[float] = field(factory=list)  # when each worker of a queue is free, a heap
     rng: Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -43,12 +84,17 @@ class Jobs:
         self.requests.clear()
         self.ends.clear()
         self.starts.clear()
+        self.free_at = [0.0] * WORKERS if self.law == "queue" else []
 
     def new(self) -> str:
         """Start a job and return its id."""
-        name = f"{10**17 + len(self.ends)}"
-        self.starts[name] = time.time()
-        self.ends[name] = self.starts[name] + quantile(self._share(), self.median)
+        number = len(self.ends)
+        name, now = f"{10**17 + number}", self.clock()
+        seconds = LAWS[self.law](self._share(), number) * self.median / 12
+        begin = max(now, self.free_at[0]) if self.free_at else now
+        self.starts[name], self.ends[name] = now, begin + seconds
+        if self.free_at:
+            heapq.heapreplace(self.free_at, begin + seconds)
         return name
 
     def _share(self) -> float:
@@ -60,7 +106,7 @@ class Jobs:
 
     def ended(self, name: str) -> bool:
         """Return whether the job has ended."""
-        return time.time() >= self.ends[name]
+        return self.clock() >= self.ends[name]
 
     def statistics(self) -> dict[str, Any]:
         """Return the requests by route and the end of each job in Unix seconds."""

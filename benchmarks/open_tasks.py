@@ -16,25 +16,23 @@ of the larger to the smaller number should be at most 1.3.
 """
 
 import asyncio
-import hmac
 import json
 import logging
 import subprocess
 import sys
 import time
-from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Callable
 
 from attrs import define
 
+from benchmarks.callbacks import SECRET, signed
 from benchmarks.memory import requests
 from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
 from benchmarks.stub import Response, Service
 from kling_expand import KlingClient, TaskFuture
 from kling_expand.testing import loop_clock, run
 
-SECRET = b64encode(b"a secret of this benchmark").decode()
 LONG = 1e9  # seconds of a task that does not end by itself
 ROUND = 10  # tasks that end at the same moment
 GOAL = 1.3
@@ -125,15 +123,10 @@ async def _cpu_until(count: Callable[[], int], events: int) -> float:
 
 def callback(future: TaskFuture, number: int, *, end: bool) -> tuple[dict[str, str], bytes]:
     """Return headers and body of a signed callback about the task of *future*."""
-    task_id, now = future.task_id, loop_clock()
     status = "succeed" if end else "processing"
-    images = [{"index": 0, "url": f"https://cdn.example.com/{task_id}.png"}] if end else []
-    task = {"task_id": task_id, "task_status": status, "task_result": {"images": images}}
-    body = json.dumps(task | {"created_at": 0, "updated_at": number}).encode()
-    signed = f"{number}.{now:.0f}.".encode() + body
-    signature = b64encode(hmac.digest(b64decode(SECRET), signed, "sha256")).decode()
-    headers = {"webhook-id": str(number), "webhook-timestamp": f"{now:.0f}"}
-    return headers | {"webhook-signature": f"v1,{signature}"}, body
+    images = [{"index": 0, "url": f"https://cdn.example.com/{future.task_id}.png"}] if end else []
+    task = {"task_id": future.task_id, "task_status": status, "task_result": {"images": images}}
+    return signed(task | {"created_at": 0, "updated_at": number}, str(number), loop_clock())
 
 
 async def cpu_of_callbacks(opened: int, events: int) -> float:

@@ -15,11 +15,14 @@ from functools import partial
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 from attrs import frozen
 
+from benchmarks.callbacks import KINDS, SECRET
 from benchmarks.reporting import picture
 from benchmarks.server import KLING
 from kling_expand import AdaptiveSchedule, KlingClient, Ratios
+from kling_expand.contrib.aiohttp import get_client, setup, webhook
 from kling_expand.jobs.poll_schedule import TARGET_LATENCY
 
 PHOTO = picture()
@@ -53,6 +56,26 @@ async def ours(url: str, concurrent: int, latency: float = TARGET_LATENCY) -> As
             return (await kling.expand(PHOTO, Ratios(right=0.5))).task_id
 
         yield run
+
+
+@asynccontextmanager
+async def with_callbacks(url: str, concurrent: int, kind: str) -> AsyncIterator[Run]:
+    """Open this package's client in a web application that is sent callbacks of a *kind*."""
+    app = web.Application()
+    secret = f"whsec_{SECRET}"
+    setup(app, api_key="key", base_url=url, max_in_flight=concurrent, webhook_secret=secret)
+    app.add_routes([webhook(f"/{kind}")])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    callback_url = f"http://127.0.0.1:{runner.addresses[0][1]}/{kind}"
+
+    async def run() -> str:
+        kling = get_client(app)
+        return (await kling.expand(PHOTO, Ratios(right=0.5), callback_url=callback_url)).task_id
+
+    yield run
+    await runner.cleanup()
 
 
 @asynccontextmanager
@@ -157,6 +180,12 @@ async def bria(url: str, _concurrent: int) -> AsyncIterator[Run]:
 CLIENTS = {
     "kling_expand": Client(ours),
     **{f"kling_expand@{latency:g}": Client(partial(ours, latency=latency)) for latency in LATENCIES},
+    **{
+        "kling_expand+callbacks" + (f":{kind}" if kind != "arriving" else ""): Client(
+            partial(with_callbacks, kind=kind)
+        )
+        for kind in KINDS
+    },
     "script": Client(script),
     "fal-client": Client(fal, "fal_client"),
     "runwayml": Client(runway, "runwayml"),

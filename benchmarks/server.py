@@ -4,7 +4,8 @@
 
 It implements what the clients of `benchmarks.peers` need of their protocols. A job is only a duration,
 which is drawn from a seed in the order of creation and counts from the create. `GET /statistics` returns the
-requests so far and the end of each job in Unix seconds. `DELETE /statistics` resets both.
+requests so far and the end of each job in Unix seconds. `DELETE /statistics` resets both. A task with a
+`callback_url` is called back at its end, as `benchmarks.callbacks` says.
 """
 
 import argparse
@@ -13,16 +14,19 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from subprocess import PIPE, Popen
 from typing import Any
 from urllib.request import Request, urlopen
 
+import aiohttp
 from aiohttp import web
 from attrs import define
 
-from benchmarks.durations import Handler, Jobs
+from benchmarks.callbacks import KINDS, signed
+from benchmarks.durations import LAWS, Handler, Jobs
 from benchmarks.protocols import PEER_ROUTES
 
 KLING = "/v1/images/editing/expand"
@@ -87,14 +91,30 @@ def application(jobs: Jobs, routes: dict[tuple[str, str], Handler]) -> web.Appli
 def _counted(
     handler: Handler, jobs: Jobs, name: str
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    calls: set[asyncio.Task[None]] = set()
+
     async def answer(request: web.Request) -> web.StreamResponse:
         jobs.requests[name] += 1
-        if request.body_exists:
-            async for _ in request.content.iter_any():  # the body is received and ignored
-                pass
-        return web.json_response(handler(request, jobs), status=STATUS.get(name, 200))
+        body = await request.read()
+        found = handler(request, jobs)
+        if b'"callback_url"' in body:
+            call = _call_back(jobs, found["data"]["task_id"], json.loads(body)["callback_url"])
+            calls.add(task := asyncio.create_task(call))
+            task.add_done_callback(calls.discard)
+        return web.json_response(found, status=STATUS.get(name, 200))
 
     return answer
+
+
+async def _call_back(jobs: Jobs, name: str, url: str) -> None:
+    """Send the callback of a task's end, unless it is lost."""
+    end, begun_at = jobs.ends[name], next(iter(jobs.starts.values()))
+    delay = KINDS[url.rpartition("/")[2]](int(name) % 10**6, end - begun_at)
+    if delay is not None:
+        await asyncio.sleep(end + delay - time.time())
+        headers, body = signed(kling_task(jobs, name), name, time.time())
+        async with aiohttp.request("POST", url, data=body, headers=headers):
+            pass
 
 
 def _json(function: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -104,9 +124,10 @@ def _json(function: Callable[[web.Request], Any]) -> Callable[[web.Request], Awa
     return answer
 
 
-async def serve(median: float) -> None:
+async def serve(median: float, law: str) -> None:
     """Serve on a free port until SIGTERM; the address is printed as the only line."""
-    runner = web.AppRunner(application(Jobs(median, 0), KLING_ROUTES | PEER_ROUTES), access_log=None)
+    jobs = Jobs(median, 0, law)
+    runner = web.AppRunner(application(jobs, KLING_ROUTES | PEER_ROUTES), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
     stopped = asyncio.Event()
@@ -134,13 +155,13 @@ class Server:
 
 
 @contextmanager
-def serving(median: float) -> Iterator[Server]:
-    """Run a server whose jobs take *median* seconds in the median.
+def serving(median: float, law: str = "log-normal") -> Iterator[Server]:
+    """Run a server whose jobs take *median* seconds in the median, by a *law* of `benchmarks.durations`.
 
     Raises:
         RuntimeError: the server ended during its start.
     """
-    command = [sys.executable, "-m", "benchmarks.server", "--median", str(median)]
+    command = [sys.executable, "-m", "benchmarks.server", "--median", str(median), "--law", law]
     with Popen(command, stdout=PIPE, text=True) as process:
         try:
             if process.stdout is None or not (url := process.stdout.readline().strip()):
@@ -154,7 +175,9 @@ def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(description="A small server of several protocols.")
     parser.add_argument("--median", type=float, default=12.0, help="seconds of a job (default: 12)")
-    asyncio.run(serve(parser.parse_args().median))
+    parser.add_argument("--law", choices=LAWS, default="log-normal", help="of the durations")
+    given = parser.parse_args()
+    asyncio.run(serve(given.median, given.law))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,10 @@ TINY = {
         {"worst_ratio", "distributions", "limit"},
     ),
     "throughput": (["--runs", "1", "--jobs", "3", "--in-flight", "3"], {"ratio", "clients"}),
+    "virtual": (
+        ["--laws", "queue", "--callbacks", "tenth", "--concurrent", "20", "--jobs", "60"],
+        {"rows"},
+    ),
     "upload": (["--runs", "1", "--times", "1", "--megabytes", "0.5"], {"blocked_ms", "ways"}),
 }
 FIGURES = {
@@ -79,10 +83,10 @@ def test_a_benchmark_prints_a_table_and_one_object(name: str) -> None:
 
 def test_clients_are_compared_by_the_same_figures() -> None:
     """The clients that need no extra are measured with all figures and no failure."""
-    found = results(
-        "compare", "--concurrent", "2", "--warm", "1", "--median", "0.2", "--only", "kling_expand,script"
-    )
-    assert [row["client"] for row in found["rows"]] == ["kling_expand", "script"]
+    clients = ["kling_expand", "kling_expand+callbacks", "script"]
+    sizes = ["--concurrent", "2", "--warm", "1", "--median", "0.2", "--law", "bimodal"]
+    found = results("compare", *sizes, "--only", ",".join(clients))
+    assert [row["client"] for row in found["rows"]] == clients
     for row in found["rows"]:
         assert row.keys() >= FIGURES
         assert row["failed jobs"] == 0

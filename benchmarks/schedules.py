@@ -3,7 +3,8 @@
     python -m benchmarks.schedules --json
 
 One task runs at a time, without a network. A schedule decides when to poll until the task has ended, and then
-learns its duration. The durations have four distributions:
+learns its duration. Beside exponential, constant and uniform durations and those of an idle queue, which are
+the laws of `benchmarks.durations`, there are four distributions:
 
     log-normal    median 12 s, sigma 0.35
     bimodal       7 of 10 near 8 s, the others near 30 s
@@ -22,6 +23,7 @@ kind, which a journal or `Settings.cache_dir` keeps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count, product
 from math import sqrt
 from random import Random
@@ -31,7 +33,7 @@ import numpy as np
 from attrs import define
 from numpy.typing import NDArray
 
-from benchmarks.durations import SIGMA, quantile
+from benchmarks.durations import LAWS, SIGMA, quantile
 from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
 from kling_expand.jobs.poll_schedule import AdaptiveSchedule, ExponentialSchedule, PollSchedule
 
@@ -82,12 +84,17 @@ def heavy_tail(rng: Random, number: int) -> Iterator[float]:
     return (5 * rng.paretovariate(1.5) for _ in range(number))
 
 
+def of_law(law: Callable[[float, int], float], rng: Random, number: int) -> Iterator[float]:
+    """Yield independent durations of a law of `benchmarks.durations`."""
+    return (law(rng.random(), index) for index in range(number))
+
+
 DISTRIBUTIONS: dict[str, Callable[[Random, int], Iterator[float]]] = {
     "log-normal": log_normal,
     "bimodal": bimodal,
     "drifting": drifting,
     "heavy tail": heavy_tail,
-}
+} | {name: partial(of_law, LAWS[name]) for name in ("exponential", "constant", "uniform", "queue")}
 SCHEDULES: dict[str, Callable[[Random], PollSchedule]] = {
     "adaptive": lambda _rng: AdaptiveSchedule(),
     "fixed 1 s": lambda _rng: Fixed(1.0),

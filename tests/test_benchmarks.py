@@ -40,6 +40,7 @@ TINY = {
         ["--runs", "1", "--few", "20", "--many", "200", "--events", "200"],
         {"ratios", "microseconds"},
     ),
+    "report_page": (["--jobs", "3", "--megapixels", "0.5"], {"photos", "noisy photos", "photos, again"}),
     "overhead": (["--runs", "1", "--calls", "20", "--photo", "1000"], {"ratio", "calls"}),
     "shell_start": (["--runs", "1"], {"click_ms", "--help", "expand --help"}),
     "schedules": (

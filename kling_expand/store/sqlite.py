@@ -44,6 +44,7 @@ W = TypeVar("W")
 BATCH = 256  # writes in one commit at most, so that waking their callers never holds the loop for long
 PAGE = 200  # jobs read at a time
 SAME_REQUEST = "key = ? AND params_hash = ?"
+_FINDINGS = "check of "  # how the names of the results of checks begin
 FORMAT = FileFormat(
     application_id=0x4B6C4578,  # "KlEx"
     version=2,
@@ -187,6 +188,14 @@ class SQLiteStore(JobStore):
         """Return how many rows the last run had, or None where it did not say."""
         return await self._execute(rows)
 
+    async def keep_findings(self, external_task_id: str, findings: Iterable[str]) -> None:
+        """Store what a check of the job's pictures has found: one line for each fault."""
+        await self._execute(partial(keep_findings, external_task_id, "\n".join(findings)))
+
+    async def findings(self) -> dict[str, tuple[str, ...]]:
+        """Return what checks have found, by the external id of each job that was checked."""
+        return await self._execute(findings)
+
     async def mark_sending(self, external_task_id: str) -> None:
         """Record that a create is about to be sent. Raises `JournalError` where a task is known."""
         boot = self._boot_clock()
@@ -313,6 +322,17 @@ def rows(db: Connection) -> int | None:
     """Return the number of rows of the last run, or None."""
     row = db.execute("SELECT value FROM meta WHERE name = 'rows'").fetchone()
     return int(row[0]) if row else None
+
+
+def keep_findings(external_task_id: str, text: str, db: Connection) -> None:
+    """Store the result of a check."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{_FINDINGS}{external_task_id}", text))
+
+
+def findings(db: Connection) -> dict[str, tuple[str, ...]]:
+    """Return the results of all checks."""
+    rows = db.execute("SELECT name, value FROM meta WHERE name GLOB ?", (f"{_FINDINGS}*",))
+    return {name.removeprefix(_FINDINGS): tuple(text.splitlines()) for name, text in rows}
 
 
 def earlier_ids(db: Connection) -> set[str] | None:

@@ -398,6 +398,7 @@ class Runner:
             job.full_size_files = await save_full_size(result, output)
         if output.check:
             job.suspicions = await suspicions(result, job.files)
+            await self._results.keep_findings(job, result)
             self._progress.suspicious += bool(job.suspicions)
             for text in job.suspicions:
                 self._display.failure(f"{job.label}: suspicious: {text}")
@@ -519,6 +520,12 @@ class Results:
         """Return what the journal knows of a job."""
         external_id = result.external_task_id or (job.future and job.future.external_task_id)
         return await self._journal.get(external_id) if self._journal and external_id else None
+
+    async def keep_findings(self, job: Job, result: ExpandResult) -> None:
+        """Record what was found in the pictures of a job, for its report."""
+        record = await self.record(job, result)
+        if record is not None and isinstance(self._journal, SQLiteStore):
+            await self._journal.keep_findings(record.external_task_id, job.suspicions)
 
     async def _download(self, result: ExpandResult, name: str, shape: str) -> tuple[Path, ...]:
         overwrite = self._overwrite

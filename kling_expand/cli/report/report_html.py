@@ -19,13 +19,15 @@ from kling_expand.api import codec
 from kling_expand.cli.batch.manifest import stem
 from kling_expand.cli.batch.plan import EMULATED, Usage
 from kling_expand.cli.terminal import clean, moment, money, span
-from kling_expand.geometry import Expansion, Ratios, Towards
+from kling_expand.geometry import Canvas, Expansion, Ratios, Towards, chained_canvas
 from kling_expand.models import ExpandRequest, Status, Task
+from kling_expand.passes import Pass, pass_of
 from kling_expand.store.base import JobRecord, JobState
 from kling_expand.store.sqlite import SQLiteStore
 
 from .thumbnails import Thumbnail, Thumbnails
 
+_ANY_SIZE = (1000, 1000)  # of a photo that cannot be read: its place in the canvas does not depend on it
 AHEAD = 2 * (os.cpu_count() or 1)  # cards that are made while others are written
 
 # The filter that shows a job, and its state in words.
@@ -44,13 +46,14 @@ STATES = {
 class Totals:
     """The sums of all jobs; `durations` are the seconds of the tasks that succeeded.
 
-    The tasks of an `emulated` service are not billed.
+    The tasks of an `emulated` service are not billed. `checks` holds what `--check` has found, by job.
     """
 
     emulated: bool = False
     jobs: int = 0
     usage: Usage = field(factory=Usage)
     durations: list[float] = field(factory=list)
+    checks: dict[str, tuple[str, ...]] = field(factory=dict)
 
     def count(self, job: JobRecord) -> None:
         """Add a job."""
@@ -71,6 +74,8 @@ class Totals:
         """Return names and values for the head of the page."""
         kinds = dict.fromkeys(("done", "failed", "open"), 0) | self.kinds()
         facts = {"jobs": str(self.jobs), **{kind: str(number) for kind, number in kinds.items()}}
+        if self.checks:
+            facts["suspicious"] = f"{sum(map(bool, self.checks.values()))} of {len(self.checks)} checked"
         facts["billed"] = money(self.usage.billed, emulated=self.emulated)
         if ordered := sorted(self.durations):
             facts["median task"] = span(ordered[len(ordered) // 2])
@@ -106,31 +111,34 @@ class Card:
     prompt: str | None
     error: str | None
     changed: bool  # whether the photo is no longer the one that was sent
+    suspicions: tuple[str, ...]  # what `--check` has found
     facts: dict[str, str]
 
 
-def make_card(job: JobRecord, thumbnails: Thumbnails) -> Card:
+def make_card(job: JobRecord, thumbnails: Thumbnails, suspicions: tuple[str, ...] = ()) -> Card:
     """Return the card of *job*."""
-    request = codec.unpack_request(job.params, job.source or "", job.key)
-    ratios = _ratios(request)
-    before = thumbnails.make(job.source) if job.source else None
+    request, step = codec.unpack_request(job.params, job.source or "", job.key), pass_of(job)
+    source = str(step.request.image) if step else job.source
+    before = thumbnails.make(source) if source else None
     after = [small for path in job.files if (small := thumbnails.make(path))]
-    width, height = _canvas(before, after, ratios)
+    passes = step.steps[: step.number] if step else (_ratios(request),)
+    canvas = chained_canvas(*(before.width, before.height) if before else _ANY_SIZE, passes)
     kind, state = STATES[job.state]
     return Card(
-        name=stem(job.source) if job.source else job.external_task_id,
-        source=_without_query(job.source or ""),
+        name=stem(source) if source else job.external_task_id,
+        source=_without_query(source or ""),
         kind=kind,
         state=state,
-        width=width,
-        height=height,
-        place=_place(ratios),
+        width=after[0].width if after else canvas.width,
+        height=after[0].height if after else canvas.height,
+        place=_place(canvas),
         before=before,
         after=after,
         prompt=request.prompt,
         error=job.error,
         changed=_is_changed(job, request),
-        facts=_facts(job, request, before, after),
+        suspicions=suspicions,
+        facts=_facts(job, request, step) | _sizes(canvas, before, after),
     )
 
 
@@ -162,30 +170,20 @@ def _ratios(request: ExpandRequest) -> Ratios:
     return geometry if isinstance(geometry, Ratios) else geometry.ratios(0, 0)
 
 
-def _canvas(before: Thumbnail | None, after: list[Thumbnail], ratios: Ratios) -> tuple[int, int]:
-    if after:
-        return after[0].width, after[0].height
-    if before is None:
-        return 1, 1
-    canvas = ratios.canvas(before.width, before.height)
-    return canvas.width, canvas.height
-
-
-def _place(ratios: Ratios) -> str:
-    across, down = 1 + ratios.left + ratios.right, 1 + ratios.up + ratios.down
+def _place(canvas: Canvas) -> str:
+    left, top, right, bottom = canvas.frame
     return (
-        f"left:{100 * ratios.left / across:.4f}%;top:{100 * ratios.up / down:.4f}%;"
-        f"width:{100 / across:.4f}%;height:{100 / down:.4f}%"
+        f"left:{100 * left:.4f}%;top:{100 * top:.4f}%;"
+        f"width:{100 * (right - left):.4f}%;height:{100 * (bottom - top):.4f}%"
     )
 
 
-def _facts(
-    job: JobRecord, request: ExpandRequest, before: Thumbnail | None, after: list[Thumbnail]
-) -> dict[str, str]:
+def _facts(job: JobRecord, request: ExpandRequest, step: Pass | None) -> dict[str, str]:
     duration = seconds(job.task)
     return {
         "ratios": _geometry_text(request),
-        **_sizes(request, before, after),
+        "shape": str(job.note.get("shape", "")),
+        "pass": f"{step.number} of {len(step.steps)}" if step else "",
         "pictures": str(request.n) if request.n > 1 else "",
         "duration": span(duration) if duration is not None else "",
         "units": (job.task and job.task.final_unit_deduction) or "",
@@ -197,11 +195,10 @@ def _facts(
     }
 
 
-def _sizes(request: ExpandRequest, before: Thumbnail | None, after: list[Thumbnail]) -> dict[str, str]:
+def _sizes(canvas: Canvas, before: Thumbnail | None, after: list[Thumbnail]) -> dict[str, str]:
     """Return the sizes in pixels of the photo, its canvas and the picture, or what is expected of it."""
     sizes: dict[str, str] = {}
     if before:
-        canvas = _ratios(request).canvas(before.width, before.height)
         sizes["photo"] = f"{before.width}×{before.height}"
         sizes["canvas"] = f"{canvas.width}×{canvas.height}"
         sizes["result"] = "about {}×{}".format(*canvas.expected_size)
@@ -223,7 +220,7 @@ def _geometry_text(request: ExpandRequest) -> str:
 
 async def read_totals(journal: SQLiteStore) -> Totals:
     """Add up all jobs of *journal*."""
-    totals = Totals(emulated=journal.account == EMULATED)
+    totals = Totals(emulated=journal.account == EMULATED, checks=await journal.findings())
     async for job in journal.jobs():
         totals.count(job)
     return totals
@@ -263,10 +260,12 @@ async def _cards(
 ) -> AsyncIterator[Card]:
     """Make the cards on several threads, as Pillow works beside Python, and yield them in order."""
     number, cards = 0, deque[asyncio.Task[Card]]()
+    findings = await journal.findings()
     async for job in journal.jobs():
         number += 1
         if number > skip:
-            cards.append(asyncio.create_task(asyncio.to_thread(make_card, job, thumbnails)))
+            found = findings.get(job.external_task_id, ())
+            cards.append(asyncio.create_task(asyncio.to_thread(make_card, job, thumbnails, found)))
         if len(cards) > AHEAD:
             yield await cards.popleft()
             on_card()

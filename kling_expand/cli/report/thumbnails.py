@@ -1,4 +1,4 @@
-"""Thumbnails: small WebP pictures as ``data:`` URIs (Pillow), reused from an earlier page."""
+"""Thumbnails: small JPEG pictures as ``data:`` URIs (Pillow), reused from an earlier page."""
 
 import base64
 import hashlib
@@ -11,10 +11,10 @@ from attrs import frozen
 from kling_expand.pictures.fit import MAX_PICTURE_PIXELS, open_image
 from kling_expand.pictures.preview import opaque
 
-QUALITY, METHOD = 78, 2  # method 2 takes a third of the time of the default, 4, for 4 % more bytes
+QUALITY = 80  # JPEG takes a tenth of the time of WebP, and half as many bytes more
 
 _ON_PAGE = re.compile(
-    rb'src="(data:image/webp;base64,[A-Za-z0-9+/=]+)" data-key="([0-9a-f]{16})-(\d+)x(\d+)"'
+    rb'src="(data:image/jpeg;base64,[A-Za-z0-9+/=]+)" data-key="([0-9a-f]{16})-(\d+)x(\d+)"'
 )
 
 
@@ -59,6 +59,8 @@ class Thumbnails:
 
 
 def _made(path: str, key: str, longest: int) -> Thumbnail | None:
+    from PIL import Image
+
     try:
         with open_image(path) as image:
             size = image.size
@@ -66,10 +68,10 @@ def _made(path: str, key: str, longest: int) -> Thumbnail | None:
             if image.width * image.height > MAX_PICTURE_PIXELS:  # a few of these would fill the memory
                 return None
             small = opaque(image)
-            small.thumbnail((longest, longest))
+            small.thumbnail((longest, longest), Image.Resampling.BILINEAR)  # two thirds of the usual time
     except (OSError, ValueError, SyntaxError):
         return None
     target = io.BytesIO()
-    small.save(target, "WEBP", quality=QUALITY, method=METHOD)
+    small.save(target, "JPEG", quality=QUALITY)
     text = base64.b64encode(target.getvalue()).decode()
-    return Thumbnail(f"data:image/webp;base64,{text}", key, *size)
+    return Thumbnail(f"data:image/jpeg;base64,{text}", key, *size)

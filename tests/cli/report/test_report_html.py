@@ -171,7 +171,7 @@ def test_known_pictures_are_taken_from_the_last_page(journal: Path, tmp_path: Pa
     made(journal, tmp_path)
     page = tmp_path / "r.html"
     text = page.read_text()
-    small = re.search(r'src="data:image/webp;base64,([A-Za-z0-9+/=]+)" data-key', text)
+    small = re.search(r'src="data:image/jpeg;base64,([A-Za-z0-9+/=]+)" data-key', text)
     assert small is not None
     page.write_text(text.replace(small[1], "AAAA"))
     assert "base64,AAAA" in made(journal, tmp_path)[1]
@@ -242,3 +242,22 @@ def test_durations_are_the_services() -> None:
     assert seconds(Task("1", "succeed", created_at=1000)) is None
     assert seconds(Task("1", "failed", created_at=1000, updated_at=3500)) is None
     assert seconds(None) is None
+
+
+def test_checks_shapes_and_passes_are_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card has what `--check` has found, the shape, the pass, and the first photo in its place."""
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((540, 960), 40).convert("RGB").save("tower.png")
+    with shell(queue_seconds=0, work_seconds=0) as kling:
+        words = ("tower.png", "--aspect", "16:9", "--passes", 2, "--check", "-o", "out")
+        assert kling("bulk", *words, "--json").exit_code == 0
+    page, text = made(tmp_path / "out", tmp_path)
+    assert "suspicious: tower-0.png: the new area" in text
+    assert "1 of 1 checked" in text
+    assert "<dt>pass</dt><dd>1 of 2</dd>" in text
+    assert "<dt>pass</dt><dd>2 of 2</dd>" in text
+    assert "<dt>shape</dt><dd>16x9</dd>" in text
+    assert "<dt>canvas</dt><dd>1707×960</dd>" in text
+    places = [each["style"] for each in page.all("img") if "original" in each.get("alt", "")]
+    assert places[-1].startswith("left:34.1797%")
+    assert len(page.all("article")) == 2

@@ -5,8 +5,6 @@ async with KlingClient() as kling:
     await result.save("out/")
 """
 
-from importlib import import_module
-
 from . import errors
 from ._version import __version__ as __version__
 from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all__` lists them
@@ -74,6 +72,8 @@ if not TYPE_CHECKING:  # for a type checker, any name would exist
 
     def __getattr__(name: str) -> object:
         """Import a public name, or one of these modules, at its first use."""
+        from importlib import import_module  # imported here, so that Ctrl-C is handled early at a start
+
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
         if name in __all__ or name in _COMMON_NAMES:

@@ -1,10 +1,17 @@
-"""The entry point of ``kling-expand`` and ``python -m kling_expand``."""
+"""The entry point of ``kling-expand`` and ``python -m kling_expand``.
+
+It imports next to nothing before it handles Ctrl-C, so that an early one ends quietly.
+"""
 
 import os
-import signal
 import sys
-from importlib.util import find_spec
-from types import FrameType
+
+TYPE_CHECKING = False  # as `typing` has it
+if TYPE_CHECKING:
+    import signal
+    from types import FrameType
+else:
+    import _signal as signal  # the same without enums, which take longer to make than all of this
 
 
 def main() -> None:
@@ -14,8 +21,10 @@ def main() -> None:
         signal.signal(signal.SIGINT, _exit)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _interrupt)
+    from importlib.util import find_spec
+
     if missing := [name for name in ("click", "rich", "jinja2") if find_spec(name) is None]:
         needs = " and ".join(missing)
         sys.stderr.write(f"the command line needs {needs}: pip install 'kling-expand[cli]'\n")
@@ -25,12 +34,12 @@ def main() -> None:
     root(prog_name="kling-expand", obj=lambda: signal.signal(signal.SIGINT, handler))
 
 
-def _exit(_number: int, _frame: FrameType | None) -> None:
+def _exit(_number: int, _frame: "FrameType | None") -> None:
     """End at once while the command is imported: there is nothing to clean up yet."""
     os._exit(130)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: "FrameType | None") -> None:
     """End a command as Ctrl-C does, when it is terminated or its terminal is closed."""
     signal.raise_signal(signal.SIGINT)
 

@@ -42,8 +42,6 @@
 repeated only by the rules of `kling_expand.jobs.submission`.
 """
 
-from importlib.util import find_spec
-
 TYPE_CHECKING = False  # as `typing` has it, whose import would take most of the time of this one
 if TYPE_CHECKING:
     from typing import Any
@@ -151,6 +149,8 @@ def require(extra: str, *modules: str) -> None:
     Raises:
         MissingExtra: one of them is not installed.
     """
+    from importlib.util import find_spec  # imported here, as the command line handles Ctrl-C first
+
     for module in modules:
         try:
             found = find_spec(module)

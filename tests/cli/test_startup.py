@@ -49,3 +49,10 @@ def test_ctrl_c_at_the_start_is_quiet(delay: float) -> None:
         _, err = process.communicate(timeout=20)
     assert "Traceback" not in err
     assert (process.returncode, [line for line in err.splitlines() if "Error" in line]) == (130, [])
+
+
+def test_little_is_imported_before_ctrl_c_is_handled() -> None:
+    """Until then Ctrl-C prints a traceback, so nothing is imported that takes a while."""
+    code = "import sys, kling_expand.__main__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert not {"contextlib", "enum", "functools", "importlib", "re", "typing"} & set(done.stdout.split())

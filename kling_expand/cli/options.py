@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import click
@@ -52,7 +52,12 @@ def option(*names: str, default: Any = None, **settings: Any) -> Any:
 
 @frozen
 class OptionGroup:
-    """Options that belong together; a subclass declares each one with `option`."""
+    """Options that belong together; a subclass declares each one with `option`.
+
+    Groups of one `heading` are listed below it in the help of a `GroupedCommand`.
+    """
+
+    heading: ClassVar[str] = "Other options"
 
     @classmethod
     def declarations(cls) -> dict[str, Declaration]:
@@ -63,6 +68,24 @@ class OptionGroup:
     def read(cls, values: dict[str, Any]) -> Self:
         """Return the group with the *values* of its options."""
         return cls(**values)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its options below the headings of their groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those of no group last."""
+        groups: dict[str, type[OptionGroup]] = getattr(self.callback, "groups", {})
+        headings = {name: group.heading for group in groups.values() for name in group.declarations()}
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = headings.get(parameter.name or "", OptionGroup.heading)
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sorted(sections.items(), key=lambda each: each[0] == OptionGroup.heading):
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
@@ -77,6 +100,7 @@ def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
             }
             return command(**given, **read)
 
+        vars(grouped)["groups"] = groups
         decorated: Any = grouped
         for group in reversed(groups.values()):
             for name, (names, settings) in reversed(group.declarations().items()):
@@ -92,6 +116,8 @@ def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
 @frozen
 class OutputOptions(OptionGroup):
     """Where results go, and how they are reported."""
+
+    heading: ClassVar[str] = "Results"
 
     target: str = option(
         "-o",
@@ -140,6 +166,8 @@ class JSONOption(OptionGroup):
 class DeadlineOption(OptionGroup):
     """The time limit of each job."""
 
+    heading: ClassVar[str] = "Limits"
+
     deadline: float | None = option(
         "--deadline",
         type=POSITIVE,
@@ -151,6 +179,8 @@ class DeadlineOption(OptionGroup):
 @frozen
 class LimitOptions(OptionGroup):
     """The limits of a run with a journal."""
+
+    heading: ClassVar[str] = "Limits"
 
     max_in_flight: int = option(
         "--max-in-flight",
@@ -191,6 +221,8 @@ def find_journal(place: str) -> str:
 @frozen
 class RequestOptions(OptionGroup):
     """The options that set fields of an `ExpandRequest`, by field name."""
+
+    heading: ClassVar[str] = "Picture"
 
     values: Mapping[str, Any]
 
@@ -251,6 +283,8 @@ def _side(name: str, unit: str) -> Any:
 @frozen
 class GeometryOptions(OptionGroup):
     """The geometry options, of which exactly one kind must be given."""
+
+    heading: ClassVar[str] = "Shape, of which one way is required"
 
     aspect: str | None = option("--aspect", metavar="W:H", help="Extend to an aspect ratio, such as 16:9.")
     area: float | None = option(
@@ -358,6 +392,8 @@ class GeometryOptions(OptionGroup):
 class ShapeOptions(OptionGroup):
     """The geometry options of a command that makes several shapes of a photo: one geometry for each."""
 
+    heading: ClassVar[str] = GeometryOptions.heading
+
     geometries: tuple[GeometryOptions, ...] = (GeometryOptions(),)
 
     @classmethod
@@ -399,6 +435,8 @@ class ShapeOptions(OptionGroup):
 class PassesOption(OptionGroup):
     """How many tasks one picture may take."""
 
+    heading: ClassVar[str] = "Picture"
+
     passes: int = option(
         "--passes",
         default=1,
@@ -417,6 +455,8 @@ class PassesOption(OptionGroup):
 class Connection(OptionGroup):
     """The service that a command talks to."""
 
+    heading: ClassVar[str] = "Service"
+
     base_url: str | None = option(
         "--base-url", metavar="URL", help="Address of the service; the default is KLING_BASE_URL."
     )
@@ -430,8 +470,8 @@ class Connection(OptionGroup):
     )
     emulator: bool = False
 
-    def resume_command(self, output: str) -> str:
-        """Return the command that waits for tasks, up to their ids; empty where tasks end with this one."""
+    def resume_command(self, command: str, output: str) -> str:
+        """Return a *command* with the options of this one; empty where tasks end with it."""
         proxy = None if "@" in (self.proxy or "") else self.proxy  # it may hold a password
         given = (
             ("-o", output),
@@ -440,7 +480,7 @@ class Connection(OptionGroup):
             ("--proxy", proxy),
         )
         words = "".join(f"{name} {quote(value)} " for name, value in given if value)
-        return "" if self.emulator else f"kling-expand wait {words}"
+        return "" if self.emulator else f"kling-expand {command} {words}"
 
     def require_credentials(self) -> None:
         """Raise `NothingDone` where credentials are needed and missing."""

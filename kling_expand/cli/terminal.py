@@ -78,9 +78,26 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KlingError as error:
             kind = NothingDone if exit_code(error) == NOTHING_DONE else ServiceFailed
-            raise kind(clean(str(error))) from error
+            raise kind(clean(shell_words(str(error)))) from error
         except KeyboardInterrupt:
             leave(INTERRUPTED)
+
+
+# Advice of the library, and the same for a user of the shell.
+SHELL_WORDS = {
+    "submit the job again with fresh=True; it is paid again": "--fresh makes it again, which is paid again",
+    ", and the future can be awaited again": "; run the same command again to wait for it",
+    "omit it to continue that job, or give another key, or fresh=True": "leave it out to continue that job, "
+    "or give the row another name in the column key, or use --fresh",
+    "give another one, or attach to that task": "give another one, or use `kling-expand wait`",
+}
+
+
+def shell_words(text: str) -> str:
+    """Return a message of the library with its advice in the words of the shell."""
+    for words, own in SHELL_WORDS.items():
+        text = text.replace(words, own)
+    return text
 
 
 def exit_code(error: KlingError) -> int:

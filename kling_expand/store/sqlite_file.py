@@ -284,10 +284,10 @@ class DatabaseFile:
             pid = writer_of(self.path)
             holder = f"process {pid}" if pid else "another program"
             cause = f"{holder} has it open; wait for that to end, stop it, or name another file"
-        else:
-            code = _primary_code(error)
-            exact = getattr(error, "sqlite_errorcode", code)
-            cause = _CAUSES.get(exact, _CAUSES.get(code, "it cannot be used"))
+            return JournalError(f"the journal {self.path}: {cause}")
+        code = _primary_code(error)
+        exact = getattr(error, "sqlite_errorcode", code)
+        cause = _CAUSES.get(exact, _CAUSES.get(code, "it cannot be used"))
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         return JournalError(f"the journal {self.path}: {cause} ({name}: {error})")
 

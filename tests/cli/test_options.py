@@ -1,5 +1,6 @@
 """Option groups: typed values of a command, geometry, request fields, the connection."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from support.shell import shell
 
 from kling_expand import ExpandRequest, Padding, Ratios, ToAspect, ToSize, Towards
+from kling_expand.cli import root
 from kling_expand.cli.options import (
     Connection,
     EmulatedConnection,
@@ -130,10 +132,10 @@ def test_a_way_to_expand_replaces_the_defaults_way() -> None:
 def test_the_resume_command_can_be_pasted() -> None:
     """Words are quoted for a shell; tasks of a local emulator cannot be resumed."""
     connection = Connection("http://x", "direction")
-    assert connection.resume_command("my out") == (
+    assert connection.resume_command("wait", "my out") == (
         "kling-expand wait -o 'my out' --base-url http://x --dialect direction "
     )
-    assert EmulatedConnection(None, None, emulator=True).resume_command("out") == ""
+    assert EmulatedConnection(None, None, emulator=True).resume_command("wait", "out") == ""
 
 
 def test_only_a_service_on_this_machine_is_polled_often() -> None:
@@ -156,8 +158,8 @@ def test_a_proxy_is_an_option_of_every_connection() -> None:
     """It reaches the client of a command; one that cannot be used ends the command with exit code 2."""
     seen = called("--proxy", "http://proxy.example:3128", link=Connection)
     assert seen["link"].proxy == "http://proxy.example:3128"
-    assert "--proxy http://proxy.example:3128 " in seen["link"].resume_command("out")
-    assert "--proxy" not in Connection(proxy="http://me:secret@proxy.example:1").resume_command("out")
+    assert "--proxy http://proxy.example:3128 " in seen["link"].resume_command("wait", "out")
+    assert "--proxy" not in Connection(proxy="http://me:secret@proxy.example:1").resume_command("wait", "out")
     with shell() as kling:
         for command in (["list"], ["doctor"]):
             refused = kling(*command, "--proxy", "socks5://proxy.example:1080")
@@ -200,3 +202,15 @@ def test_several_shapes_are_several_geometries() -> None:
 def test_every_geometry_has_a_name_for_files(given: dict[str, Any], shape: str) -> None:
     """The name of a shape needs no character that a file name may not have."""
     assert GeometryOptions(**given).shape == shape
+
+
+@pytest.mark.parametrize("command", ["expand", "bulk"])
+def test_the_help_of_a_long_command_has_headings(command: str) -> None:
+    """Each option is listed once, below the heading of its group."""
+    text = CliRunner().invoke(root, [command, "--help"]).output
+    headings = re.findall(r"^(\S.*):$", text, flags=re.MULTILINE)
+    shape, *rest = [each for each in headings if not each.startswith("Columns")]
+    assert shape.startswith("Shape")
+    assert rest == ["Picture", "Run", "Limits", "Results", "Service", "Other options"]
+    listed = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, flags=re.MULTILINE)
+    assert len(listed) == len(set(listed)) > 20

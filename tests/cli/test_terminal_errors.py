@@ -1,10 +1,13 @@
 """Exit codes and messages of failures."""
 
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
 
-from kling_expand.cli.terminal import Commands
+import kling_expand
+from kling_expand.cli.terminal import SHELL_WORDS, Commands, shell_words
 from kling_expand.errors import APIError, ConfigurationError, InvalidRequest, KlingError, TaskFailed
 
 
@@ -40,3 +43,15 @@ def test_an_error_of_the_package_is_one_sentence(error: KlingError, code: int) -
 def test_ctrl_c_is_130_wherever_it_strikes() -> None:
     """Ctrl-C has exit code 130 and no message, also outside an event loop."""
     assert outcome(KeyboardInterrupt()) == (130, "")
+
+
+def test_advice_is_given_in_the_words_of_the_shell() -> None:
+    """No message of a command advises an argument of the library or to await something."""
+    package = Path(kling_expand.__file__).parent
+    texts = [path.read_text() for path in package.rglob("*.py") if path.name != "terminal.py"]
+    for words, own in SHELL_WORDS.items():
+        assert any(words in text for text in texts), words  # else the message has changed
+        assert shell_words(f"late: {words}") == f"late: {own}"
+    assert outcome(KlingError("time is up, and the future can be awaited again"))[1] == (
+        "Error: time is up; run the same command again to wait for it\n"
+    )

@@ -154,6 +154,7 @@ class Progress:
     most_running: int = 1  # tasks at the same time
     started: bool = False
     interrupted: bool = False
+    over_budget: bool = False
     troubles: dict[str, Trouble] = field(factory=dict)  # by the route that calls take
     answered: bool = False  # whether the service has answered once
     on_event: Callable[[Event], object] | None = None  # called with each event of the client

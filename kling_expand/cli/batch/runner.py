@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, cast
 from weakref import WeakValueDictionary
 
@@ -22,6 +23,7 @@ from kling_expand.cli.terminal import (
     money,
     optional_stdout,
     plural,
+    shell_words,
     show,
 )
 from kling_expand.client import KlingClient
@@ -39,7 +41,6 @@ from kling_expand.errors import (
     NotFound,
     NotSubmitted,
     PermissionDenied,
-    ResultExpired,
     SubmissionUnknown,
     TransportError,
 )
@@ -417,15 +418,14 @@ class Runner:
         if isinstance(error, BudgetExceeded | NotSubmitted):
             if isinstance(error, BudgetExceeded) and not self._stopped:
                 self._stopped = True
+                self._progress.over_budget = True
                 self._display.failure(f"{job.label}: {error}; nothing more is sent")
             self._end(job, "not sent")
             return
         bad = isinstance(error, InvalidRequest) and error.task_id is None
         if not self._stop_if_hopeless(error):
-            advice = (
-                "; --fresh makes it again, which is paid again" if isinstance(error, ResultExpired) else ""
-            )
-            self._display.failure(f"{job.label}: {error.message if bad else error}{advice}")
+            text = shell_words(error.message if bad else str(error))
+            self._display.failure(f"{job.label}: {text}")
         self._end(job, "bad" if bad else "failed")
         self._failures += 1
         if self._failures == self._plan.max_failures:
@@ -595,7 +595,10 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     open_jobs = {job.open_id: job for job in jobs if job.open_id}
     if not open_jobs:
         return
-    count, resume = plural(len(open_jobs), "task"), plan.connection.resume_command(plan.output.target)
+    count, connection = plural(len(open_jobs), "task"), plan.connection
+    whole = plan.journal and any(job.passes for job in open_jobs.values())  # tasks alone lack later passes
+    words = f"resume {quote(plan.journal)}" if whole else "wait"
+    resume = connection.resume_command(words, plan.output.target)
     if not resume:
         click.echo(f"{count} ended with the local emulator; nothing is owed", err=True)
         return
@@ -605,7 +608,7 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
         external_id = (job.future and job.future.external_task_id) or "-"
         known = f"external id {external_id}" if job.future and job.future.task else "not confirmed"
         click.echo(clean(f"  {any_id}  {known}  {job.label}"), err=True)
-    click.echo(clean(f"resume with: {resume}{' '.join(open_jobs)}"), err=True)
+    click.echo(clean(f"resume with: {resume}{'' if whole else ' '.join(open_jobs)}".rstrip()), err=True)
 
 
 async def _summarize(
@@ -653,4 +656,5 @@ def _summary_lines(plan: Plan, progress: Progress, usage: Usage, retry_hint: str
     if progress.interrupted:
         yield f"interrupted: {_AGAIN} to continue; nothing is paid twice"
     elif progress.failed or progress.not_sent:
-        yield retry_hint or f"{_AGAIN} to retry what failed or was not sent"
+        larger = "with a larger --budget, " if progress.over_budget else ""
+        yield retry_hint or f"{larger}{_AGAIN} to retry what failed or was not sent"

@@ -66,7 +66,8 @@ def _guarded(name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
             line = entry.line
             yield entry
     except UnicodeDecodeError as error:
-        raise NothingDone(f"{name}, after line {line}: {_encoding_advice(name, error)}") from error
+        place = f"{name}, after line {line}" if line else name
+        raise NothingDone(f"{place}: {_encoding_advice(name, error)}") from error
     except OSError as error:
         raise NothingDone(f"{name} cannot be read: {error.strerror}") from error
 

@@ -1,7 +1,7 @@
 """`kling-expand bulk`: expand the photos of a table, a list or folders; run again, it continues."""
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 from attrs import frozen
@@ -13,6 +13,7 @@ from kling_expand.cli.batch.runner import run_rows
 from kling_expand.cli.options import (
     DeadlineOption,
     EmulatedConnection,
+    GroupedCommand,
     LimitOptions,
     OptionGroup,
     OutputOptions,
@@ -28,6 +29,8 @@ from kling_expand.cli.terminal import leave
 @frozen
 class BatchOptions(OptionGroup):
     """The options that `expand` and `bulk` share."""
+
+    heading: ClassVar[str] = "Run"
 
     fit: bool = option(
         "--fit",
@@ -106,6 +109,8 @@ class BatchOptions(OptionGroup):
 class BulkOptions(OptionGroup):
     """The options of `bulk` alone."""
 
+    heading: ClassVar[str] = "Run"
+
     strict: bool = option(
         "--strict",
         default=False,
@@ -147,7 +152,7 @@ Columns of a manifest:
 """
 
 
-@click.command(epilog=COLUMNS)
+@click.command(cls=GroupedCommand, epilog=COLUMNS)
 @click.argument("words", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path())
 @options(
     shapes=ShapeOptions,

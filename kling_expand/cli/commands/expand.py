@@ -7,6 +7,7 @@ from kling_expand.cli.commands.bulk import BatchOptions, run_plan
 from kling_expand.cli.options import (
     DeadlineOption,
     EmulatedConnection,
+    GroupedCommand,
     LimitOptions,
     OutputOptions,
     PassesOption,
@@ -17,7 +18,7 @@ from kling_expand.cli.options import (
 from kling_expand.cli.terminal import plural
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("photos", metavar="PHOTO...", nargs=-1, required=True, type=click.Path())
 @options(
     shapes=ShapeOptions,

@@ -328,6 +328,12 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
             lambda value: isinstance(value, bool | str | os.PathLike),
         ),
     ),
+    "metadata": (
+        Rule(
+            "must be True, False or the path of the photo",
+            lambda value: isinstance(value, bool | str | os.PathLike),
+        ),
+    ),
     "known": (Rule("must be a record of the journal", lambda value: hasattr(value, "params_hash")),),
     "max_failures": optional(WHOLE, AT_LEAST_1),
     "note": optional(Rule("must be a mapping of JSON values", _is_json_mapping)),

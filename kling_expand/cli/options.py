@@ -134,6 +134,23 @@ class OutputOptions(OptionGroup):
         is_flag=True,
         help="Also save each picture at the size of the photo, with the photo's own pixels in their place.",
     )
+    format: str | None = option(
+        "--format",
+        type=click.Choice(["jpeg", "png", "webp", "tiff"]),
+        help="Convert the pictures; the service gives PNG.",
+    )
+    quality: int | None = option(
+        "--quality",
+        type=click.IntRange(1, 100),
+        metavar="N",
+        help="With JPEG or WebP: their quality, 92 by default.",
+    )
+    metadata: bool = option(
+        "--metadata",
+        default=False,
+        is_flag=True,
+        help="Give the pictures the date, place, camera and color profile of their photo.",
+    )
     check: bool = option(
         "--check",
         default=False,
@@ -148,6 +165,19 @@ class OutputOptions(OptionGroup):
     verbose: bool = option(
         "-v", "--verbose", default=False, is_flag=True, help="Print each call of the service that failed."
     )
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """Return the group; raise click's usage error for a quality that no file would have."""
+        if values["quality"] and values["format"] not in {"jpeg", "webp"} and not values["full_size"]:
+            raise click.UsageError("--quality requires --format jpeg or webp, or --full-size")
+        return cls(**values)
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """The format and quality of the service's pictures, as arguments of `SaveOptions`."""
+        lossy = self.format in {"jpeg", "webp"}
+        return {"format": self.format, "quality": self.quality if lossy else None}
 
     @property
     def notes(self) -> bool:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import aiohttp
 from attrs import evolve, frozen
@@ -47,6 +48,9 @@ from .files import (
     publish,
     remove_stale_parts,
 )
+
+if TYPE_CHECKING:
+    from kling_expand.pictures.convert import Metadata
 
 MAX_OPEN_FILES = 16  # downloads in progress at once, over all tasks of a client
 MAX_FILE_BYTES = 200 << 20
@@ -197,6 +201,8 @@ class Downloads:
             if self._first_visit(folder):
                 await part.in_thread(remove_stale_parts, folder)
             await self._download(part, urls, file)
+            if options.metadata is not None:
+                await part.in_thread(_add_metadata, part, options.metadata)
             if options.converts(part.ext):
                 await part.in_thread(_convert, part, options)
 
@@ -318,6 +324,12 @@ def _succeeded(task: Task) -> Task:
     if not task.images:
         raise DownloadError("the task succeeded, but the service lists no image")
     return evolve(task, images=by_index(task.images))
+
+
+def _add_metadata(part: PartialFile, metadata: "Metadata") -> None:
+    from kling_expand.pictures.convert import insert_metadata  # imported here, as few saves need it
+
+    part.rewrite(partial(insert_metadata, metadata=metadata), part.ext)
 
 
 def _convert(part: PartialFile, options: SaveOptions) -> None:

@@ -26,7 +26,7 @@ import stat
 import string
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from attrs import evolve, field, frozen
@@ -34,6 +34,9 @@ from attrs import evolve, field, frozen
 from kling_expand.api.codec import http_date
 from kling_expand.errors import DownloadError, InvalidRequest, KlingError
 from kling_expand.models import Image, ImageSource, Task
+
+if TYPE_CHECKING:
+    from kling_expand.pictures.convert import Metadata
 
 try:
     import fcntl
@@ -108,7 +111,8 @@ class SaveOptions:
     `name` (by default the task's id), `key`, `folder` and `shape` are values of a template. With
     `overwrite` a file of the same name is replaced. With `watermark` the watermarked pictures are saved as
     well. A `format` converts each picture, with `quality` from 1 to 100 if it is lossy. `finish` makes
-    further pictures of the saved ones, whose paths are those of the save then.
+    further pictures of the saved ones, whose paths are those of the save then. `metadata` are those of the
+    photo, which each picture gets.
     """
 
     name: str | None = None
@@ -120,6 +124,7 @@ class SaveOptions:
     format: str | None = field(default=None, validator=_check_format)
     quality: int | None = field(default=None, validator=_check_quality)
     finish: Finish | None = field(default=None, eq=False, repr=False)
+    metadata: "Metadata | None" = field(default=None, repr=False)
 
     def converts(self, ext: str) -> bool:
         """Return whether a picture with this extension is to be converted."""
@@ -222,7 +227,7 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
         advice = "`upload` of the result writes to an object store"
         raise InvalidRequest("target", repr(wanted), "must be a path of this machine", advice)
     wanted = os.path.expanduser(wanted)  # noqa: PTH111 - a Path would drop a trailing slash
-    form = f"{task.task_id} {options.format} {options.quality}"
+    form = f"{task.task_id} {options.format} {options.quality}{' metadata' if options.metadata else ''}"
     try:
         found = OutputPaths(
             _template(wanted), _values(task, options), _numbers(task), f"{safe_name(task.task_id)}", form

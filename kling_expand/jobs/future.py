@@ -36,6 +36,7 @@ from kling_expand.serialization import Serializable, to_json
 
 if TYPE_CHECKING:
     from kling_expand.downloads.files import SaveOptions
+    from kling_expand.pictures.convert import Metadata
 
 LOGGED_IDS = 20  # of the jobs that one line of the log names
 
@@ -204,6 +205,7 @@ class ExpandResult(Serializable):
         full_size: bool | str | os.PathLike[str] = False,
         format: str | None = None,  # noqa: A002 - as in Pillow's `save`
         quality: int | None = None,
+        metadata: bool | str | os.PathLike[str] = False,
         deadline: float | None = None,
     ) -> tuple[Path, ...]:
         """Save every picture, each complete or not at all, and return their paths in the order of `images`.
@@ -216,36 +218,43 @@ class ExpandResult(Serializable):
         With *overwrite* the file is replaced. A task that is saved again finds its own pictures, which are
         not fetched again. If the request asked for watermarks, the watermarked pictures are saved as well.
 
-        A *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture and keeps its EXIF data and
-        color profile. The *quality* of JPEG and WebP is 1 to 100, by default 92. This needs the extra
-        `images`. Without it a *target* with the suffix of another format is refused.
+        A *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, with a *quality* of 1 to
+        100 (92) for JPEG and WebP. With *metadata* it gets the EXIF data and the color profile of the photo.
+        With *full_size* it is also saved at the photo's scale with the photo's own pixels, as
+        ``dog-0-full.jpg``. The paths are those of these pictures then. For both, a path instead of True is
+        that of the photo. These need the extra `images`.
 
-        With *full_size* each picture is also saved at the photo's scale, with the photo's own pixels in
-        their place, as ``dog-0-full.jpg`` and in the photo's format by default. The paths are those of these
-        pictures then. A path instead of True is the photo to put back, where a smaller copy was sent.
-
-        *deadline* seconds from now bound the call. Without one the settings `download_timeout`,
-        `read_timeout` and `retry_timeout` bound each picture. The deadline of the job has no effect here.
+        *deadline* seconds from now bound the call; without one `download_timeout` bounds each picture.
 
         Raises:
             ResultExpired: the service no longer keeps a picture; submit the job again with ``fresh=True``.
             DownloadError: a picture could not be fetched or written.
             DeadlineExceeded: the deadline passed. The result can be saved again.
-            InvalidRequest: *target*, *format*, *quality* or *deadline* is wrong, or the photo is at a URL.
+            InvalidRequest: an argument is wrong, or the photo is at a URL.
             PictureMismatch: the photo was not found in a picture. The picture of the service is saved.
             MissingExtra: the extra `images` is not installed.
             ClientClosed: the client was closed.
         """
-        check(target=target, overwrite=overwrite, full_size=full_size, deadline=deadline)
+        check(target=target, overwrite=overwrite, full_size=full_size, metadata=metadata, deadline=deadline)
         if self._save is None:
             raise _without_client(self.task_id)
-        options = self._options(overwrite=overwrite, format=format, quality=None if full_size else quality)
+        plain = None if full_size and format not in {"jpeg", "webp"} else quality
+        options = self._options(overwrite=overwrite, format=format, quality=plain)
+        if metadata:
+            options = evolve(options, metadata=await self._metadata(None if metadata is True else metadata))
         if full_size:
             from kling_expand.downloads.full_size import save_full_size  # imported here, as it needs Pillow
 
             finish = partial(save_full_size, self, target, options, photo=full_size, quality=quality)
             options = evolve(options, finish=finish)
         return await self._save(self.task, target, options, deadline_at=deadline_at(deadline))
+
+    async def _metadata(self, photo: str | os.PathLike[str] | None) -> "Metadata":
+        from kling_expand.pictures.convert import read_metadata  # imported here, as it needs Pillow
+
+        request = portable(self.request)
+        source = request.image if photo is None and request is not None else photo
+        return await asyncio.to_thread(read_metadata, source)
 
     def _options(self, **given: Any) -> "SaveOptions":
         from kling_expand.downloads.files import SaveOptions, source_folder  # here, as many never save

@@ -25,7 +25,7 @@ from attrs import frozen
 from kling_expand.errors import PictureMismatch, require
 from kling_expand.geometry import Ratios
 
-from .fit import ORIENTATION
+from .convert import EXIF_HEIGHT, EXIF_IFD, EXIF_WIDTH, describe_expanded
 from .registration import Box
 from .scene import Scene, prepare, to_srgb
 
@@ -42,8 +42,6 @@ SUPPORT = 6  # pixels around a region that Lanczos reads
 DEPTH = 4  # pixels of the picture on each side of the seam that are compared
 FADE = 0.35  # distance at which the correction of colours has faded to 1/e, in the photo's shorter side
 MAX_STEP = 24.0  # levels by which the picture's own step at the seam is corrected at most
-PRODUCER = "kling-expand"  # added to the software tag
-SOFTWARE, EXIF_IFD, EXIF_WIDTH, EXIF_HEIGHT = 0x0131, 0x8769, 0xA002, 0xA003
 
 
 def composite(
@@ -350,9 +348,7 @@ def _mask(scene: Scene, feather: int) -> Any:
 def _metadata(scene: Scene, size: tuple[int, int]) -> dict[str, Any]:
     """Return the `info` of the composite."""
     exif = scene.exif
-    exif.pop(ORIENTATION, None)
-    before = str(exif.get(SOFTWARE, "")).strip("\0 ")
-    exif[SOFTWARE] = f"{before}; {PRODUCER}" if before else PRODUCER
+    describe_expanded(exif)
     inner = exif.get_ifd(EXIF_IFD)
     if inner:
         inner |= {EXIF_WIDTH: size[0], EXIF_HEIGHT: size[1]}

@@ -1,11 +1,25 @@
-"""Conversion of a picture to another format; needs Pillow (extra `images`)."""
+"""Conversion of a picture to another format, and the metadata of a photo; needs Pillow (extra `images`)."""
 
+import os
+import zlib
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
-from kling_expand.errors import DownloadError
+from attrs import frozen
+
+from kling_expand.errors import DownloadError, InvalidRequest, require
+from kling_expand.models import ImageSource, shown
+
+from .fit import ORIENTATION, open_image
 
 DEFAULT_QUALITY = 92  # of JPEG and WebP
+PRODUCER = "kling-expand"  # added to the software tag
+SOFTWARE, EXIF_IFD, EXIF_WIDTH, EXIF_HEIGHT = 0x0131, 0x8769, 0xA002, 0xA003
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+_HEAD = 33  # bytes of the signature and the first chunk of a PNG
+_EXIF, _ICC = b"Exif\0\0", b"ICC_PROFILE\0"
+_SEGMENT = 65_500  # bytes of a JPEG's segment, at most
 
 
 def convert(content: bytes, picture_format: str, quality: int | None) -> bytes:
@@ -53,3 +67,104 @@ def _suited(image: Any, picture_format: str) -> Any:
     if image.mode in {"RGB", "L"} or (image.mode == "RGBA" and transparent):
         return image
     return image.convert("RGBA" if transparent else "RGB")
+
+
+# ---------------------------------------------------------------------------- metadata
+
+
+@frozen
+class Metadata:
+    """The EXIF block of a photo without its orientation, and its color profile; empty where it has none."""
+
+    exif: bytes = b""
+    icc_profile: bytes = b""
+
+
+def describe_expanded(exif: Any) -> None:
+    """Change the EXIF data of a photo to those of an expanded picture, which is upright."""
+    exif.pop(ORIENTATION, None)
+    before = str(exif.get(SOFTWARE, "")).strip("\0 ")
+    exif[SOFTWARE] = f"{before}; {PRODUCER}" if before else PRODUCER
+
+
+def read_metadata(photo: ImageSource | None) -> Metadata:
+    """Return the date, place, camera and profile of a photo, of which only the beginning is decoded.
+
+    Raises:
+        InvalidRequest: the photo is not known, or is at a URL.
+        ImageError: Pillow cannot read it.
+        MissingExtra: Pillow is not installed.
+    """
+    require("images", "PIL")
+    from PIL import Image
+
+    if photo is None or (isinstance(photo, str) and "://" in photo):
+        limit = "must be the path of the photo, which cannot be read here"
+        raise InvalidRequest("metadata", photo and shown(photo), limit)
+    source = BytesIO(photo) if isinstance(photo, bytes | bytearray | memoryview) else photo
+    if isinstance(source, os.PathLike):
+        source = getattr(source, "origin", None) or os.fspath(source)
+    with open_image(source) as image:
+        if image.format == "PNG":  # `getexif` would decode the picture, to look for a block behind it
+            exif = Image.Exif()
+            exif.load(image.info.get("exif") or b"")
+        else:
+            exif = image.getexif()
+        if not exif:
+            return Metadata(icc_profile=image.info.get("icc_profile") or b"")
+        describe_expanded(exif)
+        for tag in (EXIF_WIDTH, EXIF_HEIGHT):
+            exif.get_ifd(EXIF_IFD).pop(tag, None)
+        return Metadata(exif.tobytes().removeprefix(_EXIF), image.info.get("icc_profile") or b"")
+
+
+def insert_metadata(content: bytes, metadata: Metadata) -> bytes:
+    """Return a PNG or JPEG with metadata, where it has none of its own; its pixels are not decoded.
+
+    A picture of another format is returned as it is.
+    """
+    if content.startswith(_PNG):
+        known = {kind for kind, _ in _chunks(content)}
+        return content[:_HEAD] + _png_chunks(metadata, known, content[25]) + content[_HEAD:]
+    if content.startswith(_JPEG):
+        # A JFIF segment must remain the first.
+        start = 4 + int.from_bytes(content[4:6]) if content[2:4] == b"\xff\xe0" else 2
+        return content[:start] + _jpeg_segments(metadata, content[start : start + _SEGMENT]) + content[start:]
+    return content
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield the kind and the place of each chunk of a PNG before its pixels."""
+    at = len(_PNG)
+    while at + 8 <= len(content) and content[at + 4 : at + 8] not in {b"IDAT", b"IEND"}:
+        yield content[at + 4 : at + 8], at
+        at += 12 + int.from_bytes(content[at : at + 4])
+
+
+def _png_chunks(metadata: Metadata, known: set[bytes], color_type: int) -> bytes:
+    profile, added = metadata.icc_profile, b""
+    grey = color_type in {0, 4}
+    if profile and (profile[16:20] == b"GRAY") == grey and not known & {b"iCCP", b"sRGB"}:
+        added += _chunk(b"iCCP", b"photo\0\0" + zlib.compress(profile))
+    if metadata.exif and b"eXIf" not in known:
+        added += _chunk(b"eXIf", metadata.exif)
+    return added
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+def _jpeg_segments(metadata: Metadata, head: bytes) -> bytes:
+    profile, added = metadata.icc_profile, b""
+    if metadata.exif and len(metadata.exif) <= _SEGMENT and _EXIF not in head:
+        added += _segment(b"\xff\xe1", _EXIF + metadata.exif)
+    if profile[16:20] == b"RGB " and _ICC not in head:
+        parts = [profile[start : start + _SEGMENT - 14] for start in range(0, len(profile), _SEGMENT - 14)]
+        for number, part in enumerate(parts, 1):
+            added += _segment(b"\xff\xe2", _ICC + bytes((number, len(parts))) + part)
+    return added
+
+
+def _segment(marker: bytes, data: bytes) -> bytes:
+    return marker + (len(data) + 2).to_bytes(2) + data

@@ -189,7 +189,7 @@ class SQLiteStore(JobStore):
         return await self._execute(rows)
 
     async def keep_findings(self, external_task_id: str, findings: Iterable[str]) -> None:
-        """Store what a check of the job's pictures has found: one line for each fault."""
+        """Store the *findings* of a check of a job's pictures, for the job with this *external_task_id*."""
         await self._execute(partial(keep_findings, external_task_id, "\n".join(findings)))
 
     async def findings(self) -> dict[str, tuple[str, ...]]:

@@ -8,8 +8,8 @@ from PIL import Image, ImageCms
 from support.sample_pictures import claimed
 
 from kling_expand.downloads.files import FORMATS
-from kling_expand.errors import DownloadError
-from kling_expand.pictures.convert import convert
+from kling_expand.errors import DownloadError, InvalidRequest
+from kling_expand.pictures.convert import Metadata, convert, insert_metadata, read_metadata
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 CAMERA = 0x0110  # the EXIF tag of the camera's model
@@ -86,3 +86,54 @@ def test_what_cannot_be_decoded_is_an_error_of_ours(content: bytes) -> None:
     """The error names the format that was asked for."""
     with pytest.raises(DownloadError, match="cannot be converted to webp"):
         convert(content, "webp", None)
+
+
+ORIENTATION, SOFTWARE, DATE, GPS = 0x0112, 0x0131, 0x0132, 0x8825
+
+
+def taken(kind: str) -> bytes:
+    """Return a photo with a date, a place and a camera, which EXIF turns."""
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[CAMERA], exif[DATE], exif[ORIENTATION] = "a camera", "2024:05:01 10:00:00", 6
+    exif.get_ifd(GPS)[1] = "N"
+    Image.new("RGB", (400, 300), "red").save(out, kind, exif=exif.tobytes(), icc_profile=PROFILE)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("wanted", ["PNG", "JPEG"])
+def test_a_picture_gets_the_metadata_of_its_photo(kind: str, wanted: str) -> None:
+    """Date, place, camera and profile, but not the orientation; the pixels are the same bytes."""
+    before = picture("RGB", wanted, color="navy")
+    image = opened(insert_metadata(before, read_metadata(taken(kind))))
+    exif = image.getexif()
+    assert (exif[CAMERA], exif[DATE], exif[SOFTWARE]) == ("a camera", "2024:05:01 10:00:00", "kling-expand")
+    assert exif.get_ifd(GPS)[1] == "N"
+    assert ORIENTATION not in exif
+    assert image.info["icc_profile"] == PROFILE
+    assert image.tobytes() == opened(before).tobytes()
+
+
+def test_what_a_picture_says_of_itself_is_kept() -> None:
+    """Its own EXIF data and profile are not replaced, nor is one of other channels added."""
+    for kind in ("PNG", "JPEG"):
+        own = described(kind)
+        assert insert_metadata(own, Metadata(b"MM\0*\0\0\0\x08\0\0", b"other")) == own
+    grey = opened(insert_metadata(picture("L"), Metadata(icc_profile=PROFILE)))
+    assert "icc_profile" not in grey.info
+    assert insert_metadata(picture("RGB", "WEBP"), Metadata(b"x")) == picture("RGB", "WEBP")
+    assert insert_metadata(picture("RGB"), read_metadata(picture("RGB"))) == picture("RGB")
+
+
+def test_a_photo_that_cannot_be_read_here_has_no_metadata() -> None:
+    """A photo at a URL, or one that is not known, is an error."""
+    for photo in (None, "https://x.example/a.jpg"):
+        with pytest.raises(InvalidRequest, match="metadata must be the path"):
+            read_metadata(photo)
+
+
+def test_a_long_profile_is_split() -> None:
+    """A profile that does not fit into one segment of a JPEG is read back whole."""
+    profile = PROFILE + bytes(200_000)
+    image = opened(insert_metadata(picture("RGB", "JPEG"), Metadata(icc_profile=profile)))
+    assert image.info["icc_profile"] == profile

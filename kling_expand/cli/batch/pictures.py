@@ -40,7 +40,14 @@ async def save_full_size(result: ExpandResult, output: OutputOptions) -> tuple[P
         KlingError: a picture cannot be made or saved.
     """
     request = result.request
-    return await result.save(output.target, full_size=str(request.image) if request else True)
+    photo = str(request.image) if request else True
+    return await result.save(
+        output.target,
+        full_size=photo,
+        format=output.format,
+        quality=output.quality,
+        metadata=photo if output.metadata else False,
+    )
 
 
 async def suspicions(result: ExpandResult, files: tuple[Path, ...]) -> tuple[str, ...]:

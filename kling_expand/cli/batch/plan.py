@@ -463,7 +463,9 @@ async def find_rows(plan: BulkPlan) -> Manifest:
         MissingExtra: fitting needs Pillow.
         InvalidRequest: the output is no directory and no template, or of another format than the pictures.
     """
-    _check_target(plan.output.target)
+    _check_target(plan.output.target, plan.output.format)
+    if plan.output.format or plan.output.metadata:
+        require("images", "PIL")
     if plan.fit:
         require("images", "PIL")
     found = await asyncio.to_thread(read_manifest, plan.words, plan.selection)
@@ -612,10 +614,10 @@ def check_output(plan: BulkPlan, survey: Survey) -> None:
         raise InvalidRequest("output", repr(target), problem, "add {shape} or {name} to --output")
 
 
-def _check_target(target: str) -> None:
+def _check_target(target: str, format: str | None) -> None:  # noqa: A002 - the name of the option
     """Raise `InvalidRequest` where no picture could be saved to *target*, before any is paid for."""
     (path,) = _sample_paths(0, target, 1)
-    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".png":
+    if format is None and path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".png":
         limit = "must not have the suffix of another format, as the pictures are PNG"
         raise InvalidRequest("output", repr(target), limit, "end it in {ext}")
 

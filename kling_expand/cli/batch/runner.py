@@ -27,7 +27,7 @@ from kling_expand.cli.terminal import (
     show,
 )
 from kling_expand.client import KlingClient
-from kling_expand.downloads.files import SUFFIXES, OutputPaths, SaveOptions, output_paths
+from kling_expand.downloads.files import FORMATS, SUFFIXES, OutputPaths, SaveOptions, output_paths
 from kling_expand.errors import (
     AccountError,
     AuthenticationError,
@@ -486,6 +486,7 @@ class Results:
     """Saves the results of a batch under names of their own, or finds those that an earlier run saved."""
 
     def __init__(self, plan: Plan, journal: JobStore | None) -> None:
+        self._output = plan.output
         self._target = plan.output.target
         self._overwrite = plan.overwrite
         self._protected = plan.protected
@@ -511,7 +512,8 @@ class Results:
             name, known = await asyncio.to_thread(known_files, names, recorded)
             # A file that only its mark shows to be known is recorded by a save, which fetches nothing.
             files = known if {*map(_key, known)} <= recorded else ()
-            files = files or await self._download(result, name, job.shape)
+            photo = await self._photo(job, result) if self._output.metadata else False
+            files = files or await self._download(result, name, job.shape, photo)
             self._taken |= dict.fromkeys(map(_key, files), names)
             job.saved_as = name
             return files, bool(known)
@@ -527,14 +529,33 @@ class Results:
         if record is not None and isinstance(self._journal, SQLiteStore):
             await self._journal.keep_findings(record.external_task_id, job.suspicions)
 
-    async def _download(self, result: ExpandResult, name: str, shape: str) -> tuple[Path, ...]:
+    def _options(self, name: str, shape: str) -> SaveOptions:
+        options = SaveOptions(name=name, shape=shape, **self._output.form)
+        if not self._output.metadata:
+            return options
+        from kling_expand.pictures.convert import Metadata  # imported here, as it is an option
+
+        return evolve(options, metadata=Metadata())  # whatever they are, the names are the same
+
+    async def _photo(self, job: Job, result: ExpandResult) -> str:
+        """Return the path of the user's own photo."""
+        record = await self.record(job, result)
+        image = result.request.image if result.request else record and record.source
+        if image is None or "://" in str(image):
+            raise InvalidRequest("metadata", str(image), "must be that of a photo that can be read here")
+        return str(image)
+
+    async def _download(
+        self, result: ExpandResult, name: str, shape: str, photo: str | bool
+    ) -> tuple[Path, ...]:
         overwrite = self._overwrite
         if overwrite:
-            options = SaveOptions(name=name, shape=shape)
+            options = self._options(name, shape)
             there = await asyncio.to_thread(_existing, result.task, self._target, options)
             overwrite = not there & self._protected
             await self._disown(there if overwrite else set())
-        return await evolve(result, name=name, shape=shape).save(self._target, overwrite=overwrite)
+        named = evolve(result, name=name, shape=shape)
+        return await named.save(self._target, overwrite=overwrite, metadata=photo, **self._output.form)
 
     async def _disown(self, keys: set[str]) -> None:
         """Record that these files are no longer the results of the jobs that had them."""
@@ -553,7 +574,7 @@ class Results:
     ) -> tuple[str, tuple[Path, ...]]:
         """Return the name and the files under which a job is saved already, or its first name and none."""
         for name in names:
-            paths = output_paths(task, self._target, SaveOptions(name=name, shape=shape))
+            paths = output_paths(task, self._target, self._options(name, shape))
             found = [self._known_file(paths, place, names, recorded) for place in range(len(paths.numbers))]
             if None not in found:
                 return name, tuple(path for path in found if path is not None)
@@ -563,8 +584,10 @@ class Results:
         self, paths: OutputPaths, place: int, names: tuple[str, ...], recorded: set[str]
     ) -> Path | None:
         """Return a picture of this task, by the journal or its mark, that no other photo of this run has."""
-        marked = paths.find_saved(place, watermark=False)
+        marked, wanted = paths.find_saved(place, watermark=False), self._output.format
         for path in _paths(paths, place):
+            if wanted is not None and path.suffix != FORMATS[wanted]:
+                continue
             mine = path == marked or (_key(path) in recorded and os.path.lexists(path))
             if mine and self._taken.get(_key(path), names) == names:
                 return path

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 from support.shell import shell
 
-from benchmarks.large_photos import stored, texture
+from benchmarks.large_photos import display_p3, stored, texture
 
 FAST: dict[str, Any] = {"engine": "flat", "queue_seconds": 0, "work_seconds": 0}
 PHOTO = texture(900, 600, seed=1)
@@ -58,3 +58,26 @@ def test_a_saved_task_gets_its_full_size_later(tmp_path: Path, monkeypatch: Any)
         later = json.loads(done.stdout.splitlines()[0])
         assert later["full_size_files"] == ["out/hills-0-full.jpg"]
         assert later["files"] == first["files"]
+
+
+def test_the_form_of_pictures_can_be_chosen(tmp_path: Path, monkeypatch: Any) -> None:
+    """Format, quality and metadata apply to new files; none is made twice, and all agree with --full-size."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hills.jpg").write_bytes(stored(PHOTO, "JPEG", icc_profile=display_p3()))
+    form = ("--format", "jpeg", "--quality", "80", "--metadata", "--full-size")
+    with shell(**FAST) as kling:
+        wrong = kling("expand", "hills.jpg", "--right", 0.5, "--quality", 80)
+        assert (wrong.exit_code, "--quality requires --format" in wrong.stderr) == (2, True)
+        for _ in range(2):
+            done = kling("expand", "hills.jpg", "--right", 0.5, *form)
+            assert done.stdout.splitlines() == ["out/hills-0.jpg", "out/hills-0-full.jpg"]
+        assert sorted(path.name for path in Path("out").glob("*.*g")) == ["hills-0-full.jpg", "hills-0.jpg"]
+        with Image.open("out/hills-0.jpg") as image:
+            assert image.info["icc_profile"] == display_p3()
+            assert image.getexif()[0x0132] == "2026:11:20 10:00:00"
+        assert (
+            kling("expand", "hills.jpg", "--right", 0.5, "-o", "b/{name}.tiff", "--format", "tiff").exit_code
+            == 0
+        )
+        assert Path("b/hills.tiff").is_file()
+        assert kling.emulator.account.units_billed == 8

@@ -1,15 +1,11 @@
 """`kling-expand bulk`: expand the photos of a table, a list or folders; run again, it continues."""
 
 import asyncio
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from attrs import frozen
 
-from kling_expand.cli.batch.dry_run import dry_run
-from kling_expand.cli.batch.manifest import Defaults, Selection
-from kling_expand.cli.batch.plan import BulkPlan, default_journal, output_folder
-from kling_expand.cli.batch.runner import run_rows
 from kling_expand.cli.options import (
     DeadlineOption,
     EmulatedConnection,
@@ -24,6 +20,9 @@ from kling_expand.cli.options import (
     options,
 )
 from kling_expand.cli.terminal import leave
+
+if TYPE_CHECKING:  # imported where they are used, so that `--help` does not load aiohttp
+    from kling_expand.cli.batch.plan import BulkPlan
 
 
 @frozen
@@ -80,8 +79,20 @@ class BatchOptions(OptionGroup):
         help="Record nothing: the same command makes and pays everything again.",
     )
 
-    def plan(self, words: tuple[str, ...], output: OutputOptions, **options: Any) -> BulkPlan:
+    def plan(
+        self,
+        words: tuple[str, ...],
+        output: OutputOptions,
+        shapes: ShapeOptions,
+        request: RequestOptions,
+        *,
+        several: PassesOption,
+        **options: Any,
+    ) -> "BulkPlan":
         """Return the plan of a batch with these options."""
+        from kling_expand.cli.batch.manifest import Defaults, Selection
+        from kling_expand.cli.batch.plan import BulkPlan, default_journal, output_folder
+
         if self.journal and self.no_journal:
             raise click.UsageError("--journal and --no-journal exclude each other")
         selection = Selection(
@@ -94,6 +105,7 @@ class BatchOptions(OptionGroup):
         journal = self.journal or default_journal(output.target, options["connection"])
         return BulkPlan(
             words=words,
+            defaults=Defaults.of(shapes, request, several.passes, output.target),
             selection=selection,
             output=output,
             journal="" if self.no_journal else journal,
@@ -122,9 +134,15 @@ class BulkOptions(OptionGroup):
     )
 
 
-def run_plan(plan: BulkPlan) -> None:
+def run_plan(plan: "BulkPlan") -> None:
     """Run a batch, or its dry run, and leave with the exit code."""
-    leave(asyncio.run(dry_run(plan) if plan.dry_run else run_rows(plan)))
+    if plan.dry_run:
+        from kling_expand.cli.batch.dry_run import dry_run
+
+        leave(asyncio.run(dry_run(plan)))
+    from kling_expand.cli.batch.runner import run_rows
+
+    leave(asyncio.run(run_rows(plan)))
 
 
 def _print_example(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
@@ -210,8 +228,10 @@ def bulk(
         batch.plan(
             words,
             output,
+            shapes,
+            request,
+            several=several,
             title=f"{words[0] if len(words) == 1 else 'photos'} to {output.target}",
-            defaults=Defaults.of(shapes, request, several.passes, output.target),
             connection=connection,
             limits=limits,
             deadline=limit.deadline,

@@ -5,20 +5,19 @@ import platform
 import re
 import time
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import asdict, frozen
 
 from kling_expand import __version__
-from kling_expand.api import codec
-from kling_expand.api.session import Session
 from kling_expand.cli.options import Connection, JSONOption, options
 from kling_expand.cli.terminal import FAILED, NOTHING_DONE, clean, leave, show
 from kling_expand.config import Auth, Settings, StaticKey, credentials
 from kling_expand.errors import AuthenticationError, ConfigurationError, KlingError, TransportError
+
+if TYPE_CHECKING:  # imported where it is used, so that `--help` does not load aiohttp
+    from kling_expand.api.codec import Response
 
 MAX_CLOCK_SKEW = 5.0  # seconds: the `nbf` of a token is this far in the past (doc)
 
@@ -68,9 +67,14 @@ async def _service(connection: Connection) -> list[Finding]:
 
 
 async def _request(auth: Auth, settings: Settings) -> list[Finding]:
+    from random import Random
+
+    from kling_expand.api import codec
+    from kling_expand.api.session import Session
+
     clocks: list[tuple[float, float | None]] = []
 
-    def decode(answer: codec.Response) -> Any:
+    def decode(answer: "Response") -> Any:
         clocks.append((time.time(), answer.server_time))
         return codec.decode_tasks(answer)
 
@@ -123,6 +127,8 @@ def _extra(extra: str, needs: Iterable[str]) -> Finding:
 
 def _by_extra(package: str) -> dict[str, list[str]]:
     """Return the distributions of each extra, without the extras for development."""
+    from importlib.metadata import PackageNotFoundError, requires
+
     found: dict[str, list[str]] = {}
     try:
         wanted = requires(package) or []
@@ -136,6 +142,8 @@ def _by_extra(package: str) -> dict[str, list[str]]:
 
 
 def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(name)
     except PackageNotFoundError:

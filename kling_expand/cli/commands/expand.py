@@ -2,7 +2,6 @@
 
 import click
 
-from kling_expand.cli.batch.manifest import Defaults
 from kling_expand.cli.commands.bulk import BatchOptions, run_plan
 from kling_expand.cli.options import (
     DeadlineOption,
@@ -60,8 +59,10 @@ def expand(
         batch.plan(
             photos,
             output,
+            shapes,
+            request,
+            several=several,
             title=f"{plural(len(photos), 'photo')} to {output.target}",
-            defaults=Defaults.of(shapes, request, several.passes, output.target),
             connection=connection,
             limits=limits,
             deadline=limit.deadline,

@@ -4,15 +4,9 @@ import asyncio
 import os
 
 import click
-from attrs import evolve
 
-from kling_expand.cli.batch.plan import Plan, default_journal, open_journal
-from kling_expand.cli.batch.progress import Job, Progress
-from kling_expand.cli.batch.runner import Jobs, known_job, run_batch
 from kling_expand.cli.options import Connection, DeadlineOption, OutputOptions, options
 from kling_expand.cli.terminal import leave, plural
-from kling_expand.client import KlingClient
-from kling_expand.store.base import JobRecord, JobStore
 
 
 @click.command()
@@ -51,6 +45,9 @@ def _save(
     deadline: float | None = None,
     only_ended: bool = False,
 ) -> None:
+    from kling_expand.cli.batch.existing_jobs import save_tasks  # imported here, as they load aiohttp
+    from kling_expand.cli.batch.plan import Plan, default_journal
+
     chosen = tuple(dict.fromkeys(ids))
     journal = default_journal(output.target, connection)
     plan = Plan(
@@ -63,37 +60,4 @@ def _save(
         max_open=len(chosen),
     )
     connection.require_credentials()
-    leave(asyncio.run(_run(plan, chosen, only_ended=only_ended)))
-
-
-async def _run(plan: Plan, ids: tuple[str, ...], *, only_ended: bool) -> int:
-    async with open_journal(plan) as journal:
-
-        async def jobs(client: KlingClient) -> Jobs:
-            known = await _known(journal, ids) if journal else {}
-            for any_id in ids:
-                record = known.get(any_id)
-                job = known_job(record) if record else Job(any_id)
-                if record and "pass" in record.note:
-                    job.names = tuple(_pass_name(record, name) for name in job.names)
-                yield evolve(job, label=any_id, future=client.attach(any_id))
-
-        return await run_batch(plan, Progress(len(ids)), jobs, journal, only_ended=only_ended)
-
-
-async def _known(journal: JobStore, ids: tuple[str, ...]) -> dict[str, JobRecord]:
-    """Return the jobs of the tasks that a journal knows, by the ids that were given."""
-    found: dict[str, JobRecord] = {}
-    async for job in journal.jobs():
-        for any_id in (job.task_id, job.external_task_id):
-            if any_id in ids:
-                found[any_id] = job
-    return found
-
-
-def _pass_name(record: JobRecord, name: str) -> str:
-    """Return the name of a picture that only a later pass completes."""
-    from kling_expand.passes import pass_of  # imported here, as few jobs have passes
-
-    step = pass_of(record)
-    return name if step is None or step.is_last else f"{name}-pass{step.number}"
+    leave(asyncio.run(save_tasks(plan, chosen, only_ended=only_ended)))

@@ -1,0 +1,91 @@
+"""Batches of jobs that exist already: those of a journal, and tasks by their ids."""
+
+from collections.abc import AsyncIterator
+
+from attrs import evolve
+
+from kling_expand.api import codec
+from kling_expand.cli.terminal import NothingDone
+from kling_expand.client import KlingClient
+from kling_expand.jobs.runner import may_have_passed
+from kling_expand.store.base import UNFINISHED, JobRecord, JobState, JobStore
+
+from .plan import Plan, open_journal, read_usage
+from .progress import Job, Progress
+from .runner import Jobs, follow, known_job, run_batch
+
+_RETRY = "failed jobs are only retried by the program that submitted them, such as `kling-expand bulk`"
+
+
+async def resume_journal(plan: Plan) -> int:
+    """Follow every open job of the plan's journal, save its results and return the exit code.
+
+    Raises:
+        NothingDone: the journal cannot be used.
+    """
+    async with open_journal(plan) as journal:
+        if journal is None:
+            raise NothingDone("resume needs a journal")
+        records = [record async for record in _unfinished(journal)]
+
+        async def jobs(client: KlingClient) -> Jobs:
+            for record in records:
+                job = known_job(record)
+                follow(job, client, record)
+                yield job
+
+        usage = await read_usage(journal)
+        progress = Progress(len(records), units_before=usage.due)
+        return await run_batch(plan, progress, jobs, journal, retry_hint=_RETRY)
+
+
+async def _unfinished(journal: JobStore) -> AsyncIterator[JobRecord]:
+    """Iterate over the jobs that can go on, of several passes of one picture only over the first."""
+    reached: dict[str, str] = {}  # what is asked for by the jobs that are followed or come after them
+    async for record in journal.jobs(*UNFINISHED, JobState.REJECTED):
+        if record.state is JobState.REJECTED and not may_have_passed(record):
+            continue
+        if "pass" in record.note:
+            from kling_expand.passes import pass_of  # imported here, as few runs have passes
+
+            step = pass_of(record)
+            if step is not None:
+                wanted = codec.pack_request(step.request, step.steps[0])
+                reached[record.external_task_id] = wanted
+                if reached.get(step.before or "") == wanted:
+                    continue
+        yield record
+
+
+async def save_tasks(plan: Plan, ids: tuple[str, ...], *, only_ended: bool) -> int:
+    """Wait for tasks, or with *only_ended* take those that have ended; save them and return the exit code."""
+    async with open_journal(plan) as journal:
+
+        async def jobs(client: KlingClient) -> Jobs:
+            known = await _known(journal, ids) if journal else {}
+            for any_id in ids:
+                record = known.get(any_id)
+                job = known_job(record) if record else Job(any_id)
+                if record and "pass" in record.note:
+                    job.names = tuple(_pass_name(record, name) for name in job.names)
+                yield evolve(job, label=any_id, future=client.attach(any_id))
+
+        return await run_batch(plan, Progress(len(ids)), jobs, journal, only_ended=only_ended)
+
+
+async def _known(journal: JobStore, ids: tuple[str, ...]) -> dict[str, JobRecord]:
+    """Return the jobs of the tasks that a journal knows, by the ids that were given."""
+    found: dict[str, JobRecord] = {}
+    async for job in journal.jobs():
+        for any_id in (job.task_id, job.external_task_id):
+            if any_id in ids:
+                found[any_id] = job
+    return found
+
+
+def _pass_name(record: JobRecord, name: str) -> str:
+    """Return the name of a picture that only a later pass completes."""
+    from kling_expand.passes import pass_of  # imported here, as few jobs have passes
+
+    step = pass_of(record)
+    return name if step is None or step.is_last else f"{name}-pass{step.number}"

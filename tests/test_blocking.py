@@ -138,8 +138,9 @@ def test_a_wait_for_a_result_may_be_limited(endless: Emulator) -> None:
 def test_a_job_that_was_taken_back_is_cancelled(endless: Emulator) -> None:
     """`cancel` ends a job that was not sent, with `NotSubmitted`, and no other."""
     with KlingClient(**options(endless), max_in_flight=1) as kling:
-        running, waiting = (kling.submit(PHOTOS / "coffee.jpg", Ratios(right=each)) for each in (0.1, 0.2))
-        running.accepted()
+        running = kling.submit(PHOTOS / "coffee.jpg", Ratios(right=0.1))
+        running.accepted()  # before the other is submitted, which would race it for the only slot
+        waiting = kling.submit(PHOTOS / "coffee.jpg", Ratios(right=0.2))
         assert [running.cancel(), waiting.cancel()] == [False, True]
         assert concurrent.futures.wait([waiting]).done == {waiting}
         assert [running.cancelled(), waiting.cancelled()] == [False, True]

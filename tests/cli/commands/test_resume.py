@@ -12,6 +12,7 @@ from cli.test_interrupted import press
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
 from kling_expand import KlingClient, Ratios
+from kling_expand.emulator.faults.plan import Fault
 
 
 def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) -> None:
@@ -103,12 +104,12 @@ def test_results_are_named_as_the_command_would_have(tmp_path: Path, monkeypatch
     for folder, photo in (("a", COFFEE), ("b", CHELSEA)):
         (tmp_path / "photos" / folder).mkdir(parents=True)
         shutil.copy(photo, tmp_path / "photos" / folder / "dog.jpg")
-    words = ("--aspect", "16:9", "--aspect", "5:4", "--deadline", 0.2)
+    words = ("--aspect", "16:9", "--aspect", "5:4")
     expected = [f"{folder}/dog-{shape}-0.png" for folder in "ab" for shape in ("16x9", "5x4")]
-    with shell(work_seconds=600) as kling:
-        kling("bulk", "photos", *words, "-o", "out")
-        assert len(kling.emulator.account.tasks) == 4
-        kling.within(kling.emulator.advance, 700)
+    with shell() as kling:
+        kling.emulator.faults.script("file", Fault("expired", times=8))  # each URL, and a fresh one
+        assert kling("bulk", "photos", *words, "-o", "out").exit_code == 1
+        assert (files(tmp_path / "out"), len(kling.emulator.account.tasks)) == ([], 4)
         ids = list(kling.emulator.account.tasks)
         assert kling("resume", "out", "-o", "out").exit_code == 0
         assert files(tmp_path / "out") == expected

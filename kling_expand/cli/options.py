@@ -143,7 +143,7 @@ class OutputOptions(OptionGroup):
         "--quality",
         type=click.IntRange(1, 100),
         metavar="N",
-        help="With JPEG or WebP: their quality, 92 by default.",
+        help="With --format jpeg or webp: the quality, 92 by default.",
     )
     metadata: bool = option(
         "--metadata",
@@ -169,15 +169,14 @@ class OutputOptions(OptionGroup):
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
         """Return the group; raise click's usage error for a quality that no file would have."""
-        if values["quality"] and values["format"] not in {"jpeg", "webp"} and not values["full_size"]:
-            raise click.UsageError("--quality requires --format jpeg or webp, or --full-size")
+        if values["quality"] and values["format"] not in {"jpeg", "webp"}:
+            raise click.UsageError("--quality requires --format jpeg or webp")
         return cls(**values)
 
     @property
     def form(self) -> dict[str, Any]:
-        """The format and quality of the service's pictures, as arguments of `SaveOptions`."""
-        lossy = self.format in {"jpeg", "webp"}
-        return {"format": self.format, "quality": self.quality if lossy else None}
+        """The format and quality of the pictures, as arguments of `SaveOptions`."""
+        return {"format": self.format, "quality": self.quality}
 
     @property
     def notes(self) -> bool:

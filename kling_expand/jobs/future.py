@@ -220,9 +220,8 @@ class ExpandResult(Serializable):
 
         A *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, with a *quality* of 1 to
         100 (92) for JPEG and WebP. With *metadata* it gets the EXIF data and the color profile of the photo.
-        With *full_size* it is also saved at the photo's scale with the photo's own pixels, as
-        ``dog-0-full.jpg``. The paths are those of these pictures then. For both, a path instead of True is
-        that of the photo. These need the extra `images`.
+        With *full_size* it is also saved at the photo's scale with the photo's own pixels, and the paths are
+        those, as ``dog-0-full.jpg``. A path instead of True names the photo. These need the extra `images`.
 
         *deadline* seconds from now bound the call; without one `download_timeout` bounds each picture.
 
@@ -238,7 +237,7 @@ class ExpandResult(Serializable):
         check(target=target, overwrite=overwrite, full_size=full_size, metadata=metadata, deadline=deadline)
         if self._save is None:
             raise _without_client(self.task_id)
-        plain = None if full_size and format not in {"jpeg", "webp"} else quality
+        plain = quality if format or not full_size else None
         options = self._options(overwrite=overwrite, format=format, quality=plain)
         if metadata:
             options = evolve(options, metadata=await self._metadata(None if metadata is True else metadata))

@@ -44,8 +44,7 @@ async def save_full_size(result: ExpandResult, output: OutputOptions) -> tuple[P
     return await result.save(
         output.target,
         full_size=photo,
-        format=output.format,
-        quality=output.quality,
+        **output.form,
         metadata=photo if output.metadata else False,
     )
 

@@ -213,7 +213,7 @@ class PostgresStore(JobStore):
         self._leased = leased
         self._database = database
         self._clock = clock
-        self._saved: dict[str, bytes] = {}  # files by external_task_id, until the outcome is recorded
+        self._saved: dict[str, list[bytes]] = {}  # saves by external_task_id, until the outcome is recorded
         self._ends: OrderedDict[str, tuple[Task, asyncio.Future[None]]] = OrderedDict()
 
     async def __aenter__(self) -> Self:
@@ -265,7 +265,8 @@ class PostgresStore(JobStore):
         the pictures by their marks.
         """
         if self._leased:
-            self._saved[external_task_id] = b"\0".join(map(os.fsencode, files))
+            saved, earlier = b"\0".join(map(os.fsencode, files)), self._saved.get(external_task_id, [])
+            self._saved[external_task_id] = [saved, *(each for each in earlier if each != saved)]
         else:
             await super().mark_saved(external_task_id, files)
 
@@ -278,7 +279,8 @@ class PostgresStore(JobStore):
         error = outcome.error and self._text(outcome.error)
         found = list(outcome.urls), list(outcome.files), outcome.units, error
         now = self._clock()
-        saved = outcome.external_task_id, self._saved.get(outcome.external_task_id or ""), now
+        files = b"\0".join(self._saved.get(outcome.external_task_id or "", []))
+        saved = outcome.external_task_id, files or None, now
         names = self.run, outcome.key
         also, values = ("", ()) if queued is None else (_LEAVE_QUEUE, (queued, self.owner))
         values = *values, *names, *saved, self.run, *ids, *found, now, outcome.saved

@@ -123,6 +123,19 @@ async def test_missing_tables_are_reported_at_once(dsn: str) -> None:
             await PostgresStore(pool, owner=1).counts()
 
 
+async def test_what_a_fleet_saved_is_recorded_with_the_outcome(pool: ConnectionPool) -> None:
+    """Every save is in the record then, each once and the last first."""
+    store = PostgresStore(pool, run="r", leased=True)
+    name = (await intend(store)).external_task_id
+    await store.observe(name, SUCCEEDED)
+    for files in (["a.png"], ["a.png"], ["b.png"]):
+        await store.mark_saved(name, files)
+    await store.record_outcome(JobOutcome("k", "succeeded", name))
+    job = await store.get(name)
+    assert job is not None
+    assert (job.state, job.files) == (JobState.DONE, ("b.png", "a.png"))
+
+
 async def test_outcomes_are_read_once_each(store: PostgresStore, dsn: str) -> None:
     """A reader who goes on from the last number misses none, whatever order the writers commit in."""
     with psycopg.connect(dsn) as slow:

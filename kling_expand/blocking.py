@@ -204,6 +204,11 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
         return self._inner.name
 
     @property
+    def shape(self) -> str | None:
+        """The name of the shape, such as ``16x9``, or None for a task that was attached."""
+        return self._inner.shape
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The paths to which an earlier run saved the images, if a store knows them and they still exist."""
         return self._inner.files

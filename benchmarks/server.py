@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from subprocess import PIPE, Popen
 from typing import Any
 from urllib.request import Request, urlopen
@@ -33,9 +33,9 @@ KLING = "/v1/images/editing/expand"
 STATUS = {"POST /api/v2/jobs": 201}  # routes whose status is not 200
 
 
-def kling_task(jobs: Jobs, name: str) -> dict[str, Any]:
-    """Return a job as a task of Kling."""
-    ended = jobs.ended(name)
+def kling_task(jobs: Jobs, name: str, *, ended: bool | None = None) -> dict[str, Any]:
+    """Return a job as a task of Kling, as it is now unless *ended* is given."""
+    ended = jobs.ended(name) if ended is None else ended
     ends = jobs.ends[name]
     task: dict[str, Any] = {
         "task_id": name,
@@ -111,10 +111,12 @@ async def _call_back(jobs: Jobs, name: str, url: str) -> None:
     end, begun_at = jobs.ends[name], next(iter(jobs.starts.values()))
     delay = KINDS[url.rpartition("/")[2]](int(name) % 10**6, end - begun_at)
     if delay is not None:
+        task = kling_task(jobs, name, ended=True)  # now, as a reset deletes the job
         await asyncio.sleep(end + delay - time.time())
-        headers, body = signed(kling_task(jobs, name), name, time.time())
-        async with aiohttp.request("POST", url, data=body, headers=headers):
-            pass
+        headers, body = signed(task, f"{name}-{end}", time.time())
+        with suppress(aiohttp.ClientError):  # the client has ended
+            async with aiohttp.request("POST", url, data=body, headers=headers):
+                pass
 
 
 def _json(function: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -33,7 +33,7 @@ from kling_expand import KlingClient, Ratios
 from kling_expand.testing import loop_clock, run
 
 PHOTO = picture()
-LARGEST_PAGE = 500  # tasks
+PAGE = 500  # tasks on a page of the sweep
 WARM = 200  # jobs that are not counted, and at least twice the concurrent ones
 JOBS = {1: 500, 10: 2000, 100: 3000, 1000: 6000}  # by number of concurrent jobs: how many are counted
 Run = Callable[[], Awaitable[str]]
@@ -107,12 +107,11 @@ async def sweep(service: VirtualService, _concurrent: int) -> AsyncIterator[Run]
         while True:
             await asyncio.sleep(1.0)
             missing = set(waiting)
-            size = min(max(30, 4 * len(missing)), LARGEST_PAGE)
             for number in count(1):
                 if not missing:
                     break
                 service.reads.append(service.jobs.clock())
-                shown = service.page(number, size)
+                shown = service.page(number, PAGE)
                 missing -= {task["task_id"] for task in shown}
                 for task in shown:
                     if task["task_status"] == "succeed" and (future := waiting.pop(task["task_id"], None)):

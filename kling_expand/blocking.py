@@ -30,7 +30,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from attrs import frozen
 
-from . import client, passes
+from . import client
 from ._portal import LoopThread, pull
 from .config import Settings
 from .errors import ClientClosed, DeadlineExceeded, KlingError
@@ -197,11 +197,6 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
     def earlier(self) -> "ExpandResult | None":
         """The result of the pass before, or None."""
         return ExpandResult(self._inner.earlier, self._thread) if self._inner.earlier else None
-
-    @property
-    def shape(self) -> str | None:
-        """The name of the shape, or None where it follows from the request."""
-        return self._inner.shape
 
     @property
     def name(self) -> str | None:
@@ -418,23 +413,6 @@ def _from_map(
     return from_generator(outcomes)
 
 
-class Passes(BlockingProxy[passes.Passes]):
-    """The jobs of one picture that is made in several passes; see `kling_expand.passes.Passes`."""
-
-    @from_generator(passes.Passes.futures)
-    def futures(self, each: future.TaskFuture) -> TaskFuture:
-        return TaskFuture(each, self._thread)
-
-    @from_function(passes.Passes.stop)
-    def stop(self, _nothing: None) -> None:
-        return None
-
-    @property
-    def result(self) -> ExpandResult | None:
-        """The result of the last pass that has ended, with those before as `earlier`."""
-        return ExpandResult(self._inner.result, self._thread) if self._inner.result else None
-
-
 class KlingClient(BlockingProxy[client.KlingClient]):
     """The client for programs without asyncio; its options are those of `kling_expand.KlingClient`.
 
@@ -517,14 +495,6 @@ class KlingClient(BlockingProxy[client.KlingClient]):
     @from_function(client.KlingClient.resume_job)
     def resume_job(self, resumed: future.TaskFuture) -> TaskFuture:
         return TaskFuture(resumed, self._thread)
-
-    @from_function(client.KlingClient.expand_passes)
-    def expand_passes(self, begun: passes.Passes) -> Passes:
-        return Passes(begun, self._thread)
-
-    @from_function(client.KlingClient.resume_passes)
-    def resume_passes(self, resumed: passes.Passes) -> Passes:
-        return Passes(resumed, self._thread)
 
     @from_function(client.KlingClient.receive)
     def receive(self, event: WebhookEvent) -> WebhookEvent:

@@ -299,7 +299,7 @@ class KlingClient:
         fresh: bool = False,
         note: Mapping[str, Any] | None = None,
     ) -> "Passes":
-        """Return the jobs that expand a *request* in up to *passes* tasks, and begin as their futures are read.
+        """Return the jobs of a *request* in up to *passes* tasks, which begin as their futures are read.
 
         *deadline*, *priority*, *fresh* and *note* are those of `submit`.
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.shell import shell
 
 from benchmarks.large_photos import stored, texture
 from kling_expand import (
@@ -20,7 +19,6 @@ from kling_expand import (
     Ratios,
     ToAspect,
 )
-from kling_expand.blocking import KlingClient as BlockingClient
 from kling_expand.emulator import Emulator
 from kling_expand.errors import KlingError
 from kling_expand.passes import pass_of
@@ -156,20 +154,3 @@ async def test_one_deadline_bounds_all_passes() -> None:
     async with Emulator(**FAST | {"work_seconds": 0.6}) as emulator, client(emulator) as kling:
         with pytest.raises((DeadlineExceeded, KlingError)):
             await kling.expand(PHOTO, WIDE, passes=2, deadline=0.9)
-
-
-def test_passes_without_asyncio(tmp_path: Path) -> None:
-    """A program without an event loop iterates over the passes, also where it goes on from a journal."""
-    with shell(**FAST) as service:
-        emulator = service.emulator
-        options: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url}
-        with BlockingClient(**options, journal=tmp_path / "run.db") as kling:
-            chain = kling.expand_passes(ExpandRequest(PHOTO, WIDE), 2)
-            assert chain.result is None
-            for future in chain.futures():
-                future.result(30)
-            assert chain.result
-            assert chain.result.earlier
-            assert chain.result.save(tmp_path)[0].is_file()
-            chain.stop()
-        assert emulator.account.units_billed == 16

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from attrs import define
@@ -45,7 +46,7 @@ from kling_expand.events import CALLER, Caller, Event, EventKind, Listener
 from kling_expand.models import UNITS_PER_IMAGE, ExpandRequest, Status, Task, resolve_geometry
 from kling_expand.store.base import JobIdentity, JobRecord, JobState, JobStore, PreparedRequest, identify
 
-from .future import TaskRecord
+from .future import TaskFuture, TaskRecord
 from .poller import Poller
 from .scheduler import Flow, Slots
 from .submission import Attempt, AttemptState, Create, Submitter, duplicate, other_task
@@ -226,10 +227,14 @@ class JobRunner:
         attempt = Attempt(record.any_id, given=given, unanswered_at=unanswered_at)
         job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known, note, aside)
         record.job = job
+        other = self._registry.get(record.any_id) if given else None
+        clash = other is not None and isinstance(other.job, Job) and other.job.request != request
+        if clash:
+            record.rename(f"kx-{uuid4().hex}")  # so that it is not taken for the other job
         self._jobs[record] = job
         self._registry.add(record)
         self._event(EventKind.SUBMITTED, record)
-        job.task = asyncio.create_task(self._run(job))
+        job.task = asyncio.create_task(self._refuse(job, other) if other and clash else self._run(job))
         job.task.add_done_callback(lambda _: self._ran(job))
 
     def follows(self, known: JobRecord) -> bool:
@@ -264,8 +269,25 @@ class JobRunner:
 
     # ------------------------------------------------------------------ one job
 
+    async def _refuse(self, job: Job, other: TaskRecord) -> None:
+        """End a job that gives the id of another job of this client, and name the task of that."""
+        task_id = other.task_id
+        try:
+            async with asyncio.timeout_at(job.deadline_at):
+                task_id = (await TaskFuture(other).accepted()).task_id
+        except KlingError as error:
+            task_id = error.task_id
+        except TimeoutError:
+            pass  # the refusal does not wait for longer
+        job.record.fail(duplicate(job.attempt.external_task_id, task_id))
+        self._jobs.pop(job.record, None)
+
     async def _run(self, job: Job) -> None:
         CALLER.set(Caller(job.record.number, job.record.external_task_id))
+        if job.record.canonical is not job.record:
+            self._event(EventKind.MERGED, job.record)  # the same request under the same given id
+            self._jobs.pop(job.record, None)
+            return
         try:
             if job.known is None and job.request is not None:
                 await self._submit(job, job.request)

@@ -350,6 +350,27 @@ async def test_an_id_of_yours_is_taken_once() -> None:
         assert len(emulator.account.tasks) == 1
 
 
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("mapped", [True, False])
+@virtual_time
+async def test_one_given_id_for_two_jobs_at_once(tmp_path: Path, *, durable: bool, mapped: bool) -> None:
+    """The same request shares the task; another request is refused, and harms neither task nor picture."""
+    options: dict[str, Any] = {"journal": tmp_path / "run.db"} if durable else {}
+    requests = [ExpandRequest(PHOTO, WIDER, prompt, external_task_id="mine") for prompt in (None, "b", None)]
+    ends: list[Any]
+    async with emulated() as (emulator, _), another(emulator, **options) as kling:
+        if mapped:
+            ends = [each.error or each.result async for each in kling.map(requests, ordered=True)]
+        else:
+            ends = await asyncio.gather(*map(kling.submit, requests), return_exceptions=True)
+        first, refused, same = ends
+        assert first == same
+        assert isinstance(refused, DuplicateTask)
+        assert (refused.task_id, refused.external_task_id) == (first.task_id, "mine")
+        assert emulator.account.units_billed == 8
+        assert (kling.stats.refused, kling.stats.waiting, kling.stats.running) == (1, 0, 0)
+
+
 @virtual_time
 async def test_a_journal_neither_replaces_nor_adopts_a_given_id(tmp_path: Path) -> None:
     """Where the job, or the id, has another task, `DuplicateTask` names it, and nothing more is paid."""

@@ -522,11 +522,11 @@ def _png(file: BinaryIO, size: int, name: str) -> tuple[int, int]:
         file.seek(position)
         head = file.read(16)
         if len(head) < (8 if shape else 16):
-            raise _cut(name)
+            raise cut_short(name)
         length, kind = struct.unpack(">I4s", head[:8])
         position += 12 + length
         if position > size:
-            raise _cut(name)
+            raise cut_short(name)
         if shape is None:
             if kind != b"IHDR" or length != 13:
                 raise _malformed(name)
@@ -558,7 +558,7 @@ def _jpeg(file: BinaryIO, name: str) -> tuple[int, int]:
         segment = file.read(7)  # length, precision, height, width
         length = int.from_bytes(segment[:2])
         if length < 2 or (marker in _FRAMES and len(segment) < 7):
-            raise _cut(name) if len(segment) < 7 else _malformed(name)
+            raise cut_short(name) if len(segment) < 7 else _malformed(name)
         if marker in _FRAMES and shape is None:
             shape = int.from_bytes(segment[5:]), int.from_bytes(segment[3:5])
         scanned |= marker == _SCAN
@@ -575,13 +575,15 @@ def _next_marker(file: BinaryIO, position: int, name: str) -> tuple[int, int]:
         if found := _MARKER.search(window):
             return window[found.start() + 1], position + found.end()
         if len(window) < amount:
-            raise _cut(name)
+            raise cut_short(name)
         position += amount - 1  # a marker may lie across two windows
         amount = _WINDOW
 
 
-def _cut(name: str) -> ImageError:
-    return ImageError("image", name, "must be a whole file, not one that was cut short", "fetch it again")
+def cut_short(name: str) -> ImageError:
+    """Return the error for a file whose end is missing."""
+    advice = "copy it again from the camera or phone"
+    return ImageError("image", name, "the file is incomplete (cut short)", advice)
 
 
 def _malformed(name: str) -> ImageError:

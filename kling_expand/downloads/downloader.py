@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -228,11 +228,14 @@ class Downloads:
             raise DownloadError(f"the picture did not arrive within download_timeout, {seconds}") from None
 
     async def _retry(self, part: PartialFile, urls: "ResultUrls", file: "ResultFile") -> None:
-        """Try until the picture is complete, `retry_timeout` is over, or a fresh URL is refused as well."""
+        """Try until the picture is complete, `retry_timeout` is over, or a fresh URL is refused as well.
+
+        A host that cannot be reached may have been replaced, so the task is read once for a fresh URL.
+        """
         now = asyncio.get_running_loop().time
         retry_until = now() + self._settings.retry_timeout
         waits = retry_waits(self._rng)
-        url, refreshed, tries = urls.url(file), False, 0
+        url, refreshed, unreached, tries = urls.url(file), False, False, 0
         while True:
             tries += 1
             try:
@@ -243,6 +246,12 @@ class Downloads:
                 self._report(urls.task, f"the server refused the URL with HTTP {refusal.status}", tries, 0.0)
                 url, refreshed = await urls.refreshed(file), True
             except RetryLater as failure:
+                if _is_refusal(failure.__cause__) and not unreached:
+                    unreached = True
+                    known, url = url, await urls.renewed(file)
+                    if url != known:
+                        self._report(urls.task, str(failure), tries, 0.0)
+                        continue
                 wait = max(next(waits), failure.wait)
                 if now() + wait > retry_until:
                     raise DownloadError(f"given up: {failure}") from failure.__cause__
@@ -363,6 +372,12 @@ async def _anonymous(
     return await handler(request)
 
 
+def _is_refusal(cause: BaseException | None) -> bool:
+    """Return whether the host has a known address that accepts no connection."""
+    unknown = isinstance(cause, aiohttp.ClientConnectorDNSError)
+    return isinstance(cause, aiohttp.ClientConnectorError) and not unknown
+
+
 def _check_status(answer: aiohttp.ClientResponse) -> None:
     """Raise unless the body can be read: `_UrlRefused` for a clear refusal, otherwise `RetryLater`."""
     if answer.status in {200, 206}:
@@ -451,6 +466,12 @@ class ResultUrls:
                 except (TaskNotFound, NotFound) as error:
                     raise ResultExpired(f"the service no longer knows the task; {AGAIN}") from error
         return file.url(self._fresh)
+
+    async def renewed(self, file: ResultFile) -> str:
+        """Return the URL that the service gives now, or the one that the task came with if it gives none."""
+        with suppress(KlingError):
+            return await self.refreshed(file)
+        return self.url(file)
 
 
 def parse_url(text: str) -> URL:

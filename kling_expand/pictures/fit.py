@@ -3,13 +3,14 @@
 import io
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
-from kling_expand.api.photo import MAX_BYTES, MIN_SIDE
+from kling_expand.api.photo import MAX_BYTES, MIN_SIDE, cut_short
 from kling_expand.errors import ImageError, MissingExtra, require
 from kling_expand.models import source_name
 
@@ -37,13 +38,36 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
         ImageError: Pillow cannot read the photo.
         MissingExtra: Pillow is not installed.
     """
+    with _decoding(photo) as image:
+        turned = orientation(image)
+        if acceptable and turned == 1:
+            return Fitted(photo)
+        return _reworked(image, turned, folder / (Path(photo).stem or "photo"))
+
+
+def check_pixels(photo: str) -> None:
+    """Decode the photo, as `fit` would: a file may be damaged where its header is good.
+
+    Raises:
+        ImageError: Pillow cannot read the photo.
+        MissingExtra: Pillow is not installed.
+    """
+    with _decoding(photo) as image:
+        image.draft("RGB", (1, 1))  # a JPEG is decoded at a smaller size, which is faster
+        image.load()
+
+
+@contextmanager
+def _decoding(photo: str) -> Iterator[Any]:
+    """Open the photo, and convert errors of Pillow within to an `ImageError`."""
     try:
         with open_image(photo) as image:
-            turned = orientation(image)
-            if acceptable and turned == 1:
-                return Fitted(photo)
-            return _reworked(image, turned, folder / (Path(photo).stem or "photo"))
+            yield image
+    except ImageError:
+        raise
     except (OSError, ValueError, SyntaxError) as error:
+        if "truncated" in str(error).lower():
+            raise cut_short(photo) from error
         raise ImageError("image", photo, f"Pillow cannot read it ({error})") from error
 
 
@@ -92,7 +116,8 @@ def can_fit(photo: str) -> bool:
     try:
         with open_image(photo) as image:
             shorter, longer = sorted(image.size)
-            return bool(shorter >= MIN_SIDE and 2 * longer <= 5 * shorter)
+        check_pixels(photo)
+        return bool(shorter >= MIN_SIDE and 2 * longer <= 5 * shorter)
     except (ImageError, MissingExtra):
         return False
 

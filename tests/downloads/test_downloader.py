@@ -304,8 +304,12 @@ async def test_an_unreachable_server_is_given_up(tmp_path: Path) -> None:
     """A refused connection is retried, and then raised as a `DownloadError`."""
     async with Server().running() as server:
         url = server.on("/a", answers(PNG))
+
+    async def refresh(_task_id: str) -> Task:
+        return task(url)
+
     async with aiohttp.ClientSession() as http:
-        downloads = make_downloads(http)
+        downloads = make_downloads(http, refresh)
         with pytest.raises(DownloadError, match="connection failed"):
             await downloads.save(task(url), tmp_path)
     assert files(tmp_path) == {}
@@ -506,6 +510,31 @@ async def test_an_expired_url_is_looked_up_afresh_once_for_all(tmp_path: Path, s
     assert len(files(tmp_path)) == 9
 
 
+@pytest.mark.parametrize("moved", [True, False])
+@virtual_time
+async def test_a_host_that_is_gone_is_looked_up_once(tmp_path: Path, *, moved: bool) -> None:
+    """The first refused connection leads to one lookup, and at once to the URL that it gives."""
+    lookups: list[str] = []
+    async with Server().running() as gone:
+        urls = [gone.on(f"/old{n}", answers(PNG)) for n in range(3)]
+
+    async def refresh(task_id: str) -> Task:
+        lookups.append(task_id)
+        if not moved:
+            raise ServerError("down", code=5000)
+        return task(*(server.on(f"/new{n}", answers(PNG)) for n in range(3)))
+
+    async with started(refresh=refresh, retry_timeout=5.0) as (server, downloads):
+        if moved:
+            await downloads.save(task(*urls), tmp_path)
+            assert (lookups, len(files(tmp_path))) == ([TASK_ID], 3)
+            assert asyncio.get_running_loop().time() < 1.0
+            return
+        with pytest.raises(DownloadError, match="connection failed"):
+            await downloads.save(task(urls[0]), tmp_path)
+    assert (lookups, files(tmp_path)) == ([TASK_ID], {})
+
+
 @pytest.mark.parametrize(
     ("status", "kind"), [(403, ResultExpired), (404, ResultExpired), (451, DownloadError)]
 )
@@ -670,7 +699,11 @@ async def test_a_url_with_letters_of_any_script_is_fetched(tmp_path: Path) -> No
 @virtual_time
 async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> None:
     """Any other URL, and any other text, raises a `DownloadError` before a request is sent."""
-    async with started(retry_timeout=5.0) as (server, downloads):
+
+    async def refresh(_task_id: str) -> Task:
+        return task(first)
+
+    async with started(refresh=refresh, retry_timeout=5.0) as (server, downloads):
         first = (
             server.on("/a", sends_raw(f"HTTP/1.1 302 Found\nContent-Length: 0\nLocation: {url}"))
             if hop

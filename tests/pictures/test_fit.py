@@ -144,6 +144,29 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     assert "WEBP converted to JPEG" in again.stdout
 
 
+@pytest.mark.parametrize("arguments", [("bulk", "--dry-run"), ("bulk",), ("expand",), ("bulk", "--no-fit")])
+def test_a_photo_that_is_cut_short_is_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Its name and reason are printed once, a dry run knows it, and it is not sent."""
+    cut = tmp_path / "photos" / "cut.jpg"
+    cut.parent.mkdir()
+    whole = Path(coffee(tmp_path / "whole.jpg")).read_bytes()
+    cut.write_bytes(whole[: len(whole) // 3])
+    coffee(tmp_path / "photos" / "mug.webp")
+    fits = "--no-fit" not in arguments
+    words = [each for each in arguments if each != "--no-fit"] + ["--fit"] * fits
+    files = sorted(cut.parent.iterdir()) if words[0] == "expand" else [cut.parent]
+    with shell() as kling:
+        done = kling(*words, *files, "--up", 0.5, "-o", tmp_path / "out")
+        sent = len(kling.emulator.account.tasks)
+    said = f"{cut}: image: the file is incomplete (cut short): {cut}; copy it again from the camera or phone"
+    assert [line for line in done.stderr.splitlines() if str(cut) in line] in ([said], [f"{said}; not sent"])
+    assert sent == (1 if arguments == ("bulk",) else 0)
+    if "--dry-run" in words:
+        assert "1 row can be sent, 1 cannot" in done.stdout
+    if words[0] == "expand":
+        assert "1 of 2 photos cannot be sent, so nothing was sent" in done.stderr
+
+
 def test_without_it_the_error_names_it(tmp_path: Path) -> None:
     """The error names --fit where it would help; a rotated photo is sent with a note."""
     done = Shell()("expand", coffee(tmp_path / "mug.webp"), "--up", 1, KLING_API_KEY="none")

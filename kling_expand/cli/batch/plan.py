@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -278,8 +279,12 @@ class HasShape(InvalidRequest):
     """The photo has the shape already that it is to be expanded to."""
 
 
-def check(request: ExpandRequest, dialect: Dialect, *, fit: bool = False, passes: int = 1) -> Checked:
+def check(
+    request: ExpandRequest, dialect: Dialect, *, fit: bool = False, passes: int = 1, decode: bool = False
+) -> Checked:
     """Return what is known of a request before it is sent; read only the photo's header.
+
+    With *decode* a photo that *fit* would convert is decoded, as it may be damaged.
 
     Raises:
         InvalidRequest: the dialect cannot express the request, or the geometry does not suit the photo.
@@ -293,20 +298,24 @@ def check(request: ExpandRequest, dialect: Dialect, *, fit: bool = False, passes
     except ImageError as error:
         if not fit or not os.path.isfile(source):  # noqa: PTH113
             raise _advised(error, source) from None
-        return _check_fitted(request, dialect, source, passes)
+        return _check_fitted(request, dialect, source, passes, decode=decode)
     if header is None:  # a URL, which only the service reads
         return Checked(_expansion(request, dialect, None))
     if fit and header.orientation > 1:
-        return _check_fitted(request, dialect, source, passes)
+        return _check_fitted(request, dialect, source, passes, decode=decode)
     return _resolved(request, dialect, (header.width, header.height), passes, _notes(header))
 
 
-def _check_fitted(request: ExpandRequest, dialect: Dialect, source: str, passes: int) -> Checked:
+def _check_fitted(
+    request: ExpandRequest, dialect: Dialect, source: str, passes: int, *, decode: bool
+) -> Checked:
     """Return what is known of a photo that is converted before it is sent."""
-    from kling_expand.pictures.fit import upright_size  # imported here, as it is an option
+    from kling_expand.pictures.fit import check_pixels, upright_size  # imported here, as it is an option
 
     size = upright_size(source)
     check_shape(*size, source)
+    if decode:
+        check_pixels(source)
     return _resolved(request, dialect, size, passes)
 
 
@@ -490,14 +499,16 @@ async def check_rows(
 ) -> Survey:
     """Return a survey of the rows after a look at the header of each photo; print what is bad or noted.
 
-    *is_paid* returns the units of a row that the journal has a task for.
+    *paid_units* returns the units of a row that the journal has a task for. Photos to be converted are
+    decoded only by a dry run and where one bad photo prevents the others, as that takes long.
     """
     survey = Survey(left_out=listed.found.facts(), shape_in_paths="{shape}" in plan.output.target)
-    meter, rows, dialect = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults), plan.dialect
+    meter, rows = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults)
+    check_row = partial(_checked, dialect=plan.dialect, fit=plan.fit, decode=plan.dry_run or plan.strict)
     noted: dict[str, list[str]] = {}
     with meter:
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
-            for row, checked, notes in await asyncio.to_thread(_check_chunk, chunk, dialect, plan.fit):
+            for row, checked, notes in await asyncio.to_thread(list, map(check_row, chunk)):
                 if row.error == HAS_SHAPE:
                     survey.superfluous.add(row.id)
                     continue
@@ -521,19 +532,15 @@ async def check_rows(
     return survey
 
 
-def _check_chunk(
-    rows: Sequence[Row], dialect: Dialect, fit: bool
-) -> list[tuple[Row, Checked | None, tuple[str, ...]]]:
-    return [_checked(row, dialect, fit=fit) for row in rows]
-
-
-def _checked(row: Row, dialect: Dialect, *, fit: bool) -> tuple[Row, Checked | None, tuple[str, ...]]:
+def _checked(
+    row: Row, *, dialect: Dialect, fit: bool, decode: bool
+) -> tuple[Row, Checked | None, tuple[str, ...]]:
     """Return the row, what is known of it, and notes; a row that cannot be sent says why."""
     if row.request is None:
         return row, None, ()
     warnings = (row.warning,) if row.warning else ()
     try:
-        checked = check(row.request, dialect, fit=fit, passes=row.passes)
+        checked = check(row.request, dialect, fit=fit, passes=row.passes, decode=decode)
     except HasShape as error:
         return evolve(row, error=HAS_SHAPE if row.several else error.message), None, warnings
     except KlingError as error:

@@ -155,7 +155,7 @@ async def _submit_row(
         try:
             fitted = await fitter.prepare(request, row.passes)
         except KlingError as error:
-            job.problem = error.message
+            job.error = error
             return job
         job.changes = fitted.changes
         request, job.discard = fitted.request, fitted.discard
@@ -329,6 +329,8 @@ class Runner:
                 return None
             if job.future is None and job.passes is None:
                 self._places.release()
+                if job.error is not None:  # else the check of the rows has printed the problem
+                    self._display.failure(f"{job.label}: {job.error.message}; not sent")
                 self._end(job, "bad")
                 continue
             self._following[job] = None

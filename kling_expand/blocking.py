@@ -273,6 +273,10 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         elif inner.record.done():
             self.set_result(ExpandResult(inner.record.result(), self._thread))
 
+    @from_coroutine(future.TaskFuture.recorded)
+    def recorded(self, external_task_id: str) -> str:
+        return external_task_id
+
     @from_coroutine(future.TaskFuture.accepted)
     def accepted(self, task: Task) -> Task:
         return task

@@ -31,7 +31,7 @@ from .config import (
 from .errors import ClientClosed, DeadlineExceeded, InvalidRequest
 from .events import EventLog, Listener, Stats, StatsCollector
 from .geometry import Geometry
-from .jobs.bulk import BoundedMap, Outcome, Requests
+from .jobs.bulk import BoundedMap, Outcome, Requests, SaveTo
 from .jobs.future import (
     LOGGED_IDS,
     ExpandResult,
@@ -364,7 +364,7 @@ class KlingClient:
         deadline: float | None = None,
         priority: int = 0,
         fresh: bool = False,
-        save_to: str | os.PathLike[str] | None = None,
+        save_to: SaveTo | None = None,
     ) -> AsyncGenerator[Outcome, None]:
         """Yield an `Outcome` for each request, as they end or (*ordered*) in the order of the requests.
 
@@ -376,8 +376,9 @@ class KlingClient:
         A request may be given as a mapping of its fields or as a function that makes it. What such a row
         raises is its outcome, while a generator that raises has ended.
 
-        With *save_to*, a target of `ExpandResult.save`, each outcome comes with the `files` of its saved
-        pictures. A save holds no slot, and *prefetch* is by default larger by 32.
+        With *save_to*, a target of `ExpandResult.save` or a function that gives one for a request, each
+        outcome comes with the `files` of its saved pictures. A save holds no slot, and *prefetch* is by
+        default larger by 32.
 
         Raises:
             InvalidRequest: an argument is not possible, or the requests hold something else.
@@ -386,7 +387,7 @@ class KlingClient:
         self._require_open()
         check(requests=requests, ordered=ordered, prefetch=prefetch, max_failures=max_failures)
         check(deadline=deadline, priority=priority, fresh=fresh, save_to=save_to)
-        if save_to is not None:
+        if save_to is not None and not callable(save_to):
             from .downloads.files import check_target  # imported here, as many callers only want the URLs
 
             check_target("save_to", save_to)

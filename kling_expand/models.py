@@ -345,7 +345,12 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
     "prefetch": optional(WHOLE, AT_LEAST_1),
     "priority": (WHOLE,),
     "overwrite": (FLAG,),
-    "save_to": optional(PATH),
+    "save_to": optional(
+        Rule(
+            "must be a path, a template or a function of the request",
+            lambda value: isinstance(value, str | os.PathLike) or callable(value),
+        )
+    ),
     "target": (PATH,),
     "timeout": optional(SECONDS),
     "url": (TEXT,),

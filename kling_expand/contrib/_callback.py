@@ -1,11 +1,14 @@
 """The answer to a callback, shared by the adapters of all frameworks."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, Mapping
 
 from kling_expand.client import KlingClient
 from kling_expand.errors import WebhookError
 from kling_expand.webhooks import MAX_BODY
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 READ_TIMEOUT = 30.0  # seconds for a whole body; the service sends its few KB at once
 
@@ -33,6 +36,7 @@ async def answer_callback(
     except broken:
         return 400, "the connection ended before the body did"
     except WebhookError as error:
+        logger.warning("a callback is refused: %s", error.message)
         return 400, error.message
     return 204, ""
 

@@ -9,10 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from attrs import frozen
+from attrs import fields, frozen
 
 from kling_expand.errors import InvalidRequest, KlingError
-from kling_expand.models import ExpandRequest, portable, shown
+from kling_expand.models import ExpandRequest, nearest_name, portable, shown
 from kling_expand.serialization import Serializable
 
 from .future import ExpandResult, TaskFuture
@@ -54,6 +54,11 @@ Row = ExpandRequest | Mapping[str, Any] | Callable[[], ExpandRequest]
 Requests = Iterable[Row] | AsyncIterable[Row]
 
 
+# Where the pictures of a job are saved: a target of `ExpandResult.save`, or what gives one for a request.
+Target = str | os.PathLike[str]
+SaveTo = Target | Callable[[ExpandRequest], Target]
+
+
 def make_request(row: Row) -> ExpandRequest:
     """Return the request of a row.
 
@@ -61,6 +66,10 @@ def make_request(row: Row) -> ExpandRequest:
         InvalidRequest: a field is wrong, or the function of the row made no request.
         KlingError: whatever error of this package that function raised.
     """
+    names = [each.name for each in fields(ExpandRequest)]
+    for name in row.keys() - {*names} if isinstance(row, Mapping) else ():
+        advice = nearest_name(str(name), names) or f"the fields are {', '.join(names)}"
+        raise InvalidRequest("row", repr(name), "must hold fields of a request only", advice)
     try:
         made = ExpandRequest(**row) if isinstance(row, Mapping) else row() if callable(row) else row
     except KlingError:
@@ -70,6 +79,16 @@ def make_request(row: Row) -> ExpandRequest:
     if not isinstance(made, ExpandRequest):
         raise InvalidRequest("row", shown(made), "must make a request")
     return made
+
+
+def _target(save_to: SaveTo, request: ExpandRequest) -> Target:
+    """Return where the pictures of *request* are to be saved. Raises `InvalidRequest`."""
+    if not callable(save_to):
+        return save_to
+    try:
+        return save_to(request)
+    except Exception as error:
+        raise InvalidRequest("save_to", f"{type(error).__name__}: {error}", "must give a path") from error
 
 
 def _is_row(row: object) -> bool:
@@ -101,7 +120,7 @@ class BoundedMap:
         cancel: Callable[[TaskFuture], object],
         *,
         prefetch: int,
-        save_to: str | os.PathLike[str] | None = None,
+        save_to: SaveTo | None = None,
         ordered: bool = False,
         max_failures: int | None = None,
     ) -> None:
@@ -174,7 +193,7 @@ class BoundedMap:
             result = await future
             files = result.files
             if self._save_to is not None and not files:
-                files = await result.save(self._save_to)
+                files = await result.save(_target(self._save_to, request))
         except KlingError as error:
             return Outcome(index, request, result, error)
         return Outcome(index, request, result, files=files)

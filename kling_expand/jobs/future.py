@@ -98,6 +98,16 @@ class SubmittedJob(Protocol):
         """Whether a task exists or may exist, so that the job cannot be taken back."""
         ...
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the store has the job, under the id with which it is sent."""
+        ...
+
+    @property
+    def named(self) -> bool:
+        """Whether its id is final: the caller's own, or that of the store."""
+        ...
+
     def cancel(self) -> bool:
         """Cancel the job if it was not sent, and return whether it is cancelled."""
         ...
@@ -730,7 +740,7 @@ class TaskFuture:
 
     @property
     def any_id(self) -> str:
-        """An id the service can be asked by: the task's own once known, before that the one given."""
+        """The task's own id once known, before that the `external_task_id`, which may still change."""
         return self.record.any_id
 
     @property
@@ -745,8 +755,10 @@ class TaskFuture:
 
     @property
     def external_task_id(self) -> str | None:
-        """The caller's id or the one the client made; None while neither is known."""
-        return self.record.external_task_id
+        """The caller's id or the one the client made; None until it is final (see `recorded`)."""
+        record = self.record
+        waits = record.task is None and record.job is not None and not record.job.named
+        return None if waits else record.external_task_id
 
     @property
     def task(self) -> Task | None:
@@ -812,6 +824,22 @@ class TaskFuture:
     def remove_done_callback(self, callback: Callable[["TaskFuture"], object]) -> int:
         """Forget *callback*, and return how often it was added."""
         return self.record.remove_done_callback(callback, self)
+
+    async def recorded(self) -> str:
+        """Wait until the job has its `external_task_id` and, with a journal, is on disk; return that id.
+
+        From then on a crash does not lose the job: `KlingClient.resume` finds it. `submit` returns earlier.
+
+        Raises:
+            KlingError: the job was refused, or could not be recorded.
+            DeadlineExceeded: the deadline passed first.
+        """
+        wait_until = self._wait_until()
+        while (record := self.record).task is None and record.job is not None and not record.job.recorded:
+            if self.done():
+                raise self.exception() or KlingError("the future is done without a record")
+            await self._wait_changed(wait_until)
+        return record.external_task_id or record.any_id
 
     async def accepted(self) -> Task:
         """Wait until the service has accepted the task and return its newest snapshot.

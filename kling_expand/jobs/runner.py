@@ -98,8 +98,8 @@ class Budget:
             )
             if left is not None and needed > left:
                 later = f", and {aside.wanted} for later passes" if aside.wanted else ""
-                limit = f"must cost no more than the {left} units left of the budget"
-                raise BudgetExceeded("n", f"{request.n}, which costs {request.units} units{later}", limit)
+                limit = f"must cover every job, and {left} of {self.limit} units are left"
+                raise BudgetExceeded("budget", f"a job of {request.units} units{later}", limit)
             aside.held = aside.wanted
             self._held += aside.held
         self.units_due += request.units
@@ -135,6 +135,7 @@ class Job:
     note: Mapping[str, Any] | None = None  # of the caller, for the store
     aside: SetAside | None = None  # for passes to come
     files: tuple[Path, ...] = ()  # where an earlier run saved its pictures
+    recorded: bool = False  # in the store, under its final id
     units: int = 0  # reserved units
     held: int = 0  # slots
     queued: bool = False  # for slots
@@ -152,6 +153,11 @@ class Job:
     def sent(self) -> bool:
         """Whether a task exists or may exist."""
         return self.attempt.state.may_cost or self.record.task is not None
+
+    @property
+    def named(self) -> bool:
+        """Whether its id is final: the caller's own, or that of the store."""
+        return self.recorded or self.attempt.given or self.known is not None
 
     def cancel(self) -> bool:
         """End the job at once if it was not sent, and return whether it is cancelled."""
@@ -320,6 +326,7 @@ class JobRunner:
 
     async def _resume(self, job: Job) -> None:
         """Continue a job of the store. Its photo is needed only if it has no task."""
+        self._recorded(job)
         if job.known is not None and job.known.task is not None:
             self._adopt(job, job.known, job.known.task)
         elif job.request is None:
@@ -356,6 +363,7 @@ class JobRunner:
         prepared = PreparedRequest(request, photo, expansion, job.note)
         identity = identify(self._store, prepared)
         if identity is None:
+            self._recorded(job)
             await self._attempt(job, JobRecord(job.record.any_id), prepared)
             return
         if job.known and job.known.params_hash != identity.digest:
@@ -397,11 +405,17 @@ class JobRunner:
                 continue
             job.record.rename(known.external_task_id)
             CALLER.set(Caller(job.record.number, known.external_task_id))
+            self._recorded(job)
             if job.record.canonical is not job.record:
                 self._event(EventKind.MERGED, job.record)  # the same job is under way in this client
                 return
             if await self._attempt(job, known, prepared):
                 return
+
+    def _recorded(self, job: Job) -> None:
+        """Let those go on who wait until the job is in the store."""
+        job.recorded = True
+        job.record.wake()
 
     async def _record_intent(self, identity: JobIdentity, prepared: PreparedRequest, after: int) -> JobRecord:
         """Record an attempt. Raise `DuplicateTask` if the request gives the id of another task."""
@@ -591,7 +605,7 @@ def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:
         return True
     task = f"task {known.task_id}" if known.task_id else "a task that may exist"
     raise other_task(
-        f"external_task_id must be {known.external_task_id}, with which the journal knows this job ({task}), "
+        f"external_task_id must be {known.external_task_id}, under which the journal has this job ({task}), "
         f"got {given}; omit it to continue that job, or give another key, or fresh=True",
         given,
         known.task_id,

@@ -52,7 +52,7 @@ _CAUSES = {
     sqlite3.SQLITE_IOERR_LOCK: "it cannot be locked: it is read-only, or its file system has no locks",
     sqlite3.SQLITE_IOERR: "the disk refused a write: it is full, over a quota, or failing",
     sqlite3.SQLITE_READONLY: "the file or its directory is read-only",
-    sqlite3.SQLITE_CANTOPEN: "its directory is missing or must not be written",
+    sqlite3.SQLITE_CANTOPEN: "its directory is missing or not writable",
     sqlite3.SQLITE_PERM: "the file must not be opened",
     sqlite3.SQLITE_NOTADB: "this is not a journal; name another file",
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy, or start a new one with the same run name",
@@ -282,7 +282,8 @@ class DatabaseFile:
     def _explain(self, error: sqlite3.Error | BlockingIOError) -> JournalError:
         if _is_busy(error):
             pid = writer_of(self.path)
-            holder = f"process {pid}" if pid else "another program"
+            known = "this process" if pid == os.getpid() else f"process {pid}"
+            holder = known if pid else "another program"
             cause = f"{holder} has it open; wait for that to end, stop it, or name another file"
             return JournalError(f"the journal {self.path}: {cause}")
         code = _primary_code(error)

@@ -77,9 +77,9 @@ class Service:
         future.record.fail(NotSubmitted("taken back"))
 
 
-def bulk(service: Service, **options: int | bool | str) -> BoundedMap:
-    given = {"prefetch": 10} | options
-    return BoundedMap(service.submit, service.cancel, **given)  # type: ignore[arg-type]  # options of several types
+def bulk(service: Service, **options: Any) -> BoundedMap:
+    given: dict[str, Any] = {"prefetch": 10} | options
+    return BoundedMap(service.submit, service.cancel, **given)
 
 
 @virtual_time
@@ -225,6 +225,29 @@ async def test_pictures_are_saved_while_other_jobs_run() -> None:
     assert loop.time() == pytest.approx(12)
     assert {outcome.files for outcome in outcomes} == {(Path(f"out/{number}.png"),) for number in range(80)}
     assert service.most_saving == 40
+
+
+@virtual_time
+async def test_a_function_says_where_pictures_are_saved() -> None:
+    """It is called with the request. An error of it is the outcome of that job, which keeps its result."""
+    service = Service()
+
+    def place(request: ExpandRequest) -> str:
+        if request.prompt == "1":
+            raise ValueError("no place")
+        return f"out/{request.prompt}"
+
+    outcomes = [outcome async for outcome in bulk(service, save_to=place).run(numbered(3))]
+    by_index = {outcome.index: outcome for outcome in outcomes}
+    assert [by_index[index].files for index in (0, 2)] == [(Path("out/0/0.png"),), (Path("out/2/2.png"),)]
+    assert "save_to must give a path, got ValueError: no place" in str(by_index[1].error)
+    assert by_index[1].result is not None
+
+
+def test_a_mapping_with_an_unknown_field_names_the_nearest() -> None:
+    """The error names the field and not Python's own call."""
+    with pytest.raises(InvalidRequest, match=r"row must hold fields of a request only, got 'promt'.*prompt"):
+        make_request({"image": "dog.png", "geometry": "16:9", "promt": "grass"})
 
 
 @virtual_time

@@ -40,6 +40,12 @@ _FIELDS: Mapping[str, frozenset[str]] = {
 }
 
 
+def _check_kind(kind: object) -> None:
+    if kind not in KINDS:
+        code = "; for an error code use Fault('error', code=1301)" if str(kind).isdigit() else ""
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}{code}")
+
+
 @frozen
 class Fault:
     """One `kind` of fault (see `KINDS`), which a script plays `times` in a row.
@@ -52,7 +58,7 @@ class Fault:
         TypeError: when a value has the wrong type.
     """
 
-    kind: str = field(validator=in_(KINDS))
+    kind: str = field(validator=lambda _fault, _field, kind: _check_kind(kind))
     code: int = field(default=5000, validator=in_(CODES))
     message: str = field(default="", validator=instance_of(str))
     seconds: float = field(default=1.0, validator=[instance_of((int, float)), ge(0), le(86400)])

@@ -35,8 +35,9 @@ from kling_expand.cli.commands.fleet_stats import stats_table
 from kling_expand.fleet.dev_server import Cluster, temporary_folder
 from kling_expand.fleet.job import WorkerContext, pack
 from kling_expand.fleet.lease import Lease, Permits, SharedSlots
-from kling_expand.fleet.queue import Consumer, Fleet
+from kling_expand.fleet.queue import Fleet
 from kling_expand.fleet.schema import FOLLOW
+from kling_expand.fleet.worker import Consumer
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.models import Image, Task
@@ -141,7 +142,7 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
         await fleet.submit_many(
             ExpandRequest(f"https://host/{n}.png", Ratios(up=1.0), key=f"e{n}") for n in range(jobs)
         )
-        lease = Lease(fleet.database, fleet.run, timeout=600.0, exact=True)
+        lease = Lease(fleet.database, fleet.queue, fleet.run, timeout=600.0, exact=True)
         await lease.begin()
         store = PostgresStore(fleet.database, owner=lease.worker, leased=True)
         async with Permits(lease, SLOTS) as allowed:
@@ -195,7 +196,7 @@ async def _verbs(folder: Path, queued: int) -> dict[str, float]:
             stats_table(await fleet.stats())
 
         async def take() -> None:
-            lease = Lease(fleet.database, fleet.run, timeout=600.0)
+            lease = Lease(fleet.database, fleet.queue, fleet.run, timeout=600.0)
             await lease.begin()
             await lease.take(8, 8, FOLLOW)
             await lease.end()

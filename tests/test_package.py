@@ -298,7 +298,7 @@ def test_every_module_imports_alone() -> None:
 EXTRAS = {
     "cli": ("click", "rich", "jinja2"),
     "emulator": ("numpy", "PIL", "patchmatch"),
-    "fleet": ("psycopg",),
+    "fleet": ("procrastinate", "psycopg"),
     "starlette": ("starlette",),
     "django": ("django",),
     "otel": ("opentelemetry",),

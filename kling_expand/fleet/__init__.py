@@ -1,5 +1,5 @@
-"""Many machines that share one account, over PostgreSQL (extra `fleet`)."""
+"""Many machines that share one account, on procrastinate and PostgreSQL (extra `fleet`)."""
 
 from kling_expand.errors import require
 
-require("fleet", "psycopg")
+require("fleet", "procrastinate", "psycopg")

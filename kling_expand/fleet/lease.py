@@ -4,16 +4,16 @@ Everything that a worker holds in the database hangs on one row, which it renews
 the row has not been renewed in time, another worker deletes it: the jobs go back to the queue, and the
 permits are free. A worker that comes back finds its row gone before it can send anything.
 
-A job in the queue is in one of four stages:
+A run has four queues in procrastinate's table, one for each stage of a job:
 
-==========  ===============================================================================================
-stage       its jobs
-==========  ===============================================================================================
-``new``     new ones, and those to be tried again
-``follow``  those with a task at the service: taken at once, beside any number of others, without a permit
-``alone``   those that were in work when several workers died: a worker runs one of them and nothing else
-``save``    those that succeeded, whose pictures could not be saved yet
-==========  ===============================================================================================
+===========  ==============================================================================================
+queue        its jobs
+===========  ==============================================================================================
+``NAME``     new ones, and those to be tried again
+``:follow``  those with a task at the service: taken at once, beside any number of others, without a permit
+``:alone``   those that were in work when several workers died: a worker runs one of them and nothing else
+``:save``    those that succeeded, whose pictures could not be saved yet
+===========  ==============================================================================================
 
 The images that count against an account's limit are those of its permits, and those of its tasks at the
 service whose worker is gone. A permit belongs to a job before its task exists. A job of n images takes n at
@@ -55,6 +55,7 @@ class QueuedJob:
 
     id: int
     stage: str
+    task_name: str
     payload: dict[str, Any]
     attempts: int
     priority: int
@@ -85,7 +86,7 @@ class Waiter(NamedTuple):
 
 
 class Lease:
-    """The lease of one worker on the jobs of *run*, which ends *timeout* seconds after a `beat`.
+    """The lease of one worker on the jobs of *run* in *queue*, which ends *timeout* seconds after a `beat`.
 
     With *exact* its jobs need permits of *account*, and with *alone* it takes those that run alone. Every
     method waits while the database is away, and raises `JournalError` when it stays away.
@@ -94,6 +95,7 @@ class Lease:
     def __init__(
         self,
         database: ConnectionPool,
+        queue: str,
         run: str,
         *,
         timeout: float,
@@ -102,6 +104,7 @@ class Lease:
         alone: bool = False,
     ) -> None:
         self.database = database
+        self.queue = queue
         self.run = run
         self.account = account
         self.timeout = timeout
@@ -124,7 +127,7 @@ class Lease:
             LeaseLost: when the lease had ended and another worker has the jobs.
             JournalError: when the tables were upgraded meanwhile.
         """
-        values = self.worker, self.run, self.timeout, list(running), list(lost)
+        values = self.worker, self.run, self.queue, self.timeout, list(running), list(lost)
         found = await self.database.fetch(_BEAT, *values)
         if not found:
             raise LeaseLost(f"worker {self.worker} sent no heartbeat in time, so others have its jobs")
@@ -140,13 +143,14 @@ class Lease:
 
     async def end(self) -> None:
         """Put back every job that is still held, release the permits, and delete the registration."""
-        await self.database.fetch(_END, self.worker, self.worker)
+        await self.database.fetch(_END, self.worker, self.run, self.worker, self.worker)
 
     # ------------------------------------------------------------------ jobs
 
     async def take(self, new: int, others: int, *stages: str) -> list[QueuedJob]:
         """Take up to *new* new jobs, and up to *others* of these *stages*, which come first."""
-        rows = await self.database.fetch(_TAKE, self.worker, self.run, new, list(stages), others)
+        queues = [self.queue + stage for stage in stages]
+        rows = await self.database.fetch(_TAKE, self.run, self.worker, self.queue, new, queues, others)
         jobs = [QueuedJob(*row) for row in rows]
         return sorted(jobs, key=lambda job: (job.stage == NEW, -job.priority, job.id))
 
@@ -157,7 +161,11 @@ class Lease:
 
         With *charge* it has failed once more. With *saving* only its pictures are left to be saved.
         """
-        await self.database.fetch(_REQUEUE, delay, int(charge), saving, job.id, self.worker)
+        await self.database.fetch(_REQUEUE, self.run, delay, int(charge), saving, job.id, self.worker)
+
+    async def put_aside(self, job: QueuedJob) -> None:
+        """Keep a job that cannot be read in the table of the queue, as failed."""
+        await self.database.fetch(_PUT_ASIDE, job.id, self.worker)
 
     # ------------------------------------------------------------------ permits
 
@@ -177,28 +185,35 @@ class Lease:
 
 
 _REGISTER = """
-INSERT INTO kling_workers (run, account, exact, alone, lease_until)
-VALUES (%s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) RETURNING id
+INSERT INTO kling_workers (id, run, account, exact, alone, lease_until)
+SELECT worker_id, %s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)
+FROM procrastinate_register_worker_v1() RETURNING id
 """
 _BEAT = """
 SELECT version, requeued, idle, due, runs_alone, orphans
-FROM kling_beat(%s, %s, %s, %s::bigint[], %s::bigint[])
+FROM kling_beat(%s, %s, %s, %s, %s::bigint[], %s::bigint[])
 """
 _END = """
 WITH requeued AS (
-    SELECT kling_requeue(ARRAY(SELECT id FROM kling_queue WHERE worker = %s), 0, 0, false)
+    SELECT kling_requeue(ARRAY(SELECT id FROM procrastinate_jobs WHERE worker_id = %s AND status = 'doing'),
+        %s, 0, 0, false)
 ), gone AS (
     DELETE FROM kling_workers WHERE id = %s RETURNING 1
+), forgotten AS (
+    DELETE FROM procrastinate_workers WHERE id = %s RETURNING 1
 )
 SELECT 1 FROM requeued
 """
 _TAKE = """
-SELECT id, stage, payload, attempts, priority,
-    coalesce((SELECT deaths FROM kling_deaths AS dead WHERE dead.run = job.run AND dead.key = job.key), 0)
-FROM kling_take(%s, %s, %s, %s, %s) AS job
+SELECT id, substr(queue_name, strpos(queue_name || ':', ':')), task_name, args, attempts, priority,
+    coalesce((SELECT deaths FROM kling_deaths WHERE run = %s AND key = args ->> 'key'), 0)
+FROM kling_take(%s, %s, %s, %s, %s)
 """
 _REQUEUE = """
-SELECT kling_requeue(array_agg(id), %s, %s, %s) FROM kling_queue WHERE id = %s AND worker = %s
+SELECT kling_requeue(array_agg(id), %s, %s, %s, %s) FROM procrastinate_jobs WHERE id = %s AND worker_id = %s
+"""
+_PUT_ASIDE = """
+UPDATE procrastinate_jobs SET status = 'failed', worker_id = NULL WHERE id = %s AND worker_id = %s RETURNING 1
 """
 _PERMITS = "SELECT kling_permits(%s, %s, %s, %s, %s::text[], %s::text[], %s::integer[], %s::float8[])"
 

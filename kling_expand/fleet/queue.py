@@ -1,4 +1,4 @@
-"""The queue of a fleet, in the PostgreSQL database that holds the job store.
+"""The queue of a fleet: jobs in procrastinate's tables, in the PostgreSQL database that holds the job store.
 
 ::
 
@@ -12,7 +12,9 @@ Any number of machines execute them with ``kling-expand fleet worker``, which ru
 """
 
 import asyncio
+import hashlib
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -32,27 +34,15 @@ from kling_expand.store.postgres import (
     PAGE,
     JobOutcome,
     PostgresStore,
-    TakenOver,
     check_tables,
     create_tables,
     outcome_of,
 )
-from kling_expand.store.postgres_pool import ConnectionPool, listen
+from kling_expand.store.postgres_pool import Connection, ConnectionPool, listen
 from kling_expand.webhooks import WebhookEvent, Webhooks
 
-from .job import History, Payload, RetryLater, WorkerContext, execute, pack
-from .lease import Lease, QueuedJob
-from .schema import (
-    ALONE,
-    FOLLOW,
-    IMAGES,
-    MAX_DEATHS,
-    NEW,
-    NOTIFY_JOBS,
-    RUN_LENGTH,
-    SAVE,
-    SCHEMA,
-)
+from .job import Payload, pack
+from .schema import ALONE, FOLLOW, IMAGES, NEW, SCHEMA, TASK
 
 __all__ = ["Fleet", "FleetStats"]
 
@@ -62,115 +52,16 @@ CANCELLED_AT_ONCE = 10_000  # jobs by one statement, so that its cost has a boun
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
 POLL_INTERVAL = 2.0  # seconds between two reads for results
-TAKE_INTERVAL = 1.0  # seconds between two reads of an empty queue, in case a notification is lost
-TAKEN_AT_ONCE = 8  # new jobs, so that workers that start together share them
-SAVE_INTERVAL = 5.0  # seconds between two reads of the jobs whose pictures are to be saved later
-MAX_FOLLOWED = 1000  # tasks that one worker follows for others that ended
-CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried whose execution raised an unexpected error
+_PLAIN_RUN = re.compile(r"[A-Za-z0-9_.-]{1,27}")  # the name of a channel has at most 63 bytes
 
 NotificationHandler = Callable[[str], object]  # called with the payload
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-class Consumer:
-    """The jobs that one worker has in hand: at most *concurrency* new ones, and any that are followed.
-
-    With *enough* of these in hand, more are only taken several at once. With *alone* it takes only jobs
-    that must run alone, one after the other.
-    """
-
-    def __init__(
-        self,
-        lease: Lease,
-        context: WorkerContext,
-        *,
-        concurrency: int,
-        enough: int | None = None,
-        alone: bool = False,
-    ) -> None:
-        self._lease = lease
-        self._context = context
-        self._concurrency = concurrency
-        self._enough = concurrency if enough is None else enough
-        self._alone = alone
-        self._arrived = asyncio.Event()
-        self._save_at = 0.0
-        self._running: dict[asyncio.Task[None], QueuedJob] = {}
-
-    @property
-    def running(self) -> set[asyncio.Task[None]]:
-        """The asyncio tasks of the jobs in hand."""
-        return set(self._running)
-
-    @property
-    def job_ids(self) -> set[int]:
-        """The numbers of the jobs in hand."""
-        return {job.id for job in self._running.values()}
-
-    @property
-    def _room(self) -> int:
-        """How many new jobs to take now."""
-        new = sum(job.stage == NEW for job in self._running.values())
-        room = max(0, min(TAKEN_AT_ONCE, self._concurrency - new))
-        return room if new < self._enough or room == TAKEN_AT_ONCE else 0
-
-    def wake(self, payload: str = "") -> None:
-        """Look for jobs now; it handles `JOB_CHANNEL`."""
-        if payload in {"", self._lease.run[:RUN_LENGTH]}:
-            self._arrived.set()
-
-    async def take_jobs(self) -> None:
-        """Take jobs whenever there is room, until cancelled."""
-        while True:
-            self._arrived.clear()
-            for job in (taken := await self._take()):
-                task = asyncio.create_task(self._process(job), name=f"fleet job {job.id}")
-                self._running[task] = job
-                task.add_done_callback(self._done)
-            if not taken:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(TAKE_INTERVAL if self._room else None):
-                        await self._arrived.wait()
-
-    async def _take(self) -> list[QueuedJob]:
-        if self._alone:
-            return [] if self._running else await self._lease.take(0, 1, ALONE)
-        others, now = [FOLLOW], asyncio.get_running_loop().time()
-        if now >= self._save_at:  # thousands may wait there for a disk with room
-            self._save_at = now + SAVE_INTERVAL
-            others.append(SAVE)
-        followed = sum(job.stage != NEW for job in self._running.values())
-        return await self._lease.take(self._room, MAX_FOLLOWED - followed, *others)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
-        if self._room or self._alone:
-            self._arrived.set()
-
-    async def _process(self, job: QueuedJob) -> None:
-        """Execute a job and tell the queue. A job that is cancelled here stays assigned to this worker."""
-        try:
-            await execute(job.payload, self._context, _history(job), job.priority)
-        except RetryLater as again:
-            await self._lease.requeue(job, again.delay, charge=again.charge, saving=again.saving)
-        except TakenOver:
-            logger.info("job %s was taken over by another worker", job.payload["key"])
-            await self._lease.requeue(job, CRASH_RETRY_DELAY)
-        except Exception:
-            logger.exception("a job is retried after an unexpected error")
-            await self._lease.requeue(job, CRASH_RETRY_DELAY, charge=True)
-
-
-def _history(job: QueuedJob) -> History:
-    return History(
-        queued=job.id,
-        attempts=job.attempts,
-        follow=job.stage != NEW,
-        saving=job.stage == SAVE,
-        deaths=job.deaths,
-        forbidden=job.deaths > MAX_DEATHS,
-    )
+def queue_name(run: str) -> str:
+    """Return the name of a run's queue, for a run with a name of any length."""
+    return f"kling_{run if _PLAIN_RUN.fullmatch(run) else hashlib.sha256(run.encode()).hexdigest()[:26]}"
 
 
 @frozen(kw_only=True)
@@ -216,9 +107,11 @@ class Fleet:
     ) -> None:
         self.dsn = dsn
         self.run = run
+        self.queue: str = queue_name(run)
         self.database: ConnectionPool = ConnectionPool(dsn)
         self.clock: Callable[[], float] = clock
         self.store: PostgresStore = PostgresStore(self.database, run=run, owner=None, clock=clock)
+        self._open_queues = [self.queue + stage for stage in (NEW, FOLLOW, ALONE)]
         self._checked = False
         if webhook_secrets is None:
             secret = webhook_secret()
@@ -242,6 +135,19 @@ class Fleet:
         Raises:
             JournalError: when the database is unreachable, refuses, or has the tables of a newer version.
         """
+
+        async def create_queue(connection: Connection) -> None:
+            from procrastinate.schema import SchemaManager  # imported here, as nothing else needs it
+
+            async with connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock(hashtext('kling_expand'))")
+                known = await (
+                    await connection.execute("SELECT to_regclass('procrastinate_jobs')::text")
+                ).fetchone()
+                if known is None or known[0] is None:
+                    await connection.execute(SchemaManager.get_schema())
+
+        await self.database.run(create_queue)
         await create_tables(self.database, SCHEMA)
 
     async def check(self) -> None:
@@ -308,7 +214,7 @@ class Fleet:
 
     async def _insert(self, batch: list[Payload], priority: int) -> int:
         if batch:
-            await self.database.fetch(_INSERT, self.run, priority, list(map(Jsonb, batch)), self.run)
+            await self.database.fetch(_INSERT, self.queue, TASK, priority, list(map(Jsonb, batch)))
         return len(batch)
 
     async def results(self) -> AsyncGenerator[JobOutcome, None]:
@@ -323,7 +229,7 @@ class Fleet:
         await self.check()
         place = 0
         while True:
-            rows = await self.database.fetch(_RESULTS, self.run, self.run, place, PAGE)
+            rows = await self.database.fetch(_RESULTS, self._open_queues, self.run, place, PAGE)
             for _, number, *row in rows:
                 if number is not None:
                     place = number
@@ -343,14 +249,15 @@ class Fleet:
             JournalError: when the database is unreachable or has no tables.
         """
         await self.check()
-        named = " AND job.key = ANY(%s)" if keys else ""  # a condition for both would be slow for few keys
+        # One condition for both would be slow for few keys.
+        named = " AND args ->> 'key' = ANY(%s)" if keys else ""
         wanted = [list(keys)] if keys else []
         cancel, total, removed = _CANCEL.replace("{named}", named), 0, 1
         while removed:
-            values = self.run, self.clock(), *wanted, CANCELLED_AT_ONCE
+            values = self.run, self.clock(), self.queue, *wanted, CANCELLED_AT_ONCE
             ((removed,),) = await self.database.fetch(cancel, *values)
             total += removed
-        ((kept,),) = await self.database.fetch(_KEPT.replace("{named}", named), self.run, *wanted)
+        ((kept,),) = await self.database.fetch(_KEPT.replace("{named}", named), self._open_queues, *wanted)
         if kept:
             logger.warning("%d jobs are not cancelled: a worker has or has sent them, and they go on", kept)
         return total
@@ -426,49 +333,55 @@ class Fleet:
 
         Those that succeeded, with pictures that are still to be saved, are not among them.
         """
-        ((queued, running),) = await self.database.fetch(_COUNTS, self.run)
-        return int(queued), int(running)
+        ((queued, running),) = await self.database.fetch(_COUNTS, self._open_queues)
+        return queued, running
 
 
 _COUNTS = """
-SELECT coalesce(sum(waiting), 0), coalesce(sum(taken), 0) FROM kling_queue_size WHERE run = %s
+SELECT count(*) FILTER (WHERE status = 'todo'), count(*) FILTER (WHERE status = 'doing')
+FROM procrastinate_jobs WHERE queue_name = ANY(%s) AND status IN ('todo', 'doing')
 """
 # What ends after the first part is evaluated is read by the second, as that sees later commits.
 _RESULTS = f"""
 SELECT is_open, number, {OUTCOME_COLUMNS} FROM (
-    SELECT coalesce(sum(waiting + taken), 0) > 0 AS is_open FROM kling_queue_size WHERE run = %s
-) AS size LEFT JOIN kling_read_outcomes(%s, %s, %s) ON true
+    SELECT EXISTS (SELECT FROM procrastinate_jobs
+        WHERE queue_name = ANY(%s) AND status IN ('todo', 'doing')) AS is_open
+) AS queue LEFT JOIN kling_read_outcomes(%s, %s, %s) ON true
 """  # noqa: S608 - our words
-_INSERT = f"""
-WITH inserted AS (
-    INSERT INTO kling_queue (run, key, priority, payload)
-    SELECT %s, payload ->> 'key', %s, payload FROM unnest(%s::jsonb[]) AS payload RETURNING 1
-) SELECT count(*), {NOTIFY_JOBS} FROM inserted
-"""  # noqa: S608 - our words
+_INSERT = """
+SELECT procrastinate_defer_jobs_v1(array_agg(
+    ROW(%s::varchar, %s::varchar, %s::integer, NULL, NULL, args, NULL)::procrastinate_job_to_defer_v1))
+FROM unnest(%s::jsonb[]) AS args
+"""
 _CANCEL = """
 WITH input AS (SELECT %s::text AS run, %s::double precision AS now),
 removed AS (
-    DELETE FROM kling_queue WHERE worker IS NULL AND id = ANY(ARRAY(
-        SELECT id FROM kling_queue AS job, input
-        WHERE job.run = input.run AND stage = 'new' AND worker IS NULL{named} AND NOT EXISTS (
-            SELECT FROM kling_jobs AS known WHERE known.run = job.run AND known.key = job.key
+    DELETE FROM procrastinate_jobs WHERE status = 'todo' AND id = ANY(ARRAY(
+        SELECT job.id FROM procrastinate_jobs AS job, input
+        WHERE queue_name = %s AND task_name = '{task}' AND status = 'todo'{named} AND NOT EXISTS (
+            SELECT FROM kling_jobs AS known WHERE known.run = input.run AND known.key = args ->> 'key'
                 AND (task_id IS NOT NULL OR last_post_at IS NOT NULL))
         LIMIT %s))
-    RETURNING key
+    RETURNING args ->> 'key' AS key
 ), recorded AS (
     INSERT INTO kling_outcomes (run, key, status, urls, files, ended_at)
     SELECT DISTINCT run, key, 'cancelled', '{}'::text[], '{}'::text[], now FROM removed, input
+    WHERE key IS NOT NULL
     ON CONFLICT (run, key) DO UPDATE SET status = excluded.status, external_task_id = NULL, task_id = NULL,
         urls = excluded.urls, files = excluded.files, units = NULL, error = NULL,
         ended_at = excluded.ended_at, saved = true, number = NULL
 )
 SELECT count(*) FROM removed
-"""
-_KEPT = "SELECT count(*) FROM kling_queue AS job WHERE run = %s AND stage <> 'save'{named}"
+""".replace("{task}", TASK)
+_KEPT = f"""
+SELECT count(*) FROM procrastinate_jobs
+WHERE queue_name = ANY(%s) AND task_name = '{TASK}' AND status IN ('todo', 'doing'){{named}}
+"""  # noqa: S608 - our words
 _FORWARD = "SELECT pg_notify(%s, jsonb_build_object('headers', %s, 'body', %s::text)::text)"
 _WORKERS = """
 SELECT extract(epoch FROM clock_timestamp() - seen_at), count(job.id)
-FROM kling_workers AS worker LEFT JOIN kling_queue AS job ON job.worker = worker.id
+FROM kling_workers AS worker
+LEFT JOIN procrastinate_jobs AS job ON job.worker_id = worker.id AND job.status = 'doing'
 WHERE worker.run = %s GROUP BY worker.id ORDER BY worker.id
 """
 _OUTCOMES = "SELECT status, count(*) FROM kling_outcomes WHERE run = %s GROUP BY status"

@@ -35,7 +35,7 @@ NUMBERED = 10_000  # outcomes that one read numbers at most, so that its cost ha
 CLAIM_TRIES = 10  # to find or insert a job that other workers insert at the same moment
 REMEMBERED = 1000  # ends that were written, so that none is written twice
 
-VERSION = 3  # of all tables of a fleet; version 1 had no table that says so
+VERSION = 4  # of all tables of a fleet; version 1 had no table that says so
 SEND_TIMEOUT = 5.0  # seconds after which a create is marked again before it is sent
 
 # Whether the task of a row is, or may be, at the service.
@@ -72,7 +72,7 @@ CREATE INDEX IF NOT EXISTS kling_jobs_by_state ON kling_jobs (run, state, id) WH
 -- Jobs that are, or may be, at the service now: few rows, however long the table is.
 CREATE INDEX IF NOT EXISTS kling_jobs_out ON kling_jobs (id) WHERE {AT_SERVICE};
 CREATE TABLE IF NOT EXISTS kling_workers (
-    id bigint PRIMARY KEY,   -- the owner of jobs
+    id bigint PRIMARY KEY,   -- of the queue, and the owner of jobs
     run text NOT NULL,
     account text NOT NULL,
     exact boolean NOT NULL,  -- whether its jobs need permits
@@ -84,9 +84,6 @@ CREATE TABLE IF NOT EXISTS kling_workers (
 ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS waiting_for integer;  -- images of that job
 ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS seen_at timestamptz DEFAULT clock_timestamp();
 ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS steady_since timestamptz DEFAULT clock_timestamp();
-ALTER TABLE kling_workers ALTER COLUMN id SET DEFAULT nextval('kling_owners');
-SELECT setval('kling_owners', max(id)) FROM kling_workers
-HAVING max(id) > (SELECT last_value FROM kling_owners);
 CREATE TABLE IF NOT EXISTS kling_deaths (
     run text NOT NULL,
     key text NOT NULL,
@@ -395,7 +392,7 @@ UPDATE kling_jobs SET last_post_at = now, updated_at = now, account = row.accoun
 WHERE external_task_id = %s AND task_id IS NULL AND owner = %s
     AND (NOT %s OR EXISTS (SELECT FROM kling_workers WHERE id = owner)) RETURNING 1
 """
-_LEAVE_QUEUE = "left_queue AS (DELETE FROM kling_queue WHERE id = %s AND worker = %s), "
+_LEAVE_QUEUE = "left_queue AS (DELETE FROM procrastinate_jobs WHERE id = %s AND worker_id = %s), "
 _RECORD_OUTCOME = """
 ended AS (DELETE FROM kling_deaths WHERE run = %s AND key = %s),
 named AS (SELECT %s::text AS name, %s::bytea AS files, %s::double precision AS now),

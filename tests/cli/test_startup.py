@@ -29,7 +29,8 @@ def test_a_quick_command_imports_little(arguments: list[str]) -> None:
 @pytest.mark.parametrize("command", ["expand", "bulk", "wait", "resume", "list", "doctor"])
 def test_a_plain_command_draws_nothing(command: str) -> None:
     """A command loads the drawing of live screens and pages only where there is one."""
-    heavy = {"rich.live", "rich.console", "jinja2", "PIL", "psycopg", "kling_expand.emulator"}
+    drawing = {"rich.live", "rich.console", "jinja2", "PIL"}
+    heavy = drawing | {"procrastinate", "psycopg", "kling_expand.emulator"}
     assert imported(command, "--help") & heavy == set()
 
 

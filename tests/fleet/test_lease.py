@@ -12,7 +12,7 @@ from kling_expand import ExpandRequest, Ratios
 from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
 from kling_expand.fleet import lease as module
 from kling_expand.fleet.lease import Lease, LeaseLost, Permits, QueuedJob, Waiter
-from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.queue import Fleet, queue_name
 from kling_expand.fleet.schema import ALONE, FOLLOW, MAX_DEATHS, NEW, STARVATION_TIMEOUT
 from kling_expand.models import Task
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
@@ -30,7 +30,7 @@ def database(fleet: Fleet) -> ConnectionPool:
 
 async def begin(database: ConnectionPool, timeout: float = 30.0, **options: Any) -> Lease:  # noqa: ASYNC109 - the lease's own
     """Return the lease of a new worker whose jobs need permits."""
-    lease = Lease(database, "default", timeout=timeout, **{"exact": True} | options)
+    lease = Lease(database, queue_name("default"), "default", timeout=timeout, **{"exact": True} | options)
     await lease.begin()
     return lease
 
@@ -280,11 +280,13 @@ async def test_a_job_of_another_worker_is_not_touched(fleet: Fleet, database: Co
     (taken,) = await second.take(1, 0)
     await PostgresStore(database, owner=first.worker).record_outcome(JobOutcome("a", "failed"), queued=job.id)
     await first.requeue(job)
-    assert await database.fetch("SELECT worker FROM kling_queue") == [(second.worker,)]
+    assert await database.fetch("SELECT status::text, worker_id FROM procrastinate_jobs") == [
+        ("doing", second.worker)
+    ]
     await PostgresStore(database, owner=second.worker).record_outcome(
         JobOutcome("a", "failed"), queued=taken.id
     )
-    assert await database.fetch("SELECT 1 FROM kling_queue") == []
+    assert await database.fetch("SELECT 1 FROM procrastinate_jobs") == []
 
 
 async def test_only_jobs_in_work_are_charged_with_a_death(fleet: Fleet, database: ConnectionPool) -> None:
@@ -311,7 +313,7 @@ async def test_only_jobs_in_work_are_charged_with_a_death(fleet: Fleet, database
 async def test_one_worker_runs_what_must_run_alone(fleet: Fleet, database: ConnectionPool) -> None:
     """The oldest one does, while the others go on; and no second one beside it."""
     await queued(fleet, "a", "b")
-    await database.fetch("UPDATE kling_queue SET stage = 'alone' RETURNING 1")
+    await database.fetch("UPDATE procrastinate_jobs SET queue_name = queue_name || ':alone' RETURNING 1")
     old, young = await begin(database), await begin(database)
     assert [(await worker.beat()).runs_alone for worker in (old, young)] == [True, False]
     await old.end()
@@ -329,7 +331,7 @@ async def test_retries_are_timed_by_the_database(fleet: Fleet, database: Connect
     (job,) = await worker.take(1, 0)
     await worker.requeue(job, 60.0, charge=True)
     ((seconds, attempts),) = await database.fetch(
-        "SELECT extract(epoch FROM due_at - clock_timestamp()), attempts FROM kling_queue"
+        "SELECT extract(epoch FROM scheduled_at - clock_timestamp()), attempts FROM procrastinate_jobs"
     )
     assert 50.0 < seconds <= 60.0
     assert attempts == 1

@@ -86,8 +86,8 @@ async def test_a_job_longer_than_the_heartbeat_timeout_stays_with_its_worker(
         await created(emulator, 2)
         await asyncio.sleep(2.0)  # three timeouts by the clock of a real database
         with psycopg.connect(dsn) as database:
-            rows = database.execute("SELECT worker IS NOT NULL, attempts FROM kling_queue").fetchall()
-            assert rows == [(True, 0)] * 2
+            rows = database.execute("SELECT status::text, attempts FROM procrastinate_jobs").fetchall()
+            assert rows == [("doing", 0)] * 2
         emulator.advance(2000)
         assert len(await outcomes(fleet)) == 2
     assert emulator.account.requests["create"] == 2
@@ -322,16 +322,25 @@ async def test_a_pooler_in_transaction_mode_may_stand_between(
     assert emulator.account.peak_slots <= 3
 
 
-async def test_a_queue_holds_nothing_but_payloads(fleet: Fleet, dsn: str) -> None:
-    """What has no key of its own cannot get into the table, so no worker has to put it aside."""
+async def test_an_unknown_task_is_put_aside(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
+    """A job of another program in the queue gets an outcome, and stays in the table as failed."""
+    await fleet.submit_many(requests(photo, 1))
     with psycopg.connect(dsn, autocommit=True) as database:
-        for key, payload in [("k0", '{"key": "k1"}'), ("k0", '{"nothing": 1}'), ("k0", "[1]"), (None, "{}")]:
-            with pytest.raises(psycopg.errors.IntegrityError):
-                database.execute(
-                    "INSERT INTO kling_queue (run, key, priority, payload) VALUES (%s, %s, 0, %s)",
-                    (fleet.run, key, payload),
-                )
-    assert (await fleet.stats()).queued == 0
+        known = "kling_expand.expand"
+        rows = [("other.task", '{"key": "k0"}'), (known, '{"nothing": 1}'), (known, "[1]")]
+        for task, arguments in rows:
+            database.execute(
+                "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES (%s, %s, %s)",
+                (fleet.queue, task, arguments),
+            )
+        async with working(dsn, emulator):
+            found = {outcome.key: outcome for outcome in await outcomes(fleet)}
+        assert sorted(outcome.status for outcome in found.values()) == [*["refused"] * 3, "succeeded"]
+        assert found["k0"].status == "succeeded"
+        kept = database.execute(
+            "SELECT task_name, status::text FROM procrastinate_jobs ORDER BY id"
+        ).fetchall()
+    assert kept == [("other.task", "failed"), (known, "failed"), (known, "failed")]
 
 
 @pytest.mark.parametrize("run", ["x" * 300, "ü" * 40, "a:follow", "a b"])

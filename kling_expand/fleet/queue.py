@@ -338,14 +338,18 @@ class Fleet:
 
 
 _COUNTS = """
-SELECT count(*) FILTER (WHERE status = 'todo'), count(*) FILTER (WHERE status = 'doing')
-FROM procrastinate_jobs WHERE queue_name = ANY(%s) AND status IN ('todo', 'doing')
+WITH input AS (SELECT %s::text[] AS queues)
+SELECT (SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo' AND queue_name = ANY(queues)),
+    (SELECT count(*) FROM procrastinate_jobs WHERE status = 'doing' AND queue_name = ANY(queues))
+FROM input
 """
 # What ends after the first part is evaluated is read by the second, as that sees later commits.
 _RESULTS = f"""
 SELECT is_open, number, {OUTCOME_COLUMNS} FROM (
-    SELECT EXISTS (SELECT FROM procrastinate_jobs
-        WHERE queue_name = ANY(%s) AND status IN ('todo', 'doing')) AS is_open
+    SELECT EXISTS (SELECT FROM procrastinate_jobs WHERE status = 'todo' AND queue_name = ANY(queues))
+        OR EXISTS (SELECT FROM procrastinate_jobs WHERE status = 'doing' AND queue_name = ANY(queues))
+        AS is_open
+    FROM (SELECT %s::text[] AS queues) AS input
 ) AS queue LEFT JOIN kling_read_outcomes(%s, %s, %s) ON true
 """  # noqa: S608 - our words
 _INSERT = """

@@ -40,7 +40,9 @@ DO $$ BEGIN
 END $$;
 CREATE INDEX IF NOT EXISTS kling_queue ON procrastinate_jobs (queue_name, priority DESC, id)
     WHERE status = 'todo';
-CREATE INDEX IF NOT EXISTS kling_queue_taken ON procrastinate_jobs (worker_id) WHERE status = 'doing';
+CREATE INDEX IF NOT EXISTS kling_queue_taken ON procrastinate_jobs (queue_name) WHERE status = 'doing';
+-- For the foreign key, when the row of a worker is deleted.
+CREATE INDEX IF NOT EXISTS kling_queue_workers ON procrastinate_jobs (worker_id) WHERE worker_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS kling_queue_keys ON procrastinate_jobs ((args ->> 'key'))
     WHERE task_name = '{TASK}' AND status IN ('todo', 'doing');
 CREATE TABLE IF NOT EXISTS kling_permits (

@@ -35,9 +35,8 @@ from kling_expand.cli.commands.fleet_stats import stats_table
 from kling_expand.fleet.dev_server import Cluster, temporary_folder
 from kling_expand.fleet.job import WorkerContext, pack
 from kling_expand.fleet.lease import Lease, Permits, SharedSlots
-from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.queue import Consumer, Fleet
 from kling_expand.fleet.schema import FOLLOW
-from kling_expand.fleet.worker import Consumer
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.models import Image, Task

@@ -34,6 +34,7 @@ from kling_expand.store.postgres import (
     PAGE,
     JobOutcome,
     PostgresStore,
+    TakenOver,
     check_tables,
     create_tables,
     outcome_of,
@@ -41,8 +42,9 @@ from kling_expand.store.postgres import (
 from kling_expand.store.postgres_pool import Connection, ConnectionPool, listen
 from kling_expand.webhooks import WebhookEvent, Webhooks
 
-from .job import Payload, pack
-from .schema import ALONE, FOLLOW, IMAGES, NEW, SCHEMA, TASK
+from .job import History, Payload, RetryLater, WorkerContext, execute, pack
+from .lease import Lease, QueuedJob
+from .schema import ALONE, FOLLOW, IMAGES, MAX_DEATHS, NEW, SAVE, SCHEMA, TASK
 
 __all__ = ["Fleet", "FleetStats"]
 
@@ -52,6 +54,11 @@ CANCELLED_AT_ONCE = 10_000  # jobs by one statement, so that its cost has a boun
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
 POLL_INTERVAL = 2.0  # seconds between two reads for results
+TAKE_INTERVAL = 1.0  # seconds between two reads of an empty queue, in case a notification is lost
+TAKEN_AT_ONCE = 8  # new jobs, so that workers that start together share them
+SAVE_INTERVAL = 5.0  # seconds between two reads of the jobs whose pictures are to be saved later
+MAX_FOLLOWED = 1000  # tasks that one worker follows for others that ended
+CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried whose execution raised an unexpected error
 _PLAIN_RUN = re.compile(r"[A-Za-z0-9_.-]{1,27}")  # the name of a channel has at most 63 bytes
 
 NotificationHandler = Callable[[str], object]  # called with the payload
@@ -62,6 +69,122 @@ logger: logging.Logger = logging.getLogger(__name__)
 def queue_name(run: str) -> str:
     """Return the name of a run's queue, for a run with a name of any length."""
     return f"kling_{run if _PLAIN_RUN.fullmatch(run) else hashlib.sha256(run.encode()).hexdigest()[:26]}"
+
+
+class Consumer:
+    """The jobs that one worker has in hand: at most *concurrency* new ones, and any that are followed.
+
+    With *enough* of these in hand, more are only taken several at once. With *alone* it takes only jobs
+    that must run alone, one after the other.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        context: WorkerContext,
+        *,
+        concurrency: int,
+        enough: int | None = None,
+        alone: bool = False,
+    ) -> None:
+        self._lease = lease
+        self._context = context
+        self._concurrency = concurrency
+        self._enough = concurrency if enough is None else enough
+        self._alone = alone
+        self._arrived = asyncio.Event()
+        self._save_at = 0.0
+        self._running: dict[asyncio.Task[None], QueuedJob] = {}
+
+    @property
+    def running(self) -> set[asyncio.Task[None]]:
+        """The asyncio tasks of the jobs in hand."""
+        return set(self._running)
+
+    @property
+    def job_ids(self) -> set[int]:
+        """The numbers of the jobs in hand."""
+        return {job.id for job in self._running.values()}
+
+    @property
+    def _room(self) -> int:
+        """How many new jobs to take now."""
+        new = sum(job.stage == NEW for job in self._running.values())
+        room = max(0, min(TAKEN_AT_ONCE, self._concurrency - new))
+        return room if new < self._enough or room == TAKEN_AT_ONCE else 0
+
+    def wake(self, _payload: str = "") -> None:
+        """Look for jobs now; it handles the notifications of the queue."""
+        self._arrived.set()
+
+    async def take_jobs(self) -> None:
+        """Take jobs whenever there is room, until cancelled."""
+        while True:
+            self._arrived.clear()
+            for job in (taken := await self._take()):
+                task = asyncio.create_task(self._process(job), name=f"fleet job {job.id}")
+                self._running[task] = job
+                task.add_done_callback(self._done)
+            if not taken:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TAKE_INTERVAL if self._room else None):
+                        await self._arrived.wait()
+
+    async def _take(self) -> list[QueuedJob]:
+        if self._alone:
+            return [] if self._running else await self._lease.take(0, 1, ALONE)
+        others, now = [FOLLOW], asyncio.get_running_loop().time()
+        if now >= self._save_at:  # thousands may wait there for a disk with room
+            self._save_at = now + SAVE_INTERVAL
+            others.append(SAVE)
+        followed = sum(job.stage != NEW for job in self._running.values())
+        return await self._lease.take(self._room, MAX_FOLLOWED - followed, *others)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        if self._room or self._alone:
+            self._arrived.set()
+
+    async def _process(self, job: QueuedJob) -> None:
+        """Execute a job and tell the queue. A job that is cancelled here stays assigned to this worker."""
+        try:
+            problem = _problem(job)
+            if problem is not None:
+                key = f"{job.task_name} {job.id}"
+                await self._context.store.record_outcome(JobOutcome(key, "refused", error=problem))
+                await self._lease.put_aside(job)
+                return
+            await execute(job.payload, self._context, _history(job), job.priority)
+        except RetryLater as again:
+            await self._lease.requeue(job, again.delay, charge=again.charge, saving=again.saving)
+        except TakenOver:
+            logger.info("job %s was taken over by another worker", job.payload["key"])
+            await self._lease.requeue(job, CRASH_RETRY_DELAY)
+        except Exception:
+            logger.exception("a job is retried after an unexpected error")
+            await self._lease.requeue(job, CRASH_RETRY_DELAY, charge=True)
+
+
+def _problem(job: QueuedJob) -> str | None:
+    """Return why a job cannot be executed at all, or None."""
+    if job.task_name != TASK:
+        return (
+            f"the task must be {TASK!r}, got {job.task_name!r}; the job stays in the queue's table, as failed"
+        )
+    if not isinstance(job.payload, dict) or not isinstance(job.payload.get("key"), str):
+        return "the payload has no key; the job stays in the queue's table, as failed"
+    return None
+
+
+def _history(job: QueuedJob) -> History:
+    return History(
+        queued=job.id,
+        attempts=job.attempts,
+        follow=job.stage != NEW,
+        saving=job.stage == SAVE,
+        deaths=job.deaths,
+        forbidden=job.deaths > MAX_DEATHS,
+    )
 
 
 @frozen(kw_only=True)

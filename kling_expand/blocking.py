@@ -7,8 +7,8 @@
         result.save("out/")
 
 A background thread runs an event loop with the asynchronous client. Each method calls the method of the
-same name there. Any thread may call, also one with a running event loop of its own, such as
-a notebook's (which stands still meanwhile).
+same name there. Any thread may call, even one that runs its own event loop, such as
+a notebook's; that loop is blocked meanwhile.
 
 A client is closed by ``with``, by `KlingClient.close`, or when the main thread of the program ends. It can
 be opened again. It does not survive `os.fork`: a child process must make a client of its own.
@@ -142,7 +142,7 @@ class ResultImage(BlockingProxy[future.ResultImage]):
 
     @property
     def url(self) -> str:
-        """The URL of the image, which lives 30 days."""
+        """The URL of the image, which is valid for 30 days."""
         return self._inner.url
 
     @property
@@ -215,7 +215,7 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
 
     @property
     def images(self) -> tuple[ResultImage, ...]:
-        """The expanded images; their URLs live 30 days."""
+        """The expanded images; their URLs are valid for 30 days."""
         return tuple(ResultImage(image, self._thread) for image in self._inner.images)
 
     @property
@@ -251,7 +251,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
     Clients make it, from the asynchronous future *inner* and their *thread*. It is a
     `concurrent.futures.Future`, so `concurrent.futures.wait` and `as_completed` and `asyncio.wrap_future`
-    take it. A job that was taken back raises `NotSubmitted`.
+    take it. A cancelled job raises `NotSubmitted`.
     """
 
     def __init__(self, inner: future.TaskFuture, thread: LoopThread) -> None:
@@ -290,11 +290,11 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         return taken_back
 
     def cancelled(self) -> bool:
-        """Return whether the job was taken back."""
+        """Return whether the job was cancelled before it was sent."""
         return self._inner.cancelled()
 
     def running(self) -> bool:
-        """Return whether the service has accepted the task, which has not ended."""
+        """Return whether the task is running: the service has accepted it, and it has not ended."""
         return self._inner.record.task is not None and not self.done()
 
     def result(self, timeout: float | None = None) -> ExpandResult:
@@ -302,7 +302,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
         Raises:
             TaskFailed: the task failed.
-            DeadlineExceeded: the time is up. The task goes on and can be waited for again.
+            DeadlineExceeded: the deadline passed. The task continues and can be waited for again.
             KlingError: the task could not be created or followed.
         """
         self._wait_end(timeout)
@@ -312,7 +312,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         """Wait for the end of the task, at most *timeout* seconds, and return what `result` raises, or None.
 
         Raises:
-            DeadlineExceeded: the time is up. The task goes on and can be waited for again.
+            DeadlineExceeded: the deadline passed. The task continues and can be waited for again.
         """
         self._wait_end(timeout)
         return self._inner.exception()

@@ -122,7 +122,7 @@ class KlingClient:
         options: the fields of `Settings`.
 
     Raises:
-        ConfigurationError: an option is not possible, there is no such option, or credentials are missing.
+        ConfigurationError: an option is invalid, there is no such option, or credentials are missing.
     """
 
     settings: Settings
@@ -304,7 +304,7 @@ class KlingClient:
         *deadline*, *priority*, *fresh* and *note* are those of `submit`.
 
         Raises:
-            InvalidRequest: an argument is not possible.
+            InvalidRequest: an argument is invalid.
             ClientClosed: the client is not open.
         """
         check(request=request, passes=passes, deadline=deadline, priority=priority, fresh=fresh, note=note)
@@ -381,7 +381,7 @@ class KlingClient:
         default larger by 32.
 
         Raises:
-            InvalidRequest: an argument is not possible, or the requests hold something else.
+            InvalidRequest: an argument is invalid, or the requests hold something else.
             ClientClosed: the client is not open.
         """
         self._require_open()
@@ -413,7 +413,7 @@ class KlingClient:
         A job that cannot be resumed is logged with the reason, and its future raises it.
 
         Raises:
-            InvalidRequest: *deadline* is not possible.
+            InvalidRequest: *deadline* is invalid.
             JournalError: the journal cannot be read.
         """
         self._require_open()
@@ -442,7 +442,7 @@ class KlingClient:
         """Return the future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`.
 
         Raises:
-            InvalidRequest: *any_id* is not an id, or *deadline* is not possible.
+            InvalidRequest: *any_id* is not an id, or *deadline* is invalid.
             ClientClosed: the client is not open.
         """
         self._require_open()

@@ -101,7 +101,7 @@ def _headers(value: Mapping[str, str] | None) -> dict[str, str]:
     for name, text in value.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name) or name.lower() in _OWN_HEADERS:
             raise ConfigurationError(
-                f"headers must have names that a request of the client does not set itself, got {shown(name)}"
+                f"headers must have valid names that the client does not set itself, got {shown(name)}"
             )
         if not isinstance(text, str) or not text.isprintable():
             raise ConfigurationError(f"headers must have printable text as values, but {name} has not")
@@ -176,9 +176,9 @@ class Settings:
 
     `headers` are added to each call of the API, and never to a download.
 
-    `cache_dir` is the folder in which the durations of tasks are kept for later processes. Without it,
-    that is ``KLING_CACHE_DIR``, or the user's folder for such files. False, or ``KLING_CACHE_DIR=off``,
-    keeps nothing.
+    `cache_dir` is the folder in which the durations of tasks are kept for later processes. The default is
+    ``KLING_CACHE_DIR``, or else the user's cache folder. With False, or ``KLING_CACHE_DIR=off``, no file
+    is written.
     """
 
     base_url: str = field(default=DEFAULT_BASE_URL, converter=_url)
@@ -202,10 +202,10 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsOptions]) -> Self:
-        """Return the settings that are *given* and not None, above `KLING_BASE_URL` and the defaults.
+        """Return settings: those *given* and not None, else `KLING_BASE_URL` and the defaults.
 
         Raises:
-            ConfigurationError: a value is not possible, or there is no such setting.
+            ConfigurationError: a value is invalid, or there is no such setting.
         """
         known = [each.name for each in fields(cls)]
         for name in given.keys() - {*known}:
@@ -280,7 +280,7 @@ OPTIONS: dict[str, tuple[Rule, ...]] = {
             lambda value: isinstance(value, str | os.PathLike) or _has("record_intent", "observe")(value),
         )
     ),
-    "webhook_secret": optional(Rule("must be text, or several texts", _are_texts)),
+    "webhook_secret": optional(Rule("must be a string, or a sequence of strings", _are_texts)),
     "slots": optional(
         Rule("must be Slots", _has("acquire", "accepted", "ended"), "for a number, use max_in_flight")
     ),
@@ -296,7 +296,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     """Check the arguments of a client by `OPTIONS`, and the names of those in ``given["options"]``.
 
     Raises:
-        ConfigurationError: a value is not possible, or there is no such option.
+        ConfigurationError: a value is invalid, or there is no such option.
     """
     for name, rules in OPTIONS.items():
         for rule in rules:
@@ -312,7 +312,7 @@ def check_option(rules: Iterable[Rule], **values: object) -> None:
     """Check each of *values*, by the names of their arguments.
 
     Raises:
-        ConfigurationError: a value is not possible.
+        ConfigurationError: a value is invalid.
     """
     for name, value in values.items():
         for rule in option(*rules):

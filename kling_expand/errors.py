@@ -29,7 +29,7 @@
     ├── TaskFailed                the job failed: the call did not
     │   └── TaskModerated         … because of its content (also a ContentRejected)
     ├── SubmissionUnknown         whether the task exists is not known; look its id up later
-    ├── DeadlineExceeded          time is up, the job may go on (also a TimeoutError)
+    ├── DeadlineExceeded          the deadline passed, the job may go on (also a TimeoutError)
     ├── DownloadError             a result could not be brought to disk
     │   └── ResultExpired         … because the service no longer keeps it
     ├── PictureMismatch           a generated picture does not show the photo it was made from
@@ -337,7 +337,7 @@ class WebhookError(KlingError):
 
 
 class JournalError(KlingError):
-    """The journal file is locked, foreign, torn, or of a newer version."""
+    """A journal that cannot be used: in use, not ours, damaged, or written by a newer version."""
 
 
 class NotSubmitted(KlingError):
@@ -345,7 +345,7 @@ class NotSubmitted(KlingError):
 
 
 class ClientClosed(KlingError):
-    """An open wait whose client was closed. The service has no cancel, so the task goes on."""
+    """A client that is not open, or was closed during a wait. A task at the service continues."""
 
 
 # The service's table of error codes (official documentation); `refusal` is its one reader.

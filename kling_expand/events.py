@@ -297,7 +297,7 @@ def _call_text(event: Event) -> str:
 
 def _retry_text(event: Event) -> str:
     if event.kind is EventKind.PAUSE:
-        return f"no {event.route} for {event.wait or 0.0:.1f} s, after {_name(event)}: {_reason(event)}"
+        return f"{event.route} paused for {event.wait or 0.0:.1f} s after {_name(event)}: {_reason(event)}"
     if isinstance(event.error, DuplicateTask):
         return f"{event.route} for {_name(event)}: there is a task with this id, which is looked up"
     again = "is tried again later" if event.wait is None else f"is tried again in {event.wait:.1f} s"

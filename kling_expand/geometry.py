@@ -126,8 +126,8 @@ class Canvas:
 class Ratios:
     """Growth of each side: up and down in heights of the original, left and right in widths.
 
-    Raises `GeometryError` for a side outside [0, 2], an area above 3 (1e-3 more is let pass,
-    as the vendor's own helper needs it) and for four zeros.
+    Raises `GeometryError` for a side outside [0, 2], an area above 3 (with a tolerance of 1e-3,
+    which the vendor's own helper needs), and for four zeros.
     """
 
     needs_size: ClassVar[bool] = False
@@ -405,8 +405,8 @@ def parse_direction(direction: str) -> str:
 class Towards:
     """The direction dialect: ``Towards("left,right", ratio=1.5)``.
 
-    Reading of `ratio` (the API does not define it): new length over old length of every axis that
-    is touched, the extra split evenly over that axis's named sides. So ``right`` 1.5 adds 0.5 on
+    The API does not define `ratio`. It is taken as new length over old length on every axis that has a
+    named side, with the growth split evenly between that axis's named sides. So ``right`` 1.5 adds 0.5 on
     the right, ``left,right`` 1.5 adds 0.25 on each, ``all`` 1.5 adds 0.25 on each of four. It is
     the only reading under which the documented examples stay within three times the area.
     `direction` and `ratio` keep the words of the wire. Raises `GeometryError`.

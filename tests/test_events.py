@@ -192,7 +192,7 @@ async def test_a_line_names_job_route_attempt_and_wait(caplog: pytest.LogCapture
             "kling_expand.calls",
             "read for job 3 (kx-3, t3) failed, attempt 2, is tried again in 1.5 s: RateLimited: too many",
         ),
-        ("WARNING", "kling_expand.calls", "no create for 60.0 s, after job 4 (kx-4): RateLimited: x"),
+        ("WARNING", "kling_expand.calls", "create paused for 60.0 s after job 4 (kx-4): RateLimited: x"),
         ("INFO", "kling_expand.jobs", "job 1 (kx-1, 1) succeeded after 12.3 s: 0 pictures, 8 units"),
         ("INFO", "kling_expand.jobs", "job 5 (kx-5) ended with SubmissionUnknown: it may exist"),
         ("DEBUG", "kling_expand.calls", "create for job 1 (kx-1), attempt 1: APIError: no after 0.250 s"),

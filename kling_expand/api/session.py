@@ -216,7 +216,7 @@ class Session:
     CREATE, READ and LIST. *clock* gives Unix seconds.
 
     Raises:
-        ConfigurationError: *http* or *trace_configs* is not possible, or both are given.
+        ConfigurationError: *http* or *trace_configs* is invalid, or both are given.
     """
 
     def __init__(
@@ -610,12 +610,12 @@ def _within(own: float, deadline_at: float | None) -> float:
         return own
     left = deadline_at - asyncio.get_running_loop().time()
     if left <= 0:
-        raise DeadlineExceeded("time is up before the request was made")
+        raise DeadlineExceeded("the deadline passed before the request was made")
     return min(own, left)
 
 
 async def _sleep(seconds: float, deadline_at: float | None) -> None:
     """Sleep, or raise `DeadlineExceeded` at once where that would end after *deadline_at*."""
     if deadline_at is not None and asyncio.get_running_loop().time() + seconds > deadline_at:
-        raise DeadlineExceeded("time is up before the service could be asked again")
+        raise DeadlineExceeded("the deadline passed before the service could be asked again")
     await asyncio.sleep(seconds)

@@ -14,10 +14,10 @@ ends the wait of that future at once; without one, polling does. To use the clie
             ...
 
 The client lives in the server's event loop. So the server must speak ASGI with `lifespan`, as uvicorn,
-Hypercorn and Granian do. ASGI tells an application of a shutdown only when its responses have ended. Let the
-server end an open stream of progress, with uvicorn by ``--timeout-graceful-shutdown 5``; else the shutdown
-waits for its task. Django receives a whole body before it calls a view, larger ones on disk. Limit the size
-and the time of a body in the server in front of it.
+Hypercorn and Granian do. An ASGI server reports a shutdown only after all responses have ended. Let the
+server cut open progress streams, for example with uvicorn's ``--timeout-graceful-shutdown 5``; otherwise the
+shutdown waits for their tasks. Django receives a whole body before it calls a view, large ones on disk. Limit
+the size and the upload time of a body in the reverse proxy.
 """
 
 import logging

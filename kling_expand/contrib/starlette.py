@@ -10,8 +10,8 @@ and in an endpoint ``get_client(request).submit(…, callback_url="https://your.
 injects the client into a parameter of type ``Annotated[KlingClient, Depends(get_client)]``. A callback ends
 the wait of the future at once; without one, polling does.
 
-ASGI tells an application of a shutdown only when its responses have ended. Let the server end an open stream
-of progress, with uvicorn by ``--timeout-graceful-shutdown 5``; else the shutdown waits for its task.
+An ASGI server reports a shutdown only after all responses have ended. Let the server cut open progress
+streams, with uvicorn by ``--timeout-graceful-shutdown 5``; otherwise the shutdown waits for their tasks.
 """
 
 from collections.abc import AsyncIterator, Mapping

@@ -236,7 +236,7 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
     except InvalidRequest:
         raise
     except (ValueError, OverflowError, MemoryError) as error:
-        raise InvalidRequest("target", repr(wanted), f"it is not a template: {error}") from None
+        raise InvalidRequest("target", repr(wanted), f"must be a valid template ({error})") from None
     _check(wanted, paths)
     if options.format:
         check_suffix(found.path(0, FORMATS[options.format]), FORMATS[options.format])
@@ -307,7 +307,8 @@ def _template(wanted: str) -> str:
     fields = [(name, spec or "") for _, name, spec, _ in pieces if name is not None]
     for name, spec in fields:
         if name not in FIELDS or "{" in spec:
-            raise InvalidRequest("target", repr(wanted), f"its fields are {', '.join(sorted(FIELDS))}")
+            limit = f"must use only the fields {', '.join(sorted(FIELDS))}"
+            raise InvalidRequest("target", repr(wanted), limit)
     literal = "".join(piece[0] for piece in pieces)
     # `Path.is_dir` raises where a name is too long, or a directory cannot be searched.
     named = fields or (literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal))  # noqa: PTH112

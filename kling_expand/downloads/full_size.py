@@ -137,7 +137,7 @@ async def _photo(result: "ExpandResult", given: Any, scratch: _Scratch) -> str:
         return os.fspath(given)
     request = portable(first(result).request)
     if request is None:
-        limit = "must be the path of the photo, which is not known or cannot be read again"
+        limit = "must be the path of the photo, because the one that was sent is unknown or unreadable"
         raise InvalidRequest("full_size", given, limit)
     return await _as_file(request.image, scratch)
 

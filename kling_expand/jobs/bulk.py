@@ -110,7 +110,7 @@ class BoundedMap:
 
     A request counts from before it is read to after its outcome was handed out, so a slow reader slows
     the source. `submit` starts a job and may give it a deadline of its own: an outcome is what awaiting
-    the future gives. `cancel` takes back a job that was not sent and leaves any other alone. With `save_to`
+    the future gives. `cancel` cancels a job that was not sent and leaves any other alone. With `save_to`
     the pictures are saved before the outcome is handed out, while other jobs have the slots.
     """
 
@@ -136,7 +136,7 @@ class BoundedMap:
     async def run(self, requests: Requests) -> AsyncGenerator[Outcome, None]:
         """Yield the outcomes, in the order of the requests or as they end.
 
-        A reader who leaves early takes back what was not sent. A source that cannot be interrupted is
+        A reader who leaves early cancels what was not sent. A source that cannot be interrupted is
         left to itself after `SOURCE_CLOSE_TIMEOUT`.
 
         Raises:

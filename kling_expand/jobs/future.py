@@ -95,7 +95,7 @@ class SubmittedJob(Protocol):
 
     @property
     def sent(self) -> bool:
-        """Whether a task exists or may exist, so that the job cannot be taken back."""
+        """Whether a task exists or may exist, so that the job cannot be cancelled."""
         ...
 
     @property
@@ -123,7 +123,7 @@ class ResultImage(Image):
     _read: Callable[[float | None], AsyncGenerator[bytes, None]] | None = field(default=None, repr=False)
 
     async def read(self, *, deadline: float | None = None) -> bytes:
-        """Return the whole picture, as complete and as checked as `ExpandResult.save` writes it.
+        """Return the whole picture, after the same checks as in `ExpandResult.save`.
 
         *deadline* is in seconds from now.
 
@@ -191,7 +191,7 @@ class ExpandResult(Serializable):
 
     @property
     def images(self) -> tuple[ResultImage, ...]:
-        """The expanded pictures by index. Their URLs live 30 days (documented)."""
+        """The expanded pictures by index. Their URLs are valid for 30 days (documented)."""
         return tuple(
             ResultImage(image.index, image.url, image.watermark_url, self._reader(position))
             for position, image in enumerate(sorted(self.task.images, key=lambda image: image.index))
@@ -230,8 +230,8 @@ class ExpandResult(Serializable):
 
         A *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, with a *quality* of 1 to
         100 (92) for JPEG and WebP. With *metadata* it gets the EXIF data and the color profile of the photo.
-        With *full_size* it is also saved at the photo's scale with the photo's own pixels, and the paths are
-        those, as ``dog-0-full.jpg``. A path instead of True names the photo. These need the extra `images`.
+        With *full_size* it is also saved at the photo's scale with the photo's own pixels. These paths are
+        returned, as ``dog-0-full.jpg``. A path instead of True names the photo. All need the extra `images`.
 
         *deadline* seconds from now bound the call; without one `download_timeout` bounds each picture.
 
@@ -290,9 +290,9 @@ class ExpandResult(Serializable):
     ) -> tuple[str, ...]:
         """Save every picture to an object store, such as ``"s3://bucket/out/"``, and return their URLs.
 
-        Names, *full_size*, *format*, *quality* and *deadline* are those of `save`. An object of another
-        content is replaced with *overwrite* alone, unless two programs write it at the same moment. This
-        needs the extra `objects`, and the fsspec package of the store.
+        Names, *full_size*, *format*, *quality* and *deadline* are as in `save`. An existing object with
+        different content is replaced only with *overwrite*. This does not hold if two programs write it at
+        the same moment. It needs the extra `objects` and the store's fsspec package.
 
         Raises:
             KlingError: whatever `save` raises.
@@ -373,7 +373,7 @@ class ExpandResult(Serializable):
 
 
 def _without_client(task_id: str | None = None) -> KlingError:
-    advice = "`attach` of a client gives a future of the task by its id"
+    advice = "get its future again with `attach` of a client"
     return KlingError(f"this result has no client to download with; {advice}", task_id=task_id)
 
 
@@ -535,7 +535,7 @@ class TaskRecord:
         own = TaskRecord(self._given)
         own.retrieve()
         own.attach_future()
-        own.fail(NotSubmitted("taken back before it was sent; another submission of the same job goes on"))
+        own.fail(NotSubmitted("cancelled before it was sent; another submission of the same job continues"))
         for callback, owner, context in self._callbacks:
             if owner is future:
                 own.add_done_callback(callback, future, context)
@@ -705,8 +705,8 @@ class TaskFuture:
 
     Clients make it, from their *record* of the task.
 
-    It has the methods of `asyncio.Future` that do not set its end, so `asyncio.wait`, `gather`,
-    `as_completed`, `shield` and `wait_for` take it.
+    It has the methods of `asyncio.Future` except those that set a result, so `asyncio.wait`, `gather`,
+    `as_completed`, `shield` and `wait_for` accept it.
 
     `await future` returns the `ExpandResult` or raises: `TaskFailed` when the task failed, any other
     `KlingError` when a call did, `DeadlineExceeded` when *deadline_at* (loop time) passes first.
@@ -777,7 +777,7 @@ class TaskFuture:
     def cancel(self) -> bool:
         """End the job if nothing was sent for it yet, and return whether it is cancelled.
 
-        A job that is taken back costs nothing, and its future ends with `NotSubmitted`. There is no remote
+        A cancelled job costs nothing, and its future ends with `NotSubmitted`. There is no remote
         cancel, so a task that exists goes on. Other submissions of the same job go on, too.
         """
         record = self.record
@@ -792,7 +792,7 @@ class TaskFuture:
         return cancelled
 
     def cancelled(self) -> bool:
-        """Return whether the job was taken back."""
+        """Return whether the job was cancelled before it was sent."""
         return isinstance(self.record.error, NotSubmitted)
 
     def exception(self) -> KlingError | None:
@@ -867,7 +867,7 @@ class TaskFuture:
         return self.done()
 
     async def __aiter__(self) -> AsyncIterator[Task]:
-        """Yield each newest snapshot up to the last; a slow reader does not see those between.
+        """Yield the newest snapshot after each change, up to the final one; a slow reader skips some.
 
         While the job waits for slots, a snapshot with the status ``queued`` and no `task_id` is yielded once.
 
@@ -933,7 +933,7 @@ class TaskFuture:
                 return
             outlook = "the task goes on" if task else "whether a task was created is not known yet"
             raise DeadlineExceeded(
-                f"time is up; {outlook}, and the future can be awaited again",
+                f"the deadline passed; {outlook}, and the future can be awaited again",
                 task_id=self.task_id,
                 external_task_id=self.external_task_id,
             ) from None

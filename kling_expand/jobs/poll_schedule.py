@@ -101,7 +101,7 @@ class AdaptiveSchedule:
     at most *longest* seconds apart.
 
     Raises:
-        ConfigurationError: an argument is not possible.
+        ConfigurationError: an argument is invalid.
     """
 
     def __init__(
@@ -387,7 +387,7 @@ class ListTrust:
         """Use no lists for a while, longer each time."""
         if not self.trusted(now):
             return
-        logger.warning("no list pages for %g s, tasks are read singly: %s", self._distrust, reason)
+        logger.warning("tasks are read one by one for %g s, without list pages: %s", self._distrust, reason)
         self._trusted_at = now + self._distrust
         self._distrust *= 2
         self._ended.clear()
@@ -419,7 +419,7 @@ class CallbackTrust:
 
     While it is small the poller waits for callbacks, and reads a task only when all but this share of tasks
     would have ended. So at most this share of tasks is read although its callback would have come. A missed
-    callback raises the share by half of the rest at once, while a received one lowers it by a fifth.
+    callback raises the share by half of the rest at once, while a received one lowers it by a tenth.
     """
 
     def __init__(self) -> None:

@@ -555,7 +555,7 @@ class Poller:
             entry.odd_since = inf
         elif now - min(entry.odd_since, now) >= self._poll_timeout:
             word = task.task_status
-            entry.record.fail(ProtocolError(f"the status {word!r} is not understood and has not changed"))
+            entry.record.fail(ProtocolError(f"the service keeps reporting the unknown status {word!r}"))
         else:
             entry.odd_since = min(entry.odd_since, now)
         return newer

@@ -308,7 +308,7 @@ class JobRunner:
         except asyncio.CancelledError:
             self._fail(job, _taken_back(job))
         except Exception as error:
-            logger.exception("a job failed by an unexpected error")
+            logger.exception("a job failed with an unexpected error")
             self._fail(job, _broken(job, error))
         finally:
             self._jobs.pop(job.record, None)
@@ -462,7 +462,7 @@ class JobRunner:
         """
         attempt, request = job.attempt, prepared.request
         if request.n > self._slots.limit:
-            limit = f"the client may hold {self._slots.limit} slots (max_in_flight)"
+            limit = f"must be at most {self._slots.limit}, the client's slots (max_in_flight)"
             raise InvalidRequest("n", request.n, limit)
         counted = reserved and attempt.state is AttemptState.INHERITED
         job.units = self._budget.reserve(request, counted=counted, aside=job.aside)
@@ -589,7 +589,7 @@ class JobRunner:
         try:
             await writing
         except Exception as error:  # noqa: BLE001 - a store may be a user's own
-            logger.warning("the state of a job could not be written down: %s", error)
+            logger.warning("the state of a job could not be recorded: %s", error)
 
 
 def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:
@@ -615,8 +615,8 @@ def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:
 def _late(job: Job, error: Exception) -> KlingError:
     """Return the error of a job whose deadline has passed."""
     if job.attempt.state.may_cost:
-        return job.attempt.unknown("time was up before a create of it was settled")
-    late = DeadlineExceeded("time was up before the job was sent; no task exists")
+        return job.attempt.unknown("the deadline passed while its create was in doubt")
+    late = DeadlineExceeded("the deadline passed before the job was sent; no task exists")
     late.__cause__ = error
     return late
 
@@ -624,13 +624,13 @@ def _late(job: Job, error: Exception) -> KlingError:
 def _taken_back(job: Job) -> KlingError:
     """Return the error of a job that was cancelled."""
     if job.attempt.state.may_cost:
-        return job.attempt.unknown("it was given up while a create of it may have been under way")
-    return NotSubmitted("taken back before it was sent; no task exists")
+        return job.attempt.unknown("the job was cancelled while its create may have been in progress")
+    return NotSubmitted("cancelled before it was sent; no task exists")
 
 
 def _broken(job: Job, error: Exception) -> KlingError:
     """Return the error of a job that ended by a bug, in this package or in a user's own class."""
-    reason = f"submitting failed by an unexpected error: {error!r}"
+    reason = f"submitting failed with an unexpected error: {error!r}"
     broken = job.attempt.unknown(reason) if job.attempt.state.may_cost else KlingError(reason)
     broken.__cause__ = error
     return broken

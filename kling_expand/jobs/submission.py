@@ -27,7 +27,7 @@ found      the task existed before this attempt sent anything
 =========  ==================================================  ==========================================
 
 `AttemptState.may_cost` says whether this attempt may have spent money. Everything else follows from it:
-units stay set aside, slots stay taken, the job cannot be taken back, and a cancelled or late job ends with
+units stay set aside, slots stay taken, the job cannot be cancelled, and a cancelled or late job ends with
 `SubmissionUnknown`. Otherwise the units and slots are given back, and it ends with `NotSubmitted` or
 `DeadlineExceeded`.
 
@@ -391,7 +391,7 @@ class Submitter:
 
     async def _pause(self, attempt: Attempt, pause: float, deadline_at: float | None, reason: str) -> None:
         if deadline_at is not None and asyncio.get_running_loop().time() + pause > deadline_at:
-            raise attempt.unknown(f"time is up, and {reason}")
+            raise attempt.unknown(f"the deadline passed: {reason}")
         await asyncio.sleep(pause)
 
     def _longest_create(self, size: int) -> float:

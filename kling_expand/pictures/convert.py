@@ -99,7 +99,7 @@ def read_metadata(photo: ImageSource | None) -> Metadata:
     from PIL import Image
 
     if photo is None or (isinstance(photo, str) and "://" in photo):
-        limit = "must be the path of the photo, which cannot be read here"
+        limit = "must be the path of a photo that can be read on this machine"
         raise InvalidRequest("metadata", photo and shown(photo), limit)
     source = BytesIO(photo) if isinstance(photo, bytes | bytearray | memoryview) else photo
     if isinstance(source, os.PathLike):

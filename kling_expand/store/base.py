@@ -13,7 +13,7 @@ failed     the task failed
 =========  ==========================================  ===================================================
 
 Any other report is late or repeated and changes nothing, so reports may come in any order. A task that
-turns up disproves a refusal. A state that follows itself takes newer facts: fresh URLs, other files. After
+appears disproves a refusal. A repeated state updates the record, with fresh URLs or other files. After
 ``failed`` the next intent is a new attempt with an id of its own. No other state begins one.
 """
 
@@ -174,7 +174,7 @@ def identify(store: "JobStore", prepared: PreparedRequest) -> JobIdentity | None
     """Return the identity of a job, or None where every submission is a job of its own.
 
     In a durable store every job has one: without a `key`, a request for the same picture is the same job.
-    Otherwise only a `key` makes one, and only where no `external_task_id` is given.
+    In any other store a job has one only if the request has a `key` and no `external_task_id`.
     """
     request = prepared.request
     if not store.durable and (not request.key or request.external_task_id):
@@ -196,7 +196,7 @@ class JobStore(ABC):
     `JournalError` is the only exception that a method raises on purpose, and the record may then be missing.
     Any other exception is a fault of the store. After a cancelled call the record may or may not be stored.
 
-    A new kind of store implements `_claim`, `_transition`, `mark_sending` and the four reads.
+    A new store implements `_claim`, `_transition`, `mark_sending`, `get`, `find`, `jobs` and `counts`.
     """
 
     durable: ClassVar[bool] = True
@@ -275,7 +275,7 @@ class JobStore(ABC):
         await self._transition(external_task_id, JobState.INTENT, last_post_at=None)
 
     async def observe(self, external_task_id: str, task: Task) -> None:
-        """Record a snapshot of the task: a final one as it is, of any other only that the task exists."""
+        """Record a final snapshot as it is; of any other, record only that the task exists."""
         if not task.status.final:
             await self._transition(external_task_id, JobState.SUBMITTED, task_id=task.task_id, error=None)
             return

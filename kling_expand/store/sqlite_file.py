@@ -101,7 +101,7 @@ class DatabaseFile:
             except JournalError as error:
                 if not _is_busy(error.__cause__):
                     raise
-        raise JournalError(f"the journals {pattern}: all {MAX_WORKERS} of them are open in other processes")
+        raise JournalError(f"all {MAX_WORKERS} journals {pattern} are open in other processes")
 
     def _open_within(self, seconds: float) -> None:
         """Open the file as soon as it is not locked, or raise `JournalError` after these *seconds*."""
@@ -316,7 +316,7 @@ def copy_file(path: str, folder: str) -> str:
             time.sleep(0.02)
     except OSError as error:
         raise JournalError(f"the journal {path} cannot be read ({error.strerror})") from error
-    raise JournalError(f"the journal {path} is written too fast to be copied; try again")
+    raise JournalError(f"the journal {path} changed while it was being copied; try again")
 
 
 def writer_of(path: str) -> int | None:

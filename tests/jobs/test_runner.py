@@ -685,7 +685,7 @@ async def test_a_journal_lost_during_the_create_costs_no_result(
         path.unlink()
         assert (await future).task_id in emulator.account.tasks
         assert kling.stats.units_due == 8
-    assert caplog.text.count("the state of a job could not be written down") == 2  # its task, and its end
+    assert caplog.text.count("the state of a job could not be recorded") == 2  # its task, and its end
 
 
 @virtual_time
@@ -1492,7 +1492,7 @@ async def test_a_store_that_fails_costs_no_slot_and_no_result(
                 result = await kling.expand(PHOTO, Ratios(right=0.1 * (number + 1)))
                 assert result.task_id in emulator.account.tasks
             assert (slots.held, slots.running) == (0, 0)
-    assert "could not be written down" in caplog.text
+    assert "could not be recorded" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["record_intent", "mark_sending"])

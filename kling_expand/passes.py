@@ -110,7 +110,7 @@ class Passes:
     """The jobs of one picture that is made in several passes.
 
     Iterate over `futures`, and await each before the next. `result` is then that of the last pass, with
-    those before as `earlier`. Its `request` names the first photo.
+    those before as `earlier`. Its `request` names the first photo. `step` is the pass under way.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class Passes:
         known: JobRecord | None = None,
     ) -> None:
         self.result: ExpandResult | None = None
+        self.step: Pass | None = None
         self._jobs = jobs
         self._request = request
         self._limit = limit
@@ -146,6 +147,7 @@ class Passes:
         step, known = await self._first(), self._known
         try:
             while True:
+                self.step = step
                 own = step.own_request()
                 future = self._jobs.resume(known) if known else await self._submit(step)
                 yield future

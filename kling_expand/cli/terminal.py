@@ -322,6 +322,13 @@ def money(units: float, *, emulated: bool = False) -> str:
     return f"{units:.10g} {'unit' if units == 1 else 'units'} ({price})"
 
 
+def estimate(units: float, *, emulated: bool = False) -> str:
+    """Return units and their price before a run; for an *emulated* service what the real one would take."""
+    if not emulated:
+        return money(units)
+    return money(units).replace("($", "(about $").replace(")", " on the real service; not billed here)")
+
+
 def span(seconds: float) -> str:
     """Return a duration as text: ``45 s``, ``3:05``, ``2:00:10``, ``3 days 4 h``."""
     whole = round(seconds)

@@ -120,8 +120,8 @@ def _original(scene: Scene) -> Check:
 
 def _place(scene: Scene) -> Iterator[Check]:
     offset, stretch = scene.registration.offset, scene.registration.stretch
-    yield _above("place", offset, 4.0, f"the original lies {offset:.0f} pixels beside its place")
-    yield _above("size", stretch, 0.02, f"the size of the original is wrong by {stretch:.0%}")
+    yield _above("place", offset, 4.0, f"the original is {offset:.0f} pixels out of place")
+    yield _above("size", stretch, 0.02, f"the original is {stretch:.0%} off in size")
 
 
 def _overlap(scene: Scene) -> Iterator[Check]:

@@ -45,6 +45,7 @@ BATCH = 256  # writes in one commit at most, so that waking their callers never 
 PAGE = 200  # jobs read at a time
 SAME_REQUEST = "key = ? AND params_hash = ?"
 _FINDINGS = "check of "  # how the names of the results of checks begin
+_BAD_ROW = "bad row "  # and those of rows that cannot be sent
 FORMAT = FileFormat(
     application_id=0x4B6C4578,  # "KlEx"
     version=2,
@@ -181,12 +182,20 @@ class SQLiteStore(JobStore):
                 yield store
 
     async def set_rows(self, rows: int) -> None:
-        """Record how many rows the present run has, for those who watch it."""
+        """Record how many rows the present run has, for those who watch it, and forget earlier bad rows."""
         await self._execute(partial(set_rows, rows))
 
     async def rows(self) -> int | None:
         """Return how many rows the last run had, or None where it did not say."""
         return await self._execute(rows)
+
+    async def keep_bad_row(self, name: str, reason: str) -> None:
+        """Record a row of the present run that cannot be sent, which has no job."""
+        await self._execute(partial(keep_bad_row, name, reason))
+
+    async def bad_rows(self) -> dict[str, str]:
+        """Return why rows of the last run could not be sent, by their names."""
+        return await self._execute(bad_rows)
 
     async def keep_findings(self, external_task_id: str, findings: Iterable[str]) -> None:
         """Store the *findings* of a check of a job's pictures, for the job with this *external_task_id*."""
@@ -314,7 +323,8 @@ def name_account(path: str, account: str, db: Connection) -> str:
 
 
 def set_rows(number: int, db: Connection) -> None:
-    """Store the number of rows of a run."""
+    """Store the number of rows of a run that begins."""
+    db.execute("DELETE FROM meta WHERE name GLOB ?", (f"{_BAD_ROW}*",))
     db.execute("INSERT OR REPLACE INTO meta VALUES ('rows', ?)", (str(number),))
 
 
@@ -322,6 +332,24 @@ def rows(db: Connection) -> int | None:
     """Return the number of rows of the last run, or None."""
     row = db.execute("SELECT value FROM meta WHERE name = 'rows'").fetchone()
     return int(row[0]) if row else None
+
+
+def keep_bad_row(name: str, reason: str, db: Connection) -> None:
+    """Store why a row cannot be sent."""
+    db.execute(
+        "INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{_BAD_ROW}{_storable(name)}", _storable(reason))
+    )
+
+
+def bad_rows(db: Connection) -> dict[str, str]:
+    """Return why rows could not be sent."""
+    rows = db.execute("SELECT name, value FROM meta WHERE name GLOB ? ORDER BY rowid", (f"{_BAD_ROW}*",))
+    return {name.removeprefix(_BAD_ROW): reason for name, reason in rows}
+
+
+def _storable(text: str) -> str:
+    """Return *text* without what SQLite cannot store: bytes of a file's name that are no text."""
+    return text.encode(errors="replace").decode()
 
 
 def keep_findings(external_task_id: str, text: str, db: Connection) -> None:

@@ -147,6 +147,11 @@ class Fitter:
         return key, f"{key}-pass1" if steps else key
 
 
+def is_fitted(key: str) -> bool:
+    """Return whether the key of a job says that its photo was converted."""
+    return key.startswith("fit-") or ":fit-" in key
+
+
 def _fit(source: str, folder: Path, *, acceptable: bool) -> Fitted:
     folder.mkdir()
     return fit(source, folder, acceptable=acceptable)

@@ -125,7 +125,6 @@ LEFT_OUT = {
     LeftOut.HIDDEN: ("hidden file or folder", "hidden files and folders", ""),
     LeftOut.EXCLUDED: ("excluded photo", "excluded photos", ""),
     LeftOut.SUBFOLDERS: ("sub-folder", "sub-folders", "--no-recursive"),
-    LeftOut.HAS_SHAPE: ("shape that its photo has already", "shapes that their photos have already", ""),
     LeftOut.CLOSED: ("folder that cannot be read", "folders that cannot be read", ""),
 }
 

@@ -22,7 +22,7 @@ from attrs import define, evolve, field, frozen
 from kling_expand.api import codec
 from kling_expand.api.photo import PhotoHeader, check_shape, read_header
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
-from kling_expand.cli.terminal import NothingDone, billed_units, clean, money, plural, show
+from kling_expand.cli.terminal import NothingDone, billed_units, clean, estimate, plural, show
 from kling_expand.config import Settings, account_name, credentials
 from kling_expand.downloads.files import SUFFIXES, SaveOptions, output_paths
 from kling_expand.errors import (
@@ -41,7 +41,6 @@ from kling_expand.store.sqlite import SQLiteStore
 
 from .manifest import (
     JOURNAL_PREFIX,
-    LEFT_OUT,
     Defaults,
     LeftOut,
     Manifest,
@@ -53,6 +52,7 @@ from .manifest import (
 
 PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # such a job is not billed again
 EMULATED = "the emulator of --emulator"  # the account of its journals: its address changes with each run
+SHOWN_LABELS = 5  # of rows that are left out
 ROWS_AT_ONCE = 64  # checked in one call of a thread
 PICTURE_BYTES = 3 << 20  # of a result, about; free space is needed for that many
 SMALL_SIDE = 512  # pixels: a photo of less on each side is scaled up by the service
@@ -448,7 +448,7 @@ class Survey:
         """Return the numbers, and the expected sizes of the pictures on a line of their own."""
         paid = f" ({self.paid} already paid for)" if self.paid else ""
         good = plural(self.rows - self.bad, "row")
-        cost = money(self.units, emulated=emulated)
+        cost = estimate(self.units, emulated=emulated)
         text = f"{good} can be sent{paid}, {self.bad} cannot; cost: at most {cost}"
         if not self.sizes:
             return text
@@ -505,12 +505,13 @@ async def check_rows(
     survey = Survey(left_out=listed.found.facts(), shape_in_paths="{shape}" in plan.output.target)
     meter, rows = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults)
     check_row = partial(_checked, dialect=plan.dialect, fit=plan.fit, decode=plan.dry_run or plan.strict)
-    noted: dict[str, list[str]] = {}
+    noted, have_shape = dict[str, list[str]](), list[str]()
     with meter:
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             for row, checked, notes in await asyncio.to_thread(list, map(check_row, chunk)):
                 if row.error == HAS_SHAPE:
                     survey.superfluous.add(row.id)
+                    have_shape.append(row.label)
                     continue
                 due = checked.units(row.request) if checked and row.request else None
                 if due is not None and checked is not None and paid_units is not None:
@@ -524,8 +525,9 @@ async def check_rows(
             meter.show(survey.rows)
     if survey.superfluous:
         survey.left_out[str(LeftOut.HAS_SHAPE)] = len(survey.superfluous)
-        one, many, _ = LEFT_OUT[LeftOut.HAS_SHAPE]
-        noted[f"{len(survey.superfluous)} {one if len(survey.superfluous) == 1 else many} left out"] = []
+        few, more = ", ".join(have_shape[:SHOWN_LABELS]), max(len(have_shape) - SHOWN_LABELS, 0)
+        number = f"{len(have_shape)} left out, as the photo has the shape already"
+        noted[f"{number}: {few}{f' and {more} more' if more else ''}"] = []
     for note, labels in noted.items():
         if plan.output.notes:
             click.echo(clean(_noted(note, labels)), err=True)

@@ -52,6 +52,7 @@ LINE_INTERVAL, MAX_LINE_INTERVAL = 1.0, 30.0  # seconds between two plain lines
 NARROW = 60  # columns, below which a live screen has its numbers below the bar
 TICK = 0.5  # seconds between two checks of what is to be printed
 TROUBLE_AFTER = 1.0  # seconds for which a call must fail before it is reported
+_STATUS_WORDS = {"succeed": "succeeded"}  # where the word of the service is no English
 TROUBLE_LIFE = 60.0  # seconds after which trouble is forgotten that no further call has confirmed
 
 
@@ -147,6 +148,7 @@ class Progress:
     failed: int = 0
     bad: int = 0
     not_sent: int = 0
+    finishing: int = 0  # whose pictures are being checked or put back at full size
     suspicious: int = 0  # saved or known, with a picture that fails `--check`
     units_before: int = 0
     failures: deque[str] = field(factory=lambda: deque(maxlen=KEPT_FAILURES))
@@ -157,6 +159,7 @@ class Progress:
     over_budget: bool = False
     troubles: dict[str, Trouble] = field(factory=dict)  # by the route that calls take
     answered: bool = False  # whether the service has answered once
+    recovered: bool = False  # whether the last trouble ended with a success
     on_event: Callable[[Event], object] | None = None  # called with each event of the client
     clock: Callable[[], float] = time.monotonic
 
@@ -174,7 +177,8 @@ class Progress:
         """Count a row that has ended: "saved", "known", "failed", "bad" or "not sent"."""
         name = outcome.replace(" ", "_")
         setattr(self, name, getattr(self, name) + 1)
-        self.troubles.pop(DOWNLOAD, None)  # of downloads only the end is known
+        if self.troubles.pop(DOWNLOAD, None):  # of downloads only the end is known
+            self.recovered = outcome in {"saved", "known"}
 
     def add_failure(self, text: str) -> None:
         """Record why a row failed."""
@@ -185,11 +189,13 @@ class Progress:
         """Take an event of the client: trouble begins with a retry, and ends with a call that succeeds."""
         if event.kind in CALLS:
             self.answered |= not isinstance(event.error, TransportError)
-            if event.error is None:
-                self.troubles.pop(event.kind, None)
+            if event.error is None and event.kind in self.troubles:
+                del self.troubles[event.kind]
+                self.recovered = True
         elif event.kind in {EventKind.RETRY, EventKind.PAUSE} and event.error is not None:
             now, route = self.clock(), event.route or EventKind.READ
             known = self.troubles.get(route)
+            self.recovered = False
             self.troubles[route] = Trouble(event.error, known.began_at if known else now, now, event.wait)
         if self.on_event is not None:
             self.on_event(event)
@@ -233,7 +239,12 @@ class Progress:
         left = self.time_left(stats)
         time_left = f"; about {span(left)} left" if left else ""
         rows = plural(self.total, "row")
-        return f"{self.ended} of {rows}: {self.counts()}; {stats.running} running{time_left}"
+        running = f"{stats.running} running{self.extra_work()}"
+        return f"{self.ended} of {rows}: {self.counts()}; {running}{time_left}"
+
+    def extra_work(self) -> str:
+        """Return how many rows are at the work that follows the download, or nothing without any."""
+        return f", {self.finishing} being enlarged or checked" if self.finishing else ""
 
 
 @define
@@ -342,9 +353,12 @@ class ProgressDisplay:
             for change in job.changes:
                 self.note(f"{job.label}: {change}")
         _, started_at = self._running.get(job, ("", self._clock()))
-        self._running[job] = task.task_status, started_at
+        step = job.passes.step if job.passes else None
+        several = f"pass {step.number} of {len(step.steps)} " if step and len(step.steps) > 1 else ""
+        status = f"{several}{_STATUS_WORDS.get(task.task_status, task.task_status)}"
+        self._running[job] = status, started_at
         if self._screen is None and not self._output.as_json:
-            self.note(f"{job.label}: {task.task_status}" + (f" ({task.task_id})" if task.task_id else ""))
+            self.note(f"{job.label}: {status}" + (f" ({task.task_id})" if task.task_id else ""))
 
     def ended(self, job: Job) -> None:
         """Report the end of a job."""
@@ -385,7 +399,7 @@ class ProgressDisplay:
         """Print trouble when it begins, from time to time while it lasts, and its end."""
         text, now = self._trouble(), self._clock()
         if text is None:
-            if self._reported is not None:
+            if self._reported is not None and self._progress.recovered:
                 self.note("the service answers again")
         elif self._reported is not None and now - self._reported_at < MAX_LINE_INTERVAL:
             return
@@ -440,7 +454,9 @@ class ProgressDisplay:
         rows: list[RenderableType] = [
             Text(self._title, "bold"),
             self._bar(stats),
-            _wrapped(f"{stats.running} running, {stats.waiting} queued, {progress.counts()}"),
+            _wrapped(
+                f"{stats.running} running, {stats.waiting} queued{progress.extra_work()}, {progress.counts()}"
+            ),
             *(_cut(f"  {line}") for line in self._job_lines()),
             _wrapped(self._cost(stats)),
             *([_wrapped(clean(trouble), "bold magenta")] if trouble else []),

@@ -113,7 +113,6 @@ async def run_rows(plan: BulkPlan) -> int:
     async with open_journal(plan) as journal:
         if journal is not None:
             plan = evolve(plan, journal=journal.path)
-            await journal.set_rows(survey.rows)
         plan = evolve(plan, protected=frozenset(survey.sources))
         usage = await read_usage(journal)
         progress = Progress(survey.rows, expected=min(usage.saved, survey.rows), units_before=usage.due)
@@ -332,6 +331,7 @@ class Runner:
                 if job.error is not None:  # else the check of the rows has printed the problem
                     self._display.failure(f"{job.label}: {job.error.message}; not sent")
                 self._end(job, "bad")
+                await self._results.keep_bad(job, job.error.message if job.error else job.problem or "")
                 continue
             self._following[job] = None
             if self._keep_open:
@@ -344,6 +344,8 @@ class Runner:
             await self._save_places.acquire()
         except KlingError as error:
             self._fail(job, error)
+            if job.outcome == "bad":
+                await self._results.keep_bad(job, error.message)
             return
         finally:
             job.discard()
@@ -379,7 +381,11 @@ class Runner:
                 result = evolve(result, task=await self._client.get(result.task_id))
             job.files, known = await self._results.save(job, result)
             if self._plan.output.full_size or self._plan.output.check:
-                await self._finish(job, result)
+                self._progress.finishing += 1
+                try:
+                    await self._finish(job, result)
+                finally:
+                    self._progress.finishing -= 1
         except KlingError as error:
             error.task_id = error.task_id or result.task_id
             self._fail(job, error)
@@ -530,6 +536,13 @@ class Results:
         record = await self.record(job, result)
         if record is not None and isinstance(self._journal, SQLiteStore):
             await self._journal.keep_findings(record.external_task_id, job.suspicions)
+
+    async def keep_bad(self, job: Job, reason: str) -> None:
+        """Record why a row cannot be sent, unless the journal has a job for it that says so."""
+        external_id = job.future and job.future.external_task_id
+        known = self._journal and external_id and await self._journal.get(external_id)
+        if isinstance(self._journal, SQLiteStore) and not known:
+            await self._journal.keep_bad_row(job.label, reason)
 
     def _options(self, name: str, shape: str) -> SaveOptions:
         options = SaveOptions(name=name, shape=shape, **self._output.form)

@@ -39,10 +39,11 @@ def describe_trouble(route: str, trouble: Trouble, host: str, limit: float, now:
         pause = trouble.wait or error.retry_after
         rest = f", calling again in {span(max(trouble.seen_at + pause - now, 0))}" if pause else ""
         return f"too many requests for {host} (1302){rest}"
-    left = span(max(trouble.began_at + limit - now, 0))
+    left = trouble.began_at + limit - now
+    end = f"giving up in {span(left)}" if left >= 1 else "giving up soon"
     if route == DOWNLOAD:
-        return f"a picture cannot be fetched yet ({error.message}), retrying for {left}"
-    return f"{failure_text(error, host)}, retrying for {left}"
+        return f"a picture cannot be fetched yet ({error.message}), {end}"
+    return f"{failure_text(error, host)}, {end}"
 
 
 def failure_text(error: KlingError, host: str) -> str:

@@ -86,7 +86,7 @@ async def _report(path: str, chosen: ReportOptions) -> "Totals":
     from kling_expand.cli.report.thumbnails import Thumbnails
 
     async with SQLiteStore.snapshot(path) as journal:
-        totals = await read_totals(journal)
+        totals = await read_totals(journal, path)
         progress = _Progress(min(totals.jobs, chosen.last))
         try:
             thumbnails = await asyncio.to_thread(Thumbnails, chosen.size, Path(chosen.file))
@@ -105,7 +105,7 @@ class _Progress:
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._done = 0
+        self._done = self._printed = 0
         self._live = bool(sys.stderr and sys.stderr.isatty())
         self._printed_at = time.monotonic()
 
@@ -115,14 +115,16 @@ class _Progress:
         now = time.monotonic()
         if now - self._printed_at < (0.1 if self._live else INTERVAL):
             return
-        self._printed_at = now
+        self._printed_at, self._printed = now, self._done
         text = f"report: {self._done} of {self._total} jobs"
         click.echo(f"\r{text}" if self._live else text, err=True, nl=not self._live)
 
     def clear(self) -> None:
-        """Remove the line."""
+        """Remove the line, or end the lines with the last number."""
         if self._live:
             click.echo("\r\x1b[K", err=True, nl=False)
+        elif 0 < self._printed < self._done:
+            click.echo(f"report: {self._done} of {self._total} jobs", err=True)
 
 
 async def _write(output: str, pieces: AsyncIterator[str]) -> None:

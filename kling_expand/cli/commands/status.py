@@ -78,11 +78,12 @@ class Run:
     emulated: bool
     now: float
     saved_at: list[float] = field(factory=list)
+    bad: int = 0  # rows that cannot be sent
 
     @property
     def to_come(self) -> int:
         """The number of rows that the run has not begun with."""
-        return max(self.rows - sum(self.usage.states.values()), 0)
+        return max(self.rows - sum(self.usage.states.values()) - self.bad, 0)
 
     @property
     def left(self) -> int:
@@ -108,20 +109,25 @@ class Run:
             "at the service": self._count("submitted", "succeeded"),
             "waiting to be sent": self._count("intent", "unknown"),
             "failed": self._count("failed", "rejected"),
+            "bad": self.bad,
             "to come": self.to_come,
         }
         kinds = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number or kind == "saved")
         state = f"running in process {self.process}" if self.process else "not running"
-        due = max(self.usage.due - self.usage.billed, 0)
         lines = [
             f"{self.journal}: {state}",
             f"{plural(self.rows, 'row')}: {kinds}",
-            f"{money(self.usage.billed, emulated=self.emulated)} billed"
-            + (f", {money(due, emulated=self.emulated)} due" if due else ""),
+            self._cost(),
         ]
         if self.rate and self.time_left:
             lines.insert(2, f"{60 * self.rate:.1f} rows per minute, about {span(self.time_left)} left")
         return lines
+
+    def _cost(self) -> str:
+        due = max(self.usage.due - self.usage.billed, 0)
+        used = "used" if self.emulated else "billed"
+        more = f", {due:.10g} more when the open tasks end" if due else ""
+        return f"{money(self.usage.billed, emulated=self.emulated)} {used}{more}"
 
     def facts(self) -> dict[str, Any]:
         """Return the progress for JSON."""
@@ -132,6 +138,7 @@ class Run:
             "saved": self.usage.saved,
             "open": self._count("intent", "unknown", "submitted", "succeeded"),
             "failed": self._count("failed", "rejected"),
+            "bad": self.bad,
             "to_come": self.to_come,
             "rows_per_minute": 60 * self.rate if self.rate else None,
             "seconds_left": self.time_left,
@@ -158,7 +165,8 @@ async def _read_run(path: str) -> Run:
             usage.count(job)
             if job.state is JobState.DONE and job.updated_at > now - RECENT:
                 saved_at.append(job.updated_at)
-        known = sum(usage.states.values())
+        bad = len(await journal.bad_rows())
+        known = sum(usage.states.values()) + bad
         return Run(
             path,
             process if process is not None and _runs(process) else None,
@@ -167,6 +175,7 @@ async def _read_run(path: str) -> Run:
             journal.account == EMULATED,
             now,
             sorted(saved_at),
+            bad,
         )
 
 

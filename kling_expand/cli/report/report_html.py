@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import os
+import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -16,7 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kling_expand.api import codec
-from kling_expand.cli.batch.manifest import stem
+from kling_expand.cli.batch.fitting import is_fitted
+from kling_expand.cli.batch.manifest import JOURNAL_PREFIX, stem
 from kling_expand.cli.batch.plan import EMULATED, Usage
 from kling_expand.cli.terminal import clean, moment, money, span
 from kling_expand.geometry import Canvas, Expansion, Ratios, Towards, chained_canvas
@@ -28,6 +30,8 @@ from kling_expand.store.sqlite import SQLiteStore
 from .thumbnails import Thumbnail, Thumbnails
 
 _ANY_SIZE = (1000, 1000)  # of a photo that cannot be read: its place in the canvas does not depend on it
+_ASPECT = re.compile(r"(\d+(?:\.\d+)?)x(\d{1,2}(?:\.\d+)?)")  # in the name of a shape
+_URL_SECRETS = re.compile(r"(://)(?:[^/\s]*@)?([^\s?#)]*)(?:[?#][^\s)]*)?")
 AHEAD = 2 * (os.cpu_count() or 1)  # cards that are made while others are written
 
 # The filter that shows a job, and its state in words.
@@ -47,13 +51,16 @@ class Totals:
     """The sums of all jobs; `durations` are the seconds of the tasks that succeeded.
 
     The tasks of an `emulated` service are not billed. `checks` holds what `--check` has found, by job.
+    The `title` names the run.
     """
 
+    title: str = ""
     emulated: bool = False
     jobs: int = 0
     usage: Usage = field(factory=Usage)
     durations: list[float] = field(factory=list)
     checks: dict[str, tuple[str, ...]] = field(factory=dict)
+    bad_rows: dict[str, str] = field(factory=dict)  # rows that could not be sent, and why
 
     def count(self, job: JobRecord) -> None:
         """Add a job."""
@@ -64,8 +71,9 @@ class Totals:
             self.durations.append(duration)
 
     def kinds(self) -> dict[str, int]:
-        """Return the number of jobs of each kind that has any."""
-        kinds = dict.fromkeys(("done", "failed", "open"), 0)
+        """Return the number of jobs of each kind that has any; those in doubt are not among the done."""
+        suspicious = sum(map(bool, self.checks.values()))
+        kinds = {"done": -suspicious, "suspicious": suspicious, "failed": 0, "open": 0}
         for state, number in self.usage.states.items():
             kinds[STATES[state][0]] += number
         return {kind: number for kind, number in kinds.items() if number}
@@ -76,7 +84,9 @@ class Totals:
         facts = {"jobs": str(self.jobs), **{kind: str(number) for kind, number in kinds.items()}}
         if self.checks:
             facts["suspicious"] = f"{sum(map(bool, self.checks.values()))} of {len(self.checks)} checked"
-        facts["billed"] = money(self.usage.billed, emulated=self.emulated)
+        if self.bad_rows:
+            facts["not sent"] = str(len(self.bad_rows))
+        facts["used" if self.emulated else "billed"] = money(self.usage.billed, emulated=self.emulated)
         if ordered := sorted(self.durations):
             facts["median task"] = span(ordered[len(ordered) // 2])
             facts["95th percentile"] = span(ordered[min(len(ordered) * 19 // 20, len(ordered) - 1)])
@@ -119,13 +129,13 @@ def make_card(job: JobRecord, thumbnails: Thumbnails, suspicions: tuple[str, ...
     """Return the card of *job*."""
     request, step = codec.unpack_request(job.params, job.source or "", job.key), pass_of(job)
     source = str(step.request.image) if step else job.source
-    before = thumbnails.make(source) if source else None
+    before = thumbnails.make(source, upright=is_fitted(job.key)) if source else None
     after = [small for path in job.files if (small := thumbnails.make(path))]
     passes = step.steps[: step.number] if step else (_ratios(request),)
     canvas = chained_canvas(*(before.width, before.height) if before else _ANY_SIZE, passes)
-    kind, state = STATES[job.state]
+    kind, state = ("suspicious", "suspicious") if suspicions else STATES[job.state]
     return Card(
-        name=stem(source) if source else job.external_task_id,
+        name=_title(source, job.note) if source else job.external_task_id,
         source=_without_query(source or ""),
         kind=kind,
         state=state,
@@ -140,6 +150,15 @@ def make_card(job: JobRecord, thumbnails: Thumbnails, suspicions: tuple[str, ...
         suspicions=suspicions,
         facts=_facts(job, request, step) | _sizes(canvas, before, after),
     )
+
+
+def _title(source: str, note: Mapping[str, Any]) -> str:
+    """Return the name of a photo, with the folder that the output repeats, and the shape it is to get."""
+    name = stem(source) if "://" in source else PurePath(source).name
+    folder = str(next(iter(note.get("names", ())), "")).rpartition("/")[0]
+    path = f"{folder}/{name}" if folder else name
+    aspect = _ASPECT.fullmatch(str(note.get("shape", "")))
+    return f"{path} → {aspect[1]}:{aspect[2]}" if aspect else path
 
 
 def _without_query(source: str) -> str:
@@ -218,9 +237,21 @@ def _geometry_text(request: ExpandRequest) -> str:
 # ---------------------------------------------------------------------------- the page
 
 
-async def read_totals(journal: SQLiteStore) -> Totals:
-    """Add up all jobs of *journal*."""
-    totals = Totals(emulated=journal.account == EMULATED, checks=await journal.findings())
+async def _bad_rows(journal: SQLiteStore) -> dict[str, str]:
+    rows = await journal.bad_rows()
+    return {_URL_SECRETS.sub(r"\1\2", name): _URL_SECRETS.sub(r"\1\2", text) for name, text in rows.items()}
+
+
+def _title_of_run(journal: Path) -> str:
+    """Return the output folder that the journal lies in, or its own name where the user chose it."""
+    return f"{journal.resolve().parent.name}/" if journal.name.startswith(JOURNAL_PREFIX) else journal.name
+
+
+async def read_totals(journal: SQLiteStore, path: str) -> Totals:
+    """Add up all jobs of *journal*, which may be a copy of the file at *path*."""
+    emulated, checks = journal.account == EMULATED, await journal.findings()
+    title = _title_of_run(Path(path))
+    totals = Totals(title, emulated, checks=checks, bad_rows=await _bad_rows(journal))
     async for job in journal.jobs():
         totals.count(job)
     return totals
@@ -246,7 +277,7 @@ def render(
         finalize=_without_controls,
     )
     return environment.get_template("report.html.j2").generate_async(
-        title=Path(journal.path).name,
+        title=totals.title,
         css=_asset("report.css"),
         script=_asset("report.js"),
         totals=totals,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from kling_expand.pictures.fit import MAX_PICTURE_PIXELS, open_image
+from kling_expand.pictures.fit import MAX_PICTURE_PIXELS, open_image, orientation
 from kling_expand.pictures.preview import opaque
 
 QUALITY = 80  # JPEG takes a tenth of the time of WebP, and half as many bytes more
@@ -42,32 +42,34 @@ class Thumbnails:
                 known = Thumbnail(uri.decode(), key.decode(), int(width), int(height))
                 self._known[known.key] = known
 
-    def make(self, path: str) -> Thumbnail | None:
+    def make(self, path: str, *, upright: bool = False) -> Thumbnail | None:
         """Return the thumbnail of the picture at *path*, or None where none can be read.
 
-        EXIF orientation is not applied: the picture looks as the service sees it.
+        EXIF orientation is applied only where *upright*: the picture looks as the service sees it.
         """
         if "://" in path:
             return None
         try:
             found = Path(path).stat()
-            state = f"{path}|{found.st_mtime_ns}|{found.st_size}|{self._longest}"
+            state = f"{path}|{found.st_mtime_ns}|{found.st_size}|{self._longest}|{upright}"
             key = hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest()[:16]
-            return self._known.get(key) or _made(path, key, self._longest)
+            return self._known.get(key) or _made(path, key, self._longest, upright=upright)
         except OSError:
             return None
 
 
-def _made(path: str, key: str, longest: int) -> Thumbnail | None:
-    from PIL import Image
+def _made(path: str, key: str, longest: int, *, upright: bool) -> Thumbnail | None:
+    from PIL import Image, ImageOps
 
     try:
         with open_image(path) as image:
-            size = image.size
+            size = image.size[::-1] if upright and orientation(image) > 4 else image.size
             image.draft("RGB", (longest, longest))  # a JPEG is decoded at a smaller size
             if image.width * image.height > MAX_PICTURE_PIXELS:  # a few of these would fill the memory
                 return None
             small = opaque(image)
+            if upright:
+                ImageOps.exif_transpose(small, in_place=True)
             small.thumbnail((longest, longest), Image.Resampling.BILINEAR)  # two thirds of the usual time
     except (OSError, ValueError, SyntaxError):
         return None

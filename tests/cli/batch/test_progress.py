@@ -198,23 +198,47 @@ def trouble(
     return " ".join(seen(progress, 100).split())
 
 
+@pytest.mark.parametrize(("outcome", "said"), [("saved", True), ("failed", False)])
+async def test_a_picture_that_was_given_up_is_no_recovery(
+    outcome: str, capsys: pytest.CaptureFixture[str], *, said: bool
+) -> None:
+    """The service is said to answer again only where the trouble ended with a success."""
+    clock = Clock()
+    progress = Progress(2, clock=clock)
+    with ProgressDisplay("m.csv", progress, lambda: IDLE):
+        for _ in range(2):
+            progress.receive(Event(EventKind.RETRY, error=KlingError("HTTP 503"), route="download"))
+            clock.now += 2.0
+        await asyncio.sleep(0.6)
+        progress.add(outcome)
+    err = capsys.readouterr().err
+    assert "a picture cannot be fetched yet (HTTP 503), giving up in" in err
+    assert ("answers again" in err) is said
+
+
+def test_work_after_the_download_is_shown() -> None:
+    """Rows whose pictures are enlarged or checked are not running, and are named."""
+    assert "9 running, 4 queued, 3 being enlarged or checked, 0 saved" in seen(Progress(9, finishing=3))
+    assert "9 running, 3 being enlarged or checked" in Progress(9, finishing=3).line(BUSY)
+
+
 def test_trouble_is_shown_with_its_cause_and_time_limit() -> None:
     """The live screen says what calls fail of and for how long they are retried, until one succeeds."""
     clock = Clock()
     progress = Progress(9, clock=clock)
     refused = unreachable(ConnectionRefusedError())
     text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
-    assert "no answer from api-singapore.klingai.com (refused), retrying for 8 s" in text
+    assert "no answer from api-singapore.klingai.com (refused), giving up in 8 s" in text
     assert "no answer" not in trouble(progress, clock, None, kind=EventKind.CREATE)
     # A service that is known to exist is waited for longer.
     text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
-    assert "no answer from api-singapore.klingai.com (refused), retrying for 1:58" in text
+    assert "no answer from api-singapore.klingai.com (refused), giving up in 1:58" in text
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (unreachable(TimeoutError()), "(timed out), retrying for 14:58"),
+        (unreachable(TimeoutError()), "(timed out), giving up in 14:58"),
         (unreachable(ConnectionResetError()), "(connection reset)"),
         (ServerError("busy\x1b[2J", code=5001, status=503), r"api-singapore.klingai.com: busy\x1b[2J"),
         (RateLimited("slow down", code=1302, status=429, retry_after=30.0), "(1302), calling again in 29 s"),
@@ -275,7 +299,7 @@ def plain(tmp_path: Path, *arguments: str) -> str:
 def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
     """While the service is away in mid-run a line says so, and another its end; -v tells each failed call."""
     err = plain(tmp_path, "-v")
-    assert re.search(r"^no answer from 127.0.0.1:\d+ \(\w+( \w+)?\), retrying for 14:5\d$", err, re.MULTILINE)
+    assert re.search(r"^no answer from 127.0.0.1:\d+ \(\w+( \w+)?\), giving up in 14:5\d$", err, re.MULTILINE)
     assert "the service answers again\n" in err
     assert re.search(r"^read of \S+, attempt \d, failed: no answer from .*; again in ", err, re.MULTILINE)
 

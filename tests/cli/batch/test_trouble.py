@@ -14,11 +14,11 @@ def described(error: KlingError, route: str = "create", wait: float | None = Non
 @pytest.mark.parametrize(
     ("error", "route", "said"),
     [
-        (TransportError("reset by peer"), "create", "reset by peer, retrying for 1:40"),
+        (TransportError("reset by peer"), "create", "reset by peer, giving up in 1:40"),
         (
             DownloadError("HTTP 503"),
             DOWNLOAD,
-            "a picture cannot be fetched yet (HTTP 503), retrying for 1:40",
+            "a picture cannot be fetched yet (HTTP 503), giving up in 1:40",
         ),
         (
             RateLimited("slow", retry_after=31.0),

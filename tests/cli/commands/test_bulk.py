@@ -265,7 +265,7 @@ def test_a_dry_run_says_which_size_the_pictures_will_have(tmp_path: Path) -> Non
     """It names the expected pixels beside the cost, and an emulator bills nothing."""
     words = ["bulk", COFFEE, CHELSEA, "--aspect", "16:9", "-o", tmp_path / "out", "--dry-run", "--emulator"]
     lines = Shell()(*words).stdout.splitlines()
-    assert "16 units (emulated, not billed)" in lines[0]
+    assert "16 units (about $0.06 on the real service; not billed here)" in lines[0]
     assert "1536x864 (2 pictures)" in lines[1]
     facts = json.loads(Shell()(*words, "--json").stdout.splitlines()[-1])
     assert facts["expected_sizes"] == {"1536x864": 2}

@@ -281,7 +281,8 @@ def test_a_shape_that_a_photo_has_is_left_out(tmp_path: Path) -> None:
             *("expand", tmp_path / "square.png", "--aspect", "1:1", "--aspect", "5:4", "-o", tmp_path / "o")
         )
         assert (done.exit_code, files(tmp_path / "o")) == (0, ["square-5x4-0.png"])
-        assert "1 shape that its photo has already left out" in done.stderr
+        said = f"1 left out, as the photo has the shape already: {tmp_path / 'square.png'} 1x1\n"
+        assert said in done.stderr
         alone = kling("expand", tmp_path / "square.png", "--aspect", "1:1", "-o", tmp_path / "o")
         assert (alone.exit_code, kling.emulator.account.units_billed) == (2, 8)
 

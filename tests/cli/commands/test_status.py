@@ -67,10 +67,30 @@ def test_rate_and_time_left_follow_from_recent_rows() -> None:
         "j: running in process 1",
         "100 rows: 10 saved, 1 at the service, 89 to come",
         "10.0 rows per minute, about 9:00 left",
-        "80 units ($0.28) billed, 8 units ($0.03) due",
+        "80 units ($0.28) billed, 8 more when the open tasks end",
     ]
     assert evolve(run, process=None).rate is None
-    assert "emulated, not billed" in evolve(run, emulated=True).lines()[3]
+    emulated = evolve(run, emulated=True).lines()[3]
+    assert emulated == "80 units (emulated, not billed) used, 8 more when the open tasks end"
+
+
+def test_bad_rows_are_neither_to_come_nor_open(tmp_path: Path) -> None:
+    """`status` counts the bad rows as the run did, `report` names them, and the next run forgets them."""
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(Path(COFFEE).read_bytes()[:9000])
+    with shell() as kling:
+        words = ("bulk", COFFEE, cut, tmp_path / "none.jpg", "--up", 0.5, "--fit", "-o", tmp_path / "out")
+        assert "3 rows: 1 saved, 2 bad" in kling(*words).stderr
+        assert "3 rows: 1 saved, 2 bad" in kling("status", tmp_path / "out").stdout.splitlines()
+        facts = json.loads(kling("status", tmp_path / "out", "--json").stdout)
+        assert (facts["bad"], facts["to_come"]) == (2, 0)
+        assert kling("report", tmp_path / "out", "-o", tmp_path / "r.html").exit_code == 0
+        kling("bulk", COFFEE, "--up", 0.5, "-o", tmp_path / "out")
+        assert "1 row: 1 saved" in kling("status", tmp_path / "out").stdout.splitlines()
+    page = (tmp_path / "r.html").read_text()
+    assert "<dt>not sent</dt><dd>2</dd>" in page
+    assert f"<li>{cut}: " in page
+    assert "no such file" in page
 
 
 def test_what_is_no_run_is_one_sentence(tmp_path: Path) -> None:

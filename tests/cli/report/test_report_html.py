@@ -254,6 +254,11 @@ def test_checks_shapes_and_passes_are_on_the_page(tmp_path: Path, monkeypatch: p
     page, text = made(tmp_path / "out", tmp_path)
     assert "suspicious: tower-0.png: the new area" in text
     assert "1 of 1 checked" in text
+    assert "<h1>out/</h1>" in text
+    assert text.count("tower.png → 16:9</h2>") == 2
+    assert sorted(card["data-kind"] for card in page.all("article")) == ["done", "suspicious"]
+    filters = [button["data-filter"] for button in page.all("button") if "data-filter" in button]
+    assert filters == ["all", "suspicious"]
     assert "<dt>pass</dt><dd>1 of 2</dd>" in text
     assert "<dt>pass</dt><dd>2 of 2</dd>" in text
     assert "<dt>shape</dt><dd>16x9</dd>" in text
@@ -261,3 +266,19 @@ def test_checks_shapes_and_passes_are_on_the_page(tmp_path: Path, monkeypatch: p
     places = [each["style"] for each in page.all("img") if "original" in each.get("alt", "")]
     assert places[-1].startswith("left:34.1797%")
     assert len(page.all("article")) == 2
+
+
+def test_a_photo_that_was_turned_upright_is_shown_upright(tmp_path: Path) -> None:
+    """The sizes on a card are those of the photo that was sent, which `--fit` has turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = tmp_path / "in" / "trip" / "turned.jpg"
+    photo.parent.mkdir(parents=True)
+    Image.effect_noise((600, 400), 40).convert("RGB").save(photo, exif=exif)
+    with shell(queue_seconds=0, work_seconds=0) as kling:
+        words = ("bulk", tmp_path / "in", "--aspect", "1:1", "--fit", "-o", tmp_path / "out")
+        assert kling(*words).exit_code == 0
+    _, text = made(tmp_path / "out", tmp_path)
+    assert "<dt>photo</dt><dd>400×600</dd>" in text
+    assert "<dt>canvas</dt><dd>600×600</dd>" in text
+    assert "trip/turned.jpg → 1:1</h2>" in text

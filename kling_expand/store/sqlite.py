@@ -190,7 +190,7 @@ class SQLiteStore(JobStore):
         return await self._execute(rows)
 
     async def keep_bad_row(self, name: str, reason: str) -> None:
-        """Record a row of the present run that cannot be sent, which has no job."""
+        """Record the *name* of a row that cannot be sent and so has no job, and the *reason*."""
         await self._execute(partial(keep_bad_row, name, reason))
 
     async def bad_rows(self) -> dict[str, str]:

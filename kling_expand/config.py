@@ -454,8 +454,8 @@ def credentials(
             missing = "secret key" if access else "access key"
             raise ConfigurationError(f"a key pair must have both halves: the {missing} is missing")
     raise ConfigurationError(
-        "no credentials: set KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY, "
-        "or pass them to KlingClient"
+        "no credentials: set KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY"
+        ", or pass them to KlingClient"
     )
 
 

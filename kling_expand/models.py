@@ -480,7 +480,7 @@ class ExpandRequest:
             "option": "--callback-url",
             "metavar": "URL",
             "column": "callback_url",
-            "help": "Where the service is to report each change of a task's status.",
+            "help": "URL to notify when the status of a task changes.",
         },
     )
     external_task_id: str | None = field(
@@ -501,7 +501,7 @@ class ExpandRequest:
         metadata={
             "changes_result": False,
             "column": "key",
-            "help": "The name of the job within its run; jobs that ask for the same are one job without it.",
+            "help": "The name of the job within its run; without it, identical jobs count as one.",
         },
     )
 
@@ -515,7 +515,7 @@ class ExpandRequest:
             "option": "--extra",
             "metavar": "JSON",
             "column": "extra",
-            "help": "Further fields of the create as a JSON object, for what this version does not know.",
+            "help": "Extra request fields, as a JSON object.",
         },
     )
 

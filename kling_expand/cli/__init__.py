@@ -68,15 +68,15 @@ def root() -> None:
 
 
 COMMANDS = (
-    ("expand", "expand:expand", "Expand photos and save the results."),
-    ("bulk", "bulk:bulk", "Expand all photos of a table or directory."),
+    ("expand", "expand:expand", "Expand a few photos; send nothing if one is bad."),
+    ("bulk", "bulk:bulk", "Expand photos in folders, patterns or tables; skip bad ones."),
     ("resume", "resume:resume", "Continue the jobs of a journal."),
     ("report", "report:report", "Write an HTML page about a journal."),
     ("preview", "preview:preview", "Draw the canvas before anything is paid."),
     ("ratios", "ratios:ratios", "Print the four ratios for a size or a photo."),
     ("wait", "wait:wait", "Wait for tasks by their ids and save the results."),
     ("download", "wait:download", "Save the results of tasks that have ended."),
-    ("get", "tasks:get", "Show a task."),
+    ("get", "tasks:get", "Print the details of a task."),
     ("list", "tasks:list_tasks", "List the tasks of the account."),
     ("status", "status:status", "Print the status of tasks, or the progress of a run."),
     ("doctor", "doctor:doctor", "Check credentials, clock, reachability and extras."),

@@ -29,7 +29,7 @@ from kling_expand.geometry import (
 from kling_expand.models import UNITS_PER_IMAGE, Dialect, ExpandRequest, request_fields
 from kling_expand.shapes import SETS
 
-from .terminal import NothingDone, redirect_warnings
+from .terminal import NothingDone, redirect_warnings, shell_words
 
 if TYPE_CHECKING:  # imported where they are used, so that `ratios` and `--help` do not load aiohttp
     from kling_expand.client import KlingClient
@@ -79,7 +79,7 @@ class GroupedCommand(click.Command):
         headings = {name: group.heading for group in groups.values() for name in group.declarations()}
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
                 heading = headings.get(parameter.name or "", OptionGroup.heading)
                 sections.setdefault(heading, []).append(record)
@@ -125,8 +125,8 @@ class OutputOptions(OptionGroup):
         default="out",
         show_default=True,
         metavar="DIR",
-        help="Directory for the results, or a template with {name}, {shape}, {index}, {task_id}, "
-        "{external_task_id} and {ext}.",
+        help="Directory for the results, or a template with {folder}, {name}, {shape}, {index}, {task_id}, "
+        "{external_task_id} and {ext}. With several shapes, each file name includes the shape.",
     )
     full_size: bool = option(
         "--full-size",
@@ -149,14 +149,14 @@ class OutputOptions(OptionGroup):
         "--metadata",
         default=False,
         is_flag=True,
-        help="Give the pictures the date, place, camera and color profile of their photo.",
+        help="Give the pictures the date, place, camera and color profile from the original.",
     )
     check: bool = option(
         "--check",
         default=False,
         is_flag=True,
-        help="Compare each picture with its photo, and report what is suspicious: a missing or shifted "
-        "original, a visible seam, a flat, black or mirrored area.",
+        help="Compare each picture with its photo, and warn about problems: a missing or shifted original, "
+        "a visible seam, a flat, black or mirrored area. Whether the picture makes sense is not checked.",
     )
     as_json: bool = option("--json", default=False, is_flag=True, help="Print JSON, one object per line.")
     quiet: bool = option(
@@ -217,13 +217,13 @@ class LimitOptions(OptionGroup):
         show_default=True,
         type=click.IntRange(min=1),
         metavar="N",
-        help="Pictures in progress at the same time; your account's number of parallel tasks.",
+        help="Pictures in progress at the same time; set this to your account's parallel-task limit.",
     )
     budget: int | None = option(
         "--budget",
         type=click.IntRange(min=0),
         metavar="UNITS",
-        help=f"Most units that all runs with this journal may cost; a picture costs {UNITS_PER_IMAGE}.",
+        help=f"Maximum units for all runs that share this journal; a picture costs {UNITS_PER_IMAGE}.",
     )
 
 
@@ -313,11 +313,11 @@ def _side(name: str, unit: str) -> Any:
 class GeometryOptions(OptionGroup):
     """The geometry options, of which exactly one kind must be given."""
 
-    heading: ClassVar[str] = "Shape, of which one way is required"
+    heading: ClassVar[str] = "Shape (choose exactly one way)"
 
     aspect: str | None = option("--aspect", metavar="W:H", help="Extend to an aspect ratio, such as 16:9.")
     area: float | None = option(
-        "--area", type=float, metavar="TIMES", help="With --aspect: the new area over the old, 1 to 3."
+        "--area", type=float, metavar="TIMES", help="With --aspect: new area divided by old area, 1 to 3."
     )
     anchor: Anchor | None = option(  # noqa: RUF009 - a declaration, evaluated once
         "--anchor",
@@ -340,7 +340,10 @@ class GeometryOptions(OptionGroup):
         help="Extend to the left, right, top, bottom (joined by commas) or all.",
     )
     ratio: float | None = option(
-        "--ratio", type=float, metavar="TIMES", help="With --direction: new length over old, 1.5 by default."
+        "--ratio",
+        type=float,
+        metavar="TIMES",
+        help="With --direction: new length divided by old, 1.5 by default.",
     )
 
     @property
@@ -361,11 +364,9 @@ class GeometryOptions(OptionGroup):
             click.UsageError: none or several ways are given, or an option lacks the one it refines.
             GeometryError: a value is out of range.
         """
+        self.require_one_way("--aspect")
         sides = {side: getattr(self, side) for side in SIDES if getattr(self, side) is not None}
         ways = [way for way in ("aspect", "size", "pad", "direction") if getattr(self, way) is not None]
-        if len(ways) + bool(sides) != 1:
-            wanted = "--aspect, --size, --pad, --direction, or any of --up/--down/--left/--right"
-            raise click.UsageError(f"exactly one way to expand is required: {wanted}")
         self._check_refinements(ways)
         if sides:
             return Ratios(**sides)
@@ -376,6 +377,13 @@ class GeometryOptions(OptionGroup):
             "direction": self._towards,
         }
         return makers[ways[0]]()
+
+    def require_one_way(self, aspect: str) -> None:
+        """Raise click's usage error unless one way is given; *aspect* names the options for aspect ratios."""
+        ways = {"side" if way in SIDES else way for way in self.ways}
+        if len(ways) != 1:
+            wanted = f"{aspect}, --size, --pad, --direction, or any of --up/--down/--left/--right"
+            raise click.UsageError(f"exactly one way to expand is required: {wanted}")
 
     def over(self, defaults: "GeometryOptions") -> "GeometryOptions":
         """Return these options, completed by *defaults*; a geometry given here replaces the default one."""
@@ -435,7 +443,7 @@ class ShapeOptions(OptionGroup):
         named = {
             "type": click.Choice(sorted(SETS)),
             "multiple": True,
-            "help": f"The shapes of a platform. {sets}.",
+            "help": f"The standard shapes for a platform. {sets}.",
         }
         aspect = {"aspect": (names, settings | {"default": (), "multiple": True, "help": several})}
         return (
@@ -457,6 +465,7 @@ class ShapeOptions(OptionGroup):
     def require(self) -> None:
         """Raise click's usage error where no geometry is given, or options contradict each other."""
         for each in self.geometries:
+            each.require_one_way("--aspect or --for")
             each.geometry()
 
 
@@ -472,8 +481,8 @@ class PassesOption(OptionGroup):
         show_default=True,
         type=click.IntRange(1, MAX_PASSES),
         metavar="N",
-        help="Reach shapes that need more than 3 times the area in up to N tasks, as few as possible. Each "
-        "expands the result of the one before, and each is paid.",
+        help="Allow up to N paid tasks, one after another, for shapes over 3 times the area. Uses as few as "
+        "it can.",
     )
 
 
@@ -498,6 +507,7 @@ class Connection(OptionGroup):
         "--proxy", metavar="URL", help="Proxy for calls and downloads; the default is HTTPS_PROXY."
     )
     emulator: bool = False
+    hint: ClassVar[str] = "without an account, `kling-expand serve` runs an emulator"
 
     def resume_command(self, command: str, output: str) -> str:
         """Return a *command* with the options of this one; empty where tasks end with it."""
@@ -518,8 +528,7 @@ class Connection(OptionGroup):
         try:
             credentials()
         except ConfigurationError as error:
-            hint = "without an account, try --emulator or `kling-expand serve`"
-            raise NothingDone(f"{error.message} ({hint})") from None
+            raise NothingDone(f"{shell_words(error.message)} ({self.hint})") from None
 
     @asynccontextmanager
     async def client(
@@ -569,6 +578,8 @@ class Connection(OptionGroup):
 @frozen
 class EmulatedConnection(Connection):
     """The service, or an emulator that lives as long as the command."""
+
+    hint: ClassVar[str] = "without an account, try --emulator or `kling-expand serve`"
 
     emulator: bool = option(
         "--emulator",

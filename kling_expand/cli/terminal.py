@@ -86,6 +86,7 @@ class Commands(click.Group):
 # Advice of the library, and the same for a user of the shell.
 SHELL_WORDS = {
     "submit the job again with fresh=True; it is paid again": "--fresh makes it again, which is paid again",
+    ", or pass them to KlingClient": "",
     ", and the future can be awaited again": "; run the same command again to wait for it",
     "omit it to continue that job, or give another key, or fresh=True": "leave it out to continue that job, "
     "or give the row another name in the column key, or use --fresh",

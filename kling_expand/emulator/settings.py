@@ -66,21 +66,21 @@ class Settings:
     host: str = _option("127.0.0.1", "address to listen on", fixed=True)
     port: int = _option(0, "port to listen on; 0: any free port", fixed=True, parser=_check_port)
     public_url: str = _option(
-        "", "URL under which clients reach the emulator, such as https://kling.test; empty: as they call it"
+        "", "URL of the emulator for clients, such as https://kling.test; empty: the address clients used"
     )
     forwarded: bool = _option(
-        False, "believe X-Forwarded-Proto and X-Forwarded-Host of a proxy in front of the emulator"
+        False, "trust X-Forwarded-Proto and X-Forwarded-Host of a proxy in front of the emulator"
     )
     access_key: str = _option("emulator-access-key", "the access key, `iss` of a JWT")
     secret_key: str = _option(
         "emulator-secret-key-0123456789abcdef", "the secret key that signs a JWT", secret=True
     )
     api_key: str = _option("api-key-kling-emulator", "the static API key", secret=True)
-    state: str = _option("", "SQLite file that keeps tasks over restarts; empty: no file", fixed=True)
+    state: str = _option("", "SQLite file that keeps tasks across restarts; empty: no file", fixed=True)
     clock: Callable[[], float] = field(default=time.time, repr=False, metadata={"fixed": True})
 
     queue_seconds: float = _option(0.5, "seconds from submitted to processing")
-    work_seconds: float = _option(2.0, "seconds from processing to the end; painting may take longer")
+    work_seconds: float = _option(2.0, "seconds of processing; painting may take longer")
     jitter: float = _option(0.0, "sigma of a log-normal factor on queue and work seconds")
     seed: int = _option(0, "seed of jitter, faults and painted pictures", fixed=True)
     engine: str = _option("patchmatch", "painting engine: patchmatch, or flat for load tests", fixed=True)
@@ -125,10 +125,10 @@ class Settings:
     list_code: int = _option(0, "refuse every list with this error code; 0: none", choices=(0, *CODES))
     list_lag: float = _option(0.0, "age of lists in seconds; newer tasks are missing, statuses are old")
     list_status_lag: float = _option(
-        0.0, "age of the statuses in lists in seconds; a very large age: they never change"
+        0.0, "age of the statuses in lists in seconds; very large: they never change"
     )
     list_foreign: int = _option(
-        0, "tasks after which a list shows one of another program of the account; 0: none"
+        0, "after this many tasks, list one of another program of the account; 0: none"
     )
 
     allow_private: bool = _option(

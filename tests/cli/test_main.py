@@ -26,6 +26,15 @@ def test_help_fits_eighty_columns(command: str) -> None:
     assert kling(*command.split(), "-h").stdout == done.stdout
 
 
+@pytest.mark.parametrize("command", ["", "fleet", "webhook"])
+def test_no_summary_of_a_command_is_cut_off(command: str) -> None:
+    """Each command is listed on one line of 80 columns, which is a whole sentence."""
+    _, _, listed = kling(*command.split(), "--help").stdout.partition("Commands:\n")
+    lines = listed.splitlines()
+    assert lines
+    assert [line for line in lines if not re.fullmatch(r"  \w+ .*[^.]\.", line)] == []
+
+
 def test_version() -> None:
     """The version is that of the package."""
     assert __version__ in kling("--version").stdout

@@ -35,8 +35,8 @@ class BatchOptions(OptionGroup):
         "--fit",
         default=False,
         is_flag=True,
-        help="Convert photos first where needed: to PNG or JPEG, upright, under 10 MB. So HEIC, WebP, AVIF, "
-        "TIFF, BMP and GIF can be sent, too.",
+        help="Convert photos first where needed: to PNG or JPEG, upright, under 10 MB. Needed for HEIC, "
+        "WebP, AVIF, TIFF, BMP and GIF.",
     )
     exclude: tuple[str, ...] = option(
         "--exclude",
@@ -63,8 +63,8 @@ class BatchOptions(OptionGroup):
     overwrite: bool = option(
         "--overwrite/--skip-existing",
         default=False,
-        help="Let results replace files of the same name; by default no file is replaced, and a result gets "
-        "another name.",
+        help="Replace files of the same name, or keep them (the default) and add the task ID to the name of "
+        "the new file.",
     )
     journal: str | None = option(
         "--journal",
@@ -76,7 +76,7 @@ class BatchOptions(OptionGroup):
         "--no-journal",
         default=False,
         is_flag=True,
-        help="Record nothing: the same command makes and pays everything again.",
+        help="Record nothing: the same command makes, and pays for, everything again.",
     )
 
     def plan(
@@ -93,6 +93,7 @@ class BatchOptions(OptionGroup):
         from kling_expand.cli.batch.manifest import Defaults, Selection
         from kling_expand.cli.batch.plan import BulkPlan, default_journal, output_folder
 
+        _require_shape(words, shapes)
         if self.journal and self.no_journal:
             raise click.UsageError("--journal and --no-journal exclude each other")
         selection = Selection(
@@ -145,6 +146,15 @@ def run_plan(plan: "BulkPlan") -> None:
     leave(asyncio.run(run_rows(plan)))
 
 
+def _require_shape(words: tuple[str, ...], shapes: ShapeOptions) -> None:
+    """Raise click's usage error where a shape is missing: only the rows of a table may have their own."""
+    from kling_expand.cli.batch.manifest import LINES, TABLES  # imported here, as it loads aiohttp
+    from kling_expand.cli.batch.tables import STDIN
+
+    if not any(word == STDIN or word.lower().endswith(TABLES + LINES) for word in words):
+        shapes.require()
+
+
 def _print_example(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from kling_expand.cli.batch.tables import EXAMPLE
@@ -158,12 +168,12 @@ Columns of a manifest:
   image     the photo, a path or a URL (required; file, path and photo
             mean the same)
   aspect area anchor size up down left right pad direction ratio
-            how far to expand; a row that says so replaces the options
+            how far to expand; values in a row override the options
   passes    as the option
   prompt n watermark callback_url
             as the options
   name      what the results are called instead of the photo's name
-  key       makes jobs distinct that ask for the same; without it they are one
+  key       tells identical jobs apart; without it they count as one
   external_task_id
             your own id of the task
   _...      ignored
@@ -204,7 +214,7 @@ def bulk(
     limit: DeadlineOption,
     connection: EmulatedConnection,
 ) -> None:
-    """Expand every photo of MANIFEST; run it again to continue where it stopped.
+    """Expand every photo in folders, patterns or a table, and skip bad ones.
 
     \b
       kling-expand bulk photos/ --aspect 16:9 --fit --dry-run
@@ -212,14 +222,14 @@ def bulk(
       find . -name '*.jpg' | kling-expand bulk - --aspect 16:9 -o wide/
 
     MANIFEST is a directory, a pattern, photos one by one, a table (.csv, .tsv),
-    JSON lines (.jsonl), or - for a list of photos or JSON lines from stdin. The
-    sub-folders of a directory are repeated in the output. Paths in a file are
-    relative to that file. Its columns are listed below.
+    JSON lines (.jsonl), or - for a list of photos or JSON lines from stdin. Results
+    keep the folder structure. Paths in a file are relative to that file.
 
-    The same photo with the same parameters is paid for once, however often and from
-    wherever you run this with one output: finished jobs are skipped, running jobs
-    are waited for, failed jobs are retried. No file is replaced, and results of
-    earlier runs are not taken for photos.
+    A bad photo is reported, and the others are sent; with `kling-expand expand` one
+    bad photo stops them all. Run it again to continue. The same photo with the same
+    parameters is paid for only once, however often you run this with the same output
+    folder: finished jobs are skipped, running jobs are waited for, failed jobs are
+    retried. No file is replaced, and earlier results are never used as input.
 
     Exit code 0 if every row has its pictures, 1 if not, 2 if nothing was started,
     3 if no job could succeed, for example because of the credentials.

@@ -12,13 +12,14 @@ from attrs import asdict, frozen
 
 from kling_expand import __version__
 from kling_expand.cli.options import Connection, JSONOption, options
-from kling_expand.cli.terminal import FAILED, NOTHING_DONE, clean, leave, show
+from kling_expand.cli.terminal import FAILED, NOTHING_DONE, clean, leave, shell_words, show
 from kling_expand.config import Auth, Settings, StaticKey, credentials
 from kling_expand.errors import AuthenticationError, ConfigurationError, KlingError, TransportError
 
 if TYPE_CHECKING:  # imported where it is used, so that `--help` does not load aiohttp
     from kling_expand.api.codec import Response
 
+DEVELOPMENT = frozenset({"bench", "browser", "core-test", "test", "lint", "dev"})  # extras that no user needs
 MAX_CLOCK_SKEW = 5.0  # seconds: the `nbf` of a token is this far in the past (doc)
 
 
@@ -36,8 +37,8 @@ class Finding:
 def doctor(*, connection: Connection, output: JSONOption) -> None:
     """Check what a job needs: credentials, the service, the clock, the extras.
 
-    Sends one request, which costs nothing. Exit code 2 without usable credentials,
-    1 where any other check fails.
+    Sends one request, which costs nothing. Exit code 2 if credentials are unusable,
+    1 if another check fails.
     """
     findings = [Finding("version", None, f"kling-expand {__version__}, Python {platform.python_version()}")]
     findings += asyncio.run(_service(connection))
@@ -61,7 +62,7 @@ async def _service(connection: Connection) -> list[Finding]:
     try:
         return await _request(credentials(), settings)
     except ConfigurationError as error:
-        missing = Finding("credentials", good=False, text=error.message)
+        missing = Finding("credentials", good=False, text=shell_words(error.message))
     # A refusal also shows that the network works, and has the service's date.
     return [missing, *(await _request(StaticKey("none"), settings))[1:]]
 
@@ -95,10 +96,15 @@ async def _request(auth: Auth, settings: Settings) -> list[Finding]:
 
 def _accepted(auth: Auth, error: KlingError | None) -> Finding:
     if isinstance(error, AuthenticationError):
-        return Finding("credentials", good=False, text=f"{auth!r} was refused: {error}")
+        return Finding("credentials", good=False, text=f"{_named(auth)} was refused: {error}")
     if isinstance(error, TransportError):
-        return Finding("credentials", good=None, text=f"{auth!r}, not checked")
-    return Finding("credentials", good=True, text=f"{auth!r} was accepted")
+        return Finding("credentials", good=None, text=f"{_named(auth)}, not checked")
+    return Finding("credentials", good=True, text=f"{_named(auth)} was accepted")
+
+
+def _named(auth: Auth) -> str:
+    """Return the kind of these credentials, without a secret."""
+    return "API key" if isinstance(auth, StaticKey) else repr(auth).strip("<>").replace("KeyPair", "key pair")
 
 
 def _clock(here: float, there: float | None) -> Finding:
@@ -136,7 +142,7 @@ def _by_extra(package: str) -> dict[str, list[str]]:
         return found
     for line in wanted:
         match = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line)
-        if match and match[2] not in {"test", "lint", "dev"} and match[1] != package:
+        if match and match[2] not in DEVELOPMENT and match[1] != package:
             found.setdefault(match[2], []).append(match[1])
     return found
 

@@ -50,9 +50,10 @@ def expand(
       kling-expand expand dog.jpg --for instagram --aspect 16:9
 
     Every photo is checked before the first one is sent, and nothing is sent if one
-    is bad. The paths of the results are printed, one per line. No file is replaced.
-    Run again, the same command pays for nothing twice; --fresh makes new pictures.
-    The service takes PNG and JPEG up to 10 MB, and bills 8 units for each picture.
+    is bad; `kling-expand bulk` skips bad photos and sends the others. The paths of
+    the results are printed, one per line. No file is replaced. Running the same
+    command again never pays twice; --fresh makes new pictures. The service takes PNG
+    and JPEG up to 10 MB, and bills 8 units for each picture.
     """
     shapes.require()
     run_plan(

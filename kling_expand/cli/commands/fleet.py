@@ -57,8 +57,8 @@ class Database(OptionGroup):
         "--dsn",
         envvar="KLING_FLEET_DSN",
         metavar="URL",
-        help="The database, as postgresql://user@host/name; the default is KLING_FLEET_DSN. Every user of "
-        "the machine can see this option, so a password belongs there or in ~/.pgpass.",
+        help="The database, as postgresql://user@host/name; the default is KLING_FLEET_DSN. Do not put a "
+        "password here; use KLING_FLEET_DSN or ~/.pgpass.",
     )
     run: str = option(
         "--run", default="default", show_default=True, metavar="NAME", help="The run that the jobs belong to."
@@ -94,7 +94,7 @@ def fleet() -> None:
 @fleet.command()
 @options(database=Database)
 def init(database: Database) -> None:
-    """Create the tables in the database, and upgrade those of an older version."""
+    """Create or upgrade the tables in the database."""
 
     async def main() -> None:
         async with database.open() as fleet:
@@ -114,7 +114,7 @@ class SubmitOptions(OptionGroup):
         "--from", type=click.File("r"), metavar="FILE", help="Read more photos from FILE, one per line."
     )
     priority: int = option(
-        "--priority", default=0, show_default=True, metavar="N", help="Higher ones start first."
+        "--priority", default=0, show_default=True, metavar="N", help="Higher numbers start first."
     )
     wait: bool = option(
         "--wait", default=False, is_flag=True, help="Wait for the results of these jobs, and print them."
@@ -139,7 +139,10 @@ def submit(
     database: Database,
     output: JSONOption,
 ) -> None:
-    """Queue each PHOTO: a file that the workers can read, a URL, or s3://… and the like."""
+    """Queue each PHOTO for the workers.
+
+    It is a file that the workers can read, a URL, or an object-store URL (s3://…).
+    """
     how_far = geometry.geometry()
     listed = filter(None, map(str.strip, chosen.listed or ()))
     requests = (request.request(photo, how_far) for photo in chain(photos, listed))
@@ -284,10 +287,11 @@ class WorkerOptions(OptionGroup):
 @fleet.command()
 @options(chosen=WorkerOptions, database=Database)
 def worker(*, chosen: WorkerOptions, database: Database) -> None:
-    """Process jobs until SIGTERM or Ctrl-C, then finish running jobs, requeue the rest and exit.
+    """Process jobs until SIGTERM or Ctrl-C.
 
-    The worker exits at most 15 seconds after --shutdown-timeout. A second signal
-    ends it at once, which loses nothing either.
+    Then the worker finishes running jobs, requeues the rest and exits, at most 15
+    seconds after --shutdown-timeout. A second signal ends it at once, and nothing is
+    lost.
     """
 
     async def main() -> None:
@@ -330,7 +334,7 @@ def _on_signal(stop: Callable[[], None]) -> None:
 @fleet.command()
 @options(database=Database, output=JSONOption)
 def status(*, database: Database, output: JSONOption) -> None:
-    """Print the numbers of the fleet: workers, queue, slots, cost."""
+    """Print fleet statistics: workers, queue, slots, cost."""
 
     async def main() -> None:
         async with database.open() as fleet:
@@ -354,7 +358,7 @@ def status(*, database: Database, output: JSONOption) -> None:
     help="Time between two updates.",
 )
 def top(*, database: Database, every: float) -> None:
-    """Show workers, queue, slots and cost on a live screen, until Ctrl-C."""
+    """Show fleet statistics on a live screen, until Ctrl-C."""
 
     async def main() -> None:
         async with database.open() as fleet:
@@ -380,10 +384,11 @@ def top(*, database: Database, every: float) -> None:
     "-o", "--output", default="out", show_default=True, metavar="DIR", help="Directory for the pictures."
 )
 def up(workers: int, output: str) -> None:
-    """Run a whole fleet on this machine until Ctrl-C: emulator, temporary PostgreSQL, workers.
+    """Run a whole fleet on this machine until Ctrl-C.
 
-    The command prints the URL of the database, for the --dsn of `submit`, `status`
-    and `top`. Nothing is billed, and the queue is deleted at the end.
+    It starts the emulator, a temporary PostgreSQL and workers, and prints the URL of
+    the database, for the --dsn of `submit`, `status` and `top`. Nothing is billed,
+    and the queue is deleted at the end.
     """
     asyncio.run(_up(workers, output))
 

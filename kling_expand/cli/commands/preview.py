@@ -36,11 +36,11 @@ def preview(photo: str, *, shapes: ShapeOptions, file: str, output: JSONOption) 
     \b
       kling-expand preview dog.jpg --aspect 16:9
 
-    Nothing is sent. Of several shapes each has a file, such as preview-16x9.png. A
+    Nothing is sent. With several shapes, one file each, such as preview-16x9.png. A
     photo that its EXIF data rotates is drawn upright, as `--fit` sends it. The
-    caption has the size in pixels that the service is expected to answer with:
-    about its 1K tier, whatever the size of the photo. With the extra `preview`,
-    terminals that can show pictures also show this one.
+    caption has the expected size of the service's picture in pixels: about its 1K
+    tier, whatever the size of the photo. With the extra `preview`, terminals that
+    can show pictures also show this one.
     """
     require("images", "PIL")
     shapes.require()

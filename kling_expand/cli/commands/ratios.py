@@ -16,9 +16,9 @@ from kling_expand.geometry import Canvas, Ratios
 def ratios(source: str, *, shapes: ShapeOptions, output: JSONOption) -> None:
     """Print the ratios up,down,left,right for a photo, or for a size such as 800x600.
 
-    Of several shapes each has two lines. The second has the canvas at the scale of
-    the photo, and the size in pixels that the service is expected to answer with: it
-    scales every picture to about its 1K tier, whatever the size of the photo.
+    With several shapes, two lines each. The second has the canvas at the scale of
+    the photo, and the expected size of the service's picture in pixels: about its 1K
+    tier, whatever the size of the photo.
 
     \b
       kling-expand ratios 100x100 --area 3 --aspect 16:9

@@ -47,7 +47,7 @@ class ReportOptions(OptionGroup):
         show_default=True,
         type=click.IntRange(min=1),
         metavar="N",
-        help="Show only the newest jobs; the totals include all.",
+        help="Show only the newest N jobs; the totals include all.",
     )
 
 
@@ -63,11 +63,11 @@ def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
     \b
       kling-expand report out/ -o report.html
 
-    JOURNAL is the file of a run, or the output directory that it lies in. A run that
-    is not over yet goes on undisturbed. The page shows prompts, ratios, durations,
-    cost and failures, and marks photos that were changed since. It is one file that
-    needs no network: open it from disk, or send it to others. Pictures that the
-    earlier page shows are taken from there.
+    JOURNAL is the file of a run, or the output directory that it lies in. It is safe
+    to use while the run is going. The page shows prompts, ratios, durations, cost
+    and failures, and marks photos that have changed since. It is one file that needs
+    no network: open it from disk, or send it to others. A new page reuses the
+    thumbnails of an earlier one.
     """
     require("images", "PIL")
     path = find_journal(journal)

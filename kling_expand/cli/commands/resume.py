@@ -12,7 +12,8 @@ from kling_expand.cli.options import (
     find_journal,
     options,
 )
-from kling_expand.cli.terminal import leave
+from kling_expand.cli.terminal import NothingDone, leave
+from kling_expand.errors import JournalError
 
 
 @click.command()
@@ -28,11 +29,11 @@ def resume(
 ) -> None:
     """Wait for every open job of JOURNAL, a file or its directory, and save its results.
 
-    A job that was recorded and not sent is sent now, if its photo can still be
-    read, and so are the passes that are left of a picture. Results are named as the
-    command that began them would have named them, and never replace a file. Rows of
-    a manifest that were never started are in no journal: run `kling-expand bulk`
-    again for those.
+    Recorded jobs that were not sent are sent now (if the photo is still readable),
+    as are remaining passes. Results keep their original names, and never replace a
+    file. Rows of a manifest that were never started are not recorded: run
+    `kling-expand bulk` again for those. A run with --emulator is continued by its
+    own command instead.
 
     Exit code 0 if every job has its pictures, 1 if not.
     """
@@ -40,6 +41,7 @@ def resume(
     from kling_expand.cli.batch.plan import Plan
 
     journal = find_journal(journal)
+    asyncio.run(_refuse_emulated(journal))
     connection.require_credentials()
     plan = Plan(
         title=f"{journal} to {output.target}",
@@ -51,3 +53,17 @@ def resume(
         deadline=limit.deadline,
     )
     leave(asyncio.run(resume_journal(plan)))
+
+
+async def _refuse_emulated(journal: str) -> None:
+    """Raise `NothingDone` for a journal of --emulator: only the command that wrote it starts its emulator."""
+    from kling_expand.cli.batch.plan import EMULATED
+    from kling_expand.store.sqlite import SQLiteStore
+
+    try:
+        async with SQLiteStore.snapshot(journal) as store:
+            emulated = store.account == EMULATED
+    except JournalError as error:
+        raise NothingDone(error.message) from error
+    if emulated:
+        raise NothingDone(f"{journal}: this run used the local emulator; run the same command again")

@@ -31,9 +31,10 @@ def status(ids: tuple[str, ...], *, connection: Connection, output: JSONOption) 
       kling-expand status 930810057590833241
       kling-expand status out/
 
-    For tasks the service is asked: submitted, processing, succeed or failed. Exit
-    code 1 if a task failed or could not be read. RUN is a journal, or the output
-    directory that it lies in; a run that is not over yet goes on undisturbed.
+    For IDs, asks the service and prints submitted, processing, succeed or failed;
+    `kling-expand get` prints the details of a task. Exit code 1 if a task failed or
+    could not be read. RUN is a journal, or the output directory that it lies in. It
+    is safe to use while the run is going.
     """
     if len(ids) == 1 and Path(ids[0]).exists():
         run = asyncio.run(_read_run(find_journal(ids[0])))

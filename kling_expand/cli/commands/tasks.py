@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @click.argument("any_id", metavar="ID")
 @options(connection=Connection, output=JSONOption)
 def get(any_id: str, *, connection: Connection, output: JSONOption) -> None:
-    """Show a task, by its task_id or external_task_id."""
+    """Print the details of a task, by its task_id or external_task_id.
+
+    `kling-expand status` prints only its status.
+    """
     task = asyncio.run(_get(any_id, connection))
     if output.as_json:
         show(task_facts(task))
@@ -53,7 +56,7 @@ class ListOptions(OptionGroup):
 @click.command("list")
 @options(chosen=ListOptions, connection=Connection, output=JSONOption)
 def list_tasks(*, chosen: ListOptions, connection: Connection, output: JSONOption) -> None:
-    """List tasks, in the order of the service.
+    """List tasks, in the service's order (usually newest first).
 
     One line each: task_id, status, time of creation, units billed, external_task_id.
     """

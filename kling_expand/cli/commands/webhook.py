@@ -42,7 +42,7 @@ class ListenOptions(OptionGroup):
         "--secret",
         multiple=True,
         metavar="WHSEC",
-        help="The console's whsec_... secret, repeatable; the default is KLING_WEBHOOK_SECRET.",
+        help="The whsec_… secret from your Kling console, repeatable; the default is KLING_WEBHOOK_SECRET.",
     )
 
 
@@ -51,8 +51,9 @@ class ListenOptions(OptionGroup):
 def listen(*, server: ListenOptions, output: JSONOption) -> None:
     """Print every callback that is signed with the secret, on any path, until Ctrl-C.
 
-    Any other request is answered with 400, and its reason printed on stderr. Without
-    a secret nothing can be verified: every readable callback is printed, and marked.
+    Any other request gets a 400, and the reason goes to stderr. Without a secret
+    nothing can be verified: every readable callback is printed and marked as
+    unverified.
 
     The service must reach this machine: pass the public address of a tunnel or a
     proxy as callback_url.

@@ -227,7 +227,16 @@ def test_what_cannot_begin_is_one_sentence(
 
 def test_an_empty_dry_run_is_no_success(tmp_path: Path) -> None:
     """A dry run without a photo has exit code 1: most likely the pattern was wrong."""
-    assert Shell()("bulk", f"{tmp_path}/*.jpg", "--dry-run").exit_code == 1
+    assert Shell()("bulk", f"{tmp_path}/*.jpg", "--up", 0.5, "--dry-run").exit_code == 1
+
+
+def test_a_missing_shape_is_said_once(tmp_path: Path) -> None:
+    """It is an error of the command and not of each photo, and --for is among the ways that are named."""
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(Path(COFFEE).read_bytes())
+    done = Shell()("bulk", tmp_path, "-o", tmp_path / "out", "--dry-run")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.count("exactly one way to expand is required: --aspect or --for, --size") == 1
 
 
 def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None:

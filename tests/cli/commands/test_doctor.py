@@ -24,6 +24,7 @@ def test_all_well_costs_nothing() -> None:
         found = verdicts(kling("doctor", "--json"))
     assert done.exit_code == 0
     assert secret not in done.stdout
+    assert "API key was accepted" in done.stdout
     assert found["credentials"]
     assert found["service"]
     assert found["clock"]
@@ -40,6 +41,7 @@ def test_missing_and_refused_credentials_are_distinguished() -> None:
         assert done.exit_code == 2
         assert (verdicts(done)["credentials"], verdicts(done)["service"]) == (False, True)
     assert "no credentials" in none.stdout
+    assert "KlingClient" not in none.stdout
     assert "refused" in wrong.stdout
     assert "secret key is missing" in half.stdout
 
@@ -82,3 +84,8 @@ def test_an_extra_that_is_missing_is_no_fault() -> None:
     assert "no-such-package missing (pip install 'kling-expand[images]')" in found.text
     assert _by_extra("no-such-package") == {}
     assert {"cli", "emulator", "images"} <= set(_by_extra("kling-expand"))
+
+
+def test_only_extras_for_users_are_checked() -> None:
+    """What the tests, the benchmarks and the linters need is not missing for a user."""
+    assert not {"bench", "browser", "core-test", "test", "lint", "dev"} & set(_by_extra("kling-expand"))

@@ -12,7 +12,9 @@ from cli.test_interrupted import press
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
 from kling_expand import KlingClient, Ratios
+from kling_expand.cli.batch.plan import EMULATED
 from kling_expand.emulator.faults.plan import Fault
+from kling_expand.store.sqlite import SQLiteStore
 
 
 def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) -> None:
@@ -87,6 +89,35 @@ def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:
         kling.within(kling.emulator.advance, 700)
         done = kling("resume", tmp_path / "j", "--budget", 0, "-o", tmp_path / "out")
     assert (done.exit_code, "1 row: 1 saved" in done.stderr) == (0, True)
+
+
+@pytest.mark.parametrize("key", ["", "some"])
+def test_a_run_with_the_local_emulator_says_how_it_continues(tmp_path: Path, key: str) -> None:
+    """Its emulator has ended, so credentials would not help, and the journal stays that of the emulator."""
+
+    async def account(given: str = "") -> str:
+        async with SQLiteStore(tmp_path / "j", account=given) as store:
+            return store.account
+
+    asyncio.run(account(EMULATED))
+    done = Shell()("resume", tmp_path / "j", KLING_API_KEY=key)
+    assert done.exit_code == 2
+    assert "this run used the local emulator; run the same command again" in done.stderr
+    assert asyncio.run(account()) == EMULATED
+
+
+def test_missing_credentials_are_explained_in_words_of_the_shell(tmp_path: Path) -> None:
+    """Neither a Python class nor an option that `resume` does not have is named."""
+
+    async def create() -> None:
+        async with SQLiteStore(tmp_path / "j"):
+            pass
+
+    asyncio.run(create())
+    done = Shell()("resume", tmp_path / "j")
+    assert (done.exit_code, "KLING_API_KEY" in done.stderr) == (2, True)
+    assert "KlingClient" not in done.stderr
+    assert "--emulator" not in done.stderr
 
 
 def test_there_must_be_a_journal(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
         ("image\n", [], "the manifest lists no photo"),
         ("image,up\na.jpg,x\n", [], "none of 1 row can be sent"),
         (f"image,up\n{COFFEE},1\n{COFFEE},0.5\n", ["-o", "{index}.png"], "would share a path"),
-        ("image,up\na.jpg,1\n", ["-o", "{nme}"], "its fields are"),
+        ("image,up\na.jpg,1\n", ["-o", "{nme}"], "must use only the fields"),
         ("image,up\na.jpg,1\n", ["--up", 1, "--aspect", "1:1"], "exactly one way"),
         ("image,up\na.jpg,1\n", ["-n", 10], "between 1 and 9"),
         (f"image,up,n\n{COFFEE},1,2\n", ["-o", "{name}.png"], "add {index}"),

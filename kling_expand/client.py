@@ -101,8 +101,8 @@ class KlingClient:
         secret_key: signs the token of each request.
         api_key: a static key, which comes before a pair.
         auth: a `KeyPair`, a `StaticKey`, or credentials of your own, instead of the three above.
-        deadline: seconds that bound each job from its submission to the end of its task, by default.
-        budget: the most that may be spent, in units (8 a picture). With a journal all its runs count.
+        deadline: the default limit in seconds for each job, from its submission to the end of its task.
+        budget: the most that may be spent, in units (8 a picture). With a journal, in all its runs together.
         run: the name of the run within which the `key` of a request is unique.
         journal: a file, or a `JobStore`, in which each job is recorded before it is sent, so that it goes on
             after a crash. With one, the same photo with the same parameters is the same job in every run,
@@ -113,9 +113,9 @@ class KlingClient:
             in the journal and in `Settings.cache_dir`.
         slots: may be shared with other clients of the account in the same event loop.
         listener: is called with every `Event`; several may be given.
-        webhook_secret: the console's, or several while one replaces another.
-        http: an aiohttp session of your own, which is used as it is and never closed. Or a function that
-            makes one, which is called in the client's event loop at each opening. That one is closed.
+        webhook_secret: the secret from the console; pass several while rotating secrets.
+        http: your own aiohttp session, which is never closed, or a function that returns a new one. The
+            function is called whenever the client is opened, and its session is closed with the client.
         trace_configs: go to the client's own aiohttp session.
         rng: source of the jitter of retries, for tests.
         clock: returns Unix seconds, for tests.
@@ -268,8 +268,8 @@ class KlingClient:
         a journal, a later call goes on where an earlier one was stopped. `ExpandResult.save` with
         ``full_size`` puts the photo back.
 
-        Cancelling it takes the job back if it was not sent yet. A task that exists goes on, and its ids are
-        logged and added to the `CancelledError` as a note.
+        Cancelling this call cancels the job if it was not sent yet. A task that exists continues, and its
+        ids are logged and added to the `CancelledError` as a note.
 
         *deadline*, *priority* and *fresh* are those of `submit`.
 
@@ -299,7 +299,7 @@ class KlingClient:
         fresh: bool = False,
         note: Mapping[str, Any] | None = None,
     ) -> "Passes":
-        """Return the jobs of a *request* in up to *passes* tasks, which begin as their futures are read.
+        """Return the passes of a *request*, at most *passes*. Each starts when iteration reaches its future.
 
         *deadline*, *priority*, *fresh* and *note* are those of `submit`.
 
@@ -313,7 +313,9 @@ class KlingClient:
         return Passes(self._pass_jobs(deadline, priority, fresh=fresh), request, passes, note)
 
     def resume_passes(self, known: JobRecord) -> "Passes":
-        """Return the passes from one of the journal on, which is followed without its photo where it is paid.
+        """Return the passes that a journal's job still needs, beginning with that job.
+
+        If the job was paid for already, its task is followed and its photo is not needed.
 
         Raises:
             InvalidRequest: *known* is no record of a journal.
@@ -373,8 +375,8 @@ class KlingClient:
         After *max_failures* of them nothing more is submitted. *deadline*, *priority* and *fresh* count for
         each job, as in `submit`.
 
-        A request may be given as a mapping of its fields or as a function that makes it. What such a row
-        raises is its outcome, while a generator that raises has ended.
+        A request may be a mapping of its fields or a function that returns it. An exception from such a row
+        becomes its outcome. A generator that raises yields no further rows.
 
         With *save_to*, a target of `ExpandResult.save` or a function that gives one for a request, each
         outcome comes with the `files` of its saved pictures. A save holds no slot, and *prefetch* is by
@@ -407,9 +409,9 @@ class KlingClient:
     async def resume(self, *, deadline: float | None = None) -> AsyncGenerator[TaskFuture, None]:
         """Yield a future for every job of the journal whose pictures are not on disk yet, oldest first.
 
-        A task that exists is waited for. A job that may have been sent is looked up. One that was not is
-        sent, if its photo can be read again from its path or URL, also where the service refused it for a
-        reason that no longer holds, such as an empty account. What this client follows already is left out.
+        A task that exists is waited for. A job that may have been sent is looked up. A job that was not sent,
+        or was refused for a reason that may no longer hold, such as an empty account, is sent if its photo
+        can be read again from its path or URL. Jobs that this client already follows are left out.
         A job that cannot be resumed is logged with the reason, and its future raises it.
 
         Raises:

@@ -381,7 +381,7 @@ def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = _plain(value)
     except RecursionError:
-        raise InvalidRequest("extra", "a value", "must not be nested without end") from None
+        raise InvalidRequest("extra", "a value", "must not be nested so deeply, or in itself") from None
     return found or None
 
 
@@ -394,15 +394,15 @@ def _plain(value: object) -> Any:
     finite = not isinstance(value, float) or math.isfinite(value)
     if value is None or (isinstance(value, str | int | float) and finite):
         return value
-    raise InvalidRequest("extra", shown(value), "must hold nothing but what JSON can express")
+    raise InvalidRequest("extra", shown(value), "must contain only JSON values")
 
 
 @frozen(weakref_slot=False)
 class ExpandRequest:
     """One photo to expand, checked when it is made.
 
-    The `external_task_id` is made by the client where it is not given. The same job under the same `key` is
-    one task, in any process and after any crash.
+    The client generates an `external_task_id` if none is given. A job that is submitted again under the
+    same `key` is the same task, in any process and after any crash.
 
     ::
 

@@ -227,7 +227,7 @@ def _from_data(uri: str) -> Photo:
     name = source_name(uri)
     head, comma, text = uri.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise ImageError("image", name, "must read data:image/png;base64,… as a data: URI")
+        raise ImageError("image", name, "must have the form data:image/png;base64,…")
     text = "".join(text.split()).rstrip("=")
     _check_weight(max(1, len(text) * 3 // 4), name)  # before 10 MB and more are decoded
     try:

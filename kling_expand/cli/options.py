@@ -237,7 +237,7 @@ def find_journal(place: str) -> str:
     if path.is_dir():
         found = sorted(path.glob(".kling-expand*.db"), key=lambda each: each.stat().st_mtime)
         if not found:
-            raise NothingDone(f"{place}: no journal lies in this directory")
+            raise NothingDone(f"{place}: there is no journal in this directory")
         return str(found[-1])
     if not path.is_file():
         raise NothingDone(f"{place}: no such journal")

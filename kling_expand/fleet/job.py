@@ -179,7 +179,7 @@ async def _result(
         with suppress(NotSubmitted):  # there is no task after all, and only the payload has the photo
             result = await context.client.resume_job(known, priority=priority)
     if result is None and history.forbidden:
-        raise WorkersDied(f"{history.deaths} workers died with this job in work, the last with no other job")
+        raise WorkersDied(f"{history.deaths} workers died running this job, the last one with no other job")
     if result is None:
         async with nullcontext() if known else context.hold(request.n, str(request.key)):
             result = await _submit(request, context, priority)
@@ -263,7 +263,7 @@ async def _save(
 ) -> tuple[tuple[str, ...], str | None]:
     """Return the files, and why those at full size are missing, where another try would not make them."""
     if history.forbidden:
-        raise WorkersDied(f"{history.deaths} workers died with this job in work, so it is not saved")
+        raise WorkersDied(f"{history.deaths} workers died running this job, so it is not saved")
     name, target = source_stem(request.image) or result.task_id, str(context.output)
     files, incomplete = await save(result, target, name), None
     if context.full_size:
@@ -285,7 +285,7 @@ async def _unsaved(
     if not final and not history.saving and history.attempts + 1 < SAVE_ATTEMPTS:
         raise RetryLater(delay) from error
     if not context.unsaved:
-        logger.warning("pictures cannot be saved, and are tried again while their URLs live: %s", error)
+        logger.warning("pictures cannot be saved; saving is retried until their URLs expire: %s", error)
     context.unsaved.add(outcome.key)
     outcome = evolve(outcome, saved=False, error=f"{type(error).__name__}: {error}")
     if final or not history.saving:

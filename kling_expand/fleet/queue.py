@@ -213,8 +213,8 @@ class FleetStats:
 class Fleet:
     """The jobs of one *run* in the database at *dsn*, for submitters and readers: ``async with Fleet(dsn)``.
 
-    Entering creates no tables: `init` does, once for each database. All methods wait for a database that
-    is away for a while, and raise `JournalError` when it stays away or has no tables of this version.
+    Entering creates no tables: `init` does, once for each database. All methods wait while the database is
+    unreachable. They raise `JournalError` if it stays so, or has no tables of this version.
 
     *webhook_secrets* verify callbacks, by default that of ``KLING_WEBHOOK_SECRET``. *clock* gives Unix
     seconds.
@@ -365,8 +365,8 @@ class Fleet:
     async def cancel(self, *keys: str) -> int:
         """Remove the jobs of *keys* (all, without keys) that no worker has or ever sent; return their number.
 
-        What was sent has a task that is paid: it is followed to its end, and the log says how many these
-        are. Each job and its outcome change at the same moment, so an interrupted call can be repeated.
+        A job that was sent has a task that is billed. It is followed to its end, and the log says how many
+        there are. Each job and its outcome change together, so an interrupted call can be repeated.
 
         Raises:
             JournalError: when the database is unreachable or has no tables.
@@ -382,7 +382,7 @@ class Fleet:
         kept_of = _KEPT.replace("{chosen}", chosen)
         ((kept,),) = await self.database.fetch(kept_of, self._open_queues, *wanted)
         if kept:
-            logger.warning("%d jobs are not cancelled: a worker has or has sent them, and they go on", kept)
+            logger.warning("%d jobs are not cancelled: a worker has them or has sent them", kept)
         return total
 
     # ------------------------------------------------------------------ workers

@@ -113,7 +113,7 @@ class Worker:
             stopping.cancel()
             await asyncio.wait([working], timeout=self._shutdown_timeout + HAND_OVER_TIMEOUT)
             if not working.done():
-                logger.warning("the database is away: the jobs of this worker go on when its lease has ended")
+                logger.warning("the database is unreachable: other workers take these jobs after the lease")
             while not working.done():  # each block that is left may wait for the database again
                 working.cancel()
                 await asyncio.wait([working], timeout=0.1)

@@ -189,7 +189,7 @@ def _new_area(scene: Scene) -> Iterator[Check]:
         low = name in _LOW
         worst = (min if low else max)(values, key=values.__getitem__)
         check = _below if low else _above
-        yield check(name, values[worst], limit, f"the new area at the side {worst!r} {problem}")
+        yield check(name, values[worst], limit, f"the new area ({worst}) {problem}")
 
 
 def _black(side: Side) -> float:

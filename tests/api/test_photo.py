@@ -466,8 +466,8 @@ async def test_base64_text_is_not_taken_for_a_path(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("data:image/png;base64", "must read"),
-        ("data:image/png,abc", "must read"),
+        ("data:image/png;base64", "must have the form"),
+        ("data:image/png,abc", "must have the form"),
         ("data:image/png;base64,", "empty"),
         ("data:image/png;base64,!!!!", "must hold valid Base64"),
         ("data:image/png;base64,iVBORw0KGgä", "must hold valid Base64"),

@@ -158,7 +158,7 @@ async def test_a_job_that_killed_its_workers_is_refused(fleet: Fleet, photo: Pat
     idle = context(fleet.store, KeyError("never called"))
     outcome = await execute(pack(next(requests(photo, 1))), idle, History(deaths=4, forbidden=True))
     assert outcome.status == "refused"
-    assert "WorkersDied: 4 workers died with this job in work" in str(outcome.error)
+    assert "WorkersDied: 4 workers died running this job" in str(outcome.error)
 
 
 async def test_a_photo_of_an_object_store_is_read_with_a_bound(

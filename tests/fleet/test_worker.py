@@ -260,7 +260,7 @@ async def test_a_poisoned_job_ends(fleet: Fleet, dsn: str, emulator: Emulator, p
         await asyncio.gather(supervisor, return_exceptions=True)
         await worker.kill()
     assert found["poison"].status == "refused"
-    assert "workers died with this job in work" in str(found["poison"].error)
+    assert "workers died running this job" in str(found["poison"].error)
     assert {found[f"k{number}"].status for number in range(3)} == {"succeeded"}
     assert worker.ends == 2
 

@@ -73,7 +73,7 @@ def test_a_single_bad_side_is_named(side: str) -> None:
     picture = good.picture.copy()
     picture.paste((120, 120, 120), parts[side])
     assert any(
-        repr(side) in problem and "flat" in problem
+        f"({side})" in problem and "flat" in problem
         for problem in inspect(good.photo, picture, good.ratios).problems
     )
 

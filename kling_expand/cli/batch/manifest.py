@@ -396,7 +396,7 @@ def read_manifest(words: Sequence[str], selection: Selection | None = None) -> M
     if not special:
         return Manifest(words[0] if len(words) == 1 else "", "photos", finder.find(words))
     if len(words) > 1:
-        raise NothingDone(f"the manifest must be the only one, or photos, got {special[0]} among others")
+        raise NothingDone(f"a manifest must be the only argument, got {special[0]} and others")
     kind = _special_kind(words[0])
     return _from_stdin(finder) if kind == STDIN else Manifest(words[0], kind)
 

@@ -95,7 +95,7 @@ class BatchOptions(OptionGroup):
 
         _require_shape(words, shapes)
         if self.journal and self.no_journal:
-            raise click.UsageError("--journal and --no-journal exclude each other")
+            raise click.UsageError("--journal and --no-journal cannot be combined")
         selection = Selection(
             recursive=not self.no_recursive,
             exclude=self.exclude,

@@ -174,7 +174,7 @@ def test_photos_that_are_named_one_by_one_are_taken_whatever_their_name(tmp_path
 @pytest.mark.parametrize("words", [["a.jpg", "m.csv"], ["-", "a.jpg"]])
 def test_a_manifest_is_the_only_word(words: list[str]) -> None:
     """A manifest among photos is refused."""
-    with pytest.raises(NothingDone, match=r"the manifest must be the only one"):
+    with pytest.raises(NothingDone, match=r"a manifest must be the only argument"):
         read_manifest(words)
 
 

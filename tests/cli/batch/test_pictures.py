@@ -42,7 +42,7 @@ def test_a_suspicious_picture_is_named(tmp_path: Path, monkeypatch: Any) -> None
     with shell(**FAST) as kling:
         done = kling("bulk", "hills.png", "--right", "0.5", "--check", "--no-recursive")
     assert done.exit_code == 0, done.output
-    assert "suspicious: hills-0.png: the new area at the side 'right' is flat" in done.stderr
+    assert "hills.png: suspicious: the new area (right) is flat" in done.stderr
     assert "1 row with a suspicious picture" in done.stderr
 
 

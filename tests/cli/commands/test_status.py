@@ -97,7 +97,7 @@ def test_what_is_no_run_is_one_sentence(tmp_path: Path) -> None:
     """A directory without a journal, and a file that is none, are told apart."""
     (tmp_path / "file").write_text("x" * 5000)
     for place, said in [
-        (tmp_path, "no journal lies in this directory"),
+        (tmp_path, "there is no journal in this directory"),
         (tmp_path / "file", "not a journal"),
     ]:
         done = Shell()("status", place)

@@ -49,15 +49,19 @@ async def save_full_size(result: ExpandResult, output: OutputOptions) -> tuple[P
     )
 
 
-async def suspicions(result: ExpandResult, files: tuple[Path, ...]) -> tuple[str, ...]:
-    """Return what is wrong with the saved pictures of a result, by their names.
+async def suspicions(result: ExpandResult, files: tuple[Path, ...], folder: str) -> tuple[str, ...]:
+    """Return what is wrong with the saved pictures of a result, by their paths below *folder*.
 
     Raises:
         ImageError: a picture or the photo cannot be read.
         InvalidRequest: the photo or its ratios are not known.
     """
     require("images", "numpy", "PIL")
-    return tuple(await _suspicions(result, [(file.name, file) for file in files]))
+    return tuple(await _suspicions(result, [(_name(file, folder), file) for file in files]))
+
+
+def _name(file: Path, folder: str) -> str:
+    return os.path.relpath(file, folder)
 
 
 async def _suspicions(result: ExpandResult, pictures: Sequence[tuple[str, Path | BytesIO]]) -> list[str]:

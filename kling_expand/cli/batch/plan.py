@@ -58,6 +58,7 @@ PICTURE_BYTES = 3 << 20  # of a result, about; free space is needed for that man
 SMALL_SIDE = 512  # pixels: a photo of less on each side is scaled up by the service
 
 _TURNED = "the photo is rotated by its EXIF data, which the service may ignore; --fit rotates it"
+_SIDEWAYS = "its EXIF data turns it on its side, so use --fit"
 _ALPHA = "the photo has an alpha channel, which the service may ignore"
 HAS_SHAPE = "the photo has this shape already"  # the error of a row that is left out
 _SMALL = f"the photo has fewer than {SMALL_SIDE} pixels on each side; the result is scaled up to about 1000"
@@ -303,7 +304,12 @@ def check(
         return Checked(_expansion(request, dialect, None))
     if fit and header.orientation > 1:
         return _check_fitted(request, dialect, source, passes, decode=decode)
-    return _resolved(request, dialect, (header.width, header.height), passes, _notes(header))
+    try:
+        return _resolved(request, dialect, (header.width, header.height), passes, _notes(header))
+    except HasShape as error:
+        if header.orientation <= 4:  # else the shape is that of the photo on its side
+            raise
+        raise HasShape(error.field, error.value, error.limit, _SIDEWAYS) from None
 
 
 def _check_fitted(
@@ -544,7 +550,8 @@ def _checked(
     try:
         checked = check(row.request, dialect, fit=fit, passes=row.passes, decode=decode)
     except HasShape as error:
-        return evolve(row, error=HAS_SHAPE if row.several else error.message), None, warnings
+        known = row.several and error.advice != _SIDEWAYS
+        return evolve(row, error=HAS_SHAPE if known else error.message), None, warnings
     except KlingError as error:
         return evolve(row, error=error.message), None, warnings
     return row, checked, (*warnings, *checked.notes)

@@ -406,7 +406,7 @@ class Runner:
         if output.full_size:
             job.full_size_files = await save_full_size(result, output)
         if output.check:
-            job.suspicions = await suspicions(result, job.files)
+            job.suspicions = await suspicions(result, job.files, output_folder(output.target))
             await self._results.keep_findings(job, result)
             self._progress.suspicious += bool(job.suspicions)
             for text in job.suspicions:

@@ -283,6 +283,13 @@ def test_a_shape_that_a_photo_has_is_left_out(tmp_path: Path) -> None:
         assert (done.exit_code, files(tmp_path / "o")) == (0, ["square-5x4-0.png"])
         said = f"1 left out, as the photo has the shape already: {tmp_path / 'square.png'} 1x1\n"
         assert said in done.stderr
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (800, 450)).save(tmp_path / "side.jpg", exif=exif)
+        side = ("expand", tmp_path / "side.jpg", "--aspect", "16:9", "--aspect", "1:1", "--dry-run")
+        refused = kling(*side, "-o", tmp_path / "o")
+        assert (refused.exit_code, "so use --fit" in refused.stderr) == (1, True)
+        assert "already: " not in kling(*side, "--fit", "--passes", 2, "-o", tmp_path / "o").stderr
         alone = kling("expand", tmp_path / "square.png", "--aspect", "1:1", "-o", tmp_path / "o")
         assert (alone.exit_code, kling.emulator.account.units_billed) == (2, 8)
 

@@ -94,7 +94,8 @@ DISTRIBUTIONS: dict[str, Callable[[Random, int], Iterator[float]]] = {
     "bimodal": bimodal,
     "drifting": drifting,
     "heavy tail": heavy_tail,
-} | {name: partial(of_law, LAWS[name]) for name in ("exponential", "constant", "uniform", "queue")}
+    **{name: partial(of_law, LAWS[name]) for name in ("exponential", "constant", "uniform", "queue")},
+}
 SCHEDULES: dict[str, Callable[[Random], PollSchedule]] = {
     "adaptive": lambda _rng: AdaptiveSchedule(),
     "fixed 1 s": lambda _rng: Fixed(1.0),

@@ -518,6 +518,7 @@ class AJob:
     def __init__(self) -> None:
         self.queued = False
         self.sent = False
+        self.recorded = self.named = True
         self.cancelled = 0
 
     def cancel(self) -> bool:

@@ -48,8 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return one more than there are cores, as many tests wait for a process of their own."""
-    return (os.cpu_count() or 1) + 1
+    """Return two more than there are cores, as many tests wait for a process of their own."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+import kling_expand
 
 
 def imported(*arguments: str) -> set[str]:
@@ -55,5 +58,8 @@ def test_ctrl_c_at_the_start_is_quiet(delay: float) -> None:
 def test_little_is_imported_before_ctrl_c_is_handled() -> None:
     """Until then Ctrl-C prints a traceback, so nothing is imported that takes a while."""
     code = "import sys, kling_expand.__main__; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    root = Path(kling_expand.__file__).parents[1]  # -S leaves out the folder of an editable installation
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
     assert not {"contextlib", "enum", "functools", "importlib", "re", "typing"} & set(done.stdout.split())

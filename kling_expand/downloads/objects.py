@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,8 +75,11 @@ def open_object(url: str) -> Any:
     """
     fsspec = fsspec_module()
     scheme = url.partition("://")[0].lower()
-    system = fsspec.get_filesystem_class(scheme)
-    if "::" in url or (system.__module__.startswith("fsspec.") and scheme != "memory"):
+    # Those of fsspec itself are found by name first, as their class may need a package that is missing.
+    known: dict[str, Any] = import_module("fsspec.registry").known_implementations
+    own = str(known.get(scheme, {}).get("class", "")).startswith("fsspec.")
+    own = own or fsspec.get_filesystem_class(scheme).__module__.startswith("fsspec.")
+    if "::" in url or (own and scheme != "memory"):
         raise ValueError(f"a photo must be in one object store, such as s3://bucket/photo.png, got {url!r}")
     return fsspec.open(url, "rb")
 

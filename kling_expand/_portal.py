@@ -156,7 +156,7 @@ class LoopThread:
 
 
 def _begin(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], ticket: Future[T]) -> None:
-    """Start *work*; *ticket* receives its outcome, and cancelling *ticket* cancels it."""
+    """Start *work*, whose outcome *ticket* receives and which is cancelled with it."""
     task = loop.create_task(work)
 
     def finish(task: asyncio.Task[T]) -> None:

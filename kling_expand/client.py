@@ -12,7 +12,6 @@ from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack, cast
-from uuid import uuid4
 
 import aiohttp
 
@@ -548,7 +547,7 @@ class KlingClient:
         self._require_open()
         if not isinstance(request, ExpandRequest):
             raise InvalidRequest("requests", shown(request), "must hold ExpandRequest")
-        any_id = request.external_task_id or f"kx-{uuid4().hex}"
+        any_id = request.external_task_id or codec.random_id()
         record = TaskRecord(any_id, pictures=request.n)
         self._jobs.start(
             record,

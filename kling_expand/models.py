@@ -348,7 +348,7 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
     "save_to": optional(
         Rule(
             "must be a path, a template or a function of the request",
-            lambda value: isinstance(value, str | os.PathLike) or callable(value),
+            lambda value: PATH.holds(value) or callable(value),
         )
     ),
     "target": (PATH,),

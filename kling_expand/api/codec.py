@@ -17,6 +17,7 @@ from hashlib import sha256
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, get_args
 from urllib.parse import quote
+from uuid import uuid4
 
 from attrs import Attribute, asdict, define, evolve, fields, has
 
@@ -47,6 +48,7 @@ MAX_VALUES = 50_000  # in one answer; a full list page of nine-picture tasks has
 
 MAX_ESCAPES = 1_000_000  # in one answer
 MAX_DIGITS = 4300  # of a number, as Python bounds those of an int
+_OWN_ID = "kx-"  # begins each id that is made here
 MAX_NUMBER = 1 << 63  # of a time in milliseconds or an index; greater ones break arithmetic and file names
 MAX_MESSAGE = 1000  # characters of the message of a refusal or a failed task
 MAX_ID = 500  # characters of an id; those in use have at most 36
@@ -67,12 +69,12 @@ class Response(NamedTuple):
 
     @property
     def server_time(self) -> float | None:
-        """The clock of the service in Unix seconds; None without a `Date` header."""
+        """The clock of the service in Unix seconds, or None without a `Date` header."""
         return http_date(self.headers.get("date"))
 
     @property
     def retry_after(self) -> float | None:
-        """The seconds a ``Retry-After`` header asks for; None without one, or with an invalid one."""
+        """The seconds a ``Retry-After`` header asks for, or None without a valid one."""
         text = self.headers.get("retry-after", "").strip()
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):  # more than 31 years is a mistake
             return float(text)
@@ -148,12 +150,17 @@ def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
     A failed task keeps its id, so each *attempt* after one has an id of its own.
     """
     words = json.dumps([run, key, fingerprint, attempt]).encode()
-    return f"kx-{sha256(words).hexdigest()[:32]}"
+    return f"{_OWN_ID}{sha256(words).hexdigest()[:32]}"
+
+
+def random_id() -> str:
+    """Return a new id for a job without an identity, or for one that has none yet."""
+    return f"{_OWN_ID}{uuid4().hex}"
 
 
 def is_derived_id(external_task_id: str | None) -> bool:
     """Return whether an id may be one that `external_id` gave."""
-    return external_task_id is not None and external_task_id.startswith("kx-")
+    return external_task_id is not None and external_task_id.startswith(_OWN_ID)
 
 
 # ---------------------------------------------------------------------------- answers
@@ -480,7 +487,7 @@ def _converter() -> "Converter":
 
 @cache
 def _hook(kind: type) -> Callable[[Any, Any], Any]:
-    """Return the function that decodes a *kind*; its code is generated at the first call."""
+    """Return the function that decodes a *kind*, whose code is generated at the first call."""
     return _converter().get_structure_hook(kind)
 
 
@@ -505,7 +512,7 @@ def _optional(kind: Any, converter: "Converter") -> Callable[[Any, Any], Any]:
 
 
 def _text(value: Any, _kind: Any) -> str:
-    """Return text; ids and amounts may come as numbers."""
+    """Return text, also of ids and amounts that come as numbers."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -524,7 +531,7 @@ def _number(value: Any, _kind: Any) -> int:
 
 
 def _flag(value: Any, _kind: Any) -> bool:
-    """Return a flag; cattrs alone would read the word "false" as True."""
+    """Return a flag, also of the word "false", which cattrs alone would read as True."""
     return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
 
 
@@ -547,7 +554,7 @@ def unpack(line: str) -> Task:
 
 
 def pack_request(request: ExpandRequest, expansion: Expansion, note: Mapping[str, Any] | None = None) -> str:
-    """Return what a request asks for, without its photo and key, as JSON on one line; a *note* follows it."""
+    """Return what a request asks for, without photo and key, as a line of JSON before that of a *note*."""
     head, tail = encode(request, expansion, request.external_task_id or "")
     line = (head + tail).decode()
     return f"{line}\n{json.dumps(note)}" if note else line

@@ -98,12 +98,12 @@ class Photo:
 
     @property
     def dimensions(self) -> tuple[int, int] | None:
-        """Width and height in pixels; None for a URL."""
+        """Width and height in pixels, or None for a URL."""
         return None if self.width is None or self.height is None else (self.width, self.height)
 
     @property
     def source(self) -> str | None:
-        """The absolute path or the URL from which another process can read it; None where it has none."""
+        """The absolute path or the URL from which another process can read it, or None."""
         if self.url is not None:
             return self.url
         path = self.origin or self._content
@@ -339,7 +339,7 @@ def _in_a_sendable_mode(image: Any, name: str, *, jpeg: bool) -> Any:
 
 
 def _scaled(image: Any, name: str) -> Any:
-    """Return a grey picture of more than 8 bits a pixel with 256 levels; `convert` would clip it.
+    """Return a grey picture of more than 8 bits a pixel with 256 levels, where `convert` would clip it.
 
     Sixteen-bit values are 0 to 65535. Of other numbers the range decides: 0 to 1 for fractions, 0 to 255,
     0 to 65535, and otherwise from the least value to the greatest.

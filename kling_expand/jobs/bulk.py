@@ -66,10 +66,11 @@ def make_request(row: Row) -> ExpandRequest:
         InvalidRequest: a field is wrong, or the function of the row made no request.
         KlingError: whatever error of this package that function raised.
     """
-    names = [each.name for each in fields(ExpandRequest)]
-    for name in row.keys() - {*names} if isinstance(row, Mapping) else ():
-        advice = nearest_name(str(name), names) or f"the fields are {', '.join(names)}"
-        raise InvalidRequest("row", repr(name), "must hold fields of a request only", advice)
+    if isinstance(row, Mapping):
+        names = [each.name for each in fields(ExpandRequest)]
+        for name in row.keys() - {*names}:
+            advice = nearest_name(str(name), names) or f"the fields are {', '.join(names)}"
+            raise InvalidRequest("row", repr(name), "must hold fields of a request only", advice)
     try:
         made = ExpandRequest(**row) if isinstance(row, Mapping) else row() if callable(row) else row
     except KlingError:

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from attrs import define
@@ -233,14 +232,13 @@ class JobRunner:
         attempt = Attempt(record.any_id, given=given, unanswered_at=unanswered_at)
         job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known, note, aside)
         record.job = job
-        other = self._registry.get(record.any_id) if given else None
-        clash = other is not None and isinstance(other.job, Job) and other.job.request != request
-        if clash:
-            record.rename(f"kx-{uuid4().hex}")  # so that it is not taken for the other job
+        other = self._other_job(record.any_id, request) if given else None
+        if other is not None:
+            record.rename(codec.random_id())  # so that it is not taken for the other job
         self._jobs[record] = job
         self._registry.add(record)
         self._event(EventKind.SUBMITTED, record)
-        job.task = asyncio.create_task(self._refuse(job, other) if other and clash else self._run(job))
+        job.task = asyncio.create_task(self._run(job, other))
         job.task.add_done_callback(lambda _: self._ran(job))
 
     def follows(self, known: JobRecord) -> bool:
@@ -275,26 +273,21 @@ class JobRunner:
 
     # ------------------------------------------------------------------ one job
 
-    async def _refuse(self, job: Job, other: TaskRecord) -> None:
-        """End a job that gives the id of another job of this client, and name the task of that."""
-        task_id = other.task_id
-        try:
-            async with asyncio.timeout_at(job.deadline_at):
-                task_id = (await TaskFuture(other).accepted()).task_id
-        except KlingError as error:
-            task_id = error.task_id
-        except TimeoutError:
-            pass  # the refusal does not wait for longer
-        job.record.fail(duplicate(job.attempt.external_task_id, task_id))
-        self._jobs.pop(job.record, None)
+    def _other_job(self, external_task_id: str, request: ExpandRequest | None) -> TaskRecord | None:
+        """Return the record of an open job of this client that has this id and asks for something else."""
+        other = self._registry.get(external_task_id)
+        clash = other is not None and isinstance(other.job, Job) and other.job.request != request
+        return other if clash else None
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: Job, other: TaskRecord | None) -> None:
+        """Run *job*, or refuse it where its given id belongs to the job of the *other* record."""
         CALLER.set(Caller(job.record.number, job.record.external_task_id))
-        if job.record.canonical is not job.record:
-            self._event(EventKind.MERGED, job.record)  # the same request under the same given id
-            self._jobs.pop(job.record, None)
-            return
         try:
+            if other is not None:
+                await _refuse(job, other)
+            if job.record.canonical is not job.record:
+                self._event(EventKind.MERGED, job.record)  # the same request under the same given id
+                return
             if job.known is None and job.request is not None:
                 await self._submit(job, job.request)
             else:
@@ -590,6 +583,18 @@ class JobRunner:
             await writing
         except Exception as error:  # noqa: BLE001 - a store may be a user's own
             logger.warning("the state of a job could not be recorded: %s", error)
+
+
+async def _refuse(job: Job, other: TaskRecord) -> None:
+    """Raise `DuplicateTask` with the task of the *other* record, waited for until the deadline."""
+    try:
+        async with asyncio.timeout_at(job.deadline_at):
+            task_id: str | None = (await TaskFuture(other).accepted()).task_id
+    except KlingError as error:
+        task_id = error.task_id
+    except TimeoutError:
+        task_id = other.task_id
+    raise duplicate(job.attempt.external_task_id, task_id)
 
 
 def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:

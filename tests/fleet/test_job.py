@@ -177,16 +177,21 @@ async def test_a_photo_of_an_object_store_is_read_with_a_bound(
     assert (request.image, read) == (b"x" * 100, [10 * 1024 * 1024 + 1])
 
 
-async def test_the_task_of_a_job_whose_photo_is_gone_is_followed(
-    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
-) -> None:
-    """It ends with its result, whether it is handed over or queued again, and nothing is paid again."""
+async def leave_without_photo(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
+    """Leave a job whose worker has stopped, whose task has ended, and whose photo is gone."""
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 1))
     async with working(dsn, emulator):
         await created(emulator, 1)
     photo.unlink()  # noqa: ASYNC240 - one call
     emulator.advance(2000)
+
+
+async def test_the_task_of_a_job_whose_photo_is_gone_is_followed(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """It ends with its result, whether it is handed over or queued again, and nothing is paid again."""
+    await leave_without_photo(fleet, dsn, emulator, photo)
     async with working(dsn, emulator):
         (outcome,) = await outcomes(fleet)
         assert outcome.status == "succeeded"
@@ -254,12 +259,7 @@ async def test_a_full_size_picture_without_its_photo_is_said_to_be_missing(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
     """The job succeeded and its pictures are saved, and it is not tried again."""
-    emulator.work_seconds = 1000.0
-    await fleet.submit_many(requests(photo, 1))
-    async with working(dsn, emulator):
-        await created(emulator, 1)
-    photo.unlink()  # noqa: ASYNC240 - one call
-    emulator.advance(2000)
+    await leave_without_photo(fleet, dsn, emulator, photo)
     async with working(dsn, emulator, output=str(photo.parent / "out"), full_size=True):
         (outcome,) = await outcomes(fleet)
     assert (outcome.status, outcome.saved, len(outcome.files)) == ("succeeded", True, 1)

@@ -38,7 +38,7 @@ class LoopThread:
         """Start the thread, or return False where it runs already.
 
         Raises:
-            ClientClosed: it was started before a fork.
+            ClientClosed: if it was started before a fork.
         """
         if self._forked:
             raise ClientClosed(_FORKED)
@@ -65,7 +65,7 @@ class LoopThread:
         """Run *work* in the loop and return its result. An exception in the waiting thread cancels it.
 
         Raises:
-            ClientClosed: the thread does not run, or was stopped meanwhile.
+            ClientClosed: if the thread does not run, or was stopped in the meantime.
         """
         # Created before the work is handed over, so that it can be cancelled at any moment.
         ticket: Future[T] = Future()
@@ -82,7 +82,7 @@ class LoopThread:
         """Call *function* in the loop soon, without waiting for it.
 
         Raises:
-            ClientClosed: the thread does not run.
+            ClientClosed: if the thread does not run.
         """
         if self._forked:
             raise ClientClosed(_FORKED)
@@ -95,7 +95,7 @@ class LoopThread:
         """Yield the items of *source*, each requested when it is needed, and close it at the end.
 
         Raises:
-            ClientClosed: the thread does not run, or was stopped meanwhile.
+            ClientClosed: if the thread does not run, or was stopped in the meantime.
         """
         turn = asyncio.Lock()  # an interrupted step may still run when the source is closed
         try:

@@ -301,9 +301,9 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         """Wait for the end of the task, at most *timeout* seconds, and return its result.
 
         Raises:
-            TaskFailed: the task failed.
-            DeadlineExceeded: the deadline passed. The task continues and can be waited for again.
-            KlingError: the task could not be created or followed.
+            TaskFailed: if the task failed.
+            DeadlineExceeded: if the deadline passes. The task continues and can be waited for again.
+            KlingError: if the task could not be created or followed.
         """
         self._wait_end(timeout)
         return ExpandResult(self._inner.result(), self._thread)
@@ -312,7 +312,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         """Wait for the end of the task, at most *timeout* seconds, and return what `result` raises, or None.
 
         Raises:
-            DeadlineExceeded: the deadline passed. The task continues and can be waited for again.
+            DeadlineExceeded: if the deadline passes. The task continues and can be waited for again.
         """
         self._wait_end(timeout)
         return self._inner.exception()
@@ -431,8 +431,8 @@ class KlingClient(BlockingProxy[client.KlingClient]):
         """Start the background thread and open the client in it. An open client stays as it is.
 
         Raises:
-            ClientClosed: the client was opened before `os.fork`, in the parent process.
-            KlingError: the client cannot be opened, for example because its journal is in use.
+            ClientClosed: if the client was opened before `os.fork`, in the parent process.
+            KlingError: if the client cannot be opened, for example because its journal is in use.
         """
         if self._thread.start():
             try:

@@ -121,7 +121,7 @@ class KlingClient:
         options: the fields of `Settings`.
 
     Raises:
-        ConfigurationError: an option is invalid, there is no such option, or credentials are missing.
+        ConfigurationError: if an option is invalid, there is no such option, or credentials are missing.
     """
 
     settings: Settings
@@ -273,7 +273,7 @@ class KlingClient:
         *deadline*, *priority* and *fresh* are those of `submit`.
 
         Raises:
-            KlingError: whatever `submit` or its future raises.
+            KlingError: if `submit` or its future fails.
         """
         check(passes=passes)
         if passes == 1:
@@ -303,8 +303,8 @@ class KlingClient:
         *deadline*, *priority*, *fresh* and *note* are those of `submit`.
 
         Raises:
-            InvalidRequest: an argument is invalid.
-            ClientClosed: the client is not open.
+            InvalidRequest: if an argument is invalid.
+            ClientClosed: if the client is not open.
         """
         check(request=request, passes=passes, deadline=deadline, priority=priority, fresh=fresh, note=note)
         from .passes import Passes  # imported here, as few jobs need it
@@ -317,8 +317,8 @@ class KlingClient:
         If the job was paid for already, its task is followed and its photo is not needed.
 
         Raises:
-            InvalidRequest: *known* is no record of a journal.
-            ClientClosed: the client is not open.
+            InvalidRequest: if *known* is no record of a journal.
+            ClientClosed: if the client is not open.
         """
         check(known=known)
         from .passes import Passes  # imported here, as few jobs need it
@@ -346,8 +346,8 @@ class KlingClient:
         A *note* holds JSON values of your own, which a journal keeps as the `note` of the job's record.
 
         Raises:
-            InvalidRequest: a field of the request is invalid.
-            ClientClosed: the client is not open. Whatever goes wrong later is raised by the future.
+            InvalidRequest: if a field of the request is invalid.
+            ClientClosed: if the client is not open. Whatever goes wrong later is raised by the future.
         """
         self._require_open()
         check(deadline=deadline, priority=priority, fresh=fresh, note=note)
@@ -382,8 +382,8 @@ class KlingClient:
         default larger by 32.
 
         Raises:
-            InvalidRequest: an argument is invalid, or the requests hold something else.
-            ClientClosed: the client is not open.
+            InvalidRequest: if an argument is invalid, or the requests hold something else.
+            ClientClosed: if the client is not open.
         """
         self._require_open()
         check(requests=requests, ordered=ordered, prefetch=prefetch, max_failures=max_failures)
@@ -414,8 +414,8 @@ class KlingClient:
         A job that cannot be resumed is logged with the reason, and its future raises it.
 
         Raises:
-            InvalidRequest: *deadline* is invalid.
-            JournalError: the journal cannot be read.
+            InvalidRequest: if *deadline* is invalid.
+            JournalError: if the journal cannot be read.
         """
         self._require_open()
         check(deadline=deadline)
@@ -432,8 +432,8 @@ class KlingClient:
         `submit`.
 
         Raises:
-            InvalidRequest: *known* is no record of a journal.
-            ClientClosed: the client is not open.
+            InvalidRequest: if *known* is no record of a journal.
+            ClientClosed: if the client is not open.
         """
         self._require_open()
         check(known=known, priority=priority)
@@ -443,8 +443,8 @@ class KlingClient:
         """Return the future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`.
 
         Raises:
-            InvalidRequest: *any_id* is not an id, or *deadline* is invalid.
-            ClientClosed: the client is not open.
+            InvalidRequest: if *any_id* is not an id, or *deadline* is invalid.
+            ClientClosed: if the client is not open.
         """
         self._require_open()
         check(any_id=any_id, deadline=deadline)
@@ -461,7 +461,7 @@ class KlingClient:
         triggers a poll, so a forged one costs one read at most and delivers nothing.
 
         Raises:
-            WebhookError: the callback cannot be trusted or read.
+            WebhookError: if the callback cannot be trusted or read.
         """
         call = self._webhooks.parse(headers, body)
         if call.needs_poll or not self._poller.deliver(call.task):
@@ -480,7 +480,7 @@ class KlingClient:
         """Submit a photo, and return the first snapshot of its task without waiting for its end.
 
         Raises:
-            KlingError: whatever `submit` or the future's `accepted` raises.
+            KlingError: if `submit` or the future's `accepted` fails.
         """
         future = self.submit(image, geometry, **fields)
         with _taken_back_if_cancelled(future):
@@ -492,8 +492,8 @@ class KlingClient:
         """Return the task with this `task_id` or `external_task_id`.
 
         Raises:
-            InvalidRequest: *any_id* is not an id.
-            TaskNotFound: the service has no such task.
+            InvalidRequest: if *any_id* is not an id.
+            TaskNotFound: if the service has no such task.
         """
         self._require_open()
         return await self._session.read(codec.task_path(self.settings.dialect, any_id), codec.decode_task)
@@ -502,7 +502,7 @@ class KlingClient:
         """Return one page of the account's tasks: *page* from 1 to 1000, *page_size* from 1 to 500 (doc).
 
         Raises:
-            InvalidRequest: one of them is out of its range.
+            InvalidRequest: if one of them is out of its range.
         """
         self._require_open()
         check(page=page, page_size=page_size)
@@ -519,7 +519,7 @@ class KlingClient:
         to an earlier page meanwhile may be missed.
 
         Raises:
-            KlingError: whatever `list` raises.
+            KlingError: if `list` fails.
         """
         seen: set[str] = set()
         for page in range(1, LAST_PAGE + 1):

@@ -205,7 +205,7 @@ class Settings:
         """Return settings: those *given* and not None, else `KLING_BASE_URL` and the defaults.
 
         Raises:
-            ConfigurationError: a value is invalid, or there is no such setting.
+            ConfigurationError: if a value is invalid, or there is no such setting.
         """
         known = [each.name for each in fields(cls)]
         for name in given.keys() - {*known}:
@@ -233,7 +233,7 @@ def environment_proxy(url: str) -> str | None:
     """Return the proxy that ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` name for *url*, or None.
 
     Raises:
-        ConfigurationError: the proxy is not one that can be used.
+        ConfigurationError: if the proxy is not one that can be used.
     """
     from urllib.request import getproxies, proxy_bypass  # imported here, where aiohttp has loaded it
 
@@ -296,7 +296,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     """Check the arguments of a client by `OPTIONS`, and the names of those in ``given["options"]``.
 
     Raises:
-        ConfigurationError: a value is invalid, or there is no such option.
+        ConfigurationError: if a value is invalid, or there is no such option.
     """
     for name, rules in OPTIONS.items():
         for rule in rules:
@@ -312,7 +312,7 @@ def check_option(rules: Iterable[Rule], **values: object) -> None:
     """Check each of *values*, by the names of their arguments.
 
     Raises:
-        ConfigurationError: a value is invalid.
+        ConfigurationError: if a value is invalid.
     """
     for name, value in values.items():
         for rule in option(*rules):
@@ -438,7 +438,7 @@ def credentials(
     ``KLING_ACCESS_KEY`` with ``KLING_SECRET_KEY``, or the same beginning with ``KLINGAI_``.
 
     Raises:
-        ConfigurationError: there are none, or only half a pair.
+        ConfigurationError: if there are none, or only half a pair.
     """
     environ = _environ(environ)
     names = ("ACCESS_KEY", "SECRET_KEY", "API_KEY")
@@ -479,7 +479,7 @@ def enable_logging(environ: Mapping[str, str] | None = None) -> None:
     """Write the log of the package to stderr if ``KLING_LOG`` names a level, such as ``debug``.
 
     Raises:
-        ConfigurationError: it names none.
+        ConfigurationError: if it names none.
     """
     word = _environ(environ).get("KLING_LOG", "").strip()
     if not word:

@@ -147,7 +147,7 @@ def require(extra: str, *modules: str) -> None:
     """Check that the *modules* which an *extra* installs can be imported, without importing them.
 
     Raises:
-        MissingExtra: one of them is not installed.
+        MissingExtra: if one of them is not installed.
     """
     from importlib.util import find_spec  # imported here, as the command line handles Ctrl-C first
 

@@ -337,7 +337,7 @@ class ToSize:
         """Return exact ratios for a photo of *width* by *height* pixels.
 
         Raises:
-            GeometryError: the canvas is smaller than the photo, equal to it, or above 3 times its area.
+            GeometryError: if the canvas is smaller than the photo, equal to it, or above 3 times its area.
         """
         check_size(width, height)
         for name, wanted, has in (("width", self.width, width), ("height", self.height, height)):
@@ -375,7 +375,7 @@ class Padding:
         """Return exact ratios for a photo of *width* by *height* pixels.
 
         Raises:
-            GeometryError: nothing is added, or the area is above 3 times that of the photo.
+            GeometryError: if nothing is added, or the area is above 3 times that of the photo.
         """
         check_size(width, height)
         _check_canvas(width, height, width + self.left + self.right, height + self.up + self.down)
@@ -537,7 +537,7 @@ def plan(width: int, height: int, geometry: Geometry, passes: int = 2) -> list[R
     `ToSize` and `Padding` can ask for more than one pass.
 
     Raises:
-        GeometryError: no such number of passes reaches it.
+        GeometryError: if no such number of passes reaches it.
     """
     if not isinstance(passes, int) or isinstance(passes, bool) or not 1 <= passes <= MAX_PASSES:
         raise GeometryError("passes", repr(passes), f"must be between 1 and {MAX_PASSES}")

@@ -227,7 +227,7 @@ def check(**values: object) -> None:
     """Check the arguments of a method of the client by `ARGUMENTS`.
 
     Raises:
-        InvalidRequest: a value is not possible.
+        InvalidRequest: if a value is not possible.
     """
     for name, value in values.items():
         for rule in ARGUMENTS[name]:
@@ -369,7 +369,7 @@ def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return a copy of `extra` in one order of names, so that equal fields are one job; None for none.
 
     Raises:
-        InvalidRequest: it is not JSON, or sets a field that has an argument of its own.
+        InvalidRequest: if it is not JSON, or sets a field that has an argument of its own.
     """
     if value is None:
         return None
@@ -409,7 +409,7 @@ class ExpandRequest:
         ExpandRequest("dog.jpg", "16:9", prompt="a meadow", n=2)
 
     Raises:
-        InvalidRequest: a field breaks a documented rule.
+        InvalidRequest: if a field breaks a documented rule.
     """
 
     image: ImageSource = field(
@@ -596,7 +596,7 @@ class RequestField(NamedTuple):
         """Read the value from *text*, as the command line or a manifest gives it.
 
         Raises:
-            InvalidRequest: *text* is no value of this kind.
+            InvalidRequest: if *text* is no value of this kind.
         """
         parser, wanted = _PARSERS[self.kind]
         try:
@@ -675,8 +675,8 @@ def resolve_geometry(request: ExpandRequest, dialect: Dialect, size: tuple[int, 
     *size* is width and height of the photo in pixels, or None where only the service can read it.
 
     Raises:
-        InvalidRequest: the dialect cannot express the geometry, or the size is needed and unknown.
-        GeometryError: no ratios within the rules give this photo that shape.
+        InvalidRequest: if the dialect cannot express the geometry, or the size is needed and unknown.
+        GeometryError: if no ratios within the rules give this photo that shape.
     """
     geometry = request.geometry
     if dialect is Dialect.DIRECTION:

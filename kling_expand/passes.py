@@ -139,10 +139,10 @@ class Passes:
         """Yield the future of each pass. The money for later passes is set aside with the first.
 
         Raises:
-            GeometryError: more passes are needed.
-            InvalidRequest: the photo is at a URL, so that its size is not known.
-            NotSubmitted: it was stopped.
-            KlingError: the result of a pass cannot be read.
+            GeometryError: if more passes are needed.
+            InvalidRequest: if the photo is at a URL, so that its size is not known.
+            NotSubmitted: if it was stopped.
+            KlingError: if the result of a pass cannot be read.
         """
         step, known = await self._first(), self._known
         try:

@@ -27,8 +27,8 @@ def shapes(
     that occurs twice is asked for once. *fields* are those of each request. The shape is added to a `key`.
 
     Raises:
-        InvalidRequest: a shape is none of these, or *fields* name one external id for all of them.
-        GeometryError: an aspect cannot be read.
+        InvalidRequest: if a shape is none of these, or *fields* name one external id for all of them.
+        GeometryError: if an aspect cannot be read.
     """
     if fields.get("external_task_id"):
         limit = "must not be given for several shapes, as each is a task"

@@ -90,7 +90,7 @@ class Webhooks:
     of other calls nothing is kept.
 
     Raises:
-        ConfigurationError: a secret is not Base64 after ``whsec_``, or a number is out of range.
+        ConfigurationError: if a secret is not Base64 after ``whsec_``, or a number is out of range.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Webhooks:
         reading a body after `MAX_BODY` bytes.
 
         Raises:
-            WebhookError: the call cannot be trusted or read. No other exception is raised.
+            WebhookError: if the call cannot be trusted or read. No other exception is raised.
         """
         found = _signature_headers(headers)
         if not self._keys:

@@ -104,7 +104,7 @@ def task_path(dialect: Dialect, any_id: str) -> str:
     """Return the path where one task is read, by `task_id` or `external_task_id`.
 
     Raises:
-        InvalidRequest: *any_id* is not an id; the path would lead to another resource.
+        InvalidRequest: if *any_id* is not an id; the path would lead to another resource.
     """
     if not (isinstance(any_id, str) and any_id.isdecimal() and any_id.isascii()):
         check(any_id=any_id)
@@ -170,7 +170,7 @@ def decode_task(answer: Response) -> Task:
     """Return the task of a create or a query.
 
     Raises:
-        APIError: the answer is a refusal, or not as documented.
+        APIError: if the answer is a refusal, or not as documented.
     """
     return _decode(answer, _one_task)
 
@@ -179,7 +179,7 @@ def decode_tasks(answer: Response) -> tuple[Task, ...]:
     """Return the tasks of a list page, in the order they came.
 
     Raises:
-        APIError: the answer is a refusal, or not as documented.
+        APIError: if the answer is a refusal, or not as documented.
     """
     return _decode(answer, _many_tasks)
 
@@ -194,7 +194,7 @@ def decode_page(
     the known one is None.
 
     Raises:
-        APIError: the answer is a refusal, or not as documented.
+        APIError: if the answer is a refusal, or not as documented.
     """
     return _decode(answer, lambda data: _changed_tasks(data, known_status))
 
@@ -205,7 +205,7 @@ def parse_json(body: bytes) -> Any:
     A long one is read with a call of Python for each object, so that a thread lets others run meanwhile.
 
     Raises:
-        ValueError: it is not JSON in UTF-8, is nested too deeply, or holds far more than any answer does.
+        ValueError: if it is not JSON in UTF-8, is nested too deeply, or holds far more than any answer does.
     """
     # A call of C holds all threads up, so what would make one long is refused first.
     if body.count(b",") > MAX_VALUES or body.count(b"\\") > MAX_ESCAPES:
@@ -355,7 +355,7 @@ def parse_task(data: Any) -> Task:
     """Return the task of a bare task object, as a list or a callback holds it.
 
     Raises:
-        ValueError: `task_id` or `task_status` is missing or unusable.
+        ValueError: if `task_id` or `task_status` is missing or unusable.
     """
     if not isinstance(data, dict):  # generated code would search a text for the names of fields
         raise ValueError(f"a task must be an object, got {type(data).__name__}")  # noqa: TRY004 - a bad value

@@ -414,7 +414,7 @@ def read_header(source: str | os.PathLike[str]) -> PhotoHeader | None:
     Of a URL only the form is checked, and None is returned.
 
     Raises:
-        ImageError: the photo cannot be sent.
+        ImageError: if the photo cannot be sent.
     """
     name = source_name(source)
     if isinstance(source, str) and _URL.match(source):

@@ -198,7 +198,7 @@ class RateLimitGate:
         A caller that waits here has sent nothing, and may be cancelled.
 
         Raises:
-            DeadlineExceeded: the gate opens after *deadline_at* (loop time).
+            DeadlineExceeded: if the gate opens after *deadline_at* (loop time).
         """
         loop = asyncio.get_running_loop()
         while (pause := self.opens_at - loop.time()) > 0:
@@ -216,7 +216,7 @@ class Session:
     CREATE, READ and LIST. *clock* gives Unix seconds.
 
     Raises:
-        ConfigurationError: *http* or *trace_configs* is invalid, or both are given.
+        ConfigurationError: if *http* or *trace_configs* is invalid, or both are given.
     """
 
     def __init__(
@@ -281,7 +281,7 @@ class Session:
         """Return the proxy for *url*, or None, also where an aiohttp session of the caller decides.
 
         Raises:
-            ConfigurationError: the environment names a proxy that cannot be used.
+            ConfigurationError: if the environment names a proxy that cannot be used.
         """
         if self._source is not None:
             return None
@@ -328,10 +328,10 @@ class Session:
         *fresh* it is made on a connection of its own, never on a pooled one. *attempt* goes into its event.
 
         Raises:
-            APIError: the service refused. `retryable` is False where it asks for too long a wait.
-            TransportError: no answer came; `sent` says whether the service can have got the whole request.
-            DeadlineExceeded: *deadline_at* (loop time) has passed.
-            ConfigurationError: the service redirects, so `base_url` is not the API.
+            APIError: if the service refused. `retryable` is False if it asks for too long a wait.
+            TransportError: if no answer came; `sent` says whether the service can have got the whole request.
+            DeadlineExceeded: if *deadline_at* (loop time) has passed.
+            ConfigurationError: if the service redirects, so `base_url` is not the API.
         """
         loop = asyncio.get_running_loop()
         kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
@@ -421,7 +421,7 @@ class Session:
         """Make a GET, and repeat it while its failures may pass, within `retry_timeout` and *deadline_at*.
 
         Raises:
-            KlingError: the last failure, as of `call`.
+            KlingError: if every attempt failed; it is the last failure, as in `call`.
         """
         retry, attempt = self.retry(), 0
         while True:

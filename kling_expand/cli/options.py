@@ -231,7 +231,7 @@ def find_journal(place: str) -> str:
     """Return the journal at *place*: the file itself, or the newest journal of a directory.
 
     Raises:
-        NothingDone: there is none.
+        NothingDone: if there is none.
     """
     path = Path(place)
     if path.is_dir():
@@ -362,7 +362,7 @@ class GeometryOptions(OptionGroup):
 
         Raises:
             click.UsageError: none or several ways are given, or an option lacks the one it refines.
-            GeometryError: a value is out of range.
+            GeometryError: if a value is out of range.
         """
         self.require_one_way("--aspect")
         sides = {side: getattr(self, side) for side in SIDES if getattr(self, side) is not None}
@@ -544,7 +544,7 @@ class Connection(OptionGroup):
         """Open a client. A local emulator keeps its tasks in the file *emulator_state*, if it is given.
 
         Raises:
-            NothingDone: credentials or an extra are missing.
+            NothingDone: if credentials or an extra are missing.
             click.UsageError: a local emulator is to be reached through a proxy.
         """
         from kling_expand.client import KlingClient

@@ -173,7 +173,7 @@ def optional_stdout() -> Iterator[None]:
     """Go on without stdout where it fails: the results of the command are files.
 
     Raises:
-        OSError: at the end, when it failed for another reason than a reader who has seen enough.
+        OSError: if, at the end, it failed for another reason than a reader who has seen enough.
     """
     stream = sys.stdout
     if not isinstance(stream, Stream):

@@ -53,7 +53,7 @@ def get_client(source: web.Request | web.Application) -> KlingClient:
     The request may be to a sub-application.
 
     Raises:
-        ConfigurationError: `setup` was not called, or the application has not started.
+        ConfigurationError: if `setup` was not called, or the application has not started.
     """
     holder = source.config_dict if isinstance(source, web.Request) else source
     client = holder.get(_CLIENT)

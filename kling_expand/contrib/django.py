@@ -142,7 +142,7 @@ def get_client(request: object) -> KlingClient:
     """Return the client of the project from *request*, the `HttpRequest` of a view.
 
     Raises:
-        ConfigurationError: `setup` was not called, or the server does not run the lifespan.
+        ConfigurationError: if `setup` was not called, or the server does not run the lifespan.
     """
     client: KlingClient | None = getattr(request, "scope", {}).get(_CLIENT)
     if client is None:

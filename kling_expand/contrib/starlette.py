@@ -64,7 +64,7 @@ def get_client(request: Source) -> KlingClient:
     A request to a mounted application finds it too.
 
     Raises:
-        ConfigurationError: `setup` was not called, or the server does not run the lifespan.
+        ConfigurationError: if `setup` was not called, or the server does not run the lifespan.
     """
     client = getattr(request.state, _CLIENT, None)
     if client is None:  # some test clients pass no lifespan state

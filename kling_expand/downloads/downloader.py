@@ -126,14 +126,14 @@ class Downloads:
         Partial files that a crashed process left in the directory are removed.
 
         Raises:
-            InvalidRequest: the task has not succeeded, or *target* is wrong. Nothing was fetched, unless
+            InvalidRequest: if the task has not succeeded, or *target* is wrong. Nothing was fetched, unless
                 the suffix of *target* is that of another format.
-            MissingExtra: a conversion needs Pillow.
-            ResultExpired: the service no longer keeps a picture.
-            DownloadError: a picture could not be fetched or written.
-            DeadlineExceeded: the deadline passed. The result can be saved again.
-            ClientClosed: the session was closed meanwhile.
-            KlingError: *refresh* failed. Like all the others it carries the ids of the task.
+            MissingExtra: if a conversion needs Pillow.
+            ResultExpired: if the service no longer keeps a picture.
+            DownloadError: if a picture could not be fetched or written.
+            DeadlineExceeded: if the deadline passes. The result can be saved again.
+            ClientClosed: if the session was closed in the meantime.
+            KlingError: if *refresh* failed. Like all the others it carries the ids of the task.
         """
         with _naming(task):
             task = _succeeded(task)
@@ -154,7 +154,7 @@ class Downloads:
         *position* counts the images by index.
 
         Raises:
-            KlingError: whatever `save` raises.
+            KlingError: if `save` fails.
         """
         from .spooled import CHUNK_BYTES, SpooledPicture  # imported here, as most pictures are saved
 
@@ -418,7 +418,7 @@ class ResultFile:
         """Return the URL of this file in *task*.
 
         Raises:
-            ResultExpired: the task does not list it.
+            ResultExpired: if the task does not list it.
         """
         images = by_index(task.images)
         image = images[self.position] if self.position < len(images) else None
@@ -448,7 +448,7 @@ class ResultUrls:
         """Return the URL that the task came with.
 
         Raises:
-            ResultExpired: the task does not list it.
+            ResultExpired: if the task does not list it.
         """
         return file.url(self.task)
 
@@ -456,8 +456,8 @@ class ResultUrls:
         """Return the URL that the service gives now.
 
         Raises:
-            ResultExpired: the task is unknown, or does not list the file.
-            KlingError: the lookup failed.
+            ResultExpired: if the task is unknown, or does not list the file.
+            KlingError: if the lookup failed.
         """
         async with self._lock:
             if self._fresh is None:
@@ -480,7 +480,7 @@ def parse_url(text: str) -> URL:
     A user and a password in it are dropped, because they would be sent as credentials.
 
     Raises:
-        DownloadError: it is not an http or https URL with a host.
+        DownloadError: if it is not an http or https URL with a host.
     """
     try:
         url = URL(text, encoded=_URL_CHARACTERS.fullmatch(text) is not None)
@@ -498,7 +498,7 @@ def redirect_url(url: URL, location: str) -> URL:
     """Return where a redirect from *url* leads.
 
     Raises:
-        DownloadError: it is not such a URL, or leads from https to http.
+        DownloadError: if it is not such a URL, or leads from https to http.
     """
     try:
         joined = url.join(URL(location, encoded=_URL_CHARACTERS.fullmatch(location) is not None))

@@ -220,7 +220,7 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
     which a directory repeats below itself. The file system is only asked whether *target* is a directory.
 
     Raises:
-        InvalidRequest: a field is unknown, two pictures would share one path, or *target* is a URL.
+        InvalidRequest: if a field is unknown, two pictures would share one path, or *target* is a URL.
     """
     wanted = os.fspath(target)
     if is_url(wanted):
@@ -247,7 +247,7 @@ def check_target(name: str, target: str | os.PathLike[str]) -> None:
     """Check the argument *name*, a target for the pictures of many tasks, before any of them is paid.
 
     Raises:
-        InvalidRequest: it is no directory, template or path.
+        InvalidRequest: if it is no directory, template or path.
     """
     try:
         output_paths(Task("0", "succeed", images=(Image(0, ""),)), target)
@@ -403,7 +403,7 @@ class PartialFile:
         A cancelled caller must not close the file while a thread still writes to it.
 
         Raises:
-            DownloadError: the file system refused.
+            DownloadError: if the file system refused.
         """
         job = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
         cancelled: asyncio.CancelledError | None = None
@@ -465,7 +465,7 @@ class PartialFile:
         """Move the file to its final path, durably, and return that.
 
         Raises:
-            InvalidRequest: the path has the suffix of another format.
+            InvalidRequest: if the path has the suffix of another format.
         """
         paths = place.paths
         mark = paths.mark(position, watermark=watermark)
@@ -513,7 +513,7 @@ class PartialFile:
         """Prepare for a body: the whole file under status 200, the rest of it under 206.
 
         Raises:
-            RetryLater: the answer does not continue this file.
+            RetryLater: if the answer does not continue this file.
         """
         plain = headers.get("Content-Encoding", "identity").lower() == "identity"
         if status == 206:
@@ -539,7 +539,7 @@ class PartialFile:
         """Buffer the next *chunk*.
 
         Raises:
-            RetryLater: the first bytes are not those of a picture.
+            RetryLater: if the first bytes are not those of a picture.
         """
         self._tail = (self._tail + chunk[-TAIL:])[-TAIL:]
         self._batch.append(chunk)
@@ -555,7 +555,7 @@ class PartialFile:
         """Check at the end of a body that the picture is complete.
 
         Raises:
-            RetryLater: bytes are missing, or there are too many.
+            RetryLater: if bytes are missing, or there are too many.
         """
         if self.total is not None and self.size < self.total:
             raise RetryLater(f"{self.size} of {self.total} bytes arrived")

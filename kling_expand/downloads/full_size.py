@@ -61,9 +61,9 @@ async def save_full_size(
     A full-size picture that an earlier save has left there is kept.
 
     Raises:
-        InvalidRequest: the photo of the result is not known or cannot be read here, or *quality* is wrong.
-        PictureMismatch: the photo was not found in a picture.
-        DownloadError: a picture could not be written.
+        InvalidRequest: if the photo of the result is not known or cannot be read here, or *quality* is wrong.
+        PictureMismatch: if the photo was not found in a picture.
+        DownloadError: if a picture could not be written.
     """
     with tempfile.TemporaryDirectory(prefix="kling-expand-", ignore_cleanup_errors=True) as folder:
         scratch = _Scratch(folder)
@@ -95,8 +95,8 @@ async def image_of(result: "ExpandResult", position: int, full_size: Any) -> Any
     """Return one picture of the result as a PIL image, at its own or the photo's size.
 
     Raises:
-        InvalidRequest: the result has no such picture.
-        KlingError: whatever `save_full_size` raises.
+        InvalidRequest: if the result has no such picture.
+        KlingError: if `save_full_size` fails.
     """
     require("images", "PIL")
     if position >= len(result.images):

@@ -40,7 +40,7 @@ class Upload:
         """Upload *files*, and return their URLs. A name that is taken gets *tag* appended.
 
         Raises:
-            DownloadError: the store cannot be written.
+            DownloadError: if the store cannot be written.
         """
         return tuple(await asyncio.gather(*(asyncio.to_thread(self._upload, file, tag) for file in files)))
 

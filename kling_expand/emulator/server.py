@@ -37,9 +37,9 @@ class Emulator(Settings):
         clock: returns Unix seconds.
 
     Raises:
-        RuntimeError: at the start, when a library that it needs is missing.
-        ValueError: at the start, when the engine or the webhook secret is not valid.
-        OSError: at the start, when it cannot listen on its address.
+        RuntimeError: if, at the start, a library that it needs is missing.
+        ValueError: if, at the start, the engine or the webhook secret is not valid.
+        OSError: if, at the start, it cannot listen on its address.
         sqlite3.Error: at the start, when the state file cannot be used.
     """
 

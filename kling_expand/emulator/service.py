@@ -150,7 +150,7 @@ class Service:
         """Return the task with this id or external id.
 
         Raises:
-            Refusal: with code 1201, when there is none.
+            Refusal: if there is none (code 1201).
         """
         self.settle()
         task = self.account.find(name, dialect)
@@ -163,7 +163,7 @@ class Service:
         """Return one page of tasks, newest first by default.
 
         Raises:
-            Refusal: with `list_code`, when lists are refused.
+            Refusal: if the setting `list_code` refuses lists.
         """
         now = self.clock.now()
         self.settle()

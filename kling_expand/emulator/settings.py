@@ -47,7 +47,7 @@ def parse_misregister(text: str) -> tuple[float, float, float]:
     """Return the shift to the right and down in pixels, and the scale, from `DX,DY,SCALE`.
 
     Raises:
-        ValueError: the text has another form, a shift is above 100 pixels, or the scale is not near 1.
+        ValueError: if the text has another form, a shift is above 100 pixels, or the scale is not near 1.
     """
     try:
         shift_x, shift_y, scale = map(float, text.split(",")) if text else (0.0, 0.0, 1.0)

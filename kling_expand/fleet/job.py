@@ -423,7 +423,7 @@ async def save_full_size(
     Raises:
         ImageError: when the photo is gone.
         PictureMismatch: when the photo was not found in a picture.
-        KlingError: whatever `save` raises.
+        KlingError: if `save` fails.
     """
     photo = str(request.image)
     with TemporaryDirectory(prefix="kling-expand-") as folder:

@@ -63,8 +63,8 @@ def make_request(row: Row) -> ExpandRequest:
     """Return the request of a row.
 
     Raises:
-        InvalidRequest: a field is wrong, or the function of the row made no request.
-        KlingError: whatever error of this package that function raised.
+        InvalidRequest: if a field is wrong, or the function of the row made no request.
+        KlingError: if that function raises it.
     """
     if isinstance(row, Mapping):
         names = [each.name for each in fields(ExpandRequest)]
@@ -141,7 +141,7 @@ class BoundedMap:
         left to itself after `SOURCE_CLOSE_TIMEOUT`.
 
         Raises:
-            Exception: whatever the source raised, after the outcomes of all requests read before.
+            Exception: if the source raises. The outcomes of all requests read before come first.
         """
         feeder = asyncio.create_task(self._feed(requests), name="kling-expand map")
         feeder.add_done_callback(lambda _: self._ended.put_nowait(None))

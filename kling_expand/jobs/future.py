@@ -128,7 +128,7 @@ class ResultImage(Image):
         *deadline* is in seconds from now.
 
         Raises:
-            KlingError: whatever `ExpandResult.save` raises.
+            KlingError: if `ExpandResult.save` fails.
         """
         return b"".join([chunk async for chunk in self.stream(deadline=deadline)])
 
@@ -138,7 +138,7 @@ class ResultImage(Image):
         *deadline* is in seconds from now.
 
         Raises:
-            KlingError: whatever `ExpandResult.save` raises.
+            KlingError: if `ExpandResult.save` fails.
         """
         check(deadline=deadline)
         if self._read is None:
@@ -236,13 +236,13 @@ class ExpandResult(Serializable):
         *deadline* seconds from now bound the call; without one `download_timeout` bounds each picture.
 
         Raises:
-            ResultExpired: the service no longer keeps a picture; submit the job again with ``fresh=True``.
-            DownloadError: a picture could not be fetched or written.
-            DeadlineExceeded: the deadline passed. The result can be saved again.
-            InvalidRequest: an argument is wrong, or the photo is at a URL.
-            PictureMismatch: the photo was not found in a picture. The picture of the service is saved.
-            MissingExtra: the extra `images` is not installed.
-            ClientClosed: the client was closed.
+            ResultExpired: if the service no longer keeps a picture; submit the job again with ``fresh=True``.
+            DownloadError: if a picture could not be fetched or written.
+            DeadlineExceeded: if the deadline passes. The result can be saved again.
+            InvalidRequest: if an argument is wrong, or the photo is at a URL.
+            PictureMismatch: if the photo was not found in a picture. The picture of the service is saved.
+            MissingExtra: if the extra `images` is not installed.
+            ClientClosed: if the client was closed.
         """
         check(target=target, overwrite=overwrite, full_size=full_size, metadata=metadata, deadline=deadline)
         if self._save is None:
@@ -295,10 +295,10 @@ class ExpandResult(Serializable):
         the same moment. It needs the extra `objects` and the store's fsspec package.
 
         Raises:
-            KlingError: whatever `save` raises.
-            MissingExtra: an extra is not installed.
-            InvalidRequest: *url* is not a URL of an object store.
-            DownloadError: the store cannot be written.
+            KlingError: if `save` fails.
+            MissingExtra: if an extra is not installed.
+            InvalidRequest: if *url* is not a URL of an object store.
+            DownloadError: if the store cannot be written.
         """
         from kling_expand.downloads.objects import Upload  # imported here, as few programs upload
 
@@ -321,7 +321,7 @@ class ExpandResult(Serializable):
         *deadline* is in seconds from now.
 
         Raises:
-            KlingError: whatever `save` raises.
+            KlingError: if `save` fails.
         """
         check(position=position, full_size=full_size, deadline=deadline)
         from kling_expand.downloads.full_size import image_of  # imported here, as it needs Pillow
@@ -340,7 +340,7 @@ class ExpandResult(Serializable):
         *deadline* is in seconds from now.
 
         Raises:
-            KlingError: whatever `save` raises.
+            KlingError: if `save` fails.
         """
         return tuple(await asyncio.gather(*(image.read(deadline=deadline) for image in self.images)))
 
@@ -807,7 +807,7 @@ class TaskFuture:
         """Return what awaiting this future returns.
 
         Raises:
-            KlingError: whatever awaiting it raises.
+            KlingError: if awaiting it fails.
             asyncio.InvalidStateError: the future is not done.
         """
         record = self._ended_record()
@@ -831,8 +831,8 @@ class TaskFuture:
         From then on a crash does not lose the job: `KlingClient.resume` finds it. `submit` returns earlier.
 
         Raises:
-            KlingError: the job was refused, or could not be recorded.
-            DeadlineExceeded: the deadline passed first.
+            KlingError: if the job was refused, or could not be recorded.
+            DeadlineExceeded: if the deadline passes first.
         """
         wait_until = self._wait_until()
         while (record := self.record).task is None and record.job is not None and not record.job.recorded:
@@ -845,8 +845,8 @@ class TaskFuture:
         """Wait until the service has accepted the task and return its newest snapshot.
 
         Raises:
-            KlingError: the job was refused, or its create could not be settled.
-            DeadlineExceeded: the deadline passed first.
+            KlingError: if the job was refused, or its create could not be settled.
+            DeadlineExceeded: if the deadline passes first.
         """
         wait_until = self._wait_until()
         while (task := self.record.task) is None:
@@ -872,7 +872,7 @@ class TaskFuture:
         While the job waits for slots, a snapshot with the status ``queued`` and no `task_id` is yielded once.
 
         Raises:
-            KlingError: whatever `await` raises, except for a failed task, which is the last snapshot.
+            KlingError: if ``await`` fails. A failed task is the last snapshot instead.
         """
         seen: Task | None = None
         wait_until = self._wait_until()

@@ -101,7 +101,7 @@ class AdaptiveSchedule:
     at most *longest* seconds apart.
 
     Raises:
-        ConfigurationError: an argument is invalid.
+        ConfigurationError: if an argument is invalid.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ def parse_durations(text: str) -> list[float]:
     """Return the newest durations of a text.
 
     Raises:
-        ValueError: something else is in it.
+        ValueError: if something else is in it.
     """
     durations = [float(word) for word in text.split()[-WINDOW:]]
     if not all(isfinite(duration) and duration > 0 for duration in durations):

@@ -601,7 +601,7 @@ def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:
     """Return whether the request gives another id than a job that was never sent.
 
     Raises:
-        DuplicateTask: that job has a task, or may have one.
+        DuplicateTask: if that job has a task, or may have one.
     """
     given = request.external_task_id
     if given is None or given == known.external_task_id:

@@ -149,7 +149,7 @@ class Slots(WeightedSemaphore):
     already is counted by `force_acquire` and later `ended`. All time is the event loop's clock.
 
     Raises:
-        ConfigurationError: *limit* is not a whole number above 0.
+        ConfigurationError: if *limit* is not a whole number above 0.
     """
 
     capacity: int

@@ -56,9 +56,9 @@ def composite(
     profile and the EXIF block to save it with.
 
     Raises:
-        PictureMismatch: the photo was not found in the picture.
-        ImageError: Pillow cannot read one of them.
-        MissingExtra: Pillow is not installed.
+        PictureMismatch: if the photo was not found in the picture.
+        ImageError: if Pillow cannot read one of them.
+        MissingExtra: if Pillow is not installed.
     """
     scene = prepare(photo, picture, ratios)
     if not scene.registration.matches:

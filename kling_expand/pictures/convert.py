@@ -28,7 +28,7 @@ def convert(content: bytes, picture_format: str, quality: int | None) -> bytes:
     JPEG has no transparency: what is transparent becomes white. 16 bits become 8 in JPEG and WebP.
 
     Raises:
-        DownloadError: the picture cannot be decoded.
+        DownloadError: if the picture cannot be decoded.
     """
     from .fit import open_picture  # imported here, as few saves convert
 
@@ -91,9 +91,9 @@ def read_metadata(photo: ImageSource | None) -> Metadata:
     """Return the date, place, camera and profile of a photo, of which only the beginning is decoded.
 
     Raises:
-        InvalidRequest: the photo is not known, or is at a URL.
-        ImageError: Pillow cannot read it.
-        MissingExtra: Pillow is not installed.
+        InvalidRequest: if the photo is not known, or is at a URL.
+        ImageError: if Pillow cannot read it.
+        MissingExtra: if Pillow is not installed.
     """
     require("images", "PIL")
     from PIL import Image

@@ -35,8 +35,8 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
     the file as it is, so that it is converted only where it is rotated.
 
     Raises:
-        ImageError: Pillow cannot read the photo.
-        MissingExtra: Pillow is not installed.
+        ImageError: if Pillow cannot read the photo.
+        MissingExtra: if Pillow is not installed.
     """
     with _decoding(photo) as image:
         turned = orientation(image)
@@ -49,8 +49,8 @@ def check_pixels(photo: str) -> None:
     """Decode the photo, as `fit` would: a file may be damaged where its header is good.
 
     Raises:
-        ImageError: Pillow cannot read the photo.
-        MissingExtra: Pillow is not installed.
+        ImageError: if Pillow cannot read the photo.
+        MissingExtra: if Pillow is not installed.
     """
     with _decoding(photo) as image:
         image.draft("RGB", (1, 1))  # a JPEG is decoded at a smaller size, which is faster
@@ -92,8 +92,8 @@ def upright_size(photo: str) -> tuple[int, int]:
     """Return width and height of the photo in pixels as it will be sent, upright.
 
     Raises:
-        ImageError: Pillow cannot read the photo.
-        MissingExtra: Pillow is not installed.
+        ImageError: if Pillow cannot read the photo.
+        MissingExtra: if Pillow is not installed.
     """
     with open_image(photo) as image:
         width, height = image.size
@@ -104,7 +104,7 @@ def readable_suffixes() -> frozenset[str]:
     """Return the suffixes of files that Pillow can read, such as ``.webp``.
 
     Raises:
-        MissingExtra: Pillow is not installed.
+        MissingExtra: if Pillow is not installed.
     """
     image = _pillow()
     image.init()
@@ -138,8 +138,8 @@ def open_image(source: Any) -> Any:
     """Return a path or a binary file as a PIL image without decoding its pixels; an image stays as it is.
 
     Raises:
-        ImageError: Pillow cannot read it.
-        MissingExtra: Pillow is not installed.
+        ImageError: if Pillow cannot read it.
+        MissingExtra: if Pillow is not installed.
     """
     Image = _pillow()  # noqa: N806 - the name of the module
     if isinstance(source, Image.Image):
@@ -162,8 +162,8 @@ def open_picture(source: Any) -> Any:
     """Return a generated picture as `open_image` does. A small file may hold far more pixels than memory.
 
     Raises:
-        ImageError: Pillow cannot read it, or it has more than `MAX_PICTURE_PIXELS`.
-        MissingExtra: Pillow is not installed.
+        ImageError: if Pillow cannot read it, or it has more than `MAX_PICTURE_PIXELS`.
+        MissingExtra: if Pillow is not installed.
     """
     image = open_image(source)
     if image is not source and image.width * image.height > MAX_PICTURE_PIXELS:

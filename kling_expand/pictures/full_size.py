@@ -39,8 +39,8 @@ def usual_format(photo: str) -> str:
     """Return the format in which the composite of a photo is saved: its own, or else PNG.
 
     Raises:
-        ImageError: Pillow cannot read the photo.
-        MissingExtra: Pillow is not installed.
+        ImageError: if Pillow cannot read the photo.
+        MissingExtra: if Pillow is not installed.
     """
     from .fit import open_image
 
@@ -53,9 +53,9 @@ async def make(job: CompositeJob) -> None:
     """Make a composite in another process, and end that process when cancelled.
 
     Raises:
-        PictureMismatch: the photo was not found in the picture.
-        ImageError: one of the images cannot be read.
-        KlingError: the process failed in another way.
+        PictureMismatch: if the photo was not found in the picture.
+        ImageError: if one of the images cannot be read.
+        KlingError: if the process failed in another way.
     """
     command = [sys.executable, "-c", _START.format(path=sys.path, job=asdict(job))]
     process = _Process()

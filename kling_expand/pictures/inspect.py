@@ -80,8 +80,8 @@ def inspect(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Repo
     each pass. Where the original is not found, what depends on its place is not checked.
 
     Raises:
-        ImageError: Pillow cannot read one of the images.
-        MissingExtra: Pillow or numpy is not installed.
+        ImageError: if Pillow cannot read one of the images.
+        MissingExtra: if Pillow or numpy is not installed.
     """
     scene = prepare(photo, picture, ratios)
     checks = [_aspect(scene), _original(scene)]

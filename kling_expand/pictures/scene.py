@@ -51,8 +51,8 @@ def prepare(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Scen
     upright by EXIF, whichever matches.
 
     Raises:
-        ImageError: Pillow cannot read one of them.
-        MissingExtra: Pillow is not installed.
+        ImageError: if Pillow cannot read one of them.
+        MissingExtra: if Pillow is not installed.
     """
     passes = [ratios] if isinstance(ratios, Ratios) else list(ratios)
     opened, seen = open_image(photo), open_picture(picture)

@@ -191,7 +191,7 @@ class PostgresStore(JobStore):
     slots the jobs take, and *clock* gives Unix seconds. Every method waits while the database is away.
 
     Raises:
-        JournalError: from every method, when the database stays away or refuses what it was asked.
+        JournalError: if, in any method, the database stays unavailable or refuses a statement.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ class ConnectionPool:
     password of the DSN.
 
     Raises:
-        JournalError: from entering, when the DSN is malformed or there is no such database now.
+        JournalError: if, on entering, the DSN is malformed or the database does not exist.
     """
 
     def __init__(self, dsn: str, *, size: int = SIZE, retry_timeout: float = RETRY_TIMEOUT) -> None:
@@ -131,7 +131,7 @@ class ConnectionPool:
         """Return the rows of one statement.
 
         Raises:
-            JournalError: as for `run`.
+            JournalError: if `run` would raise it.
         """
 
         async def work(connection: Connection) -> list[tuple[Any, ...]]:

@@ -123,7 +123,7 @@ class SQLiteStore(JobStore):
     deleted or replaced is refused until it is opened again.
 
     Raises:
-        JournalError: from entering and from every method, when the file cannot be used.
+        JournalError: if, on entering or in any method, the file cannot be used.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ async def resume_journal(plan: Plan) -> int:
     """Follow every open job of the plan's journal, save its results and return the exit code.
 
     Raises:
-        NothingDone: the journal cannot be used.
+        NothingDone: if the journal cannot be used.
     """
     async with open_journal(plan) as journal:
         if journal is None:

@@ -97,7 +97,7 @@ class Fitter:
         Shapes of one photo share what it is converted to.
 
         Raises:
-            ImageError: the photo cannot be read or converted.
+            ImageError: if the photo cannot be read or converted.
         """
         source = str(request.image)
         if "://" in source:

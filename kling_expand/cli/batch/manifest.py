@@ -389,7 +389,7 @@ def read_manifest(words: Sequence[str], selection: Selection | None = None) -> M
     """Return the manifest that *words* of the command line name.
 
     Raises:
-        NothingDone: a word is neither a photo nor a manifest.
+        NothingDone: if a word is neither a photo nor a manifest.
     """
     finder = PhotoFinder(selection or Selection())
     special = [] if finder.selection.named else [word for word in words if _special_kind(word)]

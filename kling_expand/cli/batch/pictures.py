@@ -37,7 +37,7 @@ async def save_full_size(result: ExpandResult, output: OutputOptions) -> tuple[P
     """Save the photo of a saved result at its own size, and return the paths.
 
     Raises:
-        KlingError: a picture cannot be made or saved.
+        KlingError: if a picture cannot be made or saved.
     """
     request = result.request
     photo = str(request.image) if request else True
@@ -53,8 +53,8 @@ async def suspicions(result: ExpandResult, files: tuple[Path, ...], folder: str)
     """Return what is wrong with the saved pictures of a result, by their paths below *folder*.
 
     Raises:
-        ImageError: a picture or the photo cannot be read.
-        InvalidRequest: the photo or its ratios are not known.
+        ImageError: if a picture or the photo cannot be read.
+        InvalidRequest: if the photo or its ratios are not known.
     """
     require("images", "numpy", "PIL")
     return tuple(await _suspicions(result, [(_name(file, folder), file) for file in files]))

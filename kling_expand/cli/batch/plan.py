@@ -116,7 +116,7 @@ def output_folder(target: str) -> str:
     """Return the directory that all results of *target* lie in or below.
 
     Raises:
-        InvalidRequest: *target* is no template.
+        InvalidRequest: if *target* is no template.
     """
     try:
         pieces = list(string.Formatter().parse(target))
@@ -151,7 +151,7 @@ async def open_journal(plan: Plan) -> AsyncIterator[SQLiteStore | None]:
     file beside it is used.
 
     Raises:
-        NothingDone: it cannot be used.
+        NothingDone: if it cannot be used.
     """
     if not plan.journal:
         yield None
@@ -181,7 +181,7 @@ def try_output(folder: str, *, pictures: int = 0) -> None:
     """Write a file into *folder*, which is created where it is missing, and remove it again.
 
     Raises:
-        NothingDone: that is not possible, or there is no space for *pictures* results.
+        NothingDone: if that is not possible, or there is no space for *pictures* results.
     """
     try:
         os.makedirs(folder, exist_ok=True)  # noqa: PTH103
@@ -288,10 +288,10 @@ def check(
     With *decode* a photo that *fit* would convert is decoded, as it may be damaged.
 
     Raises:
-        InvalidRequest: the dialect cannot express the request, or the geometry does not suit the photo.
-        HasShape: nothing is to be added.
-        ImageError: the service would refuse the photo, and with *fit* it cannot be converted.
-        MissingExtra: fitting needs Pillow.
+        InvalidRequest: if the dialect cannot express the request, or the geometry does not suit the photo.
+        HasShape: if nothing is to be added.
+        ImageError: if the service would refuse the photo, and with *fit* it cannot be converted.
+        MissingExtra: if fitting needs Pillow.
     """
     source = os.fspath(request.image)  # type: ignore[arg-type]  # the command line only has paths and URLs
     try:
@@ -474,9 +474,9 @@ async def find_rows(plan: BulkPlan) -> Manifest:
     """Return the photos of a batch without the results of earlier runs, and print what is left out.
 
     Raises:
-        NothingDone: a word of the command line is neither a photo nor a manifest.
-        MissingExtra: fitting needs Pillow.
-        InvalidRequest: the output is no directory and no template, or of another format than the pictures.
+        NothingDone: if a word of the command line is neither a photo nor a manifest.
+        MissingExtra: if fitting needs Pillow.
+        InvalidRequest: if the output is no directory and no template, or of another format than the pictures.
     """
     _check_target(plan.output.target, plan.output.format)
     if plan.output.format or plan.output.metadata:
@@ -618,7 +618,7 @@ def check_output(plan: BulkPlan, survey: Survey) -> None:
     """Check that the target has a path for every result.
 
     Raises:
-        InvalidRequest: results of two rows, or two results of one, would share a path.
+        InvalidRequest: if results of two rows, or two results of one, would share a path.
     """
     target, n, shapes = plan.output.target, survey.most_images, len(plan.defaults.further) + 1
     first = _sample_paths(0, target, n)

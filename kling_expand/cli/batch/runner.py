@@ -99,7 +99,7 @@ async def run_rows(plan: BulkPlan) -> int:
     """Check the photos of a batch, expand them, and return the exit code.
 
     Raises:
-        NothingDone: nothing can be sent.
+        NothingDone: if nothing can be sent.
     """
     listed = await find_rows(plan)
     survey = await check_rows(plan, listed)
@@ -509,7 +509,7 @@ class Results:
         Photos of the same content are one task, and each has files of its own.
 
         Raises:
-            KlingError: a picture cannot be saved.
+            KlingError: if a picture cannot be saved.
         """
         # The journal keeps the files of a task in one record, so its saves must not overlap.
         async with self._locks.setdefault(result.task_id, asyncio.Lock()):

@@ -44,7 +44,7 @@ def read_table(name: str) -> Iterator[Entry]:
     """Yield the rows of a CSV file.
 
     Raises:
-        NothingDone: the file cannot be read, or its header cannot be meant.
+        NothingDone: if the file cannot be read, or its header cannot be meant.
     """
     return _guarded(name, _table(name))
 
@@ -53,7 +53,7 @@ def read_lines(name: str, text: str = "") -> Iterator[Entry]:
     """Yield the rows of a file of JSON lines, or of its *text* where it came from stdin.
 
     Raises:
-        NothingDone: the file cannot be read.
+        NothingDone: if the file cannot be read.
     """
     return _guarded(name, _lines(name, text))
 

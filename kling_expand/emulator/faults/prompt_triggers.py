@@ -23,7 +23,7 @@ def refuse_if_triggered(prompt: str) -> None:
     """Refuse a create whose prompt asks for it.
 
     Raises:
-        Refusal: with the code in the first such word.
+        Refusal: if a word asks for it. The code is that of the first such word.
     """
     for name in _TRIGGER.findall(prompt):
         if name.isdecimal() and int(name) in CODES:

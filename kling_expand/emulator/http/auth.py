@@ -21,7 +21,7 @@ def authenticate(
     """Check the value of an `Authorization` header at *now* (Unix seconds).
 
     Raises:
-        Refusal: with code 1000 to 1004, when the credentials are missing, wrong or not valid at *now*.
+        Refusal: if the credentials are missing, wrong or not valid at *now* (code 1000 to 1004).
     """
     scheme, _, token = (authorization or "").strip().partition(" ")
     token = token.strip()

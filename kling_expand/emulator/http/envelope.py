@@ -28,7 +28,7 @@ class Body:
         """Return the whole body, also when called again.
 
         Raises:
-            Refusal: with code 1200, when the body is too long or incomplete.
+            Refusal: if the body is too long or incomplete (code 1200).
         """
         if self._data is None:
             try:

@@ -20,7 +20,7 @@ class RateLimit:
         """Count a request at *now* (Unix seconds).
 
         Raises:
-            Refusal: with code 1302, when the limit is reached.
+            Refusal: if the limit is reached (code 1302).
         """
         settings = self._settings
         if not settings.rate_limit:

@@ -51,7 +51,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     """Return a body's JSON object.
 
     Raises:
-        Refusal: with code 1200, for anything else; NaN and Infinity are not JSON either.
+        Refusal: if it is anything else (code 1200). NaN and Infinity are not JSON either.
     """
     try:
         body = json.loads(raw, parse_constant=_reject_constant)
@@ -70,7 +70,7 @@ def parse_create(dialect: str, raw: bytes) -> tuple[CreateRequest, bytes]:
     """Return the request in a body and the bytes of its image, which are empty for a URL.
 
     Raises:
-        Refusal: with code 1200 or 1201 and the rule that was broken.
+        Refusal: if a rule is broken. The code is 1200 or 1201, and the message names the rule.
     """
     request = DIALECTS[dialect](parse_json(raw))
     return request, b"" if is_url(request.image) else decode_image(request.image)
@@ -80,7 +80,7 @@ def editing(body: Mapping[str, Any]) -> CreateRequest:
     """Return the request of `POST /v1/images/editing/expand`: four required ratios in [0, 2].
 
     Raises:
-        Refusal: with code 1201 and the rule that was broken.
+        Refusal: if a rule is broken. The code is 1201, and the message names the rule.
     """
     image = _image(body)
     up, down, left, right = (_ratio(body, side) for side in SIDES)
@@ -91,7 +91,7 @@ def direction(body: Mapping[str, Any]) -> CreateRequest:
     """Return the request of `POST /v1/images/expand`: named sides, and new length / old length on each axis.
 
     Raises:
-        Refusal: with code 1201 and the rule that was broken.
+        Refusal: if a rule is broken. The code is 1201, and the message names the rule.
     """
     image = _image(body)
     names = body.get("direction")
@@ -120,7 +120,7 @@ def decode_image(image: str) -> bytes:
     """Return the bytes of a raw Base64 image.
 
     Raises:
-        Refusal: with code 1201, when it is not Base64 or breaks a rule of `check_image`.
+        Refusal: if it is not Base64 or breaks a rule of `check_image` (code 1201).
     """
     try:
         data = base64.b64decode(image, validate=True)
@@ -134,7 +134,7 @@ def check_image(data: bytes) -> None:
     """Check size, format, sides and aspect from the header of an image; no pixel is decoded.
 
     Raises:
-        Refusal: with code 1201 and the rule that was broken.
+        Refusal: if a rule is broken. The code is 1201, and the message names the rule.
     """
     if len(data) > MAX_IMAGE_BYTES:
         raise Refusal(1201, "Image file size must not exceed 10MB")

@@ -25,7 +25,7 @@ class Page:
         """Return the page of `pageNum` (default 1) and `pageSize` (default 30).
 
         Raises:
-            Refusal: with code 1201, when either is out of range.
+            Refusal: if either is out of range (code 1201).
         """
         return cls(
             _integer(query, "pageNum", default=1, limit=1000),
@@ -49,7 +49,7 @@ def arrange(newest: Iterator[Task], settings: Settings, now: float, rng: random.
     """Yield the tasks that a list contains at *now*, in its order.
 
     Raises:
-        Refusal: with `list_code`, when lists are refused.
+        Refusal: if the setting `list_code` refuses lists.
     """
     if settings.list_code:
         raise Refusal(settings.list_code)

@@ -79,15 +79,6 @@ def orientation(image: Any) -> int:
     return turned if turned in range(1, 9) else 1
 
 
-def is_turned(photo: str) -> bool:
-    """Return whether EXIF rotates the photo; False where Pillow is not installed."""
-    try:
-        with open_image(photo) as image:
-            return bool(orientation(image) != 1)
-    except (ImageError, MissingExtra):
-        return False
-
-
 def upright_size(photo: str) -> tuple[int, int]:
     """Return width and height of the photo in pixels as it will be sent, upright.
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .models import Status as Status
     from .models import Task as Task
 
-# The names of ``from kling_expand import *``. The common names are public too, but left out of it, as they
-# would hide those of other packages, such as Pillow's `Image`.
+# The names of ``from kling_expand import *``. Some public names are too common and are left out: they would
+# hide the names of other packages, such as Pillow's `Image`.
 __all__ = [
     "AdaptiveSchedule",
     "Dialect",
@@ -53,7 +53,7 @@ __all__ = [
 __all__ += errors.__all__
 _COMMON_NAMES = ("Event", "Image", "Settings", "Status", "Task")
 
-# The public modules, those first that import little. A name is imported at its first use, so that the
+# The public modules; those that import little come first. A name is imported at its first use, so that the
 # command line can print its help without loading aiohttp.
 _MODULES = (
     "geometry",
@@ -71,8 +71,8 @@ _MODULES = (
 if not TYPE_CHECKING:  # for a type checker, any name would exist
 
     def __getattr__(name: str) -> object:
-        """Import a public name, or one of these modules, at its first use."""
-        from importlib import import_module  # imported here, so that Ctrl-C is handled early at a start
+        """Import a public name or module at its first use."""
+        from importlib import import_module  # imported here, so that Ctrl-C is handled early at start-up
 
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
@@ -86,5 +86,5 @@ if not TYPE_CHECKING:  # for a type checker, any name would exist
 
 
 def __dir__() -> list[str]:
-    """Return the public names, imported already or not."""
+    """Return the public names, whether imported yet or not."""
     return sorted({*globals(), *__all__, *_COMMON_NAMES})

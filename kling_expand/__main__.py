@@ -1,6 +1,6 @@
 """The entry point of ``kling-expand`` and ``python -m kling_expand``.
 
-It imports next to nothing before it handles Ctrl-C, so that an early one ends quietly.
+It handles Ctrl-C before it imports almost anything, so that an early Ctrl-C exits without a traceback.
 """
 
 import os
@@ -35,12 +35,12 @@ def main() -> None:
 
 
 def _exit(_number: int, _frame: "FrameType | None") -> None:
-    """End at once while the command is imported: there is nothing to clean up yet."""
+    """Exit at once while the command is being imported: there is nothing to clean up yet."""
     os._exit(130)
 
 
 def _interrupt(_number: int, _frame: "FrameType | None") -> None:
-    """End a command as Ctrl-C does, when it is terminated or its terminal is closed."""
+    """Stop a command as Ctrl-C does, when it is terminated or its terminal is closed."""
     signal.raise_signal(signal.SIGINT)
 
 

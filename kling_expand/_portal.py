@@ -25,7 +25,7 @@ _FORKED = (
 
 
 class LoopThread:
-    """An event loop in a thread of its own, between `start` and `stop`. Any other thread may call."""
+    """An event loop in a background thread, from `start` to `stop`. Any other thread may call it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,7 +35,7 @@ class LoopThread:
         self._sources: WeakSet[AsyncGenerator[Any, None]] = WeakSet()  # being iterated, for the loop only
 
     def start(self) -> bool:
-        """Start the thread, or return False where it runs already.
+        """Start the thread. Return False if it is already running.
 
         Raises:
             ClientClosed: if it was started before a fork.
@@ -52,7 +52,7 @@ class LoopThread:
             return True
 
     def stop(self) -> None:
-        """Cancel everything that runs in the loop, wait for its end, and end the thread."""
+        """Cancel everything that runs in the loop, wait until it has ended, and stop the thread."""
         if self._forked:  # the loop's file descriptors are shared with the parent: they are left alone
             return
         with self._lock:
@@ -62,7 +62,7 @@ class LoopThread:
             thread.join()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run *work* in the loop and return its result. An exception in the waiting thread cancels it.
+        """Run *work* in the loop and return its result. An exception in the calling thread cancels it.
 
         Raises:
             ClientClosed: if the thread does not run, or was stopped in the meantime.
@@ -92,12 +92,12 @@ class LoopThread:
             self._loop.call_soon_threadsafe(function, argument)
 
     def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
-        """Yield the items of *source*, each requested when it is needed, and close it at the end.
+        """Yield the items of *source*, each requested only when needed, and close it at the end.
 
         Raises:
             ClientClosed: if the thread does not run, or was stopped in the meantime.
         """
-        turn = asyncio.Lock()  # an interrupted step may still run when the source is closed
+        turn = asyncio.Lock()  # an interrupted step may still be running when the source is closed
         try:
             while (item := self.run(self._next(source, turn))) is not _END:
                 yield item
@@ -108,9 +108,9 @@ class LoopThread:
 
     @property
     def _forked(self) -> bool:
-        """Whether the thread was started before a fork, in the parent process of this one.
+        """Whether the thread was started in the parent process, before a fork.
 
-        It is checked before the lock is acquired, which another thread may have held at the fork.
+        It is checked before the lock is acquired, because another thread may have held the lock at the fork.
         """
         return self._loop is not None and self._pid != os.getpid()
 
@@ -118,7 +118,7 @@ class LoopThread:
         if self._forked:
             work.close()
             raise ClientClosed(_FORKED)
-        with self._lock:  # else work could arrive after the loop's last iteration, and wait for ever
+        with self._lock:  # otherwise work could arrive after the loop's last iteration and wait forever
             if self._loop is None or threading.current_thread() is self._thread:
                 work.close()
                 raise ClientClosed(_CLOSED)
@@ -126,7 +126,7 @@ class LoopThread:
 
     def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         # Not `asyncio.run`: at its end it starts a thread that waits for the executor's threads. New threads
-        # cannot start while the interpreter exits, and it would wait for a blocked thread for ever.
+        # cannot start while the interpreter exits, and it would wait forever for a blocked thread.
         loop = asyncio.new_event_loop()
         started.set_result(loop)
         try:
@@ -156,7 +156,7 @@ class LoopThread:
 
 
 def _begin(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], ticket: Future[T]) -> None:
-    """Start *work*, whose outcome *ticket* receives and which is cancelled with it."""
+    """Start *work*. Its outcome is set on *ticket*, and cancelling *ticket* cancels it."""
     task = loop.create_task(work)
 
     def finish(task: asyncio.Task[T]) -> None:
@@ -173,10 +173,10 @@ def _begin(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], ticket
 
 
 async def pull(items: Iterable[T]) -> AsyncGenerator[T, None]:
-    """Yield *items*, each taken in a thread of their own, where the iterable may block for any time.
+    """Yield *items*, which are read in a separate thread, where the iterable may block.
 
-    The thread is a daemon: an iterable that never returns delays neither the reader who stops early nor
-    the end of the program, and many of them do not wait for each other.
+    The thread is a daemon. So an iterable that never returns delays neither a reader that stops early nor the
+    end of the program. Several iterables do not wait for each other.
     """
     tickets: SimpleQueue[Future[T] | None] = SimpleQueue()
     arguments = [_take, items, tickets]
@@ -206,6 +206,6 @@ def _take(items: Iterable[T], tickets: "SimpleQueue[Future[T] | None]") -> None:
         except Exception as error:  # noqa: BLE001 - it is raised where the item is awaited
             ticket.set_exception(error)
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the event loop
-            ticket.set_exception(RuntimeError(f"the source of the requests was ended by {error!r}"))
+            ticket.set_exception(RuntimeError(f"the source of the requests raised {error!r}"))
         else:
             ticket.set_result(item)

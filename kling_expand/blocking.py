@@ -1,4 +1,4 @@
-"""The client for programs without asyncio: the same methods, each of which waits for its result.
+"""The client for programs without asyncio. It has the same methods, and each waits for its result.
 
 ::
 
@@ -7,11 +7,11 @@
         result.save("out/")
 
 A background thread runs an event loop with the asynchronous client. Each method calls the method of the
-same name there. Any thread may call, even one that runs its own event loop, such as
-a notebook's; that loop is blocked meanwhile.
+same name there. Any thread may call a method. If that thread runs its own event loop, as in a notebook, the
+call blocks that loop.
 
-A client is closed by ``with``, by `KlingClient.close`, or when the main thread of the program ends. It can
-be opened again. It does not survive `os.fork`: a child process must make a client of its own.
+A client is closed by ``with``, by `KlingClient.close`, or when the main thread of the program ends. It can be
+reopened. It does not survive `os.fork`: a child process must create its own client.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ Inner = TypeVar("Inner")
 
 
 class BlockingProxy(Generic[Inner]):
-    """An object that belongs to the event loop, and the thread in which that runs."""
+    """An object that belongs to the event loop, and the thread that runs the loop."""
 
     def __init__(self, inner: Inner, thread: LoopThread) -> None:
         self._inner = inner
@@ -64,7 +64,7 @@ class BlockingProxy(Generic[Inner]):
 Proxy = TypeVar("Proxy", bound=BlockingProxy[Any])
 
 # Each of the three decorators below makes a method with the parameters and the docstring of the asynchronous
-# *method*. It passes the result through the decorated function.
+# *method*. The decorated function converts the result.
 
 
 def from_coroutine(
@@ -147,7 +147,7 @@ class ResultImage(BlockingProxy[future.ResultImage]):
 
     @property
     def watermark_url(self) -> str | None:
-        """The URL of its copy with a watermark, or None without one."""
+        """The URL of the copy with a watermark, or None if there is none."""
         return self._inner.watermark_url
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class ResultImage(BlockingProxy[future.ResultImage]):
 
 
 class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
-    """A succeeded task, and the way to save and read its images.
+    """A succeeded task, with methods to save and read its images.
 
     It can be pickled. The copy in another process has the URLs but no client, so it cannot save or read.
     """
@@ -185,32 +185,32 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
 
     @property
     def task(self) -> Task:
-        """The last snapshot."""
+        """The final snapshot of the task."""
         return self._inner.task
 
     @property
     def request(self) -> ExpandRequest | None:
-        """The request, or None for a task that was attached."""
+        """The request, or None for an attached task."""
         return self._inner.request
 
     @property
     def earlier(self) -> "ExpandResult | None":
-        """The result of the pass before, or None."""
+        """The result of the previous pass, or None."""
         return ExpandResult(self._inner.earlier, self._thread) if self._inner.earlier else None
 
     @property
     def name(self) -> str | None:
-        """The photo's own name, after which the images are named."""
+        """The photo's name, from which the names of the images are formed."""
         return self._inner.name
 
     @property
     def shape(self) -> str | None:
-        """The name of the shape, such as ``16x9``, or None for a task that was attached."""
+        """The name of the shape, such as ``16x9``, or None for an attached task."""
         return self._inner.shape
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The paths to which an earlier run saved the images, if a store knows them and they still exist."""
+        """The paths of the images that an earlier run saved, if a store has them and they still exist."""
         return self._inner.files
 
     @property
@@ -225,7 +225,7 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
 
     @property
     def external_task_id(self) -> str | None:
-        """The caller's id or the generated one; None where neither is known."""
+        """The caller's id or the generated one, or None if neither is known."""
         return self._inner.external_task_id
 
     def to_dict(self) -> dict[str, Any]:
@@ -247,11 +247,11 @@ def _without_thread(result: future.ExpandResult) -> ExpandResult:
 
 
 class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[ExpandResult]):
-    """One task. `result` waits for its end; a ``for`` loop over the future gives each newest snapshot.
+    """One task. `result` waits for its end, and a ``for`` loop over the future yields its snapshots.
 
-    Clients make it, from the asynchronous future *inner* and their *thread*. It is a
-    `concurrent.futures.Future`, so `concurrent.futures.wait` and `as_completed` and `asyncio.wrap_future`
-    take it. A cancelled job raises `NotSubmitted`.
+    Only clients create it, from the asynchronous future *inner* and their *thread*. It is a
+    `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future` accept
+    it. A cancelled job raises `NotSubmitted`.
     """
 
     def __init__(self, inner: future.TaskFuture, thread: LoopThread) -> None:
@@ -261,13 +261,13 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
             try:
                 thread.call_soon(inner.add_done_callback, self._set_end)
             except ClientClosed:
-                pass  # its end was set before the thread stopped
+                pass  # its outcome was set before the thread stopped
             else:
                 return
         self._set_end(inner)
 
     def _set_end(self, inner: future.TaskFuture) -> None:
-        """Set the end of the task, which no caller has retrieved yet."""
+        """Set the outcome of the task, which no caller has retrieved yet."""
         if (error := inner.record.failure()) is not None:
             self.set_exception(error)
         elif inner.record.done():
@@ -309,7 +309,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         return ExpandResult(self._inner.result(), self._thread)
 
     def exception(self, timeout: float | None = None) -> KlingError | None:
-        """Wait for the end of the task, at most *timeout* seconds, and return what `result` raises, or None.
+        """Wait for the end of the task, at most *timeout* seconds. Return the exception of `result`, or None.
 
         Raises:
             DeadlineExceeded: if the deadline passes. The task continues and can be waited for again.
@@ -322,10 +322,10 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
             self._thread.run(_ended(self._inner, timeout))
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[ExpandResult]], object]) -> None:
-        """Call *fn* with this future soon after the end of the task.
+        """Call *fn* with this future soon after the task has ended.
 
-        It is called in the background thread of the client, or at once if the task has ended. It must not
-        wait there, nor call the client.
+        It is called in the client's background thread, or at once if the task has already ended. It must
+        neither block nor call the client.
         """
         super().add_done_callback(fn)
 
@@ -333,12 +333,12 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         return self._thread.iterate(_snapshots(self._inner))
 
     def done(self) -> bool:
-        """Return whether the end of the task is known."""
+        """Return whether the outcome of the task is known."""
         return self._inner.done()
 
     @property
     def any_id(self) -> str:
-        """An id the service can be asked by: the task's own once known, before that the one given."""
+        """The id for queries: the `task_id` once it is known, the external id before that."""
         return self._inner.any_id
 
     @property
@@ -348,12 +348,12 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
     @property
     def task_id(self) -> str | None:
-        """The service's id, once the task is accepted."""
+        """The service's id, or None before the task is accepted."""
         return self._inner.task_id
 
     @property
     def external_task_id(self) -> str | None:
-        """The caller's id or the generated one; None while neither is known."""
+        """The caller's id or the generated one, or None while neither is known."""
         return self._inner.external_task_id
 
     @property
@@ -369,14 +369,14 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
 @frozen(eq=False)
 class Outcome(Serializable):
-    """The end of one of many requests, with the fields of `kling_expand.Outcome`.
+    """The outcome of one of many requests, with the fields of `kling_expand.Outcome`.
 
-    Either `result` or `error` is set, or both where the pictures could not be saved. `index` is the position
-    of `request`, from 0, and `files` are the saved pictures.
+    Either `result` or `error` is set, or both if the pictures could not be saved. `index` is the position of
+    `request`, from 0, and `files` are the paths of the saved pictures.
     """
 
     index: int
-    request: ExpandRequest | Any  # or None, which only the rows of mappings and functions need to check
+    request: ExpandRequest | Any  # or None, possible only for rows that are mappings or functions
     result: ExpandResult | None = None
     error: KlingError | None = None
     files: tuple[Path, ...] = ()
@@ -397,7 +397,7 @@ def _from_map(
 ) -> Callable[[Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, Iterable[bulk.Row], P], Iterator[R]]]:
     """Make a method like `from_generator`, whose requests are read outside the event loop.
 
-    So the iterable may wait, for example for a queue or for the same client.
+    So the iterable may block, for example on a queue or on the same client.
     """
 
     async def outcomes(
@@ -420,7 +420,7 @@ def _from_map(
 class KlingClient(BlockingProxy[client.KlingClient]):
     """The client for programs without asyncio; its options are those of `kling_expand.KlingClient`.
 
-    Use it inside ``with``, or between `open` and `close`, as in a notebook.
+    Use it inside ``with``, or between `open` and `close`, for example in a notebook.
     """
 
     @client.takes_options(client.KlingClient)
@@ -428,7 +428,7 @@ class KlingClient(BlockingProxy[client.KlingClient]):
         super().__init__(client.KlingClient(**options), LoopThread())
 
     def open(self) -> Self:
-        """Start the background thread and open the client in it. An open client stays as it is.
+        """Start the background thread and open the client in it. An open client is left unchanged.
 
         Raises:
             ClientClosed: if the client was opened before `os.fork`, in the parent process.
@@ -444,9 +444,9 @@ class KlingClient(BlockingProxy[client.KlingClient]):
         return self
 
     def close(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
-        """Submit nothing more, and return the futures of the tasks that still run at the service.
+        """Submit nothing more, and return the futures of the tasks that are still running at the service.
 
-        With *wait* they are waited for first. Closing a closed client has no effect.
+        With *wait*, wait for those tasks first. Closing a closed client has no effect.
         """
         _opened.discard(self)
         try:
@@ -522,12 +522,12 @@ class KlingClient(BlockingProxy[client.KlingClient]):
 
 
 async def _ended(waited: future.TaskFuture, timeout: float | None) -> None:  # noqa: ASYNC109 - as below
-    """Return at the end of *waited*. Raise `DeadlineExceeded` after *timeout* seconds or its own deadline."""
+    """Wait until *waited* is done, or raise `DeadlineExceeded` after *timeout* seconds or its deadline."""
     now = asyncio.get_running_loop().time()
     left = math.inf if waited.deadline_at is None or waited.deadline_at <= now else waited.deadline_at - now
     if timeout is not None and timeout < left and not await waited.wait(timeout):
         raise DeadlineExceeded(
-            f"the task has not ended within {timeout:g} s, and can be waited for again",
+            f"the task has not ended within {timeout:g} s; it can be waited for again",
             task_id=waited.task_id,
             external_task_id=waited.external_task_id,
         )
@@ -543,7 +543,7 @@ async def _snapshots(watched: future.TaskFuture) -> AsyncGenerator[Task, None]:
         yield task
 
 
-# ---------------------------------------------------------------------------- the end of the program
+# ---------------------------------------------------------------------------- program exit
 
 _opened: set[KlingClient] = set()
 
@@ -553,9 +553,9 @@ def _close_all() -> None:
         try:
             kling.__exit__(None, None, None)
         except Exception:
-            logger.exception("%r could not be closed at the end of the program", kling)
+            logger.exception("%r could not be closed at program exit", kling)
 
 
 # `atexit` is too late: by then the interpreter has shut down all executors, and closing a journal needs
-# one. This hook also shuts down the executors. The hook that was registered last runs first.
+# one. The hook used here also shuts down the executors. The hook that was registered last runs first.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)

@@ -84,10 +84,10 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 class KlingClient:
-    """A client of the Kling API, to be opened with ``async with`` in the event loop it is used in.
+    """A client of the Kling API. Open it with ``async with``, in the event loop that uses it.
 
-    Credentials come from the arguments, else the environment (see `kling_expand.config`). A client that was
-    closed can be opened again, also in another loop.
+    Credentials come from the arguments, or else from the environment (see `kling_expand.config`). A closed
+    client can be reopened, also in another loop.
 
     ::
 
@@ -96,28 +96,29 @@ class KlingClient:
             await result.save("out/")
 
     Args:
-        access_key: of the account, with its `secret_key`.
-        secret_key: signs the token of each request.
-        api_key: a static key, which comes before a pair.
-        auth: a `KeyPair`, a `StaticKey`, or credentials of your own, instead of the three above.
-        deadline: the default limit in seconds for each job, from its submission to the end of its task.
-        budget: the most that may be spent, in units (8 a picture). With a journal, in all its runs together.
+        access_key: the access key of the account, given together with `secret_key`.
+        secret_key: the secret key that signs the token of each request.
+        api_key: a static key, which takes precedence over a key pair.
+        auth: a `KeyPair`, a `StaticKey` or your own `Auth`, instead of the three above.
+        deadline: the default time limit of each job in seconds, from its submission to the end of its task.
+        budget: the most that may be spent, in units (8 per picture). With a journal, it covers all its runs.
         run: the name of the run within which the `key` of a request is unique.
-        journal: a file, or a `JobStore`, in which each job is recorded before it is sent, so that it goes on
-            after a crash. With one, the same photo with the same parameters is the same job in every run,
-            also without a `key`: its task is not paid again, and its result is returned. ``fresh=True``
-            makes a new one. Where the job, or a given ``external_task_id``, has another task, `DuplicateTask`
-            names that task. The file belongs to one service and account; another is refused.
-        schedule: says when tasks are polled. What an `AdaptiveSchedule` learns is kept for later processes,
-            in the journal and in `Settings.cache_dir`.
-        slots: may be shared with other clients of the account in the same event loop.
-        listener: is called with every `Event`; several may be given.
-        webhook_secret: the secret from the console; pass several while rotating secrets.
-        http: your own aiohttp session, which is never closed, or a function that returns a new one. The
-            function is called whenever the client is opened, and its session is closed with the client.
-        trace_configs: go to the client's own aiohttp session.
-        rng: source of the jitter of retries, for tests.
-        clock: returns Unix seconds, for tests.
+        journal: a file, or a `JobStore`, that records each job before it is sent, so that the job continues
+            after a crash. With a journal, the same photo with the same parameters is the same job in every
+            run, even without a `key`: it is not paid for again, and its result is returned. ``fresh=True``
+            makes a new one. If the job, or a given ``external_task_id``, already has a different task,
+            `DuplicateTask` names that task. The file belongs to one service and account; any other is
+            refused.
+        schedule: decides when tasks are polled. The durations that an `AdaptiveSchedule` learns are kept for
+            later processes, in the journal and in `Settings.cache_dir`.
+        slots: the slots of the account, which several clients in the same event loop may share.
+        listener: a function that is called with every `Event`, or several.
+        webhook_secret: the Webhook Secret from the console; pass several while rotating secrets.
+        http: your own aiohttp session, which the client never closes, or a function that returns a new one.
+            The function is called each time the client is opened, and its session is closed with the client.
+        trace_configs: trace configs for the client's own aiohttp session.
+        rng: the source of retry jitter, for tests.
+        clock: a function that returns Unix seconds, for tests.
         options: the fields of `Settings`.
 
     Raises:
@@ -207,9 +208,9 @@ class KlingClient:
     async def aclose(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
         """Submit nothing more, and return the futures of the tasks that still run at the service.
 
-        There is no remote cancel. Those tasks go on and are paid; `attach` follows them again by their id.
-        With *wait* they are waited for first. A job that was not sent ends with `NotSubmitted`, and one
-        whose task goes on with `ClientClosed`.
+        The service cannot cancel a task. Those tasks continue and are paid for; `attach` follows them again
+        by id. With *wait*, wait for them first. A job that was not sent ends with `NotSubmitted`, and a job
+        whose task is still running ends with `ClientClosed`.
         """
         check(wait=wait)
         self._open = False
@@ -224,16 +225,16 @@ class KlingClient:
         return running
 
     async def _give_up(self) -> tuple[TaskFuture, ...]:
-        """End every job, and return the futures of those whose task goes on."""
+        """End every job, and return the futures of those whose task is still running."""
         registry = self._poller.registry
-        kept = [TaskFuture(record) for record in registry]  # so that one line of the log names all of them
+        kept = [TaskFuture(record) for record in registry]  # so that one log line names all of them
         try:
             await self._jobs.close()
         finally:
             running = tuple(TaskFuture(record) for record in self._poller.records())
             for future in running:
-                future.record.retrieve()  # by the caller, who gets them
-                future.record.fail(ClientClosed("the client was closed; the task goes on at the service"))
+                future.record.retrieve()  # by the caller, who receives them
+                future.record.fail(ClientClosed("the client was closed; the task continues at the service"))
             log_unretrieved(tuple(registry.unretrieved))
             kept.clear()
         await self._jobs.written()
@@ -262,13 +263,13 @@ class KlingClient:
     ) -> ExpandResult:
         """Submit a photo, wait for its task and return the result; `submit` followed by ``await``.
 
-        A geometry that needs more than three times the area is reached in up to *passes* tasks, as few as
-        possible. Each expands the result of the one before, and each is paid: two passes cost 16 units. With
-        a journal, a later call goes on where an earlier one was stopped. `ExpandResult.save` with
-        ``full_size`` puts the photo back.
+        A geometry that needs more than three times the area can take several tasks: as few as possible, and
+        at most *passes*. Each task expands the result of the previous one and is billed: two passes cost 16
+        units. With a journal, a later call continues where an earlier one stopped. `ExpandResult.save` with
+        ``full_size`` puts the photo back at its own size.
 
-        Cancelling this call cancels the job if it was not sent yet. A task that exists continues, and its
-        ids are logged and added to the `CancelledError` as a note.
+        Cancelling this call cancels the job if it was not sent yet. An existing task continues; its ids are
+        logged and added to the `CancelledError` as a note.
 
         *deadline*, *priority* and *fresh* are those of `submit`.
 
@@ -298,7 +299,9 @@ class KlingClient:
         fresh: bool = False,
         note: Mapping[str, Any] | None = None,
     ) -> "Passes":
-        """Return the passes of a *request*, at most *passes*. Each starts when iteration reaches its future.
+        """Return the passes of a *request*, at most *passes* of them.
+
+        Each starts when iteration reaches its future.
 
         *deadline*, *priority*, *fresh* and *note* are those of `submit`.
 
@@ -312,9 +315,9 @@ class KlingClient:
         return Passes(self._pass_jobs(deadline, priority, fresh=fresh), request, passes, note)
 
     def resume_passes(self, known: JobRecord) -> "Passes":
-        """Return the passes that a journal's job still needs, beginning with that job.
+        """Return the remaining passes of a job in the journal, beginning with that job.
 
-        If the job was paid for already, its task is followed and its photo is not needed.
+        If the job already has a task, that task is followed, and the photo is not needed.
 
         Raises:
             InvalidRequest: if *known* is no record of a journal.
@@ -339,15 +342,15 @@ class KlingClient:
     ) -> TaskFuture:
         """Submit a photo, or a whole `ExpandRequest`, and return its future without waiting.
 
-        A job of higher *priority* gets slots first. *deadline* seconds from now bound everything up to the
-        end of the task. With *fresh*, a job that a `key` or the journal knows to have ended is made and paid
-        again, for example because its pictures have expired. One that is still under way is followed.
+        A job of higher *priority* gets slots first. The job and its task must end within *deadline* seconds
+        from now. With *fresh*, a job that has ended according to its `key` or the journal is made, and paid
+        for, again, for example because its pictures have expired. A job that is still open is followed.
 
-        A *note* holds JSON values of your own, which a journal keeps as the `note` of the job's record.
+        A *note* is a mapping of your own JSON values. A journal keeps it as the `note` of the job's record.
 
         Raises:
             InvalidRequest: if a field of the request is invalid.
-            ClientClosed: if the client is not open. Whatever goes wrong later is raised by the future.
+            ClientClosed: if the client is not open. Later errors are raised by the future.
         """
         self._require_open()
         check(deadline=deadline, priority=priority, fresh=fresh, note=note)
@@ -367,22 +370,22 @@ class KlingClient:
         fresh: bool = False,
         save_to: SaveTo | None = None,
     ) -> AsyncGenerator[Outcome, None]:
-        """Yield an `Outcome` for each request, as they end or (*ordered*) in the order of the requests.
+        """Yield an `Outcome` for each request, as jobs end or (*ordered*) in the order of the requests.
 
-        The requests may be any iterable or async iterable of any length: at most *prefetch* (by default
-        twice `max_in_flight`) are read before their outcomes are. A failure is an outcome like any other.
-        After *max_failures* of them nothing more is submitted. *deadline*, *priority* and *fresh* count for
-        each job, as in `submit`.
+        The requests may be any iterable or async iterable of any length. At most *prefetch* requests (by
+        default twice `max_in_flight`) are read ahead of their outcomes. A failure is an outcome like any
+        other. After *max_failures* failures nothing more is submitted. *deadline*, *priority* and *fresh*
+        apply to each job, as in `submit`.
 
         A request may be a mapping of its fields or a function that returns it. An exception from such a row
         becomes its outcome. A generator that raises yields no further rows.
 
-        With *save_to*, a target of `ExpandResult.save` or a function that gives one for a request, each
-        outcome comes with the `files` of its saved pictures. A save holds no slot, and *prefetch* is by
-        default larger by 32.
+        *save_to* is a target of `ExpandResult.save`, or a function that returns one for a request. Each
+        outcome then has the `files` of its saved pictures. A save holds no slot, and the default of
+        *prefetch* is larger by 32.
 
         Raises:
-            InvalidRequest: if an argument is invalid, or the requests hold something else.
+            InvalidRequest: if an argument is invalid, or an item is not a request.
             ClientClosed: if the client is not open.
         """
         self._require_open()
@@ -392,7 +395,7 @@ class KlingClient:
             from .downloads.files import check_target  # imported here, as many callers only want the URLs
 
             check_target("save_to", save_to)
-        flow = Flow()  # alternates with other calls
+        flow = Flow()  # called in turns with other calls
         bulk = BoundedMap(
             lambda request: self._submit(request, self._until(deadline), priority, fresh=fresh, flow=flow),
             TaskFuture.cancel,
@@ -408,10 +411,10 @@ class KlingClient:
     async def resume(self, *, deadline: float | None = None) -> AsyncGenerator[TaskFuture, None]:
         """Yield a future for every job of the journal whose pictures are not on disk yet, oldest first.
 
-        A task that exists is waited for. A job that may have been sent is looked up. A job that was not sent,
-        or was refused for a reason that may no longer hold, such as an empty account, is sent if its photo
-        can be read again from its path or URL. Jobs that this client already follows are left out.
-        A job that cannot be resumed is logged with the reason, and its future raises it.
+        An existing task is waited for. A job that may have been sent is looked up. A job that was not sent,
+        or was refused for a temporary reason such as an empty account, is sent if its photo can still be read
+        from its path or URL. Jobs that this client already follows are left out. If a job cannot be resumed,
+        the reason is logged and its future raises it.
 
         Raises:
             InvalidRequest: if *deadline* is invalid.
@@ -426,10 +429,9 @@ class KlingClient:
             yield self._resume(known, until)
 
     def resume_job(self, known: JobRecord, *, priority: int = 0) -> TaskFuture:
-        """Return the future of one job of the journal, which `resume` would yield.
+        """Return the future of one job of the journal, as `resume` would yield it.
 
-        A task that exists is followed without the photo, also where it has ended. *priority* is as in
-        `submit`.
+        An existing task is followed without the photo, even if it has ended. *priority* is as in `submit`.
 
         Raises:
             InvalidRequest: if *known* is no record of a journal.
@@ -451,14 +453,14 @@ class KlingClient:
         until = self._until(deadline)
         record = self._poller.registry.add(TaskRecord(any_id, pictures=1))
         if record.job is None:
-            self._jobs.follow(record)  # a task of a job of ours is polled once its create is answered
+            self._jobs.follow(record)  # a task of one of our jobs is polled once its create is answered
         return TaskFuture(record, deadline_at=until)
 
     def receive(self, headers: "Headers", body: "Body") -> "WebhookEvent":
         """Process a callback: its raw *body* and its *headers*, in any form that `Webhooks.parse` reads.
 
-        The snapshot of a signed callback is delivered to its future at once. Any other callback only
-        triggers a poll, so a forged one costs one read at most and delivers nothing.
+        The snapshot of a signed callback is delivered to its future at once. Any other callback only triggers
+        a poll, so a forged one costs at most one read and delivers nothing.
 
         Raises:
             WebhookError: if the callback cannot be trusted or read.
@@ -468,7 +470,7 @@ class KlingClient:
             self._poller.poll_now(call.task.task_id)
         return call
 
-    # ------------------------------------------------------------------ the plain calls
+    # ------------------------------------------------------------------ single calls
 
     @list_fields
     async def create(
@@ -477,7 +479,7 @@ class KlingClient:
         geometry: Geometry | str | None = None,
         **fields: Unpack[RequestFields],
     ) -> Task:
-        """Submit a photo, and return the first snapshot of its task without waiting for its end.
+        """Submit a photo, and return the first snapshot of its task without waiting for the end of the task.
 
         Raises:
             KlingError: if `submit` or the future's `accepted` fails.
@@ -502,7 +504,7 @@ class KlingClient:
         """Return one page of the account's tasks: *page* from 1 to 1000, *page_size* from 1 to 500 (doc).
 
         Raises:
-            InvalidRequest: if one of them is out of its range.
+            InvalidRequest: if one of them is out of range.
         """
         self._require_open()
         check(page=page, page_size=page_size)
@@ -515,8 +517,8 @@ class KlingClient:
     async def tasks(self, *, page_size: int = 100) -> AsyncGenerator[Task, None]:
         """Yield all of the account's tasks, each once, even while others are added.
 
-        The order is the service's, and a request reads *page_size* of them, 1 to 500 (doc). A task that moves
-        to an earlier page meanwhile may be missed.
+        The order is the service's. Each request reads *page_size* tasks, 1 to 500 (doc). A task that moves to
+        an earlier page in the meantime may be missed.
 
         Raises:
             KlingError: if `list` fails.
@@ -531,7 +533,7 @@ class KlingClient:
                     seen.add(task.task_id)
                     yield task
 
-    # ------------------------------------------------------------------ within
+    # ------------------------------------------------------------------ internals
 
     def _submit(
         self,
@@ -546,7 +548,7 @@ class KlingClient:
     ) -> TaskFuture:
         self._require_open()
         if not isinstance(request, ExpandRequest):
-            raise InvalidRequest("requests", shown(request), "must hold ExpandRequest")
+            raise InvalidRequest("requests", shown(request), "must contain only ExpandRequest objects")
         any_id = request.external_task_id or codec.random_id()
         record = TaskRecord(any_id, pictures=request.n)
         self._jobs.start(
@@ -585,7 +587,7 @@ class KlingClient:
         return TaskFuture(record, deadline_at=until)
 
     async def _load_durations(self) -> None:
-        """Let a schedule that has learned nothing yet begin with what earlier processes have learned."""
+        """Load the durations learned by earlier processes into a schedule that has none yet."""
         if not isinstance(self._schedule, AdaptiveSchedule) or self._schedule.durations:
             return
         known: list[float] = []
@@ -601,7 +603,7 @@ class KlingClient:
         self._known_durations = self._schedule.durations
 
     async def _keep_durations(self) -> None:
-        """Keep what the schedule has learned for later processes."""
+        """Store the durations that the schedule has learned, for later processes."""
         if not isinstance(self._schedule, AdaptiveSchedule):
             return
         if self._schedule.durations == self._known_durations:
@@ -610,12 +612,12 @@ class KlingClient:
         try:
             await self._store.keep_durations(format_durations(durations))
         except Exception as error:  # noqa: BLE001 - a store may be a user's own
-            logger.debug("the durations of tasks cannot be kept: %s", error)
+            logger.debug("the durations of tasks cannot be stored: %s", error)
         if self.settings.cache_dir is not None:
             await asyncio.to_thread(write_history, self.settings.cache_dir, self._account, durations)
 
     def _until(self, deadline: float | None) -> float | None:
-        """Return when a deadline passes, by the loop's clock; the client's own is the default."""
+        """Return the moment at which a deadline passes (loop time); the default is the client's deadline."""
         return deadline_at(self._deadline if deadline is None else deadline)
 
     def _make_result(self, record: TaskRecord, task: Task) -> ExpandResult:
@@ -658,7 +660,7 @@ class KlingClient:
             async with asyncio.timeout_at(deadline_at):
                 finished = await options.finish(paths)
         except TimeoutError:
-            reason = "the deadline passed while full-size pictures were made"
+            reason = "the deadline passed while full-size pictures were being made"
             raise DeadlineExceeded(reason, task_id=task.task_id) from None
         await self._record_saved(task, finished)
         return finished
@@ -676,7 +678,7 @@ class KlingClient:
 
 
 class _Reads(NamedTuple):
-    """The reads of the poller, over one session."""
+    """The poller's reads, over one session."""
 
     session: Session
     dialect: Dialect
@@ -694,10 +696,10 @@ class _Reads(NamedTuple):
 
 
 def log_running(running: Sequence[TaskFuture]) -> None:
-    """Log the tasks that go on at the service after their client was closed."""
+    """Log the tasks that are still running at the service after their client was closed."""
     if running:
         ids = ", ".join(future.any_id for future in running[:LOGGED_IDS])
-        tasks = "1 task goes on" if len(running) == 1 else f"{len(running)} tasks go on"
+        tasks = "1 task continues" if len(running) == 1 else f"{len(running)} tasks continue"
         logger.warning("the client was closed while %s at the service: %s", tasks, ids)
 
 
@@ -706,8 +708,8 @@ def _request(
 ) -> ExpandRequest:
     if isinstance(image, ExpandRequest):
         if geometry is not None or fields:
-            limit = "must be the only argument, as it says everything"
-            raise InvalidRequest("request", shown(image), limit, "change it with attrs.evolve")
+            limit = "must be the only argument"
+            raise InvalidRequest("request", shown(image), limit, "to change a field, use attrs.evolve")
         return image
     known = [each.name for each in request_fields()]
     for name in fields.keys() - {*known}:
@@ -741,7 +743,7 @@ def _webhooks(given: str | Sequence[str] | None, clock: Callable[[], float]) -> 
 
 @contextmanager
 def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
-    """Cancel a job when its only caller is cancelled."""
+    """Cancel the job if its only caller is cancelled."""
     try:
         yield
     except asyncio.CancelledError:
@@ -752,7 +754,7 @@ def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
 def takes_options(
     _client: Callable[P, KlingClient],
 ) -> Callable[[Callable[Concatenate[First, ...], R]], Callable[Concatenate[First, P], R]]:
-    """Give a function the typed options of a client, to which it passes all its keyword arguments."""
+    """Give a function that passes its keyword arguments to a client the typed options of the client."""
 
     def decorate(function: Callable[Concatenate[First, ...], R]) -> Callable[Concatenate[First, P], R]:
         return function

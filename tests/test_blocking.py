@@ -170,7 +170,7 @@ def test_a_blocking_client_logs_the_tasks_that_go_on(
     """The end of ``with`` names running tasks, as that of the asynchronous client does."""
     with KlingClient(**options(endless)) as kling:
         task = kling.create(PHOTOS / "coffee.jpg", WIDER)
-    assert f"1 task goes on at the service: {task.task_id}" in caplog.text
+    assert f"1 task continues at the service: {task.task_id}" in caplog.text
 
 
 def test_many_are_outcomes(kling: KlingClient, emulator: Emulator, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_a_program_with_an_open_client_ends(emulator: Emulator, code: str) -> No
     """A program that never closes its client ends at once; a job that it forgot is logged with its id."""
     out, err, status = program(emulator, code, "-X", "dev", "-W", "error")
     assert (out, status) == ("0\n", 0)
-    forgotten = r"(the error of a job was never retrieved|.* 1 task goes on at the service): .*\S{18,}.*\n"
+    forgotten = r"(the error of a job was never retrieved|.* 1 task continues at the service): .*\S{18,}.*\n"
     assert re.fullmatch(forgotten if "kling.submit(" in code else "", err)
 
 

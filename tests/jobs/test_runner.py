@@ -1133,7 +1133,7 @@ async def test_a_cancelled_call_names_the_task_that_goes_on(caplog: pytest.LogCa
         for any_id in (task.task_id, task.external_task_id):
             assert any_id in note
             assert any_id in caplog.text
-    assert f"1 task goes on at the service: {task.task_id}" in caplog.text
+    assert f"1 task continues at the service: {task.task_id}" in caplog.text
 
 
 @virtual_time

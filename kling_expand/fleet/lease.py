@@ -34,8 +34,8 @@ from attrs import define, field, frozen
 
 from kling_expand.errors import InvalidRequest, JournalError, NotSubmitted
 from kling_expand.jobs.scheduler import Flow, Slots
-from kling_expand.store.postgres import VERSION
 from kling_expand.store.postgres_pool import ConnectionPool
+from kling_expand.store.postgres_schema import VERSION
 
 from .schema import NEW
 

@@ -435,7 +435,7 @@ class Fleet:
         await self.check()
         queued, running = await self._counts()
         workers = await self.database.fetch(_WORKERS, self.run)
-        outcomes = await self.database.fetch(_OUTCOMES, self.run)
+        outcomes = await self.database.fetch(_OUTCOMES, f"outcomes {self.run}")
         ((in_flight, held, recent),) = await self.database.fetch(
             _USAGE, self.run, self.run, self.run, self.clock() - 60
         )
@@ -456,15 +456,14 @@ class Fleet:
 
         Those that succeeded, with pictures that are still to be saved, are not among them.
         """
-        ((queued, running),) = await self.database.fetch(_COUNTS, self._open_queues)
+        values = f"queue {self.queue}", self._open_queues, self._open_queues
+        ((queued, running),) = await self.database.fetch(_COUNTS, *values)
         return queued, running
 
 
 _COUNTS = """
-WITH input AS (SELECT %s::text[] AS queues)
-SELECT (SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo' AND queue_name = ANY(queues)),
-    (SELECT count(*) FROM procrastinate_jobs WHERE status = 'doing' AND queue_name = ANY(queues))
-FROM input
+SELECT (SELECT coalesce(sum(number), 0)::bigint FROM kling_counts WHERE scope = %s AND what = ANY(%s)),
+    (SELECT count(*) FROM procrastinate_jobs WHERE status = 'doing' AND queue_name = ANY(%s))
 """
 # What ends after the first part is evaluated is read by the second, as that sees later commits.
 _RESULTS = f"""
@@ -514,7 +513,9 @@ FROM kling_workers AS worker
 LEFT JOIN procrastinate_jobs AS job ON job.worker_id = worker.id AND job.status = 'doing'
 WHERE worker.run = %s GROUP BY worker.id ORDER BY worker.id
 """
-_OUTCOMES = "SELECT status, count(*) FROM kling_outcomes WHERE run = %s GROUP BY status"
+_OUTCOMES = """
+SELECT what, sum(number)::bigint FROM kling_counts WHERE scope = %s GROUP BY what HAVING sum(number) <> 0
+"""
 _USAGE = f"""
 SELECT (SELECT coalesce(sum({IMAGES}), 0) FROM kling_jobs WHERE run = %s AND state = 'submitted'),
     (SELECT coalesce(sum(images), 0) FROM kling_permits WHERE run = %s),

@@ -3,7 +3,7 @@
 What has to happen at once happens in one function, so each call of a worker is one statement.
 """
 
-from kling_expand.store.postgres import AT_SERVICE
+from kling_expand.store.postgres_schema import AT_SERVICE, counted
 
 TASK = "kling_expand.expand"
 NEW, FOLLOW, ALONE, SAVE = "", ":follow", ":alone", ":save"  # ends of the names of a run's queues
@@ -209,4 +209,14 @@ BEGIN
         LIMIT 500);
     RETURN NEXT;
 END $$;
+-- The jobs that wait. Those that workers have are few.
+{
+    counted(
+        "queue",
+        "procrastinate_jobs",
+        "split_part(queue_name, ':', 1)",
+        "queue_name",
+        where="status = 'todo' AND starts_with(queue_name, 'kling_')",
+    )
+}
 """  # noqa: S608 - built of constants

@@ -29,129 +29,12 @@ from .base import (
     warn_of_two_tasks,
 )
 from .postgres_pool import Connection, ConnectionPool
+from .postgres_schema import OPEN, SCHEMA, VERSION
 
 PAGE = 200  # jobs read at a time
-NUMBERED = 10_000  # outcomes that one read numbers at most, so that its cost has a bound
 CLAIM_TRIES = 10  # to find or insert a job that other workers insert at the same moment
 REMEMBERED = 1000  # ends that were written, so that none is written twice
-
-VERSION = 4  # of all tables of a fleet; version 1 had no table that says so
 SEND_TIMEOUT = 5.0  # seconds after which a create is marked again before it is sent
-
-# Whether the task of a row is, or may be, at the service.
-AT_SERVICE = "(state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL))"
-SCHEMA = f"""
-CREATE SEQUENCE IF NOT EXISTS kling_owners;
-CREATE SEQUENCE IF NOT EXISTS kling_outcome_numbers;
-CREATE TABLE IF NOT EXISTS kling_jobs (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    run text NOT NULL,
-    key text NOT NULL,
-    external_task_id text NOT NULL UNIQUE,
-    params_hash text NOT NULL,
-    attempt integer NOT NULL,
-    latest boolean NOT NULL DEFAULT true,
-    state text NOT NULL,
-    task_id text,
-    last_post_at double precision,
-    snapshot text,
-    error text,
-    files bytea,
-    source bytea,
-    params text NOT NULL,
-    created_at double precision NOT NULL,
-    updated_at double precision NOT NULL,
-    owner bigint NOT NULL,  -- the worker that may send it
-    units numeric,          -- its cost, once the service has reported it
-    UNIQUE (run, key, params_hash, attempt)
-);
-ALTER TABLE kling_jobs ADD COLUMN IF NOT EXISTS last_post_mark text;  -- by the clock of the database
-ALTER TABLE kling_jobs ADD COLUMN IF NOT EXISTS account text;         -- whose slots it takes, once sent
-ALTER TABLE kling_jobs DROP COLUMN IF EXISTS holder;
-CREATE INDEX IF NOT EXISTS kling_jobs_by_state ON kling_jobs (run, state, id) WHERE latest;
--- Jobs that are, or may be, at the service now: few rows, however long the table is.
-CREATE INDEX IF NOT EXISTS kling_jobs_out ON kling_jobs (id) WHERE {AT_SERVICE};
-CREATE TABLE IF NOT EXISTS kling_workers (
-    id bigint PRIMARY KEY,   -- of the queue, and the owner of jobs
-    run text NOT NULL,
-    account text NOT NULL,
-    exact boolean NOT NULL,  -- whether its jobs need permits
-    alone boolean NOT NULL,  -- whether it takes only jobs that must run alone
-    lease_until timestamptz NOT NULL,
-    waiting_since timestamptz,  -- of its first job that waits for a permit
-    asked_at timestamptz        -- when it last asked for one
-);
-ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS waiting_for integer;  -- images of that job
-ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS seen_at timestamptz DEFAULT clock_timestamp();
-ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS steady_since timestamptz DEFAULT clock_timestamp();
-CREATE TABLE IF NOT EXISTS kling_deaths (
-    run text NOT NULL,
-    key text NOT NULL,
-    deaths integer NOT NULL,  -- of workers that executed the job
-    PRIMARY KEY (run, key)
-);
-CREATE TABLE IF NOT EXISTS kling_outcomes (
-    run text NOT NULL,
-    key text NOT NULL,
-    status text NOT NULL,
-    external_task_id text,
-    task_id text,
-    urls text[] NOT NULL,
-    files text[] NOT NULL,
-    units numeric,
-    error text,
-    ended_at double precision NOT NULL,
-    PRIMARY KEY (run, key)
-);
-ALTER TABLE kling_outcomes ADD COLUMN IF NOT EXISTS saved boolean NOT NULL DEFAULT true;
-ALTER TABLE kling_outcomes ADD COLUMN IF NOT EXISTS number bigint;  -- set when it is first read
-ALTER TABLE kling_outcomes DROP COLUMN IF EXISTS seen;
-CREATE INDEX IF NOT EXISTS kling_outcomes_by_number ON kling_outcomes (run, number);
--- The reader numbers what is committed, so an outcome that is committed later gets a higher number.
-CREATE OR REPLACE FUNCTION kling_read_outcomes(of_run text, after bigint, page integer)
-RETURNS SETOF kling_outcomes LANGUAGE plpgsql
-SET enable_sort TO off SET enable_bitmapscan TO off AS $$
-BEGIN  -- along the index, which the planner would not choose before the first ANALYZE
-    IF page > (SELECT count(*) FROM (
-            SELECT FROM kling_outcomes WHERE run = of_run AND number > after LIMIT page) AS numbered)
-        AND EXISTS (SELECT FROM kling_outcomes WHERE run = of_run AND number IS NULL) THEN
-        PERFORM pg_advisory_xact_lock(hashtextextended('kling_outcomes ' || of_run, 0));
-        UPDATE kling_outcomes SET number = nextval('kling_outcome_numbers') WHERE ctid = ANY(ARRAY(
-            SELECT ctid FROM kling_outcomes WHERE run = of_run AND number IS NULL LIMIT {NUMBERED}));
-    END IF;
-    RETURN QUERY
-    SELECT * FROM kling_outcomes WHERE run = of_run AND number > after ORDER BY number LIMIT page;
-END $$;
--- Insert an attempt. Where the job has that one or a later one, return its last: a failed one as it is, a
--- rejected one as an intent again, any other with its new owner. There is none if the id is another job's, or
--- if another worker inserts the same attempt at this moment.
-CREATE OR REPLACE FUNCTION kling_claim(of_run text, of_key text, id_of_task text, digest text, try integer,
-    photo bytea, values_of text, now double precision, me bigint, OUT job kling_jobs, OUT inserted boolean,
-    OUT key_known boolean) LANGUAGE plpgsql AS $$
-BEGIN
-    key_known := EXISTS (SELECT FROM kling_jobs WHERE run = of_run AND key = of_key);
-    INSERT INTO kling_jobs (run, key, external_task_id, params_hash, attempt, source, params, created_at,
-        updated_at, owner, state)
-    SELECT of_run, of_key, id_of_task, digest, try, photo, values_of, now, now, me, 'intent'
-    WHERE NOT key_known OR NOT EXISTS (SELECT FROM kling_jobs
-        WHERE run = of_run AND key = of_key AND params_hash = digest AND attempt >= try)
-    ON CONFLICT DO NOTHING RETURNING * INTO job;
-    inserted := FOUND;
-    IF inserted AND key_known THEN
-        UPDATE kling_jobs SET latest = false
-        WHERE run = of_run AND key = of_key AND params_hash = digest AND attempt < try;
-    ELSIF NOT inserted THEN
-        UPDATE kling_jobs SET owner = me,
-            updated_at = CASE state WHEN 'rejected' THEN now ELSE updated_at END,
-            error = CASE state WHEN 'rejected' THEN NULL ELSE error END,
-            state = CASE state WHEN 'rejected' THEN 'intent' ELSE state END
-        WHERE id = (SELECT id FROM kling_jobs WHERE run = of_run AND key = of_key AND params_hash = digest
-            ORDER BY attempt DESC LIMIT 1)
-        RETURNING * INTO job;
-    END IF;
-END $$;
-CREATE TABLE IF NOT EXISTS kling_schema (version integer NOT NULL);
-"""  # noqa: S608 - our words
 
 
 class TakenOver(JournalError):
@@ -305,7 +188,7 @@ class PostgresStore(JobStore):
 
     async def counts(self) -> dict[JobState, int]:
         """Return how many jobs have their last attempt in each state."""
-        found = await self._database.fetch(_COUNTS, self.run)
+        found = await self._database.fetch(_COUNTS, f"jobs {self.run}", self.run)
         return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
     async def outcomes(self, after: int = 0) -> list[tuple[int, JobOutcome]]:
@@ -331,7 +214,7 @@ class PostgresStore(JobStore):
 
     async def units_billed(self) -> int | float:
         """Return the units billed for the run so far, as far as the service has reported them."""
-        return _number((await self._database.fetch(_SPENT, self.run))[0][0]) or 0
+        return _number((await self._database.fetch(_SPENT, f"jobs {self.run}"))[0][0]) or 0
 
     # ------------------------------------------------------------------------ within
 
@@ -412,8 +295,12 @@ _PAGE = f"""
 SELECT id, {COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(%s) AND id > %s
 ORDER BY id LIMIT %s
 """  # noqa: S608 - our words
-_COUNTS = "SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s GROUP BY state"
-_SPENT = "SELECT sum(units) FROM kling_jobs WHERE run = %s AND state IN ('succeeded', 'done')"
+_COUNTS = f"""
+SELECT what, sum(number)::bigint FROM kling_counts WHERE scope = %s GROUP BY what
+UNION ALL
+SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s AND state IN {OPEN} GROUP BY state
+"""  # noqa: S608 - our words
+_SPENT = "SELECT sum(units) FROM kling_counts WHERE scope = %s AND what IN ('succeeded', 'done')"
 OUTCOME_COLUMNS = ", ".join(attribute.name for attribute in fields(JobOutcome))
 _OUTCOME = f"SELECT {OUTCOME_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
 _OUTCOMES = f"SELECT number, {OUTCOME_COLUMNS} FROM kling_read_outcomes(%s, %s, %s)"  # noqa: S608 - our words

@@ -1,6 +1,7 @@
 """Batches of jobs that exist already: those of a journal, and tasks by their ids."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 from attrs import evolve
 
@@ -31,7 +32,7 @@ async def resume_journal(plan: Plan) -> int:
         async def jobs(client: KlingClient) -> Jobs:
             for record in records:
                 job = known_job(record)
-                follow(job, client, record)
+                job.start = partial(follow, client, record)
                 yield job
 
         usage = await read_usage(journal)

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from attrs import define, evolve, field, frozen
@@ -24,9 +24,17 @@ from kling_expand.errors import InvalidRequest
 from kling_expand.geometry import MAX_PASSES
 from kling_expand.models import ExpandRequest, source_stem
 
-from .tables import GEOMETRY, REQUEST_FIELDS, SENDABLE, STDIN, Entry, read_lines, read_table
-
-TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
+from .tables import (
+    GEOMETRY,
+    LINES,
+    REQUEST_FIELDS,
+    SENDABLE,
+    STDIN,
+    TABLES,
+    Entry,
+    read_lines,
+    read_table,
+)
 
 
 @frozen
@@ -57,13 +65,21 @@ class Defaults:
         return bool(self.further) and "{shape}" not in self.output
 
 
+class Problem(NamedTuple):
+    """Why a row cannot be sent: the name of the error's class, and its message."""
+
+    type: str
+    message: str
+
+
 @frozen
 class Row:
-    """One row of a batch: its `request`, or the `error` that prevents one.
+    """One row of a batch: its `request`, or the `error` that prevents one, of the class `error_type`.
 
     Its results get the first of `names` that no other row has: that of the photo, the same with its folder,
     or with a tag that depends only on the photo's place and on what the row asks for. Folders that the
-    output repeats lie before a slash. Several rows of one line are shapes of one photo.
+    output repeats lie before a slash. Several rows of one line are shapes of one photo. `cells` are those of
+    a table's row that asks for the same.
     """
 
     line: int
@@ -71,10 +87,12 @@ class Row:
     names: tuple[str, ...] = ()
     request: ExpandRequest | None = None
     error: str | None = None
+    error_type: str = InvalidRequest.__name__
     warning: str | None = None
     shape: str = ""
     passes: int = 1
     several: bool = False  # shapes of its photo
+    cells: Mapping[str, Any] = field(factory=dict)
 
     @property
     def id(self) -> tuple[int, str]:
@@ -436,10 +454,27 @@ def _rows(entry: Entry, manifest: Manifest, defaults: Defaults) -> Iterator[Row]
         row = _row(entry, manifest, evolve(defaults, geometry=geometry))
         if row.request is not None and shared is not None:
             row = evolve(row, request=evolve(row.request, image=shared))
-        yield evolve(row, label=f"{row.label} {geometry.shape}", shape=geometry.shape, several=True)
+        cells = {**row.cells, "aspect": geometry.aspect}
+        label = f"{row.label} {geometry.shape}"
+        yield evolve(row, label=label, shape=geometry.shape, several=True, cells=cells)
 
 
 def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
+    return evolve(_checked_row(entry, manifest, defaults), cells=_own_cells(entry, manifest))
+
+
+def _own_cells(entry: Entry, manifest: Manifest) -> dict[str, Any]:
+    """Return the cells of a row with the path of its photo, and a name that keeps its folder."""
+    cells, image = dict(entry.cells), str(entry.cells.get("image") or "")
+    if image and "://" not in image:
+        cells["image"] = str(manifest.folder / image)
+    folder = entry.folder if manifest.kind == "photos" else relative_folder(image)
+    if folder and not cells.get("name"):
+        cells["name"] = f"{folder}/{stem(image)}"
+    return cells
+
+
+def _checked_row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
     cells = {
         name: value
         for name, value in entry.cells.items()
@@ -455,7 +490,7 @@ def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
     except click.UsageError as error:  # the message names options, but a row has columns
         return Row(entry.line, label, error=_plain(error.format_message(), manifest))
     except InvalidRequest as error:
-        return Row(entry.line, label, error=error.message)
+        return Row(entry.line, label, error=error.message, error_type=type(error).__name__)
     folder = entry.folder if manifest.kind == "photos" else relative_folder(texts["image"])
     name = texts.get("name") or stem(str(request.image))
     if defaults.in_names:

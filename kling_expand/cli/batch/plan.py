@@ -44,6 +44,7 @@ from .manifest import (
     Defaults,
     LeftOut,
     Manifest,
+    Problem,
     Row,
     Selection,
     path_key,
@@ -102,6 +103,7 @@ class BulkPlan(Plan):
     fresh: bool = False  # makes and pays what is done already
     strict: bool = False  # sends nothing where a row is bad
     dry_run: bool = False
+    failures: str = ""  # file for the rows that are not saved
 
     @property
     def fit(self) -> bool:
@@ -276,7 +278,7 @@ class Checked(NamedTuple):
         return UNITS_PER_IMAGE * max(len(self.steps) - 1, 0) + request.units
 
 
-class HasShape(InvalidRequest):
+class HasShape(GeometryError):
     """The photo has the shape already that it is to be expanded to."""
 
 
@@ -408,7 +410,7 @@ class Survey:
     units: int = 0
     pictures: int = 0
     most_images: int = 1  # of one row
-    problems: dict[tuple[int, str], str] = field(factory=dict)
+    problems: dict[tuple[int, str], Problem] = field(factory=dict)
     notes: dict[tuple[int, str], tuple[str, ...]] = field(factory=dict)
     superfluous: set[tuple[int, str]] = field(factory=set)
     names: Counter[int] = field(factory=Counter)  # hashes of names, to save memory: there may be a million
@@ -426,7 +428,7 @@ class Survey:
         """Add a row, of whose units *due* are not paid yet: by default all that its request costs."""
         self.rows += 1
         if row.request is None or row.error is not None:
-            self.problems[row.id] = row.error or "no request"
+            self.problems[row.id] = Problem(row.error_type, row.error or "no request")
             return
         self.names.update(self._hash(row, name) for name in row.names[:-1])
         self.most_images = max(self.most_images, row.request.n)
@@ -551,9 +553,10 @@ def _checked(
         checked = check(row.request, dialect, fit=fit, passes=row.passes, decode=decode)
     except HasShape as error:
         known = row.several and error.advice != _SIDEWAYS
-        return evolve(row, error=HAS_SHAPE if known else error.message), None, warnings
+        text = HAS_SHAPE if known else error.message
+        return evolve(row, error=text, error_type=GeometryError.__name__), None, warnings
     except KlingError as error:
-        return evolve(row, error=error.message), None, warnings
+        return evolve(row, error=error.message, error_type=type(error).__name__), None, warnings
     return row, checked, (*warnings, *checked.notes)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from glob import escape
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,6 @@ from kling_expand.cli.terminal import (
 )
 from kling_expand.config import Settings
 from kling_expand.errors import (
-    InvalidRequest,
     KlingError,
     ParallelLimit,
     SubmissionUnknown,
@@ -37,6 +36,7 @@ from kling_expand.events import CALLS, Event, EventKind, Stats
 from kling_expand.jobs.future import TaskFuture
 from kling_expand.models import Status, Task
 
+from .manifest import Problem
 from .trouble import DOWNLOAD, Trouble, describe_trouble, failure_text
 
 if TYPE_CHECKING:  # rich takes a moment to import, and only a live screen needs it
@@ -45,6 +45,8 @@ if TYPE_CHECKING:  # rich takes a moment to import, and only a live screen needs
     from rich.text import Text
 
     from kling_expand.passes import Passes
+
+    from .failures import FailuresFile
 
 LAST_FAILURES, KEPT_FAILURES = 3, 1000  # shown on the live screen, and listed at the end
 SHOWN_JOBS = 8  # lines of running jobs on the live screen
@@ -60,8 +62,9 @@ TROUBLE_LIFE = 60.0  # seconds after which trouble is forgotten that no further 
 class Job:
     """One job of a batch; `label` is what the user called it, `names` what its results may be called.
 
-    A job of several `passes` has the future of the one under way. Without either the row cannot be sent,
-    because of `problem`. `discard` removes what is needed until the last task has ended.
+    `start` submits it. A job of several `passes` has the future of the one under way. Without either the
+    row cannot be sent, because of `problem`. `discard` removes what is needed until the last task has ended.
+    `cells` are those of a table's row that asks for the same.
     """
 
     label: str
@@ -69,7 +72,7 @@ class Job:
     future: TaskFuture | None = None
     line: int | None = None
     notes: tuple[str, ...] = ()
-    problem: str | None = None
+    problem: Problem | None = None
     outcome: str = "open"
     files: tuple[Path, ...] = ()
     saved_as: str = ""  # the name under which its results were saved
@@ -79,7 +82,9 @@ class Job:
     error: KlingError | None = None
     shape: str = ""
     passes: "Passes | None" = None
+    start: Callable[["Job"], Awaitable[None]] | None = None
     discard: Callable[[], object] = lambda: None
+    cells: Mapping[str, Any] = field(factory=dict)
 
     @property
     def earlier(self) -> list[Task]:
@@ -128,13 +133,15 @@ class Job:
             "urls": [image.url for image in task.images] if task else [],
             "units": billed_units(task, *self.earlier),
             "earlier_task_ids": [task.task_id for task in self.earlier],
-            "error": self._error(),
+            "error": why._asdict() if (why := self.reason) else None,
         }
 
-    def _error(self) -> dict[str, str] | None:
+    @property
+    def reason(self) -> Problem | None:
+        """Why the job has no pictures, or None."""
         if self.error is not None:
-            return {"type": type(self.error).__name__, "message": self.error.message}
-        return {"type": InvalidRequest.__name__, "message": self.problem} if self.problem else None
+            return Problem(type(self.error).__name__, self.error.message)
+        return self.problem
 
 
 @define
@@ -153,6 +160,7 @@ class Progress:
     units_before: int = 0
     failures: deque[str] = field(factory=lambda: deque(maxlen=KEPT_FAILURES))
     dropped_failures: int = 0  # more than are kept
+    failures_file: "FailuresFile | None" = None
     most_running: int = 1  # tasks at the same time
     started: bool = False
     interrupted: bool = False
@@ -179,6 +187,13 @@ class Progress:
         setattr(self, name, getattr(self, name) + 1)
         if self.troubles.pop(DOWNLOAD, None):  # of downloads only the end is known
             self.recovered = outcome in {"saved", "known"}
+
+    def report(self, job: Job, *, as_json: bool) -> None:
+        """Print a job that has ended as JSON, and add it to the file of failures if it is not saved."""
+        if as_json:
+            show(job.facts())
+        if self.failures_file is not None and job.outcome not in {"saved", "known", "left out"}:
+            self.failures_file.add(job)
 
     def add_failure(self, text: str) -> None:
         """Record why a row failed."""
@@ -363,8 +378,8 @@ class ProgressDisplay:
     def ended(self, job: Job) -> None:
         """Report the end of a job."""
         self._running.pop(job, None)
+        self._progress.report(job, as_json=self._output.as_json)
         if self._output.as_json:
-            show(job.facts())
             return
         if self._paths is None:
             for path in (*job.files, *job.full_size_files, *job.watermark_files):

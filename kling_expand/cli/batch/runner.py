@@ -34,6 +34,7 @@ from kling_expand.errors import (
     BudgetExceeded,
     ConfigurationError,
     DownloadError,
+    GeometryError,
     InvalidRequest,
     IPNotAllowed,
     JournalError,
@@ -45,12 +46,13 @@ from kling_expand.errors import (
     TransportError,
 )
 from kling_expand.jobs.future import ExpandResult, TaskFuture
-from kling_expand.models import Dialect, Task
+from kling_expand.models import Dialect, ExpandRequest, Task
 from kling_expand.store.base import JobRecord, JobStore
 from kling_expand.store.sqlite import SQLiteStore
 
-from .manifest import Manifest, Row, path_key, stem
+from .manifest import Manifest, Problem, Row, path_key, stem
 from .plan import (
+    HAS_SHAPE,
     BulkPlan,
     Plan,
     Survey,
@@ -67,6 +69,7 @@ from .plan import (
 from .progress import Job, Progress, ProgressDisplay
 
 if TYPE_CHECKING:
+    from .failures import FailuresFile
     from .fitting import Fitter
 
 MAX_SAVES = 8  # tasks whose pictures are saved at the same time
@@ -75,6 +78,7 @@ OUTPUT_INTERVAL = 5.0  # seconds between two trials of the output
 MAX_UNREACHED = 3  # jobs that the service did not answer, before it has answered one
 
 _AGAIN = "run the same command again"
+_INTERRUPTED = f"the run was interrupted; {_AGAIN} to continue"
 _DOCTOR = "`kling-expand doctor` tests the connection"
 
 # Errors after which every other job would fail as well, and what the user can check.
@@ -101,8 +105,19 @@ async def run_rows(plan: BulkPlan) -> int:
     Raises:
         NothingDone: if nothing can be sent.
     """
-    listed = await find_rows(plan)
-    survey = await check_rows(plan, listed)
+    with _failures_file(plan) as failures:
+        listed = await find_rows(plan)
+        survey = await check_rows(plan, listed)
+        progress = Progress(survey.rows, failures_file=failures)
+        try:
+            return await _run_checked(plan, listed, survey, progress)
+        except (NothingDone, KlingError) as error:
+            if not progress.started:
+                _report_not_started(plan, listed, survey, progress, error.message)
+            raise
+
+
+async def _run_checked(plan: BulkPlan, listed: Manifest, survey: Survey, progress: Progress) -> int:
     if plan.strict and survey.bad:
         rows = plural(survey.rows, "photo" if plan.detailed else "row")
         raise NothingDone(f"{survey.bad} of {rows} cannot be sent, so nothing was sent")
@@ -115,7 +130,7 @@ async def run_rows(plan: BulkPlan) -> int:
             plan = evolve(plan, journal=journal.path)
         plan = evolve(plan, protected=frozenset(survey.sources))
         usage = await read_usage(journal)
-        progress = Progress(survey.rows, expected=min(usage.saved, survey.rows), units_before=usage.due)
+        progress.expected, progress.units_before = min(usage.saved, survey.rows), usage.due
         pictures = max(survey.pictures - usage.saved, 0)
         await asyncio.to_thread(try_output, output_folder(plan.output.target), pictures=pictures)
         with _fitter(plan, journal) as fitter:
@@ -126,10 +141,48 @@ async def run_rows(plan: BulkPlan) -> int:
 async def submit_rows(
     plan: BulkPlan, survey: Survey, listed: Manifest, fitter: "Fitter | None", client: KlingClient
 ) -> Jobs:
-    """Submit the valid rows of a manifest one by one; the survey has reported the bad ones."""
+    """Yield a job for each row of a manifest; the survey has reported those that cannot be sent."""
     for row in listed.rows(plan.defaults):
-        if row.id not in survey.superfluous:
-            yield await _submit_row(plan, survey, row, client, fitter)
+        job = _job_of(row, survey)
+        if row.request is not None and job.problem is None:
+            job.start = partial(_submit_row, plan, row, client, fitter)
+        yield job
+
+
+def _job_of(row: Row, survey: Survey) -> Job:
+    left_out = row.id in survey.superfluous
+    return Job(
+        row.label,
+        survey.names_for(row) if row.names else (),
+        line=row.line,
+        notes=survey.notes.get(row.id, ()),
+        problem=Problem(GeometryError.__name__, HAS_SHAPE) if left_out else survey.problems.get(row.id),
+        outcome="left out" if left_out else "open",
+        shape=row.shape,
+        cells=row.cells,
+    )
+
+
+def _report_not_started(
+    plan: BulkPlan, listed: Manifest, survey: Survey, progress: Progress, reason: str
+) -> None:
+    """Report each row of a batch that sends nothing."""
+    if not plan.output.as_json and progress.failures_file is None:
+        return
+    for row in listed.rows(plan.defaults):
+        job = _job_of(row, survey)
+        if job.outcome == "open":
+            job.outcome = "bad" if job.problem else "not sent"
+            job.problem = job.problem or Problem(NotSubmitted.__name__, reason)
+        progress.report(job, as_json=plan.output.as_json)
+
+
+def _failures_file(plan: BulkPlan) -> "AbstractContextManager[FailuresFile | None]":
+    if not plan.failures:
+        return nullcontext()
+    from .failures import FailuresFile  # imported here, as it is an option
+
+    return FailuresFile(plan.failures)
 
 
 def _fitter(plan: BulkPlan, journal: JobStore | None) -> "AbstractContextManager[Fitter | None]":
@@ -142,30 +195,25 @@ def _fitter(plan: BulkPlan, journal: JobStore | None) -> "AbstractContextManager
 
 
 async def _submit_row(
-    plan: BulkPlan, survey: Survey, row: Row, client: KlingClient, fitter: "Fitter | None"
-) -> Job:
-    request, problem = row.request, survey.problems.get(row.id)
-    job = Job(row.label, (), None, row.line, survey.notes.get(row.id, ()), problem, shape=row.shape)
-    if request is None or problem is not None:
-        return job
-    job.names = survey.names_for(row)
+    plan: BulkPlan, row: Row, client: KlingClient, fitter: "Fitter | None", job: Job
+) -> None:
+    request = cast(ExpandRequest, row.request)
     note = {"names": job.names, "shape": row.shape}
     if fitter is not None:
         try:
             fitted = await fitter.prepare(request, row.passes)
         except KlingError as error:
             job.error = error
-            return job
+            return
         job.changes = fitted.changes
         request, job.discard = fitted.request, fitted.discard
         if fitted.known is not None:
-            follow(job, client, fitted.known)
-            return job
+            await follow(client, fitted.known, job)
+            return
     if row.passes > 1 and "://" not in str(request.image) and plan.dialect is Dialect.EDITING:
         job.passes = client.expand_passes(request, row.passes, fresh=plan.fresh, note=note)
     else:
         job.future = client.submit(request, fresh=plan.fresh, note=note)
-    return job
 
 
 def known_job(record: JobRecord) -> Job:
@@ -182,7 +230,7 @@ def known_job(record: JobRecord) -> Job:
     return Job(source or record.external_task_id, names, shape=str(note.get("shape", "")))
 
 
-def follow(job: Job, client: KlingClient, known: JobRecord) -> None:
+async def follow(client: KlingClient, known: JobRecord, job: Job) -> None:
     """Let a job follow one that the journal knows, with the passes after it."""
     if "pass" in known.note:
         job.passes = client.resume_passes(known)
@@ -271,10 +319,10 @@ class Runner:
         self._places = asyncio.Semaphore(plan.max_open or 2 * plan.limits.max_in_flight)
         self._save_places = asyncio.Semaphore(MAX_SAVES)
         self._saves: set[asyncio.Task[None]] = set()
-        self._following: dict[Job, None] = {}
+        self._started: dict[Job, None] = {}  # jobs that have not ended
         self._unsettled: dict[Job, None] = {}
         self._failures = 0
-        self._stopped = False  # nothing more is sent
+        self._stopped = ""  # why nothing more is sent
         self.advice: str = ""  # what to check where every other job would have failed as well
         self._answered = False  # the service has accepted a job or knows one
         self._unreached = 0
@@ -297,17 +345,19 @@ class Runner:
         """
         self._progress.started = True
         with self._display:
-            try:
-                async with asyncio.TaskGroup() as group, aclosing(jobs):
-                    problem = await self._start_all(jobs, group)
-            except BaseExceptionGroup as failures:  # such as one error of a closed stdout for each job
-                raise failures.exceptions[0] from None
-            except asyncio.CancelledError:
-                self._progress.interrupted = True
-                self._display.note("interrupted: closing (press Ctrl-C again to leave at once)")
-                await self._finish_saves()
-                await self._client.aclose()
-                raise
+            async with aclosing(jobs):
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        problem = await self._start_all(jobs, group)
+                except BaseExceptionGroup as failures:  # such as one error of a closed stdout for each job
+                    raise failures.exceptions[0] from None
+                except asyncio.CancelledError:
+                    self._progress.interrupted = True
+                    self._display.note("interrupted: closing (press Ctrl-C again to leave at once)")
+                    await self._finish_saves()
+                    await self._client.aclose()
+                    await self._report_unfinished(jobs)
+                    raise
             if 0 < self._unreached == self._progress.total and not self.advice:
                 self.advice = _UNREACHED
                 self._display.failure(f"no job was answered: {_UNREACHED}; {_DOCTOR}")
@@ -320,23 +370,57 @@ class Runner:
         while True:
             await self._places.acquire()
             await self._try_output(OUTPUT_INTERVAL)
+            if self._stopped and not self._all_reported:
+                return None
             try:
-                job = None if self._stopped else await anext(jobs, None)
+                job = await anext(jobs, None)
+                if job is None:
+                    return None
+                self._started[job] = None
+                if job.start is not None and not self._stopped:
+                    await job.start(job)
             except Exception as error:  # noqa: BLE001 - raised by the caller
                 return error
-            if job is None:
-                return None
-            if job.future is None and job.passes is None:
+            if job.outcome == "open" and (job.future is not None or job.passes is not None):
+                if self._keep_open:
+                    self._unsettled[job] = None
+                group.create_task(self._follow(job))
+            else:
                 self._places.release()
-                if job.error is not None:  # else the check of the rows has printed the problem
-                    self._display.failure(f"{job.label}: {job.error.message}; not sent")
-                self._end(job, "bad")
-                await self._results.keep_bad(job, job.error.message if job.error else job.problem or "")
-                continue
-            self._following[job] = None
-            if self._keep_open:
-                self._unsettled[job] = None
-            group.create_task(self._follow(job))
+                await self._end_unsubmitted(job)
+
+    async def _end_unsubmitted(self, job: Job) -> None:
+        """Report a job that is left out, cannot be sent, or is not sent because the batch was stopped."""
+        if job.outcome != "open":
+            self._started.pop(job)
+            self._display.ended(job)
+        elif self._stopped and job.reason is None:
+            job.error = NotSubmitted(f"not sent, because {self._stopped}")
+            self._end(job, "not sent")
+        else:
+            if job.error is not None:  # else the check of the rows has printed the problem
+                self._display.failure(f"{job.label}: {job.error.message}; not sent")
+            self._end(job, "bad")
+            await self._results.keep_bad(job, job.reason.message if job.reason else "")
+
+    @property
+    def _all_reported(self) -> bool:
+        """Whether the jobs that are never started are reported one by one, too."""
+        return self._plan.output.as_json or self._progress.failures_file is not None
+
+    async def _report_unfinished(self, jobs: Jobs) -> None:
+        """Report the jobs that an interruption has left open or unsent, which are not counted as ended."""
+        if not self._all_reported:
+            return
+        for job in self._started:
+            job.error = job.error or (job.future and job.future.error) or NotSubmitted(_INTERRUPTED)
+            job.outcome = "open" if job.open_id else "not sent"
+            self._display.ended(job)
+        async for job in jobs:
+            if job.outcome == "open":
+                job.outcome = "bad" if job.problem else "not sent"
+                job.error = None if job.problem else NotSubmitted(f"not sent, because {_INTERRUPTED}")
+            self._display.ended(job)
 
     async def _follow(self, job: Job) -> None:
         try:
@@ -349,7 +433,6 @@ class Runner:
             return
         finally:
             job.discard()
-            self._following.pop(job, None)
             self._places.release()
         # In a task of its own, so that an interruption does not stop the download of a paid result.
         save = asyncio.create_task(self._save(job, result))
@@ -425,7 +508,7 @@ class Runner:
         job.error = error
         if isinstance(error, BudgetExceeded | NotSubmitted):
             if isinstance(error, BudgetExceeded) and not self._stopped:
-                self._stopped = True
+                self._stopped = "the budget is used up"
                 self._progress.over_budget = True
                 self._display.failure(f"{job.label}: {error}; nothing more is sent")
             self._end(job, "not sent")
@@ -437,7 +520,7 @@ class Runner:
         self._end(job, "bad" if bad else "failed")
         self._failures += 1
         if self._failures == self._plan.max_failures:
-            self._stop()
+            self._stop(f"{plural(self._failures, 'job')} failed (--max-failures)")
 
     def _stop_if_hopeless(self, error: KlingError) -> bool:
         """Stop if *error* would be that of every job; return whether it has been reported."""
@@ -452,13 +535,13 @@ class Runner:
         if not self.advice:
             self.advice = advice
             self._display.failure(f"{error}; nothing more is sent: {advice}; {_DOCTOR}")
-            self._stop()
+            self._stop("no job could succeed")
         return True
 
-    def _stop(self) -> None:
+    def _stop(self, reason: str) -> None:
         """Send nothing more, and cancel what was not sent."""
-        self._stopped = True
-        for job in list(self._following):
+        self._stopped = reason
+        for job in list(self._started):
             if job.passes is not None:
                 job.passes.stop()
             if job.future is not None:
@@ -471,14 +554,15 @@ class Runner:
             return
         self._output_tried_at = now
         try:
-            pictures = len(self._following)
+            pictures = len(self._started)
             await asyncio.to_thread(try_output, output_folder(self._plan.output.target), pictures=pictures)
         except NothingDone as error:
             self._display.failure(f"{error.message}; nothing more is sent")
-            self._stop()
+            self._stop("the output cannot be written")
 
     def _end(self, job: Job, outcome: str) -> None:
         job.outcome = outcome
+        self._started.pop(job, None)
         self._progress.add(outcome)
         if job.open_id is None:
             self._unsettled.pop(job, None)

@@ -14,6 +14,7 @@ from kling_expand.cli.terminal import NothingDone
 from kling_expand.models import request_fields
 
 STDIN = "-"
+TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")  # suffixes
 GEOMETRY = {name: settings.get("type") for name, (_, settings) in GeometryOptions.declarations().items()}
 REQUEST_FIELDS = {each.column: each for each in request_fields() if each.column}
 COLUMNS = ("image", *GEOMETRY, "passes", *REQUEST_FIELDS, "name")

@@ -1,7 +1,7 @@
 """`kling-expand bulk`: expand the photos of a table, a list or folders; run again, it continues."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import click
 from attrs import frozen
@@ -133,6 +133,23 @@ class BulkOptions(OptionGroup):
     max_failures: int | None = option(
         "--max-failures", type=click.IntRange(min=1), metavar="N", help="Send nothing more after N failures."
     )
+    failures: str = option(
+        "--failures",
+        default="",
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        help="Write the rows that are not saved, with the reason, to a .csv, .tsv or .jsonl file. To retry "
+        "them, give it to bulk with the same options.",
+    )
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """Return the group; raise click's usage error for a file that `bulk` could not read again."""
+        from kling_expand.cli.batch.tables import LINES, TABLES  # imported here, as few commands need it
+
+        if values["failures"] and not values["failures"].lower().endswith(TABLES + LINES):
+            raise click.UsageError(f"--failures must end in {', '.join(TABLES + LINES)}")
+        return cls(**values)
 
 
 def run_plan(plan: "BulkPlan") -> None:
@@ -148,8 +165,7 @@ def run_plan(plan: "BulkPlan") -> None:
 
 def _require_shape(words: tuple[str, ...], shapes: ShapeOptions) -> None:
     """Raise click's usage error where a shape is missing: only the rows of a table may have their own."""
-    from kling_expand.cli.batch.manifest import LINES, TABLES  # imported here, as it loads aiohttp
-    from kling_expand.cli.batch.tables import STDIN
+    from kling_expand.cli.batch.tables import LINES, STDIN, TABLES  # imported here, as few commands need it
 
     if not any(word == STDIN or word.lower().endswith(TABLES + LINES) for word in words):
         shapes.require()
@@ -247,5 +263,6 @@ def bulk(
             deadline=limit.deadline,
             max_failures=chosen.max_failures,
             strict=chosen.strict,
+            failures=chosen.failures,
         )
     )

@@ -78,7 +78,11 @@ def test_a_bad_row_costs_nothing() -> None:
         "left_out": {},
         "expected_sizes": {},
     }
-    assert (survey.most_images, survey.pictures, survey.problems) == (9, 12, {(1, ""): "no photo"})
+    assert (survey.most_images, survey.pictures, survey.problems) == (
+        9,
+        12,
+        {(1, ""): ("InvalidRequest", "no photo")},
+    )
 
 
 # ------------------------------------------------------------------------ the check of a row

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,14 @@ def files(folder: Path) -> list[str]:
 def requests(*prompts: str | None, names: bool = True) -> Any:
     """Return a source that submits one photo with each of these prompts."""
 
+    async def submit(client: KlingClient, request: ExpandRequest, job: Job) -> None:
+        job.future = client.submit(request)
+
     async def jobs(client: KlingClient) -> Jobs:
         for number, prompt in enumerate(prompts):
-            future = client.submit(ExpandRequest(CHELSEA, Ratios(up=0.1 + number / 100), prompt))
-            yield Job(f"job {number}", (f"job-{number}",) if names else (), future)
+            request = ExpandRequest(CHELSEA, Ratios(up=0.1 + number / 100), prompt)
+            start = partial(submit, client, request)
+            yield Job(f"job {number}", (f"job-{number}",) if names else (), start=start)
 
     return jobs
 
@@ -223,9 +228,8 @@ async def test_a_service_that_never_answers_is_given_up(
 
     async def jobs(_client: KlingClient) -> Jobs:
         async with KlingClient(**unreachable, max_in_flight=1) as other:
-            for number in range(20):
-                future = other.submit(ExpandRequest(CHELSEA, Ratios(up=0.1 + number / 100)))
-                yield Job(f"job {number}", (), future)
+            async for job in requests(*[None] * 20)(other):
+                yield job
 
     progress = Progress(20)
     assert await run_batch(plan(tmp_path, max_open=4), progress, jobs) == HOPELESS

@@ -1,0 +1,81 @@
+"""The table of the rows of a batch without saved pictures, which `kling-expand bulk` accepts again."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import TracebackType
+from typing import IO, Any, Self
+
+from kling_expand.cli.terminal import NothingDone
+
+from .progress import Job
+from .tables import LINES
+
+REASON = "_reason"  # `bulk` ignores columns that begin with an underscore
+
+
+class FailuresFile:
+    """A .csv, .tsv or .jsonl file with one row for each job that is not saved, and its reason.
+
+    It is written at the end, so *path* may be the table that the batch reads. A failure of the disk is
+    reported before the batch starts.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._suffix = Path(path).suffix.lower()
+        self._folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - links stay as they are
+        self._columns = {"image": None, REASON: None}
+        self._rows: IO[str] = io.StringIO()
+
+    def __enter__(self) -> Self:
+        try:
+            Path(self._path).open("a").close()
+        except OSError as error:
+            raise NothingDone(f"--failures {self._path} cannot be written ({error.strerror})") from error
+        self._rows = TemporaryFile("w+", encoding="ascii")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rows.seek(0)
+        part = Path(self._folder, f".kling-{os.getpid()}-{Path(self._path).name}")
+        with self._rows, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
+            if self._suffix in LINES:
+                file.writelines(self._rows)
+            else:
+                delimiter = "\t" if self._suffix == ".tsv" else ","
+                table = csv.DictWriter(file, self._columns, delimiter=delimiter, lineterminator="\n")
+                table.writeheader()
+                table.writerows(_texts(json.loads(row)) for row in self._rows)
+        part.replace(self._path)
+
+    def add(self, job: Job) -> None:
+        """Add the row of a job."""
+        why, image = job.reason, str(job.cells.get("image") or "")
+        reason = f"{why.type}: {why.message}" if why else job.outcome
+        row = {"image": self._place(image), REASON: reason} | {
+            name: value for name, value in job.cells.items() if name not in {"image", REASON}
+        }
+        self._columns |= dict.fromkeys(row)
+        self._rows.write(f"{json.dumps(row)}\n")
+
+    def _place(self, image: str) -> str:
+        """Return a photo as the table names it: relative to its own folder where it lies below that."""
+        if not image or "://" in image:
+            return image
+        path = os.path.relpath(image, self._folder)
+        return os.path.abspath(image) if path.startswith(os.pardir) else path  # noqa: PTH100
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, str]:
+    plain = {name: "" if value is None else value for name, value in row.items()}
+    return {
+        name: json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
+        for name, value in plain.items()
+    }

@@ -1,0 +1,81 @@
+"""The rows of a batch that are not saved: one JSON line each, and a table that `bulk` accepts again."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.shell import CHELSEA, COFFEE, shell
+
+
+def jobs(stdout: str) -> list[dict[str, Any]]:
+    """Return the printed objects of the rows, in the order of the input."""
+    found = [json.loads(line) for line in stdout.splitlines()]
+    return sorted((each for each in found if "outcome" in each), key=lambda each: each["line"])
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_has_one_line_and_the_rest_can_be_run_again(tmp_path: Path) -> None:
+    """Bad, refused and unsent rows are in the JSON and in the table, which finishes the batch."""
+    (tmp_path / "cut.jpg").write_bytes(Path(COFFEE).read_bytes()[:9000])
+    lines = [f"{CHELSEA},0.{number},a,{number}" for number in range(1, 7)]
+    manifest, left = tmp_path / "m.csv", tmp_path / "left.csv"
+    manifest.write_text("\n".join(["image,up,prompt,_id", "cut.jpg,0.5,,0", *lines]) + "\n")
+    arguments = ["--json", "-o", tmp_path / "out", "--failures", left]
+    with shell() as kling:
+        done = kling("bulk", manifest, *arguments, "--budget", 16, "--max-in-flight", 1)
+        rows = jobs(done.stdout)
+        assert [row["line"] for row in rows] == list(range(2, 9))
+        assert [row["outcome"] for row in rows] == ["bad", *["saved"] * 2, *["not sent"] * 4]
+        assert rows[0]["error"]["type"] == "ImageError"
+        assert {row["error"]["type"] for row in rows[3:]} == {"BudgetExceeded", "NotSubmitted"}
+        assert "budget" in rows[6]["error"]["message"]
+        missing = table(left)
+        assert {row["_id"] for row in missing} == {"0", "3", "4", "5", "6"}
+        assert missing[0]["_reason"].startswith("ImageError: ")
+        assert missing[0]["image"] == "cut.jpg"
+        again = kling("bulk", left, *arguments)
+        assert sorted(row["outcome"] for row in jobs(again.stdout)) == ["bad", *["saved"] * 4]
+        assert len(kling.emulator.account.tasks) == 6
+    assert [row["_id"] for row in table(left)] == ["0"]
+
+
+@pytest.mark.parametrize("options", [["--strict"], ["--budget", "0"]])
+def test_a_batch_that_sends_nothing_names_each_row(tmp_path: Path, options: list[str]) -> None:
+    """Also where nothing is sent, each row has its line, and names keep folder and shape in a second run."""
+    for folder in ("a", "b"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "dog.jpg").write_bytes(Path(COFFEE).read_bytes() + folder.encode())
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no photo")
+    shapes = ["--aspect", "16:9", "--aspect", "3:2", "--aspect", "1:1"]
+    left = tmp_path / "left.jsonl"
+    with shell() as kling:
+        done = kling(
+            "bulk", tmp_path / "in", *shapes, *options, "--json", "-o", tmp_path / "out", "--failures", left
+        )
+        assert sorted(row["outcome"] for row in jobs(done.stdout)) == [
+            *["bad"] * 3,
+            *["left out"] * 2,
+            *["not sent"] * 4,
+        ]
+        assert len(kling.emulator.account.tasks) == 0
+        assert len(left.read_text().splitlines()) == 7
+        kling("bulk", left, *shapes, "-o", tmp_path / "out")
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in tmp_path.glob("out/*/*.png")) == [
+        f"{folder}/dog-{shape}-0.png" for folder in "ab" for shape in ("16x9", "1x1")
+    ]
+
+
+def test_a_file_that_cannot_be_read_again_is_refused(tmp_path: Path) -> None:
+    """The suffix says the form of the table, so any other one is refused before anything is sent."""
+    with shell() as kling:
+        done = kling("bulk", COFFEE, "--aspect", "16:9", "--failures", tmp_path / "left.txt")
+        assert (done.exit_code, "must end in .csv" in done.stderr) == (2, True)
+        done = kling("bulk", COFFEE, "--aspect", "16:9", "--failures", tmp_path / "gone" / "left.csv")
+        assert (done.exit_code, "cannot be written" in done.stderr) == (2, True)

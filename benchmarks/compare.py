@@ -22,8 +22,8 @@ second table names for each peer the setting of ours that needs the fewest reque
 setting beats a peer with fewer requests and a lower latency, or with a tenth of the requests and no higher
 latency.
 
-Several clients run side by side if there are few jobs, and one at a time with 1000. Clients that are not
-installed (extra ``bench``) are listed.
+Several clients run side by side, fewer of them with more jobs. Clients that are not installed (extra
+``bench``) are left out and listed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from benchmarks.reporting import finish, medians, peak_memory, reset_peak_memory
 from benchmarks.server import Server, serving
 
 ROUNDS = {1: 12, 10: 3}  # by number of concurrent jobs: how many follow one another; otherwise 1
-SIDE_BY_SIDE = {1: 12, 10: 6, 100: 3}  # by number of concurrent jobs: clients measured together; otherwise 1
+SIDE_BY_SIDE = {1: 40, 10: 20, 100: 8}  # by number of concurrent jobs: clients measured together; otherwise 3
 CONCURRENT, CLIENT, PEER = "concurrent jobs", "client", "peer"
 REQUESTS, LATENCY = "requests per job", "latency (s)"
 
@@ -92,7 +92,7 @@ async def measure_client(
 
 
 def in_process(
-    client: str, concurrent: int, warm: int, seed: int, service: tuple[float, str]
+    client: str, seed: int, *, concurrent: int, warm: int, service: tuple[float, str]
 ) -> dict[str, float]:
     """Return the figures of one client, measured in a new process with a new server."""
     jobs = concurrent * ROUNDS.get(concurrent, 1)
@@ -118,12 +118,11 @@ def measure(
     The *service* has a median duration in seconds, and a law.
     """
     found: dict[str, list[dict[str, float]]] = {client: [] for client in clients}
-    with ThreadPoolExecutor(SIDE_BY_SIDE.get(concurrent, 1)) as pool:
-        for run in range(runs):
-            seed = 1000 * run + concurrent
-            one = partial(in_process, concurrent=concurrent, warm=warm, service=service, seed=seed)
-            for client, numbers in zip(clients, pool.map(one, clients), strict=True):
-                found[client].append(numbers)
+    one = partial(in_process, concurrent=concurrent, warm=warm, service=service)
+    pairs = [(client, 1000 * run + concurrent) for run in range(runs) for client in clients]
+    with ThreadPoolExecutor(SIDE_BY_SIDE.get(concurrent, 3)) as pool:
+        for (client, _), numbers in zip(pairs, pool.map(lambda pair: one(*pair), pairs), strict=True):
+            found[client].append(numbers)
     return [{CONCURRENT: concurrent, CLIENT: client} | medians(rows) for client, rows in found.items()]
 
 

@@ -72,10 +72,18 @@ class Jobs:
     starts: dict[str, float] = field(factory=dict)
     shares: list[float] = field(factory=list)
     free_at: list[float] = field(factory=list)  # when each worker of a queue is free, a heap
+    warm: bool = True  # whether the jobs are those that are not measured
+    deleted: int = 0  # jobs: an id is not used again, as callbacks of the deleted ones may come
     rng: Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.reset(self.seed)
+
+    def measure(self, seed: int) -> None:
+        """Delete all jobs and counts; those that follow are measured."""
+        self.deleted += len(self.ends)
+        self.reset(seed)
+        self.warm = False
 
     def reset(self, seed: int) -> None:
         """Delete all jobs and counts, and draw further durations from *seed*."""
@@ -89,7 +97,7 @@ class Jobs:
     def new(self) -> str:
         """Start a job and return its id."""
         number = len(self.ends)
-        name, now = f"{10**17 + number}", self.clock()
+        name, now = f"{10**17 + self.deleted + number}", self.clock()
         seconds = LAWS[self.law](self._share(), number) * self.median / 12
         begin = max(now, self.free_at[0]) if self.free_at else now
         self.starts[name], self.ends[name] = now, begin + seconds

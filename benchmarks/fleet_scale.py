@@ -314,6 +314,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the scale of a fleet.")
     parser.add_argument("--queued", type=int, help="measure a queue of so many jobs alone")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, as always")
     options = parser.parse_args()
     if options.queued:
         found: Any = asyncio.run(long_queue(options.queued))

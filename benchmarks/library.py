@@ -1,6 +1,6 @@
 """A library of photos through ``kling-expand bulk --fit``, interrupted, moved about and run again.
 
-    python -m benchmarks.library [--photos 400] [--kills 5] [--seed 1]
+    python -m benchmarks.library [--photos 400] [--kills 5] [--seed 1] [--json]
 
 Photos of many kinds lie in nested folders: duplicate names and contents, HEIC, JPEGs that EXIF rotates,
 wide-gamut colour profiles, and five bad files. The command is interrupted at random moments, half of
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from PIL import Image, ImageCms
 
+from benchmarks.reporting import finish
 from kling_expand.emulator import Emulator
 
 ORIENTATION = 0x0112
@@ -210,10 +211,12 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=400)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     began_at = time.monotonic()
     failures = asyncio.run(run(arguments.photos, arguments.kills, arguments.seed))
     print(f"{failures} steps went wrong, in {time.monotonic() - began_at:.0f} s")
+    finish({"wrong steps": failures}, as_json=arguments.json)
     sys.exit(1 if failures else 0)
 
 

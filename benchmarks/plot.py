@@ -143,10 +143,10 @@ def picture(title: str, panels: Sequence[Panel]) -> str:
 
 
 def clients(found: dict[str, Any]) -> str:
-    """Draw the results of `benchmarks.compare`."""
+    """Draw the results of `benchmarks.compare`, without clients that receive callbacks and hardly poll."""
     panels = []
     for number in dict.fromkeys(row[CONCURRENT] for row in found["rows"]):
-        rows = [row for row in found["rows"] if row[CONCURRENT] == number]
+        rows = [row for row in found["rows"] if row[CONCURRENT] == number and "+" not in row[CLIENT]]
         points = [Point(row[CLIENT], max(row[LATENCY], 1e-3), row[REQUESTS]) for row in rows]
         panels.append(Panel(f"{number} concurrent job{'s' * (number > 1)}", REQUESTS, points))
     return picture("Requests per job over latency, by client", panels)
@@ -163,6 +163,12 @@ def schedules(found: dict[str, Any]) -> str:
     return picture("Polls per task over latency, by schedule", panels)
 
 
+def _joined(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the results of several runs as those of one, as `benchmarks.all` has one run for each number."""
+    rows = [row for each in found for row in each.get("rows", [])]
+    return found[0] | {"rows": rows}
+
+
 def main() -> None:
     """Draw each given file of results."""
     parser = argparse.ArgumentParser(description="Draw the results of benchmarks as SVG.")
@@ -170,21 +176,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the pictures (default: .)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     given = parser.parse_args()
-    drawn = []
     written = [json.loads(path.read_text().splitlines()[-1]) for path in given.results]
-    kept = [
-        found for all_of_them in written for found in all_of_them.get("results", {"": all_of_them}).values()
-    ]
-    for found in kept:
-        if "distributions" in found:
-            name, picture = "schedules.svg", schedules(found)
-        elif "peers" in found:
-            name, picture = "compare.svg", clients(found)
-        else:
-            continue
-        (given.out / name).write_text(picture)
-        drawn.append(str(given.out / name))
-        print(given.out / name)
+    kept = [found for each in written for found in each.get("results", {"": each}).values()]
+    drawn = []
+    for name, draw, key in (("compare.svg", clients, "peers"), ("schedules.svg", schedules, "distributions")):
+        if found := [each for each in kept if key in each]:
+            (given.out / name).write_text(draw(_joined(found)))
+            drawn.append(str(given.out / name))
+            print(given.out / name)
     finish({"pictures": drawn}, as_json=given.json)
 
 

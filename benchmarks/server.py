@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from subprocess import PIPE, Popen
 from typing import Any
@@ -30,6 +30,7 @@ from benchmarks.durations import LAWS, Handler, Jobs
 from benchmarks.protocols import PEER_ROUTES
 
 KLING = "/v1/images/editing/expand"
+CONNECTIONS = 4  # that send callbacks
 STATUS = {"POST /api/v2/jobs": 201}  # routes whose status is not 200
 
 
@@ -78,13 +79,24 @@ KLING_ROUTES: dict[tuple[str, str], Handler] = {
 }
 
 
+_HTTP = web.AppKey("http", aiohttp.ClientSession)
+
+
+async def _keep_session(app: web.Application) -> AsyncIterator[None]:
+    """Keep the connections that send callbacks."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONNECTIONS)) as http:
+        app[_HTTP] = http
+        yield
+
+
 def application(jobs: Jobs, routes: dict[tuple[str, str], Handler]) -> web.Application:
     """Return an application with *routes* that counts requests by method and path."""
     app = web.Application(client_max_size=32 << 20)
+    app.cleanup_ctx.append(_keep_session)
     for (method, path), handler in routes.items():
         app.router.add_route(method, path, _counted(handler, jobs, f"{method} {path}"))
     app.router.add_get("/statistics", _json(lambda _request: jobs.statistics()))
-    app.router.add_delete("/statistics", _json(lambda request: jobs.reset(int(request.query["seed"]))))
+    app.router.add_delete("/statistics", _json(lambda request: jobs.measure(int(request.query["seed"]))))
     return app
 
 
@@ -98,7 +110,8 @@ def _counted(
         body = await request.read()
         found = handler(request, jobs)
         if b'"callback_url"' in body:
-            call = _call_back(jobs, found["data"]["task_id"], json.loads(body)["callback_url"])
+            url = json.loads(body)["callback_url"]
+            call = _call_back(request.app[_HTTP], jobs, found["data"]["task_id"], url)
             calls.add(task := asyncio.create_task(call))
             task.add_done_callback(calls.discard)
         return web.json_response(found, status=STATUS.get(name, 200))
@@ -106,16 +119,16 @@ def _counted(
     return answer
 
 
-async def _call_back(jobs: Jobs, name: str, url: str) -> None:
+async def _call_back(http: aiohttp.ClientSession, jobs: Jobs, name: str, url: str) -> None:
     """Send the callback of a task's end, unless it is lost."""
-    end, begun_at = jobs.ends[name], next(iter(jobs.starts.values()))
-    delay = KINDS[url.rpartition("/")[2]](int(name) % 10**6, end - begun_at)
+    end = jobs.ends[name]
+    delay = KINDS[url.rpartition("/")[2]](int(name) % 10**6, jobs.warm)
     if delay is not None:
         task = kling_task(jobs, name, ended=True)  # now, as a reset deletes the job
         await asyncio.sleep(end + delay - time.time())
         headers, body = signed(task, f"{name}-{end}", time.time())
         with suppress(aiohttp.ClientError):  # the client has ended
-            async with aiohttp.request("POST", url, data=body, headers=headers):
+            async with http.post(url, data=body, headers=headers):
                 pass
 
 
@@ -152,7 +165,7 @@ class Server:
             return found
 
     def reset(self, seed: int = 0) -> None:
-        """Delete all jobs and counts."""
+        """Delete all jobs and counts: those that follow are measured."""
         urlopen(Request(f"{self.url}/statistics?seed={seed}", method="DELETE")).close()
 
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from attrs import define, field
 
-from benchmarks.callbacks import KINDS, SECRET, STOP, signed
+from benchmarks.callbacks import KINDS, SECRET, signed
 from benchmarks.durations import LAWS, Jobs
 from benchmarks.reporting import finish, options, picture, rounded, table
 from benchmarks.server import kling_task
@@ -35,6 +35,7 @@ from kling_expand.testing import loop_clock, run
 PHOTO = picture()
 PAGE = 500  # tasks on a page of the sweep
 WARM = 200  # jobs that are not counted, and at least twice the concurrent ones
+STOP = 120.0  # seconds after the first job, when callbacks of the kind "stopping" are lost
 JOBS = {1: 500, 10: 2000, 100: 3000, 1000: 6000}  # by number of concurrent jobs: how many are counted
 Run = Callable[[], Awaitable[str]]
 
@@ -71,7 +72,7 @@ class VirtualService(Service):
 
     def _call_later(self, name: str) -> None:
         end = self.jobs.ends[name]
-        delay = KINDS[self.callbacks](int(name) % 10**6, end - self.begun_at)
+        delay = KINDS[self.callbacks](int(name) % 10**6, end - self.begun_at < STOP)
         if delay is not None and self.receive is not None:
             asyncio.get_running_loop().call_later(end + delay - loop_clock(), self._call, name)
 

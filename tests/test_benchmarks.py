@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.all import RUNS, Goal, figure_at, goals, ours
+from benchmarks.all import RUNS, STEPS, main
 from benchmarks.fleet import LONGEST_CREATE, reserved, standstill, usage
+from benchmarks.goals import Goal, figure_at, goals, in_row
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,6 +28,7 @@ TINY = {
         ["--pictures", "2", "--engine", "flat"],
         {"kinds", "found", "false alarms"},
     ),
+    "bulk": (["--runs", "1", "--photos", "3", "--megabytes", "0.1"], {"dry run (s)", "hashing ratio"}),
     "journal": (["--runs", "1", "--jobs", "200"], {"ms_per_job", "longest_block_ms"}),
     "limits": (
         ["--runs", "1", "--seconds", "20", "--settling", "15", "--recoveries", "1"],
@@ -112,12 +114,35 @@ def test_results_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_goal_is_met_or_not() -> None:
-    """A row says whether the figure is within its bound, and every goal belongs to a run."""
+    """A row says whether the figure is within its bound, and a missing figure is not met."""
     found = {"ratio": 1.2, "rows": [{"client": "kling_expand", "concurrent jobs": 1, "requests per job": 7}]}
     assert Goal("a", "x", figure_at("ratio"), at_most=1.1).row({"x": found})["met"] is False
     assert Goal("a", "x", figure_at("ratio"), at_least=1.1).row({"x": found})["met"] is True
-    assert ours(1, "requests per job")(found) == 7
+    assert in_row("requests per job", client="kling_expand", concurrent_jobs=1)(found) == 7
+    for missing in (figure_at("other"), in_row("requests per job", client="script")):
+        row = Goal("a", "x", missing, at_most=1).row({"x": found})
+        assert (row["measured"], row["met"]) == (None, False)
+
+
+def test_each_goal_belongs_to_a_run_and_each_run_to_a_step() -> None:
+    """Every figure of the table is measured, each run once."""
     assert {goal.run for goal in goals()} <= RUNS.keys()
+    assert sorted(name for step in STEPS for lane in step for name in lane) == sorted(RUNS)
+
+
+def test_results_of_other_runs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --only, a file keeps what it has of other runs, and the table shows both."""
+    file = tmp_path / "all.json"
+    file.write_text(json.dumps({"machine": {}, "results": {"upload": {"blocked_ms": 1.5}}}))
+    monkeypatch.setitem(RUNS, "import_time", ["import_time", "--runs", "1"])
+    monkeypatch.setattr(sys, "argv", ["all", "--only", "import_time", "--json", str(file)])
+    assert main() == 0
+    assert json.loads(file.read_text())["results"].keys() == {"upload", "import_time"}
+    shown = capsys.readouterr().out
+    assert "loop blocked by an upload" in shown
+    assert "CPU of the import" in shown
 
 
 def test_the_use_of_slots_is_counted_correctly() -> None:

@@ -70,8 +70,8 @@ def open_object(url: str) -> Any:
     only those from a package of their own are used, such as s3fs, and `memory`.
 
     Raises:
-        ValueError: when *url* names no object store, or one within another.
-        MissingExtra: when fsspec is not installed.
+        ValueError: if *url* names no object store, or one within another.
+        MissingExtra: if fsspec is not installed.
     """
     fsspec = fsspec_module()
     scheme = url.partition("://")[0].lower()

@@ -92,7 +92,7 @@ class Emulator(Settings):
         """Refuse and cut all connections inside the block, while tasks go on.
 
         Raises:
-            RuntimeError: when the emulator is not running.
+            RuntimeError: if the emulator is not running.
         """
         if self._runner is None or self._site is None or self._runner.server is None:
             raise RuntimeError(_NOT_STARTED)
@@ -138,8 +138,8 @@ class Emulator(Settings):
         """Move the emulator's clock forward; the validity of tokens does not change.
 
         Raises:
-            ValueError: when *seconds* is negative or not finite.
-            RuntimeError: when the emulator is not running.
+            ValueError: if *seconds* is negative or not finite.
+            RuntimeError: if the emulator is not running.
         """
         self.service.advance(seconds)
 

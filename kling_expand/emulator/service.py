@@ -71,7 +71,7 @@ class Service:
         """Return a new task for the body of a create.
 
         Raises:
-            Refusal: when the request is invalid, over a limit of the account, or cannot be stored.
+            Refusal: if the request is invalid, over a limit of the account, or cannot be stored.
         """
         if len(raw) > _LARGE_BODY:
             parse = partial(parse_create, dialect, raw)
@@ -187,7 +187,7 @@ class Service:
         """Move the clock forward; the offset is kept in the state file.
 
         Raises:
-            ValueError: when *seconds* is negative or not finite.
+            ValueError: if *seconds* is negative or not finite.
         """
         self.clock.advance(seconds)
         self.store.put_number("clock_offset", self.clock.offset)

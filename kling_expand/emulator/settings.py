@@ -162,7 +162,7 @@ def change(settings: Settings, changes: dict[str, Any]) -> None:
     """Change several settings of a running emulator: all of them, or none.
 
     Raises:
-        ValueError: when a name is unknown or fixed, or a value is not allowed.
+        ValueError: if a name is unknown or fixed, or a value is not allowed.
     """
     changeable = {option.name: option for option in options() if not option.metadata["fixed"]}
     for name, value in changes.items():
@@ -177,7 +177,7 @@ def check(option: "Attribute[Any]", value: Any) -> None:
     """Check the value of a setting.
 
     Raises:
-        ValueError: when the value is not allowed.
+        ValueError: if the value is not allowed.
     """
     expected = type(option.default)
     fits = type(value) is expected or (expected is float and type(value) is int)

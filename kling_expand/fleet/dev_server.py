@@ -39,7 +39,7 @@ def find_programs() -> Path:
     """Return the folder of `initdb` and `postgres`, of the newest version installed.
 
     Raises:
-        ConfigurationError: when PostgreSQL is not installed.
+        ConfigurationError: if PostgreSQL is not installed.
     """
     found = shutil.which("initdb")
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
@@ -80,7 +80,7 @@ class Cluster:
         """Create the folder and the files of the server.
 
         Raises:
-            ConfigurationError: when PostgreSQL is not installed, `initdb` fails, or the folder exists, has
+            ConfigurationError: if PostgreSQL is not installed, `initdb` fails, or the folder exists, has
                 too long a path, or cannot be reached by the server's user.
         """
         if len(os.fsencode(self._folder / ".s.PGSQL.5432")) > _MAX_SOCKET_PATH:
@@ -107,7 +107,7 @@ class Cluster:
         """Start the server and wait until it answers.
 
         Raises:
-            ConfigurationError: when the server does not start.
+            ConfigurationError: if the server does not start.
         """
         options = [word for option in self._options for word in ("-c", option)]
         with open(self._folder / "log", "ab", opener=_open_log) as log:
@@ -149,7 +149,7 @@ class Cluster:
         """Return the process id of the server, as its own user has written it.
 
         Raises:
-            ConfigurationError: when that process is not of the session that was started.
+            ConfigurationError: if that process is not of the session that was started.
         """
         pid = int((self._data / "postmaster.pid").read_text().split()[0])
         if self._process is None or os.getsid(pid) != self._process.pid:

@@ -149,8 +149,8 @@ async def execute(
     A job of higher *priority* gets a slot first.
 
     Raises:
-        RetryLater: when the failure may be transient, or the job was not sent because the worker stops.
-        TakenOver: when another worker has the job.
+        RetryLater: if the failure may be transient, or the job was not sent because the worker stops.
+        TakenOver: if another worker has the job.
     """
     history = history or History()
     key: str = payload["key"]
@@ -332,7 +332,7 @@ def pack(request: ExpandRequest) -> Payload:
     A path is made absolute, because another process reads it.
 
     Raises:
-        InvalidRequest: when the photo is not a path or URL, or the geometry is of a class of the caller.
+        InvalidRequest: if the photo is not a path or URL, or the geometry is of a class of the caller.
     """
     kind = type(request.geometry).__name__
     if _GEOMETRIES.get(kind) is not type(request.geometry):
@@ -351,7 +351,7 @@ def unpack(payload: Payload) -> ExpandRequest:
     """Return the request from a *payload* that `pack` made.
 
     Raises:
-        InvalidRequest: when a value is not allowed.
+        InvalidRequest: if a value is not allowed.
     """
     try:
         values = dict(payload)
@@ -386,9 +386,9 @@ async def load(request: ExpandRequest) -> ExpandRequest:
     """Return *request* with the content of its photo, if that is in an object store.
 
     Raises:
-        ImageError: when the store has no such object.
-        MissingExtra: when the extra `objects` is not installed.
-        TransportError: when the store cannot be read.
+        ImageError: if the store has no such object.
+        MissingExtra: if the extra `objects` is not installed.
+        TransportError: if the store cannot be read.
     """
     location = str(request.image)
     if not in_object_store(location):
@@ -421,8 +421,8 @@ async def save_full_size(
     """Save the images of *result* at the size of the photo of *request*, and return their paths or URLs.
 
     Raises:
-        ImageError: when the photo is gone.
-        PictureMismatch: when the photo was not found in a picture.
+        ImageError: if the photo is gone.
+        PictureMismatch: if the photo was not found in a picture.
         KlingError: if `save` fails.
     """
     photo = str(request.image)
@@ -449,8 +449,8 @@ async def save(
     *full_size* they are those at the size of this photo.
 
     Raises:
-        DownloadError: when an image cannot be downloaded or written.
-        MissingExtra: when the extra `objects` is not installed.
+        DownloadError: if an image cannot be downloaded or written.
+        MissingExtra: if the extra `objects` is not installed.
     """
     result = evolve(result, name=name)
     template = target if "{" in target else f"{target.rstrip('/')}/{_TEMPLATE}"

@@ -124,8 +124,8 @@ class Lease:
         to this worker. Those found idle twice, as *lost* and now, are put back too.
 
         Raises:
-            LeaseLost: when the lease had ended and another worker has the jobs.
-            JournalError: when the tables were upgraded meanwhile.
+            LeaseLost: if the lease had ended and another worker has the jobs.
+            JournalError: if the tables were upgraded meanwhile.
         """
         values = self.worker, self.run, self.queue, self.timeout, list(running), list(lost)
         found = await self.database.fetch(_BEAT, *values)
@@ -173,7 +173,7 @@ class Lease:
         """Release the permits of some jobs, and take those of the first of *waiters*: return of how many.
 
         Raises:
-            LeaseLost: when the lease has ended.
+            LeaseLost: if the lease has ended.
         """
         keys, numbers, waited = zip(*waiters, strict=True) if waiters else ((), (), ())
         wanted = list(keys), list(numbers), list(waited)
@@ -260,8 +260,8 @@ class Permits:
         """Wait for *n* permits for the job of *key*, and hold them inside the block.
 
         Raises:
-            InvalidRequest: when *n* exceeds the limit.
-            NotSubmitted: when the permits are closed.
+            InvalidRequest: if *n* exceeds the limit.
+            NotSubmitted: if the permits are closed.
         """
         if n > self.limit:
             raise InvalidRequest("n", n, f"must be at most {self.limit}, the limit of the permits")
@@ -356,7 +356,7 @@ class SharedSlots(Slots):
         """Wait for *n* slots and return the epoch they were granted in.
 
         Raises:
-            NotSubmitted: when the slots are closed.
+            NotSubmitted: if the slots are closed.
         """
         place = asyncio.ensure_future(super().acquire(n, flow, priority=priority, first=first))
         closed = asyncio.ensure_future(self._closed.wait())

@@ -256,7 +256,7 @@ class Fleet:
         Workers of the older version stop with an error at their next heartbeat.
 
         Raises:
-            JournalError: when the database is unreachable, refuses, or has the tables of a newer version.
+            JournalError: if the database is unreachable, refuses, or has the tables of a newer version.
         """
 
         async def create_queue(connection: Connection) -> None:
@@ -285,8 +285,8 @@ class Fleet:
         """Queue one request and return its key. Jobs of higher *priority* run first.
 
         Raises:
-            InvalidRequest: when the request cannot be queued: its photo is bytes, for example.
-            JournalError: when the database is unreachable or has no tables.
+            InvalidRequest: if the request cannot be queued: its photo is bytes, for example.
+            JournalError: if the database is unreachable or has no tables.
         """
         payload = pack(request)
         await self.check()
@@ -308,8 +308,8 @@ class Fleet:
         same call can simply be repeated.
 
         Raises:
-            InvalidRequest: when a request cannot be queued.
-            JournalError: when the database is unreachable or has no tables.
+            InvalidRequest: if a request cannot be queued.
+            JournalError: if the database is unreachable or has no tables.
         """
         await self.check()
         count, room = 0, 0
@@ -347,7 +347,7 @@ class Fleet:
         changes, it is yielded again.
 
         Raises:
-            JournalError: when the database is unreachable or has no tables.
+            JournalError: if the database is unreachable or has no tables.
         """
         await self.check()
         place = 0
@@ -369,7 +369,7 @@ class Fleet:
         there are. Each job and its outcome change together, so an interrupted call can be repeated.
 
         Raises:
-            JournalError: when the database is unreachable or has no tables.
+            JournalError: if the database is unreachable or has no tables.
         """
         await self.check()
         chosen = _OF_KEYS if keys else _OF_QUEUES
@@ -393,7 +393,7 @@ class Fleet:
         After each (re)connection all handlers are called with "": notifications may have been missed.
 
         Raises:
-            JournalError: when the database refuses the connection for good.
+            JournalError: if the database refuses the connection for good.
         """
 
         def on_notify(channel: str, payload: str) -> None:
@@ -413,8 +413,8 @@ class Fleet:
         long for a notification is left to the worker's polls.
 
         Raises:
-            JournalError: when the database is unreachable.
-            WebhookError: when the callback cannot be trusted or read.
+            JournalError: if the database is unreachable.
+            WebhookError: if the callback cannot be trusted or read.
         """
         event = self._webhooks.parse(headers, body)
         if event.task.status.final and not event.needs_poll and event.task.external_task_id:
@@ -430,7 +430,7 @@ class Fleet:
         """Return the state of the fleet.
 
         Raises:
-            JournalError: when the database is unreachable or has no tables.
+            JournalError: if the database is unreachable or has no tables.
         """
         await self.check()
         queued, running = await self._counts()

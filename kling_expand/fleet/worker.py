@@ -102,7 +102,7 @@ class Worker:
         """Execute jobs until `stop`.
 
         Raises:
-            JournalError: when the database stays unreachable, or its tables are of another version.
+            JournalError: if the database stays unreachable, or its tables are of another version.
         """
         working = asyncio.create_task(self._work())
         stopping = asyncio.create_task(self._stop.wait())

@@ -1,4 +1,4 @@
-"""A bounded map over many requests, with outcomes as they end or in order."""
+"""A bounded map over many requests, which yields outcomes as jobs end or in order."""
 
 import asyncio
 import logging
@@ -26,15 +26,15 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @frozen(eq=False)
 class Outcome(Serializable):
-    """The end of one request of many.
+    """The outcome of one of many requests.
 
-    `index` is the position of the request, from 0. Either `result` or `error` is set, or both where the
-    pictures could not be saved: then they can be saved again. `request` is None where it could not be made.
-    `files` are the saved pictures.
+    `index` is the position of the request, from 0. Either `result` or `error` is set. Both are set if the
+    pictures could not be saved; saving can then be retried. `request` is None if it could not be made.
+    `files` are the paths of the saved pictures.
     """
 
     index: int
-    request: ExpandRequest | Any  # or None, which only the rows of mappings and functions need to check
+    request: ExpandRequest | Any  # or None, possible only for rows that are mappings or functions
     result: ExpandResult | None = None
     error: KlingError | None = None
     files: tuple[Path, ...] = ()
@@ -54,7 +54,7 @@ Row = ExpandRequest | Mapping[str, Any] | Callable[[], ExpandRequest]
 Requests = Iterable[Row] | AsyncIterable[Row]
 
 
-# Where the pictures of a job are saved: a target of `ExpandResult.save`, or what gives one for a request.
+# Where the pictures of a job are saved: a target of `ExpandResult.save`, or a function that returns one.
 Target = str | os.PathLike[str]
 SaveTo = Target | Callable[[ExpandRequest], Target]
 
@@ -70,7 +70,7 @@ def make_request(row: Row) -> ExpandRequest:
         names = [each.name for each in fields(ExpandRequest)]
         for name in row.keys() - {*names}:
             advice = nearest_name(str(name), names) or f"the fields are {', '.join(names)}"
-            raise InvalidRequest("row", repr(name), "must hold fields of a request only", advice)
+            raise InvalidRequest("row", repr(name), "must contain only fields of a request", advice)
     try:
         made = ExpandRequest(**row) if isinstance(row, Mapping) else row() if callable(row) else row
     except KlingError:
@@ -107,12 +107,12 @@ async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]
 
 
 class BoundedMap:
-    """A map that holds at most *prefetch* requests between its source and its reader.
+    """A map that holds at most *prefetch* requests at a time between its source and its reader.
 
-    A request counts from before it is read to after its outcome was handed out, so a slow reader slows
-    the source. `submit` starts a job and may give it a deadline of its own: an outcome is what awaiting
-    the future gives. `cancel` cancels a job that was not sent and leaves any other alone. With `save_to`
-    the pictures are saved before the outcome is handed out, while other jobs have the slots.
+    A request counts from before it is read until its outcome has been yielded, so a slow reader slows the
+    source. `submit` starts a job and may give it a deadline; the outcome holds what awaiting its future
+    returns or raises. `cancel` cancels a job that was not sent and has no effect on any other. With `save_to`
+    the pictures are saved before the outcome is yielded, while other jobs use the slots.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class BoundedMap:
     async def run(self, requests: Requests) -> AsyncGenerator[Outcome, None]:
         """Yield the outcomes, in the order of the requests or as they end.
 
-        A reader who leaves early cancels what was not sent. A source that cannot be interrupted is
-        left to itself after `SOURCE_CLOSE_TIMEOUT`.
+        If the reader stops early, jobs that were not sent are cancelled. A source that cannot be interrupted
+        is abandoned after `SOURCE_CLOSE_TIMEOUT`.
 
         Raises:
             Exception: if the source raises. The outcomes of all requests read before come first.
@@ -166,13 +166,13 @@ class BoundedMap:
                 except StopAsyncIteration:
                     return
                 if (task := asyncio.current_task()) and task.cancelling():
-                    return  # else jobs of a source that ignores its cancellation would be sent
+                    return  # otherwise jobs of a source that ignores its cancellation would be sent
                 self._start(index, row)
 
     def _start(self, index: int, row: Row) -> None:
-        """Submit the request of a row, or make an outcome of the error that it raises."""
+        """Submit the request of a row, or turn the error that it raises into an outcome."""
         if not _is_row(row):
-            limit = "must hold requests, mappings of their fields, or functions that make them"
+            limit = "must contain requests, mappings of their fields, or functions that make them"
             raise InvalidRequest("requests", shown(row), limit)
         future: TaskFuture | None = None
         try:
@@ -204,7 +204,7 @@ class BoundedMap:
         following = 0
         while self._open or not feeder.done():
             job = await self._ended.get()
-            if job is None:  # the source has ended, and open jobs go on
+            if job is None:  # the source has ended, and open jobs continue
                 continue
             del self._open[job]
             outcome = job.result()
@@ -231,13 +231,13 @@ class BoundedMap:
                 self._cancel(future)
 
     async def _leave(self, feeder: asyncio.Task[None]) -> None:
-        """Take back what was not sent, and wait for the source to close."""
+        """Cancel the jobs that were not sent, and wait for the source to close."""
         self._cancel_unsent()
         for job in self._open:
             job.cancel()
         await asyncio.wait({feeder, *self._open}, timeout=SOURCE_CLOSE_TIMEOUT)
         if not feeder.done():
-            logger.warning("the source of a map did not stop within %g s and is left", SOURCE_CLOSE_TIMEOUT)
+            logger.warning("the source of a map did not stop in %g s and is abandoned", SOURCE_CLOSE_TIMEOUT)
 
 
 async def _failed(index: int, error: KlingError) -> Outcome:

@@ -1,11 +1,11 @@
-"""Task records and the futures that wait for them; nothing here fetches.
+"""Task records and the futures that wait for them, without any I/O.
 
-One record per task holds what all its futures share:
+One record per task holds the state that all its futures share:
 
     poll, callback, store, create ──deliver──> TaskRecord ──> every TaskFuture, iterator and callback
 
-The registry finds the open records by either id. If the task of a record turns out to have another record
-already, the two are merged, so slots, statistics and learned durations are counted once per task.
+The registry finds the open records by either id. If a task turns out to have two records, they are merged, so
+slots, statistics and learned durations are counted once per task.
 """
 
 import asyncio
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from kling_expand.downloads.files import SaveOptions
     from kling_expand.pictures.convert import Metadata
 
-LOGGED_IDS = 20  # of the jobs that one line of the log names
+LOGGED_IDS = 20  # of the jobs that one log line names
 
 _numbers = count(1)
-_RISK_CONTROL = "risk control"  # what `task_status_msg` says of moderated tasks (live)
+_RISK_CONTROL = "risk control"  # `task_status_msg` of a moderated task (live)
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
 def deadline_at(deadline: float | None) -> float | None:
-    """Return the moment of the loop's clock that is *deadline* seconds from now, or None without one.
+    """Return the loop time that is *deadline* seconds from now, or None if there is no deadline.
 
     Raises:
-        InvalidRequest: when it is not above 0.
+        InvalidRequest: if it is not above 0.
     """
     if deadline is None:
         return None
@@ -100,16 +100,16 @@ class SubmittedJob(Protocol):
 
     @property
     def recorded(self) -> bool:
-        """Whether the store has the job, under the id with which it is sent."""
+        """Whether the store has the job, under the id that it is sent with."""
         ...
 
     @property
     def named(self) -> bool:
-        """Whether its id is final: the caller's own, or that of the store."""
+        """Whether its id is final: the caller's id, or the one that the store gave it."""
         ...
 
     def cancel(self) -> bool:
-        """Cancel the job if it was not sent, and return whether it is cancelled."""
+        """Cancel the job if it was not sent yet, and return whether it is cancelled."""
         ...
 
 
@@ -133,7 +133,7 @@ class ResultImage(Image):
         return b"".join([chunk async for chunk in self.stream(deadline=deadline)])
 
     async def stream(self, *, deadline: float | None = None) -> AsyncGenerator[bytes, None]:
-        """Yield the picture in pieces, once all of it has arrived and is complete.
+        """Yield the picture in chunks, once it has been downloaded completely.
 
         *deadline* is in seconds from now.
 
@@ -169,13 +169,13 @@ class ResultImage(Image):
 
 @frozen
 class ExpandResult(Serializable):
-    """A task that succeeded, and the way to save and read its pictures.
+    """A succeeded task, with methods to save and read its pictures.
 
-    `task` is its last snapshot, and `request` what was asked for, or None for a task that was attached.
-    `files` are the paths where an earlier run saved them, according to the journal, if all of them still
-    exist. `name` is the photo's own name, after which the pictures are named, and `shape` the name of the
-    shape, by default as in `geometry.shape_name`. `earlier` is the result of the pass before, whose picture
-    this one was made from, or None.
+    `task` is its final snapshot. `request` is the request, or None for an attached task. `files` are the
+    paths to which an earlier run saved the pictures, according to the journal, if all of them still exist.
+    `name` is the photo's name, from which file names are formed. `shape` is the name of the shape, by default
+    as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose picture this one was made
+    from, or None.
 
     It can be pickled. The copy in another process has the URLs but no client, so it cannot save or read.
     """
@@ -204,7 +204,7 @@ class ExpandResult(Serializable):
 
     @property
     def external_task_id(self) -> str | None:
-        """The caller's id of the task, or the one the client made; None where neither is known."""
+        """The caller's id or the generated one, or None if neither is known."""
         return self.task.external_task_id
 
     async def save(
@@ -220,20 +220,22 @@ class ExpandResult(Serializable):
     ) -> tuple[Path, ...]:
         """Save every picture, each complete or not at all, and return their paths in the order of `images`.
 
-        *target* is a directory (pictures are named after the photo: ``dog-0.png``) or a template such as
-        ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields are ``name index task_id external_task_id ext
-        key folder shape``, such as the photo's folder and ``16x9``. A ``~`` is the user's home.
+        *target* is a directory, in which pictures are named after the photo (``dog-0.png``), or a template
+        such as ``"out/{folder}/{task_id}-{index}{ext}"``. The fields of a template are ``name index task_id
+        external_task_id ext key folder shape``. ``folder`` is the photo's directory, and ``shape`` has the
+        form ``16x9``. A leading ``~`` is the user's home directory.
 
-        A name that another file has is not used: the task's id is appended, as in ``dog-0-930810057.png``.
-        With *overwrite* the file is replaced. A task that is saved again finds its own pictures, which are
-        not fetched again. If the request asked for watermarks, the watermarked pictures are saved as well.
+        If another file already has the name, the task's id is appended, as in ``dog-0-930810057.png``. With
+        *overwrite* that file is replaced instead. If a task is saved again, its own pictures are found and
+        not downloaded again. If the request asked for watermarks, the watermarked pictures are saved as well.
 
-        A *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, with a *quality* of 1 to
-        100 (92) for JPEG and WebP. With *metadata* it gets the EXIF data and the color profile of the photo.
-        With *full_size* it is also saved at the photo's scale with the photo's own pixels. These paths are
-        returned, as ``dog-0-full.jpg``. A path instead of True names the photo. All need the extra `images`.
+        *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture. *quality* is 1 to 100 for
+        JPEG and WebP, by default 92. With *metadata* each picture gets the EXIF data and the color profile of
+        the photo. With *full_size* each picture is also saved at the photo's scale, with the photo's own
+        pixels, and the paths of these files (``dog-0-full.jpg``) are returned instead. *metadata* and
+        *full_size* may be the path of the photo instead of True. All of these need the extra `images`.
 
-        *deadline* seconds from now bound the call; without one `download_timeout` bounds each picture.
+        *deadline* limits the call, in seconds from now. Without it, `download_timeout` limits each picture.
 
         Raises:
             ResultExpired: if the service no longer keeps a picture; submit the job again with ``fresh=True``.
@@ -266,7 +268,7 @@ class ExpandResult(Serializable):
         return await asyncio.to_thread(read_metadata, source)
 
     def _options(self, **given: Any) -> "SaveOptions":
-        from kling_expand.downloads.files import SaveOptions, source_folder  # here, as many never save
+        from kling_expand.downloads.files import SaveOptions, source_folder  # imported here: many never save
 
         request = self.request
         return SaveOptions(
@@ -291,8 +293,8 @@ class ExpandResult(Serializable):
         """Save every picture to an object store, such as ``"s3://bucket/out/"``, and return their URLs.
 
         Names, *full_size*, *format*, *quality* and *deadline* are as in `save`. An existing object with
-        different content is replaced only with *overwrite*. This does not hold if two programs write it at
-        the same moment. It needs the extra `objects` and the store's fsspec package.
+        different content is replaced only with *overwrite*, unless two programs write it at the same moment.
+        It needs the extra `objects` and the fsspec package of the object store.
 
         Raises:
             KlingError: if `save` fails.
@@ -317,7 +319,7 @@ class ExpandResult(Serializable):
     ) -> Any:
         """Return the image at a *position* of `images` as a PIL image (extra `images`); nothing is written.
 
-        With *full_size* it has the scale of the photo, and the photo's own pixels in their place; see `save`.
+        With *full_size* it has the scale of the photo and contains the photo's own pixels; see `save`.
         *deadline* is in seconds from now.
 
         Raises:
@@ -331,7 +333,7 @@ class ExpandResult(Serializable):
                 return await image_of(self, position, full_size)
         except TimeoutError:
             raise DeadlineExceeded(
-                "the deadline passed while a picture was made", task_id=self.task_id
+                "the deadline passed while a picture was being made", task_id=self.task_id
             ) from None
 
     async def read(self, *, deadline: float | None = None) -> tuple[bytes, ...]:
@@ -369,11 +371,11 @@ class ExpandResult(Serializable):
         return self
 
     def __deepcopy__(self, _memo: object) -> Self:
-        return self  # nothing in it changes, and a copy has the same client
+        return self  # it is immutable, and a copy has the same client
 
 
 def _without_client(task_id: str | None = None) -> KlingError:
-    advice = "get its future again with `attach` of a client"
+    advice = "call `attach` of an open client to get its future again"
     return KlingError(f"this result has no client to download with; {advice}", task_id=task_id)
 
 
@@ -388,14 +390,14 @@ _Callback = tuple[Callable[["TaskFuture"], object], "TaskFuture", contextvars.Co
 
 
 class TaskRecord:
-    """Everything known of one task, shared by all its futures.
+    """The state of one task, shared by all its futures.
 
-    `any_id` is an id that the service can be asked by: the task's own once known, before that the one
-    given. `number` is unique within the process; ids may change. `job` is what the runner keeps for a job
-    of this client, and None for a task that was attached. `submissions` is how many calls rely on the
-    record. `error` says why no snapshot will follow. `pictures` is how many a success must have to be
-    believed at once. `unretrieved` counts the futures, and is None once a caller has seen the end. An end
-    that no caller has seen is logged when the last future is collected, or the client closes.
+    `any_id` is an id that the service accepts in a query: the `task_id` once it is known, the external id
+    before that. `number` is unique within the process, while ids may change. `job` is the runner's job, or
+    None for an attached task. `submissions` counts the calls that rely on the record. `error` says why no
+    snapshot will follow. `pictures` is the number of pictures that a success must have to be complete.
+    `unretrieved` counts the futures, and is None once a caller has retrieved the outcome. An outcome that no
+    caller has retrieved is logged when the last future is garbage-collected or the client closes.
     """
 
     __slots__ = (
@@ -437,12 +439,12 @@ class TaskRecord:
 
     @property
     def any_id(self) -> str:
-        """The task's id once known, before that the id given."""
+        """The `task_id` once it is known, the id given before that."""
         return self.task.task_id if self.task else self._given
 
     @property
     def ids(self) -> set[str]:
-        """Every id the task is known by."""
+        """All ids of the task."""
         ids = {self._given, self.any_id, self.external_task_id or ""}
         return ids - {""}
 
@@ -459,7 +461,7 @@ class TaskRecord:
         return self._given or None
 
     def rename(self, external_task_id: str) -> None:
-        """Set the id of a job that was not sent yet."""
+        """Change the id of a job that was not sent yet."""
         if self._registry is not None:
             self._registry.forget_ids(self)
         self._given = external_task_id
@@ -467,11 +469,11 @@ class TaskRecord:
             self._registry.changed(self)
 
     def done(self) -> bool:
-        """Whether the end is known."""
+        """Whether the outcome is known."""
         return self.error is not None or (self.task is not None and self.task.status.final)
 
     def failure(self) -> KlingError | None:
-        """Return a new exception that says why there is no result, or None where there is one or may be."""
+        """Return a new exception that says why there is no result, or None if there is or may be a result."""
         if self.error is not None:
             return _copy(self.error)
         failed = self.task is not None and self.task.status is Status.FAILED
@@ -485,10 +487,10 @@ class TaskRecord:
         return make(self, self.task) if make else ExpandResult(self.task)
 
     def deliver(self, task: Task) -> bool:
-        """Take a snapshot from a poll, a callback, the store or a create.
+        """Process a snapshot from a poll, a callback, the store or a create.
 
-        Old, repeated and foreign snapshots change nothing and return False, so sources need not agree. The
-        record's own `external_task_id` stays, as not every snapshot has one.
+        Old and repeated snapshots, and those of other tasks, change nothing and return False, so the sources
+        need no coordination. The record keeps its `external_task_id`, as not every snapshot has one.
         """
         if self.done() or (self.task and not _is_newer(self.task, task)):
             return False
@@ -524,7 +526,7 @@ class TaskRecord:
             self._callbacks = (*self._callbacks, (callback, future, context))
 
     def remove_done_callback(self, callback: "Callable[[TaskFuture], object]", future: "TaskFuture") -> int:
-        """Forget *callback* of *future*, and return how often it was added."""
+        """Remove *callback* of *future*, and return how often it had been added."""
         kept = tuple(each for each in self._callbacks if each[:2] != (callback, future))
         removed, self._callbacks = len(self._callbacks) - len(kept), kept
         return removed
@@ -550,19 +552,19 @@ class TaskRecord:
             self.unretrieved += 1
 
     def detach_future(self) -> None:
-        """Count a future less; the last one leaves an end that no caller will see."""
+        """Count one future fewer. After the last one, no caller can retrieve the outcome any more."""
         if self.unretrieved is not None:
             self.unretrieved -= 1
             self._check_retrieved()
 
     def retrieve(self) -> None:
-        """Note that a caller has seen the end."""
+        """Record that a caller has retrieved the outcome."""
         self.unretrieved = None
         if self._registry is not None:
             self._registry.unretrieved.pop(self, None)
 
     def _check_retrieved(self) -> None:
-        """Log an end that no future is left for, or keep it until the client closes."""
+        """Log an outcome that no future can retrieve any more, or keep it until the client closes."""
         if self.unretrieved is None or not self.done():
             return
         if self.unretrieved == 0:
@@ -598,7 +600,7 @@ class TaskRecord:
         self.wake()
 
     def wake(self) -> None:
-        """Make every waiter check this record."""
+        """Wake every waiter, so that it checks this record."""
         if self._changed is not None:
             self._changed.set()
             self._changed = None
@@ -607,9 +609,9 @@ class TaskRecord:
 class TaskRegistry:
     """The open records of one client, found by either id.
 
-    `on_end` is called once with each record whose end becomes known, and `on_merge` with each record that
-    another one replaces; neither may raise. `make_result` makes the result of a task that succeeded.
-    `unretrieved` are ended records whose end no caller has seen.
+    `on_end` is called once for each record when its outcome becomes known, and `on_merge` for each record
+    that another one replaces. Neither may raise. `make_result` makes the result of a succeeded task.
+    `unretrieved` are ended records whose outcome no caller has retrieved.
     """
 
     def __init__(self) -> None:
@@ -632,7 +634,7 @@ class TaskRegistry:
         return self._by_id.get(any_id)
 
     def add(self, record: TaskRecord) -> TaskRecord:
-        """Open *record*, or merge it into the open record of the same task; return the one that serves."""
+        """Open *record*, or merge it into the open record of the same task. Return the record to use."""
         record = record.canonical
         if record not in self._records and not record.done():
             self._records[record] = None
@@ -641,13 +643,13 @@ class TaskRegistry:
         return record.canonical
 
     def forget_ids(self, record: TaskRecord) -> None:
-        """Stop finding *record* by its present ids."""
+        """Remove the present ids of *record* from the index."""
         for any_id in record.ids:
             if self._by_id.get(any_id) is record:
                 del self._by_id[any_id]
 
     def changed(self, record: TaskRecord) -> None:
-        """Index the ids of *record*, or close it if its end is known."""
+        """Index the ids of *record*, or close it if its outcome is known."""
         if record not in self._records:
             return
         if record.done():
@@ -673,7 +675,7 @@ class TaskRegistry:
         goes.merge_into(stays)
         for hook in self.on_merge:
             hook(goes)
-        # A job whose create is in progress gets its task from the answer to that create.
+        # A job whose create is in progress gets its task from the response to that create.
         if goes.task is not None and (stays.job is None or stays.task is not None):
             stays.deliver(goes.task)
 
@@ -686,7 +688,7 @@ class TaskRegistry:
 
 
 def log_unretrieved(records: Iterable[TaskRecord]) -> None:
-    """Log the ends that no caller has seen: one line for the errors, one for the results."""
+    """Log the outcomes that no caller has retrieved: one line for the errors, one for the results."""
     lost: list[tuple[TaskRecord, KlingError | None]] = [(each, each.failure()) for each in records]
     for record, _ in lost:
         record.retrieve()
@@ -703,19 +705,20 @@ def log_unretrieved(records: Iterable[TaskRecord]) -> None:
 class TaskFuture:
     """One task, for any number of awaiters, iterators and callbacks.
 
-    Clients make it, from their *record* of the task.
+    Only clients create it, from their *record* of the task.
 
     It has the methods of `asyncio.Future` except those that set a result, so `asyncio.wait`, `gather`,
     `as_completed`, `shield` and `wait_for` accept it.
 
-    `await future` returns the `ExpandResult` or raises: `TaskFailed` when the task failed, any other
-    `KlingError` when a call did, `DeadlineExceeded` when *deadline_at* (loop time) passes first.
-    A deadline is not a failure: the task goes on, and an await begun after the deadline has no bound.
-    Cancelling one awaiter affects no other. Where a task exists or may exist by then, its ids are logged and
+    `await future` returns the `ExpandResult` or raises an error. That is `TaskFailed` if the task failed,
+    another `KlingError` if a call failed, and `DeadlineExceeded` if *deadline_at* (loop time) passes first.
+    An expired deadline is not a failure: the task continues, and a later await has no time limit. Cancelling
+    one awaiter does not affect the others. If a task exists or may exist by then, its ids are logged and
     added to the `CancelledError` as a note.
 
-    An error that is never retrieved is logged with its ids when the last future of the task is collected, or
-    when the client closes. `await`, `result`, `exception`, `error`, `task` and an iteration retrieve it.
+    An error that is never retrieved is logged with its ids when the last future of the task is
+    garbage-collected or the client closes. `await`, `result`, `exception`, `error`, `task` and an iteration
+    retrieve it.
     """
 
     __slots__ = ("__weakref__", "_record", "deadline_at")
@@ -740,7 +743,7 @@ class TaskFuture:
 
     @property
     def any_id(self) -> str:
-        """The task's own id once known, before that the `external_task_id`, which may still change."""
+        """The `task_id` once it is known, the `external_task_id` before that, which may still change."""
         return self.record.any_id
 
     @property
@@ -755,14 +758,14 @@ class TaskFuture:
 
     @property
     def external_task_id(self) -> str | None:
-        """The caller's id or the one the client made; None until it is final (see `recorded`)."""
+        """The caller's id or the generated one, or None until it is final (see `recorded`)."""
         record = self.record
         waits = record.task is None and record.job is not None and not record.job.named
         return None if waits else record.external_task_id
 
     @property
     def task(self) -> Task | None:
-        """The newest snapshot; None before the task is accepted."""
+        """The newest snapshot, or None before the task is accepted."""
         return self._seen_record().task
 
     @property
@@ -771,14 +774,14 @@ class TaskFuture:
         return self._seen_record().error
 
     def done(self) -> bool:
-        """Return whether the end is known."""
+        """Return whether the outcome is known."""
         return self.record.done()
 
     def cancel(self) -> bool:
-        """End the job if nothing was sent for it yet, and return whether it is cancelled.
+        """Cancel the job if it was not sent yet, and return whether it is cancelled.
 
-        A cancelled job costs nothing, and its future ends with `NotSubmitted`. There is no remote
-        cancel, so a task that exists goes on. Other submissions of the same job go on, too.
+        A cancelled job costs nothing, and its future raises `NotSubmitted`. The service cannot cancel a task,
+        so an existing task continues. Other submissions of the same job continue, too.
         """
         record = self.record
         if record.done() or record.job is None or record.job.sent:
@@ -788,7 +791,7 @@ class TaskFuture:
             return True
         cancelled = record.job.cancel()
         if cancelled:
-            record.retrieve()  # the caller of this method knows the end
+            record.retrieve()  # the caller of this method knows the outcome
         return cancelled
 
     def cancelled(self) -> bool:
@@ -796,7 +799,7 @@ class TaskFuture:
         return isinstance(self.record.error, NotSubmitted)
 
     def exception(self) -> KlingError | None:
-        """Return what awaiting this future raises, or None for a task that succeeded.
+        """Return the exception that awaiting this future raises, or None for a succeeded task.
 
         Raises:
             asyncio.InvalidStateError: the future is not done.
@@ -804,7 +807,7 @@ class TaskFuture:
         return self._ended_record().failure()
 
     def result(self) -> ExpandResult:
-        """Return what awaiting this future returns.
+        """Return the result, or raise the exception, of awaiting this future.
 
         Raises:
             KlingError: if awaiting it fails.
@@ -818,17 +821,17 @@ class TaskFuture:
     def add_done_callback(
         self, callback: Callable[["TaskFuture"], object], *, context: contextvars.Context | None = None
     ) -> None:
-        """Call *callback* with this future soon after it is done, in *context* or a copy of the present."""
+        """Call *callback* with this future soon after it is done, in *context* or a copy of the current."""
         self.record.add_done_callback(callback, self, context)
 
     def remove_done_callback(self, callback: Callable[["TaskFuture"], object]) -> int:
-        """Forget *callback*, and return how often it was added."""
+        """Remove *callback*, and return how often it had been added."""
         return self.record.remove_done_callback(callback, self)
 
     async def recorded(self) -> str:
         """Wait until the job has its `external_task_id` and, with a journal, is on disk; return that id.
 
-        From then on a crash does not lose the job: `KlingClient.resume` finds it. `submit` returns earlier.
+        From then on a crash cannot lose the job: `KlingClient.resume` finds it. `submit` returns earlier.
 
         Raises:
             KlingError: if the job was refused, or could not be recorded.
@@ -856,7 +859,7 @@ class TaskFuture:
         return task
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in the standard library
-        """Wait until done, at most *timeout* seconds, and return whether it is."""
+        """Wait until the future is done, at most *timeout* seconds. Return whether it is done."""
         check(timeout=timeout)
         wait_until = None if timeout is None else asyncio.get_running_loop().time() + timeout
         try:
@@ -867,7 +870,7 @@ class TaskFuture:
         return self.done()
 
     async def __aiter__(self) -> AsyncIterator[Task]:
-        """Yield the newest snapshot after each change, up to the final one; a slow reader skips some.
+        """Yield the newest snapshot after each change, up to the final one. A slow reader misses some.
 
         While the job waits for slots, a snapshot with the status ``queued`` and no `task_id` is yielded once.
 
@@ -898,27 +901,27 @@ class TaskFuture:
         return self.result()
 
     def _newest(self) -> Task | None:
-        """Return the newest snapshot, or one that says that the job is queued."""
+        """Return the newest snapshot, or one with the status ``queued``."""
         record = self.record
         if record.task is None and record.job is not None and record.job.queued and not record.done():
             return Task("", Status.QUEUED, external_task_id=record.external_task_id)
         return record.task
 
     def _seen_record(self) -> TaskRecord:
-        """Return the record; its end is seen by the caller, if it has one."""
+        """Return the record. The caller thereby retrieves its outcome, if it has one."""
         record = self.record
         if record.unretrieved is not None and record.done():
             record.retrieve()
         return record
 
     def _ended_record(self) -> TaskRecord:
-        """Return the record of a future that is done, whose end the caller sees."""
+        """Return the record of a done future. The caller thereby retrieves its outcome."""
         if not self.done():
             raise asyncio.InvalidStateError("the future is not done")
         return self._seen_record()
 
     def _wait_until(self) -> float | None:
-        """Return the deadline of a wait that begins now, or None if it has passed already."""
+        """Return the deadline of a wait that begins now, or None if the deadline has already passed."""
         passed = self.deadline_at is not None and self.deadline_at <= asyncio.get_running_loop().time()
         return None if passed else self.deadline_at
 
@@ -931,7 +934,7 @@ class TaskFuture:
         except TimeoutError:
             if self.done() or self.record.task is not task or self.record is not record:
                 return
-            outlook = "the task goes on" if task else "whether a task was created is not known yet"
+            outlook = "the task continues" if task else "it is not known yet whether a task was created"
             raise DeadlineExceeded(
                 f"the deadline passed; {outlook}, and the future can be awaited again",
                 task_id=self.task_id,
@@ -947,7 +950,7 @@ class TaskFuture:
         if record.done() or (record.task is None and not (record.job and record.job.sent)):
             return
         note = (
-            "a wait was cancelled while its task goes on at the service: "
+            "a wait was cancelled while its task continues at the service: "
             f"task_id={record.task_id}, external_task_id={record.external_task_id}"
         )
         error.add_note(note)
@@ -969,7 +972,7 @@ def _copy(error: KlingError) -> KlingError:
 
 
 def _without_tracebacks(error: KlingError) -> KlingError:
-    """Remove the tracebacks of *error* and its causes, which may hold a photo, and return it."""
+    """Remove the tracebacks of *error* and its causes, because they may hold a photo, and return it."""
     each: BaseException | None = error
     while each is not None:
         each.__traceback__ = None

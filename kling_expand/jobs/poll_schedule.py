@@ -1,13 +1,13 @@
-"""When to poll: a learned schedule, an exponential one, and the trust in list pages and callbacks.
+"""Poll schedules (adaptive and exponential), and the trust in list pages and callbacks.
 
-A read costs a request, and a task that ends between two reads is noticed late. So a read has a price in
-seconds of latency: it is made when the tasks that have probably ended unseen have waited for that many
-seconds in all. For a single task this is within 1 % of the optimum found by dynamic programming. The same
-rule holds for many tasks that one list page shows. The price follows from the target latency, the
-probabilities from the durations seen. Nothing here reads a clock.
+A read costs a request, and the end of a task between two reads is noticed late. So a read has a price in
+seconds of latency. It is made when the expected latency, summed over all tasks that may have ended unnoticed,
+reaches that price. For a single task this is within 1 % of the optimum found by dynamic programming. The same
+rule applies to many tasks on one list page. The price follows from the target latency, and the probabilities
+from the durations of earlier tasks. Nothing here reads a clock.
 
-The durations outlive the process in a small text file: one line for each account, with its name and the
-durations in seconds. It is replaced as a whole, and what cannot be read of it is left out.
+The durations are kept for later processes in a small text file. It has one line for each account, with the
+account's name and the durations in seconds. It is replaced as a whole, and unreadable lines are ignored.
 """
 
 import logging
@@ -28,7 +28,7 @@ from kling_expand.models import Task
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-TARGET_LATENCY = 0.58  # seconds from the end of a task to the read that shows it, on average
+TARGET_LATENCY = 0.58  # average seconds from the end of a task to the read that shows it
 LEARN_AFTER = 5  # ended tasks before the schedule uses their durations
 DISTRUST = 20.0  # seconds without lists after the first bad list
 STALE_AFTER = 3.0  # seconds a list may lag behind single reads
@@ -53,9 +53,9 @@ class PollSchedule(Protocol):
     """
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-        """Return the seconds until the next read of tasks that were all just read at these *ages* in seconds.
+        """Return the seconds until the next read of tasks that were all just read, at these *ages* (seconds).
 
-        One read shows all of them. Its *price* is a multiple of the price of reading a single task.
+        One read covers all of them. *price* is a multiple of the price of reading a single task.
         """
         ...
 
@@ -67,7 +67,8 @@ class PollSchedule(Protocol):
 class ExponentialSchedule:
     """Intervals that grow from *first* to *longest* seconds.
 
-    The steps depend on the age of a task alone, so no state is kept. Of many tasks the youngest counts.
+    The steps depend only on the age of a task, so no state is kept. With many tasks, the age of the youngest
+    decides.
     """
 
     def __init__(
@@ -93,12 +94,12 @@ class ExponentialSchedule:
 
 
 class AdaptiveSchedule:
-    """Polls at the probable ends of tasks, estimated from the durations of the newest *window* tasks.
+    """A schedule that polls when tasks have probably ended, estimated from the newest *window* durations.
 
-    The average latency is *target_latency* seconds beyond the network's own time. Until `LEARN_AFTER` tasks
-    have ended, `PRIOR` stands for the durations: most tasks take 15 to 60 s. Tasks that share a list page
-    get a lower latency than a single one, at fewer requests for each. Once a task can have ended, reads are
-    at most *longest* seconds apart.
+    The average latency is *target_latency* seconds plus the network's own time. Until `LEARN_AFTER` tasks
+    have ended, `PRIOR` replaces the durations: most tasks take 15 to 60 s. Tasks that share a list page have
+    a lower latency than a single task, with fewer requests each. Once a task may have ended, reads are at
+    most *longest* seconds apart.
 
     Raises:
         ConfigurationError: if an argument is invalid.
@@ -121,9 +122,9 @@ class AdaptiveSchedule:
         self._price = target_latency / 6  # of a read, in seconds of latency summed over ended tasks
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-        """Return the seconds until the summed latency of the ended tasks equals the *price* of the read.
+        """Return the seconds until the expected summed latency of ended tasks equals the *price* of the read.
 
-        *ages* are those of the tasks that the read will show, in seconds.
+        *ages* are the ages in seconds of the tasks that the read will cover.
         """
         some = ages[:: -(-len(ages) // _SAMPLE_SIZE)]
         share = price * len(some) / len(ages)
@@ -144,10 +145,10 @@ class AdaptiveSchedule:
         self._fresh += 1
 
     def expected_ends(self, ages: Sequence[float], unseen: Sequence[float]) -> float | None:
-        """Return how many ends of tasks, now at *ages*, to expect during their last *unseen* seconds.
+        """Return how many tasks, now at *ages*, are expected to have ended in the last *unseen* seconds.
 
-        While none of them ends, a task counts for more the surer its end becomes. So if all is well, the
-        chance that *x* expected ends stay away is exp(-x). None before durations are known.
+        A task counts for more as its end becomes more certain. So if all is well, the probability that none
+        of *x* expected ends is seen is exp(-x). The result is None before durations are known.
         """
         if self._model is None or len(self._durations) < LEARN_AFTER:
             return None
@@ -158,9 +159,10 @@ class AdaptiveSchedule:
         return expected
 
     def overdue(self, age: float, share: float) -> float:
-        """Return the seconds after which only a *share* of the tasks now at *age* still runs.
+        """Return the seconds after which only a *share* of the tasks now at *age* are still running.
 
-        Tasks that have outlived all but this share of all tasks are overdue after *longest* seconds again.
+        A task that has already outlived all but this share of all tasks is overdue again after *longest*
+        seconds.
         """
         learned = self._model if len(self._durations) >= LEARN_AFTER else None
         model = learned or PRIOR
@@ -185,7 +187,7 @@ class DurationModel(NamedTuple):
     """The distribution of durations: the share of tasks that have *ended* by each of *ages*.
 
     `unseen` is the integral of `ended` up to each age. `ended` is linear between two ages. Some tasks always
-    run on beyond the last age.
+    run longer than the last age.
     """
 
     ages: list[float]
@@ -230,9 +232,9 @@ class DurationModel(NamedTuple):
         return self.ages[i - 1] + (self.ages[i] - self.ages[i - 1]) * (share - before) / (after - before)
 
     def wait(self, ages: Sequence[float], price: float, longest: float) -> float:
-        """Return the seconds until the expected summed latency of tasks now at *ages* is *price* seconds.
+        """Return the seconds until the expected summed latency of the tasks now at *ages* is *price* seconds.
 
-        It is at most *longest* seconds once the first of them can have ended.
+        It is at most *longest* seconds once the first of them may have ended.
         """
         seen = [(age, *self.at(age)) for age in ages]
         wait = max(self.ages[0] - max(ages), 0.0) + longest
@@ -248,7 +250,7 @@ class DurationModel(NamedTuple):
             wait -= waited / over
 
     def latency(self, price: float, longest: float) -> float:
-        """Return the average latency of a single task, in seconds, when a read has this *price*."""
+        """Return the average latency of a single task, in seconds, if a read has this *price*."""
         age = late = ended = unseen = 0.0
         for _ in range(_MAX_READS):
             wait = self.wait([age], price, longest)
@@ -261,15 +263,15 @@ class DurationModel(NamedTuple):
         return late
 
 
-# Most tasks take 15 to 60 s. The share below that keeps the first reads as close together as those of an
-# exponential schedule, so that a task which ends at once is noticed too.
+# Most tasks take 15 to 60 s. The share below 15 s keeps the first reads as close together as those of an
+# exponential schedule, so that a task which ends at once is noticed soon.
 PRIOR = DurationModel.of_pieces(
     [0.0, 1.0, 7.0, 15.0, 60.0, 120.0, 600.0], [0.37, 0.09, 0.035, 0.485, 0.011, 0.004]
 )
 
 
 def format_durations(durations: Iterable[float]) -> str:
-    """Return durations as text."""
+    """Return *durations* as text."""
     return " ".join(f"{duration:.2f}" for duration in durations)
 
 
@@ -286,7 +288,7 @@ def parse_durations(text: str) -> list[float]:
 
 
 def read_history(folder: Path, account: str) -> list[float]:
-    """Return the durations of an account that are kept in *folder*, or none."""
+    """Return the stored durations of an account from *folder*, or an empty sequence."""
     try:
         return parse_durations(_history(folder).get(account, ""))
     except (OSError, ValueError) as error:
@@ -295,7 +297,7 @@ def read_history(folder: Path, account: str) -> list[float]:
 
 
 def write_history(folder: Path, account: str, durations: Iterable[float]) -> None:
-    """Keep the durations of an account in *folder*, if it can be written."""
+    """Store the durations of an account in *folder*, if it can be written."""
     part = folder / f"{HISTORY_FILE}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -308,13 +310,13 @@ def write_history(folder: Path, account: str, durations: Iterable[float]) -> Non
         part.write_text("".join(f"{name}\t{text}\n" for name, text in kept), encoding="utf-8")
         part.replace(folder / HISTORY_FILE)
     except OSError as error:
-        logger.debug("the durations of tasks cannot be kept in %s: %s", folder, error)
+        logger.debug("the durations of tasks cannot be stored in %s: %s", folder, error)
         with suppress(OSError):
             part.unlink()
 
 
 def _history(folder: Path) -> dict[str, str]:
-    """Return the lines of the file by account, the one that was written last at the end."""
+    """Return the lines of the file by account, with the most recently written one last."""
     file = folder / HISTORY_FILE
     if not file.exists():
         return {}
@@ -327,8 +329,8 @@ def _history(folder: Path) -> dict[str, str]:
 def _weights(durations: list[float], running: list[float]) -> list[float]:
     """Return the share of tasks that each of the *durations* represents, by the Kaplan-Meier estimate.
 
-    A *running* task lasts longer than its age. Without that, the first ends of tasks that began together
-    would make all of them look short. One more task counts as lasting longer than any other.
+    A *running* task lasts longer than its age. Without this, the first ends among tasks that began together
+    would make all of them look short. One additional task counts as lasting longer than any other.
     """
     weights, left = [], 1.0
     for index, duration in enumerate(durations):
@@ -364,20 +366,20 @@ def _pieces(durations: list[float], weights: list[float]) -> tuple[list[float], 
 
 
 class ListTrust:
-    """Whether list pages are worth reading, and whether their statuses are up to date."""
+    """The trust in list pages: whether they are worth reading and their statuses up to date."""
 
     def __init__(self) -> None:
         self.evidence_at: float = -inf  # when a list last showed a change (loop time)
         self._trusted_at = 0.0
         self._distrust = DISTRUST
-        self._ended: dict[str, float] = {}  # tasks whose end a single read showed before any list
+        self._ended: dict[str, float] = {}  # tasks whose end a single read showed before any list did
 
     def trusted(self, now: float) -> bool:
         """Return whether lists may be read at *now*."""
         return now >= self._trusted_at
 
     def showed(self, seen: int, absent: int, now: float) -> None:
-        """Record how many of our tasks a list showed and did not show."""
+        """Record how many of our tasks a list showed, and how many it did not show."""
         if absent > seen:
             self.distrust(now, f"it showed {seen} of {seen + absent} tasks")
         elif self.trusted(now) and seen and not self._ended:
@@ -387,7 +389,7 @@ class ListTrust:
         """Use no lists for a while, longer each time."""
         if not self.trusted(now):
             return
-        logger.warning("tasks are read one by one for %g s, without list pages: %s", self._distrust, reason)
+        logger.warning("tasks are read one by one for %g s, not in list pages: %s", self._distrust, reason)
         self._trusted_at = now + self._distrust
         self._distrust *= 2
         self._ended.clear()
@@ -401,34 +403,34 @@ class ListTrust:
         self._ended[task_id] = now
 
     def compares(self, task_id: str) -> bool:
-        """Return whether a list's status of this ended task is wanted."""
+        """Return whether the status of this ended task in a list is to be compared."""
         return task_id in self._ended
 
     def compare(self, task_id: str, task: Task | None, now: float) -> None:
-        """Compare what a list shows of an ended task with the single read before."""
+        """Compare the status of an ended task in a list with the earlier single read."""
         ended_at = self._ended.get(task_id, inf)
         if task is not None and task.status.final:
             self._ended.pop(task_id, None)
             self.evidence(now)
         elif now - ended_at >= STALE_AFTER:
-            self.distrust(now, "it still shows a task as unfinished that has ended")
+            self.distrust(now, "it still shows an ended task as unfinished")
 
 
 class CallbackTrust:
     """The share of ends that come without a callback in time, estimated from recent ends.
 
-    While it is small the poller waits for callbacks, and reads a task only when all but this share of tasks
-    would have ended. So at most this share of tasks is read although its callback would have come. A missed
-    callback raises the share by half of the rest at once, while a received one lowers it by a tenth.
+    While it is small, the poller waits for callbacks and reads a task only when all but this share of tasks
+    would have ended. So at most this share of tasks is read needlessly, before the callback arrives. A missed
+    callback raises the share at once by half of its distance to 1; a received one lowers it by a tenth.
     """
 
     def __init__(self) -> None:
         self.missed: float = 1.0  # the share
-        self.rose: bool = False  # since the poller last looked
+        self.rose: bool = False  # since the poller's last check
         self.heard_at: float = -inf  # when a callback or a list last showed that all is well (loop time)
         self._awaited: dict[
             str, float
-        ] = {}  # ends that a read showed first, and when their callbacks are late
+        ] = {}  # ends that a read showed first, and the time from which their callbacks are late
 
     @property
     def active(self) -> bool:
@@ -441,7 +443,7 @@ class CallbackTrust:
         return -log(self.missed)
 
     def ended(self, task_id: str, latency: float, now: float, *, called: bool) -> None:
-        """Record an end that became known *latency* seconds late, by a callback if it was *called*."""
+        """Record an end that became known after *latency* seconds, by a callback if *called*."""
         if latency >= CALLBACK_TIMEOUT:
             self._count(received=False)
         elif called:
@@ -450,7 +452,7 @@ class CallbackTrust:
             self._awaited[task_id] = now + CALLBACK_TIMEOUT - latency
 
     def arrived(self, task_id: str, now: float) -> None:
-        """Record a callback about a task whose end is known already."""
+        """Record a callback about a task whose end is already known."""
         if self._awaited.pop(task_id, -inf) > now:
             self._received(now)
 

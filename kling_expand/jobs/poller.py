@@ -1,24 +1,24 @@
 """The poll loop: one task reads for all open records.
 
-With one open task it is read singly. With several, list pages are read for all of them, and what they do
-not show is read singly when it is due. Nothing is assumed of a list:
+A single open task is read on its own. With several open tasks, list pages are read for all of them, and tasks
+that the pages do not show are read one by one when due. Nothing is assumed about a list:
 
 =====================================  =======================================================
 a list that                            is handled by
 =====================================  =======================================================
-leaves out some of our tasks           single reads of those
-leaves out more than it shows,         single reads of all, for 20 seconds, then twice
+omits some of our tasks                single reads of those
+omits more than it shows,              single reads of all, for 20 seconds, then twice
 is refused, or is out of date          as long each time it happens again
 never changes                          a single read when an expected end was not seen
 =====================================  =======================================================
 
-Where callbacks come for the tasks that ask for them, reads are a safety net: a task is read when it is
-overdue, and all are when so many ends were expected since the last callback that callbacks must have
+If callbacks arrive for the tasks that ask for them, reads are only a safety net: a task is read when it is
+overdue. All tasks are read when so many ends were expected since the last callback that callbacks must have
 stopped. One missed callback is enough to poll more often at once.
 
-No single answer ends the wait for a task that is known to exist. Transient failures are tolerated for
-`poll_timeout` seconds and refusals for `refusal_timeout` seconds, each counted from the first of a run of at
-least `MIN_FAILURES` bad answers. A status that is not understood counts as a good answer for `poll_timeout`.
+No single response ends the wait for a task that is known to exist. Transient failures are tolerated for
+`poll_timeout` seconds and refusals for `refusal_timeout` seconds. Both are counted from the first of at least
+`MIN_FAILURES` bad responses in a row. An unknown status counts as a good response for `poll_timeout`.
 """
 
 import asyncio
@@ -48,9 +48,9 @@ from .poll_schedule import STALE_AFTER, CallbackTrust, ListTrust, PollSchedule
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-MAX_READS = 16  # single reads under way at once
+MAX_READS = 16  # concurrent single reads
 NOT_FOUND_TIMEOUT = 30.0  # seconds an attached task may be unknown to the service
-MIN_FAILURES = 4  # bad answers in a row, at least, before a wait ends
+MIN_FAILURES = 4  # bad responses in a row, at least, before a wait ends
 INCOMPLETE_TIMEOUT = 60.0  # seconds a task may have succeeded without all of its pictures
 INCOMPLETE_PAUSE = 2.0  # seconds between reads of such a task
 FAILURE_PAUSE = 20.0  # seconds between reads of a task that cannot be read, at most
@@ -60,14 +60,14 @@ MIN_PAGE, MAX_PAGE = 30, 500  # tasks on a page; the maximum is the service's (d
 FOREIGN_TASKS = 20  # other programs' tasks that may stand between ours on a page
 SMOOTHING = 0.97  # decay of the number of listed tasks per list poll
 CHECK_AFTER = 5.0  # seconds without evidence that a list is up to date
-EXPECTED_ENDS = 2.0  # ends that were probably missed, from which a list is checked
+EXPECTED_ENDS = 2.0  # number of probably missed ends from which a list is checked
 CHECK_SPACING = 0.05  # seconds between the single reads that replace a bad list or missed callbacks
 CALLBACK_CHECK = 1.0  # seconds between checks that callbacks still come
-SAMPLE_SIZE = 32  # tasks that represent all listed ones, so that a check costs the same for many
+SAMPLE_SIZE = 32  # size of the sample of listed tasks, so that a check of many costs the same
 
 
 class Reads(Protocol):
-    """The two calls the loop makes. Each is made once and not repeated."""
+    """The two calls that the loop makes. Neither is retried."""
 
     async def one(self, any_id: str) -> Task:
         """Read one task. Raise `KlingError`."""
@@ -78,14 +78,14 @@ class Reads(Protocol):
     ) -> tuple[dict[str, Task | None], bool]:
         """Return our tasks on a list page, and whether it was the last. Raise `KlingError`.
 
-        *known_status* returns the last status of a task, or None where it is not ours. A task whose status
-        has not changed may be returned as None.
+        *known_status* returns the last status of a task, or None if it is not ours. A task whose status has
+        not changed may be returned as None.
         """
         ...
 
 
 class PolledTask:
-    """One open record in the poll loop: its start, its last answer, and when its next read is due."""
+    """One open record in the poll loop: its start, its last response, and when its next read is due."""
 
     __slots__ = (
         "began_at", "called", "calls_back", "due_at", "failing_since", "failures", "incomplete_since",
@@ -107,12 +107,12 @@ class PolledTask:
         self.failures: int = 0  # bad answers in a row
         self.listed: bool | None = None  # whether lists show it; None before one was read
         self.listed_at: float = -inf  # when a list last showed it unfinished
-        self.due_at: float | None = inf  # of a single read: inf while lists serve, None while it is under way
-        self.stale: bool = False  # a callback came during the read under way, whose answer may be older
+        self.due_at: float | None = inf  # of a single read: inf while lists cover it, None during it
+        self.stale: bool = False  # a callback arrived during a read, whose response may be older
 
 
 class Poller:
-    """Polls open tasks when *schedule* says, and delivers every snapshot to the record in *registry*."""
+    """A poller of open tasks. *schedule* decides when; snapshots go to the records in *registry*."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Poller:
         self._smoothed_listed = 0.0  # tasks that lately shared a list read
 
     async def __aenter__(self) -> Self:
-        # Not those of `__init__`: a client may be opened again in another event loop.
+        # Not those of `__init__`: a client may be reopened in another event loop.
         self._wake, self._read_slots = asyncio.Event(), asyncio.Semaphore(MAX_READS)
         self._start(self._run())
         return self
@@ -170,7 +170,7 @@ class Poller:
     def add(self, record: TaskRecord, *, resumed: bool = False, calls_back: bool = False) -> None:
         """Poll this task from now on, at once if it was *resumed*: it may have begun long before.
 
-        With *calls_back* the service was asked for callbacks about it.
+        *calls_back* says whether the request asked for callbacks.
         """
         record = self.registry.add(record)
         if record.done() or record in self._open:
@@ -183,9 +183,9 @@ class Poller:
         self._push(entry, now + (0.0 if resumed else self._next_read([entry], now, share)))
 
     def poll_now(self, any_id: str) -> bool:
-        """Read a task now because a callback says that it changed; True if it is one of ours.
+        """Read a task now because a callback reported a change. Return whether it is one of ours.
 
-        However often this is called, one read is under way and at most one more follows it.
+        However often this is called, one read is in progress and at most one more follows it.
         """
         entry = self._find(any_id)
         if entry is None:
@@ -196,7 +196,7 @@ class Poller:
         return True
 
     def deliver(self, task: Task) -> bool:
-        """Pass on a snapshot that came by a callback; True if it is of one of ours."""
+        """Deliver a snapshot from a callback. Return whether it is of one of our tasks."""
         entry = self._find(task.task_id)
         if entry is not None:
             entry.called = True
@@ -207,13 +207,13 @@ class Poller:
     # ------------------------------------------------------------------ the loop
 
     async def _run(self) -> None:
-        """Poll for ever. An unexpected exception is logged, and the loop goes on."""
+        """Poll forever. An unexpected exception is logged, and the loop continues."""
         while True:
             try:
                 await self._poll_due()
                 await self._sleep()
             except Exception:
-                logger.exception("the poll loop failed and goes on in %s s", RESTART_PAUSE)
+                logger.exception("the poll loop failed and continues in %s s", RESTART_PAUSE)
                 await asyncio.sleep(RESTART_PAUSE)
 
     async def _poll_due(self) -> None:
@@ -233,7 +233,7 @@ class Poller:
     def _list_due(self, now: float) -> bool:
         """Return whether a list read is due."""
         if -inf < self._list_due_at <= now and self._callbacks.missed < 1:
-            self._list_due_at = self._next_list()  # the task it was due for may have ended by a callback
+            self._list_due_at = self._next_list()  # a callback may have ended the task it was due for
         return self._list_due_at <= now
 
     async def _sleep(self) -> None:
@@ -257,7 +257,7 @@ class Poller:
         taken = []
         while self._heap and self._heap[0][0] <= now:
             due_at, _, entry = heapq.heappop(self._heap)
-            if due_at == entry.due_at and entry.record in self._open:  # else it ended or is read otherwise
+            if due_at == entry.due_at and entry.record in self._open:  # else ended, or covered otherwise
                 entry.due_at = None
                 taken.append(entry)
         return taken
@@ -280,11 +280,11 @@ class Poller:
         return wait
 
     def _wait(self, ages: list[float], price: float = 1.0) -> float:
-        """Return what the schedule says, or a fixed wait where a custom schedule fails."""
+        """Return the wait of the schedule, or a fixed wait if a custom schedule fails."""
         try:
             wait = self._schedule.wait(ages, price)
             if not 0 <= wait < inf:
-                raise ValueError(f"a wait must be a number of seconds from 0, got {wait!r}")  # noqa: TRY301
+                raise ValueError(f"a wait must be 0 or more seconds, got {wait!r}")  # noqa: TRY301
         except Exception:
             logger.exception("the poll schedule failed; the next read is in %s s", CHECK_AFTER)
             return CHECK_AFTER
@@ -308,7 +308,7 @@ class Poller:
         return entry.calls_back and self._callbacks.missed < 1
 
     def _check_callbacks(self, now: float) -> None:
-        """Read earlier where callbacks were missed or have stopped."""
+        """Read tasks earlier if callbacks were missed or have stopped."""
         self._callbacks_due_at = now + CALLBACK_CHECK
         self._callbacks.expire(now)
         waiting = [entry for entry in self._open.values() if entry.calls_back]
@@ -324,7 +324,7 @@ class Poller:
             self._list_due_at = -inf
 
     def _reschedule(self, waiting: list[PolledTask], now: float) -> None:
-        """Bring the next reads of *waiting* tasks forward, not all at once."""
+        """Bring forward the next reads of *waiting* tasks, spread over time."""
         for number, entry in enumerate(waiting):
             if entry.due_at is not None and now < entry.due_at < inf:
                 wait = max(self._next_read([entry], now), number * CHECK_SPACING)
@@ -342,7 +342,7 @@ class Poller:
     # ------------------------------------------------------------------ list pages
 
     async def _poll_lists(self, due: list[PolledTask]) -> list[PolledTask]:
-        """Read list pages for all open tasks; return those of the *due* that need a single read."""
+        """Read list pages for all open tasks. Return those of the *due* tasks that need a single read."""
         expected = (entry for entry in self._open.values() if entry.listed is not False)
         asked, urgent = dict.fromkeys((*due, *expected)), set(due)
         self._lists_serve = True
@@ -374,8 +374,8 @@ class Poller:
         return read_at + self._next_read(listed, read_at, self._list_price) if listed else inf
 
     async def _read_pages(self, missing: dict[PolledTask, None]) -> int:
-        """Deliver what list pages show and remove it from *missing*; return how many pages were read."""
-        # Lists begin with the newest task, so later tasks of other programs come before the oldest of ours.
+        """Deliver the tasks on list pages and remove them from *missing*. Return how many pages were read."""
+        # Lists begin with the newest task, so later tasks of other programs precede the oldest of ours.
         size = self._added - min(entry.serial for entry in missing) + FOREIGN_TASKS
         size = min(max(MIN_PAGE, size), MAX_PAGE)
         for number in count(1):
@@ -390,21 +390,21 @@ class Poller:
                 break
             for task_id, task in shown.items():
                 self._listed(task_id, task, missing)
-            # A page with none of ours ends the search. So does one more page than there are single reads
-            # to be saved.
+            # A page without any of our tasks ends the search. So does reading more pages than the single
+            # reads that they would save.
             if last or not missing or not shown or number >= max(MAX_PAGES, len(missing)):
                 break
         return number
 
     def _listed(self, task_id: str, task: Task | None, missing: dict[PolledTask, None]) -> None:
-        """Process what a list page shows of one task."""
+        """Process one task on a list page."""
         now = asyncio.get_running_loop().time()
         entry = self._find(task_id)
         if entry is None:  # a single read has shown its end
             self._list.compare(task_id, task, now)
             return
         entry.listed = True
-        entry.due_at = entry.due_at and inf  # unless it is being read singly just now
+        entry.due_at = entry.due_at and inf  # unless a single read of it is in progress
         missing.pop(entry, None)
         ended_at = _ended_at(entry, task)
         if ended_at is None:
@@ -423,7 +423,7 @@ class Poller:
         return task.task_status if task else ""
 
     def _check_list(self, listed: list[PolledTask], now: float) -> None:
-        """Read the oldest listed task singly where the list has shown no end though some were due."""
+        """Read the oldest listed task on its own if the list has shown no end although some were due."""
         since = now - self._list.evidence_at
         if not listed or since < CHECK_AFTER:
             return
@@ -434,13 +434,13 @@ class Poller:
             self._read_at_once(min(listed, key=lambda entry: entry.began_at))
 
     def _leave_lists(self) -> None:
-        """Read each task singly again, one after the other."""
+        """Return to single reads, one task after the other."""
         self._list_due_at, self._lists_serve = inf, False
         now = asyncio.get_running_loop().time()
         for number, entry in enumerate(self._open.values()):
             entry.listed = None
             if entry.due_at == inf:
-                # A task that is left alone or calls back keeps its schedule.
+                # A task that is the only one left, or that has callbacks, keeps its schedule.
                 keeps = len(self._open) == 1 or self._relies_on_callback(entry)
                 wait = self._next_read([entry], now)
                 self._push(entry, now + (wait if keeps else min(wait, number * CHECK_SPACING)))
@@ -498,7 +498,7 @@ class Poller:
             self._push(entry, now + wait)
 
     def _failed(self, entry: PolledTask, error: KlingError) -> None:
-        """Count a bad answer, and end the wait where there were too many for too long."""
+        """Count a bad response, and end the wait after too many for too long."""
         now = asyncio.get_running_loop().time()
         if entry.failing_since == inf:
             entry.failing_since = now
@@ -508,7 +508,7 @@ class Poller:
             entry.record.fail(error)
 
     def _report(self, entry: PolledTask, error: KlingError) -> None:
-        """Emit that a bad answer is outlived, and when the task is read again."""
+        """Emit an event for a tolerated bad response, with the time until the next read."""
         record = entry.record
         if self._emit is None or record not in self._open:
             return
@@ -519,17 +519,18 @@ class Poller:
         self._emit(event._replace(route=EventKind.READ, attempt=entry.failures, wait=wait))
 
     def _lasts(self, entry: PolledTask, error: KlingError, failing: float) -> bool:
-        """Return whether *error* ends the wait after *failing* seconds of bad answers."""
+        """Return whether *error* ends the wait after *failing* seconds of bad responses."""
         known = entry.record.task is not None or entry.record.job is not None
         if not error.retryable and not known:
             limit = min(NOT_FOUND_TIMEOUT, self._poll_timeout)
             return not isinstance(error, TaskNotFound) or failing >= limit
-        # Neither a failed first contact nor a pause beyond `max_retry_after` ends the wait for a known task.
+        # Neither a failed first connection nor a pause beyond `max_retry_after` ends the wait for a known
+        # task.
         passing = error.retryable or isinstance(error, RateLimited | TransportError)
         limit = self._poll_timeout if passing else min(self._refusal_timeout, self._poll_timeout)
         return failing >= limit and entry.failures >= MIN_FAILURES
 
-    # ------------------------------------------------------------------ answers
+    # ------------------------------------------------------------------ responses
 
     def _find(self, any_id: str) -> PolledTask | None:
         """Return the polled task with this id, or None."""
@@ -537,12 +538,12 @@ class Poller:
         return self._open.get(record) if record else None
 
     def _deliver(self, entry: PolledTask, task: Task | None) -> bool:
-        """Process an answer, None if nothing changed; return whether it was newer than the known status."""
+        """Process a response (None if nothing changed). Return whether it was newer than the known status."""
         if task is None:
             entry.failing_since, entry.failures = inf, 0
             return False
         if not _belongs(entry.record, task):
-            error = ProtocolError(f"the service answered with another task, {task.task_id}")
+            error = ProtocolError(f"the service returned another task, {task.task_id}")
             self._failed(entry, error)
             self._report(entry, error)
             return False
@@ -555,13 +556,13 @@ class Poller:
             entry.odd_since = inf
         elif now - min(entry.odd_since, now) >= self._poll_timeout:
             word = task.task_status
-            entry.record.fail(ProtocolError(f"the service keeps reporting the unknown status {word!r}"))
+            entry.record.fail(ProtocolError(f"the service keeps returning the unknown status {word!r}"))
         else:
             entry.odd_since = min(entry.odd_since, now)
         return newer
 
     def _completed(self, entry: PolledTask, task: Task, now: float) -> Task:
-        """Return *task*, as still in progress if it has succeeded without all of its pictures."""
+        """Return *task*, as still in progress if it has succeeded but lacks some of its pictures."""
         wanted = entry.record.pictures
         if task.status is not Status.SUCCEED or len(task.images) >= wanted:
             return task
@@ -581,7 +582,7 @@ class Poller:
         """Stop polling a record whose end is known, and learn its duration."""
         entry = self._open.pop(record, None)
         if len(self._open) == 1:
-            self._wake.set()  # the last one is read singly
+            self._wake.set()  # the last one is read on its own
         task = record.task
         if task is None or not task.status.final:
             return
@@ -605,16 +606,16 @@ class Poller:
 
 
 def _worth(tasks: float) -> float:
-    """Return the worth of one read of that many tasks, as a multiple of a read of one task.
+    """Return the value of one read of that many tasks, as a multiple of a read of one task.
 
-    Sharing a read saves either latency (a worth of 1) or requests (a worth of *tasks*). The square root
-    saves some of both.
+    Sharing a read saves either latency (a value of 1) or requests (a value of *tasks*). The square root saves
+    some of both.
     """
     return sqrt(tasks)
 
 
 def _stride(tasks: Sequence[object]) -> int:
-    """Return the step by which to take a sample of *tasks*."""
+    """Return the step with which to sample *tasks*."""
     return max(1, -(-len(tasks) // SAMPLE_SIZE))
 
 
@@ -633,7 +634,7 @@ def _told_duration(task: Task) -> float | None:
 
 
 def _ended_at(entry: PolledTask, task: Task | None) -> float | None:
-    """Return the loop time of the task's end, infinity if it is not known, and None before the end."""
+    """Return the loop time of the task's end, infinity if that is not known, or None before the end."""
     if task is None or not task.status.final:
         return None
     told = _told_duration(task)
@@ -641,10 +642,10 @@ def _ended_at(entry: PolledTask, task: Task | None) -> float | None:
 
 
 def _timing(entry: PolledTask, task: Task, now: float) -> tuple[float | None, float | None]:
-    """Return how long the task took and the latency of its end, each None where it is not known.
+    """Return the duration of the task and the latency of its end, each None if it is not known.
 
-    The service's clock decides where it is plausible. An attached task began at an unknown moment, so it
-    has no latency, and no duration of our own.
+    The service's clock is used if it is plausible. An attached task began at an unknown time, so it has no
+    latency, and no duration measured by our clock.
     """
     told, seen = _told_duration(task), now - entry.began_at
     if entry.resumed:

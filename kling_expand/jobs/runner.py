@@ -1,4 +1,4 @@
-"""The job runner, which records each job, acquires slots, creates its task once and starts polling.
+"""The job runner. It records each job, acquires slots, creates the task once and starts polling.
 
 ::
 
@@ -6,8 +6,8 @@
                                      │                                ^
     resume ──> store's record ───────┴── looked up if it may exist ───┘
 
-What a job holds is given back exactly once: its units when it can cost nothing, its slots when its task
-has ended or cannot exist (see `kling_expand.jobs.submission` for the states that decide it).
+A job releases its units and slots exactly once: its units when it is certain to cost nothing, its slots when
+its task has ended or cannot exist. The states in `kling_expand.jobs.submission` decide this.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ from .poller import Poller
 from .scheduler import Flow, Slots
 from .submission import Attempt, AttemptState, Create, Submitter, duplicate, other_task
 
-GRACE = 10.0  # seconds a create under way is given to end when the client closes
+GRACE = 10.0  # seconds that a create in progress has to end when the client closes
 _RECOVERY = JobIdentity("", "")  # no job has an empty digest
 _SUCCEEDED = frozenset({JobState.SUCCEEDED, JobState.DONE})
 
@@ -59,7 +59,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @define(eq=False)
 class SetAside:
-    """Units of a budget for later passes of one picture: those `wanted` next, and those `held`."""
+    """Units of a budget for later passes of one picture: those `wanted` next, and those already `held`."""
 
     wanted: int = 0
     held: int = 0
@@ -68,8 +68,8 @@ class SetAside:
 class Budget:
     """The units that a client may spend.
 
-    `units_due` is what its own tasks have cost or may cost, and `spent_before` what earlier runs of its
-    journal have spent.
+    `units_due` is the cost, certain or possible, of its own tasks. `spent_before` is the cost of earlier runs
+    of its journal.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -79,12 +79,13 @@ class Budget:
         self._held = 0  # for passes to come
 
     def reserve(self, request: ExpandRequest, *, counted: bool, aside: SetAside | None = None) -> int:
-        """Reserve the units of *request*, and return them. With *counted* an earlier run has reserved them.
+        """Reserve the units of *request*, and return their number.
 
-        Otherwise what its later passes want is set *aside* at the same time.
+        If an earlier run has *counted* them, they are taken over. Otherwise the units of later passes are set
+        *aside* at the same time.
 
         Raises:
-            BudgetExceeded: when less than that is left.
+            BudgetExceeded: if fewer units are left.
         """
         aside = aside or SetAside()
         self.release(aside)
@@ -105,12 +106,12 @@ class Budget:
         return request.units
 
     def release(self, aside: SetAside) -> None:
-        """Give back what is set aside."""
+        """Release the units that are set aside."""
         self._held -= aside.held
         aside.held = 0
 
     async def count_earlier_runs(self, store: JobStore) -> None:
-        """Count what the jobs of a durable *store* have spent, beyond what this client has."""
+        """Count the units that the jobs of a durable *store* have spent in earlier runs."""
         if self.limit is None or not store.durable:
             return
         total = 0
@@ -121,7 +122,7 @@ class Budget:
 
 @define(eq=False, repr=False, weakref_slot=False)
 class Job:
-    """One request until its end, and the record of its task. `known` is the store's earlier record of it."""
+    """One request, with the record of its task. `known` is the store's earlier record of the job."""
 
     request: ExpandRequest | None
     record: TaskRecord
@@ -138,12 +139,12 @@ class Job:
     units: int = 0  # reserved units
     held: int = 0  # slots
     queued: bool = False  # for slots
-    running: bool = False  # whether the service runs it, so that its slots are free only at its end
+    running: bool = False  # whether the service runs it, so that its slots are released only at its end
     task: asyncio.Task[None] | None = None
 
     @property
     def n(self) -> int:
-        """The number of slots it takes."""
+        """The number of slots that it takes."""
         if self.request is None:
             return self.known.units // UNITS_PER_IMAGE if self.known else 1
         return self.request.n
@@ -155,11 +156,11 @@ class Job:
 
     @property
     def named(self) -> bool:
-        """Whether its id is final: the caller's own, or that of the store."""
+        """Whether its id is final: the caller's id, or the one that the store gave it."""
         return self.recorded or self.attempt.given or self.known is not None
 
     def cancel(self) -> bool:
-        """End the job at once if it was not sent, and return whether it is cancelled."""
+        """Cancel the job at once if it was not sent yet, and return whether it is cancelled."""
         if self.task is None or self.sent or not self.task.cancel():
             return False
         self.record.fail(_taken_back(self))
@@ -197,7 +198,7 @@ class JobRunner:
         return len(self._jobs)
 
     def follow(self, record: TaskRecord) -> None:
-        """Poll a task that no job of this client created. It counts as one running picture."""
+        """Poll a task that no job of this client created. It counts as one picture in progress."""
         if record not in self._followed:
             self._followed.add(record)
             self._slots.force_acquire(1)
@@ -224,7 +225,7 @@ class JobRunner:
     ) -> None:
         """Start a job whose *record* receives its snapshots or its error.
 
-        A durable store keeps the *note* with it. Its units, and those of its later passes, are set *aside*.
+        A durable store keeps the *note* with it. *aside* holds units for its later passes.
         """
         given = request is not None and request.external_task_id is not None
         sent = known is not None and known.may_exist and known.task is None
@@ -242,7 +243,7 @@ class JobRunner:
         job.task.add_done_callback(lambda _: self._ran(job))
 
     def follows(self, known: JobRecord) -> bool:
-        """Return whether a job of the store is under way in this client."""
+        """Return whether a job of the store is open in this client."""
         identity = JobIdentity(known.key, known.params_hash)
         return identity in self._turns or self._registry.get(known.external_task_id) is not None
 
@@ -252,7 +253,7 @@ class JobRunner:
             await asyncio.wait(tasks)
 
     async def close(self) -> None:
-        """Cancel jobs that were not sent, and wait a moment for the answers to creates in progress."""
+        """Cancel jobs that were not sent, and wait briefly for the responses to creates in progress."""
         for job in tuple(self._jobs.values()):
             job.cancel()
         tasks = [job.task for job in self._jobs.values() if job.task]
@@ -274,13 +275,13 @@ class JobRunner:
     # ------------------------------------------------------------------ one job
 
     def _other_job(self, external_task_id: str, request: ExpandRequest | None) -> TaskRecord | None:
-        """Return the record of an open job of this client that has this id and asks for something else."""
+        """Return the record of an open job of this client with the same id and a different request."""
         other = self._registry.get(external_task_id)
         clash = other is not None and isinstance(other.job, Job) and other.job.request != request
         return other if clash else None
 
     async def _run(self, job: Job, other: TaskRecord | None) -> None:
-        """Run *job*, or refuse it where its given id belongs to the job of the *other* record."""
+        """Run *job*, or refuse it if its given id belongs to the job of the *other* record."""
         CALLER.set(Caller(job.record.number, job.record.external_task_id))
         try:
             if other is not None:
@@ -308,7 +309,7 @@ class JobRunner:
 
     def _ran(self, job: Job) -> None:
         """Forget the asyncio task of *job*, which may never have begun."""
-        job.task = None  # else it would be kept while the job is open, and double the job's memory
+        job.task = None  # otherwise it would be kept while the job is open, and double the job's memory
         if self._jobs.pop(job.record, None):
             self._fail(job, _taken_back(job))
 
@@ -318,12 +319,12 @@ class JobRunner:
             job.record.fail(error)
 
     async def _resume(self, job: Job) -> None:
-        """Continue a job of the store. Its photo is needed only if it has no task."""
+        """Continue a job of the store. The photo is needed only if the job has no task."""
         self._recorded(job)
         if job.known is not None and job.known.task is not None:
             self._adopt(job, job.known, job.known.task)
         elif job.request is None:
-            reason = "its photo was given as bytes, which no journal keeps: submit it again"
+            reason = "its photo was given as bytes, which the journal does not keep: submit the job again"
             await self._look_up(job, NotSubmitted(reason))
         else:
             try:
@@ -361,7 +362,7 @@ class JobRunner:
             return
         if job.known and job.known.params_hash != identity.digest:
             advice = "submit it as a new job"
-            raise ImageError("image", photo.name, "the photo is not the one that the journal knows", advice)
+            raise ImageError("image", photo.name, "must be the photo that the journal has recorded", advice)
         if not self._store.recovered:
             await self._recover(job.deadline_at)
         # If the same job is submitted twice at once, the second submission finds the task of the first.
@@ -374,21 +375,21 @@ class JobRunner:
             turn.release()
 
     async def _recover(self, deadline_at: float | None) -> None:
-        """Give a new journal the account's tasks, which a journal that was deleted may have known."""
+        """List the account's tasks for a new journal, as a deleted journal may have recorded them."""
         turn = self._turns.setdefault(_RECOVERY, asyncio.Lock())
         async with asyncio.timeout_at(deadline_at), turn:
             if not self._store.recovered:
                 await self._store.recover(await self._submitter.list_tasks())
 
     async def _name_task(self, request: ExpandRequest, error: ImageError) -> None:
-        """Name the task that an earlier run made for the key of *request*, whose photo is gone now."""
+        """Name the task that an earlier run created for the key of *request*, if its photo is now missing."""
         if request.key and self._store.durable:
             known = await self._store.find(request.key)
             if known is not None and known.task_id is not None:
                 error.task_id, error.external_task_id = known.task_id, known.external_task_id
 
     async def _attempts(self, job: Job, identity: JobIdentity, prepared: PreparedRequest) -> None:
-        """Try the attempts of a job with an identity until one has a task to follow."""
+        """Try the attempts of a job that has an identity until one has a task to follow."""
         after = 0
         while True:
             async with asyncio.timeout_at(job.deadline_at):
@@ -406,7 +407,7 @@ class JobRunner:
                 return
 
     def _recorded(self, job: Job) -> None:
-        """Let those go on who wait until the job is in the store."""
+        """Wake the callers that wait until the job is in the store."""
         job.recorded = True
         job.record.wake()
 
@@ -423,7 +424,7 @@ class JobRunner:
             raise duplicate(other.external_task_id, other.task_id) from error
 
     async def _attempt(self, job: Job, known: JobRecord, prepared: PreparedRequest) -> bool:
-        """Follow the task of an attempt, created if there is none; return False if the attempt has failed."""
+        """Follow the task of an attempt, creating it if necessary. Return False if the attempt has failed."""
         given = prepared.request.external_task_id is not None
         attempt = job.attempt = await self._attempt_of(known, given=given)
         if known.task is not None:
@@ -449,9 +450,9 @@ class JobRunner:
     # ------------------------------------------------------------------ its create
 
     async def _create(self, job: Job, prepared: PreparedRequest, *, reserved: bool) -> Task:
-        """Create the task of a job's attempt, or find it. Its slots are held when this returns.
+        """Create or find the task of a job's attempt. The job holds its slots when this returns.
 
-        With *reserved* an earlier run has counted its units.
+        With *reserved*, an earlier run has reserved its units.
         """
         attempt, request = job.attempt, prepared.request
         if request.n > self._slots.limit:
@@ -472,11 +473,11 @@ class JobRunner:
             raise
         if attempt.state is AttemptState.FOUND:
             self._budget.spent_before += job.units if self._store.durable else 0
-            self._refund(job)  # it was paid by the run that created it
+            self._refund(job)  # it was paid for by the run that created it
         return task
 
     async def _create_in_slots(self, job: Job, create: Create) -> Task:
-        """Create the task once slots are free by our count and by the service's."""
+        """Create the task once slots are free, by our count and by the service's."""
         attempt = job.attempt
         if attempt.state is AttemptState.INHERITED:
             size = create.body().size or 0
@@ -508,13 +509,13 @@ class JobRunner:
                 return task
 
     def _adopt(self, job: Job, known: JobRecord, task: Task) -> None:
-        """Continue with the task that the store knows."""
+        """Continue with the task that the store has recorded."""
         job.attempt.move(AttemptState.FOUND)
         job.files = known.existing_files()
         self._follow(job, task)
 
     async def _take_up(self, job: Job, task: Task) -> None:
-        """Continue with a task that was created or found: deliver it first, then record it."""
+        """Continue with a created or found task: deliver it first, then record it."""
         external_task_id = job.attempt.external_task_id
         self._follow(job, task)
         await self._write(self._store.observe(external_task_id, task))
@@ -523,7 +524,7 @@ class JobRunner:
         """Deliver the first snapshot to the record, and add the task to the poller."""
         if not task.status.final and not job.held:
             job.held = job.n
-            self._slots.force_acquire(job.n)  # it runs at the service already, whether slots are free or not
+            self._slots.force_acquire(job.n)  # it is running already, whether slots are free or not
             job.running = True
         self._event(EventKind.ACCEPTED, job.record, task)
         job.record.deliver(task)
@@ -537,7 +538,7 @@ class JobRunner:
         self._emit(Event(kind, record.external_task_id, task or record.task, error, number=record.number))
 
     def _ended(self, record: TaskRecord) -> None:
-        """Release what the job of *record* held, and record its end."""
+        """Release the units and slots of the job of *record*, and record its end."""
         self._unfollow(record)
         job, task = record.job, record.task
         if not isinstance(job, Job):
@@ -554,14 +555,14 @@ class JobRunner:
         writing.add_done_callback(self._writes.discard)
 
     def _release(self, job: Job) -> None:
-        """Give a job's slots back."""
+        """Release a job's slots."""
         held, job.held = job.held, 0
         running, job.running = job.running, False
         if held:
             (self._slots.ended if running else self._slots.release)(held)
 
     def _refund(self, job: Job) -> None:
-        """Give a job's units back."""
+        """Release a job's units."""
         self._budget.units_due -= job.units
         job.units = 0
 
@@ -578,7 +579,7 @@ class JobRunner:
             await self._write(self._store.mark_unsent(attempt.external_task_id))
 
     async def _write(self, writing: Awaitable[None]) -> None:
-        """Wait for the store. Its failure is logged: a later run looks up what it does not know."""
+        """Wait for the store. A failure is logged, because a later run looks up whatever is missing."""
         try:
             await writing
         except Exception as error:  # noqa: BLE001 - a store may be a user's own
@@ -586,7 +587,7 @@ class JobRunner:
 
 
 async def _refuse(job: Job, other: TaskRecord) -> None:
-    """Raise `DuplicateTask` with the task of the *other* record, waited for until the deadline."""
+    """Wait for the task of the *other* record until the deadline, and raise `DuplicateTask` with it."""
     try:
         async with asyncio.timeout_at(job.deadline_at):
             task_id: str | None = (await TaskFuture(other).accepted()).task_id
@@ -598,7 +599,7 @@ async def _refuse(job: Job, other: TaskRecord) -> None:
 
 
 def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:
-    """Return whether the request gives another id than a job that was never sent.
+    """Return whether the request has a different id than the recorded job, which was never sent.
 
     Raises:
         DuplicateTask: if that job has a task, or may have one.
@@ -620,7 +621,7 @@ def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:
 def _late(job: Job, error: Exception) -> KlingError:
     """Return the error of a job whose deadline has passed."""
     if job.attempt.state.may_cost:
-        return job.attempt.unknown("the deadline passed while its create was in doubt")
+        return job.attempt.unknown("the deadline passed before it was known whether the create succeeded")
     late = DeadlineExceeded("the deadline passed before the job was sent; no task exists")
     late.__cause__ = error
     return late
@@ -629,12 +630,12 @@ def _late(job: Job, error: Exception) -> KlingError:
 def _taken_back(job: Job) -> KlingError:
     """Return the error of a job that was cancelled."""
     if job.attempt.state.may_cost:
-        return job.attempt.unknown("the job was cancelled while its create may have been in progress")
+        return job.attempt.unknown("the job was cancelled while its create may have been accepted")
     return NotSubmitted("cancelled before it was sent; no task exists")
 
 
 def _broken(job: Job, error: Exception) -> KlingError:
-    """Return the error of a job that ended by a bug, in this package or in a user's own class."""
+    """Return the error of a job that ended because of a bug, in this package or in a user's own class."""
     reason = f"submitting failed with an unexpected error: {error!r}"
     broken = job.attempt.unknown(reason) if job.attempt.state.may_cost else KlingError(reason)
     broken.__cause__ = error
@@ -642,9 +643,9 @@ def _broken(job: Job, error: Exception) -> KlingError:
 
 
 def may_have_passed(job: JobRecord) -> bool:
-    """Return whether the cause of a refusal may have been removed since.
+    """Return whether the cause of a refusal may be gone by now.
 
-    Such causes are the account, its permissions and keys, and the address, but not the request itself.
+    Such causes are the account, its permissions and keys, and the address of the caller, but not the request.
     """
     passing = (AccountError, AuthenticationError, TokenExpired, PermissionDenied, IPNotAllowed)
     names = {kind.__name__ for kind in (*passing, NotFound, RateLimited)}
@@ -652,14 +653,14 @@ def may_have_passed(job: JobRecord) -> bool:
 
 
 def _costs(job: JobRecord) -> bool:
-    """Whether an attempt has cost units or may have."""
+    """Whether an attempt has cost units, or may have."""
     return job.state in {JobState.SUBMITTED, *_SUCCEEDED} or (
         job.last_post_at is not None and job.state not in {JobState.FAILED, JobState.REJECTED}
     )
 
 
 async def _attempts(store: JobStore, last: JobRecord) -> AsyncIterator[JobRecord]:
-    """Iterate over a job's attempts: its *last*, and the earlier ones that `fresh` replaced."""
+    """Yield a job's attempts: its *last*, and the earlier ones that `fresh` replaced."""
     yield last
     for attempt in range(1, last.attempt):
         name = codec.external_id(store.run, last.key, last.params_hash, attempt)

@@ -1,4 +1,4 @@
-"""Weighted, fair and adaptive slots: how many pictures may be in progress at once, and whose turn it is."""
+"""Weighted, fair and adaptive slots, which limit how many pictures are in progress at once."""
 
 import asyncio
 import heapq
@@ -18,10 +18,10 @@ LEVEL_TOLERANCE = 0.25  # relative difference of running pictures up to which th
 
 
 class Flow:
-    """A stream of jobs that shares evenly with other streams, however many jobs it has waiting.
+    """A stream of jobs that shares slots evenly with other streams, however many of its jobs are waiting.
 
-    `tag` is its virtual time (start-time fair queueing): pictures granted so far. A new or idle flow
-    begins at the tag of the others.
+    `tag` is its virtual time (start-time fair queueing): the number of pictures granted so far. A new or idle
+    flow begins at the tag of the others.
     """
 
     __slots__ = ("tag",)
@@ -34,11 +34,11 @@ _Waiters = OrderedDict[asyncio.Future[int], int]  # each waiter and how many it 
 
 
 class WeightedSemaphore:
-    """A fair semaphore of `capacity` units, of which a holder may take several.
+    """A fair semaphore of `capacity` units. A holder may take several.
 
-    Waiters are served by priority, then by flow (the one that has been granted least), then in order
-    of arrival. A waiter that wants many units is not overtaken by later ones of its priority that want
-    few. A waiter that gives up costs its flow nothing. A semaphore belongs to one event loop.
+    Waiters are served by priority, then by flow (the one that has been granted least), then in order of
+    arrival. A waiter that wants many units is not overtaken by later waiters of its priority that want few. A
+    waiter that is cancelled does not count against its flow. A semaphore belongs to one event loop.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -54,9 +54,9 @@ class WeightedSemaphore:
     async def acquire(
         self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
     ) -> int:
-        """Wait for *n* units and return the `epoch` they were granted in.
+        """Wait for *n* units, and return the `epoch` in which they were granted.
 
-        With *first* they are granted before all others of the same priority.
+        With *first*, they are granted before all others of the same priority.
         """
         place: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         waiters = self._waiters(self._retries if first else flow or Flow(), -priority)
@@ -77,7 +77,7 @@ class WeightedSemaphore:
         self.held += n
 
     def release(self, n: int) -> None:
-        """Give *n* units back."""
+        """Release *n* units."""
         self.held -= n
         self._serve()
 
@@ -92,7 +92,7 @@ class WeightedSemaphore:
         return waiters
 
     def _serve(self) -> None:
-        """Grant waiters their units for as long as the first of them is admitted."""
+        """Grant waiters their units as long as the first of them is admitted."""
         while (head := self._head()) and self._admits(head[1]):
             flow, n, waiters = head
             place, _ = waiters.popitem(last=False)
@@ -123,10 +123,10 @@ class WeightedSemaphore:
 
 
 class Slots(WeightedSemaphore):
-    """The account's parallel slots: a task of n pictures holds n, from before its create to its known end.
+    """The account's parallel slots. A task of n pictures holds n, from its create until its end is known.
 
-    `limit` is the most that may be held. `capacity` (0 to `limit`) is the number the service is believed to
-    let run. It follows additive increase and multiplicative decrease (AIMD):
+    `limit` is the most that may be held. `capacity` (0 to `limit`) is an estimate of how many the service
+    allows. It follows additive increase and multiplicative decrease (AIMD):
 
     | event                                  | capacity               | next growth                       |
     |----------------------------------------|------------------------|-----------------------------------|
@@ -139,14 +139,14 @@ class Slots(WeightedSemaphore):
     | a running task is attached             | at least what runs     | unchanged                         |
 
     The capacity grows only while a job waits, so after the first refusal a probe costs one create. After a
-    1303 no create leaves for 1 s (documented). The pause before the next probe is 2 s at first. It doubles
-    with each refusal at about the same level, up to 300 s, and is 2 s again once the level has changed.
-    So free slots are found again in about the time for which they were taken, at most 300 s, even if no
-    task of ours ends.
+    1303 no create is sent for 1 s (documented). The pause before the next probe is 2 s at first. It doubles
+    with each refusal at about the same level, up to 300 s, and returns to 2 s once the level has changed. So
+    free slots are found within about the time for which they were in use, at most 300 s, even if none of our
+    tasks ends.
 
-    A caller acquires slots, sends the create and reports `accepted` and later `ended`, or `refused` for a
-    1303 with the epoch that `acquire` returned, or `release` where no task was created. A task that runs
-    already is counted by `force_acquire` and later `ended`. All time is the event loop's clock.
+    A caller acquires slots and sends the create. It then calls `accepted` and later `ended`; or `refused`
+    after a 1303, with the epoch that `acquire` returned; or `release` if no task was created. A task that is
+    already running is counted by `force_acquire` and later `ended`. All times are by the event loop's clock.
 
     Raises:
         ConfigurationError: if *limit* is not a whole number above 0.
@@ -162,13 +162,13 @@ class Slots(WeightedSemaphore):
         check_option(COUNT, limit=limit)
         super().__init__(min(limit, INITIAL_CAPACITY))
         self.limit: int = limit
-        self.running: int = 0  # pictures of tasks that run at the service, as far as is known
+        self.running: int = 0  # pictures of tasks known to be running at the service
         self._unanswered = self.capacity  # pictures still to be accepted before the capacity may grow
         self._accepted = True  # a create, since the capacity fell
         self._ended = 0  # tasks, since the capacity fell or grew
         self._pause = FIRST_PROBE_PAUSE / 2
         self._level = 0  # pictures that ran when the pause was last the first one
-        self._open_at = -inf  # no create leaves before
+        self._open_at = -inf  # no create is sent before
         self._probe_at = -inf
         self._timer: asyncio.TimerHandle | None = None
 
@@ -180,10 +180,10 @@ class Slots(WeightedSemaphore):
         self._serve()
 
     def refused(self, n: int, epoch: int) -> None:
-        """Release *n* that the service had no room for. *epoch* is that of their acquisition."""
+        """Release *n* for which the service had no room. *epoch* is that of their acquisition."""
         now = asyncio.get_running_loop().time()
         self._open_at = now + REFUSAL_PAUSE
-        if epoch == self.epoch:  # else it was sent before the capacity fell
+        if epoch == self.epoch:  # otherwise it was sent before the capacity fell
             self.epoch += 1
             self._shrink()
             self._ended = self._unanswered = 0
@@ -214,14 +214,14 @@ class Slots(WeightedSemaphore):
         self._accepted = False
 
     def _lengthen_pause(self, n: int) -> None:
-        """Double the pause, or return to the first one where clearly more or less runs than then."""
+        """Double the pause, or reset it if the number of running pictures has clearly changed."""
         if abs(self.running - self._level) <= max(n, self._level * self.level_tolerance):
             self._pause = min(2 * self._pause, self.longest_probe_pause)
         else:
             self._pause, self._level = FIRST_PROBE_PAUSE, self.running
 
     def _admits(self, n: int) -> bool:
-        """Return whether *n* more may be held now; grow the capacity if that is due."""
+        """Return whether *n* more may be held now. Raise the capacity if that is due."""
         now = asyncio.get_running_loop().time()
         if now < self._open_at:
             self._serve_at(self._open_at)
@@ -231,7 +231,7 @@ class Slots(WeightedSemaphore):
         if self.held and self.held + n > self.limit:
             return False
         if min(self._unanswered, self.held - self.running) > 0:
-            return False  # creates within the capacity are not answered yet
+            return False  # creates within the capacity have no response yet
         last_ended = self._ended and not self.held  # what it held is free, but may be less than *n*
         if now < self._probe_at and self._ended < self.tasks_per_probe and not last_ended:
             self._serve_at(self._probe_at)

@@ -1,4 +1,4 @@
-"""Creation of a task exactly once, by a table of states for each attempt.
+"""The state machine that creates the task of each attempt exactly once.
 
 An attempt is one `external_task_id` on its way to one task::
 
@@ -26,14 +26,14 @@ created    the task exists, and this attempt has made it
 found      the task existed before this attempt sent anything
 =========  ==================================================  ==========================================
 
-`AttemptState.may_cost` says whether this attempt may have spent money. Everything else follows from it:
-units stay set aside, slots stay taken, the job cannot be cancelled, and a cancelled or late job ends with
-`SubmissionUnknown`. Otherwise the units and slots are given back, and it ends with `NotSubmitted` or
+`AttemptState.may_cost` says whether this attempt may have spent money. Everything else follows from it. If
+so, units stay reserved, slots stay taken, the job cannot be cancelled, and a cancelled or late job ends with
+`SubmissionUnknown`. Otherwise the units and slots are released, and the job ends with `NotSubmitted` or
 `DeadlineExceeded`.
 
-A task whose create had no usable answer is looked up until it is found or can no longer appear. A create
-can take `create_timeout` plus the time its body needs at `upload_speed`, counted from the last one sent,
-also by an earlier run. Only then the same id is sent again, on a new connection.
+A task whose create had no usable response is looked up until it is found or can no longer appear. A create
+can take `create_timeout` plus the time that its body needs at `upload_speed`. This is counted from the last
+create sent, even if an earlier run sent it. Only then is the same id sent again, on a new connection.
 """
 
 import asyncio
@@ -67,8 +67,8 @@ from kling_expand.models import LAST_PAGE, PAGE_SIZE, Dialect, Status, Task
 
 from .scheduler import WeightedSemaphore
 
-RECOVERY_PAGES = 40  # of the list at most, that is 20,000 tasks, before each job is looked up instead
-APPEAR_TIMEOUT = 5.0  # seconds after a create's end within which a task that it made can be looked up
+RECOVERY_PAGES = 40  # of the list at most (20,000 tasks); beyond that each job is looked up instead
+APPEAR_TIMEOUT = 5.0  # seconds after the end of a create within which its task becomes visible to lookups
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ TRANSITIONS: dict[AttemptState, frozenset[AttemptState]] = {
 class Attempt:
     """One `external_task_id` and the state of its create.
 
-    With *given* the caller chose the id, so a task that has it may belong to another job. `unanswered_at` is
-    when the last create without a usable answer was sent, by the loop's clock, and None without one.
+    With *given*, the caller chose the id, so an existing task with it may belong to another job.
+    `unanswered_at` is the loop time of the last create without a usable response, or None.
     """
 
     __slots__ = ("external_task_id", "given", "state", "unanswered_at")
@@ -126,30 +126,30 @@ class Attempt:
         self.state: AttemptState = AttemptState.NEW if unanswered_at is None else AttemptState.INHERITED
 
     def move(self, state: AttemptState) -> None:
-        """Go on to *state*.
+        """Move to *state*.
 
         Raises:
-            ValueError: when the table of states does not allow it.
+            ValueError: if the table of states does not allow it.
         """
         if state not in TRANSITIONS[self.state]:
             raise ValueError(f"an attempt that is {self.state} cannot become {state}")
         self.state = state
 
     def unknown(self, reason: str) -> SubmissionUnknown:
-        """Return the error of an attempt whose task may exist."""
+        """Return the error for an attempt whose task may exist."""
         return SubmissionUnknown(
-            f"whether the task exists could not be settled: {reason}; look it up by its external_task_id "
+            f"it is not known whether the task exists: {reason}; look it up by its external_task_id "
             "before submitting the job again",
             external_task_id=self.external_task_id,
         )
 
 
 async def unrecorded() -> None:
-    """Record nothing before a create is sent."""
+    """Do nothing before a create is sent."""
 
 
 class Create(NamedTuple):
-    """How to send one attempt: a factory of its body, and a function awaited before each send."""
+    """The parts of a create: a factory of its body, and a function awaited before each send."""
 
     attempt: Attempt
     body: Callable[[], Body]
@@ -160,8 +160,8 @@ class Create(NamedTuple):
 class Submitter:
     """The creates of one client.
 
-    `Settings.retry_timeout` bounds how long one create is repeated while the service only fails, and at most
-    `Settings.upload_bytes` are on their way at once.
+    `Settings.retry_timeout` limits how long one create is retried while the service only fails. At most
+    `Settings.upload_bytes` are being uploaded at once.
     """
 
     def __init__(self, session: Session, settings: Settings, *, rng: Random) -> None:
@@ -172,15 +172,15 @@ class Submitter:
         self._uploads = WeightedSemaphore(settings.upload_bytes)
 
     async def create(self, create: Create) -> Task:
-        """Create the task of an attempt, at most once however often the network fails, and return it.
+        """Create the task of an attempt at most once, however often the network fails, and return it.
 
         Raises:
-            SubmissionUnknown: when it could not be settled whether the task exists.
-            DuplicateTask: when another job has the given id; `task_id` names its task.
-            DeadlineExceeded: when the deadline passed while no task exists.
-            ParallelLimit: when the account has no free slot.
-            APIError: when the service refused.
-            TransportError: when the service could not be reached.
+            SubmissionUnknown: if it could not be determined whether the task exists.
+            DuplicateTask: if another job has the given id. `task_id` is that of its task.
+            DeadlineExceeded: if the deadline passes before a task exists.
+            ParallelLimit: if the account has no free slot.
+            APIError: if the service refuses.
+            TransportError: if the service could not be reached.
         """
         attempt = create.attempt
         task = None
@@ -189,27 +189,27 @@ class Submitter:
         elif attempt.state is AttemptState.INHERITED:
             task = await self.settle(attempt, create.body().size or 0, create.deadline_at)
         task = task or await self._send_until_settled(create)
-        # The answer to a create has no result (documented). If it says that the task has ended, the poller
+        # The response to a create has no result (documented). If it says that the task has ended, the poller
         # reads the task for its pictures.
         unended = task.status is Status.SUCCEED and not task.images
         status = Status.PROCESSING if unended else task.task_status
-        # An answer may lack the id, and one text for both saves memory while the task is open.
+        # A response may lack the id, and one string for both saves memory while the task is open.
         return evolve(task, task_status=status, external_task_id=attempt.external_task_id)
 
     async def settle(self, attempt: Attempt, size: int, deadline_at: float | None = None) -> Task | None:
         """Look up an attempt's task until it is found; return None once it can no longer appear.
 
-        *size* is that of the create's body, in bytes.
+        *size* is the size of the create's body in bytes.
 
         Raises:
-            SubmissionUnknown: when a lookup failed or the deadline passed first.
+            SubmissionUnknown: if a lookup fails or the deadline passes first.
         """
         loop = asyncio.get_running_loop()
         ours = attempt.state is AttemptState.UNCERTAIN
         settled_at = (attempt.unanswered_at or 0.0) + self._longest_create(size)
         waits = retry_waits(self._rng)
         while True:
-            asked_at = loop.time()  # the answer of a slow lookup may be older than the task
+            asked_at = loop.time()  # the response to a slow lookup may be older than the task
             found = await self._find(attempt, deadline_at)
             if found is not None:
                 attempt.move(AttemptState.CREATED if ours else AttemptState.FOUND)
@@ -218,13 +218,13 @@ class Submitter:
                 attempt.move(AttemptState.ABSENT)
                 return None
             pause = min(next(waits), max(0.0, settled_at - loop.time()))
-            await self._pause(attempt, pause, deadline_at, "the service does not have it yet")
+            await self._pause(attempt, pause, deadline_at, "the service does not show it yet")
 
     async def list_tasks(self) -> list[Task] | None:
-        """Return all tasks of the account, or None where it has very many or its list is refused.
+        """Return all tasks of the account, or None if it has very many or its list is refused.
 
         Raises:
-            KlingError: when no list could be read for a reason that stops every other call too.
+            KlingError: if no list could be read, for a reason that would stop every other call too.
         """
         tasks: list[Task] = []
         path = codec.create_path(self.dialect)
@@ -233,7 +233,7 @@ class Submitter:
             try:
                 found = await self._session.read(path, codec.decode_tasks, params=params)
             except (BadRequest, NotFound, PermissionDenied, ProtocolError, ServerError) as error:
-                logger.warning("each job is looked up before it is sent, as no list can be read: %s", error)
+                logger.warning("no list can be read, so each job is looked up before it is sent: %s", error)
                 return None
             tasks += found
             if len(found) < PAGE_SIZE:
@@ -251,7 +251,7 @@ class Submitter:
     # ------------------------------------------------------------------ sending
 
     async def _send_until_settled(self, create: Create) -> Task:
-        """Send until the task exists, is refused, or `retry_timeout` has passed without any success."""
+        """Send until the task exists, is refused, or `retry_timeout` has passed without success."""
         attempt, fresh, retry = create.attempt, False, self._session.retry()
         report = partial(self._session.report_retry, EventKind.CREATE)
         tries = 0
@@ -264,7 +264,7 @@ class Submitter:
             except RateLimited as error:
                 if not error.retryable:
                     raise
-                retry = self._session.retry()  # a 1302 is no failure, and the gate delays the next try
+                retry = self._session.retry()  # a 1302 is no failure, and the gate delays the next attempt
                 report(error, tries, self._session.gates[EventKind.CREATE].remaining)
                 continue
             except (TransportError, ServerError, ProtocolError) as error:
@@ -282,7 +282,7 @@ class Submitter:
             fresh = True  # the pooled connection may be dead
 
     async def _send(self, create: Create, *, fresh: bool, tries: int) -> Task:
-        """Send one create, when the gate is open and there is room for its body."""
+        """Send one create as soon as the gate is open and there is room for its body."""
         size = min(create.body().size or 0, self._uploads.capacity)
         async with asyncio.timeout_at(create.deadline_at):
             await self._uploads.acquire(size)
@@ -327,7 +327,7 @@ class Submitter:
         attempt.move(AttemptState.CREATED)
         return task
 
-    # ------------------------------------------------------------------ an id that exists already
+    # ------------------------------------------------------------------ an id that is already in use
 
     async def _require_unused(self, create: Create) -> None:
         """Raise `DuplicateTask` if a given id has a task, which could be mistaken for this attempt's."""
@@ -337,7 +337,7 @@ class Submitter:
             raise duplicate(create.attempt.external_task_id, other.task_id)
 
     async def _adopt(self, create: Create, error: DuplicateTask, tries: int) -> Task:
-        """Return the task that the service says exists, if it is this job's.
+        """Return the existing task that the service reports, if it is this job's.
 
         Lookups may lag behind the service's own check, so they are repeated for `retry_timeout`.
         """
@@ -395,7 +395,7 @@ class Submitter:
         await asyncio.sleep(pause)
 
     def _longest_create(self, size: int) -> float:
-        """Return the seconds after the start of a create within which its task appears, if there is one."""
+        """Return the seconds from the start of a create within which its task appears, if there is one."""
         return self._settings.create_timeout + size / self._settings.upload_speed + APPEAR_TIMEOUT
 
 
@@ -403,12 +403,12 @@ def _may_have_arrived(error: Exception) -> bool:
     """Return whether a create that ended in *error* may have been accepted."""
     if isinstance(error, TransportError):
         return error.sent
-    # An error that is not ours, such as one of a trace hook, may come after the answer.
+    # A foreign error, such as one of a trace hook, may occur after the response.
     return isinstance(error, ServerError | ProtocolError) or not isinstance(error, KlingError)
 
 
 def duplicate(external_task_id: str, task_id: str | None) -> DuplicateTask:
-    """Return the error of a given id with which another task exists, as far as that task is known."""
+    """Return the error for a given id that another task has. The error names that task if it is known."""
     return other_task(
         f"external_task_id must be unique in the account, got {external_task_id}, with which "
         f"{f'task {task_id}' if task_id else 'another task'} already exists; "

@@ -229,7 +229,7 @@ class JobStore(ABC):
         Other parameters under a known key are another job, with a warning in the log.
 
         Raises:
-            JournalError: when it cannot be stored, or another job has the request's `external_task_id`.
+            JournalError: if it cannot be stored, or another job has the request's `external_task_id`.
         """
         request, source = prepared.request, prepared.photo.source
         now = self._clock()
@@ -249,7 +249,7 @@ class JobStore(ABC):
         """Record that a create is about to be sent; send it as soon as this returns.
 
         Raises:
-            JournalError: when a task of the job is known; then `task_id` is set, and it must not be sent.
+            JournalError: if a task of the job is known; then `task_id` is set, and it must not be sent.
         """
 
     async def recover(self, tasks: Iterable[Task] | None) -> None:

@@ -107,8 +107,8 @@ class PostgresStore(JobStore):
         """Record that a create is about to be sent; send it as soon as this returns.
 
         Raises:
-            JournalError: when a task of the job is known; then `task_id` is set, and it must not be sent.
-            TakenOver: when another worker owns the job, and it must not be sent either.
+            JournalError: if a task of the job is known; then `task_id` is set, and it must not be sent.
+            TakenOver: if another worker owns the job, and it must not be sent either.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -310,7 +310,7 @@ async def create_tables(database: ConnectionPool, *more: str) -> None:
     """Create missing tables, upgrade older ones, and run the scripts *more*; it may be repeated at any time.
 
     Raises:
-        JournalError: when the database stays away, has the tables of a newer version or refuses a script.
+        JournalError: if the database stays away, has the tables of a newer version or refuses a script.
     """
 
     async def work(connection: Connection) -> None:

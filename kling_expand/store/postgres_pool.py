@@ -108,7 +108,7 @@ class ConnectionPool:
         """Return what *work* returns for a connection, and run it again while the database is away.
 
         Raises:
-            JournalError: when the database stays away, refuses a statement, or the pool is not open.
+            JournalError: if the database stays away, refuses a statement, or the pool is not open.
         """
         if not self._open:
             raise JournalError("the connection pool is not open")
@@ -146,7 +146,7 @@ async def listen(dsn: str, on_notification: OnNotification, *channels: str) -> N
     After each new connection it is called with two empty strings, as notifications may have been missed.
 
     Raises:
-        JournalError: when the database refuses the connection for good.
+        JournalError: if the database refuses the connection for good.
     """
     while True:
         try:

@@ -89,7 +89,7 @@ class DatabaseFile:
         """Lock the file, check it, and create its tables where it is new.
 
         Raises:
-            JournalError: when it cannot be used. A file of another kind is not changed.
+            JournalError: if it cannot be used. A file of another kind is not changed.
         """
         if WORKER not in self.path:
             return self._open_within(LOCK_TIMEOUT)
@@ -297,7 +297,7 @@ def copy_file(path: str, folder: str) -> str:
     """Copy a file that another process may be writing into *folder*, and return the path of the copy.
 
     Raises:
-        JournalError: when it cannot be read, or was rewritten during each of several tries.
+        JournalError: if it cannot be read, or was rewritten during each of several tries.
     """
     target = os.path.join(folder, os.path.basename(path))  # noqa: PTH118, PTH119 - paths are text here
     try:

@@ -246,7 +246,7 @@ async def test_a_function_says_where_pictures_are_saved() -> None:
 
 def test_a_mapping_with_an_unknown_field_names_the_nearest() -> None:
     """The error names the field and not Python's own call."""
-    with pytest.raises(InvalidRequest, match=r"row must hold fields of a request only, got 'promt'.*prompt"):
+    with pytest.raises(InvalidRequest, match=r"must contain only fields of a request, got 'promt'.*prompt"):
         make_request({"image": "dog.png", "geometry": "16:9", "promt": "grass"})
 
 

@@ -53,7 +53,7 @@ async def inject(call: FaultyCall) -> web.StreamResponse:
     """Carry out the fault of a call.
 
     Raises:
-        Refusal: when the fault is an error response.
+        Refusal: if the fault is an error response.
     """
     return await _INJECTORS[call.fault.kind](call)
 

@@ -54,8 +54,8 @@ class Fault:
     fault that takes time lasts `seconds`.
 
     Raises:
-        ValueError: when a value is out of range.
-        TypeError: when a value has the wrong type.
+        ValueError: if a value is out of range.
+        TypeError: if a value has the wrong type.
     """
 
     kind: str = field(validator=lambda _fault, _field, kind: _check_kind(kind))
@@ -80,7 +80,7 @@ class FaultPlan:
         """Let the next calls of *route* (create, query, list, file) meet these faults, in this order.
 
         Raises:
-            ValueError: when the route is unknown, or a fault does not fit it.
+            ValueError: if the route is unknown, or a fault does not fit it.
         """
         steps = [_checked(route, fault) for fault in faults]
         self._scripts[route].extend(step for step in steps for _ in range(step.times))
@@ -89,7 +89,7 @@ class FaultPlan:
         """Let every call of *route* meet *fault* for *duration* seconds of the emulator's clock.
 
         Raises:
-            ValueError: when the route is unknown, the fault does not fit it, or *duration* is negative.
+            ValueError: if the route is unknown, the fault does not fit it, or *duration* is negative.
         """
         if not 0 <= duration < float("inf"):
             raise ValueError(f"duration must be a finite number of at least 0, got {duration!r}")
@@ -100,7 +100,7 @@ class FaultPlan:
         """Let every call of *route* meet *fault* with this probability.
 
         Raises:
-            ValueError: when the route is unknown, the fault does not fit it, or *probability* is not 0 to 1.
+            ValueError: if the route is unknown, the fault does not fit it, or *probability* is not 0 to 1.
         """
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be between 0 and 1, got {probability!r}")
@@ -167,7 +167,7 @@ def parse_fault(step: Any) -> Fault:
     """Return a fault from JSON: its kind, or an object with the fields of `Fault`.
 
     Raises:
-        ValueError: when it is neither, or a field is not valid.
+        ValueError: if it is neither, or a field is not valid.
     """
     if isinstance(step, str):
         return Fault(step)

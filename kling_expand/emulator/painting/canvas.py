@@ -32,7 +32,7 @@ def fit_canvas(width: int, height: int, ratios: Ratios) -> Canvas:
     It does not check the service's limits.
 
     Raises:
-        ValueError: when a side is below one pixel, or a ratio is negative or not finite.
+        ValueError: if a side is below one pixel, or a ratio is negative or not finite.
     """
     if min(width, height) < 1 or not all(math.isfinite(ratio) and ratio >= 0 for ratio in ratios):
         raise ValueError(f"no canvas for {width}x{height} pixels expanded by {ratios}")

@@ -64,7 +64,7 @@ def check_url(url: URL, *, allow_private: bool) -> None:
     """Check the scheme of a URL, and the address if the URL contains one.
 
     Raises:
-        FetchError: when the scheme is not http(s), or the address is not public.
+        FetchError: if the scheme is not http(s), or the address is not public.
     """
     if url.scheme not in {"http", "https"} or not url.host:
         raise FetchError("only http and https addresses are fetched")
@@ -76,7 +76,7 @@ async def fetch(url: str, *, timeout: float, allow_private: bool) -> bytes:  # n
     """Return the bytes behind a URL, at most MAX_IMAGE_BYTES and a few more.
 
     Raises:
-        FetchError: when they cannot be downloaded within *timeout* seconds.
+        FetchError: if they cannot be downloaded within *timeout* seconds.
     """
     try:
         async with (

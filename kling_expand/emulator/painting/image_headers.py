@@ -35,7 +35,7 @@ def inspect(image: bytes) -> Header:
     """Return format and size of a picture.
 
     Raises:
-        PictureError: when the format is another one, or the file is broken or incomplete.
+        PictureError: if the format is another one, or the file is broken or incomplete.
     """
     if image.startswith(_PNG):
         header = Header("png", *_png_size(image))

@@ -43,7 +43,7 @@ def find_engine(name: str) -> Engine:
     """Return the engine of a name: patchmatch, or flat.
 
     Raises:
-        UnknownEngine: when there is no such engine.
+        UnknownEngine: if there is no such engine.
     """
     if name not in _ENGINES:
         raise UnknownEngine(f"engine must be {' or '.join(sorted(_ENGINES))}, got {name!r}")
@@ -64,9 +64,9 @@ def outpaint(
     *misregister* is `DX,DY,SCALE` (see `misregistered`), or empty.
 
     Raises:
-        PictureError: when the bytes are not a usable picture.
-        ValueError: when a ratio is negative or not finite, or *misregister* has another form.
-        UnknownEngine: when there is no such engine.
+        PictureError: if the bytes are not a usable picture.
+        ValueError: if a ratio is negative or not finite, or *misregister* has another form.
+        UnknownEngine: if there is no such engine.
     """
     paint = find_engine(engine)
     header = inspect(image)
@@ -100,7 +100,7 @@ def decode(image: bytes) -> Image.Image:
     """Return the pixels as RGB.
 
     Raises:
-        PictureError: when the bytes are not a usable picture, or have more than MAX_PIXELS.
+        PictureError: if the bytes are not a usable picture, or have more than MAX_PIXELS.
     """
     header = inspect(image)
     if header.width * header.height > MAX_PIXELS:

@@ -47,8 +47,8 @@ class Worker:
         """Return PNG bytes.
 
         Raises:
-            PictureError: when the image cannot be painted.
-            WorkerLost: when the process has ended.
+            PictureError: if the image cannot be painted.
+            WorkerLost: if the process has ended.
         """
         request = {"ratios": ratios, "options": options}
         self._busy = True
@@ -76,7 +76,7 @@ def send(pipe: IO[bytes] | None, head: dict[str, Any], *parts: bytes) -> None:
     """Write one message: a line of JSON with the sizes of the parts, then the parts.
 
     Raises:
-        EOFError: when there is no pipe.
+        EOFError: if there is no pipe.
     """
     if pipe is None:
         raise EOFError("no pipe")
@@ -90,7 +90,7 @@ def receive(pipe: IO[bytes] | None) -> tuple[dict[str, Any], list[bytes]]:
     """Read one message.
 
     Raises:
-        EOFError: when the pipe ends before a complete message.
+        EOFError: if the pipe ends before a complete message.
     """
     line = pipe.readline() if pipe else b""
     if not line.endswith(b"\n") or pipe is None:

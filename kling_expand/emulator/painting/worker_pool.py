@@ -45,8 +45,8 @@ class WorkerPool:
         """Return the picture of *key*; concurrent calls for one key share one painting.
 
         Raises:
-            PictureError: when it cannot be painted.
-            WorkerLost: when two processes in a row have ended before they answered.
+            PictureError: if it cannot be painted.
+            WorkerLost: if two processes in a row have ended before they answered.
         """
         if key in self._cache:
             self._cache.move_to_end(key)

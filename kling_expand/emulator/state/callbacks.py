@@ -128,7 +128,7 @@ def signing_key(secret: str) -> bytes:
     """Return the key inside a webhook secret.
 
     Raises:
-        ValueError: when the secret is not `whsec_` and Base64.
+        ValueError: if the secret is not `whsec_` and Base64.
     """
     if not secret.startswith(SECRET_PREFIX):
         raise ValueError(f"webhook_secret must begin with {SECRET_PREFIX}")
@@ -139,7 +139,7 @@ def signature_headers(secret: str, *, message_id: str, timestamp: int, body: byt
     """Return the three headers of a signed callback.
 
     Raises:
-        ValueError: when the secret is not `whsec_` and Base64.
+        ValueError: if the secret is not `whsec_` and Base64.
     """
     signed = f"{message_id}.{timestamp}.".encode() + body
     digest = hmac.new(signing_key(secret), signed, hashlib.sha256).digest()

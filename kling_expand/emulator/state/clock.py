@@ -26,7 +26,7 @@ class Clock:
         """Move the clock forward and wake everything that waits in `sleep_until`.
 
         Raises:
-            ValueError: when *seconds* is negative or not finite; tasks that have ended must stay so.
+            ValueError: if *seconds* is negative or not finite; tasks that have ended must stay so.
         """
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"seconds must be a finite number of at least 0, got {seconds}")

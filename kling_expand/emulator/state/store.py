@@ -82,7 +82,7 @@ class Store:
         """Return an uploaded image.
 
         Raises:
-            KeyError: when there is no such image.
+            KeyError: if there is no such image.
         """
         await self.flush()
         if not self._durable:

@@ -172,7 +172,7 @@ class BoundedMap:
     def _start(self, index: int, row: Row) -> None:
         """Submit the request of a row, or turn the error that it raises into an outcome."""
         if not _is_row(row):
-            limit = "must contain requests, mappings of their fields, or functions that make them"
+            limit = "must contain ExpandRequest objects, mappings of their fields or functions that make them"
             raise InvalidRequest("requests", shown(row), limit)
         future: TaskFuture | None = None
         try:

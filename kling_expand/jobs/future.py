@@ -221,19 +221,18 @@ class ExpandResult(Serializable):
         """Save every picture, each complete or not at all, and return their paths in the order of `images`.
 
         *target* is a directory, in which pictures are named after the photo (``dog-0.png``), or a template
-        such as ``"out/{folder}/{task_id}-{index}{ext}"``. The fields of a template are ``name index task_id
-        external_task_id ext key folder shape``. ``folder`` is the photo's directory, and ``shape`` has the
-        form ``16x9``. A leading ``~`` is the user's home directory.
+        such as ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields are ``name index task_id
+        external_task_id ext key folder shape`` (``16x9``). A leading ``~`` is the user's home.
 
-        If another file already has the name, the task's id is appended, as in ``dog-0-930810057.png``. With
-        *overwrite* that file is replaced instead. If a task is saved again, its own pictures are found and
-        not downloaded again. If the request asked for watermarks, the watermarked pictures are saved as well.
+        If another file has the name, the task's id is appended (``dog-0-930810057.png``) unless *overwrite*
+        is set. A task's own saved pictures are not downloaded again. Copies with a watermark are saved as
+        well.
 
-        *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture. *quality* is 1 to 100 for
-        JPEG and WebP, by default 92. With *metadata* each picture gets the EXIF data and the color profile of
-        the photo. With *full_size* each picture is also saved at the photo's scale, with the photo's own
-        pixels, and the paths of these files (``dog-0-full.jpg``) are returned instead. *metadata* and
-        *full_size* may be the path of the photo instead of True. All of these need the extra `images`.
+        *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, for JPEG and WebP with a
+        *quality* of 1 to 100 (92). *metadata* adds the EXIF data and the color profile of the photo.
+        *full_size* also saves each picture at the photo's scale, with the photo's own pixels, and returns
+        those paths (``dog-0-full.jpg``). Both may be the photo's path instead of True. All need the extra
+        `images`.
 
         *deadline* limits the call, in seconds from now. Without it, `download_timeout` limits each picture.
 

@@ -194,7 +194,7 @@ async def test_what_is_no_row_is_raised_after_the_outcomes(wrong: Any) -> None:
         async for outcome in bulk(Service()).run([*numbered(2), wrong, *numbered(2)]):
             seen.append(outcome.index)  # noqa: PERF401 - the loop ends in an error
 
-    with pytest.raises(InvalidRequest, match="requests must hold"):
+    with pytest.raises(InvalidRequest, match="requests must contain"):
         await read()
     assert sorted(seen) == [0, 1]
 

@@ -9,7 +9,7 @@
     │   ├── GeometryError         the expansion cannot be expressed
     │   ├── ImageError            the photo cannot be sent as it is
     │   └── BudgetExceeded        the submission would cost more than is left
-    ├── TransportError            no usable answer: connection refused, reset, timed out
+    ├── TransportError            no usable response: connection refused, reset, timed out
     ├── APIError                  the call failed: code, message, status, request_id, retry_after
     │   ├── AuthenticationError   1000 1001 1002
     │   │   └── TokenExpired      1003 1004
@@ -24,7 +24,7 @@
     │   ├── ParallelLimit         1303
     │   ├── IPNotAllowed          1304
     │   ├── ServerError           5000 5001 5002, or any HTTP 5xx
-    │   └── ProtocolError         an answer that is not the documented envelope
+    │   └── ProtocolError         a response that is not the documented envelope
     ├── ContentRejected           moderation, at the create (PolicyRefusal) or later (TaskModerated)
     ├── TaskFailed                the job failed: the call did not
     │   └── TaskModerated         … because of its content (also a ContentRejected)
@@ -189,7 +189,7 @@ class BudgetExceeded(InvalidRequest):
 
 
 class TransportError(KlingError):
-    """A call without a usable answer, which *message* describes.
+    """A call without a usable response, which *message* describes.
 
     `sent` is False only if it is certain that the service did not receive the whole request. `retryable`
     is False if the service has never been reached, because then the settings may be wrong.
@@ -299,7 +299,7 @@ class ServerError(APIError):
 
 
 class ProtocolError(APIError):
-    """An answer that is not as documented: HTML, truncated, empty, or of another shape."""
+    """A response that is not as documented: HTML, truncated, empty, or of another shape."""
 
     retryable: bool = True
 
@@ -376,7 +376,7 @@ CODES: dict[int, type[APIError]] = {
 # 1201 also has these two meanings, which only the message distinguishes (observed).
 _WORDED: dict[str, type[BadRequest]] = {"already exist": DuplicateTask, "task not found": TaskNotFound}
 
-# An answer without a code comes from something in front of the service, and is judged by its status.
+# A response without a code comes from something in front of the service, and is judged by its status.
 _STATUSES: dict[int, type[APIError]] = {
     401: AuthenticationError,
     403: PermissionDenied,

@@ -74,7 +74,7 @@ CALLER: ContextVar[Caller] = ContextVar("kling_expand_caller", default=Caller())
 class Event(NamedTuple):
     """One event. `seconds` is how long the call, or the task, took.
 
-    `latency` is the time from the end of a task to the answer that showed it, both by the service's clock.
+    `latency` is the time from the end of a task to the response that showed it, both by the service's clock.
     `number` is that of the job's future: all events of one job have it, also those of calls made for it.
     `route` says what was called: create, read, list or download. `attempt` counts from 1. `wait` is in
     seconds: until the next try (None where that is not known), the length of a pause, or how long a pause

@@ -226,7 +226,7 @@ Anchor = Literal[
 class Geometry(Protocol):
     """A rule for how far a photo of *width* by *height* pixels is to grow.
 
-    Where `needs_size` is False the answer is the same for every photo, and the size may be left out.
+    If `needs_size` is False, the ratios are the same for every photo, and the size may be omitted.
     """
 
     needs_size: ClassVar[bool]

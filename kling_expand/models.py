@@ -130,7 +130,7 @@ class Image(Serializable):
 
 @frozen
 class BalanceDeduction(Serializable):
-    """The price in newer answers, as decimal strings of the service."""
+    """The price in newer responses, as decimal strings of the service."""
 
     quota: str | None = None
     list_price: str | None = None
@@ -143,8 +143,8 @@ class Task(Serializable):
     `task_id` is the service's id and `external_task_id` the caller's. `task_status` is the service's own
     word, `status` what it means, and `task_status_msg` the reason of a failure. A success has `images`.
     `created_at` and `updated_at` are Unix milliseconds. `final_unit_deduction` is what was billed, in
-    units, once it is known, and `final_balance_deduction` the same in newer answers. `watermark` says
-    whether copies with one were asked for. `raw` is the whole answer where it has a field that this version
+    units, once it is known, and `final_balance_deduction` the same in newer responses. `watermark` says
+    whether copies with one were asked for. `raw` is the whole response where it has a field that this version
     does not know, and None otherwise.
     """
 

@@ -388,7 +388,7 @@ class JobStoreContract:
         assert job is None or (job.state, job.may_exist) == (JobState.INTENT, False)
         assert (await intend(store)).external_task_id == name
         await store.mark_sending(name)
-        await store.mark_uncertain(name, "no answer")
+        await store.mark_uncertain(name, "no response")
         await store.mark_unsent(name)
         assert not (await intend(store)).may_exist
         await store.observe(name, RUNNING)
@@ -419,7 +419,7 @@ class JobStoreContract:
         await store.observe(old.external_task_id, RUNNING)
         new = await intend(store, digest="new")
         assert [record.message for record in caplog.records] == [
-            "job 'k' has other parameters than before: it is a new task"
+            "job 'k' has different parameters than before: it is a new task"
         ]
         assert new == await store.find("k")
         kept = await intend(store, digest="old")

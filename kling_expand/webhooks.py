@@ -20,7 +20,7 @@ last secret is deleted in the console its calls are unsigned (documented): remov
 then the calls are refused, and polling finds the results.
 
 A body may have the older shape (``task_id``, ``task_status``, ``task_result``), the newer one (``id``,
-``status``, ``outputs``, ``billing``), or either of them in the envelope that answers have.
+``status``, ``outputs``, ``billing``), or either of them in the envelope that responses have.
 """
 
 import hmac

@@ -1,1 +1,1 @@
-"""The service's API: requests and answers, photos, and the session that carries them."""
+"""The service's API: requests, responses, photos, and the session that carries them."""

@@ -1,9 +1,9 @@
 """Conversion between bytes and models, for both dialects and without I/O.
 
-The two documents and the service differ, so every observed form is accepted: `data` as an object
-or a one-element array, both words for success, an error code under HTTP 200 or as text. A task needs
-its `task_id` and `task_status`, and a picture its `url`. Any other field of an unexpected type is
-read as absent, because a paid task must not be lost over it.
+The two documents and the service differ, so every observed form is accepted: `data` as an object or a
+one-element array, both words for success, and an error code under HTTP 200 or as text. A task needs its
+`task_id` and `task_status`, and a picture its `url`. Any other field of an unexpected type is treated as
+absent, because a task that was paid for must not be lost over it.
 """
 
 import json
@@ -43,23 +43,23 @@ T = TypeVar("T")
 
 PATHS = {Dialect.EDITING: "/v1/images/editing/expand", Dialect.DIRECTION: "/v1/images/expand"}
 
-LONG_ANSWER = 256 << 10  # bytes, from which an answer is read in a thread
+LONG_ANSWER = 256 << 10  # bytes, from which a response is parsed in a thread
 MAX_VALUES = 50_000  # in one answer; a full list page of nine-picture tasks has about 25,000
 
 MAX_ESCAPES = 1_000_000  # in one answer
 MAX_DIGITS = 4300  # of a number, as Python bounds those of an int
-_OWN_ID = "kx-"  # begins each id that is made here
-MAX_NUMBER = 1 << 63  # of a time in milliseconds or an index; greater ones break arithmetic and file names
+_OWN_ID = "kx-"  # prefix of each generated id
+MAX_NUMBER = 1 << 63  # of a time in milliseconds or an index; larger values break arithmetic and file names
 MAX_MESSAGE = 1000  # characters of the message of a refusal or a failed task
-MAX_ID = 500  # characters of an id; those in use have at most 36
+MAX_ID = 500  # characters of an id; real ones have at most 36
 
 _logger = logging.getLogger(__name__)
 
 
 class Response(NamedTuple):
-    """An HTTP answer: status, headers (with lower-case names), the whole body, and when it came.
+    """An HTTP response: status, headers (with lower-case names), the whole body, and the time of arrival.
 
-    `received_at` is Unix seconds by our clock, and stands in for a `Date` header that is missing.
+    `received_at` is in Unix seconds by our clock. It replaces a missing `Date` header.
     """
 
     status: int
@@ -74,7 +74,7 @@ class Response(NamedTuple):
 
     @property
     def retry_after(self) -> float | None:
-        """The seconds a ``Retry-After`` header asks for, or None without a valid one."""
+        """The seconds that a ``Retry-After`` header asks for, or None if there is no valid one."""
         text = self.headers.get("retry-after", "").strip()
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):  # more than 31 years is a mistake
             return float(text)
@@ -84,7 +84,7 @@ class Response(NamedTuple):
 
 
 def http_date(text: str | None) -> float | None:
-    """Return the moment of an HTTP date in Unix seconds, or None if *text* is no HTTP date."""
+    """Return an HTTP date in Unix seconds, or None if *text* is not one."""
     try:
         date = parsedate_to_datetime(text or "")
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
@@ -104,7 +104,7 @@ def task_path(dialect: Dialect, any_id: str) -> str:
     """Return the path where one task is read, by `task_id` or `external_task_id`.
 
     Raises:
-        InvalidRequest: if *any_id* is not an id; the path would lead to another resource.
+        InvalidRequest: if *any_id* is not an id, so that the path would lead to another resource.
     """
     if not (isinstance(any_id, str) and any_id.isdecimal() and any_id.isascii()):
         check(any_id=any_id)
@@ -113,7 +113,7 @@ def task_path(dialect: Dialect, any_id: str) -> str:
 
 
 def encode(request: ExpandRequest, expansion: Expansion, external_task_id: str) -> tuple[bytes, bytes]:
-    """Return the body of a create in two parts, those before and after the value of `image`."""
+    """Return the body of a create in two parts: before and after the value of `image`."""
     body = _encode_expansion(expansion)
     for each in request_fields():
         named = each.name == "external_task_id"
@@ -138,7 +138,7 @@ def _dumps(value: Any) -> bytes:
 
 
 def fingerprint(request: ExpandRequest, expansion: Expansion, photo_digest: str) -> str:
-    """Return a digest of the photo and of every parameter that changes the result or its price."""
+    """Return a digest of the photo and of all parameters that affect the result or its price."""
     usual = {each.name: each.default for each in request_fields() if not each.changes_result}
     head, tail = encode(evolve(request, **usual), expansion, "")
     return sha256(photo_digest.join((head.decode(), tail.decode())).encode()).hexdigest()
@@ -147,39 +147,39 @@ def fingerprint(request: ExpandRequest, expansion: Expansion, photo_digest: str)
 def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
     """Return the `external_task_id` of a job, which is the same in every process.
 
-    A failed task keeps its id, so each *attempt* after one has an id of its own.
+    A failed task keeps its id, so each later *attempt* has a new id.
     """
     words = json.dumps([run, key, fingerprint, attempt]).encode()
     return f"{_OWN_ID}{sha256(words).hexdigest()[:32]}"
 
 
 def random_id() -> str:
-    """Return a new id for a job without an identity, or for one that has none yet."""
+    """Return a new random id, for a job without an identity or without an id yet."""
     return f"{_OWN_ID}{uuid4().hex}"
 
 
 def is_derived_id(external_task_id: str | None) -> bool:
-    """Return whether an id may be one that `external_id` gave."""
+    """Return whether an id has the form of those that `external_id` returns."""
     return external_task_id is not None and external_task_id.startswith(_OWN_ID)
 
 
-# ---------------------------------------------------------------------------- answers
+# ---------------------------------------------------------------------------- responses
 
 
 def decode_task(answer: Response) -> Task:
     """Return the task of a create or a query.
 
     Raises:
-        APIError: if the answer is a refusal, or not as documented.
+        APIError: if the response is a refusal, or not as documented.
     """
     return _decode(answer, _one_task)
 
 
 def decode_tasks(answer: Response) -> tuple[Task, ...]:
-    """Return the tasks of a list page, in the order they came.
+    """Return the tasks of a list page, in the order of the page.
 
     Raises:
-        APIError: if the answer is a refusal, or not as documented.
+        APIError: if the response is a refusal, or not as documented.
     """
     return _decode(answer, _many_tasks)
 
@@ -189,25 +189,25 @@ def decode_page(
 ) -> tuple[dict[str, Task | None], int]:
     """Return our tasks on a list page, and how many tasks it holds in all.
 
-    *known_status* gives the newest known status of a task, or None for one that is not ours. A page
-    may hold 500 tasks, so the tasks of others are skipped unread. One of ours whose status is still
-    the known one is None.
+    *known_status* returns the newest known status of a task, or None for a task that is not ours. A page may
+    hold 500 tasks, so the tasks of others are skipped without being decoded. A task of ours whose status has
+    not changed is returned as None.
 
     Raises:
-        APIError: if the answer is a refusal, or not as documented.
+        APIError: if the response is a refusal, or not as documented.
     """
     return _decode(answer, lambda data: _changed_tasks(data, known_status))
 
 
 def parse_json(body: bytes) -> Any:
-    """Return what *body* holds as JSON.
+    """Return *body* decoded as JSON.
 
-    A long one is read with a call of Python for each object, so that a thread lets others run meanwhile.
+    A long body is decoded with a Python call for each object, so that other threads can run in the meantime.
 
     Raises:
-        ValueError: if it is not JSON in UTF-8, is nested too deeply, or holds far more than any answer does.
+        ValueError: if it is not JSON in UTF-8, is nested too deeply, or holds far more than any response.
     """
-    # A call of C holds all threads up, so what would make one long is refused first.
+    # A call into C blocks all threads, so a body that would make it slow is refused first.
     if body.count(b",") > MAX_VALUES or body.count(b"\\") > MAX_ESCAPES:
         raise ValueError(f"it holds more than {MAX_VALUES} values or {MAX_ESCAPES} escapes")
     hooks: dict[str, Any] = {}
@@ -241,7 +241,7 @@ def _many_tasks(data: Any) -> tuple[Task, ...]:
 
 
 def _items(data: Any) -> Sequence[Any]:
-    """Return the tasks of a page, at most as many as the documents allow."""
+    """Return the tasks of a page, at most as many as the documentation allows."""
     if data is not None and not isinstance(data, list):
         raise ValueError(f"data must be an array, got {type(data).__name__}")
     return data[:PAGE_SIZE] if data else ()
@@ -253,7 +253,7 @@ def _readable_tasks(items: Sequence[Any]) -> Iterator[Task]:
         try:
             yield parse_task(item)
         except ValueError as error:
-            _logger.debug("a task of a list page is skipped: %s", error)
+            _logger.debug("a task on a list page is skipped: %s", error)
 
 
 def _changed_tasks(
@@ -278,7 +278,7 @@ def _decode(answer: Response, read: Callable[[Any], T]) -> T:
         return read(data)
     except ValueError as error:
         raise ProtocolError(
-            f"the answer is not as documented: {error}", status=answer.status, request_id=request_id
+            f"the response is not as documented: {error}", status=answer.status, request_id=request_id
         ) from None
 
 
@@ -299,7 +299,7 @@ def _open(answer: Response) -> tuple[Any, str | None]:
 
 
 def _code(value: Any) -> int | None:
-    """Return the number of a `code`, which may come as text."""
+    """Return the number of a `code`, which may be given as text."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -308,10 +308,10 @@ def _code(value: Any) -> int | None:
 def _refused(
     answer: Response, code: int | None = None, message: str | None = None, request_id: str | None = None
 ) -> APIError:
-    """Return the error for a refusal, or (without *message*) for an answer that has no envelope."""
+    """Return the error for a refusal, or (without *message*) for a response without an envelope."""
     if message is None:
         shown = answer.body[:80].decode(errors="replace").strip() or "an empty body"
-        message = f"the answer is not the documented envelope: {shown!r}"
+        message = f"the response is not the documented envelope: {shown!r}"
     return refusal(code, message, answer.status)(
         message, code=code, status=answer.status, request_id=request_id, retry_after=answer.retry_after
     )
@@ -337,7 +337,7 @@ class _Watermark:
 
 @define(eq=False, repr=False)
 class _TaskData:
-    """A task as the service writes it."""
+    """A task in the service's JSON."""
 
     task_id: str
     task_status: str
@@ -352,7 +352,7 @@ class _TaskData:
 
 
 def parse_task(data: Any) -> Task:
-    """Return the task of a bare task object, as a list or a callback holds it.
+    """Return the task of a bare task object, as in a list or a callback.
 
     Raises:
         ValueError: if `task_id` or `task_status` is missing or unusable.
@@ -361,7 +361,7 @@ def parse_task(data: Any) -> Task:
         raise ValueError(f"a task must be an object, got {type(data).__name__}")  # noqa: TRY004 - a bad value
     whole = None
     if "task_id" not in data and "id" in data:
-        from . import outputs  # imported here, as the documented answers have the older form
+        from . import outputs  # imported here, as the documented responses have the older form
 
         whole, data = None if outputs.is_known(data) else data, outputs.older_form(data)
     images = _images(data)
@@ -405,7 +405,7 @@ _OF_IMAGE = {each.name for each in fields(Image)}
 
 
 def _is_known(data: dict[str, Any], images: list[Any]) -> bool:
-    """Return whether every field of a task in the older form is read."""
+    """Return whether every field of a task in the older form is known."""
     if not data.keys() <= _OUTER:
         return False
     for name, value in data.items():
@@ -428,7 +428,7 @@ _WORDS = {word: word for word in STATUS_WORDS}
 
 
 def _structure(data: dict[str, Any]) -> _TaskData:
-    """Decode a task by generated code, and if that fails without the fields of a wrong type."""
+    """Decode a task by generated code. If that fails, leave out the fields of a wrong type."""
     read: Callable[[Any, Any], _TaskData] = _hook(_TaskData)
     try:
         return read(data, _TaskData)
@@ -448,7 +448,7 @@ def _readable_fields(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _readable_images(images: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the pictures that have a URL, those without an index under their position."""
+    """Yield the pictures that have a URL. The position replaces a missing index."""
     for place, image in enumerate(images):
         found = {}
         if isinstance(image, dict):
@@ -457,24 +457,24 @@ def _readable_images(images: list[Any]) -> Iterator[dict[str, Any]]:
             index = found["index"]
             yield found | {"index": place if index is None else index}
         else:
-            _logger.debug("picture %d is ignored, as it has no url", place)
+            _logger.debug("picture %d is ignored because it has no url", place)
 
 
 def _readable(data: dict[str, Any], attribute: "Attribute[Any]") -> Any:
-    """Return the value of a field, or None where it is of the wrong type."""
+    """Return the value of a field, or None if it has the wrong type."""
     value, kind = data.get(attribute.name), cast(type, attribute.type)
     try:
         _hook(kind)(value, kind)
     except Exception:  # noqa: BLE001 - the same
         if value is not None:
-            _logger.debug("%s is ignored, as it is of type %s", attribute.name, type(value).__name__)
+            _logger.debug("%s is ignored because it has the type %s", attribute.name, type(value).__name__)
         return None
     return value
 
 
 @cache
 def _converter() -> "Converter":
-    """Return the converter for the service's JSON, which the first answer creates."""
+    """Return the converter for the service's JSON, which is created for the first response."""
     from cattrs import Converter  # here: many programs only submit, and the import is slow
 
     converter = Converter(detailed_validation=False)
@@ -487,12 +487,12 @@ def _converter() -> "Converter":
 
 @cache
 def _hook(kind: type) -> Callable[[Any, Any], Any]:
-    """Return the function that decodes a *kind*, whose code is generated at the first call."""
+    """Return the function that decodes a *kind*. Its code is generated at the first call."""
     return _converter().get_structure_hook(kind)
 
 
 def _optional(kind: Any, converter: "Converter") -> Callable[[Any, Any], Any]:
-    """Return a hook for `X | None` that holds the one for X, which cattrs' own looks up at each call."""
+    """Return a hook for `X | None` that keeps the hook for X; cattrs' own looks it up at each call."""
     (inner,) = {*get_args(kind)} - {NoneType}
     if inner is str:  # these two are by far the most frequent
         return lambda value, _kind: value if value is None or type(value) is str else _text(value, str)
@@ -512,7 +512,7 @@ def _optional(kind: Any, converter: "Converter") -> Callable[[Any, Any], Any]:
 
 
 def _text(value: Any, _kind: Any) -> str:
-    """Return text, also of ids and amounts that come as numbers."""
+    """Return text. Ids and amounts may also be given as numbers."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -531,7 +531,7 @@ def _number(value: Any, _kind: Any) -> int:
 
 
 def _flag(value: Any, _kind: Any) -> bool:
-    """Return a flag, also of the word "false", which cattrs alone would read as True."""
+    """Return a flag. The word "false" is accepted too, which cattrs alone would read as True."""
     return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
 
 
@@ -548,26 +548,26 @@ def pack(task: Task) -> str:
 
 
 def unpack(line: str) -> Task:
-    """Return the task from a line that `pack` made."""
+    """Return the task from a line written by `pack`."""
     task: Task = _hook(Task)(json.loads(line), Task)
     return task
 
 
 def pack_request(request: ExpandRequest, expansion: Expansion, note: Mapping[str, Any] | None = None) -> str:
-    """Return what a request asks for, without photo and key, as a line of JSON before that of a *note*."""
+    """Return the parameters of a request, without photo and key, and a *note*, as lines of JSON."""
     head, tail = encode(request, expansion, request.external_task_id or "")
     line = (head + tail).decode()
     return f"{line}\n{json.dumps(note)}" if note else line
 
 
 def unpack_note(packed: str) -> dict[str, Any]:
-    """Return the note of a text that `pack_request` made, or an empty one."""
+    """Return the note from a text written by `pack_request`, or an empty one."""
     found: dict[str, Any] = json.loads(packed.partition("\n")[2] or "{}")
     return found
 
 
 def unpack_request(packed: str, image: str, key: str | None) -> ExpandRequest:
-    """Return the request from a text that `pack_request` made, for the photo at *image*."""
+    """Return the request from a text written by `pack_request`, for the photo at *image*."""
     body = json.loads(packed.partition("\n")[0])
     body["external_task_id"] = body["external_task_id"] or None
     values = {each.name: each.read(body) for each in request_fields()}

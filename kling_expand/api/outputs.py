@@ -1,7 +1,7 @@
 """The newer form of a task (`id`, `status`, `outputs`, `billing`), converted to the older one.
 
-The vendor's newer interfaces answer in it, and the console's test call has it. Of `outputs` and `billing`
-only the names are documented.
+The vendor's newer interfaces and the console's test call use it. Only the names of `outputs` and `billing`
+are documented.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _OF_OUTPUT = {"type", "index", "url", "watermark_url"}
 
 
 def is_known(data: Mapping[str, Any]) -> bool:
-    """Return whether every field of a task in the newer form is read. Some of `billing` are not."""
+    """Return whether every field of a task in the newer form is known, apart from those within `billing`."""
     outputs = data.get("outputs")
     items = outputs[:MAX_OUTPUTS] if isinstance(outputs, list) else []
     plain = all(isinstance(item, dict) and item.keys() <= _OF_OUTPUT for item in items)
@@ -43,8 +43,8 @@ def older_form(data: Mapping[str, Any]) -> dict[str, Any]:
 def _images(outputs: Any) -> list[dict[str, Any]]:
     """Return the pictures among *outputs*, whose shape is not documented.
 
-    If an output that may be a picture has no URL, the list is empty, so that the task is polled. An
-    incomplete list would be taken for the whole result.
+    If an output that may be a picture has no URL, the list is empty, so that the task is polled again. An
+    incomplete list would be mistaken for the whole result.
     """
     found = outputs[:MAX_OUTPUTS] if isinstance(outputs, list) else []
     pictures = [item for item in found if _may_be_picture(item)][:MAX_IMAGES]
@@ -69,7 +69,7 @@ def _url(value: Any) -> str | None:
 
 
 def _deductions(billing: Any) -> dict[str, Any]:
-    """Return what was billed, if all of it can be read: the sum of the units, and the one cash charge."""
+    """Return the sum of the billed units and the one cash charge, if all of them can be read."""
     listed = billing[:MAX_OUTPUTS] if isinstance(billing, list) else []
     charges = [item for item in listed if isinstance(item, dict)]
     units = [_amount(item.get("amount")) for item in charges if item.get("charge_type") == "unit"]
@@ -84,6 +84,6 @@ def _deductions(billing: Any) -> dict[str, Any]:
 
 
 def _amount(value: Any) -> str | None:
-    """Return *value* as a decimal string, or None where it is not a plain amount."""
+    """Return *value* as a decimal string, or None if it is not a plain amount."""
     text = str(value) if isinstance(value, str | int | float) else ""
     return text if AMOUNT.fullmatch(text) else None

@@ -1,12 +1,12 @@
 """Photos from any source, checked and sent as Base64 in slices.
 
-The rules (official documentation): PNG or JPEG, at most 10 MB, each side at least 300 pixels,
-shape from 1:2.5 to 2.5:1; or a URL. They are checked on what the file holds, never on its
-name, and a file that was cut short is refused. Pixels are not decoded here, and a JPEG's EXIF
-orientation is not applied: width and height are those of the stored picture.
+The rules (official documentation): PNG or JPEG, at most 10 MB, each side at least 300 pixels, shape from
+1:2.5 to 2.5:1; or a URL. They are checked against the content of the file, never its name, and a truncated
+file is refused. Pixels are not decoded here, and a JPEG's EXIF orientation is not applied: width and height
+are those of the stored picture.
 
-The chunks of a PNG and the segments of a JPEG are walked to the end mark, so an incomplete file is
-recognised. Only a window of the file is held at a time.
+The chunks of a PNG and the segments of a JPEG are followed to the end mark, so an incomplete file is
+detected. Only a small window of the file is in memory at a time.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from kling_expand.models import SOURCES, ImageSource, is_pillow_image, source_na
 MAX_BYTES = 10 * 1024 * 1024
 MIN_SIDE = 300  # pixels (doc)
 SLICE = 3 * 64 * 1024  # bytes: a multiple of 3, and well under a millisecond of Base64
-_INLINE = 64 * 1024  # bytes; for less a thread costs more than the work
+_INLINE = 64 * 1024  # bytes; below this a thread costs more than the work
 
 BASE64_HEADS = ("iVBORw0KGgo", "/9j/")  # how a PNG and a JPEG begin in Base64
 
@@ -46,7 +46,7 @@ _WINDOW = 64 * 1024
 _MOST_PARTS = 100_000  # chunks or segments; a file with more was made to waste our time
 
 ORIENTATION = 0x0112  # the EXIF tag
-# The colour space that a profile must name to describe a picture of this mode.
+# The color space that a profile must name to describe a picture of this mode.
 _PROFILED = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB ", "P": b"RGB ", "CMYK": b"CMYK"}
 
 _CONVERT = "convert it, for example with Pillow: Image.open(name).convert('RGB').save('photo.jpg')"
@@ -77,12 +77,12 @@ _OTHERS = {
 
 @frozen
 class Photo:
-    """A photo that was checked and can be sent, as often as needed.
+    """A checked photo that can be sent any number of times.
 
-    `width` and `height` are pixels, `format` is ``"PNG"`` or ``"JPEG"``, `size` bytes: all None
-    for a URL, which only the service reads. `digest` is the SHA-256 of the bytes, or of the URL,
-    in hex. `encoded_length` is the exact number of bytes that `slices` yields. `origin` is the user's own
-    file where the one to be sent was made of it.
+    `width` and `height` are in pixels, `format` is ``"PNG"`` or ``"JPEG"``, and `size` is in bytes. All are
+    None for a URL, which only the service reads. `digest` is the SHA-256 of the bytes, or of the URL, in hex.
+    `encoded_length` is the exact number of bytes that `slices` yields. `origin` is the user's own file if the
+    photo was converted from it.
     """
 
     name: str
@@ -110,10 +110,10 @@ class Photo:
         return os.path.abspath(path) if isinstance(path, str) else None  # noqa: PTH100 - text stays text
 
     async def slices(self) -> AsyncGenerator[bytes, None]:
-        """Yield the `image` value as it goes into a JSON string: Base64 (or the URL), needing no escapes.
+        """Yield the `image` value for a JSON string: Base64 or the URL, without any need for escapes.
 
-        Starts anew on each call. Nothing stays open between slices, so it may be abandoned anywhere.
-        Raises `ImageError` where the file is no longer the one that was checked.
+        Each call starts from the beginning. Nothing stays open between slices, so iteration may stop
+        anywhere. Raises `ImageError` if the file has changed since it was checked.
         """
         if self.url is not None:
             yield self.url.encode()
@@ -131,9 +131,11 @@ class Photo:
         size, piece = self._read(start, length)
         seen.update(piece)
         last = start + length == self.size
-        # The digest is complete before the last slice leaves: no altered photo is ever sent whole.
+        # The digest is complete before the last slice is sent: no altered photo is ever sent whole.
         if size != self.size or len(piece) != length or (last and seen.hexdigest() != self.digest):
-            raise ImageError("image", self.name, "the file was changed while it was sent", "submit it again")
+            raise ImageError(
+                "image", self.name, "the file changed while it was being sent", "submit it again"
+            )
         return _encoder()(piece)
 
     def _read(self, start: int, length: int) -> tuple[int, bytes]:
@@ -142,13 +144,13 @@ class Photo:
                 file.seek(start)
                 return os.fstat(file.fileno()).st_size, file.read(length)
         except OSError as error:
-            raise ImageError("image", self.name, f"cannot be read any more ({error.strerror})") from error
+            raise ImageError("image", self.name, f"can no longer be read ({error.strerror})") from error
 
 
 class SharedPhoto(os.PathLike[str]):
-    """The path of a photo that several requests share: its content is read and checked once for all of them.
+    """The path of a photo that several requests share. It is read and checked once for all of them.
 
-    Requests that are made at another time need another object, as the file may have changed.
+    Requests made at another time need another object, as the file may have changed.
     """
 
     def __init__(self, path: str) -> None:
@@ -167,13 +169,13 @@ class SharedPhoto(os.PathLike[str]):
         return repr(self._path)
 
     def header(self) -> "PhotoHeader | None":
-        """Return what `read_header` does. Raises `ImageError`."""
+        """Return the result of `read_header`. Raises `ImageError`."""
         with self._lock:
             self._header = self._header or _file_header(self._path, self._path)
             return self._header
 
     def load(self) -> Photo:
-        """Return what `load_photo` does. Raises `ImageError`."""
+        """Return the result of `load_photo`. Raises `ImageError`."""
         with self._lock:
             self._photo = self._photo or _from_path(self._path)
             return self._photo
@@ -182,10 +184,10 @@ class SharedPhoto(os.PathLike[str]):
 async def load_photo(source: ImageSource) -> Photo:
     """Check a photo from any *source* without blocking the loop, and return it ready to be sent.
 
-    A path (read again when sent), an ``http(s)`` URL (not fetched), a ``data:`` URI, raw bytes, a
-    binary file (read from where it stands) or a PIL image (sent as JPEG if it was one, else as PNG, with its
-    EXIF orientation and colour profile; more than 8 bits of grey are scaled).
-    Raises `ImageError`.
+    A source is a path (read again when sent), an ``http(s)`` URL (not fetched), a ``data:`` URI, raw bytes, a
+    binary file (read from its current position) or a PIL image. A PIL image is sent as JPEG if it was one,
+    otherwise as PNG, with its EXIF orientation and color profile; more than 8 bits of gray are scaled. Raises
+    `ImageError`.
     """
     if isinstance(source, str) and _URL.match(source):
         return _from_url(source)
@@ -213,7 +215,7 @@ def _reader(source: ImageSource) -> Callable[[Any], Photo]:
 
 def _from_url(url: str) -> Photo:
     try:
-        # Quotes, backslashes, blanks and control characters do not belong in a URL, nor in our JSON.
+        # Quotes, backslashes, spaces and control characters are not allowed in a URL, nor in our JSON.
         good = bool(urlsplit(url).hostname) and not re.search(r'[\s"\\\x00-\x1f\x7f]', url)
         text = url.encode()
     except ValueError:
@@ -229,7 +231,7 @@ def _from_data(uri: str) -> Photo:
     if not comma or not head.lower().endswith(";base64"):
         raise ImageError("image", name, "must have the form data:image/png;base64,…")
     text = "".join(text.split()).rstrip("=")
-    _check_weight(max(1, len(text) * 3 // 4), name)  # before 10 MB and more are decoded
+    _check_weight(max(1, len(text) * 3 // 4), name)  # before a possibly large text is decoded
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError as error:
@@ -245,7 +247,7 @@ def _from_path(path: str | os.PathLike[str]) -> Photo:
 
 
 def _read_path(path: str | os.PathLike[str], name: str, read: Callable[[io.BufferedReader, int], T]) -> T:
-    """Return what *read* makes of an open file and its size."""
+    """Return the result of *read* for the open file and its size."""
     try:
         _check_regular(os.stat(path).st_mode, name)  # noqa: PTH116  (a path may be any PathLike)
         with open(path, "rb") as file:  # noqa: PTH123
@@ -253,20 +255,20 @@ def _read_path(path: str | os.PathLike[str], name: str, read: Callable[[io.Buffe
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
-        # A whole photo may stand here as text by mistake: it does not belong in a message.
+        # By mistake this may be the text of a whole photo, which must not appear in a message.
         value = repr(name if len(name) <= 200 else f"{name[:60]}…")
         raise ImageError("image", value, *_unreadable(path, error)) from error
 
 
 def _check_regular(mode: int, name: str) -> None:
-    """Refuse what is no file: a directory has no bytes, and opening a pipe would wait for ever."""
+    """Refuse anything but a regular file: a directory has no bytes, and opening a pipe would block."""
     if not stat.S_ISREG(mode):
         kind = "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
         raise ImageError("image", name, f"must be a file, not a {kind}")
 
 
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> tuple[str, str]:
-    """Return what the source must be, and advice."""
+    """Return the error for a source that cannot be read, with advice."""
     text = os.fspath(path)
     if isinstance(text, str) and (text.startswith(BASE64_HEADS) or len(text) > 1024):
         return "must not be Base64 text", "pass base64.b64decode(text), or a data: URI"
@@ -292,7 +294,7 @@ def _from_file(file: BinaryIO) -> Photo:
             content += _binary(piece, name)
     except ImageError:
         raise
-    except Exception as error:  # whatever a foreign file object may raise
+    except Exception as error:  # a foreign file object may raise anything
         raise ImageError("image", name, f"cannot be read ({error})") from error
     return _from_bytes(content, name)
 
@@ -301,7 +303,7 @@ def _binary(piece: Any, name: str) -> bytes | bytearray | memoryview:
     if isinstance(piece, bytes | bytearray | memoryview):
         return piece
     if inspect.iscoroutine(piece):
-        piece.close()  # else Python reports that it was never awaited
+        piece.close()  # otherwise Python warns that it was never awaited
     hint = "open it with mode 'rb'" if isinstance(piece, str) else "read it first and pass the bytes"
     value = f"{type(piece).__name__} from {name}"
     raise ImageError("image", value, "must return bytes from its read()", hint)
@@ -316,7 +318,7 @@ def _from_pillow(image: Any) -> Photo:
         profile = image.info.get("icc_profile")
         image = _in_a_sendable_mode(image, name, jpeg=jpeg)
         kept: dict[str, Any] = {"quality": 95} if jpeg else {}
-        # None leaves a profile out: that of other channels would change the colours.
+        # None leaves the profile out: a profile for other channels would change the colors.
         kept["icc_profile"] = profile if _PROFILED.get(image.mode) == (profile or b"")[16:20] else None
         if turned in range(2, 9):
             kept["exif"] = exif = sys.modules["PIL.Image"].Exif()
@@ -324,13 +326,13 @@ def _from_pillow(image: Any) -> Photo:
         image.save(target, "JPEG" if jpeg else "PNG", **kept)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's readers raise many kinds, and reading may only happen now
+    except Exception as error:  # Pillow's readers raise many kinds of errors, and may read only now
         raise ImageError("image", name, f"Pillow cannot encode it ({error})") from error
     return _from_bytes(target.getvalue(), name)
 
 
 def _in_a_sendable_mode(image: Any, name: str, *, jpeg: bool) -> Any:
-    """Return a picture in a mode that a PNG, or with *jpeg* a JPEG, can hold, and that looks the same."""
+    """Return a picture that looks the same, in a mode that PNG, or with *jpeg* JPEG, supports."""
     if image.mode in ({"L", "RGB", "CMYK"} if jpeg else {"1", "L", "LA", "P", "RGB", "RGBA"}):
         return image
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
@@ -339,10 +341,10 @@ def _in_a_sendable_mode(image: Any, name: str, *, jpeg: bool) -> Any:
 
 
 def _scaled(image: Any, name: str) -> Any:
-    """Return a grey picture of more than 8 bits a pixel with 256 levels, where `convert` would clip it.
+    """Return a gray picture of more than 8 bits per pixel in 256 levels; `convert` would clip it.
 
-    Sixteen-bit values are 0 to 65535. Of other numbers the range decides: 0 to 1 for fractions, 0 to 255,
-    0 to 65535, and otherwise from the least value to the greatest.
+    Sixteen-bit values are 0 to 65535. For other types the values decide about the range: 0 to 1 for
+    fractions, 0 to 255, 0 to 65535, and otherwise from the lowest value to the highest.
     """
     numbers = image if image.mode == "F" else image.convert("I")  # not each 16-bit mode has `getextrema`
     low, high = numbers.getextrema()
@@ -354,7 +356,7 @@ def _scaled(image: Any, name: str) -> Any:
             low, high = 0, top
             break
     scale = 255 / (high - low or 1)
-    shift = 0.5 - low * scale  # rounds, as the conversion cuts off
+    shift = 0.5 - low * scale  # rounds, as the conversion truncates
     return numbers.convert("F").point(lambda value: value * scale + shift).convert("L")
 
 
@@ -364,7 +366,7 @@ def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content
     kind, width, height = read_shape(file, size, name)
     check_shape(width, height, name)
     file.seek(0)
-    # Of bytes directly: a file over them would be copied first, and hold the loop meanwhile.
+    # Directly from bytes: a file object over them would be copied first, which would block the loop.
     seen = hashlib.sha256(content) if isinstance(content, bytes) else hashlib.file_digest(file, "sha256")
     return Photo(name, seen.hexdigest(), 4 * -(-size // 3), width, height, kind, size, content=content)
 
@@ -378,7 +380,7 @@ def _check_weight(size: int, name: str) -> None:
 
 
 def check_shape(width: int, height: int, name: str) -> None:
-    """Raise `ImageError` where the service would refuse the photo *name* for its pixels."""
+    """Raise `ImageError` if the service would refuse the photo *name* because of its size in pixels."""
     value = f"{name} of {width}x{height} pixels"
     if min(width, height) < MIN_SIDE:
         raise ImageError("image", value, f"must have at least {MIN_SIDE} pixels on each side", "scale it up")
@@ -388,7 +390,7 @@ def check_shape(width: int, height: int, name: str) -> None:
 
 @cache
 def _encoder() -> Callable[[bytes | memoryview], bytes]:
-    """Return the Base64 encoder of `pybase64` (several times as fast), else of the standard library."""
+    """Return the Base64 encoder of `pybase64` (several times as fast) if installed, else the standard one."""
     fast = importlib.util.find_spec("pybase64")
     found = importlib.import_module("pybase64") if fast else base64
     return cast(Callable[[bytes | memoryview], bytes], found.b64encode)
@@ -399,7 +401,7 @@ def _encoder() -> Callable[[bytes | memoryview], bytes]:
 
 @frozen
 class PhotoHeader:
-    """What the first kilobytes of a photo say. An `orientation` above 1 means that EXIF rotates it."""
+    """The facts in the header of a photo. An `orientation` above 1 means that EXIF rotates it."""
 
     format: str
     width: int
@@ -411,7 +413,7 @@ class PhotoHeader:
 def read_header(source: str | os.PathLike[str]) -> PhotoHeader | None:
     """Apply every rule to a file without reading all of it: its header, its size and its last bytes.
 
-    Of a URL only the form is checked, and None is returned.
+    For a URL, only the syntax is checked, and None is returned.
 
     Raises:
         ImageError: if the photo cannot be sent.
@@ -437,7 +439,7 @@ def _checked_header(file: BinaryIO, size: int, name: str) -> PhotoHeader:
         header = _png_header(file)
     elif head.startswith(_JPEG) and b"\xff\xd9" in tail:
         header = _jpeg_header(file)
-    if header is None:  # another format, or one whose end does not lie at the end
+    if header is None:  # another format, or a file with data after its end mark
         file.seek(0)
         header = PhotoHeader(*read_shape(file, size, name))
     check_shape(header.width, header.height, name)
@@ -445,7 +447,7 @@ def _checked_header(file: BinaryIO, size: int, name: str) -> PhotoHeader:
 
 
 def _png_header(file: BinaryIO) -> PhotoHeader | None:
-    """Read the chunks before the pixels; return None where they are not as usual."""
+    """Read the chunks before the pixels. Return None if they are unusual."""
     position, shape, alpha = len(_PNG), (0, 0), False
     for _ in range(_MOST_PARTS):
         file.seek(position)
@@ -461,7 +463,7 @@ def _png_header(file: BinaryIO) -> PhotoHeader | None:
 
 
 def _jpeg_header(file: BinaryIO) -> PhotoHeader | None:
-    """Read the segments up to the frame, which states the size; return None where they are not as usual."""
+    """Read the segments up to the frame, which states the size. Return None if they are unusual."""
     position, orientation = 2, 1
     for _ in range(_MOST_PARTS):
         file.seek(position)
@@ -478,7 +480,7 @@ def _jpeg_header(file: BinaryIO) -> PhotoHeader | None:
 
 
 def _orientation(segment: bytes) -> int:
-    """Return the orientation that an EXIF segment states, from 1 to 8; 1 where it states none."""
+    """Return the orientation in an EXIF segment, from 1 to 8, or 1 if it has none."""
     head, tiff = segment[:6], segment[6:]
     if head != b"Exif\0\0" or tiff[:2] not in {b"II", b"MM"}:
         return 1
@@ -495,7 +497,8 @@ def _orientation(segment: bytes) -> int:
 def read_shape(file: BinaryIO, size: int, name: str) -> tuple[str, int, int]:
     """Return ``"PNG"`` or ``"JPEG"``, width and height in pixels, of a seekable file of *size* bytes.
 
-    Raises `ImageError` that calls the photo *name*: another format, cut short, or not well-formed.
+    Raises `ImageError` for another format, or a truncated or malformed file. The message calls the photo
+    *name*.
     """
     head = file.read(1024)
     if head.startswith(_PNG):
@@ -516,7 +519,7 @@ def _other(head: bytes, name: str) -> ImageError:
 
 
 def _png(file: BinaryIO, size: int, name: str) -> tuple[int, int]:
-    """Walk the chunks to IEND; each must be there whole, the header first, and pixels among them."""
+    """Follow the chunks to IEND. Each must be complete, the header first, and pixels among them."""
     position, shape, pixels = len(_PNG), None, False
     for _ in range(_MOST_PARTS):
         file.seek(position)
@@ -539,14 +542,14 @@ def _png(file: BinaryIO, size: int, name: str) -> tuple[int, int]:
     raise _malformed(name)
 
 
-# A marker, but for those that carry no length: stuffing, fill bytes, restarts, a second start.
+# Any marker except those without a length: stuffing, fill bytes, restarts, a second start.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # they state the size
 _SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 
 
 def _jpeg(file: BinaryIO, name: str) -> tuple[int, int]:
-    """Walk the segments to the end marker, stepping over those that hold thumbnails of their own."""
+    """Follow the segments to the end marker, skipping those that contain thumbnails."""
     position, shape, scanned = 2, None, False
     for _ in range(_MOST_PARTS):
         marker, position = _next_marker(file, position, name)
@@ -567,7 +570,7 @@ def _jpeg(file: BinaryIO, name: str) -> tuple[int, int]:
 
 
 def _next_marker(file: BinaryIO, position: int, name: str) -> tuple[int, int]:
-    """Return the code of the next marker, and where its segment begins. Most need one small read."""
+    """Return the code of the next marker and the start of its segment. Most calls need one small read."""
     amount = 16
     while True:
         file.seek(position)
@@ -576,14 +579,14 @@ def _next_marker(file: BinaryIO, position: int, name: str) -> tuple[int, int]:
             return window[found.start() + 1], position + found.end()
         if len(window) < amount:
             raise cut_short(name)
-        position += amount - 1  # a marker may lie across two windows
+        position += amount - 1  # a marker may span two windows
         amount = _WINDOW
 
 
 def cut_short(name: str) -> ImageError:
     """Return the error for a file whose end is missing."""
     advice = "copy it again from the camera or phone"
-    return ImageError("image", name, "the file is incomplete (cut short)", advice)
+    return ImageError("image", name, "the file is incomplete (truncated)", advice)
 
 
 def _malformed(name: str) -> ImageError:

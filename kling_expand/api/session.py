@@ -1,10 +1,10 @@
-"""The session with the service: tokens, time-outs, rate limits, retries, foreign errors.
+"""The session with the service: tokens, timeouts, rate limits, retries, foreign errors.
 
-It does not know what a task is, and never repeats a create: that is `kling_expand.jobs.submission`.
+It has no notion of tasks and never retries a create: `kling_expand.jobs.submission` does that.
 
-Until the service has answered once, a host that cannot be reached is taken for a mistake in the settings.
-Then connections are tried for `connect_timeout` seconds only, and a certificate that is not trusted ends
-the first try. After that the service is known to exist, and the same failures are tried again.
+Until the service has answered once, an unreachable host is assumed to be a mistake in the settings. So
+connections are retried for only `connect_timeout` seconds, and an untrusted certificate is not retried at
+all. Once the service has answered, both failures are retried like any other.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from .photo import Photo
 T = TypeVar("T")
 
 USER_AGENT = f"kling-expand/{__version__} python/{platform.python_version()}"
-MAX_TASK, MAX_LIST = 4 << 20, 32 << 20  # bytes of an answer; a full page of nine-picture tasks has 5 MB
+MAX_TASK, MAX_LIST = 4 << 20, 32 << 20  # bytes of a response; a full page of nine-picture tasks has 5 MB
 _JOIN = 64 << 10  # bytes; up to this size a copy is cheaper than another system call
 # No connection to the service was made.
 UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
@@ -67,7 +67,7 @@ class Body(aiohttp.Payload):
         self.error: KlingError | None = None
 
     async def slices(self) -> AsyncIterator[bytes]:
-        """Yield the body from its beginning; small pieces are joined to one."""
+        """Yield the body from its beginning. Small pieces are joined."""
         waiting = self._head
         async for piece in self._rest():
             if len(waiting) + len(piece) <= _JOIN:
@@ -75,12 +75,12 @@ class Body(aiohttp.Payload):
             else:
                 yield waiting
                 waiting = piece
-        # Everything before this piece is not yet a whole request, so no service can act on it.
+        # Without this piece the request is incomplete, so the service cannot act on it.
         self.sent = True
         yield waiting
 
     async def _rest(self) -> AsyncIterator[bytes]:
-        """Yield what follows the head."""
+        """Yield the pieces after the head."""
         if self._photo is not None:
             async for piece in self._photo.slices():
                 yield piece
@@ -88,7 +88,7 @@ class Body(aiohttp.Payload):
             yield self._tail
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write the whole of it."""
+        """Write the whole body."""
         try:
             async for piece in self.slices():
                 await writer.write(piece)
@@ -97,7 +97,7 @@ class Body(aiohttp.Payload):
             raise
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Write the whole of it; the length that was announced is its own."""
+        """Write the whole body, whose length was announced exactly."""
         del content_length
         await self.write(writer)
 
@@ -107,10 +107,10 @@ class Body(aiohttp.Payload):
 
 
 class Retry:
-    """The retries of one call: each failure gives a wait in seconds, or None to give up.
+    """The retries of one call. Each failure leads to a wait in seconds, or to None: give up.
 
-    Failures that may pass are tried again for *timeout* seconds, after waits that double. A wait that
-    the service asks for is kept exactly, but one above *max_retry_after* seconds ends the tries.
+    Transient failures are retried for *timeout* seconds, after waits that double. A wait that the service
+    asks for is obeyed exactly, but one above *max_retry_after* seconds ends the retries.
     """
 
     def __init__(self, rng: Random, *, timeout: float, max_retry_after: float) -> None:
@@ -119,14 +119,14 @@ class Retry:
         self._waits = retry_waits(rng)
 
     def after(self, error: KlingError) -> float | None:
-        """Return the wait before the call that failed with *error* is made again, or None to give up."""
+        """Return the wait before a call that failed with *error* is retried, or None to give up."""
         wait = self.wait(getattr(error, "retry_after", None)) if error.retryable else None
         if wait is None or not isinstance(error, TransportError) or error.retried_until is None:
             return wait
         return min(wait, max(0.0, error.retried_until - asyncio.get_running_loop().time()))
 
     def wait(self, retry_after: float | None) -> float | None:
-        """Return the wait after a failure that may pass, for which the service asked *retry_after* seconds.
+        """Return the wait after a transient failure. *retry_after* is the service's own request, in seconds.
 
         A wait that the service asks for may end after *timeout*, because the service is alive.
         """
@@ -138,9 +138,9 @@ class Retry:
 
 
 def retry_waits(rng: Random, *, first: float = 0.5, longest: float = 20.0) -> Iterator[float]:
-    """Yield the waits in seconds before each next try: doubling, each drawn from its upper half.
+    """Yield the seconds to wait before each retry. They double, with jitter over the upper half of each.
 
-    `backoff.full_jitter` would draw from the global generator, and down to nothing.
+    `backoff.full_jitter` would use the global generator, and could return a wait near zero.
     """
     for wait in growing(2, first, longest):
         yield wait * rng.uniform(0.5, 1.0)
@@ -148,7 +148,7 @@ def retry_waits(rng: Random, *, first: float = 0.5, longest: float = 20.0) -> It
 
 def growing(factor: float, first: float, longest: float) -> Iterator[float]:
     """Return waits that grow by *factor* from *first* up to *longest* seconds."""
-    import backoff  # imported here, as a client that never waits does not need it
+    import backoff  # imported here, because many clients never wait
 
     waits = backoff.expo(base=factor, factor=first, max_value=longest)
     next(waits)  # the first value of a backoff generator is always None
@@ -156,11 +156,11 @@ def growing(factor: float, first: float, longest: float) -> Iterator[float]:
 
 
 class RateLimitGate:
-    """The pause of one route after the service said that there were too many requests (1302).
+    """The pause of one route after the service has refused a request with 1302 (too many requests).
 
-    The pause is the one the service asks for. Otherwise it grows 1, 2, 4 … 60 s over consecutive
-    refusals, and starts again after a success. Refusals of requests that were under way together
-    count as one. `opens_at` is the moment of the loop's clock at which it ends.
+    The service may specify the pause. Otherwise it is 1, 2, 4 … 60 s over consecutive refusals, and 1 s again
+    after a success. Refusals of requests that were in progress together count as one. `opens_at` is the loop
+    time at which the pause ends.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -184,16 +184,16 @@ class RateLimitGate:
             self._pauses = None
 
     def close(self, seconds: float) -> None:
-        """Let no caller pass for *seconds*; a longer pause already asked for stands."""
+        """Block every caller for *seconds*, unless a longer pause is already in force."""
         self.opens_at = max(self.opens_at, asyncio.get_running_loop().time() + seconds)
 
     @property
     def remaining(self) -> float:
-        """The seconds until the pause is over; 0 without one."""
+        """The seconds until the pause is over, or 0 if there is none."""
         return max(0.0, self.opens_at - asyncio.get_running_loop().time())
 
     async def wait(self, deadline_at: float | None = None) -> None:
-        """Wait until the pause is over, then a little longer, so that not all callers send at once.
+        """Wait until the pause is over, then a little longer, so that callers do not all send at once.
 
         A caller that waits here has sent nothing, and may be cancelled.
 
@@ -211,9 +211,9 @@ SessionSource = aiohttp.ClientSession | Callable[[], aiohttp.ClientSession]
 class Session:
     """Calls to one service with one set of credentials, in one event loop.
 
-    An `aiohttp.ClientSession` given as *http* is used as it is and never closed here. One that a function
-    *http* makes is used as it is and closed with this session. `gates` holds the rate limit of each route:
-    CREATE, READ and LIST. *clock* gives Unix seconds.
+    An `aiohttp.ClientSession` given as *http* is used unchanged and never closed here. One that a function
+    *http* returns is closed with this session. `gates` holds the rate limit of each route: CREATE, READ and
+    LIST. *clock* returns Unix seconds.
 
     Raises:
         ConfigurationError: if *http* or *trace_configs* is invalid, or both are given.
@@ -278,7 +278,7 @@ class Session:
         )
 
     def proxy_of(self, url: str) -> str | None:
-        """Return the proxy for *url*, or None, also where an aiohttp session of the caller decides.
+        """Return the proxy for *url*, or None. None also if the caller's own aiohttp session decides.
 
         Raises:
             ConfigurationError: if the environment names a proxy that cannot be used.
@@ -302,11 +302,11 @@ class Session:
         if self._http is None or self._loop is None or self._http.closed:
             raise ClientClosed("the client is not open: use it inside `async with`")
         if self._loop is not asyncio.get_running_loop():
-            raise ConfigurationError("a client belongs to the event loop it was opened in; open one in each")
+            raise ConfigurationError("a client belongs to the event loop that opened it; open one in each")
         return self._http
 
     def retry(self) -> Retry:
-        """Return the retries of one call, as the settings bound them."""
+        """Return the retries of one call, within the limits of the settings."""
         settings = self._settings
         return Retry(self._rng, timeout=settings.retry_timeout, max_retry_after=settings.max_retry_after)
 
@@ -322,14 +322,14 @@ class Session:
         attempt: int = 1,
         deadline_at: float | None = None,
     ) -> T:
-        """Make one request, and return what *decode* makes of its answer.
+        """Make one request, and return its response as decoded by *decode*.
 
-        The request is repeated only after a refused token, and once; *body* makes the body anew for it. With
-        *fresh* it is made on a connection of its own, never on a pooled one. *attempt* goes into its event.
+        The request is repeated only once, after a refused token; *body* then makes a new body. With *fresh*
+        it uses a new connection, never a pooled one. *attempt* is recorded in its event.
 
         Raises:
-            APIError: if the service refused. `retryable` is False if it asks for too long a wait.
-            TransportError: if no answer came; `sent` says whether the service can have got the whole request.
+            APIError: if the service refuses. `retryable` is False if it asks for too long a wait.
+            TransportError: if there is no response. `sent` says whether the request may have arrived.
             DeadlineExceeded: if *deadline_at* (loop time) has passed.
             ConfigurationError: if the service redirects, so `base_url` is not the API.
         """
@@ -364,7 +364,7 @@ class Session:
     def report_retry(
         self, route: EventKind, error: KlingError, attempt: int, wait: float | None = None
     ) -> None:
-        """Emit that a call of *route* has failed *attempt* times and is tried again in *wait* seconds."""
+        """Emit an event: a call of *route* has failed *attempt* times and is retried in *wait* seconds."""
         self._report(EventKind.RETRY, route, error, attempt=attempt, wait=wait)
 
     def _report(
@@ -377,7 +377,7 @@ class Session:
         wait: float | None = None,
         seconds: float | None = None,
     ) -> None:
-        """Emit an event with the job that calls are made for."""
+        """Emit an event with the job that the call is made for."""
         if self._emit is not None:
             number, external_task_id, task_id = CALLER.get()
             # Positional, in the order of the fields, as each call has an event.
@@ -390,14 +390,14 @@ class Session:
     async def _open(
         self, answer: Response, decode: Callable[[Response], T], path: str, kind: EventKind, sent_at: float
     ) -> T:
-        """Decode an answer, and update the rate limit of its route."""
+        """Decode a response, and update the rate limit of its route."""
         gate = self.gates[kind]
         try:
             long = len(answer.body) > LONG_ANSWER
             value = await asyncio.to_thread(decode, answer) if long else decode(answer)
         except RateLimited as error:
             asked, longest = error.retry_after or 0.0, self._settings.max_retry_after
-            # One bad header must not stop the route for a day: only this call is refused.
+            # One absurd header must not stop the route for a day: only this call is refused.
             error.retryable = asked <= longest
             gate.refuse(sent_at, min(asked, longest))
             self._report(EventKind.PAUSE, kind, error, wait=gate.remaining)
@@ -418,10 +418,10 @@ class Session:
         params: Mapping[str, Any] | None = None,
         deadline_at: float | None = None,
     ) -> T:
-        """Make a GET, and repeat it while its failures may pass, within `retry_timeout` and *deadline_at*.
+        """Make a GET request, and retry transient failures within `retry_timeout` and *deadline_at*.
 
         Raises:
-            KlingError: if every attempt failed; it is the last failure, as in `call`.
+            KlingError: if every attempt fails. It is the last failure, as in `call`.
         """
         retry, attempt = self.retry(), 0
         while True:
@@ -437,7 +437,7 @@ class Session:
             await _sleep(wait, deadline_at)
 
     async def _exchange(self, request: "_Request", deadline_at: float | None) -> Response:
-        """Send one request, and return its answer."""
+        """Send one request, and return its response."""
         http, timeout = self.http, self._timeout(request.body, deadline_at)
         if self._first_tried_at is None:
             self._first_tried_at = asyncio.get_running_loop().time()
@@ -454,7 +454,7 @@ class Session:
                 },
                 proxy=self._proxy,
                 timeout=timeout,
-                allow_redirects=False,  # credentials go to the API's origin and nowhere else
+                allow_redirects=False,  # credentials are sent only to the API's origin
                 raise_for_status=False,  # whatever the default of an injected session is
                 middlewares=_on_a_fresh_connection(http) if request.fresh else None,
             ) as response:
@@ -469,7 +469,7 @@ class Session:
             self._translate(error, request.body)
 
     def _translate(self, error: Exception, body: Body | None) -> NoReturn:
-        """Raise an error of ours in place of a foreign one."""
+        """Convert a foreign error to an error of this package, and raise it."""
         if body is not None and body.error is not None:
             raise body.error from None
         sent = body is None or body.sent
@@ -481,22 +481,22 @@ class Session:
             raise unreached from without_secrets(error)
         what, late = str(error) or type(error).__name__, isinstance(error, TimeoutError)
         raise TransportError(
-            f"no answer in time: {what}" if late else f"no answer: {what}", sent=sent
+            f"no response in time: {what}" if late else f"no response: {what}", sent=sent
         ) from without_secrets(error)
 
     def _unreached(self, error: Exception) -> str:
-        """Return a message that names the cause."""
+        """Return a message with the cause of a failed connection."""
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return f"the certificate of {error.host} is not trusted: {error.certificate_error}"
         where = f"{self._settings.base_url} cannot be reached"
         if self._proxy is not None:
             where += f" through the proxy {_without_user(self._proxy)}"
         if isinstance(error, aiohttp.ClientHttpProxyError):
-            return f"{where}, which answered {error.status} {error.message}"
+            return f"{where}, which responded {error.status} {error.message}"
         return f"{where}: {error}"
 
     def _worth_another(self, error: Exception) -> bool:
-        """Return whether a failed connection is tried again: see the top of this module."""
+        """Return whether a failed connection is retried: see the top of this module."""
         if self._answered or self._first_tried_at is None:
             return True
         refused = isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500
@@ -506,7 +506,7 @@ class Session:
         return tried < self._settings.connect_timeout
 
     def _timeout(self, body: Body | None, deadline_at: float | None) -> aiohttp.ClientTimeout:
-        """Return the time limits of one request; most reads share theirs."""
+        """Return the time limits of one request. Most reads share one object."""
         settings = self._settings
         if body is None and deadline_at is None:
             return self._usual_timeout
@@ -528,7 +528,7 @@ class _Request(NamedTuple):
 def _check_network(
     settings: Settings, http: object, trace_configs: Sequence[aiohttp.TraceConfig] | None
 ) -> None:
-    """Raise `ConfigurationError` for a session that cannot be used, or is to have two configurations."""
+    """Raise `ConfigurationError` for a session that cannot be used or is configured twice."""
     if not (http is None or isinstance(http, aiohttp.ClientSession) or callable(http)):
         limit = "must be an aiohttp.ClientSession, or a function that makes one"
         raise ConfigurationError(requirement("http", shown(http), limit))
@@ -539,7 +539,7 @@ def _check_network(
     own = {"proxy": settings.proxy, "trace_configs": traces, "ssl": settings.ssl is not True}
     for name, given in own.items():
         if http is not None and given:
-            raise ConfigurationError(f"{name} must not be given beside http: configure that session instead")
+            raise ConfigurationError(f"{name} must not be given with http: configure that session instead")
 
 
 def without_secrets(error: Exception) -> Exception:
@@ -547,7 +547,7 @@ def without_secrets(error: Exception) -> Exception:
     if isinstance(error, aiohttp.ClientResponseError):
         where, nothing = error.request_info.url.with_user(None).with_query(None), cast(Any, {})
         error.request_info = error.request_info._replace(url=where, real_url=where, headers=nothing)
-    # A connection that timed out is named with its whole URL.
+    # The error of a connection that timed out contains its whole URL.
     error.args = (_URL_SECRETS.sub(r"\1\2", str(error)),)
     return error
 
@@ -558,7 +558,7 @@ def _without_user(url: str) -> str:
 
 
 def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
-    """Raise `ConfigurationError` for a redirect: it would take the credentials elsewhere."""
+    """Raise `ConfigurationError` for a redirect: following it would send the credentials elsewhere."""
     if response.status not in {301, 302, 303, 307, 308}:
         return
     location = response.headers.get("Location")
@@ -576,9 +576,9 @@ def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
 
 
 def _on_a_fresh_connection(http: aiohttp.ClientSession) -> tuple[aiohttp.ClientMiddlewareType, ...]:
-    """Return the session's own middlewares, and one that keeps the request off pooled connections.
+    """Return the session's own middlewares, and one that prevents the use of pooled connections.
 
-    A pooled connection may be dead, which leaves a create without an answer.
+    A pooled connection may be dead, which would leave a create without a response.
     """
     return (*getattr(http, "_middlewares", ()), _fresh)
 
@@ -595,12 +595,12 @@ async def _fresh(
 
 
 async def _whole(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the body. Raise `ProtocolError` for one longer than *limit* bytes."""
+    """Return the body. Raise `ProtocolError` if it has more than *limit* bytes."""
     pieces, size = [], 0
     while piece := await response.content.readany():
         size += len(piece)
         if size > limit:
-            raise ProtocolError(f"the answer must have at most {limit} bytes", status=response.status)
+            raise ProtocolError(f"the response must have at most {limit} bytes", status=response.status)
         pieces.append(piece)
     return b"".join(pieces)
 
@@ -615,7 +615,7 @@ def _within(own: float, deadline_at: float | None) -> float:
 
 
 async def _sleep(seconds: float, deadline_at: float | None) -> None:
-    """Sleep, or raise `DeadlineExceeded` at once where that would end after *deadline_at*."""
+    """Sleep, or raise `DeadlineExceeded` at once if the sleep would end after *deadline_at*."""
     if deadline_at is not None and asyncio.get_running_loop().time() + seconds > deadline_at:
-        raise DeadlineExceeded("the deadline passed before the service could be asked again")
+        raise DeadlineExceeded("the deadline passed before the call could be retried")
     await asyncio.sleep(seconds)

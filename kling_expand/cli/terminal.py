@@ -41,7 +41,7 @@ class NothingDone(click.ClickException):
 
 
 class ServiceFailed(click.ClickException):
-    """The end of a command because of an answer of the service."""
+    """The end of a command because of a response of the service."""
 
     exit_code = FAILED
 

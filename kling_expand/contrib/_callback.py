@@ -1,4 +1,4 @@
-"""The answer to a callback, shared by the adapters of all frameworks."""
+"""The response to a callback, shared by the adapters of all frameworks."""
 
 import asyncio
 import logging
@@ -19,11 +19,11 @@ async def answer_callback(
     pieces: AsyncIterable[bytes],
     broken: tuple[type[Exception], ...] = (),
 ) -> tuple[int, str]:
-    """Deliver a callback whose raw body arrives in *pieces*, and return the HTTP status and text to answer.
+    """Deliver a callback whose raw body arrives in *pieces*, and return the HTTP status and text to send.
 
-    The status is 204 for a received call, 400 for one that cannot be trusted or read or whose body ends
-    with one of the *broken* errors, 408 for a body that does not arrive within `READ_TIMEOUT`, and 413 for
-    one of more than `MAX_BODY` bytes. Reading stops at that size.
+    The status is 204 for a delivered callback, and 400 for one that cannot be trusted or read, or whose body
+    ends with one of the *broken* errors. It is 408 for a body that does not arrive within `READ_TIMEOUT`, and
+    413 for more than `MAX_BODY` bytes. Reading stops at that size.
     """
     try:
         async with asyncio.timeout(READ_TIMEOUT):
@@ -34,9 +34,9 @@ async def answer_callback(
     except TimeoutError:
         return 408, f"the body must arrive within {READ_TIMEOUT:g} s"
     except broken:
-        return 400, "the connection ended before the body did"
+        return 400, "the connection ended before the body was complete"
     except WebhookError as error:
-        logger.warning("a callback is refused: %s", error.message)
+        logger.warning("a callback was refused: %s", error.message)
         return 400, error.message
     return 204, ""
 

@@ -30,9 +30,9 @@ _BROKEN = (web.RequestPayloadError, ConnectionError)
 def setup(app: web.Application, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 
-    Start-up handlers and cleanup contexts that are added later can use the client, for example to
-    `resume`; earlier ones run before it exists. At a shutdown the client is closed before the server waits
-    for open responses. So a stream of progress ends with `ClientClosed` instead of delaying the shutdown.
+    Start-up handlers and cleanup contexts that are added after this call can use the client, for example to
+    `resume`. Earlier ones run before it exists. At shutdown the client is closed before the server waits for
+    open responses. So a progress stream ends with `ClientClosed` instead of delaying the shutdown.
     """
 
     async def opened(app: web.Application) -> AsyncIterator[None]:
@@ -41,16 +41,16 @@ def setup(app: web.Application, **options: Any) -> None:
             yield
 
     async def closed(app: web.Application) -> None:
-        log_running(await app[_CLIENT].aclose())  # at its end `opened` closes nothing more
+        log_running(await app[_CLIENT].aclose())  # then `opened` has nothing left to close
 
     app.cleanup_ctx.append(opened)
     app.on_shutdown.append(closed)
 
 
 def get_client(source: web.Request | web.Application) -> KlingClient:
-    """Return the client of the application, from *source*: the application, or a request to it.
+    """Return the client of the application. *source* is the application or a request to it.
 
-    The request may be to a sub-application.
+    The request may belong to a sub-application.
 
     Raises:
         ConfigurationError: if `setup` was not called, or the application has not started.
@@ -63,9 +63,10 @@ def get_client(source: web.Request | web.Application) -> KlingClient:
 
 
 def webhook(path: str) -> web.RouteDef:
-    """Return a route at *path* for the service's callbacks; its public address is `callback_url`.
+    """Return a route at *path* for the service's callbacks. Pass its public URL as `callback_url`.
 
-    It answers 204, or 400, 408 or 413 where it refuses a call (see `kling_expand.contrib._callback`).
+    It responds with 204, or with 400, 408 or 413 if it refuses a callback (see
+    `kling_expand.contrib._callback`).
     """
     return web.post(path, _receive)
 

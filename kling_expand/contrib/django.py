@@ -13,11 +13,11 @@ ends the wait of that future at once; without one, polling does. To use the clie
         async for future in client.resume():
             ...
 
-The client lives in the server's event loop. So the server must speak ASGI with `lifespan`, as uvicorn,
+The client runs in the server's event loop. So the server must support ASGI with `lifespan`, as uvicorn,
 Hypercorn and Granian do. An ASGI server reports a shutdown only after all responses have ended. Let the
-server cut open progress streams, for example with uvicorn's ``--timeout-graceful-shutdown 5``; otherwise the
-shutdown waits for their tasks. Django receives a whole body before it calls a view, large ones on disk. Limit
-the size and the upload time of a body in the reverse proxy.
+server cut off open progress streams, for example with uvicorn's ``--timeout-graceful-shutdown 5``. Otherwise
+the shutdown waits for their tasks. Django receives a whole body before it calls a view, and stores large ones
+on disk. Limit the size and the upload time of a body in the reverse proxy.
 """
 
 import logging
@@ -51,9 +51,9 @@ _PIECE = 64 * 1024  # bytes
 
 
 class KlingApplication:
-    """An ASGI application around *app*, with a client of these *options* that is open while the server runs.
+    """An ASGI application around *app*, with a client of these *options* that is open as long as the server.
 
-    An application inside that has a lifespan of its own is started after the client and ended before it.
+    If the inner application has a lifespan, it starts after the client and ends before it.
     """
 
     def __init__(self, app: Application, options: dict[str, Any]) -> None:
@@ -87,17 +87,17 @@ class KlingApplication:
                 await inner.run(self._app, {**scope, _CLIENT: client})
                 self._client = None
         except Exception as error:
-            # The server must not take this for a missing lifespan, and serve without a client.
-            logger.exception("the client or the application failed at the server's %s", inner.step)
+            # The server must not mistake this for a missing lifespan and serve without a client.
+            logger.exception("the client or the application failed during the server's %s", inner.step)
             await send({"type": f"lifespan.{inner.step}.failed", "message": str(error)})
         else:
             await send(inner.last)
 
 
 class _Lifespan:
-    """The lifespan of the application inside, or a plain one where it has none, as Django itself.
+    """The lifespan of the inner application, or a plain one if it has none, like Django itself.
 
-    Its last message is held back until the client is closed, as the server may end the loop after it.
+    Its last message is delayed until the client is closed, as the server may end the loop after it.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -131,9 +131,9 @@ class _Lifespan:
 
 @takes_options(KlingClient)
 def setup(app: Application, **options: Any) -> KlingApplication:
-    """Return *app* with a `KlingClient` of these *options*, open from the server's start to its end.
+    """Return *app* with a `KlingClient` of these *options*, which is open while the server runs.
 
-    An error at the start stops the server with its message.
+    A start-up error stops the server with its message.
     """
     return KlingApplication(app, options)
 
@@ -151,9 +151,10 @@ def get_client(request: object) -> KlingClient:
 
 
 def webhook(path: str) -> Any:
-    """Return a URL pattern at *path* for the service's callbacks; its public address is `callback_url`.
+    """Return a URL pattern at *path* for the service's callbacks. Pass its public URL as `callback_url`.
 
-    It answers 204, or 400, 408 or 413 where it refuses a call (see `kling_expand.contrib._callback`).
+    It responds with 204, or with 400, 408 or 413 if it refuses a callback (see
+    `kling_expand.contrib._callback`).
     """
     return urls.path(path.removeprefix("/"), csrf_exempt(require_POST(_receive)))
 

@@ -115,7 +115,7 @@ def _set_status(span: Span, error: KlingError | None, reason: str | None) -> Non
     """Record an error or the reason of a failed task on *span*."""
     if error is not None:
         kind, text = type(error).__name__, error.message
-        if isinstance(error, InvalidRequest):  # its message quotes what came, such as the name of a photo
+        if isinstance(error, InvalidRequest):  # its message quotes input, such as the name of a photo
             text = f"{error.field}: {error.limit}"
             span.add_event("exception", {"exception.type": kind, "exception.message": text})
         else:
@@ -127,7 +127,7 @@ def _set_status(span: Span, error: KlingError | None, reason: str | None) -> Non
 
 
 def _ids(event: Event) -> dict[str, str]:
-    """Return what is known of the ids of the job."""
+    """Return the known ids of the job."""
     known = {"kling.external_task_id": event.external_task_id}
     if task := event.task:
         known["kling.task_id"] = task.task_id

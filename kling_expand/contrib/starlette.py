@@ -10,8 +10,9 @@ and in an endpoint ``get_client(request).submit(…, callback_url="https://your.
 injects the client into a parameter of type ``Annotated[KlingClient, Depends(get_client)]``. A callback ends
 the wait of the future at once; without one, polling does.
 
-An ASGI server reports a shutdown only after all responses have ended. Let the server cut open progress
-streams, with uvicorn by ``--timeout-graceful-shutdown 5``; otherwise the shutdown waits for their tasks.
+An ASGI server reports a shutdown only after all responses have ended. Let the server cut off open progress
+streams, for example with uvicorn's ``--timeout-graceful-shutdown 5``. Otherwise the shutdown waits for their
+tasks.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -43,8 +44,8 @@ else:
 def setup(app: Starlette, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 
-    An existing lifespan of *app* is kept, and runs while the client is open: there ``get_client(app)``
-    returns it, for example to `resume` what a crash left open. An error at the start stops the server.
+    An existing lifespan of *app* is kept and runs while the client is open. It can call ``get_client(app)``,
+    for example to `resume` the jobs that a crash left open. A start-up error stops the server.
     """
     kept = app.router.lifespan_context
 
@@ -61,7 +62,7 @@ def setup(app: Starlette, **options: Any) -> None:
 def get_client(request: Source) -> KlingClient:
     """Return the client of the application, from a request, a WebSocket or the application itself.
 
-    A request to a mounted application finds it too.
+    A request to a mounted application works too.
 
     Raises:
         ConfigurationError: if `setup` was not called, or the server does not run the lifespan.
@@ -76,9 +77,10 @@ def get_client(request: Source) -> KlingClient:
 
 
 def webhook(path: str) -> Route:
-    """Return a route at *path* for the service's callbacks; its public address is `callback_url`.
+    """Return a route at *path* for the service's callbacks. Pass its public URL as `callback_url`.
 
-    It answers 204, or 400, 408 or 413 where it refuses a call (see `kling_expand.contrib._callback`).
+    It responds with 204, or with 400, 408 or 413 if it refuses a callback (see
+    `kling_expand.contrib._callback`).
     """
     return Route(path, _receive, methods=["POST"], include_in_schema=False)
 

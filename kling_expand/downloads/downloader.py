@@ -283,7 +283,7 @@ class Downloads:
         part.verify()
 
     async def _get(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Return the first answer that is not a redirect; the URL of each redirect is checked as well."""
+        """Return the first response that is not a redirect; the URL of each redirect is checked as well."""
         for _ in range(MAX_REDIRECTS + 1):
             if self._http.closed:
                 raise ClientClosed("the session was closed before every result was saved")

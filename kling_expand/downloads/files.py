@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 HEAD = 12  # bytes that `extension` needs
 TAIL = 1024  # last bytes that `is_complete` needs: some encoders pad after the end marker
-STRONG_AGE = 60.0  # seconds: a Last-Modified this much older than the answer's Date is a strong validator
+STRONG_AGE = 60.0  # seconds: a Last-Modified this much older than the response's Date is a strong validator
 
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -513,7 +513,7 @@ class PartialFile:
         """Prepare for a body: the whole file under status 200, the rest of it under 206.
 
         Raises:
-            RetryLater: if the answer does not continue this file.
+            RetryLater: if the response does not continue this file.
         """
         plain = headers.get("Content-Encoding", "identity").lower() == "identity"
         if status == 206:

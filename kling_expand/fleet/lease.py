@@ -120,7 +120,7 @@ class Lease:
     async def beat(self, running: Collection[int] = (), lost: Collection[int] = ()) -> Beat:
         """Send a heartbeat, and put back the jobs of workers whose leases have ended.
 
-        If the answer to a committed `take` was lost with its connection, only the database assigns the jobs
+        If the response to a committed `take` was lost with its connection, only the database assigns the jobs
         to this worker. Those found idle twice, as *lost* and now, are put back too.
 
         Raises:

@@ -230,9 +230,8 @@ class ExpandResult(Serializable):
 
         *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, for JPEG and WebP with a
         *quality* of 1 to 100 (92). *metadata* adds the EXIF data and the color profile of the photo.
-        *full_size* also saves each picture at the photo's scale, with the photo's own pixels, and returns
-        those paths (``dog-0-full.jpg``). Both may be the photo's path instead of True. All need the extra
-        `images`.
+        *full_size* also saves each picture at the photo's scale, with the photo's pixels, and returns those
+        paths (``dog-0-full.jpg``). Both may be the photo's path. All need the extra `images`.
 
         *deadline* limits the call, in seconds from now. Without it, `download_timeout` limits each picture.
 

@@ -104,7 +104,7 @@ class PolledTask:
         self.failing_since: float = inf
         self.incomplete_since: float = inf
         self.odd_since: float = inf
-        self.failures: int = 0  # bad answers in a row
+        self.failures: int = 0  # bad responses in a row
         self.listed: bool | None = None  # whether lists show it; None before one was read
         self.listed_at: float = -inf  # when a list last showed it unfinished
         self.due_at: float | None = inf  # of a single read: inf while lists cover it, None during it

@@ -2,13 +2,13 @@
 
 An attempt is one `external_task_id` on its way to one task::
 
-                       the answer holds a task
+                      the response holds a task
     NEW ───> SENDING ─────────────────────────────────────> CREATED
               ^ │ │                                            ^
               │ │ │ refused, or never sent whole               │
               │<┼─┴────────────────────────────> REFUSED       │
               │ │                                              │
-              │ │ reset, time-out, 5xx, half an answer         │ found
+              │ │ reset, timeout, 5xx, half a response         │ found
               │ └────────> UNCERTAIN ──────────────────────────┘
               │                │ not found
               └──── ABSENT <───┴──── INHERITED ───────────────> FOUND
@@ -18,11 +18,11 @@ state      meaning                                             next states
 =========  ==================================================  ==========================================
 new        nothing was sent                                    sending, found, refused
 inherited  an earlier run may have sent a create               found, absent
-sending    a create is under way                               created, found, refused, uncertain
+sending    a create is in progress                             created, found, refused, uncertain
 refused    no task exists: refused, or never sent whole        sending
-uncertain  a create has had no usable answer                   created, absent
+uncertain  a create had no usable response                     created, absent
 absent     the service has no such task                        sending
-created    the task exists, and this attempt has made it
+created    the task exists, created by this attempt
 found      the task existed before this attempt sent anything
 =========  ==================================================  ==========================================
 

@@ -1,1 +1,1 @@
-"""What survives a crash: the records of all jobs, behind one contract."""
+"""Job stores: the records of all jobs, which survive a crash, behind one contract."""

@@ -1,10 +1,10 @@
-"""The job store contract: job states and their transitions, the record of a job, and the store in memory.
+"""The contract of job stores, with job states, their transitions, job records and the store in memory.
 
 =========  ==========================================  ===================================================
 state      meaning                                     next states
 =========  ==========================================  ===================================================
-intent     to be sent, or sent where `last_post_at`    intent, unknown, rejected, submitted, succeeded, failed
-unknown    sent, and no usable answer came             intent, rejected, submitted, succeeded, failed
+intent     to be sent; sent if it has `last_post_at`   intent, unknown, rejected, submitted, succeeded, failed
+unknown    sent, without a usable response             intent, rejected, submitted, succeeded, failed
 rejected   refused by the service, so no task exists   intent, submitted, succeeded, failed
 submitted  a task exists                               succeeded, failed
 succeeded  the task succeeded                          succeeded, done
@@ -12,9 +12,9 @@ done       its pictures are on disk                    done
 failed     the task failed
 =========  ==========================================  ===================================================
 
-Any other report is late or repeated and changes nothing, so reports may come in any order. A task that
-appears disproves a refusal. A repeated state updates the record, with fresh URLs or other files. After
-``failed`` the next intent is a new attempt with an id of its own. No other state begins one.
+Any other report is late or repeated and changes nothing, so reports may arrive in any order. A task that
+appears disproves a refusal. A repeated state updates the record, for example with fresh URLs or other files.
+After ``failed`` the next intent is a new attempt with a new id. No other state leads to a new attempt.
 """
 
 import asyncio
@@ -84,12 +84,12 @@ def _paths(stored: bytes | Iterable[str] | None) -> tuple[str, ...]:
 
 @frozen(slots=False)
 class JobRecord:
-    """One attempt at one request, as its store last knew it. Times are Unix seconds.
+    """One attempt at one request, as recorded in its store. Times are in Unix seconds.
 
-    `source` is the photo's path or URL, None where it was bytes. `params` is the JSON text of the other
-    parameters, and the `note` below it. `last_post_at` is when a create was last about to be sent, by the
-    wall clock. As that clock may be set, `last_post_mark` is the same moment by another clock, in a form of
-    the store's own (see `JobStore.post_age`). `error` says why the job failed, was refused or is unknown.
+    `source` is the photo's path or URL, or None if it was bytes. `params` is the JSON text of the other
+    parameters, followed by the `note`. `last_post_at` is when a create was last about to be sent, by the wall
+    clock. Because that clock may be set, `last_post_mark` is the same moment by another clock, in a form that
+    the store defines (see `JobStore.post_age`). `error` says why the job failed, was refused or is unknown.
     """
 
     external_task_id: str
@@ -110,7 +110,7 @@ class JobRecord:
 
     @cached_property
     def task(self) -> Task | None:
-        """The final snapshot, a `submitted` one where only the task's id is known, or None without a task."""
+        """The final snapshot, a `submitted` one if only the task's id is known, or None without a task."""
         if self.snapshot is not None:
             return codec.unpack(self.snapshot)
         if self.task_id is not None:
@@ -119,30 +119,30 @@ class JobRecord:
 
     @property
     def request(self) -> ExpandRequest | None:
-        """The request made again, or None where its photo was bytes."""
+        """The request, restored from the record, or None if its photo was bytes."""
         return None if self.source is None else codec.unpack_request(self.params, self.source, self.key)
 
     @property
     def note(self) -> dict[str, Any]:
-        """The caller's own values that were recorded with the job."""
+        """The caller's values that were recorded with the job."""
         return codec.unpack_note(self.params)
 
     @property
     def may_exist(self) -> bool:
-        """Whether a create may have been sent, so that the id must be looked up before another is."""
+        """Whether a create may have been sent. If so, the id must be looked up before another is sent."""
         return self.last_post_at is not None or self.state is JobState.UNKNOWN
 
     @property
     def units(self) -> int:
-        """What the job costs if it succeeds."""
+        """The cost of the job in units if it succeeds."""
         return codec.unpack_request(self.params, self.source or "", self.key).units
 
     def existing_files(self) -> tuple[Path, ...]:
-        """Return the paths of the pictures as one save has left them, or none where no save is complete."""
+        """Return the paths of one complete save of the pictures, or none if no save is complete."""
         return next((saved for saved in self.saves() if all(path.exists() for path in saved)), ())
 
     def saves(self) -> list[tuple[Path, ...]]:
-        """Return the paths of each save of the pictures, the last first."""
+        """Return the paths of each save of the pictures, the newest first."""
         files = tuple(map(Path, self.files))
         size = len(self.task.images) if self.task else 0
         return [files[start : start + size] for start in range(0, len(files), size)] if size else [files]
@@ -152,9 +152,9 @@ COLUMNS = ", ".join(attribute.name for attribute in fields(JobRecord))
 
 
 class PreparedRequest(NamedTuple):
-    """A request as it is sent: its photo checked, its geometry worked out for that photo.
+    """A request that is ready to be sent: its photo is checked and its geometry resolved for that photo.
 
-    `note` holds JSON values of the caller's own, which a durable store keeps with the job.
+    `note` holds the caller's own JSON values, which a durable store keeps with the job.
     """
 
     request: ExpandRequest
@@ -164,14 +164,14 @@ class PreparedRequest(NamedTuple):
 
 
 class JobIdentity(NamedTuple):
-    """What makes two submissions the same job: a key within the run, and a digest of the request."""
+    """The identity of a job: a key within the run, and a digest of the request."""
 
     key: str
     digest: str
 
 
 def identify(store: "JobStore", prepared: PreparedRequest) -> JobIdentity | None:
-    """Return the identity of a job, or None where every submission is a job of its own.
+    """Return the identity of a job, or None if every submission is a separate job.
 
     In a durable store every job has one: without a `key`, a request for the same picture is the same job.
     In any other store a job has one only if the request has a `key` and no `external_task_id`.
@@ -189,18 +189,18 @@ class JobStore(ABC):
     A job is named by its `external_task_id`, and its request is *prepared*: checked, with its photo and
     geometry. Times are Unix seconds.
 
-    Each method returns once its record is stored, which in a `durable` store survives a crash from then on.
-    A durable store raises `JournalError` for a job that it does not know. Any other store keeps a record
-    only until its job ends, and ignores reports about other jobs.
+    Each method returns once its record is stored. In a `durable` store the record then survives a crash. A
+    durable store raises `JournalError` for an unknown job. Any other store keeps a record only until its job
+    ends, and ignores reports about unknown jobs.
 
-    `JournalError` is the only exception that a method raises on purpose, and the record may then be missing.
-    Any other exception is a fault of the store. After a cancelled call the record may or may not be stored.
+    `JournalError` is the only exception that a method raises on purpose; the record may then be missing. Any
+    other exception is a bug in the store. After a cancelled call the record may or may not be stored.
 
     A new store implements `_claim`, `_transition`, `mark_sending`, `get`, `find`, `jobs` and `counts`.
     """
 
     durable: ClassVar[bool] = True
-    recovered: bool = True  # False while the tasks of a lost store may be at the service: see `recover`
+    recovered: bool = True  # False while tasks of a lost store may be at the service: see `recover`
     run: str
     _clock: Callable[[], float]
 
@@ -213,20 +213,19 @@ class JobStore(ABC):
         await self.aclose()
 
     async def aclose(self) -> None:  # noqa: B027 - a store may have nothing to close
-        """Store what is waiting and close. A second call does nothing."""
+        """Store all waiting records and close. A second call does nothing."""
 
-    # ------------------------------------------------------------------------ what happened
+    # ------------------------------------------------------------------------ reports
 
     async def record_intent(
         self, identity: JobIdentity, prepared: PreparedRequest, *, after: int = 0
     ) -> JobRecord:
-        """Record that a job is to be sent, and return the record to go on with.
+        """Record that a job is to be sent, and return the record to continue with.
 
-        A job that is known and has not failed is returned as it is, unless its attempt is one of the first
-        *after*. A rejected one becomes an intent again under its old id, as no task exists. A new job, and
-        the next attempt, gets an id derived from the run, the identity and the attempt, unless the request
-        gives one.
-        Other parameters under a known key are another job, with a warning in the log.
+        The record of a known job that has not failed is returned unchanged, unless its attempt is one of the
+        first *after*. A rejected job becomes an intent again under its old id, as no task exists. A new job
+        or attempt gets an id that is derived from the run, the identity and the attempt, unless the request
+        has one. Different parameters under a known key are a new job; a warning is logged.
 
         Raises:
             JournalError: if it cannot be stored, or another job has the request's `external_task_id`.
@@ -249,33 +248,34 @@ class JobStore(ABC):
         """Record that a create is about to be sent; send it as soon as this returns.
 
         Raises:
-            JournalError: if a task of the job is known; then `task_id` is set, and it must not be sent.
+            JournalError: if a task of the job is known. `task_id` is then set, and the create must not be
+                sent.
         """
 
     async def recover(self, tasks: Iterable[Task] | None) -> None:
-        """Take over the *tasks* of the account, which an earlier store that was lost may have known.
+        """Record the *tasks* of the account, because a lost earlier store may have recorded them.
 
-        From then on `record_intent` finds the task of a job among them. With None they cannot be listed,
-        and each new job is recorded as one that may exist, so that it is looked up. Nothing is recorded
-        before this where `recovered` is False.
+        From then on `record_intent` finds the task of a job among them. None means that they cannot be
+        listed. Each new job is then recorded as one that may exist, so that it is looked up. While
+        `recovered` is False, nothing is recorded before this call.
         """
         del tasks
 
     async def mark_uncertain(self, external_task_id: str, error: str) -> None:
-        """Record that no usable answer to a create came in time, because of *error*."""
+        """Record that there was no usable response to a create in time, because of *error*."""
         await self._transition(external_task_id, JobState.UNKNOWN, error=self._text(error))
 
     async def mark_refused(self, external_task_id: str, error: str) -> None:
         """Record that the service refused the job with *error*, so that no task exists."""
-        values = {"error": self._text(error), "last_post_at": None}  # nothing sent is left to look up
+        values = {"error": self._text(error), "last_post_at": None}  # no sent create is left to look up
         await self._transition(external_task_id, JobState.REJECTED, **values)
 
     async def mark_unsent(self, external_task_id: str) -> None:
-        """Record that no task exists and no create is under way: the last one was refused, or is settled."""
+        """Record that no task exists and no create is in progress."""
         await self._transition(external_task_id, JobState.INTENT, last_post_at=None)
 
     async def observe(self, external_task_id: str, task: Task) -> None:
-        """Record a final snapshot as it is; of any other, record only that the task exists."""
+        """Record a final snapshot in full; for any other, record only that the task exists."""
         if not task.status.final:
             await self._transition(external_task_id, JobState.SUBMITTED, task_id=task.task_id, error=None)
             return
@@ -286,66 +286,65 @@ class JobStore(ABC):
         """Record that the pictures of a succeeded task are on disk, as *files*."""
         await self._transition(external_task_id, JobState.DONE, files=b"\0".join(map(os.fsencode, files)))
 
-    # ------------------------------------------------------------------------ what is known
+    # ------------------------------------------------------------------------ queries
 
     @abstractmethod
     async def get(self, external_task_id: str) -> JobRecord | None:
-        """Return the record with this id, also of an earlier attempt, or None."""
+        """Return the record with this id, which may be of an earlier attempt, or None."""
 
     @abstractmethod
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
-        """Return the newest record of *key*, and of this *digest* where it is given, or None."""
+        """Return the newest record of *key*, and of this *digest* if it is given, or None."""
 
     @abstractmethod
     def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
-        """Iterate over the jobs in these states (without any, over all), oldest first.
+        """Yield the jobs in these states (all jobs if none is given), oldest first.
 
-        Of each job only the last attempt is given. A job whose state changes meanwhile is given once, in one
-        state or the other. A million jobs cost the memory of one page.
+        Only the last attempt of each job is yielded. A job whose state changes in the meantime is yielded
+        once, in the old or the new state. A million jobs need the memory of one page.
         """
 
     @abstractmethod
     async def counts(self) -> dict[JobState, int]:
-        """Return how many jobs have their last attempt in each state."""
+        """Return the number of jobs by the state of their last attempt."""
 
     async def post_age(self, job: JobRecord) -> float:
-        """Return the seconds since a create of *job* was last about to be sent.
+        """Return the seconds since a create of *job* was last about to be sent, or infinity if unknown.
 
-        It is infinite where this store knows of none. It may be too low, but never too high, or a create
-        under way would be sent again. The wall clock, which is used here, may have been moved forward. A
-        store that knows a better clock overrides this.
+        The value may be too low, but never too high, or a create in progress would be sent again. The wall
+        clock, which is used here, may have been set forward. A store with a better clock overrides this.
         """
         return inf if job.last_post_at is None else max(0.0, self._clock() - job.last_post_at)
 
     async def durations(self) -> str:
-        """Return what `keep_durations` has stored, or an empty text."""
+        """Return the text that `keep_durations` stored, or an empty one."""
         return ""
 
     async def keep_durations(self, durations: str) -> None:
-        """Store the *durations* of the newest tasks as text, for the poll schedule of a later process."""
+        """Store the *durations* of the newest tasks (text), for the poll schedule of a later process."""
         del durations
 
-    # ------------------------------------------------------------------------ for each kind of store
+    # ------------------------------------------------------------------------ implemented by each store
 
     @abstractmethod
     async def _claim(
         self, draft: dict[str, Any], external_id: Callable[[int], str], after: int = 0
     ) -> JobRecord:
-        """Return the record that `record_intent` describes, stored.
+        """Store the record that `record_intent` describes, and return it.
 
         *draft* holds the columns of a new row that do not depend on the attempt, and ``external_id(n)``
-        gives the id of attempt *n*. It may be called on another thread.
+        returns the id of attempt *n*. It may be called on another thread.
         """
 
     @abstractmethod
     async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
-        """Set the state of a job and these columns, or do nothing where `TRANSITIONS` does not allow it.
+        """Set the state of a job and these columns, or do nothing if `TRANSITIONS` does not allow it.
 
-        Where *values* name another task than the one on record, nothing changes and a warning says so.
+        If *values* name a different task from the one on record, nothing changes and a warning is logged.
         """
 
     def _final_columns(self, task: Task) -> dict[str, Any]:
-        """Return what is stored of a final snapshot."""
+        """Return the columns that store a final snapshot."""
         failed = task.status is Status.FAILED
         return {
             "task_id": task.task_id,
@@ -363,35 +362,35 @@ def _external_id(given: str | None, run: str, identity: JobIdentity, attempt: in
 
 
 def unknown_job(external_task_id: str) -> JournalError:
-    """Return the error of a report about a job that is not in the store."""
-    return JournalError("the journal knows no such job", external_task_id=external_task_id)
+    """Return the error for a report about a job that is not in the store."""
+    return JournalError("the journal has no such job", external_task_id=external_task_id)
 
 
 def task_exists(external_task_id: str, task_id: str | None) -> JournalError:
-    """Return the error of a create that would pay for a job twice."""
+    """Return the error for a create that would pay for a job twice."""
     return JournalError(
-        "a task of this job exists already, so it must not be sent again",
+        "this job already has a task, so it must not be sent again",
         task_id=task_id,
         external_task_id=external_task_id,
     )
 
 
 def warn_of_other_parameters(key: str) -> None:
-    """Log that a known key comes with a new request."""
-    logger.warning("job %r has other parameters than before: it is a new task", key)
+    """Log that a known key is used with a new request."""
+    logger.warning("job %r has different parameters than before: it is a new task", key)
 
 
 def warn_of_two_tasks(external_task_id: str, known: str | None, task_id: str | None) -> None:
-    """Log that the service has made two tasks with one id."""
+    """Log that the service has created two tasks with one id."""
     if None not in (task_id, known) and task_id != known:
         logger.warning("two tasks under the id %s: %s, and now %s", external_task_id, known, task_id)
 
 
 class MemoryStore(JobStore):
-    """The jobs of one process, each kept until it ends; the store of a client without a journal.
+    """The store of a client without a journal: jobs of one process, each kept until it ends.
 
-    At most *limit* records are kept: beyond it the oldest is dropped. That is safe, as the ids of jobs with
-    a key are derived from *run* and key, so the service itself still knows the task. *clock* gives Unix
+    At most *limit* records are kept; beyond that the oldest is dropped. That is safe: ids of jobs with a key
+    are derived from *run* and key, so the task can still be found at the service. *clock* returns Unix
     seconds.
     """
 
@@ -408,7 +407,7 @@ class MemoryStore(JobStore):
         self._failed: OrderedDict[tuple[str, str], int] = OrderedDict()  # the last attempt that failed
 
     async def mark_sending(self, external_task_id: str) -> None:
-        """Note the time of a create. Raises `JournalError` where a task is known."""
+        """Record the time of a create. Raises `JournalError` if a task is known."""
         job = self._jobs.get(external_task_id)
         if job is None:
             return
@@ -424,24 +423,24 @@ class MemoryStore(JobStore):
         return max(0.0, asyncio.get_running_loop().time() - float(job.last_post_mark))
 
     async def get(self, external_task_id: str) -> JobRecord | None:
-        """Return the record with this id while its job is open, or None."""
+        """Return the record with this id if its job is open, or None."""
         return self._jobs.get(external_task_id)
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
-        """Return the newest open job of *key*, or of exactly one request under it, or None."""
+        """Return the newest open job of *key*, and of this *digest* if it is given, or None."""
         found = self._ids.get(key, {})
         name = next(reversed(found.values()), "") if digest is None else found.get(digest, "")
         return self._jobs.get(name)
 
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
-        """Iterate over the open jobs in these states (without any, over all), oldest first."""
+        """Yield the open jobs in these states (all open jobs if none is given), oldest first."""
         for name in tuple(self._jobs):
             job = self._jobs.get(name)
             if job is not None and (not states or job.state in states):
                 yield job
 
     async def counts(self) -> dict[JobState, int]:
-        """Return how many open jobs are in each state."""
+        """Return the number of open jobs by state."""
         counts = dict.fromkeys(JobState, 0)
         for job in self._jobs.values():
             counts[job.state] += 1

@@ -1,8 +1,8 @@
-"""A durable job store in PostgreSQL for many workers at once, and the outcomes of a fleet's jobs.
+"""A durable job store in PostgreSQL for many workers at once, with the outcomes of a fleet's jobs.
 
 A worker that records an intent owns the job from then on, and only the owner may send it. A fleet's worker
-also needs a lease, which ends where it sends no heartbeats. A worker that was taken for dead and comes back
-therefore learns of it before its create is sent, not after.
+also needs a lease, which ends if it sends no heartbeats. So a worker that was presumed dead and comes back
+notices this before its create is sent, not after.
 """
 
 import asyncio
@@ -38,19 +38,19 @@ SEND_TIMEOUT = 5.0  # seconds after which a create is marked again before it is 
 
 
 class TakenOver(JournalError):
-    """Another worker owns the job, or the lease of this one has ended: it must not send the job."""
+    """The error of a worker that must not send a job: another worker owns it, or its lease has ended."""
 
 
 @frozen
 class JobOutcome:
-    """How one job of a fleet ended.
+    """The outcome of one job of a fleet.
 
     `status` is ``succeeded``, ``failed`` (its task failed, or can no longer be followed), ``refused`` (no
-    task exists) or ``cancelled``. `urls` are valid for 30 days (documented). `files` are the paths or URLs
-    of the saved pictures. `units` is what the service billed, None where it did not report it. `ended_at`
-    is in Unix seconds. `saved` is False where the pictures of a succeeded task could not be saved yet, and
-    `error` says why. They are tried again, and a later outcome of the same key replaces this one. Where it
-    is True, `error` says why a succeeded task has no pictures at full size.
+    task exists) or ``cancelled``. `urls` are valid for 30 days (documented). `files` are the paths or URLs of
+    the saved pictures. `units` is the number of units billed, or None if the service did not report it.
+    `ended_at` is in Unix seconds. `saved` is False if the pictures of a succeeded task could not be saved
+    yet, and `error` says why. Saving is retried, and a later outcome of the same key replaces this one. If
+    `saved` is True, `error` says why a succeeded task has no pictures at full size.
     """
 
     key: str
@@ -66,12 +66,12 @@ class JobOutcome:
 
 
 class PostgresStore(JobStore):
-    """The jobs of one *run* in a *database* that many workers share; give it to a client as its ``journal``.
+    """The jobs of one *run* in a *database* that many workers share. Pass it to a client as its ``journal``.
 
-    *owner* is this worker's number. Without it, entering takes the next free number, which is below 0.
-    A worker owns a job from its `record_intent` on, until another worker records the same intent. With
-    *leased*, it must also be registered as a fleet's worker to send one. *account* names the account whose
-    slots the jobs take, and *clock* gives Unix seconds. Every method waits while the database is away.
+    *owner* is this worker's number. By default entering takes the next free number, which is negative. A
+    worker owns a job from its `record_intent` until another worker records the same intent. With *leased*, it
+    must also be registered as a fleet's worker to send a job. *account* names the account whose slots the
+    jobs take, and *clock* returns Unix seconds. Every method waits while the database is unavailable.
 
     Raises:
         JournalError: if, in any method, the database stays unavailable or refuses a statement.
@@ -107,8 +107,9 @@ class PostgresStore(JobStore):
         """Record that a create is about to be sent; send it as soon as this returns.
 
         Raises:
-            JournalError: if a task of the job is known; then `task_id` is set, and it must not be sent.
-            TakenOver: if another worker owns the job, and it must not be sent either.
+            JournalError: if a task of the job is known. `task_id` is then set, and the create must not be
+                sent.
+            TakenOver: if another worker owns the job. The create must not be sent either.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -118,14 +119,14 @@ class PostgresStore(JobStore):
                 break
             if loop.time() - asked_at < SEND_TIMEOUT:
                 return
-            # The process was stopped meanwhile, so this answer may be older than the end of its lease.
+            # The process was stopped in the meantime, so this result may be older than the end of its lease.
         task_id = (await self._known(external_task_id)).task_id
         if task_id is None:
             raise TakenOver("another worker owns this job now", external_task_id=external_task_id)
         raise task_exists(external_task_id, task_id)
 
     async def observe(self, external_task_id: str, task: Task) -> None:
-        """Record a snapshot of the task. An end is written once, however many report it."""
+        """Record a snapshot of the task. The end is written once, however often it is reported."""
         if not task.status.final:
             await super().observe(external_task_id, task)
             return
@@ -141,7 +142,7 @@ class PostgresStore(JobStore):
     async def mark_saved(self, external_task_id: str, files: Iterable[str | os.PathLike[str]]) -> None:
         """Record that the pictures of a succeeded task are on disk, as *files*.
 
-        A fleet's worker does so together with the outcome. If it dies before that, the next worker finds
+        A fleet's worker does this together with the outcome. If it dies before that, the next worker finds
         the pictures by their marks.
         """
         if self._leased:
@@ -151,9 +152,9 @@ class PostgresStore(JobStore):
             await super().mark_saved(external_task_id, files)
 
     async def record_outcome(self, outcome: JobOutcome, *, queued: int | None = None) -> None:
-        """Record how a job ended, in place of an earlier outcome of the same key.
+        """Record how a job ended, replacing an earlier outcome of the same key.
 
-        With its number in the queue, *queued*, this worker's job also leaves the queue.
+        With *queued*, its number in the queue, this worker's job is also removed from the queue.
         """
         ids = outcome.key, outcome.status, outcome.external_task_id, outcome.task_id
         error = outcome.error and self._text(outcome.error)
@@ -170,50 +171,50 @@ class PostgresStore(JobStore):
     # ------------------------------------------------------------------------ what is known
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
-        """Return the newest record of *key*, or of exactly one request under it, or None."""
+        """Return the newest record of *key*, and of this *digest* if it is given, or None."""
         if digest is None:
             return await self._newest("run = %s AND key = %s", self.run, key)
         return await self._newest("run = %s AND key = %s AND params_hash = %s", self.run, key, digest)
 
     async def get(self, external_task_id: str) -> JobRecord | None:
-        """Return the record with this id, also of an earlier attempt, or None."""
+        """Return the record with this id, which may be of an earlier attempt, or None."""
         return await self._newest("external_task_id = %s", external_task_id)
 
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
-        """Iterate over the jobs in these states (without any, over all), oldest first, page by page."""
+        """Yield the jobs in these states (all jobs if none is given), oldest first, page by page."""
         after, wanted = 0, [str(state) for state in states or tuple(JobState)]
         while page := await self._database.fetch(_PAGE, self.run, wanted, after, PAGE):
             for after, *columns in page:  # noqa: B007 - where the next page begins
                 yield JobRecord(*columns)
 
     async def counts(self) -> dict[JobState, int]:
-        """Return how many jobs have their last attempt in each state."""
+        """Return the number of jobs by the state of their last attempt."""
         found = await self._database.fetch(_COUNTS, f"jobs {self.run}", self.run)
         return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
     async def outcomes(self, after: int = 0) -> list[tuple[int, JobOutcome]]:
         """Return the next page of outcomes after the number *after*, each with its own number.
 
-        Numbers are given in the order of commits. A reader who goes on from the last number therefore gets
+        Numbers are assigned in the order of commits. So a reader that continues from the last number gets
         each outcome once, whatever transactions are open elsewhere.
         """
         found = await self._database.fetch(_OUTCOMES, self.run, after, PAGE)
         return [(number, outcome_of(row)) for number, *row in found]
 
     async def outcome(self, key: str) -> JobOutcome | None:
-        """Return how the job of *key* ended, or None."""
+        """Return the outcome of the job of *key*, or None."""
         found = await self._database.fetch(_OUTCOME, self.run, key)
         return outcome_of(found[0]) if found else None
 
     async def post_age(self, job: JobRecord) -> float:
-        """Return the seconds since the last create by the database's clock: those of workers may differ."""
+        """Return the seconds since the last create by the database's clock, as workers' clocks may differ."""
         if job.last_post_mark is None:
             return await super().post_age(job)
         now = (await self._database.fetch("SELECT extract(epoch FROM clock_timestamp())"))[0][0]
         return max(0.0, float(now) - float(job.last_post_mark))
 
     async def units_billed(self) -> int | float:
-        """Return the units billed for the run so far, as far as the service has reported them."""
+        """Return the units billed for the run so far, according to the service."""
         return _number((await self._database.fetch(_SPENT, f"jobs {self.run}"))[0][0]) or 0
 
     # ------------------------------------------------------------------------ within
@@ -307,10 +308,10 @@ _OUTCOMES = f"SELECT number, {OUTCOME_COLUMNS} FROM kling_read_outcomes(%s, %s, 
 
 
 async def create_tables(database: ConnectionPool, *more: str) -> None:
-    """Create missing tables, upgrade older ones, and run the scripts *more*; it may be repeated at any time.
+    """Create missing tables, upgrade older ones, and run the scripts *more*. Repeating it is safe.
 
     Raises:
-        JournalError: if the database stays away, has the tables of a newer version or refuses a script.
+        JournalError: if the database stays unavailable, has tables of a newer version or refuses a script.
     """
 
     async def work(connection: Connection) -> None:
@@ -330,7 +331,7 @@ async def create_tables(database: ConnectionPool, *more: str) -> None:
 
 
 async def check_tables(database: ConnectionPool) -> None:
-    """Raise `JournalError` where the tables are missing or of another version than this program's."""
+    """Raise `JournalError` if the tables are missing or not of this program's version."""
     found = await database.fetch("SELECT max(version) FROM kling_schema")
     if found[0][0] != VERSION:
         raise _other_version(found[0][0] or 0)
@@ -340,7 +341,7 @@ def _other_version(found: int) -> JournalError:
     advice = (
         "run `kling-expand fleet init` to upgrade them"
         if found < VERSION
-        else "use the version of kling_expand that made them"
+        else "use the version of kling_expand that created them"
     )
     return JournalError(f"the tables of the fleet must be of version {VERSION}, got {found}; {advice}")
 
@@ -350,7 +351,7 @@ def _has_failed(written: asyncio.Future[None]) -> bool:
 
 
 def outcome_of(row: Sequence[Any]) -> JobOutcome:
-    """Return the outcome whose `OUTCOME_COLUMNS` a row has."""
+    """Return the outcome in a row of `OUTCOME_COLUMNS`."""
     key, status, name, task_id, urls, files, units, *rest = row
     return JobOutcome(key, status, name, task_id, tuple(urls), tuple(files), _number(units), *rest)
 

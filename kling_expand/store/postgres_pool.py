@@ -1,10 +1,10 @@
-"""A pool of PostgreSQL connections that outlives restarts of the database.
+"""A pool of PostgreSQL connections that survives restarts of the database.
 
-A statement may run twice, as the answer to a COMMIT can be lost with its connection. Each statement that
-is passed in must therefore change nothing the second time.
+A statement may run twice, because the response to a COMMIT can be lost with its connection. So each statement
+that is passed in must be idempotent.
 
-A connection pooler in transaction mode may stand between: nothing is prepared, and no state is kept in a
-session. It only drops notifications, for which every caller polls as well.
+It works through a connection pooler in transaction mode, as nothing is prepared and no state is kept in a
+session. Such a pooler drops notifications, so every caller polls as well.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 OnNotification = Callable[[str, str], object]
 
 SIZE = 2  # connections of a pool; a worker has one more, for notifications
-RETRY_TIMEOUT = 7200.0  # seconds a database may be away before a call raises
-RETRY_DELAY = 0.25  # seconds between two tries to connect
+RETRY_TIMEOUT = 7200.0  # seconds a database may be unavailable before a call raises
+RETRY_DELAY = 0.25  # seconds between two attempts to connect
 IDLE_TIMEOUT = 20.0  # seconds without a notification after which the connection is checked
-# A server that was switched off, or a network that drops packets, is noticed within about 25 seconds.
+# A server without power, or a network that drops packets, is noticed within about 25 seconds.
 _NETWORK = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -56,8 +56,8 @@ async def connect(dsn: str) -> Connection:
 class ConnectionPool:
     """At most *size* connections to *dsn*, used by one event loop: ``async with ConnectionPool(dsn)``.
 
-    A database that goes away later is waited for, *retry_timeout* seconds. No error message contains the
-    password of the DSN.
+    If the database becomes unavailable later, it is waited for during *retry_timeout* seconds. No error
+    message contains the password of the DSN.
 
     Raises:
         JournalError: if, on entering, the DSN is malformed or the database does not exist.
@@ -105,10 +105,10 @@ class ConnectionPool:
                     await connection.close()
 
     async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Return what *work* returns for a connection, and run it again while the database is away.
+        """Return the result of *work* with a connection. Retry it while the database is unavailable.
 
         Raises:
-            JournalError: if the database stays away, refuses a statement, or the pool is not open.
+            JournalError: if the database stays unavailable, refuses a statement, or the pool is not open.
         """
         if not self._open:
             raise JournalError("the connection pool is not open")
@@ -124,7 +124,7 @@ class ConnectionPool:
                 if not is_transient(error) or loop.time() > deadline_at:
                     raise _explain(error) from error
                 if not self._idle:
-                    logger.info("the database is away: %s", _words(error))
+                    logger.info("the database is unavailable: %s", _words(error))
             await asyncio.sleep(RETRY_DELAY)
 
     async def fetch(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -141,7 +141,7 @@ class ConnectionPool:
 
 
 async def listen(dsn: str, on_notification: OnNotification, *channels: str) -> None:
-    """Call *on_notification* with channel and payload of each notification, until cancelled.
+    """Call *on_notification* with the channel and payload of each notification, until cancelled.
 
     After each new connection it is called with two empty strings, as notifications may have been missed.
 
@@ -167,16 +167,16 @@ async def listen(dsn: str, on_notification: OnNotification, *channels: str) -> N
 
 
 def is_transient(error: psycopg.Error) -> bool:
-    """Return whether the same statement may succeed later: the database is away, or two calls conflict."""
+    """Return whether a retry may succeed: the database is unavailable, or two calls conflict."""
     lost = isinstance(error, psycopg.InterfaceError) and "closed" in str(error)
-    # A pooler ends a session whose server has gone with an error of its own.
+    # A pooler ends a session whose server is gone with its own error.
     return lost or isinstance(error, psycopg.OperationalError)
 
 
 def check_dsn(dsn: str) -> None:
-    """Raise `JournalError` unless *dsn* can be read without doubt. The message contains nothing of it.
+    """Raise `JournalError` unless *dsn* is unambiguous. The message contains no part of it.
 
-    libpq takes an ``@`` or ``/`` inside a password for the end of it, and then reports the rest as a host.
+    libpq takes an ``@`` or ``/`` inside a password as its end, and then reports the rest as a host.
     """
     try:
         conninfo_to_dict(dsn)
@@ -200,7 +200,7 @@ def _explain(error: psycopg.Error) -> JournalError:
         return JournalError(f"two jobs cannot have one external_task_id ({words})")
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
         return JournalError(
-            f"the database has no tables of a fleet, or older ones; run `kling-expand fleet init` ({words})"
+            f"the tables of the fleet are missing or too old; run `kling-expand fleet init` ({words})"
         )
     if isinstance(error, psycopg.OperationalError):
         return JournalError(f"the database cannot be reached ({words})")

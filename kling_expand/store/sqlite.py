@@ -1,10 +1,10 @@
 """A durable job store in one SQLite file.
 
-Every ``await`` of a writing method returns after the COMMIT that holds its record, and that COMMIT after
-an fsync: a write-ahead log with ``synchronous=FULL``, or EXTRA on a rollback journal where the file system
-refuses such a log. Records that wait at the same moment share one COMMIT. When a method raises
-`JournalError` its record may be missing, and every record confirmed before is still there. Neither image
-bytes nor credentials are stored.
+A writing method returns after the COMMIT of its record, and that COMMIT after an fsync. The file has a
+write-ahead log with ``synchronous=FULL``, or a rollback journal with EXTRA if the file system does not
+support such a log. Records that wait at the same moment share one COMMIT. If a method raises `JournalError`,
+its record may be missing, but all records confirmed before are intact. Neither image bytes nor credentials
+are stored.
 """
 
 import asyncio
@@ -41,11 +41,11 @@ from .sqlite_file import Connection, DatabaseFile, FileFormat, Statement, copy_f
 T = TypeVar("T")
 W = TypeVar("W")
 
-BATCH = 256  # writes in one commit at most, so that waking their callers never holds the loop for long
+BATCH = 256  # writes in one commit at most, so that waking their callers never blocks the loop for long
 PAGE = 200  # jobs read at a time
 SAME_REQUEST = "key = ? AND params_hash = ?"
-_FINDINGS = "check of "  # how the names of the results of checks begin
-_BAD_ROW = "bad row "  # and those of rows that cannot be sent
+_FINDINGS = "check of "  # prefix of the names of check results
+_BAD_ROW = "bad row "  # prefix of the names of rows that cannot be sent
 FORMAT = FileFormat(
     application_id=0x4B6C4578,  # "KlEx"
     version=2,
@@ -93,9 +93,9 @@ def _boot_id() -> str:
 
 
 def boot_time() -> tuple[str, float] | None:
-    """Return an id of the system's last start and the seconds since then, or None if they are not known.
+    """Return an id of the last system start and the seconds since then, or None if they are not known.
 
-    No program sets this clock, and it goes on while the system is suspended. Linux has it.
+    This clock cannot be set, and it continues while the system is suspended. Only Linux has it.
     """
     try:
         return _boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -108,19 +108,19 @@ def _no_boot_time() -> None:
 
 
 class SQLiteStore(JobStore):
-    """A file of jobs: ``async with SQLiteStore("run.db") as store``, in one event loop and one process.
+    """A job store in one file, for one event loop: ``async with SQLiteStore("run.db") as store``.
 
-    *path* is created where it does not exist. For several worker processes, ``"run-{worker}.db"`` stands
-    for the first of ``run-0.db``, ``run-1.db``, … that no other process has open. So a restarted worker
-    takes up the file of one that ended.
+    *path* is created if it does not exist. For several worker processes, ``"run-{worker}.db"`` means the
+    first of ``run-0.db``, ``run-1.db``, … that no other process has open. So a restarted worker takes over
+    the file of a worker that has ended.
 
-    *run* names the run, and every derived id depends on it. Without one, the run of the file is used, and
-    a new file gets the run ``default``: the same jobs have the same ids after a journal was deleted.
-    *account* names the service and the account of the jobs (see `kling_expand.config.account_name`). A
-    file that holds tasks of another account is refused; without *account* it is not checked. *clock* gives
-    Unix seconds, and *boot_clock* the time that `post_age` counts in. By default that is `boot_time`, but
-    beside a *clock* of your own there is none. After a full disk the next write tries again; a file that was
-    deleted or replaced is refused until it is opened again.
+    *run* names the run, and every derived id depends on it. The default is the run of the file; a new file
+    gets the run ``default``, so that the same jobs have the same ids after a journal was deleted. *account*
+    names the service and the account of the jobs (see `kling_expand.config.account_name`). A file with tasks
+    of another account is refused; without *account* this is not checked. *clock* returns Unix seconds, and
+    *boot_clock* is the clock of `post_age`. It is `boot_time` by default, but None if you pass your own
+    *clock*. After a full disk, the next write tries again. A file that was deleted or replaced is refused
+    until it is reopened.
 
     Raises:
         JournalError: if, on entering or in any method, the file cannot be used.
@@ -138,18 +138,18 @@ class SQLiteStore(JobStore):
         self._given = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
         self.path: str = self._given
         self.run: str = run or ""
-        self.account: str = account  # once open, the file's; empty where it is not known
+        self.account: str = account  # once open, that of the file; empty if it is not known
         self._clock = clock
         self._boot_clock = boot_clock or (boot_time if clock is time.time else _no_boot_time)
         self._writes: WriteQueue[Statement] | None = None
-        self._earlier: set[str] = set()  # ids of tasks that a lost journal may have known
+        self._earlier: set[str] = set()  # ids of tasks that a lost journal may have recorded
         self._unlisted = False
 
     async def __aenter__(self) -> Self:
         if self._writes is not None:
             raise JournalError(f"the journal {self.path} is open already")
         self._loop = asyncio.get_running_loop()
-        # One object for each opening: the thread of an earlier one may still be closing its own.
+        # One object for each opening: the thread of an earlier one may still be closing its file.
         file = self._file = DatabaseFile(self._given, FORMAT)
         writes: WriteQueue[Statement] = WriteQueue(file.commit)
         try:
@@ -165,7 +165,7 @@ class SQLiteStore(JobStore):
         return self
 
     async def aclose(self) -> None:
-        """Write what is waiting, then close and unlock the file. A second call does nothing."""
+        """Write all waiting records, then close and unlock the file. A second call does nothing."""
         writes, self._writes = self._writes, None
         if writes is not None:
             await writes.close(lambda _db: None, self._file.close)
@@ -173,8 +173,8 @@ class SQLiteStore(JobStore):
     @classmethod
     @asynccontextmanager
     async def snapshot(cls, path: str | os.PathLike[str]) -> AsyncIterator[Self]:
-        """Open a temporary copy of a journal for reading, also while another process writes the journal."""
-        import tempfile  # imported here, as only those who watch a run need it
+        """Open a temporary copy of a journal for reading, even while another process writes to it."""
+        import tempfile  # imported here, as only `status` and `report` need it
 
         with tempfile.TemporaryDirectory(prefix="kling-expand-") as folder:
             copy = await asyncio.to_thread(copy_file, os.fsdecode(path), folder)
@@ -182,49 +182,49 @@ class SQLiteStore(JobStore):
                 yield store
 
     async def set_rows(self, rows: int) -> None:
-        """Record how many rows the present run has, for those who watch it, and forget earlier bad rows."""
+        """Record how many rows the current run has, and forget earlier bad rows."""
         await self._execute(partial(set_rows, rows))
 
     async def rows(self) -> int | None:
-        """Return how many rows the last run had, or None where it did not say."""
+        """Return how many rows the last run had, or None if that was not recorded."""
         return await self._execute(rows)
 
     async def keep_bad_row(self, name: str, reason: str) -> None:
-        """Record the *name* of a row that cannot be sent and so has no job, and the *reason*."""
+        """Record the *name* of a row that cannot be sent, and the *reason*; it has no job."""
         await self._execute(partial(keep_bad_row, name, reason))
 
     async def bad_rows(self) -> dict[str, str]:
-        """Return why rows of the last run could not be sent, by their names."""
+        """Return the reasons why rows of the last run could not be sent, by their names."""
         return await self._execute(bad_rows)
 
     async def keep_findings(self, external_task_id: str, findings: Iterable[str]) -> None:
-        """Store the *findings* of a check of a job's pictures, for the job with this *external_task_id*."""
+        """Store the *findings* of a check of the pictures of the job with this *external_task_id*."""
         await self._execute(partial(keep_findings, external_task_id, "\n".join(findings)))
 
     async def findings(self) -> dict[str, tuple[str, ...]]:
-        """Return what checks have found, by the external id of each job that was checked."""
+        """Return the findings of all checks, by the external id of the job."""
         return await self._execute(findings)
 
     async def mark_sending(self, external_task_id: str) -> None:
-        """Record that a create is about to be sent. Raises `JournalError` where a task is known."""
+        """Record that a create is about to be sent. Raises `JournalError` if a task is known."""
         boot = self._boot_clock()
         mark = f"{boot[0]} {boot[1]}" if boot else None
         await self._execute(partial(mark_sending, external_task_id, self._clock(), mark))
 
     async def post_age(self, job: JobRecord) -> float:
-        """Return the seconds since the last create, exactly if it was sent since the system was started."""
+        """Return the seconds since the last create, exact if it was sent since the last system start."""
         age, boot = await super().post_age(job), self._boot_clock()
         if boot is None or job.last_post_mark is None:
             return age
         name, _, seconds = job.last_post_mark.rpartition(" ")
         if name == boot[0]:
             return max(0.0, boot[1] - float(seconds))
-        return min(age, boot[1])  # it was sent before this start, or by another machine
+        return min(age, boot[1])  # it was sent before the last start, or by another machine
 
     async def record_intent(
         self, identity: JobIdentity, prepared: PreparedRequest, *, after: int = 0
     ) -> JobRecord:
-        """Record that a job is to be sent, and return the record to go on with; see `JobStore`."""
+        """Record that a job is to be sent, and return the record to continue with; see `JobStore`."""
         job = await super().record_intent(identity, prepared, after=after)
         name = job.external_task_id
         if job.may_exist or job.task_id is not None or prepared.request.external_task_id is not None:
@@ -238,7 +238,7 @@ class SQLiteStore(JobStore):
         return job
 
     async def recover(self, tasks: Iterable[Task] | None) -> None:
-        """Store the tasks that have derived ids, or look each new job up until the file is closed."""
+        """Store the tasks that have derived ids. Without *tasks*, each new job is looked up."""
         if tasks is None:
             self._unlisted = True
         else:
@@ -248,17 +248,17 @@ class SQLiteStore(JobStore):
         self.recovered: bool = True
 
     async def get(self, external_task_id: str) -> JobRecord | None:
-        """Return the record with this id, also of an earlier attempt, or None."""
+        """Return the record with this id, which may be of an earlier attempt, or None."""
         return await self._execute(partial(newest, "external_task_id = ?", (external_task_id,)))
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
-        """Return the newest record of *key*, or of exactly one request under it, or None."""
+        """Return the newest record of *key*, and of this *digest* if it is given, or None."""
         if digest is None:
             return await self._execute(partial(newest, "key = ?", (key,)))
         return await self._execute(partial(newest, SAME_REQUEST, (key, digest)))
 
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
-        """Iterate over the jobs in these states (without any, over all), oldest first, page by page."""
+        """Yield the jobs in these states (all jobs if none is given), oldest first, page by page."""
         after = 0
         while rows := await self._execute(partial(page, states or tuple(JobState), after)):
             for after, job in rows:  # noqa: B007 - where the next page begins
@@ -269,11 +269,11 @@ class SQLiteStore(JobStore):
         return await self._execute(counts)
 
     async def durations(self) -> str:
-        """Return what `keep_durations` has stored, or an empty text."""
+        """Return the text that `keep_durations` stored, or an empty one."""
         return await self._execute(durations)
 
     async def keep_durations(self, durations: str) -> None:
-        """Store how long the newest tasks took, for the poll schedule of a later process."""
+        """Store the *durations* of the newest tasks (text), for the poll schedule of a later process."""
         await self._execute(partial(keep_durations, durations))
 
     async def _claim(
@@ -298,7 +298,7 @@ class SQLiteStore(JobStore):
 
 
 def name_run(path: str, run: str, db: Connection) -> str:
-    """Return the name of the file's run, and set it where the file has none."""
+    """Return the name of the file's run, and set it if the file has none."""
     db.execute("INSERT OR IGNORE INTO meta VALUES ('run', ?)", (run or "default",))
     name: str = db.execute("SELECT value FROM meta WHERE name = 'run'").fetchone()[0]
     if run and run != name:
@@ -309,7 +309,7 @@ def name_run(path: str, run: str, db: Connection) -> str:
 
 
 def name_account(path: str, account: str, db: Connection) -> str:
-    """Return the account that the jobs of the file belong to, and set it while the file has no task."""
+    """Return the account of the jobs in the file, and set it while the file has no task."""
     row = db.execute("SELECT value FROM meta WHERE name = 'account'").fetchone()
     known: str = row[0] if row else ""
     if account in {"", known}:
@@ -323,7 +323,7 @@ def name_account(path: str, account: str, db: Connection) -> str:
 
 
 def set_rows(number: int, db: Connection) -> None:
-    """Store the number of rows of a run that begins."""
+    """Store the number of rows of a run at its start."""
     db.execute("DELETE FROM meta WHERE name GLOB ?", (f"{_BAD_ROW}*",))
     db.execute("INSERT OR REPLACE INTO meta VALUES ('rows', ?)", (str(number),))
 
@@ -335,20 +335,20 @@ def rows(db: Connection) -> int | None:
 
 
 def keep_bad_row(name: str, reason: str, db: Connection) -> None:
-    """Store why a row cannot be sent."""
+    """Store the reason why a row cannot be sent."""
     db.execute(
         "INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{_BAD_ROW}{_storable(name)}", _storable(reason))
     )
 
 
 def bad_rows(db: Connection) -> dict[str, str]:
-    """Return why rows could not be sent."""
+    """Return the reasons why rows could not be sent."""
     rows = db.execute("SELECT name, value FROM meta WHERE name GLOB ? ORDER BY rowid", (f"{_BAD_ROW}*",))
     return {name.removeprefix(_BAD_ROW): reason for name, reason in rows}
 
 
 def _storable(text: str) -> str:
-    """Return *text* without what SQLite cannot store: bytes of a file's name that are no text."""
+    """Return *text* without the bytes of file names that are not text, which SQLite cannot store."""
     return text.encode(errors="replace").decode()
 
 
@@ -364,21 +364,21 @@ def findings(db: Connection) -> dict[str, tuple[str, ...]]:
 
 
 def earlier_ids(db: Connection) -> set[str] | None:
-    """Return the ids of the tasks that a lost journal may have known, or None before they were stored."""
+    """Return the ids of tasks that a lost journal may have recorded, or None before they were stored."""
     if db.execute("SELECT 1 FROM meta WHERE name = 'recovered'").fetchone() is None:
         return None
     return {name for (name,) in db.execute("SELECT external_task_id FROM earlier_tasks")}
 
 
 def add_earlier_tasks(tasks: list[Task], db: Connection) -> None:
-    """Store the tasks that a lost journal may have known."""
+    """Store the tasks that a lost journal may have recorded."""
     rows = [(task.external_task_id, codec.pack(task)) for task in tasks]
     db.executemany("INSERT OR IGNORE INTO earlier_tasks VALUES (?, ?)", rows)
     db.execute("INSERT OR IGNORE INTO meta VALUES ('recovered', 'yes')")
 
 
 def earlier_task(external_task_id: str, db: Connection) -> Task:
-    """Return one of those tasks; without pictures it counts as running, so that it is read again."""
+    """Return one of those tasks. Without pictures it counts as running, so that it is read again."""
     query = "SELECT task FROM earlier_tasks WHERE external_task_id = ?"
     task = codec.unpack(db.execute(query, (external_task_id,)).fetchone()[0])
     pending = task.status is Status.SUCCEED and not task.images
@@ -397,14 +397,14 @@ def keep_durations(durations: str, db: Connection) -> None:
 
 
 def newest(where: str, values: tuple[Any, ...], db: Connection) -> JobRecord | None:
-    """Return the last inserted of the jobs that *where* and its *values* select, or None."""
+    """Return the last inserted job that *where* and its *values* select, or None."""
     query = f"SELECT {COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - our words
     row = db.execute(query, values).fetchone()
     return JobRecord(*row) if row else None
 
 
 def claim(draft: dict[str, Any], external_id: Callable[[int], str], after: int, db: Connection) -> JobRecord:
-    """Return the known attempt of *draft*, or the first or next one, which is inserted."""
+    """Return the known attempt of *draft*, or insert the first or next one and return it."""
     job = newest(SAME_REQUEST, (draft["key"], draft["params_hash"]), db)
     if job is None:
         if newest("key = ?", (draft["key"],), db):
@@ -430,7 +430,7 @@ def _insert(draft: dict[str, Any], external_task_id: str, attempt: int, db: Conn
 
 
 def mark_sending(external_task_id: str, now: float, mark: str | None, db: Connection) -> None:
-    """Store the time of a create. Raises `JournalError` where a task is known."""
+    """Store the time of a create. Raises `JournalError` if a task is known."""
     stored = db.execute(
         "UPDATE jobs SET last_post_at = ?, last_post_mark = ?, updated_at = ?"
         " WHERE external_task_id = ? AND task_id IS NULL",
@@ -441,7 +441,7 @@ def mark_sending(external_task_id: str, now: float, mark: str | None, db: Connec
 
 
 def transition(external_task_id: str, state: JobState, values: dict[str, Any], db: Connection) -> None:
-    """Set state and *values* in one UPDATE, which does nothing where the table of states forbids it."""
+    """Set the state and *values* in one UPDATE, which does nothing if the table of states forbids it."""
     new = {"state": state} | values
     task_id = values.get("task_id")
     moved = db.execute(
@@ -462,7 +462,7 @@ def _known(external_task_id: str, db: Connection) -> JobRecord:
 
 
 def page(states: tuple[JobState, ...], after: int, db: Connection) -> list[tuple[int, JobRecord]]:
-    """Return the next jobs after row *after*: one walk along the index for each state, merged."""
+    """Return the next jobs after row *after*, from one scan of the index for each state, merged."""
     walk = "SELECT * FROM (SELECT id FROM jobs WHERE latest = 1 AND state = ? AND id > ? ORDER BY id LIMIT ?)"
     ids = " UNION ALL ".join([walk] * len(states))
     query = f"SELECT id, {COLUMNS} FROM jobs WHERE id IN ({ids}) ORDER BY id LIMIT ?"  # noqa: S608 - our words
@@ -476,17 +476,17 @@ def counts(db: Connection) -> dict[JobState, int]:
     return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
 
-# ---------------------------------------------------------------------------- the queue of writes
+# ---------------------------------------------------------------------------- the write queue
 
 
 class WriteQueue(Generic[W]):
-    """Writes of one event loop, committed in the order they were put, on one worker thread.
+    """The writes of one event loop, committed in FIFO order on one worker thread.
 
-    *commit* is called with a list of writes and returns as many outcomes. An outcome that is an exception
-    is raised to the caller of that write. An exception raised by *commit* itself reaches all of them.
+    *commit* is called with a list of writes and returns one outcome for each. An outcome that is an exception
+    is raised in the caller of that write. An exception raised by *commit* itself is raised in all of them.
 
-    The thread runs only while there is work, and always through the loop's own `run_in_executor`, so that
-    a loop which counts its executor calls sees it and the interpreter can end.
+    The thread runs only while there is work, and always through the loop's own `run_in_executor`. So a loop
+    that counts its executor calls notices it, and the interpreter can exit.
     """
 
     def __init__(self, commit: Callable[[list[W]], list[Any]]) -> None:
@@ -501,7 +501,7 @@ class WriteQueue(Generic[W]):
         future = self._loop.create_future()
         self._waiting.append((write, future))
         if len(self._waiting) == 1 and self._writing is None:
-            self._loop.call_soon(self._next)  # after every other write of this turn of the loop
+            self._loop.call_soon(self._next)  # after every other write of this iteration of the loop
         return future
 
     async def run(self, function: Callable[[], None]) -> None:
@@ -509,15 +509,15 @@ class WriteQueue(Generic[W]):
         await self._loop.run_in_executor(self._thread, function)
 
     async def close(self, last: W, release: Callable[[], None]) -> None:
-        """Commit what waits and then *last*, and call *release* on the thread whatever happens."""
+        """Commit the waiting writes and then *last*. Always call *release* on the thread."""
         try:
             await asyncio.gather(self.put(last), return_exceptions=True)
             await self.run(release)
-        finally:  # after a cancellation too: what still waits is refused
+        finally:  # after a cancellation too: waiting writes are refused
             self.abort(release)
 
     def abort(self, release: Callable[[], None]) -> None:
-        """Refuse what waits, call *release* on the thread, and let the thread end by itself."""
+        """Refuse the waiting writes, call *release* on the thread, and let the thread end by itself."""
         for _write, future in self._waiting:
             _resolve(future, JournalError("the journal was closed before this was written"))
         self._waiting.clear()
@@ -525,7 +525,7 @@ class WriteQueue(Generic[W]):
         self._thread.shutdown(wait=False)
 
     def _next(self) -> None:
-        """Hand a batch to the thread, unless it is busy: then the next batch is taken when it is done."""
+        """Pass a batch to the thread. If the thread is busy, it takes the next batch when it is done."""
         if self._writing is not None or not self._waiting:
             return
         batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
@@ -540,7 +540,7 @@ class WriteQueue(Generic[W]):
         for future, outcome in zip(futures, outcomes, strict=True):
             _resolve(future, outcome)
         if self._waiting:
-            self._loop.call_soon(self._next)  # after the callers just answered, which may write again
+            self._loop.call_soon(self._next)  # after the callers just woken, which may write again
 
 
 def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:

@@ -1,17 +1,17 @@
-"""One locked and checked SQLite file: the only module that calls sqlite3.
+"""One locked and checked SQLite file. Only this module calls sqlite3.
 
-It opens, locks, checks and commits. The tables and their meaning belong to the caller.
+It opens, locks, checks and commits. The caller defines the tables.
 
-Three locks keep a second process away for as long as the file is open:
+Three locks keep other processes out while the file is open:
 
-- SQLite's own, in exclusive mode. It stops every program that uses SQLite, but POSIX drops all locks of a
-  process on a file as soon as that process closes any descriptor of it, as a backup by ``shutil.copy`` does.
-- A lock of one byte on an open file description, where the system has such locks (Linux). Only closing that
-  description ends it, so neither a copy nor a second store in the same process can. It is checked first.
+- SQLite's own lock, in exclusive mode. It stops every program that uses SQLite. But POSIX drops all locks of
+  a process on a file as soon as that process closes any descriptor of it, as ``shutil.copy`` does.
+- A lock of one byte on an open file description, if the system has such locks (Linux). Only closing that
+  description releases it, so neither a copy nor a second store in the same process can. It is checked first.
 - SQLite's lock again, renewed with each commit in case it was dropped.
 
-All of them know a file by its inode and so under every name, and the kernel drops them with the process.
-Except for its constructor, everything here runs on one thread.
+All of them identify a file by its inode, so they hold under every name, and the kernel drops them with the
+process. Apart from the constructor, everything here runs on one thread.
 """
 
 import contextlib
@@ -44,11 +44,11 @@ WORKER = "{worker}"  # in a path: the number of the first file that no other pro
 MAX_WORKERS = 1000
 COPY_TRIES = 50
 LOCK_TIMEOUT = 0.5  # seconds: a backup or a shell may hold a lock for a moment
-_SQLITE_BYTES = 512, 0x40000000  # where SQLite locks: length and first byte
-_OWN_BYTE = 0x40001000  # where it does not
+_SQLITE_BYTES = 512, 0x40000000  # the range that SQLite locks: length and first byte
+_OWN_BYTE = 0x40001000  # a byte outside that range
 
 _CAUSES = {
-    sqlite3.SQLITE_FULL: "the disk is full; make room and write again",
+    sqlite3.SQLITE_FULL: "the disk is full; free some space and write again",
     sqlite3.SQLITE_IOERR_LOCK: "it cannot be locked: it is read-only, or its file system has no locks",
     sqlite3.SQLITE_IOERR: "the disk refused a write: it is full, over a quota, or failing",
     sqlite3.SQLITE_READONLY: "the file or its directory is read-only",
@@ -63,7 +63,7 @@ _descriptors: set[int] = set()  # those that hold a lock
 
 @frozen
 class FileFormat:
-    """What a file must be: its `application_id` in the header, its schema version, its tables.
+    """The format of a file: its `application_id` in the header, its schema version and its tables.
 
     `migrations` are the scripts from each version to the next, beginning with version 1.
     """
@@ -81,12 +81,12 @@ class DatabaseFile:
         self.path: str = path
         self._format = file_format
         self._connection: Connection | None = None
-        self._descriptor = -1  # holds the lock, and knows whether the file was deleted
+        self._descriptor = -1  # holds the lock, and detects whether the file was deleted
         self._links = 1  # names of the file
         self._has_log = False
 
     def open(self) -> None:
-        """Lock the file, check it, and create its tables where it is new.
+        """Lock the file, check it, and create its tables if it is new.
 
         Raises:
             JournalError: if it cannot be used. A file of another kind is not changed.
@@ -104,7 +104,7 @@ class DatabaseFile:
         raise JournalError(f"all {MAX_WORKERS} journals {pattern} are open in other processes")
 
     def _open_within(self, seconds: float) -> None:
-        """Open the file as soon as it is not locked, or raise `JournalError` after these *seconds*."""
+        """Open the file as soon as it is unlocked, or raise `JournalError` after these *seconds*."""
         end_at = time.monotonic() + seconds
         while True:
             try:
@@ -116,7 +116,7 @@ class DatabaseFile:
             except JournalError:
                 self._drop()
                 raise
-            # Two processes that start together may lock each other out: each tries again at its own time.
+            # Two processes that start together may lock each other out, so each retries at a different time.
             time.sleep(0.005 * (1 + os.getpid() % 7))
 
     def _open(self) -> None:
@@ -143,7 +143,7 @@ class DatabaseFile:
         self._links, self._has_log = os.fstat(self._descriptor).st_nlink, mode == "wal"
 
     def _lock(self) -> None:
-        """Take the lock that only closing its descriptor ends. Raises `BlockingIOError`."""
+        """Acquire the lock that only closing its descriptor releases. Raises `BlockingIOError`."""
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
@@ -160,7 +160,7 @@ class DatabaseFile:
         db.execute(f"PRAGMA user_version = {self._format.version}")
 
     def _migrate(self, db: Connection) -> None:
-        """Bring a file of an earlier version up to date, within the transaction that is open."""
+        """Upgrade a file of an earlier version, within the open transaction."""
         version = db.execute("PRAGMA user_version").fetchone()[0]
         for script in self._format.migrations[version - 1 :]:
             for statement in script.split(";"):
@@ -168,7 +168,7 @@ class DatabaseFile:
         db.execute(f"PRAGMA user_version = {self._format.version}")
 
     def _check(self, db: Connection) -> bool:
-        """Return whether the file is new. Raises `JournalError` for one that is not a whole journal."""
+        """Return whether the file is new. Raises `JournalError` if it is not an intact journal."""
         application_id, version, tables = (
             db.execute(question).fetchone()[0]
             for question in (
@@ -194,14 +194,14 @@ class DatabaseFile:
     def _warn_of_loss(self, db: Connection, *, new: bool, log_found: bool) -> None:
         """Warn if records may be missing although the file itself is valid."""
         if new:
-            logger.warning("the journal %s was an empty file, and is a new journal now", self.path)
+            logger.warning("the journal %s was an empty file and is now a new journal", self.path)
             return
         killed = db.execute("SELECT count(*) FROM meta WHERE name = 'pid'").fetchone()[0]
         mode = db.execute("PRAGMA journal_mode").fetchone()[0]
         if killed and mode == "wal" and not log_found:
             logger.warning(
                 "the journal %s was not closed, and %s-wal is missing: unless another program has opened it"
-                " since, the last records are lost; restore that file before you go on",
+                " since, the last records are lost; restore that file before you continue",
                 self.path,
                 self.path,
             )
@@ -237,7 +237,7 @@ class DatabaseFile:
         return outcomes
 
     def _renew_lock(self) -> None:
-        """Lock SQLite's bytes again, which changes nothing unless this process has dropped its locks."""
+        """Lock SQLite's bytes again. This has no effect unless this process has dropped its locks."""
         if fcntl is None or self._descriptor < 0:
             return
         try:
@@ -248,9 +248,9 @@ class DatabaseFile:
             ) from None
 
     def _is_lost(self) -> bool:
-        """Return whether the path no longer leads to the open file.
+        """Return whether the path no longer refers to the open file.
 
-        Inode numbers are compared only when the file has lost a name, as they change by themselves on some
+        Inode numbers are compared only if the file has lost a name, because they change by themselves on some
         FUSE and network mounts.
         """
         try:
@@ -294,10 +294,10 @@ class DatabaseFile:
 
 
 def copy_file(path: str, folder: str) -> str:
-    """Copy a file that another process may be writing into *folder*, and return the path of the copy.
+    """Copy a file to *folder*, even while another process writes to it. Return the path of the copy.
 
     Raises:
-        JournalError: if it cannot be read, or was rewritten during each of several tries.
+        JournalError: if it cannot be read, or was rewritten during each of several attempts.
     """
     target = os.path.join(folder, os.path.basename(path))  # noqa: PTH118, PTH119 - paths are text here
     try:
@@ -309,8 +309,8 @@ def copy_file(path: str, folder: str) -> str:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(path + log, target + log)
             after = os.stat(path)  # noqa: PTH116
-            # What is appended to the log meanwhile is no harm. A checkpoint rewrites the file, and then the
-            # log that was copied may belong to another state of it.
+            # Appending to the log in the meantime is harmless. But a checkpoint rewrites the file, and the
+            # copied log may then belong to another state of it.
             if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size):
                 return target
             time.sleep(0.02)
@@ -320,7 +320,7 @@ def copy_file(path: str, folder: str) -> str:
 
 
 def writer_of(path: str) -> int | None:
-    """Return the id of the process that has the file open, or None. It is read without the lock."""
+    """Return the id of the process that has the file open, or None. The lock is not needed."""
     with contextlib.suppress(sqlite3.Error, ValueError):
         peek = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         with contextlib.closing(peek):
@@ -330,7 +330,7 @@ def writer_of(path: str) -> int | None:
 
 
 def set_journal_mode(db: Connection) -> str:
-    """Set the safest journal mode that the file system allows, and return it."""
+    """Set the safest journal mode that the file system supports, and return it."""
     mode: str = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     # Without a write-ahead log a COMMIT deletes another file, so its directory must be flushed too.
     db.execute(f"PRAGMA synchronous = {'FULL' if mode == 'wal' else 'EXTRA'}")
@@ -338,7 +338,7 @@ def set_journal_mode(db: Connection) -> str:
 
 
 def _outcome(statement: Statement, db: Connection) -> Any:
-    """Return a result or an exception. An error that this statement alone causes leaves the others alone."""
+    """Return a result or an exception. An error of this statement alone does not affect the others."""
     try:
         return statement(db)
     except sqlite3.IntegrityError as error:
@@ -352,7 +352,7 @@ def _outcome(statement: Statement, db: Connection) -> Any:
 
 
 def _try_lock(lock: Callable[[], object]) -> None:
-    """Lock without waiting. A file system without locks is left to SQLite. Raises `BlockingIOError`."""
+    """Lock without waiting. Without locks in the file system, SQLite decides. Raises `BlockingIOError`."""
     try:
         lock()
     except OSError as error:
@@ -371,7 +371,7 @@ def _primary_code(error: BaseException | None) -> int:
 
 
 def _close_in_child() -> None:
-    """Close the descriptors that a forked child has inherited: it would keep the locks of a dead parent."""
+    """Close the descriptors that a forked child has inherited, which would keep a dead parent's locks."""
     while _descriptors:
         os.close(_descriptors.pop())
 

@@ -454,7 +454,7 @@ async def test_a_long_answer_is_refused_before_it_is_read(params: dict[str, Any]
             await exchange.writer.drain()
 
     async with loopback(endless) as server, opened(server) as session:
-        with pytest.raises(ProtocolError, match=f"the answer must have at most {limit} bytes"):
+        with pytest.raises(ProtocolError, match=f"the response must have at most {limit} bytes"):
             await session.call("GET", "/x", codec.decode_task, params=params)
 
 

@@ -197,7 +197,7 @@ async def test_a_refusal_of_a_tunnel_is_named(status: int, *, retryable: bool) -
         async with Session(
             Settings(base_url=HIDDEN, proxy=url), StaticKey("a-key-of-ours"), rng=Random(1)
         ) as session:
-            with pytest.raises(TransportError, match=f"which answered {status}") as caught:
+            with pytest.raises(TransportError, match=f"which responded {status}") as caught:
                 await session.call("POST", "/x", codec.decode_task, body=partial(Body, b"{}"))
         assert (caught.value.sent, caught.value.retryable) == (False, retryable)
         assert no_secret(caught.value, "pass-word", "a-key-of-ours", b64encode(b"me:pass-word").decode())
@@ -392,7 +392,7 @@ async def test_a_function_that_makes_no_session_is_refused(wrong: Any) -> None:
 )
 def test_a_session_of_yours_has_its_own_network(network: dict[str, Any]) -> None:
     """A proxy, a context or traces beside a session would be ignored, so they are refused."""
-    with pytest.raises(ConfigurationError, match=f"{next(iter(network))} must not be given beside http"):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(network))} must not be given with http"):
         KlingClient(api_key="k", http=aiohttp.ClientSession, **network)
 
 

@@ -277,7 +277,11 @@ def test_a_thousand_open_tasks_still_share_their_reads() -> None:
     assert sum(watched.latency[1000:]) / 2000 < 0.7
 
 
-PASSING: list[KlingError] = [ServerError("503"), TransportError("reset"), TransportError("no answer in time")]
+PASSING: list[KlingError] = [
+    ServerError("503"),
+    TransportError("reset"),
+    TransportError("no response in time"),
+]
 
 
 @pytest.mark.parametrize("error", PASSING, ids=str)

@@ -157,7 +157,7 @@ def test_a_photo_that_is_cut_short_is_named(tmp_path: Path, arguments: tuple[str
     with shell() as kling:
         done = kling(*words, *files, "--up", 0.5, "-o", tmp_path / "out")
         sent = len(kling.emulator.account.tasks)
-    said = f"{cut}: image: the file is incomplete (cut short): {cut}; copy it again from the camera or phone"
+    said = f"{cut}: image: the file is incomplete (truncated): {cut}; copy it again from the camera or phone"
     assert [line for line in done.stderr.splitlines() if str(cut) in line] in ([said], [f"{said}; not sent"])
     assert sent == (1 if arguments == ("bulk",) else 0)
     if "--dry-run" in words:

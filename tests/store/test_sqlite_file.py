@@ -497,7 +497,7 @@ async def test_a_full_disk(path: Path) -> None:
     async with SQLiteStore(path) as journal:
         await journal._execute(lambda db: db.execute("PRAGMA max_page_count = 60").fetchall())
         done = await fill(journal)
-        with pytest.raises(JournalError, match="the disk is full; make room"):
+        with pytest.raises(JournalError, match="the disk is full; free some space"):
             await write(journal, "again", "x" * 20_000)
         assert [job.key async for job in journal.jobs()] == done
         await journal._execute(lambda db: db.execute("PRAGMA max_page_count = 10000").fetchall())

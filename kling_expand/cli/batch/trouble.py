@@ -53,4 +53,4 @@ def failure_text(error: KlingError, host: str) -> str:
     cause: object = error.__cause__
     cause = getattr(cause, "os_error", None) or cause
     causes = [_CAUSES[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _CAUSES]
-    return f"no answer from {host} ({causes[0]})" if causes else error.message
+    return f"no response from {host} ({causes[0]})" if causes else error.message

@@ -67,7 +67,7 @@ async def watch(
         with Live(console=console, auto_refresh=False, transient=False) as live:
             while True:
                 table, age = stats_table(stats, live.console.width), loop.time() - read_at
-                late = Text(f"no answer from the database: these numbers are {span(age)} old", "bold red")
+                late = Text(f"no response from the database: these numbers are {span(age)} old", "bold red")
                 live.update(Group(table, late) if age > every + STALE_AFTER else table, refresh=True)
                 await asyncio.sleep(every)
                 reading = reading or asyncio.ensure_future(read())

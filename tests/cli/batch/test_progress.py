@@ -228,11 +228,11 @@ def test_trouble_is_shown_with_its_cause_and_time_limit() -> None:
     progress = Progress(9, clock=clock)
     refused = unreachable(ConnectionRefusedError())
     text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
-    assert "no answer from api-singapore.klingai.com (refused), giving up in 8 s" in text
-    assert "no answer" not in trouble(progress, clock, None, kind=EventKind.CREATE)
+    assert "no response from api-singapore.klingai.com (refused), giving up in 8 s" in text
+    assert "no response" not in trouble(progress, clock, None, kind=EventKind.CREATE)
     # A service that is known to exist is waited for longer.
     text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
-    assert "no answer from api-singapore.klingai.com (refused), giving up in 1:58" in text
+    assert "no response from api-singapore.klingai.com (refused), giving up in 1:58" in text
 
 
 @pytest.mark.parametrize(
@@ -299,9 +299,11 @@ def plain(tmp_path: Path, *arguments: str) -> str:
 def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
     """While the service is away in mid-run a line says so, and another its end; -v tells each failed call."""
     err = plain(tmp_path, "-v")
-    assert re.search(r"^no answer from 127.0.0.1:\d+ \(\w+( \w+)?\), giving up in 14:5\d$", err, re.MULTILINE)
+    assert re.search(
+        r"^no response from 127.0.0.1:\d+ \(\w+( \w+)?\), giving up in 14:5\d$", err, re.MULTILINE
+    )
     assert "the service answers again\n" in err
-    assert re.search(r"^read of \S+, attempt \d, failed: no answer from .*; again in ", err, re.MULTILINE)
+    assert re.search(r"^read of \S+, attempt \d, failed: no response from .*; again in ", err, re.MULTILINE)
 
 
 def test_quiet_prints_results_only(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_cause_of_a_silent_host_is_named(cause: Exception, said: str) -> Non
     """The cause is that of the error, or of the connection error behind it."""
     error, outer = TransportError("x"), Exception()
     error.__cause__ = cause
-    assert failure_text(error, "host").startswith("no answer from host (")
+    assert failure_text(error, "host").startswith("no response from host (")
     assert said in failure_text(error, "host")
     vars(outer)["os_error"] = cause
     error.__cause__ = outer

@@ -63,10 +63,10 @@ async def test_the_live_view_says_that_the_database_is_gone() -> None:
 
     watching = asyncio.create_task(watch(read, 1.0, console))
     await asyncio.sleep(4.5)
-    assert "no answer from the" in console.export_text(clear=False)
+    assert "no response from the" in console.export_text(clear=False)
     assert "numbers are 4 s old" in " ".join(console.export_text().split())
     await asyncio.sleep(5)
-    assert "no answer" not in console.export_text().split("kling-expand fleet")[-1]
+    assert "no response" not in console.export_text().split("kling-expand fleet")[-1]
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching

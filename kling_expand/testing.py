@@ -435,7 +435,7 @@ class JobStoreContract:
         await store.mark_sending(name)
         await store.observe(name, RUNNING)
         before = await store.get(name)
-        with pytest.raises(JournalError, match="exists already") as caught:
+        with pytest.raises(JournalError, match="already has a task") as caught:
             await store.mark_sending(name)
         assert (caught.value.task_id, caught.value.external_task_id) == ("t1", name)
         assert before == await store.get(name)

@@ -75,7 +75,7 @@ class Pass:
     def packed(self) -> dict[str, Any]:
         """Return the pass as the note of its job."""
         image = self.request.image
-        photo = os.path.abspath(str(image)) if isinstance(image, str | os.PathLike) else None  # noqa: PTH100 - text
+        photo = _location(image) if isinstance(image, str | os.PathLike) else None
         steps = [[each.up, each.down, each.left, each.right] for each in self.steps]
         packed = codec.pack_request(self.request, self.steps[0])
         own = {"number": self.number, "steps": steps, "photo": photo, "request": packed}
@@ -91,6 +91,28 @@ def pass_of(record: JobRecord) -> Pass | None:
     request = codec.unpack_request(found["request"], found["photo"] or "", found["key"])
     steps = tuple(Ratios(*each) for each in found["steps"])
     return Pass(found["number"], steps, request, found["before"], note)
+
+
+async def first_pass(request: ExpandRequest, limit: int, note: Mapping[str, Any] | None = None) -> Pass:
+    """Return the first of at most *limit* passes of a request, planned for the size of its photo.
+
+    Raises:
+        GeometryError: if more passes are needed.
+        ImageError: if the photo cannot be read.
+        InvalidRequest: if the photo is at a URL, so that its size is not known.
+    """
+    return Pass(1, tuple(plan(*await _size(request), request.geometry, limit)), request, note=note)
+
+
+async def earlier_jobs(store: JobStore, step: Pass) -> list[JobRecord]:
+    """Return the jobs of the passes before a known one, the first pass first."""
+    found: list[JobRecord] = []
+    before = step.before
+    while before and (record := await store.get(before)):
+        found.insert(0, record)
+        earlier = pass_of(record)
+        before = earlier.before if earlier else None
+    return found
 
 
 @frozen
@@ -176,19 +198,11 @@ class Passes:
             return found
         if self._request is None:
             raise InvalidRequest("request", None, "must be given, or a known job")
-        request = await _readable_again(self._request)
-        steps = tuple(plan(*await _size(request), request.geometry, self._limit))
-        return Pass(1, steps, request, note=self._note)
+        return await first_pass(await _readable_again(self._request), self._limit, self._note)
 
     async def _read_earlier(self, found: Pass) -> None:
         """Read the results of the passes before a known one."""
-        chain: list[JobRecord] = []
-        before = found.before
-        while before and (record := await self._jobs.store.get(before)):
-            chain.insert(0, record)
-            earlier = pass_of(record)
-            before = earlier.before if earlier else None
-        for number, record in enumerate(chain, 1):
+        for number, record in enumerate(await earlier_jobs(self._jobs.store, found), 1):
             result = await self._renewed(await self._jobs.resume(record))
             own = evolve(found, number=number).own_request()
             self.result = evolve(result, request=own, earlier=self.result)
@@ -219,6 +233,12 @@ class Passes:
         request = evolve(request, key=step.key(durable=self._jobs.store.durable))
         self._aside.wanted = step.units_after
         return self._jobs.submit(request, step.packed(), self._aside)
+
+
+def _location(image: str | os.PathLike[str]) -> str:
+    """Return where a photo is, for another process: its absolute path, or its URL."""
+    place = os.fspath(image)
+    return place if "://" in place else os.path.abspath(place)  # noqa: PTH100 - links stay as they were given
 
 
 async def _readable_again(request: ExpandRequest) -> ExpandRequest:

@@ -1,6 +1,7 @@
 """One fleet job: its payload in a queue, and its execution up to its outcome in the store.
 
-A payload is the request as JSON, with the location of the photo instead of the photo.
+A payload is the request as JSON, with the location of the photo instead of the photo. It may allow several
+passes (see `kling_expand.fleet.passes`).
 
 Any queue may call `execute` that runs a started job again, on this or another machine, until the call
 returns. A call may be cancelled at any point, and two calls may run one job at the same
@@ -15,11 +16,11 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import attrs
@@ -34,7 +35,6 @@ from kling_expand.errors import (
     ClientClosed,
     DeadlineExceeded,
     DownloadError,
-    GeometryError,
     ImageError,
     InvalidRequest,
     IPNotAllowed,
@@ -154,40 +154,80 @@ async def execute(
     """
     history = history or History()
     key: str = payload["key"]
+    runner = _Runner(context, history, priority)
     try:
-        if context.callback_url:
-            payload = {"callback_url": context.callback_url, **payload}
-        request = unpack(payload)
+        added = {"callback_url": context.callback_url} if context.callback_url else {}
+        request = unpack({**added, **payload})
         _check_full_size(request, context, history)
-        result = await _result(request, context, history, priority)
+        result = await _result(payload, request, runner)
     except TakenOver:
         raise
     except Exception as error:  # noqa: BLE001 - a bug must not lose a job
-        outcome = _failure(key, error, history.attempts)
+        outcome = _failure(key, error, history.attempts, runner.paid)
         await context.store.record_outcome(outcome, queued=history.queued)
         return outcome
     return await _ended(request, result, context, history)
 
 
-async def _result(
-    request: ExpandRequest, context: WorkerContext, history: History, priority: int
-) -> ExpandResult:
-    """Return the result of the job's task, which is created if there is none."""
-    known = await _known(request, context.store) if history.follow or history.forbidden else None
-    result = None
-    if known is not None:
-        with suppress(NotSubmitted):  # there is no task after all, and only the payload has the photo
-            result = await context.client.resume_job(known, priority=priority)
-    if result is None and history.forbidden:
-        raise WorkersDied(f"{history.deaths} workers died running this job, the last one with no other job")
-    if result is None:
-        async with nullcontext() if known else context.hold(request.n, str(request.key)):
-            result = await _submit(request, context, priority)
-            await context.store.observe(_external_task_id(result), result.task)
-    else:
+async def _result(payload: Payload, request: ExpandRequest, runner: "_Runner") -> ExpandResult:
+    """Return the result of the job's task, which is created if there is none, or that of its last pass."""
+    if payload.get("passes", 1) != 1:
+        from .passes import run_passes  # imported here, as few jobs need it
+
+        async for result in run_passes(payload, request, runner, load):
+            runner.paid = result
+        if runner.paid is not None:
+            return runner.paid
+    if runner.history.follow or runner.history.forbidden:
+        known = await _known(request, runner.store)
+        if known is not None and (followed := await runner.follow(known)):
+            return followed
+    return await runner.create(request)
+
+
+@attrs.define
+class _Runner:
+    """Runs the tasks of one job. `paid` is the result of its last pass so far, where it has several."""
+
+    context: WorkerContext
+    history: History
+    priority: int
+    paid: ExpandResult | None = None
+
+    @property
+    def store(self) -> PostgresStore:
+        return self.context.store
+
+    async def follow(self, known: JobRecord) -> ExpandResult | None:
+        """Return the result of a known job without its photo and permits, or None if it has no task."""
+        try:
+            result = await self.context.client.resume_job(known, priority=self.priority)
+        except NotSubmitted:  # its create was lost, and its photo is not in the store
+            return None
         # The end must be in the store before the queue deletes the job, else it would still count.
-        await context.store.observe(_external_task_id(result), result.task)
-    return result
+        await self.store.observe(_external_task_id(result), result.task)
+        return result
+
+    async def create(self, request: ExpandRequest, note: Mapping[str, Any] | None = None) -> ExpandResult:
+        """Return the result of a new task, whose record in the store has the *note*."""
+        if self.history.forbidden:
+            deaths = f"{self.history.deaths} workers died running this job"
+            raise WorkersDied(f"{deaths}, the last one with no other job")
+        async with self.context.hold(request.n, str(request.key)):
+            result = await self._submit(request, note)
+            await self.store.observe(_external_task_id(result), result.task)
+        return result
+
+    async def _submit(self, request: ExpandRequest, note: Mapping[str, Any] | None) -> ExpandResult:
+        """Submit a job; where its photo is gone, continue with the task that an earlier submission made."""
+        client = self.context.client
+        try:
+            return await client.submit(await load(request), priority=self.priority, note=note)
+        except ImageError:
+            known = None if note else await _known(request, self.store)
+            if known is None or known.state is JobState.FAILED:
+                raise
+            return await client.resume_job(known, priority=self.priority)
 
 
 def _check_full_size(request: ExpandRequest, context: WorkerContext, history: History) -> None:
@@ -195,17 +235,6 @@ def _check_full_size(request: ExpandRequest, context: WorkerContext, history: Hi
     if context.full_size and not history.follow and _scheme(str(request.image)) in {"http", "https"}:
         limit = "must be a path or in an object store for workers with --full-size"
         raise InvalidRequest("image", source_name(request.image), limit)
-
-
-async def _submit(request: ExpandRequest, context: WorkerContext, priority: int) -> ExpandResult:
-    """Submit a job; where its photo is gone, continue with the task that an earlier submission made."""
-    try:
-        return await context.client.submit(await load(request), priority=priority)
-    except ImageError:
-        known = await _known(request, context.store)
-        if known is None or known.state is JobState.FAILED:
-            raise
-        return await context.client.resume_job(known, priority=priority)
 
 
 async def _known(request: ExpandRequest, store: PostgresStore) -> JobRecord | None:
@@ -222,19 +251,22 @@ async def _known(request: ExpandRequest, store: PostgresStore) -> JobRecord | No
     return known if same and known.source in {None, str(request.image)} else None
 
 
-def _failure(key: str, error: Exception, attempts: int) -> JobOutcome:
-    """Return the outcome of a job that ended by *error*, or raise `RetryLater`."""
+def _failure(key: str, error: Exception, attempts: int, earlier: ExpandResult | None = None) -> JobOutcome:
+    """Return the outcome of a job that ended by *error* after an *earlier* pass, or raise `RetryLater`."""
     delay = retry_delay(error, attempts)
     if delay is not None:
         logger.info("job %s is retried in %g seconds: %s", key, delay, error)
         raise RetryLater(delay, charge=delay > 0) from error
     task_id = getattr(error, "task_id", None)
     external_task_id = getattr(error, "external_task_id", None)
-    reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, GeometryError) and "passes=" in error.advice:
-        reason += "; a job of a fleet is one pass, so use KlingClient.expand or `kling-expand bulk --passes`"
-    paid = isinstance(error, TaskFailed) or task_id is not None
-    return JobOutcome(key, "failed" if paid else "refused", external_task_id, task_id, error=reason)
+    reason, units = f"{type(error).__name__}: {error}", None
+    if earlier is not None:
+        units = _units(earlier)
+        reason += f"; an earlier pass is paid as task {earlier.task_id}, and a new submission continues it"
+        if task_id is None:
+            task_id, external_task_id = earlier.task_id, earlier.external_task_id
+    status = "failed" if isinstance(error, TaskFailed) or task_id is not None else "refused"
+    return JobOutcome(key, status, external_task_id, task_id, units=units, error=reason)
 
 
 async def _ended(
@@ -301,8 +333,18 @@ def _external_task_id(result: ExpandResult) -> str:
 
 def _succeeded(key: str, result: ExpandResult, files: tuple[str, ...]) -> JobOutcome:
     urls = tuple(image.url for image in result.images)
+    return JobOutcome(
+        key, "succeeded", _external_task_id(result), result.task_id, urls, files, _units(result)
+    )
+
+
+def _units(result: ExpandResult) -> int | float | None:
+    """Return what the task of a result and those of earlier passes cost, None where one did not report it."""
     units: Any = result.task.units
-    return JobOutcome(key, "succeeded", _external_task_id(result), result.task_id, urls, files, units)
+    if result.earlier is None or units is None:
+        return cast("int | float | None", units)
+    before = _units(result.earlier)
+    return None if before is None else before + units
 
 
 def retry_delay(error: Exception, attempt: int) -> float | None:
@@ -326,10 +368,11 @@ def retry_delay(error: Exception, attempt: int) -> float | None:
 # ---------------------------------------------------------------------------- payloads
 
 
-def pack(request: ExpandRequest) -> Payload:
+def pack(request: ExpandRequest, passes: int = 1) -> Payload:
     """Return *request* as a payload with a key: its own, or a digest of everything it asks for.
 
-    A path is made absolute, because another process reads it.
+    A path is made absolute, because another process reads it. The number of *passes* that are allowed
+    changes no key, so a job that needs one pass is the same job with any number.
 
     Raises:
         InvalidRequest: if the photo is not a path or URL, or the geometry is of a class of the caller.
@@ -344,7 +387,7 @@ def pack(request: ExpandRequest) -> Payload:
             payload[field.name] = value
     if "key" not in payload:
         payload["key"] = hashlib.sha256(repr(sorted(payload.items())).encode()).hexdigest()[:32]
-    return payload
+    return payload if passes == 1 else payload | {"passes": passes}
 
 
 def unpack(payload: Payload) -> ExpandRequest:
@@ -354,7 +397,7 @@ def unpack(payload: Payload) -> ExpandRequest:
         InvalidRequest: if a value is not allowed.
     """
     try:
-        values = dict(payload)
+        values = {name: value for name, value in payload.items() if name != "passes"}
         geometry = dict(values.pop("geometry"))
         return ExpandRequest(geometry=_GEOMETRIES[geometry.pop("kind")](**geometry), **values)
     except (KeyError, TypeError, AttributeError) as error:
@@ -390,8 +433,8 @@ async def load(request: ExpandRequest) -> ExpandRequest:
         MissingExtra: if the extra `objects` is not installed.
         TransportError: if the store cannot be read.
     """
-    location = str(request.image)
-    if not in_object_store(location):
+    location = request.image
+    if not isinstance(location, str) or not in_object_store(location):
         return request
     try:
         async with asyncio.timeout(OBJECT_TIMEOUT):
@@ -432,11 +475,11 @@ async def save_full_size(
             content: Any = (await load(request)).image
             await asyncio.to_thread(copy.write_bytes, content)
             photo = str(copy)
-        size = (await load_photo(photo)).dimensions
-        ratios = resolve_geometry(request, Dialect.EDITING, size)
-        return await save(
-            evolve(result, request=evolve(request, geometry=ratios)), target, name, full_size=photo
-        )
+        if result.earlier is None:  # the result of a pass has its own ratios
+            size = (await load_photo(photo)).dimensions
+            ratios = resolve_geometry(request, Dialect.EDITING, size)
+            result = evolve(result, request=evolve(request, geometry=ratios))
+        return await save(result, target, name, full_size=photo)
 
 
 async def save(

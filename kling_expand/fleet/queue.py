@@ -27,7 +27,7 @@ from psycopg.types.json import Jsonb
 from kling_expand.config import webhook_secret
 from kling_expand.errors import JournalError
 from kling_expand.jobs.bulk import each
-from kling_expand.models import ExpandRequest
+from kling_expand.models import ExpandRequest, check
 from kling_expand.store.base import JobState
 from kling_expand.store.postgres import (
     OUTCOME_COLUMNS,
@@ -281,14 +281,18 @@ class Fleet:
 
     # ------------------------------------------------------------------ submitters and readers
 
-    async def submit(self, request: ExpandRequest, *, priority: int = 0) -> str:
+    async def submit(self, request: ExpandRequest, *, passes: int = 1, priority: int = 0) -> str:
         """Queue one request and return its key. Jobs of higher *priority* run first.
+
+        A geometry that needs more than three times the area is reached in up to *passes* tasks, each of which
+        is paid, as in `KlingClient.expand`. A photo at an http(s) URL has one, as its size is not known.
 
         Raises:
             InvalidRequest: if the request cannot be queued: its photo is bytes, for example.
             JournalError: if the database is unreachable or has no tables.
         """
-        payload = pack(request)
+        check(passes=passes)
+        payload = pack(request, passes)
         await self.check()
         await self._insert([payload], priority)
         key: str = payload["key"]
@@ -298,19 +302,21 @@ class Fleet:
         self,
         requests: Iterable[ExpandRequest] | AsyncIterable[ExpandRequest],
         *,
+        passes: int = 1,
         priority: int = 0,
         max_queued: int = MAX_QUEUED,
     ) -> int:
         """Queue the requests of any iterable or async iterable, and return their number.
 
         While *max_queued* jobs are in the queue nothing more is read. A job of higher *priority* is taken
-        first. Jobs are identified by their keys, and a job queued twice is executed once. After a crash the
-        same call can simply be repeated.
+        first. *passes* is as in `submit`. Jobs are identified by their keys, and a job queued twice is
+        executed once. After a crash the same call can simply be repeated.
 
         Raises:
             InvalidRequest: if a request cannot be queued.
             JournalError: if the database is unreachable or has no tables.
         """
+        check(passes=passes)
         await self.check()
         count, room = 0, 0
         batch: list[Payload] = []
@@ -323,7 +329,7 @@ class Fleet:
                         room = max_queued - (await self._counts())[0]
                         if room <= 0:
                             await asyncio.sleep(POLL_INTERVAL)
-                    batch.append(pack(request))
+                    batch.append(pack(request, passes))
                     if len(batch) >= min(BATCH, room):
                         room -= len(batch)
                         count += await inserting  # the database has one batch while the next is packed

@@ -18,7 +18,7 @@ MAX_TASK_AGE = 3600.0  # seconds after its create that a task counts which no wo
 _COUNTS = f"""{AT_SERVICE} AND account = of_account
     AND coalesce(last_post_mark::double precision, last_post_at) > extract(epoch FROM now())
     - {MAX_TASK_AGE}"""
-IMAGES = "(params::json ->> 'n')::integer"
+IMAGES = "(split_part(params, chr(10), 1)::json ->> 'n')::integer"  # the note of the job is on the next line
 SCHEMA = f"""
 DROP FUNCTION IF EXISTS kling_permits_take, kling_permits_release, kling_permits_join, kling_permits_lock,
     kling_permits_held, kling_permit, kling_requeue, kling_take, kling_requeue_stalled, kling_beat;

@@ -375,9 +375,11 @@ def task_exists(external_task_id: str, task_id: str | None) -> JournalError:
     )
 
 
-def warn_of_other_parameters(key: str) -> None:
-    """Log that a known key is used with a new request."""
-    logger.warning("job %r has different parameters than before: it is a new task", key)
+def warn_of_other_parameters(key: str, params: str) -> None:
+    """Log that a known key is used with a new request, unless its note says that it is a later pass."""
+    step = codec.unpack_note(params).get("pass")
+    if not isinstance(step, dict) or step.get("before") is None:
+        logger.warning("job %r has different parameters than before: it is a new task", key)
 
 
 def warn_of_two_tasks(external_task_id: str, known: str | None, task_id: str | None) -> None:
@@ -463,7 +465,7 @@ class MemoryStore(JobStore):
                 "two jobs cannot have one external_task_id", external_task_id=job.external_task_id
             )
         if known:
-            warn_of_other_parameters(key)
+            warn_of_other_parameters(key, draft["params"])
         while len(self._jobs) >= self._limit:
             self._drop(next(iter(self._jobs.values())))
         self._jobs[job.external_task_id] = job

@@ -45,12 +45,13 @@ class TakenOver(JournalError):
 class JobOutcome:
     """The outcome of one job of a fleet.
 
-    `status` is ``succeeded``, ``failed`` (its task failed, or can no longer be followed), ``refused`` (no
-    task exists) or ``cancelled``. `urls` are valid for 30 days (documented). `files` are the paths or URLs of
-    the saved pictures. `units` is the number of units billed, or None if the service did not report it.
-    `ended_at` is in Unix seconds. `saved` is False if the pictures of a succeeded task could not be saved
-    yet, and `error` says why. Saving is retried, and a later outcome of the same key replaces this one. If
-    `saved` is True, `error` says why a succeeded task has no pictures at full size.
+    `status` is ``succeeded``, ``failed`` (its task failed, can no longer be followed, or is paid, but a later
+    pass was refused), ``refused`` (no task exists) or ``cancelled``. Ids and `urls` are those of the last
+    task. `urls` are valid for 30 days (documented). `files` are the paths or URLs of the saved pictures.
+    `units` is the number of units billed for all passes, or None if the service did not report it. `ended_at`
+    is in Unix seconds. `saved` is False if the pictures of a succeeded task could not be saved yet, and
+    `error` says why. Saving is retried, and a later outcome of the same key replaces this one. If `saved` is
+    True, `error` says why a succeeded task has no pictures at full size.
     """
 
     key: str
@@ -230,7 +231,7 @@ class PostgresStore(JobStore):
             rows = await self._database.fetch(_CLAIM, *row, self._clock(), self.owner)
             *columns, inserted, key_known = rows[0]
             if inserted and key_known and attempt == 1:
-                warn_of_other_parameters(key)
+                warn_of_other_parameters(key, draft["params"])
             job = JobRecord(*columns) if columns[0] is not None else None
             if job is not None and (inserted or (job.state is not JobState.FAILED and job.attempt > after)):
                 return job

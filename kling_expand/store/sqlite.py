@@ -408,7 +408,7 @@ def claim(draft: dict[str, Any], external_id: Callable[[int], str], after: int, 
     job = newest(SAME_REQUEST, (draft["key"], draft["params_hash"]), db)
     if job is None:
         if newest("key = ?", (draft["key"],), db):
-            warn_of_other_parameters(draft["key"])
+            warn_of_other_parameters(draft["key"], draft["params"])
         return _insert(draft, external_id(after + 1), after + 1, db)
     if job.state is JobState.FAILED or job.attempt <= after:
         number = max(job.attempt, after) + 1

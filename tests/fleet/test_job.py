@@ -129,7 +129,17 @@ async def test_a_transient_error_is_raised_for_the_queue_to_retry(fleet: Fleet, 
 
 
 @pytest.mark.parametrize(
-    "broken", [{}, {"geometry": {}}, {"geometry": 7}, {"geometry": {"kind": "Ratios", "up": "a"}}]
+    "broken",
+    [
+        {},
+        {"geometry": {}},
+        {"geometry": 7},
+        {"geometry": {"kind": "Ratios", "up": "a"}},
+        *(
+            {"geometry": {"kind": "Ratios", "up": 1.0}, "passes": passes}
+            for passes in ("two", 0, 5, None, [])
+        ),
+    ],
 )
 async def test_a_payload_that_cannot_be_read_is_refused(fleet: Fleet, broken: dict[str, Any]) -> None:
     """It ends with its reason at once, rather than after many retries."""
@@ -224,16 +234,6 @@ async def test_pictures_are_saved_when_there_is_room_again(  # noqa: PLR0917 - f
     assert len(emulator.account.tasks) == 3
     warnings = [each for each in caplog.records if "pictures cannot be saved" in each.message]
     assert len(warnings) == 1
-
-
-async def test_a_job_is_one_pass(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
-    """A geometry that needs several is refused, and the reason says what can expand it."""
-    await fleet.submit(ExpandRequest(photo, ToAspect("4:1"), key="wide"))
-    async with working(dsn, emulator):
-        (outcome,) = await outcomes(fleet)
-    assert outcome.status == "refused"
-    assert "possible with passes=2" in str(outcome.error)
-    assert "a job of a fleet is one pass" in str(outcome.error)
 
 
 async def test_pictures_are_saved_at_full_size(fleet: Fleet, dsn: str, emulator: Emulator) -> None:

@@ -70,6 +70,8 @@ def test_a_payload_keeps_its_request(
     assert again == evolve(request, key=payload["key"])
     assert pack(again) == payload == pack(request)
     assert pack(evolve(request, n=n % 9 + 1))["key"] != payload["key"]
+    assert through_json(pack(request, 2)) == payload | {"passes": 2}
+    assert unpack(pack(request, 2)) == again
     assert source_stem(image) == "dog"
 
 

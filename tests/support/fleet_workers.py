@@ -105,5 +105,9 @@ class WorkerProcess:
     async def kill(self) -> None:
         """Kill it and wait for its end."""
         self.signal(signal.SIGKILL)
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait for its end."""
         if self._process is not None:
             await self._process.wait()

@@ -17,6 +17,7 @@ from kling_expand.cli.options import (
     GeometryOptions,
     JSONOption,
     OptionGroup,
+    PassesOption,
     RequestOptions,
     option,
     options,
@@ -125,6 +126,7 @@ class SubmitOptions(OptionGroup):
 @click.argument("photos", metavar="[PHOTO]...", nargs=-1)
 @options(
     geometry=GeometryOptions,
+    several=PassesOption,
     request=RequestOptions,
     chosen=SubmitOptions,
     database=Database,
@@ -134,6 +136,7 @@ def submit(
     photos: tuple[str, ...],
     *,
     geometry: GeometryOptions,
+    several: PassesOption,
     request: RequestOptions,
     chosen: SubmitOptions,
     database: Database,
@@ -146,13 +149,19 @@ def submit(
     how_far = geometry.geometry()
     listed = filter(None, map(str.strip, chosen.listed or ()))
     requests = (request.request(photo, how_far) for photo in chain(photos, listed))
-    if failures := asyncio.run(_submit(requests, chosen, database, as_json=output.as_json)):
+    submitting = _submit(requests, chosen, database, passes=several.passes, as_json=output.as_json)
+    if failures := asyncio.run(submitting):
         click.echo(f"{plural(failures, 'job')} failed", err=True)
         leave(FAILED)
 
 
 async def _submit(
-    requests: Iterator[ExpandRequest], chosen: SubmitOptions, database: Database, *, as_json: bool
+    requests: Iterator[ExpandRequest],
+    chosen: SubmitOptions,
+    database: Database,
+    *,
+    passes: int,
+    as_json: bool,
 ) -> int:
     """Queue the requests, perhaps wait for them, and return the number of failures."""
     waiting: dict[str, str] = {}  # photos by the keys of their jobs
@@ -167,7 +176,7 @@ async def _submit(
 
     began_at = time.time()
     async with database.open() as fleet:
-        count = await fleet.submit_many(noted(), priority=chosen.priority)
+        count = await fleet.submit_many(noted(), passes=passes, priority=chosen.priority)
         click.echo(f"{plural(count, 'job')} queued", err=True)
         if not chosen.wait:
             return 0

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import psycopg
 from click.testing import CliRunner
+from PIL import Image
 
 from kling_expand.cli import root
 from kling_expand.emulator import Emulator
@@ -50,13 +51,20 @@ async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, t
     # Those of another submission are neither printed nor counted.
     alone = await asyncio.to_thread(shell, "submit", *at, "--right", "0.25", str(photo), "--wait")
     assert (alone.exit_code, alone.output.count("/out/"), "refused" in alone.output) == (0, 1, False)
+    picture = Image.new("RGB", (300, 700))
+    picture.save(tmp_path / "tower.png")
+    tower = ["submit", *at, "--aspect", "16:9", str(tmp_path / "tower.png"), "--wait"]
+    refused = await asyncio.to_thread(shell, *tower)
+    assert (refused.exit_code, "possible with passes=2" in refused.output) == (1, True)
+    twice = await asyncio.to_thread(shell, *tower, "--passes", "2", "--json")
+    assert (twice.exit_code, json.loads(twice.stdout)["units"]) == (0, 16)
     as_json = (await asyncio.to_thread(shell, *words, "--json")).output
     assert {"succeeded", "refused"} == {
         json.loads(line)["status"] for line in as_json.splitlines() if "{" in line
     }
-    assert "1 refused, 2 succeeded" in (await asyncio.to_thread(shell, "status", *at)).output
+    assert "1 refused, 3 succeeded" in (await asyncio.to_thread(shell, "status", *at)).output
     status = (await asyncio.to_thread(shell, "status", *at, "--json")).output
-    assert json.loads(status)["units_billed"] == 16
+    assert json.loads(status)["units_billed"] == 32
     worker.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(worker.wait(), 20) == 0
 

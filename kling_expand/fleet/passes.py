@@ -1,0 +1,131 @@
+"""Fleet jobs of several passes: each pass is a job of the store, under the one key of the fleet's job.
+
+Everything of a job hangs on its key: its place in the queue, permits, deaths, cancellation and outcome. The
+store distinguishes jobs of one key by what they ask for, and each pass asks for something else: it has a
+record, an external id, a create and a price of its own. So every statement about a job also holds for the
+pass under way: its task is followed without permit, counts against the limit and keeps the job from being
+cancelled. The step from one pass to the next needs no statement either. Wherever a worker dies, the newest
+record under the key says which pass is next:
+
+=======================  =====================================================================================
+newest record            what the next worker does
+=======================  =====================================================================================
+none                     plans the passes for the size of the photo, and runs the first
+pass n, may be sent      follows or looks up its task, without the photo and without a permit
+pass n, not sent         runs pass n on the result of the pass before
+pass n, failed           runs pass n once more as a new attempt, as a failed task costs nothing
+pass n, succeeded        runs pass n + 1 on its result, or ends the job
+=======================  =====================================================================================
+
+The note of each record holds the payload of its job, so a record of another request under the same key is
+not continued. As the first pass is made under the key of its job, two jobs do not share one.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from attrs import evolve
+
+from kling_expand.errors import ImageError, JournalError
+from kling_expand.geometry import shape_name
+from kling_expand.jobs.future import ExpandResult
+from kling_expand.models import ExpandRequest, check
+from kling_expand.passes import Pass, earlier_jobs, first_pass, pass_of
+from kling_expand.store.base import JobRecord, JobState, JobStore
+
+
+class Runner(Protocol):
+    """What passes need of a worker: its store, and the two ways to the result of a task."""
+
+    @property
+    def store(self) -> JobStore:
+        """The store of the jobs."""
+        ...
+
+    async def follow(self, known: JobRecord, /) -> ExpandResult | None:
+        """Return the result of a known job, or None if it has no task."""
+        ...
+
+    async def create(self, request: ExpandRequest, note: Mapping[str, Any] | None, /) -> ExpandResult:
+        """Return the result of a new task, whose record in the store has the *note*."""
+        ...
+
+
+async def run_passes(
+    payload: Mapping[str, Any],
+    request: ExpandRequest,
+    runner: Runner,
+    load: Callable[[ExpandRequest], Awaitable[ExpandRequest]],
+) -> AsyncGenerator[ExpandResult, None]:
+    """Yield the result of each pass, with those before it as `earlier`; none where one pass is enough.
+
+    *payload* is that of the job in the queue, *request* is made of it, and *load* reads its photo.
+
+    Raises:
+        InvalidRequest: if the payload's number of passes is not possible.
+        KlingError: if a pass fails, or the result of the one before cannot be read.
+    """
+    check(passes=payload["passes"])
+    newest = await runner.store.find(str(request.key))
+    step = _step_of(newest, payload, request)
+    if step is None:
+        newest, step = None, await _first(payload, request, load)
+    if step is None:
+        return
+    result: ExpandResult | None = None
+    for number, record in enumerate(await earlier_jobs(runner.store, step), 1):
+        found = await runner.follow(record)
+        if found is not None:
+            yield (result := _joined(found, evolve(step, number=number), result))
+    while True:
+        found = await _run(step, newest, result, runner)
+        yield (result := _joined(found, step, result))
+        if step.is_last:
+            return
+        newest, step = None, step.after(result.external_task_id)
+
+
+def _step_of(newest: JobRecord | None, payload: Mapping[str, Any], request: ExpandRequest) -> Pass | None:
+    """Return the pass of a record, or None where it is none of this job."""
+    if newest is None or newest.note.get("job") != payload:
+        return None
+    step = pass_of(newest)
+    return step and evolve(step, request=request)
+
+
+async def _first(
+    payload: Mapping[str, Any],
+    request: ExpandRequest,
+    load: Callable[[ExpandRequest], Awaitable[ExpandRequest]],
+) -> Pass | None:
+    """Return the first of several passes, or None where one is enough or the photo's size is not known."""
+    try:
+        loaded = await load(request)
+        if "://" in str(request.image) and loaded is request:
+            return None  # at a URL, which only the service reads
+        step = await first_pass(loaded, payload["passes"], {"job": payload})
+    except ImageError:  # the job may have a task; where it has none, its create says what is wrong
+        return None
+    return None if step.is_last else evolve(step, request=request)
+
+
+async def _run(
+    step: Pass, record: JobRecord | None, earlier: ExpandResult | None, runner: Runner
+) -> ExpandResult:
+    """Return the result of a pass: that of its *record*, if it has a task, or that of a new one."""
+    if record is not None and record.state is not JobState.FAILED and (record.task_id or record.may_exist):
+        found = await runner.follow(record)
+        if found is not None:
+            return found
+    request = step.own_request()
+    if step.number > 1:
+        if earlier is None:
+            raise JournalError(f"the store must have the pass before {step.number}, {step.before}")
+        request = evolve(request, image=await earlier.images[0].read())
+    return await runner.create(request, step.packed())
+
+
+def _joined(found: ExpandResult, step: Pass, earlier: ExpandResult | None) -> ExpandResult:
+    """Return the result of a pass with its own ratios and those before it, named after the whole job."""
+    shape = shape_name(step.request.geometry)
+    return evolve(found, request=step.own_request(), earlier=earlier, shape=shape)

@@ -1,0 +1,231 @@
+"""Jobs of several passes: no pass is paid twice or lost, wherever a worker ends, and there is one outcome."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from PIL import Image
+from support.fleet_workers import WorkerProcess, created, outcomes, working
+
+from benchmarks.large_photos import stored, texture
+from kling_expand import ExpandRequest, InvalidRequest, Ratios, ToAspect
+from kling_expand.emulator import Emulator
+from kling_expand.emulator.faults.plan import Fault
+from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.schema import MAX_DEATHS
+from kling_expand.store.base import JobState
+from kling_expand.store.postgres import JobOutcome
+
+pytest_plugins = ["support.postgres", "support.fleet"]
+PORTRAIT = texture(300, 700, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let readers, and workers that lost a job to another, wait for less time."""
+    for name in ("POLL_INTERVAL", "CRASH_RETRY_DELAY"):
+        monkeypatch.setattr(f"kling_expand.fleet.queue.{name}", 0.05)
+
+
+@pytest.fixture
+def portrait(tmp_path: Path) -> Path:
+    """A photo that becomes 16:9 in two passes."""
+    path = tmp_path / "tower.png"
+    path.write_bytes(stored(PORTRAIT, "PNG"))
+    return path
+
+
+def wide(photo: Path, number: int = 0, **fields: Any) -> ExpandRequest:
+    return ExpandRequest(photo, ToAspect("16:9"), prompt=f"job {number}", key=f"k{number}", **fields)
+
+
+def assert_paid_once(emulator: Emulator, outcome: JobOutcome) -> None:
+    """Assert that one job succeeded with two tasks, of which it names the second."""
+    _, last = sorted(emulator.account.tasks.values(), key=lambda task: task.created_at)
+    assert (outcome.status, outcome.task_id, outcome.units) == ("succeeded", last.task_id, 16)
+    assert set(emulator.account.accepted.values()) == {1}
+
+
+async def test_workers_share_jobs_of_two_passes(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each job has two tasks and one outcome, also where it is queued twice, and the limit holds."""
+    for _ in range(2):
+        assert await fleet.submit_many([wide(portrait, number, n=2) for number in range(3)], passes=2) == 3
+    async with working(dsn, emulator, max_in_flight=3), working(dsn, emulator, max_in_flight=3):
+        found = {outcome.key: outcome for outcome in await outcomes(fleet)}
+        stats = await fleet.stats()
+    assert set(found) == {"k0", "k1", "k2"}
+    for outcome in found.values():
+        assert (outcome.status, outcome.units, len(outcome.urls), outcome.error) == ("succeeded", 24, 2, None)
+    assert len(emulator.account.tasks) == 6
+    assert set(emulator.account.accepted.values()) == {1}
+    assert emulator.account.peak_slots <= 3
+    assert (stats.outcomes, stats.units_billed, stats.in_flight) == ({"succeeded": 3}, 72, 0)
+    assert stats.states[JobState.SUCCEEDED] == 6
+    assert not [each for each in caplog.records if "other parameters" in each.message]
+
+
+async def test_the_photo_is_put_back_after_the_last_pass(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
+) -> None:
+    """The full-size picture has the photo's own pixels, and no picture of the first pass is saved."""
+    target = portrait.parent / "out"
+    await fleet.submit(wide(portrait), passes=2)
+    async with working(dsn, emulator, output=str(target / "{shape}{ext}"), full_size=True):
+        (outcome,) = await outcomes(fleet)
+    assert outcome.files == (str(target / "16x9.png"), str(target / "16x9-full.png"))
+    assert len(list(target.iterdir())) == 2
+    with Image.open(outcome.files[1]) as picture:
+        assert picture.size == (1244, 700)
+        assert picture.crop((472, 0, 772, 700)).tobytes() == PORTRAIT.tobytes()
+
+
+async def test_a_job_of_one_pass_is_the_same_with_any_number(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
+    """Where one pass is enough no more are made, and a job that is queued again with more is not paid."""
+    request = ExpandRequest(photo, Ratios(right=1.0))
+    missing = ExpandRequest(photo.parent / "missing.png", ToAspect("16:9"), key="missing")
+    url = ExpandRequest("https://host/a.png", ToAspect("16:9"), key="url")
+    keys = [await fleet.submit(request), await fleet.submit(request, passes=3)]
+    for each in (missing, url):
+        await fleet.submit(each, passes=2)
+    async with working(dsn, emulator):
+        found = {outcome.key: outcome for outcome in await outcomes(fleet)}
+    assert keys[0] == keys[1]
+    assert (found[keys[0]].status, found[keys[0]].units, len(emulator.account.tasks)) == ("succeeded", 8, 1)
+    assert [found[key].status for key in ("missing", "url")] == ["refused"] * 2
+    assert "ImageError" in str(found["missing"].error)
+
+
+async def test_too_few_passes_are_refused(fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path) -> None:
+    """The reason names the number that is enough, and a number that is never possible is not queued."""
+    await fleet.submit(wide(portrait))
+    with pytest.raises(InvalidRequest, match="passes must be between 1 and 4"):
+        await fleet.submit(wide(portrait), passes=5)
+    with pytest.raises(InvalidRequest, match="passes must be between 1 and 4"):
+        await fleet.submit_many([wide(portrait)], passes=0)
+    async with working(dsn, emulator):
+        (outcome,) = await outcomes(fleet)
+    assert (outcome.status, emulator.account.counts()["tasks"]) == ("refused", 0)
+    assert "possible with passes=2" in str(outcome.error)
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+async def test_a_pass_is_followed_without_the_photo(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path, tasks: int
+) -> None:
+    """A stopped worker hands over the pass under way, which needs neither its photo nor a permit."""
+    emulator.work_seconds = 1000.0
+    await fleet.submit(wide(portrait), passes=2)
+    async with working(dsn, emulator, max_in_flight=1):
+        await created(emulator, 1)
+        if tasks == 2:
+            emulator.advance(2000)
+            await created(emulator, 2)
+    assert await fleet.cancel("k0") == 0
+    portrait.unlink()  # noqa: ASYNC240 - one call
+    emulator.work_seconds = 0.05
+    emulator.advance(2000)
+    async with working(dsn, emulator, max_in_flight=1):
+        (outcome,) = await outcomes(fleet)
+    assert_paid_once(emulator, outcome)
+
+
+async def leave_between_passes(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
+) -> psycopg.Connection:
+    """Leave a job whose first pass is paid, and that waits for an account in arrears; the photo is gone."""
+    emulator.faults.script("create", "ok", Fault("error", code=1101))
+    async with working(dsn, emulator, max_in_flight=1):
+        await fleet.submit(wide(portrait), passes=2)
+        await created(emulator, 1)
+        async with asyncio.timeout(20):
+            while not (await fleet.stats()).queued:  # noqa: ASYNC110 - it is taken at once, and then put back
+                await asyncio.sleep(0.02)
+    portrait.unlink()  # noqa: ASYNC240 - one call
+    return psycopg.connect(dsn, autocommit=True)
+
+
+MAKE_DUE = "UPDATE procrastinate_jobs SET scheduled_at = NULL"
+
+
+async def test_a_job_between_two_passes_goes_on(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
+) -> None:
+    """Its first pass is paid, so it cannot be cancelled. The second is made later, without the photo."""
+    with await leave_between_passes(fleet, dsn, emulator, portrait) as database:
+        assert (await fleet.cancel("k0"), await fleet.cancel()) == (0, 0)
+        database.execute(MAKE_DUE)
+    async with working(dsn, emulator, max_in_flight=1):
+        (outcome,) = await outcomes(fleet)
+    assert_paid_once(emulator, outcome)
+
+
+async def test_a_poisoned_pass_ends_as_paid(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
+) -> None:
+    """A job that killed its workers in the second pass ends as failed, with the task that is paid."""
+    with await leave_between_passes(fleet, dsn, emulator, portrait) as database:
+        database.execute("INSERT INTO kling_deaths VALUES ('default', 'k0', %s)", (MAX_DEATHS + 1,))
+        database.execute(MAKE_DUE)
+    async with working(dsn, emulator, max_in_flight=1):
+        (outcome,) = await outcomes(fleet)
+    (task_id,) = emulator.account.tasks
+    assert (outcome.status, outcome.task_id, outcome.units) == ("failed", task_id, 8)
+    assert "workers died running this job" in str(outcome.error)
+
+
+async def test_a_refused_second_pass_says_what_is_paid(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
+) -> None:
+    """The outcome names the paid task, its price and the refusal. The same job again pays the rest only."""
+    emulator.faults.script("create", "ok", Fault("error", code=1301))
+    await fleet.submit(wide(portrait), passes=2)
+    async with working(dsn, emulator):
+        (refused,) = await outcomes(fleet)
+        (task_id,) = emulator.account.tasks
+        assert (refused.status, refused.task_id, refused.units) == ("failed", task_id, 8)
+        assert "PolicyRefusal" in str(refused.error)
+        assert f"paid as task {task_id}" in str(refused.error)
+        portrait.unlink()  # noqa: ASYNC240 - one call
+        await fleet.submit(wide(portrait), passes=2)
+        *_, outcome = await outcomes(fleet)
+    assert_paid_once(emulator, outcome)
+
+
+BETWEEN = """
+from kling_expand.jobs.future import ResultImage
+async def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+ResultImage.read = die
+"""
+INSIDE = """
+from kling_expand.jobs.submission import Submitter
+create, made = Submitter.create, []
+async def die(self, *given):
+    made.append(await create(self, *given))
+    if len(made) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made[-1]
+Submitter.create = die
+"""
+
+
+@pytest.mark.parametrize("fault", [BETWEEN, INSIDE])
+async def test_a_killed_worker_loses_no_pass(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path, fault: str
+) -> None:
+    """Killed between the passes, or when the answer to the second create has come, it pays for none twice."""
+    await fleet.submit(wide(portrait), passes=2)
+    options = ("--max-in-flight", 1, "--heartbeat-timeout", 1)
+    worker = WorkerProcess(dsn, emulator, *options, setup=f"import os, signal{fault}")
+    await worker.start()
+    await worker.ended()
+    portrait.unlink()  # noqa: ASYNC240 - one call
+    async with working(dsn, emulator, max_in_flight=1, heartbeat_timeout=1.0):
+        (outcome,) = await outcomes(fleet)
+    assert_paid_once(emulator, outcome)

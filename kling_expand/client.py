@@ -380,8 +380,9 @@ class KlingClient:
         A request may be a mapping of its fields or a function that returns it. An exception from such a row
         becomes its outcome. A generator that raises yields no further rows.
 
-        *save_to* is a target of `ExpandResult.save`, or a function that returns one for a request. Each
-        outcome then has the `files` of its saved pictures. A save holds no slot, and the default of
+        *save_to* is a target of `ExpandResult.save`, or a function that returns one for a request. It is
+        checked before the job is sent. Each outcome then has the `files` of its pictures there. Those that an
+        earlier run saved there are kept, also if they were edited. A save holds no slot, and the default of
         *prefetch* is larger by 32.
 
         Raises:

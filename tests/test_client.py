@@ -636,6 +636,29 @@ async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
         assert counts[JobState.DONE] == 2
 
 
+@virtual_time
+async def test_a_map_puts_each_picture_where_its_row_says(tmp_path: Path) -> None:
+    """A task that is saved elsewhere already is saved there as well; an edited picture is kept."""
+    targets = {name: str(tmp_path / name) for name in ("first", "second", "third")}
+    async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
+
+        async def run(*names: str) -> list[tuple[Path, ...]]:
+            places = iter(names)
+            rows = [ExpandRequest(PHOTO, WIDER) for _ in names]
+            outcomes = kling.map(rows, save_to=lambda _: targets[next(places)], ordered=True)
+            return [outcome.files async for outcome in outcomes]
+
+        once = await run("first", "second")
+        assert [path.parent.name for (path,) in once] == ["first", "second"]
+        once[1][0].unlink()
+        assert await run("first", "second") == once
+        once[1][0].write_bytes(b"edited")
+        assert await run("second") == [once[1]]
+        assert (once[1][0].read_bytes(), names_in(tmp_path / "second")) == (b"edited", ["chelsea-0.png"])
+        (third,) = await run("third")
+        assert (third[0].parent.name, len(emulator.account.tasks)) == ("third", 1)
+
+
 # ------------------------------------------------------------------ fields and forms of later versions
 
 

@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import logging
 import math
 import os
 import re
@@ -57,6 +58,10 @@ _TAIL = 1024  # last bytes of a file, in which its end mark is looked for first
 _ORIENTATION = 0x0112  # the EXIF tag
 
 T = TypeVar("T")
+
+_ROTATE = "to rotate its pixels, pass PIL.ImageOps.exif_transpose(PIL.Image.open(path))"
+
+logger: logging.Logger = logging.getLogger(__name__)
 
 # How other common formats begin; the first that matches names the format.
 _OTHERS = {
@@ -365,6 +370,8 @@ def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content
     _check_weight(size, name)
     kind, width, height = read_shape(file, size, name)
     check_shape(width, height, name)
+    if kind == "JPEG" and (header := _jpeg_header(file)) and header.orientation > 1:
+        logger.warning("%s is rotated by its EXIF data, which the service may ignore; %s", name, _ROTATE)
     file.seek(0)
     # Directly from bytes: a file object over them would be copied first, which would block the loop.
     seen = hashlib.sha256(content) if isinstance(content, bytes) else hashlib.file_digest(file, "sha256")

@@ -220,10 +220,10 @@ def redirect_warnings(write: Callable[[str], None] | None, *, every: bool = Fals
 def _is_new(record: "LogRecord") -> bool:
     """Return whether a warning says what the commands do not say themselves.
 
-    They list the tasks that continue after an interruption, and show calls that fail.
+    They list the tasks that continue after an interruption, and show calls that fail and rotated photos.
     """
     own = {"kling_expand.client", "kling_expand.jobs.future", "kling_expand.calls"}
-    own |= {"kling_expand.jobs.poll_schedule"}
+    own |= {"kling_expand.jobs.poll_schedule", "kling_expand.api.photo"}
     return record.levelname not in {"DEBUG", "INFO"} and record.name not in own
 
 

@@ -181,6 +181,17 @@ class OutputPaths:
                     return path
         return None
 
+    def located(self, files: tuple[Path, ...]) -> tuple[Path, ...]:
+        """Return the paths of *files*, one for each picture, if a save names them so, else ``()``."""
+        found = tuple(
+            path
+            for position, file in enumerate(files[: len(self.numbers)])
+            for suffix in SUFFIXES
+            for tagged in (False, True)
+            if (path := self.path(position, suffix, tagged=tagged)).absolute() == file.absolute()
+        )
+        return found if len(found) == len(files) else ()
+
     def taken(self) -> bool:
         """Return whether any name, in any format, belongs to a file that is not this task's."""
         for position in range(len(self.numbers)):

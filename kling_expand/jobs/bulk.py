@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 from attrs import fields, frozen
 
-from kling_expand.errors import InvalidRequest, KlingError
+from kling_expand.errors import InvalidRequest, KlingError, ResultExpired
 from kling_expand.models import ExpandRequest, nearest_name, portable, shown
 from kling_expand.serialization import Serializable
 
@@ -71,6 +71,9 @@ def make_request(row: Row) -> ExpandRequest:
         for name in row.keys() - {*names}:
             advice = nearest_name(str(name), names) or f"the fields are {', '.join(names)}"
             raise InvalidRequest("row", repr(name), "must contain only fields of a request", advice)
+        for name in ("image", "geometry"):
+            if name not in row:
+                raise InvalidRequest("row", shown(dict(row)), f"must contain the field {name!r}")
     try:
         made = ExpandRequest(**row) if isinstance(row, Mapping) else row() if callable(row) else row
     except KlingError:
@@ -82,14 +85,18 @@ def make_request(row: Row) -> ExpandRequest:
     return made
 
 
-def _target(save_to: SaveTo, request: ExpandRequest) -> Target:
+def _target(save_to: SaveTo | None, request: ExpandRequest) -> Target | None:
     """Return where the pictures of *request* are to be saved. Raises `InvalidRequest`."""
     if not callable(save_to):
         return save_to
+    from kling_expand.downloads.files import check_target  # imported here, as many callers only want URLs
+
     try:
-        return save_to(request)
+        target = save_to(request)
     except Exception as error:
         raise InvalidRequest("save_to", f"{type(error).__name__}: {error}", "must give a path") from error
+    check_target("save_to", target)
+    return target
 
 
 def _is_row(row: object) -> bool:
@@ -175,26 +182,28 @@ class BoundedMap:
             limit = "must contain ExpandRequest objects, mappings of their fields or functions that make them"
             raise InvalidRequest("requests", shown(row), limit)
         future: TaskFuture | None = None
+        request: ExpandRequest | None = None
         try:
             request = make_request(row)
+            target = _target(self._save_to, request)  # a wrong one is found before anything is paid for
         except KlingError as error:
-            ended = _failed(index, error)
+            ended = _failed(index, request, error)
         else:
             future = self._submit(request)
             # Awaited from now on, because an await that begins after the deadline is not bounded by it.
-            ended = self._outcome(future, index, request)
+            ended = self._outcome(future, index, request, target)
         job = asyncio.create_task(ended)
         self._open[job] = future
         job.add_done_callback(self._ended.put_nowait)
 
-    async def _outcome(self, future: TaskFuture, index: int, request: ExpandRequest) -> Outcome:
+    async def _outcome(
+        self, future: TaskFuture, index: int, request: ExpandRequest, target: Target | None
+    ) -> Outcome:
         result: ExpandResult | None = None
         files: tuple[Path, ...] = ()
         try:
             result = await future
-            files = result.files
-            if self._save_to is not None and not files:
-                files = await result.save(_target(self._save_to, request))
+            files = result.files if target is None else await _saved(result, target)
         except KlingError as error:
             return Outcome(index, request, result, error)
         return Outcome(index, request, result, files=files)
@@ -240,5 +249,18 @@ class BoundedMap:
             logger.warning("the source of a map did not stop in %g s and is abandoned", SOURCE_CLOSE_TIMEOUT)
 
 
-async def _failed(index: int, error: KlingError) -> Outcome:
-    return Outcome(index, None, error=error)
+async def _saved(result: ExpandResult, target: Target) -> tuple[Path, ...]:
+    """Return the pictures of a result at *target*, which are saved only where they are missing.
+
+    If the service no longer has them, those that an earlier run saved elsewhere are returned.
+    """
+    try:
+        return result.saved_at(target) or await result.save(target)
+    except ResultExpired:
+        if not result.files:
+            raise
+        return result.files
+
+
+async def _failed(index: int, request: ExpandRequest | None, error: KlingError) -> Outcome:
+    return Outcome(index, request, error=error)

@@ -265,6 +265,19 @@ class ExpandResult(Serializable):
         source = request.image if photo is None and request is not None else photo
         return await asyncio.to_thread(read_metadata, source)
 
+    def saved_at(self, target: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Return the paths of `files` if they lie where `save` with this *target* puts them, else ``()``.
+
+        Their contents are not checked, so a picture that was edited since counts as saved.
+
+        Raises:
+            InvalidRequest: if *target* is not a valid one.
+        """
+        from kling_expand.downloads.files import output_paths  # imported here, as many never save
+
+        check(target=target)
+        return output_paths(self.task, target, self._options()).located(self.files)
+
     def _options(self, **given: Any) -> "SaveOptions":
         from kling_expand.downloads.files import SaveOptions, source_folder  # imported here: many never save
 

@@ -324,8 +324,10 @@ GREY_PROFILE = PROFILE[:16] + b"GRAY" + PROFILE[20:]
 
 @pytest.mark.parametrize("turned", [1, 3, 6, 8])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-async def test_a_pillow_image_is_sent_like_its_file(turned: int, kind: str, tmp_path: Path) -> None:
-    """Size, orientation and colour profile are those of the file, whichever way it is given."""
+async def test_a_pillow_image_is_sent_like_its_file(
+    turned: int, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Size, orientation and color profile are those of the file. The log warns of a rotated JPEG."""
     exif = Image.Exif()
     exif[ORIENTATION] = turned
     path = tmp_path / "photo"
@@ -335,6 +337,7 @@ async def test_a_pillow_image_is_sent_like_its_file(turned: int, kind: str, tmp_
             found = await back(source)
             assert (found.size, found.getexif().get(ORIENTATION, 1)) == ((400, 300), turned)
             assert found.info["icc_profile"] == PROFILE
+    assert caplog.text.count("is rotated by its EXIF data") == (2 if kind == "JPEG" and turned > 1 else 0)
 
 
 @pytest.mark.parametrize(

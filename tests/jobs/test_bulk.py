@@ -14,10 +14,12 @@ from kling_expand import (
     DownloadError,
     ExpandRequest,
     ExpandResult,
+    Image,
     InvalidRequest,
     KlingError,
     NotSubmitted,
     Ratios,
+    ResultExpired,
     Task,
     TaskFuture,
 )
@@ -55,9 +57,9 @@ class Service:
         return (Path(target, f"{task.task_id}.png"),)
 
     def submit(self, request: ExpandRequest) -> TaskFuture:
-        files = (Path("known.png"),) if request.key == "known" else ()
+        files = (Path("out/photo-0.jpg").absolute(),) if request.key == "known" else ()
         registry = TaskRegistry()
-        registry.make_result = lambda _, task: ExpandResult(task, request, files=files, save=self.save)
+        registry.make_result = lambda _, task: ExpandResult(task, request, "photo", files, save=self.save)
         future, index = TaskFuture(registry.add(TaskRecord(f"job-{request.prompt}"))), self.submitted
         self.submitted += 1
         self.open += 1
@@ -70,7 +72,7 @@ class Service:
     def end(self, future: TaskFuture, index: int) -> None:
         if not future.done():
             self.open -= 1
-            future.record.deliver(Task(str(index), "succeed"))
+            future.record.deliver(Task(str(index), "succeed", images=(Image(0, "https://cdn/0.png"),)))
 
     def cancel(self, future: TaskFuture) -> None:
         self.cancelled.append(future)
@@ -229,34 +231,52 @@ async def test_pictures_are_saved_while_other_jobs_run() -> None:
 
 @virtual_time
 async def test_a_function_says_where_pictures_are_saved() -> None:
-    """It is called with the request. An error of it is the outcome of that job, which keeps its result."""
+    """It is called with the request before the job is sent, so nothing is paid for a target that is wrong."""
     service = Service()
 
     def place(request: ExpandRequest) -> str:
         if request.prompt == "1":
             raise ValueError("no place")
-        return f"out/{request.prompt}"
+        return "out/{size}.png" if request.prompt == "3" else f"out/{request.prompt}"
 
-    outcomes = [outcome async for outcome in bulk(service, save_to=place).run(numbered(3))]
+    outcomes = [outcome async for outcome in bulk(service, save_to=place).run(numbered(4))]
     by_index = {outcome.index: outcome for outcome in outcomes}
-    assert [by_index[index].files for index in (0, 2)] == [(Path("out/0/0.png"),), (Path("out/2/2.png"),)]
+    assert [by_index[index].files for index in (0, 2)] == [(Path("out/0/0.png"),), (Path("out/2/1.png"),)]
     assert "save_to must give a path, got ValueError: no place" in str(by_index[1].error)
-    assert by_index[1].result is not None
+    assert "save_to must use only the fields" in str(by_index[3].error)
+    assert [by_index[index].request.prompt for index in (1, 3)] == ["1", "3"]
+    assert service.submitted == 2
 
 
 def test_a_mapping_with_an_unknown_field_names_the_nearest() -> None:
     """The error names the field and not Python's own call."""
     with pytest.raises(InvalidRequest, match=r"must contain only fields of a request, got 'promt'.*prompt"):
         make_request({"image": "dog.png", "geometry": "16:9", "promt": "grass"})
+    with pytest.raises(InvalidRequest, match=r"row must contain the field 'geometry', got .*dog.png"):
+        make_request({"image": "dog.png"})
 
 
 @virtual_time
 async def test_a_result_that_is_on_disk_is_not_saved_again() -> None:
-    """The files of an earlier run are those of the outcome."""
+    """Files of an earlier run at the target are those of the outcome; files elsewhere do not replace them."""
     service = Service()
     known = ExpandRequest("photo.png", Ratios(up=0.5), key="known")
     (outcome,) = [outcome async for outcome in bulk(service, save_to="out").run([known])]
-    assert (outcome.files, service.saved) == ((Path("known.png"),), [])
+    assert (outcome.files, service.saved) == ((Path("out/photo-0.jpg"),), [])
+    (outcome,) = [outcome async for outcome in bulk(service, save_to="new").run([known])]
+    assert (outcome.files, service.saved) == ((Path("new/1.png"),), ["1"])
+
+
+@virtual_time
+async def test_a_picture_that_has_expired_is_found_where_it_was_saved() -> None:
+    """The service no longer has it: the outcome names the files of the earlier run, wherever they are."""
+    service = Service()
+    service.save_error = ResultExpired("it has expired")
+    known = ExpandRequest("photo.png", Ratios(up=0.5), key="known")
+    rows = [known, ExpandRequest("photo.png", Ratios(up=0.5))]
+    found, lost = [each async for each in bulk(service, save_to="new", ordered=True).run(rows)]
+    assert (found.error, found.files) == (None, found.result and found.result.files)
+    assert lost.error is service.save_error
 
 
 @virtual_time

@@ -21,6 +21,7 @@ import concurrent.futures.thread  # sets its own exit hook first, see the end of
 import inspect
 import logging
 import math
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
@@ -212,6 +213,14 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
     def files(self) -> tuple[Path, ...]:
         """The paths of the images that an earlier run saved, if a store has them and they still exist."""
         return self._inner.files
+
+    def saved_at(self, target: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Return the paths of `files` if they lie where `save` with this *target* puts them, else ``()``.
+
+        Raises:
+            InvalidRequest: if *target* is invalid.
+        """
+        return self._inner.saved_at(target)
 
     @property
     def images(self) -> tuple[ResultImage, ...]:

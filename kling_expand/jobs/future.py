@@ -271,7 +271,7 @@ class ExpandResult(Serializable):
         Their contents are not checked, so a picture that was edited since counts as saved.
 
         Raises:
-            InvalidRequest: if *target* is not a valid one.
+            InvalidRequest: if *target* is invalid.
         """
         from kling_expand.downloads.files import output_paths  # imported here, as many never save
 

@@ -667,11 +667,12 @@ class KlingClient:
         return finished
 
     async def _record_saved(self, task: Task, paths: tuple[Path, ...]) -> None:
-        if task.external_task_id and (known := await self._store.get(task.external_task_id)):
-            await self._store.observe(task.external_task_id, task)
+        name = task.external_task_id
+        if name and (saves := await self._store.saves(name)) is not None:
+            await self._store.observe(name, task)
             saved = tuple(path.absolute() for path in paths)
-            earlier = [files for files in known.saves() if saved != files and any(map(Path.exists, files))]
-            await self._store.mark_saved(task.external_task_id, chain(saved, *earlier))
+            earlier = [files for files in saves if saved != files and any(map(Path.exists, files))]
+            await self._store.mark_saved(name, chain(saved, *earlier))
 
     def _require_open(self) -> None:
         if not self._open:

@@ -153,21 +153,23 @@ BEGIN
             AND (id = ANY(ids) OR worker_id IS NULL
                 OR NOT EXISTS (SELECT FROM kling_workers AS other WHERE other.id = worker_id))))
         FOR UPDATE OF job SKIP LOCKED);
-    INSERT INTO kling_deaths
-    SELECT DISTINCT gone.run, args ->> 'key', 1
-    FROM procrastinate_jobs AS job JOIN kling_workers AS gone ON gone.id = worker_id
-    WHERE job.id = ANY(stalled) AND gone.id = ANY(dead) AND args ->> 'key' IS NOT NULL
-        AND (NOT exact OR queue_name LIKE '%:%' OR EXISTS (SELECT FROM kling_permits AS permit
-            WHERE permit.worker = gone.id AND permit.run = gone.run AND permit.key = args ->> 'key'))
-        AND NOT EXISTS (SELECT FROM kling_jobs AS sent WHERE sent.run = gone.run
-            AND sent.key = args ->> 'key' AND latest AND state = 'submitted')
-    ON CONFLICT (run, key) DO UPDATE SET deaths = kling_deaths.deaths + 1;
-    PERFORM kling_requeue(array_agg(job.id), coalesce(gone.run, of_run), 0, 0, false)
-    FROM procrastinate_jobs AS job
-    LEFT JOIN kling_workers AS gone ON gone.id = worker_id AND gone.id = ANY(dead)
-    WHERE job.id = ANY(stalled) GROUP BY coalesce(gone.run, of_run);
-    DELETE FROM kling_workers WHERE id = ANY(dead);
-    DELETE FROM procrastinate_workers WHERE id = ANY(dead);
+    IF dead <> '{{}}' OR stalled <> '{{}}' THEN  -- as the planning alone takes some milliseconds
+        INSERT INTO kling_deaths
+        SELECT DISTINCT gone.run, args ->> 'key', 1
+        FROM procrastinate_jobs AS job JOIN kling_workers AS gone ON gone.id = worker_id
+        WHERE job.id = ANY(stalled) AND gone.id = ANY(dead) AND args ->> 'key' IS NOT NULL
+            AND (NOT exact OR queue_name LIKE '%:%' OR EXISTS (SELECT FROM kling_permits AS permit
+                WHERE permit.worker = gone.id AND permit.run = gone.run AND permit.key = args ->> 'key'))
+            AND NOT EXISTS (SELECT FROM kling_jobs AS sent WHERE sent.run = gone.run
+                AND sent.key = args ->> 'key' AND latest AND state = 'submitted')
+        ON CONFLICT (run, key) DO UPDATE SET deaths = kling_deaths.deaths + 1;
+        PERFORM kling_requeue(array_agg(job.id), coalesce(gone.run, of_run), 0, 0, false)
+        FROM procrastinate_jobs AS job
+        LEFT JOIN kling_workers AS gone ON gone.id = worker_id AND gone.id = ANY(dead)
+        WHERE job.id = ANY(stalled) GROUP BY coalesce(gone.run, of_run);
+        DELETE FROM kling_workers WHERE id = ANY(dead);
+        DELETE FROM procrastinate_workers WHERE id = ANY(dead);
+    END IF;
     RETURN cardinality(stalled);
 END $$;
 -- Renew the lease, requeue what has stalled, and tell the worker what it has to know. There is no row where

@@ -292,6 +292,11 @@ class JobStore(ABC):
     async def get(self, external_task_id: str) -> JobRecord | None:
         """Return the record with this id, which may be of an earlier attempt, or None."""
 
+    async def saves(self, external_task_id: str) -> list[tuple[Path, ...]] | None:
+        """Return the paths of each save of a job's pictures, the last first, or None for an unknown job."""
+        known = await self.get(external_task_id)
+        return None if known is None else known.saves()
+
     @abstractmethod
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
         """Return the newest record of *key*, and of this *digest* if it is given, or None."""

@@ -10,6 +10,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from attrs import fields, frozen
@@ -33,7 +34,7 @@ from .postgres_schema import OPEN, SCHEMA, VERSION
 
 PAGE = 200  # jobs read at a time
 CLAIM_TRIES = 10  # to find or insert a job that other workers insert at the same moment
-REMEMBERED = 1000  # ends that were written, so that none is written twice
+REMEMBERED = 1000  # ends that were written, so that none is written twice, and new jobs
 SEND_TIMEOUT = 5.0  # seconds after which a create is marked again before it is sent
 
 
@@ -95,6 +96,9 @@ class PostgresStore(JobStore):
         self._database = database
         self._clock = clock
         self._saved: dict[str, list[bytes]] = {}  # saves by external_task_id, until the outcome is recorded
+        self._new: OrderedDict[str, None] = (
+            OrderedDict()
+        )  # ids of jobs that this worker was the first to record
         self._ends: OrderedDict[str, tuple[Task, asyncio.Future[None]]] = OrderedDict()
 
     async def __aenter__(self) -> Self:
@@ -136,8 +140,7 @@ class PostgresStore(JobStore):
             end = task, asyncio.ensure_future(super().observe(external_task_id, task))
             self._ends[external_task_id] = end
             self._ends.move_to_end(external_task_id)
-            if len(self._ends) > REMEMBERED:
-                self._ends.popitem(last=False)
+            _forget_oldest(self._ends)
         await asyncio.shield(end[1])
 
     async def mark_saved(self, external_task_id: str, files: Iterable[str | os.PathLike[str]]) -> None:
@@ -151,6 +154,15 @@ class PostgresStore(JobStore):
             self._saved[external_task_id] = [saved, *(each for each in earlier if each != saved)]
         else:
             await super().mark_saved(external_task_id, files)
+
+    async def saves(self, external_task_id: str) -> list[tuple[Path, ...]] | None:
+        """Return the paths of each save of a job's pictures, the last first, or None for an unknown job.
+
+        A fleet's worker knows without a read that a new job has none, as it records them with the outcome.
+        """
+        if self._leased and external_task_id in self._new:
+            return []
+        return await super().saves(external_task_id)
 
     async def record_outcome(self, outcome: JobOutcome, *, queued: int | None = None) -> None:
         """Record how a job ended, replacing an earlier outcome of the same key.
@@ -168,6 +180,7 @@ class PostgresStore(JobStore):
         values = *values, *names, *saved, self.run, *ids, *found, now, outcome.saved
         await self._database.fetch(f"WITH {also}{_RECORD_OUTCOME}", *values)
         self._saved.pop(outcome.external_task_id or "", None)
+        self._new.pop(outcome.external_task_id or "", None)
 
     # ------------------------------------------------------------------------ what is known
 
@@ -230,6 +243,9 @@ class PostgresStore(JobStore):
             row = (self.run, key, name, digest, attempt, draft["source"], draft["params"])
             rows = await self._database.fetch(_CLAIM, *row, self._clock(), self.owner)
             *columns, inserted, key_known = rows[0]
+            if inserted:
+                self._new[name] = None
+                _forget_oldest(self._new)
             if inserted and key_known and attempt == 1:
                 warn_of_other_parameters(key, draft["params"])
             job = JobRecord(*columns) if columns[0] is not None else None
@@ -345,6 +361,11 @@ def _other_version(found: int) -> JournalError:
         else "use the version of kling_expand that created them"
     )
     return JournalError(f"the tables of the fleet must be of version {VERSION}, got {found}; {advice}")
+
+
+def _forget_oldest(known: OrderedDict[str, Any]) -> None:
+    if len(known) > REMEMBERED:
+        known.popitem(last=False)
 
 
 def _has_failed(written: asyncio.Future[None]) -> bool:

@@ -3,8 +3,8 @@
 A statement may run twice, because the response to a COMMIT can be lost with its connection. So each statement
 that is passed in must be idempotent.
 
-It works through a connection pooler in transaction mode, as nothing is prepared and no state is kept in a
-session. Such a pooler drops notifications, so every caller polls as well.
+It works through a connection pooler in transaction mode, as nothing is prepared then, and no state is kept in
+a session. Such a pooler drops notifications, so every caller polls as well.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 OnNotification = Callable[[str, str], object]
 
+PREPARED_AFTER = 3  # executions of a statement, which is then planned no more
 SIZE = 2  # connections of a pool; a worker has one more, for notifications
 RETRY_TIMEOUT = 7200.0  # seconds a database may be unavailable before a call raises
 RETRY_DELAY = 0.25  # seconds between two attempts to connect
@@ -50,7 +51,15 @@ async def connect(dsn: str) -> Connection:
         psycopg.Error: when the database cannot be reached.
     """
     settings: dict[str, Any] = {**_NETWORK, **conninfo_to_dict(dsn)}
-    return await psycopg.AsyncConnection.connect(autocommit=True, prepare_threshold=None, **settings)
+    connection = await psycopg.AsyncConnection.connect(autocommit=True, prepare_threshold=None, **settings)
+    try:
+        row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+    except BaseException:
+        await connection.close()
+        raise
+    if row == (connection.info.backend_pid,):  # else a pooler has given a number of its own
+        connection.prepare_threshold = PREPARED_AFTER
+    return connection
 
 
 class ConnectionPool:

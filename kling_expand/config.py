@@ -27,18 +27,18 @@ PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 LIFE = 1800.0  # seconds a token lives (doc)
-MARGIN = 300.0  # seconds before the end of a token from which it is not used any more
+MARGIN = 300.0  # seconds before its expiry from which a token is no longer used
 BACKDATE = 5.0  # seconds `nbf` lies in the past (doc)
-SKEW = 5.0  # seconds the service's clock may differ from ours before we follow it
+SKEW = 5.0  # seconds that the service's clock may differ from ours before we adjust to it
 
 
 def misconfigured(name: str, value: object, limit: str, advice: str = "") -> ConfigurationError:
-    """Return the error for an option that breaks a limit."""
+    """Return the error for an option that violates a limit."""
     return ConfigurationError(requirement(name, value, limit, advice))
 
 
 def option(*rules: Rule) -> tuple[Rule, ...]:
-    """Return *rules* for an option of a client or a setting, which raise `ConfigurationError`."""
+    """Return *rules* for a client option or a setting, with `ConfigurationError` as their error."""
     return tuple(evolve(rule, error=misconfigured) for rule in rules)
 
 
@@ -81,7 +81,7 @@ def _proxy(value: str | None, name: str = "proxy") -> str | None:
         good = False
     if not good or not url.isprintable() or parts.path or parts.query or " " in url:
         # The value is not shown, as it may hold a password.
-        advice = "for any other kind of proxy, such as SOCKS, give http= a session of your own"
+        advice = "for any other kind of proxy, such as SOCKS, pass your own session as http="
         raise ConfigurationError(
             f"{name} must be http://host:port or http://user:password@host:port; {advice}"
         )
@@ -104,7 +104,7 @@ def _headers(value: Mapping[str, str] | None) -> dict[str, str]:
                 f"headers must have valid names that the client does not set itself, got {shown(name)}"
             )
         if not isinstance(text, str) or not text.isprintable():
-            raise ConfigurationError(f"headers must have printable text as values, but {name} has not")
+            raise ConfigurationError(f"headers must have printable text as values, but {name} does not")
     return dict(value)
 
 
@@ -135,7 +135,7 @@ def _folder(value: object) -> Path | None:
     if value is None or value is False:
         return None
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise misconfigured("cache_dir", shown(value), "must be a folder, or False to keep nothing")
+        raise misconfigured("cache_dir", shown(value), "must be a directory, or False to keep nothing")
     try:
         return Path(os.fsdecode(value)).expanduser()
     except RuntimeError:  # the user has no home
@@ -143,7 +143,7 @@ def _folder(value: object) -> Path | None:
 
 
 def _is_tls(value: object) -> bool:
-    ssl = sys.modules.get("ssl")  # where it is not imported, there is no context
+    ssl = sys.modules.get("ssl")  # if it is not imported, there is no context
     return isinstance(value, bool) or (ssl is not None and isinstance(value, ssl.SSLContext))
 
 
@@ -152,32 +152,32 @@ TLS = Rule("must be an ssl.SSLContext, or False to trust every certificate", _is
 
 @frozen(kw_only=True)
 class Settings:
-    """The settings of a client. Durations are seconds, sizes bytes.
+    """The settings of a client. Durations are in seconds, sizes in bytes.
 
     - `max_in_flight` counts pictures, not tasks: a task of n pictures holds n slots of the account.
-    - `connect_timeout` bounds one connection, and all tries before the service has answered once.
-    - `read_timeout` bounds one query. A create may take `create_timeout` plus the time that its body
-      needs at `upload_speed` (bytes a second).
-    - `retry_timeout` bounds how long one call is retried.
-    - `max_retry_after` is the longest `Retry-After` that is obeyed. A call for which the service asks
-      for a longer wait raises `RateLimited`.
-    - `poll_timeout` bounds how long a task is polled while every read of it fails, and
-      `refusal_timeout` how long while every read of it is refused.
-    - `download_timeout` bounds the download of one picture with all its retries. `read_timeout` seconds
-      without a byte end one try.
-    - `upload_bytes` bounds the bodies of all creates in progress.
+    - `connect_timeout` limits one connection attempt, and all attempts before the service first answers.
+    - `read_timeout` limits one query. A create may take `create_timeout` plus the time that its body needs at
+      `upload_speed` (bytes per second).
+    - `retry_timeout` limits how long one call is retried.
+    - `max_retry_after` is the longest `Retry-After` that is obeyed. If the service asks for a longer wait,
+      the call raises `RateLimited`.
+    - `poll_timeout` limits how long a task is polled while every read of it fails, and `refusal_timeout`
+      while every read of it is refused.
+    - `download_timeout` limits the download of one picture with all its retries. An attempt ends after
+      `read_timeout` seconds without a byte.
+    - `upload_bytes` limits the total size of the bodies of all creates in progress.
 
-    The network, unless the client is given an aiohttp session:
+    These configure the network, unless the client is given an aiohttp session:
 
     - `proxy` is ``http://host:port`` or ``http://user:password@host:port``, for all calls and downloads.
-      Without it, `trust_env` says whether ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` of the environment
-      are obeyed. No ``.netrc`` is read.
-    - `ssl` is the context that checks certificates; False trusts every certificate.
+      Without it, `trust_env` decides whether the environment variables ``HTTP_PROXY``, ``HTTPS_PROXY`` and
+      ``NO_PROXY`` are obeyed. A ``.netrc`` file is never read.
+    - `ssl` is the context that verifies certificates; False trusts every certificate.
 
-    `headers` are added to each call of the API, and never to a download.
+    `headers` are added to each API call, and never to a download.
 
-    `cache_dir` is the folder in which the durations of tasks are kept for later processes. The default is
-    ``KLING_CACHE_DIR``, or else the user's cache folder. With False, or ``KLING_CACHE_DIR=off``, no file
+    `cache_dir` is the directory in which the durations of tasks are kept for later processes. The default is
+    ``KLING_CACHE_DIR``, or else the user's cache directory. With False, or ``KLING_CACHE_DIR=off``, no file
     is written.
     """
 
@@ -202,7 +202,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsOptions]) -> Self:
-        """Return settings: those *given* and not None, else `KLING_BASE_URL` and the defaults.
+        """Return settings from the *given* values that are not None, `KLING_BASE_URL` and the defaults.
 
         Raises:
             ConfigurationError: if a value is invalid, or there is no such setting.
@@ -220,7 +220,7 @@ class Settings:
 
 
 def _cache_dir(environ: Mapping[str, str]) -> Path | None:
-    """Return the folder for what may be lost at any time, or None where there shall be none."""
+    """Return the directory for disposable files, or None if it is disabled."""
     given = environ.get("KLING_CACHE_DIR", "").strip()
     if given:
         return None if given.lower() == "off" else Path(given)
@@ -233,9 +233,9 @@ def environment_proxy(url: str) -> str | None:
     """Return the proxy that ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` name for *url*, or None.
 
     Raises:
-        ConfigurationError: if the proxy is not one that can be used.
+        ConfigurationError: if the proxy cannot be used.
     """
-    from urllib.request import getproxies, proxy_bypass  # imported here, where aiohttp has loaded it
+    from urllib.request import getproxies, proxy_bypass  # imported here, as aiohttp has loaded it already
 
     parts = urlsplit(url)
     proxy = getproxies().get(parts.scheme)
@@ -265,12 +265,12 @@ def _are_functions(value: object) -> bool:
     return callable(value) or (isinstance(value, Sequence) and all(map(callable, value)))
 
 
-# What the options of a client must be that are no settings. Those of the session are checked there.
+# The rules for client options that are not settings. The session checks its own options.
 OPTIONS: dict[str, tuple[Rule, ...]] = {
     "access_key": optional(TEXT),
     "secret_key": optional(TEXT),
     "api_key": optional(TEXT),
-    "auth": optional(Rule("must be a KeyPair, a StaticKey or an Auth of your own", _has("token", "renew"))),
+    "auth": optional(Rule("must be a KeyPair, a StaticKey or your own Auth", _has("token", "renew"))),
     "deadline": ARGUMENTS["deadline"],
     "budget": optional(WHOLE, Rule("must be at least 0 units", lambda value: value >= 0)),
     "run": (TEXT,),
@@ -309,7 +309,7 @@ def check_options(given: Mapping[str, Any]) -> None:
 
 
 def check_option(rules: Iterable[Rule], **values: object) -> None:
-    """Check each of *values*, by the names of their arguments.
+    """Check each of *values*, which are keyed by argument name.
 
     Raises:
         ConfigurationError: if a value is invalid.
@@ -320,7 +320,7 @@ def check_option(rules: Iterable[Rule], **values: object) -> None:
 
 
 def unknown_option(name: str, known: Iterable[str]) -> ConfigurationError:
-    """Return the error for an option or setting that does not exist."""
+    """Return the error for an unknown option or setting."""
     advice = nearest_name(name, known) or f"the options are {', '.join(sorted(known))}"
     return ConfigurationError(f"there is no option {name!r}: {advice}")
 
@@ -329,14 +329,14 @@ def unknown_option(name: str, known: Iterable[str]) -> ConfigurationError:
 
 
 class Auth(Protocol):
-    """Credentials that give bearer tokens."""
+    """Credentials that provide bearer tokens."""
 
     def token(self) -> str:
         """Return a token for the next request."""
         ...
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Invalidate the token *refused*, and return whether another token can be tried.
+        """Invalidate the token *refused*, and return whether a different token can be tried.
 
         *server_time* is the clock of the service in Unix seconds, or None if it is unknown.
         """
@@ -344,11 +344,11 @@ class Auth(Protocol):
 
 
 class KeyPair:
-    """The *access_key* and *secret_key* of an account, and the JWTs that they sign with HS256.
+    """The *access_key* and *secret_key* of an account, which sign JWTs with HS256.
 
-    A token is used until shortly before it ends.
+    A token is used until shortly before it expires.
 
-    `clock` gives Unix seconds. Claims are the documented ones: ``iss``, ``exp``, ``nbf``.
+    `clock` returns Unix seconds. The claims are the documented ones: ``iss``, ``exp`` and ``nbf``.
     """
 
     def __init__(self, access_key: str, secret_key: str, *, clock: Callable[[], float] = time.time) -> None:
@@ -367,21 +367,21 @@ class KeyPair:
 
     @property
     def fingerprint(self) -> str:
-        """A short digest of the access key, by which a journal recognises its account."""
+        """A short digest of the access key, by which a journal recognizes its account."""
         return _fingerprint(self._access_key)
 
     def token(self) -> str:
         """Return the cached token, or a new one."""
         now = self._clock()
-        # A clock that was set back would otherwise keep an old token for too long.
+        # Otherwise a token would be kept for too long after the clock was set back.
         if not self._token or not self._good_until - LIFE <= now < self._good_until:
             self._token = self._sign(now + self._offset)
             self._good_until = now + LIFE - MARGIN
         return self._token
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Drop the token *refused*, and follow *server_time* (Unix seconds) if our clock differs from it."""
-        if refused == self._token:  # else another call has renewed it already
+        """Drop the token *refused*, and adjust to *server_time* (Unix seconds) if our clock differs."""
+        if refused == self._token:  # otherwise another call has already renewed it
             self._token = ""
         offset = 0.0 if server_time is None else server_time - self._clock()
         self._offset = offset if abs(offset) > SKEW else 0.0
@@ -392,13 +392,13 @@ class KeyPair:
 
         claims = {"iss": self._access_key, "exp": int(now + LIFE), "nbf": int(now - BACKDATE)}
         with warnings.catch_warnings():
-            # Secrets shorter than 32 bytes are in use, and their owners cannot choose longer ones.
+            # Some accounts have secrets shorter than 32 bytes, and their owners cannot choose longer ones.
             warnings.simplefilter("ignore", jwt.InsecureKeyLengthWarning)
             return jwt.encode(claims, self._secret_key, algorithm="HS256")
 
 
 class StaticKey:
-    """A static *api_key* (``api-key-kling-…``), sent as it is. A blank one raises `ConfigurationError`."""
+    """A static *api_key* (``api-key-kling-…``), sent unchanged. A blank one raises `ConfigurationError`."""
 
     def __init__(self, api_key: str) -> None:
         key = api_key.strip() if isinstance(api_key, str) else ""
@@ -411,7 +411,7 @@ class StaticKey:
 
     @property
     def fingerprint(self) -> str:
-        """A short digest of the key, by which a journal recognises its account."""
+        """A short digest of the key, by which a journal recognizes its account."""
         return _fingerprint(self._api_key)
 
     def token(self) -> str:
@@ -419,7 +419,7 @@ class StaticKey:
         return self._api_key
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Return False, whatever *refused* and *server_time* are: there is no other key."""
+        """Return False, because there is no other key."""
         del refused, server_time
         return False
 
@@ -432,13 +432,14 @@ def credentials(
     *,
     clock: Callable[[], float] = time.time,
 ) -> Auth:
-    """Return the credentials that are given, or else those of the environment.
+    """Return the given credentials, or else those of the environment.
 
-    A static key beats a pair, and blank means absent. The names are ``KLING_API_KEY`` and
-    ``KLING_ACCESS_KEY`` with ``KLING_SECRET_KEY``, or the same beginning with ``KLINGAI_``.
+    A static key takes precedence over a pair, and a blank value counts as missing. The variables are
+    ``KLING_API_KEY``, or ``KLING_ACCESS_KEY`` and ``KLING_SECRET_KEY``, or the same with the prefix
+    ``KLINGAI_``.
 
     Raises:
-        ConfigurationError: if there are none, or only half a pair.
+        ConfigurationError: if there are none, or half of a pair is missing.
     """
     environ = _environ(environ)
     names = ("ACCESS_KEY", "SECRET_KEY", "API_KEY")
@@ -452,7 +453,7 @@ def credentials(
             return KeyPair(access, secret, clock=clock)
         if access or secret:
             missing = "secret key" if access else "access key"
-            raise ConfigurationError(f"a key pair must have both halves: the {missing} is missing")
+            raise ConfigurationError(f"a key pair needs both keys: the {missing} is missing")
     raise ConfigurationError(
         "no credentials: set KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY"
         ", or pass them to KlingClient"
@@ -460,7 +461,7 @@ def credentials(
 
 
 def account_name(settings: Settings, auth: Auth) -> str:
-    """Return the name of the service and the account, as a journal keeps it. It holds no secret."""
+    """Return the name of the service and the account for a journal. It contains no secret."""
     fingerprint = getattr(auth, "fingerprint", "")
     key = f", key {fingerprint}" if fingerprint else ""
     return f"{settings.base_url} ({settings.dialect}{key})"
@@ -479,7 +480,7 @@ def enable_logging(environ: Mapping[str, str] | None = None) -> None:
     """Write the log of the package to stderr if ``KLING_LOG`` names a level, such as ``debug``.
 
     Raises:
-        ConfigurationError: if it names none.
+        ConfigurationError: if it names no level.
     """
     word = _environ(environ).get("KLING_LOG", "").strip()
     if not word:
@@ -496,7 +497,7 @@ def enable_logging(environ: Mapping[str, str] | None = None) -> None:
 
 
 def environment_with(**changes: str) -> dict[str, str]:
-    """Return the environment of a child process with *changes*; other users see only its command line."""
+    """Return the environment with *changes* for a child process. Unlike arguments, it is private."""
     return {**os.environ, **changes}
 
 

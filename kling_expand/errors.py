@@ -7,7 +7,7 @@
     │   └── MissingExtra          an optional dependency is not installed (also an ImportError)
     ├── InvalidRequest            refused locally, before any money is spent (also a ValueError)
     │   ├── GeometryError         the expansion cannot be expressed
-    │   ├── ImageError            the photo cannot be sent as it is
+    │   ├── ImageError            the photo cannot be sent
     │   └── BudgetExceeded        the submission would cost more than is left
     ├── TransportError            no usable response: connection refused, reset, timed out
     ├── APIError                  the call failed: code, message, status, request_id, retry_after
@@ -28,18 +28,18 @@
     ├── ContentRejected           moderation, at the create (PolicyRefusal) or later (TaskModerated)
     ├── TaskFailed                the job failed: the call did not
     │   └── TaskModerated         … because of its content (also a ContentRejected)
-    ├── SubmissionUnknown         whether the task exists is not known; look its id up later
-    ├── DeadlineExceeded          the deadline passed, the job may go on (also a TimeoutError)
-    ├── DownloadError             a result could not be brought to disk
+    ├── SubmissionUnknown         it is not known whether the task exists; look up its id later
+    ├── DeadlineExceeded          the deadline passed; the job may continue (also a TimeoutError)
+    ├── DownloadError             a result could not be downloaded or saved
     │   └── ResultExpired         … because the service no longer keeps it
     ├── PictureMismatch           a generated picture does not show the photo it was made from
     ├── WebhookError              a callback that cannot be trusted or read
     ├── JournalError              the journal file cannot be used
-    ├── NotSubmitted              it was cancelled before it was sent: nothing is owed
-    └── ClientClosed              the client was closed; its open tasks go on at the service
+    ├── NotSubmitted              cancelled before it was sent: nothing is billed
+    └── ClientClosed              the client was closed; its open tasks continue at the service
 
 ``retryable`` says whether the same call may succeed later (see `kling_expand.api.session`). A create is
-repeated only by the rules of `kling_expand.jobs.submission`.
+retried only by the rules of `kling_expand.jobs.submission`.
 """
 
 TYPE_CHECKING = False  # as `typing` has it, whose import would take most of the time of this one
@@ -93,9 +93,9 @@ def printable(text: str) -> str:
 
 
 class KlingError(Exception):
-    """The base class of all errors. `task_id` and `external_task_id` are None where no task exists.
+    """The base class of all errors. `task_id` and `external_task_id` are None if no task exists.
 
-    A message may quote the service or a file name, so control characters in it are shown as escapes.
+    A message may quote the service or a file name, so its control characters are shown as escapes.
     """
 
     retryable: bool = False
@@ -121,7 +121,7 @@ class KlingError(Exception):
 
 
 def _rebuild(kind: type[KlingError], args: "tuple[Any, ...]", state: "dict[str, Any]") -> KlingError:
-    """Unpickle any class of the tree, whatever its constructor takes."""
+    """Unpickle any class of the tree, whatever the signature of its constructor."""
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)
@@ -129,7 +129,7 @@ def _rebuild(kind: type[KlingError], args: "tuple[Any, ...]", state: "dict[str, 
 
 
 def requirement(name: str, value: object, limit: str, advice: str = "") -> str:
-    """Return the message for a value that breaks a limit: "n must be between 1 and 9, got 0"."""
+    """Return the message for a value that violates a limit: "n must be between 1 and 9, got 0"."""
     must = limit.startswith("must ")
     message = f"{name} {limit}, got {value}" if must else f"{name}: {limit}: {value}"
     return f"{message}; {advice}" if advice else message
@@ -163,9 +163,9 @@ def require(extra: str, *modules: str) -> None:
 class InvalidRequest(KlingError, ValueError):
     """A request that is refused locally, before anything is sent or paid for.
 
-    The message names the *field*, the *limit* it breaks, the *value* that came and perhaps some
-    *advice*: "n must be between 1 and 9, got 0". A limit that does not begin with "must" is put in
-    front of the value: "image: no such file: 'nofile.jpg'".
+    The message has the *field*, the violated *limit*, the given *value* and optional *advice*: "n must be
+    between 1 and 9, got 0". A limit that does not begin with "must" is put before the value: "image: no such
+    file: 'nofile.jpg'".
     """
 
     def __init__(self, field: str, value: object, limit: str, advice: str = "") -> None:
@@ -181,7 +181,7 @@ class GeometryError(InvalidRequest):
 
 
 class ImageError(InvalidRequest):
-    """A photo whose format, size, shape or bytes the service does not take."""
+    """A photo whose format, size, shape or content the service does not accept."""
 
 
 class BudgetExceeded(InvalidRequest):
@@ -191,9 +191,9 @@ class BudgetExceeded(InvalidRequest):
 class TransportError(KlingError):
     """A call without a usable response, which *message* describes.
 
-    `sent` is False only if it is certain that the service did not receive the whole request. `retryable`
-    is False if the service has never been reached, because then the settings may be wrong.
-    `retried_until` is the moment of the loop's clock after which the call is not made again, or None.
+    `sent` is False only if the service certainly did not receive the whole request. `retryable` is False if
+    the service was never reached, because the settings may then be wrong. `retried_until` is the loop time
+    after which the call is not retried, or None.
     """
 
     retryable: bool = True
@@ -208,9 +208,9 @@ class TransportError(KlingError):
 class APIError(KlingError):
     """A call that the service refused.
 
-    *message* holds the service's words. `code` is the envelope's (None where there was no envelope),
-    `status` the HTTP status, `request_id` the service's id of the call, and `retry_after` the seconds a
-    ``Retry-After`` header asked for.
+    *message* is the service's own. `code` is that of the envelope, or None without an envelope. `status` is
+    the HTTP status, `request_id` the service's id of the call, and `retry_after` the seconds in a
+    ``Retry-After`` header.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class AuthenticationError(APIError):
 
 
 class TokenExpired(AuthenticationError):
-    """A token that is not yet, or no longer, valid: one new token may be tried."""
+    """A token that is not yet, or no longer, valid. The call may be retried with one new token."""
 
 
 class AccountError(APIError):
@@ -246,7 +246,7 @@ class AccountError(APIError):
 
 
 class PermissionDenied(APIError):
-    """An interface or model that the account may not use."""
+    """A resource or model that the account may not use."""
 
 
 class BadRequest(APIError):
@@ -258,7 +258,7 @@ class DuplicateTask(BadRequest):
 
 
 class TaskNotFound(BadRequest):
-    """An id that no task has."""
+    """An id without a task."""
 
 
 class NotFound(APIError):
@@ -274,26 +274,26 @@ class PolicyRefusal(ContentRejected, APIError):
 
 
 class RateLimited(APIError):
-    """Too many requests. Wait `retry_after` seconds where the service says so.
+    """Too many requests. Wait `retry_after` seconds if the service specifies it.
 
-    `retryable` is False where that is longer than the setting `max_retry_after`.
+    `retryable` is False if that is longer than the setting `max_retry_after`.
     """
 
     retryable: bool = True
 
 
 class ParallelLimit(APIError):
-    """A create above the limit of parallel tasks of the account: one must end first."""
+    """A create beyond the account's limit of parallel tasks. Another task must end first."""
 
     retryable: bool = True
 
 
 class IPNotAllowed(APIError):
-    """A caller whose address is not on the whitelist of the account."""
+    """A caller whose IP address is not on the account's allowlist."""
 
 
 class ServerError(APIError):
-    """A failure of the service. A create may have been accepted all the same."""
+    """A failure of the service. A create may nevertheless have been accepted."""
 
     retryable: bool = True
 
@@ -305,7 +305,7 @@ class ProtocolError(APIError):
 
 
 class TaskFailed(KlingError):
-    """A task that ended as ``failed``; the message is its `task_status_msg`."""
+    """A task that ended as ``failed``. The message is its `task_status_msg`."""
 
 
 class TaskModerated(ContentRejected, TaskFailed):
@@ -317,7 +317,7 @@ class SubmissionUnknown(KlingError):
 
 
 class DeadlineExceeded(KlingError, TimeoutError):
-    """A deadline that passed. Where `task_id` is set the task goes on, and can be awaited again."""
+    """A deadline that passed. If `task_id` is set, the task continues and can be awaited again."""
 
 
 class DownloadError(KlingError):
@@ -325,11 +325,11 @@ class DownloadError(KlingError):
 
 
 class ResultExpired(DownloadError):
-    """A result that the service no longer keeps: it does so for 30 days."""
+    """A result that the service no longer has. It keeps results for 30 days."""
 
 
 class PictureMismatch(KlingError):
-    """A generated picture that does not show the photo it was made from, so the two cannot be combined."""
+    """A generated picture that does not contain the photo it was made from, so they cannot be combined."""
 
 
 class WebhookError(KlingError):
@@ -341,14 +341,14 @@ class JournalError(KlingError):
 
 
 class NotSubmitted(KlingError):
-    """A job that was cancelled before anything was sent: no task exists and nothing is owed."""
+    """A job that was cancelled before anything was sent. No task exists, and nothing is billed."""
 
 
 class ClientClosed(KlingError):
     """A client that is not open, or was closed during a wait. A task at the service continues."""
 
 
-# The service's table of error codes (official documentation); `refusal` is its one reader.
+# The service's table of error codes (official documentation). Only `refusal` reads it.
 CODES: dict[int, type[APIError]] = {
     1000: AuthenticationError,
     1001: AuthenticationError,
@@ -376,7 +376,7 @@ CODES: dict[int, type[APIError]] = {
 # 1201 also has these two meanings, which only the message distinguishes (observed).
 _WORDED: dict[str, type[BadRequest]] = {"already exist": DuplicateTask, "task not found": TaskNotFound}
 
-# A response without a code comes from something in front of the service, and is judged by its status.
+# A response without a code comes from a server in front of the service, so its status decides.
 _STATUSES: dict[int, type[APIError]] = {
     401: AuthenticationError,
     403: PermissionDenied,
@@ -396,5 +396,5 @@ def refusal(code: int | None, message: str, status: int) -> type[APIError]:
         return ServerError
     if code is None:
         return _STATUSES.get(status, APIError if status >= 400 else ProtocolError)
-    # An unknown code under 429 does not say that there are too many requests.
+    # An unknown code with status 429 does not mean that there are too many requests.
     return _STATUSES[status] if status in (401, 403) else APIError

@@ -1,4 +1,4 @@
-"""Events of a client as they happen, and what is made of them: statistics and lines of the log.
+"""Events of a client, and the statistics and log lines that are made from them.
 
 ==========  =====================  ==================================================================
 level       logger                 one line for
@@ -8,8 +8,8 @@ WARNING     `kling_expand.calls`   each retry, and each pause of a route
 DEBUG       `kling_expand.calls`   each request, without its body
 ==========  =====================  ==================================================================
 
-A line names the job by its number and ids, the route, the attempt and the wait. Of each kind of event there
-is at most one line a second, but for requests: later ones are held back and follow together in the next line.
+A line has the job's number and ids, the route, the attempt and the wait. Except for requests, each kind of
+event is logged at most once a second. Further events are held back and added to the next line.
 """
 
 import asyncio
@@ -36,23 +36,23 @@ _calls, _jobs = logging.getLogger("kling_expand.calls"), logging.getLogger("klin
 
 LOG_INTERVAL = 1.0  # seconds between two lines about one kind of event
 MAX_HELD = 200  # events that one line names
-BILLED_TASKS = 10_000  # that are remembered, so that each is counted once
+BILLED_TASKS = 10_000  # that are remembered, so that each is counted only once
 WINDOW = 1024  # number of the newest values from which quantiles are computed
 
 
 class EventKind(StrEnum):
     """The kinds of events."""
 
-    CREATE = "create"  # a call to the API was answered, or failed
+    CREATE = "create"  # a call to the API got a response, or failed
     READ = "read"
     LIST = "list"
     SUBMITTED = "submitted"  # a job began
     ACCEPTED = "accepted"  # the service has its task
-    MERGED = "merged"  # the job is the same as another of this client, which serves its futures
+    MERGED = "merged"  # the job is the same as another job of this client, whose task its futures share
     ENDED = "ended"  # its task succeeded or failed
-    FAILED = "failed"  # the job ended without an end of its task being known
-    RETRY = "retry"  # a call, or a download, has failed and is tried again
-    PAUSE = "pause"  # a route pauses, because the service said that there were too many requests
+    FAILED = "failed"  # the job ended, but the outcome of its task is not known
+    RETRY = "retry"  # a call or a download has failed and is retried
+    PAUSE = "pause"  # a route pauses, because of too many requests (1302)
 
 
 CALLS = (EventKind.CREATE, EventKind.READ, EventKind.LIST)  # a tuple, as the hash of an enum is slow
@@ -66,19 +66,18 @@ class Caller(NamedTuple):
     task_id: str | None = None
 
 
-# Set in the asyncio task of each job and each poll, and read where calls are made. It must not refer to a
-# job, because a connection keeps the context that it was made in.
+# Set in the asyncio task of each job and each poll, and read when a call is made. It must not refer to a job,
+# because a connection keeps the context in which it was made.
 CALLER: ContextVar[Caller] = ContextVar("kling_expand_caller", default=Caller())  # noqa: B039 - immutable
 
 
 class Event(NamedTuple):
-    """One event. `seconds` is how long the call, or the task, took.
+    """One event. `seconds` is the duration of the call or of the task.
 
     `latency` is the time from the end of a task to the response that showed it, both by the service's clock.
-    `number` is that of the job's future: all events of one job have it, also those of calls made for it.
-    `route` says what was called: create, read, list or download. `attempt` counts from 1. `wait` is in
-    seconds: until the next try (None where that is not known), the length of a pause, or how long a pause
-    held back this call.
+    `number` is that of the job's future. All events of one job have it, including those of its calls. `route`
+    is create, read, list or download. `attempt` counts from 1. `wait` is in seconds: until the next attempt
+    (None if that is not known), the length of a pause, or how long a pause delayed this call.
     """
 
     kind: EventKind
@@ -109,13 +108,13 @@ class Quantiles(NamedTuple):
 class Stats(Serializable):
     """The statistics of a client since it was made.
 
-    Jobs: those `submitted` are `waiting` (for a slot, or for their create to be settled), `running` at the
-    service (attached ones too), `succeeded`, `failed` (the task failed), `refused` (it never came to a
-    task, or its task is no longer polled) or `unknown` (whether a task exists could not be settled). Calls:
-    `creates`, `reads` of one task, `lists`, and `errors` of any of them by class. Money, in units:
-    `units_due` is what was or may be billed, `units_billed` what the service says it was. Times, in
-    seconds: the `duration` of tasks, by the service's clock, and the `latency` from the end of a task until
-    the client knew of it.
+    Jobs: each of the `submitted` jobs is `waiting` (for a slot or its create), `running` at the service
+        (including attached tasks), `succeeded`, `failed` (the task failed), `refused` (there is no task, or
+        it is no longer polled) or `unknown` (it is not known whether a task exists). Calls: `creates`,
+        `reads` of one task, `lists`, and `errors` of all of these by class. Money, in units: `units_due` was
+        or may be billed; `units_billed` was billed, according to the service. Times, in seconds: the
+        `duration` of tasks by the service's clock, and the `latency` from the end of a task until the client
+        detected it.
     """
 
     submitted: int
@@ -136,7 +135,7 @@ class Stats(Serializable):
 
 
 class StatsCollector:
-    """A collector that adds up events, and passes each on to *listeners*: one, several, or None."""
+    """A collector that counts events and passes each on to *listeners*: one, several, or None."""
 
     def __init__(self, *listeners: Listener | Sequence[Listener] | None) -> None:
         several = (each if isinstance(each, Sequence) else [each] for each in listeners if each)
@@ -149,7 +148,7 @@ class StatsCollector:
         self._latencies: deque[float] = deque(maxlen=WINDOW)
 
     def emit(self, event: Event) -> None:
-        """Count an event, and pass it on; an exception of the listener is logged and affects no job."""
+        """Count an event and pass it on. An exception in a listener is logged and affects no job."""
         self._counts[event.kind] += 1
         if event.kind is EventKind.ENDED and event.task is not None:
             self._ended(event.task, event)
@@ -164,7 +163,7 @@ class StatsCollector:
                 _logger.exception("the listener failed on %s", event.kind)
 
     def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:
-        """Return the numbers as they are now, with those that are counted elsewhere."""
+        """Return the current statistics, including the numbers that are counted elsewhere."""
         from decimal import Decimal  # imported here, to keep the import of the package fast
 
         counts = self._counts
@@ -197,7 +196,7 @@ class StatsCollector:
             self._latencies.append(event.latency)
 
     def _bill(self, task: Task) -> None:
-        """Add what a task has cost, once, although a job or `attach` may see its end again."""
+        """Add the cost of a task only once, although a job or `attach` may report its end again."""
         if task.task_id in self._billed_tasks:
             return
         self._billed += task.units or 0
@@ -218,11 +217,11 @@ def _quantiles(values: deque[float]) -> Quantiles:
 
 
 class EventLog:
-    """A listener that writes events to the log, as the top of this module says."""
+    """A listener that logs events, as described at the top of this module."""
 
     def __init__(self) -> None:
         self._written_at: defaultdict[str, float] = defaultdict(lambda: -inf)
-        self._held: dict[str, list[str]] = {}  # of each kind, what waits for the next line
+        self._held: dict[str, list[str]] = {}  # by kind, the events that wait for the next line
         self._more: Counter[str] = Counter()  # held events that are only counted
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -238,7 +237,7 @@ class EventLog:
             self._write(str(event.kind), _end_text(event))
 
     def flush(self) -> None:
-        """Write what is held back. The next event may come from another event loop."""
+        """Write the events that are held back. The next event may come from another event loop."""
         for kind in tuple(self._held):
             self._write_held(kind)
         self._written_at.clear()
@@ -299,8 +298,8 @@ def _retry_text(event: Event) -> str:
     if event.kind is EventKind.PAUSE:
         return f"{event.route} paused for {event.wait or 0.0:.1f} s after {_name(event)}: {_reason(event)}"
     if isinstance(event.error, DuplicateTask):
-        return f"{event.route} for {_name(event)}: there is a task with this id, which is looked up"
-    again = "is tried again later" if event.wait is None else f"is tried again in {event.wait:.1f} s"
+        return f"{event.route} for {_name(event)}: a task with this id already exists and is looked up"
+    again = "retrying later" if event.wait is None else f"retrying in {event.wait:.1f} s"
     return f"{event.route} for {_name(event)} failed, attempt {event.attempt}, {again}: {_reason(event)}"
 
 

@@ -1,4 +1,4 @@
-"""How far a photo grows on each side: four ratios, and the classes that compute them.
+"""The expansion of a photo on each side: four ratios, and the classes that compute them.
 
 ========================  =====================================================  ==========
 `Ratios`                  the four numbers of the API                            any photo
@@ -9,8 +9,8 @@
 ========================  =====================================================  ==========
 
 Rules (documented): up and down are multiples of the original's height, left and right of its width.
-Each lies in [0, 2], and the new area is at most three times the old one. All four zero is refused
-here, because there would be nothing to pay for.
+Each is in [0, 2], and the new area is at most three times the old one. Four zeros are refused here, because
+nothing would be expanded.
 """
 
 import math
@@ -43,23 +43,23 @@ __all__ = [
 
 MAX_SIDE = 2.0  # (doc)
 MAX_AREA = 3.0  # (doc)
-MAX_PASSES = 4  # each of them is paid
-MIN_INPUT_SIDE = 300  # pixels of a photo (doc), and so of a result that is expanded again
+MAX_PASSES = 4  # each of them is billed
+MIN_INPUT_SIDE = 300  # minimum side of a photo in pixels (doc), and so of a result that is expanded again
 MAX_INPUT_ASPECT = 2.5  # longer over shorter side of a photo (doc)
-AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals, and so reaches 3.00008
+AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals and can reach 3.00008
 NOISE = 1e-9  # the rounding error of binary fractions
 ROUND_CEILING, ROUND_FLOOR = "ROUND_CEILING", "ROUND_FLOOR"  # the same in `decimal`
-MAX_PIXELS = 2**31 - 1  # the longest side a PNG can state
+MAX_PIXELS = 2**31 - 1  # the longest side that a PNG can have
 TIER = 1664 * 832  # pixels of a result, about (observed once: 640x480 with right 0.5 became 1664x832)
-TIER_STEP = 32  # pixels, of which the sides of a result are multiples (observed)
+TIER_STEP = 32  # the sides of a result are multiples of so many pixels (observed)
 TIER_MAX_SIDE = 4096  # pixels (inferred)
 
 
-Sides = tuple[float, float, float, float]  # growth up, down, left and right, perhaps above the limits
+Sides = tuple[float, float, float, float]  # growth up, down, left and right, possibly beyond the limits
 
 
 def real(value: float) -> float:
-    """Return a real number as a float, and anything else unchanged, for the validator to refuse."""
+    """Return a real number as a float, and anything else unchanged, so that the validator refuses it."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return value
     try:
@@ -75,10 +75,10 @@ def _side(_ratios: Any, attribute: Any, value: Any) -> None:
 
 @frozen
 class Canvas:
-    """The size of the expanded picture in pixels, and where the original lies in it.
+    """The size of the expanded picture in pixels, and the position of the original in it.
 
-    `box` is (left, top, right, bottom) in whole pixels, right and bottom exclusive;
-    `frame` the same four as exact fractions of the width and the height.
+    `box` is (left, top, right, bottom) in whole pixels, right and bottom exclusive. `frame` has the same four
+    values as exact fractions of the width and the height.
     """
 
     width: int
@@ -88,9 +88,9 @@ class Canvas:
 
     @property
     def expected_size(self) -> tuple[int, int]:
-        """The width and height in pixels that the service is expected to answer with (inferred).
+        """The expected width and height of the service's picture in pixels (inferred).
 
-        It rescales every result to about a 1K tier, whatever the size of the photo. The aspect is kept.
+        The service scales every result to about 1K, whatever the size of the photo. The aspect is kept.
         """
         (x0, y0, x1, y1), (left, top, right, bottom) = self.box, self.frame
         aspect = (x1 - x0) / (right - left) * (bottom - top) / (y1 - y0)  # before pixels were rounded
@@ -112,9 +112,9 @@ class Canvas:
         return (long, short) if aspect >= 1 else (short, long)
 
     def scaled(self, width: int, height: int) -> "Canvas":
-        """Return the same picture at another size, such as that of the service's result.
+        """Return the same canvas at another size, such as that of the service's result.
 
-        Each edge is rounded to the nearest pixel, halves upwards.
+        Each edge is rounded to the nearest pixel, with halves rounded up.
         """
         check_size(width, height)
         left, top, right, bottom = self.frame
@@ -124,10 +124,10 @@ class Canvas:
 
 @frozen
 class Ratios:
-    """Growth of each side: up and down in heights of the original, left and right in widths.
+    """The growth of each side: up and down in heights of the original, left and right in widths.
 
-    Raises `GeometryError` for a side outside [0, 2], an area above 3 (with a tolerance of 1e-3,
-    which the vendor's own helper needs), and for four zeros.
+    Raises `GeometryError` for a side outside [0, 2], for an area above 3 (with a tolerance of 1e-3, which the
+    vendor's helper needs), and for four zeros.
     """
 
     needs_size: ClassVar[bool] = False
@@ -158,8 +158,8 @@ class Ratios:
     def canvas(self, width: int, height: int) -> Canvas:
         """Return the expanded picture at the scale of an original of *width* by *height* pixels.
 
-        The new size and the original's left and top edge are rounded to the nearest pixel,
-        halves upwards; the original keeps its size and stays inside.
+        The new size and the original's left and top edges are rounded to the nearest pixel, with halves
+        rounded up. The original keeps its size and stays inside.
         """
         return _canvas(width, height, (self.up, self.down, self.left, self.right))
 
@@ -168,9 +168,9 @@ class Ratios:
 
 
 def chained_canvas(width: int, height: int, passes: Sequence[Ratios]) -> Canvas:
-    """Return the canvas after several passes, each of which expands the result of the one before.
+    """Return the canvas after several passes, each of which expands the result of the previous one.
 
-    It has the scale of the first photo, of *width* by *height* pixels, whose place is its box.
+    It has the scale of the first photo, of *width* by *height* pixels. Its box is that photo's position.
     """
     up = down = left = right = 0.0
     for each in passes:
@@ -192,39 +192,39 @@ def _canvas(width: int, height: int, sides: Sides) -> Canvas:
 
 
 def _fitting(wider: float, higher: float) -> str:
-    """Return the greatest factor under which both growths stay within three times the area."""
+    """Return the largest factor with which both growths stay within three times the area."""
     linear, square = wider + higher, wider * higher
     # The positive root of (1 + t*wider)(1 + t*higher) = 3, in the form that also holds for square = 0.
     return shown(4 / (linear + math.sqrt(linear * linear + 8 * square)), ROUND_FLOOR)
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise `GeometryError` for a side that is not a whole positive number of pixels."""
+    """Raise `GeometryError` for a side that is not a positive whole number of pixels."""
     for name, value in (("width", width), ("height", height)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PIXELS:
             raise GeometryError(name, repr(value), "must be a whole number of pixels, at least 1")
 
 
 def nearest(value: float) -> int:
-    """Return the nearest whole number, halves upwards."""
+    """Return the nearest whole number, with halves rounded up."""
     return math.floor(value + 0.5)
 
 
 def shown(value: float, rounding: str) -> str:
-    """Return five digits, rounded in the direction in which the number keeps the rule."""
+    """Return five digits, rounded in the direction that keeps the number within the rule."""
     from decimal import Context  # imported here, as only messages need it
 
     return format(Context(prec=5, rounding=rounding).create_decimal_from_float(value).normalize(), "f")
 
 
-# Where the original lies in the new picture: "left" puts it at the left, so the right grows.
+# The position of the original in the new picture: "left" puts it at the left, so the right side grows.
 Anchor = Literal[
     "center", "left", "right", "top", "bottom", "top-left", "top-right", "bottom-left", "bottom-right"
 ]
 
 
 class Geometry(Protocol):
-    """A rule for how far a photo of *width* by *height* pixels is to grow.
+    """A rule for the expansion of a photo of *width* by *height* pixels.
 
     If `needs_size` is False, the ratios are the same for every photo, and the size may be omitted.
     """
@@ -232,12 +232,12 @@ class Geometry(Protocol):
     needs_size: ClassVar[bool]
 
     def ratios(self, width: int, height: int) -> Ratios:
-        """Return the four ratios for this photo, or raise `GeometryError` where there are none."""
+        """Return the four ratios for this photo, or raise `GeometryError` if there are none."""
         ...
 
 
 def shape_name(geometry: Geometry) -> str:
-    """Return a short name of a geometry for files: ``16x9``, ``1920x1080``, ``right0.5``."""
+    """Return a short name of a geometry for file names: ``16x9``, ``1920x1080``, ``right0.5``."""
     if isinstance(geometry, ToAspect):
         return _named(geometry.aspect).replace(":", "x")
     if isinstance(geometry, ToSize):
@@ -251,7 +251,7 @@ def shape_name(geometry: Geometry) -> str:
 def parse_aspect(aspect: str | float | tuple[float, float]) -> float:
     """Return width over height from ``"16:9"``, ``"16x9"``, ``"1.78"``, ``16 / 9`` or ``(16, 9)``.
 
-    Raises `GeometryError` for anything else, and beyond 1:1000 or 1000:1.
+    Raises `GeometryError` for anything else, and for aspects beyond 1:1000 or 1000:1.
     """
     parts: Sequence[Any] = aspect if isinstance(aspect, tuple) else (aspect, 1)
     if isinstance(aspect, str):
@@ -283,12 +283,12 @@ def _optional_float(value: float | None) -> float | None:
 
 @frozen
 class ToAspect:
-    """Growth to an aspect, width over height: ``"16:9"``, ``16 / 9`` or ``(16, 9)``.
+    """An expansion to an aspect, width over height: ``"16:9"``, ``16 / 9`` or ``(16, 9)``.
 
-    Without `area` it is the smallest growth that reaches it, on one axis. With `area`, as in the vendor's
-    helper, the result has that multiple of the original's area, 1 to 3. `anchor` says where the original
-    lies in the result: ``center``, ``left``, ``right``, ``top``, ``bottom``, or a corner such as
-    ``top-left``. Raises `GeometryError`, when made or when asked for `ratios`.
+    Without `area` it is the smallest expansion with that aspect, along one axis. With `area`, as in the
+    vendor's helper, the result has that multiple of the original's area, 1 to 3. `anchor` is the position of
+    the original in the result: ``center``, ``left``, ``right``, ``top``, ``bottom``, or a corner such as
+    ``top-left``. Both the constructor and `ratios` may raise `GeometryError`.
     """
 
     needs_size: ClassVar[bool] = True
@@ -300,8 +300,8 @@ class ToAspect:
     def ratios(self, width: int, height: int) -> Ratios:
         """Return exact ratios for a photo of *width* by *height* pixels.
 
-        Raises `GeometryError`, which names the areas or aspects that are possible.
-        Without `area`, a photo that already has the aspect to within half a pixel is refused.
+        Raises `GeometryError` with the possible areas or aspects. Without `area`, a photo that already has
+        the aspect to within half a pixel is refused.
         """
         check_size(width, height)
         across, down = _growth(width, height, self.aspect, self.area)
@@ -310,18 +310,17 @@ class ToAspect:
         return Ratios(*_placed(across - 1, down - 1, self.anchor))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the least growth of a *width* by *height* photo, without the limits of one pass."""
+        """Return the least growth of a *width* by *height* photo, regardless of the limits of one pass."""
         stretch = self.aspect * height / width
         return _placed(max(1.0, stretch) - 1, max(1.0, 1 / stretch) - 1, self.anchor)
 
 
 @frozen
 class ToSize:
-    """Growth to a canvas of `width` by `height` pixels, at the original's scale.
+    """An expansion to a canvas of `width` by `height` pixels, at the original's scale.
 
-    `anchor` says where the original lies in the result: ``center``, ``left``, ``right``, ``top``,
-    ``bottom``, or a corner such as ``top-left``. Raises `GeometryError`, when made or when asked for
-    `ratios`.
+    `anchor` is the position of the original in the result: ``center``, ``left``, ``right``, ``top``,
+    ``bottom``, or a corner such as ``top-left``. Both the constructor and `ratios` may raise `GeometryError`.
     """
 
     needs_size: ClassVar[bool] = True
@@ -337,12 +336,12 @@ class ToSize:
         """Return exact ratios for a photo of *width* by *height* pixels.
 
         Raises:
-            GeometryError: if the canvas is smaller than the photo, equal to it, or above 3 times its area.
+            GeometryError: if the canvas is not larger than the photo, or is above 3 times its area.
         """
         check_size(width, height)
         for name, wanted, has in (("width", self.width, width), ("height", self.height, height)):
             if wanted < has:
-                limit = f"must be at least {has}, as nothing of the photo is cut off"
+                limit = f"must be at least {has}, because the photo is never cropped"
                 raise GeometryError(name, wanted, limit)
         _check_canvas(width, height, self.width, self.height)
         return Ratios(*self.sides(width, height))
@@ -359,9 +358,9 @@ def _pixels(_padding: Any, attribute: Any, value: Any) -> None:
 
 @frozen
 class Padding:
-    """Growth by pixels on each side, at the original's scale: `up`, `down`, `left` and `right`.
+    """An expansion by pixels on each side, at the original's scale: `up`, `down`, `left` and `right`.
 
-    Raises `GeometryError`, when made or when asked for `ratios`.
+    Both the constructor and `ratios` may raise `GeometryError`.
     """
 
     needs_size: ClassVar[bool] = True
@@ -390,9 +389,9 @@ _SIDES = {"left": "left", "right": "right", "top": "up", "bottom": "down"}
 
 
 def parse_direction(direction: str) -> str:
-    """Return the sides in their usual order, joined by commas; ``all`` replaces the others.
+    """Return the sides in canonical order, joined by commas. ``all`` replaces the others.
 
-    Raises `GeometryError` for an unknown word, or none.
+    Raises `GeometryError` for an unknown word or for no word.
     """
     words = [word.strip().lower() for word in direction.split(",")] if isinstance(direction, str) else []
     if not words or not set(words) <= {*_SIDES, "all"}:
@@ -405,11 +404,11 @@ def parse_direction(direction: str) -> str:
 class Towards:
     """The direction dialect: ``Towards("left,right", ratio=1.5)``.
 
-    The API does not define `ratio`. It is taken as new length over old length on every axis that has a
-    named side, with the growth split evenly between that axis's named sides. So ``right`` 1.5 adds 0.5 on
-    the right, ``left,right`` 1.5 adds 0.25 on each, ``all`` 1.5 adds 0.25 on each of four. It is
-    the only reading under which the documented examples stay within three times the area.
-    `direction` and `ratio` keep the words of the wire. Raises `GeometryError`.
+    The API does not define `ratio`. Here it is new length over old length on every axis that has a named
+    side, and the growth is split evenly between that axis's named sides. So ``right`` 1.5 adds 0.5 on the
+    right, ``left,right`` 1.5 adds 0.25 on each, and ``all`` 1.5 adds 0.25 on each of four. Only with this
+    interpretation do the documented examples stay within three times the area. The names of `direction` and
+    `ratio` are those of the API. Raises `GeometryError`.
     """
 
     needs_size: ClassVar[bool] = False
@@ -430,25 +429,25 @@ class Towards:
         return {_SIDES[word] for word in words}
 
     def ratios(self, width: int = 0, height: int = 0) -> Ratios:  # noqa: ARG002  (the protocol asks)
-        """Return the same ratios by the reading above, whatever the photo's *width* and *height*."""
+        """Return the ratios by this interpretation, whatever the photo's *width* and *height*."""
         sides = self._sides()
         pairs = (("left", "right"), ("up", "down"))
         named = {side: len(sides.intersection(pair)) for pair in pairs for side in pair if side in sides}
         return Ratios(**{side: (self.ratio - 1) / shared for side, shared in named.items()})
 
 
-# The geometry in a create: the editing dialect takes ratios, the direction dialect a direction.
+# The geometry of a create: ratios in the editing dialect, a direction in the direction dialect.
 Expansion = Ratios | Towards
 
 
 def calculate_expansion_ratios(
     width: float, height: float, area_multiplier: float, aspect_ratio: float
 ) -> str:
-    """Return ``"up,down,left,right"`` with four decimals, centred, as the vendor's helper does.
+    """Return ``"up,down,left,right"`` with four decimals, centered, as the vendor's helper does.
 
     A photo of *width* by *height* pixels grows to *area_multiplier* times its area at *aspect_ratio*, width
     over height. `calculate_expansion_ratios(100, 100, 3, 16 / 9)` is ``"0.1495,0.1495,0.6547,0.6547"``.
-    Where the vendor's would be negative, zero or too large, `GeometryError` names the area that works.
+    If the vendor's result would be negative, zero or too large, `GeometryError` names a possible area.
     """
     for name, value in (("width", width), ("height", height), ("area_multiplier", area_multiplier)):
         if not isinstance(real(value), float) or not 0 < value < MAX_PIXELS:
@@ -459,7 +458,7 @@ def calculate_expansion_ratios(
 
 
 def _growth(width: float, height: float, aspect: float, area: float | None) -> tuple[float, float]:
-    """Return new width and height as multiples (≥ 1) of the old, for an aspect and perhaps an area."""
+    """Return new width and height as multiples (≥ 1) of the old, for an aspect and an optional area."""
     stretch = aspect * height / width
     least = max(stretch, 1 / stretch)
     if least > MAX_AREA + NOISE:
@@ -489,20 +488,20 @@ def _too_far(width: float, height: float, aspect: float, least: float, *, passes
 def _nothing(width: float, height: float, aspect: float) -> GeometryError:
     stretch = aspect * height / width
     least = shown(max(stretch, 1 / stretch), ROUND_CEILING)
-    limit = f"must not be what the photo of {width}x{height} already has"
-    advice = f"give another aspect, or an area above {least} and at most 3"
+    limit = f"must differ from that of the photo of {width}x{height}"
+    advice = f"use another aspect, or an area above {least} and at most 3"
     return GeometryError("aspect", _named(aspect), limit, advice)
 
 
 def _placed(wider: float, higher: float, anchor: str) -> Sides:
-    """Return the growth of each axis shared out over its two sides."""
+    """Return the growth of each axis, distributed over its two sides."""
     before = 0.0 if "left" in anchor else 1.0 if "right" in anchor else 0.5
     above = 0.0 if "top" in anchor else 1.0 if "bottom" in anchor else 0.5
     return higher * above, higher * (1 - above), wider * before, wider * (1 - before)
 
 
 def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> None:
-    """Raise `GeometryError` unless the canvas is larger, by at most three times the area."""
+    """Raise `GeometryError` unless the canvas is larger than the photo, up to three times its area."""
     most = 3 * width * height
     if new_width * new_height > most:
         options = [f"{most // new_height}x{new_height}"] if most // new_height >= width else []
@@ -518,7 +517,7 @@ def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> N
 
 
 def _named(aspect: float) -> str:
-    """Return ``16:9`` where it is such a fraction, a decimal otherwise."""
+    """Return ``16:9`` if the aspect is such a fraction, or else a decimal."""
     from fractions import Fraction  # imported here, as only messages need it
 
     fraction = Fraction(aspect).limit_denominator(50)
@@ -532,12 +531,12 @@ def _named(aspect: float) -> str:
 def plan(width: int, height: int, geometry: Geometry, passes: int = 2) -> list[Ratios]:
     """Return the ratios of as few passes as possible, at most *passes*, that expand a photo to *geometry*.
 
-    Each pass expands the result of the one before by the same factors. Such a result must be within the
-    limits of a photo at the size that the service is expected to give it. `ToAspect` without an area,
-    `ToSize` and `Padding` can ask for more than one pass.
+    Each pass expands the result of the previous one by the same factors. At its expected size, each such
+    result must be within the limits of a photo. Only `ToAspect` without an area, `ToSize` and `Padding` can
+    need more than one pass.
 
     Raises:
-        GeometryError: if no such number of passes reaches it.
+        GeometryError: if *passes* are not enough.
     """
     if not isinstance(passes, int) or isinstance(passes, bool) or not 1 <= passes <= MAX_PASSES:
         raise GeometryError("passes", repr(passes), f"must be between 1 and {MAX_PASSES}")
@@ -555,7 +554,7 @@ def plan(width: int, height: int, geometry: Geometry, passes: int = 2) -> list[R
 
 
 def _equal_passes(width: float, height: float, sides: Sides) -> list[Ratios]:
-    """Return the fewest equal passes that add up to *sides*; an empty list where there are none."""
+    """Return the fewest equal passes that add up to *sides*, or an empty list if there are none."""
     up, down, left, right = sides
     across, along = 1 + left + right, 1 + up + down
     if min(sides) < 0 or across * along <= 1 + NOISE:
@@ -563,7 +562,7 @@ def _equal_passes(width: float, height: float, sides: Sides) -> list[Ratios]:
     least = max(1, math.ceil(math.log(across * along, MAX_AREA) - NOISE))
     for count in range(least, MAX_PASSES + 1):
         wider, higher = across ** (1 / count) - 1, along ** (1 / count) - 1
-        # Equal shares of a side in each pass keep the photo's place.
+        # Equal shares of a side in each pass keep the photo's position.
         above, before = up / (up + down or 1), left / (left + right or 1)
         step = Ratios(higher * above, higher * (1 - above), wider * before, wider * (1 - before))
         done = (chained_canvas(round(width), round(height), [step] * each) for each in range(1, count))
@@ -574,6 +573,6 @@ def _equal_passes(width: float, height: float, sides: Sides) -> list[Ratios]:
 
 
 def _possible(width: float, height: float, sides: Sides) -> str:
-    """Return advice for a growth that one pass cannot give."""
+    """Return advice for a growth that exceeds one pass."""
     found = _equal_passes(width, height, sides)
     return f"possible with passes={len(found)}" if len(found) > 1 else ""

@@ -1,8 +1,8 @@
-"""The values of the package: requests, tasks and their images, frozen and without any I/O.
+"""The values of the package: requests, tasks and their images. They are frozen and do no I/O.
 
-A field of a request is declared once, in `ExpandRequest`. Its metadata says what the field is called
-on the wire, on the command line and in a manifest (see `RequestField`). Everything that reads or
-writes requests loops over `request_fields`.
+A field of a request is declared once, in `ExpandRequest`. Its metadata gives the names of the field on the
+wire, on the command line and in a manifest (see `RequestField`). All code that reads or writes requests loops
+over `request_fields`.
 """
 
 import math
@@ -49,8 +49,8 @@ GEOMETRY_FIELDS = (
     "direction",
     "expansion_ratio",
 )
-UNITS_PER_IMAGE = 8  # image units an expanded picture costs (doc)
-AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")  # which can be summed and stored; no exponent, no sign
+UNITS_PER_IMAGE = 8  # price of an expanded picture in units (doc)
+AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")  # without exponent or sign, to be summed and stored
 DOLLARS_PER_UNIT = 0.0035  # $0.028 a picture (doc)
 
 
@@ -75,14 +75,14 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 
 class Dialect(StrEnum):
-    """The two documented forms of the API. The editing form is the one in production."""
+    """The two documented forms of the API. Production uses the editing form."""
 
     EDITING = "editing"  # four ratios
     DIRECTION = "direction"  # directions and one ratio
 
 
 class Status(StrEnum):
-    """The words of `task_status`, with UNKNOWN for other words and QUEUED for a job that waits for slots."""
+    """The values of `task_status`, plus UNKNOWN for other words and QUEUED for a job without slots."""
 
     QUEUED = "queued"
     SUBMITTED = "submitted"
@@ -97,9 +97,9 @@ class Status(StrEnum):
         return not NEXT[self]
 
 
-# Which status may follow which. It is a strict order, so snapshots that arrive late,
-# twice or in any order end in the same state. An undocumented word counts as a stage before
-# `processing`: it is polled on, and never ends a wait. `queued` is ours: a job that is not sent yet.
+# Which status may follow which. This is a strict order, so snapshots that arrive late, twice or in any order
+# lead to the same state. An undocumented word counts as a stage before `processing`: polling continues, and
+# the word never ends a wait. `queued` is our own status, for a job that was not sent yet.
 NEXT: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset(
         {Status.SUBMITTED, Status.UNKNOWN, Status.PROCESSING, Status.SUCCEED, Status.FAILED}
@@ -119,8 +119,8 @@ STATUS_WORDS = {str(status): status for status in Status} | {"succeeded": Status
 class Image(Serializable):
     """One expanded picture: its `index` within the task, from 0, and its `url`.
 
-    `watermark_url` is that of its copy with a watermark, if one was asked for. URLs live 30 days from the
-    task's `updated_at` (doc).
+    `watermark_url` is the URL of the copy with a watermark, if one was requested. URLs are valid for 30 days
+    from the task's `updated_at` (doc).
     """
 
     index: int
@@ -130,7 +130,7 @@ class Image(Serializable):
 
 @frozen
 class BalanceDeduction(Serializable):
-    """The price in newer responses, as decimal strings of the service."""
+    """The price in newer responses, as the service's decimal strings."""
 
     quota: str | None = None
     list_price: str | None = None
@@ -138,14 +138,14 @@ class BalanceDeduction(Serializable):
 
 @frozen(weakref_slot=False)
 class Task(Serializable):
-    """One snapshot of a task, as the service gave it.
+    """One snapshot of a task, as returned by the service.
 
     `task_id` is the service's id and `external_task_id` the caller's. `task_status` is the service's own
-    word, `status` what it means, and `task_status_msg` the reason of a failure. A success has `images`.
-    `created_at` and `updated_at` are Unix milliseconds. `final_unit_deduction` is what was billed, in
-    units, once it is known, and `final_balance_deduction` the same in newer responses. `watermark` says
-    whether copies with one were asked for. `raw` is the whole response where it has a field that this version
-    does not know, and None otherwise.
+    word, `status` its meaning, and `task_status_msg` the reason for a failure. A success has `images`.
+    `created_at` and `updated_at` are in Unix milliseconds. `final_unit_deduction` is the number of units
+    billed, once known, and `final_balance_deduction` the same in newer responses. `watermark` says whether
+    copies with a watermark were requested. `raw` is the whole response if it has a field that this version
+    does not know, or else None.
     """
 
     task_id: str
@@ -162,13 +162,13 @@ class Task(Serializable):
 
     @property
     def status(self) -> Status:
-        """The meaning of `task_status` in any case; UNKNOWN for a word that is not documented."""
+        """The meaning of `task_status`, ignoring case, or UNKNOWN for an undocumented word."""
         word = self.task_status
         return STATUS_WORDS.get(word) or STATUS_WORDS.get(word.strip().lower(), Status.UNKNOWN)
 
     @property
     def units(self) -> "Decimal | None":
-        """The units that were billed; None while unknown."""
+        """The units that were billed, or None while unknown."""
         from decimal import Decimal  # imported here, as many programs do not need it
 
         text = (self.final_unit_deduction or "").strip()
@@ -187,7 +187,7 @@ def source_name(source: ImageSource) -> str:
 
 
 def source_stem(source: ImageSource | None) -> str | None:
-    """Return the file name of a photo without its suffix, which names its results; None where it has none."""
+    """Return the file name of a photo without its suffix, which names its results, or None."""
     if isinstance(source, str) and "://" in source:
         source = urlsplit(source).path
     if isinstance(source, str | os.PathLike) and not str(source).startswith("data:"):
@@ -196,7 +196,7 @@ def source_stem(source: ImageSource | None) -> str | None:
 
 
 def is_pillow_image(source: object) -> TypeGuard[PillowImage]:
-    """Return whether *source* is a PIL image, of which there are none where Pillow is not imported."""
+    """Return whether *source* is a PIL image. There are none before Pillow is imported."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(source, pillow.Image)
 
@@ -206,7 +206,7 @@ def is_pillow_image(source: object) -> TypeGuard[PillowImage]:
 
 @frozen
 class Rule:
-    """What a value must be, in words and as a function. It is also a validator of attrs."""
+    """A rule for a value, in words and as a function. It is also an attrs validator."""
 
     limit: str
     holds: Callable[[Any], bool]
@@ -227,7 +227,7 @@ def check(**values: object) -> None:
     """Check the arguments of a method of the client by `ARGUMENTS`.
 
     Raises:
-        InvalidRequest: if a value is not possible.
+        InvalidRequest: if a value is invalid.
     """
     for name, value in values.items():
         for rule in ARGUMENTS[name]:
@@ -235,7 +235,7 @@ def check(**values: object) -> None:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Return a question after the known name that *name* resembles most, or an empty text."""
+    """Return "did you mean …?" with the known name most similar to *name*, or an empty text."""
     from difflib import get_close_matches  # imported here, as only messages need it
 
     near = get_close_matches(name, known, 1)
@@ -268,7 +268,7 @@ def between(low: int, high: int) -> tuple[Rule, Rule]:
 
 
 def is_number(value: object) -> bool:
-    """Return whether *value* is an int or a float. A bool is none."""
+    """Return whether *value* is an int or a float, but not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -286,7 +286,7 @@ def _is_geometry(value: object) -> bool:
 
 
 def _is_stream(value: object) -> bool:
-    """Return whether *value* may hold requests; iterating over a text or a mapping gives something else."""
+    """Return whether *value* may contain requests. A text or a mapping may not, although it is iterable."""
     return isinstance(value, Iterable | AsyncIterable) and not isinstance(value, str | bytes | Mapping)
 
 
@@ -309,12 +309,12 @@ AT_LEAST_1 = Rule("must be at least 1", lambda value: value >= 1)
 SECONDS = Rule("must be a number of seconds", is_number, "give the total_seconds() of a timedelta")
 ABOVE_0 = Rule("must be above 0 seconds", lambda value: 0 < value < math.inf)
 NAME = Rule(
-    "must be printable text without blanks around it",
+    "must be printable text without surrounding whitespace",
     lambda value: isinstance(value, str) and value.strip() == value and value.isprintable(),
 )
 PATH = Rule("must be a path or a template", lambda value: isinstance(value, str | os.PathLike))
-# A URL cannot end in dots, so a task with such an id could not be read.
-NOT_DOTS = Rule("must be more than dots", lambda value: value not in {".", ".."})
+# A URL path cannot end in a dot segment, so a task with such an id could not be read.
+NOT_DOTS = Rule("must not consist of dots only", lambda value: value not in {".", ".."})
 ID = Rule("must be the id of one task", lambda value: isinstance(value, str) and value.isprintable())
 
 # The arguments of the client's methods, beyond the fields of a request.
@@ -361,15 +361,15 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
 
 
 def as_geometry(value: Geometry | str) -> Geometry:
-    """Return a geometry, which for text such as ``"16:9"`` is `ToAspect`. Raise `GeometryError`."""
+    """Return a geometry; text such as ``"16:9"`` becomes `ToAspect`. Raise `GeometryError`."""
     return ToAspect(value) if isinstance(value, str) else value
 
 
 def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return a copy of `extra` in one order of names, so that equal fields are one job; None for none.
+    """Return a copy of `extra` with sorted names, so that equal fields are one job, or None if it is empty.
 
     Raises:
-        InvalidRequest: if it is not JSON, or sets a field that has an argument of its own.
+        InvalidRequest: if it is not JSON, or sets a field that has its own argument.
     """
     if value is None:
         return None
@@ -377,16 +377,16 @@ def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
         raise InvalidRequest("extra", shown(value), "must be a mapping of names to values")
     for name in value:
         if name in reserved_names():
-            raise InvalidRequest("extra", shown(name), "must not set a field that has an argument of its own")
+            raise InvalidRequest("extra", shown(name), "must not set a field that has its own argument")
     try:
         found: dict[str, Any] = _plain(value)
     except RecursionError:
-        raise InvalidRequest("extra", "a value", "must not be nested so deeply, or in itself") from None
+        raise InvalidRequest("extra", "a value", "must not be nested so deeply, or within itself") from None
     return found or None
 
 
 def _plain(value: object) -> Any:
-    """Return a copy of a JSON value, its mappings in the order of their names."""
+    """Return a copy of a JSON value with the names in its mappings sorted."""
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return {name: _plain(value[name]) for name in sorted(value)}
     if isinstance(value, list | tuple):
@@ -399,10 +399,10 @@ def _plain(value: object) -> Any:
 
 @frozen(weakref_slot=False)
 class ExpandRequest:
-    """One photo to expand, checked when it is made.
+    """One photo to expand, validated on construction.
 
-    The client generates an `external_task_id` if none is given. A job that is submitted again under the
-    same `key` is the same task, in any process and after any crash.
+    The client generates an `external_task_id` if none is given. Submitting a job again under the same `key`
+    leads to the same task, in any process and after any crash.
 
     ::
 
@@ -422,9 +422,7 @@ class ExpandRequest:
     geometry: Geometry = field(
         converter=as_geometry,
         validator=GEOMETRY,
-        metadata={
-            "help": 'How far it grows, such as "16:9" or Ratios(left=0.5); see `kling_expand.geometry`.'
-        },
+        metadata={"help": 'The expansion, such as "16:9" or Ratios(left=0.5); see `kling_expand.geometry`.'},
     )
     prompt: str | None = field(
         default=None,
@@ -491,7 +489,7 @@ class ExpandRequest:
             "wire": "external_task_id",
             "changes_result": False,
             "column": "external_task_id",
-            "help": "Your own id of the task, unique within the account.",
+            "help": "Your own id for the task, unique within the account.",
         },
     )
     key: str | None = field(
@@ -521,12 +519,12 @@ class ExpandRequest:
 
     @property
     def units(self) -> int:
-        """The cost in units when it succeeds: 8 a picture (documented)."""
+        """The cost in units if the task succeeds: 8 per picture (documented)."""
         return UNITS_PER_IMAGE * self.n
 
 
 def portable(request: ExpandRequest | None) -> ExpandRequest | None:
-    """Return *request* in a form that can be pickled; None where its photo is an open file without a path."""
+    """Return *request* in a form that can be pickled, or None if its photo is an open file without a path."""
     image: Any = request and request.image
     if isinstance(image, memoryview):
         image = bytes(image)
@@ -538,7 +536,7 @@ def portable(request: ExpandRequest | None) -> ExpandRequest | None:
 
 
 class RequestFields(TypedDict, total=False):
-    """The fields of an `ExpandRequest` beyond its image and geometry, for editors and type checkers."""
+    """The fields of an `ExpandRequest` except its image and geometry, for editors and type checkers."""
 
     prompt: str | None
     n: int
@@ -573,30 +571,30 @@ _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
 
 
 class RequestField(NamedTuple):
-    """One field of `ExpandRequest`, and what it is called outside Python.
+    """One field of `ExpandRequest`, with its names outside Python.
 
     `wire` is its path in the body of a create, with a dot for each level of nesting. It is empty for fields
-    that stand in the body itself. `option` names the option on the command line and `column` the column of
-    a manifest. Each is None where the field does not occur there.
+    that are merged into the body itself. `option` is the name on the command line and `column` that in a
+    manifest. Each is None if the field does not occur there.
     """
 
     name: str
     default: Any
-    kind: type  # str, int, bool or Mapping: what the field holds where it is not None
+    kind: type  # the type of the field if it is not None: str, int, bool or Mapping
     help: str
     wire: str | None = None
     option: str | None = None
     metavar: str | None = None
     column: str | None = None
-    changes_result: bool = True  # part of what makes two jobs the same
+    changes_result: bool = True  # part of a job's identity
     sent_at_default: bool = False
     editing_only: bool = False  # the direction dialect has no such field
 
     def parse(self, text: str) -> Any:
-        """Read the value from *text*, as the command line or a manifest gives it.
+        """Parse the value from *text*, as given on the command line or in a manifest.
 
         Raises:
-            InvalidRequest: if *text* is no value of this kind.
+            InvalidRequest: if *text* is not a value of this type.
         """
         parser, wanted = _PARSERS[self.kind]
         try:
@@ -617,7 +615,7 @@ class RequestField(NamedTuple):
         body[last] = value
 
     def read(self, body: dict[str, Any]) -> Any:
-        """Return the value that `write` put into *body*, or the default where it put none."""
+        """Return the value that `write` put into *body*, or the default if it put none."""
         if self.wire is None:
             return self.default
         if not self.wire:
@@ -630,7 +628,7 @@ class RequestField(NamedTuple):
 
 @cache
 def request_fields() -> tuple[RequestField, ...]:
-    """Return every field of a request beyond its image and geometry, in the order of their declaration."""
+    """Return every field of a request except its image and geometry, in declaration order."""
     return tuple(
         RequestField(name=each.name, default=each.default, kind=_kind(each.type), **each.metadata)
         for each in fields(ExpandRequest)
@@ -639,7 +637,7 @@ def request_fields() -> tuple[RequestField, ...]:
 
 
 def list_fields(documented: Documented) -> Documented:
-    """Add the fields of a request to the ``Args:`` of a docstring, from their one declaration."""
+    """Add the fields of a request to the ``Args:`` of a docstring."""
     text = documented.__doc__ or ""  # there is none under `python -OO`
     head, args, rest = text.partition("Args:\n")
     if not args:
@@ -657,13 +655,13 @@ list_fields(ExpandRequest)
 
 @cache
 def reserved_names() -> frozenset[str]:
-    """Return the fields of a create that `extra` may not set, because they have arguments of their own."""
+    """Return the fields of a create that `extra` may not set, because they have their own arguments."""
     declared = {each.wire.partition(".")[0] for each in request_fields() if each.wire}
     return frozenset({"image", *GEOMETRY_FIELDS, *declared})
 
 
 def _kind(annotation: Any) -> type:
-    """Return the type of a field that may be None as well."""
+    """Return the type of a field that may also be None."""
     (kind,) = {*(get_args(annotation) or (annotation,))} - {NoneType}
     found: type = get_origin(kind) or kind
     return found
@@ -672,18 +670,20 @@ def _kind(annotation: Any) -> type:
 def resolve_geometry(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> Expansion:
     """Return the geometry of *request* in the form of *dialect*.
 
-    *size* is width and height of the photo in pixels, or None where only the service can read it.
+    *size* is the width and height of the photo in pixels, or None if only the service can read it.
 
     Raises:
         InvalidRequest: if the dialect cannot express the geometry, or the size is needed and unknown.
-        GeometryError: if no ratios within the rules give this photo that shape.
+        GeometryError: if no valid ratios give this photo that shape.
     """
     geometry = request.geometry
     if dialect is Dialect.DIRECTION:
         return _direction(request)
     if size is None and geometry.needs_size:
-        advice = "give Ratios or Towards, or what geometry.ratios(width, height) returns"
-        raise InvalidRequest("geometry", geometry, "must not need the size of a photo at a URL", advice)
+        advice = "use Ratios or Towards, or the result of geometry.ratios(width, height)"
+        raise InvalidRequest(
+            "geometry", geometry, "must not need the size of the photo if that is a URL", advice
+        )
     return geometry.ratios(*(size or (0, 0)))
 
 

@@ -1,8 +1,8 @@
-"""Expansion in several passes: the result of each is the photo of the next, and each is a job of its own.
+"""Expansion in several passes. The result of each pass is the photo of the next; each pass is one job.
 
-A journal keeps with each job which pass it is, and of what. A later pass is known by the task of the pass
-before, and not by the bytes of its picture. So a run that was stopped goes on from the last pass that was
-paid, also without the photo.
+A journal records with each job which pass it is, and of which request. A later pass is identified by the task
+of the previous pass, not by the bytes of its picture. So an interrupted run continues after the last pass
+that was paid for, even without the photo.
 """
 
 import asyncio
@@ -26,10 +26,11 @@ PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)
 
 @frozen
 class Pass:
-    """One pass of several, as the journal keeps it with its job.
+    """One of several passes, as the journal records it with its job.
 
-    `number` counts from 1, `steps` are the ratios of all passes, and `request` is the last of them for the
-    first photo. `before` is the external id of the pass before, and `note` the caller's own.
+    `number` counts from 1, and `steps` are the ratios of all passes. `request` is the request for the first
+    photo, with the parameters of the last pass. `before` is the external id of the previous pass, and `note`
+    the caller's own.
     """
 
     number: int
@@ -40,18 +41,18 @@ class Pass:
 
     @property
     def is_last(self) -> bool:
-        """Whether no pass follows."""
+        """Whether this is the last pass."""
         return self.number == len(self.steps)
 
     @property
     def units_after(self) -> int:
-        """What the passes after this one cost."""
+        """The cost in units of the passes after this one."""
         return (
             0 if self.is_last else UNITS_PER_IMAGE * (len(self.steps) - self.number - 1) + self.request.units
         )
 
     def own_request(self) -> ExpandRequest:
-        """Return the request of this pass; only the last has several pictures, watermarks and an own id."""
+        """Return the request of this pass. Only the last has several pictures, watermarks and an id."""
         changed = evolve(self.request, geometry=self.steps[self.number - 1])
         if self.is_last:
             return changed
@@ -62,7 +63,7 @@ class Pass:
         return evolve(self, number=self.number + 1, before=external_task_id)
 
     def key(self, *, durable: bool) -> str | None:
-        """Return the key of the job, or None where only its content makes it the same."""
+        """Return the key of the job, or None if only its content identifies it."""
         given = self.request.key
         if self.before is None:
             return f"{given}-pass1" if given else None
@@ -83,7 +84,7 @@ class Pass:
 
 
 def pass_of(record: JobRecord) -> Pass | None:
-    """Return which pass a job of a journal is, or None where it is the only one."""
+    """Return the pass of a job in a journal, or None if the job has only one."""
     note = record.note
     found = note.pop("pass", None)
     if found is None:
@@ -117,7 +118,7 @@ async def earlier_jobs(store: JobStore, step: Pass) -> list[JobRecord]:
 
 @frozen
 class PassJobs:
-    """What passes need of a client: its budget and store, and functions that begin and record jobs."""
+    """The parts of a client that passes use: budget, store, and functions that start and record jobs."""
 
     store: JobStore
     budget: Budget
@@ -131,8 +132,8 @@ class PassJobs:
 class Passes:
     """The jobs of one picture that is made in several passes.
 
-    Iterate over `futures`, and await each before the next. `result` is then that of the last pass, with
-    those before as `earlier`. Its `request` names the first photo. `step` is the pass under way.
+    Iterate over `futures`, and await each before the next. `result` is then that of the last pass, with the
+    previous ones as `earlier`. Its `request` has the first photo. `step` is the current pass.
     """
 
     def __init__(
@@ -154,16 +155,16 @@ class Passes:
         self._stopped = False
 
     def stop(self) -> None:
-        """Begin no further pass."""
+        """Start no further pass."""
         self._stopped = True
 
     async def futures(self) -> AsyncGenerator[TaskFuture, None]:
-        """Yield the future of each pass. The money for later passes is set aside with the first.
+        """Yield the future of each pass. The units for later passes are set aside with the first.
 
         Raises:
             GeometryError: if more passes are needed.
             InvalidRequest: if the photo is at a URL, so that its size is not known.
-            NotSubmitted: if it was stopped.
+            NotSubmitted: if `stop` was called.
             KlingError: if the result of a pass cannot be read.
         """
         step, known = await self._first(), self._known
@@ -189,7 +190,7 @@ class Passes:
             earlier = earlier.earlier
 
     async def _first(self) -> Pass:
-        """Return the pass to begin with; for a known one the results of those before it are read."""
+        """Return the pass to begin with. For a known pass, the results of the earlier ones are read."""
         if self._known is not None:
             found = pass_of(self._known)
             if found is None:
@@ -208,14 +209,14 @@ class Passes:
             self.result = evolve(result, request=own, earlier=self.result)
 
     async def _renewed(self, known: ExpandResult) -> ExpandResult:
-        """Return a result of the journal with the URLs that the service gives now."""
+        """Return a result of the journal with fresh URLs from the service."""
         try:
             return evolve(known, task=await self._jobs.get(known.task_id))
-        except KlingError:  # a later read says why
+        except KlingError:  # a later read raises the reason
             return known
 
     async def _find(self, step: Pass) -> JobRecord | None:
-        """Return the job of a pass that is paid already."""
+        """Return the job of a pass that has already been paid for."""
         key = step.key(durable=self._jobs.store.durable)
         if self._jobs.fresh or key is None or not self._jobs.store.durable:
             return None
@@ -250,7 +251,7 @@ async def _readable_again(request: ExpandRequest) -> ExpandRequest:
 
 
 async def _size(request: ExpandRequest) -> tuple[int, int]:
-    """Return the size of the photo; of a file only the header is read."""
+    """Return the size of the photo. For a file, only the header is read."""
     image = request.image
     if isinstance(image, str | os.PathLike) and not str(image).startswith("data:"):
         header = await asyncio.to_thread(read_header, image)
@@ -258,6 +259,6 @@ async def _size(request: ExpandRequest) -> tuple[int, int]:
     else:
         size = (await load_photo(image)).dimensions
     if size is None:
-        limit = "must be a photo whose size can be read, to be expanded in passes"
+        limit = "must be a photo whose size can be read, for an expansion in passes"
         raise InvalidRequest("image", source_name(image), limit)
     return size

@@ -8,7 +8,7 @@ an exception                     an object of its class, its text and its public
 a tuple, a set                   an array
 a `Decimal`                      a number
 an enum                          its value
-a path, anything else            its text; a photo its name and never its bytes
+a path, anything else            its text; a photo becomes its name, never its bytes
 ===============================  =============================================================
 """
 
@@ -24,8 +24,8 @@ import attrs
 class Serializable:
     """A value that can be converted to JSON types.
 
-    ``dict(value)`` is `to_dict`, so FastAPI can return the value. It is also a type for the fields and the
-    responses of pydantic and FastAPI.
+    ``dict(value)`` equals `to_dict`, so FastAPI can return the value. The class can also be used as a type in
+    pydantic models and FastAPI responses.
     """
 
     __slots__ = ()
@@ -89,7 +89,7 @@ def _container(value: Any) -> Any:
 
 
 def _shown(attribute: "attrs.Attribute[Any]", value: Any) -> Any:
-    """Return a field as JSON types. A field with a text form of its own, such as a photo, has that form."""
+    """Return a field as JSON types. A field with its own text form, such as a photo, is converted to that."""
     return attribute.repr(value) if callable(attribute.repr) else to_json(value)
 
 

@@ -1,4 +1,4 @@
-"""Several shapes of one photo: a request for each, and named sets of shapes."""
+"""Requests for several shapes of one photo, and named sets of shapes."""
 
 from collections.abc import Iterable
 from typing import Unpack
@@ -9,7 +9,7 @@ from .errors import InvalidRequest
 from .geometry import Geometry, ToAspect
 from .models import ExpandRequest, ImageSource, RequestFields, nearest_name
 
-# What the platforms show without cropping. Public size guides agreed on these in November 2026, among them
+# The shapes that platforms show without cropping. Public guides agreed on these in November 2026, for example
 # https://tinker-tools.com/image-tools/social-image-sizes and https://ogpreview.app/guides/og-image-sizes.
 SETS: dict[str, tuple[str, ...]] = {
     "instagram": ("1:1", "4:5", "1.91:1", "9:16"),  # square, portrait, landscape; stories and reels
@@ -21,17 +21,17 @@ SETS: dict[str, tuple[str, ...]] = {
 def shapes(
     photo: ImageSource, wanted: Iterable[str | Geometry], **fields: Unpack[RequestFields]
 ) -> list[ExpandRequest]:
-    """Return a request for each *wanted* shape of *photo*, to be given to `KlingClient.map`.
+    """Return a request for each *wanted* shape of *photo*, for `KlingClient.map`.
 
-    A shape is an aspect such as ``"16:9"`` or ``"1200x630"``, a geometry, or the name of one of `SETS`. One
-    that occurs twice is asked for once. *fields* are those of each request. The shape is added to a `key`.
+    A shape is an aspect such as ``"16:9"`` or ``"1200x630"``, a geometry, or a name in `SETS`. A repeated
+    shape is requested once. *fields* are fields of each request. The shape is appended to a `key`.
 
     Raises:
-        InvalidRequest: if a shape is none of these, or *fields* name one external id for all of them.
-        GeometryError: if an aspect cannot be read.
+        InvalidRequest: if a shape is none of these, or *fields* has one external id for all of them.
+        GeometryError: if an aspect is invalid.
     """
     if fields.get("external_task_id"):
-        limit = "must not be given for several shapes, as each is a task"
+        limit = "must not be given for several shapes, as each is a separate task"
         raise InvalidRequest("external_task_id", fields["external_task_id"], limit)
     if isinstance(wanted, str):
         wanted = [wanted]

@@ -1,10 +1,10 @@
-"""Test tools: an event loop with virtual time, fixtures of a client with its emulator, and contracts.
+"""Test tools: an event loop with virtual time, fixtures for a client and an emulator, and contract tests.
 
 In a `conftest.py` of your own (with the extra ``kling-expand[testing]``)::
 
     pytest_plugins = ["kling_expand.testing"]
 
-gives the fixtures `kling_emulator` and `kling_client`. A test under `virtual_time` takes no time::
+provides the fixtures `kling_emulator` and `kling_client`. A test under `virtual_time` takes no real time::
 
     @virtual_time
     async def test_a_wide_dog():
@@ -49,7 +49,7 @@ EPOCH = 1_750_000_000.0  # Unix seconds at which virtual time begins
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """A selector that moves the clock to the next timer instead of waiting, unless a thread is at work."""
+    """A selector that moves the clock to the next timer instead of waiting, unless a thread is busy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop in which sleeping takes no time.
 
-    When nothing can run, its clock moves to the next timer. Loopback sockets within the loop and work in
-    executors are waited for in real time. Other threads and other processes are not noticed.
+    If nothing can run, its clock jumps to the next timer. It waits in real time for loopback sockets within
+    the loop and for work in executors. It does not wait for other threads or processes.
     """
 
     def __init__(self) -> None:
@@ -79,13 +79,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Return the seconds of virtual time since the loop was made."""
+        """Return the seconds of virtual time since the loop was created."""
         return self._jumping.now
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> "asyncio.Future[T]":
-        """Run *func* in a thread or process; no time passes meanwhile."""
+        """Run *func* in a thread or process. Virtual time stands still in the meantime."""
         future = super().run_in_executor(executor, func, *args)
         self._jumping.working += 1
         future.add_done_callback(self._worked)
@@ -93,7 +93,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncio's
         """Wait for the executor's threads in real time."""
-        del timeout  # a virtual time-out would pass at once
+        del timeout  # a virtual timeout would expire at once
         self._jumping.working += 1
         await super().shutdown_default_executor()
 
@@ -108,7 +108,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Run an async test in virtual time. It can use fixtures that are not async themselves."""
+    """Run an async test in virtual time. It can use only fixtures that are not async."""
 
     @functools.wraps(test)
     def at_once(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -118,7 +118,7 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 
 def loop_clock() -> float:
-    """Return Unix seconds by the clock of the running loop, the same for an emulator and its clients."""
+    """Return Unix seconds by the running loop's clock, which an emulator and its clients share."""
     return EPOCH + asyncio.get_running_loop().time()
 
 
@@ -126,10 +126,9 @@ def loop_clock() -> float:
 async def emulated(
     client: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[tuple[Emulator, KlingClient]]:
-    """Yield an emulator with the settings *options*, and a client of it with the options *client*.
+    """Yield an emulator with the settings *options*, and a client with the options *client*.
 
-    Both follow the running loop's clock and the same seed. Pictures are painted flat unless
-    `engine` says otherwise.
+    Both use the running loop's clock and the same seed. The default of `engine` is ``flat``.
     """
     settings: dict[str, Any] = {"engine": "flat", "clock": loop_clock} | options
     async with Emulator(**settings) as emulator:
@@ -157,7 +156,7 @@ async def kling_client(kling_emulator: Emulator) -> AsyncIterator[KlingClient]:
 
 
 class Seconds:
-    """A clock that is a second later each time it is read."""
+    """A clock that advances by one second each time it is read."""
 
     def __init__(self, start: float = EPOCH) -> None:
         self.now: float = start
@@ -172,7 +171,7 @@ MakeStore = Callable[[Callable[[], float]], JobStore]
 
 
 def prepared(key: str = "k", **fields: Any) -> PreparedRequest:
-    """Return a request for the photo at a URL that is named after *key*, as a client prepares it."""
+    """Return a prepared request for a photo at a URL that contains *key*."""
     url, expansion = f"https://photos.example/{key}.png", Ratios(right=0.5)
     request = ExpandRequest(url, expansion, key=key, **fields)
     return PreparedRequest(request, Photo(url, f"sha256 of {url}", len(url), url=url), expansion)
@@ -197,7 +196,7 @@ FAILED = Task("t1", "failed", "Failure to pass the risk control system")
 
 @pytest.mark.asyncio
 class JobStoreContract:
-    """The tests that every `JobStore` has to pass.
+    """The tests that every `JobStore` must pass.
 
     Subclass it and add one fixture::
 
@@ -206,8 +205,8 @@ class JobStoreContract:
             def make_store(self, tmp_path):
                 return lambda clock: MyStore(tmp_path / "jobs", clock=clock)
 
-    `make_store` is called with a clock and returns a store that is not open yet. Each call within one
-    test means the same run in the same storage, so that a test can open it again.
+    `make_store` is called with a clock and returns a store that is not open yet. All calls within one test
+    must use the same run in the same storage, so that a test can reopen it.
     """
 
     @pytest_asyncio.fixture
@@ -217,7 +216,7 @@ class JobStoreContract:
             yield store
 
     async def test_steps_of_a_job_are_recorded(self, make_store: MakeStore) -> None:
-        """Each step is stored with its facts and its time, and a durable store has them when opened again."""
+        """Each step is stored with its data and time, and a durable store still has them when reopened."""
         async with make_store(Seconds()) as store:
             job = await intend(store)
             name = job.external_task_id
@@ -250,7 +249,7 @@ class JobStoreContract:
             assert done.updated_at == job.created_at + 4
 
     async def test_time_of_the_last_post_survives(self, make_store: MakeStore) -> None:
-        """The wait before the same create is sent again counts from the last one, over a restart too."""
+        """The wait before a create is sent again counts from the last one, even across a restart."""
         clock = Seconds()
         async with make_store(clock) as store:
             name = (await intend(store)).external_task_id
@@ -265,7 +264,7 @@ class JobStoreContract:
             assert job.may_exist is again.durable
 
     async def test_a_clock_that_is_set_ages_no_create(self, make_store: MakeStore) -> None:
-        """The wait before a create is sent again is not over because the wall clock was set forward."""
+        """The wait before a create is sent again does not end early if the wall clock was set forward."""
         clock = Seconds()
         async with make_store(clock) as store:
             job = await intend(store)
@@ -283,7 +282,7 @@ class JobStoreContract:
             assert 0 <= await again.post_age(await intend(again)) < 60
 
     async def test_an_id_is_the_same_in_every_process(self, make_store: MakeStore) -> None:
-        """An id follows from key, request and attempt, so a lookup works even after a loss of the store."""
+        """An id is derived from key, request and attempt, so a lookup works even after the store is lost."""
         ids = []
         for _ in range(2):
             async with make_store(Seconds()) as store:
@@ -300,7 +299,7 @@ class JobStoreContract:
         assert await _states(store) == [("a", JobState.INTENT)]
 
     async def test_an_intent_is_recorded_once(self, store: JobStore) -> None:
-        """However many record the same job at the same time, there is one record of it."""
+        """Concurrent intents of the same job lead to one record."""
         jobs = await asyncio.gather(*(intend(store) for _ in range(20)))
         assert {jobs[0]} == set(jobs)
         assert (await store.counts())[JobState.INTENT] == 1
@@ -309,7 +308,7 @@ class JobStoreContract:
         "state", [JobState.UNKNOWN, JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE]
     )
     async def test_a_known_job_is_returned(self, store: JobStore, state: JobState) -> None:
-        """A job that is open or finished is never begun again; a store may forget it at its end."""
+        """An open or finished job is never started again. A store may forget it at its end."""
         name = (await intend(store)).external_task_id
         if state is JobState.UNKNOWN:
             await store.mark_uncertain(name, "reset")
@@ -327,7 +326,7 @@ class JobStoreContract:
         assert job.request.n == (3 if forgotten else 1)
 
     async def test_a_failed_task_gets_a_new_attempt(self, store: JobStore) -> None:
-        """Only a recorded failure begins the next attempt, and earlier attempts stay apart from it."""
+        """Only a recorded failure leads to the next attempt, and earlier attempts remain separate."""
         first = await intend(store)
         await store.mark_sending(first.external_task_id)
         assert (await intend(store)).attempt == 1
@@ -349,7 +348,7 @@ class JobStoreContract:
                 assert failed.task == FAILED
 
     async def test_an_attempt_after_the_known_ones(self, store: JobStore) -> None:
-        """`record_intent` passes over the attempts that its caller does not want, whatever their states."""
+        """`record_intent` skips the attempts that its caller excludes, whatever their states."""
 
         async def attempt(after: int) -> JobRecord:
             return await store.record_intent(JobIdentity("k", "h"), prepared(), after=after)
@@ -370,7 +369,7 @@ class JobStoreContract:
         assert (await attempt(2)).attempt == 5
 
     async def test_many_ask_for_the_next_attempt_at_once(self, store: JobStore) -> None:
-        """However many callers pass over the same attempt at the same time, one new attempt is made."""
+        """If several callers skip the same attempt at the same time, one new attempt is made."""
         await store.observe((await intend(store)).external_task_id, SUCCEEDED)
         made = await asyncio.gather(
             *(store.record_intent(JobIdentity("k", "h"), prepared(), after=1) for _ in range(20))
@@ -380,7 +379,7 @@ class JobStoreContract:
         assert (await store.counts())[JobState.INTENT] == 1
 
     async def test_a_create_that_made_no_task_leaves_nothing_to_look_up(self, store: JobStore) -> None:
-        """The job can be sent again at once. A report of a task that is known comes too late."""
+        """The job can be sent again at once. Such a report has no effect once a task is known."""
         name = (await intend(store)).external_task_id
         await store.mark_sending(name)
         await store.mark_unsent(name)
@@ -398,7 +397,7 @@ class JobStoreContract:
         assert job.state is JobState.SUBMITTED
 
     async def test_a_rejected_job_keeps_its_id(self, store: JobStore) -> None:
-        """A rejected job has no task, so a retry has the same id and is no new attempt."""
+        """A rejected job has no task, so a retry has the same id and is not a new attempt."""
         job = await intend(store)
         await store.mark_sending(job.external_task_id)
         await store.mark_refused(job.external_task_id, "1201: bad \udcff")
@@ -414,7 +413,7 @@ class JobStoreContract:
     async def test_other_parameters_are_another_job(
         self, store: JobStore, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Other parameters log a warning, and the job of the old ones stays, as it may be paid already."""
+        """Different parameters log a warning, and the old job remains, as it may be paid for already."""
         old = await intend(store, digest="old")
         await store.observe(old.external_task_id, RUNNING)
         new = await intend(store, digest="new")
@@ -443,7 +442,7 @@ class JobStoreContract:
     async def test_two_tasks_under_one_id_are_reported(
         self, store: JobStore, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The first task stays on record, and a warning names both, because both were paid."""
+        """The first task remains on record, and a warning names both, because both were paid for."""
         name = (await intend(store)).external_task_id
         await store.observe(name, RUNNING)
         await store.observe(name, RUNNING)
@@ -457,7 +456,7 @@ class JobStoreContract:
         assert (job.state, job.task_id, job.snapshot) == (JobState.SUBMITTED, "t1", None)
 
     async def test_a_report_about_an_unknown_job(self, store: JobStore) -> None:
-        """A report about an unknown job raises in a durable store; any other store ignores it."""
+        """A report about an unknown job raises an error in a durable store. Any other store ignores it."""
         for report in (
             store.mark_sending("other"),
             store.observe("other", RUNNING),
@@ -475,7 +474,7 @@ class JobStoreContract:
         assert not any((await store.counts()).values())
 
     async def test_a_succeeded_task_takes_fresh_urls(self, store: JobStore) -> None:
-        """An expired URL can be replaced until the pictures are on disk, and not after."""
+        """An expired URL can be replaced until the pictures are on disk, but not later."""
         name = (await intend(store)).external_task_id
         await store.observe(name, SUCCEEDED)
         fresh = evolve(SUCCEEDED, images=(Image(0, "https://b/0.png"),))
@@ -489,7 +488,7 @@ class JobStoreContract:
             assert (job.state, job.task, job.files) == (JobState.DONE, fresh, ("b.png",))
 
     async def test_reports_in_any_order_end_the_same(self, store: JobStore) -> None:
-        """Late and repeated reports change nothing, whichever comes first."""
+        """Late and repeated reports change nothing, in whatever order they arrive."""
         for number, order in enumerate(permutations(range(5))):
             name = (await intend(store, str(number))).external_task_id
             reports = [
@@ -512,7 +511,7 @@ class JobStoreContract:
                 )
 
     async def test_a_request_can_be_made_again(self, store: JobStore) -> None:
-        """A record gives back its request and its source, or None where the photo was bytes."""
+        """A record returns its request and its source, or None if the photo was bytes."""
         asked = prepared("a", prompt="a \U0001f33b", n=4, watermark=True, callback_url="https://c.example")
         await store.record_intent(JobIdentity("a", "h"), asked)
         job = await store.find("a")
@@ -551,7 +550,7 @@ class JobStoreContract:
         assert (await intend(store)).attempt == 2
 
     async def test_jobs_come_in_order(self, store: JobStore) -> None:
-        """Hundreds of jobs come in the order of their intents, whatever their states."""
+        """Hundreds of jobs are returned in the order of their intents, whatever their states."""
         keys = [f"{number:04}" for number in range(407)]
         recorded = [await intend(store, key) for key in keys]
         for number, job in enumerate(recorded):
@@ -567,7 +566,7 @@ class JobStoreContract:
         assert (await store.counts())[JobState.UNKNOWN] == len(keys[1::3])
 
     async def test_jobs_may_move_while_they_are_read(self, store: JobStore) -> None:
-        """Ending each job as it comes neither skips one nor gives one twice."""
+        """If each job ends while jobs are read, none is skipped and none is returned twice."""
         keys = [f"{number:04}" for number in range(250)]
         for key in keys:
             await intend(store, key)
@@ -579,7 +578,7 @@ class JobStoreContract:
         assert (await store.counts())[JobState.REJECTED] == (len(keys) if store.durable else 0)
 
     async def test_a_cancelled_call_disturbs_no_other(self, store: JobStore) -> None:
-        """The record of another caller is stored, and the store goes on."""
+        """The record of another caller is stored, and the store continues."""
         cancelled, other = (asyncio.ensure_future(intend(store, key)) for key in "ab")
         await asyncio.sleep(0)
         cancelled.cancel()

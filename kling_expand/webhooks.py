@@ -1,8 +1,8 @@
-"""Callbacks: the headers and the body of a call to `callback_url`, checked and read as a `WebhookEvent`.
+"""Callbacks: the headers and body of a call to `callback_url` are verified and parsed as a `WebhookEvent`.
 
-The service posts to `callback_url` on every change of a task's status. With a Webhook Secret set in its
-console the calls are signed by the Standard Webhooks specification; without one they are not.
-`Webhooks.parse` treats a call like this:
+The service posts to `callback_url` on every change of a task's status. If its console has a Webhook Secret,
+the calls are signed according to the Standard Webhooks specification; otherwise they are not.
+`Webhooks.parse` treats a call as follows:
 
 ===================  ================================  ==============================
 call                 reader with secrets               reader without secrets
@@ -14,13 +14,13 @@ unsigned             `WebhookError`                    unverified: it triggers a
 unreadable           `WebhookError`                    `WebhookError`
 ===================  ================================  ==============================
 
-So an unsigned call never delivers a result. At most it makes the client read the task from the service.
-Where the console has a secret the client must have it as well, or forged calls would cost reads. After the
-last secret is deleted in the console its calls are unsigned (documented): remove the secret here, too. Until
-then the calls are refused, and polling finds the results.
+So an unsigned call never delivers a result. At most it makes the client read the task from the service. If
+the console has a secret, give it to the client as well, or forged calls would cost reads. After the last
+secret is deleted in the console, its calls are unsigned (documented); remove the secret here, too. Until then
+the calls are refused, and polling finds the results.
 
-A body may have the older shape (``task_id``, ``task_status``, ``task_result``), the newer one (``id``,
-``status``, ``outputs``, ``billing``), or either of them in the envelope that responses have.
+A body may have the older form (``task_id``, ``task_status``, ``task_result``), the newer one (``id``,
+``status``, ``outputs``, ``billing``), or either of them within the envelope of a response.
 """
 
 import hmac
@@ -39,14 +39,14 @@ from .errors import ConfigurationError, WebhookError
 from .models import WHOLE, Rule, Status, Task
 
 MAX_BODY = 1 << 20  # bytes; a task with nine pictures and all its fields is under 20 KB
-MAX_ID = 256  # characters of a `webhook-id`; it bounds what remembering one costs
+MAX_ID = 256  # characters of a `webhook-id`; this limits the memory for ids
 TOLERANCE = 300.0  # seconds a timestamp may be off, either way (Standard Webhooks)
 
 _PREFIX = "whsec_"
 _ID, _TIMESTAMP, _SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
 _NOT_NEGATIVE = Rule("must be zero or more", lambda value: value >= 0)
 
-# What frameworks and functions hand over: names in any case, text or bytes, one value or a list of them.
+# The headers of frameworks and serverless functions: names in any case, text or bytes, one value or a list.
 Headers = (
     Mapping[str, str]
     | Mapping[str, Sequence[str]]
@@ -54,17 +54,17 @@ Headers = (
     | Iterable[tuple[str, str]]
     | Iterable[tuple[bytes, bytes]]
 )
-# The raw body. Only a reader without secrets takes one that was decoded already.
+# The raw body. Only a reader without secrets accepts one that was already decoded.
 Body = bytes | bytearray | memoryview | str | Mapping[str, Any] | Sequence[Any]
 
 
 @frozen
 class WebhookEvent:
-    """One callback, with the snapshot `task` that it brings.
+    """One callback, with its snapshot `task`.
 
-    `verified` is true where the call was signed with a known secret. `webhook_id` is the signed id, or
-    None where no signature covers it. `repeated` marks a verified id that was parsed before: the sender
-    repeats itself, or a third party replays the call. A snapshot may be delivered again without harm.
+    `verified` is True if the call was signed with a known secret. `webhook_id` is the signed id, or None if
+    no signature covers it. `repeated` marks a verified id that was parsed before: a repeated delivery, or a
+    replay by a third party. Delivering a snapshot again is harmless.
     """
 
     task: Task
@@ -74,9 +74,9 @@ class WebhookEvent:
 
     @property
     def needs_poll(self) -> bool:
-        """Whether the task must be read from the service, because this call proves too little.
+        """Whether the task must be read from the service, because this call is not sufficient.
 
-        That is every unverified call, and a success without its images.
+        This applies to every unverified call, and to a success without images.
         """
         return not self.verified or (self.task.status is Status.SUCCEED and not self.task.images)
 
@@ -84,10 +84,10 @@ class WebhookEvent:
 class Webhooks:
     """A reader of callbacks, which verifies them if it has secrets.
 
-    Each of *secrets* is a ``whsec_…`` of the console. With several, each of them may have signed, so a
-    secret can be replaced without losing a call. *tolerance* is how many seconds a call's timestamp may
-    differ from *clock* (Unix seconds). The newest *remember* verified ids are kept to mark repeated calls;
-    of other calls nothing is kept.
+    Each of *secrets* is a ``whsec_…`` from the console. With several secrets, a call may be signed with any
+    of them, so a secret can be rotated without losing a call. *tolerance* is how many seconds a call's
+    timestamp may differ from *clock* (Unix seconds). The newest *remember* verified ids are kept to mark
+    repeated calls; nothing is kept of other calls.
 
     Raises:
         ConfigurationError: if a secret is not Base64 after ``whsec_``, or a number is out of range.
@@ -115,9 +115,9 @@ class Webhooks:
     def parse(self, headers: Headers, body: Body) -> WebhookEvent:
         """Return the event of a call with these *headers* (names in any case) and this raw *body*.
 
-        Headers may be a mapping or pairs, of text or bytes, and a value may be a list, as in
-        ``multiValueHeaders`` of AWS Lambda. A body may be text. One that was decoded already (a mapping, or
-        a list) is read only without secrets, because a signature covers the raw bytes. A server should stop
+        *headers* may be a mapping or pairs, of text or bytes. A value may be a list, as in
+        ``multiValueHeaders`` of AWS Lambda. *body* may be text. An already decoded body (a mapping or a list)
+        is accepted only without secrets, because a signature covers the raw bytes. A server should stop
         reading a body after `MAX_BODY` bytes.
 
         Raises:
@@ -128,7 +128,7 @@ class Webhooks:
             return WebhookEvent(_read_task(body), verified=False)
         raw = _raw_bytes(body)
         webhook_id = self._verified_id(found, raw)
-        task = _read_task(raw)  # first, because the id of an unreadable call is not remembered
+        task = _read_task(raw)  # first, so that the id of an unreadable call is not remembered
         repeated = self._is_repeated(webhook_id)
         return WebhookEvent(task, verified=True, webhook_id=webhook_id, repeated=repeated)
 
@@ -157,15 +157,15 @@ class Webhooks:
 
 
 def _hmac_key(secret: str) -> bytes:
-    """Return the key inside a ``whsec_…``. No error message shows the secret."""
+    """Return the key in a ``whsec_…``. No error message shows the secret."""
     text = secret.strip().removeprefix(_PREFIX) if isinstance(secret, str) else ""
     try:
-        # The error about characters outside ASCII would carry the text itself.
+        # The error about characters outside ASCII would contain the text itself.
         key = b64decode(text + "=" * (-len(text) % 4), validate=True) if text.isascii() else b""
     except BadBase64:
         key = b""
     if not key:
-        raise ConfigurationError(f"a webhook secret must be {_PREFIX} followed by Base64, and not empty")
+        raise ConfigurationError(f"a webhook secret must be {_PREFIX} followed by Base64")
     return key
 
 
@@ -174,7 +174,7 @@ def _raw_bytes(body: object) -> bytes:
         body = body.encode(errors="surrogatepass")  # bytes that are not UTF-8 match no signature, nor JSON
     if not isinstance(body, bytes | bytearray | memoryview):
         raise WebhookError(
-            f"the body must be the raw bytes or text, which the signature covers, got {type(body).__name__}"
+            f"the body must be the raw bytes or text that was signed, got {type(body).__name__}"
         )
     raw = bytes(body)
     if len(raw) > MAX_BODY:
@@ -183,7 +183,7 @@ def _raw_bytes(body: object) -> bytes:
 
 
 def _signature_headers(headers: object) -> dict[str, list[str]]:
-    """Return the values of id, timestamp and signatures, in this order."""
+    """Return the values of the id, timestamp and signature headers, in this order."""
     found: dict[str, list[str]] = {_ID: [], _TIMESTAMP: [], _SIGNATURE: []}
     try:
         for name, value in _pairs(headers):
@@ -202,7 +202,7 @@ def _pairs(headers: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _text(name: str, value: object) -> str:
-    """Return the text of a header's name or value, which some servers give as bytes."""
+    """Return a header's name or value as text; some servers pass bytes."""
     if isinstance(value, bytes):
         return value.decode("latin-1")
     if not isinstance(value, str):
@@ -211,9 +211,9 @@ def _text(name: str, value: object) -> str:
 
 
 def _only_one(name: str, values: list[str]) -> str:
-    """Return the value of a header that must occur once, or it is unclear which was signed."""
+    """Return the value of a header that must occur only once, or it is unclear which one was signed."""
     if len(values) > 1:
-        raise WebhookError(f"{name} is sent more than once")
+        raise WebhookError(f"{name} was sent more than once")
     if not values or not values[0]:
         raise WebhookError(f"{name} is missing")
     return values[0]
@@ -235,7 +235,7 @@ def _version_1(signatures: str) -> Iterable[bytes]:
 
 
 def _read_task(body: object) -> Task:
-    """Return the task in a body of any known shape, decoded already or not."""
+    """Return the task in a body of any known form, whether decoded or not."""
     try:
         data = body if isinstance(body, Mapping | list | tuple) else _decoded(_raw_bytes(body))
         if isinstance(data, Mapping) and data.get("code") == 0 and "data" in data:
@@ -247,12 +247,12 @@ def _read_task(body: object) -> Task:
 
 def _decoded(raw: bytes) -> Any:
     data = codec.parse_json(raw)
-    raw.decode()  # Python reads JSON in UTF-16 and UTF-32 as well, which the service does not send
+    raw.decode()  # Python also reads JSON in UTF-16 and UTF-32, which the service does not send
     return data
 
 
 def _identified(data: Any) -> dict[str, Any]:
-    """Return *data* if its id and status are text; the codec would convert numbers."""
+    """Return *data* if its id and status are text. The codec would convert numbers."""
     fields = dict(data) if isinstance(data, Mapping) else {}
     older = "task_id" in fields or "id" not in fields
     for name in ("task_id", "task_status") if older else ("id", "status"):

@@ -100,7 +100,7 @@ async def test_a_refusal_for_want_of_slots_is_a_retry(caplog: pytest.LogCaptureF
     told = [text for text in caplog.messages if "ParallelLimit" in text]
     assert told
     assert "create for job" in told[0]
-    assert "is tried again later" in told[0]
+    assert "retrying later" in told[0]
 
 
 @virtual_time

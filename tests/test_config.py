@@ -288,5 +288,5 @@ def test_the_cache_folder_of_the_desktop() -> None:
 @pytest.mark.parametrize("wrong", [True, 1, "", b"", 1.5, ["a"]])
 def test_a_cache_folder_must_be_a_path(wrong: Any) -> None:
     """Anything else is refused, and named."""
-    with pytest.raises(ConfigurationError, match="cache_dir must be a folder"):
+    with pytest.raises(ConfigurationError, match="cache_dir must be a directory"):
         Settings(cache_dir=wrong)

@@ -190,7 +190,7 @@ async def test_a_line_names_job_route_attempt_and_wait(caplog: pytest.LogCapture
         (
             "WARNING",
             "kling_expand.calls",
-            "read for job 3 (kx-3, t3) failed, attempt 2, is tried again in 1.5 s: RateLimited: too many",
+            "read for job 3 (kx-3, t3) failed, attempt 2, retrying in 1.5 s: RateLimited: too many",
         ),
         ("WARNING", "kling_expand.calls", "create paused for 60.0 s after job 4 (kx-4): RateLimited: x"),
         ("INFO", "kling_expand.jobs", "job 1 (kx-1, 1) succeeded after 12.3 s: 0 pictures, 8 units"),
@@ -229,7 +229,7 @@ async def test_what_is_held_back_is_bounded(caplog: pytest.LogCaptureFixture) ->
         log(retry(number, None))
     await asyncio.sleep(2)
     (first, rest) = lines(caplog)
-    assert first.endswith("is tried again later: RateLimited: too many")
+    assert first.endswith("retrying later: RateLimited: too many")
     assert rest.startswith(f"{MAX_HELD + 49} more: read for job 1 ")
     assert rest.endswith("; and 49 more")
 

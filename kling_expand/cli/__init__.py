@@ -16,7 +16,7 @@ __all__ = ["root"]
 
 
 class LazyCommand(click.Command):
-    """The name and short help of a command whose module is imported when it is run."""
+    """The name and short help of a command. Its module is imported when the command runs."""
 
     def __init__(self, name: str, place: str, short_help: str) -> None:
         super().__init__(name, short_help=short_help)
@@ -30,12 +30,12 @@ class LazyCommand(click.Command):
 
 
 class LazyCommands(Commands):
-    """A group of lazy commands. The object of its context is called once the command is imported."""
+    """A group of lazy commands. It calls the context's object once a command is imported."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that *args* begin with, imported."""
+        """Return the command named by the first of *args*, imported."""
         name, command, rest = super().resolve_command(ctx, args)
         if isinstance(command, LazyCommand):
             command = command.load()
@@ -69,10 +69,10 @@ def root() -> None:
 
 COMMANDS = (
     ("expand", "expand:expand", "Expand a few photos; send nothing if one is bad."),
-    ("bulk", "bulk:bulk", "Expand photos in folders, patterns or tables; skip bad ones."),
+    ("bulk", "bulk:bulk", "Expand photos in directories, patterns or tables; skip bad ones."),
     ("resume", "resume:resume", "Continue the jobs of a journal."),
     ("report", "report:report", "Write an HTML page about a journal."),
-    ("preview", "preview:preview", "Draw the canvas before anything is paid."),
+    ("preview", "preview:preview", "Draw the canvas before you pay for anything."),
     ("ratios", "ratios:ratios", "Print the four ratios for a size or a photo."),
     ("wait", "wait:wait", "Wait for tasks by their ids and save the results."),
     ("download", "wait:download", "Save the results of tasks that have ended."),

@@ -1,4 +1,4 @@
-"""Groups of command-line options: each group is a frozen class, and a command receives one value of it."""
+"""Groups of command-line options. Each group is a frozen class, and a command receives one instance."""
 
 import functools
 import re
@@ -46,15 +46,15 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 def option(*names: str, default: Any = None, **settings: Any) -> Any:
-    """Return a field of an option group; *settings* are those of `click.option`."""
+    """Return a field of an option group. *settings* are those of `click.option`."""
     return field(default=default, metadata={"option": (names, {"default": default, **settings})})
 
 
 @frozen
 class OptionGroup:
-    """Options that belong together; a subclass declares each one with `option`.
+    """A group of related options. A subclass declares each one with `option`.
 
-    Groups of one `heading` are listed below it in the help of a `GroupedCommand`.
+    Groups with the same `heading` are listed below it in the help of a `GroupedCommand`.
     """
 
     heading: ClassVar[str] = "Other options"
@@ -71,10 +71,10 @@ class OptionGroup:
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists its options below the headings of their groups."""
+    """A command whose help lists its options under the headings of their groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, those of no group last."""
+        """Write the options, those without a group last."""
         groups: dict[str, type[OptionGroup]] = getattr(self.callback, "groups", {})
         headings = {name: group.heading for group in groups.values() for name in group.declarations()}
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -89,7 +89,7 @@ class GroupedCommand(click.Command):
 
 
 def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
-    """Give a command the options of *groups*, and pass it each group as one argument of that name."""
+    """Give a command the options of *groups*, each of which is passed as one argument of that name."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -115,7 +115,7 @@ def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
 
 @frozen
 class OutputOptions(OptionGroup):
-    """Where results go, and how they are reported."""
+    """The options for results and their output."""
 
     heading: ClassVar[str] = "Results"
 
@@ -137,7 +137,7 @@ class OutputOptions(OptionGroup):
     format: str | None = option(
         "--format",
         type=click.Choice(["jpeg", "png", "webp", "tiff"]),
-        help="Convert the pictures; the service gives PNG.",
+        help="Convert the pictures; the service returns PNG.",
     )
     quality: int | None = option(
         "--quality",
@@ -149,7 +149,7 @@ class OutputOptions(OptionGroup):
         "--metadata",
         default=False,
         is_flag=True,
-        help="Give the pictures the date, place, camera and color profile from the original.",
+        help="Copy the date, place, camera and color profile of the original to the pictures.",
     )
     check: bool = option(
         "--check",
@@ -163,12 +163,12 @@ class OutputOptions(OptionGroup):
         "-q", "--quiet", default=False, is_flag=True, help="Print only results and failures: no progress."
     )
     verbose: bool = option(
-        "-v", "--verbose", default=False, is_flag=True, help="Print each call of the service that failed."
+        "-v", "--verbose", default=False, is_flag=True, help="Print each failed call to the service."
     )
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """Return the group; raise click's usage error for a quality that no file would have."""
+        """Return the group. Raise click's usage error for a quality without a suitable format."""
         if values["quality"] and values["format"] not in {"jpeg", "webp"}:
             raise click.UsageError("--quality requires --format jpeg or webp")
         return cls(**values)
@@ -228,7 +228,7 @@ class LimitOptions(OptionGroup):
 
 
 def find_journal(place: str) -> str:
-    """Return the journal at *place*: the file itself, or the newest journal of a directory.
+    """Return the journal at *place*: the file itself, or the newest journal in a directory.
 
     Raises:
         NothingDone: if there is none.
@@ -277,7 +277,7 @@ class RequestOptions(OptionGroup):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """Return the group; raise `InvalidRequest` for a value that no request may have."""
+        """Return the group. Raise `InvalidRequest` for an invalid value."""
         ExpandRequest("", Towards("all"), **values)
         return cls(values)
 
@@ -288,7 +288,7 @@ class RequestOptions(OptionGroup):
 
 SIDES = ("up", "down", "left", "right")
 WAYS = ("aspect", "size", "pad", "direction", *SIDES)
-# Options that require one of the options named beside them.
+# Options that require one of the options next to them.
 REFINEMENTS: dict[str, tuple[str, ...]] = {
     "area": ("aspect",),
     "anchor": ("aspect", "size"),
@@ -323,7 +323,7 @@ class GeometryOptions(OptionGroup):
         "--anchor",
         type=click.Choice(get_args(Anchor)),
         metavar="PLACE",
-        help="With --aspect or --size: where the photo lies in the result. "
+        help="With --aspect or --size: position of the photo in the result. "
         f"One of {', '.join(get_args(Anchor))}.",
     )
     size: str | None = option("--size", metavar="WxH", help="Extend to a canvas of this size in pixels.")
@@ -348,7 +348,7 @@ class GeometryOptions(OptionGroup):
 
     @property
     def shape(self) -> str:
-        """The shape as it was written, for file names."""
+        """The shape as given by the user, for file names."""
         text = self.aspect or self.size
         return re.sub("[:/X]", "x", text) if text else shape_name(self.geometry())
 
@@ -358,7 +358,7 @@ class GeometryOptions(OptionGroup):
         return {name for name in WAYS if getattr(self, name) is not None}
 
     def geometry(self) -> Geometry:
-        """Return the geometry that the options name.
+        """Return the geometry that the options define.
 
         Raises:
             click.UsageError: none or several ways are given, or an option lacks the one it refines.
@@ -379,14 +379,14 @@ class GeometryOptions(OptionGroup):
         return makers[ways[0]]()
 
     def require_one_way(self, aspect: str) -> None:
-        """Raise click's usage error unless one way is given; *aspect* names the options for aspect ratios."""
+        """Raise click's usage error unless one way is given. *aspect* names the options for aspect ratios."""
         ways = {"side" if way in SIDES else way for way in self.ways}
         if len(ways) != 1:
             wanted = f"{aspect}, --size, --pad, --direction, or any of --up/--down/--left/--right"
             raise click.UsageError(f"exactly one way to expand is required: {wanted}")
 
     def over(self, defaults: "GeometryOptions") -> "GeometryOptions":
-        """Return these options, completed by *defaults*; a geometry given here replaces the default one."""
+        """Return these options, completed by *defaults*. A geometry given here replaces the default one."""
         usual = {name: value for name, value in asdict(defaults).items() if value is not None}
         if ways := self.ways:
             usual = {name: value for name, value in usual.items() if ways & set(REFINEMENTS.get(name, ()))}
@@ -427,7 +427,7 @@ class GeometryOptions(OptionGroup):
 
 @frozen
 class ShapeOptions(OptionGroup):
-    """The geometry options of a command that makes several shapes of a photo: one geometry for each."""
+    """The geometry options of a command that can make several shapes of a photo."""
 
     heading: ClassVar[str] = GeometryOptions.heading
 
@@ -435,7 +435,7 @@ class ShapeOptions(OptionGroup):
 
     @classmethod
     def declarations(cls) -> dict[str, Declaration]:
-        """Return the geometry options, of which --aspect may be repeated, and the named sets of shapes."""
+        """Return the geometry options, with a repeatable --aspect, and the named sets of shapes."""
         found = GeometryOptions.declarations()
         names, settings = found["aspect"]
         several = "Extend to an aspect ratio, such as 16:9 or 1200x630. Repeat it for several shapes."
@@ -452,7 +452,7 @@ class ShapeOptions(OptionGroup):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """Return the group, with shapes that are named twice once; raise `GeometryError` for none."""
+        """Return the group without repeated shapes. Raise `GeometryError` for an invalid shape."""
         rest = dict(values)
         named = [*rest.pop("aspect"), *(each for name in rest.pop("sets") for each in SETS[name])]
         if not named:
@@ -463,7 +463,7 @@ class ShapeOptions(OptionGroup):
         return cls(tuple(GeometryOptions(aspect=aspect, **rest) for aspect in chosen.values()))
 
     def require(self) -> None:
-        """Raise click's usage error where no geometry is given, or options contradict each other."""
+        """Raise click's usage error if no geometry is given or options contradict each other."""
         for each in self.geometries:
             each.require_one_way("--aspect or --for")
             each.geometry()
@@ -471,7 +471,7 @@ class ShapeOptions(OptionGroup):
 
 @frozen
 class PassesOption(OptionGroup):
-    """How many tasks one picture may take."""
+    """The number of tasks that one picture may take."""
 
     heading: ClassVar[str] = "Picture"
 
@@ -481,8 +481,8 @@ class PassesOption(OptionGroup):
         show_default=True,
         type=click.IntRange(1, MAX_PASSES),
         metavar="N",
-        help="Allow up to N paid tasks, one after another, for shapes over 3 times the area. Uses as few as "
-        "it can.",
+        help="Allow up to N tasks, one after another, for shapes over 3 times the area. Each task is billed; "
+        "as few as possible are used.",
     )
 
 
@@ -501,7 +501,7 @@ class Connection(OptionGroup):
     dialect: str | None = option(
         "--dialect",
         type=click.Choice([str(dialect) for dialect in Dialect]),
-        help="The variant of the API to use; the default is editing.",
+        help="Dialect of the API; the default is editing.",
     )
     proxy: str | None = option(
         "--proxy", metavar="URL", help="Proxy for calls and downloads; the default is HTTPS_PROXY."
@@ -510,7 +510,7 @@ class Connection(OptionGroup):
     hint: ClassVar[str] = "without an account, `kling-expand serve` runs an emulator"
 
     def resume_command(self, command: str, output: str) -> str:
-        """Return a *command* with the options of this one; empty where tasks end with it."""
+        """Return *command* with the options of this connection, or an empty text if tasks end with it."""
         proxy = None if "@" in (self.proxy or "") else self.proxy  # it may hold a password
         given = (
             ("-o", output),
@@ -522,7 +522,7 @@ class Connection(OptionGroup):
         return "" if self.emulator else f"kling-expand {command} {words}"
 
     def require_credentials(self) -> None:
-        """Raise `NothingDone` where credentials are needed and missing."""
+        """Raise `NothingDone` if credentials are required but missing."""
         if self.emulator:
             return
         try:
@@ -577,7 +577,7 @@ class Connection(OptionGroup):
 
 @frozen
 class EmulatedConnection(Connection):
-    """The service, or an emulator that lives as long as the command."""
+    """The service, or an emulator that runs as long as the command."""
 
     hint: ClassVar[str] = "without an account, try --emulator or `kling-expand serve`"
 
@@ -591,7 +591,7 @@ class EmulatedConnection(Connection):
 
 
 def schedule(base_url: str | None) -> "PollSchedule | None":
-    """Return frequent polls for a service on this machine, and None (the default schedule) for any other."""
+    """Return a schedule of frequent polls for a service on this machine, or None for any other."""
     from random import Random
 
     from kling_expand.jobs.poll_schedule import ExponentialSchedule

@@ -1,6 +1,6 @@
 """Output of the commands: values as text or JSON, errors as one sentence on stderr, and exit codes.
 
-Control characters in the text of others are shown escaped, and no failure prints a traceback.
+Control characters in foreign text are shown as escapes, and no failure prints a traceback.
 
 ====  ==============================================================
 0     success
@@ -35,19 +35,19 @@ INTERRUPTED = 130
 
 
 class NothingDone(click.ClickException):
-    """The end of a command before it started anything; the message says what to do."""
+    """The error of a command that has not started anything. The message says what to do."""
 
     exit_code = NOTHING_DONE
 
 
 class ServiceFailed(click.ClickException):
-    """The end of a command because of a response of the service."""
+    """The error of a command because of a response from the service."""
 
     exit_code = FAILED
 
 
 class Commands(click.Group):
-    """A group of commands that may raise `KlingError`, KeyboardInterrupt, or OSError where stdout is gone."""
+    """A group of commands that may raise `KlingError`, `KeyboardInterrupt`, or `OSError` if stdout fails."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which they were added."""
@@ -83,9 +83,9 @@ class Commands(click.Group):
             leave(INTERRUPTED)
 
 
-# Advice of the library, and the same for a user of the shell.
+# Advice of the library, and its equivalent for a user of the shell.
 SHELL_WORDS = {
-    "submit the job again with fresh=True; it is paid again": "--fresh makes it again, which is paid again",
+    "submit the job again with fresh=True; it is billed again": "use --fresh to make and pay for it again",
     ", or pass them to KlingClient": "",
     ", and the future can be awaited again": "; run the same command again to wait for it",
     "omit it to continue that job, or give another key, or fresh=True": "leave it out to continue that job, "
@@ -95,7 +95,7 @@ SHELL_WORDS = {
 
 
 def shell_words(text: str) -> str:
-    """Return a message of the library with its advice in the words of the shell."""
+    """Return a message of the library with its advice adapted to the shell."""
     for words, own in SHELL_WORDS.items():
         text = text.replace(words, own)
     return text
@@ -115,7 +115,7 @@ def leave(code: int) -> NoReturn:
 
 
 class Stream:
-    """A standard stream that keeps its last failure as `error`, and raises it only where *required*."""
+    """A standard stream that keeps its last failure as `error`, and raises it only if *required*."""
 
     def __init__(self, stream: TextIO, *, required: bool) -> None:
         self._stream = stream
@@ -128,7 +128,7 @@ class Stream:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Flush the buffer."""
         self._try(self._stream.flush)
 
     def _try(self, function: Callable[..., object], *args: object) -> None:
@@ -147,12 +147,12 @@ class Stream:
 def standard_streams() -> Iterator[None]:
     """Make stdout and stderr streams that can fail without a traceback.
 
-    A closed pipe, a closed terminal or a full disk ends a command with its next result. On stderr there is
-    no one to report a failure to, so it ends no command.
+    A closed pipe, a closed terminal or a full disk ends a command with its next result. A failure of stderr
+    does not end a command.
     """
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file name may be any bytes
     streams = [
         stream and Stream(stream, required=required)
         for stream, required in zip(before, (True, False), strict=True)
@@ -161,7 +161,7 @@ def standard_streams() -> Iterator[None]:
     try:
         yield
     finally:
-        # A stream that failed still holds text, which Python would try to write at its end.
+        # A failed stream still buffers text, which Python would try to write at exit.
         sys.stdout, sys.stderr = (
             io.StringIO() if isinstance(stream, Stream) and stream.error else original
             for stream, original in zip(streams, before, strict=True)
@@ -170,7 +170,7 @@ def standard_streams() -> Iterator[None]:
 
 @contextmanager
 def optional_stdout() -> Iterator[None]:
-    """Go on without stdout where it fails: the results of the command are files.
+    """Continue if stdout fails, because the results of the command are files.
 
     Raises:
         OSError: if, at the end, it failed for another reason than a reader who has seen enough.
@@ -189,7 +189,7 @@ def optional_stdout() -> Iterator[None]:
 
 
 class _Lines:
-    """A stream for the handler of a logger: each text is printed as one line, without its traceback."""
+    """A stream for a log handler, which prints each text as one line, without its traceback."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -202,9 +202,9 @@ class _Lines:
 
 
 def redirect_warnings(write: Callable[[str], None] | None, *, every: bool = False) -> None:
-    """Print warnings of the package from now on with *write*, or else as lines on stderr.
+    """Print warnings of the package with *write*, or else as lines on stderr.
 
-    Unless *every* one is wanted, those are left out that the commands put into words themselves.
+    Unless *every* is set, warnings that the commands report themselves are omitted.
     """
     import logging  # imported here, as few commands need it
 
@@ -218,7 +218,7 @@ def redirect_warnings(write: Callable[[str], None] | None, *, every: bool = Fals
 
 
 def _is_new(record: "LogRecord") -> bool:
-    """Return whether a warning says what the commands do not say themselves.
+    """Return whether a warning is one that the commands do not report themselves.
 
     They list the tasks that continue after an interruption, and show calls that fail and rotated photos.
     """
@@ -236,7 +236,7 @@ def show(facts: Any) -> None:
 
 
 def print_path(path: str | os.PathLike[str]) -> None:
-    """Print a path on one line, on a terminal with its control characters escaped."""
+    """Print a path on one line. On a terminal its control characters are escaped."""
     text = os.fspath(path)
     click.echo(clean(text) if sys.stdout and sys.stdout.isatty() else text)
 
@@ -324,7 +324,7 @@ def money(units: float, *, emulated: bool = False) -> str:
 
 
 def estimate(units: float, *, emulated: bool = False) -> str:
-    """Return units and their price before a run; for an *emulated* service what the real one would take."""
+    """Return units and their price before a run. For an *emulated* service it is the real service's price."""
     if not emulated:
         return money(units)
     return money(units).replace("($", "(about $").replace(")", " on the real service; not billed here)")

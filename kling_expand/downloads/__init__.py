@@ -1,1 +1,1 @@
-"""Downloads of results to the disk."""
+"""Downloads of results to disk or memory."""

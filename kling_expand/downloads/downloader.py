@@ -1,8 +1,8 @@
-"""Downloads of the pictures of a task: verified, resumed where possible, and saved or read complete.
+"""Downloads of the pictures of a task, which are verified, resumed if possible, and never incomplete.
 
-A picture lies on a host that is not the API's. Nothing that the session adds by itself (``Authorization``,
-cookies, other default headers) is sent there, on any redirect. No error message contains a query string,
-because the signature in it grants access.
+Pictures are on other hosts than the API. The session's own headers (``Authorization``, cookies, other
+defaults) are never sent there, nor to any redirect. No error message contains a query string, because the
+signature in it grants access.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ MAX_SWEPT_FOLDERS = 64  # remembered, so that memory stays bounded
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 416, 425, 429})  # refusals that are retried
 _EXPIRED = frozenset({401, 403, 404, 410})
-AGAIN = "submit the job again with fresh=True; it is paid again"
+AGAIN = "submit the job again with fresh=True; it is billed again"
 _HEADERS = frozenset({"host", "accept", "accept-encoding", "user-agent", "range", "if-range", "connection"})
 _URL_CHARACTERS = re.compile(r"[!-~]+")
 
@@ -75,10 +75,10 @@ def no_proxy(_url: str) -> None:
 class Downloads:
     """The downloads of one client, for any number of tasks at once.
 
-    A try ends after `read_timeout` seconds without a byte. A picture is not tried again `retry_timeout`
-    seconds after its start, and `download_timeout` bounds it as a whole. *refresh* returns the task with a
-    given id, for new URLs. *proxy_of* returns the proxy for a URL, and *emit* gets an event for each retry.
-    The session is never closed here.
+    An attempt ends after `read_timeout` seconds without a byte. A picture is not retried later than
+    `retry_timeout` seconds after its start, and `download_timeout` limits the whole download. *refresh*
+    returns the task with a given id, for new URLs. *proxy_of* returns the proxy for a URL, and *emit*
+    receives an event for each retry. The session is never closed here.
     """
 
     def __init__(
@@ -116,24 +116,24 @@ class Downloads:
 
         *target* is a directory (created if missing), the path of a single picture, or a template with the
         fields ``name index task_id external_task_id ext key folder shape``. In a directory the files are
-        called ``{name}-{index}{ext}``. A watermarked picture is saved beside the plain one as
-        ``NAME-watermark.EXT``. *deadline_at* is a moment of the loop's clock.
+        named ``{name}-{index}{ext}``. A watermarked picture is saved next to the plain one as
+        ``NAME-watermark.EXT``. *deadline_at* is a loop time.
 
-        Where any file but this task's has one of the names, the task's id is appended to all of them. A
-        picture that a save of this task has left there before is not fetched again.
+        If a file that is not this task's has one of the names, the task's id is appended to all of them. A
+        picture that an earlier save of this task left there is not downloaded again.
 
-        An image that fails does not stop the others. A final path never holds an incomplete picture.
-        Partial files that a crashed process left in the directory are removed.
+        A failed image does not stop the others. A final path never holds an incomplete picture. Partial files
+        that a crashed process left in the directory are removed.
 
         Raises:
-            InvalidRequest: if the task has not succeeded, or *target* is wrong. Nothing was fetched, unless
-                the suffix of *target* is that of another format.
+            InvalidRequest: if the task has not succeeded, or *target* is wrong. Nothing was downloaded,
+                unless the suffix of *target* belongs to another format.
             MissingExtra: if a conversion needs Pillow.
-            ResultExpired: if the service no longer keeps a picture.
-            DownloadError: if a picture could not be fetched or written.
+            ResultExpired: if the service no longer has a picture.
+            DownloadError: if a picture could not be downloaded or written.
             DeadlineExceeded: if the deadline passes. The result can be saved again.
             ClientClosed: if the session was closed in the meantime.
-            KlingError: if *refresh* failed. Like all the others it carries the ids of the task.
+            KlingError: if *refresh* fails. Like the other errors it has the ids of the task.
         """
         with _naming(task):
             task = _succeeded(task)
@@ -149,7 +149,7 @@ class Downloads:
     async def stream(
         self, task: Task, position: int, *, deadline_at: float | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Yield an image in pieces, once all of it has arrived and is complete.
+        """Yield an image in chunks, once it has been downloaded completely.
 
         *position* counts the images by index.
 
@@ -175,7 +175,7 @@ class Downloads:
             await part.in_thread(part.discard)
 
     async def _save(self, task: Task, paths: OutputPaths, options: SaveOptions) -> tuple[Path, ...]:
-        """Save every file of *task*, under the plain names if no other task has them or is about to."""
+        """Save every file of *task*, under plain names unless another task has or is about to take them."""
         names = paths.path(0, "")
         owner = self._names.setdefault(names, task.task_id)
         try:
@@ -225,12 +225,14 @@ class Downloads:
             if not limit.expired():
                 raise
             seconds = f"{self._settings.download_timeout:g} s"
-            raise DownloadError(f"the picture did not arrive within download_timeout, {seconds}") from None
+            raise DownloadError(
+                f"the picture was not downloaded within download_timeout, {seconds}"
+            ) from None
 
     async def _retry(self, part: PartialFile, urls: "ResultUrls", file: "ResultFile") -> None:
-        """Try until the picture is complete, `retry_timeout` is over, or a fresh URL is refused as well.
+        """Retry until the picture is complete, `retry_timeout` has passed, or a fresh URL is refused as well.
 
-        A host that cannot be reached may have been replaced, so the task is read once for a fresh URL.
+        An unreachable host may have been replaced, so the task is read once for a fresh URL.
         """
         now = asyncio.get_running_loop().time
         retry_until = now() + self._settings.retry_timeout
@@ -259,7 +261,7 @@ class Downloads:
                 await asyncio.sleep(wait)
 
     def _report(self, task: Task, reason: str, tries: int, wait: float) -> None:
-        """Emit that a picture is fetched again in *wait* seconds."""
+        """Emit an event: a picture is downloaded again in *wait* seconds."""
         if self._emit is not None:
             event = Event(EventKind.RETRY, task.external_task_id, task, DownloadError(reason))
             self._emit(event._replace(route="download", attempt=tries, wait=wait))
@@ -275,7 +277,7 @@ class Downloads:
                 f"{error.host} is not trusted: {error.certificate_error}"
             ) from without_secrets(error)
         except ValueError as error:  # such as a host name that cannot be encoded for DNS
-            raise DownloadError(f"a result's URL cannot be fetched: {_reason(error)}") from None
+            raise DownloadError(f"a result's URL cannot be downloaded: {_reason(error)}") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             await part.in_thread(part.flush)
             raise RetryLater(f"the connection failed: {_reason(error)}") from without_secrets(error)
@@ -283,7 +285,7 @@ class Downloads:
         part.verify()
 
     async def _get(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Return the first response that is not a redirect; the URL of each redirect is checked as well."""
+        """Return the first response that is not a redirect. The URL of each redirect is checked as well."""
         for _ in range(MAX_REDIRECTS + 1):
             if self._http.closed:
                 raise ClientClosed("the session was closed before every result was saved")
@@ -327,9 +329,9 @@ def _naming(task: Task) -> Iterator[None]:
 
 
 def _succeeded(task: Task) -> Task:
-    """Return *task* with its images by index, or raise where it has no results."""
+    """Return *task* with its images sorted by index, or raise if it has no results."""
     if task.status is not Status.SUCCEED:
-        raise InvalidRequest("task", task.task_status, "only a task that succeeded has results")
+        raise InvalidRequest("task", task.task_status, "only a succeeded task has results")
     if not task.images:
         raise DownloadError("the task succeeded, but the service lists no image")
     return evolve(task, images=by_index(task.images))
@@ -349,7 +351,7 @@ def _convert(part: PartialFile, options: SaveOptions) -> None:
 
 
 class _UrlRefused(Exception):
-    """The server refused this URL, which may have expired."""
+    """A refusal of this URL by the server; the URL may have expired."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -358,13 +360,13 @@ class _UrlRefused(Exception):
     def final(self) -> DownloadError:
         kind = ResultExpired if self.status in _EXPIRED else DownloadError
         advice = f"; {AGAIN}" if kind is ResultExpired else ""
-        return kind(f"the server refuses the picture with HTTP {self.status}, also at a fresh URL{advice}")
+        return kind(f"the server refuses the picture with HTTP {self.status}, even with a fresh URL{advice}")
 
 
 async def _anonymous(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Remove every header that the session has added by itself."""
+    """Remove every header that the session added."""
     for header in {*request.headers}:
         if header.lower() not in _HEADERS:
             request.headers.popall(header, None)
@@ -373,7 +375,7 @@ async def _anonymous(
 
 
 def _is_refusal(cause: BaseException | None) -> bool:
-    """Return whether the host has a known address that accepts no connection."""
+    """Return whether the error means that the host's address accepts no connection."""
     unknown = isinstance(cause, aiohttp.ClientConnectorDNSError)
     return isinstance(cause, aiohttp.ClientConnectorError) and not unknown
 
@@ -385,7 +387,7 @@ def _check_status(answer: aiohttp.ClientResponse) -> None:
     if 400 <= answer.status < 500 and answer.status not in _TRANSIENT:
         raise _UrlRefused(answer.status)
     wait = Response(answer.status, answer.headers, b"").retry_after
-    raise RetryLater(f"the server answered HTTP {answer.status}", wait or 0.0)
+    raise RetryLater(f"the server responded with HTTP {answer.status}", wait or 0.0)
 
 
 def _check_size(size: int) -> None:
@@ -394,7 +396,7 @@ def _check_size(size: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return what happened, without aiohttp's own text where that contains a URL."""
+    """Return the reason of a failure, without aiohttp's own text if that contains a URL."""
     text, kind = str(error), type(error).__name__
     return f"{kind}: {text}" if text and "://" not in text else kind
 
@@ -409,7 +411,7 @@ def by_index(images: tuple[Image, ...]) -> tuple[Image, ...]:
 
 @frozen
 class ResultFile:
-    """One file of a task: the image at `position` in the order of indexes, or its watermarked version."""
+    """One file of a task: the image at `position`, in index order, or its watermarked version."""
 
     position: int
     watermark: bool
@@ -429,7 +431,7 @@ class ResultFile:
 
 
 class ResultUrls:
-    """The URLs of one task. However many of them are refused, one lookup fetches fresh ones."""
+    """The URLs of one task. One lookup renews them, however many of them are refused."""
 
     def __init__(self, task: Task, refresh: Refresh) -> None:
         self.task: Task = task
@@ -445,7 +447,7 @@ class ResultUrls:
         return [ResultFile(position, watermark=False) for position, _ in images] + marked
 
     def url(self, file: ResultFile) -> str:
-        """Return the URL that the task came with.
+        """Return the URL in the original snapshot of the task.
 
         Raises:
             ResultExpired: if the task does not list it.
@@ -453,7 +455,7 @@ class ResultUrls:
         return file.url(self.task)
 
     async def refreshed(self, file: ResultFile) -> str:
-        """Return the URL that the service gives now.
+        """Return a fresh URL from the service.
 
         Raises:
             ResultExpired: if the task is unknown, or does not list the file.
@@ -464,20 +466,20 @@ class ResultUrls:
                 try:
                     self._fresh = await self._refresh(self.task.task_id)
                 except (TaskNotFound, NotFound) as error:
-                    raise ResultExpired(f"the service no longer knows the task; {AGAIN}") from error
+                    raise ResultExpired(f"the service no longer has the task; {AGAIN}") from error
         return file.url(self._fresh)
 
     async def renewed(self, file: ResultFile) -> str:
-        """Return the URL that the service gives now, or the one that the task came with if it gives none."""
+        """Return a fresh URL from the service, or the original one if there is none."""
         with suppress(KlingError):
             return await self.refreshed(file)
         return self.url(file)
 
 
 def parse_url(text: str) -> URL:
-    """Return the URL to fetch, unchanged where possible: some signatures cover its exact characters.
+    """Return the URL to download, unchanged if possible: some signatures cover its exact characters.
 
-    A user and a password in it are dropped, because they would be sent as credentials.
+    A user name and password in it are removed, because they would be sent as credentials.
 
     Raises:
         DownloadError: if it is not an http or https URL with a host.
@@ -495,10 +497,10 @@ def parse_url(text: str) -> URL:
 
 
 def redirect_url(url: URL, location: str) -> URL:
-    """Return where a redirect from *url* leads.
+    """Return the target of a redirect from *url*.
 
     Raises:
-        DownloadError: if it is not such a URL, or leads from https to http.
+        DownloadError: if it is not an http or https URL, or leads from https to http.
     """
     try:
         joined = url.join(URL(location, encoded=_URL_CHARACTERS.fullmatch(location) is not None))

@@ -1,18 +1,18 @@
-"""The files of a download: their final paths, and the hidden file in which a picture arrives.
+"""The files of a download: their final paths, and the hidden partial file of each picture.
 
-Paths are legal on every system, and distinct for each picture of a task. A name that another file has is
-not replaced: the task's id is appended to it.
+Paths are valid on every system, and distinct for each picture of a task. If another file has the name, it is
+not replaced: the task's id is appended to the name.
 
-The modification time of a saved picture carries a mark: its fraction of a second, in nanoseconds, is a
-digest of the task and of the form in which the picture was saved. So a later save finds the pictures of its
-own task, in any process, and takes no other file for one. A picture that was edited since has lost the mark.
-Where a file system keeps no such fractions, or the file was touched, a picture is saved again under a name
-with the task's id.
+The modification time of a saved picture carries a mark: its fraction of a second, in nanoseconds, is a digest
+of the task and of the form in which the picture was saved. So a later save finds the pictures of its own
+task, in any process, and never mistakes another file for one. A picture that was edited in the meantime has
+lost the mark. If the file system does not keep such fractions, or the file was touched, a picture is saved
+again under a name with the task's id.
 
-A partial file is named ``.kling-<16 hex digits>.part`` and lies in the directory of its target. It holds an
-exclusive ``flock`` while its process lives. So `remove_stale_parts` distinguishes a download in progress
-from a leftover of a crash: the kernel releases the lock of a dead process. On Windows an open file cannot
-be removed, which has the same effect. A network file system must pass ``flock`` between machines.
+A partial file is named ``.kling-<16 hex digits>.part`` and is in the directory of its target. Its process
+holds an exclusive ``flock`` on it. The kernel releases the lock of a dead process, so `remove_stale_parts`
+can distinguish a download in progress from a leftover of a crash. On Windows an open file cannot be removed,
+which has the same effect. A network file system must support ``flock`` between machines.
 """
 
 import asyncio
@@ -74,9 +74,10 @@ _PART_NAME = re.compile(r"\.kling-[0-9a-f]{16}\.part")
 
 
 def safe_name(text: str) -> str:
-    """Return *text* as one path component for any system, never a separator, a dot name or a device.
+    """Return *text* as one path component that is valid on any system.
 
-    Changed text carries a digest of the original, so that two ids never become one name.
+    Separators, dot names and device names are changed. A changed text carries a digest of the original, so
+    that two ids never have one name.
     """
     clean = "".join("_" if mark in _FORBIDDEN or not mark.isprintable() else mark for mark in text)
     clean = clean.strip(" .").encode()[:_MAX_FIELD_BYTES].decode(errors="ignore").rstrip(" .") or "_"
@@ -98,7 +99,7 @@ def _check_quality(options: "SaveOptions", _attribute: Any, value: int | None) -
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100:
         raise InvalidRequest("quality", repr(value), "must be a whole number from 1 to 100")
     if options.format not in _LOSSY:
-        raise InvalidRequest("quality", value, f"must come with format {' or '.join(_LOSSY)}")
+        raise InvalidRequest("quality", value, f"needs format {' or '.join(_LOSSY)}")
 
 
 Finish = Callable[[tuple[Path, ...]], Awaitable[tuple[Path, ...]]]
@@ -106,13 +107,13 @@ Finish = Callable[[tuple[Path, ...]], Awaitable[tuple[Path, ...]]]
 
 @frozen(kw_only=True)
 class SaveOptions:
-    """The names and the form in which the pictures of a task are saved.
+    """The names and the format of the saved pictures of a task.
 
-    `name` (by default the task's id), `key`, `folder` and `shape` are values of a template. With
-    `overwrite` a file of the same name is replaced. With `watermark` the watermarked pictures are saved as
-    well. A `format` converts each picture, with `quality` from 1 to 100 if it is lossy. `finish` makes
-    further pictures of the saved ones, whose paths are those of the save then. `metadata` are those of the
-    photo, which each picture gets.
+    `name` (by default the task's id), `key`, `folder` and `shape` are values of a template. With `overwrite`
+    a file of the same name is replaced. With `watermark` the watermarked pictures are saved as well. A
+    `format` converts each picture, with `quality` from 1 to 100 if it is lossy. `finish` makes further
+    pictures from the saved ones; the save then returns their paths instead. `metadata` is that of the photo
+    and is added to each picture.
     """
 
     name: str | None = None
@@ -136,9 +137,9 @@ DEFAULTS = SaveOptions()
 
 @frozen
 class OutputPaths:
-    """The paths of the results of one task; a `position` counts its images from 0.
+    """The paths of the results of one task. A `position` counts its images from 0.
 
-    `tag` makes a name unique, and `form` is what the marks of the files are a digest of.
+    `tag` makes a name unique. The marks of the files are digests of `form`.
     """
 
     template: str
@@ -148,14 +149,14 @@ class OutputPaths:
     form: str = ""
 
     def path(self, position: int, ext: str, *, watermark: bool = False, tagged: bool = False) -> Path:
-        """Return the path of a picture, or of its watermarked version beside it."""
+        """Return the path of a picture, or of its watermarked version."""
         path = self.template.format(**self.values, index=self.numbers[position], ext=ext)
         for ending in [self.tag] * tagged + ["watermark"] * watermark:
             path = with_ending(path, ending)
         return Path(path)
 
     def full_size(self) -> "OutputPaths":
-        """Return the paths of the full-size pictures, which lie beside those of the service."""
+        """Return the paths of the full-size pictures, next to those of the service."""
         template = self.template
         ending = (
             template.replace("{ext}", "-full{ext}") if "{ext}" in template else with_ending(template, "full")
@@ -163,7 +164,7 @@ class OutputPaths:
         return evolve(self, template=ending, form=f"{self.form} full")
 
     def folder(self, position: int) -> Path:
-        """Return the directory of a picture, which does not depend on its format."""
+        """Return the directory of a picture. It does not depend on the format."""
         return self.path(position, ".png").parent
 
     def mark(self, position: int, *, watermark: bool) -> int:
@@ -172,7 +173,7 @@ class OutputPaths:
         return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8]) % SECOND
 
     def find_saved(self, position: int, *, watermark: bool) -> Path | None:
-        """Return where an earlier save of this task put a picture, if it still lies there."""
+        """Return the path of a picture from an earlier save of this task, if it still exists."""
         mark = self.mark(position, watermark=watermark)
         for tagged in (False, True):
             for suffix in SUFFIXES:
@@ -193,7 +194,7 @@ class OutputPaths:
         return found if len(found) == len(files) else ()
 
     def taken(self) -> bool:
-        """Return whether any name, in any format, belongs to a file that is not this task's."""
+        """Return whether any of the names, in any format, belongs to a file that is not this task's."""
         for position in range(len(self.numbers)):
             for watermark in (False, True):
                 mark = self.mark(position, watermark=watermark)
@@ -204,7 +205,7 @@ class OutputPaths:
 
 
 class Place(NamedTuple):
-    """Where the pictures of one task go: under *tagged* names, or under plain ones that no other file has.
+    """The names for the pictures of one task: *tagged* ones, or plain ones that no other file has.
 
     With *overwrite* they replace any file.
     """
@@ -227,8 +228,9 @@ def has_mark(path: Path, mark: int) -> bool:
 def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOptions = DEFAULTS) -> OutputPaths:
     """Return the result paths for *target*: a directory, a picture's path, or a template of `FIELDS`.
 
-    A ``~`` at its beginning is the user's home. The part of a name before its last slash is its ``folder``,
-    which a directory repeats below itself. The file system is only asked whether *target* is a directory.
+    A leading ``~`` is the user's home directory. The part of a name before its last slash is its ``folder``,
+    which is recreated below a target directory. The only access to the file system is a check whether
+    *target* is a directory.
 
     Raises:
         InvalidRequest: if a field is unknown, two pictures would share one path, or *target* is a URL.
@@ -236,7 +238,7 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
     wanted = os.fspath(target)
     if is_url(wanted):
         advice = "`upload` of the result writes to an object store"
-        raise InvalidRequest("target", repr(wanted), "must be a path of this machine", advice)
+        raise InvalidRequest("target", repr(wanted), "must be a path on this machine", advice)
     wanted = os.path.expanduser(wanted)  # noqa: PTH111 - a Path would drop a trailing slash
     form = f"{task.task_id} {options.format} {options.quality}{' metadata' if options.metadata else ''}"
     try:
@@ -255,10 +257,10 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
 
 
 def check_target(name: str, target: str | os.PathLike[str]) -> None:
-    """Check the argument *name*, a target for the pictures of many tasks, before any of them is paid.
+    """Check the argument *name*, a target for the pictures of many tasks, before anything is paid for.
 
     Raises:
-        InvalidRequest: if it is no directory, template or path.
+        InvalidRequest: if it is not a directory, template or path.
     """
     try:
         output_paths(Task("0", "succeed", images=(Image(0, ""),)), target)
@@ -267,12 +269,12 @@ def check_target(name: str, target: str | os.PathLike[str]) -> None:
 
 
 def is_url(target: str) -> bool:
-    """Return whether *target* is a URL, which no path is."""
+    """Return whether *target* is a URL rather than a path."""
     return _URL.match(target) is not None
 
 
 def _values(task: Task, options: SaveOptions) -> dict[str, str]:
-    """Return the values of a template's fields, and of `tree`: the folders that a name begins with."""
+    """Return the values of a template's fields, and of `tree`: the directories at the start of a name."""
     *folders, last = options.name.split("/") if options.name else [task.task_id]
     tree = "/".join(safe_name(folder) for folder in folders if folder)
     texts = {
@@ -288,22 +290,22 @@ def _values(task: Task, options: SaveOptions) -> dict[str, str]:
 
 
 def _numbers(task: Task) -> tuple[int, ...]:
-    """Return the number of each image. Positions are used where two images have one index."""
+    """Return the number of each image. Positions are used if two images have the same index."""
     indexes = tuple(image.index for image in task.images)
     return indexes if len(set(indexes)) == len(indexes) else tuple(range(len(indexes)))
 
 
 def check_suffix(path: Path, ext: str) -> None:
-    """Raise `InvalidRequest` where *path* has the suffix of another format than *ext*."""
+    """Raise `InvalidRequest` if the suffix of *path* belongs to another format than *ext*."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and _SPELLINGS.get(suffix, suffix) != ext:
         wanted = next(name for name, each in FORMATS.items() if each == _SPELLINGS.get(suffix, suffix))
-        limit = f"must end in {ext}, which is the format of the picture"
+        limit = f"must end in {ext}, the format of the picture"
         raise InvalidRequest("target", repr(str(path)), limit, f'format="{wanted}" converts it')
 
 
 def source_folder(source: ImageSource | None) -> str | None:
-    """Return the name of the folder that a photo lies in, or None where it has none."""
+    """Return the name of the directory of a photo, or None if it has none."""
     if isinstance(source, str) and "://" in source:
         url = urlsplit(source)
         return PurePath(url.path).parent.name or url.hostname
@@ -313,7 +315,7 @@ def source_folder(source: ImageSource | None) -> str | None:
 
 
 def _template(wanted: str) -> str:
-    """Return *wanted* as a template with all the fields it needs."""
+    """Return *wanted* as a template with all necessary fields."""
     pieces = list(string.Formatter().parse(wanted))
     fields = [(name, spec or "") for _, name, spec, _ in pieces if name is not None]
     for name, spec in fields:
@@ -321,7 +323,7 @@ def _template(wanted: str) -> str:
             limit = f"must use only the fields {', '.join(sorted(FIELDS))}"
             raise InvalidRequest("target", repr(wanted), limit)
     literal = "".join(piece[0] for piece in pieces)
-    # `Path.is_dir` raises where a name is too long, or a directory cannot be searched.
+    # `Path.is_dir` raises if a name is too long or a directory cannot be searched.
     named = fields or (literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal))  # noqa: PTH112
     if named and not wanted.endswith(("/", os.sep)):
         return wanted
@@ -347,7 +349,7 @@ def _check(wanted: str, paths: list[Path]) -> None:
     if any(one.parent != other.parent for one, other in zip(paths[:half], paths[half:], strict=True)):
         raise refuse("{ext} must be in the file's name, not in a directory's")
     if len({_normalized(path) for path in paths[:half]}) < half:
-        raise refuse(f"{half // 2} images would share one name; add {{index}}")
+        raise refuse(f"{half // 2} images would have the same name; add {{index}}")
 
 
 def _normalized(path: Path) -> str:
@@ -365,7 +367,7 @@ def with_ending(path: str, ending: str) -> str:
 
 
 class RetryLater(Exception):
-    """A failed try that may be repeated after *wait* seconds, the server's ``Retry-After``."""
+    """A failed attempt that may be retried after *wait* seconds, the server's ``Retry-After``."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -382,7 +384,7 @@ def extension(head: bytes) -> str:
 
 
 def is_complete(head: bytes, tail: bytes, size: int) -> bool:
-    """Return whether *size* bytes with this *head* and these last `TAIL` bytes are an uncut picture."""
+    """Return whether *size* bytes with this *head* and these last `TAIL` bytes are a complete picture."""
     match extension(head):
         case ".png":
             return _PNG_END in tail
@@ -409,7 +411,7 @@ class PartialFile:
         self.ext: str = ""
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run *work* in a thread, and wait for its end even when cancelled.
+        """Run *work* in a thread, and wait for its end even if cancelled.
 
         A cancelled caller must not close the file while a thread still writes to it.
 
@@ -436,11 +438,11 @@ class PartialFile:
 
     @property
     def path(self) -> Path:
-        """The path of the file while it is not complete."""
+        """The path of the file while it is incomplete."""
         return self._path
 
     def create(self) -> None:
-        """Create the file under a new name, and its directories."""
+        """Create the file under a new name, with its directories."""
         self._folder.mkdir(parents=True, exist_ok=True)
         while self._file is None:
             path = self._folder / f".kling-{secrets.token_hex(8)}.part"
@@ -458,14 +460,14 @@ class PartialFile:
         self._batch, self.buffered = [], 0
 
     def restart(self) -> None:
-        """Drop everything received."""
+        """Discard everything received."""
         self._file.seek(0)
         self._file.truncate()
         self._batch, self.buffered, self.size = [], 0, 0
         self._head = self._tail = b""
 
     def rewrite(self, convert: Callable[[bytes], bytes], ext: str) -> None:
-        """Replace the content of the complete file by what *convert* makes of it, in the format of *ext*."""
+        """Replace the complete file by its conversion with *convert*, in the format of *ext*."""
         self._file.seek(0)
         content = convert(self._file.readall())
         self.restart()
@@ -473,7 +475,7 @@ class PartialFile:
         self.flush()
 
     def commit(self, place: "Place", position: int, *, watermark: bool = False) -> Path:
-        """Move the file to its final path, durably, and return that.
+        """Move the file durably to its final path, and return that path.
 
         Raises:
             InvalidRequest: if the path has the suffix of another format.
@@ -498,7 +500,7 @@ class PartialFile:
         return path
 
     def _rename(self, path: Path, mark: int) -> bool:
-        """Return whether the picture is at *path* now, also because another save of its task was faster."""
+        """Return whether the picture is at *path* now, possibly from another save of its task."""
         return rename(self._path, path) or has_mark(path, mark)
 
     def _set_mark(self, mark: int) -> None:
@@ -514,14 +516,14 @@ class PartialFile:
                 self._path.unlink(missing_ok=True)
 
     def headers(self) -> dict[str, str]:
-        """Return the request headers: a range where a validator proves it continues this file."""
+        """Return the request headers, with a range if a validator proves that it continues this file."""
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         if self.size and self._validator is not None:
             headers |= {"Range": f"bytes={self.size}-", "If-Range": self._validator}
         return headers
 
     async def start(self, status: int, headers: Mapping[str, str], length: int | None) -> None:
-        """Prepare for a body: the whole file under status 200, the rest of it under 206.
+        """Prepare for a body: the whole file with status 200, or the rest of it with 206.
 
         Raises:
             RetryLater: if the response does not continue this file.
@@ -573,10 +575,10 @@ class PartialFile:
         if self.total is not None and self.size > self.total:
             self.invalidate(f"{self.size} bytes arrived for a file of {self.total}")
         if not is_complete(self._head, self._tail, self.size):
-            self.invalidate("the picture is cut short")
+            self.invalidate("the picture is truncated")
 
     def invalidate(self, reason: str) -> None:
-        """Make the next try start from the first byte.
+        """Make the next attempt start from the first byte.
 
         Raises:
             RetryLater: always, with *reason*.
@@ -592,9 +594,9 @@ async def publish(
     *,
     watermark: bool = False,
 ) -> Path:
-    """Return the path of a picture: one that is saved there, or one that *write* puts into a new file.
+    """Return the path of a picture that is already saved there, or that *write* puts into a new file.
 
-    The file gets its final name only when *write* has returned, and is removed if it fails.
+    The file gets its final name only after *write* has returned, and is removed if *write* fails.
     """
     part = PartialFile(place.paths.folder(position))
     try:
@@ -611,7 +613,7 @@ async def publish(
 
 
 def rename(part: Path, target: Path) -> bool:
-    """Rename *part* to *target*, or return False where a file has that name."""
+    """Rename *part* to *target*, or return False if a file has that name."""
     try:
         os.link(part, target)
     except FileExistsError:
@@ -625,7 +627,7 @@ def rename(part: Path, target: Path) -> bool:
 
 
 def _take_name(part: Path, target: Path) -> bool:
-    """Do the same on a file system without hard links: an empty file takes the name first."""
+    """Rename on a file system without hard links, where an empty file reserves the name first."""
     try:
         target.open("xb").close()
     except FileExistsError:
@@ -639,7 +641,7 @@ def _take_name(part: Path, target: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in *folder* durable. Some file systems refuse to, and the picture is in place."""
+    """Make the names in *folder* durable. Some file systems refuse, but the picture is in place."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -649,7 +651,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def strong_validator(headers: Mapping[str, str]) -> str | None:
-    """Return what proves that two answers carry the same bytes, or None (RFC 9110, section 8.8).
+    """Return the validator that proves two responses equal, or None (RFC 9110, section 8.8).
 
     That is a strong entity tag, or a modification date old enough to be unique.
     """
@@ -662,7 +664,7 @@ def strong_validator(headers: Mapping[str, str]) -> str | None:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove the partial files in *folder* whose process has died; subfolders are not searched."""
+    """Remove the partial files in *folder* whose process has died. Subdirectories are not searched."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _PART_NAME.fullmatch(entry.name):
@@ -671,7 +673,7 @@ def remove_stale_parts(folder: Path) -> None:
 
 
 def _remove_if_unlocked(path: str) -> None:
-    # No link is followed and no FIFO is waited for, because any program may have created that name.
+    # Do not follow a link or block on a FIFO: any program may have created that name.
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)
     try:
@@ -687,7 +689,7 @@ def _remove_if_unlocked(path: str) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a new file; return False where a concurrent `remove_stale_parts` holds it."""
+    """Lock a new file. Return False if a concurrent `remove_stale_parts` holds it."""
     if fcntl is not None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Full-size pictures: the photo of a result put back into its pictures, beside those of the service."""
+"""Full-size pictures: the photo of a result is put back into its pictures at its own size."""
 
 import asyncio
 import base64
@@ -32,7 +32,7 @@ AT_ONCE = 2  # composites of one call in progress: each holds the photo and its 
 
 
 class _Scratch:
-    """A directory for what the composites of one call read."""
+    """A directory for the input files of the composites of one call."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -54,11 +54,11 @@ async def save_full_size(
     photo: bool | str | os.PathLike[str],
     quality: int | None,
 ) -> tuple[Path, ...]:
-    """Save the full-size picture of each *saved* one beside it, and return their paths.
+    """Save a full-size picture next to each *saved* one, and return their paths.
 
     *photo* is the path of the photo to put back, or True for the one that was sent.
 
-    A full-size picture that an earlier save has left there is kept.
+    A full-size picture from an earlier save is kept.
 
     Raises:
         InvalidRequest: if the photo of the result is not known or cannot be read here, or *quality* is wrong.
@@ -132,7 +132,7 @@ async def _save_one(job: CompositeJob, place: Place, position: int) -> Path:
 
 
 async def _photo(result: "ExpandResult", given: Any, scratch: _Scratch) -> str:
-    """Return the path of the photo to put back: the one given, or the one that was sent."""
+    """Return the path of the photo to put back: the given one, or the one that was sent."""
     if isinstance(given, str | os.PathLike):
         return os.fspath(given)
     request = portable(first(result).request)
@@ -143,11 +143,13 @@ async def _photo(result: "ExpandResult", given: Any, scratch: _Scratch) -> str:
 
 
 async def _as_file(image: ImageSource, scratch: _Scratch) -> str:
-    """Return the path of an image; one that is not a file is written to one."""
+    """Return the path of an image. One that is not a file is written to one."""
     photo = await load_photo(image)
     if photo.url is not None:
-        advice = "fetch the photo, and give its path as full_size"
-        raise InvalidRequest("full_size", shown(image), "must be a photo that can be read here", advice)
+        advice = "download the photo, and pass its path as full_size"
+        raise InvalidRequest(
+            "full_size", shown(image), "must be a photo that can be read on this machine", advice
+        )
     if photo.source is not None:
         return photo.source
     content = b"".join([part async for part in photo.slices()])
@@ -164,7 +166,7 @@ def first(result: "ExpandResult") -> "ExpandResult":
 async def _passes(
     result: "ExpandResult", scratch: _Scratch
 ) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...]]:
-    """Return the pictures of the earlier passes, and the ratios of all."""
+    """Return the pictures of the earlier passes, and the ratios of all passes."""
     pictures: list[str] = []
     passes: list[tuple[float, ...]] = []
     chain = [result]

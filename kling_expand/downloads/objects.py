@@ -14,9 +14,9 @@ from .files import is_url, with_ending
 
 
 class Upload:
-    """One upload to *url*, a folder or a template in an object store.
+    """One upload to *url*, a directory or a template in an object store.
 
-    The pictures are saved below a temporary folder first, so no object is ever incomplete.
+    The pictures are first saved in a temporary directory, so no object is ever incomplete.
     """
 
     def __init__(self, url: str, *, overwrite: bool = False) -> None:
@@ -26,18 +26,18 @@ class Upload:
         parts = self._path.replace("{", "/").split("/")
         chained = "::" in url  # to fsspec, a file system within another
         if not is_url(url) or self._scheme.lower() in {"http", "https"} or ".." in parts or chained:
-            limit = "must be a folder in an object store, such as s3://bucket/out/"
-            raise InvalidRequest("url", repr(url), limit, "`save` writes to a path of this machine")
+            limit = "must be a directory in an object store, such as s3://bucket/out/"
+            raise InvalidRequest("url", repr(url), limit, "to write to a path on this machine, use `save`")
         self._fsspec = fsspec_module()
 
     @contextmanager
     def folder(self) -> Iterator[str]:
-        """Give a temporary directory, or a template below one, in which the pictures are to be saved."""
+        """Yield a temporary directory, or a template below one, in which to save the pictures."""
         with TemporaryDirectory() as self._folder:
             yield f"{self._folder}/{self._path.lstrip('/')}"
 
     async def run(self, files: Sequence[Path], tag: str) -> tuple[str, ...]:
-        """Upload *files*, and return their URLs. A name that is taken gets *tag* appended.
+        """Upload *files*, and return their URLs. *tag* is appended to a name that is taken.
 
         Raises:
             DownloadError: if the store cannot be written.
@@ -58,24 +58,24 @@ class Upload:
         return url
 
     def _holds_other(self, url: str, content: bytes) -> bool:
-        """Return whether an object at *url* has another content."""
+        """Return whether an object at *url* exists with different content."""
         store, path = self._fsspec.core.url_to_fs(url)
         return bool(store.exists(path) and store.cat_file(path) != content)
 
 
 def open_object(url: str) -> Any:
-    """Open the object at *url* for reading. Whoever queues jobs may write any URL.
+    """Open the object at *url* for reading. The URL is not trusted, as it may come from a queue.
 
-    fsspec's own file systems read files of this machine, call any host, or run code that a file names. So
-    only those from a package of their own are used, such as s3fs, and `memory`.
+    fsspec's own file systems can read local files, call any host, or run code that a file names. So only
+    those from a separate package, such as s3fs, and `memory` are used.
 
     Raises:
-        ValueError: if *url* names no object store, or one within another.
+        ValueError: if *url* does not name an object store, or nests one within another.
         MissingExtra: if fsspec is not installed.
     """
     fsspec = fsspec_module()
     scheme = url.partition("://")[0].lower()
-    # Those of fsspec itself are found by name first, as their class may need a package that is missing.
+    # Those of fsspec itself are found by name first, because their class may need a missing package.
     known: dict[str, Any] = import_module("fsspec.registry").known_implementations
     own = str(known.get(scheme, {}).get("class", "")).startswith("fsspec.")
     own = own or fsspec.get_filesystem_class(scheme).__module__.startswith("fsspec.")

@@ -1,4 +1,4 @@
-"""Pictures that are read by the program and never saved."""
+"""Pictures that the program reads and never saves."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ CHUNK_BYTES = 256 << 10  # read at once
 
 
 class SpooledPicture(PartialFile):
-    """A picture that is read and never saved: it is kept in memory, or in a temporary file if it is large."""
+    """A picture that is read and never saved. It is in memory, or in a temporary file if it is large."""
 
     def __init__(self) -> None:
         super().__init__(Path(tempfile.gettempdir()))
@@ -25,7 +25,7 @@ class SpooledPicture(PartialFile):
         return chunk
 
     def rewind(self) -> None:
-        """Make `read` begin at the first byte."""
+        """Make `read` start again at the first byte."""
         self._file.seek(0)
 
     def discard(self) -> None:

@@ -1,7 +1,7 @@
-"""A throw-away PostgreSQL server in a folder, for development and tests.
+"""A temporary PostgreSQL server in a directory, for development and tests.
 
-It listens on a Unix socket in a folder of its own that no other user can enter, as whoever can connect runs
-any program as the server's user. It ends with the process that started it, also after a SIGKILL.
+It listens on a Unix socket in a directory that no other user can enter, because a client that can connect can
+run any program as the server's user. It ends with the process that started it, even after a SIGKILL.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ exit "$code"
 
 
 def find_programs() -> Path:
-    """Return the folder of `initdb` and `postgres`, of the newest version installed.
+    """Return the directory of `initdb` and `postgres` of the newest installed version.
 
     Raises:
         ConfigurationError: if PostgreSQL is not installed.
@@ -51,8 +51,8 @@ def find_programs() -> Path:
 class Cluster:
     """A database server with its files in *folder*: ``async with Cluster(folder) as cluster: cluster.dsn``.
 
-    PostgreSQL refuses to run as root, so root runs it as the system's user ``postgres``, who must be able to
-    reach the folder (see `temporary_folder`). *options* are lines of its configuration.
+    PostgreSQL refuses to run as root, so root runs it as the system's user ``postgres``, which must be able
+    to enter the directory (see `temporary_folder`). *options* are lines of its configuration.
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
@@ -63,7 +63,7 @@ class Cluster:
 
     @property
     def dsn(self) -> str:
-        """The URL that connects to it."""
+        """The URL to connect to the server."""
         return f"postgresql://postgres@{quote(str(self._folder), safe='')}/postgres"
 
     async def __aenter__(self) -> Self:
@@ -77,34 +77,36 @@ class Cluster:
         await asyncio.to_thread(self.stop)
 
     def create(self) -> None:
-        """Create the folder and the files of the server.
+        """Create the directory and the files of the server.
 
         Raises:
-            ConfigurationError: if PostgreSQL is not installed, `initdb` fails, or the folder exists, has
-                too long a path, or cannot be reached by the server's user.
+            ConfigurationError: if PostgreSQL is not installed, `initdb` fails, or the directory exists, has
+                too long a path, or cannot be entered by the server's user.
         """
         if len(os.fsencode(self._folder / ".s.PGSQL.5432")) > _MAX_SOCKET_PATH:
-            raise ConfigurationError(f"the path of the server's folder must be shorter, got {self._folder}")
+            raise ConfigurationError(
+                f"the path of the server's directory must be shorter, got {self._folder}"
+            )
         try:
             self._folder.mkdir(mode=0o700)
         except OSError as error:
-            raise ConfigurationError(f"the server's folder must be new: {error}") from error
+            raise ConfigurationError(f"the server's directory must be new: {error}") from error
         if os.geteuid() == 0:
             shutil.chown(self._folder, "postgres", "postgres")
             closed = [each for each in self._folder.parents if not each.stat().st_mode & 0o001]
             if closed:
                 raise ConfigurationError(
-                    f"the user postgres must be able to enter {closed[0]}, or name another folder"
+                    f"the user postgres must be able to enter {closed[0]}, or name another directory"
                 )
         words = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "--no-instructions"]
         self._run(find_programs() / "initdb", "-D", self._data, "--locale=C", *words)
 
     async def start(self) -> None:
-        """Start the server and wait until it answers, in a thread."""
+        """Start the server in a thread and wait until it accepts connections."""
         await asyncio.to_thread(self.launch)
 
     def launch(self) -> None:
-        """Start the server and wait until it answers.
+        """Start the server and wait until it accepts connections.
 
         Raises:
             ConfigurationError: if the server does not start.
@@ -127,7 +129,7 @@ class Cluster:
         raise ConfigurationError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()[-300:]}")
 
     def kill(self) -> None:
-        """SIGKILL all processes of the server at once, as a power cut would."""
+        """Send SIGKILL to all processes of the server at once, to simulate a power failure."""
         if self._process is not None:
             pid = self._pid()
             backends = _children(pid)
@@ -146,10 +148,10 @@ class Cluster:
             self._wait()
 
     def _pid(self) -> int:
-        """Return the process id of the server, as its own user has written it.
+        """Return the process id of the server from a file that the server's user has written.
 
         Raises:
-            ConfigurationError: if that process is not of the session that was started.
+            ConfigurationError: if that process does not belong to the started session.
         """
         pid = int((self._data / "postmaster.pid").read_text().split()[0])
         if self._process is None or os.getsid(pid) != self._process.pid:
@@ -157,7 +159,7 @@ class Cluster:
         return pid
 
     def _wait(self) -> None:
-        """Wait for the end of the server."""
+        """Wait until the server has ended."""
         process, self._process = self._process, None
         if process is not None:
             process.wait()
@@ -173,7 +175,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder that the server's user can enter, and delete it at the end."""
+    """Create a directory that the server's user can enter, and delete it at the end."""
     with tempfile.TemporaryDirectory(prefix="kling-") as name:
         folder = Path(name).resolve()
         folder.chmod(0o711)
@@ -183,13 +185,13 @@ def temporary_folder() -> Iterator[Path]:
 def guard(signal_name: str, *command: object) -> list[object]:
     """Return a command that runs *command*, and sends it a signal when its own standard input is closed.
 
-    A pipe to it is closed when its writer ends, for whatever reason.
+    A pipe to it is closed when its writer ends for any reason.
     """
     return ["/bin/sh", "-c", _GUARD, signal_name, *command]
 
 
 def as_postgres(*command: object) -> Sequence[str]:
-    """Return the words of a command that runs as the server's user."""
+    """Return a command that runs as the server's user."""
     words = [str(word) for word in command]
     return (
         ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *words]
@@ -199,7 +201,7 @@ def as_postgres(*command: object) -> Sequence[str]:
 
 
 def _open_log(path: str, flags: int) -> int:
-    """Open the log of the server, whose user could have put a link in its place."""
+    """Open the log of the server without following a link that its user may have created."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 

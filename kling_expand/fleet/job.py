@@ -1,14 +1,14 @@
-"""One fleet job: its payload in a queue, and its execution up to its outcome in the store.
+"""One fleet job, from its payload in the queue to its outcome in the store.
 
-A payload is the request as JSON, with the location of the photo instead of the photo. It may allow several
+A payload is the request as JSON. It has the location of the photo, not its content. It may allow several
 passes (see `kling_expand.fleet.passes`).
 
-Any queue may call `execute` that runs a started job again, on this or another machine, until the call
-returns. A call may be cancelled at any point, and two calls may run one job at the same
-time: the store decides which of them may send.
+Any queue may call `execute` if it reruns a started job, on this or another machine, until the call returns. A
+call may be cancelled at any point, and two calls may run one job at the same time: the store decides which of
+them may send.
 
-A job whose task exists, or may exist, is followed without its photo and without a permit. What is paid ends
-as ``succeeded`` or ``failed``, never as ``refused``.
+A job whose task exists, or may exist, is followed without its photo and without a permit. A job that was paid
+for ends as ``succeeded`` or ``failed``, never as ``refused``.
 """
 
 import asyncio
@@ -64,10 +64,10 @@ from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
 
 Payload = dict[str, Any]
 
-MAX_ATTEMPTS = 30  # of a job whose errors are transient and which has no task
-MAX_FOLLOW_DELAY = 10.0  # seconds between two tries of a job that has or may have a task, as it takes slots
+MAX_ATTEMPTS = 30  # of a job with transient errors and no task
+MAX_FOLLOW_DELAY = 10.0  # seconds between two attempts at a job that may have a task
 SAVE_ATTEMPTS = 3  # before a succeeded job ends without its pictures on disk
-MAX_SAVE_DELAY = 600.0  # seconds between two tries to save them later
+MAX_SAVE_DELAY = 600.0  # seconds between two attempts to save them later
 OBJECT_TIMEOUT = 300.0  # seconds to read a photo from an object store, or to write pictures to one
 # The job is valid, but the operator must first pay the account, or change a key or a setting.
 _OPERATOR_ERRORS = (AccountError, AuthenticationError, PermissionDenied, IPNotAllowed)
@@ -79,20 +79,20 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 class RetryLater(Exception):
-    """A request to run the job again in `delay` seconds; its cause is the error.
+    """A request to run the job again in `delay` seconds. Its cause is the error.
 
-    `charge` says whether it counts as a failed attempt, and `saving` that only the pictures are left to save.
+    `charge` says whether this counts as a failed attempt. With `saving` only the pictures are left to save.
     """
 
     def __init__(self, delay: float, *, charge: bool = True, saving: bool = False) -> None:
-        super().__init__(f"the job is to run again in {delay:g} seconds")
+        super().__init__(f"the job will run again in {delay:g} seconds")
         self.delay = delay
         self.charge = charge
         self.saving = saving
 
 
 class WorkersDied(KlingError):
-    """A job that is not run again, as workers died whenever they had it in work."""
+    """A job that is not run again, because every worker that executed it died."""
 
 
 Hold = Callable[[int, str], AbstractAsyncContextManager[None]]
@@ -100,18 +100,18 @@ Hold = Callable[[int, str], AbstractAsyncContextManager[None]]
 
 @asynccontextmanager
 async def _no_permits(_n: int, _key: str) -> AsyncIterator[None]:
-    """Admit every job: without exact permits, the client estimates the account's limit itself."""
+    """Admit every job. Without exact permits, the client estimates the account's limit itself."""
     yield
 
 
 @frozen
 class WorkerContext:
-    """Everything a worker needs to execute its jobs.
+    """The resources with which a worker executes its jobs.
 
-    `output` is where images are saved; with None only their URLs are kept. `hold` is a context manager
-    that waits for the permits of a job, given its number of images and its key, and releases them when
-    the end of its task is known. `unsaved` holds the keys of jobs whose pictures could not be saved. With
-    `full_size` each picture is also saved at the size of its photo, for one job at a time (`composing`).
+    Images are saved to `output`; if it is None, only their URLs are kept. `hold` is a context manager that
+    waits for the permits of a job, given its number of images and its key, and releases them when the end of
+    its task is known. `unsaved` holds the keys of jobs whose pictures could not be saved. With `full_size`
+    each picture is also saved at the size of its photo, for one job at a time (`composing`).
     """
 
     client: KlingClient
@@ -126,11 +126,11 @@ class WorkerContext:
 
 @frozen
 class History:
-    """What happened to a job before.
+    """The history of a job in the queue.
 
-    `attempts` failed. With `follow` its task exists or may exist, and with `saving` only its pictures are
-    missing. `deaths` of workers had it in work, and with `forbidden` it is not run again. `queued` is its
-    number in the queue, which it leaves with its outcome.
+    `attempts` is the number of failed attempts, and `deaths` that of workers that died while executing it.
+    With `follow` its task exists or may exist, with `saving` only its pictures are missing, and with
+    `forbidden` it is not run again. `queued` is its number in the queue, from which its outcome removes it.
     """
 
     attempts: int = 0
@@ -144,12 +144,12 @@ class History:
 async def execute(
     payload: Payload, context: WorkerContext, history: History | None = None, priority: int = 0
 ) -> JobOutcome:
-    """Execute one job and return its outcome, which the store holds by then.
+    """Execute one job, record its outcome in the store, and return it.
 
     A job of higher *priority* gets a slot first.
 
     Raises:
-        RetryLater: if the failure may be transient, or the job was not sent because the worker stops.
+        RetryLater: if the failure may be transient, or the job was not sent because the worker is stopping.
         TakenOver: if another worker has the job.
     """
     history = history or History()
@@ -204,7 +204,7 @@ class _Runner:
             result = await self.context.client.resume_job(known, priority=self.priority)
         except NotSubmitted:  # its create was lost, and its photo is not in the store
             return None
-        # The end must be in the store before the queue deletes the job, else it would still count.
+        # The end must be in the store before the queue deletes the job, or it would still count.
         await self.store.observe(_external_task_id(result), result.task)
         return result
 
@@ -219,7 +219,7 @@ class _Runner:
         return result
 
     async def _submit(self, request: ExpandRequest, note: Mapping[str, Any] | None) -> ExpandResult:
-        """Submit a job; where its photo is gone, continue with the task that an earlier submission made."""
+        """Submit a job. If its photo is gone, continue with the task of an earlier submission."""
         client = self.context.client
         try:
             return await client.submit(await load(request), priority=self.priority, note=note)
@@ -231,16 +231,16 @@ class _Runner:
 
 
 def _check_full_size(request: ExpandRequest, context: WorkerContext, history: History) -> None:
-    """Refuse a job that is not paid yet, and that could not be saved at full size."""
+    """Refuse a job that has not been paid for and could not be saved at full size."""
     if context.full_size and not history.follow and _scheme(str(request.image)) in {"http", "https"}:
-        limit = "must be a path or in an object store for workers with --full-size"
+        limit = "must be a path or an object-store URL for workers with --full-size"
         raise InvalidRequest("image", source_name(request.image), limit)
 
 
 async def _known(request: ExpandRequest, store: PostgresStore) -> JobRecord | None:
-    """Return the record of the request's job if a task exists or may exist, but none of another request.
+    """Return the record of exactly this request's job if its task exists or may exist, or None.
 
-    The geometry is not compared: the record has the one that was worked out for the photo.
+    The geometry is not compared, because the record has the one that was resolved for the photo.
     """
     known = await store.find(str(request.key))
     if known is None or (known.task_id is None and not known.may_exist):
@@ -293,7 +293,7 @@ async def _ended(
 async def _save(
     request: ExpandRequest, result: ExpandResult, context: WorkerContext, history: History
 ) -> tuple[tuple[str, ...], str | None]:
-    """Return the files, and why those at full size are missing, where another try would not make them."""
+    """Return the files, and the reason if full-size ones are missing and a retry would not help."""
     if history.forbidden:
         raise WorkersDied(f"{history.deaths} workers died running this job, so it is not saved")
     name, target = source_stem(request.image) or result.task_id, str(context.output)
@@ -311,7 +311,7 @@ async def _save(
 async def _unsaved(
     outcome: JobOutcome, error: Exception, context: WorkerContext, history: History
 ) -> JobOutcome:
-    """Record that the pictures of a succeeded job are not on disk, and why; try again if that may help."""
+    """Record why the pictures of a succeeded job are not on disk. Raise `RetryLater` if that may help."""
     final = isinstance(error, ResultExpired | WorkersDied)
     delay = min(5.0 * float(1 << min(history.attempts, 10)), MAX_SAVE_DELAY)
     if not final and not history.saving and history.attempts + 1 < SAVE_ATTEMPTS:
@@ -348,7 +348,7 @@ def _units(result: ExpandResult) -> int | float | None:
 
 
 def retry_delay(error: Exception, attempt: int) -> float | None:
-    """Return the seconds until a job is retried after *error* at *attempt* (from 0), or None for never."""
+    """Return the seconds until a retry after *error* at *attempt* (from 0), or None if there is none."""
     known = getattr(error, "task_id", None) is not None
     if isinstance(error, ClientClosed | NotSubmitted) or (isinstance(error, JournalError) and known):
         return 0.0  # this worker stops and another runs the job, or another has created the task to adopt
@@ -357,7 +357,7 @@ def retry_delay(error: Exception, attempt: int) -> float | None:
         return None
     if isinstance(error, _OPERATOR_ERRORS):
         return OPERATOR_RETRY_DELAY
-    # If this machine never reached the service, another one may, or this one after a repair.
+    # If this machine has never reached the service, another machine may, or this one after a repair.
     passing = (SubmissionUnknown, TransportError, DeadlineExceeded, DownloadError, JournalError)
     transient = isinstance(error, passing) or not isinstance(error, KlingError)
     if not transient and not getattr(error, "retryable", False):
@@ -369,13 +369,13 @@ def retry_delay(error: Exception, attempt: int) -> float | None:
 
 
 def pack(request: ExpandRequest, passes: int = 1) -> Payload:
-    """Return *request* as a payload with a key: its own, or a digest of everything it asks for.
+    """Return *request* as a payload with a key: its own, or a digest of all its parameters.
 
-    A path is made absolute, because another process reads it. The number of *passes* that are allowed
+    A path is made absolute, because another process will read it. The number of *passes* that are allowed
     changes no key, so a job that needs one pass is the same job with any number.
 
     Raises:
-        InvalidRequest: if the photo is not a path or URL, or the geometry is of a class of the caller.
+        InvalidRequest: if the photo is not a path or URL, or the class of the geometry is the caller's own.
     """
     kind = type(request.geometry).__name__
     if _GEOMETRIES.get(kind) is not type(request.geometry):
@@ -391,7 +391,7 @@ def pack(request: ExpandRequest, passes: int = 1) -> Payload:
 
 
 def unpack(payload: Payload) -> ExpandRequest:
-    """Return the request from a *payload* that `pack` made.
+    """Return the request from a *payload* of `pack`.
 
     Raises:
         InvalidRequest: if a value is not allowed.
@@ -402,7 +402,7 @@ def unpack(payload: Payload) -> ExpandRequest:
         return ExpandRequest(geometry=_GEOMETRIES[geometry.pop("kind")](**geometry), **values)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidRequest(
-            "payload", f"{type(error).__name__}: {error}", "must be one that `pack` made"
+            "payload", f"{type(error).__name__}: {error}", "must be a payload of `pack`"
         ) from error
 
 
@@ -421,12 +421,12 @@ def _scheme(location: str) -> str:
 
 
 def in_object_store(location: str) -> bool:
-    """Return whether *location* is a URL of an object store, which is any scheme but http and https."""
+    """Return whether *location* is an object-store URL, of any scheme but http and https."""
     return _scheme(location) not in {"", "http", "https"}
 
 
 async def load(request: ExpandRequest) -> ExpandRequest:
-    """Return *request* with the content of its photo, if that is in an object store.
+    """Return *request* with the content of its photo if the photo is in an object store.
 
     Raises:
         ImageError: if the store has no such object.
@@ -448,7 +448,7 @@ def _read(location: str) -> bytes:
 
     try:
         with open_object(location) as file:
-            content: bytes = file.read(MAX_BYTES + 1)  # one more than allowed is refused with the others
+            content: bytes = file.read(MAX_BYTES + 1)  # one byte too many: refused later
             return content
     except (FileNotFoundError, ValueError) as error:  # no such object, or no such kind of store
         raise ImageError("image", location, "not in its object store", str(error)) from error
@@ -487,9 +487,9 @@ async def save(
 ) -> tuple[str, ...]:
     """Save the images to *target* and return their paths or URLs.
 
-    *target* is a directory, a template, or the URL of a folder in an object store. In a directory files
+    *target* is a directory, a template, or the URL of a directory in an object store. In a directory files
     are named after photo and job, so that photos of the same name do not overwrite each other. With
-    *full_size* they are those at the size of this photo.
+    *full_size* the images are saved at the size of this photo.
 
     Raises:
         DownloadError: if an image cannot be downloaded or written.

@@ -1,23 +1,23 @@
-"""The lease of a worker: its registration, the jobs it takes from the queue, and its exact permits.
+"""The lease of a worker: its registration, the jobs that it takes from the queue, and its exact permits.
 
-Everything that a worker holds in the database hangs on one row, which it renews with each heartbeat. Once
-the row has not been renewed in time, another worker deletes it: the jobs go back to the queue, and the
-permits are free. A worker that comes back finds its row gone before it can send anything.
+Everything that a worker holds in the database depends on one row, which it renews with each heartbeat. If the
+row is not renewed in time, another worker deletes it: the jobs return to the queue, and the permits are
+released. A worker that comes back finds its row deleted before it can send anything.
 
 A run has four queues in procrastinate's table, one for each stage of a job:
 
 ===========  ==============================================================================================
 queue        its jobs
 ===========  ==============================================================================================
-``NAME``     new ones, and those to be tried again
-``:follow``  those with a task at the service: taken at once, beside any number of others, without a permit
-``:alone``   those that were in work when several workers died: a worker runs one of them and nothing else
-``:save``    those that succeeded, whose pictures could not be saved yet
+``NAME``     new ones, and those to be retried
+``:follow``  those with a task at the service: taken at once, in any number, without a permit
+``:alone``   those in progress when several workers died: a worker runs one of them and nothing else
+``:save``    succeeded ones whose pictures could not be saved yet
 ===========  ==============================================================================================
 
 The images that count against an account's limit are those of its permits, and those of its tasks at the
-service whose worker is gone. A permit belongs to a job before its task exists. A job of n images takes n at
-once or none, so jobs that hold a part of what they need cannot block each other.
+service whose worker is gone. A job gets its permits before its task exists. A job of n images takes n at once
+or none, so jobs with some of their permits cannot block each other.
 """
 
 import asyncio
@@ -39,19 +39,19 @@ from kling_expand.store.postgres_schema import VERSION
 
 from .schema import NEW
 
-POLL_INTERVAL = 5.0  # seconds between two tries for permits, in case a notification is lost
-ASKED_AT_ONCE = 20  # waiters of one worker for which one statement asks
+POLL_INTERVAL = 5.0  # seconds between two requests for permits, in case a notification is lost
+ASKED_AT_ONCE = 20  # waiters of one worker in one statement
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
 class LeaseLost(JournalError):
-    """The worker sent no heartbeat for too long, so others have its jobs and its permits."""
+    """The error of a worker that sent no heartbeat for too long: others have its jobs and permits."""
 
 
 @frozen
 class QueuedJob:
-    """A job that this worker has taken. `attempts` failed before, and `deaths` of workers had it in work."""
+    """A job of this worker, with its failed `attempts` and the `deaths` of its earlier workers."""
 
     id: int
     stage: str
@@ -63,12 +63,12 @@ class QueuedJob:
 
 
 class Beat(NamedTuple):
-    """What a heartbeat has found.
+    """The result of a heartbeat.
 
-    `idle` are the jobs that the database assigns to this worker, but that it does not run. `due` is whether
-    jobs with a task wait to be followed or saved. `runs_alone` is whether jobs wait that must run alone, and
-    it is for this worker to run them. `orphans` are tasks that count against the account, but whose run has
-    no worker: pairs of the external id and the task's own.
+    `idle` are the jobs that the database assigns to this worker but that it does not run. `due` is whether
+    jobs wait to be followed or saved. `runs_alone` is whether jobs wait that must run alone and that this
+    worker should run. `orphans` are tasks that count against the account but whose run has no worker: pairs
+    of external id and task id.
     """
 
     idle: set[int]
@@ -78,7 +78,7 @@ class Beat(NamedTuple):
 
 
 class Waiter(NamedTuple):
-    """A job that waits for *n* permits, since so many seconds."""
+    """A job that has waited for *n* permits for some seconds."""
 
     key: str
     n: int
@@ -89,7 +89,7 @@ class Lease:
     """The lease of one worker on the jobs of *run* in *queue*, which ends *timeout* seconds after a `beat`.
 
     With *exact* its jobs need permits of *account*, and with *alone* it takes those that run alone. Every
-    method waits while the database is away, and raises `JournalError` when it stays away.
+    method waits while the database is unavailable, and raises `JournalError` if it stays so.
     """
 
     def __init__(
@@ -113,19 +113,19 @@ class Lease:
         self._alone = alone
 
     async def begin(self) -> None:
-        """Register the worker; `worker` is its number from then on."""
+        """Register the worker. `worker` is its number from then on."""
         values = self.run, self.account, self._exact, self._alone, self.timeout
         self.worker = (await self.database.fetch(_REGISTER, *values))[0][0]
 
     async def beat(self, running: Collection[int] = (), lost: Collection[int] = ()) -> Beat:
-        """Send a heartbeat, and put back the jobs of workers whose leases have ended.
+        """Send a heartbeat, and requeue the jobs of workers whose leases have ended.
 
         If the response to a committed `take` was lost with its connection, only the database assigns the jobs
-        to this worker. Those found idle twice, as *lost* and now, are put back too.
+        to this worker. Jobs that are idle twice, in *lost* and now, are requeued too.
 
         Raises:
             LeaseLost: if the lease had ended and another worker has the jobs.
-            JournalError: if the tables were upgraded meanwhile.
+            JournalError: if the tables were upgraded in the meantime.
         """
         values = self.worker, self.run, self.queue, self.timeout, list(running), list(lost)
         found = await self.database.fetch(_BEAT, *values)
@@ -142,13 +142,13 @@ class Lease:
         return Beat(set(idle), due, runs_alone, orphans)
 
     async def end(self) -> None:
-        """Put back every job that is still held, release the permits, and delete the registration."""
+        """Requeue every job that is still held, release the permits, and delete the registration."""
         await self.database.fetch(_END, self.worker, self.run, self.worker, self.worker)
 
     # ------------------------------------------------------------------ jobs
 
     async def take(self, new: int, others: int, *stages: str) -> list[QueuedJob]:
-        """Take up to *new* new jobs, and up to *others* of these *stages*, which come first."""
+        """Take up to *new* new jobs and up to *others* jobs of these *stages*. The latter come first."""
         queues = [self.queue + stage for stage in stages]
         rows = await self.database.fetch(_TAKE, self.run, self.worker, self.queue, new, queues, others)
         jobs = [QueuedJob(*row) for row in rows]
@@ -157,20 +157,20 @@ class Lease:
     async def requeue(
         self, job: QueuedJob, delay: float = 0.0, *, charge: bool = False, saving: bool = False
     ) -> None:
-        """Put a job back, to run again in *delay* seconds by the database's clock.
+        """Requeue a job, to run again in *delay* seconds by the database's clock.
 
-        With *charge* it has failed once more. With *saving* only its pictures are left to be saved.
+        With *charge* this counts as a failed attempt. With *saving* only its pictures are left to save.
         """
         await self.database.fetch(_REQUEUE, self.run, delay, int(charge), saving, job.id, self.worker)
 
     async def put_aside(self, job: QueuedJob) -> None:
-        """Keep a job that cannot be read in the table of the queue, as failed."""
+        """Keep an unreadable job in the queue's table, as failed."""
         await self.database.fetch(_PUT_ASIDE, job.id, self.worker)
 
     # ------------------------------------------------------------------ permits
 
     async def exchange_permits(self, released: Sequence[str], waiters: Sequence[Waiter], limit: int) -> int:
-        """Release the permits of some jobs, and take those of the first of *waiters*: return of how many.
+        """Release the permits of some jobs, and return how many of *waiters* got theirs.
 
         Raises:
             LeaseLost: if the lease has ended.
@@ -229,8 +229,8 @@ class _Waiting:
 class Permits:
     """At most *limit* permits of the lease's account over all workers: ``async with Permits(lease, 20)``.
 
-    ``async with permits.hold(n, key)`` holds *n* of them for a job. All workers of the account must give
-    the same limit. `server` is the task that asks the database; when it fails, the permits are closed.
+    ``async with permits.hold(n, key)`` holds *n* of them for a job. All workers of the account must use the
+    same limit. `server` is the asyncio task that queries the database. If it fails, the permits are closed.
     """
 
     server: asyncio.Task[None]
@@ -272,7 +272,7 @@ class Permits:
             self._release(key)
 
     def close(self) -> None:
-        """Grant nothing more: waiters get `NotSubmitted`. Permits that are held stay held."""
+        """Stop granting permits: waiters get `NotSubmitted`. Held permits stay held."""
         self._closed = True
         self._changed.set()  # in the database nothing waits any more
         for waiter in self._waiters:
@@ -280,7 +280,7 @@ class Permits:
                 waiter.granted.set_exception(_stopping())
 
     def wake(self, payload: str = "") -> None:
-        """Ask for permits now if it is this worker's turn; it handles `PERMIT_CHANNEL`."""
+        """Ask for permits now if it is this worker's turn. This is the handler of `PERMIT_CHANNEL`."""
         if payload in {"", str(self._lease.worker)}:
             self._changed.set()
 
@@ -314,7 +314,7 @@ class Permits:
             await self._exchange()
 
     async def _exchange(self) -> None:
-        """Release and take permits by one statement, and grant what was taken."""
+        """Release and take permits with one statement, and grant those taken."""
         self._waiters = deque(waiter for waiter in self._waiters if not waiter.granted.done())
         now = asyncio.get_running_loop().time()
         first = list(islice(self._waiters, ASKED_AT_ONCE))
@@ -334,8 +334,8 @@ class Permits:
 class SharedSlots(Slots):
     """Slots of an account that other workers use too, and that can be closed.
 
-    Other workers take and leave slots all the time, so free ones are probed for more often. Once closed,
-    present and later waiters get `NotSubmitted`.
+    Other workers take and release slots all the time, so probes for free ones are more frequent. Once closed,
+    current and later waiters get `NotSubmitted`.
     """
 
     tasks_per_probe: ClassVar[int] = 20
@@ -347,13 +347,13 @@ class SharedSlots(Slots):
         self._closed = asyncio.Event()
 
     def close(self) -> None:
-        """Admit nothing more."""
+        """Stop admitting jobs."""
         self._closed.set()
 
     async def acquire(
         self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
     ) -> int:
-        """Wait for *n* slots and return the epoch they were granted in.
+        """Wait for *n* slots, and return the epoch in which they were granted.
 
         Raises:
             NotSubmitted: if the slots are closed.
@@ -377,4 +377,4 @@ class SharedSlots(Slots):
 
 
 def _stopping() -> NotSubmitted:
-    return NotSubmitted("the worker is stopping and created no task: another worker runs the job")
+    return NotSubmitted("the worker is stopping and created no task; another worker will run the job")

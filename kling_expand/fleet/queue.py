@@ -1,4 +1,4 @@
-"""The queue of a fleet: jobs in procrastinate's tables, in the PostgreSQL database that holds the job store.
+"""The queue of a fleet: jobs in procrastinate's tables, in the PostgreSQL database of the job store.
 
 ::
 
@@ -50,7 +50,7 @@ __all__ = ["Fleet", "FleetStats"]
 
 CALLBACK_CHANNEL = "kling_callbacks"  # on which callbacks are forwarded to the workers
 BATCH = 1000  # jobs queued by one statement
-CANCELLED_AT_ONCE = 10_000  # jobs by one statement, so that its cost has a bound
+CANCELLED_AT_ONCE = 10_000  # jobs in one statement, so that its cost is bounded
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
 POLL_INTERVAL = 2.0  # seconds between two reads for results
@@ -72,10 +72,10 @@ def queue_name(run: str) -> str:
 
 
 class Consumer:
-    """The jobs that one worker has in hand: at most *concurrency* new ones, and any that are followed.
+    """The jobs of one worker: at most *concurrency* new ones, and any number that are followed.
 
-    With *enough* of these in hand, more are only taken several at once. With *alone* it takes only jobs
-    that must run alone, one after the other.
+    Beyond *enough* new jobs, more are only taken in groups. With *alone* it takes only jobs that must run
+    alone, one after the other.
     """
 
     def __init__(
@@ -98,23 +98,23 @@ class Consumer:
 
     @property
     def running(self) -> set[asyncio.Task[None]]:
-        """The asyncio tasks of the jobs in hand."""
+        """The asyncio tasks of the current jobs."""
         return set(self._running)
 
     @property
     def job_ids(self) -> set[int]:
-        """The numbers of the jobs in hand."""
+        """The numbers of the current jobs."""
         return {job.id for job in self._running.values()}
 
     @property
     def _room(self) -> int:
-        """How many new jobs to take now."""
+        """The number of new jobs to take now."""
         new = sum(job.stage == NEW for job in self._running.values())
         room = max(0, min(TAKEN_AT_ONCE, self._concurrency - new))
         return room if new < self._enough or room == TAKEN_AT_ONCE else 0
 
     def wake(self, _payload: str = "") -> None:
-        """Look for jobs now; it handles the notifications of the queue."""
+        """Look for jobs now. This is the handler of the queue's notifications."""
         self._arrived.set()
 
     async def take_jobs(self) -> None:
@@ -146,7 +146,7 @@ class Consumer:
             self._arrived.set()
 
     async def _process(self, job: QueuedJob) -> None:
-        """Execute a job and tell the queue. A job that is cancelled here stays assigned to this worker."""
+        """Execute a job and update the queue. A job that is cancelled here stays assigned to this worker."""
         try:
             problem = _problem(job)
             if problem is not None:
@@ -166,7 +166,7 @@ class Consumer:
 
 
 def _problem(job: QueuedJob) -> str | None:
-    """Return why a job cannot be executed at all, or None."""
+    """Return the reason why a job cannot be executed at all, or None."""
     if job.task_name != TASK:
         return (
             f"the task must be {TASK!r}, got {job.task_name!r}; the job stays in the queue's table, as failed"
@@ -191,12 +191,11 @@ def _history(job: QueuedJob) -> History:
 class FleetStats:
     """The state of a fleet: its queue, its workers and its store.
 
-    Jobs: those `queued` wait for a worker, those `running` are with one. `outcomes` counts those that
-    ended, by status, and `recent_outcomes` those of the last minute. `states` counts the jobs of the
-    store by state.
-    Images: `in_flight` at the service, `permits` held where permits are exact.
+    Jobs: `queued` ones wait for a worker, and `running` ones have a worker. `outcomes` counts ended jobs by
+        status, and `recent_outcomes` those of the last minute. `states` counts the jobs of the store by
+        state. Images: `in_flight` are at the service, and `permits` are held if permits are exact.
     `workers` has a pair for each worker: seconds since its last heartbeat, and its running jobs.
-    `units_billed` is the cost so far, as far as the service has reported it.
+    `units_billed` is the cost so far, according to the service.
     """
 
     queued: int
@@ -213,11 +212,10 @@ class FleetStats:
 class Fleet:
     """The jobs of one *run* in the database at *dsn*, for submitters and readers: ``async with Fleet(dsn)``.
 
-    Entering creates no tables: `init` does, once for each database. All methods wait while the database is
-    unreachable. They raise `JournalError` if it stays so, or has no tables of this version.
+    Entering does not create the tables: call `init` once for each database. All methods wait while the
+    database is unreachable. They raise `JournalError` if it stays so, or has no tables of this version.
 
-    *webhook_secrets* verify callbacks, by default that of ``KLING_WEBHOOK_SECRET``. *clock* gives Unix
-    seconds.
+    *webhook_secrets* verify callbacks; the default is ``KLING_WEBHOOK_SECRET``. *clock* returns Unix seconds.
     """
 
     def __init__(
@@ -251,12 +249,13 @@ class Fleet:
         await self.database.aclose()
 
     async def init(self) -> None:
-        """Create the tables that are missing, and upgrade older ones. Calling it again is harmless.
+        """Create missing tables, and upgrade older ones. Calling it again is harmless.
 
         Workers of the older version stop with an error at their next heartbeat.
 
         Raises:
-            JournalError: if the database is unreachable, refuses, or has the tables of a newer version.
+            JournalError: if the database is unreachable, refuses the script, or has tables of a newer
+                version.
         """
 
         async def create_queue(connection: Connection) -> None:
@@ -274,7 +273,7 @@ class Fleet:
         await create_tables(self.database, SCHEMA)
 
     async def check(self) -> None:
-        """Raise `JournalError` where the tables are missing or of another version."""
+        """Raise `JournalError` if the tables are missing or of another version."""
         if not self._checked:
             await check_tables(self.database)
             self._checked = True
@@ -288,7 +287,7 @@ class Fleet:
         is paid, as in `KlingClient.expand`. A photo at an http(s) URL has one, as its size is not known.
 
         Raises:
-            InvalidRequest: if the request cannot be queued: its photo is bytes, for example.
+            InvalidRequest: if the request cannot be queued, for example because its photo is bytes.
             JournalError: if the database is unreachable or has no tables.
         """
         check(passes=passes)
@@ -347,10 +346,10 @@ class Fleet:
         return len(batch)
 
     async def results(self) -> AsyncGenerator[JobOutcome, None]:
-        """Yield the outcome of each job, oldest first, and further ones as they come, until no job is open.
+        """Yield the outcome of each job, oldest first, as jobs end, until no job is open.
 
-        A job that succeeded is not open, also where its pictures are still to be saved. If an outcome
-        changes, it is yielded again.
+        A succeeded job is not open, even if its pictures are still to be saved. If an outcome changes, it is
+        yielded again.
 
         Raises:
             JournalError: if the database is unreachable or has no tables.
@@ -369,10 +368,10 @@ class Fleet:
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def cancel(self, *keys: str) -> int:
-        """Remove the jobs of *keys* (all, without keys) that no worker has or ever sent; return their number.
+        """Remove the jobs of *keys* (default: all) that no worker has or ever sent. Return their number.
 
-        A job that was sent has a task that is billed. It is followed to its end, and the log says how many
-        there are. Each job and its outcome change together, so an interrupted call can be repeated.
+        A job that was sent has a task, which is billed. It is followed to its end, and the number of such
+        jobs is logged. Each job and its outcome change together, so an interrupted call can be repeated.
 
         Raises:
             JournalError: if the database is unreachable or has no tables.
@@ -413,10 +412,10 @@ class Fleet:
     async def receive(self, headers: Mapping[str, str], body: bytes) -> WebhookEvent:
         """Process a callback, and forward it to the worker that waits for its task.
 
-        Its *headers* and raw *body* may arrive in any process.
-        It is forwarded as it came, and each worker verifies its signature again. A signed final snapshot
-        is stored too, which frees the task's slots even where its worker is dead. A callback that is too
-        long for a notification is left to the worker's polls.
+        *headers* and the raw *body* may arrive in any process. The callback is forwarded unchanged, and each
+        worker verifies its signature again. A signed final snapshot is also stored, which releases the task's
+        slots even if its worker is dead. If a callback is too long for a notification, the worker's polls
+        detect the change.
 
         Raises:
             JournalError: if the database is unreachable.
@@ -424,7 +423,7 @@ class Fleet:
         """
         event = self._webhooks.parse(headers, body)
         if event.task.status.final and not event.needs_poll and event.task.external_task_id:
-            with suppress(JournalError):  # a task of this account that is not the fleet's
+            with suppress(JournalError):  # a task of this account that does not belong to the fleet
                 await self.store.observe(event.task.external_task_id, event.task)
         signed = {name: value for name, value in headers.items() if name.lower().startswith("webhook-")}
         text = body.decode()
@@ -458,9 +457,9 @@ class Fleet:
         )
 
     async def _counts(self) -> tuple[int, int]:
-        """Return how many jobs wait in the queue, and how many are with workers.
+        """Return how many jobs wait in the queue, and how many have a worker.
 
-        Those that succeeded, with pictures that are still to be saved, are not among them.
+        Succeeded jobs whose pictures are still to be saved are not counted.
         """
         values = f"queue {self.queue}", self._open_queues, self._open_queues
         ((queued, running),) = await self.database.fetch(_COUNTS, *values)

@@ -1,6 +1,6 @@
-"""The functions of a fleet on procrastinate's tables, and its permits, beside the tables of the job store.
+"""The SQL functions of a fleet for procrastinate's tables, and its permits.
 
-What has to happen at once happens in one function, so each call of a worker is one statement.
+Everything that must be atomic is in one function, so each call of a worker is one statement.
 """
 
 from kling_expand.store.postgres_schema import AT_SERVICE, counted

@@ -1,8 +1,8 @@
-"""A fleet worker: takes jobs from the queue and executes them until it is stopped.
+"""A fleet worker, which takes jobs from the queue and executes them until it is stopped.
 
-A worker works in sessions. Each has a lease and a client of its own. A session ends when the worker is
-stopped, when its lease has ended, or when the worker changes between all jobs and those that must run alone.
-At its end running tasks are handed over, which costs nothing: any session follows them.
+A worker runs in sessions. Each session has its own lease and client. A session ends when the worker is
+stopped, when its lease has ended, or when the worker switches between normal jobs and those that must run
+alone. At its end running tasks are handed over. This costs nothing, because any session can follow them.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ MAX_BEAT_INTERVAL = 5.0  # seconds
 SHUTDOWN_TIMEOUT = 20.0  # seconds that running jobs have to end after `stop`
 HAND_OVER_TIMEOUT = 14.0  # seconds after that, in which creates end and jobs go back to the queue
 REQUEUE_TIMEOUT = 3.0  # seconds of those for the statements of the jobs
-CONCURRENCY = 32  # new jobs in hand at the same time, most of which wait for a slot
+CONCURRENCY = 32  # new jobs at the same time, most of which wait for a slot
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
 @frozen
 class _Session:
-    """What one session of a worker is made of."""
+    """The parts of one session of a worker."""
 
     lease: Lease
     client: KlingClient
@@ -52,16 +52,16 @@ class _Session:
 class Worker:
     """A process that executes the jobs of *fleet*, at most *concurrency* new ones at a time, until `stop`.
 
-    With *max_in_flight* the account's slots are counted exactly, over all workers that give the same
-    *account* and number. Without it, each worker estimates by itself how many slots it may use. Images are
-    saved to *output*: a directory, a template or the URL of an object store. With None only their URLs
-    are kept. With *full_size* each is also saved at the size of its photo, which then must not be at a URL
-    (extra `images`). Further *options* are those of `KlingClient`.
+    With *max_in_flight* the account's slots are counted exactly, over all workers with the same *account* and
+    number. Without it, each worker estimates how many slots it may use. Images are saved to *output*: a
+    directory, a template or the URL of an object store. If it is None, only their URLs are kept. With
+    *full_size* each is also saved at the size of its photo, which then must not be at a URL (extra `images`).
+    Further *options* are those of `KlingClient`.
 
-    A worker without a heartbeat for *heartbeat_timeout* seconds loses its jobs and permits to the others,
-    and begins anew when it comes back. After `stop` nothing new is sent. Running tasks have
-    *shutdown_timeout* seconds to end, and are then handed over to other workers. `run` returns at most 15
-    seconds after that, also where the database is away, and no task is paid twice.
+    A worker without a heartbeat for *heartbeat_timeout* seconds loses its jobs and permits to the others, and
+    starts again when it comes back. After `stop` nothing new is sent. Running tasks have *shutdown_timeout*
+    seconds to end, and are then handed over to other workers. `run` returns at most 15 seconds after that,
+    even if the database is unavailable, and no task is paid for twice.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Worker:
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
-        """Start the shutdown: take no more jobs, and let `run` return."""
+        """Start the shutdown: take no more jobs, so that `run` returns."""
         self._stop.set()
 
     async def run(self) -> None:
@@ -113,26 +113,28 @@ class Worker:
             stopping.cancel()
             await asyncio.wait([working], timeout=self._shutdown_timeout + HAND_OVER_TIMEOUT)
             if not working.done():
-                logger.warning("the database is unreachable: other workers take these jobs after the lease")
-            while not working.done():  # each block that is left may wait for the database again
+                logger.warning(
+                    "the database is unreachable: other workers will take these jobs when the lease ends"
+                )
+            while not working.done():  # each context that is exited may wait for the database again
                 working.cancel()
                 await asyncio.wait([working], timeout=0.1)
         if not working.cancelled():
             working.result()
 
     async def _work(self) -> None:
-        """Work in one session after the other."""
+        """Run one session after the other."""
         await self._fleet.check()
         alone = False
         while not self._stop.is_set():
             try:
                 alone = await self._run_session(alone=alone)
             except LeaseLost as error:
-                logger.warning("%s; the worker begins anew", error)
+                logger.warning("%s; the worker starts again", error)
                 alone = False
 
     async def _run_session(self, *, alone: bool) -> bool:
-        """Work in one session, and return whether the next one is for jobs that must run alone."""
+        """Run one session, and return whether the next one is for jobs that must run alone."""
         fleet = self._fleet
         limit = max(self._max_in_flight or 0, self._concurrency, MAX_IMAGES)
         slots = SharedSlots(limit)
@@ -202,7 +204,7 @@ class Worker:
         return changing.is_set() and not session.alone
 
     async def _hand_over(self, session: _Session, seconds: float) -> None:
-        """Let running jobs end for *seconds*, and put the rest back into the queue."""
+        """Let running jobs end for *seconds*, and requeue the rest."""
         session.slots.close()
         if session.permits is not None:
             session.permits.close()
@@ -210,7 +212,7 @@ class Worker:
         try:
             if running:
                 await asyncio.wait(running, timeout=seconds)
-            await session.client.aclose()  # jobs that still wait fail with this, and go back to the queue
+            await session.client.aclose()  # jobs that still wait fail with this and are requeued
             if running:
                 await asyncio.wait(running, timeout=REQUEUE_TIMEOUT)
         finally:
@@ -220,7 +222,7 @@ class Worker:
         await session.lease.end()
 
     async def _beat(self, session: _Session, changing: asyncio.Event) -> None:
-        """Send heartbeats, also while the last jobs end."""
+        """Send heartbeats, even while the last jobs end."""
         consumer = session.consumer
         idle: set[int] = set()
         while True:
@@ -238,7 +240,7 @@ class Worker:
 
 
 async def _watch(session: _Session, external_task_id: str, task_id: str) -> None:
-    """Record the end of a task whose run has no worker, as it takes slots of the account until then."""
+    """Record the end of a task whose run has no worker, because until then it takes slots of the account."""
     future = session.client.attach(task_id)
     with suppress(KlingError):
         await future.wait()
@@ -247,7 +249,7 @@ async def _watch(session: _Session, external_task_id: str, task_id: str) -> None
 
 
 def _receive(client: KlingClient, payload: str) -> None:
-    """Deliver a callback that another process received; its signature is verified here again."""
+    """Deliver a callback that another process received. Its signature is verified here again."""
     with suppress(WebhookError, ValueError, KeyError, TypeError, AttributeError):
         callback = parse_json(payload.encode())
         client.receive(callback["headers"], callback["body"].encode())

@@ -86,7 +86,7 @@ def test_a_local_emulator_takes_its_tasks_with_it(tmp_path: Path) -> None:
         press(process)
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130, err
-        assert "nothing is owed" in err
+        assert "nothing is billed" in err
         assert "resume" not in err
         assert "Traceback" not in err
         assert not list(tmp_path.glob("*.*g"))

@@ -247,5 +247,5 @@ def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 )
 def test_a_url_is_no_path(target: str) -> None:
     """A URL is refused with the name of the method that takes it, and never becomes a folder named `s3:`."""
-    with pytest.raises(InvalidRequest, match=r"must be a path of this machine.*upload"):
+    with pytest.raises(InvalidRequest, match=r"must be a path on this machine.*upload"):
         output_paths(task(), target)

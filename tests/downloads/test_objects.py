@@ -91,7 +91,7 @@ async def test_a_local_url_is_written_too(tmp_path: Path) -> None:
 )
 async def test_what_is_no_object_store_is_refused(url: str) -> None:
     """Nothing is fetched for a target that cannot be written."""
-    with pytest.raises(InvalidRequest, match="must be a folder in an object store"):
+    with pytest.raises(InvalidRequest, match="must be a directory in an object store"):
         await ExpandResult(Task("1", "succeed")).upload(url)
 
 

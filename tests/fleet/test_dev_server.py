@@ -30,9 +30,9 @@ def test_a_missing_postgresql_names_its_package(monkeypatch: pytest.MonkeyPatch)
 def test_a_server_that_cannot_start_says_why(own_cluster: Cluster) -> None:
     """Files that exist already and a wrong setting are errors; stopping afterwards is harmless."""
     own_cluster.create()
-    with pytest.raises(ConfigurationError, match="folder must be new"):
+    with pytest.raises(ConfigurationError, match="directory must be new"):
         own_cluster.create()
-    with pytest.raises(ConfigurationError, match="path of the server's folder must be shorter"):
+    with pytest.raises(ConfigurationError, match="path of the server's directory must be shorter"):
         Cluster(Path("/tmp", "x" * 100)).create()
     with temporary_folder() as folder:
         broken = Cluster(folder / "cluster", "no_such_setting=1")

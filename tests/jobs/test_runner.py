@@ -1028,7 +1028,7 @@ async def test_a_photo_at_a_url_has_no_known_size() -> None:
     """A geometry that needs the size is refused with advice; ratios and directions are sent."""
     url = "https://example.com/a.jpg"
     async with emulated(fetch_timeout=0) as (emulator, kling):
-        with pytest.raises(InvalidRequest, match="give Ratios"):
+        with pytest.raises(InvalidRequest, match="use Ratios"):
             await kling.expand(url, ToAspect("16:9"))
         assert emulator.account.requests == {}
         assert (await kling.create(url, WIDER)).task_id in emulator.account.tasks

@@ -1,4 +1,4 @@
-"""The dry run of a batch: what it would cost, with nothing sent and no photo read whole."""
+"""The dry run of a batch: its cost, without sending anything or reading whole photos."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ async def dry_run(plan: BulkPlan) -> int:
 
 
 async def _paid_requests(journal: JobStore) -> Paid:
-    """Return the paid jobs of a journal by their photo, parameters and pass, and when each was submitted."""
+    """Return when each paid job of a journal was submitted, by photo, parameters and pass."""
     found: Paid = {}
     async for job in journal.jobs(*PAID):
         step = pass_of(job)
@@ -54,7 +54,7 @@ def _packed(step: Pass) -> str:
 
 
 def _paid_units(paid: Paid, row: Row, checked: Checked) -> int:
-    """Return the units of a request whose tasks the journal has, made after the last change of the photo."""
+    """Return the units already paid for a request, by tasks newer than the last change of its photo."""
     if row.request is None:
         return 0
     image = str(row.request.image)

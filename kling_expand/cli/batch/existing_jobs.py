@@ -1,4 +1,4 @@
-"""Batches of jobs that exist already: those of a journal, and tasks by their ids."""
+"""Batches of existing jobs: those of a journal, and tasks by their ids."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -41,8 +41,8 @@ async def resume_journal(plan: Plan) -> int:
 
 
 async def _unfinished(journal: JobStore) -> AsyncIterator[JobRecord]:
-    """Iterate over the jobs that can go on, of several passes of one picture only over the first."""
-    reached: dict[str, str] = {}  # what is asked for by the jobs that are followed or come after them
+    """Yield the jobs that can continue. Of several passes of one picture, only the first is yielded."""
+    reached: dict[str, str] = {}  # the requests of these jobs and of the passes after them
     async for record in journal.jobs(*UNFINISHED, JobState.REJECTED):
         if record.state is JobState.REJECTED and not may_have_passed(record):
             continue
@@ -59,7 +59,7 @@ async def _unfinished(journal: JobStore) -> AsyncIterator[JobRecord]:
 
 
 async def save_tasks(plan: Plan, ids: tuple[str, ...], *, only_ended: bool) -> int:
-    """Wait for tasks, or with *only_ended* take those that have ended; save them and return the exit code."""
+    """Wait for tasks (with *only_ended*, take only ended ones), save them and return the exit code."""
     async with open_journal(plan) as journal:
 
         async def jobs(client: KlingClient) -> Jobs:
@@ -75,7 +75,7 @@ async def save_tasks(plan: Plan, ids: tuple[str, ...], *, only_ended: bool) -> i
 
 
 async def _known(journal: JobStore, ids: tuple[str, ...]) -> dict[str, JobRecord]:
-    """Return the jobs of the tasks that a journal knows, by the ids that were given."""
+    """Return the jobs that a journal has for the given ids, by id."""
     found: dict[str, JobRecord] = {}
     async for job in journal.jobs():
         for any_id in (job.task_id, job.external_task_id):
@@ -85,7 +85,7 @@ async def _known(journal: JobStore, ids: tuple[str, ...]) -> dict[str, JobRecord
 
 
 def _pass_name(record: JobRecord, name: str) -> str:
-    """Return the name of a picture that only a later pass completes."""
+    """Return the name of a picture that a later pass will complete."""
     from kling_expand.passes import pass_of  # imported here, as few jobs have passes
 
     step = pass_of(record)

@@ -1,4 +1,4 @@
-"""Photos that are converted before they are sent (`--fit`), each in a temporary file while it is needed."""
+"""Conversion of photos before they are sent (`--fit`), to temporary files."""
 
 import asyncio
 import hashlib
@@ -25,9 +25,9 @@ _KNOWN = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)
 
 
 class FittedPath(os.PathLike[str]):
-    """The path of a converted photo, with the `origin` it was made of, which a journal keeps instead.
+    """The path of a converted photo, with its `origin`, which a journal records instead.
 
-    The file is removed once it has no `users`, unless further ones are `expected`.
+    The file is removed once it has no `users`, unless more are `expected`.
     """
 
     def __init__(self, path: str, origin: str, changes: tuple[str, ...] = ()) -> None:
@@ -44,31 +44,31 @@ class FittedPath(os.PathLike[str]):
         return self.origin
 
     def remove_unused(self) -> None:
-        """Remove the file if it is not needed any more."""
+        """Remove the file if it is no longer needed."""
         if not self.users and not self.expected and self.path != self.origin:
             Path(self.path).unlink(missing_ok=True)
 
 
 @frozen
 class FittedRequest:
-    """A request with a photo that can be sent, or the `known` job of the journal that asked for the same."""
+    """A request with a photo that can be sent, or the `known` job of the journal for the same request."""
 
     request: ExpandRequest
     changes: tuple[str, ...] = ()
     known: JobRecord | None = None
 
     def discard(self) -> None:
-        """Give up the converted photo."""
+        """Release the converted photo."""
         if isinstance(self.request.image, FittedPath):
             self.request.image.users -= 1
             self.request.image.remove_unused()
 
 
 class Fitter:
-    """Converts photos in a temporary directory.
+    """A converter of photos, which works in a temporary directory.
 
     The key of a job is derived from the user's own photo. So the journal finds the job again without a
-    conversion, also when another version of Pillow would write other bytes.
+    conversion, even if another version of Pillow would write different bytes.
     """
 
     def __init__(self, journal: JobStore | None, dialect: Dialect, *, fresh: bool) -> None:
@@ -92,9 +92,9 @@ class Fitter:
         self._stack.close()
 
     async def prepare(self, request: ExpandRequest, passes: int = 1) -> FittedRequest:
-        """Return the request with its photo converted where needed, to be expanded in up to *passes*.
+        """Return the request with its photo converted if necessary, for an expansion in up to *passes*.
 
-        Shapes of one photo share what it is converted to.
+        All shapes of one photo share the converted file.
 
         Raises:
             ImageError: if the photo cannot be read or converted.
@@ -117,7 +117,7 @@ class Fitter:
         return FittedRequest(evolve(request, image=photo), photo.changes)
 
     async def _converted(self, image: ImageSource, source: str, *, acceptable: bool) -> FittedPath:
-        """Return the converted photo, which is made once for requests that share an image."""
+        """Return the converted photo. Requests that share an image share its conversion."""
         if self._last is not None:
             if self._last[0] is image:
                 return self._last[1]
@@ -131,9 +131,9 @@ class Fitter:
         return photo
 
     def _keys(self, request: ExpandRequest, source: str, passes: int) -> tuple[str, str]:
-        """Return the key of the request, a digest of the user's photo and of what is asked for.
+        """Return the key of the request, a digest of the user's photo and the parameters.
 
-        The second is the key of its job, or of its first pass.
+        The second value is the key of its job, or of its first pass.
         """
         if self._digest is None or self._digest[0] is not request.image:
             with open(source, "rb") as file:  # noqa: PTH123
@@ -148,7 +148,7 @@ class Fitter:
 
 
 def is_fitted(key: str) -> bool:
-    """Return whether the key of a job says that its photo was converted."""
+    """Return whether the key of a job shows that its photo was converted."""
     return key.startswith("fit-") or ":fit-" in key
 
 
@@ -158,7 +158,7 @@ def _fit(source: str, folder: Path, *, acceptable: bool) -> Fitted:
 
 
 def _state(image: Any) -> tuple[bool, bool]:
-    """Return whether the service accepts a file as it is, and whether it is upright."""
+    """Return whether the service accepts a file unchanged, and whether it is upright."""
     try:
         header = read_header(image)
     except ImageError:

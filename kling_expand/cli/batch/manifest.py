@@ -1,4 +1,4 @@
-"""Manifests: the photos of a batch, listed in a file or found in folders, and the requests of its rows."""
+"""Manifests: the photos of a batch, listed in a file or found in directories, and their requests."""
 
 import glob
 import hashlib
@@ -39,10 +39,10 @@ from .tables import (
 
 @frozen
 class Defaults:
-    """The options of the command, which apply where a row says nothing.
+    """The options of the command, which apply if a row has no value.
 
-    The photo is expanded to `geometry`, and to each of `further` ones. Where there are several shapes, the
-    names of the results end in the shape, unless the output is a template with ``{shape}``.
+    The photo is expanded to `geometry` and to each of `further`. With several shapes, the names of the
+    results end in the shape, unless the output is a template with ``{shape}``.
     """
 
     geometry: GeometryOptions = field(factory=GeometryOptions)
@@ -53,7 +53,7 @@ class Defaults:
 
     @classmethod
     def of(cls, shapes: ShapeOptions, request: RequestOptions, passes: int, output: str) -> "Defaults":
-        """Return the defaults; raise click's usage error for options that contradict each other."""
+        """Return the defaults. Raise click's usage error for contradictory options."""
         first, *further = shapes.geometries
         if first.ways:
             shapes.require()
@@ -61,7 +61,7 @@ class Defaults:
 
     @property
     def in_names(self) -> bool:
-        """Whether a name must say the shape."""
+        """Whether file names must include the shape."""
         return bool(self.further) and "{shape}" not in self.output
 
 
@@ -76,10 +76,10 @@ class Problem(NamedTuple):
 class Row:
     """One row of a batch: its `request`, or the `error` that prevents one, of the class `error_type`.
 
-    Its results get the first of `names` that no other row has: that of the photo, the same with its folder,
-    or with a tag that depends only on the photo's place and on what the row asks for. Folders that the
-    output repeats lie before a slash. Several rows of one line are shapes of one photo. `cells` are those of
-    a table's row that asks for the same.
+    Its results get the first of `names` that no other row has: the photo's name, the name with its directory,
+    or the name with a tag that depends only on the photo's path and the row's parameters. Directories that
+    are recreated in the output precede a slash. Several rows of one line are shapes of one photo. `cells` are
+    those of a table's row that asks for the same.
     """
 
     line: int
@@ -96,11 +96,11 @@ class Row:
 
     @property
     def id(self) -> tuple[int, str]:
-        """What distinguishes the row from any other."""
+        """An id that distinguishes the row from any other."""
         return self.line, self.shape
 
 
-# ---------------------------------------------------------------------------- photos in folders
+# ---------------------------------------------------------------------------- photos in directories
 
 CONVERTIBLE = {  # formats that Pillow can read, with --fit
     ".heic": "HEIC",
@@ -118,7 +118,7 @@ _OWN_PREFIX = ".kling-"  # of those and of partial files
 
 
 class LeftOut(StrEnum):
-    """Why a file or folder is left out of a batch; the value is its word in JSON."""
+    """Why a file or directory is left out of a batch. The value is the word used in JSON."""
 
     RESULTS = "results"
     NEEDS_FIT = "needs_fit"
@@ -132,7 +132,7 @@ class LeftOut(StrEnum):
 
 
 LEFT_OUT = {
-    LeftOut.RESULTS: ("result of earlier runs", "results of earlier runs", "copy one to expand it once more"),
+    LeftOut.RESULTS: ("result of earlier runs", "results of earlier runs", "copy one to expand it again"),
     LeftOut.NEEDS_FIT: ("photo in another format", "photos in other formats", "--fit converts them"),
     LeftOut.UNREADABLE: (
         "photo that cannot be read",
@@ -140,16 +140,16 @@ LEFT_OUT = {
         "pip install 'kling-expand[heif]' and a newer Pillow read more formats",
     ),
     LeftOut.OTHER: ("other file", "other files", ""),
-    LeftOut.HIDDEN: ("hidden file or folder", "hidden files and folders", ""),
+    LeftOut.HIDDEN: ("hidden file or directory", "hidden files and directories", ""),
     LeftOut.EXCLUDED: ("excluded photo", "excluded photos", ""),
-    LeftOut.SUBFOLDERS: ("sub-folder", "sub-folders", "--no-recursive"),
-    LeftOut.CLOSED: ("folder that cannot be read", "folders that cannot be read", ""),
+    LeftOut.SUBFOLDERS: ("subdirectory", "subdirectories", "--no-recursive"),
+    LeftOut.CLOSED: ("directory that cannot be read", "directories that cannot be read", ""),
 }
 
 
 @frozen
 class FoundPhoto:
-    """A photo and its folder below the one that was named."""
+    """A photo and its directory, relative to the named one."""
 
     path: str
     folder: str = ""
@@ -157,25 +157,25 @@ class FoundPhoto:
 
 @define
 class FoundPhotos:
-    """The photos that were found, the journals beside them, and what was left out: kinds by reason."""
+    """The photos and journals that were found, and the kinds of files left out, by reason."""
 
     photos: list[FoundPhoto] = field(factory=list)
     journals: set[str] = field(factory=set)
     left_out: dict[LeftOut, Counter[str]] = field(factory=dict)
 
     def leave_out(self, reason: LeftOut, kind: str = "") -> None:
-        """Count a file or folder that is left out."""
+        """Count a file or directory that is left out."""
         self.left_out.setdefault(reason, Counter())[kind] += 1
 
     def remove_results(self, results: Container[str]) -> None:
-        """Leave out the photos that are *results*, a set of what `path_key` returns."""
+        """Leave out the photos in *results*, a set of `path_key` values."""
         kept = [photo for photo in self.photos if path_key(photo.path) not in results]
         for _ in range(len(self.photos) - len(kept)):
             self.leave_out(LeftOut.RESULTS)
         self.photos = kept
 
     def facts(self) -> dict[str, int]:
-        """Return the numbers of files and folders that were left out, for JSON."""
+        """Return the numbers of files and directories that were left out, for JSON."""
         return {str(reason): kinds.total() for reason, kinds in self.left_out.items()}
 
     def lines(self) -> Iterator[str]:
@@ -191,11 +191,11 @@ class FoundPhotos:
 
 @frozen
 class Selection:
-    """Which photos of the named folders belong to a batch.
+    """The rules that select the photos of a batch from the named directories.
 
-    Sub-folders belong to it where *recursive*. Files and folders whose name or path matches one of *exclude*
-    do not, nor does the *output* directory. With *fit* other formats than PNG and JPEG do, too. Where photos
-    are *named* one by one, a file is taken whatever its name says.
+    With *recursive*, subdirectories are searched. Files and directories whose name or path matches one of
+    *exclude* are left out, as is the *output* directory. With *fit*, formats other than PNG and JPEG are
+    included. If photos are *named* one by one, a file is taken whatever its suffix.
     """
 
     recursive: bool = True
@@ -206,13 +206,13 @@ class Selection:
 
 
 class PhotoFinder:
-    """Finds the photos that words of the command line mean: files, folders, patterns and URLs."""
+    """A finder of the photos named on the command line: files, directories, patterns and URLs."""
 
     def __init__(self, selection: Selection) -> None:
         self.selection: Selection = selection
         self._found = FoundPhotos()
         self._seen: set[str] = set()
-        self._visited: set[tuple[int, int]] = set()  # folders, which links may lead to twice
+        self._visited: set[tuple[int, int]] = set()  # directories, as links may lead to one twice
         self._output = os.path.realpath(selection.output) if selection.output else ""
 
     def find(self, words: Sequence[str]) -> FoundPhotos:
@@ -230,13 +230,13 @@ class PhotoFinder:
         return self._found
 
     def find_listed(self, names: Iterable[str]) -> FoundPhotos:
-        """Return the photos of a list, which keep the folders of their relative paths."""
+        """Return the photos of a list, with the directories of their relative paths."""
         for name in names:
             self._add(name, relative_folder(name), listed=False)
         return self._found
 
     def _match(self, pattern: str) -> None:
-        """Add what a pattern matches. Brackets may also be part of a name."""
+        """Add the matches of a pattern. Brackets may also be part of a name."""
         parts = Path(pattern).parts
         choices = [(part, part.replace("[", "[[]")) if "[" in part else (part,) for part in parts]
         paths = {
@@ -254,7 +254,7 @@ class PhotoFinder:
                 self._walk(path, _below(path, root, whole=True), alone=False)
 
     def _walk(self, root: str, folder: str, *, alone: bool, reason: LeftOut | None = None) -> None:
-        """Add the photos of a folder. With a *reason* all of them are left out, and only counted."""
+        """Add the photos of a directory. With a *reason*, all of them are left out and only counted."""
         status = os.stat(root)  # noqa: PTH116
         if (status.st_dev, status.st_ino) in self._visited:
             return
@@ -287,7 +287,7 @@ class PhotoFinder:
             self._found.leave_out(LeftOut.HIDDEN)
 
     def _add(self, path: str, folder: str, *, listed: bool = False, reason: LeftOut | None = None) -> None:
-        """Add a file, or count why it is left out. One that does not exist is reported as a bad row."""
+        """Add a file, or count the reason why it is left out. A missing file is reported as a bad row."""
         key = path_key(path)
         if key in self._seen:
             return
@@ -324,13 +324,13 @@ class PhotoFinder:
         return readable_suffixes()
 
     def _is_excluded(self, path: str) -> bool:
-        """Return whether a path below the named folder, or its last part, matches a pattern of `exclude`."""
+        """Return whether a path below the named directory, or its last part, matches `exclude`."""
         names = (path, path.rpartition("/")[2])
         return any(fnmatch(name, pattern.rstrip("/")) for pattern in self.selection.exclude for name in names)
 
 
 def path_key(path: str) -> str:
-    """Return the path of a file with the links of its folder resolved, to compare it with others."""
+    """Return the path of a file with the links of its directory resolved, for comparisons."""
     folder, name = os.path.split(path)
     return os.path.normcase(os.path.join(_real_folder(os.path.abspath(folder)), name))  # noqa: PTH100, PTH118
 
@@ -345,7 +345,7 @@ def _suffix(path: str) -> str:
 
 
 def _fixed_part(parts: Sequence[str], paths: Iterable[str]) -> str:
-    """Return the folders of a pattern before its first part that is none of a name of what it matches."""
+    """Return the directories of a pattern before its first part with a wildcard."""
     fixed: list[str] = []
     sample = Path(min(paths, default="")).parts
     for part, found in zip(parts[:-1], sample, strict=False):
@@ -356,7 +356,7 @@ def _fixed_part(parts: Sequence[str], paths: Iterable[str]) -> str:
 
 
 def _below(path: str, root: str, *, whole: bool = False) -> str:
-    """Return the folders of *path* below *root*, or with *whole* the path itself below it."""
+    """Return the directories of *path* relative to *root*, or with *whole* the relative path itself."""
     relative = os.path.relpath(path, root)
     return relative_folder(os.path.join(relative, "x") if whole else relative)  # noqa: PTH118
 
@@ -370,9 +370,9 @@ def _with_parents(folder: str) -> set[str]:
 
 @frozen
 class Manifest:
-    """The photos to expand. A file is read again on each pass, so that only *found* ones are held in memory.
+    """The photos to expand. A file is read again on each pass, so only *found* photos are in memory.
 
-    The text of stdin is held as well, as it can be read only once.
+    The text of stdin is kept as well, as it can be read only once.
     """
 
     name: str
@@ -382,11 +382,11 @@ class Manifest:
 
     @property
     def folder(self) -> Path:
-        """The directory that relative paths of a file start from: the file's own."""
+        """The directory of the file, to which its relative paths refer."""
         return Path(self.name).parent if self.kind in {"table", "lines"} and self.name != STDIN else Path()
 
     def rows(self, defaults: Defaults) -> Iterator[Row]:
-        """Yield every row, one at a time; raise `NothingDone` where the manifest cannot be read."""
+        """Yield every row, one at a time. Raise `NothingDone` if the manifest cannot be read."""
         return (row for entry in self.entries() for row in _rows(entry, self, defaults))
 
     def label(self, line: int, photo: str) -> str:
@@ -394,7 +394,7 @@ class Manifest:
         return f"line {line} ({photo})" if self.kind in {"table", "lines"} else photo
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the cells of every row; raise `NothingDone` if the manifest cannot be read."""
+        """Yield the cells of every row. Raise `NothingDone` if the manifest cannot be read."""
         if self.kind in {"table", "lines"}:
             return read_table(self.name) if self.kind == "table" else read_lines(self.name, self.text)
         return (
@@ -404,7 +404,7 @@ class Manifest:
 
 
 def read_manifest(words: Sequence[str], selection: Selection | None = None) -> Manifest:
-    """Return the manifest that *words* of the command line name.
+    """Return the manifest named by *words* of the command line.
 
     Raises:
         NothingDone: if a word is neither a photo nor a manifest.
@@ -420,7 +420,7 @@ def read_manifest(words: Sequence[str], selection: Selection | None = None) -> M
 
 
 def _special_kind(word: str) -> str:
-    """Return what kind of manifest a word names, empty for photos and folders."""
+    """Return the kind of manifest that a word names, or an empty text for photos and directories."""
     if word == STDIN:
         return STDIN
     suffix = os.path.splitext(word)[1].lower()  # noqa: PTH122
@@ -430,7 +430,7 @@ def _special_kind(word: str) -> str:
 
 
 def _from_stdin(finder: PhotoFinder) -> Manifest:
-    """Read a list of photos, one a line or separated by NUL, or JSON lines."""
+    """Read a list of photos, one per line or separated by NUL, or JSON lines."""
     text = sys.stdin.buffer.read().decode("utf-8-sig", errors="surrogateescape")
     if text.lstrip().startswith("{"):
         return Manifest(STDIN, "lines", text=text)
@@ -442,7 +442,7 @@ def _from_stdin(finder: PhotoFinder) -> Manifest:
 
 
 def _rows(entry: Entry, manifest: Manifest, defaults: Defaults) -> Iterator[Row]:
-    """Yield a row for each shape, or for the one geometry that the entry names. They share the photo."""
+    """Yield a row for each shape, or for the entry's own geometry. All share the photo."""
     own = any(entry.cells.get(name) not in (None, "") for name in WAYS)
     if entry.error or own or not defaults.further:
         yield _row(entry, manifest, defaults)
@@ -513,7 +513,7 @@ def _plain(message: str, manifest: Manifest) -> str:
 
 
 def _names(name: str, folder: str, request: ExpandRequest) -> tuple[str, ...]:
-    """Return the names that a row's results may get, the last of which no other row has."""
+    """Return the possible names of a row's results. The last one is unique."""
     image = str(request.image)
     place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100 - links stay as they were given
     words = repr(evolve(request, image=place)).encode(errors="surrogateescape")
@@ -524,12 +524,12 @@ def _names(name: str, folder: str, request: ExpandRequest) -> tuple[str, ...]:
 
 
 def stem(photo: str) -> str:
-    """Return the name that a photo gives its results."""
+    """Return the name that results get from a photo."""
     return source_stem(photo) or "photo"
 
 
 def relative_folder(photo: str) -> str:
-    """Return the folders of a relative path, which the output repeats; empty for any other source."""
+    """Return the directories of a relative path, which are recreated in the output, or an empty text."""
     if "://" in photo or os.path.isabs(photo):  # noqa: PTH117
         return ""
     folder = os.path.normpath(os.path.dirname(photo) or os.curdir).replace(os.sep, "/")  # noqa: PTH120

@@ -18,13 +18,13 @@ from kling_expand.store.base import JobRecord
 
 
 def known_result(result: ExpandResult, record: JobRecord | None) -> ExpandResult:
-    """Return the result with the request of the journal, whose photo is the user's own."""
+    """Return the result with the request of the journal, which has the user's own photo."""
     request = (record.request if record else None) or result.request
     return evolve(result, request=_own_photo(request) if request else None)
 
 
 def _own_photo(request: ExpandRequest) -> ExpandRequest:
-    """Return the request with the ratios for the photo that a converted one was made of."""
+    """Return the request with the ratios for the original of a converted photo."""
     source = str(request.image)
     if isinstance(request.image, str) or not isinstance(request.image, os.PathLike):
         return request
@@ -34,7 +34,7 @@ def _own_photo(request: ExpandRequest) -> ExpandRequest:
 
 
 async def save_full_size(result: ExpandResult, output: OutputOptions) -> tuple[Path, ...]:
-    """Save the photo of a saved result at its own size, and return the paths.
+    """Save full-size pictures of a saved result, and return their paths.
 
     Raises:
         KlingError: if a picture cannot be made or saved.
@@ -50,7 +50,7 @@ async def save_full_size(result: ExpandResult, output: OutputOptions) -> tuple[P
 
 
 async def suspicions(result: ExpandResult, files: tuple[Path, ...], folder: str) -> tuple[str, ...]:
-    """Return what is wrong with the saved pictures of a result, by their paths below *folder*.
+    """Return the problems of the saved pictures of a result, by their paths below *folder*.
 
     Raises:
         ImageError: if a picture or the photo cannot be read.
@@ -65,12 +65,12 @@ def _name(file: Path, folder: str) -> str:
 
 
 async def _suspicions(result: ExpandResult, pictures: Sequence[tuple[str, Path | BytesIO]]) -> list[str]:
-    """Return what is wrong with pictures, and with those of earlier passes that they were made of."""
-    from kling_expand.pictures.inspect import inspect  # imported here, after the extra is known to be there
+    """Return the problems of pictures, and of the pictures of earlier passes that they were made from."""
+    from kling_expand.pictures.inspect import inspect  # imported here, after the check for the extra
 
     request, found = result.request, list[str]()
     if request is None or "://" in str(request.image):
-        raise InvalidRequest("photo", request and str(request.image), "must be a file, to check a picture")
+        raise InvalidRequest("photo", request and str(request.image), "must be a file to check a picture")
     photo: str | bytes = str(request.image)
     if result.earlier is not None:
         photo = await result.earlier.images[0].read()

@@ -1,4 +1,4 @@
-"""The plan of a batch: its options, the check of its rows before the first is sent, and its journal."""
+"""The plan of a batch: its options, its journal, and the check of its rows before the first is sent."""
 
 import asyncio
 import os
@@ -54,14 +54,14 @@ from .manifest import (
 PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # such a job is not billed again
 EMULATED = "the emulator of --emulator"  # the account of its journals: its address changes with each run
 SHOWN_LABELS = 5  # of rows that are left out
-ROWS_AT_ONCE = 64  # checked in one call of a thread
-PICTURE_BYTES = 3 << 20  # of a result, about; free space is needed for that many
+ROWS_AT_ONCE = 64  # checked in one call to a thread
+PICTURE_BYTES = 3 << 20  # approximate size of a result, for the check of free space
 SMALL_SIDE = 512  # pixels: a photo of less on each side is scaled up by the service
 
 _TURNED = "the photo is rotated by its EXIF data, which the service may ignore; --fit rotates it"
-_SIDEWAYS = "its EXIF data turns it on its side, so use --fit"
+_SIDEWAYS = "its EXIF data rotates it sideways, so use --fit"
 _ALPHA = "the photo has an alpha channel, which the service may ignore"
-HAS_SHAPE = "the photo has this shape already"  # the error of a row that is left out
+HAS_SHAPE = "the photo already has this shape"  # the error of a row that is left out
 _SMALL = f"the photo has fewer than {SMALL_SIDE} pixels on each side; the result is scaled up to about 1000"
 
 
@@ -69,9 +69,9 @@ _SMALL = f"the photo has fewer than {SMALL_SIDE} pixels on each side; the result
 class Plan:
     """The options of a batch: its connection, its output and its limits.
 
-    A `detailed` batch is one of few jobs: each has its own line on the screen, and its paths are printed.
-    At most `max_open` jobs wait for their results at once; None means twice `max_in_flight`. The journal is
-    the file of this name, or none where it is empty.
+    A `detailed` batch has few jobs: each has its own line on the screen, and its paths are printed. At most
+    `max_open` jobs are open at once; None means twice `max_in_flight`. `journal` is a file name, or empty for
+    no journal.
     """
 
     title: str
@@ -84,30 +84,30 @@ class Plan:
     detailed: bool = False
     journal: str = ""
     own_journal: bool = False  # named by the user
-    overwrite: bool = False  # results may replace files, but for those with these keys (see `path_key`)
+    overwrite: bool = False  # results may replace files, except those with these keys (see `path_key`)
     protected: frozenset[str] = frozenset()
 
     @property
     def dialect(self) -> Dialect:
-        """The variant of the API that is used."""
+        """The dialect in use."""
         return Settings.from_env(dialect=self.connection.dialect).dialect
 
 
 @frozen(kw_only=True)
 class BulkPlan(Plan):
-    """The plan of `kling-expand expand` and `bulk`: the photos that *words* mean."""
+    """The plan of `kling-expand expand` and `bulk` for the photos named by *words*."""
 
     words: Sequence[str]
     selection: Selection
     defaults: Defaults
-    fresh: bool = False  # makes and pays what is done already
-    strict: bool = False  # sends nothing where a row is bad
+    fresh: bool = False  # makes, and pays for, finished jobs again
+    strict: bool = False  # sends nothing if a row is bad
     dry_run: bool = False
     failures: str = ""  # file for the rows that are not saved
 
     @property
     def fit(self) -> bool:
-        """Whether photos are converted where needed."""
+        """Whether photos are converted if necessary."""
         return self.selection.fit
 
 
@@ -115,16 +115,18 @@ class BulkPlan(Plan):
 
 
 def output_folder(target: str) -> str:
-    """Return the directory that all results of *target* lie in or below.
+    """Return the common directory of all results of *target*.
 
     Raises:
-        InvalidRequest: if *target* is no template.
+        InvalidRequest: if *target* is not a valid template.
     """
     try:
         pieces = list(string.Formatter().parse(target))
     except ValueError as error:
         limit = f"must be a directory or a template ({error})"
-        raise InvalidRequest("output", repr(target), limit, "write a brace of a name twice") from None
+        raise InvalidRequest(
+            "output", repr(target), limit, "to use a brace in a name, write it twice"
+        ) from None
     literal = pieces[0][0] if pieces else ""
     is_file = literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal)  # noqa: PTH112 - names stay as given
     whole = not is_file and all(name is None for _, name, _, _ in pieces)
@@ -132,7 +134,7 @@ def output_folder(target: str) -> str:
 
 
 def default_journal(target: str, connection: Connection) -> str:
-    """Return the journal that lies with the output, so that the same output finds it again."""
+    """Return the journal in the output directory, so that a run with the same output finds it again."""
     suffix = "-emulator" if connection.emulator else ""
     return os.path.join(output_folder(target), f"{JOURNAL_PREFIX}{suffix}.db")  # noqa: PTH118
 
@@ -149,11 +151,11 @@ def journal_account(connection: Connection) -> str:
 async def open_journal(plan: Plan) -> AsyncIterator[SQLiteStore | None]:
     """Open the journal of a batch, if it has one.
 
-    A journal that belongs to another account is an error where the user has named it. Otherwise another
-    file beside it is used.
+    If the journal belongs to another account, that is an error if the user named it. Otherwise another file
+    in the same directory is used.
 
     Raises:
-        NothingDone: if it cannot be used.
+        NothingDone: if the journal cannot be used.
     """
     if not plan.journal:
         yield None
@@ -180,7 +182,7 @@ def _is_file(path: str) -> bool:
 
 
 def try_output(folder: str, *, pictures: int = 0) -> None:
-    """Write a file into *folder*, which is created where it is missing, and remove it again.
+    """Write a file into *folder*, which is created if missing, and remove the file again.
 
     Raises:
         NothingDone: if that is not possible, or there is no space for *pictures* results.
@@ -201,7 +203,7 @@ def try_output(folder: str, *, pictures: int = 0) -> None:
 
 
 async def saved_files(journals: Sequence[str]) -> set[str]:
-    """Return the keys (see `path_key`) of all pictures that these journals name, where they exist."""
+    """Return the keys (see `path_key`) of all existing pictures that these journals name."""
     found: set[str] = set()
     for path in journals:
         if _is_file(path):
@@ -212,7 +214,7 @@ async def saved_files(journals: Sequence[str]) -> set[str]:
 
 
 async def all_attempts(journal: JobStore) -> AsyncIterator[JobRecord]:
-    """Iterate over the jobs of a journal with the earlier attempts that later ones have replaced."""
+    """Yield the jobs of a journal, including earlier attempts that later ones have replaced."""
     async for last in journal.jobs():
         yield last
         for attempt in range(1, last.attempt):
@@ -223,9 +225,9 @@ async def all_attempts(journal: JobStore) -> AsyncIterator[JobRecord]:
 
 @define
 class Usage:
-    """The cost and the states of the jobs of a journal, by their last attempts.
+    """The cost and the states of the jobs of a journal, from their last attempts.
 
-    `due` is their cost if every open task succeeds, `billed` what the service has billed, in units.
+    In units, `due` is their cost if every open task succeeds, and `billed` the amount billed so far.
     """
 
     due: int = 0
@@ -235,7 +237,7 @@ class Usage:
     states: Counter[JobState] = field(factory=Counter)
 
     def count(self, job: JobRecord) -> None:
-        """Add a job. A pass that a later one has followed, or is to follow, is counted by its cost alone."""
+        """Add a job. Of a pass that is not the last, only the cost is counted."""
         if job.state in PAID:
             self.due += job.units
         self.billed += billed_units(job.task) or 0
@@ -265,7 +267,7 @@ async def read_usage(journal: JobStore | None) -> Usage:
 class Checked(NamedTuple):
     """The geometry of a request for its photo, notes for the user, and the canvas if its size is known.
 
-    Where it needs several passes, the geometry is that of the first, and `steps` are the ratios of all.
+    If it needs several passes, the geometry is that of the first, and `steps` are the ratios of all.
     """
 
     expansion: Expansion
@@ -274,25 +276,25 @@ class Checked(NamedTuple):
     steps: tuple[Ratios, ...] = ()
 
     def units(self, request: ExpandRequest) -> int:
-        """Return what all passes cost."""
+        """Return the cost of all passes."""
         return UNITS_PER_IMAGE * max(len(self.steps) - 1, 0) + request.units
 
 
 class HasShape(GeometryError):
-    """The photo has the shape already that it is to be expanded to."""
+    """The error for a photo that already has the requested shape."""
 
 
 def check(
     request: ExpandRequest, dialect: Dialect, *, fit: bool = False, passes: int = 1, decode: bool = False
 ) -> Checked:
-    """Return what is known of a request before it is sent; read only the photo's header.
+    """Check a request before it is sent, reading only the photo's header.
 
-    With *decode* a photo that *fit* would convert is decoded, as it may be damaged.
+    With *decode*, a photo that *fit* would convert is decoded, as it may be damaged.
 
     Raises:
         InvalidRequest: if the dialect cannot express the request, or the geometry does not suit the photo.
-        HasShape: if nothing is to be added.
-        ImageError: if the service would refuse the photo, and with *fit* it cannot be converted.
+        HasShape: if there is nothing to add.
+        ImageError: if the service would refuse the photo, or with *fit* if it cannot be converted.
         MissingExtra: if fitting needs Pillow.
     """
     source = os.fspath(request.image)  # type: ignore[arg-type]  # the command line only has paths and URLs
@@ -309,7 +311,7 @@ def check(
     try:
         return _resolved(request, dialect, (header.width, header.height), passes, _notes(header))
     except HasShape as error:
-        if header.orientation <= 4:  # else the shape is that of the photo on its side
+        if header.orientation <= 4:  # otherwise the shape is that of the photo on its side
             raise
         raise HasShape(error.field, error.value, error.limit, _SIDEWAYS) from None
 
@@ -317,7 +319,7 @@ def check(
 def _check_fitted(
     request: ExpandRequest, dialect: Dialect, source: str, passes: int, *, decode: bool
 ) -> Checked:
-    """Return what is known of a photo that is converted before it is sent."""
+    """Check a photo that is converted before it is sent."""
     from kling_expand.pictures.fit import check_pixels, upright_size  # imported here, as it is an option
 
     size = upright_size(source)
@@ -346,7 +348,7 @@ def _resolved(
 def find_steps(
     request: ExpandRequest, dialect: Dialect, size: tuple[int, int], passes: int
 ) -> tuple[Ratios, ...]:
-    """Return the ratios of each pass where more than one is needed and allowed, and else nothing."""
+    """Return the ratios of each pass if more than one is needed and allowed, or else nothing."""
     if passes == 1 or dialect is Dialect.DIRECTION:
         return ()
     with suppress(GeometryError):
@@ -365,7 +367,7 @@ def _notes(header: PhotoHeader) -> tuple[str, ...]:
 
 
 def _advised(error: ImageError, source: str) -> ImageError:
-    """Add the advice to use --fit to an error, where that would help."""
+    """Add the advice to use --fit to an error, if that would help."""
     from kling_expand.pictures.fit import can_fit  # imported here, as most photos are good
 
     if not os.path.isfile(source) or not can_fit(source):  # noqa: PTH113
@@ -375,7 +377,7 @@ def _advised(error: ImageError, source: str) -> ImageError:
 
 
 def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> Expansion:
-    """Resolve the geometry; advice about other geometries names their options."""
+    """Resolve the geometry. Advice about other geometries names their options."""
     try:
         return resolve_geometry(request, dialect, size)
     except GeometryError as error:
@@ -393,16 +395,16 @@ def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] |
         raise InvalidRequest(error.field, error.value, error.limit, f"use {sides}--direction") from None
 
 
-# ---------------------------------------------------------------------------- the survey of all rows
+# ---------------------------------------------------------------------------- the check of all rows
 
 
 @define
 class Survey:
-    """The rows of a batch: how many there are, which cannot be sent, and the highest cost of the others.
+    """The check of a batch: the number of rows, those that cannot be sent, and the maximum cost.
 
-    `paid` counts the rows that the journal has a task for; `units` is what remains to be paid. `problems`
-    and `notes` are kept by the id of the row. Of `superfluous` rows nothing is made: their photo has the
-    shape already.
+    `paid` counts the rows for which the journal has a task, and `units` is the remaining cost. `problems` and
+    `notes` are kept by the id of the row. `superfluous` rows need no expansion, because the photo already has
+    the shape.
     """
 
     rows: int = 0
@@ -416,7 +418,7 @@ class Survey:
     names: Counter[int] = field(factory=Counter)  # hashes of names, to save memory: there may be a million
     left_out: dict[str, int] = field(factory=dict)
     sizes: Counter[str] = field(factory=Counter)  # expected sizes of the pictures, of a dry run
-    sources: set[str] = field(factory=set)  # keys of the photos, where results may replace files
+    sources: set[str] = field(factory=set)  # keys of the photos, if results may replace files
     shape_in_paths: bool = False
 
     @property
@@ -425,7 +427,7 @@ class Survey:
         return len(self.problems)
 
     def count(self, row: Row, *, due: int | None = None) -> None:
-        """Add a row, of whose units *due* are not paid yet: by default all that its request costs."""
+        """Add a row. *due* is its unpaid cost in units, by default the whole cost."""
         self.rows += 1
         if row.request is None or row.error is not None:
             self.problems[row.id] = Problem(row.error_type, row.error or "no request")
@@ -437,11 +439,11 @@ class Survey:
         self.units += row.request.units if due is None else due
 
     def _hash(self, row: Row, name: str) -> int:
-        """Return the hash of a name, which shapes share where the output is a template with ``{shape}``."""
+        """Return the hash of a name. With ``{shape}`` in the output, all shapes share it."""
         return hash((name.casefold(), row.shape if self.shape_in_paths else ""))
 
     def names_for(self, row: Row) -> tuple[str, ...]:
-        """Return the names of a row's results, beginning with the first that no other row has."""
+        """Return the possible names of a row's results, beginning with the first unique one."""
         free = (name for name in row.names[:-1] if self.names[self._hash(row, name)] == 1)
         chosen = next(free, row.names[-1])
         return (chosen, *(name for name in row.names if name != chosen))
@@ -453,7 +455,7 @@ class Survey:
         return numbers | {"left_out": self.left_out, "expected_sizes": dict(self.sizes)}
 
     def text(self, *, emulated: bool = False) -> str:
-        """Return the numbers, and the expected sizes of the pictures on a line of their own."""
+        """Return the numbers, and the expected sizes of the pictures on a separate line."""
         paid = f" ({self.paid} already paid for)" if self.paid else ""
         good = plural(self.rows - self.bad, "row")
         cost = estimate(self.units, emulated=emulated)
@@ -465,7 +467,7 @@ class Survey:
         return f"{text}\nthe service scales pictures to its 1K tier, in pixels about: {sizes}{more}"
 
     def require_rows(self) -> None:
-        """Raise `NothingDone` where no row can be sent."""
+        """Raise `NothingDone` if no row can be sent."""
         if not self.rows:
             raise NothingDone("no photo can be sent" if self.left_out else "the manifest lists no photo")
         if self.bad == self.rows:
@@ -473,12 +475,12 @@ class Survey:
 
 
 async def find_rows(plan: BulkPlan) -> Manifest:
-    """Return the photos of a batch without the results of earlier runs, and print what is left out.
+    """Return the photos of a batch without results of earlier runs, and print which files are left out.
 
     Raises:
         NothingDone: if a word of the command line is neither a photo nor a manifest.
         MissingExtra: if fitting needs Pillow.
-        InvalidRequest: if the output is no directory and no template, or of another format than the pictures.
+        InvalidRequest: if the output is neither a directory nor a template, or has another format's suffix.
     """
     _check_target(plan.output.target, plan.output.format)
     if plan.output.format or plan.output.metadata:
@@ -505,10 +507,10 @@ def _journals_in(folders: set[str]) -> set[str]:
 async def check_rows(
     plan: BulkPlan, listed: Manifest, paid_units: Callable[[Row, Checked], int] | None = None
 ) -> Survey:
-    """Return a survey of the rows after a look at the header of each photo; print what is bad or noted.
+    """Check all rows by the headers of their photos, and print problems and notes.
 
-    *paid_units* returns the units of a row that the journal has a task for. Photos to be converted are
-    decoded only by a dry run and where one bad photo prevents the others, as that takes long.
+    *paid_units* returns the units of a row for which the journal has a task. Photos to be converted are
+    decoded only in a dry run, or if one bad photo stops the batch, because that takes long.
     """
     survey = Survey(left_out=listed.found.facts(), shape_in_paths="{shape}" in plan.output.target)
     meter, rows = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults)
@@ -534,7 +536,7 @@ async def check_rows(
     if survey.superfluous:
         survey.left_out[str(LeftOut.HAS_SHAPE)] = len(survey.superfluous)
         few, more = ", ".join(have_shape[:SHOWN_LABELS]), max(len(have_shape) - SHOWN_LABELS, 0)
-        number = f"{len(have_shape)} left out, as the photo has the shape already"
+        number = f"{len(have_shape)} left out, as the photo already has the shape"
         noted[f"{number}: {few}{f' and {more} more' if more else ''}"] = []
     for note, labels in noted.items():
         if plan.output.notes:
@@ -545,7 +547,7 @@ async def check_rows(
 def _checked(
     row: Row, *, dialect: Dialect, fit: bool, decode: bool
 ) -> tuple[Row, Checked | None, tuple[str, ...]]:
-    """Return the row, what is known of it, and notes; a row that cannot be sent says why."""
+    """Return the row, the result of its check, and notes. A row that cannot be sent has the reason."""
     if row.request is None:
         return row, None, ()
     warnings = (row.warning,) if row.warning else ()
@@ -588,7 +590,7 @@ def _noted(note: str, labels: list[str]) -> str:
 
 
 class _Meter:
-    """Shows on stderr how many rows are checked, once a second."""
+    """A counter of checked rows on stderr, updated once a second."""
 
     def __init__(self, plan: Plan, total: int) -> None:
         self._silent = not plan.output.notes
@@ -604,7 +606,7 @@ class _Meter:
             click.echo(f"\r{' ' * len(self._line)}\r", nl=False, err=True)
 
     def show(self, checked: int) -> None:
-        """Print the number of rows that are *checked*, if it is time for it."""
+        """Print the number of *checked* rows if it is time to do so."""
         now = time.monotonic()
         if self._silent or now - self._shown_at < 1.0:
             return
@@ -634,7 +636,7 @@ def check_output(plan: BulkPlan, survey: Survey) -> None:
 
 
 def _check_target(target: str, format: str | None) -> None:  # noqa: A002 - the name of the option
-    """Raise `InvalidRequest` where no picture could be saved to *target*, before any is paid for."""
+    """Raise `InvalidRequest` if no picture could be saved to *target*, before any is paid for."""
     (path,) = _sample_paths(0, target, 1)
     if format is None and path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".png":
         limit = "must not have the suffix of another format, as the pictures are PNG"

@@ -1,4 +1,4 @@
-"""The progress of a batch: its counts, and a live screen or plain lines that show them."""
+"""The progress of a batch, shown on a live screen or as plain lines."""
 
 import asyncio
 import sys
@@ -51,20 +51,20 @@ if TYPE_CHECKING:  # rich takes a moment to import, and only a live screen needs
 LAST_FAILURES, KEPT_FAILURES = 3, 1000  # shown on the live screen, and listed at the end
 SHOWN_JOBS = 8  # lines of running jobs on the live screen
 LINE_INTERVAL, MAX_LINE_INTERVAL = 1.0, 30.0  # seconds between two plain lines
-NARROW = 60  # columns, below which a live screen has its numbers below the bar
-TICK = 0.5  # seconds between two checks of what is to be printed
+NARROW = 60  # columns, below which a live screen shows its numbers below the bar
+TICK = 0.5  # seconds between two checks for output
 TROUBLE_AFTER = 1.0  # seconds for which a call must fail before it is reported
-_STATUS_WORDS = {"succeed": "succeeded"}  # where the word of the service is no English
-TROUBLE_LIFE = 60.0  # seconds after which trouble is forgotten that no further call has confirmed
+_STATUS_WORDS = {"succeed": "succeeded"}  # plain words for the service's status
+TROUBLE_LIFE = 60.0  # seconds without another failed call after which trouble is over
 
 
 @define(eq=False)
 class Job:
-    """One job of a batch; `label` is what the user called it, `names` what its results may be called.
+    """One job of a batch. `label` is the user's name for it, and `names` the possible names of its results.
 
-    `start` submits it. A job of several `passes` has the future of the one under way. Without either the
-    row cannot be sent, because of `problem`. `discard` removes what is needed until the last task has ended.
-    `cells` are those of a table's row that asks for the same.
+    `start` submits it. A job of several `passes` has the future of the current one. Without passes or a
+    future, the row cannot be sent, because of `problem`. `discard` removes temporary files after the last
+    task. `cells` are those of a table's row that asks for the same.
     """
 
     label: str
@@ -98,7 +98,7 @@ class Job:
 
     @property
     def open_id(self) -> str | None:
-        """The id of a task that exists, or may exist, and whose results are not saved; else None."""
+        """The id of a task that exists or may exist and whose results are not saved, or None."""
         if self.files or self.future is None:
             return None
         if self.future.task is not None:
@@ -108,7 +108,7 @@ class Job:
 
     @property
     def watermark_files(self) -> tuple[Path, ...]:
-        """The copies with a watermark, which lie beside the pictures where they were asked for."""
+        """The paths of the copies with a watermark, if they were requested."""
         task = self.future.task if self.future else None
         if task is None or not any(image.watermark_url for image in task.images):
             return ()
@@ -116,7 +116,7 @@ class Job:
         return tuple(copy for folder, pattern in patterns for copy in sorted(folder.glob(pattern)))
 
     def facts(self) -> dict[str, Any]:
-        """Return what is known of the job, for JSON."""
+        """Return the state of the job, for JSON."""
         future, task = self.future, self.future.task if self.future else None
         return {
             "line": self.line,
@@ -146,16 +146,16 @@ class Job:
 
 @define
 class Progress:
-    """The rows of a batch. Each of `total` rows is counted once: saved, known, failed, bad or not sent."""
+    """The counts of a batch. Each of `total` rows is counted once: saved, known, failed, bad or not sent."""
 
     total: int
-    expected: int = 0  # rows that earlier runs have saved, by the journal
+    expected: int = 0  # rows saved by earlier runs, according to the journal
     saved: int = 0
     known: int = 0  # saved by an earlier run
     failed: int = 0
     bad: int = 0
     not_sent: int = 0
-    finishing: int = 0  # whose pictures are being checked or put back at full size
+    finishing: int = 0  # whose pictures are being checked or enlarged
     suspicious: int = 0  # saved or known, with a picture that fails `--check`
     units_before: int = 0
     failures: deque[str] = field(factory=lambda: deque(maxlen=KEPT_FAILURES))
@@ -165,7 +165,7 @@ class Progress:
     started: bool = False
     interrupted: bool = False
     over_budget: bool = False
-    troubles: dict[str, Trouble] = field(factory=dict)  # by the route that calls take
+    troubles: dict[str, Trouble] = field(factory=dict)  # by the route of the calls
     answered: bool = False  # whether the service has answered once
     recovered: bool = False  # whether the last trouble ended with a success
     on_event: Callable[[Event], object] | None = None  # called with each event of the client
@@ -173,7 +173,7 @@ class Progress:
 
     @property
     def ended(self) -> int:
-        """The number of rows that this run is done with."""
+        """The number of rows that this run has finished."""
         return self.saved + self.known + self.failed + self.bad + self.not_sent
 
     @property
@@ -185,7 +185,7 @@ class Progress:
         """Count a row that has ended: "saved", "known", "failed", "bad" or "not sent"."""
         name = outcome.replace(" ", "_")
         setattr(self, name, getattr(self, name) + 1)
-        if self.troubles.pop(DOWNLOAD, None):  # of downloads only the end is known
+        if self.troubles.pop(DOWNLOAD, None):  # for downloads, only the end is known
             self.recovered = outcome in {"saved", "known"}
 
     def report(self, job: Job, *, as_json: bool) -> None:
@@ -201,7 +201,7 @@ class Progress:
         self.failures.append(text)
 
     def receive(self, event: Event) -> None:
-        """Take an event of the client: trouble begins with a retry, and ends with a call that succeeds."""
+        """Process an event of the client. Trouble begins with a retry and ends with a successful call."""
         if event.kind in CALLS:
             self.answered |= not isinstance(event.error, TransportError)
             if event.error is None and event.kind in self.troubles:
@@ -216,14 +216,14 @@ class Progress:
             self.on_event(event)
 
     def trouble(self, stats: Stats) -> tuple[str, Trouble] | None:
-        """Return the route whose calls have failed for longest, with its trouble, or None without any."""
+        """Return the route whose calls have failed for the longest time, with its trouble, or None."""
         now = self.clock()
         lasting = [
             (route, trouble)
             for route, trouble in self.troubles.items()
             if now - trouble.began_at >= TROUBLE_AFTER
             and now - trouble.seen_at < TROUBLE_LIFE + (trouble.wait or 0.0)
-            # At the limit of parallel tasks, a task of this run is about to end where there is one.
+            # At the limit of parallel tasks, one of this run's tasks, if any, will end soon.
             and not (isinstance(trouble.error, ParallelLimit) and stats.running)
         ]
         return min(lasting, key=lambda each: each[1].began_at, default=None)
@@ -239,7 +239,7 @@ class Progress:
         return rows * cycle / self.most_running
 
     def counts(self) -> str:
-        """Return the ended rows by kind; kinds without a row are left out, except the first."""
+        """Return the ended rows by kind. Kinds without a row are omitted, except the first."""
         kinds = {
             "saved": self.saved,
             "already done": self.known,
@@ -258,13 +258,13 @@ class Progress:
         return f"{self.ended} of {rows}: {self.counts()}; {running}{time_left}"
 
     def extra_work(self) -> str:
-        """Return how many rows are at the work that follows the download, or nothing without any."""
+        """Return how many rows are being processed after their download, or nothing if none is."""
         return f", {self.finishing} being enlarged or checked" if self.finishing else ""
 
 
 @define
 class LineSchedule:
-    """When to print the next plain line: after a twentieth of the rows, or after a while without one."""
+    """The schedule of plain lines: one after each twentieth of the rows, or after a while without one."""
 
     printed_at: float
     ended: int = 0
@@ -282,11 +282,11 @@ class LineSchedule:
 
 
 class ProgressDisplay:
-    """Shows a batch: progress, trouble and failures on stderr, results (paths or JSON) on stdout.
+    """The display of a batch: progress, trouble and failures on stderr, results (paths or JSON) on stdout.
 
-    *stats* returns the client's current numbers. A *detailed* display has a line for every running job.
-    Where a live screen shares its terminal with stdout, paths would tear it: a detailed display prints
-    them at its end, any other does not list them. An *emulated* service bills nothing.
+    *stats* returns the client's current statistics. A *detailed* display has a line for every running job. If
+    a live screen shares its terminal with stdout, paths would break it. So a detailed display prints them at
+    its end, and any other display does not list them. An *emulated* service bills nothing.
     """
 
     def __init__(
@@ -338,7 +338,7 @@ class ProgressDisplay:
         if self._ticks is not None:
             self._ticks.cancel()
             if self._reported is not None:
-                self._print_trouble()  # its end may have come since the last tick
+                self._print_trouble()  # it may have ended since the last tick
         if self._screen is not None:
             self._screen.stop()
             for text in self._progress.failures:
@@ -350,7 +350,7 @@ class ProgressDisplay:
         redirect_warnings(None)
 
     def note(self, text: str) -> None:
-        """Print a line about the whole batch, unless only results are asked for."""
+        """Print a line about the whole batch, unless only results are wanted."""
         if not self._output.quiet:
             self._print(text)
 
@@ -398,24 +398,24 @@ class ProgressDisplay:
             click.echo(clean(text), err=True)
 
     def _print_line(self) -> None:
-        """Print the progress if it is time for it; JSON has it in its own objects."""
+        """Print the progress if it is time to do so. JSON output has it in its objects."""
         if not self._output.as_json and self._lines.due(
             self._progress.ended, self._progress.total, self._clock()
         ):
             self.note(self._progress.line(self._stats()))
 
     def _tick(self) -> None:
-        """Print what is due, now and again after a while."""
+        """Print whatever is due, now and periodically."""
         self._ticks = asyncio.get_running_loop().call_later(TICK, self._tick)
         self._print_trouble()
         self._print_line()
 
     def _print_trouble(self) -> None:
-        """Print trouble when it begins, from time to time while it lasts, and its end."""
+        """Print trouble when it begins, periodically while it lasts, and when it ends."""
         text, now = self._trouble(), self._clock()
         if text is None:
             if self._reported is not None and self._progress.recovered:
-                self.note("the service answers again")
+                self.note("the service is responding again")
         elif self._reported is not None and now - self._reported_at < MAX_LINE_INTERVAL:
             return
         else:
@@ -423,7 +423,7 @@ class ProgressDisplay:
         self._reported, self._reported_at = text, now
 
     def _on_event(self, event: Event) -> None:
-        """Print a failed call, where every retry is to be shown."""
+        """Print a failed call, if every retry is to be shown."""
         if not self._output.verbose or event.error is None:
             return
         if event.kind in {EventKind.RETRY, EventKind.PAUSE}:
@@ -442,7 +442,7 @@ class ProgressDisplay:
         route, trouble = found
         settings = self._settings
         limit = settings.poll_timeout if route == EventKind.READ else settings.retry_timeout
-        # A host that has never answered may be the wrong one, so it is tried for a short while only.
+        # A host that has never responded may be the wrong one, so it is retried only for a short time.
         limit = limit if self._progress.answered else settings.connect_timeout
         return describe_trouble(route, trouble, urlsplit(settings.base_url).netloc, limit, self._clock())
 
@@ -478,10 +478,10 @@ class ProgressDisplay:
             *([Text("last failures", "bold")] if failures else []),
             *(_cut(f"  {clean(text)}", "red") for text in failures),
         ]
-        return Group(*rows, "")  # an empty line for the ^C that a terminal prints by itself
+        return Group(*rows, "")  # an empty line after the ^C that a terminal prints
 
     def _bar(self, stats: Stats) -> "Table":
-        """Return the bar with its numbers beside it, or below it where the terminal is narrow."""
+        """Return the bar with its numbers beside it, or below it if the terminal is narrow."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
@@ -524,7 +524,7 @@ class ProgressDisplay:
 
 
 def _terminal() -> "Console | None":
-    """Return the console of stderr where it is a terminal that can show a live screen, else None."""
+    """Return the console of stderr if it is a terminal that can show a live screen, or None."""
     if sys.stderr is None or not sys.stderr.isatty():
         return None
     from rich.console import Console
@@ -534,14 +534,14 @@ def _terminal() -> "Console | None":
 
 
 def _cut(text: str, style: str = "") -> "Text":
-    """Return one line that is cut off at the edge of the terminal."""
+    """Return one line, truncated at the edge of the terminal."""
     from rich.text import Text
 
     return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
 def _wrapped(text: str, style: str = "") -> "Text":
-    """Return text that goes on in the next line at the edge of the terminal."""
+    """Return text that is wrapped at the edge of the terminal."""
     from rich.text import Text
 
     return Text(text, style, no_wrap=False, overflow="fold")

@@ -1,4 +1,4 @@
-"""The batch engine: follow jobs to their ends, save their pictures and report every job."""
+"""The batch engine, which follows jobs to their ends, saves their pictures and reports every job."""
 
 import asyncio
 import hashlib
@@ -74,8 +74,8 @@ if TYPE_CHECKING:
 
 MAX_SAVES = 8  # tasks whose pictures are saved at the same time
 SAVE_GRACE = 1.5  # seconds to finish saves after an interruption
-OUTPUT_INTERVAL = 5.0  # seconds between two trials of the output
-MAX_UNREACHED = 3  # jobs that the service did not answer, before it has answered one
+OUTPUT_INTERVAL = 5.0  # seconds between two checks of the output
+MAX_UNREACHED = 3  # jobs without a response, before the service has responded to any
 
 _AGAIN = "run the same command again"
 _INTERRUPTED = f"the run was interrupted; {_AGAIN} to continue"
@@ -85,9 +85,9 @@ _DOCTOR = "`kling-expand doctor` tests the connection"
 _HOPELESS: dict[type[KlingError], str] = {
     AuthenticationError: "check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY, and whether they "
     "belong to the region of KLING_BASE_URL",
-    AccountError: "check the resource packs and the payments of the account in the console",
-    PermissionDenied: "check in the console what the account may use",
-    IPNotAllowed: "add the address of this machine to the IP whitelist of the account",
+    AccountError: "check the account's resource packs and payments in the console",
+    PermissionDenied: "check the account's permissions in the console",
+    IPNotAllowed: "add this machine's address to the account's IP whitelist",
     NotFound: "check KLING_BASE_URL and --dialect",
     ConfigurationError: "check KLING_BASE_URL",
 }
@@ -186,7 +186,7 @@ def _failures_file(plan: BulkPlan) -> "AbstractContextManager[FailuresFile | Non
 
 
 def _fitter(plan: BulkPlan, journal: JobStore | None) -> "AbstractContextManager[Fitter | None]":
-    """Return what converts photos, whose files are needed until the last job has ended."""
+    """Return the converter of photos. Its files are needed until the last job has ended."""
     if not plan.fit:
         return nullcontext()
     from .fitting import Fitter  # imported here, as it is an option
@@ -217,7 +217,7 @@ async def _submit_row(
 
 
 def known_job(record: JobRecord) -> Job:
-    """Return a job of the journal, whose results are named as the command that began it would have."""
+    """Return a job of the journal. Its results get the names that the original command would use."""
     step, note = None, record.note
     if "pass" in note:
         from kling_expand.passes import pass_of  # imported here, as few jobs have passes
@@ -231,7 +231,7 @@ def known_job(record: JobRecord) -> Job:
 
 
 async def follow(client: KlingClient, known: JobRecord, job: Job) -> None:
-    """Let a job follow one that the journal knows, with the passes after it."""
+    """Let a job follow a job of the journal, with the passes after it."""
     if "pass" in known.note:
         job.passes = client.resume_passes(known)
     else:
@@ -251,11 +251,11 @@ async def run_batch(
     only_ended: bool = False,
     left_out: dict[str, int] | None = None,
 ) -> int:
-    """Run the *jobs* that are submitted or attached through a new client, and return the exit code.
+    """Run *jobs*, which are submitted or attached through a new client, and return the exit code.
 
-    With a journal the batch ends with a summary; *retry_hint* says how failed jobs are tried again.
-    Without one, and if it is detailed, it ends with the ids of the tasks that continue. With *only_ended* no
-    task is waited for.
+    With a journal the batch ends with a summary, and *retry_hint* says how to retry failed jobs. Without a
+    journal, a detailed batch ends with the ids of the tasks that continue. With *only_ended* no task is
+    waited for.
     """
     state = f"{plan.journal}.tasks" if journal else ""
     summarized, runner = journal is not None and not plan.detailed, None
@@ -284,10 +284,10 @@ async def run_batch(
 
 
 class Runner:
-    """Runs the jobs of one batch.
+    """A runner of the jobs of one batch.
 
-    With *only_ended* a task that has not ended yet counts as failed. With *keep_open* the runner keeps the
-    jobs in `open_jobs` whose tasks continue without it, because no summary counts them.
+    With *only_ended* a task that has not ended yet counts as failed. With *keep_open* the runner keeps in
+    `open_jobs` the jobs whose tasks continue without it, because no summary counts them.
     """
 
     def __init__(
@@ -323,8 +323,8 @@ class Runner:
         self._unsettled: dict[Job, None] = {}
         self._failures = 0
         self._stopped = ""  # why nothing more is sent
-        self.advice: str = ""  # what to check where every other job would have failed as well
-        self._answered = False  # the service has accepted a job or knows one
+        self.advice: str = ""  # the advice for an error that every other job would have, too
+        self._answered = False  # the service has accepted a job or has one
         self._unreached = 0
         self._output_tried_at = asyncio.get_running_loop().time()
 
@@ -339,7 +339,7 @@ class Runner:
         return 0 if self._progress.complete else HOPELESS if self.advice else FAILED
 
     async def run(self, jobs: Jobs) -> None:
-        """Follow every job to its end; a failure affects no other job.
+        """Follow every job to its end. A failure affects no other job.
 
         When cancelled, finish the saves that have started, and close the client, which cancels unsent jobs.
         """
@@ -360,13 +360,13 @@ class Runner:
                     raise
             if 0 < self._unreached == self._progress.total and not self.advice:
                 self.advice = _UNREACHED
-                self._display.failure(f"no job was answered: {_UNREACHED}; {_DOCTOR}")
+                self._display.failure(f"no job got a response: {_UNREACHED}; {_DOCTOR}")
         if problem is not None:
             raise problem
         self._progress.not_sent += self._progress.total - self._progress.ended
 
     async def _start_all(self, jobs: Jobs, group: asyncio.TaskGroup) -> Exception | None:
-        """Start the jobs in order; return the exception of *jobs*, to be raised after the started jobs."""
+        """Start the jobs in order. Return the exception of *jobs*, to be raised after the started jobs."""
         while True:
             await self._places.acquire()
             await self._try_output(OUTPUT_INTERVAL)
@@ -398,7 +398,7 @@ class Runner:
             job.error = NotSubmitted(f"not sent, because {self._stopped}")
             self._end(job, "not sent")
         else:
-            if job.error is not None:  # else the check of the rows has printed the problem
+            if job.error is not None:  # otherwise the check of the rows has printed the problem
                 self._display.failure(f"{job.label}: {job.error.message}; not sent")
             self._end(job, "bad")
             await self._results.keep_bad(job, job.reason.message if job.reason else "")
@@ -434,7 +434,8 @@ class Runner:
         finally:
             job.discard()
             self._places.release()
-        # In a task of its own, so that an interruption does not stop the download of a paid result.
+        # In a separate task, so that an interruption does not stop the download of a result that was paid
+        # for.
         save = asyncio.create_task(self._save(job, result))
         self._saves.add(save)
         save.add_done_callback(self._saves.discard)
@@ -450,7 +451,7 @@ class Runner:
         return cast(ExpandResult, job.passes.result)
 
     async def _ended(self, job: Job, future: TaskFuture) -> ExpandResult:
-        """Return the result of a task, whose snapshots are shown until then."""
+        """Show the snapshots of a task, and return its result."""
         async for task in future:
             self._answered |= future.task is not None  # else the job is queued
             self._display.snapshot(job, task)
@@ -523,7 +524,7 @@ class Runner:
             self._stop(f"{plural(self._failures, 'job')} failed (--max-failures)")
 
     def _stop_if_hopeless(self, error: KlingError) -> bool:
-        """Stop if *error* would be that of every job; return whether it has been reported."""
+        """Stop if every job would fail with *error*. Return whether it has been reported."""
         advice = next((text for kind, text in _HOPELESS.items() if isinstance(error, kind)), None)
         if isinstance(error, TransportError | SubmissionUnknown) and not self._answered:
             self._unreached += 1
@@ -539,7 +540,7 @@ class Runner:
         return True
 
     def _stop(self, reason: str) -> None:
-        """Send nothing more, and cancel what was not sent."""
+        """Send nothing more, and cancel jobs that were not sent."""
         self._stopped = reason
         for job in list(self._started):
             if job.passes is not None:
@@ -548,7 +549,7 @@ class Runner:
                 job.future.cancel()
 
     async def _try_output(self, interval: float = 0.0) -> None:
-        """Stop if the output cannot be written any more; try it at most once in *interval* seconds."""
+        """Stop if the output can no longer be written. Check it at most once in *interval* seconds."""
         now = asyncio.get_running_loop().time()
         if self._stopped or now - self._output_tried_at < interval:
             return
@@ -575,7 +576,7 @@ class Runner:
 
 
 class Results:
-    """Saves the results of a batch under names of their own, or finds those that an earlier run saved."""
+    """The results of a batch, saved under unique names or found from an earlier run."""
 
     def __init__(self, plan: Plan, journal: JobStore | None) -> None:
         self._output = plan.output
@@ -588,9 +589,9 @@ class Results:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def save(self, job: Job, result: ExpandResult) -> tuple[tuple[Path, ...], bool]:
-        """Return the files of a job, and whether they were there already.
+        """Return the files of a job, and whether they already existed.
 
-        Photos of the same content are one task, and each has files of its own.
+        Photos of the same content share one task, but each has its own files.
 
         Raises:
             KlingError: if a picture cannot be saved.
@@ -602,7 +603,7 @@ class Results:
             recorded = set(map(path_key, record.files)) if record else set()
             known_files = partial(self._known, result.task, job.shape)
             name, known = await asyncio.to_thread(known_files, names, recorded)
-            # A file that only its mark shows to be known is recorded by a save, which fetches nothing.
+            # A file that is known only by its mark is recorded by a save, which downloads nothing.
             files = known if {*map(_key, known)} <= recorded else ()
             photo = await self._photo(job, result) if self._output.metadata else False
             files = files or await self._download(result, name, job.shape, photo)
@@ -611,18 +612,18 @@ class Results:
             return files, bool(known)
 
     async def record(self, job: Job, result: ExpandResult) -> JobRecord | None:
-        """Return what the journal knows of a job."""
+        """Return the journal's record of a job."""
         external_id = result.external_task_id or (job.future and job.future.external_task_id)
         return await self._journal.get(external_id) if self._journal and external_id else None
 
     async def keep_findings(self, job: Job, result: ExpandResult) -> None:
-        """Record what was found in the pictures of a job, for its report."""
+        """Record the findings about the pictures of a job, for the report."""
         record = await self.record(job, result)
         if record is not None and isinstance(self._journal, SQLiteStore):
             await self._journal.keep_findings(record.external_task_id, job.suspicions)
 
     async def keep_bad(self, job: Job, reason: str) -> None:
-        """Record why a row cannot be sent, unless the journal has a job for it that says so."""
+        """Record why a row cannot be sent, unless its job in the journal has the reason."""
         external_id = job.future and job.future.external_task_id
         known = self._journal and external_id and await self._journal.get(external_id)
         if isinstance(self._journal, SQLiteStore) and not known:
@@ -641,7 +642,7 @@ class Results:
         record = await self.record(job, result)
         image = result.request.image if result.request else record and record.source
         if image is None or "://" in str(image):
-            raise InvalidRequest("metadata", str(image), "must be that of a photo that can be read here")
+            raise InvalidRequest("metadata", str(image), "must be a photo that can be read on this machine")
         return str(image)
 
     async def _download(
@@ -657,7 +658,7 @@ class Results:
         return await named.save(self._target, overwrite=overwrite, metadata=photo, **self._output.form)
 
     async def _disown(self, keys: set[str]) -> None:
-        """Record that these files are no longer the results of the jobs that had them."""
+        """Record that these files are no longer results of their jobs."""
         if self._journal is None:
             return
         if self._owners is None:
@@ -671,7 +672,7 @@ class Results:
     def _known(
         self, task: Task, shape: str, names: tuple[str, ...], recorded: set[str]
     ) -> tuple[str, tuple[Path, ...]]:
-        """Return the name and the files under which a job is saved already, or its first name and none."""
+        """Return the name and files of a saved job, or its first name and no files."""
         for name in names:
             paths = output_paths(task, self._target, self._options(name, shape))
             found = [self._known_file(paths, place, names, recorded) for place in range(len(paths.numbers))]
@@ -682,7 +683,7 @@ class Results:
     def _known_file(
         self, paths: OutputPaths, place: int, names: tuple[str, ...], recorded: set[str]
     ) -> Path | None:
-        """Return a picture of this task, by the journal or its mark, that no other photo of this run has."""
+        """Return a saved picture of this task, known by the journal or its mark, that no other photo has."""
         marked, wanted = paths.find_saved(place, watermark=False), self._output.format
         for path in _paths(paths, place):
             if wanted is not None and path.suffix != FORMATS[wanted]:
@@ -705,15 +706,15 @@ def _existing(task: Task, target: str, options: SaveOptions) -> set[str]:
 
 
 def _paths(paths: OutputPaths, place: int) -> Iterator[Path]:
-    """Yield every path that a picture may have: only the service decides its format."""
+    """Yield every possible path of a picture. The service decides the format."""
     return (paths.path(place, suffix, tagged=tagged) for tagged in (False, True) for suffix in SUFFIXES)
 
 
-# ---------------------------------------------------------------------------- the end
+# ---------------------------------------------------------------------------- the summary
 
 
 def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
-    """Print which tasks continue, and how to wait for them: the service has no cancel."""
+    """Print which tasks continue, and how to wait for them. The service cannot cancel tasks."""
     open_jobs = {job.open_id: job for job in jobs if job.open_id}
     if not open_jobs:
         return
@@ -722,10 +723,10 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     words = f"resume {quote(plan.journal)}" if whole else "wait"
     resume = connection.resume_command(words, plan.output.target)
     if not resume:
-        click.echo(f"{count} ended with the local emulator; nothing is owed", err=True)
+        click.echo(f"{count} ended with the local emulator; nothing is billed", err=True)
         return
     verb = "continues" if len(open_jobs) == 1 else "continue"
-    click.echo(f"{count} {verb} at the service, which has no cancel:", err=True)
+    click.echo(f"{count} {verb} at the service, which cannot cancel tasks:", err=True)
     for any_id, job in open_jobs.items():
         external_id = (job.future and job.future.external_task_id) or "-"
         known = f"external id {external_id}" if job.future and job.future.task else "not confirmed"
@@ -736,7 +737,7 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
 async def _summarize(
     plan: Plan, progress: Progress, journal: JobStore, retry_hint: str, left_out: dict[str, int]
 ) -> None:
-    """Print how the batch ended: on stderr, or as one JSON object on stdout."""
+    """Print the summary of the batch on stderr, or as one JSON object on stdout."""
     usage = await read_usage(journal)
     if plan.output.as_json:
         show({"summary": _summary_facts(progress, usage, plan.journal) | {"left_out": left_out}})
@@ -767,16 +768,16 @@ def _summary_lines(plan: Plan, progress: Progress, usage: Usage, retry_hint: str
     rest = f", {left} not finished" if left else ""
     yield f"{plural(progress.total, 'row')}: {progress.counts()}{rest}"
     if progress.suspicious:
-        yield f"{plural(progress.suspicious, 'row')} with a suspicious picture: look at them"
+        yield f"{plural(progress.suspicious, 'row')} with a suspicious picture: please check them"
     if plan.connection.emulator:
         yield f"{money(usage.billed, emulated=True)} for all jobs in {plan.journal}"
     else:
         yield f"{money(usage.billed)} billed for all jobs in {plan.journal}"
     if usage.open:
         verb = "continues" if usage.open == 1 else "continue"
-        yield f"{plural(usage.open, 'task')} {verb} at the service, which has no cancel"
+        yield f"{plural(usage.open, 'task')} {verb} at the service, which cannot cancel tasks"
     if progress.interrupted:
-        yield f"interrupted: {_AGAIN} to continue; nothing is paid twice"
+        yield f"interrupted: {_AGAIN} to continue; nothing is paid for twice"
     elif progress.failed or progress.not_sent:
         larger = "with a larger --budget, " if progress.over_budget else ""
-        yield retry_hint or f"{larger}{_AGAIN} to retry what failed or was not sent"
+        yield retry_hint or f"{larger}{_AGAIN} to retry the jobs that failed or were not sent"

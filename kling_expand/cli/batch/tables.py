@@ -1,4 +1,4 @@
-"""Rows read from CSV tables and JSON lines, strictly: what cannot be meant is an error with its line."""
+"""A strict reader of CSV tables and JSON lines. Implausible input is an error with its line."""
 
 import csv
 import difflib
@@ -18,12 +18,12 @@ TABLES, LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")  # suffixes
 GEOMETRY = {name: settings.get("type") for name, (_, settings) in GeometryOptions.declarations().items()}
 REQUEST_FIELDS = {each.column: each for each in request_fields() if each.column}
 COLUMNS = ("image", *GEOMETRY, "passes", *REQUEST_FIELDS, "name")
-SENDABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif"})  # suffixes; the content decides in the end
+SENDABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif"})  # suffixes; the content decides
 IMAGE_COLUMNS = ("image", "file", "path", "photo")  # names of the column of photos
 DELIMITERS = ",;\t"
 EXAMPLE = """\
 # One row for each photo. Paths are relative to this file, and lines that begin with # are ignored.
-# An empty cell leaves the choice to the options of the command. `kling-expand bulk --help` has all columns.
+# For an empty cell, the options of the command apply. `kling-expand bulk --help` has all columns.
 image,aspect,prompt,n,name
 photos/beach.jpg,16:9,"a wide beach, early morning",1,
 photos/2024/cat.jpg,1:1,,2,cat-square
@@ -32,12 +32,12 @@ photos/2024/cat.jpg,1:1,,2,cat-square
 
 @frozen
 class Entry:
-    """A row of a manifest: its cells, why they cannot be read, or what is doubtful. `line` counts from 1."""
+    """A row of a manifest: its cells, an error that prevents reading them, or a warning."""
 
     line: int
     cells: dict[str, Any]
     error: str | None = None
-    folder: str = ""  # of the photo, below the folder that was named
+    folder: str = ""  # of the photo, relative to the named directory
     warning: str | None = None
 
 
@@ -45,13 +45,13 @@ def read_table(name: str) -> Iterator[Entry]:
     """Yield the rows of a CSV file.
 
     Raises:
-        NothingDone: if the file cannot be read, or its header cannot be meant.
+        NothingDone: if the file cannot be read, or its header is invalid.
     """
     return _guarded(name, _table(name))
 
 
 def read_lines(name: str, text: str = "") -> Iterator[Entry]:
-    """Yield the rows of a file of JSON lines, or of its *text* where it came from stdin.
+    """Yield the rows of a file of JSON lines, or of its *text* if it came from stdin.
 
     Raises:
         NothingDone: if the file cannot be read.
@@ -60,7 +60,7 @@ def read_lines(name: str, text: str = "") -> Iterator[Entry]:
 
 
 def _guarded(name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Yield *entries*, and raise `NothingDone` in place of an error of reading the file."""
+    """Yield *entries*. Convert an error of reading the file to `NothingDone`."""
     line = 0
     try:
         for entry in entries:
@@ -74,7 +74,7 @@ def _guarded(name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def _encoding_advice(name: str, error: UnicodeDecodeError) -> str:
-    """Return what the file must be, what it seems to be, and how to convert it."""
+    """Return the required encoding, the probable actual one, and how to convert the file."""
     with open(name, "rb") as file:  # noqa: PTH123 - errors name it as given
         head = file.read(4096)
     if head.startswith(b"PK\x03\x04"):
@@ -98,11 +98,11 @@ def _open(name: str, text: str = "") -> TextIO:
 
 
 class _Records:
-    """The lines of a table without blank lines and comments, but for those within a quoted cell."""
+    """The lines of a table without blank lines and comments, except within a quoted cell."""
 
     def __init__(self, file: TextIO, number: int) -> None:
         self._file = file
-        self._within = False  # a record that goes on in the next line
+        self._within = False  # a record that continues in the next line
         self.number = number  # of the last line that was read
         self.first = number  # line of the record
 
@@ -145,7 +145,7 @@ def _table(name: str) -> Iterator[Entry]:
 
 
 def _head(file: TextIO) -> tuple[int, int, str]:
-    """Return where the header begins, how many lines lie before it, and the delimiter."""
+    """Return the start of the header, the number of lines before it, and the delimiter."""
     number = 0
     while True:
         position = file.tell()
@@ -173,7 +173,7 @@ def _checked_header(name: str, header: list[str]) -> list[str]:
     header = ["image" if column == named else column for column in header]
     twice = next((column for column in header if column and header.count(column) > 1), None)
     if twice:
-        raise NothingDone(f"{name}: there are two columns called {twice}")
+        raise NothingDone(f"{name}: there are two columns named {twice}")
     problem = unknown(header)
     if problem:
         raise NothingDone(f"{name}: {problem}")
@@ -190,11 +190,11 @@ def _entry(line: int, header: list[str], cells: list[str], delimiter: str) -> En
     )
     if swallowed is None:
         return Entry(line, found)
-    return Entry(line, found, warning=f"{swallowed} seems to hold whole rows; is a quote missing?")
+    return Entry(line, found, warning=f"{swallowed} seems to contain whole rows; is a quote missing?")
 
 
 def _holds_rows(cell: str, columns: int, delimiter: str) -> bool:
-    """Return whether a later line of a cell looks like a row: as many delimiters, or a photo first."""
+    """Return whether a later line of a cell looks like a row, with as many delimiters or a photo first."""
     for line in cell.splitlines()[1:]:
         first = line.partition(delimiter)[0].strip().strip('"').lower()
         if first.endswith(tuple(SENDABLE)) or (columns > 1 and line.count(delimiter) >= columns - 1):
@@ -203,7 +203,7 @@ def _holds_rows(cell: str, columns: int, delimiter: str) -> bool:
 
 
 def unknown(names: Iterable[str]) -> str | None:
-    """Return why one of *names* is no column, or None. Names that start with an underscore are ignored."""
+    """Return the error for a name that is not a column, or None. Names beginning with _ are ignored."""
     for name in names:
         if name not in COLUMNS and name and not name.startswith("_"):
             near = difflib.get_close_matches(name, COLUMNS, 1)

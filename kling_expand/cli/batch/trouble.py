@@ -1,4 +1,4 @@
-"""Trouble of a batch: calls that fail and are repeated, and what is said about them."""
+"""Trouble of a batch: calls that fail and are retried, and their descriptions."""
 
 from attrs import frozen
 
@@ -10,7 +10,7 @@ DOWNLOAD = "download"  # the route of the pictures
 
 @frozen
 class Trouble:
-    """Calls of one route that fail: the last error, when the first and the last came, and the next wait."""
+    """Failing calls of one route: the last error, the times of the first and last one, and the next wait."""
 
     error: KlingError
     began_at: float
@@ -18,7 +18,7 @@ class Trouble:
     wait: float | None = None
 
 
-# What is behind an error, by the name of its class or of one that it is derived from.
+# The cause of an error, by the name of its class or of a base class.
 _CAUSES = {
     "ClientConnectorCertificateError": "its certificate is not trusted",
     "ClientProxyConnectionError": "the proxy cannot be reached",
@@ -31,7 +31,7 @@ _CAUSES = {
 
 
 def describe_trouble(route: str, trouble: Trouble, host: str, limit: float, now: float) -> str:
-    """Return why calls of *route* fail, and how long they are repeated: *limit* seconds from the first."""
+    """Return why calls of *route* fail, and how long they are retried: *limit* seconds from the first."""
     error = trouble.error
     if isinstance(error, ParallelLimit):
         return "all parallel tasks of the account are in use (1303), waiting until one ends"
@@ -42,12 +42,12 @@ def describe_trouble(route: str, trouble: Trouble, host: str, limit: float, now:
     left = trouble.began_at + limit - now
     end = f"giving up in {span(left)}" if left >= 1 else "giving up soon"
     if route == DOWNLOAD:
-        return f"a picture cannot be fetched yet ({error.message}), {end}"
+        return f"a picture cannot be downloaded yet ({error.message}), {end}"
     return f"{failure_text(error, host)}, {end}"
 
 
 def failure_text(error: KlingError, host: str) -> str:
-    """Return in a few words why a call of the service at *host* failed."""
+    """Return a short reason why a call to the service at *host* failed."""
     if not isinstance(error, TransportError):
         return f"{host}: {error}"
     cause: object = error.__cause__

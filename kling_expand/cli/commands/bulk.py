@@ -1,4 +1,4 @@
-"""`kling-expand bulk`: expand the photos of a table, a list or folders; run again, it continues."""
+"""`kling-expand bulk`: expand the photos of a table, a list or directories. Another run continues."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -35,7 +35,7 @@ class BatchOptions(OptionGroup):
         "--fit",
         default=False,
         is_flag=True,
-        help="Convert photos first where needed: to PNG or JPEG, upright, under 10 MB. Needed for HEIC, "
+        help="Convert photos first if necessary: to PNG or JPEG, upright, under 10 MB. Required for HEIC, "
         "WebP, AVIF, TIFF, BMP and GIF.",
     )
     exclude: tuple[str, ...] = option(
@@ -43,10 +43,10 @@ class BatchOptions(OptionGroup):
         default=(),
         multiple=True,
         metavar="PATTERN",
-        help="Leave out files and folders of this name or path, such as 'raw' or '*-small.jpg'.",
+        help="Leave out files and directories with this name or path, such as 'raw' or '*-small.jpg'.",
     )
     no_recursive: bool = option(
-        "--no-recursive", default=False, is_flag=True, help="Leave out the sub-folders of a directory."
+        "--no-recursive", default=False, is_flag=True, help="Do not search subdirectories."
     )
     dry_run: bool = option(
         "--dry-run",
@@ -58,7 +58,7 @@ class BatchOptions(OptionGroup):
         "--fresh",
         default=False,
         is_flag=True,
-        help="Make new pictures of photos that are done already, and pay for them again.",
+        help="Make new pictures of photos that are already done, and pay for them again.",
     )
     overwrite: bool = option(
         "--overwrite/--skip-existing",
@@ -76,7 +76,7 @@ class BatchOptions(OptionGroup):
         "--no-journal",
         default=False,
         is_flag=True,
-        help="Record nothing: the same command makes, and pays for, everything again.",
+        help="Record nothing. The same command then makes, and pays for, everything again.",
     )
 
     def plan(
@@ -153,7 +153,7 @@ class BulkOptions(OptionGroup):
 
 
 def run_plan(plan: "BulkPlan") -> None:
-    """Run a batch, or its dry run, and leave with the exit code."""
+    """Run a batch, or its dry run, and exit with its code."""
     if plan.dry_run:
         from kling_expand.cli.batch.dry_run import dry_run
 
@@ -164,7 +164,7 @@ def run_plan(plan: "BulkPlan") -> None:
 
 
 def _require_shape(words: tuple[str, ...], shapes: ShapeOptions) -> None:
-    """Raise click's usage error where a shape is missing: only the rows of a table may have their own."""
+    """Raise click's usage error if a shape is missing. Only the rows of a table may have their own."""
     from kling_expand.cli.batch.tables import LINES, STDIN, TABLES  # imported here, as few commands need it
 
     if not any(word == STDIN or word.lower().endswith(TABLES + LINES) for word in words):
@@ -185,13 +185,13 @@ Columns of a manifest:
             mean the same)
   aspect area anchor size up down left right pad direction ratio
             how far to expand; values in a row override the options
-  passes    as the option
+  passes    like the option
   prompt n watermark callback_url
-            as the options
-  name      what the results are called instead of the photo's name
-  key       tells identical jobs apart; without it they count as one
+            like the options
+  name      name of the results, instead of the photo's name
+  key       distinguishes identical jobs; without it they count as one
   external_task_id
-            your own id of the task
+            your own id for the task
   _...      ignored
 """
 

@@ -25,7 +25,7 @@ MAX_CLOCK_SKEW = 5.0  # seconds: the `nbf` of a token is this far in the past (d
 
 @frozen
 class Finding:
-    """The result of one check; `good` is None where no job depends on it."""
+    """The result of one check. `good` is None if no job depends on it."""
 
     about: str
     good: bool | None
@@ -37,8 +37,7 @@ class Finding:
 def doctor(*, connection: Connection, output: JSONOption) -> None:
     """Check what a job needs: credentials, the service, the clock, the extras.
 
-    Sends one request, which costs nothing. Exit code 2 if credentials are unusable,
-    1 if another check fails.
+    It sends one request, which is free. Exit code 2 if credentials are unusable, 1 if another check fails.
     """
     findings = [Finding("version", None, f"kling-expand {__version__}, Python {platform.python_version()}")]
     findings += asyncio.run(_service(connection))
@@ -63,7 +62,7 @@ async def _service(connection: Connection) -> list[Finding]:
         return await _request(credentials(), settings)
     except ConfigurationError as error:
         missing = Finding("credentials", good=False, text=shell_words(error.message))
-    # A refusal also shows that the network works, and has the service's date.
+    # A refusal also shows that the network works, and contains the service's date.
     return [missing, *(await _request(StaticKey("none"), settings))[1:]]
 
 
@@ -108,7 +107,7 @@ def _named(auth: Auth) -> str:
 
 
 def _clock(here: float, there: float | None) -> Finding:
-    """Compare the clocks of this machine and the service, whose date has whole seconds."""
+    """Compare the clocks of this machine and the service. The service's date has whole seconds."""
     if there is None:
         return Finding("clock", good=None, text="the service sent no date")
     off = here - there - 0.5

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 EXTRA = "this command needs the extra `fleet`: pip install 'kling-expand[fleet]'"
 NO_DATABASE = (
-    "the database of the fleet must be named: give --dsn postgresql://user@host/name, or set "
-    "KLING_FLEET_DSN; `kling-expand fleet up` starts a database on this machine to try it"
+    "the fleet needs a database: give --dsn postgresql://user@host/name, or set KLING_FLEET_DSN; "
+    "to try it, `kling-expand fleet up` starts a database on this machine"
 )
 EMULATOR_SLOTS = 9  # of the emulator that `fleet up` starts
 
@@ -67,7 +67,7 @@ class Database(OptionGroup):
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Fleet"]:
-        """Open the fleet; raise `NothingDone` where no database is named or the extra is not installed."""
+        """Open the fleet. Raise `NothingDone` if no database is given or the extra is not installed."""
         if not self.dsn:
             raise NothingDone(NO_DATABASE)
         try:
@@ -144,7 +144,7 @@ def submit(
 ) -> None:
     """Queue each PHOTO for the workers.
 
-    It is a file that the workers can read, a URL, or an object-store URL (s3://…).
+    A PHOTO is a file that the workers can read, a URL, or an object-store URL (s3://…).
     """
     how_far = geometry.geometry()
     listed = filter(None, map(str.strip, chosen.listed or ()))
@@ -163,7 +163,7 @@ async def _submit(
     passes: int,
     as_json: bool,
 ) -> int:
-    """Queue the requests, perhaps wait for them, and return the number of failures."""
+    """Queue the requests, optionally wait for them, and return the number of failures."""
     waiting: dict[str, str] = {}  # photos by the keys of their jobs
 
     def noted() -> Iterator[ExpandRequest]:
@@ -197,8 +197,8 @@ async def _own_outcomes(
 ) -> AsyncGenerator["JobOutcome", None]:
     """Yield the outcomes of the jobs in *waiting* until it is empty, those of an earlier submission last.
 
-    A job that was submitted again has its earlier outcome until it ends again. It is also the only one of
-    a job that ended by a clock which is behind.
+    A job that was submitted again has its earlier outcome until it ends again. If a worker's clock is behind,
+    the new outcome looks like an earlier one.
     """
     earlier: dict[str, JobOutcome] = {}
     async with aclosing(fleet.results()) as outcomes:
@@ -250,15 +250,15 @@ class WorkerOptions(OptionGroup):
         "--max-in-flight",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Limit the pictures in progress over all workers with this option; "
-        "without it each worker estimates its share.",
+        help="Limit the pictures in progress, counted over all workers with this option. "
+        "Without it, each worker estimates its share.",
     )
     account: str = option(
         "--account",
         default="default",
         show_default=True,
         metavar="NAME",
-        help="The account that --max-in-flight counts for.",
+        help="The account to which --max-in-flight applies.",
     )
     output: str | None = option(
         "-o", "--output", metavar="PLACE", help="Directory, template or s3://… for the pictures."
@@ -270,7 +270,7 @@ class WorkerOptions(OptionGroup):
         help="Also save each picture at the size of the photo, with the photo's own pixels in their place.",
     )
     callback_url: str | None = option(
-        "--callback-url", metavar="URL", help="Address that the service calls for every job."
+        "--callback-url", metavar="URL", help="URL to notify when the status of a task changes."
     )
     base_url: str | None = option(
         "--base-url", metavar="URL", help="Address of the service; the default is KLING_BASE_URL."
@@ -298,9 +298,8 @@ class WorkerOptions(OptionGroup):
 def worker(*, chosen: WorkerOptions, database: Database) -> None:
     """Process jobs until SIGTERM or Ctrl-C.
 
-    Then the worker finishes running jobs, requeues the rest and exits, at most 15
-    seconds after --shutdown-timeout. A second signal ends it at once, and nothing is
-    lost.
+    Then the worker finishes running jobs, requeues the rest and exits, at most 15 seconds after
+    --shutdown-timeout. A second signal ends it at once without losing any job.
     """
 
     async def main() -> None:
@@ -326,7 +325,7 @@ def worker(*, chosen: WorkerOptions, database: Database) -> None:
 
 
 def _on_signal(stop: Callable[[], None]) -> None:
-    """Call *stop* at the first signal; the second ends the process."""
+    """Call *stop* at the first signal. The second ends the process."""
     loop = asyncio.get_running_loop()
 
     def handle(number: int, _frame: object) -> None:
@@ -395,9 +394,8 @@ def top(*, database: Database, every: float) -> None:
 def up(workers: int, output: str) -> None:
     """Run a whole fleet on this machine until Ctrl-C.
 
-    It starts the emulator, a temporary PostgreSQL and workers, and prints the URL of
-    the database, for the --dsn of `submit`, `status` and `top`. Nothing is billed,
-    and the queue is deleted at the end.
+    It starts the emulator, a temporary PostgreSQL server and workers, and prints the URL of the database for
+    the --dsn option of `submit`, `status` and `top`. Nothing is billed, and the queue is deleted at the end.
     """
     asyncio.run(_up(workers, output))
 
@@ -436,11 +434,11 @@ async def _up(workers: int, output: str) -> None:
 
 
 async def _start_worker(words: Sequence[str], api_key: str) -> asyncio.subprocess.Process:
-    """Start a worker that gets SIGTERM when its standard input is closed, or this process is killed."""
+    """Start a worker that gets SIGTERM when its standard input is closed or this process is killed."""
     from kling_expand.fleet.dev_server import guard
 
     command = [sys.executable, "-m", "kling_expand", "fleet", "worker", "--shutdown-timeout", "3", *words]
-    # In a session of its own: Ctrl-C is for this process, which stops the workers.
+    # In a separate session: Ctrl-C is for this process, which stops the workers.
     return await asyncio.create_subprocess_exec(
         *map(str, guard("TERM", *command)),
         env=environment_with(KLING_API_KEY=api_key),

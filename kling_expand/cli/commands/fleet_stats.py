@@ -1,4 +1,4 @@
-"""The numbers of a fleet as text, and on a live screen."""
+"""The statistics of a fleet as text and on a live screen."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from kling_expand.fleet.queue import FleetStats
 
 SILENT_AFTER = 30.0  # seconds without a heartbeat
-STALE_AFTER = 1.0  # seconds that the database has to answer
+STALE_AFTER = 1.0  # seconds that the database has to respond
 
 
 def stats_lines(stats: "FleetStats") -> list[tuple[str, str]]:
-    """Return the numbers of a fleet as names and texts."""
+    """Return the statistics of a fleet as names and texts."""
     silent = sum(age > SILENT_AFTER for age, _ in stats.workers)
     ended = ", ".join(f"{count} {status}" for status, count in sorted(stats.outcomes.items())) or "none"
     return [
@@ -35,7 +35,7 @@ def stats_lines(stats: "FleetStats") -> list[tuple[str, str]]:
 
 
 def stats_table(stats: "FleetStats", width: int = 60) -> "Table":
-    """Return the numbers of a fleet as a table, with a row for each worker."""
+    """Return the statistics of a fleet as a table, with a row for each worker."""
     from rich.table import Table
 
     table = Table(
@@ -54,7 +54,7 @@ async def watch(
 ) -> None:
     """Show the result of *read* every *every* seconds, until cancelled.
 
-    While the database does not answer, the last numbers are shown with their age.
+    While the database does not respond, the last numbers are shown with their age.
     """
     from rich.console import Group
     from rich.live import Live
@@ -77,7 +77,7 @@ async def watch(
                         stats, read_at = reading.result(), loop.time()
                     reading = None
     finally:
-        # A read that is cut off may leave a callback of psycopg that fails, which matters no more.
+        # A cancelled read may leave a callback of psycopg that fails, which no longer matters.
         loop.set_exception_handler(lambda _loop, _context: None)
         if reading is not None:
             reading.cancel()

@@ -31,16 +31,15 @@ from .ratios import describe, facts, measure, vendor_string
 )
 @options(output=JSONOption)
 def preview(photo: str, *, shapes: ShapeOptions, file: str, output: JSONOption) -> None:
-    """Draw what `expand` would request: PHOTO in its place, the new area hatched.
+    """Draw the canvas that `expand` would request: PHOTO in its place, the new area hatched.
 
     \b
       kling-expand preview dog.jpg --aspect 16:9
 
-    Nothing is sent. With several shapes, one file each, such as preview-16x9.png. A
-    photo that its EXIF data rotates is drawn upright, as `--fit` sends it. The
-    caption has the expected size of the service's picture in pixels: about its 1K
-    tier, whatever the size of the photo. With the extra `preview`, terminals that
-    can show pictures also show this one.
+    Nothing is sent. With several shapes, one file is written for each, such as preview-16x9.png. A photo that
+    is rotated by its EXIF data is drawn upright, as `--fit` sends it. The caption has the expected size of
+    the service's picture in pixels, which is about 1K whatever the size of the photo. With the extra
+    `preview`, terminals that can show pictures display it.
     """
     require("images", "PIL")
     shapes.require()
@@ -54,12 +53,12 @@ def preview(photo: str, *, shapes: ShapeOptions, file: str, output: JSONOption) 
 
 
 def _draw(photo: str, ratios: Ratios, canvas: Canvas, file: str, *, turned: bool, output: JSONOption) -> None:
-    """Draw one canvas into a file, and print what it shows."""
+    """Draw one canvas into a file, and print its facts."""
     left, top, right, bottom = canvas.box
     width, height = right - left, bottom - top
     text = describe(width, height, ratios, canvas)
     if turned:
-        text += "; the photo is rotated by its EXIF data, and upright here: send it with --fit"
+        text += "; the photo is rotated by its EXIF data and drawn upright: send it with --fit"
     caption = [*text.split("; "), f"up,down,left,right {vendor_string(ratios)}"]
     _save(draw(photo, ratios, canvas, caption), file)
     if output.as_json:
@@ -92,7 +91,7 @@ def _display(file: str) -> None:
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal or find_spec("textual_image") is None:
         return
-    # The library logs a traceback if the terminal does not answer its queries.
+    # The library logs a traceback if the terminal does not respond to its queries.
     logging.getLogger("textual_image").addHandler(logging.NullHandler())
     try:
         from textual_image.renderable import Image

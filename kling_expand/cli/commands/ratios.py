@@ -16,9 +16,9 @@ from kling_expand.geometry import Canvas, Ratios
 def ratios(source: str, *, shapes: ShapeOptions, output: JSONOption) -> None:
     """Print the ratios up,down,left,right for a photo, or for a size such as 800x600.
 
-    With several shapes, two lines each. The second has the canvas at the scale of
-    the photo, and the expected size of the service's picture in pixels: about its 1K
-    tier, whatever the size of the photo.
+    With several shapes, two lines are printed for each. The second has the canvas at the scale of the photo,
+    and the expected size of the service's picture in pixels, which is about 1K whatever the size of the
+    photo.
 
     \b
       kling-expand ratios 100x100 --area 3 --aspect 16:9
@@ -36,7 +36,7 @@ def ratios(source: str, *, shapes: ShapeOptions, output: JSONOption) -> None:
 
 
 def measure(photo: str) -> tuple[int, int]:
-    """Return the photo's size in pixels; raise `InvalidRequest` for a URL, whose photo is not read here."""
+    """Return the photo's size in pixels. Raise `InvalidRequest` for a URL, which is not downloaded here."""
     import asyncio  # imported here, as a size given as WxH needs neither
 
     from kling_expand.api.photo import load_photo

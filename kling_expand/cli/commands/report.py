@@ -51,7 +51,7 @@ class ReportOptions(OptionGroup):
     )
 
 
-INTERVAL = 5.0  # seconds between two lines of progress where there is no terminal
+INTERVAL = 5.0  # seconds between two lines of progress without a terminal
 
 
 @click.command()
@@ -63,11 +63,10 @@ def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
     \b
       kling-expand report out/ -o report.html
 
-    JOURNAL is the file of a run, or the output directory that it lies in. It is safe
-    to use while the run is going. The page shows prompts, ratios, durations, cost
-    and failures, and marks photos that have changed since. It is one file that needs
-    no network: open it from disk, or send it to others. A new page reuses the
-    thumbnails of an earlier one.
+    JOURNAL is the journal file of a run, or its output directory. The run may still be in progress. The page
+    shows prompts, ratios, durations, cost and failures, and marks photos that have changed since. It is one
+    file that needs no network: open it from disk, or send it to others. A new page reuses the thumbnails of
+    an earlier one.
     """
     require("images", "PIL")
     path = find_journal(journal)
@@ -101,7 +100,7 @@ async def _report(path: str, chosen: ReportOptions) -> "Totals":
 
 
 class _Progress:
-    """The number of jobs on the page so far: one line that changes, or on no terminal a line now and then."""
+    """The number of jobs on the page so far: a changing line, or without a terminal occasional lines."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -128,11 +127,11 @@ class _Progress:
 
 
 async def _write(output: str, pieces: AsyncIterator[str]) -> None:
-    """Write the whole page or nothing: an interrupted report leaves the previous one as it was."""
+    """Write the whole page or nothing. An interrupted report leaves the previous one unchanged."""
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}-{secrets.token_hex(8)}.part")
-    output_file = part.open("x", encoding="utf-8")  # never through a link that others have put there
+    output_file = part.open("x", encoding="utf-8")  # never through a link that another user created
     try:
         with output_file as file:
             async for piece in pieces:

@@ -27,13 +27,12 @@ def resume(
     limit: DeadlineOption,
     connection: Connection,
 ) -> None:
-    """Wait for every open job of JOURNAL, a file or its directory, and save its results.
+    """Wait for every open job of JOURNAL (a file or its directory) and save the results.
 
-    Recorded jobs that were not sent are sent now (if the photo is still readable),
-    as are remaining passes. Results keep their original names, and never replace a
-    file. Rows of a manifest that were never started are not recorded: run
-    `kling-expand bulk` again for those. A run with --emulator is continued by its
-    own command instead.
+    Recorded jobs that were not sent are sent now (if the photo is still readable), as are remaining passes.
+    Results keep their original names and never replace a file. Rows of a manifest that were never started are
+    not recorded: run `kling-expand bulk` again for those. To continue a run with --emulator, run its own
+    command again instead.
 
     Exit code 0 if every job has its pictures, 1 if not.
     """
@@ -56,7 +55,7 @@ def resume(
 
 
 async def _refuse_emulated(journal: str) -> None:
-    """Raise `NothingDone` for a journal of --emulator: only the command that wrote it starts its emulator."""
+    """Raise `NothingDone` for a journal of --emulator. Only the original command starts that emulator."""
     from kling_expand.cli.batch.plan import EMULATED
     from kling_expand.store.sqlite import SQLiteStore
 

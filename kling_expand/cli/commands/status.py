@@ -31,10 +31,9 @@ def status(ids: tuple[str, ...], *, connection: Connection, output: JSONOption) 
       kling-expand status 930810057590833241
       kling-expand status out/
 
-    For IDs, asks the service and prints submitted, processing, succeed or failed;
-    `kling-expand get` prints the details of a task. Exit code 1 if a task failed or
-    could not be read. RUN is a journal, or the output directory that it lies in. It
-    is safe to use while the run is going.
+    For IDs, it asks the service and prints submitted, processing, succeed or failed; `kling-expand get`
+    prints the details of a task. Exit code 1 if a task failed or could not be read. RUN is a journal or an
+    output directory. The run may still be in progress.
     """
     if len(ids) == 1 and Path(ids[0]).exists():
         run = asyncio.run(_read_run(find_journal(ids[0])))
@@ -70,10 +69,10 @@ async def _read(client: "KlingClient", any_id: str) -> Task | KlingError:
 
 @define
 class Run:
-    """What a journal says of its run at the moment *now*; `saved_at` has the times of recently saved rows."""
+    """The state of a run at *now*, from its journal. `saved_at` has the times of recently saved rows."""
 
     journal: str
-    process: int | None  # the one that has the journal open
+    process: int | None  # the process that has the journal open
     rows: int
     usage: "Usage"
     emulated: bool
@@ -83,24 +82,24 @@ class Run:
 
     @property
     def to_come(self) -> int:
-        """The number of rows that the run has not begun with."""
+        """The number of rows that have not been started."""
         return max(self.rows - sum(self.usage.states.values()) - self.bad, 0)
 
     @property
     def left(self) -> int:
-        """The number of rows that are not over."""
+        """The number of rows that have not ended."""
         return self.to_come + self._count("intent", "unknown", "submitted", "succeeded")
 
     @property
     def rate(self) -> float | None:
-        """Rows saved per second of late, or None where the run does not go on."""
+        """The recent number of rows saved per second, or None if the run is not in progress."""
         if self.process is None or len(self.saved_at) < 2:
             return None
         return (len(self.saved_at) - 1) / max(self.now - min(self.saved_at), 1.0)
 
     @property
     def time_left(self) -> float | None:
-        """The expected seconds until the last row is over, or None."""
+        """The expected seconds until the last row ends, or None."""
         return self.left / self.rate if self.rate else None
 
     def lines(self) -> list[str]:
@@ -181,11 +180,11 @@ async def _read_run(path: str) -> Run:
 
 
 def _runs(process: int) -> bool:
-    """Return whether a process exists: one that was killed could not say that it ended."""
+    """Return whether a process exists. A killed process could not record its end."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # it belongs to another user
         return True
     return True

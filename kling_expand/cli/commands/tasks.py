@@ -39,7 +39,7 @@ async def _get(any_id: str, connection: Connection) -> Task:
 class ListOptions(OptionGroup):
     """The tasks that `list` prints."""
 
-    page: int = option("--page", default=1, show_default=True, metavar="N", help="The page, from 1.")
+    page: int = option("--page", default=1, show_default=True, metavar="N", help="Page number, from 1.")
     page_size: int = option(
         "--page-size", default=30, show_default=True, metavar="N", help="Tasks per page, 1 to 500."
     )
@@ -58,7 +58,7 @@ class ListOptions(OptionGroup):
 def list_tasks(*, chosen: ListOptions, connection: Connection, output: JSONOption) -> None:
     """List tasks, in the service's order (usually newest first).
 
-    One line each: task_id, status, time of creation, units billed, external_task_id.
+    Each line has the task_id, status, time of creation, units billed and external_task_id.
     """
     asyncio.run(_list(chosen, connection, as_json=output.as_json))
 

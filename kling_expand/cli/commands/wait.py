@@ -17,10 +17,9 @@ def wait(
 ) -> None:
     """Wait for tasks, by task_id or external_task_id, and save their results.
 
-    Results keep their original names if the output folder's journal knows the task;
-    otherwise they are named after the task ID. No file is replaced. A task that has
-    ended already is only saved. For a multi-pass picture, only this pass is saved;
-    `kling-expand resume` makes the others.
+    Results keep their original names if the journal in the output directory has the task; otherwise they are
+    named after the task ID. No file is replaced. A task that has already ended is only saved. For a
+    multi-pass picture, only this pass is saved; `kling-expand resume` makes the others.
     """
     _save(ids, output, connection, deadline=limit.deadline)
 
@@ -31,8 +30,8 @@ def wait(
 def download(ids: tuple[str, ...], *, output: OutputOptions, connection: Connection) -> None:
     """Save the results of tasks, by task_id or external_task_id, without waiting.
 
-    The service keeps results for 30 days. A task still running is reported as a
-    failure; use `kling-expand wait` for it.
+    The service keeps results for 30 days. A task that is still running is reported as a failure; use
+    `kling-expand wait` for it.
     """
     _save(ids, output, connection, only_ended=True)
 

@@ -51,12 +51,11 @@ class ListenOptions(OptionGroup):
 def listen(*, server: ListenOptions, output: JSONOption) -> None:
     """Print every callback that is signed with the secret, on any path, until Ctrl-C.
 
-    Any other request gets a 400, and the reason goes to stderr. Without a secret
-    nothing can be verified: every readable callback is printed and marked as
-    unverified.
+    Any other request gets a 400, and the reason is printed to stderr. Without a secret nothing can be
+    verified: every readable callback is printed and marked as unverified.
 
-    The service must reach this machine: pass the public address of a tunnel or a
-    proxy as callback_url.
+    The service must be able to reach this machine: pass the public address of a tunnel or proxy as
+    callback_url.
     """
     secret = webhook_secret()
     secrets = server.secrets or ((secret,) if secret else ())

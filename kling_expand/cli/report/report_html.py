@@ -1,4 +1,4 @@
-"""The HTML page about a journal: one card per job, rendered by one Jinja2 template into one file."""
+"""The HTML page about a journal, with one card per job, rendered from one Jinja2 template."""
 
 import asyncio
 import hashlib
@@ -29,12 +29,12 @@ from kling_expand.store.sqlite import SQLiteStore
 
 from .thumbnails import Thumbnail, Thumbnails
 
-_ANY_SIZE = (1000, 1000)  # of a photo that cannot be read: its place in the canvas does not depend on it
+_ANY_SIZE = (1000, 1000)  # assumed size of an unreadable photo: its place in the canvas does not depend on it
 _ASPECT = re.compile(r"(\d+(?:\.\d+)?)x(\d{1,2}(?:\.\d+)?)")  # in the name of a shape
 _URL_SECRETS = re.compile(r"(://)(?:[^/\s]*@)?([^\s?#)]*)(?:[?#][^\s)]*)?")
 AHEAD = 2 * (os.cpu_count() or 1)  # cards that are made while others are written
 
-# The filter that shows a job, and its state in words.
+# The page's filter for a job, and its state in words.
 STATES = {
     JobState.DONE: ("done", "done"),
     JobState.SUCCEEDED: ("open", "not saved yet"),
@@ -48,10 +48,10 @@ STATES = {
 
 @define
 class Totals:
-    """The sums of all jobs; `durations` are the seconds of the tasks that succeeded.
+    """The totals of all jobs. `durations` are the seconds that the succeeded tasks took.
 
-    The tasks of an `emulated` service are not billed. `checks` holds what `--check` has found, by job.
-    The `title` names the run.
+    The tasks of an `emulated` service are not billed. `checks` holds the findings of `--check` by job.
+    `title` names the run.
     """
 
     title: str = ""
@@ -60,7 +60,7 @@ class Totals:
     usage: Usage = field(factory=Usage)
     durations: list[float] = field(factory=list)
     checks: dict[str, tuple[str, ...]] = field(factory=dict)
-    bad_rows: dict[str, str] = field(factory=dict)  # rows that could not be sent, and why
+    bad_rows: dict[str, str] = field(factory=dict)  # rows that could not be sent, with the reasons
 
     def count(self, job: JobRecord) -> None:
         """Add a job."""
@@ -71,7 +71,7 @@ class Totals:
             self.durations.append(duration)
 
     def kinds(self) -> dict[str, int]:
-        """Return the number of jobs of each kind that has any; those in doubt are not among the done."""
+        """Return the number of jobs of each kind. Suspicious ones do not count as done."""
         suspicious = sum(map(bool, self.checks.values()))
         kinds = {"done": -suspicious, "suspicious": suspicious, "failed": 0, "open": 0}
         for state, number in self.usage.states.items():
@@ -94,7 +94,7 @@ class Totals:
 
 
 def seconds(task: Task | None) -> float | None:
-    """Return how long a successful task took, by the service's clock; None for any other."""
+    """Return the duration of a successful task by the service's clock, or None."""
     if (
         task is None
         or task.status is not Status.SUCCEED
@@ -107,7 +107,7 @@ def seconds(task: Task | None) -> float | None:
 
 @frozen
 class Card:
-    """One job on the page; `place` is the style that puts the photo where it lies in the result."""
+    """One job on the page. `place` is the style that positions the photo within the result."""
 
     name: str
     source: str
@@ -121,7 +121,7 @@ class Card:
     prompt: str | None
     error: str | None
     changed: bool  # whether the photo is no longer the one that was sent
-    suspicions: tuple[str, ...]  # what `--check` has found
+    suspicions: tuple[str, ...]  # the findings of `--check`
     facts: dict[str, str]
 
 
@@ -153,7 +153,7 @@ def make_card(job: JobRecord, thumbnails: Thumbnails, suspicions: tuple[str, ...
 
 
 def _title(source: str, note: Mapping[str, Any]) -> str:
-    """Return the name of a photo, with the folder that the output repeats, and the shape it is to get."""
+    """Return the name of a photo, with its directory in the output and the requested shape."""
     name = stem(source) if "://" in source else PurePath(source).name
     folder = str(next(iter(note.get("names", ())), "")).rpartition("/")[0]
     path = f"{folder}/{name}" if folder else name
@@ -162,7 +162,7 @@ def _title(source: str, note: Mapping[str, Any]) -> str:
 
 
 def _without_query(source: str) -> str:
-    """Return a path, or a URL without what may be a secret in it: the page is sent to others."""
+    """Return a path, or a URL without possible secrets, because the page may be sent to others."""
     if "://" not in source:
         return source
     parts = urlsplit(source)
@@ -170,7 +170,7 @@ def _without_query(source: str) -> str:
 
 
 def _is_changed(job: JobRecord, request: ExpandRequest) -> bool:
-    """Return whether the photo was changed since. Only a file that is newer than its job is read."""
+    """Return whether the photo has changed since. Only a file that is newer than its job is read."""
     with suppress(OSError):
         if job.source is None or Path(job.source).stat().st_mtime <= job.created_at:
             return False
@@ -215,7 +215,7 @@ def _facts(job: JobRecord, request: ExpandRequest, step: Pass | None) -> dict[st
 
 
 def _sizes(canvas: Canvas, before: Thumbnail | None, after: list[Thumbnail]) -> dict[str, str]:
-    """Return the sizes in pixels of the photo, its canvas and the picture, or what is expected of it."""
+    """Return the sizes in pixels of the photo, its canvas and the (expected) picture."""
     sizes: dict[str, str] = {}
     if before:
         sizes["photo"] = f"{before.width}×{before.height}"
@@ -243,7 +243,7 @@ async def _bad_rows(journal: SQLiteStore) -> dict[str, str]:
 
 
 def _title_of_run(journal: Path) -> str:
-    """Return the output folder that the journal lies in, or its own name where the user chose it."""
+    """Return the journal's output directory, or the journal's name if the user chose it."""
     return f"{journal.resolve().parent.name}/" if journal.name.startswith(JOURNAL_PREFIX) else journal.name
 
 
@@ -265,7 +265,7 @@ def render(
     last: int,
     on_card: Callable[[], object],
 ) -> AsyncIterator[str]:
-    """Yield the page in pieces, because it may be larger than memory; it shows the *last* jobs.
+    """Yield the page in pieces, because it may be larger than memory. It shows the *last* jobs.
 
     *on_card* is called after each of them.
     """
@@ -289,7 +289,7 @@ def render(
 async def _cards(
     journal: SQLiteStore, thumbnails: Thumbnails, *, skip: int, on_card: Callable[[], object]
 ) -> AsyncIterator[Card]:
-    """Make the cards on several threads, as Pillow works beside Python, and yield them in order."""
+    """Make the cards on several threads, as Pillow releases the GIL, and yield them in order."""
     number, cards = 0, deque[asyncio.Task[Card]]()
     findings = await journal.findings()
     async for job in journal.jobs():
@@ -310,5 +310,5 @@ def _asset(name: str) -> Markup:
 
 
 def _without_controls(value: Any) -> Any:
-    """Escape control characters in text of others, such as those that reverse its direction."""
+    """Escape control characters in foreign text, such as those that reverse its direction."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value)

@@ -22,7 +22,7 @@ _ON_PAGE = re.compile(
 class Thumbnail:
     """A small picture as a ``data:`` URI, with the size of the whole picture in pixels.
 
-    `key` changes with the file: its path, its size, its time and the size of the thumbnail.
+    `key` depends on the file's path, size and time, and on the size of the thumbnail.
     """
 
     uri: str
@@ -32,7 +32,7 @@ class Thumbnail:
 
 
 class Thumbnails:
-    """Thumbnails of at most *longest* pixels on each side. Those on the earlier *page* are not made again."""
+    """Thumbnails of at most *longest* pixels on each side. Those on the earlier *page* are reused."""
 
     def __init__(self, longest: int, page: Path | None = None) -> None:
         self._longest = longest
@@ -43,9 +43,9 @@ class Thumbnails:
                 self._known[known.key] = known
 
     def make(self, path: str, *, upright: bool = False) -> Thumbnail | None:
-        """Return the thumbnail of the picture at *path*, or None where none can be read.
+        """Return the thumbnail of the picture at *path*, or None if it cannot be read.
 
-        EXIF orientation is applied only where *upright*: the picture looks as the service sees it.
+        EXIF orientation is applied only if *upright*. Otherwise the picture appears as the service sees it.
         """
         if "://" in path:
             return None

@@ -59,9 +59,9 @@ def test_a_directory_means_all_photos_below_it(tmp_path: Path) -> None:
     assert found(tmp_path).facts() == {"hidden": 1, "other_files": 1}
     assert listed(tmp_path, recursive=False) == [("", "a.png"), ("", "b.JPG")]
     assert list(found(tmp_path, recursive=False).lines()) == [
-        "1 hidden file or folder left out",
+        "1 hidden file or directory left out",
         "1 other file left out (1 .txt)",
-        "1 sub-folder left out; --no-recursive",
+        "1 subdirectory left out; --no-recursive",
     ]
 
 
@@ -102,7 +102,7 @@ def test_results_of_a_journal_are_no_input(tmp_path: Path) -> None:
     result.remove_results({path_key(str(tmp_path / "a-0.png"))})
     assert [Path(photo.path).name for photo in result.photos] == ["a.jpg"]
     assert list(result.lines()) == [
-        "1 result of earlier runs left out; copy one to expand it once more",
+        "1 result of earlier runs left out; copy one to expand it again",
     ]
 
 

@@ -112,7 +112,7 @@ def test_a_terminal_shows_the_live_screen_and_then_the_summary(tmp_path: Path) -
     assert "queued" in shown
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "").splitlines()
     assert "2 rows: 1 saved, 1 failed" in lines
-    assert lines[-1] == "run the same command again to retry what failed or was not sent"
+    assert lines[-1] == "run the same command again to retry the jobs that failed or were not sent"
     assert str(tmp_path / "out" / "coffee") not in shown
 
 
@@ -212,8 +212,8 @@ async def test_a_picture_that_was_given_up_is_no_recovery(
         await asyncio.sleep(0.6)
         progress.add(outcome)
     err = capsys.readouterr().err
-    assert "a picture cannot be fetched yet (HTTP 503), giving up in" in err
-    assert ("answers again" in err) is said
+    assert "a picture cannot be downloaded yet (HTTP 503), giving up in" in err
+    assert ("responding again" in err) is said
 
 
 def test_work_after_the_download_is_shown() -> None:
@@ -302,7 +302,7 @@ def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
     assert re.search(
         r"^no response from 127.0.0.1:\d+ \(\w+( \w+)?\), giving up in 14:5\d$", err, re.MULTILINE
     )
-    assert "the service answers again\n" in err
+    assert "the service is responding again\n" in err
     assert re.search(r"^read of \S+, attempt \d, failed: no response from .*; again in ", err, re.MULTILINE)
 
 

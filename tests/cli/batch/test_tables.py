@@ -50,7 +50,7 @@ def test_too_many_cells_are_a_bad_row_and_too_few_are_blanks(tmp_path: Path) -> 
         ("image,apsect\n", "did you mean aspect?"),
         ("image,frobnicate\n", "the columns are image, aspect"),
         ("picture,up\n", "image .or file, path, photo. must be one of them"),
-        ("image,up,up\n", "two columns called up"),
+        ("image,up,up\n", "two columns named up"),
         ("", "must be one of them"),
         ("photo,file\n", "unknown column 'photo'|two columns"),
         ("# only a comment\n", "must be one of them"),

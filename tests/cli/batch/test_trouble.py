@@ -18,7 +18,7 @@ def described(error: KlingError, route: str = "create", wait: float | None = Non
         (
             DownloadError("HTTP 503"),
             DOWNLOAD,
-            "a picture cannot be fetched yet (HTTP 503), giving up in 1:40",
+            "a picture cannot be downloaded yet (HTTP 503), giving up in 1:40",
         ),
         (
             RateLimited("slow", retry_after=31.0),

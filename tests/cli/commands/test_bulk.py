@@ -44,7 +44,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
             err = process.stderr.read()
             process.stdout.read()
         assert (process.returncode, "Traceback" in err) == (130, False), err
-        assert "nothing is paid twice" in err
+        assert "nothing is paid for twice" in err
         assert "resume with" not in err
         summary_line = re.search(rf"^{ROWS} rows: (\d+) saved, \d+ not finished$", err, re.MULTILINE)
         assert summary_line is not None, err

@@ -419,7 +419,7 @@ class StaticKey:
         return self._api_key
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Return False, because there is no other key."""
+        """Return False, whatever *refused* and *server_time* are: there is no other key."""
         del refused, server_time
         return False
 

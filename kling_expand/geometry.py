@@ -488,7 +488,7 @@ def _too_far(width: float, height: float, aspect: float, least: float, *, passes
 def _nothing(width: float, height: float, aspect: float) -> GeometryError:
     stretch = aspect * height / width
     least = shown(max(stretch, 1 / stretch), ROUND_CEILING)
-    limit = f"must differ from that of the photo of {width}x{height}"
+    limit = f"must not be what the photo of {width}x{height} already has"
     advice = f"use another aspect, or an area above {least} and at most 3"
     return GeometryError("aspect", _named(aspect), limit, advice)
 

@@ -150,7 +150,7 @@ def test_the_least_expansion_to_a_wider_and_a_higher_shape() -> None:
 def test_a_photo_that_has_the_aspect_is_not_paid_for(width: int, height: int, anchor: Anchor) -> None:
     """A photo that has the aspect to within half a pixel is refused with advice."""
     error = refused(lambda: ToAspect((width, height), anchor=anchor).ratios(width, height))
-    assert "must differ" in error.limit
+    assert "already has" in error.limit
     assert "already" in refused(lambda: ToAspect("16:9").ratios(1366, 768)).limit
     assert "already" in refused(lambda: ToAspect("1:1", area=1).ratios(500, 500)).limit
 

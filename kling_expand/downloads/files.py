@@ -349,7 +349,7 @@ def _check(wanted: str, paths: list[Path]) -> None:
     if any(one.parent != other.parent for one, other in zip(paths[:half], paths[half:], strict=True)):
         raise refuse("{ext} must be in the file's name, not in a directory's")
     if len({_normalized(path) for path in paths[:half]}) < half:
-        raise refuse(f"{half // 2} images would have the same name; add {{index}}")
+        raise refuse(f"{half // 2} images would share one name; add {{index}}")
 
 
 def _normalized(path: Path) -> str:

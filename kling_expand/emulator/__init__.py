@@ -1,7 +1,7 @@
 """A local emulator of the image expansion service.
 
-Start it with `async with Emulator()` or `python -m kling_expand.emulator`. Of the
-SDK it imports only the check of its extra, so the two can agree only through the documented wire format.
+Start it with `async with Emulator()` or `python -m kling_expand.emulator`. It imports nothing from the SDK
+but the check of its extra, so the two share only the documented wire format.
 """
 
 from typing import TYPE_CHECKING, Any

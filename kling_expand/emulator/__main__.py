@@ -14,14 +14,14 @@ from .settings import check, flag, options
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """A formatter whose help starts with "Usage:", as that of the other commands does."""
+    """A formatter whose help starts with "Usage:", like that of the other commands."""
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = "Usage: ") -> None:
         super().add_usage(usage, actions, groups, prefix)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as those of the other commands are."""
+    """A parser whose errors are one line, like those of the other commands."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"Error: {message}; see {self.prog} --help\n")
@@ -68,7 +68,7 @@ async def serve(settings: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m kling_expand.emulator") -> int:
-    """Return exit code 0 after a graceful stop, or 2 with one line on stderr when it cannot start."""
+    """Return exit code 0 after a graceful stop, or 2 with one line on stderr if it cannot start."""
     settings = vars(parser(prog).parse_args(argv))
     try:
         for option in options():

@@ -1,4 +1,4 @@
-"""`Emulator`: the HTTP server with everything behind it, started and stopped as a context manager."""
+"""The emulator as a context manager: the HTTP server with everything behind it."""
 
 import logging
 import random
@@ -63,7 +63,7 @@ class Emulator(Settings):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop the service; running requests get a second to finish."""
+        """Stop the service. Running requests get a second to finish."""
         await self._stop()
 
     async def _start(self) -> None:
@@ -89,7 +89,7 @@ class Emulator(Settings):
 
     @asynccontextmanager
     async def unreachable(self) -> AsyncIterator[None]:
-        """Refuse and cut all connections inside the block, while tasks go on.
+        """Refuse and cut all connections inside the block, while tasks continue.
 
         Raises:
             RuntimeError: if the emulator is not running.
@@ -135,7 +135,7 @@ class Emulator(Settings):
         return self.service.faults
 
     def advance(self, seconds: float) -> None:
-        """Move the emulator's clock forward; the validity of tokens does not change.
+        """Move the emulator's clock forward. The validity of tokens does not change.
 
         Raises:
             ValueError: if *seconds* is negative or not finite.
@@ -144,7 +144,7 @@ class Emulator(Settings):
         self.service.advance(seconds)
 
     async def painted(self) -> None:
-        """Wait until no picture is being fetched or painted; after that the clock alone ends tasks."""
+        """Wait until no picture is being fetched or painted. After that only the clock ends tasks."""
         await self.service.renderer.idle()
 
     def _app(self, service: Service) -> web.Application:
@@ -162,7 +162,7 @@ class Emulator(Settings):
         return web.json_response(document(self, self.url))
 
     async def _add_headers(self, _: web.Request, response: web.StreamResponse) -> None:
-        """Mark every response as the emulator's, so that it cannot be taken for the vendor's."""
+        """Mark every response as the emulator's, so that it cannot be mistaken for the vendor's."""
         response.headers["Server"] = "kling-expand-emulator"
         response.headers.setdefault("X-Engine", self.engine)
 

@@ -50,7 +50,7 @@ class Service:
         self.renderer: Renderer = Renderer(settings, self.store, self.clock, self.account)
 
     def start(self, origin: str) -> None:
-        """Resume the tasks of the state file; *origin* is the URL under which pictures are found."""
+        """Resume the tasks of the state file. *origin* is the base of picture URLs."""
         self.origin = origin
         now = self.clock.now()
         for task in self.store.tasks():
@@ -61,7 +61,7 @@ class Service:
                 self._activate(task)
 
     def settle(self) -> None:
-        """Bring the account up to date, and delete what has expired from the state file."""
+        """Bring the account up to date, and delete expired tasks from the state file."""
         self.account.settle(self.clock.now())
         for task_id, digest in self.account.expired:
             self.store.delete(task_id, digest)
@@ -173,7 +173,7 @@ class Service:
         return found
 
     async def picture(self, task_id: str, index: int, *, watermark: bool) -> tuple[bytes, str] | None:
-        """Return PNG bytes and the engine's name, or None when there is no such picture now."""
+        """Return PNG bytes and the engine's name, or None if there is no such picture at present."""
         now = self.clock.now()
         self.settle()
         task = self.account.tasks.get(task_id)
@@ -184,7 +184,7 @@ class Service:
         return (data, task.engine) if data else None
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward; the offset is kept in the state file.
+        """Move the clock forward. The offset is kept in the state file.
 
         Raises:
             ValueError: if *seconds* is negative or not finite.
@@ -194,6 +194,6 @@ class Service:
         self.changes.notify()
 
     async def aclose(self) -> None:
-        """Stop painting and write what is pending."""
+        """Stop painting and write pending changes."""
         await self.renderer.aclose()
         await self.store.aclose()

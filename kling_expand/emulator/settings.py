@@ -24,7 +24,7 @@ def _option(
     choices: tuple[Any, ...] = (),
     parser: Callable[[Any], object] | None = None,
 ) -> Any:
-    """Return a field with a help text; a *fixed* one cannot change while the emulator runs.
+    """Return a field with a help text. A *fixed* one cannot change while the emulator runs.
 
     *parser* raises ValueError for a value that is not allowed.
     """
@@ -92,8 +92,10 @@ class Settings:
         parser=parse_misregister,
     )
 
-    slots: int = _option(9, "images in flight, the sum of n of all open tasks; above: 429/1303")
-    rate_limit: int = _option(0, "requests per rate limit window; above: 429/1302; 0: no limit")
+    slots: int = _option(
+        9, "limit of images in flight (the sum of n over all open tasks); above it: 429/1303"
+    )
+    rate_limit: int = _option(0, "requests per rate limit window; above it: 429/1302; 0: no limit")
     rate_limit_window: float = _option(1.0, "seconds of the rate limit window")
     retry_after_format: str = _option(
         "seconds", "format of Retry-After in a 429/1302", choices=("seconds", "date", "none")
@@ -102,8 +104,8 @@ class Settings:
         0, "refuse every request with this error code; 0: none", choices=(0, *ACCOUNT_CODES)
     )
     allow_duplicates: bool = _option(False, "accept a used external_task_id again, and bill both tasks")
-    max_open_tasks: int = _option(100_000, "open tasks, whatever their slots; above: 429/1303")
-    max_body_bytes: int = _option(15_000_000, "bytes of a request body; above: 400/1200")
+    max_open_tasks: int = _option(100_000, "limit of open tasks, whatever their slots; above it: 429/1303")
+    max_body_bytes: int = _option(15_000_000, "limit of a request body in bytes; above it: 400/1200")
     retention_seconds: float = _option(
         30 * 86400.0, "seconds for which an ended task and its pictures are kept", fixed=True
     )

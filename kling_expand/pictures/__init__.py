@@ -1,1 +1,1 @@
-"""Work on pictures that needs Pillow (extra `images`)."""
+"""Processing of pictures with Pillow (extra `images`)."""

@@ -1,7 +1,7 @@
 """Composites: the original at its own size inside the generated picture (extra `images`).
 
-The service answers at about a 1K tier, whatever the size of the photo. `composite` enlarges its picture
-to the photo's own scale and puts the photo back, pixel by pixel:
+The service returns pictures of about 1K, whatever the size of the photo. `composite` enlarges such a picture
+to the photo's scale and puts the photo back, pixel by pixel:
 
 ======================  ================================================================================
 photo                   composite
@@ -9,7 +9,7 @@ photo                   composite
 RGB, grey, with alpha   the same mode; the new area is opaque
 16-bit grey             16-bit grey; the new area has the picture's 8 bits scaled up
 16-bit colour           8-bit colour, as Pillow reads it
-palette, CMYK, others   RGB, or RGBA where it is transparent; CMYK by way of its profile
+palette, CMYK, others   RGB, or RGBA if transparent; CMYK is converted by its profile
 rotated by EXIF         upright
 colour profile          kept, and the picture is converted into it; sRGB on request
 EXIF                    kept without orientation and thumbnail, with this package in the software tag
@@ -37,23 +37,23 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the canvas
 
-TILE_PIXELS = 4_000_000  # enlarged at once: their memory comes on top of photo and canvas
+TILE_PIXELS = 4_000_000  # enlarged at once: their memory adds to that of photo and canvas
 SUPPORT = 6  # pixels around a region that Lanczos reads
 DEPTH = 4  # pixels of the picture on each side of the seam that are compared
 FADE = 0.35  # distance at which the correction of colours has faded to 1/e, in the photo's shorter side
-MAX_STEP = 24.0  # levels by which the picture's own step at the seam is corrected at most
+MAX_STEP = 24.0  # levels by which a step at the seam is corrected at most
 
 
 def composite(
     photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios], *, feather: int = 0, srgb: bool = False
 ) -> Any:
-    """Return a PIL image of the canvas at the photo's scale, with the photo's own pixels in their place.
+    """Return a PIL image of the canvas at the photo's scale, with the photo's own pixels in it.
 
     *photo* and *picture* are PIL images, paths or binary files. *ratios* are those of the task, or of each
-    pass in turn where *picture* is the result of the last. They may refer to the photo as stored or turned
-    upright. Inside its box the photo is unchanged, unless *feather* blends so many of its outermost pixels
-    into the picture. With *srgb* the colours are converted to sRGB. The `info` of the result holds the colour
-    profile and the EXIF block to save it with.
+    pass in turn if *picture* is the result of the last pass. They may refer to the photo as stored or as
+    rotated upright. Inside its box the photo is unchanged, unless *feather* blends that many of its outermost
+    pixels into the picture. With *srgb* the colors are converted to sRGB. The `info` of the result has the
+    color profile and the EXIF block for saving it.
 
     Raises:
         PictureMismatch: if the photo was not found in the picture.
@@ -73,10 +73,10 @@ def composite(
 
 
 def matched(scene: Scene) -> tuple[Pixels, int]:
-    """Return the levels of the picture with colours that join the photo, and how far it was continued.
+    """Return the levels of the picture with colors matched to the photo, and how far it was continued.
 
-    Inside the box they are those of the photo. Outside, the difference along the seam is added, and fades
-    with the distance.
+    Inside the box they are those of the photo. Outside, the difference along the seam is added and fades with
+    distance.
     """
     margin = _margin(scene)
     picture = np.pad(
@@ -105,14 +105,14 @@ def matched(scene: Scene) -> tuple[Pixels, int]:
 
 
 def _margin(scene: Scene) -> int:
-    """Return how many pixels of the canvas, and of those Lanczos reads, lie outside the picture."""
+    """Return how many pixels of the canvas, including those that Lanczos reads, are outside the picture."""
     left, top, right, bottom = _region(scene, (0, 0, scene.canvas.width, scene.canvas.height))
     beyond: float = max(-left, -top, right - scene.picture.width, bottom - scene.picture.height, 0)
     return math.ceil(beyond) + SUPPORT
 
 
 def _region(scene: Scene, rectangle: Rectangle) -> Box:
-    """Return where a rectangle of the canvas lies in the picture."""
+    """Return the region of the picture for a rectangle of the canvas."""
     box_left, box_top, box_right, box_bottom = scene.registration.box
     left, top, right, bottom = scene.canvas.box
     scale_x, scale_y = (box_right - box_left) / (right - left), (box_bottom - box_top) / (bottom - top)
@@ -126,24 +126,24 @@ def _region(scene: Scene, rectangle: Rectangle) -> Box:
 
 
 def _outside(at: Floats, length: int) -> Floats:
-    """Return how far positions lie outside [0, length]."""
+    """Return how far positions are outside [0, length]."""
     return np.maximum(np.maximum(-at, at - length), 0)
 
 
 def _pixels_inside(box: Box) -> Rectangle:
-    """Return the pixels whose middle lies in a box."""
+    """Return the pixels whose center is in a box."""
     left, top, right, bottom = box
     return math.ceil(left - 0.5), math.ceil(top - 0.5), math.ceil(right - 0.5), math.ceil(bottom - 0.5)
 
 
 def _put_back(scene: Scene, picture: Pixels, box: Box, inside: Rectangle) -> None:
-    """Replace the pixels of the picture inside the box by those of the photo."""
+    """Replace the pixels of the picture inside the box with those of the photo."""
     from PIL import Image
 
     left, top, right, bottom = box
     x0, y0, x1, y1 = inside
     scale_x, scale_y = scene.small.width / (right - left), scene.small.height / (bottom - top)
-    # The outermost pixels may reach half a pixel out of the photo, which is continued for them.
+    # The outermost pixels may extend half a pixel beyond the photo, which is continued for them.
     padded = np.pad(np.asarray(scene.small), ((1, 1), (1, 1), (0, 0)), mode="edge")
     region = (
         (x0 - left) * scale_x + 1,
@@ -189,7 +189,7 @@ def _shifts(scene: Scene) -> Floats:
 
 
 def _within(region: Box, size: tuple[int, int]) -> Box:
-    """Return a region moved into a picture of *size*, as far as it lies outside."""
+    """Return a region, moved into a picture of *size* if it is partly outside."""
     left, right = max(0.0, region[0]), min(float(size[0]), region[2])
     top, bottom = max(0.0, region[1]), min(float(size[1]), region[3])
     left, right = (left, right) if right > left else (max(0.0, right - 1), max(1.0, right))
@@ -200,8 +200,8 @@ def _within(region: Box, size: tuple[int, int]) -> Box:
 def _shift(photo: Floats, seen: Floats, outer: Floats, *, axis: int) -> Floats:
     """Return the correction along one side of the seam, from strips of equal shape.
 
-    The photo against the picture's version of it is aligned, so it is exact and followed closely. A step
-    inside the picture mixes with its content, so only a wide mean that stands out from the noise counts.
+    The photo and the picture's version of it are aligned, so their difference is exact and followed closely.
+    A step inside the picture mixes with its content, so only a wide mean that exceeds the noise counts.
     """
     inner = _smooth((photo - seen).mean(axis=axis), 20)
     raw = (seen - outer).mean(axis=axis)
@@ -225,7 +225,7 @@ def _smooth(line: Floats, share: int) -> Floats:
 
 @frozen
 class Enlarger:
-    """The picture with matched colours, of which any rectangle of the canvas can be enlarged."""
+    """An enlarger of any rectangle of the canvas, from the picture with matched colors."""
 
     scene: Scene
     source: Any
@@ -309,7 +309,7 @@ def _seams(scene: Scene) -> Iterator[tuple[Rectangle, Rectangle, int]]:
 
 
 def _join(result: Any, enlarged: Enlarger, band: Rectangle, line: Rectangle, axis: int) -> None:
-    """Continue the finest detail of the photo a few pixels outwards, so that no edge shows at the seam."""
+    """Continue the finest detail of the photo a few pixels outwards, so that the seam is invisible."""
     from PIL import Image
 
     mode, limit = result.mode, 65535 if result.mode == "I;16" else 255
@@ -328,7 +328,7 @@ def _join(result: Any, enlarged: Enlarger, band: Rectangle, line: Rectangle, axi
 
 
 def _mask(scene: Scene, feather: int) -> Any:
-    """Return the opacity of the photo: it falls off towards the sides that were expanded."""
+    """Return the opacity of the photo, which decreases towards the expanded sides."""
     from PIL import Image
 
     width, height = scene.photo.size

@@ -1,4 +1,4 @@
-"""Conversion of a picture to another format, and the metadata of a photo; needs Pillow (extra `images`)."""
+"""Conversion of pictures to other formats, and the metadata of photos (extra `images`)."""
 
 import os
 import zlib
@@ -25,7 +25,7 @@ _SEGMENT = 65_500  # bytes of a JPEG's segment, at most
 def convert(content: bytes, picture_format: str, quality: int | None) -> bytes:
     """Return a picture in another format, with its EXIF data and its color profile.
 
-    JPEG has no transparency: what is transparent becomes white. 16 bits become 8 in JPEG and WebP.
+    JPEG has no transparency, so transparent areas become white. 16 bits become 8 in JPEG and WebP.
 
     Raises:
         DownloadError: if the picture cannot be decoded.
@@ -52,7 +52,7 @@ def encode(image: Any, target: Any, picture_format: str, quality: int | None = N
 
 
 def _suited(image: Any, picture_format: str) -> Any:
-    """Return *image* in a mode that the format has."""
+    """Return *image* in a mode that the format supports."""
     if image.mode == "I;16" and picture_format in {"png", "tiff"}:
         return image
     if image.mode.startswith(("I", "F")):  # one channel of more than 8 bits
@@ -74,21 +74,21 @@ def _suited(image: Any, picture_format: str) -> Any:
 
 @frozen
 class Metadata:
-    """The EXIF block of a photo without its orientation, and its color profile; empty where it has none."""
+    """The EXIF block of a photo without its orientation, and its color profile. Either may be empty."""
 
     exif: bytes = b""
     icc_profile: bytes = b""
 
 
 def describe_expanded(exif: Any) -> None:
-    """Change the EXIF data of a photo to those of an expanded picture, which is upright."""
+    """Change the EXIF data of a photo to describe an expanded picture, which is upright."""
     exif.pop(ORIENTATION, None)
     before = str(exif.get(SOFTWARE, "")).strip("\0 ")
     exif[SOFTWARE] = f"{before}; {PRODUCER}" if before else PRODUCER
 
 
 def read_metadata(photo: ImageSource | None) -> Metadata:
-    """Return the date, place, camera and profile of a photo, of which only the beginning is decoded.
+    """Return the date, place, camera and profile of a photo, decoding only its beginning.
 
     Raises:
         InvalidRequest: if the photo is not known, or is at a URL.
@@ -119,9 +119,9 @@ def read_metadata(photo: ImageSource | None) -> Metadata:
 
 
 def insert_metadata(content: bytes, metadata: Metadata) -> bytes:
-    """Return a PNG or JPEG with metadata, where it has none of its own; its pixels are not decoded.
+    """Return a PNG or JPEG with added metadata if it has none. Its pixels are not decoded.
 
-    A picture of another format is returned as it is.
+    A picture of another format is returned unchanged.
     """
     if content.startswith(_PNG):
         known = {kind for kind, _ in _chunks(content)}
@@ -134,7 +134,7 @@ def insert_metadata(content: bytes, metadata: Metadata) -> bytes:
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yield the kind and the place of each chunk of a PNG before its pixels."""
+    """Yield the type and position of each chunk of a PNG before its pixels."""
     at = len(_PNG)
     while at + 8 <= len(content) and content[at + 4 : at + 8] not in {b"IDAT", b"IEND"}:
         yield content[at + 4 : at + 8], at

@@ -21,18 +21,18 @@ QUALITIES = (95, 90, 85)
 
 @frozen
 class Fitted:
-    """The photo to send, and how it differs from the one that was given."""
+    """The photo to send, and its differences from the given one."""
 
     path: str
     changes: tuple[str, ...] = ()
 
 
 def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
-    """Convert the file *photo* and write the result into *folder*; return it unchanged where it can be sent.
+    """Convert the file *photo* and write the result into *folder*. A photo that can be sent is unchanged.
 
-    The result is a PNG where the photo is transparent, and a JPEG otherwise. It is upright, keeps its
-    colour profile, and is scaled down until it has at most 10 MB. With *acceptable* the service accepts
-    the file as it is, so that it is converted only where it is rotated.
+    The result is a PNG if the photo is transparent, and a JPEG otherwise. It is upright, keeps its color
+    profile, and is scaled down until it has at most 10 MB. *acceptable* says that the service accepts the
+    file unchanged, so that it is converted only if it is rotated.
 
     Raises:
         ImageError: if Pillow cannot read the photo.
@@ -46,7 +46,7 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
 
 
 def check_pixels(photo: str) -> None:
-    """Decode the photo, as `fit` would: a file may be damaged where its header is good.
+    """Decode the photo, as `fit` would: a file with a good header may be damaged.
 
     Raises:
         ImageError: if Pillow cannot read the photo.
@@ -72,7 +72,7 @@ def _decoding(photo: str) -> Iterator[Any]:
 
 
 def orientation(image: Any) -> int:
-    """Return the EXIF orientation of a picture; 1 is upright. Formats without one are not read."""
+    """Return the EXIF orientation of a picture, where 1 is upright. Formats without one are not read."""
     if image.format not in {"JPEG", "MPO", "HEIF", "WEBP", "AVIF", "TIFF"}:
         return 1  # for a PNG, `getexif` would decode the whole picture
     turned = image.getexif().get(ORIENTATION, 1)
@@ -80,7 +80,7 @@ def orientation(image: Any) -> int:
 
 
 def upright_size(photo: str) -> tuple[int, int]:
-    """Return width and height of the photo in pixels as it will be sent, upright.
+    """Return the width and height in pixels of the upright photo, as it will be sent.
 
     Raises:
         ImageError: if Pillow cannot read the photo.
@@ -103,7 +103,7 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def can_fit(photo: str) -> bool:
-    """Return whether `fit` would make the photo acceptable; False where Pillow is not installed."""
+    """Return whether `fit` would make the photo acceptable. False if Pillow is not installed."""
     try:
         with open_image(photo) as image:
             shorter, longer = sorted(image.size)
@@ -114,7 +114,7 @@ def can_fit(photo: str) -> bool:
 
 
 def _pillow() -> Any:
-    """Return the module `PIL.Image`, with HEIC where `pillow_heif` is installed."""
+    """Return the module `PIL.Image`, with HEIC support if `pillow_heif` is installed."""
     require("images", "PIL")
     from PIL import Image
 
@@ -126,7 +126,7 @@ def _pillow() -> Any:
 
 
 def open_image(source: Any) -> Any:
-    """Return a path or a binary file as a PIL image without decoding its pixels; an image stays as it is.
+    """Return a path or a binary file as a PIL image without decoding its pixels; an image is unchanged.
 
     Raises:
         ImageError: if Pillow cannot read it.
@@ -150,7 +150,7 @@ def open_image(source: Any) -> Any:
 
 
 def open_picture(source: Any) -> Any:
-    """Return a generated picture as `open_image` does. A small file may hold far more pixels than memory.
+    """Return a generated picture like `open_image`, with a limit on its size in pixels.
 
     Raises:
         ImageError: if Pillow cannot read it, or it has more than `MAX_PICTURE_PIXELS`.
@@ -171,7 +171,7 @@ def _reworked(image: Any, turned: int, target: Path) -> Fitted:
     frames = getattr(image, "n_frames", 1) if was in {"GIF", "WEBP", "PNG", "TIFF", "AVIF"} else 1
     upright = ImageOps.exif_transpose(image)
     plain = _plain(upright)
-    # A colour profile describes the channels it was made for.
+    # A color profile describes the channels that it was made for.
     profile = profile if plain.mode == upright.mode else None
     kind = "PNG" if plain.mode in {"RGBA", "LA"} else "JPEG"
     small, content, quality = _encoded(plain, kind, profile)
@@ -188,7 +188,7 @@ def _reworked(image: Any, turned: int, target: Path) -> Fitted:
 
 
 def _plain(image: Any) -> Any:
-    """Return the picture in a mode that PNG or JPEG can hold and that looks the same."""
+    """Return the picture in a mode that PNG or JPEG supports and that looks the same."""
     if image.mode in {"RGB", "L", "CMYK", "RGBA", "LA"}:
         return image
     if image.mode.startswith("I;16"):
@@ -197,7 +197,7 @@ def _plain(image: Any) -> Any:
 
 
 def _encoded(image: Any, kind: str, profile: bytes | None) -> tuple[Any, bytes, int | None]:
-    """Return the picture, perhaps smaller, its file of at most 10 MB, and the JPEG quality."""
+    """Return the picture, possibly smaller, its file of at most 10 MB, and the JPEG quality."""
     small = image
     while True:
         for quality, content in _files(small, kind, profile):

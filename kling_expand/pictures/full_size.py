@@ -1,4 +1,4 @@
-"""Composites made in a process of their own: the event loop goes on, and a cancelled one ends at once."""
+"""Composites made in a separate process, so that the event loop is free and a cancelled one ends at once."""
 
 import asyncio
 import subprocess
@@ -36,7 +36,7 @@ class CompositeJob:
 
 
 def usual_format(photo: str) -> str:
-    """Return the format in which the composite of a photo is saved: its own, or else PNG.
+    """Return the format in which the composite of a photo is saved: that of the photo if possible, or PNG.
 
     Raises:
         ImageError: if Pillow cannot read the photo.
@@ -50,7 +50,7 @@ def usual_format(photo: str) -> str:
 
 
 async def make(job: CompositeJob) -> None:
-    """Make a composite in another process, and end that process when cancelled.
+    """Make a composite in another process, and end that process if cancelled.
 
     Raises:
         PictureMismatch: if the photo was not found in the picture.
@@ -71,7 +71,7 @@ async def make(job: CompositeJob) -> None:
 
 
 class _Process:
-    """A process that is started and awaited in one thread, and may be killed from another at any time."""
+    """A process that is started and awaited in one thread and may be killed from another at any time."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -79,7 +79,7 @@ class _Process:
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, command: Sequence[str]) -> tuple[int, str, str]:
-        """Return its exit code, output and errors."""
+        """Run the process and return its exit code, output and errors."""
         with self._lock:
             if self._killed:
                 return -1, "", ""
@@ -95,7 +95,7 @@ class _Process:
         return process.returncode, answer, trace
 
     def kill(self) -> None:
-        """End the process, also before it starts."""
+        """End the process, even before it starts."""
         with self._lock:
             self._killed = True
             if self._process is not None:
@@ -121,7 +121,7 @@ def serve(
     format: str,  # noqa: A002 - the field of a job
     quality: int | None,
 ) -> None:
-    """Make one composite in this process; an expected error ends it with code 1 and a line on its output."""
+    """Make one composite in this process. An expected error ends it with code 1 and a line of output."""
     from .composite import composite
     from .fit import open_picture
 

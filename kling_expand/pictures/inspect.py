@@ -5,7 +5,7 @@ check      what is measured                                          unit
 =========  ========================================================  ======================================
 aspect     how much a side differs from what the ratios give         pixels of the picture
 original   the difference of photo and picture, aligned              levels (0 to 255)
-place      how far the original lies from where the ratios put it    pixels of the picture
+place      distance of the original from its place by the ratios     pixels of the picture
 size       how much larger or smaller the original is than it should    share
 sharpness  detail of the original in the picture                     multiple of the photo's
 colors     the mean difference of the channel that differs most      levels
@@ -17,8 +17,9 @@ bands      stripes along or across the new area                      multiple of
 seam       the step at the seam                                      multiple of the steps beside it
 =========  ========================================================  ======================================
 
-A side of the new area is judged by the photo beside it: a white background may go on white. The limits were
-set on pictures of the emulator and on broken ones made from them (`benchmarks.inspect_pictures`).
+A side of the new area is compared with the photo next to it: a white background may continue white. The
+limits were tuned on pictures of the emulator and on broken ones made from them
+(`benchmarks.inspect_pictures`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ BLACK = 10  # levels
 
 @frozen
 class Check:
-    """One measured value, its limit, and what to say when the picture fails it."""
+    """One measured value, its limit, and the message if the picture fails the check."""
 
     name: str
     value: float
@@ -55,7 +56,7 @@ class Check:
 
 @frozen
 class Report:
-    """The checks of one picture; `str` gives a summary of one line."""
+    """The checks of one picture. `str` returns a summary on one line."""
 
     checks: tuple[Check, ...]
 
@@ -66,7 +67,7 @@ class Report:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with the picture; empty where every check passed."""
+        """The problems of the picture, empty if every check passed."""
         return tuple(check.message for check in self.checks if check.failed)
 
     def __str__(self) -> str:
@@ -74,10 +75,10 @@ class Report:
 
 
 def inspect(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Report:
-    """Return how a generated *picture* stands the checks.
+    """Return a report of the checks of a generated *picture*.
 
-    *photo* and *picture* are paths, open files or PIL images, and *ratios* those of the task, or one for
-    each pass. Where the original is not found, what depends on its place is not checked.
+    *photo* and *picture* are paths, open files or PIL images. *ratios* are those of the task, or of each
+    pass. If the original is not found, checks that depend on its position are skipped.
 
     Raises:
         ImageError: if Pillow cannot read one of the images.
@@ -153,7 +154,7 @@ def _detail(levels: Floats) -> float:
 
 @frozen
 class Side:
-    """One side of the new area and the photo beside it; row 0 of both is at the seam."""
+    """One side of the new area and the photo next to it. Row 0 of both is at the seam."""
 
     name: str
     outer: Floats
@@ -161,7 +162,7 @@ class Side:
 
 
 def sides(scene: Scene) -> Iterator[Side]:
-    """Yield the sides that were expanded, as far as they lie beside the photo."""
+    """Yield the expanded sides, as far as they are next to the photo."""
     picture = np.asarray(scene.picture, np.float32)
     height, width = picture.shape[:2]
     left, top, right, bottom = (round(edge) for edge in scene.registration.box)
@@ -214,7 +215,7 @@ def _contrast(levels: Floats) -> float:
 def _mirrored(side: Side) -> float:
     """Correlate the new area with the photo mirrored at the seam.
 
-    Lines that run straight across the seam are alike in both, so what is constant outwards does not count.
+    Lines that run straight across the seam look alike in both, so constant rows are not counted.
     """
     depth = min(len(side.outer), len(side.inner), 160)
     outer, inner = (_band_pass(part[:depth].mean(axis=2))[3:] for part in (side.outer, side.inner))

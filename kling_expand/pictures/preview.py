@@ -15,7 +15,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def upright_size(photo: str, stored: tuple[int, int]) -> tuple[tuple[int, int], bool]:
-    """Return the size of a photo after its EXIF orientation is applied, and whether that turns it."""
+    """Return the size of a photo after its EXIF orientation is applied, and whether that rotates it."""
     from PIL import Image
 
     with Image.open(photo) as image:
@@ -45,7 +45,7 @@ def draw(photo: str, ratios: Ratios, canvas: Canvas, caption: list[str]) -> Any:
 
 
 def opaque(image: Any) -> Any:
-    """Return a PIL image as RGB, on white where it is transparent."""
+    """Return a PIL image as RGB, with white in transparent areas."""
     from PIL import Image
 
     if not image.has_transparency_data:
@@ -71,7 +71,7 @@ def _pixels(canvas: Canvas) -> dict[str, int]:
 
 
 def _band(side: str, canvas: Canvas) -> Box:
-    """Return the part of the new area that lies beside the photo."""
+    """Return the part of the new area next to the photo."""
     left, top, right, bottom = canvas.box
     return {
         "up": (left, 0, right, top),
@@ -82,7 +82,7 @@ def _band(side: str, canvas: Canvas) -> Box:
 
 
 def _label(pen: Any, band: Box, text: str) -> None:
-    """Write *text* into the middle of a band, or nothing where the band is too narrow."""
+    """Write *text* into the middle of a band, or nothing if the band is too narrow."""
     left, top, right, bottom = band
     middle = ((left + right) / 2, (top + bottom) / 2)
     for size in (20, 14, 10):

@@ -1,8 +1,8 @@
-"""Registration: where the original lies inside a generated picture, to a fraction of a pixel.
+"""Registration: the position of the original in a generated picture, to a fraction of a pixel.
 
-The service paints the whole picture anew, at about a 1K tier. So the original may lie a little beside the
-place that the ratios say, and be scaled a little. The model is a box with fractional edges, which is a scale
-and a shift for each axis:
+The service repaints the whole picture at about 1K. So the original may be shifted and scaled a little,
+compared with the ratios. The model is a box with fractional edges, which is a scale and a shift for each
+axis:
 
 1. A normalised cross-correlation over the whole picture, at a coarse size, finds the place.
 2. Gauss-Newton steps on finer and finer sizes move the four edges until the overlap matches best. Brightness
@@ -39,10 +39,10 @@ MAX_DIFFERENCE = 6.0  # levels, of a plain original that matches
 
 @frozen
 class Registration:
-    """Where the original lies in a picture, in the picture's pixels with fractions.
+    """The position of the original in a picture, in fractional pixels of the picture.
 
-    `expected` is the box that the ratios give. `correlation` is 1 where the overlap is the original, and
-    about 0 where it is another picture. `difference` is the mean difference in levels after brightness and
+    `expected` is the box according to the ratios. `correlation` is 1 if the overlap is the original, and
+    about 0 if it is another picture. `difference` is the mean difference in levels after brightness and
     contrast were matched. `contrast` is the standard deviation of the original in levels.
     """
 
@@ -54,13 +54,13 @@ class Registration:
 
     @property
     def offset(self) -> float:
-        """The distance in pixels between the middles of the box and of the expected one."""
+        """The distance in pixels between the centers of the box and of the expected one."""
         left, top, right, bottom = (a - b for a, b in zip(self.box, self.expected, strict=True))
         return math.hypot((left + right) / 2, (top + bottom) / 2)
 
     @property
     def stretch(self) -> float:
-        """How much the size of the box differs from the expected one, as a share, on the worse axis."""
+        """The relative difference in size of the box from the expected one, on the worse axis."""
         pairs = zip(_extent(self.box), _extent(self.expected), strict=True)
         return max(abs(found / expected - 1) for found, expected in pairs)
 
@@ -73,9 +73,9 @@ class Registration:
 
 
 def register(original: Any, picture: Any, canvas: Canvas) -> Registration:
-    """Find *original* in *picture*: two PIL images at about one scale, and the canvas that was asked for.
+    """Find *original* in *picture*, two PIL images at about the same scale. *canvas* is the requested one.
 
-    The box may lie partly outside the picture.
+    The box may be partly outside the picture.
     """
     target = _plane(np.asarray(original.convert("L")))
     margin = math.ceil(MARGIN * max(picture.size))
@@ -114,14 +114,14 @@ def _sampled(plane: Any, size: tuple[int, int], box: Box | None = None) -> Float
 
 
 def _found(target: Any, around: Any, expected: Box, scale: float) -> Box:
-    """Return the box where the original correlates best, or *expected* where no other is clearly better."""
+    """Return the box with the best correlation, or *expected* if no other is clearly better."""
     from PIL import Image
 
     bilinear = Image.Resampling.BILINEAR
     width, height = (max(8, round(scale * side)) for side in _extent(expected))
     small = np.asarray(target.resize((width, height), bilinear))
     step_x, step_y = _extent(expected)[0] / width, _extent(expected)[1] / height
-    # The grid of the search is laid so that the expected place is one of its points.
+    # The grid of the search is aligned so that the expected position is one of its points.
     start_x, start_y = expected[0] % step_x, expected[1] % step_y
     columns, rows = int((around.width - start_x) / step_x), int((around.height - start_y) / step_y)
     region = (start_x, start_y, start_x + columns * step_x, start_y + rows * step_y)
@@ -174,7 +174,7 @@ def _sizes(box: Box) -> Iterator[tuple[int, int]]:
 
 
 def _refined(target: Any, around: Any, box: Box, size: tuple[int, int]) -> Box:
-    """Return the box after the steps at one size; a step that would leave the picture is not taken."""
+    """Return the box after the steps at one size. A step that would leave the picture is not taken."""
     wanted = _sampled(target, size)
     for _ in range(STEPS):
         step = _step(wanted, _sampled(around, size, box))
@@ -209,12 +209,12 @@ def _step(target: Floats, warped: Floats) -> NDArray[np.float64]:
     square[:4, :4] += RIDGE * len(wanted) * np.eye(4)
     square += 1e-6 * len(wanted) * np.eye(6)
     found = np.linalg.solve(square, (weighted @ wanted).astype(np.float64))
-    limit = 2.0  # the slopes say nothing of what lies farther away
+    limit = 2.0  # the slopes contain no information about larger distances
     return np.asarray(np.clip(found[:4] / max(0.2, float(found[4])), -limit, limit))
 
 
 def _fitted(wanted: Floats, given: Floats) -> Floats:
-    """Return *given* with the brightness and contrast that come nearest to *wanted*."""
+    """Return *given* with the brightness and contrast that best match *wanted*."""
     mean, spread = given.mean(), given.std()
     gain = float(np.mean((given - mean) * (wanted - wanted.mean()))) / max(float(spread) ** 2, 1e-3)
     return np.asarray((given - mean) * gain + wanted.mean(), np.float32)

@@ -1,4 +1,4 @@
-"""A photo and its generated picture, brought to one orientation, one colour space and one place."""
+"""A photo and its generated picture, in the same orientation, color space and position."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -29,9 +29,9 @@ TURNED_SIDES = {
 
 @frozen
 class Scene:
-    """A photo, its picture, and how they belong together.
+    """A photo and its picture, and the relation between them.
 
-    `photo` is upright and in one of `PLAIN_MODES`. `picture` is RGB, turned like the photo, in its colour
+    `photo` is upright and in one of `PLAIN_MODES`. `picture` is RGB, rotated like the photo and in its color
     space. `small` is the photo at the picture's scale, in RGB on white. `canvas` has the photo's scale.
     """
 
@@ -45,9 +45,9 @@ class Scene:
 
 
 def prepare(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Scene:
-    """Bring *photo* and *picture* together; both are PIL images, paths or binary files.
+    """Align *photo* and *picture*, which are PIL images, paths or binary files.
 
-    *ratios* are those of a task, or of each pass in turn. They may refer to the photo as stored or turned
+    *ratios* are those of a task, or of each pass in turn. They may refer to the photo as stored or as rotated
     upright by EXIF, whichever matches.
 
     Raises:
@@ -86,7 +86,7 @@ def _turned(image: Any, turned: int) -> Any:
 
 
 def _plain(image: Any) -> tuple[Any, bytes | None]:
-    """Return an image in one of `PLAIN_MODES`, and the colour profile of its values."""
+    """Return an image in one of `PLAIN_MODES`, and the color profile of its values."""
     profile = image.info.get("icc_profile")
     if image.mode in PLAIN_MODES:
         image.load()
@@ -102,7 +102,7 @@ def _plain(image: Any) -> tuple[Any, bytes | None]:
 
 
 def _shrunk(image: Any, size: tuple[int, int]) -> Any:
-    """Return an image at a smaller size as RGB; transparency is laid on white."""
+    """Return an image at a smaller size as RGB, with white in transparent areas."""
     from PIL.Image import Resampling
 
     size = max(1, size[0]), max(1, size[1])
@@ -115,7 +115,7 @@ def _shrunk(image: Any, size: tuple[int, int]) -> Any:
 def _readings(
     upright: Any, profile: bytes | None, seen: Any, passes: Sequence[Ratios], turned: int
 ) -> Iterator[tuple[Any, Canvas]]:
-    """Yield the picture and the canvas in every way in which they may be meant.
+    """Yield all possible interpretations of the picture and the canvas.
 
     The service may or may not apply EXIF, and may or may not respect a colour profile.
     """
@@ -128,7 +128,7 @@ def _readings(
 
 
 def _difference(glance: Any, picture: Any, canvas: Canvas) -> float:
-    """Return how much the photo at a small size differs from the expected part of the picture, in levels."""
+    """Return the difference in levels between the small photo and the expected part of the picture."""
     from PIL.Image import Resampling
     from PIL.ImageChops import difference
     from PIL.ImageStat import Stat
@@ -148,7 +148,7 @@ def _srgb() -> bytes:
 
 
 def _colored(picture: Any, profile: bytes | None) -> Iterator[Any]:
-    """Yield the picture with its values as they are, and converted into the photo's profile."""
+    """Yield the picture with its values unchanged, and converted into the photo's profile."""
     own = picture.info.get("icc_profile")
     if own is None or own == profile:
         yield picture
@@ -159,7 +159,7 @@ def _colored(picture: Any, profile: bytes | None) -> Iterator[Any]:
 
 
 def _converted(image: Any, source: bytes, target: bytes) -> Any:
-    """Return an image converted between two colour profiles, or None where they do not fit it."""
+    """Return an image converted between two color profiles, or None if they do not fit it."""
     from PIL import ImageCms
 
     try:
@@ -170,7 +170,7 @@ def _converted(image: Any, source: bytes, target: bytes) -> Any:
 
 
 def to_srgb(image: Any) -> Any:
-    """Return an image converted to sRGB; one without a profile is returned as it is."""
+    """Return an image converted to sRGB. One without a profile is returned unchanged."""
     profile = image.info.get("icc_profile")
     if profile is None or image.mode not in {"RGB", "RGBA"}:
         return image

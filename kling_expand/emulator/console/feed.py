@@ -1,4 +1,4 @@
-"""The event stream of one console: each update holds what has changed since the update before.
+"""The event stream of one console. Each update has the changes since the previous one.
 
 event: tasks      tasks that are new or have changed, among the newest
 event: removed    ids of tasks that are no longer shown
@@ -23,7 +23,7 @@ _HIDDEN = ("seed", "digest", "ready_at", "image_url", "callback_url")
 
 
 class Feed:
-    """What one console has been sent; `updates` returns the rest."""
+    """The state that one console has received. `updates` returns the changes."""
 
     def __init__(self, service: Service, call_log: CallLog) -> None:
         self._service = service
@@ -33,7 +33,7 @@ class Feed:
         self._now = 0.0
 
     def updates(self) -> Iterator[bytes]:
-        """Yield the server-sent events of one update; the last one is the state."""
+        """Yield the server-sent events of one update. The last one is the state."""
         service = self._service
         self._now = now = service.clock.now()
         service.settle()
@@ -89,7 +89,7 @@ def view(task: Task, now: float) -> dict[str, Any]:
 
 
 def _shortened(planned: dict[str, Any]) -> dict[str, Any]:
-    """Return planned faults with equal ones in a row counted, and long lists cut."""
+    """Return planned faults with equal consecutive ones counted and long lists truncated."""
     rows = [{**next(same), "times": 1 + sum(1 for _ in same)} for _, same in groupby(planned["script"])]
     return {
         "script": rows[:MAX_FAULTS],

@@ -1,4 +1,4 @@
-"""The routes of the console: its page at `/`, its static files, and what only the page uses.
+"""The routes of the console: its page at `/`, its static files, and the page's own API.
 
 GET /_emulator/console                what the page reads once: API key, engine, faults, samples
 GET /_emulator/events                 changes as they happen (server-sent events)
@@ -62,7 +62,7 @@ class Console:
         return _serve(request.match_info["name"])
 
     async def about(self, _: web.Request) -> web.Response:
-        """Return what does not change, with the API key: it is valid for this emulator only."""
+        """Return the constant data, with the API key, which is valid for this emulator only."""
         settings = self.service.settings
         return self.responses.success(
             {
@@ -75,7 +75,7 @@ class Console:
         )
 
     async def call(self, request: web.Request) -> web.Response:
-        """Return one call of the log, or refuse with 1203 when it is no longer there."""
+        """Return one call of the log, or refuse with 1203 if it is no longer there."""
         found = self.call_log.get(int(request.match_info["number"]))
         if found is None:
             raise Refusal(1203)

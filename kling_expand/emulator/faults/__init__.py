@@ -1,1 +1,1 @@
-"""Fault injection: which faults are planned, and how each is carried out."""
+"""Fault injection: the plan of faults and their execution."""

@@ -35,7 +35,7 @@ _ODD_VALUES: Mapping[str, Any] = {
 
 @frozen
 class FaultyCall:
-    """A call that meets a fault. `answer` handles the request with its effect and returns the response."""
+    """A call with a fault. `answer` handles the request with its effect and returns the response."""
 
     request: web.Request
     body: Body
@@ -45,12 +45,12 @@ class FaultyCall:
     run_later: Callable[[Coroutine[Any, Any, object]], None]
 
     def refusal(self) -> Refusal:
-        """Return the error that the fault asks for."""
+        """Return the error that the fault specifies."""
         return Refusal(self.fault.code, self.fault.message, retry_after=self.fault.retry_after)
 
 
 async def inject(call: FaultyCall) -> web.StreamResponse:
-    """Carry out the fault of a call.
+    """Apply the fault of a call.
 
     Raises:
         Refusal: if the fault is an error response.

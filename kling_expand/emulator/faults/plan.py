@@ -1,4 +1,4 @@
-"""Faults and the plan that decides which call meets which fault; `inject` carries them out."""
+"""Faults, and the plan that assigns them to calls. `inject` applies them."""
 
 import random
 from collections import deque
@@ -48,7 +48,7 @@ def _check_kind(kind: object) -> None:
 
 @frozen
 class Fault:
-    """One `kind` of fault (see `KINDS`), which a script plays `times` in a row.
+    """One `kind` of fault (see `KINDS`), which a script applies `times` in a row.
 
     Errors have a `code` and a `message` of the service, and `retry_after` as the text of that header. A
     fault that takes time lasts `seconds`.
@@ -77,7 +77,7 @@ class FaultPlan:
         self._chances: dict[str, list[tuple[float, Fault]]] = {route: [] for route in ROUTES}
 
     def script(self, route: str, *faults: Fault | str) -> None:
-        """Let the next calls of *route* (create, query, list, file) meet these faults, in this order.
+        """Apply these faults to the next calls of *route* (create, query, list, file), in this order.
 
         Raises:
             ValueError: if the route is unknown, or a fault does not fit it.
@@ -86,7 +86,7 @@ class FaultPlan:
         self._scripts[route].extend(step for step in steps for _ in range(step.times))
 
     def for_seconds(self, route: str, fault: Fault | str, duration: float) -> None:
-        """Let every call of *route* meet *fault* for *duration* seconds of the emulator's clock.
+        """Apply *fault* to every call of *route* for *duration* seconds of the emulator's clock.
 
         Raises:
             ValueError: if the route is unknown, the fault does not fit it, or *duration* is negative.
@@ -97,7 +97,7 @@ class FaultPlan:
         self._timed[route].append((self._now() + duration, step))
 
     def chance(self, route: str, fault: Fault | str, probability: float) -> None:
-        """Let every call of *route* meet *fault* with this probability.
+        """Apply *fault* to each call of *route* with this probability.
 
         Raises:
             ValueError: if the route is unknown, the fault does not fit it, or *probability* is not 0 to 1.

@@ -1,4 +1,4 @@
-"""Words in a prompt that trigger failures, so that these need no other set-up."""
+"""Words in a prompt that trigger failures without any other set-up."""
 
 import re
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ _TRIGGER = re.compile(r"emulate-([a-z0-9-]+)")
 
 
 def refuse_if_triggered(prompt: str) -> None:
-    """Refuse a create whose prompt asks for it.
+    """Refuse a create if its prompt has such a word.
 
     Raises:
-        Refusal: if a word asks for it. The code is that of the first such word.
+        Refusal: if the prompt has such a word. The code is that of the first one.
     """
     for name in _TRIGGER.findall(prompt):
         if name.isdecimal() and int(name) in CODES:
@@ -31,5 +31,5 @@ def refuse_if_triggered(prompt: str) -> None:
 
 
 def triggered_failure(prompt: str) -> str:
-    """Return the message of the failure that a prompt asks for, or nothing."""
+    """Return the message of the failure that a prompt triggers, or nothing."""
     return next((FAILURES[name] for name in _TRIGGER.findall(prompt) if name in FAILURES), "")

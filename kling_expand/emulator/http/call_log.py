@@ -1,6 +1,6 @@
 """A log of the last API calls with both bodies, for the console.
 
-It is bounded in calls per route and bytes per body. Pictures are cut out and credentials are masked.
+It is bounded in calls per route and bytes per body. Pictures are removed and credentials are masked.
 """
 
 import json
@@ -43,7 +43,7 @@ class LoggedCall:
     response_body: bytes = field(repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """Return everything but headers and bodies, as JSON."""
+        """Return the call without headers and bodies, as JSON."""
         names = ("number", "route", "method", "path", "task_id", "started_at", "seconds", "status", "fault")
         return {name: getattr(self, name) for name in names}
 
@@ -60,7 +60,7 @@ class LoggedCall:
 
 
 class CallLog:
-    """The last calls, numbered in the order of their ends."""
+    """The latest calls, numbered in the order of their ends."""
 
     def __init__(self, changes: ChangeSignal) -> None:
         self._changes = changes
@@ -78,7 +78,7 @@ class CallLog:
         started_at: float,
         seconds: float,
     ) -> None:
-        """Add a call, and drop the oldest of its route when there are too many."""
+        """Add a call, and drop the oldest of its route if there are too many."""
         cut = request.transport is None or request.transport.is_closing()
         shown = b"" if cut else _response_body(response)
         self._calls[route].append(
@@ -105,7 +105,7 @@ class CallLog:
         return sorted((call for call in self._all() if call.number > number), key=lambda call: call.number)
 
     def get(self, number: int) -> LoggedCall | None:
-        """Return the call of this number, or None when it is no longer in the log."""
+        """Return the call with this number, or None if it is no longer in the log."""
         return next((call for call in self._all() if call.number == number), None)
 
     def _all(self) -> Iterator[LoggedCall]:
@@ -114,7 +114,7 @@ class CallLog:
 
 
 def shortened(body: bytes) -> bytes:
-    """Return a body without its picture, cut at MAX_BODY bytes."""
+    """Return a body without its picture, truncated to MAX_BODY bytes."""
     found = _IMAGE_FIELD.search(body)
     if found:
         start = found.end()

@@ -1,6 +1,6 @@
-"""The control routes, which steer an emulator from another process. They are no part of the service.
+"""The control routes, which control an emulator from another process. The real service has none.
 
-They take and return JSON and need no credentials:
+They accept and return JSON and need no credentials:
 
     GET    /_emulator                 settings, account, time, planned faults
     GET    /_emulator/tasks           every task with its request
@@ -62,7 +62,7 @@ class Control:
         )
 
     async def tasks(self, _: web.Request) -> web.Response:
-        """Return every task that is kept, oldest first."""
+        """Return every task that has not expired, oldest first."""
         self.service.settle()
         return self.responses.success([self._task(task) for task in self.service.account.tasks.values()])
 
@@ -107,7 +107,7 @@ class Control:
         probability, duration = body.pop("probability", None), body.pop("duration", None)
         if script is not None:
             if body or probability is not None or duration is not None or not isinstance(script, list):
-                raise ValueError("script must be a list, with no other field than route beside it")
+                raise ValueError("script must be a list, with route as the only other field")
             faults.script(route, *(parse_fault(step) for step in script))
         elif probability is not None and duration is not None:
             raise ValueError("give either probability or duration, got both")

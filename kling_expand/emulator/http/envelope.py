@@ -25,7 +25,7 @@ class Body:
         self._data: bytes | None = None
 
     async def read(self) -> bytes:
-        """Return the whole body, also when called again.
+        """Return the whole body. It may be called again.
 
         Raises:
             Refusal: if the body is too long or incomplete (code 1200).
@@ -43,7 +43,7 @@ class Body:
 
     @property
     def received(self) -> bytes:
-        """The body if it was read, else nothing."""
+        """The body if it was read, or nothing."""
         return self._data or b""
 
     async def _receive(self) -> bytes:
@@ -74,7 +74,7 @@ class Responses:
         )
 
     def refusal(self, refusal: Refusal) -> web.Response:
-        """Return an error response. It has no `data`: some clients take that field for success."""
+        """Return an error response. It has no `data`, because some clients take that field for success."""
         self.refusals[refusal.code] += 1
         body = {"code": refusal.code, "message": refusal.message, "request_id": self._request_id()}
         response = self._json(refusal.status, body)

@@ -30,7 +30,7 @@ _FILE_NAME = re.compile(r"([0-8])(-watermark)?\.png")
 
 @frozen
 class Handlers:
-    """The handlers. Each request is counted, logged, and may meet a planned fault."""
+    """The handlers. Each request is counted and logged, and may get a planned fault."""
 
     service: Service
     responses: Responses
@@ -93,7 +93,7 @@ class Handlers:
             return self.responses.refusal(refusal)
 
     async def health(self, _: web.Request) -> web.Response:
-        """Say that the emulator is ready, without credentials and uncounted, for containers and scripts."""
+        """Report that the emulator is ready, without credentials or counting, for containers and scripts."""
         return web.json_response({"status": "ok", "open_tasks": self.service.account.open_tasks})
 
     async def create(self, dialect: str, request: web.Request, body: Body) -> web.Response:
@@ -118,7 +118,7 @@ class Handlers:
         return self.responses.success([form.task(task, seen_at) for task in found])
 
     async def download(self, request: web.Request, _: Body) -> web.Response:
-        """Return a picture, whole or a range of it; no credentials are needed."""
+        """Return a picture or a range of it. No credentials are needed."""
         name = _FILE_NAME.fullmatch(request.match_info["name"])
         task_id = request.match_info["task_id"]
         found = await self.service.picture(task_id, int(name[1]), watermark=bool(name[2])) if name else None
@@ -147,7 +147,7 @@ class Handlers:
         return TaskJson(self.service.settings, self.service.settings.public_url or self._origin(request))
 
     def _origin(self, request: web.Request) -> str:
-        """Return the origin that the client called, by the headers of a proxy where they are believed."""
+        """Return the origin that the client called, according to the headers of a trusted proxy, if any."""
         host, scheme = request.headers.get("Host", ""), "http"
         if self.service.settings.forwarded:
             host = request.headers.get("X-Forwarded-Host", host).partition(",")[0].strip()
@@ -157,7 +157,7 @@ class Handlers:
 
 
 def _ranged(request: web.Request, data: bytes) -> web.Response:
-    """Return 200, or 206 or 416 for a single range; HTTP lets a server ignore any other range."""
+    """Return 200, or 206 or 416 for a single range. HTTP lets a server ignore any other range."""
     headers = {"Accept-Ranges": "bytes", "ETag": f'"{zlib.crc32(data):08x}-{len(data)}"'}
     wanted = slice(None)
     if request.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:

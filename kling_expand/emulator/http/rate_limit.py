@@ -1,4 +1,4 @@
-"""A sliding-window rate limit, with `Retry-After` in either form of HTTP."""
+"""A sliding-window rate limit, with `Retry-After` in either HTTP format."""
 
 import math
 from collections import deque
@@ -10,7 +10,7 @@ from .codes import Refusal
 
 
 class RateLimit:
-    """At most `rate_limit` requests in `rate_limit_window` seconds; refused ones are not counted."""
+    """A limit of `rate_limit` requests in `rate_limit_window` seconds. Refused ones are not counted."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -1,9 +1,9 @@
 """Protection of the emulator from web pages of other sites.
 
-A page on another site can send requests to 127.0.0.1 through the user's browser. By changing the address of
-its own name (DNS rebinding) it can even read the responses. `Origin` and `Sec-Fetch-Site` reveal the first,
-`Host` the second. The routes of the service require credentials instead, but the default ones are known to
-everyone: with them `Host` is checked there too.
+A page on another site can send requests to 127.0.0.1 through the user's browser. With DNS rebinding it can
+even read the responses. `Origin` and `Sec-Fetch-Site` reveal the first, `Host` the second. The routes of the
+service require credentials instead. But the default credentials are public, so with them `Host` is checked
+there too.
 """
 
 import ipaddress
@@ -79,7 +79,7 @@ def _local_names(settings: Settings) -> set[str]:
 def _foreign_name(request: web.Request, settings: Settings) -> str:
     """Return an objection unless `Host` names this machine, or the host of `public_url`.
 
-    The port may be that of a proxy or a tunnel. A proxy whose headers are believed may send any name.
+    The port may be that of a proxy or a tunnel. A trusted proxy may send any name.
     """
     given = request.headers.get("Host", "").lower()
     name = _PORT.sub("", given)
@@ -90,9 +90,9 @@ def _foreign_name(request: web.Request, settings: Settings) -> str:
 
 
 def _wrong_host(request: web.Request, settings: Settings) -> str:
-    """Return an objection unless `Host` is a name of this machine with the port listened on, or `public_url`.
+    """Return an objection unless `Host` is this machine with the listening port, or `public_url`.
 
-    A proxy in front of the emulator may send its own name: where its headers are believed, it decides.
+    A trusted proxy in front of the emulator may send its own name.
     """
     sockname = request.transport.get_extra_info("sockname") if request.transport else None
     port = sockname[1] if sockname else 0
@@ -107,7 +107,7 @@ def _wrong_host(request: web.Request, settings: Settings) -> str:
 
 
 def _wrong_origin(request: web.Request, settings: Settings) -> str:
-    """Return an objection when the browser names another origin; other programs send no such header."""
+    """Return an objection if the browser names another origin. Other programs send no such header."""
     site = request.headers.get("Sec-Fetch-Site", "none")
     navigates = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.path == "/"
     if site not in {"none", "same-origin"} and not navigates:
@@ -119,7 +119,7 @@ def _wrong_origin(request: web.Request, settings: Settings) -> str:
 
 
 def _own_origins(request: web.Request, settings: Settings) -> set[str]:
-    """Return the origins of the emulator's own page, to which a proxy may give TLS and another name."""
+    """Return the origins of the emulator's own page. A proxy may add TLS and another name."""
     host = request.headers.get("Host", "")
     own = {f"http://{host}"}
     if settings.public_url:

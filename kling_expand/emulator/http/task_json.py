@@ -16,7 +16,7 @@ DOLLARS_PER_IMAGE = 0.028
 
 @frozen
 class TaskJson:
-    """The JSON form that *settings* ask for; *origin* is where the pictures are found."""
+    """The JSON form that *settings* specify. Picture URLs begin with *origin*."""
 
     settings: Settings
     origin: str
@@ -69,7 +69,7 @@ class TaskJson:
         }
 
     def _images(self, task: Task, now: float) -> list[dict[str, str]]:
-        """Return the images to show: none before a success, or within `images_lag` seconds after it."""
+        """Return the visible images: none before a success or within `images_lag` seconds after it."""
         if task.status_at(now) != "succeed" or now < task.updated_at(now) + self.settings.images_lag:
             return []
         return [self._image(task, index) for index in range(task.n)]

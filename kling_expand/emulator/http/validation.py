@@ -1,7 +1,7 @@
 """Validation of requests: from the bytes of a body to one `CreateRequest`, or the documented refusal.
 
-Source of the rules: the request tables of the two API documents. Clients in use send null for optional fields
-and ints for floats, so both are accepted. Unknown fields are ignored.
+Source of the rules: the request tables of the two API documents. Existing clients send null for optional
+fields and ints for floats, so both are accepted. Unknown fields are ignored.
 """
 
 import base64
@@ -20,7 +20,7 @@ from kling_expand.emulator.painting.image_headers import PictureError, inspect
 from .codes import Refusal
 
 SIDES = ("up", "down", "left", "right")
-MAX_AREA = 3 + 1e-3  # the vendor's helper rounds ratios to four decimals, so it can exceed 3 a little
+MAX_AREA = 3 + 1e-3  # the vendor's helper rounds ratios to four decimals, so it can slightly exceed 3
 MAX_PROMPT_LENGTH = 2500
 MAX_IMAGES = 9
 MAX_IMAGE_BYTES = 10 * 1024 * 1024
@@ -112,7 +112,7 @@ DIALECTS: Mapping[str, Callable[[Mapping[str, Any]], CreateRequest]] = {
 
 
 def is_url(image: str) -> bool:
-    """Return whether an `image` value is a URL; any other value must be Base64."""
+    """Return whether an `image` value is a URL. Any other value must be Base64."""
     return image[:8].lower().startswith(("http://", "https://"))
 
 
@@ -131,7 +131,7 @@ def decode_image(image: str) -> bytes:
 
 
 def check_image(data: bytes) -> None:
-    """Check size, format, sides and aspect from the header of an image; no pixel is decoded.
+    """Check size, format, sides and aspect from the header of an image. No pixel is decoded.
 
     Raises:
         Refusal: if a rule is broken. The code is 1201, and the message names the rule.
@@ -237,7 +237,7 @@ def _check_url(name: str, url: str) -> None:
 
 
 def _number(body: Mapping[str, Any], name: str, *, default: float | None) -> float:
-    """Return a finite number; null counts as absent, which is refused without a default."""
+    """Return a finite number. Null counts as absent, which is refused without a default."""
     value = body.get(name)
     value = default if value is None else value
     if value is None:
@@ -254,7 +254,7 @@ def _number(body: Mapping[str, Any], name: str, *, default: float | None) -> flo
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:
-    """Return a string; null and absent are empty."""
+    """Return a string, which is empty for null and absent values."""
     value = body.get(name)
     if value is None:
         return ""

@@ -1,7 +1,7 @@
-"""The canvas: the size of a result, and the place of the original in it.
+"""The canvas: the size of a result, and the position of the original in it.
 
-The aspect is exact, the size is not: the service scales results to about a "1K tier" in multiples of 32
-pixels. (observed: 640x480 with right 0.5 became 1664x832)
+The aspect is exact, but the size is not: the service scales results to about 1K, in multiples of 32 pixels
+(observed: 640x480 with right 0.5 became 1664x832).
 """
 
 import math
@@ -45,7 +45,7 @@ def fit_canvas(width: int, height: int, ratios: Ratios) -> Canvas:
 
 
 def _span(length: int, before: float, total: float) -> tuple[int, int]:
-    """Return where the original starts and ends on one axis: at least one pixel, within the canvas."""
+    """Return the start and end of the original on one axis: at least one pixel, within the canvas."""
     start = min(round(length * before / total), length - 1)
     return start, max(start + 1, round(length * (before + 1) / total))
 

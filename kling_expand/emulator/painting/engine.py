@@ -1,6 +1,6 @@
 """The protocol of painting engines, and the flat engine for load tests.
 
-An engine gets the original scaled to its box and returns a whole picture. It reads no files and knows no
+An engine receives the original scaled to its box and returns a whole picture. It does not handle files or
 formats. The caller pastes the original over the box, so the pixels painted there do not matter.
 """
 
@@ -13,11 +13,11 @@ from .canvas import Canvas
 
 
 class UnknownEngine(ValueError):
-    """There is no engine of this name; the message says which there are."""
+    """The error for an unknown engine name. The message lists the engines."""
 
 
 class Engine(Protocol):
-    """A callable that paints a canvas around an original; equal seeds give equal pictures."""
+    """A callable that paints a canvas around an original. Equal seeds give equal pictures."""
 
     def __call__(self, original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image:
         """Return the painted canvas."""

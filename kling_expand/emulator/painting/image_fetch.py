@@ -1,8 +1,8 @@
-"""Download of images given by URL: over http(s), within limits, from public addresses.
+"""Downloads of images given by URL: over http(s), within limits, from public addresses.
 
-An address is checked where its socket is made. So it does not matter how a URL writes it (in decimal, in
-octal, as IPv4 within IPv6), nor whether a name leads elsewhere at its second lookup. As on the real service,
-a failed download fails the task later.
+An address is checked when its socket is created. So neither its notation in a URL (decimal, octal, IPv4
+within IPv6) nor a name that resolves differently at its second lookup matters. As on the real service, a
+failed download fails the task later.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ _EMBEDDING = [ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("64:ff9b::/9
 
 
 class FetchError(Exception):
-    """The image could not be downloaded; the message says why."""
+    """The error for an image that could not be downloaded. The message has the reason."""
 
 
 def is_public(host: str) -> bool:
-    """Return whether an address is public. A name passes: `public_connector` checks its addresses."""
+    """Return whether an address is public. A name is accepted: `public_connector` checks its addresses."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -41,7 +41,7 @@ def is_public(host: str) -> bool:
 
 
 def _inner_addresses(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """Return the IPv4 addresses that an IPv6 address stands for: mapped, compatible, 6to4, Teredo, NAT64."""
+    """Return the IPv4 addresses within an IPv6 address: mapped, compatible, 6to4, Teredo, NAT64."""
     last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
     found += [last for network in _EMBEDDING if address in network]
@@ -49,7 +49,7 @@ def _inner_addresses(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Addre
 
 
 def public_connector(allow_private: Callable[[], bool]) -> aiohttp.TCPConnector:
-    """Return a connector that makes sockets to public addresses only, unless *allow_private*."""
+    """Return a connector that connects to public addresses only, unless *allow_private*."""
 
     def make(info: Any) -> socket.socket:
         family, kind, protocol, _, address = info
@@ -73,7 +73,7 @@ def check_url(url: URL, *, allow_private: bool) -> None:
 
 
 async def fetch(url: str, *, timeout: float, allow_private: bool) -> bytes:  # noqa: ASYNC109 - one budget for all redirects
-    """Return the bytes behind a URL, at most MAX_IMAGE_BYTES and a few more.
+    """Return the content of a URL, at most slightly more than MAX_IMAGE_BYTES.
 
     Raises:
         FetchError: if they cannot be downloaded within *timeout* seconds.

@@ -1,6 +1,6 @@
 """Format and size of PNG and JPEG files, read without decoding a pixel.
 
-No memory is allocated by what a header claims, so a small file that claims a billion pixels costs nothing.
+Memory is not allocated according to a header, so a small file that claims a billion pixels costs nothing.
 """
 
 import struct
@@ -19,7 +19,7 @@ _END = b"\xff\xd9"
 
 
 class PictureError(ValueError):
-    """The bytes are not a usable picture; the message says why."""
+    """The error for bytes that are not a usable picture. The message has the reason."""
 
 
 @frozen
@@ -35,7 +35,7 @@ def inspect(image: bytes) -> Header:
     """Return format and size of a picture.
 
     Raises:
-        PictureError: if the format is another one, or the file is broken or incomplete.
+        PictureError: if the format is neither PNG nor JPEG, or the file is broken or incomplete.
     """
     if image.startswith(_PNG):
         header = Header("png", *_png_size(image))
@@ -49,7 +49,7 @@ def inspect(image: bytes) -> Header:
 
 
 def _png_size(image: bytes) -> tuple[int, int]:
-    """Return width and height from IHDR; a complete file has chunks up to IEND."""
+    """Return width and height from IHDR. A complete file has chunks up to IEND."""
     ihdr = image[8:33]
     if len(ihdr) < 25 or ihdr[:8] != b"\0\0\0\rIHDR" or zlib.crc32(ihdr[4:21]) != int.from_bytes(ihdr[21:25]):
         raise PictureError("PNG with a broken header")
@@ -73,7 +73,7 @@ def _png_chunks(image: bytes) -> Iterator[bytes]:
 
 
 def _jpeg_size(image: bytes) -> tuple[int, int]:
-    """Return width and height from the start of frame; a scan and an end marker must follow."""
+    """Return width and height from the start of frame. A scan and an end marker must follow."""
     size: tuple[int, int] | None = None
     for marker, at, length in _jpeg_segments(image):
         if marker in _FRAME_MARKERS and length >= 8:

@@ -1,4 +1,4 @@
-"""The PatchMatch engine: it continues a picture with pieces of itself.
+"""The PatchMatch engine, which continues a picture with pieces of itself.
 
 The search runs on a small canvas, and the result is scaled up and matched to the original. Every pixel has a
 guide: its position in units of the original's sides, mirrored a little way inside for pixels outside. So sky
@@ -16,7 +16,7 @@ from PIL import Image
 from .canvas import Canvas
 from .seams import Floats, Pixels, distance, match_colors, restore_detail, smooth_seam
 
-_LONG_SIDE = 480  # pixels of the small canvas; more doubles the time and adds no visible detail
+_LONG_SIDE = 480  # pixels of the small canvas; more would cost time and add no visible detail
 _HOLE = 60_000  # new pixels of the small canvas; each costs about 25 µs
 _MIRRORED = 0.15  # depth that guides of outside pixels reach, in the original's sides
 _X_WEIGHT = 0.2  # of x against y: pixels beside are a better source than pixels above or below

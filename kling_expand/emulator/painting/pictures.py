@@ -1,9 +1,9 @@
-"""From the bytes of a picture to the bytes of a larger one: decode, paint, paste, watermark, encode.
+"""Expansion of a picture, from bytes to bytes: decode, paint, paste, watermark, encode.
 
-Where the service documents nothing, these rules hold. Pixels are taken as stored, without EXIF orientation,
-in JPEG and PNG alike. An RGB colour profile goes into the result, so that Display P3 stays Display P3.
-Transparency is laid on white, 16 bits become 8, and CMYK becomes RGB without a profile. The first frame of an
-animation is used. Results are PNG.
+These rules cover undocumented behavior. Pixels are taken as stored, without EXIF orientation, in both JPEG
+and PNG. An RGB color profile is kept in the result, so that Display P3 stays Display P3. Transparent areas
+become white, 16 bits become 8, and CMYK becomes RGB without a profile. The first frame of an animation is
+used. Results are PNG.
 """
 
 import io
@@ -131,7 +131,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def watermarked(picture: Image.Image) -> Image.Image:
-    """Return a copy with EMULATOR at the lower right, outlined so that it can be read on any background."""
+    """Return a copy with EMULATOR at the lower right, outlined to be legible on any background."""
     size = max(12, min(picture.size) // 12)
     layer = Image.new("RGBA", picture.size)
     corner = (picture.width - size // 2, picture.height - size // 2)

@@ -1,4 +1,4 @@
-"""The renderer: it fetches the image of a task if needed, paints its pictures, and records the result."""
+"""The renderer, which fetches the image of a task if needed, paints its pictures and records the result."""
 
 import asyncio
 import hashlib
@@ -80,7 +80,7 @@ class Renderer:
         return await self._pool.paint(key, partial(self._store.image, task.digest))
 
     async def picture(self, task: Task, index: int, *, watermark: bool) -> bytes | None:
-        """Return PNG bytes of a ready task, or None when it has no such picture."""
+        """Return PNG bytes of a ready task, or None if it has no such picture."""
         try:
             picture, copy = await self._paint(task, index)
         except PictureError:  # the flat engine paints on download, so it finds a broken image only then

@@ -28,7 +28,7 @@ class PaintingOptions(TypedDict, total=False):
 
 
 class WorkerLost(Exception):
-    """The process ended before it answered."""
+    """The error for a process that ended before it responded."""
 
 
 class Worker:
@@ -63,7 +63,7 @@ class Worker:
         return parts[0], parts[1] if len(parts) > 1 else None
 
     def close(self) -> None:
-        """End the process: kill it while it paints, else close its pipe."""
+        """End the process: kill it if it is painting, or else close its pipe."""
         if self._busy:
             self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -103,7 +103,7 @@ def receive(pipe: IO[bytes] | None) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def main() -> None:
-    """Serve requests until the pipe closes; output of native libraries goes to standard error."""
+    """Serve requests until the pipe closes. Output of native libraries goes to standard error."""
     with os.fdopen(os.dup(1), "wb") as responses:
         os.dup2(2, 1)
         serve(sys.stdin.buffer, responses)

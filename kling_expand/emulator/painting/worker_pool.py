@@ -42,11 +42,11 @@ class WorkerPool:
         self._running: dict[PictureKey, asyncio.Future[Painted]] = {}
 
     async def paint(self, key: PictureKey, original: Callable[[], Awaitable[bytes]]) -> Painted:
-        """Return the picture of *key*; concurrent calls for one key share one painting.
+        """Return the picture of *key*. Concurrent calls for one key share one painting.
 
         Raises:
             PictureError: if it cannot be painted.
-            WorkerLost: if two processes in a row have ended before they answered.
+            WorkerLost: if two processes in a row have ended before they responded.
         """
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -100,7 +100,7 @@ class WorkerPool:
         return worker
 
     async def aclose(self) -> None:
-        """Stop at once and drop what is being painted."""
+        """Stop at once, and discard unfinished pictures."""
         self._closing = True
         for running in list(self._running.values()):
             running.cancel()

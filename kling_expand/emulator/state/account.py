@@ -1,6 +1,6 @@
-"""The account: its tasks, its slots, its counts, and what it would be billed.
+"""The account: its tasks, its slots, its counts and its bill.
 
-Tasks live in memory. `settle` frees the slots of tasks that have ended, bills them, and drops expired ones.
+Tasks are in memory. `settle` releases the slots of ended tasks, bills them, and drops expired tasks.
 """
 
 import heapq
@@ -64,7 +64,7 @@ class Account:
         }
 
     def new_id(self, now: float, *, text: bool = False) -> str:
-        """Return a new task id: 18 digits that grow from id to id, or *text* of 22 characters."""
+        """Return a new task id: 18 increasing digits, or *text* of 22 characters."""
         number = 10**17 + int(now * 1000) % (9 * 10**12) * 10**5
         task_id = ""
         while not task_id or task_id in self.tasks:  # after a restart the number of a text id is not known
@@ -88,7 +88,7 @@ class Account:
         self.changes.notify()
 
     def withdraw(self, task: Task) -> None:
-        """Forget a new task whose create has failed."""
+        """Remove a new task whose create has failed."""
         self._drop(self.tasks.pop(task.task_id))
         self._open.discard(task.task_id)
         self.used_slots -= task.n
@@ -110,7 +110,7 @@ class Account:
             heapq.heappush(self._ending, (task.ended_at, task.task_id))
 
     def settle(self, now: float) -> None:
-        """Free the slots of tasks that have ended by *now*, bill them, and drop expired tasks."""
+        """Release the slots of tasks that have ended by *now*, bill them, and drop expired tasks."""
         while self._ending and self._ending[0][0] <= now:
             ended_at, task_id = heapq.heappop(self._ending)
             if task_id in self.tasks:

@@ -12,7 +12,7 @@ class BackgroundTasks:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Start a coroutine; the event loop reports an exception that it raises."""
+        """Start a coroutine. The event loop reports an exception that it raises."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,7 +1,7 @@
 """Callbacks: one signed POST to a task's `callback_url` for each of its statuses.
 
-Private addresses are called only with `allow_private`, as images are fetched. No redirect is followed. The
-signature follows Standard Webhooks: HMAC-SHA256 over `{id}.{timestamp}.{body}`, in Base64.
+Like images, private addresses are used only with `allow_private`. No redirect is followed. The signature
+follows Standard Webhooks: HMAC-SHA256 over `{id}.{timestamp}.{body}`, in Base64.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ SECRET_PREFIX = "whsec_"  # noqa: S105 - the documented prefix of secrets
 
 @frozen
 class Message:
-    """The callback for one status of a task. Each delivery of it has the same id."""
+    """The callback for one status of a task. All its deliveries have the same id."""
 
     url: str
     message_id: str
@@ -39,7 +39,7 @@ class Message:
 
 
 class Callbacks:
-    """The sender of callbacks; `aclose` drops those not delivered yet."""
+    """The sender of callbacks. `aclose` drops those that are not delivered yet."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -64,7 +64,7 @@ class Callbacks:
         await self._send(messages)
 
     async def _messages(self, task: Task) -> AsyncIterator[Message]:
-        """Yield the message of each status when it begins; a status of no duration has none."""
+        """Yield the message of each status when it begins. A status without a duration has none."""
         clock = self._service.clock
         if task.starts_at > task.created_at:
             yield self._message(task, task.created_at)

@@ -15,7 +15,7 @@ class Clock:
         self.offset: float = offset
 
     def source_now(self) -> float:
-        """Return the source's time. Tokens are checked against it: clients do not know the offset."""
+        """Return the source's time. Tokens are checked against it, because clients do not know the offset."""
         return self._source()
 
     def now(self) -> float:
@@ -26,7 +26,7 @@ class Clock:
         """Move the clock forward and wake everything that waits in `sleep_until`.
 
         Raises:
-            ValueError: if *seconds* is negative or not finite; tasks that have ended must stay so.
+            ValueError: if *seconds* is negative or not finite. Otherwise ended tasks could become open again.
         """
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"seconds must be a finite number of at least 0, got {seconds}")
@@ -34,7 +34,7 @@ class Clock:
         self._moved.notify()
 
     async def sleep_until(self, moment: float) -> None:
-        """Wait until the clock shows *moment*, by passing time or by `advance`."""
+        """Wait until the clock reaches *moment*, as time passes or through `advance`."""
         while (left := moment - self.now()) > 0:
             moved = self._moved.next
             try:

@@ -1,4 +1,4 @@
-"""Lists of tasks: pages, and an order and completeness as the settings ask for."""
+"""Lists of tasks: pages, with the order and completeness that the settings specify."""
 
 import random
 import re
@@ -15,7 +15,7 @@ from .tasks import Task
 
 @frozen
 class Page:
-    """A page: `number` is 1 to 1000, `size` is 1 to 500."""
+    """A page. `number` is 1 to 1000, and `size` is 1 to 500."""
 
     number: int
     size: int
@@ -71,7 +71,7 @@ def _with_foreign(tasks: Iterable[Task], every: int) -> Iterator[Task]:
 
 
 def _foreign(task: Task) -> Task:
-    """Return a task that another program of the account could have made at the same time."""
+    """Return a task that another program of the account could have created at the same time."""
     # The ids of one millisecond are less than 50,000 apart.
     task_id = str(int(task.task_id) + 50_000) if task.task_id.isdecimal() else task.task_id[::-1]
     return evolve(task, task_id=task_id, external_task_id="", prompt="", callback_url="", n=1)

@@ -1,8 +1,8 @@
 """The SQLite database of tasks and uploaded images, committed before a response is sent.
 
-Without a file it is a temporary database of SQLite, which keeps many uploads out of memory. Writes made
-during a commit go together into the next one, so many creates share one fsync. The file belongs to one
-emulator while it runs, and gets smaller when tasks expire.
+Without a file it is a temporary SQLite database, which keeps many uploads out of memory. Writes during a
+commit are combined in the next one, so many creates share one fsync. The file belongs to one emulator while
+it runs, and shrinks when tasks expire.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Store:
         self._commit_task: asyncio.Task[None] | None = None
 
     def _prepare(self) -> None:
-        """Lock the file for as long as it is open, and create its tables."""
+        """Lock the file while it is open, and create its tables."""
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._database.execute("PRAGMA auto_vacuum = FULL")  # of a new file
         self._database.execute("PRAGMA journal_mode = WAL" if self._durable else "PRAGMA journal_mode = OFF")
@@ -73,7 +73,7 @@ class Store:
         self._write("INSERT OR REPLACE INTO tasks VALUES (?, ?)", task.task_id, dump_task(task))
 
     def put_image(self, digest: str, data: bytes) -> None:
-        """Write an uploaded image, unless it is there already."""
+        """Write an uploaded image, unless it is already stored."""
         if digest not in self._digests:
             self._digests.add(digest)
             self._write("INSERT OR REPLACE INTO images VALUES (?, ?)", digest, data)
@@ -134,10 +134,10 @@ class Store:
         self._database.execute("COMMIT")
 
     async def aclose(self) -> None:
-        """Write what is pending and close the database; what cannot be written is logged."""
+        """Write pending changes and close the database. A failure is logged."""
         try:
             await self.flush()
         except sqlite3.Error as error:
-            _log.warning("the last changes of the state are not written: %s", error)
+            _log.warning("the last changes of the state could not be written: %s", error)
         self._thread.shutdown()
         self._database.close()

@@ -1,4 +1,4 @@
-"""A task and its status, which is a function of time: no timer changes it.
+"""A task and its status, which is a function of time and is not changed by a timer.
 
 created_at ──queue──> starts_at ──work──> due_at
 submitted             processing          succeed | failed     (later, when painting ends after due_at)
@@ -41,7 +41,7 @@ class Task:
 
     @property
     def ended_at(self) -> float | None:
-        """When it succeeds or fails; None while it is being painted."""
+        """The time at which it succeeds or fails, or None while it is being painted."""
         return None if self.ready_at is None else max(self.due_at, self.ready_at)
 
     def status_at(self, now: float) -> str:
@@ -53,7 +53,7 @@ class Task:
         return "failed" if self.failure else "succeed"
 
     def updated_at(self, now: float) -> float:
-        """Return when the status at *now* began."""
+        """Return the time at which the status at *now* began."""
         if now < self.starts_at:
             return self.created_at
         return self.starts_at if self.ended_at is None or now < self.ended_at else self.ended_at
@@ -64,7 +64,7 @@ class Task:
 
 
 def text_id(number: int) -> str:
-    """Return a task id of 22 characters, as older accounts have them; equal numbers give equal ids."""
+    """Return a task id of 22 characters, like those of older accounts. Equal numbers give equal ids."""
     return urlsafe_b64encode(number.to_bytes(16, "little")).decode().rstrip("=")
 
 
@@ -74,7 +74,7 @@ def dump_task(task: Task) -> str:
 
 
 def load_task(text: str) -> Task:
-    """Return the task that `dump_task` wrote."""
+    """Return the task that `dump_task` has written."""
     fields: dict[str, Any] = json.loads(text)
     up, down, left, right = fields.pop("ratios")
     return Task(ratios=(up, down, left, right), **fields)

@@ -215,7 +215,7 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
         return self._inner.files
 
     def saved_at(self, target: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Return the paths of `files` if they lie where `save` with this *target* puts them, else ``()``.
+        """Return the paths of `files` if they are those of a `save` with this *target*, or else ``()``.
 
         Raises:
             InvalidRequest: if *target* is invalid.

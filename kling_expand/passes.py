@@ -237,7 +237,7 @@ class Passes:
 
 
 def _location(image: str | os.PathLike[str]) -> str:
-    """Return where a photo is, for another process: its absolute path, or its URL."""
+    """Return the location of a photo for another process: its absolute path or its URL."""
     place = os.fspath(image)
     return place if "://" in place else os.path.abspath(place)  # noqa: PTH100 - links stay as they were given
 

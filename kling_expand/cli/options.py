@@ -361,7 +361,7 @@ class GeometryOptions(OptionGroup):
         """Return the geometry that the options define.
 
         Raises:
-            click.UsageError: none or several ways are given, or an option lacks the one it refines.
+            click.UsageError: if no way or several are given, or an option lacks the one that it refines.
             GeometryError: if a value is out of range.
         """
         self.require_one_way("--aspect")

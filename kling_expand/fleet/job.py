@@ -170,7 +170,7 @@ async def execute(
 
 
 async def _result(payload: Payload, request: ExpandRequest, runner: "_Runner") -> ExpandResult:
-    """Return the result of the job's task, which is created if there is none, or that of its last pass."""
+    """Return the result of the job's task or last pass, and create the task if there is none."""
     if payload.get("passes", 1) != 1:
         from .passes import run_passes  # imported here, as few jobs need it
 
@@ -187,7 +187,7 @@ async def _result(payload: Payload, request: ExpandRequest, runner: "_Runner") -
 
 @attrs.define
 class _Runner:
-    """Runs the tasks of one job. `paid` is the result of its last pass so far, where it has several."""
+    """A runner of the tasks of one job. `paid` is the result of its last finished pass, if it has several."""
 
     context: WorkerContext
     history: History
@@ -202,7 +202,7 @@ class _Runner:
         """Return the result of a known job without its photo and permits, or None if it has no task."""
         try:
             result = await self.context.client.resume_job(known, priority=self.priority)
-        except NotSubmitted:  # its create was lost, and its photo is not in the store
+        except NotSubmitted:  # its create was lost, and the store does not have its photo
             return None
         # The end must be in the store before the queue deletes the job, or it would still count.
         await self.store.observe(_external_task_id(result), result.task)
@@ -252,7 +252,7 @@ async def _known(request: ExpandRequest, store: PostgresStore) -> JobRecord | No
 
 
 def _failure(key: str, error: Exception, attempts: int, earlier: ExpandResult | None = None) -> JobOutcome:
-    """Return the outcome of a job that ended by *error* after an *earlier* pass, or raise `RetryLater`."""
+    """Return the outcome of a job that ended with *error* after an *earlier* pass, or raise `RetryLater`."""
     delay = retry_delay(error, attempts)
     if delay is not None:
         logger.info("job %s is retried in %g seconds: %s", key, delay, error)
@@ -262,7 +262,7 @@ def _failure(key: str, error: Exception, attempts: int, earlier: ExpandResult | 
     reason, units = f"{type(error).__name__}: {error}", None
     if earlier is not None:
         units = _units(earlier)
-        reason += f"; an earlier pass is paid as task {earlier.task_id}, and a new submission continues it"
+        reason += f"; an earlier pass is paid for (task {earlier.task_id}), and a new submission continues it"
         if task_id is None:
             task_id, external_task_id = earlier.task_id, earlier.external_task_id
     status = "failed" if isinstance(error, TaskFailed) or task_id is not None else "refused"
@@ -339,7 +339,7 @@ def _succeeded(key: str, result: ExpandResult, files: tuple[str, ...]) -> JobOut
 
 
 def _units(result: ExpandResult) -> int | float | None:
-    """Return what the task of a result and those of earlier passes cost, None where one did not report it."""
+    """Return the cost of a result and its earlier passes in units, or None if one is not known."""
     units: Any = result.task.units
     if result.earlier is None or units is None:
         return cast("int | float | None", units)

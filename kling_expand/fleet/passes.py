@@ -1,24 +1,24 @@
-"""Fleet jobs of several passes: each pass is a job of the store, under the one key of the fleet's job.
+"""Fleet jobs of several passes. Each pass is a job of the store, under the key of the fleet's job.
 
-Everything of a job hangs on its key: its place in the queue, permits, deaths, cancellation and outcome. The
-store distinguishes jobs of one key by what they ask for, and each pass asks for something else: it has a
-record, an external id, a create and a price of its own. So every statement about a job also holds for the
-pass under way: its task is followed without permit, counts against the limit and keeps the job from being
-cancelled. The step from one pass to the next needs no statement either. Wherever a worker dies, the newest
-record under the key says which pass is next:
+A job's place in the queue, permits, deaths, cancellation and outcome all depend on its key. The store
+distinguishes jobs with the same key by their parameters, which differ for each pass. So each pass has its own
+record, external id, create and price. All statements about a job also work for its current pass: its task is
+followed without a permit, counts against the limit and prevents a cancellation. The step from one pass to the
+next needs no statement either. Whenever a worker dies, the newest record under the key shows which pass is
+next:
 
 =======================  =====================================================================================
 newest record            what the next worker does
 =======================  =====================================================================================
 none                     plans the passes for the size of the photo, and runs the first
 pass n, may be sent      follows or looks up its task, without the photo and without a permit
-pass n, not sent         runs pass n on the result of the pass before
+pass n, not sent         runs pass n on the result of the previous pass
 pass n, failed           runs pass n once more as a new attempt, as a failed task costs nothing
 pass n, succeeded        runs pass n + 1 on its result, or ends the job
 =======================  =====================================================================================
 
-The note of each record holds the payload of its job, so a record of another request under the same key is
-not continued. As the first pass is made under the key of its job, two jobs do not share one.
+The note of each record holds the payload of its job, so a record of another request under the same key is not
+continued. The first pass has the key of its job, so two jobs never share one.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -35,7 +35,7 @@ from kling_expand.store.base import JobRecord, JobState, JobStore
 
 
 class Runner(Protocol):
-    """What passes need of a worker: its store, and the two ways to the result of a task."""
+    """The parts of a worker that passes use: its store, and two ways to the result of a task."""
 
     @property
     def store(self) -> JobStore:
@@ -57,13 +57,13 @@ async def run_passes(
     runner: Runner,
     load: Callable[[ExpandRequest], Awaitable[ExpandRequest]],
 ) -> AsyncGenerator[ExpandResult, None]:
-    """Yield the result of each pass, with those before it as `earlier`; none where one pass is enough.
+    """Yield the result of each pass, with the previous ones as `earlier`; nothing if one pass is enough.
 
-    *payload* is that of the job in the queue, *request* is made of it, and *load* reads its photo.
+    *payload* is that of the job in the queue, *request* was made from it, and *load* reads its photo.
 
     Raises:
-        InvalidRequest: if the payload's number of passes is not possible.
-        KlingError: if a pass fails, or the result of the one before cannot be read.
+        InvalidRequest: if the payload's number of passes is invalid.
+        KlingError: if a pass fails, or the result of the previous one cannot be read.
     """
     check(passes=payload["passes"])
     newest = await runner.store.find(str(request.key))
@@ -86,7 +86,7 @@ async def run_passes(
 
 
 def _step_of(newest: JobRecord | None, payload: Mapping[str, Any], request: ExpandRequest) -> Pass | None:
-    """Return the pass of a record, or None where it is none of this job."""
+    """Return the pass of a record, or None if it does not belong to this job."""
     if newest is None or newest.note.get("job") != payload:
         return None
     step = pass_of(newest)
@@ -98,13 +98,13 @@ async def _first(
     request: ExpandRequest,
     load: Callable[[ExpandRequest], Awaitable[ExpandRequest]],
 ) -> Pass | None:
-    """Return the first of several passes, or None where one is enough or the photo's size is not known."""
+    """Return the first of several passes, or None if one is enough or the photo's size is not known."""
     try:
         loaded = await load(request)
         if "://" in str(request.image) and loaded is request:
             return None  # at a URL, which only the service reads
         step = await first_pass(loaded, payload["passes"], {"job": payload})
-    except ImageError:  # the job may have a task; where it has none, its create says what is wrong
+    except ImageError:  # the job may have a task; otherwise its create reports the error
         return None
     return None if step.is_last else evolve(step, request=request)
 
@@ -120,12 +120,12 @@ async def _run(
     request = step.own_request()
     if step.number > 1:
         if earlier is None:
-            raise JournalError(f"the store must have the pass before {step.number}, {step.before}")
+            raise JournalError(f"the store must have the pass before number {step.number}, {step.before}")
         request = evolve(request, image=await earlier.images[0].read())
     return await runner.create(request, step.packed())
 
 
 def _joined(found: ExpandResult, step: Pass, earlier: ExpandResult | None) -> ExpandResult:
-    """Return the result of a pass with its own ratios and those before it, named after the whole job."""
+    """Return the result of a pass with its own ratios and the previous results, named after the job."""
     shape = shape_name(step.request.geometry)
     return evolve(found, request=step.own_request(), earlier=earlier, shape=shape)

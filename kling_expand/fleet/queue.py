@@ -283,8 +283,9 @@ class Fleet:
     async def submit(self, request: ExpandRequest, *, passes: int = 1, priority: int = 0) -> str:
         """Queue one request and return its key. Jobs of higher *priority* run first.
 
-        A geometry that needs more than three times the area is reached in up to *passes* tasks, each of which
-        is paid, as in `KlingClient.expand`. A photo at an http(s) URL has one, as its size is not known.
+        As in `KlingClient.expand`, a geometry that needs more than three times the area can take up to
+        *passes* tasks, each of which is billed. A photo at an http(s) URL has one pass, as its size is not
+        known.
 
         Raises:
             InvalidRequest: if the request cannot be queued, for example because its photo is bytes.

@@ -250,7 +250,7 @@ class BoundedMap:
 
 
 async def _saved(result: ExpandResult, target: Target) -> tuple[Path, ...]:
-    """Return the pictures of a result at *target*, which are saved only where they are missing.
+    """Return the pictures of a result at *target*, and save the missing ones.
 
     If the service no longer has them, those that an earlier run saved elsewhere are returned.
     """

@@ -266,9 +266,9 @@ class ExpandResult(Serializable):
         return await asyncio.to_thread(read_metadata, source)
 
     def saved_at(self, target: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Return the paths of `files` if they lie where `save` with this *target* puts them, else ``()``.
+        """Return the paths of `files` if they are those of a `save` with this *target*, or else ``()``.
 
-        Their contents are not checked, so a picture that was edited since counts as saved.
+        Their contents are not checked, so an edited picture counts as saved.
 
         Raises:
             InvalidRequest: if *target* is invalid.

@@ -343,7 +343,7 @@ def _weights(durations: list[float], running: list[float]) -> list[float]:
 def _pieces(durations: list[float], weights: list[float]) -> tuple[list[float], list[float]]:
     """Return intervals of age and the share of tasks that end in each.
 
-    Each of the sorted *durations* is spread evenly over the distance to its k-th nearest neighbour.
+    Each of the sorted *durations* is spread evenly over the distance to its k-th nearest neighbor.
     """
     count = len(durations)
     near = min(round(1.5 * sqrt(count)), count - 1)

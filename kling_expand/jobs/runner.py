@@ -401,7 +401,7 @@ class JobRunner:
             CALLER.set(Caller(job.record.number, known.external_task_id))
             self._recorded(job)
             if job.record.canonical is not job.record:
-                self._event(EventKind.MERGED, job.record)  # the same job is under way in this client
+                self._event(EventKind.MERGED, job.record)  # the same job is already open in this client
                 return
             if await self._attempt(job, known, prepared):
                 return

@@ -6,12 +6,12 @@ to the photo's scale and puts the photo back, pixel by pixel:
 ======================  ================================================================================
 photo                   composite
 ======================  ================================================================================
-RGB, grey, with alpha   the same mode; the new area is opaque
-16-bit grey             16-bit grey; the new area has the picture's 8 bits scaled up
-16-bit colour           8-bit colour, as Pillow reads it
+RGB, gray, with alpha   the same mode; the new area is opaque
+16-bit gray             16-bit gray; the new area has the picture's 8 bits scaled up
+16-bit color            8-bit color, as Pillow reads it
 palette, CMYK, others   RGB, or RGBA if transparent; CMYK is converted by its profile
 rotated by EXIF         upright
-colour profile          kept, and the picture is converted into it; sRGB on request
+color profile           kept, and the picture is converted into it; sRGB on request
 EXIF                    kept without orientation and thumbnail, with this package in the software tag
 ======================  ================================================================================
 """
@@ -40,7 +40,7 @@ Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels of t
 TILE_PIXELS = 4_000_000  # enlarged at once: their memory adds to that of photo and canvas
 SUPPORT = 6  # pixels around a region that Lanczos reads
 DEPTH = 4  # pixels of the picture on each side of the seam that are compared
-FADE = 0.35  # distance at which the correction of colours has faded to 1/e, in the photo's shorter side
+FADE = 0.35  # distance at which the correction of colors has faded to 1/e, in the photo's shorter side
 MAX_STEP = 24.0  # levels by which a step at the seam is corrected at most
 
 
@@ -69,7 +69,7 @@ def composite(
     return to_srgb(result) if srgb else result
 
 
-# ---------------------------------------------------------------------------- colours at the picture's scale
+# ---------------------------------------------------------------------------- colors at the picture's scale
 
 
 def matched(scene: Scene) -> tuple[Pixels, int]:
@@ -84,7 +84,7 @@ def matched(scene: Scene) -> tuple[Pixels, int]:
     )
     left, top, right, bottom = (edge + margin for edge in scene.registration.box)
     height, width = scene.small.height, scene.small.width
-    # Where each column and row of the picture lies in the photo's small size.
+    # The position of each column and row of the picture in the small photo.
     x = (np.arange(picture.shape[1], dtype=np.float32) + 0.5 - left) * (width / (right - left))
     y = (np.arange(picture.shape[0], dtype=np.float32) + 0.5 - top) * (height / (bottom - top))
     shifts = _shifts(scene)
@@ -212,7 +212,7 @@ def _shift(photo: Floats, seen: Floats, outer: Floats, *, axis: int) -> Floats:
 
 
 def _smooth(line: Floats, share: int) -> Floats:
-    """Return the triangular mean over 2/*share* of a line of colours, with its ends repeated."""
+    """Return the triangular mean over 2/*share* of a line of colors, with its ends repeated."""
     half = max(1, len(line) // share)
     weights = np.bartlett(2 * half + 3)[1:-1]
     padded = np.pad(line, ((half, half), (0, 0)), mode="edge")

@@ -1,9 +1,9 @@
 """Checks of a generated picture against the photo that it was made from (extra `images`).
 
 =========  ========================================================  ======================================
-check      what is measured                                          unit
+check      measurement                                               unit
 =========  ========================================================  ======================================
-aspect     how much a side differs from what the ratios give         pixels of the picture
+aspect     difference of a side from its size by the ratios          pixels of the picture
 original   the difference of photo and picture, aligned              levels (0 to 255)
 place      distance of the original from its place by the ratios     pixels of the picture
 size       how much larger or smaller the original is than it should    share
@@ -14,7 +14,7 @@ flat       detail of the new area                                    multiple of
 mirrored   correlation of the new area with the photo mirrored       -1 to 1
 levels     levels in use of the new area                             share of those between its extremes
 bands      stripes along or across the new area                      multiple of the photo's
-seam       the step at the seam                                      multiple of the steps beside it
+seam       the step at the seam                                      multiple of the steps next to it
 =========  ========================================================  ======================================
 
 A side of the new area is compared with the photo next to it: a white background may continue white. The
@@ -37,7 +37,7 @@ require("images", "numpy", "PIL")
 import numpy as np
 
 BLOCK = 12  # pixels: the size of what counts as detail
-REACH = 10  # pixels beside the seam that count as its surroundings
+REACH = 10  # pixels next to the seam that count as its surroundings
 SEGMENT = 24  # pixels along the seam over which a step is averaged
 SMALLEST = 8  # pixels: a narrower side is not checked
 BLACK = 10  # levels
@@ -138,7 +138,7 @@ def _overlap(scene: Scene) -> Iterator[Check]:
     sharpness = _detail(seen) / detail if detail >= 0.5 else 1.0  # a smooth original cannot be blurred
     yield _below("sharpness", sharpness, 0.45, "the original is blurred")
     cast = float(np.abs((seen - photo).mean(axis=(0, 1))).max())
-    yield _above("colors", cast, 5.0, f"the colours of the original differ by {cast:.0f} levels")
+    yield _above("colors", cast, 5.0, f"the colors of the original differ by {cast:.0f} levels")
 
 
 def _detail(levels: Floats) -> float:
@@ -244,7 +244,7 @@ def _levels_in_use(side: Side) -> float:
 
 
 def _bands(side: Side) -> float:
-    """Compare the stripes of the new area with those of the photo beside it."""
+    """Compare the stripes of the new area with those of the photo next to it."""
     worst = 0.0
     inner = side.inner[: max(len(side.outer), 3 * BLOCK)]
     for axis in (0, 1):
@@ -264,7 +264,7 @@ def _stripes(profile: Floats) -> float:
 
 
 def _seam(side: Side) -> float:
-    """Compare the step at the seam with the steps of parallel lines beside it."""
+    """Compare the step at the seam with the steps of parallel lines next to it."""
     near = np.concatenate([side.inner[: 2 * REACH][::-1], side.outer[: 2 * REACH]])
     seam = min(len(side.inner), 2 * REACH)
     steps = np.array([_step(near, at) for at in range(2, len(near) - 1)])
@@ -290,7 +290,7 @@ _SIDE_CHECKS: tuple[tuple[str, Callable[[Side], float], float, str], ...] = (
     ("black", _black, 0.5, "is black"),
     ("flat", _flatness, 0.15, "is flat"),
     ("mirrored", _mirrored, 0.6, "mirrors the photo"),
-    ("levels", _levels_in_use, 0.6, "has few levels of colour"),
+    ("levels", _levels_in_use, 0.6, "has few levels of color"),
     ("bands", _bands, 4.0, "has stripes"),
     ("seam", _seam, 2.5, "does not join the photo: the seam shows"),
 )

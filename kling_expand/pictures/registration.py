@@ -4,7 +4,7 @@ The service repaints the whole picture at about 1K. So the original may be shift
 compared with the ratios. The model is a box with fractional edges, which is a scale and a shift for each
 axis:
 
-1. A normalised cross-correlation over the whole picture, at a coarse size, finds the place.
+1. A normalized cross-correlation over the whole picture, at a coarse size, finds the place.
 2. Gauss-Newton steps on finer and finer sizes move the four edges until the overlap matches best. Brightness
    and contrast are solved for as well, and pixels that differ much (repainted ones) count less.
 """
@@ -139,7 +139,7 @@ def _extent(box: Box) -> tuple[float, float]:
 
 
 def _correlations(small: Floats, large: Floats) -> Floats:
-    """Return the normalised correlation of *small* with each part of *large* of its size."""
+    """Return the normalized correlation of *small* with each part of *large* of its size."""
     height, width = small.shape
     rows, columns = large.shape[0] - height + 1, large.shape[1] - width + 1
     template = (small - small.mean()).astype(np.float64)

@@ -13,7 +13,7 @@ from .preview import opaque
 from .registration import Registration, register
 
 PLAIN_MODES = {"L", "LA", "RGB", "RGBA", "I;16"}
-GLANCE = (48, 48)  # pixels at which orientations and colour spaces are compared
+GLANCE = (48, 48)  # pixels at which orientations and color spaces are compared
 
 # Which side of a photo as stored becomes up, down, left and right under an EXIF orientation.
 TURNED_SIDES = {
@@ -117,7 +117,7 @@ def _readings(
 ) -> Iterator[tuple[Any, Canvas]]:
     """Yield all possible interpretations of the picture and the canvas.
 
-    The service may or may not apply EXIF, and may or may not respect a colour profile.
+    The service may or may not apply EXIF, and may or may not respect a color profile.
     """
     for colored in _colored(seen, profile):
         plain = opaque(colored)
@@ -138,7 +138,7 @@ def _difference(glance: Any, picture: Any, canvas: Canvas) -> float:
     return sum(Stat(difference(glance, given)).mean)
 
 
-# ---------------------------------------------------------------------------- colour profiles
+# ---------------------------------------------------------------------------- color profiles
 
 
 def _srgb() -> bytes:

@@ -46,13 +46,13 @@ class TakenOver(JournalError):
 class JobOutcome:
     """The outcome of one job of a fleet.
 
-    `status` is ``succeeded``, ``failed`` (its task failed, can no longer be followed, or is paid, but a later
-    pass was refused), ``refused`` (no task exists) or ``cancelled``. Ids and `urls` are those of the last
-    task. `urls` are valid for 30 days (documented). `files` are the paths or URLs of the saved pictures.
-    `units` is the number of units billed for all passes, or None if the service did not report it. `ended_at`
-    is in Unix seconds. `saved` is False if the pictures of a succeeded task could not be saved yet, and
-    `error` says why. Saving is retried, and a later outcome of the same key replaces this one. If `saved` is
-    True, `error` says why a succeeded task has no pictures at full size.
+    `status` is ``succeeded``, ``failed``, ``refused`` (no task exists) or ``cancelled``. A job also counts as
+    failed if its task can no longer be followed, or if a pass after the first was refused. Ids and `urls` are
+    those of the last task. `urls` are valid for 30 days (documented). `files` are the paths or URLs of the
+    saved pictures. `units` is the number of units billed for all passes, or None if the service did not
+    report it. `ended_at` is in Unix seconds. `saved` is False if the pictures of a succeeded task could not
+    be saved yet, and `error` says why. Saving is retried, and a later outcome of the same key replaces this
+    one. If `saved` is True, `error` says why a succeeded task has no pictures at full size.
     """
 
     key: str
@@ -106,7 +106,7 @@ class PostgresStore(JobStore):
             self.owner = (await self._database.fetch("SELECT -nextval('kling_owners')"))[0][0]
         return self
 
-    # ------------------------------------------------------------------------ what happened
+    # ------------------------------------------------------------------------ reports
 
     async def mark_sending(self, external_task_id: str) -> None:
         """Record that a create is about to be sent; send it as soon as this returns.
@@ -156,9 +156,9 @@ class PostgresStore(JobStore):
             await super().mark_saved(external_task_id, files)
 
     async def saves(self, external_task_id: str) -> list[tuple[Path, ...]] | None:
-        """Return the paths of each save of a job's pictures, the last first, or None for an unknown job.
+        """Return the paths of each save of a job's pictures, the newest first, or None for an unknown job.
 
-        A fleet's worker knows without a read that a new job has none, as it records them with the outcome.
+        For a new job, a fleet's worker needs no read: saves are only recorded with the outcome.
         """
         if self._leased and external_task_id in self._new:
             return []
@@ -182,7 +182,7 @@ class PostgresStore(JobStore):
         self._saved.pop(outcome.external_task_id or "", None)
         self._new.pop(outcome.external_task_id or "", None)
 
-    # ------------------------------------------------------------------------ what is known
+    # ------------------------------------------------------------------------ queries
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
         """Return the newest record of *key*, and of this *digest* if it is given, or None."""

@@ -57,7 +57,7 @@ async def connect(dsn: str) -> Connection:
     except BaseException:
         await connection.close()
         raise
-    if row == (connection.info.backend_pid,):  # else a pooler has given a number of its own
+    if row == (connection.info.backend_pid,):  # otherwise the number is a pooler's own
         connection.prepare_threshold = PREPARED_AFTER
     return connection
 

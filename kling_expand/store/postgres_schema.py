@@ -1,8 +1,8 @@
 """The tables and functions of the job store in PostgreSQL, and the counts of their rows.
 
-A history or a queue of a million rows would take seconds to count. So triggers add what each statement
-changes to `kling_counts`, in the same transaction. Every change is a new row there, so no statement waits
-for another. About every hundredth change sums up the rows of its scope. `fleet init` counts anew.
+Counting a history or a queue of a million rows would take seconds. So triggers add the changes of each
+statement to `kling_counts`, in the same transaction. Every change is a new row, so no statement waits for
+another. About every hundredth change sums up the rows of its scope. `fleet init` recounts.
 """
 
 NUMBERED = 10_000  # outcomes that one read numbers at most, so that its cost has a bound
@@ -11,15 +11,15 @@ VERSION = 5  # of all tables of a fleet; version 1 had no table that says so
 
 # Whether the task of a row is, or may be, at the service.
 AT_SERVICE = "(state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL))"
-# States that jobs stay in are counted by triggers. Few jobs are in the others, which are counted when read.
+# Triggers count the final states. Few jobs are in the other states, which are counted when read.
 ENDED, OPEN = "('rejected', 'succeeded', 'done', 'failed')", "('intent', 'unknown', 'submitted')"
 
 
 def counted(kind: str, table: str, group: str, what: str, *, where: str = "true", units: str = "0") -> str:
-    """Return a script that counts the rows of *table* from now on, and all that it has now.
+    """Return a script that counts the rows of *table*, now and at each later change.
 
-    Those that fulfil *where* are counted by scope, which is *kind* and *group*, and by *what*. *units* are
-    added up too. The script has to run in a transaction, so that the count begins with the triggers.
+    Rows that match *where* are counted by scope (*kind* and *group*) and by *what*, and their *units* are
+    summed. The script must run in a transaction, so that the count and the triggers start together.
     """
 
     def rows(source: str, sign: str) -> str:

@@ -1,4 +1,4 @@
-"""The table of the rows of a batch without saved pictures, which `kling-expand bulk` accepts again."""
+"""The table of a batch's rows without saved pictures, which `kling-expand bulk` can read again."""
 
 import csv
 import io
@@ -21,8 +21,8 @@ REASON = "_reason"  # `bulk` ignores columns that begin with an underscore
 class FailuresFile:
     """A .csv, .tsv or .jsonl file with one row for each job that is not saved, and its reason.
 
-    It is written at the end, so *path* may be the table that the batch reads. A failure of the disk is
-    reported before the batch starts.
+    It is written at the end, so *path* may be the table that the batch reads. A file that cannot be written
+    is reported before the batch starts.
     """
 
     def __init__(self, path: str) -> None:
@@ -66,7 +66,7 @@ class FailuresFile:
         self._rows.write(f"{json.dumps(row)}\n")
 
     def _place(self, image: str) -> str:
-        """Return a photo as the table names it: relative to its own folder where it lies below that."""
+        """Return the path of a photo for the table, relative to the table's directory if it is below that."""
         if not image or "://" in image:
             return image
         path = os.path.relpath(image, self._folder)

@@ -66,7 +66,7 @@ class Defaults:
 
 
 class Problem(NamedTuple):
-    """Why a row cannot be sent: the name of the error's class, and its message."""
+    """The reason why a row cannot be sent: the name of the error's class, and its message."""
 
     type: str
     message: str
@@ -79,7 +79,7 @@ class Row:
     Its results get the first of `names` that no other row has: the photo's name, the name with its directory,
     or the name with a tag that depends only on the photo's path and the row's parameters. Directories that
     are recreated in the output precede a slash. Several rows of one line are shapes of one photo. `cells` are
-    those of a table's row that asks for the same.
+    those of the equivalent table row.
     """
 
     line: int
@@ -118,7 +118,7 @@ _OWN_PREFIX = ".kling-"  # of those and of partial files
 
 
 class LeftOut(StrEnum):
-    """Why a file or directory is left out of a batch. The value is the word used in JSON."""
+    """The reason why a file or directory is left out of a batch. The value is the word used in JSON."""
 
     RESULTS = "results"
     NEEDS_FIT = "needs_fit"

@@ -64,7 +64,7 @@ class Job:
 
     `start` submits it. A job of several `passes` has the future of the current one. Without passes or a
     future, the row cannot be sent, because of `problem`. `discard` removes temporary files after the last
-    task. `cells` are those of a table's row that asks for the same.
+    task. `cells` are those of the equivalent table row.
     """
 
     label: str

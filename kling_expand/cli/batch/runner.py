@@ -141,7 +141,7 @@ async def _run_checked(plan: BulkPlan, listed: Manifest, survey: Survey, progres
 async def submit_rows(
     plan: BulkPlan, survey: Survey, listed: Manifest, fitter: "Fitter | None", client: KlingClient
 ) -> Jobs:
-    """Yield a job for each row of a manifest; the survey has reported those that cannot be sent."""
+    """Yield a job for each row of a manifest. Rows that cannot be sent are already reported."""
     for row in listed.rows(plan.defaults):
         job = _job_of(row, survey)
         if row.request is not None and job.problem is None:
@@ -405,11 +405,11 @@ class Runner:
 
     @property
     def _all_reported(self) -> bool:
-        """Whether the jobs that are never started are reported one by one, too."""
+        """Whether jobs that are never started are reported one by one, too."""
         return self._plan.output.as_json or self._progress.failures_file is not None
 
     async def _report_unfinished(self, jobs: Jobs) -> None:
-        """Report the jobs that an interruption has left open or unsent, which are not counted as ended."""
+        """Report the jobs that an interruption has left open or unsent. They do not count as ended."""
         if not self._all_reported:
             return
         for job in self._started:
@@ -584,7 +584,7 @@ class Results:
         self._overwrite = plan.overwrite
         self._protected = plan.protected
         self._journal = journal
-        self._owners: dict[str, str] | None = None  # the jobs that the journal says have a file
+        self._owners: dict[str, str] | None = None  # the jobs that own a file, according to the journal
         self._taken: dict[str, tuple[str, ...]] = {}  # the files of this run, and the names of their jobs
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 

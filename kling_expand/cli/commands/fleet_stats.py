@@ -73,7 +73,7 @@ async def watch(
                 reading = reading or asyncio.ensure_future(read())
                 done, _ = await asyncio.wait([reading], timeout=STALE_AFTER)
                 if done:
-                    with suppress(JournalError):  # the database is away, and is asked again
+                    with suppress(JournalError):  # the database is unavailable: try again
                         stats, read_at = reading.result(), loop.time()
                     reading = None
     finally:

@@ -1,6 +1,6 @@
 """The routes of the console: its page at `/`, its static files, and the page's own API.
 
-GET /_emulator/console                what the page reads once: API key, engine, faults, samples
+GET /_emulator/console                constant data: API key, engine, faults, samples
 GET /_emulator/events                 changes as they happen (server-sent events)
 GET /_emulator/calls/{number}         one call with headers and bodies
 GET /_emulator/before/{task_id}       the uploaded picture

@@ -101,9 +101,9 @@ def _file(settings: Settings) -> Schema:
         ],
         "responses": {
             "200": {"description": "The picture", "content": picture},
-            "206": {"description": "The part that Range asks for", "content": picture},
+            "206": {"description": "The part that Range requests", "content": picture},
             "404": {"description": "No such picture, or it has expired", "content": none},
-            "416": {"description": "The Range lies outside the picture"},
+            "416": {"description": "The Range is outside the picture"},
         },
     }
 

@@ -25,7 +25,7 @@ class Engine(Protocol):
 
 
 def paint_flat(original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image:
-    """Fill the canvas with the mean colour of the original's edge, shifted by the seed."""
+    """Fill the canvas with the mean color of the original's edge, shifted by the seed."""
     pixels = np.asarray(original)
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(axis=0)
     shift = np.random.default_rng(seed).uniform(-24, 24, 3)

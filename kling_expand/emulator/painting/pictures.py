@@ -121,7 +121,7 @@ def decode(image: bytes) -> Image.Image:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit grey: Pillow's conversion clips at 255 instead of scaling
+    if picture.mode.startswith("I"):  # 16-bit gray: Pillow's conversion clips at 255 instead of scaling
         return Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")

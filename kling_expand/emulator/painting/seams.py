@@ -1,4 +1,4 @@
-"""The seam between the painted area and the original: matched colours, a smooth edge, restored detail.
+"""The seam between the painted area and the original: matched colors, a smooth edge, restored detail.
 
 The functions take arrays of (height, width, 3) levels from 0 to 255, and a canvas with the original's box.
 """
@@ -13,14 +13,14 @@ from .canvas import Canvas
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-_FADE = 0.15  # distance over which the colour correction fades, in the original's shorter side
+_FADE = 0.15  # distance over which the color correction fades, in the original's shorter side
 _MAX_BEND = 12  # levels
 _DETAIL = 16  # pixels from the seam over which full detail is restored
-_SIMILAR = 16  # levels by which similar colours may differ
+_SIMILAR = 16  # levels by which similar colors may differ
 
 
 def match_colors(painted: Pixels, canvas: Canvas) -> Pixels:
-    """Shift the painted colours to match the original at the seam, less and less outwards.
+    """Shift the painted colors to match the original at the seam, less and less outwards.
 
     Both the step and the change of slope are removed: a sky that darkens upwards must continue to darken.
     """
@@ -36,7 +36,7 @@ def match_colors(painted: Pixels, canvas: Canvas) -> Pixels:
 
 
 def smooth_seam(painted: Pixels, canvas: Canvas) -> Pixels:
-    """Average each row along the seam from its neighbours: the search leaves some darker than both."""
+    """Average each row along the seam from its neighbors: the search leaves some darker than both."""
     left, top, right, bottom = canvas.box
     smoothed = painted.astype(np.uint16)
     columns, rows_as_columns = smoothed[:, left:right], smoothed.transpose(1, 0, 2)[:, top:bottom]
@@ -52,7 +52,7 @@ def restore_detail(painted: Pixels, original: Pixels, canvas: Canvas) -> Pixels:
     """Add the detail and grain that the small canvas lost, mirrored from the original across the seam.
 
     Next to the seam all of it is added, so that no edge shows. Farther out only grain of usual strength is
-    added, and only where the painted colour resembles the mirrored one, so that no edges are repeated.
+    added, and only where the painted color resembles the mirrored one, so that no edges are repeated.
     """
     left, top, right, bottom = canvas.box
     inner = painted[top:bottom, left:right].astype(np.float32)
@@ -76,7 +76,7 @@ def _bytes(levels: NDArray[np.floating[Any]]) -> Pixels:
 
 
 def _breaks(painted: Floats, canvas: Canvas) -> tuple[Floats, Floats]:
-    """Return arrays of the box's size whose borders hold the steps in colour and in its slope outwards."""
+    """Return arrays of the box's size whose borders hold the steps in color and in its slope outwards."""
     left, top, right, bottom = canvas.box
     steps, slopes = (np.zeros((bottom - top, right - left, 3), np.float32) for _ in range(2))
     columns, rows = painted[:, left:right], painted[top:bottom].transpose(1, 0, 2)

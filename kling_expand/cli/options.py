@@ -545,7 +545,7 @@ class Connection(OptionGroup):
 
         Raises:
             NothingDone: if credentials or an extra are missing.
-            click.UsageError: a local emulator is to be reached through a proxy.
+            click.UsageError: if both a local emulator and a proxy are requested.
         """
         from kling_expand.client import KlingClient
 

@@ -40,7 +40,7 @@ class Emulator(Settings):
         RuntimeError: if, at the start, a library that it needs is missing.
         ValueError: if, at the start, the engine or the webhook secret is not valid.
         OSError: if, at the start, it cannot listen on its address.
-        sqlite3.Error: at the start, when the state file cannot be used.
+        sqlite3.Error: if, at the start, the state file cannot be used.
     """
 
     url: str = field(default="", init=False)

@@ -813,7 +813,7 @@ class TaskFuture:
         """Return the exception that awaiting this future raises, or None for a succeeded task.
 
         Raises:
-            asyncio.InvalidStateError: the future is not done.
+            asyncio.InvalidStateError: if the future is not done.
         """
         return self._ended_record().failure()
 
@@ -822,7 +822,7 @@ class TaskFuture:
 
         Raises:
             KlingError: if awaiting it fails.
-            asyncio.InvalidStateError: the future is not done.
+            asyncio.InvalidStateError: if the future is not done.
         """
         record = self._ended_record()
         if (error := record.failure()) is not None:

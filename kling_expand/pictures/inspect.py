@@ -6,7 +6,7 @@ check      measurement                                               unit
 aspect     difference of a side from its size by the ratios          pixels of the picture
 original   the difference of photo and picture, aligned              levels (0 to 255)
 place      distance of the original from its place by the ratios     pixels of the picture
-size       how much larger or smaller the original is than it should    share
+size       relative error of the size of the original                share
 sharpness  detail of the original in the picture                     multiple of the photo's
 colors     the mean difference of the channel that differs most      levels
 black      black pixels of the new area, less those of the photo     share of a side

@@ -48,7 +48,7 @@ async def connect(dsn: str) -> Connection:
     """Return a connection that commits every statement.
 
     Raises:
-        psycopg.Error: when the database cannot be reached.
+        psycopg.Error: if the database cannot be reached.
     """
     settings: dict[str, Any] = {**_NETWORK, **conninfo_to_dict(dsn)}
     connection = await psycopg.AsyncConnection.connect(autocommit=True, prepare_threshold=None, **settings)

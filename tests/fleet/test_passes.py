@@ -190,7 +190,7 @@ async def test_a_refused_second_pass_says_what_is_paid(
         (task_id,) = emulator.account.tasks
         assert (refused.status, refused.task_id, refused.units) == ("failed", task_id, 8)
         assert "PolicyRefusal" in str(refused.error)
-        assert f"paid as task {task_id}" in str(refused.error)
+        assert f"paid for (task {task_id})" in str(refused.error)
         portrait.unlink()  # noqa: ASYNC240 - one call
         await fleet.submit(wide(portrait), passes=2)
         *_, outcome = await outcomes(fleet)

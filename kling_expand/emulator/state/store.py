@@ -105,7 +105,7 @@ class Store:
         """Wait until everything written so far is on disk.
 
         Raises:
-            sqlite3.Error: when it could not be written.
+            sqlite3.Error: if it could not be written.
         """
         while self._pending or self._commit_task:
             included = not self._pending  # the running commit includes everything written so far

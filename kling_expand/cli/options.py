@@ -160,7 +160,7 @@ class OutputOptions(OptionGroup):
     )
     as_json: bool = option("--json", default=False, is_flag=True, help="Print JSON, one object per line.")
     quiet: bool = option(
-        "-q", "--quiet", default=False, is_flag=True, help="Print only results and failures: no progress."
+        "-q", "--quiet", default=False, is_flag=True, help="Print only results and failures, no progress."
     )
     verbose: bool = option(
         "-v", "--verbose", default=False, is_flag=True, help="Print each failed call to the service."

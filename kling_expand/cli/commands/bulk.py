@@ -230,22 +230,21 @@ def bulk(
     limit: DeadlineOption,
     connection: EmulatedConnection,
 ) -> None:
-    """Expand every photo in folders, patterns or a table, and skip bad ones.
+    """Expand every photo in directories, patterns or a table, and skip bad ones.
 
     \b
       kling-expand bulk photos/ --aspect 16:9 --fit --dry-run
       kling-expand bulk photos.csv --aspect 16:9 --budget 800
       find . -name '*.jpg' | kling-expand bulk - --aspect 16:9 -o wide/
 
-    MANIFEST is a directory, a pattern, photos one by one, a table (.csv, .tsv),
-    JSON lines (.jsonl), or - for a list of photos or JSON lines from stdin. Results
-    keep the folder structure. Paths in a file are relative to that file.
+    MANIFEST is a directory, a pattern, one or more photos, a table (.csv, .tsv), JSON lines (.jsonl), or -
+    for a list of photos or JSON lines from stdin. Results keep the directory structure. Paths in a file are
+    relative to that file.
 
-    A bad photo is reported, and the others are sent; with `kling-expand expand` one
-    bad photo stops them all. Run it again to continue. The same photo with the same
-    parameters is paid for only once, however often you run this with the same output
-    folder: finished jobs are skipped, running jobs are waited for, failed jobs are
-    retried. No file is replaced, and earlier results are never used as input.
+    A bad photo is reported, and the others are sent; with `kling-expand expand` one bad photo stops them all.
+    Run it again to continue. The same photo with the same parameters is paid for only once, however often you
+    run this with the same output directory: finished jobs are skipped, running jobs are waited for, failed
+    jobs are retried. No file is replaced, and earlier results are never used as input.
 
     Exit code 0 if every row has its pictures, 1 if not, 2 if nothing was started,
     3 if no job could succeed, for example because of the credentials.

@@ -1,6 +1,7 @@
 """Photos and saved pictures in object stores, through fsspec (extra `objects`)."""
 
 import asyncio
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -11,6 +12,11 @@ from typing import Any
 from kling_expand.errors import DownloadError, InvalidRequest, require
 
 from .files import is_url, with_ending
+
+
+def without_password(text: object) -> str:
+    """Return *text* with the passwords of its URLs replaced by ``***``."""
+    return re.sub(r"(://[^/:@\s]*):\S*@", r"\1:***@", str(text))
 
 
 class Upload:
@@ -27,7 +33,8 @@ class Upload:
         chained = "::" in url  # to fsspec, a file system within another
         if not is_url(url) or self._scheme.lower() in {"http", "https"} or ".." in parts or chained:
             limit = "must be a directory in an object store, such as s3://bucket/out/"
-            raise InvalidRequest("url", repr(url), limit, "to write to a path on this machine, use `save`")
+            shown = repr(without_password(url))
+            raise InvalidRequest("url", shown, limit, "to write to a path on this machine, use `save`")
         self._fsspec = fsspec_module()
 
     @contextmanager
@@ -54,7 +61,7 @@ class Upload:
             with self._fsspec.open(url, "wb") as target:
                 target.write(content)
         except Exception as error:  # each kind of store raises its own exceptions
-            raise DownloadError(f"{url} cannot be written: {error}") from error
+            raise DownloadError(without_password(f"{url} cannot be written: {error}")) from error
         return url
 
     def _holds_other(self, url: str, content: bytes) -> bool:
@@ -80,7 +87,8 @@ def open_object(url: str) -> Any:
     own = str(known.get(scheme, {}).get("class", "")).startswith("fsspec.")
     own = own or fsspec.get_filesystem_class(scheme).__module__.startswith("fsspec.")
     if "::" in url or (own and scheme != "memory"):
-        raise ValueError(f"a photo must be in one object store, such as s3://bucket/photo.png, got {url!r}")
+        given = repr(without_password(url))
+        raise ValueError(f"a photo must be in one object store, such as s3://bucket/photo.png, got {given}")
     return fsspec.open(url, "rb")
 
 

@@ -440,22 +440,24 @@ async def load(request: ExpandRequest) -> ExpandRequest:
         async with asyncio.timeout(OBJECT_TIMEOUT):
             return evolve(request, image=await asyncio.to_thread(_read, location))
     except TimeoutError:
-        raise TransportError(f"{location} was not read in {OBJECT_TIMEOUT:g} seconds", sent=False) from None
+        reason = f"the photo was not read from its object store in {OBJECT_TIMEOUT:g} seconds"
+        raise TransportError(reason, sent=False) from None
 
 
 def _read(location: str) -> bytes:
-    from kling_expand.downloads.objects import open_object  # imported here, as most photos are files
+    from kling_expand.downloads.objects import open_object, without_password  # most photos are files
 
     try:
         with open_object(location) as file:
             content: bytes = file.read(MAX_BYTES + 1)  # one byte too many: refused later
             return content
     except (FileNotFoundError, ValueError) as error:  # no such object, or no such kind of store
-        raise ImageError("image", location, "not in its object store", str(error)) from error
+        shown, reason = without_password(location), without_password(error)
+        raise ImageError("image", shown, "not in its object store", reason) from error
     except MissingExtra:
         raise
     except Exception as error:  # each kind of store raises its own exceptions
-        raise TransportError(f"{location} cannot be read: {error}", sent=False) from error
+        raise TransportError(without_password(f"{location} cannot be read: {error}"), sent=False) from error
 
 
 async def save_full_size(
@@ -503,5 +505,5 @@ async def save(
             async with asyncio.timeout(seconds):
                 return await result.upload(template, full_size=full_size)
         except TimeoutError:
-            raise DownloadError(f"{target} was not written in {seconds:g} seconds") from None
+            raise DownloadError(f"the object store was not written to in {seconds:g} seconds") from None
     return tuple(str(path.absolute()) for path in await result.save(template, full_size=full_size))

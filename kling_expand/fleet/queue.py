@@ -52,6 +52,8 @@ CALLBACK_CHANNEL = "kling_callbacks"  # on which callbacks are forwarded to the 
 BATCH = 1000  # jobs queued by one statement
 CANCELLED_AT_ONCE = 10_000  # jobs in one statement, so that its cost is bounded
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
+UNSIGNED_INTERVAL = 5.0  # seconds between two unsigned callbacks of a task that are forwarded
+MAX_UNSIGNED = 1000  # tasks whose unsigned callbacks are forwarded in that time
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
 POLL_INTERVAL = 2.0  # seconds between two reads for results
 TAKE_INTERVAL = 1.0  # seconds between two reads of an empty queue, in case a notification is lost
@@ -238,6 +240,7 @@ class Fleet:
             secret = webhook_secret()
             webhook_secrets = [secret] if secret else []
         self._webhooks = Webhooks(*webhook_secrets, clock=clock)
+        self._unsigned: dict[str, float] = {}  # task ids, and when a callback of each was last forwarded
 
     async def __aenter__(self) -> Self:
         await self.database.__aenter__()
@@ -416,7 +419,8 @@ class Fleet:
         *headers* and the raw *body* may arrive in any process. The callback is forwarded unchanged, and each
         worker verifies its signature again. A signed final snapshot is also stored, which releases the task's
         slots even if its worker is dead. If a callback is too long for a notification, the worker's polls
-        detect the change.
+        detect the change. Unsigned callbacks are forwarded at most once per task and 5 s, and for at most
+        1000 tasks in that time.
 
         Raises:
             JournalError: if the database is unreachable.
@@ -426,11 +430,21 @@ class Fleet:
         if event.task.status.final and not event.needs_poll and event.task.external_task_id:
             with suppress(JournalError):  # a task of this account that does not belong to the fleet
                 await self.store.observe(event.task.external_task_id, event.task)
+        if event.needs_poll and not self._forwards_unsigned(event.task.task_id):
+            return event
         signed = {name: value for name, value in headers.items() if name.lower().startswith("webhook-")}
         text = body.decode()
         if len(body) + sum(map(len, signed.values())) < MAX_NOTIFICATION and "\0" not in text:
             await self.database.fetch(_FORWARD, CALLBACK_CHANNEL, Jsonb(signed), text)
         return event
+
+    def _forwards_unsigned(self, task_id: str) -> bool:
+        """Return whether to forward an unsigned callback of a task now, and remember that."""
+        now = asyncio.get_running_loop().time()
+        recent = {known: at for known, at in self._unsigned.items() if at > now - UNSIGNED_INTERVAL}
+        forwards = task_id not in recent and len(recent) < MAX_UNSIGNED
+        self._unsigned = recent | {task_id: now} if forwards else recent
+        return forwards
 
     async def stats(self) -> FleetStats:
         """Return the state of the fleet.

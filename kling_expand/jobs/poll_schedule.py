@@ -307,7 +307,9 @@ def write_history(folder: Path, account: str, durations: Iterable[float]) -> Non
         lines.pop(account, None)
         lines[account] = format_durations(durations)
         kept = list(lines.items())[-HISTORY_ACCOUNTS:]
-        part.write_text("".join(f"{name}\t{text}\n" for name, text in kept), encoding="utf-8")
+        part.unlink(missing_ok=True)
+        with part.open("x", encoding="utf-8") as file:  # never through a link of another program
+            file.writelines(f"{name}\t{text}\n" for name, text in kept)
         part.replace(folder / HISTORY_FILE)
     except OSError as error:
         logger.debug("the durations of tasks cannot be stored in %s: %s", folder, error)

@@ -108,6 +108,14 @@ async def test_a_store_that_is_away_is_an_error_of_ours(bucket: str, monkeypatch
         await result("1", b"a").upload("nosuchstore://bucket/out")
 
 
+async def test_no_error_shows_a_password() -> None:
+    """The password of a URL is in no message, whether the URL is refused or its store cannot be written."""
+    for url in ("ftp://me:pass%2Fword@127.0.0.1:1/out", "https://me:pass@word@host/out"):
+        with pytest.raises((DownloadError, InvalidRequest), match=r"://me:\*\*\*@") as caught:
+            await result("1", b"a").upload(url)
+        assert "word" not in str(caught.value)
+
+
 async def test_without_fsspec_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is made before anything is fetched."""
     monkeypatch.setitem(sys.modules, "fsspec", None)

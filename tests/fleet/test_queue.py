@@ -11,7 +11,7 @@ from support.fleet_workers import created, outcomes, requests, working
 from kling_expand import ExpandRequest, Ratios, errors
 from kling_expand.emulator import Emulator
 from kling_expand.fleet.lease import Lease
-from kling_expand.fleet.queue import Fleet
+from kling_expand.fleet.queue import CALLBACK_CHANNEL, Fleet
 from kling_expand.fleet.schema import FOLLOW, NEW
 from kling_expand.store.postgres import JobOutcome, PostgresStore
 
@@ -137,6 +137,23 @@ async def test_what_was_sent_is_not_cancelled(
         found = {outcome.key: outcome.status for outcome in await outcomes(fleet)}
     assert found == {"k0": "succeeded", "k1": "succeeded", "k2": "cancelled"}
     assert len(emulator.account.tasks) == 2
+
+
+async def test_unsigned_callbacks_are_forwarded_once_in_a_while(fleet: Fleet) -> None:
+    """A flood of them costs the database one notification per task and 5 s, and all tasks together 1000."""
+    arrived: list[str] = []
+    listening = asyncio.create_task(fleet.listen({CALLBACK_CHANNEL: arrived.append}))
+    async with asyncio.timeout(20):
+        while not arrived:  # noqa: ASYNC110 - connected, which the handler is told by ""
+            await asyncio.sleep(0.01)
+        for number in [*range(3)] * 20:
+            body = f'{{"task_id": "t{number}", "task_status": "processing"}}'.encode()
+            assert not (await fleet.receive({}, body)).verified
+        await fleet.database.fetch(f"SELECT pg_notify('{CALLBACK_CHANNEL}', 'last')")
+        while arrived[-1] != "last":  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    listening.cancel()
+    assert [f"t{number}" in text for number, text in enumerate(arrived[1:-1])] == [True] * 3
 
 
 async def test_a_callback_that_is_no_callback_is_refused(fleet: Fleet) -> None:

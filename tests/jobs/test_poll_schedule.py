@@ -1,5 +1,6 @@
 """Retry waits and poll schedules: exponential backoff, and waits that adapt to past durations."""
 
+import os
 from collections.abc import Callable
 from itertools import islice
 from math import exp, isfinite
@@ -163,6 +164,15 @@ def test_a_damaged_file_is_ignored_and_replaced(tmp_path: Path, content: bytes) 
     assert read_history(tmp_path, "a") == []
     write_history(tmp_path, "a", [3.0])
     assert read_history(tmp_path, "a") == [3.0]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """A link that another program has put in the place of the new file is removed, not followed."""
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    (tmp_path / f"durations.txt.{os.getpid()}").symlink_to(victim)
+    write_history(tmp_path, "a", [3.0])
+    assert (victim.read_text(), read_history(tmp_path, "a")) == ("untouched", [3.0])
 
 
 def test_a_folder_that_cannot_be_used_is_ignored(tmp_path: Path) -> None:

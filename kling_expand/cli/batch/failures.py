@@ -45,7 +45,9 @@ class FailuresFile:
     ) -> None:
         self._rows.seek(0)
         part = Path(self._folder, f".kling-{os.getpid()}-{Path(self._path).name}")
-        with self._rows, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        part.unlink(missing_ok=True)
+        # With "x" nothing is written through a link that another program has put there.
+        with self._rows, part.open("x", encoding="utf-8", errors="replace", newline="") as file:
             if self._suffix in LINES:
                 file.writelines(self._rows)
             else:

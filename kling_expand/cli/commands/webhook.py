@@ -3,7 +3,7 @@
 import asyncio
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import click
 from aiohttp import web
@@ -38,11 +38,13 @@ class ListenOptions(OptionGroup):
         metavar="PORT",
         help="Port to listen on; 0 chooses a free one.",
     )
-    secrets: tuple[str, ...] = option(
-        "--secret",
+    secrets: tuple[IO[str], ...] = option(
+        "--secret-file",
         multiple=True,
-        metavar="WHSEC",
-        help="The whsec_… secret from your Kling console, repeatable; the default is KLING_WEBHOOK_SECRET.",
+        type=click.File(),
+        metavar="FILE",
+        help="A file with the whsec_… secret from your Kling console, repeatable; the default is the "
+        "variable KLING_WEBHOOK_SECRET.",
     )
 
 
@@ -57,8 +59,8 @@ def listen(*, server: ListenOptions, output: JSONOption) -> None:
     The service must be able to reach this machine: pass the public address of a tunnel or proxy as
     callback_url.
     """
-    secret = webhook_secret()
-    secrets = server.secrets or ((secret,) if secret else ())
+    secret = webhook_secret()  # no option takes it, as every user of the machine sees the command line
+    secrets = [file.read().strip() for file in server.secrets] or ([secret] if secret else [])
     try:
         asyncio.run(_listen(server, Webhooks(*secrets), verify=bool(secrets), as_json=output.as_json))
     except OSError as error:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -43,6 +44,14 @@ def post(url: str, body: bytes, headers: dict[str, str] | None = None) -> int:
         return error.code
 
 
+@pytest.fixture
+def secret_file(tmp_path: Path) -> str:
+    """A file with the secret, as an editor saves it."""
+    path = tmp_path / "secret"
+    path.write_text(f"{SECRET}\n")
+    return str(path)
+
+
 def create(url: str, api_key: str, callback_url: str) -> None:
     """Create a task that reports to *callback_url*."""
 
@@ -54,9 +63,9 @@ def create(url: str, api_key: str, callback_url: str) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_signed_calls_are_printed_as_they_come(*, as_json: bool) -> None:
+def test_signed_calls_are_printed_as_they_come(secret_file: str, *, as_json: bool) -> None:
     """The callbacks of a task are printed in order, with their path."""
-    with listening("--secret", SECRET, *(["--json"] if as_json else [])) as (process, url, line):
+    with listening("--secret-file", secret_file, *(["--json"] if as_json else [])) as (process, url, line):
         assert "signed callbacks only" in line
         with shell(webhook_secret=SECRET, queue_seconds=0.05, allow_private=True) as kling:
             create(kling.emulator.url, kling.emulator.api_key, f"{url}hook")
@@ -72,9 +81,9 @@ def test_signed_calls_are_printed_as_they_come(*, as_json: bool) -> None:
         assert "http" in lines[-1]
 
 
-def test_unsigned_calls_are_refused_with_the_reason() -> None:
+def test_unsigned_calls_are_refused_with_the_reason(secret_file: str) -> None:
     """An unsigned callback is answered 400 and reported on stderr, a body that is too long 413."""
-    with listening("--secret", SECRET) as (process, url, _):
+    with listening("--secret-file", secret_file) as (process, url, _):
         assert post(url, CALL) == 400
         assert process.stderr is not None
         assert "webhook-id is missing" in process.stderr.readline()
@@ -98,9 +107,12 @@ def test_without_a_secret_every_call_is_marked() -> None:
     assert "\x1b" not in shown
 
 
-def test_a_port_that_is_taken_is_one_sentence() -> None:
+def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
     """A port in use and an invalid secret have exit code 2."""
     with shell() as other:
         done = Shell()("webhook", "listen", "--port", other.emulator.url.rpartition(":")[2])
     assert (done.exit_code, "cannot listen" in done.stderr) == (2, True)
-    assert Shell()("webhook", "listen", "--secret", "whsec_").exit_code == 2
+    empty = tmp_path / "secret"
+    empty.write_text("whsec_\n")
+    assert Shell()("webhook", "listen", "--secret-file", str(empty)).exit_code == 2
+    assert Shell()("webhook", "listen", "--secret", "whsec_c2VjcmV0").exit_code == 2  # others would see it

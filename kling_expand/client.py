@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, Unpack, cast
+from weakref import WeakValueDictionary
 
 import aiohttp
 
@@ -180,6 +181,7 @@ class KlingClient:
         parts = Submitter(session, settings, rng=rng), self._poller, self._store, self._slots
         self._jobs = JobRunner(*parts, budget=self._budget, emit=emit)
         self._stack = AsyncExitStack()
+        self._saving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._poller.registry.make_result = self._make_result
 
     def __repr__(self) -> str:
@@ -625,8 +627,8 @@ class KlingClient:
         job = record.job if isinstance(record.job, Job) else None
         request = job.request if job else None
         name = source_stem(request.image) if request else None
-        files = job.files if job else ()
-        return ExpandResult(task, request, name, files, save=self._save, read=self._read)
+        files, saves = (job.files, job.saves) if job else ((), ())
+        return ExpandResult(task, request, name, files, saves=saves, save=self._save, read=self._read)
 
     def _opened_downloads(self) -> "Downloads":
         if self._downloads is None:
@@ -653,8 +655,19 @@ class KlingClient:
         *,
         deadline_at: float | None,
     ) -> tuple[Path, ...]:
-        paths = await self._opened_downloads().save(task, target, options, deadline_at=deadline_at)
-        await self._record_saved(task, paths)
+        # Saves of one task follow each other: a later one finds the files, and the store records all of them.
+        turn = self._saving.setdefault(task.task_id, asyncio.Lock())
+        try:
+            async with asyncio.timeout_at(deadline_at):
+                await turn.acquire()
+        except TimeoutError:
+            reason = "the deadline passed while another save of the task was under way"
+            raise DeadlineExceeded(reason, task_id=task.task_id) from None
+        try:
+            paths = await self._opened_downloads().save(task, target, options, deadline_at=deadline_at)
+            await self._record_saved(task, paths)
+        finally:
+            turn.release()
         if options.finish is None:
             return paths
         try:

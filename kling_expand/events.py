@@ -78,6 +78,7 @@ class Event(NamedTuple):
     `number` is that of the job's future. All events of one job have it, including those of its calls. `route`
     is create, read, list or download. `attempt` counts from 1. `wait` is in seconds: until the next attempt
     (None if that is not known), the length of a pause, or how long a pause delayed this call.
+    `found` says that this client did not create the task.
     """
 
     kind: EventKind
@@ -91,6 +92,7 @@ class Event(NamedTuple):
     route: str | None = None
     attempt: int | None = None
     wait: float | None = None
+    found: bool = False
 
 
 Listener = Callable[[Event], object]
@@ -112,9 +114,10 @@ class Stats(Serializable):
         (including attached tasks), `succeeded`, `failed` (the task failed), `refused` (there is no task, or
         it is no longer polled) or `unknown` (it is not known whether a task exists). Calls: `creates`,
         `reads` of one task, `lists`, and `errors` of all of these by class. Money, in units: `units_due` was
-        or may be billed; `units_billed` was billed, according to the service. Times, in seconds: the
-        `duration` of tasks by the service's clock, and the `latency` from the end of a task until the client
-        detected it.
+        or may be billed for tasks that this client created; `units_billed` was billed for them, according
+        to the service, and `units_found` for all other tasks, such as those of earlier runs. Times, in
+        seconds: the `duration` of tasks by the service's clock, and the `latency` from the end of a task
+        until the client detected it.
     """
 
     submitted: int
@@ -130,6 +133,7 @@ class Stats(Serializable):
     errors: dict[str, int]
     units_due: int
     units_billed: "Decimal"
+    units_found: "Decimal" = field(factory=lambda: _decimal(0))
     duration: Quantiles = field(factory=Quantiles)
     latency: Quantiles = field(factory=Quantiles)
 
@@ -143,6 +147,7 @@ class StatsCollector:
         self._counts: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._billed: Decimal | int = 0
+        self._found: Decimal | int = 0
         self._billed_tasks: dict[str, None] = {}  # the newest ones
         self._durations: deque[float] = deque(maxlen=WINDOW)
         self._latencies: deque[float] = deque(maxlen=WINDOW)
@@ -163,9 +168,7 @@ class StatsCollector:
                 _logger.exception("the listener failed on %s", event.kind)
 
     def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:
-        """Return the current statistics, including the numbers that are counted elsewhere."""
-        from decimal import Decimal  # imported here, to keep the import of the package fast
-
+        """Return the numbers as they are now, with those that are counted elsewhere."""
         counts = self._counts
         ended = counts[EventKind.ENDED]
         return Stats(
@@ -181,7 +184,8 @@ class StatsCollector:
             lists=counts[EventKind.LIST],
             errors=dict(self._errors),
             units_due=units_due,
-            units_billed=Decimal(self._billed),
+            units_billed=_decimal(self._billed),
+            units_found=_decimal(self._found),
             duration=_quantiles(self._durations),
             latency=_quantiles(self._latencies),
         )
@@ -189,20 +193,29 @@ class StatsCollector:
     def _ended(self, task: Task, event: Event) -> None:
         if task.status is Status.SUCCEED:
             self._counts[Status.SUCCEED] += 1
-            self._bill(task)
+            self._bill(task, found=event.found)
         if event.seconds is not None:
             self._durations.append(event.seconds)
         if event.latency is not None:
             self._latencies.append(event.latency)
 
-    def _bill(self, task: Task) -> None:
-        """Add the cost of a task only once, although a job or `attach` may report its end again."""
+    def _bill(self, task: Task, *, found: bool) -> None:
+        """Add what a task has cost, once, although a job or `attach` may see its end again."""
         if task.task_id in self._billed_tasks:
             return
-        self._billed += task.units or 0
+        if found:
+            self._found += task.units or 0
+        else:
+            self._billed += task.units or 0
         self._billed_tasks[task.task_id] = None
         if len(self._billed_tasks) > BILLED_TASKS:
             del self._billed_tasks[next(iter(self._billed_tasks))]
+
+
+def _decimal(units: "Decimal | int") -> "Decimal":
+    from decimal import Decimal  # imported here, to keep the import of the package fast
+
+    return Decimal(units)
 
 
 def _quantiles(values: deque[float]) -> Quantiles:

@@ -659,6 +659,44 @@ async def test_a_map_puts_each_picture_where_its_row_says(tmp_path: Path) -> Non
         assert (third[0].parent.name, len(emulator.account.tasks)) == ("third", 1)
 
 
+@virtual_time
+async def test_equal_photos_are_one_task_and_have_files_of_their_own(tmp_path: Path) -> None:
+    """Each of them is paid for once, also in a later run, where `units_found` has the cost and files stay."""
+    photos = [tmp_path / name for name in ("a.jpg", "b.jpg", "in/a.jpg")]
+    for photo in photos:
+        photo.parent.mkdir(exist_ok=True)
+        photo.write_bytes(PHOTO.read_bytes())
+    requests = [ExpandRequest(photo, WIDER) for photo in (*photos, photos[0])]
+    runs = []
+    async with Emulator(engine="flat", clock=loop_clock) as emulator:
+        own: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url, "clock": loop_clock}
+        for _ in range(2):
+            async with KlingClient(journal=tmp_path / "run.db", trust_env=False, **own) as kling:
+                outcomes = [
+                    each async for each in kling.map(requests, save_to=tmp_path / "out", ordered=True)
+                ]
+                runs.append({outcome.files for outcome in outcomes})
+                stats = kling.stats
+        assert (len(emulator.account.tasks), emulator.account.requests["file"]) == (1, 4)
+    names = {"a-0.png", "b-0.png", "a-2-0.png", "a-3-0.png"}
+    assert runs[0] == runs[1] == {(tmp_path / "out" / name,) for name in names}
+    assert [int(stats.units_billed), int(stats.units_found), stats.units_due] == [0, 8, 0]
+
+
+@virtual_time
+async def test_files_have_one_form_before_and_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run and a later one give the same paths: those that the target leads to, relative as it is."""
+    monkeypatch.chdir(tmp_path)
+    async with Emulator(engine="flat", clock=loop_clock) as emulator:
+        own: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url, "clock": loop_clock}
+        for _ in range(2):
+            async with KlingClient(journal="run.db", trust_env=False, **own) as kling:
+                (outcome,) = [each async for each in kling.map([ExpandRequest(PHOTO, WIDER)], save_to="out")]
+                assert outcome.files == (Path("out") / f"{PHOTO.stem}-0.png",)
+
+
 # ------------------------------------------------------------------ fields and forms of later versions
 
 

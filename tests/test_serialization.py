@@ -71,6 +71,7 @@ STATS = Stats(
     errors={"RateLimited": 1},
     units_due=16,
     units_billed=Decimal("8.5"),
+    units_found=Decimal(16),
     duration=Quantiles(12.0, 20.0, None),
 )
 FAILED = Outcome(1, REQUEST, error=TaskFailed("no", task_id="2", external_task_id="other"))

@@ -24,7 +24,7 @@ import re
 import secrets
 import stat
 import string
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -43,7 +43,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment] # the module is typed as always present
 
-FIELDS = frozenset({"name", "index", "task_id", "external_task_id", "ext", "key", "folder", "shape"})
+FIELDS = frozenset({"name", "index", "task_id", "external_task_id", "ext", "key", "folder", "path", "shape"})
 FORMATS = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tiff"}  # to which pictures are converted
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 _SPELLINGS = {".jpeg": ".jpg", ".tif": ".tiff"}  # the other suffixes of one format
@@ -109,8 +109,8 @@ Finish = Callable[[tuple[Path, ...]], Awaitable[tuple[Path, ...]]]
 class SaveOptions:
     """The names and the format of the saved pictures of a task.
 
-    `name` (by default the task's id), `key`, `folder` and `shape` are values of a template. With `overwrite`
-    a file of the same name is replaced. With `watermark` the watermarked pictures are saved as well. A
+    `name` (by default the task's id), `key`, `folder` and `shape` are values of a template, and the
+    directories that `name` begins with are its ``path``. With `overwrite` a file of the same name is replaced. With `watermark` the watermarked pictures are saved as well. A
     `format` converts each picture, with `quality` from 1 to 100 if it is lossy. `finish` makes further
     pictures from the saved ones; the save then returns their paths instead. `metadata` is that of the photo
     and is added to each picture.
@@ -172,15 +172,17 @@ class OutputPaths:
         text = f"{self.form} {self.numbers[position]} {watermark}"
         return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8]) % SECOND
 
+    def candidates(self, position: int, *, watermark: bool = False) -> Iterator[Path]:
+        """Yield every path that a picture may have: only the service decides its format."""
+        for tagged in (False, True):
+            for suffix in SUFFIXES:
+                yield self.path(position, suffix, watermark=watermark, tagged=tagged)
+
     def find_saved(self, position: int, *, watermark: bool) -> Path | None:
         """Return the path of a picture from an earlier save of this task, if it still exists."""
         mark = self.mark(position, watermark=watermark)
-        for tagged in (False, True):
-            for suffix in SUFFIXES:
-                path = self.path(position, suffix, watermark=watermark, tagged=tagged)
-                if has_mark(path, mark):
-                    return path
-        return None
+        paths = self.candidates(position, watermark=watermark)
+        return next((path for path in paths if has_mark(path, mark)), None)
 
     def located(self, files: tuple[Path, ...]) -> tuple[Path, ...]:
         """Return the paths of *files*, one for each picture, if a save names them so, else ``()``."""
@@ -228,7 +230,7 @@ def has_mark(path: Path, mark: int) -> bool:
 def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOptions = DEFAULTS) -> OutputPaths:
     """Return the result paths for *target*: a directory, a picture's path, or a template of `FIELDS`.
 
-    A leading ``~`` is the user's home directory. The part of a name before its last slash is its ``folder``,
+    A leading ``~`` is the user's home directory. The part of a name before its last slash is its ``path``,
     which is recreated below a target directory. The only access to the file system is a check whether
     *target* is a directory.
 
@@ -274,7 +276,7 @@ def is_url(target: str) -> bool:
 
 
 def _values(task: Task, options: SaveOptions) -> dict[str, str]:
-    """Return the values of a template's fields, and of `tree`: the directories at the start of a name."""
+    """Return the values of a template's fields."""
     *folders, last = options.name.split("/") if options.name else [task.task_id]
     tree = "/".join(safe_name(folder) for folder in folders if folder)
     texts = {
@@ -285,8 +287,8 @@ def _values(task: Task, options: SaveOptions) -> dict[str, str]:
         "shape": options.shape or "unknown",
     }
     values = {name: safe_name(text) for name, text in texts.items()}
-    folder = safe_name(options.folder) if options.folder else os.curdir
-    return values | {"tree": tree, "folder": tree or folder}
+    folder = options.folder or (folders[-1] if folders else "")
+    return values | {"path": tree or os.curdir, "folder": safe_name(folder) if folder else os.curdir}
 
 
 def _numbers(task: Task) -> tuple[int, ...]:
@@ -327,7 +329,7 @@ def _template(wanted: str) -> str:
     named = fields or (literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal))  # noqa: PTH112
     if named and not wanted.endswith(("/", os.sep)):
         return wanted
-    return f"{wanted or os.curdir}/{{tree}}/{{name}}-{{index}}{{ext}}"
+    return f"{wanted or os.curdir}/{{path}}/{{name}}-{{index}}{{ext}}"
 
 
 def _paths(found: OutputPaths, ext: str) -> list[Path]:

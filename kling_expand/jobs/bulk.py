@@ -9,15 +9,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from attrs import fields, frozen
+from attrs import evolve, fields, frozen
 
 from kling_expand.errors import InvalidRequest, KlingError, ResultExpired
-from kling_expand.models import ExpandRequest, nearest_name, portable, shown
+from kling_expand.models import ExpandRequest, nearest_name, portable, shown, source_stem
 from kling_expand.serialization import Serializable
 
 from .future import ExpandResult, TaskFuture
 
 SOURCE_CLOSE_TIMEOUT = 5.0  # seconds
+REMEMBERED_FILES = 10_000  # of a map, so that memory stays bounded
 
 T = TypeVar("T")
 
@@ -137,6 +138,7 @@ class BoundedMap:
         self._save_to = save_to
         self._ordered = ordered
         self._failures_left = max_failures
+        self._given: dict[int, None] = {}  # hashes of the newest files of this map
         self._places = asyncio.Semaphore(prefetch)
         self._open: dict[asyncio.Task[Outcome], TaskFuture | None] = {}
         self._ended: asyncio.Queue[asyncio.Task[Outcome] | None] = asyncio.Queue()
@@ -203,10 +205,27 @@ class BoundedMap:
         files: tuple[Path, ...] = ()
         try:
             result = await future
-            files = result.files if target is None else await _saved(result, target)
+            # Jobs of equal photos share a result, which has the request and the name of one of them.
+            result = evolve(result, request=request, name=source_stem(request.image))
+            files = result.files if target is None else await self._saved(result, target)
         except KlingError as error:
             return Outcome(index, request, result, error)
         return Outcome(index, request, result, files=files)
+
+    async def _saved(self, result: ExpandResult, target: Target) -> tuple[Path, ...]:
+        """Return the files of a job, which no other job of this map has; equal photos may be one task."""
+        files, name = await _saved_at(result, target), result.name or result.task_id
+        for number in count(2):
+            if self._given.keys().isdisjoint(map(hash, files)):
+                break
+            other = await _saved_at(evolve(result, name=f"{name}-{number}"), target)
+            if other == files:  # a template without a name
+                break
+            files = other
+        self._given |= dict.fromkeys(map(hash, files))
+        while len(self._given) > REMEMBERED_FILES:
+            del self._given[next(iter(self._given))]
+        return files
 
     async def _outcomes(self, feeder: asyncio.Task[None]) -> AsyncGenerator[Outcome, None]:
         early: dict[int, Outcome] = {}
@@ -249,8 +268,8 @@ class BoundedMap:
             logger.warning("the source of a map did not stop in %g s and is abandoned", SOURCE_CLOSE_TIMEOUT)
 
 
-async def _saved(result: ExpandResult, target: Target) -> tuple[Path, ...]:
-    """Return the pictures of a result at *target*, and save the missing ones.
+async def _saved_at(result: ExpandResult, target: Target) -> tuple[Path, ...]:
+    """Return the pictures of a result at *target*, which are saved only where they are missing.
 
     If the service no longer has them, those that an earlier run saved elsewhere are returned.
     """

@@ -35,7 +35,7 @@ from kling_expand.models import NEXT, ExpandRequest, Image, Status, Task, check,
 from kling_expand.serialization import Serializable, to_json
 
 if TYPE_CHECKING:
-    from kling_expand.downloads.files import SaveOptions
+    from kling_expand.downloads.files import OutputPaths, SaveOptions
     from kling_expand.pictures.convert import Metadata
 
 LOGGED_IDS = 20  # of the jobs that one log line names
@@ -96,6 +96,11 @@ class SubmittedJob(Protocol):
     @property
     def sent(self) -> bool:
         """Whether a task exists or may exist, so that the job cannot be cancelled."""
+        ...
+
+    @property
+    def found(self) -> bool:
+        """Whether its task was there before this client sent anything for the job."""
         ...
 
     @property
@@ -186,6 +191,7 @@ class ExpandResult(Serializable):
     files: tuple[Path, ...] = ()
     earlier: "ExpandResult | None" = None
     shape: str | None = None
+    _saves: tuple[tuple[Path, ...], ...] = field(default=(), repr=False, eq=False)  # of equal photos, too
     _save: Save | None = field(default=None, repr=False, eq=False)
     _read: Read | None = field(default=None, repr=False, eq=False)
 
@@ -222,7 +228,9 @@ class ExpandResult(Serializable):
 
         *target* is a directory, in which pictures are named after the photo (``dog-0.png``), or a template
         such as ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields are ``name index task_id
-        external_task_id ext key folder shape`` (``16x9``). A leading ``~`` is the user's home.
+        external_task_id ext key folder shape path``. ``folder`` is the name of the photo's own folder,
+        ``path`` the folders that `name` begins with, and ``shape`` such as ``16x9``. A leading ``~`` is the
+        user's home.
 
         If another file has the name, the task's id is appended (``dog-0-930810057.png``) unless *overwrite*
         is set. A task's own saved pictures are not downloaded again. Copies with a watermark are saved as
@@ -266,7 +274,7 @@ class ExpandResult(Serializable):
         return await asyncio.to_thread(read_metadata, source)
 
     def saved_at(self, target: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Return the paths of `files` if they are those of a `save` with this *target*, or else ``()``.
+        """Return the paths where an earlier run saved the pictures, if `save` puts them there, else ``()``.
 
         Their contents are not checked, so an edited picture counts as saved.
 
@@ -276,7 +284,8 @@ class ExpandResult(Serializable):
         from kling_expand.downloads.files import output_paths  # imported here, as many never save
 
         check(target=target)
-        return output_paths(self.task, target, self._options()).located(self.files)
+        paths = output_paths(self.task, target, self._options())
+        return next(filter(None, map(paths.located, (self.files, *self._saves))), ())
 
     def _options(self, **given: Any) -> "SaveOptions":
         from kling_expand.downloads.files import SaveOptions, source_folder  # imported here: many never save
@@ -696,6 +705,24 @@ class TaskRegistry:
         for any_id in self._aliases.pop(record, ()):
             if self._by_id.get(any_id) is record:
                 del self._by_id[any_id]
+
+
+def paths_of(
+    result: ExpandResult, target: str | os.PathLike[str], *, metadata: bool = False, **form: Any
+) -> "OutputPaths":
+    """Return where `ExpandResult.save` puts the pictures of a *result*; *form* is their format and quality.
+
+    Raises:
+        InvalidRequest: if *target* is no directory, template or path.
+    """
+    from kling_expand.downloads.files import output_paths  # imported here, as many callers never save
+
+    options = result._options(**form)  # noqa: SLF001 - the two are one unit
+    if metadata:
+        from kling_expand.pictures.convert import Metadata  # imported here, as it is an option
+
+        options = evolve(options, metadata=Metadata())  # whatever they are, the paths are the same
+    return output_paths(result.task, target, options)
 
 
 def log_unretrieved(records: Iterable[TaskRecord]) -> None:

@@ -596,7 +596,8 @@ class Poller:
             self._learn(took)
         if self._emit is not None:
             ids = record.external_task_id, task
-            self._emit(Event(EventKind.ENDED, *ids, seconds=took, latency=latency, number=record.number))
+            event = Event(EventKind.ENDED, *ids, seconds=took, latency=latency, number=record.number)
+            self._emit(event._replace(found=record.job is None or record.job.found))
 
     def _learn(self, duration: float) -> None:
         try:

@@ -12,6 +12,7 @@ its task has ended or cannot exist. The states in `kling_expand.jobs.submission`
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from functools import partial
 from pathlib import Path
@@ -134,7 +135,8 @@ class Job:
     known: JobRecord | None = None
     note: Mapping[str, Any] | None = None  # of the caller, for the store
     aside: SetAside | None = None  # for passes to come
-    files: tuple[Path, ...] = ()  # where an earlier run saved its pictures
+    saves: tuple[tuple[Path, ...], ...] = ()  # files of earlier saves of its task
+    files: tuple[Path, ...] = ()  # those of its own photo, and not of an equal one
     recorded: bool = False  # in the store, under its final id
     units: int = 0  # reserved units
     held: int = 0  # slots
@@ -153,6 +155,11 @@ class Job:
     def sent(self) -> bool:
         """Whether a task exists or may exist."""
         return self.attempt.state.may_cost or self.record.task is not None
+
+    @property
+    def found(self) -> bool:
+        """Whether its task was there before this client sent anything for it."""
+        return self.attempt.state is AttemptState.FOUND
 
     @property
     def named(self) -> bool:
@@ -511,7 +518,9 @@ class JobRunner:
     def _adopt(self, job: Job, known: JobRecord, task: Task) -> None:
         """Continue with the task that the store has recorded."""
         job.attempt.move(AttemptState.FOUND)
-        job.files = known.existing_files()
+        job.saves = known.complete_saves()
+        if job.known is not None or _is_of(known, job.request):
+            job.files = next(iter(job.saves), ())
         self._follow(job, task)
 
     async def _take_up(self, job: Job, task: Task) -> None:
@@ -596,6 +605,14 @@ async def _refuse(job: Job, other: TaskRecord) -> None:
     except TimeoutError:
         task_id = other.task_id
     raise duplicate(job.attempt.external_task_id, task_id)
+
+
+def _is_of(known: JobRecord, request: ExpandRequest | None) -> bool:
+    """Return whether a job of the store was submitted with the photo of *request*, and not an equal one."""
+    image = request and request.image
+    if known.source is None or not isinstance(image, str | os.PathLike) or "://" in str(image):
+        return True
+    return known.source == os.path.abspath(str(image))  # noqa: PTH100 - text stays text
 
 
 def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:

@@ -137,9 +137,9 @@ class JobRecord:
         """The cost of the job in units if it succeeds."""
         return codec.unpack_request(self.params, self.source or "", self.key).units
 
-    def existing_files(self) -> tuple[Path, ...]:
-        """Return the paths of one complete save of the pictures, or none if no save is complete."""
-        return next((saved for saved in self.saves() if all(path.exists() for path in saved)), ())
+    def complete_saves(self) -> tuple[tuple[Path, ...], ...]:
+        """Return the saves of which every picture still exists, the last first."""
+        return tuple(saved for saved in self.saves() if saved and all(path.exists() for path in saved))
 
     def saves(self) -> list[tuple[Path, ...]]:
         """Return the paths of each save of the pictures, the newest first."""

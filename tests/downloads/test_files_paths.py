@@ -111,14 +111,15 @@ def test_what_targets_mean(target: str | os.PathLike[str], expected: str) -> Non
     [
         ("out", "out/2024/May/dog-0.png"),
         ("out/{name}{ext}", "out/dog.png"),
-        ("{folder}/{name}-wide{ext}", "2024/May/dog-wide.png"),
+        ("{path}/{name}-wide{ext}", "2024/May/dog-wide.png"),
+        ("{folder}/{name}{ext}", "May/dog.png"),
         ("a.png", "a.png"),
     ],
 )
 def test_a_name_may_lie_in_folders(target: str, expected: str) -> None:
     """A directory repeats the folders of a name, and a template has them as a field."""
     assert output_paths(task(), target, SaveOptions(name="2024/May/dog")).path(0, ".png") == Path(expected)
-    assert output_paths(task(), "out/{folder}/{name}{ext}", DOG).path(0, ".png") == Path("out/dog.png")
+    assert output_paths(task(), "out/{path}/{name}{ext}", DOG).path(0, ".png") == Path("out/dog.png")
 
 
 def test_an_existing_directory_is_one_whatever_its_name(tmp_path: Path) -> None:

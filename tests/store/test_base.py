@@ -95,9 +95,9 @@ def test_files_count_only_together(tmp_path: Path) -> None:
     for file in files:
         file.touch()
     job = JobRecord("x", files=tuple(map(str, files)))
-    assert job.existing_files() == files
+    assert job.complete_saves() == (files,)
     files[1].unlink()
-    assert job.existing_files() == ()
+    assert job.complete_saves() == ()
 
 
 @pytest.mark.parametrize(

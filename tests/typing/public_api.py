@@ -179,6 +179,7 @@ def observed(event: Event, stats: Stats) -> None:
     assert_type(event.task_id, str | None)
     assert_type(stats.errors, dict[str, int])
     assert_type(stats.units_billed, Decimal)
+    assert_type(stats.units_found, Decimal)
     assert_type(stats.latency, Quantiles)
     assert_type(stats.latency.p95, float | None)
 

@@ -27,7 +27,7 @@ from kling_expand.cli.terminal import (
     show,
 )
 from kling_expand.client import KlingClient
-from kling_expand.downloads.files import FORMATS, SUFFIXES, OutputPaths, SaveOptions, output_paths
+from kling_expand.downloads.files import FORMATS, OutputPaths
 from kling_expand.errors import (
     AccountError,
     AuthenticationError,
@@ -45,8 +45,8 @@ from kling_expand.errors import (
     SubmissionUnknown,
     TransportError,
 )
-from kling_expand.jobs.future import ExpandResult, TaskFuture
-from kling_expand.models import Dialect, ExpandRequest, Task
+from kling_expand.jobs.future import ExpandResult, TaskFuture, paths_of
+from kling_expand.models import Dialect, ExpandRequest
 from kling_expand.store.base import JobRecord, JobStore
 from kling_expand.store.sqlite import SQLiteStore
 
@@ -601,7 +601,7 @@ class Results:
             record = await self.record(job, result)
             names = job.names or (result.task_id,)
             recorded = set(map(path_key, record.files)) if record else set()
-            known_files = partial(self._known, result.task, job.shape)
+            known_files = partial(self._known, evolve(result, shape=job.shape))
             name, known = await asyncio.to_thread(known_files, names, recorded)
             # A file that is known only by its mark is recorded by a save, which downloads nothing.
             files = known if {*map(_key, known)} <= recorded else ()
@@ -629,13 +629,9 @@ class Results:
         if isinstance(self._journal, SQLiteStore) and not known:
             await self._journal.keep_bad_row(job.label, reason)
 
-    def _options(self, name: str, shape: str) -> SaveOptions:
-        options = SaveOptions(name=name, shape=shape, **self._output.form)
-        if not self._output.metadata:
-            return options
-        from kling_expand.pictures.convert import Metadata  # imported here, as it is an option
-
-        return evolve(options, metadata=Metadata())  # whatever they are, the names are the same
+    def _paths(self, result: ExpandResult, name: str) -> OutputPaths:
+        named: ExpandResult = evolve(result, name=name)
+        return paths_of(named, self._target, metadata=self._output.metadata, **self._output.form)
 
     async def _photo(self, job: Job, result: ExpandResult) -> str:
         """Return the path of the user's own photo."""
@@ -648,13 +644,11 @@ class Results:
     async def _download(
         self, result: ExpandResult, name: str, shape: str, photo: str | bool
     ) -> tuple[Path, ...]:
-        overwrite = self._overwrite
+        overwrite, named = self._overwrite, evolve(result, name=name, shape=shape)
         if overwrite:
-            options = self._options(name, shape)
-            there = await asyncio.to_thread(_existing, result.task, self._target, options)
+            there = await asyncio.to_thread(_existing, self._paths(named, name))
             overwrite = not there & self._protected
             await self._disown(there if overwrite else set())
-        named = evolve(result, name=name, shape=shape)
         return await named.save(self._target, overwrite=overwrite, metadata=photo, **self._output.form)
 
     async def _disown(self, keys: set[str]) -> None:
@@ -670,11 +664,11 @@ class Results:
                 await self._journal.mark_saved(owner, chain(*left))
 
     def _known(
-        self, task: Task, shape: str, names: tuple[str, ...], recorded: set[str]
+        self, result: ExpandResult, names: tuple[str, ...], recorded: set[str]
     ) -> tuple[str, tuple[Path, ...]]:
         """Return the name and files of a saved job, or its first name and no files."""
         for name in names:
-            paths = output_paths(task, self._target, self._options(name, shape))
+            paths = self._paths(result, name)
             found = [self._known_file(paths, place, names, recorded) for place in range(len(paths.numbers))]
             if None not in found:
                 return name, tuple(path for path in found if path is not None)
@@ -685,7 +679,7 @@ class Results:
     ) -> Path | None:
         """Return a saved picture of this task, known by the journal or its mark, that no other photo has."""
         marked, wanted = paths.find_saved(place, watermark=False), self._output.format
-        for path in _paths(paths, place):
+        for path in paths.candidates(place):
             if wanted is not None and path.suffix != FORMATS[wanted]:
                 continue
             mine = path == marked or (_key(path) in recorded and os.path.lexists(path))
@@ -698,16 +692,10 @@ def _key(path: Path) -> str:
     return path_key(str(path))
 
 
-def _existing(task: Task, target: str, options: SaveOptions) -> set[str]:
+def _existing(paths: OutputPaths) -> set[str]:
     """Return the keys of the files that the results of a task may replace."""
-    paths = output_paths(task, target, options)
     places = range(len(paths.numbers))
-    return {_key(path) for place in places for path in _paths(paths, place) if os.path.lexists(path)}
-
-
-def _paths(paths: OutputPaths, place: int) -> Iterator[Path]:
-    """Yield every possible path of a picture. The service decides the format."""
-    return (paths.path(place, suffix, tagged=tagged) for tagged in (False, True) for suffix in SUFFIXES)
+    return {_key(path) for place in places for path in paths.candidates(place) if os.path.lexists(path)}
 
 
 # ---------------------------------------------------------------------------- the summary

@@ -136,8 +136,15 @@ def test_folders_are_repeated_in_the_output(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / "wide/101/IMG_1-0.png").unlink()
         assert kling("bulk", "DCIM/**/*.jpg", "--right", 0.5, "-o", "wide").exit_code == 0
         assert set(results(tmp_path / "wide")) == wanted
-        template = "flat/{folder}-{name}{ext}"
+        template = "flat/{path}/{folder}-{name}{ext}"
         assert kling("bulk", "DCIM", "--right", 0.5, "-o", template, "--no-recursive").exit_code == 2
+        for _ in range(2):
+            assert kling("bulk", "DCIM", "--right", 0.5, "-o", template, "--json").exit_code == 0
+        assert {*results(tmp_path / "flat")} == {
+            "100/100-IMG_1.png",
+            "101/101-IMG_1.png",
+            "101/deep [1]/deep [1]-IMG_1.png",
+        }
         assert kling("bulk", "DCIM/101", "--right", 0.5, "-o", "flat/{name}-{task_id}{ext}").exit_code == 0
         assert len(kling.emulator.account.tasks) == 2
     assert len({*results(tmp_path / "wide").values()}) == 2

@@ -129,6 +129,7 @@ class KlingClient:
     settings: Settings
 
     _open = False
+    _saving: WeakValueDictionary[str, asyncio.Lock]  # by the ids of tasks
     _known_durations: tuple[float, ...] = ()  # of tasks, as they are kept
     _downloads: "Downloads | None" = None  # created at the first save
 
@@ -180,8 +181,7 @@ class KlingClient:
         self._budget = Budget(budget)
         parts = Submitter(session, settings, rng=rng), self._poller, self._store, self._slots
         self._jobs = JobRunner(*parts, budget=self._budget, emit=emit)
-        self._stack = AsyncExitStack()
-        self._saving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._stack, self._saving = AsyncExitStack(), WeakValueDictionary()
         self._poller.registry.make_result = self._make_result
 
     def __repr__(self) -> str:

@@ -177,7 +177,8 @@ class ExpandResult(Serializable):
     """A succeeded task, with methods to save and read its pictures.
 
     `task` is its final snapshot. `request` is the request, or None for an attached task. `files` are the
-    paths to which an earlier run saved the pictures, according to the journal, if all of them still exist.
+    paths to which an earlier run saved the pictures, according to the journal, if all of them still exist,
+    and *saves* are those of every such save, also for equal photos.
     `name` is the photo's name, from which file names are formed. `shape` is the name of the shape, by default
     as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose picture this one was made
     from, or None.
@@ -227,14 +228,12 @@ class ExpandResult(Serializable):
         """Save every picture, each complete or not at all, and return their paths in the order of `images`.
 
         *target* is a directory, in which pictures are named after the photo (``dog-0.png``), or a template
-        such as ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields are ``name index task_id
-        external_task_id ext key folder shape path``. ``folder`` is the name of the photo's own folder,
-        ``path`` the folders that `name` begins with, and ``shape`` such as ``16x9``. A leading ``~`` is the
-        user's home.
+        such as ``"out/{folder}/{task_id}-{index}{ext}"`` with the fields ``name index task_id external_task_id
+        ext key shape``, ``folder`` (the photo's own) and ``path`` (the folders that `name` begins with).
 
-        If another file has the name, the task's id is appended (``dog-0-930810057.png``) unless *overwrite*
-        is set. A task's own saved pictures are not downloaded again. Copies with a watermark are saved as
-        well.
+        A leading ``~`` is the user's home. If another file has the name, the task's id is appended unless
+        *overwrite* is set. A task's own saved pictures are not downloaded again. Copies with a watermark are
+        saved as well.
 
         *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, for JPEG and WebP with a
         *quality* of 1 to 100 (92). *metadata* adds the EXIF data and the color profile of the photo.

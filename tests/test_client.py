@@ -687,7 +687,7 @@ async def test_equal_photos_are_one_task_and_have_files_of_their_own(tmp_path: P
 async def test_files_have_one_form_before_and_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run and a later one give the same paths: those that the target leads to, relative as it is."""
+    """The first run and a later one give the same paths, in the form of the target."""
     monkeypatch.chdir(tmp_path)
     async with Emulator(engine="flat", clock=loop_clock) as emulator:
         own: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url, "clock": loop_clock}

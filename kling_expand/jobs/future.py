@@ -228,8 +228,8 @@ class ExpandResult(Serializable):
         """Save every picture, each complete or not at all, and return their paths in the order of `images`.
 
         *target* is a directory, in which pictures are named after the photo (``dog-0.png``), or a template
-        such as ``"out/{folder}/{task_id}-{index}{ext}"`` with the fields ``name index task_id external_task_id
-        ext key shape``, ``folder`` (the photo's own) and ``path`` (the folders that `name` begins with).
+        such as ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields: ``name index task_id ext key shape``,
+        ``external_task_id``, ``folder`` (the photo's own) and ``path`` (the folders that `name` begins with).
 
         A leading ``~`` is the user's home. If another file has the name, the task's id is appended unless
         *overwrite* is set. A task's own saved pictures are not downloaded again. Copies with a watermark are

@@ -110,10 +110,10 @@ class SaveOptions:
     """The names and the format of the saved pictures of a task.
 
     `name` (by default the task's id), `key`, `folder` and `shape` are values of a template, and the
-    directories that `name` begins with are its ``path``. With `overwrite` a file of the same name is replaced. With `watermark` the watermarked pictures are saved as well. A
-    `format` converts each picture, with `quality` from 1 to 100 if it is lossy. `finish` makes further
-    pictures from the saved ones; the save then returns their paths instead. `metadata` is that of the photo
-    and is added to each picture.
+    directories that `name` begins with are its ``path``. With `overwrite` a file of the same name is
+    replaced. With `watermark` the watermarked pictures are saved as well. A `format` converts each picture,
+    with `quality` from 1 to 100 if it is lossy. `finish` makes further pictures from the saved ones; the save
+    then returns their paths instead. `metadata` is that of the photo and is added to each picture.
     """
 
     name: str | None = None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .models import Image as Image
     from .models import Status as Status
     from .models import Task as Task
+    from .store.base import JobRecord, JobState
 
 # The names of ``from kling_expand import *``. Some public names are too common and are left out: they would
 # hide the names of other packages, such as Pillow's `Image`.
@@ -34,6 +35,8 @@ __all__ = [
     "EventKind",
     "ExpandRequest",
     "ExpandResult",
+    "JobRecord",
+    "JobState",
     "KeyPair",
     "KlingClient",
     "Outcome",
@@ -64,6 +67,7 @@ _MODULES = (
     "jobs.scheduler",
     "jobs.future",
     "jobs.bulk",
+    "store.base",
     "client",
 )
 

@@ -39,6 +39,7 @@ from .events import Stats
 from .jobs import bulk, future
 from .models import ExpandRequest, Task, portable
 from .serialization import Serializable
+from .store.base import JobRecord
 from .webhooks import WebhookEvent
 
 __all__ = ["ExpandResult", "KlingClient", "Outcome", "ResultImage", "TaskFuture"]
@@ -520,6 +521,10 @@ class KlingClient(BlockingProxy[client.KlingClient]):
     @from_coroutine(client.KlingClient.get)
     def get(self, task: Task) -> Task:
         return task
+
+    @from_coroutine(client.KlingClient.job)
+    def job(self, known: JobRecord | None) -> JobRecord | None:
+        return known
 
     @from_generator(client.KlingClient.tasks)
     def tasks(self, task: Task) -> Task:

@@ -503,6 +503,20 @@ class KlingClient:
         self._require_open()
         return await self._session.read(codec.task_path(self.settings.dialect, any_id), codec.decode_task)
 
+    async def job(self, external_task_id: str) -> JobRecord | None:
+        """Return what the journal knows of a job, or None if it does not have it. The service is not asked.
+
+        The id is that of `TaskFuture.recorded`. With a journal like ``jobs-{worker}.db`` the files of the
+        other workers are read too, so that any worker can answer for any job. Without a journal only some
+        jobs are known, and only while they are open.
+
+        Raises:
+            ClientClosed: if the client is not open.
+            JournalError: if a journal cannot be read.
+        """
+        self._require_open()
+        return await self._store.get_from_any(external_task_id)
+
     async def list(self, page: int = 1, page_size: int = 30) -> tuple[Task, ...]:
         """Return one page of the account's tasks: *page* from 1 to 1000, *page_size* from 1 to 500 (doc).
 

@@ -341,7 +341,15 @@ class JournalError(KlingError):
 
 
 class NotSubmitted(KlingError):
-    """A job that was cancelled before anything was sent. No task exists, and nothing is billed."""
+    """A job that ended before anything was sent: no task exists, and nothing is billed.
+
+    `resumable` is True if a journal has the job and its photo can be read again from a path or URL. Then
+    `KlingClient.resume` sends it. Otherwise only a new submission does.
+    """
+
+    def __init__(self, message: str = "", *, resumable: bool = False) -> None:
+        super().__init__(message)
+        self.resumable: bool = resumable
 
 
 class ClientClosed(KlingError):

@@ -4,7 +4,8 @@
 level       logger                 one line for
 ==========  =====================  ==================================================================
 INFO        `kling_expand.jobs`    each end of a job
-WARNING     `kling_expand.calls`   each retry, and each pause of a route
+INFO        `kling_expand.calls`   each create that waits for a free slot after a 1303
+WARNING     `kling_expand.calls`   each other retry, and each pause of a route after a 1302
 DEBUG       `kling_expand.calls`   each request, without its body
 ==========  =====================  ==================================================================
 
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import field, frozen
 
-from .errors import DuplicateTask, KlingError, SubmissionUnknown, printable
+from .errors import DuplicateTask, KlingError, ParallelLimit, RateLimited, SubmissionUnknown, printable
 from .models import Status, Task
 from .serialization import Serializable
 
@@ -229,6 +230,9 @@ def _quantiles(values: deque[float]) -> Quantiles:
 # ---------------------------------------------------------------------------- the log
 
 
+_FULL = "full"  # the kind of line about a create for which no slot was free
+
+
 class EventLog:
     """A listener that logs events, as described at the top of this module."""
 
@@ -243,11 +247,13 @@ class EventLog:
         if event.kind in CALLS:
             if _calls.isEnabledFor(logging.DEBUG):
                 _calls.debug("%s", _call_text(event))
-        elif event.kind in {EventKind.RETRY, EventKind.PAUSE}:
-            if _calls.isEnabledFor(logging.WARNING):
-                self._write(f"{event.kind} {event.route}", _retry_text(event))
-        elif event.kind in {EventKind.ENDED, EventKind.FAILED} and _jobs.isEnabledFor(logging.INFO):
-            self._write(str(event.kind), _end_text(event))
+            return
+        kind = _line_kind(event)
+        if kind is None:
+            return
+        logger, level = _place(kind)
+        if logger.isEnabledFor(level):
+            self._write(kind, _end_text(event) if logger is _jobs else _retry_text(event))
 
     def flush(self) -> None:
         """Write the events that are held back. The next event may come from another event loop."""
@@ -281,10 +287,29 @@ class EventLog:
 
     def _line(self, kind: str, text: str) -> None:
         self._written_at[kind] = asyncio.get_running_loop().time()
-        if kind in {EventKind.ENDED, EventKind.FAILED}:
-            _jobs.info("%s", text)
-        else:
-            _calls.warning("%s", text)
+        logger, level = _place(kind)
+        logger.log(level, "%s", text)
+
+
+def _line_kind(event: Event) -> str | None:
+    """Return the kind of line that an event gets, or None if it gets none."""
+    if event.kind in {EventKind.ENDED, EventKind.FAILED}:
+        return str(event.kind)
+    if event.kind is EventKind.RETRY and isinstance(event.error, ParallelLimit):
+        return _FULL
+    # The retry after a 1302 has no line of its own, as the pause before it has one.
+    if event.kind is EventKind.PAUSE or (
+        event.kind is EventKind.RETRY and not isinstance(event.error, RateLimited)
+    ):
+        return f"{event.kind} {event.route}"
+    return None
+
+
+def _place(kind: str) -> tuple[logging.Logger, int]:
+    """Return the logger and the level of a kind of line."""
+    if kind in {EventKind.ENDED, EventKind.FAILED}:
+        return _jobs, logging.INFO
+    return _calls, logging.INFO if kind == _FULL else logging.WARNING
 
 
 def _name(event: Event) -> str:
@@ -312,7 +337,12 @@ def _retry_text(event: Event) -> str:
         return f"{event.route} paused for {event.wait or 0.0:.1f} s after {_name(event)}: {_reason(event)}"
     if isinstance(event.error, DuplicateTask):
         return f"{event.route} for {_name(event)}: a task with this id already exists and is looked up"
-    again = "retrying later" if event.wait is None else f"retrying in {event.wait:.1f} s"
+    if isinstance(event.error, ParallelLimit):
+        again = "retrying when a slot is free"
+    elif event.wait is None:
+        again = "looking up its id" if event.route == EventKind.CREATE else "waiting for the next list"
+    else:
+        again = f"retrying in {event.wait:.1f} s"
     return f"{event.route} for {_name(event)} failed, attempt {event.attempt}, {again}: {_reason(event)}"
 
 

@@ -33,6 +33,7 @@ from kling_expand.errors import (
 )
 from kling_expand.jobs.bulk import Row
 from kling_expand.jobs.poll_schedule import ExponentialSchedule
+from kling_expand.store.base import JobRecord
 from kling_expand.webhooks import WebhookEvent
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
@@ -514,6 +515,7 @@ def test_help_shows_what_the_methods_return() -> None:
         (KlingClient, "receive"): WebhookEvent,
         (KlingClient, "create"): Task,
         (KlingClient, "get"): Task,
+        (KlingClient, "job"): JobRecord | None,
         (KlingClient, "tasks"): Iterator[Task],
         (KlingClient, "list"): tuple[Task, ...],
         (ExpandResult, "save"): tuple[Path, ...],

@@ -91,16 +91,29 @@ async def test_events_of_calls_name_their_job() -> None:
 
 @virtual_time
 async def test_a_refusal_for_want_of_slots_is_a_retry(caplog: pytest.LogCaptureFixture) -> None:
-    """A 1303 that is outlived is in the log with the job that it met."""
+    """A 1303 that is outlived is in the log with the job that it met. It is no warning."""
+    caplog.set_level(logging.INFO, "kling_expand")
     async with emulated({"max_in_flight": 9}, slots=1, work_seconds=5) as (emulator, kling):
         futures = [kling.submit(PHOTO, Ratios(right=0.1 + n / 10)) for n in range(3)]
         for future in futures:
             await future
         assert emulator.account.refusals[1303] > 0
-    told = [text for text in caplog.messages if "ParallelLimit" in text]
+    told = [record for record in caplog.records if "ParallelLimit" in record.getMessage()]
     assert told
-    assert "create for job" in told[0]
-    assert "retrying later" in told[0]
+    assert {record.levelname for record in told} == {"INFO"}
+    assert "create for job" in told[0].getMessage()
+    assert "retrying when a slot is free" in told[0].getMessage()
+
+
+@virtual_time
+async def test_a_rate_limit_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A 1302 is logged once, as the pause of its route, with the job and the seconds."""
+    async with emulated({"max_in_flight": 9}) as (emulator, kling):
+        emulator.faults.script("create", Fault("error", 1302))
+        future = kling.submit(PHOTO, Ratios(right=0.5))
+        await future
+    (told,) = [text for text in caplog.messages if "RateLimited" in text]
+    assert told.startswith(f"create paused for 1.0 s after job {future.number} (")
 
 
 @virtual_time

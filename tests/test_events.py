@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand.errors import APIError, KlingError, RateLimited, SubmissionUnknown
+from kling_expand.errors import APIError, KlingError, RateLimited, ServerError, SubmissionUnknown
 from kling_expand.events import (
     MAX_HELD,
     WINDOW,
@@ -157,7 +157,7 @@ def lines(caplog: pytest.LogCaptureFixture, logger: str = "kling_expand") -> lis
 
 def retry(number: int, wait: float | None = 1.5) -> Event:
     """Return an event of a failed read of one job."""
-    error = RateLimited("too many")
+    error = ServerError("busy")
     event = Event(EventKind.RETRY, f"kx-{number}", error=error, number=number, task_id=f"t{number}")
     return event._replace(route="read", attempt=2, wait=wait)
 
@@ -190,7 +190,7 @@ async def test_a_line_names_job_route_attempt_and_wait(caplog: pytest.LogCapture
         (
             "WARNING",
             "kling_expand.calls",
-            "read for job 3 (kx-3, t3) failed, attempt 2, retrying in 1.5 s: RateLimited: too many",
+            "read for job 3 (kx-3, t3) failed, attempt 2, retrying in 1.5 s: ServerError: busy",
         ),
         ("WARNING", "kling_expand.calls", "create paused for 60.0 s after job 4 (kx-4): RateLimited: x"),
         ("INFO", "kling_expand.jobs", "job 1 (kx-1, 1) succeeded after 12.3 s: 0 pictures, 8 units"),
@@ -229,7 +229,7 @@ async def test_what_is_held_back_is_bounded(caplog: pytest.LogCaptureFixture) ->
         log(retry(number, None))
     await asyncio.sleep(2)
     (first, rest) = lines(caplog)
-    assert first.endswith("retrying later: RateLimited: too many")
+    assert first.endswith("waiting for the next list: ServerError: busy")
     assert rest.startswith(f"{MAX_HELD + 49} more: read for job 1 ")
     assert rest.endswith("; and 49 more")
 

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from attrs import Attribute, asdict, define, evolve, fields, has
 
-from kling_expand.errors import APIError, ProtocolError, refusal
+from kling_expand.errors import APIError, ProtocolError, TaskNotFound, refusal
 from kling_expand.geometry import Expansion, Ratios, Towards
 from kling_expand.models import (
     MAX_IMAGES,
@@ -173,6 +173,18 @@ def decode_task(answer: Response) -> Task:
         APIError: if the response is a refusal, or not as documented.
     """
     return _decode(answer, _one_task)
+
+
+def decode_lookup(answer: Response) -> Task | None:
+    """Return the task of a lookup, or None if the response says that there is none.
+
+    Raises:
+        APIError: if the response is another refusal, or not as documented.
+    """
+    try:
+        return decode_task(answer)
+    except TaskNotFound:
+        return None
 
 
 def decode_tasks(answer: Response) -> tuple[Task, ...]:

@@ -104,13 +104,13 @@ class SubmittedJob(Protocol):
         ...
 
     @property
-    def recorded(self) -> bool:
-        """Whether the store has the job, under the id that it is sent with."""
+    def recorded_id(self) -> str | None:
+        """The id under which the store has the job, or None before that."""
         ...
 
     @property
-    def named(self) -> bool:
-        """Whether its id is final: the caller's id, or the one that the store gave it."""
+    def final_id(self) -> str | None:
+        """The id that the caller or the store gave it, or None before either is known."""
         ...
 
     def cancel(self) -> bool:
@@ -797,8 +797,9 @@ class TaskFuture:
     def external_task_id(self) -> str | None:
         """The caller's id or the generated one, or None until it is final (see `recorded`)."""
         record = self.record
-        waits = record.task is None and record.job is not None and not record.job.named
-        return None if waits else record.external_task_id
+        if record.task is None and record.job is not None:
+            return record.job.final_id
+        return record.external_task_id
 
     @property
     def task(self) -> Task | None:
@@ -868,14 +869,18 @@ class TaskFuture:
     async def recorded(self) -> str:
         """Wait until the job has its `external_task_id` and, with a journal, is on disk; return that id.
 
-        From then on a crash cannot lose the job: `KlingClient.resume` finds it. `submit` returns earlier.
+        `submit` returns earlier. From then on `KlingClient.resume` finds the job after a crash. If it was not
+        sent by then, it is sent only if its photo can be read again. A path or a URL can; bytes, an open file
+        or a PIL image cannot, and that job is lost. Another submission of the same job has the same id.
 
         Raises:
             KlingError: if the job was refused, or could not be recorded.
             DeadlineExceeded: if the deadline passes first.
         """
         wait_until = self._wait_until()
-        while (record := self.record).task is None and record.job is not None and not record.job.recorded:
+        while (record := self.record).task is None and record.job is not None:
+            if record.job.recorded_id is not None:
+                return record.job.recorded_id
             if self.done():
                 raise self.exception() or KlingError("the future is done without a record")
             await self._wait_changed(wait_until)

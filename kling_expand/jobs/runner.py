@@ -54,6 +54,7 @@ from .submission import Attempt, AttemptState, Create, Submitter, duplicate, oth
 GRACE = 10.0  # seconds that a create in progress has to end when the client closes
 _RECOVERY = JobIdentity("", "")  # no job has an empty digest
 _SUCCEEDED = frozenset({JobState.SUCCEEDED, JobState.DONE})
+_OPEN = frozenset({JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED})
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -137,7 +138,8 @@ class Job:
     aside: SetAside | None = None  # for passes to come
     saves: tuple[tuple[Path, ...], ...] = ()  # files of earlier saves of its task
     files: tuple[Path, ...] = ()  # those of its own photo, and not of an equal one
-    recorded: bool = False  # in the store, under its final id
+    recorded_id: str | None = None  # its id in the store
+    resumable: bool = False  # whether a later client of the store can send it
     units: int = 0  # reserved units
     held: int = 0  # slots
     queued: bool = False  # for slots
@@ -162,9 +164,10 @@ class Job:
         return self.attempt.state is AttemptState.FOUND
 
     @property
-    def named(self) -> bool:
-        """Whether its id is final: the caller's id, or the one that the store gave it."""
-        return self.recorded or self.attempt.given or self.known is not None
+    def final_id(self) -> str | None:
+        """The id that the caller or the store gave it, or None before either is known."""
+        given = self.attempt.given or self.known is not None
+        return self.recorded_id or (self.record.external_task_id if given else None)
 
     def cancel(self) -> bool:
         """Cancel the job at once if it was not sent yet, and return whether it is cancelled."""
@@ -200,6 +203,7 @@ class JobRunner:
         self._writes: set[asyncio.Task[None]] = set()
         self._followed: set[TaskRecord] = set()  # tasks that other clients or earlier runs created
         self._registry.on_merge.append(self._unfollow)
+        self._warned = False  # of a photo that cannot be read again
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -240,6 +244,8 @@ class JobRunner:
         attempt = Attempt(record.any_id, given=given, unanswered_at=unanswered_at)
         job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known, note, aside)
         record.job = job
+        if known is not None:
+            self._recorded(job, known)
         other = self._other_job(record.any_id, request) if given else None
         if other is not None:
             record.rename(codec.random_id())  # so that it is not taken for the other job
@@ -327,7 +333,6 @@ class JobRunner:
 
     async def _resume(self, job: Job) -> None:
         """Continue a job of the store. The photo is needed only if the job has no task."""
-        self._recorded(job)
         if job.known is not None and job.known.task is not None:
             self._adopt(job, job.known, job.known.task)
         elif job.request is None:
@@ -364,8 +369,9 @@ class JobRunner:
         prepared = PreparedRequest(request, photo, expansion, job.note)
         identity = identify(self._store, prepared)
         if identity is None:
-            self._recorded(job)
-            await self._attempt(job, JobRecord(job.record.any_id), prepared)
+            known = JobRecord(job.record.any_id)
+            self._recorded(job, known)
+            await self._attempt(job, known, prepared)
             return
         if job.known and job.known.params_hash != identity.digest:
             advice = "submit it as a new job"
@@ -375,6 +381,8 @@ class JobRunner:
         # If the same job is submitted twice at once, the second submission finds the task of the first.
         turn = self._turns.setdefault(identity, asyncio.Lock())
         async with asyncio.timeout_at(job.deadline_at):
+            if turn.locked():
+                await self._recorded_already(job, identity, request)
             await turn.acquire()
         try:
             await self._attempts(job, identity, prepared)
@@ -406,17 +414,32 @@ class JobRunner:
                 continue
             job.record.rename(known.external_task_id)
             CALLER.set(Caller(job.record.number, known.external_task_id))
-            self._recorded(job)
+            self._recorded(job, known)
             if job.record.canonical is not job.record:
                 self._event(EventKind.MERGED, job.record)  # the same job is already open in this client
                 return
             if await self._attempt(job, known, prepared):
                 return
 
-    def _recorded(self, job: Job) -> None:
-        """Wake the callers that wait until the job is in the store."""
-        job.recorded = True
+    async def _recorded_already(self, job: Job, identity: JobIdentity, request: ExpandRequest) -> None:
+        """Give *job* the id of another submission of it that is under way."""
+        known = await self._store.find(*identity)
+        if known and known.state in _OPEN and request.external_task_id in {None, known.external_task_id}:
+            self._recorded(job, known)
+
+    def _recorded(self, job: Job, known: JobRecord) -> None:
+        """Wake the callers that wait until the job is in the store, as *known*."""
+        job.recorded_id = known.external_task_id
+        job.resumable = self._store.durable and known.source is not None
         job.record.wake()
+        lost = self._store.durable and known.source is None and known.task is None
+        if lost and job.known is None and job.aside is None and not self._warned:
+            self._warned = True
+            logger.warning(
+                "the photo of job %s was not given as a path or URL, and a journal keeps no photos: if the"
+                " program ends before the job is sent, the job is lost; save each photo and pass its path",
+                known.external_task_id,
+            )
 
     async def _record_intent(self, identity: JobIdentity, prepared: PreparedRequest, after: int) -> JobRecord:
         """Record an attempt. Raise `DuplicateTask` if the request gives the id of another task."""
@@ -648,7 +671,8 @@ def _taken_back(job: Job) -> KlingError:
     """Return the error of a job that was cancelled."""
     if job.attempt.state.may_cost:
         return job.attempt.unknown("the job was cancelled while its create may have been accepted")
-    return NotSubmitted("cancelled before it was sent; no task exists")
+    later = ", and `resume` continues the job" if job.resumable else ""
+    return NotSubmitted(f"cancelled before it was sent; no task exists{later}", resumable=job.resumable)
 
 
 def _broken(job: Job, error: Exception) -> KlingError:

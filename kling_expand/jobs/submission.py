@@ -59,7 +59,6 @@ from kling_expand.errors import (
     RateLimited,
     ServerError,
     SubmissionUnknown,
-    TaskNotFound,
     TransportError,
 )
 from kling_expand.events import EventKind
@@ -243,10 +242,7 @@ class Submitter:
     async def get_or_none(self, any_id: str, deadline_at: float | None = None) -> Task | None:
         """Return the task with this id, or None if the service has none."""
         path = codec.task_path(self.dialect, any_id)
-        try:
-            return await self._session.read(path, codec.decode_task, deadline_at=deadline_at)
-        except TaskNotFound:
-            return None
+        return await self._session.read(path, codec.decode_lookup, deadline_at=deadline_at)
 
     # ------------------------------------------------------------------ sending
 

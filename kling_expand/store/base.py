@@ -297,6 +297,10 @@ class JobStore(ABC):
         known = await self.get(external_task_id)
         return None if known is None else known.saves()
 
+    async def get_from_any(self, external_task_id: str) -> JobRecord | None:
+        """Return the record with this id, also if only another worker's journal has it, or None."""
+        return await self.get(external_task_id)
+
     @abstractmethod
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
         """Return the newest record of *key*, and of this *digest* if it is given, or None."""

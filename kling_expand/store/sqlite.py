@@ -36,7 +36,16 @@ from .base import (
     warn_of_other_parameters,
     warn_of_two_tasks,
 )
-from .sqlite_file import Connection, DatabaseFile, FileFormat, Statement, copy_file
+from .sqlite_file import (
+    WORKER,
+    Connection,
+    DatabaseFile,
+    FileFormat,
+    Statement,
+    copy_file,
+    read_copy,
+    worker_files,
+)
 
 T = TypeVar("T")
 W = TypeVar("W")
@@ -250,6 +259,19 @@ class SQLiteStore(JobStore):
     async def get(self, external_task_id: str) -> JobRecord | None:
         """Return the record with this id, which may be of an earlier attempt, or None."""
         return await self._execute(partial(newest, "external_task_id = ?", (external_task_id,)))
+
+    async def get_from_any(self, external_task_id: str) -> JobRecord | None:
+        """Return the record with this id, also from the file of another worker, or None.
+
+        Such a file is copied to be read, as its worker has locked it.
+        """
+        found = await self.get(external_task_id)
+        if found is None and WORKER in self._given:
+            statement = partial(newest, "external_task_id = ?", (external_task_id,))
+            for path in await asyncio.to_thread(worker_files, self._given):
+                if path != self.path:
+                    found = found or await asyncio.to_thread(read_copy, path, statement)
+        return found
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
         """Return the newest record of *key*, and of this *digest* if it is given, or None."""

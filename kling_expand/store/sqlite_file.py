@@ -24,6 +24,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from attrs import frozen
@@ -317,6 +318,30 @@ def copy_file(path: str, folder: str) -> str:
     except OSError as error:
         raise JournalError(f"the journal {path} cannot be read ({error.strerror})") from error
     raise JournalError(f"the journal {path} changed while it was being copied; try again")
+
+
+def read_copy(path: str, statement: Statement) -> Any:
+    """Return what *statement* finds in a copy of a file that another process may be writing.
+
+    Raises:
+        JournalError: if the file cannot be read.
+    """
+    with TemporaryDirectory(prefix="kling-expand-") as folder:
+        copy = copy_file(path, folder)
+        try:
+            with contextlib.closing(sqlite3.connect(copy)) as db:
+                db.execute("PRAGMA synchronous = OFF")  # the copy is deleted at once
+                return statement(db)
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {path} cannot be read ({error})") from error
+
+
+def worker_files(pattern: str) -> list[str]:
+    """Return the files that exist for a path with ``{worker}``, or none for any other path."""
+    if WORKER not in pattern:
+        return []
+    named = (pattern.replace(WORKER, str(number)) for number in range(MAX_WORKERS))
+    return [path for path in named if os.path.exists(path)]  # noqa: PTH110 - quick
 
 
 def writer_of(path: str) -> int | None:

@@ -518,7 +518,7 @@ class AJob:
     def __init__(self) -> None:
         self.queued = False
         self.sent = False
-        self.recorded = self.named = True
+        self.recorded_id = self.final_id = "dog"
         self.cancelled = 0
 
     def cancel(self) -> bool:

@@ -1,6 +1,7 @@
 """Jobs from their submission to their task, interrupted and resumed at every step, and never paid twice."""
 
 import asyncio
+import io
 import logging
 import shutil
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from kling_expand.errors import (
     SubmissionUnknown,
     TaskFailed,
     TaskModerated,
+    TaskNotFound,
     TransportError,
 )
 from kling_expand.events import Event
@@ -263,6 +265,34 @@ async def test_the_same_key_twice_at_once_is_one_task() -> None:
         assert kling.stats.units_due == 8
         await asyncio.sleep(0)  # the callbacks of what has just ended
         assert kling._slots.held == 0
+
+
+@virtual_time
+async def test_the_id_of_a_job_under_way_is_known_at_once(tmp_path: Path) -> None:
+    """A second submission of a queued job has its id before a slot is free, and shares its task."""
+    options = {"journal": tmp_path / "run.db", "max_in_flight": 1}
+    async with emulated(options, work_seconds=100) as (emulator, kling):
+        await kling.submit(PHOTO, Ratios(left=0.5)).accepted()
+        first, second = (kling.submit(PHOTO, WIDER) for _ in range(2))
+        began = now()
+        assert await first.recorded() == await second.recorded() == second.external_task_id
+        assert now() - began < 1
+        own = kling.submit(PHOTO, WIDER, external_task_id="mine")  # the same job under another id
+        assert isinstance(await error_of(own), DuplicateTask)
+        assert (await second).external_task_id == (await first).external_task_id
+        assert len(emulator.account.tasks) == 2
+
+
+@virtual_time
+async def test_a_lookup_of_an_unused_id_is_no_error() -> None:
+    """Each create under an id of the caller's own is preceded by a lookup, which is counted as a read."""
+    async with emulated() as (_, kling):
+        await kling.expand(PHOTO, WIDER, external_task_id="mine")
+        assert kling.stats.errors == {}
+        assert kling.stats.reads > 1
+        with pytest.raises(TaskNotFound):
+            await kling.get("other")
+        assert kling.stats.errors == {"TaskNotFound": 1}
 
 
 @virtual_time
@@ -1284,17 +1314,24 @@ async def test_a_refusal_that_may_have_passed_is_resumed(tmp_path: Path, code: i
 
 @virtual_time
 async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A job whose photo was given as bytes cannot be resumed, and the log says so."""
+    """A job whose photo was given as bytes cannot be resumed. One warning and its error say so at once."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "max_in_flight": 1}, work_seconds=100) as (emulator, kling):
         await kling.submit(PHOTO, WIDER).accepted()
         waiting = kling.submit(PHOTO.read_bytes(), Ratios(up=0.5))
+        file = io.BytesIO(PHOTO.read_bytes())
+        unsent = [waiting, kling.submit(file, Ratios(up=0.6)), kling.submit(PHOTO, Ratios(up=0.7))]
         await asyncio.sleep(1)
+        warned = [each.getMessage() for each in caplog.records if "a journal keeps no photos" in each.message]
+        assert [str(waiting.external_task_id) in text for text in warned] == [True]
         await kling.aclose()
+        closed = [await error_of(future) for future in unsent]
+        resumable = [isinstance(error, NotSubmitted) and error.resumable for error in closed]
+        assert resumable == [False, False, True]
         async with another(emulator, journal=path) as again:
             futures = [future async for future in again.resume()]
             errors = [await error_of(future) for future in futures]
-            assert [type(error) for error in errors] == [type(None), NotSubmitted]
+            assert [type(error) for error in errors] == [type(None), NotSubmitted, NotSubmitted, type(None)]
         assert (
             f"job {waiting.external_task_id} cannot be resumed: its photo was given as bytes" in caplog.text
         )

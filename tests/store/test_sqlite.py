@@ -36,6 +36,27 @@ def test_no_postgresql_is_loaded() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+async def test_any_worker_reads_the_jobs_of_all(tmp_path: Path) -> None:
+    """A record that only the file of another worker has is found, whether that file is open or not."""
+    name = tmp_path / "jobs-{worker}.db"
+    async with SQLiteStore(name) as left, SQLiteStore(name) as first, SQLiteStore(name) as second:
+        ids = [
+            (await intend(each, str(number))).external_task_id for number, each in enumerate((left, first))
+        ]
+        await left.aclose()
+        await first.mark_sending(ids[1])
+        found = [await second.get_from_any(each) for each in ids]
+        assert found[1] == await first.get(ids[1])
+        assert [each and each.key for each in found] == ["0", "1"]
+        assert await second.get_from_any("unknown") is None
+        assert [await second.get(each) for each in ids] == [None, None]
+        await first.mark_unsent(ids[1])  # it still has its file
+    (tmp_path / "jobs-3.db").write_bytes(b"no journal")
+    async with SQLiteStore(name) as store:
+        with pytest.raises(JournalError, match=r"jobs-3\.db cannot be read"):
+            await store.get_from_any("unknown")
+
+
 @pytest.mark.parametrize(
     ("wall", "boot", "age"),
     [

@@ -27,6 +27,8 @@ from kling_expand import (
     ExpandResult,
     Image,
     InvalidRequest,
+    JobRecord,
+    JobState,
     KeyPair,
     KlingClient,
     KlingError,
@@ -57,7 +59,7 @@ from kling_expand.contrib import aiohttp, django, otel, starlette
 from kling_expand.emulator import Emulator
 from kling_expand.geometry import Anchor, Canvas, Expansion, Geometry
 from kling_expand.models import BalanceDeduction, ImageSource, resolve_geometry
-from kling_expand.store.base import JobRecord, JobState, JobStore, MemoryStore
+from kling_expand.store.base import JobStore, MemoryStore
 from kling_expand.store.postgres import PostgresStore
 from kling_expand.store.postgres_pool import ConnectionPool
 from kling_expand.store.sqlite import SQLiteStore
@@ -102,6 +104,7 @@ async def one(kling: KlingClient) -> None:
     assert_type(kling.attach("1"), TaskFuture)
     assert_type(await kling.create(b"...", Padding(up=10)), Task)
     assert_type(await kling.get("1"), Task)
+    assert_type(await kling.job("kx-1"), JobRecord | None)
     assert_type(await kling.list(1, 30), tuple[Task, ...])
 
 

@@ -504,11 +504,11 @@ class KlingClient:
         return await self._session.read(codec.task_path(self.settings.dialect, any_id), codec.decode_task)
 
     async def job(self, external_task_id: str) -> JobRecord | None:
-        """Return what the journal knows of a job, or None if it does not have it. The service is not asked.
+        """Return the journal's record of a job, or None if there is none. The service is not asked.
 
-        The id is that of `TaskFuture.recorded`. With a journal like ``jobs-{worker}.db`` the files of the
-        other workers are read too, so that any worker can answer for any job. Without a journal only some
-        jobs are known, and only while they are open.
+        *external_task_id* is what `TaskFuture.recorded` returns. With a journal like ``jobs-{worker}.db`` the
+        files of the other workers are read too, so that any worker can answer for any job. Without a journal
+        only some jobs are known, and only while they are open.
 
         Raises:
             ClientClosed: if the client is not open.

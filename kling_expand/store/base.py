@@ -86,10 +86,18 @@ def _paths(stored: bytes | Iterable[str] | None) -> tuple[str, ...]:
 class JobRecord:
     """One attempt at one request, as recorded in its store. Times are in Unix seconds.
 
-    `source` is the photo's path or URL, or None if it was bytes. `params` is the JSON text of the other
-    parameters, followed by the `note`. `last_post_at` is when a create was last about to be sent, by the wall
-    clock. Because that clock may be set, `last_post_mark` is the same moment by another clock, in a form that
-    the store defines (see `JobStore.post_age`). `error` says why the job failed, was refused or is unknown.
+    Stores create it; programs read it. These attributes are of use to a program:
+
+    - `external_task_id`, and the `task_id` once the service has accepted the task;
+    - the `state`, and the `error` that says why the job failed, was refused or is unknown;
+    - `task`, a snapshot, and `files`, the absolute paths of the saved pictures;
+    - `request` and `note`, as they were submitted; `source`, the photo's path or URL, or None if it was
+      bytes; the `key`; `created_at` and `updated_at`.
+
+    The rest belongs to the store. `params` is the JSON text of the request and the note, and `params_hash`
+    its digest with the photo. `attempt` counts from 1. `snapshot` is the packed task. `last_post_at` is when
+    a create was last about to be sent, by the wall clock. Because that clock may be set, `last_post_mark` is
+    the same moment by another clock, in a form that the store defines (see `JobStore.post_age`).
     """
 
     external_task_id: str

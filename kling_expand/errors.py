@@ -343,8 +343,8 @@ class JournalError(KlingError):
 class NotSubmitted(KlingError):
     """A job that ended before anything was sent: no task exists, and nothing is billed.
 
-    *message* says why. `resumable` is True if a journal has the job and its photo can be read again from a path or URL. Then
-    `KlingClient.resume` sends it. Otherwise only a new submission does.
+    *message* says why. `resumable` is True if a journal has the job and its photo can be read again from a
+    path or URL. Then `KlingClient.resume` sends it. Otherwise only a new submission does.
     """
 
     def __init__(self, message: str = "", *, resumable: bool = False) -> None:

@@ -1,6 +1,7 @@
 """The promises of a fleet under faults: no job is paid twice or lost, the limit holds, and work goes on.
 
     python -m benchmarks.fleet --jobs 2000 --workers 4
+    python -m benchmarks.fleet --jobs 200 --passes 2
     python -m benchmarks.fleet --scale
 
 Everything is a real process: PostgreSQL, the emulator with its state in SQLite, a proxy that injects faults
@@ -10,8 +11,10 @@ workers are killed at the same moment (a reboot), once one is stopped for good w
 once one is frozen for longer than its lease (SIGSTOP). At the end the emulator is restarted from its file
 alone, and its records are compared with the outcomes and the files. The result is one JSON line:
 
-    jobs created duplicates lost     tasks the service has; jobs with more than one; jobs without their image
-                                     on disk, byte for byte, or without their outcome in the store
+    jobs created duplicates lost     tasks the service has; jobs with more than one, or with ``--passes 2``
+                                     more than two; jobs without their image on disk, byte for byte, or
+                                     without an outcome in the store that names their last task and price
+    billed due                       units billed for all tasks; units that the necessary tasks cost
     peak limit utilisation           most images at the service at once, by its own times of each task; the
                                      share of the limit in use from the first time it was reached until the
                                      last job but `limit` was created, without outages (from a kill of
@@ -32,6 +35,8 @@ A create without a usable answer must keep its slot for 35 s (`create_timeout` a
 found. No lookup can tell earlier that the task will not appear, and a slot given away would exceed the limit
 if it did. A share f of all requests fails, three in ten of these so that the create never arrives. So tasks
 of t seconds run in at most 1 / (1 + 0.3 f 35 / t) of the limit: 0.905 for f = 0.1 and t = 10.
+
+With ``--passes 2`` each job is a portrait that becomes 16:9 in two tasks, one after the other.
 
 With ``--policy permits`` (the default) the service would accept ten times the limit, so the peak is the
 fleet's own. With ``--policy aimd`` the service refuses what exceeds the limit, and each worker estimates it.
@@ -59,12 +64,13 @@ from attrs import define, field, frozen
 from benchmarks.processes import Emulator, Process
 from benchmarks.proxy import Proxy
 from benchmarks.reporting import picture
-from kling_expand import ExpandRequest, Ratios
+from kling_expand import ExpandRequest, Ratios, ToAspect
 from kling_expand.config import Settings
 from kling_expand.errors import WebhookError
 from kling_expand.fleet.dev_server import Cluster, temporary_folder
 from kling_expand.fleet.queue import Fleet
 from kling_expand.jobs.submission import APPEAR_TIMEOUT
+from kling_expand.models import UNITS_PER_IMAGE
 from kling_expand.store.postgres import JobOutcome
 
 SETTLE = 5.0  # seconds after an outage until work goes on: an uncertain create is looked up that long
@@ -80,6 +86,7 @@ class Conditions:
     """The parameters of a run. After `seconds` it is stopped as it is."""
 
     jobs: int
+    passes: int
     workers: int
     worker_kills: int
     db_kills: int
@@ -136,13 +143,13 @@ class Run:
         words += ["--heartbeat-timeout", c.lease, "--concurrency", c.in_hand, "--shutdown-timeout", 20]
         words += ["--max-in-flight", c.limit] if c.policy == "permits" else []
         self._workers = [Process(c.folder / f"worker-{number}.log", *words) for number in range(c.workers)]
-        photo = c.folder / "photo.png"
-        photo.write_bytes(picture(300))
+        photo = _photo(c)
+        geometry = Ratios(right=2.0) if c.passes == 1 else ToAspect("16:9")
         requests = (
-            ExpandRequest(photo, Ratios(right=2.0), prompt=f"fleet job {number}", key=f"job-{number}")
+            ExpandRequest(photo, geometry, prompt=f"fleet job {number}", key=f"job-{number}")
             for number in range(c.jobs)
         )
-        await fleet.submit_many(requests)
+        await fleet.submit_many(requests, passes=c.passes)
         outcomes: dict[str, JobOutcome] = {}
         supervisors = map(self._supervise, self._workers)
         beside = [asyncio.create_task(work) for work in (self._count(), *self._killers(), *supervisors)]
@@ -175,7 +182,7 @@ class Run:
     async def _at(self, moments: list[float], what: str, kill: Any) -> None:
         rng = Random(f"{self.conditions.seed} {what} pauses")
         for moment in moments:
-            await self.proxy.reached(moment * self.conditions.jobs)
+            await self.proxy.reached(moment * self.conditions.jobs * self.conditions.passes)
             await asyncio.sleep(rng.uniform(0, 1))
             await kill(rng)
             self.observed.kills[what] += 1
@@ -242,6 +249,18 @@ class Run:
             await asyncio.sleep(0.5)
 
 
+def _photo(conditions: Conditions) -> Path:
+    """Return the path of the photo of all jobs, which is written first."""
+    path = conditions.folder / "photo.png"
+    if conditions.passes == 1:
+        path.write_bytes(picture(300))
+    else:
+        from PIL import Image  # in the same extra as the emulator
+
+        Image.new("RGB", (400, 900), (90, 120, 160)).save(path)
+    return path
+
+
 # Without those of the count itself.
 _CALLS = """
 SELECT coalesce(sum(calls), 0) FROM pg_stat_statements WHERE query NOT LIKE '%pg_stat_statements%'
@@ -281,9 +300,12 @@ async def audit(
 ) -> dict[str, Any]:
     """Compare the tasks of the service with the outcomes and the files."""
     async with aiohttp.ClientSession(url, raise_for_status=True) as http:
+        # Running tasks are billed when they end.
+        async with http.post("/_emulator/advance", json={"seconds": 3600}) as response:
+            account = (await response.json())["data"]["account"]
         async with http.get("/_emulator/tasks") as response:
             tasks = (await response.json())["data"]
-        task_ids = defaultdict(list)
+        task_ids, price = defaultdict(list), UNITS_PER_IMAGE * conditions.passes
         for task in tasks:
             task_ids[task["prompt"]].append(task["task_id"])
 
@@ -293,7 +315,7 @@ async def audit(
                 return False
             async with http.get(f"/files/{outcome.task_id}/0.png") as served:
                 digest = hashlib.sha256(await served.read()).digest()
-            known = outcome.task_id in task_ids[f"fleet job {number}"]
+            known = outcome.task_id in task_ids[f"fleet job {number}"] and outcome.units == price
             return known and _digest(outcome.files[0]) == digest
 
         verified = [await intact(number) for number in range(conditions.jobs)]
@@ -302,8 +324,10 @@ async def audit(
     return {
         "jobs": conditions.jobs,
         "created": len(tasks),
-        "duplicates": sum(len(ids) > 1 for ids in task_ids.values()),
+        "duplicates": sum(len(ids) > conditions.passes for ids in task_ids.values()),
         "lost": verified.count(False),
+        "billed": account["units_billed"],
+        "due": price * conditions.jobs,
         "standstill": round(standstill([begin for begin, _ in times], observed.outages), 1),
         **usage(
             times,
@@ -408,6 +432,7 @@ async def measure(conditions: Conditions) -> dict[str, Any]:
         "jobs_per_second": round(c.jobs / seconds, 2),
         "statements_per_job": round(observed.statements / c.jobs, 1),
         "faults": proxy.faults.total(),
+        "passes": c.passes,
         "policy": c.policy,
         "seed": c.seed,
         "finished": observed.finished,
@@ -420,6 +445,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Kill the parts of a fleet, and count jobs paid twice or lost."
     )
     parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--passes", type=int, choices=[1, 2], default=1, help="tasks of each job")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--worker-kills", type=int, default=10)
     parser.add_argument("--db-kills", type=int, default=2)

@@ -135,10 +135,9 @@ async def test_a_transient_error_is_raised_for_the_queue_to_retry(fleet: Fleet, 
         {"geometry": {}},
         {"geometry": 7},
         {"geometry": {"kind": "Ratios", "up": "a"}},
-        *(
-            {"geometry": {"kind": "Ratios", "up": 1.0}, "passes": passes}
-            for passes in ("two", 0, 5, None, [])
-        ),
+        {"geometry": {"kind": "Ratios", "up": 1.0}, "passes": "two"},
+        {"geometry": {"kind": "Ratios", "up": 1.0}, "passes": 5},
+        {"geometry": {"kind": "Ratios", "up": 1.0}, "passes": None},
     ],
 )
 async def test_a_payload_that_cannot_be_read_is_refused(fleet: Fleet, broken: dict[str, Any]) -> None:

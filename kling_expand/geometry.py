@@ -111,6 +111,13 @@ class Canvas:
         long = min(TIER_MAX_SIDE, nearest(short * stretch))
         return (long, short) if aspect >= 1 else (short, long)
 
+    @property
+    def sides(self) -> Sides:
+        """The ratios up, down, left and right, also of several passes together."""
+        left, top, right, bottom = self.frame
+        width, height = right - left, bottom - top
+        return top / height, (1 - bottom) / height, left / width, (1 - right) / width
+
     def scaled(self, width: int, height: int) -> "Canvas":
         """Return the same canvas at another size, such as that of the service's result.
 

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from kling_expand.geometry import Canvas, Ratios
+from kling_expand.geometry import Canvas
 
 from .fit import orientation
 
 SMALLEST, LARGEST = 640, 1200  # pixels: the longer side of a drawing
 HATCH = 14  # pixels between two lines
 PAPER, LINE, FRAME, INK = (245, 245, 245), (184, 190, 202), (214, 64, 32), (24, 24, 28)
-SIDES = ("up", "down", "left", "right")
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -24,7 +23,7 @@ def upright_size(photo: str, stored: tuple[int, int]) -> tuple[tuple[int, int], 
     return ((height, width) if turned >= 5 else stored), turned != 1
 
 
-def draw(photo: str, ratios: Ratios, canvas: Canvas, caption: list[str]) -> Any:
+def draw(photo: str, canvas: Canvas, caption: list[str]) -> Any:
     """Return the canvas as a PIL image: the upright photo in its place, the lines of the *caption* below."""
     from PIL import Image, ImageDraw, ImageOps
 
@@ -38,9 +37,9 @@ def draw(photo: str, ratios: Ratios, canvas: Canvas, caption: list[str]) -> Any:
         picture.paste(upright.resize((max(1, right - left), max(1, bottom - top))), (left, top))
     pen = ImageDraw.Draw(picture)
     pen.rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=2)
-    for side, pixels in _pixels(canvas).items():
+    for (side, pixels), ratio in zip(_pixels(canvas).items(), canvas.sides, strict=True):
         if pixels:
-            _label(pen, _band(side, small), f"{side} {getattr(ratios, side):.4f} ({pixels} px)")
+            _label(pen, _band(side, small), f"{side} {ratio:.4f} ({pixels} px)")
     return _captioned(picture, caption)
 
 

@@ -14,7 +14,7 @@ RIGHT = Ratios(right=0.5)
 
 def test_the_photo_lies_where_the_result_will_have_it() -> None:
     """The photo has a frame around it and hatching beside it."""
-    picture = draw(COFFEE, RIGHT, RIGHT.canvas(600, 400), ["a line"])
+    picture = draw(COFFEE, RIGHT.canvas(600, 400), ["a line"])
     assert picture.width == 900
     assert picture.height > 400
     assert picture.getpixel((599, 200)) == FRAME
@@ -28,7 +28,7 @@ def test_the_drawing_has_a_readable_size(tmp_path: Path, side: int, longest: int
     """Small canvases are enlarged and large ones reduced; the caption is extra."""
     Image.new("RGB", (side, side)).save(tmp_path / "photo.png")
     ratios = Ratios(up=0.000001 + (1000 / side - 1 if side == 1000 else 0), down=1e-6)
-    picture = draw(str(tmp_path / "photo.png"), ratios, ratios.canvas(side, side), [])
+    picture = draw(str(tmp_path / "photo.png"), ratios.canvas(side, side), [])
     assert picture.width == longest
 
 
@@ -37,7 +37,7 @@ def test_labels_only_stand_where_there_is_room() -> None:
     wide, narrow = Ratios(right=0.5), Ratios(right=0.02)
     bands = []
     for ratios in (wide, narrow):
-        picture = draw(COFFEE, ratios, ratios.canvas(600, 400), [])
+        picture = draw(COFFEE, ratios.canvas(600, 400), [])
         bands.append(
             picture.crop((int(600 * picture.width / (600 * (1 + ratios.right))) + 2, 0, *picture.size))
         )

@@ -1,16 +1,17 @@
 """`kling-expand preview`: draw the canvas of a request. Nothing is sent."""
 
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kling_expand.cli.options import JSONOption, ShapeOptions, options
+from kling_expand.cli.options import JSONOption, PassesOption, ShapeOptions, options
 from kling_expand.cli.terminal import clean, print_path, show
 from kling_expand.errors import InvalidRequest, require
-from kling_expand.geometry import Canvas, Ratios
+from kling_expand.geometry import Ratios, chained_canvas, plan
 from kling_expand.pictures.preview import draw, upright_size
 
 from .ratios import describe, facts, measure, vendor_string
@@ -18,7 +19,7 @@ from .ratios import describe, facts, measure, vendor_string
 
 @click.command()
 @click.argument("photo", metavar="PHOTO", type=click.Path())
-@options(shapes=ShapeOptions)
+@options(shapes=ShapeOptions, several=PassesOption)
 @click.option(
     "-o",
     "--output",
@@ -30,7 +31,9 @@ from .ratios import describe, facts, measure, vendor_string
     help="The PNG file to write.",
 )
 @options(output=JSONOption)
-def preview(photo: str, *, shapes: ShapeOptions, file: str, output: JSONOption) -> None:
+def preview(
+    photo: str, *, shapes: ShapeOptions, several: PassesOption, file: str, output: JSONOption
+) -> None:
     """Draw the canvas that `expand` would request: PHOTO in its place, the new area hatched.
 
     \b
@@ -45,24 +48,24 @@ def preview(photo: str, *, shapes: ShapeOptions, file: str, output: JSONOption) 
     shapes.require()
     (width, height), turned = upright_size(photo, measure(photo))
     _check_output(photo, file)
-    found = [(each.geometry().ratios(width, height), each.shape) for each in shapes.geometries]
-    for ratios, shape in found:
+    found = [(plan(width, height, each.geometry(), several.passes), each.shape) for each in shapes.geometries]
+    for steps, shape in found:
         path = Path(file)
         target = file if len(found) == 1 else str(path.with_name(f"{path.stem}-{shape}{path.suffix}"))
-        _draw(photo, ratios, ratios.canvas(width, height), target, turned=turned, output=output)
+        _draw(photo, (width, height), steps, target, turned=turned, output=output)
 
 
-def _draw(photo: str, ratios: Ratios, canvas: Canvas, file: str, *, turned: bool, output: JSONOption) -> None:
+def _draw(
+    photo: str, size: tuple[int, int], steps: Sequence[Ratios], file: str, *, turned: bool, output: JSONOption
+) -> None:
     """Draw one canvas into a file, and print its facts."""
-    left, top, right, bottom = canvas.box
-    width, height = right - left, bottom - top
-    text = describe(width, height, ratios, canvas)
+    text = describe(*size, steps)
     if turned:
         text += "; the photo is rotated by its EXIF data and drawn upright: send it with --fit"
-    caption = [*text.split("; "), f"up,down,left,right {vendor_string(ratios)}"]
-    _save(draw(photo, ratios, canvas, caption), file)
+    caption = [*text.split("; "), *(f"up,down,left,right {vendor_string(each)}" for each in steps)]
+    _save(draw(photo, chained_canvas(*size, steps), caption), file)
     if output.as_json:
-        show({**facts(width, height, ratios, canvas), "turned": turned, "file": file})
+        show({**facts(*size, steps), "turned": turned, "file": file})
         return
     click.echo(text, err=True)
     _display(file)

@@ -1,38 +1,52 @@
 """`kling-expand ratios`: print the four ratios of a request. Nothing is sent."""
 
+from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import click
 
-from kling_expand.cli.options import SIDES, JSONOption, ShapeOptions, options, parse_size
+from kling_expand.cli.options import SIDES, JSONOption, PassesOption, ShapeOptions, options, parse_size
 from kling_expand.cli.terminal import show
 from kling_expand.errors import InvalidRequest
-from kling_expand.geometry import Canvas, Ratios
+from kling_expand.geometry import Canvas, Ratios, chained_canvas, plan
+from kling_expand.models import UNITS_PER_IMAGE
 
 
 @click.command()
 @click.argument("source", metavar="WxH|PHOTO")
-@options(shapes=ShapeOptions, output=JSONOption)
-def ratios(source: str, *, shapes: ShapeOptions, output: JSONOption) -> None:
+@options(shapes=ShapeOptions, several=PassesOption, output=JSONOption)
+def ratios(source: str, *, shapes: ShapeOptions, several: PassesOption, output: JSONOption) -> None:
     """Print the ratios up,down,left,right for a photo, or for a size such as 800x600.
 
     With several shapes, two lines are printed for each. The second has the canvas at the scale of the photo,
     and the expected size of the service's picture in pixels, which is about 1K whatever the size of the
-    photo.
+    photo. A shape that needs several passes has two lines for each pass, and one for all of them.
 
     \b
       kling-expand ratios 100x100 --area 3 --aspect 16:9
       kling-expand ratios dog.jpg --size 1920x1080
+      kling-expand ratios 1080x1920 --aspect 16:9 --passes 2
     """
     shapes.require()
     width, height = parse_size(source) or measure(source)
-    for found in [each.geometry().ratios(width, height) for each in shapes.geometries]:
-        canvas = found.canvas(width, height)
+    found = [plan(width, height, each.geometry(), several.passes) for each in shapes.geometries]
+    for steps in found:
         if output.as_json:
-            show(facts(width, height, found, canvas))
+            show(facts(width, height, steps))
         else:
-            click.echo(vendor_string(found))
-            click.echo(describe(width, height, found, canvas))
+            click.echo("\n".join(_lines(width, height, steps)))
+
+
+def _lines(width: int, height: int, steps: Sequence[Ratios]) -> list[str]:
+    """Return two lines for each pass, and one for several passes together."""
+    if len(steps) == 1:
+        return [vendor_string(steps[0]), describe(width, height, steps)]
+    found: list[str] = []
+    for number, size in enumerate(photo_sizes(width, height, steps), 1):
+        step = steps[number - 1]
+        found += [vendor_string(step), f"pass {number} of {len(steps)}: {describe(*size, [step])}"]
+    return [*found, describe(width, height, steps)]
 
 
 def measure(photo: str) -> tuple[int, int]:
@@ -47,24 +61,40 @@ def measure(photo: str) -> tuple[int, int]:
     return loaded.width, loaded.height
 
 
-def sides(ratios: Ratios) -> dict[str, float]:
-    """Return the four ratios in the order of the vendor's string."""
-    return {side: getattr(ratios, side) for side in SIDES}
+def photo_sizes(width: int, height: int, steps: Sequence[Ratios]) -> Iterator[tuple[int, int]]:
+    """Yield the size of the photo of each pass; after the first it is the result of the pass before."""
+    yield width, height
+    for number in range(1, len(steps)):
+        yield chained_canvas(width, height, steps[:number]).expected_size
+
+
+def sides(steps: Sequence[Ratios]) -> dict[str, float]:
+    """Return the four ratios of all passes together, in the order of the vendor's string."""
+    if len(steps) == 1:
+        return {side: getattr(steps[0], side) for side in SIDES}
+    return dict(zip(SIDES, chained_canvas(1, 1, steps).sides, strict=True))
 
 
 def vendor_string(ratios: Ratios) -> str:
     """Return the four ratios as the vendor's helper prints them."""
-    return ",".join(f"{value:.4f}" for value in sides(ratios).values())
+    return ",".join(f"{value:.4f}" for value in sides([ratios]).values())
 
 
-def describe(width: int, height: int, ratios: Ratios, canvas: Canvas) -> str:
-    """Return the canvas on one line."""
+def describe(width: int, height: int, steps: Sequence[Ratios]) -> str:
+    """Return the canvas after all passes on one line."""
+    canvas = chained_canvas(width, height, steps)
     left, top, right, bottom = canvas.box
+    passes = f"; {len(steps)} passes, {len(steps) * UNITS_PER_IMAGE} units" if len(steps) > 1 else ""
     return (
-        f"{width}x{height} becomes {canvas.width}x{canvas.height}, {ratios.area:.4g} times the area; "
+        f"{width}x{height} becomes {canvas.width}x{canvas.height}, {area(steps):.4g} times the area{passes}; "
         f"the photo covers {left},{top} to {right},{bottom}; "
         f"the service scales the picture to about {size_text(canvas)} pixels (its 1K tier)"
     )
+
+
+def area(steps: Sequence[Ratios]) -> float:
+    """Return the area after all passes as a multiple of the photo's."""
+    return prod(each.area for each in steps)
 
 
 def size_text(canvas: Canvas) -> str:
@@ -72,14 +102,19 @@ def size_text(canvas: Canvas) -> str:
     return "{}x{}".format(*canvas.expected_size)
 
 
-def facts(width: int, height: int, ratios: Ratios, canvas: Canvas) -> dict[str, Any]:
-    """Return ratios and canvas for JSON."""
+def facts(width: int, height: int, steps: Sequence[Ratios]) -> dict[str, Any]:
+    """Return ratios and canvas for JSON, and those of each of several passes."""
+    canvas = chained_canvas(width, height, steps)
     expected_width, expected_height = canvas.expected_size
-    return {
+    found = {
         "width": width,
         "height": height,
-        **sides(ratios),
-        "area": ratios.area,
+        **sides(steps),
+        "area": area(steps),
         "canvas": {"width": canvas.width, "height": canvas.height, "box": canvas.box},
         "expected_size": {"width": expected_width, "height": expected_height},
     }
+    if len(steps) == 1:
+        return found
+    each = zip(photo_sizes(width, height, steps), steps, strict=True)
+    return found | {"passes": [facts(*size, [step]) for size, step in each]}

@@ -28,6 +28,18 @@ def test_the_photo_lies_where_the_result_will_have_it(tmp_path: Path) -> None:
         assert len(picture.crop((620, 180, 880, 220)).getcolors() or ()) > len(hatched.getcolors() or ())
 
 
+def test_several_passes_are_drawn_as_one_canvas(tmp_path: Path) -> None:
+    """The photo lies where it will be after the last pass, and the text has the price of all."""
+    Image.new("RGB", (300, 700), "red").save(tmp_path / "photo.png")
+    target = tmp_path / "c.png"
+    done = kling("preview", tmp_path / "photo.png", "--aspect", "16:9", "--passes", 2, "-o", target, "--json")
+    facts = json.loads(done.stdout)
+    assert (len(facts["passes"]), facts["canvas"]["box"]) == (2, [472, 0, 772, 700])
+    with Image.open(target) as picture:
+        assert picture.getpixel((600, 350)) == (255, 0, 0)
+        assert picture.getpixel((450, 10)) != (255, 0, 0)
+
+
 @pytest.mark.parametrize(("size", "width"), [((300, 300), SMALLEST), ((4000, 3000), LARGEST)])
 def test_the_drawing_has_a_readable_size(tmp_path: Path, size: tuple[int, int], width: int) -> None:
     """The drawing is neither tiny nor huge, also for a transparent photo."""

@@ -27,6 +27,25 @@ def test_a_photo_says_its_size_itself() -> None:
     assert facts["expected_size"] == {"width": 1440, "height": 864}
 
 
+def test_several_passes_have_their_own_ratios() -> None:
+    """Each pass has two lines, the whole has one with its price, and JSON has both."""
+    words = ("ratios", "300x700", "--aspect", "16:9", "--passes", 3)
+    lines = kling(*words).stdout.splitlines()
+    assert [line for line in lines if line[0].isdigit()] == [lines[0], lines[2], lines[4]]
+    assert lines[0] == lines[2] == "0.0000,0.0000,0.5184,0.5184"
+    assert lines[1].startswith("pass 1 of 2: 300x700 becomes 611x700")
+    assert lines[4].startswith("300x700 becomes 1244x700, 4.148 times the area; 2 passes, 16 units;")
+    facts = json.loads(kling(*words, "--json").stdout)
+    first, second = facts["passes"]
+    assert (facts["left"], facts["right"]) == (pytest.approx(4.148 / 2 - 0.5, abs=1e-3),) * 2
+    assert (first["width"], first["area"]) == (300, second["area"])
+    assert {"width": second["width"], "height": second["height"]} == first["expected_size"]
+    assert "possible with passes=2" in kling("ratios", "300x700", "--aspect", "16:9").stderr
+    assert "passes" not in json.loads(
+        kling("ratios", "300x700", "--aspect", "1:1", "--passes", 2, "--json").stdout
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

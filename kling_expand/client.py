@@ -31,7 +31,7 @@ from .config import (
 from .errors import ClientClosed, DeadlineExceeded, InvalidRequest
 from .events import EventLog, Listener, Stats, StatsCollector
 from .geometry import Geometry
-from .jobs.bulk import BoundedMap, Outcome, Requests, SaveTo
+from .jobs.bulk import BoundedMap, Outcome, Requests, SaveArguments, SaveTo, check_saves
 from .jobs.future import (
     LOGGED_IDS,
     ExpandResult,
@@ -371,6 +371,7 @@ class KlingClient:
         priority: int = 0,
         fresh: bool = False,
         save_to: SaveTo | None = None,
+        save_options: SaveArguments | None = None,
     ) -> AsyncGenerator[Outcome, None]:
         """Yield an `Outcome` for each request, as jobs end or (*ordered*) in the order of the requests.
 
@@ -383,9 +384,10 @@ class KlingClient:
         becomes its outcome. A generator that raises yields no further rows.
 
         *save_to* is a target of `ExpandResult.save`, or a function that returns one for a request. It is
-        checked before the job is sent. Each outcome then has the `files` of its pictures there. Those that an
-        earlier run saved there are kept, also if they were edited. A save holds no slot, and the default of
-        *prefetch* is larger by 32.
+        checked before the job is sent. Each outcome then has the `files` of its images there. Those that an
+        earlier run saved there are kept, even if they were edited. *save_options* are arguments of `save`,
+        such as ``{"full_size": True, "format": "jpeg"}``. A save holds no slot, and the default of *prefetch*
+        is larger by 32.
 
         Raises:
             InvalidRequest: if an argument is invalid, or an item is not a request.
@@ -393,17 +395,15 @@ class KlingClient:
         """
         self._require_open()
         check(requests=requests, ordered=ordered, prefetch=prefetch, max_failures=max_failures)
-        check(deadline=deadline, priority=priority, fresh=fresh, save_to=save_to)
-        if save_to is not None and not callable(save_to):
-            from .downloads.files import check_target  # imported here, as many callers only want the URLs
-
-            check_target("save_to", save_to)
+        check(deadline=deadline, priority=priority, fresh=fresh, save_to=save_to, save_options=save_options)
+        check_saves(save_to, save_options)
         flow = Flow()  # called in turns with other calls
         bulk = BoundedMap(
             lambda request: self._submit(request, self._until(deadline), priority, fresh=fresh, flow=flow),
             TaskFuture.cancel,
             prefetch=prefetch or 2 * self.settings.max_in_flight + (SAVES if save_to is not None else 0),
             save_to=save_to,
+            save_options=save_options,
             ordered=ordered,
             max_failures=max_failures,
         )

@@ -345,6 +345,7 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
     "prefetch": optional(WHOLE, AT_LEAST_1),
     "priority": (WHOLE,),
     "overwrite": (FLAG,),
+    "save_options": optional(Rule("must be a mapping", lambda value: isinstance(value, Mapping))),
     "save_to": optional(
         Rule(
             "must be a path, a template or a function of the request",

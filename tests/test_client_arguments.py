@@ -77,6 +77,7 @@ WRONG: dict[str, list[Any]] = {
     "prefetch": NO_COUNT,
     "max_failures": NO_COUNT,
     "save_to": [5, True, b"out/", ["out/"], object(), "s3://bucket/out/", "out/{size}.png", "{name", "a\0b"],
+    "save_options": [5, True, "jpeg", ["jpeg"], {"full_size": True}],
     "requests": [None, 5, "dog.png", b"dog", {"a": 1}, [None], ["dog.png"], [ExpandRequest]],
     "any_id": [None, 5, "", ".", "a\nb", b"1", ["1"], True],
     "page": [None, 1001, *NO_COUNT],

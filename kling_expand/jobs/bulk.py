@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, M
 from contextlib import aclosing
 from itertools import count
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 from attrs import evolve, fields, frozen
 
@@ -58,6 +58,42 @@ Requests = Iterable[Row] | AsyncIterable[Row]
 # Where the pictures of a job are saved: a target of `ExpandResult.save`, or a function that returns one.
 Target = str | os.PathLike[str]
 SaveTo = Target | Callable[[ExpandRequest], Target]
+
+
+class SaveArguments(TypedDict, total=False):
+    """The keyword arguments of `ExpandResult.save` that apply to every job of a map."""
+
+    overwrite: bool
+    full_size: bool
+    format: str | None
+    quality: int | None
+    metadata: bool
+
+
+def check_saves(save_to: SaveTo | None, options: SaveArguments | None) -> None:
+    """Check where and how a map saves images, before any job is sent.
+
+    Raises:
+        InvalidRequest: if the target or an option is invalid, or there are options without a target.
+    """
+    if save_to is None:
+        if options:
+            raise InvalidRequest("save_options", shown(options), "must come with save_to")
+        return
+    from kling_expand.downloads.files import SaveOptions, check_target  # here, as many callers only want URLs
+
+    if not callable(save_to):
+        check_target("save_to", save_to)
+    options = options or {}
+    names = list(SaveArguments.__annotations__)
+    for name, value in options.items():
+        if name not in names:
+            advice = nearest_name(str(name), names) or f"there are {', '.join(names)}"
+            raise InvalidRequest("save_options", repr(name), "must name arguments of `save`", advice)
+        if name in {"overwrite", "full_size", "metadata"} and not isinstance(value, bool):
+            raise InvalidRequest(name, shown(value), "must be True or False")
+    form, quality = options.get("format"), options.get("quality")
+    SaveOptions(format=form or ("jpeg" if options.get("full_size") and quality else None), quality=quality)
 
 
 def make_request(row: Row) -> ExpandRequest:
@@ -130,12 +166,14 @@ class BoundedMap:
         *,
         prefetch: int,
         save_to: SaveTo | None = None,
+        save_options: SaveArguments | None = None,
         ordered: bool = False,
         max_failures: int | None = None,
     ) -> None:
         self._submit = submit
         self._cancel = cancel
         self._save_to = save_to
+        self._save_options: SaveArguments = save_options or {}
         self._ordered = ordered
         self._failures_left = max_failures
         self._given: dict[int, None] = {}  # hashes of the newest files of this map
@@ -214,11 +252,12 @@ class BoundedMap:
 
     async def _saved(self, result: ExpandResult, target: Target) -> tuple[Path, ...]:
         """Return the files of a job, which no other job of this map has; equal photos may be one task."""
-        files, name = await _saved_at(result, target), result.name or result.task_id
+        name, options = result.name or result.task_id, self._save_options
+        files = await _saved_at(result, target, options)
         for number in count(2):
             if self._given.keys().isdisjoint(map(hash, files)):
                 break
-            other = await _saved_at(evolve(result, name=f"{name}-{number}"), target)
+            other = await _saved_at(evolve(result, name=f"{name}-{number}"), target, options)
             if other == files:  # a template without a name
                 break
             files = other
@@ -268,13 +307,14 @@ class BoundedMap:
             logger.warning("the source of a map did not stop in %g s and is abandoned", SOURCE_CLOSE_TIMEOUT)
 
 
-async def _saved_at(result: ExpandResult, target: Target) -> tuple[Path, ...]:
+async def _saved_at(result: ExpandResult, target: Target, options: SaveArguments) -> tuple[Path, ...]:
     """Return the pictures of a result at *target*, which are saved only where they are missing.
 
     If the service no longer has them, those that an earlier run saved elsewhere are returned.
     """
+    found = () if options else result.saved_at(target)
     try:
-        return result.saved_at(target) or await result.save(target)
+        return found or await result.save(target, **options)
     except ResultExpired:
         if not result.files:
             raise

@@ -702,7 +702,7 @@ async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
     photo = tmp_path / "dog.jpg"
     Pictures.open(PHOTO).resize((900, 600)).save(photo)
     rows = [ExpandRequest(photo, WIDER)]
-    wrong: list[Any] = [{"formt": "png"}, {"format": "bmp"}, {"full_size": 1}, {"quality": 90}]
+    wrong: list[Any] = [{"fullsize": True}, {"format": "bmp"}, {"full_size": 1}, {"quality": 90}]
     options: Any = {"full_size": True, "format": "png"}
     async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
         for each in wrong:

@@ -700,7 +700,8 @@ async def test_files_have_one_form_before_and_after_a_restart(
 async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
     """The options are those of `save`, are checked before anything is sent, and repeat nothing on disk."""
     photo = tmp_path / "dog.jpg"
-    Pictures.open(PHOTO).resize((900, 600)).save(photo)
+    with Pictures.open(PHOTO) as small:
+        small.resize((900, 600)).save(photo)
     rows = [ExpandRequest(photo, WIDER)]
     wrong: list[Any] = [{"fullsize": True}, {"format": "bmp"}, {"full_size": 1}, {"quality": 90}]
     options: Any = {"full_size": True, "format": "png"}
@@ -714,7 +715,8 @@ async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
                 each async for each in kling.map(rows, save_to=tmp_path / "out", save_options=options)
             ]
             assert [path.name for path in outcome.files] == ["dog-0-full.png"]
-            assert Pictures.open(outcome.files[0]).size == (1350, 600)
+            with Pictures.open(outcome.files[0]) as picture:
+                assert picture.size == (1350, 600)
             assert names_in(tmp_path / "out") == ["dog-0-full.png", "dog-0.png"]
 >>>>>>> 909d623 (Save at full size in a map; show a whole bulk script in the README)
 

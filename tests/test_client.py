@@ -660,7 +660,6 @@ async def test_a_map_puts_each_picture_where_its_row_says(tmp_path: Path) -> Non
 
 
 @virtual_time
-<<<<<<< HEAD
 async def test_equal_photos_are_one_task_and_have_files_of_their_own(tmp_path: Path) -> None:
     """Each of them is paid for once, also in a later run, where `units_found` has the cost and files stay."""
     photos = [tmp_path / name for name in ("a.jpg", "b.jpg", "in/a.jpg")]
@@ -696,7 +695,9 @@ async def test_files_have_one_form_before_and_after_a_restart(
             async with KlingClient(journal="run.db", trust_env=False, **own) as kling:
                 (outcome,) = [each async for each in kling.map([ExpandRequest(PHOTO, WIDER)], save_to="out")]
                 assert outcome.files == (Path("out") / f"{PHOTO.stem}-0.png",)
-=======
+
+
+@virtual_time
 async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
     """The options are those of `save`, are checked before anything is sent, and repeat nothing on disk."""
     photo = tmp_path / "dog.jpg"
@@ -718,7 +719,6 @@ async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
             with Pictures.open(outcome.files[0]) as picture:
                 assert picture.size == (1350, 600)
             assert names_in(tmp_path / "out") == ["dog-0-full.png", "dog-0.png"]
->>>>>>> 909d623 (Save at full size in a map; show a whole bulk script in the README)
 
 
 # ------------------------------------------------------------------ fields and forms of later versions

@@ -208,7 +208,7 @@ class KlingClient:
         log_running(await self.aclose())
 
     async def aclose(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
-        """Submit nothing more, and return the futures of the tasks that still run at the service.
+        """Submit nothing more, and return the futures of the tasks that are still running at the service.
 
         The service cannot cancel a task. Those tasks continue and are paid for; `attach` follows them again
         by id. With *wait*, wait for them first. A job that was not sent ends with `NotSubmitted`, and a job
@@ -322,7 +322,7 @@ class KlingClient:
         If the job already has a task, that task is followed, and the photo is not needed.
 
         Raises:
-            InvalidRequest: if *known* is no record of a journal.
+            InvalidRequest: if *known* is not a record of a journal.
             ClientClosed: if the client is not open.
         """
         check(known=known)
@@ -345,8 +345,9 @@ class KlingClient:
         """Submit a photo, or a whole `ExpandRequest`, and return its future without waiting.
 
         A job of higher *priority* gets slots first. The job and its task must end within *deadline* seconds
-        from now. With *fresh*, a job that has ended according to its `key` or the journal is made, and paid
-        for, again, for example because its pictures have expired. A job that is still open is followed.
+        from now. With *fresh*, a job that has ended is made and paid for again, for example because its
+        pictures have expired. A job that is still open is followed. The `key` or the journal identifies the
+        job.
 
         A *note* is a mapping of your own JSON values. A journal keeps it as the `note` of the job's record.
 
@@ -437,7 +438,7 @@ class KlingClient:
         An existing task is followed without the photo, even if it has ended. *priority* is as in `submit`.
 
         Raises:
-            InvalidRequest: if *known* is no record of a journal.
+            InvalidRequest: if *known* is not a record of a journal.
             ClientClosed: if the client is not open.
         """
         self._require_open()

@@ -2,7 +2,7 @@
 
 ::
 
-    KlingError                    task_id, external_task_id: set wherever a task exists
+    KlingError                    task_id, external_task_id: set if a task exists
     ├── ConfigurationError        credentials or settings are missing or contradict each other
     │   └── MissingExtra          an optional dependency is not installed (also an ImportError)
     ├── InvalidRequest            refused locally, before any money is spent (also a ValueError)
@@ -26,7 +26,7 @@
     │   ├── ServerError           5000 5001 5002, or any HTTP 5xx
     │   └── ProtocolError         a response that is not the documented envelope
     ├── ContentRejected           moderation, at the create (PolicyRefusal) or later (TaskModerated)
-    ├── TaskFailed                the job failed: the call did not
+    ├── TaskFailed                the task failed, not a call
     │   └── TaskModerated         … because of its content (also a ContentRejected)
     ├── SubmissionUnknown         it is not known whether the task exists; look up its id later
     ├── DeadlineExceeded          the deadline passed; the job may continue (also a TimeoutError)

@@ -109,16 +109,17 @@ class Quantiles(NamedTuple):
 
 @frozen(kw_only=True)
 class Stats(Serializable):
-    """The statistics of a client since it was made.
+    """The statistics of a client since it was created.
 
-    Jobs: each of the `submitted` jobs is `waiting` (for a slot or its create), `running` at the service
-    (including attached tasks), `succeeded`, `failed` (the task failed), `refused` (there is no task, or
-    it is no longer polled) or `unknown` (it is not known whether a task exists). Calls: `creates`,
-    `reads` of one task, `lists`, and `errors` of all of these by class. Money, in units: `units_due` was
-    or may be billed for tasks that this client created; `units_billed` was billed for them, according
-    to the service, and `units_found` for all other tasks, such as those of earlier runs. Times, in
-    seconds: the `duration` of tasks by the service's clock, and the `latency` from the end of a task
-    until the client detected it.
+    - Jobs: each of the `submitted` jobs is `waiting` (for a slot or its create), `running` at the service
+      (including attached tasks), `succeeded`, `failed` (the task failed), `refused` (there is no task, or it
+      is no longer polled) or `unknown` (it is not known whether a task exists).
+    - Calls: `creates`, `reads` of one task, `lists`, and `errors` of all of these by class.
+    - Money, in units: `units_due` was or may be billed for tasks that this client created. `units_billed` was
+      billed for them according to the service, and `units_found` for all other tasks, such as those of
+      earlier runs.
+    - Times, in seconds: the `duration` of tasks by the service's clock, and the `latency` from the end of a
+      task until the client detected it.
     """
 
     submitted: int

@@ -354,7 +354,7 @@ class ToSize:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side of a *width* by *height* photo, without the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, beyond the limits of one pass."""
         return _placed((self.width - width) / width, (self.height - height) / height, self.anchor)
 
 
@@ -388,7 +388,7 @@ class Padding:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side of a *width* by *height* photo, without the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, beyond the limits of one pass."""
         return self.up / height, self.down / height, self.left / width, self.right / width
 
 

@@ -193,11 +193,11 @@ def _history(job: QueuedJob) -> History:
 class FleetStats:
     """The state of a fleet: its queue, its workers and its store.
 
-    Jobs: `queued` ones wait for a worker, and `running` ones have a worker. `outcomes` counts ended jobs by
-        status, and `recent_outcomes` those of the last minute. `states` counts the jobs of the store by
-        state. Images: `in_flight` are at the service, and `permits` are held if permits are exact.
-    `workers` has a pair for each worker: seconds since its last heartbeat, and its running jobs.
-    `units_billed` is the cost so far, according to the service.
+    - Jobs: `queued` ones wait for a worker, and `running` ones have a worker. `outcomes` counts ended jobs by
+      status, and `recent_outcomes` those of the last minute. `states` counts the jobs of the store by state.
+    - Images: `in_flight` are at the service, and `permits` are held if permits are exact.
+    - `workers` has a pair for each worker: seconds since its last heartbeat, and its running jobs.
+    - `units_billed` is the cost so far, according to the service.
     """
 
     queued: int

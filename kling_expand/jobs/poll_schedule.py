@@ -47,9 +47,9 @@ _NEGLIGIBLE = 1e-3  # share of running tasks below which that computation ends
 
 
 class PollSchedule(Protocol):
-    """The time of the next poll.
+    """The interface of poll schedules, which decide when tasks are polled.
 
-    Methods `expected_ends` and `overdue` as of `AdaptiveSchedule` are used if they exist.
+    The methods `expected_ends` and `overdue` of `AdaptiveSchedule` are optional.
     """
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
@@ -80,7 +80,7 @@ class ExponentialSchedule:
         self._longest = longest
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:  # noqa: ARG002 - part of the protocol
-        """Return the step that the youngest of *ages* falls into, up to a tenth longer."""
+        """Return the interval for the youngest of *ages*, lengthened by up to a tenth."""
         age = min(ages)
         read_at = 0.0
         for step in growing(self._factor, self._first, self._longest):
@@ -279,7 +279,7 @@ def parse_durations(text: str) -> list[float]:
     """Return the newest durations of a text.
 
     Raises:
-        ValueError: if something else is in it.
+        ValueError: if the text contains anything else.
     """
     durations = [float(word) for word in text.split()[-WINDOW:]]
     if not all(isfinite(duration) and duration > 0 for duration in durations):

@@ -9,7 +9,7 @@ a list that                            is handled by
 omits some of our tasks                single reads of those
 omits more than it shows,              single reads of all, for 20 seconds, then twice
 is refused, or is out of date          as long each time it happens again
-never changes                          a single read when an expected end was not seen
+never changes                          a single read if an expected end was not shown
 =====================================  =======================================================
 
 If callbacks arrive for the tasks that ask for them, reads are only a safety net: a task is read when it is

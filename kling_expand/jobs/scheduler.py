@@ -130,13 +130,13 @@ class Slots(WeightedSemaphore):
 
     | event                                  | capacity               | next growth                       |
     |----------------------------------------|------------------------|-----------------------------------|
-    | start                                  | 9, or `limit` if lower | when all of it runs               |
-    | all of it runs, nothing refused so far | half as much again     | when all of it runs               |
-    | 1303                                   | what runs              | after a pause, or 60 ended tasks  |
+    | start                                  | 9, or `limit` if lower | when all of it is in use          |
+    | all of it in use, no refusal so far    | half as much again     | when all of it is in use          |
+    | 1303                                   | the number in progress | after a pause, or 60 ended tasks  |
     | 1303 again, nothing accepted since     | three quarters of that | after a pause, or 60 ended tasks  |
-    | the pause is over, or 60 tasks ended   | room for one more task | when that task runs               |
-    | the last of our tasks ended            | room for one task      | when that task runs               |
-    | a running task is attached             | at least what runs     | unchanged                         |
+    | the pause is over, or 60 tasks ended   | room for one more task | when that task is accepted        |
+    | the last of our tasks ended            | room for one task      | when that task is accepted        |
+    | a running task is attached             | at least the number    | unchanged                         |
 
     The capacity grows only while a job waits, so after the first refusal a probe costs one create. After a
     1303 no create is sent for 1 s (documented). The pause before the next probe is 2 s at first. It doubles
@@ -207,7 +207,7 @@ class Slots(WeightedSemaphore):
         self.capacity = max(self.capacity, min(self.running, self.limit))
 
     def _shrink(self) -> None:
-        """Lower the capacity to what runs, or to less if nothing was accepted since it last fell."""
+        """Lower the capacity to the number in progress, or further if no task was accepted since it last fell."""
         probing = self._unanswered > 0
         below = 0 if probing or self._accepted else self.running // 4
         self.capacity = min(self.running - below, self.limit)

@@ -686,7 +686,7 @@ def _broken(job: Job, error: Exception) -> KlingError:
 def may_have_passed(job: JobRecord) -> bool:
     """Return whether the cause of a refusal may be gone by now.
 
-    Such causes are the account, its permissions and keys, and the address of the caller, but not the request.
+    Such causes are the account, its permissions and keys, and addresses, but not the request itself.
     """
     passing = (AccountError, AuthenticationError, TokenExpired, PermissionDenied, IPNotAllowed)
     names = {kind.__name__ for kind in (*passing, NotFound, RateLimited)}

@@ -136,7 +136,7 @@ class Slots(WeightedSemaphore):
     | 1303 again, nothing accepted since     | three quarters of that | after a pause, or 60 ended tasks  |
     | the pause is over, or 60 tasks ended   | room for one more task | when that task is accepted        |
     | the last of our tasks ended            | room for one task      | when that task is accepted        |
-    | a running task is attached             | at least the number    | unchanged                         |
+    | a running task is attached             | ≥ number in progress   | unchanged                         |
 
     The capacity grows only while a job waits, so after the first refusal a probe costs one create. After a
     1303 no create is sent for 1 s (documented). The pause before the next probe is 2 s at first. It doubles
@@ -207,7 +207,7 @@ class Slots(WeightedSemaphore):
         self.capacity = max(self.capacity, min(self.running, self.limit))
 
     def _shrink(self) -> None:
-        """Lower the capacity to the number in progress, or further if no task was accepted since it last fell."""
+        """Lower the capacity to the number in progress, or further if nothing was accepted since."""
         probing = self._unanswered > 0
         below = 0 if probing or self._accepted else self.running // 4
         self.capacity = min(self.running - below, self.limit)

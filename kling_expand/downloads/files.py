@@ -185,7 +185,7 @@ class OutputPaths:
         return next((path for path in paths if has_mark(path, mark)), None)
 
     def located(self, files: tuple[Path, ...]) -> tuple[Path, ...]:
-        """Return the paths of *files*, one for each picture, if a save names them so, else ``()``."""
+        """Return the paths of *files*, one for each picture, if a save would use these names, else ``()``."""
         found = tuple(
             path
             for position, file in enumerate(files[: len(self.numbers)])

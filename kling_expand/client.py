@@ -676,7 +676,7 @@ class KlingClient:
             async with asyncio.timeout_at(deadline_at):
                 await turn.acquire()
         except TimeoutError:
-            reason = "the deadline passed while another save of the task was under way"
+            reason = "the deadline passed during another save of the task"
             raise DeadlineExceeded(reason, task_id=task.task_id) from None
         try:
             paths = await self._opened_downloads().save(task, target, options, deadline_at=deadline_at)

@@ -298,7 +298,7 @@ def _line_kind(event: Event) -> str | None:
         return str(event.kind)
     if event.kind is EventKind.RETRY and isinstance(event.error, ParallelLimit):
         return _FULL
-    # The retry after a 1302 has no line of its own, as the pause before it has one.
+    # The retry after a 1302 has no separate line, as the pause before it has one.
     if event.kind is EventKind.PAUSE or (
         event.kind is EventKind.RETRY and not isinstance(event.error, RateLimited)
     ):

@@ -125,8 +125,8 @@ class OutputOptions(OptionGroup):
         default="out",
         show_default=True,
         metavar="DIR",
-        help="Directory for the results, or a template with {path} (the photo's folders below the one "
-        "that was given), {folder} (the name of its own folder), {name}, {shape}, {index}, {key}, {task_id}, "
+        help="Directory for the results, or a template with {path} (the photo's directories below the one "
+        "given), {folder} (the name of its own directory), {name}, {shape}, {index}, {key}, {task_id}, "
         "{external_task_id} and {ext}. With several shapes, each file name includes the shape.",
     )
     full_size: bool = option(

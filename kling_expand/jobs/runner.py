@@ -422,7 +422,7 @@ class JobRunner:
                 return
 
     async def _recorded_already(self, job: Job, identity: JobIdentity, request: ExpandRequest) -> None:
-        """Give *job* the id of another submission of it that is under way."""
+        """Give *job* the id of another submission of the same job that is in progress."""
         known = await self._store.find(*identity)
         if known and known.state in _OPEN and request.external_task_id in {None, known.external_task_id}:
             self._recorded(job, known)

@@ -306,7 +306,7 @@ class JobStore(ABC):
         return None if known is None else known.saves()
 
     async def get_from_any(self, external_task_id: str) -> JobRecord | None:
-        """Return the record with this id, also if only another worker's journal has it, or None."""
+        """Return the record with this id, even if only another worker's journal has it, or None."""
         return await self.get(external_task_id)
 
     @abstractmethod

@@ -261,9 +261,9 @@ class SQLiteStore(JobStore):
         return await self._execute(partial(newest, "external_task_id = ?", (external_task_id,)))
 
     async def get_from_any(self, external_task_id: str) -> JobRecord | None:
-        """Return the record with this id, also from the file of another worker, or None.
+        """Return the record with this id, even from the file of another worker, or None.
 
-        Such a file is copied to be read, as its worker has locked it.
+        That file is copied before it is read, because its worker has locked it.
         """
         found = await self.get(external_task_id)
         if found is None and WORKER in self._given:

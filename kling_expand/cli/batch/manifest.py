@@ -464,7 +464,7 @@ def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
 
 
 def _own_cells(entry: Entry, manifest: Manifest) -> dict[str, Any]:
-    """Return the cells of a row with the path of its photo, and a name that keeps its folder."""
+    """Return the cells of a row with the path of its photo, and a name that keeps its directory."""
     cells, image = dict(entry.cells), str(entry.cells.get("image") or "")
     if image and "://" not in image:
         cells["image"] = str(manifest.folder / image)

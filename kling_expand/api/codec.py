@@ -14,12 +14,11 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import cache
 from hashlib import sha256
-from types import NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from attrs import Attribute, asdict, define, evolve, fields, has
+from attrs import asdict, evolve, fields
 
 from kling_expand.errors import APIError, ProtocolError, TaskNotFound, refusal
 from kling_expand.geometry import Expansion, Ratios, Towards
@@ -332,35 +331,16 @@ def _refused(
 # ---------------------------------------------------------------------------- tasks
 
 
-@define(eq=False, repr=False)
-class _Info:
-    external_task_id: str | None = None
-
-
-@define(eq=False, repr=False)
-class _Result:
-    images: list[Image] | None = None
-
-
-@define(eq=False, repr=False)
-class _Watermark:
-    enabled: bool | None = None
-
-
-@define(eq=False, repr=False)
-class _TaskData:
-    """A task in the service's JSON."""
-
-    task_id: str
-    task_status: str
-    task_status_msg: str | None = None
-    task_info: _Info | None = None
-    task_result: _Result | None = None
-    watermark_info: _Watermark | None = None
-    final_unit_deduction: str | None = None
-    final_balance_deduction: BalanceDeduction | None = None
-    created_at: int | None = None
-    updated_at: int | None = None
+# The documented fields of a task and of its parts.
+_OUTER = frozenset({each.name for each in fields(Task)} - {"external_task_id", "images", "watermark", "raw"})
+_OUTER |= {"task_info", "task_result", "watermark_info"}
+_INFO, _RESULT, _WATERMARK = frozenset({"external_task_id"}), frozenset({"images"}), frozenset({"enabled"})
+_BALANCE = frozenset(each.name for each in fields(BalanceDeduction))
+_IMAGE = frozenset(each.name for each in fields(Image))
+_ABSENT: dict[str, Any] = {}
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+# One string for the many tasks that share a status. Not `sys.intern`, which never frees foreign text.
+_WORDS = {word: word for word in STATUS_WORDS}
 
 
 def parse_task(data: Any) -> Task:
@@ -369,182 +349,128 @@ def parse_task(data: Any) -> Task:
     Raises:
         ValueError: if `task_id` or `task_status` is missing or unusable.
     """
-    if not isinstance(data, dict):  # generated code would search a text for the names of fields
+    if not isinstance(data, dict):
         raise ValueError(f"a task must be an object, got {type(data).__name__}")  # noqa: TRY004 - a bad value
-    whole = None
-    if "task_id" not in data and "id" in data:
-        from . import outputs  # imported here, as the documented responses have the older form
+    if "task_id" in data or "id" not in data:
+        return _read_task(data)
+    from . import outputs  # imported here, as the documented responses have the older form
 
-        whole, data = None if outputs.is_known(data) else data, outputs.older_form(data)
-    images = _images(data)
-    if len(images) > MAX_IMAGES:  # more than a create can ask for
+    task = _read_task(outputs.older_form(data))
+    return task if outputs.is_known(data) else evolve(task, raw=data)
+
+
+def _read_task(data: dict[str, Any]) -> Task:
+    """Return the task of an object in the older form."""
+    task_id, status = _text(data, "task_id"), _text(data, "task_status")
+    if task_id is None or status is None:
+        raise ValueError(f"{'task_id' if task_id is None else 'task_status'} must be text")
+    if not task_id.strip() or not task_id.isprintable() or len(task_id) > MAX_ID:
+        limit = f"printable text of at most {MAX_ID} characters"
+        raise ValueError(f"task_id must be {limit}, got {task_id!a:.80}")
+    info, result = _part(data, "task_info"), _part(data, "task_result")
+    watermark, balance = _part(data, "watermark_info"), _part(data, "final_balance_deduction")
+    images = result.get("images") or ()
+    if type(images) is not list and images != ():
+        _ignore("images", images)
+        images = ()
+    elif len(images) > MAX_IMAGES:  # more than a create can ask for
         images = images[:MAX_IMAGES]
         data = data | {"task_result": {"images": images}}
-    if whole is None and not _is_known(data, images):
-        whole = data
-    raw = _structure(data)
-    if not raw.task_id.strip() or not raw.task_id.isprintable() or len(raw.task_id) > MAX_ID:
-        limit = f"printable text of at most {MAX_ID} characters"
-        raise ValueError(f"task_id must be {limit}, got {raw.task_id!a:.80}")
-    info, result, watermark = raw.task_info, raw.task_result, raw.watermark_info
-    external_task_id = info.external_task_id if info else None
+    known = (
+        _OUTER.issuperset(data)
+        and _INFO.issuperset(info)
+        and _RESULT.issuperset(result)
+        and _WATERMARK.issuperset(watermark)
+        and _BALANCE.issuperset(balance)
+        and _are_known(images)
+    )
+    external_task_id = _text(info, "external_task_id")
     return Task(  # positional, in the order of the fields: keyword arguments take half as long again
-        raw.task_id,
-        _WORDS.get(raw.task_status, raw.task_status),
-        (raw.task_status_msg or "")[:MAX_MESSAGE] or None,
+        task_id,
+        _WORDS.get(status, status),
+        (_text(data, "task_status_msg") or "")[:MAX_MESSAGE] or None,
         external_task_id if external_task_id and external_task_id.isprintable() else None,
-        tuple((result and result.images) or ()),
-        raw.final_unit_deduction or None,
-        raw.final_balance_deduction,
-        watermark.enabled if watermark else None,
-        raw.created_at,
-        raw.updated_at,
-        whole,
+        _read_images(images),
+        _text(data, "final_unit_deduction") or None,
+        None if balance is _ABSENT else _read_balance(balance),
+        _flag(watermark, "enabled"),
+        _number(data, "created_at"),
+        _number(data, "updated_at"),
+        None if known else data,
     )
 
 
-_INNER = {
-    name: {each.name for each in fields(kind)}
-    for name, kind in (
-        ("task_info", _Info),
-        ("task_result", _Result),
-        ("watermark_info", _Watermark),
-        ("final_balance_deduction", BalanceDeduction),
-    )
-}
-_OUTER = {each.name for each in fields(_TaskData)}
-_OF_IMAGE = {each.name for each in fields(Image)}
+def _read_balance(data: dict[str, Any]) -> BalanceDeduction:
+    return BalanceDeduction(_text(data, "quota"), _text(data, "list_price"))
 
 
-def _is_known(data: dict[str, Any], images: list[Any]) -> bool:
-    """Return whether every field of a task in the older form is known."""
-    if not data.keys() <= _OUTER:
-        return False
-    for name, value in data.items():
-        if type(value) is dict and name in _INNER and not value.keys() <= _INNER[name]:
-            return False
+def _are_known(images: Sequence[Any]) -> bool:
+    """Return whether every field of these pictures is read."""
     for image in images:  # noqa: SIM110 - a generator takes twice as long
-        if type(image) is dict and not image.keys() <= _OF_IMAGE:
+        if type(image) is dict and not _IMAGE.issuperset(image):
             return False
     return True
 
 
-def _images(data: dict[str, Any]) -> list[Any]:
-    result = data.get("task_result")
-    images = result.get("images") if isinstance(result, dict) else None
-    return images if isinstance(images, list) else []
-
-
-# One string for the many tasks that share a status. Not `sys.intern`, which never frees foreign text.
-_WORDS = {word: word for word in STATUS_WORDS}
-
-
-def _structure(data: dict[str, Any]) -> _TaskData:
-    """Decode a task by generated code. If that fails, leave out the fields of a wrong type."""
-    read: Callable[[Any, Any], _TaskData] = _hook(_TaskData)
-    try:
-        return read(data, _TaskData)
-    except Exception:  # noqa: BLE001 - generated code raises whatever the wrong type makes it raise
-        return read(_readable_fields(data), _TaskData)
-
-
-def _readable_fields(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a task that can be read."""
-    if images := _images(data):
-        data = data | {"task_result": {"images": list(_readable_images(images))}}
-    kept = {each.name: value for each in fields(_TaskData) if (value := _readable(data, each)) is not None}
-    for name in ("task_id", "task_status"):
-        if name not in kept:
-            raise ValueError(f"{name} must be text")
-    return kept
-
-
-def _readable_images(images: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the pictures that have a URL. The position replaces a missing index."""
+def _read_images(images: Sequence[Any]) -> tuple[Image, ...]:
+    """Return the pictures that have a URL, those without an index under their position."""
+    found = []
     for place, image in enumerate(images):
-        found = {}
-        if isinstance(image, dict):
-            found = {each.name: _readable(image, each) for each in fields(Image)}
-        if found.get("url"):
-            index = found["index"]
-            yield found | {"index": place if index is None else index}
+        if type(image) is dict and (url := _text(image, "url")):
+            index = _number(image, "index")
+            found.append(Image(place if index is None else index, url, _text(image, "watermark_url")))
         else:
-            _logger.debug("picture %d is ignored because it has no url", place)
+            _logger.debug("picture %d is ignored, as it has no url", place)
+    return tuple(found)
 
 
-def _readable(data: dict[str, Any], attribute: "Attribute[Any]") -> Any:
-    """Return the value of a field, or None if it has the wrong type."""
-    value, kind = data.get(attribute.name), cast(type, attribute.type)
-    try:
-        _hook(kind)(value, kind)
-    except Exception:  # noqa: BLE001 - the same
-        if value is not None:
-            _logger.debug("%s is ignored because it has the type %s", attribute.name, type(value).__name__)
-        return None
-    return value
-
-
-@cache
-def _converter() -> "Converter":
-    """Return the converter for the service's JSON, which is created for the first response."""
-    from cattrs import Converter  # here: many programs only submit, and the import is slow
-
-    converter = Converter(detailed_validation=False)
-    converter.register_structure_hook(str, _text)
-    converter.register_structure_hook(int, _number)
-    converter.register_structure_hook(bool, _flag)
-    converter.register_structure_hook_factory(lambda kind: NoneType in get_args(kind), _optional)
-    return converter
-
-
-@cache
-def _hook(kind: type) -> Callable[[Any, Any], Any]:
-    """Return the function that decodes a *kind*. Its code is generated at the first call."""
-    return _converter().get_structure_hook(kind)
-
-
-def _optional(kind: Any, converter: "Converter") -> Callable[[Any, Any], Any]:
-    """Return a hook for `X | None` that keeps the hook for X; cattrs' own looks it up at each call."""
-    (inner,) = {*get_args(kind)} - {NoneType}
-    if inner is str:  # these two are by far the most frequent
-        return lambda value, _kind: value if value is None or type(value) is str else _text(value, str)
-    if inner is int:
-        return lambda value, _kind: value if value is None else _number(value, int)
-    structure = converter.get_structure_hook(inner)
-    shape = dict if has(inner) else object  # generated code would search a text for the names of fields
-
-    def hook(value: Any, _kind: Any) -> Any:
-        if value is None:
-            return None
-        if not isinstance(value, shape):
-            raise ValueError(value)  # noqa: TRY004 - a bad value
-        return structure(value, inner)
-
-    return hook
-
-
-def _text(value: Any, _kind: Any) -> str:
-    """Return text. Ids and amounts may also be given as numbers."""
-    if isinstance(value, str):
+def _part(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return an object within a task, or `_ABSENT`."""
+    value = data.get(name)
+    if type(value) is dict:
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if value is not None:
+        _ignore(name, value)
+    return _ABSENT
+
+
+def _text(data: dict[str, Any], name: str) -> str | None:
+    """Return a text, also of an id or an amount that comes as a number."""
+    value = data.get(name)
+    if value is None or type(value) is str:
+        return value
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(value)
+    _ignore(name, value)
+    return None
 
 
-def _number(value: Any, _kind: Any) -> int:
-    if type(value) is int and -MAX_NUMBER < value < MAX_NUMBER:
+def _number(data: dict[str, Any], name: str) -> int | None:
+    """Return a whole number, also of one that comes as text."""
+    value = data.get(name)
+    if value is None or (type(value) is int and -MAX_NUMBER < value < MAX_NUMBER):
         return value
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(value)  # noqa: TRY004 - a bad value
-    if not -MAX_NUMBER < (number := int(value)) < MAX_NUMBER:
-        raise ValueError(f"a number must have less than 64 bits, got {number.bit_length()}")
-    return number
+    try:
+        if not isinstance(value, bool) and -MAX_NUMBER < (number := int(value)) < MAX_NUMBER:
+            return number
+    except (ValueError, OverflowError, TypeError):
+        pass
+    _ignore(name, value)
+    return None
 
 
-def _flag(value: Any, _kind: Any) -> bool:
-    """Return a flag. The word "false" is accepted too, which cattrs alone would read as True."""
-    return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
+def _flag(data: dict[str, Any], name: str) -> bool | None:
+    """Return a flag, also of one that comes as text or as 0 or 1."""
+    value = data.get(name)
+    found = _FLAGS.get(str(value).lower())
+    if found is None and value is not None:
+        _ignore(name, value)
+    return found
+
+
+def _ignore(name: str, value: object) -> None:
+    """Log that a field of a wrong type is read as absent."""
+    _logger.debug("%s is ignored, as it is of type %s", name, type(value).__name__)
 
 
 # ---------------------------------------------------------------------------- lines of a job store
@@ -561,8 +487,15 @@ def pack(task: Task) -> str:
 
 def unpack(line: str) -> Task:
     """Return the task from a line written by `pack`."""
-    task: Task = _hook(Task)(json.loads(line), Task)
-    return task
+    return _converter().structure(json.loads(line), Task)
+
+
+@cache
+def _converter() -> "Converter":
+    """Return the converter for lines, which the first one creates."""
+    from cattrs import Converter  # here: many programs need no line, and the import is slow
+
+    return Converter(detailed_validation=False)
 
 
 def pack_request(request: ExpandRequest, expansion: Expansion, note: Mapping[str, Any] | None = None) -> str:

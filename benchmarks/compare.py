@@ -45,7 +45,11 @@ from benchmarks.reporting import finish, medians, peak_memory, reset_peak_memory
 from benchmarks.server import Server, serving
 
 ROUNDS = {1: 12, 10: 3}  # by number of concurrent jobs: how many follow one another; otherwise 1
-SIDE_BY_SIDE = {1: 40, 10: 20, 100: 8}  # by number of concurrent jobs: clients measured together; otherwise 3
+SIDE_BY_SIDE = {
+    1: 40,
+    10: 20,
+    100: 10,
+}  # by number of concurrent jobs: clients measured together; otherwise 3
 CONCURRENT, CLIENT, PEER = "concurrent jobs", "client", "peer"
 REQUESTS, LATENCY = "requests per job", "latency (s)"
 

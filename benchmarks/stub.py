@@ -4,6 +4,7 @@ It opens no socket and does not read request bodies. A task is deleted after its
 """
 
 import asyncio
+import sys
 from itertools import count, islice
 from random import Random
 from types import TracebackType
@@ -72,6 +73,12 @@ class Service:
         else:
             data = self._task(url.rpartition("/")[2], now)
         return Response(f'{{"code":0,"message":"SUCCEED","request_id":"0","data":{data}}}'.encode())
+
+    @property
+    def size(self) -> int:
+        """The bytes of all open tasks: what the service keeps, and not the client."""
+        tasks = sum(sys.getsizeof(name) + sys.getsizeof(end) for name, end in self._ends.items())
+        return sys.getsizeof(self._ends) + tasks
 
     def _task(self, name: str, now: float) -> str:
         if self._ends[name] > now:

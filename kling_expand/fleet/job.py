@@ -178,7 +178,7 @@ async def _result(payload: Payload, request: ExpandRequest, runner: "_Runner") -
             runner.paid = result
         if runner.paid is not None:
             return runner.paid
-    if runner.history.follow or runner.history.forbidden:
+    if runner.follows:
         known = await _known(request, runner.store)
         if known is not None and (followed := await runner.follow(known)):
             return followed
@@ -197,6 +197,10 @@ class _Runner:
     @property
     def store(self) -> PostgresStore:
         return self.context.store
+
+    @property
+    def follows(self) -> bool:
+        return self.history.follow or self.history.forbidden
 
     async def follow(self, known: JobRecord) -> ExpandResult | None:
         """Return the result of a known job without its photo and permits, or None if it has no task."""

@@ -18,7 +18,8 @@ pass n, succeeded        runs pass n + 1 on its result, or ends the job
 =======================  =====================================================================================
 
 The note of each record holds the payload of its job, so a record of another request under the same key is not
-continued. The first pass has the key of its job, so two jobs never share one.
+continued. A photo that was replaced since is also a new job, unless the queue says that a task is to be
+followed. The first pass has the key of its job, so two jobs never share one.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -26,12 +27,16 @@ from typing import Any, Protocol
 
 from attrs import evolve
 
-from kling_expand.errors import ImageError, JournalError
+from kling_expand.api import codec
+from kling_expand.api.photo import load_photo
+from kling_expand.errors import ImageError, JournalError, TransportError
 from kling_expand.geometry import shape_name
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.models import ExpandRequest, check
 from kling_expand.passes import Pass, earlier_jobs, first_pass, pass_of
 from kling_expand.store.base import JobRecord, JobState, JobStore
+
+Load = Callable[[ExpandRequest], Awaitable[ExpandRequest]]  # returns the request with its photo
 
 
 class Runner(Protocol):
@@ -40,6 +45,11 @@ class Runner(Protocol):
     @property
     def store(self) -> JobStore:
         """The store of the jobs."""
+        ...
+
+    @property
+    def follows(self) -> bool:
+        """Whether the job has or may have a task that is to be followed, whatever its photo is now."""
         ...
 
     async def follow(self, known: JobRecord, /) -> ExpandResult | None:
@@ -52,10 +62,7 @@ class Runner(Protocol):
 
 
 async def run_passes(
-    payload: Mapping[str, Any],
-    request: ExpandRequest,
-    runner: Runner,
-    load: Callable[[ExpandRequest], Awaitable[ExpandRequest]],
+    payload: Mapping[str, Any], request: ExpandRequest, runner: Runner, load: Load
 ) -> AsyncGenerator[ExpandResult, None]:
     """Yield the result of each pass, with the previous ones as `earlier`; nothing if one pass is enough.
 
@@ -68,12 +75,15 @@ async def run_passes(
     check(passes=payload["passes"])
     newest = await runner.store.find(str(request.key))
     step = _step_of(newest, payload, request)
+    records = await earlier_jobs(runner.store, step) if step else []
+    if newest and step and not runner.follows and await _is_replaced(step, [*records, newest][0], load):
+        step = None
     if step is None:
-        newest, step = None, await _first(payload, request, load)
+        newest, records, step = None, [], await _first(payload, request, load)
     if step is None:
         return
     result: ExpandResult | None = None
-    for number, record in enumerate(await earlier_jobs(runner.store, step), 1):
+    for number, record in enumerate(records, 1):
         found = await runner.follow(record)
         if found is not None:
             yield (result := _joined(found, evolve(step, number=number), result))
@@ -93,11 +103,17 @@ def _step_of(newest: JobRecord | None, payload: Mapping[str, Any], request: Expa
     return step and evolve(step, request=request)
 
 
-async def _first(
-    payload: Mapping[str, Any],
-    request: ExpandRequest,
-    load: Callable[[ExpandRequest], Awaitable[ExpandRequest]],
-) -> Pass | None:
+async def _is_replaced(step: Pass, first: JobRecord, load: Load) -> bool:
+    """Return whether the photo can be read, and is another one than that of the first pass."""
+    try:
+        photo = await load_photo((await load(step.request)).image)
+    except (ImageError, TransportError):  # nothing needs it any more
+        return False
+    own = evolve(step, number=1).own_request()
+    return codec.fingerprint(own, step.steps[0], photo.digest) != first.params_hash
+
+
+async def _first(payload: Mapping[str, Any], request: ExpandRequest, load: Load) -> Pass | None:
     """Return the first of several passes, or None if one is enough or the photo's size is not known."""
     try:
         loaded = await load(request)

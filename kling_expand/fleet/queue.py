@@ -194,7 +194,8 @@ class FleetStats:
     """The state of a fleet: its queue, its workers and its store.
 
     - Jobs: `queued` ones wait for a worker, and `running` ones have a worker. `outcomes` counts ended jobs by
-      status, and `recent_outcomes` those of the last minute. `states` counts the jobs of the store by state.
+      status, and `recent_outcomes` those of the last minute. `states` counts the jobs of the store by state,
+      where each of several passes is a job.
     - Images: `in_flight` are at the service, and `permits` are held if permits are exact.
     - `workers` has a pair for each worker: seconds since its last heartbeat, and its running jobs.
     - `units_billed` is the cost so far, according to the service.

@@ -197,6 +197,43 @@ async def test_a_refused_second_pass_says_what_is_paid(
     assert_paid_once(emulator, outcome)
 
 
+async def test_a_replaced_photo_is_a_new_job(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
+) -> None:
+    """The same job again costs nothing while the photo is the same, and all passes when it is another."""
+    found = []
+    async with working(dsn, emulator):
+        for photo in (PORTRAIT, PORTRAIT, texture(300, 700, seed=2)):
+            portrait.write_bytes(stored(photo, "PNG"))  # noqa: ASYNC240 - one call
+            await fleet.submit(wide(portrait), passes=2)
+            found.append((await outcomes(fleet))[-1])
+    assert found[0].task_id == found[1].task_id != found[2].task_id
+    assert [each.units for each in found] == [16] * 3
+    assert len(emulator.account.tasks) == 4
+
+
+async def test_pictures_of_the_last_pass_are_saved_later(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without room the job ends with its units; with room again its picture is saved, and nothing is paid."""
+    monkeypatch.setattr("kling_expand.fleet.job.MAX_SAVE_DELAY", 0.05)
+    monkeypatch.setattr("kling_expand.fleet.worker.MAX_BEAT_INTERVAL", 0.05)
+    monkeypatch.setattr("kling_expand.fleet.queue.SAVE_INTERVAL", 0.05)
+    target = portrait.parent / "out"
+    target.write_text("a file where the folder must be")
+    await fleet.submit(wide(portrait), passes=2)
+    async with working(dsn, emulator, output=str(target)):
+        (unsaved,) = await outcomes(fleet)
+        target.unlink()
+        portrait.unlink()  # noqa: ASYNC240 - one call
+        async with asyncio.timeout(20):
+            while not (saved := await fleet.store.outcome("k0")) or not saved.saved:  # noqa: ASYNC110 - a row
+                await asyncio.sleep(0.05)
+    assert (unsaved.status, unsaved.saved, unsaved.units) == ("succeeded", False, 16)
+    assert (saved.units, len(saved.files), saved.task_id) == (16, 1, unsaved.task_id)
+    assert len(emulator.account.tasks) == 2
+
+
 BETWEEN = """
 from kling_expand.jobs.future import ResultImage
 async def die(*_):

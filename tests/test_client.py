@@ -741,19 +741,17 @@ async def test_extra_fields_are_sent_and_kept_by_the_journal(tmp_path: Path) -> 
             "journal": tmp_path / "run.db",
         }
         async with KlingClient(api_key="k", **options) as kling:
-            await kling.create(
-                PHOTO, WIDER, extra={"negative_prompt": "rain", "style": {"b": 1, "a": [None]}}
-            )
+            await kling.create(PHOTO, WIDER, extra={"new_field": "rain", "style": {"b": 1, "a": [None]}})
             await kling.create(PHOTO, WIDER)
         creates = [body for body in bodies if body]
-        assert [bool(body.get("negative_prompt")) for body in creates] == [True, False]
+        assert [bool(body.get("new_field")) for body in creates] == [True, False]
         assert creates[0]["style"] == {"a": [None], "b": 1}
         from kling_expand.store.sqlite import SQLiteStore
 
         async with SQLiteStore(tmp_path / "run.db", clock=loop_clock) as journal:
             kept = [known.request async for known in journal.jobs()]
         assert [request.extra for request in kept if request] == [
-            {"negative_prompt": "rain", "style": {"a": [None], "b": 1}},
+            {"new_field": "rain", "style": {"a": [None], "b": 1}},
             None,
         ]
 

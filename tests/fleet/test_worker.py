@@ -291,7 +291,7 @@ async def test_a_worker_has_three_connections(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
     """So a hundred workers fit into a server with its usual settings, or almost."""
-    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    others = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
     query = f"SELECT count(*) FROM pg_stat_activity WHERE {others}"
     await fleet.submit_many(requests(photo, 20))
     await fleet.database.aclose()

@@ -20,6 +20,7 @@ from kling_expand.cli.options import (
     options,
 )
 from kling_expand.cli.terminal import leave
+from kling_expand.models import request_fields
 
 if TYPE_CHECKING:  # imported where they are used, so that `--help` does not load aiohttp
     from kling_expand.cli.batch.plan import BulkPlan
@@ -179,14 +180,16 @@ def _print_example(ctx: click.Context, _option: click.Parameter, value: bool) ->
         ctx.exit()
 
 
-COLUMNS = """\b
+_EXPLAINED = {"key", "external_task_id"}
+_LIKE_OPTIONS = [each.column for each in request_fields() if each.column and each.column not in _EXPLAINED]
+COLUMNS = f"""\b
 Columns of a manifest:
   image     the photo, a path or a URL (required; file, path and photo
             mean the same)
   aspect area anchor size up down left right pad direction ratio
             how far to expand; values in a row override the options
   passes    like the option
-  prompt n watermark callback_url
+  {" ".join(_LIKE_OPTIONS)}
             like the options
   name      name of the results, instead of the photo's name
   key       distinguishes identical jobs; without it they count as one

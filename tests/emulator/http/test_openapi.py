@@ -12,6 +12,7 @@ from support.raw_client import DIRECTION, EDITING, Caller, calling
 
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.http import openapi
+from kling_expand.models import request_fields
 
 TESTS = Path(__file__).parents[2]
 QUICK: dict[str, Any] = {"slots": 10**6, "callback_attempts": 0, "queue_seconds": 0, "work_seconds": 0}
@@ -48,6 +49,21 @@ async def tried(emulator: Emulator, document: str, place: Path, *more: str) -> t
     )
     output, _ = await process.communicate()
     return process.returncode or 0, output.decode()
+
+
+@pytest.mark.parametrize("dialect", ["editing", "direction"])
+async def test_every_field_that_the_sdk_sends_is_declared(dialect: str) -> None:
+    """A field that is added to the SDK alone is noticed here."""
+    async with calling(**QUICK) as call:
+        paths = (await read(call))["paths"]
+    create = next(each["post"] for path, each in paths.items() if path == openapi.PATHS[dialect])
+    declared = set(create["requestBody"]["content"]["application/json"]["schema"]["properties"])
+    sent = {
+        (each.wire or "").split(".")[0]
+        for each in request_fields()
+        if not (each.editing_only and dialect == "direction")
+    }
+    assert sent - {""} <= declared
 
 
 @pytest.mark.parametrize("forms", [{}, {"task_format": "outputs", "task_id_format": "text"}], ids=str)

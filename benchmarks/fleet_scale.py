@@ -8,9 +8,9 @@ The results:
     workers      real processes at a limit that grows with them: jobs per second, and CPU per job of the
                  workers and of PostgreSQL
     engine       CPU and statements per job of queue, store and permits alone, and jobs queued per second
-    queue        the time of each verb with many jobs queued, and its ratio to that with 10,000: per job for
-                 submit, cancel and results, and per call for status, top, one more submit, a take and a
-                 cancel of one job
+    queue        the time of each verb with many jobs queued, in milliseconds: per job for submit, cancel and
+                 results, with the ratio to 10,000 jobs; and per call for status, top, one more submit, the
+                 first page of results, a take and a cancel of one job, with the ratio to 1,000 jobs
     simulation   the workers' own slots on a virtual clock: a million jobs and 100 workers, one of which dies
                  half-way
 """
@@ -26,7 +26,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from benchmarks.processes import Emulator, Process
 from benchmarks.reporting import picture
@@ -44,6 +44,8 @@ from kling_expand.store.postgres import PostgresStore
 from kling_expand.testing import intend, virtual_time
 
 SLOTS = 20  # of the account, for each worker
+PER_JOB = ("submit", "cancel", "results")  # verbs measured per job, the others per call
+CALLS = 51  # of which the median is shown
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -166,14 +168,31 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
     }
 
 
-async def _seconds(work: Callable[[], Awaitable[object]], repeat: int = 1) -> float:
-    """Return the median of the seconds that *work* takes."""
-    times = []
-    for _ in range(repeat):
-        begin = time.monotonic()
-        await work()
-        times.append(time.monotonic() - begin)
-    return median(times)
+@frozen
+class Costs:
+    """What calls cost: seconds and CPU seconds of this process and of the database at *folder*."""
+
+    folder: Path
+    found: dict[str, tuple[float, float]] = field(factory=dict)
+
+    def _cpu(self) -> dict[str, int]:
+        """Return the nanoseconds of CPU time of each process of the database (Linux)."""
+        parent = postmaster(self.folder)
+        pids = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return {pid: int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids}
+
+    async def measure(
+        self, name: str, work: Callable[[], Awaitable[object]], *, calls: int = CALLS, jobs: int = 1
+    ) -> None:
+        """Note the median of the seconds, and the mean of the CPU seconds, that *work* takes per job."""
+        times, own, before = [], time.process_time(), self._cpu()
+        for _ in range(calls):
+            begin = time.monotonic()
+            await work()
+            times.append(time.monotonic() - begin)
+        spent = sum(now - before.get(pid, now) for pid, now in self._cpu().items()) / 1e9
+        cost = (time.process_time() - own + spent) / calls
+        self.found[name] = median(times) / jobs, cost / jobs
 
 
 def _row(number: int) -> ExpandRequest:
@@ -182,8 +201,8 @@ def _row(number: int) -> ExpandRequest:
     return ExpandRequest(location, Ratios(up=1.0), prompt="x" * 34, key=key)
 
 
-async def _verbs(folder: Path, queued: int) -> dict[str, float]:
-    """Return the milliseconds of each verb with so many jobs queued: per job for the first three."""
+async def _verbs(folder: Path, queued: int) -> dict[str, tuple[float, float]]:
+    """Return the seconds of each verb with so many jobs queued, and its CPU seconds."""
     assert len(json.dumps(pack(_row(0)))) == 200
     async with Cluster(folder / "postgres") as cluster, Fleet(cluster.dsn) as fleet:
         await fleet.init()
@@ -204,32 +223,41 @@ async def _verbs(folder: Path, queued: int) -> dict[str, float]:
             async for _ in fleet.results():
                 pass
 
+        async def first_results() -> None:
+            await anext(fleet.results())
+
         one = iter(range(queued))
-        seconds = {"submit": await _seconds(submit) / queued}
-        seconds["status"] = await _seconds(fleet.stats, 15)
-        seconds["top"] = await _seconds(top, 15)
-        seconds["submit one"] = await _seconds(lambda: fleet.submit(_row(queued + next(one))), 15)
-        seconds["take and requeue"] = await _seconds(take, 15)
-        seconds["cancel one"] = await _seconds(lambda: fleet.cancel(f"job-{next(one):07}"), 15)
-        seconds["cancel"] = await _seconds(fleet.cancel) / queued
-        seconds["results"] = await _seconds(results) / queued
-    return {name: 1000 * value for name, value in seconds.items()}
+        costs = Costs(folder)
+        await costs.measure("submit", submit, calls=1, jobs=queued)
+        await costs.measure("status", fleet.stats)
+        await costs.measure("top", top)
+        await costs.measure("submit one", lambda: fleet.submit(_row(queued + next(one))))
+        await costs.measure("take and requeue", take)
+        await costs.measure("cancel one", lambda: fleet.cancel(f"job-{next(one):07}"))
+        await costs.measure("cancel", fleet.cancel, calls=1, jobs=queued)
+        await costs.measure("results", results, calls=1, jobs=queued)
+        await costs.measure("first results", first_results)
+    return costs.found
 
 
-async def long_queue(queued: int, few: int = 10_000) -> dict[str, dict[str, float]]:
-    """Return the milliseconds of each verb with *few* and with *queued* jobs, and their ratio."""
-    found = []
-    for size in (few, queued):
+async def long_queue(queued: int, few: tuple[int, int] = (1_000, 10_000)) -> dict[str, dict[str, float]]:
+    """Return the milliseconds of each verb in queues of three lengths, and the ratios of the longest.
+
+    What is measured per job is compared with the second length, and what is measured per call, which should
+    not depend on the length at all, with the first. The ratio of CPU times says it on a busy machine too.
+    """
+    sizes, found = (*few, queued), []
+    for size in sizes:
         with temporary_folder() as folder:
             found.append(await _verbs(folder, size))
-    return {
-        name: {
-            str(few): round(found[0][name], 4),
-            str(queued): round(found[1][name], 4),
-            "ratio": round(found[1][name] / found[0][name], 2),
+    rows: dict[str, dict[str, float]] = {}
+    for name in found[0]:
+        base, last = found[name in PER_JOB][name], found[2][name]
+        rows[name] = {
+            str(size): round(1000 * each[name][0], 4) for size, each in zip(sizes, found, strict=True)
         }
-        for name in found[0]
-    }
+        rows[name] |= {"ratio": round(last[0] / base[0], 2), "cpu_ratio": round(last[1] / base[1], 2)}
+    return rows
 
 
 class Account:

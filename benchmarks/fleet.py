@@ -27,8 +27,9 @@ alone, and its records are compared with the outcomes and the files. The result 
     statements_per_job               statements that PostgreSQL executed, counted every 0.5 s, per job
 
 A job needs about 7 statements: it is taken with 7 others, asks for a permit and releases it (1 to 2), and
-records its intent, each send, its task and its end. Its outcome is recorded as it leaves the queue. A worker adds 0.2 to 0.4 a second and a reader 0.5, so four
-workers with a limit of 9 and tasks of 10 s add 2 to 3 for each job.
+records its intent, each send, its task and its end. Its outcome is recorded as it leaves the queue. A worker
+adds 0.2 to 0.4 a second and a reader 0.5, so four workers with a limit of 9 and tasks of 10 s add 2 to 3 for
+each job.
 
 A create without a usable answer must keep its slot for 35 s (`create_timeout` and 5 s), unless its task is
 found. No lookup can tell earlier that the task will not appear, and a slot given away would exceed the limit

@@ -402,13 +402,14 @@ def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] |
 class Survey:
     """The check of a batch: the number of rows, those that cannot be sent, and the maximum cost.
 
-    `paid` counts the rows for which the journal has a task, and `units` is the remaining cost. `problems` and
-    `notes` are kept by the id of the row. `superfluous` rows need no expansion, because the photo already has
-    the shape.
+    `paid` counts the rows for which the journal has every task, `paid_in_part` those for which it has only
+    the first passes, and `units` is the remaining cost. `problems` and `notes` are kept by the id of the row.
+    `superfluous` rows need no expansion, because the photo already has the shape.
     """
 
     rows: int = 0
     paid: int = 0
+    paid_in_part: int = 0
     units: int = 0
     pictures: int = 0
     most_images: int = 1  # of one row
@@ -426,8 +427,8 @@ class Survey:
         """The number of rows that cannot be sent."""
         return len(self.problems)
 
-    def count(self, row: Row, *, due: int | None = None) -> None:
-        """Add a row. *due* is its unpaid cost in units, by default the whole cost."""
+    def count(self, row: Row, *, cost: int | None = None, paid: int = 0) -> None:
+        """Add a row with its *cost* in units, by default that of one task, of which some are *paid*."""
         self.rows += 1
         if row.request is None or row.error is not None:
             self.problems[row.id] = Problem(row.error_type, row.error or "no request")
@@ -435,8 +436,10 @@ class Survey:
         self.names.update(self._hash(row, name) for name in row.names[:-1])
         self.most_images = max(self.most_images, row.request.n)
         self.pictures += row.request.n
+        due = (row.request.units if cost is None else cost) - paid
         self.paid += due == 0
-        self.units += row.request.units if due is None else due
+        self.paid_in_part += paid > 0 and due > 0
+        self.units += due
 
     def _hash(self, row: Row, name: str) -> int:
         """Return the hash of a name. With ``{shape}`` in the output, all shapes share it."""
@@ -452,14 +455,20 @@ class Survey:
         """Return the numbers for JSON."""
         good = self.rows - self.bad
         numbers = {"rows": self.rows, "good": good, "bad": self.bad, "paid": self.paid, "units": self.units}
-        return numbers | {"left_out": self.left_out, "expected_sizes": dict(self.sizes)}
+        return numbers | {
+            "paid_in_part": self.paid_in_part,
+            "left_out": self.left_out,
+            "expected_sizes": dict(self.sizes),
+        }
 
     def text(self, *, emulated: bool = False) -> str:
         """Return the numbers, and the expected sizes of the pictures on a separate line."""
-        paid = f" ({self.paid} already paid for)" if self.paid else ""
+        paid = f"{self.paid} already paid for" if self.paid else ""
+        in_part = f"the first passes of {self.paid_in_part} already paid for" if self.paid_in_part else ""
+        known = ", ".join(filter(None, [paid, in_part]))
         good = plural(self.rows - self.bad, "row")
         cost = estimate(self.units, emulated=emulated)
-        text = f"{good} can be sent{paid}, {self.bad} cannot; cost: at most {cost}"
+        text = f"{good} can be sent{f' ({known})' if known else ''}, {self.bad} cannot; cost: at most {cost}"
         if not self.sizes:
             return text
         sizes = ", ".join(f"{size} ({plural(count, 'picture')})" for size, count in self.sizes.most_common(3))
@@ -523,10 +532,9 @@ async def check_rows(
                     survey.superfluous.add(row.id)
                     have_shape.append(row.label)
                     continue
-                due = checked.units(row.request) if checked and row.request else None
-                if due is not None and checked is not None and paid_units is not None:
-                    due -= paid_units(row, checked)
-                survey.count(row, due=due)
+                cost = checked.units(row.request) if checked and row.request else None
+                paid = paid_units(row, checked) if checked and paid_units else 0
+                survey.count(row, cost=cost, paid=paid)
                 if checked is not None and checked.canvas is not None and plan.dry_run:
                     survey.sizes["{}x{}".format(*checked.canvas.expected_size)] += 1
                 if plan.overwrite and row.request is not None:

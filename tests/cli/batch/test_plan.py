@@ -66,15 +66,16 @@ def test_names_that_several_rows_share_become_distinct() -> None:
 
 
 def test_a_bad_row_costs_nothing() -> None:
-    """Neither a bad row nor a row that is paid for adds to the cost."""
+    """A bad row adds nothing to the cost, and neither does what is paid for: a whole row, or a first pass."""
     survey = Survey()
     survey.count(Row(1, "bad", error="no photo"))
-    survey.count(row("a", "a-1", n=9), due=0)
+    survey.count(row("a", "a-1", n=9), paid=72)
     survey.count(row("b", "b-1", n=3))
     assert (
         survey.text() == "2 rows can be sent (1 already paid for), 1 cannot; cost: at most 24 units ($0.08)"
     )
     assert survey.facts() == {"rows": 3, "good": 2, "bad": 1, "paid": 1, "units": 24} | {
+        "paid_in_part": 0,
         "left_out": {},
         "expected_sizes": {},
     }

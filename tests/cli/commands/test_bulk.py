@@ -118,10 +118,25 @@ def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
         dry = kling("bulk", manifest, "--dry-run", "--json", "-o", tmp_path / "out")
         assert kling.emulator.account.requests == requests
     assert dry.exit_code == 0
-    paid = {"rows": 3, "good": 3, "bad": 0, "paid": 2, "units": 8, "left_out": {}}
+    paid = {"rows": 3, "good": 3, "bad": 0, "paid": 2, "units": 8, "paid_in_part": 0, "left_out": {}}
     found = json.loads(dry.stdout)
     assert sum(found.pop("expected_sizes").values()) == 3
     assert found == paid
+
+
+def test_a_dry_run_counts_the_first_pass_that_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the second pass was refused, the price is that of the second alone, and the text says why."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (300, 700)).save("tower.png")
+    words = ("bulk", "tower.png", "--aspect", "16:9", "--passes", 2, "-o", "out")
+    with shell() as kling:
+        kling.emulator.faults.script("create", "ok", Fault("error", code=1301))
+        assert kling(*words).exit_code == 1
+        dry = kling(*words, "--dry-run")
+    known = "1 row can be sent (the first passes of 1 already paid for), 0 cannot; cost: at most 8 units"
+    assert dry.stdout.startswith(known)
 
 
 def test_a_dry_run_prints_bad_rows_as_json(tmp_path: Path) -> None:

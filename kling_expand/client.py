@@ -350,6 +350,8 @@ class KlingClient:
         job.
 
         A *note* is a mapping of your own JSON values. A journal keeps it as the `note` of the job's record.
+        It keeps no photo: a job that was not sent by the end of the process can be resumed only if its photo
+        was given as a path or a URL.
 
         Raises:
             InvalidRequest: if a field of the request is invalid.
@@ -447,6 +449,9 @@ class KlingClient:
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
         """Return the future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`.
+
+        If the service has no task with this id, the future raises `TaskNotFound`, but only after 30 s of
+        reads, because a new task may not be visible at once. `get` raises it after one read.
 
         Raises:
             InvalidRequest: if *any_id* is not an id, or *deadline* is invalid.

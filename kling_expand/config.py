@@ -278,7 +278,8 @@ OPTIONS: dict[str, tuple[Rule, ...]] = {
         Rule(
             "must be a path or a JobStore",
             lambda value: isinstance(value, str | os.PathLike) or _has("record_intent", "observe")(value),
-        )
+        ),
+        Rule("must not be empty", lambda value: value != "", "for no journal, omit it or pass None"),
     ),
     "webhook_secret": optional(Rule("must be a string, or a sequence of strings", _are_texts)),
     "slots": optional(

@@ -517,10 +517,12 @@ class KlingClient:
         only some jobs are known, and only while they are open.
 
         Raises:
+            InvalidRequest: if *external_task_id* is not an id.
             ClientClosed: if the client is not open.
             JournalError: if a journal cannot be read.
         """
         self._require_open()
+        check(external_task_id=external_task_id)
         return await self._store.get_from_any(external_task_id)
 
     async def list(self, page: int = 1, page_size: int = 30) -> tuple[Task, ...]:

@@ -321,6 +321,7 @@ ID = Rule("must be the id of one task", lambda value: isinstance(value, str) and
 ARGUMENTS: dict[str, tuple[Rule, ...]] = {
     "any_id": (ID, NOT_DOTS, Rule("must not be empty", bool)),
     "deadline": optional(SECONDS, ABOVE_0),
+    "external_task_id": (NAME, NOT_DOTS),
     "fresh": (FLAG,),
     "full_size": (
         Rule(

@@ -41,6 +41,16 @@ import pytest_asyncio
 
 from .emulator import Emulator
 
+__all__ = [
+    "JobStoreContract",
+    "emulated",
+    "kling_client",
+    "kling_emulator",
+    "loop_clock",
+    "run",
+    "virtual_time",
+]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

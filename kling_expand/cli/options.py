@@ -238,7 +238,9 @@ def find_journal(place: str) -> str:
     if path.is_dir():
         found = sorted(path.glob(".kling-expand*.db"), key=lambda each: each.stat().st_mtime)
         if not found:
-            raise NothingDone(f"{place}: there is no journal in this directory")
+            others = ", ".join(sorted(str(each) for each in path.glob("*.db")))
+            advice = f"; to read one of a program, name its file: {others}" if others else ""
+            raise NothingDone(f"{place}: there is no journal of the shell in this directory{advice}")
         return str(found[-1])
     if not path.is_file():
         raise NothingDone(f"{place}: no such journal")

@@ -44,6 +44,7 @@ __all__ = [
 MAX_SIDE = 2.0  # (doc)
 MAX_AREA = 3.0  # (doc)
 MAX_PASSES = 4  # each of them is billed
+PASSES_ADVICE = "use passes={0} (--passes {0} in the shell)"
 MIN_INPUT_SIDE = 300  # minimum side of a photo in pixels (doc), and so of a result that is expanded again
 MAX_INPUT_ASPECT = 2.5  # longer over shorter side of a photo (doc)
 AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals and can reach 3.00008
@@ -483,10 +484,12 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
 
 
 def _too_far(width: float, height: float, aspect: float, least: float, *, passes: bool) -> GeometryError:
-    low = shown(width / height / MAX_AREA, ROUND_CEILING)
-    high = shown(width / height * MAX_AREA, ROUND_FLOOR)
-    limit = f"must be between {low} and {high} (width over height) for a photo of {width}x{height}"
-    value = f"{_named(aspect)}, which needs {shown(least, ROUND_CEILING)} times the area"
+    named, low, high = _named(aspect), width / height / MAX_AREA, width / height * MAX_AREA
+    end = int(named.partition(":")[2] or 1)  # so that the limits have the same form
+    bounds = [shown(low * end, ROUND_CEILING), shown(high * end, ROUND_FLOOR)]
+    allowed = " and ".join(f"{each}:{end}" if ":" in named else each for each in bounds)
+    limit = f"must be between {allowed} for a photo of {width}x{height}, as one task allows 3 times the area"
+    value = f"{named}, which needs {shown(least, ROUND_CEILING)} times"
     stretch = aspect * height / width
     sides = _placed(max(1.0, stretch) - 1, max(1.0, 1 / stretch) - 1, "center")
     return GeometryError("aspect", value, limit, _possible(width, height, sides) if passes else "")
@@ -582,4 +585,4 @@ def _equal_passes(width: float, height: float, sides: Sides) -> list[Ratios]:
 def _possible(width: float, height: float, sides: Sides) -> str:
     """Return advice for a growth that exceeds one pass."""
     found = _equal_passes(width, height, sides)
-    return f"possible with passes={len(found)}" if len(found) > 1 else ""
+    return PASSES_ADVICE.format(len(found)) if len(found) > 1 else ""

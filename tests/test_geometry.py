@@ -15,6 +15,7 @@ from kling_expand.emulator.painting.canvas import fit_canvas
 from kling_expand.errors import GeometryError
 from kling_expand.geometry import (
     MAX_AREA,
+    PASSES_ADVICE,
     Anchor,
     Geometry,
     Padding,
@@ -613,7 +614,7 @@ def test_passes_reach_the_geometry_within_the_limits(
 def test_a_portrait_becomes_a_landscape_in_two_passes() -> None:
     """9:16 to 16:9 needs 3.16 times the area: one pass is refused with the advice that two can do it."""
     wanted = ToAspect("16:9", anchor="left")
-    assert refused(lambda: wanted.ratios(*PORTRAIT)).advice == "possible with passes=2"
+    assert refused(lambda: wanted.ratios(*PORTRAIT)).advice == PASSES_ADVICE.format(2)
     first, second = plan(*PORTRAIT, wanted)
     assert first == second
     assert first.area == pytest.approx(math.sqrt(256 / 81))
@@ -625,7 +626,7 @@ def test_a_portrait_becomes_a_landscape_in_two_passes() -> None:
 @pytest.mark.parametrize("geometry", [ToSize(4000, 4000), Padding(left=1500, up=2000)])
 def test_a_size_and_a_padding_say_that_passes_help(geometry: Geometry) -> None:
     """A refusal of a canvas says how many passes would do, after the sizes that fit."""
-    assert refused(lambda: geometry.ratios(*PORTRAIT)).advice.endswith("possible with passes=2")
+    assert refused(lambda: geometry.ratios(*PORTRAIT)).advice.endswith(PASSES_ADVICE.format(2))
     assert len(plan(*PORTRAIT, geometry)) == 2
 
 

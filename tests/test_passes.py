@@ -140,7 +140,7 @@ async def test_a_file_is_read_once_and_the_ids_are_those_of_the_last(tmp_path: P
 async def test_what_passes_cannot_do_is_said_before_anything_is_paid() -> None:
     """Too few passes, a wrong number and a photo at a URL are refused without a task."""
     async with emulated() as emulator, client(emulator) as kling:
-        with pytest.raises(GeometryError, match="possible with passes=2"):
+        with pytest.raises(GeometryError, match="use passes=2"):
             await kling.expand(PHOTO, WIDE)
         with pytest.raises(InvalidRequest, match="passes must be between 1 and 4"):
             await kling.expand(PHOTO, WIDE, passes=5)

@@ -290,6 +290,7 @@ class RequestOptions(OptionGroup):
 
 
 SIDES = ("up", "down", "left", "right")
+NO_SHAPE = "exactly one way to expand is required"
 WAYS = ("aspect", "size", "pad", "direction", *SIDES)
 # Options that require one of the options next to them.
 REFINEMENTS: dict[str, tuple[str, ...]] = {
@@ -386,7 +387,7 @@ class GeometryOptions(OptionGroup):
         ways = {"side" if way in SIDES else way for way in self.ways}
         if len(ways) != 1:
             wanted = f"{aspect}, --size, --pad, --direction, or any of --up/--down/--left/--right"
-            raise click.UsageError(f"exactly one way to expand is required: {wanted}")
+            raise click.UsageError(f"{NO_SHAPE}: {wanted}")
 
     def over(self, defaults: "GeometryOptions") -> "GeometryOptions":
         """Return these options, completed by *defaults*. A geometry given here replaces the default one."""

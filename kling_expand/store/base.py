@@ -309,6 +309,13 @@ class JobStore(ABC):
         """Return the record with this id, even if only another worker's journal has it, or None."""
         return await self.get(external_task_id)
 
+    async def find_task(self, task_id: str) -> JobRecord | None:
+        """Return the record of the task with this id, or None. A store may have an index of them."""
+        async for job in self.jobs():
+            if job.task_id == task_id:
+                return job
+        return None
+
     @abstractmethod
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
         """Return the newest record of *key*, and of this *digest* if it is given, or None."""

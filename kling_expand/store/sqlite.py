@@ -8,7 +8,9 @@ are stored.
 """
 
 import asyncio
+import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +22,13 @@ from typing import Any, Generic, Self, TypeVar
 from attrs import evolve
 
 from kling_expand.api import codec
-from kling_expand.errors import JournalError
+from kling_expand.errors import ConfigurationError, JournalError, requirement
 from kling_expand.models import Status, Task
 
 from .base import (
     COLUMNS,
     PREVIOUS,
+    UNFINISHED,
     JobIdentity,
     JobRecord,
     JobState,
@@ -43,6 +46,7 @@ from .sqlite_file import (
     FileFormat,
     Statement,
     copy_file,
+    count_if_unlocked,
     read_copy,
     worker_files,
 )
@@ -50,14 +54,17 @@ from .sqlite_file import (
 T = TypeVar("T")
 W = TypeVar("W")
 
+logger: logging.Logger = logging.getLogger(__name__)
+
 BATCH = 256  # writes in one commit at most, so that waking their callers never blocks the loop for long
+WORKERS_START = 10.0  # seconds within which all workers of a program open their files
 PAGE = 200  # jobs read at a time
 SAME_REQUEST = "key = ? AND params_hash = ?"
 _FINDINGS = "check of "  # prefix of the names of check results
 _BAD_ROW = "bad row "  # prefix of the names of rows that cannot be sent
 FORMAT = FileFormat(
     application_id=0x4B6C4578,  # "KlEx"
-    version=2,
+    version=3,
     schema="""
         CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
         CREATE TABLE jobs (
@@ -81,6 +88,7 @@ FORMAT = FileFormat(
             UNIQUE (key, params_hash, attempt)
         );
         CREATE INDEX jobs_by_state ON jobs (state, id) WHERE latest = 1;
+        CREATE INDEX jobs_by_task ON jobs (task_id) WHERE task_id IS NOT NULL;
         CREATE TABLE earlier_tasks (external_task_id TEXT PRIMARY KEY, task TEXT NOT NULL)
     """,
     migrations=(
@@ -89,6 +97,7 @@ FORMAT = FileFormat(
         CREATE TABLE earlier_tasks (external_task_id TEXT PRIMARY KEY, task TEXT NOT NULL);
         INSERT INTO meta VALUES ('recovered', 'yes')
         """,
+        "CREATE INDEX jobs_by_task ON jobs (task_id) WHERE task_id IS NOT NULL",
     ),
 )
 
@@ -144,6 +153,10 @@ class SQLiteStore(JobStore):
         clock: Callable[[], float] = time.time,
         boot_clock: BootClock | None = None,
     ) -> None:
+        for name in re.findall(r"\{\w*\}", os.path.basename(os.fsdecode(path))):  # noqa: PTH119
+            if name != WORKER:
+                limit = f"must have no placeholder but {WORKER} in its name"
+                raise ConfigurationError(requirement("journal", repr(os.fsdecode(path)), limit))
         self._given = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
         self.path: str = self._given
         self.run: str = run or ""
@@ -153,6 +166,7 @@ class SQLiteStore(JobStore):
         self._writes: WriteQueue[Statement] | None = None
         self._earlier: set[str] = set()  # ids of tasks that a lost journal may have recorded
         self._unlisted = False
+        self._left_over: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         if self._writes is not None:
@@ -170,12 +184,16 @@ class SQLiteStore(JobStore):
             writes.abort(file.close)
             raise
         self.path, self._writes, self._unlisted = file.path, writes, False
+        if WORKER in self._given:
+            self._left_over = self._loop.call_later(WORKERS_START, self._look_for_left_over)
         self.recovered, self._earlier = earlier is not None, earlier or set()
         return self
 
     async def aclose(self) -> None:
         """Write all waiting records, then close and unlock the file. A second call does nothing."""
         writes, self._writes = self._writes, None
+        if self._left_over is not None:
+            self._left_over.cancel()
         if writes is not None:
             await writes.close(lambda _db: None, self._file.close)
 
@@ -189,6 +207,9 @@ class SQLiteStore(JobStore):
             copy = await asyncio.to_thread(copy_file, os.fsdecode(path), folder)
             async with cls(copy) as store:
                 yield store
+
+    def _look_for_left_over(self) -> None:
+        self._loop.run_in_executor(None, warn_of_left_over, self._given, self.path)
 
     async def set_rows(self, rows: int) -> None:
         """Record how many rows the current run has, and forget earlier bad rows."""
@@ -279,6 +300,10 @@ class SQLiteStore(JobStore):
             return await self._execute(partial(newest, "key = ?", (key,)))
         return await self._execute(partial(newest, SAME_REQUEST, (key, digest)))
 
+    async def find_task(self, task_id: str) -> JobRecord | None:
+        """Return the record of the task with this id, or None."""
+        return await self._execute(partial(newest, "task_id = ?", (task_id,)))
+
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
         """Yield the jobs in these states (all jobs if none is given), oldest first, page by page."""
         after = 0
@@ -317,6 +342,19 @@ class SQLiteStore(JobStore):
 
 
 # ---------------------------------------------------------------------------- statements
+
+
+def warn_of_left_over(pattern: str, own: str) -> None:
+    """Log each file of a *pattern* with ``{worker}`` that holds open jobs but no process has open."""
+    states = ", ".join(f"'{state}'" for state in UNFINISHED)
+    query = f"SELECT count(*) FROM jobs WHERE latest = 1 AND state IN ({states})"  # noqa: S608 - our words
+    for path in worker_files(pattern):
+        if path != own and (jobs := count_if_unlocked(path, query)):
+            logger.warning(
+                "the journal %s has %d open jobs that no worker continues; start as many workers as before",
+                path,
+                jobs,
+            )
 
 
 def name_run(path: str, run: str, db: Connection) -> str:

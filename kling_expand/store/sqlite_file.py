@@ -345,13 +345,28 @@ def worker_files(pattern: str) -> list[str]:
 
 
 def writer_of(path: str) -> int | None:
-    """Return the id of the process that has the file open, or None. The lock is not needed."""
-    with contextlib.suppress(sqlite3.Error, ValueError):
+    """Return the id of the process that has the file open, or None. It is read without the lock."""
+    found = peek_meta(path, "pid")
+    return int(found) if found and found.isdecimal() else None
+
+
+def peek_meta(path: str, name: str) -> str | None:
+    """Return a value of the table `meta` without a lock, or None; one of a killed process may be missing."""
+    with contextlib.suppress(sqlite3.Error):
         peek = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         with contextlib.closing(peek):
-            for (pid,) in peek.execute("SELECT value FROM meta WHERE name = 'pid'"):
-                return int(pid)
+            for (value,) in peek.execute("SELECT value FROM meta WHERE name = ?", (name,)):
+                return str(value)
     return None
+
+
+def count_if_unlocked(path: str, query: str) -> int:
+    """Return the number that *query* selects from a file that no process has open, or 0."""
+    with contextlib.suppress(sqlite3.Error):
+        reader = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, timeout=0)
+        with contextlib.closing(reader):
+            return int(reader.execute(query).fetchone()[0])
+    return 0
 
 
 def set_journal_mode(db: Connection) -> str:

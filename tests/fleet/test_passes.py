@@ -111,7 +111,7 @@ async def test_too_few_passes_are_refused(fleet: Fleet, dsn: str, emulator: Emul
     async with working(dsn, emulator):
         (outcome,) = await outcomes(fleet)
     assert (outcome.status, emulator.account.counts()["tasks"]) == ("refused", 0)
-    assert "possible with passes=2" in str(outcome.error)
+    assert "use passes=2" in str(outcome.error)
 
 
 @pytest.mark.parametrize("tasks", [1, 2])

@@ -11,10 +11,11 @@ import pytest
 from attrs import evolve
 
 from kling_expand.api.photo import Photo
-from kling_expand.errors import JournalError
+from kling_expand.errors import ConfigurationError, JournalError
+from kling_expand.models import Task
 from kling_expand.store.base import JobIdentity, JobRecord, JobState
 from kling_expand.store.sqlite import SQLiteStore, boot_time
-from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, Seconds, intend, prepared
+from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, Seconds, intend, prepared, virtual_time
 
 ROOT = Path(__file__).parents[2]
 
@@ -270,3 +271,38 @@ async def test_opening_and_closing_can_be_cancelled(path: Path, turns: int) -> N
         await store.aclose()
     async with SQLiteStore(path) as store:
         assert await store.find("k") is not None
+
+
+@virtual_time
+async def test_open_jobs_of_missing_workers_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After fewer workers are started, the file that none of them has opened is named with its open jobs."""
+    pattern = tmp_path / "jobs-{worker}.db"
+    async with SQLiteStore(pattern), SQLiteStore(pattern) as second, SQLiteStore(pattern) as third:
+        for store in (second, third):
+            await store.record_intent(JobIdentity("k", "h"), prepared())
+    async with SQLiteStore(pattern), SQLiteStore(pattern):
+        await asyncio.sleep(60)
+    (line,) = {record.message for record in caplog.records if record.levelname == "WARNING"}
+    assert line.startswith(f"the journal {tmp_path / 'jobs-2.db'} has 1 open jobs")
+
+
+def test_a_misspelt_placeholder_is_refused(tmp_path: Path) -> None:
+    """A file that is called so literally would be shared by all workers; braces in a folder are its name."""
+    with pytest.raises(ConfigurationError, match=r"no placeholder but \{worker\} in its name, got .*woker"):
+        SQLiteStore(tmp_path / "jobs-{woker}.db")
+    SQLiteStore(tmp_path / "{x}" / "jobs.db")
+
+
+async def test_a_job_is_found_by_its_task(tmp_path: Path) -> None:
+    """The record of a task is read by its id without reading the others."""
+    async with SQLiteStore(tmp_path / "run.db") as store:
+        for key in "abc":
+            job = await store.record_intent(JobIdentity(key, "h"), prepared(key))
+            await store.observe(job.external_task_id, Task(f"task {key}", "submitted"))
+        found = await store.find_task("task b")
+        assert (found and found.key, await store.find_task("b")) == ("b", None)
+        plan = "EXPLAIN QUERY PLAN SELECT * FROM jobs WHERE task_id = 'x' ORDER BY id DESC LIMIT 1"
+        steps = await store._execute(lambda db: [row[3] for row in db.execute(plan)])
+        assert any("jobs_by_task" in step for step in steps)

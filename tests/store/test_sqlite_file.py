@@ -375,7 +375,7 @@ def foreign(path: Path) -> None:
 def newer(path: Path) -> None:
     run(path, "a")
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
         db.execute("PRAGMA journal_mode = DELETE")
 
 
@@ -395,7 +395,7 @@ def scribbled(path: Path) -> None:
     ("spoil", "words"),
     [
         (foreign, "another program's database; name another file"),
-        (newer, "must be 2 or older, got 3; use the version"),
+        (newer, "must be 3 or older, got 4; use the version"),
         (cut, "it is damaged; restore a copy"),
         (scribbled, "it is damaged; restore a copy"),
         (lambda path: path.write_text("to do: buy milk, " * 500), "not a journal; name another file"),
@@ -668,7 +668,7 @@ async def test_commits_are_on_disk(path: Path) -> None:
         return [db.execute(f"PRAGMA {name}").fetchone()[0] for name in asked]
 
     async with SQLiteStore(path) as journal:
-        assert await journal._execute(ask) == ["wal", 2, "exclusive", 0x4B6C4578, 2]
+        assert await journal._execute(ask) == ["wal", 2, "exclusive", 0x4B6C4578, 3]
 
 
 def test_without_a_write_ahead_log(path: Path) -> None:

@@ -63,25 +63,16 @@ async def save_tasks(plan: Plan, ids: tuple[str, ...], *, only_ended: bool) -> i
     async with open_journal(plan) as journal:
 
         async def jobs(client: KlingClient) -> Jobs:
-            known = await _known(journal, ids) if journal else {}
             for any_id in ids:
-                record = known.get(any_id)
+                record = None
+                if journal is not None:
+                    record = await journal.get(any_id) or await journal.find_task(any_id)
                 job = known_job(record) if record else Job(any_id)
                 if record and "pass" in record.note:
                     job.names = tuple(_pass_name(record, name) for name in job.names)
                 yield evolve(job, label=any_id, future=client.attach(any_id))
 
         return await run_batch(plan, Progress(len(ids)), jobs, journal, only_ended=only_ended)
-
-
-async def _known(journal: JobStore, ids: tuple[str, ...]) -> dict[str, JobRecord]:
-    """Return the jobs that a journal has for the given ids, by id."""
-    found: dict[str, JobRecord] = {}
-    async for job in journal.jobs():
-        for any_id in (job.task_id, job.external_task_id):
-            if any_id in ids:
-                found[any_id] = job
-    return found
 
 
 def _pass_name(record: JobRecord, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import string
 import sys
@@ -21,7 +22,7 @@ from attrs import define, evolve, field, frozen
 
 from kling_expand.api import codec
 from kling_expand.api.photo import PhotoHeader, check_shape, read_header
-from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
+from kling_expand.cli.options import NO_SHAPE, Connection, LimitOptions, OutputOptions
 from kling_expand.cli.terminal import NothingDone, billed_units, clean, estimate, plural, show
 from kling_expand.config import Settings, account_name, credentials
 from kling_expand.downloads.files import SUFFIXES, SaveOptions, output_paths
@@ -386,7 +387,7 @@ def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] |
             up, down, left, right = geometry.sides(*size)
             if round(size[0] * (left + right)) == 0 == round(size[1] * (up + down)):
                 raise HasShape(error.field, error.value, error.limit, error.advice) from None
-        advice = error.advice.replace("passes=", "--passes ")
+        advice = re.sub(r"passes=\d \((--passes \d) in the shell\)", r"\1", error.advice)
         raise GeometryError(error.field, error.value, error.limit, advice) from None
     except InvalidRequest as error:
         if error.field != "geometry":
@@ -547,7 +548,7 @@ async def check_rows(
         number = f"{len(have_shape)} left out, as the photo already has the shape"
         noted[f"{number}: {few}{f' and {more} more' if more else ''}"] = []
     for note, labels in noted.items():
-        if plan.output.notes:
+        if plan.output.notes or (NO_SHAPE in note and not plan.output.as_json):
             click.echo(clean(_noted(note, labels)), err=True)
     return survey
 
@@ -576,7 +577,9 @@ def _take_notes(
     """Keep the notes about a row, and print why it cannot be sent."""
     if notes:
         survey.notes[row.id] = notes
-    if row.error is not None and not plan.output.as_json:
+    if row.error is not None and NO_SHAPE in row.error:
+        noted.setdefault(row.error, []).append(row.label)  # once for all rows of a table
+    elif row.error is not None and not plan.output.as_json:
         click.echo(clean(f"{row.label}: {row.error}"), err=True)
     for note in notes:
         noted.setdefault(note, []).append(row.label)

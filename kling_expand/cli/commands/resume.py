@@ -13,7 +13,6 @@ from kling_expand.cli.options import (
     options,
 )
 from kling_expand.cli.terminal import NothingDone, leave
-from kling_expand.errors import JournalError
 
 
 @click.command()
@@ -40,7 +39,7 @@ def resume(
     from kling_expand.cli.batch.plan import Plan
 
     journal = find_journal(journal)
-    asyncio.run(_refuse_emulated(journal))
+    _refuse_emulated(journal)
     connection.require_credentials()
     plan = Plan(
         title=f"{journal} to {output.target}",
@@ -54,15 +53,10 @@ def resume(
     leave(asyncio.run(resume_journal(plan)))
 
 
-async def _refuse_emulated(journal: str) -> None:
-    """Raise `NothingDone` for a journal of --emulator. Only the original command starts that emulator."""
+def _refuse_emulated(journal: str) -> None:
+    """Raise `NothingDone` for a journal of --emulator: only the command that wrote it starts its emulator."""
     from kling_expand.cli.batch.plan import EMULATED
-    from kling_expand.store.sqlite import SQLiteStore
+    from kling_expand.store.sqlite_file import peek_meta
 
-    try:
-        async with SQLiteStore.snapshot(journal) as store:
-            emulated = store.account == EMULATED
-    except JournalError as error:
-        raise NothingDone(error.message) from error
-    if emulated:
+    if peek_meta(journal, "account") == EMULATED:
         raise NothingDone(f"{journal}: this run used the local emulator; run the same command again")

@@ -55,7 +55,7 @@ async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, t
     picture.save(tmp_path / "tower.png")
     tower = ["submit", *at, "--aspect", "16:9", str(tmp_path / "tower.png"), "--wait"]
     refused = await asyncio.to_thread(shell, *tower)
-    assert (refused.exit_code, "possible with passes=2" in refused.output) == (1, True)
+    assert (refused.exit_code, "use passes=2" in refused.output) == (1, True)
     twice = await asyncio.to_thread(shell, *tower, "--passes", "2", "--json")
     assert (twice.exit_code, json.loads(twice.stdout)["units"]) == (0, 16)
     as_json = (await asyncio.to_thread(shell, *words, "--json")).output

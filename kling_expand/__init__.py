@@ -11,6 +11,7 @@ from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all_
 
 TYPE_CHECKING = False  # as `typing` has it, whose import would take most of the time of this one
 if TYPE_CHECKING:
+    from .api.photo import check_request
     from .client import KlingClient
     from .config import KeyPair, StaticKey
     from .config import Settings as Settings
@@ -52,6 +53,7 @@ __all__ = [
     "ToSize",
     "Towards",
     "calculate_expansion_ratios",
+    "check_request",
 ]
 __all__ += errors.__all__
 _COMMON_NAMES = ("Event", "Image", "Settings", "Status", "Task")
@@ -68,6 +70,7 @@ _MODULES = (
     "jobs.future",
     "jobs.bulk",
     "store.base",
+    "api.photo",
     "client",
 )
 

@@ -473,7 +473,8 @@ class KlingClient(BlockingProxy[client.KlingClient]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        client.log_running([each._inner for each in self.close()])  # noqa: SLF001 - the two classes are one unit
+        running = [each._inner for each in self.close()]  # noqa: SLF001 - the two classes are one unit
+        client.log_running(self._inner, running)
 
     @property
     def stats(self) -> Stats:

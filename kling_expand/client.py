@@ -129,6 +129,7 @@ class KlingClient:
     settings: Settings
 
     _open = False
+    _unsent = 0  # jobs that the store keeps for the next start
     _saving: WeakValueDictionary[str, asyncio.Lock]  # by the ids of tasks
     _known_durations: tuple[float, ...] = ()  # of tasks, as they are kept
     _downloads: "Downloads | None" = None  # created at the first save
@@ -205,7 +206,7 @@ class KlingClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        log_running(await self.aclose())
+        log_running(self, await self.aclose())
 
     async def aclose(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
         """Submit nothing more, and return the futures of the tasks that are still running at the service.
@@ -237,6 +238,8 @@ class KlingClient:
             for future in running:
                 future.record.retrieve()  # by the caller, who receives them
                 future.record.fail(ClientClosed("the client was closed; the task continues at the service"))
+            if self._store.durable:
+                self._unsent = _retrieve_unsent(kept)
             log_unretrieved(tuple(registry.unretrieved))
             kept.clear()
         await self._jobs.written()
@@ -732,9 +735,22 @@ class _Reads(NamedTuple):
         return shown, length < size
 
 
-def log_running(running: Sequence[TaskFuture]) -> None:
-    """Log the tasks that are still running at the service after their client was closed."""
-    if running:
+def _retrieve_unsent(futures: Sequence[TaskFuture]) -> int:
+    """Return how many jobs the store keeps that were not sent: nothing is lost, so no error is logged."""
+    unsent = [each for each in futures if each.record.job and each.record.job.recorded and each.cancelled()]
+    for future in unsent:
+        future.record.retrieve()
+    return len(unsent)
+
+
+def log_running(client: KlingClient, running: Sequence[TaskFuture]) -> None:
+    """Log the tasks that are still *running* at the service after their *client* was closed."""
+    if client._store.durable:  # noqa: SLF001 - the two are one unit
+        if jobs := len(running) + client._unsent:  # noqa: SLF001 - the same
+            named = "1 open job" if jobs == 1 else f"{jobs} open jobs"
+            text = "the client was closed with %s; nothing is lost: the next start continues them (`resume`)"
+            logger.info(text, named)
+    elif running:
         ids = ", ".join(future.any_id for future in running[:LOGGED_IDS])
         tasks = "1 task continues" if len(running) == 1 else f"{len(running)} tasks continue"
         logger.warning("the client was closed while %s at the service: %s", tasks, ids)

@@ -14,10 +14,11 @@ provides the fixtures `kling_emulator` and `kling_client`. A test under `virtual
 
 import asyncio
 import functools
+import inspect
 import math
 import os
 import selectors
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from itertools import permutations
@@ -27,6 +28,7 @@ from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack
 
 from attrs import evolve
 
+from ._portal import LoopThread
 from .api.photo import Photo
 from .client import KlingClient
 from .errors import JournalError, require
@@ -148,16 +150,39 @@ async def emulated(
             yield emulator, kling
 
 
-@pytest_asyncio.fixture
-async def kling_emulator() -> AsyncIterator[Emulator]:
-    """Yield a local emulator of the service that answers quickly."""
-    async with Emulator(engine="flat", queue_seconds=0.02, work_seconds=0.05, allow_private=True) as emulator:
+@pytest.fixture
+def kling_emulator() -> Iterator[Emulator]:
+    """Yield a local emulator of the service that responds quickly.
+
+    It runs in a thread with a loop of its own. So any test can use it: an async one, or a plain one that
+    blocks, for example with Starlette's ``TestClient``.
+    """
+
+    async def start() -> Emulator:
+        emulator = Emulator(engine="flat", queue_seconds=0.02, work_seconds=0.05, allow_private=True)
+        return await emulator.__aenter__()
+
+    thread = LoopThread()
+    thread.start()
+    try:
+        emulator = thread.run(start())
         yield emulator
+        thread.run(emulator.__aexit__(None, None, None))
+    finally:
+        thread.stop()
 
 
 @pytest_asyncio.fixture
-async def kling_client(kling_emulator: Emulator) -> AsyncIterator[KlingClient]:
-    """Yield a client of `kling_emulator` that polls often."""
+async def kling_client(
+    request: pytest.FixtureRequest, kling_emulator: Emulator
+) -> AsyncIterator[KlingClient]:
+    """Yield a client of `kling_emulator` that polls often. Only an async test can use it."""
+    test = request.function
+    if not inspect.iscoroutinefunction(getattr(getattr(test, "hypothesis", None), "inner_test", test)):
+        pytest.fail(
+            "kling_client needs an async test, as its event loop runs only there; in a plain test use "
+            "kling_expand.blocking.KlingClient(api_key=kling_emulator.api_key, base_url=kling_emulator.url)"
+        )
     schedule = ExponentialSchedule(Random(1), first=0.03, longest=0.3)
     async with KlingClient(
         api_key=kling_emulator.api_key, base_url=kling_emulator.url, schedule=schedule, trust_env=False

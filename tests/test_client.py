@@ -721,6 +721,23 @@ async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
             assert names_in(tmp_path / "out") == ["dog-0-full.png", "dog-0.png"]
 
 
+@virtual_time
+async def test_a_client_with_a_journal_says_that_nothing_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its end is no warning: one line counts the running job and the one that waits for slots."""
+    caplog.set_level("INFO")
+    async with emulated({"journal": tmp_path / "run.db", "max_in_flight": 1}, work_seconds=60) as (_, kling):
+        first = kling.submit(PHOTO, WIDER)
+        await first.accepted()
+        waiting = kling.submit(PHOTO, WIDER, prompt="another")
+        await waiting.recorded()
+    lines = [(record.levelname, record.message) for record in caplog.records if "closed" in record.message]
+    assert [level for level, _ in lines] == ["INFO"]
+    assert "closed with 2 open jobs; nothing is lost" in lines[0][1]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 # ------------------------------------------------------------------ fields and forms of later versions
 
 

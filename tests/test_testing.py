@@ -11,6 +11,7 @@ import pytest
 from support.raw_server import loopback, task
 
 from kling_expand import KlingClient, Ratios, Status
+from kling_expand.blocking import KlingClient as BlockingClient
 from kling_expand.emulator import Emulator
 from kling_expand.testing import EPOCH, VirtualLoop, emulated, loop_clock, run, virtual_time
 
@@ -141,3 +142,18 @@ async def test_the_fixtures_are_a_client_and_its_emulator(
     """The plugin's fixtures are a client and its emulator, in real time."""
     result = await kling_client.expand(PHOTO, Ratios(right=0.5))
     assert result.task_id in kling_emulator.account.tasks
+
+
+def test_a_plain_test_can_use_the_emulator(kling_emulator: Emulator) -> None:
+    """The emulator responds while a test blocks, as a test with Starlette's client does."""
+    with BlockingClient(
+        api_key=kling_emulator.api_key, base_url=kling_emulator.url, trust_env=False
+    ) as kling:
+        assert kling.expand(PHOTO, Ratios(right=0.5)).task.status is Status.SUCCEED
+    assert kling_emulator.account.units_billed == 8
+
+
+def test_a_plain_test_is_told_what_to_use(request: pytest.FixtureRequest) -> None:
+    """A plain test that asks for the asynchronous client fails at once, and the message names the other."""
+    with pytest.raises(pytest.fail.Exception, match=r"needs an async test.*blocking\.KlingClient"):
+        request.getfixturevalue("kling_client")

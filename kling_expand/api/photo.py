@@ -32,7 +32,17 @@ from urllib.parse import urlsplit
 from attrs import evolve, field, frozen
 
 from kling_expand.errors import ImageError
-from kling_expand.models import SOURCES, ImageSource, is_pillow_image, source_name
+from kling_expand.geometry import Canvas, chained_canvas, plan
+from kling_expand.models import (
+    SOURCES,
+    Dialect,
+    ExpandRequest,
+    ImageSource,
+    check,
+    is_pillow_image,
+    resolve_geometry,
+    source_name,
+)
 
 # The documentation says "10MB", which may mean MB or MiB. A refused create is free, so the larger value
 # costs nothing if it is wrong, and the smaller one would refuse good photos.
@@ -199,6 +209,29 @@ async def load_photo(source: ImageSource) -> Photo:
     if isinstance(source, bytes) and len(source) <= _INLINE:
         return _from_bytes(source)
     return await asyncio.to_thread(_reader(source), source)
+
+
+def check_request(
+    request: ExpandRequest, *, dialect: Dialect = Dialect.EDITING, passes: int = 1
+) -> Canvas | None:
+    """Check a photo and its geometry as `KlingClient.submit` does before it sends anything.
+
+    Nothing is sent. The photo is read, so call it with `asyncio.to_thread` in an event loop. An open file
+    is read from where it stands. Return the canvas after up to *passes*, or None for a photo at a URL, which
+    only the service reads.
+
+    Raises:
+        ImageError: if the photo cannot be sent.
+        InvalidRequest: if the geometry does not suit the photo or the *dialect*.
+    """
+    check(request=request, passes=passes)
+    image, size = request.image, None
+    if not (isinstance(image, str) and _URL.match(image)):
+        size = _reader(image)(image).dimensions
+    if size is None or dialect is Dialect.DIRECTION or passes == 1:
+        expansion = resolve_geometry(request, dialect, size)
+        return expansion.ratios().canvas(*size) if size else None
+    return chained_canvas(*size, plan(*size, request.geometry, passes))
 
 
 def _reader(source: ImageSource) -> Callable[[Any], Photo]:

@@ -14,6 +14,7 @@ Control characters in foreign text are shown as escapes, and no failure prints a
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,7 +99,7 @@ def shell_words(text: str) -> str:
     """Return a message of the library with its advice adapted to the shell."""
     for words, own in SHELL_WORDS.items():
         text = text.replace(words, own)
-    return text
+    return re.sub(r"passes=\d \((--passes \d) in the shell\)", r"\1", text)
 
 
 def exit_code(error: KlingError) -> int:

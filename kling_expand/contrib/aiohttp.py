@@ -41,7 +41,7 @@ def setup(app: web.Application, **options: Any) -> None:
             yield
 
     async def closed(app: web.Application) -> None:
-        log_running(await app[_CLIENT].aclose())  # then `opened` has nothing left to close
+        log_running(app[_CLIENT], await app[_CLIENT].aclose())  # then `opened` has nothing left to close
 
     app.cleanup_ctx.append(opened)
     app.on_shutdown.append(closed)

@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from kling_expand.api.photo import MAX_BYTES, ORIENTATION, SLICE, Photo, load_photo
-from kling_expand.errors import ImageError
+from kling_expand import Dialect, ExpandRequest, Ratios
+from kling_expand.api.photo import MAX_BYTES, ORIENTATION, SLICE, Photo, check_request, load_photo
+from kling_expand.errors import GeometryError, ImageError, InvalidRequest
 
 PHOTOS = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))
 CONTENTS = {path: path.read_bytes() for path in PHOTOS}
@@ -621,3 +622,23 @@ def test_pillow_is_not_imported_and_pybase64_is_used_where_it_is_installed(tmp_p
         check=True,
         env={**os.environ, "PYTHONPATH": roots},
     )
+
+
+def test_a_request_is_checked_without_a_client(tmp_path: Path) -> None:
+    """The canvas of a good photo is returned; a broken one and a geometry that does not suit are refused."""
+    portrait = tmp_path / "tall.png"
+    Image.new("RGB", (450, 800)).save(portrait)
+    canvas = check_request(ExpandRequest(portrait, "1:1"))
+    assert canvas is not None
+    assert (canvas.width, canvas.height) == (800, 800)
+    with pytest.raises(GeometryError, match="use passes=2"):
+        check_request(ExpandRequest(portrait, "16:9"))
+    wide = check_request(ExpandRequest(portrait.read_bytes(), "16:9"), passes=2)
+    assert wide is not None
+    assert round(wide.width / wide.height, 2) == 1.78
+    assert check_request(ExpandRequest("https://photos.example/a.png", Ratios(up=1))) is None
+    with pytest.raises(InvalidRequest, match="must be Towards"):
+        check_request(ExpandRequest(portrait, "1:1"), dialect=Dialect.DIRECTION)
+    portrait.write_bytes(portrait.read_bytes()[:-30])
+    with pytest.raises(ImageError, match="whole file"):
+        check_request(ExpandRequest(portrait, "1:1"))

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import shutil
 import string
 import sys
@@ -23,7 +22,7 @@ from attrs import define, evolve, field, frozen
 from kling_expand.api import codec
 from kling_expand.api.photo import PhotoHeader, check_shape, read_header
 from kling_expand.cli.options import NO_SHAPE, Connection, LimitOptions, OutputOptions
-from kling_expand.cli.terminal import NothingDone, billed_units, clean, estimate, plural, show
+from kling_expand.cli.terminal import NothingDone, billed_units, clean, estimate, plural, shell_words, show
 from kling_expand.config import Settings, account_name, credentials
 from kling_expand.downloads.files import SUFFIXES, SaveOptions, output_paths
 from kling_expand.errors import (
@@ -387,7 +386,7 @@ def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] |
             up, down, left, right = geometry.sides(*size)
             if round(size[0] * (left + right)) == 0 == round(size[1] * (up + down)):
                 raise HasShape(error.field, error.value, error.limit, error.advice) from None
-        advice = re.sub(r"passes=\d \((--passes \d) in the shell\)", r"\1", error.advice)
+        advice = shell_words(error.advice)
         raise GeometryError(error.field, error.value, error.limit, advice) from None
     except InvalidRequest as error:
         if error.field != "geometry":

@@ -732,7 +732,8 @@ async def test_a_client_with_a_journal_says_that_nothing_is_lost(
         await first.accepted()
         waiting = kling.submit(PHOTO, WIDER, prompt="another")
         await waiting.recorded()
-    lines = [(record.levelname, record.message) for record in caplog.records if "closed" in record.message]
+    client = [record for record in caplog.records if record.name == "kling_expand.client"]
+    lines = [(record.levelname, record.message) for record in client]
     assert [level for level, _ in lines] == ["INFO"]
     assert "closed with 2 open jobs; nothing is lost" in lines[0][1]
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

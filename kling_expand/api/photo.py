@@ -214,7 +214,7 @@ async def load_photo(source: ImageSource) -> Photo:
 def check_request(
     request: ExpandRequest, *, dialect: Dialect = Dialect.EDITING, passes: int = 1
 ) -> Canvas | None:
-    """Check a photo and its geometry as `KlingClient.submit` does before it sends anything.
+    """Check the photo and the geometry of a *request*, as `KlingClient.submit` does before it sends anything.
 
     Nothing is sent. The photo is read, so call it with `asyncio.to_thread` in an event loop. An open file
     is read from where it stands. Return the canvas after up to *passes*, or None for a photo at a URL, which

@@ -310,7 +310,7 @@ class JobStore(ABC):
         return await self.get(external_task_id)
 
     async def find_task(self, task_id: str) -> JobRecord | None:
-        """Return the record of the task with this id, or None. A store may have an index of them."""
+        """Return the record of the task with this *task_id*, or None. A store may have an index of them."""
         async for job in self.jobs():
             if job.task_id == task_id:
                 return job

@@ -301,7 +301,7 @@ class SQLiteStore(JobStore):
         return await self._execute(partial(newest, SAME_REQUEST, (key, digest)))
 
     async def find_task(self, task_id: str) -> JobRecord | None:
-        """Return the record of the task with this id, or None."""
+        """Return the record of the task with this *task_id*, or None."""
         return await self._execute(partial(newest, "task_id = ?", (task_id,)))
 
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:

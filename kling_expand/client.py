@@ -737,7 +737,7 @@ class _Reads(NamedTuple):
 
 def _retrieve_unsent(futures: Sequence[TaskFuture]) -> int:
     """Return how many jobs the store keeps that were not sent: nothing is lost, so no error is logged."""
-    unsent = [each for each in futures if each.record.job and each.record.job.recorded and each.cancelled()]
+    unsent = [each for each in futures if each.record.job and each.record.job.recorded_id and each.cancelled()]
     for future in unsent:
         future.record.retrieve()
     return len(unsent)

@@ -737,7 +737,8 @@ class _Reads(NamedTuple):
 
 def _retrieve_unsent(futures: Sequence[TaskFuture]) -> int:
     """Return how many jobs the store keeps that were not sent: nothing is lost, so no error is logged."""
-    unsent = [each for each in futures if each.record.job and each.record.job.recorded_id and each.cancelled()]
+    jobs = [(future, future.record.job) for future in futures if future.cancelled()]
+    unsent = [future for future, job in jobs if job is not None and job.recorded_id is not None]
     for future in unsent:
         future.record.retrieve()
     return len(unsent)

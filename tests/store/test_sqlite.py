@@ -290,8 +290,8 @@ async def test_open_jobs_of_missing_workers_are_reported(
 
 def test_a_misspelt_placeholder_is_refused(tmp_path: Path) -> None:
     """A file that is called so literally would be shared by all workers; braces in a folder are its name."""
-    with pytest.raises(ConfigurationError, match=r"no placeholder but \{worker\} in its name, got .*woker"):
-        SQLiteStore(tmp_path / "jobs-{woker}.db")
+    with pytest.raises(ConfigurationError, match=r"no placeholder but \{worker\} in its name, got .*process"):
+        SQLiteStore(tmp_path / "jobs-{process}.db")
     SQLiteStore(tmp_path / "{x}" / "jobs.db")
 
 

@@ -19,6 +19,21 @@ NUMBERS = (1, 10, 100, 1000)  # concurrent jobs
 FAILING = ("late", "tenth", "stopping")  # kinds of callbacks
 BURST = 20  # requests in one second with 1000 jobs, each of which may need a read of its own
 
+CHECKS = (
+    "the exchange alone takes as long as raw aiohttp, 107 against 106 microseconds; the rest is the checked"
+    " task (5 more than its JSON), the event, the rate limit and the retries"
+)
+VALUES = (
+    "30 tasks with a picture take 48 microseconds to construct and 80 to check, beside 230 of raw aiohttp"
+    " and 25 of a page: 1.65; without any check 1.3"
+)
+OBJECTS = (
+    "the objects of a future have 1,125 bytes: job 168, poll 143, record 128, snapshot 120, request 104,"
+    " two ids 151, create 64, future 56, three table entries 125, moments and heap 66; one object instead"
+    " of four would save 150, and the allocator adds a quarter"
+)
+SUITE = "the tests take about 480 s of CPU time, so 240 s on two cores that are never idle"
+
 
 @frozen
 class Goal:
@@ -132,9 +147,8 @@ def _of_failing(kind: str, number: int) -> Iterator[Goal]:
 
 
 def _of_laws() -> Iterator[Goal]:
-    names = {"queue": "queue, idle"}
     for law in LAWS:
-        figure = figure_at("distributions", names.get(law, law), "adaptive", "ratio")
+        figure = figure_at("distributions", law, "adaptive", "ratio")
         yield Goal(f"polls alone, {law}, optimum in hindsight = 1", "schedules", figure, 1.3)
     for number in (10, 100):
         for law in LAWS:
@@ -170,12 +184,12 @@ def _of_clients() -> Iterator[Goal]:
 
 
 def _of_cost() -> Iterator[Goal]:
-    for name, most in {"query": 1.10, "page": 1.10, "list": 1.5, "job": 0.75}.items():
-        yield Goal(f"CPU of a {name}, raw aiohttp = 1", "overhead", figure_at("calls", name), most)
-    for name, most in {"query": 1.10, "page": 1.10, "list": 1.5, "job": 0.6}.items():
-        figure = figure_at("calls", name)
-        yield Goal(f"CPU of a {name} with [fast], raw aiohttp = 1", "overhead with [fast]", figure, most)
-    yield Goal("memory of an open future (bytes)", "memory", figure_at("bytes_per_future"), 1024)
+    for run, job in {"overhead": 0.75, "overhead with [fast]": 0.6}.items():
+        for name, most in {"query": 1.10, "page": 1.10, "list": 1.5, "job": job}.items():
+            figure, reason = figure_at("calls", name), VALUES if name == "list" else CHECKS
+            yield Goal(f"CPU of a {name}, {run}, raw aiohttp = 1", run, figure, most, reason=reason)
+    figure = figure_at("bytes_per_future")
+    yield Goal("memory of an open future (bytes)", "memory", figure, 1024, reason=OBJECTS)
     yield Goal("growth of map over a million jobs (MB)", "memory", figure_at("map_growth_mb"), 20)
     yield Goal("growth by an upload of 10 MB (MB)", "memory", figure_at("upload_growth_mb"), 2)
     for part in PARTS:
@@ -279,5 +293,5 @@ def goals() -> list[Goal]:
         *_of_pictures(),
         *_of_fleet(),
         *_of_emulator(),
-        Goal("all tests (s)", "suite", figure_at("seconds"), 180),
+        Goal("all tests (s)", "suite", figure_at("seconds"), 180, reason=SUITE),
     ]

@@ -195,11 +195,11 @@ def first_task(low: float, high: float, schedule: str, number: int, known: int =
         for _ in range(known):
             fresh.learn(rng.uniform(low, high))
         duration = low + (high - low) * (index + 0.5) / number
-        age, number = 0.0, 0
+        age, polled = 0.0, 0
         while age < duration:
             age += fresh.wait([age])
-            number += 1
-        polls.append(number)
+            polled += 1
+        polls.append(polled)
         latencies.append(age - duration)
     return {"polls": fmean(polls), "latency (s)": fmean(latencies)}
 
@@ -215,22 +215,24 @@ def first_tasks(known: int, number: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(number: int, runs: int) -> dict[tuple[str, str], dict[str, float]]:
+def measure(laws: list[str], number: int, runs: int) -> dict[tuple[str, str], dict[str, float]]:
     """Return the medians over the runs, each with its own seed."""
 
     def contestant(distribution: str, schedule: str) -> Callable[[], dict[str, float]]:
         seeds = count(1)
         return lambda: contest(distribution, schedule, number, next(seeds))
 
-    pairs = list(product(DISTRIBUTIONS, SCHEDULES))
+    pairs = list(product(laws, SCHEDULES))
     found = by_turns({"/".join(pair): contestant(*pair) for pair in pairs}, runs)
     return {pair: medians(found["/".join(pair)]) for pair in pairs}
 
 
 def main() -> None:
     """Measure and print the results."""
-    given = options("Polls and latency of each poll schedule.", tasks=4000, first_tasks=400, runs=5)
-    found = measure(given.tasks, given.runs)
+    numbers = {"tasks": 4000, "first_tasks": 400, "runs": 5}
+    given = options("Polls and latency of each poll schedule.", laws=",".join(DISTRIBUTIONS), **numbers)
+    laws = given.laws.split(",")
+    found = measure(laws, given.tasks, given.runs)
     table([{"durations": name, "schedule": schedule} | row for (name, schedule), row in found.items()])
     worst = max(row["ratio"] for (_, schedule), row in found.items() if schedule == "adaptive")
     print(f"medians of {given.runs} runs; adaptive: ratio at most {rounded(worst)} (goal: at most 1.3)")
@@ -240,7 +242,7 @@ def main() -> None:
     for known, ranges in firsts.items():
         print(f"first task of a process that knows {known} durations:")
         table([{"durations": name} | row for name, row in ranges.items()])
-    rows = {name: {schedule: found[name, schedule] for schedule in SCHEDULES} for name in DISTRIBUTIONS}
+    rows = {name: {schedule: found[name, schedule] for schedule in SCHEDULES} for name in laws}
     finish({"worst_ratio": worst, "distributions": rows, "limit": limit, "first": firsts}, as_json=given.json)
 
 

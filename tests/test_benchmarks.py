@@ -11,6 +11,7 @@ import pytest
 from benchmarks.all import RUNS, STEPS, main
 from benchmarks.fleet import LONGEST_CREATE, reserved, standstill, usage
 from benchmarks.goals import Goal, figure_at, goals, in_row
+from benchmarks.schedules import first_task
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +47,7 @@ TINY = {
     "overhead": (["--runs", "1", "--calls", "20", "--photo", "1000"], {"ratio", "calls"}),
     "shell_start": (["--runs", "1"], {"click_ms", "--help", "expand --help"}),
     "schedules": (
-        ["--runs", "1", "--tasks", "650", "--first-tasks", "20"],
+        ["--runs", "1", "--tasks", "650", "--first-tasks", "20", "--laws", "drifting,queue"],
         {"worst_ratio", "distributions", "limit"},
     ),
     "throughput": (["--runs", "1", "--jobs", "3", "--in-flight", "3"], {"ratio", "clients"}),
@@ -143,6 +144,11 @@ def test_results_of_other_runs_are_kept(
     shown = capsys.readouterr().out
     assert "loop blocked by an upload" in shown
     assert "CPU of the import" in shown
+
+
+def test_a_first_task_is_polled_until_its_end() -> None:
+    """Tasks of up to 1 s, evenly spread, need one poll at 1 s, which is half a second late on average."""
+    assert first_task(0, 1, "fixed 1 s", 5) == {"polls": 1, "latency (s)": pytest.approx(0.5)}
 
 
 def test_the_use_of_slots_is_counted_correctly() -> None:

@@ -378,10 +378,10 @@ def _read_task(data: dict[str, Any]) -> Task:
         data = data | {"task_result": {"images": images}}
     known = (
         _OUTER.issuperset(data)
-        and _INFO.issuperset(info)
-        and _RESULT.issuperset(result)
-        and _WATERMARK.issuperset(watermark)
-        and _BALANCE.issuperset(balance)
+        and (not info or _INFO.issuperset(info))
+        and (not result or _RESULT.issuperset(result))
+        and (not watermark or _WATERMARK.issuperset(watermark))
+        and (not balance or _BALANCE.issuperset(balance))
         and _are_known(images)
     )
     external_task_id = _text(info, "external_task_id")
@@ -462,8 +462,10 @@ def _number(data: dict[str, Any], name: str) -> int | None:
 def _flag(data: dict[str, Any], name: str) -> bool | None:
     """Return a flag, also of one that comes as text or as 0 or 1."""
     value = data.get(name)
+    if value is None or type(value) is bool:
+        return value
     found = _FLAGS.get(str(value).lower())
-    if found is None and value is not None:
+    if found is None:
         _ignore(name, value)
     return found
 

@@ -433,7 +433,7 @@ class JobRunner:
         job.resumable = self._store.durable and known.source is not None
         job.record.wake()
         lost = self._store.durable and known.source is None and known.task is None
-        if lost and job.known is None and job.aside is None and not self._warned:
+        if lost and not self._store.queued and job.known is None and job.aside is None and not self._warned:
             self._warned = True
             logger.warning(
                 "the photo of job %s was not given as a path or URL, and a journal keeps no photos: if the"

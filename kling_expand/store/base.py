@@ -208,6 +208,7 @@ class JobStore(ABC):
     """
 
     durable: ClassVar[bool] = True
+    queued: bool = False  # whether a queue also has the jobs, with the places of their photos
     recovered: bool = True  # False while tasks of a lost store may be at the service: see `recover`
     run: str
     _clock: Callable[[], float]

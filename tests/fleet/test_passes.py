@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from attrs import evolve
 from PIL import Image
 from support.fleet_workers import WorkerProcess, created, outcomes, working
 
@@ -196,6 +197,28 @@ async def test_a_refused_second_pass_says_what_is_paid(
         await fleet.submit(wide(portrait), passes=2)
         *_, outcome = await outcomes(fleet)
     assert_paid_once(emulator, outcome)
+
+
+async def test_a_failed_second_pass_is_made_again(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
+) -> None:
+    """The outcome names the failed task and the units of the first. The same job again makes one task."""
+    emulator.work_seconds = 1000.0
+    await fleet.submit(wide(portrait), passes=2)
+    async with working(dsn, emulator, max_in_flight=1):
+        await created(emulator, 1)
+        emulator.advance(2000)
+        await created(emulator, 2)
+        first, second = emulator.account.tasks.values()
+        emulator.account.update(evolve(second, failure="Internal generation error"))
+        emulator.advance(2000)
+        (failed,) = await outcomes(fleet)
+        emulator.work_seconds = 0.05
+        await fleet.submit(wide(portrait), passes=2)
+        *_, outcome = await outcomes(fleet)
+    assert (failed.status, failed.task_id, failed.units) == ("failed", second.task_id, 8)
+    assert f"paid for (task {first.task_id})" in str(failed.error)
+    assert (outcome.status, outcome.units, len(emulator.account.tasks)) == ("succeeded", 16, 3)
 
 
 async def test_a_replaced_photo_is_a_new_job(

@@ -121,9 +121,9 @@ class StoreOnlyClient:
 
     store: PostgresStore
 
-    async def submit(self, request: ExpandRequest, *, priority: int = 0) -> ExpandResult:
+    async def submit(self, request: ExpandRequest, *, priority: int = 0, note: object = None) -> ExpandResult:
         """Store the states of a job that succeeds at once."""
-        del priority
+        del priority, note
         key = str(request.key)
         job = await intend(self.store, key)
         await self.store.mark_sending(job.external_task_id)

@@ -17,7 +17,7 @@ from kling_expand.fleet.schema import ALONE, FOLLOW, MAX_DEATHS, NEW, STARVATION
 from kling_expand.models import Task
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
 from kling_expand.store.postgres_pool import ConnectionPool
-from kling_expand.testing import SUCCEEDED, intend
+from kling_expand.testing import FAILED, SUCCEEDED, intend
 
 pytest_plugins = ["support.postgres", "support.fleet"]
 
@@ -355,6 +355,27 @@ async def test_an_upgrade_of_the_tables_stops_a_worker(database: ConnectionPool)
     await database.fetch("UPDATE kling_schema SET version = 99 RETURNING 1")
     with pytest.raises(JournalError, match="got 99; restart this worker"):
         await worker.beat()
+
+
+async def test_init_may_be_repeated_beside_workers(fleet: Fleet, database: ConnectionPool) -> None:
+    """It makes functions and triggers anew, and the statements that workers have prepared work as before."""
+    await fleet.submit_many(ExpandRequest("a.png", Ratios(up=1.0), key=f"k{n}") for n in range(20))
+    worker = await begin(database)
+    store = PostgresStore(database, owner=worker.worker, leased=True)
+    for number in range(12):
+        if number % 6 == 5:
+            await fleet.init()
+        (job,) = await worker.take(1, 0)
+        key = job.payload["key"]
+        assert await takes(worker, key, 1, 9, 0.0)
+        await worker.beat([job.id])
+        name = (await intend(store, key)).external_task_id
+        await store.mark_sending(name)
+        await store.observe(name, FAILED)
+        await store.record_outcome(JobOutcome(key, "failed"), queued=job.id)
+        await releases(worker, key)
+        stats = await fleet.stats()
+        assert (stats.queued, stats.running, stats.outcomes) == (19 - number, 0, {"failed": number + 1})
 
 
 async def test_a_lost_database_ends_no_waiter(database: ConnectionPool, fleet: Fleet) -> None:

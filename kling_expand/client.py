@@ -38,6 +38,7 @@ from .jobs.future import (
     TaskFuture,
     TaskRecord,
     deadline_at,
+    interrupt,
     log_unretrieved,
 )
 from .jobs.poll_schedule import (
@@ -406,7 +407,7 @@ class KlingClient:
         flow = Flow()  # called in turns with other calls
         bulk = BoundedMap(
             lambda request: self._submit(request, self._until(deadline), priority, fresh=fresh, flow=flow),
-            TaskFuture.cancel,
+            interrupt,
             prefetch=prefetch or 2 * self.settings.max_in_flight + (SAVES if save_to is not None else 0),
             save_to=save_to,
             save_options=save_options,
@@ -801,7 +802,7 @@ def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        future.cancel()
+        interrupt(future)
         raise
 
 

@@ -113,8 +113,11 @@ class SubmittedJob(Protocol):
         """The id that the caller or the store gave it, or None before either is known."""
         ...
 
-    def cancel(self) -> bool:
-        """Cancel the job if it was not sent yet, and return whether it is cancelled."""
+    def cancel(self, *, for_good: bool = False) -> bool:
+        """Cancel the job if it was not sent yet, and return whether it is cancelled.
+
+        With *for_good* no later run resumes it from the store.
+        """
         ...
 
 
@@ -819,15 +822,19 @@ class TaskFuture:
         """Cancel the job if it was not sent yet, and return whether it is cancelled.
 
         A cancelled job costs nothing, and its future raises `NotSubmitted`. The service cannot cancel a task,
-        so an existing task continues. Other submissions of the same job continue, too.
+        so an existing task continues. Other submissions of the same job continue, too. A journal records that
+        the job was cancelled, so `KlingClient.resume` does not send it; a new submission does.
         """
+        return self._cancel(for_good=True)
+
+    def _cancel(self, *, for_good: bool) -> bool:
         record = self.record
         if record.done() or record.job is None or record.job.sent:
             return False
         if record.submissions > 1:
             self._record = record.withdraw(self)
             return True
-        cancelled = record.job.cancel()
+        cancelled = record.job.cancel(for_good=for_good)
         if cancelled:
             record.retrieve()  # the caller of this method knows the outcome
         return cancelled
@@ -997,6 +1004,11 @@ class TaskFuture:
         )
         error.add_note(note)
         logger.warning(note)
+
+
+def interrupt(future: TaskFuture) -> bool:
+    """Cancel a job that was not sent yet, but leave it in the journal to be resumed."""
+    return future._cancel(for_good=False)  # noqa: SLF001 - the two are one unit
 
 
 def _is_newer(known: Task, task: Task) -> bool:

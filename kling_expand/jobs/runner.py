@@ -140,6 +140,7 @@ class Job:
     files: tuple[Path, ...] = ()  # those of its own photo, and not of an equal one
     recorded_id: str | None = None  # its id in the store
     resumable: bool = False  # whether a later client of the store can send it
+    withdrawn: bool = False  # whether none shall
     units: int = 0  # reserved units
     held: int = 0  # slots
     queued: bool = False  # for slots
@@ -169,10 +170,15 @@ class Job:
         given = self.attempt.given or self.known is not None
         return self.recorded_id or (self.record.external_task_id if given else None)
 
-    def cancel(self) -> bool:
-        """Cancel the job at once if it was not sent yet, and return whether it is cancelled."""
+    def cancel(self, *, for_good: bool = False) -> bool:
+        """Cancel the job at once if it was not sent yet, and return whether it is cancelled.
+
+        With *for_good* no later run resumes it from the store.
+        """
         if self.task is None or self.sent or not self.task.cancel():
             return False
+        self.withdrawn = for_good
+        self.resumable = self.resumable and not for_good
         self.record.fail(_taken_back(self))
         return True
 
@@ -314,6 +320,9 @@ class JobRunner:
             self._fail(job, error)
         except asyncio.CancelledError:
             self._fail(job, _taken_back(job))
+            # In this turn of the loop, so before another submission of the job can record that it sends it.
+            if job.withdrawn and job.recorded_id == job.attempt.external_task_id:
+                await self._write(self._store.mark_refused(job.recorded_id, "NotSubmitted: it was cancelled"))
         except Exception as error:
             logger.exception("a job failed with an unexpected error")
             self._fail(job, _broken(job, error))

@@ -519,9 +519,11 @@ class AJob:
         self.queued = False
         self.sent = False
         self.recorded_id = self.final_id = "dog"
+        self.found = False
         self.cancelled = 0
 
-    def cancel(self) -> bool:
+    def cancel(self, *, for_good: bool = False) -> bool:
+        assert for_good
         self.cancelled += 1
         return True
 

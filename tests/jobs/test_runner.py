@@ -1337,6 +1337,36 @@ async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.L
         )
 
 
+@virtual_time
+async def test_what_was_cancelled_is_not_resumed(tmp_path: Path) -> None:
+    """A later run sends no job that a caller has cancelled; a job cut off by a closing client, it sends."""
+    path = tmp_path / "run.db"
+    async with emulated({"journal": path, "max_in_flight": 1}, work_seconds=5) as (emulator, kling):
+        await kling.submit(PHOTO, WIDER).accepted()
+        cancelled, kept = (kling.submit(PHOTO, Ratios(up=share)) for share in (0.5, 0.6))
+        again = kling.submit(PHOTO, Ratios(up=0.7))
+        await asyncio.gather(*(future.recorded() for future in (cancelled, kept, again)))
+        for future in (cancelled, again):
+            assert future.cancel()
+        error = cancelled.exception()
+        assert isinstance(error, NotSubmitted)
+        assert not error.resumable
+        again = kling.submit(PHOTO, Ratios(up=0.7))
+        await again.recorded()
+        await kling.aclose()
+        async with another(emulator, journal=path) as later:
+            resumed = {future.external_task_id: await error_of(future) async for future in later.resume()}
+            assert [each.external_task_id in resumed for each in (cancelled, kept, again)] == [
+                False,
+                True,
+                True,
+            ]
+            assert set(resumed.values()) == {None}
+            assert len(emulator.account.tasks) == 3
+            await later.expand(PHOTO, Ratios(up=0.5))
+        assert len(emulator.account.tasks) == 4
+
+
 # ------------------------------------------------------------------ a restart in the middle of a create
 
 

@@ -45,7 +45,7 @@ from kling_expand.errors import (
     SubmissionUnknown,
     TransportError,
 )
-from kling_expand.jobs.future import ExpandResult, TaskFuture, paths_of
+from kling_expand.jobs.future import ExpandResult, TaskFuture, interrupt, paths_of
 from kling_expand.models import Dialect, ExpandRequest
 from kling_expand.store.base import JobRecord, JobStore
 from kling_expand.store.sqlite import SQLiteStore
@@ -546,7 +546,7 @@ class Runner:
             if job.passes is not None:
                 job.passes.stop()
             if job.future is not None:
-                job.future.cancel()
+                interrupt(job.future)
 
     async def _try_output(self, interval: float = 0.0) -> None:
         """Stop if the output can no longer be written. Check it at most once in *interval* seconds."""

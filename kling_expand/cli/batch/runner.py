@@ -32,6 +32,7 @@ from kling_expand.errors import (
     AccountError,
     AuthenticationError,
     BudgetExceeded,
+    ClientClosed,
     ConfigurationError,
     DownloadError,
     GeometryError,
@@ -413,8 +414,8 @@ class Runner:
         if not self._all_reported:
             return
         for job in self._started:
-            job.error = job.error or (job.future and job.future.error) or NotSubmitted(_INTERRUPTED)
             job.outcome = "open" if job.open_id else "not sent"
+            job.error = (ClientClosed if job.open_id else NotSubmitted)(_INTERRUPTED)
             self._display.ended(job)
         async for job in jobs:
             if job.outcome == "open":

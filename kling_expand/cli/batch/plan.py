@@ -421,6 +421,7 @@ class Survey:
     sizes: Counter[str] = field(factory=Counter)  # expected sizes of the pictures, of a dry run
     sources: set[str] = field(factory=set)  # keys of the photos, if results may replace files
     shape_in_paths: bool = False
+    noun: str = "row"
 
     @property
     def bad(self) -> int:
@@ -466,7 +467,7 @@ class Survey:
         paid = f"{self.paid} already paid for" if self.paid else ""
         in_part = f"the first passes of {self.paid_in_part} already paid for" if self.paid_in_part else ""
         known = ", ".join(filter(None, [paid, in_part]))
-        good = plural(self.rows - self.bad, "row")
+        good = plural(self.rows - self.bad, self.noun)
         cost = estimate(self.units, emulated=emulated)
         text = f"{good} can be sent{f' ({known})' if known else ''}, {self.bad} cannot; cost: at most {cost}"
         if not self.sizes:
@@ -480,7 +481,7 @@ class Survey:
         if not self.rows:
             raise NothingDone("no photo can be sent" if self.left_out else "the manifest lists no photo")
         if self.bad == self.rows:
-            raise NothingDone(f"none of {plural(self.rows, 'row')} can be sent")
+            raise NothingDone(f"none of {plural(self.rows, self.noun)} can be sent")
 
 
 async def find_rows(plan: BulkPlan) -> Manifest:
@@ -522,6 +523,7 @@ async def check_rows(
     decoded only in a dry run, or if one bad photo stops the batch, because that takes long.
     """
     survey = Survey(left_out=listed.found.facts(), shape_in_paths="{shape}" in plan.output.target)
+    survey.noun = _noun(plan, listed)
     meter, rows = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults)
     check_row = partial(_checked, dialect=plan.dialect, fit=plan.fit, decode=plan.dry_run or plan.strict)
     noted, have_shape = dict[str, list[str]](), list[str]()
@@ -546,10 +548,18 @@ async def check_rows(
         few, more = ", ".join(have_shape[:SHOWN_LABELS]), max(len(have_shape) - SHOWN_LABELS, 0)
         number = f"{len(have_shape)} left out, as the photo already has the shape"
         noted[f"{number}: {few}{f' and {more} more' if more else ''}"] = []
+    problems = {problem.message for problem in survey.problems.values()}
     for note, labels in noted.items():
-        if plan.output.notes or (NO_SHAPE in note and not plan.output.as_json):
+        if plan.output.notes or (note in problems and not plan.output.as_json):
             click.echo(clean(_noted(note, labels)), err=True)
     return survey
+
+
+def _noun(plan: BulkPlan, listed: Manifest) -> str:
+    """Return what a person calls the rows of a batch: only a table has rows."""
+    if listed.kind in {"table", "lines"}:
+        return "row"
+    return "picture" if plan.defaults.further else "photo"
 
 
 def _checked(
@@ -576,7 +586,8 @@ def _take_notes(
     """Keep the notes about a row, and print why it cannot be sent."""
     if notes:
         survey.notes[row.id] = notes
-    if row.error is not None and NO_SHAPE in row.error:
+    shared = row.several and row.error_type == ImageError.__name__  # by all shapes of the photo
+    if row.error is not None and (NO_SHAPE in row.error or (shared and not plan.output.as_json)):
         noted.setdefault(row.error, []).append(row.label)  # once for all rows of a table
     elif row.error is not None and not plan.output.as_json:
         click.echo(clean(f"{row.label}: {row.error}"), err=True)

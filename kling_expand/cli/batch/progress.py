@@ -149,6 +149,7 @@ class Progress:
     """The counts of a batch. Each of `total` rows is counted once: saved, known, failed, bad or not sent."""
 
     total: int
+    noun: str = field(default="job", kw_only=True)
     expected: int = 0  # rows saved by earlier runs, according to the journal
     saved: int = 0
     known: int = 0  # saved by an earlier run
@@ -253,7 +254,7 @@ class Progress:
         """Return the progress on one line."""
         left = self.time_left(stats)
         time_left = f"; about {span(left)} left" if left else ""
-        rows = plural(self.total, "row")
+        rows = plural(self.total, self.noun)
         running = f"{stats.running} running{self.extra_work()}"
         return f"{self.ended} of {rows}: {self.counts()}; {running}{time_left}"
 

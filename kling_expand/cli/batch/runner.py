@@ -109,7 +109,7 @@ async def run_rows(plan: BulkPlan) -> int:
     with _failures_file(plan) as failures:
         listed = await find_rows(plan)
         survey = await check_rows(plan, listed)
-        progress = Progress(survey.rows, failures_file=failures)
+        progress = Progress(survey.rows, noun=survey.noun, failures_file=failures)
         try:
             return await _run_checked(plan, listed, survey, progress)
         except (NothingDone, KlingError) as error:
@@ -120,7 +120,7 @@ async def run_rows(plan: BulkPlan) -> int:
 
 async def _run_checked(plan: BulkPlan, listed: Manifest, survey: Survey, progress: Progress) -> int:
     if plan.strict and survey.bad:
-        rows = plural(survey.rows, "photo" if plan.detailed else "row")
+        rows = plural(survey.rows, survey.noun)
         raise NothingDone(f"{survey.bad} of {rows} cannot be sent, so nothing was sent")
     survey.require_rows()
     check_output(plan, survey)
@@ -755,9 +755,9 @@ def _summary_facts(progress: Progress, usage: Usage, path: str) -> dict[str, obj
 def _summary_lines(plan: Plan, progress: Progress, usage: Usage, retry_hint: str) -> Iterator[str]:
     left = progress.total - progress.ended
     rest = f", {left} not finished" if left else ""
-    yield f"{plural(progress.total, 'row')}: {progress.counts()}{rest}"
+    yield f"{plural(progress.total, progress.noun)}: {progress.counts()}{rest}"
     if progress.suspicious:
-        yield f"{plural(progress.suspicious, 'row')} with a suspicious picture: please check them"
+        yield f"{plural(progress.suspicious, progress.noun)} with a suspicious result: please check them"
     if plan.connection.emulator:
         yield f"{money(usage.billed, emulated=True)} for all jobs in {plan.journal}"
     else:

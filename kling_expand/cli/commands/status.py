@@ -116,11 +116,11 @@ class Run:
         state = f"running in process {self.process}" if self.process else "not running"
         lines = [
             f"{self.journal}: {state}",
-            f"{plural(self.rows, 'row')}: {kinds}",
+            f"{plural(self.rows, 'job')}: {kinds}",
             self._cost(),
         ]
         if self.rate and self.time_left:
-            lines.insert(2, f"{60 * self.rate:.1f} rows per minute, about {span(self.time_left)} left")
+            lines.insert(2, f"{60 * self.rate:.1f} jobs per minute, about {span(self.time_left)} left")
         return lines
 
     def _cost(self) -> str:

@@ -40,7 +40,7 @@ def test_a_library_is_expanded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def run(*arguments: object) -> None:
         done = kling("bulk", *arguments, "--fit", "--right", 0.5, "--max-in-flight", 20)
         assert done.exit_code == 1, done.stderr  # because of the bad photos
-        assert f"{len(good) + 5} rows: " in done.stderr
+        assert f"{len(good) + 5} photos: " in done.stderr
         assert len(kling.emulator.account.tasks) == tasks, done.stderr
         found = results(out)
         for photo in good:
@@ -89,7 +89,7 @@ def test_results_are_never_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert kling.emulator.account.units_billed == 48
     assert "3 results of earlier runs left out" in done.stderr
     assert "6 results of earlier runs left out" in again.stderr
-    assert "3 rows: 0 saved, 3 already done" in again.stderr
+    assert "3 photos: 0 saved, 3 already done" in again.stderr
 
 
 def test_results_of_another_command_are_no_inputs_either(
@@ -102,7 +102,7 @@ def test_results_of_another_command_are_no_inputs_either(
         for option in ("--skip-existing", "--fresh"):
             assert kling("expand", photo, "--right", 0.5, "-o", "photos", option).exit_code == 0
         dry = kling("bulk", "photos", "--right", 0.5, "--dry-run")
-        assert dry.stdout.startswith("1 row can be sent, 0 cannot; cost: at most 8 units ($0.03)\n")
+        assert dry.stdout.startswith("1 photo can be sent, 0 cannot; cost: at most 8 units ($0.03)\n")
         assert "2 results of earlier runs left out" in dry.stderr
         assert kling("expand", *sorted((tmp_path / "photos").glob("*.png")), "--right", 0.5).exit_code == 0
         assert len(kling.emulator.account.tasks) == 2

@@ -44,7 +44,7 @@ def test_a_suspicious_picture_is_named(tmp_path: Path, monkeypatch: Any) -> None
         done = kling("bulk", "hills.png", "--right", "0.5", "--check", "--no-recursive")
     assert done.exit_code == 0, done.output
     assert re.search(r"suspicious: \S*hills-0\.png: the new area \(right\) is flat", done.stderr)
-    assert "1 row with a suspicious picture" in done.stderr
+    assert "1 photo with a suspicious result" in done.stderr
 
 
 def test_a_saved_task_gets_its_full_size_later(tmp_path: Path, monkeypatch: Any) -> None:

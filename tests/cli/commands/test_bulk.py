@@ -135,7 +135,7 @@ def test_a_dry_run_counts_the_first_pass_that_is_paid(
         kling.emulator.faults.script("create", "ok", Fault("error", code=1301))
         assert kling(*words).exit_code == 1
         dry = kling(*words, "--dry-run")
-    known = "1 row can be sent (the first passes of 1 already paid for), 0 cannot; cost: at most 8 units"
+    known = "1 photo can be sent (the first passes of 1 already paid for), 0 cannot; cost: at most 8 units"
     assert dry.stdout.startswith(known)
 
 
@@ -267,7 +267,7 @@ def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None
             assert process.stderr is not None
             err, out = process.stderr.read(), process.stdout.read()
     assert (process.returncode, out) == (130, f"{tmp_path / 'out' / 'coffee-0.png'}\n"), err
-    assert "1 row: 1 saved" in err
+    assert "1 photo: 1 saved" in err
 
 
 def test_without_an_account_on_this_machine(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_all_bad_photos_are_named_at_once(tmp_path: Path) -> None:
     )
     assert (dry.exit_code, dry.stdout.splitlines()[0]) == (
         1,
-        "1 row can be sent, 2 cannot; cost: at most 8 units ($0.03)",
+        "1 photo can be sent, 2 cannot; cost: at most 8 units ($0.03)",
     )
 
 
@@ -347,4 +347,4 @@ def test_two_passes_make_one_picture(tmp_path: Path) -> None:
             assert kling(command, path, *words).exit_code == 0
         assert "at most 0 units" in kling("expand", path, *words, "--dry-run").stdout
         assert kling.emulator.account.units_billed == 16
-        assert "1 row: 1 saved" in kling("status", tmp_path / "out").stdout
+        assert "1 job: 1 saved" in kling("status", tmp_path / "out").stdout

@@ -40,7 +40,7 @@ def test_several_passes_have_their_own_ratios() -> None:
     assert (facts["left"], facts["right"]) == (pytest.approx(4.148 / 2 - 0.5, abs=1e-3),) * 2
     assert (first["width"], first["area"]) == (300, second["area"])
     assert {"width": second["width"], "height": second["height"]} == first["expected_size"]
-    assert "possible with passes=2" in kling("ratios", "300x700", "--aspect", "16:9").stderr
+    assert "use --passes 2" in kling("ratios", "300x700", "--aspect", "16:9").stderr
     assert "passes" not in json.loads(
         kling("ratios", "300x700", "--aspect", "1:1", "--passes", 2, "--json").stdout
     )

@@ -43,7 +43,7 @@ def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
         again = kling("resume", tmp_path, "-o", tmp_path / "out", "--json")
         empty = kling("resume", tmp_path, "-o", tmp_path / "out")
         assert (len(kling.emulator.account.tasks), kling.emulator.account.units_billed) == (3, 24)
-    assert "3 rows: 3 saved" in done.stderr
+    assert "3 jobs: 3 saved" in done.stderr
     assert "check the network" not in empty.stderr
     paths = {Path(line).name for line in done.stdout.splitlines()}
     assert len(paths) == 3
@@ -59,7 +59,7 @@ def test_the_summary_says_who_retries_failed_jobs(tmp_path: Path) -> None:
         done = kling("resume", tmp_path / "j", "-o", tmp_path / "out")
     assert done.exit_code == 1
     assert f"{COFFEE}: Failure to pass the risk control system" in done.stderr
-    assert "2 rows: 0 saved, 2 failed" in done.stderr
+    assert "2 jobs: 0 saved, 2 failed" in done.stderr
     assert "only retried by the program that submitted them" in done.stderr
 
 
@@ -88,7 +88,7 @@ def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:
         begin(kling, tmp_path / "j", COFFEE)
         kling.within(kling.emulator.advance, 700)
         done = kling("resume", tmp_path / "j", "--budget", 0, "-o", tmp_path / "out")
-    assert (done.exit_code, "1 row: 1 saved" in done.stderr) == (0, True)
+    assert (done.exit_code, "1 job: 1 saved" in done.stderr) == (0, True)
 
 
 @pytest.mark.parametrize("key", ["", "some"])

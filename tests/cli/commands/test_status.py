@@ -40,14 +40,14 @@ async def test_a_run_is_watched_while_it_goes_on(tmp_path: Path) -> None:
             kling, "bulk", COFFEE, CHELSEA, "--up", 1, "--journal", journal, "-o", tmp_path
         )
     over = (await status(tmp_path)).stdout.splitlines()
-    assert over[1:] == ["2 rows: 2 saved", "16 units ($0.06) billed"]
+    assert over[1:] == ["2 jobs: 2 saved", "16 units ($0.06) billed"]
     assert over[0].endswith(".kling-expand.db: not running")
     async with SQLiteStore(journal) as store:
         await store.set_rows(7)
         text = (await status(journal)).stdout
         facts = json.loads((await status(tmp_path, "--json")).stdout)
     assert f"running in process {os.getpid()}" in text
-    assert "7 rows: 2 saved, 5 to come" in text
+    assert "7 jobs: 2 saved, 5 to come" in text
     assert (facts["process"], facts["rows"], facts["to_come"], facts["units_billed"]) == (
         os.getpid(),
         7,
@@ -65,8 +65,8 @@ def test_rate_and_time_left_follow_from_recent_rows() -> None:
     assert run.time_left == pytest.approx(90 * 6)
     assert run.lines() == [
         "j: running in process 1",
-        "100 rows: 10 saved, 1 at the service, 89 to come",
-        "10.0 rows per minute, about 9:00 left",
+        "100 jobs: 10 saved, 1 at the service, 89 to come",
+        "10.0 jobs per minute, about 9:00 left",
         "80 units ($0.28) billed, 8 more when the open tasks end",
     ]
     assert evolve(run, process=None).rate is None
@@ -80,13 +80,13 @@ def test_bad_rows_are_neither_to_come_nor_open(tmp_path: Path) -> None:
     cut.write_bytes(Path(COFFEE).read_bytes()[:9000])
     with shell() as kling:
         words = ("bulk", COFFEE, cut, tmp_path / "none.jpg", "--up", 0.5, "--fit", "-o", tmp_path / "out")
-        assert "3 rows: 1 saved, 2 bad" in kling(*words).stderr
-        assert "3 rows: 1 saved, 2 bad" in kling("status", tmp_path / "out").stdout.splitlines()
+        assert "3 photos: 1 saved, 2 bad" in kling(*words).stderr
+        assert "3 jobs: 1 saved, 2 bad" in kling("status", tmp_path / "out").stdout.splitlines()
         facts = json.loads(kling("status", tmp_path / "out", "--json").stdout)
         assert (facts["bad"], facts["to_come"]) == (2, 0)
         assert kling("report", tmp_path / "out", "-o", tmp_path / "r.html").exit_code == 0
         kling("bulk", COFFEE, "--up", 0.5, "-o", tmp_path / "out")
-        assert "1 row: 1 saved" in kling("status", tmp_path / "out").stdout.splitlines()
+        assert "1 job: 1 saved" in kling("status", tmp_path / "out").stdout.splitlines()
     page = (tmp_path / "r.html").read_text()
     assert "<dt>not sent</dt><dd>2</dd>" in page
     assert f"<li>{cut}: " in page

@@ -266,7 +266,9 @@ def _failure(key: str, error: Exception, attempts: int, earlier: ExpandResult | 
     reason, units = f"{type(error).__name__}: {error}", None
     if earlier is not None:
         units = _units(earlier)
-        reason += f"; an earlier pass is paid for (task {earlier.task_id}), and a new submission continues it"
+        expired = isinstance(error, ResultExpired)
+        advice = "another key starts the job again" if expired else "a new submission continues it"
+        reason += f"; an earlier pass is paid for (task {earlier.task_id}), and {advice}"
         if task_id is None:
             task_id, external_task_id = earlier.task_id, earlier.external_task_id
     status = "failed" if isinstance(error, TaskFailed) or task_id is not None else "refused"

@@ -199,6 +199,19 @@ async def test_a_refused_second_pass_says_what_is_paid(
     assert_paid_once(emulator, outcome)
 
 
+async def test_an_expired_first_pass_is_not_paid_for_again(
+    fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
+) -> None:
+    """A job that waits longer than the service keeps pictures ends as failed, with advice."""
+    with await leave_between_passes(fleet, dsn, emulator, portrait) as database:
+        emulator.advance(31 * 86400)
+        database.execute(MAKE_DUE)
+    async with working(dsn, emulator):
+        (outcome,) = await outcomes(fleet)
+    assert (outcome.status, outcome.units, emulator.account.requests["create"]) == ("failed", 8, 2)
+    assert "another key starts the job again" in str(outcome.error)
+
+
 async def test_a_failed_second_pass_is_made_again(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:

@@ -92,7 +92,8 @@ class PostgresStore(JobStore):
         self.run = run
         self.owner: int = owner or 0
         self._account = account
-        self._leased = self.queued = leased
+        self._leased = leased
+        self.queued: bool = leased
         self._database = database
         self._clock = clock
         self._saved: dict[str, list[bytes]] = {}  # saves by external_task_id, until the outcome is recorded

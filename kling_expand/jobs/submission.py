@@ -265,9 +265,11 @@ class Submitter:
                 continue
             except (TransportError, ServerError, ProtocolError) as error:
                 failure, pause = error, retry.after(error)  # lookups do not count towards the time limit
-            if pause is not None or attempt.state is AttemptState.UNCERTAIN:
-                report(failure, tries, pause)
-            if attempt.state is AttemptState.UNCERTAIN:
+            if attempt.state is not AttemptState.UNCERTAIN:
+                if pause is not None:
+                    report(failure, tries, pause)
+            else:
+                report(failure, tries)  # the lookups decide whether and when it is retried
                 found = await self.settle(attempt, create.body().size or 0, create.deadline_at)
                 if found is not None:
                     return found

@@ -610,8 +610,10 @@ class JobRunner:
     async def _write_failure(self, attempt: Attempt, error: BaseException) -> None:
         """Record in the store how an attempt without a task ended."""
         if not isinstance(error, KlingError):
-            return
-        if attempt.state.may_cost:
+            # A job that is cancelled after a 1303 need not be looked up later. A queue may have passed it on.
+            if attempt.state is AttemptState.REFUSED and not self._store.queued:
+                await self._write(self._store.mark_unsent(attempt.external_task_id))
+        elif attempt.state.may_cost:
             await self._write(self._store.mark_uncertain(attempt.external_task_id, str(error)))
         elif isinstance(error, APIError) and not error.retryable:
             reason = f"{type(error).__name__}: {error}"

@@ -1338,6 +1338,25 @@ async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.L
 
 
 @virtual_time
+async def test_a_refused_create_is_not_looked_up_after_a_restart(tmp_path: Path) -> None:
+    """A job that waited for a slot when its client closed is sent as soon as it is resumed."""
+    options = {"journal": tmp_path / "run.db", "max_in_flight": 9}
+    async with emulated(options, slots=1, work_seconds=5) as (emulator, kling):
+        await kling.submit(PHOTO, WIDER).accepted()
+        refused = kling.submit(PHOTO, Ratios(up=0.5))
+        await wait_for(lambda: emulator.account.refusals[1303])
+        await asyncio.sleep(0.1)
+        await kling.aclose()
+        assert isinstance(await error_of(refused), NotSubmitted)
+        await asyncio.sleep(10)
+        began = now()
+        async with another(emulator, **options) as later:
+            assert [await error_of(future) async for future in later.resume()] == [None, None]
+            assert now() - began < 10
+        assert len(emulator.account.tasks) == 2
+
+
+@virtual_time
 async def test_what_was_cancelled_is_not_resumed(tmp_path: Path) -> None:
     """A later run sends no job that a caller has cancelled; a job cut off by a closing client, it sends."""
     path = tmp_path / "run.db"

@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 from .api import codec
 from .api.photo import load_photo, read_header
 from .errors import InvalidRequest, KlingError, NotSubmitted
-from .geometry import Ratios, plan
+from .geometry import Ratios, plan, shape_name
 from .jobs.future import ExpandResult, TaskFuture
 from .jobs.runner import Budget, SetAside
 from .models import UNITS_PER_IMAGE, ExpandRequest, Task, source_name
@@ -177,7 +177,8 @@ class Passes:
                 found = await future
                 found = await self._renewed(found) if known else found
                 name = self.result.name if self.result else found.name
-                self.result = evolve(found, request=own, earlier=self.result, name=name)
+                shape = shape_name(step.request.geometry)
+                self.result = evolve(found, request=own, earlier=self.result, name=name, shape=shape)
                 if step.is_last:
                     break
                 step = step.after(found.external_task_id or future.external_task_id)

@@ -21,6 +21,7 @@ from kling_expand import (
 )
 from kling_expand.emulator import Emulator
 from kling_expand.errors import KlingError
+from kling_expand.geometry import shape_name
 from kling_expand.passes import pass_of
 from kling_expand.store.sqlite import SQLiteStore
 
@@ -47,6 +48,7 @@ async def test_two_passes_reach_a_wide_picture(tmp_path: Path) -> None:
         assert emulator.account.units_billed == 8 + 2 * 8
         assert result.earlier is not None
         assert (len(result.images), len(result.earlier.images)) == (2, 1)
+        assert result.shape == shape_name(WIDE)
         paths = await result.save(tmp_path, full_size=True, format="png")
     for path in paths:
         with Image.open(path) as full:

@@ -323,7 +323,7 @@ def _template(wanted: str) -> str:
     for name, spec in fields:
         if name not in FIELDS or "{" in spec:
             limit = f"must use only the fields {', '.join(sorted(FIELDS))}"
-            raise InvalidRequest("target", repr(wanted), limit)
+            raise InvalidRequest("target", repr(wanted), limit, "double a brace that belongs to a name")
     literal = "".join(piece[0] for piece in pieces)
     # `Path.is_dir` raises if a name is too long or a directory cannot be searched.
     named = fields or (literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal))  # noqa: PTH112

@@ -129,7 +129,7 @@ def _target(save_to: SaveTo | None, request: ExpandRequest) -> Target | None:
     from kling_expand.downloads.files import check_target  # imported here, as many callers only want URLs
 
     try:
-        target = save_to(request)
+        target = os.fspath(save_to(request))
     except Exception as error:
         raise InvalidRequest("save_to", f"{type(error).__name__}: {error}", "must give a path") from error
     check_target("save_to", target)

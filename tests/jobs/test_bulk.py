@@ -234,16 +234,18 @@ async def test_a_function_says_where_pictures_are_saved() -> None:
     """It is called with the request before the job is sent, so nothing is paid for a target that is wrong."""
     service = Service()
 
-    def place(request: ExpandRequest) -> str:
+    def place(request: ExpandRequest) -> Any:
         if request.prompt == "1":
             raise ValueError("no place")
-        return "out/{size}.png" if request.prompt == "3" else f"out/{request.prompt}"
+        places: dict[str, Any] = {"3": "out/{size}.png", "4": None}
+        return places.get(str(request.prompt), f"out/{request.prompt}")
 
-    outcomes = [outcome async for outcome in bulk(service, save_to=place).run(numbered(4))]
+    outcomes = [outcome async for outcome in bulk(service, save_to=place).run(numbered(5))]
     by_index = {outcome.index: outcome for outcome in outcomes}
     assert [by_index[index].files for index in (0, 2)] == [(Path("out/0/0.png"),), (Path("out/2/1.png"),)]
     assert "save_to must give a path, got ValueError: no place" in str(by_index[1].error)
     assert "save_to must use only the fields" in str(by_index[3].error)
+    assert "save_to must give a path, got TypeError" in str(by_index[4].error)
     assert [by_index[index].request.prompt for index in (1, 3)] == ["1", "3"]
     assert service.submitted == 2
 

@@ -99,7 +99,7 @@ def shell_words(text: str) -> str:
     """Return a message of the library with its advice adapted to the shell."""
     for words, own in SHELL_WORDS.items():
         text = text.replace(words, own)
-    return re.sub(r"passes=\d \((--passes \d) in the shell\)", r"\1", text)
+    return re.sub(r"passes=(\d)( \(--passes \d in the shell\))?", r"--passes \1", text)
 
 
 def exit_code(error: KlingError) -> int:

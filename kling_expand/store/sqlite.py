@@ -215,8 +215,12 @@ class SQLiteStore(JobStore):
         """Record how many rows the current run has, and forget earlier bad rows."""
         await self._execute(partial(set_rows, rows))
 
+    async def end_rows(self) -> None:
+        """Record that all rows of the run have ended. Equal rows are one job, so there may be fewer jobs."""
+        await self._execute(end_rows)
+
     async def rows(self) -> int | None:
-        """Return how many rows the last run had, or None if that was not recorded."""
+        """Return how many rows the last run had, or None if all of them have ended."""
         return await self._execute(rows)
 
     async def keep_bad_row(self, name: str, reason: str) -> None:
@@ -386,6 +390,11 @@ def set_rows(number: int, db: Connection) -> None:
     """Store the number of rows of a run at its start."""
     db.execute("DELETE FROM meta WHERE name GLOB ?", (f"{_BAD_ROW}*",))
     db.execute("INSERT OR REPLACE INTO meta VALUES ('rows', ?)", (str(number),))
+
+
+def end_rows(db: Connection) -> None:
+    """Forget the number of rows."""
+    db.execute("DELETE FROM meta WHERE name = 'rows'")
 
 
 def rows(db: Connection) -> int | None:

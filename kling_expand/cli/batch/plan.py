@@ -372,8 +372,7 @@ def _advised(error: ImageError, source: str) -> ImageError:
 
     if not os.path.isfile(source) or not can_fit(source):  # noqa: PTH113
         return error
-    advice = f"{error.advice}, or use --fit" if error.advice else "use --fit"
-    return ImageError(error.field, error.value, error.limit, advice)
+    return ImageError(error.field, error.value, error.limit, "use --fit")
 
 
 def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> Expansion:

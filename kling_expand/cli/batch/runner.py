@@ -274,6 +274,8 @@ async def run_batch(
             runner = Runner(plan, client, progress, journal, only_ended=only_ended, keep_open=not summarized)
             with optional_stdout():
                 await runner.run(jobs(client))
+            if progress.complete and isinstance(journal, SQLiteStore):
+                await journal.end_rows()
     finally:  # after the client, so that these are the last lines
         if runner is not None:
             _report_open(runner.open_jobs, plan)
@@ -569,7 +571,8 @@ class Runner:
         if job.open_id is None:
             self._unsettled.pop(job, None)
         if outcome == "known" and self._plan.detailed and not self._plan.output.as_json:
-            self._display.note(f"{job.label}: saved by an earlier run; --fresh makes another picture")
+            advice = "; --fresh makes another picture" if isinstance(self._plan, BulkPlan) else ""
+            self._display.note(f"{job.label}: saved by an earlier run{advice}")
         self._display.ended(job)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kling_expand.cli.options import JSONOption, PassesOption, ShapeOptions, options
-from kling_expand.cli.terminal import clean, print_path, show
+from kling_expand.cli.terminal import clean, print_path, redirect_warnings, show
 from kling_expand.errors import InvalidRequest, require
 from kling_expand.geometry import Ratios, chained_canvas, plan
 from kling_expand.pictures.preview import draw, upright_size
@@ -46,6 +46,7 @@ def preview(
     """
     require("images", "PIL")
     shapes.require()
+    redirect_warnings(None)
     (width, height), turned = upright_size(photo, measure(photo))
     _check_output(photo, file)
     found = [(plan(width, height, each.geometry(), several.passes), each.shape) for each in shapes.geometries]

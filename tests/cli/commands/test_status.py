@@ -32,12 +32,15 @@ def test_status_is_one_line_a_task_in_the_order_asked() -> None:
 
 
 async def test_a_run_is_watched_while_it_goes_on(tmp_path: Path) -> None:
-    """The counts, the cost and the process are shown while the journal is open, by its file or directory."""
+    """The counts of jobs, the cost and the process are shown while the journal is open, by its file or directory."""
     journal = tmp_path / ".kling-expand.db"
     status = partial(asyncio.to_thread, Shell(), "status")
+    copy = tmp_path / "copy.jpg"  # one job with the photo
+    copy.write_bytes(Path(COFFEE).read_bytes())
     with shell() as kling:
+        photos = COFFEE, CHELSEA, copy
         await asyncio.to_thread(
-            kling, "bulk", COFFEE, CHELSEA, "--up", 1, "--journal", journal, "-o", tmp_path
+            kling, "bulk", *photos, "--up", 1, "--journal", journal, "-o", tmp_path / "out"
         )
     over = (await status(tmp_path)).stdout.splitlines()
     assert over[1:] == ["2 jobs: 2 saved", "16 units ($0.06) billed"]

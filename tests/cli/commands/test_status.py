@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +36,8 @@ async def test_a_run_is_watched_while_it_goes_on(tmp_path: Path) -> None:
     """The counts of jobs, the cost and the process are shown while the journal is open, by its file or directory."""
     journal = tmp_path / ".kling-expand.db"
     status = partial(asyncio.to_thread, Shell(), "status")
-    copy = tmp_path / "copy.jpg"  # one job with the photo
-    copy.write_bytes(Path(COFFEE).read_bytes())
+    copy = tmp_path / "copy.jpg"  # one job with the first photo
+    await asyncio.to_thread(shutil.copyfile, COFFEE, copy)
     with shell() as kling:
         photos = COFFEE, CHELSEA, copy
         await asyncio.to_thread(

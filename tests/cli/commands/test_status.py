@@ -33,7 +33,7 @@ def test_status_is_one_line_a_task_in_the_order_asked() -> None:
 
 
 async def test_a_run_is_watched_while_it_goes_on(tmp_path: Path) -> None:
-    """The counts of jobs, the cost and the process are shown while the journal is open, by its file or directory."""
+    """Jobs, cost and process are shown while the journal is open, by its file or directory."""
     journal = tmp_path / ".kling-expand.db"
     status = partial(asyncio.to_thread, Shell(), "status")
     copy = tmp_path / "copy.jpg"  # one job with the first photo

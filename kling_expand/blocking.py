@@ -454,7 +454,7 @@ class KlingClient(BlockingProxy[client.KlingClient]):
         return self
 
     def close(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
-        """Submit nothing more, and return the futures of the tasks that are still running at the service.
+        """Stop submitting, and return the futures of the tasks that are still running at the service.
 
         With *wait*, wait for those tasks first. Closing a closed client has no effect.
         """

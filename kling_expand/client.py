@@ -210,7 +210,7 @@ class KlingClient:
         log_running(self, await self.aclose())
 
     async def aclose(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
-        """Submit nothing more, and return the futures of the tasks that are still running at the service.
+        """Stop submitting, and return the futures of the tasks that are still running at the service.
 
         The service cannot cancel a task. Those tasks continue and are paid for; `attach` follows them again
         by id. With *wait*, wait for them first. A job that was not sent ends with `NotSubmitted`, and a job
@@ -349,13 +349,13 @@ class KlingClient:
         """Submit a photo, or a whole `ExpandRequest`, and return its future without waiting.
 
         A job of higher *priority* gets slots first. The job and its task must end within *deadline* seconds
-        from now. With *fresh*, a job that has ended is made and paid for again, for example because its
+        from now. With *fresh*, a job that has ended is run and paid for again, for example because its
         pictures have expired. A job that is still open is followed. The `key` or the journal identifies the
         job.
 
         A *note* is a mapping of your own JSON values. A journal keeps it as the `note` of the job's record.
-        It keeps no photo: a job that was not sent by the end of the process can be resumed only if its photo
-        was given as a path or a URL.
+        A journal keeps no photos: a job that was not sent by the end of the process can be resumed only if
+        its photo was given as a path or a URL.
 
         Raises:
             InvalidRequest: if a field of the request is invalid.
@@ -391,8 +391,8 @@ class KlingClient:
         becomes its outcome. A generator that raises yields no further rows.
 
         *save_to* is a target of `ExpandResult.save`, or a function that returns one for a request. It is
-        checked before the job is sent. Each outcome then has the `files` of its images there. Those that an
-        earlier run saved there are kept, even if they were edited. *save_options* are arguments of `save`,
+        checked before the job is sent. The `files` of each outcome are then the paths of its images. Files
+        that an earlier run saved are kept, even if they were edited. *save_options* are arguments of `save`,
         such as ``{"full_size": True, "format": "jpeg"}``. A save holds no slot, and the default of *prefetch*
         is larger by 32.
 
@@ -514,7 +514,7 @@ class KlingClient:
         return await self._session.read(codec.task_path(self.settings.dialect, any_id), codec.decode_task)
 
     async def job(self, external_task_id: str) -> JobRecord | None:
-        """Return the journal's record of a job, or None if there is none. The service is not asked.
+        """Return the journal's record of a job, or None if there is none. No request is sent.
 
         *external_task_id* is what `TaskFuture.recorded` returns. With a journal like ``jobs-{worker}.db`` the
         files of the other workers are read too, so that any worker can answer for any job. Without a journal
@@ -770,7 +770,9 @@ def _request(
     for name in fields.keys() - {*known}:
         advice = nearest_name(name, [*known, "deadline", "priority", "fresh"])
         value = shown(dict(fields)[name])
-        raise InvalidRequest(name, value, "no such argument", advice or f"there are {', '.join(known)}")
+        raise InvalidRequest(
+            name, value, "no such argument", advice or f"the arguments are {', '.join(known)}"
+        )
     return ExpandRequest(image, cast(Geometry, geometry), **fields)
 
 
@@ -809,7 +811,7 @@ def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
 def takes_options(
     _client: Callable[P, KlingClient],
 ) -> Callable[[Callable[Concatenate[First, ...], R]], Callable[Concatenate[First, P], R]]:
-    """Give a function that passes its keyword arguments to a client the typed options of the client."""
+    """Type the keyword arguments of a function that passes them on to a client."""
 
     def decorate(function: Callable[Concatenate[First, ...], R]) -> Callable[Concatenate[First, P], R]:
         return function

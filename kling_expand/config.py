@@ -97,7 +97,7 @@ def _headers(value: Mapping[str, str] | None) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"headers must be a mapping of names to texts, got {type(value).__name__}")
+        raise ConfigurationError(f"headers must be a mapping of names to strings, got {type(value).__name__}")
     for name, text in value.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name) or name.lower() in _OWN_HEADERS:
             raise ConfigurationError(
@@ -286,7 +286,7 @@ OPTIONS: dict[str, tuple[Rule, ...]] = {
         Rule("must be Slots", _has("acquire", "accepted", "ended"), "for a number, use max_in_flight")
     ),
     "schedule": optional(Rule("must be a PollSchedule, such as AdaptiveSchedule()", _has("wait", "learn"))),
-    "listener": optional(Rule("must be a function, or several", _are_functions)),
+    "listener": optional(Rule("must be a function, or a sequence of functions", _are_functions)),
     "rng": optional(Rule("must be a random.Random", _has("random", "uniform"))),
     "clock": (Rule("must be a function that returns Unix seconds", callable),),
 }
@@ -404,7 +404,7 @@ class StaticKey:
     def __init__(self, api_key: str) -> None:
         key = api_key.strip() if isinstance(api_key, str) else ""
         if not key or not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigurationError("api_key must be printable ASCII without blanks")
+            raise ConfigurationError("api_key must be printable ASCII without spaces")
         self._api_key = key
 
     def __repr__(self) -> str:

@@ -283,7 +283,7 @@ class RateLimited(APIError):
 
 
 class ParallelLimit(APIError):
-    """A create beyond the account's limit of parallel tasks. Another task must end first."""
+    """A create beyond the account's limit on parallel tasks. Another task must end first."""
 
     retryable: bool = True
 

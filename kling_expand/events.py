@@ -100,7 +100,7 @@ Listener = Callable[[Event], object]
 
 
 class Quantiles(NamedTuple):
-    """Quantiles of the newest values, in seconds; None before there is one."""
+    """Quantiles of the newest values, in seconds; None until there is a value."""
 
     median: float | None = None
     p95: float | None = None
@@ -170,7 +170,7 @@ class StatsCollector:
                 _logger.exception("the listener failed on %s", event.kind)
 
     def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:
-        """Return the numbers as they are now, with those that are counted elsewhere."""
+        """Return the current statistics, including the numbers that are counted elsewhere."""
         counts = self._counts
         ended = counts[EventKind.ENDED]
         return Stats(

@@ -114,7 +114,7 @@ class Canvas:
 
     @property
     def sides(self) -> Sides:
-        """The ratios up, down, left and right, also of several passes together."""
+        """The ratios up, down, left and right, which may be those of several passes combined."""
         left, top, right, bottom = self.frame
         width, height = right - left, bottom - top
         return top / height, (1 - bottom) / height, left / width, (1 - right) / width

@@ -383,7 +383,7 @@ def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = _plain(value)
     except RecursionError:
-        raise InvalidRequest("extra", "a value", "must not be nested so deeply, or within itself") from None
+        raise InvalidRequest("extra", "a value", "must not be nested so deeply, or contain itself") from None
     return found or None
 
 
@@ -684,7 +684,7 @@ def resolve_geometry(request: ExpandRequest, dialect: Dialect, size: tuple[int, 
     if size is None and geometry.needs_size:
         advice = "use Ratios or Towards, or the result of geometry.ratios(width, height)"
         raise InvalidRequest(
-            "geometry", geometry, "must not need the size of the photo if that is a URL", advice
+            "geometry", geometry, "must not need the size of the photo if the photo is a URL", advice
         )
     return geometry.ratios(*(size or (0, 0)))
 

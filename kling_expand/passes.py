@@ -1,8 +1,8 @@
 """Expansion in several passes. The result of each pass is the photo of the next; each pass is one job.
 
-A journal records with each job which pass it is, and of which request. A later pass is identified by the task
-of the previous pass, not by the bytes of its picture. So an interrupted run continues after the last pass
-that was paid for, even without the photo.
+With each job, a journal records the number of the pass and the original request. A later pass is identified
+by the task of the previous pass, not by the bytes of its picture. So an interrupted run continues after the
+last pass that was paid for, even without the photo.
 """
 
 import asyncio
@@ -118,7 +118,7 @@ async def earlier_jobs(store: JobStore, step: Pass) -> list[JobRecord]:
 
 @frozen
 class PassJobs:
-    """The parts of a client that passes use: budget, store, and functions that start and record jobs."""
+    """The parts of a client that `Passes` uses: budget, store, and functions that start and record jobs."""
 
     store: JobStore
     budget: Budget

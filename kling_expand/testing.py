@@ -329,7 +329,7 @@ class JobStoreContract:
     async def test_a_given_id_is_kept(self, store: JobStore) -> None:
         """An `external_task_id` of the request is the id of the job, and no second job can have it."""
         assert (await intend(store, "a", external_task_id="mine")).external_task_id == "mine"
-        with pytest.raises(JournalError, match="two jobs cannot have one external_task_id"):
+        with pytest.raises(JournalError, match="two jobs cannot share one external_task_id"):
             await intend(store, "b", external_task_id="mine")
         assert await _states(store) == [("a", JobState.INTENT)]
 
@@ -453,7 +453,7 @@ class JobStoreContract:
         await store.observe(old.external_task_id, RUNNING)
         new = await intend(store, digest="new")
         assert [record.message for record in caplog.records] == [
-            "job 'k' has different parameters than before: it is a new task"
+            "job 'k' has different parameters than before, so a new task is made"
         ]
         assert new == await store.find("k")
         kept = await intend(store, digest="old")

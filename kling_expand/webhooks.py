@@ -16,7 +16,7 @@ unreadable           `WebhookError`                    `WebhookError`
 
 So an unsigned call never delivers a result. At most it makes the client read the task from the service. If
 the console has a secret, give it to the client as well, or forged calls would cost reads. After the last
-secret is deleted in the console, its calls are unsigned (documented); remove the secret here, too. Until then
+secret is deleted in the console, calls are unsigned (documented); remove the secret here, too. Until then
 the calls are refused, and polling finds the results.
 
 A body may have the older form (``task_id``, ``task_status``, ``task_result``), the newer one (``id``,

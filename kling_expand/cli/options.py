@@ -239,8 +239,8 @@ def find_journal(place: str) -> str:
         found = sorted(path.glob(".kling-expand*.db"), key=lambda each: each.stat().st_mtime)
         if not found:
             others = ", ".join(sorted(str(each) for each in path.glob("*.db")))
-            advice = f"; to read one of a program, name its file: {others}" if others else ""
-            raise NothingDone(f"{place}: there is no journal of the shell in this directory{advice}")
+            advice = f"; to read the journal of a program, name its file: {others}" if others else ""
+            raise NothingDone(f"{place}: no command has kept a journal in this directory{advice}")
         return str(found[-1])
     if not path.is_file():
         raise NothingDone(f"{place}: no such journal")
@@ -341,7 +341,7 @@ class GeometryOptions(OptionGroup):
     direction: str | None = option(
         "--direction",
         metavar="SIDES",
-        help="Extend to the left, right, top, bottom (joined by commas) or all.",
+        help="Sides to extend: left, right, top, bottom (joined by commas), or all.",
     )
     ratio: float | None = option(
         "--ratio",

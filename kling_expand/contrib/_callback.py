@@ -22,8 +22,8 @@ async def answer_callback(
     """Deliver a callback whose raw body arrives in *pieces*, and return the HTTP status and text to send.
 
     The status is 204 for a delivered callback, and 400 for one that cannot be trusted or read, or whose body
-    ends with one of the *broken* errors. It is 408 for a body that does not arrive within `READ_TIMEOUT`, and
-    413 for more than `MAX_BODY` bytes. Reading stops at that size.
+    breaks off with one of the *broken* errors. It is 408 for a body that does not arrive within
+    `READ_TIMEOUT`, and 413 for more than `MAX_BODY` bytes. Reading stops at that size.
     """
     try:
         async with asyncio.timeout(READ_TIMEOUT):

@@ -7,7 +7,7 @@
     app.add_routes([webhook("/kling")])
 
 and in a handler ``get_client(request).submit(…, callback_url="https://your.site/kling")``. A callback
-ends the wait of that future at once; without one, polling does.
+ends the wait for that future at once; without one, polling does.
 """
 
 from collections.abc import AsyncIterator

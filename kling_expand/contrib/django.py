@@ -6,7 +6,7 @@
     urlpatterns = [webhook("kling"), …]  # urls.py
 
 and in an async view ``get_client(request).submit(…, callback_url="https://your.site/kling")``. A callback
-ends the wait of that future at once; without one, polling does. To use the client when the server starts::
+ends the wait for that future at once; without one, polling does. To use the client when the server starts::
 
     @application.on_startup
     async def resume(client):
@@ -51,7 +51,7 @@ _PIECE = 64 * 1024  # bytes
 
 
 class KlingApplication:
-    """An ASGI application around *app*, with a client of these *options* that is open as long as the server.
+    """An ASGI application around *app*, whose client has these *options* and is open while the server runs.
 
     If the inner application has a lifespan, it starts after the client and ends before it.
     """
@@ -131,7 +131,7 @@ class _Lifespan:
 
 @takes_options(KlingClient)
 def setup(app: Application, **options: Any) -> KlingApplication:
-    """Return *app* with a `KlingClient` of these *options*, which is open while the server runs.
+    """Return *app* with a `KlingClient` with these *options*, which is open while the server runs.
 
     A start-up error stops the server with its message.
     """
@@ -146,7 +146,9 @@ def get_client(request: object) -> KlingClient:
     """
     client: KlingClient | None = getattr(request, "scope", {}).get(_CLIENT)
     if client is None:
-        raise ConfigurationError("there is no client: serve setup(app) by an ASGI server with lifespan")
+        raise ConfigurationError(
+            "there is no client: serve setup(app) with an ASGI server that runs the lifespan"
+        )
     return client
 
 

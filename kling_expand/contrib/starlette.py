@@ -8,7 +8,7 @@
 
 and in an endpoint ``get_client(request).submit(…, callback_url="https://your.site/kling")``. FastAPI
 injects the client into a parameter of type ``Annotated[KlingClient, Depends(get_client)]``. A callback ends
-the wait of the future at once; without one, polling does.
+the wait for the future at once; without one, polling does.
 
 An ASGI server reports a shutdown only after all responses have ended. Let the server cut off open progress
 streams, for example with uvicorn's ``--timeout-graceful-shutdown 5``. Otherwise the shutdown waits for their
@@ -72,7 +72,7 @@ def get_client(request: Source) -> KlingClient:
         application = getattr(request, "scope", {}).get("app")
         client = getattr(getattr(application, "state", None), _CLIENT, None)
     if not isinstance(client, KlingClient):
-        raise ConfigurationError("the application has no client: call setup(app) and serve it with lifespan")
+        raise ConfigurationError("the application has no client: call setup(app) and enable its lifespan")
     return client
 
 

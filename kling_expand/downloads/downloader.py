@@ -256,7 +256,7 @@ class Downloads:
                         continue
                 wait = max(next(waits), failure.wait)
                 if now() + wait > retry_until:
-                    raise DownloadError(f"given up: {failure}") from failure.__cause__
+                    raise DownloadError(f"gave up: {failure}") from failure.__cause__
                 self._report(urls.task, str(failure), tries, wait)
                 await asyncio.sleep(wait)
 

@@ -533,7 +533,7 @@ class PartialFile:
         plain = headers.get("Content-Encoding", "identity").lower() == "identity"
         if status == 206:
             if not (plain and self._continues(headers)):
-                self.invalidate("the server sent another part of the file than was requested")
+                self.invalidate("the server sent a different part of the file than requested")
             return
         await self.in_thread(self.restart)
         self._validator = strong_validator(headers) if plain else None

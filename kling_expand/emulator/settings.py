@@ -88,12 +88,12 @@ class Settings:
     misregister: str = _option(
         "",
         "DX,DY,SCALE: shift the content of new pictures by DX and DY pixels to the right and down, and scale "
-        "it around the middle; empty: the original lies exactly in its place",
+        "it around the middle; empty: the original is exactly in place",
         parser=parse_misregister,
     )
 
     slots: int = _option(
-        9, "limit of images in flight (the sum of n over all open tasks); above it: 429/1303"
+        9, "limit on images in flight (the sum of n over all open tasks); above it: 429/1303"
     )
     rate_limit: int = _option(0, "requests per rate limit window; above it: 429/1302; 0: no limit")
     rate_limit_window: float = _option(1.0, "seconds of the rate limit window")
@@ -104,8 +104,8 @@ class Settings:
         0, "refuse every request with this error code; 0: none", choices=(0, *ACCOUNT_CODES)
     )
     allow_duplicates: bool = _option(False, "accept a used external_task_id again, and bill both tasks")
-    max_open_tasks: int = _option(100_000, "limit of open tasks, whatever their slots; above it: 429/1303")
-    max_body_bytes: int = _option(15_000_000, "limit of a request body in bytes; above it: 400/1200")
+    max_open_tasks: int = _option(100_000, "limit on open tasks, whatever their slots; above it: 429/1303")
+    max_body_bytes: int = _option(15_000_000, "limit on a request body in bytes; above it: 400/1200")
     retention_seconds: float = _option(
         30 * 86400.0, "seconds for which an ended task and its pictures are kept", fixed=True
     )
@@ -117,12 +117,12 @@ class Settings:
         choices=("object", "array", "outputs"),
     )
     task_id_format: str = _option(
-        "digits", "new task ids: 18 digits, or text of 22 characters", choices=("digits", "text")
+        "digits", "format of new task ids: 18 digits, or 22 characters of text", choices=("digits", "text")
     )
     success_status: str = _option(
         "succeed", "status word of a successful task", choices=("succeed", "succeeded")
     )
-    images_lag: float = _option(0.0, "seconds for which a successful task does not list its images yet")
+    images_lag: float = _option(0.0, "seconds before a successful task lists its images")
     list_order: str = _option("newest", "order of lists", choices=("newest", "oldest", "shuffled"))
     list_code: int = _option(0, "refuse every list with this error code; 0: none", choices=(0, *CODES))
     list_lag: float = _option(0.0, "age of lists in seconds; newer tasks are missing, statuses are old")
@@ -130,7 +130,7 @@ class Settings:
         0.0, "age of the statuses in lists in seconds; very large: they never change"
     )
     list_foreign: int = _option(
-        0, "after this many tasks, list one of another program of the account; 0: none"
+        0, "after every N tasks of a list, add one that another program created; 0: none"
     )
 
     allow_private: bool = _option(

@@ -96,7 +96,7 @@ class Cluster:
             closed = [each for each in self._folder.parents if not each.stat().st_mode & 0o001]
             if closed:
                 raise ConfigurationError(
-                    f"the user postgres must be able to enter {closed[0]}, or name another directory"
+                    f"the user postgres must be able to enter {closed[0]}; otherwise, name another directory"
                 )
         words = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "--no-instructions"]
         self._run(find_programs() / "initdb", "-D", self._data, "--locale=C", *words)

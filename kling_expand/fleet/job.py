@@ -216,7 +216,7 @@ class _Runner:
         """Return the result of a new task, whose record in the store has the *note*."""
         if self.history.forbidden:
             deaths = f"{self.history.deaths} workers died running this job"
-            raise WorkersDied(f"{deaths}, the last one with no other job")
+            raise WorkersDied(f"{deaths}, the last one while it had no other job")
         async with self.context.hold(request.n, str(request.key)):
             result = await self._submit(request, note)
             await self.store.observe(_external_task_id(result), result.task)
@@ -408,7 +408,7 @@ def unpack(payload: Payload) -> ExpandRequest:
         return ExpandRequest(geometry=_GEOMETRIES[geometry.pop("kind")](**geometry), **values)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidRequest(
-            "payload", f"{type(error).__name__}: {error}", "must be a payload of `pack`"
+            "payload", f"{type(error).__name__}: {error}", "must be a payload made by `pack`"
         ) from error
 
 
@@ -446,7 +446,7 @@ async def load(request: ExpandRequest) -> ExpandRequest:
         async with asyncio.timeout(OBJECT_TIMEOUT):
             return evolve(request, image=await asyncio.to_thread(_read, location))
     except TimeoutError:
-        reason = f"the photo was not read from its object store in {OBJECT_TIMEOUT:g} seconds"
+        reason = f"reading the photo from its object store took more than {OBJECT_TIMEOUT:g} s"
         raise TransportError(reason, sent=False) from None
 
 
@@ -511,5 +511,5 @@ async def save(
             async with asyncio.timeout(seconds):
                 return await result.upload(template, full_size=full_size)
         except TimeoutError:
-            raise DownloadError(f"the object store was not written to in {seconds:g} seconds") from None
+            raise DownloadError(f"writing to the object store took more than {seconds:g} seconds") from None
     return tuple(str(path.absolute()) for path in await result.save(template, full_size=full_size))

@@ -130,7 +130,7 @@ class Lease:
         values = self.worker, self.run, self.queue, self.timeout, list(running), list(lost)
         found = await self.database.fetch(_BEAT, *values)
         if not found:
-            raise LeaseLost(f"worker {self.worker} sent no heartbeat in time, so others have its jobs")
+            raise LeaseLost(f"worker {self.worker} sent no heartbeat in time, so other workers took its jobs")
         version, requeued, idle, due, runs_alone, orphans = found[0]
         if version != VERSION:
             raise JournalError(

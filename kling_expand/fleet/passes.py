@@ -136,7 +136,7 @@ async def _run(
     request = step.own_request()
     if step.number > 1:
         if earlier is None:
-            raise JournalError(f"the store must have the pass before number {step.number}, {step.before}")
+            raise JournalError(f"the store must have {step.before}, the pass before pass {step.number}")
         request = evolve(request, image=await earlier.images[0].read())
     return await runner.create(request, step.packed())
 

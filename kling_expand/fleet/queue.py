@@ -216,7 +216,8 @@ class Fleet:
     """The jobs of one *run* in the database at *dsn*, for submitters and readers: ``async with Fleet(dsn)``.
 
     Entering does not create the tables: call `init` once for each database. All methods wait while the
-    database is unreachable. They raise `JournalError` if it stays so, or has no tables of this version.
+    database is unreachable. They raise `JournalError` if it stays unreachable, or has no
+    tables of this version.
 
     *webhook_secrets* verify callbacks; the default is ``KLING_WEBHOOK_SECRET``. *clock* returns Unix seconds.
     """
@@ -373,7 +374,7 @@ class Fleet:
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def cancel(self, *keys: str) -> int:
-        """Remove the jobs of *keys* (default: all) that no worker has or ever sent. Return their number.
+        """Remove the jobs with *keys* (default: all) that no worker has or has sent. Return their number.
 
         A job that was sent has a task, which is billed. It is followed to its end, and the number of such
         jobs is logged. Each job and its outcome change together, so an interrupted call can be repeated.
@@ -392,7 +393,7 @@ class Fleet:
         kept_of = _KEPT.replace("{chosen}", chosen)
         ((kept,),) = await self.database.fetch(kept_of, self._open_queues, *wanted)
         if kept:
-            logger.warning("%d jobs are not cancelled: a worker has them or has sent them", kept)
+            logger.warning("%d jobs were not cancelled: a worker has them or has sent them", kept)
         return total
 
     # ------------------------------------------------------------------ workers
@@ -420,8 +421,8 @@ class Fleet:
         *headers* and the raw *body* may arrive in any process. The callback is forwarded unchanged, and each
         worker verifies its signature again. A signed final snapshot is also stored, which releases the task's
         slots even if its worker is dead. If a callback is too long for a notification, the worker's polls
-        detect the change. Unsigned callbacks are forwarded at most once per task and 5 s, and for at most
-        1000 tasks in that time.
+        detect the change. For each task, at most one unsigned callback is forwarded every 5 s, and for at
+        most 1000 tasks in that time.
 
         Raises:
             JournalError: if the database is unreachable.

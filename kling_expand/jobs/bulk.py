@@ -88,7 +88,7 @@ def check_saves(save_to: SaveTo | None, options: SaveArguments | None) -> None:
     names = list(SaveArguments.__annotations__)
     for name, value in options.items():
         if name not in names:
-            advice = nearest_name(str(name), names) or f"there are {', '.join(names)}"
+            advice = nearest_name(str(name), names) or f"the arguments are {', '.join(names)}"
             raise InvalidRequest("save_options", repr(name), "must name arguments of `save`", advice)
         if name in {"overwrite", "full_size", "metadata"} and not isinstance(value, bool):
             raise InvalidRequest(name, shown(value), "must be True or False")
@@ -304,7 +304,9 @@ class BoundedMap:
             job.cancel()
         await asyncio.wait({feeder, *self._open}, timeout=SOURCE_CLOSE_TIMEOUT)
         if not feeder.done():
-            logger.warning("the source of a map did not stop in %g s and is abandoned", SOURCE_CLOSE_TIMEOUT)
+            logger.warning(
+                "the source of a map did not stop within %g s and was abandoned", SOURCE_CLOSE_TIMEOUT
+            )
 
 
 async def _saved_at(result: ExpandResult, target: Target, options: SaveArguments) -> tuple[Path, ...]:

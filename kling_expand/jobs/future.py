@@ -181,7 +181,7 @@ class ExpandResult(Serializable):
 
     `task` is its final snapshot. `request` is the request, or None for an attached task. `files` are the
     paths to which an earlier run saved the pictures, according to the journal, if all of them still exist,
-    and *saves* are those of every such save, also for equal photos.
+    and *saves* are those of every such save, including those for identical photos.
     `name` is the photo's name, from which file names are formed. `shape` is the name of the shape, by default
     as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose picture this one was made
     from, or None.
@@ -239,9 +239,9 @@ class ExpandResult(Serializable):
         saved as well.
 
         *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, for JPEG and WebP with a
-        *quality* of 1 to 100 (92). *metadata* adds the EXIF data and the color profile of the photo.
+        *quality* of 1 to 100 (default 92). *metadata* adds the EXIF data and the color profile of the photo.
         *full_size* also saves each picture at the photo's scale, with the photo's pixels, and returns those
-        paths (``dog-0-full.jpg``). Both may be the photo's path. All need the extra `images`.
+        paths (``dog-0-full.jpg``). Either may be the photo's path. All of these need the extra `images`.
 
         *deadline* limits the call, in seconds from now. Without it, `download_timeout` limits each picture.
 
@@ -866,7 +866,7 @@ class TaskFuture:
     def add_done_callback(
         self, callback: Callable[["TaskFuture"], object], *, context: contextvars.Context | None = None
     ) -> None:
-        """Call *callback* with this future soon after it is done, in *context* or a copy of the current."""
+        """Call *callback* with this future soon after its end, in *context* or a copy of the current one."""
         self.record.add_done_callback(callback, self, context)
 
     def remove_done_callback(self, callback: Callable[["TaskFuture"], object]) -> int:

@@ -73,7 +73,7 @@ def composite(
 
 
 def matched(scene: Scene) -> tuple[Pixels, int]:
-    """Return the levels of the picture with colors matched to the photo, and how far it was continued.
+    """Return the levels of the picture with colors matched to the photo, and the width of the added margin.
 
     Inside the box they are those of the photo. Outside, the difference along the seam is added and fades with
     distance.
@@ -225,7 +225,7 @@ def _smooth(line: Floats, share: int) -> Floats:
 
 @frozen
 class Enlarger:
-    """An enlarger of any rectangle of the canvas, from the picture with matched colors."""
+    """A source of enlarged rectangles of the canvas, taken from the picture with matched colors."""
 
     scene: Scene
     source: Any

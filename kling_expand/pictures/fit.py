@@ -21,14 +21,14 @@ QUALITIES = (95, 90, 85)
 
 @frozen
 class Fitted:
-    """The photo to send, and its differences from the given one."""
+    """The photo to send, and the changes that were made to the given one."""
 
     path: str
     changes: tuple[str, ...] = ()
 
 
 def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
-    """Convert the file *photo* and write the result into *folder*. A photo that can be sent is unchanged.
+    """Convert the file *photo* and write the result into *folder*, unless it can be sent as it is.
 
     The result is a PNG if the photo is transparent, and a JPEG otherwise. It is upright, keeps its color
     profile, and is scaled down until it has at most 10 MB. *acceptable* says that the service accepts the

@@ -3,16 +3,16 @@
 =========  ========================================================  ======================================
 check      measurement                                               unit
 =========  ========================================================  ======================================
-aspect     difference of a side from its size by the ratios          pixels of the picture
+aspect     difference of a side from its expected length             pixels of the picture
 original   the difference of photo and picture, aligned              levels (0 to 255)
-place      distance of the original from its place by the ratios     pixels of the picture
+place      distance of the original from its expected place          pixels of the picture
 size       relative error of the size of the original                share
 sharpness  detail of the original in the picture                     multiple of the photo's
 colors     the mean difference of the channel that differs most      levels
 black      black pixels of the new area, less those of the photo     share of a side
 flat       detail of the new area                                    multiple of the photo's at that side
 mirrored   correlation of the new area with the photo mirrored       -1 to 1
-levels     levels in use of the new area                             share of those between its extremes
+levels     levels in use in the new area                             share of those between its extremes
 bands      stripes along or across the new area                      multiple of the photo's
 seam       the step at the seam                                      multiple of the steps next to it
 =========  ========================================================  ======================================

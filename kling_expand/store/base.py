@@ -3,7 +3,7 @@
 =========  ==========================================  ===================================================
 state      meaning                                     next states
 =========  ==========================================  ===================================================
-intent     to be sent; sent if it has `last_post_at`   intent, unknown, rejected, submitted, succeeded, failed
+intent     not sent, unless `last_post_at` is set      intent, unknown, rejected, submitted, succeeded, failed
 unknown    sent, without a usable response             intent, rejected, submitted, succeeded, failed
 rejected   refused by the service, so no task exists   intent, submitted, succeeded, failed
 submitted  a task exists                               succeeded, failed
@@ -326,7 +326,7 @@ class JobStore(ABC):
         """Yield the jobs in these states (all jobs if none is given), oldest first.
 
         Only the last attempt of each job is yielded. A job whose state changes in the meantime is yielded
-        once, in the old or the new state. A million jobs need the memory of one page.
+        once, in the old or the new state. At most one page of jobs is in memory.
         """
 
     @abstractmethod
@@ -404,7 +404,7 @@ def warn_of_other_parameters(key: str, params: str) -> None:
     """Log that a known key is used with a new request, unless its note says that it is a later pass."""
     step = codec.unpack_note(params).get("pass")
     if not isinstance(step, dict) or step.get("before") is None:
-        logger.warning("job %r has different parameters than before: it is a new task", key)
+        logger.warning("job %r has different parameters than before, so a new task is made", key)
 
 
 def warn_of_two_tasks(external_task_id: str, known: str | None, task_id: str | None) -> None:
@@ -487,7 +487,7 @@ class MemoryStore(JobStore):
         job = JobRecord(external_id(attempt), attempt=attempt, **draft)
         if job.external_task_id in self._jobs:
             raise JournalError(
-                "two jobs cannot have one external_task_id", external_task_id=job.external_task_id
+                "two jobs cannot share one external_task_id", external_task_id=job.external_task_id
             )
         if known:
             warn_of_other_parameters(key, draft["params"])

@@ -253,7 +253,7 @@ class PostgresStore(JobStore):
             if job is not None and (inserted or (job.state is not JobState.FAILED and job.attempt > after)):
                 return job
             attempt = max(job.attempt if job else 0, after) + 1
-        raise JournalError("two jobs cannot have one external_task_id", external_task_id=name)
+        raise JournalError("two jobs cannot share one external_task_id", external_task_id=name)
 
     async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
         new = {"state": str(state)} | values | {"updated_at": self._clock()}

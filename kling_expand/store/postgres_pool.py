@@ -128,7 +128,7 @@ class ConnectionPool:
                 async with self._acquire() as connection:
                     return await work(connection)
             except UnicodeError as error:
-                raise JournalError(f"this cannot be stored ({error})") from error
+                raise JournalError(f"the record cannot be stored ({error})") from error
             except psycopg.Error as error:
                 if not is_transient(error) or loop.time() > deadline_at:
                     raise _explain(error) from error
@@ -206,11 +206,11 @@ def _words(error: psycopg.Error) -> str:
 def _explain(error: psycopg.Error) -> JournalError:
     words = _words(error)
     if isinstance(error, psycopg.errors.UniqueViolation):
-        return JournalError(f"two jobs cannot have one external_task_id ({words})")
+        return JournalError(f"two jobs cannot share one external_task_id ({words})")
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
         return JournalError(
             f"the tables of the fleet are missing or too old; run `kling-expand fleet init` ({words})"
         )
     if isinstance(error, psycopg.OperationalError):
         return JournalError(f"the database cannot be reached ({words})")
-    return JournalError(f"this cannot be stored ({words})")
+    return JournalError(f"the record cannot be stored ({words})")

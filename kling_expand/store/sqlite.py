@@ -1,7 +1,7 @@
 """A durable job store in one SQLite file.
 
-A writing method returns after the COMMIT of its record, and that COMMIT after an fsync. The file has a
-write-ahead log with ``synchronous=FULL``, or a rollback journal with EXTRA if the file system does not
+A method that writes returns only after its record is committed, and each COMMIT includes an fsync. The file
+has a write-ahead log with ``synchronous=FULL``, or a rollback journal with EXTRA if the file system does not
 support such a log. Records that wait at the same moment share one COMMIT. If a method raises `JournalError`,
 its record may be missing, but all records confirmed before are intact. Neither image bytes nor credentials
 are stored.
@@ -137,7 +137,7 @@ class SQLiteStore(JobStore):
     names the service and the account of the jobs (see `kling_expand.config.account_name`). A file with tasks
     of another account is refused; without *account* this is not checked. *clock* returns Unix seconds, and
     *boot_clock* is the clock of `post_age`. It is `boot_time` by default, but None if you pass your own
-    *clock*. After a full disk, the next write tries again. A file that was deleted or replaced is refused
+    *clock*. If the disk was full, the next write tries again. A file that was deleted or replaced is refused
     until it is reopened.
 
     Raises:

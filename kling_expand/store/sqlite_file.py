@@ -54,7 +54,7 @@ _CAUSES = {
     sqlite3.SQLITE_IOERR: "the disk refused a write: it is full, over a quota, or failing",
     sqlite3.SQLITE_READONLY: "the file or its directory is read-only",
     sqlite3.SQLITE_CANTOPEN: "its directory is missing or not writable",
-    sqlite3.SQLITE_PERM: "the file must not be opened",
+    sqlite3.SQLITE_PERM: "permission to open the file was denied",
     sqlite3.SQLITE_NOTADB: "this is not a journal; name another file",
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy, or start a new one with the same run name",
 }
@@ -285,7 +285,7 @@ class DatabaseFile:
             pid = writer_of(self.path)
             known = "this process" if pid == os.getpid() else f"process {pid}"
             holder = known if pid else "another program"
-            cause = f"{holder} has it open; wait for that to end, stop it, or name another file"
+            cause = f"{holder} has it open; wait for it to end, stop it, or name another file"
             return JournalError(f"the journal {self.path}: {cause}")
         code = _primary_code(error)
         exact = getattr(error, "sqlite_errorcode", code)
@@ -382,9 +382,9 @@ def _outcome(statement: Statement, db: Connection) -> Any:
     try:
         return statement(db)
     except sqlite3.IntegrityError as error:
-        return JournalError(f"two jobs cannot have one external_task_id ({error})")
+        return JournalError(f"two jobs cannot share one external_task_id ({error})")
     except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError, UnicodeError) as error:
-        return JournalError(f"this cannot be stored ({error})")
+        return JournalError(f"the record cannot be stored ({error})")
     except sqlite3.Error:
         raise
     except Exception as error:  # noqa: BLE001 - it is raised to the caller of this statement

@@ -130,7 +130,7 @@ async def test_what_was_sent_is_not_cancelled(
     async with working(dsn, emulator, max_in_flight=2):
         await created(emulator, 2)
     assert await fleet.cancel() == 1
-    assert "2 jobs are not cancelled" in caplog.text
+    assert "2 jobs were not cancelled" in caplog.text
     assert await fleet.cancel() == 0  # a repeated call changes nothing
     emulator.advance(2000)
     async with working(dsn, emulator, max_in_flight=2):

@@ -164,7 +164,7 @@ async def test_one_bad_write_leaves_the_others_alone(store: SQLiteStore) -> None
         JournalError,
         JobRecord,
     ]
-    assert "cannot have one external_task_id" in str(outcomes[1])
+    assert "cannot share one external_task_id" in str(outcomes[1])
     assert [job.key async for job in store.jobs()] == ["a", "d"]
 
 

@@ -195,7 +195,7 @@ def try_output(folder: str, *, pictures: int = 0) -> None:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise NothingDone(f"the output directory {folder} cannot be written ({reason})") from None
+        raise NothingDone(f"the output directory {folder} cannot be written to ({reason})") from None
     needed = pictures * PICTURE_BYTES
     if free < needed:
         sizes = f"{free >> 20} MB are free, and {plural(pictures, 'picture')} may take {needed >> 20} MB"
@@ -473,7 +473,9 @@ class Survey:
             return text
         sizes = ", ".join(f"{size} ({plural(count, 'picture')})" for size, count in self.sizes.most_common(3))
         more = f" and {plural(len(self.sizes) - 3, 'other size')}" if len(self.sizes) > 3 else ""
-        return f"{text}\nthe service scales pictures to its 1K tier, in pixels about: {sizes}{more}"
+        return (
+            f"{text}\nthe service scales pictures to its 1K tier; approximate sizes in pixels: {sizes}{more}"
+        )
 
     def require_rows(self) -> None:
         """Raise `NothingDone` if no row can be sent."""

@@ -356,7 +356,7 @@ class Runner:
                     raise failures.exceptions[0] from None
                 except asyncio.CancelledError:
                     self._progress.interrupted = True
-                    self._display.note("interrupted: closing (press Ctrl-C again to leave at once)")
+                    self._display.note("interrupted: closing (press Ctrl-C again to exit at once)")
                     await self._finish_saves()
                     await self._client.aclose()
                     await self._report_unfinished(jobs)

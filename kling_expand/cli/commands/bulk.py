@@ -139,8 +139,8 @@ class BulkOptions(OptionGroup):
         default="",
         type=click.Path(dir_okay=False),
         metavar="FILE",
-        help="Write the rows that are not saved, with the reason, to a .csv, .tsv or .jsonl file. To retry "
-        "them, give it to bulk with the same options.",
+        help="Write the rows whose pictures were not saved, with the reason, to a .csv, .tsv or .jsonl file. "
+        "To retry them, pass that file to bulk with the same options.",
     )
 
     @classmethod
@@ -245,12 +245,12 @@ def bulk(
     relative to that file.
 
     A bad photo is reported, and the others are sent; with `kling-expand expand` one bad photo stops them all.
-    Run it again to continue. The same photo with the same parameters is paid for only once, however often you
-    run this with the same output directory: finished jobs are skipped, running jobs are waited for, failed
-    jobs are retried. No file is replaced, and earlier results are never used as input.
+    Run the command again to continue. The same photo with the same parameters is paid for only once, however
+    often you run it with the same output directory: finished jobs are skipped, running jobs are waited for,
+    failed jobs are retried. No file is replaced, and earlier results are never used as input.
 
     Exit code 0 if every row has its pictures, 1 if not, 2 if nothing was started,
-    3 if no job could succeed, for example because of the credentials.
+    3 if no job could succeed, for example because the credentials are wrong.
     """
     run_plan(
         batch.plan(

@@ -181,7 +181,7 @@ async def _submit(
         if not chosen.wait:
             return 0
         if not (await fleet.stats()).workers:
-            click.echo("no worker runs yet: start one with `kling-expand fleet worker`", err=True)
+            click.echo("no worker is running yet: start one with `kling-expand fleet worker`", err=True)
         failures = 0
         async with aclosing(_own_outcomes(fleet, waiting, began_at)) as outcomes:
             async for ended in outcomes:

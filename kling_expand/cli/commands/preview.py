@@ -42,7 +42,7 @@ def preview(
     Nothing is sent. With several shapes, one file is written for each, such as preview-16x9.png. A photo that
     is rotated by its EXIF data is drawn upright, as `--fit` sends it. The caption has the expected size of
     the service's picture in pixels, which is about 1K whatever the size of the photo. With the extra
-    `preview`, terminals that can show pictures display it.
+    `preview`, the drawing is also shown in terminals that can display pictures.
     """
     require("images", "PIL")
     shapes.require()

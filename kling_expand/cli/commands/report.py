@@ -64,9 +64,9 @@ def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
       kling-expand report out/ -o report.html
 
     JOURNAL is the journal file of a run, or its output directory. The run may still be in progress. The page
-    shows prompts, ratios, durations, cost and failures, and marks photos that have changed since. It is one
-    file that needs no network: open it from disk, or send it to others. A new page reuses the thumbnails of
-    an earlier one.
+    shows prompts, ratios, durations, cost and failures, and marks photos that have changed since the run. It
+    is one file that needs no network: open it from disk, or send it to others. A new page reuses the
+    thumbnails of an earlier one.
     """
     require("images", "PIL")
     path = find_journal(journal)

@@ -18,8 +18,8 @@ def wait(
     """Wait for tasks, by task_id or external_task_id, and save their results.
 
     Results keep their original names if the journal in the output directory has the task; otherwise they are
-    named after the task ID. No file is replaced. A task that has already ended is only saved. For a
-    multi-pass picture, only this pass is saved; `kling-expand resume` makes the others.
+    named after the task ID. No file is replaced. If a task has already ended, its results are saved
+    at once. For a multi-pass picture, only this pass is saved; `kling-expand resume` makes the others.
     """
     _save(ids, output, connection, deadline=limit.deadline)
 

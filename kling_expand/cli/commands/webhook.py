@@ -43,7 +43,7 @@ class ListenOptions(OptionGroup):
         multiple=True,
         type=click.File(),
         metavar="FILE",
-        help="A file with the whsec_… secret from your Kling console, repeatable; the default is the "
+        help="A file with the whsec_… secret from your Kling console. May be repeated. The default is the "
         "variable KLING_WEBHOOK_SECRET.",
     )
 

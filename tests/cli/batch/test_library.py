@@ -199,7 +199,7 @@ def test_the_output_is_tried_before_anything_is_paid(tmp_path: Path) -> None:
         for command in ("bulk", "expand"):
             done = kling(command, COFFEE, "--right", 0.5, "-o", tmp_path / "out")
             assert (done.exit_code, kling.emulator.account.requests.total()) == (2, 0)
-            assert "cannot be written (it is a file)" in done.stderr
+            assert "cannot be written to (it is a file)" in done.stderr
 
 
 def test_photos_are_listed_on_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,5 +261,5 @@ async def test_an_output_that_goes_away_stops_the_batch(
     assert len(emulator.account.tasks) <= 8
     assert (progress.failed + progress.not_sent, progress.saved) == (30, 0)
     err = capsys.readouterr().err
-    assert "cannot be written (it is a file); nothing more is sent" in err
+    assert "cannot be written to (it is a file); nothing more is sent" in err
     assert err.splitlines()[-1].startswith("resume with: kling-expand wait ")

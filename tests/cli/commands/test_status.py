@@ -98,14 +98,14 @@ def test_bad_rows_are_neither_to_come_nor_open(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_one_sentence(tmp_path: Path) -> None:
-    """A directory without a journal of the shell, and a file that is none, are told apart."""
+    """A directory in which no command has kept a journal, and a file that is none, are told apart."""
     (tmp_path / "file").write_text("x" * 5000)
     (tmp_path / "workers").mkdir()
     for name in ("jobs-1.db", "jobs-0.db"):
         (tmp_path / "workers" / name).touch()
     named = ", ".join(str(tmp_path / "workers" / f"jobs-{number}.db") for number in range(2))
     for place, said in [
-        (tmp_path, "there is no journal of the shell in this directory"),
+        (tmp_path, "no command has kept a journal in this directory"),
         (tmp_path / "workers", f"name its file: {named}"),
         (tmp_path / "file", "not a journal"),
     ]:

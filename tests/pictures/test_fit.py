@@ -161,7 +161,7 @@ def test_a_photo_that_is_cut_short_is_named(tmp_path: Path, arguments: tuple[str
     assert [line for line in done.stderr.splitlines() if str(cut) in line] in ([said], [f"{said}; not sent"])
     assert sent == (1 if arguments == ("bulk",) else 0)
     if "--dry-run" in words:
-        assert "1 row can be sent, 1 cannot" in done.stdout
+        assert "1 photo can be sent, 1 cannot" in done.stdout
     if words[0] == "expand":
         assert "1 of 2 photos cannot be sent, so nothing was sent" in done.stderr
 

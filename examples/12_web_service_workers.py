@@ -117,6 +117,6 @@ if __name__ == "__main__":
 # Output:
 # a worker is ready, 0 jobs resumed
 # a worker is ready, 0 jobs resumed
-# 422 {'field': 'image', 'limit': 'must be PNG or JPEG by its content'}
+# 422 {'field': 'image', 'limit': 'must be PNG or JPEG data'}
 # 202 {'id': 'kx-2e5ae731ec4ae9bcab77b9262b3ba9b1'}
 # 200 {'state': 'done', 'files': ['kx-2e5ae731ec4ae9bcab77b9262b3ba9b1-0.png'], 'error': None}

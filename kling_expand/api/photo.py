@@ -549,7 +549,7 @@ def read_shape(file: BinaryIO, size: int, name: str) -> tuple[str, int, int]:
 
 
 def _other(head: bytes, name: str) -> ImageError:
-    limit = "must be PNG or JPEG by its content"
+    limit = "must be PNG or JPEG data"
     if head.lstrip().startswith((*(text.encode() for text in BASE64_HEADS), b"data:")):
         return ImageError("image", f"{name}, which is Base64 text", limit, "decode it, and pass the bytes")
     for kind, start in _OTHERS.items():

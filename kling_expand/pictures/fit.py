@@ -145,7 +145,7 @@ def open_image(source: Any) -> Any:
         hint = "" if find_spec("pillow_heif") else "; HEIC needs pip install 'kling-expand[heif]'"
         raise ImageError("image", source_name(source), f"Pillow cannot read it ({error}){hint}") from error
     if image.format == "EPS":  # a program, which Ghostscript would run
-        raise ImageError("image", source_name(source), "must not be PostScript by its content")
+        raise ImageError("image", source_name(source), "must not be PostScript data")
     return image
 
 

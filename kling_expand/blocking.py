@@ -225,7 +225,7 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
 
     @property
     def images(self) -> tuple[ResultImage, ...]:
-        """The expanded images; their URLs are valid for 30 days."""
+        """The expanded images. Their URLs are valid for 30 days."""
         return tuple(ResultImage(image, self._thread) for image in self._inner.images)
 
     @property
@@ -428,7 +428,7 @@ def _from_map(
 
 
 class KlingClient(BlockingProxy[client.KlingClient]):
-    """The client for programs without asyncio; its options are those of `kling_expand.KlingClient`.
+    """The client for programs without asyncio, with the options of `kling_expand.KlingClient`.
 
     Use it inside ``with``, or between `open` and `close`, for example in a notebook.
     """
@@ -478,7 +478,7 @@ class KlingClient(BlockingProxy[client.KlingClient]):
 
     @property
     def stats(self) -> Stats:
-        """The statistics of this client so far; see `kling_expand.Stats`."""
+        """The statistics of this client so far, as `kling_expand.Stats`."""
         return self._inner.stats
 
     @property

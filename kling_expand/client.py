@@ -267,7 +267,7 @@ class KlingClient:
         fresh: bool = False,
         **fields: Unpack[RequestFields],
     ) -> ExpandResult:
-        """Submit a photo, wait for its task and return the result; `submit` followed by ``await``.
+        """Submit a photo, wait for its task and return the result, as `submit` and ``await`` do.
 
         A geometry that needs more than three times the area can take several tasks: as few as possible, and
         at most *passes*. Each task expands the result of the previous one and is billed: two passes cost 16

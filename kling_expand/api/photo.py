@@ -379,7 +379,7 @@ def _in_a_sendable_mode(image: Any, name: str, *, jpeg: bool) -> Any:
 
 
 def _scaled(image: Any, name: str) -> Any:
-    """Return a gray picture of more than 8 bits per pixel in 256 levels; `convert` would clip it.
+    """Return a gray picture of more than 8 bits per pixel in 256 levels. `convert` would clip it.
 
     Sixteen-bit values are 0 to 65535. For other types the values decide about the range: 0 to 1 for
     fractions, 0 to 255, 0 to 65535, and otherwise from the lowest value to the highest.

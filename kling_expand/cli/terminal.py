@@ -317,7 +317,7 @@ def task_row(task: "Task") -> str:
 
 
 def money(units: float, *, emulated: bool = False) -> str:
-    """Return units and their price: ``16 units ($0.06)``; an *emulated* service bills nothing."""
+    """Return units and their price: ``16 units ($0.06)``. An *emulated* service bills nothing."""
     from kling_expand.models import DOLLARS_PER_UNIT  # imported here, to keep `--help` fast
 
     price = "emulated, not billed" if emulated else f"${DOLLARS_PER_UNIT * units:,.2f}"

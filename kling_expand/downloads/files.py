@@ -189,9 +189,8 @@ class OutputPaths:
         found = tuple(
             path
             for position, file in enumerate(files[: len(self.numbers)])
-            for suffix in SUFFIXES
-            for tagged in (False, True)
-            if (path := self.path(position, suffix, tagged=tagged)).absolute() == file.absolute()
+            for path in self.candidates(position)
+            if path.absolute() == file.absolute()
         )
         return found if len(found) == len(files) else ()
 

@@ -34,7 +34,7 @@ from kling_expand.errors import JournalError
 try:
     import fcntl
 except ImportError:  # Windows, where SQLite's own lock is not dropped
-    fcntl = None  # type: ignore[assignment]  # absent
+    fcntl = None  # type: ignore[assignment]  # the module is typed as always present
 
 logger: logging.Logger = logging.getLogger(__name__)
 

@@ -145,7 +145,7 @@ class BulkOptions(OptionGroup):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """Return the group; raise click's usage error for a file that `bulk` could not read again."""
+        """Return the group. Raise click's usage error for a file that `bulk` could not read again."""
         from kling_expand.cli.batch.tables import LINES, TABLES  # imported here, as few commands need it
 
         if values["failures"] and not values["failures"].lower().endswith(TABLES + LINES):

@@ -62,7 +62,7 @@ def measure(photo: str) -> tuple[int, int]:
 
 
 def photo_sizes(width: int, height: int, steps: Sequence[Ratios]) -> Iterator[tuple[int, int]]:
-    """Yield the size of the photo of each pass; after the first it is the result of the pass before."""
+    """Yield the size of the photo of each pass, which is the result of the previous pass after the first."""
     yield width, height
     for number in range(1, len(steps)):
         yield chained_canvas(width, height, steps[:number]).expected_size

@@ -1,4 +1,4 @@
-"""`kling-expand serve`: run the emulator; the options are those of its own command line."""
+"""`kling-expand serve`: run the emulator, with the options of its own command line."""
 
 import click
 

@@ -234,6 +234,7 @@ async def test_everything_works_with_keys_alone(browser: Browser) -> None:
         await tab_to(visit, "+10 s")
         await page.keyboard.press("Enter")
         await expect(page.locator("#result-badge")).to_have_text("Succeeded")
+        await expect(page.get_by_label("Before and after")).to_be_visible()
         await tab_to(visit, "Before and after")
         await page.keyboard.press("ArrowRight")
         await expect(page.locator(".frame input")).to_have_value("51")

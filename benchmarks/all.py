@@ -4,7 +4,7 @@
     python -m benchmarks.all --only overhead,memory --json results.json
     python -m benchmarks.plot results.json --out benchmarks
 
-Each benchmark runs in a process of its own, which takes 45 minutes in all. Steps follow one another. Clients
+Each benchmark runs in a process of its own, which takes 55 minutes in all. Steps follow one another. Clients
 that mostly sleep run beside benchmarks whose figures are counts, bytes or virtual time, with a low priority.
 The file is written after each step. With ``--only`` it keeps the results of all other runs.
 
@@ -72,8 +72,8 @@ RUNS: dict[str, list[str]] = {
 EXACT = {"callbacks", "laws", "schedules", "memory", "limits", "inspect_pictures"}
 # The runs that follow one another in each lane of a step. Lanes run side by side.
 BESIDE = [
-    [["compare 1"], ["compare 10"], ["callbacks", "laws", "schedules"]],
-    [["compare 100"], ["memory", "limits", "inspect_pictures"], ["fleet"]],
+    [["compare 1"], ["compare 10"], ["callbacks", "laws", "schedules"], ["limits"]],
+    [["compare 100", "compare 1000"], ["memory", "fleet"], ["inspect_pictures"]],
 ]
 STEPS = BESIDE + [[[name]] for name in RUNS if not any(name in lane for step in BESIDE for lane in step)]
 

@@ -65,7 +65,7 @@ class LoopThread:
         """Run *work* in the loop and return its result. An exception in the calling thread cancels it.
 
         Raises:
-            ClientClosed: if the thread does not run, or was stopped in the meantime.
+            ClientClosed: if the thread is not running, or was stopped in the meantime.
         """
         # Created before the work is handed over, so that it can be cancelled at any moment.
         ticket: Future[T] = Future()
@@ -82,7 +82,7 @@ class LoopThread:
         """Call *function* in the loop soon, without waiting for it.
 
         Raises:
-            ClientClosed: if the thread does not run.
+            ClientClosed: if the thread is not running.
         """
         if self._forked:
             raise ClientClosed(_FORKED)
@@ -95,7 +95,7 @@ class LoopThread:
         """Yield the items of *source*, each requested only when needed, and close it at the end.
 
         Raises:
-            ClientClosed: if the thread does not run, or was stopped in the meantime.
+            ClientClosed: if the thread is not running, or was stopped in the meantime.
         """
         turn = asyncio.Lock()  # an interrupted step may still be running when the source is closed
         try:

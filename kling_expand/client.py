@@ -604,7 +604,6 @@ class KlingClient:
                 request, until, priority, fresh=fresh, flow=self._flow, note=note, aside=aside
             ),
             lambda known: self._resume(known, until, priority),
-            self.get,
             self._record_saved,
             fresh,
         )

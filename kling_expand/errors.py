@@ -164,8 +164,8 @@ class InvalidRequest(KlingError, ValueError):
     """A request that is refused locally, before anything is sent or paid for.
 
     The message has the *field*, the violated *limit*, the given *value* and optional *advice*: "n must be
-    between 1 and 9, got 0". A limit that does not begin with "must" is put before the value: "image: no such
-    file: 'nofile.jpg'".
+    between 1 and 9, got 0". A limit that does not begin with "must" is joined to the field and the value by
+    colons: "image: no such file: 'nofile.jpg'".
     """
 
     def __init__(self, field: str, value: object, limit: str, advice: str = "") -> None:

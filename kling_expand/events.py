@@ -257,7 +257,10 @@ class EventLog:
             self._write(kind, _end_text(event) if logger is _jobs else _retry_text(event))
 
     def flush(self) -> None:
-        """Write the events that are held back. The next event may come from another event loop."""
+        """Write the events that are held back, and forget all times.
+
+        The next event may come from another event loop, which has another clock.
+        """
         for kind in tuple(self._held):
             self._write_held(kind)
         self._written_at.clear()

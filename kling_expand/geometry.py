@@ -318,7 +318,7 @@ class ToAspect:
         return Ratios(*_placed(across - 1, down - 1, self.anchor))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the least growth of a *width* by *height* photo, regardless of the limits of one pass."""
+        """Return the least growth of a *width* by *height* photo, whatever the limits of one pass."""
         stretch = self.aspect * height / width
         return _placed(max(1.0, stretch) - 1, max(1.0, 1 / stretch) - 1, self.anchor)
 
@@ -355,7 +355,7 @@ class ToSize:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side of a *width* by *height* photo, beyond the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, whatever the limits of one pass."""
         return _placed((self.width - width) / width, (self.height - height) / height, self.anchor)
 
 
@@ -389,7 +389,7 @@ class Padding:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side of a *width* by *height* photo, beyond the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, whatever the limits of one pass."""
         return self.up / height, self.down / height, self.left / width, self.right / width
 
 
@@ -498,7 +498,7 @@ def _too_far(width: float, height: float, aspect: float, least: float, *, passes
 def _nothing(width: float, height: float, aspect: float) -> GeometryError:
     stretch = aspect * height / width
     least = shown(max(stretch, 1 / stretch), ROUND_CEILING)
-    limit = f"must not be what the photo of {width}x{height} already has"
+    limit = f"must differ from that of the {width}x{height} photo, so that there is something to add"
     advice = f"use another aspect, or an area above {least} and at most 3"
     return GeometryError("aspect", _named(aspect), limit, advice)
 

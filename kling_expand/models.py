@@ -383,7 +383,8 @@ def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = _plain(value)
     except RecursionError:
-        raise InvalidRequest("extra", "a value", "must not be nested so deeply, or contain itself") from None
+        limit = "must not contain itself, or be nested hundreds of levels deep"
+        raise InvalidRequest("extra", f"a {type(value).__name__}", limit) from None
     return found or None
 
 

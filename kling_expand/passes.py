@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 
 from .api import codec
 from .api.photo import load_photo, read_header
-from .errors import InvalidRequest, KlingError, NotSubmitted
+from .errors import InvalidRequest, NotSubmitted
 from .geometry import Ratios, plan, shape_name
 from .jobs.future import ExpandResult, TaskFuture
 from .jobs.runner import Budget, SetAside
@@ -124,7 +124,6 @@ class PassJobs:
     budget: Budget
     submit: Callable[[ExpandRequest, Mapping[str, Any] | None, SetAside | None], TaskFuture]
     resume: Callable[[JobRecord], TaskFuture]
-    get: Callable[[str], Awaitable[Task]]
     record_saved: Callable[[Task, tuple[()]], Awaitable[None]]
     fresh: bool = False
 
@@ -175,7 +174,6 @@ class Passes:
                 future = self._jobs.resume(known) if known else await self._submit(step)
                 yield future
                 found = await future
-                found = await self._renewed(found) if known else found
                 name = self.result.name if self.result else found.name
                 shape = shape_name(step.request.geometry)
                 self.result = evolve(found, request=own, earlier=self.result, name=name, shape=shape)
@@ -205,16 +203,9 @@ class Passes:
     async def _read_earlier(self, found: Pass) -> None:
         """Read the results of the passes before a known one."""
         for number, record in enumerate(await earlier_jobs(self._jobs.store, found), 1):
-            result = await self._renewed(await self._jobs.resume(record))
+            result = await self._jobs.resume(record)
             own = evolve(found, number=number).own_request()
             self.result = evolve(result, request=own, earlier=self.result)
-
-    async def _renewed(self, known: ExpandResult) -> ExpandResult:
-        """Return a result of the journal with fresh URLs from the service."""
-        try:
-            return evolve(known, task=await self._jobs.get(known.task_id))
-        except KlingError:  # a later read raises the reason
-            return known
 
     async def _find(self, step: Pass) -> JobRecord | None:
         """Return the job of a pass that has already been paid for."""

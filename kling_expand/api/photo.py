@@ -217,8 +217,8 @@ def check_request(
     """Check the photo and the geometry of a *request*, as `KlingClient.submit` does before it sends anything.
 
     Nothing is sent. The photo is read, so call it with `asyncio.to_thread` in an event loop. An open file
-    is read from where it stands. Return the canvas after up to *passes*, or None for a photo at a URL, which
-    only the service reads.
+    is read from its current position. Return the canvas after up to *passes*, or None for a photo at a URL,
+    which only the service reads.
 
     Raises:
         ImageError: if the photo cannot be sent.

@@ -7,7 +7,7 @@ Control characters in foreign text are shown as escapes, and no failure prints a
 1     a task failed, the service refused, or the output cannot be written
 2     nothing was started: wrong options, input or configuration
 3     stopped, as no job could succeed: credentials, account or network
-130   interrupted with Ctrl-C, by SIGTERM or by the end of the terminal
+130   interrupted by Ctrl-C or SIGTERM, or the terminal was closed
 ====  ==============================================================
 """
 
@@ -42,7 +42,7 @@ class NothingDone(click.ClickException):
 
 
 class ServiceFailed(click.ClickException):
-    """The error of a command because of a response from the service."""
+    """The error of a command that failed because of the service's response."""
 
     exit_code = FAILED
 
@@ -174,7 +174,7 @@ def optional_stdout() -> Iterator[None]:
     """Continue if stdout fails, because the results of the command are files.
 
     Raises:
-        OSError: if, at the end, it failed for another reason than a reader who has seen enough.
+        OSError: at the end, if stdout failed for another reason than a closed pipe, such as `| head`.
     """
     stream = sys.stdout
     if not isinstance(stream, Stream):

@@ -120,8 +120,9 @@ class Lease:
     async def beat(self, running: Collection[int] = (), lost: Collection[int] = ()) -> Beat:
         """Send a heartbeat, and requeue the jobs of workers whose leases have ended.
 
-        If the response to a committed `take` was lost with its connection, only the database assigns the jobs
-        to this worker. Jobs that are idle twice, in *lost* and now, are requeued too.
+        If the response to a committed `take` was lost with its connection, the jobs are assigned to this
+        worker in the database, but the worker does not know of them. Jobs that are idle twice, in
+        *lost* and now, are requeued too.
 
         Raises:
             LeaseLost: if the lease had ended and another worker has the jobs.

@@ -2,10 +2,10 @@
 
 A job's place in the queue, permits, deaths, cancellation and outcome all depend on its key. The store
 distinguishes jobs with the same key by their parameters, which differ for each pass. So each pass has its own
-record, external id, create and price. All statements about a job also work for its current pass: its task is
-followed without a permit, counts against the limit and prevents a cancellation. The step from one pass to the
-next needs no statement either. Whenever a worker dies, the newest record under the key shows which pass is
-next:
+record, external id, create and price. So every SQL statement for a job also works for its current pass: its
+task is followed without a permit, counts against the limit and prevents a cancellation. The step from one
+pass to the next needs no statement of its own. Whenever a worker dies, the newest record
+under the key shows which pass is next:
 
 =======================  =====================================================================================
 newest record            what the next worker does

@@ -76,8 +76,8 @@ def queue_name(run: str) -> str:
 class Consumer:
     """The jobs of one worker: at most *concurrency* new ones, and any number that are followed.
 
-    Beyond *enough* new jobs, more are only taken in groups. With *alone* it takes only jobs that must run
-    alone, one after the other.
+    Once it has *enough* new jobs, it takes more only if there is room for TAKEN_AT_ONCE. With *alone* it
+    takes only jobs that must run alone, one after the other.
     """
 
     def __init__(

@@ -136,7 +136,7 @@ class ResultImage(Image):
         *deadline* is in seconds from now.
 
         Raises:
-            KlingError: if `ExpandResult.save` fails.
+            KlingError: for the same reasons as in `ExpandResult.save`.
         """
         return b"".join([chunk async for chunk in self.stream(deadline=deadline)])
 
@@ -146,7 +146,7 @@ class ResultImage(Image):
         *deadline* is in seconds from now.
 
         Raises:
-            KlingError: if `ExpandResult.save` fails.
+            KlingError: for the same reasons as in `ExpandResult.save`.
         """
         check(deadline=deadline)
         if self._read is None:
@@ -897,7 +897,7 @@ class TaskFuture:
         """Wait until the service has accepted the task and return its newest snapshot.
 
         Raises:
-            KlingError: if the job was refused, or its create could not be settled.
+            KlingError: if the job was refused, or it is not known whether a task exists.
             DeadlineExceeded: if the deadline passes first.
         """
         wait_until = self._wait_until()

@@ -145,10 +145,11 @@ class AdaptiveSchedule:
         self._fresh += 1
 
     def expected_ends(self, ages: Sequence[float], unseen: Sequence[float]) -> float | None:
-        """Return how many tasks, now at *ages*, are expected to have ended in the last *unseen* seconds.
+        """Return the accumulated hazard of tasks, now at *ages*, over the last *unseen* seconds.
 
-        A task counts for more as its end becomes more certain. So if all is well, the probability that none
-        of *x* expected ends is seen is exp(-x). The result is None before durations are known.
+        It is the sum of -log(the probability that the task is still running), so one task may count for more
+        than 1. If the sum is *x*, the probability that no task has ended is exp(-x). The result is None
+        before durations are known.
         """
         if self._model is None or len(self._durations) < LEARN_AFTER:
             return None

@@ -1,4 +1,4 @@
-"""The poll loop: one task reads for all open records.
+"""The poll loop: one asyncio task reads the service's tasks of all open records.
 
 A single open task is read on its own. With several open tasks, list pages are read for all of them, and tasks
 that the pages do not show are read one by one when due. Nothing is assumed about a list:

@@ -99,9 +99,9 @@ class Budget:
                 None if self.limit is None else self.limit - self.units_due - self.spent_before - self._held
             )
             if left is not None and needed > left:
-                later = f", and {aside.wanted} for later passes" if aside.wanted else ""
-                limit = f"must cover every job, and {left} of {self.limit} units are left"
-                raise BudgetExceeded("budget", f"a job of {request.units} units{later}", limit)
+                later = f" and {aside.wanted} for later passes" if aside.wanted else ""
+                limit = f"must cover the next job ({request.units} units{later})"
+                raise BudgetExceeded("budget", f"{left} of {self.limit} units left", limit)
             aside.held = aside.wanted
             self._held += aside.held
         self.units_due += request.units
@@ -681,7 +681,7 @@ def _late(job: Job, error: Exception) -> KlingError:
 def _taken_back(job: Job) -> KlingError:
     """Return the error of a job that was cancelled."""
     if job.attempt.state.may_cost:
-        return job.attempt.unknown("the job was cancelled while its create may have been accepted")
+        return job.attempt.unknown("the job was cancelled when its create might already have been accepted")
     later = ", and `resume` continues the job" if job.resumable else ""
     return NotSubmitted(f"cancelled before it was sent; no task exists{later}", resumable=job.resumable)
 

@@ -159,8 +159,8 @@ class Create(NamedTuple):
 class Submitter:
     """The creates of one client.
 
-    `Settings.retry_timeout` limits how long one create is retried while the service only fails. At most
-    `Settings.upload_bytes` are being uploaded at once.
+    `Settings.retry_timeout` limits how long one create is retried after failures. A 1302 is not a failure,
+    and restarts the limit. At most `Settings.upload_bytes` are being uploaded at once.
     """
 
     def __init__(self, session: Session, settings: Settings, *, rng: Random) -> None:
@@ -408,8 +408,8 @@ def _may_have_arrived(error: Exception) -> bool:
 def duplicate(external_task_id: str, task_id: str | None) -> DuplicateTask:
     """Return the error for a given id that another task has. The error names that task if it is known."""
     return other_task(
-        f"external_task_id must be unique in the account, got {external_task_id}, with which "
-        f"{f'task {task_id}' if task_id else 'another task'} already exists; "
+        "external_task_id must be unique in the account, but "
+        f"{f'task {task_id}' if task_id else 'another task'} already has the id {external_task_id}; "
         "give another one, or attach to that task",
         external_task_id,
         task_id,

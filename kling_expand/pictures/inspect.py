@@ -17,8 +17,8 @@ bands      stripes along or across the new area                      multiple of
 seam       the step at the seam                                      multiple of the steps next to it
 =========  ========================================================  ======================================
 
-A side of the new area is compared with the photo next to it: a white background may continue white. The
-limits were tuned on pictures of the emulator and on broken ones made from them
+Each side of the new area is compared with the photo next to it, so a white background that continues in white
+is no fault. The limits were tuned on pictures of the emulator and on broken ones made from them
 (`benchmarks.inspect_pictures`).
 """
 

@@ -231,10 +231,10 @@ class JobStore(ABC):
     ) -> JobRecord:
         """Record that a job is to be sent, and return the record to continue with.
 
-        The record of a known job that has not failed is returned unchanged, unless its attempt is one of the
-        first *after*. A rejected job becomes an intent again under its old id, as no task exists. A new job
-        or attempt gets an id that is derived from the run, the identity and the attempt, unless the request
-        has one. Different parameters under a known key are a new job; a warning is logged.
+        The record of a known job that has not failed is returned unchanged, unless the number of its attempt
+        is *after* or lower. A rejected job becomes an intent again under its old id, as no task exists. A new
+        job or attempt gets an id that is derived from the run, the identity and the attempt, unless the
+        request has one. Different parameters under a known key are a new job; a warning is logged.
 
         Raises:
             JournalError: if it cannot be stored, or another job has the request's `external_task_id`.

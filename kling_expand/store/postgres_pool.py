@@ -65,7 +65,7 @@ async def connect(dsn: str) -> Connection:
 class ConnectionPool:
     """At most *size* connections to *dsn*, used by one event loop: ``async with ConnectionPool(dsn)``.
 
-    If the database becomes unavailable later, it is waited for during *retry_timeout* seconds. No error
+    If the database becomes unavailable later, calls wait for it for up to *retry_timeout* seconds. No error
     message contains the password of the DSN.
 
     Raises:

@@ -555,7 +555,8 @@ class WriteQueue(Generic[W]):
     is raised in the caller of that write. An exception raised by *commit* itself is raised in all of them.
 
     The thread runs only while there is work, and always through the loop's own `run_in_executor`. So a loop
-    that counts its executor calls notices it, and the interpreter can exit.
+    that tracks executor calls, such as `testing.VirtualLoop`, waits for the writes, and an idle thread does
+    not keep the interpreter from exiting.
     """
 
     def __init__(self, commit: Callable[[list[W]], list[Any]]) -> None:

@@ -49,7 +49,7 @@ _SQLITE_BYTES = 512, 0x40000000  # the range that SQLite locks: length and first
 _OWN_BYTE = 0x40001000  # a byte outside that range
 
 _CAUSES = {
-    sqlite3.SQLITE_FULL: "the disk is full; free some space and write again",
+    sqlite3.SQLITE_FULL: "the disk is full; free some space and try again",
     sqlite3.SQLITE_IOERR_LOCK: "it cannot be locked: it is read-only, or its file system has no locks",
     sqlite3.SQLITE_IOERR: "the disk refused a write: it is full, over a quota, or failing",
     sqlite3.SQLITE_READONLY: "the file or its directory is read-only",
@@ -351,7 +351,10 @@ def writer_of(path: str) -> int | None:
 
 
 def peek_meta(path: str, name: str) -> str | None:
-    """Return a value of the table `meta` without a lock, or None; one of a killed process may be missing."""
+    """Return a value of the table `meta` without a lock, or None.
+
+    A value that a killed process wrote may be missing.
+    """
     with contextlib.suppress(sqlite3.Error):
         peek = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         with contextlib.closing(peek):

@@ -429,7 +429,7 @@ class ProgressDisplay:
             return
         if event.kind in {EventKind.RETRY, EventKind.PAUSE}:
             attempt = f", attempt {event.attempt}," if event.attempt else ""
-            again = f"; again in {event.wait:.1f} s" if event.wait else ""
+            again = f"; retrying in {event.wait:.1f} s" if event.wait else ""
             name = event.task_id or event.external_task_id or "-"
             self.note(f"{event.route} of {name}{attempt} failed: {self._failure(event.error)}{again}")
 

@@ -715,7 +715,7 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     words = f"resume {quote(plan.journal)}" if whole else "wait"
     resume = connection.resume_command(words, plan.output.target)
     if not resume:
-        click.echo(f"{count} ended with the local emulator; nothing is billed", err=True)
+        click.echo(f"{count} stopped with the local emulator; nothing is billed", err=True)
         return
     verb = "continues" if len(open_jobs) == 1 else "continue"
     click.echo(f"{count} {verb} at the service, which cannot cancel tasks:", err=True)

@@ -1,4 +1,4 @@
-"""`kling-expand bulk`: expand the photos of a table, a list or directories. Another run continues."""
+"""`kling-expand bulk`: expand the photos of a table, a list or directories, and continue an earlier run."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar, Self

@@ -19,7 +19,7 @@ from kling_expand.models import UNITS_PER_IMAGE
 def ratios(source: str, *, shapes: ShapeOptions, several: PassesOption, output: JSONOption) -> None:
     """Print the ratios up,down,left,right for a photo, or for a size such as 800x600.
 
-    With several shapes, two lines are printed for each. The second has the canvas at the scale of the photo,
+    Two lines are printed for each shape. The second has the canvas at the scale of the photo,
     and the expected size of the service's picture in pixels, which is about 1K whatever the size of the
     photo. A shape that needs several passes has two lines for each pass, and one for all of them.
 
@@ -62,7 +62,7 @@ def measure(photo: str) -> tuple[int, int]:
 
 
 def photo_sizes(width: int, height: int, steps: Sequence[Ratios]) -> Iterator[tuple[int, int]]:
-    """Yield the size of the photo of each pass, which is the result of the previous pass after the first."""
+    """Yield the size of each pass's photo. After the first pass, it is the result of the previous one."""
     yield width, height
     for number in range(1, len(steps)):
         yield chained_canvas(width, height, steps[:number]).expected_size

@@ -76,7 +76,7 @@ async def fetch(url: str, *, timeout: float, allow_private: bool) -> bytes:  # n
     """Return the content of a URL, at most slightly more than MAX_IMAGE_BYTES.
 
     Raises:
-        FetchError: if they cannot be downloaded within *timeout* seconds.
+        FetchError: if it cannot be downloaded within *timeout* seconds.
     """
     try:
         async with (

@@ -64,7 +64,7 @@ class Account:
         }
 
     def new_id(self, now: float, *, text: bool = False) -> str:
-        """Return a new task id: 18 increasing digits, or *text* of 22 characters."""
+        """Return a new task id: a number of 18 digits above the last one or, with *text*, 22 characters."""
         number = 10**17 + int(now * 1000) % (9 * 10**12) * 10**5
         task_id = ""
         while not task_id or task_id in self.tasks:  # after a restart the number of a text id is not known

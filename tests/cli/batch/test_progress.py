@@ -303,7 +303,8 @@ def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
         r"^no response from 127.0.0.1:\d+ \(\w+( \w+)?\), giving up in 14:5\d$", err, re.MULTILINE
     )
     assert "the service is responding again\n" in err
-    assert re.search(r"^read of \S+, attempt \d, failed: no response from .*; again in ", err, re.MULTILINE)
+    retried = r"^read of \S+, attempt \d, failed: no response from .*; retrying in "
+    assert re.search(retried, err, re.MULTILINE)
 
 
 def test_quiet_prints_results_only(tmp_path: Path) -> None:

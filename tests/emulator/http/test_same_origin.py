@@ -82,7 +82,7 @@ async def post(call: Caller, path: str, body: Any, **headers: str) -> tuple[int,
 
 
 async def test_requests_of_other_pages_are_refused() -> None:
-    """Foreign `Origin` and `Sec-Fetch-Site` are refused without an effect."""
+    """Foreign `Origin` and `Sec-Fetch-Site` are refused, and take no effect."""
     async with calling() as call:
         mine = call.emulator.url
         other_port = "http://127.0.0.1:1"

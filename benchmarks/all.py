@@ -72,8 +72,8 @@ RUNS: dict[str, list[str]] = {
 EXACT = {"callbacks", "laws", "schedules", "memory", "limits", "inspect_pictures"}
 # The runs that follow one another in each lane of a step. Lanes run side by side.
 BESIDE = [
-    [["compare 1"], ["compare 10"], ["callbacks", "laws", "schedules"], ["limits"]],
-    [["compare 100", "compare 1000"], ["memory", "fleet"], ["inspect_pictures"]],
+    [["compare 1"], ["compare 10"], ["callbacks", "laws", "schedules"], ["fleet"]],
+    [["compare 100", "compare 1000"], ["memory", "limits"], ["inspect_pictures"]],
 ]
 STEPS = BESIDE + [[[name]] for name in RUNS if not any(name in lane for step in BESIDE for lane in step)]
 

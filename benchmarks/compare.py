@@ -131,7 +131,10 @@ def measure(
 
 
 def best_settings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each peer the setting of ours with the fewest requests that beats it, or None."""
+    """Return for each peer the setting of ours with the fewest requests that beats it, or None.
+
+    Callbacks do not count, because the peers poll.
+    """
     found = []
     for peer in (row for row in rows if CLIENTS[row[CLIENT]].module):
         ours = [row for row in rows if row[CONCURRENT] == peer[CONCURRENT] and _beats(row, peer)]
@@ -145,7 +148,7 @@ def best_settings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _beats(row: dict[str, Any], peer: dict[str, Any]) -> bool:
-    if not row[CLIENT].startswith("kling_expand") or row["failed jobs"]:
+    if not row[CLIENT].startswith("kling_expand") or "+callbacks" in row[CLIENT] or row["failed jobs"]:
         return False
     if 10 * row[REQUESTS] <= peer[REQUESTS] and row[LATENCY] <= peer[LATENCY]:
         return True

@@ -115,7 +115,7 @@ async def test_the_budget_counts_all_passes_beforehand(tmp_path: Path) -> None:
     async with emulated() as emulator:
         for journal in (None, tmp_path / "run.db"):
             async with client(emulator, budget=15, journal=journal) as kling:
-                with pytest.raises(BudgetExceeded, match="8 units, and 8 for later passes"):
+                with pytest.raises(BudgetExceeded, match="8 units and 8 for later passes"):
                     await kling.expand(PHOTO, WIDE, passes=2)
             assert emulator.account.counts()["tasks"] == 0
         async with client(emulator, budget=16) as kling:

@@ -372,7 +372,7 @@ async def test_an_id_of_yours_is_taken_once() -> None:
     """A given id is sent unchanged; a second task with it is refused with both ids."""
     async with emulated() as (emulator, kling):
         first = await kling.expand(PHOTO, WIDER, external_task_id="my-7", key="cat")
-        with pytest.raises(KlingError, match="already exists") as caught:
+        with pytest.raises(KlingError, match="already has the id") as caught:
             await kling.expand(PHOTO, WIDER, external_task_id="my-7", key="cat")
         assert caught.value.external_task_id == "my-7"
         assert first.task.external_task_id == "my-7"

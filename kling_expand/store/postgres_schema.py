@@ -2,11 +2,11 @@
 
 Counting a history or a queue of a million rows would take seconds. So triggers add the changes of each
 statement to `kling_counts`, in the same transaction. Every change is a new row, so no statement waits for
-another. About every hundredth change sums up the rows of its scope. `fleet init` recounts.
+another. About one change in 32 sums up the rows of its scope, so a read sums up few. `fleet init` recounts.
 """
 
 NUMBERED = 10_000  # outcomes that one read numbers at most, so that its cost has a bound
-SUMMED_UP = 128  # changes of one scope, on average, until their counts are summed up
+SUMMED_UP = 32  # changes of one scope, on average, until their counts are summed up
 VERSION = 5  # of all tables of a fleet; version 1 had no table that says so
 
 # Whether the task of a row is, or may be, at the service.

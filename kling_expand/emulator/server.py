@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from inspect import cleandoc
 from typing import Self
 
 from aiohttp import web
@@ -195,5 +196,5 @@ def _check_engine(name: str) -> None:
 
 
 # The settings are described once, where they are declared.
-_DESCRIBED = "".join(f"        {each.name}: {each.metadata['help']}\n" for each in options())
-Emulator.__doc__ = (Emulator.__doc__ or "").replace("    Args:\n", f"    Args:\n{_DESCRIBED}")
+_DESCRIBED = "".join(f"    {each.name}: {each.metadata['help']}\n" for each in options())
+Emulator.__doc__ = cleandoc(Emulator.__doc__ or "").replace("Args:\n", f"Args:\n{_DESCRIBED}")

@@ -500,10 +500,15 @@ class JobRunner:
         counted = reserved and attempt.state is AttemptState.INHERITED
         job.units = self._budget.reserve(request, counted=counted, aside=job.aside)
         head, tail = codec.encode(request, prepared.expansion, attempt.external_task_id)
-        marking = partial(self._store.mark_sending, attempt.external_task_id)
-        body = partial(Body, head, prepared.photo, tail)
+        create = Create(
+            attempt,
+            partial(Body, head, prepared.photo, tail),
+            partial(self._store.mark_sending, attempt.external_task_id),
+            partial(self._mark_unsent, attempt),
+            job.deadline_at,
+        )
         try:
-            task = await self._create_in_slots(job, Create(attempt, body, marking, job.deadline_at))
+            task = await self._create_in_slots(job, create)
         except BaseException as error:
             self._release(job)
             if not attempt.state.may_cost:
@@ -610,15 +615,22 @@ class JobRunner:
     async def _write_failure(self, attempt: Attempt, error: BaseException) -> None:
         """Record in the store how an attempt without a task ended."""
         if not isinstance(error, KlingError):
-            # A job that is cancelled after a 1303 need not be looked up later. A queue may have passed it on.
-            if attempt.state is AttemptState.REFUSED and not self._store.queued:
-                await self._write(self._store.mark_unsent(attempt.external_task_id))
+            if attempt.state is AttemptState.REFUSED:  # a cancellation may have come before its record
+                await self._mark_unsent(attempt)
         elif attempt.state.may_cost:
             await self._write(self._store.mark_uncertain(attempt.external_task_id, str(error)))
         elif isinstance(error, APIError) and not error.retryable:
             reason = f"{type(error).__name__}: {error}"
             await self._write(self._store.mark_refused(attempt.external_task_id, reason))
         elif attempt.state in {AttemptState.REFUSED, AttemptState.ABSENT}:
+            await self._write(self._store.mark_unsent(attempt.external_task_id))
+
+    async def _mark_unsent(self, attempt: Attempt) -> None:
+        """Record that a refused attempt has no task, so that a later run need not look it up.
+
+        A queue may have passed the job on to another worker, which may be sending it.
+        """
+        if not self._store.queued:
             await self._write(self._store.mark_unsent(attempt.external_task_id))
 
     async def _write(self, writing: Awaitable[None]) -> None:

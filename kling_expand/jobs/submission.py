@@ -144,15 +144,19 @@ class Attempt:
 
 
 async def unrecorded() -> None:
-    """Do nothing before a create is sent."""
+    """Record nothing."""
 
 
 class Create(NamedTuple):
-    """The parts of a create: a factory of its body, and a function awaited before each send."""
+    """The parts of a create: a factory of its body, and functions that record its progress.
+
+    `mark_sending` is awaited before each send, and `mark_unsent` once it is known that no task exists.
+    """
 
     attempt: Attempt
     body: Callable[[], Body]
     mark_sending: Callable[[], Awaitable[None]] = unrecorded
+    mark_unsent: Callable[[], Awaitable[None]] = unrecorded
     deadline_at: float | None = None
 
 
@@ -321,6 +325,7 @@ class Submitter:
                 attempt.move(AttemptState.UNCERTAIN)
             else:
                 attempt.move(AttemptState.REFUSED)
+                await create.mark_unsent()
             raise
         attempt.move(AttemptState.CREATED)
         return task

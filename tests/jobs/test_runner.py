@@ -1355,6 +1355,23 @@ async def test_a_refused_create_is_not_looked_up_after_a_restart(tmp_path: Path)
 
 
 @virtual_time
+@pytest.mark.parametrize("fault", [None, Fault("error", code=1302, retry_after="20")])
+async def test_a_refused_create_is_not_looked_up_after_a_kill(tmp_path: Path, fault: Fault | None) -> None:
+    """While a refused job waits, its journal says that no task exists, so a killed process loses no time."""
+    events: list[Event] = []
+    options = {"journal": tmp_path / "run.db", "max_in_flight": 9, "listener": events.append}
+    async with emulated(options, slots=1, work_seconds=50) as (emulator, kling):
+        await kling.submit(PHOTO, WIDER).accepted()
+        if fault is not None:
+            emulator.faults.script("create", *[fault] * 20)
+        refused = kling.submit(PHOTO, Ratios(up=0.5))
+        await wait_for(lambda: any(event.error for event in events))
+        record = await kling.job(refused.external_task_id or "")
+        assert record is not None
+        assert (record.state, record.last_post_at) == (JobState.INTENT, None)
+
+
+@virtual_time
 async def test_what_was_cancelled_is_not_resumed(tmp_path: Path) -> None:
     """A later run sends no job that a caller has cancelled; a job cut off by a closing client, it sends."""
     path = tmp_path / "run.db"

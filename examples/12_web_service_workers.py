@@ -85,7 +85,7 @@ async def use(http: ClientSession) -> None:
         async with http.post("/jobs", data=form) as response:
             print(response.status, job := await response.json())
     state: dict[str, Any] = {}
-    while state.get("state") not in {"done", "failed"}:
+    while state.get("state") not in {"done", "failed", "rejected"}:
         await asyncio.sleep(0.1)
         async with http.get(f"/jobs/{job['id']}") as response:
             state = await response.json()

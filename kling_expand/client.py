@@ -104,7 +104,7 @@ class KlingClient:
         auth: a `KeyPair`, a `StaticKey` or your own `Auth`, instead of the three above.
         deadline: the default time limit of each job in seconds, from its submission to the end of its task.
         budget: the most that may be spent, in units (8 per picture). With a journal, it covers all its runs.
-        run: the name of the run within which the `key` of a request is unique.
+        run: the name of the run. The same `key` in another run is another job.
         journal: a file, or a `JobStore`, that records each job before it is sent, so that the job continues
             after a crash. With a journal, the same photo with the same parameters is the same job in every
             run, even without a `key`: it is not paid for again, and its result is returned. ``fresh=True``

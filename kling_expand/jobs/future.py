@@ -880,6 +880,9 @@ class TaskFuture:
         sent by then, it is sent only if its photo can be read again. A path or a URL can; bytes, an open file
         or a PIL image cannot, and that job is lost. Another submission of the same job has the same id.
 
+        With an empty journal the client first lists the account's tasks, so the first call waits for the
+        service. If you stop waiting, the job continues; `cancel` stops it.
+
         Raises:
             KlingError: if the job was refused, or could not be recorded.
             DeadlineExceeded: if the deadline passes first.

@@ -45,7 +45,17 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 class JobState(StrEnum):
-    """The last known state of a job."""
+    """The last known state of a job.
+
+    INTENT: not sent yet, or waiting to be sent again.
+    UNKNOWN: sent without a usable response; its id is looked up before anything else.
+    REJECTED: refused, and nothing was paid. `KlingClient.resume` sends it again only if the reason was
+        temporary, such as an empty account.
+    SUBMITTED: a task exists and has not ended.
+    SUCCEEDED: the task succeeded and was paid for; its pictures are not recorded as saved.
+    DONE: the pictures are saved. This state is final.
+    FAILED: the task failed, and nothing was paid. Submitting the job again makes a new task.
+    """
 
     INTENT = "intent"
     UNKNOWN = "unknown"

@@ -53,7 +53,7 @@ Inner = TypeVar("Inner")
 
 
 class BlockingProxy(Generic[Inner]):
-    """An object that belongs to the event loop, and the thread that runs the loop."""
+    """A proxy for an object that belongs to the event loop, which runs in another thread."""
 
     def __init__(self, inner: Inner, thread: LoopThread) -> None:
         self._inner = inner
@@ -312,7 +312,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
         Raises:
             TaskFailed: if the task failed.
-            DeadlineExceeded: if the deadline passes. The task continues and can be waited for again.
+            DeadlineExceeded: if *timeout* or the deadline passes. The task continues.
             KlingError: if the task could not be created or followed.
         """
         self._wait_end(timeout)
@@ -322,7 +322,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         """Wait for the end of the task, at most *timeout* seconds. Return the exception of `result`, or None.
 
         Raises:
-            DeadlineExceeded: if the deadline passes. The task continues and can be waited for again.
+            DeadlineExceeded: if *timeout* or the deadline passes. The task continues.
         """
         self._wait_end(timeout)
         return self._inner.exception()

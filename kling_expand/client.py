@@ -350,8 +350,8 @@ class KlingClient:
 
         A job of higher *priority* gets slots first. The job and its task must end within *deadline* seconds
         from now. With *fresh*, a job that has ended is run and paid for again, for example because its
-        pictures have expired. A job that is still open is followed. The `key` or the journal identifies the
-        job.
+        pictures have expired. A job that is still open is followed. A job is identified by its
+        `key` or, with a journal, by its photo and parameters.
 
         A *note* is a mapping of your own JSON values. A journal keeps it as the `note` of the job's record.
         A journal keeps no photos: a job that was not sent by the end of the process can be resumed only if
@@ -393,8 +393,8 @@ class KlingClient:
         *save_to* is a target of `ExpandResult.save`, or a function that returns one for a request. It is
         checked before the job is sent. The `files` of each outcome are then the paths of its images. Files
         that an earlier run saved are kept, even if they were edited. *save_options* are arguments of `save`,
-        such as ``{"full_size": True, "format": "jpeg"}``. A save holds no slot, and the default of *prefetch*
-        is larger by 32.
+        such as ``{"full_size": True, "format": "jpeg"}``. A save holds no slot, so with *save_to* the default
+        of *prefetch* is higher by 32.
 
         Raises:
             InvalidRequest: if an argument is invalid, or an item is not a request.
@@ -530,7 +530,7 @@ class KlingClient:
         return await self._store.get_from_any(external_task_id)
 
     async def list(self, page: int = 1, page_size: int = 30) -> tuple[Task, ...]:
-        """Return one page of the account's tasks: *page* from 1 to 1000, *page_size* from 1 to 500 (doc).
+        """Return one page of the account's tasks: *page* of 1 to 1000, *page_size* of 1 to 500.
 
         Raises:
             InvalidRequest: if one of them is out of range.
@@ -546,8 +546,8 @@ class KlingClient:
     async def tasks(self, *, page_size: int = 100) -> AsyncGenerator[Task, None]:
         """Yield all of the account's tasks, each once, even while others are added.
 
-        The order is the service's. Each request reads *page_size* tasks, 1 to 500 (doc). A task that moves to
-        an earlier page in the meantime may be missed.
+        The order is the service's. Each request reads *page_size* tasks, 1 to 500 (documented). A task that
+        moves to an earlier page in the meantime may be missed.
 
         Raises:
             KlingError: if `list` fails.
@@ -810,7 +810,7 @@ def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
 def takes_options(
     _client: Callable[P, KlingClient],
 ) -> Callable[[Callable[Concatenate[First, ...], R]], Callable[Concatenate[First, P], R]]:
-    """Type the keyword arguments of a function that passes them on to a client."""
+    """Return a decorator that types the keyword arguments that a function passes on to a client."""
 
     def decorate(function: Callable[Concatenate[First, ...], R]) -> Callable[Concatenate[First, P], R]:
         return function

@@ -294,7 +294,7 @@ _SECRET_OPTIONS = {"access_key", "secret_key", "api_key", "auth", "webhook_secre
 
 
 def check_options(given: Mapping[str, Any]) -> None:
-    """Check the arguments of a client by `OPTIONS`, and the names of those in ``given["options"]``.
+    """Check the arguments of a client against `OPTIONS`, and the names of those in ``given["options"]``.
 
     Raises:
         ConfigurationError: if a value is invalid, or there is no such option.
@@ -498,7 +498,7 @@ def enable_logging(environ: Mapping[str, str] | None = None) -> None:
 
 
 def environment_with(**changes: str) -> dict[str, str]:
-    """Return the environment with *changes* for a child process. Unlike arguments, it is private."""
+    """Return the environment with *changes* for a child process. Other users cannot see it."""
     return {**os.environ, **changes}
 
 

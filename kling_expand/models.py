@@ -224,7 +224,7 @@ class Rule:
 
 
 def check(**values: object) -> None:
-    """Check the arguments of a method of the client by `ARGUMENTS`.
+    """Check the arguments of a client method against `ARGUMENTS`.
 
     Raises:
         InvalidRequest: if a value is invalid.
@@ -235,7 +235,7 @@ def check(**values: object) -> None:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean …?" with the known name most similar to *name*, or an empty text."""
+    """Return "did you mean …?" with the known name most similar to *name*, or an empty string."""
     from difflib import get_close_matches  # imported here, as only messages need it
 
     near = get_close_matches(name, known, 1)
@@ -315,7 +315,7 @@ NAME = Rule(
 PATH = Rule("must be a path or a template", lambda value: isinstance(value, str | os.PathLike))
 # A URL path cannot end in a dot segment, so a task with such an id could not be read.
 NOT_DOTS = Rule("must not consist of dots only", lambda value: value not in {".", ".."})
-ID = Rule("must be the id of one task", lambda value: isinstance(value, str) and value.isprintable())
+ID = Rule("must be an id of printable text", lambda value: isinstance(value, str) and value.isprintable())
 
 # The arguments of the client's methods, beyond the fields of a request.
 ARGUMENTS: dict[str, tuple[Rule, ...]] = {
@@ -368,7 +368,9 @@ def as_geometry(value: Geometry | str) -> Geometry:
 
 
 def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return a copy of `extra` with sorted names, so that equal fields are one job, or None if it is empty.
+    """Return a copy of `extra` with its names sorted, or None if it is empty.
+
+    So requests with equal fields are the same job, whatever the order of the names.
 
     Raises:
         InvalidRequest: if it is not JSON, or sets a field that has its own argument.

@@ -52,7 +52,7 @@ class Pass:
         )
 
     def own_request(self) -> ExpandRequest:
-        """Return the request of this pass. Only the last has several pictures, watermarks and an id."""
+        """Return the request of this pass. Only the last keeps `n`, the watermark and the given id."""
         changed = evolve(self.request, geometry=self.steps[self.number - 1])
         if self.is_last:
             return changed

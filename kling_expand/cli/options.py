@@ -133,7 +133,7 @@ class OutputOptions(OptionGroup):
         "--full-size",
         default=False,
         is_flag=True,
-        help="Also save each picture at the size of the photo, with the photo's own pixels in their place.",
+        help="Also save each picture at the scale of the photo, with the photo's own pixels in their place.",
     )
     format: str | None = option(
         "--format",
@@ -317,7 +317,7 @@ def _side(name: str, unit: str) -> Any:
 class GeometryOptions(OptionGroup):
     """The geometry options, of which exactly one kind must be given."""
 
-    heading: ClassVar[str] = "Shape (choose exactly one way)"
+    heading: ClassVar[str] = "Shape (one way; --aspect and --for combine)"
 
     aspect: str | None = option("--aspect", metavar="W:H", help="Extend to an aspect ratio, such as 16:9.")
     area: float | None = option(

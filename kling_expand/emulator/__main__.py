@@ -33,7 +33,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         prog=prog,
         usage="%(prog)s [options]",
         description="Run a local emulator of the image expansion service until Ctrl-C. It paints real "
-        "pictures on this machine and bills nothing. When it is ready, it prints its address and "
+        "pictures on this machine and costs nothing. When it is ready, it prints its address and "
         "credentials on one line, two `export` lines for a shell, and the address of its console.",
         epilog=HELP,
         formatter_class=_HelpFormatter,

@@ -301,7 +301,7 @@ async def _save(
 ) -> tuple[tuple[str, ...], str | None]:
     """Return the files, and the reason if full-size ones are missing and a retry would not help."""
     if history.forbidden:
-        raise WorkersDied(f"{history.deaths} workers died running this job, so it is not saved")
+        raise WorkersDied(f"{history.deaths} workers died running this job, so its pictures are not saved")
     name, target = source_stem(request.image) or result.task_id, str(context.output)
     files, incomplete = await save(result, target, name), None
     if context.full_size:

@@ -196,7 +196,8 @@ class FleetStats:
     - Jobs: `queued` ones wait for a worker, and `running` ones have a worker. `outcomes` counts ended jobs by
       status, and `recent_outcomes` those of the last minute. `states` counts the jobs of the store by state,
       where each of several passes is a job.
-    - Images: `in_flight` are at the service, and `permits` are held if permits are exact.
+    - Images: `in_flight` are at the service. `permits` is the number of permits that are held; workers that
+      estimate the account's limit hold none.
     - `workers` has a pair for each worker: seconds since its last heartbeat, and its running jobs.
     - `units_billed` is the cost so far, according to the service.
     """

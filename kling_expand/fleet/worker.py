@@ -114,7 +114,7 @@ class Worker:
             await asyncio.wait([working], timeout=self._shutdown_timeout + HAND_OVER_TIMEOUT)
             if not working.done():
                 logger.warning(
-                    "the database is unreachable: other workers will take these jobs when the lease ends"
+                    "the database is unreachable: when this worker's lease ends, others will take its jobs"
                 )
             while not working.done():  # each context that is exited may wait for the database again
                 working.cancel()

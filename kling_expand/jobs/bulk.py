@@ -116,9 +116,10 @@ def make_request(row: Row) -> ExpandRequest:
     except KlingError:
         raise
     except Exception as error:
-        raise InvalidRequest("row", f"{type(error).__name__}: {error}", "must make a request") from error
+        came = f"{type(error).__name__}: {error}"
+        raise InvalidRequest("row", came, "must give an ExpandRequest") from error
     if not isinstance(made, ExpandRequest):
-        raise InvalidRequest("row", shown(made), "must make a request")
+        raise InvalidRequest("row", shown(made), "must give an ExpandRequest")
     return made
 
 

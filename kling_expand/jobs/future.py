@@ -76,7 +76,7 @@ class Save(Protocol):
 
 
 class Read(Protocol):
-    """A function that yields a picture of a task in pieces; *position* counts its images by index."""
+    """A function that yields a picture of a task in pieces; *position* is the place among its images."""
 
     def __call__(
         self, task: Task, position: int, /, *, deadline_at: float | None
@@ -181,7 +181,7 @@ class ExpandResult(Serializable):
 
     `task` is its final snapshot. `request` is the request, or None for an attached task. `files` are the
     paths to which an earlier run saved the pictures, according to the journal, if all of them still exist,
-    and *saves* are those of every such save, including those for identical photos.
+    and *saves* has the paths of every such save, including the saves of other jobs with an identical photo.
     `name` is the photo's name, from which file names are formed. `shape` is the name of the shape, by default
     as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose picture this one was made
     from, or None.
@@ -241,7 +241,8 @@ class ExpandResult(Serializable):
         *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, for JPEG and WebP with a
         *quality* of 1 to 100 (default 92). *metadata* adds the EXIF data and the color profile of the photo.
         *full_size* also saves each picture at the photo's scale, with the photo's pixels, and returns those
-        paths (``dog-0-full.jpg``). Either may be the photo's path. All of these need the extra `images`.
+        paths (``dog-0-full.jpg``). Instead of True, *metadata* and *full_size* may be the path of the photo,
+        for example if the client does not know the photo. All of these need the extra `images`.
 
         *deadline* limits the call, in seconds from now. Without it, `download_timeout` limits each picture.
 
@@ -345,7 +346,7 @@ class ExpandResult(Serializable):
         *deadline* is in seconds from now.
 
         Raises:
-            KlingError: if `save` fails.
+            KlingError: for the same reasons as in `save`.
         """
         check(position=position, full_size=full_size, deadline=deadline)
         from kling_expand.downloads.full_size import image_of  # imported here, as it needs Pillow
@@ -364,7 +365,7 @@ class ExpandResult(Serializable):
         *deadline* is in seconds from now.
 
         Raises:
-            KlingError: if `save` fails.
+            KlingError: for the same reasons as in `save`.
         """
         return tuple(await asyncio.gather(*(image.read(deadline=deadline) for image in self.images)))
 
@@ -876,9 +877,10 @@ class TaskFuture:
     async def recorded(self) -> str:
         """Wait until the job has its `external_task_id` and, with a journal, is on disk; return that id.
 
-        `submit` returns earlier. From then on `KlingClient.resume` finds the job after a crash. If it was not
-        sent by then, it is sent only if its photo can be read again. A path or a URL can; bytes, an open file
-        or a PIL image cannot, and that job is lost. Another submission of the same job has the same id.
+        `submit` returns before that. Once `recorded` has returned, `KlingClient.resume` finds the job after a
+        crash. A job that was not sent before the crash is sent only if its photo can be read again. A path or
+        a URL can; bytes, an open file or a PIL image cannot, and that job is lost. Another submission of the
+        same job has the same id.
 
         With an empty journal the client first lists the account's tasks, so the first call waits for the
         service. If you stop waiting, the job continues; `cancel` stops it.

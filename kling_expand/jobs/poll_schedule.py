@@ -277,7 +277,7 @@ def format_durations(durations: Iterable[float]) -> str:
 
 
 def parse_durations(text: str) -> list[float]:
-    """Return the newest durations of a text.
+    """Return the newest durations in *text*.
 
     Raises:
         ValueError: if the text contains anything else.

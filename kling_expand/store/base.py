@@ -241,8 +241,8 @@ class JobStore(ABC):
     ) -> JobRecord:
         """Record that a job is to be sent, and return the record to continue with.
 
-        The record of a known job that has not failed is returned unchanged, unless the number of its attempt
-        is *after* or lower. A rejected job becomes an intent again under its old id, as no task exists. A new
+        The record of a known job that has not failed is returned unchanged, unless its attempt number is
+        at most *after*. A rejected job becomes an intent again under its old id, as no task exists. A new
         job or attempt gets an id that is derived from the run, the identity and the attempt, unless the
         request has one. Different parameters under a known key are a new job; a warning is logged.
 
@@ -275,8 +275,8 @@ class JobStore(ABC):
         """Record the *tasks* of the account, because a lost earlier store may have recorded them.
 
         From then on `record_intent` finds the task of a job among them. None means that they cannot be
-        listed. Each new job is then recorded as one that may exist, so that it is looked up. While
-        `recovered` is False, nothing is recorded before this call.
+        listed. Each new job is then recorded as one whose task may exist, so that it is looked up. While
+        `recovered` is False, the client must call this before it records anything.
         """
         del tasks
 

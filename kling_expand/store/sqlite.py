@@ -349,7 +349,7 @@ class SQLiteStore(JobStore):
 
 
 def warn_of_left_over(pattern: str, own: str) -> None:
-    """Log each file of a *pattern* with ``{worker}`` that holds open jobs but no process has open."""
+    """Log each file of a *pattern* with ``{worker}`` that has open jobs and is used by no process."""
     states = ", ".join(f"'{state}'" for state in UNFINISHED)
     query = f"SELECT count(*) FROM jobs WHERE latest = 1 AND state IN ({states})"  # noqa: S608 - our words
     for path in worker_files(pattern):
@@ -455,7 +455,7 @@ def earlier_task(external_task_id: str, db: Connection) -> Task:
 
 
 def durations(db: Connection) -> str:
-    """Return the stored durations of tasks, or an empty text."""
+    """Return the stored durations of tasks, or an empty string."""
     found = db.execute("SELECT value FROM meta WHERE name = 'durations'").fetchone()
     return str(found[0]) if found else ""
 

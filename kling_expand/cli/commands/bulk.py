@@ -64,8 +64,8 @@ class BatchOptions(OptionGroup):
     overwrite: bool = option(
         "--overwrite/--skip-existing",
         default=False,
-        help="Replace files of the same name, or keep them (the default) and add the task ID to the name of "
-        "the new file.",
+        help="Replace files of the same name, or keep them (the default). A new picture whose name is taken "
+        "then has the task ID in its name.",
     )
     journal: str | None = option(
         "--journal",

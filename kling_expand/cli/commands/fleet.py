@@ -267,7 +267,7 @@ class WorkerOptions(OptionGroup):
         "--full-size",
         default=False,
         is_flag=True,
-        help="Also save each picture at the size of the photo, with the photo's own pixels in their place.",
+        help="Also save each picture at the scale of the photo, with the photo's own pixels in their place.",
     )
     callback_url: str | None = option(
         "--callback-url", metavar="URL", help="URL to notify when the status of a task changes."

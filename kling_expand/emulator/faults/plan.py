@@ -48,10 +48,10 @@ def _check_kind(kind: object) -> None:
 
 @frozen
 class Fault:
-    """One `kind` of fault (see `KINDS`), which a script applies `times` in a row.
+    """A fault of one `kind` (see `KINDS`). A script applies it to `times` calls in a row.
 
-    Errors have a `code` and a `message` of the service, and `retry_after` as the text of that header. A
-    fault that takes time lasts `seconds`.
+    Errors have a `code` and a `message` of the service, and `retry_after` is the text of the header
+    ``Retry-After``. A fault that takes time lasts `seconds`.
 
     Raises:
         ValueError: if a value is out of range.

@@ -769,7 +769,8 @@ class TaskFuture:
         self.record.attach_future()
 
     def __del__(self) -> None:
-        self.record.detach_future()
+        if hasattr(self, "_record"):  # a second Ctrl-C may interrupt the constructor
+            self.record.detach_future()
 
     def __repr__(self) -> str:
         return f"<TaskFuture{repr(self.record).removeprefix('<TaskRecord')}"

@@ -645,7 +645,7 @@ class KlingClient:
             await asyncio.to_thread(write_history, self.settings.cache_dir, self._account, durations)
 
     def _until(self, deadline: float | None) -> float | None:
-        """Return the moment at which a deadline passes (loop time); the default is the client's deadline."""
+        """Return the loop time at which a deadline passes, by default that of the client."""
         return deadline_at(self._deadline if deadline is None else deadline)
 
     def _make_result(self, record: TaskRecord, task: Task) -> ExpandResult:

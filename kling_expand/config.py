@@ -109,7 +109,7 @@ def _headers(value: Mapping[str, str] | None) -> dict[str, str]:
 
 
 class SettingsOptions(TypedDict, total=False):
-    """The fields of `Settings`, for editors and type checkers; None means the default."""
+    """The fields of `Settings`, for editors and type checkers. None means the default."""
 
     base_url: str | None
     dialect: str | None

@@ -140,7 +140,7 @@ class ConfigurationError(KlingError):
 
 
 class MissingExtra(ConfigurationError, ImportError):
-    """An optional dependency that is not installed; the message names the extra."""
+    """An optional dependency that is not installed. The message names the extra."""
 
 
 def require(extra: str, *modules: str) -> None:
@@ -321,7 +321,7 @@ class DeadlineExceeded(KlingError, TimeoutError):
 
 
 class DownloadError(KlingError):
-    """A result that could not be downloaded; no partial file is left."""
+    """A result that could not be downloaded. No partial file is left."""
 
 
 class ResultExpired(DownloadError):

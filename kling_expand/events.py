@@ -100,7 +100,7 @@ Listener = Callable[[Event], object]
 
 
 class Quantiles(NamedTuple):
-    """Quantiles of the newest values, in seconds; None until there is a value."""
+    """Quantiles of the newest values, in seconds. They are None until there is a value."""
 
     median: float | None = None
     p95: float | None = None

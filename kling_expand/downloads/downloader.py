@@ -351,7 +351,7 @@ def _convert(part: PartialFile, options: SaveOptions) -> None:
 
 
 class _UrlRefused(Exception):
-    """A refusal of this URL by the server; the URL may have expired."""
+    """A refusal of this URL by the server. The URL may have expired."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)

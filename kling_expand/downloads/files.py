@@ -397,7 +397,7 @@ def is_complete(head: bytes, tail: bytes, size: int) -> bool:
 
 
 class PartialFile:
-    """A picture that is being downloaded. Methods passed to `in_thread` block; the others do not."""
+    """A picture that is being downloaded. Only methods that are passed to `in_thread` block."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

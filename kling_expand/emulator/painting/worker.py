@@ -32,7 +32,7 @@ class WorkerLost(Exception):
 
 
 class Worker:
-    """One process. `outpaint` blocks its thread; `close` may be called from another thread."""
+    """One process. `outpaint` blocks its thread, and `close` may be called from another thread."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own code

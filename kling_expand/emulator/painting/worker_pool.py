@@ -19,7 +19,7 @@ from .worker import Painted, PaintingOptions, Worker, WorkerLost
 
 @frozen
 class PictureKey:
-    """Everything that a picture depends on; `digest` identifies the original."""
+    """Everything that a picture depends on. `digest` identifies the original."""
 
     digest: str
     ratios: Ratios

@@ -44,6 +44,7 @@ from .files import (
     Place,
     RetryLater,
     SaveOptions,
+    all_ended,
     output_paths,
     publish,
     remove_stale_parts,
@@ -184,14 +185,11 @@ class Downloads:
             files = urls.files(watermark=options.watermark)
             place = Place(paths, tagged, options.overwrite)
             jobs = [self._save_file(urls, file, place, options) for file in files]
-            outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+            saved = await all_ended(*jobs)
         finally:
             if owner == task.task_id:
                 self._names.pop(names, None)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return tuple(path for path in outcomes if isinstance(path, Path))[: len(task.images)]
+        return tuple(saved[: len(task.images)])
 
     async def _save_file(
         self, urls: "ResultUrls", file: "ResultFile", place: Place, options: SaveOptions

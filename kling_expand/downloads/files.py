@@ -588,6 +588,19 @@ class PartialFile:
         raise RetryLater(reason)
 
 
+async def all_ended(*jobs: Awaitable[T]) -> list[T]:
+    """Wait until every job has ended, then return their results, or raise the first exception in their order.
+
+    `asyncio.gather` alone raises while other jobs still read and write files.
+    """
+    results = []
+    for outcome in await asyncio.gather(*jobs, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results
+
+
 async def publish(
     place: Place,
     position: int,

@@ -17,6 +17,7 @@ from kling_expand.downloads.files import (
     PartialFile,
     Place,
     SaveOptions,
+    all_ended,
     output_paths,
     publish,
 )
@@ -81,7 +82,7 @@ async def save_full_size(
             async with limit:
                 return await _save_one(job, place, position)
 
-        return tuple(await asyncio.gather(*(one(*each) for each in enumerate(saved))))
+        return tuple(await all_ended(*(one(*each) for each in enumerate(saved))))
 
 
 def _named_format(target: Any) -> str | None:

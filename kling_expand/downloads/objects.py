@@ -11,7 +11,7 @@ from typing import Any
 
 from kling_expand.errors import DownloadError, InvalidRequest, require
 
-from .files import is_url, with_ending
+from .files import all_ended, is_url, with_ending
 
 
 def without_password(text: object) -> str:
@@ -49,7 +49,8 @@ class Upload:
         Raises:
             DownloadError: if the store cannot be written.
         """
-        return tuple(await asyncio.gather(*(asyncio.to_thread(self._upload, file, tag) for file in files)))
+        uploads = [asyncio.to_thread(self._upload, file, tag) for file in files]
+        return tuple(await all_ended(*uploads))
 
     def _upload(self, file: Path, tag: str) -> str:
         root = "/" if self._path.startswith("/") else ""

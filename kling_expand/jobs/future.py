@@ -366,7 +366,9 @@ class ExpandResult(Serializable):
         Raises:
             KlingError: for the same reasons as in `save`.
         """
-        return tuple(await asyncio.gather(*(image.read(deadline=deadline) for image in self.images)))
+        from kling_expand.downloads.files import all_ended  # imported here, as many callers never read
+
+        return tuple(await all_ended(*(image.read(deadline=deadline) for image in self.images)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the ids, the images, the files, the request and the task as JSON types."""

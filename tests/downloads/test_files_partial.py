@@ -20,6 +20,7 @@ from kling_expand.downloads.files import (
     PartialFile,
     Place,
     RetryLater,
+    all_ended,
     extension,
     is_complete,
     output_paths,
@@ -251,3 +252,21 @@ def test_a_file_system_that_cannot_sync_directories_is_good_enough(
     part.flush()
     part.commit(place(tmp_path / "a.png"), 0)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+async def test_the_first_exception_is_raised_when_every_job_has_ended() -> None:
+    """The exception is the first in the order of the jobs, and no job outlives the call."""
+    ended = []
+
+    async def job(number: int, turns: int) -> int:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        ended.append(number)
+        if number:
+            raise ValueError(number)
+        return number
+
+    with pytest.raises(ValueError, match="1"):
+        await all_ended(job(0, 9), job(1, 6), job(2, 3))
+    assert ended == [2, 1, 0]
+    assert await all_ended(job(0, 1), job(0, 0)) == [0, 0]

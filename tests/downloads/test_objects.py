@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -106,6 +107,27 @@ async def test_a_store_that_is_away_is_an_error_of_ours(bucket: str, monkeypatch
         await result("1", b"a").upload(bucket)
     with pytest.raises(DownloadError, match="nosuchstore"):
         await result("1", b"a").upload("nosuchstore://bucket/out")
+
+
+async def test_a_failure_is_raised_once_every_upload_has_ended(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is that of the first picture that failed, even if another failed earlier."""
+    second_failed = Event()
+
+    def away(_: Any, path: str, **__: Any) -> Any:
+        if path.endswith("dog-0.png"):
+            assert second_failed.wait(10)
+            ended.append(path)
+        else:
+            second_failed.set()
+        raise RuntimeError("the store is away")
+
+    ended: list[str] = []
+    monkeypatch.setattr(MemoryFileSystem, "_open", away)
+    with pytest.raises(DownloadError, match=r"dog-0\.png cannot be written"):
+        await result("1", b"a").upload(bucket)
+    assert len(ended) == 1
 
 
 async def test_no_error_shows_a_password() -> None:

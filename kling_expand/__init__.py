@@ -1,15 +1,17 @@
-"""Kling AI image expansion (outpainting) for asyncio: submit, wait, save, and never pay twice.
+"""An asyncio SDK for Kling AI image expansion (outpainting).
 
-async with KlingClient() as kling:
-    result = await kling.expand("dog.png", ToAspect("16:9"))
-    await result.save("out/")
+::
+
+    async with KlingClient() as kling:
+        result = await kling.expand("dog.png", ToAspect("16:9"))
+        await result.save("out/")
 """
 
 from . import errors
 from ._version import __version__ as __version__
-from .errors import *  # noqa: F403 - every name of the tree, and `errors.__all__` lists them
+from .errors import *  # noqa: F403 - the exceptions, which `errors.__all__` lists
 
-TYPE_CHECKING = False  # as `typing` has it, whose import would take most of the time of this one
+TYPE_CHECKING = False  # `typing` is not imported for it: that would take most of the import time
 if TYPE_CHECKING:
     from .api.photo import check_request
     from .client import KlingClient
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from .models import Task as Task
     from .store.base import JobRecord, JobState
 
-# The names of ``from kling_expand import *``. Some public names are too common and are left out: they would
+# The names that ``from kling_expand import *`` imports. Very common names are left out, because they would
 # hide the names of other packages, such as Pillow's `Image`.
 __all__ = [
     "AdaptiveSchedule",
@@ -58,7 +60,7 @@ __all__ = [
 __all__ += errors.__all__
 _COMMON_NAMES = ("Event", "Image", "Settings", "Status", "Task")
 
-# The public modules; those that import little come first. A name is imported at its first use, so that the
+# The public modules, those that import the least first. A name is imported when it is first used, so that the
 # command line can print its help without loading aiohttp.
 _MODULES = (
     "geometry",
@@ -75,11 +77,11 @@ _MODULES = (
 )
 
 
-if not TYPE_CHECKING:  # for a type checker, any name would exist
+if not TYPE_CHECKING:  # a type checker would otherwise accept any name
 
     def __getattr__(name: str) -> object:
-        """Import a public name or module at its first use."""
-        from importlib import import_module  # imported here, so that Ctrl-C is handled early at start-up
+        """Import a public name or module when it is first used."""
+        from importlib import import_module  # imported here: until `__main__` runs, Ctrl-C is not handled
 
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
@@ -93,5 +95,5 @@ if not TYPE_CHECKING:  # for a type checker, any name would exist
 
 
 def __dir__() -> list[str]:
-    """Return the public names, whether imported yet or not."""
+    """Return the public names, including those that are not imported yet."""
     return sorted({*globals(), *__all__, *_COMMON_NAMES})

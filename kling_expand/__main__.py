@@ -1,17 +1,17 @@
 """The entry point of ``kling-expand`` and ``python -m kling_expand``.
 
-It handles Ctrl-C before it imports almost anything, so that an early Ctrl-C exits without a traceback.
+It installs a handler for Ctrl-C before the other imports, so that an early Ctrl-C exits without a traceback.
 """
 
 import os
 import sys
 
-TYPE_CHECKING = False  # as `typing` has it
+TYPE_CHECKING = False  # `typing` is not imported for it, to save time
 if TYPE_CHECKING:
     import signal
     from types import FrameType
 else:
-    import _signal as signal  # the same without enums, which take longer to make than all of this
+    import _signal as signal  # `signal` without its enums, which are slow to create
 
 
 def main() -> None:
@@ -35,12 +35,12 @@ def main() -> None:
 
 
 def _exit(_number: int, _frame: "FrameType | None") -> None:
-    """Exit at once while the command is being imported: there is nothing to clean up yet."""
+    """Exit at once. While the command is being imported, there is nothing to clean up."""
     os._exit(130)
 
 
 def _interrupt(_number: int, _frame: "FrameType | None") -> None:
-    """Stop a command as Ctrl-C does, when it is terminated or its terminal is closed."""
+    """Handle SIGTERM and SIGHUP in the same way as Ctrl-C."""
     signal.raise_signal(signal.SIGINT)
 
 

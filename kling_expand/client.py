@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from .passes import Passes, PassJobs
     from .webhooks import Body, Headers, WebhookEvent, Webhooks
 
-SAVES = 32  # jobs of a `map` that are read ahead while earlier ones are saved
+SAVES = 32  # further requests that `map` reads ahead if it saves the pictures
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,10 +86,11 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 class KlingClient:
-    """A client of the Kling API. Open it with ``async with``, in the event loop that uses it.
+    """The asynchronous client for Kling image expansion.
 
-    Credentials come from the arguments, or else from the environment (see `kling_expand.config`). A closed
-    client can be reopened, also in another loop.
+    Open it with ``async with``, in the event loop that uses it. Credentials come from the arguments, or else
+    from the environment (see `kling_expand.config.credentials`). A closed client can be reopened, even in
+    another event loop.
 
     ::
 
@@ -98,41 +99,44 @@ class KlingClient:
             await result.save("out/")
 
     Args:
-        access_key: the access key of the account, given together with `secret_key`.
-        secret_key: the secret key that signs the token of each request.
-        api_key: a static key, which takes precedence over a key pair.
-        auth: a `KeyPair`, a `StaticKey` or your own `Auth`, instead of the three above.
+        access_key: the account's access key, used together with `secret_key`.
+        secret_key: the account's secret key, which signs the tokens that the client sends.
+        api_key: a static API key. It takes precedence over a key pair.
+        auth: a `KeyPair`, a `StaticKey` or your own `Auth`, instead of the three arguments above.
         deadline: the default time limit of each job in seconds, from its submission to the end of its task.
-        budget: the most that may be spent, in units (8 per picture). With a journal, it covers all its runs.
+        budget: the most units that may be spent (8 per picture). With a journal, the budget also covers the
+            jobs that earlier processes recorded in it.
         run: the name of the run. The same `key` in another run is another job.
         journal: a file, or a `JobStore`, that records each job before it is sent, so that the job continues
-            after a crash. With a journal, the same photo with the same parameters is the same job in every
-            run, even without a `key`: it is not paid for again, and its result is returned. ``fresh=True``
-            makes a new one. If the job, or a given ``external_task_id``, already has a different task,
-            `DuplicateTask` names that task. The file belongs to one service and account; any other is
-            refused.
-        schedule: decides when tasks are polled. The durations that an `AdaptiveSchedule` learns are kept for
-            later processes, in the journal and in `Settings.cache_dir`.
-        slots: the slots of the account, which several clients in the same event loop may share.
-        listener: a function that is called with every `Event`, or several.
-        webhook_secret: the Webhook Secret from the console; pass several while rotating secrets.
+            after a crash. With a journal, the same photo with the same parameters is the same job, even in a
+            later process and without a `key`. It is not paid for again, and its result is returned. To run
+            such a job again, submit it with ``fresh=True``. The future raises `DuplicateTask` if the job has
+            a task under another ``external_task_id``, or if a given ``external_task_id`` belongs to another
+            job. A journal file belongs to one service and one account.
+        schedule: the schedule by which tasks are polled, by default an `AdaptiveSchedule`. The task durations
+            that it learns are kept for later processes, in the journal and in `Settings.cache_dir`.
+        slots: the account's slots, to share them among several clients in the same event loop. By default,
+            each client has `max_in_flight` slots of its own.
+        listener: a function, or a sequence of functions, called with every `Event`.
+        webhook_secret: the Webhook Secret from the console, or a sequence of several while secrets are
+            rotated. The default is ``KLING_WEBHOOK_SECRET``.
         http: your own aiohttp session, which the client never closes, or a function that returns a new one.
             The function is called each time the client is opened, and its session is closed with the client.
-        trace_configs: trace configs for the client's own aiohttp session.
-        rng: the source of retry jitter, for tests.
+        trace_configs: aiohttp trace configs for the session that the client creates itself.
+        rng: the random generator for retry jitter, for tests.
         clock: a function that returns Unix seconds, for tests.
         options: the fields of `Settings`.
 
     Raises:
-        ConfigurationError: if an option is invalid, there is no such option, or credentials are missing.
+        ConfigurationError: if an option is invalid or unknown, or if credentials are missing.
     """
 
     settings: Settings
 
     _open = False
-    _unsent = 0  # jobs that the store keeps for the next start
-    _saving: WeakValueDictionary[str, asyncio.Lock]  # by the ids of tasks
-    _known_durations: tuple[float, ...] = ()  # of tasks, as they are kept
+    _unsent = 0  # unsent jobs that the store keeps for a later process
+    _saving: WeakValueDictionary[str, asyncio.Lock]  # by task id
+    _known_durations: tuple[float, ...] = ()  # the task durations that were last loaded or stored
     _downloads: "Downloads | None" = None  # created at the first save
 
     def __init__(
@@ -200,7 +204,7 @@ class KlingClient:
             await stack.enter_async_context(self._poller)
             await self._budget.count_earlier_runs(self._store)
             self._stack = stack.pop_all()
-        self._downloads = None  # an earlier one belongs to an earlier session
+        self._downloads = None  # the previous one uses a session that is closed
         self._open = True
         return self
 
@@ -210,15 +214,15 @@ class KlingClient:
         log_running(self, await self.aclose())
 
     async def aclose(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
-        """Stop submitting, and return the futures of the tasks that are still running at the service.
+        """Close the client, and return the futures of the tasks that are still running at the service.
 
-        The service cannot cancel a task. Those tasks continue and are paid for; `attach` follows them again
-        by id. With *wait*, wait for them first. A job that was not sent ends with `NotSubmitted`, and a job
-        whose task is still running ends with `ClientClosed`.
+        The service cannot cancel a task, so these tasks continue and are billed. Their futures raise
+        `ClientClosed`, and `attach` follows the tasks again by id. The future of a job that was not sent
+        raises `NotSubmitted`. With *wait*, the client first waits until all jobs have ended.
         """
         check(wait=wait)
         self._open = False
-        async with self._stack:  # closed even if this is cancelled
+        async with self._stack:  # closed even if this call is cancelled
             try:
                 if wait:
                     await self._jobs.idle()
@@ -229,15 +233,15 @@ class KlingClient:
         return running
 
     async def _give_up(self) -> tuple[TaskFuture, ...]:
-        """End every job, and return the futures of those whose task is still running."""
+        """End every job, and return the futures of the tasks that are still running."""
         registry = self._poller.registry
-        kept = [TaskFuture(record) for record in registry]  # so that one log line names all of them
+        kept = [TaskFuture(record) for record in registry]  # otherwise each gets a log line of its own
         try:
             await self._jobs.close()
         finally:
             running = tuple(TaskFuture(record) for record in self._poller.records())
             for future in running:
-                future.record.retrieve()  # by the caller, who receives them
+                future.record.retrieve()  # the caller receives this future
                 future.record.fail(ClientClosed("the client was closed; the task continues at the service"))
             if self._store.durable:
                 self._unsent = _retrieve_unsent(kept)
@@ -267,17 +271,17 @@ class KlingClient:
         fresh: bool = False,
         **fields: Unpack[RequestFields],
     ) -> ExpandResult:
-        """Submit a photo, wait for its task and return the result, as `submit` and ``await`` do.
+        """Submit a photo, wait for its task and return the result.
 
-        A geometry that needs more than three times the area can take several tasks: as few as possible, and
-        at most *passes*. Each task expands the result of the previous one and is billed: two passes cost 16
-        units. With a journal, a later call continues where an earlier one stopped. `ExpandResult.save` with
-        ``full_size`` puts the photo back at its own size.
+        One task allows at most three times the area. A geometry that needs more is reached in as few passes
+        as possible, and in at most *passes*. Each pass is a task that expands the result of the previous one,
+        and each is billed. With a journal, a later call continues where an earlier one stopped.
+        `ExpandResult.save` with ``full_size`` puts the photo back at its own size.
 
-        Cancelling this call cancels the job if it was not sent yet. An existing task continues; its ids are
-        logged and added to the `CancelledError` as a note.
+        Cancelling this call cancels the job if it was not sent yet. A task that already exists continues. Its
+        ids are logged and added to the `CancelledError` as a note.
 
-        *deadline*, *priority* and *fresh* are those of `submit`.
+        *deadline*, *priority* and *fresh* have the same meaning as in `submit`.
 
         Raises:
             KlingError: if `submit` or its future fails.
@@ -305,11 +309,11 @@ class KlingClient:
         fresh: bool = False,
         note: Mapping[str, Any] | None = None,
     ) -> "Passes":
-        """Return the passes of a *request*, at most *passes* of them.
+        """Return the passes that expand the photo of a *request*, at most *passes* of them.
 
-        Each starts when iteration reaches its future.
+        A pass starts when an iteration over their `futures` reaches it.
 
-        *deadline*, *priority*, *fresh* and *note* are those of `submit`.
+        *deadline*, *priority*, *fresh* and *note* have the same meaning as in `submit`.
 
         Raises:
             InvalidRequest: if an argument is invalid.
@@ -321,7 +325,7 @@ class KlingClient:
         return Passes(self._pass_jobs(deadline, priority, fresh=fresh), request, passes, note)
 
     def resume_passes(self, known: JobRecord) -> "Passes":
-        """Return the remaining passes of a job in the journal, beginning with that job.
+        """Return the remaining passes of a job of the journal, beginning with that job.
 
         If the job already has a task, that task is followed, and the photo is not needed.
 
@@ -346,20 +350,22 @@ class KlingClient:
         note: Mapping[str, Any] | None = None,
         **fields: Unpack[RequestFields],
     ) -> TaskFuture:
-        """Submit a photo, or a whole `ExpandRequest`, and return its future without waiting.
+        """Submit a photo and return its future without waiting. Later errors are raised by the future.
 
-        A job of higher *priority* gets slots first. The job and its task must end within *deadline* seconds
-        from now. With *fresh*, a job that has ended is run and paid for again, for example because its
-        pictures have expired. A job that is still open is followed. A job is identified by its
-        `key` or, with a journal, by its photo and parameters.
+        *image* may also be a complete `ExpandRequest`, without *geometry* and *fields*. A job of higher
+        *priority* gets slots first. Its task must end within *deadline* seconds from now.
 
-        A *note* is a mapping of your own JSON values. A journal keeps it as the `note` of the job's record.
-        A journal keeps no photos: a job that was not sent by the end of the process can be resumed only if
-        its photo was given as a path or a URL.
+        Submissions with the same `key`, photo and parameters are one job with one task. Without a journal, a
+        submission without a `key` is always a new job. With *fresh*, a job that has ended is run and paid for
+        again, for example because its pictures have expired. A job that is still open is followed.
+
+        A journal keeps the *note*, a mapping of your own JSON values, in the job's record. A journal keeps no
+        photos: if the process ends before a job is sent, the job can be resumed only if its photo was given
+        as a path or a URL.
 
         Raises:
-            InvalidRequest: if a field of the request is invalid.
-            ClientClosed: if the client is not open. Later errors are raised by the future.
+            InvalidRequest: if an argument or a field of the request is invalid.
+            ClientClosed: if the client is not open.
         """
         self._require_open()
         check(deadline=deadline, priority=priority, fresh=fresh, note=note)
@@ -380,21 +386,21 @@ class KlingClient:
         save_to: SaveTo | None = None,
         save_options: SaveArguments | None = None,
     ) -> AsyncGenerator[Outcome, None]:
-        """Yield an `Outcome` for each request, as jobs end or (*ordered*) in the order of the requests.
+        """Yield an `Outcome` for each request as its job ends, or in the order of *requests* if *ordered*.
 
-        The requests may be any iterable or async iterable of any length. At most *prefetch* requests (by
-        default twice `max_in_flight`) are read ahead of their outcomes. A failure is an outcome like any
-        other. After *max_failures* failures nothing more is submitted. *deadline*, *priority* and *fresh*
-        apply to each job, as in `submit`.
+        *requests* is an iterable or async iterable of any length. At most *prefetch* requests, by default
+        twice `max_in_flight`, are read before their outcomes are yielded. A failure is an ordinary outcome
+        with an error. After *max_failures* failures, jobs that were not sent are cancelled and no further
+        request is read. *deadline*, *priority* and *fresh* apply to each job, as in `submit`.
 
-        A request may be a mapping of its fields or a function that returns it. An exception from such a row
-        becomes its outcome. A generator that raises yields no further rows.
+        A request may also be a mapping of its fields, or a function that returns it. An error in such a row
+        becomes its outcome. An error in *requests* itself is raised after the outcomes of all earlier rows.
 
-        *save_to* is a target of `ExpandResult.save`, or a function that returns one for a request. It is
-        checked before the job is sent. The `files` of each outcome are then the paths of its images. Files
-        that an earlier run saved are kept, even if they were edited. *save_options* are arguments of `save`,
-        such as ``{"full_size": True, "format": "jpeg"}``. A save holds no slot, so with *save_to* the default
-        of *prefetch* is higher by 32.
+        *save_to* is a target as in `ExpandResult.save`, or a function that returns one for a request. It is
+        checked before the job is sent. The pictures are saved before their outcome is yielded, and its
+        `files` are their paths. *save_options* are arguments of `save`, such as ``{"full_size": True}``.
+        Pictures that an earlier run saved are not saved again. Without *save_options*, this includes pictures
+        that were edited. A save holds no slot, so *save_to* raises the default of *prefetch* by 32.
 
         Raises:
             InvalidRequest: if an argument is invalid, or an item is not a request.
@@ -404,7 +410,7 @@ class KlingClient:
         check(requests=requests, ordered=ordered, prefetch=prefetch, max_failures=max_failures)
         check(deadline=deadline, priority=priority, fresh=fresh, save_to=save_to, save_options=save_options)
         check_saves(save_to, save_options)
-        flow = Flow()  # called in turns with other calls
+        flow = Flow()  # shares the slots evenly with other calls
         bulk = BoundedMap(
             lambda request: self._submit(request, self._until(deadline), priority, fresh=fresh, flow=flow),
             interrupt,
@@ -419,12 +425,12 @@ class KlingClient:
                 yield outcome
 
     async def resume(self, *, deadline: float | None = None) -> AsyncGenerator[TaskFuture, None]:
-        """Yield a future for every job of the journal whose pictures are not on disk yet, oldest first.
+        """Yield a future for each job of the journal whose pictures are not on disk yet, oldest first.
 
-        An existing task is waited for. A job that may have been sent is looked up. A job that was not sent,
-        or was refused for a temporary reason such as an empty account, is sent if its photo can still be read
-        from its path or URL. Jobs that this client already follows are left out. If a job cannot be resumed,
-        the reason is logged and its future raises it.
+        An existing task is followed. A job that may have been sent is looked up. A job that was not sent is
+        sent if its photo can still be read from its path or URL. So is a job that was refused for a temporary
+        reason, such as an empty account. Jobs that this client already follows are left out. If a job cannot
+        be resumed, the error is logged and raised by its future. *deadline* applies to each job.
 
         Raises:
             InvalidRequest: if *deadline* is invalid.
@@ -439,9 +445,10 @@ class KlingClient:
             yield self._resume(known, until)
 
     def resume_job(self, known: JobRecord, *, priority: int = 0) -> TaskFuture:
-        """Return the future of one job of the journal, as `resume` would yield it.
+        """Return a future for one job of the journal, as `resume` would yield it.
 
-        An existing task is followed without the photo, even if it has ended. *priority* is as in `submit`.
+        An existing task is followed, even if it has ended, and the photo is then not needed. *priority* has
+        the same meaning as in `submit`.
 
         Raises:
             InvalidRequest: if *known* is not a record of a journal.
@@ -452,10 +459,11 @@ class KlingClient:
         return self._resume(known, self._until(None), priority)
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
-        """Return the future of a task submitted elsewhere or earlier, by `task_id` or `external_task_id`.
+        """Return a future for a task that was submitted earlier or by another process.
 
-        If the service has no task with this id, the future raises `TaskNotFound`, but only after 30 s of
-        reads, because a new task may not be visible at once. `get` raises it after one read.
+        *any_id* is its `task_id` or its `external_task_id`. Because a new task may not be visible at once,
+        the future of an unknown id raises `TaskNotFound` only after 30 s. `get` raises it after one read.
+        *deadline* limits the wait for the task, in seconds from now.
 
         Raises:
             InvalidRequest: if *any_id* is not an id, or *deadline* is invalid.
@@ -466,14 +474,14 @@ class KlingClient:
         until = self._until(deadline)
         record = self._poller.registry.add(TaskRecord(any_id, pictures=1))
         if record.job is None:
-            self._jobs.follow(record)  # a task of one of our jobs is polled once its create is answered
+            self._jobs.follow(record)  # a job of this client begins polling when its create is answered
         return TaskFuture(record, deadline_at=until)
 
     def receive(self, headers: "Headers", body: "Body") -> "WebhookEvent":
-        """Process a callback: its raw *body* and its *headers*, in any form that `Webhooks.parse` reads.
+        """Process a callback with these *headers* and this raw *body*, as `Webhooks.parse` accepts them.
 
-        The snapshot of a signed callback is delivered to its future at once. Any other callback only triggers
-        a poll, so a forged one costs at most one read and delivers nothing.
+        The snapshot of a verified callback is delivered to its future at once. Without a secret, a callback
+        only triggers a poll, so a forged one costs at most one read and delivers nothing.
 
         Raises:
             WebhookError: if the callback cannot be trusted or read.
@@ -492,7 +500,7 @@ class KlingClient:
         geometry: Geometry | str | None = None,
         **fields: Unpack[RequestFields],
     ) -> Task:
-        """Submit a photo, and return the first snapshot of its task without waiting for the end of the task.
+        """Submit a photo, and return a snapshot of its task as soon as the service has accepted the task.
 
         Raises:
             KlingError: if `submit` or the future's `accepted` fails.
@@ -516,9 +524,9 @@ class KlingClient:
     async def job(self, external_task_id: str) -> JobRecord | None:
         """Return the journal's record of a job, or None if there is none. No request is sent.
 
-        *external_task_id* is what `TaskFuture.recorded` returns. With a journal like ``jobs-{worker}.db`` the
-        files of the other workers are read too, so that any worker can answer for any job. Without a journal
-        only some jobs are known, and only while they are open.
+        *external_task_id* is the id that `TaskFuture.recorded` returns. With a journal such as
+        ``jobs-{worker}.db``, the files of the other workers are read too, so any worker can find any job.
+        Without a journal, only open jobs are found, and only if their ids were derived from a `key`.
 
         Raises:
             InvalidRequest: if *external_task_id* is not an id.
@@ -530,10 +538,12 @@ class KlingClient:
         return await self._store.get_from_any(external_task_id)
 
     async def list(self, page: int = 1, page_size: int = 30) -> tuple[Task, ...]:
-        """Return one page of the account's tasks: *page* of 1 to 1000, *page_size* of 1 to 500.
+        """Return one page of the account's tasks.
+
+        *page* is 1 to 1000, and *page_size* is 1 to 500 (documented).
 
         Raises:
-            InvalidRequest: if one of them is out of range.
+            InvalidRequest: if *page* or *page_size* is out of range.
         """
         self._require_open()
         check(page=page, page_size=page_size)
@@ -544,10 +554,10 @@ class KlingClient:
         )
 
     async def tasks(self, *, page_size: int = 100) -> AsyncGenerator[Task, None]:
-        """Yield all of the account's tasks, each once, even while others are added.
+        """Yield all of the account's tasks, each once, even if new tasks are added in the meantime.
 
-        The order is the service's. Each request reads *page_size* tasks, 1 to 500 (documented). A task that
-        moves to an earlier page in the meantime may be missed.
+        The order is that of the service. Each request reads *page_size* tasks, 1 to 500 (documented). A task
+        that moves to an earlier page in the meantime may be missed.
 
         Raises:
             KlingError: if `list` fails.
@@ -645,7 +655,7 @@ class KlingClient:
             await asyncio.to_thread(write_history, self.settings.cache_dir, self._account, durations)
 
     def _until(self, deadline: float | None) -> float | None:
-        """Return the loop time at which a deadline passes, by default that of the client."""
+        """Return the loop time at which *deadline*, or else the client's default, passes."""
         return deadline_at(self._deadline if deadline is None else deadline)
 
     def _make_result(self, record: TaskRecord, task: Task) -> ExpandResult:
@@ -680,7 +690,7 @@ class KlingClient:
         *,
         deadline_at: float | None,
     ) -> tuple[Path, ...]:
-        # Saves of one task follow each other: a later one finds the files, and the store records all of them.
+        # Saves of one task run one after another, so that a later one finds the files of an earlier one.
         turn = self._saving.setdefault(task.task_id, asyncio.Lock())
         try:
             async with asyncio.timeout_at(deadline_at):
@@ -718,7 +728,7 @@ class KlingClient:
 
 
 class _Reads(NamedTuple):
-    """The poller's reads, over one session."""
+    """The reads of the poller, through one session."""
 
     session: Session
     dialect: Dialect
@@ -736,7 +746,10 @@ class _Reads(NamedTuple):
 
 
 def _retrieve_unsent(futures: Sequence[TaskFuture]) -> int:
-    """Return how many jobs the store keeps that were not sent: nothing is lost, so no error is logged."""
+    """Mark the unsent jobs that the store keeps as retrieved, and return their number.
+
+    They are not lost, so their errors are not logged.
+    """
     jobs = [(future, future.record.job) for future in futures if future.cancelled()]
     unsent = [future for future, job in jobs if job is not None and job.recorded_id is not None]
     for future in unsent:
@@ -745,11 +758,11 @@ def _retrieve_unsent(futures: Sequence[TaskFuture]) -> int:
 
 
 def log_running(client: KlingClient, running: Sequence[TaskFuture]) -> None:
-    """Log the tasks that are still *running* at the service after their *client* was closed."""
+    """Log what was still open when *client* was closed, such as the *running* tasks."""
     if client._store.durable:  # noqa: SLF001 - the two are one unit
         if jobs := len(running) + client._unsent:  # noqa: SLF001 - the same
             named = "1 open job" if jobs == 1 else f"{jobs} open jobs"
-            text = "the client was closed with %s; nothing is lost: the next start continues them (`resume`)"
+            text = "the client was closed with %s; nothing is lost: call `resume` after the next start"
             logger.info(text, named)
     elif running:
         ids = ", ".join(future.any_id for future in running[:LOGGED_IDS])
@@ -762,7 +775,7 @@ def _request(
 ) -> ExpandRequest:
     if isinstance(image, ExpandRequest):
         if geometry is not None or fields:
-            limit = "must be the only argument"
+            limit = "must not be combined with a geometry or fields"
             raise InvalidRequest("request", shown(image), limit, "to change a field, use attrs.evolve")
         return image
     known = [each.name for each in request_fields()]
@@ -799,7 +812,7 @@ def _webhooks(given: str | Sequence[str] | None, clock: Callable[[], float]) -> 
 
 @contextmanager
 def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
-    """Cancel the job if its only caller is cancelled."""
+    """Cancel the job if the call that waits for it is cancelled."""
     try:
         yield
     except asyncio.CancelledError:
@@ -810,7 +823,7 @@ def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
 def takes_options(
     _client: Callable[P, KlingClient],
 ) -> Callable[[Callable[Concatenate[First, ...], R]], Callable[Concatenate[First, P], R]]:
-    """Return a decorator that types the keyword arguments that a function passes on to a client."""
+    """Return a decorator that gives a function's ``**options`` the types of a client's arguments."""
 
     def decorate(function: Callable[Concatenate[First, ...], R]) -> Callable[Concatenate[First, P], R]:
         return function

@@ -25,20 +25,23 @@ _FORKED = (
 
 
 class LoopThread:
-    """An event loop in a background thread, from `start` to `stop`. Any other thread may call it."""
+    """An event loop that runs in a background thread from `start` to `stop`.
+
+    Its methods may be called from any other thread.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid = 0
-        self._sources: WeakSet[AsyncGenerator[Any, None]] = WeakSet()  # being iterated, for the loop only
+        self._sources: WeakSet[AsyncGenerator[Any, None]] = WeakSet()  # being iterated; used only in the loop
 
     def start(self) -> bool:
         """Start the thread. Return False if it is already running.
 
         Raises:
-            ClientClosed: if it was started before a fork.
+            ClientClosed: if it was started in the parent process, before a fork.
         """
         if self._forked:
             raise ClientClosed(_FORKED)
@@ -52,8 +55,8 @@ class LoopThread:
             return True
 
     def stop(self) -> None:
-        """Cancel everything that runs in the loop, wait until it has ended, and stop the thread."""
-        if self._forked:  # the loop's file descriptors are shared with the parent: they are left alone
+        """Cancel all tasks of the loop, wait until they have ended, and stop the thread."""
+        if self._forked:  # the parent still uses the loop's file descriptors
             return
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
@@ -62,12 +65,14 @@ class LoopThread:
             thread.join()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run *work* in the loop and return its result. An exception in the calling thread cancels it.
+        """Run *work* in the loop, wait for it, and return its result.
+
+        If an exception such as `KeyboardInterrupt` interrupts the wait, *work* is cancelled.
 
         Raises:
             ClientClosed: if the thread is not running, or was stopped in the meantime.
         """
-        # Created before the work is handed over, so that it can be cancelled at any moment.
+        # Created before the work is handed over, so that an exception at any moment can cancel the work.
         ticket: Future[T] = Future()
         try:
             self._hand_over(work, ticket)
@@ -92,7 +97,7 @@ class LoopThread:
             self._loop.call_soon_threadsafe(function, argument)
 
     def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
-        """Yield the items of *source*, each requested only when needed, and close it at the end.
+        """Yield the items of *source*, requesting each only when it is needed, and close *source* at the end.
 
         Raises:
             ClientClosed: if the thread is not running, or was stopped in the meantime.
@@ -102,7 +107,7 @@ class LoopThread:
             while (item := self.run(self._next(source, turn))) is not _END:
                 yield item
         finally:
-            # Not open: `stop` closed the source, or the garbage collector runs in the loop's own thread.
+            # Raised if `stop` has closed the source, or if the garbage collector runs in the loop's thread.
             with suppress(ClientClosed):
                 self.run(self._close(source, turn))
 
@@ -125,8 +130,8 @@ class LoopThread:
             self._loop.call_soon_threadsafe(_begin, self._loop, work, ticket)
 
     def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
-        # Not `asyncio.run`: at its end it starts a thread that waits for the executor's threads. New threads
-        # cannot start while the interpreter exits, and it would wait forever for a blocked thread.
+        # `asyncio.run` cannot be used. At its end it starts a thread that waits for the executor's threads.
+        # While the interpreter exits, no thread can start, and a blocked executor thread would never end.
         loop = asyncio.new_event_loop()
         started.set_result(loop)
         try:
@@ -140,7 +145,7 @@ class LoopThread:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        while self._sources:  # the outermost first, because `shutdown_asyncgens` has no order
+        while self._sources:  # the outermost generators, because `shutdown_asyncgens` has no order
             await asyncio.gather(self._sources.pop().aclose(), return_exceptions=True)
         await loop.shutdown_asyncgens()
 
@@ -156,7 +161,7 @@ class LoopThread:
 
 
 def _begin(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], ticket: Future[T]) -> None:
-    """Start *work*. Its outcome is set on *ticket*, and cancelling *ticket* cancels it."""
+    """Start *work* and set its outcome on *ticket*. If *ticket* is cancelled, cancel *work*."""
     task = loop.create_task(work)
 
     def finish(task: asyncio.Task[T]) -> None:
@@ -173,10 +178,10 @@ def _begin(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], ticket
 
 
 async def pull(items: Iterable[T]) -> AsyncGenerator[T, None]:
-    """Yield *items*, which are read in a separate thread, where the iterable may block.
+    """Yield *items*, but read them in a separate thread, where the iterable may block.
 
-    The thread is a daemon. So an iterable that never returns delays neither a reader that stops early nor the
-    end of the program. Several iterables do not wait for each other.
+    Each iterable has its own thread, so several iterables do not wait for each other. The thread is a daemon.
+    So an iterable that blocks forever delays neither a reader that stops early nor the end of the program.
     """
     tickets: SimpleQueue[Future[T] | None] = SimpleQueue()
     arguments = [_take, items, tickets]
@@ -195,7 +200,7 @@ async def pull(items: Iterable[T]) -> AsyncGenerator[T, None]:
 
 
 def _take(items: Iterable[T], tickets: "SimpleQueue[Future[T] | None]") -> None:
-    """Take one item for each ticket, until the first None."""
+    """Take one item for each ticket, until a ticket is None."""
     iterator: Iterator[T] | None = None
     while (ticket := tickets.get()) is not None:
         if not ticket.set_running_or_notify_cancel():

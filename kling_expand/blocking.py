@@ -1,4 +1,4 @@
-"""The client for programs without asyncio. It has the same methods, and each waits for its result.
+"""The blocking client for Kling image expansion, for programs without asyncio.
 
 ::
 
@@ -7,17 +7,17 @@
         result.save("out/")
 
 A background thread runs an event loop with the asynchronous client. Each method calls the method of the
-same name there. Any thread may call a method. If that thread runs its own event loop, as in a notebook, the
-call blocks that loop.
+same name there and waits until it returns. Methods may be called from any other thread. If that thread runs
+its own event loop, as in a notebook, the call blocks that loop.
 
-A client is closed by ``with``, by `KlingClient.close`, or when the main thread of the program ends. It can be
-reopened. It does not survive `os.fork`: a child process must create its own client.
+A client is closed by ``with``, by `KlingClient.close`, or when the main thread of the program ends. A closed
+client can be reopened. A client does not survive `os.fork`: a child process must create its own.
 """
 
 import asyncio
 import atexit
 import concurrent.futures
-import concurrent.futures.thread  # sets its own exit hook first, see the end of this file
+import concurrent.futures.thread  # registers its exit hook before ours, see the end of this file
 import inspect
 import logging
 import math
@@ -53,7 +53,7 @@ Inner = TypeVar("Inner")
 
 
 class BlockingProxy(Generic[Inner]):
-    """A proxy for an object that belongs to the event loop, which runs in another thread."""
+    """A blocking proxy for an object that belongs to the event loop of another thread."""
 
     def __init__(self, inner: Inner, thread: LoopThread) -> None:
         self._inner = inner
@@ -65,14 +65,14 @@ class BlockingProxy(Generic[Inner]):
 
 Proxy = TypeVar("Proxy", bound=BlockingProxy[Any])
 
-# Each of the three decorators below makes a method with the parameters and the docstring of the asynchronous
-# *method*. The decorated function converts the result.
+# Each of the three decorators below makes a blocking method with the parameters and the docstring of the
+# asynchronous *method*. The decorated function converts the result.
 
 
 def from_coroutine(
     method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
 ) -> Callable[[Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, P], R]]:
-    """Make a method that waits for the coroutine function *method*."""
+    """Make a method that calls the coroutine function *method* and waits for its result."""
 
     def decorate(convert: Callable[[Proxy, T], R]) -> Callable[Concatenate[Proxy, P], R]:
         def blocking(self: Proxy, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -103,7 +103,7 @@ def from_function(
 def from_generator(
     method: Callable[Concatenate[Any, P], AsyncGenerator[T, None]],
 ) -> Callable[[Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, P], Iterator[R]]]:
-    """Make a method that iterates over the asynchronous generator *method*."""
+    """Make a method that returns an iterator over the items of the asynchronous generator *method*."""
 
     def decorate(convert: Callable[[Proxy, T], R]) -> Callable[Concatenate[Proxy, P], Iterator[R]]:
         def blocking(self: Proxy, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
@@ -119,7 +119,7 @@ def from_generator(
 def _described(
     blocking: Callable[Concatenate[Proxy, P], R], method: Callable[..., Any], returns: Any
 ) -> Callable[Concatenate[Proxy, P], R]:
-    """Name and document *blocking* like *method*, for `help` and editors."""
+    """Give *blocking* the name, the docstring and the parameters of *method*, for `help` and editors."""
     blocking.__name__ = method.__name__
     blocking.__doc__ = method.__doc__
     blocking.__signature__ = inspect.signature(method).replace(return_annotation=returns)  # type: ignore[attr-defined] # read by `inspect`
@@ -127,7 +127,7 @@ def _described(
 
 
 class ResultImage(BlockingProxy[future.ResultImage]):
-    """An expanded image whose bytes can be read."""
+    """An expanded picture, with methods to read it."""
 
     @from_coroutine(future.ResultImage.read)
     def read(self, content: bytes) -> bytes:
@@ -139,12 +139,12 @@ class ResultImage(BlockingProxy[future.ResultImage]):
 
     @property
     def index(self) -> int:
-        """The number of the image within its task, from 0."""
+        """The position of the picture within its task, from 0."""
         return self._inner.index
 
     @property
     def url(self) -> str:
-        """The URL of the image, which is valid for 30 days."""
+        """The URL of the picture, which is valid for 30 days (documented)."""
         return self._inner.url
 
     @property
@@ -153,14 +153,14 @@ class ResultImage(BlockingProxy[future.ResultImage]):
         return self._inner.watermark_url
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the number and the URLs as JSON types."""
+        """Return the position and the URLs as JSON types."""
         return self._inner.to_dict()
 
 
 class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
-    """A succeeded task, with methods to save and read its images.
+    """The result of a task that succeeded, with methods to save and read its pictures.
 
-    It can be pickled. The copy in another process has the URLs but no client, so it cannot save or read.
+    It can be pickled. An unpickled copy has the URLs but no client, so it cannot save or read the pictures.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -197,12 +197,12 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
 
     @property
     def earlier(self) -> "ExpandResult | None":
-        """The result of the previous pass, or None."""
+        """The result of the previous pass, or None if there was none."""
         return ExpandResult(self._inner.earlier, self._thread) if self._inner.earlier else None
 
     @property
     def name(self) -> str | None:
-        """The photo's name, from which the names of the images are formed."""
+        """The photo's name, from which file names are formed, or None if it has no name."""
         return self._inner.name
 
     @property
@@ -212,11 +212,11 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The paths of the images that an earlier run saved, if a store has them and they still exist."""
+        """The paths to which an earlier run saved the pictures, if a journal has them and all files exist."""
         return self._inner.files
 
     def saved_at(self, target: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Return the paths of `files` if they are those of a `save` with this *target*, or else ``()``.
+        """Return the paths where an earlier run saved the pictures, if `save` puts them there, else ``()``.
 
         Raises:
             InvalidRequest: if *target* is invalid.
@@ -225,7 +225,7 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
 
     @property
     def images(self) -> tuple[ResultImage, ...]:
-        """The expanded images. Their URLs are valid for 30 days."""
+        """The expanded pictures. Their URLs are valid for 30 days (documented)."""
         return tuple(ResultImage(image, self._thread) for image in self._inner.images)
 
     @property
@@ -257,11 +257,14 @@ def _without_thread(result: future.ExpandResult) -> ExpandResult:
 
 
 class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[ExpandResult]):
-    """One task. `result` waits for its end, and a ``for`` loop over the future yields its snapshots.
+    """A future for one task.
 
-    Only clients create it, from the asynchronous future *inner* and their *thread*. It is a
-    `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future` accept
-    it. A cancelled job raises `NotSubmitted`.
+    `result` waits until the task has ended. A ``for`` loop over the future yields snapshots of the task.
+    After `cancel`, the future raises `NotSubmitted`.
+
+    It is a `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and
+    `asyncio.wrap_future` accept it. Only clients create it, from the asynchronous future *inner* and their
+    *thread*.
     """
 
     def __init__(self, inner: future.TaskFuture, thread: LoopThread) -> None:
@@ -277,7 +280,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         self._set_end(inner)
 
     def _set_end(self, inner: future.TaskFuture) -> None:
-        """Set the outcome of the task, which no caller has retrieved yet."""
+        """Set the outcome of the task, without marking it as retrieved."""
         if (error := inner.record.failure()) is not None:
             self.set_exception(error)
         elif inner.record.done():
@@ -304,11 +307,11 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         return self._inner.cancelled()
 
     def running(self) -> bool:
-        """Return whether the task is running: the service has accepted it, and it has not ended."""
+        """Return whether the service has accepted the task and the task has not ended."""
         return self._inner.record.task is not None and not self.done()
 
     def result(self, timeout: float | None = None) -> ExpandResult:
-        """Wait for the end of the task, at most *timeout* seconds, and return its result.
+        """Wait until the task has ended, at most *timeout* seconds, and return its result.
 
         Raises:
             TaskFailed: if the task failed.
@@ -319,7 +322,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         return ExpandResult(self._inner.result(), self._thread)
 
     def exception(self, timeout: float | None = None) -> KlingError | None:
-        """Wait for the end of the task, at most *timeout* seconds. Return the exception of `result`, or None.
+        """Wait as `result` does, at most *timeout* seconds, and return the exception it would raise, or None.
 
         Raises:
             DeadlineExceeded: if *timeout* or the deadline passes. The task continues.
@@ -332,10 +335,10 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
             self._thread.run(_ended(self._inner, timeout))
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[ExpandResult]], object]) -> None:
-        """Call *fn* with this future soon after the task has ended.
+        """Call *fn* with this future when the task ends, or at once if it has already ended.
 
-        It is called in the client's background thread, or at once if the task has already ended. It must
-        neither block nor call the client.
+        When the task ends, *fn* is called in the client's background thread. So it must not block, and it
+        must not call the client.
         """
         super().add_done_callback(fn)
 
@@ -348,7 +351,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
     @property
     def any_id(self) -> str:
-        """The id for queries: the `task_id` once it is known, the external id before that."""
+        """The `task_id` once it is known, and the `external_task_id` before that."""
         return self._inner.any_id
 
     @property
@@ -358,7 +361,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
     @property
     def task_id(self) -> str | None:
-        """The service's id, or None before the task is accepted."""
+        """The service's id of the task, or None until the service has accepted the task."""
         return self._inner.task_id
 
     @property
@@ -368,7 +371,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
     @property
     def task(self) -> Task | None:
-        """The newest snapshot, or None before the task is accepted."""
+        """The newest snapshot, or None until the service has accepted the task."""
         return self._inner.task
 
     @property
@@ -379,14 +382,14 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
 @frozen(eq=False)
 class Outcome(Serializable):
-    """The outcome of one of many requests, with the fields of `kling_expand.Outcome`.
+    """The outcome of one request of `KlingClient.map`, with the fields of `kling_expand.Outcome`.
 
-    Either `result` or `error` is set, or both if the pictures could not be saved. `index` is the position of
-    `request`, from 0, and `files` are the paths of the saved pictures.
+    `index` is the position of the request, from 0. Either `result` or `error` is set, or both if the pictures
+    could not be saved. `request` is None if it could not be made. `files` are the paths of saved pictures.
     """
 
     index: int
-    request: ExpandRequest | Any  # or None, possible only for rows that are mappings or functions
+    request: ExpandRequest | Any  # or None, but only for a row that is a mapping or a function
     result: ExpandResult | None = None
     error: KlingError | None = None
     files: tuple[Path, ...] = ()
@@ -405,7 +408,7 @@ class Outcome(Serializable):
 def _from_map(
     method: Callable[Concatenate[Any, bulk.Requests, P], AsyncGenerator[T, None]],
 ) -> Callable[[Callable[[Proxy, T], R]], Callable[Concatenate[Proxy, Iterable[bulk.Row], P], Iterator[R]]]:
-    """Make a method like `from_generator`, whose requests are read outside the event loop.
+    """Make a method like `from_generator`, but read its requests in a separate thread.
 
     So the iterable may block, for example on a queue or on the same client.
     """
@@ -423,14 +426,14 @@ def _from_map(
         each.replace(annotation=Iterable[bulk.Row]) if name == "requests" else each
         for name, each in signature.parameters.items()
     ]
-    outcomes.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # the same
+    outcomes.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # as above
     return from_generator(outcomes)
 
 
 class KlingClient(BlockingProxy[client.KlingClient]):
-    """The client for programs without asyncio, with the options of `kling_expand.KlingClient`.
+    """The blocking client for Kling image expansion, with the options of `kling_expand.KlingClient`.
 
-    Use it inside ``with``, or between `open` and `close`, for example in a notebook.
+    Use it in a ``with`` statement. In a notebook, call `open` and `close` instead.
     """
 
     @client.takes_options(client.KlingClient)
@@ -438,7 +441,7 @@ class KlingClient(BlockingProxy[client.KlingClient]):
         super().__init__(client.KlingClient(**options), LoopThread())
 
     def open(self) -> Self:
-        """Start the background thread and open the client in it. An open client is left unchanged.
+        """Start the background thread and open the client in it. If the client is open, do nothing.
 
         Raises:
             ClientClosed: if the client was opened before `os.fork`, in the parent process.
@@ -454,9 +457,9 @@ class KlingClient(BlockingProxy[client.KlingClient]):
         return self
 
     def close(self, *, wait: bool = False) -> tuple[TaskFuture, ...]:
-        """Stop submitting, and return the futures of the tasks that are still running at the service.
+        """Close the client, and return the futures of the tasks that are still running at the service.
 
-        With *wait*, wait for those tasks first. Closing a closed client has no effect.
+        With *wait*, the client first waits until all jobs have ended. Closing a closed client has no effect.
         """
         _opened.discard(self)
         try:
@@ -536,13 +539,13 @@ class KlingClient(BlockingProxy[client.KlingClient]):
         return tasks
 
 
-async def _ended(waited: future.TaskFuture, timeout: float | None) -> None:  # noqa: ASYNC109 - as below
+async def _ended(waited: future.TaskFuture, timeout: float | None) -> None:  # noqa: ASYNC109 - as in the standard library
     """Wait until *waited* is done, or raise `DeadlineExceeded` after *timeout* seconds or its deadline."""
     now = asyncio.get_running_loop().time()
     left = math.inf if waited.deadline_at is None or waited.deadline_at <= now else waited.deadline_at - now
     if timeout is not None and timeout < left and not await waited.wait(timeout):
         raise DeadlineExceeded(
-            f"the task has not ended within {timeout:g} s; it can be waited for again",
+            f"the task did not end within {timeout:g} s; the future can be waited for again",
             task_id=waited.task_id,
             external_task_id=waited.external_task_id,
         )
@@ -571,6 +574,7 @@ def _close_all() -> None:
             logger.exception("%r could not be closed at program exit", kling)
 
 
-# `atexit` is too late: by then the interpreter has shut down all executors, and closing a journal needs
-# one. The hook used here also shuts down the executors. The hook that was registered last runs first.
+# `atexit` is too late: by then the interpreter has shut down all executors, and closing a journal needs one.
+# `concurrent.futures` shuts them down in a hook of the same kind as ours, which was registered earlier. Hooks
+# run in the reverse order, so ours runs first.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)

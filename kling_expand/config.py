@@ -1,4 +1,4 @@
-"""Settings with their defaults, credentials, and the only reader of the environment."""
+"""Settings, credentials, and all access to environment variables."""
 
 import hashlib
 import logging
@@ -26,10 +26,10 @@ PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-LIFE = 1800.0  # seconds a token lives (doc)
-MARGIN = 300.0  # seconds before its expiry from which a token is no longer used
-BACKDATE = 5.0  # seconds `nbf` lies in the past (doc)
-SKEW = 5.0  # seconds that the service's clock may differ from ours before we adjust to it
+LIFE = 1800.0  # seconds for which a token is valid (doc)
+MARGIN = 300.0  # seconds before the expiry of a token at which a new one replaces it
+BACKDATE = 5.0  # seconds by which `nbf` lies in the past (doc)
+SKEW = 5.0  # seconds; a smaller difference between the service's clock and ours is ignored
 
 
 def misconfigured(name: str, value: object, limit: str, advice: str = "") -> ConfigurationError:
@@ -38,7 +38,7 @@ def misconfigured(name: str, value: object, limit: str, advice: str = "") -> Con
 
 
 def option(*rules: Rule) -> tuple[Rule, ...]:
-    """Return *rules* for a client option or a setting, with `ConfigurationError` as their error."""
+    """Return *rules* for a client option or a setting: they raise `ConfigurationError`."""
     return tuple(evolve(rule, error=misconfigured) for rule in rules)
 
 
@@ -57,7 +57,9 @@ def _url(value: str) -> str:
         good = False
     if not good or not url.isprintable() or set("@?# ") & set(url):
         # The value is not shown: a URL may hold a password, and this message is logged.
-        raise ConfigurationError("base_url must be https://host or http://host, without user or query")
+        raise ConfigurationError(
+            "base_url must be https://host or http://host, without a user name or a query"
+        )
     return url
 
 
@@ -81,7 +83,7 @@ def _proxy(value: str | None, name: str = "proxy") -> str | None:
         good = False
     if not good or not url.isprintable() or parts.path or parts.query or " " in url:
         # The value is not shown, as it may hold a password.
-        advice = "for any other kind of proxy, such as SOCKS, pass your own session as http="
+        advice = "for any other kind of proxy, such as SOCKS, pass your own aiohttp session as http="
         raise ConfigurationError(
             f"{name} must be http://host:port or http://user:password@host:port; {advice}"
         )
@@ -93,7 +95,7 @@ _OWN_HEADERS = {"authorization", "connection", "content-length", "content-type",
 
 
 def _headers(value: Mapping[str, str] | None) -> dict[str, str]:
-    """Return a copy of the headers. Their values are never shown, as they may be secrets."""
+    """Return a copy of the headers. No error message shows a value, because it may be a secret."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -135,15 +137,15 @@ def _folder(value: object) -> Path | None:
     if value is None or value is False:
         return None
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise misconfigured("cache_dir", shown(value), "must be a directory, or False to keep nothing")
+        raise misconfigured("cache_dir", shown(value), "must be a directory, or False to write no file")
     try:
         return Path(os.fsdecode(value)).expanduser()
-    except RuntimeError:  # the user has no home
+    except RuntimeError:  # the user has no home directory
         return None
 
 
 def _is_tls(value: object) -> bool:
-    ssl = sys.modules.get("ssl")  # if it is not imported, there is no context
+    ssl = sys.modules.get("ssl")  # before `ssl` is imported, there is no context
     return isinstance(value, bool) or (ssl is not None and isinstance(value, ssl.SSLContext))
 
 
@@ -154,11 +156,13 @@ TLS = Rule("must be an ssl.SSLContext, or False to trust every certificate", _is
 class Settings:
     """The settings of a client. Durations are in seconds, sizes in bytes.
 
+    - `base_url` is the address of the service or of a relay, and `dialect` is a `Dialect`.
     - `max_in_flight` counts pictures, not tasks: a task of n pictures holds n slots of the account.
-    - `connect_timeout` limits one connection attempt, and all attempts before the service first answers.
+    - `connect_timeout` limits one connection attempt. Until the service has answered once, it also limits all
+      attempts together.
     - `read_timeout` limits one query. A create may take `create_timeout` plus the time that its body needs at
       `upload_speed` (bytes per second).
-    - `retry_timeout` limits how long one call is retried.
+    - `retry_timeout` limits how long one call is retried. Lookups of a lost create do not count.
     - `max_retry_after` is the longest `Retry-After` that is obeyed. If the service asks for a longer wait,
       the call raises `RateLimited`.
     - `poll_timeout` limits how long a task is polled while every read of it fails, and `refusal_timeout`
@@ -167,12 +171,13 @@ class Settings:
       `read_timeout` seconds without a byte.
     - `upload_bytes` limits the total size of the bodies of all creates in progress.
 
-    These configure the network, unless the client is given an aiohttp session:
+    These settings apply only to the client's own aiohttp session, not to one given as `http`:
 
     - `proxy` is ``http://host:port`` or ``http://user:password@host:port``, for all calls and downloads.
       Without it, `trust_env` decides whether the environment variables ``HTTP_PROXY``, ``HTTPS_PROXY`` and
       ``NO_PROXY`` are obeyed. A ``.netrc`` file is never read.
-    - `ssl` is the context that verifies certificates; False trusts every certificate.
+    - `ssl` is the `ssl.SSLContext` that verifies certificates, or True for the default context. False trusts
+      every certificate.
 
     `headers` are added to each API call, and never to a download.
 
@@ -202,10 +207,12 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsOptions]) -> Self:
-        """Return settings from the *given* values that are not None, `KLING_BASE_URL` and the defaults.
+        """Return settings from the *given* values that are not None, the environment and the defaults.
+
+        The variables are ``KLING_BASE_URL`` and ``KLING_CACHE_DIR``. *environ* replaces `os.environ`.
 
         Raises:
-            ConfigurationError: if a value is invalid, or there is no such setting.
+            ConfigurationError: if a value is invalid, or a name is not that of a setting.
         """
         known = [each.name for each in fields(cls)]
         for name in given.keys() - {*known}:
@@ -220,7 +227,7 @@ class Settings:
 
 
 def _cache_dir(environ: Mapping[str, str]) -> Path | None:
-    """Return the directory for disposable files, or None if it is disabled."""
+    """Return the directory for cached files, or None if it is disabled."""
     given = environ.get("KLING_CACHE_DIR", "").strip()
     if given:
         return None if given.lower() == "off" else Path(given)
@@ -230,12 +237,12 @@ def _cache_dir(environ: Mapping[str, str]) -> Path | None:
 
 
 def environment_proxy(url: str) -> str | None:
-    """Return the proxy that ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` name for *url*, or None.
+    """Return the proxy for *url* according to ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY``, or None.
 
     Raises:
         ConfigurationError: if the proxy cannot be used.
     """
-    from urllib.request import getproxies, proxy_bypass  # imported here, as aiohttp has loaded it already
+    from urllib.request import getproxies, proxy_bypass  # imported here, after aiohttp has loaded it
 
     parts = urlsplit(url)
     proxy = getproxies().get(parts.scheme)
@@ -279,11 +286,13 @@ OPTIONS: dict[str, tuple[Rule, ...]] = {
             "must be a path or a JobStore",
             lambda value: isinstance(value, str | os.PathLike) or _has("record_intent", "observe")(value),
         ),
-        Rule("must not be empty", lambda value: value != "", "for no journal, omit it or pass None"),
+        Rule("must not be empty", lambda value: value != "", "to use no journal, omit it or pass None"),
     ),
     "webhook_secret": optional(Rule("must be a string, or a sequence of strings", _are_texts)),
     "slots": optional(
-        Rule("must be Slots", _has("acquire", "accepted", "ended"), "for a number, use max_in_flight")
+        Rule(
+            "must be a Slots object", _has("acquire", "accepted", "ended"), "for a number, use max_in_flight"
+        )
     ),
     "schedule": optional(Rule("must be a PollSchedule, such as AdaptiveSchedule()", _has("wait", "learn"))),
     "listener": optional(Rule("must be a function, or a sequence of functions", _are_functions)),
@@ -294,10 +303,10 @@ _SECRET_OPTIONS = {"access_key", "secret_key", "api_key", "auth", "webhook_secre
 
 
 def check_options(given: Mapping[str, Any]) -> None:
-    """Check the arguments of a client against `OPTIONS`, and the names of those in ``given["options"]``.
+    """Check the arguments of a client against `OPTIONS`, and that ``given["options"]`` are settings.
 
     Raises:
-        ConfigurationError: if a value is invalid, or there is no such option.
+        ConfigurationError: if a value is invalid, or a name is not that of an option.
     """
     for name, rules in OPTIONS.items():
         for rule in rules:
@@ -310,7 +319,7 @@ def check_options(given: Mapping[str, Any]) -> None:
 
 
 def check_option(rules: Iterable[Rule], **values: object) -> None:
-    """Check each of *values*, which are keyed by argument name.
+    """Check *values*, which are given by argument name, against *rules*.
 
     Raises:
         ConfigurationError: if a value is invalid.
@@ -337,29 +346,31 @@ class Auth(Protocol):
         ...
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Invalidate the token *refused*, and return whether a different token can be tried.
+        """Discard the token *refused*, and return whether a different token can be tried.
 
-        *server_time* is the clock of the service in Unix seconds, or None if it is unknown.
+        *server_time* is the time of the service's clock in Unix seconds, or None if it is unknown.
         """
         ...
 
 
 class KeyPair:
-    """The *access_key* and *secret_key* of an account, which sign JWTs with HS256.
+    """An account's *access_key* and *secret_key*, which provide JWTs signed with HS256.
 
-    A token is used until shortly before it expires.
+    A token is used until shortly before it expires. Its claims are ``iss``, ``exp`` and ``nbf`` (documented).
+    *clock* returns Unix seconds.
 
-    `clock` returns Unix seconds. The claims are the documented ones: ``iss``, ``exp`` and ``nbf``.
+    Raises:
+        ConfigurationError: if a key is missing or blank.
     """
 
     def __init__(self, access_key: str, secret_key: str, *, clock: Callable[[], float] = time.time) -> None:
         if not all(isinstance(key, str) and key.strip() for key in (access_key, secret_key)):
-            raise ConfigurationError("access_key and secret_key must both be given, and not be blank")
+            raise ConfigurationError("access_key and secret_key must both be given and must not be blank")
         self._access_key = access_key.strip()
         self._secret_key = secret_key.strip()
         check_option(OPTIONS["clock"], clock=clock)
         self._clock = clock
-        self._offset = 0.0  # how far the service's clock is ahead of ours
+        self._offset = 0.0  # seconds by which the service's clock is ahead of ours
         self._token = ""
         self._good_until = 0.0
 
@@ -372,16 +383,16 @@ class KeyPair:
         return _fingerprint(self._access_key)
 
     def token(self) -> str:
-        """Return the cached token, or a new one."""
+        """Return the current token, or a new one if it expires soon."""
         now = self._clock()
-        # Otherwise a token would be kept for too long after the clock was set back.
+        # Without the lower limit, a token would be kept for too long after the clock was set back.
         if not self._token or not self._good_until - LIFE <= now < self._good_until:
             self._token = self._sign(now + self._offset)
             self._good_until = now + LIFE - MARGIN
         return self._token
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Drop the token *refused*, and adjust to *server_time* (Unix seconds) if our clock differs."""
+        """Discard the token *refused*, and adjust to *server_time* (Unix seconds) if our clock differs."""
         if refused == self._token:  # otherwise another call has already renewed it
             self._token = ""
         offset = 0.0 if server_time is None else server_time - self._clock()
@@ -399,7 +410,11 @@ class KeyPair:
 
 
 class StaticKey:
-    """A static *api_key* (``api-key-kling-…``), sent unchanged. A blank one raises `ConfigurationError`."""
+    """A static *api_key* (``api-key-kling-…``), which is sent unchanged.
+
+    Raises:
+        ConfigurationError: if it is blank, or not printable ASCII without spaces.
+    """
 
     def __init__(self, api_key: str) -> None:
         key = api_key.strip() if isinstance(api_key, str) else ""
@@ -420,7 +435,7 @@ class StaticKey:
         return self._api_key
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Return False, whatever *refused* and *server_time* are: there is no other key."""
+        """Return False, because there is no key other than *refused*; *server_time* is not used."""
         del refused, server_time
         return False
 
@@ -435,12 +450,12 @@ def credentials(
 ) -> Auth:
     """Return the given credentials, or else those of the environment.
 
-    A static key takes precedence over a pair, and a blank value counts as missing. The variables are
-    ``KLING_API_KEY``, or ``KLING_ACCESS_KEY`` and ``KLING_SECRET_KEY``, or the same with the prefix
+    A static key takes precedence over a pair, and a blank value counts as missing. The variables in *environ*
+    are ``KLING_API_KEY``, or ``KLING_ACCESS_KEY`` and ``KLING_SECRET_KEY``, or the same with the prefix
     ``KLINGAI_``.
 
     Raises:
-        ConfigurationError: if there are none, or half of a pair is missing.
+        ConfigurationError: if there are none, or one key of a pair is missing.
     """
     environ = _environ(environ)
     names = ("ACCESS_KEY", "SECRET_KEY", "API_KEY")
@@ -462,7 +477,7 @@ def credentials(
 
 
 def account_name(settings: Settings, auth: Auth) -> str:
-    """Return the name of the service and the account for a journal. It contains no secret."""
+    """Return the name by which a journal knows its service and account. It contains no secret."""
     fingerprint = getattr(auth, "fingerprint", "")
     key = f", key {fingerprint}" if fingerprint else ""
     return f"{settings.base_url} ({settings.dialect}{key})"
@@ -481,7 +496,7 @@ def enable_logging(environ: Mapping[str, str] | None = None) -> None:
     """Write the log of the package to stderr if ``KLING_LOG`` names a level, such as ``debug``.
 
     Raises:
-        ConfigurationError: if it names no level.
+        ConfigurationError: if ``KLING_LOG`` is not a level.
     """
     word = _environ(environ).get("KLING_LOG", "").strip()
     if not word:
@@ -498,7 +513,7 @@ def enable_logging(environ: Mapping[str, str] | None = None) -> None:
 
 
 def environment_with(**changes: str) -> dict[str, str]:
-    """Return the environment with *changes* for a child process. Other users cannot see it."""
+    """Return this process's environment with *changes*, for a child process."""
     return {**os.environ, **changes}
 
 

@@ -1,9 +1,9 @@
 """Conversion between bytes and models, for both dialects and without I/O.
 
-The two documents and the service differ, so every observed form is accepted: `data` as an object or a
-one-element array, both words for success, and an error code under HTTP 200 or as text. A task needs its
-`task_id` and `task_status`, and a picture its `url`. Any other field of an unexpected type is treated as
-absent, because a task that was paid for must not be lost over it.
+The service differs from the documents of the two dialects. So every observed form is accepted: `data` as an
+object or a one-element array, ``succeed`` or ``succeeded``, and an error code with HTTP 200 or as text. Only
+a task's `task_id` and `task_status` and a picture's `url` are required. Any other field of an unexpected type
+is treated as absent, so that a paid task is not lost because of it.
 """
 
 import json
@@ -42,15 +42,15 @@ T = TypeVar("T")
 
 PATHS = {Dialect.EDITING: "/v1/images/editing/expand", Dialect.DIRECTION: "/v1/images/expand"}
 
-LONG_ANSWER = 256 << 10  # bytes, from which a response is parsed in a thread
-MAX_VALUES = 50_000  # in one answer; a full list page of nine-picture tasks has about 25,000
+LONG_ANSWER = 256 << 10  # bytes; a longer response is parsed in a thread
+MAX_VALUES = 50_000  # in one response; a full list page of nine-picture tasks has about 25,000
 
-MAX_ESCAPES = 1_000_000  # in one answer
-MAX_DIGITS = 4300  # of a number, as Python bounds those of an int
+MAX_ESCAPES = 1_000_000  # in one response
+MAX_DIGITS = 4300  # of a number; Python sets the same limit for an int
 _OWN_ID = "kx-"  # prefix of each generated id
-MAX_NUMBER = 1 << 63  # of a time in milliseconds or an index; larger values break arithmetic and file names
-MAX_MESSAGE = 1000  # characters of the message of a refusal or a failed task
-MAX_ID = 500  # characters of an id; real ones have at most 36
+MAX_NUMBER = 1 << 63  # for a time in milliseconds or an index; larger values break arithmetic and file names
+MAX_MESSAGE = 1000  # characters in the message of a refusal or of a failed task
+MAX_ID = 500  # characters in an id; real ids have at most 36
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ _logger = logging.getLogger(__name__)
 class Response(NamedTuple):
     """An HTTP response: status, headers (with lower-case names), the whole body, and the time of arrival.
 
-    `received_at` is in Unix seconds by our clock. It replaces a missing `Date` header.
+    `received_at` is the time of arrival in Unix seconds by the local clock. It is used if there is no `Date`
+    header.
     """
 
     status: int
@@ -68,12 +69,12 @@ class Response(NamedTuple):
 
     @property
     def server_time(self) -> float | None:
-        """The clock of the service in Unix seconds, or None without a `Date` header."""
+        """The service's time in Unix seconds, or None without a valid `Date` header."""
         return http_date(self.headers.get("date"))
 
     @property
     def retry_after(self) -> float | None:
-        """The seconds that a ``Retry-After`` header asks for, or None if there is no valid one."""
+        """The wait in seconds that a ``Retry-After`` header requests, or None if there is no valid one."""
         text = self.headers.get("retry-after", "").strip()
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):  # more than 31 years is a mistake
             return float(text)
@@ -95,15 +96,15 @@ def http_date(text: str | None) -> float | None:
 
 
 def create_path(dialect: Dialect) -> str:
-    """Return the path where tasks are created and listed."""
+    """Return the path for creating and listing tasks."""
     return PATHS[dialect]
 
 
 def task_path(dialect: Dialect, any_id: str) -> str:
-    """Return the path where one task is read, by `task_id` or `external_task_id`.
+    """Return the path for reading one task by its `task_id` or `external_task_id`.
 
     Raises:
-        InvalidRequest: if *any_id* is not an id, so that the path would lead to another resource.
+        InvalidRequest: if *any_id* is not a valid id. Its path could lead to another resource.
     """
     if not (isinstance(any_id, str) and any_id.isdecimal() and any_id.isascii()):
         check(any_id=any_id)
@@ -146,19 +147,19 @@ def fingerprint(request: ExpandRequest, expansion: Expansion, photo_digest: str)
 def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
     """Return the `external_task_id` of a job, which is the same in every process.
 
-    A failed task keeps its id, so each later *attempt* has a new id.
+    A failed task keeps its id, so each later *attempt* needs a new one.
     """
     words = json.dumps([run, key, fingerprint, attempt]).encode()
     return f"{_OWN_ID}{sha256(words).hexdigest()[:32]}"
 
 
 def random_id() -> str:
-    """Return a new random id, for a job without an identity or without an id yet."""
+    """Return a new random id, for a job that has no id of its own or does not have it yet."""
     return f"{_OWN_ID}{uuid4().hex}"
 
 
 def is_derived_id(external_task_id: str | None) -> bool:
-    """Return whether an id has the form of those that `external_id` returns."""
+    """Return whether an id has the prefix of the ids that this module generates."""
     return external_task_id is not None and external_task_id.startswith(_OWN_ID)
 
 
@@ -166,19 +167,19 @@ def is_derived_id(external_task_id: str | None) -> bool:
 
 
 def decode_task(answer: Response) -> Task:
-    """Return the task of a create or a query.
+    """Return the task in the response to a create or to the read of one task.
 
     Raises:
-        APIError: if the response is a refusal, or not as documented.
+        APIError: if the response is a refusal, or is not as documented.
     """
     return _decode(answer, _one_task)
 
 
 def decode_lookup(answer: Response) -> Task | None:
-    """Return the task of a lookup, or None if the response says that there is none.
+    """Return the task in the response to a lookup, or None if no task has the id.
 
     Raises:
-        APIError: if the response is another refusal, or not as documented.
+        APIError: if the response is another refusal, or is not as documented.
     """
     try:
         return decode_task(answer)
@@ -190,7 +191,7 @@ def decode_tasks(answer: Response) -> tuple[Task, ...]:
     """Return the tasks of a list page, in the order of the page.
 
     Raises:
-        APIError: if the response is a refusal, or not as documented.
+        APIError: if the response is a refusal, or is not as documented.
     """
     return _decode(answer, _many_tasks)
 
@@ -198,14 +199,14 @@ def decode_tasks(answer: Response) -> tuple[Task, ...]:
 def decode_page(
     answer: Response, known_status: Callable[[str], str | None]
 ) -> tuple[dict[str, Task | None], int]:
-    """Return our tasks on a list page, and how many tasks it holds in all.
+    """Return the client's own tasks on a list page, by id, and the number of all tasks on the page.
 
-    *known_status* returns the newest known status of a task, or None for a task that is not ours. A page may
-    hold 500 tasks, so the tasks of others are skipped without being decoded. A task of ours whose status has
-    not changed is returned as None.
+    *known_status* returns the last known status of one of the client's own tasks, or None for any other task.
+    A page may hold 500 tasks, so other tasks are skipped without being decoded. The value of an own task is
+    None if its status has not changed.
 
     Raises:
-        APIError: if the response is a refusal, or not as documented.
+        APIError: if the response is a refusal, or is not as documented.
     """
     return _decode(answer, lambda data: _changed_tasks(data, known_status))
 
@@ -216,16 +217,17 @@ def parse_json(body: bytes) -> Any:
     A long body is decoded with a Python call for each object, so that other threads can run in the meantime.
 
     Raises:
-        ValueError: if it is not JSON in UTF-8, is nested too deeply, or holds far more than any response.
+        ValueError: if *body* is not JSON in UTF-8, is nested too deeply, or exceeds `MAX_VALUES`,
+            `MAX_ESCAPES` or `MAX_DIGITS`.
     """
-    # A call into C blocks all threads, so a body that would make it slow is refused first.
+    # The decoder in C blocks all other threads, so a body that would take it long is refused first.
     if body.count(b",") > MAX_VALUES or body.count(b"\\") > MAX_ESCAPES:
         raise ValueError(f"it holds more than {MAX_VALUES} values or {MAX_ESCAPES} escapes")
     hooks: dict[str, Any] = {}
     if len(body) > LONG_ANSWER:
         hooks = {"object_hook": _unchanged, "parse_float": _float}
     try:
-        # Decoded here: `json` would call an error handler for each byte that is not UTF-8.
+        # Decode the bytes here, because `json` would call an error handler for each byte that is not UTF-8.
         return json.loads(body.decode().removeprefix("\ufeff"), **hooks)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -252,14 +254,14 @@ def _many_tasks(data: Any) -> tuple[Task, ...]:
 
 
 def _items(data: Any) -> Sequence[Any]:
-    """Return the tasks of a page, at most as many as the documentation allows."""
+    """Return the undecoded tasks of a page, up to the documented maximum."""
     if data is not None and not isinstance(data, list):
         raise ValueError(f"data must be an array, got {type(data).__name__}")
     return data[:PAGE_SIZE] if data else ()
 
 
 def _readable_tasks(items: Sequence[Any]) -> Iterator[Task]:
-    """Yield the tasks of a page, without those that cannot be read."""
+    """Yield the tasks of a page, except those that cannot be decoded."""
     for item in items:
         try:
             yield parse_task(item)
@@ -294,7 +296,7 @@ def _decode(answer: Response, read: Callable[[Any], T]) -> T:
 
 
 def _open(answer: Response) -> tuple[Any, str | None]:
-    """Return the envelope's `data` and `request_id`, or raise the refusal it holds."""
+    """Return the envelope's `data` and `request_id`, or raise the refusal that it contains."""
     try:
         envelope = parse_json(answer.body)
     except ValueError:
@@ -310,7 +312,7 @@ def _open(answer: Response) -> tuple[Any, str | None]:
 
 
 def _code(value: Any) -> int | None:
-    """Return the number of a `code`, which may be given as text."""
+    """Return a `code` as a number, even if it came as text, or None if it is not a number."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -339,12 +341,12 @@ _BALANCE = frozenset(each.name for each in fields(BalanceDeduction))
 _IMAGE = frozenset(each.name for each in fields(Image))
 _ABSENT: dict[str, Any] = {}
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
-# One string for the many tasks that share a status. Not `sys.intern`, which never frees foreign text.
+# Tasks with the same status share one string. `sys.intern` might never free text that the service sends.
 _WORDS = {word: word for word in STATUS_WORDS}
 
 
 def parse_task(data: Any) -> Task:
-    """Return the task of a bare task object, as in a list or a callback.
+    """Return the task in a bare task object, as found in lists and callbacks.
 
     Raises:
         ValueError: if `task_id` or `task_status` is missing or unusable.
@@ -353,14 +355,14 @@ def parse_task(data: Any) -> Task:
         raise ValueError(f"a task must be an object, got {type(data).__name__}")  # noqa: TRY004 - a bad value
     if "task_id" in data or "id" not in data:
         return _read_task(data)
-    from . import outputs  # imported here, as the documented responses have the older form
+    from . import outputs  # imported here, because documented responses do not need it
 
     task = _read_task(outputs.older_form(data))
     return task if outputs.is_known(data) else evolve(task, raw=data)
 
 
 def _read_task(data: dict[str, Any]) -> Task:
-    """Return the task of an object in the older form."""
+    """Return the task in an object of the older form."""
     task_id, status = _text(data, "task_id"), _text(data, "task_status")
     if task_id is None or status is None:
         raise ValueError(f"{'task_id' if task_id is None else 'task_status'} must be text")
@@ -385,7 +387,7 @@ def _read_task(data: dict[str, Any]) -> Task:
         and _are_known(images)
     )
     external_task_id = _text(info, "external_task_id")
-    return Task(  # positional, in the order of the fields: keyword arguments take half as long again
+    return Task(  # positional, in the order of the fields, as keyword arguments take 50 % longer
         task_id,
         _WORDS.get(status, status),
         (_text(data, "task_status_msg") or "")[:MAX_MESSAGE] or None,
@@ -405,7 +407,7 @@ def _read_balance(data: dict[str, Any]) -> BalanceDeduction:
 
 
 def _are_known(images: Sequence[Any]) -> bool:
-    """Return whether every field of these pictures is read."""
+    """Return whether every field of these pictures is known."""
     for image in images:  # noqa: SIM110 - a generator takes twice as long
         if type(image) is dict and not _IMAGE.issuperset(image):
             return False
@@ -413,7 +415,7 @@ def _are_known(images: Sequence[Any]) -> bool:
 
 
 def _read_images(images: Sequence[Any]) -> tuple[Image, ...]:
-    """Return the pictures that have a URL, those without an index under their position."""
+    """Return the pictures that have a URL. A missing index is replaced by the picture's position."""
     found = []
     for place, image in enumerate(images):
         if type(image) is dict and (url := _text(image, "url")):
@@ -425,7 +427,7 @@ def _read_images(images: Sequence[Any]) -> tuple[Image, ...]:
 
 
 def _part(data: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return an object within a task, or `_ABSENT`."""
+    """Return a nested object of a task, or `_ABSENT`."""
     value = data.get(name)
     if type(value) is dict:
         return value
@@ -435,7 +437,7 @@ def _part(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _text(data: dict[str, Any], name: str) -> str | None:
-    """Return a text, also of an id or an amount that comes as a number."""
+    """Return a field as text, or None. An id or an amount may come as a number, which is converted."""
     value = data.get(name)
     if value is None or type(value) is str:
         return value
@@ -446,7 +448,7 @@ def _text(data: dict[str, Any], name: str) -> str | None:
 
 
 def _number(data: dict[str, Any], name: str) -> int | None:
-    """Return a whole number, also of one that comes as text."""
+    """Return a field as a whole number, or None. The number may come as text, which is converted."""
     value = data.get(name)
     if value is None or (type(value) is int and -MAX_NUMBER < value < MAX_NUMBER):
         return value
@@ -460,7 +462,7 @@ def _number(data: dict[str, Any], name: str) -> int | None:
 
 
 def _flag(data: dict[str, Any], name: str) -> bool | None:
-    """Return a flag, also of one that comes as text or as 0 or 1."""
+    """Return a field as a bool, or None. The flag may come as text or as 0 or 1."""
     value = data.get(name)
     if value is None or type(value) is bool:
         return value
@@ -471,7 +473,7 @@ def _flag(data: dict[str, Any], name: str) -> bool | None:
 
 
 def _ignore(name: str, value: object) -> None:
-    """Log that a field of a wrong type is read as absent."""
+    """Log that a field of the wrong type is treated as absent."""
     _logger.debug("%s is ignored, as it is of type %s", name, type(value).__name__)
 
 
@@ -483,38 +485,38 @@ def pack(task: Task) -> str:
     known = asdict(task, filter=lambda attribute, _: attribute.name != "raw")
     try:
         return json.dumps(known | ({"raw": task.raw} if task.raw else {}), separators=(",", ":"))
-    except RecursionError:  # the fields that are not known here are nested too deeply
+    except RecursionError:  # the unknown fields in `raw` are nested too deeply
         return json.dumps(known, separators=(",", ":"))
 
 
 def unpack(line: str) -> Task:
-    """Return the task from a line written by `pack`."""
+    """Return the task in a line written by `pack`."""
     return _converter().structure(json.loads(line), Task)
 
 
 @cache
 def _converter() -> "Converter":
-    """Return the converter for lines, which the first one creates."""
-    from cattrs import Converter  # here: many programs need no line, and the import is slow
+    """Return the converter for lines, which is created on first use."""
+    from cattrs import Converter  # imported here, because the import is slow and often not needed
 
     return Converter(detailed_validation=False)
 
 
 def pack_request(request: ExpandRequest, expansion: Expansion, note: Mapping[str, Any] | None = None) -> str:
-    """Return the parameters of a request, without photo and key, and a *note*, as lines of JSON."""
+    """Return a request as a line of JSON, without its photo and key, and a *note* as a second line."""
     head, tail = encode(request, expansion, request.external_task_id or "")
     line = (head + tail).decode()
     return f"{line}\n{json.dumps(note)}" if note else line
 
 
 def unpack_note(packed: str) -> dict[str, Any]:
-    """Return the note from a text written by `pack_request`, or an empty one."""
+    """Return the note in a text written by `pack_request`, or an empty dictionary."""
     found: dict[str, Any] = json.loads(packed.partition("\n")[2] or "{}")
     return found
 
 
 def unpack_request(packed: str, image: str, key: str | None) -> ExpandRequest:
-    """Return the request from a text written by `pack_request`, for the photo at *image*."""
+    """Return the request in a text written by `pack_request`, with the photo at *image* and the *key*."""
     body = json.loads(packed.partition("\n")[0])
     body["external_task_id"] = body["external_task_id"] or None
     values = {each.name: each.read(body) for each in request_fields()}

@@ -1,7 +1,7 @@
-"""The newer form of a task (`id`, `status`, `outputs`, `billing`), converted to the older one.
+"""Conversion of a task's newer form (`id`, `status`, `outputs`, `billing`) to the older one.
 
-The vendor's newer interfaces and the console's test call use it. Only the names of `outputs` and `billing`
-are documented.
+The vendor's newer interfaces and the console's test callback use the newer form. The names `outputs` and
+`billing` are documented, but not the contents of these fields.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from kling_expand.models import AMOUNT, MAX_IMAGES
 
-MAX_OUTPUTS = 100  # outputs, and charges, that are read of one task
+MAX_OUTPUTS = 100  # the most outputs, and the most charges, that are read per task
 
 
 _KNOWN = {"id", "external_id", "status", "message", "create_time", "update_time", "outputs", "billing"}
@@ -18,7 +18,10 @@ _OF_OUTPUT = {"type", "index", "url", "watermark_url"}
 
 
 def is_known(data: Mapping[str, Any]) -> bool:
-    """Return whether every field of a task in the newer form is known, apart from those within `billing`."""
+    """Return whether a task in the newer form has only known fields and no `billing`.
+
+    The fields within `billing` are not documented.
+    """
     outputs = data.get("outputs")
     items = outputs[:MAX_OUTPUTS] if isinstance(outputs, list) else []
     plain = all(isinstance(item, dict) and item.keys() <= _OF_OUTPUT for item in items)
@@ -26,7 +29,7 @@ def is_known(data: Mapping[str, Any]) -> bool:
 
 
 def older_form(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task of the newer form in the older form, which the codec reads."""
+    """Convert a task in the newer form to the older form, which the codec reads."""
     external_id = data.get("external_id")
     return {
         "task_id": data["id"],
@@ -41,7 +44,7 @@ def older_form(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _images(outputs: Any) -> list[dict[str, Any]]:
-    """Return the pictures among *outputs*, whose shape is not documented.
+    """Return the pictures in *outputs*, a field with undocumented contents.
 
     If an output that may be a picture has no URL, the list is empty, so that the task is polled again. An
     incomplete list would be mistaken for the whole result.
@@ -69,7 +72,10 @@ def _url(value: Any) -> str | None:
 
 
 def _deductions(billing: Any) -> dict[str, Any]:
-    """Return the sum of the billed units and the one cash charge, if all of them can be read."""
+    """Return the sum of the unit charges, and the cash charge if there is exactly one.
+
+    The sum is omitted if one of its amounts is invalid.
+    """
     listed = billing[:MAX_OUTPUTS] if isinstance(billing, list) else []
     charges = [item for item in listed if isinstance(item, dict)]
     units = [_amount(item.get("amount")) for item in charges if item.get("charge_type") == "unit"]

@@ -1,12 +1,12 @@
 """Photos from any source, checked and sent as Base64 in slices.
 
-The rules (official documentation): PNG or JPEG, at most 10 MB, each side at least 300 pixels, shape from
-1:2.5 to 2.5:1; or a URL. They are checked against the content of the file, never its name, and a truncated
-file is refused. Pixels are not decoded here, and a JPEG's EXIF orientation is not applied: width and height
-are those of the stored picture.
+According to the official documentation, a photo is a URL or a PNG or JPEG file of at most 10 MB. Each side
+must have at least 300 pixels, and the shape must be between 1:2.5 and 2.5:1. These rules are checked against
+the content of the file, never its name. The pixels are not decoded. A JPEG's EXIF orientation is not applied,
+so the width and the height are those of the stored photo.
 
-The chunks of a PNG and the segments of a JPEG are followed to the end mark, so an incomplete file is
-detected. Only a small window of the file is in memory at a time.
+The check follows the chunks of a PNG or the segments of a JPEG to the end marker, so it detects a truncated
+file. Only a small part of the file is in memory at a time.
 """
 
 import asyncio
@@ -45,26 +45,26 @@ from kling_expand.models import (
 )
 
 # The documentation says "10MB", which may mean MB or MiB. A refused create is free, so the larger value
-# costs nothing if it is wrong, and the smaller one would refuse good photos.
+# costs nothing if it is wrong. The smaller value could refuse photos that the service accepts.
 MAX_BYTES = 10 * 1024 * 1024
 MIN_SIDE = 300  # pixels (doc)
-SLICE = 3 * 64 * 1024  # bytes: a multiple of 3, and well under a millisecond of Base64
-_INLINE = 64 * 1024  # bytes; below this a thread costs more than the work
+SLICE = 3 * 64 * 1024  # bytes; a multiple of 3 that takes well under a millisecond to encode
+_INLINE = 64 * 1024  # bytes; up to this size, a thread costs more than the work itself
 
-BASE64_HEADS = ("iVBORw0KGgo", "/9j/")  # how a PNG and a JPEG begin in Base64
+BASE64_HEADS = ("iVBORw0KGgo", "/9j/")  # the first characters of a PNG and of a JPEG in Base64
 
 _WINDOW = 64 * 1024
-_MOST_PARTS = 100_000  # chunks or segments; a file with more was made to waste our time
+_MOST_PARTS = 100_000  # chunks or segments; the limit keeps a hostile file from wasting time
 
 ORIENTATION = 0x0112  # the EXIF tag
-# The color space that a profile must name to describe a picture of this mode.
+# The color space that an embedded profile must name, for each mode of a Pillow image.
 _PROFILED = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB ", "P": b"RGB ", "CMYK": b"CMYK"}
 
 _CONVERT = "convert it, for example with Pillow: Image.open(name).convert('RGB').save('photo.jpg')"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _URL = re.compile(r"https?://", re.IGNORECASE)
-_TAIL = 1024  # last bytes of a file, in which its end mark is looked for first
+_TAIL = 1024  # bytes at the end of a file in which its end marker is expected
 _ORIENTATION = 0x0112  # the EXIF tag
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ _ROTATE = "to rotate its pixels, pass PIL.ImageOps.exif_transpose(PIL.Image.open
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-# How other common formats begin; the first that matches names the format.
+# Patterns of the first bytes of other common formats. The first match gives the name in the error.
 _OTHERS = {
     "WebP": rb"RIFF....WEBP",
     "a GIF": rb"GIF8[79]a",
@@ -94,10 +94,10 @@ _OTHERS = {
 class Photo:
     """A checked photo that can be sent any number of times.
 
-    `width` and `height` are in pixels, `format` is ``"PNG"`` or ``"JPEG"``, and `size` is in bytes. All are
-    None for a URL, which only the service reads. `digest` is the SHA-256 of the bytes, or of the URL, in hex.
-    `encoded_length` is the exact number of bytes that `slices` yields. `origin` is the user's own file if the
-    photo was converted from it.
+    `width` and `height` are in pixels, `format` is ``"PNG"`` or ``"JPEG"``, and `size` is in bytes. All four
+    are None for a URL, which only the service reads. `digest` is the hexadecimal SHA-256 of the bytes or of
+    the URL. `encoded_length` is the exact number of bytes that `slices` yields. If the photo was converted
+    from a file of the user, `origin` is the path of that file.
     """
 
     name: str
@@ -118,17 +118,17 @@ class Photo:
 
     @property
     def source(self) -> str | None:
-        """The absolute path or the URL from which another process can read it, or None."""
+        """The absolute path or the URL from which another process can read the photo, or None."""
         if self.url is not None:
             return self.url
         path = self.origin or self._content
         return os.path.abspath(path) if isinstance(path, str) else None  # noqa: PTH100 - text stays text
 
     async def slices(self) -> AsyncGenerator[bytes, None]:
-        """Yield the `image` value for a JSON string: Base64 or the URL, without any need for escapes.
+        """Yield the value of `image` in slices. It is Base64 text or a URL, and needs no escapes in JSON.
 
-        Each call starts from the beginning. Nothing stays open between slices, so iteration may stop
-        anywhere. Raises `ImageError` if the file has changed since it was checked.
+        Each call starts from the beginning. The file is closed between slices, so iteration may stop at any
+        slice. Raises `ImageError` if the file has changed since it was checked.
         """
         if self.url is not None:
             yield self.url.encode()
@@ -146,7 +146,7 @@ class Photo:
         size, piece = self._read(start, length)
         seen.update(piece)
         last = start + length == self.size
-        # The digest is complete before the last slice is sent: no altered photo is ever sent whole.
+        # The digest is compared before the last slice is sent, so an altered photo is never sent completely.
         if size != self.size or len(piece) != length or (last and seen.hexdigest() != self.digest):
             raise ImageError(
                 "image", self.name, "the file changed while it was being sent", "submit it again"
@@ -163,9 +163,9 @@ class Photo:
 
 
 class SharedPhoto(os.PathLike[str]):
-    """The path of a photo that several requests share. It is read and checked once for all of them.
+    """The path of a photo that several requests share. The photo is read and checked only once.
 
-    Requests made at another time need another object, as the file may have changed.
+    Later requests need a new object, because the file may have changed.
     """
 
     def __init__(self, path: str) -> None:
@@ -197,12 +197,12 @@ class SharedPhoto(os.PathLike[str]):
 
 
 async def load_photo(source: ImageSource) -> Photo:
-    """Check a photo from any *source* without blocking the loop, and return it ready to be sent.
+    """Check a photo from any *source* without blocking the event loop, and return it ready to be sent.
 
     A source is a path (read again when sent), an ``http(s)`` URL (not fetched), a ``data:`` URI, raw bytes, a
-    binary file (read from its current position) or a PIL image. A PIL image is sent as JPEG if it was one,
-    otherwise as PNG, with its EXIF orientation and color profile; more than 8 bits of gray are scaled. Raises
-    `ImageError`.
+    binary file (read from its current position) or a PIL image. A PIL image is sent as JPEG if it was read
+    from a JPEG, and otherwise as PNG. Its EXIF orientation is kept, and so is a color profile that suits its
+    mode. Gray levels of more than 8 bits are scaled to 8 bits. Raises `ImageError`.
     """
     if isinstance(source, str) and _URL.match(source):
         return _from_url(source)
@@ -216,9 +216,9 @@ def check_request(
 ) -> Canvas | None:
     """Check the photo and the geometry of a *request*, as `KlingClient.submit` does before it sends anything.
 
-    Nothing is sent. The photo is read, so call it with `asyncio.to_thread` in an event loop. An open file
-    is read from its current position. Return the canvas after up to *passes*, or None for a photo at a URL,
-    which only the service reads.
+    Nothing is sent. The photo is read, so use `asyncio.to_thread` to call this function in an event loop. An
+    open file is read from its current position. Return the canvas after at most *passes* passes, or None for
+    a photo at a URL, which only the service reads.
 
     Raises:
         ImageError: if the photo cannot be sent.
@@ -235,7 +235,7 @@ def check_request(
 
 
 def _reader(source: ImageSource) -> Callable[[Any], Photo]:
-    """Return the function that reads this kind of source."""
+    """Return the function that reads sources of this kind."""
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data
     if isinstance(source, SharedPhoto):
@@ -253,7 +253,7 @@ def _reader(source: ImageSource) -> Callable[[Any], Photo]:
 
 def _from_url(url: str) -> Photo:
     try:
-        # Quotes, backslashes, spaces and control characters are not allowed in a URL, nor in our JSON.
+        # A URL must not contain quotes, backslashes, spaces or control characters. JSON would escape them.
         good = bool(urlsplit(url).hostname) and not re.search(r'[\s"\\\x00-\x1f\x7f]', url)
         text = url.encode()
     except ValueError:
@@ -278,7 +278,7 @@ def _from_data(uri: str) -> Photo:
 
 
 def _from_path(path: str | os.PathLike[str]) -> Photo:
-    origin: str | None = getattr(path, "origin", None)  # of a path that `kling_expand.pictures.fit` made
+    origin: str | None = getattr(path, "origin", None)  # set on the path of a converted photo
     name = origin or source_name(path)
     photo = _read_path(path, name, lambda file, size: _checked(file, size, name, os.fsdecode(path)))
     return evolve(photo, origin=origin) if origin else photo
@@ -292,21 +292,21 @@ def _read_path(path: str | os.PathLike[str], name: str, read: Callable[[io.Buffe
             return read(file, os.fstat(file.fileno()).st_size)
     except ImageError:
         raise
-    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
-        # By mistake this may be the text of a whole photo, which must not appear in a message.
+    except (OSError, ValueError) as error:  # a name with a zero byte raises ValueError
+        # The path may by mistake be the Base64 text of a whole photo, which a message must not repeat.
         value = repr(name if len(name) <= 200 else f"{name[:60]}…")
         raise ImageError("image", value, *_unreadable(path, error)) from error
 
 
 def _check_regular(mode: int, name: str) -> None:
-    """Refuse anything but a regular file: a directory has no bytes, and opening a pipe would block."""
+    """Raise `ImageError` unless *mode* is that of a regular file. Opening a pipe would block."""
     if not stat.S_ISREG(mode):
         kind = "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
         raise ImageError("image", name, f"must be a file, not a {kind}")
 
 
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> tuple[str, str]:
-    """Return the error for a source that cannot be read, with advice."""
+    """Return the reason why a path cannot be read, and advice or an empty string."""
     text = os.fspath(path)
     if isinstance(text, str) and (text.startswith(BASE64_HEADS) or len(text) > 1024):
         return "must not be Base64 text", "pass base64.b64decode(text), or a data: URI"
@@ -320,7 +320,7 @@ def _unreadable(path: str | os.PathLike[str], error: Exception) -> tuple[str, st
 def _from_bytes(source: bytes | bytearray | memoryview, name: str | None = None) -> Photo:
     name = name or source_name(source)
     _check_weight(memoryview(source).nbytes, name)
-    content = bytes(source)  # copies only if the caller may still change it
+    content = bytes(source)  # copies only a mutable buffer, which the caller could still change
     return _checked(io.BytesIO(content), len(content), name, content)
 
 
@@ -344,19 +344,19 @@ def _binary(piece: Any, name: str) -> bytes | bytearray | memoryview:
         piece.close()  # otherwise Python warns that it was never awaited
     hint = "open it with mode 'rb'" if isinstance(piece, str) else "read it first and pass the bytes"
     value = f"{type(piece).__name__} from {name}"
-    raise ImageError("image", value, "must return bytes from its read()", hint)
+    raise ImageError("image", value, "must have a read() that returns bytes", hint)
 
 
 def _from_pillow(image: Any) -> Photo:
     name = f"<PIL image {image.width}x{image.height}>"
     check_shape(image.width, image.height, name)
-    target, jpeg = io.BytesIO(), image.format in {"JPEG", "MPO"}  # MPO: a JPEG with a preview behind it
+    target, jpeg = io.BytesIO(), image.format in {"JPEG", "MPO"}  # MPO is a JPEG with more images behind it
     try:
-        turned = image.getexif().get(ORIENTATION)  # first, as a conversion may lose it
+        turned = image.getexif().get(ORIENTATION)  # read first, as a conversion may drop it
         profile = image.info.get("icc_profile")
         image = _in_a_sendable_mode(image, name, jpeg=jpeg)
         kept: dict[str, Any] = {"quality": 95} if jpeg else {}
-        # None leaves the profile out: a profile for other channels would change the colors.
+        # None omits the profile. A profile for other channels would change the colors.
         kept["icc_profile"] = profile if _PROFILED.get(image.mode) == (profile or b"")[16:20] else None
         if turned in range(2, 9):
             kept["exif"] = exif = sys.modules["PIL.Image"].Exif()
@@ -364,13 +364,13 @@ def _from_pillow(image: Any) -> Photo:
         image.save(target, "JPEG" if jpeg else "PNG", **kept)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's readers raise many kinds of errors, and may read only now
+    except Exception as error:  # Pillow's decoders raise many kinds of errors, often only on save
         raise ImageError("image", name, f"Pillow cannot encode it ({error})") from error
     return _from_bytes(target.getvalue(), name)
 
 
 def _in_a_sendable_mode(image: Any, name: str, *, jpeg: bool) -> Any:
-    """Return a picture that looks the same, in a mode that PNG, or with *jpeg* JPEG, supports."""
+    """Return an equivalent image in a mode that PNG supports, or JPEG if *jpeg* is true."""
     if image.mode in ({"L", "RGB", "CMYK"} if jpeg else {"1", "L", "LA", "P", "RGB", "RGBA"}):
         return image
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
@@ -379,34 +379,35 @@ def _in_a_sendable_mode(image: Any, name: str, *, jpeg: bool) -> Any:
 
 
 def _scaled(image: Any, name: str) -> Any:
-    """Return a gray picture of more than 8 bits per pixel in 256 levels. `convert` would clip it.
+    """Scale a gray image of more than 8 bits per pixel to 256 levels. `convert` would clip its values.
 
-    Sixteen-bit values are 0 to 65535. For other types the values decide about the range: 0 to 1 for
-    fractions, 0 to 255, 0 to 65535, and otherwise from the lowest value to the highest.
+    In a 16-bit mode, the range of values is 0 to 65535. In other modes, it is the first of these ranges that
+    contains all values: 0 to 1 (only for floats), 0 to 255, 0 to 65535. If none does, it is from the lowest
+    value to the highest.
     """
-    numbers = image if image.mode == "F" else image.convert("I")  # not each 16-bit mode has `getextrema`
+    numbers = image if image.mode == "F" else image.convert("I")  # some 16-bit modes lack `getextrema`
     low, high = numbers.getextrema()
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageError("image", name, "must hold finite numbers")
+        raise ImageError("image", name, "must contain only finite numbers")
     least = 1 if image.mode == "F" else 65535 if image.mode.startswith("I;16") else 255
     for top in (each for each in (1, 255, 65535) if each >= least):
         if low >= 0 and high <= top:
             low, high = 0, top
             break
     scale = 255 / (high - low or 1)
-    shift = 0.5 - low * scale  # rounds, as the conversion truncates
+    shift = 0.5 - low * scale  # 0.5 rounds, as the conversion truncates
     return numbers.convert("F").point(lambda value: value * scale + shift).convert("L")
 
 
 def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content: bytes | str) -> Photo:
-    """Apply every rule to an open, seekable file. Only a few kilobytes are held at a time."""
+    """Check an open, seekable file by every rule, and return the photo. Read only a small part at a time."""
     _check_weight(size, name)
     kind, width, height = read_shape(file, size, name)
     check_shape(width, height, name)
     if kind == "JPEG" and (header := _jpeg_header(file)) and header.orientation > 1:
         logger.warning("%s is rotated by its EXIF data, which the service may ignore; %s", name, _ROTATE)
     file.seek(0)
-    # Directly from bytes: a file object over them would be copied first, which would block the loop.
+    # Bytes are hashed directly, because a file object over them would copy them and block the event loop.
     seen = hashlib.sha256(content) if isinstance(content, bytes) else hashlib.file_digest(file, "sha256")
     return Photo(name, seen.hexdigest(), 4 * -(-size // 3), width, height, kind, size, content=content)
 
@@ -420,7 +421,7 @@ def _check_weight(size: int, name: str) -> None:
 
 
 def check_shape(width: int, height: int, name: str) -> None:
-    """Raise `ImageError` if the service would refuse the photo *name* because of its size in pixels."""
+    """Raise `ImageError` if the service would refuse the photo *name* for its size in pixels or its shape."""
     value = f"{name} of {width}x{height} pixels"
     if min(width, height) < MIN_SIDE:
         raise ImageError("image", value, f"must have at least {MIN_SIDE} pixels on each side", "scale it up")
@@ -430,7 +431,7 @@ def check_shape(width: int, height: int, name: str) -> None:
 
 @cache
 def _encoder() -> Callable[[bytes | memoryview], bytes]:
-    """Return the Base64 encoder of `pybase64` (several times as fast) if installed, else the standard one."""
+    """Return the Base64 encoder of `pybase64`, which is several times faster, or else the standard one."""
     fast = importlib.util.find_spec("pybase64")
     found = importlib.import_module("pybase64") if fast else base64
     return cast(Callable[[bytes | memoryview], bytes], found.b64encode)
@@ -441,7 +442,7 @@ def _encoder() -> Callable[[bytes | memoryview], bytes]:
 
 @frozen
 class PhotoHeader:
-    """The facts in the header of a photo. An `orientation` above 1 means that EXIF rotates it."""
+    """The header of a photo. An `orientation` above 1 means that the EXIF data rotates or mirrors it."""
 
     format: str
     width: int
@@ -451,9 +452,10 @@ class PhotoHeader:
 
 
 def read_header(source: str | os.PathLike[str]) -> PhotoHeader | None:
-    """Apply every rule to a file without reading all of it: its header, its size and its last bytes.
+    """Check a photo by its size, its header and its last bytes, and return the header.
 
-    For a URL, only the syntax is checked, and None is returned.
+    If these are unusual, the whole structure of the file is followed. For a URL, only the syntax is checked,
+    and None is returned.
 
     Raises:
         ImageError: if the photo cannot be sent.
@@ -479,7 +481,7 @@ def _checked_header(file: BinaryIO, size: int, name: str) -> PhotoHeader:
         header = _png_header(file)
     elif head.startswith(_JPEG) and b"\xff\xd9" in tail:
         header = _jpeg_header(file)
-    if header is None:  # another format, or a file with data after its end mark
+    if header is None:  # another format, or a file with data after its end marker
         file.seek(0)
         header = PhotoHeader(*read_shape(file, size, name))
     check_shape(header.width, header.height, name)
@@ -487,7 +489,7 @@ def _checked_header(file: BinaryIO, size: int, name: str) -> PhotoHeader:
 
 
 def _png_header(file: BinaryIO) -> PhotoHeader | None:
-    """Read the chunks before the pixels. Return None if they are unusual."""
+    """Return the header from the chunks before the pixels, or None if no pixels are found."""
     position, shape, alpha = len(_PNG), (0, 0), False
     for _ in range(_MOST_PARTS):
         file.seek(position)
@@ -503,7 +505,7 @@ def _png_header(file: BinaryIO) -> PhotoHeader | None:
 
 
 def _jpeg_header(file: BinaryIO) -> PhotoHeader | None:
-    """Read the segments up to the frame, which states the size. Return None if they are unusual."""
+    """Return the header from the segments up to the frame, which has the size, or None if it is not found."""
     position, orientation = 2, 1
     for _ in range(_MOST_PARTS):
         file.seek(position)
@@ -520,7 +522,7 @@ def _jpeg_header(file: BinaryIO) -> PhotoHeader | None:
 
 
 def _orientation(segment: bytes) -> int:
-    """Return the orientation in an EXIF segment, from 1 to 8, or 1 if it has none."""
+    """Return the orientation from 1 to 8 in an EXIF segment, or 1 if there is none."""
     head, tiff = segment[:6], segment[6:]
     if head != b"Exif\0\0" or tiff[:2] not in {b"II", b"MM"}:
         return 1
@@ -535,10 +537,10 @@ def _orientation(segment: bytes) -> int:
 
 
 def read_shape(file: BinaryIO, size: int, name: str) -> tuple[str, int, int]:
-    """Return ``"PNG"`` or ``"JPEG"``, width and height in pixels, of a seekable file of *size* bytes.
+    """Return the format, width and height in pixels of a seekable file of *size* bytes.
 
-    Raises `ImageError` for another format, or a truncated or malformed file. The message calls the photo
-    *name*.
+    The format is ``"PNG"`` or ``"JPEG"``. Raises `ImageError` if the file has another format, or is truncated
+    or malformed. The error shows the photo's *name*.
     """
     head = file.read(1024)
     if head.startswith(_PNG):
@@ -559,7 +561,10 @@ def _other(head: bytes, name: str) -> ImageError:
 
 
 def _png(file: BinaryIO, size: int, name: str) -> tuple[int, int]:
-    """Follow the chunks to IEND. Each must be complete, the header first, and pixels among them."""
+    """Return the size in a PNG's header after following all chunks to IEND.
+
+    Each chunk must be complete, the header must be the first, and at least one must contain pixels.
+    """
     position, shape, pixels = len(_PNG), None, False
     for _ in range(_MOST_PARTS):
         file.seek(position)
@@ -582,14 +587,14 @@ def _png(file: BinaryIO, size: int, name: str) -> tuple[int, int]:
     raise _malformed(name)
 
 
-# Any marker except those without a length: stuffing, fill bytes, restarts, a second start.
+# Any marker except those without a length: stuffing, fill bytes, restarts and a second start.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # they state the size
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segments that contain the size
 _SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 
 
 def _jpeg(file: BinaryIO, name: str) -> tuple[int, int]:
-    """Follow the segments to the end marker, skipping those that contain thumbnails."""
+    """Return the size of a JPEG after following its segments to the end marker. Skip thumbnails in them."""
     position, shape, scanned = 2, None, False
     for _ in range(_MOST_PARTS):
         marker, position = _next_marker(file, position, name)

@@ -1,10 +1,10 @@
-"""The session with the service: tokens, timeouts, rate limits, retries, foreign errors.
+"""The session with the service: tokens, timeouts, rate limits, retries and the conversion of network errors.
 
-It has no notion of tasks and never retries a create: `kling_expand.jobs.submission` does that.
+It knows nothing about tasks, and leaves the retries of creates to `kling_expand.jobs.submission`.
 
-Until the service has answered once, an unreachable host is assumed to be a mistake in the settings. So
+Until the service has responded once, an unreachable host is assumed to be a mistake in the settings. So
 connections are retried for only `connect_timeout` seconds, and an untrusted certificate is not retried at
-all. Once the service has answered, both failures are retried like any other.
+all. Once the service has responded, both failures are retried like any other.
 """
 
 import asyncio
@@ -47,16 +47,17 @@ T = TypeVar("T")
 USER_AGENT = f"kling-expand/{__version__} python/{platform.python_version()}"
 MAX_TASK, MAX_LIST = 4 << 20, 32 << 20  # bytes of a response; a full page of nine-picture tasks has 5 MB
 _JOIN = 64 << 10  # bytes; up to this size a copy is cheaper than another system call
-# No connection to the service was made.
+# The errors that mean that no connection to the service was made.
 UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 _URL_SECRETS = re.compile(r"(\w://)(?:[^\s/?#@]*@)?([^\s?#]*)[?#]?\S*")
-FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # what aiohttp may raise
+FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # raised by aiohttp
 
 
 class Body(aiohttp.Payload):
-    """The body of a create: JSON around a photo's Base64, of known length, written in slices.
+    """The body of a create, which is JSON with the Base64 text of a photo.
 
-    `sent` says whether the service can have received all of it.
+    Its length is known in advance, and it is written in slices. `sent` says whether the service may have
+    received all of it.
     """
 
     def __init__(self, head: bytes, photo: Photo | None = None, tail: bytes = b"") -> None:
@@ -67,7 +68,7 @@ class Body(aiohttp.Payload):
         self.error: KlingError | None = None
 
     async def slices(self) -> AsyncIterator[bytes]:
-        """Yield the body from its beginning. Small pieces are joined."""
+        """Yield the whole body in pieces. Small pieces are joined."""
         waiting = self._head
         async for piece in self._rest():
             if len(waiting) + len(piece) <= _JOIN:
@@ -75,7 +76,7 @@ class Body(aiohttp.Payload):
             else:
                 yield waiting
                 waiting = piece
-        # Without this piece the request is incomplete, so the service cannot act on it.
+        # Until the last piece is sent, the request is incomplete, and the service cannot act on it.
         self.sent = True
         yield waiting
 
@@ -97,20 +98,21 @@ class Body(aiohttp.Payload):
             raise
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Write the whole body, whose length was announced exactly."""
+        """Write the whole body. The request's headers already have its exact length."""
         del content_length
         await self.write(writer)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Raise TypeError, as the body is not held in memory."""
+        """Raise TypeError, because the body is not held in memory."""
         raise TypeError(f"a streamed body cannot be decoded as {encoding} ({errors})")
 
 
 class Retry:
-    """The retries of one call. Each failure leads to a wait in seconds, or to None: give up.
+    """The retry policy of one call, which decides after each failure how long to wait, or to give up.
 
     Transient failures are retried for *timeout* seconds, after waits that double. A wait that the service
-    asks for is obeyed exactly, but one above *max_retry_after* seconds ends the retries.
+    requests is neither shortened nor extended. If it exceeds *max_retry_after* seconds, the call is not
+    retried.
     """
 
     def __init__(self, rng: Random, *, timeout: float, max_retry_after: float) -> None:
@@ -119,16 +121,17 @@ class Retry:
         self._waits = retry_waits(rng)
 
     def after(self, error: KlingError) -> float | None:
-        """Return the wait before a call that failed with *error* is retried, or None to give up."""
+        """Return the seconds to wait before retrying a call that failed with *error*, or None to give up."""
         wait = self.wait(getattr(error, "retry_after", None)) if error.retryable else None
         if wait is None or not isinstance(error, TransportError) or error.retried_until is None:
             return wait
         return min(wait, max(0.0, error.retried_until - asyncio.get_running_loop().time()))
 
     def wait(self, retry_after: float | None) -> float | None:
-        """Return the wait after a transient failure. *retry_after* is the service's own request, in seconds.
+        """Return the seconds to wait after a transient failure, or None to give up.
 
-        A wait that the service asks for may end after *timeout*, because the service is alive.
+        *retry_after* is the wait that the service requests, in seconds, or None. It may end after *timeout*,
+        because the service has responded.
         """
         now = asyncio.get_running_loop().time()
         if retry_after:
@@ -138,9 +141,9 @@ class Retry:
 
 
 def retry_waits(rng: Random, *, first: float = 0.5, longest: float = 20.0) -> Iterator[float]:
-    """Yield the seconds to wait before each retry. They double, with jitter over the upper half of each.
+    """Yield the seconds to wait before each retry. They double, less a random part of up to a half.
 
-    `backoff.full_jitter` would use the global generator, and could return a wait near zero.
+    `backoff.full_jitter` would use the global random generator, and could return a wait near zero.
     """
     for wait in growing(2, first, longest):
         yield wait * rng.uniform(0.5, 1.0)
@@ -156,11 +159,11 @@ def growing(factor: float, first: float, longest: float) -> Iterator[float]:
 
 
 class RateLimitGate:
-    """The pause of one route after the service has refused a request with 1302 (too many requests).
+    """The pauses of one route after the service has refused a request with 1302 (too many requests).
 
-    The service may specify the pause. Otherwise it is 1, 2, 4 … 60 s over consecutive refusals, and 1 s again
-    after a success. Refusals of requests that were in progress together count as one. `opens_at` is the loop
-    time at which the pause ends.
+    The service may specify the length of a pause. Otherwise, consecutive refusals lead to pauses of 1, 2, 4 …
+    60 s, and the next refusal after a success leads to 1 s again. Refusals of requests that were in progress
+    together count as one. `opens_at` is the loop time at which the pause ends.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -179,7 +182,7 @@ class RateLimitGate:
         self._refused_at = asyncio.get_running_loop().time()
 
     def accept(self, sent_at: float) -> None:
-        """Reset the pause to its first length after a success of a request sent since the last refusal."""
+        """Reset the length of the next pause after the success of a request sent since the last refusal."""
         if sent_at > self._refused_at:
             self._pauses = None
 
@@ -193,12 +196,13 @@ class RateLimitGate:
         return max(0.0, self.opens_at - asyncio.get_running_loop().time())
 
     async def wait(self, deadline_at: float | None = None) -> None:
-        """Wait until the pause is over, then a little longer, so that callers do not all send at once.
+        """Wait until the pause is over, and then a little longer.
 
-        A caller that waits here has sent nothing, and may be cancelled.
+        The additional time is random, so that the callers do not all send at once. A waiting caller has not
+        sent anything yet, so it may be cancelled.
 
         Raises:
-            DeadlineExceeded: if the gate opens after *deadline_at* (loop time).
+            DeadlineExceeded: if the wait would end after *deadline_at* (loop time).
         """
         loop = asyncio.get_running_loop()
         while (pause := self.opens_at - loop.time()) > 0:
@@ -209,14 +213,15 @@ SessionSource = aiohttp.ClientSession | Callable[[], aiohttp.ClientSession]
 
 
 class Session:
-    """Calls to one service with one set of credentials, in one event loop.
+    """A session with one service, for one set of credentials and one event loop.
 
-    An `aiohttp.ClientSession` given as *http* is used unchanged and never closed here. One that a function
-    *http* returns is closed with this session. `gates` holds the rate limit of each route: CREATE, READ and
-    LIST. *clock* returns Unix seconds.
+    *http* may be an `aiohttp.ClientSession`, which is used unchanged and never closed here. It may also be a
+    function that returns one, which is closed with this session. `gates` has the pauses of each route:
+    CREATE, READ and LIST. *clock* returns Unix seconds.
 
     Raises:
-        ConfigurationError: if *http* or *trace_configs* is invalid, or both are given.
+        ConfigurationError: if *http* or *trace_configs* is invalid, or if another argument or setting
+            conflicts with *http*.
     """
 
     def __init__(
@@ -237,11 +242,11 @@ class Session:
         self._source = http
         self._traces = trace_configs
         self._http: aiohttp.ClientSession | None = None
-        self._proxy: str | None = None  # to the service
+        self._proxy: str | None = None  # for requests to the service
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rng = rng
         self._clock = clock
-        self._answered = False  # whether the service is known to exist
+        self._answered = False  # whether the service has ever responded
         self._first_tried_at: float | None = None
         self._usual_timeout = aiohttp.ClientTimeout(
             total=settings.read_timeout, sock_connect=settings.connect_timeout
@@ -260,7 +265,7 @@ class Session:
         """Return the aiohttp session to use from now on."""
         if isinstance(self._source, aiohttp.ClientSession):
             if getattr(self._source, "_loop", self._loop) is not self._loop:
-                hint = "give a function that makes one"
+                hint = "pass a function that returns one"
                 raise ConfigurationError(f"http must be a session of the client's event loop; {hint}")
             return self._source
         if self._source is not None:
@@ -273,12 +278,12 @@ class Session:
             headers={"User-Agent": USER_AGENT},
             trace_configs=list(self._traces or ()),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # The scheduler and the poll loop set limits.
+            # The scheduler and the poller limit the number of requests in progress, so the pool does not.
             connector=aiohttp.TCPConnector(limit=0, ssl=self._settings.ssl),
         )
 
     def proxy_of(self, url: str) -> str | None:
-        """Return the proxy for *url*, or None. None also if the caller's own aiohttp session decides.
+        """Return the proxy for *url*, or None. A session given as *http* uses its own proxy instead.
 
         Raises:
             ConfigurationError: if the environment names a proxy that cannot be used.
@@ -302,11 +307,11 @@ class Session:
         if self._http is None or self._loop is None or self._http.closed:
             raise ClientClosed("the client is not open: use it inside `async with`")
         if self._loop is not asyncio.get_running_loop():
-            raise ConfigurationError("a client belongs to the event loop that opened it; open one in each")
+            raise ConfigurationError("a client belongs to the event loop that opened it; open one per loop")
         return self._http
 
     def retry(self) -> Retry:
-        """Return the retries of one call, within the limits of the settings."""
+        """Return a retry policy for one call, with the limits of the settings."""
         settings = self._settings
         return Retry(self._rng, timeout=settings.retry_timeout, max_retry_after=settings.max_retry_after)
 
@@ -324,14 +329,14 @@ class Session:
     ) -> T:
         """Make one request, and return its response as decoded by *decode*.
 
-        The request is repeated only once, after a refused token; *body* then makes a new body. With *fresh*
-        it uses a new connection, never a pooled one. *attempt* is recorded in its event.
+        If the service refuses the token, the request is repeated once, with a new token and a new *body*.
+        With *fresh* it uses a new connection, never a pooled one. *attempt* is recorded in the event.
 
         Raises:
-            APIError: if the service refuses. `retryable` is False if it asks for too long a wait.
+            APIError: if the service refuses. `retryable` is False if it requests too long a wait.
             TransportError: if there is no response. `sent` says whether the request may have arrived.
             DeadlineExceeded: if *deadline_at* (loop time) has passed.
-            ConfigurationError: if the service redirects, so `base_url` is not the API.
+            ConfigurationError: if the response is a redirect, so `base_url` is not the address of the API.
         """
         loop = asyncio.get_running_loop()
         kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
@@ -364,7 +369,10 @@ class Session:
     def report_retry(
         self, route: EventKind, error: KlingError, attempt: int, wait: float | None = None
     ) -> None:
-        """Emit an event: a call of *route* has failed *attempt* times and is retried in *wait* seconds."""
+        """Emit a retry event for a call on *route* that has failed *attempt* times.
+
+        *wait* is the time in seconds until the retry, or None if it is not known.
+        """
         self._report(EventKind.RETRY, route, error, attempt=attempt, wait=wait)
 
     def _report(
@@ -377,10 +385,10 @@ class Session:
         wait: float | None = None,
         seconds: float | None = None,
     ) -> None:
-        """Emit an event with the job that the call is made for."""
+        """Emit an event with the number and the ids of the job that the call is made for."""
         if self._emit is not None:
             number, external_task_id, task_id = CALLER.get()
-            # Positional, in the order of the fields, as each call has an event.
+            # Positional arguments, in the order of the fields, are faster, and each call emits an event.
             self._emit(
                 Event(
                     kind, external_task_id, None, error, seconds, None, number, task_id, route, attempt, wait
@@ -397,7 +405,7 @@ class Session:
             value = await asyncio.to_thread(decode, answer) if long else decode(answer)
         except RateLimited as error:
             asked, longest = error.retry_after or 0.0, self._settings.max_retry_after
-            # One absurd header must not stop the route for a day: only this call is refused.
+            # One absurd header must not pause the route for a day, so it only ends the retries of this call.
             error.retryable = asked <= longest
             gate.refuse(sent_at, min(asked, longest))
             self._report(EventKind.PAUSE, kind, error, wait=gate.remaining)
@@ -421,7 +429,7 @@ class Session:
         """Make a GET request, and retry transient failures within `retry_timeout` and *deadline_at*.
 
         Raises:
-            KlingError: if every attempt fails. It is the last failure, as in `call`.
+            KlingError: if every attempt fails. It is the error of the last one, as raised by `call`.
         """
         retry, attempt = self.retry(), 0
         while True:
@@ -455,7 +463,7 @@ class Session:
                 proxy=self._proxy,
                 timeout=timeout,
                 allow_redirects=False,  # credentials are sent only to the API's origin
-                raise_for_status=False,  # whatever the default of an injected session is
+                raise_for_status=False,  # even if an injected session has another default
                 middlewares=_on_a_fresh_connection(http) if request.fresh else None,
             ) as response:
                 _refuse_redirect(response)
@@ -496,7 +504,7 @@ class Session:
         return f"{where}: {error}"
 
     def _worth_another(self, error: Exception) -> bool:
-        """Return whether a failed connection is retried: see the top of this module."""
+        """Return whether to retry a failed connection, by the rules in this module's docstring."""
         if self._answered or self._first_tried_at is None:
             return True
         refused = isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500
@@ -528,9 +536,9 @@ class _Request(NamedTuple):
 def _check_network(
     settings: Settings, http: object, trace_configs: Sequence[aiohttp.TraceConfig] | None
 ) -> None:
-    """Raise `ConfigurationError` for a session that cannot be used or is configured twice."""
+    """Raise `ConfigurationError` for an invalid argument, or for one that conflicts with *http*."""
     if not (http is None or isinstance(http, aiohttp.ClientSession) or callable(http)):
-        limit = "must be an aiohttp.ClientSession, or a function that makes one"
+        limit = "must be an aiohttp.ClientSession, or a function that returns one"
         raise ConfigurationError(requirement("http", shown(http), limit))
     traces = trace_configs if isinstance(trace_configs, Sequence | None) else [trace_configs]
     if not all(isinstance(each, aiohttp.TraceConfig) for each in traces or ()):
@@ -558,7 +566,7 @@ def _without_user(url: str) -> str:
 
 
 def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
-    """Raise `ConfigurationError` for a redirect: following it would send the credentials elsewhere."""
+    """Raise `ConfigurationError` for a redirect, as following it would send the credentials elsewhere."""
     if response.status not in {301, 302, 303, 307, 308}:
         return
     location = response.headers.get("Location")
@@ -569,7 +577,7 @@ def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
         # A user or a query may hold secrets, so neither is shown.
         target = ascii(_without_user(parts._replace(query="", fragment="").geturl())[:200])
     except ValueError:
-        target = "nowhere"
+        target = "an invalid address"
     raise ConfigurationError(
         f"base_url must be the address of the API itself, got a redirect ({response.status}) to {target}"
     )
@@ -586,7 +594,10 @@ def _on_a_fresh_connection(http: aiohttp.ClientSession) -> tuple[aiohttp.ClientM
 async def _fresh(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Send *request* on a new connection: the pool has a separate key for each set of proxy headers."""
+    """Send *request* on a new connection.
+
+    The pool keeps connections with different proxy headers apart, so a unique header matches none of them.
+    """
     request.proxy_headers = type(request.headers)(
         request.proxy_headers or {}, **{"X-Request-Id": uuid4().hex}
     )

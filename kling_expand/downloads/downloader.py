@@ -1,8 +1,8 @@
-"""Downloads of the pictures of a task, which are verified, resumed if possible, and never incomplete.
+"""Downloads of the pictures of a task, which are verified and, if interrupted, resumed where possible.
 
-Pictures are on other hosts than the API. The session's own headers (``Authorization``, cookies, other
-defaults) are never sent there, nor to any redirect. No error message contains a query string, because the
-signature in it grants access.
+Pictures are on other hosts than the API, so the session's own headers (``Authorization``, cookies, other
+defaults) are never sent with a download or after a redirect. No error message contains a query string,
+because the signature in it grants access.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 from attrs import evolve, frozen
-from yarl import URL  # part of aiohttp's interface: the only way to send a signed URL unchanged
+from yarl import URL  # part of aiohttp's interface, and the only way to send a signed URL unchanged
 
 from kling_expand.api.codec import Response
 from kling_expand.api.session import retry_waits, without_secrets
@@ -57,10 +57,10 @@ MAX_OPEN_FILES = 16  # downloads in progress at once, over all tasks of a client
 MAX_FILE_BYTES = 200 << 20
 MAX_REDIRECTS = 5
 FLUSH_BYTES = 1 << 20  # buffered before a thread writes them
-MAX_SWEPT_FOLDERS = 64  # remembered, so that memory stays bounded
+MAX_SWEPT_FOLDERS = 64  # that are remembered, so that memory stays bounded
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_TRANSIENT = frozenset({408, 416, 425, 429})  # refusals that are retried
+_TRANSIENT = frozenset({408, 416, 425, 429})  # statuses below 500 that are retried
 _EXPIRED = frozenset({401, 403, 404, 410})
 AGAIN = "submit the job again with fresh=True; it is billed again"
 _HEADERS = frozenset({"host", "accept", "accept-encoding", "user-agent", "range", "if-range", "connection"})
@@ -70,7 +70,7 @@ Refresh = Callable[[str], Awaitable[Task]]
 
 
 def no_proxy(_url: str) -> None:
-    """Return None: the session's own proxy is used, if it has one."""
+    """Return None, so that the session's own proxy is used, if it has one."""
 
 
 class Downloads:
@@ -103,7 +103,7 @@ class Downloads:
         )
         self._open_files = asyncio.Semaphore(MAX_OPEN_FILES)
         self._swept: dict[Path, None] = {}
-        self._names: dict[Path, str] = {}  # of pictures being saved, and the tasks that save them
+        self._names: dict[Path, str] = {}  # the names being saved, each with the id of its task
 
     async def save(
         self,
@@ -120,21 +120,21 @@ class Downloads:
         named ``{name}-{index}{ext}``. A watermarked picture is saved next to the plain one as
         ``NAME-watermark.EXT``. *deadline_at* is a loop time.
 
-        If a file that is not this task's has one of the names, the task's id is appended to all of them. A
-        picture that an earlier save of this task left there is not downloaded again.
+        If one of the names is taken by a file that is not this task's, the task's id is appended to all of
+        them. A picture that an earlier save of this task left there is not downloaded again.
 
         A failed image does not stop the others. A final path never holds an incomplete picture. Partial files
         that a crashed process left in the directory are removed.
 
         Raises:
-            InvalidRequest: if the task has not succeeded, or *target* is wrong. Nothing was downloaded,
-                unless the suffix of *target* belongs to another format.
+            InvalidRequest: if the task has not succeeded, or *target* is invalid. Nothing was downloaded,
+                unless the suffix of *target* belongs to a format other than that of a picture.
             MissingExtra: if a conversion needs Pillow.
             ResultExpired: if the service no longer has a picture.
             DownloadError: if a picture could not be downloaded or written.
             DeadlineExceeded: if the deadline passes. The result can be saved again.
             ClientClosed: if the session was closed in the meantime.
-            KlingError: if *refresh* fails. Like the other errors it has the ids of the task.
+            KlingError: if *refresh* fails. Like the other errors, it has the ids of the task.
         """
         with _naming(task):
             task = _succeeded(task)
@@ -150,12 +150,12 @@ class Downloads:
     async def stream(
         self, task: Task, position: int, *, deadline_at: float | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Yield an image in chunks, once it has been downloaded completely.
+        """Yield an image in chunks, after it has been downloaded completely.
 
-        *position* counts the images by index.
+        *position* is the image's place, from 0, among the images sorted by index.
 
         Raises:
-            KlingError: if `save` fails.
+            KlingError: for the same reasons as `save`.
         """
         from .spooled import CHUNK_BYTES, SpooledPicture  # imported here, as most pictures are saved
 
@@ -176,7 +176,7 @@ class Downloads:
             await part.in_thread(part.discard)
 
     async def _save(self, task: Task, paths: OutputPaths, options: SaveOptions) -> tuple[Path, ...]:
-        """Save every file of *task*, under plain names unless another task has or is about to take them."""
+        """Save every file of *task*, under plain names unless another task has taken or reserved them."""
         names = paths.path(0, "")
         owner = self._names.setdefault(names, task.task_id)
         try:
@@ -228,7 +228,7 @@ class Downloads:
             ) from None
 
     async def _retry(self, part: PartialFile, urls: "ResultUrls", file: "ResultFile") -> None:
-        """Retry until the picture is complete, `retry_timeout` has passed, or a fresh URL is refused as well.
+        """Download a picture, retrying until `retry_timeout` has passed or a fresh URL is refused too.
 
         An unreachable host may have been replaced, so the task is read once for a fresh URL.
         """
@@ -254,12 +254,12 @@ class Downloads:
                         continue
                 wait = max(next(waits), failure.wait)
                 if now() + wait > retry_until:
-                    raise DownloadError(f"gave up: {failure}") from failure.__cause__
+                    raise DownloadError(f"the download was given up: {failure}") from failure.__cause__
                 self._report(urls.task, str(failure), tries, wait)
                 await asyncio.sleep(wait)
 
     def _report(self, task: Task, reason: str, tries: int, wait: float) -> None:
-        """Emit an event: a picture is downloaded again in *wait* seconds."""
+        """Emit a retry event for a picture that is downloaded again in *wait* seconds."""
         if self._emit is not None:
             event = Event(EventKind.RETRY, task.external_task_id, task, DownloadError(reason))
             self._emit(event._replace(route="download", attempt=tries, wait=wait))
@@ -272,7 +272,7 @@ class Downloads:
                 await self._receive(answer, part)
         except aiohttp.ClientConnectorCertificateError as error:
             raise DownloadError(
-                f"{error.host} is not trusted: {error.certificate_error}"
+                f"the certificate of {error.host} is not trusted: {error.certificate_error}"
             ) from without_secrets(error)
         except ValueError as error:  # such as a host name that cannot be encoded for DNS
             raise DownloadError(f"a result's URL cannot be downloaded: {_reason(error)}") from None
@@ -317,7 +317,7 @@ class Downloads:
 
 @contextmanager
 def _naming(task: Task) -> Iterator[None]:
-    """Add the ids of *task* to the errors raised within."""
+    """Add the ids of *task* to the errors that are raised within the block."""
     try:
         yield
     except KlingError as error:
@@ -329,7 +329,7 @@ def _naming(task: Task) -> Iterator[None]:
 def _succeeded(task: Task) -> Task:
     """Return *task* with its images sorted by index, or raise if it has no results."""
     if task.status is not Status.SUCCEED:
-        raise InvalidRequest("task", task.task_status, "only a succeeded task has results")
+        raise InvalidRequest("task", task.task_status, "must have succeeded, as other tasks have no results")
     if not task.images:
         raise DownloadError("the task succeeded, but the service lists no image")
     return evolve(task, images=by_index(task.images))
@@ -349,7 +349,7 @@ def _convert(part: PartialFile, options: SaveOptions) -> None:
 
 
 class _UrlRefused(Exception):
-    """A refusal of this URL by the server. The URL may have expired."""
+    """A refusal of a URL by the server. The URL may have expired."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -373,13 +373,13 @@ async def _anonymous(
 
 
 def _is_refusal(cause: BaseException | None) -> bool:
-    """Return whether the error means that the host's address accepts no connection."""
+    """Return whether the host's name was resolved, but no connection could be made."""
     unknown = isinstance(cause, aiohttp.ClientConnectorDNSError)
     return isinstance(cause, aiohttp.ClientConnectorError) and not unknown
 
 
 def _check_status(answer: aiohttp.ClientResponse) -> None:
-    """Raise unless the body can be read: `_UrlRefused` for a clear refusal, otherwise `RetryLater`."""
+    """Raise `_UrlRefused` for a permanent refusal, and `RetryLater` for any other error status."""
     if answer.status in {200, 206}:
         return
     if 400 <= answer.status < 500 and answer.status not in _TRANSIENT:
@@ -394,7 +394,7 @@ def _check_size(size: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the reason of a failure, without aiohttp's own text if that contains a URL."""
+    """Return the reason for a failure, without aiohttp's own text if that contains a URL."""
     text, kind = str(error), type(error).__name__
     return f"{kind}: {text}" if text and "://" not in text else kind
 
@@ -429,7 +429,7 @@ class ResultFile:
 
 
 class ResultUrls:
-    """The URLs of one task. One lookup renews them, however many of them are refused."""
+    """The URLs of one task. A single read of the task renews all of them."""
 
     def __init__(self, task: Task, refresh: Refresh) -> None:
         self.task: Task = task
@@ -438,7 +438,7 @@ class ResultUrls:
         self._lock = asyncio.Lock()
 
     def files(self, *, watermark: bool = True) -> list[ResultFile]:
-        """Return every plain picture by index, then the watermarked ones."""
+        """Return the files of the plain pictures by index, followed by those of the watermarked ones."""
         images = list(enumerate(by_index(self.task.images)))
         wanted = [position for position, image in images if watermark and image.watermark_url]
         marked = [ResultFile(position, watermark=True) for position in wanted]
@@ -457,7 +457,7 @@ class ResultUrls:
 
         Raises:
             ResultExpired: if the task is unknown, or does not list the file.
-            KlingError: if the lookup failed.
+            KlingError: if the read of the task fails.
         """
         async with self._lock:
             if self._fresh is None:
@@ -475,9 +475,9 @@ class ResultUrls:
 
 
 def parse_url(text: str) -> URL:
-    """Return the URL to download, unchanged if possible: some signatures cover its exact characters.
+    """Return the parsed URL. Its exact characters are kept if possible, as a signature may cover them.
 
-    A user name and password in it are removed, because they would be sent as credentials.
+    A user name and a password in it are removed, because they would be sent as credentials.
 
     Raises:
         DownloadError: if it is not an http or https URL with a host.
@@ -490,7 +490,7 @@ def parse_url(text: str) -> URL:
         raise DownloadError("a result's URL cannot be read") from None
     if not valid:
         scheme = url.scheme or "relative"
-        raise DownloadError(f"a result's URL must be http or https and name a host, got: {scheme}")
+        raise DownloadError(f"a result's URL must be http or https and have a host, got: {scheme}")
     return url
 
 

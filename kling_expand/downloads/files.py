@@ -1,18 +1,18 @@
 """The files of a download: their final paths, and the hidden partial file of each picture.
 
-Paths are valid on every system, and distinct for each picture of a task. If another file has the name, it is
-not replaced: the task's id is appended to the name.
+Paths are valid on every operating system, and each picture of a task has its own path. By default, a file of
+another origin is not replaced. Instead, the task's id is appended to the name of the picture.
 
-The modification time of a saved picture carries a mark: its fraction of a second, in nanoseconds, is a digest
-of the task and of the form in which the picture was saved. So a later save finds the pictures of its own
-task, in any process, and never mistakes another file for one. A picture that was edited in the meantime has
-lost the mark. If the file system does not keep such fractions, or the file was touched, a picture is saved
-again under a name with the task's id.
+The modification time of a saved picture carries a mark. Its fraction of a second, in nanoseconds, is a digest
+of the task and of the format in which the picture was saved. By the mark, a later save in any process
+recognizes the pictures of its own task. A picture loses its mark if it is edited or touched, or if the file
+system does not store nanoseconds. It is then saved again, under a name with the task's id.
 
-A partial file is named ``.kling-<16 hex digits>.part`` and is in the directory of its target. Its process
-holds an exclusive ``flock`` on it. The kernel releases the lock of a dead process, so `remove_stale_parts`
-can distinguish a download in progress from a leftover of a crash. On Windows an open file cannot be removed,
-which has the same effect. A network file system must support ``flock`` between machines.
+A partial file is named ``.kling-<16 hex digits>.part``, and is in the same directory as its final path. The
+process that writes it holds an exclusive ``flock`` on it. The kernel releases the lock of a dead process, so
+`remove_stale_parts` can distinguish a download in progress from a leftover of a crash. On Windows an open
+file cannot be removed, which has the same effect. A network file system must support ``flock`` between
+machines.
 """
 
 import asyncio
@@ -44,9 +44,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment] # the module is typed as always present
 
 FIELDS = frozenset({"name", "index", "task_id", "external_task_id", "ext", "key", "folder", "path", "shape"})
-FORMATS = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tiff"}  # to which pictures are converted
+FORMATS = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tiff"}  # for conversions
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
-_SPELLINGS = {".jpeg": ".jpg", ".tif": ".tiff"}  # the other suffixes of one format
+_SPELLINGS = {".jpeg": ".jpg", ".tif": ".tiff"}  # other suffixes of the same format
 _LOSSY = ("jpeg", "webp")
 
 SECOND = 10**9  # nanoseconds
@@ -61,7 +61,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 HEAD = 12  # bytes that `extension` needs
-TAIL = 1024  # last bytes that `is_complete` needs: some encoders pad after the end marker
+TAIL = 1024  # last bytes that `is_complete` needs; some encoders pad after the end marker
 STRONG_AGE = 60.0  # seconds: a Last-Modified this much older than the response's Date is a strong validator
 
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
@@ -76,8 +76,8 @@ _PART_NAME = re.compile(r"\.kling-[0-9a-f]{16}\.part")
 def safe_name(text: str) -> str:
     """Return *text* as one path component that is valid on any system.
 
-    Separators, dot names and device names are changed. A changed text carries a digest of the original, so
-    that two ids never have one name.
+    Characters and names that are not valid on some system are replaced, and a long text is shortened. A
+    changed text ends in a digest of the original, so that two ids never share a name.
     """
     clean = "".join("_" if mark in _FORBIDDEN or not mark.isprintable() else mark for mark in text)
     clean = clean.strip(" .").encode()[:_MAX_FIELD_BYTES].decode(errors="ignore").rstrip(" .") or "_"
@@ -99,7 +99,7 @@ def _check_quality(options: "SaveOptions", _attribute: Any, value: int | None) -
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100:
         raise InvalidRequest("quality", repr(value), "must be a whole number from 1 to 100")
     if options.format not in _LOSSY:
-        raise InvalidRequest("quality", value, f"needs format {' or '.join(_LOSSY)}")
+        raise InvalidRequest("quality", value, f"must be omitted unless format is {' or '.join(_LOSSY)}")
 
 
 Finish = Callable[[tuple[Path, ...]], Awaitable[tuple[Path, ...]]]
@@ -109,11 +109,12 @@ Finish = Callable[[tuple[Path, ...]], Awaitable[tuple[Path, ...]]]
 class SaveOptions:
     """The names and the format of the saved pictures of a task.
 
-    `name` (by default the task's id), `key`, `folder` and `shape` are values of a template, and the
-    directories that `name` begins with are its ``path``. With `overwrite` a file of the same name is
-    replaced. With `watermark` the watermarked pictures are saved as well. A `format` converts each picture,
-    with `quality` from 1 to 100 if it is lossy. `finish` makes further pictures from the saved ones; the save
-    then returns their paths instead. `metadata` is that of the photo and is added to each picture.
+    `name` (by default the task's id), `key`, `folder` and `shape` are the values of the template fields with
+    these names. The directories in `name` are the value of the field ``path``. With `overwrite`, a file of
+    the same name is replaced. With `watermark`, the watermarked pictures are also saved. With `format`, each
+    picture is converted to this format, with a `quality` from 1 to 100 if the format is lossy. `finish` is
+    called with the paths of the saved pictures, and the save returns the paths that `finish` returns.
+    `metadata` is the metadata of the photo, which is added to each picture.
     """
 
     name: str | None = None
@@ -128,7 +129,7 @@ class SaveOptions:
     metadata: "Metadata | None" = field(default=None, repr=False)
 
     def converts(self, ext: str) -> bool:
-        """Return whether a picture with this extension is to be converted."""
+        """Return whether a picture with this extension must be converted."""
         return self.format is not None and (FORMATS[self.format] != ext or self.quality is not None)
 
 
@@ -137,9 +138,10 @@ DEFAULTS = SaveOptions()
 
 @frozen
 class OutputPaths:
-    """The paths of the results of one task. A `position` counts its images from 0.
+    """The paths of the results of one task.
 
-    `tag` makes a name unique. The marks of the files are digests of `form`.
+    A *position* is the place of an image within the task, from 0. `tag` is appended to make a name unique.
+    `form` describes the task and the format, and is part of the digest that marks each file.
     """
 
     template: str
@@ -168,12 +170,12 @@ class OutputPaths:
         return self.path(position, ".png").parent
 
     def mark(self, position: int, *, watermark: bool) -> int:
-        """Return the mark of a picture: nanoseconds below one second."""
+        """Return the mark of a picture, in nanoseconds below one second."""
         text = f"{self.form} {self.numbers[position]} {watermark}"
         return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8]) % SECOND
 
     def candidates(self, position: int, *, watermark: bool = False) -> Iterator[Path]:
-        """Yield every path that a picture may have: only the service decides its format."""
+        """Yield every path that a picture may have, because its format is not known before the download."""
         for tagged in (False, True):
             for suffix in SUFFIXES:
                 yield self.path(position, suffix, watermark=watermark, tagged=tagged)
@@ -185,7 +187,7 @@ class OutputPaths:
         return next((path for path in paths if has_mark(path, mark)), None)
 
     def located(self, files: tuple[Path, ...]) -> tuple[Path, ...]:
-        """Return the paths of *files*, one for each picture, if a save would use these names, else ``()``."""
+        """Return the paths of this task that equal *files*, or ``()`` unless a save would use all of them."""
         found = tuple(
             path
             for position, file in enumerate(files[: len(self.numbers)])
@@ -195,7 +197,7 @@ class OutputPaths:
         return found if len(found) == len(files) else ()
 
     def taken(self) -> bool:
-        """Return whether any of the names, in any format, belongs to a file that is not this task's."""
+        """Return whether any of the names, in any format, is taken by a file that is not this task's."""
         for position in range(len(self.numbers)):
             for watermark in (False, True):
                 mark = self.mark(position, watermark=watermark)
@@ -206,9 +208,9 @@ class OutputPaths:
 
 
 class Place(NamedTuple):
-    """The names for the pictures of one task: *tagged* ones, or plain ones that no other file has.
+    """The names for the pictures of one task.
 
-    With *overwrite* they replace any file.
+    With `tagged`, each name contains the task's id. With `overwrite`, existing files are replaced.
     """
 
     paths: OutputPaths
@@ -217,7 +219,7 @@ class Place(NamedTuple):
 
 
 def has_mark(path: Path, mark: int) -> bool:
-    """Return whether *path* is a file that carries *mark*."""
+    """Return whether *path* is a regular file with this *mark*."""
     try:
         found = path.lstat()
     except (OSError, ValueError):
@@ -227,18 +229,18 @@ def has_mark(path: Path, mark: int) -> bool:
 
 
 def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOptions = DEFAULTS) -> OutputPaths:
-    """Return the result paths for *target*: a directory, a picture's path, or a template of `FIELDS`.
+    """Return the paths of the results for *target*.
 
-    A leading ``~`` is the user's home directory. The part of a name before its last slash is its ``path``,
-    which is recreated below a target directory. The only access to the file system is a check whether
-    *target* is a directory.
+    A target is a directory, the path of a picture, or a template with the fields in `FIELDS`. A leading ``~``
+    is the user's home directory. If *target* is a directory, the directories in the name of the *options* are
+    recreated below it. The only access to the file system is a check whether *target* is a directory.
 
     Raises:
         InvalidRequest: if a field is unknown, two pictures would share one path, or *target* is a URL.
     """
     wanted = os.fspath(target)
     if is_url(wanted):
-        advice = "`upload` of the result writes to an object store"
+        advice = "to write to an object store, use `upload` of the result"
         raise InvalidRequest("target", repr(wanted), "must be a path on this machine", advice)
     wanted = os.path.expanduser(wanted)  # noqa: PTH111 - a Path would drop a trailing slash
     form = f"{task.task_id} {options.format} {options.quality}{' metadata' if options.metadata else ''}"
@@ -258,10 +260,10 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
 
 
 def check_target(name: str, target: str | os.PathLike[str]) -> None:
-    """Check the argument *name*, a target for the pictures of many tasks, before anything is paid for.
+    """Check *target*, the value of the argument *name*, before anything is paid for.
 
     Raises:
-        InvalidRequest: if it is not a directory, template or path.
+        InvalidRequest: if *target* is not a valid directory, template or path.
     """
     try:
         output_paths(Task("0", "succeed", images=(Image(0, ""),)), target)
@@ -297,7 +299,7 @@ def _numbers(task: Task) -> tuple[int, ...]:
 
 
 def check_suffix(path: Path, ext: str) -> None:
-    """Raise `InvalidRequest` if the suffix of *path* belongs to another format than *ext*."""
+    """Raise `InvalidRequest` if the suffix of *path* belongs to a format other than that of *ext*."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and _SPELLINGS.get(suffix, suffix) != ext:
         wanted = next(name for name, each in FORMATS.items() if each == _SPELLINGS.get(suffix, suffix))
@@ -322,7 +324,7 @@ def _template(wanted: str) -> str:
     for name, spec in fields:
         if name not in FIELDS or "{" in spec:
             limit = f"must use only the fields {', '.join(sorted(FIELDS))}"
-            raise InvalidRequest("target", repr(wanted), limit, "double a brace that belongs to a name")
+            raise InvalidRequest("target", repr(wanted), limit, "double each brace that is part of a name")
     literal = "".join(piece[0] for piece in pieces)
     # `Path.is_dir` raises if a name is too long or a directory cannot be searched.
     named = fields or (literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal))  # noqa: PTH112
@@ -337,7 +339,7 @@ def _paths(found: OutputPaths, ext: str) -> list[Path]:
 
 
 def _check(wanted: str, paths: list[Path]) -> None:
-    """Check *paths*, which hold every path twice: once with each of two extensions."""
+    """Check *paths*. Their second half repeats the first half with another extension."""
 
     def refuse(reason: str) -> InvalidRequest:
         return InvalidRequest("target", repr(wanted), reason)
@@ -358,7 +360,7 @@ def _normalized(path: Path) -> str:
 
 
 def with_ending(path: str, ending: str) -> str:
-    """Return *path* with ``-ending`` before the suffix of a picture, if it has one."""
+    """Return *path* with a hyphen and *ending* before its suffix, if that is a picture's, or at the end."""
     suffix = next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), "")
     cut = len(path) - len(suffix)
     return f"{path[:cut]}-{ending}{path[cut:]}"
@@ -368,7 +370,7 @@ def with_ending(path: str, ending: str) -> str:
 
 
 class RetryLater(Exception):
-    """A failed attempt that may be retried after *wait* seconds, the server's ``Retry-After``."""
+    """A failed attempt that may be retried. *wait* is the server's ``Retry-After`` in seconds, or 0."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -385,7 +387,7 @@ def extension(head: bytes) -> str:
 
 
 def is_complete(head: bytes, tail: bytes, size: int) -> bool:
-    """Return whether *size* bytes with this *head* and these last `TAIL` bytes are a complete picture."""
+    """Return whether a file of *size* bytes with this *head* and *tail* is a complete picture."""
     match extension(head):
         case ".png":
             return _PNG_END in tail
@@ -397,7 +399,10 @@ def is_complete(head: bytes, tail: bytes, size: int) -> bool:
 
 
 class PartialFile:
-    """A picture that is being downloaded. Only methods that are passed to `in_thread` block."""
+    """A picture that is being downloaded.
+
+    Methods that access the file block, so they must be called through `in_thread`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -412,12 +417,12 @@ class PartialFile:
         self.ext: str = ""
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run *work* in a thread, and wait for its end even if cancelled.
+        """Run *work* in a thread, and wait until it ends, even if cancelled.
 
         A cancelled caller must not close the file while a thread still writes to it.
 
         Raises:
-            DownloadError: if the file system refused.
+            DownloadError: if the file system reports an error.
         """
         job = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
         cancelled: asyncio.CancelledError | None = None
@@ -443,18 +448,18 @@ class PartialFile:
         return self._path
 
     def create(self) -> None:
-        """Create the file under a new name, with its directories."""
+        """Create the file under a new name, and its directories if they are missing."""
         self._folder.mkdir(parents=True, exist_ok=True)
         while self._file is None:
             path = self._folder / f".kling-{secrets.token_hex(8)}.part"
             file = path.open("x+b", buffering=0)
             if _lock(file.fileno()) and path.exists():
                 self._path, self._file = path, file
-            else:  # another process removed it between the two steps
+            else:  # another process removed it before it was locked
                 file.close()
 
     def flush(self) -> None:
-        """Write the buffered bytes to the disk."""
+        """Write the buffered bytes to the file."""
         rest = memoryview(b"".join(self._batch))
         while rest:
             rest = rest[self._file.write(rest) :]
@@ -468,7 +473,7 @@ class PartialFile:
         self._head = self._tail = b""
 
     def rewrite(self, convert: Callable[[bytes], bytes], ext: str) -> None:
-        """Replace the complete file by its conversion with *convert*, in the format of *ext*."""
+        """Convert the contents of the complete file with *convert*. *ext* is the suffix of the new format."""
         self._file.seek(0)
         content = convert(self._file.readall())
         self.restart()
@@ -488,7 +493,7 @@ class PartialFile:
         check_suffix(first, self.ext)
         self._set_mark(mark)
         os.fsync(self._file.fileno())
-        if fcntl is None:  # Windows moves no open file
+        if fcntl is None:  # Windows cannot move an open file
             self._file.close()
         names = [first] if place.overwrite else [first, last]
         free = (path for path in names if not place.overwrite and self._rename(path, mark))
@@ -501,11 +506,11 @@ class PartialFile:
         return path
 
     def _rename(self, path: Path, mark: int) -> bool:
-        """Return whether the picture is at *path* now, possibly from another save of its task."""
+        """Return whether *path* now has the picture, possibly from another save of the same task."""
         return rename(self._path, path) or has_mark(path, mark)
 
     def _set_mark(self, mark: int) -> None:
-        seconds = os.fstat(self._file.fileno()).st_mtime_ns // SECOND - 1  # so that it is not in the future
+        seconds = os.fstat(self._file.fileno()).st_mtime_ns // SECOND - 1  # never in the future
         os.utime(self._path, ns=(seconds * SECOND, seconds * SECOND + mark))
 
     def discard(self) -> None:
@@ -517,14 +522,14 @@ class PartialFile:
                 self._path.unlink(missing_ok=True)
 
     def headers(self) -> dict[str, str]:
-        """Return the request headers, with a range if a validator proves that it continues this file."""
+        """Return the request headers, with a range if a validator can prove that the file is unchanged."""
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         if self.size and self._validator is not None:
             headers |= {"Range": f"bytes={self.size}-", "If-Range": self._validator}
         return headers
 
     async def start(self, status: int, headers: Mapping[str, str], length: int | None) -> None:
-        """Prepare for a body: the whole file with status 200, or the rest of it with 206.
+        """Prepare for a body, which is the whole file with status 200, or the rest of it with 206.
 
         Raises:
             RetryLater: if the response does not continue this file.
@@ -553,7 +558,7 @@ class PartialFile:
         """Buffer the next *chunk*.
 
         Raises:
-            RetryLater: if the first bytes are not those of a picture.
+            RetryLater: if the file does not begin like a picture.
         """
         self._tail = (self._tail + chunk[-TAIL:])[-TAIL:]
         self._batch.append(chunk)
@@ -569,7 +574,7 @@ class PartialFile:
         """Check at the end of a body that the picture is complete.
 
         Raises:
-            RetryLater: if bytes are missing, or there are too many.
+            RetryLater: if there are too few or too many bytes, or the picture is truncated.
         """
         if self.total is not None and self.size < self.total:
             raise RetryLater(f"{self.size} of {self.total} bytes arrived")
@@ -608,9 +613,9 @@ async def publish(
     *,
     watermark: bool = False,
 ) -> Path:
-    """Return the path of a picture that is already saved there, or that *write* puts into a new file.
+    """Return the path of a picture. Unless an earlier save has left it there, *write* creates it.
 
-    The file gets its final name only after *write* has returned, and is removed if *write* fails.
+    The new file gets its final name only after *write* has returned, and is removed if *write* fails.
     """
     part = PartialFile(place.paths.folder(position))
     try:
@@ -627,7 +632,7 @@ async def publish(
 
 
 def rename(part: Path, target: Path) -> bool:
-    """Rename *part* to *target*, or return False if a file has that name."""
+    """Rename *part* to *target*, and return True. Return False if *target* already exists."""
     try:
         os.link(part, target)
     except FileExistsError:
@@ -641,7 +646,7 @@ def rename(part: Path, target: Path) -> bool:
 
 
 def _take_name(part: Path, target: Path) -> bool:
-    """Rename on a file system without hard links, where an empty file reserves the name first."""
+    """Rename on a file system without hard links, after reserving the name with an empty file."""
     try:
         target.open("xb").close()
     except FileExistsError:
@@ -655,7 +660,7 @@ def _take_name(part: Path, target: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in *folder* durable. Some file systems refuse, but the picture is in place."""
+    """Make the names in *folder* durable. Some file systems do not support this, so errors are ignored."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -665,9 +670,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def strong_validator(headers: Mapping[str, str]) -> str | None:
-    """Return the validator that proves two responses equal, or None (RFC 9110, section 8.8).
+    """Return a validator that proves that two responses have the same content, or None.
 
-    That is a strong entity tag, or a modification date old enough to be unique.
+    It is a strong entity tag, or a modification date that is old enough to be unique (RFC 9110, section 8.8).
     """
     tag = headers.get("ETag", "")
     if _ETAG.fullmatch(tag):
@@ -678,7 +683,7 @@ def strong_validator(headers: Mapping[str, str]) -> str | None:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove the partial files in *folder* whose process has died. Subdirectories are not searched."""
+    """Remove the partial files that dead processes left in *folder*. Subdirectories are not searched."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _PART_NAME.fullmatch(entry.name):
@@ -687,7 +692,7 @@ def remove_stale_parts(folder: Path) -> None:
 
 
 def _remove_if_unlocked(path: str) -> None:
-    # Do not follow a link or block on a FIFO: any program may have created that name.
+    # Do not follow a link or block on a FIFO, because any program may have created that name.
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)
     try:
@@ -698,7 +703,7 @@ def _remove_if_unlocked(path: str) -> None:
             Path(path).unlink()
     finally:
         os.close(descriptor)
-    if fcntl is None:  # Windows removes a file only after every process has closed it
+    if fcntl is None:  # Windows can remove a file only after every process has closed it
         Path(path).unlink()
 
 

@@ -1,4 +1,4 @@
-"""Full-size pictures: the photo of a result is put back into its pictures at its own size."""
+"""Full-size pictures, which contain the photo of a result at its own size."""
 
 import asyncio
 import base64
@@ -29,11 +29,11 @@ from kling_expand.pictures.full_size import CompositeJob, make, usual_format
 if TYPE_CHECKING:
     from kling_expand.jobs.future import ExpandResult
 
-AT_ONCE = 2  # composites of one call in progress: each holds the photo and its canvas in memory
+AT_ONCE = 2  # composites that one call makes at once; each holds the photo and its canvas in memory
 
 
 class _Scratch:
-    """A directory for the input files of the composites of one call."""
+    """A temporary directory for the input files of the composites that one call makes."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -55,11 +55,11 @@ async def save_full_size(
     photo: bool | str | os.PathLike[str],
     quality: int | None,
 ) -> tuple[Path, ...]:
-    """Save a full-size picture next to each *saved* one, and return their paths.
+    """Save a full-size picture next to each *saved* picture, and return the new paths.
 
-    *photo* is the path of the photo to put back, or True for the one that was sent.
+    *photo* is the path of the photo to put back, or True for the photo that was sent.
 
-    A full-size picture from an earlier save is kept.
+    Without `overwrite`, a full-size picture from an earlier save is kept, and its path is returned.
 
     Raises:
         InvalidRequest: if the photo of the result is not known or cannot be read here, or *quality* is wrong.
@@ -97,7 +97,7 @@ async def image_of(result: "ExpandResult", position: int, full_size: Any) -> Any
 
     Raises:
         InvalidRequest: if the result has no such picture.
-        KlingError: if `save_full_size` fails.
+        KlingError: if the picture cannot be downloaded or combined with the photo.
     """
     require("images", "PIL")
     if position >= len(result.images):
@@ -110,7 +110,7 @@ async def image_of(result: "ExpandResult", position: int, full_size: Any) -> Any
         photo = await _photo(result, full_size, scratch)
         earlier, passes = await _passes(result, scratch)
         picture = await scratch.write(await result.images[position].read())
-        target = str(Path(folder) / "full.tiff")  # written fast, and without loss
+        target = str(Path(folder) / "full.tiff")  # TIFF is lossless and fast to write
         await make(CompositeJob(photo, (*earlier, picture), passes, target, "tiff"))
         return await asyncio.to_thread(loaded, target)
 
@@ -133,18 +133,18 @@ async def _save_one(job: CompositeJob, place: Place, position: int) -> Path:
 
 
 async def _photo(result: "ExpandResult", given: Any, scratch: _Scratch) -> str:
-    """Return the path of the photo to put back: the given one, or the one that was sent."""
+    """Return the path of the photo to put back, which is the given one or the one that was sent."""
     if isinstance(given, str | os.PathLike):
         return os.fspath(given)
     request = portable(first(result).request)
     if request is None:
-        limit = "must be the path of the photo, because the one that was sent is unknown or unreadable"
+        limit = "must be the path of the photo, because the photo that was sent is unknown or unreadable"
         raise InvalidRequest("full_size", given, limit)
     return await _as_file(request.image, scratch)
 
 
 async def _as_file(image: ImageSource, scratch: _Scratch) -> str:
-    """Return the path of an image. One that is not a file is written to one."""
+    """Return the path of an image, which is first written to a file if it is not one."""
     photo = await load_photo(image)
     if photo.url is not None:
         advice = "download the photo, and pass its path as full_size"

@@ -30,7 +30,7 @@ class Upload:
         self._overwrite = overwrite
         self._folder = ""
         parts = self._path.replace("{", "/").split("/")
-        chained = "::" in url  # to fsspec, a file system within another
+        chained = "::" in url  # fsspec reads this as one file system within another
         if not is_url(url) or self._scheme.lower() in {"http", "https"} or ".." in parts or chained:
             limit = "must be a directory in an object store, such as s3://bucket/out/"
             shown = repr(without_password(url))
@@ -44,10 +44,10 @@ class Upload:
             yield f"{self._folder}/{self._path.lstrip('/')}"
 
     async def run(self, files: Sequence[Path], tag: str) -> tuple[str, ...]:
-        """Upload *files*, and return their URLs. *tag* is appended to a name that is taken.
+        """Upload *files*, and return their URLs. *tag* is appended to a name that is already taken.
 
         Raises:
-            DownloadError: if the store cannot be written.
+            DownloadError: if the store cannot be written to.
         """
         uploads = [asyncio.to_thread(self._upload, file, tag) for file in files]
         return tuple(await all_ended(*uploads))
@@ -75,7 +75,7 @@ def open_object(url: str) -> Any:
     """Open the object at *url* for reading. The URL is not trusted, as it may come from a queue.
 
     fsspec's own file systems can read local files, call any host, or run code that a file names. So only
-    those from a separate package, such as s3fs, and `memory` are used.
+    `memory` and the file systems of separate packages, such as s3fs, are used.
 
     Raises:
         ValueError: if *url* does not name an object store, or nests one within another.
@@ -83,7 +83,7 @@ def open_object(url: str) -> Any:
     """
     fsspec = fsspec_module()
     scheme = url.partition("://")[0].lower()
-    # Those of fsspec itself are found by name first, because their class may need a missing package.
+    # fsspec's own file systems are first detected by name, because their classes may need a missing package.
     known: dict[str, Any] = import_module("fsspec.registry").known_implementations
     own = str(known.get(scheme, {}).get("class", "")).startswith("fsspec.")
     own = own or fsspec.get_filesystem_class(scheme).__module__.startswith("fsspec.")

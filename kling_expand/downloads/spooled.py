@@ -1,22 +1,22 @@
-"""Pictures that the program reads and never saves."""
+"""Pictures that are downloaded for reading and never saved."""
 
 import tempfile
 from pathlib import Path
 
 from .files import PartialFile
 
-SPOOLED_BYTES = 8 << 20  # of a picture that is kept in memory, before a temporary file takes it
-CHUNK_BYTES = 256 << 10  # read at once
+SPOOLED_BYTES = 8 << 20  # a larger picture moves from memory to a temporary file
+CHUNK_BYTES = 256 << 10  # bytes per read
 
 
 class SpooledPicture(PartialFile):
-    """A picture that is read and never saved. It is in memory, or in a temporary file if it is large."""
+    """A picture that is downloaded for reading, into memory or, if it is large, into a temporary file."""
 
     def __init__(self) -> None:
         super().__init__(Path(tempfile.gettempdir()))
 
     def create(self) -> None:
-        """Create the file without a name."""
+        """Create the file, which has no name."""
         self._file = tempfile.SpooledTemporaryFile(SPOOLED_BYTES)  # noqa: SIM115 - `discard` closes it
 
     def read(self, size: int) -> bytes:

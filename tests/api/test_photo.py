@@ -316,7 +316,7 @@ async def test_a_picture_of_one_value_is_sent(value: float) -> None:
 
 async def test_numbers_that_are_none_are_refused() -> None:
     """Infinity has no shade of grey."""
-    assert "must hold finite numbers" in await reason(Image.new("F", (300, 300), float("inf")))
+    assert "must contain only finite numbers" in await reason(Image.new("F", (300, 300), float("inf")))
 
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

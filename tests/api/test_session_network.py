@@ -365,7 +365,7 @@ def test_the_blocking_client_takes_a_function_that_makes_a_session(tmp_path: Pat
             await asyncio.to_thread(use, emulator.url, emulator.api_key)
             async with aiohttp.ClientSession() as foreign:
                 refused = blocking.KlingClient(api_key="k", base_url=emulator.url, http=foreign)
-                with pytest.raises(ConfigurationError, match="give a function that makes one"):
+                with pytest.raises(ConfigurationError, match="pass a function that returns one"):
                     await asyncio.to_thread(refused.open)
 
     def use(url: str, key: str) -> None:

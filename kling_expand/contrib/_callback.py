@@ -21,9 +21,9 @@ async def answer_callback(
 ) -> tuple[int, str]:
     """Deliver a callback whose raw body arrives in *pieces*, and return the HTTP status and text to send.
 
-    The status is 204 for a delivered callback, and 400 for one that cannot be trusted or read, or whose body
-    breaks off with one of the *broken* errors. It is 408 for a body that does not arrive within
-    `READ_TIMEOUT`, and 413 for more than `MAX_BODY` bytes. Reading stops at that size.
+    The status is 204 for a delivered callback, and 400 for one that cannot be trusted or read. It is also 400
+    if one of the *broken* errors is raised because the connection ended early. It is 408 if the body does not
+    arrive within `READ_TIMEOUT`, and 413 if it exceeds `MAX_BODY` bytes. Reading stops at that size.
     """
     try:
         async with asyncio.timeout(READ_TIMEOUT):
@@ -42,7 +42,7 @@ async def answer_callback(
 
 
 async def _read(pieces: AsyncIterable[bytes]) -> bytes | None:
-    """Return the whole body, or None as soon as it is too long."""
+    """Return the whole body, or None as soon as it exceeds `MAX_BODY`."""
     body = bytearray()
     async for piece in pieces:
         body += piece

@@ -6,8 +6,8 @@
     setup(app, budget=800)
     app.add_routes([webhook("/kling")])
 
-and in a handler ``get_client(request).submit(…, callback_url="https://your.site/kling")``. A callback
-ends the wait for that future at once; without one, polling does.
+In a handler, call ``get_client(request).submit(…, callback_url="https://your.site/kling")``. A callback ends
+the wait for its future at once. Without callbacks, polling detects the end of the task.
 """
 
 from collections.abc import AsyncIterator
@@ -31,8 +31,9 @@ def setup(app: web.Application, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 
     Start-up handlers and cleanup contexts that are added after this call can use the client, for example to
-    `resume`. Earlier ones run before it exists. At shutdown the client is closed before the server waits for
-    open responses. So a progress stream ends with `ClientClosed` instead of delaying the shutdown.
+    `resume`. Those that were added earlier run before it exists. At shutdown the client is closed before the
+    server waits for open responses. So a progress stream ends with `ClientClosed` instead of delaying the
+    shutdown.
     """
 
     async def opened(app: web.Application) -> AsyncIterator[None]:

@@ -5,8 +5,9 @@
     application = setup(get_asgi_application(), budget=800)  # asgi.py
     urlpatterns = [webhook("kling"), …]  # urls.py
 
-and in an async view ``get_client(request).submit(…, callback_url="https://your.site/kling")``. A callback
-ends the wait for that future at once; without one, polling does. To use the client when the server starts::
+In an async view, call ``get_client(request).submit(…, callback_url="https://your.site/kling")``. A callback
+ends the wait for its future at once. Without callbacks, polling detects the end of the task. To use the
+client when the server starts, write::
 
     @application.on_startup
     async def resume(client):
@@ -14,10 +15,12 @@ ends the wait for that future at once; without one, polling does. To use the cli
             ...
 
 The client runs in the server's event loop. So the server must support ASGI with `lifespan`, as uvicorn,
-Hypercorn and Granian do. An ASGI server reports a shutdown only after all responses have ended. Let the
-server cut off open progress streams, for example with uvicorn's ``--timeout-graceful-shutdown 5``. Otherwise
-the shutdown waits for their tasks. Django receives a whole body before it calls a view, and stores large ones
-on disk. Limit the size and the upload time of a body in the reverse proxy.
+Hypercorn and Granian do. An ASGI server announces a shutdown to the application only after all responses have
+ended. So make the server cut off open progress streams, for example with uvicorn's
+``--timeout-graceful-shutdown 5``. Otherwise the shutdown waits for the tasks that the streams follow.
+
+Django receives a whole body before it calls a view, and stores a large body on disk. Limit the size and the
+upload time of a body in the reverse proxy.
 """
 
 import logging
@@ -51,9 +54,10 @@ _PIECE = 64 * 1024  # bytes
 
 
 class KlingApplication:
-    """An ASGI application around *app*, whose client has these *options* and is open while the server runs.
+    """An ASGI application around *app*, with a client that is open while the server runs.
 
-    If the inner application has a lifespan, it starts after the client and ends before it.
+    *options* are those of `KlingClient`. If *app* has a lifespan, it starts after the client has opened and
+    ends before the client is closed.
     """
 
     def __init__(self, app: Application, options: dict[str, Any]) -> None:
@@ -95,9 +99,9 @@ class KlingApplication:
 
 
 class _Lifespan:
-    """The lifespan of the inner application, or a plain one if it has none, like Django itself.
+    """The lifespan of the inner application, or a minimal one if it has none, as with Django itself.
 
-    Its last message is delayed until the client is closed, as the server may end the loop after it.
+    Its last message is held back until the client is closed, as the server may stop the event loop after it.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -131,9 +135,9 @@ class _Lifespan:
 
 @takes_options(KlingClient)
 def setup(app: Application, **options: Any) -> KlingApplication:
-    """Return *app* with a `KlingClient` with these *options*, which is open while the server runs.
+    """Return an application around *app* that keeps a `KlingClient` open while the server runs.
 
-    A start-up error stops the server with its message.
+    *options* are those of `KlingClient`. An error at start-up stops the server, which receives its message.
     """
     return KlingApplication(app, options)
 

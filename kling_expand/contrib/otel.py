@@ -5,18 +5,19 @@
     async with KlingClient(listener=Telemetry()) as kling:
         ...
 
-Each job is one span ``kling.expand`` from `submit` to its end, a child of the span that was current at
-`submit`, with events ``accepted``, ``retry`` and ``pause`` in between. Durations are in seconds. Metrics:
+Each job is one span ``kling.expand``, from `submit` to the end of the job. Its parent is the span that was
+current at `submit`. It has the events ``accepted``, ``retry`` and ``pause``. Durations are in seconds. The
+metrics are:
 
-=====================  ===============  ==============================================
+=====================  ===============  =================================================
 kling.jobs             counter          ended jobs, by `kling.outcome`
 kling.jobs.open        up-down counter  submitted jobs that have not ended
 kling.units            counter          units billed, as the service reports them
-kling.calls            counter          calls to the API, by `kling.call`, `error.type`
+kling.calls            counter          calls to the API, by `kling.call` and `error.type`
 kling.call.duration    histogram        duration of the calls
 kling.task.duration    histogram        duration of the tasks, by the service's clock
-kling.task.latency     histogram        from a task's end to its detection
-=====================  ===============  ==============================================
+kling.task.latency     histogram        time from the end of a task to its detection
+=====================  ===============  =================================================
 """
 
 from kling_expand import models
@@ -33,12 +34,11 @@ NAME = "kling_expand"
 
 
 class Telemetry:
-    """A `listener` for one or more clients.
+    """A `listener` for one or more clients, which records spans and metrics.
 
     *tracer_provider* and *meter_provider* default to the global ones.
 
-    Prompts, photos and URLs are not recorded. Attached tasks are counted, but only submitted jobs have
-    spans.
+    Prompts, photos and URLs are not recorded. Attached tasks are counted, but have no spans.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Telemetry:
         self._call = meter.create_histogram("kling.call.duration", "s", "duration of a call")
         self._task = meter.create_histogram("kling.task.duration", "s", "duration of a task")
         self._latency = meter.create_histogram(
-            "kling.task.latency", "s", "from a task's end to its detection"
+            "kling.task.latency", "s", "time from the end of a task to its detection"
         )
 
     def __call__(self, event: Event) -> None:
@@ -112,7 +112,7 @@ class Telemetry:
 
 
 def _set_status(span: Span, error: KlingError | None, reason: str | None) -> None:
-    """Record an error or the reason of a failed task on *span*."""
+    """Record an error, or the reason why a task failed, on *span*."""
     if error is not None:
         kind, text = type(error).__name__, error.message
         if isinstance(error, InvalidRequest):  # its message quotes input, such as the name of a photo
@@ -127,7 +127,7 @@ def _set_status(span: Span, error: KlingError | None, reason: str | None) -> Non
 
 
 def _ids(event: Event) -> dict[str, str]:
-    """Return the known ids of the job."""
+    """Return the ids of the job, and the status and units of its task, as far as they are known."""
     known = {"kling.external_task_id": event.external_task_id}
     if task := event.task:
         known["kling.task_id"] = task.task_id

@@ -6,13 +6,13 @@
     setup(app, budget=800)
     app.router.routes.append(webhook("/kling"))
 
-and in an endpoint ``get_client(request).submit(…, callback_url="https://your.site/kling")``. FastAPI
+In an endpoint, call ``get_client(request).submit(…, callback_url="https://your.site/kling")``. FastAPI
 injects the client into a parameter of type ``Annotated[KlingClient, Depends(get_client)]``. A callback ends
-the wait for the future at once; without one, polling does.
+the wait for its future at once. Without callbacks, polling detects the end of the task.
 
-An ASGI server reports a shutdown only after all responses have ended. Let the server cut off open progress
-streams, for example with uvicorn's ``--timeout-graceful-shutdown 5``. Otherwise the shutdown waits for their
-tasks.
+An ASGI server announces a shutdown to the application only after all responses have ended. So make the server
+cut off open progress streams, for example with uvicorn's ``--timeout-graceful-shutdown 5``. Otherwise the
+shutdown waits for the tasks that the streams follow.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -45,7 +45,7 @@ def setup(app: Starlette, **options: Any) -> None:
     """Open a `KlingClient` with these *options* when *app* starts, and close it when *app* ends.
 
     An existing lifespan of *app* is kept and runs while the client is open. It can call ``get_client(app)``,
-    for example to `resume` the jobs that a crash left open. A start-up error stops the server.
+    for example to `resume` the jobs that a crash left open. An error at start-up stops the server.
     """
     kept = app.router.lifespan_context
 

@@ -1,7 +1,7 @@
-"""Composites: the original at its own size inside the generated picture (extra `images`).
+"""Composites, which have the original at its own size inside the generated picture (extra `images`).
 
-The service returns pictures of about 1K, whatever the size of the photo. `composite` enlarges such a picture
-to the photo's scale and puts the photo back, pixel by pixel:
+The service returns pictures of about 1K, whatever the size of the photo. `composite` enlarges the picture to
+the photo's scale and puts the photo back, pixel for pixel. The photo determines the form of the composite:
 
 ======================  ================================================================================
 photo                   composite
@@ -37,11 +37,11 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the canvas
 
-TILE_PIXELS = 4_000_000  # enlarged at once: their memory adds to that of photo and canvas
+TILE_PIXELS = 4_000_000  # enlarged at once; they need memory in addition to the photo and the canvas
 SUPPORT = 6  # pixels around a region that Lanczos reads
 DEPTH = 4  # pixels of the picture on each side of the seam that are compared
-FADE = 0.35  # distance at which the correction of colors has faded to 1/e, in the photo's shorter side
-MAX_STEP = 24.0  # levels by which a step at the seam is corrected at most
+FADE = 0.35  # distance at which a color correction has faded to 1/e, as a share of the photo's shorter side
+MAX_STEP = 24.0  # the most levels by which a step at the seam is corrected
 
 
 def composite(
@@ -50,8 +50,8 @@ def composite(
     """Return a PIL image of the canvas at the photo's scale, with the photo's own pixels in it.
 
     *photo* and *picture* are PIL images, paths or binary files. *ratios* are those of the task, or of each
-    pass in turn if *picture* is the result of the last pass. They may refer to the photo as stored or as
-    rotated upright. Inside its box the photo is unchanged, unless *feather* blends that many of its outermost
+    pass, in order, if *picture* is the result of the last pass. They may refer to the stored photo or to the
+    upright one. Inside its box the photo is unchanged, unless *feather* blends that many of its outermost
     pixels into the picture. With *srgb* the colors are converted to sRGB. The `info` of the result has the
     color profile and the EXIF block for saving it.
 
@@ -75,8 +75,8 @@ def composite(
 def matched(scene: Scene) -> tuple[Pixels, int]:
     """Return the levels of the picture with colors matched to the photo, and the width of the added margin.
 
-    Inside the box they are those of the photo. Outside, the difference along the seam is added and fades with
-    distance.
+    Inside the box, the levels are those of the photo. Outside, the difference along the seam is added, and
+    fades with the distance.
     """
     margin = _margin(scene)
     picture = np.pad(
@@ -105,7 +105,7 @@ def matched(scene: Scene) -> tuple[Pixels, int]:
 
 
 def _margin(scene: Scene) -> int:
-    """Return how many pixels of the canvas, including those that Lanczos reads, are outside the picture."""
+    """Return the padding in pixels with which the picture covers the canvas and the support of Lanczos."""
     left, top, right, bottom = _region(scene, (0, 0, scene.canvas.width, scene.canvas.height))
     beyond: float = max(-left, -top, right - scene.picture.width, bottom - scene.picture.height, 0)
     return math.ceil(beyond) + SUPPORT
@@ -131,7 +131,7 @@ def _outside(at: Floats, length: int) -> Floats:
 
 
 def _pixels_inside(box: Box) -> Rectangle:
-    """Return the pixels whose center is in a box."""
+    """Return the rectangle of the pixels that have their centers in a box."""
     left, top, right, bottom = box
     return math.ceil(left - 0.5), math.ceil(top - 0.5), math.ceil(right - 0.5), math.ceil(bottom - 0.5)
 
@@ -143,7 +143,7 @@ def _put_back(scene: Scene, picture: Pixels, box: Box, inside: Rectangle) -> Non
     left, top, right, bottom = box
     x0, y0, x1, y1 = inside
     scale_x, scale_y = scene.small.width / (right - left), scene.small.height / (bottom - top)
-    # The outermost pixels may extend half a pixel beyond the photo, which is continued for them.
+    # The outermost pixels may extend half a pixel beyond the photo, so the photo is padded.
     padded = np.pad(np.asarray(scene.small), ((1, 1), (1, 1), (0, 0)), mode="edge")
     region = (
         (x0 - left) * scale_x + 1,
@@ -156,7 +156,7 @@ def _put_back(scene: Scene, picture: Pixels, box: Box, inside: Rectangle) -> Non
 
 
 def _shifts(scene: Scene) -> Floats:
-    """Return an array of the photo's small size whose borders hold the corrections along the seam."""
+    """Return an array of the small photo's size, with the corrections along the seam in its border."""
     from PIL import Image
 
     small = np.asarray(scene.small, np.float32)
@@ -189,7 +189,7 @@ def _shifts(scene: Scene) -> Floats:
 
 
 def _within(region: Box, size: tuple[int, int]) -> Box:
-    """Return a region, moved into a picture of *size* if it is partly outside."""
+    """Return a region clipped to a picture of *size*. An empty region becomes about one pixel wide."""
     left, right = max(0.0, region[0]), min(float(size[0]), region[2])
     top, bottom = max(0.0, region[1]), min(float(size[1]), region[3])
     left, right = (left, right) if right > left else (max(0.0, right - 1), max(1.0, right))
@@ -200,8 +200,8 @@ def _within(region: Box, size: tuple[int, int]) -> Box:
 def _shift(photo: Floats, seen: Floats, outer: Floats, *, axis: int) -> Floats:
     """Return the correction along one side of the seam, from strips of equal shape.
 
-    The photo and the picture's version of it are aligned, so their difference is exact and followed closely.
-    A step inside the picture mixes with its content, so only a wide mean that exceeds the noise counts.
+    The photo and the same area of the picture are aligned, so their difference is exact and followed closely.
+    A step within the picture is mixed with its content, so only a wide mean above the noise is used.
     """
     inner = _smooth((photo - seen).mean(axis=axis), 20)
     raw = (seen - outer).mean(axis=axis)
@@ -212,7 +212,7 @@ def _shift(photo: Floats, seen: Floats, outer: Floats, *, axis: int) -> Floats:
 
 
 def _smooth(line: Floats, share: int) -> Floats:
-    """Return the triangular mean over 2/*share* of a line of colors, with its ends repeated."""
+    """Return a line of colors smoothed by a triangular moving average over 2/*share* of its length."""
     half = max(1, len(line) // share)
     weights = np.bartlett(2 * half + 3)[1:-1]
     padded = np.pad(line, ((half, half), (0, 0)), mode="edge")
@@ -225,7 +225,7 @@ def _smooth(line: Floats, share: int) -> Floats:
 
 @frozen
 class Enlarger:
-    """A source of enlarged rectangles of the canvas, taken from the picture with matched colors."""
+    """A function that enlarges rectangles of the canvas from the picture with matched colors."""
 
     scene: Scene
     source: Any
@@ -257,7 +257,7 @@ def _enlarger(scene: Scene) -> Enlarger:
 
 
 def _assembled(scene: Scene, enlarged: Enlarger, feather: int) -> Any:
-    """Return the canvas: the enlarged picture in tiles, and the photo in its box."""
+    """Return the canvas, assembled from tiles of the enlarged picture and the photo in its box."""
     from PIL import Image
 
     canvas = scene.canvas
@@ -286,7 +286,7 @@ def _around(box: Rectangle, width: int, height: int) -> list[Rectangle]:
 
 
 def _tiles(rectangle: Rectangle) -> Iterator[Rectangle]:
-    """Yield the rows of a rectangle in pieces of about `TILE_PIXELS`."""
+    """Yield the bands of a rectangle, each with about `TILE_PIXELS`."""
     left, top, right, bottom = rectangle
     rows = max(1, TILE_PIXELS // (right - left))
     for start in range(top, bottom, rows):
@@ -294,7 +294,7 @@ def _tiles(rectangle: Rectangle) -> Iterator[Rectangle]:
 
 
 def _seams(scene: Scene) -> Iterator[tuple[Rectangle, Rectangle, int]]:
-    """Yield for each side the band outside the seam, the photo's outermost line, and the axis across it."""
+    """Yield for each side the band outside the seam, the photo's outermost line, and the axis across both."""
     left, top, right, bottom = scene.canvas.box
     width, height = scene.canvas.width, scene.canvas.height
     reach = min(32, 3 * math.ceil((right - left) / scene.small.width))
@@ -309,7 +309,7 @@ def _seams(scene: Scene) -> Iterator[tuple[Rectangle, Rectangle, int]]:
 
 
 def _join(result: Any, enlarged: Enlarger, band: Rectangle, line: Rectangle, axis: int) -> None:
-    """Continue the finest detail of the photo a few pixels outwards, so that the seam is invisible."""
+    """Continue the finest detail of the photo a few pixels beyond the seam, so that the seam is invisible."""
     from PIL import Image
 
     mode, limit = result.mode, 65535 if result.mode == "I;16" else 255

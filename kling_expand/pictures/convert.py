@@ -19,13 +19,13 @@ SOFTWARE, EXIF_IFD, EXIF_WIDTH, EXIF_HEIGHT = 0x0131, 0x8769, 0xA002, 0xA003
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _HEAD = 33  # bytes of the signature and the first chunk of a PNG
 _EXIF, _ICC = b"Exif\0\0", b"ICC_PROFILE\0"
-_SEGMENT = 65_500  # bytes of a JPEG's segment, at most
+_SEGMENT = 65_500  # the most bytes of data in a JPEG segment
 
 
 def convert(content: bytes, picture_format: str, quality: int | None) -> bytes:
     """Return a picture in another format, with its EXIF data and its color profile.
 
-    JPEG has no transparency, so transparent areas become white. 16 bits become 8 in JPEG and WebP.
+    JPEG has no transparency, so transparent areas become white. In JPEG and WebP, 16-bit levels become 8-bit.
 
     Raises:
         DownloadError: if the picture cannot be decoded.
@@ -88,7 +88,7 @@ def describe_expanded(exif: Any) -> None:
 
 
 def read_metadata(photo: ImageSource | None) -> Metadata:
-    """Return the date, place, camera and profile of a photo, decoding only its beginning.
+    """Return the EXIF data and the color profile of a photo, without decoding its pixels.
 
     Raises:
         InvalidRequest: if the photo is not known, or is at a URL.
@@ -105,7 +105,7 @@ def read_metadata(photo: ImageSource | None) -> Metadata:
     if isinstance(source, os.PathLike):
         source = getattr(source, "origin", None) or os.fspath(source)
     with open_image(source) as image:
-        if image.format == "PNG":  # `getexif` would decode the picture, to look for a block behind it
+        if image.format == "PNG":  # `getexif` would decode the pixels, to find a block behind them
             exif = Image.Exif()
             exif.load(image.info.get("exif") or b"")
         else:
@@ -119,7 +119,7 @@ def read_metadata(photo: ImageSource | None) -> Metadata:
 
 
 def insert_metadata(content: bytes, metadata: Metadata) -> bytes:
-    """Return a PNG or JPEG with added metadata if it has none. Its pixels are not decoded.
+    """Add metadata to a PNG or JPEG that has none, without decoding its pixels.
 
     A picture of another format is returned unchanged.
     """

@@ -21,7 +21,7 @@ QUALITIES = (95, 90, 85)
 
 @frozen
 class Fitted:
-    """The photo to send, and the changes that were made to the given one."""
+    """The path of the photo to send, and the changes that were made to the original."""
 
     path: str
     changes: tuple[str, ...] = ()
@@ -31,8 +31,8 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
     """Convert the file *photo* and write the result into *folder*, unless it can be sent as it is.
 
     The result is a PNG if the photo is transparent, and a JPEG otherwise. It is upright, keeps its color
-    profile, and is scaled down until it has at most 10 MB. *acceptable* says that the service accepts the
-    file unchanged, so that it is converted only if it is rotated.
+    profile, and is scaled down until it has at most 10 MB. If *acceptable* is true, the service accepts the
+    file unchanged, and it is converted only if EXIF rotates it.
 
     Raises:
         ImageError: if Pillow cannot read the photo.
@@ -46,7 +46,7 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
 
 
 def check_pixels(photo: str) -> None:
-    """Decode the photo, as `fit` would: a file with a good header may be damaged.
+    """Decode the photo, as `fit` would, because a file with a valid header may still be damaged.
 
     Raises:
         ImageError: if Pillow cannot read the photo.
@@ -59,7 +59,7 @@ def check_pixels(photo: str) -> None:
 
 @contextmanager
 def _decoding(photo: str) -> Iterator[Any]:
-    """Open the photo, and convert errors of Pillow within to an `ImageError`."""
+    """Open the photo, and convert Pillow's errors within the block to an `ImageError`."""
     try:
         with open_image(photo) as image:
             yield image
@@ -72,7 +72,7 @@ def _decoding(photo: str) -> Iterator[Any]:
 
 
 def orientation(image: Any) -> int:
-    """Return the EXIF orientation of a picture, where 1 is upright. Formats without one are not read."""
+    """Return the EXIF orientation of an image, where 1 is upright. It is 1 for formats such as PNG."""
     if image.format not in {"JPEG", "MPO", "HEIF", "WEBP", "AVIF", "TIFF"}:
         return 1  # for a PNG, `getexif` would decode the whole picture
     turned = image.getexif().get(ORIENTATION, 1)
@@ -126,7 +126,7 @@ def _pillow() -> Any:
 
 
 def open_image(source: Any) -> Any:
-    """Return a path or a binary file as a PIL image without decoding its pixels; an image is unchanged.
+    """Open a path or a binary file as a PIL image, without decoding its pixels. Return an image unchanged.
 
     Raises:
         ImageError: if Pillow cannot read it.
@@ -139,18 +139,18 @@ def open_image(source: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", Image.DecompressionBombWarning
-            )  # twice as many pixels are an error
+            )  # Pillow raises an error for twice as many pixels
             image = Image.open(source)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        hint = "" if find_spec("pillow_heif") else "; HEIC needs pip install 'kling-expand[heif]'"
+        hint = "" if find_spec("pillow_heif") else "; to read HEIC, pip install 'kling-expand[heif]'"
         raise ImageError("image", source_name(source), f"Pillow cannot read it ({error}){hint}") from error
-    if image.format == "EPS":  # a program, which Ghostscript would run
+    if image.format == "EPS":  # a program, which Pillow would run with Ghostscript
         raise ImageError("image", source_name(source), "must not be PostScript data")
     return image
 
 
 def open_picture(source: Any) -> Any:
-    """Return a generated picture like `open_image`, with a limit on its size in pixels.
+    """Open a generated picture as `open_image` does, with a limit on its size in pixels.
 
     Raises:
         ImageError: if Pillow cannot read it, or it has more than `MAX_PICTURE_PIXELS`.
@@ -171,7 +171,7 @@ def _reworked(image: Any, turned: int, target: Path) -> Fitted:
     frames = getattr(image, "n_frames", 1) if was in {"GIF", "WEBP", "PNG", "TIFF", "AVIF"} else 1
     upright = ImageOps.exif_transpose(image)
     plain = _plain(upright)
-    # A color profile describes the channels that it was made for.
+    # A color profile is valid only for the channels that it was made for.
     profile = profile if plain.mode == upright.mode else None
     kind = "PNG" if plain.mode in {"RGBA", "LA"} else "JPEG"
     small, content, quality = _encoded(plain, kind, profile)
@@ -188,7 +188,7 @@ def _reworked(image: Any, turned: int, target: Path) -> Fitted:
 
 
 def _plain(image: Any) -> Any:
-    """Return the picture in a mode that PNG or JPEG supports and that looks the same."""
+    """Return an equivalent image in a mode that PNG or JPEG supports."""
     if image.mode in {"RGB", "L", "CMYK", "RGBA", "LA"}:
         return image
     if image.mode.startswith("I;16"):
@@ -197,7 +197,7 @@ def _plain(image: Any) -> Any:
 
 
 def _encoded(image: Any, kind: str, profile: bytes | None) -> tuple[Any, bytes, int | None]:
-    """Return the picture, possibly smaller, its file of at most 10 MB, and the JPEG quality."""
+    """Return the image, scaled down if necessary, its file of at most 10 MB, and the JPEG quality or None."""
     small = image
     while True:
         for quality, content in _files(small, kind, profile):

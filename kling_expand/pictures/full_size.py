@@ -1,4 +1,4 @@
-"""Composites made in a separate process, so that the event loop is free and a cancelled one ends at once."""
+"""Composites made in a separate process, which leaves the event loop free and can be killed at once."""
 
 import asyncio
 import subprocess
@@ -22,9 +22,10 @@ _START = (
 
 @frozen
 class CompositeJob:
-    """A composite to be made: paths, and the ratios of each pass as (up, down, left, right).
+    """A composite to be made, by the paths of its images.
 
-    `pictures` are the results of the passes in turn. The composite is written to `target`.
+    `pictures` are the results of the passes, in order. `passes` are the ratios of each pass as (up, down,
+    left, right). The composite is written to `target`.
     """
 
     photo: str
@@ -36,7 +37,7 @@ class CompositeJob:
 
 
 def usual_format(photo: str) -> str:
-    """Return the format in which the composite of a photo is saved: that of the photo if possible, or PNG.
+    """Return the default format for the composite of a photo, which is the photo's own if possible, or PNG.
 
     Raises:
         ImageError: if Pillow cannot read the photo.
@@ -50,7 +51,7 @@ def usual_format(photo: str) -> str:
 
 
 async def make(job: CompositeJob) -> None:
-    """Make a composite in another process, and end that process if cancelled.
+    """Make a composite in another process, and kill that process if cancelled.
 
     Raises:
         PictureMismatch: if the photo was not found in the picture.
@@ -79,7 +80,7 @@ class _Process:
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, command: Sequence[str]) -> tuple[int, str, str]:
-        """Run the process and return its exit code, output and errors."""
+        """Run the process, and return its exit code, output and error output."""
         with self._lock:
             if self._killed:
                 return -1, "", ""
@@ -95,7 +96,7 @@ class _Process:
         return process.returncode, answer, trace
 
     def kill(self) -> None:
-        """End the process, even before it starts."""
+        """Kill the process, or prevent its start."""
         with self._lock:
             self._killed = True
             if self._process is not None:
@@ -121,7 +122,7 @@ def serve(
     format: str,  # noqa: A002 - the field of a job
     quality: int | None,
 ) -> None:
-    """Make one composite in this process. An expected error ends it with code 1 and a line of output."""
+    """Make one composite in this process. On an expected error, write it to stdout and exit with code 1."""
     from .composite import composite
     from .fit import open_picture
 
@@ -130,7 +131,7 @@ def serve(
         picture = open_picture(Path(pictures[0]))
         whole = None
         for step, following in zip(ratios[1:], pictures[1:], strict=True):
-            # The smaller area of an earlier pass has more detail than that part of the later picture.
+            # The picture of an earlier pass shows its smaller area in more detail than the later picture.
             whole = composite(whole or picture, following, step)
         encode(composite(photo, whole or picture, ratios), target, format, quality)
     except PictureMismatch as error:

@@ -4,21 +4,21 @@
 check      measurement                                               unit
 =========  ========================================================  ======================================
 aspect     difference of a side from its expected length             pixels of the picture
-original   the difference of photo and picture, aligned              levels (0 to 255)
+original   mean difference between the photo and the picture         levels (0 to 255)
 place      distance of the original from its expected place          pixels of the picture
 size       relative error of the size of the original                share
 sharpness  detail of the original in the picture                     multiple of the photo's
-colors     the mean difference of the channel that differs most      levels
-black      black pixels of the new area, less those of the photo     share of a side
-flat       detail of the new area                                    multiple of the photo's at that side
+colors     mean difference of the channel that differs most          levels
+black      black pixels of the new area, minus those of the photo    share of a side
+flat       contrast of the new area                                  multiple of the photo's at that side
 mirrored   correlation of the new area with the photo mirrored       -1 to 1
 levels     levels in use in the new area                             share of those between its extremes
 bands      stripes along or across the new area                      multiple of the photo's
-seam       the step at the seam                                      multiple of the steps next to it
+seam       step in the levels at the seam                            multiple of the steps next to it
 =========  ========================================================  ======================================
 
-Each side of the new area is compared with the photo next to it, so a white background that continues in white
-is no fault. The limits were tuned on pictures of the emulator and on broken ones made from them
+Each side of the new area is compared with the photo next to it, so a white background that continues as white
+is not a fault. The limits were tuned on pictures from the emulator and on damaged copies of them
 (`benchmarks.inspect_pictures`).
 """
 
@@ -36,11 +36,11 @@ from .scene import Scene, prepare
 require("images", "numpy", "PIL")
 import numpy as np
 
-BLOCK = 12  # pixels: the size of what counts as detail
+BLOCK = 12  # pixels; the scale at which contrast and stripes are measured
 REACH = 10  # pixels next to the seam that count as its surroundings
 SEGMENT = 24  # pixels along the seam over which a step is averaged
-SMALLEST = 8  # pixels: a narrower side is not checked
-BLACK = 10  # levels
+SMALLEST = 8  # pixels; a narrower side is not checked
+BLACK = 10  # levels; a pixel is black if all its channels are lower
 
 
 @frozen
@@ -75,10 +75,10 @@ class Report:
 
 
 def inspect(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Report:
-    """Return a report of the checks of a generated *picture*.
+    """Check a generated *picture* against its *photo*, and return a report.
 
     *photo* and *picture* are paths, open files or PIL images. *ratios* are those of the task, or of each
-    pass. If the original is not found, checks that depend on its position are skipped.
+    pass. If the original is not found, the checks that depend on its position are skipped.
 
     Raises:
         ImageError: if Pillow cannot read one of the images.
@@ -107,7 +107,7 @@ def _aspect(scene: Scene) -> Check:
     aspect = scene.canvas.width / scene.canvas.height
     wrong = min(abs(width - height * aspect), abs(height - width / aspect))
     wanted = f"{scene.canvas.width}:{scene.canvas.height}"
-    # The canvas is rounded to whole pixels, which the enlarged aspect repeats.
+    # The canvas has whole pixels. Its rounding error is multiplied by the scale of the picture.
     rounding = max(width / scene.canvas.width, height / scene.canvas.height)
     message = f"the picture of {width}x{height} does not have the aspect {wanted}"
     return _above("aspect", wrong, 1.0 + rounding, message)
@@ -126,7 +126,7 @@ def _place(scene: Scene) -> Iterator[Check]:
 
 
 def _overlap(scene: Scene) -> Iterator[Check]:
-    """Yield the checks of the original's version in the picture."""
+    """Yield the checks of the original as the picture shows it."""
     from PIL.Image import Resampling
 
     box = scene.registration.box
@@ -135,14 +135,14 @@ def _overlap(scene: Scene) -> Iterator[Check]:
     seen = np.asarray(scene.picture.resize(scene.small.size, Resampling.BICUBIC, box=inside), np.float32)
     photo = np.asarray(scene.small, np.float32)
     detail = _detail(photo)
-    sharpness = _detail(seen) / detail if detail >= 0.5 else 1.0  # a smooth original cannot be blurred
+    sharpness = _detail(seen) / detail if detail >= 0.5 else 1.0  # blur is not visible in a smooth original
     yield _below("sharpness", sharpness, 0.45, "the original is blurred")
     cast = float(np.abs((seen - photo).mean(axis=(0, 1))).max())
     yield _above("colors", cast, 5.0, f"the colors of the original differ by {cast:.0f} levels")
 
 
 def _detail(levels: Floats) -> float:
-    """Return the strength of detail of a few pixels, in levels."""
+    """Return the strength, in levels, of the detail that is only a few pixels wide."""
     grey = levels.mean(axis=2)
     middle = grey[1:-1, 1:-1]
     around = (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]) / 4
@@ -162,7 +162,7 @@ class Side:
 
 
 def sides(scene: Scene) -> Iterator[Side]:
-    """Yield the expanded sides, as far as they are next to the photo."""
+    """Yield the expanded sides, without the corners of the new area."""
     picture = np.asarray(scene.picture, np.float32)
     height, width = picture.shape[:2]
     left, top, right, bottom = (round(edge) for edge in scene.registration.box)
@@ -213,9 +213,9 @@ def _contrast(levels: Floats) -> float:
 
 
 def _mirrored(side: Side) -> float:
-    """Correlate the new area with the photo mirrored at the seam.
+    """Return the correlation of the new area with the photo mirrored at the seam.
 
-    Lines that run straight across the seam look alike in both, so constant rows are not counted.
+    A line that runs straight across the seam is the same in both, so such constant levels are subtracted.
     """
     depth = min(len(side.outer), len(side.inner), 160)
     outer, inner = (_band_pass(part[:depth].mean(axis=2))[3:] for part in (side.outer, side.inner))
@@ -225,7 +225,7 @@ def _mirrored(side: Side) -> float:
 
 
 def _band_pass(grey: Floats) -> Floats:
-    """Return detail between about 3 and 20 pixels."""
+    """Return the detail that is between about 3 and 20 pixels wide."""
     from PIL import Image, ImageFilter
 
     image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
@@ -244,7 +244,7 @@ def _levels_in_use(side: Side) -> float:
 
 
 def _bands(side: Side) -> float:
-    """Compare the stripes of the new area with those of the photo next to it."""
+    """Return the strength of the stripes in the new area, as a multiple of those in the photo next to it."""
     worst = 0.0
     inner = side.inner[: max(len(side.outer), 3 * BLOCK)]
     for axis in (0, 1):
@@ -264,7 +264,7 @@ def _stripes(profile: Floats) -> float:
 
 
 def _seam(side: Side) -> float:
-    """Compare the step at the seam with the steps of parallel lines next to it."""
+    """Return the step at the seam, as a multiple of the steps between the lines parallel to it."""
     near = np.concatenate([side.inner[: 2 * REACH][::-1], side.outer[: 2 * REACH]])
     seam = min(len(side.inner), 2 * REACH)
     steps = np.array([_step(near, at) for at in range(2, len(near) - 1)])
@@ -277,7 +277,7 @@ def _seam(side: Side) -> float:
 
 
 def _step(lines: Floats, at: int) -> tuple[float, float]:
-    """Return the step before a line: of segments along it, and of single pixels."""
+    """Return the step in front of a line, averaged over segments of the line and for single pixels."""
     pixels = np.abs(lines[at] - lines[at - 1]).mean(axis=1)
     change = lines[at : at + 2].mean(axis=0) - lines[at - 2 : at].mean(axis=0)
     length = min(SEGMENT, len(change))

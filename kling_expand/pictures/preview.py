@@ -1,4 +1,4 @@
-"""Drawings of a canvas: the photo in its place, the new area hatched, sizes and ratios as labels (Pillow)."""
+"""Drawings of a canvas, with the photo in its place and the new area hatched and labeled (Pillow)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from kling_expand.geometry import Canvas
 
 from .fit import orientation
 
-SMALLEST, LARGEST = 640, 1200  # pixels: the longer side of a drawing
+SMALLEST, LARGEST = 640, 1200  # pixels; limits for the longer side of a drawing
 HATCH = 14  # pixels between two lines
 PAPER, LINE, FRAME, INK = (245, 245, 245), (184, 190, 202), (214, 64, 32), (24, 24, 28)
 
@@ -14,7 +14,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def upright_size(photo: str, stored: tuple[int, int]) -> tuple[tuple[int, int], bool]:
-    """Return the size of a photo after its EXIF orientation is applied, and whether that rotates it."""
+    """Return the size of a photo after its EXIF orientation is applied, and whether that changes it."""
     from PIL import Image
 
     with Image.open(photo) as image:
@@ -24,7 +24,7 @@ def upright_size(photo: str, stored: tuple[int, int]) -> tuple[tuple[int, int], 
 
 
 def draw(photo: str, canvas: Canvas, caption: list[str]) -> Any:
-    """Return the canvas as a PIL image: the upright photo in its place, the lines of the *caption* below."""
+    """Draw the canvas as a PIL image, with the upright photo in its place and the *caption* lines below."""
     from PIL import Image, ImageDraw, ImageOps
 
     longer = max(canvas.width, canvas.height)
@@ -81,7 +81,7 @@ def _band(side: str, canvas: Canvas) -> Box:
 
 
 def _label(pen: Any, band: Box, text: str) -> None:
-    """Write *text* into the middle of a band, or nothing if the band is too narrow."""
+    """Write *text* in the middle of a band, or nothing if the band is too small."""
     left, top, right, bottom = band
     middle = ((left + right) / 2, (top + bottom) / 2)
     for size in (20, 14, 10):

@@ -1,12 +1,12 @@
-"""Registration: the position of the original in a generated picture, to a fraction of a pixel.
+"""Registration, which locates the original in a generated picture to a fraction of a pixel.
 
-The service repaints the whole picture at about 1K. So the original may be shifted and scaled a little,
-compared with the ratios. The model is a box with fractional edges, which is a scale and a shift for each
-axis:
+The service repaints the whole picture at about 1K. So the original may be shifted and scaled a little from
+the position that the ratios give. Its position is described by a box with fractional edges, which amounts to
+a scale and a shift for each axis. It is found in two steps:
 
-1. A normalized cross-correlation over the whole picture, at a coarse size, finds the place.
-2. Gauss-Newton steps on finer and finer sizes move the four edges until the overlap matches best. Brightness
-   and contrast are solved for as well, and pixels that differ much (repainted ones) count less.
+1. A normalized cross-correlation over the whole picture, at a coarse size, finds the approximate position.
+2. Gauss-Newton steps at finer and finer sizes move the four edges until the overlap matches best. They also
+   solve for brightness and contrast. Pixels that differ much have less weight, because they were repainted.
 """
 
 import math
@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
-COARSE_SIDE = 96  # pixels of the longer side of the picture in the search
-FINE_PIXELS = 120_000  # of the overlap in the last steps: more would cost time and add no precision
-MARGIN = 0.06  # of the longer side by which the picture is continued, so that a shifted box stays inside
-BETTER = 0.1  # by which the correlation elsewhere must exceed that at the expected place
-STEPS = 5  # Gauss-Newton steps for each size, at most
-ENOUGH = 0.02  # pixels of that size: a smaller step is the last
+COARSE_SIDE = 96  # pixels; the longer side of the picture in the coarse search
+FINE_PIXELS = 120_000  # of the overlap in the last steps; more would cost time and add no precision
+MARGIN = 0.06  # share of the longer side by which the picture is padded, so that a shifted box stays inside
+BETTER = 0.1  # by which the correlation elsewhere must exceed that at the expected position
+STEPS = 5  # the most Gauss-Newton steps at each size
+ENOUGH = 0.02  # pixels at that size; after a smaller step, the edges are not moved again
 RIDGE = 0.02  # keeps the edges in place where the overlap has no texture
-MIN_CORRELATION = 0.7  # of an overlap that matches
-PLAIN = 6.0  # levels: an original with less contrast cannot correlate
-MAX_DIFFERENCE = 6.0  # levels, of a plain original that matches
+MIN_CORRELATION = 0.7  # the least correlation of an overlap that matches
+PLAIN = 6.0  # levels; with less contrast in the original, the correlation is meaningless
+MAX_DIFFERENCE = 6.0  # levels; the largest difference of a plain original that matches
 
 
 @frozen
@@ -42,7 +42,7 @@ class Registration:
     """The position of the original in a picture, in fractional pixels of the picture.
 
     `expected` is the box according to the ratios. `correlation` is 1 if the overlap is the original, and
-    about 0 if it is another picture. `difference` is the mean difference in levels after brightness and
+    about 0 if it is unrelated. `difference` is the mean difference in levels (0 to 255) after brightness and
     contrast were matched. `contrast` is the standard deviation of the original in levels.
     """
 
@@ -54,13 +54,13 @@ class Registration:
 
     @property
     def offset(self) -> float:
-        """The distance in pixels between the centers of the box and of the expected one."""
+        """The distance in pixels between the centers of the box and of the expected box."""
         left, top, right, bottom = (a - b for a, b in zip(self.box, self.expected, strict=True))
         return math.hypot((left + right) / 2, (top + bottom) / 2)
 
     @property
     def stretch(self) -> float:
-        """The relative difference in size of the box from the expected one, on the worse axis."""
+        """The relative difference in size between the box and the expected box, on the worse axis."""
         pairs = zip(_extent(self.box), _extent(self.expected), strict=True)
         return max(abs(found / expected - 1) for found, expected in pairs)
 
@@ -73,9 +73,9 @@ class Registration:
 
 
 def register(original: Any, picture: Any, canvas: Canvas) -> Registration:
-    """Find *original* in *picture*, two PIL images at about the same scale. *canvas* is the requested one.
+    """Find *original* in *picture*, where both are PIL images at about the same scale.
 
-    The box may be partly outside the picture.
+    *canvas* is the requested canvas. The box that is found may be partly outside the picture.
     """
     target = _plane(np.asarray(original.convert("L")))
     margin = math.ceil(MARGIN * max(picture.size))
@@ -93,7 +93,7 @@ def register(original: Any, picture: Any, canvas: Canvas) -> Registration:
 
 
 def _plane(levels: NDArray[Any]) -> Any:
-    """Return an image of floats, whose `resize` with a fractional box samples it anywhere."""
+    """Return levels as an image of floats, which `resize` can sample at fractional positions."""
     from PIL import Image
 
     return Image.fromarray(levels.astype(np.float32))
@@ -139,7 +139,7 @@ def _extent(box: Box) -> tuple[float, float]:
 
 
 def _correlations(small: Floats, large: Floats) -> Floats:
-    """Return the normalized correlation of *small* with each part of *large* of its size."""
+    """Return the normalized correlation of *small* with each part of *large* that has the same size."""
     height, width = small.shape
     rows, columns = large.shape[0] - height + 1, large.shape[1] - width + 1
     template = (small - small.mean()).astype(np.float64)
@@ -174,7 +174,7 @@ def _sizes(box: Box) -> Iterator[tuple[int, int]]:
 
 
 def _refined(target: Any, around: Any, box: Box, size: tuple[int, int]) -> Box:
-    """Return the box after the steps at one size. A step that would leave the picture is not taken."""
+    """Return the box after the steps at one size. A step that would move it outside ends the steps."""
     wanted = _sampled(target, size)
     for _ in range(STEPS):
         step = _step(wanted, _sampled(around, size, box))
@@ -221,7 +221,7 @@ def _fitted(wanted: Floats, given: Floats) -> Floats:
 
 
 def _similarity(wanted: Floats, given: Floats) -> tuple[float, float]:
-    """Return the correlation of two arrays, and their mean difference after matching."""
+    """Return the correlation of two arrays, and their mean difference after levels were matched."""
     spread = max(float(wanted.std() * given.std()), 1e-3)
     correlation = float(np.mean((wanted - wanted.mean()) * (given - given.mean()))) / spread
     return correlation, float(np.abs(wanted - _fitted(wanted, given)).mean())

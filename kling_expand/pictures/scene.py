@@ -1,4 +1,4 @@
-"""A photo and its generated picture, in the same orientation, color space and position."""
+"""Alignment of a photo and its generated picture, in orientation, color space and position."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,9 @@ from .preview import opaque
 from .registration import Registration, register
 
 PLAIN_MODES = {"L", "LA", "RGB", "RGBA", "I;16"}
-GLANCE = (48, 48)  # pixels at which orientations and color spaces are compared
+GLANCE = (48, 48)  # pixels; the size at which orientations and color spaces are compared
 
-# Which side of a photo as stored becomes up, down, left and right under an EXIF orientation.
+# The sides of a stored photo that become up, down, left and right under each EXIF orientation.
 TURNED_SIDES = {
     2: ("up", "down", "right", "left"),
     3: ("down", "up", "right", "left"),
@@ -29,7 +29,7 @@ TURNED_SIDES = {
 
 @frozen
 class Scene:
-    """A photo and its picture, and the relation between them.
+    """A photo and its picture, with the position of the photo in the picture.
 
     `photo` is upright and in one of `PLAIN_MODES`. `picture` is RGB, rotated like the photo and in its color
     space. `small` is the photo at the picture's scale, in RGB on white. `canvas` has the photo's scale.
@@ -47,8 +47,8 @@ class Scene:
 def prepare(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Scene:
     """Align *photo* and *picture*, which are PIL images, paths or binary files.
 
-    *ratios* are those of a task, or of each pass in turn. They may refer to the photo as stored or as rotated
-    upright by EXIF, whichever matches.
+    *ratios* are those of a task, or of each pass, in order. They may refer to the stored photo or to the
+    upright one. The interpretation that matches better is used.
 
     Raises:
         ImageError: if Pillow cannot read one of them.
@@ -86,7 +86,7 @@ def _turned(image: Any, turned: int) -> Any:
 
 
 def _plain(image: Any) -> tuple[Any, bytes | None]:
-    """Return an image in one of `PLAIN_MODES`, and the color profile of its values."""
+    """Return an image in one of `PLAIN_MODES`, and its color profile or None."""
     profile = image.info.get("icc_profile")
     if image.mode in PLAIN_MODES:
         image.load()
@@ -117,7 +117,7 @@ def _readings(
 ) -> Iterator[tuple[Any, Canvas]]:
     """Yield all possible interpretations of the picture and the canvas.
 
-    The service may or may not apply EXIF, and may or may not respect a color profile.
+    The service may or may not apply the EXIF orientation, and may or may not respect the color profile.
     """
     for colored in _colored(seen, profile):
         plain = opaque(colored)
@@ -148,7 +148,7 @@ def _srgb() -> bytes:
 
 
 def _colored(picture: Any, profile: bytes | None) -> Iterator[Any]:
-    """Yield the picture with its values unchanged, and converted into the photo's profile."""
+    """Yield the picture unchanged, converted to the photo's profile, or both if either may be right."""
     own = picture.info.get("icc_profile")
     if own is None or own == profile:
         yield picture
@@ -159,7 +159,7 @@ def _colored(picture: Any, profile: bytes | None) -> Iterator[Any]:
 
 
 def _converted(image: Any, source: bytes, target: bytes) -> Any:
-    """Return an image converted between two color profiles, or None if they do not fit it."""
+    """Return an image converted between two color profiles, or None if they do not suit it."""
     from PIL import ImageCms
 
     try:

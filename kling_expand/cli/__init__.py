@@ -30,12 +30,15 @@ class LazyCommand(click.Command):
 
 
 class LazyCommands(Commands):
-    """A group of lazy commands. It calls the context's object once a command is imported."""
+    """A group of lazy commands.
+
+    After the import of a command it calls ``ctx.obj``, which restores the original handler of Ctrl-C.
+    """
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command named by the first of *args*, imported."""
+        """Import the command that the first of *args* names, and return it."""
         name, command, rest = super().resolve_command(ctx, args)
         if isinstance(command, LazyCommand):
             command = command.load()
@@ -70,19 +73,19 @@ def root() -> None:
 COMMANDS = (
     ("expand", "expand:expand", "Expand a few photos; send nothing if one is bad."),
     ("bulk", "bulk:bulk", "Expand photos in directories, patterns or tables; skip bad ones."),
-    ("resume", "resume:resume", "Continue the jobs of a journal."),
-    ("report", "report:report", "Write an HTML page about a journal."),
-    ("preview", "preview:preview", "Draw the canvas before you pay for anything."),
-    ("ratios", "ratios:ratios", "Print the four ratios for a size or a photo."),
+    ("resume", "resume:resume", "Continue the unfinished jobs of an earlier run."),
+    ("report", "report:report", "Write an HTML page with a run's photos before and after."),
+    ("preview", "preview:preview", "Draw how a photo would be expanded; send nothing."),
+    ("ratios", "ratios:ratios", "Print the API's four ratios for a photo or a size."),
     ("wait", "wait:wait", "Wait for tasks by their ids and save the results."),
     ("download", "wait:download", "Save the results of tasks that have ended."),
     ("get", "tasks:get", "Print the details of a task."),
     ("list", "tasks:list_tasks", "List the tasks of the account."),
     ("status", "status:status", "Print the status of tasks, or the progress of a run."),
-    ("doctor", "doctor:doctor", "Check credentials, clock, reachability and extras."),
-    ("fleet", "fleet:fleet", "Share one account between many machines."),
+    ("doctor", "doctor:doctor", "Check credentials, the service, the clock and the extras."),
+    ("fleet", "fleet:fleet", "Run jobs on many machines that share one account."),
     ("serve", "serve:serve", "Run the local emulator of the service."),
-    ("webhook", "webhook:webhook", "Receive callbacks."),
+    ("webhook", "webhook:webhook", "Receive callbacks from the service."),
 )
 for _command in COMMANDS:
     root.add_command(LazyCommand(*_command))

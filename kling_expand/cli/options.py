@@ -1,4 +1,4 @@
-"""Groups of command-line options. Each group is a frozen class, and a command receives one instance."""
+"""Groups of command-line options. Each group is a frozen class, and a command receives an instance of it."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import click
 from attrs import asdict, evolve, field, fields, frozen
 
-from kling_expand.config import PARALLEL_TASKS, Settings, credentials
+from kling_expand.config import DEFAULT_BASE_URL, PARALLEL_TASKS, Settings, credentials
 from kling_expand.errors import ConfigurationError
 from kling_expand.geometry import (
     MAX_PASSES,
@@ -38,15 +38,13 @@ if TYPE_CHECKING:  # imported where they are used, so that `ratios` and `--help`
     from kling_expand.store.base import JobStore
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Declaration = tuple[
-    tuple[str, ...], dict[str, Any]
-]  # an option's names, and its arguments for `click.option`
+Declaration = tuple[tuple[str, ...], dict[str, Any]]  # names of an option, and arguments of `click.option`
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 def option(*names: str, default: Any = None, **settings: Any) -> Any:
-    """Return a field of an option group. *settings* are those of `click.option`."""
+    """Return a field of an option group. *settings* are arguments of `click.option`."""
     return field(default=default, metadata={"option": (names, {"default": default, **settings})})
 
 
@@ -54,19 +52,19 @@ def option(*names: str, default: Any = None, **settings: Any) -> Any:
 class OptionGroup:
     """A group of related options. A subclass declares each one with `option`.
 
-    Groups with the same `heading` are listed below it in the help of a `GroupedCommand`.
+    The help of a `GroupedCommand` lists all groups with the same `heading` together.
     """
 
     heading: ClassVar[str] = "Other options"
 
     @classmethod
     def declarations(cls) -> dict[str, Declaration]:
-        """Return the options of the group by the names of its fields."""
+        """Return the options of the group, by the names of their fields."""
         return {each.name: each.metadata["option"] for each in fields(cls) if "option" in each.metadata}
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """Return the group with the *values* of its options."""
+        """Return the group, with these *values* of its options."""
         return cls(**values)
 
 
@@ -74,7 +72,7 @@ class GroupedCommand(click.Command):
     """A command whose help lists its options under the headings of their groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, those without a group last."""
+        """Write the options, with those of no group last."""
         groups: dict[str, type[OptionGroup]] = getattr(self.callback, "groups", {})
         headings = {name: group.heading for group in groups.values() for name in group.declarations()}
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -89,7 +87,7 @@ class GroupedCommand(click.Command):
 
 
 def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
-    """Give a command the options of *groups*, each of which is passed as one argument of that name."""
+    """Add the options of *groups* to a command, which receives each group as a keyword argument."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -115,7 +113,7 @@ def options(**groups: type[OptionGroup]) -> Callable[[Command], Command]:
 
 @frozen
 class OutputOptions(OptionGroup):
-    """The options for results and their output."""
+    """The options for the results and for what is printed."""
 
     heading: ClassVar[str] = "Results"
 
@@ -125,9 +123,10 @@ class OutputOptions(OptionGroup):
         default="out",
         show_default=True,
         metavar="DIR",
-        help="Directory for the results, or a template with {path} (the photo's directories below the one "
-        "given), {folder} (the name of its own directory), {name}, {shape}, {index}, {key}, {task_id}, "
-        "{external_task_id} and {ext}. With several shapes, each file name includes the shape.",
+        help="Directory for the results, or a template of their paths with {path} (the photo's directory, "
+        "relative to the one you named), {folder} (the name of the directory that the photo is in), {name}, "
+        "{shape}, {index}, {key}, {task_id}, {external_task_id} and {ext}. With several shapes, each file "
+        "name includes the shape.",
     )
     full_size: bool = option(
         "--full-size",
@@ -138,7 +137,7 @@ class OutputOptions(OptionGroup):
     format: str | None = option(
         "--format",
         type=click.Choice(["jpeg", "png", "webp", "tiff"]),
-        help="Convert the pictures; the service returns PNG.",
+        help="Convert the pictures to this format; the service returns PNG.",
     )
     quality: int | None = option(
         "--quality",
@@ -150,14 +149,14 @@ class OutputOptions(OptionGroup):
         "--metadata",
         default=False,
         is_flag=True,
-        help="Copy the date, place, camera and color profile of the original to the pictures.",
+        help="Copy the photo's date, place, camera and color profile to the pictures.",
     )
     check: bool = option(
         "--check",
         default=False,
         is_flag=True,
         help="Compare each picture with its photo, and warn about problems: a missing or shifted original, "
-        "a visible seam, a flat, black or mirrored area. Whether the picture makes sense is not checked.",
+        "a visible seam, or a flat, black or mirrored area. Whether the picture makes sense is not checked.",
     )
     as_json: bool = option("--json", default=False, is_flag=True, help="Print JSON, one object per line.")
     quiet: bool = option(
@@ -169,7 +168,7 @@ class OutputOptions(OptionGroup):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """Return the group. Raise click's usage error for a quality without a suitable format."""
+        """Return the group. Raise click's usage error for a quality without a lossy format."""
         if values["quality"] and values["format"] not in {"jpeg", "webp"}:
             raise click.UsageError("--quality requires --format jpeg or webp")
         return cls(**values)
@@ -229,17 +228,17 @@ class LimitOptions(OptionGroup):
 
 
 def find_journal(place: str) -> str:
-    """Return the journal at *place*: the file itself, or the newest journal in a directory.
+    """Return the path of the journal at *place*: the file itself, or the newest journal in a directory.
 
     Raises:
-        NothingDone: if there is none.
+        NothingDone: if there is no journal.
     """
     path = Path(place)
     if path.is_dir():
         found = sorted(path.glob(".kling-expand*.db"), key=lambda each: each.stat().st_mtime)
         if not found:
             others = ", ".join(sorted(str(each) for each in path.glob("*.db")))
-            advice = f"; to read the journal of a program, name its file: {others}" if others else ""
+            advice = f"; to use the journal of a program, name its file: {others}" if others else ""
             raise NothingDone(f"{place}: no command has kept a journal in this directory{advice}")
         return str(found[-1])
     if not path.is_file():
@@ -292,7 +291,7 @@ class RequestOptions(OptionGroup):
 SIDES = ("up", "down", "left", "right")
 NO_SHAPE = "exactly one way to expand is required"
 WAYS = ("aspect", "size", "pad", "direction", *SIDES)
-# Options that require one of the options next to them.
+# Options that refine another one: each requires one of the options listed with it.
 REFINEMENTS: dict[str, tuple[str, ...]] = {
     "area": ("aspect",),
     "anchor": ("aspect", "size"),
@@ -309,19 +308,22 @@ def parse_size(text: str) -> tuple[int, int] | None:
 
 
 def _side(name: str, unit: str) -> Any:
-    text = f"Extend {name} by this many image {unit}, 0 to 2."
+    text = f"Extend {name} by this multiple of the photo's {unit}, 0 to 2."
     return option(f"--{name}", type=float, metavar="RATIO", help=text)
 
 
 @frozen
 class GeometryOptions(OptionGroup):
-    """The geometry options, of which exactly one kind must be given."""
+    """The geometry options, which offer several ways to expand a photo. Exactly one way must be given."""
 
-    heading: ClassVar[str] = "Shape (one way; --aspect and --for combine)"
+    heading: ClassVar[str] = "Shape (choose one way; --aspect and --for can be combined)"
 
     aspect: str | None = option("--aspect", metavar="W:H", help="Extend to an aspect ratio, such as 16:9.")
     area: float | None = option(
-        "--area", type=float, metavar="TIMES", help="With --aspect: new area divided by old area, 1 to 3."
+        "--area",
+        type=float,
+        metavar="TIMES",
+        help="With --aspect: new area as a multiple of the old, 1 to 3.",
     )
     anchor: Anchor | None = option(  # noqa: RUF009 - a declaration, evaluated once
         "--anchor",
@@ -330,13 +332,17 @@ class GeometryOptions(OptionGroup):
         help="With --aspect or --size: position of the photo in the result. "
         f"One of {', '.join(get_args(Anchor))}.",
     )
-    size: str | None = option("--size", metavar="WxH", help="Extend to a canvas of this size in pixels.")
-    up: float | None = _side("up", "heights")
-    down: float | None = _side("down", "heights")
-    left: float | None = _side("left", "widths")
-    right: float | None = _side("right", "widths")
+    size: str | None = option(
+        "--size", metavar="WxH", help="Extend to a canvas of this size, in pixels of the photo."
+    )
+    up: float | None = _side("up", "height")
+    down: float | None = _side("down", "height")
+    left: float | None = _side("left", "width")
+    right: float | None = _side("right", "width")
     pad: str | None = option(
-        "--pad", metavar="PIXELS", help="Extend by pixels: 200 on every side, or up=100,right=250."
+        "--pad",
+        metavar="PIXELS",
+        help="Extend by pixels of the photo, such as 200 (on every side) or up=100,right=250.",
     )
     direction: str | None = option(
         "--direction",
@@ -347,25 +353,25 @@ class GeometryOptions(OptionGroup):
         "--ratio",
         type=float,
         metavar="TIMES",
-        help="With --direction: new length divided by old, 1.5 by default.",
+        help="With --direction: new width or height as a multiple of the old, 1.5 by default.",
     )
 
     @property
     def shape(self) -> str:
-        """The shape as given by the user, for file names."""
+        """The name of the shape in file names, as close as possible to the user's own words."""
         text = self.aspect or self.size
         return re.sub("[:/X]", "x", text) if text else shape_name(self.geometry())
 
     @property
     def ways(self) -> set[str]:
-        """The given options that define a geometry."""
+        """The names of the given options that define a geometry."""
         return {name for name in WAYS if getattr(self, name) is not None}
 
     def geometry(self) -> Geometry:
         """Return the geometry that the options define.
 
         Raises:
-            click.UsageError: if no way or several are given, or an option lacks the one that it refines.
+            click.UsageError: if not exactly one way is given, or an option lacks the one that it refines.
             GeometryError: if a value is out of range.
         """
         self.require_one_way("--aspect")
@@ -383,14 +389,17 @@ class GeometryOptions(OptionGroup):
         return makers[ways[0]]()
 
     def require_one_way(self, aspect: str) -> None:
-        """Raise click's usage error unless one way is given. *aspect* names the options for aspect ratios."""
+        """Raise click's usage error unless exactly one way is given.
+
+        *aspect* is the message's name for the options that set aspect ratios.
+        """
         ways = {"side" if way in SIDES else way for way in self.ways}
         if len(ways) != 1:
             wanted = f"{aspect}, --size, --pad, --direction, or any of --up/--down/--left/--right"
             raise click.UsageError(f"{NO_SHAPE}: {wanted}")
 
     def over(self, defaults: "GeometryOptions") -> "GeometryOptions":
-        """Return these options, completed by *defaults*. A geometry given here replaces the default one."""
+        """Return these options, completed by *defaults*. A geometry in these options replaces the default."""
         usual = {name: value for name, value in asdict(defaults).items() if value is not None}
         if ways := self.ways:
             usual = {name: value for name, value in usual.items() if ways & set(REFINEMENTS.get(name, ()))}
@@ -420,7 +429,7 @@ class GeometryOptions(OptionGroup):
         pairs = [pair.partition("=") for pair in text.split(",")]
         pixels = {side: int(number) for side, _, number in pairs if side in SIDES and number.isdecimal()}
         if len(pixels) != len(pairs):
-            wanted = "must be pixels for every side, or for named sides, such as 200 or up=100,right=250"
+            wanted = "must be pixels for all sides, such as 200, or for named ones, such as up=100,right=250"
             raise click.BadParameter(f"{wanted}, got {self.pad!r}", param_hint="--pad")
         return Padding(**pixels)
 
@@ -439,15 +448,15 @@ class ShapeOptions(OptionGroup):
 
     @classmethod
     def declarations(cls) -> dict[str, Declaration]:
-        """Return the geometry options, with a repeatable --aspect, and the named sets of shapes."""
+        """Return the geometry options, with a repeatable --aspect and with --for for sets of shapes."""
         found = GeometryOptions.declarations()
         names, settings = found["aspect"]
-        several = "Extend to an aspect ratio, such as 16:9 or 1200x630. Repeat it for several shapes."
+        several = "Extend to an aspect ratio, such as 16:9 or 1200x630. Repeat the option for several shapes."
         sets = "; ".join(f"{name}: {', '.join(shapes)}" for name, shapes in SETS.items())
         named = {
             "type": click.Choice(sorted(SETS)),
             "multiple": True,
-            "help": f"The standard shapes for a platform. {sets}.",
+            "help": f"Extend to each of a platform's standard shapes. {sets}. May be repeated.",
         }
         aspect = {"aspect": (names, settings | {"default": (), "multiple": True, "help": several})}
         return (
@@ -467,7 +476,7 @@ class ShapeOptions(OptionGroup):
         return cls(tuple(GeometryOptions(aspect=aspect, **rest) for aspect in chosen.values()))
 
     def require(self) -> None:
-        """Raise click's usage error if no geometry is given or options contradict each other."""
+        """Raise click's usage error if no geometry is given, or if options contradict each other."""
         for each in self.geometries:
             each.require_one_way("--aspect or --for")
             each.geometry()
@@ -485,8 +494,8 @@ class PassesOption(OptionGroup):
         show_default=True,
         type=click.IntRange(1, MAX_PASSES),
         metavar="N",
-        help="Allow up to N tasks, one after another, for shapes over 3 times the area. Each task is billed; "
-        "as few as possible are used.",
+        help="Allow up to N tasks, one after another, for a shape of more than 3 times the photo's area. "
+        "Each task is billed; as few as possible are used.",
     )
 
 
@@ -495,17 +504,19 @@ class PassesOption(OptionGroup):
 
 @frozen
 class Connection(OptionGroup):
-    """The service that a command talks to."""
+    """The options for the connection to the service."""
 
     heading: ClassVar[str] = "Service"
 
     base_url: str | None = option(
-        "--base-url", metavar="URL", help="Address of the service; the default is KLING_BASE_URL."
+        "--base-url",
+        metavar="URL",
+        help=f"Address of the service; the default is KLING_BASE_URL or {DEFAULT_BASE_URL}.",
     )
     dialect: str | None = option(
         "--dialect",
         type=click.Choice([str(dialect) for dialect in Dialect]),
-        help="Dialect of the API; the default is editing.",
+        help="Which of the two documented forms of the API to use; the default is editing.",
     )
     proxy: str | None = option(
         "--proxy", metavar="URL", help="Proxy for calls and downloads; the default is HTTPS_PROXY."
@@ -514,8 +525,11 @@ class Connection(OptionGroup):
     hint: ClassVar[str] = "without an account, `kling-expand serve` runs an emulator"
 
     def resume_command(self, command: str, output: str) -> str:
-        """Return *command* with the options of this connection, or an empty text if tasks end with it."""
-        proxy = None if "@" in (self.proxy or "") else self.proxy  # it may hold a password
+        """Return a command line for *command* with the options of this connection.
+
+        Return an empty text for a local emulator, because its tasks end with it.
+        """
+        proxy = None if "@" in (self.proxy or "") else self.proxy  # before the @ there may be a password
         given = (
             ("-o", output),
             ("--base-url", self.base_url),
@@ -545,7 +559,7 @@ class Connection(OptionGroup):
         emulator_state: str = "",
         listener: "Listener | None" = None,
     ) -> AsyncIterator["KlingClient"]:
-        """Open a client. A local emulator keeps its tasks in the file *emulator_state*, if it is given.
+        """Open a client. A local emulator keeps its tasks in the file *emulator_state*, if given.
 
         Raises:
             NothingDone: if credentials or an extra are missing.
@@ -581,7 +595,7 @@ class Connection(OptionGroup):
 
 @frozen
 class EmulatedConnection(Connection):
-    """The service, or an emulator that runs as long as the command."""
+    """The options for the connection to the service, or to an emulator that runs as long as the command."""
 
     hint: ClassVar[str] = "without an account, try --emulator or `kling-expand serve`"
 
@@ -590,7 +604,7 @@ class EmulatedConnection(Connection):
         "--local",
         default=False,
         is_flag=True,
-        help="Use an emulator on this machine: no account, no cost.",
+        help="Use an emulator on this machine, without an account and at no cost.",
     )
 
 

@@ -1,12 +1,12 @@
 """Output of the commands: values as text or JSON, errors as one sentence on stderr, and exit codes.
 
-Control characters in foreign text are shown as escapes, and no failure prints a traceback.
+Control characters in text from outside, such as file names, are escaped. No failure prints a traceback.
 
 ====  ==============================================================
 0     success
-1     a task failed, the service refused, or the output cannot be written
+1     a task failed, the service refused a request, or stdout failed
 2     nothing was started: wrong options, input or configuration
-3     stopped, as no job could succeed: credentials, account or network
+3     stopped because no job could succeed: credentials, account, network
 130   interrupted by Ctrl-C or SIGTERM, or the terminal was closed
 ====  ==============================================================
 """
@@ -42,13 +42,16 @@ class NothingDone(click.ClickException):
 
 
 class ServiceFailed(click.ClickException):
-    """The error of a command that failed because of the service's response."""
+    """The error of a command that failed after it was started, such as a refusal by the service."""
 
     exit_code = FAILED
 
 
 class Commands(click.Group):
-    """A group of commands that may raise `KlingError`, `KeyboardInterrupt`, or `OSError` if stdout fails."""
+    """A group of commands. It converts their exceptions to a message and an exit code.
+
+    Commands may raise `KlingError`, `KeyboardInterrupt`, and `OSError` if stdout fails.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which they were added."""
@@ -68,7 +71,7 @@ class Commands(click.Group):
                 error.show()
                 code = error.exit_code
             except OSError as error:
-                if not isinstance(error, BrokenPipeError):  # as of `| head`
+                if not isinstance(error, BrokenPipeError):  # which is normal, for example with `| head`
                     click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
                 code = FAILED
         sys.exit(code or 0)
@@ -84,13 +87,13 @@ class Commands(click.Group):
             leave(INTERRUPTED)
 
 
-# Advice of the library, and its equivalent for a user of the shell.
+# The advice in messages of the library, and its equivalent for a user of the shell.
 SHELL_WORDS = {
     "submit the job again with fresh=True; it is billed again": "use --fresh to make and pay for it again",
     ", or pass them to KlingClient": "",
     ", and the future can be awaited again": "; run the same command again to wait for it",
     "omit it to continue that job, or give another key, or fresh=True": "leave it out to continue that job, "
-    "or give the row another name in the column key, or use --fresh",
+    "or give the row another value in the column `key`, or use --fresh",
     "give another one, or attach to that task": "give another one, or use `kling-expand wait`",
 }
 
@@ -116,7 +119,7 @@ def leave(code: int) -> NoReturn:
 
 
 class Stream:
-    """A standard stream that keeps its last failure as `error`, and raises it only if *required*."""
+    """A wrapper of a standard stream. It keeps the last failure in `error`, and raises it if *required*."""
 
     def __init__(self, stream: TextIO, *, required: bool) -> None:
         self._stream = stream
@@ -146,14 +149,14 @@ class Stream:
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Make stdout and stderr streams that can fail without a traceback.
+    """Replace stdout and stderr by streams that can fail without a traceback.
 
-    A closed pipe, a closed terminal or a full disk ends a command with its next result. A failure of stderr
-    does not end a command.
+    After a closed pipe, a closed terminal or a full disk, the command ends when it prints its next result. A
+    failure of stderr does not end a command.
     """
     before = sys.stdout, sys.stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file name may be any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file name may contain any bytes
     streams = [
         stream and Stream(stream, required=required)
         for stream, required in zip(before, (True, False), strict=True)
@@ -171,10 +174,10 @@ def standard_streams() -> Iterator[None]:
 
 @contextmanager
 def optional_stdout() -> Iterator[None]:
-    """Continue if stdout fails, because the results of the command are files.
+    """Let a command continue if stdout fails, because its results are files.
 
     Raises:
-        OSError: at the end, if stdout failed for another reason than a closed pipe, such as `| head`.
+        OSError: at the end, if stdout failed for a reason other than a closed pipe (as with `| head`).
     """
     stream = sys.stdout
     if not isinstance(stream, Stream):
@@ -190,7 +193,7 @@ def optional_stdout() -> Iterator[None]:
 
 
 class _Lines:
-    """A stream for a log handler, which prints each text as one line, without its traceback."""
+    """An output stream for a log handler. It prints only the first line of each text, so no traceback."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -203,11 +206,11 @@ class _Lines:
 
 
 def redirect_warnings(write: Callable[[str], None] | None, *, every: bool = False) -> None:
-    """Print warnings of the package with *write*, or else as lines on stderr.
+    """Print the package's warnings with *write*, or on stderr if it is None.
 
     Unless *every* is set, warnings that the commands report themselves are omitted.
     """
-    import logging  # imported here, as few commands need it
+    import logging  # imported here, because few commands need it
 
     logger = logging.getLogger("kling_expand")
     for handler in [each for each in logger.handlers if isinstance(getattr(each, "stream", None), _Lines)]:
@@ -219,9 +222,9 @@ def redirect_warnings(write: Callable[[str], None] | None, *, every: bool = Fals
 
 
 def _is_new(record: "LogRecord") -> bool:
-    """Return whether a warning is one that the commands do not report themselves.
+    """Return whether the commands do not already report this warning themselves.
 
-    They list the tasks that continue after an interruption, and show calls that fail and rotated photos.
+    They report tasks that continue after an interruption, failing calls and rotated photos.
     """
     own = {"kling_expand.client", "kling_expand.jobs.future", "kling_expand.calls"}
     own |= {"kling_expand.jobs.poll_schedule", "kling_expand.api.photo"}
@@ -243,7 +246,7 @@ def print_path(path: str | os.PathLike[str]) -> None:
 
 
 def clean(text: str) -> str:
-    """Return *text* with its control characters escaped, because a terminal could obey them."""
+    """Return *text* with its control characters escaped, because a terminal would interpret them."""
     if text.isprintable():
         return text
     return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
@@ -256,7 +259,7 @@ def plural(number: int, noun: str) -> str:
 
 def moment(milliseconds: int | None) -> str:
     """Return a time of the service as ``2026-11-20 06:49:58 UTC``, or a dash."""
-    from datetime import UTC, datetime  # imported here, as few commands need it
+    from datetime import UTC, datetime  # imported here, because few commands need it
 
     if milliseconds is None:
         return "-"
@@ -267,7 +270,7 @@ def moment(milliseconds: int | None) -> str:
 
 
 def billed_units(*tasks: "Task | None") -> float | None:
-    """Return the units that the service has billed for *tasks*, or None while all are unknown."""
+    """Return the units that the service has billed for *tasks*, or None if they are all unknown."""
     known = [float(task.units) for task in tasks if task is not None and task.units is not None]
     if not known:
         return None
@@ -325,7 +328,7 @@ def money(units: float, *, emulated: bool = False) -> str:
 
 
 def estimate(units: float, *, emulated: bool = False) -> str:
-    """Return units and their price before a run. For an *emulated* service it is the real service's price."""
+    """Return the expected cost of a run. For an *emulated* service, add what the real one would charge."""
     if not emulated:
         return money(units)
     return money(units).replace("($", "(about $").replace(")", " on the real service; not billed here)")

@@ -1,4 +1,4 @@
-"""The dry run of a batch: its cost, without sending anything or reading whole photos."""
+"""The dry run of a batch, which checks the photos and prints the cost, but sends nothing."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ async def dry_run(plan: BulkPlan) -> int:
 
 
 async def _paid_requests(journal: JobStore) -> Paid:
-    """Return when each paid job of a journal was submitted, by photo, parameters and pass."""
+    """Return the creation time of each paid job of a journal, by photo, parameters and pass."""
     found: Paid = {}
     async for job in journal.jobs(*PAID):
         step = pass_of(job)
@@ -54,11 +54,11 @@ def _packed(step: Pass) -> str:
 
 
 def _paid_units(paid: Paid, row: Row, checked: Checked) -> int:
-    """Return the units already paid for a request, by tasks newer than the last change of its photo."""
+    """Return the units already paid for a request. Only tasks newer than its photo's last change count."""
     if row.request is None:
         return 0
     image = str(row.request.image)
-    place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100 - links stay as they were given
+    place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100 - links must not be resolved
     changed_at = 0.0 if "://" in image else os.stat(image).st_mtime  # noqa: PTH116 - the same
     if not checked.steps:
         packed = codec.pack_request(row.request, checked.expansion)

@@ -1,4 +1,4 @@
-"""Batches of existing jobs: those of a journal, and tasks by their ids."""
+"""Batches of existing jobs: the open jobs of a journal, and tasks named by their ids."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -41,13 +41,13 @@ async def resume_journal(plan: Plan) -> int:
 
 
 async def _unfinished(journal: JobStore) -> AsyncIterator[JobRecord]:
-    """Yield the jobs that can continue. Of several passes of one picture, only the first is yielded."""
-    reached: dict[str, str] = {}  # the requests of these jobs and of the passes after them
+    """Yield the jobs that can continue. Of several open passes of one picture, yield only the first."""
+    reached: dict[str, str] = {}  # for each pass, by its external_task_id, the request that it belongs to
     async for record in journal.jobs(*UNFINISHED, JobState.REJECTED):
         if record.state is JobState.REJECTED and not may_have_passed(record):
             continue
         if "pass" in record.note:
-            from kling_expand.passes import pass_of  # imported here, as few runs have passes
+            from kling_expand.passes import pass_of  # imported here, because few runs have passes
 
             step = pass_of(record)
             if step is not None:
@@ -59,7 +59,7 @@ async def _unfinished(journal: JobStore) -> AsyncIterator[JobRecord]:
 
 
 async def save_tasks(plan: Plan, ids: tuple[str, ...], *, only_ended: bool) -> int:
-    """Wait for tasks (with *only_ended*, take only ended ones), save them and return the exit code."""
+    """Save the results of tasks and return the exit code. With *only_ended*, do not wait for any task."""
     async with open_journal(plan) as journal:
 
         async def jobs(client: KlingClient) -> Jobs:
@@ -76,8 +76,8 @@ async def save_tasks(plan: Plan, ids: tuple[str, ...], *, only_ended: bool) -> i
 
 
 def _pass_name(record: JobRecord, name: str) -> str:
-    """Return the name of a picture that a later pass will complete."""
-    from kling_expand.passes import pass_of  # imported here, as few jobs have passes
+    """Return the name of a pass's picture. If it is not the last pass, the name ends in its number."""
+    from kling_expand.passes import pass_of  # imported here, because few jobs have passes
 
     step = pass_of(record)
     return name if step is None or step.is_last else f"{name}-pass{step.number}"

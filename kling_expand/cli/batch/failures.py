@@ -1,4 +1,4 @@
-"""The table of a batch's rows without saved pictures, which `kling-expand bulk` can read again."""
+"""The file of --failures: the rows whose pictures were not saved, as a manifest for `kling-expand bulk`."""
 
 import csv
 import io
@@ -21,14 +21,14 @@ REASON = "_reason"  # `bulk` ignores columns that begin with an underscore
 class FailuresFile:
     """A .csv, .tsv or .jsonl file with one row for each job that is not saved, and its reason.
 
-    It is written at the end, so *path* may be the table that the batch reads. A file that cannot be written
-    is reported before the batch starts.
+    The file is written at the end, so *path* may be the manifest that the batch reads. If it cannot be
+    written, the batch does not start.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._suffix = Path(path).suffix.lower()
-        self._folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - links stay as they are
+        self._folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - links must not be resolved
         self._columns = {"image": None, REASON: None}
         self._rows: IO[str] = io.StringIO()
 
@@ -46,7 +46,7 @@ class FailuresFile:
         self._rows.seek(0)
         part = Path(self._folder, f".kling-{os.getpid()}-{Path(self._path).name}")
         part.unlink(missing_ok=True)
-        # With "x" nothing is written through a link that another program has put there.
+        # Mode "x" never follows a link that another program made.
         with self._rows, part.open("x", encoding="utf-8", errors="replace", newline="") as file:
             if self._suffix in LINES:
                 file.writelines(self._rows)
@@ -68,7 +68,7 @@ class FailuresFile:
         self._rows.write(f"{json.dumps(row)}\n")
 
     def _place(self, image: str) -> str:
-        """Return the path of a photo for the table, relative to the table's directory if it is below that."""
+        """Return the path of a photo for the table. A path below the table's directory is relative to it."""
         if not image or "://" in image:
             return image
         path = os.path.relpath(image, self._folder)

@@ -25,7 +25,7 @@ _KNOWN = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)
 
 
 class FittedPath(os.PathLike[str]):
-    """The path of a converted photo, with its `origin`, which a journal records instead.
+    """The path of a converted photo. A journal records its `origin`, the user's own file, instead.
 
     The file is removed once it has no `users`, unless more are `expected`.
     """
@@ -65,10 +65,10 @@ class FittedRequest:
 
 
 class Fitter:
-    """A converter of photos, which works in a temporary directory.
+    """A converter of photos, which writes to a temporary directory.
 
-    The key of a job is derived from the user's own photo. So the journal finds the job again without a
-    conversion, even if another version of Pillow would write different bytes.
+    The key of a job is derived from the user's own photo. Therefore the journal finds the job again without a
+    conversion, and even if another version of Pillow would write different bytes.
     """
 
     def __init__(self, journal: JobStore | None, dialect: Dialect, *, fresh: bool) -> None:
@@ -92,7 +92,7 @@ class Fitter:
         self._stack.close()
 
     async def prepare(self, request: ExpandRequest, passes: int = 1) -> FittedRequest:
-        """Return the request with its photo converted if necessary, for an expansion in up to *passes*.
+        """Return the request, with its photo converted if necessary, for up to *passes* passes.
 
         All shapes of one photo share the converted file.
 
@@ -131,9 +131,9 @@ class Fitter:
         return photo
 
     def _keys(self, request: ExpandRequest, source: str, passes: int) -> tuple[str, str]:
-        """Return the key of the request, a digest of the user's photo and the parameters.
+        """Return the key of the request, which contains a digest of the user's photo and the parameters.
 
-        The second value is the key of its job, or of its first pass.
+        The second value is the key of its job, or of the job of its first pass.
         """
         if self._digest is None or self._digest[0] is not request.image:
             with open(source, "rb") as file:  # noqa: PTH123

@@ -1,4 +1,4 @@
-"""Manifests: the photos of a batch, listed in a file or found in directories, and their requests."""
+"""The photos of a batch, found in directories or listed in a manifest, and a request for each."""
 
 import glob
 import hashlib
@@ -39,7 +39,7 @@ from .tables import (
 
 @frozen
 class Defaults:
-    """The options of the command, which apply if a row has no value.
+    """The options of the command, which apply where a row has no value.
 
     The photo is expanded to `geometry` and to each of `further`. With several shapes, the names of the
     results end in the shape, unless the output is a template with ``{shape}``.
@@ -77,9 +77,9 @@ class Row:
     """One row of a batch: its `request`, or the `error` that prevents one, of the class `error_type`.
 
     Its results get the first of `names` that no other row has: the photo's name, the name with its directory,
-    or the name with a tag that depends only on the photo's path and the row's parameters. Directories that
-    are recreated in the output precede a slash. Several rows of one line are shapes of one photo. `cells` are
-    those of the equivalent table row.
+    or the name with a tag that depends only on the photo's path and the row's parameters. A name may begin
+    with directories, which are recreated in the output. Rows with the same `line` are shapes of one photo.
+    `cells` are the cells of the same row in a table.
     """
 
     line: int
@@ -91,12 +91,12 @@ class Row:
     warning: str | None = None
     shape: str = ""
     passes: int = 1
-    several: bool = False  # shapes of its photo
+    several: bool = False  # whether its photo has several shapes
     cells: Mapping[str, Any] = field(factory=dict)
 
     @property
     def id(self) -> tuple[int, str]:
-        """An id that distinguishes the row from any other."""
+        """The line and the shape, which distinguish the row from any other."""
         return self.line, self.shape
 
 
@@ -113,8 +113,8 @@ CONVERTIBLE = {  # formats that Pillow can read, with --fit
     ".bmp": "BMP",
     ".gif": "GIF",
 }
-JOURNAL_PREFIX = ".kling-expand"  # of the journals in output directories
-_OWN_PREFIX = ".kling-"  # of those and of partial files
+JOURNAL_PREFIX = ".kling-expand"  # the prefix of the journals in output directories
+_OWN_PREFIX = ".kling-"  # the prefix of all hidden files of this package
 
 
 class LeftOut(StrEnum):
@@ -132,24 +132,28 @@ class LeftOut(StrEnum):
 
 
 LEFT_OUT = {
-    LeftOut.RESULTS: ("result of earlier runs", "results of earlier runs", "copy one to expand it again"),
+    LeftOut.RESULTS: (
+        "result of earlier runs",
+        "results of earlier runs",
+        "to expand one, make a copy of it",
+    ),
     LeftOut.NEEDS_FIT: ("photo in another format", "photos in other formats", "--fit converts them"),
     LeftOut.UNREADABLE: (
-        "photo that cannot be read",
-        "photos that cannot be read",
-        "pip install 'kling-expand[heif]' and a newer Pillow read more formats",
+        "photo in an unreadable format",
+        "photos in an unreadable format",
+        "to read more formats: pip install --upgrade 'kling-expand[heif]' pillow",
     ),
     LeftOut.OTHER: ("other file", "other files", ""),
     LeftOut.HIDDEN: ("hidden file or directory", "hidden files and directories", ""),
     LeftOut.EXCLUDED: ("excluded photo", "excluded photos", ""),
-    LeftOut.SUBFOLDERS: ("subdirectory", "subdirectories", "--no-recursive"),
-    LeftOut.CLOSED: ("directory that cannot be read", "directories that cannot be read", ""),
+    LeftOut.SUBFOLDERS: ("subdirectory", "subdirectories", "--no-recursive was given"),
+    LeftOut.CLOSED: ("unreadable directory", "unreadable directories", ""),
 }
 
 
 @frozen
 class FoundPhoto:
-    """A photo and its directory, relative to the named one."""
+    """A photo, and its directory relative to the one named on the command line."""
 
     path: str
     folder: str = ""
@@ -157,7 +161,7 @@ class FoundPhoto:
 
 @define
 class FoundPhotos:
-    """The photos and journals that were found, and the kinds of files left out, by reason."""
+    """The photos and journals that were found, and the number of files left out, by reason and kind."""
 
     photos: list[FoundPhoto] = field(factory=list)
     journals: set[str] = field(factory=set)
@@ -179,7 +183,7 @@ class FoundPhotos:
         return {str(reason): kinds.total() for reason, kinds in self.left_out.items()}
 
     def lines(self) -> Iterator[str]:
-        """Yield a line for each reason."""
+        """Yield a line of text for each reason."""
         for reason, kinds in self.left_out.items():
             one, many, hint = LEFT_OUT[reason]
             total = kinds.total()
@@ -191,11 +195,11 @@ class FoundPhotos:
 
 @frozen
 class Selection:
-    """The rules that select the photos of a batch from the named directories.
+    """The rules that select the photos of a batch from the command line's directories.
 
     With *recursive*, subdirectories are searched. Files and directories whose name or path matches one of
     *exclude* are left out, as is the *output* directory. With *fit*, formats other than PNG and JPEG are
-    included. If photos are *named* one by one, a file is taken whatever its suffix.
+    included. With *named*, a file on the command line is always a photo, whatever its suffix.
     """
 
     recursive: bool = True
@@ -212,7 +216,7 @@ class PhotoFinder:
         self.selection: Selection = selection
         self._found = FoundPhotos()
         self._seen: set[str] = set()
-        self._visited: set[tuple[int, int]] = set()  # directories, as links may lead to one twice
+        self._visited: set[tuple[int, int]] = set()  # directories, because links may lead to one again
         self._output = os.path.realpath(selection.output) if selection.output else ""
 
     def find(self, words: Sequence[str]) -> FoundPhotos:
@@ -220,7 +224,7 @@ class PhotoFinder:
         for word in words:
             if "://" in word:
                 self._found.photos.append(FoundPhoto(word))
-            elif os.path.isdir(word):  # noqa: PTH112 - names stay as they are written
+            elif os.path.isdir(word):  # noqa: PTH112 - pathlib normalizes names
                 alone = len(words) == 1
                 self._walk(word, "" if alone else os.path.basename(os.path.abspath(word)), alone=alone)  # noqa: PTH100, PTH119
             elif not os.path.lexists(word) and glob.has_magic(word):
@@ -236,13 +240,13 @@ class PhotoFinder:
         return self._found
 
     def _match(self, pattern: str) -> None:
-        """Add the matches of a pattern. Brackets may also be part of a name."""
+        """Add the matches of a pattern. Brackets may also be literal parts of a name."""
         parts = Path(pattern).parts
         choices = [(part, part.replace("[", "[[]")) if "[" in part else (part,) for part in parts]
         paths = {
             path
             for chosen in product(*choices)
-            for path in glob.glob(os.path.join(*chosen), recursive=True)  # noqa: PTH118, PTH207 - names stay as they are written
+            for path in glob.glob(os.path.join(*chosen), recursive=True)  # noqa: PTH118, PTH207 - pathlib normalizes names
         }
         root = _fixed_part(parts, paths)
         inside = self._output and self._output not in _with_parents(os.path.realpath(root))
@@ -254,7 +258,7 @@ class PhotoFinder:
                 self._walk(path, _below(path, root, whole=True), alone=False)
 
     def _walk(self, root: str, folder: str, *, alone: bool, reason: LeftOut | None = None) -> None:
-        """Add the photos of a directory. With a *reason*, all of them are left out and only counted."""
+        """Add the photos of a directory. With a *reason*, only count them as left out."""
         status = os.stat(root)  # noqa: PTH116
         if (status.st_dev, status.st_ino) in self._visited:
             return
@@ -319,12 +323,12 @@ class PhotoFinder:
 
     @cached_property
     def _readable(self) -> Container[str]:
-        from kling_expand.pictures.fit import readable_suffixes  # imported here, as it loads Pillow
+        from kling_expand.pictures.fit import readable_suffixes  # imported here, because it loads Pillow
 
         return readable_suffixes()
 
     def _is_excluded(self, path: str) -> bool:
-        """Return whether a path below the named directory, or its last part, matches `exclude`."""
+        """Return whether a path relative to the named directory, or its last part, matches `exclude`."""
         names = (path, path.rpartition("/")[2])
         return any(fnmatch(name, pattern.rstrip("/")) for pattern in self.selection.exclude for name in names)
 
@@ -370,9 +374,9 @@ def _with_parents(folder: str) -> set[str]:
 
 @frozen
 class Manifest:
-    """The photos to expand. A file is read again on each pass, so only *found* photos are in memory.
+    """The photos to expand. A file is read again by each iteration, so only `found` photos are in memory.
 
-    The text of stdin is kept as well, as it can be read only once.
+    The text of stdin is also kept, because it can be read only once.
     """
 
     name: str
@@ -386,7 +390,7 @@ class Manifest:
         return Path(self.name).parent if self.kind in {"table", "lines"} and self.name != STDIN else Path()
 
     def rows(self, defaults: Defaults) -> Iterator[Row]:
-        """Yield every row, one at a time. Raise `NothingDone` if the manifest cannot be read."""
+        """Yield every row. Raise `NothingDone` if the manifest cannot be read."""
         return (row for entry in self.entries() for row in _rows(entry, self, defaults))
 
     def label(self, line: int, photo: str) -> str:
@@ -404,17 +408,17 @@ class Manifest:
 
 
 def read_manifest(words: Sequence[str], selection: Selection | None = None) -> Manifest:
-    """Return the manifest named by *words* of the command line.
+    """Return the photos that the *words* of the command line name.
 
     Raises:
-        NothingDone: if a word is neither a photo nor a manifest.
+        NothingDone: if a manifest is not the only word.
     """
     finder = PhotoFinder(selection or Selection())
     special = [] if finder.selection.named else [word for word in words if _special_kind(word)]
     if not special:
         return Manifest(words[0] if len(words) == 1 else "", "photos", finder.find(words))
     if len(words) > 1:
-        raise NothingDone(f"a manifest must be the only argument, got {special[0]} and others")
+        raise NothingDone(f"a manifest must be the only SOURCE, got {special[0]} and others")
     kind = _special_kind(words[0])
     return _from_stdin(finder) if kind == STDIN else Manifest(words[0], kind)
 
@@ -424,13 +428,13 @@ def _special_kind(word: str) -> str:
     if word == STDIN:
         return STDIN
     suffix = os.path.splitext(word)[1].lower()  # noqa: PTH122
-    if suffix in TABLES + LINES and not os.path.isdir(word):  # noqa: PTH112 - names stay as they are written
+    if suffix in TABLES + LINES and not os.path.isdir(word):  # noqa: PTH112 - pathlib normalizes names
         return "table" if suffix in TABLES else "lines"
     return ""
 
 
 def _from_stdin(finder: PhotoFinder) -> Manifest:
-    """Read a list of photos, one per line or separated by NUL, or JSON lines."""
+    """Read a list of photos, one per line or separated by NUL, or JSON Lines."""
     text = sys.stdin.buffer.read().decode("utf-8-sig", errors="surrogateescape")
     if text.lstrip().startswith("{"):
         return Manifest(STDIN, "lines", text=text)
@@ -442,7 +446,7 @@ def _from_stdin(finder: PhotoFinder) -> Manifest:
 
 
 def _rows(entry: Entry, manifest: Manifest, defaults: Defaults) -> Iterator[Row]:
-    """Yield a row for each shape, or for the entry's own geometry. All share the photo."""
+    """Yield a row for each shape, or one for the entry's own geometry. All rows share the photo."""
     own = any(entry.cells.get(name) not in (None, "") for name in WAYS)
     if entry.error or own or not defaults.further:
         yield _row(entry, manifest, defaults)
@@ -487,7 +491,7 @@ def _checked_row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
         texts = {name: _text(name, value) for name, value in cells.items()}
         passes = _passes(texts.get("passes"), defaults)
         geometry, request = _request(texts, manifest.folder, defaults)
-    except click.UsageError as error:  # the message names options, but a row has columns
+    except click.UsageError as error:  # its message names options, but a row has columns
         return Row(entry.line, label, error=_plain(error.format_message(), manifest))
     except InvalidRequest as error:
         return Row(entry.line, label, error=error.message, error_type=type(error).__name__)
@@ -515,7 +519,7 @@ def _plain(message: str, manifest: Manifest) -> str:
 def _names(name: str, folder: str, request: ExpandRequest) -> tuple[str, ...]:
     """Return the possible names of a row's results. The last one is unique."""
     image = str(request.image)
-    place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100 - links stay as they were given
+    place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100 - links must not be resolved
     words = repr(evolve(request, image=place)).encode(errors="surrogateescape")
     tag = hashlib.sha256(words).hexdigest()[:8]
     parent = os.path.basename(os.path.dirname(place))  # noqa: PTH119, PTH120
@@ -524,7 +528,7 @@ def _names(name: str, folder: str, request: ExpandRequest) -> tuple[str, ...]:
 
 
 def stem(photo: str) -> str:
-    """Return the name that results get from a photo."""
+    """Return the name that the results of a photo get."""
     return source_stem(photo) or "photo"
 
 

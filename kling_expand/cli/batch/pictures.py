@@ -65,7 +65,7 @@ def _name(file: Path, folder: str) -> str:
 
 
 async def _suspicions(result: ExpandResult, pictures: Sequence[tuple[str, Path | BytesIO]]) -> list[str]:
-    """Return the problems of pictures, and of the pictures of earlier passes that they were made from."""
+    """Return the problems of pictures, and of the pictures of earlier passes from which they were made."""
     from kling_expand.pictures.inspect import inspect  # imported here, after the check for the extra
 
     request, found = result.request, list[str]()

@@ -1,4 +1,4 @@
-"""The plan of a batch: its options, its journal, and the check of its rows before the first is sent."""
+"""The plan of a batch: its options, its journal, and the check of all rows before the first is sent."""
 
 import asyncio
 import os
@@ -51,18 +51,18 @@ from .manifest import (
     read_manifest,
 )
 
-PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # such a job is not billed again
-EMULATED = "the emulator of --emulator"  # the account of its journals: its address changes with each run
-SHOWN_LABELS = 5  # of rows that are left out
-ROWS_AT_ONCE = 64  # checked in one call to a thread
+PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # a job in these states is not billed again
+EMULATED = "the emulator of --emulator"  # the account of its journals; its address would change
+SHOWN_LABELS = 5  # how many of the rows that are left out are named
+ROWS_AT_ONCE = 64  # rows that one call to a thread checks
 PICTURE_BYTES = 3 << 20  # approximate size of a result, for the check of free space
-SMALL_SIDE = 512  # pixels: a photo of less on each side is scaled up by the service
+SMALL_SIDE = 512  # pixels: a photo smaller than this on both sides is scaled up by the service
 
 _TURNED = "the photo is rotated by its EXIF data, which the service may ignore; --fit rotates it"
 _SIDEWAYS = "its EXIF data rotates it sideways, so use --fit"
 _ALPHA = "the photo has an alpha channel, which the service may ignore"
 HAS_SHAPE = "the photo already has this shape"  # the error of a row that is left out
-_SMALL = f"the photo has fewer than {SMALL_SIDE} pixels on each side; the result is scaled up to about 1000"
+_SMALL = f"the photo has fewer than {SMALL_SIDE} pixels on each side, so the service scales the result up"
 
 
 @frozen(kw_only=True)
@@ -83,9 +83,9 @@ class Plan:
     max_open: int | None = None
     detailed: bool = False
     journal: str = ""
-    own_journal: bool = False  # named by the user
-    overwrite: bool = False  # results may replace files, except those with these keys (see `path_key`)
-    protected: frozenset[str] = frozenset()
+    own_journal: bool = False  # whether the user named the journal
+    overwrite: bool = False  # whether results may replace files
+    protected: frozenset[str] = frozenset()  # keys (see `path_key`) of files that are never replaced
 
     @property
     def dialect(self) -> Dialect:
@@ -100,8 +100,8 @@ class BulkPlan(Plan):
     words: Sequence[str]
     selection: Selection
     defaults: Defaults
-    fresh: bool = False  # makes, and pays for, finished jobs again
-    strict: bool = False  # sends nothing if a row is bad
+    fresh: bool = False  # whether to make, and pay for, finished jobs again
+    strict: bool = False  # whether to send nothing if a row is bad
     dry_run: bool = False
     failures: str = ""  # file for the rows that are not saved
 
@@ -128,19 +128,19 @@ def output_folder(target: str) -> str:
             "output", repr(target), limit, "to use a brace in a name, write it twice"
         ) from None
     literal = pieces[0][0] if pieces else ""
-    is_file = literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal)  # noqa: PTH112 - names stay as given
+    is_file = literal.lower().endswith(SUFFIXES) and not os.path.isdir(literal)  # noqa: PTH112 - pathlib normalizes names
     whole = not is_file and all(name is None for _, name, _, _ in pieces)
     return (literal if whole else os.path.dirname(literal)) or os.curdir  # noqa: PTH120
 
 
 def default_journal(target: str, connection: Connection) -> str:
-    """Return the journal in the output directory, so that a run with the same output finds it again."""
+    """Return the path of a journal in the output directory, which a run with the same output finds again."""
     suffix = "-emulator" if connection.emulator else ""
     return os.path.join(output_folder(target), f"{JOURNAL_PREFIX}{suffix}.db")  # noqa: PTH118
 
 
 def journal_account(connection: Connection) -> str:
-    """Return the name of the account that the jobs of *connection* belong to."""
+    """Return the name of the account to which the jobs of *connection* belong."""
     if connection.emulator:
         return EMULATED
     settings = Settings.from_env(base_url=connection.base_url, dialect=connection.dialect)
@@ -151,8 +151,8 @@ def journal_account(connection: Connection) -> str:
 async def open_journal(plan: Plan) -> AsyncIterator[SQLiteStore | None]:
     """Open the journal of a batch, if it has one.
 
-    If the journal belongs to another account, that is an error if the user named it. Otherwise another file
-    in the same directory is used.
+    If the journal belongs to another account, another file in the same directory is used. But if the user
+    named the journal, that is an error.
 
     Raises:
         NothingDone: if the journal cannot be used.
@@ -178,14 +178,14 @@ async def _belongs_to_another(path: str, account: str) -> bool:
 
 
 def _is_file(path: str) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 - names stay as they are written
+    return os.path.isfile(path)  # noqa: PTH113 - pathlib normalizes names
 
 
 def try_output(folder: str, *, pictures: int = 0) -> None:
-    """Write a file into *folder*, which is created if missing, and remove the file again.
+    """Create *folder* if it is missing, and check that files can be written to it.
 
     Raises:
-        NothingDone: if that is not possible, or there is no space for *pictures* results.
+        NothingDone: if they cannot be written, or there is no space for *pictures* results.
     """
     try:
         os.makedirs(folder, exist_ok=True)  # noqa: PTH103
@@ -227,7 +227,7 @@ async def all_attempts(journal: JobStore) -> AsyncIterator[JobRecord]:
 class Usage:
     """The cost and the states of the jobs of a journal, from their last attempts.
 
-    In units, `due` is their cost if every open task succeeds, and `billed` the amount billed so far.
+    `due` is their cost in units if every open task succeeds, and `billed` the units billed so far.
     """
 
     due: int = 0
@@ -237,12 +237,12 @@ class Usage:
     states: Counter[JobState] = field(factory=Counter)
 
     def count(self, job: JobRecord) -> None:
-        """Add a job. Of a pass that is not the last, only the cost is counted."""
+        """Add a job. If it is a pass before the last one, only its cost is counted."""
         if job.state in PAID:
             self.due += job.units
         self.billed += billed_units(job.task) or 0
         if '"pass":' in job.params and job.state in {JobState.SUCCEEDED, JobState.DONE}:
-            from kling_expand.passes import pass_of  # imported here, as few runs have passes
+            from kling_expand.passes import pass_of  # imported here, because few runs have passes
 
             step = pass_of(job)
             if step is not None and not step.is_last:
@@ -253,7 +253,7 @@ class Usage:
 
 
 async def read_usage(journal: JobStore | None) -> Usage:
-    """Add up all jobs of *journal*."""
+    """Return the usage of all jobs of *journal*."""
     usage = Usage()
     if journal is not None:
         async for job in journal.jobs():
@@ -267,7 +267,7 @@ async def read_usage(journal: JobStore | None) -> Usage:
 class Checked(NamedTuple):
     """The geometry of a request for its photo, notes for the user, and the canvas if its size is known.
 
-    If it needs several passes, the geometry is that of the first, and `steps` are the ratios of all.
+    If the request needs several passes, the geometry is that of the first, and `steps` has the ratios of all.
     """
 
     expansion: Expansion
@@ -287,13 +287,13 @@ class HasShape(GeometryError):
 def check(
     request: ExpandRequest, dialect: Dialect, *, fit: bool = False, passes: int = 1, decode: bool = False
 ) -> Checked:
-    """Check a request before it is sent, reading only the photo's header.
+    """Check a request before it is sent, by the header of its photo.
 
-    With *decode*, a photo that *fit* would convert is decoded, as it may be damaged.
+    With *decode*, a photo that *fit* would convert is also decoded, because it may be damaged.
 
     Raises:
         InvalidRequest: if the dialect cannot express the request, or the geometry does not suit the photo.
-        HasShape: if there is nothing to add.
+        HasShape: if the photo already has the requested shape.
         ImageError: if the service would refuse the photo, or with *fit* if it cannot be converted.
         MissingExtra: if fitting needs Pillow.
     """
@@ -320,7 +320,7 @@ def _check_fitted(
     request: ExpandRequest, dialect: Dialect, source: str, passes: int, *, decode: bool
 ) -> Checked:
     """Check a photo that is converted before it is sent."""
-    from kling_expand.pictures.fit import check_pixels, upright_size  # imported here, as it is an option
+    from kling_expand.pictures.fit import check_pixels, upright_size  # imported here, because few runs fit
 
     size = upright_size(source)
     check_shape(*size, source)
@@ -348,7 +348,7 @@ def _resolved(
 def find_steps(
     request: ExpandRequest, dialect: Dialect, size: tuple[int, int], passes: int
 ) -> tuple[Ratios, ...]:
-    """Return the ratios of each pass if more than one is needed and allowed, or else nothing."""
+    """Return the ratios of each pass if more than one is needed and allowed, or an empty tuple."""
     if passes == 1 or dialect is Dialect.DIRECTION:
         return ()
     with suppress(GeometryError):
@@ -367,8 +367,8 @@ def _notes(header: PhotoHeader) -> tuple[str, ...]:
 
 
 def _advised(error: ImageError, source: str) -> ImageError:
-    """Add the advice to use --fit to an error, if that would help."""
-    from kling_expand.pictures.fit import can_fit  # imported here, as most photos are good
+    """Return the error, with the advice to use --fit if that would help."""
+    from kling_expand.pictures.fit import can_fit  # imported here, because most photos are good
 
     if not os.path.isfile(source) or not can_fit(source):  # noqa: PTH113
         return error
@@ -376,7 +376,7 @@ def _advised(error: ImageError, source: str) -> ImageError:
 
 
 def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> Expansion:
-    """Resolve the geometry. Advice about other geometries names their options."""
+    """Resolve the geometry. The advice of an error names command-line options."""
     try:
         return resolve_geometry(request, dialect, size)
     except GeometryError as error:
@@ -399,11 +399,11 @@ def _expansion(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] |
 
 @define
 class Survey:
-    """The check of a batch: the number of rows, those that cannot be sent, and the maximum cost.
+    """The result of checking a batch: the number of rows, the bad rows, and the maximum cost.
 
-    `paid` counts the rows for which the journal has every task, `paid_in_part` those for which it has only
-    the first passes, and `units` is the remaining cost. `problems` and `notes` are kept by the id of the row.
-    `superfluous` rows need no expansion, because the photo already has the shape.
+    `paid` counts the rows for which the journal has every task, and `paid_in_part` those for which it has
+    only the first passes. `units` is the remaining cost. `problems` and `notes` are kept by the id of the
+    row. `superfluous` rows need no expansion, because the photo already has the shape.
     """
 
     rows: int = 0
@@ -411,14 +411,14 @@ class Survey:
     paid_in_part: int = 0
     units: int = 0
     pictures: int = 0
-    most_images: int = 1  # of one row
+    most_images: int = 1  # the largest number of pictures of one row
     problems: dict[tuple[int, str], Problem] = field(factory=dict)
     notes: dict[tuple[int, str], tuple[str, ...]] = field(factory=dict)
     superfluous: set[tuple[int, str]] = field(factory=set)
     names: Counter[int] = field(factory=Counter)  # hashes of names, to save memory: there may be a million
     left_out: dict[str, int] = field(factory=dict)
-    sizes: Counter[str] = field(factory=Counter)  # expected sizes of the pictures, of a dry run
-    sources: set[str] = field(factory=set)  # keys of the photos, if results may replace files
+    sizes: Counter[str] = field(factory=Counter)  # expected sizes of the pictures, only in a dry run
+    sources: set[str] = field(factory=set)  # keys of the photos, only if results may replace files
     shape_in_paths: bool = False
     noun: str = "row"
 
@@ -428,7 +428,7 @@ class Survey:
         return len(self.problems)
 
     def count(self, row: Row, *, cost: int | None = None, paid: int = 0) -> None:
-        """Add a row with its *cost* in units, by default that of one task, of which some are *paid*."""
+        """Add a row. *cost*, by default that of one task, includes the units that are already *paid*."""
         self.rows += 1
         if row.request is None or row.error is not None:
             self.problems[row.id] = Problem(row.error_type, row.error or "no request")
@@ -480,16 +480,16 @@ class Survey:
     def require_rows(self) -> None:
         """Raise `NothingDone` if no row can be sent."""
         if not self.rows:
-            raise NothingDone("no photo can be sent" if self.left_out else "the manifest lists no photo")
+            raise NothingDone("no photo can be sent" if self.left_out else "no photo was found")
         if self.bad == self.rows:
-            raise NothingDone(f"none of {plural(self.rows, self.noun)} can be sent")
+            raise NothingDone(f"no {self.noun} can be sent ({plural(self.rows, f'bad {self.noun}')})")
 
 
 async def find_rows(plan: BulkPlan) -> Manifest:
     """Return the photos of a batch without results of earlier runs, and print which files are left out.
 
     Raises:
-        NothingDone: if a word of the command line is neither a photo nor a manifest.
+        NothingDone: if a manifest is not the only word of the command line.
         MissingExtra: if fitting needs Pillow.
         InvalidRequest: if the output is neither a directory nor a template, or has another format's suffix.
     """
@@ -520,8 +520,8 @@ async def check_rows(
 ) -> Survey:
     """Check all rows by the headers of their photos, and print problems and notes.
 
-    *paid_units* returns the units of a row for which the journal has a task. Photos to be converted are
-    decoded only in a dry run, or if one bad photo stops the batch, because that takes long.
+    *paid_units* returns the units of a row for which the journal already has a task. Photos to be converted
+    are decoded only in a dry run or if one bad photo stops the batch, because decoding is slow.
     """
     survey = Survey(left_out=listed.found.facts(), shape_in_paths="{shape}" in plan.output.target)
     survey.noun = _noun(plan, listed)
@@ -547,7 +547,7 @@ async def check_rows(
     if survey.superfluous:
         survey.left_out[str(LeftOut.HAS_SHAPE)] = len(survey.superfluous)
         few, more = ", ".join(have_shape[:SHOWN_LABELS]), max(len(have_shape) - SHOWN_LABELS, 0)
-        number = f"{len(have_shape)} left out, as the photo already has the shape"
+        number = f"{len(have_shape)} left out, because the photo already has the shape"
         noted[f"{number}: {few}{f' and {more} more' if more else ''}"] = []
     problems = {problem.message for problem in survey.problems.values()}
     for note, labels in noted.items():
@@ -557,7 +557,7 @@ async def check_rows(
 
 
 def _noun(plan: BulkPlan, listed: Manifest) -> str:
-    """Return what a person calls the rows of a batch: only a table has rows."""
+    """Return the word for the rows of a batch in messages. Only those of a manifest are called rows."""
     if listed.kind in {"table", "lines"}:
         return "row"
     return "picture" if plan.defaults.further else "photo"
@@ -566,7 +566,7 @@ def _noun(plan: BulkPlan, listed: Manifest) -> str:
 def _checked(
     row: Row, *, dialect: Dialect, fit: bool, decode: bool
 ) -> tuple[Row, Checked | None, tuple[str, ...]]:
-    """Return the row, the result of its check, and notes. A row that cannot be sent has the reason."""
+    """Return the row, the result of its check, and notes. The `error` of a bad row is the reason."""
     if row.request is None:
         return row, None, ()
     warnings = (row.warning,) if row.warning else ()
@@ -584,12 +584,12 @@ def _checked(
 def _take_notes(
     plan: BulkPlan, survey: Survey, noted: dict[str, list[str]], row: Row, notes: tuple[str, ...]
 ) -> None:
-    """Keep the notes about a row, and print why it cannot be sent."""
+    """Keep the notes about a row. If the row is bad, print the reason."""
     if notes:
         survey.notes[row.id] = notes
-    shared = row.several and row.error_type == ImageError.__name__  # by all shapes of the photo
+    shared = row.several and row.error_type == ImageError.__name__  # all shapes of the photo have the error
     if row.error is not None and (NO_SHAPE in row.error or (shared and not plan.output.as_json)):
-        noted.setdefault(row.error, []).append(row.label)  # once for all rows of a table
+        noted.setdefault(row.error, []).append(row.label)  # printed once for all rows that have it
     elif row.error is not None and not plan.output.as_json:
         click.echo(clean(f"{row.label}: {row.error}"), err=True)
     for note in notes:
@@ -602,7 +602,7 @@ def _take_notes(
 
 
 def _noted(note: str, labels: list[str]) -> str:
-    """Return a note about one photo, several or the whole batch on one line."""
+    """Return a note about one photo, several photos or the whole batch, on one line."""
     if not labels:
         return note
     if len(labels) == 1:

@@ -48,27 +48,27 @@ if TYPE_CHECKING:  # rich takes a moment to import, and only a live screen needs
 
     from .failures import FailuresFile
 
-LAST_FAILURES, KEPT_FAILURES = 3, 1000  # shown on the live screen, and listed at the end
+LAST_FAILURES, KEPT_FAILURES = 3, 1000  # failures shown on the live screen, and failures listed at the end
 SHOWN_JOBS = 8  # lines of running jobs on the live screen
 LINE_INTERVAL, MAX_LINE_INTERVAL = 1.0, 30.0  # seconds between two plain lines
 NARROW = 60  # columns, below which a live screen shows its numbers below the bar
 TICK = 0.5  # seconds between two checks for output
 TROUBLE_AFTER = 1.0  # seconds for which a call must fail before it is reported
-_STATUS_WORDS = {"succeed": "succeeded"}  # plain words for the service's status
-TROUBLE_LIFE = 60.0  # seconds without another failed call after which trouble is over
+_STATUS_WORDS = {"succeed": "succeeded"}  # shown instead of the service's words
+TROUBLE_LIFE = 60.0  # seconds without another failed call, after which trouble is over
 
 
 @define(eq=False)
 class Job:
-    """One job of a batch. `label` is the user's name for it, and `names` the possible names of its results.
+    """One job of a batch. `label` names it in messages, and `names` are the possible names of its results.
 
     `start` submits it. A job of several `passes` has the future of the current one. Without passes or a
     future, the row cannot be sent, because of `problem`. `discard` removes temporary files after the last
-    task. `cells` are those of the equivalent table row.
+    task. `cells` are the cells of the same row in a table.
     """
 
     label: str
-    names: tuple[str, ...] = ()  # best first
+    names: tuple[str, ...] = ()  # in order of preference
     future: TaskFuture | None = None
     line: int | None = None
     notes: tuple[str, ...] = ()
@@ -77,8 +77,8 @@ class Job:
     files: tuple[Path, ...] = ()
     saved_as: str = ""  # the name under which its results were saved
     full_size_files: tuple[Path, ...] = ()
-    changes: tuple[str, ...] = ()  # of `--fit`
-    suspicions: tuple[str, ...] = ()  # of `--check`
+    changes: tuple[str, ...] = ()  # to the photo, by `--fit`
+    suspicions: tuple[str, ...] = ()  # about its pictures, from `--check`
     error: KlingError | None = None
     shape: str = ""
     passes: "Passes | None" = None
@@ -98,7 +98,7 @@ class Job:
 
     @property
     def open_id(self) -> str | None:
-        """The id of a task that exists or may exist and whose results are not saved, or None."""
+        """The id of a task that exists or may exist, if its results are not saved, or None."""
         if self.files or self.future is None:
             return None
         if self.future.task is not None:
@@ -138,7 +138,7 @@ class Job:
 
     @property
     def reason(self) -> Problem | None:
-        """Why the job has no pictures, or None."""
+        """The reason why the job has no pictures, or None."""
         if self.error is not None:
             return Problem(type(self.error).__name__, self.error.message)
         return self.problem
@@ -152,17 +152,17 @@ class Progress:
     noun: str = field(default="job", kw_only=True)
     expected: int = 0  # rows saved by earlier runs, according to the journal
     saved: int = 0
-    known: int = 0  # saved by an earlier run
+    known: int = 0  # rows that an earlier run had saved
     failed: int = 0
     bad: int = 0
     not_sent: int = 0
-    finishing: int = 0  # whose pictures are being checked or enlarged
-    suspicious: int = 0  # saved or known, with a picture that fails `--check`
+    finishing: int = 0  # rows whose pictures are being checked or enlarged
+    suspicious: int = 0  # saved or known rows with a picture that fails `--check`
     units_before: int = 0
     failures: deque[str] = field(factory=lambda: deque(maxlen=KEPT_FAILURES))
-    dropped_failures: int = 0  # more than are kept
+    dropped_failures: int = 0  # older failures, which are no longer kept
     failures_file: "FailuresFile | None" = None
-    most_running: int = 1  # tasks at the same time
+    most_running: int = 1  # the largest number of tasks at the same time
     started: bool = False
     interrupted: bool = False
     over_budget: bool = False
@@ -186,11 +186,11 @@ class Progress:
         """Count a row that has ended: "saved", "known", "failed", "bad" or "not sent"."""
         name = outcome.replace(" ", "_")
         setattr(self, name, getattr(self, name) + 1)
-        if self.troubles.pop(DOWNLOAD, None):  # for downloads, only the end is known
+        if self.troubles.pop(DOWNLOAD, None):  # a download that succeeds emits no event
             self.recovered = outcome in {"saved", "known"}
 
     def report(self, job: Job, *, as_json: bool) -> None:
-        """Print a job that has ended as JSON, and add it to the file of failures if it is not saved."""
+        """Print a job that has ended if *as_json*. If it is not saved, add it to the file of failures."""
         if as_json:
             show(job.facts())
         if self.failures_file is not None and job.outcome not in {"saved", "known", "left out"}:
@@ -202,7 +202,7 @@ class Progress:
         self.failures.append(text)
 
     def receive(self, event: Event) -> None:
-        """Process an event of the client. Trouble begins with a retry and ends with a successful call."""
+        """Process an event of the client. Trouble begins with a retry, and ends with a successful call."""
         if event.kind in CALLS:
             self.answered |= not isinstance(event.error, TransportError)
             if event.error is None and event.kind in self.troubles:
@@ -224,7 +224,7 @@ class Progress:
             for route, trouble in self.troubles.items()
             if now - trouble.began_at >= TROUBLE_AFTER
             and now - trouble.seen_at < TROUBLE_LIFE + (trouble.wait or 0.0)
-            # At the limit of parallel tasks, one of this run's tasks, if any, will end soon.
+            # At the limit of parallel tasks, a run with running tasks continues as soon as one of them ends.
             and not (isinstance(trouble.error, ParallelLimit) and stats.running)
         ]
         return min(lasting, key=lambda each: each[1].began_at, default=None)
@@ -240,7 +240,7 @@ class Progress:
         return rows * cycle / self.most_running
 
     def counts(self) -> str:
-        """Return the ended rows by kind. Kinds without a row are omitted, except the first."""
+        """Return the ended rows by kind. Kinds without a row are omitted, except saved ones."""
         kinds = {
             "saved": self.saved,
             "already done": self.known,
@@ -259,13 +259,13 @@ class Progress:
         return f"{self.ended} of {rows}: {self.counts()}; {running}{time_left}"
 
     def extra_work(self) -> str:
-        """Return how many rows are being processed after their download, or nothing if none is."""
+        """Return how many rows are being processed after their download, or an empty text if none is."""
         return f", {self.finishing} being enlarged or checked" if self.finishing else ""
 
 
 @define
 class LineSchedule:
-    """The schedule of plain lines: one after each twentieth of the rows, or after a while without one."""
+    """The schedule of plain lines: one after each twentieth of the rows, and after a while without one."""
 
     printed_at: float
     ended: int = 0
@@ -285,9 +285,9 @@ class LineSchedule:
 class ProgressDisplay:
     """The display of a batch: progress, trouble and failures on stderr, results (paths or JSON) on stdout.
 
-    *stats* returns the client's current statistics. A *detailed* display has a line for every running job. If
-    a live screen shares its terminal with stdout, paths would break it. So a detailed display prints them at
-    its end, and any other display does not list them. An *emulated* service bills nothing.
+    *stats* returns the client's current statistics. A *detailed* display has a line for every running job.
+    Paths would break a live screen that shares its terminal with stdout. In that case a detailed display
+    prints them at its end, and any other display does not print them. An *emulated* service bills nothing.
     """
 
     def __init__(
@@ -320,7 +320,7 @@ class ProgressDisplay:
         self._screen = self._make_screen(self._console) if self._console else None
         self._paths: list[Path] | None = [] if self._screen and shared else None  # printed at the end
         self._lines = LineSchedule(self._started_at)
-        self._reported: str | None = None  # trouble on the last plain line about it
+        self._reported: str | None = None  # the trouble that was last printed as a plain line
         self._reported_at = 0.0
         self._ticks: asyncio.TimerHandle | None = None
         progress.on_event = self._on_event
@@ -339,7 +339,7 @@ class ProgressDisplay:
         if self._ticks is not None:
             self._ticks.cancel()
             if self._reported is not None:
-                self._print_trouble()  # it may have ended since the last tick
+                self._print_trouble()  # the trouble may have ended since the last tick
         if self._screen is not None:
             self._screen.stop()
             for text in self._progress.failures:
@@ -399,14 +399,14 @@ class ProgressDisplay:
             click.echo(clean(text), err=True)
 
     def _print_line(self) -> None:
-        """Print the progress if it is time to do so. JSON output has it in its objects."""
+        """Print the progress if a line is due. With JSON, the objects show the progress."""
         if not self._output.as_json and self._lines.due(
             self._progress.ended, self._progress.total, self._clock()
         ):
             self.note(self._progress.line(self._stats()))
 
     def _tick(self) -> None:
-        """Print whatever is due, now and periodically."""
+        """Print the lines that are due, now and periodically."""
         self._ticks = asyncio.get_running_loop().call_later(TICK, self._tick)
         self._print_trouble()
         self._print_line()
@@ -424,7 +424,7 @@ class ProgressDisplay:
         self._reported, self._reported_at = text, now
 
     def _on_event(self, event: Event) -> None:
-        """Print a failed call, if every retry is to be shown."""
+        """Print a failed call if ``-v`` was given."""
         if not self._output.verbose or event.error is None:
             return
         if event.kind in {EventKind.RETRY, EventKind.PAUSE}:
@@ -443,7 +443,7 @@ class ProgressDisplay:
         route, trouble = found
         settings = self._settings
         limit = settings.poll_timeout if route == EventKind.READ else settings.retry_timeout
-        # A host that has never responded may be the wrong one, so it is retried only for a short time.
+        # A host that has never responded may be the wrong one, so calls to it are not retried for long.
         limit = limit if self._progress.answered else settings.connect_timeout
         return describe_trouble(route, trouble, urlsplit(settings.base_url).netloc, limit, self._clock())
 
@@ -479,7 +479,7 @@ class ProgressDisplay:
             *([Text("last failures", "bold")] if failures else []),
             *(_cut(f"  {clean(text)}", "red") for text in failures),
         ]
-        return Group(*rows, "")  # an empty line after the ^C that a terminal prints
+        return Group(*rows, "")  # the terminal prints ^C on the empty line
 
     def _bar(self, stats: Stats) -> "Table":
         """Return the bar with its numbers beside it, or below it if the terminal is narrow."""

@@ -76,13 +76,13 @@ if TYPE_CHECKING:
 MAX_SAVES = 8  # tasks whose pictures are saved at the same time
 SAVE_GRACE = 1.5  # seconds to finish saves after an interruption
 OUTPUT_INTERVAL = 5.0  # seconds between two checks of the output
-MAX_UNREACHED = 3  # jobs without a response, before the service has responded to any
+MAX_UNREACHED = 3  # jobs without a response, after which a service that has never responded is given up
 
 _AGAIN = "run the same command again"
 _INTERRUPTED = f"the run was interrupted; {_AGAIN} to continue"
 _DOCTOR = "`kling-expand doctor` tests the connection"
 
-# Errors after which every other job would fail as well, and what the user can check.
+# Errors with which every other job would also fail, and what the user can check.
 _HOPELESS: dict[type[KlingError], str] = {
     AuthenticationError: "check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY, and whether they "
     "belong to the region of KLING_BASE_URL",
@@ -181,16 +181,16 @@ def _report_not_started(
 def _failures_file(plan: BulkPlan) -> "AbstractContextManager[FailuresFile | None]":
     if not plan.failures:
         return nullcontext()
-    from .failures import FailuresFile  # imported here, as it is an option
+    from .failures import FailuresFile  # imported here, because it is an option
 
     return FailuresFile(plan.failures)
 
 
 def _fitter(plan: BulkPlan, journal: JobStore | None) -> "AbstractContextManager[Fitter | None]":
-    """Return the converter of photos. Its files are needed until the last job has ended."""
+    """Return the converter of photos. Keep it open until the last job has ended, which needs its files."""
     if not plan.fit:
         return nullcontext()
-    from .fitting import Fitter  # imported here, as it is an option
+    from .fitting import Fitter  # imported here, because it is an option
 
     return Fitter(journal, plan.dialect, fresh=plan.fresh)
 
@@ -218,10 +218,10 @@ async def _submit_row(
 
 
 def known_job(record: JobRecord) -> Job:
-    """Return a job of the journal. Its results get the names that the original command would use."""
+    """Return a job for a record of the journal. Its results get the names that the original command chose."""
     step, note = None, record.note
     if "pass" in note:
-        from kling_expand.passes import pass_of  # imported here, as few jobs have passes
+        from kling_expand.passes import pass_of  # imported here, because few jobs have passes
 
         step = pass_of(record)
     source = str(step.request.image) if step else record.source
@@ -232,7 +232,7 @@ def known_job(record: JobRecord) -> Job:
 
 
 async def follow(client: KlingClient, known: JobRecord, job: Job) -> None:
-    """Let a job follow a job of the journal, with the passes after it."""
+    """Attach *job* to the job of a record of the journal, and to the passes after it."""
     if "pass" in known.note:
         job.passes = client.resume_passes(known)
     else:
@@ -254,8 +254,8 @@ async def run_batch(
 ) -> int:
     """Run *jobs*, which are submitted or attached through a new client, and return the exit code.
 
-    With a journal the batch ends with a summary, and *retry_hint* says how to retry failed jobs. Without a
-    journal, a detailed batch ends with the ids of the tasks that continue. With *only_ended* no task is
+    With a journal, a batch that is not detailed ends with a summary. In it, *retry_hint* says how to retry
+    failed jobs. Any other batch ends with the ids of the tasks that continue. With *only_ended*, no task is
     waited for.
     """
     state = f"{plan.journal}.tasks" if journal else ""
@@ -276,7 +276,7 @@ async def run_batch(
                 await runner.run(jobs(client))
             if progress.complete and isinstance(journal, SQLiteStore):
                 await journal.end_rows()
-    finally:  # after the client, so that these are the last lines
+    finally:  # after the client is closed, so that these are the last lines
         if runner is not None:
             _report_open(runner.open_jobs, plan)
         if journal is not None and summarized and progress.started:
@@ -326,8 +326,8 @@ class Runner:
         self._unsettled: dict[Job, None] = {}
         self._failures = 0
         self._stopped = ""  # why nothing more is sent
-        self.advice: str = ""  # the advice for an error that every other job would have, too
-        self._answered = False  # the service has accepted a job or has one
+        self.advice: str = ""  # the advice for an error with which every other job would also fail
+        self._answered = False  # whether the service has accepted a job, or had one already
         self._unreached = 0
         self._output_tried_at = asyncio.get_running_loop().time()
 
@@ -352,7 +352,7 @@ class Runner:
                 try:
                     async with asyncio.TaskGroup() as group:
                         problem = await self._start_all(jobs, group)
-                except BaseExceptionGroup as failures:  # such as one error of a closed stdout for each job
+                except BaseExceptionGroup as failures:  # a closed stdout, for example, fails each job
                     raise failures.exceptions[0] from None
                 except asyncio.CancelledError:
                     self._progress.interrupted = True
@@ -369,7 +369,7 @@ class Runner:
         self._progress.not_sent += self._progress.total - self._progress.ended
 
     async def _start_all(self, jobs: Jobs, group: asyncio.TaskGroup) -> Exception | None:
-        """Start the jobs in order. Return the exception of *jobs*, to be raised after the started jobs."""
+        """Start the jobs in order. Return an exception of *jobs*, to be raised after the started jobs end."""
         while True:
             await self._places.acquire()
             await self._try_output(OUTPUT_INTERVAL)
@@ -382,7 +382,7 @@ class Runner:
                 self._started[job] = None
                 if job.start is not None and not self._stopped:
                     await job.start(job)
-            except Exception as error:  # noqa: BLE001 - raised by the caller
+            except Exception as error:  # noqa: BLE001 - the caller raises it
                 return error
             if job.outcome == "open" and (job.future is not None or job.passes is not None):
                 if self._keep_open:
@@ -401,18 +401,18 @@ class Runner:
             job.error = NotSubmitted(f"not sent, because {self._stopped}")
             self._end(job, "not sent")
         else:
-            if job.error is not None:  # otherwise the check of the rows has printed the problem
+            if job.error is not None:  # otherwise the check of the rows has already printed the problem
                 self._display.failure(f"{job.label}: {job.error.message}; not sent")
             self._end(job, "bad")
             await self._results.keep_bad(job, job.reason.message if job.reason else "")
 
     @property
     def _all_reported(self) -> bool:
-        """Whether jobs that are never started are reported one by one, too."""
+        """Whether every job is reported, even if it is never started."""
         return self._plan.output.as_json or self._progress.failures_file is not None
 
     async def _report_unfinished(self, jobs: Jobs) -> None:
-        """Report the jobs that an interruption has left open or unsent. They do not count as ended."""
+        """Report the jobs that an interruption left open or unsent. They do not count as ended."""
         if not self._all_reported:
             return
         for job in self._started:
@@ -437,8 +437,7 @@ class Runner:
         finally:
             job.discard()
             self._places.release()
-        # In a separate task, so that an interruption does not stop the download of a result that was paid
-        # for.
+        # The save is a separate task, so that an interruption does not stop the download of a paid result.
         save = asyncio.create_task(self._save(job, result))
         self._saves.add(save)
         save.add_done_callback(self._saves.discard)
@@ -456,7 +455,7 @@ class Runner:
     async def _ended(self, job: Job, future: TaskFuture) -> ExpandResult:
         """Show the snapshots of a task, and return its result."""
         async for task in future:
-            self._answered |= future.task is not None  # else the job is queued
+            self._answered |= future.task is not None  # a queued job has no task
             self._display.snapshot(job, task)
             if self._only_ended and not task.status.final:
                 raise KlingError(f"the task has not ended yet ({task.task_status})", task_id=task.task_id)
@@ -485,7 +484,7 @@ class Runner:
 
     async def _finish(self, job: Job, result: ExpandResult) -> None:
         """Make the full-size pictures of a saved job, and check its pictures."""
-        from .pictures import known_result, save_full_size, suspicions  # imported here, as they are options
+        from .pictures import known_result, save_full_size, suspicions  # only needed for these options
 
         output = self._plan.output
         record = await self._results.record(job, result)
@@ -527,7 +526,7 @@ class Runner:
             self._stop(f"{plural(self._failures, 'job')} failed (--max-failures)")
 
     def _stop_if_hopeless(self, error: KlingError) -> bool:
-        """Stop if every job would fail with *error*. Return whether it has been reported."""
+        """Stop if every other job would fail with *error*. Return whether the error has been reported."""
         advice = next((text for kind, text in _HOPELESS.items() if isinstance(error, kind)), None)
         if isinstance(error, TransportError | SubmissionUnknown) and not self._answered:
             self._unreached += 1
@@ -552,7 +551,7 @@ class Runner:
                 interrupt(job.future)
 
     async def _try_output(self, interval: float = 0.0) -> None:
-        """Stop if the output can no longer be written. Check it at most once in *interval* seconds."""
+        """Stop if the output can no longer be written. Check this at most once every *interval* seconds."""
         now = asyncio.get_running_loop().time()
         if self._stopped or now - self._output_tried_at < interval:
             return
@@ -580,7 +579,7 @@ class Runner:
 
 
 class Results:
-    """The results of a batch, saved under unique names or found from an earlier run."""
+    """The results of a batch, which are saved under unique names or found from an earlier run."""
 
     def __init__(self, plan: Plan, journal: JobStore | None) -> None:
         self._output = plan.output
@@ -588,8 +587,8 @@ class Results:
         self._overwrite = plan.overwrite
         self._protected = plan.protected
         self._journal = journal
-        self._owners: dict[str, str] | None = None  # the jobs that own a file, according to the journal
-        self._taken: dict[str, tuple[str, ...]] = {}  # the files of this run, and the names of their jobs
+        self._owners: dict[str, str] | None = None  # for each file in the journal, the job that owns it
+        self._taken: dict[str, tuple[str, ...]] = {}  # for each file of this run, the names of its job
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def save(self, job: Job, result: ExpandResult) -> tuple[tuple[Path, ...], bool]:
@@ -607,7 +606,8 @@ class Results:
             recorded = set(map(path_key, record.files)) if record else set()
             known_files = partial(self._known, evolve(result, shape=job.shape))
             name, known = await asyncio.to_thread(known_files, names, recorded)
-            # A file that is known only by its mark is recorded by a save, which downloads nothing.
+            # A file that only its mark identifies is not in the journal. Another save records it, without a
+            # download.
             files = known if {*map(_key, known)} <= recorded else ()
             photo = await self._photo(job, result) if self._output.metadata else False
             files = files or await self._download(result, name, job.shape, photo)
@@ -621,13 +621,13 @@ class Results:
         return await self._journal.get(external_id) if self._journal and external_id else None
 
     async def keep_findings(self, job: Job, result: ExpandResult) -> None:
-        """Record the findings about the pictures of a job, for the report."""
+        """Record what `--check` found in the pictures of a job, for the report."""
         record = await self.record(job, result)
         if record is not None and isinstance(self._journal, SQLiteStore):
             await self._journal.keep_findings(record.external_task_id, job.suspicions)
 
     async def keep_bad(self, job: Job, reason: str) -> None:
-        """Record why a row cannot be sent, unless its job in the journal has the reason."""
+        """Record why a row cannot be sent, unless the journal already has its job with the reason."""
         external_id = job.future and job.future.external_task_id
         known = self._journal and external_id and await self._journal.get(external_id)
         if isinstance(self._journal, SQLiteStore) and not known:
@@ -670,7 +670,7 @@ class Results:
     def _known(
         self, result: ExpandResult, names: tuple[str, ...], recorded: set[str]
     ) -> tuple[str, tuple[Path, ...]]:
-        """Return the name and files of a saved job, or its first name and no files."""
+        """Return the name and files of a job that is already saved, or else its first name and no files."""
         for name in names:
             paths = self._paths(result, name)
             found = [self._known_file(paths, place, names, recorded) for place in range(len(paths.numbers))]
@@ -681,7 +681,10 @@ class Results:
     def _known_file(
         self, paths: OutputPaths, place: int, names: tuple[str, ...], recorded: set[str]
     ) -> Path | None:
-        """Return a saved picture of this task, known by the journal or its mark, that no other photo has."""
+        """Return a saved picture of this task that no other photo of this run uses, or None.
+
+        The journal or the mark of a file shows that it is a picture of this task.
+        """
         marked, wanted = paths.find_saved(place, watermark=False), self._output.format
         for path in paths.candidates(place):
             if wanted is not None and path.suffix != FORMATS[wanted]:
@@ -711,7 +714,7 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     if not open_jobs:
         return
     count, connection = plural(len(open_jobs), "task"), plan.connection
-    whole = plan.journal and any(job.passes for job in open_jobs.values())  # tasks alone lack later passes
+    whole = plan.journal and any(job.passes for job in open_jobs.values())  # `wait` omits later passes
     words = f"resume {quote(plan.journal)}" if whole else "wait"
     resume = connection.resume_command(words, plan.output.target)
     if not resume:
@@ -729,7 +732,7 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
 async def _summarize(
     plan: Plan, progress: Progress, journal: JobStore, retry_hint: str, left_out: dict[str, int]
 ) -> None:
-    """Print the summary of the batch on stderr, or as one JSON object on stdout."""
+    """Print the summary of the batch, as text on stderr or as a JSON object on stdout."""
     usage = await read_usage(journal)
     if plan.output.as_json:
         show({"summary": _summary_facts(progress, usage, plan.journal) | {"left_out": left_out}})
@@ -760,7 +763,7 @@ def _summary_lines(plan: Plan, progress: Progress, usage: Usage, retry_hint: str
     rest = f", {left} not finished" if left else ""
     yield f"{plural(progress.total, progress.noun)}: {progress.counts()}{rest}"
     if progress.suspicious:
-        yield f"{plural(progress.suspicious, progress.noun)} with a suspicious result: please check them"
+        yield f"{plural(progress.suspicious, progress.noun)} with a suspicious result, to be checked by eye"
     if plan.connection.emulator:
         yield f"{money(usage.billed, emulated=True)} for all jobs in {plan.journal}"
     else:

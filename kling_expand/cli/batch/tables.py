@@ -1,4 +1,4 @@
-"""A strict reader of CSV tables and JSON lines. Implausible input is an error with its line."""
+"""A strict reader of CSV tables and JSON Lines. It reports implausible input as an error with its line."""
 
 import csv
 import difflib
@@ -23,7 +23,7 @@ IMAGE_COLUMNS = ("image", "file", "path", "photo")  # names of the column of pho
 DELIMITERS = ",;\t"
 EXAMPLE = """\
 # One row for each photo. Paths are relative to this file, and lines that begin with # are ignored.
-# For an empty cell, the options of the command apply. `kling-expand bulk --help` has all columns.
+# For an empty cell, the options of the command apply. `kling-expand bulk --help` lists all columns.
 image,aspect,prompt,n,name
 photos/beach.jpg,16:9,"a wide beach, early morning",1,
 photos/2024/cat.jpg,1:1,,2,cat-square
@@ -32,12 +32,12 @@ photos/2024/cat.jpg,1:1,,2,cat-square
 
 @frozen
 class Entry:
-    """A row of a manifest: its cells, an error that prevents reading them, or a warning."""
+    """A row of a manifest: its cells, and an error or a warning about them, if any."""
 
     line: int
     cells: dict[str, Any]
     error: str | None = None
-    folder: str = ""  # of the photo, relative to the named directory
+    folder: str = ""  # the photo's directory, relative to the one named on the command line
     warning: str | None = None
 
 
@@ -51,7 +51,7 @@ def read_table(name: str) -> Iterator[Entry]:
 
 
 def read_lines(name: str, text: str = "") -> Iterator[Entry]:
-    """Yield the rows of a file of JSON lines, or of its *text* if it came from stdin.
+    """Yield the rows of a JSON Lines file, or of *text* if it came from stdin.
 
     Raises:
         NothingDone: if the file cannot be read.
@@ -60,7 +60,7 @@ def read_lines(name: str, text: str = "") -> Iterator[Entry]:
 
 
 def _guarded(name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Yield *entries*. Convert an error of reading the file to `NothingDone`."""
+    """Yield *entries*. Raise `NothingDone` if the file cannot be read."""
     line = 0
     try:
         for entry in entries:
@@ -75,7 +75,7 @@ def _guarded(name: str, entries: Iterable[Entry]) -> Iterator[Entry]:
 
 def _encoding_advice(name: str, error: UnicodeDecodeError) -> str:
     """Return the required encoding, the probable actual one, and how to convert the file."""
-    with open(name, "rb") as file:  # noqa: PTH123 - errors name it as given
+    with open(name, "rb") as file:  # noqa: PTH123 - errors must name it as given
         head = file.read(4096)
     if head.startswith(b"PK\x03\x04"):
         return 'must be UTF-8 text, got an Excel workbook; in Excel, save it as "CSV UTF-8"'
@@ -91,7 +91,7 @@ def _encoding_advice(name: str, error: UnicodeDecodeError) -> str:
 def _open(name: str, text: str = "") -> TextIO:
     if name == STDIN:
         return io.StringIO(text, newline="")
-    return open(name, encoding="utf-8-sig", newline="")  # noqa: PTH123 - errors name it as given
+    return open(name, encoding="utf-8-sig", newline="")  # noqa: PTH123 - errors must name it as given
 
 
 # ---------------------------------------------------------------------------- tables
@@ -102,9 +102,9 @@ class _Records:
 
     def __init__(self, file: TextIO, number: int) -> None:
         self._file = file
-        self._within = False  # a record that continues in the next line
-        self.number = number  # of the last line that was read
-        self.first = number  # line of the record
+        self._within = False  # whether the next line continues a record
+        self.number = number  # number of the last line that was read
+        self.first = number  # number of the record's first line
 
     def begin(self) -> None:
         """Expect the first line of a record."""
@@ -121,7 +121,7 @@ class _Records:
 
 
 def _table(name: str) -> Iterator[Entry]:
-    """Yield the rows of a table. A line ``sep=;`` may name the delimiter, as spreadsheets do."""
+    """Yield the rows of a table. Its first line may name the delimiter, as in ``sep=;`` of spreadsheets."""
     with _open(name) as file:
         position, number, delimiter = _head(file)
         file.seek(position)
@@ -159,13 +159,15 @@ def _head(file: TextIO) -> tuple[int, int, str]:
 
 def _quoting_advice(name: str, records: _Records, error: csv.Error) -> str:
     if "unexpected end" in str(error) or "field larger" in str(error):
-        return f"{name}, line {records.first}: a quote is missing: a quoted cell of this row does not end"
-    advice = 'a quote inside a quoted cell is written twice (""), and a quoted cell ends at its delimiter'
+        return f"{name}, line {records.first}: a quoted cell of this row does not end; add the missing quote"
+    advice = (
+        'write a quote inside a quoted cell twice (""), and put the delimiter right after a closing quote'
+    )
     return f"{name}, line {records.number}: {error}; {advice}"
 
 
 def _checked_header(name: str, header: list[str]) -> list[str]:
-    """Return the header with `image` for the column of photos."""
+    """Check the header, and return it with the name `image` for the column of photos."""
     named = next((column for column in IMAGE_COLUMNS if column in header), None)
     if named is None:
         wanted = "image (or file, path, photo)"
@@ -183,18 +185,18 @@ def _checked_header(name: str, header: list[str]) -> list[str]:
 def _entry(line: int, header: list[str], cells: list[str], delimiter: str) -> Entry:
     found = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
     if len(cells) > len(header):
-        error = f"the row has {len(cells)} cells, the header {len(header)} (quote cells that contain commas)"
+        error = f"the row has {len(cells)} cells, but the header has {len(header)}; quote cells with commas"
         return Entry(line, found, error)
     swallowed = next(
         (name for name, cell in found.items() if _holds_rows(cell, len(header), delimiter)), None
     )
     if swallowed is None:
         return Entry(line, found)
-    return Entry(line, found, warning=f"{swallowed} seems to contain whole rows; is a quote missing?")
+    return Entry(line, found, warning=f"{swallowed} seems to contain whole rows; a quote may be missing")
 
 
 def _holds_rows(cell: str, columns: int, delimiter: str) -> bool:
-    """Return whether a later line of a cell looks like a row, with as many delimiters or a photo first."""
+    """Return whether a later line of a cell seems to be a row: with a photo first, or all delimiters."""
     for line in cell.splitlines()[1:]:
         first = line.partition(delimiter)[0].strip().strip('"').lower()
         if first.endswith(tuple(SENDABLE)) or (columns > 1 and line.count(delimiter) >= columns - 1):
@@ -203,7 +205,7 @@ def _holds_rows(cell: str, columns: int, delimiter: str) -> bool:
 
 
 def unknown(names: Iterable[str]) -> str | None:
-    """Return the error for a name that is not a column, or None. Names beginning with _ are ignored."""
+    """Return an error if a name is not a column, or None. Names that begin with _ are ignored."""
     for name in names:
         if name not in COLUMNS and name and not name.startswith("_"):
             near = difflib.get_close_matches(name, COLUMNS, 1)

@@ -5,12 +5,12 @@ from attrs import frozen
 from kling_expand.cli.terminal import span
 from kling_expand.errors import KlingError, ParallelLimit, RateLimited, TransportError
 
-DOWNLOAD = "download"  # the route of the pictures
+DOWNLOAD = "download"  # the route of picture downloads
 
 
 @frozen
 class Trouble:
-    """Failing calls of one route: the last error, the times of the first and last one, and the next wait."""
+    """Failing calls of one route: the last error, the times of the first and last failure, and the wait."""
 
     error: KlingError
     began_at: float
@@ -34,7 +34,7 @@ def describe_trouble(route: str, trouble: Trouble, host: str, limit: float, now:
     """Return why calls of *route* fail, and how long they are retried: *limit* seconds from the first."""
     error = trouble.error
     if isinstance(error, ParallelLimit):
-        return "all parallel tasks of the account are in use (1303), waiting until one ends"
+        return "the account has reached its limit on parallel tasks (1303), waiting until one ends"
     if isinstance(error, RateLimited):
         pause = trouble.wait or error.retry_after
         rest = f", calling again in {span(max(trouble.seen_at + pause - now, 0))}" if pause else ""

@@ -1,4 +1,4 @@
-"""`kling-expand bulk`: expand the photos of a table, a list or directories, and continue an earlier run."""
+"""`kling-expand bulk`: expand the photos of directories, a manifest or a list, and continue earlier runs."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -36,15 +36,16 @@ class BatchOptions(OptionGroup):
         "--fit",
         default=False,
         is_flag=True,
-        help="Convert photos first if necessary: to PNG or JPEG, upright, under 10 MB. Required for HEIC, "
-        "WebP, AVIF, TIFF, BMP and GIF.",
+        help="Convert photos if necessary, to an upright PNG or JPEG of at most 10 MB. Required for HEIC "
+        "(iPhone photos), WebP, AVIF, TIFF, BMP and GIF.",
     )
     exclude: tuple[str, ...] = option(
         "--exclude",
         default=(),
         multiple=True,
         metavar="PATTERN",
-        help="Leave out files and directories with this name or path, such as 'raw' or '*-small.jpg'.",
+        help="Leave out files and directories whose name or path matches PATTERN, such as 'raw' or "
+        "'*-small.jpg'. May be repeated.",
     )
     no_recursive: bool = option(
         "--no-recursive", default=False, is_flag=True, help="Do not search subdirectories."
@@ -53,7 +54,7 @@ class BatchOptions(OptionGroup):
         "--dry-run",
         default=False,
         is_flag=True,
-        help="Check every photo, print the cost and the bad photos, and send nothing.",
+        help="Check every photo and print the cost and the bad photos, but send nothing.",
     )
     fresh: bool = option(
         "--fresh",
@@ -64,8 +65,8 @@ class BatchOptions(OptionGroup):
     overwrite: bool = option(
         "--overwrite/--skip-existing",
         default=False,
-        help="Replace files of the same name, or keep them (the default). A new picture whose name is taken "
-        "then has the task ID in its name.",
+        help="Replace existing files, or keep them (the default). If they are kept, a new picture whose "
+        "name is taken gets the task ID in its name.",
     )
     journal: str | None = option(
         "--journal",
@@ -77,7 +78,7 @@ class BatchOptions(OptionGroup):
         "--no-journal",
         default=False,
         is_flag=True,
-        help="Record nothing. The same command then makes, and pays for, everything again.",
+        help="Record nothing. If you run the command again, it makes and pays for every picture again.",
     )
 
     def plan(
@@ -121,7 +122,7 @@ class BatchOptions(OptionGroup):
 
 @frozen
 class BulkOptions(OptionGroup):
-    """The options of `bulk` alone."""
+    """The options that only `bulk` has."""
 
     heading: ClassVar[str] = "Run"
 
@@ -139,17 +140,18 @@ class BulkOptions(OptionGroup):
         default="",
         type=click.Path(dir_okay=False),
         metavar="FILE",
-        help="Write the rows whose pictures were not saved, with the reason, to a .csv, .tsv or .jsonl file. "
-        "To retry them, pass that file to bulk with the same options.",
+        help="Write the photos or rows whose pictures were not saved, with the reasons, to a .csv, .tsv or "
+        ".jsonl file. To retry them, pass that file to `bulk` with the same options.",
     )
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
         """Return the group. Raise click's usage error for a file that `bulk` could not read again."""
-        from kling_expand.cli.batch.tables import LINES, TABLES  # imported here, as few commands need it
+        from kling_expand.cli.batch.tables import LINES, TABLES  # imported here, because few commands need it
 
         if values["failures"] and not values["failures"].lower().endswith(TABLES + LINES):
-            raise click.UsageError(f"--failures must end in {', '.join(TABLES + LINES)}")
+            suffixes = " or ".join(TABLES + LINES)
+            raise click.UsageError(f"--failures must end in {suffixes}, got {values['failures']!r}")
         return cls(**values)
 
 
@@ -165,8 +167,8 @@ def run_plan(plan: "BulkPlan") -> None:
 
 
 def _require_shape(words: tuple[str, ...], shapes: ShapeOptions) -> None:
-    """Raise click's usage error if a shape is missing. Only the rows of a table may have their own."""
-    from kling_expand.cli.batch.tables import LINES, STDIN, TABLES  # imported here, as few commands need it
+    """Raise click's usage error if no shape is given, unless rows of a manifest may have their own."""
+    from kling_expand.cli.batch.tables import LINES, STDIN, TABLES  # imported here, because few need it
 
     if not any(word == STDIN or word.lower().endswith(TABLES + LINES) for word in words):
         shapes.require()
@@ -184,23 +186,23 @@ _EXPLAINED = {"key", "external_task_id"}
 _LIKE_OPTIONS = [each.column for each in request_fields() if each.column and each.column not in _EXPLAINED]
 COLUMNS = f"""\b
 Columns of a manifest:
-  image     the photo, a path or a URL (required; file, path and photo
-            mean the same)
+  image     the photo, as a path or a URL (required; the column may also
+            be named file, path or photo)
   aspect area anchor size up down left right pad direction ratio
-            how far to expand; values in a row override the options
+            the shape; a row's values override the options
   passes    like the option
   {" ".join(_LIKE_OPTIONS)}
             like the options
-  name      name of the results, instead of the photo's name
-  key       distinguishes identical jobs; without it they count as one
+  name      the name of the results, instead of the photo's name
+  key       distinguishes identical rows; without it, they are one job
   external_task_id
             your own id for the task
-  _...      ignored
+  _...      ignored, like every column that begins with _
 """
 
 
 @click.command(cls=GroupedCommand, epilog=COLUMNS)
-@click.argument("words", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path())
+@click.argument("words", metavar="SOURCE...", nargs=-1, required=True, type=click.Path())
 @options(
     shapes=ShapeOptions,
     several=PassesOption,
@@ -218,7 +220,7 @@ Columns of a manifest:
     is_eager=True,
     expose_value=False,
     callback=_print_example,
-    help="Print a table to start from, and exit.",
+    help="Print an example of a manifest, and exit.",
 )
 def bulk(
     words: tuple[str, ...],
@@ -233,23 +235,26 @@ def bulk(
     limit: DeadlineOption,
     connection: EmulatedConnection,
 ) -> None:
-    """Expand every photo in directories, patterns or a table, and skip bad ones.
+    """Expand all photos in directories or in a list, and skip bad ones.
 
     \b
       kling-expand bulk photos/ --aspect 16:9 --fit --dry-run
       kling-expand bulk photos.csv --aspect 16:9 --budget 800
       find . -name '*.jpg' | kling-expand bulk - --aspect 16:9 -o wide/
 
-    MANIFEST is a directory, a pattern, one or more photos, a table (.csv, .tsv), JSON lines (.jsonl), or -
-    for a list of photos or JSON lines from stdin. Results keep the directory structure. Paths in a file are
-    relative to that file.
+    SOURCE is a directory, a photo, a URL, or a pattern such as 'photos/*.jpg'. You can name several of these.
+    Instead, it may be a manifest, which is a table (.csv, .tsv) or a JSON Lines file (.jsonl) with a photo in
+    each row. Or it is -, to read a list of photos or JSON Lines from stdin. Paths in a manifest are relative
+    to its directory. Results keep the directory structure.
 
-    A bad photo is reported, and the others are sent; with `kling-expand expand` one bad photo stops them all.
-    Run the command again to continue. The same photo with the same parameters is paid for only once, however
-    often you run it with the same output directory: finished jobs are skipped, running jobs are waited for,
-    failed jobs are retried. No file is replaced, and earlier results are never used as input.
+    Bad photos are reported, and the others are sent. With `kling-expand expand`, one bad photo stops all.
 
-    Exit code 0 if every row has its pictures, 1 if not, 2 if nothing was started,
+    To continue after any stop, run the same command again. With the same output directory, the same photo
+    with the same parameters is paid for only once: finished jobs are skipped, running jobs are waited for,
+    and failed jobs are retried. No file is replaced, unless you give --overwrite. Results of earlier runs are
+    never used as photos.
+
+    Exit code 0 if every photo has its pictures, 1 if not, 2 if nothing was started,
     3 if no job could succeed, for example because the credentials are wrong.
     """
     run_plan(

@@ -20,12 +20,12 @@ if TYPE_CHECKING:  # imported where it is used, so that `--help` does not load a
     from kling_expand.api.codec import Response
 
 DEVELOPMENT = frozenset({"bench", "browser", "core-test", "test", "lint", "dev"})  # extras that no user needs
-MAX_CLOCK_SKEW = 5.0  # seconds: the `nbf` of a token is this far in the past (doc)
+MAX_CLOCK_SKEW = 5.0  # seconds: the `nbf` of a token is this far in the past (documented)
 
 
 @frozen
 class Finding:
-    """The result of one check. `good` is None if no job depends on it."""
+    """The result of one check. `good` is None if no job depends on it, or if the check was not possible."""
 
     about: str
     good: bool | None
@@ -37,7 +37,9 @@ class Finding:
 def doctor(*, connection: Connection, output: JSONOption) -> None:
     """Check what a job needs: credentials, the service, the clock, the extras.
 
-    It sends one request, which is free. Exit code 2 if credentials are unusable, 1 if another check fails.
+    The command sends one request, which is free.
+
+    Exit code 2 if the credentials are missing or refused, 1 if another check fails.
     """
     findings = [Finding("version", None, f"kling-expand {__version__}, Python {platform.python_version()}")]
     findings += asyncio.run(_service(connection))
@@ -54,7 +56,7 @@ def doctor(*, connection: Connection, output: JSONOption) -> None:
 
 
 async def _service(connection: Connection) -> list[Finding]:
-    """Check credentials, network and clock by reading one page of the list."""
+    """Check credentials, network and clock by reading one page of the list of tasks."""
     settings = Settings.from_env(
         base_url=connection.base_url, dialect=connection.dialect, proxy=connection.proxy
     )
@@ -62,7 +64,8 @@ async def _service(connection: Connection) -> list[Finding]:
         return await _request(credentials(), settings)
     except ConfigurationError as error:
         missing = Finding("credentials", good=False, text=shell_words(error.message))
-    # A refusal also shows that the network works, and contains the service's date.
+    # Without credentials the request is refused, but the response still shows that the network works, and
+    # has the service's date.
     return [missing, *(await _request(StaticKey("none"), settings))[1:]]
 
 
@@ -102,12 +105,12 @@ def _accepted(auth: Auth, error: KlingError | None) -> Finding:
 
 
 def _named(auth: Auth) -> str:
-    """Return the kind of these credentials, without a secret."""
+    """Return a name for the credentials that contains no secret."""
     return "API key" if isinstance(auth, StaticKey) else repr(auth).strip("<>").replace("KeyPair", "key pair")
 
 
 def _clock(here: float, there: float | None) -> Finding:
-    """Compare the clocks of this machine and the service. The service's date has whole seconds."""
+    """Compare this machine's clock with the service's date, which has whole seconds."""
     if there is None:
         return Finding("clock", good=None, text="the service sent no date")
     off = here - there - 0.5
@@ -118,7 +121,7 @@ def _clock(here: float, there: float | None) -> Finding:
 
 
 def _extras() -> Iterator[Finding]:
-    """Check each extra of the package, with the versions of its distributions."""
+    """Check which distributions of each extra are installed."""
     return (_extra(name, needs) for name, needs in _by_extra("kling-expand").items())
 
 
@@ -131,13 +134,13 @@ def _extra(extra: str, needs: Iterable[str]) -> Finding:
 
 
 def _by_extra(package: str) -> dict[str, list[str]]:
-    """Return the distributions of each extra, without the extras for development."""
+    """Return the distributions of each extra, except the extras for development."""
     from importlib.metadata import PackageNotFoundError, requires
 
     found: dict[str, list[str]] = {}
     try:
         wanted = requires(package) or []
-    except PackageNotFoundError:  # the package runs from its sources
+    except PackageNotFoundError:  # the package is not installed but runs from its source tree
         return found
     for line in wanted:
         match = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line)

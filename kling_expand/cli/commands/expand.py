@@ -41,7 +41,7 @@ def expand(
     limit: DeadlineOption,
     connection: EmulatedConnection,
 ) -> None:
-    """Expand each PHOTO (a file or a URL) and save the results.
+    """Expand each PHOTO and save the results.
 
     \b
       kling-expand expand dog.jpg --aspect 16:9
@@ -49,11 +49,16 @@ def expand(
       kling-expand expand dog.jpg --size 1920x1080 --anchor bottom -o wide/
       kling-expand expand dog.jpg --for instagram --aspect 16:9
 
+    PHOTO is a file, a URL, a directory, or a pattern such as 'photos/*.jpg'. The
+    service accepts PNG and JPEG files of up to 10 MB; --fit converts others. It
+    bills 8 units for each picture.
+
     Every photo is checked before the first one is sent, and nothing is sent if one
-    is bad; `kling-expand bulk` skips bad photos and sends the others. The paths of
-    the results are printed, one per line. No file is replaced. Running the same
-    command again never pays twice; --fresh makes new pictures. The service takes PNG
-    and JPEG up to 10 MB, and bills 8 units for each picture.
+    is bad. `kling-expand bulk` skips bad photos and sends the others.
+
+    The paths of the results are printed, one per line. No file is replaced, unless
+    you give --overwrite. Running the same command again pays for nothing twice,
+    unless you ask for new pictures with --fresh.
     """
     shapes.require()
     run_plan(

@@ -47,12 +47,12 @@ NO_DATABASE = (
     "the fleet needs a database: give --dsn postgresql://user@host/name, or set KLING_FLEET_DSN; "
     "to try it, `kling-expand fleet up` starts a database on this machine"
 )
-EMULATOR_SLOTS = 9  # of the emulator that `fleet up` starts
+EMULATOR_SLOTS = 9  # the slots of the emulator that `fleet up` starts
 
 
-@frozen(repr=False)  # a DSN may hold a password
+@frozen(repr=False)  # a DSN may contain a password
 class Database(OptionGroup):
-    """The database of a fleet, and the run of jobs in it."""
+    """The options for a fleet's database, and for the run of jobs in it."""
 
     dsn: str | None = option(
         "--dsn",
@@ -81,7 +81,7 @@ class Database(OptionGroup):
 
 @click.group(cls=Commands)
 def fleet() -> None:
-    """Share one account between many machines, over a PostgreSQL database.
+    """Run jobs on many machines that share one account and a PostgreSQL database.
 
     \b
       kling-expand fleet up                      try it on this machine
@@ -109,13 +109,17 @@ def init(database: Database) -> None:
 
 @frozen
 class SubmitOptions(OptionGroup):
-    """The options of `fleet submit` alone."""
+    """The options that only `fleet submit` has."""
 
     listed: IO[str] | None = option(  # noqa: RUF009 - a declaration, evaluated once
         "--from", type=click.File("r"), metavar="FILE", help="Read more photos from FILE, one per line."
     )
     priority: int = option(
-        "--priority", default=0, show_default=True, metavar="N", help="Higher numbers start first."
+        "--priority",
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Priority of the jobs; higher numbers start first.",
     )
     wait: bool = option(
         "--wait", default=False, is_flag=True, help="Wait for the results of these jobs, and print them."
@@ -142,9 +146,9 @@ def submit(
     database: Database,
     output: JSONOption,
 ) -> None:
-    """Queue each PHOTO for the workers.
+    """Queue a job for each PHOTO.
 
-    A PHOTO is a file that the workers can read, a URL, or an object-store URL (s3://…).
+    PHOTO is the path of a file that the workers can read, a URL, or an object-store URL (s3://…).
     """
     how_far = geometry.geometry()
     listed = filter(None, map(str.strip, chosen.listed or ()))
@@ -195,10 +199,10 @@ async def _submit(
 async def _own_outcomes(
     fleet: "Fleet", waiting: Mapping[str, str], began_at: float
 ) -> AsyncGenerator["JobOutcome", None]:
-    """Yield the outcomes of the jobs in *waiting* until it is empty, those of an earlier submission last.
+    """Yield the outcomes of the jobs in *waiting*, until the caller has removed all of these jobs.
 
-    A job that was submitted again has its earlier outcome until it ends again. If a worker's clock is behind,
-    the new outcome looks like an earlier one.
+    Outcomes from before *began_at* come last. A job that was submitted again keeps its earlier outcome until
+    it ends again. But if a worker's clock is behind, a new outcome looks like an earlier one.
     """
     earlier: dict[str, JobOutcome] = {}
     async with aclosing(fleet.results()) as outcomes:
@@ -236,7 +240,7 @@ def _print_outcome(ended: "JobOutcome", photo: str, *, as_json: bool) -> None:
 
 @frozen
 class WorkerOptions(OptionGroup):
-    """How a worker runs jobs."""
+    """The options of a worker."""
 
     concurrency: int = option(
         "--concurrency",
@@ -244,14 +248,14 @@ class WorkerOptions(OptionGroup):
         show_default=True,
         type=click.IntRange(min=1),
         metavar="N",
-        help="Jobs taken at the same time; most of them wait for a slot.",
+        help="Jobs to process at the same time; most of them wait for a slot.",
     )
     max_in_flight: int | None = option(
         "--max-in-flight",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Limit the pictures in progress, counted over all workers with this option. "
-        "Without it, each worker estimates its share.",
+        help="Maximum number of pictures in progress, over all workers with this option. Without it, each "
+        "worker estimates its share of the account's limit.",
     )
     account: str = option(
         "--account",
@@ -289,7 +293,7 @@ class WorkerOptions(OptionGroup):
         show_default=True,
         type=click.FloatRange(min=0),
         metavar="SECONDS",
-        help="Time that running jobs have to finish after SIGTERM.",
+        help="Time that running jobs have to finish after SIGTERM or Ctrl-C.",
     )
 
 
@@ -298,8 +302,8 @@ class WorkerOptions(OptionGroup):
 def worker(*, chosen: WorkerOptions, database: Database) -> None:
     """Process jobs until SIGTERM or Ctrl-C.
 
-    Then the worker finishes running jobs, requeues the rest and exits, at most 15 seconds after
-    --shutdown-timeout. A second signal ends it at once without losing any job.
+    The worker then finishes running jobs, requeues the rest and exits, at most 15 seconds after
+    --shutdown-timeout. A second signal ends it at once; no job is lost.
     """
 
     async def main() -> None:
@@ -325,14 +329,14 @@ def worker(*, chosen: WorkerOptions, database: Database) -> None:
 
 
 def _on_signal(stop: Callable[[], None]) -> None:
-    """Call *stop* at the first signal. The second ends the process."""
+    """Call *stop* at the first SIGINT or SIGTERM. A second signal of the same kind ends the process."""
     loop = asyncio.get_running_loop()
 
     def handle(number: int, _frame: object) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         loop.call_soon_threadsafe(stop)
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # the loop's own handlers are missing on Windows
+    for number in (signal.SIGINT, signal.SIGTERM):  # asyncio's own signal handlers do not exist on Windows
         signal.signal(number, handle)
 
 
@@ -394,8 +398,9 @@ def top(*, database: Database, every: float) -> None:
 def up(workers: int, output: str) -> None:
     """Run a whole fleet on this machine until Ctrl-C.
 
-    It starts the emulator, a temporary PostgreSQL server and workers, and prints the URL of the database for
-    the --dsn option of `submit`, `status` and `top`. Nothing is billed, and the queue is deleted at the end.
+    The command starts the emulator, a temporary PostgreSQL server and workers. It prints the URL of the
+    database, for the --dsn option of `submit`, `status` and `top`. Nothing is billed, and the database is
+    deleted at the end.
     """
     asyncio.run(_up(workers, output))
 
@@ -423,7 +428,7 @@ async def _up(workers: int, output: str) -> None:
         processes = [await _start_worker(words, emulator.api_key) for _ in range(workers)]
         click.echo(cluster.dsn)
         count = plural(workers, "worker")
-        click.echo(f"{count}; next, in another terminal:", err=True)
+        click.echo(f"{count} started; now run in another terminal:", err=True)
         click.echo(f"export KLING_FLEET_DSN='{cluster.dsn}'", err=True)
         click.echo("kling-expand fleet submit PHOTO --right 0.5 --wait", err=True)
         await stop.wait()
@@ -434,11 +439,11 @@ async def _up(workers: int, output: str) -> None:
 
 
 async def _start_worker(words: Sequence[str], api_key: str) -> asyncio.subprocess.Process:
-    """Start a worker that gets SIGTERM when its standard input is closed or this process is killed."""
+    """Start a worker that receives SIGTERM when its stdin is closed or this process is killed."""
     from kling_expand.fleet.dev_server import guard
 
     command = [sys.executable, "-m", "kling_expand", "fleet", "worker", "--shutdown-timeout", "3", *words]
-    # In a separate session: Ctrl-C is for this process, which stops the workers.
+    # In a separate session, workers do not receive Ctrl-C themselves: this process stops them.
     return await asyncio.create_subprocess_exec(
         *map(str, guard("TERM", *command)),
         env=environment_with(KLING_API_KEY=api_key),

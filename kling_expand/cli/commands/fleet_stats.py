@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from kling_expand.fleet.queue import FleetStats
 
-SILENT_AFTER = 30.0  # seconds without a heartbeat
-STALE_AFTER = 1.0  # seconds that the database has to respond
+SILENT_AFTER = 30.0  # seconds without a heartbeat after which a worker counts as silent
+STALE_AFTER = 1.0  # seconds to wait for the database, before the numbers count as stale
 
 
 def stats_lines(stats: "FleetStats") -> list[tuple[str, str]]:
-    """Return the statistics of a fleet as names and texts."""
+    """Return the statistics of a fleet as pairs of a name and a text."""
     silent = sum(age > SILENT_AFTER for age, _ in stats.workers)
     ended = ", ".join(f"{count} {status}" for status, count in sorted(stats.outcomes.items())) or "none"
     return [
@@ -27,7 +27,7 @@ def stats_lines(stats: "FleetStats") -> list[tuple[str, str]]:
         ("queue", f"{stats.queued} waiting, {stats.running} running"),
         (
             "slots",
-            f"{plural(stats.in_flight, 'picture')} at the service, {plural(stats.permits, 'permit')} taken",
+            f"{plural(stats.in_flight, 'picture')} at the service, {plural(stats.permits, 'permit')} held",
         ),
         ("ended", f"{ended}; {stats.recent_outcomes} in the last minute"),
         ("cost", money(float(stats.units_billed))),
@@ -52,9 +52,9 @@ def stats_table(stats: "FleetStats", width: int = 60) -> "Table":
 async def watch(
     read: Callable[[], Awaitable["FleetStats"]], every: float, console: "Console | None" = None
 ) -> None:
-    """Show the result of *read* every *every* seconds, until cancelled.
+    """Call *read* every *every* seconds and show the result, until cancelled.
 
-    While the database does not respond, the last numbers are shown with their age.
+    While the database does not respond, show the last numbers with their age.
     """
     from rich.console import Group
     from rich.live import Live
@@ -77,7 +77,7 @@ async def watch(
                         stats, read_at = reading.result(), loop.time()
                     reading = None
     finally:
-        # A cancelled read may leave a callback of psycopg that fails, which no longer matters.
+        # A cancelled read may leave a psycopg callback that fails. That no longer matters.
         loop.set_exception_handler(lambda _loop, _context: None)
         if reading is not None:
             reading.cancel()

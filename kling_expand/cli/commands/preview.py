@@ -40,9 +40,9 @@ def preview(
       kling-expand preview dog.jpg --aspect 16:9
 
     Nothing is sent. With several shapes, one file is written for each, such as preview-16x9.png. A photo that
-    is rotated by its EXIF data is drawn upright, as `--fit` sends it. The caption has the expected size of
-    the service's picture in pixels, which is about 1K whatever the size of the photo. With the extra
-    `preview`, the drawing is also shown in terminals that can display pictures.
+    is rotated by its EXIF data is drawn upright, as `expand --fit` would send it. The caption gives the
+    expected size of the service's picture: about 1.4 megapixels, whatever the size of the photo. With the
+    extra `preview`, the drawing is also shown in terminals that can display pictures.
     """
     require("images", "PIL")
     shapes.require()
@@ -62,7 +62,7 @@ def _draw(
     """Draw one canvas into a file, and print its facts."""
     text = describe(*size, steps)
     if turned:
-        text += "; the photo is rotated by its EXIF data and drawn upright: send it with --fit"
+        text += "; the photo is rotated by its EXIF data and drawn upright, so expand it with --fit"
     caption = [*text.split("; "), *(f"up,down,left,right {vendor_string(each)}" for each in steps)]
     _save(draw(photo, chained_canvas(*size, steps), caption), file)
     if output.as_json:
@@ -89,7 +89,7 @@ def _save(picture: Any, file: str) -> None:
 
 
 def _display(file: str) -> None:
-    """Show the picture if the terminal supports it and the library is installed."""
+    """Show the picture if the terminal supports this and the library is installed."""
     from rich.console import Console
 
     console = Console()
@@ -101,5 +101,5 @@ def _display(file: str) -> None:
         from textual_image.renderable import Image
 
         console.print(Image(file, width="auto", height=max(4, min(24, console.height - 4))))
-    except Exception as error:  # noqa: BLE001 - the library parses whatever the terminal answers
+    except Exception as error:  # noqa: BLE001 - the library parses any response of the terminal
         click.echo(clean(f"this terminal cannot show the picture: {error}"), err=True)

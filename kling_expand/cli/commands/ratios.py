@@ -19,9 +19,9 @@ from kling_expand.models import UNITS_PER_IMAGE
 def ratios(source: str, *, shapes: ShapeOptions, several: PassesOption, output: JSONOption) -> None:
     """Print the ratios up,down,left,right for a photo, or for a size such as 800x600.
 
-    Two lines are printed for each shape. The second has the canvas at the scale of the photo,
-    and the expected size of the service's picture in pixels, which is about 1K whatever the size of the
-    photo. A shape that needs several passes has two lines for each pass, and one for all of them.
+    Two lines are printed for each shape: the ratios, and a description. It gives the canvas in pixels of the
+    photo, and the expected size of the service's picture: about 1.4 megapixels, whatever the size of the
+    photo. For a shape that needs several passes, two lines are printed for each pass, and one for the whole.
 
     \b
       kling-expand ratios 100x100 --area 3 --aspect 16:9
@@ -51,7 +51,7 @@ def _lines(width: int, height: int, steps: Sequence[Ratios]) -> list[str]:
 
 def measure(photo: str) -> tuple[int, int]:
     """Return the photo's size in pixels. Raise `InvalidRequest` for a URL, which is not downloaded here."""
-    import asyncio  # imported here, as a size given as WxH needs neither
+    import asyncio  # imported here with `load_photo`, because a size given as WxH needs neither
 
     from kling_expand.api.photo import load_photo
 
@@ -62,7 +62,7 @@ def measure(photo: str) -> tuple[int, int]:
 
 
 def photo_sizes(width: int, height: int, steps: Sequence[Ratios]) -> Iterator[tuple[int, int]]:
-    """Yield the size of each pass's photo. After the first pass, it is the result of the previous one."""
+    """Yield the size of each pass's input: the photo, and then the result of the previous pass."""
     yield width, height
     for number in range(1, len(steps)):
         yield chained_canvas(width, height, steps[:number]).expected_size
@@ -103,7 +103,7 @@ def size_text(canvas: Canvas) -> str:
 
 
 def facts(width: int, height: int, steps: Sequence[Ratios]) -> dict[str, Any]:
-    """Return ratios and canvas for JSON, and those of each of several passes."""
+    """Return ratios and canvas for JSON. For several passes, add those of each pass."""
     canvas = chained_canvas(width, height, steps)
     expected_width, expected_height = canvas.expected_size
     found = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @frozen
 class ReportOptions(OptionGroup):
-    """The options of `report` alone."""
+    """The options that only `report` has."""
 
     file: str = option(
         "-o",
@@ -39,7 +39,7 @@ class ReportOptions(OptionGroup):
         show_default=True,
         type=click.IntRange(64, 4096),
         metavar="PIXELS",
-        help="The longer side of a picture on the page.",
+        help="Maximum width and height of the pictures on the page.",
     )
     last: int = option(
         "--last",
@@ -51,22 +51,22 @@ class ReportOptions(OptionGroup):
     )
 
 
-INTERVAL = 5.0  # seconds between two lines of progress without a terminal
+INTERVAL = 5.0  # seconds between two lines of progress, if stderr is not a terminal
 
 
 @click.command()
 @click.argument("journal", metavar="JOURNAL", type=click.Path())
 @options(chosen=ReportOptions, output=JSONOption)
 def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
-    """Write one HTML page about JOURNAL: each photo before and after, with a slider.
+    """Write an HTML page that shows each photo of a run before and after, with a slider.
 
     \b
       kling-expand report out/ -o report.html
 
-    JOURNAL is the journal file of a run, or its output directory. The run may still be in progress. The page
-    shows prompts, ratios, durations, cost and failures, and marks photos that have changed since the run. It
-    is one file that needs no network: open it from disk, or send it to others. A new page reuses the
-    thumbnails of an earlier one.
+    JOURNAL is the output directory of the run, or its journal file. The run may still be in progress.
+    The page shows prompts, ratios, durations, cost and failures, and marks photos that have changed since the
+    run. It is one file that needs no network: open it from disk, or send it to others. If you write it again,
+    the thumbnails of the earlier page are reused.
     """
     require("images", "PIL")
     path = find_journal(journal)
@@ -100,7 +100,7 @@ async def _report(path: str, chosen: ReportOptions) -> "Totals":
 
 
 class _Progress:
-    """The number of jobs on the page so far: a changing line, or without a terminal occasional lines."""
+    """A counter of the jobs on the page: a changing line on a terminal, occasional lines elsewhere."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -131,7 +131,7 @@ async def _write(output: str, pieces: AsyncIterator[str]) -> None:
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}-{secrets.token_hex(8)}.part")
-    output_file = part.open("x", encoding="utf-8")  # never through a link that another user created
+    output_file = part.open("x", encoding="utf-8")  # "x" never follows a link that another user made
     try:
         with output_file as file:
             async for piece in pieces:

@@ -1,4 +1,4 @@
-"""`kling-expand resume`: follow the open jobs of a journal, whichever program wrote it."""
+"""`kling-expand resume`: follow the open jobs of a journal, regardless of the program that wrote it."""
 
 import asyncio
 
@@ -26,16 +26,18 @@ def resume(
     limit: DeadlineOption,
     connection: Connection,
 ) -> None:
-    """Wait for every open job of JOURNAL (a file or its directory) and save the results.
+    """Wait for the unfinished jobs of a run and save their results.
 
-    Recorded jobs that were not sent are sent now (if the photo is still readable), as are remaining passes.
-    Results keep their original names and never replace a file. Rows of a manifest that were never started are
-    not recorded: run `kling-expand bulk` again for those. To continue a run with --emulator, run its own
-    command again instead.
+    JOURNAL is the output directory of the run, or its journal file. Jobs that were recorded but not
+    sent are sent now, if their photos can still be read. Remaining passes are also sent. Results keep their
+    original names and never replace a file.
+
+    The journal does not have the photos that the run never reached: for those, run `kling-expand bulk` again.
+    To continue a run that used --emulator, run its own command again instead.
 
     Exit code 0 if every job has its pictures, 1 if not.
     """
-    from kling_expand.cli.batch.existing_jobs import resume_journal  # imported here, as they load aiohttp
+    from kling_expand.cli.batch.existing_jobs import resume_journal  # imported here, because it loads aiohttp
     from kling_expand.cli.batch.plan import Plan
 
     journal = find_journal(journal)
@@ -54,7 +56,7 @@ def resume(
 
 
 def _refuse_emulated(journal: str) -> None:
-    """Raise `NothingDone` for a journal of --emulator: only the command that wrote it starts its emulator."""
+    """Raise `NothingDone` for a journal of --emulator. Only its own command starts that emulator again."""
     from kling_expand.cli.batch.plan import EMULATED
     from kling_expand.store.sqlite_file import peek_meta
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kling_expand.cli.batch.plan import Usage
     from kling_expand.client import KlingClient
 
-RECENT = 600.0  # seconds within which rows are counted for the rate
+RECENT = 600.0  # seconds: only rows saved within this time count for the rate
 
 
 @click.command()
@@ -31,9 +31,12 @@ def status(ids: tuple[str, ...], *, connection: Connection, output: JSONOption) 
       kling-expand status 930810057590833241
       kling-expand status out/
 
-    For IDs, it asks the service and prints submitted, processing, succeed or failed; `kling-expand get`
-    prints the details of a task. Exit code 1 if a task failed or could not be read. RUN is a journal or an
-    output directory. The run may still be in progress.
+    ID is a task_id or external_task_id. The command asks the service for each task, and prints submitted,
+    processing, succeed or failed. `kling-expand get` prints the details of a task.
+
+    RUN is an output directory, or its journal file. The run may still be in progress.
+
+    Exit code 1 if a task failed or could not be read.
     """
     if len(ids) == 1 and Path(ids[0]).exists():
         run = asyncio.run(_read_run(find_journal(ids[0])))
@@ -69,7 +72,7 @@ async def _read(client: "KlingClient", any_id: str) -> Task | KlingError:
 
 @define
 class Run:
-    """The state of a run at *now*, from its journal. `saved_at` has the times of recently saved rows."""
+    """The state of a run at the time `now`, from its journal. `saved_at` are the times of recent saves."""
 
     journal: str
     process: int | None  # the process that has the journal open
@@ -110,7 +113,7 @@ class Run:
             "waiting to be sent": self._count("intent", "unknown"),
             "failed": self._count("failed", "rejected"),
             "bad": self.bad,
-            "to come": self.to_come,
+            "not started": self.to_come,
         }
         kinds = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number or kind == "saved")
         state = f"running in process {self.process}" if self.process else "not running"
@@ -126,7 +129,7 @@ class Run:
     def _cost(self) -> str:
         due = max(self.usage.due - self.usage.billed, 0)
         used = "used" if self.emulated else "billed"
-        more = f", {due:.10g} more when the open tasks end" if due else ""
+        more = f", {due:.10g} more if the open tasks succeed" if due else ""
         return f"{money(self.usage.billed, emulated=self.emulated)} {used}{more}"
 
     def facts(self) -> dict[str, Any]:
@@ -152,7 +155,7 @@ class Run:
 
 
 async def _read_run(path: str) -> Run:
-    """Read the progress from a copy of the journal."""
+    """Read the progress of a run from a snapshot of its journal."""
     from kling_expand.cli.batch.plan import EMULATED, Usage
     from kling_expand.store.base import JobState
     from kling_expand.store.sqlite import SQLiteStore

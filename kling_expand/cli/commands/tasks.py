@@ -37,7 +37,7 @@ async def _get(any_id: str, connection: Connection) -> Task:
 
 @frozen
 class ListOptions(OptionGroup):
-    """The tasks that `list` prints."""
+    """The options that select the tasks to print."""
 
     page: int = option("--page", default=1, show_default=True, metavar="N", help="Page number, from 1.")
     page_size: int = option(
@@ -56,9 +56,9 @@ class ListOptions(OptionGroup):
 @click.command("list")
 @options(chosen=ListOptions, connection=Connection, output=JSONOption)
 def list_tasks(*, chosen: ListOptions, connection: Connection, output: JSONOption) -> None:
-    """List tasks, in the service's order (usually newest first).
+    """List the tasks of the account, in the service's order (usually newest first).
 
-    Each line has the task_id, status, time of creation, units billed and external_task_id.
+    Each line has the task_id, the status, the time of creation, the units billed and the external_task_id.
     """
     asyncio.run(_list(chosen, connection, as_json=output.as_json))
 

@@ -1,4 +1,4 @@
-"""`kling-expand wait` and `kling-expand download`: save the results of tasks, by any of their ids."""
+"""`kling-expand wait` and `kling-expand download`: save the results of tasks, by either of their ids."""
 
 import asyncio
 import os
@@ -17,9 +17,10 @@ def wait(
 ) -> None:
     """Wait for tasks, by task_id or external_task_id, and save their results.
 
-    Results keep their original names if the journal in the output directory has the task; otherwise they are
-    named after the task ID. No file is replaced. If a task has already ended, its results are saved
-    at once. For a multi-pass picture, only this pass is saved; `kling-expand resume` makes the others.
+    Results keep their original names if the journal in the output directory has the task. Otherwise they are
+    named after the task ID. No file is replaced. If a task has already ended, its results are saved at once.
+    If a task is one pass of several, only its own result is saved; `kling-expand resume` continues with the
+    others.
     """
     _save(ids, output, connection, deadline=limit.deadline)
 
@@ -44,7 +45,7 @@ def _save(
     deadline: float | None = None,
     only_ended: bool = False,
 ) -> None:
-    from kling_expand.cli.batch.existing_jobs import save_tasks  # imported here, as they load aiohttp
+    from kling_expand.cli.batch.existing_jobs import save_tasks  # imported here, because it loads aiohttp
     from kling_expand.cli.batch.plan import Plan, default_journal
 
     chosen = tuple(dict.fromkeys(ids))
@@ -53,7 +54,7 @@ def _save(
         title=f"{plural(len(chosen), 'task')} to {output.target}",
         connection=connection,
         output=output,
-        journal=journal if os.path.isfile(journal) else "",  # noqa: PTH113 - names stay as they are written
+        journal=journal if os.path.isfile(journal) else "",  # noqa: PTH113 - pathlib normalizes names
         deadline=deadline,
         detailed=True,
         max_open=len(chosen),

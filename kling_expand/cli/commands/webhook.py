@@ -20,12 +20,12 @@ BODY_TIMEOUT = 30.0  # seconds
 
 @click.group()
 def webhook() -> None:
-    """Receive the requests that the service sends to a callback_url."""
+    """Receive callbacks, the requests that the service sends to a callback_url."""
 
 
 @frozen
 class ListenOptions(OptionGroup):
-    """The address of the server, and the secrets that callbacks are signed with."""
+    """The options for the address of the server and the secrets that sign callbacks."""
 
     host: str = option(
         "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on."
@@ -53,27 +53,27 @@ class ListenOptions(OptionGroup):
 def listen(*, server: ListenOptions, output: JSONOption) -> None:
     """Print every callback that is signed with the secret, on any path, until Ctrl-C.
 
-    Any other request gets a 400, and the reason is printed to stderr. Without a secret nothing can be
-    verified: every readable callback is printed and marked as unverified.
+    Other callbacks are refused with status 400, and the reason is printed to stderr. Without a secret nothing
+    can be verified: every readable callback is printed and marked as unverified.
 
-    The service must be able to reach this machine: pass the public address of a tunnel or proxy as
-    callback_url.
+    The service must be able to reach this machine, for example through a tunnel. Pass the tunnel's public
+    address as callback_url.
     """
-    secret = webhook_secret()  # no option takes it, as every user of the machine sees the command line
+    secret = webhook_secret()  # not an option, because any user of the machine can see the command line
     secrets = [file.read().strip() for file in server.secrets] or ([secret] if secret else [])
     try:
         asyncio.run(_listen(server, Webhooks(*secrets), verify=bool(secrets), as_json=output.as_json))
     except OSError as error:
         place = f"{server.host}:{server.port}"
         raise NothingDone(f"cannot listen on {place}: {error.strerror or error}") from error
-    except KeyboardInterrupt:  # the usual end, by Ctrl-C
+    except KeyboardInterrupt:  # the usual way to stop the command
         return
 
 
 async def _listen(server: ListenOptions, hooks: Webhooks, *, verify: bool, as_json: bool) -> None:
     app = web.Application(client_max_size=MAX_BODY)
     app.router.add_post("/{path:.*}", partial(_receive, hooks, as_json=as_json))
-    # Without decompression: a body that is not valid gzip would print a traceback of the server.
+    # Decompression is off, because a body of invalid gzip would make the server print a traceback.
     runner = web.AppRunner(
         app, access_log=None, lingering_time=1.0, shutdown_timeout=1.0, auto_decompress=False
     )

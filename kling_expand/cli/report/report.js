@@ -1,4 +1,4 @@
-// Sliders, pictures to choose from, filters. Without it the page still shows everything.
+// Sliders, the choice between pictures, and filters. Without this script, the page still shows all jobs.
 for (const slider of document.querySelectorAll(".stage input")) {
   const follow = () => slider.parentElement.style.setProperty("--at", slider.value + "%");
   slider.addEventListener("input", follow);

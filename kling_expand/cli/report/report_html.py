@@ -32,7 +32,7 @@ from .thumbnails import Thumbnail, Thumbnails
 _ANY_SIZE = (1000, 1000)  # assumed size of an unreadable photo: its place in the canvas does not depend on it
 _ASPECT = re.compile(r"(\d+(?:\.\d+)?)x(\d{1,2}(?:\.\d+)?)")  # in the name of a shape
 _URL_SECRETS = re.compile(r"(://)(?:[^/\s]*@)?([^\s?#)]*)(?:[?#][^\s)]*)?")
-AHEAD = 2 * (os.cpu_count() or 1)  # cards that are made while others are written
+AHEAD = 2 * (os.cpu_count() or 1)  # cards that are made in advance, while others are written
 
 # The page's filter for a job, and its state in words.
 STATES = {
@@ -40,7 +40,7 @@ STATES = {
     JobState.SUCCEEDED: ("open", "not saved yet"),
     JobState.SUBMITTED: ("open", "at the service"),
     JobState.INTENT: ("open", "not sent"),
-    JobState.UNKNOWN: ("open", "unknown"),
+    JobState.UNKNOWN: ("open", "not confirmed"),
     JobState.FAILED: ("failed", "failed"),
     JobState.REJECTED: ("failed", "refused"),
 }
@@ -50,7 +50,7 @@ STATES = {
 class Totals:
     """The totals of all jobs. `durations` are the seconds that the succeeded tasks took.
 
-    The tasks of an `emulated` service are not billed. `checks` holds the findings of `--check` by job.
+    The tasks of an `emulated` service are not billed. `checks` has the findings of `--check`, by job.
     `title` names the run.
     """
 
@@ -79,7 +79,7 @@ class Totals:
         return {kind: number for kind, number in kinds.items() if number}
 
     def facts(self) -> dict[str, str]:
-        """Return names and values for the head of the page."""
+        """Return the names and values of the page's header."""
         kinds = dict.fromkeys(("done", "failed", "open"), 0) | self.kinds()
         facts = {"jobs": str(self.jobs), **{kind: str(number) for kind, number in kinds.items()}}
         if self.checks:
@@ -162,7 +162,10 @@ def _title(source: str, note: Mapping[str, Any]) -> str:
 
 
 def _without_query(source: str) -> str:
-    """Return a path, or a URL without possible secrets, because the page may be sent to others."""
+    """Return a path, or a URL without its user, query and fragment.
+
+    The page may be sent to others, and these parts of a URL may contain secrets.
+    """
     if "://" not in source:
         return source
     parts = urlsplit(source)
@@ -170,11 +173,11 @@ def _without_query(source: str) -> str:
 
 
 def _is_changed(job: JobRecord, request: ExpandRequest) -> bool:
-    """Return whether the photo has changed since. Only a file that is newer than its job is read."""
+    """Return whether the photo has changed since it was sent. Read it only if it is newer than its job."""
     with suppress(OSError):
         if job.source is None or Path(job.source).stat().st_mtime <= job.created_at:
             return False
-        with open(job.source, "rb") as file:  # noqa: PTH123 - text stays text
+        with open(job.source, "rb") as file:  # noqa: PTH123 - it is text
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return codec.fingerprint(request, _expansion(request), digest) != job.params_hash
     return False
@@ -248,7 +251,7 @@ def _title_of_run(journal: Path) -> str:
 
 
 async def read_totals(journal: SQLiteStore, path: str) -> Totals:
-    """Add up all jobs of *journal*, which may be a copy of the file at *path*."""
+    """Return the totals of all jobs of *journal*, which may be a snapshot of the file at *path*."""
     emulated, checks = journal.account == EMULATED, await journal.findings()
     title = _title_of_run(Path(path))
     totals = Totals(title, emulated, checks=checks, bad_rows=await _bad_rows(journal))
@@ -265,9 +268,9 @@ def render(
     last: int,
     on_card: Callable[[], object],
 ) -> AsyncIterator[str]:
-    """Yield the page in pieces, because it may be larger than memory. It shows the *last* jobs.
+    """Yield the page in pieces, because it may be larger than memory.
 
-    *on_card* is called after each of them.
+    The page shows the newest *last* jobs, and *on_card* is called after each of them.
     """
     environment = Environment(
         loader=PackageLoader("kling_expand.cli", "report"),
@@ -289,7 +292,7 @@ def render(
 async def _cards(
     journal: SQLiteStore, thumbnails: Thumbnails, *, skip: int, on_card: Callable[[], object]
 ) -> AsyncIterator[Card]:
-    """Make the cards on several threads, as Pillow releases the GIL, and yield them in order."""
+    """Make the cards on several threads, because Pillow releases the GIL, and yield them in order."""
     number, cards = 0, deque[asyncio.Task[Card]]()
     findings = await journal.findings()
     async for job in journal.jobs():
@@ -310,5 +313,5 @@ def _asset(name: str) -> Markup:
 
 
 def _without_controls(value: Any) -> Any:
-    """Escape control characters in foreign text, such as those that reverse its direction."""
+    """Escape control characters in text from outside, such as those that reverse its direction."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value)

@@ -61,7 +61,7 @@ def test_a_directory_means_all_photos_below_it(tmp_path: Path) -> None:
     assert list(found(tmp_path, recursive=False).lines()) == [
         "1 hidden file or directory left out",
         "1 other file left out (1 .txt)",
-        "1 subdirectory left out; --no-recursive",
+        "1 subdirectory left out; --no-recursive was given",
     ]
 
 
@@ -102,7 +102,7 @@ def test_results_of_a_journal_are_no_input(tmp_path: Path) -> None:
     result.remove_results({path_key(str(tmp_path / "a-0.png"))})
     assert [Path(photo.path).name for photo in result.photos] == ["a.jpg"]
     assert list(result.lines()) == [
-        "1 result of earlier runs left out; copy one to expand it again",
+        "1 result of earlier runs left out; to expand one, make a copy of it",
     ]
 
 
@@ -174,7 +174,7 @@ def test_photos_that_are_named_one_by_one_are_taken_whatever_their_name(tmp_path
 @pytest.mark.parametrize("words", [["a.jpg", "m.csv"], ["-", "a.jpg"]])
 def test_a_manifest_is_the_only_word(words: list[str]) -> None:
     """A manifest among photos is refused."""
-    with pytest.raises(NothingDone, match=r"a manifest must be the only argument"):
+    with pytest.raises(NothingDone, match=r"a manifest must be the only SOURCE"):
         read_manifest(words)
 
 

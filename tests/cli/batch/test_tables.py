@@ -110,9 +110,9 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ('a.jpg,"sun\nb.jpg,x\n', "line 3: a quote is missing"),
-        ('\na.jpg,x\n\nb.jpg,"' + "a" * 200_000, "line 6: a quote is missing"),
-        ('a.jpg,"sun"set\n', "line 3: .* a quote inside a quoted cell is written twice"),
+        ('a.jpg,"sun\nb.jpg,x\n', "line 3: a quoted cell of this row does not end"),
+        ('\na.jpg,x\n\nb.jpg,"' + "a" * 200_000, "line 6: a quoted cell of this row does not end"),
+        ('a.jpg,"sun"set\n', "line 3: .* write a quote inside a quoted cell twice"),
     ],
 )
 def test_quotes_that_cannot_be_meant_are_an_error_with_their_line(

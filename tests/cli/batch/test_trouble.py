@@ -29,7 +29,7 @@ def described(error: KlingError, route: str = "create", wait: float | None = Non
         (
             ParallelLimit("full"),
             "create",
-            "all parallel tasks of the account are in use (1303), waiting until one ends",
+            "the account has reached its limit on parallel tasks (1303), waiting until one ends",
         ),
     ],
 )

@@ -219,8 +219,8 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "arguments", "said"),
     [
-        ("image\n", [], "the manifest lists no photo"),
-        ("image,up\na.jpg,x\n", [], "none of 1 row can be sent"),
+        ("image\n", [], "no photo was found"),
+        ("image,up\na.jpg,x\n", [], "no row can be sent (1 bad row)"),
         (f"image,up\n{COFFEE},1\n{COFFEE},0.5\n", ["-o", "{index}.png"], "would share a path"),
         ("image,up\na.jpg,1\n", ["-o", "{nme}"], "must use only the fields"),
         ("image,up\na.jpg,1\n", ["--up", 1, "--aspect", "1:1"], "exactly one way"),

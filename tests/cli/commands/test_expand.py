@@ -281,7 +281,7 @@ def test_a_shape_that_a_photo_has_is_left_out(tmp_path: Path) -> None:
             *("expand", tmp_path / "square.png", "--aspect", "1:1", "--aspect", "5:4", "-o", tmp_path / "o")
         )
         assert (done.exit_code, files(tmp_path / "o")) == (0, ["square-5x4-0.png"])
-        said = f"1 left out, as the photo already has the shape: {tmp_path / 'square.png'} 1x1\n"
+        said = f"1 left out, because the photo already has the shape: {tmp_path / 'square.png'} 1x1\n"
         assert said in done.stderr
         exif = Image.Exif()
         exif[0x0112] = 6

@@ -27,7 +27,7 @@ async def test_the_live_view_is_drawn_again_and_again(fleet: Fleet) -> None:
     text = console.export_text()
     for words in (
         "queue",
-        "0 permits taken",
+        "0 permits held",
         "1 alive, 1 silent",
         "last heartbeat 400 s ago (silent)",
         "$0.06",

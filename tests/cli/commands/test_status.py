@@ -51,7 +51,7 @@ async def test_a_run_is_watched_while_it_goes_on(tmp_path: Path) -> None:
         text = (await status(journal)).stdout
         facts = json.loads((await status(tmp_path, "--json")).stdout)
     assert f"running in process {os.getpid()}" in text
-    assert "7 jobs: 2 saved, 5 to come" in text
+    assert "7 jobs: 2 saved, 5 not started" in text
     assert (facts["process"], facts["rows"], facts["to_come"], facts["units_billed"]) == (
         os.getpid(),
         7,
@@ -69,13 +69,13 @@ def test_rate_and_time_left_follow_from_recent_rows() -> None:
     assert run.time_left == pytest.approx(90 * 6)
     assert run.lines() == [
         "j: running in process 1",
-        "100 jobs: 10 saved, 1 at the service, 89 to come",
+        "100 jobs: 10 saved, 1 at the service, 89 not started",
         "10.0 jobs per minute, about 9:00 left",
-        "80 units ($0.28) billed, 8 more when the open tasks end",
+        "80 units ($0.28) billed, 8 more if the open tasks succeed",
     ]
     assert evolve(run, process=None).rate is None
     emulated = evolve(run, emulated=True).lines()[3]
-    assert emulated == "80 units (emulated, not billed) used, 8 more when the open tasks end"
+    assert emulated == "80 units (emulated, not billed) used, 8 more if the open tasks succeed"
 
 
 def test_bad_rows_are_neither_to_come_nor_open(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_changed_photo_is_marked(tmp_path: Path) -> None:
     for photo in photos:
         os.utime(photo, (later, later))
     _, text = made(tmp_path / "j", tmp_path)
-    assert text.count("The photo was changed since it was sent") == 1
+    assert text.count("The photo has changed since it was sent") == 1
 
 
 def test_known_pictures_are_taken_from_the_last_page(journal: Path, tmp_path: Path) -> None:

@@ -242,17 +242,16 @@ def bulk(
       kling-expand bulk photos.csv --aspect 16:9 --budget 800
       find . -name '*.jpg' | kling-expand bulk - --aspect 16:9 -o wide/
 
-    SOURCE is a directory, a photo, a URL, or a pattern such as 'photos/*.jpg'. You can name several of these.
-    Instead, it may be a manifest, which is a table (.csv, .tsv) or a JSON Lines file (.jsonl) with a photo in
-    each row. Or it is -, to read a list of photos or JSON Lines from stdin. Paths in a manifest are relative
-    to its directory. Results keep the directory structure.
+    SOURCE is a directory, a photo, a URL, or a pattern such as 'photos/*.jpg'. You can name several of these,
+    or one manifest: a table (.csv, .tsv) or a JSON Lines file (.jsonl) with a photo in each row. With -, a
+    list of photos or JSON Lines is read from stdin. Paths in a manifest are relative to its directory.
+    Results keep the directory structure.
 
     Bad photos are reported, and the others are sent. With `kling-expand expand`, one bad photo stops all.
 
-    To continue after any stop, run the same command again. With the same output directory, the same photo
-    with the same parameters is paid for only once: finished jobs are skipped, running jobs are waited for,
-    and failed jobs are retried. No file is replaced, unless you give --overwrite. Results of earlier runs are
-    never used as photos.
+    To continue after any stop, run the same command again. With the same output directory, nothing is paid
+    for twice: finished jobs are skipped, running jobs are waited for, and failed jobs are retried. No file is
+    replaced, unless you give --overwrite. Results of earlier runs are never used as photos.
 
     Exit code 0 if every photo has its pictures, 1 if not, 2 if nothing was started,
     3 if no job could succeed, for example because the credentials are wrong.

@@ -1,4 +1,4 @@
-"""Many machines that share one account, on procrastinate and PostgreSQL (extra `fleet`)."""
+"""A fleet of machines that share one account, built on procrastinate and PostgreSQL (extra `fleet`)."""
 
 from kling_expand.errors import require
 

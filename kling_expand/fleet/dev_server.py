@@ -1,7 +1,8 @@
 """A temporary PostgreSQL server in a directory, for development and tests.
 
-It listens on a Unix socket in a directory that no other user can enter, because a client that can connect can
-run any program as the server's user. It ends with the process that started it, even after a SIGKILL.
+The server listens on a Unix socket in a directory that no other user can enter, because any client that can
+connect can run programs as the server's user. The server stops when the process that started it ends, even if
+that process is killed with SIGKILL.
 """
 
 import asyncio
@@ -21,10 +22,10 @@ import psycopg
 
 from kling_expand.errors import ConfigurationError
 
-MISSING = "PostgreSQL must be installed on this machine, on Debian with `apt-get install postgresql`"
-# `fsync` stays on: tests kill the server at any time and expect every committed row back.
+MISSING = "PostgreSQL must be installed on this machine; on Debian, run `apt-get install postgresql`"
+# `fsync` stays on: tests kill the server at any time, and no committed row may be lost.
 _OPTIONS = ("listen_addresses=", "unix_socket_permissions=0700", "max_connections=200")
-_MAX_SOCKET_PATH = 103  # bytes: macOS allows 104 with the final NUL, Linux 108
+_MAX_SOCKET_PATH = 103  # bytes; macOS allows 104 and Linux 108, including the final NUL
 _GUARD = """
 exec 3<&0
 "$@" <&- 3<&- & guarded=$!
@@ -36,7 +37,7 @@ exit "$code"
 
 
 def find_programs() -> Path:
-    """Return the directory of `initdb` and `postgres` of the newest installed version.
+    """Return the directory that holds `initdb` and `postgres` of the newest installed version.
 
     Raises:
         ConfigurationError: if PostgreSQL is not installed.
@@ -51,8 +52,9 @@ def find_programs() -> Path:
 class Cluster:
     """A database server with its files in *folder*: ``async with Cluster(folder) as cluster: cluster.dsn``.
 
-    PostgreSQL refuses to run as root, so root runs it as the system's user ``postgres``, which must be able
-    to enter the directory (see `temporary_folder`). *options* are lines of its configuration.
+    PostgreSQL refuses to run as root. Under root, the server therefore runs as the system user ``postgres``,
+    which must be able to enter the directory (see `temporary_folder`). *options* are settings of the server,
+    such as ``max_connections=50``.
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
@@ -96,13 +98,13 @@ class Cluster:
             closed = [each for each in self._folder.parents if not each.stat().st_mode & 0o001]
             if closed:
                 raise ConfigurationError(
-                    f"the user postgres must be able to enter {closed[0]}; otherwise, name another directory"
+                    f"the user postgres must be able to enter {closed[0]}; otherwise, use another directory"
                 )
         words = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "--no-instructions"]
         self._run(find_programs() / "initdb", "-D", self._data, "--locale=C", *words)
 
     async def start(self) -> None:
-        """Start the server in a thread and wait until it accepts connections."""
+        """Start the server without blocking the event loop, and wait until it accepts connections."""
         await asyncio.to_thread(self.launch)
 
     def launch(self) -> None:
@@ -133,7 +135,7 @@ class Cluster:
         if self._process is not None:
             pid = self._pid()
             backends = _children(pid)
-            os.kill(pid, signal.SIGSTOP)  # first, else it would clean up after the killed backends
+            os.kill(pid, signal.SIGSTOP)  # first, or it would clean up after the killed backends
             for each in (*backends, pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(each, signal.SIGKILL)
@@ -148,10 +150,10 @@ class Cluster:
             self._wait()
 
     def _pid(self) -> int:
-        """Return the process id of the server from a file that the server's user has written.
+        """Return the process id of the server from a file that the server's user can write.
 
         Raises:
-            ConfigurationError: if that process does not belong to the started session.
+            ConfigurationError: if the process does not belong to the session that was started.
         """
         pid = int((self._data / "postmaster.pid").read_text().split()[0])
         if self._process is None or os.getsid(pid) != self._process.pid:
@@ -183,15 +185,15 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def guard(signal_name: str, *command: object) -> list[object]:
-    """Return a command that runs *command*, and sends it a signal when its own standard input is closed.
+    """Return a command that runs *command*, and sends it a signal when standard input is closed.
 
-    A pipe to it is closed when its writer ends for any reason.
+    If standard input is a pipe, it is closed when the process at its other end ends for any reason.
     """
     return ["/bin/sh", "-c", _GUARD, signal_name, *command]
 
 
 def as_postgres(*command: object) -> Sequence[str]:
-    """Return a command that runs as the server's user."""
+    """Return the words of *command*, which runs as the server's user if the current user is root."""
     words = [str(word) for word in command]
     return (
         ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *words]

@@ -1,11 +1,11 @@
-"""One fleet job, from its payload in the queue to its outcome in the store.
+"""The execution of one fleet job, from its payload in the queue to its outcome in the store.
 
 A payload is the request as JSON. It has the location of the photo, not its content. It may allow several
 passes (see `kling_expand.fleet.passes`).
 
-Any queue may call `execute` if it reruns a started job, on this or another machine, until the call returns. A
-call may be cancelled at any point, and two calls may run one job at the same time: the store decides which of
-them may send.
+Any queue can call `execute` if it runs a started job again, on this or another machine, until a call returns.
+A call may be cancelled at any point. Two calls may run the same job at once, because the store decides which
+of them may send it.
 
 A job whose task exists, or may exist, is followed without its photo and without a permit. A job that was paid
 for ends as ``succeeded`` or ``failed``, never as ``refused``.
@@ -64,12 +64,12 @@ from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
 
 Payload = dict[str, Any]
 
-MAX_ATTEMPTS = 30  # of a job with transient errors and no task
+MAX_ATTEMPTS = 30  # attempts at a job that has transient errors and no task
 MAX_FOLLOW_DELAY = 10.0  # seconds between two attempts at a job that may have a task
-SAVE_ATTEMPTS = 3  # before a succeeded job ends without its pictures on disk
+SAVE_ATTEMPTS = 3  # attempts to save the pictures before a succeeded job ends without them
 MAX_SAVE_DELAY = 600.0  # seconds between two attempts to save them later
 OBJECT_TIMEOUT = 300.0  # seconds to read a photo from an object store, or to write pictures to one
-# The job is valid, but the operator must first pay the account, or change a key or a setting.
+# The job is valid, but the operator must first top up the account, or change a key or a setting.
 _OPERATOR_ERRORS = (AccountError, AuthenticationError, PermissionDenied, IPNotAllowed)
 OPERATOR_RETRY_DELAY = 300.0  # seconds
 _GEOMETRIES = {kind.__name__: kind for kind in (Ratios, ToAspect, ToSize, Padding, Towards)}
@@ -79,9 +79,10 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 class RetryLater(Exception):
-    """A request to run the job again in `delay` seconds. Its cause is the error.
+    """A signal to run the job again in `delay` seconds, with the error as its cause.
 
-    `charge` says whether this counts as a failed attempt. With `saving` only the pictures are left to save.
+    `charge` says whether this counts as a failed attempt. With `saving`, only the pictures remain to be
+    saved.
     """
 
     def __init__(self, delay: float, *, charge: bool = True, saving: bool = False) -> None:
@@ -92,7 +93,7 @@ class RetryLater(Exception):
 
 
 class WorkersDied(KlingError):
-    """A job that is not run again, because every worker that executed it died."""
+    """The error of a job that is not run again, because too many workers died while running it."""
 
 
 Hold = Callable[[int, str], AbstractAsyncContextManager[None]]
@@ -100,18 +101,19 @@ Hold = Callable[[int, str], AbstractAsyncContextManager[None]]
 
 @asynccontextmanager
 async def _no_permits(_n: int, _key: str) -> AsyncIterator[None]:
-    """Admit every job. Without exact permits, the client estimates the account's limit itself."""
+    """Admit every job, because without permits the client estimates the account's limit."""
     yield
 
 
 @frozen
 class WorkerContext:
-    """The resources with which a worker executes its jobs.
+    """The resources that a worker uses to execute its jobs.
 
-    Images are saved to `output`; if it is None, only their URLs are kept. `hold` is a context manager that
-    waits for the permits of a job, given its number of images and its key, and releases them when the end of
-    its task is known. `unsaved` holds the keys of jobs whose pictures could not be saved. With `full_size`
-    each picture is also saved at the size of its photo, for one job at a time (`composing`).
+    Pictures are saved to `output`. If it is None, only their URLs are kept. `hold` takes a job's number of
+    pictures and its key, and returns a context manager. This waits for the job's permits, and releases them
+    after its task has ended. `callback_url` applies to requests without their own. With `full_size`, each
+    picture is also saved at the size of its photo, and `composing` limits this to one job at a time.
+    `unsaved` holds the keys of jobs whose pictures could not be saved.
     """
 
     client: KlingClient
@@ -128,9 +130,10 @@ class WorkerContext:
 class History:
     """The history of a job in the queue.
 
-    `attempts` is the number of failed attempts, and `deaths` that of workers that died while executing it.
-    With `follow` its task exists or may exist, with `saving` only its pictures are missing, and with
-    `forbidden` it is not run again. `queued` is its number in the queue, from which its outcome removes it.
+    `attempts` counts its failed attempts, and `deaths` the workers that died while executing it. With
+    `follow`, its task exists or may exist. With `saving`, only its pictures remain to be saved. With
+    `forbidden`, no task is created for it and no picture is saved. `queued` is its number in the queue, from
+    which it is removed when its outcome is recorded.
     """
 
     attempts: int = 0
@@ -144,13 +147,13 @@ class History:
 async def execute(
     payload: Payload, context: WorkerContext, history: History | None = None, priority: int = 0
 ) -> JobOutcome:
-    """Execute one job, record its outcome in the store, and return it.
+    """Execute one job, record its outcome in the store, and return the outcome.
 
     A job of higher *priority* gets a slot first.
 
     Raises:
         RetryLater: if the failure may be transient, or the job was not sent because the worker is stopping.
-        TakenOver: if another worker has the job.
+        TakenOver: if another worker has taken the job over.
     """
     history = history or History()
     key: str = payload["key"]
@@ -172,7 +175,7 @@ async def execute(
 async def _result(payload: Payload, request: ExpandRequest, runner: "_Runner") -> ExpandResult:
     """Return the result of the job's task or last pass, and create the task if there is none."""
     if payload.get("passes", 1) != 1:
-        from .passes import run_passes  # imported here, as few jobs need it
+        from .passes import run_passes  # imported here, because few jobs need it
 
         async for result in run_passes(payload, request, runner, load):
             runner.paid = result
@@ -203,27 +206,27 @@ class _Runner:
         return self.history.follow or self.history.forbidden
 
     async def follow(self, known: JobRecord) -> ExpandResult | None:
-        """Return the result of a known job without its photo and permits, or None if it has no task."""
+        """Follow a known job without its photo or a permit. Return its result, or None if it has no task."""
         try:
             result = await self.context.client.resume_job(known, priority=self.priority)
         except NotSubmitted:  # its create was lost, and the store does not have its photo
             return None
-        # The end must be in the store before the queue deletes the job, or it would still count.
+        # Once the queue has deleted the job, nothing would record the end, and the task would still count.
         await self.store.observe(_external_task_id(result), result.task)
         return result
 
     async def create(self, request: ExpandRequest, note: Mapping[str, Any] | None = None) -> ExpandResult:
-        """Return the result of a new task, whose record in the store has the *note*."""
+        """Create a task, with *note* in its record in the store, and return its result."""
         if self.history.forbidden:
             deaths = f"{self.history.deaths} workers died running this job"
-            raise WorkersDied(f"{deaths}, the last one while it had no other job")
+            raise WorkersDied(f"{deaths}, the last one while it ran no other job")
         async with self.context.hold(request.n, str(request.key)):
             result = await self._submit(request, note)
             await self.store.observe(_external_task_id(result), result.task)
         return result
 
     async def _submit(self, request: ExpandRequest, note: Mapping[str, Any] | None) -> ExpandResult:
-        """Submit a job. If its photo is gone, continue with the task of an earlier submission."""
+        """Submit a job, or continue an earlier submission if the photo is gone."""
         client = self.context.client
         try:
             return await client.submit(await load(request), priority=self.priority, note=note)
@@ -235,16 +238,16 @@ class _Runner:
 
 
 def _check_full_size(request: ExpandRequest, context: WorkerContext, history: History) -> None:
-    """Refuse a job that has not been paid for and could not be saved at full size."""
+    """Raise `InvalidRequest` for a job that is not paid for yet and could not be saved at full size."""
     if context.full_size and not history.follow and _scheme(str(request.image)) in {"http", "https"}:
         limit = "must be a path or an object-store URL for workers with --full-size"
         raise InvalidRequest("image", source_name(request.image), limit)
 
 
 async def _known(request: ExpandRequest, store: PostgresStore) -> JobRecord | None:
-    """Return the record of exactly this request's job if its task exists or may exist, or None.
+    """Return the record of exactly this request if its task exists or may exist, otherwise None.
 
-    The geometry is not compared, because the record has the one that was resolved for the photo.
+    The geometry is not compared, because the record has the ratios that were computed for the photo.
     """
     known = await store.find(str(request.key))
     if known is None or (known.task_id is None and not known.may_exist):
@@ -256,10 +259,13 @@ async def _known(request: ExpandRequest, store: PostgresStore) -> JobRecord | No
 
 
 def _failure(key: str, error: Exception, attempts: int, earlier: ExpandResult | None = None) -> JobOutcome:
-    """Return the outcome of a job that ended with *error* after an *earlier* pass, or raise `RetryLater`."""
+    """Return the outcome of a job that ended with *error*, or raise `RetryLater` if a retry may help.
+
+    *earlier* is the result of the last pass that was paid for, if any.
+    """
     delay = retry_delay(error, attempts)
     if delay is not None:
-        logger.info("job %s is retried in %g seconds: %s", key, delay, error)
+        logger.info("job %s will be retried in %g seconds: %s", key, delay, error)
         raise RetryLater(delay, charge=delay > 0) from error
     task_id = getattr(error, "task_id", None)
     external_task_id = getattr(error, "external_task_id", None)
@@ -267,8 +273,8 @@ def _failure(key: str, error: Exception, attempts: int, earlier: ExpandResult | 
     if earlier is not None:
         units = _units(earlier)
         expired = isinstance(error, ResultExpired)
-        advice = "another key starts the job again" if expired else "a new submission continues it"
-        reason += f"; an earlier pass is paid for (task {earlier.task_id}), and {advice}"
+        advice = "use another key to start the job again" if expired else "submit the job again to continue"
+        reason += f"; an earlier pass was paid for (task {earlier.task_id}): {advice}"
         if task_id is None:
             task_id, external_task_id = earlier.task_id, earlier.external_task_id
     status = "failed" if isinstance(error, TaskFailed) or task_id is not None else "refused"
@@ -287,7 +293,7 @@ async def _ended(
             files, incomplete = await _save(request, result, context, history)
         except ClientClosed as closed:
             raise RetryLater(0.0, charge=False, saving=history.saving) from closed
-        except Exception as failure:  # noqa: BLE001 - whatever it is, the job is paid
+        except Exception as failure:  # noqa: BLE001 - whatever failed, the job is paid for
             error = failure
     outcome = evolve(_succeeded(key, result, files), error=incomplete)
     if error is None:
@@ -299,7 +305,7 @@ async def _ended(
 async def _save(
     request: ExpandRequest, result: ExpandResult, context: WorkerContext, history: History
 ) -> tuple[tuple[str, ...], str | None]:
-    """Return the files, and the reason if full-size ones are missing and a retry would not help."""
+    """Save the pictures. Return the files, and the reason if full-size ones cannot be made, or else None."""
     if history.forbidden:
         raise WorkersDied(f"{history.deaths} workers died running this job, so its pictures are not saved")
     name, target = source_stem(request.image) or result.task_id, str(context.output)
@@ -317,13 +323,13 @@ async def _save(
 async def _unsaved(
     outcome: JobOutcome, error: Exception, context: WorkerContext, history: History
 ) -> JobOutcome:
-    """Record why the pictures of a succeeded job are not on disk. Raise `RetryLater` if that may help."""
+    """Record why the pictures of a succeeded job are not saved. Raise `RetryLater` if a retry may help."""
     final = isinstance(error, ResultExpired | WorkersDied)
     delay = min(5.0 * float(1 << min(history.attempts, 10)), MAX_SAVE_DELAY)
     if not final and not history.saving and history.attempts + 1 < SAVE_ATTEMPTS:
         raise RetryLater(delay) from error
     if not context.unsaved:
-        logger.warning("pictures cannot be saved; saving is retried until their URLs expire: %s", error)
+        logger.warning("pictures cannot be saved; saving will be retried until their URLs expire: %s", error)
     context.unsaved.add(outcome.key)
     outcome = evolve(outcome, saved=False, error=f"{type(error).__name__}: {error}")
     if final or not history.saving:
@@ -345,7 +351,7 @@ def _succeeded(key: str, result: ExpandResult, files: tuple[str, ...]) -> JobOut
 
 
 def _units(result: ExpandResult) -> int | float | None:
-    """Return the cost of a result and its earlier passes in units, or None if one is not known."""
+    """Return the cost of a result and its earlier passes in units, or None if the cost of any is unknown."""
     units: Any = result.task.units
     if result.earlier is None or units is None:
         return cast("int | float | None", units)
@@ -354,16 +360,19 @@ def _units(result: ExpandResult) -> int | float | None:
 
 
 def retry_delay(error: Exception, attempt: int) -> float | None:
-    """Return the seconds until a retry after *error* at *attempt* (from 0), or None if there is none."""
+    """Return the seconds to wait before a retry, or None if the job is not retried.
+
+    *error* ended the attempt with the number *attempt*, which counts from 0.
+    """
     known = getattr(error, "task_id", None) is not None
     if isinstance(error, ClientClosed | NotSubmitted) or (isinstance(error, JournalError) and known):
-        return 0.0  # this worker stops and another runs the job, or another has created the task to adopt
+        return 0.0  # this worker is stopping, or another worker has created the task, which is then followed
     may_exist = known or isinstance(error, SubmissionUnknown)
     if isinstance(error, ResultExpired) or (attempt + 1 >= MAX_ATTEMPTS and not may_exist):
         return None
     if isinstance(error, _OPERATOR_ERRORS):
         return OPERATOR_RETRY_DELAY
-    # If this machine has never reached the service, another machine may, or this one after a repair.
+    # If this machine has never reached the service, another machine may reach it, or this one after a repair.
     passing = (SubmissionUnknown, TransportError, DeadlineExceeded, DownloadError, JournalError)
     transient = isinstance(error, passing) or not isinstance(error, KlingError)
     if not transient and not getattr(error, "retryable", False):
@@ -377,11 +386,11 @@ def retry_delay(error: Exception, attempt: int) -> float | None:
 def pack(request: ExpandRequest, passes: int = 1) -> Payload:
     """Return *request* as a payload with a key: its own, or a digest of all its parameters.
 
-    A path is made absolute, because another process will read it. The number of *passes* that are allowed
-    changes no key, so a job that needs one pass is the same job with any number.
+    A path is made absolute, because another process will read it. The allowed number of *passes* does not
+    change the key. So a job that needs only one pass is the same job, whatever number is allowed.
 
     Raises:
-        InvalidRequest: if the photo is not a path or URL, or the class of the geometry is the caller's own.
+        InvalidRequest: if the photo is not a path or URL, or the geometry is of a class of the caller's own.
     """
     kind = type(request.geometry).__name__
     if _GEOMETRIES.get(kind) is not type(request.geometry):
@@ -427,7 +436,7 @@ def _scheme(location: str) -> str:
 
 
 def in_object_store(location: str) -> bool:
-    """Return whether *location* is an object-store URL, of any scheme but http and https."""
+    """Return whether *location* is the URL of an object store: any URL that is not http or https."""
     return _scheme(location) not in {"", "http", "https"}
 
 
@@ -455,7 +464,7 @@ def _read(location: str) -> bytes:
 
     try:
         with open_object(location) as file:
-            content: bytes = file.read(MAX_BYTES + 1)  # one byte too many: refused later
+            content: bytes = file.read(MAX_BYTES + 1)  # one more, so that a larger photo is refused later
             return content
     except (FileNotFoundError, ValueError) as error:  # no such object, or no such kind of store
         shown, reason = without_password(location), without_password(error)
@@ -469,7 +478,9 @@ def _read(location: str) -> bytes:
 async def save_full_size(
     result: ExpandResult, target: str, name: str, request: ExpandRequest
 ) -> tuple[str, ...]:
-    """Save the images of *result* at the size of the photo of *request*, and return their paths or URLs.
+    """Save the pictures of *result* at the size of the photo of *request*, and return their paths or URLs.
+
+    *target* and *name* are as in `save`.
 
     Raises:
         ImageError: if the photo is gone.
@@ -493,14 +504,15 @@ async def save_full_size(
 async def save(
     result: ExpandResult, target: str, name: str, *, full_size: str | bool = False
 ) -> tuple[str, ...]:
-    """Save the images to *target* and return their paths or URLs.
+    """Save the pictures of *result* to *target* and return their paths or URLs.
 
-    *target* is a directory, a template, or the URL of a directory in an object store. In a directory files
-    are named after photo and job, so that photos of the same name do not overwrite each other. With
-    *full_size* the images are saved at the size of this photo.
+    *target* is a directory, a template, or the URL of a directory in an object store. *name* fills the
+    template's `{name}`. In a directory, the names of the files also contain the job's id, so that the
+    pictures of photos with the same name do not overwrite each other. If *full_size* is a photo, the pictures
+    are saved at its size.
 
     Raises:
-        DownloadError: if an image cannot be downloaded or written.
+        DownloadError: if a picture cannot be downloaded or written.
         MissingExtra: if the extra `objects` is not installed.
     """
     result = evolve(result, name=name)

@@ -1,23 +1,23 @@
-"""The lease of a worker: its registration, the jobs that it takes from the queue, and its exact permits.
+"""The lease of a worker: its registration, the jobs that it takes from the queue, and its permits.
 
 Everything that a worker holds in the database depends on one row, which it renews with each heartbeat. If the
-row is not renewed in time, another worker deletes it: the jobs return to the queue, and the permits are
-released. A worker that comes back finds its row deleted before it can send anything.
+row is not renewed in time, another worker deletes it. The jobs then return to the queue, and the permits are
+released. A worker that resumes after a pause finds its row deleted before it can send anything.
 
 A run has four queues in procrastinate's table, one for each stage of a job:
 
 ===========  ==============================================================================================
 queue        its jobs
 ===========  ==============================================================================================
-``NAME``     new ones, and those to be retried
-``:follow``  those with a task at the service: taken at once, in any number, without a permit
-``:alone``   those in progress when several workers died: a worker runs one of them and nothing else
-``:save``    succeeded ones whose pictures could not be saved yet
+``NAME``     new jobs, and jobs to be retried
+``:follow``  jobs that have or may have a task, which are followed at once and without a permit
+``:alone``   jobs that were running when several workers died; each runs alone on a worker
+``:save``    succeeded jobs whose pictures could not be saved yet
 ===========  ==============================================================================================
 
-The images that count against an account's limit are those of its permits, and those of its tasks at the
-service whose worker is gone. A job gets its permits before its task exists. A job of n images takes n at once
-or none, so jobs with some of their permits cannot block each other.
+Two kinds of pictures count against an account's limit: those of its permits, and those of its tasks at the
+service that no worker follows any more. A job gets its permits before its task exists. A job of n pictures
+takes n permits at once or none, so two jobs can never each hold a part of theirs and block each other.
 """
 
 import asyncio
@@ -40,18 +40,18 @@ from kling_expand.store.postgres_schema import VERSION
 from .schema import NEW
 
 POLL_INTERVAL = 5.0  # seconds between two requests for permits, in case a notification is lost
-ASKED_AT_ONCE = 20  # waiters of one worker in one statement
+ASKED_AT_ONCE = 20  # waiters of a worker for which one statement requests permits
 
 logger: logging.Logger = logging.getLogger(__name__)
 
 
 class LeaseLost(JournalError):
-    """The error of a worker that sent no heartbeat for too long: others have its jobs and permits."""
+    """The error of a worker that sent no heartbeat for too long, and lost its jobs and permits to others."""
 
 
 @frozen
 class QueuedJob:
-    """A job of this worker, with its failed `attempts` and the `deaths` of its earlier workers."""
+    """A job that a worker has taken. `attempts` counts its failed attempts, and `deaths` its dead workers."""
 
     id: int
     stage: str
@@ -65,10 +65,10 @@ class QueuedJob:
 class Beat(NamedTuple):
     """The result of a heartbeat.
 
-    `idle` are the jobs that the database assigns to this worker but that it does not run. `due` is whether
-    jobs wait to be followed or saved. `runs_alone` is whether jobs wait that must run alone and that this
-    worker should run. `orphans` are tasks that count against the account but whose run has no worker: pairs
-    of external id and task id.
+    `idle` are the ids of jobs that the database assigns to this worker but that it is not running. `due` says
+    whether jobs are waiting to be followed or saved. `runs_alone` says whether jobs that must run alone are
+    waiting for this worker. `orphans` are tasks that count against the account's limit although their run has
+    no worker. Each is a pair of external id and task id.
     """
 
     idle: set[int]
@@ -78,7 +78,7 @@ class Beat(NamedTuple):
 
 
 class Waiter(NamedTuple):
-    """A job that has waited for *n* permits for some seconds."""
+    """A job that has been waiting for `n` permits for `waited` seconds."""
 
     key: str
     n: int
@@ -86,10 +86,11 @@ class Waiter(NamedTuple):
 
 
 class Lease:
-    """The lease of one worker on the jobs of *run* in *queue*, which ends *timeout* seconds after a `beat`.
+    """The lease of one worker on the jobs of *run* in *queue*.
 
-    With *exact* its jobs need permits of *account*, and with *alone* it takes those that run alone. Every
-    method waits while the database is unavailable, and raises `JournalError` if it stays so.
+    It ends *timeout* seconds after the last `beat`. With *exact*, the worker's jobs need permits of
+    *account*. With *alone*, the worker takes only jobs that must run alone. Every method waits while the
+    database is unavailable, and raises `JournalError` if it stays unavailable.
     """
 
     def __init__(
@@ -113,19 +114,19 @@ class Lease:
         self._alone = alone
 
     async def begin(self) -> None:
-        """Register the worker. `worker` is its number from then on."""
+        """Register the worker, and set `worker` to its number."""
         values = self.run, self.account, self._exact, self._alone, self.timeout
         self.worker = (await self.database.fetch(_REGISTER, *values))[0][0]
 
     async def beat(self, running: Collection[int] = (), lost: Collection[int] = ()) -> Beat:
         """Send a heartbeat, and requeue the jobs of workers whose leases have ended.
 
-        If the response to a committed `take` was lost with its connection, the jobs are assigned to this
-        worker in the database, but the worker does not know of them. Jobs that are idle twice, in
-        *lost* and now, are requeued too.
+        If the response to a committed `take` was lost with its connection, the database assigns jobs to this
+        worker that are not in *running*. Such jobs are idle. Jobs that were already idle at the last
+        heartbeat (*lost*) are requeued too.
 
         Raises:
-            LeaseLost: if the lease had ended and another worker has the jobs.
+            LeaseLost: if the lease has ended and other workers have the jobs.
             JournalError: if the tables were upgraded in the meantime.
         """
         values = self.worker, self.run, self.queue, self.timeout, list(running), list(lost)
@@ -139,7 +140,7 @@ class Lease:
                 "worker with the version of kling_expand that upgraded them"
             )
         if requeued:
-            logger.warning("requeued %d jobs of workers without a heartbeat", requeued)
+            logger.warning("requeued %d jobs that no live worker was running", requeued)
         return Beat(set(idle), due, runs_alone, orphans)
 
     async def end(self) -> None:
@@ -149,7 +150,7 @@ class Lease:
     # ------------------------------------------------------------------ jobs
 
     async def take(self, new: int, others: int, *stages: str) -> list[QueuedJob]:
-        """Take up to *new* new jobs and up to *others* jobs of these *stages*. The latter come first."""
+        """Take up to *others* jobs of the given *stages*, then up to *new* new jobs, and return them."""
         queues = [self.queue + stage for stage in stages]
         rows = await self.database.fetch(_TAKE, self.run, self.worker, self.queue, new, queues, others)
         jobs = [QueuedJob(*row) for row in rows]
@@ -158,20 +159,22 @@ class Lease:
     async def requeue(
         self, job: QueuedJob, delay: float = 0.0, *, charge: bool = False, saving: bool = False
     ) -> None:
-        """Requeue a job, to run again in *delay* seconds by the database's clock.
+        """Requeue a job to run again in *delay* seconds, by the database's clock.
 
-        With *charge* this counts as a failed attempt. With *saving* only its pictures are left to save.
+        With *charge*, this counts as a failed attempt. With *saving*, only its pictures remain to be saved.
         """
         await self.database.fetch(_REQUEUE, self.run, delay, int(charge), saving, job.id, self.worker)
 
     async def put_aside(self, job: QueuedJob) -> None:
-        """Keep an unreadable job in the queue's table, as failed."""
+        """Mark a job that cannot be executed as failed, and keep it in the queue's table."""
         await self.database.fetch(_PUT_ASIDE, job.id, self.worker)
 
     # ------------------------------------------------------------------ permits
 
     async def exchange_permits(self, released: Sequence[str], waiters: Sequence[Waiter], limit: int) -> int:
-        """Release the permits of some jobs, and return how many of *waiters* got theirs.
+        """Release the permits of the jobs with the keys *released*, and take permits for *waiters*.
+
+        Return how many waiters got their permits, counted from the first. At most *limit* permits are held.
 
         Raises:
             LeaseLost: if the lease has ended.
@@ -228,9 +231,9 @@ class _Waiting:
 
 
 class Permits:
-    """At most *limit* permits of the lease's account over all workers: ``async with Permits(lease, 20)``.
+    """The permits of the lease's account, at most *limit* for all workers: ``async with Permits(lease, 20)``.
 
-    ``async with permits.hold(n, key)`` holds *n* of them for a job. All workers of the account must use the
+    ``async with permits.hold(n, key)`` holds *n* permits for a job. All workers of the account must use the
     same limit. `server` is the asyncio task that queries the database. If it fails, the permits are closed.
     """
 
@@ -239,7 +242,7 @@ class Permits:
     def __init__(self, lease: Lease, limit: int) -> None:
         self.limit = limit
         self._lease = lease
-        self._released: list[str] = []  # but not yet in the database
+        self._released: list[str] = []  # keys of jobs whose permits are still to be released in the database
         self._waiters: deque[_Waiting] = deque()
         self._changed = asyncio.Event()
         self._closed = False
@@ -258,7 +261,7 @@ class Permits:
 
     @asynccontextmanager
     async def hold(self, n: int, key: str) -> AsyncIterator[None]:
-        """Wait for *n* permits for the job of *key*, and hold them inside the block.
+        """Wait for *n* permits for the job with *key*, and hold them during the block.
 
         Raises:
             InvalidRequest: if *n* exceeds the limit.
@@ -273,15 +276,15 @@ class Permits:
             self._release(key)
 
     def close(self) -> None:
-        """Stop granting permits: waiters get `NotSubmitted`. Held permits stay held."""
+        """Stop granting permits. Waiters get `NotSubmitted`, and held permits stay held."""
         self._closed = True
-        self._changed.set()  # in the database nothing waits any more
+        self._changed.set()  # the database must learn that no job is waiting any more
         for waiter in self._waiters:
             if not waiter.granted.done():
                 waiter.granted.set_exception(_stopping())
 
     def wake(self, payload: str = "") -> None:
-        """Ask for permits now if it is this worker's turn. This is the handler of `PERMIT_CHANNEL`."""
+        """Request permits now if it is this worker's turn. This is the handler of `PERMIT_CHANNEL`."""
         if payload in {"", str(self._lease.worker)}:
             self._changed.set()
 
@@ -290,13 +293,13 @@ class Permits:
     async def _acquire(self, waiter: _Waiting) -> None:
         if self._closed:
             raise _stopping()
-        if not self._waiters:  # the first one is already asked for
+        if not self._waiters:  # otherwise permits for the first waiter are already requested
             self._changed.set()
         self._waiters.append(waiter)
         try:
             await waiter.granted
         except asyncio.CancelledError:
-            self._changed.set()  # for the waiter behind it
+            self._changed.set()  # the next waiter may be admitted now
             granted = waiter.granted
             if granted.done() and not granted.cancelled() and not granted.exception():
                 self._release(waiter.key)
@@ -315,7 +318,7 @@ class Permits:
             await self._exchange()
 
     async def _exchange(self) -> None:
-        """Release and take permits with one statement, and grant those taken."""
+        """Release and take permits in one statement, and grant those taken to the first waiters."""
         self._waiters = deque(waiter for waiter in self._waiters if not waiter.granted.done())
         now = asyncio.get_running_loop().time()
         first = list(islice(self._waiters, ASKED_AT_ONCE))
@@ -333,10 +336,10 @@ class Permits:
 
 
 class SharedSlots(Slots):
-    """Slots of an account that other workers use too, and that can be closed.
+    """Slots of an account that other workers also use. They can be closed.
 
-    Other workers take and release slots all the time, so probes for free ones are more frequent. Once closed,
-    current and later waiters get `NotSubmitted`.
+    Other workers take and release slots all the time, so probes for free slots are more frequent. Once the
+    slots are closed, current and later waiters get `NotSubmitted`.
     """
 
     tasks_per_probe: ClassVar[int] = 20

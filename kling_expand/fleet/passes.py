@@ -1,25 +1,25 @@
-"""Fleet jobs of several passes. Each pass is a job of the store, under the key of the fleet's job.
+"""Fleet jobs with several passes. Each pass is a job of the store, under the key of the fleet's job.
 
-A job's place in the queue, permits, deaths, cancellation and outcome all depend on its key. The store
-distinguishes jobs with the same key by their parameters, which differ for each pass. So each pass has its own
-record, external id, create and price. So every SQL statement for a job also works for its current pass: its
-task is followed without a permit, counts against the limit and prevents a cancellation. The step from one
-pass to the next needs no statement of its own. Whenever a worker dies, the newest record
-under the key shows which pass is next:
+The queue, the permits, the deaths, a cancellation and the outcome of a job are all found by its key. The
+store distinguishes jobs with the same key by their parameters, which differ for each pass. So each pass has
+its own record, external id, create and price. Every SQL statement for a job also works for its current pass:
+the task of the pass is followed without a permit, counts against the limit and prevents a cancellation. The
+step from one pass to the next needs no statement of its own. Whenever a worker dies, the newest record under
+the key shows which pass is next:
 
 =======================  =====================================================================================
 newest record            what the next worker does
 =======================  =====================================================================================
 none                     plans the passes for the size of the photo, and runs the first
-pass n, may be sent      follows or looks up its task, without the photo and without a permit
+pass n, maybe sent       follows or looks up its task, without the photo and without a permit
 pass n, not sent         runs pass n on the result of the previous pass
-pass n, failed           runs pass n once more as a new attempt, as a failed task costs nothing
+pass n, failed           runs pass n again as a new attempt, because a failed task costs nothing
 pass n, succeeded        runs pass n + 1 on its result, or ends the job
 =======================  =====================================================================================
 
 The note of each record holds the payload of its job, so a record of another request under the same key is not
-continued. A photo that was replaced since is also a new job, unless the queue says that a task is to be
-followed. The first pass has the key of its job, so two jobs never share one.
+continued. A photo that has been replaced in the meantime also makes a new job, unless the queue says that a
+task must be followed. The first pass has the key of its job, so two jobs never share a first pass.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -36,11 +36,11 @@ from kling_expand.models import ExpandRequest, check
 from kling_expand.passes import Pass, earlier_jobs, first_pass, pass_of
 from kling_expand.store.base import JobRecord, JobState, JobStore
 
-Load = Callable[[ExpandRequest], Awaitable[ExpandRequest]]  # returns the request with its photo
+Load = Callable[[ExpandRequest], Awaitable[ExpandRequest]]  # reads a photo that is in an object store
 
 
 class Runner(Protocol):
-    """The parts of a worker that passes use: its store, and two ways to the result of a task."""
+    """The interface of a worker that passes use: its store, and two methods that return a task's result."""
 
     @property
     def store(self) -> JobStore:
@@ -49,7 +49,7 @@ class Runner(Protocol):
 
     @property
     def follows(self) -> bool:
-        """Whether the job has or may have a task that is to be followed, whatever its photo is now."""
+        """Whether the job has or may have a task to follow, even if its photo has changed."""
         ...
 
     async def follow(self, known: JobRecord, /) -> ExpandResult | None:
@@ -57,16 +57,17 @@ class Runner(Protocol):
         ...
 
     async def create(self, request: ExpandRequest, note: Mapping[str, Any] | None, /) -> ExpandResult:
-        """Return the result of a new task, whose record in the store has the *note*."""
+        """Create a task, with *note* in its record in the store, and return its result."""
         ...
 
 
 async def run_passes(
     payload: Mapping[str, Any], request: ExpandRequest, runner: Runner, load: Load
 ) -> AsyncGenerator[ExpandResult, None]:
-    """Yield the result of each pass, with the previous ones as `earlier`; nothing if one pass is enough.
+    """Yield the result of each pass, or nothing if one pass is enough.
 
-    *payload* is that of the job in the queue, *request* was made from it, and *load* reads its photo.
+    Each result has the previous one as `earlier`. *payload* is the job's payload in the queue, *request* was
+    unpacked from it, and *load* reads a photo that is in an object store.
 
     Raises:
         InvalidRequest: if the payload's number of passes is invalid.
@@ -104,10 +105,10 @@ def _step_of(newest: JobRecord | None, payload: Mapping[str, Any], request: Expa
 
 
 async def _is_replaced(step: Pass, first: JobRecord, load: Load) -> bool:
-    """Return whether the photo can be read, and is another one than that of the first pass."""
+    """Return whether the photo can be read and differs from the photo of the first pass."""
     try:
         photo = await load_photo((await load(step.request)).image)
-    except (ImageError, TransportError):  # nothing needs it any more
+    except (ImageError, TransportError):  # later passes do not need it
         return False
     own = evolve(step, number=1).own_request()
     return codec.fingerprint(own, step.steps[0], photo.digest) != first.params_hash
@@ -128,7 +129,7 @@ async def _first(payload: Mapping[str, Any], request: ExpandRequest, load: Load)
 async def _run(
     step: Pass, record: JobRecord | None, earlier: ExpandResult | None, runner: Runner
 ) -> ExpandResult:
-    """Return the result of a pass: that of its *record*, if it has a task, or that of a new one."""
+    """Return the result of a pass, from the task of its *record* or else from a new task."""
     if record is not None and record.state is not JobState.FAILED and (record.task_id or record.may_exist):
         found = await runner.follow(record)
         if found is not None:
@@ -136,12 +137,14 @@ async def _run(
     request = step.own_request()
     if step.number > 1:
         if earlier is None:
-            raise JournalError(f"the store must have {step.before}, the pass before pass {step.number}")
+            raise JournalError(
+                f"the store must have a record of {step.before}, the pass before pass {step.number}"
+            )
         request = evolve(request, image=await earlier.images[0].read())
     return await runner.create(request, step.packed())
 
 
 def _joined(found: ExpandResult, step: Pass, earlier: ExpandResult | None) -> ExpandResult:
-    """Return the result of a pass with its own ratios and the previous results, named after the job."""
+    """Return the result of a pass with its own ratios, the *earlier* result and the job's shape name."""
     shape = shape_name(step.request.geometry)
     return evolve(found, request=step.own_request(), earlier=earlier, shape=shape)

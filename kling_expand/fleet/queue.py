@@ -7,7 +7,7 @@
         async for outcome in fleet.results():
             print(outcome.key, outcome.status, outcome.files or outcome.urls)
 
-Any number of machines execute them with ``kling-expand fleet worker``, which runs
+Any number of machines can execute the jobs with ``kling-expand fleet worker``, which runs
 `kling_expand.fleet.worker.Worker`.
 """
 
@@ -48,19 +48,19 @@ from .schema import ALONE, FOLLOW, IMAGES, MAX_DEATHS, NEW, SAVE, SCHEMA, TASK
 
 __all__ = ["Fleet", "FleetStats"]
 
-CALLBACK_CHANNEL = "kling_callbacks"  # on which callbacks are forwarded to the workers
+CALLBACK_CHANNEL = "kling_callbacks"  # forwards callbacks to the workers
 BATCH = 1000  # jobs queued by one statement
-CANCELLED_AT_ONCE = 10_000  # jobs in one statement, so that its cost is bounded
+CANCELLED_AT_ONCE = 10_000  # jobs cancelled by one statement, so that its cost is bounded
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
 UNSIGNED_INTERVAL = 5.0  # seconds between two unsigned callbacks of a task that are forwarded
-MAX_UNSIGNED = 1000  # tasks whose unsigned callbacks are forwarded in that time
+MAX_UNSIGNED = 1000  # tasks whose unsigned callbacks are forwarded during UNSIGNED_INTERVAL
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
 POLL_INTERVAL = 2.0  # seconds between two reads for results
 TAKE_INTERVAL = 5.0  # seconds between two reads of an empty queue, for delayed jobs and lost notifications
-TAKEN_AT_ONCE = 8  # new jobs, so that workers that start together share them
+TAKEN_AT_ONCE = 8  # new jobs taken by one statement, so that workers that start together share them
 SAVE_INTERVAL = 5.0  # seconds between two reads of the jobs whose pictures are to be saved later
-MAX_FOLLOWED = 1000  # tasks that one worker follows for others that ended
-CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried whose execution raised an unexpected error
+MAX_FOLLOWED = 1000  # tasks that one worker follows for workers that have ended
+CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried after an unexpected error
 _PLAIN_RUN = re.compile(r"[A-Za-z0-9_.-]{1,27}")  # the name of a channel has at most 63 bytes
 
 NotificationHandler = Callable[[str], object]  # called with the payload
@@ -69,15 +69,15 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 def queue_name(run: str) -> str:
-    """Return the name of a run's queue, for a run with a name of any length."""
+    """Return the name of a run's queue, which has a hash in place of a long or unusual name of the run."""
     return f"kling_{run if _PLAIN_RUN.fullmatch(run) else hashlib.sha256(run.encode()).hexdigest()[:26]}"
 
 
 class Consumer:
-    """The jobs of one worker: at most *concurrency* new ones, and any number that are followed.
+    """The jobs that one worker runs: at most *concurrency* new ones, and up to MAX_FOLLOWED others.
 
-    Once it has *enough* new jobs, it takes more only if there is room for TAKEN_AT_ONCE. With *alone* it
-    takes only jobs that must run alone, one after the other.
+    Once the worker has *enough* new jobs, it takes more only in batches of TAKEN_AT_ONCE. With *alone*, it
+    takes only jobs that must run alone, one after another.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Consumer:
         return room if new < self._enough or room == TAKEN_AT_ONCE else 0
 
     def wake(self, _payload: str = "") -> None:
-        """Look for jobs now. This is the handler of the queue's notifications."""
+        """Take jobs now if there is room. This is the handler of the queue's notifications."""
         self._arrived.set()
 
     async def take_jobs(self) -> None:
@@ -136,7 +136,7 @@ class Consumer:
         if self._alone:
             return [] if self._running else await self._lease.take(0, 1, ALONE)
         others, now = [FOLLOW], asyncio.get_running_loop().time()
-        if now >= self._save_at:  # thousands may wait there for a disk with room
+        if now >= self._save_at:  # thousands of jobs may be waiting there for free disk space
             self._save_at = now + SAVE_INTERVAL
             others.append(SAVE)
         followed = sum(job.stage != NEW for job in self._running.values())
@@ -148,7 +148,7 @@ class Consumer:
             self._arrived.set()
 
     async def _process(self, job: QueuedJob) -> None:
-        """Execute a job and update the queue. A job that is cancelled here stays assigned to this worker."""
+        """Execute a job and update the queue. If this is cancelled, the job stays assigned to this worker."""
         try:
             problem = _problem(job)
             if problem is not None:
@@ -163,7 +163,7 @@ class Consumer:
             logger.info("job %s was taken over by another worker", job.payload["key"])
             await self._lease.requeue(job, CRASH_RETRY_DELAY)
         except Exception:
-            logger.exception("a job is retried after an unexpected error")
+            logger.exception("a job will be retried after an unexpected error")
             await self._lease.requeue(job, CRASH_RETRY_DELAY, charge=True)
 
 
@@ -171,10 +171,10 @@ def _problem(job: QueuedJob) -> str | None:
     """Return the reason why a job cannot be executed at all, or None."""
     if job.task_name != TASK:
         return (
-            f"the task must be {TASK!r}, got {job.task_name!r}; the job stays in the queue's table, as failed"
+            f"the task must be {TASK!r}, got {job.task_name!r}; the job stays in the queue's table as failed"
         )
     if not isinstance(job.payload, dict) or not isinstance(job.payload.get("key"), str):
-        return "the payload has no key; the job stays in the queue's table, as failed"
+        return "the payload must have a key; the job stays in the queue's table as failed"
     return None
 
 
@@ -195,8 +195,8 @@ class FleetStats:
 
     - Jobs: `queued` ones wait for a worker, and `running` ones have a worker. `outcomes` counts ended jobs by
       status, and `recent_outcomes` those of the last minute. `states` counts the jobs of the store by state,
-      where each of several passes is a job.
-    - Images: `in_flight` are at the service. `permits` is the number of permits that are held; workers that
+      where each pass counts as a job.
+    - Pictures: `in_flight` are at the service. `permits` is the number of permits that are held. Workers that
       estimate the account's limit hold none.
     - `workers` has a pair for each worker: seconds since its last heartbeat, and its running jobs.
     - `units_billed` is the cost so far, according to the service.
@@ -216,9 +216,9 @@ class FleetStats:
 class Fleet:
     """The jobs of one *run* in the database at *dsn*, for submitters and readers: ``async with Fleet(dsn)``.
 
-    Entering does not create the tables: call `init` once for each database. All methods wait while the
-    database is unreachable. They raise `JournalError` if it stays unreachable, or has no
-    tables of this version.
+    Entering does not create the tables, so call `init` once for each database. All methods wait while the
+    database is unreachable. They raise `JournalError` if it stays unreachable, or has no tables of this
+    version.
 
     *webhook_secrets* verify callbacks; the default is ``KLING_WEBHOOK_SECRET``. *clock* returns Unix seconds.
     """
@@ -265,7 +265,7 @@ class Fleet:
         """
 
         async def create_queue(connection: Connection) -> None:
-            from procrastinate.schema import SchemaManager  # imported here, as nothing else needs it
+            from procrastinate.schema import SchemaManager  # imported here, because nothing else needs it
 
             async with connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock(hashtext('kling_expand'))")
@@ -290,8 +290,8 @@ class Fleet:
         """Queue one request and return its key. Jobs of higher *priority* run first.
 
         As in `KlingClient.expand`, a geometry that needs more than three times the area can take up to
-        *passes* tasks, each of which is billed. A photo at an http(s) URL has one pass, as its size is not
-        known.
+        *passes* tasks, each of which is billed. A request whose photo is at an http(s) URL has one pass,
+        because the size of the photo is not known.
 
         Raises:
             InvalidRequest: if the request cannot be queued, for example because its photo is bytes.
@@ -314,9 +314,9 @@ class Fleet:
     ) -> int:
         """Queue the requests of any iterable or async iterable, and return their number.
 
-        While *max_queued* jobs are in the queue nothing more is read. A job of higher *priority* is taken
-        first. *passes* is as in `submit`. Jobs are identified by their keys, and a job queued twice is
-        executed once. After a crash the same call can simply be repeated.
+        While *max_queued* jobs are in the queue, no more requests are read. *passes* and *priority* are as in
+        `submit`. Jobs are identified by their keys, and a job that is queued twice is executed once. So after
+        a crash the same call can simply be repeated.
 
         Raises:
             InvalidRequest: if a request cannot be queued.
@@ -338,10 +338,10 @@ class Fleet:
                     batch.append(pack(request, passes))
                     if len(batch) >= min(BATCH, room):
                         room -= len(batch)
-                        count += await inserting  # the database has one batch while the next is packed
+                        count += await inserting  # the database inserts one batch while the next is packed
                         inserting = asyncio.create_task(self._insert(batch, priority))
                         batch = []
-                        await asyncio.sleep(0)  # lets it be sent
+                        await asyncio.sleep(0)  # lets the new asyncio task send its statement
             return count + await inserting + await self._insert(batch, priority)
         finally:
             inserting.cancel()
@@ -353,7 +353,7 @@ class Fleet:
         return len(batch)
 
     async def results(self) -> AsyncGenerator[JobOutcome, None]:
-        """Yield the outcome of each job, oldest first, as jobs end, until no job is open.
+        """Yield the outcomes, oldest first, and each new one when its job ends, until no job is open.
 
         A succeeded job is not open, even if its pictures are still to be saved. If an outcome changes, it is
         yielded again.
@@ -375,10 +375,12 @@ class Fleet:
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def cancel(self, *keys: str) -> int:
-        """Remove the jobs with *keys* (default: all) that no worker has or has sent. Return their number.
+        """Cancel waiting jobs that were never sent, and return their number.
 
-        A job that was sent has a task, which is billed. It is followed to its end, and the number of such
-        jobs is logged. Each job and its outcome change together, so an interrupted call can be repeated.
+        Without *keys*, this applies to all jobs. A job that was sent may have a task, which is billed, so it
+        is followed to its end. A job that a worker has also continues. The number of jobs that continue is
+        logged. Each job is removed and its outcome recorded in one statement, so an interrupted call can be
+        repeated.
 
         Raises:
             JournalError: if the database is unreachable or has no tables.
@@ -394,7 +396,7 @@ class Fleet:
         kept_of = _KEPT.replace("{chosen}", chosen)
         ((kept,),) = await self.database.fetch(kept_of, self._open_queues, *wanted)
         if kept:
-            logger.warning("%d jobs were not cancelled: a worker has them or has sent them", kept)
+            logger.warning("%d jobs were not cancelled, because a worker has them or has sent them", kept)
         return total
 
     # ------------------------------------------------------------------ workers
@@ -402,7 +404,8 @@ class Fleet:
     async def listen(self, handlers: Mapping[str, NotificationHandler]) -> None:
         """Call each channel's handler with the payload of every notification, until cancelled.
 
-        After each (re)connection all handlers are called with "": notifications may have been missed.
+        After each connection and reconnection, all handlers are called with "", because notifications may
+        have been missed.
 
         Raises:
             JournalError: if the database refuses the connection for good.
@@ -421,9 +424,9 @@ class Fleet:
 
         *headers* and the raw *body* may arrive in any process. The callback is forwarded unchanged, and each
         worker verifies its signature again. A signed final snapshot is also stored, which releases the task's
-        slots even if its worker is dead. If a callback is too long for a notification, the worker's polls
-        detect the change. For each task, at most one unsigned callback is forwarded every 5 s, and for at
-        most 1000 tasks in that time.
+        slots even if its worker is dead. A callback that is too long for a notification is not forwarded, and
+        the worker detects the change by polling. Of the unsigned callbacks, at most one for each task is
+        forwarded in 5 s, for at most 1000 tasks in that time.
 
         Raises:
             JournalError: if the database is unreachable.
@@ -442,7 +445,7 @@ class Fleet:
         return event
 
     def _forwards_unsigned(self, task_id: str) -> bool:
-        """Return whether to forward an unsigned callback of a task now, and remember that."""
+        """Return whether to forward an unsigned callback of a task now, and if so record the time."""
         now = asyncio.get_running_loop().time()
         recent = {known: at for known, at in self._unsigned.items() if at > now - UNSIGNED_INTERVAL}
         forwards = task_id not in recent and len(recent) < MAX_UNSIGNED
@@ -488,7 +491,7 @@ _COUNTS = """
 SELECT (SELECT coalesce(sum(number), 0)::bigint FROM kling_counts WHERE scope = %s AND what = ANY(%s)),
     (SELECT count(*) FROM procrastinate_jobs WHERE status = 'doing' AND queue_name = ANY(%s))
 """
-# What ends after the first part is evaluated is read by the second, as that sees later commits.
+# The second part sees later commits than the first, so a job that ends in between is not missed.
 _RESULTS = f"""
 SELECT is_open, number, {OUTCOME_COLUMNS} FROM (
     SELECT EXISTS (SELECT FROM procrastinate_jobs WHERE status = 'todo' AND queue_name = ANY(queues))
@@ -496,14 +499,14 @@ SELECT is_open, number, {OUTCOME_COLUMNS} FROM (
         AS is_open
     FROM (SELECT %s::text[] AS queues) AS input
 ) AS queue LEFT JOIN kling_read_outcomes(%s, %s, %s) ON true
-"""  # noqa: S608 - our words
+"""  # noqa: S608 - built of constants
 _INSERT = """
 SELECT cardinality(procrastinate_defer_jobs_v1(array_agg(
     ROW(%s::varchar, %s::varchar, %s::integer, NULL, NULL, args, NULL)::procrastinate_job_to_defer_v1)))
 FROM jsonb_array_elements(%s) AS args
 """
 _OF_QUEUES = "queue_name = ANY(%s)"
-# Along the index of keys, which the planner would not choose for a long queue before the first ANALYZE.
+# `|| ''` makes the planner use the index of keys, even for a long queue before the first ANALYZE.
 _OF_KEYS = "queue_name || '' = ANY(%s) AND args ->> 'key' = ANY(%s)"
 _CANCEL = """
 WITH input AS (SELECT %s::text AS run, %s::double precision AS now),
@@ -528,7 +531,7 @@ SELECT count(*) FROM removed
 _KEPT = f"""
 SELECT count(*) FROM procrastinate_jobs
 WHERE {{chosen}} AND task_name = '{TASK}' AND status IN ('todo', 'doing')
-"""  # noqa: S608 - our words
+"""  # noqa: S608 - built of constants
 _FORWARD = "SELECT pg_notify(%s, jsonb_build_object('headers', %s, 'body', %s::text)::text)"
 _WORKERS = """
 SELECT extract(epoch FROM clock_timestamp() - seen_at), count(job.id)

@@ -1,24 +1,24 @@
-"""The SQL functions of a fleet for procrastinate's tables, and its permits.
+"""The SQL functions of a fleet, for procrastinate's tables and for the permits.
 
-Everything that must be atomic is in one function, so each call of a worker is one statement.
+Everything that must be atomic is in one function, so that a worker needs only one statement to call it.
 """
 
 from kling_expand.store.postgres_schema import AT_SERVICE, counted
 
 TASK = "kling_expand.expand"
-NEW, FOLLOW, ALONE, SAVE = "", ":follow", ":alone", ":save"  # ends of the names of a run's queues
-MAX_DEATHS = 3  # of workers that had a job in work, after which it runs alone
+NEW, FOLLOW, ALONE, SAVE = "", ":follow", ":alone", ":save"  # suffixes of the names of a run's queues
+MAX_DEATHS = 3  # deaths of workers that were running a job, after which the job runs alone
 
-JOB_CHANNEL = "procrastinate_queue_v1#"  # begin of the channel of a queue, notified of jobs to take
-PERMIT_CHANNEL = "kling_permits"  # notified with the number of the worker that may take permits
+JOB_CHANNEL = "procrastinate_queue_v1#"  # prefix of a queue's channel, which announces jobs to take
+PERMIT_CHANNEL = "kling_permits"  # announces the number of the worker that may take permits
 STARVATION_TIMEOUT = 15.0  # seconds that a worker's first waiter waits before it blocks the other workers
-ASKING_TIMEOUT = 10.0  # seconds after which a worker that neither asks nor sends heartbeats blocks no other
-MAX_TASK_AGE = 3600.0  # seconds after its create that a task counts which no worker follows
+ASKING_TIMEOUT = 10.0  # seconds without a request or a heartbeat after which a worker blocks no others
+MAX_TASK_AGE = 3600.0  # seconds after its create for which a task counts although no worker follows it
 
 _COUNTS = f"""{AT_SERVICE} AND account = of_account
     AND coalesce(last_post_mark::double precision, last_post_at) > extract(epoch FROM now())
     - {MAX_TASK_AGE}"""
-IMAGES = "(split_part(params, chr(10), 1)::json ->> 'n')::integer"  # the note of the job is on the next line
+IMAGES = "(split_part(params, chr(10), 1)::json ->> 'n')::integer"  # the second line is the job's note
 SCHEMA = f"""
 DROP FUNCTION IF EXISTS kling_permits_take, kling_permits_release, kling_permits_join, kling_permits_lock,
     kling_permits_held, kling_permit, kling_requeue, kling_take, kling_requeue_stalled, kling_beat;
@@ -41,7 +41,7 @@ END $$;
 CREATE INDEX IF NOT EXISTS kling_queue ON procrastinate_jobs (queue_name, priority DESC, id)
     WHERE status = 'todo';
 CREATE INDEX IF NOT EXISTS kling_queue_taken ON procrastinate_jobs (queue_name) WHERE status = 'doing';
--- For the foreign key, when the row of a worker is deleted.
+-- Serves the check of the foreign key when the row of a worker is deleted.
 CREATE INDEX IF NOT EXISTS kling_queue_workers ON procrastinate_jobs (worker_id) WHERE worker_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS kling_queue_keys ON procrastinate_jobs ((args ->> 'key'))
     WHERE task_name = '{TASK}' AND status IN ('todo', 'doing');
@@ -53,8 +53,8 @@ CREATE TABLE IF NOT EXISTS kling_permits (
     images integer NOT NULL,
     PRIMARY KEY (run, key, worker)
 );
--- Release the permits of some jobs, and give permits to the first of the jobs that wait: return how many get
--- theirs, and NULL where the worker's lease has ended. Then notify the worker whose turn is next.
+-- Release the permits of some jobs, and give permits to the first of the waiting jobs. Return how many got
+-- theirs, or NULL if the worker's lease has ended. Also notify the worker whose turn is next.
 CREATE OR REPLACE FUNCTION kling_permits(me bigint, of_run text, of_account text, lim integer,
     released text[], keys text[], numbers integer[], waited double precision[]) RETURNS integer
 LANGUAGE plpgsql AS $$
@@ -74,10 +74,10 @@ BEGIN
         since := clock_timestamp() - make_interval(secs => waited[place]);
         IF NOT EXISTS (SELECT FROM kling_permits
             WHERE worker = me AND run = of_run AND key = keys[place]) THEN
-            -- A job of another worker that has waited long is served first, for as long as that worker asks.
+            -- A job of another worker that has waited long is served first, while that worker keeps asking.
             EXIT WHEN EXISTS (SELECT FROM kling_workers WHERE account = of_account AND id <> me
                 AND waiting_since < least(since, late) AND asked_at > awake);
-            -- Its own task, which an earlier worker has left, does not count beside its permit.
+            -- The job's own task, left by an earlier worker, does not count in addition to its permits.
             SELECT coalesce(sum({IMAGES}), 0) INTO own FROM kling_jobs AS job WHERE {_COUNTS}
                 AND run = of_run AND key = keys[place]
                 AND NOT EXISTS (SELECT FROM kling_permits AS held
@@ -85,7 +85,7 @@ BEGIN
             EXIT WHEN used - own + numbers[place] > lim;
             INSERT INTO kling_permits VALUES (me, of_run, keys[place], of_account, numbers[place]);
             used := used - own + numbers[place];
-        END IF;  -- else this statement is repeated
+        END IF;  -- otherwise the statement is a repetition, and the job has its permits
         granted := granted + 1;
         since := NULL;
     END LOOP;
@@ -99,7 +99,7 @@ BEGIN
     END IF;
     RETURN granted;
 END $$;
--- Put jobs back into the queue that their state asks for.
+-- Requeue jobs, each into the queue that its state requires.
 CREATE OR REPLACE FUNCTION kling_requeue(ids bigint[], of_run text, delay double precision, charge integer,
     saving boolean) RETURNS void LANGUAGE sql AS $$
 UPDATE procrastinate_jobs AS job SET status = 'todo', worker_id = NULL, attempts = attempts + charge,
@@ -118,8 +118,8 @@ SELECT pg_notify('{JOB_CHANNEL}' || split_part(queue_name, ':', 1),
     json_build_object('type', 'job_inserted', 'job_id', min(id))::text)
 FROM procrastinate_jobs WHERE id = ANY(ids) AND delay <= 0 GROUP BY split_part(queue_name, ':', 1)
 $$;
--- Take up to n new jobs of a queue, and up to m of the others. Right after many insertions the planner has no
--- statistics, and would sort the whole queue.
+-- Take up to n new jobs of a queue, and up to m of the other queues. Sorting is off because, right after many
+-- insertions, the planner has no statistics and would sort the whole queue.
 CREATE OR REPLACE FUNCTION kling_take(me bigint, of_queue text, n integer, others text[], m integer)
 RETURNS SETOF procrastinate_jobs LANGUAGE plpgsql SET enable_sort TO off SET enable_bitmapscan TO off AS $$
 DECLARE taken bigint[] := '{{}}'; place text; room integer;
@@ -137,9 +137,9 @@ BEGIN
         WHERE id = ANY(taken) RETURNING *;
     END IF;
 END $$;
--- Put the jobs in ids back, and those of workers that are gone. With bury, delete workers whose leases have
--- ended first, and count a death for their jobs in work: neither waiting for a permit, nor with a task that
--- only had to be followed.
+-- Requeue the jobs in ids, and those of workers that are gone. With bury, first delete the workers whose
+-- leases have ended, and count a death for each job that they were running. This excludes jobs that were
+-- waiting for a permit, and jobs with a task that only had to be followed.
 CREATE OR REPLACE FUNCTION kling_requeue_stalled(me bigint, of_run text, of_queue text, ids bigint[],
     bury boolean) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE dead bigint[] := '{{}}'; stalled bigint[];
@@ -153,7 +153,7 @@ BEGIN
             AND (id = ANY(ids) OR worker_id IS NULL
                 OR NOT EXISTS (SELECT FROM kling_workers AS other WHERE other.id = worker_id))))
         FOR UPDATE OF job SKIP LOCKED);
-    IF dead <> '{{}}' OR stalled <> '{{}}' THEN  -- as the planning alone takes some milliseconds
+    IF dead <> '{{}}' OR stalled <> '{{}}' THEN  -- because planning alone takes some milliseconds
         INSERT INTO kling_deaths
         SELECT DISTINCT gone.run, args ->> 'key', 1
         FROM procrastinate_jobs AS job JOIN kling_workers AS gone ON gone.id = worker_id
@@ -172,10 +172,10 @@ BEGIN
     END IF;
     RETURN cardinality(stalled);
 END $$;
--- Renew the lease, requeue what has stalled, and tell the worker what it has to know. There is no row where
--- the lease has ended. A job that the database assigns to the worker, but that it does not run, is idle.
--- While the database was away no worker could send heartbeats. So a worker deletes others only when it has
--- sent its own in time for as long as a lease lasts.
+-- Renew the lease, requeue stalled jobs, and return what the worker must know, or no row if the lease has
+-- ended. A job that the database assigns to the worker, but that it is not running, is idle. While the
+-- database is down, no worker can send heartbeats. So a worker deletes others only after it has sent its own
+-- heartbeats in time for the length of a lease.
 CREATE OR REPLACE FUNCTION kling_beat(me bigint, of_run text, of_queue text, seconds double precision,
     running bigint[], lost bigint[], OUT version integer, OUT requeued bigint, OUT idle bigint[],
     OUT due boolean, OUT runs_alone boolean, OUT orphans text[]) RETURNS SETOF record LANGUAGE plpgsql AS $$
@@ -197,13 +197,13 @@ BEGIN
     due := EXISTS (SELECT FROM procrastinate_jobs WHERE status = 'todo'
         AND queue_name IN (of_queue || '{FOLLOW}', of_queue || '{SAVE}')
         AND (scheduled_at IS NULL OR scheduled_at <= clock_timestamp()));
-    -- One worker of the run, the oldest, so that the others go on with everything else.
+    -- Only the oldest worker of the run does this, so that the others continue with all other jobs.
     runs_alone := EXISTS (SELECT FROM procrastinate_jobs WHERE status = 'todo'
             AND queue_name = of_queue || '{ALONE}'
             AND (scheduled_at IS NULL OR scheduled_at <= clock_timestamp()))
         AND (self.alone OR NOT EXISTS (SELECT FROM kling_workers AS other
             WHERE other.run = of_run AND (other.alone OR id < me) AND lease_until > clock_timestamp()));
-    -- Tasks that count, but whose run has no worker to follow them: the account's oldest worker gets them.
+    -- Tasks that count but whose run has no worker to follow them. The account's oldest worker gets them.
     orphans := ARRAY(SELECT ARRAY[external_task_id, task_id] FROM kling_jobs AS job
         WHERE self.exact AND {_COUNTS.replace("of_account", "self.account")} AND state = 'submitted'
             AND run <> of_run AND NOT EXISTS (SELECT FROM kling_workers AS worker WHERE worker.run = job.run)
@@ -211,7 +211,7 @@ BEGIN
         LIMIT 500);
     RETURN NEXT;
 END $$;
--- The jobs that wait. Those that workers have are few.
+-- Triggers count only the waiting jobs. The jobs that workers have are few, and are counted when read.
 {
     counted(
         "queue",

@@ -1,8 +1,9 @@
 """A fleet worker, which takes jobs from the queue and executes them until it is stopped.
 
-A worker runs in sessions. Each session has its own lease and client. A session ends when the worker is
-stopped, when its lease has ended, or when the worker switches between normal jobs and those that must run
-alone. At its end running tasks are handed over. This costs nothing, because any session can follow them.
+A worker runs in sessions, each with its own lease and client. A session ends when the worker is stopped, when
+its lease has ended, or when the worker switches between normal jobs and jobs that must run alone. Its running
+tasks are then handed over to later sessions, of this or another worker. This costs nothing, because any
+session can follow any task.
 """
 
 import asyncio
@@ -27,10 +28,10 @@ from .schema import JOB_CHANNEL, PERMIT_CHANNEL
 
 HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a worker's jobs are requeued
 MAX_BEAT_INTERVAL = 5.0  # seconds
-SHUTDOWN_TIMEOUT = 20.0  # seconds that running jobs have to end after `stop`
-HAND_OVER_TIMEOUT = 14.0  # seconds after that, in which creates end and jobs go back to the queue
-REQUEUE_TIMEOUT = 3.0  # seconds of those for the statements of the jobs
-CONCURRENCY = 32  # new jobs at the same time, most of which wait for a slot
+SHUTDOWN_TIMEOUT = 20.0  # seconds for running jobs to finish after `stop`
+HAND_OVER_TIMEOUT = 14.0  # further seconds for creates to finish and for jobs to be requeued
+REQUEUE_TIMEOUT = 3.0  # seconds of HAND_OVER_TIMEOUT for the statements that requeue the jobs
+CONCURRENCY = 32  # new jobs at a time, most of which wait for a slot
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -46,22 +47,24 @@ class _Session:
     consumer: Consumer
     store: PostgresStore
     alone: bool
-    orphans: dict[str, asyncio.Task[None]] = field(factory=dict)  # watched, by their external ids
+    orphans: dict[str, asyncio.Task[None]] = field(factory=dict)  # the watchers of orphans, by external id
 
 
 class Worker:
-    """A process that executes the jobs of *fleet*, at most *concurrency* new ones at a time, until `stop`.
+    """A worker that executes the jobs of *fleet* until `stop`, at most *concurrency* new ones at a time.
 
-    With *max_in_flight* the account's slots are counted exactly, over all workers with the same *account* and
-    number. Without it, each worker estimates how many slots it may use. Images are saved to *output*: a
-    directory, a template or the URL of an object store. If it is None, only their URLs are kept. With
-    *full_size* each is also saved at the size of its photo, which then must not be at a URL (extra `images`).
-    Further *options* are those of `KlingClient`.
+    With *max_in_flight*, the account's slots are counted exactly across all workers of the same *account*,
+    which must all have the same *max_in_flight*. Without it, each worker estimates how many slots it may use.
 
-    A worker without a heartbeat for *heartbeat_timeout* seconds loses its jobs and permits to the others, and
-    starts again when it comes back. After `stop` nothing new is sent. Running tasks have *shutdown_timeout*
-    seconds to end, and are then handed over to other workers. `run` returns at most 15 seconds after that,
-    even if the database is unavailable, and no task is paid for twice.
+    Pictures are saved to *output*: a directory, a template or the URL of an object store. If it is None, only
+    their URLs are kept. With *full_size*, each picture is also saved at the size of its photo. This needs the
+    extra `images`, and the photo must not be at an http(s) URL. *callback_url* applies to requests without
+    their own, and *rng* is for tests. Further *options* are those of `KlingClient`.
+
+    A worker that sends no heartbeat for *heartbeat_timeout* seconds loses its jobs and permits to other
+    workers. If it resumes, it starts again with a new lease. After `stop`, nothing new is sent. Running tasks
+    have *shutdown_timeout* seconds to end and are then handed over to other workers. `run` returns at most 15
+    seconds later, even if the database is unavailable. No task is paid for twice.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Worker:
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
-        """Start the shutdown: take no more jobs, so that `run` returns."""
+        """Begin the shutdown: take no more jobs, and finish or hand over the running ones."""
         self._stop.set()
 
     async def run(self) -> None:
@@ -114,16 +117,16 @@ class Worker:
             await asyncio.wait([working], timeout=self._shutdown_timeout + HAND_OVER_TIMEOUT)
             if not working.done():
                 logger.warning(
-                    "the database is unreachable: when this worker's lease ends, others will take its jobs"
+                    "the database is unreachable; others will take this worker's jobs when its lease ends"
                 )
-            while not working.done():  # each context that is exited may wait for the database again
+            while not working.done():  # the exit of each context manager may wait for the database again
                 working.cancel()
                 await asyncio.wait([working], timeout=0.1)
         if not working.cancelled():
             working.result()
 
     async def _work(self) -> None:
-        """Run one session after the other."""
+        """Run one session after another."""
         await self._fleet.check()
         alone = False
         while not self._stop.is_set():
@@ -169,7 +172,7 @@ class Worker:
                 permits = Permits(lease, self._max_in_flight)
                 await stack.enter_async_context(permits)
                 context = evolve(context, hold=permits.hold)
-            enough = self._max_in_flight and 2 * self._max_in_flight  # as many wait as can run here
+            enough = self._max_in_flight and 2 * self._max_in_flight  # for all slots, and as many waiting
             consumer = Consumer(lease, context, concurrency=self._concurrency, enough=enough, alone=alone)
             return await self._serve(_Session(lease, client, slots, permits, consumer, store, alone))
 
@@ -204,7 +207,7 @@ class Worker:
         return changing.is_set() and not session.alone
 
     async def _hand_over(self, session: _Session, seconds: float) -> None:
-        """Let running jobs end for *seconds*, and requeue the rest."""
+        """Give running jobs *seconds* to finish, and requeue the rest."""
         session.slots.close()
         if session.permits is not None:
             session.permits.close()
@@ -212,7 +215,7 @@ class Worker:
         try:
             if running:
                 await asyncio.wait(running, timeout=seconds)
-            await session.client.aclose()  # jobs that still wait fail with this and are requeued
+            await session.client.aclose()  # makes jobs that are still waiting fail, so that they are requeued
             if running:
                 await asyncio.wait(running, timeout=REQUEUE_TIMEOUT)
         finally:
@@ -222,7 +225,7 @@ class Worker:
         await session.lease.end()
 
     async def _beat(self, session: _Session, changing: asyncio.Event) -> None:
-        """Send heartbeats, even while the last jobs end."""
+        """Send heartbeats until cancelled, even during the shutdown, and act on their results."""
         consumer = session.consumer
         idle: set[int] = set()
         while True:
@@ -240,7 +243,7 @@ class Worker:
 
 
 async def _watch(session: _Session, external_task_id: str, task_id: str) -> None:
-    """Record the end of a task whose run has no worker, because until then it takes slots of the account."""
+    """Record the end of a task whose run has no worker, so that the account's slots become free."""
     future = session.client.attach(task_id)
     with suppress(KlingError):
         await future.wait()
@@ -249,7 +252,7 @@ async def _watch(session: _Session, external_task_id: str, task_id: str) -> None
 
 
 def _receive(client: KlingClient, payload: str) -> None:
-    """Deliver a callback that another process received. Its signature is verified here again."""
+    """Deliver a callback that another process received. The client verifies its signature again."""
     with suppress(WebhookError, ValueError, KeyError, TypeError, AttributeError):
         callback = parse_json(payload.encode())
         client.receive(callback["headers"], callback["body"].encode())

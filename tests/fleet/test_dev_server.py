@@ -1,4 +1,4 @@
-"""The throw-away PostgreSQL server: what is missing or broken is said in one sentence."""
+"""The temporary PostgreSQL server, and its errors when something is missing or broken."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_a_missing_postgresql_names_its_package(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_server_that_cannot_start_says_why(own_cluster: Cluster) -> None:
-    """Files that exist already and a wrong setting are errors; stopping afterwards is harmless."""
+    """Existing files, a long path and a wrong setting raise errors. Stopping afterwards is harmless."""
     own_cluster.create()
     with pytest.raises(ConfigurationError, match="directory must be new"):
         own_cluster.create()
@@ -38,7 +38,7 @@ def test_a_server_that_cannot_start_says_why(own_cluster: Cluster) -> None:
         broken = Cluster(folder / "cluster", "no_such_setting=1")
         broken.create()
         (folder / "cluster" / "log").symlink_to(folder / "other")
-        with pytest.raises(OSError, match="symbolic links"):  # which the server's user could have made
+        with pytest.raises(OSError, match="symbolic links"):  # the server's user could have created it
             broken.launch()
         assert not (folder / "other").exists()
         (folder / "cluster" / "log").unlink()
@@ -49,7 +49,7 @@ def test_a_server_that_cannot_start_says_why(own_cluster: Cluster) -> None:
 
 
 def kill_by_a_wrong_number(cluster: Cluster) -> None:
-    """Let the server's user write the number of another process, which is then not killed."""
+    """Assert that another process is not killed, even if the server's user writes its number."""
     file = Path(unquote(cluster.dsn.partition("@")[2].partition("/")[0]), "data", "postmaster.pid")
     content = file.read_text()
     file.write_text("1\n")
@@ -59,7 +59,7 @@ def kill_by_a_wrong_number(cluster: Cluster) -> None:
 
 
 async def test_a_killed_server_keeps_committed_rows(own_cluster: Cluster) -> None:
-    """After SIGKILL and a restart the rows of every COMMIT are there."""
+    """After a SIGKILL and a restart, every committed row is still there."""
     async with own_cluster as cluster:
         with psycopg.connect(cluster.dsn) as database:
             database.execute("CREATE TABLE numbers AS SELECT 1 AS number")
@@ -71,7 +71,7 @@ async def test_a_killed_server_keeps_committed_rows(own_cluster: Cluster) -> Non
 
 
 def test_no_other_user_can_connect(cluster: Cluster) -> None:
-    """The server listens on no port, and its socket lies in a folder that is closed to other users."""
+    """The server listens on no port, and its socket is in a directory that is closed to other users."""
     with psycopg.connect(cluster.dsn) as database:
         listening = database.execute("SELECT current_setting('listen_addresses')").fetchone()
         socket_folder = Path(database.info.host)
@@ -83,7 +83,7 @@ def test_no_other_user_can_connect(cluster: Cluster) -> None:
 
 
 def test_no_mode_of_an_existing_folder_is_changed(tmp_path: Path) -> None:
-    """A folder that the server's user cannot enter is an error that names it, not one to open."""
+    """A directory that the server's user cannot enter raises an error, and its mode does not change."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     before = [stat.S_IMODE(each.stat().st_mode) for each in (closed, *closed.parents)]
@@ -107,7 +107,7 @@ time.sleep(600)
 
 
 def test_the_server_dies_with_its_parent() -> None:
-    """A SIGKILL of the process that started it ends the server too."""
+    """The server ends when the process that started it is killed with SIGKILL."""
     with temporary_folder() as folder:
         parent = subprocess.Popen(
             [sys.executable, "-c", PARENT, str(folder / "cluster")], stdout=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""The execution of one job: which errors end it, which are retried, and who may send."""
+"""The execution of one job: which errors end it, which are retried, and which worker may send it."""
 
 import asyncio
 import io
@@ -58,14 +58,14 @@ ERRORS = [
 
 @pytest.mark.parametrize(("error", "attempt", "delay"), ERRORS)
 def test_the_error_decides_about_the_retry(error: Exception, attempt: int, delay: float | None) -> None:
-    """A permanent refusal ends a job, a hand-over is retried at once, and the rest with growing delays."""
+    """A permanent refusal ends a job, a hand-over is retried at once, and other errors with a backoff."""
     assert retry_delay(error, attempt) == delay
 
 
 async def test_a_permanent_refusal_is_an_outcome(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, tmp_path: Path
 ) -> None:
-    """It ends the job with its reason, and the other jobs go on."""
+    """A permanent refusal ends its job with the reason, and the other jobs continue."""
     prompts = ["emulate-1301", "emulate-risk-control", "good"]
     await fleet.submit_many(
         ExpandRequest(photo, Ratios(right=1.0), prompt=prompt, key=prompt) for prompt in prompts
@@ -86,7 +86,7 @@ async def test_a_permanent_refusal_is_an_outcome(
 async def test_a_job_waits_for_an_account_in_arrears(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job itself is valid, so it is retried until the account is paid."""
+    """The job itself is valid, so it is retried until the account has been topped up."""
     monkeypatch.setattr(execution, "OPERATOR_RETRY_DELAY", 0.0)
     emulator.faults.script("create", Fault("error", code=1101))
     await fleet.submit_many(requests(photo, 1))
@@ -112,7 +112,7 @@ def context(store: PostgresStore, error: Exception) -> WorkerContext:
 
 
 async def test_a_worker_that_lost_a_job_neither_sends_nor_ends_it(fleet: Fleet, photo: Path) -> None:
-    """The outcome is left to the new owner."""
+    """A worker that has lost a job leaves the outcome to the new owner."""
     late = context(PostgresStore(fleet.database, owner=1), TakenOver("another"))
     with pytest.raises(TakenOver):
         await execute(pack(next(requests(photo, 1))), late)
@@ -141,7 +141,7 @@ async def test_a_transient_error_is_raised_for_the_queue_to_retry(fleet: Fleet, 
     ],
 )
 async def test_a_payload_that_cannot_be_read_is_refused(fleet: Fleet, broken: dict[str, Any]) -> None:
-    """It ends with its reason at once, rather than after many retries."""
+    """The job ends with the reason at once, not after many retries."""
     idle = context(fleet.store, KeyError("never called"))
     outcome = await execute({"key": "k", "image": "dog.png", **broken}, idle)
     assert outcome.status == "refused"
@@ -149,13 +149,13 @@ async def test_a_payload_that_cannot_be_read_is_refused(fleet: Fleet, broken: di
 
 
 async def test_a_paid_job_is_never_refused(fleet: Fleet, photo: Path) -> None:
-    """An error that names a task ends the job as failed, and only after it can no longer be followed."""
+    """An error that names a task ends its job as failed, and only once the task cannot be followed."""
     payload = pack(next(requests(photo, 1)))
     lost = errors.TransportError("cut")
     lost.task_id = "t"
     with pytest.raises(RetryLater) as caught:
         await execute(payload, context(fleet.store, lost), History(MAX_ATTEMPTS))
-    assert caught.value.delay <= 10.0  # while it is not followed, it takes slots
+    assert caught.value.delay <= 10.0  # until then the task takes slots
     gone = errors.ResultExpired("gone")
     gone.task_id = "t"
     outcome = await execute(payload, context(fleet.store, gone))
@@ -163,7 +163,7 @@ async def test_a_paid_job_is_never_refused(fleet: Fleet, photo: Path) -> None:
 
 
 async def test_a_job_that_killed_its_workers_is_refused(fleet: Fleet, photo: Path) -> None:
-    """It is not run again once a worker has died with it alone, and the reason says so."""
+    """Once a worker has died running a job alone, the job is refused and the reason says so."""
     idle = context(fleet.store, KeyError("never called"))
     outcome = await execute(pack(next(requests(photo, 1))), idle, History(deaths=4, forbidden=True))
     assert outcome.status == "refused"
@@ -173,7 +173,7 @@ async def test_a_job_that_killed_its_workers_is_refused(fleet: Fleet, photo: Pat
 async def test_a_photo_of_an_object_store_is_read_with_a_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However long it is, at most one byte more than the service allows is read."""
+    """However large a photo is, at most one byte more than the service allows is read."""
     read: list[int] = []
 
     class Endless(io.BytesIO):
@@ -187,7 +187,7 @@ async def test_a_photo_of_an_object_store_is_read_with_a_bound(
 
 
 async def leave_without_photo(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
-    """Leave a job whose worker has stopped, whose task has ended, and whose photo is gone."""
+    """Leave behind a job whose worker has stopped, whose task has ended, and whose photo is gone."""
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 1))
     async with working(dsn, emulator):
@@ -199,7 +199,7 @@ async def leave_without_photo(fleet: Fleet, dsn: str, emulator: Emulator, photo:
 async def test_the_task_of_a_job_whose_photo_is_gone_is_followed(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """It ends with its result, whether it is handed over or queued again, and nothing is paid again."""
+    """The job ends with its result, after a hand-over or when queued again, and is paid for once."""
     await leave_without_photo(fleet, dsn, emulator, photo)
     async with working(dsn, emulator):
         (outcome,) = await outcomes(fleet)
@@ -213,7 +213,7 @@ async def test_pictures_are_saved_when_there_is_room_again(  # noqa: PLR0917 - f
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """Without room a job ends as succeeded, with its URLs and the reason; there is one warning for all."""
+    """Jobs succeed although saving fails. Saving is retried until it works, with one warning for all."""
     monkeypatch.setattr(execution, "MAX_SAVE_DELAY", 0.05)
     monkeypatch.setattr("kling_expand.fleet.worker.MAX_BEAT_INTERVAL", 0.05)
     target = photo.parent / "out"
@@ -225,7 +225,7 @@ async def test_pictures_are_saved_when_there_is_room_again(  # noqa: PLR0917 - f
         assert all(each.urls and "DownloadError" in str(each.error) for each in found)
         target.unlink()
         async with asyncio.timeout(20):
-            while len(await fleet.store.outcomes()) < 3 or not all(  # noqa: ASYNC110 - in the database
+            while len(await fleet.store.outcomes()) < 3 or not all(  # noqa: ASYNC110 - state of the database
                 outcome.saved for _, outcome in await fleet.store.outcomes()
             ):
                 await asyncio.sleep(0.05)
@@ -236,7 +236,7 @@ async def test_pictures_are_saved_when_there_is_room_again(  # noqa: PLR0917 - f
 
 
 async def test_pictures_are_saved_at_full_size(fleet: Fleet, dsn: str, emulator: Emulator) -> None:
-    """They lie beside the service's, in an object store too; a job with a photo at a URL is not paid for."""
+    """An object store gets both sizes of a picture. A job whose photo is at a URL creates no task."""
     content = stored(texture(600, 400, seed=1), "PNG")
     with fsspec.open("memory://in/hills.png", "wb") as file:
         file.write(content)
@@ -257,7 +257,7 @@ async def test_pictures_are_saved_at_full_size(fleet: Fleet, dsn: str, emulator:
 async def test_a_full_size_picture_without_its_photo_is_said_to_be_missing(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """The job succeeded and its pictures are saved, and it is not tried again."""
+    """The job succeeds with its other pictures and the reason, and is not retried."""
     await leave_without_photo(fleet, dsn, emulator, photo)
     async with working(dsn, emulator, output=str(photo.parent / "out"), full_size=True):
         (outcome,) = await outcomes(fleet)
@@ -267,7 +267,7 @@ async def test_a_full_size_picture_without_its_photo_is_said_to_be_missing(
 
 @virtual_time
 async def test_closed_slots_admit_nothing() -> None:
-    """Present and later waiters get `NotSubmitted`, and the holder can still release."""
+    """Current and later waiters get `NotSubmitted`, and a holder can still release its slots."""
     slots = SharedSlots(1)
     await slots.acquire(1)
     waiting = [asyncio.ensure_future(slots.acquire(1)) for _ in range(2)]
@@ -284,12 +284,12 @@ async def test_closed_slots_admit_nothing() -> None:
 
 @virtual_time
 async def test_creates_pause_while_others_hold_every_slot() -> None:
-    """A refusal while none of our tasks runs pauses all creates, longer each time, until one succeeds."""
+    """While none of our tasks runs, each refusal pauses all creates for longer, until one succeeds."""
     slots = SharedSlots(9)
     now = asyncio.get_running_loop().time
 
     async def refusal() -> float:
-        """Return how long the slots stay closed after a refusal."""
+        """Return the seconds for which no slot is granted after a refusal."""
         slots.refused(1, slots.epoch)
         begin = now()
         await slots.acquire(1)

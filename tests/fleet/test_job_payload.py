@@ -1,4 +1,4 @@
-"""Payloads: a request through JSON and back, and photos and images in object stores."""
+"""Payloads, which carry a request through JSON, and photos and pictures in object stores."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_a_payload_keeps_its_request(
     watermark: bool,  # noqa: FBT001 - drawn by Hypothesis
     image: str,
 ) -> None:
-    """The request survives JSON, and the derived key is the same for equal requests only."""
+    """The request survives JSON, and only equal requests have the same derived key."""
     request = ExpandRequest(image, geometry, prompt, n=n, watermark=watermark)
     payload = pack(request)
     again = unpack(through_json(payload))
@@ -76,7 +76,7 @@ def test_a_payload_keeps_its_request(
 
 
 def test_every_field_of_a_request_is_queued() -> None:
-    """A new field of `ExpandRequest` needs a value here, and must survive the queue with it."""
+    """Every field of `ExpandRequest`, even a new one, has a value here that survives the queue."""
     names = [field.name for field in fields(ExpandRequest)]
     assert set(VALUES) == set(names)
     request = ExpandRequest(**VALUES)
@@ -95,7 +95,7 @@ def test_the_derived_key_depends_on_every_field(name: str) -> None:
 
 
 def test_a_queue_carries_no_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path is made absolute; bytes, data URIs and the caller's own geometries are refused."""
+    """A path is made absolute. Bytes, data URIs and the caller's own geometries are refused."""
     monkeypatch.chdir(tmp_path)
     assert pack(ExpandRequest(Path("a.png"), Ratios(up=1.0)))["image"] == str(tmp_path / "a.png")
     for image in (b"bytes", "data:image/png;base64,AAAA"):
@@ -103,14 +103,14 @@ def test_a_queue_carries_no_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             pack(ExpandRequest(image, Ratios(up=1.0)))
 
     class Mine(Ratios):
-        """A geometry of the caller."""
+        """A geometry class of the caller's own."""
 
     with pytest.raises(errors.InvalidRequest, match=r"geometry must be one of .*, got Mine"):
         pack(ExpandRequest("a.png", Mine(up=1.0)))
 
 
 async def test_photos_and_images_in_object_stores(fleet: Fleet, dsn: str, emulator: Emulator) -> None:
-    """Photos are read from a store and images written to one; a missing photo is refused."""
+    """Photos are read from a store, and pictures are written to one. A missing photo is refused."""
     with fsspec.open("memory://in/cat.png", "wb") as file:
         file.write(picture(300))
     for name in ("cat", "none"):
@@ -125,7 +125,7 @@ async def test_photos_and_images_in_object_stores(fleet: Fleet, dsn: str, emulat
 
 
 class Unavailable(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no types
-    """An object store that is away."""
+    """An object store that cannot be reached."""
 
     def _open(self, *_: Any, **__: Any) -> Any:
         raise OSError("away")
@@ -133,7 +133,7 @@ class Unavailable(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec sh
 
 @pytest.fixture
 def result() -> ExpandResult:
-    """A result whose one image is on disk as soon as it is saved."""
+    """A result with one image, which saving writes to disk."""
 
     async def download(_: Task, target: str | os.PathLike[str], *__: Any, **___: Any) -> tuple[Path, ...]:
         path = Path(target).with_name("a.png")
@@ -145,7 +145,7 @@ def result() -> ExpandResult:
 
 
 async def test_an_unavailable_object_store_is_a_transient_error(result: ExpandResult) -> None:
-    """Both directions raise an error after which the job is retried."""
+    """Reading and writing both raise an error after which the job is retried."""
     fsspec.register_implementation("unavailable", Unavailable, clobber=True)
     request = ExpandRequest("unavailable://bucket/a.png", Ratios(up=1.0))
     with pytest.raises(errors.TransportError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""Leases and permits over many machines: the limit holds, a crash leaks nothing, and no job starves."""
+"""Leases and permits of many machines: the limit holds, a crash leaks nothing, and no job starves."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ async def begin(database: ConnectionPool, timeout: float = 30.0, **options: Any)
 
 @asynccontextmanager
 async def permits_of(database: ConnectionPool, limit: int = 4, **options: Any) -> AsyncIterator[Permits]:
-    """Give the permits of a new worker."""
+    """Yield the permits of a new worker."""
     lease = await begin(database, **options)
     async with Permits(lease, limit) as permits:
         yield permits
@@ -45,13 +45,13 @@ async def permits_of(database: ConnectionPool, limit: int = 4, **options: Any) -
 
 
 async def dies(database: ConnectionPool, lease: Lease) -> None:
-    """Let the lease of a worker run out."""
+    """End the lease of a worker."""
     query = "UPDATE kling_workers SET lease_until = clock_timestamp() WHERE id = %s RETURNING 1"
     await database.fetch(query, lease.worker)
 
 
 async def bury(database: ConnectionPool) -> None:
-    """Let another worker requeue the jobs of the dead."""
+    """Have another worker requeue the jobs of dead workers."""
     other = await begin(database)
     await is_steady(database, other)
     await other.beat()
@@ -59,18 +59,18 @@ async def bury(database: ConnectionPool) -> None:
 
 
 async def is_steady(database: ConnectionPool, lease: Lease) -> None:
-    """Let a worker have sent its heartbeats in time for long enough to delete others."""
+    """Record that a worker has sent timely heartbeats for long enough to delete others."""
     query = "UPDATE kling_workers SET steady_since = steady_since - interval '1 h' WHERE id = %s RETURNING 1"
     await database.fetch(query, lease.worker)
 
 
 async def takes(lease: Lease, key: str, n: int, limit: int, waited: float) -> bool:
-    """Return whether a worker gets *n* permits for the job of *key*."""
+    """Return whether a worker gets *n* permits for the job with *key*."""
     return await lease.exchange_permits([], [Waiter(key, n, waited)], limit) == 1
 
 
 async def releases(lease: Lease, *keys: str) -> None:
-    """Release permits of a worker."""
+    """Release the permits of a worker's jobs with these keys."""
     await lease.exchange_permits(keys, [], 1)
 
 
@@ -90,7 +90,7 @@ def is_waiting(holding: "asyncio.Future[None]") -> bool:
 
 
 async def test_the_limit_is_reached_and_kept(database: ConnectionPool) -> None:
-    """Three workers with jobs of every weight: all get permits, and never more than the limit are held."""
+    """Three workers with jobs of all sizes: every job gets its permits, and the limit is never exceeded."""
     now = most = 0
 
     async def job(permits: Permits, n: int, key: str) -> None:
@@ -110,14 +110,14 @@ async def test_the_limit_is_reached_and_kept(database: ConnectionPool) -> None:
 
 
 async def test_permits_end_with_the_lease(database: ConnectionPool) -> None:
-    """Those of a worker that sends no heartbeats are free as soon as another worker finds it dead."""
+    """The permits of a dead worker become free when another worker's heartbeat requeues its jobs."""
     dead = await begin(database)
     assert await takes(dead, "a", 4, 4, 0.0)
     async with permits_of(database) as living:
         waiting = asyncio.ensure_future(living.hold(4, "b").__aenter__())
         await asyncio.sleep(0.2)
         assert is_waiting(waiting)
-        await bury(database)  # its lease has not ended yet
+        await bury(database)  # the lease of the dead worker has not ended yet
         await asyncio.sleep(0.1)
         assert is_waiting(waiting)
         await dies(database, dead)
@@ -131,7 +131,7 @@ async def test_permits_end_with_the_lease(database: ConnectionPool) -> None:
 
 
 async def test_a_worker_without_a_lease_sends_nothing(database: ConnectionPool) -> None:
-    """A worker that comes back after its lease is refused before its create is sent, and takes no job."""
+    """A worker that resumes after the end of its lease can neither send a create nor take a job."""
     lease = await begin(database)
     store = PostgresStore(database, owner=lease.worker, leased=True)
     name = (await intend(store)).external_task_id
@@ -146,14 +146,14 @@ async def test_a_worker_without_a_lease_sends_nothing(database: ConnectionPool) 
 async def test_a_process_that_was_stopped_asks_again(
     database: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that came before the process was stopped is not trusted after it."""
+    """A response from before the process was stopped is not trusted afterwards."""
     lease = await begin(database)
     store = PostgresStore(database, owner=lease.worker, leased=True)
     name = (await intend(store)).external_task_id
     fetch = database.fetch
 
     async def stopped(query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Answer, and then stand still until the lease has ended and others have the jobs."""
+        """Fetch the rows, but return them only when the lease has ended and others have the jobs."""
         rows = await fetch(query, *values)
         monkeypatch.setattr(database, "fetch", fetch)
         await dies(database, lease)
@@ -169,12 +169,12 @@ async def test_a_process_that_was_stopped_asks_again(
 
 
 async def test_a_task_of_a_dead_worker_counts(database: ConnectionPool) -> None:
-    """It counts until its end is known, but not against its own job, and not for ever."""
+    """A dead worker's task counts until it ends or is too old, but not in addition to its job's permits."""
     name = await left_running(database, -9, "a", 3)
     one = await begin(database)
     assert await takes(one, "b", 1, 4, 0.0)
     assert not await takes(one, "c", 1, 4, 0.0)
-    assert await takes(one, "a", 3, 4, 0.0)  # it counts once, not twice
+    assert await takes(one, "a", 3, 4, 0.0)  # counts once, not twice
     assert not await takes(one, "c", 1, 4, 0.0)
     await releases(one, "a")
     await PostgresStore(database).observe(name, evolve(SUCCEEDED, task_id="task of a"))
@@ -188,7 +188,7 @@ async def test_a_task_of_a_dead_worker_counts(database: ConnectionPool) -> None:
 
 
 async def test_each_account_has_its_own_limit(database: ConnectionPool) -> None:
-    """Neither permits nor tasks of one account in a database count against another's limit."""
+    """The permits and tasks of one account do not count against the limit of another."""
     one, other = await begin(database), await begin(database, account="other")
     await left_running(database, -9, "a", 4)
     assert await takes(other, "b", 4, 4, 0.0)
@@ -199,12 +199,12 @@ async def test_each_account_has_its_own_limit(database: ConnectionPool) -> None:
 
 
 async def test_a_heavy_job_does_not_starve(database: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the starvation timeout no other job is served before it, however light the others are."""
+    """After the starvation timeout, a job that needs many permits is served before smaller ones."""
     monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
     heavy, light = await begin(database), await begin(database)
     assert await takes(light, "first", 1, 4, 0.0)
     assert not await takes(heavy, "all", 4, 4, 1.0)
-    assert await takes(light, "second", 1, 4, 0.0)  # the heavy one has not waited long
+    assert await takes(light, "second", 1, 4, 0.0)  # the heavy job has not waited long yet
     await releases(light, "first", "second")
     await takes(light, "first", 1, 4, 0.0)
     assert not await takes(heavy, "all", 4, 4, STARVATION_TIMEOUT + 1)
@@ -212,11 +212,11 @@ async def test_a_heavy_job_does_not_starve(database: ConnectionPool, monkeypatch
     await releases(light, "first")
     assert await takes(heavy, "all", 4, 4, STARVATION_TIMEOUT + 1)
     await releases(heavy, "all")
-    assert await takes(light, "second", 4, 4, 0.0)  # nothing heavy waits any more
+    assert await takes(light, "second", 4, 4, 0.0)  # no heavy job is waiting any more
 
 
 async def test_a_dead_waiter_blocks_only_for_a_moment(database: ConnectionPool) -> None:
-    """A worker that asked last some seconds ago is not served first, though its lease goes on."""
+    """A worker that last asked ten seconds ago blocks no other worker, although its lease lasts."""
     dead, living = await begin(database), await begin(database)
     assert await takes(living, "a", 1, 4, 0.0)
     assert not await takes(dead, "all", 4, 4, 100.0)
@@ -226,7 +226,7 @@ async def test_a_dead_waiter_blocks_only_for_a_moment(database: ConnectionPool) 
 
 
 async def test_closed_permits_grant_nothing(database: ConnectionPool) -> None:
-    """Present and later waiters get `NotSubmitted`, and a cancelled waiter leaks no permit."""
+    """Current and later waiters get `NotSubmitted`, and a cancelled waiter leaks no permit."""
     async with permits_of(database) as permits:
         async with permits.hold(4, "a"):
             waiting = [asyncio.ensure_future(permits.hold(1, name).__aenter__()) for name in "bc"]
@@ -249,12 +249,12 @@ async def queued(fleet: Fleet, *keys: str) -> None:
 
 
 def names(jobs: list[QueuedJob]) -> list[tuple[str, str]]:
-    """Return the keys of jobs, and the stages that they were in."""
+    """Return the key and the stage of each job."""
     return [(job.payload["key"], job.stage) for job in jobs]
 
 
 async def test_a_job_with_a_task_goes_to_its_own_queue(fleet: Fleet, database: ConnectionPool) -> None:
-    """Jobs of a dead or stopped worker that have a task are taken first, before any number of new ones."""
+    """Jobs with a task that a dead or stopped worker has left are taken before any new jobs."""
     await queued(fleet, "a", "b", "c", "d")
     first = await begin(database)
     assert names(await first.take(3, 0)) == [("a", NEW), ("b", NEW), ("c", NEW)]
@@ -271,7 +271,7 @@ async def test_a_job_with_a_task_goes_to_its_own_queue(fleet: Fleet, database: C
 
 
 async def test_a_job_of_another_worker_is_not_touched(fleet: Fleet, database: ConnectionPool) -> None:
-    """A worker that lost a job can neither end it nor put it back."""
+    """A worker that has lost a job can neither remove it from the queue nor requeue it."""
     await queued(fleet, "a")
     first, second = await begin(database), await begin(database)
     (job,) = await first.take(1, 0)
@@ -290,7 +290,7 @@ async def test_a_job_of_another_worker_is_not_touched(fleet: Fleet, database: Co
 
 
 async def test_only_jobs_in_work_are_charged_with_a_death(fleet: Fleet, database: ConnectionPool) -> None:
-    """Neither jobs that wait for a permit, nor those whose task only has to be followed; attempts stay."""
+    """A death does not count for jobs that wait for a permit, or whose task only has to be followed."""
     await queued(fleet, "waits", "works", "runs")
     for death in range(1, MAX_DEATHS + 2):
         worker = await begin(database)
@@ -311,7 +311,7 @@ async def test_only_jobs_in_work_are_charged_with_a_death(fleet: Fleet, database
 
 
 async def test_one_worker_runs_what_must_run_alone(fleet: Fleet, database: ConnectionPool) -> None:
-    """The oldest one does, while the others go on; and no second one beside it."""
+    """Only the oldest worker runs the jobs that must run alone, and only one worker at a time does."""
     await queued(fleet, "a", "b")
     await database.fetch("UPDATE procrastinate_jobs SET queue_name = queue_name || ':alone' RETURNING 1")
     old, young = await begin(database), await begin(database)
@@ -325,7 +325,7 @@ async def test_one_worker_runs_what_must_run_alone(fleet: Fleet, database: Conne
 
 
 async def test_retries_are_timed_by_the_database(fleet: Fleet, database: ConnectionPool) -> None:
-    """A retry is due when the database says so, whatever the clocks of the workers say."""
+    """A retry is due by the clock of the database, whatever the clocks of the workers show."""
     await queued(fleet, "a")
     worker = await begin(database)
     (job,) = await worker.take(1, 0)
@@ -339,7 +339,7 @@ async def test_retries_are_timed_by_the_database(fleet: Fleet, database: Connect
 
 
 async def test_a_lost_answer_loses_no_job(fleet: Fleet, database: ConnectionPool) -> None:
-    """A job that only the database assigns to this worker goes back to the queue when found so twice."""
+    """A job that the worker does not know of is requeued when two heartbeats in a row find it."""
     await queued(fleet, "a")
     worker = await begin(database)
     (job,) = await worker.take(1, 0)
@@ -358,7 +358,7 @@ async def test_an_upgrade_of_the_tables_stops_a_worker(database: ConnectionPool)
 
 
 async def test_init_may_be_repeated_beside_workers(fleet: Fleet, database: ConnectionPool) -> None:
-    """It makes functions and triggers anew, and the statements that workers have prepared work as before."""
+    """`init` recreates functions and triggers, and the prepared statements of workers still work."""
     await fleet.submit_many(ExpandRequest("a.png", Ratios(up=1.0), key=f"k{n}") for n in range(20))
     worker = await begin(database)
     store = PostgresStore(database, owner=worker.worker, leased=True)
@@ -379,7 +379,7 @@ async def test_init_may_be_repeated_beside_workers(fleet: Fleet, database: Conne
 
 
 async def test_a_lost_database_ends_no_waiter(database: ConnectionPool, fleet: Fleet) -> None:
-    """Permits that are held stay held over a cut connection, and waiters go on waiting."""
+    """When all connections are cut, held permits stay held and waiters keep waiting."""
     async with permits_of(database) as one, permits_of(database) as other:
         async with one.hold(3, "a"):
             waiting = asyncio.ensure_future(other.hold(2, "b").__aenter__())

@@ -1,4 +1,4 @@
-"""Jobs of several passes: no pass is paid twice or lost, wherever a worker ends, and there is one outcome."""
+"""Jobs with several passes: wherever a worker ends, no pass is lost or paid for twice."""
 
 import asyncio
 from pathlib import Path
@@ -25,7 +25,7 @@ PORTRAIT = texture(300, 700, seed=1)
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let readers, and workers that lost a job to another, wait for less time."""
+    """Shorten the waits of readers, and of workers that have lost a job to another."""
     for name in ("POLL_INTERVAL", "CRASH_RETRY_DELAY"):
         monkeypatch.setattr(f"kling_expand.fleet.queue.{name}", 0.05)
 
@@ -43,7 +43,7 @@ def wide(photo: Path, number: int = 0, **fields: Any) -> ExpandRequest:
 
 
 def assert_paid_once(emulator: Emulator, outcome: JobOutcome) -> None:
-    """Assert that one job succeeded with two tasks, of which it names the second."""
+    """Assert that one job succeeded with two tasks, and that its outcome names the second."""
     _, last = sorted(emulator.account.tasks.values(), key=lambda task: task.created_at)
     assert (outcome.status, outcome.task_id, outcome.units) == ("succeeded", last.task_id, 16)
     assert set(emulator.account.accepted.values()) == {1}
@@ -52,7 +52,7 @@ def assert_paid_once(emulator: Emulator, outcome: JobOutcome) -> None:
 async def test_workers_share_jobs_of_two_passes(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each job has two tasks and one outcome, also where it is queued twice, and the limit holds."""
+    """Each job has two tasks and one outcome, even if it is queued twice, and the limit holds."""
     for _ in range(2):
         assert await fleet.submit_many([wide(portrait, number, n=2) for number in range(3)], passes=2) == 3
     async with working(dsn, emulator, max_in_flight=3), working(dsn, emulator, max_in_flight=3):
@@ -73,7 +73,7 @@ async def test_workers_share_jobs_of_two_passes(
 async def test_the_photo_is_put_back_after_the_last_pass(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
-    """The full-size picture has the photo's own pixels, and no picture of the first pass is saved."""
+    """The full-size picture contains the photo's own pixels, and no picture of the first pass is saved."""
     target = portrait.parent / "out"
     await fleet.submit(wide(portrait), passes=2)
     async with working(dsn, emulator, output=str(target / "{shape}{ext}"), full_size=True):
@@ -88,7 +88,7 @@ async def test_the_photo_is_put_back_after_the_last_pass(
 async def test_a_job_of_one_pass_is_the_same_with_any_number(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """Where one pass is enough no more are made, and a job that is queued again with more is not paid."""
+    """A job that needs one pass runs only one, and costs nothing if it is queued again with more."""
     request = ExpandRequest(photo, Ratios(right=1.0))
     missing = ExpandRequest(photo.parent / "missing.png", ToAspect("16:9"), key="missing")
     url = ExpandRequest("https://host/a.png", ToAspect("16:9"), key="url")
@@ -104,7 +104,7 @@ async def test_a_job_of_one_pass_is_the_same_with_any_number(
 
 
 async def test_too_few_passes_are_refused(fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path) -> None:
-    """The reason names the number that is enough, and a number that is never possible is not queued."""
+    """The reason names a sufficient number, and a number outside the allowed range is not queued."""
     await fleet.submit(wide(portrait))
     with pytest.raises(InvalidRequest, match="passes must be between 1 and 4"):
         await fleet.submit(wide(portrait), passes=5)
@@ -120,7 +120,7 @@ async def test_too_few_passes_are_refused(fleet: Fleet, dsn: str, emulator: Emul
 async def test_a_pass_is_followed_without_the_photo(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path, tasks: int
 ) -> None:
-    """A stopped worker hands over the pass under way, which needs neither its photo nor a permit."""
+    """A stopped worker hands over the running pass, which needs neither its photo nor a permit."""
     emulator.work_seconds = 1000.0
     await fleet.submit(wide(portrait), passes=2)
     async with working(dsn, emulator, max_in_flight=1):
@@ -140,13 +140,13 @@ async def test_a_pass_is_followed_without_the_photo(
 async def leave_between_passes(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> psycopg.Connection:
-    """Leave a job whose first pass is paid, and that waits for an account in arrears; the photo is gone."""
+    """Leave behind a job without a photo, whose first pass is paid for and whose account is in arrears."""
     emulator.faults.script("create", "ok", Fault("error", code=1101))
     async with working(dsn, emulator, max_in_flight=1):
         await fleet.submit(wide(portrait), passes=2)
         await created(emulator, 1)
         async with asyncio.timeout(20):
-            while not (await fleet.stats()).queued:  # noqa: ASYNC110 - it is taken at once, and then put back
+            while not (await fleet.stats()).queued:  # noqa: ASYNC110 - it is taken at once, and then requeued
                 await asyncio.sleep(0.02)
     portrait.unlink()  # noqa: ASYNC240 - one call
     return psycopg.connect(dsn, autocommit=True)
@@ -158,7 +158,7 @@ MAKE_DUE = "UPDATE procrastinate_jobs SET scheduled_at = NULL"
 async def test_a_job_between_two_passes_goes_on(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
-    """Its first pass is paid, so it cannot be cancelled. The second is made later, without the photo."""
+    """A job whose first pass is paid for cannot be cancelled, and its second pass needs no photo."""
     with await leave_between_passes(fleet, dsn, emulator, portrait) as database:
         assert (await fleet.cancel("k0"), await fleet.cancel()) == (0, 0)
         database.execute(MAKE_DUE)
@@ -170,7 +170,7 @@ async def test_a_job_between_two_passes_goes_on(
 async def test_a_poisoned_pass_ends_as_paid(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
-    """A job that killed its workers in the second pass ends as failed, with the task that is paid."""
+    """A job that killed its workers in the second pass ends as failed, and names the task that was paid."""
     with await leave_between_passes(fleet, dsn, emulator, portrait) as database:
         database.execute("INSERT INTO kling_deaths VALUES ('default', 'k0', %s)", (MAX_DEATHS + 1,))
         database.execute(MAKE_DUE)
@@ -184,7 +184,7 @@ async def test_a_poisoned_pass_ends_as_paid(
 async def test_a_refused_second_pass_says_what_is_paid(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
-    """The outcome names the paid task, its price and the refusal. The same job again pays the rest only."""
+    """The outcome names the paid task and the refusal. Submitting the job again pays only for the rest."""
     emulator.faults.script("create", "ok", Fault("error", code=1301))
     await fleet.submit(wide(portrait), passes=2)
     async with working(dsn, emulator):
@@ -202,20 +202,20 @@ async def test_a_refused_second_pass_says_what_is_paid(
 async def test_an_expired_first_pass_is_not_paid_for_again(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
-    """A job that waits longer than the service keeps pictures ends as failed, with advice."""
+    """A job that waits until the first result has expired ends as failed, with advice."""
     with await leave_between_passes(fleet, dsn, emulator, portrait) as database:
         emulator.advance(31 * 86400)
         database.execute(MAKE_DUE)
     async with working(dsn, emulator):
         (outcome,) = await outcomes(fleet)
     assert (outcome.status, outcome.units, emulator.account.requests["create"]) == ("failed", 8, 2)
-    assert "another key starts the job again" in str(outcome.error)
+    assert "use another key to start the job again" in str(outcome.error)
 
 
 async def test_a_failed_second_pass_is_made_again(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
-    """The outcome names the failed task and the units of the first. The same job again makes one task."""
+    """The outcome names the failed and the paid task. Submitting the job again creates only one task."""
     emulator.work_seconds = 1000.0
     await fleet.submit(wide(portrait), passes=2)
     async with working(dsn, emulator, max_in_flight=1):
@@ -237,7 +237,7 @@ async def test_a_failed_second_pass_is_made_again(
 async def test_a_replaced_photo_is_a_new_job(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
-    """The same job again costs nothing while the photo is the same, and all passes when it is another."""
+    """Submitting a job again costs nothing with the same photo, and all passes with another photo."""
     found = []
     async with working(dsn, emulator):
         for photo in (PORTRAIT, PORTRAIT, texture(300, 700, seed=2)):
@@ -252,7 +252,7 @@ async def test_a_replaced_photo_is_a_new_job(
 async def test_pictures_of_the_last_pass_are_saved_later(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without room the job ends with its units; with room again its picture is saved, and nothing is paid."""
+    """A picture that cannot be saved at first is saved later, without its photo and at no cost."""
     monkeypatch.setattr("kling_expand.fleet.job.MAX_SAVE_DELAY", 0.05)
     monkeypatch.setattr("kling_expand.fleet.worker.MAX_BEAT_INTERVAL", 0.05)
     monkeypatch.setattr("kling_expand.fleet.queue.SAVE_INTERVAL", 0.05)
@@ -293,7 +293,7 @@ Submitter.create = die
 async def test_a_killed_worker_loses_no_pass(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path, fault: str
 ) -> None:
-    """Killed between the passes, or when the answer to the second create has come, it pays for none twice."""
+    """A worker killed between two passes, or right after the second create, pays for no pass twice."""
     await fleet.submit(wide(portrait), passes=2)
     options = ("--max-in-flight", 1, "--heartbeat-timeout", 1)
     worker = WorkerProcess(dsn, emulator, *options, setup=f"import os, signal{fault}")

@@ -1,4 +1,4 @@
-"""The queue: backpressure, priorities, cancellation, and callbacks that are refused."""
+"""The queue: backpressure, priorities, cancellation and refused callbacks."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ pytest_plugins = ["support.postgres", "support.fleet"]
 
 
 async def test_a_full_queue_stops_reading(fleet: Fleet, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `max_queued` jobs in the queue nothing more is read from the source, until there is room."""
+    """While `max_queued` jobs are in the queue, no more requests are read from the source."""
     read = 0
 
     async def source() -> AsyncIterator[ExpandRequest]:
@@ -56,7 +56,7 @@ async def test_a_job_of_higher_priority_runs_first(
 async def test_a_waiting_job_can_be_cancelled(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """A cancelled job leaves the queue and has an outcome; a job that has ended is not touched."""
+    """A cancelled job leaves the queue and has an outcome. A job that has ended is not affected."""
     await fleet.submit_many(requests(photo, 5))
     assert await fleet.cancel("k1", "k3", "unknown") == 2
     async with working(dsn, emulator):
@@ -70,11 +70,11 @@ async def test_a_waiting_job_can_be_cancelled(
 async def test_the_size_of_the_queue_follows_its_jobs(
     fleet: Fleet, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job waits or is with a worker, until it has ended or only its pictures are missing."""
+    """A job is counted as queued or running until it has ended, or only its pictures remain to be saved."""
     monkeypatch.setattr("kling_expand.fleet.queue.CANCELLED_AT_ONCE", 2)
 
     async def sizes() -> tuple[int, int]:
-        """Return the numbers of jobs that wait and that workers have."""
+        """Return the numbers of queued and running jobs."""
         stats = await fleet.stats()
         return stats.queued, stats.running
 
@@ -95,7 +95,7 @@ async def test_the_size_of_the_queue_follows_its_jobs(
 
 
 async def test_the_queue_of_version_3_is_moved(fleet: Fleet) -> None:
-    """Its jobs wait in procrastinate's tables after `init`, which may be repeated."""
+    """`init` moves its jobs to procrastinate's tables, and can be repeated."""
     run = "ü" * 40
     payload = '{"key": "k", "image": "a.png"}'
     with psycopg.connect(fleet.dsn) as database:
@@ -124,7 +124,7 @@ async def test_the_queue_of_version_3_is_moved(fleet: Fleet) -> None:
 async def test_what_was_sent_is_not_cancelled(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Jobs with a task stay, the log says so, and they end as if nothing had been asked."""
+    """Jobs with a task are not cancelled, which is logged, and they end as usual."""
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 3))
     async with working(dsn, emulator, max_in_flight=2):
@@ -140,11 +140,11 @@ async def test_what_was_sent_is_not_cancelled(
 
 
 async def test_unsigned_callbacks_are_forwarded_once_in_a_while(fleet: Fleet) -> None:
-    """A flood of them costs the database one notification per task and 5 s, and all tasks together 1000."""
+    """However many unsigned callbacks arrive, one for each task is forwarded at first."""
     arrived: list[str] = []
     listening = asyncio.create_task(fleet.listen({CALLBACK_CHANNEL: arrived.append}))
     async with asyncio.timeout(20):
-        while not arrived:  # noqa: ASYNC110 - connected, which the handler is told by ""
+        while not arrived:  # noqa: ASYNC110 - the handler is called with "" once connected
             await asyncio.sleep(0.01)
         for number in [*range(3)] * 20:
             body = f'{{"task_id": "t{number}", "task_status": "processing"}}'.encode()
@@ -157,7 +157,7 @@ async def test_unsigned_callbacks_are_forwarded_once_in_a_while(fleet: Fleet) ->
 
 
 async def test_a_callback_that_is_no_callback_is_refused(fleet: Fleet) -> None:
-    """A body without a task raises, whether or not a secret is set."""
+    """A body without a task raises an error, with or without a secret."""
     with pytest.raises(errors.WebhookError):
         await fleet.receive({}, b"{}")
     async with Fleet(fleet.dsn, webhook_secrets=["whsec_" + "c2VjcmV0" * 4]) as signed:

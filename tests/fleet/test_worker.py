@@ -1,4 +1,4 @@
-"""Workers: every job is executed once, whatever is killed, and its outcome is reported once."""
+"""Workers: whatever is killed, every job is executed once and has one outcome."""
 
 import asyncio
 import signal
@@ -34,7 +34,7 @@ def first_bytes(path: str) -> bytes:
 async def test_a_job_queued_twice_is_executed_once(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, limit: int | None
 ) -> None:
-    """Two workers create one task for each job, save its image, and record its cost."""
+    """Two workers create one task for each job, save its picture, and record its cost."""
     assert await fleet.submit_many(requests(photo, 12)) == 12
     assert await fleet.submit_many(requests(photo, 12)) == 12
     options: dict[str, Any] = {"max_in_flight": limit, "output": str(photo.parent / "out")}
@@ -55,7 +55,7 @@ async def test_a_job_queued_twice_is_executed_once(
 async def test_the_jobs_of_a_killed_worker_continue_elsewhere(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """After the heartbeat timeout another worker follows the running tasks, and creates none again."""
+    """After the heartbeat timeout, another worker follows the running tasks without creating them again."""
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 3))
     options = ["--dsn", dsn, "--base-url", emulator.url, "--heartbeat-timeout", "1.5", "--max-in-flight", "3"]
@@ -96,7 +96,7 @@ async def test_a_job_longer_than_the_heartbeat_timeout_stays_with_its_worker(
 async def test_a_stopped_worker_hands_its_jobs_over(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """The next worker follows the running tasks without creating them again; waiting jobs were not sent."""
+    """The next worker follows the running tasks without creating them again, and runs the waiting jobs."""
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 4))
     async with working(dsn, emulator, max_in_flight=2):
@@ -111,7 +111,7 @@ async def test_a_stopped_worker_hands_its_jobs_over(
 
 
 async def test_a_killed_database_loses_nothing(own_cluster: Cluster, emulator: Emulator, photo: Path) -> None:
-    """After a SIGKILL and a restart of the database every job ends, and none is paid twice."""
+    """After a SIGKILL and a restart of the database, every job succeeds and none is paid for twice."""
     cluster = own_cluster
     emulator.work_seconds = 0.5
     async with cluster, Fleet(cluster.dsn, webhook_secrets=[]) as fleet:
@@ -130,7 +130,7 @@ async def test_a_killed_database_loses_nothing(own_cluster: Cluster, emulator: E
 async def test_a_callback_reaches_the_worker_that_waits(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """A callback to any process ends the job on its worker, without a single poll."""
+    """A callback to any process ends the job on its worker without a poll of the task."""
     emulator.webhook_secret, emulator.work_seconds = SECRET, 0.3
     async with Fleet(dsn, webhook_secrets=[SECRET]) as web, callbacks(web) as url:
         await fleet.submit_many(requests(photo, 2))
@@ -143,7 +143,7 @@ async def test_a_callback_reaches_the_worker_that_waits(
 async def test_a_notification_of_another_program_ends_no_worker(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """Every role of the database may notify: what is no callback is ignored."""
+    """Any role of the database can send notifications, so those that are not callbacks are ignored."""
     emulator.work_seconds = 0.3
     await fleet.submit_many(requests(photo, 1))
     async with working(dsn, emulator):
@@ -156,7 +156,7 @@ async def test_a_notification_of_another_program_ends_no_worker(
 async def test_workers_without_permits_share_a_small_account(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """Two workers find the account's limit by refusals, which cost time only and stay few."""
+    """Two workers learn the account's limit from a small number of refusals, which are free."""
     emulator.slots = 1
     await fleet.submit_many(requests(photo, 8))
     async with working(dsn, emulator), working(dsn, emulator):
@@ -170,9 +170,9 @@ LEASE = 2.0
 
 
 async def test_no_standstill_after_a_crash(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
-    """The tasks of a killed worker free their slots, though all hands of the others are full of new jobs.
+    """The tasks of a killed worker free their slots, even if all other workers are full of waiting jobs.
 
-    A worker that its supervisor starts at once, and one that lives on, wait for permits with all they have.
+    The restarted worker and the surviving one have as many jobs as they can take, all waiting for permits.
     """
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 12))
@@ -201,7 +201,7 @@ async def test_no_standstill_after_a_crash(fleet: Fleet, dsn: str, emulator: Emu
 async def test_a_frozen_worker_loses_its_permits_and_sends_nothing(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """After its lease others go on with its jobs. When it comes back it begins anew and pays for nothing."""
+    """Another worker takes over the jobs. When the frozen one resumes, it starts again and pays for none."""
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 6))
     options = (
@@ -226,7 +226,7 @@ async def test_a_frozen_worker_loses_its_permits_and_sends_nothing(
                 await created(emulator, 3)
             frozen.signal(signal.SIGCONT)
             assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
-        await fleet.submit_many(requests(photo, 7))  # only the one that was frozen is left
+        await fleet.submit_many(requests(photo, 7))  # only the formerly frozen worker is left
         assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
     finally:
         await frozen.kill()
@@ -244,10 +244,10 @@ async def plain(request):
 
 
 async def test_a_poisoned_job_ends(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
-    """It kills each worker that runs it. It is refused with the reason, and the jobs beside it end well."""
+    """A job that kills each worker that runs it is refused with the reason, and other jobs succeed."""
     await fleet.submit(ExpandRequest(photo, Ratios(right=1.0), key="poison"))
     await fleet.submit_many(requests(photo, 3))
-    with psycopg.connect(dsn) as database:  # it has killed all but one of those that it may kill
+    with psycopg.connect(dsn) as database:  # after one more death the job runs alone
         database.execute("INSERT INTO kling_deaths VALUES ('default', 'poison', %s)", (MAX_DEATHS - 1,))
     options = ("--max-in-flight", 4, "--heartbeat-timeout", 1, "--shutdown-timeout", 0)
     worker = WorkerProcess(dsn, emulator, *options, setup=POISON)
@@ -268,7 +268,7 @@ async def test_a_poisoned_job_ends(fleet: Fleet, dsn: str, emulator: Emulator, p
 async def test_a_worker_stops_in_time_without_its_database(
     own_cluster: Cluster, emulator: Emulator, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does not wait for the database. Its jobs go on elsewhere when its lease has ended."""
+    """A stopping worker does not wait for the database, and its jobs continue after the end of its lease."""
     monkeypatch.setattr("kling_expand.fleet.worker.HAND_OVER_TIMEOUT", 1.0)
     emulator.work_seconds = 1000.0
     async with own_cluster as cluster, Fleet(cluster.dsn, webhook_secrets=[]) as fleet:
@@ -290,7 +290,7 @@ async def test_a_worker_stops_in_time_without_its_database(
 async def test_a_worker_has_three_connections(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """So a hundred workers fit into a server with its usual settings, or almost."""
+    """A worker uses two or three connections, however many jobs it runs."""
     others = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
     query = f"SELECT count(*) FROM pg_stat_activity WHERE {others}"
     await fleet.submit_many(requests(photo, 20))
@@ -308,7 +308,7 @@ async def test_a_worker_has_three_connections(
 async def test_a_pooler_in_transaction_mode_may_stand_between(
     fleet: Fleet, pooled_dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """Workers and submitters work through pgbouncer: nothing is prepared or kept in a session."""
+    """Workers and submitters work through pgbouncer, because no state is kept in a session."""
     options: dict[str, Any] = {"max_in_flight": 3, "output": str(photo.parent / "out")}
     await fleet.submit_many(requests(photo, 6))
     async with (
@@ -323,7 +323,7 @@ async def test_a_pooler_in_transaction_mode_may_stand_between(
 
 
 async def test_an_unknown_task_is_put_aside(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
-    """A job of another program in the queue gets an outcome, and stays in the table as failed."""
+    """A job of another program in the queue gets an outcome, and is kept in the table as failed."""
     await fleet.submit_many(requests(photo, 1))
     with psycopg.connect(dsn, autocommit=True) as database:
         known = "kling_expand.expand"
@@ -345,7 +345,7 @@ async def test_an_unknown_task_is_put_aside(fleet: Fleet, dsn: str, emulator: Em
 
 @pytest.mark.parametrize("run", ["x" * 300, "ü" * 40, "a:follow", "a b"])
 async def test_a_run_may_have_any_name(fleet: Fleet, emulator: Emulator, photo: Path, run: str) -> None:
-    """A long or odd name has a queue and notifications of its own."""
+    """A run with a long or unusual name has its own queue and notifications."""
     async with Fleet(fleet.dsn, run=run, webhook_secrets=[]) as named:
         await named.submit_many(requests(photo, 1))
         worker = Worker(named, api_key=emulator.api_key, base_url=emulator.url, shutdown_timeout=0.0)
@@ -359,7 +359,7 @@ async def test_a_run_may_have_any_name(fleet: Fleet, emulator: Emulator, photo: 
 async def test_tasks_of_a_run_without_workers_free_their_slots(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
-    """Any worker of the account looks up their ends, and leaves the jobs to workers of their own run."""
+    """A worker of another run records the ends of these tasks, and leaves their jobs in the queue."""
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 2))
     async with working(dsn, emulator, max_in_flight=2):
@@ -379,7 +379,7 @@ async def test_tasks_of_a_run_without_workers_free_their_slots(
 async def test_a_worker_whose_permits_fail_ends_with_the_error(
     fleet: Fleet, emulator: Emulator, photo: Path
 ) -> None:
-    """It does not take the same jobs again and again, and puts them back."""
+    """The worker requeues its jobs, and does not take the same jobs again and again."""
     await fleet.submit_many(requests(photo, 3))
     function = "kling_permits"
     with psycopg.connect(fleet.dsn) as database:

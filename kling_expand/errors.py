@@ -2,15 +2,15 @@
 
 ::
 
-    KlingError                    task_id, external_task_id: set if a task exists
-    ├── ConfigurationError        credentials or settings are missing or contradict each other
+    KlingError                    task_id, external_task_id: the ids of the job, as far as they are known
+    ├── ConfigurationError        credentials or settings are missing or invalid
     │   └── MissingExtra          an optional dependency is not installed (also an ImportError)
     ├── InvalidRequest            refused locally, before any money is spent (also a ValueError)
     │   ├── GeometryError         the expansion cannot be expressed
     │   ├── ImageError            the photo cannot be sent
-    │   └── BudgetExceeded        the submission would cost more than is left
+    │   └── BudgetExceeded        the job would cost more than is left of the budget
     ├── TransportError            no usable response: connection refused, reset, timed out
-    ├── APIError                  the call failed: code, message, status, request_id, retry_after
+    ├── APIError                  a call got an error response: code, message, status, request_id, retry_after
     │   ├── AuthenticationError   1000 1001 1002
     │   │   └── TokenExpired      1003 1004
     │   ├── AccountError          1100 1101 1102
@@ -25,24 +25,24 @@
     │   ├── IPNotAllowed          1304
     │   ├── ServerError           5000 5001 5002, or any HTTP 5xx
     │   └── ProtocolError         a response that is not the documented envelope
-    ├── ContentRejected           moderation, at the create (PolicyRefusal) or later (TaskModerated)
-    ├── TaskFailed                the task failed, not a call
+    ├── ContentRejected           moderation rejected the content: PolicyRefusal or TaskModerated
+    ├── TaskFailed                the task failed, but no call did
     │   └── TaskModerated         … because of its content (also a ContentRejected)
     ├── SubmissionUnknown         it is not known whether the task exists; look up its id later
     ├── DeadlineExceeded          the deadline passed; the job may continue (also a TimeoutError)
     ├── DownloadError             a result could not be downloaded or saved
     │   └── ResultExpired         … because the service no longer keeps it
     ├── PictureMismatch           a generated picture does not show the photo it was made from
-    ├── WebhookError              a callback that cannot be trusted or read
+    ├── WebhookError              a callback cannot be trusted or read
     ├── JournalError              the journal file cannot be used
-    ├── NotSubmitted              cancelled before it was sent: nothing is billed
+    ├── NotSubmitted              the job ended before it was sent: nothing is billed
     └── ClientClosed              the client was closed; its open tasks continue at the service
 
 ``retryable`` says whether the same call may succeed later (see `kling_expand.api.session`). A create is
 retried only by the rules of `kling_expand.jobs.submission`.
 """
 
-TYPE_CHECKING = False  # as `typing` has it, whose import would take most of the time of this one
+TYPE_CHECKING = False  # `typing` is not imported for it: that would take most of the import time
 if TYPE_CHECKING:
     from typing import Any
 
@@ -86,16 +86,18 @@ __all__ = [
 
 
 def printable(text: str) -> str:
-    """Return *text* with control characters, such as a terminal's escape sequences, shown as escapes."""
+    """Return *text* with unprintable characters escaped, so that it cannot control a terminal."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class KlingError(Exception):
-    """The base class of all errors. `task_id` and `external_task_id` are None if no task exists.
+    """The base class of all exceptions of this package.
 
-    A message may quote the service or a file name, so its control characters are shown as escapes.
+    `task_id` and `external_task_id` are the ids of the job, or None if they are not known. `retryable` says
+    whether the same call may succeed later. The *message* may quote the service or a file name, so
+    unprintable characters in it are escaped.
     """
 
     retryable: bool = False
@@ -136,7 +138,7 @@ def requirement(name: str, value: object, limit: str, advice: str = "") -> str:
 
 
 class ConfigurationError(KlingError):
-    """Missing or contradictory credentials or settings."""
+    """Credentials or settings that are missing or invalid."""
 
 
 class MissingExtra(ConfigurationError, ImportError):
@@ -144,17 +146,17 @@ class MissingExtra(ConfigurationError, ImportError):
 
 
 def require(extra: str, *modules: str) -> None:
-    """Check that the *modules* which an *extra* installs can be imported, without importing them.
+    """Check, without importing them, that the *modules* of an *extra* are installed.
 
     Raises:
-        MissingExtra: if one of them is not installed.
+        MissingExtra: if a module is not installed.
     """
-    from importlib.util import find_spec  # imported here, as the command line handles Ctrl-C first
+    from importlib.util import find_spec  # imported here, so that the command line can handle Ctrl-C first
 
     for module in modules:
         try:
             found = find_spec(module)
-        except (ImportError, ValueError):  # ValueError: its entry in `sys.modules` is None
+        except (ImportError, ValueError):  # ValueError: the entry in `sys.modules` is None
             found = None
         if found is None:
             raise MissingExtra(f"{module} is not installed: pip install 'kling-expand[{extra}]'")
@@ -181,19 +183,19 @@ class GeometryError(InvalidRequest):
 
 
 class ImageError(InvalidRequest):
-    """A photo whose format, size, shape or content the service does not accept."""
+    """A photo that cannot be read, or that the service would not accept."""
 
 
 class BudgetExceeded(InvalidRequest):
-    """A submission that would cost more units than the budget of the client has left."""
+    """A job that would cost more units than are left of the client's budget."""
 
 
 class TransportError(KlingError):
-    """A call without a usable response, which *message* describes.
+    """A call that got no usable response. The *message* says why.
 
     `sent` is False only if the service certainly did not receive the whole request. `retryable` is False if
     the service was never reached, because the settings may then be wrong. `retried_until` is the loop time
-    after which the call is not retried, or None.
+    after which the call is no longer retried, or None if only `retry_timeout` limits the retries.
     """
 
     retryable: bool = True
@@ -206,11 +208,11 @@ class TransportError(KlingError):
 
 
 class APIError(KlingError):
-    """A call that the service refused.
+    """A call that got an error response.
 
-    *message* is the service's own. `code` is that of the envelope, or None without an envelope. `status` is
-    the HTTP status, `request_id` the service's id of the call, and `retry_after` the seconds in a
-    ``Retry-After`` header.
+    *message* is the text of the service. `code` is the error code in the response, or None if it has none.
+    `status` is the HTTP status, and `request_id` the service's id of the call. `retry_after` is the wait in
+    seconds that a ``Retry-After`` header asks for, or None.
     """
 
     def __init__(
@@ -238,7 +240,7 @@ class AuthenticationError(APIError):
 
 
 class TokenExpired(AuthenticationError):
-    """A token that is not yet, or no longer, valid. The call may be retried with one new token."""
+    """A token that is not valid yet or has expired. The call may be retried once with a new token."""
 
 
 class AccountError(APIError):
@@ -246,7 +248,7 @@ class AccountError(APIError):
 
 
 class PermissionDenied(APIError):
-    """A resource or model that the account may not use."""
+    """A resource or a model that the account may not use."""
 
 
 class BadRequest(APIError):
@@ -254,11 +256,11 @@ class BadRequest(APIError):
 
 
 class DuplicateTask(BadRequest):
-    """An `external_task_id` that a task of the account already has."""
+    """An `external_task_id` that another task of the account already has."""
 
 
 class TaskNotFound(BadRequest):
-    """An id without a task."""
+    """An id for which the service has no task."""
 
 
 class NotFound(APIError):
@@ -274,9 +276,9 @@ class PolicyRefusal(ContentRejected, APIError):
 
 
 class RateLimited(APIError):
-    """Too many requests. Wait `retry_after` seconds if the service specifies it.
+    """A call that was refused because there were too many. `retry_after` is the wait, if it is known.
 
-    `retryable` is False if that is longer than the setting `max_retry_after`.
+    `retryable` is False if the wait is longer than the setting `max_retry_after`.
     """
 
     retryable: bool = True
@@ -299,7 +301,7 @@ class ServerError(APIError):
 
 
 class ProtocolError(APIError):
-    """A response that is not as documented: HTML, truncated, empty, or of another shape."""
+    """A response that is not as documented, such as HTML or an empty or truncated response."""
 
     retryable: bool = True
 
@@ -309,7 +311,7 @@ class TaskFailed(KlingError):
 
 
 class TaskModerated(ContentRejected, TaskFailed):
-    """A task that failed because its content did not pass the risk control."""
+    """A task that failed because its content did not pass the service's risk control."""
 
 
 class SubmissionUnknown(KlingError):
@@ -337,14 +339,14 @@ class WebhookError(KlingError):
 
 
 class JournalError(KlingError):
-    """A journal that cannot be used: in use, not ours, damaged, or written by a newer version."""
+    """A journal that cannot be used: it is in use, damaged, another account's, or of a newer version."""
 
 
 class NotSubmitted(KlingError):
     """A job that ended before anything was sent: no task exists, and nothing is billed.
 
-    *message* says why. `resumable` is True if a journal has the job and its photo can be read again from a
-    path or URL. Then `KlingClient.resume` sends it. Otherwise only a new submission does.
+    *message* says why. *resumable* is True if a journal has the job and its photo can be read again from a
+    path or URL. In that case, `KlingClient.resume` sends the job. Otherwise, submit it again.
     """
 
     def __init__(self, message: str = "", *, resumable: bool = False) -> None:
@@ -384,7 +386,7 @@ CODES: dict[int, type[APIError]] = {
 # 1201 also has these two meanings, which only the message distinguishes (observed).
 _WORDED: dict[str, type[BadRequest]] = {"already exist": DuplicateTask, "task not found": TaskNotFound}
 
-# A response without a code comes from a server in front of the service, so its status decides.
+# A response without a code comes from a server in front of the service, so its HTTP status decides.
 _STATUSES: dict[int, type[APIError]] = {
     401: AuthenticationError,
     403: PermissionDenied,
@@ -394,7 +396,7 @@ _STATUSES: dict[int, type[APIError]] = {
 
 
 def refusal(code: int | None, message: str, status: int) -> type[APIError]:
-    """Return the class for a *code* (None without an envelope), its *message* and the HTTP *status*."""
+    """Return the class for an error *code* (None if there is none), its *message* and the HTTP *status*."""
     if code == 1201:
         words = message.lower()
         return next((kind for part, kind in _WORDED.items() if part in words), BadRequest)

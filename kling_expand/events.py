@@ -1,4 +1,4 @@
-"""Events of a client, and the statistics and log lines that are made from them.
+"""The events of a client, and the statistics and log lines that are derived from them.
 
 ==========  =====================  ==================================================================
 level       logger                 one line for
@@ -10,7 +10,7 @@ DEBUG       `kling_expand.calls`   each request, without its body
 ==========  =====================  ==================================================================
 
 A line has the job's number and ids, the route, the attempt and the wait. Except for requests, each kind of
-event is logged at most once a second. Further events are held back and added to the next line.
+event is logged at most once a second. Events in between are held back and combined in the next line.
 """
 
 import asyncio
@@ -36,31 +36,31 @@ _logger = logging.getLogger(__name__)
 _calls, _jobs = logging.getLogger("kling_expand.calls"), logging.getLogger("kling_expand.jobs")
 
 LOG_INTERVAL = 1.0  # seconds between two lines about one kind of event
-MAX_HELD = 200  # events that one line names
-BILLED_TASKS = 10_000  # that are remembered, so that each is counted only once
-WINDOW = 1024  # number of the newest values from which quantiles are computed
+MAX_HELD = 200  # the most events that one line names
+BILLED_TASKS = 10_000  # tasks that are remembered, so that the units of each are counted only once
+WINDOW = 1024  # the number of newest values from which quantiles are computed
 
 
 class EventKind(StrEnum):
     """The kinds of events."""
 
-    CREATE = "create"  # a call to the API got a response, or failed
-    READ = "read"
-    LIST = "list"
+    CREATE = "create"  # a create got a response or failed
+    READ = "read"  # a read of one task got a response or failed
+    LIST = "list"  # a read of a list page got a response or failed
     SUBMITTED = "submitted"  # a job began
-    ACCEPTED = "accepted"  # the service has its task
-    MERGED = "merged"  # the job is the same as another job of this client, whose task its futures share
-    ENDED = "ended"  # its task succeeded or failed
-    FAILED = "failed"  # the job ended, but the outcome of its task is not known
-    RETRY = "retry"  # a call or a download has failed and is retried
-    PAUSE = "pause"  # a route pauses, because of too many requests (1302)
+    ACCEPTED = "accepted"  # the service has accepted the task of a job
+    MERGED = "merged"  # a job is the same as another open job of this client, and shares its task
+    ENDED = "ended"  # a task succeeded or failed
+    FAILED = "failed"  # a job ended without a task, or before the outcome of its task was known
+    RETRY = "retry"  # a call or a download failed and is retried
+    PAUSE = "pause"  # a route pauses because there were too many requests (1302)
 
 
-CALLS = (EventKind.CREATE, EventKind.READ, EventKind.LIST)  # a tuple, as the hash of an enum is slow
+CALLS = (EventKind.CREATE, EventKind.READ, EventKind.LIST)  # a tuple, because hashing an enum is slow
 
 
 class Caller(NamedTuple):
-    """The job that calls are made for."""
+    """The job for which a call is made."""
 
     number: int | None = None
     external_task_id: str | None = None
@@ -68,18 +68,19 @@ class Caller(NamedTuple):
 
 
 # Set in the asyncio task of each job and each poll, and read when a call is made. It must not refer to a job,
-# because a connection keeps the context in which it was made.
+# because a connection keeps the context in which it was opened.
 CALLER: ContextVar[Caller] = ContextVar("kling_expand_caller", default=Caller())  # noqa: B039 - immutable
 
 
 class Event(NamedTuple):
-    """One event. `seconds` is the duration of the call or of the task.
+    """One event of a client, as a listener receives it. A field that does not apply is None.
 
-    `latency` is the time from the end of a task to the response that showed it, both by the service's clock.
-    `number` is that of the job's future. All events of one job have it, including those of its calls. `route`
-    is create, read, list or download. `attempt` counts from 1. `wait` is in seconds: until the next attempt
-    (None if that is not known), the length of a pause, or how long a pause delayed this call.
-    `found` says that this client did not create the task.
+    `seconds` is the duration of the call or of the task. `latency` is the time in seconds from the end of a
+    task to the response that reported it, both by the service's clock. `number` is the number of the job's
+    future. All events of a job have it, including those of its calls. `route` is create, read, list or
+    download. `attempt` counts from 1. `wait` is in seconds: for a retry the time until the next attempt, or
+    None if it is not known; for a pause its length; for a call how long a pause delayed it. `found` says that
+    this client did not create the task.
     """
 
     kind: EventKind
@@ -100,7 +101,7 @@ Listener = Callable[[Event], object]
 
 
 class Quantiles(NamedTuple):
-    """Quantiles of the newest values, in seconds. They are None until there is a value."""
+    """The quantiles of the newest values, in seconds. They are None while there are no values."""
 
     median: float | None = None
     p95: float | None = None
@@ -114,7 +115,8 @@ class Stats(Serializable):
     - Jobs: each of the `submitted` jobs is `waiting` (for a slot or its create), `running` at the service
       (including attached tasks), `succeeded`, `failed` (the task failed), `refused` (there is no task, or it
       is no longer polled) or `unknown` (it is not known whether a task exists).
-    - Calls: `creates`, `reads` of one task, `lists`, and `errors` of all of these by class.
+    - Calls: the number of `creates`, of `reads` of one task and of `lists`. `errors` counts the errors of all
+      these calls by class.
     - Money, in units: `units_due` was or may be billed for tasks that this client created. `units_billed` was
       billed for them according to the service, and `units_found` for all other tasks, such as those of
       earlier runs.
@@ -141,7 +143,7 @@ class Stats(Serializable):
 
 
 class StatsCollector:
-    """A collector that counts events and passes each on to *listeners*: one, several, or None."""
+    """A counter of events that passes each event on to *listeners*: functions, sequences of them, or None."""
 
     def __init__(self, *listeners: Listener | Sequence[Listener] | None) -> None:
         several = (each if isinstance(each, Sequence) else [each] for each in listeners if each)
@@ -167,10 +169,10 @@ class StatsCollector:
             try:
                 listener(event)
             except Exception:
-                _logger.exception("the listener failed on %s", event.kind)
+                _logger.exception("a listener failed on the event %s", event.kind)
 
     def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:
-        """Return the current statistics, including the numbers that are counted elsewhere."""
+        """Return the current statistics, with the given numbers, which are counted elsewhere."""
         counts = self._counts
         ended = counts[EventKind.ENDED]
         return Stats(
@@ -202,7 +204,7 @@ class StatsCollector:
             self._latencies.append(event.latency)
 
     def _bill(self, task: Task, *, found: bool) -> None:
-        """Add what a task has cost, once, although a job or `attach` may see its end again."""
+        """Add the cost of a task, but only once: a job or `attach` may receive its end again."""
         if task.task_id in self._billed_tasks:
             return
         if found:
@@ -239,12 +241,12 @@ class EventLog:
 
     def __init__(self) -> None:
         self._written_at: defaultdict[str, float] = defaultdict(lambda: -inf)
-        self._held: dict[str, list[str]] = {}  # by kind, the events that wait for the next line
-        self._more: Counter[str] = Counter()  # held events that are only counted
+        self._held: dict[str, list[str]] = {}  # the events that wait for the next line, by kind
+        self._more: Counter[str] = Counter()  # further events, which are only counted
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def __call__(self, event: Event) -> None:
-        """Write one event, or hold it back."""
+        """Log one event, or hold it back."""
         if event.kind in CALLS:
             if _calls.isEnabledFor(logging.DEBUG):
                 _calls.debug("%s", _call_text(event))
@@ -257,7 +259,7 @@ class EventLog:
             self._write(kind, _end_text(event) if logger is _jobs else _retry_text(event))
 
     def flush(self) -> None:
-        """Write the events that are held back, and forget all times.
+        """Log the events that are held back, and forget all times.
 
         The next event may come from another event loop, which has another clock.
         """
@@ -296,7 +298,7 @@ class EventLog:
 
 
 def _line_kind(event: Event) -> str | None:
-    """Return the kind of line that an event gets, or None if it gets none."""
+    """Return the kind of log line for an event, or None if the event is not logged."""
     if event.kind in {EventKind.ENDED, EventKind.FAILED}:
         return str(event.kind)
     if event.kind is EventKind.RETRY and isinstance(event.error, ParallelLimit):
@@ -317,7 +319,7 @@ def _place(kind: str) -> tuple[logging.Logger, int]:
 
 
 def _name(event: Event) -> str:
-    """Return the number and ids of the job."""
+    """Return the number and the ids of the job of an event."""
     ids = (event.external_task_id, event.task.task_id if event.task else event.task_id)
     known = ", ".join(dict.fromkeys(each for each in ids if each))
     if event.number is None:

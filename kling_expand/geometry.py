@@ -1,4 +1,4 @@
-"""The expansion of a photo on each side: four ratios, and the classes that compute them.
+"""The geometry of an expansion: the four ratios of the API, and classes that compute them.
 
 ========================  =====================================================  ==========
 `Ratios`                  the four numbers of the API                            any photo
@@ -9,7 +9,7 @@
 ========================  =====================================================  ==========
 
 Rules (documented): up and down are multiples of the original's height, left and right of its width.
-Each is in [0, 2], and the new area is at most three times the old one. Four zeros are refused here, because
+Each is in [0, 2], and the new area is at most three times the old one. Four zeros are invalid here, because
 nothing would be expanded.
 """
 
@@ -43,16 +43,16 @@ __all__ = [
 
 MAX_SIDE = 2.0  # (doc)
 MAX_AREA = 3.0  # (doc)
-MAX_PASSES = 4  # each of them is billed
+MAX_PASSES = 4  # each pass is billed
 PASSES_ADVICE = "use passes={0} (--passes {0} in the shell)"
-MIN_INPUT_SIDE = 300  # minimum side of a photo in pixels (doc), and so of a result that is expanded again
+MIN_INPUT_SIDE = 300  # the least side of a photo in pixels (doc), so also of a result that is expanded again
 MAX_INPUT_ASPECT = 2.5  # longer over shorter side of a photo (doc)
 AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals and can reach 3.00008
 NOISE = 1e-9  # the rounding error of binary fractions
-ROUND_CEILING, ROUND_FLOOR = "ROUND_CEILING", "ROUND_FLOOR"  # the same in `decimal`
+ROUND_CEILING, ROUND_FLOOR = "ROUND_CEILING", "ROUND_FLOOR"  # the values in `decimal`
 MAX_PIXELS = 2**31 - 1  # the longest side that a PNG can have
-TIER = 1664 * 832  # pixels of a result, about (observed once: 640x480 with right 0.5 became 1664x832)
-TIER_STEP = 32  # the sides of a result are multiples of so many pixels (observed)
+TIER = 1664 * 832  # approximate pixels of a result (observed once: 640x480 with right 0.5 became 1664x832)
+TIER_STEP = 32  # pixels; the sides of a result are multiples of it (observed)
 TIER_MAX_SIDE = 4096  # pixels (inferred)
 
 
@@ -64,7 +64,7 @@ def real(value: float) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         return value
     try:
-        return float(value) + 0.0  # and never a negative zero
+        return float(value) + 0.0  # turns a negative zero into zero
     except OverflowError:
         return math.inf
 
@@ -94,7 +94,7 @@ class Canvas:
         The service scales every result to about 1K, whatever the size of the photo. The aspect is kept.
         """
         (x0, y0, x1, y1), (left, top, right, bottom) = self.box, self.frame
-        aspect = (x1 - x0) / (right - left) * (bottom - top) / (y1 - y0)  # before pixels were rounded
+        aspect = (x1 - x0) / (right - left) * (bottom - top) / (y1 - y0)  # before rounding to pixels
         candidates = [
             (TIER_STEP * nearest(height * aspect / TIER_STEP), height)
             for height in range(TIER_STEP, TIER_MAX_SIDE + 1, TIER_STEP)
@@ -132,10 +132,11 @@ class Canvas:
 
 @frozen
 class Ratios:
-    """The growth of each side: up and down in heights of the original, left and right in widths.
+    """The growth of each side: `up` and `down` in heights of the original, `left` and `right` in widths.
 
-    Raises `GeometryError` for a side outside [0, 2], for an area above 3 (with a tolerance of 1e-3, which the
-    vendor's helper needs), and for four zeros.
+    Raises:
+        GeometryError: if a side is outside [0, 2], if all four are 0, or if the new area is above 3 times
+            the old one. (The tolerance is 1e-3, which results of the vendor's helper need.)
     """
 
     needs_size: ClassVar[bool] = False
@@ -159,12 +160,12 @@ class Ratios:
         """The new area as a multiple of the old one."""
         return (1 + self.up + self.down) * (1 + self.left + self.right)
 
-    def ratios(self, width: int = 0, height: int = 0) -> "Ratios":  # noqa: ARG002  (the protocol asks)
+    def ratios(self, width: int = 0, height: int = 0) -> "Ratios":  # noqa: ARG002 - as in the protocol
         """Return these ratios, whatever the *width* and *height* of the photo."""
         return self
 
     def canvas(self, width: int, height: int) -> Canvas:
-        """Return the expanded picture at the scale of an original of *width* by *height* pixels.
+        """Return the canvas of an original of *width* by *height* pixels, at the original's scale.
 
         The new size and the original's left and top edges are rounded to the nearest pixel, with halves
         rounded up. The original keeps its size and stays inside.
@@ -178,7 +179,8 @@ class Ratios:
 def chained_canvas(width: int, height: int, passes: Sequence[Ratios]) -> Canvas:
     """Return the canvas after several passes, each of which expands the result of the previous one.
 
-    It has the scale of the first photo, of *width* by *height* pixels. Its box is that photo's position.
+    It has the scale of the first photo, which has *width* by *height* pixels. Its box is the position of that
+    photo.
     """
     up = down = left = right = 0.0
     for each in passes:
@@ -200,7 +202,7 @@ def _canvas(width: int, height: int, sides: Sides) -> Canvas:
 
 
 def _fitting(wider: float, higher: float) -> str:
-    """Return the largest factor with which both growths stay within three times the area."""
+    """Return the largest factor by which both growths can be multiplied within three times the area."""
     linear, square = wider + higher, wider * higher
     # The positive root of (1 + t*wider)(1 + t*higher) = 3, in the form that also holds for square = 0.
     return shown(4 / (linear + math.sqrt(linear * linear + 8 * square)), ROUND_FLOOR)
@@ -219,7 +221,7 @@ def nearest(value: float) -> int:
 
 
 def shown(value: float, rounding: str) -> str:
-    """Return five digits, rounded in the direction that keeps the number within the rule."""
+    """Return *value* with five digits. *rounding* is the direction in which it still obeys the rule."""
     from decimal import Context  # imported here, as only messages need it
 
     return format(Context(prec=5, rounding=rounding).create_decimal_from_float(value).normalize(), "f")
@@ -259,7 +261,8 @@ def shape_name(geometry: Geometry) -> str:
 def parse_aspect(aspect: str | float | tuple[float, float]) -> float:
     """Return width over height from ``"16:9"``, ``"16x9"``, ``"1.78"``, ``16 / 9`` or ``(16, 9)``.
 
-    Raises `GeometryError` for anything else, and for aspects beyond 1:1000 or 1000:1.
+    Raises:
+        GeometryError: if *aspect* has none of these forms, or is beyond 1:1000 or 1000:1.
     """
     parts: Sequence[Any] = aspect if isinstance(aspect, tuple) else (aspect, 1)
     if isinstance(aspect, str):
@@ -291,12 +294,15 @@ def _optional_float(value: float | None) -> float | None:
 
 @frozen
 class ToAspect:
-    """An expansion to an aspect, width over height: ``"16:9"``, ``16 / 9`` or ``(16, 9)``.
+    """An expansion to an `aspect`, width over height, such as ``"16:9"``, ``16 / 9`` or ``(16, 9)``.
 
-    Without `area` it is the smallest expansion with that aspect, along one axis. With `area`, as in the
-    vendor's helper, the result has that multiple of the original's area, 1 to 3. `anchor` is the position of
-    the original in the result: ``center``, ``left``, ``right``, ``top``, ``bottom``, or a corner such as
-    ``top-left``. Both the constructor and `ratios` may raise `GeometryError`.
+    Without `area`, it is the smallest expansion to that aspect, which grows along one axis. With `area`, the
+    result has that multiple of the original's area, 1 to 3, as in the vendor's helper. `anchor` is the
+    position of the original in the result: ``center``, ``left``, ``right``, ``top``, ``bottom``, or a corner
+    such as ``top-left``.
+
+    Raises:
+        GeometryError: if an argument is invalid.
     """
 
     needs_size: ClassVar[bool] = True
@@ -308,8 +314,9 @@ class ToAspect:
     def ratios(self, width: int, height: int) -> Ratios:
         """Return exact ratios for a photo of *width* by *height* pixels.
 
-        Raises `GeometryError` with the possible areas or aspects. Without `area`, a photo that already has
-        the aspect to within half a pixel is refused.
+        Raises:
+            GeometryError: if there are none. The message names the possible areas or aspects. Without `area`,
+                this includes a photo that already has the aspect to within half a pixel.
         """
         check_size(width, height)
         across, down = _growth(width, height, self.aspect, self.area)
@@ -318,7 +325,7 @@ class ToAspect:
         return Ratios(*_placed(across - 1, down - 1, self.anchor))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the least growth of a *width* by *height* photo, whatever the limits of one pass."""
+        """Return the least growth of a *width* by *height* photo, without the limits of one pass."""
         stretch = self.aspect * height / width
         return _placed(max(1.0, stretch) - 1, max(1.0, 1 / stretch) - 1, self.anchor)
 
@@ -328,7 +335,10 @@ class ToSize:
     """An expansion to a canvas of `width` by `height` pixels, at the original's scale.
 
     `anchor` is the position of the original in the result: ``center``, ``left``, ``right``, ``top``,
-    ``bottom``, or a corner such as ``top-left``. Both the constructor and `ratios` may raise `GeometryError`.
+    ``bottom``, or a corner such as ``top-left``.
+
+    Raises:
+        GeometryError: if an argument is invalid.
     """
 
     needs_size: ClassVar[bool] = True
@@ -355,7 +365,7 @@ class ToSize:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side of a *width* by *height* photo, whatever the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, without the limits of one pass."""
         return _placed((self.width - width) / width, (self.height - height) / height, self.anchor)
 
 
@@ -366,9 +376,10 @@ def _pixels(_padding: Any, attribute: Any, value: Any) -> None:
 
 @frozen
 class Padding:
-    """An expansion by pixels on each side, at the original's scale: `up`, `down`, `left` and `right`.
+    """An expansion by `up`, `down`, `left` and `right` pixels, at the original's scale.
 
-    Both the constructor and `ratios` may raise `GeometryError`.
+    Raises:
+        GeometryError: if an argument is invalid.
     """
 
     needs_size: ClassVar[bool] = True
@@ -389,7 +400,7 @@ class Padding:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side of a *width* by *height* photo, whatever the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, without the limits of one pass."""
         return self.up / height, self.down / height, self.left / width, self.right / width
 
 
@@ -397,9 +408,10 @@ _SIDES = {"left": "left", "right": "right", "top": "up", "bottom": "down"}
 
 
 def parse_direction(direction: str) -> str:
-    """Return the sides in canonical order, joined by commas. ``all`` replaces the others.
+    """Return the sides in *direction* in canonical order, joined by commas. ``all`` replaces the others.
 
-    Raises `GeometryError` for an unknown word or for no word.
+    Raises:
+        GeometryError: if *direction* is empty or contains an unknown word.
     """
     words = [word.strip().lower() for word in direction.split(",")] if isinstance(direction, str) else []
     if not words or not set(words) <= {*_SIDES, "all"}:
@@ -410,13 +422,16 @@ def parse_direction(direction: str) -> str:
 
 @frozen
 class Towards:
-    """The direction dialect: ``Towards("left,right", ratio=1.5)``.
+    """An expansion as in the direction dialect: ``Towards("left,right", ratio=1.5)``.
 
-    The API does not define `ratio`. Here it is new length over old length on every axis that has a named
-    side, and the growth is split evenly between that axis's named sides. So ``right`` 1.5 adds 0.5 on the
-    right, ``left,right`` 1.5 adds 0.25 on each, and ``all`` 1.5 adds 0.25 on each of four. Only with this
-    interpretation do the documented examples stay within three times the area. The names of `direction` and
-    `ratio` are those of the API. Raises `GeometryError`.
+    The API calls the two `direction` and `expansion_ratio`, but does not define the ratio. Here it is the new
+    length over the old length of each axis that has a named side. The growth is split evenly between the
+    named sides of an axis. So ``right`` 1.5 adds 0.5 on the right, ``left,right`` 1.5 adds 0.25 on each of
+    the two, and ``all`` 1.5 adds 0.25 on each of the four. The documented examples stay within three times
+    the area only with this interpretation (inferred).
+
+    Raises:
+        GeometryError: if an argument is invalid, or the new area is above 3 times the old one.
     """
 
     needs_size: ClassVar[bool] = False
@@ -436,8 +451,8 @@ class Towards:
         words = _SIDES if self.direction == "all" else self.direction.split(",")
         return {_SIDES[word] for word in words}
 
-    def ratios(self, width: int = 0, height: int = 0) -> Ratios:  # noqa: ARG002  (the protocol asks)
-        """Return the ratios by this interpretation, whatever the photo's *width* and *height*."""
+    def ratios(self, width: int = 0, height: int = 0) -> Ratios:  # noqa: ARG002 - as in the protocol
+        """Return the ratios, which do not depend on the photo's *width* and *height*."""
         sides = self._sides()
         pairs = (("left", "right"), ("up", "down"))
         named = {side: len(sides.intersection(pair)) for pair in pairs for side in pair if side in sides}
@@ -453,9 +468,13 @@ def calculate_expansion_ratios(
 ) -> str:
     """Return ``"up,down,left,right"`` with four decimals, centered, as the vendor's helper does.
 
-    A photo of *width* by *height* pixels grows to *area_multiplier* times its area at *aspect_ratio*, width
-    over height. `calculate_expansion_ratios(100, 100, 3, 16 / 9)` is ``"0.1495,0.1495,0.6547,0.6547"``.
-    If the vendor's result would be negative, zero or too large, `GeometryError` names a possible area.
+    A photo of *width* by *height* pixels grows to *area_multiplier* times its area at *aspect_ratio*, which
+    is width over height. For example, ``calculate_expansion_ratios(100, 100, 3, 16 / 9)`` returns
+    ``"0.1495,0.1495,0.6547,0.6547"``.
+
+    Raises:
+        GeometryError: if an argument is invalid, or if the vendor's result would be negative, zero or too
+            large. The message then names a possible area.
     """
     for name, value in (("width", width), ("height", height), ("area_multiplier", area_multiplier)):
         if not isinstance(real(value), float) or not 0 < value < MAX_PIXELS:
@@ -466,7 +485,7 @@ def calculate_expansion_ratios(
 
 
 def _growth(width: float, height: float, aspect: float, area: float | None) -> tuple[float, float]:
-    """Return new width and height as multiples (≥ 1) of the old, for an aspect and an optional area."""
+    """Return the new width and height as multiples (≥ 1) of the old ones, for an aspect and maybe an area."""
     stretch = aspect * height / width
     least = max(stretch, 1 / stretch)
     if least > MAX_AREA + NOISE:
@@ -485,7 +504,7 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
 
 def _too_far(width: float, height: float, aspect: float, least: float, *, passes: bool) -> GeometryError:
     named, low, high = _named(aspect), width / height / MAX_AREA, width / height * MAX_AREA
-    end = int(named.partition(":")[2] or 1)  # so that the limits have the same form
+    end = int(named.partition(":")[2] or 1)  # so that the limits are written as the aspect is
     bounds = [shown(low * end, ROUND_CEILING), shown(high * end, ROUND_FLOOR)]
     allowed = " and ".join(f"{each}:{end}" if ":" in named else each for each in bounds)
     limit = f"must be between {allowed} for a photo of {width}x{height}, as one task allows 3 times the area"
@@ -504,7 +523,7 @@ def _nothing(width: float, height: float, aspect: float) -> GeometryError:
 
 
 def _placed(wider: float, higher: float, anchor: str) -> Sides:
-    """Return the growth of each axis, distributed over its two sides."""
+    """Return the growth of each side, given the growth of each axis and the anchor."""
     before = 0.0 if "left" in anchor else 1.0 if "right" in anchor else 0.5
     above = 0.0 if "top" in anchor else 1.0 if "bottom" in anchor else 0.5
     return higher * above, higher * (1 - above), wider * before, wider * (1 - before)
@@ -541,12 +560,12 @@ def _named(aspect: float) -> str:
 def plan(width: int, height: int, geometry: Geometry, passes: int = 2) -> list[Ratios]:
     """Return the ratios of as few passes as possible, at most *passes*, that expand a photo to *geometry*.
 
-    Each pass expands the result of the previous one by the same factors. At its expected size, each such
-    result must be within the limits of a photo. Only `ToAspect` without an area, `ToSize` and `Padding` can
-    need more than one pass.
+    The photo has *width* by *height* pixels. Each pass expands the result of the previous one by the same
+    factors. At its expected size, the result of each pass but the last must be within the limits of a photo.
+    Only `ToAspect` without an area, `ToSize` and `Padding` can take more than one pass.
 
     Raises:
-        GeometryError: if *passes* are not enough.
+        GeometryError: if more passes are needed, or the geometry is impossible for this photo.
     """
     if not isinstance(passes, int) or isinstance(passes, bool) or not 1 <= passes <= MAX_PASSES:
         raise GeometryError("passes", repr(passes), f"must be between 1 and {MAX_PASSES}")
@@ -572,7 +591,7 @@ def _equal_passes(width: float, height: float, sides: Sides) -> list[Ratios]:
     least = max(1, math.ceil(math.log(across * along, MAX_AREA) - NOISE))
     for count in range(least, MAX_PASSES + 1):
         wider, higher = across ** (1 / count) - 1, along ** (1 / count) - 1
-        # Equal shares of a side in each pass keep the photo's position.
+        # Every pass divides its growth between opposite sides in the proportion of the whole expansion.
         above, before = up / (up + down or 1), left / (left + right or 1)
         step = Ratios(higher * above, higher * (1 - above), wider * before, wider * (1 - before))
         done = (chained_canvas(round(width), round(height), [step] * each) for each in range(1, count))
@@ -583,6 +602,6 @@ def _equal_passes(width: float, height: float, sides: Sides) -> list[Ratios]:
 
 
 def _possible(width: float, height: float, sides: Sides) -> str:
-    """Return advice for a growth that exceeds one pass."""
+    """Return the advice for a growth that needs several passes, or an empty string."""
     found = _equal_passes(width, height, sides)
     return PASSES_ADVICE.format(len(found)) if len(found) > 1 else ""

@@ -1,4 +1,4 @@
-"""The values of the package: requests, tasks and their images. They are frozen and do no I/O.
+"""The values of the package: requests, tasks and their pictures. They are immutable and do no I/O.
 
 A field of a request is declared once, in `ExpandRequest`. Its metadata gives the names of the field on the
 wire, on the command line and in a manifest (see `RequestField`). All code that reads or writes requests loops
@@ -42,15 +42,17 @@ Documented = TypeVar("Documented", bound=Callable[..., Any])
 
 MAX_PROMPT = 2500  # characters (doc)
 MAX_IMAGES = 9  # n is 1 to 9 (doc)
-LAST_PAGE = 1000  # of a list (doc)
-PAGE_SIZE = 500  # tasks on a list page, at most (doc)
+LAST_PAGE = 1000  # the highest page number of a list (doc)
+PAGE_SIZE = 500  # the most tasks on a list page (doc)
 GEOMETRY_FIELDS = (
     *(f"{side}_expansion_ratio" for side in ("up", "down", "left", "right")),
     "direction",
     "expansion_ratio",
 )
-UNITS_PER_IMAGE = 8  # price of an expanded picture in units (doc)
-AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")  # without exponent or sign, to be summed and stored
+UNITS_PER_IMAGE = 8  # the price of a picture in units (doc)
+AMOUNT = re.compile(
+    r"[0-9]{1,12}(\.[0-9]{1,12})?"
+)  # no sign and no exponent, so that amounts can be summed and stored
 DOLLARS_PER_UNIT = 0.0035  # $0.028 a picture (doc)
 
 
@@ -75,14 +77,14 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 
 class Dialect(StrEnum):
-    """The two documented forms of the API. Production uses the editing form."""
+    """The two documented forms of the API. The production service uses the editing form."""
 
     EDITING = "editing"  # four ratios
     DIRECTION = "direction"  # directions and one ratio
 
 
 class Status(StrEnum):
-    """The values of `task_status`, plus UNKNOWN for other words and QUEUED for a job without slots."""
+    """The values of `task_status`, plus UNKNOWN for other words and QUEUED for a job that waits for slots."""
 
     QUEUED = "queued"
     SUBMITTED = "submitted"
@@ -119,8 +121,8 @@ STATUS_WORDS = {str(status): status for status in Status} | {"succeeded": Status
 class Image(Serializable):
     """One expanded picture: its `index` within the task, from 0, and its `url`.
 
-    `watermark_url` is the URL of the copy with a watermark, if one was requested. URLs are valid for 30 days
-    from the task's `updated_at` (doc).
+    `watermark_url` is the URL of the copy with a watermark, if it was requested. URLs are valid for 30 days
+    from the task's `updated_at` (documented).
     """
 
     index: int
@@ -130,7 +132,7 @@ class Image(Serializable):
 
 @frozen
 class BalanceDeduction(Serializable):
-    """The price in newer responses, as the service's decimal strings."""
+    """The price of a task in newer responses, as decimal strings."""
 
     quota: str | None = None
     list_price: str | None = None
@@ -141,11 +143,11 @@ class Task(Serializable):
     """One snapshot of a task, as returned by the service.
 
     `task_id` is the service's id and `external_task_id` the caller's. `task_status` is the service's own
-    word, `status` its meaning, and `task_status_msg` the reason for a failure. A success has `images`.
-    `created_at` and `updated_at` are in Unix milliseconds. `final_unit_deduction` is the number of units
-    billed, once known, and `final_balance_deduction` the same in newer responses. `watermark` says whether
-    copies with a watermark were requested. `raw` is the whole response if it has a field that this version
-    does not know, or else None.
+    word, `status` its meaning, and `task_status_msg` the reason for a failure. A succeeded task has `images`.
+    `created_at` and `updated_at` are in Unix milliseconds. `final_unit_deduction` is the number of units that
+    were billed, once it is known. In newer responses it is `final_balance_deduction`. `watermark` says
+    whether copies with a watermark were requested. `raw` is the whole response if it has a field that this
+    version does not know, or else None.
     """
 
     task_id: str
@@ -162,13 +164,13 @@ class Task(Serializable):
 
     @property
     def status(self) -> Status:
-        """The meaning of `task_status`, ignoring case, or UNKNOWN for an undocumented word."""
+        """The meaning of `task_status`, whatever its case, or UNKNOWN for an undocumented word."""
         word = self.task_status
         return STATUS_WORDS.get(word) or STATUS_WORDS.get(word.strip().lower(), Status.UNKNOWN)
 
     @property
     def units(self) -> "Decimal | None":
-        """The units that were billed, or None while unknown."""
+        """The units that were billed, or None if the number is not known."""
         from decimal import Decimal  # imported here, as many programs do not need it
 
         text = (self.final_unit_deduction or "").strip()
@@ -176,7 +178,7 @@ class Task(Serializable):
 
 
 def source_name(source: ImageSource) -> str:
-    """Return a short name for a photo: its path or URL, never its bytes."""
+    """Return a short name for a photo, such as its path or URL. It never contains the photo's bytes."""
     if isinstance(source, str):
         return f"{source[:30]}…" if source.startswith("data:") else source
     if isinstance(source, os.PathLike):
@@ -187,7 +189,7 @@ def source_name(source: ImageSource) -> str:
 
 
 def source_stem(source: ImageSource | None) -> str | None:
-    """Return the file name of a photo without its suffix, which names its results, or None."""
+    """Return a photo's file name without its suffix, from which results are named, or None."""
     if isinstance(source, str) and "://" in source:
         source = urlsplit(source).path
     if isinstance(source, str | os.PathLike) and not str(source).startswith("data:"):
@@ -196,7 +198,7 @@ def source_stem(source: ImageSource | None) -> str | None:
 
 
 def is_pillow_image(source: object) -> TypeGuard[PillowImage]:
-    """Return whether *source* is a PIL image. There are none before Pillow is imported."""
+    """Return whether *source* is a PIL image. Before Pillow is imported, there are none."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(source, pillow.Image)
 
@@ -214,11 +216,11 @@ class Rule:
     error: Callable[[str, object, str, str], Exception] = InvalidRequest
 
     def __call__(self, _owner: object, attribute: Any, value: Any) -> None:
-        """Check an attribute. Raise the rule's error."""
+        """Check the value of an attribute, or raise the rule's error."""
         self.check(attribute.name, value)
 
     def check(self, name: str, value: object) -> None:
-        """Check the value of the argument *name*. Raise the rule's error."""
+        """Check the value of the argument *name*, or raise the rule's error."""
         if not self.holds(value):
             raise self.error(name, shown(value), self.limit, self.advice)
 
@@ -243,7 +245,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return *value* for an error message: short, and without the bytes of a photo."""
+    """Return *value* as a short text for an error message, without the bytes of a photo."""
     if isinstance(value, bytes | bytearray | memoryview):
         return source_name(value)
     if isinstance(value, str) and len(value) > 200:
@@ -273,7 +275,7 @@ def is_number(value: object) -> bool:
 
 
 def _is_source(value: object) -> bool:
-    """Return whether *value* may be a photo. Its content is checked when it is loaded."""
+    """Return whether *value* can be a photo. Its content is checked when it is loaded."""
     if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview):
         return True
     readable = not isinstance(value, type) and callable(getattr(value, "read", None))
@@ -286,7 +288,7 @@ def _is_geometry(value: object) -> bool:
 
 
 def _is_stream(value: object) -> bool:
-    """Return whether *value* may contain requests. A text or a mapping may not, although it is iterable."""
+    """Return whether *value* can contain requests. Text and mappings cannot, although they are iterable."""
     return isinstance(value, Iterable | AsyncIterable) and not isinstance(value, str | bytes | Mapping)
 
 
@@ -300,13 +302,13 @@ def _is_json_mapping(value: object) -> bool:
 SOURCES = "a path, an http(s) URL, a data: URI, bytes, a binary file or a PIL image"
 IMAGE = Rule(f"must be {SOURCES}", _is_source, error=ImageError)
 GEOMETRY = Rule(
-    "must say how far to expand", _is_geometry, 'give "16:9" or Ratios(right=0.5)', error=GeometryError
+    "must say how far to expand", _is_geometry, 'pass "16:9" or Ratios(right=0.5)', error=GeometryError
 )
 FLAG = Rule("must be True or False", lambda value: isinstance(value, bool))
 TEXT = Rule("must be text", lambda value: isinstance(value, str))
 WHOLE = Rule("must be a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
 AT_LEAST_1 = Rule("must be at least 1", lambda value: value >= 1)
-SECONDS = Rule("must be a number of seconds", is_number, "give the total_seconds() of a timedelta")
+SECONDS = Rule("must be a number of seconds", is_number, "for a timedelta, pass its total_seconds()")
 ABOVE_0 = Rule("must be above 0 seconds", lambda value: 0 < value < math.inf)
 NAME = Rule(
     "must be printable text without surrounding whitespace",
@@ -363,17 +365,21 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
 
 
 def as_geometry(value: Geometry | str) -> Geometry:
-    """Return a geometry; text such as ``"16:9"`` becomes `ToAspect`. Raise `GeometryError`."""
+    """Return *value* as a geometry. Text such as ``"16:9"`` becomes a `ToAspect`.
+
+    Raises:
+        GeometryError: if the text is not an aspect.
+    """
     return ToAspect(value) if isinstance(value, str) else value
 
 
 def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return a copy of `extra` with its names sorted, or None if it is empty.
+    """Return a copy of `extra` with its names in sorted order, or None if it is empty.
 
-    So requests with equal fields are the same job, whatever the order of the names.
+    The order makes requests with equal fields the same job.
 
     Raises:
-        InvalidRequest: if it is not JSON, or sets a field that has its own argument.
+        InvalidRequest: if *value* is not a mapping of JSON values, or sets a field with its own argument.
     """
     if value is None:
         return None
@@ -391,7 +397,7 @@ def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _plain(value: object) -> Any:
-    """Return a copy of a JSON value with the names in its mappings sorted."""
+    """Return a copy of a JSON value with the names of its mappings in sorted order."""
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return {name: _plain(value[name]) for name in sorted(value)}
     if isinstance(value, list | tuple):
@@ -404,10 +410,10 @@ def _plain(value: object) -> Any:
 
 @frozen(weakref_slot=False)
 class ExpandRequest:
-    """One photo to expand, validated on construction.
+    """A request to expand one photo, validated on construction.
 
-    The client generates an `external_task_id` if none is given. Submitting a job again under the same `key`
-    leads to the same task, in any process and after any crash.
+    If there is no `external_task_id`, the client generates it. Submitting the same request again under the
+    same `key` leads to the same task, in any process and after any crash.
 
     ::
 
@@ -421,7 +427,7 @@ class ExpandRequest:
         repr=source_name,
         validator=IMAGE,
         metadata={
-            "help": "The photo: a path, a URL, bytes, an open file, a data: URI or a PIL image; PNG or JPEG."
+            "help": "The photo, PNG or JPEG: a path, a URL, bytes, an open file, a data: URI or a PIL image."
         },
     )
     geometry: Geometry = field(
@@ -504,7 +510,7 @@ class ExpandRequest:
         metadata={
             "changes_result": False,
             "column": "key",
-            "help": "The name of the job within its run; without it, identical jobs count as one.",
+            "help": "A name that distinguishes this job from identical jobs in the same run.",
         },
     )
 
@@ -518,7 +524,7 @@ class ExpandRequest:
             "option": "--extra",
             "metavar": "JSON",
             "column": "extra",
-            "help": "Extra request fields, as a JSON object.",
+            "help": "Further request fields, as a JSON object.",
         },
     )
 
@@ -529,7 +535,7 @@ class ExpandRequest:
 
 
 def portable(request: ExpandRequest | None) -> ExpandRequest | None:
-    """Return *request* in a form that can be pickled, or None if its photo is an open file without a path."""
+    """Return *request* in a form that can be pickled, or None if its photo prevents that."""
     image: Any = request and request.image
     if isinstance(image, memoryview):
         image = bytes(image)
@@ -578,20 +584,20 @@ _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
 class RequestField(NamedTuple):
     """One field of `ExpandRequest`, with its names outside Python.
 
-    `wire` is its path in the body of a create, with a dot for each level of nesting. It is empty for fields
-    that are merged into the body itself. `option` is the name on the command line and `column` that in a
-    manifest. Each is None if the field does not occur there.
+    `wire` is its path in the body of a create, with a dot for each level of nesting. It is empty for a
+    mapping that is merged into the body itself. `option` is its name on the command line, and `column` its
+    name in a manifest. Each of the three is None if the field does not occur there.
     """
 
     name: str
     default: Any
-    kind: type  # the type of the field if it is not None: str, int, bool or Mapping
+    kind: type  # the type of a value that is not None: str, int, bool or Mapping
     help: str
     wire: str | None = None
     option: str | None = None
     metavar: str | None = None
     column: str | None = None
-    changes_result: bool = True  # part of a job's identity
+    changes_result: bool = True  # whether it is part of a job's identity
     sent_at_default: bool = False
     editing_only: bool = False  # the direction dialect has no such field
 
@@ -620,7 +626,7 @@ class RequestField(NamedTuple):
         body[last] = value
 
     def read(self, body: dict[str, Any]) -> Any:
-        """Return the value that `write` put into *body*, or the default if it put none."""
+        """Return the value that `write` put into *body*, or the default if it put in none."""
         if self.wire is None:
             return self.default
         if not self.wire:
@@ -675,11 +681,11 @@ def _kind(annotation: Any) -> type:
 def resolve_geometry(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> Expansion:
     """Return the geometry of *request* in the form of *dialect*.
 
-    *size* is the width and height of the photo in pixels, or None if only the service can read it.
+    *size* is the width and height of the photo in pixels, or None if only the service can read the photo.
 
     Raises:
-        InvalidRequest: if the dialect cannot express the geometry, or the size is needed and unknown.
-        GeometryError: if no valid ratios give this photo that shape.
+        InvalidRequest: if the dialect does not have the geometry or a field, or the size is needed and None.
+        GeometryError: if no valid ratios expand this photo to the geometry.
     """
     geometry = request.geometry
     if dialect is Dialect.DIRECTION:

@@ -1,8 +1,8 @@
-"""Expansion in several passes. The result of each pass is the photo of the next; each pass is one job.
+"""Expansion of a photo in several passes, each of which expands the result of the previous one.
 
-With each job, a journal records the number of the pass and the original request. A later pass is identified
-by the task of the previous pass, not by the bytes of its picture. So an interrupted run continues after the
-last pass that was paid for, even without the photo.
+Each pass is one job. With the job, a journal records the number of the pass and the original request. A later
+pass is identified by the task of the previous pass, not by the bytes of its picture. So an interrupted run
+continues after the last pass that was paid for, even without the photo.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)
 
 @frozen
 class Pass:
-    """One of several passes, as the journal records it with its job.
+    """One of several passes, as a journal records it with its job.
 
-    `number` counts from 1, and `steps` are the ratios of all passes. `request` is the request for the first
-    photo, with the parameters of the last pass. `before` is the external id of the previous pass, and `note`
-    the caller's own.
+    `number` counts from 1, and `steps` are the ratios of all passes. `request` is the request as submitted,
+    with the original photo. `before` is the `external_task_id` of the previous pass, or None for the first.
+    `note` is the caller's note.
     """
 
     number: int
@@ -46,24 +46,24 @@ class Pass:
 
     @property
     def units_after(self) -> int:
-        """The cost in units of the passes after this one."""
+        """The cost of the later passes in units."""
         return (
             0 if self.is_last else UNITS_PER_IMAGE * (len(self.steps) - self.number - 1) + self.request.units
         )
 
     def own_request(self) -> ExpandRequest:
-        """Return the request of this pass. Only the last keeps `n`, the watermark and the given id."""
+        """Return the request of this pass. Only the last pass keeps `n`, `watermark` and a given id."""
         changed = evolve(self.request, geometry=self.steps[self.number - 1])
         if self.is_last:
             return changed
         return evolve(changed, n=1, watermark=False, external_task_id=None)
 
     def after(self, external_task_id: str | None) -> "Pass":
-        """Return the next pass, which expands the result of the task with this id."""
+        """Return the next pass, which expands the result of the task with *external_task_id*."""
         return evolve(self, number=self.number + 1, before=external_task_id)
 
     def key(self, *, durable: bool) -> str | None:
-        """Return the key of the job, or None if only its content identifies it."""
+        """Return the key of the job of this pass, or None if it has none."""
         given = self.request.key
         if self.before is None:
             return f"{given}-pass1" if given else None
@@ -74,7 +74,7 @@ class Pass:
         return f"{given}-pass{self.number}-{name}" if given else f"pass{self.number}-{name}"
 
     def packed(self) -> dict[str, Any]:
-        """Return the pass as the note of its job."""
+        """Return the pass as JSON values, for the note of its job."""
         image = self.request.image
         photo = _location(image) if isinstance(image, str | os.PathLike) else None
         steps = [[each.up, each.down, each.left, each.right] for each in self.steps]
@@ -84,7 +84,7 @@ class Pass:
 
 
 def pass_of(record: JobRecord) -> Pass | None:
-    """Return the pass of a job in a journal, or None if the job has only one."""
+    """Return the pass that a journal recorded with a job, or None if the job is not one of several."""
     note = record.note
     found = note.pop("pass", None)
     if found is None:
@@ -95,7 +95,7 @@ def pass_of(record: JobRecord) -> Pass | None:
 
 
 async def first_pass(request: ExpandRequest, limit: int, note: Mapping[str, Any] | None = None) -> Pass:
-    """Return the first of at most *limit* passes of a request, planned for the size of its photo.
+    """Plan at most *limit* passes for the photo of a request, and return the first.
 
     Raises:
         GeometryError: if more passes are needed.
@@ -106,7 +106,7 @@ async def first_pass(request: ExpandRequest, limit: int, note: Mapping[str, Any]
 
 
 async def earlier_jobs(store: JobStore, step: Pass) -> list[JobRecord]:
-    """Return the jobs of the passes before a known one, the first pass first."""
+    """Return the jobs of the passes before *step*, beginning with the first pass."""
     found: list[JobRecord] = []
     before = step.before
     while before and (record := await store.get(before)):
@@ -118,7 +118,7 @@ async def earlier_jobs(store: JobStore, step: Pass) -> list[JobRecord]:
 
 @frozen
 class PassJobs:
-    """The parts of a client that `Passes` uses: budget, store, and functions that start and record jobs."""
+    """The parts of a client that `Passes` uses: store, budget, and functions that start and record jobs."""
 
     store: JobStore
     budget: Budget
@@ -129,10 +129,11 @@ class PassJobs:
 
 
 class Passes:
-    """The jobs of one picture that is made in several passes.
+    """The jobs of a photo that is expanded in several passes.
 
-    Iterate over `futures`, and await each before the next. `result` is then that of the last pass, with the
-    previous ones as `earlier`. Its `request` has the first photo. `step` is the current pass.
+    Iterate over `futures`, and await each future before the next. After that, `result` is the result of the
+    last pass. Its `earlier` is the result of the pass before, and its `request` has the original photo.
+    `step` is the current pass.
     """
 
     def __init__(
@@ -158,7 +159,9 @@ class Passes:
         self._stopped = True
 
     async def futures(self) -> AsyncGenerator[TaskFuture, None]:
-        """Yield the future of each pass. The units for later passes are set aside with the first.
+        """Yield the future of each pass, once the previous pass has ended.
+
+        The units of later passes are set aside when the first is submitted.
 
         Raises:
             GeometryError: if more passes are needed.
@@ -184,12 +187,12 @@ class Passes:
         finally:
             self._jobs.budget.release(self._aside)
         earlier = self.result.earlier
-        while earlier is not None:  # nothing of it is left to be saved
+        while earlier is not None:  # so that no later run saves the pictures of this pass
             await self._jobs.record_saved(earlier.task, ())
             earlier = earlier.earlier
 
     async def _first(self) -> Pass:
-        """Return the pass to begin with. For a known pass, the results of the earlier ones are read."""
+        """Return the pass to begin with. If earlier passes are known, read their results."""
         if self._known is not None:
             found = pass_of(self._known)
             if found is None:
@@ -201,14 +204,14 @@ class Passes:
         return await first_pass(await _readable_again(self._request), self._limit, self._note)
 
     async def _read_earlier(self, found: Pass) -> None:
-        """Read the results of the passes before a known one."""
+        """Read the results of the passes before *found*."""
         for number, record in enumerate(await earlier_jobs(self._jobs.store, found), 1):
             result = await self._jobs.resume(record)
             own = evolve(found, number=number).own_request()
             self.result = evolve(result, request=own, earlier=self.result)
 
     async def _find(self, step: Pass) -> JobRecord | None:
-        """Return the job of a pass that has already been paid for."""
+        """Return the job of *step* if it was already paid for, or None."""
         key = step.key(durable=self._jobs.store.durable)
         if self._jobs.fresh or key is None or not self._jobs.store.durable:
             return None
@@ -231,11 +234,11 @@ class Passes:
 def _location(image: str | os.PathLike[str]) -> str:
     """Return the location of a photo for another process: its absolute path or its URL."""
     place = os.fspath(image)
-    return place if "://" in place else os.path.abspath(place)  # noqa: PTH100 - links stay as they were given
+    return place if "://" in place else os.path.abspath(place)  # noqa: PTH100 - symbolic links are kept
 
 
 async def _readable_again(request: ExpandRequest) -> ExpandRequest:
-    """Return the request with the bytes of an open file, which can be read only once."""
+    """Return *request* with the bytes of its photo instead of an open file, which can be read only once."""
     image: Any = request.image
     if not hasattr(image, "read"):
         return request
@@ -243,7 +246,7 @@ async def _readable_again(request: ExpandRequest) -> ExpandRequest:
 
 
 async def _size(request: ExpandRequest) -> tuple[int, int]:
-    """Return the size of the photo. For a file, only the header is read."""
+    """Return the size of the photo in pixels. If it is a file, read only its header."""
     image = request.image
     if isinstance(image, str | os.PathLike) and not str(image).startswith("data:"):
         header = await asyncio.to_thread(read_header, image)
@@ -251,6 +254,6 @@ async def _size(request: ExpandRequest) -> tuple[int, int]:
     else:
         size = (await load_photo(image)).dimensions
     if size is None:
-        limit = "must be a photo whose size can be read, for an expansion in passes"
+        limit = "must not be a URL, because an expansion in passes needs the size of the photo"
         raise InvalidRequest("image", source_name(image), limit)
     return size

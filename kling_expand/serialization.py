@@ -3,8 +3,8 @@
 ===============================  =============================================================
 a value                          becomes
 ===============================  =============================================================
-a class of this package          an object of its public fields
-an exception                     an object of its class, its text and its public attributes
+a class of this package          an object with its public fields
+an exception                     an object with its class, text and public attributes
 a tuple, a set                   an array
 a `Decimal`                      a number
 an enum                          its value
@@ -22,10 +22,10 @@ import attrs
 
 
 class Serializable:
-    """A value that can be converted to JSON types.
+    """A base class for values that can be converted to JSON types.
 
-    ``dict(value)`` equals `to_dict`, so FastAPI can return the value. The class can also be used as a type in
-    pydantic models and FastAPI responses.
+    ``dict(value)`` equals ``value.to_dict()``, so a FastAPI endpoint can return the value. The class can also
+    be used as a type in pydantic models and FastAPI responses.
     """
 
     __slots__ = ()
@@ -43,7 +43,7 @@ class Serializable:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
-        from pydantic_core import core_schema  # pydantic calls this method
+        from pydantic_core import core_schema  # imported here, because only pydantic calls this method
 
         written = core_schema.plain_serializer_function_ser_schema(cls.to_dict)
         return core_schema.is_instance_schema(cls, serialization=written)
@@ -89,7 +89,7 @@ def _container(value: Any) -> Any:
 
 
 def _shown(attribute: "attrs.Attribute[Any]", value: Any) -> Any:
-    """Return a field as JSON types. A field with its own text form, such as a photo, is converted to that."""
+    """Return a field as JSON types. If the field has a `repr` function, as a photo has, return its text."""
     return attribute.repr(value) if callable(attribute.repr) else to_json(value)
 
 
@@ -102,8 +102,8 @@ def _number(value: Any) -> float | int | None:
         return int(value)
     try:
         number = float(value)
-    except (TypeError, ValueError):  # a complex number, a signaling NaN
+    except (TypeError, ValueError):  # such as a complex number or a signaling NaN
         return None
-    if not math.isfinite(number):  # JSON has no such number
+    if not math.isfinite(number):  # JSON has neither infinity nor NaN
         return None
     return number if isinstance(value, float) or not number.is_integer() else int(number)

@@ -24,14 +24,15 @@ def shapes(
     """Return a request for each *wanted* shape of *photo*, for `KlingClient.map`.
 
     A shape is an aspect such as ``"16:9"`` or ``"1200x630"``, a geometry, or a name in `SETS`. A repeated
-    shape is requested once. *fields* are fields of each request. The shape is appended to a `key`.
+    shape is requested once. *fields* are the other fields of each request. If they include a `key`, the shape
+    is appended to it.
 
     Raises:
-        InvalidRequest: if a shape is none of these, or *fields* has one external id for all of them.
+        InvalidRequest: if a shape is none of these, or *fields* include an `external_task_id`.
         GeometryError: if an aspect is invalid.
     """
     if fields.get("external_task_id"):
-        limit = "must not be given for several shapes, as each is a separate task"
+        limit = "must not be given for several shapes, because each shape is a separate task"
         raise InvalidRequest("external_task_id", fields["external_task_id"], limit)
     if isinstance(wanted, str):
         wanted = [wanted]

@@ -1,10 +1,11 @@
 """Test tools: an event loop with virtual time, fixtures for a client and an emulator, and contract tests.
 
-In a `conftest.py` of your own (with the extra ``kling-expand[testing]``)::
+They need the extra ``kling-expand[testing]``. With this line, your `conftest.py` provides the fixtures
+`kling_emulator` and `kling_client`::
 
     pytest_plugins = ["kling_expand.testing"]
 
-provides the fixtures `kling_emulator` and `kling_client`. A test under `virtual_time` takes no real time::
+In a test decorated with `virtual_time`, waiting takes no real time::
 
     @virtual_time
     async def test_a_wide_dog():
@@ -61,7 +62,7 @@ EPOCH = 1_750_000_000.0  # Unix seconds at which virtual time begins
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """A selector that moves the clock to the next timer instead of waiting, unless a thread is busy."""
+    """A selector that advances the clock to the next timer instead of waiting, unless a thread is busy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +75,9 @@ class _JumpingSelector(selectors.DefaultSelector):
         ready = super().select(0)
         if not ready and timeout > 0:
             self.now += timeout
-            if self.now + 1e-9 == self.now:  # after months asyncio's own tolerance is lost in rounding
+            if (
+                self.now + 1e-9 == self.now
+            ):  # after months of virtual time, rounding swallows asyncio's clock resolution
                 self.now = math.nextafter(self.now, math.inf)
         return ready
 
@@ -120,7 +123,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Run an async test in virtual time. It can use only fixtures that are not async."""
+    """Make an async *test* run in virtual time. It can use only fixtures that are not async."""
 
     @functools.wraps(test)
     def at_once(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -130,7 +133,7 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 
 def loop_clock() -> float:
-    """Return Unix seconds by the running loop's clock, which an emulator and its clients share."""
+    """Return the time of the running loop in Unix seconds, as a clock for an emulator and its clients."""
     return EPOCH + asyncio.get_running_loop().time()
 
 
@@ -138,9 +141,9 @@ def loop_clock() -> float:
 async def emulated(
     client: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[tuple[Emulator, KlingClient]]:
-    """Yield an emulator with the settings *options*, and a client with the options *client*.
+    """Yield an emulator with the settings *options*, and a client of it with the options *client*.
 
-    Both use the running loop's clock and the same seed. The default of `engine` is ``flat``.
+    Both use the running loop's clock and a fixed seed. The default `engine` is ``flat``.
     """
     settings: dict[str, Any] = {"engine": "flat", "clock": loop_clock} | options
     async with Emulator(**settings) as emulator:
@@ -154,8 +157,8 @@ async def emulated(
 def kling_emulator() -> Iterator[Emulator]:
     """Yield a local emulator of the service that responds quickly.
 
-    It runs in a thread with a loop of its own. So any test can use it: an async one, or a plain one that
-    blocks, for example with Starlette's ``TestClient``.
+    It runs in a thread with its own event loop. So both async tests and blocking tests can use it, for
+    example with Starlette's ``TestClient``.
     """
 
     async def start() -> Emulator:
@@ -240,8 +243,8 @@ class JobStoreContract:
             def make_store(self, tmp_path):
                 return lambda clock: MyStore(tmp_path / "jobs", clock=clock)
 
-    `make_store` is called with a clock and returns a store that is not open yet. All calls within one test
-    must use the same run in the same storage, so that a test can reopen it.
+    `make_store` returns a function that takes a clock and returns a store that is not open yet. All stores of
+    one test must use the same run in the same storage, so that the test can reopen the store.
     """
 
     @pytest_asyncio.fixture
@@ -251,7 +254,7 @@ class JobStoreContract:
             yield store
 
     async def test_steps_of_a_job_are_recorded(self, make_store: MakeStore) -> None:
-        """Each step is stored with its data and time, and a durable store still has them when reopened."""
+        """Each step is stored with its data and time. A durable store still has them when reopened."""
         async with make_store(Seconds()) as store:
             job = await intend(store)
             name = job.external_task_id
@@ -284,7 +287,7 @@ class JobStoreContract:
             assert done.updated_at == job.created_at + 4
 
     async def test_time_of_the_last_post_survives(self, make_store: MakeStore) -> None:
-        """The wait before a create is sent again counts from the last one, even across a restart."""
+        """The wait before a create is repeated counts from the last create, even after a restart."""
         clock = Seconds()
         async with make_store(clock) as store:
             name = (await intend(store)).external_task_id
@@ -299,7 +302,7 @@ class JobStoreContract:
             assert job.may_exist is again.durable
 
     async def test_a_clock_that_is_set_ages_no_create(self, make_store: MakeStore) -> None:
-        """The wait before a create is sent again does not end early if the wall clock was set forward."""
+        """The wait before a create is repeated does not end early if the wall clock is set forward."""
         clock = Seconds()
         async with make_store(clock) as store:
             job = await intend(store)
@@ -317,7 +320,7 @@ class JobStoreContract:
             assert 0 <= await again.post_age(await intend(again)) < 60
 
     async def test_an_id_is_the_same_in_every_process(self, make_store: MakeStore) -> None:
-        """An id is derived from key, request and attempt, so a lookup works even after the store is lost."""
+        """An id is derived from key, request and attempt, so a lookup works even if the store is lost."""
         ids = []
         for _ in range(2):
             async with make_store(Seconds()) as store:
@@ -388,7 +391,7 @@ class JobStoreContract:
         async def attempt(after: int) -> JobRecord:
             return await store.record_intent(JobIdentity("k", "h"), prepared(), after=after)
 
-        third = await attempt(2)  # the caller has found two at the service that the store does not know
+        third = await attempt(2)  # the caller found two attempts at the service that the store does not know
         assert (third.attempt, third.state) == (3, JobState.INTENT)
         assert [await attempt(after) for after in (0, 2)] == [third, third]
         await store.observe(third.external_task_id, RUNNING)
@@ -404,7 +407,7 @@ class JobStoreContract:
         assert (await attempt(2)).attempt == 5
 
     async def test_many_ask_for_the_next_attempt_at_once(self, store: JobStore) -> None:
-        """If several callers skip the same attempt at the same time, one new attempt is made."""
+        """If several callers skip the same attempt at the same time, only one new attempt is made."""
         await store.observe((await intend(store)).external_task_id, SUCCEEDED)
         made = await asyncio.gather(
             *(store.record_intent(JobIdentity("k", "h"), prepared(), after=1) for _ in range(20))
@@ -414,7 +417,7 @@ class JobStoreContract:
         assert (await store.counts())[JobState.INTENT] == 1
 
     async def test_a_create_that_made_no_task_leaves_nothing_to_look_up(self, store: JobStore) -> None:
-        """The job can be sent again at once. Such a report has no effect once a task is known."""
+        """After `mark_unsent`, the job can be sent again at once. Once a task is known, it has no effect."""
         name = (await intend(store)).external_task_id
         await store.mark_sending(name)
         await store.mark_unsent(name)
@@ -432,7 +435,7 @@ class JobStoreContract:
         assert job.state is JobState.SUBMITTED
 
     async def test_a_rejected_job_keeps_its_id(self, store: JobStore) -> None:
-        """A rejected job has no task, so a retry has the same id and is not a new attempt."""
+        """A rejected job has no task, so a retry keeps the id and is not a new attempt."""
         job = await intend(store)
         await store.mark_sending(job.external_task_id)
         await store.mark_refused(job.external_task_id, "1201: bad \udcff")
@@ -448,7 +451,7 @@ class JobStoreContract:
     async def test_other_parameters_are_another_job(
         self, store: JobStore, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Different parameters log a warning, and the old job remains, as it may be paid for already."""
+        """Different parameters log a warning, and the old job remains, because it may have been paid for."""
         old = await intend(store, digest="old")
         await store.observe(old.external_task_id, RUNNING)
         new = await intend(store, digest="new")
@@ -464,7 +467,7 @@ class JobStoreContract:
         assert len(await _states(store, JobState.INTENT, JobState.SUBMITTED)) == 2
 
     async def test_no_create_is_sent_for_a_known_task(self, store: JobStore) -> None:
-        """Once a task is known the store refuses another create, and names the task."""
+        """Once a task is known, `mark_sending` raises an error that names the task."""
         name = (await intend(store)).external_task_id
         await store.mark_sending(name)
         await store.observe(name, RUNNING)
@@ -491,7 +494,7 @@ class JobStoreContract:
         assert (job.state, job.task_id, job.snapshot) == (JobState.SUBMITTED, "t1", None)
 
     async def test_a_report_about_an_unknown_job(self, store: JobStore) -> None:
-        """A report about an unknown job raises an error in a durable store. Any other store ignores it."""
+        """A durable store raises an error for a report about an unknown job. Any other store ignores it."""
         for report in (
             store.mark_sending("other"),
             store.observe("other", RUNNING),
@@ -523,7 +526,7 @@ class JobStoreContract:
             assert (job.state, job.task, job.files) == (JobState.DONE, fresh, ("b.png",))
 
     async def test_reports_in_any_order_end_the_same(self, store: JobStore) -> None:
-        """Late and repeated reports change nothing, in whatever order they arrive."""
+        """Late and repeated reports change nothing, whatever their order."""
         for number, order in enumerate(permutations(range(5))):
             name = (await intend(store, str(number))).external_task_id
             reports = [
@@ -546,7 +549,7 @@ class JobStoreContract:
                 )
 
     async def test_a_request_can_be_made_again(self, store: JobStore) -> None:
-        """A record returns its request and its source, or None if the photo was bytes."""
+        """A record has the request and its source, or None for both if the photo was given as bytes."""
         asked = prepared("a", prompt="a \U0001f33b", n=4, watermark=True, callback_url="https://c.example")
         await store.record_intent(JobIdentity("a", "h"), asked)
         job = await store.find("a")
@@ -575,7 +578,7 @@ class JobStoreContract:
             assert (found.source, found.files) == (odd, (odd, "é"))
 
     async def test_any_words_of_the_service_can_be_stored(self, store: JobStore) -> None:
-        """NUL and lone surrogates in an error message do not prevent a record."""
+        """NUL and lone surrogates in an error message do not prevent it from being recorded."""
         name = (await intend(store)).external_task_id
         await store.mark_uncertain(name, "bad \0 word \ud800")
         job = await store.get(name)
@@ -601,7 +604,7 @@ class JobStoreContract:
         assert (await store.counts())[JobState.UNKNOWN] == len(keys[1::3])
 
     async def test_jobs_may_move_while_they_are_read(self, store: JobStore) -> None:
-        """If each job ends while jobs are read, none is skipped and none is returned twice."""
+        """If jobs end while they are being read, none is skipped and none is returned twice."""
         keys = [f"{number:04}" for number in range(250)]
         for key in keys:
             await intend(store, key)
@@ -613,7 +616,7 @@ class JobStoreContract:
         assert (await store.counts())[JobState.REJECTED] == (len(keys) if store.durable else 0)
 
     async def test_a_cancelled_call_disturbs_no_other(self, store: JobStore) -> None:
-        """The record of another caller is stored, and the store continues."""
+        """If a call is cancelled, the record of another caller is stored and the store keeps working."""
         cancelled, other = (asyncio.ensure_future(intend(store, key)) for key in "ab")
         await asyncio.sleep(0)
         cancelled.cancel()

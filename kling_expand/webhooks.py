@@ -1,11 +1,11 @@
-"""Callbacks: the headers and body of a call to `callback_url` are verified and parsed as a `WebhookEvent`.
+"""Verification and parsing of callbacks, the requests of the service to `callback_url`.
 
-The service posts to `callback_url` on every change of a task's status. If its console has a Webhook Secret,
-the calls are signed according to the Standard Webhooks specification; otherwise they are not.
-`Webhooks.parse` treats a call as follows:
+The service sends a callback whenever the status of a task changes. If the console has a Webhook Secret, the
+service signs its callbacks according to the Standard Webhooks specification. Otherwise they are unsigned.
+`Webhooks.parse` treats a callback as follows:
 
 ===================  ================================  ==============================
-call                 reader with secrets               reader without secrets
+callback             with secrets                      without secrets
 ===================  ================================  ==============================
 signed with a known  verified: its snapshot is         unverified: it triggers a poll
 secret               delivered
@@ -14,13 +14,14 @@ unsigned             `WebhookError`                    unverified: it triggers a
 unreadable           `WebhookError`                    `WebhookError`
 ===================  ================================  ==============================
 
-So an unsigned call never delivers a result. At most it makes the client read the task from the service. If
-the console has a secret, give it to the client as well, or forged calls would cost reads. After the last
-secret is deleted in the console, calls are unsigned (documented); remove the secret here, too. Until then
-the calls are refused, and polling finds the results.
+So an unsigned callback never delivers a result. At most it makes the client read the task from the service.
+If the console has a secret, pass it to the client as well. Otherwise forged callbacks would cost reads.
 
-A body may have the older form (``task_id``, ``task_status``, ``task_result``), the newer one (``id``,
-``status``, ``outputs``, ``billing``), or either of them within the envelope of a response.
+After the last secret is deleted in the console, callbacks are unsigned (documented), so remove the secret
+from the client, too. Until then the client refuses the callbacks and finds the results by polling.
+
+A body may have the older form (``task_id``, ``task_status``, ``task_result``) or the newer one (``id``,
+``status``, ``outputs``, ``billing``). Either may be inside the envelope of an API response.
 """
 
 import hmac
@@ -39,14 +40,14 @@ from .errors import ConfigurationError, WebhookError
 from .models import WHOLE, Rule, Status, Task
 
 MAX_BODY = 1 << 20  # bytes; a task with nine pictures and all its fields is under 20 KB
-MAX_ID = 256  # characters of a `webhook-id`; this limits the memory for ids
-TOLERANCE = 300.0  # seconds a timestamp may be off, either way (Standard Webhooks)
+MAX_ID = 256  # characters of a `webhook-id`, so that the memory for ids is bounded
+TOLERANCE = 300.0  # seconds by which a timestamp may differ from the clock (Standard Webhooks)
 
 _PREFIX = "whsec_"
 _ID, _TIMESTAMP, _SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
 _NOT_NEGATIVE = Rule("must be zero or more", lambda value: value >= 0)
 
-# The headers of frameworks and serverless functions: names in any case, text or bytes, one value or a list.
+# Headers as frameworks and serverless functions provide them: text or bytes, one value or a list of values.
 Headers = (
     Mapping[str, str]
     | Mapping[str, Sequence[str]]
@@ -54,17 +55,17 @@ Headers = (
     | Iterable[tuple[str, str]]
     | Iterable[tuple[bytes, bytes]]
 )
-# The raw body. Only a reader without secrets accepts one that was already decoded.
+# The raw body. Without secrets, a body that was already decoded is accepted, too.
 Body = bytes | bytearray | memoryview | str | Mapping[str, Any] | Sequence[Any]
 
 
 @frozen
 class WebhookEvent:
-    """One callback, with its snapshot `task`.
+    """A parsed callback, with its snapshot `task`.
 
-    `verified` is True if the call was signed with a known secret. `webhook_id` is the signed id, or None if
-    no signature covers it. `repeated` marks a verified id that was parsed before: a repeated delivery, or a
-    replay by a third party. Delivering a snapshot again is harmless.
+    `verified` is True if the callback was signed with a known secret. `webhook_id` is the signed id, or None
+    if the callback is not verified. `repeated` is True if the same verified id was parsed before, because of
+    a repeated delivery or a replay by a third party. Delivering a snapshot again is harmless.
     """
 
     task: Task
@@ -74,20 +75,20 @@ class WebhookEvent:
 
     @property
     def needs_poll(self) -> bool:
-        """Whether the task must be read from the service, because this call is not sufficient.
+        """Whether the task must be read from the service, because this callback is not sufficient.
 
-        This applies to every unverified call, and to a success without images.
+        This is so for every unverified callback, and for a success without images.
         """
         return not self.verified or (self.task.status is Status.SUCCEED and not self.task.images)
 
 
 class Webhooks:
-    """A reader of callbacks, which verifies them if it has secrets.
+    """A parser of callbacks, which verifies them if it has secrets.
 
-    Each of *secrets* is a ``whsec_…`` from the console. With several secrets, a call may be signed with any
-    of them, so a secret can be rotated without losing a call. *tolerance* is how many seconds a call's
-    timestamp may differ from *clock* (Unix seconds). The newest *remember* verified ids are kept to mark
-    repeated calls; nothing is kept of other calls.
+    Each of *secrets* is a Webhook Secret (``whsec_…``) from the console. With several secrets, a callback may
+    be signed with any of them, so a secret can be rotated without losing a callback. The timestamp of a
+    callback may differ from *clock* (Unix seconds) by at most *tolerance* seconds. The newest *remember*
+    verified ids are kept, to recognize repeated callbacks. Nothing is kept of other callbacks.
 
     Raises:
         ConfigurationError: if a secret is not Base64 after ``whsec_``, or a number is out of range.
@@ -113,27 +114,31 @@ class Webhooks:
         return f"<{type(self).__name__} with {len(self._keys)} secrets>"
 
     def parse(self, headers: Headers, body: Body) -> WebhookEvent:
-        """Return the event of a call with these *headers* (names in any case) and this raw *body*.
+        """Return the event of a callback with these *headers* and this raw *body*.
 
-        *headers* may be a mapping or pairs, of text or bytes. A value may be a list, as in
-        ``multiValueHeaders`` of AWS Lambda. *body* may be text. An already decoded body (a mapping or a list)
-        is accepted only without secrets, because a signature covers the raw bytes. A server should stop
+        *headers* may be a mapping or pairs, of text or bytes, with names in any case. A value may be a list,
+        as in ``multiValueHeaders`` of AWS Lambda. *body* may be bytes or text. A decoded body (a mapping or a
+        list) is accepted only without secrets, because a signature covers the raw bytes. A server should stop
         reading a body after `MAX_BODY` bytes.
 
         Raises:
-            WebhookError: if the call cannot be trusted or read. No other exception is raised.
+            WebhookError: if the callback cannot be trusted or read. No other exception is raised.
         """
         found = _signature_headers(headers)
         if not self._keys:
             return WebhookEvent(_read_task(body), verified=False)
         raw = _raw_bytes(body)
         webhook_id = self._verified_id(found, raw)
-        task = _read_task(raw)  # first, so that the id of an unreadable call is not remembered
+        task = _read_task(raw)  # first, so that the id of an unreadable callback is not remembered
         repeated = self._is_repeated(webhook_id)
         return WebhookEvent(task, verified=True, webhook_id=webhook_id, repeated=repeated)
 
     def _verified_id(self, found: Mapping[str, list[str]], body: bytes) -> str:
-        """Return the id of the call if a signature covers it, the timestamp and the body."""
+        """Return the id of the callback, if a signature covers the id, the timestamp and the body.
+
+        Raises:
+            WebhookError: if there is no such signature.
+        """
         webhook_id, timestamp, signatures = (_only_one(name, values) for name, values in found.items())
         if not abs(self._clock() - _unix_seconds(timestamp)) <= self._tolerance:
             raise WebhookError(f"{_TIMESTAMP} must be within {self._tolerance:g} s of now")
@@ -157,10 +162,10 @@ class Webhooks:
 
 
 def _hmac_key(secret: str) -> bytes:
-    """Return the key in a ``whsec_…``. No error message shows the secret."""
+    """Return the key in a secret (``whsec_…``). No error message shows the secret."""
     text = secret.strip().removeprefix(_PREFIX) if isinstance(secret, str) else ""
     try:
-        # The error about characters outside ASCII would contain the text itself.
+        # For characters outside ASCII, `b64decode` would raise an error that contains the text itself.
         key = b64decode(text + "=" * (-len(text) % 4), validate=True) if text.isascii() else b""
     except BadBase64:
         key = b""
@@ -171,7 +176,7 @@ def _hmac_key(secret: str) -> bytes:
 
 def _raw_bytes(body: object) -> bytes:
     if isinstance(body, str):
-        body = body.encode(errors="surrogatepass")  # bytes that are not UTF-8 match no signature, nor JSON
+        body = body.encode(errors="surrogatepass")  # lone surrogates match no signature, and are not JSON
     if not isinstance(body, bytes | bytearray | memoryview):
         raise WebhookError(
             f"the body must be the raw bytes or text that was signed, got {type(body).__name__}"
@@ -211,7 +216,7 @@ def _text(name: str, value: object) -> str:
 
 
 def _only_one(name: str, values: list[str]) -> str:
-    """Return the value of a header that must occur only once, or it is unclear which one was signed."""
+    """Return the value of a header that must occur exactly once: which of two was signed would be unclear."""
     if len(values) > 1:
         raise WebhookError(f"{name} was sent more than once")
     if not values or not values[0]:
@@ -220,14 +225,14 @@ def _only_one(name: str, values: list[str]) -> str:
 
 
 def _unix_seconds(timestamp: str) -> int:
-    # float() and int() would accept "nan", "1_0" and digits of other scripts, at any length.
+    # `float` or `int` would also accept "nan", "1_0" and digits of other scripts, at any length.
     if not (timestamp.isascii() and timestamp.isdecimal() and len(timestamp) <= 15):
         raise WebhookError(f"{_TIMESTAMP} must be a whole number of Unix seconds")
     return int(timestamp)
 
 
 def _version_1(signatures: str) -> Iterable[bytes]:
-    """Yield the Base64 of every ``v1,…``; other versions are ignored."""
+    """Yield the Base64 of every ``v1,…``, and ignore other versions."""
     for signature in signatures.split(" "):
         version, _, text = signature.partition(",")
         if version == "v1":
@@ -235,7 +240,7 @@ def _version_1(signatures: str) -> Iterable[bytes]:
 
 
 def _read_task(body: object) -> Task:
-    """Return the task in a body of any known form, whether decoded or not."""
+    """Return the task in a body of any known form, decoded or raw."""
     try:
         data = body if isinstance(body, Mapping | list | tuple) else _decoded(_raw_bytes(body))
         if isinstance(data, Mapping) and data.get("code") == 0 and "data" in data:
@@ -247,12 +252,12 @@ def _read_task(body: object) -> Task:
 
 def _decoded(raw: bytes) -> Any:
     data = codec.parse_json(raw)
-    raw.decode()  # Python also reads JSON in UTF-16 and UTF-32, which the service does not send
+    raw.decode()  # raises for UTF-16 and UTF-32, which `json` accepts but the service does not send
     return data
 
 
 def _identified(data: Any) -> dict[str, Any]:
-    """Return *data* if its id and status are text. The codec would convert numbers."""
+    """Return the fields of *data*, whose id and status must be text. The codec would convert numbers."""
     fields = dict(data) if isinstance(data, Mapping) else {}
     older = "task_id" in fields or "id" not in fields
     for name in ("task_id", "task_status") if older else ("id", "status"):

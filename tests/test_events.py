@@ -144,7 +144,7 @@ def test_a_listener_gets_events_in_order_and_may_fail(caplog: pytest.LogCaptureF
     assert received == [EventKind.SUBMITTED, EventKind.READ, EventKind.CREATE, EventKind.LIST]
     assert [event.kind for event in received_too] == received[:3]
     assert (numbers(collector).reads, numbers(collector).creates) == (1, 1)
-    assert "the listener failed on read" in caplog.text
+    assert "a listener failed on the event read" in caplog.text
 
 
 # ------------------------------------------------------------------ the log

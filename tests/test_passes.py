@@ -146,7 +146,7 @@ async def test_what_passes_cannot_do_is_said_before_anything_is_paid() -> None:
             await kling.expand(PHOTO, WIDE)
         with pytest.raises(InvalidRequest, match="passes must be between 1 and 4"):
             await kling.expand(PHOTO, WIDE, passes=5)
-        with pytest.raises(InvalidRequest, match="size can be read"):
+        with pytest.raises(InvalidRequest, match="must not be a URL, because an expansion in passes"):
             await kling.expand("https://example.com/a.png", Ratios(right=0.5), passes=2)
         assert emulator.account.counts()["tasks"] == 0
 

@@ -1,4 +1,4 @@
-"""Encoding of requests and decoding of answers, against the documented examples and arbitrary input."""
+"""Encoding of requests and decoding of responses, against the documented examples and arbitrary input."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -48,18 +48,18 @@ MARKED = Image(0, URL.format(0), URL.format(0).replace(".png", "-watermark.png")
 
 
 def sample(name: str) -> Response:
-    """A recorded answer under HTTP 200."""
+    """Return a recorded response with HTTP status 200."""
     return Response(200, {}, (SAMPLES / f"{name}.json").read_bytes())
 
 
 def answer(data: Any, status: int = 200, **envelope: Any) -> Response:
-    """An answer with *data* in its envelope."""
+    """Return a response with *data* in its envelope."""
     whole = {"code": 0, "message": "SUCCEED", "request_id": "r", "data": data} | envelope
     return Response(status, {}, json.dumps(whole).encode())
 
 
 def task(**fields: Any) -> Task:
-    """The task read from an answer with these fields."""
+    """Return the task decoded from a response with these fields."""
     return codec.decode_task(answer({"task_id": "1", "task_status": "processing"} | fields))
 
 
@@ -80,17 +80,17 @@ def test_the_documented_create_is_read() -> None:
 
 @pytest.mark.parametrize("name", ["editing-query", "editing-query-object"])
 def test_the_documented_query_is_read_in_both_shapes(name: str) -> None:
-    """`data` may be an object or an array of one."""
+    """`data` may be an object or an array with one element."""
     assert codec.decode_task(sample(name)) == DOG
 
 
 def test_the_documented_list_is_read() -> None:
-    """A list page holds the same tasks, here with a watermarked picture."""
+    """A list page contains the same task, here with a watermarked picture."""
     assert codec.decode_tasks(sample("editing-list")) == (evolve(DOG, images=(MARKED,)),)
 
 
 def test_the_direction_dialect_answers_alike() -> None:
-    """An answer of the direction dialect gives two pictures without watermarks."""
+    """A response in the direction dialect is decoded to two pictures without watermarks."""
     images = tuple(Image(index, URL.format(index)) for index in (0, 1))
     assert codec.decode_task(sample("direction-query")) == evolve(DOG, images=images, watermark=None)
 
@@ -126,7 +126,7 @@ def test_requests_are_the_documented_ones(
     assert {"n": 1, "external_task_id": ""} | expected == sent
 
 
-# ------------------------------------------------------------------ what goes out
+# ------------------------------------------------------------------ requests
 
 geometries = st.one_of(
     st.builds(Ratios, up=st.floats(0, 0.7), left=st.floats(0.01, 0.7)),
@@ -149,13 +149,13 @@ KNOWN = {
 
 
 def refuse_constant(word: str) -> None:
-    """JSON knows neither NaN nor Infinity."""
+    """Fail on NaN and Infinity, which JSON does not have."""
     raise AssertionError(word)
 
 
 @given(requests, geometries)
 def test_a_request_is_json_of_documented_fields(request: ExpandRequest, expansion: Ratios | Towards) -> None:
-    """A body holds exactly the fields that are set, and each of them is documented."""
+    """A body contains exactly the fields that are set, and each of them is documented."""
     head, tail = codec.encode(request, expansion, "kx-1")
     body = head + b"aGk=" + tail
     sent = json.loads(body, parse_constant=refuse_constant)
@@ -175,7 +175,7 @@ def test_a_request_is_json_of_documented_fields(request: ExpandRequest, expansio
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=40))
 def test_an_id_stays_one_piece_of_the_path(any_id: str) -> None:
-    """Slashes, question marks and percent signs of an id do not reach another resource."""
+    """An id with slashes, question marks or percent signs stays one segment of the path."""
     if any_id in {".", ".."}:
         return
     path = codec.task_path(Dialect.EDITING, any_id)
@@ -188,13 +188,13 @@ def test_an_id_stays_one_piece_of_the_path(any_id: str) -> None:
 
 @pytest.mark.parametrize("any_id", ["", ".", "..", "a\nb", "\x00", "\ud800"])
 def test_an_id_that_would_be_another_path_is_refused(any_id: str) -> None:
-    """The ids "" and ".." are refused: they would read the list, or the resource above."""
+    """An id that would lead to another resource, or that cannot be encoded, is refused."""
     with pytest.raises(InvalidRequest, match="id"):
         codec.task_path(Dialect.EDITING, any_id)
 
 
 def test_paths_are_the_documented_ones() -> None:
-    """The two dialects use two resources."""
+    """Each dialect has its own resource."""
     assert codec.create_path(Dialect.EDITING) == "/v1/images/editing/expand"
     assert codec.create_path(Dialect.DIRECTION) == "/v1/images/expand"
     assert codec.task_path(Dialect.DIRECTION, "7") == "/v1/images/expand/7"
@@ -212,7 +212,7 @@ def test_fingerprints_differ_where_results_or_prices_may(  # noqa: PLR0917 - thr
     first: str,
     second: str,
 ) -> None:
-    """Two jobs have one fingerprint if and only if everything that affects the result or price is equal."""
+    """Two jobs share a fingerprint if and only if everything that affects the result or price is equal."""
 
     def matters(request: ExpandRequest) -> tuple[Any, ...]:
         return request.prompt, request.n, request.watermark
@@ -223,14 +223,14 @@ def test_fingerprints_differ_where_results_or_prices_may(  # noqa: PLR0917 - thr
 
 @given(requests, geometries)
 def test_a_fingerprint_ignores_names(request: ExpandRequest, expansion: Ratios | Towards) -> None:
-    """Neither an id, nor a key, nor a callback URL changes the fingerprint."""
+    """An id, a key or a callback URL does not change the fingerprint."""
     renamed = evolve(request, key="k", external_task_id="x", callback_url="http://elsewhere.example")
     assert codec.fingerprint(request, expansion, "d") == codec.fingerprint(renamed, expansion, "d")
 
 
 @given(st.lists(st.tuples(st.text(), st.text(), st.text(), st.integers(1, 99)), unique=True, max_size=8))
 def test_external_ids_are_stable_and_apart(jobs: list[tuple[str, str, str, int]]) -> None:
-    """Every job and attempt has its own stable id, which is safe in a path and in a log line."""
+    """Each attempt of each job has its own stable id, which is safe in a path and in a log line."""
     ids = [codec.external_id(*job) for job in jobs]
     assert len(set(ids)) == len(jobs)
     assert ids == [codec.external_id(*job) for job in jobs]
@@ -238,12 +238,12 @@ def test_external_ids_are_stable_and_apart(jobs: list[tuple[str, str, str, int]]
 
 
 def test_external_ids_are_the_same_for_ever() -> None:
-    """A journal written by an earlier version names the same task."""
+    """A job keeps the id that an earlier version wrote to a journal."""
     assert codec.external_id("run", "dog", "f" * 64) == "kx-fb62ed41a808984390e7e4cdad513cf6"
 
 
 def test_fingerprints_are_the_same_for_ever() -> None:
-    """A journal written by an earlier version names the same job, also after fields were added."""
+    """A job keeps its fingerprint in later versions, even if requests get new fields."""
     plain = codec.fingerprint(ExpandRequest("a", Ratios(1)), Ratios(up=0.5), "d" * 64)
     assert plain == "f47425ff2efbe45ed47e3a59ca29f0bf42478bd8d1d211a826290d2e297c9f7d"
     full = ExpandRequest(
@@ -256,7 +256,7 @@ def test_fingerprints_are_the_same_for_ever() -> None:
     assert codec.fingerprint(empty, Towards("left,right"), "d" * 64) == digest
 
 
-# ------------------------------------------------------------------ what comes in
+# ------------------------------------------------------------------ responses
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -276,7 +276,7 @@ statuses = st.sampled_from([200, 201, 204, 301, 302, 400, 401, 403, 404, 413, 42
 
 
 def outcome(decode: Callable[[Response], Any], given_: Response) -> Any:
-    """What is read, or the refusal."""
+    """Return what *decode* returns, or the `APIError` that it raises."""
     try:
         return decode(given_)
     except APIError as error:
@@ -284,7 +284,7 @@ def outcome(decode: Callable[[Response], Any], given_: Response) -> Any:
 
 
 def accept(given_: Response) -> None:
-    """Accept a task, or an `APIError` that can be printed."""
+    """Check that a response leads to a task, or to an `APIError` that can be printed."""
     found = outcome(codec.decode_task, given_)
     if isinstance(found, APIError):
         assert found.status == given_.status
@@ -308,7 +308,7 @@ def test_any_bytes_are_a_task_or_a_refusal(body: bytes, status: int) -> None:
 
 @given(json_values, json_values, json_values, statuses)
 def test_any_envelope_is_a_task_or_a_refusal(code: Any, message: Any, data: Any, status: int) -> None:
-    """JSON of any shape in place of the envelope decodes to a task or raises an `APIError`."""
+    """An envelope of arbitrary JSON decodes to a task or raises an `APIError`."""
     accept(answer(data, status, code=code, message=message, request_id=message))
 
 
@@ -326,7 +326,7 @@ NESTS += ['{{"code":0,"data":{{"task_id":"1","task_status":"x","task_info":{}}}}
 @pytest.mark.parametrize("depth", [50, 500, 900, 990, 5_000, 200_000])
 @pytest.mark.parametrize("place", NESTS)
 def test_no_depth_breaks_it(opening: str, depth: int, place: str) -> None:
-    """Nesting that would exhaust the stack is handled like any other answer."""
+    """Nesting that would exhaust the stack leads to a task or an `APIError`."""
     closing = "]" if opening == "[" else "}"
     accept(Response(200, {}, place.format(opening * depth + "1" + closing * depth).encode()))
 
@@ -334,7 +334,7 @@ def test_no_depth_breaks_it(opening: str, depth: int, place: str) -> None:
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "9" * 5000])
 @pytest.mark.parametrize("name", ["code", "created_at", "task_id", "final_unit_deduction", "index"])
 def test_no_number_breaks_it(name: str, number: str) -> None:
-    """Numbers beyond every bound give a task or an `APIError`."""
+    """Numbers beyond every limit lead to a task or an `APIError`."""
     image = {"index": 0, "url": "u"}
     data = {"task_id": "1", "task_status": "succeed", "task_result": {"images": [image]}}
     whole = {"code": 0, "data": data}
@@ -343,14 +343,14 @@ def test_no_number_breaks_it(name: str, number: str) -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    """The service may add fields."""
+    """Unknown fields are accepted, because the service may add some."""
     assert task(task_result={"images": [{"index": 1, "url": "u", "new": {}}], "new": 1}, new=[2]).images == (
         Image(1, "u"),
     )
 
 
 def test_null_and_empty_mean_absent() -> None:
-    """Optional fields may be missing; null and "" mean the same as missing."""
+    """Optional fields may be missing, null or empty, all with the same meaning."""
     nothing = task()
     assert nothing == Task("1", "processing")
     assert task(**dict.fromkeys(FIELDS[2:])) == nothing
@@ -376,12 +376,12 @@ def test_numbers_stand_in_for_ids_and_amounts() -> None:
     [(True, True), (False, False), ("false", False), ("true", True), (1, True), (0, False)],
 )
 def test_the_word_false_is_not_true(word: object, meaning: bool) -> None:  # noqa: FBT001
-    """A flag written as text or number keeps its meaning."""
+    """A flag that comes as text or as a number keeps its meaning."""
     assert task(watermark_info={"enabled": word}).watermark is meaning
 
 
 def test_newer_answers_say_more_of_the_price() -> None:
-    """`final_balance_deduction` is decoded with the service's own decimals."""
+    """`final_balance_deduction` is decoded with the decimals that the service sent."""
     price = {"quota": "0.056", "list_price": 0.056, "currency": "USD"}
     expected = BalanceDeduction("0.056", "0.056")
     assert task(final_balance_deduction=price).final_balance_deduction == expected
@@ -395,7 +395,7 @@ NO_TASKS += [{"task_id": each, "task_status": "x"} for each in BAD_IDS]
 
 @pytest.mark.parametrize("data", NO_TASKS)
 def test_what_is_no_task_is_a_protocol_error(data: Any) -> None:
-    """An answer with no task, two tasks, or a task with an unusable id is a `ProtocolError`."""
+    """A response with no task, with two tasks or with an unusable id raises `ProtocolError`."""
     with pytest.raises(ProtocolError) as caught:
         codec.decode_task(answer(data))
     assert caught.value.request_id == "r"
@@ -428,7 +428,7 @@ ODD: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value"), ODD)
 def test_no_odd_field_loses_the_task(name: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A field of the wrong type is read as absent, with a debug line; the task and its page are kept."""
+    """A field of the wrong type is treated as absent and logged. The task and its page are kept."""
     caplog.set_level("DEBUG", logger="kling_expand.api.codec")
     whole = {"task_id": "1", "task_status": "succeed", "created_at": 5} | {name: value}
     found = codec.decode_task(answer(whole))
@@ -444,7 +444,7 @@ def test_no_odd_field_loses_the_task(name: str, value: Any, caplog: pytest.LogCa
 
 @pytest.mark.parametrize("index", [None, "first", [], {}])
 def test_a_picture_without_index_has_that_of_its_place(index: Any) -> None:
-    """A picture needs only its URL; a missing index is its position."""
+    """A picture needs only its URL. A missing index is replaced by the position."""
     pictures = [{"index": 0, "url": "u0"}, {"index": index, "url": "u1", "watermark_url": 5.0}]
     assert task(task_result={"images": pictures}).images == (Image(0, "u0"), Image(1, "u1", "5.0"))
 
@@ -488,7 +488,7 @@ def test_an_empty_page_is_no_task(data: Any) -> None:
     ],
 )
 def test_the_code_counts_before_the_status(status: int, code: int, kind: type[APIError]) -> None:
-    """The code decides even under HTTP 200; for an unknown code the HTTP status decides."""
+    """The code decides even with HTTP 200. For an unknown code, the HTTP status decides."""
     with pytest.raises(kind) as caught:
         codec.decode_task(answer({"task_id": "1", "task_status": "x"}, status, code=code, message="why"))
     assert type(caught.value) is kind
@@ -507,7 +507,7 @@ def test_the_code_counts_before_the_status(status: int, code: int, kind: type[AP
     ],
 )
 def test_the_message_distinguishes_the_two_meanings_of_1201(message: str, kind: type[APIError]) -> None:
-    """The two meanings of 1201 are distinguished by the message; both come as HTTP 400."""
+    """The message distinguishes the two meanings of 1201, which both come with HTTP 400."""
     with pytest.raises(BadRequest) as caught:
         codec.decode_task(answer(None, 400, code=1201, message=message))
     assert type(caught.value) is kind
@@ -515,7 +515,7 @@ def test_the_message_distinguishes_the_two_meanings_of_1201(message: str, kind: 
 
 @pytest.mark.parametrize("code", ["0", "00"])
 def test_a_code_of_digits_is_a_number(code: str) -> None:
-    """Relays send codes as text (observed), so success and refusals are recognised in that form too."""
+    """A code may come as text, as relays send it (observed), for success and for refusals."""
     found = codec.decode_task(answer({"task_id": "1", "task_status": "x"}, code=code))
     assert found == Task("1", "x")
     with pytest.raises(DuplicateTask) as caught:
@@ -525,7 +525,7 @@ def test_a_code_of_digits_is_a_number(code: str) -> None:
 
 @pytest.mark.parametrize("code", [True, False, "", "zero", " 0", "-0", "0.0", None, [], {}, 0.5])
 def test_only_the_number_zero_is_success(code: Any) -> None:
-    """A value that only resembles zero is neither success nor a refusal with code 0."""
+    """A value that only resembles zero means neither success nor a refusal with code 0."""
     with pytest.raises(ProtocolError) as caught:
         codec.decode_task(answer({"task_id": "1", "task_status": "x"}, code=code))
     assert caught.value.code is None
@@ -554,7 +554,7 @@ STRANGE += [b'{"code":0}', b'{"data":{"task_id":"1","task_status":"x"}}']
 def test_an_answer_without_envelope_is_judged_by_its_status(
     body: bytes, status: int, kind: type[APIError]
 ) -> None:
-    """A proxy's page, a truncated body or an empty body is judged by its HTTP status."""
+    """The HTTP status decides about a proxy's page, a truncated body or an empty body."""
     with pytest.raises(kind) as caught:
         codec.decode_task(Response(status, {"retry-after": "3"}, body))
     assert type(caught.value) is kind
@@ -562,13 +562,13 @@ def test_an_answer_without_envelope_is_judged_by_its_status(
 
 
 def test_success_under_an_error_status_is_no_success() -> None:
-    """Code 0 under HTTP 500 is ambiguous, so it counts as an error."""
+    """Code 0 with HTTP 500 is ambiguous, so it is treated as an error."""
     with pytest.raises(ServerError):
         codec.decode_task(answer({"task_id": "1", "task_status": "x"}, 500))
 
 
 def test_a_refusal_carries_no_more_of_a_page_than_a_line() -> None:
-    """An error message holds at most one line of a large HTML page."""
+    """An error message quotes only the beginning of a large HTML page."""
     with pytest.raises(ProtocolError) as caught:
         codec.decode_task(Response(200, {}, b"<p>" * 400_000))
     assert len(str(caught.value)) < 300
@@ -605,12 +605,12 @@ DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) -> None:
-    """`Retry-After` may be a date, which is compared with the service's clock."""
+    """`Retry-After` may be in seconds, or a date that is compared with the service's clock."""
     assert Response(429, {"retry-after": header, "date": DATE}, b"").retry_after == seconds
 
 
 def test_a_date_without_the_services_clock_counts_from_ours() -> None:
-    """Without a `Date` header, a date counts from the local time of the answer, where it is known."""
+    """Without a `Date` header, the date is compared with the local time of arrival, if that is known."""
     assert Response(429, {"retry-after": DATE}, b"", 1792567680.0 - 40).retry_after == 40
     assert Response(429, {"retry-after": DATE, "date": DATE}, b"", 0.0).retry_after == 0
     assert Response(429, {"retry-after": DATE}, b"").retry_after is None
@@ -625,10 +625,10 @@ def test_the_date_header_is_the_services_time() -> None:
     assert Response(200, {}, b"").server_time is None
 
 
-# ------------------------------------------------------------------ for the journal
+# ------------------------------------------------------------------ lines of a journal
 
 texts = st.none() | st.text(max_size=10)
-numbers = st.integers(1 - codec.MAX_NUMBER, codec.MAX_NUMBER - 1)  # what an answer can give a task
+numbers = st.integers(1 - codec.MAX_NUMBER, codec.MAX_NUMBER - 1)  # the numbers that a task can have
 tasks = st.builds(
     Task,
     task_id=st.text(min_size=1, max_size=20),
@@ -656,7 +656,7 @@ def test_what_is_packed_is_unpacked(packed: Task) -> None:
 def test_a_request_survives_its_line(
     request: ExpandRequest, expansion: Ratios | Towards, given_id: str | None
 ) -> None:
-    """A stored request is restored with its photo and key, and is encoded to the same bytes."""
+    """A stored request is restored with its photo and key."""
     whole = evolve(request, external_task_id=given_id, geometry=expansion, key="k")
     line = codec.pack_request(whole, expansion)
     assert "\n" not in line
@@ -676,11 +676,11 @@ def test_every_field_goes_to_the_store_and_back(name: str) -> None:
     assert codec.unpack_request(line, "dog.png", given_.key or "") == given_
 
 
-# ------------------------------------------------------------------ fields that this version does not know
+# ------------------------------------------------------------------ unknown fields
 
 
 def test_extra_fields_stand_in_the_body_and_make_another_job() -> None:
-    """They are sent beside the declared fields, in one order of names, and are part of the fingerprint."""
+    """Extra fields are sent, and they change the fingerprint, whatever their order."""
     plain, one = ExpandRequest("a", Ratios(up=1)), ExpandRequest("a", Ratios(up=1), extra={"b": 1, "a": {}})
     two = ExpandRequest("a", Ratios(up=1), extra={"a": {}, "b": 1})
     head, tail = codec.encode(one, Ratios(up=1), "id")
@@ -691,7 +691,7 @@ def test_extra_fields_stand_in_the_body_and_make_another_job() -> None:
 
 
 def answer_with(data: object) -> codec.Response:
-    """Return the answer of a service with this `data`."""
+    """Return a response with this `data`."""
     return codec.Response(200, {}, json.dumps({"code": 0, "message": "", "data": data}).encode())
 
 
@@ -721,7 +721,7 @@ WHOLE: dict[str, Any] = {
     ],
 )
 def test_unknown_fields_can_be_reached(more: dict[str, Any]) -> None:
-    """`raw` is the whole answer, also from a list and after a store; it does not change what a task is."""
+    """`raw` is the whole task object, also from a list and after storage. It does not affect equality."""
     data = WHOLE | more
     task = codec.decode_task(answer_with(data))
     assert task.raw == data
@@ -734,7 +734,7 @@ def test_unknown_fields_can_be_reached(more: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", [*WHOLE, None])
 def test_known_fields_are_not_kept_twice(name: str | None) -> None:
-    """A task whose fields are all read keeps no copy of its answer, also where some are missing or odd."""
+    """A task with only known fields has no raw copy, even if some are missing or invalid."""
     for odd in (None, 5, "text"):
         data = WHOLE if name in {None, "task_id", "task_status"} else WHOLE | {name or "": odd}
         assert codec.decode_task(answer_with(data)).raw is None
@@ -753,13 +753,13 @@ NEWER: dict[str, Any] = {
 
 
 def test_the_newer_form_is_read_in_every_answer() -> None:
-    """Create, query, array and list give the same task, with its units from `billing`."""
+    """Every kind of response may contain the newer form of a task, with its units in `billing`."""
     wanted = Task(
         "1", "succeeded", None, "mine", (Image(0, "https://a/0.png"),), "8", created_at=1, updated_at=2
     )
     assert codec.decode_task(answer_with(NEWER)) == codec.decode_task(answer_with([NEWER])) == wanted
     assert codec.decode_tasks(answer_with([NEWER, WHOLE])) == (wanted, codec.decode_task(answer_with(WHOLE)))
-    assert codec.decode_task(answer_with(NEWER)).raw == NEWER  # the kind of package is in no field
+    assert codec.decode_task(answer_with(NEWER)).raw == NEWER  # a task has no field for `package_type`
     found, length = codec.decode_page(answer_with([NEWER, WHOLE | {"task_id": "2"}]), {"1": "x"}.get)
     assert (found, length) == ({"1": wanted}, 2)
     assert codec.decode_page(answer_with([NEWER]), {"1": "succeeded"}.get) == ({"1": None}, 1)
@@ -767,18 +767,18 @@ def test_the_newer_form_is_read_in_every_answer() -> None:
     assert codec.decode_task(answer_with(running)).raw is None
 
 
-# ------------------------------------------------------------------ answers without end
+# ------------------------------------------------------------------ limits on a response
 
 
 def test_no_more_pictures_are_read_than_can_be_asked_for() -> None:
-    """Nine pictures are read of any number, in both forms."""
+    """At most nine pictures of a task are read, in both forms."""
     urls = [{"index": index, "url": f"https://a/{index}.png"} for index in range(5000)]
     for data in (WHOLE | {"task_result": {"images": urls}}, NEWER | {"outputs": urls}):
         assert [image.index for image in codec.decode_task(answer_with(data)).images] == list(range(9))
 
 
 def test_an_answer_of_too_many_values_is_not_parsed() -> None:
-    """A million pictures, or a million numbers, are refused before any of them is read."""
+    """A response with too many values is refused before it is parsed."""
     for values in ([{"url": "x"}] * 300_000, [0] * 300_000):
         answer = answer_with(WHOLE | {"task_result": {"images": values}})
         with pytest.raises(ProtocolError):
@@ -789,13 +789,13 @@ def test_an_answer_of_too_many_values_is_not_parsed() -> None:
 
 @pytest.mark.parametrize("text", ["1." + "9" * 300_000, "1" + "9" * 300_000, '"' + r"\n" * 1_100_000 + '"'])
 def test_what_takes_long_in_one_call_is_not_parsed(text: str) -> None:
-    """A number of many digits and a text of many escapes are refused: no other thread runs meanwhile."""
-    with pytest.raises(ValueError):  # noqa: PT011 - the words are those of `int`, or ours
+    """A very long number or very many escapes are refused, because parsing them would block all threads."""
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is Python's or ours
         codec.parse_json(text.encode())
 
 
 def test_only_utf_8_is_an_answer() -> None:
-    """A byte-order mark is ignored, and other bytes are refused at the first that is wrong."""
+    """A byte-order mark is ignored, and text that is not UTF-8 is refused."""
     assert codec.parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
     for body in ('{"a": 1}'.encode("utf-16"), b'"' + b"\xed\xa0\x80" * 300_000 + b'"'):
         with pytest.raises(UnicodeDecodeError):
@@ -803,13 +803,13 @@ def test_only_utf_8_is_an_answer() -> None:
 
 
 def test_no_more_tasks_are_read_than_a_page_may_hold() -> None:
-    """500 tasks are read of any number."""
+    """At most 500 tasks of a page are read."""
     answer = answer_with([WHOLE | {"task_id": str(number)} for number in range(600)])
     assert [task.task_id for task in codec.decode_tasks(answer)] == [str(number) for number in range(500)]
 
 
 def test_a_long_message_of_a_refusal_is_cut() -> None:
-    """The message goes into the log, so it has at most 1,000 characters."""
+    """The message of a refusal is cut to 1,000 characters, because it is logged."""
     body = json.dumps({"code": 1302, "message": "\x1b" * 100_000}).encode()
     with pytest.raises(APIError) as caught:
         codec.decode_task(codec.Response(429, {}, body))
@@ -817,7 +817,7 @@ def test_a_long_message_of_a_refusal_is_cut() -> None:
 
 
 def test_a_long_text_of_a_task_is_cut_or_refused() -> None:
-    """The reason and the ids go into errors, logs and file names, so their lengths are bounded."""
+    """The failure message and the ids have limited lengths, as errors, logs and file names contain them."""
     failed = WHOLE | {"task_status": "failed", "task_status_msg": "x" * 100_000}
     assert codec.decode_task(answer_with(failed)).task_status_msg == "x" * 1000
     assert codec.decode_task(answer_with(WHOLE | {"task_id": "7" * 500})).task_id == "7" * 500
@@ -831,14 +831,14 @@ def test_a_long_text_of_a_task_is_cut_or_refused() -> None:
 
 @pytest.mark.parametrize("text", ["a\nFAKE", "a\x1b[31m", "\u202egnp", "\ud800"])
 def test_an_external_id_that_no_request_can_have_is_read_as_absent(text: str) -> None:
-    """It goes into the log, where a line break would forge a line."""
+    """An `external_task_id` that could forge a log line is treated as absent."""
     task = codec.decode_task(answer_with(WHOLE | {"task_info": {"external_task_id": text}}))
     assert task.external_task_id is None
 
 
 @pytest.mark.parametrize("number", [1 << 63, -(1 << 63), 10**4000, 1e300, "9" * 4000])
 def test_a_number_beyond_64_bits_is_read_as_absent(number: Any) -> None:
-    """No time overflows a computation, and no index makes the name of a paid picture too long."""
+    """A time or an index beyond 64 bits is treated as absent, so it breaks no arithmetic or file name."""
     images = [{"index": number, "url": "https://a/0"}]
     data = WHOLE | {"created_at": number, "updated_at": number, "task_result": {"images": images}}
     task = codec.decode_task(answer_with(data))
@@ -847,7 +847,7 @@ def test_a_number_beyond_64_bits_is_read_as_absent(number: Any) -> None:
 
 
 def test_a_full_page_of_long_answers_is_read() -> None:
-    """The documented maximum is far below the bound: 500 tasks with nine pictures and long URLs."""
+    """A full page is far below the limits: 500 tasks with nine pictures each and long URLs."""
     images = [
         {"index": i, "url": "https://a/" + "x" * 400, "watermark_url": "https://a/" + "w" * 400}
         for i in range(9)

@@ -33,7 +33,7 @@ async def sent(photo: Photo) -> bytes:
 
 
 async def sent_until_refused(stream: AsyncIterator[bytes]) -> tuple[int, ImageError | None]:
-    """Return how many bytes were read before the refusal."""
+    """Return how many bytes were read before an `ImageError`, and the error, if there was one."""
     received = 0
     try:
         async for piece in stream:
@@ -62,7 +62,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def png_of(size: int) -> bytes:
-    """A PNG of exactly *size* bytes, of which a private chunk may be most."""
+    """Return a PNG of exactly *size* bytes, which is padded with a private chunk."""
     picture = encoded(Image.new("L", (300, 300)))
     data = bytes(size - len(picture) - 12)
     chunk = struct.pack(">I", len(data)) + b"teSt" + data + struct.pack(">I", zlib.crc32(b"teSt" + data))
@@ -76,7 +76,7 @@ assert len(LARGE) > SLICE
 
 
 class ByteNamed:
-    """A path whose name is bytes, as some file systems need."""
+    """A path-like object that returns bytes, which some file systems need."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,7 +85,7 @@ class ByteNamed:
         return os.fsencode(self.path)
 
 
-# What is taken
+# Accepted sources
 
 
 @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
@@ -104,7 +104,7 @@ class ByteNamed:
     ids=["bytes", "bytearray", "memoryview", "cast", "file", "buffered", "data", "data-untidy"],
 )
 async def test_every_wrapping_sends_the_same_photo(content: bytes, wrap: Callable[[bytes], Any]) -> None:
-    """Size, digest and body are the same for every kind of source, and for every repetition."""
+    """Every kind of source gives the same size, digest and body, however often it is sent."""
     photo = await load_photo(wrap(content))
     with Image.open(io.BytesIO(content)) as image:
         assert (photo.format, photo.width, photo.height) == ("PNG", *image.size)
@@ -117,7 +117,7 @@ async def test_every_wrapping_sends_the_same_photo(content: bytes, wrap: Callabl
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.name)
 @pytest.mark.parametrize("kind", [Path, str, ByteNamed])
 async def test_a_file_is_read_when_it_is_sent(path: Path, kind: Callable[[Path], Any]) -> None:
-    """A path of any form sends the file; the photo itself holds none of its bytes."""
+    """A path of any type is accepted. The file is read when it is sent, and is not kept in the photo."""
     photo = await load_photo(kind(path))
     with Image.open(path) as image:
         assert (photo.format, photo.width, photo.height) == ("JPEG", *image.size)
@@ -155,7 +155,7 @@ async def test_the_slices_of_a_file_join_to_its_base64(tmp_path: Path, extra: in
 
 
 async def test_a_body_abandoned_midway_can_be_sent_again() -> None:
-    """A reader that stops after one slice leaves no file open, and the next one starts from the beginning."""
+    """After an iteration that stopped early, the next one starts from the beginning."""
     photo = await load_photo(PHOTOS[0])
     stream = photo.slices()
     first = await anext(stream)
@@ -164,7 +164,7 @@ async def test_a_body_abandoned_midway_can_be_sent_again() -> None:
 
 
 async def test_a_file_object_is_read_from_where_it_stands() -> None:
-    """A file object is read from its position to its end, even in short reads."""
+    """A file object is read from its current position to its end, even if each read returns little."""
 
     class Dripping(io.BytesIO):
         def read(self, amount: int | None = -1) -> bytes:
@@ -211,7 +211,7 @@ async def test_a_url_is_sent_as_it_is(url: str) -> None:
     ],
 )
 async def test_a_url_that_cannot_stand_in_json_is_refused(url: str) -> None:
-    """A URL without a host, or with blanks, quotes or control characters, is refused."""
+    """A URL without a host, or with spaces, quotes or control characters, is refused."""
     assert "must be a well-formed URL" in (await reason(url)).encode(errors="replace").decode()
 
 
@@ -232,7 +232,7 @@ async def test_a_pil_image_of_any_mode_is_sent_as_png(mode: str) -> None:
 
 
 async def test_a_pil_image_keeps_its_transparency() -> None:
-    """Premultiplied alpha is kept when converting to PNG."""
+    """An image with premultiplied alpha keeps its transparency as a PNG."""
     image = Image.new("RGBA", (300, 300), (10, 20, 30, 0)).convert("RGBa")
     photo = await load_photo(image)
     with Image.open(io.BytesIO(base64.b64decode(await sent(photo)))) as back:
@@ -249,14 +249,14 @@ async def test_a_pil_image_read_from_jpeg_stays_jpeg(mode: str) -> None:
 
 @pytest.mark.parametrize("word", ["JPEG", "MPO"])
 async def test_a_jpeg_that_was_converted_in_place_is_still_sent(word: str) -> None:
-    """An image that Pillow still calls JPEG is sent although its mode is not a JPEG mode."""
+    """An image that Pillow still calls JPEG is sent, even if JPEG does not support its mode."""
     image = noise(300, 300, "RGBA")
     image.format = word
     assert (await load_photo(image)).format == "JPEG"
 
 
 async def test_a_pil_image_made_upright_is_sent_upright() -> None:
-    """After the orientation is applied, the visible size is used."""
+    """An image that was rotated upright is sent with its upright size."""
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open(io.BytesIO(encoded(noise(400, 300), "JPEG", exif=exif))) as image:
@@ -265,12 +265,12 @@ async def test_a_pil_image_made_upright_is_sent_upright() -> None:
 
 
 async def back(source: Any) -> Image.Image:
-    """Return the picture that is sent for *source*."""
+    """Return the image that is sent for *source*."""
     return Image.open(io.BytesIO(base64.b64decode(await sent(await load_photo(source)))))
 
 
 def ramp(low: float, high: float, mode: str) -> Image.Image:
-    """Return a picture whose columns go from *low* to *high*."""
+    """Return an image with values that increase from *low* on the left to *high* on the right."""
     row = Image.new("F", (512, 1))
     row.putdata([low + (high - low) * column / 511 for column in range(512)])
     wide = row.resize((512, 300), Image.Resampling.NEAREST)
@@ -299,7 +299,7 @@ def ramp(low: float, high: float, mode: str) -> Image.Image:
 async def test_more_than_eight_bits_are_scaled(
     low: float, high: float, mode: str, darkest: int, brightest: int
 ) -> None:
-    """A dark-to-bright ramp stays one, with as many levels as eight bits have, and is never clipped."""
+    """A ramp from dark to bright keeps its order and enough levels, and is not clipped."""
     grey = await back(ramp(low, high, mode))
     assert grey.getextrema() == (darkest, brightest)
     row = list(grey.tobytes()[:512])
@@ -310,12 +310,12 @@ async def test_more_than_eight_bits_are_scaled(
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0, 300.0, -5.0])
 async def test_a_picture_of_one_value_is_sent(value: float) -> None:
-    """A picture without any range is no division by zero."""
+    """An image with a single value does not cause a division by zero."""
     assert (await back(Image.new("F", (300, 300), value))).mode == "L"
 
 
 async def test_numbers_that_are_none_are_refused() -> None:
-    """Infinity has no shade of grey."""
+    """An image with infinite values is refused."""
     assert "must contain only finite numbers" in await reason(Image.new("F", (300, 300), float("inf")))
 
 
@@ -328,7 +328,7 @@ GREY_PROFILE = PROFILE[:16] + b"GRAY" + PROFILE[20:]
 async def test_a_pillow_image_is_sent_like_its_file(
     turned: int, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Size, orientation and color profile are those of the file. The log warns of a rotated JPEG."""
+    """An image keeps the size, orientation and profile of its file. A rotated JPEG causes a warning."""
     exif = Image.Exif()
     exif[ORIENTATION] = turned
     path = tmp_path / "photo"
@@ -352,7 +352,7 @@ async def test_a_pillow_image_is_sent_like_its_file(
     ],
 )
 async def test_a_profile_is_kept_where_it_describes_the_channels(mode: str, made: str, *, kept: bool) -> None:
-    """An RGB profile in a grey picture, or that of a converted CMYK one, would change the colours."""
+    """A profile for other channels is dropped, because it would change the colors."""
     image = Image.new("RGB", (300, 300)).convert(mode)
     image.info["icc_profile"] = PROFILE[:16] + b"CMYK" + PROFILE[20:] if mode == "CMYK" else PROFILE
     found = await back(image)
@@ -363,7 +363,7 @@ async def test_a_profile_is_kept_where_it_describes_the_channels(mode: str, made
 
 
 async def test_a_pillow_image_is_not_changed() -> None:
-    """The caller's picture has the same mode, pixels and notes afterwards."""
+    """The caller's image has the same mode, pixels and `info` afterwards."""
     image = ramp(0, 65535, "I;16")
     image.info["icc_profile"] = PROFILE
     before = image.tobytes(), image.mode, dict(image.info)
@@ -372,14 +372,14 @@ async def test_a_pillow_image_is_not_changed() -> None:
 
 
 async def test_a_pil_image_is_held_to_the_rules_before_it_is_encoded() -> None:
-    """A PIL image that is too small, too long or truncated raises `ImageError`."""
+    """A PIL image that is too small, too narrow or truncated raises `ImageError`."""
     assert "320x200" in await reason(noise(320, 200))
     assert "1:2.5" in await reason(noise(800, 300))
     with Image.open(io.BytesIO(LARGE[:-5000])) as image:
         assert "Pillow cannot encode it" in await reason(image)
 
 
-# What is refused
+# Refused sources
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ async def test_a_pil_image_is_held_to_the_rules_before_it_is_encoded() -> None:
     ],
 )
 async def test_the_limits_of_size_and_shape_are_inclusive(size: tuple[int, int], passes: bool) -> None:  # noqa: FBT001  (a table's column)
-    """300 pixels and 2.5:1 are allowed; one pixel beyond is refused with the allowed value."""
+    """300 pixels and 2.5:1 are allowed, and one pixel beyond these limits is refused."""
     content = encoded(Image.new("1", size))
     if passes:
         assert ((await load_photo(content)).width, (await load_photo(content)).height) == size
@@ -406,7 +406,7 @@ async def test_the_limits_of_size_and_shape_are_inclusive(size: tuple[int, int],
 
 
 async def test_ten_megabytes_are_the_most(tmp_path: Path) -> None:
-    """10 MiB pass and one byte more is refused, for every kind of source."""
+    """10 MiB are allowed, and one byte more is refused, for every kind of source."""
     path = tmp_path / "large.png"
     most = png_of(MAX_BYTES)
     path.write_bytes(most)
@@ -434,7 +434,7 @@ async def test_an_endless_file_is_not_read_to_its_end() -> None:
 
 
 async def test_what_is_not_there_says_what_was_looked_for(tmp_path: Path) -> None:
-    """A missing file is named; other errors of the disk keep their cause."""
+    """A missing file is named, and any other unreadable file has an error with its cause."""
     missing = await reason("no-such-dog.png")
     assert "'no-such-dog.png'" in missing
     assert "no such file" in missing
@@ -500,7 +500,7 @@ class Asynchronous:
 
 
 async def test_a_file_that_does_not_give_bytes_is_refused() -> None:
-    """A text file, a coroutine, and a closed or failing file are refused without a warning."""
+    """A text file, an asynchronous file, and a closed or failing file are refused."""
     closed = io.BytesIO(SMALL)
     closed.close()
     assert "mode 'rb'" in await reason(io.StringIO("text"))
@@ -516,7 +516,7 @@ async def test_a_file_that_does_not_give_bytes_is_refused() -> None:
     "source", [None, 3, 3.5, [1, 2], {"image": 1}, object(), b"", bytearray(), io.BytesIO()]
 )
 async def test_anything_else_is_refused(source: object) -> None:
-    """Any other source raises `ImageError`; an integer is not taken for a file descriptor."""
+    """Any other source raises `ImageError`. An integer is not used as a file descriptor."""
     assert "image" in await reason(source)
 
 
@@ -527,7 +527,7 @@ async def test_anything_else_is_refused(source: object) -> None:
 )
 @settings(deadline=None)
 async def test_any_text_or_bytes_give_a_photo_or_an_image_error(source: str | bytes) -> None:
-    """Any text or bytes give a photo or an `ImageError`."""
+    """Any text or bytes lead to a photo or an `ImageError`."""
     with contextlib.suppress(ImageError):
         assert isinstance(await load_photo(source), Photo)
 
@@ -542,7 +542,7 @@ async def test_a_file_cut_short_is_refused(tmp_path: Path, photo: Path, part: fl
     assert "image" in await reason(path)
 
 
-# What changes after it was checked
+# Files that change after the check
 
 
 @pytest.mark.parametrize(
@@ -602,7 +602,7 @@ async def test_two_photos_of_the_same_bytes_are_equal_and_show_none_of_them() ->
 
 
 def test_pillow_is_not_imported_and_pybase64_is_used_where_it_is_installed(tmp_path: Path) -> None:
-    """Loading a photo needs no extra; `pybase64` is used if it is installed."""
+    """Loading a photo needs no extra, and `pybase64` is used if it is installed."""
     (tmp_path / "pybase64.py").write_text(
         "import base64\nused = 0\n"
         "def b64encode(data):\n    global used\n    used += 1\n    return base64.b64encode(data)\n"
@@ -625,7 +625,7 @@ def test_pillow_is_not_imported_and_pybase64_is_used_where_it_is_installed(tmp_p
 
 
 def test_a_request_is_checked_without_a_client(tmp_path: Path) -> None:
-    """The canvas of a good photo is returned; a broken one and a geometry that does not suit are refused."""
+    """The canvas of a valid request is returned. A broken photo or an unsuitable geometry is refused."""
     portrait = tmp_path / "tall.png"
     Image.new("RGB", (450, 800)).save(portrait)
     canvas = check_request(ExpandRequest(portrait, "1:1"))

@@ -65,7 +65,7 @@ SCAN = segment(0xDA, b"\x01\x01\x00\x00\x3f\x00") + b"\x12\x34\xff\x00\x56"
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_picture_gives_its_format_and_size(name: str) -> None:
-    """The size of a complete picture is read correctly in every encoding."""
+    """The size of a complete photo is read correctly in every encoding."""
     assert shape_of(WHOLE[name]) == (name[:4].rstrip("-").upper(), 61, 47)
 
 
@@ -78,7 +78,7 @@ def test_a_real_photo_has_the_size_that_pillow_reads(path: Path) -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_picture_cut_anywhere_is_refused(name: str) -> None:
-    """A picture cut at any length is refused."""
+    """A photo that is truncated at any length is refused."""
     content = WHOLE[name]
     for length in range(len(content)):
         assert reason(content[:length])
@@ -86,14 +86,14 @@ def test_a_picture_cut_anywhere_is_refused(name: str) -> None:
 
 @given(st.sampled_from(PHOTOS), st.floats(0, 1, exclude_max=True))
 def test_a_real_photo_cut_anywhere_is_refused(path: Path, part: float) -> None:
-    """A photograph cut at any length is refused."""
+    """An example photo that is truncated at any length is refused."""
     content = path.read_bytes()
     assert reason(content[: int(part * len(content))])
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_follows_the_end_does_no_harm(name: str) -> None:
-    """Bytes after the end, as cameras append them, are ignored."""
+    """Bytes after the end marker, as some cameras append them, are ignored."""
     assert shape_of(WHOLE[name] + b"\x00\xff\xd8 more") == shape_of(WHOLE[name])
 
 
@@ -104,7 +104,7 @@ def test_what_follows_the_end_does_no_harm(name: str) -> None:
 @example(b"\xff\xd9", b"\xff\xd8" + FRAME)
 @example(b"\xff\xc0\x00\x02", b"\xff\xd8")
 def test_any_bytes_give_a_shape_or_an_image_error(content: bytes, start: bytes) -> None:
-    """Any bytes give a size or an `ImageError`, in bounded time."""
+    """Any bytes lead to a size or an `ImageError`, in bounded time."""
     try:
         kind, width, height = shape_of(start + content)
     except ImageError:
@@ -116,7 +116,7 @@ def test_any_bytes_give_a_shape_or_an_image_error(content: bytes, start: bytes) 
 
 @given(st.sampled_from(sorted(WHOLE)), st.data())
 def test_any_damaged_picture_gives_a_shape_or_an_image_error(name: str, data: st.DataObject) -> None:
-    """A damaged picture gives a size or an `ImageError`."""
+    """A damaged photo leads to a size or an `ImageError`."""
     content = bytearray(WHOLE[name])
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=5)):
         content[place] = data.draw(st.integers(0, 255))
@@ -147,7 +147,7 @@ def test_any_damaged_picture_gives_a_shape_or_an_image_error(name: str, data: st
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_format_is_named_with_what_to_do(kind: str, content: bytes) -> None:
-    """The refusal calls the format by its name and says how to convert it."""
+    """The error names the other format, and says how to convert it."""
     assert f"which is {kind}; " in reason(content)
     assert "Pillow" in reason(content)
 
@@ -158,7 +158,7 @@ def test_another_format_is_named_with_what_to_do(kind: str, content: bytes) -> N
     ids=["text", "zeros", "rewritten", "bm"],
 )
 def test_what_is_no_picture_at_all_is_refused(content: bytes) -> None:
-    """Bytes that are no picture are refused, including a PNG whose line endings were rewritten."""
+    """Bytes that are not a photo are refused, including a PNG with rewritten line endings."""
     assert "must be PNG or JPEG" in reason(content)
 
 
@@ -199,7 +199,7 @@ def test_a_picture_that_is_whole_but_not_well_formed_is_refused(content: bytes) 
 
 
 def test_a_marker_is_found_wherever_it_lies() -> None:
-    """Fill bytes, stuffing and scans across reading windows neither hide nor invent a marker."""
+    """Fill bytes, stuffing and scans that cross a reading window neither hide a marker nor count as one."""
     for length in [*range(20), *range(65_530, 65_560)]:
         scan = SCAN + b"\xff\x00" * (length // 2) + b"\xab" * (length % 2)
         assert shape_of(b"\xff\xd8\xff\xff" + FRAME + scan + b"\xff" * 3 + b"\xd9") == ("JPEG", 640, 480)
@@ -207,11 +207,11 @@ def test_a_marker_is_found_wherever_it_lies() -> None:
 
 
 def test_the_last_segment_may_be_short() -> None:
-    """An empty comment directly before the end is not a truncation."""
+    """An empty comment just before the end marker is not a truncation."""
     assert shape_of(b"\xff\xd8" + FRAME + SCAN + segment(0xFE) + b"\xff\xd9") == ("JPEG", 640, 480)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_cut_short() -> None:
-    """A file that shrinks while it is read is refused as incomplete."""
+    """A file that shrinks while it is being read is refused as incomplete."""
     with pytest.raises(ImageError, match="truncated"):
         read_shape(io.BytesIO(SIGNATURE + HEADER[:10]), 10_000, "it")

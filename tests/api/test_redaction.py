@@ -25,10 +25,10 @@ CLIENTS: list[dict[str, Any]] = [
 
 
 def test_the_scanner_finds_secrets() -> None:
-    """The scanner keeps a record with a secret in its message, arguments or traceback, and no other."""
+    """The scanner reports only records with a secret in the message, the arguments or the traceback."""
     handler = SecretScanner()
     logger = logging.getLogger("a logger of its own")
-    logger.propagate = False  # or the fixture would find it, too
+    logger.propagate = False  # otherwise the fixture would also find it
     logger.addHandler(handler)
     logger.debug("all is well")
     assert handler.leaks == []
@@ -43,7 +43,7 @@ def test_the_scanner_finds_secrets() -> None:
 
 @virtual_time
 async def logged_records() -> int:
-    """Return how many log records an ordinary job makes."""
+    """Return the number of log records of an ordinary job."""
     handler = SecretScanner()
     logging.getLogger().addHandler(handler)
     try:
@@ -55,7 +55,7 @@ async def logged_records() -> int:
 
 
 def test_every_test_is_scanned(secret_scanner: SecretScanner) -> None:
-    """The scanner reads every library's records at DEBUG, here the event loop's own."""
+    """The scanner reads the DEBUG records of every library, here those of the event loop."""
     logged_records()
     assert logging.getLogger().level == logging.DEBUG
     assert secret_scanner.records > 0
@@ -65,7 +65,7 @@ def test_every_test_is_scanned(secret_scanner: SecretScanner) -> None:
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"expired", "truncated_picture"}))
 @virtual_time
 async def test_no_failure_shows_a_secret(kind: str, client: dict[str, Any], tmp_path: Path) -> None:
-    """After every fault, neither the error, its causes, its pickle nor the log holds a secret."""
+    """After any fault, no error, cause, pickle, log or journal contains a secret."""
     options: dict[str, Any] = {"retry_timeout": 2.0, "webhook_secret": WHSEC, "journal": tmp_path / "run.db"}
     async with emulated(options | client) as (emulator, kling):
         made = await kling.create(PHOTO, WIDER, prompt="before")
@@ -105,7 +105,7 @@ async def test_no_failure_shows_a_secret(kind: str, client: dict[str, Any], tmp_
     ids=["key", "half", "url", "webhook"],
 )
 def test_a_wrong_setting_is_not_shown(given: dict[str, Any]) -> None:
-    """The message names the setting and never its value."""
+    """The message never shows the value of an invalid setting."""
     with pytest.raises(KlingError) as caught:
         KlingClient(**given)
     assert "secret" not in str(caught.value).replace("secret key", "").replace("webhook secret", "")

@@ -1,6 +1,6 @@
 """Each row of the error-code table is sent by the emulator and raises the right error.
 
-The table is `ROWS`. Each row is caused over HTTP by its real cause (credentials, clock, settings, words in a
+The table is `ROWS`. Each row is produced over HTTP, by its real cause (credentials, clock, settings or the
 prompt) or by a fault. It is tested for a create and for a read, with its own status and with status 200.
 """
 
@@ -45,11 +45,11 @@ from kling_expand.testing import emulated, loop_clock, virtual_time
 
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 WIDER = Ratios(right=0.5)
-BUDGET = 30.0  # seconds a call is retried here
+BUDGET = 30.0  # seconds for which a call is retried in these tests
 
 
 def now() -> float:
-    """The loop's time."""
+    """Return the loop time."""
     return asyncio.get_running_loop().time()
 
 
@@ -92,12 +92,12 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.code))
 
 
 def fault(row: Row, kind: str, times: int = 1) -> Fault:
-    """The row as a fault: "error" under its own status, "envelope_200" under 200."""
+    """Return the row as a fault. `error` has the row's own status, and `envelope_200` has status 200."""
     return Fault(kind, code=row.code, message=f"as for {row.code}", times=times)
 
 
 def is_refusal(error: BaseException, row: Row, status: int) -> None:
-    """It has the class of its row, and everything the service said."""
+    """Check that *error* has the class of its row, and everything that the service sent."""
     assert type(error) is row.kind
     assert isinstance(error, APIError)
     assert (error.code, error.status, error.message) == (row.code, status, f"as for {row.code}")
@@ -111,14 +111,14 @@ def test_the_table_is_whole() -> None:
     assert len(ROWS) == 21
 
 
-# ------------------------------------------------------------------ what the SDK makes of each row
+# ------------------------------------------------------------------ handling of each row
 
 
 @pytest.mark.parametrize("kind", ["error", "envelope_200"])
 @every_row
 @virtual_time
 async def test_a_read_raises_its_class_and_asks_again_only_what_may_pass(row: Row, kind: str) -> None:
-    """A permanent refusal takes one request; a transient one is retried until `retry_timeout`."""
+    """A permanent refusal costs one request, and a transient one is retried until `retry_timeout`."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         task_id = (await kling.expand(PHOTO, WIDER)).task_id
         before, began = emulator.account.requests["query"], now()
@@ -144,7 +144,7 @@ async def test_a_read_raises_its_class_and_asks_again_only_what_may_pass(row: Ro
 @pytest.mark.parametrize("row", FINAL, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> None:
-    """A refused create is one POST without a lookup; the error has the job's id, and nothing is owed."""
+    """A refused create is sent once and not looked up. The error has the job's id, and nothing is due."""
     async with emulated({"retry_timeout": BUDGET, "budget": 8}) as (emulator, kling):
         emulator.faults.script("create", fault(row, kind))
         future = kling.submit(PHOTO, WIDER)
@@ -162,7 +162,7 @@ async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> 
 @pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_create_that_may_pass_is_made_once(row: Row, kind: str) -> None:
-    """After a 429 the create is sent again; after a 5xx it is looked up first."""
+    """After a 429 the create is sent again. After a 5xx the task is looked up first."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.script("create", fault(row, kind))
         await kling.create(PHOTO, WIDER)
@@ -174,7 +174,7 @@ async def test_a_create_that_may_pass_is_made_once(row: Row, kind: str) -> None:
 @pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_create_that_was_accepted_in_spite_of_its_answer(row: Row) -> None:
-    """A task that was created despite an error answer is found, and not created again."""
+    """A task that was created despite an error response is found, and not created again."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.script("create", Fault("error_after", code=row.code))
         task = await kling.create(PHOTO, WIDER, key="cat")
@@ -186,7 +186,7 @@ async def test_a_create_that_was_accepted_in_spite_of_its_answer(row: Row) -> No
 @pytest.mark.parametrize("code", [5000, 5001, 5002])
 @virtual_time
 async def test_a_service_that_only_fails_ends_as_unknown(code: int) -> None:
-    """The job fails as unknown within `retry_timeout`, with the id for a later lookup."""
+    """If every call fails, the job ends as unknown in bounded time, with the id for a later lookup."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.chance("create", Fault("error", code=code), 1)
         emulator.faults.chance("query", Fault("error", code=code), 1)
@@ -198,17 +198,17 @@ async def test_a_service_that_only_fails_ends_as_unknown(code: int) -> None:
         assert now() < 3 * BUDGET
 
 
-# ------------------------------------------------------------------ each made to happen by its cause
+# ------------------------------------------------------------------ each row by its real cause
 
 
 def pair(**changes: Any) -> dict[str, Any]:
-    """Options of a client with a key pair instead of the static key."""
+    """Return the options of a client with a key pair instead of an API key."""
     keys = {"access_key": "emulator-access-key", "secret_key": "emulator-secret-key-0123456789abcdef"}
     return {"api_key": None} | keys | changes
 
 
 class NoToken:
-    """Credentials that send nothing at all."""
+    """Credentials that send no token."""
 
     def token(self) -> str:
         return ""
@@ -229,7 +229,7 @@ CALLERS: dict[str, tuple[dict[str, Any], int, int]] = {  # options of a client, 
 @pytest.mark.parametrize("name", CALLERS)
 @virtual_time
 async def test_wrong_credentials_are_refused(name: str) -> None:
-    """Wrong credentials fail creates and reads alike; only a key pair tries one more token."""
+    """Wrong credentials fail creates and reads alike. Only a key pair is tried again, with a new token."""
     options, code, requests = CALLERS[name]
     async with emulated(options) as (emulator, kling):
         with pytest.raises(AuthenticationError) as caught:
@@ -246,7 +246,7 @@ async def test_wrong_credentials_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(("off", "code"), [(-3600, 1004), (3600, 1003)])
 async def test_a_wrong_clock_costs_one_request(off: float, code: int) -> None:
-    """A token that is not valid yet or any more is renewed once, by the service's clock."""
+    """A token that is not yet or no longer valid is renewed once, by the service's clock."""
     async with Emulator(engine="flat") as emulator:
         options = pair(base_url=emulator.url, clock=lambda: time.time() + off)
         async with KlingClient(**options) as kling:
@@ -256,7 +256,7 @@ async def test_a_wrong_clock_costs_one_request(off: float, code: int) -> None:
 
 
 class Stubborn(KeyPair):
-    """A key pair that makes new tokens by its own clock only."""
+    """A key pair that makes new tokens only by its own clock."""
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
         del server_time
@@ -266,7 +266,7 @@ class Stubborn(KeyPair):
 @pytest.mark.parametrize(("off", "code"), [(-3600, 1004), (3600, 1003)])
 @virtual_time
 async def test_a_clock_that_stays_wrong_is_an_error(off: float, code: int) -> None:
-    """The second refusal is raised."""
+    """If the new token is refused too, the second refusal is raised."""
     keys = pair(clock=lambda: loop_clock() + off)
     auth = Stubborn(keys["access_key"], keys["secret_key"], clock=keys["clock"])
     async with emulated({"auth": auth}) as (emulator, kling):
@@ -293,7 +293,7 @@ async def test_an_account_problem_is_raised_at_once(code: int) -> None:
 @pytest.mark.parametrize("code", [1100, 1101, 1102, 1103, 1300, 1301, 1304])
 @virtual_time
 async def test_words_in_a_prompt_refuse_a_create(code: int) -> None:
-    """A trigger word in a prompt causes the refusal that the emulator's help text promises."""
+    """A trigger word in a prompt causes the refusal that the emulator's help text describes."""
     (row,) = (row for row in ROWS if row.code == code)
     async with emulated() as (emulator, kling):
         with pytest.raises(row.kind) as caught:
@@ -305,7 +305,7 @@ async def test_words_in_a_prompt_refuse_a_create(code: int) -> None:
 
 @virtual_time
 async def test_a_rate_limit_is_waited_for() -> None:
-    """With a real rate limit (1302) every create succeeds in the time that the limit allows."""
+    """With a real rate limit (1302), every call waits and then succeeds."""
     async with emulated(rate_limit=2, rate_limit_window=10) as (emulator, kling):
         pages = await asyncio.gather(*(kling.list() for _ in range(6)))
         assert pages == [()] * 6
@@ -315,7 +315,7 @@ async def test_a_rate_limit_is_waited_for() -> None:
 
 @virtual_time
 async def test_no_slot_waits_for_one_to_end() -> None:
-    """1303 by the real limit: the second task is made when the first has ended; few creates ask before."""
+    """At a real parallel limit (1303), the second task is created after the first ends, with few refusals."""
     async with emulated(slots=2, work_seconds=50) as (emulator, kling):
         begun = kling.submit(PHOTO, WIDER, n=2)
         await begun.accepted()
@@ -327,7 +327,7 @@ async def test_no_slot_waits_for_one_to_end() -> None:
         assert 50 <= created[1] - created[0] <= 60
 
 
-# ------------------------------------------------------------------ 1200 to 1203 and the words of 1201
+# ------------------------------------------------------------------ 1200 to 1203, and the messages of 1201
 
 BODIES: list[tuple[str, Any, int, str]] = [  # path, body, code, words
     (EDITING, b"{", 1200, ""),
@@ -343,7 +343,7 @@ BODIES: list[tuple[str, Any, int, str]] = [  # path, body, code, words
 @pytest.mark.parametrize(("path", "body", "code", "words"), BODIES)
 @virtual_time
 async def test_bad_bodies_and_places_by_their_cause(path: str, body: Any, code: int, words: str) -> None:
-    """Bad bodies and paths, sent without the SDK, get their documented codes."""
+    """Invalid bodies and paths, sent without the SDK, get their documented codes."""
     async with emulated() as (emulator, _), aiohttp.ClientSession() as http:
         sides = {f"{side}_expansion_ratio": 0.1 for side in ("up", "down", "left", "right")}
         sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": sides | body}
@@ -368,7 +368,7 @@ async def test_a_wrong_verb_is_1202() -> None:
 @pytest.mark.parametrize("dialect", ["editing", "direction"])
 @virtual_time
 async def test_an_unknown_task_is_not_found_at_once(dialect: str) -> None:
-    """An unknown task (400 with 1201) raises its own class after one request."""
+    """An unknown task (HTTP 400 with 1201) raises its own class after one request."""
     async with emulated({"dialect": dialect}) as (emulator, kling):
         for any_id in ("123456789012345678", "unknown-id", "a/b?c"):
             with pytest.raises(TaskNotFound) as caught:
@@ -381,7 +381,7 @@ async def test_an_unknown_task_is_not_found_at_once(dialect: str) -> None:
 
 @virtual_time
 async def test_a_duplicate_is_refused_with_its_id() -> None:
-    """A duplicate id is refused free of charge, also minutes later."""
+    """A duplicate id is refused without charge, even minutes later."""
     async with emulated() as (emulator, kling):
         await kling.expand(PHOTO, WIDER, external_task_id="mine")
         for _ in range(2):
@@ -393,7 +393,7 @@ async def test_a_duplicate_is_refused_with_its_id() -> None:
         assert emulator.account.units_billed == 8
 
 
-# ------------------------------------------------------------------ refused later
+# ------------------------------------------------------------------ failures after the create
 
 LATER: list[tuple[str, type[TaskFailed], str]] = [
     ("emulate-risk-control", TaskModerated, "Failure to pass the risk control system"),
@@ -404,7 +404,7 @@ LATER: list[tuple[str, type[TaskFailed], str]] = [
 @pytest.mark.parametrize(("prompt", "kind", "words"), LATER)
 @virtual_time
 async def test_a_failed_task_says_why_and_which(prompt: str, kind: type[TaskFailed], words: str) -> None:
-    """A failed task raises its reason with both ids, and nothing is billed."""
+    """A failed task raises an error with its reason and both ids, and nothing is billed."""
     async with emulated() as (emulator, kling):
         future = kling.submit(PHOTO, WIDER, prompt=prompt)
         with pytest.raises(TaskFailed) as caught:
@@ -421,7 +421,7 @@ async def test_a_failed_task_says_why_and_which(prompt: str, kind: type[TaskFail
 
 @virtual_time
 async def test_moderation_is_one_class_whenever_it_speaks() -> None:
-    """Moderation raises one class, at the create or later, with the ids that exist."""
+    """Rejected content raises one base class, at the create or later, with the ids that exist."""
     async with emulated() as (_, kling):
         for word in ("1300", "1301", "risk-control"):
             future = kling.submit(PHOTO, WIDER, prompt=f"emulate-{word}")
@@ -442,7 +442,7 @@ OPEN: list[Callable[[KlingClient], Any]] = [
 @pytest.mark.parametrize("call", OPEN)
 @virtual_time
 async def test_a_wait_outlives_what_passes(row: Row, call: Callable[[KlingClient], Any]) -> None:
-    """A task whose every read is refused for a minute is still followed to its end."""
+    """A task is followed to its end, even if every read is refused for a minute."""
     async with emulated(work_seconds=30) as (emulator, kling):
         waiting = asyncio.create_task(call(kling))
         await asyncio.sleep(2)
@@ -457,7 +457,7 @@ async def test_a_wait_outlives_what_passes(row: Row, call: Callable[[KlingClient
 @pytest.mark.parametrize("row", FINAL, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_wait_ends_with_what_does_not_pass(row: Row) -> None:
-    """A refusal that lasts for `refusal_timeout` ends the wait, with the ids of the task that goes on."""
+    """A refusal that lasts for `refusal_timeout` ends the wait. The error has the ids of the running task."""
     async with emulated(work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         await future.accepted()
@@ -470,7 +470,7 @@ async def test_a_wait_ends_with_what_does_not_pass(row: Row) -> None:
 
 
 def is_refusal_with_ids(error: APIError, row: Row) -> None:
-    """Check with `is_refusal`, and check the ids of the task."""
+    """Check *error* with `is_refusal`, and check that it has the ids of the task."""
     is_refusal(error, row, row.status)
     assert error.task_id
     assert error.external_task_id

@@ -1,4 +1,4 @@
-"""The session layer over real sockets and in virtual time, against a server that breaks HTTP."""
+"""The session over real sockets, in virtual time, against a server that violates HTTP."""
 
 import asyncio
 import gzip
@@ -69,7 +69,7 @@ DONE = Task("1", "processing")
 
 @asynccontextmanager
 async def opened(server: Loopback | str, auth: Auth | None = None, **options: Any) -> AsyncIterator[Session]:
-    """A session with a server, a key, and these settings."""
+    """Open a session with a server, a key and these settings."""
     url = server if isinstance(server, str) else server.url
     auth = auth or StaticKey("api-key-kling-secret")
     async with Session(Settings(base_url=url, **options), auth, rng=Random(1)) as session:
@@ -77,22 +77,22 @@ async def opened(server: Loopback | str, auth: Auth | None = None, **options: An
 
 
 def pair() -> KeyPair:
-    """Credentials that can be renewed, on the loop's clock."""
+    """Return credentials that can be renewed, on the loop's clock."""
     return KeyPair("access", "secret-0123456789-0123456789-0123456789", clock=loop_clock)
 
 
 def get(session: Session, path: str = "/x", deadline_at: float | None = None) -> Any:
-    """Send one GET of one task."""
+    """Send one GET request that returns a task."""
     return session.call("GET", path, codec.decode_task, deadline_at=deadline_at)
 
 
 def post(session: Session, body: Callable[[], Body], deadline_at: float | None = None) -> Any:
-    """Send one POST of one task."""
+    """Send one POST request that returns a task."""
     return session.call("POST", "/x", codec.decode_task, body=body, deadline_at=deadline_at)
 
 
 def now() -> float:
-    """The loop's time."""
+    """Return the loop time."""
     return asyncio.get_running_loop().time()
 
 
@@ -115,7 +115,7 @@ async def test_each_request_bears_the_token() -> None:
 )
 @virtual_time
 async def test_a_refused_token_is_renewed(refusal: Step) -> None:
-    """An expired token costs one more request."""
+    """A refused token costs one more request."""
 
     async def later(exchange: Any) -> None:
         await asyncio.sleep(10)
@@ -148,7 +148,7 @@ async def test_there_is_no_second_static_key() -> None:
 
 @virtual_time
 async def test_the_services_clock_is_followed() -> None:
-    """When the local clock is an hour slow, the second token is made by the service's clock."""
+    """If the local clock is an hour slow, the second token is made by the service's clock."""
     ahead = loop_clock() + 3600
     refusal = refuses(1004, 401, Date=formatdate(ahead, usegmt=True))
     async with loopback(refusal, task()) as server, opened(server, pair()) as session:
@@ -159,7 +159,7 @@ async def test_the_services_clock_is_followed() -> None:
 
 @virtual_time
 async def test_a_token_is_made_after_the_wait() -> None:
-    """The token is made after a pause, so a pause longer than a token's life does no harm."""
+    """The token is made after a pause, so it is valid however long the pause was."""
     async with loopback(refuses(1302, 429, Retry_After="3600"), task()) as server:
         async with opened(server, pair()) as session:
             with pytest.raises(RateLimited):
@@ -168,13 +168,13 @@ async def test_a_token_is_made_after_the_wait() -> None:
         assert jwt.decode(server.tokens()[1], options={"verify_signature": False})["nbf"] > loop_clock() - 400
 
 
-# ------------------------------------------------------------------ the gate
+# ------------------------------------------------------------------ pauses
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 @virtual_time
 async def test_too_many_requests_pause_all_callers(form: str) -> None:
-    """All callers wait at least until the time that the service named, and not much longer."""
+    """All callers wait at least until the requested time, and not much longer."""
     header = "60" if form == "seconds" else formatdate(loop_clock() + 60, usegmt=True)
     date = formatdate(loop_clock(), usegmt=True)
     async with loopback(refuses(1302, 429, Retry_After=header, Date=date), task()) as server:
@@ -192,7 +192,7 @@ async def test_too_many_requests_pause_all_callers(form: str) -> None:
 
 @virtual_time
 async def test_a_refusal_after_a_renewal_pauses_too() -> None:
-    """A 1302 on the second try of a call pauses the route like any other."""
+    """A 1302 on the second attempt of a call pauses the route like any other."""
     steps = refuses(1004, 401), refuses(1302, 429, Retry_After="60"), task()
     async with loopback(*steps) as server, opened(server, pair()) as session:
         with pytest.raises(RateLimited):
@@ -204,7 +204,7 @@ async def test_a_refusal_after_a_renewal_pauses_too() -> None:
 @pytest.mark.parametrize("headers", [{}, {"Retry_After": "0"}, {"Retry_After": "soon"}])
 @virtual_time
 async def test_there_is_always_some_pause(headers: dict[str, str]) -> None:
-    """A `Retry-After` of zero or of an invalid value still leads to a pause."""
+    """A `Retry-After` that is zero or invalid still leads to a pause."""
     async with loopback(refuses(1302, 429, **headers)) as server, opened(server) as session:
         for _ in range(5):
             with pytest.raises(RateLimited):
@@ -215,7 +215,7 @@ async def test_there_is_always_some_pause(headers: dict[str, str]) -> None:
 
 @virtual_time
 async def test_a_longer_pause_stands() -> None:
-    """A shorter pause that is requested meanwhile does not end a longer one."""
+    """A shorter pause does not end a longer one that is in force."""
     async with loopback(task()) as server, opened(server) as session:
         session.gates[EventKind.READ].close(50)
         session.gates[EventKind.READ].close(5)
@@ -225,7 +225,7 @@ async def test_a_longer_pause_stands() -> None:
 
 @virtual_time
 async def test_a_pause_beyond_the_deadline_is_not_waited_for() -> None:
-    """A caller whose deadline is before the end of the pause fails at once."""
+    """A caller fails at once if its deadline is before the end of the pause."""
     async with loopback(task()) as server, opened(server) as session:
         session.gates[EventKind.READ].close(50)
         with pytest.raises(DeadlineExceeded):
@@ -239,7 +239,7 @@ async def test_a_pause_beyond_the_deadline_is_not_waited_for() -> None:
 )
 @virtual_time
 async def test_only_too_many_requests_pause_the_others(code: int, status: int) -> None:
-    """Other refusals under status 429 cause no pause."""
+    """Other refusals cause no pause, even with status 429."""
     async with loopback(refuses(code, status, Retry_After="60"), task()) as server, opened(server) as session:
         with pytest.raises(KlingError):
             await get(session)
@@ -269,7 +269,7 @@ async def test_pauses_grow_without_a_header_and_start_again_after_a_success() ->
 
 @virtual_time
 async def test_refusals_of_one_moment_are_one_refusal() -> None:
-    """Twenty requests refused together lead to the same pause as one."""
+    """Twenty requests that are refused together lead to the same pause as one."""
     async with loopback(*[refuses(1302, 429)] * 20, task()) as server, opened(server) as session:
         await asyncio.gather(*(get(session) for _ in range(20)), return_exceptions=True)
         await get(session)
@@ -279,7 +279,7 @@ async def test_refusals_of_one_moment_are_one_refusal() -> None:
 @pytest.mark.parametrize("kind", GATES)
 @virtual_time
 async def test_each_route_has_its_own_pause(kind: EventKind) -> None:
-    """A refused list delays neither creates nor single reads; the same holds for the other routes."""
+    """A pause of one route does not delay the other routes."""
     async with loopback(task()) as server, opened(server) as session:
         session.gates[kind].close(50)
         calls: dict[EventKind, Callable[[], Any]] = {
@@ -296,7 +296,7 @@ async def test_each_route_has_its_own_pause(kind: EventKind) -> None:
 
 @virtual_time
 async def test_a_wait_beyond_the_maximum_is_refused_and_does_not_block_later_calls() -> None:
-    """The error names the requested wait, and the next call is allowed after the maximum wait."""
+    """The error has the requested wait, and the next call is made after `max_retry_after`."""
     refused = refuses(1302, 429, Retry_After="86400")
     async with loopback(refused, task()) as server, opened(server) as session:
         with pytest.raises(RateLimited) as caught:
@@ -309,7 +309,7 @@ async def test_a_wait_beyond_the_maximum_is_refused_and_does_not_block_later_cal
 @pytest.mark.parametrize("form", ["7.5", "date", "date without Date"])
 @virtual_time
 async def test_every_form_of_retry_after_is_obeyed(form: str) -> None:
-    """`Retry-After` may be a fraction or a date, by the service's clock or else by ours."""
+    """`Retry-After` may be a fraction, or a date by the service's clock or else by the local one."""
     headers = {"Retry_After": "7.5" if form == "7.5" else formatdate(loop_clock() + 60, usegmt=True)}
     headers |= {"Date": formatdate(loop_clock(), usegmt=True)} if form == "date" else {}
     auth = StaticKey("api-key-kling-secret")
@@ -340,14 +340,14 @@ async def test_a_caller_at_the_gate_can_be_cancelled_and_has_sent_nothing() -> N
         assert (server.requests, bodies, now()) == ([], [], 5)
 
 
-# ------------------------------------------------------------------ clear refusals
+# ------------------------------------------------------------------ permanent refusals
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 413, 418, 451])
 @pytest.mark.parametrize("page", [b"<h1>Too large</h1>", b'{"error": "too large"}', b"[]"])
 @virtual_time
 async def test_a_page_under_4xx_is_a_refusal_at_once(status: int, page: bytes) -> None:
-    """An HTML page under 4xx is not retried; the error has its status and first words."""
+    """A 4xx without an envelope is not retried. The error has the status and the beginning of the body."""
     async with loopback(says(page, status)) as server, opened(server) as session:
         with pytest.raises(APIError) as caught:
             await session.read("/x/1", codec.decode_task)
@@ -357,7 +357,7 @@ async def test_a_page_under_4xx_is_a_refusal_at_once(status: int, page: bytes) -
 
 @virtual_time
 async def test_a_404_at_the_root_says_that_the_address_is_wrong() -> None:
-    """The error says that the `base_url` is probably wrong."""
+    """A 404 for the API's own path leads to an error about `base_url`. A 404 for a task does not."""
     async with loopback(says(b"<h1>Not Found</h1>", 404)) as server, opened(server) as session:
         with pytest.raises(NotFound, match=f"base_url must be .*: {server.url} has no /v1/images/editing"):
             await session.read("/v1/images/editing/expand", codec.decode_tasks, params={"pageNum": 1})
@@ -381,7 +381,7 @@ async def test_a_service_never_reached_is_given_up_soon() -> None:
 
 @virtual_time
 async def test_a_service_that_has_answered_is_waited_for() -> None:
-    """After a first answer, a refused connection is retried for the whole `retry_timeout`."""
+    """After a first response, a refused connection is retried for the whole `retry_timeout`."""
     async with loopback(task()) as server, opened(server) as session:
         await get(session)
         url, session._settings = (
@@ -407,7 +407,7 @@ def untrusted(tmp_path: Path) -> ssl.SSLContext:
 
 
 async def test_an_untrusted_certificate_ends_the_first_try(untrusted: ssl.SSLContext) -> None:
-    """An untrusted certificate is not retried, and the message says what is wrong with it."""
+    """An untrusted certificate is not retried, and the message says why it is not trusted."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=untrusted)
     async with server, opened(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}") as session:
         began = now()
@@ -417,7 +417,7 @@ async def test_an_untrusted_certificate_ends_the_first_try(untrusted: ssl.SSLCon
 
 
 def nowhere() -> int:
-    """Return the address of a port on which no server listens."""
+    """Return a port on which no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
@@ -429,7 +429,7 @@ def nowhere() -> int:
 
 @virtual_time
 async def test_a_fresh_request_never_takes_a_pooled_connection() -> None:
-    """The retry of a create uses a new connection, and leaves none in the pool."""
+    """The retry of a create uses a new connection, which is not returned to the pool."""
     async with loopback(task()) as server, opened(server) as session:
         body = partial(Body, b"{}")
         for fresh in (False, False, True, True, False):
@@ -439,13 +439,13 @@ async def test_a_fresh_request_never_takes_a_pooled_connection() -> None:
         assert len({*ports}) == 3
 
 
-# ------------------------------------------------------------------ long answers
+# ------------------------------------------------------------------ long responses
 
 
 @pytest.mark.parametrize(("params", "limit"), [(None, 4 << 20), ({"pageNum": 1}, 32 << 20)])
 @virtual_time
 async def test_a_long_answer_is_refused_before_it_is_read(params: dict[str, Any] | None, limit: int) -> None:
-    """4 MB for a task and 32 MB for a list are the most, however long the answer goes on."""
+    """More than 4 MB for a task, or 32 MB for a list, is refused before the whole response has arrived."""
 
     async def endless(exchange: Any) -> None:
         exchange.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
@@ -459,7 +459,7 @@ async def test_a_long_answer_is_refused_before_it_is_read(params: dict[str, Any]
 
 
 async def test_a_long_answer_does_not_hold_the_loop() -> None:
-    """Beside the parsing of a list of 20 MB the loop goes on; a short answer needs no thread."""
+    """Parsing a list of 20 MB does not block the event loop. A short response needs no thread."""
     images = [{"index": 0, "url": "https://a/" + "x" * 4200} for _ in range(9)]
     tasks = [
         {"task_id": str(n), "task_status": "succeed", "task_result": {"images": images}} for n in range(500)
@@ -470,7 +470,7 @@ async def test_a_long_answer_does_not_hold_the_loop() -> None:
     async def tick() -> None:
         nonlocal longest
         while True:
-            before = time.process_time()  # other processes may be busy, too
+            before = time.process_time()  # CPU time, because other processes may be busy
             await asyncio.sleep(0)
             longest = max(longest, time.process_time() - before)
 
@@ -523,7 +523,7 @@ TERRIBLE: dict[str, Step] = {
 @pytest.mark.parametrize("name", TERRIBLE)
 @virtual_time
 async def test_no_foreign_error_leaves(name: str, method: str) -> None:
-    """Every network failure becomes a retryable error of ours, and the session stays usable."""
+    """A network failure or a faulty response raises a retryable error, and the session stays usable."""
     body = partial(Body, b'{"image":"', None, b'"}') if method == "POST" else None
     async with loopback(*[TERRIBLE[name]] * 2, task()) as server, opened(server, read_timeout=5) as session:
         with pytest.raises((TransportError, ProtocolError)) as caught:
@@ -538,7 +538,7 @@ async def test_no_foreign_error_leaves(name: str, method: str) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @virtual_time
 async def test_no_redirect_is_followed(status: int) -> None:
-    """A redirect is not followed, so neither credentials nor the body go to another place."""
+    """A redirect is not followed, so neither the credentials nor the body are sent elsewhere."""
     async with loopback(task()) as elsewhere:
         moved = says(b"", status, Location=f"{elsewhere.url}/x?token=1")
         async with loopback(moved) as server, opened(server) as session:
@@ -575,7 +575,7 @@ async def test_a_refused_connection_has_sent_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a photo of exactly the allowed ten megabytes."""
+    """Return a photo of exactly 10 MB, which is the limit."""
     path = tmp_path_factory.mktemp("photos") / "big.jpg"
     whole = PHOTO.read_bytes()
     cut = whole.rindex(b"\xff\xd9")
@@ -600,7 +600,7 @@ def photo_digest(path: Path) -> str:
 
 
 async def json_of(photo: Photo, server: Loopback) -> Any:
-    """Send a photo and return what arrives."""
+    """Send a photo, and return the JSON that arrives."""
     async with opened(server) as session:
         await post(session, partial(Body, b'{"image":"', photo, b'","n":1}'))
     request = server.requests[-1]
@@ -631,7 +631,7 @@ async def test_every_source_has_its_exact_length(source: Any) -> None:
 
 @virtual_time
 async def test_a_body_is_sent_again_whole(big: Path) -> None:
-    """After a refused token the same complete body is sent again."""
+    """After a refused token, the same complete body is sent again."""
     async with loopback(refuses(1004, 401), task()) as server, opened(server, pair()) as session:
         photo = await load_photo(big)
         await post(session, partial(Body, b'{"image":"', photo, b'"}'))
@@ -654,7 +654,7 @@ async def test_a_photo_that_changes_is_not_sent(tmp_path: Path, big: Path) -> No
 
 
 async def sent(step: Step, photo: Photo | None) -> bool:
-    """Return whether the error of a failed create says that it may have arrived."""
+    """Return whether the error of a failed create says that the request may have arrived."""
     async with loopback(step) as server, opened(server, create_timeout=5) as session:
         with pytest.raises(TransportError) as caught:
             await post(session, partial(Body, b'{"image":"', photo, b'"}'))
@@ -663,7 +663,7 @@ async def sent(step: Step, photo: Photo | None) -> bool:
 
 @virtual_time
 async def test_only_what_cannot_have_arrived_is_called_unsent(big: Path) -> None:
-    """`sent` is False exactly where the service cannot have the whole request."""
+    """`sent` is False only if the service cannot have received the whole request."""
     photo = await load_photo(big)
     assert await sent(resets_early, photo) is False
     assert await sent(resets_half_way, photo) is False
@@ -675,13 +675,13 @@ async def test_only_what_cannot_have_arrived_is_called_unsent(big: Path) -> None
 @pytest.mark.parametrize("step", [resets_early, resets_half_way, resets, closes, hangs])
 @virtual_time
 async def test_a_small_body_may_always_have_been_sent(step: Step) -> None:
-    """A small body fits into one packet, so it always counts as possibly sent."""
+    """A small body fits into one packet, so it always counts as possibly received."""
     assert await sent(step, None) is True
 
 
 @virtual_time
 async def test_a_body_does_not_show_itself() -> None:
-    """A log of a request can show its length, but not its content."""
+    """A body shows its length, but not its content."""
     body = Body(b'{"image":"', None, b'"}')
     with pytest.raises(TypeError):
         body.decode()
@@ -690,7 +690,7 @@ async def test_a_body_does_not_show_itself() -> None:
 
 @given(st.binary(min_size=1, max_size=50), st.binary(max_size=50), st.booleans())
 def test_a_body_is_as_long_as_it_says(head: bytes, tail: bytes, with_photo: bool) -> None:  # noqa: FBT001
-    """A body gives the same bytes each time, and is `sent` only once its last bytes are read."""
+    """A body yields the same bytes each time, and sets `sent` only with the last of them."""
 
     async def check() -> None:
         photo = await load_photo(PHOTO.read_bytes()) if with_photo else None
@@ -708,12 +708,12 @@ def test_a_body_is_as_long_as_it_says(head: bytes, tail: bytes, with_photo: bool
     run(check())
 
 
-# ------------------------------------------------------------------ time
+# ------------------------------------------------------------------ timeouts and deadlines
 
 
 @virtual_time
 async def test_a_request_ends_at_the_deadline() -> None:
-    """A request's time-out is the smaller of its own and the time left."""
+    """A request ends at its own timeout or at the deadline, whichever comes first."""
     async with loopback(hangs) as server, opened(server, read_timeout=20) as session:
         with pytest.raises(TransportError, match="in time"):
             await get(session, deadline_at=now() + 3)
@@ -721,12 +721,12 @@ async def test_a_request_ends_at_the_deadline() -> None:
         began = now()
         with pytest.raises(TransportError, match="in time"):
             await get(session, deadline_at=now() + 300)
-        assert now() - began == pytest.approx(20, abs=1.01)  # aiohttp rounds long time-outs up
+        assert now() - began == pytest.approx(20, abs=1.01)  # aiohttp rounds long timeouts up
 
 
 @virtual_time
 async def test_a_create_has_time_for_its_body(big: Path) -> None:
-    """A create with a large body has a longer time-out than a query."""
+    """A create with a large body has a longer timeout than a read."""
     photo = await load_photo(big)
     async with loopback(hangs) as server:
         async with opened(server, create_timeout=30, upload_speed=100_000) as session:
@@ -752,7 +752,7 @@ async def test_no_request_is_made_after_the_deadline() -> None:
 
 @virtual_time
 async def test_a_read_outlives_what_may_pass() -> None:
-    """A read survives a reset, a 5xx, HTML, a truncated answer and a refusal in a row."""
+    """A read survives a reset, a 5xx, HTML, a truncated response and a refusal in a row."""
     half = sends(OK + b"Content-Length: 500\r\n\r\n{", close=True)
     steps = resets, refuses(5001, 503), says(b"<html>"), half, refuses(1302, 429), says(b"", 502)
     async with loopback(*steps, task()) as server, opened(server) as session:
@@ -773,7 +773,7 @@ async def test_what_will_not_pass_is_asked_once(code: int) -> None:
 
 @virtual_time
 async def test_a_read_is_given_up_after_retry_timeout() -> None:
-    """Waits grow, and the last failure is raised after `retry_timeout`."""
+    """Waits grow, and the last error is raised after `retry_timeout`."""
     async with loopback(refuses(5000, 500)) as server, opened(server, retry_timeout=60) as session:
         with pytest.raises(ServerError):
             await session.read("/x", codec.decode_task)
@@ -784,7 +784,7 @@ async def test_a_read_is_given_up_after_retry_timeout() -> None:
 
 @virtual_time
 async def test_a_read_obeys_retry_after() -> None:
-    """The `Retry-After` of a 503 is obeyed, and never shortened."""
+    """The `Retry-After` of a 503 is obeyed, and the wait is not shortened."""
     async with loopback(refuses(5001, 503, Retry_After="33"), task()) as server, opened(server) as session:
         await session.read("/x", codec.decode_task)
         first, second = server.times()
@@ -815,7 +815,7 @@ async def test_a_read_is_over_at_its_deadline() -> None:
 
 @virtual_time
 async def test_a_closed_session_says_so() -> None:
-    """A call before opening, after closing or waiting during closing raises `ClientClosed`."""
+    """A call before opening, during closing or after closing raises `ClientClosed`."""
     session = Session(Settings(), StaticKey("k"), rng=Random(1))
     with pytest.raises(ClientClosed):
         await get(session)
@@ -833,7 +833,7 @@ async def test_a_closed_session_says_so() -> None:
 
 @virtual_time
 async def test_closing_ends_a_request_in_progress() -> None:
-    """A request in progress at closing raises an error of ours."""
+    """A request that is in progress at closing raises an error of this package."""
     async with loopback(hangs) as server:
         async with opened(server) as session:
             waiting = asyncio.ensure_future(get(session))
@@ -843,7 +843,7 @@ async def test_closing_ends_a_request_in_progress() -> None:
 
 
 def test_a_session_belongs_to_its_loop() -> None:
-    """A session used from another event loop raises instead of hanging."""
+    """A session that is used in another event loop raises an error instead of hanging."""
 
     async def enter() -> Session:
         return await Session(Settings(), StaticKey("k"), rng=Random(1)).__aenter__()
@@ -870,7 +870,7 @@ async def test_an_injected_session_stays_open() -> None:
 
 @virtual_time
 async def test_our_own_session_is_closed() -> None:
-    """The session that we opened is closed."""
+    """An aiohttp session that the session opened is closed with it."""
     async with loopback(task()) as server:
         async with opened(server) as session:
             http = session.http
@@ -880,7 +880,7 @@ async def test_our_own_session_is_closed() -> None:
 
 @virtual_time
 async def test_requests_can_be_traced() -> None:
-    """`trace_configs` reach the session that we open."""
+    """`trace_configs` are passed to the aiohttp session that the session opens."""
     traced: list[str] = []
 
     async def on_start(_: Any, __: Any, params: aiohttp.TraceRequestStartParams) -> None:
@@ -909,7 +909,7 @@ async def test_a_cancelled_call_is_cancelled() -> None:
 
 @virtual_time
 async def test_an_expired_token_is_distinguished() -> None:
-    """The final error says whether the token was expired."""
+    """The final error shows that the token has expired."""
     async with loopback(refuses(1004, 401)) as server, opened(server, pair()) as session:
         with pytest.raises(TokenExpired):
             await get(session)

@@ -1,4 +1,4 @@
-"""Proxies, headers, certificates and sessions of the caller, against a real proxy and a real service."""
+"""Proxies, headers, certificates and injected sessions, with a real proxy and a real server."""
 
 import asyncio
 import platform
@@ -37,7 +37,7 @@ VARIABLES = [
 
 @pytest.fixture(autouse=True)
 def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Remove the proxies of this machine."""
+    """Remove the proxy settings of this machine from the environment."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -51,7 +51,7 @@ def address(url: str) -> str:
 
 @asynccontextmanager
 async def behind(emulator: Emulator, **client: Any) -> AsyncIterator[KlingClient]:
-    """Open a client of the emulator under a name that only a proxy can resolve."""
+    """Open a client that reaches the emulator by a name that only a proxy can resolve."""
     options: dict[str, Any] = {"base_url": NOWHERE, "clock": loop_clock, "connect_timeout": 2.0} | client
     async with KlingClient(api_key=emulator.api_key, **options) as kling:
         yield kling
@@ -59,8 +59,8 @@ async def behind(emulator: Emulator, **client: Any) -> AsyncIterator[KlingClient
 
 @asynccontextmanager
 async def hidden(login: str | None = None) -> AsyncIterator[tuple[Emulator, HTTPProxy]]:
-    """Yield an emulator, and a proxy that knows it as `NOWHERE`."""
-    # With keys of its own, as it answers under this name to no default ones.
+    """Yield an emulator, and a proxy that resolves `NOWHERE` to it."""
+    # With its default keys, the emulator accepts only names of this machine as `Host`.
     keys: dict[str, Any] = {
         "api_key": "api-key-kling-hidden",
         "access_key": "hidden",
@@ -73,7 +73,7 @@ async def hidden(login: str | None = None) -> AsyncIterator[tuple[Emulator, HTTP
         yield emulator, proxy
 
 
-# ------------------------------------------------------------------ whose proxy is used
+# ------------------------------------------------------------------ the choice of the proxy
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy"])
@@ -82,7 +82,7 @@ async def hidden(login: str | None = None) -> AsyncIterator[tuple[Emulator, HTTP
 async def test_the_proxy_of_the_environment_is_used(
     name: str, scheme: str, environ: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A whole job goes through it: create, polls and the download of the picture."""
+    """A whole job goes through the proxy: the create, the polls and the download."""
     async with hidden() as (emulator, proxy):
         environ.setenv(name, f"{scheme}{address(proxy.url)}")
         async with behind(emulator) as kling:
@@ -94,7 +94,7 @@ async def test_the_proxy_of_the_environment_is_used(
 
 @virtual_time
 async def test_an_argument_beats_the_environment(environ: pytest.MonkeyPatch) -> None:
-    """`proxy=` is used for every host, whatever the environment says."""
+    """`proxy=` is used for every host, even if the environment says otherwise."""
     environ.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     environ.setenv("NO_PROXY", "kling.invalid")
     async with hidden() as (emulator, proxy):
@@ -106,7 +106,7 @@ async def test_an_argument_beats_the_environment(environ: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("no_proxy", ["127.0.0.1", "*", "example.com, 127.0.0.1", "{port}"])
 @virtual_time
 async def test_no_proxy_is_obeyed(no_proxy: str, environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A host that is excepted is reached directly, for calls and for downloads."""
+    """A host in `NO_PROXY` is reached directly, for calls and for downloads."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
         environ.setenv("HTTP_PROXY", proxy.url)
         environ.setenv("NO_PROXY", no_proxy.format(port=address(emulator.url)))
@@ -125,7 +125,7 @@ async def test_without_trust_the_environment_is_not_read(environ: pytest.MonkeyP
 
 @virtual_time
 async def test_a_netrc_is_never_read(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its credentials go neither to the service nor to the proxy."""
+    """The credentials in a netrc file are sent neither to the service nor to the proxy."""
     netrc = tmp_path / "netrc"
     netrc.write_text(
         "machine 127.0.0.1 login me password of-the-netrc\ndefault login me password of-the-netrc\n"
@@ -142,7 +142,7 @@ async def test_a_netrc_is_never_read(environ: pytest.MonkeyPatch, tmp_path: Path
 
 @pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://127.0.0.1:99999"])
 async def test_an_unusable_proxy_of_the_environment_says_so(url: str, environ: pytest.MonkeyPatch) -> None:
-    """The error names the variable and shows no value, which may hold a password."""
+    """The error names the variable, but not its value, which may contain a password."""
     environ.setenv("HTTPS_PROXY", url)
     with pytest.raises(ConfigurationError, match="HTTPS_PROXY must be http://host:port") as caught:
         async with KlingClient(api_key="k"):
@@ -155,7 +155,7 @@ async def test_an_unusable_proxy_of_the_environment_says_so(url: str, environ: p
 
 @virtual_time
 async def test_the_password_of_a_proxy_goes_to_the_proxy_alone(tmp_path: Path) -> None:
-    """It is sent for calls and downloads, and no representation shows it."""
+    """The password is sent to the proxy for calls and downloads, and no representation shows it."""
     async with hidden(login="me:pass-word") as (emulator, proxy):
         url = proxy.url.replace("//", "//me:pass-word@")
         async with behind(emulator, proxy=url) as kling:
@@ -166,7 +166,7 @@ async def test_the_password_of_a_proxy_goes_to_the_proxy_alone(tmp_path: Path) -
 
 @virtual_time
 async def test_a_proxy_that_asks_for_credentials_is_named() -> None:
-    """A 407 says what to do, is not tried again, and leaves no doubt about a create."""
+    """A 407 says what to do, is not retried, and shows that the create was not sent."""
     async with hidden(login="me:pass-word") as (emulator, proxy), behind(emulator, proxy=proxy.url) as kling:
         with pytest.raises(TransportError, match="credentials: give http://user:password@") as caught:
             await kling.expand(PHOTO, WIDER)
@@ -177,7 +177,7 @@ async def test_a_proxy_that_asks_for_credentials_is_named() -> None:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @virtual_time
 async def test_a_proxy_that_is_away_is_named(scheme: str) -> None:
-    """The message names the proxy without its password, and neither cause nor arguments hold one."""
+    """The message names the unreachable proxy, and no error of the chain contains its password."""
     settings = Settings(
         base_url=f"{scheme}://kling.invalid", proxy="http://me:pass-word@127.0.0.1:9", connect_timeout=1.0
     )
@@ -191,7 +191,7 @@ async def test_a_proxy_that_is_away_is_named(scheme: str) -> None:
 @pytest.mark.parametrize(("status", "retryable"), [(407, False), (403, False), (502, True)])
 @virtual_time
 async def test_a_refusal_of_a_tunnel_is_named(status: int, *, retryable: bool) -> None:
-    """A CONNECT that is refused sent nothing to the service; a clear refusal is not tried again."""
+    """After a refused CONNECT, nothing was sent to the service. Only a status of 500 or above is retried."""
     async with http_proxy(status=status) as proxy:
         url = proxy.url.replace("//", "//me:pass-word@")
         async with Session(
@@ -218,7 +218,7 @@ def no_secret(error: BaseException, *secrets: str) -> bool:
 
 @virtual_time
 async def test_a_broken_answer_shows_no_token() -> None:
-    """Aiohttp's own error for an answer that is no HTTP holds the request's headers; ours does not."""
+    """An invalid HTTP response raises an error without the request's headers, unlike aiohttp's own error."""
 
     async def garbage(exchange: Any) -> None:
         await exchange.read()
@@ -254,7 +254,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def hidden_tls(
     certificate: Path, login: str | None = None
 ) -> AsyncIterator[tuple[Loopback, HTTPProxy]]:
-    """Yield a service under https that always answers with a task, and a proxy that knows it as `HIDDEN`."""
+    """Yield an HTTPS server that always responds with a task, and a proxy that resolves `HIDDEN` to it."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     async with loopback(task()) as inner:
@@ -266,7 +266,7 @@ async def hidden_tls(
 
 @pytest.mark.parametrize("trusted", ["context", "nothing"])
 async def test_tls_goes_through_a_tunnel(certificate: Path, trusted: str) -> None:
-    """The proxy sees the name and port alone; a fresh request takes a new tunnel, the others share one."""
+    """The proxy sees only the name and port. A fresh request opens a new tunnel, and others share one."""
     context = ssl.create_default_context(cafile=str(certificate)) if trusted == "context" else False
     async with hidden_tls(certificate, login="me:pass-word") as (inner, proxy):
         url = proxy.url.replace("//", "//me:pass-word@")
@@ -284,7 +284,7 @@ async def test_tls_goes_through_a_tunnel(certificate: Path, trusted: str) -> Non
 
 
 async def test_a_certificate_is_checked_through_a_tunnel(certificate: Path) -> None:
-    """Without the context of its authority the certificate is refused, and no request is sent."""
+    """A certificate from an unknown authority is refused, and no request is sent."""
     async with hidden_tls(certificate) as (inner, proxy):
         settings = Settings(base_url=HIDDEN, proxy=proxy.url.replace("//", "//me:pass-word@"))
         async with Session(settings, StaticKey("a-key-of-ours"), rng=Random(1)) as session:
@@ -296,7 +296,7 @@ async def test_a_certificate_is_checked_through_a_tunnel(certificate: Path) -> N
 
 @virtual_time
 async def test_a_fresh_request_never_takes_a_pooled_connection_to_a_proxy() -> None:
-    """The retry of a create through a forwarding proxy uses a connection of its own, too."""
+    """The retry of a create through a forwarding proxy also uses a new connection."""
     async with loopback(task()) as server, http_proxy() as proxy:
         settings = Settings(base_url=server.url, proxy=proxy.url)
         async with Session(settings, StaticKey("k"), rng=Random(1)) as session:
@@ -312,7 +312,7 @@ async def test_a_fresh_request_never_takes_a_pooled_connection_to_a_proxy() -> N
 
 @virtual_time
 async def test_own_headers_go_to_the_api_alone(tmp_path: Path) -> None:
-    """They are added to each call, and neither they nor the key are sent with a download."""
+    """Headers of the settings are added to each call. Neither they nor the key are sent with a download."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
         headers = {"X-Relay-Key": "relay-secret", "User-Agent": "mine/1"}
         async with behind(emulator, base_url=emulator.url, proxy=proxy.url, headers=headers) as kling:
@@ -327,7 +327,7 @@ async def test_own_headers_go_to_the_api_alone(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_the_user_agent_names_package_and_python() -> None:
-    """It is the one of the package, with its version and that of Python."""
+    """The user agent has the versions of the package and of Python."""
     async with loopback(task()) as server, KlingClient(api_key="k", base_url=server.url) as kling:
         await kling.get("1")
         sent = server.requests[0].headers["user-agent"]
@@ -335,12 +335,12 @@ async def test_the_user_agent_names_package_and_python() -> None:
     assert re.fullmatch(r"kling-expand/\d+\.\d+\S* python/3\.\d+\.\S+", sent)
 
 
-# ------------------------------------------------------------------ sessions of the caller
+# ------------------------------------------------------------------ injected sessions
 
 
 @virtual_time
 async def test_a_function_makes_the_session_at_each_opening() -> None:
-    """It is called in the client's loop, and what it made is closed with the client."""
+    """The function is called at each opening, and its session is closed with the client."""
     made: list[aiohttp.ClientSession] = []
 
     def make() -> aiohttp.ClientSession:
@@ -358,7 +358,7 @@ async def test_a_function_makes_the_session_at_each_opening() -> None:
 
 
 def test_the_blocking_client_takes_a_function_that_makes_a_session(tmp_path: Path) -> None:
-    """The function runs in the thread of the event loop; a session made elsewhere is refused."""
+    """The function runs in the thread of the event loop. A session of another loop is refused."""
 
     async def served() -> None:
         async with Emulator(engine="flat", queue_seconds=0, work_seconds=0) as emulator:
@@ -381,7 +381,7 @@ def test_the_blocking_client_takes_a_function_that_makes_a_session(tmp_path: Pat
 
 @pytest.mark.parametrize("wrong", [lambda: None, lambda: "session", dict])
 async def test_a_function_that_makes_no_session_is_refused(wrong: Any) -> None:
-    """The error names the argument and what came."""
+    """The error names the argument and says what it must be."""
     with pytest.raises(ConfigurationError, match="http must be a function that returns"):
         async with KlingClient(api_key="k", http=wrong):
             pass
@@ -391,13 +391,13 @@ async def test_a_function_that_makes_no_session_is_refused(wrong: Any) -> None:
     "network", [{"proxy": "http://a.example:1"}, {"ssl": False}, {"trace_configs": [aiohttp.TraceConfig()]}]
 )
 def test_a_session_of_yours_has_its_own_network(network: dict[str, Any]) -> None:
-    """A proxy, a context or traces beside a session would be ignored, so they are refused."""
+    """A proxy, a TLS context or traces would have no effect with a session, so they are refused."""
     with pytest.raises(ConfigurationError, match=f"{next(iter(network))} must not be given with http"):
         KlingClient(api_key="k", http=aiohttp.ClientSession, **network)
 
 
 def test_own_sessions_are_read_in_their_loop() -> None:
-    """A client of a session of the same loop works as before, with the environment left to that session."""
+    """An injected session of the same event loop is used, and is not closed."""
 
     async def main() -> None:
         async with emulated() as (emulator, _), aiohttp.ClientSession() as http:

@@ -11,7 +11,7 @@ from kling_expand.testing import virtual_time
 
 
 def retry() -> Retry:
-    """Retries as a client has them by default."""
+    """Return a retry policy with the default limits of a client."""
     return Retry(Random(1), timeout=120, max_retry_after=300)
 
 
@@ -36,7 +36,7 @@ async def test_waits_double_and_end_with_the_time_for_tries() -> None:
 @pytest.mark.parametrize("asked", [0.5, 119.0, 300.0])
 @virtual_time
 async def test_a_wait_that_is_asked_for_is_kept_exactly(asked: float) -> None:
-    """A `Retry-After` wait may end after the time limit, but only once."""
+    """A `Retry-After` wait may end after the time limit, but none begins after it."""
     tries = retry()
     assert tries.after(ServerError("busy", retry_after=asked)) == asked
     await asyncio.sleep(121)

@@ -2,4 +2,4 @@
 
 import os
 
-os.environ["KLING_CACHE_DIR"] = "off"  # each run begins with the same knowledge, and leaves no file
+os.environ["KLING_CACHE_DIR"] = "off"  # so that no run uses the durations of an earlier run

@@ -1,14 +1,15 @@
-"""Every goal with what was measured, in one run: medians, the machine and the versions in one file.
+"""All benchmarks in one run: a table of goals and figures, and a file with all results.
 
     python -m benchmarks.all --json results.json
     python -m benchmarks.all --only overhead,memory --json results.json
     python -m benchmarks.plot results.json --out benchmarks
 
-Each benchmark runs in a process of its own, which takes 55 minutes in all. Steps follow one another. Clients
-that mostly sleep run beside benchmarks whose figures are counts, bytes or virtual time, with a low priority.
-The file is written after each step. With ``--only`` it keeps the results of all other runs.
+Each benchmark runs in a process of its own, and all together take 55 minutes. They form steps, which run one
+after another. Within a step, clients that mostly sleep share the machine with benchmarks whose figures are
+counts, bytes or virtual time. These benchmarks have a low priority. The file also has the machine and the
+versions. It is written after each step. With ``--only`` it keeps the results of all other runs.
 
-A goal that is not met is printed as such, with the reason. The exit code is 1 only if a benchmark fails.
+For each goal that is not met the reason is printed. The exit code is 1 only if a benchmark fails.
 """
 
 import argparse
@@ -70,7 +71,7 @@ RUNS: dict[str, list[str]] = {
 }
 # Runs whose figures are counts, bytes or virtual time, which a busy machine does not change.
 EXACT = {"callbacks", "laws", "schedules", "memory", "limits", "inspect_pictures"}
-# The runs that follow one another in each lane of a step. Lanes run side by side.
+# Each step has several sequences of runs. The sequences run side by side, the runs of a sequence in order.
 BESIDE = [
     [["compare 1"], ["compare 10"], ["callbacks", "laws", "schedules"], ["fleet"]],
     [["compare 100", "compare 1000"], ["memory", "limits"], ["inspect_pictures"]],
@@ -79,7 +80,7 @@ STEPS = BESIDE + [[[name]] for name in RUNS if not any(name in lane for step in 
 
 
 def machine() -> dict[str, Any]:
-    """Return what the results depend on."""
+    """Return the date, the machine and the versions, on which the results depend."""
     versions = {name: version(name) for name in ("aiohttp", "attrs", "cattrs", "pyjwt", "backoff")}
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -92,7 +93,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the name of the processor (Linux), or what Python knows of it."""
+    """Return the model name of the processor (Linux), or its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -103,7 +104,7 @@ def _processor() -> str:
 
 
 def run(name: str, nice: int) -> Results | None:
-    """Return the results of one benchmark, or None where it fails."""
+    """Return the results of one benchmark, or None if it fails."""
     command = ["nice", "-n", str(nice), sys.executable, "-m"]
     command += [f"benchmarks.{RUNS[name][0]}", *RUNS[name][1:], "--json"]
     begin = time.monotonic()
@@ -118,7 +119,7 @@ def run(name: str, nice: int) -> Results | None:
 
 
 def run_step(step: list[list[str]]) -> dict[str, Results | None]:
-    """Return the results of the lanes of a step."""
+    """Run the sequences of a step side by side, and return the results by run."""
 
     def run_lane(lane: list[str]) -> dict[str, Results | None]:
         return {name: run(name, 10 if name in EXACT else 0) for name in lane}
@@ -128,13 +129,13 @@ def run_step(step: list[list[str]]) -> dict[str, Results | None]:
 
 
 def chosen_steps(names: list[str]) -> list[list[list[str]]]:
-    """Return the steps with only the runs that are chosen."""
+    """Return the steps with only the named runs."""
     lanes = [[[name for name in lane if name in names] for lane in step] for step in STEPS]
     return [found for step in lanes if (found := [lane for lane in step if lane])]
 
 
 def show(about: dict[str, Any], results: dict[str, Results]) -> None:
-    """Print the goals of the runs that have results, then the reasons of those that are not met."""
+    """Print the goals of the runs that have results, then the reasons why some are not met."""
     versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
     print(", ".join(f"{name} {value}" for name, value in about.items() if name != "versions"))
     print(versions)
@@ -149,7 +150,7 @@ def show(about: dict[str, Any], results: dict[str, Results]) -> None:
 
 def main() -> int:
     """Run the benchmarks, print the table and return the exit code."""
-    parser = argparse.ArgumentParser(description="Every goal with what was measured.")
+    parser = argparse.ArgumentParser(description="Run all benchmarks and compare them with the goals.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to FILE")
     parser.add_argument(
         "--only", default=",".join(RUNS), help="names of runs, joined by commas (default: all)"

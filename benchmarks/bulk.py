@@ -2,10 +2,10 @@
 
     python -m benchmarks.bulk --json
 
-dry run   the wall time of the command in a new process, for `--photos` photos of `--megabytes`. Their pixels
-          are followed by zeros that take no room on the disk
-hashing   photos of random bytes are loaded one after another, which checks and hashes each. The speed is
-          divided by that of ``sha256sum`` for the same files, and the two take turns
+dry run   the wall time of the command in a new process, for `--photos` photos of `--megabytes`. The zeros
+          that pad each photo take no space on the disk
+hashing   the speed at which photos of random bytes are loaded one after another, which checks and hashes
+          them. It is divided by the speed of ``sha256sum`` on the same files, and the two take turns
 """
 
 import asyncio
@@ -29,7 +29,7 @@ END = 12  # bytes of the last chunk of a PNG
 
 
 def write_photos(folder: Path, number: int, weight: int) -> None:
-    """Write photos with a private chunk of *weight* zeros before their end, as files with holes."""
+    """Write photos as sparse files, each with a private chunk of *weight* zeros before its end."""
     check = zlib.crc32(bytes(weight), zlib.crc32(b"ruSt"))
     head = SMALL[:-END] + struct.pack(">I", weight) + b"ruSt"
     tail = struct.pack(">I", check) + SMALL[-END:]

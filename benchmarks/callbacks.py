@@ -1,14 +1,16 @@
 """Callbacks as the service sends them, and the ways in which they fail.
 
-The kinds say when the callback of an end arrives. A local server finds the kind at the end of `callback_url`.
+A kind determines when the callback for the end of a job arrives. The local server reads the kind from the end
+of `callback_url`.
 
     arriving   `DELAY` seconds after the end
     late       30 s after the end
-    tenth      as arriving, but every tenth is lost
-    stopping   as arriving, until all are lost from one moment on: a proxy is down
+    tenth      as for arriving, but every tenth is lost
+    stopping   as for arriving, until one moment from which all are lost, as when a proxy fails
     lost       never
 
-That moment is minute 2 in `benchmarks.virtual`, and in `benchmarks.compare` the first job that is counted.
+In `benchmarks.virtual` that moment is two minutes after the start. In `benchmarks.compare` it is the start of
+the first job that is counted.
 """
 
 import hmac
@@ -20,7 +22,8 @@ from typing import Any
 SECRET = b64encode(b"a secret of this benchmark").decode()
 DELAY = 0.02  # seconds
 
-# Seconds from the end of a job with a number to its callback, or None; the flag says that it is not counted.
+# Each function takes the number of a job, and whether it is one of the jobs that are not counted. It returns
+# the seconds from the end of the job to its callback, or None if the callback is lost.
 KINDS: dict[str, Callable[[int, bool], float | None]] = {
     "arriving": lambda _number, _warm: DELAY,
     "late": lambda _number, _warm: 30.0,
@@ -31,7 +34,7 @@ KINDS: dict[str, Callable[[int, bool], float | None]] = {
 
 
 def signed(task: dict[str, Any], webhook_id: str, now: float) -> tuple[dict[str, str], bytes]:
-    """Return headers and body of a signed callback about *task* at *now* in Unix seconds."""
+    """Return the headers and the body of a signed callback about *task* at *now* in Unix seconds."""
     body = json.dumps(task).encode()
     covered = f"{webhook_id}.{now:.0f}.".encode() + body
     signature = b64encode(hmac.digest(b64decode(SECRET), covered, "sha256")).decode()

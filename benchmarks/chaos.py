@@ -1,4 +1,4 @@
-"""Jobs paid twice or lost when the script and the service are killed and the network fails.
+"""Jobs that are paid for twice or lost when the script and the service are killed and the network fails.
 
     python -m benchmarks.chaos --jobs 2000 --kills 20 --faults 0.10 --seed 1
     python -m benchmarks.chaos --baseline naive
@@ -7,10 +7,10 @@
 
 All parts are real processes: an emulator with its state in SQLite, and a script (`benchmarks.chaos_worker`)
 that runs all jobs through a proxy (`benchmarks.proxy`), which injects faults into a share of the requests.
-Script and emulator receive SIGKILL at random moments and are restarted. At the end the emulator restarts from
-its file, and its tasks are compared with the files of the script:
+The script and the emulator receive SIGKILL at random moments and are restarted. At the end the emulator
+restarts from its file, and its tasks are compared with the files of the script:
 
-    created     tasks of the service
+    created     tasks at the service
     duplicates  jobs with more than one task, or with ``--passes 2`` more than two
     billed      units billed for all tasks
     due         units that the necessary tasks cost
@@ -18,9 +18,9 @@ its file, and its tasks are compared with the files of the script:
     lost        all other jobs
     repeated    duplicates that have one task from before the journal was deleted and one from after it
 
-With ``--harsh`` half of the faults are answers that come after 70 s, a task can be looked up by its
-`external_task_id` only 30 s after its create, and the script's clock goes back an hour at each restart. Three
-runs follow one another:
+With ``--harsh`` half of the faults are responses that arrive after 70 s, a task can be looked up by its
+`external_task_id` only 30 s after its create, and the script's clock is set back an hour at each restart.
+Three runs follow one another:
 
 =============  =================  ==================  =================================================
 journal        ids are unique     delayed creates     goal
@@ -30,14 +30,14 @@ deleted once   yes                after up to 70 s    no duplicates, none lost
 deleted once   no                 after up to 2 s     no duplicates, none lost
 =============  =================  ==================  =================================================
 
-In the last run neither side refuses an id that was used, so the script finds its tasks in the list. In the
-first and last run a create that takes effect after the script has waited for it cannot be told from one
-that never does. Hence their delays are short.
+In the last run neither the service nor the new journal refuses an id that was used before, so the script
+must find its tasks in the list. In the first and last runs the script cannot distinguish a create that takes
+effect after the script has stopped waiting for it from one that never does. Hence their delays are short.
 
 With ``--passes 2`` each job is a portrait that becomes 16:9 in two tasks, one after the other.
 
 ``--scale 10`` divides the 70 s, the 30 s and the script's `create_timeout` of 30 s by ten, so the runs take
-less time at the same proportions. All other seconds stay as they are, the 5 s of `APPEAR_TIMEOUT` too.
+less time at the same proportions. All other durations stay the same, including the 5 s of `APPEAR_TIMEOUT`.
 """
 
 import argparse
@@ -66,7 +66,7 @@ CLOCK_STEP = 3600.0  # seconds by which the script's clock goes back at each res
 
 @frozen(kw_only=True)
 class Conditions:
-    """The parameters of a run; after `timeout` seconds it is stopped."""
+    """The parameters of a run, which is stopped after `timeout` seconds."""
 
     jobs: int
     passes: int
@@ -118,7 +118,7 @@ def emulator(conditions: Conditions) -> Emulator:
 
 
 class Run:
-    """One run, from the first start of the script to its last."""
+    """One run, from the first start of the script to its last end."""
 
     def __init__(self, conditions: Conditions, service: Emulator, proxy: Proxy) -> None:
         self.conditions = conditions
@@ -132,7 +132,7 @@ class Run:
         self._script = Process(conditions.folder / "script.log", *worker)
 
     async def finish(self) -> bool:
-        """Restart the script until it reports success; return False if that takes too long."""
+        """Restart the script until it reports success, and return False if that takes too long."""
         try:
             async with asyncio.timeout(self.conditions.timeout), asyncio.TaskGroup() as group:
                 group.create_task(self._kill_service())
@@ -149,7 +149,7 @@ class Run:
         for share in self.conditions.kill_points("script", self.conditions.kills):
             due = asyncio.create_task(self._reached(share, rng.uniform(0, 1)))
             while not await self._killed(due):
-                pass  # the script ended by itself before it was due
+                pass  # the script ended by itself before it was due to be killed
             self.kills += 1
             middle = self.kills == (self.conditions.kills + 1) // 2
             if self.conditions.delete_journal == "always" or (
@@ -174,7 +174,7 @@ class Run:
         return await self._script.kill()
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Start the script; the SDK signs its own tokens, and the naive script has a static key."""
+        """Start the script: with the SDK it signs its tokens, and without the SDK it has a static key."""
         names = ("api_key",) if self.conditions.baseline else ("access_key", "secret_key")
         keys = {f"KLING_{name.upper()}": self._service.keys[name] for name in names}
         options: list[object] = []
@@ -193,7 +193,7 @@ class Run:
             await self._service.start()
 
     async def _reached(self, share: float, seconds: float) -> None:
-        """Wait until the service has done a *share* of the work, and *seconds* after that."""
+        """Wait until the service has done a *share* of the work, and then for *seconds*."""
         work = 2 * self.conditions.jobs * self.conditions.passes  # each pass is a task and a picture
         await self._proxy.reached(share * work)
         await asyncio.sleep(seconds)
@@ -238,7 +238,7 @@ async def audit(conditions: Conditions, url: str, deleted_at: float | None) -> d
 
 
 def _repeated(made: list[dict[str, Any]], deleted_at: float | None) -> bool:
-    """Return whether two tasks of a job are one from before the deletion and one from after it."""
+    """Return whether a job has one task from before the deletion, one from after it and no other."""
     if deleted_at is None or len(made) != 2:
         return False
     return [task["created_at"] < deleted_at for task in made].count(True) == 1
@@ -281,7 +281,7 @@ async def chaos(conditions: Conditions) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Jobs paid twice or lost under kills and faults.")
+    parser = argparse.ArgumentParser(description="Jobs paid for twice or lost under kills and faults.")
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument(
         "--passes", type=int, choices=[1, 2], default=1, help="tasks of each job (default: 1)"
@@ -305,16 +305,20 @@ def _parser() -> argparse.ArgumentParser:
         "--delete-journal",
         choices=["never", "once", "always"],
         default="never",
-        help="delete the journal after no kill, the middle one or each (default: never)",
+        help="delete the journal after no kill, the middle kill or every kill (default: never)",
     )
     parser.add_argument("--harsh", action="store_true", help="make the three harsh runs")
     parser.add_argument(
-        "--scale", type=float, default=10.0, help="divisor of the seconds of --harsh (default: 10)"
+        "--scale", type=float, default=10.0, help="divisor of the durations of --harsh (default: 10)"
     )
     parser.add_argument("--slots", type=int, default=64, help="slots of the account (default: 64)")
-    parser.add_argument("--work-seconds", type=float, default=0.5, help="seconds of a task (default: 0.5)")
-    parser.add_argument("--timeout", type=float, default=540.0, help="seconds of the run (default: 540)")
-    parser.add_argument("--folder", type=Path, help="an empty folder in which all files are kept")
+    parser.add_argument(
+        "--work-seconds", type=float, default=0.5, help="duration of a task in seconds (default: 0.5)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=540.0, help="stop the run after so many seconds (default: 540)"
+    )
+    parser.add_argument("--folder", type=Path, help="keep all files in this empty folder")
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     return parser
 
@@ -327,7 +331,7 @@ def _conditions(options: argparse.Namespace, folder: Path) -> Conditions:
 
 
 def main() -> int:
-    """Run and print the results; return 0 if no job was lost or paid twice without need, else 1."""
+    """Run and print the results, and return 0 if no job was lost or needlessly paid for twice, else 1."""
     options = _parser().parse_args()
     bad = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -336,7 +340,7 @@ def main() -> int:
             found = asyncio.run(chaos(each))
             if not options.json:
                 print(f"{found['jobs']} jobs, {found['kills']} kills:", end=" ")
-                print(f"{found['duplicates']} paid twice ({found['repeated']} repeated),", end=" ")
+                print(f"{found['duplicates']} paid for twice ({found['repeated']} repeated),", end=" ")
                 print(f"{found['lost']} lost, {found['verified']} verified in {found['seconds']} s")
             print(json.dumps(found), flush=True)
             bad += found["duplicates"] - found["repeated"] + found["lost"]

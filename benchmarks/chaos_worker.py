@@ -2,10 +2,9 @@
 
     python -m benchmarks.chaos_worker {sdk|naive} URL FOLDER JOBS SLOTS [options]
 
-`sdk` is `kling.map` with a journal, or `kling.expand` for jobs of several passes. `naive` is a typical script
-without an SDK: it retries after each error, polls, saves, and skips files that exist. The exit code is 0 if
-the script believes that all pictures are saved. With ``--clock-back`` the clock of the SDK is that many
-seconds behind the real one.
+`sdk` uses `kling.map` with a journal, or `kling.expand` for jobs of several passes. `naive` is a typical
+script without an SDK: it retries after each error, polls, saves, and skips files that exist. The exit code is
+0 if the script reports no failure. With ``--clock-back`` the clock of the SDK is that many seconds slow.
 """
 
 import argparse

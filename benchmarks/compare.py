@@ -4,26 +4,28 @@
     python -m benchmarks.compare --concurrent 1,10,100,1000 --runs 5 --json
     python -m benchmarks.compare --law bimodal --only kling_expand,script --json
 
-Each client has its own process and its own server. Jobs last 12 s in the median (log-normal, sigma 0.35, or
-another law of `benchmarks.durations`). Of every twelve jobs one falls in each twelfth of the distribution,
-and all clients get the same seeds. Each
-client first runs `--warm` jobs that are not counted, so that an adaptive client has data to learn from. The
-figures are medians of `--runs` runs, each with its own seed.
+Each client has its own process and its own server. The median duration of a job is 12 s (log-normal, sigma
+0.35, or another law of `benchmarks.durations`). Of every twelve jobs one falls in each twelfth of the
+distribution, and all clients get the same seeds. Each client first runs `--warm` jobs that are not counted,
+so that an adaptive client has data to learn from. The figures are medians of `--runs` runs, each with its own
+seed.
 
-    requests per job    polls and other requests, without the create
+    requests per job    polls and other requests, except the create
     latency (s)         from the end of a job on the server until its result is returned to the caller
     CPU, peak memory    of the client's process
     failed jobs         jobs for which the client raised an error
 
-All clients have their default settings. `kling_expand@0.2` has `AdaptiveSchedule(target_latency=0.2)`, and
-`kling_expand+callbacks` receives signed callbacks, which with `:late` and so on fail as
-`benchmarks.callbacks` says. `benchmarks.virtual` has the same for many more jobs in virtual time. The
-second table names for each peer the setting of ours that needs the fewest requests of those that beat it. A
-setting beats a peer with fewer requests and a lower latency, or with a tenth of the requests and no higher
-latency.
+All clients have their default settings, with these exceptions. `kling_expand@0.2` has
+`AdaptiveSchedule(target_latency=0.2)`. `kling_expand+callbacks` receives signed callbacks, and a suffix such
+as `:late` names the way of `benchmarks.callbacks` in which they fail. `benchmarks.virtual` measures
+callbacks with many more jobs, in virtual time.
 
-Several clients run side by side, fewer of them with more jobs. Clients that are not installed (extra
-``bench``) are left out and listed.
+For each peer the second table names our setting that beats it with the fewest requests. A setting beats a
+peer if it has fewer requests and a lower latency. It also does with at most a tenth of the requests and no
+higher latency.
+
+Several clients run side by side: the more concurrent jobs, the fewer clients. Clients that are not installed
+(extra ``bench``) are left out and listed.
 """
 
 import argparse
@@ -44,12 +46,12 @@ from benchmarks.peers import CLIENTS, Run
 from benchmarks.reporting import finish, medians, peak_memory, reset_peak_memory, table
 from benchmarks.server import Server, serving
 
-ROUNDS = {1: 12, 10: 3}  # by number of concurrent jobs: how many follow one another; otherwise 1
+ROUNDS = {1: 12, 10: 3}  # by number of concurrent jobs: jobs of each worker, otherwise 1
 SIDE_BY_SIDE = {
     1: 40,
     10: 20,
     100: 10,
-}  # by number of concurrent jobs: clients measured together; otherwise 3
+}  # by number of concurrent jobs: clients that run side by side, otherwise 3
 CONCURRENT, CLIENT, PEER = "concurrent jobs", "client", "peer"
 REQUESTS, LATENCY = "requests per job", "latency (s)"
 
@@ -110,7 +112,7 @@ def in_process(
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without proxies: some of the clients would use one even for localhost."""
+    """Return the environment without proxies, which some clients would use even for localhost."""
     return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
@@ -119,7 +121,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Return one row for each client with its medians over the runs.
 
-    The *service* has a median duration in seconds, and a law.
+    The *service* is given by the median duration in seconds and the law of the durations.
     """
     found: dict[str, list[dict[str, float]]] = {client: [] for client in clients}
     one = partial(in_process, concurrent=concurrent, warm=warm, service=service)
@@ -131,9 +133,9 @@ def measure(
 
 
 def best_settings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each peer the setting of ours with the fewest requests that beats it, or None.
+    """Return for each peer our setting that beats it with the fewest requests, or None.
 
-    Callbacks do not count, because the peers poll.
+    Settings with callbacks do not count, because the peers poll.
     """
     found = []
     for peer in (row for row in rows if CLIENTS[row[CLIENT]].module):
@@ -156,15 +158,17 @@ def _beats(row: dict[str, Any], peer: dict[str, Any]) -> bool:
 
 
 def options() -> argparse.Namespace:
-    """Parse the command line; the hidden options are those of a client's own process."""
+    """Parse the command line, with hidden options for the process that measures one client."""
     parser = argparse.ArgumentParser(description="The cost of the same jobs with each client.")
     parser.add_argument(
         "--concurrent", default="10", help="numbers of concurrent jobs, such as 1,10,100,1000 (default: 10)"
     )
     parser.add_argument("--warm", type=int, default=32, help="jobs that are not counted (default: 32)")
     parser.add_argument("--runs", type=int, default=1, help="runs for the medians (default: 1)")
-    parser.add_argument("--median", type=float, default=12.0, help="seconds of a job (default: 12)")
-    parser.add_argument("--law", choices=LAWS, default="log-normal", help="of the durations")
+    parser.add_argument(
+        "--median", type=float, default=12.0, help="median duration of a job in seconds (default: 12)"
+    )
+    parser.add_argument("--law", choices=LAWS, default="log-normal", help="law of the durations")
     parser.add_argument("--only", default=",".join(CLIENTS), help="names of clients (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     for name in ("--client", "--url", "--jobs", "--seed"):
@@ -173,7 +177,7 @@ def options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure and print the results; with ``--client``, measure that client in this process."""
+    """Measure and print the results, or with ``--client`` measure that client in this process."""
     given = options()
     if given.client:
         server, jobs, seed = Server(given.url), int(given.jobs), int(given.seed)

@@ -1,19 +1,20 @@
-"""Composites of large photos: correct, and as fast as a plain script that enlarges and pastes.
+"""The correctness of composites of large photos, and their cost compared with a plain script.
 
     python -m benchmarks.composite --json
 
-Five photos of at least 12 megapixels, one with a P3 profile and one turned by EXIF, are the middle of frames
-that are known. The emulator expands each back to its frame, with the content shifted and scaled
+Five photos of at least 12 megapixels are each cut from the middle of a known frame. One has a P3 profile, and
+one is rotated by EXIF. The emulator expands each photo to its frame, with the content shifted and scaled
 (`misregister`), and `composite` puts the photo back:
 
   - *identical*: whether the photo's pixels are unchanged inside their box.
   - *seam*: the median step across the seam, as a multiple of the steps around it; at most 1.5.
   - *registration error*: the largest error of the four edges, in pixels of the picture; below 0.5. It is
-    measured on an ideal picture, whose exact place is known: the frame, scaled down and misregistered.
+    measured on an ideal picture, in which the exact position of the photo is known: the frame, scaled down
+    and misregistered.
 
 Then a photo of `--megapixels` is put back by `composite` and by a script of six lines with Pillow, each in a
-process of its own on one core. CPU time counts from the files to the finished image, and the peak is the
-highest resident memory of the process.
+process of its own on one core. CPU time covers everything from reading the files to the finished image. The
+peak is the highest resident memory of the process.
 """
 
 import io
@@ -42,9 +43,9 @@ REACH = 8  # pixels on each side of the seam that count as its surroundings
 
 
 def seam_ratio(image: Any, box: tuple[int, int, int, int]) -> float:
-    """Return the median step across the edges of a box, divided by that of the lines beside them.
+    """Return the median step across the edges of a box, divided by the median step beside them.
 
-    Steps are differences of brightness between two neighbouring lines. An edge of the image is no seam.
+    A step is the difference of brightness between two adjacent lines. An edge of the image is not a seam.
     """
     grey = np.asarray(image.convert("F"), np.float32)
     left, top, right, bottom = box
@@ -65,19 +66,19 @@ def seam_ratio(image: Any, box: tuple[int, int, int, int]) -> float:
 
 
 def middle(frame: Image.Image) -> tuple[Image.Image, Canvas]:
-    """Return the part of a frame that `RATIOS` expand to all of it, and its canvas."""
+    """Return the part of a frame that `RATIOS` expand to the whole frame, and its canvas."""
     width, height = round(frame.width / 1.5), round(frame.height / 1.2)
     left, top = round(width * RATIOS.left), round(height * RATIOS.up)
     return frame.crop((left, top, left + width, top + height)), RATIOS.canvas(width, height)
 
 
 def sides_as_stored(orientation: int) -> Ratios:
-    """Return the ratios for a photo that is stored turned."""
+    """Return the ratios for a photo as it is stored, which may be rotated."""
     return Ratios(RATIOS.left, RATIOS.right, RATIOS.down, RATIOS.up) if orientation == 6 else RATIOS
 
 
 def checked(photo: LargePhoto, engine: str) -> dict[str, Any]:
-    """Expand the middle of a frame through the emulator, put it back, and return what came of it."""
+    """Expand the middle of a frame with the emulator, put it back, and return the figures."""
     from kling_expand.pictures.composite import composite
 
     cut, canvas = middle(photo.frame)
@@ -163,7 +164,7 @@ def measured(way: str, photo: str, picture: str) -> dict[str, float]:
 
 
 def costs(megapixels: float, runs: int) -> dict[str, dict[str, float]]:
-    """Return the medians of both ways for a photo of so many megapixels."""
+    """Return the medians of both ways for a photo of this many *megapixels*."""
     width = round((megapixels * 1e6 * 1.5) ** 0.5)
     with tempfile.TemporaryDirectory() as folder:
         photo, picture = Path(folder) / "photo.jpg", Path(folder) / "picture.png"
@@ -178,7 +179,7 @@ def costs(megapixels: float, runs: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Check five photos, and measure one."""
+    """Check five composites, measure the cost of another, and print the results."""
     given = options(str(__doc__).splitlines()[0], runs=5, longer=6000, megapixels=24.0, engine="patchmatch")
     photos = [checked(photo, given.engine) for photo in large_photos(given.longer)]
     table(photos)

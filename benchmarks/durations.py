@@ -1,15 +1,15 @@
-"""The jobs of the local server: each is a duration from a law and a start time.
+"""The jobs of the local server: each has a start time and a duration that follows a law.
 
-There are eight laws, here for a median of 12 s. All durations grow with the median that is given:
+There are eight laws, described here for a median of 12 s. The durations scale with the given median:
 
-    log-normal   sigma 0.35, as image services have them
+    log-normal   sigma 0.35, typical of image services
     bimodal      7 of 10 near 8 s, the others near 30 s: a cache, or a second model
     heavy tail   Pareto with exponent 1.5, at least 5 s: some take minutes
     drifting     log-normal with sigma 0.2, whose median goes from 8 to 24 s and back within 2,000 jobs
     exponential  mean 12 s: the age of a job says nothing about its end
     constant     12 s
     uniform      5 to 20 s
-    queue        four workers that need 6 to 12 s a job: with many jobs the wait for a worker decides
+    queue        four workers that take 6 to 12 s a job: with many jobs most of the time is spent waiting
 """
 
 import heapq
@@ -72,21 +72,21 @@ class Jobs:
     starts: dict[str, float] = field(factory=dict)
     shares: list[float] = field(factory=list)
     free_at: list[float] = field(factory=list)  # when each worker of a queue is free, a heap
-    warm: bool = True  # whether the jobs are those that are not measured
-    deleted: int = 0  # jobs: an id is not used again, as callbacks of the deleted ones may come
+    warm: bool = True  # whether the current jobs are those that are not measured
+    deleted: int = 0  # jobs, whose ids are not reused because callbacks about them may still arrive
     rng: Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.reset(self.seed)
 
     def measure(self, seed: int) -> None:
-        """Delete all jobs and counts; those that follow are measured."""
+        """Delete all jobs and counts, and measure the jobs that follow."""
         self.deleted += len(self.ends)
         self.reset(seed)
         self.warm = False
 
     def reset(self, seed: int) -> None:
-        """Delete all jobs and counts, and draw further durations from *seed*."""
+        """Delete all jobs and counts, and draw the next durations from *seed*."""
         self.rng = Random(seed)
         self.shares.clear()
         self.requests.clear()

@@ -1,12 +1,13 @@
 """The emulator as a test double: how soon it is ready, how many jobs it serves, and its memory.
 
-python -m benchmarks.emulator --json
-python -m benchmarks.emulator --tasks 100000 --json
+    python -m benchmarks.emulator --json
+    python -m benchmarks.emulator --tasks 100000 --json
 
-ready    a running emulator and an open client, as the pytest fixtures make them, one pair after the other
-jobs     creates and queries of ended tasks from two processes on the emulator's own; the engine is `flat`
-memory   the emulator's process: the growth from the first tenth of the tasks to the last, for each task,
-         and as much again after their results have expired
+ready    the time until an emulator runs and a client is open, as in the pytest fixtures
+jobs     two processes create tasks and read each after its end; the emulator has its own process, and its
+         engine is `flat`
+memory   the growth of the emulator's process for each task after the first tenth of the tasks, and for each
+         new task once the results of all earlier tasks have expired
 """
 
 import asyncio
@@ -30,7 +31,7 @@ FLAT = ("--engine=flat", "--queue-seconds=0", "--work-seconds=0", "--slots=10000
 
 async def ready(pairs: int) -> float:
     """Return the median time in milliseconds until an emulator runs and a client is open."""
-    from kling_expand import KlingClient  # imported here, as the processes that send need neither
+    from kling_expand import KlingClient  # imported here because the sending processes need neither
     from kling_expand.emulator import Emulator
 
     times = []
@@ -45,7 +46,7 @@ async def ready(pairs: int) -> float:
 
 
 async def send(url: str, key: str, jobs: int) -> None:
-    """Create tasks and read each once after its end."""
+    """Create tasks and read each once, when it has ended."""
     image = b64encode(picture()).decode()
     body: dict[str, Any] = {"image": image, "right_expansion_ratio": 1, "up_expansion_ratio": 0}
     body |= {"left_expansion_ratio": 0, "down_expansion_ratio": 0}
@@ -79,7 +80,7 @@ class Running:
         self._process.communicate()
 
     def send(self, jobs: int) -> float:
-        """Send jobs from two processes, and return the seconds that they took."""
+        """Send jobs from two processes, and return how many seconds they took."""
         command = [sys.executable, "-m", "benchmarks.emulator", "send", self.url, self.key, str(jobs // 2)]
         begin = time.perf_counter()
         clients = [Popen(command) for _ in range(2)]
@@ -100,13 +101,13 @@ class Running:
         raise RuntimeError("the process must report VmRSS; run this benchmark on Linux")
 
     async def expire(self) -> None:
-        """Move the clock past the retention of every task."""
+        """Advance the emulator's clock past the retention of every task."""
         async with aiohttp.ClientSession(raise_for_status=True) as http:
             await http.post(f"{self.url}/_emulator/advance", json={"seconds": 31 * 86400})
 
 
 def throughput(jobs: int, runs: int) -> tuple[float, float]:
-    """Return the median of the jobs a second, and the emulator's CPU time for a job in milliseconds."""
+    """Return the median number of jobs per second, and the emulator's CPU milliseconds per job."""
     with Running() as emulator:
         emulator.send(100)
         before = emulator.cpu()
@@ -115,7 +116,7 @@ def throughput(jobs: int, runs: int) -> tuple[float, float]:
 
 
 def growth(tasks: int) -> tuple[float, float]:
-    """Return the growth of the emulator in bytes for each kept task, and for each one that has expired."""
+    """Return the growth of the emulator in bytes for each kept task, and for each expired task."""
     tenth = tasks // 10
     with Running() as emulator:
         emulator.send(tenth)

@@ -1,4 +1,4 @@
-"""The promises of a fleet under faults: no job is paid twice or lost, the limit holds, and work goes on.
+"""The promises of a fleet under faults: no job is paid for twice or lost, the limit holds and work continues.
 
     python -m benchmarks.fleet --jobs 2000 --workers 4
     python -m benchmarks.fleet --jobs 200 --passes 2
@@ -6,40 +6,41 @@
 
 Everything is a real process: PostgreSQL, the emulator with its state in SQLite, a proxy that injects faults
 into a share of all API calls (`benchmarks.proxy`), and workers with the settings of `examples/deploy` under
-a supervisor that restarts them. Workers, database and emulator are SIGKILLed at random moments. Once all
-workers are killed at the same moment (a reboot), once one is stopped for good with SIGTERM (a scale-in), and
-once one is frozen for longer than its lease (SIGSTOP). At the end the emulator is restarted from its file
-alone, and its records are compared with the outcomes and the files. The result is one JSON line:
+a supervisor that restarts them. Workers, database and emulator are SIGKILLed at random moments. In addition
+all workers are killed at the same moment once (a reboot), one worker is stopped for good with SIGTERM (a
+scale-in), and one is frozen for longer than its lease (SIGSTOP). At the end the emulator is restarted from
+its file alone, and its records are compared with the outcomes and the files. The result is one JSON line:
 
-    jobs created duplicates lost     tasks the service has; jobs with more than one, or with ``--passes 2``
-                                     more than two; jobs without their image on disk, byte for byte, or
-                                     without an outcome in the store that names their last task and price
-    billed due                       units billed for all tasks; units that the necessary tasks cost
-    peak limit utilisation           most images at the service at once, by its own times of each task; the
-                                     share of the limit in use from the first time it was reached until the
-                                     last job but `limit` was created, without outages (from a kill of
-                                     database or emulator until SETTLE seconds after its return) and without
-                                     the leases of dead or frozen workers
-    reserved                         the part of the utilisation that is no task at the service, but a slot
-                                     in which one may still appear, as its create had no usable answer
-    standstill                       the longest time without a create while jobs wait, without outages (s)
-    worker_kills db_kills reboots scale_ins freezes jobs_per_second
-    statements_per_job               statements that PostgreSQL executed, counted every 0.5 s, per job
+    created               tasks at the service
+    duplicates            jobs with more than one task, or with ``--passes 2`` more than two
+    lost                  jobs whose picture on disk is missing or differs from the service's, or that have
+                          no outcome in the store with their last task and their price
+    billed due            units billed for all tasks; units that the necessary tasks cost
+    peak                  most tasks at the service at once, by the service's own times of each task
+    utilisation           the share of the limit in use, from the first moment at which it was nearly reached
+                          until all but `limit` tasks were created. Outages do not count (from a kill of
+                          database or emulator until SETTLE seconds after its return), nor do the leases of
+                          dead or frozen workers
+    reserved              the part of the utilisation that is not a task at the service but a slot kept for
+                          a create without a usable response, whose task may still appear
+    standstill            the longest time between two creates, excluding outages (s)
+    statements_per_job    statements that PostgreSQL executed, counted every 0.5 s
 
 A job needs about 7 statements: it is taken with 7 others, asks for a permit and releases it (1 to 2), and
-records its intent, each send, its task and its end. Its outcome is recorded as it leaves the queue. A worker
-adds 0.2 to 0.4 a second and a reader 0.5, so four workers with a limit of 9 and tasks of 10 s add 2 to 3 for
-each job.
+records its intent, each send, its task and its end. Its outcome is recorded when it leaves the queue. A
+worker adds 0.2 to 0.4 statements a second and a reader 0.5. So four workers with a limit of 9 and tasks of
+10 s add 2 to 3 for each job.
 
-A create without a usable answer must keep its slot for 35 s (`create_timeout` and 5 s), unless its task is
-found. No lookup can tell earlier that the task will not appear, and a slot given away would exceed the limit
-if it did. A share f of all requests fails, three in ten of these so that the create never arrives. So tasks
-of t seconds run in at most 1 / (1 + 0.3 f 35 / t) of the limit: 0.905 for f = 0.1 and t = 10.
+A create without a usable response must keep its slot for 35 s (`create_timeout` and 5 s), unless its task is
+found. Until then no lookup can prove that the task will not appear. If it appeared after the slot was
+released, the limit would be exceeded. A share f of all requests fails, and in three of ten failures the
+create never arrives. So tasks of t seconds run in at most 1 / (1 + 0.3 f 35 / t) of the limit: 0.905 for
+f = 0.1 and t = 10.
 
 With ``--passes 2`` each job is a portrait that becomes 16:9 in two tasks, one after the other.
 
-With ``--policy permits`` (the default) the service would accept ten times the limit, so the peak is the
-fleet's own. With ``--policy aimd`` the service refuses what exceeds the limit, and each worker estimates it.
+With ``--policy permits`` (the default) the service would accept ten times the limit, so only the fleet limits
+the peak. With ``--policy aimd`` the service refuses creates above the limit, and each worker estimates it.
 """
 
 import argparse
@@ -73,17 +74,17 @@ from kling_expand.jobs.submission import APPEAR_TIMEOUT
 from kling_expand.models import UNITS_PER_IMAGE
 from kling_expand.store.postgres import JobOutcome
 
-SETTLE = 5.0  # seconds after an outage until work goes on: an uncertain create is looked up that long
+SETTLE = 5.0  # seconds after an outage until work resumes: an uncertain create is looked up for that long
 SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
 MAX_BEAT = 5.0  # seconds between the end of a lease and the heartbeat of another worker that notices it
 MAX_STANDSTILL = 15.0  # seconds, after a lease
 MIN_UTILISATION = 0.85
-LONGEST_CREATE = Settings().create_timeout + APPEAR_TIMEOUT  # seconds until an unanswered one cannot appear
+LONGEST_CREATE = Settings().create_timeout + APPEAR_TIMEOUT  # seconds until an unanswered create has failed
 
 
 @frozen(kw_only=True)
 class Conditions:
-    """The parameters of a run. After `seconds` it is stopped as it is."""
+    """The parameters of a run, which is stopped after `seconds`."""
 
     jobs: int
     passes: int
@@ -107,14 +108,14 @@ class Conditions:
     folder: Path
 
     def moments(self, what: str, count: int) -> list[float]:
-        """Return when to kill, as sorted shares of all jobs."""
+        """Return the moments at which to kill, as sorted shares of all jobs."""
         rng = Random(f"{self.seed} {what}")
         return sorted(rng.uniform(0.03, 0.9) for _ in range(count))
 
 
 @define
 class Observed:
-    """What the run itself records: kills, outages and leases as pairs of Unix seconds, and statements."""
+    """The records of the run itself: kills, statements, and outages and leases as pairs of Unix seconds."""
 
     leases: list[tuple[float, float]] = field(factory=list)
     kills: Counter[str] = field(factory=Counter)
@@ -198,7 +199,7 @@ class Run:
         return rng.choice([worker for worker in self._workers if worker not in self._retired])
 
     def _note_lease(self, seconds: float = 0.0) -> None:
-        """Note that the lease of a worker that is dead now, or frozen for *seconds*, goes on."""
+        """Record how long the lease of a worker lasts that is dead now, or frozen for *seconds*."""
         now = time.time()
         self.observed.leases.append((now, now + max(seconds, self.conditions.lease) + MAX_BEAT))
 
@@ -239,7 +240,7 @@ class Run:
         self.observed.outages.append((begin, time.time() + SETTLE))
 
     async def _count(self) -> None:
-        """Add up the executed statements, which the database forgets when it is killed."""
+        """Add up the executed statements regularly, because a killed database loses its count."""
         before = 0
         while True:
             with suppress(psycopg.OperationalError):
@@ -250,7 +251,7 @@ class Run:
 
 
 def _photo(conditions: Conditions) -> Path:
-    """Return the path of the photo of all jobs, which is written first."""
+    """Write the photo of all jobs and return its path."""
     path = conditions.folder / "photo.png"
     if conditions.passes == 1:
         path.write_bytes(picture(300))
@@ -261,7 +262,7 @@ def _photo(conditions: Conditions) -> Path:
     return path
 
 
-# Without those of the count itself.
+# The statements of this count itself are excluded.
 _CALLS = """
 SELECT coalesce(sum(calls), 0) FROM pg_stat_statements WHERE query NOT LIKE '%pg_stat_statements%'
 """
@@ -276,7 +277,7 @@ def _statements(dsn: str) -> int:
 
 @asynccontextmanager
 async def callbacks(fleet: Fleet) -> AsyncIterator[str]:
-    """Run a web server that forwards every callback to the fleet, and give its URL."""
+    """Run a web server that forwards every callback to the fleet, and yield its URL."""
 
     async def receive(request: web.Request) -> web.Response:
         try:
@@ -339,7 +340,7 @@ async def audit(
 
 
 def reserved(tasks: list[dict[str, Any]], unanswered: list[tuple[float, str]]) -> list[tuple[float, float]]:
-    """Return when a slot had to be kept for a create without a usable answer, while it had no task."""
+    """Return the times in which a slot was kept for a create without a usable response or a task."""
     begins = {task["external_task_id"]: task["created_at"] for task in tasks}
     spans: list[tuple[float, float]] = []
     until: dict[str, float] = {}
@@ -352,7 +353,7 @@ def reserved(tasks: list[dict[str, Any]], unanswered: list[tuple[float, str]]) -
 
 
 def standstill(begins: list[float], outages: list[tuple[float, float]]) -> float:
-    """Return the longest time between two creates, without what lies in outages."""
+    """Return the longest time between two creates, excluding outages."""
 
     def working(begin: float, end: float) -> float:
         away = sum(max(0.0, min(end, until) - max(begin, since)) for since, until in outages)
@@ -372,7 +373,7 @@ def usage(
     outages: list[tuple[float, float]],
     kept: list[tuple[float, float]] | None = None,
 ) -> dict[str, float]:
-    """Return peak and utilisation of the *limit* by tasks with these begins and ends, and *kept* slots."""
+    """Return the peak and the utilisation of the *limit* by tasks with these *times* and by *kept* slots."""
     moves = [(begin, 1, 0) for begin, _ in times] + [(end, -1, 0) for _, end in times]
     moves += [(begin, 0, 1) for begin, _ in kept or ()] + [(end, 0, -1) for _, end in kept or ()]
     moves += [(edge, 0, 0) for edge in {edge for outage in outages for edge in outage}]
@@ -416,7 +417,7 @@ async def measure(conditions: Conditions) -> dict[str, Any]:
             run = Run(c, cluster, service, proxy)
             outcomes = await run.execute(fleet, callback_url)
             seconds = time.monotonic() - begin
-        await service.kill()  # only what is on its disk counts
+        await service.kill()  # the audit uses only the state on disk
         await service.start()
         numbers = await audit(c, service.url, outcomes, run)
     finally:
@@ -442,7 +443,7 @@ async def measure(conditions: Conditions) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Kill the parts of a fleet, and count jobs paid twice or lost."
+        description="Kill the parts of a fleet, and count jobs paid for twice or lost."
     )
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--passes", type=int, choices=[1, 2], default=1, help="tasks of each job")
@@ -455,7 +456,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--freezes", type=int, default=1, help="workers stopped for longer than their lease")
     parser.add_argument("--lease", type=float, default=30.0, help="heartbeat timeout of a worker, in seconds")
     parser.add_argument("--in-hand", type=int, default=32, help="new jobs that a worker takes at once")
-    parser.add_argument("--callbacks", action="store_true", help="let the service call back")
+    parser.add_argument("--callbacks", action="store_true", help="let the service send callbacks")
     parser.add_argument("--faults", type=float, default=0.10, help="share of API calls with a fault")
     parser.add_argument("--limit", type=int, default=9, help="slots of the account")
     parser.add_argument("--seed", type=int, default=1)
@@ -489,7 +490,7 @@ def main() -> int:
         path.mkdir(parents=True, exist_ok=True)
         found = asyncio.run(measure(Conditions(**options, folder=path)))
     if not quiet:
-        print(f"{found['jobs']} jobs: {found['duplicates']} paid twice, {found['lost']} lost,", end=" ")
+        print(f"{found['jobs']} jobs: {found['duplicates']} paid for twice, {found['lost']} lost,", end=" ")
         print(f"at most {found['peak']} of {found['limit']} slots in use, in {found['seconds']} s")
     print(json.dumps(found))
     bad = found["duplicates"] or found["lost"] or found["peak"] > found["limit"]

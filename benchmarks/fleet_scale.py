@@ -1,18 +1,18 @@
-"""The scale of a fleet: throughput by workers, the cost of a job, a long queue, and 100 workers of one limit.
+"""The scale of a fleet: throughput by workers, cost of a job, a long queue, and 100 workers at one limit.
 
     python -m benchmarks.fleet_scale                      everything
-    python -m benchmarks.fleet_scale --queued 1000000     the long queue alone
+    python -m benchmarks.fleet_scale --queued 1000000     only the long queue
 
 The results:
 
     workers      real processes at a limit that grows with them: jobs per second, and CPU per job of the
                  workers and of PostgreSQL
-    engine       CPU and statements per job of queue, store and permits alone, and jobs queued per second
-    queue        the time of each verb with many jobs queued, in milliseconds: per job for submit, cancel and
-                 results, with the ratio to 10,000 jobs; and per call for status, top, one more submit, the
-                 first page of results, a take and a cancel of one job, with the ratio to 1,000 jobs
-    simulation   the workers' own slots on a virtual clock: a million jobs and 100 workers, one of which dies
-                 half-way
+    engine       CPU per job of queue, store and permits without a service, and jobs queued per second
+    queue        the time of each operation with many jobs queued, in milliseconds: per job for submit, cancel
+                 and results, with the ratio to 10,000 jobs; and per call for status, top, one more submit,
+                 the first result, a take and a cancel of one job, with the ratio to 1,000 jobs
+    simulation   the slots that workers estimate, on a virtual clock: a million jobs and 100 workers, one of
+                 which dies half-way
 """
 
 import argparse
@@ -44,8 +44,8 @@ from kling_expand.store.postgres import PostgresStore
 from kling_expand.testing import intend, virtual_time
 
 SLOTS = 20  # of the account, for each worker
-PER_JOB = ("submit", "cancel", "results")  # verbs measured per job, the others per call
-CALLS = 51  # of which the median is shown
+PER_JOB = ("submit", "cancel", "results")  # operations measured per job; all others are measured per call
+CALLS = 51  # calls of an operation, whose median is shown
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -117,7 +117,7 @@ async def workers(count: int, folder: Path) -> dict[str, float]:
 
 @frozen
 class StoreOnlyClient:
-    """A client that stores what a real one would, and calls no service."""
+    """A client that records the same states as a real client, and calls no service."""
 
     store: PostgresStore
 
@@ -147,7 +147,7 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
         await lease.begin()
         store = PostgresStore(fleet.database, owner=lease.worker, leased=True)
         async with Permits(lease, SLOTS) as allowed:
-            context = WorkerContext(StoreOnlyClient(store), store, hold=allowed.hold)  # type: ignore[arg-type]  # it has all that is called
+            context = WorkerContext(StoreOnlyClient(store), store, hold=allowed.hold)  # type: ignore[arg-type]  # it has all methods that are called
             consumer = Consumer(lease, context, concurrency=32, enough=SLOTS)
             task = asyncio.create_task(consumer.take_jobs())
             while (await fleet._counts()) != (0, 0):  # noqa: ASYNC110, SLF001 - the queue is measured alone
@@ -170,7 +170,7 @@ async def engine(folder: Path, jobs: int = 3000) -> dict[str, float]:
 
 @frozen
 class Costs:
-    """What calls cost: seconds and CPU seconds of this process and of the database at *folder*."""
+    """The costs of calls: seconds, and CPU seconds of this process and of the database at *folder*."""
 
     folder: Path
     found: dict[str, tuple[float, float]] = field(factory=dict)
@@ -184,7 +184,7 @@ class Costs:
     async def measure(
         self, name: str, work: Callable[[], Awaitable[object]], *, calls: int = CALLS, jobs: int = 1
     ) -> None:
-        """Note the median of the seconds, and the mean of the CPU seconds, that *work* takes per job."""
+        """Record the median of the seconds, and the mean of the CPU seconds, that *work* takes per job."""
         times, own, before = [], time.process_time(), self._cpu()
         for _ in range(calls):
             begin = time.monotonic()
@@ -196,13 +196,13 @@ class Costs:
 
 
 def _row(number: int) -> ExpandRequest:
-    """Return a request that is 200 bytes in the queue."""
+    """Return a request that takes 200 bytes in the queue."""
     location, key = f"https://photos.example/{number:07}.png", f"job-{number:07}"
     return ExpandRequest(location, Ratios(up=1.0), prompt="x" * 34, key=key)
 
 
 async def _verbs(folder: Path, queued: int) -> dict[str, tuple[float, float]]:
-    """Return the seconds of each verb with so many jobs queued, and its CPU seconds."""
+    """Return the seconds and the CPU seconds of each operation while *queued* jobs are in the queue."""
     assert len(json.dumps(pack(_row(0)))) == 200
     async with Cluster(folder / "postgres") as cluster, Fleet(cluster.dsn) as fleet:
         await fleet.init()
@@ -241,10 +241,11 @@ async def _verbs(folder: Path, queued: int) -> dict[str, tuple[float, float]]:
 
 
 async def long_queue(queued: int, few: tuple[int, int] = (1_000, 10_000)) -> dict[str, dict[str, float]]:
-    """Return the milliseconds of each verb in queues of three lengths, and the ratios of the longest.
+    """Return the milliseconds of each operation for three queue lengths, and the ratios of the longest.
 
-    What is measured per job is compared with the second length, and what is measured per call, which should
-    not depend on the length at all, with the first. The ratio of CPU times says it on a busy machine too.
+    An operation that is measured per job is compared with the second length. An operation that is measured
+    per call should not depend on the length, so it is compared with the first. The ratio of CPU times is
+    reliable on a busy machine too.
     """
     sizes, found = (*few, queued), []
     for size in sizes:
@@ -276,7 +277,7 @@ class Account:
 
 
 async def _job(account: Account, slots: Slots, rng: Random) -> None:
-    """Execute a job: account and durations are simulated, and every decision is that of the real slots."""
+    """Execute a job with a simulated account and duration, while the real `Slots` decide when to send."""
     refused = False
     while True:
         epoch = await slots.acquire(1, first=refused)
@@ -287,10 +288,10 @@ async def _job(account: Account, slots: Slots, rng: Random) -> None:
         slots.refused(1, epoch)
     account.move(1)
     slots.accepted(1)
-    await asyncio.sleep(rng.lognormvariate(2.485, 0.35))  # 12 s in the middle
+    await asyncio.sleep(rng.lognormvariate(2.485, 0.35))  # a median of 12 s
     account.move(-1)
     account.done += 1
-    await asyncio.sleep(rng.uniform(0, 1.0))  # until a poll sees the end
+    await asyncio.sleep(rng.uniform(0, 1.0))  # until a poll detects the end
     slots.ended(1)
 
 
@@ -309,7 +310,7 @@ async def _machine(account: Account, jobs: list[int], rng: Random, *, dies: bool
 async def simulate(
     seed: int, machines: int = 100, jobs: int = 1_000_000, limit: int = 1000
 ) -> dict[str, float]:
-    """Return utilisation and refused creates per job when every worker estimates the limit for itself."""
+    """Return the utilisation and the refused creates per job if every worker estimates the limit itself."""
     account, left = Account(limit), [jobs]
     rng = Random(seed)
     await asyncio.gather(
@@ -340,9 +341,9 @@ async def scale(seed: int) -> dict[str, Any]:
 def main() -> int:
     """Print the results as one JSON line."""
     parser = argparse.ArgumentParser(description="Measure the scale of a fleet.")
-    parser.add_argument("--queued", type=int, help="measure a queue of so many jobs alone")
+    parser.add_argument("--queued", type=int, help="measure only a queue of so many jobs")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, as always")
+    parser.add_argument("--json", action="store_true", help="no effect: the output is always JSON")
     options = parser.parse_args()
     if options.queued:
         found: Any = asyncio.run(long_queue(options.queued))

@@ -1,6 +1,6 @@
-"""The goals of `benchmarks.all`: each is one figure of a run, with what it should at most or at least be.
+"""The goals of `benchmarks.all`: each is a figure of a run and its upper or lower bound.
 
-A goal that is not met has a *reason*, which says the bound that was computed where there is one.
+A goal that was missed has a *reason*, with the best possible value if that was computed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,16 +20,16 @@ FAILING = ("late", "tenth", "stopping")  # kinds of callbacks
 BURST = 20  # requests in one second with 1000 jobs, each of which may need a read of its own
 
 CHECKS = (
-    "the exchange alone takes as long as raw aiohttp, 107 against 106 microseconds; the rest is the checked"
-    " task (5 more than its JSON), the event, the rate limit and the retries"
+    "the exchange alone takes as long as raw aiohttp, 107 against 106 microseconds; the rest is spent on the"
+    " validated task (5 more than for its JSON), the event, the rate limit and the retries"
 )
 VALUES = (
-    "30 tasks with a picture take 48 microseconds to construct and 97 to check, beside 230 of raw aiohttp"
-    " and 25 of a page: 1.74 on an idle machine; without any check 1.3"
+    "30 tasks with a picture take 48 microseconds to construct and 97 to validate, in addition to 230 for raw"
+    " aiohttp and 25 for a page: a ratio of 1.74 on an idle machine, and of 1.3 without validation"
 )
 OBJECTS = (
-    "the objects of a future have 1,125 bytes: job 168, poll 143, record 128, snapshot 120, request 104,"
-    " two ids 151, create 64, future 56, three table entries 125, moments and heap 66; one object instead"
+    "the objects of a future take 1,125 bytes: job 168, poll 143, record 128, snapshot 120, request 104,"
+    " two ids 151, create 64, future 56, three table entries 125, times and heap 66; one object instead"
     " of four would save 150, and the allocator adds a quarter"
 )
 SUITE = "the tests take about 480 s of CPU time, so 240 s on two cores that are never idle"
@@ -37,7 +37,7 @@ SUITE = "the tests take about 480 s of CPU time, so 240 s on two cores that are 
 
 @frozen
 class Goal:
-    """One figure of the results of a run, and what it should at most or at least be."""
+    """One figure of the results of a run, and its upper or lower bound."""
 
     name: str
     run: str
@@ -45,10 +45,10 @@ class Goal:
     at_most: float | None = None
     at_least: float | None = None
     peer: Callable[[Results], str] | None = None
-    reason: str = ""  # why it is not met, if it is not
+    reason: str = ""  # why the goal is not met, if it is not
 
     def row(self, results: Mapping[str, Results]) -> dict[str, Any]:
-        """Return the row of the table; a figure that the results do not have is not met."""
+        """Return the row of the table. A goal whose figure is missing is not met."""
         goal = f"<= {self.at_most:g}" if self.at_most is not None else f">= {self.at_least:g}"
         found = results.get(self.run, {})
         measured, peer = _read(self.figure, found), _read(self.peer, found) if self.peer else None
@@ -81,7 +81,7 @@ def figure_at(*keys: str) -> Figure:
 
 
 def in_row(name: str, **cells: object) -> Figure:
-    """Return the function that reads a figure of the row with these *cells*, an underscore for a blank."""
+    """Return the function that reads a figure of the row with these *cells*; underscores stand for blanks."""
 
     def figure(results: Results) -> float:
         return float(_row(results, cells)[name])
@@ -122,7 +122,7 @@ def _of_callbacks() -> Iterator[Goal]:
 
 
 def _of_failing(kind: str, number: int) -> Iterator[Goal]:
-    """Yield the goals of callbacks that fail, against the same jobs without any."""
+    """Yield the goals of callbacks that fail, compared with the same jobs without callbacks."""
     what = f"callbacks {kind}, {number} at once"
     mean, highest = "latency (s)", "highest latency (s)"
 
@@ -133,8 +133,8 @@ def _of_failing(kind: str, number: int) -> Iterator[Goal]:
 
     yield Goal(f"{what}: later than without callbacks, mean (s)", "callbacks", later(mean), 5)
     reason = (
-        "the first missing callback is noticed once all but 2 % of tasks would have ended: to notice each"
-        " within 5 s takes a read every 5 s, or 1.5 for each job"
+        "the first missing callback is noticed once all but 2 % of tasks would have ended: noticing each"
+        " within 5 s would take a read every 5 s, or 1.5 for each job"
     )
     yield Goal(
         f"{what}: later than without callbacks, highest (s)", "callbacks", later(highest), 5, reason=reason
@@ -161,7 +161,7 @@ def _of_laws() -> Iterator[Goal]:
 
 
 def _better(law: str, number: int) -> Figure:
-    """Return the function that compares with a sweep; above 1 both figures are worse."""
+    """Return the function that compares both figures with a sweep's; above 1 both are worse."""
     cells = {"durations": law, "concurrent_jobs": number, "callbacks": "lost"}
 
     def figure(results: Results) -> float:
@@ -253,13 +253,13 @@ def _of_fleet() -> Iterator[Goal]:
         yield Goal(f"{verb}, 100,000 queued against {few}", "fleet_scale", figure, 1.3)
     used = figure_at("simulation", "utilisation")
     yield Goal("slots in use with 100 workers, simulated", "fleet_scale", used, at_least=0.85)
-    few = "a worker's heartbeats and reads add 2 to 3 statements a job at 9 slots and tasks of 10 s"
+    few = "the workers' heartbeats and reads add 2 to 3 statements per job at 9 slots and tasks of 10 s"
     yield Goal("statements of a job of the fleet", "fleet", figure_at("statements_per_job"), 10, reason=few)
     yield Goal("limit of the fleet in use", "fleet", figure_at("utilisation"), at_least=0.85)
     yield Goal("standstill of the fleet (s)", "fleet", figure_at("standstill"), 45)
     yield Goal("peak of the fleet, limit = 1", "fleet", _share(figure_at("peak"), figure_at("limit")), 1)
     for name in ("fleet", "chaos", "chaos of two passes"):
-        yield Goal(f"jobs paid twice, {name}", name, figure_at("duplicates"), 0)
+        yield Goal(f"jobs paid for twice, {name}", name, figure_at("duplicates"), 0)
         yield Goal(f"jobs lost, {name}", name, figure_at("lost"), 0)
     yield Goal("unknown limit in use", "limits", figure_at("busy"), at_least=0.9)
     yield Goal("creates refused at an unknown limit, share", "limits", figure_at("refused"), 0.05)

@@ -1,10 +1,11 @@
-"""The checks of `kling_expand.pictures.inspect`: the share of broken pictures found, and of false alarms.
+"""The checks of `kling_expand.pictures.inspect`: the share of broken pictures found and of false alarms.
 
     python -m benchmarks.inspect_pictures --json
 
 Good pictures are painted by the emulator's engine around random parts of five scenes. Half are shifted and
-scaled a little, as the real service may do. Each is then broken in one of the ways of `BREAKS`, in turn;
-"flat" is the emulator's flat engine. With `--pictures 300` there are 150 good and 150 broken ones.
+scaled a little, as the real service may do. A copy of each is then broken in one of the ways of `BREAKS`, in
+turn. The way "flat" uses the emulator's flat engine. With `--pictures 300` there are 150 good and 150 broken
+pictures.
 """
 
 import io
@@ -26,7 +27,7 @@ Levels = NDArray[np.float32]
 
 @frozen
 class Case:
-    """A photo, the ratios, and a picture of the emulator, with the box of the original in it."""
+    """A photo, the ratios, and the emulator's picture of them."""
 
     photo: Image.Image
     ratios: Ratios
@@ -35,7 +36,7 @@ class Case:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The place of the original in the picture."""
+        """The position of the original in the picture."""
         return self.ratios.canvas(*self.photo.size).scaled(*self.picture.size).box
 
 
@@ -67,7 +68,7 @@ def random_ratios(rng: np.random.Generator) -> Ratios:
 
 
 def painted(photo: Image.Image, ratios: Ratios, seed: int, engine: str, misregister: str = "") -> Image.Image:
-    """Return a picture of the emulator."""
+    """Return the emulator's picture of a photo."""
     target = io.BytesIO()
     photo.save(target, "JPEG", quality=92)
     sides = (ratios.up, ratios.down, ratios.left, ratios.right)
@@ -94,7 +95,7 @@ def _outside(case: Case, levels: NDArray[Any]) -> Image.Image:
 
 
 def shifted(case: Case) -> Image.Image:
-    """Return the picture with the original 8 pixels beside its place."""
+    """Return the picture shifted by 8 pixels."""
     x, y = ((8, 0), (-8, 0), (0, 8), (0, -8))[case.seed // 2 % 4]
     return _image(np.roll(_levels(case.picture), (y, x), (0, 1)))
 
@@ -121,17 +122,17 @@ def mirrored(case: Case) -> Image.Image:
 
 
 def flipped(case: Case) -> Image.Image:
-    """Return the picture with left and right exchanged."""
+    """Return the picture with left and right swapped."""
     return case.picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def tinted(case: Case) -> Image.Image:
-    """Return the picture with a colour cast everywhere."""
+    """Return the picture with a color cast everywhere."""
     return _image(_levels(case.picture) * np.array([1.1, 1.0, 0.88]))
 
 
 def tinted_outside(case: Case) -> Image.Image:
-    """Return the picture with a colour cast in the new area."""
+    """Return the picture with a color cast in the new area."""
     return _outside(case, _levels(case.picture) * np.array([0.86, 1.0, 1.1]) + 4)
 
 
@@ -159,7 +160,7 @@ def black(case: Case) -> Image.Image:
 
 
 def flat(case: Case) -> Image.Image:
-    """Return what the flat engine paints."""
+    """Return the picture that the flat engine paints."""
     return painted(case.photo, case.ratios, case.seed, "flat")
 
 
@@ -185,7 +186,7 @@ BREAKS: Mapping[str, Callable[[Case], Image.Image]] = {
 
 
 def main() -> None:
-    """Inspect every picture, and print the share that is found by kind."""
+    """Inspect every picture, and print how many broken pictures of each kind are found."""
     from kling_expand.pictures.inspect import inspect
 
     given = options(str(__doc__).splitlines()[0], pictures=300, engine="patchmatch")

@@ -40,7 +40,7 @@ class Stopwatch:
             self.awaits.append(time.perf_counter() - begin)
 
     async def heartbeat(self) -> None:
-        """Sleep repeatedly; what a sleep takes beyond its interval is a block of the loop."""
+        """Sleep repeatedly, and record how long the event loop was blocked beyond the interval."""
         while True:
             begin = time.perf_counter()
             await asyncio.sleep(INTERVAL)
@@ -83,7 +83,7 @@ async def with_journal(jobs: int, in_flight: int) -> Stopwatch:
 
 
 async def without_journal(like: Stopwatch, jobs: int, in_flight: int) -> Stopwatch:
-    """Measure the control: as many awaits of the median duration, which only sleep."""
+    """Measure the control: the same number of awaits, each of which sleeps for the median duration."""
     watch = Stopwatch()
     duration = median(like.awaits)
 

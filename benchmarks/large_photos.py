@@ -1,7 +1,7 @@
-"""Large photos with texture down to single pixels, and what cameras write beside it.
+"""Large photos with texture down to single pixels, and with the metadata that cameras write.
 
-The photos of the examples are small, so they are enlarged and given detail at several sizes. The others are
-made from noise alone. All may be shipped, but are made where they are needed.
+The photos of the examples are small, so they are enlarged and given detail at several sizes. The other photos
+are made from noise alone.
 """
 
 import io
@@ -35,7 +35,7 @@ class LargePhoto:
 
 
 def large_photos(longer: int = 4800) -> Iterator[LargePhoto]:
-    """Yield five photos whose *longer* side has so many pixels: one has a P3 profile, one is turned."""
+    """Yield five photos with *longer* pixels on the longer side: one has a P3 profile, one is rotated."""
     yield LargePhoto("coffee", enlarged("coffee.jpg", longer, seed=1))
     yield LargePhoto("rocket in P3", enlarged("rocket.jpg", longer, seed=2), icc_profile=display_p3())
     yield LargePhoto("cat, turned", enlarged("chelsea.jpg", longer, seed=3), orientation=6)
@@ -44,7 +44,7 @@ def large_photos(longer: int = 4800) -> Iterator[LargePhoto]:
 
 
 def enlarged(name: str, longer: int, *, seed: int) -> Image.Image:
-    """Return a photo of the examples at another size, with detail that the small one does not have."""
+    """Return a photo of the examples at another size, with detail that the original does not have."""
     with Image.open(PHOTOS / name) as photo:
         factor = longer / max(photo.size)
         size = round(photo.width * factor), round(photo.height * factor)
@@ -52,7 +52,7 @@ def enlarged(name: str, longer: int, *, seed: int) -> Image.Image:
 
 
 def texture(width: int, height: int, *, seed: int) -> Image.Image:
-    """Return a scene of coloured waves of many sizes, lighter at the top."""
+    """Return a scene of colored waves of many sizes, lighter at the top."""
     rng = np.random.default_rng(seed)
     small = rng.normal(0, 1, (12, 12, 3)).astype(np.float32)
     planes = [Image.fromarray(small[..., index]) for index in range(3)]
@@ -83,12 +83,12 @@ def display_p3() -> bytes:
     }
     for name, colorant in P3_COLORANTS:
         struct.pack_into(">3i", profile, tags[name] + 8, *(round(value * 65536) for value in colorant))
-    profile[24:36] = bytes(12)  # the time at which it was made
+    profile[24:36] = bytes(12)  # remove the time of its creation
     return bytes(profile)
 
 
 def stored(photo: Image.Image, kind: str, *, icc_profile: bytes | None = None, orientation: int = 1) -> bytes:
-    """Return the file of an upright photo as a camera held in another way would store it."""
+    """Return the file of an upright photo as a camera held in this *orientation* would store it."""
     back: dict[int, Any] = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}
     exif = Image.Exif()
     exif[DATE_TIME] = "2026:11:20 10:00:00"

@@ -1,11 +1,12 @@
-"""A library of photos through ``kling-expand bulk --fit``, interrupted, moved about and run again.
+"""A library of photos through ``kling-expand bulk --fit``, which is interrupted and run again.
 
     python -m benchmarks.library [--photos 400] [--kills 5] [--seed 1] [--json]
 
-Photos of many kinds lie in nested folders: duplicate names and contents, HEIC, JPEGs that EXIF rotates,
-wide-gamut colour profiles, and five bad files. The command is interrupted at random moments, half of
-them by SIGKILL, run from three directories, then with files deleted, and at last with the journal deleted.
-The service's account, the files and their digests must agree after each step, or the exit code is 1.
+The library has photos of many kinds in nested folders: duplicate names and contents, HEIC, JPEGs that EXIF
+rotates, wide-gamut color profiles, and five bad files. The command is interrupted at random moments, two
+times in three by SIGKILL. It is then run from three directories, after some pictures were deleted, after the
+journal was deleted, and after both. The service's account, the files and their digests must agree after each
+step, or the exit code is 1.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def make_library(root: Path, photos: int) -> tuple[list[Path], int]:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Return *path* as it is written in *folder*."""
+    """Return *path* relative to *folder*."""
     return os.path.relpath(path, folder)
 
 
@@ -119,13 +120,13 @@ class Run:
         )
 
     async def complete(self, folder: str = "") -> tuple[int | None, str]:
-        """Run the command to its end; return its exit code and its last lines."""
+        """Run the command to its end, and return its exit code and its stderr."""
         process = await self.start(folder)
         _, said = await process.communicate()
         return process.returncode, said.decode()
 
     async def interrupted(self, rng: random.Random, folder: str, *, longest: float) -> None:
-        """Run the command and stop it at a random moment, by Ctrl-C or at once."""
+        """Run the command and stop it at a random moment, with SIGINT or SIGKILL."""
         process = await self.start(folder)
         number = rng.choice((signal.SIGINT, signal.SIGKILL, signal.SIGKILL))
         try:
@@ -138,7 +139,7 @@ class Run:
 
 
 class Check:
-    """Compares the service's account and the files with what the library needs."""
+    """A comparison of the service's account and the files with what the library needs."""
 
     def __init__(self, emulator: Emulator, base: Path, good: list[Path], tasks: int) -> None:
         self._emulator = emulator
@@ -149,11 +150,11 @@ class Check:
         self.failures = 0
 
     def files(self) -> list[Path]:
-        """Return the results."""
+        """Return the paths of all pictures."""
         return sorted(path for path in (self._base / "out").rglob("*.*g") if not path.name.startswith("."))
 
     def report(self, step: str, said: tuple[int | None, str]) -> None:
-        """Print the numbers after a step, and count what is wrong."""
+        """Print the numbers after a step, and count the step if any of them is wrong."""
         files = self.files()
         digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         replaced = sum(digests.get(path, digest) != digest for path, digest in self._digests.items())

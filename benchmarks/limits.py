@@ -1,17 +1,18 @@
-"""Adaptive slots against fixed semaphores on a changing limit, and their recovery against an oracle.
+"""Adaptive slots compared with fixed semaphores on a changing limit, and with an oracle after a recovery.
 
     python -m benchmarks.limits --json
 
-Limits: the emulator's account has 37 slots, then 12, then 50, and no client knows it. Ours may use 100 and
-learns from refusals. Each semaphore has a fixed size and retries a refused create with exponential
-backoff, up to 20 s. All clients learn of ends from the same poll loop. A task takes 12 s in the median
-(log-normal, sigma 0.35). *busy* is the share of the account's slots in use while jobs wait, once each
-limit has stood for `--settling` seconds. *refused* is the share of all creates that were refused.
+Limits: the emulator's account has 37 slots, then 12, then 50, and no client knows the limit. Ours may use up
+to 100 slots and learns from refusals. Each semaphore has a fixed size and retries a refused create with
+exponential backoff, up to 20 s. The same poll loop informs all clients when tasks end. The median duration of
+a task is 12 s (log-normal, sigma 0.35). *busy* is the share of the account's slots in use while jobs wait.
+The first `--settling` seconds after each change of the limit do not count. *refused* is the share of all
+creates that were refused.
 
-Recoveries: an account of 9 slots has 60 jobs of 30 s to do, and other tasks hold its slots at first. The
-oracle knows at every moment which slots are free, and starts a job in each without a delay.
+Recoveries: 60 jobs of 30 s run on an account of 9 slots, which other tasks hold at first. The oracle knows at
+every moment which slots are free, and starts a job in each without delay.
 
-Time is virtual, and every byte crosses a socket.
+Time is virtual, but every byte crosses a socket.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ from kling_expand.emulator import Emulator
 from kling_expand.testing import emulated, loop_clock, run
 
 LIMITS = (37, 12, 50)
-ALLOWED = 100  # slots ours may use at most
+ALLOWED = 100  # slots that our client may use at most
 SEMAPHORES = (12, 37, 50)
 SLOTS = 9  # of the account in the recoveries
 JOBS = 60
@@ -56,12 +57,12 @@ class Usage:
     """The share of the account's slots in use in every second of virtual time, limit by limit."""
 
     emulator: Emulator
-    seconds: float  # for which each limit stands
-    settling: int  # seconds of them that do not count
+    seconds: float  # duration of each limit
+    settling: int  # seconds after each change that do not count
     busy: list[list[float]] = field(factory=list)
 
     async def record(self) -> None:
-        """Go through the limits and record the use of each."""
+        """Apply the limits one after another, and record the use of each."""
         for limit in LIMITS:
             self.emulator.slots = limit
             shares: list[float] = []
@@ -71,7 +72,7 @@ class Usage:
                 shares.append(min(1.0, self.emulator.account.used_slots / limit))
 
     def row(self) -> Row:
-        """Return the shares, and how long each limit took to be used to nine tenths."""
+        """Return the shares, and the seconds until nine tenths of each limit were in use."""
         account = self.emulator.account
         steady = [fmean(shares[self.settling :]) for shares in self.busy]
         row = {f"busy at {limit}": share for limit, share in zip(LIMITS, steady, strict=True)}
@@ -86,7 +87,7 @@ Work = Callable[[Emulator, KlingClient, Iterator[ExpandRequest]], Coroutine[Any,
 
 
 async def adaptive(_emulator: Emulator, kling: KlingClient, requests: Iterable[ExpandRequest]) -> None:
-    """Do all jobs through `map`, as a user would."""
+    """Run all jobs with `map`, as a user would."""
     async for outcome in kling.map(requests):
         if outcome.error is not None:
             raise outcome.error
@@ -94,7 +95,7 @@ async def adaptive(_emulator: Emulator, kling: KlingClient, requests: Iterable[E
 
 @frozen
 class FixedSemaphore:
-    """A script with a semaphore of so many slots, of which a task takes as many as it has pictures."""
+    """A script with a semaphore of this many *slots*, of which a task takes one for each picture."""
 
     slots: int
 
@@ -152,7 +153,7 @@ async def contest(work: Work, *, seconds: float, settling: int, most: int, seed:
         recording = asyncio.create_task(usage.record())
         await asyncio.wait({working, recording}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
-            working.result()  # it has no end, so this raises what broke it
+            working.result()  # the work never ends, so this raises its error
         row = usage.row()
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
@@ -202,7 +203,7 @@ async def burst(emulator: Emulator, _kling: KlingClient, other: KlingClient) -> 
 
 
 async def restart(emulator: Emulator, kling: KlingClient, other: KlingClient) -> Sequence[float]:
-    """Attach nine tasks that an earlier run has left at the service."""
+    """Attach nine tasks that an earlier run left at the service."""
     for future in await _hold(emulator, other, SLOTS, JOB_SECONDS):
         kling.attach(str(future.task_id))
     return [JOB_SECONDS] * SLOTS
@@ -239,7 +240,7 @@ async def recover(start: Start) -> Row:
 
 def main() -> None:
     """Measure, and print tables or one JSON object."""
-    logging.getLogger("kling_expand").setLevel(logging.ERROR)  # tasks still run at the end of a run
+    logging.getLogger("kling_expand").setLevel(logging.ERROR)  # tasks are still running at the end of a run
     numbers = {"seconds": 360.0, "settling": 120, "pictures": 1, "runs": 5, "recoveries": 3}
     given = options("Adaptive slots on a changing limit", **numbers)
     recoveries = {name: run(recover(start)) for name, start in islice(RECOVERIES.items(), given.recoveries)}
@@ -247,7 +248,7 @@ def main() -> None:
     print("goal: ratio at most 1.3\n")
     found = measure(given.seconds, given.settling, given.pictures, given.runs)
     table([{"client": name} | row for name, row in found.items()])
-    print(f"medians of {given.runs} runs of {given.seconds:g} s a limit; goal: 0.9 busy, under 0.05 refused")
+    print(f"medians of {given.runs} runs, {given.seconds:g} s per limit; goal: busy >= 0.9, refused < 0.05")
     worst = max(row["ratio"] for row in recoveries.values())
     finish(
         found["ours"] | {"worst recovery": worst, "recoveries": recoveries, "clients": found},

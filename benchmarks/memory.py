@@ -3,14 +3,15 @@
     python -m benchmarks.memory --json
     python -m benchmarks.memory --jobs 1000000 --json
 
-All figures are resident memory, including what the allocator does not return. Each part has its own process:
+All figures are resident memory, including memory that the allocator does not return to the system. Each part
+has its own process:
 
   - *futures*: 50,000 submitted tasks are open. The figure is the memory of one future with its request,
-    without what the stub keeps of its task. All share one photo.
-  - *map*: the growth from the first tenth of the jobs to the highest value, for a million jobs at that rate.
+    without the memory of the stub for its task. All futures share one photo.
+  - *map*: the growth from the first tenth of the jobs to the highest value, extrapolated to a million jobs.
   - *upload*: the largest growth while a 10 MB photo is sent from a file over a socket.
 
-The first two parts use a stub instead of a network and virtual time. The third sends real bytes. The figures
+The first two parts use virtual time and a stub instead of a network. The third sends real bytes. The figures
 are medians of `--runs` runs, and the parts take turns.
 """
 
@@ -61,7 +62,7 @@ def requests(number: int) -> Iterator[ExpandRequest]:
 
 
 async def future_bytes(number: int) -> float:
-    """Return the bytes per future when *number* futures are open."""
+    """Return the bytes per future while *number* futures are open."""
     service = Service(3600.0)
     async with client(service, number + 1) as kling:
         await kling.create(PHOTO, Ratios(right=0.5))
@@ -123,7 +124,7 @@ def in_process(part: str, argument: object) -> float:
 
 
 def main() -> None:
-    """Measure and print the results; with the name of a part, measure it in this process."""
+    """Measure and print the results, or measure the named part in this process."""
     if len(sys.argv) > 2 and sys.argv[1] in PARTS:
         print(PARTS[sys.argv[1]](sys.argv[2]))
         return
@@ -134,7 +135,7 @@ def main() -> None:
         found = {part: rounded(median(figures)) for part, figures in by_turns(parts, given.runs).items()}
     found = {
         "bytes_per_future": found["futures"],
-        "map_growth_mb": rounded(found["map"] / given.jobs),  # bytes of a job are megabytes of a million
+        "map_growth_mb": rounded(found["map"] / given.jobs),  # bytes per job are megabytes per million jobs
         "upload_growth_mb": rounded(found["upload"] / 1e6),
     }
     goals = {

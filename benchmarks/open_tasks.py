@@ -40,7 +40,7 @@ GOAL = 1.3
 
 @define(eq=False, kw_only=True)
 class CountingService(Service):
-    """A stub that counts what it shows, and refuses lists unless it *lists*."""
+    """A stub that counts reads and the tasks on its pages, and refuses list pages unless *lists* is true."""
 
     lists: bool = True
     entries: int = 0  # tasks on list pages
@@ -88,7 +88,7 @@ async def cpu_of_tasks(opened: int, events: int) -> float:
             if outcome.error is not None:
                 raise outcome.error
             ended += 1
-            if ended == opened:  # from here to the last request, as many begin as end
+            if ended == opened:  # from here on, a new task begins whenever one ends
                 begin = time.process_time()
             if ended == opened + events:
                 return (time.process_time() - begin) / events
@@ -122,7 +122,7 @@ async def _cpu_until(count: Callable[[], int], events: int) -> float:
 
 
 def callback(future: TaskFuture, number: int, *, end: bool) -> tuple[dict[str, str], bytes]:
-    """Return headers and body of a signed callback about the task of *future*."""
+    """Return the headers and the body of a signed callback about the task of *future*."""
     status = "succeed" if end else "processing"
     images = [{"index": 0, "url": f"https://cdn.example.com/{future.task_id}.png"}] if end else []
     task = {"task_id": future.task_id, "task_status": status, "task_result": {"images": images}}
@@ -174,7 +174,7 @@ def in_process(opened: int, events: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print the results; with ``--part``, measure in this process."""
+    """Measure and print the results, or with ``--part`` measure one number in this process."""
     if sys.argv[1:2] == ["--part"]:
         opened, events = map(int, sys.argv[2:])
         logging.disable(logging.WARNING)  # each client is closed while tasks are open

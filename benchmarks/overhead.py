@@ -5,13 +5,13 @@
 
 One server in its own process answers both, and its request counts prove that both made the same calls. The
 script signs one token and sends the same URLs, headers and bodies (the photo as Base64 in JSON) through a
-session with the same settings. It reads each response and decodes its JSON. The SDK does the same and its
-own work: deadlines, classification of refusals, validation into models, and preparation of retries. For a
+session with the same settings. It reads each response and decodes its JSON. The SDK does the same and also
+its own work: deadlines, classification of refusals, validation into models, and preparation of retries. For a
 create it also checks and hashes the photo, and manages the id, the slots, the budget and the future.
 
 CPU time is that of the whole process with its threads. A *page* of 30 tasks is read as the poll loop reads
-it. A *list* converts it to 30 models. A *job* is one create with a photo and six queries, and `ratio` is that
-of a job.
+it. A *list* converts such a page to 30 models. A *job* is one create with a photo and six queries. `ratio` is
+the ratio of a job.
 
 With ``--fast on`` the extra `fast` is used: both clients run on uvloop, and the SDK encodes Base64 with
 pybase64. Otherwise neither is used, even if they are installed.
@@ -109,7 +109,7 @@ async def _each(work: dict[str, Call], calls: dict[str, int]) -> dict[str, float
 
 
 def event_loop(*, fast: bool) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop of both clients, and hide pybase64 if it is not to be used."""
+    """Return the factory of the event loop for both clients, and hide pybase64 unless *fast* is true."""
     if fast:
         found: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
         return found

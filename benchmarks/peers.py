@@ -37,7 +37,7 @@ class Client:
     """A client; `open` takes the server's address and the number of concurrent jobs."""
 
     open: Callable[[str, int], AbstractAsyncContextManager[Run]]
-    module: str | None = None  # what must be installed
+    module: str | None = None  # the module that must be installed
 
     @property
     def installed(self) -> bool:
@@ -60,7 +60,7 @@ async def ours(url: str, concurrent: int, latency: float = TARGET_LATENCY) -> As
 
 @asynccontextmanager
 async def with_callbacks(url: str, concurrent: int, kind: str) -> AsyncIterator[Run]:
-    """Open this package's client in a web application that is sent callbacks of a *kind*."""
+    """Open this package's client in a web application that receives callbacks of a *kind*."""
     app = web.Application()
     secret = f"whsec_{SECRET}"
     setup(app, api_key="key", base_url=url, max_in_flight=concurrent, webhook_secret=secret)
@@ -108,7 +108,7 @@ async def raw_job(http: aiohttp.ClientSession, url: str, interval: float) -> str
 async def fal(url: str, _concurrent: int) -> AsyncIterator[Run]:
     """Open `fal_client` and use its `subscribe`."""
     library: Any = importlib.import_module("fal_client.client")
-    library.QUEUE_URL_FORMAT = f"{url}/fal/"  # there is no option for an http address
+    library.QUEUE_URL_FORMAT = f"{url}/fal/"  # no option accepts an http address
     client = library.AsyncClient(key="key")
 
     async def run() -> str:

@@ -143,7 +143,7 @@ def picture(title: str, panels: Sequence[Panel]) -> str:
 
 
 def clients(found: dict[str, Any]) -> str:
-    """Draw the results of `benchmarks.compare`, without clients that receive callbacks and hardly poll."""
+    """Draw the results of `benchmarks.compare`, except clients with callbacks, which hardly poll."""
     panels = []
     for number in dict.fromkeys(row[CONCURRENT] for row in found["rows"]):
         rows = [row for row in found["rows"] if row[CONCURRENT] == number and "+" not in row[CLIENT]]
@@ -164,7 +164,7 @@ def schedules(found: dict[str, Any]) -> str:
 
 
 def _joined(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the results of several runs as those of one, as `benchmarks.all` has one run for each number."""
+    """Merge the results of several runs: `benchmarks.all` has one for each number of concurrent jobs."""
     rows = [row for each in found for row in each.get("rows", [])]
     return found[0] | {"rows": rows}
 

@@ -2,7 +2,7 @@
 
 It uses HTTP/1.1 on loopback and does not interpret what it forwards. Which fault a request gets depends only
 on the seed and on the number of the request within its route. The lookups of a task can also lag behind its
-create, as those of a service that answers them from a replica.
+create, as at a service that answers lookups from a replica.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from typing import Self
 import aiohttp
 from attrs import frozen
 
-# The faults. A request that is forwarded has its effect at the service.
+# The faults. A request that is forwarded takes effect at the service.
 RESET = "reset"  # connection reset, not forwarded
 UNAVAILABLE = "unavailable"  # 503, not forwarded
 HTML = "html"  # 502 with the HTML page of a gateway, not forwarded
@@ -31,13 +31,13 @@ RESET_AFTER = "reset_after"  # forwarded, connection reset instead of the respon
 ERROR_AFTER = "error_after"  # forwarded, 500 instead of the response
 HTML_AFTER = "html_after"  # forwarded, an HTML page with status 200 instead of the response
 TRUNCATE = "truncate"  # forwarded, connection closed in the middle of the response
-SLOW = "slow"  # forwarded at once, answered normally after `slow` seconds
+SLOW = "slow"  # forwarded at once, answered normally after the seconds of `Proxy(slow=...)`
 KINDS = (
     RESET, UNAVAILABLE, HTML, RATE_LIMIT, RESET_EARLY, DELAY, RESET_AFTER, ERROR_AFTER, HTML_AFTER, TRUNCATE
 )  # fmt: skip
-HARSH_KINDS = (*KINDS, *[SLOW] * len(KINDS))  # half of the faults are slow answers
+HARSH_KINDS = (*KINDS, *[SLOW] * len(KINDS))  # half of the faults are slow responses
 
-DELAYS = (0.1, 2.0)  # seconds, least and most; the SDK waits longer before it repeats a create
+DELAYS = (0.1, 2.0)  # shortest and longest, in seconds; the SDK waits longer before it repeats a create
 _PAGE = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 _EXTERNAL_TASK_ID = re.compile(rb'"external_task_id":\s*"([^"]+)"')
 _HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "te", "upgrade"})
@@ -78,8 +78,9 @@ class Response:
 class Proxy:
     """A proxy from `url` to `upstream` that injects a fault into each request with a *probability*.
 
-    *delays* are the least and the most seconds of a delayed request, and *slow* those of a slow answer. For
-    *lookup_lag* seconds after its create a task cannot be found by its `external_task_id`.
+    *delays* are the shortest and the longest delay of a request, and *slow* is the delay of a slow response,
+    all in seconds. For *lookup_lag* seconds after its create a task cannot be found by its
+    `external_task_id`.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class Proxy:
         return whole
 
     async def _faulty(self, kind: str, delay: float, request: Request) -> Response | None:
-        """Return the response of a request with a fault, None for a reset."""
+        """Return the response to a request with a fault, or None for a reset."""
         instead = _INSTEAD.get(kind)
         if kind not in {DELAY, SLOW, RATE_LIMIT}:
             self._note_unanswered(request)
@@ -239,7 +240,7 @@ class Proxy:
 
 
 async def _read(reader: asyncio.StreamReader) -> Request | None:
-    """Return the next request, None if the connection ends before it is complete."""
+    """Return the next request, or None if the connection ends before the request is complete."""
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         line, *rest = head.strip().split("\r\n")

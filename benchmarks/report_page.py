@@ -2,9 +2,9 @@
 
     python -m benchmarks.report_page --jobs 400 --json
 
-The photos are those of the examples at 12 megapixels, as they are and with the noise of a phone at night,
-which makes them of about 6 MB. Each job has a picture of 1.3 megapixels. The page is made in a new process,
-once without an earlier page and once with it.
+The photos of the examples are enlarged to 12 megapixels, once as they are and once with the noise of a phone
+at night, which makes them about 7 MB large. Each job has a picture of 1.3 megapixels. The page is made twice,
+each time in a new process: first without an earlier page, then with it.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ RIGHT = Ratios(right=0.5)
 
 
 def enlarged(name: str, pixels: float, noise: float) -> Image.Image:
-    """Return a photo of the examples with so many *pixels*, and with noise of this deviation."""
+    """Return a photo of the examples with this many *pixels*, and with *noise* of this deviation."""
     with Image.open(PHOTOS / name) as photo:
         factor = (pixels / (photo.width * photo.height)) ** 0.5
         size = round(photo.width * factor), round(photo.height * factor)
@@ -56,7 +56,7 @@ def write_photos(folder: Path, megapixels: float, noise: float) -> list[tuple[Pa
 
 
 async def write_journal(folder: Path, files: list[tuple[Path, Path]], jobs: int) -> Path:
-    """Write a journal of so many saved jobs, each with files of its own, and return its path."""
+    """Write a journal of this many saved *jobs*, each with files of its own, and return its path."""
     async with SQLiteStore(folder / "run.db") as store:
         for number, (photo, picture) in enumerate(islice(cycle(files), jobs)):
             own = [folder / f"{number}-{path.name}" for path in (photo, picture)]
@@ -67,7 +67,7 @@ async def write_journal(folder: Path, files: list[tuple[Path, Path]], jobs: int)
             )
             identity = identify(store, prepared)
             if identity is None:
-                raise RuntimeError("a job of a journal has an identity")
+                raise RuntimeError("a job of a journal must have an identity, got None")
             job = await store.record_intent(identity, prepared)
             task = Task(str(number), "succeed", images=(ResultImage(0, ""),), final_unit_deduction="8")
             await store.observe(job.external_task_id, task)
@@ -90,7 +90,7 @@ def report(journal: Path) -> dict[str, float]:
 
 
 def measure(jobs: int, megapixels: float, noise: float) -> list[dict[str, float]]:
-    """Return the costs of a first page, and of one after it."""
+    """Return the costs of a first page, and of a second one after it."""
     with tempfile.TemporaryDirectory(prefix="report-") as name:
         folder = Path(name)
         files = write_photos(folder, megapixels, noise)

@@ -64,7 +64,7 @@ def _formatted(value: Any) -> str:
 
 
 def finish(found: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print the results as one line of JSON, if that is wanted."""
+    """Print the results as one line of JSON if *as_json* is true."""
     if as_json:
         print(json.dumps(found))
 

@@ -3,8 +3,8 @@
     python -m benchmarks.schedules --json
 
 One task runs at a time, without a network. A schedule decides when to poll until the task has ended, and then
-learns its duration. Beside exponential, constant and uniform durations and those of an idle queue, which are
-the laws of `benchmarks.durations`, there are four distributions:
+learns its duration. Four distributions are laws of `benchmarks.durations`: exponential, constant, uniform and
+an idle queue. The other four are:
 
     log-normal    median 12 s, sigma 0.35
     bimodal       7 of 10 near 8 s, the others near 30 s
@@ -14,12 +14,12 @@ the laws of `benchmarks.durations`, there are four distributions:
 The *optimum* is the smallest number of polls of any fixed plan with the same latency on the same tasks. It is
 found by dynamic programming over all tasks, for the drifting distribution in blocks. The first tasks,
 from which a schedule learns, are not counted. With few tasks the optimum is not a fair limit, since it knows
-the end of each of the slowest tasks. The last line is the limit without such knowledge: the fewest polls at
-0.6 s if the log-normal distribution is known exactly.
+the end of each of the slowest tasks. The line "with the log-normal distribution known exactly" has the limit
+without such knowledge: the fewest polls at 0.6 s if only the distribution is known.
 
-The second table is about the first task of a process whose schedule knows nothing, for evenly spread
-durations. The third is about the same task where an earlier process has learned `KNOWN` durations of the same
-kind, which a journal or `Settings.cache_dir` keeps.
+The second table is about the first task of a process whose schedule knows nothing, for durations spread
+evenly over a range. The third is about the same task if an earlier process has learned `KNOWN` durations of
+the same kind, which a journal or `Settings.cache_dir` keeps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +65,7 @@ class Fixed:
 
 
 def log_normal(rng: Random, number: int) -> Iterator[float]:
-    """Yield durations as image services have them."""
+    """Yield durations that are typical of image services."""
     return (rng.lognormvariate(0.0, SIGMA) * MEDIAN for _ in range(number))
 
 
@@ -80,7 +80,7 @@ def drifting(rng: Random, number: int) -> Iterator[float]:
 
 
 def heavy_tail(rng: Random, number: int) -> Iterator[float]:
-    """Yield durations of which some are minutes."""
+    """Yield durations, some of which are minutes."""
     return (5 * rng.paretovariate(1.5) for _ in range(number))
 
 
@@ -187,7 +187,7 @@ def contest(distribution: str, schedule: str, number: int, seed: int) -> dict[st
 
 
 def first_task(low: float, high: float, schedule: str, number: int, known: int = 0) -> dict[str, float]:
-    """Return the mean of *number* tasks of *low* to *high* seconds, each after *known* of the same kind."""
+    """Return the means of *number* tasks of *low* to *high* seconds, each after *known* learned durations."""
     polls, latencies = [], []
     for index in range(number):
         rng = Random(index)
@@ -205,7 +205,7 @@ def first_task(low: float, high: float, schedule: str, number: int, known: int =
 
 
 def first_tasks(known: int, number: int) -> dict[str, dict[str, float]]:
-    """Return the polls and latency of a first task with the adaptive schedule, and without any knowledge."""
+    """Return the polls and latency of a first task with the adaptive and the exponential schedule."""
     found = {}
     for low, high in FIRST_RANGES:
         plain = first_task(low, high, "exponential 1 to 10 s", number)

@@ -2,10 +2,11 @@
 
     python -m benchmarks.server --median 12
 
-It implements what the clients of `benchmarks.peers` need of their protocols. A job is only a duration,
-which is drawn from a seed in the order of creation and counts from the create. `GET /statistics` returns the
-requests so far and the end of each job in Unix seconds. `DELETE /statistics` resets both. A task with a
-`callback_url` is called back at its end, as `benchmarks.callbacks` says.
+It implements the parts of the protocols that the clients of `benchmarks.peers` need. A job is only a
+duration, which begins at its create. The durations are drawn from a seed in the order of the creates. `GET
+/statistics` returns the requests so far and the end of each job in Unix seconds. `DELETE /statistics` resets
+both. For a task with a `callback_url` the server sends a callback at its end, as `benchmarks.callbacks`
+describes.
 """
 
 import argparse
@@ -30,12 +31,12 @@ from benchmarks.durations import LAWS, Handler, Jobs
 from benchmarks.protocols import PEER_ROUTES
 
 KLING = "/v1/images/editing/expand"
-CONNECTIONS = 4  # that send callbacks
+CONNECTIONS = 4  # at most, for sending callbacks
 STATUS = {"POST /api/v2/jobs": 201}  # routes whose status is not 200
 
 
 def kling_task(jobs: Jobs, name: str, *, ended: bool | None = None) -> dict[str, Any]:
-    """Return a job as a task of Kling, as it is now unless *ended* is given."""
+    """Return a job as a task of Kling, in its current state unless *ended* is given."""
     ended = jobs.ended(name) if ended is None else ended
     ends = jobs.ends[name]
     task: dict[str, Any] = {
@@ -83,7 +84,7 @@ _HTTP = web.AppKey("http", aiohttp.ClientSession)
 
 
 async def _keep_session(app: web.Application) -> AsyncIterator[None]:
-    """Keep the connections that send callbacks."""
+    """Keep a session open for sending callbacks."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONNECTIONS)) as http:
         app[_HTTP] = http
         yield
@@ -124,7 +125,7 @@ async def _call_back(http: aiohttp.ClientSession, jobs: Jobs, name: str, url: st
     end = jobs.ends[name]
     delay = KINDS[url.rpartition("/")[2]](int(name) % 10**6, jobs.warm)
     if delay is not None:
-        task = kling_task(jobs, name, ended=True)  # now, as a reset deletes the job
+        task = kling_task(jobs, name, ended=True)  # built now because a reset deletes the job
         await asyncio.sleep(end + delay - time.time())
         headers, body = signed(task, f"{name}-{end}", time.time())
         with suppress(aiohttp.ClientError):  # the client has ended
@@ -140,7 +141,7 @@ def _json(function: Callable[[web.Request], Any]) -> Callable[[web.Request], Awa
 
 
 async def serve(median: float, law: str) -> None:
-    """Serve on a free port until SIGTERM; the address is printed as the only line."""
+    """Serve on a free port until SIGTERM, and print the address as the only line."""
     jobs = Jobs(median, 0, law)
     runner = web.AppRunner(application(jobs, KLING_ROUTES | PEER_ROUTES), access_log=None)
     await runner.setup()
@@ -165,13 +166,13 @@ class Server:
             return found
 
     def reset(self, seed: int = 0) -> None:
-        """Delete all jobs and counts: those that follow are measured."""
+        """Delete all jobs and counts, and measure the jobs that follow."""
         urlopen(Request(f"{self.url}/statistics?seed={seed}", method="DELETE")).close()
 
 
 @contextmanager
 def serving(median: float, law: str = "log-normal") -> Iterator[Server]:
-    """Run a server whose jobs take *median* seconds in the median, by a *law* of `benchmarks.durations`.
+    """Run a server whose jobs have this *median* duration in seconds and follow this *law*.
 
     Raises:
         RuntimeError: the server ended during its start.
@@ -189,8 +190,10 @@ def serving(median: float, law: str = "log-normal") -> Iterator[Server]:
 def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(description="A small server of several protocols.")
-    parser.add_argument("--median", type=float, default=12.0, help="seconds of a job (default: 12)")
-    parser.add_argument("--law", choices=LAWS, default="log-normal", help="of the durations")
+    parser.add_argument(
+        "--median", type=float, default=12.0, help="median duration of a job in seconds (default: 12)"
+    )
+    parser.add_argument("--law", choices=LAWS, default="log-normal", help="law of the durations")
     given = parser.parse_args()
     asyncio.run(serve(given.median, given.law))
 

@@ -1,4 +1,4 @@
-"""The wall time of starting commands, compared with importing what they cannot do without.
+"""The wall time of starting commands, compared with importing the packages that they need.
 
     python -m benchmarks.shell_start --json
 
@@ -15,7 +15,7 @@ from benchmarks.import_time import environment
 from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
 
 BASES = {"click": "import click", "all three": "import aiohttp, click, rich"}
-# The command, the imports that it is compared with, and the most that it may take of their time.
+# For each command, the imports that it is compared with and the highest ratio that meets the goal.
 COMMANDS = {
     "--help": ("click", 2.5),
     "--version": ("click", 2.5),

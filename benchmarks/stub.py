@@ -1,6 +1,6 @@
 """A stub of `aiohttp.ClientSession` without a network, so that only the client's own cost is measured.
 
-It opens no socket and does not read request bodies. A task is deleted after its end was returned once.
+It opens no socket and does not read request bodies. A task is deleted once its end has been returned.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Response:
 
 @define(eq=False)
 class Service:
-    """A service whose tasks take *median* seconds of the loop's clock in the median."""
+    """A service whose tasks have this *median* duration, in seconds of the event loop's clock."""
 
     median: float
     rng: Random = field(factory=lambda: Random(1))
@@ -76,7 +76,7 @@ class Service:
 
     @property
     def size(self) -> int:
-        """The bytes of all open tasks: what the service keeps, and not the client."""
+        """The bytes that the stub itself, and not the client, keeps for all open tasks."""
         tasks = sum(sys.getsizeof(name) + sys.getsizeof(end) for name, end in self._ends.items())
         return sys.getsizeof(self._ends) + tasks
 

@@ -1,6 +1,8 @@
 """The time of the whole test suite, and its slowest tests.
 
-python -m benchmarks.suite --json
+    python -m benchmarks.suite --json
+
+The tests run in `--processes` processes, with pytest-xdist.
 """
 
 import re

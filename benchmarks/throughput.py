@@ -3,8 +3,8 @@
     python -m benchmarks.throughput --json
     python -m benchmarks.throughput --jobs 10000 --json
 
-The emulator runs in its own process with slots for all jobs. A task takes 0.5 + 2 s. The script polls each
-task every second. `ratio` is the throughput of `map` divided by the script's.
+The emulator runs in its own process with slots for all jobs. A task waits for 0.5 s and is processed for 2 s.
+The script polls each task every second. `ratio` is the throughput of `map` divided by the script's.
 """
 
 import asyncio

@@ -3,9 +3,9 @@
     python -m benchmarks.upload --json
 
 The photo is sent to a server in its own process: by the SDK from a file and from bytes, and by a script that
-encodes the whole photo with Base64 and `json.dumps`. A heartbeat sleeps for one millisecond repeatedly. What
-its longest sleep takes beyond that is the time for which the loop was blocked. The row *control* sends
-nothing, so its value is due to the machine. *speed (MB/s)* counts the bytes of the photo.
+encodes the whole photo with Base64 and `json.dumps`. A heartbeat repeatedly sleeps for one millisecond. The
+excess of its longest sleep is the time for which the loop was blocked. The row *control* sends nothing, so
+its value is due to the machine. *speed (MB/s)* counts the bytes of the photo.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ async def control() -> AsyncIterator[Send]:
 
 
 async def heartbeat(blocks: list[float]) -> None:
-    """Sleep repeatedly and record by how much each sleep was too long."""
+    """Sleep repeatedly and record by how much each sleep exceeded the interval."""
     while True:
         begin = time.perf_counter()
         await asyncio.sleep(INTERVAL)
@@ -64,7 +64,7 @@ async def heartbeat(blocks: list[float]) -> None:
 
 
 async def timed(opened: Any, times: int) -> dict[str, float]:
-    """Return the medians of several uploads: seconds, and seconds of the longest block."""
+    """Return the medians of several uploads: the seconds, and the longest block in seconds."""
     walls, longest = [], []
     async with opened as send:
         await send()  # start the threads and open the connection

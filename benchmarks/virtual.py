@@ -1,15 +1,15 @@
-"""The requests and the latency of jobs of any law of durations, and with callbacks, in virtual time.
+"""The requests and the latency of jobs in virtual time, for every law of durations and with callbacks.
 
     python -m benchmarks.virtual --json
     python -m benchmarks.virtual --laws queue,constant --concurrent 100 --callbacks "" --json
 
 The whole client runs over a stub instead of a network, so requests and latencies are exact, and a run takes
-seconds. A number of jobs is always under way: each that ends is followed by the next. The laws are those of
-`benchmarks.durations`, the kinds of callbacks those of `benchmarks.callbacks`.
+seconds. The number of jobs under way is constant: when a job ends, the next one starts. The laws are those of
+`benchmarks.durations`, and the kinds of callbacks are those of `benchmarks.callbacks`.
 
-The client is compared with a *sweep*: one list page every second while any job is open. The first jobs, from
-which the client learns, are not counted. With callbacks that stop, only the jobs that end later are counted,
-and the table also shows the highest latency and the most requests within one second.
+The client is compared with a *sweep*, which reads list pages every second until they have shown all open
+jobs. The first jobs, from which the client learns, are not counted. If callbacks stop, only the jobs that end
+later are counted. The table also shows the highest latency and the most requests within one second.
 """
 
 import asyncio
@@ -34,9 +34,9 @@ from kling_expand.testing import loop_clock, run
 
 PHOTO = picture()
 PAGE = 500  # tasks on a page of the sweep
-WARM = 200  # jobs that are not counted, and at least twice the concurrent ones
-STOP = 120.0  # seconds after the first job, when callbacks of the kind "stopping" are lost
-JOBS = {1: 500, 10: 2000, 100: 3000, 1000: 6000}  # by number of concurrent jobs: how many are counted
+WARM = 200  # jobs that are not counted; at least twice the number of concurrent jobs
+STOP = 120.0  # seconds after the start, from which callbacks of the kind "stopping" are lost
+JOBS = {1: 500, 10: 2000, 100: 3000, 1000: 6000}  # by number of concurrent jobs: jobs that are counted
 Run = Callable[[], Awaitable[str]]
 
 
@@ -164,7 +164,7 @@ async def measure(client: str, law: str, concurrent: int, jobs: int, callbacks: 
 
 
 def contest(law: str, concurrent: int, jobs: int, callbacks: str) -> list[dict[str, Any]]:
-    """Return the rows of both clients, or of ours alone where there are callbacks."""
+    """Return the rows of both clients, or only of ours if there are callbacks."""
     clients = ["kling_expand"] if callbacks != "lost" else list(CLIENTS)
     case = {"durations": law, "concurrent jobs": concurrent, "callbacks": callbacks}
     return [
@@ -176,7 +176,7 @@ def contest(law: str, concurrent: int, jobs: int, callbacks: str) -> list[dict[s
 def main() -> None:
     """Measure and print the results."""
     given = options(
-        "Requests and latency for any law of durations, and with callbacks, in virtual time.",
+        "Requests and latency in virtual time, for every law of durations and with callbacks.",
         laws=",".join(LAWS),
         callbacks=",".join(each for each in KINDS if each != "lost"),
         concurrent="1,10,100,1000",

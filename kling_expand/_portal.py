@@ -131,7 +131,7 @@ class LoopThread:
 
     def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         # `asyncio.run` cannot be used. At its end it starts a thread that waits for the executor's threads.
-        # While the interpreter exits, no thread can start, and a blocked executor thread would never end.
+        # No thread can start while the interpreter exits, and the wait for a blocked thread would never end.
         loop = asyncio.new_event_loop()
         started.set_result(loop)
         try:
@@ -145,7 +145,7 @@ class LoopThread:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        while self._sources:  # the outermost generators, because `shutdown_asyncgens` has no order
+        while self._sources:  # the outermost generators first, because `shutdown_asyncgens` has no order
             await asyncio.gather(self._sources.pop().aclose(), return_exceptions=True)
         await loop.shutdown_asyncgens()
 

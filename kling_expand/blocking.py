@@ -337,8 +337,8 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[ExpandResult]], object]) -> None:
         """Call *fn* with this future when the task ends, or at once if it has already ended.
 
-        When the task ends, *fn* is called in the client's background thread. So it must not block, and it
-        must not call the client.
+        When the task ends, *fn* is called in the client's background thread. It must not block, and it must
+        not call the client.
         """
         super().add_done_callback(fn)
 

@@ -273,9 +273,9 @@ class KlingClient:
     ) -> ExpandResult:
         """Submit a photo, wait for its task and return the result.
 
-        One task allows at most three times the area. A geometry that needs more is reached in as few passes
-        as possible, and in at most *passes*. Each pass is a task that expands the result of the previous one,
-        and each is billed. With a journal, a later call continues where an earlier one stopped.
+        One task can enlarge a photo to at most three times its area. A geometry that needs more takes as few
+        passes as possible, and at most *passes*. Each pass is a task that expands the result of the previous
+        one, and each is billed. With a journal, a later call continues where an earlier one stopped.
         `ExpandResult.save` with ``full_size`` puts the photo back at its own size.
 
         Cancelling this call cancels the job if it was not sent yet. A task that already exists continues. Its
@@ -309,9 +309,9 @@ class KlingClient:
         fresh: bool = False,
         note: Mapping[str, Any] | None = None,
     ) -> "Passes":
-        """Return the passes that expand the photo of a *request*, at most *passes* of them.
+        """Return a series of at most *passes* passes that expands the photo of a *request*.
 
-        A pass starts when an iteration over their `futures` reaches it.
+        Each pass starts when an iteration over its `futures` reaches that pass.
 
         *deadline*, *priority*, *fresh* and *note* have the same meaning as in `submit`.
 
@@ -359,8 +359,8 @@ class KlingClient:
         submission without a `key` is always a new job. With *fresh*, a job that has ended is run and paid for
         again, for example because its pictures have expired. A job that is still open is followed.
 
-        A journal keeps the *note*, a mapping of your own JSON values, in the job's record. A journal keeps no
-        photos: if the process ends before a job is sent, the job can be resumed only if its photo was given
+        A journal keeps *note*, a mapping of your own JSON values, in the job's record. It does not keep the
+        photo. If the process ends before a job is sent, the job can be resumed only if its photo was given
         as a path or a URL.
 
         Raises:
@@ -428,9 +428,10 @@ class KlingClient:
         """Yield a future for each job of the journal whose pictures are not on disk yet, oldest first.
 
         An existing task is followed. A job that may have been sent is looked up. A job that was not sent is
-        sent if its photo can still be read from its path or URL. So is a job that was refused for a temporary
-        reason, such as an empty account. Jobs that this client already follows are left out. If a job cannot
-        be resumed, the error is logged and raised by its future. *deadline* applies to each job.
+        sent if its photo can still be read from its path or URL. The same applies to a job that was refused
+        for a temporary reason, such as an empty account. Jobs that this client already follows are left out.
+        If a job cannot be resumed, the error is logged and raised by its future. *deadline* applies to each
+        job, as in `submit`.
 
         Raises:
             InvalidRequest: if *deadline* is invalid.

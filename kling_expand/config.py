@@ -27,7 +27,7 @@ PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 LIFE = 1800.0  # seconds for which a token is valid (doc)
-MARGIN = 300.0  # seconds before the expiry of a token at which a new one replaces it
+MARGIN = 300.0  # a token is replaced this many seconds before it expires
 BACKDATE = 5.0  # seconds by which `nbf` lies in the past (doc)
 SKEW = 5.0  # seconds; a smaller difference between the service's clock and ours is ignored
 
@@ -38,7 +38,7 @@ def misconfigured(name: str, value: object, limit: str, advice: str = "") -> Con
 
 
 def option(*rules: Rule) -> tuple[Rule, ...]:
-    """Return *rules* for a client option or a setting: they raise `ConfigurationError`."""
+    """Return copies of *rules* that raise `ConfigurationError`, for a client option or a setting."""
     return tuple(evolve(rule, error=misconfigured) for rule in rules)
 
 
@@ -212,7 +212,7 @@ class Settings:
         The variables are ``KLING_BASE_URL`` and ``KLING_CACHE_DIR``. *environ* replaces `os.environ`.
 
         Raises:
-            ConfigurationError: if a value is invalid, or a name is not that of a setting.
+            ConfigurationError: if a value is invalid, or a setting does not exist.
         """
         known = [each.name for each in fields(cls)]
         for name in given.keys() - {*known}:
@@ -303,10 +303,10 @@ _SECRET_OPTIONS = {"access_key", "secret_key", "api_key", "auth", "webhook_secre
 
 
 def check_options(given: Mapping[str, Any]) -> None:
-    """Check the arguments of a client against `OPTIONS`, and that ``given["options"]`` are settings.
+    """Check the arguments of a client against `OPTIONS`, and the names in ``given["options"]``.
 
     Raises:
-        ConfigurationError: if a value is invalid, or a name is not that of an option.
+        ConfigurationError: if a value is invalid, or an option does not exist.
     """
     for name, rules in OPTIONS.items():
         for rule in rules:
@@ -435,7 +435,7 @@ class StaticKey:
         return self._api_key
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
-        """Return False, because there is no key other than *refused*; *server_time* is not used."""
+        """Return False, because a static key cannot be renewed. *refused* and *server_time* are ignored."""
         del refused, server_time
         return False
 
@@ -477,7 +477,7 @@ def credentials(
 
 
 def account_name(settings: Settings, auth: Auth) -> str:
-    """Return the name by which a journal knows its service and account. It contains no secret."""
+    """Return the name by which a journal identifies its service and account. It contains no secret."""
     fingerprint = getattr(auth, "fingerprint", "")
     key = f", key {fingerprint}" if fingerprint else ""
     return f"{settings.base_url} ({settings.dialect}{key})"

@@ -8,7 +8,7 @@
     ├── InvalidRequest            refused locally, before any money is spent (also a ValueError)
     │   ├── GeometryError         the expansion cannot be expressed
     │   ├── ImageError            the photo cannot be sent
-    │   └── BudgetExceeded        the job would cost more than is left of the budget
+    │   └── BudgetExceeded        the job would cost more than the budget has left
     ├── TransportError            no usable response: connection refused, reset, timed out
     ├── APIError                  a call got an error response: code, message, status, request_id, retry_after
     │   ├── AuthenticationError   1000 1001 1002
@@ -26,7 +26,7 @@
     │   ├── ServerError           5000 5001 5002, or any HTTP 5xx
     │   └── ProtocolError         a response that is not the documented envelope
     ├── ContentRejected           moderation rejected the content: PolicyRefusal or TaskModerated
-    ├── TaskFailed                the task failed, but no call did
+    ├── TaskFailed                the service reports that the task failed
     │   └── TaskModerated         … because of its content (also a ContentRejected)
     ├── SubmissionUnknown         it is not known whether the task exists; look up its id later
     ├── DeadlineExceeded          the deadline passed; the job may continue (also a TimeoutError)
@@ -187,7 +187,7 @@ class ImageError(InvalidRequest):
 
 
 class BudgetExceeded(InvalidRequest):
-    """A job that would cost more units than are left of the client's budget."""
+    """A job that would cost more units than the client's budget has left."""
 
 
 class TransportError(KlingError):
@@ -276,9 +276,10 @@ class PolicyRefusal(ContentRejected, APIError):
 
 
 class RateLimited(APIError):
-    """A call that was refused because there were too many. `retry_after` is the wait, if it is known.
+    """A call that the service refused because it received too many calls.
 
-    `retryable` is False if the wait is longer than the setting `max_retry_after`.
+    `retry_after` is the wait in seconds that the service asks for, or None. `retryable` is False if that is
+    longer than the setting `max_retry_after`.
     """
 
     retryable: bool = True
@@ -319,7 +320,7 @@ class SubmissionUnknown(KlingError):
 
 
 class DeadlineExceeded(KlingError, TimeoutError):
-    """A deadline that passed. If `task_id` is set, the task continues and can be awaited again."""
+    """A deadline that passed. If `task_id` is set, the task continues and its future can be awaited again."""
 
 
 class DownloadError(KlingError):
@@ -339,7 +340,7 @@ class WebhookError(KlingError):
 
 
 class JournalError(KlingError):
-    """A journal that cannot be used: it is in use, damaged, another account's, or of a newer version."""
+    """A journal that cannot be used, for example because it is damaged or belongs to another account."""
 
 
 class NotSubmitted(KlingError):

@@ -78,9 +78,10 @@ class Event(NamedTuple):
     `seconds` is the duration of the call or of the task. `latency` is the time in seconds from the end of a
     task to the response that reported it, both by the service's clock. `number` is the number of the job's
     future. All events of a job have it, including those of its calls. `route` is create, read, list or
-    download. `attempt` counts from 1. `wait` is in seconds: for a retry the time until the next attempt, or
-    None if it is not known; for a pause its length; for a call how long a pause delayed it. `found` says that
-    this client did not create the task.
+    download. `attempt` counts from 1. `found` is True if this client did not create the task.
+
+    `wait` is in seconds. Of a retry, it is the time until the next attempt, or None if that is not known. Of
+    a pause, it is the length. Of a call, it is the time for which a pause delayed the call.
     """
 
     kind: EventKind
@@ -143,7 +144,7 @@ class Stats(Serializable):
 
 
 class StatsCollector:
-    """A counter of events that passes each event on to *listeners*: functions, sequences of them, or None."""
+    """A counter of events. It passes each event on to *listeners*: functions, sequences of them or None."""
 
     def __init__(self, *listeners: Listener | Sequence[Listener] | None) -> None:
         several = (each if isinstance(each, Sequence) else [each] for each in listeners if each)

@@ -45,7 +45,7 @@ MAX_SIDE = 2.0  # (doc)
 MAX_AREA = 3.0  # (doc)
 MAX_PASSES = 4  # each pass is billed
 PASSES_ADVICE = "use passes={0} (--passes {0} in the shell)"
-MIN_INPUT_SIDE = 300  # the least side of a photo in pixels (doc), so also of a result that is expanded again
+MIN_INPUT_SIDE = 300  # minimum side of a photo in pixels (doc), and so of a result that is expanded again
 MAX_INPUT_ASPECT = 2.5  # longer over shorter side of a photo (doc)
 AREA_TOLERANCE = 1e-3  # the vendor's helper rounds to four decimals and can reach 3.00008
 NOISE = 1e-9  # the rounding error of binary fractions
@@ -136,7 +136,7 @@ class Ratios:
 
     Raises:
         GeometryError: if a side is outside [0, 2], if all four are 0, or if the new area is above 3 times
-            the old one. (The tolerance is 1e-3, which results of the vendor's helper need.)
+            the old one. (The tolerance is 1e-3, which the vendor's helper needs.)
     """
 
     needs_size: ClassVar[bool] = False
@@ -221,7 +221,7 @@ def nearest(value: float) -> int:
 
 
 def shown(value: float, rounding: str) -> str:
-    """Return *value* with five digits. *rounding* is the direction in which it still obeys the rule."""
+    """Return *value* with five digits, rounded in the direction in which it still obeys the rule."""
     from decimal import Context  # imported here, as only messages need it
 
     return format(Context(prec=5, rounding=rounding).create_decimal_from_float(value).normalize(), "f")
@@ -325,7 +325,7 @@ class ToAspect:
         return Ratios(*_placed(across - 1, down - 1, self.anchor))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the least growth of a *width* by *height* photo, without the limits of one pass."""
+        """Return the least growth of a *width* by *height* photo, ignoring the limits of one pass."""
         stretch = self.aspect * height / width
         return _placed(max(1.0, stretch) - 1, max(1.0, 1 / stretch) - 1, self.anchor)
 
@@ -365,7 +365,7 @@ class ToSize:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side of a *width* by *height* photo, without the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, ignoring the limits of one pass."""
         return _placed((self.width - width) / width, (self.height - height) / height, self.anchor)
 
 
@@ -400,7 +400,7 @@ class Padding:
         return Ratios(*self.sides(width, height))
 
     def sides(self, width: int, height: int) -> Sides:
-        """Return the growth of each side of a *width* by *height* photo, without the limits of one pass."""
+        """Return the growth of each side of a *width* by *height* photo, ignoring the limits of one pass."""
         return self.up / height, self.down / height, self.left / width, self.right / width
 
 
@@ -485,7 +485,7 @@ def calculate_expansion_ratios(
 
 
 def _growth(width: float, height: float, aspect: float, area: float | None) -> tuple[float, float]:
-    """Return the new width and height as multiples (≥ 1) of the old ones, for an aspect and maybe an area."""
+    """Return the new width and height as multiples (≥ 1) of the old ones. *area* may be None."""
     stretch = aspect * height / width
     least = max(stretch, 1 / stretch)
     if least > MAX_AREA + NOISE:

@@ -145,7 +145,7 @@ class Task(Serializable):
     `task_id` is the service's id and `external_task_id` the caller's. `task_status` is the service's own
     word, `status` its meaning, and `task_status_msg` the reason for a failure. A succeeded task has `images`.
     `created_at` and `updated_at` are in Unix milliseconds. `final_unit_deduction` is the number of units that
-    were billed, once it is known. In newer responses it is `final_balance_deduction`. `watermark` says
+    were billed, once it is known. `final_balance_deduction` is the price in newer responses. `watermark` says
     whether copies with a watermark were requested. `raw` is the whole response if it has a field that this
     version does not know, or else None.
     """
@@ -535,7 +535,7 @@ class ExpandRequest:
 
 
 def portable(request: ExpandRequest | None) -> ExpandRequest | None:
-    """Return *request* in a form that can be pickled, or None if its photo prevents that."""
+    """Return *request* in a form that can be pickled, or None if its photo is an open file without a path."""
     image: Any = request and request.image
     if isinstance(image, memoryview):
         image = bytes(image)

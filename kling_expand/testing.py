@@ -346,7 +346,7 @@ class JobStoreContract:
         "state", [JobState.UNKNOWN, JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE]
     )
     async def test_a_known_job_is_returned(self, store: JobStore, state: JobState) -> None:
-        """An open or finished job is never started again. A store may forget it at its end."""
+        """An open or finished job is never started again. A store in memory forgets finished jobs."""
         name = (await intend(store)).external_task_id
         if state is JobState.UNKNOWN:
             await store.mark_uncertain(name, "reset")

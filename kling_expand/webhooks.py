@@ -216,7 +216,7 @@ def _text(name: str, value: object) -> str:
 
 
 def _only_one(name: str, values: list[str]) -> str:
-    """Return the value of a header that must occur exactly once: which of two was signed would be unclear."""
+    """Return the value of a header that must occur exactly once, so that it is clear what was signed."""
     if len(values) > 1:
         raise WebhookError(f"{name} was sent more than once")
     if not values or not values[0]:

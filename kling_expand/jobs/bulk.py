@@ -1,4 +1,4 @@
-"""A bounded map over many requests, which yields outcomes as jobs end or in order."""
+"""A bounded map over many requests, which yields outcomes in the order of the requests or as jobs end."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from kling_expand.serialization import Serializable
 from .future import ExpandResult, TaskFuture
 
 SOURCE_CLOSE_TIMEOUT = 5.0  # seconds
-REMEMBERED_FILES = 10_000  # of a map, so that memory stays bounded
+REMEMBERED_FILES = 10_000  # saved files that a map remembers; the limit bounds its memory
 
 T = TypeVar("T")
 
@@ -29,13 +29,13 @@ logger: logging.Logger = logging.getLogger(__name__)
 class Outcome(Serializable):
     """The outcome of one of many requests.
 
-    `index` is the position of the request, from 0. Either `result` or `error` is set. Both are set if the
-    pictures could not be saved; saving can then be retried. `request` is None if it could not be made.
-    `files` are the paths of the saved pictures.
+    `index` is the position of the request, from 0. `result` or `error` is set. Both are set if the pictures
+    could not be saved, so that `result.save` can be called again. `request` is None if the row gave no valid
+    request. `files` are the paths of the saved pictures.
     """
 
     index: int
-    request: ExpandRequest | Any  # or None, possible only for rows that are mappings or functions
+    request: ExpandRequest | Any  # None only for an invalid row that is a mapping or a function
     result: ExpandResult | None = None
     error: KlingError | None = None
     files: tuple[Path, ...] = ()
@@ -50,7 +50,8 @@ class Outcome(Serializable):
         return self
 
 
-# A request, its fields by name, or a function that makes it. An error of the last two is that row's outcome.
+# A request, a mapping of its fields, or a function that returns it. An error in a mapping or a function is
+# the outcome of its row.
 Row = ExpandRequest | Mapping[str, Any] | Callable[[], ExpandRequest]
 Requests = Iterable[Row] | AsyncIterable[Row]
 
@@ -71,7 +72,7 @@ class SaveArguments(TypedDict, total=False):
 
 
 def check_saves(save_to: SaveTo | None, options: SaveArguments | None) -> None:
-    """Check where and how a map saves images, before any job is sent.
+    """Check where and how a map saves pictures, before any job is sent.
 
     Raises:
         InvalidRequest: if the target or an option is invalid, or there are options without a target.
@@ -80,7 +81,7 @@ def check_saves(save_to: SaveTo | None, options: SaveArguments | None) -> None:
         if options:
             raise InvalidRequest("save_options", shown(options), "must come with save_to")
         return
-    from kling_expand.downloads.files import SaveOptions, check_target  # here, as many callers only want URLs
+    from kling_expand.downloads.files import SaveOptions, check_target  # imported here, as many never save
 
     if not callable(save_to):
         check_target("save_to", save_to)
@@ -100,8 +101,8 @@ def make_request(row: Row) -> ExpandRequest:
     """Return the request of a row.
 
     Raises:
-        InvalidRequest: if a field is wrong, or the function of the row made no request.
-        KlingError: if that function raises it.
+        InvalidRequest: if a field is invalid, or the row's function failed or returned no request.
+        KlingError: if the row's function raises one.
     """
     if isinstance(row, Mapping):
         names = [each.name for each in fields(ExpandRequest)]
@@ -124,15 +125,15 @@ def make_request(row: Row) -> ExpandRequest:
 
 
 def _target(save_to: SaveTo | None, request: ExpandRequest) -> Target | None:
-    """Return where the pictures of *request* are to be saved. Raises `InvalidRequest`."""
+    """Return where to save the pictures of *request*. Raise `InvalidRequest` if the target is invalid."""
     if not callable(save_to):
         return save_to
-    from kling_expand.downloads.files import check_target  # imported here, as many callers only want URLs
+    from kling_expand.downloads.files import check_target  # imported here, as many callers never save
 
     try:
         target = os.fspath(save_to(request))
     except Exception as error:
-        raise InvalidRequest("save_to", f"{type(error).__name__}: {error}", "must give a path") from error
+        raise InvalidRequest("save_to", f"{type(error).__name__}: {error}", "must return a path") from error
     check_target("save_to", target)
     return target
 
@@ -142,7 +143,7 @@ def _is_row(row: object) -> bool:
 
 
 async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
-    """Yield the items of either kind of iterable."""
+    """Yield the items of a synchronous or asynchronous iterable."""
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item
@@ -154,10 +155,11 @@ async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]
 class BoundedMap:
     """A map that holds at most *prefetch* requests at a time between its source and its reader.
 
-    A request counts from before it is read until its outcome has been yielded, so a slow reader slows the
-    source. `submit` starts a job and may give it a deadline; the outcome holds what awaiting its future
-    returns or raises. `cancel` cancels a job that was not sent and has no effect on any other. With `save_to`
-    the pictures are saved before the outcome is yielded, while other jobs use the slots.
+    A request counts from just before it is read until the reader asks for the outcome after its own. So a
+    slow reader slows the source. `submit` starts a job and may give it a deadline. The outcome holds what
+    awaiting the job's future returns or raises. `cancel` cancels a job that was not sent yet, and has no
+    effect on a job that was. With `save_to`, the pictures are saved before the outcome is yielded, while
+    other jobs use the slots.
     """
 
     def __init__(
@@ -183,13 +185,13 @@ class BoundedMap:
         self._ended: asyncio.Queue[asyncio.Task[Outcome] | None] = asyncio.Queue()
 
     async def run(self, requests: Requests) -> AsyncGenerator[Outcome, None]:
-        """Yield the outcomes, in the order of the requests or as they end.
+        """Yield the outcomes, in the order of the requests or as jobs end.
 
         If the reader stops early, jobs that were not sent are cancelled. A source that cannot be interrupted
-        is abandoned after `SOURCE_CLOSE_TIMEOUT`.
+        is abandoned after `SOURCE_CLOSE_TIMEOUT` seconds.
 
         Raises:
-            Exception: if the source raises. The outcomes of all requests read before come first.
+            Exception: if the source raises. The outcomes of all requests read before are yielded first.
         """
         feeder = asyncio.create_task(self._feed(requests), name="kling-expand map")
         feeder.add_done_callback(lambda _: self._ended.put_nowait(None))
@@ -205,7 +207,7 @@ class BoundedMap:
             feeder.result()
 
     async def _feed(self, requests: Requests) -> None:
-        """Submit each request as soon as fewer than *prefetch* are held."""
+        """Submit each request as soon as the map holds fewer than *prefetch* requests."""
         async with aclosing(each(requests)) as source:
             for index in count():
                 await self._places.acquire()
@@ -214,7 +216,7 @@ class BoundedMap:
                 except StopAsyncIteration:
                     return
                 if (task := asyncio.current_task()) and task.cancelling():
-                    return  # otherwise jobs of a source that ignores its cancellation would be sent
+                    return  # the source ignored its cancellation, and this row must not be sent
                 self._start(index, row)
 
     def _start(self, index: int, row: Row) -> None:
@@ -226,7 +228,7 @@ class BoundedMap:
         request: ExpandRequest | None = None
         try:
             request = make_request(row)
-            target = _target(self._save_to, request)  # a wrong one is found before anything is paid for
+            target = _target(self._save_to, request)  # an invalid target is found before any job is paid for
         except KlingError as error:
             ended = _failed(index, request, error)
         else:
@@ -244,7 +246,7 @@ class BoundedMap:
         files: tuple[Path, ...] = ()
         try:
             result = await future
-            # Jobs of equal photos share a result, which has the request and the name of one of them.
+            # Jobs with identical photos share a result, which has the request and name of only one of them.
             result = evolve(result, request=request, name=source_stem(request.image))
             files = result.files if target is None else await self._saved(result, target)
         except KlingError as error:
@@ -252,14 +254,17 @@ class BoundedMap:
         return Outcome(index, request, result, files=files)
 
     async def _saved(self, result: ExpandResult, target: Target) -> tuple[Path, ...]:
-        """Return the files of a job, which no other job of this map has; equal photos may be one task."""
+        """Save the pictures of a job under paths that no other job of this map has, and return the paths.
+
+        Jobs with identical photos may share a task, so their paths could be the same.
+        """
         name, options = result.name or result.task_id, self._save_options
         files = await _saved_at(result, target, options)
         for number in count(2):
             if self._given.keys().isdisjoint(map(hash, files)):
                 break
             other = await _saved_at(evolve(result, name=f"{name}-{number}"), target, options)
-            if other == files:  # a template without a name
+            if other == files:  # the template has no field `name`
                 break
             files = other
         self._given |= dict.fromkeys(map(hash, files))
@@ -272,7 +277,7 @@ class BoundedMap:
         following = 0
         while self._open or not feeder.done():
             job = await self._ended.get()
-            if job is None:  # the source has ended, and open jobs continue
+            if job is None:  # the source has ended; open jobs continue
                 continue
             del self._open[job]
             outcome = job.result()
@@ -286,7 +291,7 @@ class BoundedMap:
                 following += 1
 
     def _count(self, outcome: Outcome, feeder: asyncio.Task[None]) -> None:
-        """Stop feeding after too many failures."""
+        """Count a failure, and stop feeding after too many."""
         if outcome.error is not None and self._failures_left is not None:
             self._failures_left -= 1
             if self._failures_left == 0:
@@ -311,9 +316,9 @@ class BoundedMap:
 
 
 async def _saved_at(result: ExpandResult, target: Target, options: SaveArguments) -> tuple[Path, ...]:
-    """Return the pictures of a result at *target*, which are saved only where they are missing.
+    """Return the paths of a result's pictures at *target*, and save the pictures there if necessary.
 
-    If the service no longer has them, those that an earlier run saved elsewhere are returned.
+    If the service no longer has the pictures, return the paths at which an earlier run saved them.
     """
     found = () if options else result.saved_at(target)
     try:

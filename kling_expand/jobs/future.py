@@ -2,10 +2,10 @@
 
 One record per task holds the state that all its futures share:
 
-    poll, callback, store, create ──deliver──> TaskRecord ──> every TaskFuture, iterator and callback
+    poll, callback, store, create ──deliver──> TaskRecord ──> every TaskFuture, iterator and done callback
 
-The registry finds the open records by either id. If a task turns out to have two records, they are merged, so
-slots, statistics and learned durations are counted once per task.
+The registry finds open records by either of their ids. If a task turns out to have two records, they are
+merged, so slots, statistics and learned durations are counted once per task.
 """
 
 import asyncio
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from kling_expand.downloads.files import OutputPaths, SaveOptions
     from kling_expand.pictures.convert import Metadata
 
-LOGGED_IDS = 20  # of the jobs that one log line names
+LOGGED_IDS = 20  # jobs that one log line names at most
 
 _numbers = count(1)
-_RISK_CONTROL = "risk control"  # `task_status_msg` of a moderated task (live)
+_RISK_CONTROL = "risk control"  # `task_status_msg` of a moderated task (observed)
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def deadline_at(deadline: float | None) -> float | None:
     """Return the loop time that is *deadline* seconds from now, or None if there is no deadline.
 
     Raises:
-        InvalidRequest: if it is not above 0.
+        InvalidRequest: if *deadline* is not above 0.
     """
     if deadline is None:
         return None
@@ -60,7 +60,7 @@ def deadline_at(deadline: float | None) -> float | None:
 
 
 class Save(Protocol):
-    """A function that saves the pictures of a task; see `kling_expand.downloads.downloader`."""
+    """A function that saves the pictures of a task (see `kling_expand.downloads.downloader`)."""
 
     def __call__(
         self,
@@ -76,12 +76,12 @@ class Save(Protocol):
 
 
 class Read(Protocol):
-    """A function that yields a picture of a task in pieces; *position* is the place among its images."""
+    """A function that yields one picture of a task in chunks."""
 
     def __call__(
         self, task: Task, position: int, /, *, deadline_at: float | None
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the pieces."""
+        """Yield the chunks of the picture at *position*, which counts the images in index order."""
         ...
 
 
@@ -100,32 +100,32 @@ class SubmittedJob(Protocol):
 
     @property
     def found(self) -> bool:
-        """Whether its task was there before this client sent anything for the job."""
+        """Whether the task existed before this client sent anything for the job."""
         ...
 
     @property
     def recorded_id(self) -> str | None:
-        """The id under which the store has the job, or None before that."""
+        """The id under which the store has recorded the job, or None if it has not."""
         ...
 
     @property
     def final_id(self) -> str | None:
-        """The id that the caller or the store gave it, or None before either is known."""
+        """The id that the caller or the store gave the job, or None if neither has done so yet."""
         ...
 
     def cancel(self, *, for_good: bool = False) -> bool:
         """Cancel the job if it was not sent yet, and return whether it is cancelled.
 
-        With *for_good* no later run resumes it from the store.
+        With *for_good*, no later run resumes it from the store.
         """
         ...
 
 
 @frozen(eq=False)
 class ResultImage(Image):
-    """An expanded picture whose bytes can be read. It equals the plain `Image` of the task.
+    """An expanded picture whose bytes can be read.
 
-    It has the same `index`, `url` and `watermark_url`.
+    It equals the task's own `Image`, which has the same `index`, `url` and `watermark_url`.
     """
 
     _read: Callable[[float | None], AsyncGenerator[bytes, None]] | None = field(default=None, repr=False)
@@ -179,14 +179,14 @@ class ResultImage(Image):
 class ExpandResult(Serializable):
     """A succeeded task, with methods to save and read its pictures.
 
-    `task` is its final snapshot. `request` is the request, or None for an attached task. `files` are the
-    paths to which an earlier run saved the pictures, according to the journal, if all of them still exist,
-    and *saves* has the paths of every such save, including the saves of other jobs with an identical photo.
-    `name` is the photo's name, from which file names are formed. `shape` is the name of the shape, by default
-    as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose picture this one was made
-    from, or None.
+    `task` is the task's final snapshot. `request` is the request, or None for an attached task. `files` are
+    the paths at which an earlier run saved the pictures, according to the journal, or empty unless all of
+    them still exist. *saves* has the paths of every such save, including those of other jobs with an
+    identical photo. `name` is the photo's name, from which file names are formed. `shape` is the name of the
+    shape, by default as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose picture
+    was the input of this one, or None.
 
-    It can be pickled. The copy in another process has the URLs but no client, so it cannot save or read.
+    A result can be pickled. The unpickled copy has the URLs but no client, so it cannot save or read.
     """
 
     task: Task
@@ -195,13 +195,13 @@ class ExpandResult(Serializable):
     files: tuple[Path, ...] = ()
     earlier: "ExpandResult | None" = None
     shape: str | None = None
-    _saves: tuple[tuple[Path, ...], ...] = field(default=(), repr=False, eq=False)  # of equal photos, too
+    _saves: tuple[tuple[Path, ...], ...] = field(default=(), repr=False, eq=False)  # see *saves*
     _save: Save | None = field(default=None, repr=False, eq=False)
     _read: Read | None = field(default=None, repr=False, eq=False)
 
     @property
     def images(self) -> tuple[ResultImage, ...]:
-        """The expanded pictures by index. Their URLs are valid for 30 days (documented)."""
+        """The expanded pictures, sorted by index. Their URLs are valid for 30 days (documented)."""
         return tuple(
             ResultImage(image.index, image.url, image.watermark_url, self._reader(position))
             for position, image in enumerate(sorted(self.task.images, key=lambda image: image.index))
@@ -235,13 +235,13 @@ class ExpandResult(Serializable):
         ``external_task_id``, ``folder`` (the photo's own) and ``path`` (the folders that `name` begins with).
 
         A leading ``~`` is the user's home. If another file has the name, the task's id is appended unless
-        *overwrite* is set. A task's own saved pictures are not downloaded again. Copies with a watermark are
-        saved as well.
+        *overwrite* is set. Pictures that are already saved there are not downloaded again. Copies with a
+        watermark are saved too.
 
         *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, for JPEG and WebP with a
         *quality* of 1 to 100 (default 92). *metadata* adds the EXIF data and the color profile of the photo.
         *full_size* also saves each picture at the photo's scale, with the photo's pixels, and returns those
-        paths (``dog-0-full.jpg``). Both may be the path of the photo. All need the extra `images`.
+        paths (``dog-0-full.jpg``). The last two may be the photo's path. All three need the extra `images`.
 
         *deadline* limits the call, in seconds from now. Without it, `download_timeout` limits each picture.
 
@@ -250,7 +250,7 @@ class ExpandResult(Serializable):
             DownloadError: if a picture could not be fetched or written.
             DeadlineExceeded: if the deadline passes. The result can be saved again.
             InvalidRequest: if an argument is wrong, or the photo is at a URL.
-            PictureMismatch: if the photo was not found in a picture. The picture of the service is saved.
+            PictureMismatch: if the photo was not found in a picture. The service's picture is still saved.
             MissingExtra: if the extra `images` is not installed.
             ClientClosed: if the client was closed.
         """
@@ -276,9 +276,9 @@ class ExpandResult(Serializable):
         return await asyncio.to_thread(read_metadata, source)
 
     def saved_at(self, target: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Return the paths where an earlier run saved the pictures, if `save` puts them there, else ``()``.
+        """Return the paths of pictures that an earlier run saved where `save` would put them, or ``()``.
 
-        Their contents are not checked, so an edited picture counts as saved.
+        The contents of the files are not checked, so an edited picture counts as saved.
 
         Raises:
             InvalidRequest: if *target* is invalid.
@@ -316,7 +316,7 @@ class ExpandResult(Serializable):
 
         Names, *full_size*, *format*, *quality* and *deadline* are as in `save`. An existing object with
         different content is replaced only with *overwrite*, unless two programs write it at the same moment.
-        It needs the extra `objects` and the fsspec package of the object store.
+        This needs the extra `objects` and the fsspec package of the object store.
 
         Raises:
             KlingError: if `save` fails.
@@ -339,10 +339,10 @@ class ExpandResult(Serializable):
         full_size: bool | str | os.PathLike[str] = False,
         deadline: float | None = None,
     ) -> Any:
-        """Return the image at a *position* of `images` as a PIL image (extra `images`); nothing is written.
+        """Return the picture at *position* in `images` as a PIL image, without writing a file.
 
-        With *full_size* it has the scale of the photo and contains the photo's own pixels; see `save`.
-        *deadline* is in seconds from now.
+        With *full_size*, it has the photo's scale and contains the photo's own pixels, as in `save`.
+        *deadline* is in seconds from now. This needs the extra `images`.
 
         Raises:
             KlingError: for the same reasons as in `save`.
@@ -359,7 +359,7 @@ class ExpandResult(Serializable):
             ) from None
 
     async def read(self, *, deadline: float | None = None) -> tuple[bytes, ...]:
-        """Return the bytes of every picture, in the order of `images`; nothing is written.
+        """Return the bytes of every picture, in the order of `images`, without writing a file.
 
         *deadline* is in seconds from now.
 
@@ -399,7 +399,7 @@ class ExpandResult(Serializable):
 
 
 def _without_client(task_id: str | None = None) -> KlingError:
-    advice = "call `attach` of an open client to get its future again"
+    advice = "call `attach` on an open client to get the result again"
     return KlingError(f"this result has no client to download with; {advice}", task_id=task_id)
 
 
@@ -418,7 +418,7 @@ class TaskRecord:
 
     `any_id` is an id that the service accepts in a query: the `task_id` once it is known, the external id
     before that. `number` is unique within the process, while ids may change. `job` is the runner's job, or
-    None for an attached task. `submissions` counts the calls that rely on the record. `error` says why no
+    None for an attached task. `submissions` counts the submissions that share the record. `error` says why no
     snapshot will follow. `pictures` is the number of pictures that a success must have to be complete.
     `unretrieved` counts the futures, and is None once a caller has retrieved the outcome. An outcome that no
     caller has retrieved is logged when the last future is garbage-collected or the client closes.
@@ -463,7 +463,7 @@ class TaskRecord:
 
     @property
     def any_id(self) -> str:
-        """The `task_id` once it is known, the id given before that."""
+        """The `task_id` once it is known, and the given id before that."""
         return self.task.task_id if self.task else self._given
 
     @property
@@ -479,7 +479,7 @@ class TaskRecord:
 
     @property
     def external_task_id(self) -> str | None:
-        """The caller's id or the one the client made; None while neither is known."""
+        """The caller's id or the generated one, or None if neither is known."""
         if self.task is not None and self._given in {"", self.task.task_id}:
             return self.task.external_task_id
         return self._given or None
@@ -497,7 +497,7 @@ class TaskRecord:
         return self.error is not None or (self.task is not None and self.task.status.final)
 
     def failure(self) -> KlingError | None:
-        """Return a new exception that says why there is no result, or None if there is or may be a result."""
+        """Return a new exception that says why there is no result, or None if there is or may be one."""
         if self.error is not None:
             return _copy(self.error)
         failed = self.task is not None and self.task.status is Status.FAILED
@@ -511,15 +511,15 @@ class TaskRecord:
         return make(self, self.task) if make else ExpandResult(self.task)
 
     def deliver(self, task: Task) -> bool:
-        """Process a snapshot from a poll, a callback, the store or a create.
+        """Process a snapshot from a poll, a callback, the store or a create, and return whether it is new.
 
-        Old and repeated snapshots, and those of other tasks, change nothing and return False, so the sources
-        need no coordination. The record keeps its `external_task_id`, as not every snapshot has one.
+        An old or repeated snapshot, or one of another task, changes nothing, so the sources need no
+        coordination. The record keeps its `external_task_id`, as not every snapshot has one.
         """
         if self.done() or (self.task and not _is_newer(self.task, task)):
             return False
         if self.job is not None and 0 < self.pictures < len(task.images):
-            task = evolve(task, images=task.images[: self.pictures])  # more than were asked for
+            task = evolve(task, images=task.images[: self.pictures])  # the service made more than requested
         external_task_id = None if self._given == task.task_id else self._given
         external_task_id = external_task_id or (self.task.external_task_id if self.task else None)
         if external_task_id and external_task_id != task.external_task_id:
@@ -529,7 +529,7 @@ class TaskRecord:
         return True
 
     def fail(self, error: KlingError) -> None:
-        """End every future of this record with *error*; no snapshot will follow."""
+        """End every future of this record with *error*, as no snapshot will follow."""
         if not self.done():
             error.task_id = error.task_id or self.task_id
             error.external_task_id = error.external_task_id or self.external_task_id
@@ -543,7 +543,7 @@ class TaskRecord:
         context: contextvars.Context | None = None,
     ) -> None:
         """Call *callback* with *future* in *context* soon after the end."""
-        context = contextvars.copy_context() if context is None else context  # an empty one is false
+        context = contextvars.copy_context() if context is None else context  # an empty context is false
         if self.done():
             asyncio.get_running_loop().call_soon(callback, future, context=context)
         else:
@@ -556,7 +556,7 @@ class TaskRecord:
         return removed
 
     def withdraw(self, future: "TaskFuture") -> "TaskRecord":
-        """Return a separate record for *future*, which is cancelled while other submissions continue."""
+        """Return a separate, cancelled record for *future*, while other submissions of the job continue."""
         self.submissions -= 1
         own = TaskRecord(self._given)
         own.retrieve()
@@ -576,7 +576,7 @@ class TaskRecord:
             self.unretrieved += 1
 
     def detach_future(self) -> None:
-        """Count one future fewer. After the last one, no caller can retrieve the outcome any more."""
+        """Stop counting a future of this record. After the last one, no caller can retrieve the outcome."""
         if self.unretrieved is not None:
             self.unretrieved -= 1
             self._check_retrieved()
@@ -631,11 +631,12 @@ class TaskRecord:
 
 
 class TaskRegistry:
-    """The open records of one client, found by either id.
+    """The open records of one client, found by either of their ids.
 
-    `on_end` is called once for each record when its outcome becomes known, and `on_merge` for each record
-    that another one replaces. Neither may raise. `make_result` makes the result of a succeeded task.
-    `unretrieved` are ended records whose outcome no caller has retrieved.
+    The functions in `on_end` are called once for each record when its outcome becomes known. Those in
+    `on_merge` are called for each record that another one replaces. None of them may raise. `make_result`
+    makes the result of a succeeded task. `unretrieved` holds ended records whose outcome no caller has
+    retrieved.
     """
 
     def __init__(self) -> None:
@@ -645,7 +646,7 @@ class TaskRegistry:
         self.unretrieved: dict[TaskRecord, None] = {}
         self._records: dict[TaskRecord, None] = {}
         self._by_id: dict[str, TaskRecord] = {}
-        self._aliases: dict[TaskRecord, set[str]] = {}  # further ids, of records that were merged into these
+        self._aliases: dict[TaskRecord, set[str]] = {}  # ids of records that were merged into these
 
     def __len__(self) -> int:
         return len(self._records)
@@ -667,7 +668,7 @@ class TaskRegistry:
         return record.canonical
 
     def forget_ids(self, record: TaskRecord) -> None:
-        """Remove the present ids of *record* from the index."""
+        """Remove the current ids of *record* from the index."""
         for any_id in record.ids:
             if self._by_id.get(any_id) is record:
                 del self._by_id[any_id]
@@ -684,7 +685,7 @@ class TaskRegistry:
         for any_id in record.ids:
             other = self._by_id.setdefault(any_id, record)
             if other is not record:
-                # The record of a job of this client holds its slots, so it is kept.
+                # A record with a job of this client is kept, because that job holds the slots.
                 stays, goes = (record, other) if other.job is None and record.job else (other, record)
                 self._merge(goes, stays)
                 if goes is record:
@@ -714,10 +715,12 @@ class TaskRegistry:
 def paths_of(
     result: ExpandResult, target: str | os.PathLike[str], *, metadata: bool = False, **form: Any
 ) -> "OutputPaths":
-    """Return where `ExpandResult.save` puts the pictures of a *result*; *form* is their format and quality.
+    """Return where `ExpandResult.save` puts the pictures of a *result*.
+
+    *form* holds the arguments `format` and `quality` of that call.
 
     Raises:
-        InvalidRequest: if *target* is no directory, template or path.
+        InvalidRequest: if *target* is invalid.
     """
     from kling_expand.downloads.files import output_paths  # imported here, as many callers never save
 
@@ -725,7 +728,7 @@ def paths_of(
     if metadata:
         from kling_expand.pictures.convert import Metadata  # imported here, as it is an option
 
-        options = evolve(options, metadata=Metadata())  # whatever they are, the paths are the same
+        options = evolve(options, metadata=Metadata())  # the paths do not depend on its values
     return output_paths(result.task, target, options)
 
 
@@ -745,21 +748,22 @@ def log_unretrieved(records: Iterable[TaskRecord]) -> None:
 
 
 class TaskFuture:
-    """One task, for any number of awaiters, iterators and callbacks.
+    """The future of one task, for any number of awaiters, iterators and done callbacks.
 
-    Only clients create it, from their *record* of the task.
+    Only clients create futures, each from the client's *record* of the task.
 
-    It has the methods of `asyncio.Future` except those that set a result, so `asyncio.wait`, `gather`,
+    A future has the methods of `asyncio.Future` except those that set a result, so `asyncio.wait`, `gather`,
     `as_completed`, `shield` and `wait_for` accept it.
 
-    `await future` returns the `ExpandResult` or raises an error. That is `TaskFailed` if the task failed,
-    another `KlingError` if a call failed, and `DeadlineExceeded` if *deadline_at* (loop time) passes first.
+    `await future` returns the `ExpandResult` or raises an error. The error is `TaskFailed` if the task
+    failed, another `KlingError` if a call failed, and `DeadlineExceeded` if *deadline_at* (loop time) passes
+    first.
     An expired deadline is not a failure: the task continues, and a later await has no time limit. Cancelling
     one awaiter does not affect the others. If a task exists or may exist by then, its ids are logged and
     added to the `CancelledError` as a note.
 
     An error that is never retrieved is logged with its ids when the last future of the task is
-    garbage-collected or the client closes. `await`, `result`, `exception`, `error`, `task` and an iteration
+    garbage-collected or the client closes. `await`, `result`, `exception`, `error`, `task` and iteration
     retrieve it.
     """
 
@@ -786,7 +790,7 @@ class TaskFuture:
 
     @property
     def any_id(self) -> str:
-        """The `task_id` once it is known, the `external_task_id` before that, which may still change."""
+        """The `task_id` once it is known. Before that, the `external_task_id`, which may still change."""
         return self.record.any_id
 
     @property
@@ -825,8 +829,8 @@ class TaskFuture:
         """Cancel the job if it was not sent yet, and return whether it is cancelled.
 
         A cancelled job costs nothing, and its future raises `NotSubmitted`. The service cannot cancel a task,
-        so an existing task continues. Other submissions of the same job continue, too. A journal records that
-        the job was cancelled, so `KlingClient.resume` does not send it; a new submission does.
+        so an existing task continues. Other submissions of the same job continue too. A journal records that
+        the job was cancelled, so `KlingClient.resume` does not send it. Submitting the job again sends it.
         """
         return self._cancel(for_good=True)
 
@@ -855,10 +859,10 @@ class TaskFuture:
         return self._ended_record().failure()
 
     def result(self) -> ExpandResult:
-        """Return the result, or raise the exception, of awaiting this future.
+        """Return the result that awaiting this future returns, or raise the exception that it raises.
 
         Raises:
-            KlingError: if awaiting it fails.
+            KlingError: if awaiting the future raises it.
             asyncio.InvalidStateError: if the future is not done.
         """
         record = self._ended_record()
@@ -877,15 +881,15 @@ class TaskFuture:
         return self.record.remove_done_callback(callback, self)
 
     async def recorded(self) -> str:
-        """Wait until the job has its `external_task_id` and, with a journal, is on disk; return that id.
+        """Wait until the job has its final `external_task_id` and is in the journal, if any. Return the id.
 
         `submit` returns before that. Once `recorded` has returned, `KlingClient.resume` finds the job after a
-        crash. A job that was not sent before the crash is sent only if its photo can be read again. A path or
-        a URL can; bytes, an open file or a PIL image cannot, and that job is lost. Another submission of the
-        same job has the same id.
+        crash. A job that was not sent before the crash is sent only if its photo was a path or a URL. If the
+        photo was bytes, an open file or a PIL image, the job is lost. Another submission of the same job has
+        the same id.
 
-        With an empty journal the client first lists the account's tasks, so the first call waits for the
-        service. If you stop waiting, the job continues; `cancel` stops it.
+        With an empty journal, the client first lists the account's tasks, so the first call waits for the
+        service. If you stop waiting, the job continues. Call `cancel` to cancel the job itself.
 
         Raises:
             KlingError: if the job was refused, or could not be recorded.
@@ -931,7 +935,7 @@ class TaskFuture:
         While the job waits for slots, a snapshot with the status ``queued`` and no `task_id` is yielded once.
 
         Raises:
-            KlingError: if ``await`` fails. A failed task is the last snapshot instead.
+            KlingError: if awaiting the future raises it. A failed task is the last snapshot instead.
         """
         seen: Task | None = None
         wait_until = self._wait_until()
@@ -964,14 +968,14 @@ class TaskFuture:
         return record.task
 
     def _seen_record(self) -> TaskRecord:
-        """Return the record. The caller thereby retrieves its outcome, if it has one."""
+        """Return the record, and mark its outcome, if any, as retrieved."""
         record = self.record
         if record.unretrieved is not None and record.done():
             record.retrieve()
         return record
 
     def _ended_record(self) -> TaskRecord:
-        """Return the record of a done future. The caller thereby retrieves its outcome."""
+        """Return the record of a done future, and mark its outcome as retrieved."""
         if not self.done():
             raise asyncio.InvalidStateError("the future is not done")
         return self._seen_record()
@@ -1023,7 +1027,7 @@ def _is_newer(known: Task, task: Task) -> bool:
 
 
 def _copy(error: KlingError) -> KlingError:
-    """Return a copy to raise: a shared exception would collect the frames and notes of every awaiter."""
+    """Return a copy of *error*. A shared exception would collect the frames and notes of every awaiter."""
     fresh = copy.copy(error)
     fresh.__cause__ = error.__cause__
     fresh.__suppress_context__ = True

@@ -1,13 +1,13 @@
 """Poll schedules (adaptive and exponential), and the trust in list pages and callbacks.
 
-A read costs a request, and the end of a task between two reads is noticed late. So a read has a price in
+A read costs a request, but a task that ends between two reads is noticed late. So a read has a price in
 seconds of latency. It is made when the expected latency, summed over all tasks that may have ended unnoticed,
-reaches that price. For a single task this is within 1 % of the optimum found by dynamic programming. The same
-rule applies to many tasks on one list page. The price follows from the target latency, and the probabilities
-from the durations of earlier tasks. Nothing here reads a clock.
+reaches that price. For a single task, this is within 1 % of the optimum found by dynamic programming. The
+same rule applies to many tasks on one list page. The price follows from the target latency, and the
+probabilities from the durations of earlier tasks. Nothing here reads a clock.
 
 The durations are kept for later processes in a small text file. It has one line for each account, with the
-account's name and the durations in seconds. It is replaced as a whole, and unreadable lines are ignored.
+account's name and the durations in seconds. The file is replaced as a whole, and invalid lines are ignored.
 """
 
 import logging
@@ -32,16 +32,16 @@ TARGET_LATENCY = 0.58  # average seconds from the end of a task to the read that
 LEARN_AFTER = 5  # ended tasks before the schedule uses their durations
 DISTRUST = 20.0  # seconds without lists after the first bad list
 STALE_AFTER = 3.0  # seconds a list may lag behind single reads
-CALLBACK_TIMEOUT = 2.0  # seconds after an end in which its callback must come
-FEWEST_MISSED = 0.02  # of the ends, that are expected to come without a callback
-_RECEIVED_WEIGHT, _MISSED_WEIGHT = 0.1, 0.5  # of one end in the share of missed callbacks
+CALLBACK_TIMEOUT = 2.0  # seconds after the end of a task within which its callback must arrive
+FEWEST_MISSED = 0.02  # the lowest estimate of the share of missed callbacks
+_RECEIVED_WEIGHT, _MISSED_WEIGHT = 0.1, 0.5  # the weight of one end in that estimate
 WINDOW = 256  # durations that are remembered
 HISTORY_FILE = "durations.txt"
-HISTORY_ACCOUNTS = 32  # in that file
-HISTORY_BYTES = 256 << 10  # of that file at most
+HISTORY_ACCOUNTS = 32  # accounts in that file at most
+HISTORY_BYTES = 256 << 10  # a larger file is ignored
 _TAIL_FACTOR = 1.25  # each interval beyond the longest duration seen is longer by this factor
 _TAIL_INTERVALS = 12
-_SAMPLE_SIZE = 32  # tasks that represent all that share a read
+_SAMPLE_SIZE = 32  # tasks that represent all tasks of a shared read
 _MAX_READS = 400  # reads of one task over which the latency of a price is computed
 _NEGLIGIBLE = 1e-3  # share of running tasks below which that computation ends
 
@@ -53,9 +53,9 @@ class PollSchedule(Protocol):
     """
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-        """Return the seconds until the next read of tasks that were all just read, at these *ages* (seconds).
+        """Return the seconds until the next read of tasks of these *ages* (seconds), which were just read.
 
-        One read covers all of them. *price* is a multiple of the price of reading a single task.
+        One read covers all of them. *price* is its price, as a multiple of the price of reading one task.
         """
         ...
 
@@ -67,8 +67,8 @@ class PollSchedule(Protocol):
 class ExponentialSchedule:
     """Intervals that grow from *first* to *longest* seconds.
 
-    The steps depend only on the age of a task, so no state is kept. With many tasks, the age of the youngest
-    decides.
+    The intervals depend only on the age of a task, so no state is kept. With many tasks, the age of the
+    youngest decides.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ExponentialSchedule:
         self._longest = longest
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:  # noqa: ARG002 - part of the protocol
-        """Return the interval for the youngest of *ages*, lengthened by up to a tenth."""
+        """Return the interval for the youngest of *ages*, randomly lengthened by up to a tenth."""
         age = min(ages)
         read_at = 0.0
         for step in growing(self._factor, self._first, self._longest):
@@ -97,9 +97,9 @@ class AdaptiveSchedule:
     """A schedule that polls when tasks have probably ended, estimated from the newest *window* durations.
 
     The average latency is *target_latency* seconds plus the network's own time. Until `LEARN_AFTER` tasks
-    have ended, `PRIOR` replaces the durations: most tasks take 15 to 60 s. Tasks that share a list page have
-    a lower latency than a single task, with fewer requests each. Once a task may have ended, reads are at
-    most *longest* seconds apart.
+    have ended, the schedule uses `PRIOR`, in which most tasks take 15 to 60 s. Tasks that share a list page
+    have a lower latency than a single task, with fewer requests each. Once a task may have ended, reads are
+    at most *longest* seconds apart.
 
     Raises:
         ConfigurationError: if an argument is invalid.
@@ -119,7 +119,7 @@ class AdaptiveSchedule:
         self._longest = longest
         self._fresh = 0  # durations since the last fit
         self._model: DurationModel | None = None
-        self._price = target_latency / 6  # of a read, in seconds of latency summed over ended tasks
+        self._price = target_latency / 6  # of one read, in seconds of latency summed over tasks
 
     def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
         """Return the seconds until the expected summed latency of ended tasks equals the *price* of the read.
@@ -145,11 +145,11 @@ class AdaptiveSchedule:
         self._fresh += 1
 
     def expected_ends(self, ages: Sequence[float], unseen: Sequence[float]) -> float | None:
-        """Return the accumulated hazard of tasks, now at *ages*, over the last *unseen* seconds.
+        """Return the hazard of tasks now at *ages*, accumulated over the last *unseen* seconds of each.
 
-        It is the sum of -log(the probability that the task is still running), so one task may count for more
-        than 1. If the sum is *x*, the probability that no task has ended is exp(-x). The result is None
-        before durations are known.
+        It is the sum of -log(p), where p is the probability that a task did not end in that time. So one task
+        may count for more than 1. If the sum is *x*, the probability that no task has ended is exp(-x). The
+        result is None until enough durations are known.
         """
         if self._model is None or len(self._durations) < LEARN_AFTER:
             return None
@@ -162,8 +162,8 @@ class AdaptiveSchedule:
     def overdue(self, age: float, share: float) -> float:
         """Return the seconds after which only a *share* of the tasks now at *age* are still running.
 
-        A task that has already outlived all but this share of all tasks is overdue again after *longest*
-        seconds.
+        A task that has already outlived all but this share of all tasks is overdue again after at most the
+        schedule's `longest` seconds.
         """
         learned = self._model if len(self._durations) >= LEARN_AFTER else None
         model = learned or PRIOR
@@ -172,7 +172,7 @@ class AdaptiveSchedule:
         return max(0.0, min(again, max(first, age + self._longest)) - age)
 
     def _fit(self, running: Sequence[float]) -> "DurationModel":
-        """Fit durations to the window and to the ages of *running* tasks, and set the price of a read."""
+        """Fit a model to the window and to the ages of *running* tasks, and set the price of a read."""
         self._fresh = 0
         model = DurationModel.of(sorted(self._durations), sorted(running))
         for _ in range(8):
@@ -187,8 +187,8 @@ class AdaptiveSchedule:
 class DurationModel(NamedTuple):
     """The distribution of durations: the share of tasks that have *ended* by each of *ages*.
 
-    `unseen` is the integral of `ended` up to each age. `ended` is linear between two ages. Some tasks always
-    run longer than the last age.
+    `unseen` is the integral of `ended` up to each age. `ended` is linear between two ages. A share of tasks
+    always runs longer than the last age.
     """
 
     ages: list[float]
@@ -197,7 +197,7 @@ class DurationModel(NamedTuple):
 
     @classmethod
     def of(cls, durations: list[float], running: list[float]) -> "DurationModel":
-        """Return the distribution of sorted *durations* and of the sorted ages of tasks still *running*."""
+        """Estimate the distribution from sorted *durations* and the sorted ages of tasks still *running*."""
         return cls.of_pieces(*_pieces(durations, _weights(durations, running)))
 
     @classmethod
@@ -265,7 +265,7 @@ class DurationModel(NamedTuple):
 
 
 # Most tasks take 15 to 60 s. The share below 15 s keeps the first reads as close together as those of an
-# exponential schedule, so that a task which ends at once is noticed soon.
+# exponential schedule, so that a task that ends at once is noticed soon.
 PRIOR = DurationModel.of_pieces(
     [0.0, 1.0, 7.0, 15.0, 60.0, 120.0, 600.0], [0.37, 0.09, 0.035, 0.485, 0.011, 0.004]
 )
@@ -280,7 +280,7 @@ def parse_durations(text: str) -> list[float]:
     """Return the newest durations in *text*.
 
     Raises:
-        ValueError: if the text contains anything else.
+        ValueError: if the text contains anything but durations.
     """
     durations = [float(word) for word in text.split()[-WINDOW:]]
     if not all(isfinite(duration) and duration > 0 for duration in durations):
@@ -289,7 +289,7 @@ def parse_durations(text: str) -> list[float]:
 
 
 def read_history(folder: Path, account: str) -> list[float]:
-    """Return the stored durations of an account from *folder*, or an empty sequence."""
+    """Return the stored durations of an account from *folder*, or an empty list."""
     try:
         return parse_durations(_history(folder).get(account, ""))
     except (OSError, ValueError) as error:
@@ -298,18 +298,18 @@ def read_history(folder: Path, account: str) -> list[float]:
 
 
 def write_history(folder: Path, account: str, durations: Iterable[float]) -> None:
-    """Store the durations of an account in *folder*, if it can be written."""
+    """Store the durations of an account in *folder*, if possible."""
     part = folder / f"{HISTORY_FILE}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lines: dict[str, str] = {}
-        with suppress(OSError, ValueError):  # a file that is damaged is replaced
+        with suppress(OSError, ValueError):  # a damaged file is replaced
             lines = _history(folder)
         lines.pop(account, None)
         lines[account] = format_durations(durations)
         kept = list(lines.items())[-HISTORY_ACCOUNTS:]
         part.unlink(missing_ok=True)
-        with part.open("x", encoding="utf-8") as file:  # never through a link of another program
+        with part.open("x", encoding="utf-8") as file:  # never follows another program's link
             file.writelines(f"{name}\t{text}\n" for name, text in kept)
         part.replace(folder / HISTORY_FILE)
     except OSError as error:
@@ -332,8 +332,9 @@ def _history(folder: Path) -> dict[str, str]:
 def _weights(durations: list[float], running: list[float]) -> list[float]:
     """Return the share of tasks that each of the *durations* represents, by the Kaplan-Meier estimate.
 
-    A *running* task lasts longer than its age. Without this, the first ends among tasks that began together
-    would make all of them look short. One additional task counts as lasting longer than any other.
+    A *running* task counts as one that lasts longer than its age. Otherwise the first ends among tasks that
+    began together would make all of them appear short. One additional task counts as lasting longer than any
+    other.
     """
     weights, left = [], 1.0
     for index, duration in enumerate(durations):
@@ -362,14 +363,14 @@ def _pieces(durations: list[float], weights: list[float]) -> tuple[list[float], 
     for start, end in pairwise(ages):
         height += density[start]
         masses.append(max(height * (end - start), 1e-9))
-    for _ in range(_TAIL_INTERVALS):  # a task can run longer than the longest seen
+    for _ in range(_TAIL_INTERVALS):  # a task can run longer than any task before
         masses.append((1 - sum(masses)) / 2)
         ages.append(ages[-1] * _TAIL_FACTOR + blur)
     return ages, masses
 
 
 class ListTrust:
-    """The trust in list pages: whether they are worth reading and their statuses up to date."""
+    """The trust in list pages: whether they are worth reading, and whether their statuses are up to date."""
 
     def __init__(self) -> None:
         self.evidence_at: float = -inf  # when a list last showed a change (loop time)
@@ -382,17 +383,17 @@ class ListTrust:
         return now >= self._trusted_at
 
     def showed(self, seen: int, absent: int, now: float) -> None:
-        """Record how many of our tasks a list showed, and how many it did not show."""
+        """Record that a list showed *seen* of our tasks and omitted *absent* of them."""
         if absent > seen:
-            self.distrust(now, f"it showed {seen} of {seen + absent} tasks")
+            self.distrust(now, f"a list showed {seen} of {seen + absent} tasks")
         elif self.trusted(now) and seen and not self._ended:
             self._distrust = max(DISTRUST, self._distrust / 2)
 
     def distrust(self, now: float, reason: str) -> None:
-        """Use no lists for a while, longer each time."""
+        """Stop using lists for a while, for longer each time."""
         if not self.trusted(now):
             return
-        logger.warning("tasks are read one by one for %g s, not in list pages: %s", self._distrust, reason)
+        logger.warning("lists are not read for %g s, and tasks are read singly: %s", self._distrust, reason)
         self._trusted_at = now + self._distrust
         self._distrust *= 2
         self._ended.clear()
@@ -406,7 +407,7 @@ class ListTrust:
         self._ended[task_id] = now
 
     def compares(self, task_id: str) -> bool:
-        """Return whether the status of this ended task in a list is to be compared."""
+        """Return whether the status of this ended task in a list must be compared with a single read."""
         return task_id in self._ended
 
     def compare(self, task_id: str, task: Task | None, now: float) -> None:
@@ -416,21 +417,22 @@ class ListTrust:
             self._ended.pop(task_id, None)
             self.evidence(now)
         elif now - ended_at >= STALE_AFTER:
-            self.distrust(now, "it still shows an ended task as unfinished")
+            self.distrust(now, "a list still shows an ended task as unfinished")
 
 
 class CallbackTrust:
     """The share of ends that come without a callback in time, estimated from recent ends.
 
-    While it is small, the poller waits for callbacks and reads a task only when all but this share of tasks
-    would have ended. So at most this share of tasks is read needlessly, before the callback arrives. A missed
-    callback raises the share at once by half of its distance to 1; a received one lowers it by a tenth.
+    While the share is small, the poller waits for callbacks and reads a task only when all but this share of
+    tasks would have ended. So at most this share of tasks is read needlessly, before the callback arrives. A
+    missed callback raises the share at once by half of its distance to 1. A received callback lowers it by a
+    tenth.
     """
 
     def __init__(self) -> None:
-        self.missed: float = 1.0  # the share
-        self.rose: bool = False  # since the poller's last check
-        self.heard_at: float = -inf  # when a callback or a list last showed that all is well (loop time)
+        self.missed: float = 1.0  # the estimated share
+        self.rose: bool = False  # whether the share rose since the poller's last check
+        self.heard_at: float = -inf  # when a callback arrived in time or a list was read (loop time)
         self._awaited: dict[
             str, float
         ] = {}  # ends that a read showed first, and the time from which their callbacks are late
@@ -442,7 +444,7 @@ class CallbackTrust:
 
     @property
     def silence(self) -> float:
-        """How many expected ends without any callback mean that callbacks have stopped."""
+        """The number of expected ends without any callback from which callbacks count as stopped."""
         return -log(self.missed)
 
     def ended(self, task_id: str, latency: float, now: float, *, called: bool) -> None:
@@ -460,7 +462,7 @@ class CallbackTrust:
             self._received(now)
 
     def expire(self, now: float) -> None:
-        """Count the awaited callbacks that are late."""
+        """Count the awaited callbacks that are late as missed."""
         for task_id in [each for each, late_at in self._awaited.items() if late_at <= now]:
             del self._awaited[task_id]
             self._count(received=False)

@@ -12,9 +12,9 @@ is refused, or is out of date          as long each time it happens again
 never changes                          a single read if an expected end was not shown
 =====================================  =======================================================
 
-If callbacks arrive for the tasks that ask for them, reads are only a safety net: a task is read when it is
-overdue. All tasks are read when so many ends were expected since the last callback that callbacks must have
-stopped. One missed callback is enough to poll more often at once.
+If callbacks arrive for the tasks that ask for them, reads are only a safety net, and a task is read when it
+is overdue. All tasks are read when so many ends were expected since the last callback that callbacks must
+have stopped. A single missed callback is enough to poll more often at once.
 
 No single response ends the wait for a task that is known to exist. Transient failures are tolerated for
 `poll_timeout` seconds and refusals for `refusal_timeout` seconds. Both are counted from the first of at least
@@ -50,36 +50,36 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_READS = 16  # concurrent single reads
 NOT_FOUND_TIMEOUT = 30.0  # seconds an attached task may be unknown to the service
-MIN_FAILURES = 4  # bad responses in a row, at least, before a wait ends
+MIN_FAILURES = 4  # bad responses in a row before a wait can end
 INCOMPLETE_TIMEOUT = 60.0  # seconds a task may have succeeded without all of its pictures
 INCOMPLETE_PAUSE = 2.0  # seconds between reads of such a task
 FAILURE_PAUSE = 20.0  # seconds between reads of a task that cannot be read, at most
 RESTART_PAUSE = 1.0  # seconds after an unexpected exception in the loop
-MAX_PAGES = 4  # of a list for one poll, unless more tasks than that are missing
+MAX_PAGES = 4  # list pages read in one poll, unless more tasks than that are missing
 MIN_PAGE, MAX_PAGE = 30, 500  # tasks on a page; the maximum is the service's (documented)
 FOREIGN_TASKS = 20  # other programs' tasks that may stand between ours on a page
 SMOOTHING = 0.97  # decay of the number of listed tasks per list poll
-CHECK_AFTER = 5.0  # seconds without evidence that a list is up to date
-EXPECTED_ENDS = 2.0  # number of probably missed ends from which a list is checked
+CHECK_AFTER = 5.0  # seconds without evidence that a list is up to date before it is checked
+EXPECTED_ENDS = 2.0  # number of probably missed ends at which a list is checked
 CHECK_SPACING = 0.05  # seconds between the single reads that replace a bad list or missed callbacks
 CALLBACK_CHECK = 1.0  # seconds between checks that callbacks still come
-SAMPLE_SIZE = 32  # size of the sample of listed tasks, so that a check of many costs the same
+SAMPLE_SIZE = 32  # tasks in the sample for a check, so that its cost is bounded
 
 
 class Reads(Protocol):
     """The two calls that the loop makes. Neither is retried."""
 
     async def one(self, any_id: str) -> Task:
-        """Read one task. Raise `KlingError`."""
+        """Read one task, or raise `KlingError`."""
         ...
 
     async def page(
         self, number: int, size: int, known_status: Callable[[str], str | None]
     ) -> tuple[dict[str, Task | None], bool]:
-        """Return our tasks on a list page, and whether it was the last. Raise `KlingError`.
+        """Return our tasks on a list page, and whether it was the last page, or raise `KlingError`.
 
-        *known_status* returns the last status of a task, or None if it is not ours. A task whose status has
-        not changed may be returned as None.
+        *known_status* returns the last known status of a task, or None if the task is not ours. A task whose
+        status has not changed may be returned as None.
         """
         ...
 
@@ -98,21 +98,24 @@ class PolledTask:
         self.record: TaskRecord = record
         self.serial: int = serial
         self.began_at: float = now
-        self.resumed: bool = resumed  # it may have begun long before
+        self.resumed: bool = resumed  # the task may have begun long before
         self.calls_back: bool = calls_back  # the service was asked for callbacks
-        self.called: bool = False  # a callback delivers the snapshot, or causes the read
+        self.called: bool = False  # a callback delivers the snapshot or caused the read
         self.failing_since: float = inf
         self.incomplete_since: float = inf
         self.odd_since: float = inf
         self.failures: int = 0  # bad responses in a row
-        self.listed: bool | None = None  # whether lists show it; None before one was read
+        self.listed: bool | None = None  # whether lists show it, None before a list was read
         self.listed_at: float = -inf  # when a list last showed it unfinished
-        self.due_at: float | None = inf  # of a single read: inf while lists cover it, None during it
+        self.due_at: float | None = inf  # when its single read is due: inf if lists cover it, None during one
         self.stale: bool = False  # a callback arrived during a read, whose response may be older
 
 
 class Poller:
-    """A poller of open tasks. *schedule* decides when; snapshots go to the records in *registry*."""
+    """A poller of open tasks.
+
+    *schedule* decides when tasks are read, and the snapshots go to the records in *registry*.
+    """
 
     def __init__(
         self,
@@ -133,21 +136,21 @@ class Poller:
         self._poll_timeout = poll_timeout
         self._refusal_timeout = refusal_timeout
         self._open: dict[TaskRecord, PolledTask] = {}
-        self._added = 0  # tasks so far
+        self._added = 0  # tasks added so far
         self._heap: list[tuple[float, int, PolledTask]] = []
         self._wake = asyncio.Event()
         self._read_slots = asyncio.Semaphore(MAX_READS)
         self._running: set[asyncio.Task[None]] = set()
         self._list = ListTrust()
         self._callbacks = CallbackTrust()
-        self._callbacks_due_at = -inf  # of their next check
-        self._list_due_at = inf  # finite only while lists serve, -inf if one must be read now
+        self._callbacks_due_at = -inf  # when callbacks are checked next
+        self._list_due_at = inf  # finite only while lists are used, -inf if one must be read now
         self._list_read_at, self._list_price = -inf, 1.0  # of the last list poll
         self._lists_serve = False  # whether any task relies on lists
         self._smoothed_listed = 0.0  # tasks that lately shared a list read
 
     async def __aenter__(self) -> Self:
-        # Not those of `__init__`: a client may be reopened in another event loop.
+        # New ones each time, because a client may be reopened in another event loop.
         self._wake, self._read_slots = asyncio.Event(), asyncio.Semaphore(MAX_READS)
         self._start(self._run())
         return self
@@ -168,9 +171,10 @@ class Poller:
         return tuple(self._open)
 
     def add(self, record: TaskRecord, *, resumed: bool = False, calls_back: bool = False) -> None:
-        """Poll this task from now on, at once if it was *resumed*: it may have begun long before.
+        """Poll the task of *record* from now on.
 
-        *calls_back* says whether the request asked for callbacks.
+        A *resumed* task is read at once, because it may have begun long before. *calls_back* says whether the
+        request asked for callbacks.
         """
         record = self.registry.add(record)
         if record.done() or record in self._open:
@@ -183,9 +187,9 @@ class Poller:
         self._push(entry, now + (0.0 if resumed else self._next_read([entry], now, share)))
 
     def poll_now(self, any_id: str) -> bool:
-        """Read a task now because a callback reported a change. Return whether it is one of ours.
+        """Read a task now because a callback reported a change. Return whether the task is ours.
 
-        However often this is called, one read is in progress and at most one more follows it.
+        However often this is called, at most one read of the task is in progress and one more follows it.
         """
         entry = self._find(any_id)
         if entry is None:
@@ -196,7 +200,7 @@ class Poller:
         return True
 
     def deliver(self, task: Task) -> bool:
-        """Deliver a snapshot from a callback. Return whether it is of one of our tasks."""
+        """Deliver a snapshot from a callback. Return whether the task is ours."""
         entry = self._find(task.task_id)
         if entry is not None:
             entry.called = True
@@ -233,7 +237,7 @@ class Poller:
     def _list_due(self, now: float) -> bool:
         """Return whether a list read is due."""
         if -inf < self._list_due_at <= now and self._callbacks.missed < 1:
-            self._list_due_at = self._next_list()  # a callback may have ended the task it was due for
+            self._list_due_at = self._next_list()  # a callback may have ended the task that made it due
         return self._list_due_at <= now
 
     async def _sleep(self) -> None:
@@ -257,7 +261,7 @@ class Poller:
         taken = []
         while self._heap and self._heap[0][0] <= now:
             due_at, _, entry = heapq.heappop(self._heap)
-            if due_at == entry.due_at and entry.record in self._open:  # else ended, or covered otherwise
+            if due_at == entry.due_at and entry.record in self._open:  # else ended or rescheduled
                 entry.due_at = None
                 taken.append(entry)
         return taken
@@ -332,7 +336,7 @@ class Poller:
         self._list_due_at = min(self._list_due_at, self._next_list())
 
     def _expected_ends(self, ages: list[float], since: float) -> float | None:
-        """Return how many of the tasks at *ages* should have ended in the last *since* seconds, if known."""
+        """Return how many tasks at *ages* should have ended in the last *since* seconds, or None."""
         expected_ends = getattr(self._schedule, "expected_ends", None)
         found: float | None = (
             expected_ends(ages, [min(age, since) for age in ages]) if expected_ends else None
@@ -342,7 +346,7 @@ class Poller:
     # ------------------------------------------------------------------ list pages
 
     async def _poll_lists(self, due: list[PolledTask]) -> list[PolledTask]:
-        """Read list pages for all open tasks. Return those of the *due* tasks that need a single read."""
+        """Read list pages for all open tasks. Return the *due* tasks that still need a single read."""
         expected = (entry for entry in self._open.values() if entry.listed is not False)
         asked, urgent = dict.fromkeys((*due, *expected)), set(due)
         self._lists_serve = True
@@ -390,8 +394,8 @@ class Poller:
                 break
             for task_id, task in shown.items():
                 self._listed(task_id, task, missing)
-            # A page without any of our tasks ends the search. So does reading more pages than the single
-            # reads that they would save.
+            # The search ends at a page without any of our tasks, or when it has taken as many reads as single
+            # reads would take.
             if last or not missing or not shown or number >= max(MAX_PAGES, len(missing)):
                 break
         return number
@@ -400,7 +404,7 @@ class Poller:
         """Process one task on a list page."""
         now = asyncio.get_running_loop().time()
         entry = self._find(task_id)
-        if entry is None:  # a single read has shown its end
+        if entry is None:  # the task has already ended, as a single read has shown
             self._list.compare(task_id, task, now)
             return
         entry.listed = True
@@ -410,12 +414,12 @@ class Poller:
         if ended_at is None:
             entry.listed_at = now
         elif entry.listed_at > ended_at + STALE_AFTER:
-            self._list.distrust(now, "a status was out of date")
+            self._list.distrust(now, "the status of a task was out of date")
         if self._deliver(entry, task):
             self._list.evidence(now)
 
     def _known_status(self, task_id: str) -> str | None:
-        """Return the last status: None if the task is not ours, empty if any status is wanted."""
+        """Return the last known status of a task, None if it is not ours, or empty if any is wanted."""
         entry = self._find(task_id)
         if entry is None:
             return "" if self._list.compares(task_id) else None
@@ -434,7 +438,7 @@ class Poller:
             self._read_at_once(min(listed, key=lambda entry: entry.began_at))
 
     def _leave_lists(self) -> None:
-        """Return to single reads, one task after the other."""
+        """Return to single reads, spread over time."""
         self._list_due_at, self._lists_serve = inf, False
         now = asyncio.get_running_loop().time()
         for number, entry in enumerate(self._open.values()):
@@ -452,7 +456,7 @@ class Poller:
         await self._read(entry)
 
     async def _read(self, entry: PolledTask) -> None:
-        """Read one task; the caller holds a read slot."""
+        """Read one task, and release the read slot that the caller has acquired."""
         record = entry.record
         CALLER.set(Caller(record.number, record.external_task_id, record.task_id))
         entry.stale = False
@@ -467,7 +471,7 @@ class Poller:
         else:
             if entry.listed and self._lists_serve and task.status.final:
                 now = asyncio.get_running_loop().time()
-                self._list.expect(task.task_id, now)  # the list soon shows it too, or is out of date
+                self._list.expect(task.task_id, now)  # the list must show it soon, or is out of date
                 self._list_due_at = min(self._list_due_at, now + STALE_AFTER)
                 self._wake.set()
             self._deliver(entry, task)
@@ -498,7 +502,7 @@ class Poller:
             self._push(entry, now + wait)
 
     def _failed(self, entry: PolledTask, error: KlingError) -> None:
-        """Count a bad response, and end the wait after too many for too long."""
+        """Count a bad response, and end the wait if bad responses have lasted too long."""
         now = asyncio.get_running_loop().time()
         if entry.failing_since == inf:
             entry.failing_since = now
@@ -562,7 +566,7 @@ class Poller:
         return newer
 
     def _completed(self, entry: PolledTask, task: Task, now: float) -> Task:
-        """Return *task*, as still in progress if it has succeeded but lacks some of its pictures."""
+        """Return *task*, marked as still in progress if it succeeded but lacks some of its pictures."""
         wanted = entry.record.pictures
         if task.status is not Status.SUCCEED or len(task.images) >= wanted:
             return task
@@ -582,7 +586,7 @@ class Poller:
         """Stop polling a record whose end is known, and learn its duration."""
         entry = self._open.pop(record, None)
         if len(self._open) == 1:
-            self._wake.set()  # the last one is read on its own
+            self._wake.set()  # the last open task is read on its own
         task = record.task
         if task is None or not task.status.final:
             return
@@ -607,10 +611,10 @@ class Poller:
 
 
 def _worth(tasks: float) -> float:
-    """Return the value of one read of that many tasks, as a multiple of a read of one task.
+    """Return the value of one read of that many tasks, as a multiple of the value of reading one task.
 
-    Sharing a read saves either latency (a value of 1) or requests (a value of *tasks*). The square root saves
-    some of both.
+    With a value of 1, sharing a read saves only latency, and with a value of *tasks* only requests. The
+    square root saves some of both.
     """
     return sqrt(tasks)
 

@@ -1,4 +1,4 @@
-"""The job runner. It records each job, acquires slots, creates the task once and starts polling.
+"""The job runner, which records each job, acquires slots, creates the task once and starts polling.
 
 ::
 
@@ -6,8 +6,8 @@
                                      │                                ^
     resume ──> store's record ───────┴── looked up if it may exist ───┘
 
-A job releases its units and slots exactly once: its units when it is certain to cost nothing, its slots when
-its task has ended or cannot exist. The states in `kling_expand.jobs.submission` decide this.
+A job releases its units once it is certain to cost nothing, and its slots once its task has ended or cannot
+exist. It releases each exactly once. The states in `kling_expand.jobs.submission` decide when.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ from .scheduler import Flow, Slots
 from .submission import Attempt, AttemptState, Create, Submitter, duplicate, other_task
 
 GRACE = 10.0  # seconds that a create in progress has to end when the client closes
-_RECOVERY = JobIdentity("", "")  # no job has an empty digest
+_RECOVERY = JobIdentity("", "")  # the turn of `_recover`, as no job has an empty digest
 _SUCCEEDED = frozenset({JobState.SUCCEEDED, JobState.DONE})
 _OPEN = frozenset({JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED})
 
@@ -61,7 +61,10 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @define(eq=False)
 class SetAside:
-    """Units of a budget for later passes of one picture: those `wanted` next, and those already `held`."""
+    """Units of a budget that are set aside for later passes of one picture.
+
+    `held` is the number set aside now, and `wanted` the number to set aside at the next reservation.
+    """
 
     wanted: int = 0
     held: int = 0
@@ -70,24 +73,24 @@ class SetAside:
 class Budget:
     """The units that a client may spend.
 
-    `units_due` is the cost, certain or possible, of its own tasks. `spent_before` is the cost of earlier runs
-    of its journal.
+    `units_due` is the certain or possible cost of the client's own tasks. `spent_before` is the cost of
+    earlier runs with the same journal.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.units_due: int = 0
         self.spent_before: int = 0
-        self._held = 0  # for passes to come
+        self._held = 0  # units set aside for later passes
 
     def reserve(self, request: ExpandRequest, *, counted: bool, aside: SetAside | None = None) -> int:
         """Reserve the units of *request*, and return their number.
 
-        If an earlier run has *counted* them, they are taken over. Otherwise the units of later passes are set
-        *aside* at the same time.
+        If they are already *counted* in `spent_before`, they are moved from there. Otherwise the units of
+        later passes are set *aside* at the same time.
 
         Raises:
-            BudgetExceeded: if fewer units are left.
+            BudgetExceeded: if too few units are left.
         """
         aside = aside or SetAside()
         self.release(aside)
@@ -134,22 +137,22 @@ class Job:
     priority: int = 0
     fresh: bool = False
     known: JobRecord | None = None
-    note: Mapping[str, Any] | None = None  # of the caller, for the store
-    aside: SetAside | None = None  # for passes to come
-    saves: tuple[tuple[Path, ...], ...] = ()  # files of earlier saves of its task
-    files: tuple[Path, ...] = ()  # those of its own photo, and not of an equal one
+    note: Mapping[str, Any] | None = None  # the caller's values, for the store
+    aside: SetAside | None = None  # units for later passes
+    saves: tuple[tuple[Path, ...], ...] = ()  # the files of each earlier save of its task
+    files: tuple[Path, ...] = ()  # the files of its own photo, not those of an identical one
     recorded_id: str | None = None  # its id in the store
     resumable: bool = False  # whether a later client of the store can send it
-    withdrawn: bool = False  # whether none shall
+    withdrawn: bool = False  # whether no later client may send it
     units: int = 0  # reserved units
-    held: int = 0  # slots
-    queued: bool = False  # for slots
+    held: int = 0  # acquired slots
+    queued: bool = False  # whether it waits for slots
     running: bool = False  # whether the service runs it, so that its slots are released only at its end
     task: asyncio.Task[None] | None = None
 
     @property
     def n(self) -> int:
-        """The number of slots that it takes."""
+        """The number of slots that the job takes."""
         if self.request is None:
             return self.known.units // UNITS_PER_IMAGE if self.known else 1
         return self.request.n
@@ -161,19 +164,19 @@ class Job:
 
     @property
     def found(self) -> bool:
-        """Whether its task was there before this client sent anything for it."""
+        """Whether the task existed before this client sent anything for the job."""
         return self.attempt.state is AttemptState.FOUND
 
     @property
     def final_id(self) -> str | None:
-        """The id that the caller or the store gave it, or None before either is known."""
+        """The id that the caller or the store gave the job, or None if neither has done so yet."""
         given = self.attempt.given or self.known is not None
         return self.recorded_id or (self.record.external_task_id if given else None)
 
     def cancel(self, *, for_good: bool = False) -> bool:
         """Cancel the job at once if it was not sent yet, and return whether it is cancelled.
 
-        With *for_good* no later run resumes it from the store.
+        With *for_good*, no later run resumes it from the store.
         """
         if self.task is None or self.sent or not self.task.cancel():
             return False
@@ -204,12 +207,12 @@ class JobRunner:
         self._emit = emit
         self._registry = poller.registry
         self._registry.on_end.insert(0, self._ended)  # slots are free before the end is emitted
-        self._jobs: dict[TaskRecord, Job] = {}  # without a task yet
+        self._jobs: dict[TaskRecord, Job] = {}  # jobs that have no task yet
         self._turns: WeakValueDictionary[JobIdentity, asyncio.Lock] = WeakValueDictionary()
         self._writes: set[asyncio.Task[None]] = set()
         self._followed: set[TaskRecord] = set()  # tasks that other clients or earlier runs created
         self._registry.on_merge.append(self._unfollow)
-        self._warned = False  # of a photo that cannot be read again
+        self._warned = False  # whether the log has the warning about photos that cannot be read again
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -242,11 +245,11 @@ class JobRunner:
     ) -> None:
         """Start a job whose *record* receives its snapshots or its error.
 
-        A durable store keeps the *note* with it. *aside* holds units for its later passes.
+        A durable store keeps the *note* with the job. *aside* holds units for later passes.
         """
         given = request is not None and request.external_task_id is not None
         sent = known is not None and known.may_exist and known.task is None
-        unanswered_at = asyncio.get_running_loop().time() if sent else None  # the store tells it exactly
+        unanswered_at = asyncio.get_running_loop().time() if sent else None  # made exact later
         attempt = Attempt(record.any_id, given=given, unanswered_at=unanswered_at)
         job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known, note, aside)
         record.job = job
@@ -254,7 +257,7 @@ class JobRunner:
             self._recorded(job, known)
         other = self._other_job(record.any_id, request) if given else None
         if other is not None:
-            record.rename(codec.random_id())  # so that it is not taken for the other job
+            record.rename(codec.random_id())  # so that the two jobs are not taken for one
         self._jobs[record] = job
         self._registry.add(record)
         self._event(EventKind.SUBMITTED, record)
@@ -320,7 +323,7 @@ class JobRunner:
             self._fail(job, error)
         except asyncio.CancelledError:
             self._fail(job, _taken_back(job))
-            # In this turn of the loop, so before another submission of the job can record that it sends it.
+            # Begun in this iteration of the loop, before another submission can record that it sends the job.
             if job.withdrawn and job.recorded_id == job.attempt.external_task_id:
                 await self._write(self._store.mark_refused(job.recorded_id, "NotSubmitted: it was cancelled"))
         except Exception as error:
@@ -331,7 +334,7 @@ class JobRunner:
 
     def _ran(self, job: Job) -> None:
         """Forget the asyncio task of *job*, which may never have begun."""
-        job.task = None  # otherwise it would be kept while the job is open, and double the job's memory
+        job.task = None  # keeping it while the job is open would double the job's memory
         if self._jobs.pop(job.record, None):
             self._fail(job, _taken_back(job))
 
@@ -406,7 +409,7 @@ class JobRunner:
                 await self._store.recover(await self._submitter.list_tasks())
 
     async def _name_task(self, request: ExpandRequest, error: ImageError) -> None:
-        """Name the task that an earlier run created for the key of *request*, if its photo is now missing."""
+        """Add to *error* the ids of the task, if any, that an earlier run created for the request's key."""
         if request.key and self._store.durable:
             known = await self._store.find(request.key)
             if known is not None and known.task_id is not None:
@@ -437,7 +440,7 @@ class JobRunner:
             self._recorded(job, known)
 
     def _recorded(self, job: Job, known: JobRecord) -> None:
-        """Wake the callers that wait until the job is in the store, as *known*."""
+        """Note that the store has the job as *known*, and wake the callers that wait for this."""
         job.recorded_id = known.external_task_id
         job.resumable = self._store.durable and known.source is not None
         job.record.wake()
@@ -491,7 +494,7 @@ class JobRunner:
     async def _create(self, job: Job, prepared: PreparedRequest, *, reserved: bool) -> Task:
         """Create or find the task of a job's attempt. The job holds its slots when this returns.
 
-        With *reserved*, an earlier run has reserved its units.
+        *reserved* says whether an earlier run has already reserved the units.
         """
         attempt, request = job.attempt, prepared.request
         if request.n > self._slots.limit:
@@ -517,11 +520,11 @@ class JobRunner:
             raise
         if attempt.state is AttemptState.FOUND:
             self._budget.spent_before += job.units if self._store.durable else 0
-            self._refund(job)  # it was paid for by the run that created it
+            self._refund(job)  # the run that created the task has paid for it
         return task
 
     async def _create_in_slots(self, job: Job, create: Create) -> Task:
-        """Create the task once slots are free, by our count and by the service's."""
+        """Create the task once slots are free, both by our count and by the service's."""
         attempt = job.attempt
         if attempt.state is AttemptState.INHERITED:
             size = create.body().size or 0
@@ -533,7 +536,7 @@ class JobRunner:
             tries += 1
             first = attempt.state is AttemptState.REFUSED
             job.queued = True
-            job.record.wake()  # an iterator shows it, if it still waits by then
+            job.record.wake()  # an iterator yields `queued` if the job still waits by then
             try:
                 async with asyncio.timeout_at(job.deadline_at):
                     epoch = await self._slots.acquire(job.n, job.flow, priority=job.priority, first=first)
@@ -570,7 +573,7 @@ class JobRunner:
         """Deliver the first snapshot to the record, and add the task to the poller."""
         if not task.status.final and not job.held:
             job.held = job.n
-            self._slots.force_acquire(job.n)  # it is running already, whether slots are free or not
+            self._slots.force_acquire(job.n)  # the task already runs, whether or not slots are free
             job.running = True
         self._event(EventKind.ACCEPTED, job.record, task)
         job.record.deliver(task)
@@ -595,7 +598,7 @@ class JobRunner:
         if task is None or not task.status.final:
             return
         if task.status is Status.FAILED:
-            self._refund(job)  # only pictures that were made are billed (live)
+            self._refund(job)  # only pictures that were made are billed (observed)
         writing = asyncio.create_task(self._write(self._store.observe(job.attempt.external_task_id, task)))
         self._writes.add(writing)
         writing.add_done_callback(self._writes.discard)
@@ -615,7 +618,7 @@ class JobRunner:
     async def _write_failure(self, attempt: Attempt, error: BaseException) -> None:
         """Record in the store how an attempt without a task ended."""
         if not isinstance(error, KlingError):
-            if attempt.state is AttemptState.REFUSED:  # a cancellation may have come before its record
+            if attempt.state is AttemptState.REFUSED:  # the refusal may not be recorded yet
                 await self._mark_unsent(attempt)
         elif attempt.state.may_cost:
             await self._write(self._store.mark_uncertain(attempt.external_task_id, str(error)))
@@ -628,13 +631,14 @@ class JobRunner:
     async def _mark_unsent(self, attempt: Attempt) -> None:
         """Record that a refused attempt has no task, so that a later run need not look it up.
 
-        A queue may have passed the job on to another worker, which may be sending it.
+        For a queue's job nothing is recorded, because another worker may have taken it over and may be
+        sending it.
         """
         if not self._store.queued:
             await self._write(self._store.mark_unsent(attempt.external_task_id))
 
     async def _write(self, writing: Awaitable[None]) -> None:
-        """Wait for the store. A failure is logged, because a later run looks up whatever is missing."""
+        """Wait for the store. A failure is only logged, because a later run looks up whatever is missing."""
         try:
             await writing
         except Exception as error:  # noqa: BLE001 - a store may be a user's own
@@ -654,7 +658,7 @@ async def _refuse(job: Job, other: TaskRecord) -> None:
 
 
 def _is_of(known: JobRecord, request: ExpandRequest | None) -> bool:
-    """Return whether a job of the store was submitted with the photo of *request*, and not an equal one."""
+    """Return whether a job of the store was submitted with the photo of *request*, not an identical one."""
     image = request and request.image
     if known.source is None or not isinstance(image, str | os.PathLike) or "://" in str(image):
         return True
@@ -709,7 +713,8 @@ def _broken(job: Job, error: Exception) -> KlingError:
 def may_have_passed(job: JobRecord) -> bool:
     """Return whether the cause of a refusal may be gone by now.
 
-    Such causes are the account, its permissions and keys, and addresses, but not the request itself.
+    Problems with the account, its permissions, its keys or its allowed addresses may have been solved. An
+    invalid request stays invalid.
     """
     passing = (AccountError, AuthenticationError, TokenExpired, PermissionDenied, IPNotAllowed)
     names = {kind.__name__ for kind in (*passing, NotFound, RateLimited)}
@@ -717,7 +722,7 @@ def may_have_passed(job: JobRecord) -> bool:
 
 
 def _costs(job: JobRecord) -> bool:
-    """Whether an attempt has cost units, or may have."""
+    """Return whether an attempt has cost units, or may have."""
     return job.state in {JobState.SUBMITTED, *_SUCCEEDED} or (
         job.last_post_at is not None and job.state not in {JobState.FAILED, JobState.REJECTED}
     )

@@ -34,11 +34,11 @@ _Waiters = OrderedDict[asyncio.Future[int], int]  # each waiter and how many it 
 
 
 class WeightedSemaphore:
-    """A fair semaphore of `capacity` units. A holder may take several.
+    """A fair semaphore with `capacity` places, of which a holder may take several.
 
-    Waiters are served by priority, then by flow (the one that has been granted least), then in order of
-    arrival. A waiter that wants many units is not overtaken by later waiters of its priority that want few. A
-    waiter that is cancelled does not count against its flow. A semaphore belongs to one event loop.
+    Waiters are served by priority, then by flow (the flow that was granted least comes first), then in order
+    of arrival. A waiter that wants many places blocks the waiters behind it, so that they do not overtake it.
+    A waiter that is cancelled does not count against its flow. A semaphore belongs to one event loop.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -54,9 +54,9 @@ class WeightedSemaphore:
     async def acquire(
         self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
     ) -> int:
-        """Wait for *n* units, and return the `epoch` in which they were granted.
+        """Wait for *n* places, and return the `epoch` in which they were granted.
 
-        With *first*, they are granted before all others of the same priority.
+        With *first*, this waiter is served before all others of the same priority.
         """
         place: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         waiters = self._waiters(self._retries if first else flow or Flow(), -priority)
@@ -73,11 +73,11 @@ class WeightedSemaphore:
             raise
 
     def force_acquire(self, n: int) -> None:
-        """Count *n* units as held at once, even above the capacity."""
+        """Count *n* places as held at once, even above the capacity."""
         self.held += n
 
     def release(self, n: int) -> None:
-        """Release *n* units."""
+        """Release *n* places."""
         self.held -= n
         self._serve()
 
@@ -85,14 +85,14 @@ class WeightedSemaphore:
         """Return the queue of a flow at one priority, where *rank* is minus the priority."""
         waiters = self._queues.get((rank, flow))
         if not waiters and flow is not self._retries:
-            flow.tag = max(flow.tag, self._turn)  # time spent idle gives no claim
+            flow.tag = max(flow.tag, self._turn)  # idle time earns no credit
         if waiters is None:
             waiters = self._queues[rank, flow] = OrderedDict()
             heapq.heappush(self._heap, (rank, flow.tag, next(self._order), flow))
         return waiters
 
     def _serve(self) -> None:
-        """Grant waiters their units as long as the first of them is admitted."""
+        """Serve waiters as long as the first of them is admitted."""
         while (head := self._head()) and self._admits(head[1]):
             flow, n, waiters = head
             place, _ = waiters.popitem(last=False)
@@ -144,9 +144,10 @@ class Slots(WeightedSemaphore):
     free slots are found within about the time for which they were in use, at most 300 s, even if none of our
     tasks ends.
 
-    A caller acquires slots and sends the create. It then calls `accepted` and later `ended`; or `refused`
-    after a 1303, with the epoch that `acquire` returned; or `release` if no task was created. A task that is
-    already running is counted by `force_acquire` and later `ended`. All times are by the event loop's clock.
+    A caller acquires slots and sends the create. If it succeeds, the caller calls `accepted` and later
+    `ended`. After a 1303 the caller calls `refused` with the epoch that `acquire` returned. If no task was
+    created for another reason, it calls `release`. A task that is already running is counted by
+    `force_acquire` and later `ended`. All times are by the event loop's clock.
 
     Raises:
         ConfigurationError: if *limit* is not a whole number above 0.
@@ -164,12 +165,12 @@ class Slots(WeightedSemaphore):
         self.limit: int = limit
         self.running: int = 0  # pictures of tasks known to be running at the service
         self._unanswered = self.capacity  # pictures still to be accepted before the capacity may grow
-        self._accepted = True  # a create, since the capacity fell
-        self._ended = 0  # tasks, since the capacity fell or grew
+        self._accepted = True  # whether a create was accepted since the capacity fell
+        self._ended = 0  # tasks that ended since the capacity fell or grew
         self._pause = FIRST_PROBE_PAUSE / 2
-        self._level = 0  # pictures that ran when the pause was last the first one
-        self._open_at = -inf  # no create is sent before
-        self._probe_at = -inf
+        self._level = 0  # running pictures when the pause was last reset
+        self._open_at = -inf  # no create is sent before this time
+        self._probe_at = -inf  # the pause before the next probe ends at this time
         self._timer: asyncio.TimerHandle | None = None
 
     def accepted(self, n: int) -> None:
@@ -180,10 +181,10 @@ class Slots(WeightedSemaphore):
         self._serve()
 
     def refused(self, n: int, epoch: int) -> None:
-        """Release *n* for which the service had no room. *epoch* is that of their acquisition."""
+        """Release *n* slots that the service refused with a 1303. *epoch* is what `acquire` returned."""
         now = asyncio.get_running_loop().time()
         self._open_at = now + REFUSAL_PAUSE
-        if epoch == self.epoch:  # otherwise it was sent before the capacity fell
+        if epoch == self.epoch:  # otherwise the create was sent before the capacity fell
             self.epoch += 1
             self._shrink()
             self._ended = self._unanswered = 0
@@ -192,7 +193,7 @@ class Slots(WeightedSemaphore):
         self.release(n)
 
     def ended(self, n: int) -> None:
-        """Release *n* of a task that has ended at the service."""
+        """Release the *n* slots of a task that has ended at the service."""
         self.running -= n
         self._ended += 1
         self.release(n)
@@ -207,7 +208,7 @@ class Slots(WeightedSemaphore):
         self.capacity = max(self.capacity, min(self.running, self.limit))
 
     def _shrink(self) -> None:
-        """Lower the capacity to the number in progress, or further if nothing was accepted since."""
+        """Lower the capacity to the number in progress, or further if nothing was accepted since it fell."""
         probing = self._unanswered > 0
         below = 0 if probing or self._accepted else self.running // 4
         self.capacity = min(self.running - below, self.limit)
@@ -221,7 +222,7 @@ class Slots(WeightedSemaphore):
             self._pause, self._level = FIRST_PROBE_PAUSE, self.running
 
     def _admits(self, n: int) -> bool:
-        """Return whether *n* more may be held now. Raise the capacity if that is due."""
+        """Return whether *n* more may be held now. Raise the capacity if it is due to grow."""
         now = asyncio.get_running_loop().time()
         if now < self._open_at:
             self._serve_at(self._open_at)
@@ -232,7 +233,7 @@ class Slots(WeightedSemaphore):
             return False
         if min(self._unanswered, self.held - self.running) > 0:
             return False  # creates within the capacity have no response yet
-        last_ended = self._ended and not self.held  # what it held is free, but may be less than *n*
+        last_ended = self._ended and not self.held  # its slots are free, but may be fewer than *n*
         if now < self._probe_at and self._ended < self.tasks_per_probe and not last_ended:
             self._serve_at(self._probe_at)
             return False
@@ -249,7 +250,7 @@ class Slots(WeightedSemaphore):
 
     def _serve(self) -> None:
         super()._serve()
-        if self._head() is None:  # slots are free: before a growth all of them must be in use again
+        if self._head() is None:  # slots are free, and must be in use before the capacity grows
             self._unanswered = self.capacity - self.running
 
     def _serve_at(self, when: float) -> None:

@@ -5,7 +5,7 @@ An attempt is one `external_task_id` on its way to one task::
                       the response holds a task
     NEW ───> SENDING ─────────────────────────────────────> CREATED
               ^ │ │                                            ^
-              │ │ │ refused, or never sent whole               │
+              │ │ │ refused, or not fully sent                 │
               │<┼─┴────────────────────────────> REFUSED       │
               │ │                                              │
               │ │ reset, timeout, 5xx, half a response         │ found
@@ -19,21 +19,22 @@ state      meaning                                             next states
 new        nothing was sent                                    sending, found, refused
 inherited  an earlier run may have sent a create               found, absent
 sending    a create is in progress                             created, found, refused, uncertain
-refused    no task exists: refused, or never sent whole        sending
+refused    no task exists: refused, or not fully sent          sending
 uncertain  a create had no usable response                     created, absent
 absent     the service has no such task                        sending
 created    the task exists, created by this attempt
 found      the task existed before this attempt sent anything
 =========  ==================================================  ==========================================
 
-`AttemptState.may_cost` says whether this attempt may have spent money. Everything else follows from it. If
-so, units stay reserved, slots stay taken, the job cannot be cancelled, and a cancelled or late job ends with
-`SubmissionUnknown`. Otherwise the units and slots are released, and the job ends with `NotSubmitted` or
-`DeadlineExceeded`.
+`AttemptState.may_cost` says whether this attempt may have spent money. Everything else follows from it. While
+an attempt may have spent money, its units stay reserved, its slots stay taken, the job cannot be cancelled,
+and a cancelled or late job ends with `SubmissionUnknown`. Otherwise the units and slots are released, and the
+job ends with `NotSubmitted` or `DeadlineExceeded`.
 
-A task whose create had no usable response is looked up until it is found or can no longer appear. A create
-can take `create_timeout` plus the time that its body needs at `upload_speed`. This is counted from the last
-create sent, even if an earlier run sent it. Only then is the same id sent again, on a new connection.
+A task whose create had no usable response is looked up until it is found or can no longer appear. It can
+appear until `create_timeout`, the time that its body needs at `upload_speed`, and `APPEAR_TIMEOUT` have
+passed since the last create was sent, even by an earlier run. After that, the same id is sent again on a new
+connection.
 """
 
 import asyncio
@@ -66,7 +67,7 @@ from kling_expand.models import LAST_PAGE, PAGE_SIZE, Dialect, Status, Task
 
 from .scheduler import WeightedSemaphore
 
-RECOVERY_PAGES = 40  # of the list at most (20,000 tasks); beyond that each job is looked up instead
+RECOVERY_PAGES = 40  # list pages read at most (20,000 tasks); beyond that, each job is looked up instead
 APPEAR_TIMEOUT = 5.0  # seconds after the end of a create within which its task becomes visible to lookups
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class Submitter:
     """The creates of one client.
 
     `Settings.retry_timeout` limits how long one create is retried after failures. A 1302 is not a failure,
-    and restarts the limit. At most `Settings.upload_bytes` are being uploaded at once.
+    and restarts the limit. At most `Settings.upload_bytes` bytes are uploaded at once.
     """
 
     def __init__(self, session: Session, settings: Settings, *, rng: Random) -> None:
@@ -179,7 +180,7 @@ class Submitter:
 
         Raises:
             SubmissionUnknown: if it could not be determined whether the task exists.
-            DuplicateTask: if another job has the given id. `task_id` is that of its task.
+            DuplicateTask: if another job has the given id. The error's `task_id` is the id of its task.
             DeadlineExceeded: if the deadline passes before a task exists.
             ParallelLimit: if the account has no free slot.
             APIError: if the service refuses.
@@ -196,11 +197,11 @@ class Submitter:
         # reads the task for its pictures.
         unended = task.status is Status.SUCCEED and not task.images
         status = Status.PROCESSING if unended else task.task_status
-        # A response may lack the id, and one string for both saves memory while the task is open.
+        # The response may lack the id. Sharing the attempt's string also saves memory while the task is open.
         return evolve(task, task_status=status, external_task_id=attempt.external_task_id)
 
     async def settle(self, attempt: Attempt, size: int, deadline_at: float | None = None) -> Task | None:
-        """Look up an attempt's task until it is found; return None once it can no longer appear.
+        """Look up an attempt's task until it is found. Return None once it can no longer appear.
 
         *size* is the size of the create's body in bytes.
 
@@ -264,7 +265,7 @@ class Submitter:
             except RateLimited as error:
                 if not error.retryable:
                     raise
-                retry = self._session.retry()  # a 1302 is no failure, and the gate delays the next attempt
+                retry = self._session.retry()  # a 1302 is no failure, and the gate delays the next try
                 report(error, tries, self._session.gates[EventKind.CREATE].remaining)
                 continue
             except (TransportError, ServerError, ProtocolError) as error:
@@ -398,7 +399,7 @@ class Submitter:
         await asyncio.sleep(pause)
 
     def _longest_create(self, size: int) -> float:
-        """Return the seconds from the start of a create within which its task appears, if there is one."""
+        """Return the seconds from the start of a create within which its task appears, if it has one."""
         return self._settings.create_timeout + size / self._settings.upload_speed + APPEAR_TIMEOUT
 
 
@@ -406,12 +407,12 @@ def _may_have_arrived(error: Exception) -> bool:
     """Return whether a create that ended in *error* may have been accepted."""
     if isinstance(error, TransportError):
         return error.sent
-    # A foreign error, such as one of a trace hook, may occur after the response.
+    # Another exception, such as one raised by a trace hook, may occur after the response.
     return isinstance(error, ServerError | ProtocolError) or not isinstance(error, KlingError)
 
 
 def duplicate(external_task_id: str, task_id: str | None) -> DuplicateTask:
-    """Return the error for a given id that another task has. The error names that task if it is known."""
+    """Return the error for a given id that another task already has, with that task's id if it is known."""
     return other_task(
         "external_task_id must be unique in the account, but "
         f"{f'task {task_id}' if task_id else 'another task'} already has the id {external_task_id}; "

@@ -1,1 +1,1 @@
-"""Job stores: the records of all jobs, which survive a crash, behind one contract."""
+"""Job stores, which record all jobs under one contract so that they survive a crash."""

@@ -1,4 +1,4 @@
-"""The contract of job stores, with job states, their transitions, job records and the store in memory.
+"""The contract of job stores, with job states, their transitions, job records and the in-memory store.
 
 =========  ==========================================  ===================================================
 state      meaning                                     next states
@@ -13,8 +13,9 @@ failed     the task failed
 =========  ==========================================  ===================================================
 
 Any other report is late or repeated and changes nothing, so reports may arrive in any order. A task that
-appears disproves a refusal. A repeated state updates the record, for example with fresh URLs or other files.
-After ``failed`` the next intent is a new attempt with a new id. No other state leads to a new attempt.
+appears after a refusal disproves it. A repeated state updates the record, for example with fresh URLs or
+other files. After ``failed``, the next intent is a new attempt with a new id. No other state leads to a new
+attempt.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ from kling_expand.errors import JournalError
 from kling_expand.geometry import Ratios, Towards
 from kling_expand.models import ExpandRequest, Status, Task
 
-HELD = 10_000  # records that a store in memory keeps at most
+HELD = 10_000  # records that an in-memory store keeps at most
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -96,18 +97,20 @@ def _paths(stored: bytes | Iterable[str] | None) -> tuple[str, ...]:
 class JobRecord:
     """One attempt at one request, as recorded in its store. Times are in Unix seconds.
 
-    Stores create it; programs read it. These attributes are of use to a program:
+    Stores create records, and programs read them. These attributes are useful to a program:
 
     - `external_task_id`, and the `task_id` once the service has accepted the task;
     - the `state`, and the `error` that says why the job failed, was refused or is unknown;
     - `task`, a snapshot, and `files`, the absolute paths of the saved pictures;
-    - `request` and `note`, as they were submitted; `source`, the photo's path or URL, or None if it was
-      bytes; the `key`; `created_at` and `updated_at`.
+    - `request` and `note`, as they were submitted, and the `key`;
+    - `source`, the photo's path or URL, or None if the photo was bytes;
+    - `created_at` and `updated_at`.
 
-    The rest belongs to the store. `params` is the JSON text of the request and the note, and `params_hash`
-    its digest with the photo. `attempt` counts from 1. `snapshot` is the packed task. `last_post_at` is when
-    a create was last about to be sent, by the wall clock. Because that clock may be set, `last_post_mark` is
-    the same moment by another clock, in a form that the store defines (see `JobStore.post_age`).
+    The rest belongs to the store. `params` is the JSON text of the request and the note. `params_hash` is the
+    digest of the request and the photo. `attempt` counts from 1. `snapshot` is the packed task.
+    `last_post_at` is the time by the wall clock at which a create was last about to be sent. Because that
+    clock may be set, `last_post_mark` is the same moment by another clock, in a form that the store defines
+    (see `JobStore.post_age`).
     """
 
     external_task_id: str
@@ -147,7 +150,7 @@ class JobRecord:
 
     @property
     def may_exist(self) -> bool:
-        """Whether a create may have been sent. If so, the id must be looked up before another is sent."""
+        """Whether a create may have been sent. If so, the id must be looked up before the next create."""
         return self.last_post_at is not None or self.state is JobState.UNKNOWN
 
     @property
@@ -156,7 +159,7 @@ class JobRecord:
         return codec.unpack_request(self.params, self.source or "", self.key).units
 
     def complete_saves(self) -> tuple[tuple[Path, ...], ...]:
-        """Return the saves of which every picture still exists, the last first."""
+        """Return the paths of each save whose pictures all still exist, the newest first."""
         return tuple(saved for saved in self.saves() if saved and all(path.exists() for path in saved))
 
     def saves(self) -> list[tuple[Path, ...]]:
@@ -170,7 +173,7 @@ COLUMNS = ", ".join(attribute.name for attribute in fields(JobRecord))
 
 
 class PreparedRequest(NamedTuple):
-    """A request that is ready to be sent: its photo is checked and its geometry resolved for that photo.
+    """A request that is ready to be sent, with its photo checked and its geometry resolved for that photo.
 
     `note` holds the caller's own JSON values, which a durable store keeps with the job.
     """
@@ -191,8 +194,8 @@ class JobIdentity(NamedTuple):
 def identify(store: "JobStore", prepared: PreparedRequest) -> JobIdentity | None:
     """Return the identity of a job, or None if every submission is a separate job.
 
-    In a durable store every job has one: without a `key`, a request for the same picture is the same job.
-    In any other store a job has one only if the request has a `key` and no `external_task_id`.
+    In a durable store, every job has an identity. Without a `key`, identical requests are the same job. In
+    any other store, a job has an identity only if the request has a `key` and no `external_task_id`.
     """
     request = prepared.request
     if not store.durable and (not request.key or request.external_task_id):
@@ -202,24 +205,24 @@ def identify(store: "JobStore", prepared: PreparedRequest) -> JobIdentity | None
 
 
 class JobStore(ABC):
-    """The records of the jobs of one `run`; open it with ``async with``.
+    """The records of the jobs of one `run`, opened with ``async with``.
 
-    A job is named by its `external_task_id`, and its request is *prepared*: checked, with its photo and
-    geometry. Times are Unix seconds.
+    A job is identified by its `external_task_id`. A *prepared* request has been checked, and has its photo
+    and geometry. Times are Unix seconds.
 
-    Each method returns once its record is stored. In a `durable` store the record then survives a crash. A
+    Each method returns once its record is stored. In a `durable` store, the record then survives a crash. A
     durable store raises `JournalError` for an unknown job. Any other store keeps a record only until its job
     ends, and ignores reports about unknown jobs.
 
     `JournalError` is the only exception that a method raises on purpose; the record may then be missing. Any
     other exception is a bug in the store. After a cancelled call the record may or may not be stored.
 
-    A new store implements `_claim`, `_transition`, `mark_sending`, `get`, `find`, `jobs` and `counts`.
+    A new store must implement `_claim`, `_transition`, `mark_sending`, `get`, `find`, `jobs` and `counts`.
     """
 
     durable: ClassVar[bool] = True
-    queued: bool = False  # whether a queue also has the jobs, with the places of their photos
-    recovered: bool = True  # False while tasks of a lost store may be at the service: see `recover`
+    queued: bool = False  # whether a queue also keeps the jobs, and where their photos are
+    recovered: bool = True  # False until `recover` is called, if an earlier store may have been lost
     run: str
     _clock: Callable[[], float]
 
@@ -244,7 +247,7 @@ class JobStore(ABC):
         The record of a known job that has not failed is returned unchanged, unless its attempt number is
         at most *after*. A rejected job becomes an intent again under its old id, as no task exists. A new
         job or attempt gets an id that is derived from the run, the identity and the attempt, unless the
-        request has one. Different parameters under a known key are a new job; a warning is logged.
+        request has one. A known key with different parameters is a new job, and a warning is logged.
 
         Raises:
             JournalError: if it cannot be stored, or another job has the request's `external_task_id`.
@@ -264,29 +267,29 @@ class JobStore(ABC):
 
     @abstractmethod
     async def mark_sending(self, external_task_id: str) -> None:
-        """Record that a create is about to be sent; send it as soon as this returns.
+        """Record that a create is about to be sent. The caller sends it as soon as this returns.
 
         Raises:
-            JournalError: if a task of the job is known. `task_id` is then set, and the create must not be
-                sent.
+            JournalError: if a task of the job is known. The error then has its `task_id`, and the create must
+                not be sent.
         """
 
     async def recover(self, tasks: Iterable[Task] | None) -> None:
         """Record the *tasks* of the account, because a lost earlier store may have recorded them.
 
-        From then on `record_intent` finds the task of a job among them. None means that they cannot be
+        From then on, `record_intent` finds the task of a job among them. None means that they cannot be
         listed. Each new job is then recorded as one whose task may exist, so that it is looked up. While
         `recovered` is False, the client must call this before it records anything.
         """
         del tasks
 
     async def mark_uncertain(self, external_task_id: str, error: str) -> None:
-        """Record that there was no usable response to a create in time, because of *error*."""
+        """Record that a create got no usable response, because of *error*."""
         await self._transition(external_task_id, JobState.UNKNOWN, error=self._text(error))
 
     async def mark_refused(self, external_task_id: str, error: str) -> None:
         """Record that the service refused the job with *error*, so that no task exists."""
-        values = {"error": self._text(error), "last_post_at": None}  # no sent create is left to look up
+        values = {"error": self._text(error), "last_post_at": None}  # no create is left to look up
         await self._transition(external_task_id, JobState.REJECTED, **values)
 
     async def mark_unsent(self, external_task_id: str) -> None:
@@ -294,7 +297,7 @@ class JobStore(ABC):
         await self._transition(external_task_id, JobState.INTENT, last_post_at=None)
 
     async def observe(self, external_task_id: str, task: Task) -> None:
-        """Record a final snapshot in full; for any other, record only that the task exists."""
+        """Record the snapshot *task*, in full if it is final. Otherwise record only that the task exists."""
         if not task.status.final:
             await self._transition(external_task_id, JobState.SUBMITTED, task_id=task.task_id, error=None)
             return
@@ -312,7 +315,7 @@ class JobStore(ABC):
         """Return the record with this id, which may be of an earlier attempt, or None."""
 
     async def saves(self, external_task_id: str) -> list[tuple[Path, ...]] | None:
-        """Return the paths of each save of a job's pictures, the last first, or None for an unknown job."""
+        """Return the paths of each save of a job's pictures, newest first, or None for an unknown job."""
         known = await self.get(external_task_id)
         return None if known is None else known.saves()
 
@@ -321,7 +324,7 @@ class JobStore(ABC):
         return await self.get(external_task_id)
 
     async def find_task(self, task_id: str) -> JobRecord | None:
-        """Return the record of the task with this *task_id*, or None. A store may have an index of them."""
+        """Return the record with this *task_id*, or None. A store with an index overrides this."""
         async for job in self.jobs():
             if job.task_id == task_id:
                 return job
@@ -333,10 +336,10 @@ class JobStore(ABC):
 
     @abstractmethod
     def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
-        """Yield the jobs in these states (all jobs if none is given), oldest first.
+        """Yield the jobs in these *states* (all jobs if none is given), oldest first.
 
         Only the last attempt of each job is yielded. A job whose state changes in the meantime is yielded
-        once, in the old or the new state. At most one page of jobs is in memory.
+        once, in the old or the new state. At most one page of jobs is held in memory.
         """
 
     @abstractmethod
@@ -346,17 +349,18 @@ class JobStore(ABC):
     async def post_age(self, job: JobRecord) -> float:
         """Return the seconds since a create of *job* was last about to be sent, or infinity if unknown.
 
-        The value may be too low, but never too high, or a create in progress would be sent again. The wall
-        clock, which is used here, may have been set forward. A store with a better clock overrides this.
+        The result may be too low but must never be too high, or a job would be sent again while its create is
+        in progress. This method uses the wall clock, which may have been set forward. A store with a better
+        clock overrides it.
         """
         return inf if job.last_post_at is None else max(0.0, self._clock() - job.last_post_at)
 
     async def durations(self) -> str:
-        """Return the text that `keep_durations` stored, or an empty one."""
+        """Return the text that `keep_durations` stored, or an empty string."""
         return ""
 
     async def keep_durations(self, durations: str) -> None:
-        """Store the *durations* of the newest tasks (text), for the poll schedule of a later process."""
+        """Store the *durations* of the newest tasks, as text, for the poll schedule of a later process."""
         del durations
 
     # ------------------------------------------------------------------------ implemented by each store
@@ -375,7 +379,7 @@ class JobStore(ABC):
     async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
         """Set the state of a job and these columns, or do nothing if `TRANSITIONS` does not allow it.
 
-        If *values* name a different task from the one on record, nothing changes and a warning is logged.
+        If *values* name a different task than the record, nothing changes and a warning is logged.
         """
 
     def _final_columns(self, task: Task) -> dict[str, Any]:
@@ -411,7 +415,7 @@ def task_exists(external_task_id: str, task_id: str | None) -> JournalError:
 
 
 def warn_of_other_parameters(key: str, params: str) -> None:
-    """Log that a known key is used with a new request, unless its note says that it is a later pass."""
+    """Log that a known key has a new request, unless the note in *params* says that it is a later pass."""
     step = codec.unpack_note(params).get("pass")
     if not isinstance(step, dict) or step.get("before") is None:
         logger.warning("job %r has different parameters than before, so a new task is made", key)
@@ -424,11 +428,11 @@ def warn_of_two_tasks(external_task_id: str, known: str | None, task_id: str | N
 
 
 class MemoryStore(JobStore):
-    """The store of a client without a journal: jobs of one process, each kept until it ends.
+    """The store of a client without a journal, which keeps each job of one process until it ends.
 
-    At most *limit* records are kept; beyond that the oldest is dropped. That is safe: ids of jobs with a key
-    are derived from *run* and key, so the task can still be found at the service. *clock* returns Unix
-    seconds.
+    At most *limit* records are kept, and beyond that the oldest is dropped. That is safe, because the id of a
+    job with a key is derived from *run* and the key, so its task can still be found at the service. *clock*
+    returns Unix seconds.
     """
 
     durable = False
@@ -441,10 +445,10 @@ class MemoryStore(JobStore):
         self._limit = limit
         self._jobs: dict[str, JobRecord] = {}
         self._ids: dict[str, dict[str, str]] = {}  # by key and digest
-        self._failed: OrderedDict[tuple[str, str], int] = OrderedDict()  # the last attempt that failed
+        self._failed: OrderedDict[tuple[str, str], int] = OrderedDict()  # the last failed attempts
 
     async def mark_sending(self, external_task_id: str) -> None:
-        """Record the time of a create. Raises `JournalError` if a task is known."""
+        """Record the time of a create. Raise `JournalError` if a task of the job is known."""
         job = self._jobs.get(external_task_id)
         if job is None:
             return

@@ -1,8 +1,8 @@
-"""A durable job store in PostgreSQL for many workers at once, with the outcomes of a fleet's jobs.
+"""A durable job store in PostgreSQL for many workers at once, which also holds a fleet's outcomes.
 
 A worker that records an intent owns the job from then on, and only the owner may send it. A fleet's worker
 also needs a lease, which ends if it sends no heartbeats. So a worker that was presumed dead and comes back
-notices this before its create is sent, not after.
+learns that it no longer owns the job before its create is sent, not after.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ from .postgres_pool import Connection, ConnectionPool
 from .postgres_schema import OPEN, SCHEMA, VERSION
 
 PAGE = 200  # jobs read at a time
-CLAIM_TRIES = 10  # to find or insert a job that other workers insert at the same moment
-REMEMBERED = 1000  # ends that were written, so that none is written twice, and new jobs
-SEND_TIMEOUT = 5.0  # seconds after which a create is marked again before it is sent
+CLAIM_TRIES = 10  # tries to find or insert a job that other workers insert at the same moment
+REMEMBERED = 1000  # recorded ends that a worker remembers, so that none is written twice, and new jobs
+SEND_TIMEOUT = 5.0  # seconds; if marking a create took longer, it is marked again before it is sent
 
 
 class TakenOver(JournalError):
@@ -52,7 +52,7 @@ class JobOutcome:
     saved pictures. `units` is the number of units billed for all passes, or None if the service did not
     report it. `ended_at` is in Unix seconds. `saved` is False if the pictures of a succeeded task could not
     be saved yet, and `error` says why. Saving is retried, and a later outcome of the same key replaces this
-    one. If `saved` is True, `error` says why a succeeded task has no pictures at full size.
+    one. If `saved` is True, a succeeded task has an `error` only if it has no pictures at full size.
     """
 
     key: str
@@ -70,10 +70,11 @@ class JobOutcome:
 class PostgresStore(JobStore):
     """The jobs of one *run* in a *database* that many workers share. Pass it to a client as its ``journal``.
 
-    *owner* is this worker's number. By default entering takes the next free number, which is negative. A
-    worker owns a job from its `record_intent` until another worker records the same intent. With *leased*, it
-    must also be registered as a fleet's worker to send a job. *account* names the account whose slots the
-    jobs take, and *clock* returns Unix seconds. Every method waits while the database is unavailable.
+    *owner* is this worker's number. By default, opening the store assigns the next free number, which is
+    negative. A worker owns a job from its `record_intent` until another worker records the same intent. With
+    *leased*, it must also be registered as a fleet's worker to send a job. *account* names the account whose
+    slots the jobs take, and *clock* returns Unix seconds. Every method waits while the database is
+    unavailable.
 
     Raises:
         JournalError: if, in any method, the database stays unavailable or refuses a statement.
@@ -110,12 +111,12 @@ class PostgresStore(JobStore):
     # ------------------------------------------------------------------------ reports
 
     async def mark_sending(self, external_task_id: str) -> None:
-        """Record that a create is about to be sent; send it as soon as this returns.
+        """Record that a create is about to be sent. The caller sends it as soon as this returns.
 
         Raises:
-            JournalError: if a task of the job is known. `task_id` is then set, and the create must not be
-                sent.
-            TakenOver: if another worker owns the job. The create must not be sent either.
+            JournalError: if a task of the job is known. The error then has its `task_id`, and the create must
+                not be sent.
+            TakenOver: if another worker owns the job. Then the create must not be sent either.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -125,14 +126,14 @@ class PostgresStore(JobStore):
                 break
             if loop.time() - asked_at < SEND_TIMEOUT:
                 return
-            # The process was stopped in the meantime, so this result may be older than the end of its lease.
+            # The process may have been suspended in the meantime, and its lease may have ended since.
         task_id = (await self._known(external_task_id)).task_id
         if task_id is None:
             raise TakenOver("another worker owns this job now", external_task_id=external_task_id)
         raise task_exists(external_task_id, task_id)
 
     async def observe(self, external_task_id: str, task: Task) -> None:
-        """Record a snapshot of the task. The end is written once, however often it is reported."""
+        """Record a snapshot of the task. Its end is written once, however often it is reported."""
         if not task.status.final:
             await super().observe(external_task_id, task)
             return
@@ -147,8 +148,8 @@ class PostgresStore(JobStore):
     async def mark_saved(self, external_task_id: str, files: Iterable[str | os.PathLike[str]]) -> None:
         """Record that the pictures of a succeeded task are on disk, as *files*.
 
-        A fleet's worker does this together with the outcome. If it dies before that, the next worker finds
-        the pictures by their marks.
+        A fleet's worker records this together with the outcome. If it dies before that, the next worker
+        recognizes the saved pictures by the marks in their modification times.
         """
         if self._leased:
             saved, earlier = b"\0".join(map(os.fsencode, files)), self._saved.get(external_task_id, [])
@@ -157,9 +158,9 @@ class PostgresStore(JobStore):
             await super().mark_saved(external_task_id, files)
 
     async def saves(self, external_task_id: str) -> list[tuple[Path, ...]] | None:
-        """Return the paths of each save of a job's pictures, the newest first, or None for an unknown job.
+        """Return the paths of each save of a job's pictures, newest first, or None for an unknown job.
 
-        For a new job, a fleet's worker needs no read: saves are only recorded with the outcome.
+        For a new job, a fleet's worker needs no query, because saves are recorded only with the outcome.
         """
         if self._leased and external_task_id in self._new:
             return []
@@ -168,7 +169,7 @@ class PostgresStore(JobStore):
     async def record_outcome(self, outcome: JobOutcome, *, queued: int | None = None) -> None:
         """Record how a job ended, replacing an earlier outcome of the same key.
 
-        With *queued*, its number in the queue, this worker's job is also removed from the queue.
+        *queued* is the job's number in the queue. If it is given, this worker's job also leaves the queue.
         """
         ids = outcome.key, outcome.status, outcome.external_task_id, outcome.task_id
         error = outcome.error and self._text(outcome.error)
@@ -196,7 +197,7 @@ class PostgresStore(JobStore):
         return await self._newest("external_task_id = %s", external_task_id)
 
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
-        """Yield the jobs in these states (all jobs if none is given), oldest first, page by page."""
+        """Yield the jobs in these *states* (all jobs if none is given), oldest first, page by page."""
         after, wanted = 0, [str(state) for state in states or tuple(JobState)]
         while page := await self._database.fetch(_PAGE, self.run, wanted, after, PAGE):
             for after, *columns in page:  # noqa: B007 - where the next page begins
@@ -211,7 +212,7 @@ class PostgresStore(JobStore):
         """Return the next page of outcomes after the number *after*, each with its own number.
 
         Numbers are assigned in the order of commits. So a reader that continues from the last number gets
-        each outcome once, whatever transactions are open elsewhere.
+        each outcome once, even if other transactions are open.
         """
         found = await self._database.fetch(_OUTCOMES, self.run, after, PAGE)
         return [(number, outcome_of(row)) for number, *row in found]
@@ -258,7 +259,7 @@ class PostgresStore(JobStore):
     async def _transition(self, external_task_id: str, state: JobState, **values: Any) -> None:
         new = {"state": str(state)} | values | {"updated_at": self._clock()}
         query = (
-            f"UPDATE kling_jobs SET {', '.join(f'{name} = %s' for name in new)} WHERE external_task_id = %s"  # noqa: S608 - our words
+            f"UPDATE kling_jobs SET {', '.join(f'{name} = %s' for name in new)} WHERE external_task_id = %s"  # noqa: S608 - no user input
             " AND state = ANY(%s) AND (task_id IS NULL OR task_id = coalesce(%s, task_id)) RETURNING 1"
         )
         task_id = values.get("task_id")
@@ -278,7 +279,7 @@ class PostgresStore(JobStore):
         return job
 
     async def _newest(self, where: str, *values: Any) -> JobRecord | None:
-        query = f"SELECT {COLUMNS} FROM kling_jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - our words
+        query = f"SELECT {COLUMNS} FROM kling_jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - no user input
         rows = await self._database.fetch(query, *values)
         return JobRecord(*rows[0]) if rows else None
 
@@ -286,7 +287,7 @@ class PostgresStore(JobStore):
 _CLAIM = f"""
 SELECT {", ".join(f"(job).{name}" for name in COLUMNS.split(", "))}, inserted, key_known
 FROM kling_claim(%s, %s, %s, %s, %s, %s, %s, %s, %s)
-"""  # noqa: S608 - our words
+"""  # noqa: S608 - no user input
 _SENDING = """
 WITH row AS (SELECT %s::double precision AS now, %s::text AS account)
 UPDATE kling_jobs SET last_post_at = now, updated_at = now, account = row.account,
@@ -313,20 +314,20 @@ RETURNING 1
 _PAGE = f"""
 SELECT id, {COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(%s) AND id > %s
 ORDER BY id LIMIT %s
-"""  # noqa: S608 - our words
+"""  # noqa: S608 - no user input
 _COUNTS = f"""
 SELECT what, sum(number)::bigint FROM kling_counts WHERE scope = %s GROUP BY what
 UNION ALL
 SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s AND state IN {OPEN} GROUP BY state
-"""  # noqa: S608 - our words
+"""  # noqa: S608 - no user input
 _SPENT = "SELECT sum(units) FROM kling_counts WHERE scope = %s AND what IN ('succeeded', 'done')"
 OUTCOME_COLUMNS = ", ".join(attribute.name for attribute in fields(JobOutcome))
-_OUTCOME = f"SELECT {OUTCOME_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - our words
-_OUTCOMES = f"SELECT number, {OUTCOME_COLUMNS} FROM kling_read_outcomes(%s, %s, %s)"  # noqa: S608 - our words
+_OUTCOME = f"SELECT {OUTCOME_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - no user input
+_OUTCOMES = f"SELECT number, {OUTCOME_COLUMNS} FROM kling_read_outcomes(%s, %s, %s)"  # noqa: S608 - no user input
 
 
 async def create_tables(database: ConnectionPool, *more: str) -> None:
-    """Create missing tables, upgrade older ones, and run the scripts *more*. Repeating it is safe.
+    """Create missing tables, upgrade older ones, and run the scripts *more*. Repeating this is safe.
 
     Raises:
         JournalError: if the database stays unavailable, has tables of a newer version or refuses a script.

@@ -1,10 +1,10 @@
 """A pool of PostgreSQL connections that survives restarts of the database.
 
-A statement may run twice, because the response to a COMMIT can be lost with its connection. So each statement
-that is passed in must be idempotent.
+A statement may run twice, because the response to a COMMIT can be lost with its connection. So every
+statement that a caller passes must be idempotent.
 
-It works through a connection pooler in transaction mode, as nothing is prepared then, and no state is kept in
-a session. Such a pooler drops notifications, so every caller polls as well.
+The pool also works through a connection pooler in transaction mode. It then prepares no statements, and it
+keeps no state in a session. Such a pooler drops notifications, so every caller also polls.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 OnNotification = Callable[[str, str], object]
 
-PREPARED_AFTER = 3  # executions of a statement, which is then planned no more
+PREPARED_AFTER = 3  # executions of a statement before it is prepared, to avoid planning it again
 SIZE = 2  # connections of a pool; a worker has one more, for notifications
 RETRY_TIMEOUT = 7200.0  # seconds a database may be unavailable before a call raises
-RETRY_DELAY = 0.25  # seconds between two attempts to connect
+RETRY_DELAY = 0.25  # seconds between two tries to connect
 IDLE_TIMEOUT = 20.0  # seconds without a notification after which the connection is checked
 # A server without power, or a network that drops packets, is noticed within about 25 seconds.
 _NETWORK = {
@@ -57,7 +57,7 @@ async def connect(dsn: str) -> Connection:
     except BaseException:
         await connection.close()
         raise
-    if row == (connection.info.backend_pid,):  # otherwise the number is a pooler's own
+    if row == (connection.info.backend_pid,):  # otherwise the connection leads to a pooler
         connection.prepare_threshold = PREPARED_AFTER
     return connection
 
@@ -69,7 +69,7 @@ class ConnectionPool:
     message contains the password of the DSN.
 
     Raises:
-        JournalError: if, on entering, the DSN is malformed or the database does not exist.
+        JournalError: if, on entering, the DSN is malformed or the database cannot be reached.
     """
 
     def __init__(self, dsn: str, *, size: int = SIZE, retry_timeout: float = RETRY_TIMEOUT) -> None:
@@ -106,7 +106,7 @@ class ConnectionPool:
             try:
                 yield connection
             finally:
-                # After a cancellation a transaction may be open: such a connection is not used again.
+                # A cancellation may leave a transaction open. Such a connection is not used again.
                 clean = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
                 if self._open and clean and not connection.closed:
                     self._idle.append(connection)
@@ -114,10 +114,10 @@ class ConnectionPool:
                     await connection.close()
 
     async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Return the result of *work* with a connection. Retry it while the database is unavailable.
+        """Call *work* with a connection and return its result. Retry while the database is unavailable.
 
         Raises:
-            JournalError: if the database stays unavailable, refuses a statement, or the pool is not open.
+            JournalError: if the database stays unavailable or refuses a statement, or the pool is not open.
         """
         if not self._open:
             raise JournalError("the connection pool is not open")
@@ -152,7 +152,8 @@ class ConnectionPool:
 async def listen(dsn: str, on_notification: OnNotification, *channels: str) -> None:
     """Call *on_notification* with the channel and payload of each notification, until cancelled.
 
-    After each new connection it is called with two empty strings, as notifications may have been missed.
+    After each new connection, *on_notification* is called with two empty strings, as notifications may have
+    been missed.
 
     Raises:
         JournalError: if the database refuses the connection for good.
@@ -176,16 +177,16 @@ async def listen(dsn: str, on_notification: OnNotification, *channels: str) -> N
 
 
 def is_transient(error: psycopg.Error) -> bool:
-    """Return whether a retry may succeed: the database is unavailable, or two calls conflict."""
+    """Return whether a retry may succeed, because the database is unavailable or two calls conflict."""
     lost = isinstance(error, psycopg.InterfaceError) and "closed" in str(error)
-    # A pooler ends a session whose server is gone with its own error.
+    # A pooler that loses its server ends the session with an error of its own.
     return lost or isinstance(error, psycopg.OperationalError)
 
 
 def check_dsn(dsn: str) -> None:
-    """Raise `JournalError` unless *dsn* is unambiguous. The message contains no part of it.
+    """Raise `JournalError` unless *dsn* is valid and unambiguous. The message contains no part of it.
 
-    libpq takes an ``@`` or ``/`` inside a password as its end, and then reports the rest as a host.
+    libpq takes an ``@`` or ``/`` inside a password for its end, and then reports the rest as the host.
     """
     try:
         conninfo_to_dict(dsn)

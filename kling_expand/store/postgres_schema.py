@@ -2,16 +2,17 @@
 
 Counting a history or a queue of a million rows would take seconds. So triggers add the changes of each
 statement to `kling_counts`, in the same transaction. Every change is a new row, so no statement waits for
-another. About one change in 32 sums up the rows of its scope, so a read sums up few. `fleet init` recounts.
+another. About one change in 32 replaces the rows of its scope with their sums, so a read has few rows to add.
+`fleet init` counts everything anew.
 """
 
-NUMBERED = 10_000  # outcomes that one read numbers at most, so that its cost has a bound
+NUMBERED = 10_000  # outcomes that one read numbers at most, so that its cost is bounded
 SUMMED_UP = 32  # changes of one scope, on average, until their counts are summed up
-VERSION = 5  # of all tables of a fleet; version 1 had no table that says so
+VERSION = 5  # of all tables of a fleet; version 1 had no table for the version
 
 # Whether the task of a row is, or may be, at the service.
 AT_SERVICE = "(state = 'submitted' OR (state IN ('intent', 'unknown') AND last_post_at IS NOT NULL))"
-# Triggers count the final states. Few jobs are in the other states, which are counted when read.
+# Triggers count the final states. Few jobs are in the other states, so these are counted at each read.
 ENDED, OPEN = "('rejected', 'succeeded', 'done', 'failed')", "('intent', 'unknown', 'submitted')"
 
 
@@ -24,13 +25,13 @@ def counted(kind: str, table: str, group: str, what: str, *, where: str = "true"
 
     def rows(source: str, sign: str) -> str:
         return (
-            f"SELECT '{kind} ' || {group} AS scope, {what} AS what, {sign}1 AS number,"  # noqa: S608 - our words
+            f"SELECT '{kind} ' || {group} AS scope, {what} AS what, {sign}1 AS number,"  # noqa: S608 - no user input
             f" {sign}coalesce({units}, 0) AS units FROM {source} WHERE {where}"
         )
 
     def total(*sources: str) -> str:
         return (
-            "INSERT INTO kling_counts SELECT scope, what, sum(number), sum(units)"  # noqa: S608 - our words
+            "INSERT INTO kling_counts SELECT scope, what, sum(number), sum(units)"  # noqa: S608 - no user input
             f" FROM ({' UNION ALL '.join(sources)}) AS changed"
             " GROUP BY scope, what HAVING sum(number) <> 0 OR sum(units) <> 0;"
         )
@@ -59,7 +60,7 @@ END $$;
 {triggers}
 DELETE FROM kling_counts WHERE starts_with(scope, '{kind} ');
 {total(rows(table, "+"))}
-"""  # noqa: S608 - our words
+"""  # noqa: S608 - no user input
 
 
 SCHEMA = f"""
@@ -83,33 +84,33 @@ CREATE TABLE IF NOT EXISTS kling_jobs (
     params text NOT NULL,
     created_at double precision NOT NULL,
     updated_at double precision NOT NULL,
-    owner bigint NOT NULL,  -- the worker that may send it
-    units numeric,          -- its cost, once the service has reported it
+    owner bigint NOT NULL,  -- the worker that may send the job
+    units numeric,          -- the cost, once the service has reported it
     UNIQUE (run, key, params_hash, attempt)
 );
 ALTER TABLE kling_jobs ADD COLUMN IF NOT EXISTS last_post_mark text;  -- by the clock of the database
-ALTER TABLE kling_jobs ADD COLUMN IF NOT EXISTS account text;         -- whose slots it takes, once sent
+ALTER TABLE kling_jobs ADD COLUMN IF NOT EXISTS account text;         -- whose slots the job takes
 ALTER TABLE kling_jobs DROP COLUMN IF EXISTS holder;
 CREATE INDEX IF NOT EXISTS kling_jobs_by_state ON kling_jobs (run, state, id) WHERE latest;
 -- Jobs that are, or may be, at the service now: few rows, however long the table is.
 CREATE INDEX IF NOT EXISTS kling_jobs_out ON kling_jobs (id) WHERE {AT_SERVICE};
 CREATE TABLE IF NOT EXISTS kling_workers (
-    id bigint PRIMARY KEY,   -- of the queue, and the owner of jobs
+    id bigint PRIMARY KEY,   -- in the queue, and as the owner of jobs
     run text NOT NULL,
     account text NOT NULL,
     exact boolean NOT NULL,  -- whether its jobs need permits
     alone boolean NOT NULL,  -- whether it takes only jobs that must run alone
     lease_until timestamptz NOT NULL,
-    waiting_since timestamptz,  -- of its first job that waits for a permit
-    asked_at timestamptz        -- when it last asked for one
+    waiting_since timestamptz,  -- when the first of its waiting jobs began to wait for permits
+    asked_at timestamptz        -- when the worker last asked for permits
 );
-ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS waiting_for integer;  -- images of that job
+ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS waiting_for integer;  -- pictures of that job
 ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS seen_at timestamptz DEFAULT clock_timestamp();
 ALTER TABLE kling_workers ADD COLUMN IF NOT EXISTS steady_since timestamptz DEFAULT clock_timestamp();
 CREATE TABLE IF NOT EXISTS kling_deaths (
     run text NOT NULL,
     key text NOT NULL,
-    deaths integer NOT NULL,  -- of workers that executed the job
+    deaths integer NOT NULL,  -- workers that died while they executed the job
     PRIMARY KEY (run, key)
 );
 CREATE TABLE IF NOT EXISTS kling_outcomes (
@@ -133,12 +134,13 @@ CREATE INDEX IF NOT EXISTS kling_outcomes_by_end ON kling_outcomes (run, ended_a
 CREATE TABLE IF NOT EXISTS kling_counts (
     scope text NOT NULL,
     what text NOT NULL,
-    number bigint NOT NULL,  -- of rows more, below 0 of rows less
+    number bigint NOT NULL,  -- rows added, negative for rows removed
     units numeric NOT NULL
 );
 CREATE INDEX IF NOT EXISTS kling_counts_by_scope ON kling_counts (scope);
--- Replace the rows of a scope by their sums. Where another transaction does so, its sums are not visible yet,
--- and the rows it replaces are. A transaction with an older snapshot would fail, so it leaves this to others.
+-- Replace the rows of a scope with their sums, unless another transaction is doing so. Until that commits,
+-- readers see the old rows and not the sums. A transaction with an older snapshot would fail, so it leaves
+-- this to others.
 CREATE OR REPLACE FUNCTION kling_sum_up() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF current_setting('transaction_isolation') = 'read committed'
@@ -167,9 +169,9 @@ BEGIN  -- along the index, which the planner would not choose before the first A
     RETURN QUERY
     SELECT * FROM kling_outcomes WHERE run = of_run AND number > after ORDER BY number LIMIT page;
 END $$;
--- Insert an attempt. Where the job has that one or a later one, return its last: a failed one as it is, a
--- rejected one as an intent again, any other with its new owner. There is none if the id is another job's, or
--- if another worker inserts the same attempt at this moment.
+-- Insert an attempt. If the job already has this attempt or a later one, return its last attempt with the
+-- new owner. A rejected attempt becomes an intent again. No job is returned if the id belongs to another job,
+-- or if another worker is inserting the same attempt.
 CREATE OR REPLACE FUNCTION kling_claim(of_run text, of_key text, id_of_task text, digest text, try integer,
     photo bytea, values_of text, now double precision, me bigint, OUT job kling_jobs, OUT inserted boolean,
     OUT key_known boolean) LANGUAGE plpgsql AS $$
@@ -198,4 +200,4 @@ END $$;
 CREATE TABLE IF NOT EXISTS kling_schema (version integer NOT NULL);
 {counted("jobs", "kling_jobs", "run", "state", where=f"latest AND state IN {ENDED}", units="units")}
 {counted("outcomes", "kling_outcomes", "run", "status")}
-"""  # noqa: S608 - our words
+"""  # noqa: S608 - no user input

@@ -1,10 +1,10 @@
 """A durable job store in one SQLite file.
 
 A method that writes returns only after its record is committed, and each COMMIT includes an fsync. The file
-has a write-ahead log with ``synchronous=FULL``, or a rollback journal with EXTRA if the file system does not
-support such a log. Records that wait at the same moment share one COMMIT. If a method raises `JournalError`,
-its record may be missing, but all records confirmed before are intact. Neither image bytes nor credentials
-are stored.
+has a write-ahead log with ``synchronous=FULL``. If the file system does not support such a log, it has a
+rollback journal with ``synchronous=EXTRA``. Records that wait at the same moment share one COMMIT. If a
+method raises `JournalError`, its record may be missing, but all records confirmed before are intact. Neither
+image bytes nor credentials are stored.
 """
 
 import asyncio
@@ -132,13 +132,13 @@ class SQLiteStore(JobStore):
     first of ``run-0.db``, ``run-1.db``, … that no other process has open. So a restarted worker takes over
     the file of a worker that has ended.
 
-    *run* names the run, and every derived id depends on it. The default is the run of the file; a new file
+    *run* names the run, and every derived id depends on it. The default is the run of the file. A new file
     gets the run ``default``, so that the same jobs have the same ids after a journal was deleted. *account*
-    names the service and the account of the jobs (see `kling_expand.config.account_name`). A file with tasks
-    of another account is refused; without *account* this is not checked. *clock* returns Unix seconds, and
-    *boot_clock* is the clock of `post_age`. It is `boot_time` by default, but None if you pass your own
-    *clock*. If the disk was full, the next write tries again. A file that was deleted or replaced is refused
-    until it is reopened.
+    names the service and the account of the jobs (see `kling_expand.config.account_name`). Opening a file
+    with tasks of another account fails, unless *account* is empty. *clock* returns Unix seconds, and
+    *boot_clock* is the clock of `post_age`. It is `boot_time` by default, but there is none if you pass your
+    own *clock*. After a full disk, the next write tries again. After the file was deleted or replaced, every
+    write fails until the store is reopened.
 
     Raises:
         JournalError: if, on entering or in any method, the file cannot be used.
@@ -160,7 +160,7 @@ class SQLiteStore(JobStore):
         self._given = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
         self.path: str = self._given
         self.run: str = run or ""
-        self.account: str = account  # once open, that of the file; empty if it is not known
+        self.account: str = account  # once open, the file's account, or empty if not known
         self._clock = clock
         self._boot_clock = boot_clock or (boot_time if clock is time.time else _no_boot_time)
         self._writes: WriteQueue[Statement] | None = None
@@ -172,7 +172,7 @@ class SQLiteStore(JobStore):
         if self._writes is not None:
             raise JournalError(f"the journal {self.path} is open already")
         self._loop = asyncio.get_running_loop()
-        # One object for each opening: the thread of an earlier one may still be closing its file.
+        # Each opening has its own object, because the thread of an earlier one may still be closing its file.
         file = self._file = DatabaseFile(self._given, FORMAT)
         writes: WriteQueue[Statement] = WriteQueue(file.commit)
         try:
@@ -216,7 +216,7 @@ class SQLiteStore(JobStore):
         await self._execute(partial(set_rows, rows))
 
     async def end_rows(self) -> None:
-        """Record that all rows of the run have ended. Equal rows are one job, so there may be fewer jobs."""
+        """Record that all rows of the run have ended. There may be fewer jobs, as equal rows are one job."""
         await self._execute(end_rows)
 
     async def rows(self) -> int | None:
@@ -224,11 +224,11 @@ class SQLiteStore(JobStore):
         return await self._execute(rows)
 
     async def keep_bad_row(self, name: str, reason: str) -> None:
-        """Record the *name* of a row that cannot be sent, and the *reason*; it has no job."""
+        """Record the *name* of a row that cannot be sent and so has no job, and the *reason*."""
         await self._execute(partial(keep_bad_row, name, reason))
 
     async def bad_rows(self) -> dict[str, str]:
-        """Return the reasons why rows of the last run could not be sent, by their names."""
+        """Return the reason for each row of the last run that could not be sent, by the row's name."""
         return await self._execute(bad_rows)
 
     async def keep_findings(self, external_task_id: str, findings: Iterable[str]) -> None:
@@ -236,17 +236,17 @@ class SQLiteStore(JobStore):
         await self._execute(partial(keep_findings, external_task_id, "\n".join(findings)))
 
     async def findings(self) -> dict[str, tuple[str, ...]]:
-        """Return the findings of all checks, by the external id of the job."""
+        """Return the findings of all checks, by the `external_task_id` of the job."""
         return await self._execute(findings)
 
     async def mark_sending(self, external_task_id: str) -> None:
-        """Record that a create is about to be sent. Raises `JournalError` if a task is known."""
+        """Record that a create is about to be sent. Raise `JournalError` if a task of the job is known."""
         boot = self._boot_clock()
         mark = f"{boot[0]} {boot[1]}" if boot else None
         await self._execute(partial(mark_sending, external_task_id, self._clock(), mark))
 
     async def post_age(self, job: JobRecord) -> float:
-        """Return the seconds since the last create, exact if it was sent since the last system start."""
+        """Return the seconds since the last create. They are exact if the system was not restarted since."""
         age, boot = await super().post_age(job), self._boot_clock()
         if boot is None or job.last_post_mark is None:
             return age
@@ -258,7 +258,7 @@ class SQLiteStore(JobStore):
     async def record_intent(
         self, identity: JobIdentity, prepared: PreparedRequest, *, after: int = 0
     ) -> JobRecord:
-        """Record that a job is to be sent, and return the record to continue with; see `JobStore`."""
+        """Record that a job is to be sent, and return the record to continue with (see `JobStore`)."""
         job = await super().record_intent(identity, prepared, after=after)
         name = job.external_task_id
         if job.may_exist or job.task_id is not None or prepared.request.external_task_id is not None:
@@ -309,22 +309,22 @@ class SQLiteStore(JobStore):
         return await self._execute(partial(newest, "task_id = ?", (task_id,)))
 
     async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
-        """Yield the jobs in these states (all jobs if none is given), oldest first, page by page."""
+        """Yield the jobs in these *states* (all jobs if none is given), oldest first, page by page."""
         after = 0
         while rows := await self._execute(partial(page, states or tuple(JobState), after)):
             for after, job in rows:  # noqa: B007 - where the next page begins
                 yield job
 
     async def counts(self) -> dict[JobState, int]:
-        """Return how many jobs have their last attempt in each state."""
+        """Return the number of jobs by the state of their last attempt."""
         return await self._execute(counts)
 
     async def durations(self) -> str:
-        """Return the text that `keep_durations` stored, or an empty one."""
+        """Return the text that `keep_durations` stored, or an empty string."""
         return await self._execute(durations)
 
     async def keep_durations(self, durations: str) -> None:
-        """Store the *durations* of the newest tasks (text), for the poll schedule of a later process."""
+        """Store the *durations* of the newest tasks, as text, for the poll schedule of a later process."""
         await self._execute(partial(keep_durations, durations))
 
     async def _claim(
@@ -351,7 +351,7 @@ class SQLiteStore(JobStore):
 def warn_of_left_over(pattern: str, own: str) -> None:
     """Log each file of a *pattern* with ``{worker}`` that has open jobs and is used by no process."""
     states = ", ".join(f"'{state}'" for state in UNFINISHED)
-    query = f"SELECT count(*) FROM jobs WHERE latest = 1 AND state IN ({states})"  # noqa: S608 - our words
+    query = f"SELECT count(*) FROM jobs WHERE latest = 1 AND state IN ({states})"  # noqa: S608 - no user input
     for path in worker_files(pattern):
         if path != own and (jobs := count_if_unlocked(path, query)):
             logger.warning(
@@ -373,7 +373,7 @@ def name_run(path: str, run: str, db: Connection) -> str:
 
 
 def name_account(path: str, account: str, db: Connection) -> str:
-    """Return the account of the jobs in the file, and set it while the file has no task."""
+    """Return the account of the jobs in the file, and set it as long as no job was sent."""
     row = db.execute("SELECT value FROM meta WHERE name = 'account'").fetchone()
     known: str = row[0] if row else ""
     if account in {"", known}:
@@ -411,13 +411,13 @@ def keep_bad_row(name: str, reason: str, db: Connection) -> None:
 
 
 def bad_rows(db: Connection) -> dict[str, str]:
-    """Return the reasons why rows could not be sent."""
+    """Return the reason for each row that could not be sent, by the row's name."""
     rows = db.execute("SELECT name, value FROM meta WHERE name GLOB ? ORDER BY rowid", (f"{_BAD_ROW}*",))
     return {name.removeprefix(_BAD_ROW): reason for name, reason in rows}
 
 
 def _storable(text: str) -> str:
-    """Return *text* without the bytes of file names that are not text, which SQLite cannot store."""
+    """Return *text* with undecodable bytes of file names replaced, as SQLite cannot store them."""
     return text.encode(errors="replace").decode()
 
 
@@ -447,7 +447,10 @@ def add_earlier_tasks(tasks: list[Task], db: Connection) -> None:
 
 
 def earlier_task(external_task_id: str, db: Connection) -> Task:
-    """Return one of those tasks. Without pictures it counts as running, so that it is read again."""
+    """Return one of the tasks that a lost journal may have recorded.
+
+    A success without pictures counts as running, so that the task is read again.
+    """
     query = "SELECT task FROM earlier_tasks WHERE external_task_id = ?"
     task = codec.unpack(db.execute(query, (external_task_id,)).fetchone()[0])
     pending = task.status is Status.SUCCEED and not task.images
@@ -467,13 +470,13 @@ def keep_durations(durations: str, db: Connection) -> None:
 
 def newest(where: str, values: tuple[Any, ...], db: Connection) -> JobRecord | None:
     """Return the last inserted job that *where* and its *values* select, or None."""
-    query = f"SELECT {COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - our words
+    query = f"SELECT {COLUMNS} FROM jobs WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608 - no user input
     row = db.execute(query, values).fetchone()
     return JobRecord(*row) if row else None
 
 
 def claim(draft: dict[str, Any], external_id: Callable[[int], str], after: int, db: Connection) -> JobRecord:
-    """Return the known attempt of *draft*, or insert the first or next one and return it."""
+    """Return the known attempt of *draft*'s job, or insert its first or next attempt and return that."""
     job = newest(SAME_REQUEST, (draft["key"], draft["params_hash"]), db)
     if job is None:
         if newest("key = ?", (draft["key"],), db):
@@ -494,12 +497,12 @@ def claim(draft: dict[str, Any], external_id: Callable[[int], str], after: int, 
 def _insert(draft: dict[str, Any], external_task_id: str, attempt: int, db: Connection) -> JobRecord:
     row = draft | {"external_task_id": external_task_id, "attempt": attempt, "state": JobState.INTENT}
     marks = ", ".join("?" * len(row))
-    db.execute(f"INSERT INTO jobs ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))  # noqa: S608 - our words
+    db.execute(f"INSERT INTO jobs ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))  # noqa: S608 - no user input
     return _known(external_task_id, db)
 
 
 def mark_sending(external_task_id: str, now: float, mark: str | None, db: Connection) -> None:
-    """Store the time of a create. Raises `JournalError` if a task is known."""
+    """Store the time of a create. Raise `JournalError` if a task of the job is known."""
     stored = db.execute(
         "UPDATE jobs SET last_post_at = ?, last_post_mark = ?, updated_at = ?"
         " WHERE external_task_id = ? AND task_id IS NULL",
@@ -514,7 +517,7 @@ def transition(external_task_id: str, state: JobState, values: dict[str, Any], d
     new = {"state": state} | values
     task_id = values.get("task_id")
     moved = db.execute(
-        f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in new)} WHERE external_task_id = ?"  # noqa: S608 - our words
+        f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in new)} WHERE external_task_id = ?"  # noqa: S608 - no user input
         f" AND state IN ({', '.join('?' * len(PREVIOUS[state]))})"
         " AND (task_id IS NULL OR task_id = coalesce(?, task_id))",
         (*new.values(), external_task_id, *PREVIOUS[state], task_id),
@@ -531,16 +534,16 @@ def _known(external_task_id: str, db: Connection) -> JobRecord:
 
 
 def page(states: tuple[JobState, ...], after: int, db: Connection) -> list[tuple[int, JobRecord]]:
-    """Return the next jobs after row *after*, from one scan of the index for each state, merged."""
+    """Return the next page of jobs after row *after*, merged from one index scan for each state."""
     walk = "SELECT * FROM (SELECT id FROM jobs WHERE latest = 1 AND state = ? AND id > ? ORDER BY id LIMIT ?)"
     ids = " UNION ALL ".join([walk] * len(states))
-    query = f"SELECT id, {COLUMNS} FROM jobs WHERE id IN ({ids}) ORDER BY id LIMIT ?"  # noqa: S608 - our words
+    query = f"SELECT id, {COLUMNS} FROM jobs WHERE id IN ({ids}) ORDER BY id LIMIT ?"  # noqa: S608 - no user input
     values = [value for state in states for value in (state, after, PAGE)]
     return [(row[0], JobRecord(*row[1:])) for row in db.execute(query, (*values, PAGE))]
 
 
 def counts(db: Connection) -> dict[JobState, int]:
-    """Return how many jobs have their last attempt in each state."""
+    """Return the number of jobs by the state of their last attempt."""
     found = db.execute("SELECT state, count(*) FROM jobs WHERE latest = 1 GROUP BY state")
     return dict.fromkeys(JobState, 0) | {JobState(state): number for state, number in found}
 
@@ -552,7 +555,7 @@ class WriteQueue(Generic[W]):
     """The writes of one event loop, committed in FIFO order on one worker thread.
 
     *commit* is called with a list of writes and returns one outcome for each. An outcome that is an exception
-    is raised in the caller of that write. An exception raised by *commit* itself is raised in all of them.
+    is raised in the caller of that write. An exception raised by *commit* itself is raised in every caller.
 
     The thread runs only while there is work, and always through the loop's own `run_in_executor`. So a loop
     that tracks executor calls, such as `testing.VirtualLoop`, waits for the writes, and an idle thread does
@@ -583,11 +586,11 @@ class WriteQueue(Generic[W]):
         try:
             await asyncio.gather(self.put(last), return_exceptions=True)
             await self.run(release)
-        finally:  # after a cancellation too: waiting writes are refused
+        finally:  # also after a cancellation: writes that still wait fail
             self.abort(release)
 
     def abort(self, release: Callable[[], None]) -> None:
-        """Refuse the waiting writes, call *release* on the thread, and let the thread end by itself."""
+        """Fail the waiting writes, call *release* on the thread, and let the thread end by itself."""
         for _write, future in self._waiting:
             _resolve(future, JournalError("the journal was closed before this was written"))
         self._waiting.clear()
@@ -595,7 +598,7 @@ class WriteQueue(Generic[W]):
         self._thread.shutdown(wait=False)
 
     def _next(self) -> None:
-        """Pass a batch to the thread. If the thread is busy, it takes the next batch when it is done."""
+        """Pass a batch to the thread, unless it is busy. It gets the next batch when it is done."""
         if self._writing is not None or not self._waiting:
             return
         batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]

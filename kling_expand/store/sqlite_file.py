@@ -1,17 +1,18 @@
 """One locked and checked SQLite file. Only this module calls sqlite3.
 
-It opens, locks, checks and commits. The caller defines the tables.
+The module opens, locks and checks the file and commits to it. The caller defines the tables.
 
 Three locks keep other processes out while the file is open:
 
 - SQLite's own lock, in exclusive mode. It stops every program that uses SQLite. But POSIX drops all locks of
   a process on a file as soon as that process closes any descriptor of it, as ``shutil.copy`` does.
 - A lock of one byte on an open file description, if the system has such locks (Linux). Only closing that
-  description releases it, so neither a copy nor a second store in the same process can. It is checked first.
+  description releases it, so neither a copy nor a second store in the same process releases it. This lock is
+  checked first.
 - SQLite's lock again, renewed with each commit in case it was dropped.
 
-All of them identify a file by its inode, so they hold under every name, and the kernel drops them with the
-process. Apart from the constructor, everything here runs on one thread.
+All three identify a file by its inode, so they hold under every name of the file, and the kernel drops them
+when the process ends. Apart from the constructor, everything here runs on one thread.
 """
 
 import contextlib
@@ -59,7 +60,7 @@ _CAUSES = {
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore a copy, or start a new one with the same run name",
 }
 
-_descriptors: set[int] = set()  # those that hold a lock
+_descriptors: set[int] = set()  # the open ones that hold a lock
 
 
 @frozen
@@ -82,15 +83,15 @@ class DatabaseFile:
         self.path: str = path
         self._format = file_format
         self._connection: Connection | None = None
-        self._descriptor = -1  # holds the lock, and detects whether the file was deleted
-        self._links = 1  # names of the file
+        self._descriptor = -1  # holds the lock, and shows whether the file was deleted
+        self._links = 1  # the number of the file's names (hard links)
         self._has_log = False
 
     def open(self) -> None:
         """Lock the file, check it, and create its tables if it is new.
 
         Raises:
-            JournalError: if it cannot be used. A file of another kind is not changed.
+            JournalError: if the file cannot be used. A file of another kind is not changed.
         """
         if WORKER not in self.path:
             return self._open_within(LOCK_TIMEOUT)
@@ -144,11 +145,11 @@ class DatabaseFile:
         self._links, self._has_log = os.fstat(self._descriptor).st_nlink, mode == "wal"
 
     def _lock(self) -> None:
-        """Acquire the lock that only closing its descriptor releases. Raises `BlockingIOError`."""
+        """Acquire the lock that only closing its descriptor releases, or raise `BlockingIOError`."""
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
-            return  # SQLite gets the same error, and its cause is reported
+            return  # SQLite then gets the same error and reports its cause
         _descriptors.add(self._descriptor)
         if hasattr(fcntl, "F_OFD_SETLK"):
             request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _OWN_BYTE, 1, 0)
@@ -169,7 +170,7 @@ class DatabaseFile:
         db.execute(f"PRAGMA user_version = {self._format.version}")
 
     def _check(self, db: Connection) -> bool:
-        """Return whether the file is new. Raises `JournalError` if it is not an intact journal."""
+        """Return whether the file is new. Raise `JournalError` if it is neither new nor an intact journal."""
         application_id, version, tables = (
             db.execute(question).fetchone()[0]
             for question in (
@@ -275,7 +276,7 @@ class DatabaseFile:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._descriptor >= 0:  # last, as closing it drops SQLite's lock too
+        if self._descriptor >= 0:  # closed last, as that drops SQLite's lock too
             _descriptors.discard(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
@@ -298,7 +299,7 @@ def copy_file(path: str, folder: str) -> str:
     """Copy a file to *folder*, even while another process writes to it. Return the path of the copy.
 
     Raises:
-        JournalError: if it cannot be read, or was rewritten during each of several attempts.
+        JournalError: if the file cannot be read, or was rewritten during every try.
     """
     target = os.path.join(folder, os.path.basename(path))  # noqa: PTH118, PTH119 - paths are text here
     try:
@@ -345,7 +346,7 @@ def worker_files(pattern: str) -> list[str]:
 
 
 def writer_of(path: str) -> int | None:
-    """Return the id of the process that has the file open, or None. It is read without the lock."""
+    """Return the id of the process that has the file open, or None. The file is read without a lock."""
     found = peek_meta(path, "pid")
     return int(found) if found and found.isdecimal() else None
 
@@ -381,7 +382,7 @@ def set_journal_mode(db: Connection) -> str:
 
 
 def _outcome(statement: Statement, db: Connection) -> Any:
-    """Return a result or an exception. An error of this statement alone does not affect the others."""
+    """Return a result or an exception. An error of this statement alone does not affect other statements."""
     try:
         return statement(db)
     except sqlite3.IntegrityError as error:
@@ -390,12 +391,15 @@ def _outcome(statement: Statement, db: Connection) -> Any:
         return JournalError(f"the record cannot be stored ({error})")
     except sqlite3.Error:
         raise
-    except Exception as error:  # noqa: BLE001 - it is raised to the caller of this statement
+    except Exception as error:  # noqa: BLE001 - the caller of this statement raises it
         return error
 
 
 def _try_lock(lock: Callable[[], object]) -> None:
-    """Lock without waiting. Without locks in the file system, SQLite decides. Raises `BlockingIOError`."""
+    """Lock without waiting, or raise `BlockingIOError` if the file is locked.
+
+    Any other error is ignored. If the file system has no locks, SQLite reports that.
+    """
     try:
         lock()
     except OSError as error:
@@ -414,7 +418,7 @@ def _primary_code(error: BaseException | None) -> int:
 
 
 def _close_in_child() -> None:
-    """Close the descriptors that a forked child has inherited, which would keep a dead parent's locks."""
+    """Close the descriptors that a forked child has inherited, as they would keep a dead parent's locks."""
     while _descriptors:
         os.close(_descriptors.pop())
 

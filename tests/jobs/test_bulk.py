@@ -243,9 +243,9 @@ async def test_a_function_says_where_pictures_are_saved() -> None:
     outcomes = [outcome async for outcome in bulk(service, save_to=place).run(numbered(5))]
     by_index = {outcome.index: outcome for outcome in outcomes}
     assert [by_index[index].files for index in (0, 2)] == [(Path("out/0/0.png"),), (Path("out/2/1.png"),)]
-    assert "save_to must give a path, got ValueError: no place" in str(by_index[1].error)
+    assert "save_to must return a path, got ValueError: no place" in str(by_index[1].error)
     assert "save_to must use only the fields" in str(by_index[3].error)
-    assert "save_to must give a path, got TypeError" in str(by_index[4].error)
+    assert "save_to must return a path, got TypeError" in str(by_index[4].error)
     assert [by_index[index].request.prompt for index in (1, 3)] == ["1", "3"]
     assert service.submitted == 2
 

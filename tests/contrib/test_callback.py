@@ -1,4 +1,4 @@
-"""The answer to a callback, without any framework."""
+"""The response to a callback, without any framework."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from kling_expand.webhooks import MAX_BODY
 
 
 async def pieces(*parts: bytes | Exception) -> AsyncIterator[bytes]:
-    """Yield a body as a server does."""
+    """Yield a body in pieces, as a server does."""
     for part in parts:
         if isinstance(part, Exception):
             raise part
@@ -18,7 +18,7 @@ async def pieces(*parts: bytes | Exception) -> AsyncIterator[bytes]:
 
 
 async def status_of(*parts: bytes | Exception) -> int:
-    """Return the status for a body in these parts, which may end with an `EOFError`."""
+    """Return the status for a body in these pieces, which may end with an `EOFError`."""
     async with KlingClient(api_key="k", base_url="http://127.0.0.1:9") as client:
         status, text = await answer_callback(client, {}, pieces(*parts), broken=(EOFError,))
         assert bool(text) == (status != 204)
@@ -26,25 +26,25 @@ async def status_of(*parts: bytes | Exception) -> int:
 
 
 async def test_a_body_may_come_in_pieces() -> None:
-    """A body is the same call in any number of pieces."""
+    """A body may be divided into any number of pieces."""
     assert await status_of(b'{"task_id":"1",', b"", b'"task_status":"processing"}') == 204
 
 
 async def test_what_is_refused_has_its_status() -> None:
-    """An unreadable, incomplete or too long body gets its 4xx status."""
+    """An unreadable, incomplete or too long body gets its own 4xx status."""
     assert await status_of(b"{") == 400
     assert await status_of(b"{", EOFError()) == 400
     assert await status_of(b" " * MAX_BODY, b" ") == 413
 
 
 async def test_reading_ends_where_it_is_too_long() -> None:
-    """Nothing is read after the limit."""
+    """Nothing is read beyond the limit."""
     assert await status_of(b" " * MAX_BODY, b" ", AssertionError("read on")) == 413
 
 
 @virtual_time
 async def test_a_body_that_never_comes_is_not_waited_for() -> None:
-    """A caller that sends nothing is answered after `READ_TIMEOUT`."""
+    """A caller that stops sending gets a response after `READ_TIMEOUT`."""
 
     async def silent() -> AsyncIterator[bytes]:
         yield b"{"

@@ -13,7 +13,7 @@ from kling_expand import KlingClient, Ratios
 from kling_expand.contrib.aiohttp import get_client, setup, webhook
 from kling_expand.errors import ClientClosed, ConfigurationError
 
-TestServer.__test__ = False  # it is none
+TestServer.__test__ = False  # it is not a test class
 
 
 @asynccontextmanager
@@ -33,10 +33,10 @@ async def serve(app: web.Application, path: str = "/client") -> AsyncIterator[Si
 
 
 class TestAiohttp(AdapterContract):
-    """Served by aiohttp's own server."""
+    """The contract of adapters, served by aiohttp's own server."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
-        """An application with nothing but a client and its webhook."""
+        """Serve an application that has only a client and its webhook."""
         app = web.Application()
         setup(app, **client_options)
         app.add_routes([webhook("/hooks/kling")])
@@ -44,7 +44,7 @@ class TestAiohttp(AdapterContract):
 
 
 async def test_a_sub_application_shares_the_client() -> None:
-    """One client serves the application and all within it."""
+    """The application and its sub-applications share one client."""
     found: list[KlingClient] = []
 
     async def inner(request: web.Request) -> web.Response:
@@ -64,7 +64,7 @@ async def test_a_sub_application_shares_the_client() -> None:
 
 
 async def test_what_starts_later_finds_the_client() -> None:
-    """Work that an application does at its start, after `setup`, can use the client."""
+    """A start-up handler that is added after `setup` can use the client."""
     listed: list[object] = []
 
     async def resume(app: web.Application) -> None:
@@ -79,7 +79,7 @@ async def test_what_starts_later_finds_the_client() -> None:
 
 
 async def test_a_shutdown_ends_an_open_stream() -> None:
-    """A stream of progress ends with `ClientClosed` at the shutdown and does not delay it."""
+    """A progress stream ends with `ClientClosed` at the shutdown, and does not delay it."""
     ended: list[Exception] = []
 
     async def stream(request: web.Request) -> web.StreamResponse:
@@ -102,7 +102,7 @@ async def test_a_shutdown_ends_an_open_stream() -> None:
             http.get(site.callback_url.replace("/hooks/kling", "/stream")) as answer,
         ):
             assert b"submitted" in await answer.content.readany()
-            await app.shutdown()  # as the server does first, before it waits for open responses
+            await app.shutdown()  # the server does this before it waits for open responses
             await answer.read()
     assert [type(error) for error in ended] == [ClientClosed]
 
@@ -114,7 +114,7 @@ async def test_without_setup_there_is_no_client() -> None:
 
 
 async def test_an_application_without_credentials_does_not_start() -> None:
-    """A wrong configuration fails at the start and not at the first request."""
+    """An invalid configuration fails at start-up, and not at the first request."""
     app = web.Application()
     setup(app, access_key="half of a pair")
     with pytest.raises(ConfigurationError, match="secret key is missing"):

@@ -33,7 +33,7 @@ found: list[KlingClient] = []
 
 
 async def client(request: HttpRequest) -> HttpResponse:
-    """Remember the client of a request."""
+    """Record the client of a request."""
     found.append(get_client(request))
     return HttpResponse()
 
@@ -56,15 +56,15 @@ async def site(app: Any) -> AsyncIterator[Site]:
 
 
 class TestDjango(AdapterContract):
-    """Served by uvicorn, with the middleware that refuses posts without a token of its forms."""
+    """The contract of adapters, served by uvicorn with Django's CSRF middleware."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
-        """The project above, with a client of these options."""
+        """Serve the project above, with a client that has these options."""
         return site(setup(get_asgi_application(), **client_options))
 
 
 async def test_a_view_uses_the_client() -> None:
-    """Views run in the loop the client lives in."""
+    """A view runs in the event loop of the client."""
     async with emulated() as emulator:
         app = setup(get_asgi_application(), **options(emulator))
         async with (
@@ -82,7 +82,7 @@ async def test_without_setup_there_is_no_client() -> None:
 
 
 async def test_before_the_start_the_project_is_served_without() -> None:
-    """Without a lifespan the project is served unchanged."""
+    """Without a lifespan, the project is served unchanged."""
     scopes: list[Any] = []
 
     async def project(scope: Any, _receive: Any, _send: Any) -> None:
@@ -96,7 +96,7 @@ async def test_before_the_start_the_project_is_served_without() -> None:
 
 
 class Server:
-    """The server's end of a lifespan: it starts and stops an application at once."""
+    """The server's side of a lifespan, which starts an application and stops it at once."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -107,7 +107,7 @@ class Server:
         return {"type": self._coming.pop(0)}
 
     async def send(self, message: Any) -> None:
-        """Keep a message of the application."""
+        """Record a message of the application."""
         self.sent.append(message)
 
     async def run(self, app: Any) -> list[str]:
@@ -120,14 +120,14 @@ WHOLE = ["startup.complete", "shutdown.complete"]
 
 
 async def test_an_application_without_credentials_does_not_start() -> None:
-    """A wrong configuration fails at the start and not at the first request."""
+    """An invalid configuration fails at start-up, and not at the first request."""
     server = Server()
     assert await server.run(setup(get_asgi_application(), access_key="half of a pair")) == ["startup.failed"]
     assert "secret key is missing" in server.sent[0]["message"]
 
 
 async def test_a_journal_that_is_in_use_stops_the_server(tmp_path: Path) -> None:
-    """An error of opening is sent to the server, which else would serve without a client."""
+    """An error in opening the client stops the server, which would otherwise serve without a client."""
     async with emulated() as emulator, KlingClient(**options(emulator, journal=tmp_path / "a.db")):
         server = Server()
         app = setup(get_asgi_application(), **options(emulator, journal=tmp_path / "a.db"))
@@ -136,7 +136,7 @@ async def test_a_journal_that_is_in_use_stops_the_server(tmp_path: Path) -> None
 
 
 async def test_start_up_functions_find_the_client() -> None:
-    """They run with the open client before the server takes requests, and their errors stop it."""
+    """They run with the open client before the server accepts requests, and their errors stop it."""
     async with emulated() as emulator:
         app = setup(get_asgi_application(), **options(emulator))
         resumed: list[object] = []
@@ -160,7 +160,7 @@ async def test_start_up_functions_find_the_client() -> None:
 
 @pytest.mark.parametrize("failing", [None, "startup", "shutdown"])
 async def test_a_lifespan_inside_is_run(failing: str | None) -> None:
-    """It begins after the client is open, and the client is closed before the server hears of its end."""
+    """The inner lifespan starts after the client opens. The server gets its end after the client closes."""
     found: list[KlingClient] = []
 
     async def project(scope: Any, receive: Any, send: Any) -> None:
@@ -182,13 +182,13 @@ async def test_a_lifespan_inside_is_run(failing: str | None) -> None:
 
 @frozen
 class Scoped:
-    """What `get_client` reads of a request."""
+    """The part of a request that `get_client` reads."""
 
     scope: Any
 
 
 def test_without_the_extra_the_error_names_it() -> None:
-    """Where Django is not installed the import says what to install."""
+    """Without Django, the import raises an error that says what to install."""
     program = """
 import sys
 sys.modules["django"] = None

@@ -1,4 +1,4 @@
-"""Traces and metrics of jobs, read from the in-memory exporters of OpenTelemetry."""
+"""Traces and metrics of jobs, read from OpenTelemetry's in-memory exporters."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ WIDER = Ratios(right=0.5)
 
 @frozen
 class Recorder:
-    """Telemetry and its in-memory exporters."""
+    """A telemetry listener with its in-memory exporters."""
 
     telemetry: Telemetry
     traces: TracerProvider
@@ -37,7 +37,7 @@ class Recorder:
         return self.exporter.get_finished_spans()
 
     def metrics(self) -> dict[str, dict[tuple[tuple[str, Any], ...], Any]]:
-        """Return the value, or (count, sum), by name and attributes."""
+        """Return the value of each metric, or (count, sum), by name and attributes."""
         data = self.reader.get_metrics_data()
         found: dict[str, dict[tuple[tuple[str, Any], ...], Any]] = {}
         for resource in data.resource_metrics if data else ():
@@ -53,7 +53,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    """Return telemetry with providers of its own, so that no global state changes."""
+    """Return telemetry with its own providers, so that no global state changes."""
     exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
     traces, meters = TracerProvider(), MeterProvider(metric_readers=[reader])
     traces.add_span_processor(SimpleSpanProcessor(exporter))
@@ -63,13 +63,13 @@ def recorder() -> Iterator[Recorder]:
 
 
 def outcome(name: str) -> tuple[tuple[str, str], ...]:
-    """Return the attributes of a job's end."""
+    """Return the attributes of a job that ended with this outcome."""
     return (("kling.outcome", name),)
 
 
 @virtual_time
 async def test_a_job_is_one_span(recorder: Recorder) -> None:
-    """A job is one span with its ids, acceptance and price, and the child of the span at `submit`."""
+    """A job is one span with its ids, events and units, and a child of the span at `submit`."""
     async with emulated({"listener": recorder.telemetry}) as (emulator, kling):
         with recorder.traces.get_tracer("shop").start_as_current_span("order"):
             future = kling.submit(PHOTO, WIDER, n=2, key="cat")
@@ -100,7 +100,7 @@ async def test_a_job_is_one_span(recorder: Recorder) -> None:
 async def test_what_goes_wrong_is_recorded(
     recorder: Recorder, prompt: str, kind: type[KlingError], name: str, words: str
 ) -> None:
-    """A refusal is recorded as an exception and a failed task with its reason; both are errors."""
+    """A refusal is recorded as an exception, and a failed task with its reason. Both are errors."""
     async with emulated({"listener": recorder.telemetry}) as (_, kling):
         with pytest.raises(kind):
             await kling.expand(PHOTO, WIDER, prompt=prompt)
@@ -115,7 +115,7 @@ async def test_what_goes_wrong_is_recorded(
 
 @virtual_time
 async def test_the_numbers_are_those_of_the_service(recorder: Recorder) -> None:
-    """Calls by kind and error, units, durations and latency are right, and no job stays open."""
+    """Calls, units, durations and latencies are correct, and no job is counted as open."""
     async with emulated({"listener": recorder.telemetry}) as (emulator, kling):
         emulator.faults.script("create", Fault("error", code=1302))
         futures = [kling.submit(PHOTO, WIDER, n=n) for n in (1, 2, 3)]
@@ -139,7 +139,7 @@ async def test_the_numbers_are_those_of_the_service(recorder: Recorder) -> None:
 
 @virtual_time
 async def test_a_closed_client_leaves_no_span_open(recorder: Recorder) -> None:
-    """At closing, the span of an open job ends as an error with its ids, and no job counts as open."""
+    """When the client closes, an open span ends as an error, and no job is counted as open."""
     async with emulated({"listener": recorder.telemetry}, work_seconds=3600) as (_, kling):
         future = kling.submit(PHOTO, WIDER)
         await future.accepted()
@@ -164,7 +164,7 @@ async def test_an_attached_task_is_counted_without_a_span(recorder: Recorder) ->
 
 @virtual_time
 async def test_no_text_of_the_customer_is_recorded(recorder: Recorder) -> None:
-    """Neither a prompt nor a photo's name nor a URL nor the key leaves with a span."""
+    """No span contains a prompt, the name of a photo, a URL or a key."""
     async with emulated({"listener": recorder.telemetry}) as (emulator, kling):
         await kling.expand(PHOTO, WIDER, prompt="the secret garden")
         for refused in ("no-such-chelsea.jpg", "https://h.example/a b?signature=secret"):
@@ -177,6 +177,6 @@ async def test_no_text_of_the_customer_is_recorded(recorder: Recorder) -> None:
 
 
 def test_without_a_provider_it_is_silent() -> None:
-    """The global providers do nothing until an application sets them."""
+    """A listener can be created before an application sets the global providers."""
     listener: Callable[[Any], object] = Telemetry()
     assert callable(listener)

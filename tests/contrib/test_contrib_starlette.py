@@ -22,7 +22,7 @@ from kling_expand.errors import ConfigurationError
 
 
 class Finder:
-    """An endpoint that remembers the clients it found."""
+    """An endpoint that records the clients of its requests."""
 
     def __init__(self) -> None:
         self.found: list[KlingClient] = []
@@ -32,7 +32,7 @@ class Finder:
         return Response()
 
     def route(self, path: str = "/client") -> Route:
-        """A route that leads here."""
+        """Return a route to this endpoint."""
 
         async def endpoint(request: Request) -> Response:
             return await self(request)
@@ -55,10 +55,10 @@ async def site(app: Starlette, finder: Finder) -> AsyncIterator[Site]:
 
 
 class TestStarlette(AdapterContract):
-    """Starlette, served by uvicorn."""
+    """The contract of adapters, with Starlette on uvicorn."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
-        """An application with nothing but a client and its webhook."""
+        """Serve an application that has only a client and its webhook."""
         finder = Finder()
         app = Starlette(routes=[webhook("/hooks/kling"), finder.route()])
         setup(app, **client_options)
@@ -66,10 +66,10 @@ class TestStarlette(AdapterContract):
 
 
 class TestFastAPI(AdapterContract):
-    """FastAPI, served by uvicorn, its client injected."""
+    """The contract of adapters, with FastAPI on uvicorn and an injected client."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
-        """An application with nothing but a client and its webhook."""
+        """Serve an application that has only a client and its webhook."""
         app, finder = FastAPI(), Finder()
         setup(app, **client_options)
         app.router.routes.append(webhook("/hooks/kling"))
@@ -82,7 +82,7 @@ class TestFastAPI(AdapterContract):
 
 
 async def test_an_existing_lifespan_is_kept() -> None:
-    """It runs within the client's life, and its state reaches requests as before."""
+    """The existing lifespan runs while the client is open, and its state is available in requests."""
     happened: list[object] = []
     finder = Finder()
 
@@ -106,7 +106,7 @@ async def test_an_existing_lifespan_is_kept() -> None:
 
 
 async def test_the_lifespan_of_the_application_finds_the_client() -> None:
-    """At the start the client is open already, so that jobs of an earlier process can be resumed."""
+    """The client is open when the lifespan starts, so it can resume the jobs of an earlier process."""
     resumed: list[object] = []
 
     @asynccontextmanager
@@ -124,7 +124,7 @@ async def test_the_lifespan_of_the_application_finds_the_client() -> None:
 
 
 async def test_a_mounted_application_shares_the_client() -> None:
-    """One client serves the application and all within it."""
+    """The application and those mounted in it share one client."""
     finder = Finder()
     async with emulated() as emulator:
         inner = Starlette(routes=[finder.route("/within")])
@@ -143,7 +143,7 @@ async def test_without_setup_there_is_no_client() -> None:
 
 
 async def test_an_application_without_credentials_does_not_start() -> None:
-    """A wrong configuration fails at the start and not at the first request."""
+    """An invalid configuration fails at start-up, and not at the first request."""
     app = Starlette()
     setup(app, access_key="half of a pair")
     with pytest.raises(ConfigurationError, match="secret key is missing"):
@@ -152,7 +152,7 @@ async def test_an_application_without_credentials_does_not_start() -> None:
 
 
 def test_without_the_extra_the_error_names_it() -> None:
-    """Where Starlette is not installed the import says what to install."""
+    """Without Starlette, the import raises an error that says what to install."""
     program = """
 import sys
 sys.modules["starlette"] = None

@@ -1,4 +1,4 @@
-"""Downloads from a server that does everything wrong: the disk holds complete pictures or none."""
+"""Downloads from a faulty server: the target directory has complete pictures or none."""
 
 import asyncio
 import errno
@@ -54,7 +54,7 @@ from kling_expand.errors import (
 from kling_expand.models import Image, Task
 from kling_expand.testing import VirtualLoop, virtual_time
 
-# A throw-away key and a self-signed certificate for a host that cannot exist.
+# A throwaway key and a self-signed certificate for a host that cannot exist.
 CERTIFICATE = """\
 -----BEGIN EC {} KEY-----
 MHcCAQEEIMRUINmk53QOiePj8wBk2N/XLq2dDsyS8HdovnE+rRq3oAoGCCqGSM49
@@ -79,7 +79,7 @@ TASK_ID, EXTERNAL_ID = "930810057590833241", "mine-1"
 
 @functools.cache
 def picture(kind: str = "PNG", size: int = 64, seed: int = 0) -> bytes:
-    """A noisy picture, so that it does not compress to nothing."""
+    """Return a picture of noise, which cannot be compressed to a few bytes."""
     noise = random.Random(seed).randbytes(size * size * 3)
     out = io.BytesIO()
     Pillow.frombytes("RGB", (size, size), noise).save(out, kind)
@@ -102,7 +102,7 @@ async def no_refresh(task_id: str) -> Task:
 async def started(
     *, session: dict[str, Any] | None = None, refresh: Any = no_refresh, **options: Any
 ) -> AsyncIterator[tuple[Server, Downloads]]:
-    """Yield a server and a `Downloads` with these settings and a session of these arguments."""
+    """Yield a server, and a `Downloads` with these settings and an aiohttp session with these arguments."""
     async with Server().running() as server, aiohttp.ClientSession(**(session or {})) as http:
         yield server, make_downloads(http, refresh, **options)
 
@@ -112,18 +112,18 @@ def make_downloads(http: aiohttp.ClientSession, refresh: Any = no_refresh, **opt
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything below *folder*, hidden files included."""
+    """Return the contents of all files below *folder* by path, including hidden files."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def everything(folder: Path) -> list[Path]:
-    """Directories too."""
+    """Return all paths below *folder*, including directories."""
     return [*folder.rglob("*")]
 
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """A disk on which no file grows beyond *size* bytes."""
+    """Limit every file to *size* bytes, like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -133,7 +133,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 def certified(path: Path) -> ssl.SSLContext:
-    """TLS that no client has a reason to trust."""
+    """Return the TLS context of a server with an untrusted certificate."""
     path.write_text(CERTIFICATE)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
@@ -144,12 +144,12 @@ def blames(error: KlingError) -> tuple[str | None, str | None]:
     return error.task_id, error.external_task_id
 
 
-# ------------------------------------------------------------------ what is written
+# ------------------------------------------------------------------ saved files
 
 
 @virtual_time
 async def test_images_are_saved_by_index_with_the_ending_their_bytes_have(tmp_path: Path) -> None:
-    """Paths come in index order, whatever order the service lists, and nothing else is left."""
+    """Paths are returned by index, whatever the service's order, and no other file is left."""
     jpeg, webp = picture("JPEG"), picture("WEBP")
     async with started() as (server, downloads):
         urls = [server.on(f"/{n}.bin", answers(body)) for n, body in enumerate([PNG, jpeg, webp])]
@@ -163,7 +163,7 @@ async def test_images_are_saved_by_index_with_the_ending_their_bytes_have(tmp_pa
 
 @virtual_time
 async def test_a_watermarked_picture_lies_beside_its_own(tmp_path: Path) -> None:
-    """Each of the two has the ending of its own bytes; one path is returned for each image."""
+    """Each file has the suffix of its own format, and one path is returned for each image."""
     jpeg = picture("JPEG")
     async with started() as (server, downloads):
         one = task(server.on("/a", answers(PNG)), watermarks=True)
@@ -175,7 +175,7 @@ async def test_a_watermarked_picture_lies_beside_its_own(tmp_path: Path) -> None
 
 @virtual_time
 async def test_a_service_that_counts_wrongly_costs_no_picture(tmp_path: Path) -> None:
-    """Two images with one index become two files."""
+    """Two images with the same index become two files."""
     async with started() as (server, downloads):
         urls = [server.on("/a", answers(PNG)), server.on("/b", answers(picture(seed=1)))]
         images = tuple(Image(0, url) for url in urls)
@@ -185,7 +185,7 @@ async def test_a_service_that_counts_wrongly_costs_no_picture(tmp_path: Path) ->
 
 @virtual_time
 async def test_a_big_picture_arrives_in_batches(tmp_path: Path) -> None:
-    """A file of several batches is byte for byte what was sent, also without a length."""
+    """A file that is flushed several times equals what was sent, even without a Content-Length."""
     big = picture(size=1100)
 
     async def streamed(request: web.BaseRequest) -> web.StreamResponse:
@@ -203,7 +203,7 @@ async def test_a_big_picture_arrives_in_batches(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_files_get_the_mode_the_user_asked_for(tmp_path: Path) -> None:
-    """A result is as readable as any file the user makes, not private like a temporary one."""
+    """A result has the permissions of any new file, and not those of a temporary file."""
     (tmp_path / "ordinary").touch()
     async with started() as (server, downloads):
         [path] = await downloads.save(task(server.on("/a", answers(PNG))), tmp_path)
@@ -212,7 +212,7 @@ async def test_files_get_the_mode_the_user_asked_for(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_bytes_that_come_compressed_all_the_same_are_unpacked(tmp_path: Path) -> None:
-    """The answer of a server that ignores ``Accept-Encoding: identity`` is decoded, and never resumed."""
+    """A response that is compressed despite ``Accept-Encoding: identity`` is decompressed."""
 
     async def squeezed(_request: web.BaseRequest) -> web.StreamResponse:
         answer = web.Response(body=PNG, headers={"ETag": '"1"'})
@@ -227,7 +227,7 @@ async def test_bytes_that_come_compressed_all_the_same_are_unpacked(tmp_path: Pa
 
 @virtual_time
 async def test_open_files_are_bounded_over_all_tasks(tmp_path: Path) -> None:
-    """Nine tasks of nine images share one bound on requests and open files, and all are saved."""
+    """All tasks together stay within one limit on requests and open files, and all are saved."""
     under_way = most = most_files = 0
 
     async def counted(_request: web.BaseRequest) -> web.StreamResponse:
@@ -246,7 +246,7 @@ async def test_open_files_are_bounded_over_all_tasks(tmp_path: Path) -> None:
     assert (most, most_files, len(files(tmp_path))) == (MAX_OPEN_FILES, MAX_OPEN_FILES, 81)
 
 
-# ------------------------------------------------------------------ what goes wrong and passes
+# ------------------------------------------------------------------ faulty responses
 
 
 PASSING: dict[str, Handler] = {
@@ -279,7 +279,7 @@ PASSING: dict[str, Handler] = {
 @pytest.mark.parametrize("times", [1, 3])
 @virtual_time
 async def test_what_goes_wrong_is_tried_again(tmp_path: Path, fault: Handler, times: int) -> None:
-    """Whatever the answer was, the next whole picture is the one on disk."""
+    """After any faulty response, the next complete picture is saved."""
     async with started() as (server, downloads):
         url = server.on("/a", *[fault] * times, answers(PNG))
         await downloads.save(task(url), tmp_path / "a.png")
@@ -289,19 +289,19 @@ async def test_what_goes_wrong_is_tried_again(tmp_path: Path, fault: Handler, ti
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 @virtual_time
 async def test_what_stays_wrong_is_given_up(tmp_path: Path, fault: Handler) -> None:
-    """After `retry_timeout` a `DownloadError` names the task, and nothing is on the disk."""
+    """After `retry_timeout`, a `DownloadError` has the task's ids, and no file is left."""
     async with started(retry_timeout=100.0) as (server, downloads):
         with pytest.raises(DownloadError) as caught:
             await downloads.save(task(server.on("/a", fault)), tmp_path / "a.png")
         assert len(server.requests) > 3
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
     assert files(tmp_path) == {}
-    assert asyncio.get_running_loop().time() <= 100.0 + 21.0  # the last try may take `read_timeout`
+    assert asyncio.get_running_loop().time() <= 100.0 + 21.0  # the last attempt may take `read_timeout`
 
 
 @virtual_time
 async def test_an_unreachable_server_is_given_up(tmp_path: Path) -> None:
-    """A refused connection is retried, and then raised as a `DownloadError`."""
+    """A refused connection is retried, and finally raises a `DownloadError`."""
     async with Server().running() as server:
         url = server.on("/a", answers(PNG))
 
@@ -324,7 +324,7 @@ async def test_an_unreachable_server_is_given_up(tmp_path: Path) -> None:
 )
 @virtual_time
 async def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str], wait: float) -> None:
-    """The next try comes when the server said, a date being read by the server's own clock."""
+    """The next attempt is made at the requested time. A date is compared with the server's own clock."""
     times: list[float] = []
 
     async def noted(_request: web.BaseRequest) -> web.StreamResponse:
@@ -338,7 +338,7 @@ async def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str], wa
 
 @virtual_time
 async def test_a_wait_beyond_retry_timeout_is_not_begun(tmp_path: Path) -> None:
-    """A server that wants more time than there is ends the download at once."""
+    """A requested wait that is longer than `retry_timeout` ends the download at once."""
     async with started(retry_timeout=10.0) as (server, downloads):
         url = server.on("/a", answers(b"", 503, Retry_After="11"))
         with pytest.raises(DownloadError, match="HTTP 503"):
@@ -379,7 +379,7 @@ WEAK = [
 @pytest.mark.parametrize("headers", STRONG)
 @virtual_time
 async def test_a_cut_file_is_resumed(tmp_path: Path, headers: dict[str, str]) -> None:
-    """The received bytes are kept: only the rest is requested, on condition that the file is the same."""
+    """The received bytes are kept, and the rest is requested on condition that the file is unchanged."""
     async with started() as (server, downloads):
         url = server.on("/a", cuts(PNG, 5000, **headers), serves_ranges(PNG, **headers))
         await downloads.save(task(url), tmp_path / "a.png")
@@ -391,7 +391,7 @@ async def test_a_cut_file_is_resumed(tmp_path: Path, headers: dict[str, str]) ->
 @pytest.mark.parametrize("headers", WEAK)
 @virtual_time
 async def test_without_proof_of_sameness_a_file_starts_again(tmp_path: Path, headers: dict[str, str]) -> None:
-    """Two halves are never put together on a weak validator."""
+    """Without a strong validator, a download is not resumed."""
     async with started() as (server, downloads):
         url = server.on("/a", cuts(PNG, 5000, **headers), serves_ranges(PNG, **headers))
         await downloads.save(task(url), tmp_path / "a.png")
@@ -428,7 +428,7 @@ WRONG: dict[str, Handler] = {
 @pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG.keys())
 @virtual_time
 async def test_a_wrong_answer_to_a_range_is_never_built_upon(tmp_path: Path, answer: Handler) -> None:
-    """Whatever comes for the rest, the file is one picture and no mixture of two."""
+    """Whatever response follows a range request, the file is one picture and not a mixture of two."""
     async with started() as (server, downloads):
         url = server.on("/a", cuts(PNG, 5000, ETag='"v1"'), answer, answers(PNG, ETag='"v1"'))
         [path] = await downloads.save(task(url), tmp_path / "a.png")
@@ -438,7 +438,7 @@ async def test_a_wrong_answer_to_a_range_is_never_built_upon(tmp_path: Path, ans
 
 @virtual_time
 async def test_a_server_may_send_the_rest_in_pieces(tmp_path: Path) -> None:
-    """A 206 that is shorter than the rest, or does not know the total, is resumed again."""
+    """A 206 that is shorter than the rest, or has no total size, is resumed again."""
     size = len(PNG)
     async with started() as (server, downloads):
         url = server.on(
@@ -454,7 +454,7 @@ async def test_a_server_may_send_the_rest_in_pieces(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_size_first_given_with_a_range_counts(tmp_path: Path) -> None:
-    """Without a length in the first answer, the ranges give the total size."""
+    """If the first response has no length, a range response gives the total size."""
     size = len(PNG)
     async with started() as (server, downloads):
         url = server.on(
@@ -481,7 +481,7 @@ SPOILED: dict[str, Handler] = {
 @pytest.mark.parametrize("answer", SPOILED.values(), ids=SPOILED.keys())
 @virtual_time
 async def test_what_cannot_be_built_upon_is_not_resumed(tmp_path: Path, answer: Handler) -> None:
-    """Bytes that are no beginning of the file are thrown away, although its tag is strong."""
+    """Bytes that are not the beginning of the picture are discarded, even with a strong entity tag."""
     async with started() as (server, downloads):
         url = server.on("/a", answer, serves_ranges(PNG, ETag='"v1"'))
         await downloads.save(task(url), tmp_path / "a.png")
@@ -495,7 +495,7 @@ async def test_what_cannot_be_built_upon_is_not_resumed(tmp_path: Path, answer: 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 @virtual_time
 async def test_an_expired_url_is_looked_up_afresh_once_for_all(tmp_path: Path, status: int) -> None:
-    """Nine expired URLs cost one lookup, and every picture is saved."""
+    """Nine expired URLs cost one read of the task, and every picture is saved."""
     lookups: list[str] = []
 
     async def refresh(task_id: str) -> Task:
@@ -513,7 +513,7 @@ async def test_an_expired_url_is_looked_up_afresh_once_for_all(tmp_path: Path, s
 @pytest.mark.parametrize("moved", [True, False])
 @virtual_time
 async def test_a_host_that_is_gone_is_looked_up_once(tmp_path: Path, *, moved: bool) -> None:
-    """The first refused connection leads to one lookup, and at once to the URL that it gives."""
+    """A refused connection leads to one read of the task, and its URL is used at once."""
     lookups: list[str] = []
     async with Server().running() as gone:
         urls = [gone.on(f"/old{n}", answers(PNG)) for n in range(3)]
@@ -540,7 +540,7 @@ async def test_a_host_that_is_gone_is_looked_up_once(tmp_path: Path, *, moved: b
 )
 @virtual_time
 async def test_what_is_refused_twice_is_gone(tmp_path: Path, status: int, kind: type[KlingError]) -> None:
-    """A fresh URL that is refused as well ends it, at once and with the ids."""
+    """If a fresh URL is refused too, the download ends at once, with the ids in the error."""
 
     async def refresh(_task_id: str) -> Task:
         return task(f"{server.url}/a")
@@ -563,7 +563,7 @@ async def test_what_is_refused_twice_is_gone(tmp_path: Path, status: int, kind: 
 )
 @virtual_time
 async def test_a_failed_lookup_is_raised(tmp_path: Path, answer: Any, kind: type[KlingError]) -> None:
-    """A task that is unknown or has no images counts as expired; other errors are raised with the ids."""
+    """A task that is unknown or has no images counts as expired. Other errors are raised with the ids."""
 
     async def refresh(_task_id: str) -> Task:
         if isinstance(answer, Exception):
@@ -579,7 +579,7 @@ async def test_a_failed_lookup_is_raised(tmp_path: Path, answer: Any, kind: type
     assert files(tmp_path) == {}
 
 
-# ------------------------------------------------------------------ where, and what goes with it
+# ------------------------------------------------------------------ URLs and headers
 
 
 SECRETS = {"Authorization": "Bearer top-secret", "Cookie": "session=secret", "X-Api-Key": "secret"}
@@ -588,7 +588,7 @@ SECRETS = {"Authorization": "Bearer top-secret", "Cookie": "session=secret", "X-
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @virtual_time
 async def test_no_credential_goes_with_a_download(tmp_path: Path, status: int) -> None:
-    """Default headers, cookies of the jar and middlewares of the session stay here, on every hop."""
+    """The session's default headers, cookies and middlewares do not affect downloads or redirects."""
 
     async def sign(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -616,7 +616,7 @@ async def test_no_credential_goes_with_a_download(tmp_path: Path, status: int) -
 async def test_neither_the_sessions_auth_nor_a_netrc_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What aiohttp finds by itself for a host does not go there either."""
+    """The credentials that aiohttp finds for a host are not sent either."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password top-secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -630,10 +630,10 @@ async def test_neither_the_sessions_auth_nor_a_netrc_is_sent(
 
 @virtual_time
 async def test_a_proxy_of_the_session_is_used_without_its_headers(tmp_path: Path) -> None:
-    """The session's proxy is used, and neither the proxy nor the server receives default headers."""
+    """The session's proxy is used, but neither the proxy nor the server receives the default headers."""
     async with Server().running() as proxy:
         proxy.on("/a", answers(PNG))
-        proxy.on("*", answers(b"", 502))  # a CONNECT request names no path
+        proxy.on("*", answers(b"", 502))  # a CONNECT request has no path
         async with started(session={"proxy": proxy.url, "headers": SECRETS}, retry_timeout=1.0) as (
             _,
             downloads,
@@ -648,7 +648,7 @@ async def test_a_proxy_of_the_session_is_used_without_its_headers(tmp_path: Path
 
 @virtual_time
 async def test_a_password_in_a_url_is_not_sent(tmp_path: Path) -> None:
-    """The service, or a redirect, cannot make us send credentials of its choice."""
+    """Credentials in a URL, from the service or a redirect, are not sent."""
     async with started() as (server, downloads):
         there = server.on("/b", answers(PNG)).replace("//", "//user:password@")
         url = server.on("/a", redirects(there)).replace("//", "//user:password@")
@@ -658,7 +658,7 @@ async def test_a_password_in_a_url_is_not_sent(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_signed_url_is_sent_as_it_is(tmp_path: Path) -> None:
-    """No percent sign of a signature is read and written anew, on no hop."""
+    """The escapes in a signed URL are not changed, even after a redirect."""
     query = "?sig=a%2Fb%2bc%3D&x=%7E~+%20&empty="
     async with started() as (server, downloads):
         server.on("/b", answers(PNG))
@@ -698,7 +698,7 @@ async def test_a_url_with_letters_of_any_script_is_fetched(tmp_path: Path) -> No
 @pytest.mark.parametrize("hop", [False, True])
 @virtual_time
 async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> None:
-    """Any other URL, and any other text, raises a `DownloadError` before a request is sent."""
+    """Any other URL, and any other text, raises an error, and no file is saved."""
 
     async def refresh(_task_id: str) -> Task:
         return task(first)
@@ -709,7 +709,7 @@ async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> N
             if hop
             else url
         )
-        server.on("/a.png", answers(b"", 503))  # where the relative ones lead
+        server.on("/a.png", answers(b"", 503))  # the target of relative URLs
         server.on("/", answers(b"", 503))
         with pytest.raises((DownloadError, ResultExpired)) as caught:
             await downloads.save(task(first), tmp_path)
@@ -719,7 +719,7 @@ async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> N
 
 @virtual_time
 async def test_redirects_end(tmp_path: Path) -> None:
-    """Five redirects are followed, a sixth is not."""
+    """Five redirects are followed, and a sixth raises an error."""
     async with started() as (server, downloads):
         for n in range(MAX_REDIRECTS + 1):
             server.on(f"/{n}", redirects(f"/{n + 1}"))
@@ -730,7 +730,7 @@ async def test_redirects_end(tmp_path: Path) -> None:
 
 
 def _shown(error: BaseException) -> str:
-    """Return what a log or a span shows of *error*: the messages and arguments of the whole chain."""
+    """Return what a log or a span shows of *error*, with the messages and arguments of the whole chain."""
     lines = [f"{error!r} {error.args!r}"]
     if cause := error.__cause__ if error.__suppress_context__ else error.__context__:
         lines.append(_shown(cause))
@@ -739,7 +739,7 @@ def _shown(error: BaseException) -> str:
 
 @virtual_time
 async def test_no_query_is_in_a_traceback(tmp_path: Path) -> None:
-    """The signature in a URL is a secret: no error contains it, and none of the errors that caused it."""
+    """The signature in a URL is a secret, which neither an error nor any of its causes contains."""
     faults = [
         *PASSING.values(),
         answers(b"", 403),
@@ -770,7 +770,7 @@ async def test_no_query_is_in_a_traceback(tmp_path: Path) -> None:
 async def test_no_query_is_shown_of_a_host_that_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No secret of a URL is shown, although aiohttp names the whole URL of a connection in its timeout."""
+    """No secret of a URL is shown, although aiohttp's timeout error contains the whole URL."""
 
     async def late(*_: object, **__: object) -> None:
         raise TimeoutError
@@ -790,7 +790,7 @@ async def test_no_query_is_shown_of_a_host_that_is_away(
 @pytest.mark.parametrize("room", [0, 5000, 1 << 20, 3_600_000])
 @virtual_time
 async def test_a_full_disk_is_raised_and_leaves_nothing(tmp_path: Path, room: int) -> None:
-    """A file that cannot grow any more is one clear error, not a retry and not half a file."""
+    """A full disk raises one clear error, without a retry, and leaves no incomplete file."""
     big = picture(size=1100)
     assert len(big) > room
     async with started() as (server, downloads):
@@ -817,7 +817,7 @@ async def test_a_directory_without_write_access_is_raised(tmp_path: Path) -> Non
 
 @virtual_time
 async def test_a_file_where_a_directory_is_needed_is_raised(tmp_path: Path) -> None:
-    """The file stays what it was."""
+    """The existing file is not changed."""
     (tmp_path / "out").write_text("mine")
     async with started() as (server, downloads):
         url = server.on("/a", answers(PNG))
@@ -830,7 +830,7 @@ async def test_a_file_where_a_directory_is_needed_is_raised(tmp_path: Path) -> N
 @pytest.mark.parametrize("overwrite", [False, True])
 @virtual_time
 async def test_a_directory_where_the_picture_belongs_is_kept(tmp_path: Path, *, overwrite: bool) -> None:
-    """It is neither replaced nor filled: another name is taken, or an error raised with `overwrite`."""
+    """The directory stays empty. Another name is used, or an error is raised with `overwrite`."""
     (tmp_path / "x-0.png").mkdir()
     options = SaveOptions(name="x", overwrite=overwrite)
     async with started() as (server, downloads):
@@ -846,7 +846,7 @@ async def test_a_directory_where_the_picture_belongs_is_kept(tmp_path: Path, *, 
 @pytest.mark.parametrize("overwrite", [False, True])
 @virtual_time
 async def test_a_link_at_the_target_is_not_followed(tmp_path: Path, *, overwrite: bool) -> None:
-    """A result does not overwrite what a link at its place points to, and the link only with `overwrite`."""
+    """The file that a link points to is not changed. Only `overwrite` replaces the link itself."""
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x-0.png").symlink_to(tmp_path / "precious")
@@ -863,7 +863,7 @@ async def test_a_link_at_the_target_is_not_followed(tmp_path: Path, *, overwrite
 
 
 def another(number: int, *urls: str) -> Task:
-    """Return a task of another id."""
+    """Return a task with another id."""
     return evolve(task(*urls), task_id=f"other-{number}")
 
 
@@ -872,7 +872,7 @@ X = SaveOptions(name="x")
 
 @virtual_time
 async def test_no_task_replaces_the_picture_of_another(tmp_path: Path) -> None:
-    """Of tasks with one name the first has it, and the others add their ids, to every picture."""
+    """The first task gets the name. The other tasks append their ids to the names of all their pictures."""
     bodies = [picture(seed=number) for number in range(6)]
     async with started() as (server, downloads):
         urls = [server.on(f"/{number}", answers(body)) for number, body in enumerate(bodies)]
@@ -887,7 +887,7 @@ async def test_no_task_replaces_the_picture_of_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize("clients", [1, 2])
 @virtual_time
 async def test_tasks_that_are_saved_at_the_same_time_keep_apart(tmp_path: Path, clients: int) -> None:
-    """Ten tasks with one name and equal pictures, in one client or in two, become twenty files."""
+    """Ten tasks with one name and equal pictures, in one or two clients, become twenty files."""
     async with started() as (server, first):
         downloads = [first, make_downloads(first._http)][:clients]
         urls = [server.on(f"/{number}", answers(PNG)) for number in (0, 1)]
@@ -921,7 +921,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def test_processes_that_save_at_the_same_time_keep_apart(tmp_path: Path) -> None:
-    """Two processes save tasks of one name with equal pictures: each has its own file."""
+    """Two processes that save tasks with one name and equal pictures write separate files."""
     meeting = asyncio.Barrier(2)
 
     async def together(request: web.BaseRequest) -> web.StreamResponse:
@@ -943,7 +943,7 @@ async def test_processes_that_save_at_the_same_time_keep_apart(tmp_path: Path) -
 
 @virtual_time
 async def test_a_task_finds_its_own_pictures(tmp_path: Path) -> None:
-    """A second save of a task fetches only what is missing, was edited, or has another form."""
+    """A second save of a task downloads only pictures that are missing or were edited."""
     async with started() as (server, downloads):
         one = task(server.on("/a", answers(PNG)), server.on("/b", answers(picture(seed=1))))
         paths = await downloads.save(one, tmp_path, X)
@@ -962,7 +962,7 @@ async def test_a_task_finds_its_own_pictures(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_overwrite_replaces_whatever_has_the_name(tmp_path: Path) -> None:
-    """With `overwrite` the plain name is used, and the picture is fetched again."""
+    """With `overwrite`, the plain name is used, and the picture is downloaded again."""
     (tmp_path / "x-0.png").write_text("old")
     always = SaveOptions(name="x", overwrite=True)
     async with started() as (server, downloads):
@@ -977,7 +977,7 @@ async def test_overwrite_replaces_whatever_has_the_name(tmp_path: Path) -> None:
 async def test_a_file_system_without_links_keeps_files_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where hard links are refused, an exclusive creation takes the name; no error leaves an empty file."""
+    """Without hard links, files are still kept apart, and an error leaves no empty file."""
 
     def refuse(*_paths: object) -> None:
         raise OSError(reason, "no links here")
@@ -1001,7 +1001,7 @@ async def test_a_file_system_without_links_keeps_files_apart(
 
 @virtual_time
 async def test_watermarked_pictures_are_saved_on_request(tmp_path: Path) -> None:
-    """Without `watermark` only the plain pictures are fetched."""
+    """Without `watermark`, only the plain pictures are downloaded."""
     async with started() as (server, downloads):
         one = task(server.on("/a", answers(PNG)), watermarks=True)
         await downloads.save(one, tmp_path, SaveOptions(name="x", watermark=False))
@@ -1015,7 +1015,7 @@ async def test_watermarked_pictures_are_saved_on_request(tmp_path: Path) -> None
 @pytest.mark.parametrize("target", ["x.jpg", "{name}.jpeg", "a/x.webp", "x.TIFF"])
 @virtual_time
 async def test_a_picture_never_has_the_suffix_of_another_format(tmp_path: Path, target: str) -> None:
-    """PNG bytes are not saved under the suffix of another format; the error says what to do."""
+    """PNG bytes are not saved under the suffix of another format, and the error says what to do."""
     async with started() as (server, downloads):
         with pytest.raises(InvalidRequest, match=r"must end in \.png.*format=.* converts it") as caught:
             await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / target)
@@ -1025,7 +1025,7 @@ async def test_a_picture_never_has_the_suffix_of_another_format(tmp_path: Path, 
 
 @virtual_time
 async def test_a_suffix_that_contradicts_the_wanted_format_costs_no_request(tmp_path: Path) -> None:
-    """The format is known before anything is fetched."""
+    """A contradiction between suffix and format is detected before the download."""
     async with started() as (server, downloads):
         one = task(server.on("/a", answers(PNG)))
         with pytest.raises(InvalidRequest, match=r"must end in \.webp"):
@@ -1036,7 +1036,7 @@ async def test_a_suffix_that_contradicts_the_wanted_format_costs_no_request(tmp_
 @pytest.mark.parametrize(("wanted", "ext"), FORMATS.items())
 @virtual_time
 async def test_a_picture_is_converted_on_request(tmp_path: Path, wanted: str, ext: str) -> None:
-    """The file has the format and its suffix, and a picture that has the format already is not touched."""
+    """The file has the requested format and suffix. A picture that already has the format is not changed."""
     async with started() as (server, downloads):
         one = task(server.on("/a", answers(PNG)))
         [path] = await downloads.save(one, tmp_path, SaveOptions(name="x", format=wanted))
@@ -1052,7 +1052,7 @@ async def test_a_picture_is_converted_on_request(tmp_path: Path, wanted: str, ex
 async def test_a_conversion_without_pillow_costs_no_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error names the extra to install, and comes before anything is fetched."""
+    """The error names the extra to install, and is raised before the download."""
     monkeypatch.setitem(sys.modules, "PIL", None)
     async with started() as (server, downloads):
         one = task(server.on("/a", answers(PNG)))
@@ -1063,7 +1063,7 @@ async def test_a_conversion_without_pillow_costs_no_request(
 
 @virtual_time
 async def test_each_quality_is_a_file_of_its_own(tmp_path: Path) -> None:
-    """A picture of one quality is never returned for another."""
+    """A picture that was saved with one quality is not returned for another."""
     async with started() as (server, downloads):
         one = task(server.on("/a", answers(PNG)))
         paths = [
@@ -1087,7 +1087,7 @@ async def test_each_quality_is_a_file_of_its_own(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_format_or_quality_is_refused(options: dict[str, Any]) -> None:
-    """A wrong value is refused before anything is fetched."""
+    """An invalid value is refused when the options are created."""
     with pytest.raises(InvalidRequest, match=r"format|quality"):
         SaveOptions(**options)
 
@@ -1097,7 +1097,7 @@ def test_what_is_no_format_or_quality_is_refused(options: dict[str, Any]) -> Non
 
 @virtual_time
 async def test_a_picture_is_read_in_pieces_once_it_is_complete(tmp_path: Path) -> None:
-    """A cut answer is resumed before the first piece is handed out, and nothing is written to a folder."""
+    """An interrupted download is resumed before the first chunk is yielded, and no file is left."""
     big = picture(size=700)
     async with started() as (server, downloads):
         one = task(server.on("/a", cuts(big, 5000, ETag='"1"'), serves_ranges(big, ETag='"1"')))
@@ -1110,7 +1110,7 @@ async def test_a_picture_is_read_in_pieces_once_it_is_complete(tmp_path: Path) -
 @pytest.mark.parametrize("fault", ["HTML under 200", "cut short under its right length", "500", "nothing"])
 @virtual_time
 async def test_no_piece_of_a_broken_picture_is_handed_out(fault: str) -> None:
-    """What `save` gives up, `stream` gives up, with the ids and before the first piece."""
+    """For an incomplete picture, `stream` raises an error with the ids before the first chunk."""
     async with started(retry_timeout=10.0) as (server, downloads):
         chunks = downloads.stream(task(server.on("/a", PASSING[fault])), 0)
         with pytest.raises(DownloadError) as caught:
@@ -1120,7 +1120,7 @@ async def test_no_piece_of_a_broken_picture_is_handed_out(fault: str) -> None:
 
 @virtual_time
 async def test_a_read_has_a_deadline_and_ends_early() -> None:
-    """A deadline ends the read with the ids; a reader that stops early leaves nothing open."""
+    """A deadline ends the download with the ids. A caller that stops early leaves nothing open."""
     big = picture(size=700)
     async with started() as (server, downloads):
         chunks = downloads.stream(task(server.on("/a", hangs)), 0, deadline_at=5.0)
@@ -1134,7 +1134,7 @@ async def test_a_read_has_a_deadline_and_ends_early() -> None:
 
 @virtual_time
 async def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
-    """The download ends at once, by the announced length or by the bytes received, without a retry."""
+    """The announced length or the received bytes end the download at once, without a retry."""
     chunk = PNG + bytes(1 << 20)
 
     async def endless(request: web.BaseRequest) -> web.StreamResponse:
@@ -1155,7 +1155,7 @@ async def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_saves_to_one_name_do_not_disturb_each_other(tmp_path: Path) -> None:
-    """The last save wins, and the path always holds one complete picture."""
+    """After concurrent saves to one path, the file is one complete picture."""
     pictures = [picture(seed=n) for n in range(8)]
     async with started() as (server, downloads):
         tasks = [task(server.on(f"/{n}", answers(body))) for n, body in enumerate(pictures)]
@@ -1167,7 +1167,7 @@ async def test_saves_to_one_name_do_not_disturb_each_other(tmp_path: Path) -> No
 
 @virtual_time
 async def test_an_old_picture_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    """A failed save does not cost what was saved before."""
+    """A failed save keeps the existing file."""
     (tmp_path / "a.png").write_bytes(OTHER)
     async with started(retry_timeout=1.0) as (server, downloads):
         with pytest.raises(DownloadError):
@@ -1206,7 +1206,7 @@ def downloading_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 async def test_partial_files_of_a_crash_are_removed_at_the_next_save(tmp_path: Path) -> None:
-    """A killed process leaves its partial file only until another client saves to that directory."""
+    """The partial file of a killed process is removed when another client saves to the directory."""
     async with started() as (server, downloads):
         with downloading_process(tmp_path) as process:
             process.kill()
@@ -1216,7 +1216,7 @@ async def test_partial_files_of_a_crash_are_removed_at_the_next_save(tmp_path: P
 
 
 async def test_partial_files_of_a_living_process_are_kept(tmp_path: Path) -> None:
-    """Neither another process nor another client of this one loses a download in progress."""
+    """The partial files of another process, or of another client in this process, are kept."""
     arrived = asyncio.Event()
 
     async def silent(request: web.BaseRequest) -> web.StreamResponse:
@@ -1235,7 +1235,7 @@ async def test_partial_files_of_a_living_process_are_kept(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("target", ["out", "out/{task_id}/{index}{ext}"])
 async def test_only_our_own_leftovers_in_the_same_directory_are_removed(tmp_path: Path, target: str) -> None:
-    """Another program's ``.part``, a link, a FIFO, a directory and other directories are left alone."""
+    """Files of other programs, links, FIFOs and other directories are not removed."""
     folder = Path(target.format(task_id=TASK_ID, index=0, ext=".png"))
     folder = tmp_path / (folder.parent if folder.suffix else folder)
     name = ".kling-0123456789abcde{}.part"
@@ -1257,7 +1257,7 @@ async def test_only_our_own_leftovers_in_the_same_directory_are_removed(tmp_path
 
 
 async def test_a_directory_is_swept_once(tmp_path: Path) -> None:
-    """A directory with many results is listed for the first save of a client, not for each."""
+    """A client searches a directory for partial files only on its first save there."""
     async with started() as (server, downloads):
         url = server.on("/a", answers(PNG))
         await downloads.save(task(url), tmp_path, SaveOptions(name="x"))
@@ -1272,7 +1272,7 @@ async def test_a_directory_is_swept_once(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_dripping_server_is_given_up(tmp_path: Path) -> None:
-    """A byte every few seconds keeps a connection alive, but not beyond `download_timeout`."""
+    """A byte every few seconds keeps a connection alive, but only until `download_timeout`."""
 
     async def drips(request: web.BaseRequest) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
@@ -1292,7 +1292,7 @@ async def test_a_dripping_server_is_given_up(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_the_time_limit_counts_from_the_start_of_each_picture(tmp_path: Path) -> None:
-    """A picture that waits its turn behind others has its whole time."""
+    """The time that a picture waits for others does not count against its `download_timeout`."""
 
     async def slow(_request: web.BaseRequest) -> web.StreamResponse:
         await asyncio.sleep(15)
@@ -1305,7 +1305,7 @@ async def test_the_time_limit_counts_from_the_start_of_each_picture(tmp_path: Pa
 
 @virtual_time
 async def test_the_deadline_ends_everything(tmp_path: Path) -> None:
-    """Past `deadline_at` the error is a time-out with the ids, and nothing half-written is left."""
+    """At `deadline_at`, an error with the ids is raised, and no incomplete file is left."""
     async with started() as (server, downloads):
         urls = [server.on("/a", hangs), server.on("/b", answers(b"", 503)), server.on("/c", answers(PNG))]
         deadline_at = asyncio.get_running_loop().time() + 20.0
@@ -1329,7 +1329,7 @@ async def test_a_deadline_that_has_passed_sends_nothing(tmp_path: Path) -> None:
 
 
 class Stepping(VirtualLoop):
-    """Cancels a job, twice, when the loop has turned so many times since it began."""
+    """A loop that cancels a job twice, after a given number of iterations."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -1341,11 +1341,11 @@ class Stepping(VirtualLoop):
             self._after -= 1
             if self._after in {0, -1}:
                 self.job.cancel()
-        super()._run_once()  # type: ignore[misc]  # asyncio's own turn, which its stubs leave out
+        super()._run_once()  # type: ignore[misc]  # the stubs do not have this method
 
 
 async def saved_or_cancelled(folder: Path, body: bytes) -> bool:
-    """Whether the save came to its end; in either case nothing half is there."""
+    """Return whether the save completed, after checking that no incomplete file is left."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, Stepping)
     async with started(refresh=None) as (server, downloads):
@@ -1363,7 +1363,7 @@ async def saved_or_cancelled(folder: Path, body: bytes) -> bool:
 
 
 def test_cancelling_at_any_point_leaves_a_picture_or_nothing(tmp_path: Path) -> None:
-    """Whichever turn of the loop it is, through expiry, cut, resumption and the move into place."""
+    """A cancellation at any iteration of the loop leaves a complete picture or no file."""
     for turn in range(1, 500):
         folder = tmp_path / str(turn)
         with asyncio.Runner(loop_factory=functools.partial(Stepping, turn)) as runner:
@@ -1375,7 +1375,7 @@ def test_cancelling_at_any_point_leaves_a_picture_or_nothing(tmp_path: Path) -> 
 
 @virtual_time
 async def test_a_cancelled_save_waits_for_its_thread(tmp_path: Path) -> None:
-    """Cancelled in the middle of a body and of a retry's wait, the hidden file goes."""
+    """A save that is cancelled during a body or before a retry removes its partial file."""
     arrived = asyncio.Event()
 
     async def half(request: web.BaseRequest) -> web.StreamResponse:
@@ -1399,7 +1399,7 @@ async def test_a_cancelled_save_waits_for_its_thread(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_closed_session_is_raised(tmp_path: Path) -> None:
-    """A session that was closed meanwhile raises `ClientClosed`."""
+    """If the session is closed during a save, `ClientClosed` is raised."""
     async with started() as (server, downloads):
         url = server.on("/a", answers(b"", 503))
         job = asyncio.create_task(downloads.save(task(url), tmp_path))
@@ -1411,7 +1411,7 @@ async def test_a_closed_session_is_raised(tmp_path: Path) -> None:
     assert files(tmp_path) == {}
 
 
-# ------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------ invalid requests
 
 
 @pytest.mark.parametrize("status", ["submitted", "processing", "failed", "perhaps"])
@@ -1426,7 +1426,7 @@ async def test_only_a_task_that_succeeded_is_saved(tmp_path: Path, status: str) 
 
 @virtual_time
 async def test_a_success_without_images_is_raised(tmp_path: Path) -> None:
-    """The result is an error, and never an empty tuple."""
+    """A success without images raises an error, instead of returning an empty tuple."""
     async with started() as (_server, downloads):
         with pytest.raises(DownloadError, match="no image"):
             await downloads.save(task(), tmp_path)
@@ -1434,7 +1434,7 @@ async def test_a_success_without_images_is_raised(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_bad_target_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
-    """Two pictures for one name, or an unknown field, cost no request and leave no directory."""
+    """One name for two pictures, or an unknown field, costs no request and creates no directory."""
     async with started() as (server, downloads):
         two = task(server.on("/a", answers(PNG)), server.on("/b", answers(PNG)))
         for target in ("new/{size}.png", "new/{name}{ext}", "new/a.png"):
@@ -1459,7 +1459,7 @@ async def test_an_untrusted_certificate_is_raised_at_once(tmp_path: Path) -> Non
 
 @virtual_time
 async def test_https_is_never_left(tmp_path: Path) -> None:
-    """A redirect may go from https to https, not to http, and from http to https."""
+    """A redirect may lead from http to https and within https, but not from https to http."""
     context = certified(tmp_path / "both.pem")
     trusting = aiohttp.TCPConnector(ssl=False)
     session = {"connector": trusting}
@@ -1481,7 +1481,7 @@ LISTED = Task("1", "succeed", images=(Image(1, "http://h/1"), Image(0, "http://h
 
 @given(st.text() | st.text().map("http://{}".format) | st.from_regex(r"https?://[a-z0-9:@\[\]/.%?#-]+"))
 def test_any_text_is_a_url_or_an_error_of_ours(text: str) -> None:
-    """What is read is http or https, has a host, and holds no credential."""
+    """A parsed URL is http or https, and has a host and no credentials."""
     try:
         url = parse_url(text)
     except DownloadError:
@@ -1493,7 +1493,7 @@ def test_any_text_is_a_url_or_an_error_of_ours(text: str) -> None:
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#\\"), min_size=1))
 def test_a_url_that_is_spelled_for_the_wire_is_not_respelled(query: str) -> None:
-    """Signatures may cover the very bytes."""
+    """An encoded URL is not changed, because a signature may cover its exact characters."""
     assert parse_url(f"https://h/a%2Fb?{query}").raw_path_qs == f"/a%2Fb?{query}"
     assert redirect_url(parse_url("https://h/x"), f"/a%2Fb?{query}").raw_path_qs == f"/a%2Fb?{query}"
 
@@ -1510,26 +1510,26 @@ def test_a_url_that_is_spelled_for_the_wire_is_not_respelled(query: str) -> None
     ],
 )
 def test_where_redirects_lead(location: str, expected: str) -> None:
-    """Relative to where they came from, and without credentials."""
+    """A redirect is resolved against the URL that it came from, and its credentials are removed."""
     assert str(redirect_url(parse_url("https://h/x/a?q=1"), location)) == expected
 
 
 @pytest.mark.parametrize("location", ["http://h/a", "HTTP://h/a", "file:///etc/passwd", "http://[", "http:b"])
 def test_where_they_must_not_lead(location: str) -> None:
-    """Out of https, out of HTTP, or nowhere."""
+    """A redirect from https to http, to another scheme or to an invalid URL raises an error."""
     with pytest.raises(DownloadError):
         redirect_url(parse_url("https://h/x"), location)
 
 
 def test_images_are_counted_by_index() -> None:
-    """Whatever order the service lists them in; the marked ones come last."""
-    urls = ResultUrls(LISTED, None)  # type: ignore[arg-type]  # nothing is looked up here
+    """Files are sorted by index, whatever the service's order, and the watermarked ones come last."""
+    urls = ResultUrls(LISTED, None)  # type: ignore[arg-type]  # it is not called
     assert [image.index for image in by_index(LISTED.images)] == [0, 1]
     assert [urls.url(file) for file in urls.files()] == ["http://h/0", "http://h/1", "http://h/w"]
 
 
 async def test_one_lookup_serves_all() -> None:
-    """A lookup in progress serves every caller."""
+    """Concurrent callers share one read of the task."""
     asked: list[str] = []
 
     async def refresh(task_id: str) -> Task:
@@ -1551,7 +1551,7 @@ async def test_one_lookup_serves_all() -> None:
 
 
 async def test_a_lookup_that_failed_is_made_again() -> None:
-    """An unknown task counts as expired, and the next caller looks it up again."""
+    """An unknown task counts as expired, and the next caller reads the task again."""
     answers: list[Task | Exception] = [NotFound("no such resource", code=1203), LISTED]
 
     async def refresh(_task_id: str) -> Task:

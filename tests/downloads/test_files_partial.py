@@ -1,4 +1,4 @@
-"""Partial files: a picture is recognised, verified, and never left incomplete."""
+"""Partial files: a picture is recognized and verified, and is never left incomplete."""
 
 import asyncio
 import io
@@ -43,7 +43,7 @@ KINDS = {".png": picture("PNG"), ".jpg": picture("JPEG"), ".webp": picture("WEBP
 
 @pytest.mark.parametrize("ext", KINDS)
 def test_a_picture_is_recognised_by_its_first_bytes(ext: str) -> None:
-    """The first bytes decide, and not a header or a name."""
+    """The first bytes decide about the format, and not a header or a name."""
     assert extension(KINDS[ext][:HEAD]) == ext
 
 
@@ -52,14 +52,14 @@ def test_a_picture_is_recognised_by_its_first_bytes(ext: str) -> None:
     | st.sampled_from([b"<html>", b"GIF89a", b"RIFF1234WAVE", b"\x89PNG\r\n\x1a", b"\xff\xd8"])
 )
 def test_anything_else_has_no_ending(head: bytes) -> None:
-    """HTML, sound, noise and too few bytes are not pictures."""
+    """HTML, sound, noise and too few bytes are not recognized as pictures."""
     assert extension(head) == ""
     assert not is_complete(head[:HEAD], head[-TAIL:], len(head))
 
 
 @pytest.mark.parametrize("ext", KINDS)
 def test_every_cut_is_seen(ext: str) -> None:
-    """No prefix of a picture is complete; the whole is, also with padding after it."""
+    """No truncated picture counts as complete. A complete one does, even with padding after it."""
     body = KINDS[ext]
     for size in range(len(body)):
         cut = body[:size]
@@ -71,7 +71,7 @@ def test_every_cut_is_seen(ext: str) -> None:
 @pytest.mark.parametrize("ext", KINDS)
 @given(data=st.data())
 def test_chunks_do_not_matter(ext: str, data: st.DataObject) -> None:
-    """However the bytes are divided, the same picture is recognised."""
+    """A picture is recognized however its bytes are divided into chunks."""
     body = KINDS[ext]
     part = PartialFile(Path())
     cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=20).map(sorted))
@@ -82,7 +82,7 @@ def test_chunks_do_not_matter(ext: str, data: st.DataObject) -> None:
 
 
 def test_what_is_not_a_picture_is_refused_at_once() -> None:
-    """It is refused after the first bytes, before a long page reaches the disk."""
+    """Other data is refused after its first bytes, before a long page is written to the disk."""
     part = PartialFile(Path())
     part.write(b"<!doctype h"[: HEAD - 1])
     with pytest.raises(RetryLater, match="not a picture"):
@@ -111,7 +111,7 @@ def test_what_is_not_a_picture_is_refused_at_once() -> None:
 def test_what_proves_sameness(
     headers: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A strong entity tag or an old modification date is a validator, anything else is not."""
+    """Only a strong entity tag or an old modification date is a validator."""
     monkeypatch.setenv("TZ", "UTC")
     assert strong_validator(headers) == expected
 
@@ -123,12 +123,12 @@ DATES = st.text() | st.from_regex(
 
 @given(st.dictionaries(st.sampled_from(["ETag", "Last-Modified", "Date"]), DATES))
 def test_any_headers_give_a_validator_or_none(headers: dict[str, str]) -> None:
-    """No text in a header breaks a download, and a validator is the text of one of them."""
+    """Any headers lead to None or to a validator that is one of their values."""
     assert strong_validator(headers) in {None, *headers.values()}
 
 
 async def test_a_cancelled_write_is_waited_for(tmp_path: Path) -> None:
-    """However often it is cancelled, the thread has ended before its file is closed."""
+    """However often the caller is cancelled, it waits until the thread has ended."""
     part = PartialFile(tmp_path)
     let_go, ended = threading.Event(), threading.Event()
 
@@ -149,7 +149,7 @@ async def test_a_cancelled_write_is_waited_for(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_write_that_fails_is_still_cancelled(tmp_path: Path) -> None:
-    """The error of the disk is dropped, and asyncio does not log it."""
+    """The error of the file system is dropped, and asyncio does not log it."""
     part = PartialFile(tmp_path)
     let_go = threading.Event()
 
@@ -178,19 +178,19 @@ async def test_an_error_of_the_disk_is_raised(tmp_path: Path) -> None:
 
 
 def place(target: Path, task_id: str = "1", *, tagged: bool = False, overwrite: bool = False) -> Place:
-    """Return where the only picture of a task goes."""
+    """Return the place of the only picture of a task."""
     task = Task(task_id, "succeed", images=(Image(0, "http://h/0"),))
     return Place(output_paths(task, target), tagged, overwrite)
 
 
 def test_discarding_what_was_never_made_is_nothing(tmp_path: Path) -> None:
-    """A cancelled start leaves nothing to clean up, and breaks nothing."""
+    """A partial file that was never created can be discarded, and leaves nothing behind."""
     PartialFile(tmp_path).discard()
     assert [*tmp_path.iterdir()] == []
 
 
 def test_a_partial_file_is_hidden_and_gone_after_commit(tmp_path: Path) -> None:
-    """A partial file is hidden, and a committed file has only its own name."""
+    """A partial file is hidden, and after the commit only the final file is left."""
     part = PartialFile(tmp_path / "new")
     part.create()
     part.write(KINDS[".png"])
@@ -204,7 +204,7 @@ def test_a_partial_file_is_hidden_and_gone_after_commit(tmp_path: Path) -> None:
 
 
 def test_a_partial_file_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the name exists, for example as a link, it is not written through."""
+    """If the partial file's name exists, for example as a link, an error is raised."""
     monkeypatch.setattr(secrets, "token_hex", lambda _size: "known")
     (tmp_path / "precious").write_text("mine")
     (tmp_path / ".kling-known.part").symlink_to(tmp_path / "precious")
@@ -217,7 +217,7 @@ def test_a_partial_file_replaces_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes are synced before the file has its name, and then the directory is."""
+    """The file is synced before it gets its final name, and the directory afterwards."""
     synced: list[tuple[bool, bool]] = []
     fsync = os.fsync
 
@@ -237,7 +237,7 @@ def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch
 def test_a_file_system_that_cannot_sync_directories_is_good_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture is in place, so the refused sync is no error."""
+    """A directory that cannot be synced is not an error, as the picture is in place."""
     fsync = os.fsync
 
     def picky(descriptor: int) -> None:

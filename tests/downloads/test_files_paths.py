@@ -1,4 +1,4 @@
-"""Names of results stay in their directory, apart from each other, and legal on every system."""
+"""Paths of results stay in their directory, are distinct, and are valid on every operating system."""
 
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -33,7 +33,7 @@ hostile = st.text() | st.sampled_from(NASTY)
 
 @given(hostile)
 def test_a_safe_name_is_one_part_of_a_path_everywhere(text: str) -> None:
-    """No id becomes a separator, a dot name, a hidden file, or too long."""
+    """No id becomes a separator, a dot name, a hidden file or a name that is too long."""
     name = safe_name(text)
     assert (name,) == PurePosixPath(name).parts == PureWindowsPath(name).parts
     assert name not in {"", ".", ".."}
@@ -45,26 +45,26 @@ def test_a_safe_name_is_one_part_of_a_path_everywhere(text: str) -> None:
 
 @given(hostile)
 def test_a_safe_name_is_no_device(text: str) -> None:
-    """On Windows `con.png` is the console, whatever it ends with."""
+    """No name is that of a Windows device, such as `con.png`, which is the console."""
     device = safe_name(text).split(".", maxsplit=1)[0].rstrip().upper()
     assert device not in {"CON", "PRN", "AUX", "NUL", "COM1", "COM\u00b9", "LPT9"}
 
 
 @given(hostile, hostile)
 def test_two_names_stay_two(one: str, other: str) -> None:
-    """Cleaning never makes one name of two, so that no result takes another's place."""
+    """Different names stay different, so that no result replaces another."""
     assert (safe_name(one) == safe_name(other)) == (one == other)
 
 
 @given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_ -]{0,60}[A-Za-z0-9_]", fullmatch=True))
 def test_a_good_name_is_left_alone(text: str) -> None:
-    """A name such as `summer dog` is not changed."""
+    """A valid name, such as `summer dog`, is not changed."""
     assert safe_name(text) in {text, safe_name(f"_{text}")[1:]}
 
 
 @given(hostile, hostile, hostile, st.sampled_from(sorted(FIELDS - {"index", "ext"})))
 def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, field: str) -> None:
-    """Whatever the ids are, a directory target and a template keep their literal directories."""
+    """With any ids, paths stay below a target directory or the literal directories of a template."""
     one = task(task_id=task_id, external=external)
     assert output_paths(one, "out", SaveOptions(name=name.replace("/", ""))).path(0, ".png").parent == Path(
         "out"
@@ -102,7 +102,7 @@ def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, f
     ],
 )
 def test_what_targets_mean(target: str | os.PathLike[str], expected: str) -> None:
-    """A directory, a picture's path, or a template."""
+    """A target is a directory, the path of a picture, or a template."""
     assert output_paths(task(), target, DOG).path(0, ".png") == Path(expected)
 
 
@@ -117,13 +117,13 @@ def test_what_targets_mean(target: str | os.PathLike[str], expected: str) -> Non
     ],
 )
 def test_a_name_may_lie_in_folders(target: str, expected: str) -> None:
-    """A directory repeats the folders of a name, and a template has them as a field."""
+    """The directories of a name are recreated below a target directory, and are a field of a template."""
     assert output_paths(task(), target, SaveOptions(name="2024/May/dog")).path(0, ".png") == Path(expected)
     assert output_paths(task(), "out/{path}/{name}{ext}", DOG).path(0, ".png") == Path("out/dog.png")
 
 
 def test_an_existing_directory_is_one_whatever_its_name(tmp_path: Path) -> None:
-    """`holiday.png/` may be a directory."""
+    """An existing directory is recognized even if its name ends like a picture's."""
     (tmp_path / "holiday.png").mkdir()
     assert (
         output_paths(task(), tmp_path / "holiday.png", SaveOptions(name="x")).path(0, ".png")
@@ -132,7 +132,7 @@ def test_an_existing_directory_is_one_whatever_its_name(tmp_path: Path) -> None:
 
 
 def test_without_a_name_the_id_is_one() -> None:
-    """A task without an external id is named after its `task_id`."""
+    """Without a name and an external id, pictures are named after the `task_id`."""
     bare = task(external=None)
     assert (
         output_paths(bare, ".").path(0, ".jpg")
@@ -152,7 +152,7 @@ def test_without_a_name_the_id_is_one() -> None:
     ],
 )
 def test_a_watermarked_picture_is_named_after_its_own(target: str, ext: str, expected: str) -> None:
-    """Beside it, and with its ending if it has one."""
+    """A watermarked picture gets the path of the plain one, with `-watermark` before its suffix."""
     assert output_paths(task(), target, DOG).path(0, ext, watermark=True) == Path(expected)
 
 
@@ -179,34 +179,34 @@ def test_a_watermarked_picture_is_named_after_its_own(target: str, ext: str, exp
     ],
 )
 def test_what_cannot_be_a_target_is_refused(target: str) -> None:
-    """Every wrong target raises one clear error."""
+    """Every invalid target raises an error that names it."""
     with pytest.raises(InvalidRequest, match="target"):
         output_paths(task(), target, DOG)
 
 
 @pytest.mark.parametrize("target", ["a.png", "{name}{ext}", "{name}/{task_id}", "{index:.0}{ext}"])
 def test_two_images_need_two_names(target: str) -> None:
-    """A target that gives two images one path is refused."""
+    """A target that gives two images the same path is refused."""
     with pytest.raises(InvalidRequest):
         output_paths(task(2), target, DOG)
 
 
 def test_a_mark_must_not_take_an_images_place() -> None:
-    """Also where the name of one is the mark of another."""
+    """A target is also refused if a plain and a watermarked picture share a path."""
     with pytest.raises(InvalidRequest, match="share"):
         output_paths(task(2, watermark="http://h/w"), "x{index:->1}/../x{ext}")
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9))
 def test_every_image_has_a_path_of_its_own(indexes: list[int]) -> None:
-    """Whatever the service counts, n images are n files."""
+    """Every image has its own path, whatever indexes the service sends."""
     images = tuple(Image(index, "http://h/x") for index in sorted(indexes))
     found = output_paths(Task(ID, "succeed", images=images), "out")
     assert len({found.path(place, ".png") for place in range(len(images))}) == len(images)
 
 
 def test_a_template_knows_the_key_and_the_folder_of_the_photo() -> None:
-    """`{key}` and `{folder}` are values of the request, made legal; each has a value without one, too."""
+    """`{key}` and `{folder}` are made valid, and have a value even if the request has none."""
     options = SaveOptions(name="dog", key="a/b", folder="monday")
     template = "out/{folder}/{key}-{index}{ext}"
     assert output_paths(task(), template, options).path(0, ".png") == Path(
@@ -231,12 +231,12 @@ def test_a_template_knows_the_key_and_the_folder_of_the_photo() -> None:
     ],
 )
 def test_the_folder_of_a_photo(source: Any, folder: str | None) -> None:
-    """It is the last folder of a path or URL, and nothing where the photo has none."""
+    """The folder is the last directory of a path or URL, or None."""
     assert source_folder(source) == folder
 
 
 def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`~` at the beginning of a target is the home; in a photo's name it is a letter."""
+    """`~` is the home directory at the beginning of a target, but an ordinary character in a name."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert output_paths(task(), "~/out", DOG).path(0, ".png") == tmp_path / "out" / "dog-0.png"
     assert output_paths(task(), Path("~"), DOG).path(0, ".png") == tmp_path / "dog-0.png"
@@ -247,6 +247,6 @@ def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     "target", ["s3://bucket/out/", "gs://b/{name}{ext}", "https://h/x.png", "memory://x"]
 )
 def test_a_url_is_no_path(target: str) -> None:
-    """A URL is refused with the name of the method that takes it, and never becomes a folder named `s3:`."""
+    """A URL is refused, and the error names `upload`. No directory named `s3:` is created."""
     with pytest.raises(InvalidRequest, match=r"must be a path on this machine.*upload"):
         output_paths(task(), target)

@@ -1,4 +1,4 @@
-"""Full-size pictures: the photo at its own size, beside the picture of the service."""
+"""Full-size pictures: the photo at its own size, next to the picture of the service."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -53,7 +53,7 @@ def original(path: Path) -> Image.Image:
 
 
 async def test_both_pictures_are_saved_and_recorded(photo: Path, tmp_path: Path) -> None:
-    """The full-size picture lies beside the service's, and the journal knows both."""
+    """The full-size picture is saved next to the service's picture, and the journal has both."""
     async with clients(journal=tmp_path / "run.db") as kling:
         result = await kling.expand(photo, RIGHT, n=2)
         paths = await result.save(tmp_path / "out", full_size=True, format="png")
@@ -71,7 +71,7 @@ async def test_both_pictures_are_saved_and_recorded(photo: Path, tmp_path: Path)
 
 
 async def test_the_format_is_that_of_the_photo(photo: Path, tmp_path: Path) -> None:
-    """Without a format a JPEG stays a JPEG and keeps its date, unless the target names another."""
+    """By default a JPEG stays a JPEG and keeps its date, unless the target names another format."""
     async with clients() as kling:
         result = await kling.expand(photo, RIGHT)
         (path,) = await result.save(tmp_path, full_size=True, quality=80)
@@ -83,7 +83,7 @@ async def test_the_format_is_that_of_the_photo(photo: Path, tmp_path: Path) -> N
 
 
 async def test_an_earlier_full_size_picture_is_kept(photo: Path, tmp_path: Path) -> None:
-    """A second save makes nothing anew, and another file of the name is not replaced."""
+    """A second save keeps the existing picture, and another file of the same name is not replaced."""
     async with clients() as kling:
         result = await kling.expand(photo, RIGHT)
         (path,) = await result.save(tmp_path, full_size=True)
@@ -98,7 +98,7 @@ async def test_an_earlier_full_size_picture_is_kept(photo: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["image", "file"])
 async def test_any_photo_that_can_be_read_is_put_back(kind: str, photo: Path, tmp_path: Path) -> None:
-    """Photos that are no files are put back as well."""
+    """Photos that are not files can be put back too."""
     source: Any = open(photo, "rb") if kind == "file" else original(photo)  # noqa: PTH123, SIM115, ASYNC230
     async with clients() as kling:
         result = await kling.expand(source, ToAspect("16:9"))
@@ -111,7 +111,7 @@ async def test_any_photo_that_can_be_read_is_put_back(kind: str, photo: Path, tm
 
 
 async def test_another_photo_can_be_given(photo: Path, tmp_path: Path) -> None:
-    """Where a smaller copy was sent, the path of the large photo is given."""
+    """If a smaller copy was sent, the path of the large photo can be given."""
     small = tmp_path / "small.jpg"
     original(photo).resize((600, 400)).save(small)
     async with clients() as kling:
@@ -124,7 +124,7 @@ async def test_another_photo_can_be_given(photo: Path, tmp_path: Path) -> None:
 
 
 async def test_a_photo_that_is_not_in_the_picture_is_an_error(photo: Path, tmp_path: Path) -> None:
-    """Another photo raises `PictureMismatch`; the picture of the service is saved, and nothing half made."""
+    """Another photo raises `PictureMismatch`, and only the service's picture is saved."""
     other = tmp_path / "other.png"
     texture(1200, 800, seed=9).save(other, compress_level=1)
     async with clients() as kling:
@@ -135,7 +135,7 @@ async def test_a_photo_that_is_not_in_the_picture_is_an_error(photo: Path, tmp_p
 
 
 async def test_what_cannot_be_put_back_is_said(photo: Path, tmp_path: Path) -> None:
-    """An attached task without a request, and a wrong position or path, name what is wrong."""
+    """The error names the argument that is wrong, or that an attached task needs."""
     async with clients() as kling:
         result = await kling.expand(photo, RIGHT)
         attached = await kling.attach(result.task_id)
@@ -148,7 +148,7 @@ async def test_what_cannot_be_put_back_is_said(photo: Path, tmp_path: Path) -> N
 
 
 async def test_a_deadline_and_a_cancellation_end_the_process(photo: Path, tmp_path: Path) -> None:
-    """A full-size picture that is given up leaves no file and no process, and can be saved again."""
+    """After a deadline or a cancellation, no incomplete file is left, and a new save succeeds."""
     async with clients() as kling:
         result = await kling.expand(photo, RIGHT)
         await result.save(tmp_path)

@@ -1,4 +1,4 @@
-"""Uploads to object stores: complete, named as on disk, and never over another task's picture."""
+"""Uploads to object stores are complete, named as on disk, and never replace another task's picture."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ from kling_expand.models import Image, Task
 
 
 def result(task_id: str, content: bytes) -> ExpandResult:
-    """Return the result of a task with two images, whose pictures have this *content*."""
+    """Return the result of a task with two pictures, both with this *content*."""
     task = Task(task_id, "succeed", images=(Image(0, "http://h/0"), Image(1, "http://h/1")))
 
     async def save(
@@ -37,12 +37,12 @@ def result(task_id: str, content: bytes) -> ExpandResult:
 
 @pytest.fixture
 def bucket() -> str:
-    """Return the URL of a folder that no other test has."""
+    """Return the URL of a folder that no other test uses."""
     return f"memory://{uuid4()}/out"
 
 
 def content(url: str) -> bytes:
-    """Return the object at *url*."""
+    """Return the content of the object at *url*."""
     with fsspec.open(url, "rb") as file:
         read: bytes = file.read()
     return read
@@ -58,7 +58,7 @@ async def test_pictures_get_the_names_they_would_have_on_disk(bucket: str) -> No
 
 
 async def test_no_task_replaces_the_object_of_another(bucket: str) -> None:
-    """A taken name gets the task's id; the same task finds its own, and `overwrite` replaces."""
+    """A taken name gets the task's id, a repeated upload keeps its names, and `overwrite` replaces."""
     first, second = result("1", b"a"), result("2", b"b")
     urls = await first.upload(bucket)
     others = await second.upload(bucket)
@@ -71,7 +71,7 @@ async def test_no_task_replaces_the_object_of_another(bucket: str) -> None:
 
 
 async def test_a_local_url_is_written_too(tmp_path: Path) -> None:
-    """`file://` is an object store like any other, and its folders are made."""
+    """`file://` works like an object store, and missing folders are created."""
     urls = await result("1", b"a").upload(f"file://{tmp_path}/new/out")
     assert urls == (f"file://{tmp_path}/new/out/dog-0.png", f"file://{tmp_path}/new/out/dog-1.png")
     assert (tmp_path / "new" / "out" / "dog-0.png").read_bytes() == b"a"
@@ -91,13 +91,13 @@ async def test_a_local_url_is_written_too(tmp_path: Path) -> None:
     ],
 )
 async def test_what_is_no_object_store_is_refused(url: str) -> None:
-    """Nothing is fetched for a target that cannot be written."""
+    """An invalid target is refused before the download."""
     with pytest.raises(InvalidRequest, match="must be a directory in an object store"):
         await ExpandResult(Task("1", "succeed")).upload(url)
 
 
 async def test_a_store_that_is_away_is_an_error_of_ours(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the store raises, the error names the URL; an unknown kind of store is such an error."""
+    """Any error of a store, and an unknown kind of store, raises a `DownloadError` with the URL."""
 
     def away(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the store is away")
@@ -112,7 +112,7 @@ async def test_a_store_that_is_away_is_an_error_of_ours(bucket: str, monkeypatch
 async def test_a_failure_is_raised_once_every_upload_has_ended(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error is that of the first picture that failed, even if another failed earlier."""
+    """The error is that of the first picture, even if a later picture failed before it."""
     second_failed = Event()
 
     def away(_: Any, path: str, **__: Any) -> Any:
@@ -131,7 +131,7 @@ async def test_a_failure_is_raised_once_every_upload_has_ended(
 
 
 async def test_no_error_shows_a_password() -> None:
-    """The password of a URL is in no message, whether the URL is refused or its store cannot be written."""
+    """No message contains the password of a URL, for a refused target or a failed upload."""
     for url in ("ftp://me:pass%2Fword@127.0.0.1:1/out", "https://me:pass@word@host/out"):
         with pytest.raises((DownloadError, InvalidRequest), match=r"://me:\*\*\*@") as caught:
             await result("1", b"a").upload(url)
@@ -139,7 +139,7 @@ async def test_no_error_shows_a_password() -> None:
 
 
 async def test_without_fsspec_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check is made before anything is fetched."""
+    """The check is made before the download."""
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(MissingExtra, match=r"kling-expand\[objects\]"):
         Upload("s3://bucket/out")
@@ -160,7 +160,7 @@ async def test_without_fsspec_the_error_names_the_extra(monkeypatch: pytest.Monk
     ],
 )
 def test_a_photo_is_read_from_an_object_store_only(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL that a stranger has queued reaches no local file and no host of its choice, and runs no code."""
+    """A URL from a queue cannot read local files, reach other hosts or run code."""
     monkeypatch.setattr(fsspec, "open", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(ValueError, match=r"must be in one object store|Protocol not known"):
         open_object(url)

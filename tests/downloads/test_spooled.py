@@ -1,4 +1,4 @@
-"""Pictures that are only read: in memory while they are small, and without a trace afterwards."""
+"""Pictures that are only read are in memory if they are small, and leave nothing behind."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from kling_expand.downloads.spooled import SPOOLED_BYTES, SpooledPicture
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder for temporary files, which is empty."""
+    """Return the directory for temporary files, which is empty."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.mark.parametrize("size", [1000, SPOOLED_BYTES + 1])
 def test_what_is_written_is_read_in_pieces(folder: Path, size: int) -> None:
-    """A small and a large picture come back as they were, and no file has a name."""
+    """A small and a large picture are read back unchanged, and no named file is created."""
     part = SpooledPicture()
     part.create()
     content = PNG + bytes(range(256)) * (size // 256)
@@ -37,7 +37,7 @@ def test_what_is_written_is_read_in_pieces(folder: Path, size: int) -> None:
 
 
 def test_a_restart_forgets_what_came_before() -> None:
-    """The bytes of an answer that is not continued are not read."""
+    """After a restart, the bytes from before are not read."""
     part = SpooledPicture()
     part.create()
     part.write(PNG + b"the first answer")
@@ -51,6 +51,6 @@ def test_a_restart_forgets_what_came_before() -> None:
 
 
 def test_a_read_that_never_began_leaves_nothing(folder: Path) -> None:
-    """A folder for temporary files is not removed, whatever was created before."""
+    """Discarding a picture that was never created does not remove the directory."""
     SpooledPicture().discard()
     assert folder.exists()

@@ -1,4 +1,4 @@
-"""Composites: the photo's own pixels in their place, and a new area that joins them."""
+"""Composites: the photo's own pixels in their place, and a new area that continues them."""
 
 import io
 from typing import Any
@@ -18,7 +18,7 @@ FRAME = texture(900, 600, seed=1)
 RATIOS = Ratios(0.1, 0.1, 0.25, 0.25)
 CANVAS = RATIOS.canvas(600, 500)
 PHOTO = FRAME.crop(CANVAS.box)
-PICTURE = FRAME.resize((300, 200), Image.Resampling.LANCZOS)  # what an ideal service would answer
+PICTURE = FRAME.resize((300, 200), Image.Resampling.LANCZOS)  # the picture of an ideal service
 SIDES = [Ratios(up=0.3), Ratios(down=0.3), Ratios(left=0.3), Ratios(right=0.3), RATIOS]
 
 
@@ -32,7 +32,7 @@ def inside(image: Any) -> Any:
 
 @pytest.mark.parametrize("misregister", [(0, 0, 1), (0.7, -1.3, 1.004), (-2.2, 0.4, 0.99)])
 def test_the_frame_comes_back(misregister: tuple[float, float, float]) -> None:
-    """Inside its box the photo is unchanged; outside is the enlarged picture in its exact place."""
+    """Inside its box the photo is unchanged. Outside, the enlarged picture is in its exact place."""
     result = composite(PHOTO, misregistered(PICTURE, *misregister), RATIOS)
     assert result.size == FRAME.size
     assert inside(result).tobytes() == PHOTO.tobytes()
@@ -44,7 +44,7 @@ def test_the_frame_comes_back(misregister: tuple[float, float, float]) -> None:
 
 @pytest.mark.parametrize("ratios", SIDES)
 def test_each_side_joins_the_photo(ratios: Ratios) -> None:
-    """On every side the step at the seam is at most 1.5 times those beside it, and no side is empty."""
+    """On every side, the step at the seam is at most 1.5 times the steps next to it."""
     canvas = ratios.canvas(600, 500)
     frame = texture(canvas.width, canvas.height, seed=3)
     photo = frame.crop(canvas.box)
@@ -57,7 +57,7 @@ def test_each_side_joins_the_photo(ratios: Ratios) -> None:
 
 
 def test_the_colours_of_the_picture_join_those_of_the_photo() -> None:
-    """Near the seam a colour cast of the picture is gone, far away it stays, and the change is gradual."""
+    """A color cast disappears near the seam, remains far from it, and changes gradually in between."""
     frame = texture(1200, 300, seed=2)
     ratios = Ratios(right=2.0)
     photo = frame.crop((0, 0, 400, 300))
@@ -73,7 +73,7 @@ def test_the_colours_of_the_picture_join_those_of_the_photo() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "I;16", "P", "1", "CMYK"])
 def test_every_mode_has_its_composite(mode: str) -> None:
-    """Grey, alpha and 16 bits are kept, and palettes and CMYK become RGB; the pixels stay the same."""
+    """Gray, alpha and 16 bits are kept, palettes and CMYK become RGB, and the photo's pixels are kept."""
     photo = PHOTO.convert("L").convert("RGBA") if mode == "RGBA" else PHOTO.convert("L").convert(mode)
     if mode == "I;16":
         photo = Image.fromarray(np.asarray(PHOTO.convert("L")).astype(np.uint16) * 257 - 100)
@@ -93,7 +93,7 @@ def test_every_mode_has_its_composite(mode: str) -> None:
 
 
 def test_metadata_is_kept() -> None:
-    """Date, place, camera and profile stay, and orientation, thumbnail and old size do not."""
+    """Date, place, camera and profile are kept, but not the orientation, the thumbnail or the old size."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0132], exif[0x0131], exif[0x0112] = "Maker", "2026:11:20 10:00:00", "Lightroom", 6
     exif.get_ifd(0x8825)[1] = "N"
@@ -117,7 +117,7 @@ def test_metadata_is_kept() -> None:
 
 
 def test_srgb_on_request() -> None:
-    """With `srgb` the composite is in sRGB and says so; without it the profile of the photo is kept."""
+    """With `srgb` the composite is converted to sRGB. Without it, the photo's profile is kept."""
     photo = PHOTO.copy()
     photo.info["icc_profile"] = display_p3()
     kept, changed = (composite(photo, PICTURE, RATIOS, srgb=srgb) for srgb in (False, True))
@@ -128,7 +128,7 @@ def test_srgb_on_request() -> None:
 
 
 def test_a_feather_blends_the_outermost_pixels_only() -> None:
-    """With a feather the edge of the photo fades into the picture, and farther inside nothing changes."""
+    """With a feather, only the outermost pixels of the photo are blended into the picture."""
     result = composite(PHOTO, PICTURE, RATIOS, feather=12)
     changed = np.abs(levels(inside(result)) - levels(PHOTO)).max(axis=2)
     assert changed[:4].mean() > 1
@@ -136,7 +136,7 @@ def test_a_feather_blends_the_outermost_pixels_only() -> None:
 
 
 def test_two_passes() -> None:
-    """The result of two passes takes the photo at the place that both together give."""
+    """For the result of two passes, the photo is at the position that both passes give."""
     first, second = Ratios(left=0.25, right=0.25), Ratios(up=0.1, down=0.1)
     result = composite(PHOTO, PICTURE, [first, second])
     assert result.size == FRAME.size
@@ -144,7 +144,7 @@ def test_two_passes() -> None:
 
 
 def test_a_picture_of_another_photo_is_refused() -> None:
-    """A picture in which the photo cannot be found is refused, with the correlation."""
+    """A picture that does not contain the photo is refused, and the error has the correlation."""
     with pytest.raises(PictureMismatch, match=r"not found in the picture \(correlation"):
         composite(PHOTO, texture(300, 200, seed=9), RATIOS)
 
@@ -152,7 +152,7 @@ def test_a_picture_of_another_photo_is_refused() -> None:
 @pytest.mark.parametrize("engine", ["flat"])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_through_the_emulator(engine: str, orientation: int) -> None:
-    """The photo is put back into what the emulator answers for its stored pixels, turned or not."""
+    """The photo is put back into the emulator's picture, whether or not EXIF rotates the photo."""
     data = stored(PHOTO, "PNG", orientation=orientation)
     ratios = RATIOS if orientation == 1 else Ratios(0.25, 0.25, 0.1, 0.1)
     sides = (ratios.up, ratios.down, ratios.left, ratios.right)

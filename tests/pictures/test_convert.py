@@ -1,4 +1,4 @@
-"""Conversions between formats keep what a picture says about itself, and never fail half way."""
+"""Conversions between formats, which keep a picture's metadata or raise a clear error."""
 
 import io
 from typing import Any
@@ -41,7 +41,7 @@ def opened(content: bytes) -> Image.Image:
 @pytest.mark.parametrize("wanted", FORMATS)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_exif_data_and_color_profile_are_kept(kind: str, wanted: str) -> None:
-    """Every format that the service may send keeps both in every format that can be asked for."""
+    """A conversion between any two of the formats keeps the EXIF data and the color profile."""
     image = opened(convert(described(kind), wanted, None))
     assert image.format == wanted.upper()
     assert image.info["icc_profile"] == PROFILE
@@ -51,12 +51,12 @@ def test_exif_data_and_color_profile_are_kept(kind: str, wanted: str) -> None:
 @pytest.mark.parametrize("wanted", FORMATS)
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
 def test_every_mode_can_be_converted(mode: str, wanted: str) -> None:
-    """No mode of a PNG fails, and none changes the size."""
+    """Every mode of a PNG can be converted, and the size does not change."""
     assert opened(convert(picture(mode), wanted, None)).size == (40, 30)
 
 
 def test_transparency_becomes_white_in_jpeg_and_stays_elsewhere() -> None:
-    """JPEG cannot say that a pixel is transparent."""
+    """Transparency becomes white in JPEG, and is kept in other formats."""
     clear = picture("RGBA", color=(255, 0, 0, 0))
     assert opened(convert(clear, "jpeg", 100)).getpixel((0, 0)) == (255, 255, 255)
     for wanted in ("png", "webp", "tiff"):
@@ -64,13 +64,13 @@ def test_transparency_becomes_white_in_jpeg_and_stays_elsewhere() -> None:
 
 
 def test_sixteen_bits_are_scaled() -> None:
-    """A middle gray stays a middle gray, and does not become white."""
+    """A middle gray stays middle gray instead of becoming white."""
     gray = picture("I;16", color=0x8000)
     assert opened(convert(gray, "jpeg", 100)).getpixel((0, 0)) == pytest.approx(128, abs=1)
 
 
 def test_a_better_quality_is_a_larger_file() -> None:
-    """The quality reaches the encoder, and the default is not the lowest."""
+    """The quality is passed to the encoder, and the default is neither the lowest nor the highest."""
     noise = io.BytesIO()
     Image.effect_noise((200, 200), 90).convert("RGB").save(noise, "PNG")
     for wanted in ("jpeg", "webp"):
@@ -83,7 +83,7 @@ def test_a_better_quality_is_a_larger_file() -> None:
     "content", [b"", b"\x89PNG\r\n\x1a\n", picture("RGB")[:-40], b"<html>", claimed(13_000, 13_000)]
 )
 def test_what_cannot_be_decoded_is_an_error_of_ours(content: bytes) -> None:
-    """The error names the format that was asked for."""
+    """The error names the requested format."""
     with pytest.raises(DownloadError, match="cannot be converted to webp"):
         convert(content, "webp", None)
 
@@ -92,7 +92,7 @@ ORIENTATION, SOFTWARE, DATE, GPS = 0x0112, 0x0131, 0x0132, 0x8825
 
 
 def taken(kind: str) -> bytes:
-    """Return a photo with a date, a place and a camera, which EXIF turns."""
+    """Return a photo with a date, a place, a camera and an EXIF orientation."""
     exif, out = Image.Exif(), io.BytesIO()
     exif[CAMERA], exif[DATE], exif[ORIENTATION] = "a camera", "2024:05:01 10:00:00", 6
     exif.get_ifd(GPS)[1] = "N"
@@ -103,7 +103,7 @@ def taken(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("wanted", ["PNG", "JPEG"])
 def test_a_picture_gets_the_metadata_of_its_photo(kind: str, wanted: str) -> None:
-    """Date, place, camera and profile, but not the orientation; the pixels are the same bytes."""
+    """A picture gets the date, place, camera and profile, but not the orientation, and keeps its pixels."""
     before = picture("RGB", wanted, color="navy")
     image = opened(insert_metadata(before, read_metadata(taken(kind))))
     exif = image.getexif()
@@ -115,7 +115,7 @@ def test_a_picture_gets_the_metadata_of_its_photo(kind: str, wanted: str) -> Non
 
 
 def test_what_a_picture_says_of_itself_is_kept() -> None:
-    """Its own EXIF data and profile are not replaced, nor is one of other channels added."""
+    """Existing metadata is not replaced, and a profile for other channels is not added."""
     for kind in ("PNG", "JPEG"):
         own = described(kind)
         assert insert_metadata(own, Metadata(b"MM\0*\0\0\0\x08\0\0", b"other")) == own
@@ -126,14 +126,14 @@ def test_what_a_picture_says_of_itself_is_kept() -> None:
 
 
 def test_a_photo_that_cannot_be_read_here_has_no_metadata() -> None:
-    """A photo at a URL, or one that is not known, is an error."""
+    """A photo at a URL, or an unknown photo, raises an error."""
     for photo in (None, "https://x.example/a.jpg"):
         with pytest.raises(InvalidRequest, match="metadata must be the path"):
             read_metadata(photo)
 
 
 def test_a_long_profile_is_split() -> None:
-    """A profile that does not fit into one segment of a JPEG is read back whole."""
+    """A profile that exceeds one JPEG segment is read back completely."""
     profile = PROFILE + bytes(200_000)
     image = opened(insert_metadata(picture("RGB", "JPEG"), Metadata(icc_profile=profile)))
     assert image.info["icc_profile"] == profile

@@ -18,12 +18,12 @@ from kling_expand.pictures.fit import ORIENTATION, can_fit, fit
 
 @cache  # it bears the second it was made in
 def profile() -> bytes:
-    """Return a colour profile."""
+    """Return a color profile."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def coffee(path: Path, **options: Any) -> str:
-    """Save the coffee in another format, and return its path."""
+    """Save the coffee photo in another format, and return its path."""
     register_heif_opener()
     with Image.open(COFFEE) as picture:
         picture.save(path, **options)
@@ -31,14 +31,14 @@ def coffee(path: Path, **options: Any) -> str:
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Return a picture that cannot be compressed."""
+    """Return an image that cannot be compressed."""
     shape = (height, width, len(mode))
     return Image.fromarray(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8), mode)
 
 
 @pytest.mark.parametrize("ending", ["webp", "tiff", "bmp", "gif", "heic", "avif"])
 async def test_other_formats_become_jpeg(tmp_path: Path, ending: str) -> None:
-    """The result is the same picture in the same size."""
+    """The result is the same photo in the same size."""
     photo = coffee(tmp_path / f"photo.{ending}")
     assert can_fit(photo)
     fitted = fit(photo, tmp_path, acceptable=False)
@@ -51,7 +51,7 @@ async def test_other_formats_become_jpeg(tmp_path: Path, ending: str) -> None:
 
 
 async def test_a_turned_photo_stands_upright(tmp_path: Path) -> None:
-    """The pixels are rotated, the EXIF mark is removed, and the colour profile is kept."""
+    """The pixels are rotated, the EXIF orientation is removed, and the color profile is kept."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     photo = coffee(tmp_path / "turned.jpg", exif=exif, icc_profile=profile())
@@ -64,13 +64,13 @@ async def test_a_turned_photo_stands_upright(tmp_path: Path) -> None:
 
 
 def test_what_is_fine_is_left_alone(tmp_path: Path) -> None:
-    """A photo that is fine is not written again, and has no changes."""
+    """An acceptable photo is not written again, and has no changes."""
     fitted = fit(COFFEE, tmp_path, acceptable=True)
     assert (fitted.path, fitted.changes, list(tmp_path.iterdir())) == (COFFEE, (), [])
 
 
 async def test_a_heavy_photo_is_saved_lighter_and_then_smaller(tmp_path: Path) -> None:
-    """Quality is reduced before size, and the result has at most 10 MB."""
+    """The quality is reduced before the size, and the result has at most 10 MB."""
     noise(2600, 2000).save(tmp_path / "heavy.png")
     assert (tmp_path / "heavy.png").stat().st_size > MAX_BYTES
     fitted = fit(str(tmp_path / "heavy.png"), tmp_path, acceptable=False)
@@ -82,7 +82,7 @@ async def test_a_heavy_photo_is_saved_lighter_and_then_smaller(tmp_path: Path) -
 
 
 async def test_transparency_is_kept(tmp_path: Path) -> None:
-    """A transparent photo becomes a PNG, scaled down where it is too heavy."""
+    """A transparent photo becomes a PNG, and is scaled down if the file is too large."""
     noise(1900, 1600, "RGBA").save(tmp_path / "heavy.tiff")
     fitted = fit(str(tmp_path / "heavy.tiff"), tmp_path, acceptable=False)
     loaded = await load_photo(fitted.path)
@@ -95,7 +95,7 @@ async def test_transparency_is_kept(tmp_path: Path) -> None:
 
 
 async def test_sixteen_bits_a_pixel_keep_their_brightness(tmp_path: Path) -> None:
-    """16 bits per channel are scaled to 8."""
+    """Levels of 16 bits are scaled to 8 bits."""
     Image.fromarray(np.full((300, 300), 0x8000, np.uint16)).save(tmp_path / "deep.tiff")
     fitted = fit(str(tmp_path / "deep.tiff"), tmp_path, acceptable=False)
     with Image.open(fitted.path) as picture:
@@ -103,7 +103,7 @@ async def test_sixteen_bits_a_pixel_keep_their_brightness(tmp_path: Path) -> Non
 
 
 def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
-    """An animation becomes its first frame, and the change is listed."""
+    """An animation is replaced by its first frame, and the change is listed."""
     frames = [Image.new("RGB", (300, 300), (shade, 0, 0)) for shade in (10, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     fitted = fit(str(tmp_path / "moving.gif"), tmp_path, acceptable=False)
@@ -111,7 +111,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
 
 
 def test_what_no_one_can_read_is_an_error_of_ours(tmp_path: Path) -> None:
-    """Text, and a truncated picture, raise ImageError."""
+    """Text and a truncated photo raise `ImageError`."""
     (tmp_path / "text.heic").write_text("no picture")
     buffer = io.BytesIO()
     noise(400, 400).save(buffer, "WEBP", lossless=True)
@@ -133,7 +133,7 @@ def test_small_and_narrow_photos_stay_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_it_did(tmp_path: Path) -> None:
-    """The changes are on stderr or in JSON, and the result is named after the given photo."""
+    """The changes are on stderr or in the JSON, and the result is named after the original photo."""
     photo = coffee(tmp_path / "mug.webp")
     with shell() as kling:
         done = kling("expand", photo, "--up", 0.5, "--fit", "-o", tmp_path / "out")
@@ -145,7 +145,7 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("bulk", "--dry-run"), ("bulk",), ("expand",), ("bulk", "--no-fit")])
 def test_a_photo_that_is_cut_short_is_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """Its name and reason are printed once, a dry run knows it, and it is not sent."""
+    """A truncated photo is reported once with the reason, also by a dry run, and is not sent."""
     cut = tmp_path / "photos" / "cut.jpg"
     cut.parent.mkdir()
     whole = Path(coffee(tmp_path / "whole.jpg")).read_bytes()
@@ -167,7 +167,7 @@ def test_a_photo_that_is_cut_short_is_named(tmp_path: Path, arguments: tuple[str
 
 
 def test_without_it_the_error_names_it(tmp_path: Path) -> None:
-    """The error names --fit where it would help; a rotated photo is sent with a note."""
+    """The error suggests --fit if it would help. A rotated photo is sent with a warning."""
     done = Shell()("expand", coffee(tmp_path / "mug.webp"), "--up", 1, KLING_API_KEY="none")
     assert (done.exit_code, "--fit" in done.stderr) == (2, True)
     exif = Image.Exif()

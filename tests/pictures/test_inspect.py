@@ -1,4 +1,4 @@
-"""The checks of a picture: broken ones are found for the right reason, and good ones pass."""
+"""The checks of a picture: damaged pictures fail for the right reason, and good ones pass."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from kling_expand.emulator.painting.pictures import misregistered
 from kling_expand.pictures.inspect import Report, inspect
 
 SIDES = [Ratios(right=0.5), Ratios(up=0.4), Ratios(0.25, 0.1, 0.3, 0.3), Ratios(down=0.3, left=0.2)]
-# Which check must fail for each way in which `benchmarks.inspect_pictures` breaks a picture.
+# The check that must fail for each kind of damage in `benchmarks.inspect_pictures`.
 REASONS = {
     "shifted": "place",
     "wrong side": "place",
@@ -29,7 +29,7 @@ REASONS = {
 
 
 def case(ratios: Ratios, seed: int = 1) -> Case:
-    """Return a photo cut out of a scene, which is its picture."""
+    """Return a photo that is cut out of a scene, where the scene is its picture."""
     canvas = ratios.canvas(400, 320)
     frame = texture(canvas.width, canvas.height, seed=seed)
     return Case(frame.crop(canvas.box), ratios, frame, seed)
@@ -42,7 +42,7 @@ def failed(report: Report) -> set[str]:
 @pytest.mark.parametrize("ratios", SIDES)
 @pytest.mark.parametrize("misregister", [(0, 0, 1), (1.1, -0.7, 1.002), (-2, 2, 0.995)])
 def test_a_good_picture_passes(ratios: Ratios, misregister: tuple[float, float, float]) -> None:
-    """A picture that continues its photo passes every check, also where the service shifted it a little."""
+    """A picture that continues its photo passes every check, even if the service shifted it a little."""
     good = case(ratios)
     report = inspect(good.photo, misregistered(good.picture, *misregister), ratios)
     assert (failed(report), report.ok, str(report)) == (set(), True, "nothing suspicious")
@@ -51,7 +51,7 @@ def test_a_good_picture_passes(ratios: Ratios, misregister: tuple[float, float, 
 @pytest.mark.parametrize("kind", sorted(BREAKS))
 @pytest.mark.parametrize("ratios", SIDES[::2])
 def test_a_broken_picture_is_found(kind: str, ratios: Ratios) -> None:
-    """Each broken picture fails the check that is made for it, and the summary says so."""
+    """Each kind of damage fails its own check, and the summary lists every problem."""
     good = case(ratios)
     report = inspect(good.photo, BREAKS[kind](good), ratios)
     assert failed(report) & {REASONS[kind], "original"}
@@ -61,7 +61,7 @@ def test_a_broken_picture_is_found(kind: str, ratios: Ratios) -> None:
 
 @pytest.mark.parametrize("side", ["up", "down", "left", "right"])
 def test_a_single_bad_side_is_named(side: str) -> None:
-    """Where one of four sides is flat, the message names that side."""
+    """If one of four sides is flat, the message names that side."""
     good = case(Ratios(0.2, 0.2, 0.2, 0.2))
     left, top, right, bottom = good.box
     parts = {
@@ -79,7 +79,7 @@ def test_a_single_bad_side_is_named(side: str) -> None:
 
 
 def test_a_plain_background_may_go_on() -> None:
-    """A product on white whose background goes on white passes, as the photo beside it is as plain."""
+    """A white background that continues passes, because the photo next to it is just as plain."""
     photo = Image.new("RGB", (400, 400), "white")
     photo.paste(texture(200, 200, seed=3), (100, 100))
     picture = Image.new("RGB", (600, 400), "white")
@@ -88,7 +88,7 @@ def test_a_plain_background_may_go_on() -> None:
 
 
 def test_a_dark_photo_may_go_on() -> None:
-    """A night scene whose darkness goes on is neither black nor flat."""
+    """Darkness that continues from a night scene is neither black nor flat."""
     rng = np.random.default_rng(1)
     night = Image.fromarray(rng.integers(0, 6, (400, 600, 3)).astype(np.uint8))
     night.paste(texture(150, 150, seed=3), (225, 120))
@@ -97,7 +97,7 @@ def test_a_dark_photo_may_go_on() -> None:
 
 
 def test_lines_across_the_seam_are_no_mirror() -> None:
-    """A fence whose bars run straight across the seam is not called mirrored."""
+    """Lines that run straight across the seam do not count as mirrored."""
     bars = (np.sin(np.arange(320) / 3) * 60 + 128)[:, None, None] + np.zeros((320, 600, 3))
     noise = np.random.default_rng(1).normal(0, 4, (320, 600, 1))
     frame = Image.fromarray(np.clip(bars + noise, 0, 255).astype(np.uint8))
@@ -106,7 +106,7 @@ def test_lines_across_the_seam_are_no_mirror() -> None:
 
 
 def test_the_aspect_is_checked_to_a_pixel() -> None:
-    """A picture that is three pixels too wide fails, and one with a rounded side passes."""
+    """A picture that is four pixels too wide fails, and one with the exact size passes."""
     good = case(Ratios(right=0.5))
     width, height = good.picture.size
     for wrong, fails in ((0, False), (4, True)):

@@ -1,4 +1,4 @@
-"""Drawings of a canvas: where the photo lies, what is written, and how large the drawing is."""
+"""Drawings of a canvas: the position of the photo, the labels, and the size of the drawing."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ RIGHT = Ratios(right=0.5)
 
 
 def test_the_photo_lies_where_the_result_will_have_it() -> None:
-    """The photo has a frame around it and hatching beside it."""
+    """The photo has a frame around it and hatching next to it."""
     picture = draw(COFFEE, RIGHT.canvas(600, 400), ["a line"])
     assert picture.width == 900
     assert picture.height > 400
@@ -25,7 +25,7 @@ def test_the_photo_lies_where_the_result_will_have_it() -> None:
 
 @pytest.mark.parametrize(("side", "longest"), [(300, SMALLEST), (4000, LARGEST), (1000, 1000)])
 def test_the_drawing_has_a_readable_size(tmp_path: Path, side: int, longest: int) -> None:
-    """Small canvases are enlarged and large ones reduced; the caption is extra."""
+    """Small canvases are enlarged, and large ones are scaled down."""
     Image.new("RGB", (side, side)).save(tmp_path / "photo.png")
     ratios = Ratios(up=0.000001 + (1000 / side - 1 if side == 1000 else 0), down=1e-6)
     picture = draw(str(tmp_path / "photo.png"), ratios.canvas(side, side), [])
@@ -46,7 +46,7 @@ def test_labels_only_stand_where_there_is_room() -> None:
 
 
 def test_transparency_becomes_white() -> None:
-    """Transparent pixels become white in every mode, and an opaque picture only becomes RGB."""
+    """Transparent pixels become white in every mode, and an opaque image is only converted to RGB."""
     half = opaque(Image.new("RGBA", (1, 1), (200, 30, 30, 128)))
     assert half.getpixel((0, 0)) == pytest.approx((227, 142, 142), abs=2)
     assert opaque(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == (255, 255, 255)

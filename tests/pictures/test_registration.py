@@ -1,4 +1,4 @@
-"""Registration: the place of the original in a picture, to a fraction of a pixel."""
+"""Registration: the position of the original in a picture, to a fraction of a pixel."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ ORIGINAL = FRAME.crop(CANVAS.box)
 @settings(max_examples=25)
 @given(st.floats(-6, 6), st.floats(-6, 6), st.floats(0.98, 1.02))
 def test_shift_and_scale_are_found(shift_x: float, shift_y: float, scale: float) -> None:
-    """Whatever the shift and the scale, each edge is found to a tenth of a pixel."""
+    """With any small shift and scale, each edge is found to a tenth of a pixel."""
     found = register(ORIGINAL, misregistered(FRAME, shift_x, shift_y, scale), CANVAS)
     assert found.matches
     for edge, (given_at, middle, shift) in zip(
@@ -32,7 +32,7 @@ def test_shift_and_scale_are_found(shift_x: float, shift_y: float, scale: float)
 
 
 def test_other_colours_do_not_move_it() -> None:
-    """Brightness, contrast and a repainted part change the box by less than a tenth of a pixel."""
+    """Brightness, contrast and a repainted part move the box by at most a tenth of a pixel."""
     changed = np.asarray(FRAME).astype(float) * 0.7 + 40
     changed[100:150, 150:220] = 128
     found = register(ORIGINAL, Image.fromarray(changed.astype(np.uint8)), CANVAS)
@@ -42,7 +42,7 @@ def test_other_colours_do_not_move_it() -> None:
 
 @pytest.mark.parametrize(("x", "y"), [(-70, 0), (0, 40), (60, -40)])
 def test_an_original_at_another_place_is_found_there(x: int, y: int) -> None:
-    """An original at another place of the picture is found, with the distance as its offset."""
+    """An original at another position is found, and `offset` is its distance."""
     picture = texture(420, 280, seed=2)
     picture.paste(ORIGINAL, (CANVAS.box[0] + x, CANVAS.box[1] + y))
     found = register(ORIGINAL, picture, CANVAS)
@@ -51,14 +51,14 @@ def test_an_original_at_another_place_is_found_there(x: int, y: int) -> None:
 
 
 def test_another_picture_does_not_match() -> None:
-    """Another scene, the mirrored one and an empty one do not match."""
+    """Another scene, a mirrored picture and an empty picture do not match."""
     for other in (texture(420, 280, seed=3), FRAME.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
         assert not register(ORIGINAL, other, CANVAS).matches
     assert not register(ORIGINAL, Image.new("RGB", FRAME.size, "gray"), CANVAS).matches
 
 
 def test_an_original_without_texture_stays_in_its_place() -> None:
-    """A plain original gives no reason to move, and matches where its colour is there."""
+    """A plain original is not moved, and matches if the picture has its color there."""
     plain = Image.new("RGB", ORIGINAL.size, (90, 120, 150))
     picture = texture(420, 280, seed=4)
     picture.paste(plain, CANVAS.box[:2])

@@ -1,4 +1,4 @@
-"""One orientation, one colour space: which of several readings of a photo and its picture is meant."""
+"""Alignment of a photo and its picture in orientation and color space."""
 
 import io
 
@@ -19,7 +19,7 @@ ORIENTATION = 0x0112
 
 
 def photo_of(frame: Image.Image, ratios: Ratios) -> Image.Image:
-    """Return the part of a frame that the ratios expand to all of it."""
+    """Return the part of a frame that the ratios expand to the whole frame."""
     width = round(frame.width / (1 + ratios.left + ratios.right))
     height = round(frame.height / (1 + ratios.up + ratios.down))
     left, top = round(width * ratios.left), round(height * ratios.up)
@@ -27,7 +27,7 @@ def photo_of(frame: Image.Image, ratios: Ratios) -> Image.Image:
 
 
 def turned(photo: Image.Image, orientation: int) -> Image.Image:
-    """Return a photo with an EXIF orientation, read from a file."""
+    """Return a photo with an EXIF orientation, opened from a file."""
     exif, target = Image.Exif(), io.BytesIO()
     exif[ORIENTATION] = orientation
     photo.save(target, "JPEG", exif=exif, quality=98)
@@ -37,9 +37,9 @@ def turned(photo: Image.Image, orientation: int) -> Image.Image:
 @pytest.mark.parametrize("orientation", sorted(TURNED_SIDES))
 @pytest.mark.parametrize("applied", [False, True])
 def test_every_orientation_is_understood(orientation: int, *, applied: bool) -> None:
-    """Whether the service applies EXIF or not, photo, picture and canvas are upright and match."""
+    """Whether or not the service applies EXIF, photo, picture and canvas become upright and match."""
     photo, picture = turned(photo_of(FRAME, RATIOS), orientation), FRAME
-    if applied:  # the service saw the upright photo, and the ratios are those of that one
+    if applied:  # the service and the ratios refer to the upright photo
         upright = ImageOps.exif_transpose(photo)
         canvas = RATIOS.canvas(*upright.size)
         picture = texture(canvas.width, canvas.height, seed=2)
@@ -53,7 +53,7 @@ def test_every_orientation_is_understood(orientation: int, *, applied: bool) -> 
 
 @pytest.mark.parametrize("respected", [False, True])
 def test_a_picture_is_read_in_the_colours_of_the_photo(*, respected: bool) -> None:
-    """Whether the service respects a profile or ignores it, the picture has the photo's values."""
+    """Whether or not the service respects the profile, the picture has the photo's values."""
     photo = photo_of(FRAME, RATIOS)
     photo.info["icc_profile"] = display_p3()
     picture = FRAME.copy()
@@ -66,7 +66,7 @@ def test_a_picture_is_read_in_the_colours_of_the_photo(*, respected: bool) -> No
 
 
 def test_a_profile_of_the_picture_is_applied() -> None:
-    """A picture with a profile of its own is converted into that of the photo, which is sRGB without one."""
+    """A picture with its own profile is converted to that of the photo, which is sRGB by default."""
     picture = FRAME.copy()
     picture.info["icc_profile"] = display_p3()
     scene = prepare(photo_of(FRAME, RATIOS), picture, RATIOS)
@@ -74,7 +74,7 @@ def test_a_profile_of_the_picture_is_applied() -> None:
 
 
 def test_srgb_is_made_on_request_only() -> None:
-    """An image with a profile is converted once, and one without is returned as it is."""
+    """An image with a profile is converted once. An image without one is returned unchanged."""
     image = FRAME.copy()
     assert to_srgb(image) is image
     image.info["icc_profile"] = display_p3()
@@ -84,20 +84,20 @@ def test_srgb_is_made_on_request_only() -> None:
 
 
 def test_a_picture_of_too_many_pixels_is_not_decoded() -> None:
-    """A small file that holds more pixels than memory is refused by its header; a photo may be larger."""
+    """A picture with too many pixels is refused by its header. A photo may be larger."""
     with pytest.raises(ImageError, match="at most 50000000 pixels, got 13000x13000"):
         prepare(FRAME, io.BytesIO(claimed(13_000, 13_000)), RATIOS)
     assert open_image(io.BytesIO(claimed(13_000, 13_000))).size == (13_000, 13_000)
 
 
 def test_postscript_is_not_run() -> None:
-    """Whatever its name says, a file that Pillow would give to Ghostscript is refused."""
+    """A file that Pillow would run with Ghostscript is refused."""
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 400 400\n%%EndComments\n"
     with pytest.raises(ImageError, match="must not be PostScript"):
         prepare(io.BytesIO(program), FRAME, RATIOS)
 
 
 def test_what_is_no_picture_is_refused() -> None:
-    """A file that Pillow cannot read is an `ImageError` with its name."""
+    """A file that Pillow cannot read raises an `ImageError` with its name."""
     with pytest.raises(ImageError, match=r"BytesIO"):
         prepare(FRAME, io.BytesIO(b"no picture"), RATIOS)

@@ -1,6 +1,6 @@
 """Attach to a running task from another process by its id.
 
-Closing the client does not cancel a task: the service has no cancel, and a running task is billed.
+Closing the client does not cancel a task. The service cannot cancel tasks, so a running task is billed.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ async def create(emulator: Emulator) -> str:
 
 
 async def attach(task_id: str, url: str, api_key: str) -> None:
-    """Wait for the task and save its result; the id may also be the `external_task_id`."""
+    """Wait for the task with either id, and save its result."""
     async with KlingClient(api_key=api_key, base_url=url) as kling:
         result = await kling.attach(task_id)
         print("saved", *await result.save("out/{external_task_id}{ext}"))

@@ -30,7 +30,7 @@ async def expand(request: web.Request) -> web.StreamResponse:
 
 
 def make_app(api_key: str | None = None, base_url: str | None = None) -> web.Application:
-    """Make the application; with the credentials in the environment no arguments are needed."""
+    """Make the application. If the credentials are in the environment, no arguments are needed."""
     app = web.Application(client_max_size=10 << 20)
     setup(app, api_key=api_key, base_url=base_url, webhook_secret=SECRET)
     app.add_routes([web.post("/photos", expand), webhook("/kling")])

@@ -1,8 +1,9 @@
-"""Retries and their time limits: a create is repeated under the same id, so no task is paid twice.
+"""Retries and their time limits: a create is repeated under the same id, so no task is paid for twice.
 
-A script of faults decides how the next calls fail. `deadline` limits a job with all its retries,
-`retry_timeout` one call, and `poll_timeout` the time without a valid answer about a task. A create whose
-answer was lost is repeated only after `create_timeout`, as it may still take effect. All are seconds.
+The emulator's fault script decides how the next calls fail. `deadline` limits a job with all its retries,
+`retry_timeout` limits one call, and `poll_timeout` limits the time without a valid response about a task. A
+create whose response was lost is repeated only after `create_timeout`, because it may still take effect. All
+values are in seconds.
 """
 
 import asyncio

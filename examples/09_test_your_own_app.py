@@ -41,7 +41,7 @@ async def test_rejected_content_gets_a_placeholder() -> None:
         assert await poster(kling, PHOTO, "emulate-risk-control") == "placeholder.png"
 
 
-if __name__ == "__main__":  # pytest collects them by name; here they run without it
+if __name__ == "__main__":  # pytest finds the tests by name; here they run without it
     for name, test in list(globals().items()):
         if name.startswith("test_"):
             test()

@@ -1,4 +1,4 @@
-"""The blocking client in a notebook: each ``# %%`` begins a cell, and no asyncio is needed."""
+"""The blocking client in a notebook: each ``# %%`` starts a cell, and no asyncio is needed."""
 
 # %% Start an emulator. With real credentials, omit this cell and the arguments of the client.
 import os

@@ -1,4 +1,4 @@
-"""A web service on FastAPI with two workers: uploads, job ids at once, callbacks, restarts and shutdown."""
+"""A web service on FastAPI with two workers: uploads, immediate job ids, callbacks, restarts and shutdown."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ async def save(future: TaskFuture) -> None:
     """Save the pictures of a job, which may end long after its request."""
     try:
         await (await future).save("pictures/{external_task_id}-{index}{ext}")
-    except KlingError as error:  # a client that was closed: the next worker resumes the job
+    except KlingError as error:  # such as a closed client, whose jobs the next worker resumes
         logger.warning("job %s: %s", future.external_task_id, error)
 
 
@@ -44,7 +44,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async for future in get_client(app).resume():  # the jobs that an earlier worker left open
         save_later(future)
     print(f"a worker is ready, {len(saving)} jobs resumed", flush=True)
-    yield  # then the client closes: what is open stays in the journal, and `save` ends for each job
+    yield  # then the client closes: open jobs stay in the journal, and each `save` ends
 
 
 app = FastAPI(lifespan=lifespan)
@@ -54,19 +54,19 @@ setup(app, journal="jobs-{worker}.db")  # each worker takes the first file that 
 
 @app.exception_handler(InvalidRequest)
 async def refuse(_request: Request, error: InvalidRequest) -> JSONResponse:
-    return JSONResponse({"field": error.field, "limit": error.limit}, 422)  # its whole text may name a path
+    return JSONResponse({"field": error.field, "limit": error.limit}, 422)  # the message may contain a path
 
 
 @app.post("/jobs", status_code=202)
 async def submit(photo: UploadFile, request: Request) -> dict[str, str]:
-    path = Path("uploads", uuid4().hex)  # not the caller's name; a file can be read again after a crash
+    path = Path("uploads", uuid4().hex)  # not the caller's name; a crash does not lose a file
     path.parent.mkdir(exist_ok=True)
     await asyncio.to_thread(path.write_bytes, await photo.read())
     callback_url = os.environ["PUBLIC_URL"] + "/kling"
     future = get_client(request).submit(path, ToAspect("16:9"), callback_url=callback_url)
     job_id = await future.recorded()  # from here on no crash loses the job
     save_later(future)
-    return {"id": job_id}  # the same photo again is the same job; give each its own `key` if it is not to be
+    return {"id": job_id}  # the same photo again is the same job, unless each has its own `key`
 
 
 @app.get("/jobs/{job_id}")
@@ -78,7 +78,7 @@ async def status(job_id: str, request: Request) -> dict[str, Any]:
 
 
 async def use(http: ClientSession) -> None:
-    """Upload a file that is no photo and one that is, and wait for its picture."""
+    """Upload a text and a photo, and wait for the picture of the photo."""
     for content in (b"not a photo", (HERE.parent / "photos" / "coffee.jpg").read_bytes()):
         form = FormData()
         form.add_field("photo", content, filename="photo.jpg")

@@ -1,6 +1,6 @@
-"""Reach the service through a company's proxy: by `proxy=`, or by HTTPS_PROXY in the environment.
+"""Reach the service through a company's proxy, set by `proxy=` or by HTTPS_PROXY in the environment.
 
-Calls and downloads go through it. The key, and headers of your own (`headers=`), are sent to the API alone.
+Calls and downloads go through the proxy. The key and your own headers (`headers=`) are sent only to the API.
 """
 
 import asyncio

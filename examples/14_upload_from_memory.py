@@ -1,6 +1,6 @@
 """Upload pictures to an S3-like store from memory, without writing a file.
 
-`stream` gives a picture in pieces once it is complete; `await image.read()` returns it as a whole.
+`image.stream()` yields a picture in chunks once it is complete. `await image.read()` returns it as a whole.
 """
 
 import asyncio

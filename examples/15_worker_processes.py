@@ -1,7 +1,7 @@
-"""Expand photos in worker processes that are forked before any work, as those of Celery are.
+"""Expand photos in worker processes that are forked before any work starts, as in Celery.
 
-A client does not survive a fork, so each process opens its own at its first job. A job returns JSON types,
-as a result backend stores them.
+A client does not survive a fork, so each process opens its own client for its first job. A job returns JSON
+types, which a result backend can store.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ def client(url: str, api_key: str) -> blocking.KlingClient:
 
 
 def expand(url: str, api_key: str, photo: str) -> dict[str, Any]:
-    """Expand a photo in a worker process, and return the result and the process."""
+    """Expand a photo in a worker process, and return the result and the process id."""
     result = client(url, api_key).expand(photo, Ratios(right=0.5))
     return {**result.to_dict(), "process": os.getpid()}
 

@@ -154,7 +154,7 @@ def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
 
 
 def random_id() -> str:
-    """Return a new random id, for a job that has no id of its own or does not have it yet."""
+    """Return a new random id, for a job that has no id of its own or before its id is known."""
     return f"{_OWN_ID}{uuid4().hex}"
 
 

@@ -1,6 +1,6 @@
 """Photos from any source, checked and sent as Base64 in slices.
 
-According to the official documentation, a photo is a URL or a PNG or JPEG file of at most 10 MB. Each side
+According to the official documentation, a photo is a URL, or a PNG or JPEG file of at most 10 MB. Each side
 must have at least 300 pixels, and the shape must be between 1:2.5 and 2.5:1. These rules are checked against
 the content of the file, never its name. The pixels are not decoded. A JPEG's EXIF orientation is not applied,
 so the width and the height are those of the stored photo.
@@ -122,7 +122,7 @@ class Photo:
         if self.url is not None:
             return self.url
         path = self.origin or self._content
-        return os.path.abspath(path) if isinstance(path, str) else None  # noqa: PTH100 - text stays text
+        return os.path.abspath(path) if isinstance(path, str) else None  # noqa: PTH100 - the path stays a string
 
     async def slices(self) -> AsyncGenerator[bytes, None]:
         """Yield the value of `image` in slices. It is Base64 text or a URL, and needs no escapes in JSON.
@@ -155,7 +155,7 @@ class Photo:
 
     def _read(self, start: int, length: int) -> tuple[int, bytes]:
         try:
-            with open(cast(str, self._content), "rb") as file:  # noqa: PTH123  (kept as text, so no Path)
+            with open(cast(str, self._content), "rb") as file:  # noqa: PTH123 - the path is a string
                 file.seek(start)
                 return os.fstat(file.fileno()).st_size, file.read(length)
         except OSError as error:
@@ -235,7 +235,7 @@ def check_request(
 
 
 def _reader(source: ImageSource) -> Callable[[Any], Photo]:
-    """Return the function that reads sources of this kind."""
+    """Return the function that reads a source of this type."""
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data
     if isinstance(source, SharedPhoto):

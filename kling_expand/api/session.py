@@ -50,7 +50,7 @@ _JOIN = 64 << 10  # bytes; up to this size a copy is cheaper than another system
 # The errors that mean that no connection to the service was made.
 UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 _URL_SECRETS = re.compile(r"(\w://)(?:[^\s/?#@]*@)?([^\s?#]*)[?#]?\S*")
-FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # raised by aiohttp
+FOREIGN = (aiohttp.ClientError, TimeoutError, OSError, EOFError, ValueError)  # errors that aiohttp raises
 
 
 class Body(aiohttp.Payload):
@@ -108,7 +108,7 @@ class Body(aiohttp.Payload):
 
 
 class Retry:
-    """The retry policy of one call, which decides after each failure how long to wait, or to give up.
+    """The retry policy of one call, which gives the wait after each failure, or None to give up.
 
     Transient failures are retried for *timeout* seconds, after waits that double. A wait that the service
     requests is neither shortened nor extended. If it exceeds *max_retry_after* seconds, the call is not
@@ -141,9 +141,10 @@ class Retry:
 
 
 def retry_waits(rng: Random, *, first: float = 0.5, longest: float = 20.0) -> Iterator[float]:
-    """Yield the seconds to wait before each retry. They double, less a random part of up to a half.
+    """Yield the seconds to wait before each retry.
 
-    `backoff.full_jitter` would use the global random generator, and could return a wait near zero.
+    The waits double, and each is shortened at random by up to a half. `backoff.full_jitter` would use the
+    global random generator, and could return a wait near zero.
     """
     for wait in growing(2, first, longest):
         yield wait * rng.uniform(0.5, 1.0)
@@ -162,8 +163,8 @@ class RateLimitGate:
     """The pauses of one route after the service has refused a request with 1302 (too many requests).
 
     The service may specify the length of a pause. Otherwise, consecutive refusals lead to pauses of 1, 2, 4 …
-    60 s, and the next refusal after a success leads to 1 s again. Refusals of requests that were in progress
-    together count as one. `opens_at` is the loop time at which the pause ends.
+    60 s. After a success, the next refusal leads to a pause of 1 s again. Refusals of requests that were in
+    progress together count as one. `opens_at` is the loop time at which the pause ends.
     """
 
     def __init__(self, rng: Random) -> None:

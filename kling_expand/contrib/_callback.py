@@ -19,7 +19,7 @@ async def answer_callback(
     pieces: AsyncIterable[bytes],
     broken: tuple[type[Exception], ...] = (),
 ) -> tuple[int, str]:
-    """Deliver a callback whose raw body arrives in *pieces*, and return the HTTP status and text to send.
+    """Deliver a callback from the *pieces* of its raw body, and return the HTTP status and text to send.
 
     The status is 204 for a delivered callback, and 400 for one that cannot be trusted or read. It is also 400
     if one of the *broken* errors is raised because the connection ended early. It is 408 if the body does not

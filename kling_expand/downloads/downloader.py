@@ -57,7 +57,7 @@ MAX_OPEN_FILES = 16  # downloads in progress at once, over all tasks of a client
 MAX_FILE_BYTES = 200 << 20
 MAX_REDIRECTS = 5
 FLUSH_BYTES = 1 << 20  # buffered before a thread writes them
-MAX_SWEPT_FOLDERS = 64  # that are remembered, so that memory stays bounded
+MAX_SWEPT_FOLDERS = 64  # directories to remember, so that memory stays bounded
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 416, 425, 429})  # statuses below 500 that are retried
@@ -283,7 +283,7 @@ class Downloads:
         part.verify()
 
     async def _get(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Return the first response that is not a redirect. The URL of each redirect is checked as well."""
+        """Return the first response that is not a redirect. The URL of each redirect is checked, too."""
         for _ in range(MAX_REDIRECTS + 1):
             if self._http.closed:
                 raise ClientClosed("the session was closed before every result was saved")

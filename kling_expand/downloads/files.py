@@ -3,10 +3,11 @@
 Paths are valid on every operating system, and each picture of a task has its own path. By default, a file of
 another origin is not replaced. Instead, the task's id is appended to the name of the picture.
 
-The modification time of a saved picture carries a mark. Its fraction of a second, in nanoseconds, is a digest
-of the task and of the format in which the picture was saved. By the mark, a later save in any process
-recognizes the pictures of its own task. A picture loses its mark if it is edited or touched, or if the file
-system does not store nanoseconds. It is then saved again, under a name with the task's id.
+The modification time of a saved picture carries a mark. The fraction of a second in this time, in
+nanoseconds, is a digest of the task and of the format in which the picture was saved. With the mark, a later
+save in any process recognizes the pictures of its own task. A picture loses its mark if it is edited or
+touched, or if the file system does not store nanoseconds. It is then saved again, under a name with the
+task's id.
 
 A partial file is named ``.kling-<16 hex digits>.part``, and is in the same directory as its final path. The
 process that writes it holds an exclusive ``flock`` on it. The kernel releases the lock of a dead process, so
@@ -76,8 +77,8 @@ _PART_NAME = re.compile(r"\.kling-[0-9a-f]{16}\.part")
 def safe_name(text: str) -> str:
     """Return *text* as one path component that is valid on any system.
 
-    Characters and names that are not valid on some system are replaced, and a long text is shortened. A
-    changed text ends in a digest of the original, so that two ids never share a name.
+    Characters and names that a system does not allow are replaced, and a long text is shortened. A changed
+    text ends in a digest of the original, so that two ids never share a name.
     """
     clean = "".join("_" if mark in _FORBIDDEN or not mark.isprintable() else mark for mark in text)
     clean = clean.strip(" .").encode()[:_MAX_FIELD_BYTES].decode(errors="ignore").rstrip(" .") or "_"
@@ -187,7 +188,7 @@ class OutputPaths:
         return next((path for path in paths if has_mark(path, mark)), None)
 
     def located(self, files: tuple[Path, ...]) -> tuple[Path, ...]:
-        """Return the paths of this task that equal *files*, or ``()`` unless a save would use all of them."""
+        """Return *files* as paths of this task, or ``()`` if a save would use other paths."""
         found = tuple(
             path
             for position, file in enumerate(files[: len(self.numbers)])
@@ -360,7 +361,7 @@ def _normalized(path: Path) -> str:
 
 
 def with_ending(path: str, ending: str) -> str:
-    """Return *path* with a hyphen and *ending* before its suffix, if that is a picture's, or at the end."""
+    """Insert a hyphen and *ending* before the picture suffix of *path*, or append them if it has none."""
     suffix = next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), "")
     cut = len(path) - len(suffix)
     return f"{path[:cut]}-{ending}{path[cut:]}"
@@ -594,7 +595,7 @@ class PartialFile:
 
 
 async def all_ended(*jobs: Awaitable[T]) -> list[T]:
-    """Wait until every job has ended, then return their results, or raise the first exception in their order.
+    """Wait until all *jobs* have ended, then return their results, or raise the first exception by order.
 
     `asyncio.gather` alone raises while other jobs still read and write files.
     """

@@ -1,4 +1,4 @@
-"""Composites, which have the original at its own size inside the generated picture (extra `images`).
+"""Composites, which show the original at its own size inside the generated picture (extra `images`).
 
 The service returns pictures of about 1K, whatever the size of the photo. `composite` enlarges the picture to
 the photo's scale and puts the photo back, pixel for pixel. The photo determines the form of the composite:
@@ -225,7 +225,7 @@ def _smooth(line: Floats, share: int) -> Floats:
 
 @frozen
 class Enlarger:
-    """A function that enlarges rectangles of the canvas from the picture with matched colors."""
+    """A callable that enlarges rectangles of the canvas from the picture with matched colors."""
 
     scene: Scene
     source: Any
@@ -294,7 +294,7 @@ def _tiles(rectangle: Rectangle) -> Iterator[Rectangle]:
 
 
 def _seams(scene: Scene) -> Iterator[tuple[Rectangle, Rectangle, int]]:
-    """Yield for each side the band outside the seam, the photo's outermost line, and the axis across both."""
+    """Yield each side's band outside the seam, the photo's outermost line, and the axis across the seam."""
     left, top, right, bottom = scene.canvas.box
     width, height = scene.canvas.width, scene.canvas.height
     reach = min(32, 3 * math.ceil((right - left) / scene.small.width))

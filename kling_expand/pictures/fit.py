@@ -126,7 +126,9 @@ def _pillow() -> Any:
 
 
 def open_image(source: Any) -> Any:
-    """Open a path or a binary file as a PIL image, without decoding its pixels. Return an image unchanged.
+    """Open a path or a binary file as a PIL image, without decoding its pixels.
+
+    A PIL image is returned unchanged.
 
     Raises:
         ImageError: if Pillow cannot read it.

@@ -215,7 +215,8 @@ def _contrast(levels: Floats) -> float:
 def _mirrored(side: Side) -> float:
     """Return the correlation of the new area with the photo mirrored at the seam.
 
-    A line that runs straight across the seam is the same in both, so such constant levels are subtracted.
+    A line that runs straight across the seam is the same in both, so levels that are constant across the seam
+    are subtracted.
     """
     depth = min(len(side.outer), len(side.inner), 160)
     outer, inner = (_band_pass(part[:depth].mean(axis=2))[3:] for part in (side.outer, side.inner))

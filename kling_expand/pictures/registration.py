@@ -6,7 +6,7 @@ a scale and a shift for each axis. It is found in two steps:
 
 1. A normalized cross-correlation over the whole picture, at a coarse size, finds the approximate position.
 2. Gauss-Newton steps at finer and finer sizes move the four edges until the overlap matches best. They also
-   solve for brightness and contrast. Pixels that differ much have less weight, because they were repainted.
+   solve for brightness and contrast. Pixels that differ much have less weight, as they were repainted.
 """
 
 import math
@@ -174,7 +174,7 @@ def _sizes(box: Box) -> Iterator[tuple[int, int]]:
 
 
 def _refined(target: Any, around: Any, box: Box, size: tuple[int, int]) -> Box:
-    """Return the box after the steps at one size. A step that would move it outside ends the steps."""
+    """Return the box after the steps at one size, which end at a step that would leave the picture."""
     wanted = _sampled(target, size)
     for _ in range(STEPS):
         step = _step(wanted, _sampled(around, size, box))

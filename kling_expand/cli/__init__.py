@@ -72,7 +72,7 @@ def root() -> None:
 
 COMMANDS = (
     ("expand", "expand:expand", "Expand a few photos; send nothing if one is bad."),
-    ("bulk", "bulk:bulk", "Expand photos in directories, patterns or tables; skip bad ones."),
+    ("bulk", "bulk:bulk", "Expand many photos, from directories or a table; skip bad ones."),
     ("resume", "resume:resume", "Continue the unfinished jobs of an earlier run."),
     ("report", "report:report", "Write an HTML page with a run's photos before and after."),
     ("preview", "preview:preview", "Draw how a photo would be expanded; send nothing."),

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import click
 from attrs import asdict, evolve, field, fields, frozen
 
-from kling_expand.config import DEFAULT_BASE_URL, PARALLEL_TASKS, Settings, credentials
+from kling_expand.config import PARALLEL_TASKS, Settings, credentials
 from kling_expand.errors import ConfigurationError
 from kling_expand.geometry import (
     MAX_PASSES,
@@ -511,7 +511,8 @@ class Connection(OptionGroup):
     base_url: str | None = option(
         "--base-url",
         metavar="URL",
-        help=f"Address of the service; the default is KLING_BASE_URL or {DEFAULT_BASE_URL}.",
+        help="Address of the service; the default is KLING_BASE_URL, or else the address for keys that were "
+        "created outside China.",
     )
     dialect: str | None = option(
         "--dialect",
@@ -519,7 +520,9 @@ class Connection(OptionGroup):
         help="Which of the two documented forms of the API to use; the default is editing.",
     )
     proxy: str | None = option(
-        "--proxy", metavar="URL", help="Proxy for calls and downloads; the default is HTTPS_PROXY."
+        "--proxy",
+        metavar="URL",
+        help="Proxy for calls and downloads; the default is the variable HTTPS_PROXY.",
     )
     emulator: bool = False
     hint: ClassVar[str] = "without an account, `kling-expand serve` runs an emulator"

@@ -1,4 +1,4 @@
-"""Each test of the command line has a working directory of its own, where results go by default."""
+"""Fixtures: each test of the command line runs in its own working directory, where results go by default."""
 
 import pytest
 

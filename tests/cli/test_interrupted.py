@@ -1,4 +1,4 @@
-"""Ctrl-C: no partial file, no lost task, and a list of the tasks that continue."""
+"""Ctrl-C leaves no partial file, loses no task, and lists the tasks that continue."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from kling_expand.emulator.faults.plan import Fault
 
 
 def read_until(process: "subprocess.Popen[str]", word: str) -> str:
-    """Return the lines of stderr up to the one with *word*."""
+    """Read stderr up to a line with *word*, and return what was read."""
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
@@ -23,12 +23,12 @@ def read_until(process: "subprocess.Popen[str]", word: str) -> str:
 
 
 def press(process: "subprocess.Popen[str]") -> None:
-    """Press Ctrl-C as a terminal does, for the command and all of its children."""
+    """Send SIGINT to the command and all of its children, as a terminal does for Ctrl-C."""
     os.killpg(process.pid, signal.SIGINT)
 
 
 def test_tasks_that_go_on_are_named_and_can_be_fetched(tmp_path: Path) -> None:
-    """The exit code is 130, tasks are listed with both ids, and the printed command saves their results."""
+    """The exit code is 130. Tasks are listed with both ids, and the printed command saves their results."""
     arguments = ["expand", COFFEE, CHELSEA, "--up", 0.5, "-o", tmp_path / "out"]
     with shell(work_seconds=600) as kling, kling.start(*arguments) as process:
         seen = read_until(process, "jpg: ") + read_until(process, "jpg: ")
@@ -55,7 +55,7 @@ def test_a_download_cut_off_leaves_no_half_file(tmp_path: Path) -> None:
             began = time.monotonic()
             press(process)
             _, err = process.communicate(timeout=30)
-            assert time.monotonic() - began < 5  # 1.5 s of it are given to downloads that are nearly complete
+            assert time.monotonic() - began < 5  # of which 1.5 s are for downloads that are nearly complete
             assert process.returncode == 130, err
             assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".kling-expand.db"]
             (task_id,) = kling.emulator.account.tasks
@@ -63,7 +63,7 @@ def test_a_download_cut_off_leaves_no_half_file(tmp_path: Path) -> None:
 
 
 def test_a_create_without_an_answer_is_listed_by_its_external_id(tmp_path: Path) -> None:
-    """A second Ctrl-C leaves at once, and prints the external id of a create without an answer."""
+    """A second Ctrl-C ends the command at once. It prints the external id of a create without a response."""
     with shell() as kling:
         kling.emulator.faults.script("create", Fault("slow_headers", seconds=60))
         with kling.start("expand", COFFEE, "--up", 0.5, "-o", tmp_path, "--json") as process:

@@ -1,4 +1,4 @@
-"""The command itself: help, version, completion, the emulator, missing extras."""
+"""The command itself: help, version, completion, the emulator and missing extras."""
 
 import re
 import signal
@@ -28,7 +28,7 @@ def test_help_fits_eighty_columns(command: str) -> None:
 
 @pytest.mark.parametrize("command", ["", "fleet", "webhook"])
 def test_no_summary_of_a_command_is_cut_off(command: str) -> None:
-    """Each command is listed on one line of 80 columns, which is a whole sentence."""
+    """Each command is listed on one line of at most 80 columns, with a whole sentence."""
     _, _, listed = kling(*command.split(), "--help").stdout.partition("Commands:\n")
     lines = listed.splitlines()
     assert lines
@@ -65,7 +65,7 @@ def test_serve_has_every_setting_of_the_emulator() -> None:
 
 
 def test_serve_runs_until_it_is_interrupted(tmp_path: Path) -> None:
-    """It prints its address and keys, the lines for a shell and its console; Ctrl-C ends it with code 0."""
+    """It prints its address, keys, lines for a shell and console. Ctrl-C ends it with exit code 0."""
     with kling.start("serve", "--engine", "flat", "--work-seconds", 0.05) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -98,7 +98,7 @@ def test_serve_runs_until_it_is_interrupted(tmp_path: Path) -> None:
     ],
 )
 def test_serve_refuses_what_is_no_setting(option: str, value: str) -> None:
-    """An invalid setting has exit code 2, and one line names it."""
+    """For an invalid setting, the exit code is 2, and one line names the setting."""
     done = kling("serve", option, value)
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
     named = value if option == "--host" else option.strip("-").replace("-", "_")
@@ -106,7 +106,7 @@ def test_serve_refuses_what_is_no_setting(option: str, value: str) -> None:
 
 
 def test_serve_says_why_it_cannot_start() -> None:
-    """A port in use has exit code 2 and no traceback."""
+    """For a port in use, the exit code is 2, and there is no traceback."""
     with shell() as other:
         done = kling("serve", "--port", other.emulator.url.rpartition(":")[2])
     assert (done.exit_code, "Traceback" in done.stderr) == (2, False)
@@ -148,7 +148,7 @@ def without(missing: set[str], *arguments: str) -> "subprocess.CompletedProcess[
     ],
 )
 def test_a_missing_extra_is_named(missing: set[str], arguments: list[str], extra: str) -> None:
-    """A missing extra has exit code 2, and the message has the command that installs it."""
+    """For a missing extra, the exit code is 2, and the message has the command that installs it."""
     done = without(missing, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"pip install 'kling-expand[{extra}]'" in done.stderr

@@ -1,4 +1,4 @@
-"""Option groups: typed values of a command, geometry, request fields, the connection."""
+"""Option groups: the typed values of a command, geometry, request fields and the connection."""
 
 import re
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ SAMPLES: dict[type, tuple[list[str], Any]] = {
 
 
 def called(*arguments: str, **groups: type[OptionGroup]) -> dict[str, Any]:
-    """Return the groups that a command gets for these arguments."""
+    """Return the groups that a command receives for these arguments."""
     seen: dict[str, Any] = {}
 
     @click.command()
@@ -50,7 +50,7 @@ def called(*arguments: str, **groups: type[OptionGroup]) -> dict[str, Any]:
 
 
 def test_a_group_is_one_typed_value() -> None:
-    """Fields of any group, also of an inherited one, and two groups in one command."""
+    """A command may have several groups, and a group has its own and its inherited fields."""
     seen = called(
         "--base-url", "http://x", "--local", "--up", "1", link=EmulatedConnection, geometry=GeometryOptions
     )
@@ -63,7 +63,7 @@ def test_a_group_is_one_typed_value() -> None:
 
 
 def test_every_field_of_a_request_has_an_option() -> None:
-    """A field without one could not be set from a shell, and that would be silent."""
+    """Otherwise a field could not be set from a shell, and no error would say so."""
     arguments, expected = [], {}
     for each in request_fields():
         if each.name not in NO_OPTION:
@@ -98,7 +98,7 @@ def test_without_options_a_request_has_its_defaults() -> None:
     ],
 )
 def test_each_way_to_expand_is_a_geometry(given: dict[str, Any], expected: object) -> None:
-    """Each option means the library's geometry of that name."""
+    """Each option produces the library's geometry of the same kind."""
     assert GeometryOptions(**given).geometry() == expected
 
 
@@ -114,14 +114,14 @@ def test_each_way_to_expand_is_a_geometry(given: dict[str, Any], expected: objec
     ],
 )
 def test_options_that_contradict_each_other_are_refused(given: dict[str, Any], said: str) -> None:
-    """The message names what is required."""
+    """The message says what is required."""
     with pytest.raises(click.UsageError) as caught:
         GeometryOptions(**given).geometry()
     assert said in caught.value.format_message()
 
 
 def test_a_way_to_expand_replaces_the_defaults_way() -> None:
-    """What refines the new way still applies; what refines the old one does not."""
+    """Defaults that can refine the new way still apply, and those that only refine the old way do not."""
     defaults = GeometryOptions(aspect="16:9", area=2.0, anchor="top")
     assert GeometryOptions().over(defaults) == defaults
     assert GeometryOptions(area=3.0).over(defaults) == GeometryOptions(aspect="16:9", area=3.0, anchor="top")
@@ -130,7 +130,7 @@ def test_a_way_to_expand_replaces_the_defaults_way() -> None:
 
 
 def test_the_resume_command_can_be_pasted() -> None:
-    """Words are quoted for a shell; tasks of a local emulator cannot be resumed."""
+    """Words are quoted for a shell. There is no command for tasks of a local emulator."""
     connection = Connection("http://x", "direction")
     assert connection.resume_command("wait", "my out") == (
         "kling-expand wait -o 'my out' --base-url http://x --dialect direction "
@@ -139,13 +139,13 @@ def test_the_resume_command_can_be_pasted() -> None:
 
 
 def test_only_a_service_on_this_machine_is_polled_often() -> None:
-    """A service that serves many is polled on the library's own schedule."""
+    """A remote service, which many clients share, is polled on the library's own schedule."""
     assert schedule("https://api.example.com") is None
     assert schedule("http://127.0.0.1:8080") is not None
 
 
 def test_an_option_knows_its_default() -> None:
-    """A group can also be made without a command line."""
+    """Without a command line, a group has the defaults of its options."""
 
     @frozen
     class Group(OptionGroup):
@@ -155,7 +155,7 @@ def test_an_option_knows_its_default() -> None:
 
 
 def test_a_proxy_is_an_option_of_every_connection() -> None:
-    """It reaches the client of a command; one that cannot be used ends the command with exit code 2."""
+    """The client of the command uses it. With an unusable proxy, the exit code is 2."""
     seen = called("--proxy", "http://proxy.example:3128", link=Connection)
     assert seen["link"].proxy == "http://proxy.example:3128"
     assert "--proxy http://proxy.example:3128 " in seen["link"].resume_command("wait", "out")
@@ -167,7 +167,7 @@ def test_a_proxy_is_an_option_of_every_connection() -> None:
 
 
 async def test_a_local_emulator_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxies of the environment do not know this machine's loopback address."""
+    """A proxy of the environment cannot reach this machine's loopback address, so it is not used."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "")
     async with EmulatedConnection(emulator=True).client() as kling:
@@ -178,7 +178,7 @@ async def test_a_local_emulator_is_reached_without_a_proxy(monkeypatch: pytest.M
 
 
 def test_several_shapes_are_several_geometries() -> None:
-    """Aspects, sizes and named sets may be mixed. One that occurs twice counts once."""
+    """Aspect ratios, sizes and named sets can be mixed. Repeated shapes count once."""
     words = ("--aspect", "1200x630", "--for", "youtube", "--aspect", "16:9", "--anchor", "top", "--for", "og")
     found = called(*words, shapes=ShapeOptions)["shapes"]
     assert [each.shape for each in found.geometries] == ["1200x630", "16x9", "9x16"]
@@ -200,7 +200,7 @@ def test_several_shapes_are_several_geometries() -> None:
     ],
 )
 def test_every_geometry_has_a_name_for_files(given: dict[str, Any], shape: str) -> None:
-    """The name of a shape needs no character that a file name may not have."""
+    """The name of a shape contains only characters that are allowed in file names."""
     assert GeometryOptions(**given).shape == shape
 
 

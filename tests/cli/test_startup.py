@@ -1,4 +1,4 @@
-"""The start of the command line: what is imported, and Ctrl-C before anything runs."""
+"""The start of the command line: what it imports, and Ctrl-C before a command runs."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def test_a_quick_command_imports_little(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("command", ["expand", "bulk", "wait", "resume", "list", "doctor"])
 def test_a_plain_command_draws_nothing(command: str) -> None:
-    """A command loads the drawing of live screens and pages only where there is one."""
+    """A command loads the libraries for live screens and pages only when it draws one."""
     drawing = {"rich.live", "rich.console", "jinja2", "PIL"}
     heavy = drawing | {"procrastinate", "psycopg", "kling_expand.emulator"}
     assert imported(command, "--help") & heavy == set()
@@ -39,7 +39,7 @@ def test_a_plain_command_draws_nothing(command: str) -> None:
 
 @pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.4])
 def test_ctrl_c_at_the_start_is_quiet(delay: float) -> None:
-    """Ctrl-C in the first half second ends the command without a word."""
+    """Ctrl-C in the first half second ends the command without a message."""
     code = "from kling_expand.__main__ import main; print(flush=True); main()"
     words = [sys.executable, "-c", code, "wait", "1", "--base-url", "http://127.0.0.1:1"]
     environ = os.environ | {"KLING_API_KEY": "key"}
@@ -47,7 +47,7 @@ def test_ctrl_c_at_the_start_is_quiet(delay: float) -> None:
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
     ) as process:
         assert process.stdout is not None
-        process.stdout.readline()  # what the interpreter does before is not ours
+        process.stdout.readline()  # the interpreter's own start is not tested
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
@@ -56,9 +56,9 @@ def test_ctrl_c_at_the_start_is_quiet(delay: float) -> None:
 
 
 def test_little_is_imported_before_ctrl_c_is_handled() -> None:
-    """Until then Ctrl-C prints a traceback, so nothing is imported that takes a while."""
+    """No slow module is imported before the handler is installed. Until then, Ctrl-C prints a traceback."""
     code = "import sys, kling_expand.__main__; print(*sys.modules)"
-    root = Path(kling_expand.__file__).parents[1]  # -S leaves out the folder of an editable installation
+    root = Path(kling_expand.__file__).parents[1]  # -S leaves out the directory of an editable installation
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=root
     )

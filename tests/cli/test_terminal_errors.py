@@ -12,7 +12,7 @@ from kling_expand.errors import APIError, ConfigurationError, InvalidRequest, Kl
 
 
 def outcome(error: BaseException) -> tuple[int, str]:
-    """Return exit code and stderr of a command that raises *error*."""
+    """Return the exit code and stderr of a command that raises *error*."""
 
     @click.group(cls=Commands)
     def group() -> None:
@@ -36,21 +36,21 @@ def outcome(error: BaseException) -> tuple[int, str]:
     ],
 )
 def test_an_error_of_the_package_is_one_sentence(error: KlingError, code: int) -> None:
-    """Errors found locally have exit code 2, answers of the service 1."""
+    """The exit code is 2 for an error that is found locally, and 1 for an error response of the service."""
     assert outcome(error) == (code, f"Error: {error}\n")
 
 
 def test_ctrl_c_is_130_wherever_it_strikes() -> None:
-    """Ctrl-C has exit code 130 and no message, also outside an event loop."""
+    """After Ctrl-C, the exit code is 130 and there is no message, even outside an event loop."""
     assert outcome(KeyboardInterrupt()) == (130, "")
 
 
 def test_advice_is_given_in_the_words_of_the_shell() -> None:
-    """No message of a command advises an argument of the library or to await something."""
+    """No message of a command advises to pass an argument of the library or to await something."""
     package = Path(kling_expand.__file__).parent
     texts = [path.read_text() for path in package.rglob("*.py") if path.name != "terminal.py"]
     for words, own in SHELL_WORDS.items():
-        assert any(words in text for text in texts), words  # else the message has changed
+        assert any(words in text for text in texts), words  # otherwise the message has changed
         assert shell_words(f"late: {words}") == f"late: {own}"
     assert outcome(KlingError("time is up, and the future can be awaited again"))[1] == (
         "Error: time is up; run the same command again to wait for it\n"

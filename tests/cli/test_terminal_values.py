@@ -1,4 +1,4 @@
-"""Values as text: control characters, times, durations, money."""
+"""Values as text: control characters, times, durations and money."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from kling_expand.models import Task
 
 
 def test_what_others_wrote_cannot_steer_a_terminal() -> None:
-    """Escape sequences, line ends and the like are escaped; letters of any script are not."""
+    """Control characters, line ends and direction marks are escaped. Letters of any script are not."""
     assert clean("a\x1b[2Jb\r\n\u202ec\u00e9\u4e2d") == r"a\x1b[2Jb\r\n\u202ec" "\u00e9\u4e2d"
 
 
 def test_times_that_make_no_sense_are_shown_as_they_are() -> None:
-    """A missing time is a dash, an impossible one a number."""
+    """A missing time is shown as a dash, and an impossible one as a number."""
     assert moment(None) == "-"
     assert moment(10**20) == str(10**20)
     assert moment(1_750_000_000_000) == "2025-06-15 15:06:40 UTC"
@@ -28,19 +28,19 @@ def test_durations_to_read(seconds: float, text: str) -> None:
 
 
 def test_money_is_units_and_dollars() -> None:
-    """Units are converted at the documented price."""
+    """Units are converted to dollars at the documented price."""
     assert money(10_000_000) == "10000000 units ($35,000.00)"
     assert money(7.5) == "7.5 units ($0.03)"
 
 
 @pytest.mark.parametrize(("billed", "units"), [("8", 8), ("7.5", 7.5), ("", None), (None, None), ("x", None)])
 def test_units_are_a_number(billed: str | None, units: float | None) -> None:
-    """The API sends them as text; a whole number has no decimal point."""
+    """Units, which the API sends as text, become numbers. Whole ones become integers."""
     found = billed_units(Task("1", "succeed", final_unit_deduction=billed))
     assert (found, type(found)) == (units, type(units))
     assert billed_units(None) is None
 
 
 def test_plurals() -> None:
-    """Only one is singular."""
+    """Only 1 takes the singular."""
     assert [plural(number, "task") for number in (0, 1, 2)] == ["0 tasks", "1 task", "2 tasks"]

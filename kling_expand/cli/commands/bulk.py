@@ -190,14 +190,14 @@ Columns of a manifest:
             be named file, path or photo)
   aspect area anchor size up down left right pad direction ratio
             the shape; a row's values override the options
-  passes    like the option
+  passes    the same as the option
   {" ".join(_LIKE_OPTIONS)}
-            like the options
+            the same as the options
   name      the name of the results, instead of the photo's name
   key       distinguishes identical rows; without it, they are one job
   external_task_id
             your own id for the task
-  _...      ignored, like every column that begins with _
+  _...      columns that begin with _ are ignored
 """
 
 
@@ -235,7 +235,7 @@ def bulk(
     limit: DeadlineOption,
     connection: EmulatedConnection,
 ) -> None:
-    """Expand all photos in directories or in a list, and skip bad ones.
+    """Expand many photos, from directories, a list or a table, and skip bad ones.
 
     \b
       kling-expand bulk photos/ --aspect 16:9 --fit --dry-run
@@ -247,7 +247,7 @@ def bulk(
     list of photos or JSON Lines is read from stdin. Paths in a manifest are relative to its directory.
     Results keep the directory structure.
 
-    Bad photos are reported, and the others are sent. With `kling-expand expand`, one bad photo stops all.
+    Bad photos are reported, and the others are sent. `kling-expand expand` sends nothing if one is bad.
 
     To continue after any stop, run the same command again. With the same output directory, nothing is paid
     for twice: finished jobs are skipped, running jobs are waited for, and failed jobs are retried. No file is

@@ -61,4 +61,4 @@ def _refuse_emulated(journal: str) -> None:
     from kling_expand.store.sqlite_file import peek_meta
 
     if peek_meta(journal, "account") == EMULATED:
-        raise NothingDone(f"{journal}: this run used the local emulator; run the same command again")
+        raise NothingDone(f"{journal}: this run used the local emulator; run its own command again")

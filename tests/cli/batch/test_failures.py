@@ -1,4 +1,4 @@
-"""The rows of a batch that are not saved: one JSON line each, and a table that `bulk` accepts again."""
+"""The rows of a batch that are not saved: a JSON line for each, and a table that `bulk` can read again."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from support.shell import CHELSEA, COFFEE, shell
 
 
 def jobs(stdout: str) -> list[dict[str, Any]]:
-    """Return the printed objects of the rows, in the order of the input."""
+    """Return the JSON objects of the rows, in the order of the input."""
     found = [json.loads(line) for line in stdout.splitlines()]
     return sorted((each for each in found if "outcome" in each), key=lambda each: each["line"])
 
@@ -22,7 +22,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_every_row_has_one_line_and_the_rest_can_be_run_again(tmp_path: Path) -> None:
-    """Bad, refused and unsent rows are in the JSON and in the table, which finishes the batch."""
+    """Bad, refused and unsent rows are in the JSON and in the table. Running the table finishes the batch."""
     (tmp_path / "cut.jpg").write_bytes(Path(COFFEE).read_bytes()[:9000])
     lines = [f"{CHELSEA},0.{number},a,{number}" for number in range(1, 7)]
     manifest, left = tmp_path / "m.csv", tmp_path / "left.csv"
@@ -48,7 +48,7 @@ def test_every_row_has_one_line_and_the_rest_can_be_run_again(tmp_path: Path) ->
 
 @pytest.mark.parametrize("options", [["--strict"], ["--budget", "0"]])
 def test_a_batch_that_sends_nothing_names_each_row(tmp_path: Path, options: list[str]) -> None:
-    """Also where nothing is sent, each row has its line, and names keep folder and shape in a second run."""
+    """Even if nothing is sent, each row has its line. A run of these lines keeps directories and shapes."""
     for folder in ("a", "b"):
         (tmp_path / "in" / folder).mkdir(parents=True)
         (tmp_path / "in" / folder / "dog.jpg").write_bytes(Path(COFFEE).read_bytes() + folder.encode())
@@ -73,7 +73,7 @@ def test_a_batch_that_sends_nothing_names_each_row(tmp_path: Path, options: list
 
 
 def test_a_file_that_cannot_be_read_again_is_refused(tmp_path: Path) -> None:
-    """The suffix says the form of the table, so any other one is refused before anything is sent."""
+    """The suffix determines the format, so any other suffix is refused before anything is sent."""
     with shell() as kling:
         done = kling("bulk", COFFEE, "--aspect", "16:9", "--failures", tmp_path / "left.txt")
         assert (done.exit_code, "must end in .csv" in done.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""A library of photos through `bulk`: nothing is paid twice, lost or replaced, however often it is run."""
+"""A library of photos through `bulk`: however often it runs, nothing is paid for twice, lost or replaced."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from kling_expand.emulator.faults.plan import Fault
 
 
 def photos(folder: Path, number: int) -> list[Path]:
-    """Write small photos, each of another content."""
+    """Write small photos, each with different content."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"p{index}.png" for index in range(number)]
     for index, path in enumerate(paths):
@@ -24,15 +24,15 @@ def photos(folder: Path, number: int) -> list[Path]:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """Return the digests of all results below *folder*."""
+    """Return the digests of all results below *folder*, by path."""
     found = [path for path in folder.rglob("*-*.*g") if not path.name.startswith(".")]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 def test_a_library_is_expanded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed, run from other directories, with files and the journal deleted: each photo has its picture.
+    """After a kill, in other directories, and after files and the journal are deleted, no picture is missing.
 
-    The tasks at the service are as many as the contents of the good photos, and no file is replaced.
+    Photos with the same content share one task, and no file is replaced.
     """
     good, tasks = make_library(tmp_path / "photos", 22)
     out = tmp_path / "out"
@@ -76,7 +76,7 @@ def test_a_library_is_expanded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("words", [["photos"], ["photos/*"]])
 def test_results_are_never_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
-    """Results beside the photos are left out and counted, whatever names them and wherever the journal is."""
+    """Results next to the photos are left out and counted, for a directory or a pattern, and any journal."""
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos", 3)
     arguments = ["bulk", *words, "--right", 0.5, "-o", "photos"]
@@ -95,7 +95,7 @@ def test_results_are_never_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_results_of_another_command_are_no_inputs_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The journals in the folders and in the output are read, too, and those of earlier attempts."""
+    """All journals in the directories and in the output are read for results, including earlier attempts."""
     monkeypatch.chdir(tmp_path)
     (photo,) = photos(tmp_path / "photos", 1)
     with shell() as kling:
@@ -109,7 +109,7 @@ def test_results_of_another_command_are_no_inputs_either(
 
 
 def test_a_rehearsal_is_not_the_real_run(tmp_path: Path) -> None:
-    """A journal of another service is refused where it is named; by default another file is used."""
+    """A named journal of another service is refused. Without a name, another file is used."""
     (photo,) = photos(tmp_path / "photos", 1)
     named = ["bulk", photo, "--right", 0.02, "-o", tmp_path / "out", "--journal", tmp_path / "run.db"]
     with shell() as kling, shell() as other:
@@ -124,7 +124,7 @@ def test_a_rehearsal_is_not_the_real_run(tmp_path: Path) -> None:
 
 
 def test_folders_are_repeated_in_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By folder, by pattern and by template; photos of one name and one content keep their own pictures."""
+    """Directories are recreated in the output. Each of several identical photos has its own picture."""
     monkeypatch.chdir(tmp_path)
     for name, source in (("100/IMG_1", COFFEE), ("101/IMG_1", CHELSEA), ("101/deep [1]/IMG_1", CHELSEA)):
         (tmp_path / "DCIM" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def test_folders_are_repeated_in_the_output(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_photos_of_a_telephone_need_fit(tmp_path: Path) -> None:
-    """Without it HEIC is one counted line; a HEIC that is called .jpg is named; with it all are sent."""
+    """Without --fit, HEIC files are counted, and one named .jpg is a bad photo. With it, all are sent."""
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     (tmp_path / "photos" / "2024").mkdir(parents=True)
@@ -177,7 +177,7 @@ def test_photos_of_a_telephone_need_fit(tmp_path: Path) -> None:
     [(1002, "check KLING_API_KEY"), (1102, "resource packs"), (1103, "console"), (1304, "whitelist")],
 )
 def test_a_hopeless_batch_stops(tmp_path: Path, code: int, said: str) -> None:
-    """After such a refusal nothing more is uploaded; one message and the last line say what to check."""
+    """After a refusal that any job would get, nothing more is sent. The last line says what to check."""
     photos(tmp_path / "photos", 40)
     with shell() as kling:
         kling.emulator.faults.chance("create", Fault("error", code=code), 1.0)
@@ -193,7 +193,7 @@ def test_a_hopeless_batch_stops(tmp_path: Path, code: int, said: str) -> None:
 
 
 def test_the_output_is_tried_before_anything_is_paid(tmp_path: Path) -> None:
-    """A file in its place has exit code 2, and nothing was sent."""
+    """If the output directory is a file, the exit code is 2 and nothing is sent."""
     (tmp_path / "out").touch()
     with shell() as kling:
         for command in ("bulk", "expand"):
@@ -203,7 +203,7 @@ def test_the_output_is_tried_before_anything_is_paid(tmp_path: Path) -> None:
 
 
 def test_photos_are_listed_on_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `find` prints them; their relative folders are repeated in the output."""
+    """Paths are read as `find` prints them, and their directories are recreated in the output."""
     monkeypatch.chdir(tmp_path)
     listed = photos(tmp_path / "a" / "b", 2)
     text = "".join(f"{path.relative_to(tmp_path)}\n" for path in listed)
@@ -214,7 +214,7 @@ def test_photos_are_listed_on_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_example_is_printed() -> None:
-    """It needs no other argument and no credentials."""
+    """The option needs no other argument and no credentials."""
     done = Shell()("bulk", "--example-manifest")
     assert (done.exit_code, done.stderr) == (0, "")
     assert "image,aspect,prompt,n,name\n" in done.stdout

@@ -1,4 +1,4 @@
-"""Manifests: photos found in folders and patterns, and the requests that rows ask for."""
+"""Manifests: photos found by directories and patterns, and the requests of rows."""
 
 import csv
 import io
@@ -37,17 +37,17 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def found(*words: object, **selection: Any) -> FoundPhotos:
-    """Return what these words of the command line mean."""
+    """Return the photos that these words of the command line name."""
     return read_manifest([str(word) for word in words], Selection(**selection)).found
 
 
 def listed(*words: object, **selection: Any) -> list[tuple[str, str]]:
-    """Return the folder and the name of each photo that is found."""
+    """Return the directory and the name of each photo that is found."""
     return [(photo.folder, Path(photo.path).name) for photo in found(*words, **selection).photos]
 
 
 def test_a_directory_means_all_photos_below_it(tmp_path: Path) -> None:
-    """Photos keep their sub-folders, sorted; files of each kind that is left out are counted."""
+    """Photos keep their subdirectories and are sorted. Files that are left out are counted by kind."""
     touch(tmp_path, "b.JPG", "a.png", ".c.png", "d.txt", "2024/May/e.jpeg", "2024/f.jfif", "2024/g.JPE")
     assert listed(tmp_path) == [
         ("", "a.png"),
@@ -66,7 +66,7 @@ def test_a_directory_means_all_photos_below_it(tmp_path: Path) -> None:
 
 
 def test_other_formats_are_photos_where_they_are_converted(tmp_path: Path) -> None:
-    """Without `fit` they are one counted line with the hint; with it each one is found."""
+    """Without `fit` they are counted on one line with a hint. With `fit` each of them is found."""
     names = ["a.HEIC", "b.heif", "c.webp", "d.avif", "e.tif", "f.TIFF", "g.bmp", "h.gif", "i.jpg"]
     touch(tmp_path, *names)
     assert listed(tmp_path) == [("", "i.jpg")]
@@ -77,7 +77,7 @@ def test_other_formats_are_photos_where_they_are_converted(tmp_path: Path) -> No
 
 
 def test_patterns_leave_out_photos(tmp_path: Path) -> None:
-    """A pattern of `exclude` means the name or the path of a file, or a whole folder."""
+    """A pattern of `exclude` matches the name or the path of a file, or a whole directory."""
     touch(tmp_path, "a.jpg", "a-small.jpg", "raw/b.jpg", "raw/deep/c.jpg", "x/raw.jpg", "x/d.jpg")
     selection = {"exclude": ("*-small.jpg", "raw/", "x/d*")}
     assert listed(tmp_path, **selection) == [("", "a.jpg"), ("x", "raw.jpg")]
@@ -85,7 +85,7 @@ def test_patterns_leave_out_photos(tmp_path: Path) -> None:
 
 
 def test_the_output_is_no_input(tmp_path: Path) -> None:
-    """The photos in an output directory below the named folder are left out, and other files not counted."""
+    """Photos in an output directory below the named one are left out, and its other files are not counted."""
     touch(tmp_path, "a.jpg", "out/a-0.png", "out/2024/b-0.png", "out/note.txt")
     for words in ([tmp_path], [f"{tmp_path}/**/*.*"], [tmp_path / "a.jpg", tmp_path / "out"]):
         result = found(*words, output=str(tmp_path / "out"))
@@ -95,7 +95,7 @@ def test_the_output_is_no_input(tmp_path: Path) -> None:
 
 
 def test_results_of_a_journal_are_no_input(tmp_path: Path) -> None:
-    """Results beside the photos are left out, also where a link leads to their folder."""
+    """Results next to the photos are left out, even if a link leads to their directory."""
     touch(tmp_path, "a.jpg", "a-0.png")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     result = found(tmp_path / "link")
@@ -107,7 +107,7 @@ def test_results_of_a_journal_are_no_input(tmp_path: Path) -> None:
 
 
 def test_a_journal_in_a_folder_is_found(tmp_path: Path) -> None:
-    """Our own hidden files are not counted, and the journals among them are read for results."""
+    """The package's own hidden files are not counted, and the journals among them are found."""
     touch(tmp_path, "a.jpg", "b/.kling-expand.db", "b/.kling-expand.db-wal", "b/.kling-0123.part", "b/c.jpg")
     result = found(tmp_path)
     assert result.journals == {str(tmp_path / "b/.kling-expand.db")}
@@ -115,16 +115,16 @@ def test_a_journal_in_a_folder_is_found(tmp_path: Path) -> None:
 
 
 def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
-    """A folder is visited once, however many links lead to it, and a photo is found once."""
+    """A directory is visited once, however many links lead to it, and a photo is found once."""
     touch(tmp_path, "a/b.jpg")
     (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
     assert listed(tmp_path) == [("a", "b.jpg")]
     assert listed(tmp_path / "a" / "b.jpg", tmp_path / "a" / "up" / "a" / "b.jpg") == [("", "b.jpg")]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every folder")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every directory")
 def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
-    """The other folders are read."""
+    """An unreadable directory is counted, and the other directories are read."""
     touch(tmp_path, "a/b.jpg", "c/d.jpg")
     (tmp_path / "a").chmod(0)
     assert found(tmp_path).facts() == {"closed_folders": 1}
@@ -144,13 +144,13 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
 def test_patterns_match_also_names_with_brackets(
     tmp_path: Path, pattern: str, names: list[tuple[str, str]]
 ) -> None:
-    """A photo keeps its folders below the first part of the pattern that is no name."""
+    """A photo keeps its directories from the first part of the pattern with a wildcard."""
     touch(tmp_path, "a.png", "deep/e.jpeg", "trip [1]/f.jpg")
     assert listed(f"{tmp_path}/{pattern}") == names
 
 
 def test_several_words_may_be_files_folders_and_addresses(tmp_path: Path) -> None:
-    """A shell's `photos/*` also names other files, which are counted; what does not exist is a bad row."""
+    """A shell expands `photos/*` to other files too, which are counted. A missing file is a bad row."""
     touch(tmp_path, "a.jpg", "b.txt", "c/d.jpg", "e.HEIC")
     words = [*sorted(map(str, tmp_path.iterdir())), "gone.jpg", "https://x.org/b"]
     result = read_manifest(words)
@@ -164,7 +164,7 @@ def test_several_words_may_be_files_folders_and_addresses(tmp_path: Path) -> Non
 
 
 def test_photos_that_are_named_one_by_one_are_taken_whatever_their_name(tmp_path: Path) -> None:
-    """`expand` judges a file by its content, and knows no manifest."""
+    """`expand` judges a file by its content, and reads no manifest."""
     touch(tmp_path, "photo", "m.csv", "e.HEIC")
     assert [name for _, name in listed(*tmp_path.iterdir(), named=True)] == [
         path.name for path in tmp_path.iterdir()
@@ -173,7 +173,7 @@ def test_photos_that_are_named_one_by_one_are_taken_whatever_their_name(tmp_path
 
 @pytest.mark.parametrize("words", [["a.jpg", "m.csv"], ["-", "a.jpg"]])
 def test_a_manifest_is_the_only_word(words: list[str]) -> None:
-    """A manifest among photos is refused."""
+    """A manifest cannot be combined with photos."""
     with pytest.raises(NothingDone, match=r"a manifest must be the only SOURCE"):
         read_manifest(words)
 
@@ -190,7 +190,7 @@ def test_a_manifest_is_the_only_word(words: list[str]) -> None:
 def test_photos_are_read_from_stdin(
     monkeypatch: pytest.MonkeyPatch, text: str, rows: list[tuple[str, str]]
 ) -> None:
-    """A list, one a line or separated by NUL, or JSON lines; they can be read more than once."""
+    """Stdin has JSON Lines, or photos on lines or separated by NUL. They can be iterated repeatedly."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     result = read_manifest(["-"])
     for _ in range(2):
@@ -212,7 +212,7 @@ def test_photos_are_read_from_stdin(
     ],
 )
 def test_the_output_repeats_the_folders_of_relative_paths(photo: str, folder: str) -> None:
-    """A path that is absolute or leads upwards has no folder of its own."""
+    """Absolute paths, and paths that lead upwards, have no directory in the output."""
     assert relative_folder(photo) == folder
 
 
@@ -239,14 +239,14 @@ def written(source: Manifest, rows: list[dict[str, Any]], defaults: Defaults) ->
 
 
 def request(fields: dict[str, Any], **geometry: Any) -> ExpandRequest:
-    """Return what the row asks for."""
+    """Return the request of a row with these cells."""
     made = row(fields, **geometry)
     assert made.request is not None, made.error
     return made.request
 
 
 def test_options_count_where_a_row_says_nothing() -> None:
-    """Blank cells, null and ignored columns leave the options in force."""
+    """For blank cells and null, the options of the command apply. Ignored columns change nothing."""
     made = request({"up": "", "prompt": None, "_id": 5}, aspect="16:9", area=2.0)
     assert made == ExpandRequest("jobs/a.jpg", ToAspect("16:9", area=2.0), "a park", n=2, watermark=True)
 
@@ -264,7 +264,7 @@ def test_options_count_where_a_row_says_nothing() -> None:
     ],
 )
 def test_a_row_that_says_how_far_says_it_alone(fields: dict[str, Any], geometry: object) -> None:
-    """A row's way to expand replaces the options' way; only options that refine it still apply."""
+    """A row's way to expand replaces the options' way. Only options that refine it still apply."""
     assert request(fields, aspect="16:9", area=2.0, anchor="top").geometry == geometry
 
 
@@ -296,7 +296,7 @@ def test_cells_of_a_table_are_text() -> None:
     ],
 )
 def test_a_bad_row_has_a_reason(fields: dict[str, Any], said: str) -> None:
-    """The reason names columns rather than options, and the row keeps its line."""
+    """The reason names columns rather than options, and the row has its line number."""
     made = row(fields)
     assert made.request is None
     assert said in (made.error or "")
@@ -305,7 +305,7 @@ def test_a_bad_row_has_a_reason(fields: dict[str, Any], said: str) -> None:
 
 
 def test_relative_paths_begin_at_the_manifest() -> None:
-    """Relative paths start from the manifest's directory, absolute ones stay as they are."""
+    """Relative paths begin in the manifest's directory, and absolute paths are unchanged."""
     assert request({"up": 1}).image == str(Path("jobs/a.jpg"))
     assert request({"up": 1, "image": "/x/a.jpg"}).image == "/x/a.jpg"
 
@@ -322,7 +322,7 @@ def sample_request() -> ExpandRequest:
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_every_field_of_a_request_is_a_column(tmp_path: Path, ending: str) -> None:
-    """A field that has no column could not be set by a manifest, and that would be silent."""
+    """Otherwise a manifest could not set a field, and no error would say so."""
     wanted = sample_request()
     cells = {"image": wanted.image, "up": 0.5}
     cells |= {each.column or each.name: getattr(wanted, each.name) for each in request_fields()}
@@ -341,7 +341,7 @@ def test_every_field_of_a_request_is_a_column(tmp_path: Path, ending: str) -> No
 
 
 def test_names_lead_from_the_shortest_to_one_of_its_own() -> None:
-    """The photo's own name comes first, then one with its folder, then one that no other row can have."""
+    """The photo's name comes first, then a name with its directory, then one that no other row can have."""
     names = {row({"image": image, "up": 1}).names for image in ("x/a.jpg", "y/a.jpg", "x/a.png")}
     assert {each[:2] for each in names} == {("x/a", "x/x-a"), ("y/a", "y/y-a")}
     assert len({each[-1] for each in names}) == 3
@@ -353,7 +353,7 @@ SEVERAL = Defaults(GeometryOptions(aspect="16:9"), further=(GeometryOptions(aspe
 
 
 def test_each_shape_is_a_row() -> None:
-    """A row without a geometry of its own becomes one for each shape, and they share a photo."""
+    """A row without a geometry of its own becomes a row for each shape, and these share the photo."""
     made = written(TABLE, [{"image": "a.jpg"}, {"image": "b.jpg", "up": 0.5, "passes": "3"}], SEVERAL)
     assert [(row.id, row.names[0], row.passes) for row in made] == [
         ((7, "16x9"), "a-16x9", 2),

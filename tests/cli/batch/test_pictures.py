@@ -1,4 +1,4 @@
-"""`--full-size` and `--check`: what is done with a picture once it is saved."""
+"""`--full-size` and `--check`: the processing of a picture after it is saved."""
 
 import json
 import re
@@ -18,7 +18,7 @@ PHOTO = texture(900, 600, seed=1)
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("command", ["expand", "bulk"])
 def test_a_photo_is_put_back(command: str, orientation: int, tmp_path: Path, monkeypatch: Any) -> None:
-    """Fitted or not, the user's own photo is put back, and a second run pays for nothing."""
+    """Whether the photo was converted or not, the user's own file is put back. A second run costs nothing."""
     monkeypatch.chdir(tmp_path)
     photo = tmp_path / "hills.jpg"
     photo.write_bytes(stored(PHOTO, "JPEG", orientation=orientation))
@@ -37,7 +37,7 @@ def test_a_photo_is_put_back(command: str, orientation: int, tmp_path: Path, mon
 
 
 def test_a_suspicious_picture_is_named(tmp_path: Path, monkeypatch: Any) -> None:
-    """`--check` names the picture and the side, counts it in the summary, and changes no exit code."""
+    """`--check` names the picture and the side, and counts it in the summary. The exit code is still 0."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hills.png").write_bytes(stored(PHOTO, "PNG"))
     with shell(**FAST) as kling:
@@ -48,7 +48,7 @@ def test_a_suspicious_picture_is_named(tmp_path: Path, monkeypatch: Any) -> None
 
 
 def test_a_saved_task_gets_its_full_size_later(tmp_path: Path, monkeypatch: Any) -> None:
-    """`wait --full-size` finds the photo of a task in the journal beside the results."""
+    """`wait --full-size` finds the photo of a task in the journal next to the results."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hills.jpg").write_bytes(stored(PHOTO, "JPEG"))
     with shell(**FAST) as kling:
@@ -62,7 +62,7 @@ def test_a_saved_task_gets_its_full_size_later(tmp_path: Path, monkeypatch: Any)
 
 
 def test_the_form_of_pictures_can_be_chosen(tmp_path: Path, monkeypatch: Any) -> None:
-    """Format, quality and metadata apply to new files; none is made twice, and all agree with --full-size."""
+    """Format, quality and metadata apply to all new files, also with --full-size. No file is made twice."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hills.jpg").write_bytes(stored(PHOTO, "JPEG", icc_profile=display_p3()))
     form = ("--format", "jpeg", "--quality", "80", "--metadata", "--full-size")

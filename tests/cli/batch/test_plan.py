@@ -1,4 +1,4 @@
-"""The plan of a batch: rows checked, counted and priced, the output tried, and the journal chosen."""
+"""The plan of a batch: the check of its rows, their number and price, the output and the journal."""
 
 import asyncio
 import shutil
@@ -56,7 +56,7 @@ def plan(target: str, connection: Connection | None = None, **options: Any) -> B
 
 
 def test_names_that_several_rows_share_become_distinct() -> None:
-    """A row gets the first of its names that no other row has, else its last one."""
+    """A row gets the first of its names that no other row has, or else its last name."""
     rows = [row("a", "x-a", "a-1"), row("A", "y-a", "a-2"), row("a", "y-A", "a-3"), row("c", "x-c", "c-4")]
     survey = Survey()
     for each in rows:
@@ -66,7 +66,7 @@ def test_names_that_several_rows_share_become_distinct() -> None:
 
 
 def test_a_bad_row_costs_nothing() -> None:
-    """A bad row adds nothing to the cost, and neither does what is paid for: a whole row, or a first pass."""
+    """A bad row adds nothing to the cost, and neither do units that are already paid."""
     survey = Survey()
     survey.count(Row(1, "bad", error="no photo"))
     survey.count(row("a", "a-1", n=9), paid=72)
@@ -90,7 +90,7 @@ def test_a_bad_row_costs_nothing() -> None:
 
 
 def test_a_good_request_has_its_geometry_and_no_notes() -> None:
-    """The geometry is the one for the photo's size."""
+    """The geometry is resolved for the photo's size."""
     expansion, notes, canvas, steps = check(ExpandRequest(COFFEE, ToAspect("3:1")), EDITING)
     assert (expansion, notes, steps) == (Ratios(left=0.5, right=0.5), (), ())
     assert canvas is not None
@@ -111,7 +111,7 @@ def test_a_good_request_has_its_geometry_and_no_notes() -> None:
 def test_what_would_be_refused_later_is_refused_now(
     image: str, geometry: object, dialect: Dialect, error: type[Exception], said: str
 ) -> None:
-    """The refusal gives advice in the words of the command line."""
+    """The advice of the error names options of the command line."""
     with pytest.raises(error, match=said):
         check(ExpandRequest(image, geometry), dialect)  # type: ignore[arg-type]  # a geometry
 
@@ -124,7 +124,7 @@ def test_a_watermark_is_refused_where_the_dialect_has_none() -> None:
 
 
 def test_what_a_photo_may_lose_is_noted(tmp_path: Path) -> None:
-    """A rotated, a transparent and a small photo can be sent, with a note each."""
+    """A rotated, a transparent and a small photo can be sent, and each gets a note."""
     exif = Image.Exif()
     exif[TURNED] = 6
     with Image.open(COFFEE) as picture:
@@ -141,13 +141,13 @@ def test_what_a_photo_may_lose_is_noted(tmp_path: Path) -> None:
     ):
         _, notes, _, _ = check(ExpandRequest(str(tmp_path / name), wide), EDITING)
         assert [said in note for note in notes] == [True], name
-    # Upright the photo is higher than wide, so that the new area lies elsewhere.
+    # The upright photo is higher than wide, so the new area is on other sides.
     expansion, notes, _, _ = check(ExpandRequest(str(tmp_path / "turned.jpg"), wide), EDITING, fit=True)
     assert (notes, expansion) == ((), wide.ratios(400, 600))
 
 
 def test_a_photo_that_fit_would_convert_says_so(tmp_path: Path) -> None:
-    """The advice to use --fit is only given where it would help, and with it the photo is accepted."""
+    """The advice to use --fit is given only if it would help. With --fit, such a photo is accepted."""
     with Image.open(COFFEE) as picture:
         picture.save(tmp_path / "photo.webp")
     Image.new("RGB", (200, 200)).save(tmp_path / "small.png")
@@ -182,12 +182,12 @@ def test_a_photo_that_fit_would_convert_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_the_folder_of_a_target_holds_all_results(target: str, folder: str) -> None:
-    """The journal lies there, and nothing in it is taken for a photo."""
+    """The journal is in this directory, and its files are never taken for photos."""
     assert output_folder(target) == folder
 
 
 def test_the_output_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing directory is created and stays empty; a file in its place and a full disk are errors."""
+    """A missing directory is created and stays empty. A file in its place or a full disk is an error."""
     try_output(str(tmp_path / "a" / "b"))
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
@@ -207,7 +207,7 @@ def test_the_output_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 async def test_the_default_journal_lies_with_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another account, and the emulator, have a file of their own; the same account finds its file again."""
+    """Each account, and the emulator, has its own file. The same account finds its file again."""
     target = str(tmp_path / "out")
     try_output(target)
     monkeypatch.setenv("KLING_API_KEY", "one")
@@ -237,13 +237,13 @@ async def test_the_default_journal_lies_with_the_output(
 
 
 async def test_a_batch_may_have_no_journal() -> None:
-    """Then nothing is opened."""
+    """Without a journal, no file is opened."""
     async with open_journal(plan("out")) as store:
         assert store is None
 
 
 async def test_the_results_of_every_attempt_are_known(tmp_path: Path) -> None:
-    """Also those of earlier attempts, and while another process has the journal open."""
+    """The files of earlier attempts are known too, while a process has the journal open."""
     async with SQLiteStore(tmp_path / "j") as journal:
         for attempt in range(2):
             job = await journal.record_intent(JobIdentity("a", "h"), prepared("a"), after=attempt)
@@ -257,7 +257,7 @@ async def test_the_results_of_every_attempt_are_known(tmp_path: Path) -> None:
 
 
 def test_a_thousand_photos_are_checked_by_their_headers(tmp_path: Path) -> None:
-    """Few kilobytes of each photo are read, so that a library of large files is checked at once."""
+    """A few kilobytes of each photo are read, so a library of large files is checked quickly."""
     photo = tmp_path / "large.jpg"
     content = Path(CHELSEA).read_bytes()
     photo.write_bytes(content[:-2] + bytes(9 << 20) + content[-2:])
@@ -269,7 +269,7 @@ def test_a_thousand_photos_are_checked_by_their_headers(tmp_path: Path) -> None:
 
 
 def test_a_header_is_judged_as_the_whole_file_is(tmp_path: Path) -> None:
-    """A cut file and one of another format are refused; bytes behind the end are not."""
+    """A truncated file and a file of another format are refused. Bytes after the end are accepted."""
     content = Path(COFFEE).read_bytes()
     photo = tmp_path / "a.jpg"
     request = ExpandRequest(str(photo), Ratios(up=0.5))

@@ -46,14 +46,14 @@ def test_the_live_screen_shows_progress_cost_and_failures() -> None:
 
 @pytest.mark.parametrize("width", [30, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    """A long reason is cut on the live screen."""
+    """A long reason is truncated on the live screen."""
     progress = Progress(3)
     progress.add_failure("line 1: " + "x" * 500)
     assert max(map(len, seen(progress, width).splitlines())) <= width
 
 
 def test_a_narrow_terminal_shows_every_number() -> None:
-    """At 30 columns the numbers go on in further lines, and nothing of them is cut off."""
+    """At 30 columns, the numbers continue on further lines, and none of them is truncated."""
     progress = Progress(100, saved=40, failed=5, units_before=20, clock=lambda: 5.0)
     text = " ".join(seen(progress, 30, budget=1000).split())
     assert "45 of 100, 45 %, 0 s, about 1:04 left" in text
@@ -62,13 +62,13 @@ def test_a_narrow_terminal_shows_every_number() -> None:
 
 
 def test_before_anything_has_ended_no_time_is_promised() -> None:
-    """No time is promised before a task has ended, and an empty batch divides by nothing."""
+    """No time left is shown before a task has ended, and an empty batch does not divide by zero."""
     assert Progress(10).time_left(IDLE) is None
     assert "0 of 0" in seen(Progress(0))
 
 
 def test_time_left_is_what_slots_will_take() -> None:
-    """The time left is work over slots, without rows that are saved already, and survives a pause."""
+    """The time left is the remaining work divided by the slots, even during a pause."""
     assert Progress(90).time_left(BUSY) == pytest.approx(90 * 10.5 / 9)
     progress = Progress(90, expected=50, known=10)
     assert progress.time_left(BUSY) == pytest.approx(40 * 10.5 / 9)
@@ -89,7 +89,7 @@ def test_failures_are_kept_within_bounds() -> None:
 
 
 def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    """A plain line follows each twentieth of the rows, at least 1 s and at most 30 s after the last."""
+    """A line is printed for each twentieth of the rows, at least 1 s and at most 30 s after the last line."""
     now = 0.0
     progress = Progress(100, clock=lambda: now)
     display = ProgressDisplay("x", progress, lambda: IDLE)
@@ -117,7 +117,7 @@ def test_a_terminal_shows_the_live_screen_and_then_the_summary(tmp_path: Path) -
 
 
 def test_copies_with_a_watermark_are_listed(tmp_path: Path) -> None:
-    """They are printed after the pictures, and JSON has them as well."""
+    """The copies are printed after the pictures, and JSON has them too."""
     words = ["expand", COFFEE, "--up", 0.5, "--watermark", "-o", tmp_path]
     copies = [str(tmp_path / "coffee-0.png"), str(tmp_path / "coffee-0-watermark.png")]
     with shell() as kling:
@@ -147,7 +147,7 @@ def test_a_terminal_sees_progress_and_then_the_paths(tmp_path: Path) -> None:
 
 
 def test_no_color_means_none(tmp_path: Path) -> None:
-    """With NO_COLOR the live screen uses no colour."""
+    """With NO_COLOR, the live screen uses no color."""
     with shell() as kling:
         shown, _ = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path, NO_COLOR="1")
     assert re.findall(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-9])[0-9;]*m", shown) == []
@@ -162,7 +162,7 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
 
 
 def test_a_failure_stays_on_the_terminal(tmp_path: Path) -> None:
-    """A failure is printed, and stays on the terminal after the live screen."""
+    """A failure is printed, and remains on the terminal after the live screen."""
     with shell() as kling:
         kling.emulator.faults.script("create", Fault("error", code=1301))
         shown, process = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path)
@@ -170,7 +170,7 @@ def test_a_failure_stays_on_the_terminal(tmp_path: Path) -> None:
 
 
 def unreachable(cause: BaseException) -> TransportError:
-    """Return the error of a call without an answer, with its cause."""
+    """Return the error of a call without a response, with its cause."""
     error = TransportError("https://x cannot be reached", sent=False)
     error.__cause__ = cause
     return error
@@ -202,7 +202,7 @@ def trouble(
 async def test_a_picture_that_was_given_up_is_no_recovery(
     outcome: str, capsys: pytest.CaptureFixture[str], *, said: bool
 ) -> None:
-    """The service is said to answer again only where the trouble ended with a success."""
+    """A line says that the service responds again only if the trouble ended with a success."""
     clock = Clock()
     progress = Progress(2, clock=clock)
     with ProgressDisplay("m.csv", progress, lambda: IDLE):
@@ -217,20 +217,20 @@ async def test_a_picture_that_was_given_up_is_no_recovery(
 
 
 def test_work_after_the_download_is_shown() -> None:
-    """Rows whose pictures are enlarged or checked are not running, and are named."""
+    """Rows whose pictures are being enlarged or checked are counted separately from running ones."""
     assert "9 running, 4 queued, 3 being enlarged or checked, 0 saved" in seen(Progress(9, finishing=3))
     assert "9 running, 3 being enlarged or checked" in Progress(9, finishing=3).line(BUSY)
 
 
 def test_trouble_is_shown_with_its_cause_and_time_limit() -> None:
-    """The live screen says what calls fail of and for how long they are retried, until one succeeds."""
+    """Until a call succeeds, the live screen says why calls fail and how long they are retried."""
     clock = Clock()
     progress = Progress(9, clock=clock)
     refused = unreachable(ConnectionRefusedError())
     text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
     assert "no response from api-singapore.klingai.com (refused), giving up in 8 s" in text
     assert "no response" not in trouble(progress, clock, None, kind=EventKind.CREATE)
-    # A service that is known to exist is waited for longer.
+    # If the service has responded before, calls are retried for longer.
     text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
     assert "no response from api-singapore.klingai.com (refused), giving up in 1:58" in text
 
@@ -245,14 +245,14 @@ def test_trouble_is_shown_with_its_cause_and_time_limit() -> None:
     ],
 )
 def test_trouble_has_its_own_words(error: KlingError, said: str) -> None:
-    """A time-out, a reset, a failure of the service and a rate limit are told apart, without escapes."""
+    """A timeout, a reset, an error of the service and a rate limit have different texts, without escapes."""
     clock = Clock()
     progress = Progress(9, clock=clock)
     assert said in trouble(progress, clock, None, error, error)
 
 
 def test_a_short_failure_and_an_old_one_are_not_trouble() -> None:
-    """One failed call is no trouble yet, and a failure is forgotten that nothing confirms for a minute."""
+    """One failed call is not yet trouble. A failure is forgotten if no other follows within a minute."""
     clock = Clock()
     progress = Progress(9, clock=clock)
     progress.receive(Event(EventKind.RETRY, error=unreachable(TimeoutError()), route="read"))
@@ -265,7 +265,7 @@ def test_a_short_failure_and_an_old_one_are_not_trouble() -> None:
 
 
 def test_the_limit_of_the_account_is_trouble_only_for_who_runs_nothing() -> None:
-    """At the limit of parallel tasks a run waits for its own tasks, and else says what it waits for."""
+    """At the limit of parallel tasks, only a run without tasks of its own says what it waits for."""
     clock = Clock()
     progress = Progress(9, clock=clock)
     full = ParallelLimit("full", code=1303, status=429)
@@ -276,7 +276,7 @@ def test_the_limit_of_the_account_is_trouble_only_for_who_runs_nothing() -> None
 
 
 def plain(tmp_path: Path, *arguments: str) -> str:
-    """Return what `expand` prints on stderr while the service is away for 2 s from its first poll on."""
+    """Return the stderr of `expand` when the service is down for 2 s after the first poll."""
     with (
         shell(work_seconds=0.5) as kling,
         kling.start("expand", COFFEE, "--up", 0.5, "-o", tmp_path, *arguments) as run,
@@ -297,7 +297,7 @@ def plain(tmp_path: Path, *arguments: str) -> str:
 
 
 def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
-    """While the service is away in mid-run a line says so, and another its end; -v tells each failed call."""
+    """If the service is down for a while, a line says so, and another when it ends. -v prints each call."""
     err = plain(tmp_path, "-v")
     assert re.search(
         r"^no response from 127.0.0.1:\d+ \(\w+( \w+)?\), giving up in 14:5\d$", err, re.MULTILINE
@@ -308,5 +308,5 @@ def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
 
 
 def test_quiet_prints_results_only(tmp_path: Path) -> None:
-    """With -q nothing but the results is printed, whatever happens on the way."""
+    """With -q only the results are printed, even if the service is down for a while."""
     assert plain(tmp_path, "-q") == ""

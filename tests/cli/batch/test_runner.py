@@ -1,4 +1,4 @@
-"""The batch engine: every job is followed, saved and reported, however the batch ends."""
+"""The batch engine follows, saves and reports every job, however the batch ends."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from kling_expand.store.sqlite import SQLiteStore
 
 @pytest.fixture
 async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Emulator]:
-    """An emulator that the environment points to."""
+    """An emulator, which the environment names as the service."""
     async with Emulator(engine="flat", queue_seconds=0.0, work_seconds=0.02, slots=50) as emulator:
         monkeypatch.setenv("KLING_API_KEY", emulator.api_key)
         monkeypatch.setenv("KLING_BASE_URL", emulator.url)
@@ -46,7 +46,7 @@ def files(folder: Path) -> list[str]:
 
 
 def requests(*prompts: str | None, names: bool = True) -> Any:
-    """Return a source that submits one photo with each of these prompts."""
+    """Return a source of jobs that submits a photo with each of these prompts."""
 
     async def submit(client: KlingClient, request: ExpandRequest, job: Job) -> None:
         job.future = client.submit(request)
@@ -61,14 +61,14 @@ def requests(*prompts: str | None, names: bool = True) -> Any:
 
 
 def rows(text: str) -> list[dict[str, Any]]:
-    """Return the printed objects by label."""
+    """Return the printed JSON objects, ordered by label."""
     return sorted((json.loads(line) for line in text.splitlines()), key=lambda row: str(row.get("source")))
 
 
 async def test_a_job_that_fails_disturbs_no_other(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every job has one row, with the same fields; the exit code says that one failed."""
+    """Every job has one row, with the same fields. The exit code says that a job failed."""
     progress = Progress(4)
     code = await run_batch(
         plan(tmp_path), progress, requests(None, "emulate-1301", "emulate-risk-control", None)
@@ -93,7 +93,7 @@ async def test_never_more_jobs_are_open_than_allowed(emulator: Emulator, tmp_pat
             yield job
 
     assert await run_batch(plan(tmp_path, max_open=3), progress, jobs) == 0
-    # A job whose pictures are being saved waits for the service no more, and at most 8 are saved at once.
+    # A job whose pictures are being saved no longer counts as open, and at most 8 are saved at once.
     assert max(open_jobs) <= 3 + 8
     assert len(emulator.account.tasks) == 12
 
@@ -109,7 +109,7 @@ async def test_nothing_is_sent_after_too_many_failures(emulator: Emulator, tmp_p
 
 
 async def test_a_source_that_breaks_lets_started_jobs_end(emulator: Emulator, tmp_path: Path) -> None:
-    """Its error is raised as it is, not inside a group, when their pictures are saved."""
+    """The source's error is raised unchanged, not in a group, once the pictures of started jobs are saved."""
 
     async def jobs(client: KlingClient) -> Jobs:
         async for job in requests(None, None)(client):
@@ -134,7 +134,7 @@ async def test_results_are_named_after_the_task_where_no_name_is_given(
 async def test_paid_tasks_without_a_file_are_named_at_the_end(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tasks whose pictures are not saved are listed with the command that saves them; failed ones are not."""
+    """Paid tasks whose pictures are not saved are listed, with the command that saves them."""
     emulator.faults.script("file", Fault("expired", times=2))
     code = await run_batch(plan(tmp_path), Progress(2), requests(None, "emulate-risk-control"))
     out, err = capsys.readouterr()
@@ -147,7 +147,7 @@ async def test_paid_tasks_without_a_file_are_named_at_the_end(
 async def test_with_only_ended_tasks_nothing_is_waited_for(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A task that is still processed is an error that says so, and stays open."""
+    """A task that is still being processed is reported as an error, and remains open."""
     emulator.work_seconds = 600
     async with KlingClient() as client:
         task = await client.create(COFFEE, Ratios(up=0.1))
@@ -179,7 +179,7 @@ async def test_with_a_journal_the_summary_replaces_the_list_of_open_tasks(
 async def test_a_cancelled_batch_saves_what_it_has_begun_to_save(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A download that has started ends, a running task is listed, and neither is counted as failed."""
+    """A download that has started finishes, a running task is listed, and neither counts as failed."""
     emulator.faults.script("file", Fault("slow_body", seconds=0.5))
     progress = Progress(2)
 
@@ -207,7 +207,7 @@ async def test_a_cancelled_batch_saves_what_it_has_begun_to_save(
 async def test_a_closed_stdout_is_one_error(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is raised as it is, so that the command line can end quietly, and tasks are listed before."""
+    """The error is raised unchanged, not in a group, so that the command line can end quietly."""
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w", buffering=1) as closed:  # noqa: ASYNC230, PTH123 - a pipe
@@ -223,7 +223,7 @@ async def test_a_closed_stdout_is_one_error(
 async def test_a_service_that_never_answers_is_given_up(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After three connection failures at the start the rest is not sent."""
+    """After three connection failures at the start, no further job is sent."""
     unreachable: dict[str, Any] = {"base_url": "http://127.0.0.1:1", "connect_timeout": 0.05}
 
     async def jobs(_client: KlingClient) -> Jobs:
@@ -242,7 +242,7 @@ async def test_a_service_that_never_answers_is_given_up(
 async def test_an_output_that_goes_away_stops_the_batch(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing more is sent once a result cannot be written; what is paid is named at the end."""
+    """Once a result cannot be written, nothing more is sent."""
     out = tmp_path / "out"
     out.mkdir()
 

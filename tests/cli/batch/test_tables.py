@@ -1,4 +1,4 @@
-"""Tables and JSON lines: what cannot be meant is an error with its line."""
+"""Tables and JSON Lines: implausible input is an error with its line."""
 
 import codecs
 import json
@@ -21,7 +21,7 @@ def listed(path: Path, text: str) -> list[Entry]:
 
 
 def test_rows_of_a_table_know_their_line(tmp_path: Path) -> None:
-    """Line numbers stay right after blank lines and after a quoted cell of several lines."""
+    """Line numbers are correct after blank lines and after a quoted cell with several lines."""
     text = 'image,prompt\r\na.jpg,"two\nlines"\r\n\r\nb.jpg,\r\n'
     found = listed(tmp_path / "m.csv", text)
     assert [(entry.line, entry.cells["image"]) for entry in found] == [(2, "a.jpg"), (5, "b.jpg")]
@@ -30,14 +30,14 @@ def test_rows_of_a_table_know_their_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_spreadsheets_separate_as_they_like(tmp_path: Path, mark: str) -> None:
-    """Comma, semicolon or tab; a byte order mark is no part of the first column's name."""
+    """The delimiter is a comma, semicolon or tab. A byte order mark is not part of the first name."""
     (tmp_path / "m.csv").write_bytes(f"\ufeffImage{mark} UP\na.jpg{mark}0.5\n".encode())
     (entry,) = read_manifest([str(tmp_path / "m.csv")]).entries()
     assert entry.cells == {"image": "a.jpg", "up": "0.5"}
 
 
 def test_too_many_cells_are_a_bad_row_and_too_few_are_blanks(tmp_path: Path) -> None:
-    """A comma that was not quoted must not move a value into another column."""
+    """An unquoted comma must not move a value into another column."""
     long, short = listed(tmp_path / "m.csv", "image,up,prompt\na.jpg,1,sun, and sea\nb.jpg\n")
     assert long.error is not None
     assert "4 cells" in long.error
@@ -57,7 +57,7 @@ def test_too_many_cells_are_a_bad_row_and_too_few_are_blanks(tmp_path: Path) -> 
     ],
 )
 def test_a_header_that_cannot_be_meant_stops_everything(tmp_path: Path, text: str, said: str) -> None:
-    """A misspelt column stops the run: its parameter would be missing from every paid task."""
+    """A misspelled column stops the run, because its parameter would be missing from every paid task."""
     with pytest.raises(NothingDone, match=said.replace("mean aspect?", r"mean aspect\?")):
         listed(tmp_path / "m.csv", text)
 
@@ -78,7 +78,7 @@ def test_columns_with_an_underscore_are_ignored() -> None:
     ],
 )
 def test_a_bad_line_of_json_is_a_bad_row(tmp_path: Path, line: str, said: str) -> None:
-    """A line that is no JSON object is a bad row, and the next line is still read."""
+    """A line that is not a JSON object is a bad row, and the next line is still read."""
     bad, good = listed(tmp_path / "m.jsonl", f'\n{line}\n\n{{"image": "b.jpg"}}\n')
     assert (bad.line, said in (bad.error or "")) == (2, True)
     assert (good.line, good.cells, good.error) == (4, {"image": "b.jpg"}, None)
@@ -98,7 +98,7 @@ def test_what_is_written_as_json_is_read(
 
 @pytest.mark.parametrize("name", ["m.csv", "m.jsonl"])
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
-    """A missing file, and text of another encoding."""
+    """A missing file and text in another encoding raise `NothingDone`."""
     path = tmp_path / name
     with pytest.raises(NothingDone, match="cannot be read"):
         list(read_manifest([str(path)]).entries())
@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
 def test_quotes_that_cannot_be_meant_are_an_error_with_their_line(
     tmp_path: Path, rows: str, said: str
 ) -> None:
-    """A quote that is never closed would make one prompt of all later rows."""
+    """An unclosed quote would combine all later rows into one prompt."""
     with pytest.raises(NothingDone, match=said):
         listed(tmp_path / "m.csv", f"# photos\nimage,prompt\n{rows}")
 
@@ -134,7 +134,7 @@ def test_quotes_that_cannot_be_meant_are_an_error_with_their_line(
     ],
 )
 def test_a_cell_that_seems_to_hold_rows_is_warned_of(tmp_path: Path, cell: str, *, warned: bool) -> None:
-    """A quote that a later one closes swallows the rows between them, which is no error of the format."""
+    """A missing quote may hide the rows before the next quote in a cell. The format allows this."""
     (entry,) = listed(tmp_path / "m.csv", f'image,prompt\na.jpg,"{cell}"\n')
     assert entry.cells["prompt"] == cell
     assert (entry.warning is not None) is warned
@@ -142,7 +142,7 @@ def test_a_cell_that_seems_to_hold_rows_is_warned_of(tmp_path: Path, cell: str, 
 
 
 def test_spreadsheets_name_their_delimiter(tmp_path: Path) -> None:
-    """The line `sep=;` is no header, whatever the header has most of."""
+    """The line `sep=;` names the delimiter and is not the header."""
     (entry,) = listed(
         tmp_path / "m.csv", "sep=;\r\nimage;prompt,\r\na.jpg;x\r\n".replace("prompt,", "prompt")
     )
@@ -150,7 +150,7 @@ def test_spreadsheets_name_their_delimiter(tmp_path: Path) -> None:
 
 
 def test_comments_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
-    """They are counted as lines; within a quoted cell they are text."""
+    """Comments and blank lines count for line numbers. Within a quoted cell they are text."""
     text = '# a\n\nimage,prompt\n# b\na.jpg,"x\n# y\n\nz"\n  \n\t# c\nb.jpg,\n'
     first, second = listed(tmp_path / "m.csv", text)
     assert (first.line, first.cells["prompt"]) == (5, "x\n# y\n\nz")
@@ -159,7 +159,7 @@ def test_comments_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", IMAGE_COLUMNS)
 def test_the_column_of_photos_has_several_names(tmp_path: Path, column: str) -> None:
-    """Tables of other programs call it file, path or photo."""
+    """Tables of other programs call the column file, path or photo."""
     (entry,) = listed(tmp_path / "m.csv", f"{column.title()},up\na.jpg,1\n")
     assert entry.cells == {"image": "a.jpg", "up": "1"}
     (entry,) = listed(tmp_path / "m.jsonl", json.dumps({column: "a.jpg"}))
@@ -175,14 +175,14 @@ def test_the_column_of_photos_has_several_names(tmp_path: Path, column: str) -> 
     ],
 )
 def test_another_encoding_is_named_with_the_remedy(tmp_path: Path, content: bytes, said: str) -> None:
-    """The message says what the file seems to be, and the command that converts it."""
+    """The message says which encoding the file seems to have, and which command converts it."""
     (tmp_path / "m.csv").write_bytes(content)
     with pytest.raises(NothingDone, match=f"must be UTF-8 text, {said}"):
         list(read_manifest([str(tmp_path / "m.csv")]).entries())
 
 
 def test_the_example_is_a_manifest(tmp_path: Path) -> None:
-    """Each row of the printed example can be sent once its photo exists."""
+    """Each row of the printed example can be sent if its photo exists."""
     (tmp_path / "m.csv").write_text(EXAMPLE)
     rows = list(read_manifest([str(tmp_path / "m.csv")]).rows(Defaults(GeometryOptions())))
     assert [row.error for row in rows] == [None, None]

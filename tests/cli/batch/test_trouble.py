@@ -1,4 +1,4 @@
-"""The words for calls that fail and are repeated."""
+"""The texts about calls that fail and are retried."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from kling_expand.errors import DownloadError, KlingError, ParallelLimit, RateLi
 
 
 def described(error: KlingError, route: str = "create", wait: float | None = None) -> str:
-    """Return what is said 20 s after the first failure and 1 s after the last, of 120 s."""
+    """Return the text 20 s after the first failure and 1 s after the last, with a limit of 120 s."""
     return describe_trouble(route, Trouble(error, 100.0, 119.0, wait), "host", 120.0, 120.0)
 
 
@@ -34,12 +34,12 @@ def described(error: KlingError, route: str = "create", wait: float | None = Non
     ],
 )
 def test_each_kind_of_failure_has_its_own_words(error: KlingError, route: str, said: str) -> None:
-    """The cause is named, and the time that is left for retries or the pause that is asked for."""
+    """The text has the cause, and the time left for retries or the requested pause."""
     assert described(error, route) == said
 
 
 def test_a_known_pause_is_counted_down() -> None:
-    """The wait of the client comes before the one that the service asks for, and never below zero."""
+    """The client's own wait takes precedence over the requested one, and never falls below zero."""
     assert described(RateLimited("slow", retry_after=31.0), wait=11.0).endswith("again in 10 s")
     assert described(RateLimited("slow"), wait=0.5).endswith("again in 0 s")
 
@@ -53,7 +53,7 @@ def test_a_known_pause_is_counted_down() -> None:
     ],
 )
 def test_the_cause_of_a_silent_host_is_named(cause: Exception, said: str) -> None:
-    """The cause is that of the error, or of the connection error behind it."""
+    """The text has the cause of the error, or of the connection error that caused it."""
     error, outer = TransportError("x"), Exception()
     error.__cause__ = cause
     assert failure_text(error, "host").startswith("no response from host (")

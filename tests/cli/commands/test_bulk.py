@@ -1,4 +1,4 @@
-"""`kling-expand bulk`: a run that can be repeated, and pays nothing twice."""
+"""`kling-expand bulk`: a run can be repeated and pays for nothing twice."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
 
 
 def test_bad_rows_are_reported_and_stop_no_other(tmp_path: Path) -> None:
-    """Each bad row or photo is reported once with its line and reason, and the others are done."""
+    """Each bad row or photo is reported once with its line and reason, and the others are expanded."""
     manifest = table(
         tmp_path / "m.csv", f"{COFFEE},0.5,", f"{COFFEE},much,", "gone.jpg,1,", f"{CHELSEA},0.5,"
     )
@@ -100,7 +100,7 @@ def test_strict_sends_nothing_if_a_photo_is_bad(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
-    """It prints the remaining cost and the bad rows, and sends and writes nothing."""
+    """A dry run prints the remaining cost and the bad rows. It sends and writes nothing."""
     other = tmp_path / "other.png"
     Image.new("RGB", (600, 600)).save(other)
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{other},0.5,", "gone.jpg,1,")
@@ -127,7 +127,7 @@ def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
 def test_a_dry_run_counts_the_first_pass_that_is_paid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the second pass was refused, the price is that of the second alone, and the text says why."""
+    """If only the first pass was paid for, the price is that of the second, and the text says so."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 700)).save("tower.png")
     words = ("bulk", "tower.png", "--aspect", "16:9", "--passes", 2, "-o", "out")
@@ -140,7 +140,7 @@ def test_a_dry_run_counts_the_first_pass_that_is_paid(
 
 
 def test_a_dry_run_prints_bad_rows_as_json(tmp_path: Path) -> None:
-    """Every bad row is a JSON object, the totals are another; the rules of the dialect apply."""
+    """Each bad row is a JSON object, and so are the totals. The rules of the dialect apply."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},,all", f"{COFFEE},1,", head="image,up,direction")
     dry = Shell()("bulk", manifest, "--dry-run", "--json", "--dialect", "direction")
     bad, whole = map(json.loads, dry.stdout.splitlines())
@@ -148,7 +148,7 @@ def test_a_dry_run_prints_bad_rows_as_json(tmp_path: Path) -> None:
 
 
 def test_an_edited_manifest_only_pays_for_what_is_new(tmp_path: Path) -> None:
-    """Moved rows are not paid again, and existing results are never replaced."""
+    """Moved rows are not paid for again, and existing results are never replaced."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,")
     with shell() as kling:
         first = kling("bulk", manifest, "-o", tmp_path / "out").stdout
@@ -165,7 +165,7 @@ def test_an_edited_manifest_only_pays_for_what_is_new(tmp_path: Path) -> None:
 
 
 def test_rows_that_ask_for_the_same_are_one_task(tmp_path: Path) -> None:
-    """Rows that ask for the same are one task, unless their keys differ."""
+    """Identical rows share one task, unless their keys differ."""
     manifest = table(
         tmp_path / "m.csv", f"{COFFEE},0.5,", f"{COFFEE},0.5,", f"{COFFEE},0.5,b", head="image,up,key"
     )
@@ -195,7 +195,7 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_budget_is_the_journals(tmp_path: Path) -> None:
-    """The budget counts over all runs of a journal, and the rows beyond it are counted as not sent."""
+    """The budget applies to all runs of a journal together. Rows beyond it count as not sent."""
     manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,{row}" for row in range(30)))
     with shell() as kling:
         for _ in range(2):
@@ -232,7 +232,7 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
 def test_what_cannot_begin_is_one_sentence(
     tmp_path: Path, text: str, arguments: list[object], said: str
 ) -> None:
-    """The exit code is 2, and no journal is created."""
+    """If nothing can be sent, the exit code is 2 and no journal is created."""
     (tmp_path / "m.csv").write_text(text)
     done = Shell()("bulk", tmp_path / "m.csv", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
@@ -241,12 +241,12 @@ def test_what_cannot_begin_is_one_sentence(
 
 
 def test_an_empty_dry_run_is_no_success(tmp_path: Path) -> None:
-    """A dry run without a photo has exit code 1: most likely the pattern was wrong."""
+    """For a dry run without a photo, the exit code is 1, because the pattern is probably wrong."""
     assert Shell()("bulk", f"{tmp_path}/*.jpg", "--up", 0.5, "--dry-run").exit_code == 1
 
 
 def test_a_missing_shape_is_said_once(tmp_path: Path) -> None:
-    """It is an error of the command and not of each photo, and --for is among the ways that are named."""
+    """A missing shape is an error of the command, not of each photo. The message also names --for."""
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(Path(COFFEE).read_bytes())
     done = Shell()("bulk", tmp_path, "-o", tmp_path / "out", "--dry-run")
@@ -271,7 +271,7 @@ def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None
 
 
 def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
-    """With --emulator the journal is a separate one, and a second run finds everything done."""
+    """With --emulator, a separate journal is used, and a second run finds everything done."""
     manifest = table(tmp_path / "m.csv", f"{CHELSEA},0.02,")
     first, again = (
         Shell()("bulk", manifest, "--emulator", "-o", tmp_path / "out", "--json") for _ in range(2)
@@ -286,7 +286,7 @@ def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_says_which_size_the_pictures_will_have(tmp_path: Path) -> None:
-    """It names the expected pixels beside the cost, and an emulator bills nothing."""
+    """A dry run prints the expected sizes in pixels and the cost, and says that an emulator bills nothing."""
     words = ["bulk", COFFEE, CHELSEA, "--aspect", "16:9", "-o", tmp_path / "out", "--dry-run", "--emulator"]
     lines = Shell()(*words).stdout.splitlines()
     assert "16 units (about $0.06 on the real service; not billed here)" in lines[0]
@@ -296,7 +296,7 @@ def test_a_dry_run_says_which_size_the_pictures_will_have(tmp_path: Path) -> Non
 
 
 def test_quiet_prints_only_the_pictures(tmp_path: Path) -> None:
-    """With -q neither notes nor progress nor the summary are printed, and failures are."""
+    """With -q, notes, progress and summary are not printed, but failures are."""
     with shell() as kling:
         done = kling("bulk", COFFEE, "--up", 0.5, "-o", tmp_path, "-q")
         kling.emulator.faults.script("create", Fault("error", code=1301))

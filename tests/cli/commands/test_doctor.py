@@ -32,7 +32,7 @@ def test_all_well_costs_nothing() -> None:
 
 
 def test_missing_and_refused_credentials_are_distinguished() -> None:
-    """Missing and refused credentials have exit code 2, and the network is checked in both cases."""
+    """For missing or refused credentials, the exit code is 2. The network is checked in both cases."""
     with shell() as kling:
         none = kling("doctor", "--json", KLING_API_KEY="")
         wrong = kling("doctor", "--json", KLING_API_KEY="api-key-kling-of-another")
@@ -66,19 +66,19 @@ def test_a_broken_service_says_so() -> None:
     ("off", "good", "said"), [(0.0, True, ""), (3600.0, False, "ahead of"), (-3600.0, False, "behind")]
 )
 def test_a_clock_that_is_off_is_noticed(off: float, *, good: bool, said: str) -> None:
-    """The clock is compared with the date of the service's answer."""
+    """The clock is compared with the date in the service's response."""
     found = _clock(1_750_000_000.5 + off, 1_750_000_000.0)
     assert found.good is good
     assert said in found.text
 
 
 def test_a_service_without_a_clock_is_not_blamed() -> None:
-    """Without a date in the answer the clock counts as not checked."""
+    """Without a date in the response, the clock counts as not checked."""
     assert _clock(1.0, None).good is None
 
 
 def test_an_extra_that_is_missing_is_no_fault() -> None:
-    """A missing distribution is named with the command that installs it, and is no failure."""
+    """A missing distribution is named with the command that installs it, but is not a failure."""
     found = _extra("images", ["click", "no-such-package"])
     assert found.good is None
     assert "no-such-package missing (pip install 'kling-expand[images]')" in found.text
@@ -87,5 +87,5 @@ def test_an_extra_that_is_missing_is_no_fault() -> None:
 
 
 def test_only_extras_for_users_are_checked() -> None:
-    """What the tests, the benchmarks and the linters need is not missing for a user."""
+    """Extras for tests, benchmarks and linters are not checked, because users do not need them."""
     assert not {"bench", "browser", "core-test", "test", "lint", "dev"} & set(_by_extra("kling-expand"))

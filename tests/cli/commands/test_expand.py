@@ -33,7 +33,7 @@ def test_without_an_account_the_command_brings_its_own_service(tmp_path: Path) -
 
 
 def test_photos_of_the_same_name_do_not_replace_each_other(tmp_path: Path) -> None:
-    """Photos of the same name are distinguished by their folders, also where only case differs."""
+    """Results of photos with the same name, ignoring case, are distinguished by their directories."""
     photos = [tmp_path / "a" / "dog.jpg", tmp_path / "b" / "dog.jpg", tmp_path / "a" / "Dog.jpeg"]
     for photo in photos:
         photo.parent.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ def test_photos_of_the_same_name_do_not_replace_each_other(tmp_path: Path) -> No
 
 
 def test_json_says_everything_of_each_photo(tmp_path: Path) -> None:
-    """With --json there is one object per photo, and nothing else on either stream."""
+    """With --json, one object is printed for each photo, and nothing else on either stream."""
     with shell() as kling:
         done = kling("expand", COFFEE, CHELSEA, "--left", 0.5, "--json", "-o", tmp_path)
         objects = {facts["source"]: facts for facts in map(json.loads, done.stdout.splitlines())}
@@ -111,7 +111,7 @@ def test_what_cannot_go_well_is_refused_before_anything_is_paid(arguments: list[
 
 
 def test_without_credentials_it_says_where_to_put_them() -> None:
-    """The message names the variables, and --emulator, which needs none."""
+    """The message names the environment variables, and --emulator, which needs no credentials."""
     done = Shell()("expand", COFFEE, "--up", "1")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "KLING_ACCESS_KEY" in done.stderr
@@ -120,7 +120,7 @@ def test_without_credentials_it_says_where_to_put_them() -> None:
 
 @pytest.mark.parametrize("option", ["--skip-existing", "--overwrite"])
 def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path, option: str) -> None:
-    """A result that would have the name of a photo gets another one, also where files may be replaced."""
+    """A result whose path is that of a photo gets another name, even with --overwrite."""
     for name in ("dog.png", "dog-0.png"):
         with Image.open(COFFEE) as picture:
             picture.save(tmp_path / name, pnginfo=None, compress_level=len(name) % 9)
@@ -135,7 +135,7 @@ def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path, option: 
 
 
 def test_no_file_is_replaced_unless_it_is_asked_for(tmp_path: Path) -> None:
-    """Results paid with other options, and a user's own file, stay; the journal names each job's own file."""
+    """Results of other options and the user's own files are kept. The journal has each job's own file."""
     (tmp_path / "coffee-0.png").write_text("mine")
     with shell() as kling:
         runs = [kling("expand", COFFEE, "--up", up, "-o", tmp_path).stdout.strip() for up in (0.2, 0.4, 0.2)]
@@ -153,7 +153,7 @@ def test_no_file_is_replaced_unless_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_same_command_pays_for_nothing_twice(tmp_path: Path) -> None:
-    """A journal in the output knows the task; --fresh makes another, --no-journal knows nothing."""
+    """The journal in the output directory has the task. --fresh and --no-journal create another task."""
     arguments = ["expand", COFFEE, "--up", 0.2, "-o", tmp_path]
     with shell() as kling:
         first, again = kling(*arguments), kling(*arguments)
@@ -173,7 +173,7 @@ def test_the_same_command_pays_for_nothing_twice(tmp_path: Path) -> None:
 
 
 def test_all_bad_photos_are_named_at_once(tmp_path: Path) -> None:
-    """Nothing is sent if one is bad, and the last line says so; --dry-run says the same and what it costs."""
+    """Nothing is sent if one photo is bad, and the last line says so. --dry-run also prints the cost."""
     (tmp_path / "text.jpg").write_text("no picture")
     photos = [COFFEE, tmp_path / "text.jpg", "missing.jpg"]
     with shell() as kling:
@@ -194,7 +194,7 @@ def test_all_bad_photos_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_budget_holds_for_a_few_photos_too(tmp_path: Path) -> None:
-    """What is beyond it is not sent, and the exit code says so."""
+    """Photos beyond the budget are not sent, and the exit code is 1."""
     with shell() as kling:
         done = kling("expand", COFFEE, CHELSEA, "--up", 0.2, "-o", tmp_path, "--budget", 8)
         assert kling.emulator.account.units_billed == 8
@@ -203,7 +203,7 @@ def test_a_budget_holds_for_a_few_photos_too(tmp_path: Path) -> None:
 
 
 def test_without_credentials_that_work_the_exit_code_is_3(tmp_path: Path) -> None:
-    """One message says what to check."""
+    """With wrong credentials, one message says what to check."""
     with shell() as kling:
         done = kling("expand", COFFEE, CHELSEA, "--up", 0.2, "-o", tmp_path, KLING_API_KEY="wrong")
     assert (done.exit_code, done.stdout) == (3, "")
@@ -213,7 +213,7 @@ def test_without_credentials_that_work_the_exit_code_is_3(tmp_path: Path) -> Non
 
 
 def test_a_deadline_is_no_loss(tmp_path: Path) -> None:
-    """After the deadline the exit code is 1, and the printed command saves the result later."""
+    """After the deadline, the exit code is 1. The printed command saves the result later."""
     with shell(work_seconds=600) as kling:
         done = kling("expand", COFFEE, "--up", 0.5, "--deadline", 0.6, "-o", tmp_path)
         assert (done.exit_code, done.stdout) == (1, "")
@@ -249,12 +249,12 @@ def test_a_url_can_be_a_photo(tmp_path: Path) -> None:
 
 
 def files(folder: Path) -> list[str]:
-    """Return the results below a folder."""
+    """Return the results below a directory."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
 def test_several_shapes_of_one_photo(tmp_path: Path) -> None:
-    """Each shape has a name of its own, by default and in a template, and is paid once."""
+    """Each shape has its own file names, by default and with a template, and is paid for once."""
     words = ("--aspect", "16:9", "--for", "og")
     with shell() as kling:
         done = kling("expand", COFFEE, CHELSEA, *words, "-o", tmp_path / "a")
@@ -266,7 +266,7 @@ def test_several_shapes_of_one_photo(tmp_path: Path) -> None:
         assert kling("bulk", COFFEE, *words, "-o", template, "--journal", tmp_path / "j").exit_code == 0
         assert files(tmp_path / "b") == ["1200x630/coffee.png", "16x9/coffee.png"]
         units = kling.emulator.account.units_billed
-        assert units == 4 * 8  # the other journal has found two of them at the service
+        assert units == 4 * 8  # the second journal found two of them at the service
         assert kling("expand", COFFEE, CHELSEA, *words, "-o", tmp_path / "a").exit_code == 0
         assert kling.emulator.account.units_billed == units
         done = kling("expand", COFFEE, *words, "-o", tmp_path / "{index}{ext}")
@@ -274,7 +274,7 @@ def test_several_shapes_of_one_photo(tmp_path: Path) -> None:
 
 
 def test_a_shape_that_a_photo_has_is_left_out(tmp_path: Path) -> None:
-    """Of several shapes, one that the photo has already is counted and not asked for."""
+    """Of several shapes, one that the photo already has is counted but not requested."""
     Image.new("RGB", (600, 600), "navy").save(tmp_path / "square.png")
     with shell() as kling:
         done = kling(
@@ -326,7 +326,7 @@ def tower(folder: Path) -> Path:
 
 
 def test_two_passes_make_one_picture(tmp_path: Path) -> None:
-    """The price is said before, both tasks are paid once, and the photo is put back at its size."""
+    """The price is printed first, both tasks are paid for once, and the photo is put back at its own size."""
     path = tower(tmp_path)
     words = ("--aspect", "16:9", "--passes", 2, "-o", tmp_path / "out")
     with shell() as kling:

@@ -1,4 +1,4 @@
-"""``kling-expand fleet``: a database, workers, jobs and a live view, from a shell."""
+"""``kling-expand fleet``: the database, workers, jobs and live screen from a shell."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ def shell(*words: str) -> Any:
 
 
 async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, tmp_path: Path) -> None:
-    """`init`, `submit`, `worker` and `status` work together, and SIGTERM ends a worker with code 0."""
+    """`init`, `submit`, `worker` and `status` work together. SIGTERM ends a worker with exit code 0."""
     at = ["--dsn", dsn]
     assert "fleet init" in (await asyncio.to_thread(shell, "status", *at)).output
     assert (await asyncio.to_thread(shell, "init", *at)).exit_code == 0
@@ -48,7 +48,7 @@ async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, t
     assert [str(path) for path in (tmp_path / "out").iterdir()] == [
         line for line in done.output.split("\n") if "/out/" in line
     ]
-    # Those of another submission are neither printed nor counted.
+    # Outcomes of another submission are neither printed nor counted.
     alone = await asyncio.to_thread(shell, "submit", *at, "--right", "0.25", str(photo), "--wait")
     assert (alone.exit_code, alone.output.count("/out/"), "refused" in alone.output) == (0, 1, False)
     picture = Image.new("RGB", (300, 700))
@@ -70,7 +70,7 @@ async def test_a_fleet_from_a_shell(dsn: str, emulator: Emulator, photo: Path, t
 
 
 async def test_everything_on_one_machine(tmp_path: Path, photo: Path) -> None:
-    """`fleet up` prints the URL of its database, executes jobs, and removes everything at Ctrl-C."""
+    """`fleet up` prints the URL of its database, runs jobs, and removes everything at Ctrl-C."""
     up = await asyncio.create_subprocess_exec(
         *(*INTERRUPTIBLE, "up", "--workers", "1", "-o", str(tmp_path / "out")),
         stdout=asyncio.subprocess.PIPE,
@@ -93,7 +93,7 @@ async def test_everything_on_one_machine(tmp_path: Path, photo: Path) -> None:
 
 
 def running(words: str) -> list[str]:
-    """Return the command lines of processes that hold *words* (Linux)."""
+    """Return the command lines of all processes that contain *words* (on Linux)."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -122,7 +122,7 @@ async def test_everything_ends_with_its_process(tmp_path: Path) -> None:
 
 
 def test_a_missing_database_says_how_to_name_one() -> None:
-    """Without --dsn the message names the variable, and the command that starts a database."""
+    """Without --dsn, the message names the environment variable and the command that starts a database."""
     done = shell("status")
     assert done.exit_code == 2
     assert "KLING_FLEET_DSN" in done.output
@@ -130,7 +130,7 @@ def test_a_missing_database_says_how_to_name_one() -> None:
 
 
 async def test_the_live_view_ends_with_ctrl_c(fleet: Fleet) -> None:
-    """`top` runs until then, and prints no traceback."""
+    """`top` runs until Ctrl-C, and prints no traceback."""
     top = await asyncio.create_subprocess_exec(
         *(*INTERRUPTIBLE, "top", "--dsn", fleet.dsn, "--every", "0.1"),
         stdout=asyncio.subprocess.PIPE,
@@ -147,6 +147,6 @@ async def test_the_live_view_ends_with_ctrl_c(fleet: Fleet) -> None:
 
 
 def test_an_unreachable_database_is_one_sentence() -> None:
-    """The exit code is 1, and there is no traceback."""
+    """If the database cannot be reached, the exit code is 1 and there is no traceback."""
     done = shell("status", "--dsn", "postgresql://postgres@127.0.0.1:1/x")
     assert (done.exit_code, "cannot be reached" in done.output) == (1, True)

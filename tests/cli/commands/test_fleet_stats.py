@@ -15,7 +15,7 @@ pytest_plugins = ["support.postgres", "support.fleet"]
 
 
 async def test_the_live_view_is_drawn_again_and_again(fleet: Fleet) -> None:
-    """It shows workers, slots, queue and spend, at every interval."""
+    """The live screen shows workers, slots, queue and cost, and updates at every interval."""
     console = Console(record=True, width=80, force_terminal=True)
     watching = asyncio.create_task(watch(fleet.stats, 0.01, console))
     await asyncio.sleep(0.3)
@@ -37,7 +37,7 @@ async def test_the_live_view_is_drawn_again_and_again(fleet: Fleet) -> None:
 
 @virtual_time
 async def test_the_live_view_says_that_the_database_is_gone() -> None:
-    """While the database does not answer, the last numbers stay with their age, until it answers again."""
+    """While the database does not respond, the last numbers are shown with their age."""
     console = Console(record=True, width=30, force_terminal=True)
     stats = FleetStats(
         queued=1,

@@ -14,7 +14,7 @@ COMMAND = ("preview", COFFEE, "--up", 0.5)
 
 
 def test_the_photo_lies_where_the_result_will_have_it(tmp_path: Path) -> None:
-    """The photo has a frame around it and hatching beside it."""
+    """The drawing has a frame around the photo, and hatching in the new area."""
     target = tmp_path / "new" / "canvas.png"
     done = kling("preview", COFFEE, "--right", 0.5, "-o", target)
     assert (done.exit_code, done.stdout) == (0, f"{target}\n")
@@ -29,7 +29,7 @@ def test_the_photo_lies_where_the_result_will_have_it(tmp_path: Path) -> None:
 
 
 def test_several_passes_are_drawn_as_one_canvas(tmp_path: Path) -> None:
-    """The photo lies where it will be after the last pass, and the text has the price of all."""
+    """The photo is where it will be after the last pass, and the text has the price of all passes."""
     Image.new("RGB", (300, 700), "red").save(tmp_path / "photo.png")
     target = tmp_path / "c.png"
     done = kling("preview", tmp_path / "photo.png", "--aspect", "16:9", "--passes", 2, "-o", target, "--json")
@@ -42,7 +42,7 @@ def test_several_passes_are_drawn_as_one_canvas(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "width"), [((300, 300), SMALLEST), ((4000, 3000), LARGEST)])
 def test_the_drawing_has_a_readable_size(tmp_path: Path, size: tuple[int, int], width: int) -> None:
-    """The drawing is neither tiny nor huge, also for a transparent photo."""
+    """The drawing is neither tiny nor huge, even for a transparent photo."""
     Image.new("RGBA", size, (200, 30, 30, 128)).save(tmp_path / "photo.png")
     kling("preview", tmp_path / "photo.png", "--left", 0.5, "-o", tmp_path / "canvas.png")
     with Image.open(tmp_path / "canvas.png") as picture:
@@ -87,7 +87,7 @@ def test_it_writes_nothing_but_a_png_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_terminal_shows_the_picture(tmp_path: Path) -> None:
-    """A capable terminal shows the picture, and the path is the last line."""
+    """A terminal that supports pictures shows the drawing, and the path is the last line."""
     target = tmp_path / "canvas.png"
     shown, _ = kling.on_a_terminal(*COMMAND, "-o", target)
     assert shown.strip().endswith(str(target))
@@ -95,7 +95,7 @@ def test_a_terminal_shows_the_picture(tmp_path: Path) -> None:
 
 
 def test_a_terminal_without_a_size_is_no_failure(tmp_path: Path) -> None:
-    """A terminal without a size still gets the file."""
+    """With a terminal that reports no size, the file is still written."""
     target = tmp_path / "canvas.png"
     shown, _ = kling.on_a_terminal(*COMMAND, "-o", target, size=(0, 0))
     assert shown.strip().endswith(str(target))

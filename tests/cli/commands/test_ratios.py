@@ -11,7 +11,7 @@ kling = Shell()
 
 
 def test_the_vendors_own_example() -> None:
-    """The first line is the vendor's string, the second describes the canvas."""
+    """The first line is the vendor's string, and the second describes the canvas."""
     lines = kling("ratios", "100x100", "--area", 3, "--aspect", "16:9").stdout.splitlines()
     assert lines[0] == "0.1495,0.1495,0.6547,0.6547"
     assert "231x130" in lines[1]
@@ -19,7 +19,7 @@ def test_the_vendors_own_example() -> None:
 
 
 def test_a_photo_says_its_size_itself() -> None:
-    """JSON holds the four numbers, the canvas, and where the photo lies in it."""
+    """JSON has the four ratios, the canvas, and the position of the photo in it."""
     facts = json.loads(kling("ratios", COFFEE, "--size", "1000x600", "--anchor", "top-left", "--json").stdout)
     assert (facts["width"], facts["height"]) == (600, 400)
     assert (facts["up"], facts["down"], facts["left"], facts["right"]) == (0, 0.5, 0, pytest.approx(2 / 3))
@@ -28,7 +28,7 @@ def test_a_photo_says_its_size_itself() -> None:
 
 
 def test_several_passes_have_their_own_ratios() -> None:
-    """Each pass has two lines, the whole has one with its price, and JSON has both."""
+    """Each pass has two lines, a last line has the total with its price, and JSON has both."""
     words = ("ratios", "300x700", "--aspect", "16:9", "--passes", 3)
     lines = kling(*words).stdout.splitlines()
     assert [line for line in lines if line[0].isdigit()] == [lines[0], lines[2], lines[4]]
@@ -59,7 +59,7 @@ def test_several_passes_have_their_own_ratios() -> None:
     ],
 )
 def test_each_way_to_say_it(options: list[object], expected: Ratios) -> None:
-    """Every option means what the library's geometry of that name means."""
+    """Each option produces the ratios of the library's geometry of the same kind."""
     facts = json.loads(kling("ratios", "400x400", *options, "--json").stdout)
     found = [facts[side] for side in ("up", "down", "left", "right")]
     assert found == pytest.approx([expected.up, expected.down, expected.left, expected.right])
@@ -83,7 +83,7 @@ def test_each_way_to_say_it(options: list[object], expected: Ratios) -> None:
     ],
 )
 def test_what_cannot_be_is_one_sentence(arguments: list[object], said: str) -> None:
-    """The exit code is 2, and the message says what is allowed."""
+    """For an impossible geometry, the exit code is 2, and the message says what is allowed."""
     done = kling("ratios", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr

@@ -1,4 +1,4 @@
-"""`kling-expand resume`: open jobs of a journal, whichever program submitted them."""
+"""`kling-expand resume`: the open jobs of a journal, regardless of the program that submitted them."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from kling_expand.store.sqlite import SQLiteStore
 
 
 def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) -> None:
-    """Submit photos by a client that closes before its tasks end."""
+    """Submit photos with a client that is closed before its tasks end."""
 
     async def submit() -> None:
         emulator = kling.emulator
@@ -32,7 +32,7 @@ def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) 
 
 
 def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
-    """A journal, given by its file or directory, is resumed under its own run, each task once by its name."""
+    """A journal is named by its file or directory, and each of its tasks is saved once under its own name."""
     same = tmp_path / "coffee.jpg"
     same.write_bytes(Path(CHELSEA).read_bytes())
     with shell(work_seconds=600) as kling:
@@ -52,7 +52,7 @@ def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
 
 
 def test_the_summary_says_who_retries_failed_jobs(tmp_path: Path) -> None:
-    """A failed task is reported with its photo and reason, and who can retry it."""
+    """A failed task is reported with its photo and reason, and the summary says how to retry it."""
     with shell(work_seconds=600) as kling:
         begin(kling, tmp_path / "j", COFFEE, CHELSEA, prompt="emulate-risk-control")
         kling.within(kling.emulator.advance, 700)
@@ -64,7 +64,7 @@ def test_the_summary_says_who_retries_failed_jobs(tmp_path: Path) -> None:
 
 
 def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
-    """The exit code is 130, and the tasks that continue are counted."""
+    """After Ctrl-C, the exit code is 130, and the tasks that continue are counted."""
     with shell(work_seconds=600) as kling:
         begin(kling, tmp_path / "j", COFFEE, CHELSEA)
         reads = kling.emulator.account.requests.total()
@@ -83,7 +83,7 @@ def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
 
 
 def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:
-    """A running task is saved within a budget of 0, because it is paid for already."""
+    """A running task is saved even with a budget of 0, because it is already paid for."""
     with shell(work_seconds=600) as kling:
         begin(kling, tmp_path / "j", COFFEE)
         kling.within(kling.emulator.advance, 700)
@@ -93,7 +93,7 @@ def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["", "some"])
 def test_a_run_with_the_local_emulator_says_how_it_continues(tmp_path: Path, key: str) -> None:
-    """Its emulator has ended, so credentials would not help, and the journal stays that of the emulator."""
+    """The emulator has ended, so credentials would not help. The journal still belongs to the emulator."""
 
     async def account(given: str = "") -> str:
         async with SQLiteStore(tmp_path / "j", account=given) as store:
@@ -102,12 +102,12 @@ def test_a_run_with_the_local_emulator_says_how_it_continues(tmp_path: Path, key
     asyncio.run(account(EMULATED))
     done = Shell()("resume", tmp_path / "j", KLING_API_KEY=key)
     assert done.exit_code == 2
-    assert "this run used the local emulator; run the same command again" in done.stderr
+    assert "this run used the local emulator; run its own command again" in done.stderr
     assert asyncio.run(account()) == EMULATED
 
 
 def test_missing_credentials_are_explained_in_words_of_the_shell(tmp_path: Path) -> None:
-    """Neither a Python class nor an option that `resume` does not have is named."""
+    """The message names neither a Python class nor an option that `resume` does not have."""
 
     async def create() -> None:
         async with SQLiteStore(tmp_path / "j"):
@@ -121,7 +121,7 @@ def test_missing_credentials_are_explained_in_words_of_the_shell(tmp_path: Path)
 
 
 def test_there_must_be_a_journal(tmp_path: Path) -> None:
-    """A missing journal is not created, and a file that is no journal is refused."""
+    """A missing journal is not created, and a file that is not a journal is refused."""
     done = Shell()("resume", tmp_path / "j")
     assert (done.exit_code, "no such journal" in done.stderr) == (2, True)
     with shell() as kling:
@@ -130,7 +130,7 @@ def test_there_must_be_a_journal(tmp_path: Path) -> None:
 
 
 def test_results_are_named_as_the_command_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`resume` and `wait` repeat folders, shapes and names of a manifest, wherever they are run."""
+    """`resume` and `wait` save under the directories, shapes and names of the original command."""
     monkeypatch.chdir(tmp_path)
     for folder, photo in (("a", COFFEE), ("b", CHELSEA)):
         (tmp_path / "photos" / folder).mkdir(parents=True)
@@ -138,7 +138,7 @@ def test_results_are_named_as_the_command_would_have(tmp_path: Path, monkeypatch
     words = ("--aspect", "16:9", "--aspect", "5:4")
     expected = [f"{folder}/dog-{shape}-0.png" for folder in "ab" for shape in ("16x9", "5x4")]
     with shell() as kling:
-        kling.emulator.faults.script("file", Fault("expired", times=8))  # each URL, and a fresh one
+        kling.emulator.faults.script("file", Fault("expired", times=8))  # each URL, and its renewed URL
         assert kling("bulk", "photos", *words, "-o", "out").exit_code == 1
         assert (files(tmp_path / "out"), len(kling.emulator.account.tasks)) == ([], 4)
         ids = list(kling.emulator.account.tasks)
@@ -153,7 +153,7 @@ def test_results_are_named_as_the_command_would_have(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("passed", [0, 1])
 def test_passes_go_on_where_a_kill_has_stopped_them(passed: int, tmp_path: Path) -> None:
-    """Stopped within the first or the second pass, `resume` makes the rest, and pays for each once."""
+    """After a kill during the first or second pass, `resume` makes the rest. Each pass is paid for once."""
     photo = tower(tmp_path)
     words = ("expand", photo, "--aspect", "16:9", "--passes", 2, "-o", tmp_path / "out")
     with shell(work_seconds=600) as kling, kling.start(*words) as process:
@@ -178,6 +178,6 @@ def test_passes_go_on_where_a_kill_has_stopped_them(passed: int, tmp_path: Path)
 
 
 def known(folder: Path, number: int) -> bool:
-    """Return whether the journal knows as many tasks."""
+    """Return whether the journal has at least *number* paid tasks."""
     done = Shell()("status", folder, "--json")
     return done.exit_code == 0 and json.loads(done.stdout)["units_due"] >= 8 * number

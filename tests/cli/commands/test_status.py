@@ -1,4 +1,4 @@
-"""`kling-expand status`: what the service knows about tasks, and what a journal knows about its run."""
+"""`kling-expand status`: the status of tasks at the service, and the progress of a run in its journal."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from kling_expand.store.sqlite import SQLiteStore
 
 
 def test_status_is_one_line_a_task_in_the_order_asked() -> None:
-    """An unknown id does not affect the others, and makes the exit code 1."""
+    """An unknown id does not affect the others, but the exit code is 1."""
     with shell(work_seconds=600) as kling:
         (task_id,) = submitted(kling, COFFEE)
         done = kling("status", "unknown", task_id)
@@ -33,10 +33,10 @@ def test_status_is_one_line_a_task_in_the_order_asked() -> None:
 
 
 async def test_a_run_is_watched_while_it_goes_on(tmp_path: Path) -> None:
-    """Jobs, cost and process are shown while the journal is open, by its file or directory."""
+    """Jobs, cost and process are shown while the journal is open. It is named by its file or directory."""
     journal = tmp_path / ".kling-expand.db"
     status = partial(asyncio.to_thread, Shell(), "status")
-    copy = tmp_path / "copy.jpg"  # one job with the first photo
+    copy = tmp_path / "copy.jpg"  # shares a job with the first photo
     await asyncio.to_thread(shutil.copyfile, COFFEE, copy)
     with shell() as kling:
         photos = COFFEE, CHELSEA, copy
@@ -61,7 +61,7 @@ async def test_a_run_is_watched_while_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_rate_and_time_left_follow_from_recent_rows() -> None:
-    """Ten rows a minute leave nine minutes for ninety rows, and only a running process has a rate."""
+    """At ten rows a minute, ninety rows take nine minutes. Only a run in progress has a rate."""
     usage = Usage(due=88, billed=80.0, saved=10, open=1)
     usage.states.update({JobState.DONE: 10, JobState.SUBMITTED: 1})
     run = Run("j", 1, 100, usage, emulated=False, now=160.0, saved_at=[100.0 + 6 * n for n in range(11)])
@@ -98,7 +98,7 @@ def test_bad_rows_are_neither_to_come_nor_open(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_one_sentence(tmp_path: Path) -> None:
-    """A directory in which no command has kept a journal, and a file that is none, are told apart."""
+    """A directory without a command's journal, and a file that is not a journal, have different messages."""
     (tmp_path / "file").write_text("x" * 5000)
     (tmp_path / "workers").mkdir()
     for name in ("jobs-1.db", "jobs-0.db"):

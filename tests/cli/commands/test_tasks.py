@@ -1,4 +1,4 @@
-"""`get` and `list`: what the service knows about tasks."""
+"""`get` and `list`: the tasks at the service."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_get_shows_a_task_by_either_id(tmp_path: Path) -> None:
 
 
 def test_an_unknown_id_is_one_sentence() -> None:
-    """An unknown id has exit code 1."""
+    """For an unknown id, the exit code is 1."""
     with shell() as kling:
         done = kling("get", "unknown")
     assert (done.exit_code, done.stdout) == (1, "")
@@ -40,7 +40,7 @@ def test_an_unknown_id_is_one_sentence() -> None:
 
 
 def test_list_pages_filters_and_shows_all() -> None:
-    """With --all every task is listed once, whatever the page size."""
+    """With --all, every task is listed once, whatever the page size."""
     with shell(work_seconds=600) as kling:
         submitted(kling, COFFEE, CHELSEA)
         tasks = submitted(kling, COFFEE)

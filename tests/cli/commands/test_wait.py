@@ -1,4 +1,4 @@
-"""`wait` and `download`: results of tasks of another time, by any of their ids."""
+"""`wait` and `download`: the results of earlier tasks, by either of their ids."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_wait_saves_each_task_once_under_its_id(tmp_path: Path) -> None:
 
 
 def test_waiting_for_a_failed_task_says_why(tmp_path: Path) -> None:
-    """A failed task has exit code 1 and its reason, and no advice to wait again."""
+    """For a failed task, the exit code is 1. The reason is printed, without advice to wait again."""
     with shell(work_seconds=600) as kling:
         kling("expand", COFFEE, "--up", 0.5, "--prompt", "emulate-risk-control", "--deadline", 0.3)
         (task_id,) = ids(kling)
@@ -34,7 +34,7 @@ def test_waiting_for_a_failed_task_says_why(tmp_path: Path) -> None:
 
 
 def test_download_does_not_wait(tmp_path: Path) -> None:
-    """An ended task is saved; a running one is an error that says how to wait for it."""
+    """An ended task is saved. For a running task, the error says how to wait for it."""
     with shell(work_seconds=600) as kling:
         (first,) = submitted(kling, COFFEE)
         kling.within(kling.emulator.advance, 700)
@@ -46,7 +46,7 @@ def test_download_does_not_wait(tmp_path: Path) -> None:
 
 
 def test_a_result_that_cannot_be_fetched_stays_open(tmp_path: Path) -> None:
-    """A failed download names the command that tries again, because the task is paid for."""
+    """After a failed download, the command that retries it is printed, because the task is paid for."""
     with shell() as kling:
         kling("expand", COFFEE, "--up", 0.5, "-o", tmp_path)
         (task_id,) = ids(kling)

@@ -1,4 +1,4 @@
-"""`kling-expand webhook listen`: what comes in is printed, and what cannot be trusted is refused."""
+"""`kling-expand webhook listen`: callbacks are printed, and those that cannot be verified are refused."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ CALL = json.dumps({"task_id": "7", "task_status": "processing\x1b[2J"}).encode()
 
 @contextmanager
 def listening(*arguments: object) -> "Iterator[tuple[subprocess.Popen[str], str, str]]":
-    """A listener on a free port, its address and what it says of itself; Ctrl-C ends it well."""
+    """Start a listener on a free port, yield its process, URL and first line, and end it with Ctrl-C."""
     with Shell().start("webhook", "listen", "--port", 0, *arguments) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -35,7 +35,7 @@ def listening(*arguments: object) -> "Iterator[tuple[subprocess.Popen[str], str,
 
 
 def post(url: str, body: bytes, headers: dict[str, str] | None = None) -> int:
-    """The status of the answer."""
+    """Send a POST request, and return the status of the response."""
     try:
         with urlopen(Request(url, body, headers or {}, method="POST"), timeout=10) as answer:
             return int(answer.status)
@@ -46,7 +46,7 @@ def post(url: str, body: bytes, headers: dict[str, str] | None = None) -> int:
 
 @pytest.fixture
 def secret_file(tmp_path: Path) -> str:
-    """A file with the secret, as an editor saves it."""
+    """A file with the secret and a newline, as an editor saves it."""
     path = tmp_path / "secret"
     path.write_text(f"{SECRET}\n")
     return str(path)
@@ -82,7 +82,7 @@ def test_signed_calls_are_printed_as_they_come(secret_file: str, *, as_json: boo
 
 
 def test_unsigned_calls_are_refused_with_the_reason(secret_file: str) -> None:
-    """An unsigned callback is answered 400 and reported on stderr, a body that is too long 413."""
+    """An unsigned callback is refused with 400 and reported on stderr. A body that is too long gets 413."""
     with listening("--secret-file", secret_file) as (process, url, _):
         assert post(url, CALL) == 400
         assert process.stderr is not None
@@ -93,7 +93,7 @@ def test_unsigned_calls_are_refused_with_the_reason(secret_file: str) -> None:
 
 
 def test_without_a_secret_every_call_is_marked() -> None:
-    """Without a secret every callback is marked, and cannot steer the terminal."""
+    """Without a secret, every callback is marked as unverified, and its control characters are escaped."""
     with listening() as (process, url, line):
         assert "nothing is verified" in line
         assert post(url, CALL) == 204
@@ -108,11 +108,12 @@ def test_without_a_secret_every_call_is_marked() -> None:
 
 
 def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
-    """A port in use and an invalid secret have exit code 2."""
+    """For a port in use or an invalid secret, the exit code is 2."""
     with shell() as other:
         done = Shell()("webhook", "listen", "--port", other.emulator.url.rpartition(":")[2])
     assert (done.exit_code, "cannot listen" in done.stderr) == (2, True)
     empty = tmp_path / "secret"
     empty.write_text("whsec_\n")
     assert Shell()("webhook", "listen", "--secret-file", str(empty)).exit_code == 2
-    assert Shell()("webhook", "listen", "--secret", "whsec_c2VjcmV0").exit_code == 2  # others would see it
+    # There is no option for the secret itself, because other users would see it.
+    assert Shell()("webhook", "listen", "--secret", "whsec_c2VjcmV0").exit_code == 2

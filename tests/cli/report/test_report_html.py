@@ -1,4 +1,4 @@
-"""`kling-expand report`: one self-contained page that no foreign text can break."""
+"""`kling-expand report`: one self-contained page, which no text from outside can break."""
 
 import asyncio
 import base64
@@ -36,13 +36,13 @@ class Page(HTMLParser):
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
     def all(self, tag: str, css: str = "") -> list[dict[str, str]]:
-        """Return the attributes of every such tag of a class."""
+        """Return the attributes of every tag with this name and CSS class."""
         return [attrs for name, attrs in self.tags if name == tag and css in attrs.get("class", "")]
 
 
 @pytest.fixture(scope="module")
 def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A journal with one picture, two of one photo, a failure and a refusal."""
+    """A journal with one picture, two pictures of another photo, a failure and a refusal."""
     folder = tmp_path_factory.mktemp("report")
     rows = [
         {"image": COFFEE, "left": 0.5, "right": 0.5, "prompt": NASTY},
@@ -58,7 +58,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(journal: Path, tmp_path: Path, *arguments: object) -> tuple[Page, str]:
-    """Return the report on a journal, parsed and as text."""
+    """Write the report about a journal, and return it parsed and as text."""
     done = Shell()("report", journal, "-o", tmp_path / "r.html", *arguments)
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'r.html'}\n")
     text = (tmp_path / "r.html").read_text()
@@ -81,14 +81,14 @@ def test_every_job_is_on_the_page(journal: Path, tmp_path: Path) -> None:
 
 
 def test_the_photo_lies_where_it_does_in_the_result(journal: Path, tmp_path: Path) -> None:
-    """With half a width on each side it starts at a quarter and is half as wide as the canvas."""
+    """With half its width on each side, the photo begins at a quarter and covers half of the canvas."""
     page, _ = made(journal, tmp_path)
     places = {attrs["style"] for attrs in page.all("img") if "original" in attrs["alt"]}
     assert "left:25.0000%;top:0.0000%;width:50.0000%;height:100.0000%" in places
 
 
 def test_nothing_is_fetched_and_foreign_text_is_escaped(journal: Path, tmp_path: Path) -> None:
-    """Pictures are in the file, foreign text is escaped, and a policy forbids all requests."""
+    """Pictures are in the file, text from outside is escaped, and a policy forbids all requests."""
     page, text = made(journal, tmp_path)
     assert {attrs["src"][:11] for attrs in page.all("img")} == {"data:image/"}
     assert len(page.all("script")) == 1
@@ -102,7 +102,7 @@ def test_nothing_is_fetched_and_foreign_text_is_escaped(journal: Path, tmp_path:
 
 
 async def test_no_signature_of_a_photo_is_on_the_page(journal: Path) -> None:
-    """The page is sent to others, so it shows a URL without its user and its query."""
+    """The page may be sent to others, so it shows a URL without its user, query and fragment."""
     async with SQLiteStore.snapshot(journal) as store:
         job = await anext(store.jobs())
     signed = evolve(job, source="https://me:word@h.example/dog.png?X-Amz-Signature=secret#part")
@@ -114,7 +114,7 @@ async def test_no_signature_of_a_photo_is_on_the_page(journal: Path) -> None:
 def test_the_page_is_written_through_no_link(
     journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder that others can write to, a link under the name of the part file leads to no harm."""
+    """If another user has put a link in place of the partial file, the page is not written through it."""
     monkeypatch.setattr("secrets.token_hex", lambda _: "known")
     (tmp_path / "mine").write_text("precious")
     link = tmp_path / ".r.html-known.part"
@@ -125,7 +125,7 @@ def test_the_page_is_written_through_no_link(
 
 
 def test_pictures_are_as_small_as_asked(journal: Path, tmp_path: Path) -> None:
-    """With --size no picture is larger."""
+    """No picture is larger than --size."""
     page, _ = made(journal, tmp_path, "--size", 64)
     for attrs in page.all("img"):
         with Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2]))) as image:
@@ -141,7 +141,7 @@ def test_only_the_newest_are_shown_and_all_are_counted(journal: Path, tmp_path: 
 
 
 async def test_a_run_that_is_not_over_can_be_reported(journal: Path, tmp_path: Path) -> None:
-    """While another process, or this one, has the journal open the page is made from a copy of it."""
+    """While a process has the journal open, the page is made from a snapshot of it."""
     copy = tmp_path / "run.journal"
     copy.write_bytes(journal.read_bytes())  # noqa: ASYNC240 - a test
     async with SQLiteStore(copy) as store:
@@ -152,7 +152,7 @@ async def test_a_run_that_is_not_over_can_be_reported(journal: Path, tmp_path: P
 
 
 def test_a_changed_photo_is_marked(tmp_path: Path) -> None:
-    """A photo that was changed since is marked, one that was only touched is not."""
+    """A photo that has changed since the run is marked. A photo that was only touched is not."""
     photos = [tmp_path / "a.png", tmp_path / "b.png"]
     for number, photo in enumerate(photos):
         Image.new("RGB", (300, 300), (number, 0, 0)).save(photo)
@@ -167,7 +167,7 @@ def test_a_changed_photo_is_marked(tmp_path: Path) -> None:
 
 
 def test_known_pictures_are_taken_from_the_last_page(journal: Path, tmp_path: Path) -> None:
-    """A second report takes the pictures of the first, unless their size is another."""
+    """A second report reuses the pictures of the first, unless it has another size."""
     made(journal, tmp_path)
     page = tmp_path / "r.html"
     text = page.read_text()
@@ -179,13 +179,13 @@ def test_known_pictures_are_taken_from_the_last_page(journal: Path, tmp_path: Pa
 
 
 def test_progress_is_shown_on_a_terminal(journal: Path, tmp_path: Path) -> None:
-    """On a terminal a line counts the jobs, and only the path of the page stays."""
+    """On a terminal, a line counts the jobs. At the end only the path of the page remains."""
     shown, process = Shell().on_a_terminal("report", journal, "-o", tmp_path / "r.html")
     assert (process.returncode, shown.split("\x1b[K")[-1].strip()) == (0, str(tmp_path / "r.html"))
 
 
 def test_what_is_gone_from_disk_is_said(journal: Path, tmp_path: Path) -> None:
-    """A page without the result files is still written."""
+    """The page is written even if the files of the results are gone."""
     copy = tmp_path / "j"
     copy.write_bytes(journal.read_bytes())
     for file in journal.parent.glob("out/*"):
@@ -211,20 +211,20 @@ def test_a_failed_report_leaves_the_last_one(journal: Path, tmp_path: Path) -> N
     ("arguments", "said"), [(["nothing"], "no such journal"), ([COFFEE, "-o", "photo.jpg"], "an .html file")]
 )
 def test_what_cannot_be_reported_on(arguments: list[str], said: str) -> None:
-    """A missing journal, and an output that is no HTML file, have exit code 2."""
+    """The exit code is 2 for a missing journal, and for an output that is not an HTML file."""
     done = Shell()("report", *arguments)
     assert (done.exit_code, said in done.stderr) == (2, True)
 
 
 def test_a_program_can_ask_for_it(journal: Path, tmp_path: Path) -> None:
-    """With --json the file and the totals are one object."""
+    """With --json, the path and the totals are printed as one object."""
     done = Shell()("report", journal, "-o", tmp_path / "r.html", "--json", "--last", 3)
     facts = {"file": str(tmp_path / "r.html"), "jobs": 4, "shown": 3, "units_billed": 24}
     assert json.loads(done.stdout) == facts
 
 
 def test_an_empty_journal_is_a_page_too(tmp_path: Path) -> None:
-    """An empty journal has a page without cards."""
+    """The page of an empty journal has no cards."""
 
     async def create() -> None:
         async with SQLiteStore(tmp_path / "j"):
@@ -245,7 +245,7 @@ def test_durations_are_the_services() -> None:
 
 
 def test_checks_shapes_and_passes_are_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A card has what `--check` has found, the shape, the pass, and the first photo in its place."""
+    """A card has the findings of `--check`, the shape and the pass. The first photo is in its place."""
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((540, 960), 40).convert("RGB").save("tower.png")
     with shell(queue_seconds=0, work_seconds=0) as kling:
@@ -269,7 +269,7 @@ def test_checks_shapes_and_passes_are_on_the_page(tmp_path: Path, monkeypatch: p
 
 
 def test_a_photo_that_was_turned_upright_is_shown_upright(tmp_path: Path) -> None:
-    """The sizes on a card are those of the photo that was sent, which `--fit` has turned."""
+    """The sizes on a card are those of the photo that was sent, which `--fit` had rotated."""
     exif = Image.Exif()
     exif[0x0112] = 6
     photo = tmp_path / "in" / "trip" / "turned.jpg"

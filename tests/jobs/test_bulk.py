@@ -29,12 +29,12 @@ from kling_expand.testing import virtual_time
 
 
 def numbered(count: int) -> Iterator[ExpandRequest]:
-    """Requests that are distinguished by their prompts."""
+    """Yield requests that differ only in their prompts."""
     return (ExpandRequest("photo.png", Ratios(up=0.5), str(i)) for i in range(count))
 
 
 class Service:
-    """A service that accepts every job and ends it after a given time; it counts the open jobs."""
+    """A service that accepts every job, ends it after a given time, and counts the open jobs."""
 
     def __init__(self, ends: Callable[[TaskFuture, int], float | None] = lambda _future, _index: 1.0) -> None:
         self.open = self.most = self.submitted = self.saving = self.most_saving = 0
@@ -95,7 +95,7 @@ async def test_ordered_outcomes_come_in_the_order_of_the_requests() -> None:
 
 @virtual_time
 async def test_unordered_outcomes_come_as_they_end() -> None:
-    """A slow job delays no other outcome, and every request has exactly one."""
+    """A slow job delays no other outcome, and every request has exactly one outcome."""
     service = Service(lambda _future, index: 1000 if index == 0 else 1)
     indexes = [outcome.index async for outcome in bulk(service).run(numbered(30))]
     assert indexes[-1] == 0
@@ -104,7 +104,7 @@ async def test_unordered_outcomes_come_as_they_end() -> None:
 
 @virtual_time
 async def test_a_slow_reader_slows_the_source() -> None:
-    """An outcome that is not read is not replaced, so at most *prefetch* requests are held."""
+    """No request is taken in place of an unread outcome, so at most `prefetch` requests are held."""
     service, made = Service(lambda _future, _index: 0.0), 0
 
     def source() -> Iterator[ExpandRequest]:
@@ -123,7 +123,7 @@ async def test_a_slow_reader_slows_the_source() -> None:
 
 @virtual_time
 async def test_a_slow_source_does_not_hold_back_what_has_ended() -> None:
-    """Outcomes are handed out while the next request is still being waited for."""
+    """Outcomes are yielded while the map still waits for the next request."""
     loop = asyncio.get_running_loop()
 
     async def source() -> AsyncIterator[ExpandRequest]:
@@ -137,7 +137,7 @@ async def test_a_slow_source_does_not_hold_back_what_has_ended() -> None:
 
 @virtual_time
 async def test_one_failure_discards_no_other_outcome() -> None:
-    """A failure is an outcome, and all other requests have theirs."""
+    """A failure is an outcome, and all other requests have their own outcomes."""
 
     def ends(future: TaskFuture, index: int) -> float | None:
         if index == 3:
@@ -151,7 +151,7 @@ async def test_one_failure_discards_no_other_outcome() -> None:
 
 
 def row(number: int) -> Row:
-    """Return a row of 24, in each of the three forms; the third is bad in one way, the fifth in another."""
+    """Return row *number* in one of the three forms. Row 3 and row 5 are invalid in different ways."""
     fields: dict[str, Any] = {"image": "photo.png", "geometry": Ratios(up=0.5), "prompt": str(number)}
     if number == 3:
         return {**fields, "n": 0}
@@ -164,7 +164,7 @@ def row(number: int) -> Row:
 @pytest.mark.parametrize("ordered", [False, True])
 @virtual_time
 async def test_a_bad_row_loses_no_other(*, ordered: bool) -> None:
-    """Each bad row is an outcome with its own error and without a request; all others are submitted."""
+    """Each invalid row is an outcome with its own error and no request, and all other rows are submitted."""
     service = Service()
     outcomes = [outcome async for outcome in bulk(service, ordered=ordered).run(map(row, range(24)))]
     bad = {outcome.index: outcome for outcome in outcomes if outcome.error is not None}
@@ -181,7 +181,7 @@ async def test_a_bad_row_loses_no_other(*, ordered: bool) -> None:
 
 @virtual_time
 async def test_bad_rows_count_as_failures() -> None:
-    """After `max_failures` bad rows nothing more is submitted."""
+    """After `max_failures` invalid rows, nothing more is submitted."""
     outcomes = [outcome async for outcome in bulk(Service(), max_failures=4).run({} for _ in range(1000))]
     assert 4 <= len(outcomes) <= 20
 
@@ -189,7 +189,7 @@ async def test_bad_rows_count_as_failures() -> None:
 @pytest.mark.parametrize("wrong", [None, "photo.png", 7, ExpandRequest, ("photo.png", Ratios(up=0.5))])
 @virtual_time
 async def test_what_is_no_row_is_raised_after_the_outcomes(wrong: Any) -> None:
-    """A source of the wrong kind is an error of the program; the jobs before it have their outcomes."""
+    """An item that is not a row raises an error, after the outcomes of the jobs before it."""
     seen: list[int] = []
 
     async def read() -> None:
@@ -203,13 +203,13 @@ async def test_what_is_no_row_is_raised_after_the_outcomes(wrong: Any) -> None:
 
 @pytest.mark.parametrize("bad", [{"imge": "a.png"}, {}, {1: 2}, lambda: None, lambda: "photo.png"])
 def test_what_makes_no_request_is_an_error_of_ours(bad: Any) -> None:
-    """The message says what a row must be, or what went wrong in it."""
+    """The error says what a row must contain or return."""
     with pytest.raises(InvalidRequest, match=r"^row must"):
         make_request(bad)
 
 
 def test_an_error_of_ours_in_a_row_is_kept() -> None:
-    """A function may raise any error of the package."""
+    """An error of the package that the row's function raises is passed on unchanged."""
 
     def refuse() -> ExpandRequest:
         raise KlingError("no such photo in the shop")
@@ -220,7 +220,7 @@ def test_an_error_of_ours_in_a_row_is_kept() -> None:
 
 @virtual_time
 async def test_pictures_are_saved_while_other_jobs_run() -> None:
-    """Saving of 5 s beside tasks of 1 s holds no job back, and each outcome has its files."""
+    """Saves that take longer than the tasks do not delay other jobs, and each outcome has its files."""
     service = Service()
     loop = asyncio.get_running_loop()
     outcomes = [outcome async for outcome in bulk(service, prefetch=40, save_to="out").run(numbered(80))]
@@ -231,7 +231,7 @@ async def test_pictures_are_saved_while_other_jobs_run() -> None:
 
 @virtual_time
 async def test_a_function_says_where_pictures_are_saved() -> None:
-    """It is called with the request before the job is sent, so nothing is paid for a target that is wrong."""
+    """The function is called before the job is sent, so no job with an invalid target is paid for."""
     service = Service()
 
     def place(request: ExpandRequest) -> Any:
@@ -251,7 +251,7 @@ async def test_a_function_says_where_pictures_are_saved() -> None:
 
 
 def test_a_mapping_with_an_unknown_field_names_the_nearest() -> None:
-    """The error names the field and not Python's own call."""
+    """The error names the unknown or missing field instead of Python's own `TypeError`."""
     with pytest.raises(InvalidRequest, match=r"must contain only fields of a request, got 'promt'.*prompt"):
         make_request({"image": "dog.png", "geometry": "16:9", "promt": "grass"})
     with pytest.raises(InvalidRequest, match=r"row must contain the field 'geometry', got .*dog.png"):
@@ -260,7 +260,7 @@ def test_a_mapping_with_an_unknown_field_names_the_nearest() -> None:
 
 @virtual_time
 async def test_a_result_that_is_on_disk_is_not_saved_again() -> None:
-    """Files of an earlier run at the target are those of the outcome; files elsewhere do not replace them."""
+    """The outcome has the files that an earlier run saved at the target, but not files saved elsewhere."""
     service = Service()
     known = ExpandRequest("photo.png", Ratios(up=0.5), key="known")
     (outcome,) = [outcome async for outcome in bulk(service, save_to="out").run([known])]
@@ -271,7 +271,7 @@ async def test_a_result_that_is_on_disk_is_not_saved_again() -> None:
 
 @virtual_time
 async def test_a_picture_that_has_expired_is_found_where_it_was_saved() -> None:
-    """The service no longer has it: the outcome names the files of the earlier run, wherever they are."""
+    """If the service no longer has a picture, the outcome has the files of the earlier run."""
     service = Service()
     service.save_error = ResultExpired("it has expired")
     known = ExpandRequest("photo.png", Ratios(up=0.5), key="known")
@@ -293,7 +293,7 @@ async def test_a_result_that_cannot_be_saved_is_kept() -> None:
 
 @virtual_time
 async def test_a_reader_that_leaves_ends_the_saves() -> None:
-    """Nothing goes on in the background after a `break`."""
+    """After a `break`, no save continues in the background."""
     service = Service(lambda _future, index: 1.0 if index == 0 else 5.5)
     async for _ in (outcomes := bulk(service, save_to="out").run(numbered(5))):
         break
@@ -304,7 +304,7 @@ async def test_a_reader_that_leaves_ends_the_saves() -> None:
 
 @virtual_time
 async def test_nothing_is_submitted_after_max_failures() -> None:
-    """What was not sent is cancelled, and every submitted request has an outcome."""
+    """Unsent jobs are cancelled, and every submitted request has an outcome."""
 
     def ends(future: TaskFuture, _index: int) -> None:
         asyncio.get_running_loop().call_later(1, future.record.fail, KlingError("broken"))
@@ -318,7 +318,7 @@ async def test_nothing_is_submitted_after_max_failures() -> None:
 
 @virtual_time
 async def test_a_broken_source_is_raised_after_the_outcomes() -> None:
-    """Requests submitted before the source failed still have their outcomes."""
+    """Requests that were submitted before the source failed still have their outcomes."""
 
     def source() -> Iterator[ExpandRequest]:
         yield from numbered(4)
@@ -335,7 +335,7 @@ async def test_a_broken_source_is_raised_after_the_outcomes() -> None:
 
 @virtual_time
 async def test_leaving_early_takes_back_what_was_not_sent() -> None:
-    """A `break` of the reader stops the feeding, and the rest of the source stays unread."""
+    """After a `break`, the map cancels unsent jobs and leaves the rest of the source unread."""
     service, source = Service(), numbered(1000)
     outcomes = bulk(service).run(source)
     async for _ in outcomes:
@@ -348,14 +348,14 @@ async def test_leaving_early_takes_back_what_was_not_sent() -> None:
 
 @virtual_time
 async def test_an_empty_source_has_no_outcomes() -> None:
-    """The map ends at once."""
+    """A map over an empty source ends without an outcome."""
     assert [outcome async for outcome in bulk(Service()).run([])] == []
 
 
 @pytest.mark.parametrize("ordered", [False, True])
 @virtual_time
 async def test_a_deadline_holds_for_each_job_to_its_end(*, ordered: bool) -> None:
-    """An outcome comes at its job's own deadline though its task never ends, and others are unharmed."""
+    """A job whose task never ends has its outcome at its deadline, and other jobs are not affected."""
     loop = asyncio.get_running_loop()
 
     def ends(future: TaskFuture, index: int) -> float | None:
@@ -371,7 +371,7 @@ async def test_a_deadline_holds_for_each_job_to_its_end(*, ordered: bool) -> Non
 
 @virtual_time
 async def test_a_source_that_ignores_cancellation_does_not_keep_the_reader() -> None:
-    """`aclose` returns in bounded time, and nothing the source gives afterwards is submitted."""
+    """`aclose` returns in bounded time, and requests that the source yields later are not submitted."""
     loop, service = asyncio.get_running_loop(), Service()
 
     async def source() -> AsyncIterator[ExpandRequest]:
@@ -394,7 +394,7 @@ async def test_a_source_that_ignores_cancellation_does_not_keep_the_reader() -> 
 
 @virtual_time
 async def test_a_source_that_waits_is_closed_at_once() -> None:
-    """A source that waits for more work for ever is interrupted when its reader leaves."""
+    """A source that waits forever for more work is interrupted when the reader stops."""
     closed = asyncio.Event()
 
     async def source() -> AsyncIterator[ExpandRequest]:

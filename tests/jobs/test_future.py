@@ -1,4 +1,4 @@
-"""Task futures: snapshots from any source and in any order, for any number of awaiters."""
+"""Task futures: snapshots from any source, in any order, for any number of awaiters."""
 
 import asyncio
 import contextvars
@@ -74,7 +74,7 @@ async def outcome(future: TaskFuture) -> ExpandResult:
 
 @given(stories, st.randoms(use_true_random=False))
 def test_any_order_of_snapshots_ends_in_the_same_state(snapshots: list[Task], chance: Any) -> None:
-    """Whatever the order of the snapshots, the newest is kept and no step goes back."""
+    """Whatever the order of the snapshots, the newest is kept and the status never goes back."""
 
     async def check() -> None:
         future = TaskFuture("dog")
@@ -118,7 +118,7 @@ async def test_a_snapshot_of_another_task_is_ignored() -> None:
 
 @virtual_time
 async def test_the_end_is_the_end() -> None:
-    """Neither a snapshot nor a failure changes an outcome that has been set."""
+    """Neither a snapshot nor a failure changes an outcome that is already known."""
     future = TaskFuture("dog")
     future.record.deliver(SUCCEED)
     assert future.record.deliver(FAILED) is False
@@ -151,7 +151,7 @@ async def test_an_undocumented_word_ends_nothing() -> None:
 
 @given(st.integers(0, 9), stories)
 def test_cancelling_one_disturbs_no_other(victim: int, snapshots: list[Task]) -> None:
-    """Awaiters, iterators and callbacks share one future; cancelling one affects no other."""
+    """Awaiters, iterators and callbacks share one future, and cancelling any of them affects no other."""
 
     async def check() -> None:
         future = TaskFuture("dog")
@@ -191,7 +191,7 @@ async def test_it_can_be_awaited_again() -> None:
 
 @virtual_time
 async def test_a_slow_reader_sees_the_newest() -> None:
-    """A slow reader misses intermediate snapshots, sees the last, and sees none twice."""
+    """A slow reader may miss intermediate snapshots, but it sees the last one, and none twice."""
     future = TaskFuture("dog")
     seen = []
     async for task in with_first_snapshot(future):
@@ -221,7 +221,7 @@ async def test_a_quick_reader_sees_all() -> None:
 
 @virtual_time
 async def test_an_iteration_raises_what_ends_it() -> None:
-    """An iteration raises an error after the last snapshot; a failed task is a snapshot and no error."""
+    """An iteration raises an error after the last snapshot, but a failed task is a snapshot, not an error."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
     future.record.fail(KlingError("broken"))
@@ -233,7 +233,7 @@ async def test_an_iteration_raises_what_ends_it() -> None:
 
 @virtual_time
 async def test_a_callback_is_called_once_and_soon() -> None:
-    """A callback runs once, outside `observe`, even if added after the end or if another one raises."""
+    """A callback runs once, not within `deliver`, even if it was added after the end or if another raises."""
     future = TaskFuture("dog")
     called: list[str] = []
     loop = asyncio.get_running_loop()
@@ -285,7 +285,7 @@ async def test_success_is_a_result() -> None:
 )
 @virtual_time
 async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed]) -> None:
-    """The error has the service's message and both ids; moderation is distinguished by the message."""
+    """The error has the service's message and both ids, and moderation is recognized by that message."""
     future = TaskFuture("dog")
     future.record.deliver(evolve(FAILED, task_status_msg=message, external_task_id=None))
     with pytest.raises(TaskFailed) as caught:
@@ -299,7 +299,7 @@ async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed
 
 @virtual_time
 async def test_a_failure_learns_the_ids() -> None:
-    """Every error after the create gets the ids; ids that it already has are kept."""
+    """Every error after the create gets the ids, unless it already has some."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
     future.record.fail(KlingError("broken"))
@@ -313,7 +313,7 @@ async def test_a_failure_learns_the_ids() -> None:
 
 @virtual_time
 async def test_a_result_without_a_client_cannot_save() -> None:
-    """The error says so and has the id."""
+    """The error says that the result has no client, and it has the task's id."""
     with pytest.raises(KlingError, match="1"):
         await ExpandResult(SUCCEED).save()
 
@@ -346,7 +346,7 @@ async def test_save_is_passed_to_the_client(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_accepted_returns_at_the_first_snapshot() -> None:
-    """`accepted` returns at the first snapshot, and does not wait for the end."""
+    """`accepted` returns at the first snapshot and does not wait for the end."""
     future = TaskFuture("dog")
     waiting = await soon(future.accepted())
     assert not waiting.done()
@@ -393,14 +393,14 @@ async def test_wait_waits_at_most_its_timeout() -> None:
 
 
 def consumers(future: TaskFuture) -> list[Awaitable[Any]]:
-    """Every way to wait that the deadline bounds."""
+    """Return one waiter of each kind that the deadline bounds."""
     return [outcome(future), read(future), future.accepted()]
 
 
 @pytest.mark.parametrize("way", [0, 1, 2])
 @virtual_time
 async def test_a_deadline_is_no_failure(way: int) -> None:
-    """At the deadline a wait ends with the ids; the future continues and can be awaited again."""
+    """At the deadline, a wait raises an error with the ids, and the future can be awaited again."""
     loop = asyncio.get_running_loop()
     future = TaskFuture("dog", deadline_at=10.0)
     waiting = consumers(future)
@@ -432,7 +432,7 @@ async def test_a_snapshot_at_the_deadline_counts() -> None:
 
 @virtual_time
 async def test_a_deadline_passes_over_what_is_done() -> None:
-    """A finished task's outcome is returned even after the deadline."""
+    """The outcome of an ended task is returned even after the deadline."""
     future = TaskFuture("dog", deadline_at=1.0)
     future.record.deliver(PROCESSING)
     future.record.deliver(SUCCEED)
@@ -446,7 +446,7 @@ async def test_a_deadline_passes_over_what_is_done() -> None:
 
 @virtual_time
 async def test_it_knows_its_ids() -> None:
-    """A future has your id from the start and the service's id from the first snapshot on."""
+    """A future has the caller's id from the start, and the service's id from the first snapshot on."""
     future = TaskFuture("dog")
     assert (future.any_id, future.task_id, future.external_task_id, future.task) == ("dog", None, "dog", None)
     future.record.rename("cat")
@@ -471,7 +471,7 @@ async def test_it_shows_its_state() -> None:
 
 @virtual_time
 async def test_it_is_small_and_leaves_nothing() -> None:
-    """An open task costs one small object, without a loop, a task or an event of its own."""
+    """An open task costs one small object, without its own loop, asyncio task or event."""
     future = TaskFuture("dog")
     assert not hasattr(future, "__dict__")
     gone = weakref.ref(future)
@@ -487,7 +487,7 @@ async def test_it_is_small_and_leaves_nothing() -> None:
 
 @virtual_time
 async def test_a_snapshot_without_an_external_id_takes_none_away() -> None:
-    """Newer callbacks have no external id; the record and the result keep the known one."""
+    """If a newer callback lacks the external id, the record and the result keep the known one."""
     bare = evolve(SUCCEED, external_task_id=None)
     for future, before in (
         (TaskFuture("dog"), None),
@@ -503,7 +503,7 @@ async def test_a_snapshot_without_an_external_id_takes_none_away() -> None:
 
 @virtual_time
 async def test_a_snapshot_with_another_external_id_changes_nothing_of_it() -> None:
-    """The job keeps the id it was sent with, whatever the service returns."""
+    """A job keeps the id that it was sent with, whatever the service returns."""
     future = TaskFuture("dog")
     future.record.deliver(evolve(SUCCEED, external_task_id="DOG"))
     assert (await future).external_task_id == "dog"
@@ -513,7 +513,7 @@ async def test_a_snapshot_with_another_external_id_changes_nothing_of_it() -> No
 
 
 class AJob:
-    """A job that can be cancelled while it is not sent."""
+    """A job that can be cancelled until it is sent."""
 
     def __init__(self) -> None:
         self.queued = False
@@ -544,7 +544,7 @@ async def test_only_what_was_not_sent_is_cancelled() -> None:
 
 @virtual_time
 async def test_a_shared_job_goes_on_for_the_others() -> None:
-    """Of two submissions of one job the first is cancelled at once; the last cancels the job."""
+    """Cancelling one of two submissions ends that future at once, and cancelling both cancels the job."""
     job = AJob()
     registry = TaskRegistry()
     first = TaskFuture(registry.add(TaskRecord("dog", job=job)))
@@ -570,7 +570,7 @@ async def test_a_shared_job_goes_on_for_the_others() -> None:
 @pytest.mark.parametrize("way", [0, 1, 2, 3])
 @virtual_time
 async def test_a_cancelled_wait_says_which_task_goes_on(way: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Once a task exists, a cancelled wait logs its ids and attaches them to the exception."""
+    """Once a task exists, a cancelled wait logs its ids and adds them to the exception."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
     waits = [outcome(future), read(future), future.wait(), future.wait(timeout=50)]
@@ -590,7 +590,7 @@ async def test_a_cancelled_wait_says_which_task_goes_on(way: int, caplog: pytest
 
 @virtual_time
 async def test_a_wait_with_a_limit_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """A deadline, `timeout`, and a cancellation before the create are not logged as cancelled tasks."""
+    """A deadline, a `timeout` and a cancellation before the create log no task that continues."""
     future = TaskFuture(TaskRecord("dog", job=AJob()), deadline_at=5.0)
     waiting = await soon(future.wait())
     waiting.cancel()
@@ -634,7 +634,7 @@ async def test_asyncio_wait_takes_futures(when: str) -> None:
 
 @virtual_time
 async def test_an_exception_that_is_not_known_yet_is_not_given() -> None:
-    """`exception` raises before the end, as on asyncio futures; a removed callback is not called."""
+    """`exception` raises before the end, as in asyncio, and a removed callback is not called."""
     future = TaskFuture("dog")
     called: list[TaskFuture] = []
     future.add_done_callback(called.append)
@@ -648,7 +648,7 @@ async def test_an_exception_that_is_not_known_yet_is_not_given() -> None:
 
 
 async def ended_by(way: str, futures: list[TaskFuture]) -> list[ExpandResult]:
-    """Return the results of *futures*, all waited for by one tool of the standard library."""
+    """Return the results of *futures*, awaited with one function of the standard library."""
     match way:
         case "gather":
             return await asyncio.gather(*futures)
@@ -671,7 +671,7 @@ async def ended_by(way: str, futures: list[TaskFuture]) -> list[ExpandResult]:
 @pytest.mark.parametrize("way", ["gather", "as_completed", "shield", "wait_for", "timeout", "TaskGroup"])
 @virtual_time
 async def test_the_tools_of_asyncio_take_futures(way: str) -> None:
-    """Each tool of asyncio that waits for futures waits for these, and gives their results."""
+    """Each asyncio function that waits for futures accepts task futures and returns their results."""
     futures = [TaskFuture(name) for name in "abc"]
     for number, each in enumerate(futures):
         task = evolve(SUCCEED, task_id=str(number), external_task_id=None)
@@ -684,7 +684,7 @@ async def test_the_tools_of_asyncio_take_futures(way: str) -> None:
 
 @virtual_time
 async def test_a_shielded_future_outlives_its_caller() -> None:
-    """Cancelling a shielded wait leaves the inner wait alone, as with a future of asyncio."""
+    """Cancelling a shielded wait does not affect the inner wait, as with a future of asyncio."""
     future = TaskFuture("dog")
     inner = asyncio.ensure_future(outcome(future))
     outer = await soon(asyncio.shield(inner))
@@ -756,7 +756,7 @@ async def test_an_iterator_shows_that_a_job_is_queued() -> None:
 
 @virtual_time
 async def test_a_job_that_gets_slots_at_once_is_not_shown_as_queued() -> None:
-    """`queued` is shown to iterators only for a job that has to wait."""
+    """An iterator yields `queued` only for a job that has to wait."""
     async with emulated({"max_in_flight": 1}, work_seconds=10) as (_, kling):
         first, second = kling.submit(PHOTO, Ratios(left=0.5)), kling.submit(PHOTO, Ratios(right=0.5))
         shown = await asyncio.gather(read(first), read(second))
@@ -793,7 +793,7 @@ def end(future: TaskFuture, end: Task | KlingError) -> None:
 async def test_an_error_that_was_never_retrieved_is_logged_once(
     ended: Task | KlingError, first: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether the last future is collected before the end or after it, the error is logged with its ids."""
+    """The error is logged with its ids, whether the last future is collected before or after the end."""
     future = TaskFuture("dog")
     other, record = TaskFuture(future.record), future.record
     if first == "ended":
@@ -819,7 +819,7 @@ async def test_an_error_that_was_never_retrieved_is_logged_once(
 async def test_an_error_that_was_retrieved_is_not_logged(
     way: str, ended: Task | KlingError, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each way to learn of an error counts, from any future of the task."""
+    """Every way to retrieve an error counts, from any future of the task."""
     future = TaskFuture("dog")
     other = TaskFuture(future.record)
     end(future, ended)
@@ -833,7 +833,7 @@ async def test_an_error_that_was_retrieved_is_not_logged(
 
 @virtual_time
 async def test_a_job_that_the_caller_took_back_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """`cancel` tells its caller the end, also where another submission goes on."""
+    """`cancel` counts as retrieving the outcome, even if another submission continues."""
     registry = TaskRegistry()
     first = TaskFuture(registry.add(TaskRecord("dog", job=AJob())))
     second = TaskFuture(registry.add(TaskRecord("dog")))
@@ -849,7 +849,7 @@ async def test_a_job_that_the_caller_took_back_is_not_logged(caplog: pytest.LogC
 async def test_a_client_logs_at_its_end_what_no_caller_retrieved(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Failed, unsent and running jobs are named in the log when the client closes, and each is named once."""
+    """When the client closes, the log names each failed, unsent or running job exactly once."""
     async with emulated({"max_in_flight": 1}, work_seconds=100) as (_, kling):
         names = ("seen", "missing")
         missing = [kling.submit(tmp_path, Ratios(left=0.5), external_task_id=name) for name in names]
@@ -874,7 +874,7 @@ async def test_a_client_logs_at_its_end_what_no_caller_retrieved(
 
 
 def traceback_length(error: BaseException) -> int:
-    """Return how many frames an exception keeps."""
+    """Return how many frames the traceback of an exception has."""
     count, trace = 0, error.__traceback__
     while trace is not None:
         count, trace = count + 1, trace.tb_next
@@ -883,7 +883,7 @@ def traceback_length(error: BaseException) -> int:
 
 @virtual_time
 async def test_awaiting_a_failure_again_keeps_nothing() -> None:
-    """Each await raises its own exception, so frames and notes do not accumulate; ids are kept."""
+    """Each await raises its own copy with the ids, so frames and notes do not accumulate."""
     future = TaskFuture("dog")
     cause = OSError("the cause")
     error = KlingError("broken", task_id="1")
@@ -911,7 +911,7 @@ async def test_awaiting_a_failure_again_keeps_nothing() -> None:
 
 
 def test_no_id_of_a_merged_record_outlives_its_task() -> None:
-    """After the end of a task the registry knows none of its ids, also one that only a merged record had."""
+    """After a task has ended, the registry has none of its ids, including those of merged records."""
     registry = TaskRegistry()
     by_task = registry.add(TaskRecord("1"))
     by_external = registry.add(TaskRecord("dog"))

@@ -1,8 +1,8 @@
-"""The table of bad answers to a poll: each code and each broken answer, on both routes, three durations.
+"""Bad responses to polls: each code and each broken response, on both routes, for three durations.
 
-A bad answer that comes once or for 10 s never ends the wait for a task that is known to exist. One that lasts
-ends it only on single reads, after `refusal_timeout` or `poll_timeout`. Bad list pages never end it, because
-single reads replace them.
+A bad response that comes once or for 10 s never ends the wait for a task that is known to exist. A bad
+response that persists ends it only on single reads, after `refusal_timeout` or `poll_timeout`. Bad list pages
+never end it, because single reads replace them.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ CLIENT: dict[str, Any] = {"poll_timeout": POLL_TIMEOUT, "refusal_timeout": REFUS
 @pytest.mark.parametrize("fault", ANSWERS)
 @virtual_time
 async def test_a_bad_answer_that_passes_ends_no_wait(fault: Fault, route: str, duration: float) -> None:
-    """The results arrive soon after the bad answers end."""
+    """The results arrive soon after the bad responses end."""
     async with emulated(CLIENT, work_seconds=WORK) as (emulator, kling):
         futures = [kling.submit(PHOTO, Ratios(right=0.1 * (n + 1))) for n in range(1 + (route == "list"))]
         await asyncio.gather(*(future.accepted() for future in futures))
@@ -54,7 +54,7 @@ async def test_a_bad_answer_that_passes_ends_no_wait(fault: Fault, route: str, d
 @pytest.mark.parametrize("fault", ANSWERS)
 @virtual_time
 async def test_a_bad_answer_that_lasts_ends_the_wait_within_its_bound(fault: Fault) -> None:
-    """A refusal ends the wait after 60 s, another failure after `poll_timeout`; the error has the ids."""
+    """A refusal ends the wait after 60 s, and another failure after `poll_timeout`. The error has the ids."""
     async with emulated(CLIENT, work_seconds=3600.0) as (emulator, kling):
         future = kling.submit(PHOTO, Ratios(right=0.5))
         task = await future.accepted()
@@ -72,7 +72,7 @@ async def test_a_bad_answer_that_lasts_ends_the_wait_within_its_bound(fault: Fau
 @pytest.mark.parametrize("fault", ANSWERS)
 @virtual_time
 async def test_bad_list_pages_that_last_end_no_wait(fault: Fault) -> None:
-    """Single reads find the ends without a delay."""
+    """While list pages are bad, single reads notice the ends without a delay."""
     async with emulated(CLIENT, work_seconds=WORK) as (emulator, kling):
         emulator.faults.for_seconds("list", fault, 1e6)
         futures = [kling.submit(PHOTO, Ratios(right=0.1 * (n + 1))) for n in range(3)]

@@ -34,7 +34,7 @@ seeds = st.integers(0, 2**32)
 
 @given(seeds, st.floats(0.01, 10), st.floats(1, 100))
 def test_waits_double_up_to_a_limit(seed: int, first: float, factor: float) -> None:
-    """Each wait lies in the upper half of its step, so none is close to zero and none overflows."""
+    """Each wait is in the upper half of its step, so none is close to zero, and none overflows."""
     longest = first * factor
     waits = list(islice(retry_waits(Random(seed), first=first, longest=longest), 2000))
     for number, wait in enumerate(waits):
@@ -43,7 +43,7 @@ def test_waits_double_up_to_a_limit(seed: int, first: float, factor: float) -> N
 
 
 def test_waits_are_drawn_from_the_generator_given() -> None:
-    """The same generator gives the same waits, and the global one is not used."""
+    """The same random generator gives the same waits, and the global generator is not used."""
     one, two, other = (list(islice(retry_waits(Random(seed)), 9)) for seed in (1, 1, 2))
     assert one == two != other
 
@@ -52,7 +52,7 @@ def test_waits_are_drawn_from_the_generator_given() -> None:
 
 
 def polls_and_latency(schedule: PollSchedule, duration: float, most: int = 10_000) -> tuple[int, float]:
-    """Return how many polls a task of this duration takes, and how late its end is seen."""
+    """Return the number of polls and the latency of a task of this duration."""
     age, polls = 0.0, 0
     while age < duration:
         age += schedule.wait([age])
@@ -71,7 +71,7 @@ paces: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, lambda _rn
 def test_every_wait_leads_on(
     make: Callable[[Random], PollSchedule], seed: int, history: list[float], age: float
 ) -> None:
-    """Whatever was learned and however old a task is, the next wait is positive and bounded."""
+    """Whatever was learned and however old the tasks are, the next wait is positive and bounded."""
     schedule = make(Random(seed))
     for duration in history:
         schedule.learn(duration)
@@ -90,7 +90,7 @@ def test_exponential_waits_grow(seed: int, first: float, factor: float, times: f
 
 
 def test_exponential_polls_are_few() -> None:
-    """A task of a minute takes at most 15 polls, and one of an hour at most 400."""
+    """A task of one minute takes at most 15 polls, and a task of one hour at most 400."""
     schedule = ExponentialSchedule(Random(1))
     schedule.learn(5)  # has no effect
     assert polls_and_latency(schedule, 60)[0] <= 15
@@ -98,7 +98,7 @@ def test_exponential_polls_are_few() -> None:
 
 
 def test_nothing_is_learned_from_little() -> None:
-    """Until enough durations are known the waits equal those without any."""
+    """Until enough durations are known, the waits are the same as without any."""
     learned, plain = AdaptiveSchedule(), AdaptiveSchedule()
     for _ in range(LEARN_AFTER - 1):
         learned.learn(1000)
@@ -106,14 +106,14 @@ def test_nothing_is_learned_from_little() -> None:
 
 
 def first_job(low: float, high: float, schedule: PollSchedule | None = None) -> tuple[float, float]:
-    """Return the polls and the latency of the first job of a process, on average over its durations."""
+    """Return the polls and the latency of the first job of a process, averaged over *durations*."""
     durations = [low + (high - low) * (i + 0.5) / 200 for i in range(200)]
     results = [polls_and_latency(schedule or AdaptiveSchedule(), duration) for duration in durations]
     return mean(polls for polls, _ in results), mean(late for _, late in results)
 
 
 def test_the_first_job_of_all_is_met() -> None:
-    """Without any history a task of 15 to 60 s (documented) is seen 1.5 s late, by 11 polls."""
+    """Without any history, a task of 15 to 60 s (documented) has a latency of 1.5 s and takes 11 polls."""
     polls, late = first_job(15, 60)
     assert late <= 1.5
     assert polls <= 11
@@ -121,7 +121,7 @@ def test_the_first_job_of_all_is_met() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (8, 15), (60, 120), (120, 600)])
 def test_the_first_job_of_another_length_is_met_as_well(low: float, high: float) -> None:
-    """Where the first task takes less or more, its end is seen as early as by an exponential schedule."""
+    """A shorter or longer first task has no more latency than with an exponential schedule."""
     assert first_job(low, high)[1] <= 1.05 * first_job(low, high, ExponentialSchedule(Random(1)))[1]
 
 
@@ -130,7 +130,7 @@ def test_the_first_job_of_another_length_is_met_as_well(low: float, high: float)
 
 @given(st.lists(st.floats(0.01, 1e5), max_size=400))
 def test_durations_are_kept(durations: list[float]) -> None:
-    """The newest durations come back to a hundredth of a second, and text of another kind is refused."""
+    """The newest durations are restored to a hundredth of a second, and other text raises an error."""
     found = parse_durations(format_durations(durations))
     assert found == pytest.approx(durations[-256:], abs=0.006)
 
@@ -159,7 +159,7 @@ def test_accounts_are_kept_apart(tmp_path: Path) -> None:
     "content", [b"", b"\xff\xfe\0", b"a\t1 2 x\n", b"a 1 2", b"a\tinf\n", b"\t\n" * 300_000]
 )
 def test_a_damaged_file_is_ignored_and_replaced(tmp_path: Path, content: bytes) -> None:
-    """Whatever the file holds, nothing is read from it, and the next one is whole."""
+    """Nothing is read from a damaged file, whatever it contains, and the next write replaces it."""
     (tmp_path / "durations.txt").write_bytes(content)
     assert read_history(tmp_path, "a") == []
     write_history(tmp_path, "a", [3.0])
@@ -167,7 +167,7 @@ def test_a_damaged_file_is_ignored_and_replaced(tmp_path: Path, content: bytes) 
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
-    """A link that another program has put in the place of the new file is removed, not followed."""
+    """If another program has put a link where the new file is written, it is removed, not followed."""
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     (tmp_path / f"durations.txt.{os.getpid()}").symlink_to(victim)
@@ -176,7 +176,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_used_is_ignored(tmp_path: Path) -> None:
-    """A place that is no folder keeps nothing, and nothing is raised."""
+    """A path that is not a folder stores nothing and raises nothing."""
     file = tmp_path / "file"
     file.touch()
     write_history(file, "a", [3.0])
@@ -185,19 +185,19 @@ def test_a_folder_that_cannot_be_used_is_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("latency", [0, -1, float("nan")])
 def test_the_target_latency_must_be_positive(latency: float) -> None:
-    """A target latency of zero or less is refused with its name and limit."""
+    """A target latency of zero or less raises an error with the argument's name and limit."""
     with pytest.raises(ConfigurationError, match=f"target_latency .*above 0, got {latency}"):
         AdaptiveSchedule(target_latency=latency)
 
 
 def drawn(seed: int, count: int, median: float, sigma: float) -> list[float]:
-    """Return durations from a log-normal distribution, as real ones are."""
+    """Return durations from a log-normal distribution, which resembles real ones."""
     chance = Random(seed)
     return [median * exp(chance.gauss(0, sigma)) for _ in range(count)]
 
 
 def measured(schedule: PollSchedule, tasks: list[float]) -> tuple[float, float]:
-    """Return polls and latency per task, with each duration learned when the task ends."""
+    """Return polls and latency per task, if each duration is learned when its task ends."""
     results = []
     for duration in tasks:
         results.append(polls_and_latency(schedule, duration))
@@ -208,7 +208,7 @@ def measured(schedule: PollSchedule, tasks: list[float]) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("median", "sigma"), [(12, 0.35), (30, 0.2), (60, 0.5)])
 def test_what_is_learned_pays(median: float, sigma: float) -> None:
-    """The latency is near its target, with fewer polls than a fixed interval of the same latency."""
+    """The latency is near its target, with fewer polls than a fixed interval of the same latency needs."""
     tasks = drawn(1, 400, median, sigma)
     polls, late = measured(AdaptiveSchedule(target_latency=0.5), tasks)
     fixed = mean(tasks) / (2 * late)
@@ -295,7 +295,7 @@ def test_a_poll_of_many_is_due_when_its_latency_equals_its_price() -> None:
 
 
 def test_tasks_begun_together_do_not_appear_short() -> None:
-    """The model counts tasks that still run, so the first ends of a group do not bias it."""
+    """The model counts tasks that still run, so the first ends in a group do not bias it."""
     tasks = sorted(drawn(1, 100, 12, 0.35))
     schedule = AdaptiveSchedule()
     for duration in tasks[:20]:
@@ -317,7 +317,7 @@ def test_tasks_begun_together_do_not_appear_short() -> None:
 
 @given(seeds, st.floats(0.02, 0.9))
 def test_a_share_of_tasks_is_overdue(seed: int, share: float) -> None:
-    """The share of learned tasks that outlive the moment at which they are overdue is the one asked for."""
+    """When tasks become overdue, the requested share of them is still running."""
     schedule, tasks = AdaptiveSchedule(), drawn(seed, 200, 12, 0.35)
     for task in tasks:
         schedule.learn(task)
@@ -328,7 +328,7 @@ def test_a_share_of_tasks_is_overdue(seed: int, share: float) -> None:
 
 @given(st.floats(0, 10_000), st.floats(0.02, 1.0))
 def test_an_overdue_task_is_overdue_again_soon(age: float, share: float) -> None:
-    """No task is left alone for longer than most tasks take, however old it is."""
+    """However old a task is, it becomes overdue again in bounded time."""
     schedule = AdaptiveSchedule()
     for task in drawn(3, 100, 12, 0.35):
         schedule.learn(task)
@@ -337,7 +337,7 @@ def test_an_overdue_task_is_overdue_again_soon(age: float, share: float) -> None
 
 
 def test_trust_in_callbacks_grows_slowly_and_falls_at_once() -> None:
-    """Forty received callbacks are needed for full trust, and one missed one takes half of it."""
+    """Full trust takes forty received callbacks, and one missed callback halves it."""
     trust = CallbackTrust()
     for number in range(40):
         assert trust.missed > 0.02 or number > 30
@@ -349,7 +349,7 @@ def test_trust_in_callbacks_grows_slowly_and_falls_at_once() -> None:
 
 
 def test_a_callback_may_follow_the_read_that_was_first() -> None:
-    """An end that a read shows first counts as missed only if no callback follows in time."""
+    """An end that a read shows first counts as a missed callback only if none follows in time."""
     trust = CallbackTrust()
     trust.ended("1", 0.1, 0.0, called=False)
     trust.ended("2", 0.1, 0.0, called=False)

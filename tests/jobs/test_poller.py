@@ -100,7 +100,7 @@ class PolledTask:
     def begin(
         self, task_id: str, seconds: float, any_id: str | None = None, *, callback: float | None = None
     ) -> TaskFuture:
-        """Begin a task; with *callback*, one is asked for and comes that many seconds after the end."""
+        """Begin a task. With *callback*, a callback arrives that many seconds after the end."""
         loop = asyncio.get_running_loop()
         self.service.begins[task_id] = loop.time()
         end = self.service.ends[task_id] = loop.time() + seconds
@@ -121,7 +121,7 @@ class PolledTask:
     async def work(
         self, number: int, concurrent: int, callback: Callable[[int], float | None], seed: int = 6
     ) -> None:
-        """Run *number* log-normal tasks, so many at once, of which *callback* gives the delays."""
+        """Run *number* tasks of log-normal duration, whose callbacks are delayed as *callback* says."""
         remaining, rng, first = iter(range(number)), Random(seed), len(self.service.ends)
 
         async def worker() -> None:
@@ -138,7 +138,7 @@ def watching(
     budget: float = 900.0,
     loop: type[VirtualLoop] = VirtualLoop,
 ) -> PolledTask:
-    """Run *test* with a poller in virtual time, and check that no task stays open at its end."""
+    """Run *test* with a poller in virtual time, and return what it watched."""
     watched: list[PolledTask] = []
 
     async def main() -> None:
@@ -153,7 +153,7 @@ def watching(
 
 
 def test_one_task_is_read_singly_until_its_end() -> None:
-    """With a single open task the list is not read."""
+    """A single open task is read without list pages."""
 
     async def test(watched: PolledTask) -> None:
         await watched.begin("1", 30)
@@ -165,7 +165,7 @@ def test_one_task_is_read_singly_until_its_end() -> None:
 
 
 def test_a_hundred_tasks_share_their_reads() -> None:
-    """A list page serves all tasks, with far less than one request per task and low latency."""
+    """Tasks that share list pages need far less than one request each, and have a low latency."""
 
     async def test(watched: PolledTask) -> None:
         rng = Random(2)
@@ -190,7 +190,7 @@ ORDERS: dict[str, Callable[[list[str]], list[str]]] = {
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_nothing_is_assumed_of_the_list(order: Callable[[list[str]], list[str]]) -> None:
-    """Whatever the list shows and in whatever order, every task's end is noticed soon."""
+    """Whatever the list shows, and in whatever order, the end of every task is noticed soon."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.order = order
@@ -234,7 +234,7 @@ def test_a_1302_on_lists_alone_stops_no_single_read() -> None:
 
 
 def test_too_many_requests_for_ever_ends_the_wait() -> None:
-    """A 1302 that lasts ends the wait after `poll_timeout`, with that refusal."""
+    """A 1302 that persists ends the wait after `poll_timeout` and is raised."""
 
     async def test(watched: PolledTask) -> None:
         error = RateLimited("too many requests", code=1302)
@@ -249,7 +249,7 @@ def test_too_many_requests_for_ever_ends_the_wait() -> None:
 
 
 def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
-    """A list that failed is tried again after a while, and then used."""
+    """A list that failed is read again after a while, and then used."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.no_list = ServerError("500")
@@ -263,7 +263,7 @@ def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
 
 
 def test_a_thousand_open_tasks_still_share_their_reads() -> None:
-    """Lists serve the due tasks even behind pages of tasks that are not due."""
+    """A thousand open tasks still share their reads, with few requests and a low latency."""
 
     async def test(watched: PolledTask) -> None:
         rng, futures = Random(5), []
@@ -286,7 +286,7 @@ PASSING: list[KlingError] = [
 
 @pytest.mark.parametrize("error", PASSING, ids=str)
 def test_what_may_pass_is_outlived(error: KlingError) -> None:
-    """Minutes of transient failures end no wait, and the result arrives after them."""
+    """Minutes of transient failures do not end a wait, and the result arrives after them."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -320,7 +320,7 @@ PACES: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, lambda _rn
 def test_every_end_is_noticed_and_no_task_is_read_twice_at_once(
     seed: int, make: Callable[[Random], PollSchedule]
 ) -> None:
-    """Lists, reads and callbacks may be wrong or fail at any moment."""
+    """Every end is noticed although lists, reads and callbacks may be wrong or fail at any moment."""
     chance = Random(seed)
 
     def anything(ids: list[str]) -> list[str]:
@@ -360,14 +360,14 @@ def test_every_end_is_noticed_and_no_task_is_read_twice_at_once(
 
 
 def test_a_read_that_ends_after_its_task_does_not_keep_the_loop_busy() -> None:
-    """A single read of a listed task may return after a callback has ended the task, with one task left."""
+    """The loop still pauses if a read returns after a callback has ended its task and one task is left."""
 
     async def test(watched: PolledTask) -> None:
         first, last = watched.begin("1", 10), watched.begin("2", 60)
         await asyncio.sleep(10.1)
         assert watched.service.pages
         watched.poller.poll_now("1")
-        await asyncio.sleep(0.05)  # the read is under way
+        await asyncio.sleep(0.05)  # the read is in progress
         watched.poller.deliver(watched.service.task("1"))
         assert first.done()
         arm(10_000, lambda: pytest.fail("the poll loop runs without a pause"))
@@ -377,7 +377,7 @@ def test_a_read_that_ends_after_its_task_does_not_keep_the_loop_busy() -> None:
 
 
 def test_one_good_answer_renews_poll_timeout() -> None:
-    """`poll_timeout` limits the time without a good answer, not the duration of a task."""
+    """`poll_timeout` limits the time without a good response, not the duration of a task."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -388,7 +388,7 @@ def test_one_good_answer_renews_poll_timeout() -> None:
 
 
 def test_refusals_end_a_known_task_only_when_they_last() -> None:
-    """A wait survives refusals for 60 s and four answers; a good answer resets the count."""
+    """A wait survives refusals for 60 s and four responses, and a good response resets the count."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -408,7 +408,7 @@ def test_refusals_end_a_known_task_only_when_they_last() -> None:
 
 
 def test_a_refusal_ends_the_wait_for_an_unknown_id_at_once() -> None:
-    """A refusal is final if no answer has shown that the task exists."""
+    """A refusal is final if no response has shown that the task exists."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.trouble = lambda: BadRequest("no", code=1200)
@@ -421,7 +421,7 @@ def test_a_refusal_ends_the_wait_for_an_unknown_id_at_once() -> None:
 
 
 def test_rare_polls_do_not_make_the_first_bad_answer_final() -> None:
-    """The time limit counts from the first bad answer, not from the last good one."""
+    """The time limit counts from the first bad response, not from the last good one."""
 
     class Rare(ExponentialSchedule):
         def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
@@ -451,7 +451,7 @@ def test_a_status_that_stays_unknown_ends_the_wait_with_ids() -> None:
 
 
 def test_another_tasks_data_is_no_good_answer() -> None:
-    """An answer with another task's data counts as a failure."""
+    """A response with another task's data counts as a failure."""
 
     async def test(watched: PolledTask) -> None:
         watched.service.task = lambda task_id: Task("9", "succeed", task_id)  # type: ignore[method-assign]  # foreign
@@ -463,7 +463,7 @@ def test_another_tasks_data_is_no_good_answer() -> None:
 
 @pytest.mark.parametrize("late", [3.0, None])
 def test_a_success_without_pictures_is_polled_on(late: float | None) -> None:
-    """A success without pictures is polled for one more minute, and then accepted as it is."""
+    """A task that succeeded without pictures is polled for one more minute, and then accepted as it is."""
 
     async def test(watched: PolledTask) -> None:
         loop, real = asyncio.get_running_loop(), watched.service.task
@@ -483,7 +483,7 @@ def test_a_success_without_pictures_is_polled_on(late: float | None) -> None:
 
 
 def test_a_list_that_never_changes_hides_no_end() -> None:
-    """Single reads find the ends, and the list is not used for a while."""
+    """If a list never changes, single reads notice the ends soon."""
 
     async def test(watched: PolledTask) -> None:
         service, page = watched.service, watched.service.page
@@ -507,7 +507,7 @@ def test_a_list_that_lags_hides_no_end() -> None:
 
         async def lagging(number: int, size: int, known_status: Callable[[str], str | None]) -> Any:
             now, true = asyncio.get_running_loop().time(), service.task
-            service.task = lambda task_id: (  # type: ignore[method-assign]  # what was true 40 s ago
+            service.task = lambda task_id: (  # type: ignore[method-assign]  # the state 40 s ago
                 true(task_id) if now - 40 >= service.ends[task_id] else Task(task_id, "processing")
             )
             try:
@@ -523,18 +523,18 @@ def test_a_list_that_lags_hides_no_end() -> None:
 
 
 def test_a_callback_during_a_read_causes_one_more_read() -> None:
-    """The answer of the read in progress may predate the callback, so one more read follows."""
+    """The response to a read in progress may predate the callback, so one more read follows."""
 
     async def test(watched: PolledTask) -> None:
         loop, service = asyncio.get_running_loop(), watched.service
 
         async def one(any_id: str) -> Task:
             service.singles += 1
-            answer = service.task(any_id)  # what is true when the service answers
+            answer = service.task(any_id)  # the state when the service responds
             await asyncio.sleep(0.1)
             return answer
 
-        service.one = one  # type: ignore[method-assign]  # an answer that takes time to arrive
+        service.one = one  # type: ignore[method-assign]  # a response that takes time to arrive
         future = watched.begin("1", 1.0)
         watched.poller.poll_now("1")
         await asyncio.sleep(0.05)
@@ -588,7 +588,7 @@ def test_the_service_may_ask_for_patience() -> None:
 
 
 def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
-    """After the first read a task is also known by the service's id."""
+    """After its first snapshot, a task added by the caller's id is also found by the service's id."""
 
     async def test(watched: PolledTask) -> None:
         future = watched.begin("1", 500, any_id="mine-1")
@@ -606,7 +606,7 @@ def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
 
 
 def test_all_futures_of_one_task_end_with_it() -> None:
-    """All futures of a task end, whichever id they were attached by, by polls and callbacks alike."""
+    """All futures of a task end together, by a poll or a callback, whichever id they were attached by."""
 
     async def test(watched: PolledTask) -> None:
         futures = [watched.begin("1", 60), watched.begin("1", 60), watched.begin("1", 60, any_id="mine-1")]
@@ -637,7 +637,7 @@ def test_repeated_callbacks_cost_one_read_at_a_time() -> None:
 
 
 def test_callbacks_during_a_list_read_cost_nothing_more() -> None:
-    """Callbacks during a list read cost only the one single read per task that is due anyway."""
+    """Callbacks during a list read cost no more than the single read of each task that is due anyway."""
 
     async def test(watched: PolledTask) -> None:
         def shows_nothing(_ids: list[str]) -> list[str]:
@@ -671,7 +671,7 @@ def test_a_callback_triggers_a_read() -> None:
 
 @pytest.mark.parametrize("concurrent", [1, 10, 100])
 def test_callbacks_that_come_replace_reads(concurrent: int) -> None:
-    """Once callbacks are seen to come, a job costs at most 0.05 reads, however many are open at once."""
+    """Once callbacks arrive reliably, a job costs at most 0.05 reads, however many are open at once."""
 
     async def test(watched: PolledTask) -> None:
         service = watched.service
@@ -690,7 +690,7 @@ def test_callbacks_that_come_replace_reads(concurrent: int) -> None:
 def test_polling_replaces_callbacks_that_stop(
     concurrent: int, worst: float, no_list: KlingError | None
 ) -> None:
-    """Only the first missed ends are noticed late, and at no moment are there more reads than afterwards."""
+    """Only the first missed ends are noticed late, and the switch to polling causes no burst of reads."""
 
     async def test(watched: PolledTask) -> None:
         service, reads = watched.service, Counter[int]()
@@ -722,7 +722,7 @@ def test_polling_replaces_callbacks_that_stop(
 
 @pytest.mark.parametrize("delay", [30.0, inf])
 def test_callbacks_that_are_late_change_nothing(delay: float) -> None:
-    """Where callbacks come too late or never, reads and latency are those without callbacks."""
+    """If callbacks arrive too late or never, reads and latency are the same as without callbacks."""
     found = []
     for given_delay in (None, delay):
 
@@ -735,7 +735,7 @@ def test_callbacks_that_are_late_change_nothing(delay: float) -> None:
 
 
 def test_a_task_without_callbacks_is_polled_beside_those_with() -> None:
-    """Callbacks of some tasks delay no read of a task that did not ask for them."""
+    """Callbacks of some tasks do not delay the reads of a task that did not ask for callbacks."""
 
     async def test(watched: PolledTask) -> None:
         await watched.work(100, 50, lambda _: 0.02)
@@ -753,7 +753,7 @@ def test_a_task_without_callbacks_is_polled_beside_those_with() -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32))
 def test_any_callback_may_be_lost_or_late(seed: int) -> None:
-    """Every end is noticed within half a minute, whichever callbacks are lost, late or repeated."""
+    """Every end is noticed within 40 s, whichever callbacks are lost or late."""
     chance = Random(seed)
 
     async def test(watched: PolledTask) -> None:
@@ -801,7 +801,7 @@ def test_an_unexpected_exception_ends_no_job(part: str, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("wait", [nan, inf, -1.0])
 def test_a_schedule_that_gives_no_number_of_seconds_ends_no_job(wait: float) -> None:
-    """A wait that is no number from 0 is replaced, so no task is read for ever or never again."""
+    """A wait that is negative or not finite is replaced, so tasks are read neither constantly nor never."""
 
     class Odd(ExponentialSchedule):
         def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
@@ -818,7 +818,7 @@ def test_a_schedule_that_gives_no_number_of_seconds_ends_no_job(wait: float) -> 
 
 
 def test_ends_are_emitted_with_their_duration_by_the_services_clock() -> None:
-    """The latency is the time from the end at the service to its arrival here."""
+    """The latency is counted from the end by the service's clock to its arrival here."""
     events: list[Event] = []
 
     async def main() -> None:
@@ -844,7 +844,7 @@ def test_ends_are_emitted_with_their_duration_by_the_services_clock() -> None:
 
 @virtual_time
 async def test_ten_thousand_open_tasks_are_ordinary() -> None:
-    """Ten thousand open tasks cost list pages and one object each, and no asyncio task."""
+    """Ten thousand open tasks need no asyncio tasks of their own."""
     service = Service()
     async with Poller(service, ExponentialSchedule(Random(1))) as poller:
         watched, rng = PolledTask(poller, service), Random(4)
@@ -857,7 +857,7 @@ async def test_ten_thousand_open_tasks_are_ordinary() -> None:
 
 @virtual_time
 async def test_a_failed_task_is_an_end_like_another() -> None:
-    """The future of a failed task raises, and the task is not polled any more."""
+    """The future of a failed task raises, and the task is no longer polled."""
     service = Service()
     service.task = lambda task_id: Task(task_id, "failed", "no")  # type: ignore[method-assign]
     async with Poller(service, ExponentialSchedule(Random(1))) as poller:

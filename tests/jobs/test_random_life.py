@@ -1,4 +1,4 @@
-"""Random lives of two clients on one account: whatever happens, nothing is left over or counted wrongly."""
+"""Random actions of two clients on one account, after which nothing is left over or counted wrongly."""
 
 import asyncio
 import io
@@ -54,7 +54,7 @@ PHOTO = picture()
 
 
 class Life:
-    """One random life: its clients, their futures, and every event."""
+    """One random sequence of actions, with its clients, their futures and every event."""
 
     def __init__(
         self, seed: int, emulator: Emulator, clients: list[KlingClient], photo: bytes | Path
@@ -68,14 +68,14 @@ class Life:
         self.waits: list[asyncio.Task[Any]] = []
 
     async def step(self) -> None:
-        """Do one random action."""
+        """Perform one random action."""
         acts = [self.submit] * 4 + [self.sleep] * 3 + [self.fault] * 2
         acts += [self.attach, self.call_back, self.cancel, self.resume, self.leave]
         act = self.rng.choice(acts)
         await act(self.rng.choice(self.clients))
 
     async def submit(self, kling: KlingClient) -> None:
-        """Submit a job, with or without a key, and perhaps a deadline or a wish for a new task."""
+        """Submit a job, perhaps with a key, a deadline or `fresh`."""
         key = self.rng.choice([None, None, "cat", "dog"])
         request = ExpandRequest(
             self.photo,
@@ -111,7 +111,7 @@ class Life:
             kling.receive({}, json.dumps({"task_id": tasks[-1].task_id, "task_status": "succeed"}).encode())
 
     async def cancel(self, _kling: KlingClient) -> None:
-        """Cancel a job if it was not sent."""
+        """Cancel a random job, which works only if it was not sent."""
         if self.futures:
             self.rng.choice(self.futures).cancel()
 
@@ -135,7 +135,7 @@ class Life:
 
 
 def left_over() -> list[str]:
-    """Return the tasks of the SDK that still run."""
+    """Return the asyncio tasks of the SDK that still run."""
     running = [each.get_coro() for each in asyncio.all_tasks()]
     codes = [each.cr_code for each in running if isinstance(each, CoroutineType)]
     return [
@@ -144,7 +144,7 @@ def left_over() -> list[str]:
 
 
 def check_events(events: list[Event]) -> None:
-    """Each job begins once and ends once."""
+    """Check that each job begins once and ends once."""
     kinds = {kind: Counter(each.number for each in events if each.kind is kind) for kind in EventKind}
     ends = kinds[EventKind.ENDED] + kinds[EventKind.FAILED] + kinds[EventKind.MERGED]
     assert set(kinds[EventKind.SUBMITTED].values()) <= {1}
@@ -153,7 +153,7 @@ def check_events(events: list[Event]) -> None:
 
 
 def check_ends(life: Life) -> None:
-    """Every future has an end, and the emulator's account agrees with it."""
+    """Check that every future has ended, in agreement with the emulator's account."""
     account = life.emulator.account
     assert set(account.accepted.values()) <= {1}
     for future in life.futures:
@@ -185,7 +185,7 @@ def check_units(life: Life) -> None:
 
 
 async def live(seed: int, folder: Path | None) -> None:
-    """Live one life and check what it leaves."""
+    """Run one random sequence of actions, and check what it leaves."""
     rng = Random(seed)
     slots, events = Slots(9), list[Event]()
     photo = folder / "photo.jpg" if folder else PHOTO

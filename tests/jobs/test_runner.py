@@ -1,4 +1,4 @@
-"""Jobs from their submission to their task, interrupted and resumed at every step, and never paid twice."""
+"""Jobs from submission to task, which are interrupted and resumed at every step and never paid twice."""
 
 import asyncio
 import io
@@ -59,7 +59,7 @@ def another(emulator: Emulator, **options: Any) -> KlingClient:
 
 
 async def error_of(future: TaskFuture) -> KlingError | None:
-    """Return the error of a future, or None, within bounded time."""
+    """Return the error of a future, or None, or fail after a while."""
     async with asyncio.timeout(86400):
         try:
             await future
@@ -76,7 +76,7 @@ async def wait_for(condition: Callable[[], object]) -> None:
 
 
 def left_over() -> list[str]:
-    """Return the tasks of the SDK that still run."""
+    """Return the asyncio tasks of the SDK that still run."""
     running = [each.get_coro() for each in asyncio.all_tasks() if each is not asyncio.current_task()]
     frames = [coroutine.cr_code for coroutine in running if isinstance(coroutine, CoroutineType)]
     return [
@@ -168,7 +168,7 @@ def test_a_cancelled_close_closes_all_the_same(wait: bool) -> None:  # noqa: FBT
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_cancelling_an_awaiter_at_any_step_affects_no_other(fault: Fault | str) -> None:
-    """One of three awaiters is cancelled; the others get the task, and its slot is released."""
+    """If one of three awaiters is cancelled, the others get the result, and the slot is released."""
 
     async def job(steps: int) -> bool:
         slots = Slots(9)
@@ -228,7 +228,7 @@ def test_cancelling_a_caller_leaves_the_job(tmp_path: Path) -> None:
 
 
 def test_taking_back_at_any_step_is_all_or_nothing() -> None:
-    """A cancelled job was never sent; a job that cannot be cancelled continues to its end."""
+    """A job that was cancelled was never sent, and a job that cannot be cancelled continues to its end."""
 
     async def job(steps: int) -> bool:
         async with emulated() as (emulator, kling):
@@ -263,13 +263,13 @@ async def test_the_same_key_twice_at_once_is_one_task() -> None:
         assert (await first).task_id == (await second).task_id
         assert list(emulator.account.accepted.values()) == [1]
         assert kling.stats.units_due == 8
-        await asyncio.sleep(0)  # the callbacks of what has just ended
+        await asyncio.sleep(0)  # lets the done callbacks run
         assert kling._slots.held == 0
 
 
 @virtual_time
 async def test_the_id_of_a_job_under_way_is_known_at_once(tmp_path: Path) -> None:
-    """A second submission of a queued job has its id before a slot is free, and shares its task."""
+    """A second submission of a queued job has the same id before a slot is free, and shares the task."""
     options = {"journal": tmp_path / "run.db", "max_in_flight": 1}
     async with emulated(options, work_seconds=100) as (emulator, kling):
         await kling.submit(PHOTO, Ratios(left=0.5)).accepted()
@@ -277,7 +277,7 @@ async def test_the_id_of_a_job_under_way_is_known_at_once(tmp_path: Path) -> Non
         began = now()
         assert await first.recorded() == await second.recorded() == second.external_task_id
         assert now() - began < 1
-        own = kling.submit(PHOTO, WIDER, external_task_id="mine")  # the same job under another id
+        own = kling.submit(PHOTO, WIDER, external_task_id="mine")  # the same job, with another id
         assert isinstance(await error_of(own), DuplicateTask)
         assert (await second).external_task_id == (await first).external_task_id
         assert len(emulator.account.tasks) == 2
@@ -285,7 +285,7 @@ async def test_the_id_of_a_job_under_way_is_known_at_once(tmp_path: Path) -> Non
 
 @virtual_time
 async def test_a_lookup_of_an_unused_id_is_no_error() -> None:
-    """Each create under an id of the caller's own is preceded by a lookup, which is counted as a read."""
+    """Each create with a given id is preceded by a lookup, which is counted as a read."""
     async with emulated() as (_, kling):
         await kling.expand(PHOTO, WIDER, external_task_id="mine")
         assert kling.stats.errors == {}
@@ -297,7 +297,7 @@ async def test_a_lookup_of_an_unused_id_is_no_error() -> None:
 
 @virtual_time
 async def test_a_job_is_its_run_its_key_and_what_it_asks_for() -> None:
-    """Another run, key, photo or geometry is another task; another client in the same run finds it."""
+    """Another run, key, photo or geometry makes another task, and another client in the run finds it."""
     async with emulated({"run": "monday"}) as (emulator, kling):
         first = await kling.expand(PHOTO, WIDER, key="cat")
         for options, request in (
@@ -325,7 +325,7 @@ async def test_without_a_key_each_submission_is_a_job() -> None:
 @pytest.mark.parametrize("journal", [False, True])
 @virtual_time
 async def test_after_a_failed_task_the_same_job_is_a_new_attempt(tmp_path: Path, journal: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """Each attempt has its own id, and is created once even without any memory of it."""
+    """After a failed task, the same job gets a new attempt with its own id, even without a journal."""
     path: dict[str, Any] = {"journal": tmp_path / "run.db"} if journal else {}
     async with emulated(path) as (emulator, kling):
         ids = []
@@ -345,7 +345,7 @@ async def test_after_a_failed_task_the_same_job_is_a_new_attempt(tmp_path: Path,
 
 @virtual_time
 async def test_a_create_answered_with_a_failed_task_is_an_end() -> None:
-    """A create that is answered with a failed task is not repeated, although its id is derived."""
+    """A create whose response is a failed task is not repeated, although its id is derived."""
     async with (
         loopback(task("7", "failed")) as server,
         KlingClient(api_key="k", base_url=server.url, budget=8) as kling,
@@ -369,7 +369,7 @@ async def test_a_failed_task_of_our_own_lost_answer_is_an_end() -> None:
 
 @virtual_time
 async def test_an_id_of_yours_is_taken_once() -> None:
-    """A given id is sent unchanged; a second task with it is refused with both ids."""
+    """A given id is sent unchanged, and a second task with it is refused with both ids in the error."""
     async with emulated() as (emulator, kling):
         first = await kling.expand(PHOTO, WIDER, external_task_id="my-7", key="cat")
         with pytest.raises(KlingError, match="already has the id") as caught:
@@ -406,7 +406,7 @@ async def test_a_recorded_job_survives_and_its_id_is_final(tmp_path: Path, given
 @pytest.mark.parametrize("mapped", [True, False])
 @virtual_time
 async def test_one_given_id_for_two_jobs_at_once(tmp_path: Path, *, durable: bool, mapped: bool) -> None:
-    """The same request shares the task; another request is refused, and harms neither task nor picture."""
+    """Under one given id, the same request shares the task, and another request is refused without harm."""
     options: dict[str, Any] = {"journal": tmp_path / "run.db"} if durable else {}
     requests = [ExpandRequest(PHOTO, WIDER, prompt, external_task_id="mine") for prompt in (None, "b", None)]
     ends: list[Any]
@@ -425,7 +425,7 @@ async def test_one_given_id_for_two_jobs_at_once(tmp_path: Path, *, durable: boo
 
 @virtual_time
 async def test_a_journal_neither_replaces_nor_adopts_a_given_id(tmp_path: Path) -> None:
-    """Where the job, or the id, has another task, `DuplicateTask` names it, and nothing more is paid."""
+    """If the job or the id already has another task, `DuplicateTask` names it, and nothing more is paid."""
     async with emulated() as (emulator, _), another(emulator, journal=tmp_path / "run.db") as kling:
         first = await kling.expand(PHOTO, WIDER, external_task_id="mine")
         assert await kling.expand(PHOTO, WIDER, external_task_id="mine") == first
@@ -444,7 +444,7 @@ async def test_a_journal_neither_replaces_nor_adopts_a_given_id(tmp_path: Path) 
 
 @virtual_time
 async def test_a_job_that_was_never_sent_takes_a_new_id(tmp_path: Path) -> None:
-    """No task has the old id, so the job is sent under the one that is given now."""
+    """A job that was never sent is sent under the newly given id, as no task has the old one."""
     async with emulated() as (emulator, _), another(emulator, journal=tmp_path / "run.db") as kling:
         emulator.faults.script("create", Fault("error", code=1301))
         assert isinstance(await error_of(kling.submit(PHOTO, WIDER)), PolicyRefusal)
@@ -472,7 +472,7 @@ async def test_a_failure_of_the_store_is_no_other_task(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_task_seen_twice_is_billed_once() -> None:
-    """Units are counted by task, also when it is attached, or its job submitted again, after its end."""
+    """The units of a task count once, even if it is attached or its job submitted again after the end."""
     async with emulated() as (emulator, kling):
         result = await kling.expand(PHOTO, WIDER, key="cat")
         await kling.attach(result.task_id)
@@ -482,7 +482,7 @@ async def test_a_task_seen_twice_is_billed_once() -> None:
 
 @virtual_time
 async def test_a_cancelled_job_is_cancelled_at_once() -> None:
-    """As with `asyncio.Future`, the end is known when `cancel` returns; slots and units are free after it."""
+    """As with `asyncio.Future`, the end is known when `cancel` returns, and slots and units are free soon."""
     async with emulated(client={"max_in_flight": 1, "budget": 16}) as (emulator, kling):
         await kling.submit(PHOTO, WIDER).accepted()
         waiting = kling.submit(PHOTO, WIDER)
@@ -552,7 +552,7 @@ async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
                 await (await future).save(tmp_path)
             assert {future.external_task_id for future in futures} == set(found.values())
             assert [future async for future in again.resume()] == []
-            assert again.stats.units_due == 16  # only the intent was still to be made
+            assert again.stats.units_due == 16  # only the intent still needed a task
             with pytest.raises(BudgetExceeded, match="0 of 104 units left"):  # all runs of a journal count
                 await again.expand(PHOTO, Ratios(left=0.5))
             assert again._slots.held == 0
@@ -589,7 +589,7 @@ async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callab
 
 @virtual_time
 async def test_a_job_that_is_mapped_again_without_its_photo_names_its_task(tmp_path: Path) -> None:
-    """With a journal the error says which task is paid already, so that it can be attached."""
+    """With a journal, the error names the task that was already paid, so that it can be attached."""
     photo = Path(shutil.copy(PHOTO, tmp_path))
     request = ExpandRequest(photo, WIDER, key="k")
     async with emulated({"journal": tmp_path / "run.db"}) as (_, kling):
@@ -605,7 +605,7 @@ async def test_a_job_that_is_mapped_again_without_its_photo_names_its_task(tmp_p
 
 @virtual_time
 async def test_photos_given_as_bytes_are_looked_up_or_asked_for(tmp_path: Path) -> None:
-    """The journal keeps no bytes: existing tasks are followed, and other jobs raise `NotSubmitted`."""
+    """If a photo was bytes, the existing task is followed, and a job without a task raises `NotSubmitted`."""
     path, photo = tmp_path / "run.db", PHOTO.read_bytes()
     options: dict[str, Any] = {"journal": path, "retry_timeout": 5.0, "max_in_flight": 1}
     async with emulated(options, work_seconds=3600) as (emulator, kling):
@@ -774,7 +774,7 @@ async def test_what_may_be_billed_stays_set_aside() -> None:
 
 @virtual_time
 async def test_more_pictures_than_slots_are_refused_at_once() -> None:
-    """A job of more pictures than slots is refused, because it would wait for ever."""
+    """A job with more pictures than slots is refused, because it would wait forever."""
     async with emulated({"max_in_flight": 2}) as (emulator, kling):
         with pytest.raises(InvalidRequest, match="max_in_flight"):
             await kling.expand(PHOTO, WIDER, n=3)
@@ -817,7 +817,7 @@ async def test_two_clients_share_slots() -> None:
 
 @virtual_time
 async def test_many_that_wait_for_others_do_not_hammer() -> None:
-    """While other programs hold all slots, waiting jobs do not send one create after another."""
+    """While other programs hold all slots, many waiting jobs send only a few creates."""
     async with emulated(slots=3, work_seconds=100) as (emulator, kling):
         await kling.create(PHOTO, WIDER, n=3)
         async with another(emulator) as other:
@@ -841,7 +841,7 @@ async def test_others_on_the_account_are_waited_for() -> None:
 
 @virtual_time
 async def test_a_higher_priority_goes_first() -> None:
-    """The job with the highest priority gets the next slot; equal priorities are served in order."""
+    """The job with the highest priority gets the next slot, and equal priorities are served in order."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER, prompt="first")
         await first.accepted()
@@ -889,7 +889,7 @@ async def test_a_map_that_stops_takes_back_what_was_not_sent() -> None:
 
 @virtual_time
 async def test_a_deadline_while_waiting_for_a_slot_sends_nothing() -> None:
-    """No task exists, nothing is owed, and the job leaves the queue."""
+    """At a deadline before the create, no task exists, nothing is due, and the job leaves the queue."""
     async with emulated({"max_in_flight": 1, "budget": 100}, slots=1, work_seconds=100) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER)
         await first.accepted()
@@ -907,7 +907,7 @@ async def test_a_deadline_while_waiting_for_a_slot_sends_nothing() -> None:
 
 @virtual_time
 async def test_a_deadline_after_acceptance_leaves_the_task() -> None:
-    """The error has the ids, and awaiting the future again waits without a limit."""
+    """After the deadline, the error has the ids, and awaiting the future again has no time limit."""
     async with emulated(work_seconds=1000) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER, deadline=10)
         with pytest.raises(DeadlineExceeded) as caught:
@@ -967,7 +967,7 @@ async def test_closing_before_the_first_step_ends_every_future() -> None:
 
 @virtual_time
 async def test_waiting_for_all_of_them_ends_with_all_of_them() -> None:
-    """With *wait*, waiting jobs are sent, running jobs end, and new jobs are refused."""
+    """Closing with `wait` sends waiting jobs, lets running jobs end, and refuses new ones."""
     async with emulated({"max_in_flight": 2}, slots=2, work_seconds=10) as (emulator, kling):
         futures = [kling.submit(PHOTO, WIDER) for _ in range(6)]
         closing = asyncio.create_task(kling.aclose(wait=True))
@@ -999,7 +999,7 @@ async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_create_under_way_is_given_a_moment() -> None:
-    """Closing waits briefly for an answer, so the task is known and can be attached again."""
+    """Closing waits briefly for the response to a create, so that the task can be attached again."""
     async with emulated() as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=5))
         future = kling.submit(PHOTO, WIDER)
@@ -1013,7 +1013,7 @@ async def test_a_create_under_way_is_given_a_moment() -> None:
 
 @virtual_time
 async def test_only_what_was_not_sent_can_be_taken_back() -> None:
-    """A job can be cancelled only while it waits, not once it runs, has ended or was attached."""
+    """A job can be cancelled only while it waits, not once it runs or has ended, or if it was attached."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
         running = kling.submit(PHOTO, WIDER)
         await running.accepted()
@@ -1053,7 +1053,7 @@ async def test_a_bug_ends_the_job() -> None:
 
 @virtual_time
 async def test_a_photo_at_a_url_has_no_known_size() -> None:
-    """A geometry that needs the size is refused with advice; ratios and directions are sent."""
+    """For a photo at a URL, a geometry that needs its size is refused, but ratios and directions are sent."""
     url = "https://example.com/a.jpg"
     async with emulated(fetch_timeout=0) as (emulator, kling):
         with pytest.raises(InvalidRequest, match="use Ratios"):
@@ -1067,7 +1067,7 @@ async def test_a_photo_at_a_url_has_no_known_size() -> None:
 
 @virtual_time
 async def test_a_service_that_is_not_there_owes_nothing() -> None:
-    """A create that was certainly not sent releases its units, and the journal may send it again."""
+    """A create that was certainly not sent releases its units, and a later run of the journal may send it."""
     async with emulated({"budget": 8, "retry_timeout": 5.0}) as (emulator, kling):
         async with emulator.unreachable():
             assert isinstance(await error_of(kling.submit(PHOTO, WIDER)), TransportError)
@@ -1112,7 +1112,7 @@ def test_logging_is_quiet_by_default() -> None:
 @pytest.mark.parametrize("leave", ["reader", "aclose", "cancel", "expand", "group"])
 @virtual_time
 async def test_a_job_that_waits_after_a_refusal_is_taken_back(leave: str) -> None:
-    """A job that waits after a 1302 can be cancelled in any way; nothing is sent and no units stay due."""
+    """A job that waits after a 1302 can be cancelled in any way. Nothing is sent, and no units stay due."""
     async with emulated() as (emulator, kling):
         emulator.faults.script("create", *[Fault("error", code=1302, retry_after="120")] * 9)
 
@@ -1149,7 +1149,7 @@ async def test_a_job_that_waits_after_a_refusal_is_taken_back(leave: str) -> Non
 
 @virtual_time
 async def test_a_cancelled_call_names_the_task_that_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    """After the create both ids are in the log and on the exception, also in a task group."""
+    """A call that is cancelled after the create logs both ids and adds them to the exception."""
     async with emulated(work_seconds=100) as (emulator, kling):
         caller = asyncio.create_task(kling.expand(PHOTO, WIDER))
         await wait_for(lambda: kling.stats.running)
@@ -1166,7 +1166,7 @@ async def test_a_cancelled_call_names_the_task_that_goes_on(caplog: pytest.LogCa
 
 @virtual_time
 async def test_one_of_two_callers_of_a_job_leaves(tmp_path: Path) -> None:
-    """Of two callers of the same job one is cancelled, and the other gets the one task."""
+    """If one of two callers of the same job is cancelled, the other gets the one task."""
     async with emulated({"journal": tmp_path / "run.db", "max_in_flight": 1}, work_seconds=10) as (
         emulator,
         kling,
@@ -1212,12 +1212,12 @@ async def test_a_budget_counts_all_runs_of_its_journal(tmp_path: Path) -> None:
                 await kling.expand(PHOTO, WIDER, prompt=prompt)
         await kling.aclose()
         async with another(emulator, journal=path, budget=32) as again:
-            await again.expand(PHOTO, WIDER)  # known, so it costs nothing
+            await again.expand(PHOTO, WIDER)  # its task is known, so it costs nothing
             await again.expand(PHOTO, Ratios(left=0.5), n=2)
             with pytest.raises(BudgetExceeded, match=r"0 of \d+ units left"):
                 await again.expand(PHOTO, Ratios(up=0.5))
             assert again.stats.units_due == 16
-        async with again:  # opened again, it has not spent twice
+        async with again:  # the reopened client has not spent twice
             with pytest.raises(BudgetExceeded, match=r"0 of \d+ units left"):
                 await again.expand(PHOTO, Ratios(up=0.5))
         assert emulator.account.units_billed == 32
@@ -1229,7 +1229,7 @@ async def test_a_budget_counts_all_runs_of_its_journal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("journal", [False, True])
 @virtual_time
 async def test_a_job_is_made_again_on_request(tmp_path: Path, *, journal: bool) -> None:
-    """With `fresh` an ended job becomes a new task; without it the earlier result is returned."""
+    """With `fresh`, an ended job becomes a new task. Without it, the earlier result is returned."""
     options: dict[str, Any] = {"journal": tmp_path / "run.db"} if journal else {}
     async with emulated(options) as (emulator, kling):
         request = ExpandRequest(PHOTO, WIDER, key="cat")
@@ -1247,7 +1247,7 @@ async def test_a_job_is_made_again_on_request(tmp_path: Path, *, journal: bool) 
 
 @virtual_time
 async def test_expired_pictures_can_be_made_again(tmp_path: Path) -> None:
-    """After 30 days the result has expired; with `fresh` the request gets new pictures."""
+    """After 30 days the result has expired, and `fresh` makes new pictures."""
     async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
         result = await kling.expand(PHOTO, WIDER)
         emulator.advance(31 * 86400)
@@ -1260,7 +1260,7 @@ async def test_expired_pictures_can_be_made_again(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_job_under_way_is_not_made_twice_by_asking_anew(tmp_path: Path) -> None:
-    """`fresh` replaces only ended jobs; an open job is followed, and paid once."""
+    """`fresh` replaces only ended jobs, while an open job is followed and paid once."""
     async with emulated({"journal": tmp_path / "run.db"}, work_seconds=50) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER)
         await first.accepted()
@@ -1293,7 +1293,7 @@ async def test_resuming_leaves_alone_what_this_client_follows(tmp_path: Path, wa
 @pytest.mark.parametrize("code", [1000, 1002, 1100, 1101, 1102, 1103, 1304, 1201, 1301])
 @virtual_time
 async def test_a_refusal_that_may_have_passed_is_resumed(tmp_path: Path, code: int) -> None:
-    """A job refused for its account, key or permission is resumed; a wrong request is not."""
+    """A job refused because of the account, key or permission is resumed, but an invalid request is not."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path}) as (emulator, kling):
         emulator.faults.script("create", *[Fault("error", code=code)] * 2)
@@ -1306,13 +1306,13 @@ async def test_a_refusal_that_may_have_passed_is_resumed(tmp_path: Path, code: i
             assert len(resumed) == (code not in {1201, 1301})
             for future in resumed:
                 assert await error_of(future) is None
-            assert now() - began < 30  # a refusal is certain, so nothing is waited for
+            assert now() - began < 30  # the refusal was certain, so there was no wait
         assert len(emulator.account.tasks) == len(resumed)
 
 
 @virtual_time
 async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A job whose photo was given as bytes cannot be resumed. One warning and its error say so at once."""
+    """One warning, and the error of the job, say that a job whose photo was bytes cannot be resumed."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "max_in_flight": 1}, work_seconds=100) as (emulator, kling):
         await kling.submit(PHOTO, WIDER).accepted()
@@ -1373,7 +1373,7 @@ async def test_a_refused_create_is_not_looked_up_after_a_kill(tmp_path: Path, fa
 
 @virtual_time
 async def test_what_was_cancelled_is_not_resumed(tmp_path: Path) -> None:
-    """A later run sends no job that a caller has cancelled; a job cut off by a closing client, it sends."""
+    """A later run sends a job that a closing client has cancelled, but none that a caller has cancelled."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "max_in_flight": 1}, work_seconds=5) as (emulator, kling):
         await kling.submit(PHOTO, WIDER).accepted()
@@ -1410,7 +1410,7 @@ async def test_what_was_cancelled_is_not_resumed(tmp_path: Path) -> None:
 async def test_the_wait_before_a_repeated_create_outlives_a_restart(
     tmp_path: Path, clock_moves: float, appears: float
 ) -> None:
-    """Each job is one task although the service accepts ids twice and the clock is set back or forward."""
+    """After a restart, each job is one task, even if the service accepts ids twice and the clock was set."""
 
     def journal(clock: Callable[[], float]) -> SQLiteStore:
         def boot_clock() -> tuple[str, float]:
@@ -1447,7 +1447,7 @@ async def test_the_wait_before_a_repeated_create_outlives_a_restart(
 
 
 async def submit_six(kling: KlingClient) -> list[TaskFuture]:
-    """Submit jobs with and without a key; the last one fails."""
+    """Submit six jobs with and without a key, of which the last one fails."""
     futures = [kling.submit(PHOTO, Ratios(right=0.1 * i), key=f"job {i}") for i in range(1, 4)]
     futures += [kling.submit(PHOTO, Ratios(up=0.1 * i)) for i in range(1, 3)]
     return [*futures, kling.submit(PHOTO, WIDER, prompt="emulate-risk-control", key="fails")]
@@ -1459,7 +1459,7 @@ async def submit_six(kling: KlingClient) -> list[TaskFuture]:
 async def test_no_job_is_paid_again_after_its_journal_was_deleted(
     tmp_path: Path, waited: float, list_code: int
 ) -> None:
-    """Every task is found again, although the service accepts ids twice."""
+    """After the journal was deleted, every task is found again, although the service accepts ids twice."""
     path = tmp_path / "run.db"
     options: dict[str, Any] = {"allow_duplicates": True, "work_seconds": 60, "list_code": list_code}
     async with emulated({"journal": path}, **options) as (emulator, kling):
@@ -1479,7 +1479,7 @@ async def test_no_job_is_paid_again_after_its_journal_was_deleted(
 
 @virtual_time
 async def test_a_new_journal_costs_one_list_request(tmp_path: Path) -> None:
-    """The account's tasks are listed once for a file, and no job is looked up before its create."""
+    """A new journal lists the account's tasks once, and no job is looked up before its create."""
     journal = {"journal": tmp_path / "run.db", "max_in_flight": 1}
     before: list[dict[str, int]] = []
     async with emulated(journal) as (emulator, kling):
@@ -1495,7 +1495,7 @@ async def test_a_new_journal_costs_one_list_request(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_job_that_gives_up_leaves_the_listing_to_the_next(tmp_path: Path) -> None:
-    """Of many jobs of a new journal each can be cancelled while the tasks are listed."""
+    """While a new journal lists the tasks, any job can be cancelled without stopping the others."""
     async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
         emulator.faults.script("list", Fault("slow_headers", seconds=5), Fault("slow_headers", seconds=5))
         futures = [kling.submit(PHOTO, Ratios(right=0.1 * i)) for i in range(1, 4)]
@@ -1512,7 +1512,7 @@ async def test_a_job_that_gives_up_leaves_the_listing_to_the_next(tmp_path: Path
 @pytest.mark.parametrize("kept_in", ["journal", "folder", "both", "nothing"])
 @virtual_time
 async def test_a_later_process_begins_with_what_was_learned(tmp_path: Path, kept_in: str) -> None:
-    """The first job of a process is polled like the last one of the process before."""
+    """The first job of a process is polled like the last job of the previous process."""
     options: dict[str, Any] = {"cache_dir": tmp_path / "cache" if kept_in in {"folder", "both"} else False}
     journal = tmp_path / "run.db" if kept_in in {"journal", "both"} else None
     latency: list[float] = []
@@ -1542,7 +1542,7 @@ async def test_a_later_process_begins_with_what_was_learned(tmp_path: Path, kept
 
 @virtual_time
 async def test_accounts_do_not_share_what_they_learn(tmp_path: Path) -> None:
-    """Another key begins without the durations of the first, and no key is in the file."""
+    """Another account's key starts without the durations of the first, and the file contains no key."""
     options: dict[str, Any] = {"cache_dir": tmp_path}
     async with emulated(options, work_seconds=40) as (emulator, kling):
         for number in range(6):
@@ -1563,7 +1563,7 @@ async def test_accounts_do_not_share_what_they_learn(tmp_path: Path) -> None:
 
 
 class Flaky:
-    """A store that raises unexpected errors after a create or at an end."""
+    """A store that raises unexpected errors after a create or at the end of a task."""
 
     def __init__(self, inner: SQLiteStore, error: Exception, failing: tuple[str, ...]) -> None:
         self._inner = inner
@@ -1599,7 +1599,7 @@ async def test_a_store_that_fails_costs_no_slot_and_no_result(
 @pytest.mark.parametrize("method", ["record_intent", "mark_sending"])
 @virtual_time
 async def test_a_store_that_fails_before_a_create_sends_nothing(tmp_path: Path, method: str) -> None:
-    """Slots and units are released, and the error says what happened."""
+    """If the store fails before a create, slots and units are released, and the error says what happened."""
     slots = Slots(9)
     async with SQLiteStore(tmp_path / "run.db", run="default", clock=loop_clock) as store:
         flaky: Any = Flaky(store, ConnectionError("away"), (method,))
@@ -1612,7 +1612,7 @@ async def test_a_store_that_fails_before_a_create_sends_nothing(tmp_path: Path, 
 
 @virtual_time
 async def test_a_slow_store_holds_no_slot_after_the_client_has_closed(tmp_path: Path) -> None:
-    """After closing during a write, the futures name their tasks and the slots are free."""
+    """After a client closes during a write, the futures name their tasks and the slots are free."""
     slots = Slots(9)
 
     class Slow(Flaky):

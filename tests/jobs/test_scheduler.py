@@ -1,4 +1,4 @@
-"""Slots: weights, fairness, limits learned from refusals, and recovery in bounded time."""
+"""Slots: weights, fairness, a limit learned from refusals, and recovery in bounded time."""
 
 import asyncio
 import heapq
@@ -19,7 +19,7 @@ from kling_expand.jobs.scheduler import (
 )
 from kling_expand.testing import run, virtual_time
 
-# Each job: how many it takes, its priority, how long it holds them, and when it is cancelled, if it is.
+# Each job: the places it takes, its priority, how long it holds them, and when it is cancelled, if at all.
 JOBS = st.lists(
     st.tuples(
         st.integers(1, 9), st.integers(0, 2), st.floats(0, 5), st.none() | st.floats(0, 10, exclude_min=True)
@@ -32,7 +32,7 @@ JOBS = st.lists(
 def test_the_capacity_is_kept_and_every_waiter_is_served(
     jobs: list[tuple[int, int, float, float | None]],
 ) -> None:
-    """Whatever is acquired, held and cancelled, the sum stays within the capacity and returns to zero."""
+    """Whatever is acquired, held or cancelled, the sum stays within the capacity and returns to zero."""
 
     async def main() -> None:
         places, most = WeightedSemaphore(9), 0
@@ -57,7 +57,7 @@ def test_the_capacity_is_kept_and_every_waiter_is_served(
 
 @virtual_time
 async def test_a_waiter_for_many_is_not_overtaken() -> None:
-    """A task of nine pictures gets its turn although tasks of one keep coming."""
+    """A task of nine pictures gets its turn although tasks of one picture keep arriving."""
     places, served = WeightedSemaphore(9), []
 
     async def hold(n: int) -> None:
@@ -73,7 +73,7 @@ async def test_a_waiter_for_many_is_not_overtaken() -> None:
 
 @virtual_time
 async def test_the_last_end_lets_a_larger_task_try_at_once() -> None:
-    """A refused task of two pictures follows the end of the only task that ran, not a pause of its own."""
+    """A refused task of two pictures is sent when the only running task ends, without a pause of its own."""
     slots, loop = Slots(9), asyncio.get_running_loop()
     await slots.acquire(1)
     slots.accepted(1)
@@ -92,7 +92,7 @@ async def test_the_last_end_lets_a_larger_task_try_at_once() -> None:
 
 @virtual_time
 async def test_a_higher_priority_goes_first_and_a_refused_one_before_its_like() -> None:
-    """Waiters are served by priority, then retries, then in order of arrival."""
+    """Waiters are served by priority, then retries first, then in order of arrival."""
     places, served = WeightedSemaphore(1), []
 
     async def hold(name: str, priority: int, *, first: bool = False) -> None:
@@ -109,7 +109,7 @@ async def test_a_higher_priority_goes_first_and_a_refused_one_before_its_like() 
 
 @virtual_time
 async def test_flows_take_turns() -> None:
-    """A flow with many queued jobs does not keep out a flow that comes after it."""
+    """A flow with many queued jobs does not block a flow that starts later."""
     places, served, long, short = WeightedSemaphore(1), [], Flow(), Flow()
 
     async def hold(name: str, flow: Flow) -> None:
@@ -165,7 +165,7 @@ async def test_idle_time_gives_a_flow_no_claim() -> None:
 
 
 class Account:
-    """A service that runs *limit* pictures at once, *others* included, and refuses the rest for free."""
+    """A service that runs `limit` pictures at once, including `others`, and refuses the rest for free."""
 
     def __init__(self, slots: Slots, limit: int) -> None:
         self.slots = slots
@@ -205,7 +205,7 @@ class Account:
         self.slots.ended(n)
 
     async def burst(self, n: int, seconds: float) -> None:
-        """Let another program hold *n* slots for a time, as soon as they are free."""
+        """Let another program take the next *n* free slots and hold them for a time."""
         self.others = n
         await asyncio.sleep(seconds)
         self.others = 0
@@ -216,7 +216,7 @@ async def work(account: Account, jobs: int) -> None:
 
 
 def oracle(free_at: list[float], jobs: int, seconds: float) -> float:
-    """Return when the last of *jobs* ends if each starts at the moment a slot is free for it."""
+    """Return the time at which the last of *jobs* ends, if each starts as soon as a slot is free."""
     heap = sorted(free_at)
     for _ in range(jobs):
         heapq.heapreplace(heap, heap[0] + seconds)
@@ -241,7 +241,7 @@ def test_an_unknown_limit_is_found_and_kept(limit: int) -> None:
 
 @virtual_time
 async def test_a_limit_that_falls_is_followed_in_steps() -> None:
-    """When the limit falls far, only some of the ends are followed by a refused create."""
+    """When the limit falls far, only some of the ended tasks are followed by a refused create."""
     account = Account(Slots(100), 60)
     others = asyncio.gather(*(account.job(100) for _ in range(300)))
     await asyncio.sleep(60)
@@ -249,7 +249,7 @@ async def test_a_limit_that_falls_is_followed_in_steps() -> None:
     before = account.refusals
     await asyncio.sleep(400)
     assert account.running <= 10
-    assert account.refusals - before < 40  # of the fifty that end beyond it, all within seconds
+    assert account.refusals - before < 40  # of fifty tasks that end within seconds
     others.cancel()
 
 
@@ -258,7 +258,7 @@ async def test_a_limit_that_falls_is_followed_in_steps() -> None:
 @pytest.mark.parametrize("limit", [9, 100])
 @virtual_time
 async def test_slots_recover_from_a_burst_of_another_program(limit: int, taken: int, length: float) -> None:
-    """Jobs end within 1.3 times an oracle's time, although the burst began while none of ours ran."""
+    """Jobs take at most 1.3 times as long as with an oracle, although the burst began before they ran."""
     account = Account(Slots(limit), 9)
     burst = asyncio.create_task(account.burst(taken, length))
     await asyncio.gather(*(account.job(30) for _ in range(60)))
@@ -282,7 +282,7 @@ async def test_slots_recover_from_a_burst_after_hours_of_refused_probes() -> Non
 @pytest.mark.parametrize("limit", [9, 100])
 @virtual_time
 async def test_attached_tasks_do_not_keep_the_capacity_down(limit: int) -> None:
-    """After a restart with nine running tasks, new jobs start as these end, with few refusals."""
+    """After a restart with nine running tasks, new jobs start as the old tasks end, with few refusals."""
     account = Account(Slots(limit), 9)
     attached = [account.attached(3.0 * i) for i in range(9)]
     await asyncio.gather(*attached, *(account.job(30) for _ in range(60)))
@@ -293,7 +293,7 @@ async def test_attached_tasks_do_not_keep_the_capacity_down(limit: int) -> None:
 
 @virtual_time
 async def test_one_long_task_does_not_keep_other_slots_idle() -> None:
-    """Free slots are found again in seconds although none of our tasks ends for hours."""
+    """Free slots are found within seconds, although our only running task takes hours."""
     account, loop = Account(Slots(9), 9), asyncio.get_running_loop()
     long = asyncio.create_task(account.job(6 * 3600))
     await asyncio.sleep(1)
@@ -315,7 +315,7 @@ async def test_one_long_task_does_not_keep_other_slots_idle() -> None:
 def test_free_slots_are_found_in_bounded_time(
     length: float, taken: int, seconds: int, limit: int, most: int
 ) -> None:
-    """After any burst all slots are used again within about its length."""
+    """After any burst, all slots are used again within about the length of the burst."""
 
     async def main() -> None:
         account = Account(Slots(limit), 9)
@@ -334,7 +334,7 @@ def test_free_slots_are_found_in_bounded_time(
 @pytest.mark.parametrize("own", [0, 1, 5])
 @virtual_time
 async def test_probes_are_few_and_pause_at_least_a_second(own: int) -> None:
-    """While others hold the rest for an hour, a probe is one create, and pauses grow to five minutes."""
+    """While others hold the rest for an hour, each probe is one create, and the pauses grow to 5 minutes."""
     account = Account(Slots(9), 9)
     account.others = 9 - own
     jobs = [asyncio.create_task(account.job(1e5)) for _ in range(20)]
@@ -362,10 +362,10 @@ async def test_a_task_larger_than_what_is_believed_free_is_tried() -> None:
 
 @virtual_time
 async def test_uncertain_creates_do_not_end_the_search() -> None:
-    """The capacity grows to the limit although some creates hold slots and are never answered."""
+    """The capacity grows to the limit although some creates hold slots and never get a response."""
     account = Account(Slots(64), 64)
     for _ in range(INITIAL_CAPACITY // 2):
-        await account.slots.acquire(1)  # and no answer comes
+        await account.slots.acquire(1)  # no response comes
     jobs = asyncio.gather(*(account.job(10) for _ in range(1000)))
     await asyncio.sleep(120)
     assert account.slots.capacity == 64
@@ -399,16 +399,16 @@ async def test_creates_sent_before_a_refusal_lower_nothing() -> None:
     for _ in range(TASKS_PER_PROBE):
         slots.force_acquire(1)
         slots.ended(1)
-    assert slots.capacity == 7  # no job waits for more
+    assert slots.capacity == 7  # no job waits for more slots
 
 
 class Books:
-    """The slots and the numbers they must have after each step."""
+    """The slots, and the numbers that they must have after each step."""
 
     def __init__(self, limit: int) -> None:
         self.slots = Slots(limit)
         self.waiting: dict[asyncio.Task[int], int] = {}
-        self.granted: list[tuple[int, int]] = []  # pictures and epoch of each create under way
+        self.granted: list[tuple[int, int]] = []  # pictures and epoch of each create in progress
         self.running: list[int] = []
 
     async def step(self, name: str, n: int) -> None:
@@ -437,7 +437,7 @@ class Books:
 
     async def cancel(self, n: int) -> None:
         task = list(self.waiting)[n % len(self.waiting)]
-        task.cancel()  # perhaps at the moment in which it is granted
+        task.cancel()  # perhaps at the moment at which it is granted
         await asyncio.gather(task, return_exceptions=True)
         if task.cancelled():
             del self.waiting[task]
@@ -457,7 +457,7 @@ class Books:
         self.slots.release(self.granted.pop(n % len(self.granted))[0])
 
     async def finish(self) -> None:
-        """Accept and end everything, and check that each waiter is served in bounded time."""
+        """Accept and end every task, and check that each waiter is served in bounded time."""
         while self.waiting or self.granted or self.running:
             await self.step("accepted", 0)
             await self.step("ended", 0)
@@ -474,7 +474,7 @@ STEPS = st.sampled_from([*ANSWERS, "acquire", "acquire", "ended", "cancel", "for
 
 @given(limit=st.integers(1, 12), steps=st.lists(st.tuples(STEPS, st.integers(1, 12)), max_size=60))
 def test_the_books_are_right_after_any_sequence(limit: int, steps: list[tuple[str, int]]) -> None:
-    """Held and running always match, the capacity stays in bounds, and every waiter is served in the end."""
+    """The held and running counts are right, the capacity is within bounds, and every waiter is served."""
 
     async def main() -> None:
         books = Books(limit)

@@ -1,4 +1,4 @@
-"""Exactly one create per job, against an emulator that would bill twice and a network that fails."""
+"""Exactly one create per job, with an emulator that would bill twice and a network that fails."""
 
 import asyncio
 import json
@@ -50,11 +50,11 @@ PHOTO = (Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg").read
 REQUEST = ExpandRequest(PHOTO, Ratios(right=0.5))
 EVER = 10_000  # times
 CREATE_TIMEOUT = 30.0
-LONGEST = CREATE_TIMEOUT + APPEAR_TIMEOUT  # seconds a create can take here, beyond its upload
+LONGEST = CREATE_TIMEOUT + APPEAR_TIMEOUT  # seconds that a create can take here, without its upload
 
 
 class Creating:
-    """A submitter, its session, and the emulator it speaks to."""
+    """A submitter, its session, and the emulator that it calls."""
 
     def __init__(self, emulator: Emulator, session: Session, config: Settings) -> None:
         self.emulator = emulator
@@ -128,7 +128,7 @@ S = AttemptState
     ],
 )
 def test_the_table_of_states(state: S, *, may_cost: bool, following: set[S]) -> None:
-    """Each state says whether money may be spent, and changes only as the table allows."""
+    """Each state says whether money may have been spent, and changes only as the table allows."""
     assert (state.may_cost, set(TRANSITIONS[state])) == (may_cost, following)
     for other in S:
         attempt = Attempt("dog")
@@ -155,7 +155,7 @@ def test_the_table_is_whole() -> None:
 
 
 def test_money_is_spent_only_after_sending() -> None:
-    """Every path from a state without cost to one with cost contains a sent create."""
+    """Every path from a state without cost to a state with cost sends a create."""
     for state in S:
         costly = {each for each in TRANSITIONS[state] if each.may_cost}
         assert state.may_cost or costly <= {S.SENDING}
@@ -166,7 +166,7 @@ def test_money_is_spent_only_after_sending() -> None:
 
 @virtual_time
 async def test_a_create_is_one_request() -> None:
-    """Without a failure there is no lookup."""
+    """A create that succeeds needs no lookup."""
     async with creating() as c:
         made = await c.create()
         assert made.external_task_id == "dog"
@@ -182,7 +182,7 @@ ACCEPTED += [Fault("late", seconds=seconds) for seconds in (0, 1, 4.9, 29.0, 34.
 @pytest.mark.parametrize("fault", ACCEPTED, ids=str)
 @virtual_time
 async def test_what_was_accepted_is_found(fault: Fault | str) -> None:
-    """A create whose answer is lost or invalid does not lead to a second task."""
+    """A create whose response is lost or invalid does not lead to a second task."""
     async with creating() as c:
         c.script(fault)
         made = await c.create()
@@ -198,7 +198,7 @@ LOST += [Fault(kind, code=code) for kind in ("error", "envelope_200") for code i
 @pytest.mark.parametrize("fault", LOST, ids=str)
 @virtual_time
 async def test_what_was_not_accepted_is_sent_again(fault: Fault | str) -> None:
-    """The create is repeated under the same id, after the time in which the task would have appeared."""
+    """A create that was not accepted is repeated under the same id, once its task could have appeared."""
     async with creating() as c:
         c.script(fault)
         made = await c.create()
@@ -223,7 +223,7 @@ async def test_the_services_own_uniqueness_is_used(seconds: float) -> None:
 @pytest.mark.parametrize("seconds", [30.0, 33.0, 34.0, 34.5, 34.9])
 @virtual_time
 async def test_the_answer_of_a_slow_lookup_may_be_outdated(seconds: float) -> None:
-    """A task that was absent when the lookup was sent may exist when the answer comes."""
+    """A task that was absent when a slow lookup was sent may exist when the response arrives."""
     async with creating() as c:
         c.script(Fault("late", seconds=seconds))
         c.lookups(Fault("slow_headers", seconds=2, times=EVER))
@@ -234,7 +234,7 @@ async def test_the_answer_of_a_slow_lookup_may_be_outdated(seconds: float) -> No
 
 @virtual_time
 async def test_one_stalled_create_delays_no_later_one() -> None:
-    """A create without an answer does not prolong the lookups of later ones."""
+    """A create without a response does not prolong the lookups of later creates."""
     async with creating() as c:
         c.script("reset")
         began = now()
@@ -253,7 +253,7 @@ async def test_one_stalled_create_delays_no_later_one() -> None:
 
 @virtual_time
 async def test_the_wait_counts_from_the_last_create_sent() -> None:
-    """A create sent long ago is looked up once; a recent one is waited for."""
+    """A create that was sent long ago is looked up once, but a recent one until it can no longer appear."""
     async with creating() as c:
         for name, age in (("old", 3600.0), ("new", 20.0)):
             began = now()
@@ -264,7 +264,7 @@ async def test_the_wait_counts_from_the_last_create_sent() -> None:
 
 @virtual_time
 async def test_a_pause_asked_for_is_no_slow_create() -> None:
-    """A pause of an hour does not prolong every later lookup to an hour."""
+    """A requested pause of an hour does not prolong later lookups to an hour."""
     async with creating() as c:
         c.session.gates[EventKind.CREATE].close(3600)
         await c.create("first")
@@ -280,7 +280,7 @@ async def test_a_pause_asked_for_is_no_slow_create() -> None:
 @pytest.mark.parametrize("code", [1000, 1100, 1101, 1102, 1103, 1200, 1201, 1300, 1301, 1304])
 @virtual_time
 async def test_a_refusal_is_raised_at_once(code: int) -> None:
-    """A refusal costs nothing and would be repeated, so it is raised."""
+    """A refusal is raised at once, because it costs nothing and a retry would be refused again."""
     async with creating() as c:
         c.script(Fault("error", code=code))
         with pytest.raises(APIError, match=str(code)):
@@ -301,7 +301,7 @@ async def test_a_parallel_limit_passes_through() -> None:
 
 @virtual_time
 async def test_too_many_requests_are_waited_for() -> None:
-    """A 1302 is retried as long as the service asks, regardless of `retry_timeout`."""
+    """A create is retried as long as the service responds with a 1302, regardless of `retry_timeout`."""
     async with creating(retry_timeout=60) as c:
         c.script(Fault("error", code=1302, retry_after="30", times=5))
         await c.create()
@@ -335,7 +335,7 @@ async def test_a_service_that_asks_for_no_pause_is_not_hammered() -> None:
 
 @virtual_time
 async def test_another_jobs_task_is_not_taken() -> None:
-    """A given id that already has a task is refused before the create, and the error names the task."""
+    """A given id that already has a task raises an error before the create, and the error names the task."""
     async with creating(allow_duplicates=False) as c:
         other = await c.create()
         with pytest.raises(DuplicateTask) as caught:
@@ -346,7 +346,7 @@ async def test_another_jobs_task_is_not_taken() -> None:
 
 @virtual_time
 async def test_a_given_id_is_refused_though_its_lookup_lags() -> None:
-    """If the service says that the id exists, no task is adopted, and the error names the other task."""
+    """If the service says that a given id exists, no task is adopted, and the error names the other task."""
     async with creating(allow_duplicates=False) as c:
         other = await c.create()
         c.lookups(Fault("error", code=1201, message="Task not found by id/external id: dog"))
@@ -360,7 +360,7 @@ async def test_a_given_id_is_refused_though_its_lookup_lags() -> None:
 @pytest.mark.parametrize("fault", ["reset_after", "reset"])
 @virtual_time
 async def test_a_given_id_that_was_free_is_this_jobs(fault: str) -> None:
-    """A task that appears under the id after a create without an answer belongs to that create."""
+    """A task that appears under a given id after a create without a response belongs to that create."""
     async with creating(allow_duplicates=False) as c:
         c.script(fault)
         made = await c.create(Attempt("dog", given=True))
@@ -369,7 +369,7 @@ async def test_a_given_id_that_was_free_is_this_jobs(fault: str) -> None:
 
 @virtual_time
 async def test_a_task_of_ours_is_adopted() -> None:
-    """A task under a derived id can only be this job's, so it is adopted and not paid again."""
+    """A task under a derived id can only belong to this job, so it is adopted and not paid for again."""
     async with creating(allow_duplicates=False) as c:
         first = await c.create()
         attempt = Attempt("dog")
@@ -381,7 +381,7 @@ async def test_a_task_of_ours_is_adopted() -> None:
 @pytest.mark.parametrize("lag", [10.0, 60.0, 100.0])
 @virtual_time
 async def test_a_duplicate_is_followed_while_its_lookup_lags(lag: float) -> None:
-    """The service may refuse an id before it shows its task, so lookups continue until `retry_timeout`."""
+    """The service may refuse an id before lookups show its task, so lookups continue for `retry_timeout`."""
     async with creating(allow_duplicates=False) as c:
         first = await c.create()
         missing = Fault("error", code=1201, message="Task not found by id/external id: dog", times=EVER)
@@ -393,7 +393,7 @@ async def test_a_duplicate_is_followed_while_its_lookup_lags(lag: float) -> None
 
 @virtual_time
 async def test_a_duplicate_that_cannot_be_found_is_unknown() -> None:
-    """If the service calls an id both taken and unknown until `retry_timeout`, the outcome is unknown."""
+    """If an id is both taken and unknown until `retry_timeout`, the outcome is unknown."""
     async with creating(retry_timeout=60) as c:
         c.script(Fault("error", code=1201, message="external_task_id dog already exists"))
         attempt = Attempt("dog")
@@ -407,7 +407,7 @@ async def test_a_duplicate_that_cannot_be_found_is_unknown() -> None:
 
 @virtual_time
 async def test_a_lost_create_outlives_a_parallel_limit() -> None:
-    """A 1303 after a lost create may be caused by its own task, which is found and not created again."""
+    """A 1303 after a lost create may be caused by its own task, which is then found and not created again."""
     async with creating(allow_duplicates=False) as c:
         c.script(Fault("late", seconds=50), Fault("error", code=1303))
         attempt = Attempt("dog", given=True)
@@ -421,7 +421,7 @@ async def test_a_lost_create_outlives_a_parallel_limit() -> None:
 
 @virtual_time
 async def test_what_an_earlier_run_sent_is_looked_up_first() -> None:
-    """An existing task is found without a create; a missing one is sent after the wait."""
+    """A task of an earlier run is found without a create, and a missing one is created after the wait."""
     async with creating() as c:
         made = await c.create()
         attempt = Attempt("dog", unanswered_at=now())
@@ -443,7 +443,7 @@ DIRECTED = ExpandRequest(PHOTO, Towards("right"))
 @pytest.mark.parametrize("fault", ["reset_after", "reset", Fault("late", seconds=20)], ids=str)
 @virtual_time
 async def test_the_list_is_asked_where_no_lookup_is_documented(fault: Fault | str, others: int) -> None:
-    """In the direction dialect a lost create is searched in the list before it is repeated."""
+    """In the direction dialect, a lost create is searched for in the list before it is repeated."""
     async with creating(dialect="direction") as c:
         photo = await load_photo(PHOTO)
         head, tail = codec.encode(DIRECTED, Towards("right"), "dog")
@@ -482,7 +482,7 @@ async def test_a_service_that_only_fails_is_given_up() -> None:
 )
 @virtual_time
 async def test_without_a_lookup_nothing_is_sent_again(fault: Fault | str) -> None:
-    """Without a working lookup the create is not repeated, because a task may exist."""
+    """Without a working lookup, the create is not repeated, because a task may exist."""
     async with creating() as c:
         c.script("reset_after")
         c.lookups(*[fault] * 1000)
@@ -495,7 +495,7 @@ async def test_without_a_lookup_nothing_is_sent_again(fault: Fault | str) -> Non
 
 @virtual_time
 async def test_a_deadline_in_the_middle_is_unknown() -> None:
-    """At the deadline a create that may have been accepted raises an error with the id."""
+    """At the deadline, a create that may have been accepted raises an error with the id."""
     async with creating() as c:
         c.script(Fault("slow_headers", seconds=300))
         with pytest.raises(SubmissionUnknown) as caught:
@@ -507,7 +507,7 @@ async def test_a_deadline_in_the_middle_is_unknown() -> None:
 
 @virtual_time
 async def test_a_deadline_during_a_lookup_is_unknown() -> None:
-    """No lookup starts that would end after the deadline, and none ends it early."""
+    """A deadline during the lookups raises `SubmissionUnknown` by that time."""
     async with creating() as c:
         c.script("reset")
         with pytest.raises(SubmissionUnknown):
@@ -518,7 +518,7 @@ async def test_a_deadline_during_a_lookup_is_unknown() -> None:
 
 @virtual_time
 async def test_a_deadline_before_the_first_try_is_only_a_deadline() -> None:
-    """If nothing was sent, the error says so."""
+    """If the deadline passes before anything was sent, the error says so."""
     async with creating() as c:
         await asyncio.sleep(2)
         with pytest.raises(DeadlineExceeded):
@@ -528,7 +528,7 @@ async def test_a_deadline_before_the_first_try_is_only_a_deadline() -> None:
 
 @virtual_time
 async def test_what_was_never_sent_is_sent_as_soon_as_it_can_be() -> None:
-    """A refused connection needs no lookup."""
+    """After a refused connection, the create is sent as soon as possible and without a lookup."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -549,7 +549,7 @@ async def test_what_was_never_sent_is_sent_as_soon_as_it_can_be() -> None:
 
 @virtual_time
 async def test_what_could_never_be_sent_is_certain() -> None:
-    """The error says that nothing was sent, so the job may be submitted again."""
+    """If a create can never be sent, the error says that nothing was sent."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         config = Settings(base_url=f"http://127.0.0.1:{taken.getsockname()[1]}", retry_timeout=60)
@@ -580,7 +580,7 @@ async def test_each_post_is_announced_first() -> None:
 
 @virtual_time
 async def test_a_task_is_looked_up_by_either_id() -> None:
-    """Either id finds the task; an unknown id gives None and no error."""
+    """Either id finds the task, and an unknown id gives None and no error."""
     async with creating() as c:
         made = await c.create()
         for any_id in (made.task_id, "dog"):
@@ -641,7 +641,7 @@ LOOKUPS = st.one_of(*ANYWHERE, st.builds(Fault, st.just("error"), code=st.sample
     st.lists(CREATES, max_size=6), st.lists(LOOKUPS, max_size=12), st.sampled_from([None, 3.0, 20.0, 400.0])
 )
 def test_no_job_is_ever_paid_twice(creates: list[Fault], lookups: list[Fault], within: float | None) -> None:
-    """Whatever fails, an id has at most one task, and the outcome says whether money may be spent."""
+    """Whatever fails, an id has at most one task, and the outcome says whether money may have been spent."""
 
     async def check() -> None:
         async with creating() as c:
@@ -671,7 +671,7 @@ def test_no_job_is_ever_paid_twice(creates: list[Fault], lookups: list[Fault], w
 @settings(max_examples=20)
 @given(st.lists(CREATES, max_size=12), st.lists(LOOKUPS, max_size=12))
 def test_nor_are_many_at_once(creates: list[Fault], lookups: list[Fault]) -> None:
-    """Jobs that share the faults, the rate limit and the learned durations are not paid twice either."""
+    """Concurrent jobs that share faults and the rate limit are not paid for twice either."""
 
     async def check() -> None:
         async with creating() as c:

@@ -1,4 +1,4 @@
-"""Job states, the record of a job, its identity, and the store in memory."""
+"""Job states, job records, job identities and the in-memory store."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ WIDER = Ratios(right=0.5)
 
 
 def test_the_table_is_drawn_as_it_is() -> None:
-    """The docstring shows every state with exactly its next states."""
+    """The table in the module docstring shows every state with exactly its next states."""
     rows = (base.__doc__ or "").split("=\n")[2].strip("= \n").splitlines()
     drawn = {}
     for row in rows:
@@ -48,14 +48,14 @@ def test_the_table_is_drawn_as_it_is() -> None:
 
 
 def test_previous_states_are_the_table_read_backwards() -> None:
-    """The previous states are the inverse of the table of next states."""
+    """The table of previous states is the inverse of the table of next states."""
     for earlier in JobState:
         for later in JobState:
             assert (later in TRANSITIONS[earlier]) == (earlier in PREVIOUS[later])
 
 
 def reachable(state: JobState) -> set[JobState]:
-    """All states that can follow, in any number of steps."""
+    """Return all states that can follow in any number of steps."""
     found: set[JobState] = set()
     ahead = set(TRANSITIONS[state])
     while ahead:
@@ -72,7 +72,7 @@ def test_a_known_task_is_never_forgotten(state: JobState) -> None:
 
 @pytest.mark.parametrize("state", [*UNFINISHED, JobState.REJECTED])
 def test_every_job_can_end(state: JobState) -> None:
-    """From every open state an end can be reached."""
+    """Every open state can reach an end."""
     assert reachable(state) & {JobState.DONE, JobState.FAILED}
 
 
@@ -80,7 +80,7 @@ def test_every_job_can_end(state: JobState) -> None:
 
 
 def test_a_row_becomes_a_record() -> None:
-    """Paths come back as text, whatever bytes they are made of."""
+    """A row's paths become text, whatever bytes they consist of."""
     files = "out/\udcff.png\0out/two\nlines.png".encode(errors="surrogateescape")
     row = ("x", "k", "h", 1, "done", "t", 1.5, None, None, None, files, b"in/\xff.png", "{}", 1.0, 2.0)
     job = JobRecord(*row)
@@ -90,7 +90,7 @@ def test_a_row_becomes_a_record() -> None:
 
 
 def test_files_count_only_together(tmp_path: Path) -> None:
-    """Pictures count as files only while all of them are on disk."""
+    """A save counts as complete only while all of its files exist."""
     files = tmp_path / "0.png", tmp_path / "1.png"
     for file in files:
         file.touch()
@@ -110,12 +110,12 @@ def test_files_count_only_together(tmp_path: Path) -> None:
     ],
 )
 def test_a_job_that_was_sent_may_exist(fields: dict[str, Any], *, may_exist: bool) -> None:
-    """Only a job for which no create was ever about to leave can be sent without a lookup."""
+    """A job's task may exist as soon as a create was about to be sent."""
     assert JobRecord("x", **fields).may_exist is may_exist
 
 
 def test_a_task_is_known_as_far_as_it_is() -> None:
-    """A record gives the final snapshot, else the bare task, else None."""
+    """The task of a record is the final snapshot, or else a submitted task with its id, or else None."""
     assert JobRecord("x").task is None
     assert JobRecord("x", task_id="7").task == Task("7", "submitted", external_task_id="x")
     snapshot = json.dumps({"task_id": "7", "task_status": "failed"})
@@ -126,13 +126,13 @@ def test_a_task_is_known_as_far_as_it_is() -> None:
 
 
 async def prepare(image: Any = PHOTO, **fields: Any) -> PreparedRequest:
-    """A request with its photo loaded."""
+    """Return a prepared request, with its photo loaded."""
     request = ExpandRequest(image, WIDER, **fields)
     return PreparedRequest(request, await load_photo(image), WIDER)
 
 
 async def test_only_a_key_makes_a_job_without_a_journal() -> None:
-    """A key makes one, unless the id is given; with neither each submission is a job of its own."""
+    """In memory, a job has an identity only if its request has a key and no given id."""
     store = MemoryStore()
     assert identify(store, await prepare()) is None
     assert identify(store, await prepare(external_task_id="mine", key="cat")) is None
@@ -142,7 +142,7 @@ async def test_only_a_key_makes_a_job_without_a_journal() -> None:
 
 
 async def test_every_job_has_an_identity_with_a_journal(tmp_path: Path) -> None:
-    """Without a key the same photo with the same parameters is the same job."""
+    """With a journal, the same photo with the same parameters is the same job, even without a key."""
     store = SQLiteStore(tmp_path / "run.db")
     first, again = identify(store, await prepare()), identify(store, await prepare())
     assert first is not None
@@ -154,7 +154,7 @@ async def test_every_job_has_an_identity_with_a_journal(tmp_path: Path) -> None:
 
 
 async def test_an_id_follows_from_run_key_request_and_attempt() -> None:
-    """It is the same in every process, and any other of the four gives another."""
+    """The id is the same in every process, and differs if any of the four differs."""
     ids: set[str] = set()
     for run in ("monday", "tuesday"):
         for asked in (
@@ -188,7 +188,7 @@ async def test_an_id_follows_from_run_key_request_and_attempt() -> None:
     ids=["succeeded", "failed", "refused"],
 )
 async def test_a_job_is_forgotten_when_it_ends(end: Any) -> None:
-    """However a job ends, nothing but a number remains of it."""
+    """However a job ends, its record is dropped."""
     store = MemoryStore()
     for number in range(100):
         name = (await intend(store, str(number))).external_task_id
@@ -199,7 +199,7 @@ async def test_a_job_is_forgotten_when_it_ends(end: Any) -> None:
 
 
 async def test_memory_is_bounded() -> None:
-    """Jobs that were given up unsent, or that never end, push out the oldest, and fail no later report."""
+    """At the limit, the oldest jobs are dropped, and later reports about them are ignored."""
     store = MemoryStore(limit=10)
     names = []
     for number in range(1000):
@@ -219,6 +219,6 @@ def test_it_is_a_contract() -> None:
 
 
 def test_no_database_is_loaded() -> None:
-    """The contract and the store in memory import no database."""
+    """The contract and the in-memory store import no database driver."""
     code = "import sys, kling_expand.store.base as _; assert not {'sqlite3', 'psycopg'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Every store of the package passes the suite of tests that is shipped for stores."""
+"""The shipped contract tests, run against every store of the package, and random sequences of calls."""
 
 import asyncio
 import contextlib
@@ -30,16 +30,16 @@ class TestMemoryStore(JobStoreContract):
 
     @pytest.fixture
     def make_store(self) -> MakeStore:
-        """Make one that holds nothing."""
+        """Return an empty store."""
         return lambda clock: MemoryStore(clock=clock)
 
 
 class TestSQLiteStore(JobStoreContract):
-    """A journal file."""
+    """The store in an SQLite file."""
 
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> MakeStore:
-        """Make one of the same file each time."""
+        """Return a store on the same file each time."""
 
         def boot_clock() -> tuple[str, float]:
             return "this start", time.monotonic()
@@ -48,11 +48,11 @@ class TestSQLiteStore(JobStoreContract):
 
 
 class TestPostgresStore(JobStoreContract):
-    """A database that many workers share; each opening is another worker."""
+    """The store in PostgreSQL, where each opening is another worker."""
 
     @pytest.fixture
     async def make_store(self, dsn: str) -> AsyncIterator[MakeStore]:
-        """Make one of the same tables each time."""
+        """Return a store on the same tables each time."""
         async with ConnectionPool(dsn, size=1) as pool:  # one connection keeps the order of the calls
             await create_tables(pool)
             yield lambda clock: PostgresStore(pool, run="r", clock=clock)
@@ -76,7 +76,7 @@ STEPS = st.lists(
 
 
 class Model:
-    """The rules of the contract kept by hand: each job's last attempt as [attempt, state, has a task]."""
+    """A plain model of the contract, with each job's last attempt as [attempt, state, has a task]."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], list[Any]] = {}
@@ -90,7 +90,7 @@ class Model:
             row[1] = "intent"
 
     def report(self, call: str, job: tuple[str, str]) -> None:
-        """Apply any other call."""
+        """Apply any other report."""
         row = self.rows[job]
         ended = row[1] in {"succeeded", "done", "failed"}
         if call in {"submitted", "processing"} and not ended:
@@ -106,7 +106,7 @@ class Model:
 
 
 async def report(store: JobStore, call: str, name: str) -> None:
-    """Make one call, as the model understands it."""
+    """Report to a store what the model calls *call*."""
     if call == "sending":
         await store.mark_sending(name)
     elif call == "saved":
@@ -122,7 +122,7 @@ async def report(store: JobStore, call: str, name: str) -> None:
 async def follow(
     steps: list[tuple[str, str, str]], make_store: Callable[[], JobStore], *, owned: bool = False
 ) -> None:
-    """Apply *steps* to a store and to the model, and compare. *owned* jobs are claimed after a restart."""
+    """Apply *steps* to a store and to the model, and compare. If *owned*, a restart claims all jobs again."""
     model, names = Model(), {}
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(make_store())
@@ -155,7 +155,7 @@ async def follow(
 @settings(max_examples=40)
 @given(STEPS)
 def test_any_sequence_of_calls_on_a_file_matches_the_model(steps: list[tuple[str, str, str]]) -> None:
-    """No sequence of calls and restarts leads anywhere but where the plain rules lead."""
+    """After any sequence of calls and restarts, a file has the same jobs as the model."""
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(follow(steps, lambda: SQLiteStore(Path(folder, "run.db"), run="r", clock=Seconds())))
 
@@ -168,7 +168,7 @@ _runs = itertools.count()
 def test_any_sequence_of_calls_by_many_workers_matches_the_model(
     cluster: Cluster, steps: list[tuple[str, str, str]]
 ) -> None:
-    """No sequence of calls by one worker after another leads anywhere but where the plain rules lead."""
+    """After any sequence of calls by successive workers, the database has the same jobs as the model."""
 
     async def run() -> None:
         async with ConnectionPool(cluster.dsn) as pool:

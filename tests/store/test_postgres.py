@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 async def pool(dsn: str) -> AsyncIterator[ConnectionPool]:
-    """One connection, so that the order of writes is that of the calls."""
+    """Yield a pool of one connection, so that writes keep the order of the calls."""
     async with ConnectionPool(dsn, size=1, retry_timeout=20) as pool:
         await create_tables(pool)
         yield pool
@@ -37,18 +37,18 @@ async def store(pool: ConnectionPool) -> AsyncIterator[PostgresStore]:
 
 
 async def another(pool: ConnectionPool) -> PostgresStore:
-    """The store of a second worker."""
+    """Return the store of another worker."""
     return await PostgresStore(pool, run="r").__aenter__()
 
 
 def test_no_sqlite_is_loaded() -> None:
-    """A fleet needs no journal file, so its store loads nothing for one."""
+    """The store in PostgreSQL does not import sqlite3."""
     code = "import sys, kling_expand.store.postgres; assert 'sqlite3' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 async def test_the_cost_of_a_job_is_recorded(store: PostgresStore, pool: ConnectionPool) -> None:
-    """What the service billed is summed over the run, for every worker to see, and counted once."""
+    """The billed units are summed over the run for every worker, and each task counts once."""
     name = (await intend(store)).external_task_id
     await store.observe(name, RUNNING)
     assert await store.units_billed() == 0
@@ -60,21 +60,21 @@ async def test_the_cost_of_a_job_is_recorded(store: PostgresStore, pool: Connect
 
 
 async def test_a_worker_taken_for_dead_does_not_send(store: PostgresStore, pool: ConnectionPool) -> None:
-    """Once another worker has the job, a create of its old owner is refused before it is sent."""
+    """Once another worker owns a job, the old owner gets an error before it sends a create."""
     name = (await intend(store)).external_task_id
     heir = await another(pool)
     assert (await intend(heir)).external_task_id == name
     with pytest.raises(TakenOver, match="another worker"):
         await store.mark_sending(name)
     await heir.mark_sending(name)
-    await store.observe(name, RUNNING)  # a snapshot of any worker is right
+    await store.observe(name, RUNNING)  # every worker's snapshots are valid
     job = await heir.get(name)
     assert job is not None
     assert (job.state, job.task_id) == (JobState.SUBMITTED, "t1")
 
 
 async def test_many_workers_make_one_attempt(store: PostgresStore, dsn: str) -> None:
-    """First and next attempts are recorded once, however many workers begin them at the same moment."""
+    """The first and the next attempt are recorded once, however many workers begin them at the same time."""
     async with ConnectionPool(dsn, size=8) as wide:
         workers = [await another(wide) for _ in range(8)]
         for attempt in (1, 2):
@@ -100,7 +100,7 @@ async def test_runs_are_apart(store: PostgresStore, pool: ConnectionPool) -> Non
 
 @pytest.mark.parametrize("state", ["submitted", "done"])
 async def test_a_restart_of_the_database_is_outlived(store: PostgresStore, dsn: str, state: str) -> None:
-    """A connection that is cut in the middle is replaced, and the call succeeds all the same."""
+    """A connection that is lost during a call is replaced, and the call still succeeds."""
     name = (await intend(store)).external_task_id
     with psycopg.connect(dsn, autocommit=True) as killer:
         others = "pid <> pg_backend_pid() AND datname = %s"
@@ -117,14 +117,14 @@ async def test_a_restart_of_the_database_is_outlived(store: PostgresStore, dsn: 
 
 
 async def test_missing_tables_are_reported_at_once(dsn: str) -> None:
-    """A database without tables is an error that says what to run, not one to wait for."""
+    """A database without tables raises an error at once, which says what to run."""
     async with ConnectionPool(dsn) as pool:
         with pytest.raises(JournalError, match="fleet init"):
             await PostgresStore(pool, owner=1).counts()
 
 
 async def test_what_a_fleet_saved_is_recorded_with_the_outcome(pool: ConnectionPool) -> None:
-    """Every save is in the record then, each once and the last first."""
+    """With the outcome, the record gets each different save once, the newest first."""
     store = PostgresStore(pool, run="r", leased=True)
     name = (await intend(store)).external_task_id
     await store.observe(name, SUCCEEDED)
@@ -137,7 +137,7 @@ async def test_what_a_fleet_saved_is_recorded_with_the_outcome(pool: ConnectionP
 
 
 async def test_outcomes_are_read_once_each(store: PostgresStore, dsn: str) -> None:
-    """A reader who goes on from the last number misses none, whatever order the writers commit in."""
+    """A reader that continues from the last number misses no outcome, in whatever order writers commit."""
     with psycopg.connect(dsn) as slow:
         slow.execute(
             "INSERT INTO kling_outcomes (run, key, status, external_task_id, task_id, urls, files, units,"
@@ -146,7 +146,7 @@ async def test_outcomes_are_read_once_each(store: PostgresStore, dsn: str) -> No
         await store.record_outcome(
             JobOutcome("quick", "failed", urls=("u",), files=("f",), units=None, error="bad \0 word")
         )
-        first = await store.outcomes()  # though the slow one began before it and is not committed
+        first = await store.outcomes()  # the slow one began earlier and is not committed yet
         assert [outcome.key for _, outcome in first] == ["quick"]
         assert (first[0][1].urls, first[0][1].files, first[0][1].error) == (("u",), ("f",), "bad � word")
         slow.commit()
@@ -161,7 +161,7 @@ async def test_outcomes_are_read_once_each(store: PostgresStore, dsn: str) -> No
 
 
 async def test_two_readers_get_the_same_numbers(store: PostgresStore, dsn: str) -> None:
-    """Outcomes are numbered once, however many readers find them at the same moment."""
+    """Outcomes are numbered once, however many readers find them at the same time."""
     async with ConnectionPool(dsn, size=4) as wide:
         readers = [PostgresStore(wide, run="r") for _ in range(4)]
         for number in range(30):
@@ -175,7 +175,7 @@ async def test_two_readers_get_the_same_numbers(store: PostgresStore, dsn: str) 
 async def test_outcomes_do_not_wait_for_transactions_elsewhere(
     store: PostgresStore, cluster: Cluster
 ) -> None:
-    """An open transaction in another database of the server does not hold them back."""
+    """An open transaction in another database of the server does not delay outcomes."""
     with psycopg.connect(cluster.dsn) as elsewhere:
         elsewhere.execute("CREATE TEMP TABLE anything AS SELECT pg_current_xact_id()")
         await store.record_outcome(JobOutcome("k", "failed"))
@@ -184,7 +184,7 @@ async def test_outcomes_do_not_wait_for_transactions_elsewhere(
 
 @pytest.fixture
 def old_tables(dsn: str) -> str:
-    """A database with the tables of version 1, as far as they differ, and a job in each."""
+    """Return the DSN of a database with tables of version 1, as far as they differ, each with one row."""
     columns = (
         "run text, key text, external_task_id text UNIQUE, params_hash text, attempt int, latest boolean"
         " DEFAULT true, state text, task_id text, last_post_at float8, snapshot text, error text,"
@@ -214,7 +214,7 @@ def old_tables(dsn: str) -> str:
 
 
 async def test_older_tables_are_refused_until_they_are_upgraded(old_tables: str) -> None:
-    """The error says what to run. After it, jobs and outcomes are there as before."""
+    """Older tables raise an error that says what to run, and the upgrade keeps jobs and outcomes."""
     async with ConnectionPool(old_tables) as pool:
         with pytest.raises(JournalError, match="kling-expand fleet init"):
             await check_tables(pool)
@@ -228,7 +228,7 @@ async def test_older_tables_are_refused_until_they_are_upgraded(old_tables: str)
 
 
 async def test_newer_tables_are_refused(pool: ConnectionPool) -> None:
-    """Neither a program nor its `init` touches tables that a newer version has made."""
+    """Neither a check nor an upgrade accepts tables of a newer version."""
     await pool.fetch("UPDATE kling_schema SET version = 99 RETURNING 1")
     for call in (check_tables, create_tables):
         with pytest.raises(JournalError, match=r"must be of version \d+, got 99; use the version"):

@@ -1,4 +1,4 @@
-"""The pool of connections: it outlives a restart of the database, and reports what cannot pass."""
+"""The connection pool, which survives restarts of the database and raises permanent errors at once."""
 
 import asyncio
 import contextlib
@@ -18,14 +18,14 @@ pytest_plugins = ["support.postgres"]
 
 
 async def one(connection: Connection) -> int:
-    """The answer of the database to the simplest statement."""
+    """Return the database's response to the simplest statement."""
     row = await (await connection.execute("SELECT 1")).fetchone()
     assert row is not None
     return int(row[0])
 
 
 async def test_errors_that_cannot_pass_are_raised_at_once(cluster: Cluster, dsn: str) -> None:
-    """A database that does not exist, a bad value and a pool that is not open are not waited for."""
+    """A missing database, an invalid value and a pool that is not open raise errors without a wait."""
     nowhere = cluster.dsn.rpartition("/")[0] + "/nowhere"
     with pytest.raises(JournalError, match="does not exist"):
         await ConnectionPool(nowhere).__aenter__()
@@ -53,7 +53,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize("dsn", [*MALFORMED, f"postgresql://user:{SECRET}@127.0.0.1:1/x"])
 async def test_no_error_holds_a_password(dsn: str) -> None:
-    """An error says what a DSN must be, or that there is no server, and holds nothing of the password."""
+    """An error about a DSN or a missing server contains no part of the password."""
     with pytest.raises(JournalError, match=r"DSN must be|cannot be reached") as caught:
         await ConnectionPool(dsn, retry_timeout=0).__aenter__()
     text = "".join(traceback.format_exception(caught.value))
@@ -62,7 +62,7 @@ async def test_no_error_holds_a_password(dsn: str) -> None:
 
 
 async def test_a_server_that_is_switched_off_is_noticed(cluster: Cluster) -> None:
-    """Every connection probes an idle server, and gives up on one that acknowledges nothing."""
+    """Every connection has keepalives and a timeout, by which a dead server is noticed."""
     async with await connect(cluster.dsn) as connection:
         given = {option.keyword.decode(): (option.val or b"").decode() for option in connection.pgconn.info}
     assert (given["keepalives_idle"], given["keepalives_interval"]) == ("10", "5")
@@ -73,7 +73,7 @@ async def test_a_server_that_is_switched_off_is_noticed(cluster: Cluster) -> Non
 
 
 async def test_a_database_that_stays_away_is_reported(own_cluster: Cluster) -> None:
-    """A caller does not wait for ever, and the pool works again once the database is back."""
+    """A caller does not wait forever, and the pool works again once the database is back."""
     async with own_cluster as cluster, ConnectionPool(cluster.dsn, retry_timeout=0.5) as pool:
         cluster.kill()
         with pytest.raises(JournalError, match="cannot be reached"):
@@ -83,7 +83,7 @@ async def test_a_database_that_stays_away_is_reported(own_cluster: Cluster) -> N
 
 
 async def test_no_more_connections_than_allowed(dsn: str) -> None:
-    """More callers than connections wait for each other, and all are served."""
+    """If there are more callers than connections, callers wait, and all are served."""
     open_now = most = 0
 
     async def work(connection: Connection) -> int:
@@ -100,7 +100,7 @@ async def test_no_more_connections_than_allowed(dsn: str) -> None:
 
 
 async def test_a_cancelled_call_leaves_no_transaction(dsn: str) -> None:
-    """A connection that was left inside a transaction serves no other caller."""
+    """A connection that was left inside a transaction is not used again."""
     inside = asyncio.Event()
 
     async def stuck(connection: Connection) -> None:
@@ -120,7 +120,7 @@ async def test_a_cancelled_call_leaves_no_transaction(dsn: str) -> None:
 
 
 async def test_missed_notifications_are_announced(dsn: str) -> None:
-    """Notifications arrive, and a listener that was cut off says that it may have missed some."""
+    """Notifications arrive, and after a lost connection the listener reports that it may have missed some."""
     received: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
     listener = asyncio.create_task(listen(dsn, lambda *pair: received.put_nowait(pair), "Odd channel"))
     assert await received.get() == ("", "")
@@ -136,7 +136,7 @@ async def test_missed_notifications_are_announced(dsn: str) -> None:
 
 @virtual_time
 async def test_a_database_that_is_away_for_an_hour_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers live through a long outage by default, and go on with the statement that they waited with."""
+    """By default, a call waits through an outage of an hour and then succeeds."""
     now = asyncio.get_running_loop().time
     idle = SimpleNamespace(transaction_status=psycopg.pq.TransactionStatus.IDLE)
 

@@ -1,4 +1,4 @@
-"""The counts that triggers keep are those of the rows, whatever happened to these."""
+"""The counts that triggers keep, which match the rows whatever happened to them."""
 
 import asyncio
 import subprocess
@@ -34,7 +34,7 @@ SELECT (SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'
 
 
 async def check_counts(fleet: Fleet) -> None:
-    """Compare the figures of the fleet with the rows of the tables."""
+    """Compare the fleet's counts with the rows of the tables."""
     stats = await fleet.stats()
     ((queued, running, outcomes, states, units),) = await fleet.database.fetch(ROWS)
     found = stats.queued, stats.running, stats.outcomes, stats.units_billed
@@ -43,7 +43,7 @@ async def check_counts(fleet: Fleet) -> None:
 
 
 class Jobs:
-    """What may happen to jobs, chosen at random."""
+    """Random changes to the jobs of a fleet."""
 
     def __init__(self, fleet: Fleet, lease: Lease, rng: Random) -> None:
         self.fleet, self.lease, self.rng = fleet, lease, rng
@@ -51,7 +51,7 @@ class Jobs:
         self.names: list[str] = []
 
     async def change(self) -> None:
-        """Change some jobs."""
+        """Make one random change."""
         work = (
             self.submit,
             self.take,
@@ -70,7 +70,7 @@ class Jobs:
         await self.fleet.submit_many(ExpandRequest("a.png", Ratios(up=1.0), key=key) for key in keys)
 
     async def take(self) -> None:
-        """Take jobs, and requeue, end or keep each."""
+        """Take jobs from the queue, and requeue, end or keep each."""
         for job in await self.lease.take(3, 3, FOLLOW, SAVE):
             choice = self.rng.randrange(5)
             if choice == 0:
@@ -86,7 +86,7 @@ class Jobs:
         self.names.append((await intend(self.store, f"k{self.rng.randrange(20)}")).external_task_id)
 
     async def observe(self) -> None:
-        """Record what became of a task."""
+        """Record a snapshot of a task."""
         for name in self.names[-1:] + self.rng.sample(self.names, min(2, len(self.names))):
             choice = self.rng.randrange(5)
             with suppress(JournalError):  # its row was deleted
@@ -102,7 +102,7 @@ class Jobs:
         await self.fleet.cancel(*(f"k{self.rng.randrange(60)}" for _ in range(3)))
 
     async def delete(self) -> None:
-        """Delete rows of one table, as an operator may."""
+        """Delete rows of one table, as an operator might."""
         which = {"kling_jobs": "id", "kling_outcomes": "ended_at", "procrastinate_jobs": "id"}
         table = self.rng.choice(list(which))
         delete = f"DELETE FROM {table} WHERE mod({which[table]}::bigint, 7) = %s RETURNING 1"
@@ -119,7 +119,7 @@ def copy_database(source: str, target: str) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_counts_are_those_of_the_rows(fleet: Fleet, seed: int) -> None:
-    """After any jobs, ends, requeues, cancellations and deletions at the same time, no count is wrong."""
+    """After any concurrent submissions, ends, requeues, cancellations and deletions, the counts are right."""
     rng = Random(seed)
     lease = Lease(fleet.database, fleet.queue, fleet.run, timeout=60.0)
     await lease.begin()
@@ -130,7 +130,7 @@ async def test_counts_are_those_of_the_rows(fleet: Fleet, seed: int) -> None:
 
 
 async def test_the_changes_are_summed_up(fleet: Fleet) -> None:
-    """However many jobs are queued one by one, a reader has few rows to add, while others queue more."""
+    """However many jobs are queued singly and at the same time, a reader has fewer rows to add."""
     insert = "SELECT procrastinate_defer_jobs_v1(ARRAY[ROW('kling_default', 'x', 0, NULL, NULL, '{}', NULL)"
     insert = f"PERFORM ({insert}::procrastinate_job_to_defer_v1]))"
     many = f"DO $$ BEGIN FOR n IN 1 .. 1000 LOOP {insert}; COMMIT; END LOOP; END $$"
@@ -146,7 +146,7 @@ async def test_the_changes_are_summed_up(fleet: Fleet) -> None:
 
 
 async def test_what_is_rolled_back_does_not_count(fleet: Fleet) -> None:
-    """A transaction that is aborted, or that has an older snapshot, changes no count but by its rows."""
+    """A transaction that is rolled back or has an older snapshot leaves the counts right."""
     await fleet.submit(ExpandRequest("a.png", Ratios(up=1.0)))
     with psycopg.connect(fleet.dsn) as database:
         database.execute("DELETE FROM procrastinate_jobs")
@@ -162,7 +162,7 @@ async def test_what_is_rolled_back_does_not_count(fleet: Fleet) -> None:
 
 
 async def test_older_tables_are_counted_once_by_init(fleet: Fleet) -> None:
-    """The tables of version 4 had no counts. `init` makes them, also when it is repeated or was aborted."""
+    """`init` counts the rows of version 4, which had no counts, even if it is repeated or failed before."""
     await fleet.submit_many(ExpandRequest("a.png", Ratios(up=1.0), key=f"k{n}") for n in range(7))
     store = PostgresStore(fleet.database, owner=1)
     await store.record_outcome(JobOutcome("k", "failed"))
@@ -186,7 +186,7 @@ async def test_older_tables_are_counted_once_by_init(fleet: Fleet) -> None:
 
 
 async def test_a_restored_dump_has_its_counts(fleet: Fleet, cluster: Cluster, dsn: str) -> None:
-    """What is dumped and restored elsewhere counts as before, and goes on counting."""
+    """A dump that is restored elsewhere has its counts, and keeps counting."""
     await fleet.submit_many(ExpandRequest("a.png", Ratios(up=1.0), key=f"k{n}") for n in range(7))
     await PostgresStore(fleet.database, owner=1).record_outcome(JobOutcome("k", "failed"))
     other = cluster.dsn.rpartition("/")[0] + "/restored"

@@ -1,4 +1,4 @@
-"""The store in an SQLite file: every awaited record is on disk, whatever is cancelled or closed."""
+"""The store in an SQLite file, where every awaited record is on disk, whatever is cancelled or closed."""
 
 import asyncio
 import math
@@ -32,13 +32,13 @@ async def store(path: Path) -> AsyncIterator[SQLiteStore]:
 
 
 def test_no_postgresql_is_loaded() -> None:
-    """A user of journal files needs no PostgreSQL driver."""
+    """The store in an SQLite file does not import a PostgreSQL driver."""
     code = "import sys, kling_expand.store.sqlite; assert 'psycopg' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 async def test_any_worker_reads_the_jobs_of_all(tmp_path: Path) -> None:
-    """A record that only the file of another worker has is found, whether that file is open or not."""
+    """A record that is only in another worker's file is found, whether or not that file is open."""
     name = tmp_path / "jobs-{worker}.db"
     async with SQLiteStore(name) as left, SQLiteStore(name) as first, SQLiteStore(name) as second:
         ids = [
@@ -51,7 +51,7 @@ async def test_any_worker_reads_the_jobs_of_all(tmp_path: Path) -> None:
         assert [each and each.key for each in found] == ["0", "1"]
         assert await second.get_from_any("unknown") is None
         assert [await second.get(each) for each in ids] == [None, None]
-        await first.mark_unsent(ids[1])  # it still has its file
+        await first.mark_unsent(ids[1])  # the first worker still has its file
     (tmp_path / "jobs-3.db").write_bytes(b"no journal")
     async with SQLiteStore(name) as store:
         with pytest.raises(JournalError, match=r"jobs-3\.db cannot be read"):
@@ -61,9 +61,9 @@ async def test_any_worker_reads_the_jobs_of_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wall", "boot", "age"),
     [
-        (50.0, ("same", 110.0), 10.0),  # the system's clock is exact until it is started again
+        (50.0, ("same", 110.0), 10.0),  # the boot clock is exact until a restart
         (50.0, ("same", 90.0), 0.0),
-        (50.0, ("other", 20.0), 20.0),  # it was sent before this start, at least 20 s ago
+        (50.0, ("other", 20.0), 20.0),  # it was sent before this start of the system, at least 20 s ago
         (50.0, ("other", 900.0), 50.0),
         (-50.0, ("other", 900.0), 0.0),
         (50.0, None, 50.0),
@@ -73,7 +73,7 @@ async def test_any_worker_reads_the_jobs_of_all(tmp_path: Path) -> None:
 async def test_the_age_of_a_create_is_never_too_high(
     path: Path, wall: float, boot: tuple[str, float] | None, age: float
 ) -> None:
-    """The age is counted by the clock that was not set, and by the lower one where that is not known."""
+    """The age is exact since the system's last start, and otherwise the lower of two estimates."""
     clock = [(1000.0, ("same", 100.0)), (1000.0 + wall, boot)]
     async with SQLiteStore(path, clock=lambda: clock[0][0], boot_clock=lambda: clock[0][1]) as store:
         name = (await intend(store)).external_task_id
@@ -84,7 +84,7 @@ async def test_the_age_of_a_create_is_never_too_high(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when it was started")
 async def test_the_system_tells_the_time_since_its_start(path: Path) -> None:
-    """Without a clock of the caller's own, ages are counted in seconds since the system's start."""
+    """By default, the age of a create is counted by the time since the system's last start."""
     assert boot_time() is not None
     async with SQLiteStore(path) as store:
         name = (await intend(store)).external_task_id
@@ -95,7 +95,7 @@ async def test_the_system_tells_the_time_since_its_start(path: Path) -> None:
 
 
 async def test_earlier_tasks_are_kept(path: Path) -> None:
-    """What was listed for a new file is found by its jobs in every later opening, and only by derived ids."""
+    """Listed tasks with derived ids are found by their jobs, even after the file is reopened."""
     lost = path.with_name("lost.db")
     async with SQLiteStore(lost) as store:
         assert not store.recovered
@@ -126,7 +126,7 @@ async def test_earlier_tasks_are_kept(path: Path) -> None:
 
 
 async def test_tasks_that_cannot_be_listed_may_exist(path: Path) -> None:
-    """Then each new job is one to look up, once, until the file is opened again."""
+    """If tasks cannot be listed, each new job counts as possibly sent, until the file is reopened."""
     async with SQLiteStore(path) as store:
         await store.recover(None)
         job = await intend(store)
@@ -136,7 +136,7 @@ async def test_tasks_that_cannot_be_listed_may_exist(path: Path) -> None:
 
 
 async def test_one_bad_write_leaves_the_others_alone(store: SQLiteStore) -> None:
-    """An error that one call causes reaches only its caller, within one commit."""
+    """Within one commit, an error that a call causes reaches only its own caller."""
 
     async def wrong(value: object) -> JobRecord:
         draft = {"key": "c", "params_hash": "h", "params": value, "source": None}
@@ -169,7 +169,7 @@ async def test_one_bad_write_leaves_the_others_alone(store: SQLiteStore) -> None
 
 
 def test_no_image_is_stored(path: Path) -> None:
-    """A photo given as a data URI leaves nothing of itself in the file."""
+    """No part of a photo that was given as a data URI is stored in the file."""
 
     async def record() -> JobRecord:
         photo = Photo("photo", "digest", 1, url="data:image/png;base64,U0VDUkVU")
@@ -181,7 +181,7 @@ def test_no_image_is_stored(path: Path) -> None:
 
 
 async def test_a_cancelled_call_leaves_its_record(store: SQLiteStore) -> None:
-    """Cancelling an await does not undo the write, nor disturb any other."""
+    """Cancelling an await neither undoes the write nor affects another write."""
     cancelled = asyncio.ensure_future(intend(store, "a"))
     other = asyncio.ensure_future(intend(store, "b"))
     await asyncio.sleep(0)
@@ -192,7 +192,7 @@ async def test_a_cancelled_call_leaves_its_record(store: SQLiteStore) -> None:
 
 
 async def test_the_run_has_a_name(tmp_path: Path) -> None:
-    """A given name is kept and another refused; without one every new file has the same run."""
+    """A given run is kept and another one refused. Without one, every new file has the same run."""
     async with SQLiteStore(tmp_path / "a.db", run="mine") as store:
         assert store.run == "mine"
     async with SQLiteStore(tmp_path / "a.db") as store:
@@ -205,7 +205,7 @@ async def test_the_run_has_a_name(tmp_path: Path) -> None:
 
 
 async def test_a_journal_belongs_to_one_account(tmp_path: Path) -> None:
-    """A file with a sent job refuses another account; one without takes the account it is opened with."""
+    """A file with a sent job refuses another account, and a file without one adopts the given account."""
     path = tmp_path / "a.db"
     for account in ("", "one", "two"):
         async with SQLiteStore(path, account=account) as store:
@@ -221,7 +221,7 @@ async def test_a_journal_belongs_to_one_account(tmp_path: Path) -> None:
 
 
 async def test_a_store_says_whether_it_is_open(path: Path) -> None:
-    """Used too early, too late or opened twice it raises, and it can be opened again."""
+    """A store that is used while closed or opened twice raises an error, and it can be reopened."""
     store = SQLiteStore(path)
     with pytest.raises(JournalError, match="not open"):
         await store.counts()
@@ -238,13 +238,13 @@ async def test_a_store_says_whether_it_is_open(path: Path) -> None:
 
 
 async def test_one_event_loop(store: SQLiteStore) -> None:
-    """A store belongs to the loop it was opened in; a call from another is refused."""
+    """A store belongs to the loop that opened it, and a call from another loop raises an error."""
     with pytest.raises(JournalError, match="another event loop"):
         await asyncio.to_thread(lambda: asyncio.run(store.find("k")))
 
 
 async def test_closing_writes_what_waits(path: Path) -> None:
-    """Writes that were begun before the close are on disk after it."""
+    """Writes that began before `aclose` are on disk after it."""
     store = await SQLiteStore(path).__aenter__()
     writes = [asyncio.ensure_future(intend(store, str(number))) for number in range(600)]
     await asyncio.sleep(0)
@@ -256,7 +256,7 @@ async def test_closing_writes_what_waits(path: Path) -> None:
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_opening_and_closing_can_be_cancelled(path: Path, turns: int) -> None:
-    """Wherever a cancellation strikes, the file is unlocked afterwards and holds what was awaited."""
+    """Whenever opening or closing is cancelled, the file ends up unlocked, with every awaited record."""
     async with SQLiteStore(path) as store:
         await intend(store)
     for call in (SQLiteStore.__aenter__, SQLiteStore.aclose):
@@ -277,7 +277,7 @@ async def test_opening_and_closing_can_be_cancelled(path: Path, turns: int) -> N
 async def test_open_jobs_of_missing_workers_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After fewer workers are started, the file that none of them has opened is named with its open jobs."""
+    """If fewer workers are started than before, the log names each unopened file with its open jobs."""
     pattern = tmp_path / "jobs-{worker}.db"
     async with SQLiteStore(pattern), SQLiteStore(pattern) as second, SQLiteStore(pattern) as third:
         for store in (second, third):
@@ -289,14 +289,14 @@ async def test_open_jobs_of_missing_workers_are_reported(
 
 
 def test_a_misspelt_placeholder_is_refused(tmp_path: Path) -> None:
-    """A file that is called so literally would be shared by all workers; braces in a folder are its name."""
+    """An unknown placeholder in a file's name raises an error, but braces in a folder's name are allowed."""
     with pytest.raises(ConfigurationError, match=r"no placeholder but \{worker\} in its name, got .*process"):
         SQLiteStore(tmp_path / "jobs-{process}.db")
     SQLiteStore(tmp_path / "{x}" / "jobs.db")
 
 
 async def test_a_job_is_found_by_its_task(tmp_path: Path) -> None:
-    """The record of a task is read by its id without reading the others."""
+    """The record of a task is found by the task's id, with an index."""
     async with SQLiteStore(tmp_path / "run.db") as store:
         for key in "abc":
             job = await store.record_intent(JobIdentity(key, "h"), prepared(key))

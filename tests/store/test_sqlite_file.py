@@ -1,4 +1,4 @@
-"""The journal file: no kill, no other program and no full disk loses a record without an error."""
+"""The journal file, which loses no record without an error, despite kills, other programs and full disks."""
 
 import asyncio
 import contextlib
@@ -28,14 +28,14 @@ ROOT = Path(__file__).parents[2]
 
 
 async def write(store: SQLiteStore, key: str, padding: str = "") -> JobRecord:
-    """Record an intent; *padding* makes its row longer."""
+    """Record an intent, with *padding* to make its row longer."""
     return await store.record_intent(
         JobIdentity(key, "h"), prepared(key, callback_url=f"https://c/{padding}")
     )
 
 
 async def keep(path: Path, *keys: str) -> dict[str, str]:
-    """Open the journal, write, and return the states in the file by key."""
+    """Open the journal, write the keys, and return the states in the file by key."""
     async with SQLiteStore(path) as journal:
         for key in keys:
             await write(journal, key)
@@ -53,7 +53,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 async def test_only_its_owner_reads_the_journal(path: Path, umask: int) -> None:
-    """It names photos, prompts and URLs, so nothing but a stricter umask changes the mode of its files."""
+    """Only its owner can read a journal, because it names photos, prompts and URLs."""
     before = os.umask(umask)
     try:
         async with SQLiteStore(path) as store:
@@ -118,7 +118,7 @@ async def known(path: Path) -> dict[str, tuple[str, str | None, float | None]]:
 
 
 def test_everything_acknowledged_survives_sigkill(path: Path) -> None:
-    """After a SIGKILL amid thousands of writes, no acknowledged record is missing."""
+    """After a SIGKILL in the middle of thousands of writes, no acknowledged record is missing."""
     promised: dict[str, str] = {}
     for round_, lines in enumerate((500, 3000, 1501)):
         for word, key in kill_while_writing(path, str(round_), lines):
@@ -172,7 +172,7 @@ asyncio.run(main(sys.argv[1]))
 
 @contextlib.contextmanager
 def opener(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process, which opens the journal when signalled, and holds it until it is signalled again."""
+    """Start another process, which opens the journal at a signal and holds it until the next one."""
     command = [sys.executable, "-c", OPENER, str(path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -193,7 +193,7 @@ def read_line(child: subprocess.Popen[str]) -> str:
 
 
 def test_a_second_process_learns_which_process_has_the_file(path: Path) -> None:
-    """The error names the process that has the file; when that is killed, the file is free."""
+    """The error names the process that has the file open, and the file is free once it is killed."""
     run(path, "a")
     with opener(path) as child:
         signal_child(child)
@@ -206,7 +206,7 @@ def test_a_second_process_learns_which_process_has_the_file(path: Path) -> None:
 
 
 def test_of_two_that_begin_together_one_gets_it(path: Path) -> None:
-    """Of two processes that open a new file at once, exactly one gets it."""
+    """If two processes open a new file at the same time, exactly one gets it."""
     with opener(path) as one, opener(path) as other:
         signal_child(one)
         signal_child(other)
@@ -216,7 +216,7 @@ def test_of_two_that_begin_together_one_gets_it(path: Path) -> None:
 
 
 async def test_each_worker_takes_the_first_free_file(tmp_path: Path) -> None:
-    """With ``{worker}`` in its name each store gets a file of its own, and the next one the file set free."""
+    """With ``{worker}`` in the name, each store gets its own file, and the next store reuses a free one."""
     name = tmp_path / "run-{worker}.db"
     async with SQLiteStore(name) as first, SQLiteStore(name) as second:
         with opener(name) as child:  # in another process
@@ -233,14 +233,14 @@ async def test_each_worker_takes_the_first_free_file(tmp_path: Path) -> None:
 
 
 async def test_a_worker_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
-    """Only a file that is open elsewhere is passed over; any other error is raised."""
+    """Only a file that is open elsewhere is skipped, and any other error is raised."""
     (tmp_path / "run-0.db").write_bytes(b"not a journal" * 100)
     with pytest.raises(JournalError, match=r"run-0\.db.*not a journal"):
         await keep(tmp_path / "run-{worker}.db")
 
 
 async def test_a_store_that_was_just_closed_can_be_opened_again(path: Path) -> None:
-    """Closing never touches the file of the next opening, however late its thread runs."""
+    """Closing never affects the file of the next opening, however late its thread runs."""
     store = SQLiteStore(path)
     for number in range(50):
         async with store:
@@ -249,7 +249,7 @@ async def test_a_store_that_was_just_closed_can_be_opened_again(path: Path) -> N
 
 
 async def test_a_second_opener_in_this_process_is_refused(path: Path) -> None:
-    """The lock holds within one process too, by whatever name the file is opened."""
+    """The lock also holds within one process, whatever name of the file is used."""
     async with SQLiteStore(path) as journal:
         await write(journal, "a")
         names = [path, path.with_name("soft.db"), path.with_name("hard.db")]
@@ -308,7 +308,7 @@ async def test_the_lock_survives_a_second_store(path: Path) -> None:
 
 
 async def test_a_program_that_opened_the_file_is_reported(path: Path) -> None:
-    """If another program used a moment without the lock, no more records are acknowledged."""
+    """If another program opened the file while the lock was lost, writes fail until it closes the file."""
     async with SQLiteStore(path) as store:
         await write(store, "a")
         await asyncio.to_thread(path.read_bytes)
@@ -340,7 +340,7 @@ asyncio.run(main(sys.argv[1]))
 
 
 def test_a_forked_child_holds_no_lock(path: Path) -> None:
-    """Once its process is dead the file is free, whatever that process has left running."""
+    """Once its process is dead, the file is free, even if a forked child is still running."""
     command = [sys.executable, "-c", FORKER, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True) as parent:
         assert parent.stdout is not None
@@ -354,7 +354,7 @@ def test_a_forked_child_holds_no_lock(path: Path) -> None:
 
 
 def test_another_program_at_work_is_waited_for_or_named(path: Path) -> None:
-    """A shell that locks the file is waited for, and is an error after the time limit."""
+    """If another program keeps the file locked beyond the time limit, opening it raises an error."""
     run(path, "a")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as shell:
         shell.execute("BEGIN IMMEDIATE")
@@ -363,7 +363,7 @@ def test_another_program_at_work_is_waited_for_or_named(path: Path) -> None:
     assert run(path) == {"a": "intent"}
 
 
-# ------------------------------------------------------------------------ not ours, not whole
+# ------------------------------------------------------------------------ foreign or damaged files
 
 
 def foreign(path: Path) -> None:
@@ -422,21 +422,21 @@ def test_an_empty_file_is_begun_with_a_warning(path: Path, caplog: pytest.LogCap
 
 
 def test_a_torn_log_ends_where_it_is_torn(path: Path) -> None:
-    """A partial commit at the end of the log was never acknowledged; earlier ones are kept."""
+    """A partial commit at the end of the log was never acknowledged, and earlier commits are kept."""
     promised = kill_while_writing(path, "a", 500)
     with Path(f"{path}-wal").open("ab") as log:
         log.write(os.urandom(5000))
     assert {key for word, key in promised if word == "intent"} <= set(run(path))
 
 
-# ------------------------------------------------------------------------ no room, no rights, no file
+# ------------------------------------------------------------------------ no space, permission or file
 
 
 @pytest.mark.parametrize(
     "name", ["missing/run.db", "file/run.db", "folder", "/proc/run.db", "/dev/null/run.db"]
 )
 def test_a_place_that_cannot_be_written(tmp_path: Path, name: str) -> None:
-    """A missing or closed directory is named as the cause."""
+    """The error names a missing or protected directory as the cause."""
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(JournalError, match="directory is missing or not writable"):
@@ -445,7 +445,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def no_rights(folder: Path) -> Iterator[None]:
-    """Remove the right to write in *folder* or its files; root becomes another user."""
+    """Remove write permission for *folder* and its files, and become another user if root."""
     files = [*folder.iterdir()]
     for file in files:
         file.chmod(0o444)
@@ -464,8 +464,8 @@ def no_rights(folder: Path) -> Iterator[None]:
 
 
 def test_a_read_only_directory() -> None:
-    """In a read-only directory opening a new or an old journal fails with the reason."""
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others than its user
+    """In a read-only directory, opening a new or an old journal fails with the reason."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
         old, new = Path(folder, "old.db"), Path(folder, "new.db")
         run(old, "a")
         before = old.read_bytes()
@@ -479,7 +479,7 @@ def test_a_read_only_directory() -> None:
 
 
 async def fill(journal: SQLiteStore) -> list[str]:
-    """Write until the disk refuses, and return the acknowledged keys."""
+    """Write until the disk is full, and return the acknowledged keys."""
     done: list[str] = []
 
     async def pour() -> None:
@@ -493,7 +493,7 @@ async def fill(journal: SQLiteStore) -> list[str]:
 
 
 async def test_a_full_disk(path: Path) -> None:
-    """A refused batch leaves nothing, acknowledged records stay, and writes work again once there is room."""
+    """A failed batch leaves no records, acknowledged ones stay, and writes work again once there is space."""
     async with SQLiteStore(path) as journal:
         await journal._execute(lambda db: db.execute("PRAGMA max_page_count = 60").fetchall())
         done = await fill(journal)
@@ -520,7 +520,7 @@ async def test_a_quota(path: Path) -> None:
 
 
 async def test_a_failed_database_rolls_the_whole_batch_back(path: Path) -> None:
-    """If the database fails, its whole batch is refused and rolled back, and the next one is tried."""
+    """If the database fails, the whole batch fails and is rolled back, and the next batch is tried."""
     async with SQLiteStore(path) as journal:
         before, trouble = await asyncio.gather(
             write(journal, "a"), journal._execute(lambda db: db.execute("nonsense")), return_exceptions=True
@@ -553,7 +553,7 @@ def move_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [delete, replace, lose_log, move_folder])
 async def test_a_file_lost_while_it_is_open(tmp_path: Path, harm: Any) -> None:
-    """After the file is deleted every write raises the reason, and closing still works."""
+    """After the file is deleted, every write raises the reason, and closing still works."""
     path = tmp_path / "folder" / "run.db"
     path.parent.mkdir()
     async with SQLiteStore(path) as journal:
@@ -598,7 +598,7 @@ async def test_a_replaced_file_with_two_names(path: Path) -> None:
 
 
 def test_nothing_is_acknowledged_after_the_close(path: Path) -> None:
-    """A batch after the close is refused, and a second close is harmless."""
+    """A batch after the close fails, and a second close is harmless."""
     database = DatabaseFile(str(path), FORMAT)
     database.open()
     database.close()
@@ -630,7 +630,7 @@ PARAMS = (
 
 
 async def test_files_of_the_first_version_are_read(path: Path) -> None:
-    """A file of the first version is read with every state, request and task, and takes new records."""
+    """A file of the first version is read with every state, request and task, and accepts new records."""
     words = ["intent", "unknown", "rejected", "submitted", "succeeded", "done", "failed"]
     snapshot = '{"task_id":"7","task_status":"succeed","final_unit_deduction":"16"}'
     with contextlib.closing(sqlite3.connect(path)) as db:
@@ -676,7 +676,7 @@ def test_without_a_write_ahead_log(path: Path) -> None:
     run(path, "a")
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA journal_mode = DELETE")
-    uri = f"{path.as_uri()}?nolock=1"  # SQLite allows no log where it may not lock
+    uri = f"{path.as_uri()}?nolock=1"  # SQLite uses no write-ahead log where it cannot lock
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
         assert set_journal_mode(db) == "delete"
         assert db.execute("PRAGMA synchronous").fetchone() == (3,)

@@ -1,4 +1,4 @@
-"""The statements of a journal file: one index walk a page, whatever the states."""
+"""The statements of a journal file, which read each page with one index scan per state."""
 
 import contextlib
 import sqlite3
@@ -13,7 +13,7 @@ from kling_expand.store.sqlite import FORMAT, PAGE, claim, counts, newest, page,
 
 @pytest.fixture
 def db() -> Iterator[sqlite3.Connection]:
-    """An empty journal in memory."""
+    """Yield a connection to an empty in-memory journal."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for statement in FORMAT.schema.split(";"):
             connection.execute(statement)
@@ -21,13 +21,13 @@ def db() -> Iterator[sqlite3.Connection]:
 
 
 def draft(key: str) -> dict[str, Any]:
-    """A row in part."""
+    """Return the columns of a new row."""
     times = {"created_at": 1.0, "updated_at": 1.0}
     return {"key": key, "params_hash": "h", "params": "{}", "source": b"in/\xff.png"} | times
 
 
 def test_pages_follow_each_other(db: sqlite3.Connection) -> None:
-    """A page begins behind the last row of the one before, with all wanted states merged in order."""
+    """Each page begins after the last row of the previous page, with all requested states in order."""
     for number in range(PAGE + 5):
         claim(draft(str(number)), f"{number}-{{}}".format, 0, db)
         if number % 2:
@@ -39,7 +39,7 @@ def test_pages_follow_each_other(db: sqlite3.Connection) -> None:
 
 
 def test_a_page_reads_only_the_index(db: sqlite3.Connection) -> None:
-    """Reading on from a row does not cost a walk over the whole table."""
+    """Reading the next page does not scan the whole table."""
     asked: list[str] = []
     db.set_trace_callback(asked.append)
     page((JobState.INTENT, JobState.UNKNOWN), 7, db)
@@ -49,7 +49,7 @@ def test_a_page_reads_only_the_index(db: sqlite3.Connection) -> None:
 
 
 def test_only_the_last_attempt_is_counted(db: sqlite3.Connection) -> None:
-    """An earlier attempt stays readable by its id, and appears nowhere else."""
+    """An earlier attempt can still be read by its id, but appears nowhere else."""
     claim(draft("k"), "k-{}".format, 0, db)
     transition("k-1", JobState.FAILED, {"task_id": "t1", "error": "no"}, db)
     claim(draft("k"), "k-{}".format, 0, db)

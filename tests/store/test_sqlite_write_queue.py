@@ -1,4 +1,4 @@
-"""The write queue: waiting writes are committed together, and each caller gets its own outcome."""
+"""The write queue, which commits waiting writes together and gives each caller its own outcome."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from kling_expand.store.sqlite import BATCH, WriteQueue
 
 
 class Recorder:
-    """A commit that writes nothing: it keeps each batch, and waits for `gate`."""
+    """A commit function that writes nothing, but records each batch and waits for `gate`."""
 
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
@@ -34,7 +34,7 @@ async def turns(count: int = 5) -> None:
 
 
 async def test_one_turn_one_batch() -> None:
-    """All writes of one turn of the loop share a commit, in FIFO order."""
+    """All writes of one iteration of the loop share a commit, in FIFO order."""
     recorder = Recorder()
     queue = WriteQueue(recorder.commit)
     assert await asyncio.gather(*(queue.put(number) for number in range(4))) == [-0, -1, -2, -3]
@@ -43,7 +43,7 @@ async def test_one_turn_one_batch() -> None:
 
 
 async def test_what_comes_meanwhile_is_the_next_batch() -> None:
-    """While one batch is written the loop runs on, and the writes of that time share the next commit."""
+    """While a batch is written, the loop continues, and new writes share the next commit."""
     recorder = Recorder()
     recorder.gate.clear()
     queue = WriteQueue(recorder.commit)
@@ -60,7 +60,7 @@ async def test_what_comes_meanwhile_is_the_next_batch() -> None:
 
 
 async def test_a_batch_is_bounded() -> None:
-    """Many waiting writes become several batches, none larger than BATCH, in order."""
+    """Many waiting writes become several batches in order, none larger than `BATCH`."""
     recorder = Recorder()
     queue = WriteQueue(recorder.commit)
     numbers = list(range(3 * BATCH + 5))
@@ -71,7 +71,7 @@ async def test_a_batch_is_bounded() -> None:
 
 
 async def test_an_exception_reaches_only_its_caller() -> None:
-    """An outcome that is an exception is raised to the caller of that write, and to no other."""
+    """An outcome that is an exception is raised only in the caller of that write."""
     queue = WriteQueue(Recorder().commit)
     good, bad = queue.put(7), queue.put(LookupError("no"))
     with pytest.raises(LookupError, match="no"):
@@ -81,7 +81,7 @@ async def test_an_exception_reaches_only_its_caller() -> None:
 
 
 async def test_a_cancelled_caller_changes_nothing_for_the_others() -> None:
-    """A write is committed although its caller was cancelled, before or during the commit."""
+    """A write is committed even if its caller is cancelled before or during the commit."""
     recorder = Recorder()
     recorder.gate.clear()
     queue = WriteQueue(recorder.commit)
@@ -96,7 +96,7 @@ async def test_a_cancelled_caller_changes_nothing_for_the_others() -> None:
 
 
 async def test_the_loop_knows_of_all_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every commit passes through `run_in_executor`, where a loop can count it."""
+    """Every commit uses `run_in_executor`, so that a loop can track it."""
     loop = asyncio.get_running_loop()
     seen: list[Any] = []
     through = loop.run_in_executor
@@ -115,7 +115,7 @@ async def test_the_loop_knows_of_all_the_work(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_close_writes_all_that_waits() -> None:
-    """Closing leaves nothing unwritten, and releases the file after the last commit."""
+    """Closing commits every waiting write, and releases the file after the last commit."""
     recorder = Recorder()
     queue = WriteQueue(recorder.commit)
     waiting = [queue.put(number) for number in range(BATCH + 1)]
@@ -126,7 +126,7 @@ async def test_close_writes_all_that_waits() -> None:
 
 
 async def test_a_cancelled_close_refuses_what_waits() -> None:
-    """A cancelled close releases the file all the same, and no caller waits for ever."""
+    """A cancelled close still releases the file, and no caller waits forever."""
     recorder = Recorder()
     recorder.gate.clear()
     queue = WriteQueue(recorder.commit)
@@ -146,7 +146,7 @@ async def test_a_cancelled_close_refuses_what_waits() -> None:
 
 
 async def test_what_never_began_is_refused_too() -> None:
-    """Aborted before the loop came to it, a write is refused rather than forgotten."""
+    """A write that is aborted before its batch began fails rather than being forgotten."""
     recorder = Recorder()
     queue = WriteQueue(recorder.commit)
     write = queue.put(1)
@@ -158,7 +158,7 @@ async def test_what_never_began_is_refused_too() -> None:
 
 
 async def test_a_commit_that_raises_answers_every_caller() -> None:
-    """An exception of the commit itself reaches every caller of the batch, and the next batch is tried."""
+    """An exception of the commit itself reaches every caller in the batch, and the next batch is tried."""
     recorder = Recorder()
 
     def commit(batch: list[Any]) -> list[Any]:

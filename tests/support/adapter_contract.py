@@ -1,4 +1,4 @@
-"""The contract of every framework adapter, which each test file of `contrib` runs against a real server."""
+"""The contract tests of framework adapters, which each test file of `contrib` runs on a real server."""
 
 import asyncio
 import io
@@ -41,23 +41,23 @@ GARBAGE = [
 ]
 
 
-# The first poll is due in days, so what a client learns comes from a callback.
+# The first poll is due in days, so a client gets snapshots only by callbacks.
 NEVER_POLLS = ExponentialSchedule(Random(1), first=1e6, longest=1e6)
 
 
 @frozen
 class Site:
-    """A served application: where its callbacks go, and the client `get_client` gave in a request."""
+    """A served application: its webhook's URL, and the client that `get_client` returned in a request."""
 
     callback_url: str
     client: KlingClient
 
     def submit(self) -> TaskFuture:
-        """Submit a job whose task calls this site."""
+        """Submit a job whose callbacks go to this site."""
         return self.client.submit(PHOTO, Ratios(right=0.5), callback_url=self.callback_url)
 
     async def call(self, body: bytes, headers: dict[str, str] | None = None) -> int:
-        """Send a callback as any program can, and return the status of the answer."""
+        """Send a callback, as any program can, and return the status of the response."""
         async with (
             aiohttp.ClientSession() as http,
             http.post(self.callback_url, data=io.BytesIO(body), headers=headers) as answer,
@@ -74,7 +74,7 @@ def body(task_id: str, status: str, *urls: str) -> bytes:
 
 
 def signed(content: bytes, webhook_id: str = "msg_1") -> dict[str, str]:
-    """Return headers by an independent implementation."""
+    """Return the headers that an independent implementation signs."""
     now = int(time.time())
     when = datetime.fromtimestamp(now, UTC).replace(tzinfo=None)
     signature = Webhook(SECRET).sign(webhook_id, when, content.decode())
@@ -93,14 +93,14 @@ def emulated(**settings: Any) -> Emulator:
 
 
 class AdapterContract:
-    """The tests of an adapter. Subclass it with a `serve` for an application with client and webhook."""
+    """The tests of an adapter. A subclass implements `serve`."""
 
     def serve(self, **client_options: Any) -> AbstractAsyncContextManager[Site]:
-        """Set up an application with a client of these options and a webhook, and serve it on a free port."""
+        """Serve an application with a webhook and a client with these options on a free port."""
         raise NotImplementedError
 
     async def test_a_signed_callback_ends_the_wait(self) -> None:
-        """A signed success completes the future without a single read."""
+        """A signed callback with a success completes the future without a read."""
         async with (
             emulated(webhook_secret=SECRET) as emulator,
             self.serve(**options(emulator, webhook_secret=SECRET)) as site,
@@ -110,14 +110,14 @@ class AdapterContract:
             assert [URL(image.url).origin() for image in result.images] == [URL(emulator.url)]
 
     async def test_an_unsigned_callback_makes_the_client_ask(self) -> None:
-        """Without a secret a callback only triggers a poll: the result comes from the service."""
+        """Without a secret, a callback only triggers a poll, and the result comes from the service."""
         async with emulated() as emulator, self.serve(**options(emulator)) as site:
             result = await site.submit()
             assert len(result.images) == 1
             assert 1 <= emulator.account.requests["query"] <= 3
 
     async def test_callbacks_in_any_order_end_the_same(self) -> None:
-        """Shuffled and repeated calls of several tasks end each task once, with its own pictures."""
+        """Shuffled and repeated callbacks of several tasks end each task once, with its own pictures."""
         async with (
             emulated(
                 webhook_secret=SECRET, callback_order="shuffled", callback_repeats=3, seed=5
@@ -129,7 +129,7 @@ class AdapterContract:
             assert all(result.task_id in result.images[0].url for result in results)
 
     async def test_a_forged_call_delivers_nothing(self) -> None:
-        """A forged success costs at most a read; the result is the service's own."""
+        """A forged callback costs at most one read, and the result comes from the service."""
         async with emulated(work_seconds=3600.0) as emulator, self.serve(**options(emulator)) as site:
             future = site.submit()
             task_id = (await future.accepted()).task_id
@@ -142,11 +142,11 @@ class AdapterContract:
             result = await future
             assert "evil" not in result.images[0].url
             assert [await site.call(forged) for _ in range(5)] == [204] * 5
-            # One for each of two forged calls and of three true ones; for those after the end, none.
+            # One read for each of two forged and three genuine callbacks, and none for those after the end.
             assert 1 <= emulator.account.requests["query"] <= 2 + 3
 
     async def test_with_a_secret_unsigned_calls_are_refused(self) -> None:
-        """Unsigned, wrongly signed and altered calls are refused, and cost no read."""
+        """With a secret, unsigned, wrongly signed and altered callbacks are refused without a read."""
         async with (
             emulated(work_seconds=3600.0, webhook_secret=SECRET) as emulator,
             self.serve(**options(emulator, webhook_secret=SECRET)) as site,
@@ -162,7 +162,7 @@ class AdapterContract:
             assert emulator.account.requests["query"] == 0
 
     async def test_what_comes_late_or_again_changes_nothing(self) -> None:
-        """After the end of a task an earlier status, another end and the same call change nothing."""
+        """After the end of a task, an earlier status, another end and a repeated callback change nothing."""
         async with (
             emulated(work_seconds=3600.0, webhook_secret=SECRET) as emulator,
             self.serve(**options(emulator, webhook_secret=SECRET)) as site,
@@ -178,7 +178,7 @@ class AdapterContract:
             assert [image.url for image in result.images] == [url]
 
     async def test_garbage_is_refused(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Whatever is sent, the answer is a refusal and never an internal error."""
+        """Whatever is sent, the response is a refusal, never an internal error."""
         async with emulated() as emulator:
             for more in ({}, {"webhook_secret": SECRET}):
                 async with self.serve(**options(emulator, **more)) as site:
@@ -187,7 +187,7 @@ class AdapterContract:
         assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
     async def test_a_long_body_is_not_read(self) -> None:
-        """More than the limit is refused, announced or not; the limit itself is read."""
+        """A body above the limit is refused, with or without a Content-Length, but not one at the limit."""
 
         async def unannounced() -> Any:
             for _ in range(40):
@@ -203,7 +203,7 @@ class AdapterContract:
                 assert answer.status == 413
 
     async def test_a_body_that_breaks_off_does_no_harm(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A caller who hangs up causes no error in the log, and the next call is received."""
+        """A connection that breaks off logs no error, and the next callback is received."""
         async with emulated() as emulator, self.serve(**options(emulator)) as site:
             url = URL(site.callback_url)
             _, writer = await asyncio.open_connection(url.host, url.port)
@@ -215,7 +215,7 @@ class AdapterContract:
         assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
     async def test_only_calls_are_taken(self) -> None:
-        """A GET request is answered with 405."""
+        """The response to a GET request is 405."""
         async with (
             emulated() as emulator,
             self.serve(**options(emulator)) as site,
@@ -225,7 +225,7 @@ class AdapterContract:
             assert answer.status == 405
 
     async def test_the_client_lives_as_long_as_the_application(self) -> None:
-        """It is open in requests, and closed when the application has ended."""
+        """The client is open during requests, and closed after the application has ended."""
         async with emulated() as emulator:
             async with self.serve(**options(emulator, budget=8)) as site:
                 assert await site.client.list() == ()

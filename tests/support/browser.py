@@ -1,4 +1,4 @@
-"""Headless Chromium with the console of an emulator; requests to any other host fail the test."""
+"""Headless Chromium with the console of an emulator, where a request to any other host fails the test."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -23,13 +23,13 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
-TIMEOUT = 30_000  # milliseconds; the machine may be busy with other tests
+TIMEOUT = 30_000  # milliseconds; long, as the machine may be busy with other tests
 MISSING = "the console is tested in Chromium, which is not installed here: apt-get install chromium"
 
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Yield the system's browser; without one the test fails and says what to install."""
+    """Yield the system's browser, or fail and say what to install."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.fail(MISSING, pytrace=False)
@@ -99,7 +99,7 @@ async def visiting(
     height: int = 900,
     **settings: Any,
 ) -> AsyncIterator[Visit]:
-    """Run an emulator with a stopped clock and yield its console; errors on the page fail the test."""
+    """Run an emulator with a stopped clock and yield its console. An error on the page fails the test."""
     options: dict[str, Any] = {
         "engine": "flat",
         "queue_seconds": 10.0,

@@ -16,7 +16,7 @@ class Stream:
         self._answer = answer
 
     async def next(self) -> tuple[str, Any]:
-        """The next event's name and data; ("", None) at the end."""
+        """Return the name and data of the next event, or ("", None) at the end."""
         name = ""
         async for line in self._answer.content:
             kind, _, rest = line.decode().rstrip("\n").partition(": ")
@@ -27,7 +27,7 @@ class Stream:
         return "", None
 
     async def until(self, wanted: str) -> Any:
-        """The data of the next event of this name."""
+        """Skip to the next event with the name *wanted*, and return its data."""
         while True:
             name, data = await self.next()
             assert name, f"the stream ended before {wanted}"

@@ -12,7 +12,7 @@ from kling_expand.fleet.queue import Fleet
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    """A photo on disk."""
+    """Return the path of a photo."""
     path = tmp_path / "dog.png"
     path.write_bytes(picture(300))
     return path
@@ -20,7 +20,7 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
-    """A service whose tasks take 50 ms."""
+    """Yield an emulator whose tasks take 50 ms."""
     async with Emulator(
         engine="flat", queue_seconds=0, work_seconds=0.05, slots=100, allow_private=True
     ) as emulator:
@@ -29,7 +29,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 async def fleet(dsn: str) -> AsyncIterator[Fleet]:
-    """A fleet on an empty database with its tables."""
+    """Yield a fleet in an empty database with its tables."""
     async with Fleet(dsn, webhook_secrets=[]) as fleet:
         await fleet.init()
         yield fleet

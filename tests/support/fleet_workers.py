@@ -1,4 +1,4 @@
-"""Workers in the test's process, jobs for them, and waiting for what comes of those."""
+"""Workers in the test's process or their own, jobs for them, and waits for the results."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ class FrequentSchedule(ExponentialSchedule):
 async def working(
     dsn: str, emulator: Emulator, *, run: str = "default", **options: Any
 ) -> AsyncIterator[Worker]:
-    """A worker with database connections of its own, stopped at the end of the block."""
+    """Run a worker with its own database connections, and stop it at the end of the block."""
     given: dict[str, Any] = {
         "heartbeat_timeout": 1.5,
         "shutdown_timeout": 0.0,
@@ -50,26 +50,26 @@ async def working(
 
 
 def requests(photo: Path, count: int) -> Iterator[ExpandRequest]:
-    """Requests with the keys k0, k1 and so on."""
+    """Yield requests with the keys k0, k1 and so on."""
     for number in range(count):
         yield ExpandRequest(photo, Ratios(right=1.0), prompt=f"job {number}", key=f"k{number}")
 
 
 async def created(emulator: Emulator, tasks: int) -> None:
-    """Wait until the service has so many tasks."""
+    """Wait until the service has this number of tasks."""
     async with asyncio.timeout(30):
         while len(emulator.account.tasks) < tasks:  # noqa: ASYNC110 - the emulator has no event for it
             await asyncio.sleep(0.02)
 
 
 async def outcomes(fleet: Fleet) -> list[JobOutcome]:
-    """Read the outcomes until no job is open."""
+    """Read outcomes until no job is open, and return them."""
     async with asyncio.timeout(40):
         return [outcome async for outcome in fleet.results()]
 
 
 class WorkerProcess:
-    """A worker in a process of its own, with the *options* of ``kling-expand fleet worker``."""
+    """A worker in its own process, with the *options* of ``kling-expand fleet worker``."""
 
     def __init__(self, dsn: str, emulator: Emulator, *options: object, setup: str = "") -> None:
         words = ["--dsn", dsn, "--base-url", emulator.url, *map(str, options)]
@@ -81,13 +81,13 @@ class WorkerProcess:
         self.ends = 0
 
     async def start(self) -> None:
-        """Start it, or start it again."""
+        """Start the process, or restart it."""
         self._process = await asyncio.create_subprocess_exec(
             *self._command, stderr=asyncio.subprocess.DEVNULL, env=self._environ
         )
 
     async def supervise(self) -> None:
-        """Start it again whenever it ends, until cancelled."""
+        """Restart the process whenever it ends, until cancelled."""
         try:
             while True:
                 await self.start()
@@ -98,16 +98,16 @@ class WorkerProcess:
             self.signal(signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal to the process, unless it has ended."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
     async def kill(self) -> None:
-        """Kill it and wait for its end."""
+        """Kill the process and wait for its end."""
         self.signal(signal.SIGKILL)
         await self.ended()
 
     async def ended(self) -> None:
-        """Wait for its end."""
+        """Wait for the end of the process."""
         if self._process is not None:
             await self._process.wait()

@@ -1,4 +1,4 @@
-"""An HTTP proxy on raw sockets that forwards requests, tunnels CONNECT, and keeps the heads it received."""
+"""An HTTP proxy on raw sockets that forwards requests, tunnels CONNECT and records request heads."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ from attrs import define, field
 
 @define(eq=False)
 class Head:
-    """The first lines of one request, and the port of the client's connection."""
+    """The request line and headers of one request, and the port of the client's connection."""
 
     line: str
     headers: dict[str, str]
@@ -20,9 +20,9 @@ class Head:
 
 @define(eq=False)
 class HTTPProxy:
-    """A proxy that resolves *hosts* by itself; every other name is taken as it is.
+    """A proxy that resolves the names in *hosts* itself, and every other name as usual.
 
-    With *login* (``user:password``) it answers 407 to requests without it. With *status* it answers that.
+    With *login* (``user:password``), requests without it get a 407. With *status*, every request gets that.
     """
 
     hosts: Mapping[str, str] = field(factory=dict)
@@ -33,7 +33,7 @@ class HTTPProxy:
 
     @property
     def lines(self) -> list[str]:
-        """The request lines, in order."""
+        """The request lines, in the order of arrival."""
         return [head.line for head in self.heads]
 
     def sent(self) -> str:
@@ -56,7 +56,7 @@ class HTTPProxy:
                 else:
                     await self._forward(raw, headers, reader, writer)
         except (OSError, asyncio.IncompleteReadError):
-            pass  # one of both ends went away
+            pass  # one end closed the connection
         finally:
             writer.close()
 
@@ -80,7 +80,7 @@ class HTTPProxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Send one request on with a path in place of its URL, and its whole answer back."""
+        """Forward one request with a path in place of its URL, and return the whole response."""
         method, url, rest = raw.split(" ", 2)
         address, _, path = url.partition("://")[2].partition("/")
         back_reader, back = await self._open(address if ":" in address else f"{address}:80")

@@ -6,13 +6,13 @@ SECRETS = (
     "emulator-secret-key-0123456789abcdef",
     "api-key-kling-emulator",
     "dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI",  # the whsec_… of the published vector
-    "eyJhbGciOi",  # how every JWT begins
+    "eyJhbGciOi",  # the first characters of every JWT
     "Bearer ",
 )
 
 
 class SecretScanner(logging.Handler):
-    """Keeps the records that contain a secret, in the message or in a traceback."""
+    """A handler that keeps the records that contain a secret, in the message or a traceback."""
 
     def __init__(self, secrets: tuple[str, ...] = SECRETS) -> None:
         super().__init__(logging.DEBUG)

@@ -19,7 +19,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Yield a running server. Without PostgreSQL this fails and says what to install."""
+    """Yield a running server. Without PostgreSQL, fail and say what to install."""
     with temporary_folder() as folder:
         cluster = Cluster(folder / "cluster", "fsync=off")
         cluster.create()
@@ -48,7 +48,7 @@ def own_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 async def pooled_dsn(dsn: str) -> AsyncIterator[str]:
-    """The DSN of the test's database through pgbouncer in transaction mode."""
+    """Yield the DSN of the test's database through pgbouncer in transaction mode."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -14,7 +14,7 @@ from kling_expand.emulator import Emulator
 EDITING = "/v1/images/editing/expand"
 DIRECTION = "/v1/images/expand"
 SIDES = ("up", "down", "left", "right")
-# An expansion that the default engine paints in half a second.
+# An expansion that takes the default engine half a second.
 NARROW = {f"{side}_expansion_ratio": 0.0 for side in SIDES} | {"right_expansion_ratio": 0.02}
 
 
@@ -45,7 +45,7 @@ class Caller:
     async def __call__(
         self, method: str, path: str, *, json: Any = None, **more: Any
     ) -> tuple[int, dict[str, Any]]:
-        """Return (status, decoded body)."""
+        """Send a request, and return the status and the decoded body."""
         headers = {"Authorization": f"Bearer {self.emulator.api_key}"} | more.pop("headers", {})
         async with self.session.request(
             method, self.emulator.url + path, json=json, headers=headers, **more
@@ -61,7 +61,7 @@ class Caller:
         return task_id
 
     async def task(self, task_id: str) -> dict[str, Any]:
-        """Return `data` of a query."""
+        """Read a task, and return the `data` of the response."""
         _, body = await self("GET", f"{EDITING}/{task_id}")
         data: dict[str, Any] = body["data"]
         return data
@@ -75,13 +75,13 @@ async def calling(**options: Any) -> AsyncIterator[Caller]:
 
 
 async def create_code(call: Caller, **changes: Any) -> tuple[int, int]:
-    """Return (status, code) of a create."""
+    """Send a create, and return the status and the code of the response."""
     status, body = await call("POST", EDITING, json=order(**changes))
     return status, body["code"]
 
 
 async def get(call: Caller, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers and body of a GET without credentials."""
+    """Send a GET without credentials, and return the status, headers and body."""
     async with call.session.get(call.emulator.url + path, headers=headers) as response:
         streamed = response.content_type == "text/event-stream"
         body = b"" if streamed else await response.read()

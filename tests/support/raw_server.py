@@ -1,4 +1,4 @@
-"""A server of scripted steps on raw sockets, which can break HTTP as no library would."""
+"""A server of scripted steps on raw sockets, which can break HTTP in ways that no library would."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ Step = Callable[[Exchange], Awaitable[None]]
 
 @define(eq=False)
 class Loopback:
-    """Runs one step for each request, and repeats the last one."""
+    """A server that runs one step for each request, and repeats the last step."""
 
     steps: deque[Step]
     requests: list[Exchange] = field(factory=list)
@@ -54,7 +54,7 @@ class Loopback:
                 step = self.steps.popleft() if len(self.steps) > 1 else self.steps[0]
                 await step(exchange)
         except (OSError, asyncio.IncompleteReadError):
-            pass  # the client went away
+            pass  # the client closed the connection
         finally:
             writer.close()
 
@@ -78,7 +78,7 @@ class Loopback:
 
 @asynccontextmanager
 async def loopback(*steps: Step) -> AsyncIterator[Loopback]:
-    """Yield a server of these steps, on a port of its own."""
+    """Yield a server of these steps on a free port."""
     served = Loopback(deque(steps))
     server = await asyncio.start_server(served.serve, "127.0.0.1", 0)
     served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -88,11 +88,11 @@ async def loopback(*steps: Step) -> AsyncIterator[Loopback]:
         server.close()
         for exchange in served.requests:
             exchange.writer.close()
-        await asyncio.sleep(0.01)  # of the loop's own time
+        await asyncio.sleep(0.01)  # by the loop's clock
 
 
 def sends(raw: bytes, *, wait: float = 0.0, close: bool = False) -> Step:
-    """Read the body, wait, send these bytes."""
+    """Return a step that reads the body, waits, and sends these bytes."""
 
     async def step(exchange: Exchange) -> None:
         await exchange.read()
@@ -106,7 +106,7 @@ def sends(raw: bytes, *, wait: float = 0.0, close: bool = False) -> Step:
 
 
 def says(body: Any, status: int = 200, *, wait: float = 0.0, **headers: Any) -> Step:
-    """Answer with a body (bytes, or a value that is encoded as JSON) and these headers."""
+    """Return a step that responds with *body* (bytes, or a value to encode as JSON) and these headers."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(raw)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -114,40 +114,40 @@ def says(body: Any, status: int = 200, *, wait: float = 0.0, **headers: Any) -> 
 
 
 def task(task_id: str = "1", task_status: str = "processing", **headers: Any) -> Step:
-    """Answer with a task."""
+    """Return a step that responds with a task."""
     data = {"task_id": task_id, "task_status": task_status}
     return says({"code": 0, "message": "SUCCEED", "request_id": "r", "data": data}, **headers)
 
 
 def refuses(code: int, status: int, message: str = "no", **headers: Any) -> Step:
-    """Answer with a refusal."""
+    """Return a step that responds with a refusal."""
     return says({"code": code, "message": message, "request_id": "r"}, status, **headers)
 
 
 async def resets_early(exchange: Exchange) -> None:
-    """Reset before anything of the body is read."""
+    """Reset the connection before any of the body is read."""
     exchange.reset()
 
 
 async def resets_half_way(exchange: Exchange) -> None:
-    """Reset after half of the body."""
+    """Reset the connection after half of the body."""
     await exchange.read(int(exchange.headers["content-length"]) // 2)
     exchange.reset()
 
 
 async def resets(exchange: Exchange) -> None:
-    """Reset after the whole request."""
+    """Reset the connection after the whole request."""
     await exchange.read()
     exchange.reset()
 
 
 async def closes(exchange: Exchange) -> None:
-    """Close without an answer after the whole request."""
+    """Close the connection without a response, after the whole request."""
     await exchange.read()
     exchange.writer.close()
 
 
 async def hangs(exchange: Exchange) -> None:
-    """Read everything and never answer."""
+    """Read the whole request and never respond."""
     await exchange.read()
     await exchange.reader.read()

@@ -22,7 +22,7 @@ def photo(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:
 
 
 def grain(width: int = 90, height: int = 60, seed: int = 5) -> Image.Image:
-    """Return a picture of smooth light and rough grain."""
+    """Return a picture with smooth light and rough grain."""
     y, x = np.mgrid[0:height, 0:width].astype(float)
     light = 90 + 60 * x / width + 40 * y / height
     rough = np.random.default_rng(seed).normal(0, 12, (height, width, 3))
@@ -37,18 +37,18 @@ def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def floats(picture: Image.Image) -> NDArray[np.float64]:
-    """Return the levels of a picture as floats."""
+    """Return the channel levels of a picture as floats."""
     return np.asarray(picture.convert("RGB")).astype(float)
 
 
 def pixels(data: bytes) -> NDArray[np.float64]:
-    """Return the levels of an encoded picture as floats."""
+    """Return the channel levels of an encoded picture as floats."""
     with Image.open(io.BytesIO(data)) as picture:
         return floats(picture)
 
 
 def claimed(width: int, height: int) -> bytes:
-    """Return a well-formed PNG of few bytes whose header claims a size."""
+    """Return a well-formed PNG of a few bytes whose header claims any size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -1,4 +1,4 @@
-"""A poll schedule under which only the test makes a client poll, and the time of the loop."""
+"""A poll schedule that never makes a client poll, and the loop's time."""
 
 import asyncio
 from collections.abc import Sequence

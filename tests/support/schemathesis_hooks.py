@@ -1,4 +1,4 @@
-"""Hooks for schemathesis: a strategy for pictures, and the refusals that no schema can express."""
+"""Hooks for schemathesis: a strategy for pictures, and the refusals that a schema cannot express."""
 
 import base64
 from typing import Any
@@ -7,14 +7,14 @@ import schemathesis
 from hypothesis import strategies as st
 from support.raw_client import SIDES, png
 
-# Rules between fields, or between calls: JSON Schema has no words for them, so 400 is right for these.
+# Rules about several fields or calls cannot be expressed in JSON Schema, so a 400 is right for these.
 FORESEEN = (
     "the total area of the new image must not exceed 3 times that of the original image",
     "at least one expansion ratio must be greater than 0",
     "expansion ratio must be between 0 and 2",
     "already exists",
     "Task not found by id/external id: ",
-    # the format of `image` is ours: data made without the strategy below are strings that are no picture
+    # the format of `image` is our own, so data made without the strategy below are not pictures
     "File is not in a valid base64 format",
     "Image format is invalid: ",
 )
@@ -24,7 +24,7 @@ schemathesis.openapi.format("kling-image", st.just(base64.b64encode(png()).decod
 
 @schemathesis.hook
 def map_body(_: schemathesis.HookContext, body: Any) -> Any:
-    """Scale valid ratios to fit the area, or nearly every create would be refused."""
+    """Scale valid ratios to fit the area, as nearly every create would be refused otherwise."""
     names = [f"{side}_expansion_ratio" for side in SIDES]
     given: dict[str, Any] = body if isinstance(body, dict) else {}
     ratios = {name: given[name] for name in names if isinstance(given.get(name), int | float)}
@@ -37,7 +37,7 @@ def map_body(_: schemathesis.HookContext, body: Any) -> Any:
 def refused_for_a_reason(
     _: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
 ) -> None:
-    """Check that valid data are refused only by rules that no schema can express."""
+    """Check that valid data are refused only by rules that a schema cannot express."""
     meta = case.meta
     if response.status_code != 400 or meta is None or not meta.generation.mode.is_positive:
         return

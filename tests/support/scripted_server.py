@@ -1,4 +1,4 @@
-"""An aiohttp server that follows a script: it answers late, wrong, in pieces, or not at all."""
+"""An aiohttp server that follows a script, and responds late, wrongly, in pieces or not at all."""
 
 import asyncio
 import ssl
@@ -11,7 +11,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """Answers each request with the next handler of its path, repeating the last one; keeps the requests."""
+    """A server that records each request and passes it to its path's next handler, or else the last one."""
 
     def __init__(self) -> None:
         self.requests: list[web.BaseRequest] = []
@@ -46,7 +46,7 @@ class Server:
 
 
 def answers(body: bytes, status: int = 200, **headers: str) -> Handler:
-    """Answer with *body*; underscores in the names of *headers* become hyphens."""
+    """Return a handler that responds with *body*. Underscores in names of *headers* become hyphens."""
 
     async def answer(_request: web.BaseRequest) -> web.StreamResponse:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -56,7 +56,7 @@ def answers(body: bytes, status: int = 200, **headers: str) -> Handler:
 
 
 def sends_raw(head: str, body: bytes = b"") -> Handler:
-    """Send these bytes, whether or not they are HTTP, and close the connection."""
+    """Return a handler that sends these bytes, whether or not they are HTTP, and closes the connection."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None
@@ -69,13 +69,13 @@ def sends_raw(head: str, body: bytes = b"") -> Handler:
 
 
 def cuts(body: bytes, at: int, **headers: str) -> Handler:
-    """Announce the length of *body*, send its first *at* bytes, and close the connection."""
+    """Return a handler that announces *body*, sends its first *at* bytes, and closes the connection."""
     lines = "".join(f"\n{name.replace('_', '-')}: {value}" for name, value in headers.items())
     return sends_raw(f"HTTP/1.1 200 OK\nContent-Length: {len(body)}{lines}", body[:at])
 
 
 def serves_ranges(body: bytes, **headers: str) -> Handler:
-    """Answer with *body*, or with the requested part of it."""
+    """Return a handler that responds with *body*, or with the requested range of it."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         start = request.http_range.start or 0

@@ -1,4 +1,4 @@
-"""Commands of the command line, in this process or in their own, with an emulator in a thread."""
+"""Commands of the command line, in this process or their own, with an emulator in a thread."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ NAMES = [
 
 
 class Shell:
-    """Runs `kling-expand` against an emulator, or against nothing."""
+    """A runner of `kling-expand` commands, with or without an emulator."""
 
     def __init__(
         self, emulator: Emulator | None = None, loop: asyncio.AbstractEventLoop | None = None
@@ -39,12 +39,12 @@ class Shell:
 
     @property
     def emulator(self) -> Emulator:
-        """The emulator, to be used while no command runs."""
+        """The emulator, which may be used only while no command runs."""
         assert self._emulator is not None
         return self._emulator
 
     def env(self) -> dict[str, str | None]:
-        """Return the environment of a command: the emulator's address and credentials, and no others."""
+        """Return the environment of a command, with only the emulator's address and credentials."""
         env: dict[str, str | None] = dict.fromkeys(NAMES)
         if self._emulator is not None:
             env |= {"KLING_API_KEY": self._emulator.api_key, "KLING_BASE_URL": self._emulator.url}
@@ -61,7 +61,7 @@ class Shell:
 
     @contextmanager
     def start(self, *args: object) -> "Iterator[subprocess.Popen[str]]":
-        """Start a command in a process of its own, which is killed at the end of the block."""
+        """Start a command in its own process, and kill it at the end of the block."""
         env = {name: value for name, value in (os.environ | self.env()).items() if value is not None}
         process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "kling_expand", *map(str, args)],
@@ -71,7 +71,7 @@ class Shell:
             env=env,
             start_new_session=True,
         )
-        watchdog = threading.Timer(30, process.kill)  # what would hang, fails
+        watchdog = threading.Timer(30, process.kill)  # a command that hangs fails the test
         watchdog.start()
         with process:
             try:
@@ -83,7 +83,7 @@ class Shell:
     def on_a_terminal(
         self, *args: object, size: tuple[int, int] = (30, 80), **env: str
     ) -> tuple[str, "subprocess.Popen[bytes]"]:
-        """Run a command on a terminal of *size* lines and columns; return its output and its process."""
+        """Run a command on a terminal of *size* (lines, columns), and return its output and its process."""
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, size)
         given = {name: value for name, value in (os.environ | self.env()).items() if value is not None}
@@ -122,7 +122,7 @@ def _read(terminal: int) -> bytes:
     """Return the next output of the terminal, or nothing at its end."""
     try:
         return os.read(terminal, 65536)
-    except OSError:  # how Linux reports the end
+    except OSError:  # Linux reports the end in this way
         return b""
 
 

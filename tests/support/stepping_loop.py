@@ -1,4 +1,4 @@
-"""A virtual-time loop that calls a function before its n-th step."""
+"""A virtual-time loop that calls a function before a given step."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -12,7 +12,7 @@ _run_once: Callable[[asyncio.AbstractEventLoop], None] = vars(asyncio.BaseEventL
 
 
 class SteppingLoop(VirtualLoop):
-    """Counts its steps from `arm` on. Between two steps no callback runs."""
+    """A loop that counts its steps from `arm` on. No callback runs between two steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class SteppingLoop(VirtualLoop):
         _run_once(self)
 
     def disarm(self) -> bool:
-        """Cancel the call, and return whether it was made."""
+        """Cancel the call, and return whether it was already made."""
         reached, self._left = self._left <= 0, 0
         return reached
 

@@ -1,4 +1,4 @@
-"""A task of the emulator for the tests of its state."""
+"""A task for the tests of the emulator's state."""
 
 from typing import Any
 
